@@ -9,14 +9,18 @@ from contextlib import contextmanager
 from ipaddress import ip_address
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox.api.http.protocols import HttpProtocol, PortState, WebSocketProtocol
+from sandbox.api.streaming.response import wait_for_disconnect
 from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import SHUTDOWN_TIMEOUT_SECONDS
 
 GRACEFUL_SHUTDOWN_SECONDS = round(SHUTDOWN_TIMEOUT_SECONDS / 2)
 """How long responses in progress may continue after the streams have ended; then they are aborted."""
+
+CANCELLATION_TIMEOUT_SECONDS = 0.5
+"""How long the server waits for aborted responses to end, so that their end is not logged as an error."""
 
 CLIENT_MESSAGE_BYTES_MAX = 64 * 1024
 """Maximum size of a WebSocket client's message; a larger message closes the connection."""
@@ -59,6 +63,8 @@ async def serve(
     finally:
         for server in servers:
             server.abort_connections()
+        if requests := [request for server in servers for request in server.server_state.tasks]:
+            await asyncio.wait(requests, timeout=CANCELLATION_TIMEOUT_SECONDS)
         for bound_socket in (*sockets, *stream_sockets):
             bound_socket.close()
 
@@ -77,13 +83,34 @@ def set_on_signals(event: asyncio.Event) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
+class _CancellationMiddleware:
+    """Closes the connection of a request that is cancelled at the end of the grace period.
+
+    Without this, uvicorn logs a traceback for each of them, as if the app had failed.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the app."""
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            request = asyncio.current_task()
+            if request is None or not request.cancelling():
+                raise  # a bug: the app awaited something that was cancelled
+            scope["state"]["abort"]()
+            await wait_for_disconnect(receive)
+
+
 class _UvicornServer(uvicorn.Server):
     """A uvicorn server that leaves signal handling to its caller."""
 
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(
             uvicorn.Config(
-                app,
+                _CancellationMiddleware(app),
                 http=HttpProtocol,
                 ws=WebSocketProtocol,
                 ws_max_size=CLIENT_MESSAGE_BYTES_MAX,

@@ -13,6 +13,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from doubles.fake_tasks import TO_RUNNING
+from sandbox.api.http import server
 from sandbox.api.http.server import AddressError, bind, set_on_signals
 from sandbox.model import events as e
 from sandbox.model import fixed_limits
@@ -70,6 +71,34 @@ async def test_stalled_client_does_not_delay_shutdown(running_api, wait_until):
         assert await api.stop() < fixed_limits.SHUTDOWN_TIMEOUT_SECONDS
         stalled.close()
         plain.close()
+
+
+async def test_responses_that_are_cut_off_at_the_end_are_no_errors(running_api, wait_until, monkeypatch, caplog):
+    """Many clients read slowly. A traceback for each of them would fill the log."""
+    monkeypatch.setattr(server, "GRACEFUL_SHUTDOWN_SECONDS", 1)
+    async with running_api() as api, AsyncExitStack() as stack:
+        api.tasks.add("task-001", *TO_RUNNING)
+        for number in range(300):
+            api.tasks.record("task-001", e.Output.from_bytes("stdout", b"%d" % number + b"x" * 100_000))
+        for _ in range(10):
+            plain = stack.enter_context(socket.create_connection(("127.0.0.1", api.port)))
+            plain.sendall(b"GET /api/v1/tasks/task-001/logs HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        path, key = "/api/v1/tasks/stream?task_id=task-001&after=0", "dGhlIHNhbXBsZSBub25jZQ=="
+        upgrade = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13"
+        events = stack.enter_context(socket.create_connection(("127.0.0.1", api.stream_port)))
+        events.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{upgrade}\r\n\r\n".encode())
+        waiting = stack.enter_context(socket.create_connection(("127.0.0.1", api.port)))
+        waiting.sendall(b"GET /api/v1/tasks/task-001/wait?timeout=600 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await wait_until(lambda: api.open_streams("websocket") == 1)
+        await wait_until(lambda: len(_open_responses()) == 12)
+        assert await api.stop() < fixed_limits.SHUTDOWN_TIMEOUT_SECONDS
+        assert not _open_responses()
+    assert "graceful shutdown exceeded" in caplog.text
+    assert not [record.message for record in caplog.records if record.exc_info]
+
+
+def _open_responses():
+    return [task for task in asyncio.all_tasks() if "run_asgi" in str(task.get_coro())]
 
 
 async def test_idle_server_stops_immediately(running_api):
