@@ -43,11 +43,16 @@ _POLL_SECONDS = 0.1
 _LIST_SECONDS = 5.0
 """How long the hosts may take to answer for one list of tasks."""
 
+_CONCURRENT_RELEASE = "Another request is still releasing this sandbox; release it again later."
 _UNKNOWN_DISK = "the host of the preserved sandbox does not respond"
 _RELEASE_REFUSALS = {
     Liveness.HELD: "This sandbox has an open shell; release it after the shell has ended.",
     Liveness.UNKNOWN: "The host of this sandbox does not respond; release it again later.",
 }
+
+
+class SandboxInUseError(UnavailableError):
+    """The preserved sandbox has an open shell, or another request is releasing it."""
 
 
 FindFiles = Callable[[AttemptLocation], AttemptFiles]
@@ -127,7 +132,7 @@ class PreservedSandboxes(PreservedFiles):
         timeout_seconds: how long to wait for the end of a debug session, and for other requests. By default, long
             enough for a session that was just closed.
 
-        Raises SandboxNotPreservedError, UnavailableError.
+        Raises SandboxNotPreservedError, UnavailableError; SandboxInUseError if the wait was too short.
         """
         seconds = DEBUG_SESSION_END_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
         deadline = asyncio.get_running_loop().time() + seconds
@@ -137,7 +142,7 @@ class PreservedSandboxes(PreservedFiles):
             async with asyncio.timeout_at(deadline):
                 await lock.acquire()
         except TimeoutError:
-            raise UnavailableError("Another request is still releasing this sandbox; release it again later.") from None
+            raise SandboxInUseError(_CONCURRENT_RELEASE) from None
         try:
             await self._release_locked(task, deadline)
         finally:
@@ -164,7 +169,8 @@ class PreservedSandboxes(PreservedFiles):
                     yield disk
                     return
             if asyncio.get_running_loop().time() > deadline:
-                raise UnavailableError(_RELEASE_REFUSALS[liveness])
+                refusal = SandboxInUseError if liveness is Liveness.HELD else UnavailableError
+                raise refusal(_RELEASE_REFUSALS[liveness])
             await asyncio.sleep(_POLL_SECONDS)
 
     @asynccontextmanager

@@ -24,7 +24,7 @@ from sandbox.model.task_state import TaskState
 from sandbox.server import preserved_sandboxes
 from sandbox.server.maintenance.leftover_removal import LeftoverRemover
 from sandbox.server.maintenance.pruning import PreservationExpiry
-from sandbox.server.preserved_sandboxes import PreservedFiles
+from sandbox.server.preserved_sandboxes import PreservedFiles, SandboxInUseError
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.store.sqlite import SqliteStore
 
@@ -273,7 +273,7 @@ async def test_many_releases_during_a_debug_session_wait_in_parallel(components,
             async with asyncio.timeout(5), preserved_sandboxes.exclusive(task) as is_exclusive:
                 assert not is_exclusive
             outcomes = await asyncio.gather(*releases, return_exceptions=True)
-        assert {type(outcome) for outcome in outcomes} == {UnavailableError}
+        assert {type(outcome) for outcome in outcomes} == {SandboxInUseError}
         await service.release("task-1")
 
 
@@ -500,8 +500,9 @@ async def test_many_expired_sandboxes_are_all_removed(components, monkeypatch):
     assert (await scenario()) == ([], [False])
 
 
-async def test_expiry_does_not_wait_for_open_shells(components):
+async def test_expiry_does_not_wait_for_open_shells(components, caplog):
     """If expiry waited for each shell, a user with 24 open shells could keep all other sandboxes from expiring."""
+    caplog.set_level("INFO")
     async with components.server() as service, contextlib.AsyncExitStack() as shells:
         components.clock.set_back_by = timedelta(hours=25)
         preserved = [await fail(components, service, f"task-{number}") for number in range(6)]
@@ -513,6 +514,10 @@ async def test_expiry_does_not_wait_for_open_shells(components):
         async with asyncio.timeout(3 * DEBUG_SESSION_END_TIMEOUT_SECONDS):
             await expiry.sweep()
         assert [each.disk.exists() for each in preserved] == [True] * 5 + [False]
+        await expiry.sweep()
+        in_use = [record for record in caplog.records if "in use" in record.message]
+        assert [record.levelname for record in in_use] == ["INFO"] * 5, "an open shell is no error; logged only once"
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
         await shells.aclose()
         await expiry.sweep()
         assert [each.disk.exists() for each in preserved] == [False] * 6
@@ -560,7 +565,7 @@ async def test_unreadable_sandbox_is_retried_and_does_not_block_others(component
     assert (await scenario()) == ([True, False], [False, False])
 
 
-async def test_failing_removal_is_retried_and_does_not_block_others(components):
+async def test_failing_removal_is_retried_and_does_not_block_others(components, caplog):
     async def scenario():
         async with components.server() as service:
             components.clock.set_back_by = timedelta(hours=25)
@@ -577,6 +582,9 @@ async def test_failing_removal_is_retried_and_does_not_block_others(components):
             components.remove = raise_error
             await expiry.sweep()
             first = [each.disk.exists() for each in preserved]
+            assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+                "Task a: The sandbox could not be removed: busy; release it again."
+            ]
             components.remove = remove
             await expiry.sweep()
             return first, [each.disk.exists() for each in preserved]

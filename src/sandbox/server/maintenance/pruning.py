@@ -40,7 +40,7 @@ from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.primitives.files import fsync_path
-from sandbox.server.preserved_sandboxes import PreservedFiles, PreservedSandboxes
+from sandbox.server.preserved_sandboxes import PreservedFiles, PreservedSandboxes, SandboxInUseError
 
 T = TypeVar("T")
 
@@ -395,6 +395,8 @@ class PreservationExpiry:
         self._time_to_live = timedelta(seconds=time_to_live_seconds)
         self._swept_until: Cursor | None = None
         """Everything up to this position was released."""
+        self._in_use = set[str]()
+        """Expired sandboxes that were in use during the last sweep."""
 
     async def sweep(self) -> None:
         """Release all expired sandboxes."""
@@ -416,11 +418,18 @@ class PreservationExpiry:
 
         Does not wait for open shells, because waiting for many shells would delay the expiry of all other sandboxes.
         """
+        fields = {"task_id": task.id}
         try:
             await self._preserved_sandboxes.release(task, timeout_seconds=0)
         except SandboxNotPreservedError:
-            return True
-        except UnavailableError as error:
-            _log.error("Task %s: %s", task.id, error, extra={"task_id": task.id})
+            pass
+        except SandboxInUseError:
+            if task.id not in self._in_use:
+                self._in_use.add(task.id)
+                _log.info("Task %s: its preserved sandbox has expired, but is in use", task.id, extra=fields)
             return False
+        except UnavailableError as error:
+            _log.error("Task %s: %s", task.id, error, extra=fields)
+            return False
+        self._in_use.discard(task.id)
         return True
