@@ -28,9 +28,10 @@ from sandbox.model.task import Task
 from sandbox.model.wire.event_bodies import ConversationItem
 from sandbox.model.wire.events import WireEvent
 from sandbox.primitives import client_fairness
+from sandbox.server.inherited_files import INHERITED_PREFIX
 
-_CONVERSATION_NAME = "inherited-conversation.txt"
-_SESSION_COPY_NAME = f"inherited-{SESSION_NAME}"
+_CONVERSATION_NAME = f"{INHERITED_PREFIX}conversation.txt"
+_SESSION_COPY_NAME = f"{INHERITED_PREFIX}{SESSION_NAME}"
 _FULL_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.IGNORECASE)
 _APPLY_ADVICE = "Apply its patch, push the result, and submit a new task."
 
@@ -99,7 +100,7 @@ def _inherit_files(layout: TaskLayout, task: Task) -> Inheritance:
     sources = {} if earlier is None else {one.name: layout.artifacts / one.name for one in earlier.patches}
     patches = () if earlier is None else earlier.patches
     if own_patch is not None:
-        name = f"inherited-{len(patches) + 1}.patch"
+        name = f"{INHERITED_PREFIX}{len(patches) + 1}.patch"
         sources[name] = layout.artifacts / own_patch.name
         patches = (*patches, _copy_of(own_patch, name))
     if len(patches) > CHAIN_PATCHES_MAX or sum(patch.size_bytes for patch in patches) > CHAIN_BYTES_MAX:

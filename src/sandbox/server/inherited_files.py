@@ -19,6 +19,9 @@ from sandbox.primitives.files import create_private_file, fsync_path
 _log = logging.getLogger(__name__)
 
 
+INHERITED_PREFIX = "inherited-"
+"""The names of all files that a task takes over begin with this prefix."""
+
 _CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})
 """Errors of link(2) if the file has the maximum number of links, or if the file system does not support links."""
 
@@ -92,12 +95,24 @@ def discard_unrecorded(data_dir: Path, journals: Journals, store: Store) -> None
         layout = TaskLayout(data_dir, task_id)
         if task_id in accepted:
             continue
-        if layout.artifacts.is_dir() and _has_empty_journal(journals, task_id):
+        if _has_only_inherited_files(layout) and _has_empty_journal(journals, task_id):
             discard_inheritance(layout)
             _log.info("Removed the files of task %s, which was never accepted", task_id)
         with suppress(OSError):  # the journal may be damaged
             if [path.name for path in layout.root.iterdir()] == ["journal"]:
                 journals.discard(task_id, journals.create(task_id))
+
+
+def _has_only_inherited_files(layout: TaskLayout) -> bool:
+    """Return whether the task has stored files, and has taken over all of them.
+
+    An accepted task may have other files. If its journal was damaged and then restored from a backup, the journal can
+    consist of zeros, which look like a first record that was never flushed.
+    """
+    try:
+        return all(path.name.startswith(INHERITED_PREFIX) for path in layout.artifacts.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _has_empty_journal(journals: Journals, task_id: str) -> bool:

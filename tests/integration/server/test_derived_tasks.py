@@ -289,6 +289,21 @@ async def test_directories_of_a_task_that_was_not_recorded_are_removed_at_the_ne
         assert (await service.status("task-1")).state.is_final
 
 
+async def test_results_of_a_task_whose_journal_consists_of_zeros_are_kept(components):
+    """A backup contains zeros in place of a file that could not be read, and no index."""
+    async with components.server() as service:
+        await submit_ended(components, service)
+        await submit_continuation(components, service, "task-1", "task-2")
+        await components.wait_for_launch("task-2")
+        await run_to_end(components, service, "task-2", store(components, "task-2", "task-2.patch", b"diff --git 2\n"))
+    layout = TaskLayout(components.data_dir, "task-2")
+    (layout.root / "journal" / "records").write_bytes(bytes(4096))
+    components.store.delete("task-2")
+    discard_unrecorded(components.data_dir, components.journals, components.store)
+    assert (layout.artifacts / "task-2.patch").read_bytes() == b"diff --git 2\n"
+    assert (layout.artifacts / "inherited-1.patch").exists()
+
+
 async def test_inherited_files_are_backed_up_and_checked_like_artifacts(components, tmp_path):
     async with components.server() as service:
         await submit_ended(components, service, session=b"session 1")
