@@ -58,6 +58,19 @@ class DerivedTaskPlanner:
         task = await self._queries.status(task_id)
         if not task.state.is_final:
             raise TaskNotEndedError(task, "continue")
+        try:
+            plan = await self._plan_continuation(task)
+        except TaskNotContinuableError:
+            await self._check_not_deleted(task)
+            raise
+        await self._check_not_deleted(task)
+        return plan
+
+    async def _check_not_deleted(self, task: Task) -> None:
+        """Raise TaskNotFoundError if the task was deleted. A plan that was made meanwhile may lack its events."""
+        await self._queries.status(task.id)
+
+    async def _plan_continuation(self, task: Task) -> DerivedTaskPlan:
         inheritance = await client_fairness.to_thread(_inherit_files, TaskLayout(self._data_dir, task.id), task)
         conversation = (await self._read_conversation(task)).encode(errors="replace")
         described = _describe(_CONVERSATION_NAME, "text/plain", conversation)

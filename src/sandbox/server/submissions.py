@@ -190,6 +190,9 @@ class Submissions:
                     self._submission_store.add, named, idempotency, inheritance, rerun_of
                 )
         except (OSError, StoreError) as error:
+            if inheritance is not None:
+                # Raises TaskNotFoundError if the files are missing because their task was deleted in the meantime.
+                await self._queries.status(rerun_of or inheritance.parent.task_id)
             raise UnavailableError(f"The task could not be stored: {error}; submit it again.") from error
         submitted = tracked.task
         _log.info("Task %s was accepted", submitted.id, extra={"task_id": submitted.id, "state": submitted.state})

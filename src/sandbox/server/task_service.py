@@ -75,7 +75,9 @@ class TaskQueries:
     async def status(self, task_id: str) -> Task:
         """See `interfaces.tasks.TaskQueries.status`."""
         tracked = self._tracked_tasks.get(task_id)
-        return tracked.task_with_status_message if tracked is not None else await self._load(task_id)
+        if tracked is None or tracked.task.state.is_final:  # a task that has ended may have been deleted
+            return await self._load(task_id)
+        return tracked.task_with_status_message
 
     async def query(self, query: TaskQuery) -> TaskPage:
         """See `interfaces.tasks.TaskQueries.query`."""

@@ -20,7 +20,7 @@ from sandbox.model import events as e
 from sandbox.model import fixed_limits
 from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.server import inherited_files, submissions
+from sandbox.server import derived_tasks, inherited_files, submissions
 from sandbox.server.inherited_files import discard_unrecorded
 from sandbox.server.maintenance.integrity import DiscrepancyKind, IntegrityCheck
 
@@ -238,6 +238,50 @@ async def test_nothing_is_submitted_if_the_parent_changes_before_the_copy(compon
         assert not TaskLayout(components.data_dir, "task-2").root.exists()
         with pytest.raises(TaskNotFoundError):
             await service.status("task-2")
+
+
+@pytest.mark.parametrize("kind", ["continuation", "rerun"])
+async def test_submission_reports_that_the_earlier_task_was_deleted_in_the_meantime(components, kind):
+    """The deletion removes the task's files after the new task was planned."""
+    async with components.server() as service:
+        await submit_ended(components, service)
+        source, rerun_of = "task-1", None
+        if kind == "rerun":
+            await submit_continuation(components, service, "task-1", "task-2")
+            await run_to_end(components, service, "task-2")
+            source = rerun_of = "task-2"
+        plan = await (service.plan_rerun if rerun_of else service.plan_continuation)(source)
+        await service.delete(source)
+        with pytest.raises(TaskNotFoundError, match=source):
+            await service.submit(manifest("task-3"), None, plan.inheritance, rerun_of)
+        assert not TaskLayout(components.data_dir, "task-3").root.exists()
+
+
+@pytest.mark.parametrize("moment", ["before its files are read", "while its events are read"])
+async def test_plan_reports_that_the_earlier_task_was_deleted_in_the_meantime(components, monkeypatch, moment):
+    """Without the events, the new task would get an incomplete conversation."""
+    async with components.server() as service:
+        await submit_ended(components, service)
+        await submit_ended(components, service, "task-2", patch=None)
+        owner, name = (
+            (derived_tasks, "_inherit_files")
+            if moment == "before its files are read"
+            else (derived_tasks.ConversationText, "add_event")
+        )
+        original, deleted = getattr(owner, name), []
+
+        def delete_first(*arguments):
+            if not deleted:
+                deleted.append(components.store.delete("task-1"))
+                shutil.rmtree(TaskLayout(components.data_dir, "task-1").root)
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, name, delete_first)
+        with pytest.raises(TaskNotFoundError, match="task-1"):
+            await service.plan_continuation("task-1")
+        assert deleted
+        with pytest.raises(TaskNotContinuableError, match="without a patch"):
+            await service.plan_continuation("task-2")
 
 
 async def test_files_of_a_task_that_was_not_recorded_are_removed_at_the_next_start(components, monkeypatch):
