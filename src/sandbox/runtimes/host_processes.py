@@ -12,6 +12,7 @@ import msgspec
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Runtime, SandboxHandle
 from sandbox.model.errors import DECODE_ERRORS
+from sandbox.primitives.concurrency import run_in_daemon_thread
 
 _FLAGS_FIELD = 6
 """Index of a process's flags among the fields of /proc/PID/stat that follow the name."""
@@ -174,7 +175,7 @@ class SandboxLeftovers:
     async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
         """Destroy the sandbox, using its handle on disk or a recovered one. The caller then owns the disk."""
         # Use a separate event loop: scanning all processes on the machine would block the server's event loop.
-        await asyncio.to_thread(lambda: asyncio.run(self._destroy(attempt_id, layout)))
+        await run_in_daemon_thread(lambda: asyncio.run(self._destroy(attempt_id, layout)))
 
     async def _destroy(self, attempt_id: str, layout: AttemptLayout) -> None:
         handle = _read_handle(layout.handle) or self._runtime.recover_handle(attempt_id)

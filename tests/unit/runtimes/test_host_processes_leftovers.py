@@ -1,5 +1,9 @@
 """Abandoned sandboxes are destroyed even if their handle is damaged or missing."""
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from sandbox.interfaces.file_layout import AttemptLayout
@@ -37,3 +41,23 @@ async def test_sandbox_is_destroyed_with_its_handle_or_a_recovered_handle(tmp_pa
         files.handle.write_bytes(stored)
     await SandboxLeftovers(fake_runtime).clean_up("a" * 12, files)
     assert fake_runtime.destroyed == [runtime]
+
+
+async def test_removal_that_a_sandbox_delays_uses_no_thread_of_the_pool(tmp_path):
+    """The runtime reads the arguments of programs in /proc, which can take until their task ends."""
+    task_has_ended = threading.Event()
+
+    class DelayedRuntime(FakeRuntime):
+        async def destroy(self, handle, disk):
+            assert task_has_ended.wait(30)
+
+    with ThreadPoolExecutor(1) as pool:
+        asyncio.get_running_loop().set_default_executor(pool)
+        try:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await SandboxLeftovers(DelayedRuntime()).clean_up("a" * 12, AttemptLayout(tmp_path))
+            async with asyncio.timeout(5):
+                await asyncio.to_thread(lambda: None)
+        finally:
+            task_has_ended.set()

@@ -24,6 +24,7 @@ from sandbox.interfaces.file_layout import (
 from sandbox.interfaces.placement import AttemptLocation, Leftover, LeftoverScan, LeftoverSource
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.fixed_limits import PROBE_CLEANUP_TIMEOUT_SECONDS, SANDBOX_TEARDOWN_SECONDS
+from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.primitives.secret_fingerprint import matches_fingerprint
 
 _POLL_SECONDS = 0.05
@@ -195,8 +196,9 @@ class LocalAttemptFiles:
         This order ensures that no leftover of a new attempt looks unowned: an attempt's directory is the first thing
         that is created.
         """
+        # A program in a sandbox can make a thread that reads its arguments in /proc wait for as long as its task runs.
         found = {
-            source.kind: frozenset(await asyncio.to_thread(source.attempt_ids)) for source in self._leftover_sources
+            source.kind: frozenset(await run_in_daemon_thread(source.attempt_ids)) for source in self._leftover_sources
         }
         return await asyncio.to_thread(self._scan_directories, found)
 

@@ -5,6 +5,8 @@ The release of a preserved sandbox also removes the leftovers of a debug session
 
 import asyncio
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -91,3 +93,32 @@ def test_release_destroys_the_sandbox_of_a_killed_debug_session(tmp_path, has_se
     asyncio.run(LocalAttemptFiles(tmp_path, [source], remove_trees).remove_preserved(layout))
     assert source.calls == ([("aaaaaaaaaaaa", True)] if has_session_died else [])
     assert list(layout.root.iterdir()) == [layout.runner_log]
+
+
+class BlockingSource(RecordingSource):
+    """A source whose scan waits, as a read of a program's arguments in /proc can, until the program's task ends."""
+
+    def __init__(self):
+        super().__init__()
+        self.task_has_ended = threading.Event()
+
+    def attempt_ids(self):
+        assert self.task_has_ended.wait(30)
+        return {"aaaaaaaaaaaa"}
+
+
+async def test_scan_that_a_sandbox_delays_uses_no_thread_of_the_pool(tmp_path):
+    """Otherwise a few delayed scans use up all threads, and the server does not respond until the tasks have ended."""
+    source = BlockingSource()
+    files = LocalAttemptFiles(tmp_path, [source], remove_trees)
+    with ThreadPoolExecutor(1) as pool:
+        asyncio.get_running_loop().set_default_executor(pool)
+        try:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await files.scan()
+            async with asyncio.timeout(5):
+                await asyncio.to_thread(lambda: None)
+        finally:
+            source.task_has_ended.set()
+        assert (await files.scan()).unowned == {}
