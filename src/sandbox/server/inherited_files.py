@@ -99,7 +99,7 @@ def discard_unrecorded(data_dir: Path, journals: Journals, store: Store) -> None
             discard_inheritance(layout)
             _log.info("Removed the files of task %s, which was never accepted", task_id)
         with suppress(OSError):  # the journal may be damaged
-            if [path.name for path in layout.root.iterdir()] == ["journal"]:
+            if [path.name for path in layout.root.iterdir()] in ([], ["journal"]):
                 journals.discard(task_id, journals.create(task_id))
 
 

@@ -315,15 +315,15 @@ async def test_files_of_a_task_that_was_not_recorded_are_removed_at_the_next_sta
     assert lost.exists(), "a task whose journal is missing may be restored from a backup"
 
 
-@pytest.mark.parametrize("leftovers", [(), ("lock",), ("lock", "records")])
+@pytest.mark.parametrize("leftovers", [None, (), ("lock",), ("lock", "records")])
 async def test_directories_of_a_task_that_was_not_recorded_are_removed_at_the_next_start(components, leftovers):
     """The server is killed while it creates a journal."""
     async with components.server() as service:
         await submit_ended(components, service)
     begun, damaged = (TaskLayout(components.data_dir, name).root / "journal" for name in ("begun", "damaged"))
-    for directory in (begun, damaged):
+    for directory in (begun.parent if leftovers is None else begun, damaged):
         directory.mkdir(parents=True)
-    for name in leftovers:
+    for name in leftovers or ():
         (begun / name).touch()
     (damaged / "records").write_bytes(b"damaged\n" * 9)
     discard_unrecorded(components.data_dir, components.journals, components.store)
