@@ -95,7 +95,11 @@ def discard_unrecorded(data_dir: Path, journals: Journals, store: Store) -> None
         layout = TaskLayout(data_dir, task_id)
         if task_id in accepted:
             continue
-        if _has_only_inherited_files(layout) and _has_empty_journal(journals, task_id):
+        if has_results(layout):
+            # A backup contains zeros in place of a journal that could not be read. They look like an unfinished record.
+            _log.error("Task %s has results, but its journal has no record; restore the journal from a backup", task_id)
+            continue
+        if layout.artifacts.is_dir() and _has_empty_journal(journals, task_id):
             discard_inheritance(layout)
             _log.info("Removed the files of task %s, which was never accepted", task_id)
         with suppress(OSError):  # the journal may be damaged
@@ -103,14 +107,10 @@ def discard_unrecorded(data_dir: Path, journals: Journals, store: Store) -> None
                 journals.discard(task_id, journals.create(task_id))
 
 
-def _has_only_inherited_files(layout: TaskLayout) -> bool:
-    """Return whether the task has stored files, and has taken over all of them.
-
-    An accepted task may have other files. If its journal was damaged and then restored from a backup, the journal can
-    consist of zeros, which look like a first record that was never flushed.
-    """
+def has_results(layout: TaskLayout) -> bool:
+    """Return whether a task has stored files that it has not taken over from another task. Raises OSError."""
     try:
-        return all(path.name.startswith(INHERITED_PREFIX) for path in layout.artifacts.iterdir())
+        return any(not path.name.startswith(INHERITED_PREFIX) for path in layout.artifacts.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return False
 

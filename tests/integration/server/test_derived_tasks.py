@@ -333,7 +333,7 @@ async def test_directories_of_a_task_that_was_not_recorded_are_removed_at_the_ne
         assert (await service.status("task-1")).state.is_final
 
 
-async def test_results_of_a_task_whose_journal_consists_of_zeros_are_kept(components):
+async def test_results_of_a_task_whose_journal_consists_of_zeros_are_kept(components, caplog):
     """A backup contains zeros in place of a file that could not be read, and no index."""
     async with components.server() as service:
         await submit_ended(components, service)
@@ -346,6 +346,13 @@ async def test_results_of_a_task_whose_journal_consists_of_zeros_are_kept(compon
     discard_unrecorded(components.data_dir, components.journals, components.store)
     assert (layout.artifacts / "task-2.patch").read_bytes() == b"diff --git 2\n"
     assert (layout.artifacts / "inherited-1.patch").exists()
+    assert "Task task-2 has results, but its journal has no record" in caplog.text
+    checked = IntegrityCheck(
+        components.journals, components.store, components.data_dir, deep=False, wait_for_indexing=lambda: None
+    )
+    assert [(each.task_id, each.kind) for each in checked.find_discrepancies()] == [
+        ("task-2", DiscrepancyKind.JOURNAL_DAMAGED)
+    ]
 
 
 async def test_inherited_files_are_backed_up_and_checked_like_artifacts(components, tmp_path):

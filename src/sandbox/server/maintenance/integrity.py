@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness, ReplayState
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.events import Artifact
+from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.state_machine import IllegalEventError, replay
 from sandbox.model.task import Task
+from sandbox.server.inherited_files import has_results
 
 _BATCH_BYTES = 1024 * 1024
 
@@ -64,7 +66,7 @@ class IntegrityCheck:
         if written - indexed:
             self._wait_for_indexing()
             indexed = self._store.task_ids()
-        for task_id in sorted(written | indexed):
+        for task_id in sorted(written | indexed | self._find_tasks_with_results()):
             self.tasks_count += 1
             try:
                 yield from self._check_task(task_id, is_in_index=task_id in indexed)
@@ -87,6 +89,12 @@ class IntegrityCheck:
             except OSError as error:
                 message = f"The journal cannot be read ({error}); check the data directory's disk, or restore a backup."
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_UNREADABLE, message)
+
+    def _find_tasks_with_results(self) -> set[str]:
+        """Return the tasks that have results. Such a task was accepted, even if its journal has no record."""
+        root = tasks_root(self._data_dir)
+        names = {path.name for path in root.iterdir() if is_task_id(path.name)} if root.exists() else set()
+        return {task_id for task_id in names if has_results(TaskLayout(self._data_dir, task_id))}
 
     def _check_task(self, task_id: str, *, is_in_index: bool) -> Iterator[Discrepancy]:
         indexed = self._store.load(task_id) if is_in_index else None
