@@ -615,7 +615,7 @@ async def test_slow_hosts_delay_a_list_of_tasks_only_for_a_few_seconds(component
     now = 0.0
 
     class SlowFiles:
-        def is_preserved(self, location):
+        def has_disk_or_handle(self, location):
             nonlocal now
             requests.append(location.task_id)
             now += seconds
@@ -644,7 +644,7 @@ class SlowFiles:
     def __init__(self):
         self.is_asked, self.go_on = False, threading.Event()
 
-    def is_preserved(self, _):
+    def has_disk_or_handle(self, _):
         self.is_asked = True
         return self.go_on.wait(20)
 
