@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.doctor import Finding
+from sandbox.bootstrap.doctor.cluster_checks import as_worker_host, check_engine, check_worker_host
 from sandbox.bootstrap.doctor.runtime_checks import check_runtimes
 from sandbox.bootstrap.local_host import choose_run_dir, measure_capacity
 from sandbox.bootstrap.private_directory import check_usable_data_dir
@@ -51,9 +52,15 @@ _PROGRAMS_PATH = "/usr/local/bin:/usr/bin:/bin"
 _COMMAND_TIMEOUT_SECONDS = 10.0
 
 
-def run_checks(settings: ServerSettings) -> list[Finding]:
-    """Run all checks in order. Never raises for a failed check."""
+def run_checks(settings: ServerSettings, worker_server: str | None = None) -> list[Finding]:
+    """Run all checks in order. Never raises for a failed check.
+
+    worker_server: check this machine as a host of a cluster, whose workers connect to the server at this address.
+    """
     agents = registered_agents().values()
+    is_host = worker_server is not None
+    if is_host:
+        settings = as_worker_host(settings)
     checks: list[tuple[str, Callable[[ServerSettings], list[Finding]]]] = [
         ("data directory", _check_data_dir),
         ("git", _check_git),
@@ -66,7 +73,9 @@ def run_checks(settings: ServerSettings) -> list[Finding]:
         ("profiles", check_images),
         ("agentic-dev", _check_programs),
         ("node", _check_node),
-        *(("model", partial(_check_model, agent)) for agent in agents),
+        # Workers get the key from their server.
+        *(("model", partial(_check_model, agent)) for agent in agents if not is_host),
+        ("slurm", check_engine if worker_server is None else partial(check_worker_host, server=worker_server)),
     ]
     findings = []
     for name, check in checks:

@@ -24,11 +24,16 @@ _GAP_NAMES = frozenset({"gap", "kernel"})
 """Names of findings that describe known limits if they belong to a runtime."""
 
 
-@command(epilog=help_examples("sandbox doctor"))
+@command(epilog=help_examples("sandbox doctor", "sandbox doctor --worker-server 192.0.2.10"))
 @click.option("--all", "shows_all", is_flag=True, help="On a terminal, also list the known limits of all runtimes.")
+@click.option(
+    "--worker-server",
+    metavar="HOST[:PORT]",
+    help="Check this machine as a host of a Slurm cluster, whose workers connect to the server at this address.",
+)
 @settings_options
 @output_options("text", "json")
-def doctor(shows_all: bool, **server_options: Any) -> None:
+def doctor(shows_all: bool, worker_server: str | None, **server_options: Any) -> None:
     """Check this machine and suggest fixes.
 
     On a terminal, problems come last, and known limits are only counted.
@@ -40,7 +45,7 @@ def doctor(shows_all: bool, **server_options: Any) -> None:
 
     options = current_options()
     with activity_line("Checking this machine…"):
-        findings = run_checks(settings)
+        findings = run_checks(settings, worker_server)
     can_run = all(finding.ok or not finding.is_needed for finding in findings)
     if options.format == "json":
         print_json({"can_run_tasks": can_run, "findings": [_to_json(finding) for finding in findings]})

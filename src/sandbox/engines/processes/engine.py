@@ -31,7 +31,6 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from sandbox.engines.job_names import check_job_name, is_job_name
 from sandbox.engines.processes.supervisor import read_boot_id, read_start_time
 from sandbox.interfaces.engine import (
     EngineRejectedError,
@@ -39,6 +38,8 @@ from sandbox.interfaces.engine import (
     JobPhase,
     JobRequest,
     JobStatus,
+    check_job_name,
+    is_job_name,
 )
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.resources import Resources

@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
-from sandbox.engines.job_names import check_job_name
 from sandbox.engines.slurm.batch_job import (
     SlurmSettings,
     job_script,
@@ -35,6 +34,7 @@ from sandbox.interfaces.engine import (
     JobPhase,
     JobRequest,
     JobStatus,
+    check_job_name,
 )
 from sandbox.model.printable import replace_unprintable, replacement_character
 from sandbox.model.resources import Resources
@@ -56,7 +56,9 @@ OUTPUT_BYTES_MAX = 16 * 1024 * 1024
 
 _KILL_SECONDS = 5.0
 _ERROR_CHARACTERS_MAX = 400
-_SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/opt/slurm/bin"
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/opt/slurm/bin"
+"""Where Slurm's commands are, unless the settings name another directory."""
+
 _LIMIT_OUTPUT = ("/usr/bin/prlimit", f"--fsize={OUTPUT_BYTES_MAX}", "--")
 _DIE_WITH_PARENT = ("/usr/bin/setpriv", "--pdeathsig", "KILL", "--")
 """A command must not submit a job after the server that started it has died."""
@@ -169,7 +171,7 @@ class SlurmEngine:
 
         environment: what sbatch passes on to the job.
         """
-        program = shutil.which(name, path=self._settings.commands or _SYSTEM_PATH)
+        program = shutil.which(name, path=self._settings.commands or SYSTEM_PATH)
         if program is None:
             message = f"The command {name} is not installed; install Slurm's client, or set cluster.slurm.commands."
             raise EngineUnavailableError(message)

@@ -1,0 +1,236 @@
+"""Checks of `sandbox doctor` for a cluster: of the server's machine, and of a host that runs workers."""
+
+import hashlib
+import os
+import pwd
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import NamedTuple
+
+from sandbox.bootstrap.doctor import Finding
+from sandbox.bootstrap.settings.schema import ServerSettings, SlurmSection
+from sandbox.engines.slurm.engine import SYSTEM_PATH
+from sandbox.interfaces.engine import EngineUnavailableError
+from sandbox.model.errors import error_reason
+from sandbox.model.manifest.schema import Vm
+from sandbox.model.printable import replace_unprintable, replacement_character
+
+_COMMANDS = ("sbatch", "squeue", "scancel", "sinfo")
+_COMMAND_SECONDS = 15.0
+_CONNECT_SECONDS = 5.0
+_KILL_WAIT_SECONDS_MIN = 20
+"""A worker that gets SIGTERM sends its last records, and then removes its files: 10 s each."""
+
+_USABLE_STATES = frozenset({"idle", "mixed", "allocated", "completing"})
+_NOT_TESTED_PLUGIN = "task/cgroup"
+_SETTING = re.compile(r"(\w+)\s*= (.*)")
+_SERVER = re.compile(r"(?P<host>[^:\s]+|\[[0-9A-Fa-f:]+\])(?::(?P<port>\d{1,5}))?")
+_MIB = 1024**2
+
+
+class _SlurmHost(NamedTuple):
+    """A host in the output of sinfo. reason: why it runs no jobs; empty if it does."""
+
+    name: str
+    state: str
+    cpus: int
+    memory_bytes: int
+    reason: str
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the host responds and runs jobs. Slurm appends a mark to the state of a host that does not."""
+        return self.state in _USABLE_STATES
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join(filter(None, (self.state, self.reason)))})"
+
+
+def check_engine(settings: ServerSettings) -> list[Finding]:
+    """Check what a server with these settings needs from its engine. Raises EngineUnavailableError."""
+    cluster = settings.cluster
+    if cluster.engine != "slurm":
+        return []
+    for name in _COMMANDS:
+        _find_command(cluster.slurm, name)
+    version = _run(cluster.slurm, "sbatch", "--version")
+    hosts, configuration = _list_hosts(cluster.slurm), _read_configuration(cluster.slurm)
+    return [
+        Finding("slurm", True, f"{version}; {_describe_user('submits the jobs')}"),
+        *_check_hosts(hosts, cluster.slurm.partition),
+        *_check_configuration(configuration),
+        *_check_listen_address(cluster.host, cluster.port, hosts),
+    ]
+
+
+def as_worker_host(settings: ServerSettings) -> ServerSettings:
+    """Return the settings with the data directory of this host's workers, whose disk and locks are checked."""
+    return replace(settings, server=replace(settings.server, data_dir=Path(settings.cluster.slurm.data_dir)))
+
+
+def check_worker_host(settings: ServerSettings, server: str) -> list[Finding]:
+    """Check what workers on this machine need. server: the address that workers connect to, with or without a port.
+
+    Raises EngineUnavailableError.
+    """
+    section = settings.cluster.slurm
+    findings = [check_server_address(server, settings.cluster.port)]
+    version, configuration = _run(section, "scontrol", "--version"), _read_configuration(section)
+    findings.append(Finding("slurm", True, f"{version}; {_describe_user('runs this check')}"))
+    return [*findings, *_check_user(), *_check_configuration(configuration)]
+
+
+def check_server_address(server: str, default_port: int) -> Finding:
+    """Check that a server for workers responds at the address."""
+    found = _SERVER.fullmatch(server)
+    port = int(found["port"] or default_port) if found else 0
+    if found is None or not 0 < port < 2**16:
+        return Finding("server", False, f"{server!r} is not HOST or HOST:PORT", "Pass the server's cluster.host.")
+    host = found["host"].strip("[]")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent, and the fingerprint is shown
+    try:
+        with (
+            socket.create_connection((host, port), _CONNECT_SECONDS) as connection,
+            context.wrap_socket(connection) as tls,
+        ):
+            certificate = tls.getpeercert(binary_form=True) or b""
+    except OSError as error:
+        message = f"{host}:{port} does not accept workers: {error_reason(error)}"
+        remedy = "Start the server with [cluster], and let this machine connect to cluster.host and cluster.port."
+        return Finding("server", False, message, remedy)
+    fingerprint = hashlib.sha256(certificate).hexdigest()
+    return Finding("server", True, f"{host}:{port} responds; its certificate has the fingerprint {fingerprint}")
+
+
+def _check_user() -> list[Finding]:
+    if os.geteuid() == 0:
+        return []
+    message = "if the jobs run as this user, all sandboxes of this host share one user id, and limits are weaker"
+    return [Finding("user", False, message, "Start the server as root, so its jobs run as root.", is_needed=False)]
+
+
+def _check_hosts(hosts: list[_SlurmHost], partition: str | None) -> list[Finding]:
+    where = f"the partition {partition}" if partition else "the default partition"
+    usable = [host for host in hosts if host.is_usable]
+    lost = [str(host) for host in hosts if not host.is_usable]
+    remedy = "Start slurmd there, and check the host with: scontrol show node NAME"
+    if not usable:
+        return [Finding("hosts", False, f"no host of {where} runs jobs: {', '.join(lost) or 'there are none'}", remedy)]
+    message = f"{len(usable)} of {len(hosts)} hosts of {where} run jobs"
+    findings = [Finding("hosts", True, f"{message}: {', '.join(host.name for host in usable)}")]
+    if lost:
+        findings.append(Finding("hosts", False, f"these run no jobs: {', '.join(lost)}", remedy, is_needed=False))
+    default = Vm()
+    if not any(host.cpus >= default.cpus and host.memory_bytes >= default.memory_bytes for host in usable):
+        message = f"no host has {default.cpus} CPUs and the memory for a task without vm in its manifest"
+        remedy = "Lower vm.cpus or vm.memory in manifests, or add larger hosts."
+        findings.append(Finding("hosts", False, message, remedy, is_needed=False))
+    return findings
+
+
+def _check_configuration(configuration: dict[str, str]) -> list[Finding]:
+    """Check the settings of Slurm that the end of a worker depends on."""
+    tracking, task = configuration.get("ProctrackType", ""), configuration.get("TaskPlugin", "")
+    cgroups = configuration.get("CgroupPlugin", "unknown")
+    findings = [Finding("slurm", True, f"ProctrackType={tracking}, TaskPlugin={task}, CgroupPlugin={cgroups}")]
+    if tracking != "proctrack/cgroup":
+        message = f"{tracking} does not find all processes of a worker that was killed; its runner ends by itself"
+        findings.append(Finding("slurm", False, message, "", is_needed=False))
+    if _NOT_TESTED_PLUGIN in task or tracking == "proctrack/cgroup":
+        message = "control groups of Slurm are not tested: a sandbox may be outside the control group of its job"
+        findings.append(Finding("slurm", False, message, "", is_needed=False))
+    wait = re.match(r"\d+", configuration.get("KillWait", ""))
+    if wait is not None and int(wait[0]) < _KILL_WAIT_SECONDS_MIN:
+        message = f"KillWait={wait[0]} s is too short for a worker that has to send its last records"
+        remedy = f"Set KillWait={_KILL_WAIT_SECONDS_MIN} or more in slurm.conf."
+        findings.append(Finding("slurm", False, message, remedy, is_needed=False))
+    return findings
+
+
+def _check_listen_address(host: str, port: int, hosts: list[_SlurmHost]) -> list[Finding]:
+    others = [one.name for one in hosts if one.name != socket.gethostname().partition(".")[0]]
+    try:
+        is_loopback = ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = host == "localhost"
+    if is_loopback and others:
+        message = f"workers on other hosts ({', '.join(others[:3])}) cannot connect to {host}:{port}"
+        remedy = "Set cluster.host to an address of this machine that the hosts can reach."
+        return [Finding("cluster", False, message, remedy, is_needed=False)]
+    return [Finding("cluster", True, f"workers connect to {host}:{port}")]
+
+
+def _list_hosts(section: SlurmSection) -> list[_SlurmHost]:
+    selection = [f"--partition={section.partition}"] if section.partition else []
+    output = _run(section, "sinfo", "--noheader", "--Node", "--exact", "--format=%N|%T|%c|%m|%P|%E", *selection)
+    hosts = {}
+    for line in filter(None, output.splitlines()):
+        try:
+            name, state, cpus, memory_mib, partition, reason = line.strip().split("|", 5)
+            numbers = int(cpus), int(memory_mib) * _MIB
+        except ValueError:
+            raise EngineUnavailableError(f"sinfo printed an unknown format: {_printable(line[:100])}.") from None
+        if section.partition or partition.endswith("*"):
+            reason = "" if reason == "none" else _printable(reason)
+            hosts[name] = _SlurmHost(_printable(name), _printable(state), *numbers, reason)
+    return list(hosts.values())
+
+
+def _read_configuration(section: SlurmSection) -> dict[str, str]:
+    output = _run(section, "scontrol", "show", "config")
+    return {found[1]: _printable(found[2].strip()) for line in output.splitlines() if (found := _SETTING.match(line))}
+
+
+def _run(section: SlurmSection, name: str, *arguments: str) -> str:
+    """Run one of Slurm's commands; return its output. Raises EngineUnavailableError."""
+    program = _find_command(section, name)
+    environment = {"SLURM_CONF": section.configuration} if section.configuration else {}
+    try:
+        completed = subprocess.run(
+            [program, *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_COMMAND_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise EngineUnavailableError(f"{name} has not responded within {_COMMAND_SECONDS:g} s; {_START}") from None
+    if completed.returncode != 0:
+        reason = _printable(" ".join(completed.stderr.split())[-300:]) or f"exit code {completed.returncode}"
+        raise EngineUnavailableError(f"{name} fails: {reason.removesuffix('.')}; {_START}")
+    return completed.stdout.strip()
+
+
+_START = "start slurmctld and slurmd, and check them with 'scontrol ping'."
+
+
+def _find_command(section: SlurmSection, name: str) -> str:
+    program = shutil.which(name, path=section.commands or SYSTEM_PATH)
+    if program is None:
+        where = section.commands or SYSTEM_PATH
+        message = f"{name} is not in {where}; apt-get install slurm-wlm, or set cluster.slurm.commands."
+        raise EngineUnavailableError(message)
+    return program
+
+
+def _describe_user(role: str) -> str:
+    try:
+        name = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        name = str(os.geteuid())
+    return f"the user {name} {role}"
+
+
+def _printable(text: str) -> str:
+    return replace_unprintable(text, replacement_character)

@@ -1,0 +1,189 @@
+"""`sandbox doctor` checks the server's machine and the hosts of a Slurm cluster."""
+
+import contextlib
+import socket
+import ssl
+import threading
+
+import pytest
+
+from sandbox.bootstrap.cluster import create_certificate
+from sandbox.bootstrap.doctor.checks import run_checks
+from sandbox.bootstrap.doctor.cluster_checks import check_engine, check_server_address, check_worker_host
+from sandbox.bootstrap.settings.schema import ClusterSection, ServerSection, ServerSettings, SlurmSection
+
+pytestmark = pytest.mark.usefixtures("without_sandboxes")
+
+TWO_HOSTS = "n1|idle|4|8000|all*|none\nn2|down*|4|8000|all*|Not responding\nn1|idle|4|8000|small|none\n"
+CONFIGURATION = """\
+KillWait                = 30 sec
+ProctrackType           = proctrack/linuxproc
+TaskPlugin              = task/affinity
+
+Cgroup Support Configuration:
+CgroupPlugin            = disabled
+"""
+
+
+class FakeSlurm:
+    """Scripts that replace Slurm's commands."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        for name in ("sbatch", "squeue", "scancel"):
+            self.define(name, "slurm-wlm 24.11.5")
+        self.define("sinfo", TWO_HOSTS)
+        self.define("scontrol", CONFIGURATION)
+
+    def define(self, name, output, code=0):
+        path = self.directory / name
+        (self.directory / f"{name}.output").write_text(output)
+        stream = "" if code == 0 else " >&2"
+        path.write_text(f"#!/bin/sh\n/usr/bin/cat {path}.output{stream}\nexit {code}\n")
+        path.chmod(0o755)
+
+    def settings(self, host="192.0.2.1", **slurm):
+        section = SlurmSection(commands=str(self.directory), data_dir=str(self.directory / "worker"), **slurm)
+        cluster = ClusterSection(engine="slurm", host=host, slurm=section)
+        return ServerSettings(server=ServerSection(data_dir=self.directory / "data"), cluster=cluster)
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    return FakeSlurm(tmp_path)
+
+
+def problems(findings):
+    return [finding for finding in findings if not finding.ok]
+
+
+def test_usable_cluster_has_only_hints(slurm):
+    findings = check_engine(slurm.settings())
+    assert not any(finding.is_needed for finding in problems(findings))
+    messages = [finding.message for finding in findings]
+    assert any(message.startswith("slurm-wlm 24.11.5; the user ") for message in messages)
+    assert "1 of 2 hosts of the default partition run jobs: n1" in messages
+    assert "these run no jobs: n2 (down*, Not responding)" in messages
+    assert "ProctrackType=proctrack/linuxproc, TaskPlugin=task/affinity, CgroupPlugin=disabled" in messages
+    assert "workers connect to 192.0.2.1:8724" in messages
+
+
+def test_hosts_of_the_selected_partition_are_checked(slurm):
+    slurm.define("sinfo", "n1|idle|4|8000|small|none\n")
+    messages = [finding.message for finding in check_engine(slurm.settings(partition="small"))]
+    assert "1 of 1 hosts of the partition small run jobs: n1" in messages
+
+
+@pytest.mark.parametrize("state", ["idle*", "down", "drained", "inval"])
+def test_cluster_without_a_usable_host_cannot_run_tasks(slurm, state):
+    slurm.define("sinfo", f"n1|{state}|4|8000|all*|none\n")
+    (problem,) = [finding for finding in problems(check_engine(slurm.settings())) if finding.is_needed]
+    assert problem.message == f"no host of the default partition runs jobs: n1 ({state})"
+
+
+def test_too_small_hosts_are_reported(slurm):
+    slurm.define("sinfo", "n1|idle|2|8000|all*|none\n")
+    assert any("no host has 4 CPUs" in finding.message for finding in problems(check_engine(slurm.settings())))
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "code", "message"),
+    [
+        ("sinfo", "Unable to contact slurm controller", 1, "sinfo fails: Unable to contact slurm controller; start"),
+        ("scontrol", "", 1, "scontrol fails: exit code 1; start"),
+        ("sinfo", "something else", 0, "sinfo printed an unknown format: something else"),
+    ],
+)
+def test_failing_command_is_reported(slurm, name, output, code, message):
+    slurm.define(name, output, code)
+    (finding,) = [one for one in run_checks(slurm.settings()) if one.name == "slurm"]
+    assert (finding.ok, finding.is_needed) == (False, True)
+    assert finding.message.startswith(message)
+
+
+def test_missing_command_is_reported(slurm):
+    (slurm.directory / "scancel").unlink()
+    (finding,) = [one for one in run_checks(slurm.settings()) if one.name == "slurm"]
+    assert "scancel is not in" in finding.message
+    assert "cluster.slurm.commands" in finding.message
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_loopback_address_is_reported_if_there_are_other_hosts(slurm, host):
+    assert any(f"cannot connect to {host}:8724" in one.message for one in problems(check_engine(slurm.settings(host))))
+
+
+def test_loopback_address_suffices_for_one_machine(slurm):
+    slurm.define("sinfo", f"{socket.gethostname().partition('.')[0]}|idle|4|8000|all*|none\n")
+    findings = check_engine(slurm.settings("127.0.0.1"))
+    assert any(one.ok and one.message == "workers connect to 127.0.0.1:8724" for one in findings)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("KillWait = 5 sec", "KillWait=5 s is too short"),
+        ("ProctrackType = proctrack/cgroup", "control groups of Slurm are not tested"),
+        ("TaskPlugin = task/cgroup,task/affinity", "control groups of Slurm are not tested"),
+    ],
+)
+def test_unsuitable_configuration_is_a_hint(slurm, line, message):
+    slurm.define("scontrol", f"{CONFIGURATION}{line}\n")
+    (problem,) = [one for one in problems(check_engine(slurm.settings())) if message in one.message]
+    assert not problem.is_needed
+
+
+def test_other_engines_need_no_slurm(slurm):
+    settings = ServerSettings(server=ServerSection(data_dir=slurm.directory / "data"))
+    assert check_engine(settings) == []
+
+
+@pytest.fixture
+def worker_server(tmp_path):
+    """A TLS server with a certificate for workers: its port, and the fingerprint."""
+    certificate, fingerprint = create_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def accept():
+            connection, _ = listening.accept()
+            # The client closes the connection as soon as it has the certificate.
+            with connection, contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as tls:
+                tls.recv(1)
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1], fingerprint
+        thread.join(10)
+
+
+def test_host_reports_the_certificate_of_its_server(slurm, worker_server):
+    port, fingerprint = worker_server
+    findings = check_worker_host(slurm.settings(), f"127.0.0.1:{port}")
+    assert findings[0].ok
+    assert findings[0].message == f"127.0.0.1:{port} responds; its certificate has the fingerprint {fingerprint}"
+    assert not any(finding.is_needed for finding in problems(findings))
+
+
+def test_server_that_does_not_respond_is_reported():
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    finding = check_server_address("127.0.0.1", port)
+    assert (finding.ok, finding.is_needed) == (False, True)
+    assert f"127.0.0.1:{port} does not accept workers: " in finding.message
+
+
+@pytest.mark.parametrize("address", ["", "a b", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "::1"])
+def test_invalid_address_is_reported(address):
+    finding = check_server_address(address, 8724)
+    assert not finding.ok
+    assert "is not HOST or HOST:PORT" in finding.message
+
+
+def test_host_checks_the_directory_of_its_workers_and_needs_no_model_key(slurm, monkeypatch, worker_server):
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    findings = run_checks(slurm.settings(), f"127.0.0.1:{worker_server[0]}")
+    assert not any(finding.name == "model" for finding in findings)
+    (directory,) = [finding for finding in findings if finding.name == "data directory"]
+    assert str(slurm.directory / "worker") in directory.message
