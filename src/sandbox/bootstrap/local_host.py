@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from sandbox.interfaces.tasks import HostLoad
 from sandbox.journal.journals import FileJournals
 from sandbox.model.resources import Resources
 from sandbox.placements.local.attempt_files import LocalAttemptFiles, SocketLeftovers, probe_lock_async
-from sandbox.placements.local.launch_message import HostSettings
+from sandbox.placements.local.launch_message import NOT_RENEWED, HostSettings
 from sandbox.placements.local.placement import RUNNER_MODULE, LocalPlacement, RunnerProgram
 from sandbox.runtimes.host_processes import SandboxLeftovers
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
@@ -250,22 +250,11 @@ def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSou
     )
 
 
-class RunnerLifetime(NamedTuple):
-    """How long the runners of a worker may run and communicate.
-
-    lifeline_fd: see `RunnerProgram.lifeline_fd`. lease_deadline: returns the current `HostSettings.lease_deadline`.
-    """
-
-    lifeline_fd: int
-    lease_deadline: Callable[[], float]
-
-
-async def create_local_placement(
-    context: PlacementContext, runner_lifetime: RunnerLifetime | None = None
-) -> LocalPlacement:
+async def create_local_placement(context: PlacementContext, lifeline_fd: int | None = None) -> LocalPlacement:
     """Install the agents and create this host's placement. The host must be probed before a runner starts.
 
-    runner_lifetime: None if runners outlive this process, and may communicate without a limit.
+    lifeline_fd: see `RunnerProgram.lifeline_fd`; a runner with a lifeline communicates only under a lease. None if
+    runners outlive this process, and may communicate without a limit.
     """
     data_dir, run_dir, log = context.data_dir, context.run_dir, context.settings.log
     programs = {kind: str(await asyncio.to_thread(agent.install, data_dir)) for kind, agent in context.agents.items()}
@@ -274,21 +263,11 @@ async def create_local_placement(
     host = LocalHost(context, programs)
     files = LocalAttemptFiles(data_dir, make_leftover_sources(data_dir, run_dir), remove_trees)
     return LocalPlacement(
-        RunnerProgram(
-            context.agents_and_runner_command.runner_command,
-            environment,
-            None if runner_lifetime is None else runner_lifetime.lifeline_fd,
-        ),
+        RunnerProgram(context.agents_and_runner_command.runner_command, environment, lifeline_fd),
         data_dir,
         run_dir,
         host,
-        lambda: _limit(host.runner_settings(), runner_lifetime),
+        lambda: replace(host.runner_settings(), lease_deadline=None if lifeline_fd is None else NOT_RENEWED),
         FileJournals(data_dir),
         files,
     )
-
-
-def _limit(settings: HostSettings, runner_lifetime: RunnerLifetime | None) -> HostSettings:
-    if runner_lifetime is None:
-        return settings
-    return replace(settings, lease_deadline=runner_lifetime.lease_deadline())

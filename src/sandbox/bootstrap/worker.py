@@ -16,7 +16,6 @@ from sandbox.agents import registered_agents
 from sandbox.bootstrap.local_host import (
     AgentsAndRunnerCommand,
     PlacementContext,
-    RunnerLifetime,
     choose_run_dir,
     create_local_placement,
 )
@@ -107,7 +106,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
     context = PlacementContext(data_dir, run_dir, settings, AgentsAndRunnerCommand(registered_agents()), replicas)
     lease = Lease()
     with _lifeline() as reading, _shared_lock(data_dir):
-        placement = await create_local_placement(context, RunnerLifetime(reading, lambda: lease.deadline))
+        placement = await create_local_placement(context, reading)
         probed = await placement.host.probe()
         if probed.failure is not None:
             raise WorkerUnusableError(probed.failure)

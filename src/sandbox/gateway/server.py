@@ -128,7 +128,7 @@ class SocketGateway:
         self._released.set()
 
     async def serve(self, listeners: Listeners) -> None:
-        """Serve until cancelled, then close every connection and listener.
+        """Serve from the time when the lease is valid until cancelled, then close every connection and listener.
 
         Raises ExceptionGroup if a listener is lost.
         """
@@ -143,6 +143,7 @@ class SocketGateway:
             ),
         ]
         try:
+            await self._network.connections.wait_until_allowed()  # meanwhile, the kernel accepts connections
             async with asyncio.TaskGroup() as group:
                 for listener, handle, slots in handlers:
                     queue = self._queues.new_model if listener is listeners.model else self._queues.low_priority

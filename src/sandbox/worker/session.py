@@ -240,7 +240,10 @@ class ServerSession:
         return _RunnerState(liveness, end, launches, is_launching)
 
     def _renew(self) -> None:
-        """Pass the lease on to the runner, unless that was done a moment ago."""
+        """Pass the lease on to the runner if its agent may communicate, unless that was done a moment ago."""
+        if not self._worker_task.may_communicate(self._copied_end_offset):
+            self._renewed_until = 0.0
+            return
         step = min(_RENEWAL_SECONDS_MAX, self._claimed.lease_seconds / 20)
         if self._lease.deadline - self._renewed_until >= step:
             self._renewed_until = self._lease.deadline
@@ -290,6 +293,7 @@ class ServerSession:
                 return False
             data = await asyncio.to_thread(task.replicas.read, task_id, offset, batch.next_offset - offset)
             await asyncio.to_thread(_flush, task.layout)
+        task.note_records(batch)
         for record in batch.records:
             if isinstance(record.event, ArtifactCollected) and not await self._upload(record.event.artifact):
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -299,6 +303,7 @@ class ServerSession:
         async with asyncio.timeout(_ANSWER_SECONDS):
             received = await self._received
         self._copied_end_offset = received.end_offset
+        self._renew()
         if not received.is_accepted:
             await asyncio.sleep(_RETRY_SECONDS)
             return False

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness, TaskReplicas
+from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness, RecordBatch, TaskReplicas
 from sandbox.interfaces.placement import (
     AttemptFiles,
     AttemptLocation,
@@ -37,6 +37,7 @@ from sandbox.interfaces.worker_messages import (
     UnlockDisk,
 )
 from sandbox.model.errors import SandboxError, error_reason
+from sandbox.model.events import AgentStarted
 from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.task_state import TaskState
@@ -183,6 +184,8 @@ class WorkerTask:
         self._launching_count = 0
         self._launching: set[asyncio.Task[int]] = set()
         self._attempt_id = ""
+        self._agent_start_end: int | None = None
+        """The end of a batch with the record of the running agent's start; None if its runner has not recorded it."""
         self._disks: dict[int, tuple[contextlib.AsyncExitStack, PreservedDisk]] = {}
         self._requested_locks: set[int] = set()
         """The locks that are being acquired."""
@@ -227,6 +230,18 @@ class WorkerTask:
             if self.liveness() is Liveness.FREE:
                 return
             await asyncio.sleep(_POLL_SECONDS)
+
+    def note_records(self, batch: RecordBatch) -> None:
+        """Note whether the agent has started, before the records are sent to the server."""
+        if any(isinstance(record.event, AgentStarted) for record in batch.records):
+            self._agent_start_end = batch.next_offset
+
+    def may_communicate(self, copied_end_offset: int) -> bool:
+        """Return whether the server has the record of the running agent's start.
+
+        Otherwise, the server would start another agent if this host was lost now.
+        """
+        return self._agent_start_end is not None and copied_end_offset >= self._agent_start_end
 
     async def renew_lease(self, deadline: float) -> None:
         """Extend the lease of the running attempt. Raises SandboxError."""
@@ -291,7 +306,7 @@ class WorkerTask:
         self._launching_count += 1
         try:
             writer = await asyncio.to_thread(self.journals.open, self.task_id)
-            self._attempt_id = order.attempt_id
+            self._attempt_id, self._agent_start_end = order.attempt_id, None
             try:
                 await self._placement.launch(order, writer)
             finally:

@@ -142,6 +142,25 @@ def test_buffered_data_is_not_sent_after_the_deadline(clock):
     run(scenario)
 
 
+def test_gateway_answers_nothing_before_the_first_renewal(clock, monkeypatch):
+    """Neither an error nor a timeout: the agent starts a moment before the first renewal."""
+    monkeypatch.setattr(limits, "HOLD_TIMEOUT_SECONDS", 0.1)
+
+    async def scenario():
+        async with listening(answer) as port:
+            lease = NetworkLease(0, clock)
+            async with served_gateway(f"http://127.0.0.1:{port}", lease=lease) as served:
+                client = await served.connect()
+                client.send_request()
+                response = asyncio.ensure_future(client.read_response())
+                await asyncio.sleep(0.5)
+                assert not response.done()
+                lease.renew(20)
+                assert (await response)[0] == 200
+
+    run(scenario)
+
+
 def test_model_requests_are_held_until_the_lease_is_renewed(clock):
     async def scenario():
         async with listening(answer) as port:
@@ -166,8 +185,10 @@ def test_held_model_request_is_answered_with_503_in_time(clock, monkeypatch):
     monkeypatch.setattr(limits, "HOLD_TIMEOUT_SECONDS", 0.1)
 
     async def scenario():
-        async with served_gateway("http://127.0.0.1:9", lease=NetworkLease(0, clock)) as served:
+        async with served_gateway("http://127.0.0.1:9", lease=NetworkLease(10, clock)) as served:
             client = await served.connect()
+            await asyncio.sleep(0.1)
+            clock.seconds = 10
             client.send_request()
             status, _, message = await client.read_error()
             assert (status, message.startswith("This host has lost contact")) == (503, True)

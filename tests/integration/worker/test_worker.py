@@ -23,10 +23,12 @@ from sandbox.journal.replication import FileTaskReplicas
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import (
+    AgentStarted,
     Artifact,
     ArtifactCollected,
     AttemptFailed,
     Output,
+    SandboxCreated,
     TaskFinished,
     TaskSubmitted,
     WorkspacePrepared,
@@ -40,6 +42,8 @@ from sandbox.worker.worker_task import OtherTasks, WorkerTask
 
 LEASE_SECONDS = 30.0
 PREPARED = WorkspacePrepared("c" * 40)
+CREATED = SandboxCreated("vm", "namespaces", "")
+STARTED = AgentStarted("00000000-0000-0000-0000-000000000000")
 ENDED = (AttemptFailed(Failure(FailureCode.INTERNAL, "It failed.")), TaskFinished())
 
 
@@ -239,7 +243,7 @@ async def test_lock_is_free_without_a_runner_and_the_worker_exits_when_its_task_
 async def test_lease_is_renewed_from_the_moment_of_sending(start):
     worker = await start()
     await worker.launch()
-    worker.host.record(output("x"))
+    worker.host.record(PREPARED, CREATED, STARTED, output("x"))
     await wait_until(lambda: len(worker.host.deadlines) >= 2)
     assert worker.host.deadlines == sorted(set(worker.host.deadlines))
     now = seconds_since_boot()
@@ -247,9 +251,34 @@ async def test_lease_is_renewed_from_the_moment_of_sending(start):
     assert worker.lease.deadline <= now + LEASE_SECONDS
 
 
+async def test_agent_communicates_only_after_the_server_has_the_record_of_its_start(server, start):
+    """Otherwise, the server would start another agent if the host was lost."""
+    worker = await start()
+    await worker.launch()
+    worker.host.record(PREPARED, CREATED)
+    await worker.wait_until_copied()
+    deadline = worker.lease.deadline
+    await wait_until(lambda: worker.lease.deadline > deadline)
+    assert worker.host.deadlines == []
+    writer = server.journals.open("task-1")  # the server can store nothing
+    worker.host.record(STARTED)
+    deadline = worker.lease.deadline
+    await wait_until(lambda: worker.lease.deadline > deadline + 0.2)
+    assert worker.host.deadlines == []
+    writer.close()
+    await wait_until(lambda: worker.host.deadlines)
+    await worker.wait_until_copied()
+    # The next connection continues the renewals.
+    await server.stop()
+    await server.start()
+    renewals = len(worker.host.deadlines)
+    await wait_until(lambda: len(worker.host.deadlines) > renewals)
+
+
 async def test_lease_is_not_renewed_without_answers(server, start):
     worker = await start()
     await worker.launch()
+    worker.host.record(PREPARED, CREATED, STARTED)
     await wait_until(lambda: worker.host.deadlines)
     await server.stop()
     stopped_at, deadline = seconds_since_boot(), worker.lease.deadline

@@ -10,6 +10,9 @@ from sandbox.interfaces.placement import DebugSession, FinishAttempt, Order, Run
 from sandbox.model.disk_watermarks import Watermark
 from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 
+NOT_RENEWED = 0.0
+"""The deadline of a lease that has not been renewed yet."""
+
 
 class HostSettings(msgspec.Struct, frozen=True):
     """Settings of every runner on this host, regardless of its order.
@@ -22,8 +25,8 @@ class HostSettings(msgspec.Struct, frozen=True):
     disk_kind: the kind of disk that this host supports; a `plain` disk is a directory.
     can_confine: host programs that read untrusted data can be confined on this host.
     output_watermark: output is dropped if less disk space is free.
-    lease_deadline: the first deadline of the gateway's lease, in seconds since the host booted (CLOCK_BOOTTIME); None
-        without a lease.
+    lease_deadline: the first deadline of the gateway's lease, in seconds since the host booted (CLOCK_BOOTTIME);
+        NOT_RENEWED until the first renewal, None if runners on this host have no lease.
     """
 
     data_dir: str

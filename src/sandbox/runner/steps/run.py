@@ -349,7 +349,10 @@ class _AgentRun(msgspec.Struct, frozen=True):
         return agent, [partial(self.output.read_terminal, chunks, shared.broadcast)], shared
 
     async def _serve_gateway(self, agent_terminal: SharedTerminal | None) -> None:
-        """Open the gateway only after AgentStarted is durable, so every model request belongs to a recorded agent."""
+        """Open the gateway only after AgentStarted is durable, so every model request belongs to a recorded agent.
+
+        On a worker, the gateway also waits for the first lease, until the server has this record.
+        """
         await self.attempt.recorder.wait_until_written()
         command = self.provisioned.launch_spec.command
         variables = without_secrets(
