@@ -3,23 +3,29 @@
 import json
 import os
 import random
+from typing import ClassVar
 
 from chaos import journal_file, logging_fake_agent
 from chaos.pausing_relay import PausingRelay
 from doubles.deployment import ORGANIZATION, Deployment, make_repository, reply_turn
+from doubles.leftovers import find_leftovers
+from doubles.runner_processes import find_runner
 from sandbox.model.fixed_limits import CPU_OVERCOMMIT_FACTOR
 
 RESERVABLE_CPUS = CPU_OVERCOMMIT_FACTOR * len(os.sched_getaffinity(0))
 """The number of CPUs that running tasks may reserve together."""
 FILLER_BYTES = 200_000
-END_TIMEOUT_SECONDS = 120
 
 
 class ChaosDeployment(Deployment):
     """The deployment, as a context manager. acknowledged: ids of the tasks that got a 202."""
 
-    def __init__(self, directory, runtime="bubblewrap"):
-        super().__init__(directory)
+    end_timeout_seconds = 120
+    agent_options: ClassVar = {"patience_seconds": 0, "request_interval": 0}
+    """How the agent requests the model: how long it repeats failed requests, and after how many lines it sends one."""
+
+    def __init__(self, directory, *arguments, runtime="bubblewrap"):
+        super().__init__(directory, *arguments)
         self.runtime = runtime
         self.acknowledged = set()
         self.submitted = {}
@@ -30,7 +36,8 @@ class ChaosDeployment(Deployment):
         filler = random.Random(1).randbytes(FILLER_BYTES)
         files = {"README.md": "# Hi\n", logging_fake_agent.SCRIPT: logging_fake_agent.AGENT, "filler": filler}
         self.commit = make_repository(self.repositories / "repo.git", files)
-        logging_fake_agent.install(self.data_dir)
+        for data_dir in (self.data_dir, *self.host_data_dirs()):
+            logging_fake_agent.install(data_dir)
         self.start_git()
         self.start_model(reply_turn())
         self.start_server()
@@ -41,17 +48,21 @@ class ChaosDeployment(Deployment):
         for relay in self.relays:
             relay.close()
 
-    def start_git(self, command_prefix=()):
-        super().start_git(command_prefix)
+    def host_data_dirs(self):
+        """Return the data directories of other hosts."""
+        return []
+
+    def start_git(self, *arguments):
+        super().start_git(*arguments)
         self.git_port = int(self.processes[-1].ready_message["url"].rpartition(":")[2])
 
     def add_pausing_relay(self, bytes_max):
         """Return a relay that pauses after `bytes_max` bytes, and the URL of the repository behind it."""
-        relay = PausingRelay(self.git_port, bytes_max)
+        relay = PausingRelay(self.git_port, bytes_max, self.address, self.namespace)
         self.relays.append(relay)
         with (self.home / ".gitconfig").open("a") as file:
             file.write(
-                f'[url "http://127.0.0.1:{relay.port}/"]\n\tinsteadOf = https://held-{relay.port}.example.org/\n'
+                f'[url "http://{self.address}:{relay.port}/"]\n\tinsteadOf = https://held-{relay.port}.example.org/\n'
             )
         return relay, f"https://held-{relay.port}.example.org/repo.git"
 
@@ -60,6 +71,7 @@ class ChaosDeployment(Deployment):
     ):
         """Submit a task whose agent prints `lines` lines and then creates `files` files."""
         instructions = {"task": task_id, "lines": lines, "pause_seconds": pause_seconds, "files": files}
+        instructions |= self.agent_options
         self.submitted[task_id] = {**instructions, "retries": retries}
         self.submit(
             task_id,
@@ -73,15 +85,28 @@ class ChaosDeployment(Deployment):
     def wait_for_all(self):
         """Wait until every acknowledged task has ended."""
         for task_id in sorted(self.acknowledged):
-            self.wait(task_id, END_TIMEOUT_SECONDS)
+            self.wait(task_id, self.end_timeout_seconds)
 
     def records(self, task_id):
+        """Return the records that the server has."""
         return journal_file.read_records(self.data_dir, task_id)
 
-    def state(self, task_id):
-        return journal_file.state_of(self.records(task_id))
+    def latest_records(self, task_id):
+        """Return the records where the journal is written."""
+        return self.records(task_id)
 
-    def agent_starts(self, task_id):
-        """Return the number of agents that announced the start of this task to the model."""
-        message = json.dumps(f"begin {task_id}")
-        return sum(message in request["body"] for request in self.model_requests())
+    def state(self, task_id):
+        return journal_file.state_of(self.latest_records(task_id))
+
+    def find_runner(self, task_id):
+        """Return the pid of the task's runner; None if there is none."""
+        return find_runner(self.data_dir, task_id)
+
+    def find_leftovers(self):
+        return find_leftovers(self.data_dir)
+
+    def agent_sessions(self, task_id):
+        """Return the session of the agent that sent each request for the task to the model, in order of arrival."""
+        questions = {f"{word} {task_id}" for word in ("begin", "continue", "end")}
+        bodies = [json.loads(request["body"]) for request in self.model_requests() if request["method"] == "POST"]
+        return [body["metadata"]["user_id"] for body in bodies if body["messages"][0]["content"] in questions]

@@ -6,9 +6,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from chaos.chaos_deployment import END_TIMEOUT_SECONDS
 from chaos.oracle import WRITTEN_LINES_FILE, DownloadedArtifact, Evidence, TaskEvidence
-from doubles.leftovers import find_leftovers
 
 CLEANUP_SECONDS = 10
 
@@ -24,7 +22,7 @@ def collect_evidence(deployment, kills):
         for task_id in sorted(deployment.submitted)
     ]
     deadline = time.monotonic() + CLEANUP_SECONDS
-    while (leftovers := find_leftovers(deployment.data_dir)) and time.monotonic() < deadline:
+    while (leftovers := deployment.find_leftovers()) and time.monotonic() < deadline:
         time.sleep(0.05)
     for path in map(Path, leftovers.get("files", ())):
         if path.name == "runner.log":
@@ -51,7 +49,7 @@ def _collect_task(deployment, task_id, target, state_at_kill, stdout_before):
     if "state" not in status and task_id not in deployment.acknowledged:
         return None
     if task_id not in deployment.acknowledged:
-        status = deployment.wait(task_id, END_TIMEOUT_SECONDS)
+        status = deployment.wait(task_id, deployment.end_timeout_seconds)
     artifacts = list(_download(deployment, task_id))
     patch = next((artifact.content for artifact in artifacts if artifact.name == f"{task_id}.patch"), None)
     return TaskEvidence(
@@ -63,7 +61,7 @@ def _collect_task(deployment, task_id, target, state_at_kill, stdout_before):
         stdout_before=stdout_before,
         artifacts=artifacts,
         patched_lines=None if patch is None else _apply(deployment, patch),
-        agent_starts=deployment.agent_starts(task_id),
+        agent_sessions=deployment.agent_sessions(task_id),
         retries=deployment.submitted[task_id]["retries"],
         files=deployment.submitted[task_id]["files"],
     )

@@ -37,24 +37,38 @@ def emit(**event):
 
 
 def request_model(question):
-    """Called once at the start and once at the end."""
+    """Repeats a failed request until the agent's patience ends."""
+    deadline = time.monotonic() + instructions["patience_seconds"]
+    while (failure := request_once(question)) is not None:
+        if time.monotonic() > deadline:
+            sys.exit("the model responded with " + failure)
+        time.sleep(0.5)
+
+
+def request_once(question):
+    """Return why the request failed, or None."""
     address = urllib.parse.urlsplit(os.environ["ANTHROPIC_BASE_URL"])
     connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
     body = {"model": "claude-sonnet-4-5", "max_tokens": 1, "messages": [{"role": "user", "content": question}]}
     headers = {"x-api-key": os.environ["ANTHROPIC_API_KEY"], "content-type": "application/json"}
-    connection.request("POST", "/v1/messages", json.dumps(body), headers)
-    response = connection.getresponse()
-    response.read()
-    if response.status != 200:
-        sys.exit("the model responded with " + str(response.status))
+    try:
+        connection.request("POST", "/v1/messages", json.dumps({**body, "metadata": {"user_id": session}}), headers)
+        response = connection.getresponse()
+        response.read()
+    except (OSError, http.client.HTTPException) as error:
+        return repr(error)
+    return None if response.status == 200 else str(response.status)
 
 
+# At the start, at the end, and after every `request_interval` lines.
 request_model("begin " + instructions["task"])
 emit(type="system", subtype="init", tools=[], mcp_servers=[])
 for number in range(instructions["lines"]):
     content = [{"type": "text", "text": "line " + str(number)}]
     emit(type="assistant", message={"id": "msg_1", "model": "claude", "content": content})
     time.sleep(instructions["pause_seconds"])
+    if instructions["request_interval"] and number % instructions["request_interval"] == 0:
+        request_model("continue " + instructions["task"])
 for number in range(instructions["files"]):
     os.makedirs("/workspace/made", exist_ok=True)
     with open("/workspace/made/made-" + str(number), "w") as file:

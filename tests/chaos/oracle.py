@@ -5,6 +5,7 @@ The functions do not collect evidence, so tests can pass corrupt evidence to the
 
 import hashlib
 import itertools
+import re
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ STATES = ("pending", "staging", "provisioning", "ready", "running", "completing"
 FINAL_STATES = {"completed", "failed", "failed_preserved", "cancelled"}
 COMPLETED = ("completed", None)
 LOST_RUNNER = ("failed", "runner_lost")
+LOST_HOST = ("failed", "host_lost")
 LOST_SANDBOX = ("failed", "sandbox_lost")
 AGENT_FAILED = ("failed", "agent_failed")
 KILLED = 128 + signal.SIGKILL
@@ -36,6 +38,36 @@ ALLOWED_OUTCOMES = {
 # A runner killed after its sandbox may have recorded the loss of the sandbox.
 ALLOWED_OUTCOMES["all"] = {**ALLOWED_OUTCOMES["runner"], "running": {LOST_RUNNER, LOST_SANDBOX}}
 """`{kill target: {state at the kill: {(state, code)}}}`: the only final states that are allowed."""
+
+_EARLY_STATES = ("staging", "provisioning", "ready")
+
+
+def _lost_worker(*lost):
+    """Return the outcomes if the disk is lost: nothing can be collected any more."""
+    early = {state: {COMPLETED} for state in _EARLY_STATES}
+    return {**early, "running": set(lost), "completing": {COMPLETED, *lost}}
+
+
+_UNHARMED = {state: {COMPLETED} for state in STATES}
+CLUSTER_OUTCOMES = {
+    **{target: ALLOWED_OUTCOMES[target] for target in ("server", "runner", "sandbox", "gateway")},
+    **{f"paused {target}": _UNHARMED for target in ("server", "controller", "worker", "runner", "host")},
+    "paused sandbox": {state: {COMPLETED} for state in ("provisioning", "ready", "running")},
+    "worker": _lost_worker(LOST_RUNNER),
+    # A controller that is killed within five seconds after a start may forget the job; then Slurm ends the worker.
+    "controller": {"pending": {COMPLETED}, **_lost_worker(COMPLETED, LOST_RUNNER)},
+    # Slurm confirms the end of the jobs if the host was started again before it was missed.
+    "host": _lost_worker(LOST_RUNNER, LOST_HOST),
+    "stopped worker": _lost_worker(LOST_HOST),
+    "stopped host": _lost_worker(LOST_HOST),
+    "interrupted link": _UNHARMED,
+    "cut link": _lost_worker(LOST_HOST),
+}
+"""The same for a cluster. `paused` and `interrupted`: for less than the lease; `stopped` and `cut`: for longer."""
+
+ALLOWED_OUTCOMES |= {name: outcomes for name, outcomes in CLUSTER_OUTCOMES.items() if name not in ALLOWED_OUTCOMES}
+LOST_WORKER_TARGETS = {"worker", "controller", "host", "stopped worker", "stopped host", "cut link"}
+"""The targets after which the disk of the attempt may be lost."""
 
 WRITTEN_LINES_FILE = "written.txt"
 """The file in the workspace to which the agent writes each line before printing it."""
@@ -59,8 +91,9 @@ class TaskEvidence:
     the kill.
     records: the journal, as JSON. stdout_before: stdout that was read before the kill. patched_lines:
     WRITTEN_LINES_FILE in a clone of the base commit after `git apply`, empty if missing; None if git rejected the
-    patch. agent_starts: how many agents announced their start to the model. files: how many files the agent creates,
-    each with its number as content.
+    patch. agent_sessions: the session of the agent that sent each request to the model, in order of arrival. files: how
+    many files the agent creates, each with its number as content. late_requests: how many requests of an agent arrived
+    after its attempt had been given up.
     """
 
     task_id: str
@@ -71,9 +104,10 @@ class TaskEvidence:
     stdout_before: bytes = b""
     artifacts: list[DownloadedArtifact] = field(default_factory=list)
     patched_lines: bytes | None = None
-    agent_starts: int = 0
+    agent_sessions: list[str] = field(default_factory=list)
     retries: int = 0
     files: int = 0
+    late_requests: int = 0
 
     @property
     def outcome(self):
@@ -95,6 +129,16 @@ class TaskEvidence:
     def written(self):
         """The agent's log of its output, if it was collected."""
         return next((artifact.content for artifact in self.artifacts if artifact.name == WRITTEN_LINES_FILE), None)
+
+    @property
+    def agent_starts(self):
+        """How many agents sent requests to the model."""
+        return len(set(self.agent_sessions))
+
+    @property
+    def has_lost_disk(self):
+        """Whether the task ended because its worker or its host was lost."""
+        return self.target in LOST_WORKER_TARGETS and self.outcome in {LOST_RUNNER, LOST_HOST}
 
     @property
     def lost_sandbox(self):
@@ -146,6 +190,7 @@ def evaluate(evidence: Evidence) -> list[Violation]:
         check_output_lines,
         check_artifacts,
         check_agent_runs_once,
+        check_agents_do_not_overlap,
     )
     violations = [Violation(None, message) for check in global_checks for message in check(evidence)]
     for task in evidence.tasks:
@@ -225,7 +270,9 @@ def check_output_lines(task: TaskEvidence) -> Iterator[str]:
     printed, written = task.printed, task.written or b""
     if not task.stdout.startswith(task.stdout_before):
         yield "output that was read before is missing"
-    if task.outcome == LOST_RUNNER:
+    if task.has_lost_disk:
+        yield from _check_numbers(printed)
+    elif task.outcome == LOST_RUNNER:
         if not written.startswith(printed) or (printed and not printed.endswith(b"\n")):
             yield f"{_describe_difference(printed, written)}; the journal is not a prefix of the log"
     elif task.outcome == COMPLETED or task.target not in {"sandbox", "gateway", "all"}:
@@ -233,6 +280,14 @@ def check_output_lines(task: TaskEvidence) -> Iterator[str]:
             yield _describe_difference(printed, written)
     elif printed not in {written, _without_last_line(written)}:
         yield _describe_difference(printed, written)
+
+
+def _check_numbers(printed):
+    """The log of the agent is lost, but its lines are numbered."""
+    lines = printed.split(b"\n")
+    numbers = [int(found[1]) for line in lines if (found := re.search(rb'"line (\d+)"', line))]
+    if lines[-1] or numbers != list(range(len(numbers))):
+        yield f"the journal has the lines {numbers[:3]} to {numbers[-3:]}, and {len(numbers)} in all"
 
 
 def check_artifacts(task: TaskEvidence) -> Iterator[str]:
@@ -244,7 +299,7 @@ def check_artifacts(task: TaskEvidence) -> Iterator[str]:
     contents = {artifact.name: artifact.content for artifact in task.artifacts}
     if len(contents) != len(task.artifacts):
         yield f"artifacts are listed twice: {sorted(artifact.name for artifact in task.artifacts)}"
-    if task.has_event("workspace_prepared"):
+    if task.has_event("workspace_prepared") and not task.has_lost_disk:
         yield from _check_contents(task, contents)
 
 
@@ -270,6 +325,15 @@ def check_agent_runs_once(task: TaskEvidence) -> Iterator[str]:
             yield f"the agent ran {agent_starts} times, {source}"
     if task.outcome == COMPLETED and not (task.agent_starts and recorded_starts):
         yield "the task completed without an agent"
+
+
+def check_agents_do_not_overlap(task: TaskEvidence) -> Iterator[str]:
+    """Once the model has received a request from the next agent, it receives none from an earlier one."""
+    runs = [session for session, _ in itertools.groupby(task.agent_sessions)]
+    if len(runs) != len(set(runs)):
+        yield f"the requests of {len(set(runs))} agents arrived in {len(runs)} runs"
+    if task.late_requests:
+        yield f"{task.late_requests} requests arrived after the attempt had been given up"
 
 
 def check_received_events(expected_events: dict, received_events: dict) -> Iterator[str]:

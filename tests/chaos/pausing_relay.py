@@ -3,15 +3,23 @@
 import contextlib
 import socket
 import threading
+from functools import partial
+
+from doubles.network_namespace import in_namespace
 
 
 class PausingRelay:
-    """Relays connections to `port`. bytes_max: how many bytes clients get before `open` is called."""
+    """Relays connections to `port`. bytes_max: how many bytes clients get before `open` is called.
 
-    def __init__(self, port, bytes_max):
-        self._upstream, self._left = port, bytes_max
+    namespace: the network namespace of the address; None for that of this process.
+    """
+
+    def __init__(self, port, bytes_max, address="127.0.0.1", namespace=None):
+        self._upstream, self._left = (address, port), bytes_max
         self._opened, self._held = threading.Event(), threading.Event()
-        self._server = socket.create_server(("127.0.0.1", 0))
+        self._enter = partial(in_namespace, namespace) if namespace else contextlib.nullcontext
+        with self._enter():
+            self._server = socket.create_server((address, 0))
         self.port = self._server.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -37,7 +45,8 @@ class PausingRelay:
             except OSError:
                 return
             try:
-                upstream = socket.create_connection(("127.0.0.1", self._upstream), timeout=60)
+                with self._enter():
+                    upstream = socket.create_connection(self._upstream, timeout=60)
             except OSError:
                 client.close()
                 continue

@@ -77,6 +77,28 @@ def stop(pid):
     return letter == "T"
 
 
+def descendants_of(pid):
+    """Return the pid and those of all its descendants. The first process of a PID namespace adopts orphans."""
+    parents = {}
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit() and (fields := _stat(directory.name)):
+            parents.setdefault(int(fields[1]), []).append(int(directory.name))
+    found = [pid]
+    for one in found:
+        found += parents.get(one, ())
+    return found
+
+
+def stop_all(pid):
+    """Stop the process and all its descendants, as if their host were suspended; return their pids."""
+    stopped = set()
+    while new := set(descendants_of(pid)) - stopped:
+        for one in new:
+            stop(one)
+        stopped |= new
+    return stopped
+
+
 def run_briefly(pid):
     """Let a stopped process run for an instant; return False if it has ended."""
     resume(pid)

@@ -20,7 +20,6 @@ from chaos.evidence_collection import collect_evidence
 from chaos.oracle import AGENT_FAILED, ALLOWED_OUTCOMES, LOST_SANDBOX, STATES, evaluate
 from chaos.state_driver import StateDriver
 from doubles.leftovers import processes as task_processes
-from doubles.runner_processes import find_runner
 
 BURST_TASKS = 3
 BURST_SECONDS = 0.25
@@ -51,7 +50,7 @@ class RoundResult:
 
 def run_round(directory, runtime, chosen_pairs, seed):
     """Test the pairs with one deployment: first the targets that belong to a single task, then each shared target."""
-    with ChaosDeployment(directory, runtime) as deployment:
+    with ChaosDeployment(directory, runtime=runtime) as deployment:
         kills = {}
         if own := [pair for pair in chosen_pairs if pair[0] not in SHARED_TARGETS]:
             with _held_tasks() as held:
@@ -174,7 +173,7 @@ def _kill_server(deployment):
 def _kill_everything(deployment, held, rng):
     """Kill all processes in random order, without giving any of them time to recover."""
     pids = {deployment.server.pid, *(task.runner for task in held if task.runner)}
-    pids |= {find_runner(deployment.data_dir, task_id) for task_id in list(deployment.submitted)} - {None}
+    pids |= {deployment.find_runner(task_id) for task_id in list(deployment.submitted)} - {None}
     pids |= {pid for pid, _ in task_processes(deployment.data_dir)}
     order = sorted(pids)
     rng.shuffle(order)
@@ -182,7 +181,7 @@ def _kill_everything(deployment, held, rng):
         processes.kill(pid)
     deployment.server.stop(signal.SIGKILL)
     for task_id in list(deployment.submitted):
-        while (pid := find_runner(deployment.data_dir, task_id)) is not None:
+        while (pid := deployment.find_runner(task_id)) is not None:
             processes.kill(pid)
             time.sleep(0.001)
 
@@ -203,7 +202,7 @@ def _kill_one(deployment, target, state, retries, seed, held):
     held.append(task)
     if state == "running":
         time.sleep(rng.uniform(0, 0.3))
-    records = deployment.records(task.task_id)
+    records = deployment.latest_records(task.task_id)
     task.stdout_before = journal_file.stdout_of(records)
     is_killed = _KILL_FUNCTIONS[target](task, journal_file.latest_attempt_id(records), rng)
     task.release()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from chaos import journal_file, processes
 from chaos.chaos_deployment import RESERVABLE_CPUS
 from doubles.deployment import wait_until
-from doubles.runner_processes import find_runner
 
 REACH_TIMEOUT_SECONDS = 60.0
 TRIES_MAX = 15
@@ -55,7 +54,7 @@ class StateDriver:
             held = getattr(self, f"_reach_{state}")(task_id, 0 if number else self._rng.randrange(TIME_SLICES_MAX))
             held.state = self._deployment.state(task_id)
             if held.state == state:
-                held.stdout_before = journal_file.stdout_of(self._deployment.records(task_id))
+                held.stdout_before = journal_file.stdout_of(self._deployment.latest_records(task_id))
                 return held
             held.release()
             self.missed_task_ids.append(task_id)
@@ -84,13 +83,17 @@ class StateDriver:
 
     def _reach_running(self, task_id, time_slices):
         """The agent is printing lines."""
-        lines = LONG_LINES if self._is_endless else SHORT_LINES
-        self._deployment.submit_instructions(task_id, lines=lines, pause_seconds=0.01, retries=self._retries)
+        self._deployment.submit_instructions(task_id, lines=self._lines(), pause_seconds=0.01, retries=self._retries)
         self._await_state(task_id, "running")
         wait_until(
-            lambda: len(self._deployment.records(task_id)) > 5 + 3 * time_slices, REACH_TIMEOUT_SECONDS, "some lines"
+            lambda: len(self._deployment.latest_records(task_id)) > 5 + 3 * time_slices,
+            REACH_TIMEOUT_SECONDS,
+            "some lines",
         )
         return HeldTask(task_id, runner=self._find_runner(task_id))
+
+    def _lines(self):
+        return LONG_LINES if self._is_endless else SHORT_LINES
 
     def _reach_completing(self, task_id, time_slices):
         """The runner is storing many artifacts."""
@@ -115,7 +118,7 @@ class StateDriver:
         extra = itertools.count()
         deadline = time.monotonic() + REACH_TIMEOUT_SECONDS
         while held.is_stopped and time.monotonic() < deadline:
-            records = self._deployment.records(task_id)
+            records = self._deployment.latest_records(task_id)
             state_now = journal_file.state_of(records)
             if state_now == state and self._has_required_processes(records):
                 if next(extra) >= time_slices:
@@ -136,7 +139,7 @@ class StateDriver:
         """Return the pid of the runner, or None if the runner has already ended."""
         wait_until(lambda: self._deployment.state(task_id) != "pending", REACH_TIMEOUT_SECONDS, "an attempt")
         deadline = time.monotonic() + REACH_TIMEOUT_SECONDS
-        while (pid := find_runner(self._deployment.data_dir, task_id)) is None:
+        while (pid := self._deployment.find_runner(task_id)) is None:
             if self._deployment.state(task_id) in journal_file.FINAL_STATES or time.monotonic() > deadline:
                 return None
         return pid

@@ -55,7 +55,7 @@ def task_evidence(
             artifact("made-0", b"0\n"),
         ],
         patched_lines=text,
-        agent_starts=1,
+        agent_sessions=["a", "a"],
         files=1,
     )
 
@@ -206,7 +206,7 @@ def retried(lines):
     two = [{"event": {"type": "output", "stream": "stdout", "text": line}} for line in LINES[:2]]
     task.records[2:2] = [*two, {"event": {"type": "attempt_started"}}]
     task.artifacts[2] = artifact("transcript.ndjson", task.stdout)
-    task.agent_starts, task.retries = 2, 1
+    task.agent_sessions, task.retries = ["a", "b"], 1
     return task
 
 
@@ -272,7 +272,7 @@ def test_corrupt_artifact_is_reported(corrupt):
 
 
 def run_twice(task):
-    task.agent_starts = 2
+    task.agent_sessions = ["a", "b"]
 
 
 def run_twice_by_the_journal(task):
@@ -280,7 +280,7 @@ def run_twice_by_the_journal(task):
 
 
 def never_run(task):
-    task.agent_starts = 0
+    task.agent_sessions = []
 
 
 @pytest.mark.parametrize("corrupt", [run_twice, run_twice_by_the_journal, never_run])
@@ -292,7 +292,7 @@ def test_agent_that_ran_twice_or_never_is_reported(corrupt):
 
 def test_second_agent_run_is_allowed_with_retries():
     task = task_evidence()
-    task.agent_starts, task.retries = 2, 1
+    task.agent_sessions, task.retries = ["a", "b"], 1
     assert not list(oracle.check_agent_runs_once(task))
 
 
@@ -316,3 +316,60 @@ def test_received_events_differing_from_the_journal_are_reported(received):
 
 def test_completely_received_events_pass():
     assert not list(oracle.check_received_events({"a": WIRE_EVENTS}, {("sse", "a"): list(WIRE_EVENTS)}))
+
+
+def lost_host(lines, target="host", code="host_lost", **fields):
+    """The disk was lost with its host, so no artifact could be stored."""
+    task = task_evidence(lines, target=target, final_state="failed", code=code, **fields)
+    task.artifacts, task.patched_lines, task.stdout_before = [], None, b""
+    return task
+
+
+def numbered(*numbers):
+    return [f'{{"text": "line {number}"}}\n' for number in numbers]
+
+
+def test_lost_disk_is_valid_without_artifacts():
+    for task in (lost_host(numbered(0, 1, 2)), lost_host([]), lost_host(numbered(0), "worker", "runner_lost")):
+        assert oracle.evaluate(Evidence({"task-1"}, ["task-1"], [task], {})) == []
+
+
+@pytest.mark.parametrize("lines", [numbered(1, 2), numbered(0, 2), numbered(0, 0), [*numbered(0), "{"]])
+def test_missing_or_repeated_line_of_a_lost_host_is_reported(lines):
+    assert list(oracle.check_output_lines(lost_host(lines)))
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        lost_host([], target="interrupted link"),
+        lost_host([], target="paused host"),
+        lost_host([], target="server"),
+        lost_host([], target="worker"),
+        lost_host([], target="controller"),
+        lost_host([], state_at_kill="ready"),
+        lost_host([], target="cut link", code="runner_lost"),
+    ],
+    ids=lambda task: f"{task.target} {task.state_at_kill}",
+)
+def test_task_that_must_not_lose_its_host_is_reported(task):
+    assert list(oracle.check_final_state(task))
+
+
+def test_missing_artifacts_are_reported_unless_the_disk_is_lost():
+    assert list(oracle.check_artifacts(lost_host([], target="runner", code="runner_lost")))
+
+
+def test_overlapping_agents_are_reported():
+    task = task_evidence()
+    task.retries, task.agent_sessions = 1, ["a", "a", "b"]
+    assert not list(oracle.check_agents_do_not_overlap(task))
+    task.agent_sessions = ["a", "b", "a"]
+    assert list(oracle.check_agents_do_not_overlap(task))
+
+
+def test_late_requests_of_a_given_up_attempt_are_reported():
+    task = task_evidence()
+    assert not list(oracle.check_agents_do_not_overlap(task))
+    task.late_requests = 1
+    assert list(oracle.check_agents_do_not_overlap(task))

@@ -177,6 +177,7 @@ class Deployment:
         self.model_requests_file = self.directory / "model-requests.ndjson"
         self.command_prefix = command_prefix
         self.address = address
+        self.namespace = namespace
         self.transport = NamespaceTransport(namespace) if namespace else None
         self.processes = []
         self.server = None

@@ -96,9 +96,13 @@ class SlurmCluster:
     network: the path of the network namespace of the controller, whose address is CONTROLLER_ADDRESS.
     """
 
-    def __init__(self, slurmd_timeout=6):
-        """slurmd_timeout: how many seconds a host may be silent. With 6, the hosts of a busy machine can be lost."""
+    def __init__(self, slurmd_timeout=6, cpus=CPUS):
+        """slurmd_timeout: how many seconds a host may be silent. With 6, the hosts of a busy machine can be lost.
+
+        cpus: of each host.
+        """
         self._slurmd_timeout = slurmd_timeout
+        self._cpus = cpus
 
     def __enter__(self):
         # The path must be short, because the daemons create Unix sockets below it.
@@ -135,7 +139,7 @@ class SlurmCluster:
         """Write slurm.conf, which the controller reads at startup. min_job_age: how long it keeps ended jobs."""
         nodes = "\n".join(
             f"NodeName={host} NodeHostname={socket.gethostname()} NodeAddr={_address(host)} Port={17000 + number} "
-            f"CPUs={CPUS} RealMemory={MEMORY_MIB * (2 if host == 'n3' else 1)} TmpDisk={DISK_MIB}"
+            f"CPUs={self._cpus} RealMemory={MEMORY_MIB * (2 if host == 'n3' else 1)} TmpDisk={DISK_MIB}"
             for number, host in enumerate(HOSTS)
         )
         text = _CONFIGURATION.format(
@@ -230,6 +234,25 @@ class SlurmCluster:
 
         _wait(is_idle)
 
+    def restrict_to(self, *hosts):
+        """Start new jobs on these hosts only. Jobs that are running continue."""
+        for host in HOSTS:
+            state = ("State=RESUME",) if host in hosts else ("State=DRAIN", "Reason=test")
+            with contextlib.suppress(subprocess.CalledProcessError):  # there is nothing to resume
+                self.run("scontrol", "update", f"NodeName={host}", *state)
+
+    def host_pids(self):
+        """Return the pid of the first process of each running host, keyed by host."""
+        found = {}
+        for directory in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                words = (directory / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                is_own = str(self.configuration).encode() in (directory / "environ").read_bytes()
+                # The daemon becomes the first process of its PID namespace.
+                if words[:3] == ["slurmd", "-D", "-N"] and is_own and _is_first(directory):
+                    found[words[3]] = int(directory.name)
+        return found
+
     def save_state(self, job_id):
         """Wait until the controller has saved its current state, which includes this job."""
         mark = secrets.token_hex(8)
@@ -239,6 +262,12 @@ class SlurmCluster:
     def logs(self):
         """Return the end of each log."""
         return "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in self.directory.glob("*.log"))
+
+
+def _is_first(directory):
+    """Return whether a process is the first one of its PID namespace."""
+    status = (directory / "status").read_text()
+    return next(line.split()[-1] for line in status.splitlines() if line.startswith("NSpid:")) == "1"
 
 
 def _address(host):
