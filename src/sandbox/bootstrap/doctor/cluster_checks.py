@@ -139,7 +139,8 @@ def _check_hosts(hosts: list[_SlurmHost], partition: str | None) -> list[Finding
 def _check_configuration(configuration: dict[str, str]) -> list[Finding]:
     """Check the settings of Slurm that the end of a worker depends on."""
     tracking, task = configuration.get("ProctrackType", ""), configuration.get("TaskPlugin", "")
-    cgroups = configuration.get("CgroupPlugin", "unknown")
+    # Slurm prints its configuration of control groups only if they are not disabled.
+    cgroups = configuration.get("CgroupPlugin", "disabled")
     findings = [Finding("slurm", True, f"ProctrackType={tracking}, TaskPlugin={task}, CgroupPlugin={cgroups}")]
     if tracking != "proctrack/cgroup":
         message = f"{tracking} does not find all processes of a worker that was killed; its runner ends by itself"
@@ -186,7 +187,8 @@ def _list_hosts(section: SlurmSection) -> list[_SlurmHost]:
 
 def _read_configuration(section: SlurmSection) -> dict[str, str]:
     output = _run(section, "scontrol", "show", "config")
-    return {found[1]: _printable(found[2].strip()) for line in output.splitlines() if (found := _SETTING.match(line))}
+    values = {found[1]: found[2].strip() for line in output.splitlines() if (found := _SETTING.match(line))}
+    return {name: "none" if value == "(null)" else _printable(value) for name, value in values.items()}
 
 
 def _run(section: SlurmSection, name: str, *arguments: str) -> str:

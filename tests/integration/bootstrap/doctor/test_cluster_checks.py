@@ -119,6 +119,13 @@ def test_loopback_address_suffices_for_one_machine(slurm):
     assert any(one.ok and one.message == "workers connect to 127.0.0.1:8724" for one in findings)
 
 
+def test_configuration_without_control_groups_and_plugins_is_described(slurm):
+    """The output of Slurm 24.11 with `CgroupPlugin=disabled`."""
+    slurm.define("scontrol", "ProctrackType           = proctrack/linuxproc\nTaskPlugin              = (null)\n")
+    messages = [finding.message for finding in check_engine(slurm.settings())]
+    assert "ProctrackType=proctrack/linuxproc, TaskPlugin=none, CgroupPlugin=disabled" in messages
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
