@@ -15,7 +15,7 @@ from chaos.cluster_deployment import ClusterChaosDeployment
 from chaos.evidence_collection import collect_evidence
 from chaos.oracle import CLUSTER_OUTCOMES, STATES, evaluate
 from chaos.rounds import RoundResult
-from chaos.state_driver import HeldTask, StateDriver
+from chaos.state_driver import LONG_LINES, HeldTask, StateDriver
 from doubles.deployment import wait_until
 from doubles.slurm_cluster import HOSTS, SlurmCluster
 from doubles.slurm_deployment import LEASE_SECONDS
@@ -24,8 +24,8 @@ from sandbox.placements.cluster.decisions import LEASE_MARGIN_SECONDS
 PAUSE_SECONDS = 8.0
 """Shorter than the lease."""
 
-RETRIED_LINES = 2000
-"""So many that the agent is still running when its host is lost, and that the next agent completes."""
+MANY_LINES = 2000
+"""So many that the agent is still running at the fault, and completes in time afterwards."""
 
 TASK_TARGETS = ("runner", "sandbox", "gateway", "worker", "paused runner", "paused sandbox", "paused worker")
 LOST_HOST_TARGETS = ("host", "cut link", "stopped host")
@@ -51,7 +51,7 @@ class _ClusterStateDriver(StateDriver):
         return HeldTask(task_id)
 
     def _lines(self):
-        return RETRIED_LINES if self._retries else super()._lines()
+        return LONG_LINES if self._is_endless else MANY_LINES
 
 
 def task_pairs(targets):
@@ -252,10 +252,11 @@ class _ClusterRound:
 
     def _fault_all(self, target):
         """Apply a fault that affects all tasks."""
-        states = [state for state in CLUSTER_OUTCOMES[target] if state not in ("pending", "running")]
-        with ThreadPoolExecutor(5) as pool:
-            tasks = [task for task, _ in pool.map(lambda state: self._reach(target, state), states)]
-        tasks.append(self._reach(target, "running")[0])
+        tasks = []
+        # The runner of a task in provisioning or ready is stopped, but the time limits of these states continue.
+        for states in (("staging", "completing"), ("provisioning", "ready", "running")):
+            with ThreadPoolExecutor(5) as pool:
+                tasks += [task for task, _ in pool.map(lambda state: self._reach(target, state), states)]
         self._cluster.restrict_to()
         tasks.append(self._reach(target, "pending")[0])
         time.sleep(self._rng.uniform(0, 0.5))
