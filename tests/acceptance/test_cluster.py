@@ -1,5 +1,6 @@
 """Tasks on workers that the engine `processes` starts, with a real server, real runners and a scripted model."""
 
+import base64
 import contextlib
 import json
 import os
@@ -18,6 +19,7 @@ from sandbox.demo.model_script import Fault, Turn
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import AttemptStarted
 from sandbox.placements.cluster.decisions import LEASE_MARGIN_SECONDS
+from sandbox.worker.worker import EXIT_FENCED
 
 LEASE_SECONDS, HEARTBEAT_SECONDS = LEASE_SECONDS_MIN, 3
 
@@ -290,6 +292,40 @@ def test_terminated_worker_sends_the_last_records_and_exits_with_an_error(deploy
     wait_until(lambda: deployment.exit_code(job) is not None, 30, description="the worker's end")
     assert deployment.exit_code(job) == 143, deployment.diagnostics()
     assert not (deployment.host_data_dir / "tasks" / "task-1").exists()
+
+
+def write_host_key(path, key):
+    path.write_bytes(base64.b64encode(key))
+    path.chmod(0o600)
+
+
+@pytest.mark.timeout(240)
+def test_worker_without_the_key_of_the_server_gets_no_task_until_the_key_is_corrected(deploy, tmp_path):
+    deployment = deploy(MAKE_FILE, reply_turn())
+    path, key = tmp_path / "host.key", os.urandom(32)
+    write_host_key(path, key)
+    deployment.server.stop()
+    deployment.start_server(SANDBOX_CLUSTER_HOST_KEY_FILE=str(path))
+    write_host_key(path, os.urandom(32))
+    deployment.submit()
+
+    def message():
+        return deployment.status()["state_message"]
+
+    reason = f"The host {socket.gethostname()} has another key than the server: check cluster.host_key_file on both."
+    wait_until(lambda: reason in message(), 60, description="the reason")
+    wait_until(lambda: "another one will be started after a pause" in message(), 30, description="the next job")
+    assert reason in message()
+    assert reason in deployment.status()["job"]["reason"]
+    assert deployment.attempts() == []
+    write_host_key(path, key)
+    assert deployment.wait()["state"] == "completed", deployment.diagnostics()
+    first, *_, last = deployment.jobs()
+    assert deployment.exit_code(first) == EXIT_FENCED
+    deployment.wait_for_clean_exit(last)
+    stored = [path for path in deployment.data_dir.rglob("*") if is_stored(path)]
+    for encoding in (key, base64.b64encode(key), key.hex().encode()):
+        assert not [path for path in stored if encoding in path.read_bytes()]
 
 
 SECRET = "secret-value-of-the-task-0123456789"

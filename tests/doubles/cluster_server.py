@@ -11,13 +11,15 @@ from functools import partial
 import msgspec
 
 from doubles.manifests import manifest
+from sandbox import __version__
 from sandbox.bootstrap.cluster import create_certificate, has_task_ended, store_runner_log
 from sandbox.interfaces.engine import JobPhase, JobRequest, JobStatus
-from sandbox.interfaces.worker_messages import Claim, ServerMessage
+from sandbox.interfaces.worker_messages import PROTOCOL_VERSION, Claim, ServerMessage
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.events import AttemptStarted, TaskSubmitted
 from sandbox.model.resources import Resources
+from sandbox.placements.cluster.claims import Claims, HostKey
 from sandbox.placements.cluster.hosts import SeenHosts
 from sandbox.placements.cluster.jobs import Jobs, JobSettings, JobStore
 from sandbox.placements.cluster.worker_server import WorkerServer
@@ -66,11 +68,14 @@ class FakeEngine:
 
 
 class ClusterServer:
-    """The jobs of one server, and its connections. `restart` replaces the server, as after a crash."""
+    """The jobs of one server, and its connections. `restart` replaces the server, as after a crash.
+
+    host_key: the key with which workers have to prove their host, or None.
+    """
 
     def __init__(self, directory, engine=None, lease_seconds=600.0):
         self.data_dir, self.engine, self.lease_seconds = directory / "data", engine or FakeEngine(), lease_seconds
-        self.store = directory / "jobs"
+        self.store, self.host_key = directory / "jobs", None
         self.journals, self.replicas = FileJournals(self.data_dir), FileTaskReplicas(self.data_dir)
         self.certificate, self.fingerprint = create_certificate(directory)
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -86,7 +91,12 @@ class ClusterServer:
         )
         self.hosts = SeenHosts(self.store.with_name("hosts.json"))
         await WorkerServer(
-            self.jobs, self.hosts, self.replicas, partial(store_runner_log, self.data_dir), self.has_task_ended, tls
+            Claims(self.jobs, self.host_key and HostKey(self.host_key, self.fingerprint)),
+            self.hosts,
+            self.replicas,
+            partial(store_runner_log, self.data_dir),
+            self.has_task_ended,
+            tls,
         ).listen("127.0.0.1", self.port)
         self.jobs.start()
         self.hosts.start()
@@ -128,6 +138,7 @@ class ClusterServer:
 
     def claim(self, job, token=None, nonce=None, **changes):
         fields = {"host": HOST, "boot_id": BOOT_ID, "runtime": "bubblewrap"}
+        fields |= {"version": __version__, "protocol": PROTOCOL_VERSION}
         token = token or self.tokens(job)[-1]
         return Claim(job.stored.attempt_id, token, nonce or os.urandom(32), **(fields | changes))
 

@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import logging
 import os
 import ssl
 import sys
@@ -20,7 +21,7 @@ from sandbox.bootstrap.local_host import RUNNER_VARIABLES, PlacementContext, mea
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.private_directory import make_private_directory
 from sandbox.bootstrap.settings.schema import ClusterSection, SlurmSection
-from sandbox.bootstrap.worker import TOKEN_VARIABLE, host_name
+from sandbox.bootstrap.worker import TOKEN_VARIABLE, host_name, read_host_key
 from sandbox.engines.processes.engine import ProcessEngine
 from sandbox.engines.slurm.batch_job import SlurmSettings
 from sandbox.engines.slurm.engine import SlurmEngine
@@ -32,12 +33,15 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import TaskFinished
 from sandbox.model.resources import Resources
+from sandbox.placements.cluster.claims import HostKey
 from sandbox.placements.cluster.jobs import JobSettings
 from sandbox.placements.cluster.placement import ClusterPlacement, ListenAddress, TaskStorage, create_cluster_placement
 from sandbox.primitives.files import create_private_file, replace_durably
 
 WORKER_OVERHEAD_BYTES = 256 * 1024**2
 """Memory for the worker, the runner and the runtime, in addition to the memory of the task."""
+
+_log = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 30
 _VALID_DAYS = 36_500
@@ -82,7 +86,9 @@ def worker_environment(context: PlacementContext, environment: Mapping[str, str]
     log, server, cluster = context.settings.log, context.settings.server, context.settings.cluster
     is_slurm = cluster.engine == "slurm"
     names = SLURM_VARIABLES if is_slurm else RUNNER_VARIABLES
+    host_key = {} if cluster.host_key_file is None else {"SANDBOX_CLUSTER_HOST_KEY_FILE": cluster.host_key_file}
     return {name: environment[name] for name in names if name in environment} | {
+        **host_key,
         FORMAT_VARIABLE: log.format,
         LEVEL_VARIABLE: log.level,
         "SANDBOX_CONFIG": os.devnull,
@@ -109,6 +115,21 @@ def create_engine(context: PlacementContext, directory: Path) -> Engine:
 def slurm_settings(section: SlurmSection) -> SlurmSettings:
     """Return the settings of the engine `slurm`."""
     return SlurmSettings(section.partition, section.account, section.options, section.commands, section.configuration)
+
+
+def load_host_key(section: ClusterSection, fingerprint: str) -> HostKey | None:
+    """Return the key of the hosts, and warn if there is none. Raises HostKeyError.
+
+    fingerprint: SHA-256 (hex) of the server's certificate.
+    """
+    if section.host_key_path is not None:
+        return HostKey(read_host_key(section.host_key_path), fingerprint)
+    if section.engine == "slurm":
+        _log.warning(
+            "Workers do not prove their host: cluster.host_key_file is not set. Any process that can read a job's join "
+            "token can get its task."
+        )
+    return None
 
 
 _AFTER_LAST_SEQ = 10**18
@@ -174,7 +195,7 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
         directory / "jobs",
         create_engine(context, directory),
         JobSettings(section.lease_seconds, WORKER_OVERHEAD_BYTES, make_request),
-        ListenAddress(section.host, section.port, tls),
+        ListenAddress(section.host, section.port, tls, load_host_key(section, fingerprint)),
         TaskStorage(
             context.replicas, partial(store_runner_log, data_dir), partial(has_task_ended, FileJournals(data_dir))
         ),

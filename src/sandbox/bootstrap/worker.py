@@ -1,11 +1,15 @@
 """Builds and runs a worker."""
 
 import asyncio
+import binascii
 import contextlib
+import errno
 import fcntl
 import os
 import re
+import shlex
 import signal
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +30,7 @@ from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.placement import RenewLease
 from sandbox.interfaces.terminals import FRAME_BYTES_MAX
-from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN, Claim
+from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN, PROTOCOL_VERSION, Claim
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.errors import SandboxError
@@ -48,6 +52,48 @@ class WorkerUnusableError(SandboxError):
     """This host cannot run the task, or the worker has no valid join token."""
 
     code = "worker_unusable"
+
+
+class HostKeyError(SandboxError):
+    """The file with the key of the hosts is missing, damaged or accessible to other users."""
+
+    code = "host_key_unusable"
+
+
+HOST_KEY_BYTES = 32
+_HOST_KEY_FILE_BYTES_MAX = 4096
+
+
+def read_host_key(path: Path | None) -> bytes:
+    """Return the key with which workers prove their host. path: None if the settings name no file.
+
+    Raises HostKeyError.
+    """
+    if path is None:
+        raise HostKeyError("cluster.host_key_file is not set.")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "it is not a regular file")
+            content = os.read(descriptor, _HOST_KEY_FILE_BYTES_MAX)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise HostKeyError(f"The key of the hosts, {path}, cannot be read: {error.strerror}.") from error
+    if status.st_uid not in {0, os.geteuid()}:
+        raise HostKeyError(f"{path} contains the key of the hosts, so root or the user of this process must own it.")
+    if status.st_mode & 0o077:
+        message = f"{path} contains the key of the hosts, but other users have access to it"
+        raise HostKeyError(f"{message}; fix it with: chmod 600 {shlex.quote(str(path))}")
+    try:
+        key = binascii.a2b_base64(content.strip(), strict_mode=True)
+    except binascii.Error:
+        key = b""
+    if len(key) != HOST_KEY_BYTES:
+        raise HostKeyError(f"{path} does not contain {HOST_KEY_BYTES} bytes in base64, or it is not complete.")
+    return key
 
 
 NODE_VARIABLE = "SLURMD_NODENAME"
@@ -120,6 +166,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
             probed.runtime,
             __version__,
             *_host_size(),
+            PROTOCOL_VERSION,
         )
         journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir)
 
@@ -131,7 +178,15 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
         others = OtherTasks(
             data_dir, placement.files, journals, lambda task_id: lock_task(locks / task_id, waits=False), remove_trees
         )
-        worker = Worker(address, claim, lease, create_worker_task, others, lambda task_id: lock_task(locks / task_id))
+        worker = Worker(
+            address,
+            claim,
+            lease,
+            create_worker_task,
+            others,
+            lambda task_id: lock_task(locks / task_id),
+            lambda: read_host_key(settings.cluster.host_key_path),
+        )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.terminate)

@@ -1,7 +1,8 @@
 """The messages between the server and a worker. A worker connects to the server, over TLS.
 
-The first message on a worker's connection is a `Claim`, a `JoinStream` or an `Upload`. After a `Claim`, both sides
-send the messages of `WorkerMessage` and `ServerMessage`. After a `JoinStream`, the connection carries the bytes of a
+The first message on a worker's connection is a `Claim`, a `JoinStream` or an `Upload`. The server may answer a `Claim`
+with `ProveHost`, and the worker sends `HostProof`. After the `Claim` is accepted, both sides send the messages of
+`WorkerMessage` and `ServerMessage`. After a `JoinStream`, the connection carries the bytes of a
 runner's control socket. After an `Upload`, the worker sends the file in `ArtifactPart` messages.
 
 Messages from a worker are untrusted: the host of a worker may be compromised. The size of each message is limited,
@@ -17,8 +18,15 @@ from sandbox.interfaces.placement import DebugSession, FinishAttempt, RunAttempt
 from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import WORKER_RECORD_BYTES_MAX
 
+PROTOCOL_VERSION = 1
+"""The version of these messages. A change that an earlier version cannot read increases it.
+
+A server and a worker with different versions can still exchange `Claim` and `Fenced`: their fields are never removed,
+and new fields have defaults.
+"""
+
 FIRST_MESSAGE_BYTES_MAX = 8 * 1024
-"""Maximum size of the first message, which anyone who can reach the server can send."""
+"""Maximum size of the messages before the claim is accepted, which anyone who can reach the server can send."""
 
 WORKER_MESSAGE_BYTES_MAX = WORKER_RECORD_BYTES_MAX + 1024**2
 """Maximum size of any other message from a worker, enough for its largest record."""
@@ -48,7 +56,7 @@ HOST_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}"
 """The name of a host. It is also a valid name of a directory."""
 
 HostName = Annotated[str, msgspec.Meta(pattern=rf"\A{HOST_NAME_PATTERN}\Z")]
-_RandomBytes = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+_Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _ShortText = Annotated[str, msgspec.Meta(max_length=64)]
 _AttemptId = Annotated[str, msgspec.Meta(pattern=rf"\A{ATTEMPT_ID_PATTERN}\Z")]
 _TaskId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")]
@@ -63,17 +71,19 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
     runtime: the runtime that works on the host.
     version: the version of Sandbox on the host. cpus, memory_bytes: the resources of the whole host. They are for
         display only; workers of earlier versions do not send them.
+    protocol: the worker's `PROTOCOL_VERSION`.
     """
 
     attempt_id: _AttemptId
-    token: _RandomBytes
-    nonce: _RandomBytes
+    token: _Bytes32
+    nonce: _Bytes32
     host: HostName
     boot_id: _ShortText
     runtime: _ShortText
     version: _Version = ""
     cpus: _Number = 0
     memory_bytes: _Number = 0
+    protocol: _Number = 1
 
     def __repr__(self) -> str:
         """Omit the token."""
@@ -83,18 +93,24 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
 class JoinStream(msgspec.Struct, frozen=True, tag="join_stream"):
     """The connection carries the stream that an `OpenStream` requested."""
 
-    session_key: _RandomBytes
+    session_key: _Bytes32
     stream_id: _Number
 
 
 class Upload(msgspec.Struct, frozen=True, tag="upload"):
     """The connection carries an artifact of the worker's task."""
 
-    session_key: _RandomBytes
+    session_key: _Bytes32
     artifact: Artifact
 
 
 FirstMessage = Claim | JoinStream | Upload
+
+
+class HostProof(msgspec.Struct, frozen=True, tag="host_proof"):
+    """The answer to `ProveHost`: the result of `compute_host_proof`; None if the worker cannot read the host's key."""
+
+    proof: _Bytes32 | None
 
 
 class ArtifactPart(msgspec.Struct, frozen=True, tag="artifact_part"):
@@ -157,6 +173,15 @@ class FindEndedTasks(msgspec.Struct, frozen=True, tag="find_ended"):
 
 
 WorkerMessage = Heartbeat | Records | CallResult | StreamRefused | RunnerLog | WorkDone | FindEndedTasks
+
+
+class ProveHost(msgspec.Struct, frozen=True, tag="prove_host"):
+    """The worker has to prove that it runs on a host of the cluster.
+
+    challenge: a random number that the server uses once.
+    """
+
+    challenge: _Bytes32
 
 
 class Claimed(msgspec.Struct, frozen=True, tag="claimed"):
@@ -334,7 +359,8 @@ class ServerCall(msgspec.Struct, frozen=True, tag="call"):
 
 
 ServerMessage = (
-    Claimed
+    ProveHost
+    | Claimed
     | Fenced
     | HeartbeatAnswer
     | RecordsReceived

@@ -11,9 +11,19 @@ from collections.abc import AsyncIterator, Callable
 from hmac import compare_digest
 from typing import NamedTuple
 
-from sandbox.interfaces.worker_messages import FIRST_MESSAGE_BYTES_MAX, Claim, Claimed, Fenced, FirstMessage
+from sandbox.interfaces.worker_messages import (
+    FIRST_MESSAGE_BYTES_MAX,
+    Claim,
+    Claimed,
+    Fenced,
+    FirstMessage,
+    HostProof,
+    ProveHost,
+    ServerMessage,
+)
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
+from sandbox.primitives.secret_fingerprint import compute_host_proof
 from sandbox.worker.session import FencedError, Lease, ServerSession, decoder, seconds_since_boot
 from sandbox.worker.worker_task import HostFailures, HostFilesError, OtherTasks, WorkerTask
 
@@ -53,11 +63,14 @@ class Worker:
         create_worker_task: Callable[[str], WorkerTask],
         others: OtherTasks,
         lock_task: Callable[[str], contextlib.AbstractContextManager[None]],
+        read_host_key: Callable[[], bytes],
     ) -> None:
         """create_worker_task: returns a task on this host.
 
         lock_task: locks a task on this host; raises OSError if another worker holds the lock.
+        read_host_key: returns the key that proves this host; raises OSError, SandboxError.
         """
+        self._read_host_key = read_host_key
         self._address = address
         self._claim = claim
         self._create_worker_task = create_worker_task
@@ -127,7 +140,7 @@ class Worker:
         reader, writer = await self._dial(self._claim)
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
-                answer = await read_message(reader, decoder, FIRST_MESSAGE_BYTES_MAX)
+                answer = await self._read_answer(reader, writer)
             match answer:
                 case Fenced():
                     raise FencedError(answer.reason)
@@ -139,6 +152,28 @@ class Worker:
                     raise ConnectionError("the server did not answer the claim")
         finally:
             writer.close()
+
+    async def _read_answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> ServerMessage | None:
+        """Return the answer to the claim, after proving the host if the server asks for it.
+
+        Raises OSError, InvalidMessageError.
+        """
+        answer = await read_message(reader, decoder, FIRST_MESSAGE_BYTES_MAX)
+        if isinstance(answer, ProveHost):
+            writer.write(encode_message(HostProof(self._prove_host(answer.challenge))))
+            await writer.drain()
+            answer = await read_message(reader, decoder, FIRST_MESSAGE_BYTES_MAX)
+        return answer
+
+    def _prove_host(self, challenge: bytes) -> bytes | None:
+        """Return the proof, which is only valid for the server whose certificate was compared; None without a key."""
+        try:
+            key = self._read_host_key()
+        except (OSError, SandboxError) as error:
+            _log.error("The server requires a proof of this host: %s", error_reason(error))
+            return None
+        claim = self._claim
+        return compute_host_proof(key, challenge, claim.attempt_id, claim.host, claim.nonce, self._address.fingerprint)
 
     async def _take_task(self, task_id: str) -> WorkerTask:
         """Lock the task on this host, and remove what an earlier worker left behind of it.

@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 
+import msgspec
 import pytest
 
 from doubles.cluster_server import NOW, ClusterServer, wait_until
@@ -17,7 +18,16 @@ from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError, Leftover, LeftoverScan, RunAttempt
-from sandbox.interfaces.worker_messages import Launch, LockDisk, ReadEndOffset, ReceiveRecords, RemoveDisk, UnlockDisk
+from sandbox.interfaces.worker_messages import (
+    Claim,
+    HostProof,
+    Launch,
+    LockDisk,
+    ReadEndOffset,
+    ReceiveRecords,
+    RemoveDisk,
+    UnlockDisk,
+)
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.journal.writer import JournalRecorder
@@ -34,6 +44,7 @@ from sandbox.model.events import (
     WorkspacePrepared,
 )
 from sandbox.model.failure import Failure, FailureCode
+from sandbox.primitives.message_stream import encode_message, read_message
 from sandbox.worker import session as session_module
 from sandbox.worker import worker_task
 from sandbox.worker.session import Lease, seconds_since_boot
@@ -61,6 +72,12 @@ class FakeHost:
         self.locked, self.cleaned = set(), []
         self.launch_error, self.scan_errors, self.may_lock = None, 0, asyncio.Event()
         self.may_lock.set()
+        self.host_key, self.claim_changes = None, {}
+
+    def read_host_key(self):
+        if self.host_key is None:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/etc/sandbox-host.key")
+        return self.host_key
 
     async def launch(self, order, writer):
         if self.launch_error is not None:
@@ -135,7 +152,15 @@ class RunningWorker:
         self.lease = Lease()
         address = ServerAddress("127.0.0.1", server.port, server.fingerprint)
         others = OtherTasks(host.data_dir, host, host.journals, self.lock_other_task, remove_trees)
-        self.worker = Worker(address, server.claim(job), self.lease, self.create_worker_task, others, self.lock_task)
+        self.worker = Worker(
+            address,
+            server.claim(job, **host.claim_changes),
+            self.lease,
+            self.create_worker_task,
+            others,
+            self.lock_task,
+            host.read_host_key,
+        )
         self.running = asyncio.create_task(self.worker.run())
 
     @contextlib.contextmanager
@@ -537,6 +562,75 @@ async def test_worker_that_is_terminated_without_a_server_ends(server, start):
     assert time.monotonic() - started_at < 15
 
 
+async def require_host_key(server, key=b"k" * 32):
+    server.host_key = key
+    await server.restart()
+
+
+async def test_worker_proves_its_host(server, start):
+    await require_host_key(server)
+    worker = await start(host_key=b"k" * 32)
+    await worker.launch()
+    worker.host.record(PREPARED, output("x"))
+    await server.restart()
+    worker.job = server.jobs.of_task("task-1")
+    await worker.session()
+    await worker.wait_until_copied()
+
+
+@pytest.mark.parametrize(
+    ("host_key", "reason", "cause"),
+    [
+        (b"x" * 32, "The host host-1 has another key than the server", ""),
+        (None, "The worker on host-1 cannot read the key of its host", "/etc/sandbox-host.key"),
+    ],
+)
+async def test_worker_that_cannot_prove_its_host_ends(server, start, caplog, host_key, reason, cause):
+    """The reason is in the logs of both, and in the status of the task."""
+    await require_host_key(server)
+    worker = await start(host_key=host_key)
+    assert await worker.exit_code() == EXIT_FENCED
+    assert f"The server does not accept this worker: {reason}" in caplog.text
+    assert f"A worker of task task-1 is rejected: {reason}" in caplog.text
+    assert cause in caplog.text
+    assert reason in server.jobs.status("task-1").reason
+    assert not worker.job.is_claimed
+
+
+async def test_worker_of_another_version_ends(server, start, caplog):
+    worker = await start(claim_changes={"version": "0.0.9"})
+    assert await worker.exit_code() == EXIT_FENCED
+    assert "The server does not accept this worker: The host host-1 has Sandbox 0.0.9, and the server" in caplog.text
+
+
+async def test_another_server_cannot_pass_the_proof_of_a_worker_on(server, tmp_path):
+    """An attacker has a join token and can make a worker connect to another server, which relays the challenge."""
+    await require_host_key(server)
+    job, proofs = await server.submit(), []
+    other = tmp_path / "other"
+    other.mkdir()
+    certificate, fingerprint = create_certificate(other)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    claims = msgspec.msgpack.Decoder(Claim | HostProof)
+
+    async def relay(reader, writer):
+        async with server.connect(await read_message(reader, claims, 2**13)) as client:
+            writer.write(encode_message(await client.read()))
+            proofs.append(await read_message(reader, claims, 2**13))
+            await client.send(proofs[-1])
+            writer.write(encode_message(await client.read()))
+        writer.close()
+
+    attacker = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=tls)
+    address = ServerAddress("127.0.0.1", attacker.sockets[0].getsockname()[1], fingerprint)
+    worker = Worker(address, server.claim(job), Lease(), None, None, None, lambda: b"k" * 32)
+    assert await worker.run() == EXIT_FENCED
+    assert proofs[0].proof is not None
+    assert not job.is_claimed
+    attacker.close()
+
+
 async def test_token_is_not_sent_to_a_server_with_another_certificate(server, tmp_path):
     received = bytearray()
 
@@ -555,7 +649,7 @@ async def test_token_is_not_sent_to_a_server_with_another_certificate(server, tm
     attacker = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     port = attacker.sockets[0].getsockname()[1]
     address = ServerAddress("127.0.0.1", port, server.fingerprint)
-    worker = Worker(address, server.claim(job), Lease(), None, None, None)
+    worker = Worker(address, server.claim(job), Lease(), None, None, None, None)
     running = asyncio.create_task(worker.run())
     try:
         await asyncio.sleep(1)

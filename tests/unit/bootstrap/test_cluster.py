@@ -1,5 +1,6 @@
 """A server's certificate and engine, and the command and environment of its workers."""
 
+import base64
 import hashlib
 import socket
 import ssl
@@ -15,13 +16,14 @@ from sandbox.bootstrap.cluster import (
     create_certificate,
     create_engine,
     has_task_ended,
+    load_host_key,
     slurm_settings,
     worker_command,
     worker_environment,
 )
 from sandbox.bootstrap.local_host import AgentsAndRunnerCommand, PlacementContext
 from sandbox.bootstrap.settings.load import load
-from sandbox.bootstrap.worker import WorkerUnusableError, choose_data_dir, host_name
+from sandbox.bootstrap.worker import HostKeyError, WorkerUnusableError, choose_data_dir, host_name
 from sandbox.engines.slurm.batch_job import SlurmSettings
 from sandbox.engines.slurm.engine import SlurmEngine
 
@@ -67,6 +69,39 @@ def test_slurm_settings_reach_the_engine():
     expected = SlurmSettings("long", "ai", ("--exclusive", "--nice=5"), "/opt/bin")
     assert slurm_settings(context.settings.cluster.slurm) == expected
     assert isinstance(create_engine(context, Path("/data/cluster")), SlurmEngine)
+
+
+def write_key(path, key=bytes(range(32))):
+    path.write_bytes(base64.b64encode(key) + b"\n")
+    path.chmod(0o600)
+    return key
+
+
+def test_workers_get_the_path_of_the_key_but_not_the_key(tmp_path, caplog):
+    path = tmp_path / "host.key"
+    key = write_key(path)
+    context = make_context(CLUSTER_ENGINE="slurm", CLUSTER_HOST_KEY_FILE=str(path))
+    environment = worker_environment(context, {})
+    assert environment["SANDBOX_CLUSTER_HOST_KEY_FILE"] == str(path)
+    settings = load({"config": "/dev/null"}, environment).settings
+    assert settings.cluster.host_key_path == path
+    assert load_host_key(context.settings.cluster, "ab" * 32) == (key, "ab" * 32)
+    assert str(key) not in repr(load_host_key(context.settings.cluster, "ab" * 32))
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("engine", "warnings"), [("slurm", 1), ("processes", 0)])
+def test_server_warns_if_workers_on_other_hosts_prove_nothing(caplog, engine, warnings):
+    context = make_context(CLUSTER_ENGINE=engine)
+    assert load_host_key(context.settings.cluster, "ab" * 32) is None
+    assert [message.partition(":")[0] for message in caplog.messages] == ["Workers do not prove their host"] * warnings
+    assert "SANDBOX_CLUSTER_HOST_KEY_FILE" not in worker_environment(context, {})
+
+
+def test_server_does_not_start_without_the_key_that_the_settings_name(tmp_path):
+    context = make_context(CLUSTER_ENGINE="slurm", CLUSTER_HOST_KEY_FILE=str(tmp_path / "missing"))
+    with pytest.raises(HostKeyError, match="cannot be read: No such file"):
+        load_host_key(context.settings.cluster, "ab" * 32)
 
 
 def test_worker_command_runs_the_configured_program():

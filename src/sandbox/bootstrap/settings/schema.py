@@ -400,7 +400,24 @@ class ClusterSection:
     time_limit: Annotated[
         str, DURATION, Description("How long a worker may run, including the time that a sandbox is preserved.")
     ] = "168h"
+    host_key_file: (
+        Annotated[
+            str,
+            Len(1, 4096),
+            _ABSOLUTE_PATH,
+            Description(
+                "File with the key with which workers prove their host, at the same path on the server and on all "
+                "hosts; none for no proof."
+            ),
+        ]
+        | None
+    ) = None
     slurm: SlurmSection = field(default_factory=SlurmSection)
+
+    @property
+    def host_key_path(self) -> Path | None:
+        """The path of the file with the key of the hosts."""
+        return None if self.host_key_file is None else Path(self.host_key_file)
 
     @property
     def lease_seconds(self) -> int:

@@ -280,6 +280,8 @@ class Jobs:
             self._add(Job(stored, self._started_at))
         self._losses: Counter[str] = Counter()
         """How many workers of a task in a row did not start or were soon lost, keyed by task id."""
+        self._rejections: dict[str, str] = {}
+        """Why the last worker of a task was rejected, keyed by task id, until another worker claims the job."""
         self._done: dict[str, None] = {}
         """The tasks whose jobs were removed last. None of their runners can communicate."""
         self._wake = asyncio.Event()
@@ -314,12 +316,16 @@ class Jobs:
         return Liveness.UNKNOWN if session is None else session.liveness
 
     def status(self, task_id: str) -> JobStatus | None:
-        """Return the latest known status of the task's job, with the reason for it. Thread-safe."""
+        """Return the latest known status of the task's job, with the reason for it. Thread-safe.
+
+        The reason includes why the last worker was rejected.
+        """
         job = self.of_task(task_id)
         if job is None:
             return None
         status = job.status or JobStatus(JobPhase.UNKNOWN)
-        return msgspec.structs.replace(status, host=job.stored.host or status.host, reason=job.reason)
+        reason = f"{job.reason} {self._rejections.get(task_id, '')}".rstrip()
+        return msgspec.structs.replace(status, host=job.stored.host or status.host, reason=reason)
 
     def reserve(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> Job:
         """Return the task's current job, whose newest attempt id is unused. Creates the job if there is none.
@@ -362,9 +368,19 @@ class Jobs:
         fields = {"host": claim.host, "boot_id": claim.boot_id, "runtime": claim.runtime}
         job.record_answer()
         self._save(job, nonce_hash=nonce_hash, **fields)
+        self._rejections.pop(job.stored.task_id, None)
         job_id = "" if job.status is None else job.status.job_id
         _log.info("The worker of task %s runs on %s, job %s", job.stored.task_id, claim.host, job_id or job.name)
         return job
+
+    def reject(self, job: Job, reason: str) -> None:
+        """Record why a worker does not get the job, for the task's status.
+
+        The job can still be claimed, because anyone who has its token can be rejected.
+        """
+        if reason != self._rejections.get(job.stored.task_id):
+            _log.error("A worker of task %s is rejected: %s", job.stored.task_id, reason)
+        self._rejections[job.stored.task_id] = reason
 
     def fence(self, job: Job, reason: str) -> None:
         """Stop answering a worker that sent an invalid message. The journal is taken over after the lease.
@@ -383,6 +399,7 @@ class Jobs:
         A worker that has not claimed its job gets no task, so its job is removed. The engine ends it later.
         """
         self._losses.pop(task_id, None)
+        self._rejections.pop(task_id, None)
         for job in [each for each in self._jobs.values() if each.stored.task_id == task_id]:
             job.mark_task_ended()
             if job.is_claimed and not job.stored.is_given_up:
@@ -534,7 +551,9 @@ class Jobs:
         job = Job(stored, time.monotonic())
         if lost is not None and self._losses[task_id] > 0:
             pause = min(2.0 ** min(self._losses[task_id], _BACKOFF_EXPONENT_MAX), _REPLACE_SECONDS_MAX)
-            job.postpone(pause, f"The worker was lost; another one will be started after a pause. {lost.reason}")
+            is_rejected = task_id in self._rejections
+            event, cause = ("was rejected", "") if is_rejected else ("was lost", f" {lost.reason}")
+            job.postpone(pause, f"The worker {event}; another one will be started after a pause.{cause}")
         self._add(job)
         self._done.pop(stored.task_id, None)
         self._wake.set()

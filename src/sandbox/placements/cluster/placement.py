@@ -44,6 +44,7 @@ from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.failure import FailureCode
 from sandbox.model.resources import Resources
 from sandbox.model.tier import TIERS
+from sandbox.placements.cluster.claims import Claims, HostKey
 from sandbox.placements.cluster.hosts import SeenHosts
 from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings, JobStore
 from sandbox.placements.cluster.worker_server import StoreLog, WorkerServer, WorkerSession
@@ -154,7 +155,9 @@ class ClusterAllocator:
         if not _is_ready(job):
             await job.wait_for_change(_RESERVE_SECONDS)
         if not _is_ready(job):
-            raise HostPendingError(f"The host {job.identity.name} does not respond." if job.is_claimed else job.reason)
+            status = jobs.status(task_id)
+            reason = job.reason if status is None else status.reason
+            raise HostPendingError(f"The host {job.identity.name} does not respond." if job.is_claimed else reason)
         location = AttemptLocation(task_id, job.stored.attempt_ids[-1], job.identity.name)
         find_image = partial(self.find_image, location)
         return ReservedHost(location.attempt_id, job.identity, job.stored.runtime, find_image)
@@ -306,11 +309,12 @@ class ClusterPlacement:
 
 
 class ListenAddress(NamedTuple):
-    """Where the server listens for workers, and the certificate that it presents."""
+    """Where the server listens for workers, the certificate that it presents, and the key of the workers' hosts."""
 
     host: str
     port: int
     tls: ssl.SSLContext
+    host_key: HostKey | None = None
 
 
 class TaskStorage(NamedTuple):
@@ -365,9 +369,15 @@ async def create_cluster_placement(
 
     async def start() -> Jobs:
         jobs = Jobs(JobStore(directory), engine, settings)
-        await WorkerServer(
-            jobs, seen_hosts, storage.replicas, storage.store_log, storage.has_task_ended, address.tls
-        ).listen(address.host, address.port)
+        server = WorkerServer(
+            Claims(jobs, address.host_key),
+            seen_hosts,
+            storage.replicas,
+            storage.store_log,
+            storage.has_task_ended,
+            address.tls,
+        )
+        await server.listen(address.host, address.port)
         jobs.start()
         seen_hosts.start()
         return jobs

@@ -56,8 +56,9 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
+from sandbox.placements.cluster.claims import ClaimRejectedError, Claims
 from sandbox.placements.cluster.hosts import SeenHosts
-from sandbox.placements.cluster.jobs import Job, Jobs
+from sandbox.placements.cluster.jobs import Job
 from sandbox.placements.cluster.uploads import ArtifactsTooLargeError, ArtifactUploads
 from sandbox.primitives.concurrency import accept_connection
 from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
@@ -267,14 +268,15 @@ class WorkerServer:
 
     def __init__(
         self,
-        jobs: Jobs,
+        claims: Claims,
         hosts: SeenHosts,
         replicas: TaskReplicas,
         store_log: StoreLog,
         has_task_ended: Callable[[str], bool],
         tls: ssl.SSLContext,
     ) -> None:
-        self._jobs = jobs
+        self._claims = claims
+        self._jobs = claims.jobs
         self._hosts = hosts
         self._has_task_ended = has_task_ended
         self._store_log = store_log
@@ -399,19 +401,16 @@ class WorkerServer:
         return session
 
     async def _serve_claim(self, claim: Claim, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        job = self._jobs.find_claimable(claim)
-        if job is not None and not job.is_claimed and not await self._jobs.confirm_host(job, claim.host):
-            task_id = job.stored.task_id
-            _log.warning("The engine does not report that the worker of task %s runs on %s", task_id, claim.host)
-            return  # the worker tries again, because the engine may respond later
-        job = self._jobs.claim(claim)
-        copied_end_offset = 0
-        if job is not None:
+        try:
+            if (job := await self._claims.accept(claim, (reader, writer))) is None:
+                return  # the worker tries again
             self._mark_authenticated()
             copied_end_offset = await asyncio.to_thread(self._replicas.end_offset, job.stored.task_id)
-        # The worker may have been given up in the meantime; then it must not get an answer that extends its lease.
-        if job is None or not job.may_answer_worker:
-            writer.write(encode_message(Fenced("Another worker has this attempt, or the attempt is over.")))
+            # It must not get an answer that extends its lease if it was given up in the meantime.
+            if not job.may_answer_worker:
+                raise ClaimRejectedError("The attempt is over.")
+        except ClaimRejectedError as error:
+            writer.write(encode_message(Fenced(str(error))))
             await writer.drain()
             return
         task_id = job.stored.task_id

@@ -48,6 +48,7 @@ host = "192.0.2.8"
 port = 9000
 lease = "5m"
 time_limit = "24h"
+host_key_file = "/etc/sandbox-host.key"
 [cluster.slurm]
 partition = "long,gpu"
 account = "ai"

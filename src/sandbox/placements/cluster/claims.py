@@ -1,0 +1,114 @@
+"""Checks the claims of workers: the join token, the version, the proof of the host, and the engine's confirmation."""
+
+import asyncio
+import logging
+import os
+from typing import NamedTuple
+
+import msgspec
+
+from sandbox import __version__
+from sandbox.interfaces.worker_messages import (
+    FIRST_MESSAGE_BYTES_MAX,
+    PROTOCOL_VERSION,
+    Claim,
+    HostProof,
+    ProveHost,
+)
+from sandbox.placements.cluster.jobs import Job, Jobs
+from sandbox.primitives.message_stream import StreamPair, encode_message, read_message
+from sandbox.primitives.secret_fingerprint import compute_host_proof, is_host_proof
+
+_CHALLENGE_BYTES = 32
+_PROOF_SECONDS = 10.0
+_proof_decoder: "msgspec.msgpack.Decoder[HostProof]" = msgspec.msgpack.Decoder(HostProof)
+_log = logging.getLogger(__name__)
+
+
+class ClaimRejectedError(Exception):
+    """The worker must not try again."""
+
+
+class HostKey(NamedTuple):
+    """key: the secret that the server and the hosts share. fingerprint: SHA-256 (hex) of the server's certificate."""
+
+    key: bytes
+    fingerprint: str
+
+    def __repr__(self) -> str:
+        """Omit the key."""
+        return f"HostKey({self.fingerprint!r})"
+
+
+class Claims:
+    """Checks claims. host_key: None to accept any host that the engine confirms."""
+
+    def __init__(self, jobs: Jobs, host_key: HostKey | None) -> None:
+        self.jobs = jobs
+        self._host_key = host_key
+
+    async def accept(self, claim: Claim, streams: StreamPair) -> Job | None:
+        """Store a claim, and return the claimed job; None if the worker may try again, because the engine is late.
+
+        A worker that has claimed its job earlier is identified by its random number, so it does not prove its host
+        again. Therefore a lost answer, or another key, does not end a running task.
+        Raises ClaimRejectedError, InvalidMessageError, OSError.
+        """
+        job = self.jobs.find_claimable(claim)
+        if job is not None:
+            try:
+                _check_version(claim, is_reconnection=job.is_claimed)
+                if not job.is_claimed and self._host_key is not None:
+                    await _check_host(claim, self._host_key, streams)
+            except ClaimRejectedError as error:
+                self.jobs.reject(job, str(error))
+                raise
+            if not job.is_claimed and not await self.jobs.confirm_host(job, claim.host):
+                task_id = job.stored.task_id
+                _log.warning("The engine does not report that the worker of task %s runs on %s", task_id, claim.host)
+                return None
+        if (job := self.jobs.claim(claim)) is None:
+            raise ClaimRejectedError("Another worker has this attempt, or the attempt is over.")
+        return job
+
+
+def _check_version(claim: Claim, *, is_reconnection: bool) -> None:
+    """Check that the worker can run the task.
+
+    A running worker survives an upgrade of the server if both versions have the same messages. Raises
+    ClaimRejectedError.
+    """
+    has_same_protocol = claim.protocol == PROTOCOL_VERSION
+    if has_same_protocol and (is_reconnection or claim.version == __version__):
+        return
+    host = f"Sandbox {claim.version}" if claim.version else "an earlier version of Sandbox"
+    server = f"Sandbox {__version__}"
+    if not has_same_protocol:
+        host, server = f"{host} (protocol {claim.protocol})", f"{server} (protocol {PROTOCOL_VERSION})"
+    raise ClaimRejectedError(
+        f"The host {claim.host} has {host}, and the server has {server}. Install Sandbox {__version__} on "
+        f"{claim.host}, or restart the server if it was upgraded."
+    )
+
+
+async def _check_host(claim: Claim, host_key: HostKey, streams: StreamPair) -> None:
+    """Let the worker prove that it can read the key. Raises ClaimRejectedError, InvalidMessageError, OSError."""
+    reader, writer = streams
+    challenge = os.urandom(_CHALLENGE_BYTES)
+    writer.write(encode_message(ProveHost(challenge)))
+    await writer.drain()
+    async with asyncio.timeout(_PROOF_SECONDS):
+        answer = await read_message(reader, _proof_decoder, FIRST_MESSAGE_BYTES_MAX)
+    if answer is None:
+        raise ConnectionError("the worker closed the connection")
+    if answer.proof is None:
+        raise ClaimRejectedError(
+            f"The worker on {claim.host} cannot read the key of its host: see its log, and check cluster.host_key_file."
+        )
+    expected = compute_host_proof(
+        host_key.key, challenge, claim.attempt_id, claim.host, claim.nonce, host_key.fingerprint
+    )
+    if not is_host_proof(answer.proof, expected):
+        raise ClaimRejectedError(
+            f"The host {claim.host} has another key than the server: check cluster.host_key_file on both."
+        )

@@ -1,0 +1,313 @@
+"""What a worker has to show before it gets a job, and attacks with a join token but without the key of the hosts."""
+
+import contextlib
+import os
+
+import msgspec
+import pytest
+
+from doubles.cluster_server import HOST, ClusterServer, wait_until
+from sandbox import __version__
+from sandbox.interfaces.engine import JobPhase
+from sandbox.interfaces.worker_messages import (
+    PROTOCOL_VERSION,
+    Claimed,
+    Fenced,
+    Heartbeat,
+    HeartbeatAnswer,
+    HostProof,
+    ProveHost,
+)
+from sandbox.placements.cluster import claims, jobs
+from sandbox.primitives.message_stream import encode_message
+from sandbox.primitives.secret_fingerprint import compute_host_proof
+
+KEY = b"k" * 32
+FREE = Heartbeat(1, "free", 0, 0, is_launching=False)
+
+
+def prove(server, claim, challenge, /, **changes):
+    """Return the proof of a worker that has the key, with changes."""
+    fields = {
+        "key": KEY,
+        "challenge": challenge,
+        "attempt_id": claim.attempt_id,
+        "host": claim.host,
+        "worker_nonce": claim.nonce,
+        "fingerprint": server.fingerprint,
+    }
+    return HostProof(compute_host_proof(**fields | changes))
+
+
+async def challenge_of(client):
+    message = await client.read()
+    assert isinstance(message, ProveHost)
+    return message.challenge
+
+
+@contextlib.asynccontextmanager
+async def claimed(server, claim, **changes):
+    """Claim a job with a proof."""
+    async with server.connect(claim) as client:
+        await client.send(prove(server, claim, await challenge_of(client), **changes))
+        assert isinstance(await client.read(), Claimed)
+        yield client
+
+
+async def check_not_accepted(client, reason=None):
+    """Check that the server closes the connection, and which reason it sends."""
+    answer = await client.read()
+    if reason is None:
+        assert answer is None
+    else:
+        assert isinstance(answer, Fenced)
+        assert reason in answer.reason
+        assert await client.read() is None
+
+
+class TestProofOfTheHost:
+    @pytest.fixture
+    async def server(self, tmp_path):
+        server = ClusterServer(tmp_path)
+        server.host_key = KEY
+        await server.start()
+        yield server
+        await server.stop()
+
+    async def test_worker_with_the_key_gets_the_task(self, server, job):
+        async with claimed(server, server.claim(job)) as client:
+            await client.send(FREE)
+            assert await client.read() == HeartbeatAnswer(1)
+
+    async def test_lost_answer_does_not_burn_the_token(self, server, job):
+        """The worker is identified by its random number, also by the next server."""
+        claim = server.claim(job)
+        async with server.connect(claim) as client:
+            await client.send(prove(server, claim, await challenge_of(client)))
+            await wait_until(lambda: job.is_claimed)  # the answer is not read
+        async with server.connect(claim) as again:
+            assert isinstance(await again.read(), Claimed)
+        await server.restart()
+        async with server.connect(claim) as again:
+            assert isinstance(await again.read(), Claimed)
+
+    async def test_connection_that_breaks_before_the_proof_does_not_burn_the_token(self, server, job):
+        claim = server.claim(job)
+        for _ in range(2):
+            async with server.connect(claim) as client:
+                await challenge_of(client)
+        await server.restart()
+        async with claimed(server, claim):
+            pass
+
+    async def test_other_worker_with_the_key_is_rejected_after_the_claim(self, server, job):
+        async with claimed(server, server.claim(job)) as client, server.connect(server.claim(job)) as other:
+            await check_not_accepted(other, "Another worker has this attempt")
+            await client.send(FREE)
+            assert await client.read() == HeartbeatAnswer(1)
+
+    async def test_two_workers_with_the_key_and_the_token_do_not_both_get_the_task(self, server, job):
+        first, second = server.claim(job), server.claim(job)
+        async with server.connect(first) as slow, server.connect(second) as fast:
+            slow_challenge = await challenge_of(slow)
+            await fast.send(prove(server, second, await challenge_of(fast)))
+            assert isinstance(await fast.read(), Claimed)
+            await slow.send(prove(server, first, slow_challenge))
+            await check_not_accepted(slow, "Another worker has this attempt")
+
+    async def test_token_is_checked_before_the_challenge(self, server, job):
+        """Without a token, nobody can make the server compute anything or see what it requires."""
+        async with server.connect(server.claim(job, token=os.urandom(32))) as client:
+            await check_not_accepted(client, "Another worker has this attempt")
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"key": b"x" * 32},
+            {"key": b""},
+            {"host": "host-2"},
+            {"attempt_id": "abcdefghijkl"},
+            {"worker_nonce": bytes(32)},
+            {"challenge": bytes(32)},
+            {"fingerprint": "0" * 64},
+        ],
+        ids=lambda changes: next(iter(changes)),
+    )
+    async def test_proof_of_something_else_is_rejected(self, server, job, changes):
+        """A proof for another server is what a server in between can get from a worker, and pass on."""
+        claim = server.claim(job)
+        async with server.connect(claim) as client:
+            await client.send(prove(server, claim, await challenge_of(client), **changes))
+            await check_not_accepted(client, f"The host {HOST} has another key than the server")
+        assert not job.is_claimed
+        async with claimed(server, server.claim(job)):
+            pass
+
+    async def test_proof_of_another_connection_is_rejected(self, server, job):
+        claim = server.claim(job)
+        async with server.connect(claim) as first, server.connect(claim) as second:
+            proof = prove(server, claim, await challenge_of(first))
+            await challenge_of(second)
+            await second.send(proof)
+            await check_not_accepted(second, "another key")
+            await first.send(proof)
+            assert isinstance(await first.read(), Claimed)
+
+    async def test_proof_that_was_valid_once_is_rejected(self, server, job):
+        """The job of another task has another attempt id and another challenge."""
+        claim, other = server.claim(job), await server.submit("task-2")
+        async with server.connect(claim) as client:
+            proof = prove(server, claim, await challenge_of(client))
+            await client.send(proof)
+            assert isinstance(await client.read(), Claimed)
+        async with server.connect(server.claim(other, nonce=claim.nonce)) as client:
+            await challenge_of(client)
+            await client.send(proof)
+            await check_not_accepted(client, "another key")
+        assert not other.is_claimed
+
+    async def test_challenge_that_is_sent_back_is_rejected(self, server, job):
+        async with server.connect(server.claim(job)) as client:
+            await client.send(HostProof(await challenge_of(client)))
+            await check_not_accepted(client, "another key")
+        assert not job.is_claimed
+
+    @pytest.mark.parametrize("length", [0, 1, 31, 33, 64])
+    async def test_proof_of_another_length_is_malformed(self, server, job, length):
+        claim = server.claim(job)
+        async with server.connect(claim) as client:
+            proof = prove(server, claim, await challenge_of(client)).proof
+            await client.send(HostProof((2 * proof)[:length]))
+            await check_not_accepted(client)
+        assert not job.is_claimed
+
+    @pytest.mark.parametrize("message", ["nothing", "heartbeat", "claim", "garbage", "too large", "HTTP"])
+    async def test_worker_cannot_skip_the_proof(self, server, job, message):
+        claim = server.claim(job)
+        messages = {
+            "heartbeat": encode_message(FREE),
+            "claim": encode_message(claim),
+            "garbage": b"\x00\x00\x00\x05hello",
+            "too large": b"\x00\x00\x20\x01" + bytes(0x2001),
+            "HTTP": b"GET / HTTP/1.1\r\n\r\n",
+        }
+        async with server.connect(claim) as client:
+            await challenge_of(client)
+            if message == "nothing":
+                client.writer.close()
+            else:
+                await client.send(messages[message])
+            await check_not_accepted(client)
+        assert not job.is_claimed
+        assert server.jobs.status("task-1").reason == job.reason
+
+    async def test_worker_without_the_key_is_rejected_with_a_reason(self, server, job):
+        async with server.connect(server.claim(job)) as client:
+            await challenge_of(client)
+            await client.send(HostProof(None))
+            await check_not_accepted(client, f"The worker on {HOST} cannot read the key of its host")
+        assert "cluster.host_key_file" in server.jobs.status("task-1").reason
+
+    async def test_silent_worker_is_disconnected(self, server, job, monkeypatch):
+        monkeypatch.setattr(claims, "_PROOF_SECONDS", 0.2)
+        async with server.connect(server.claim(job)) as client:
+            await challenge_of(client)
+            await check_not_accepted(client)
+
+    async def test_engine_has_to_confirm_the_host_as_well(self, server, job, monkeypatch):
+        monkeypatch.setattr(jobs, "_CONFIRM_SECONDS", 0.2)
+        claim = server.claim(job, host="host-2")
+        async with server.connect(claim) as client:
+            await client.send(prove(server, claim, await challenge_of(client)))
+            await check_not_accepted(client)
+        assert not job.is_claimed
+
+    async def test_running_worker_continues_after_the_key_is_set_or_replaced(self, server, job):
+        claim = server.claim(job)
+        async with claimed(server, claim):
+            pass
+        server.host_key = b"n" * 32
+        await server.restart()
+        async with server.connect(claim) as client:
+            assert isinstance(await client.read(), Claimed)
+
+
+async def test_server_without_a_key_requires_no_proof(server, job):
+    async with server.connect(server.claim(job)) as client:
+        assert isinstance(await client.read(), Claimed)
+
+
+# Versions.
+
+
+async def test_worker_of_another_version_is_rejected_with_both_versions_and_the_remedy(server, job):
+    async with server.connect(server.claim(job, version="0.0.9")) as client:
+        await check_not_accepted(
+            client,
+            f"The host {HOST} has Sandbox 0.0.9, and the server has Sandbox {__version__}. "
+            f"Install Sandbox {__version__} on {HOST}, or restart the server if it was upgraded.",
+        )
+    assert not job.is_claimed
+    assert "has Sandbox 0.0.9" in server.jobs.status("task-1").reason
+    async with server.connect(server.claim(job)) as client:
+        assert isinstance(await client.read(), Claimed)
+    assert "0.0.9" not in server.jobs.status("task-1").reason
+
+
+async def test_worker_of_a_version_that_sends_none_is_rejected(server, job):
+    claim = msgspec.to_builtins(server.claim(job))
+    del claim["version"], claim["protocol"]
+    body = msgspec.msgpack.encode({**claim, "token": server.tokens(job)[-1], "nonce": os.urandom(32)})
+    async with server.connect(len(body).to_bytes(4) + body) as client:
+        await check_not_accepted(client, "has an earlier version of Sandbox, and the server has Sandbox")
+
+
+async def test_worker_with_other_messages_is_rejected(server, job):
+    async with server.connect(server.claim(job, protocol=PROTOCOL_VERSION + 1)) as client:
+        await check_not_accepted(client, f"(protocol {PROTOCOL_VERSION + 1})")
+    assert not job.is_claimed
+
+
+@pytest.mark.parametrize("version", ["1.0\n", "\x1b[2J", "x" * 65, "<b>"])
+async def test_text_that_is_no_version_is_malformed(server, job, version):
+    async with server.connect(server.claim(job, version=version)) as client:
+        await check_not_accepted(client)
+    assert server.jobs.status("task-1").reason == job.reason
+
+
+async def test_running_worker_survives_an_upgrade_of_the_server_with_the_same_messages(server, job, monkeypatch):
+    claim = server.claim(job)
+    async with server.connect(claim) as client:
+        assert isinstance(await client.read(), Claimed)
+    monkeypatch.setattr(claims, "__version__", "99.0.0")
+    await server.restart()
+    async with server.connect(claim) as client:
+        assert isinstance(await client.read(), Claimed)
+
+
+async def test_running_worker_is_rejected_by_a_server_with_other_messages(server, job, monkeypatch):
+    claim = server.claim(job)
+    async with server.connect(claim) as client:
+        assert isinstance(await client.read(), Claimed)
+    monkeypatch.setattr(claims, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
+    await server.restart()
+    async with server.connect(claim) as client:
+        await check_not_accepted(client, f"(protocol {PROTOCOL_VERSION})")
+
+
+async def test_reason_is_shown_until_another_worker_claims_the_next_job(server, job, monkeypatch):
+    """The worker ends, so the job is replaced, after a pause that grows with each rejection."""
+    for name in ("POLL_SECONDS", "_RESUBMIT_SECONDS", "_REPLACE_SECONDS_MAX"):
+        monkeypatch.setattr(jobs, name, 0.02)
+    async with server.connect(server.claim(job, version="0.0.9")) as client:
+        assert isinstance(await client.read(), Fenced)
+    server.engine.set_phase(job, JobPhase.ENDED)
+    replaced = await wait_until(lambda: (now := server.jobs.of_task("task-1")) is not job and now)
+    reason = server.jobs.status("task-1").reason
+    assert reason.startswith("The worker was rejected; another one will be started after a pause. The host")
+    await wait_until(lambda: server.tokens(replaced), "the submission")
+    await wait_until(lambda: replaced.phase is JobPhase.RUNNING)
+    assert "has Sandbox 0.0.9" in server.jobs.status("task-1").reason
+    async with server.connect(server.claim(replaced)) as client:
+        assert isinstance(await client.read(), Claimed)
+    assert "0.0.9" not in server.jobs.status("task-1").reason
