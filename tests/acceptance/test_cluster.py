@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -326,6 +327,49 @@ def test_worker_without_the_key_of_the_server_gets_no_task_until_the_key_is_corr
     stored = [path for path in deployment.data_dir.rglob("*") if is_stored(path)]
     for encoding in (key, base64.b64encode(key), key.hex().encode()):
         assert not [path for path in stored if encoding in path.read_bytes()]
+
+
+OTHER_VERSION = "99.0.0"
+OTHER_PYTHON = f"""#!/bin/sh
+exec {sys.executable} -c '
+import runpy, sys
+import sandbox
+sandbox.__version__ = "{OTHER_VERSION}"
+sys.argv = sys.argv[2:]
+runpy.run_module("sandbox", run_name="__main__", alter_sys=True)
+' "$@"
+"""
+"""A Python interpreter in which Sandbox has another version. `-m` and a module must be its first arguments."""
+
+
+@pytest.mark.timeout(240)
+def test_worker_of_another_version_gets_no_task_until_the_server_is_restarted(deploy, tmp_path):
+    """The installation was replaced while the server was running. A task that is running meanwhile continues."""
+    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment.submit()
+    deployment.wait_for_second_tool_call()
+    python = tmp_path / "python"
+    python.write_text(OTHER_PYTHON)
+    python.chmod(0o755)
+    ports = deployment.ports()
+    deployment.server.stop()
+    deployment.start_server(ports=ports, python=str(python))
+    deployment.finish_second_command()
+    assert deployment.wait()["state"] == "completed", deployment.diagnostics()
+    assert len(deployment.attempts()) == 1
+    deployment.submit("task-2")
+    host = socket.gethostname()
+    reason = (
+        f"The host {host} has Sandbox {__version__}, and the server has Sandbox {OTHER_VERSION}. Install Sandbox "
+        f"{OTHER_VERSION} on {host}, or restart the server if it was upgraded."
+    )
+    wait_until(lambda: reason in deployment.status("task-2")["state_message"], 60, description="the reason")
+    assert reason in (deployment.host_data_dir / "worker.log").read_text()
+    deployment.server.stop()
+    deployment.start_server(ports=ports)
+    wait_until(lambda: deployment.status("task-2")["progress"]["tool_calls"] == 2, 90, description="the tool call")
+    assert deployment.http.delete("/api/v1/tasks/task-2", timeout=60).status_code == 200
+    assert deployment.wait("task-2")["state"] == "cancelled", deployment.diagnostics("task-2")
 
 
 SECRET = "secret-value-of-the-task-0123456789"

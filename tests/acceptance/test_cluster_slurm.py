@@ -1,5 +1,6 @@
 """Tasks on the hosts of a real Slurm cluster, with a real server, real runners and a scripted model."""
 
+import base64
 import contextlib
 from pathlib import Path
 
@@ -50,14 +51,34 @@ def test_task_runs_on_a_host_of_the_cluster(deployment):
     assert not (deployment.hosts_dir / host / "tasks" / "task-1").exists()
 
 
-def check_stored_files(cluster):
-    """Slurm stores the environments of jobs, but none of its files contains the model key."""
+@pytest.mark.timeout(300)
+def test_host_with_another_key_gets_no_task_until_the_key_is_corrected(deployment):
+    """The hosts share the file of this test, so it is replaced after the server has read it."""
+    deployment.start_model(MAKE_FILE, reply_turn())
+    deployment.start_server()
+    path, correct = deployment.host_key_file, deployment.host_key_file.read_bytes()
+    path.write_bytes(base64.b64encode(bytes(32)))
+    deployment.submit(vm=SMALL)
+    reason = "has another key than the server: check cluster.host_key_file on both."
+    wait_until(lambda: reason in deployment.status()["state_message"], 60, "the reason")
+    assert deployment.attempts_of("task-1") == []
+    assert any(reason in log.read_text() for log in deployment.hosts_dir.glob("*/worker.log"))
+    path.write_bytes(correct)
+    assert deployment.wait(seconds=180)["state"] == "completed", deployment.diagnostics()
+    assert len(deployment.attempts_of("task-1")) == 1
+
+
+def check_stored_files(deployment):
+    """Slurm stores the environments of jobs, but none of its files contains the model key or the key of the hosts."""
+    cluster, host_key = deployment.cluster, deployment.host_key_file.read_bytes()
     contents = []
     for path in filter(Path.is_file, cluster.directory.rglob("*")):
         with contextlib.suppress(FileNotFoundError):
             contents.append(path.read_bytes())
     assert any(TOKEN_VARIABLE.encode() in content for content in contents)
-    assert not any(SERVER_KEY.encode() in content for content in contents)
+    assert any(str(deployment.host_key_file).encode() in content for content in contents)
+    for key in (SERVER_KEY.encode(), host_key, base64.b64decode(host_key)):
+        assert not any(key in content for content in contents)
 
 
 WAIT_SECONDS = 45
@@ -93,7 +114,7 @@ def test_tasks_of_lost_hosts_are_retried_and_a_task_without_a_host_waits(deploym
     for host, task_id in by_host.items():
         job = deployment.status(task_id)["job"]
         assert (job["phase"], f"cluster:{job['host']}") == ("running", host)
-    check_stored_files(cluster)
+    check_stored_files(deployment)
     lost = {by_host["cluster:n1"], by_host["cluster:n2"]}
     cluster.kill_host("n1")
     cluster.cut_off("n2")

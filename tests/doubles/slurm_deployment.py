@@ -1,6 +1,8 @@
 """A deployment whose tasks run on the hosts of a real Slurm cluster."""
 
+import base64
 import json
+import os
 
 from doubles import slurm_cluster
 from doubles.deployment import Deployment, preinstall_agent
@@ -25,6 +27,7 @@ class SlurmDeployment(Deployment):
         )
         self.cluster = cluster
         self.hosts_dir = self.directory / "hosts"
+        self.host_key_file = self.directory / "host.key"
 
     def start_git(self):
         super().start_git(self.command_prefix)
@@ -37,11 +40,14 @@ class SlurmDeployment(Deployment):
             preinstall_agent(self.data_dir)
             for host in slurm_cluster.HOSTS:
                 preinstall_agent(self.hosts_dir / host)
+            self.host_key_file.write_bytes(base64.b64encode(os.urandom(32)))
+            self.host_key_file.chmod(0o600)
         cluster = {
             "ENGINE": "slurm",
             "HOST": slurm_cluster.CONTROLLER_ADDRESS,
             "PORT": str(WORKER_PORT),
             "LEASE": f"{LEASE_SECONDS}s",
+            "HOST_KEY_FILE": str(self.host_key_file),
             "SLURM_DATA_DIR": str(self.hosts_dir),
             "SLURM_COMMANDS": str(self.cluster.commands),
             "SLURM_CONFIGURATION": str(self.cluster.configuration),
