@@ -414,6 +414,7 @@ class Jobs:
         self._store.remove(job.stored)
         if job.has_task_ended:
             self._losses.pop(job.stored.task_id, None)
+            self._rejections.pop(job.stored.task_id, None)
         self._jobs.pop(job.stored.attempt_id, None)
         for attempt_id in job.stored.attempt_ids:
             self._by_attempt.pop(attempt_id, None)
