@@ -26,10 +26,17 @@ class RemoteDeployment(Deployment):
 
     def type_into_shell(self, text):
         """Open a shell in the sandbox, and type the text."""
-        terminal = TerminalUser("task", "shell", "task-1", server=self.server.ready_message["http"])
-        terminal.expect(r"\$ ")
+        terminal = wait_until(self._open_shell, 60, description="a shell")
         terminal.type(text)
         return terminal
+
+    def _open_shell(self):
+        """Open a shell; return None if the host has not connected to the server again after a restart."""
+        terminal = TerminalUser("task", "shell", "task-1", server=self.server.ready_message["http"])
+        if terminal.expect(r"\$ |try again")[0] == b"$ ":
+            return terminal
+        terminal.close()
+        return None
 
     def finish_second_command(self):
         """Let the agent's second command end."""
