@@ -215,7 +215,7 @@ class TestProofOfTheHost:
             await check_not_accepted(client)
 
     async def test_engine_has_to_confirm_the_host_as_well(self, server, job, monkeypatch):
-        monkeypatch.setattr(jobs, "_CONFIRM_SECONDS", 0.2)
+        monkeypatch.setattr(jobs, "_HOST_CONFIRMATION_TIMEOUT_SECONDS", 0.2)
         claim = server.claim(job, host="host-2")
         async with server.connect(claim) as client:
             await client.send(prove(server, claim, await challenge_of(client)))
