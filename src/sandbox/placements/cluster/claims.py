@@ -61,7 +61,7 @@ class Claims:
                 if not job.is_claimed and self._host_key is not None:
                     await _check_host(claim, self._host_key, streams)
             except ClaimRejectedError as error:
-                self.jobs.reject(job, str(error))
+                self.jobs.rejections.record(job.stored.task_id, str(error))
                 raise
             if not job.is_claimed and not await self.jobs.confirm_host(job, claim.host):
                 task_id = job.stored.task_id

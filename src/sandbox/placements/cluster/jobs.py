@@ -263,6 +263,27 @@ class JobSettings(NamedTuple):
     make_request: Callable[[str, str, bytes, Resources], JobRequest]
 
 
+class Rejections:
+    """Why the last worker of each task was rejected, until another worker claims the job. `reason` is thread-safe."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, str] = {}
+
+    def reason(self, task_id: str) -> str:
+        """Return the reason; empty if there is none."""
+        return self._reasons.get(task_id, "")
+
+    def record(self, task_id: str, reason: str) -> None:
+        """Record a reason. The job can still be claimed, because anyone who has its token can be rejected."""
+        if reason != self.reason(task_id):
+            _log.error("A worker of task %s is rejected: %s", task_id, reason)
+        self._reasons[task_id] = reason
+
+    def remove(self, task_id: str) -> None:
+        """Remove the reason, if there is one."""
+        self._reasons.pop(task_id, None)
+
+
 class Jobs:
     """All jobs of the server. Not thread-safe."""
 
@@ -280,8 +301,7 @@ class Jobs:
             self._add(Job(stored, self._started_at))
         self._losses: Counter[str] = Counter()
         """How many workers of a task in a row did not start or were soon lost, keyed by task id."""
-        self._rejections: dict[str, str] = {}
-        """Why the last worker of a task was rejected, keyed by task id, until another worker claims the job."""
+        self.rejections = Rejections()
         self._done: dict[str, None] = {}
         """The tasks whose jobs were removed last. None of their runners can communicate."""
         self._wake = asyncio.Event()
@@ -324,7 +344,7 @@ class Jobs:
         if job is None:
             return None
         status = job.status or JobStatus(JobPhase.UNKNOWN)
-        reason = f"{job.reason} {self._rejections.get(task_id, '')}".rstrip()
+        reason = f"{job.reason} {self.rejections.reason(task_id)}".rstrip()
         return msgspec.structs.replace(status, host=job.stored.host or status.host, reason=reason)
 
     def reserve(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> Job:
@@ -368,19 +388,10 @@ class Jobs:
         fields = {"host": claim.host, "boot_id": claim.boot_id, "runtime": claim.runtime}
         job.record_answer()
         self._save(job, nonce_hash=nonce_hash, **fields)
-        self._rejections.pop(job.stored.task_id, None)
+        self.rejections.remove(job.stored.task_id)
         job_id = "" if job.status is None else job.status.job_id
         _log.info("The worker of task %s runs on %s, job %s", job.stored.task_id, claim.host, job_id or job.name)
         return job
-
-    def reject(self, job: Job, reason: str) -> None:
-        """Record why a worker does not get the job, for the task's status.
-
-        The job can still be claimed, because anyone who has its token can be rejected.
-        """
-        if reason != self._rejections.get(job.stored.task_id):
-            _log.error("A worker of task %s is rejected: %s", job.stored.task_id, reason)
-        self._rejections[job.stored.task_id] = reason
 
     def fence(self, job: Job, reason: str) -> None:
         """Stop answering a worker that sent an invalid message. The journal is taken over after the lease.
@@ -399,7 +410,7 @@ class Jobs:
         A worker that has not claimed its job gets no task, so its job is removed. The engine ends it later.
         """
         self._losses.pop(task_id, None)
-        self._rejections.pop(task_id, None)
+        self.rejections.remove(task_id)
         for job in [each for each in self._jobs.values() if each.stored.task_id == task_id]:
             job.mark_task_ended()
             if job.is_claimed and not job.stored.is_given_up:
@@ -414,7 +425,7 @@ class Jobs:
         self._store.remove(job.stored)
         if job.has_task_ended:
             self._losses.pop(job.stored.task_id, None)
-            self._rejections.pop(job.stored.task_id, None)
+            self.rejections.remove(job.stored.task_id)
         self._jobs.pop(job.stored.attempt_id, None)
         for attempt_id in job.stored.attempt_ids:
             self._by_attempt.pop(attempt_id, None)
@@ -552,7 +563,7 @@ class Jobs:
         job = Job(stored, time.monotonic())
         if lost is not None and self._losses[task_id] > 0:
             pause = min(2.0 ** min(self._losses[task_id], _BACKOFF_EXPONENT_MAX), _REPLACE_SECONDS_MAX)
-            is_rejected = task_id in self._rejections
+            is_rejected = bool(self.rejections.reason(task_id))
             event, cause = ("was rejected", "") if is_rejected else ("was lost", f" {lost.reason}")
             job.postpone(pause, f"The worker {event}; another one will be started after a pause.{cause}")
         self._add(job)
