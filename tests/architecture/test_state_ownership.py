@@ -45,6 +45,7 @@ OUTSIDE_ASSIGNMENTS = {
     "gateway.model_api.protocol: inflight.has_response": "only the protocol creates and changes its requests",
     "gateway.model_api.protocol: inflight.meter": "only the protocol creates and changes its requests",
     "gateway.model_api.protocol: self._inflight.has_timed_out": "only the protocol creates and changes its requests",
+    "gateway.model_api.protocol: self._inflight.interim_responses": "only the protocol changes its requests",
     "gateway.model_api.protocol: self._inflight.is_sent": "only the protocol creates and changes its requests",
     "images.oci.archive: cast('Any', member).pax_headers": "tarfile has no parameter for it",
     "model.manifest.document: self._document.data": "the document that is being built",

@@ -4,7 +4,6 @@ Sandbox submits one job for each attempt. The job runs one process, the worker. 
 contains the attempt id. The ids of an engine are for display only: Slurm reuses them after a crash of its controller.
 """
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Protocol
@@ -17,21 +16,6 @@ from sandbox.model.resources import Resources
 
 JOB_NAME_PATTERN = f"sandbox-{ATTEMPT_ID_PATTERN}"
 """The names of jobs. They are also valid names of objects in Kubernetes."""
-
-
-_JOB_NAME = re.compile(JOB_NAME_PATTERN)
-
-
-def is_job_name(name: str) -> bool:
-    """Return whether this is a valid job name. Names become parts of paths and of arguments."""
-    return _JOB_NAME.fullmatch(name) is not None
-
-
-def check_job_name(name: str) -> str:
-    """Return the name. Raises ValueError if it is not a valid job name."""
-    if not is_job_name(name):
-        raise ValueError(f"not the name of a job: {name!r}")
-    return name
 
 
 def job_name(attempt_id: str) -> str:

@@ -31,6 +31,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from sandbox.engines import check_job_name, is_job_name
 from sandbox.engines.processes.supervisor import read_boot_id, read_start_time
 from sandbox.interfaces.engine import (
     EngineRejectedError,
@@ -38,8 +39,6 @@ from sandbox.interfaces.engine import (
     JobPhase,
     JobRequest,
     JobStatus,
-    check_job_name,
-    is_job_name,
 )
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.resources import Resources

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
+from sandbox.engines import check_job_name
 from sandbox.engines.slurm.batch_job import (
     SlurmSettings,
     job_script,
@@ -34,7 +35,6 @@ from sandbox.interfaces.engine import (
     JobPhase,
     JobRequest,
     JobStatus,
-    check_job_name,
 )
 from sandbox.model.printable import replace_unprintable, replacement_character
 from sandbox.model.resources import Resources
