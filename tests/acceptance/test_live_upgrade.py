@@ -86,11 +86,11 @@ EXTENDED_TYPES = {
 
 MSGPACK_TYPES = {
     "sandbox.contracts.terminals:Shown|sandbox.contracts.terminals:Role|sandbox.contracts.terminals:Ended": (
-        "sandbox.interfaces.terminals:OutputFrame|sandbox.interfaces.terminals:WriteAccessFrame"
-        "|sandbox.interfaces.terminals:EndFrame"
+        "sandbox.interfaces.terminal_frames:OutputFrame|sandbox.interfaces.terminal_frames:WriteAccessFrame"
+        "|sandbox.interfaces.terminal_frames:EndFrame"
     ),
     "sandbox.contracts.terminals:Typed|sandbox.contracts.terminals:Resized": (
-        "sandbox.interfaces.terminals:InputFrame|sandbox.interfaces.terminals:ResizeFrame"
+        "sandbox.interfaces.terminal_frames:InputFrame|sandbox.interfaces.terminal_frames:ResizeFrame"
     ),
 }
 

@@ -140,7 +140,7 @@ ROWS = [
     ("Workers", "Values in the agent's own report", "model.fixed_limits.WORKER_RECORD_VALUES_MAX"),
     ("Workers", "Records of artifacts", "model.fixed_limits.WORKER_ARTIFACT_RECORDS_BYTES_MAX"),
     ("Workers", "Artifacts", "model.fixed_limits.WORKER_ARTIFACTS_MAX"),
-    ("Workers", "All artifacts", "placements.cluster.uploads.ARTIFACTS_BYTES_MAX"),
+    ("Workers", "All artifacts", "placements.cluster.artifact_uploads.ARTIFACTS_BYTES_MAX"),
     ("Workers", "Journal", "placements.cluster.worker_server.JOURNAL_BYTES_MAX"),
     (
         "Workers",

@@ -43,7 +43,7 @@ from sandbox.interfaces.placement import (
     RunnerNotStartedError,
     RunnerUnreachableError,
 )
-from sandbox.interfaces.terminals import EndFrame, InputFrame, OutputFrame, TerminalRefusedError
+from sandbox.interfaces.terminal_frames import EndFrame, InputFrame, OutputFrame, TerminalRefusedError
 from sandbox.model.events import ArtifactCollected, CancelRequested, ErrorReported, TaskFinished
 from sandbox.model.failure import FailureCode
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS

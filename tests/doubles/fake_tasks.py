@@ -42,7 +42,7 @@ from sandbox.interfaces.tasks import (
     TaskNotFoundError,
     TaskServices,
 )
-from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
+from sandbox.interfaces.terminal_frames import TerminalConnection, TerminalRefusedError
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.manifest.schema import Manifest

@@ -27,7 +27,7 @@ from sandbox.interfaces.tasks import (
     TaskNotFoundError,
     UnavailableError,
 )
-from sandbox.interfaces.terminals import TerminalRefusedError
+from sandbox.interfaces.terminal_frames import TerminalRefusedError
 from sandbox.model.errors import (
     InvalidInputError,
     InvalidManifestError,

@@ -35,7 +35,7 @@ from sandbox.bootstrap.local_host import (
     choose_run_dir,
 )
 from sandbox.bootstrap.log import configure_logging
-from sandbox.bootstrap.placements import ChosenPlacements, choose_placements, create_placements
+from sandbox.bootstrap.placement_registry import ChosenPlacements, choose_placements, create_placements
 from sandbox.bootstrap.private_directory import make_data_dir
 from sandbox.bootstrap.runtime import make_profile_lister
 from sandbox.bootstrap.settings.schema import ServerSettings

@@ -29,7 +29,7 @@ from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.placement import RenewLease
-from sandbox.interfaces.terminals import FRAME_BYTES_MAX
+from sandbox.interfaces.terminal_frames import FRAME_BYTES_MAX
 from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN, PROTOCOL_VERSION, Claim
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas

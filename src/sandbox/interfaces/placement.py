@@ -14,7 +14,7 @@ from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image, ProfileCatalog
 from sandbox.interfaces.journal import JournalWriter, Liveness
 from sandbox.interfaces.runtime import RuntimeProbe
-from sandbox.interfaces.terminals import TerminalConnection
+from sandbox.interfaces.terminal_frames import TerminalConnection
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import AttemptStarted
 from sandbox.model.failure import FailureCode
@@ -136,7 +136,7 @@ class CancelAttempt(msgspec.Struct, frozen=True, tag="cancel"):
 class OpenTerminal(
     msgspec.Struct, frozen=True, tag="terminal", rename={"is_agent_terminal": "agent", "is_read_only": "looks_on"}
 ):
-    """A request to a runner for a terminal. After the `Reply`, both sides send frames (`interfaces.terminals`).
+    """A request to a runner for a terminal. After the `Reply`, both sides send frames (`interfaces.terminal_frames`).
 
     is_agent_terminal: the agent's own terminal instead of a new shell.
     is_read_only: the client's input is not accepted.

@@ -10,7 +10,7 @@ from sandbox.interfaces.engine import JobStatus
 from sandbox.interfaces.placement import HostStatus, OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import ChangeCursor, TaskPage, TaskQuery
-from sandbox.interfaces.terminals import TerminalConnection
+from sandbox.interfaces.terminal_frames import TerminalConnection
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact, Idempotency, Parent
 from sandbox.model.manifest.schema import Manifest

@@ -10,7 +10,7 @@ import msgspec
 from sandbox.interfaces.placement import OpenTerminal
 from sandbox.interfaces.runtime import Command, ExitStatus, Sandbox, Terminal, TerminalSize
 from sandbox.interfaces.secrets import Redactor
-from sandbox.interfaces.terminals import (
+from sandbox.interfaces.terminal_frames import (
     ClientFrame,
     EndFrame,
     InputFrame,

@@ -16,9 +16,10 @@ from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
+from sandbox.runtimes.limits.disk_objects import CachedExtentMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter
-from sandbox.runtimes.limits.slab_usage import CachedExtentMeter, count_negative_dentries
+from sandbox.runtimes.limits.slab_usage import count_negative_dentries
 
 KILLED_EXIT_CODE = 128 + signal.SIGKILL
 

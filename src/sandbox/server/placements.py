@@ -27,7 +27,7 @@ from sandbox.interfaces.placement import (
     RunnerNotStartedError,
     RunnerUnreachableError,
 )
-from sandbox.interfaces.terminals import TerminalConnection
+from sandbox.interfaces.terminal_frames import TerminalConnection
 from sandbox.model.failure import FailureCode
 from sandbox.model.resources import Resources
 from sandbox.model.task import Attempt, Task

@@ -20,7 +20,7 @@ from sandbox.interfaces.placement import (
 )
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.tasks import SandboxNotPreservedError, UnavailableError
-from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
+from sandbox.interfaces.terminal_frames import TerminalConnection, TerminalRefusedError
 from sandbox.model.errors import error_reason
 from sandbox.model.failure import AttemptError
 from sandbox.model.fixed_limits import (

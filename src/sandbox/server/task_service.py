@@ -42,7 +42,7 @@ from sandbox.interfaces.tasks import (
     TaskNotFoundError,
     UnavailableError,
 )
-from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
+from sandbox.interfaces.terminal_frames import TerminalConnection, TerminalRefusedError
 from sandbox.model.errors import error_reason
 from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import CHAIN_TASKS_MAX

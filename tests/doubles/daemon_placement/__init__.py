@@ -23,7 +23,7 @@ from sandbox.interfaces.placement import (
     ProbeResult,
     RunnerNotStartedError,
 )
-from sandbox.interfaces.terminals import FRAME_BYTES_MAX
+from sandbox.interfaces.terminal_frames import FRAME_BYTES_MAX
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS

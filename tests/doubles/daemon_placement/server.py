@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from doubles.daemon_placement import NAME, create_placement_with
-from sandbox.bootstrap.placements import ChosenPlacements
+from sandbox.bootstrap.placement_registry import ChosenPlacements
 from sandbox.bootstrap.server import run
 from sandbox.bootstrap.settings.load import load
 

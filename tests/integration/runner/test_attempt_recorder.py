@@ -8,7 +8,7 @@ import pytest
 
 from doubles.attempt_harness import AttemptScript
 from sandbox.interfaces.placement import CancelAttempt, OpenTerminal
-from sandbox.interfaces.terminals import TerminalRefusedError
+from sandbox.interfaces.terminal_frames import TerminalRefusedError
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.events import (

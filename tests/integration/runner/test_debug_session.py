@@ -14,7 +14,7 @@ from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import SANDBOX_HOME, AttemptLayout
 from sandbox.interfaces.placement import OpenTerminal, Reply
 from sandbox.interfaces.runtime import Command, ExitStatus
-from sandbox.interfaces.terminals import EndFrame, WriteAccessFrame
+from sandbox.interfaces.terminal_frames import EndFrame, WriteAccessFrame
 from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.runner.control_socket import serve_control_socket

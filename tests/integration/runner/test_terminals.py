@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.interfaces.placement import OpenTerminal, Reply
 from sandbox.interfaces.runtime import ExitStatus, TerminalSize
-from sandbox.interfaces.terminals import (
+from sandbox.interfaces.terminal_frames import (
     EndFrame,
     InputFrame,
     OutputFrame,

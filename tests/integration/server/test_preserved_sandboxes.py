@@ -16,7 +16,7 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import HostUnreachableError, OpenTerminal, RunnerUnreachableError
 from sandbox.interfaces.tasks import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
-from sandbox.interfaces.terminals import TerminalRefusedError
+from sandbox.interfaces.terminal_frames import TerminalRefusedError
 from sandbox.model.events import AgentExited, AttemptSuperseded, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import DEBUG_SESSION_END_TIMEOUT_SECONDS

@@ -14,7 +14,7 @@ from sandbox.api.app_context import AppContext, get_context
 from sandbox.api.middleware.metrics import set_route
 from sandbox.api.request_parsing import parse_query_params
 from sandbox.interfaces.placement import OpenTerminal
-from sandbox.interfaces.terminals import (
+from sandbox.interfaces.terminal_frames import (
     EndFrame,
     InputFrame,
     OutputFrame,

@@ -21,7 +21,7 @@ from sandbox.interfaces.placement import (
     OpenTerminal,
     Reply,
 )
-from sandbox.interfaces.terminals import ClientFrame, RunnerFrame, TerminalConnection
+from sandbox.interfaces.terminal_frames import ClientFrame, RunnerFrame, TerminalConnection
 from sandbox.interfaces.worker_messages import (
     IsResponsive,
     KillRunner,
@@ -156,7 +156,7 @@ class Workers:
 
 
 class LoopThreadTerminal:
-    """Implements `interfaces.terminals.TerminalConnection`: a connection in the thread."""
+    """Implements `interfaces.terminal_frames.TerminalConnection`: a connection in the thread."""
 
     def __init__(self, inner: TerminalConnection, thread: LoopThread) -> None:
         self._inner = inner

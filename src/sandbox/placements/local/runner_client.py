@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.placement import CancelAttempt, OpenTerminal, RenewLease, Reply, RunnerUnreachableError
-from sandbox.interfaces.terminals import (
+from sandbox.interfaces.terminal_frames import (
     FRAME_BYTES_MAX,
     ClientFrame,
     EndFrame,
@@ -26,7 +26,7 @@ _decoder: "msgspec.msgpack.Decoder[RunnerFrame]" = msgspec.msgpack.Decoder(Runne
 
 
 class StreamTerminalConnection:
-    """Implements `interfaces.terminals.TerminalConnection`."""
+    """Implements `interfaces.terminal_frames.TerminalConnection`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader

@@ -20,9 +20,9 @@ from sandbox.runtimes.bubblewrap.disk_root import DiskRoot, find_disk_root
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.exec_client import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec, wait_for_exit
+from sandbox.runtimes.limits.disk_objects import DirectoryMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter
-from sandbox.runtimes.limits.slab_usage import DirectoryMeter
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sandbox.model.fixed_limits import VMA_BYTES_MAX
-from sandbox.runtimes.limits.kernel_usage import list_directory
+from sandbox.runtimes.limits.open_files import list_directory
 from sandbox.runtimes.limits.slab_usage import VMA_BYTES, SlabUsage
 
 _MAPS_CHUNK_BYTES = 1 << 20

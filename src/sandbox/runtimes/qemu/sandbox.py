@@ -34,8 +34,8 @@ from sandbox.runtimes.launcher_client import (
     wait_for_exit,
 )
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
+from sandbox.runtimes.limits.disk_objects import CachedExtentMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
-from sandbox.runtimes.limits.slab_usage import CachedExtentMeter
 from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal
 from sandbox.runtimes.qemu.command_lines import QemuDescriptors
 from sandbox.runtimes.qemu.guest import frames

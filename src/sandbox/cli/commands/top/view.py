@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from sandbox.cli.output.event_line_printer import one_line
 from sandbox.cli.output.event_printer import STATE_STYLES
 from sandbox.cli.output.formatting import (
     current_activity,
@@ -23,6 +22,7 @@ from sandbox.cli.output.formatting import (
 )
 from sandbox.cli.output.table import MAIN_COLUMN_CELLS, cell, fit_table, plain_lines
 from sandbox.cli.output.text import wrap_text
+from sandbox.cli.output.timed_lines import one_line
 from sandbox.model.formatting import format_cost, format_duration, format_size, format_state
 from sandbox.model.task_state import FINAL_STATES, TaskState
 

@@ -1,6 +1,6 @@
 import pytest
 
-from sandbox.bootstrap.placements import REGISTERED_PLACEMENTS, RegisteredPlacement, choose_placements
+from sandbox.bootstrap.placement_registry import REGISTERED_PLACEMENTS, RegisteredPlacement, choose_placements
 from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import ClusterSection, ServerSettings
 

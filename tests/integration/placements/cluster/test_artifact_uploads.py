@@ -14,7 +14,7 @@ import pytest
 from doubles.cluster_server import wait_until
 from sandbox.interfaces.worker_messages import ArtifactPart, Heartbeat, HeartbeatAnswer, Upload, UploadReceived
 from sandbox.model.events import Artifact
-from sandbox.placements.cluster import uploads
+from sandbox.placements.cluster import artifact_uploads
 
 FREE = Heartbeat(1, "free", 0, 0, is_launching=False)
 CONTENT = b"content" * 100_000
@@ -150,7 +150,7 @@ async def test_upload_that_ends_after_a_takeover_replaces_nothing(server, job, m
 
 
 async def test_stalled_upload_is_aborted(server, job, monkeypatch):
-    monkeypatch.setattr(uploads, "_PART_SECONDS", 0.2)
+    monkeypatch.setattr(artifact_uploads, "_PART_SECONDS", 0.2)
     async with open_upload(server, job) as (client, uploading):
         assert await uploading.read() is None
         await client.send(FREE)
@@ -160,8 +160,8 @@ async def test_stalled_upload_is_aborted(server, job, monkeypatch):
 
 async def test_upload_that_is_too_slow_is_aborted(server, job, monkeypatch):
     """Each part arrives in time, but the whole upload takes too long."""
-    monkeypatch.setattr(uploads, "_UPLOAD_SECONDS", 0.5)
-    monkeypatch.setattr(uploads, "_BYTES_PER_SECOND", 2**40)
+    monkeypatch.setattr(artifact_uploads, "_UPLOAD_SECONDS", 0.5)
+    monkeypatch.setattr(artifact_uploads, "_BYTES_PER_SECOND", 2**40)
     async with open_upload(server, job) as (_, uploading):
 
         async def send():
@@ -206,7 +206,7 @@ async def upload_text(server, claim, name):
 @pytest.mark.parametrize("limit", [("ARTIFACTS_BYTES_MAX", 2_000_000), ("WORKER_ARTIFACTS_MAX", 2)])
 async def test_limits_on_artifacts_apply_to_all_sessions(server, job, monkeypatch, limit, restarts):
     """An artifact that is sent several times counts once."""
-    monkeypatch.setattr(uploads, *limit)
+    monkeypatch.setattr(artifact_uploads, *limit)
     claim = server.claim(job)
     for name in ("a.txt", "a.txt", "b.txt", "a.txt"):
         assert await upload_text(server, claim, name) == UploadReceived(is_accepted=True)
