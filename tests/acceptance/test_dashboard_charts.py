@@ -107,5 +107,5 @@ def test_api_reference_has_the_theme_and_navigation_of_the_site(base_url, browse
     page = browser.open(f"{base_url}/docs", scheme="dark")
     page.locator(".opblock").first.wait_for()
     assert page.locator("html.dark-mode").count() == 1
-    page.get_by_role("link", name="Server").click()
+    page.get_by_role("link", name="Server", exact=True).click()
     page.wait_for_url("**/server")
