@@ -221,7 +221,7 @@ END_WITH_UPLOAD = """
 import contextlib, sys
 from pathlib import Path
 from doubles.cluster_server import ClusterServer
-from integration.placements.cluster.test_uploads import open_upload
+from integration.placements.cluster.test_artifact_uploads import open_upload
 from sandbox.placements.cluster.workers import LoopThread
 
 async def begin():
