@@ -40,6 +40,7 @@ class SlurmDeployment(Deployment):
             preinstall_agent(self.data_dir)
             for host in slurm_cluster.HOSTS:
                 preinstall_agent(self.hosts_dir / host)
+        if not self.host_key_file.exists():
             self.host_key_file.write_bytes(base64.b64encode(os.urandom(32)))
             self.host_key_file.chmod(0o600)
         cluster = {

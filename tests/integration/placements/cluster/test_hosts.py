@@ -6,12 +6,13 @@ import msgspec
 import pytest
 
 from doubles.cluster_server import BOOT_ID, HOST, SMALL, wait_until
+from sandbox import __version__
 from sandbox.interfaces.engine import JobPhase, JobStatus
 from sandbox.interfaces.worker_messages import Claimed, Heartbeat
 from sandbox.placements.cluster import hosts, jobs
 from sandbox.placements.cluster.hosts import SeenHosts, host_statuses
 
-REPORTED = {"version": "1.2.3", "cpus": 4, "memory_bytes": 2**34}
+REPORTED = {"cpus": 4, "memory_bytes": 2**34}
 
 
 @pytest.fixture(autouse=True)
@@ -29,16 +30,16 @@ async def test_host_of_a_connected_worker_is_ready(server, job):
     async with server.connect(server.claim(job, **REPORTED)) as client:
         assert isinstance(await client.read(), Claimed)
         status = statuses(server)[HOST]
-        assert (status.state, status.reason, status.version) == ("ready", "", "1.2.3")
+        assert (status.state, status.reason, status.version) == ("ready", "", __version__)
         assert (status.cpus, status.memory_bytes) == (4, 2**34)
         assert started_at <= status.last_contact_at.timestamp() <= time.time()
 
 
-async def test_host_is_listed_without_what_earlier_workers_do_not_report(server, job):
+async def test_host_is_listed_without_resources_that_its_worker_does_not_report(server, job):
     async with server.connect(server.claim(job)) as client:
         assert isinstance(await client.read(), Claimed)
         status = statuses(server)[HOST]
-        assert (status.state, status.cpus, status.memory_bytes, status.version) == ("ready", None, None, "")
+        assert (status.state, status.cpus, status.memory_bytes) == ("ready", None, None)
 
 
 async def test_each_heartbeat_is_a_contact(server, job):

@@ -26,7 +26,7 @@ def bootstrap(monkeypatch, tmp_path):
         bootstrap.settings, bootstrap.announce = settings, announce
 
     bootstrap.run = run
-    bootstrap.run_checks = lambda settings: bootstrap.findings
+    bootstrap.run_checks = lambda settings, worker_server: bootstrap.findings
     for module in ("sandbox.bootstrap.server", "sandbox.bootstrap.doctor.checks"):
         monkeypatch.setitem(sys.modules, module, bootstrap)
     for name in ("HOST", "PORT", "WS_PORT", "DATA_DIR", "RUNTIME", "CONFIG"):
@@ -163,7 +163,7 @@ def test_doctor_shows_that_the_checks_run(bootstrap, monkeypatch):
         yield
         lines.append("end")
 
-    bootstrap.run_checks = lambda settings: lines.append("checks") or [OK]
+    bootstrap.run_checks = lambda settings, worker_server: lines.append("checks") or [OK]
     monkeypatch.setattr(command, "activity_line", record)
     assert invoke("doctor").exit_code == 0
     assert lines == ["Checking this machine…", "checks", "end"]
