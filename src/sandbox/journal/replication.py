@@ -240,7 +240,6 @@ _ARTIFACT_RECORD_BYTES_MIN = 1024
 _LONG_LINE_BYTES = 256 * 1024
 _NESTING_MAX = 32
 _INTEGER_BITS_MAX = 53
-_COST_USD_MAX = 1e9
 _long_line_lock = threading.Lock()
 """Held while a long line is decoded: some lines need thirty times their size until their values are counted."""
 
@@ -272,8 +271,8 @@ def _decode_untrusted(line: bytes) -> e.Record:
             raise JournalDamagedError(f"Record {record.seq} may only be written by a server.")
         if not isinstance(record.event, e.Output):
             _check_values(record)
-        if isinstance(record.event, e.Usage | e.Progress) and abs(record.event.cost_usd or 0.0) > _COST_USD_MAX:
-            raise JournalDamagedError(f"Record {record.seq} has an impossible cost.")
+        if isinstance(record.event, e.Usage | e.Progress):
+            _check_counts(record.seq, record.event)
     return record
 
 
@@ -290,6 +289,13 @@ def _check_values(record: e.Record) -> None:
         if not values:
             return
     raise JournalDamagedError(f"Record {record.seq} has a number that is too large, or too many or too deep values.")
+
+
+def _check_counts(seq: int, event: e.Usage | e.Progress) -> None:
+    """Check that the event does not lower a total and that its cost is possible. Raises JournalDamagedError."""
+    is_negative = any(isinstance(value, int) and value < 0 for value in msgspec.structs.astuple(event))
+    if is_negative or not 0 <= (event.cost_usd or 0.0) <= e.COST_USD_MAX:
+        raise JournalDamagedError(f"Record {seq} has a negative count or an impossible cost.")
 
 
 def _items(value: Any) -> Collection[Any]:

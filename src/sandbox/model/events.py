@@ -337,6 +337,13 @@ class ToolCallEnded(_EventBase, frozen=True, tag="tool_call"):
     is_error: bool = False
 
 
+TOKENS_TOTAL_MAX = 2**53 - 1
+"""Maximum of a total of tokens. Larger integers have no exact value in the JSON parsers of some clients."""
+
+COST_USD_MAX = 1e9
+"""Maximum cost of a request, and of the total in `Progress`."""
+
+
 class Usage(_EventBase, frozen=True, tag="usage"):
     """Tokens of one model request, counted by the gateway; `cost_usd` is null if the model has no known price.
 

@@ -82,9 +82,6 @@ def with_recorded_message(after: Task, record: e.Record) -> Task:
     return msgspec.structs.replace(after, state_message=transition.message)
 
 
-_TOKENS_MAX = 2**53 - 1
-"""Maximum of a total of tokens. Larger integers have no exact value in the JSON parsers of some clients."""
-
 _HandlerResult = tuple[dict[str, Any], tuple[TaskState, str] | None, tuple[Effect, ...]]
 
 
@@ -253,8 +250,8 @@ def will_be_followed_up(task: Task, event: e.AgentExited) -> bool:
 def _usage(task: Task, event: e.Usage) -> _HandlerResult:
     spent, cached = task.spent, event.cache_read_tokens + event.cache_write_tokens
     after = TotalUsage(
-        min(spent.input_tokens + event.input_tokens + cached, _TOKENS_MAX),
-        min(spent.output_tokens + event.output_tokens, _TOKENS_MAX),
+        min(spent.input_tokens + event.input_tokens + cached, e.TOKENS_TOTAL_MAX),
+        min(spent.output_tokens + event.output_tokens, e.TOKENS_TOTAL_MAX),
         round(spent.usd + (event.cost_usd or 0.0), 9),
     )
     return {"spent": after}, None, ()

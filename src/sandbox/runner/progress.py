@@ -10,6 +10,8 @@ from sandbox.interfaces.agent import AgentEvent, ApiRetry, ToolCallFinished, Tur
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.gateway import Budget
 from sandbox.model.events import (
+    COST_USD_MAX,
+    TOKENS_TOTAL_MAX,
     AgentMessage,
     AgentResult,
     ConversationEvent,
@@ -95,11 +97,11 @@ class ProgressTracker:
 
     def add_usage(self, usage: Usage) -> None:
         """Count the usage of a model request."""
-        cached = usage.cache_read_tokens + usage.cache_write_tokens
+        before, cached = self._counters, usage.cache_read_tokens + usage.cache_write_tokens
         self._update(
-            input_tokens=self._counters.input_tokens + usage.input_tokens + cached,
-            output_tokens=self._counters.output_tokens + usage.output_tokens,
-            cost_usd=round(self._counters.cost_usd + (usage.cost_usd or 0.0), 9),
+            input_tokens=min(before.input_tokens + usage.input_tokens + cached, TOKENS_TOTAL_MAX),
+            output_tokens=min(before.output_tokens + usage.output_tokens, TOKENS_TOTAL_MAX),
+            cost_usd=min(round(before.cost_usd + (usage.cost_usd or 0.0), 9), COST_USD_MAX),
         )
 
     def set_denied_count(self, count: int) -> None:

@@ -186,6 +186,12 @@ def nested(depth):
     [
         (Usage("m", 2**53, 1), Usage("m", 2**53 - 1, 1)),
         (Usage("m", -(2**60), 1), Usage("m", 0, 1)),
+        (Usage("m", -1, 1), Usage("m", 0, 1)),
+        (Usage("m", 1, 1, cache_write_tokens=-1), Usage("m", 1, 1, cache_write_tokens=0)),
+        (Usage("m", 1, 1, cost_usd=-1e-9), Usage("m", 1, 1, cost_usd=0.0)),
+        (Usage("m", 1, 1, cost_usd=1.1e9), Usage("m", 1, 1, cost_usd=1e9)),
+        (Progress(cost_usd=-1.0), Progress(cost_usd=0.0)),
+        (Progress(output_bytes=-1), Progress()),
         (Usage("m", 1, 1, cost_usd=1e300), Usage("m", 1, 1, cost_usd=1e3)),
         (Progress(cost_usd=1e300), Progress(cost_usd=1e3)),
         (Metrics(memory_used_bytes=2**60), Metrics(memory_used_bytes=2**50)),

@@ -217,3 +217,15 @@ def test_denied_count_is_reported_once_per_second():
         tracker.set_denied_count(step * 1000)
         tracker.record_if_due(step / 10)
     assert len(events) <= 11
+
+
+def test_totals_of_usage_have_the_limits_of_records():
+    """A server rejects records of workers with larger totals."""
+    tracker, events = create_tracker(Progress(input_tokens=2**53 - 2, output_tokens=2**53 - 2, cost_usd=1e9 - 1))
+    for second in range(2):
+        tracker.add_usage(Usage("m", 1, 1, cost_usd=1.0))
+        tracker.record_if_due(float(second))
+        counters = events.of_type(Progress)[-1]
+        totals = (counters.input_tokens, counters.output_tokens, counters.cost_usd)
+        assert totals == (2**53 - 1, 2**53 - 1, 1e9)
+        tracker.add_output(1)

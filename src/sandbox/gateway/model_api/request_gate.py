@@ -4,7 +4,6 @@ Requests are held until the agent has been checked. They are denied if they woul
 external resources, if the budget is spent, or if the server's key was rejected.
 """
 
-import math
 from typing import Any
 
 import msgspec
@@ -13,9 +12,9 @@ from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUDGET_REQUESTS_IN_FLIGHT_MIN, BUFFERED_BYTES_MAX
 from sandbox.gateway.model_api.dialer import Upstream
 from sandbox.interfaces.gateway import Budget, CostBound, GatewayRules, ModelDialect, Rejected, UsageMeter
-from sandbox.model.events import Usage
+from sandbox.model.events import COST_USD_MAX, Usage
 
-TOKENS_MAX = 10**15
+TOKENS_MAX = 10**12
 """Maximum plausible token count of one request; a higher count is invalid."""
 
 BUDGET_STATUS = 402
@@ -32,7 +31,7 @@ def valid_usage(usage: Usage | None) -> Usage | None:
         return None
     counts = (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens)
     are_counts_valid = all(map(_is_token_count, counts))
-    is_cost_valid = usage.cost_usd is None or (math.isfinite(usage.cost_usd) and usage.cost_usd >= 0)
+    is_cost_valid = usage.cost_usd is None or 0 <= usage.cost_usd <= COST_USD_MAX
     return usage if are_counts_valid and is_cost_valid else None
 
 

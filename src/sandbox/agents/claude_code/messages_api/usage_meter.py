@@ -46,7 +46,7 @@ def create_meter(content_type: bytes) -> UsageMeter:
     return StreamMeter() if is_stream else JsonMeter()
 
 
-_COUNT_MAX = 10**12
+_COUNT_MAX = 10**9
 _Count = Annotated[int, msgspec.Meta(ge=0, le=_COUNT_MAX)]
 
 

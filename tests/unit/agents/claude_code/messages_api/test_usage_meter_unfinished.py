@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from sandbox.agents.claude_code.messages_api.pricing import PRICED_MODELS
 from sandbox.agents.claude_code.messages_api.usage_meter import (
     SSE_LINE_BYTES_MAX,
     USAGE_BYTES_MAX,
@@ -11,7 +12,7 @@ from sandbox.agents.claude_code.messages_api.usage_meter import (
     StreamMeter,
     create_meter,
 )
-from sandbox.gateway.model_api.request_gate import TOKENS_MAX
+from sandbox.gateway.model_api.request_gate import TOKENS_MAX, valid_usage
 from sandbox.interfaces.gateway import CostBound
 from sandbox.model.events import Usage
 
@@ -291,10 +292,22 @@ def test_large_usage_is_not_read(byte_count, is_read):
 
 def test_counts_of_the_largest_usage_are_plausible():
     """The counts of a response are summed. An implausible sum would not be counted at all."""
-    item = {"type": "advisor_message", "input_tokens": 10**12}
+    item = {"type": "advisor_message", "input_tokens": 10**9}
     usage = {"output_tokens": 1, "iterations": [item] * (USAGE_BYTES_MAX // 61)}
     assert USAGE_BYTES_MAX * 0.9 < len(json.dumps(usage)) <= USAGE_BYTES_MAX
-    assert 10**12 < stream_meter_fed(start(), delta(**usage)).usage().input_tokens < TOKENS_MAX
+    assert 10**9 < stream_meter_fed(start(), delta(**usage)).usage().input_tokens < TOKENS_MAX
+
+
+@pytest.mark.parametrize("model", PRICED_MODELS)
+def test_cost_of_the_largest_usage_is_possible(model):
+    """A server rejects records of workers with a higher cost."""
+    iterations = [{"type": "compaction", "output_tokens": 10**9}] * (USAGE_BYTES_MAX // 56)
+    searches = {"web_search_requests": 10**9}
+    usage = {"input_tokens": 10**9, "iterations": iterations, "server_tool_use": searches}
+    assert USAGE_BYTES_MAX * 0.9 < len(json.dumps(usage)) <= USAGE_BYTES_MAX
+    counted = json_meter_fed(json.dumps({"model": model, "usage": usage}).encode()).usage()
+    assert counted.output_tokens > 10**11
+    assert valid_usage(counted) is counted
 
 
 def test_usage_is_computed_once_for_each_change():
@@ -366,13 +379,13 @@ def test_meter_is_chosen_by_content_type(content_type, kind):
     "name", ["input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"]
 )
 def test_counts_out_of_range_are_ignored(name):
-    for count, expected in ((10**12, 10**12), (0, 0)):
+    for count, expected in ((10**9, 10**9), (0, 0)):
         usage = stream_meter_fed(start(), delta(**{name: count})).usage()
         assert (
             sum((usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens))
             == expected
         )
-    for count in (10**12 + 1, -1):
+    for count in (10**9 + 1, -1):
         assert (
             stream_meter_fed(start(input_tokens=7), delta(**{name: count})).usage()
             == stream_meter_fed(start(input_tokens=7)).usage()
@@ -383,7 +396,7 @@ def test_search_counts_out_of_range_are_ignored():
     def cost(searches: int) -> float:
         return stream_meter_fed(start(server_tool_use={"web_search_requests": searches})).usage().cost_usd
 
-    assert [cost(0), cost(1), cost(10**12), cost(10**12 + 1), cost(-1)] == [0.0, 0.01, 10.0**10, 0.0, 0.0]
+    assert [cost(0), cost(1), cost(10**9), cost(10**9 + 1), cost(-1)] == [0.0, 0.01, 10.0**7, 0.0, 0.0]
 
 
 def test_later_search_count_of_zero_replaces_an_earlier_one():
