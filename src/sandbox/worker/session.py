@@ -250,8 +250,10 @@ class ServerSession:
             self._start(self._renew_lease(self._lease.deadline))
 
     async def _renew_lease(self, deadline: float) -> None:
-        with contextlib.suppress(SandboxError):  # no runner is listening; the next one gets the deadline at its start
+        try:
             await self._worker_task.renew_lease(deadline)
+        except SandboxError:
+            self._renewed_until = 0.0  # no runner is listening; the next answer repeats the renewal
 
     # Replication.
 

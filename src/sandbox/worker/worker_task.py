@@ -97,7 +97,9 @@ class HostFailures:
 async def _remove_tasks(layouts: Sequence[TaskLayout], files: AttemptFiles, remove: RemovePaths) -> None:
     """Remove everything of these tasks from this host. None of them has a runner. Raises OSError, SandboxError."""
     task_ids = {layout.task_id for layout in layouts}
-    for leftover in (await files.scan()).leftovers:
+    async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):  # a program in a sandbox can delay the search
+        leftovers = (await files.scan()).leftovers
+    for leftover in leftovers:
         if leftover.location.task_id in task_ids:
             async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
                 await files.clean_up(leftover, keeps_disk=False)

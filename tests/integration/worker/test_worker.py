@@ -71,6 +71,7 @@ class FakeHost:
         self.files, self.is_disk_locked, self.removals = self, False, 0
         self.locked, self.cleaned = set(), []
         self.launch_error, self.scan_errors, self.may_lock = None, 0, asyncio.Event()
+        self.hanging_scans, self.renewal_errors = 0, 0
         self.may_lock.set()
         self.host_key, self.claim_changes = None, {}
 
@@ -124,6 +125,9 @@ class FakeHost:
         self.removals += 1
 
     async def scan(self):
+        if self.hanging_scans > 0:
+            self.hanging_scans -= 1
+            await asyncio.Event().wait()
         if self.scan_errors > 0:
             self.scan_errors -= 1
             raise OSError(errno.EIO, "Input/output error")
@@ -137,6 +141,9 @@ class FakeHost:
     async def renew_lease(self, attempt_id, deadline):
         if self.order is None or self.order.attempt_id != attempt_id:
             raise SandboxError("There is no runner.")
+        if self.renewal_errors > 0:
+            self.renewal_errors -= 1
+            raise SandboxError("No runner is listening.")
         self.deadlines.append(deadline)
 
     async def connect(self, attempt_id):
@@ -298,6 +305,22 @@ async def test_agent_communicates_only_after_the_server_has_the_record_of_its_st
     await server.start()
     renewals = len(worker.host.deadlines)
     await wait_until(lambda: len(worker.host.deadlines) > renewals)
+
+
+async def test_renewal_that_fails_is_repeated_after_the_next_answer(start, monkeypatch):
+    """A successful one is repeated only when the lease is longer by a minute."""
+    monkeypatch.setattr(session_module, "_RENEWAL_SECONDS_MAX", 60.0)
+    worker = await start(renewal_errors=1)
+    worker.job.store(msgspec.structs.replace(worker.job.stored, lease_seconds=1200.0))
+    await worker.launch()
+    worker.host.record(PREPARED, CREATED, STARTED)
+    await wait_until(lambda: worker.host.renewal_errors == 0)
+    await wait_until(lambda: worker.host.deadlines)
+    for number in range(3):
+        deadline = worker.lease.deadline
+        worker.host.record(output(str(number)))
+        await wait_until(lambda earlier=deadline: worker.lease.deadline > earlier)
+    assert len(worker.host.deadlines) == 1
 
 
 async def test_lease_is_not_renewed_without_answers(server, start):
@@ -476,6 +499,20 @@ async def test_worker_that_fails_to_prepare_its_host_keeps_the_lock_and_continue
     await worker.wait_for_liveness(Liveness.FREE)
     assert worker.locks == 1
     await worker.launch()
+
+
+async def test_search_for_leftovers_that_a_sandbox_delays_does_not_stop_the_worker(server, start, monkeypatch):
+    monkeypatch.setattr(worker_task, "SANDBOX_TEARDOWN_SECONDS", 0.2)
+    worker = await start(hanging_scans=1)
+    await wait_until(lambda: worker.host.hanging_scans == 0)
+    await worker.wait_for_liveness(Liveness.FREE)
+    await worker.launch()
+    worker.host.hanging_scans = 1
+    worker.host.record(PREPARED, *ENDED)
+    worker.host.end()
+    assert await worker.exit_code() == EXIT_DONE
+    await wait_until(lambda: server.jobs.of_task("task-1") is None)
+    assert worker.host.hanging_scans == 0
 
 
 async def test_worker_on_a_host_that_cannot_be_prepared_ends(start, monkeypatch):
