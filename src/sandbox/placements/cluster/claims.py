@@ -16,7 +16,7 @@ from sandbox.interfaces.worker_messages import (
     ProveHost,
 )
 from sandbox.placements.cluster.jobs import Job, Jobs
-from sandbox.primitives.message_stream import StreamPair, encode_message, read_message
+from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
 from sandbox.primitives.secret_fingerprint import compute_host_proof, is_host_proof
 
 _CHALLENGE_BYTES = 32
@@ -61,7 +61,13 @@ class Claims:
                 if not job.is_claimed and self._host_key is not None:
                     await _check_host(claim, self._host_key, streams)
             except ClaimRejectedError as error:
-                self.jobs.rejections.record(job.stored.task_id, str(error))
+                self._record_rejection(job, claim, str(error))
+                raise
+            except TimeoutError:
+                self._record_rejection(job, claim, f"The worker on {claim.host} did not prove its host in time.")
+                raise
+            except InvalidMessageError:
+                self._record_rejection(job, claim, f"The worker on {claim.host} sent an invalid proof of its host.")
                 raise
             if not job.is_claimed and not await self.jobs.confirm_host(job, claim.host):
                 task_id = job.stored.task_id
@@ -70,6 +76,11 @@ class Claims:
         if (job := self.jobs.claim(claim)) is None:
             raise ClaimRejectedError("Another worker has this attempt, or the attempt is over.")
         return job
+
+    def _record_rejection(self, job: Job, claim: Claim, reason: str) -> None:
+        """Record a rejection, unless the task has ended or another worker has claimed the job meanwhile."""
+        if self.jobs.find_claimable(claim) is job:
+            self.jobs.rejections.record(job.stored.task_id, reason)
 
 
 def _check_version(claim: Claim, *, is_reconnection: bool) -> None:

@@ -199,7 +199,8 @@ class TestProofOfTheHost:
                 await client.send(messages[message])
             await check_not_accepted(client)
         assert not job.is_claimed
-        assert server.jobs.status("task-1").reason == job.reason
+        is_malformed = message != "nothing"
+        assert ("sent an invalid proof of its host" in server.jobs.status("task-1").reason) is is_malformed
 
     async def test_worker_without_the_key_is_rejected_with_a_reason(self, server, job):
         async with server.connect(server.claim(job)) as client:
@@ -213,6 +214,18 @@ class TestProofOfTheHost:
         async with server.connect(server.claim(job)) as client:
             await challenge_of(client)
             await check_not_accepted(client)
+        assert "did not prove its host in time" in server.jobs.status("task-1").reason
+        async with claimed(server, server.claim(job)):
+            assert "did not prove" not in server.jobs.status("task-1").reason
+
+    async def test_rejection_after_the_end_of_the_task_is_not_recorded(self, server, job):
+        claim = server.claim(job)
+        async with server.connect(claim) as client:
+            proof = prove(server, claim, await challenge_of(client), key=b"x" * 32)
+            server.jobs.notify_task_ended("task-1")
+            await client.send(proof)
+            await check_not_accepted(client, "another key")
+        assert server.jobs.rejections.reason("task-1") == ""
 
     async def test_engine_has_to_confirm_the_host_as_well(self, server, job, monkeypatch):
         monkeypatch.setattr(jobs, "_HOST_CONFIRMATION_TIMEOUT_SECONDS", 0.2)
