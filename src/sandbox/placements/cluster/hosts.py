@@ -72,10 +72,10 @@ class SeenHosts:
             self.save()
 
     def record_contact(self, name: str) -> None:
-        """Record that a worker on the host has just sent a heartbeat."""
-        host = self._hosts.get(name) or SeenHost(name, 0.0)
-        self._hosts[name] = msgspec.structs.replace(host, last_contact=time.time())
-        self._is_saved = False
+        """Record that a worker on the host has just sent a heartbeat, unless the host was forgotten."""
+        if (host := self._hosts.get(name)) is not None:
+            self._hosts[name] = msgspec.structs.replace(host, last_contact=time.time())
+            self._is_saved = False
 
     def start(self) -> None:
         """Save the hosts periodically, and once more when the tasks of the event loop are cancelled."""
@@ -136,7 +136,7 @@ def _state_of_host(job: Job) -> tuple[str, HostState, str]:
     if not job.is_claimed:
         is_starting = status is not None and status.phase is JobPhase.RUNNING and not stored.is_given_up
         return status.host if status and is_starting else "", HostState.IDLE, "A worker is starting on the host."
-    if stored.has_ended or job.phase is JobPhase.ENDED:
+    if stored.has_ended or stored.is_given_up or job.phase is JobPhase.ENDED:
         return "", HostState.IDLE, ""
     if job.session is not None:
         return stored.host, HostState.READY, ""

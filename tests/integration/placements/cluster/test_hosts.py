@@ -10,7 +10,7 @@ from sandbox import __version__
 from sandbox.interfaces.engine import JobPhase, JobStatus
 from sandbox.interfaces.worker_messages import Claimed, Heartbeat
 from sandbox.placements.cluster import hosts, jobs
-from sandbox.placements.cluster.hosts import SeenHosts, host_statuses
+from sandbox.placements.cluster.hosts import SeenHost, SeenHosts, host_statuses
 
 REPORTED = {"cpus": 4, "memory_bytes": 2**34}
 
@@ -71,6 +71,16 @@ async def test_host_is_unreachable_without_a_connection_and_idle_after_the_end_o
     await wait_until(lambda: statuses(server)[HOST].state == "idle")
 
 
+async def test_host_of_a_worker_that_was_given_up_is_idle(server, job):
+    """The journal was taken over, and the task may run on another host."""
+    async with server.connect(server.claim(job)) as client:
+        assert isinstance(await client.read(), Claimed)
+    await wait_until(lambda: statuses(server)[HOST].state == "unreachable")
+    server.jobs._give_up(job)
+    assert job in server.jobs.snapshot()
+    assert statuses(server)[HOST].state == "idle"
+
+
 async def test_one_connected_worker_makes_a_host_ready(server, job):
     other = await server.submit("task-2")
     async with server.connect(server.claim(other)) as client:
@@ -126,10 +136,19 @@ async def test_number_of_remembered_hosts_is_limited(server, job, monkeypatch, t
     assert [host.name for host in SeenHosts(tmp_path / "seen.json").snapshot()] == ["host-2", "host-3", "host-4"]
 
 
+def test_contact_does_not_add_a_host_that_was_forgotten(monkeypatch, tmp_path):
+    monkeypatch.setattr(hosts, "HOSTS_MAX", 2)
+    seen = SeenHosts(tmp_path / "seen.json")
+    for number in range(3):
+        seen.add(SeenHost(f"host-{number}", float(number)))
+    for name in ("host-0", "host-1"):
+        seen.record_contact(name)
+    assert {host.name: host.last_contact > 1 for host in seen.snapshot()} == {"host-1": True, "host-2": True}
+
+
 def test_list_that_cannot_be_saved_is_saved_later(tmp_path, caplog):
     seen = SeenHosts(tmp_path / "missing" / "hosts.json")
-    seen.record_contact("host-1")
-    seen.save()
+    seen.add(SeenHost("host-1", 1.0))
     assert "The list of hosts was not saved" in caplog.text
     (tmp_path / "missing").mkdir()
     seen.save()
