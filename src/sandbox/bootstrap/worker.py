@@ -62,6 +62,7 @@ class HostKeyError(SandboxError):
 
 HOST_KEY_BYTES = 32
 _HOST_KEY_FILE_BYTES_MAX = 4096
+_UNREADABLE_REMEDY = "create it or copy it, and let the user of this process own it."
 
 
 def read_host_key(path: Path | None) -> bytes:
@@ -81,9 +82,11 @@ def read_host_key(path: Path | None) -> bytes:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise HostKeyError(f"The key of the hosts, {path}, cannot be read: {error.strerror}.") from error
+        message = f"The key of the hosts, {path}, cannot be read: {error.strerror}"
+        raise HostKeyError(f"{message}; {_UNREADABLE_REMEDY}") from error
     if status.st_uid not in {0, os.geteuid()}:
-        raise HostKeyError(f"{path} contains the key of the hosts, so root or the user of this process must own it.")
+        message = f"{path} contains the key of the hosts, so root or the user of this process must own it"
+        raise HostKeyError(f"{message}; fix it with: chown {os.geteuid()} {shlex.quote(str(path))}")
     if status.st_mode & 0o077:
         message = f"{path} contains the key of the hosts, but other users have access to it"
         raise HostKeyError(f"{message}; fix it with: chmod 600 {shlex.quote(str(path))}")
@@ -92,7 +95,9 @@ def read_host_key(path: Path | None) -> bytes:
     except binascii.Error:
         key = b""
     if len(key) != HOST_KEY_BYTES:
-        raise HostKeyError(f"{path} does not contain {HOST_KEY_BYTES} bytes in base64, or it is not complete.")
+        raise HostKeyError(
+            f"{path} does not contain {HOST_KEY_BYTES} bytes in base64, or it is not complete: copy it again."
+        )
     return key
 
 

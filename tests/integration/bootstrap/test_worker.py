@@ -92,7 +92,7 @@ def test_key_of_another_user_is_refused(tmp_path, monkeypatch):
     status = list(path.stat())
     status[stat.ST_UID] = 4711
     monkeypatch.setattr(worker.os, "fstat", lambda descriptor: os.stat_result(status))
-    with pytest.raises(HostKeyError, match="root or the user of this process must own it"):
+    with pytest.raises(HostKeyError, match="root or the user of this process must own it; fix it with: chown"):
         read_host_key(path)
     status[stat.ST_UID] = 0
     assert read_host_key(path) == b"k" * 32

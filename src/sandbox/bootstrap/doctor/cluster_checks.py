@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from sandbox.bootstrap.doctor import Finding
 from sandbox.bootstrap.settings.schema import ServerSettings, SlurmSection
+from sandbox.bootstrap.worker import HostKeyError, read_host_key
 from sandbox.engines.slurm.engine import SYSTEM_PATH
 from sandbox.interfaces.engine import EngineUnavailableError
 from sandbox.model.errors import error_reason
@@ -27,8 +28,12 @@ _CONNECT_SECONDS = 5.0
 _KILL_WAIT_SECONDS_MIN = 20
 """A worker that gets SIGTERM sends its last records, and then removes its files: 10 s each."""
 
-_USABLE_STATES = frozenset({"idle", "mixed", "allocated", "completing"})
+_USABLE_STATES = frozenset({"idle", "mixed", "allocated", "completing", "planned"})
+_USABLE_MARKS = "+-~#"
+"""Marks after a state: jobs are completing, reserved by the backfill scheduler, powered off to save power, starting."""
+
 _NOT_TESTED_PLUGIN = "task/cgroup"
+_TESTED_TRACKING = "proctrack/linuxproc"
 _SETTING = re.compile(r"(\w+)\s*= (.*)")
 _SERVER = re.compile(r"(?P<host>[^:\s]+|\[[0-9A-Fa-f:]+\])(?::(?P<port>\d{1,5}))?")
 _MIB = 1024**2
@@ -45,8 +50,8 @@ class _SlurmHost(NamedTuple):
 
     @property
     def is_usable(self) -> bool:
-        """Whether the host responds and runs jobs. Slurm appends a mark to the state of a host that does not."""
-        return self.state in _USABLE_STATES
+        """Whether the host responds and runs jobs. Other marks than the usable ones are for hosts that do not."""
+        return self.state.rstrip(_USABLE_MARKS) in _USABLE_STATES
 
     def __str__(self) -> str:
         return f"{self.name} ({', '.join(filter(None, (self.state, self.reason)))})"
@@ -66,6 +71,7 @@ def check_engine(settings: ServerSettings) -> list[Finding]:
         *_check_hosts(hosts, cluster.slurm.partition),
         *_check_configuration(configuration),
         *_check_listen_address(cluster.host, cluster.port, hosts),
+        *_check_host_key(cluster.host_key_path),
     ]
 
 
@@ -83,7 +89,8 @@ def check_worker_host(settings: ServerSettings, server: str) -> list[Finding]:
     findings = [check_server_address(server, settings.cluster.port)]
     version, configuration = _run(section, "scontrol", "--version"), _read_configuration(section)
     findings.append(Finding("slurm", True, f"{version}; {_describe_user('runs this check')}"))
-    return [*findings, *_check_user(), *_check_configuration(configuration)]
+    key = _check_host_key(settings.cluster.host_key_path)
+    return [*findings, *_check_user(), *_check_configuration(configuration), *key]
 
 
 def check_server_address(server: str, default_port: int) -> Finding:
@@ -117,6 +124,16 @@ def _check_user() -> list[Finding]:
     return [Finding("user", False, message, "Start the server as root, so its jobs run as root.", is_needed=False)]
 
 
+def _check_host_key(path: Path | None) -> list[Finding]:
+    if path is None:
+        return []
+    try:
+        read_host_key(path)
+    except HostKeyError as error:
+        return [Finding("host key", False, error.message)]
+    return [Finding("host key", True, f"{path} is readable")]
+
+
 def _check_hosts(hosts: list[_SlurmHost], partition: str | None) -> list[Finding]:
     where = f"the partition {partition}" if partition else "the default partition"
     usable = [host for host in hosts if host.is_usable]
@@ -141,13 +158,18 @@ def _check_configuration(configuration: dict[str, str]) -> list[Finding]:
     tracking, task = configuration.get("ProctrackType", ""), configuration.get("TaskPlugin", "")
     # Slurm prints its configuration of control groups only if they are not disabled.
     cgroups = configuration.get("CgroupPlugin", "disabled")
-    findings = [Finding("slurm", True, f"ProctrackType={tracking}, TaskPlugin={task}, CgroupPlugin={cgroups}")]
-    if tracking != "proctrack/cgroup":
-        message = f"{tracking} does not find all processes of a worker that was killed; its runner ends by itself"
-        findings.append(Finding("slurm", False, message, "", is_needed=False))
-    if _NOT_TESTED_PLUGIN in task or tracking == "proctrack/cgroup":
+    message = f"ProctrackType={tracking}, TaskPlugin={task}, CgroupPlugin={cgroups}"
+    if tracking == _TESTED_TRACKING:
+        message += "; if Slurm kills a worker, its runner ends by itself"
+    findings = [Finding("slurm", True, message)]
+    if tracking == "proctrack/cgroup" or _NOT_TESTED_PLUGIN in task:
         message = "control groups of Slurm are not tested: a sandbox may be outside the control group of its job"
-        findings.append(Finding("slurm", False, message, "", is_needed=False))
+        remedy = f"Set ProctrackType={_TESTED_TRACKING} and a TaskPlugin without {_NOT_TESTED_PLUGIN} in slurm.conf."
+        findings.append(Finding("slurm", False, message, remedy, is_needed=False))
+    elif tracking != _TESTED_TRACKING:
+        message = f"{tracking} is not tested: Slurm may not find all processes of a worker"
+        remedy = f"Set ProctrackType={_TESTED_TRACKING} in slurm.conf."
+        findings.append(Finding("slurm", False, message, remedy, is_needed=False))
     wait = re.match(r"\d+", configuration.get("KillWait", ""))
     if wait is not None and int(wait[0]) < _KILL_WAIT_SECONDS_MIN:
         message = f"KillWait={wait[0]} s is too short for a worker that has to send its last records"
@@ -159,10 +181,11 @@ def _check_configuration(configuration: dict[str, str]) -> list[Finding]:
 def _check_listen_address(host: str, port: int, hosts: list[_SlurmHost]) -> list[Finding]:
     others = [one.name for one in hosts if one.name != socket.gethostname().partition(".")[0]]
     try:
-        is_loopback = ip_address(host).is_loopback
+        address = ip_address(host)
+        is_local = address.is_loopback or address.is_unspecified
     except ValueError:
-        is_loopback = host == "localhost"
-    if is_loopback and others:
+        is_local = host == "localhost"
+    if is_local and others:
         message = f"workers on other hosts ({', '.join(others[:3])}) cannot connect to {host}:{port}"
         remedy = "Set cluster.host to an address of this machine that the hosts can reach."
         return [Finding("cluster", False, message, remedy, is_needed=False)]

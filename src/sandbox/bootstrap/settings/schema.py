@@ -390,7 +390,9 @@ class ClusterSection:
             "runs tasks without workers."
         ),
     ] = "none"
-    host: Annotated[str, Len(1, 253), VISIBLE, Description("Address to listen on for workers.")] = "127.0.0.1"
+    host: Annotated[str, Len(1, 253), VISIBLE, Description("Address of this machine that workers connect to.")] = (
+        "127.0.0.1"
+    )
     port: Annotated[int, Ge(1), Le(65535), Description("Port for workers.")] = 8724
     lease: Annotated[
         str,
