@@ -10,15 +10,15 @@ from pathlib import Path
 FUNCTIONS_WITH_LOGIC = {
     "file_layout.TaskLayout.attempts": "the inverse of `attempt`: finds the directories that it names",
     "runtime.Listeners.close": "closes the fields of the record",
-    "terminals.encode_frame": "a runner and its clients, which are different packages, must use the same format",
-    "terminals.read_frame": "a runner and its clients, which are different packages, must use the same format",
+    "terminal_frames.encode_frame": "a runner and its clients, which are different packages, must use the same format",
+    "terminal_frames.read_frame": "a runner and its clients, which are different packages, must use the same format",
 }
 """Functions with logic, and the reason why each is in `interfaces/`."""
 
 LOGIC_IMPORTS = {
     "file_layout: base64": "the ids in file names are created in the module that defines their format",
     "file_layout: os": "the ids in file names are created in the module that defines their format",
-    "terminals: struct": "the format of the frames",
+    "terminal_frames: struct": "the format of the frames",
 }
 """Imports from the standard library that only logic needs, and the reason for each."""
 
