@@ -223,9 +223,9 @@ _WAITED_SECONDS_MAX = 5.0
 _WAITS_MAX = 120
 """Limits on the waits for one measurement, which may need locks that programs inside hold.
 
-Time in which a thread of this process waited for a processor does not count, because the machine is then busy. Only the
-number of waits limits this time. If the event loop stops, for example because the machine is suspended, that counts as
-one wait.
+Time in which threads of this process waited for a processor does not count, because the machine is then busy. The times
+of all threads are added up, because the threads take turns. Some of them may do other work, so the number of waits also
+limits one measurement. If the event loop stops, for example because the machine is suspended, that counts as one wait.
 """
 
 _THREADS_DIRECTORY = Path("/proc/self/task")
@@ -263,7 +263,7 @@ async def _poll_for_violation(
         violation = _NOT_MEASURED if usage is None else usage.find_exceeded_limit()
         if violation:
             return violation
-        # Other measurements of this process may have used a part of the CPU time.
+        # An upper bound: other threads of this process may have used a part of the CPU time.
         measured_seconds = min(loop.time() - started_at, read_cpu_seconds() - cpu_before)
         pause_seconds = max(interval_seconds, min(_PAUSE_FACTOR * measured_seconds, _PAUSE_SECONDS_MAX))
         if bytes_before is None:
@@ -302,19 +302,17 @@ async def _measure_in_time(
     measure: Callable[[], Awaitable[KernelUsage | FileUsage]],
 ) -> KernelUsage | FileUsage | None:
     measurement = asyncio.ensure_future(measure())
-    waited_seconds = 0.0
-    delays: dict[str, float] = {}
+    first = read_run_delays()
+    latest: dict[str, float] = {}
     try:
-        for _ in range(_WAITS_MAX):
+        for count in range(1, _WAITS_MAX + 1):
             done, _ = await asyncio.wait([measurement], timeout=_WAIT_SECONDS)
             if done:
                 return measurement.result()
-            earlier, delays = delays, read_run_delays()
-            delayed_seconds = max(
-                (delays[thread] - earlier[thread] for thread in delays if thread in earlier), default=0
-            )
-            waited_seconds += max(_WAIT_SECONDS - delayed_seconds, 0.0)
-            if waited_seconds >= _WAITED_SECONDS_MAX:
+            # The kernel adds a wait to a thread's delay when the wait is over. The delay of an ended thread is kept.
+            latest |= read_run_delays()
+            delayed_seconds = sum(max(0.0, delay - first.get(thread, 0.0)) for thread, delay in latest.items())
+            if count * _WAIT_SECONDS - delayed_seconds >= _WAITED_SECONDS_MAX:
                 return None
         return None
     finally:

@@ -101,12 +101,11 @@ def test_hanging_count_is_a_violation(monkeypatch):
     assert "could not be counted within 5 s" in watch_files(ScriptedSandbox(KernelUsage(), delay_seconds=60))
 
 
-def watch_slow_count_on_a_busy_machine(monkeypatch, *, busy_share):
-    """Watch a sandbox whose counts take 1 s, while a thread waits for a processor for this share of the time."""
+def watch_slow_count_on_a_busy_machine(monkeypatch, **delays):
+    """Watch a sandbox whose counts take 1 s. delays: the run delay of each thread, by the seconds since the start."""
     watched, started_at = "sandbox.runtimes.limits.kernel_watch.", time.monotonic()
     monkeypatch.setattr(f"{watched}_WAIT_SECONDS", 0.05)
     monkeypatch.setattr(f"{watched}_WAITED_SECONDS_MAX", 0.5)
-    delays = {"1": lambda elapsed: 0.0, "2": lambda elapsed: elapsed * busy_share}
     monkeypatch.setattr(
         f"{watched}read_run_delays",
         lambda: {thread: delay(time.monotonic() - started_at) for thread, delay in delays.items()},
@@ -114,13 +113,34 @@ def watch_slow_count_on_a_busy_machine(monkeypatch, *, busy_share):
     return watch_files(ScriptedSandbox(KernelUsage(), delay_seconds=1.0), seconds=3)
 
 
-def test_count_that_waits_for_a_processor_is_not_a_violation(monkeypatch):
+BUSY_MACHINES = {
+    "one thread waits": {"idle": lambda elapsed: 0.0, "waiting": lambda elapsed: elapsed * 0.95},
+    "threads take turns": dict.fromkeys("abc", lambda elapsed: elapsed * 0.3),
+    "waits are visible at their end": {"waiting": lambda elapsed: elapsed // 0.3 * 0.3},
+}
+
+
+@pytest.mark.parametrize("delays", BUSY_MACHINES.values(), ids=BUSY_MACHINES)
+def test_count_that_waits_for_a_processor_is_not_a_violation(monkeypatch, delays):
     with pytest.raises(TimeoutError):
-        watch_slow_count_on_a_busy_machine(monkeypatch, busy_share=0.95)
+        watch_slow_count_on_a_busy_machine(monkeypatch, **delays)
+
+
+def test_delays_before_a_count_do_not_extend_it(monkeypatch):
+    assert "could not be counted" in watch_slow_count_on_a_busy_machine(monkeypatch, waiting=lambda elapsed: 1000.0)
 
 
 def test_count_that_takes_too_long_on_a_machine_with_free_processors_is_a_violation(monkeypatch):
-    assert "could not be counted" in watch_slow_count_on_a_busy_machine(monkeypatch, busy_share=0.05)
+    assert "could not be counted" in watch_slow_count_on_a_busy_machine(
+        monkeypatch, waiting=lambda elapsed: elapsed * 0.05
+    )
+
+
+def test_delays_of_other_threads_do_not_extend_a_count_forever(monkeypatch):
+    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch._WAITS_MAX", 10)
+    assert "could not be counted" in watch_slow_count_on_a_busy_machine(
+        monkeypatch, waiting=lambda elapsed: elapsed * 100
+    )
 
 
 def test_run_delays_grow_while_a_thread_waits_for_a_processor():
