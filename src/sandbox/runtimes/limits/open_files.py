@@ -170,7 +170,8 @@ def count_open_files(table: str) -> int:
 def descriptor_table_size(table: str) -> int:
     """Return the number of entries in a descriptor table, including unused ones; 0 if the table is gone."""
     with suppress(OSError):
-        found = _TABLE_SIZE.search(Path(f"{table}/status").read_text())
+        # The name of a program may contain any bytes.
+        found = _TABLE_SIZE.search(Path(f"{table}/status").read_text(errors="replace"))
         return int(found[1]) if found is not None else 0
     return 0
 

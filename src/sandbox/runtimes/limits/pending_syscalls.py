@@ -13,6 +13,7 @@ minutes by keeping a processor busy.
 """
 
 import ctypes
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -228,35 +229,43 @@ class SyscallBufferMeter:
 _FILES_OF_PROCESS_MAX, _FILE_BYTES_MAX = 16_384, 20 << 10
 """Limit on the open files of one process, and the uncharged memory of one file: of a partly read directory."""
 
-_CLOSING_SECONDS = 1.0
-"""How long a process must have been closing its files to be counted."""
+_CLOSING_SECONDS, _WAITING_SECONDS = 1.0, 5.0
+"""How long a process must have been closing its files to be counted, if it is runnable and if it waits.
+
+Ordinary processes also wait for a slow disk.
+"""
 
 _CLOSING_TIME_SLICES = 2
 """Number of time slices that a runnable process must have had meanwhile. Within one, it closes hundreds of files."""
 
 _EXITING, _ZOMBIE_STATES, _RUNNABLE = 0x4, "ZX", "R"
+_PROCESS_ID = re.compile(r"^Tgid:\s*(\d+)$", re.MULTILINE)
 
 
 class ClosingThread(msgspec.Struct, frozen=True):
-    """The last thread of a process that has given up its descriptor table, but has not ended.
+    """A thread of a process that has given up its descriptor table, but has not ended.
 
     state: a letter as in /proc/PID/stat. started: when the thread was started, because ids are reused. time_slices: how
-    many the thread has had.
+    many the thread has had. process: the id of its process.
     """
 
     state: str
     started: str
     time_slices: int
+    process: str
 
 
-def find_closing_thread(thread: int) -> ClosingThread | None:
+def find_closing_thread(thread: int, proc: Path = _PROC) -> ClosingThread | None:
     """Return the thread if it is closing the files of its process; None for other threads."""
+    directory = proc / str(thread)
     with suppress(OSError, ValueError, IndexError):
-        fields = Path(f"/proc/{thread}/stat").read_text().rpartition(")")[2].split()
+        # The name of a thread may contain any bytes.
+        fields = (directory / "stat").read_text(errors="replace").rpartition(")")[2].split()
         if fields[0] in _ZOMBIE_STATES or not int(fields[6]) & _EXITING or find_fd_table(thread) is not None:
             return None
-        time_slices = int(Path(f"/proc/{thread}/schedstat").read_text().split()[2])
-        return ClosingThread(fields[0], fields[19], time_slices)
+        time_slices = int((directory / "schedstat").read_text().split()[2])
+        process = _PROCESS_ID.search((directory / "status").read_text(errors="replace"))
+        return ClosingThread(fields[0], fields[19], time_slices, process[1] if process else str(thread))
     return None
 
 
@@ -294,11 +303,12 @@ class ClosingFilesMeter:
         for thread, closing in found.items():
             seen_at, first = earlier.get(thread, (now, closing))
             self._first[thread] = (seen_at, first) if first.started == closing.started else (now, closing)
-        slow_count = sum(self._is_slow(now, *self._first[thread], closing) for thread, closing in found.items())
-        return min(growth, slow_count * _FILES_OF_PROCESS_MAX * _FILE_BYTES_MAX)
+        slow = {one.process for thread, one in found.items() if self._is_slow(now, *self._first[thread], one)}
+        return min(growth, len(slow) * _FILES_OF_PROCESS_MAX * _FILE_BYTES_MAX)
 
     @staticmethod
     def _is_slow(now: float, seen_at: float, first: ClosingThread, closing: ClosingThread) -> bool:
         """Return whether the thread needs more time than it would need for the files of an ordinary program."""
-        has_run = closing.time_slices - first.time_slices >= _CLOSING_TIME_SLICES
-        return now - seen_at >= _CLOSING_SECONDS and (has_run or closing.state != _RUNNABLE)
+        if closing.state != _RUNNABLE:
+            return now - seen_at >= _WAITING_SECONDS
+        return now - seen_at >= _CLOSING_SECONDS and closing.time_slices - first.time_slices >= _CLOSING_TIME_SLICES

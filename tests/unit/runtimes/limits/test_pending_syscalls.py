@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from sandbox.model.fixed_limits import CLOSING_BYTES_MAX, SYSCALL_BUFFER_BYTES_MAX
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
@@ -174,11 +175,36 @@ def test_buffers_above_the_limit_are_a_violation():
     assert "257 MiB" in KernelUsage(syscall_buffer_bytes=SYSCALL_BUFFER_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
 
 
+THREAD = 1 << 23
+"""The id of no real thread: larger than the kernel's maximum."""
+
+
+def add_thread(proc: Path, thread: int, name: bytes, flags: int, process: int = 7) -> None:
+    """Create the files of a thread without a descriptor table in a fake /proc."""
+    directory = proc / str(thread)
+    directory.mkdir()
+    stat = b"%d (%b) R 1 7 7 0 -1 %d %b 500 0" % (thread, name, flags, b" ".join([b"0"] * 12))
+    (directory / "stat").write_bytes(stat)
+    (directory / "status").write_bytes(b"Name:\t%b\nTgid:\t%d\n" % (name, process))
+    (directory / "schedstat").write_text("100 200 10\n")
+
+
+@pytest.mark.parametrize("name", [b"program", b"\xff\xfe", b") R 1"])
+def test_closing_thread_is_found_whatever_its_name(tmp_path: Path, name: bytes):
+    add_thread(tmp_path, THREAD, name, flags=0x4)
+    assert find_closing_thread(THREAD, tmp_path) == ClosingThread("R", "500", 10, "7")
+
+
+def test_thread_that_is_not_ending_is_not_closing_files(tmp_path: Path):
+    add_thread(tmp_path, THREAD, b"\xff\xfe", flags=0x40)
+    assert find_closing_thread(THREAD, tmp_path) is None
+
+
 class EndingProcesses:
     """Processes that are closing their files, on a machine whose kernel memory has grown."""
 
     def __init__(self, count: int, state: str = "R") -> None:
-        self.threads = {thread: ClosingThread(state, "500", 10) for thread in range(count)}
+        self.threads = {thread: ClosingThread(state, "500", 10, str(thread)) for thread in range(count)}
         self.bytes, self.now = 1 << 30, 100.0
         self._meter = ClosingFilesMeter(lambda: self.bytes, self._find, lambda: self.now)
         self.bytes += CLOSING_BYTES_MAX + 100 * MEBIBYTE
@@ -191,7 +217,7 @@ class EndingProcesses:
         self.now += seconds
         for thread, closing in self.threads.items():
             slices = closing.time_slices + time_slices
-            self.threads[thread] = ClosingThread(closing.state, closing.started, slices)
+            self.threads[thread] = replace(closing, time_slices=slices)
         return (self._meter.count(lambda: [*self.threads, 9999]) or 0) // MEBIBYTE
 
 
@@ -200,7 +226,7 @@ class EndingProcesses:
     [
         (4, "R", 2, 1124),  # the whole growth
         (2, "R", 2, 640),
-        (4, "D", 0, 1124),
+        (4, "D", 0, 0),  # waits for a slow disk
         (4, "R", 1, 0),  # starved, but with few files
     ],
 )
@@ -209,6 +235,19 @@ def test_files_of_processes_that_take_long_to_end_are_counted(count: int, state:
     assert processes.measure() == 0
     assert processes.measure(seconds=0.9, time_slices=time_slices) == 0
     assert processes.measure(seconds=0.1) == mebibytes
+
+
+def test_files_of_processes_that_wait_for_five_seconds_are_counted():
+    processes = EndingProcesses(4, "D")
+    assert processes.measure() == processes.measure(seconds=4.9) == 0
+    assert processes.measure(seconds=0.1) == 1124
+
+
+def test_threads_of_one_process_are_counted_once():
+    processes = EndingProcesses(4)
+    processes.threads = {thread: replace(closing, process="7") for thread, closing in processes.threads.items()}
+    assert processes.measure() == 0
+    assert processes.measure(seconds=1, time_slices=2) == 320
 
 
 def test_files_of_ending_processes_are_not_counted_without_growth_of_kernel_memory():
@@ -220,7 +259,7 @@ def test_files_of_ending_processes_are_not_counted_without_growth_of_kernel_memo
 def test_later_process_with_the_same_id_is_not_slow():
     processes = EndingProcesses(4)
     processes.measure()
-    processes.threads = {thread: ClosingThread("R", "600", 90) for thread in processes.threads}
+    processes.threads = {thread: ClosingThread("R", "600", 90, str(thread)) for thread in processes.threads}
     assert processes.measure(seconds=2) == 0
 
 
