@@ -25,6 +25,12 @@ _COUNT_SECONDS = 2.0
 _PAUSE_SECONDS = 0.5
 """Minimum pause between two counts of a sandbox. After a longer count, the pause is as long as the count."""
 
+_BLOCKED_SECONDS = 30.0
+"""A count that takes longer may be waiting for a lock that a program holds: of the memory whose mappings are listed."""
+
+_HIDDEN_CHECKS_MIN = 2
+"""How often in succession mappings must be hidden, because processes start and end during a check."""
+
 _SLABS = Path("/proc/slabinfo")
 _ACTIVE_MAPPINGS = re.compile(r"^vm_area_struct +(\d+) ", re.MULTILINE)
 
@@ -70,27 +76,35 @@ def _count_mappings_of_thread(thread_directory: str, mappings_max: int, deadline
 def are_mappings_hidden(
     owners: Iterable[MappingOwner], mappings_max: int, slabs: Path = _SLABS, proc: str = "/proc"
 ) -> bool:
-    """Return whether the machine has more than `mappings_max` mappings that are in no list, or counting takes too long.
+    """Return whether the machine has more than `mappings_max` mappings that are in no list; False if unknown.
 
     owners: all sandboxes. The mappings of a sandbox are not more than its kernel memory can contain: processes that
-    share their memory list the same mappings.
+    share their memory list the same mappings. If counting the mappings of a sandbox takes too long, it may have as many
+    as that. If counting those of the host takes too long, the number of hidden mappings is unknown.
     """
-    try:
-        active = _ACTIVE_MAPPINGS.search(slabs.read_text())
-    except OSError:
-        return False
-    hidden, inspected = int(active[1]) if active else 0, set[int]()
+    total = _count_active_mappings(slabs)
+    hidden, inspected = total, set[int]()
     for owner in owners:
-        count = count_mappings(owner.process_ids, hidden)
-        if count is None:
-            return True
-        hidden -= min(count, owner.kernel_bytes // VMA_BYTES)
+        count, count_max = count_mappings(owner.process_ids, hidden), owner.kernel_bytes // VMA_BYTES
+        hidden -= count_max if count is None else min(count, count_max)
         if hidden <= mappings_max:
             return False
         inspected.update(owner.process_ids)
     others = {int(name) for name in list_directory(proc) if name.isdigit()} - inspected
     count = count_mappings(others, hidden)
-    return count is None or hidden - count > mappings_max
+    if count is None:
+        return False
+    # Processes that ended during the count are not listed.
+    ended = max(0, total - _count_active_mappings(slabs))
+    return hidden - count - ended > mappings_max
+
+
+def _count_active_mappings(slabs: Path) -> int:
+    """Return the number of mappings of the whole machine; 0 if unknown."""
+    with suppress(OSError):
+        active = _ACTIVE_MAPPINGS.search(slabs.read_text())
+        return int(active[1]) if active else 0
+    return 0
 
 
 class MappingCounter:
@@ -107,7 +121,9 @@ class MappingCounter:
         self._clock = clock
         self._bytes = 0
         self._thread: threading.Thread | None = None
-        self._next_at = 0.0
+        self._started_at = self._next_at = 0.0
+        self._hidden_checks = 0
+        """How often in succession mappings were hidden."""
 
     def measure(
         self,
@@ -118,14 +134,21 @@ class MappingCounter:
         """Return the size of the sandbox's mappings according to the last count, in bytes.
 
         Mappings are counted only while their growth on the machine exceeds the limit. Otherwise, the growth is an upper
-        bound. owners: returns all sandboxes.
+        bound. While a count is blocked, returns the share that is attributed to the sandbox. owners: returns all
+        sandboxes.
         """
         if slabs.vma_growth_bytes <= VMA_BYTES_MAX:
             return slabs.vma_growth_bytes
-        if (self._thread is None or not self._thread.is_alive()) and self._clock() >= self._next_at:
+        now = self._clock()
+        if self._thread is not None and self._thread.is_alive():
+            return slabs.vma_bytes if now - self._started_at > _BLOCKED_SECONDS else self._bytes
+        if now >= self._next_at:
             arguments = (slabs, process_ids, owners)
-            self._thread = threading.Thread(target=self._update, args=arguments, name="count-mappings", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._update, args=arguments, name="count-mappings", daemon=True)
+            self._started_at = now
+            with suppress(RuntimeError):  # the machine has too many threads; the next call tries again
+                thread.start()
+                self._thread = thread
         return self._bytes
 
     def _update(
@@ -134,13 +157,23 @@ class MappingCounter:
         process_ids: Callable[[], Collection[int]],
         owners: Callable[[], Iterable[MappingOwner]],
     ) -> None:
-        started_at, mappings_max = self._clock(), VMA_BYTES_MAX // VMA_BYTES
+        started_at = self._clock()
+        try:
+            self._bytes = self._measure(slabs, process_ids, owners)
+        finally:
+            now = self._clock()
+            self._next_at = now + max(_PAUSE_SECONDS, now - started_at)
+
+    def _measure(
+        self,
+        slabs: SlabUsage,
+        process_ids: Callable[[], Collection[int]],
+        owners: Callable[[], Iterable[MappingOwner]],
+    ) -> int:
+        mappings_max = VMA_BYTES_MAX // VMA_BYTES
         own = self._count(process_ids(), mappings_max)
         if own is None or own > mappings_max:
-            self._bytes = slabs.vma_growth_bytes
-        elif slabs.vma_bytes > VMA_BYTES_MAX and self._are_hidden(owners(), mappings_max):
-            self._bytes = slabs.vma_bytes
-        else:
-            self._bytes = own * VMA_BYTES
-        now = self._clock()
-        self._next_at = now + max(_PAUSE_SECONDS, now - started_at)
+            return slabs.vma_growth_bytes
+        are_hidden = slabs.vma_bytes > VMA_BYTES_MAX and self._are_hidden(owners(), mappings_max)
+        self._hidden_checks = self._hidden_checks + 1 if are_hidden else 0
+        return slabs.vma_bytes if self._hidden_checks >= _HIDDEN_CHECKS_MIN else own * VMA_BYTES

@@ -4,6 +4,7 @@ import mmap
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -101,10 +102,41 @@ def test_mappings_of_processes_outside_of_sandboxes_are_not_hidden(tmp_path: Pat
     assert not are_mappings_hidden([], 100, tmp_path / "absent")
 
 
-def test_mappings_are_hidden_if_counting_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("kernel_bytes", "is_hidden"),
+    [
+        (900_000 * VMA_BYTES, True),
+        (1 << 30, False),  # all of the machine's mappings may be the sandbox's
+    ],
+)
+def test_sandbox_whose_mappings_take_too_long_to_count_may_have_as_many_as_its_kernel_memory_contains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel_bytes: int, is_hidden: bool
+):
+    monkeypatch.setattr(mappings, "count_mappings", lambda ids, _: None if OWN in ids else 0)
+    (tmp_path / "slabinfo").write_text("vm_area_struct  1000000   1000000    192   21    1 : tunables\n")
+    owners = [MappingOwner([OWN], kernel_bytes)]
+    assert are_mappings_hidden(owners, 100, tmp_path / "slabinfo", str(tmp_path / "absent")) == is_hidden
+
+
+def test_mappings_of_a_large_host_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(mappings, "_COUNT_SECONDS", -1.0)
     (tmp_path / "slabinfo").write_text("vm_area_struct  1000000   1000000    192   21    1 : tunables\n")
-    assert are_mappings_hidden([MappingOwner([OWN], 1 << 30)], 100, tmp_path / "slabinfo")
+    assert not are_mappings_hidden([], 100, tmp_path / "slabinfo")
+
+
+@pytest.mark.parametrize(("left", "is_hidden"), [(150, True), (50, False)])
+def test_mappings_of_programs_that_end_during_the_count_are_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int, is_hidden: bool
+):
+    slabs = tmp_path / "slabinfo"
+    slabs.write_text("vm_area_struct  1000000   1000000    192   21    1 : tunables\n")
+
+    def count(process_ids: Iterable[int], mappings_max: int) -> int:
+        slabs.write_text(f"vm_area_struct  {left}   1000000    192   21    1 : tunables\n")
+        return 0
+
+    monkeypatch.setattr(mappings, "count_mappings", count)
+    assert are_mappings_hidden([], 100, slabs, str(tmp_path / "absent")) == is_hidden
 
 
 class CountedSandbox:
@@ -158,7 +190,58 @@ def test_hidden_mappings_are_attributed_by_share():
     assert sandbox.measure(1 << 40, VMA_BYTES_MAX) == 1000 * VMA_BYTES
     assert sandbox.checks == 0
     sandbox.now += 1
+    assert sandbox.measure(1 << 40, VMA_BYTES_MAX + 1) == 1000 * VMA_BYTES
+    sandbox.now += 1
     assert sandbox.measure(1 << 40, VMA_BYTES_MAX + 1) == VMA_BYTES_MAX + 1
+
+
+def test_mappings_must_be_hidden_in_two_consecutive_checks():
+    sandbox = CountedSandbox(1000)
+    for sandbox.are_hidden in (True, False, True, False):
+        assert sandbox.measure(1 << 40, VMA_BYTES_MAX + 1) == 1000 * VMA_BYTES
+        sandbox.now += 1
+    assert sandbox.checks == 4
+
+
+def test_mappings_are_attributed_by_share_while_a_program_blocks_the_count():
+    is_blocked, now = threading.Event(), [100.0]
+    counter = MappingCounter(lambda *_: 1000 if is_blocked.wait(30) else None, lambda *_: False, lambda: now[0])
+    slabs = SlabUsage(0, 0, vma_bytes=VMA_BYTES_MAX + 1, vma_growth_bytes=1 << 40)
+    measured = []
+    for now[0] in (100.0, 129.0, 131.0):
+        measured.append(counter.measure(slabs, list, list))
+    is_blocked.set()
+    assert counter._thread is not None
+    counter._thread.join(10)
+    measured.append(counter.measure(slabs, list, list))
+    assert measured == [0, 0, VMA_BYTES_MAX + 1, 1000 * VMA_BYTES]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_failed_count_is_repeated_after_a_pause():
+    counts, now = [], [100.0]
+
+    def count(*_: object) -> int:
+        counts.append(now[0])
+        raise OSError
+
+    counter = MappingCounter(count, lambda *_: False, lambda: now[0])
+    for now[0] in (100.0, 100.2, 100.6):
+        counter.measure(SlabUsage(0, 0, vma_growth_bytes=1 << 40), list, list)
+        assert counter._thread is not None
+        counter._thread.join(10)
+    assert counts == [100.0, 100.6]
+
+
+def test_count_without_a_thread_is_repeated(monkeypatch: pytest.MonkeyPatch):
+    def raise_error(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    sandbox = CountedSandbox(1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", raise_error)
+        assert sandbox.measure(1 << 40) == 0
+    assert sandbox.measure(1 << 40) == 1000 * VMA_BYTES
 
 
 def test_counts_are_half_a_second_apart():
