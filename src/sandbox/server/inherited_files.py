@@ -95,7 +95,12 @@ def discard_unrecorded(data_dir: Path, journals: Journals, store: Store) -> None
         layout = TaskLayout(data_dir, task_id)
         if task_id in accepted:
             continue
-        if has_results(layout):
+        try:
+            is_result = has_results(layout)
+        except OSError as error:
+            _log.error("Task %s has no record, and its files cannot be listed (%s); check the disk", task_id, error)
+            continue
+        if is_result:
             # A backup contains zeros in place of a journal that could not be read. They look like an unfinished record.
             _log.error("Task %s has results, but its journal has no record; restore the journal from a backup", task_id)
             continue

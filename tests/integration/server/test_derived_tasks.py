@@ -355,6 +355,18 @@ async def test_results_of_a_task_whose_journal_consists_of_zeros_are_kept(compon
     ]
 
 
+async def test_files_of_a_task_are_kept_if_they_cannot_be_listed_at_the_start(components, caplog):
+    layout = TaskLayout(components.data_dir, "unreadable")
+    (layout.root / "journal").mkdir(parents=True)
+    (layout.root / "journal" / "records").touch()
+    layout.artifacts.symlink_to(layout.artifacts)
+    discard_unrecorded(components.data_dir, components.journals, components.store)
+    assert layout.artifacts.is_symlink()
+    assert "Task unreadable has no record, and its files cannot be listed" in caplog.text
+    async with components.server() as service:
+        await submit_ended(components, service)
+
+
 async def test_inherited_files_are_backed_up_and_checked_like_artifacts(components, tmp_path):
     async with components.server() as service:
         await submit_ended(components, service, session=b"session 1")

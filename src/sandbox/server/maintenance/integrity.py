@@ -62,11 +62,12 @@ class IntegrityCheck:
 
     def find_discrepancies(self) -> Iterator[Discrepancy]:
         """Yield every discrepancy, ordered by task id. Raises StoreError, OSError."""
+        with_results = self._find_tasks_with_results()  # first, because tasks may end during the check
         written, indexed = set(self._journals.task_ids()), self._store.task_ids()
         if written - indexed:
             self._wait_for_indexing()
             indexed = self._store.task_ids()
-        for task_id in sorted(written | indexed | self._find_tasks_with_results()):
+        for task_id in sorted(written | indexed | with_results):
             self.tasks_count += 1
             try:
                 yield from self._check_task(task_id, is_in_index=task_id in indexed)
@@ -75,6 +76,12 @@ class IntegrityCheck:
                     message = (
                         "The index contains this task, but its journal does not exist; restore the journal "
                         "from a backup, or discard the task with: sandbox admin rebuild"
+                    )
+                    yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_MISSING, message)
+                elif self._has_results(task_id):
+                    message = (
+                        "The task has results, but its journal does not exist; restore the journal from a backup, or "
+                        f"remove {TaskLayout(self._data_dir, task_id).root}"
                     )
                     yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_MISSING, message)
             except IndexDamagedError as error:
@@ -91,10 +98,17 @@ class IntegrityCheck:
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_UNREADABLE, message)
 
     def _find_tasks_with_results(self) -> set[str]:
-        """Return the tasks that have results. Such a task was accepted, even if its journal has no record."""
+        """Return the tasks that have results, or may have. Such a task was accepted, even if its journal has no record."""
         root = tasks_root(self._data_dir)
         names = {path.name for path in root.iterdir() if is_task_id(path.name)} if root.exists() else set()
-        return {task_id for task_id in names if has_results(TaskLayout(self._data_dir, task_id))}
+        return set(filter(self._has_results, names))
+
+    def _has_results(self, task_id: str) -> bool:
+        """Return whether the task has results; True if that is unknown."""
+        try:
+            return has_results(TaskLayout(self._data_dir, task_id))
+        except OSError:
+            return True
 
     def _check_task(self, task_id: str, *, is_in_index: bool) -> Iterator[Discrepancy]:
         indexed = self._store.load(task_id) if is_in_index else None

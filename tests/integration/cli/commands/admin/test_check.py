@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import shutil
 
 import pytest
 
 from doubles.stored_tasks import StoredTasks
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.store import IndexedTask
 from sandbox.model.events import Output
 
@@ -105,6 +107,8 @@ def test_suggested_rebuild_drops_a_task_without_a_journal(check, stored, run_cli
     assert b"discard the task with: sandbox admin rebuild" in output
     assert check() == [(task_id, "journal_missing")]
     run_cli("admin", "rebuild", "--data-dir", str(stored.data_dir))
+    assert check() == [(task_id, "journal_missing")], "the results are left"
+    shutil.rmtree(TaskLayout(stored.data_dir, task_id).root)
     assert check() == []
 
 
