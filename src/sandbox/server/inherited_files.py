@@ -96,11 +96,11 @@ def discard_unrecorded(data_dir: Path, journals: Journals, store: Store) -> None
         if task_id in accepted:
             continue
         try:
-            is_result = has_results(layout)
+            was_accepted = has_results(layout)
         except OSError as error:
             _log.error("Task %s has no record, and its files cannot be listed (%s); check the disk", task_id, error)
             continue
-        if is_result:
+        if was_accepted:
             # A backup contains zeros in place of a journal that could not be read. They look like an unfinished record.
             _log.error("Task %s has results, but its journal has no record; restore the journal from a backup", task_id)
             continue

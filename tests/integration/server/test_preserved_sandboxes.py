@@ -523,6 +523,22 @@ async def test_expiry_does_not_wait_for_open_shells(components, caplog):
         assert [each.disk.exists() for each in preserved] == [False] * 6
 
 
+@pytest.mark.parametrize("is_deleted", [True, False])
+async def test_expiry_forgets_sandboxes_of_deleted_tasks(components, is_deleted):
+    async with components.server() as service:
+        components.clock.set_back_by = timedelta(hours=25)
+        await fail(components, service, "task-1")
+        components.clock.set_back_by = timedelta()
+        expiry = PreservationExpiry(components.store, service.preserved_sandboxes, components.clock, DAY)
+        async with service.preserved_sandboxes.try_lock(await service.status("task-1")):
+            await expiry.sweep()
+            assert expiry._in_use == {"task-1"}
+            if is_deleted:
+                components.store.delete("task-1")
+            await expiry.sweep()
+            assert expiry._in_use == (set() if is_deleted else {"task-1"})
+
+
 async def test_removal_of_leftovers_does_not_wait_for_release_requests(components):
     """A user can send release requests continuously, for any number of sandboxes with open shells."""
     async with components.server() as service:

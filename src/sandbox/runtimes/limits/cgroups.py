@@ -17,11 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sandbox.interfaces.runtime import Stats
-from sandbox.model.fixed_limits import (
-    RECEIVED_BYTES_HEADROOM,
-    SOCKET_BUFFER_BYTES_MAX,
-    SOCKET_BUFFER_BYTES_MIN,
-)
+from sandbox.model.fixed_limits import RECEIVED_BYTES_HEADROOM, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
 from sandbox.runtimes import host_processes
 from sandbox.runtimes.limits import open_files
 from sandbox.runtimes.limits.epoll_entries import EpollCounter

@@ -98,7 +98,7 @@ class IntegrityCheck:
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_UNREADABLE, message)
 
     def _find_tasks_with_results(self) -> set[str]:
-        """Return the tasks that have results, or may have. Such a task was accepted, even if its journal has no record."""
+        """Return the tasks that have results or may have some. A task with results was accepted."""
         root = tasks_root(self._data_dir)
         names = {path.name for path in root.iterdir() if is_task_id(path.name)} if root.exists() else set()
         return set(filter(self._has_results, names))

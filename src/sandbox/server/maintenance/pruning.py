@@ -400,6 +400,7 @@ class PreservationExpiry:
 
     async def sweep(self) -> None:
         """Release all expired sandboxes."""
+        were_in_use, self._in_use = self._in_use, set()
         ended_before, cursor, is_swept = self._clock.now() - self._time_to_live, self._swept_until, True
         while True:
             query = TaskQuery.oldest_first(_PRESERVED_STATES, cursor)
@@ -407,13 +408,13 @@ class PreservationExpiry:
             for task in page.tasks:
                 if task.state_changed_at > ended_before:
                     return
-                is_swept = await self._release(task) and is_swept
+                is_swept = await self._release(task, was_in_use=task.id in were_in_use) and is_swept
             if page.next_cursor is None:
                 return
             cursor = page.next_cursor
             self._swept_until = cursor if is_swept else self._swept_until
 
-    async def _release(self, task: Task) -> bool:
+    async def _release(self, task: Task, *, was_in_use: bool) -> bool:
         """Release a sandbox unless it is in use. Return whether it is released.
 
         Does not wait for open shells, because waiting for many shells would delay the expiry of all other sandboxes.
@@ -424,12 +425,11 @@ class PreservationExpiry:
         except SandboxNotPreservedError:
             pass
         except SandboxInUseError:
-            if task.id not in self._in_use:
-                self._in_use.add(task.id)
+            self._in_use.add(task.id)
+            if not was_in_use:
                 _log.info("Task %s: its preserved sandbox has expired, but is in use", task.id, extra=fields)
             return False
         except UnavailableError as error:
             _log.error("Task %s: %s", task.id, error, extra=fields)
             return False
-        self._in_use.discard(task.id)
         return True
