@@ -91,7 +91,7 @@ def test_port_in_use_is_reported_and_nothing_is_left_behind(tmp_path):
 
 @pytest.mark.usefixtures("environment")
 def test_files_left_by_a_crash_are_removed_without_signaling_a_process():
-    """The process id in an unlocked file may belong to another process: here, to this process."""
+    """The process id in an unlocked file may have been reused. Here, it is the id of the test's own process."""
     directory = demo_directory()
     (directory / "data").mkdir(parents=True)
     (directory / "lock").write_text(str(os.getpid()))

@@ -38,7 +38,7 @@ async def open_resources(service):
     return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
 
 
-async def test_day_of_tasks_leaves_only_retained_tasks(components):
+async def test_only_retained_tasks_remain_after_a_day_of_tasks(components):
     async def run_task(service, compressor, number):
         task_id = f"task-{number}"
         await service.submit(manifest(task_id))

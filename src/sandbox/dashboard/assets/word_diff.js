@@ -2,7 +2,7 @@
 
 const LENGTH_MAX = 2000;
 const TOKENS_MAX = 160; // the time grows with the square of this number
-// Lines that have less in common than this are shown without marks, which would cover nearly everything.
+// Lines that have less in common than this are shown without marks, because the marks would cover nearly everything.
 const COMMON_MIN = 0.4;
 
 const WORDS = /[\p{L}\p{N}_]+|\s+|./gsu;

@@ -161,7 +161,7 @@ class ModelProtocol:
 
     @property
     def is_in_flight(self) -> bool:
-        """Whether a request was forwarded and its response is not complete."""
+        """Whether a request has been forwarded and its response is not yet complete."""
         return self._inflight is not None
 
     @property

@@ -307,7 +307,7 @@ def test_large_bodies_use_bounded_memory():
     run(scenario)
 
 
-def test_client_that_does_not_read_pauses_the_upstream():
+def test_upstream_is_paused_while_the_client_does_not_read():
     sent = 0
 
     async def endless(_, writer):

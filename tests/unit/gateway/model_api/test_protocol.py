@@ -108,7 +108,7 @@ def error_of(effects: Effects) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("is_unrestricted", [True, False])
-def test_request_is_forwarded_with_the_server_key_and_its_body(is_unrestricted):
+def test_request_and_its_body_are_forwarded_with_the_server_key(is_unrestricted):
     protocol, events = create_protocol(is_unrestricted=is_unrestricted)
     data = request("/v1/messages?beta=true", "anthropic-beta: a,b", "X-App: cli", "Content-Type: application/json")
     effects = protocol.client_data_received(data)
