@@ -60,7 +60,7 @@ FindFiles = Callable[[AttemptLocation], AttemptFiles]
 
 
 async def _ask(question: Callable[..., _Answer], *arguments: object) -> _Answer:
-    """Ask the host that has the files, in a thread of its own: slow hosts must not use up the shared threads."""
+    """Ask the host that has the files. A slow host keeps none of the shared threads busy."""
     return await run_in_daemon_thread(partial(question, *arguments))
 
 

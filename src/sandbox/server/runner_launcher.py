@@ -124,7 +124,7 @@ class RunnerLauncher:
         if (missing := self._missing_agent(recorder.task)) is not None:
             return await _fail_start(recorder, missing, is_first=is_first)
         try:
-            # In a thread of its own: slow hosts must not use up the shared threads.
+            # A slow host must not keep a shared thread busy.
             image = await run_in_daemon_thread(partial(reserved.find_image, recorder.task.manifest.vm.profile))
         except ImageUnusableError as error:
             failure = Failure(FailureCode.PROVISION_FAILED, error.message)

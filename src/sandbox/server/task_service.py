@@ -279,7 +279,7 @@ class TaskSandboxes:
         candidates = [task for task in tasks if task.state is TaskState.FAILED_PRESERVED]
         if not candidates:
             return frozenset()
-        async with client_fairness.thread_slot():  # a thread of its own: slow hosts must not use up the shared threads
+        async with client_fairness.thread_slot():  # a slow host must not keep a shared thread busy
             return await run_in_daemon_thread(partial(self._preserved_sandboxes.find_preserved, candidates))
 
     async def release(self, task_id: str) -> None:
