@@ -89,6 +89,7 @@ _KERNEL_LIMIT_NOTICE = ("The sandbox reached a limit", "Let the agent use fewer 
 _CHANGES = {
     "lifecycle.budget_tokens": ("the token budget", "a larger budget"),
     "lifecycle.budget_usd": ("the budget in USD", "a larger budget"),
+    "lifecycle.collect_timeout": ("the collection timeout", "more time"),
     "lifecycle.hang_timeout": ("the hang timeout", "more time"),
     "lifecycle.provision_timeout": ("the provisioning timeout", "more time"),
     "lifecycle.stage_timeout": ("the cloning timeout", "more time"),

@@ -118,6 +118,7 @@ _CODES_THAT_NAME_A_FIELD = frozenset(
     {
         FailureCode.BUDGET_EXCEEDED,
         FailureCode.CLONE_FAILED,
+        FailureCode.COLLECT_FAILED,
         FailureCode.DISK_FULL,
         FailureCode.HANG,
         FailureCode.OUT_OF_MEMORY,
@@ -131,7 +132,10 @@ _CODES_THAT_NAME_A_FIELD = frozenset(
 _FIELD = re.compile(r"(?<![\w./@-])(lifecycle|repository|vm)\.([a-z_]+)(?![\w/@-]|\.\w)")
 """A field in a message, but not a part of a URL."""
 
-_LOST_CODES = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST, FailureCode.SANDBOX_LOST})
+_REPEATABLE_CODES = frozenset(
+    {FailureCode.COLLECT_FAILED, FailureCode.HOST_LOST, FailureCode.RUNNER_LOST, FailureCode.SANDBOX_LOST}
+)
+"""Failures after which the same task may succeed."""
 
 
 class Remedy(NamedTuple):
@@ -151,14 +155,12 @@ def find_remedy(code: FailureCode, message: str, manifest: Manifest) -> Remedy |
 
     The field to change is the last one that the message names. A limit is doubled, such as `4G` for `2G`.
     """
-    if code in _LOST_CODES:
-        return Remedy("Run the task again.")
     names = reversed(_FIELD.findall(message)) if code in _CODES_THAT_NAME_A_FIELD else ()
     for section, name in names:
         values: Any = getattr(manifest, section)
         if name in {field.name for field in dataclasses.fields(values)}:
             return _change_field(f"{section}.{name}", getattr(values, name))
-    return None
+    return Remedy("Run the task again.") if code in _REPEATABLE_CODES else None
 
 
 def _change_field(field: str, value: object) -> Remedy:

@@ -33,6 +33,11 @@ MANIFEST = manifest(
             "Cannot clone https://vm.disk/lifecycle.timeout: not enough disk space; raise vm.disk, or free space.",
             *("vm.disk", "80G"),
         ),
+        (
+            "collect_failed",
+            "Collecting took too long; raise lifecycle.collect_timeout.",
+            *("lifecycle.collect_timeout", "20m"),
+        ),
     ],
 )
 def test_remedy_of_a_limit_has_an_override_with_twice_the_value(code, message, field, value):
@@ -59,6 +64,7 @@ def test_remedy_of_a_limit_has_an_override_with_twice_the_value(code, message, f
             *("Set lifecycle.budget_tokens.", "lifecycle.budget_tokens"),
         ),
         ("runner_lost", "The runner died.", "Run the task again.", ""),
+        ("collect_failed", "The artifact a could not be stored: No space left on device.", "Run the task again.", ""),
     ],
 )
 def test_remedy_without_a_value_to_propose_has_no_override(code, message, text, field):
