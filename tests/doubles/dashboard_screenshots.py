@@ -20,6 +20,7 @@ PAGES = (
     ("tasks", "/", 200),
     ("submit", "/submit?from=fix-greeting", 200),
     ("server", "/server", 200),
+    ("hosts", "/hosts", 200),
     ("no-such-task", "/tasks/nobody", 404),
 )
 """The other pages: screenshot name, path and status code."""
