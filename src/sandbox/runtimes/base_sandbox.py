@@ -48,7 +48,7 @@ class BaseSandbox(ABC):
         self._launcher = setup.launcher
         self._syscall_buffer_meter: SyscallBufferMeter | None = None
         self._closing_files_meter: ClosingFilesMeter | None = None
-        self._extent_meter = CachedExtentMeter(setup.spec.disk)
+        self._extent_meter = CachedExtentMeter(setup.spec.disk, setup.launcher.slab_statistics)
         self._negative_dentries_before = count_negative_dentries()
         self._transports: list[asyncio.Transport] = []
         self._has_started = False

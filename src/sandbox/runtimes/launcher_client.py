@@ -21,7 +21,7 @@ from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.mappings import MappingCounter
 from sandbox.runtimes.limits.open_files import SocketCounter
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, PendingSyscallInterrupter, SyscallBufferMeter
-from sandbox.runtimes.limits.slab_usage import SlabMeter
+from sandbox.runtimes.limits.slab_usage import SlabMeter, SlabStatistics
 from sandbox.runtimes.programs import launcher
 
 _READY_SECONDS = 30.0
@@ -42,7 +42,7 @@ def attempt_marker(attempt_id: str) -> str:
 class LauncherProcess:
     """A launcher process. It is replaced by the sandbox's program on exec. Create it while an event loop is running.
 
-    epoll_counter, thread_interrupters: set once the launcher is ready.
+    epoll_counter, thread_interrupters: set once the launcher is ready. slab_statistics: for all meters of the sandbox.
     """
 
     epoll_counter: EpollCounter
@@ -63,7 +63,8 @@ class LauncherProcess:
         self._counters = asyncio.get_running_loop().run_in_executor(None, _create_counters)
         self._socket_counter: SocketCounter | None = None
         """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
-        self._slab_meter = SlabMeter()
+        self.slab_statistics = SlabStatistics()
+        self._slab_meter = SlabMeter(self.slab_statistics.measure_usage)
         self._mapping_counter = MappingCounter()
         self._process = process
         self._control = control

@@ -11,12 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sandbox.model.fixed_limits import CACHED_EXTENTS_MAX, DISK_DIRECTORIES_MAX
+from sandbox.runtimes.limits.slab_usage import SLAB_INTERVAL_SECONDS, SlabStatistics
 
-_SLABS = Path("/proc/slabinfo")
-_INTERVAL_SECONDS = 1.0
-"""Interval at which the machine's slab statistics are read. Each read takes a few milliseconds."""
-
-_EXTENTS = re.compile(r"^extent_status +(\d+) ", re.MULTILINE)
+_EXTENT_KIND = "extent_status"
 _EXTENTS_OF_FILE_SYSTEM = re.compile(r"^ *(\d+) objects$", re.MULTILINE)
 _BLOCK_DEVICES = Path("/sys/dev/block")
 _EXT4_STATISTICS = Path("/proc/fs/ext4")
@@ -32,7 +29,7 @@ class CachedExtentMeter:
     def __init__(
         self,
         disk: Path,
-        slabs: Path = _SLABS,
+        slabs: SlabStatistics,
         devices: Path = _BLOCK_DEVICES,
         statistics: Path = _EXT4_STATISTICS,
         clock: Callable[[], float] = time.monotonic,
@@ -47,7 +44,7 @@ class CachedExtentMeter:
 
     def count(self) -> int | None:
         """Return the number of extents; 0 while the machine has few, None if the disk is not a separate ext4."""
-        if self._counted_at is None or self._clock() - self._counted_at >= _INTERVAL_SECONDS:
+        if self._counted_at is None or self._clock() - self._counted_at >= SLAB_INTERVAL_SECONDS:
             self._counted_at = self._clock()
             self._count = self._read()
         return self._count
@@ -56,8 +53,10 @@ class CachedExtentMeter:
         try:
             if not os.path.ismount(self._disk):
                 return None
-            of_machine = _EXTENTS.search(self._slabs.read_text())
-            if of_machine is not None and int(of_machine[1]) <= CACHED_EXTENTS_MAX:
+            kinds = self._slabs.read()
+            if kinds is None:
+                return None
+            if _EXTENT_KIND in kinds and kinds[_EXTENT_KIND].used <= CACHED_EXTENTS_MAX:
                 return 0
             name = _find_device(self._disk, self._devices)
             found = _EXTENTS_OF_FILE_SYSTEM.search((self._statistics / name / "es_shrinker_info").read_text())

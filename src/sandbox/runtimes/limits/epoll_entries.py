@@ -19,8 +19,8 @@ import msgspec
 
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX
 from sandbox.runtimes.limits.open_files import find_fd_table, list_directory
+from sandbox.runtimes.limits.slab_usage import SLABS, count_used_objects
 
-_SLABS = Path("/proc/slabinfo")
 _CAPACITY = Path("/sys/kernel/slab/eventpoll_epi/total_objects")
 """The number of entries, including free ones, for which the kernel has memory. It is read faster than slabinfo."""
 
@@ -29,7 +29,6 @@ _FEW_ENTRIES = EPOLL_ENTRIES_MAX // 8
 
 The entries that other programs had before the sandbox started then count as its growth.
 """
-_ACTIVE_ENTRIES = re.compile(r"^eventpoll_epi +(\d+) ", re.MULTILINE)
 _INSPECTION_SECONDS = 2.0
 """Maximum CPU time of one inspection. All open files are inspected, because one instance can have all the entries.
 
@@ -53,18 +52,14 @@ _HEADER_LINES = 16
 _DESCRIPTORS_IN_TRANSIT = re.compile(r"^scm_fds:\s*([1-9]\d*)$", re.MULTILINE)
 
 
-def count_machine_entries(slabs: Path = _SLABS, capacity: Path = _CAPACITY) -> int | None:
+def count_machine_entries(slabs: Path = SLABS, capacity: Path = _CAPACITY) -> int | None:
     """Return the number of epoll entries of all processes on the machine; 0 if there are few.
 
     Returns None if only root may read it.
     """
     if _has_few_entries(capacity):
         return 0
-    try:
-        match = _ACTIVE_ENTRIES.search(slabs.read_text())
-    except OSError:
-        return None
-    return int(match[1]) if match else None
+    return count_used_objects("eventpoll_epi", slabs)
 
 
 def _has_few_entries(capacity: Path) -> bool:

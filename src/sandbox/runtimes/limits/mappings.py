@@ -6,7 +6,6 @@ has removed all mappings. A program can delay both by keeping a processor busy. 
 in no list. They are attributed to sandboxes like other kernel memory.
 """
 
-import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 from sandbox.model.fixed_limits import VMA_BYTES_MAX
 from sandbox.runtimes.limits.open_files import list_directory
-from sandbox.runtimes.limits.slab_usage import VMA_BYTES, SlabUsage
+from sandbox.runtimes.limits.slab_usage import SLABS, VMA_BYTES, VMA_KIND, SlabUsage, count_used_objects
 
 _MAPS_CHUNK_BYTES = 1 << 20
 _COUNT_SECONDS = 2.0
@@ -30,9 +29,6 @@ _BLOCKED_SECONDS = 30.0
 
 _HIDDEN_CHECKS_MIN = 2
 """How often in succession mappings must be hidden, because processes start and end during a check."""
-
-_SLABS = Path("/proc/slabinfo")
-_ACTIVE_MAPPINGS = re.compile(r"^vm_area_struct +(\d+) ", re.MULTILINE)
 
 
 class MappingOwner(NamedTuple):
@@ -74,7 +70,7 @@ def _count_mappings_of_thread(thread_directory: str, mappings_max: int, deadline
 
 
 def are_mappings_hidden(
-    owners: Iterable[MappingOwner], mappings_max: int, slabs: Path = _SLABS, proc: str = "/proc"
+    owners: Iterable[MappingOwner], mappings_max: int, slabs: Path = SLABS, proc: str = "/proc"
 ) -> bool:
     """Return whether the machine has more than `mappings_max` mappings that are in no list; False if unknown.
 
@@ -82,7 +78,7 @@ def are_mappings_hidden(
     share their memory list the same mappings. If counting the mappings of a sandbox takes too long, it may have as many
     as that. If counting those of the host takes too long, the number of hidden mappings is unknown.
     """
-    total = _count_active_mappings(slabs)
+    total = count_used_objects(VMA_KIND, slabs) or 0
     hidden, inspected = total, set[int]()
     for owner in owners:
         count, count_max = count_mappings(owner.process_ids, hidden), owner.kernel_bytes // VMA_BYTES
@@ -95,16 +91,8 @@ def are_mappings_hidden(
     if count is None:
         return False
     # Processes that ended during the count are not listed.
-    ended = max(0, total - _count_active_mappings(slabs))
+    ended = max(0, total - (count_used_objects(VMA_KIND, slabs) or 0))
     return hidden - count - ended > mappings_max
-
-
-def _count_active_mappings(slabs: Path) -> int:
-    """Return the number of mappings of the whole machine; 0 if unknown."""
-    with suppress(OSError):
-        active = _ACTIVE_MAPPINGS.search(slabs.read_text())
-        return int(active[1]) if active else 0
-    return 0
 
 
 class MappingCounter:

@@ -11,18 +11,20 @@ returned to every sandbox that has as much kernel memory; the caller then counts
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from sandbox.model.fixed_limits import FREE_SLAB_BYTES_MAX, RECLAIMABLE_SLAB_MEMORY_DIVISOR
 
-_SLABS = Path("/proc/slabinfo")
+SLABS = Path("/proc/slabinfo")
 _SLAB_DIRECTORY = Path("/sys/kernel/slab")
 _HEADER_LINES = 2
-_VMA, _ANON_VMA_CHAIN = "vm_area_struct", "anon_vma_chain"
+VMA_KIND, _ANON_VMA_CHAIN = "vm_area_struct", "anon_vma_chain"
 _DENTRY_STATE = Path("/proc/sys/fs/dentry-state")
 _DENTRIES_FIELD, _NEGATIVE_DENTRIES_FIELD = 0, 4
 DENTRY_BYTES = 192
@@ -31,7 +33,7 @@ DENTRY_BYTES = 192
 VMA_BYTES = 192
 """Size of a mapping (struct vm_area_struct)."""
 
-_INTERVAL_SECONDS = 1.0
+SLAB_INTERVAL_SECONDS = 1.0
 """Interval at which the machine's slab statistics are read. Each read takes a few milliseconds."""
 
 _PEAK_CHARGE_FACTOR = 16
@@ -76,27 +78,63 @@ class SlabUsage(NamedTuple):
     vma_growth_bytes: int = 0
 
 
-def measure_slab_usage(
-    slabs: Path = _SLABS, slab_directory: Path = _SLAB_DIRECTORY, dentry_state: Path = _DENTRY_STATE
-) -> SlabUsage | None:
-    """Measure the machine's slabs; return None if only root may read the statistics."""
-    try:
-        lines = slabs.read_text().splitlines()[_HEADER_LINES:]
-    except OSError:
-        return None
-    unreclaimable = reclaimable = vma_bytes = anon_vma_chain_bytes = 0
-    for line in lines:
-        name, active, objects, size, _ = line.split(maxsplit=4)
-        free = (int(objects) - int(active)) * int(size)
-        if is_reclaimable(name, slab_directory):
-            reclaimable += free
-        else:
-            unreclaimable += free
-        used = int(active) * int(size)
-        vma_bytes += used if name == _VMA else 0
-        anon_vma_chain_bytes += used if name == _ANON_VMA_CHAIN else 0
-    dentry_bytes = _count_dentries(dentry_state, _DENTRIES_FIELD) * DENTRY_BYTES
-    return SlabUsage(unreclaimable, reclaimable, anon_vma_chain_bytes, dentry_bytes, vma_bytes, vma_bytes)
+class SlabObjects(NamedTuple):
+    """The kernel objects of one kind: those in use, the total with free ones, and the size of one object."""
+
+    used: int
+    total: int
+    object_bytes: int
+
+
+class SlabStatistics:
+    """The machine's slabs, which are read at most once a second. The meters of a sandbox share them."""
+
+    def __init__(self, slabs: Path = SLABS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._slabs = slabs
+        self._clock = clock
+        self._kinds: Mapping[str, SlabObjects] | None = None
+        self._next_at: float | None = None
+
+    def read(self) -> Mapping[str, SlabObjects] | None:
+        """Return the objects, keyed by the name of their kind; None if only root may read them."""
+        if self._next_at is None or self._clock() >= self._next_at:
+            self._next_at = self._clock() + SLAB_INTERVAL_SECONDS
+            self._kinds = self._parse()
+        return self._kinds
+
+    def measure_usage(
+        self, slab_directory: Path = _SLAB_DIRECTORY, dentry_state: Path = _DENTRY_STATE
+    ) -> SlabUsage | None:
+        """Return the kernel memory in slabs; None if only root may read the statistics."""
+        kinds = self.read()
+        if kinds is None:
+            return None
+        free_bytes = {name: (one.total - one.used) * one.object_bytes for name, one in kinds.items()}
+        reclaimable_bytes = sum(free for name, free in free_bytes.items() if is_reclaimable(name, slab_directory))
+        unreclaimable_bytes = sum(free_bytes.values()) - reclaimable_bytes
+        vma_bytes, anon_vma_chain_bytes = (
+            kinds[name].used * kinds[name].object_bytes if name in kinds else 0 for name in (VMA_KIND, _ANON_VMA_CHAIN)
+        )
+        dentry_bytes = _count_dentries(dentry_state, _DENTRIES_FIELD) * DENTRY_BYTES
+        return SlabUsage(
+            unreclaimable_bytes, reclaimable_bytes, anon_vma_chain_bytes, dentry_bytes, vma_bytes, vma_bytes
+        )
+
+    def _parse(self) -> Mapping[str, SlabObjects] | None:
+        try:
+            lines = self._slabs.read_text().splitlines()[_HEADER_LINES:]
+        except OSError:
+            return None
+        fields = (line.split(maxsplit=4) for line in lines)
+        return {name: SlabObjects(int(used), int(total), int(size)) for name, used, total, size, _ in fields}
+
+
+def count_used_objects(kind: str, slabs: Path = SLABS) -> int | None:
+    """Read how many objects of a kind the whole machine uses now; None if only root may read it."""
+    with suppress(OSError):
+        found = re.search(rf"^{re.escape(kind)} +(\d+) ", slabs.read_text(), re.MULTILINE)
+        return int(found[1]) if found else None
+    return None
 
 
 def count_negative_dentries(dentry_state: Path = _DENTRY_STATE) -> int:
@@ -151,7 +189,7 @@ class SlabMeter:
 
     def __init__(
         self,
-        measure_all: Callable[[], SlabUsage | None] = measure_slab_usage,
+        measure_all: Callable[[], SlabUsage | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._measure_all = measure_all
@@ -173,7 +211,7 @@ class SlabMeter:
         if usage is None:
             return None
         self._peak_charge_bytes = max(self._peak_charge_bytes, usage.kernel_bytes)
-        if self._growths is None or self._clock() - self._updated_at >= _INTERVAL_SECONDS:
+        if self._growths is None or self._clock() - self._updated_at >= SLAB_INTERVAL_SECONDS:
             self._update(usage, usage_of_others())
         if self._growths is None:
             return None

@@ -78,7 +78,7 @@ class QemuSandbox:
         self._launcher = launcher
         self._channel = Channel(self._handle_frame)
         self._console, self._stderr = OutputTail(), OutputTail()
-        self._extent_meter = CachedExtentMeter(guest_spec.spec.disk)
+        self._extent_meter = CachedExtentMeter(guest_spec.spec.disk, launcher.slab_statistics)
         self._streams = {number: GuestStream(self._channel, number) for number in (frames.OUTPUT, frames.ERRORS)}
         self._terminals: dict[int, QemuTerminal] = {}
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -272,7 +272,7 @@ def test_slab_meter_gets_the_usage_of_the_group_and_of_its_siblings(tmp_path: Pa
             seen.append((usage, usage_of_others()))
             return None
 
-    Hierarchies(roots).group("attempt").kernel_usage(os.getpid(), 1 << 30, slab_meter=RecordingMeter())
+    Hierarchies(roots).group("attempt").kernel_usage(os.getpid(), 1 << 30, slab_meter=RecordingMeter(lambda: None))
     assert seen == [(GroupUsage(100, 3.0), {"neighbour": GroupUsage(700, 5.0)})]
 
 
@@ -300,7 +300,9 @@ def test_mapping_counter_gets_the_processes_of_the_group_and_of_its_siblings(tmp
             return 77
 
     group = Hierarchies([tmp_path / "memory"]).group("attempt")
-    usage = group.kernel_usage(os.getpid(), 1 << 30, slab_meter=FixedMeter(), mapping_counter=RecordingCounter())
+    usage = group.kernel_usage(
+        os.getpid(), 1 << 30, slab_meter=FixedMeter(lambda: slabs), mapping_counter=RecordingCounter()
+    )
     assert usage.vma_bytes == 77
     assert seen == [(slabs, {101}, [MappingOwner({101}, 100), MappingOwner({701}, 700)])]
 

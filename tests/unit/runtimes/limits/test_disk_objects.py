@@ -9,6 +9,7 @@ import pytest
 from sandbox.model.fixed_limits import CACHED_EXTENTS_MAX, DISK_DIRECTORIES_MAX
 from sandbox.runtimes.limits.disk_objects import CachedExtentMeter, DirectoryMeter
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
+from sandbox.runtimes.limits.slab_usage import SlabStatistics
 
 
 class FakeDisk:
@@ -21,10 +22,13 @@ class FakeDisk:
         (self.devices / f"{os.major(device)}:{os.minor(device)}").symlink_to(directory / "loop7")
         (self.statistics / "loop7").mkdir(parents=True)
         self.now = 0.0
-        self.meter = CachedExtentMeter(Path("/proc"), self.slabs, self.devices, self.statistics, lambda: self.now)
+        slabs = SlabStatistics(self.slabs, lambda: self.now)
+        self.meter = CachedExtentMeter(Path("/proc"), slabs, self.devices, self.statistics, lambda: self.now)
 
     def count(self, of_machine: int, of_disk: int) -> int | None:
-        self.slabs.write_text(f"dentry 100 200 192\nextent_status      {of_machine} {of_machine} 40 102 1 :\n")
+        self.slabs.write_text(
+            f"version\n# name\ndentry 100 200 192 21 1 :\nextent_status      {of_machine} {of_machine} 40 102 1 :\n"
+        )
         report = f"stats:\n  {of_disk} objects\n  7 reclaimable objects\naverage:\n  5 shrunk objects\n"
         (self.statistics / "loop7/es_shrinker_info").write_text(report)
         return self.meter.count()
@@ -44,9 +48,9 @@ def test_statistics_of_the_disk_are_not_read_while_the_machine_has_few_extents(t
 
 
 def test_cached_extent_count_of_a_file_system_that_others_use_is_unknown(tmp_path: Path):
-    assert CachedExtentMeter(tmp_path).count() is None
-    assert CachedExtentMeter(tmp_path / "missing").count() is None
-    assert CachedExtentMeter(Path("/proc"), slabs=tmp_path / "missing").count() is None
+    assert CachedExtentMeter(tmp_path, SlabStatistics()).count() is None
+    assert CachedExtentMeter(tmp_path / "missing", SlabStatistics()).count() is None
+    assert CachedExtentMeter(Path("/proc"), SlabStatistics(tmp_path / "missing")).count() is None
 
 
 def test_more_cached_extents_than_the_limit_are_a_violation():

@@ -14,8 +14,9 @@ from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.slab_usage import (
     GroupUsage,
     SlabMeter,
+    SlabStatistics,
     SlabUsage,
-    measure_slab_usage,
+    count_used_objects,
     reclaimable_free_slab_bytes_max,
 )
 
@@ -74,10 +75,34 @@ def test_unreclaimable_and_reclaimable_objects_are_counted_separately(tmp_path: 
         (tmp_path / name).mkdir()
         (tmp_path / name / "reclaim_account").write_text(f"{reclaimable}\n")
     (tmp_path / "dentry-state").write_text("1034086\t1022194\t45\t0\t322168\t0\n")
-    found = measure_slab_usage(tmp_path / "slabinfo", tmp_path, tmp_path / "dentry-state")
+    found = SlabStatistics(tmp_path / "slabinfo").measure_usage(tmp_path, tmp_path / "dentry-state")
     assert found == SlabUsage(
         20 * 4096 + 21 * 192 + 120 * 64, 89900 * 192, 5000 * 64, 1034086 * 192, 100 * 192, 100 * 192
     )
+
+
+def test_statistics_are_read_once_a_second_for_all_meters(tmp_path: Path):
+    now = 100.0
+    (tmp_path / "slabinfo").write_text(SLABS)
+    statistics = SlabStatistics(tmp_path / "slabinfo", lambda: now)
+    assert statistics.read() == {
+        "kmalloc-4k": (10, 30, 4096),
+        "vm_area_struct": (100, 121, 192),
+        "anon_vma_chain": (5000, 5120, 64),
+        "dentry": (100, 90000, 192),
+    }
+    (tmp_path / "slabinfo").write_text("")
+    now = 100.9
+    assert statistics.read()
+    now = 101.0
+    assert statistics.read() == {}
+
+
+@pytest.mark.parametrize("kind", ["dentry", "dentries"])
+def test_objects_of_a_kind_are_counted(tmp_path: Path, kind: str):
+    (tmp_path / "slabinfo").write_text(SLABS)
+    assert count_used_objects(kind, tmp_path / "slabinfo") == (100 if kind == "dentry" else None)
+    assert count_used_objects(kind, tmp_path / "absent") is None
 
 
 @pytest.mark.parametrize("state", ["", "\n", None])
@@ -85,13 +110,13 @@ def test_dentries_count_as_zero_if_their_number_is_unknown(tmp_path: Path, state
     (tmp_path / "slabinfo").write_text(SLABS)
     if state is not None:
         (tmp_path / "dentry-state").write_text(state)
-    found = measure_slab_usage(tmp_path / "slabinfo", tmp_path, tmp_path / "dentry-state")
+    found = SlabStatistics(tmp_path / "slabinfo").measure_usage(tmp_path, tmp_path / "dentry-state")
     assert found is not None
     assert found.dentry_bytes == 0
 
 
 def test_unreadable_slabinfo_counts_as_zero(tmp_path: Path):
-    assert measure_slab_usage(tmp_path / "absent", tmp_path) is None
+    assert SlabStatistics(tmp_path / "absent").measure_usage(tmp_path) is None
     assert FakeSlabs(None).slabs().measure(MEBIBYTE) is None
     assert FakeSlabs().slabs().measure(None) is None
 
