@@ -11,7 +11,7 @@ from websockets.sync.client import connect
 
 from doubles.deployment import bash_turn, python_turn, reply_turn
 from doubles.runtime_availability import require_runtime
-from sandbox.disks.loop import loop_unavailable_reason
+from sandbox.disks.loop_disk import loop_unavailable_reason
 
 FILL_DISK_COMMAND = "dd if=/dev/zero of=$HOME/filler bs=1M count=400 2>&1; echo made > small.txt"
 WRITE_LOG_COMMAND = "dd if=/dev/zero bs=1M count=16 2>/dev/null | tr '\\0' 'x' | fold -w 1023 > flood.log"

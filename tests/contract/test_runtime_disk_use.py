@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from doubles.sandbox_lifecycle import MEBIBYTE, read_until, ready_sandbox
-from sandbox.disks.directory import DirectoryDisk
+from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Command, Runtime
 

@@ -9,7 +9,7 @@ from doubles.manifests import manifest
 from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.runner import RunnerParts, build_finisher, build_runner, create_recorder
-from sandbox.disks.directory import DirectoryDisk
+from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ToolCallFinished
 from sandbox.interfaces.file_layout import TaskLayout

@@ -18,7 +18,7 @@ from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_priva
 from sandbox.bootstrap.runtime import AUTO, RuntimeChoice, choose_runtime, describe_failure, make_runtime
 from sandbox.bootstrap.settings.schema import CapacitySection, ServerSettings
 from sandbox.disks.leftovers import DiskLeftovers
-from sandbox.disks.loop import loop_unavailable_reason
+from sandbox.disks.loop_disk import loop_unavailable_reason
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent

@@ -31,9 +31,9 @@ from sandbox.bootstrap.clock import SystemClock, read_boot_id
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE, configure_logging
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_private_directory
 from sandbox.bootstrap.runtime import make_runtime
-from sandbox.disks.directory import DirectoryDisk
+from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.free_space import ReserveFile, measure_disk_space
-from sandbox.disks.loop import LoopDisk, unshare_mounts
+from sandbox.disks.loop_disk import LoopDisk, unshare_mounts
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.gateway.lease import NetworkLease

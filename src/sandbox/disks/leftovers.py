@@ -12,7 +12,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.disks.loop import find_devices, list_devices
+from sandbox.disks.loop_disk import find_devices, list_devices
 from sandbox.interfaces.file_layout import AttemptLayout, tasks_root
 from sandbox.model.fixed_limits import DISK_RELEASE_TIMEOUT_SECONDS
 

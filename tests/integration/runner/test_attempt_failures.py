@@ -158,7 +158,7 @@ async def test_full_disk_without_size_enforcement_stops_the_agent(make_harness, 
     async def usage(self):
         return DiskUsage(2, 1, is_full=True)
 
-    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisk.usage", usage)
+    monkeypatch.setattr("sandbox.disks.directory_disk.DirectoryDisk.usage", usage)
     harness = make_harness(AttemptScript(runs_until_signal=True, ignores_term=True))
     await asyncio.wait_for(harness.run(), 10)
     assert (harness.states[-1], harness.task.failure.code) == ("failed", "disk_full")
@@ -170,7 +170,7 @@ async def test_disk_usage_errors_stop_the_agent(make_harness, monkeypatch):
     async def usage(self):
         raise OSError("The disk usage cannot be measured")
 
-    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisk.usage", usage)
+    monkeypatch.setattr("sandbox.disks.directory_disk.DirectoryDisk.usage", usage)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS", 0.01)
     harness = make_harness(AttemptScript(runs_until_signal=True, ignores_term=True))
     await asyncio.wait_for(harness.run(), 10)
@@ -188,7 +188,7 @@ async def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness
             raise OSError("The disk usage cannot be measured")
         return DiskUsage(1, 2, is_full=False)
 
-    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisk.usage", usage)
+    monkeypatch.setattr("sandbox.disks.directory_disk.DirectoryDisk.usage", usage)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS", 0.01)
     harness = make_harness(AttemptScript(runs_until_signal=True))
 

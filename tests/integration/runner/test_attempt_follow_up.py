@@ -13,7 +13,7 @@ from doubles.memory_store import MemoryStore
 from sandbox.agents.claude_code.driver import render_result
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser, convert_recorded_line
 from sandbox.disks import tree_removal
-from sandbox.disks.directory import DirectoryDisk
+from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.interfaces.placement import CancelAttempt
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.interfaces.store import IndexedTask

@@ -257,7 +257,7 @@ async def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypa
     async def verify(self):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisk.verify", verify)
+    monkeypatch.setattr("sandbox.disks.directory_disk.DirectoryDisk.verify", verify)
     harness = make_harness(AttemptScript())
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "disk_full")

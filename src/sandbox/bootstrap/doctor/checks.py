@@ -19,7 +19,7 @@ from sandbox.bootstrap.private_directory import check_usable_data_dir
 from sandbox.bootstrap.secrets import upstream_from_environment
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.free_space import measure_disk_space
-from sandbox.disks.loop import can_share_preallocations, loop_unavailable_reason
+from sandbox.disks.loop_disk import can_share_preallocations, loop_unavailable_reason
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.file_layout import tasks_root

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from doubles.multiprocessing_forkserver import MULTIPROCESSING_FORKSERVER
-from sandbox.disks import loop
-from sandbox.disks.directory import DirectoryDisk
-from sandbox.disks.loop import LoopDisk, loop_unavailable_reason, run_command, unshare_mounts
+from sandbox.disks import loop_disk
+from sandbox.disks.directory_disk import DirectoryDisk
+from sandbox.disks.loop_disk import LoopDisk, loop_unavailable_reason, run_command, unshare_mounts
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.failure import AttemptError
 from sandbox.model.fixed_limits import DISK_FILES_MAX
@@ -138,7 +138,7 @@ GIB = 1024 * MIB
 def test_number_of_files_grows_with_the_disk_up_to_a_limit(tmp_path, size_bytes, files_max):
     """mkfs.ext4 rounds up, because each group of blocks has a multiple of 16 inodes."""
     image = tmp_path / "disk.img"
-    asyncio.run(loop.make_file_system(image, size_bytes))
+    asyncio.run(loop_disk.make_file_system(image, size_bytes))
     with image.open("rb") as file:
         file.seek(1024)  # the superblock, which starts with the number of inodes
         assert struct.unpack("<I", file.read(4))[0] == pytest.approx(files_max, rel=0.15)
@@ -242,7 +242,7 @@ async def fails_to_open(disk, layout):
 
 async def fails_to_open_quickly(disk, layout):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("sandbox.disks.loop.DISK_RELEASE_TIMEOUT_SECONDS", 0.1)
+        patched.setattr("sandbox.disks.loop_disk.DISK_RELEASE_TIMEOUT_SECONDS", 0.1)
         await fails_to_open(disk, layout)
 
 
@@ -264,7 +264,7 @@ def test_disk_is_not_opened_again_through_another_path(loop_works, layout, tmp_p
 async def closes_a_busy_disk(disk, layout):
     await disk.open(32 * MIB)
     with (layout.disk / "held").open("wb"), pytest.MonkeyPatch.context() as patched:
-        patched.setattr("sandbox.disks.loop.DISK_RELEASE_TIMEOUT_SECONDS", 0.1)
+        patched.setattr("sandbox.disks.loop_disk.DISK_RELEASE_TIMEOUT_SECONDS", 0.1)
         await disk.close()
         layout.disk.rmdir()
         layout.disk_image.unlink()
@@ -366,7 +366,7 @@ async def shares_preallocations(disk, layout):
 
 
 async def preallocates_for_each_file(disk, layout):
-    loop.share_preallocations = lambda _: None
+    loop_disk.share_preallocations = lambda _: None
     assert await preallocates(disk, layout, 2000) > 1500
 
 
@@ -403,8 +403,8 @@ def test_large_files_are_stored_with_shared_preallocations(loop_works, layout):
 
 
 async def opens_with_read_only_settings(disk, layout, settings):
-    loop._EXT4_SETTINGS = settings
-    assert not loop.can_share_preallocations()
+    loop_disk._EXT4_SETTINGS = settings
+    assert not loop_disk.can_share_preallocations()
     await disk.open(32 * MIB)
     await disk.close()
 
@@ -415,7 +415,7 @@ def test_disk_works_if_its_settings_cannot_be_changed(loop_works, layout, tmp_pa
 
 def count_discards(image):
     """Return the number of discards since the device was created. Earlier disks may have used the device."""
-    (device,) = loop.find_devices(image)
+    (device,) = loop_disk.find_devices(image)
     return int((device / "stat").read_text().split()[11])
 
 
@@ -440,7 +440,7 @@ def allocated_bytes(image):
 
 
 async def returns_space(disk, layout, trim_seconds):
-    loop._UNUSED_BYTES_MAX, loop._TRIM_STEP_BYTES, loop._TRIM_SECONDS = 16 * MIB, 32 * MIB, trim_seconds
+    loop_disk._UNUSED_BYTES_MAX, loop_disk._TRIM_STEP_BYTES, loop_disk._TRIM_SECONDS = 16 * MIB, 32 * MIB, trim_seconds
     await disk.open(128 * MIB)
     (layout.disk / "kept").write_bytes(b"kept" * MIB)
     (layout.disk / "removed").write_bytes(b"x" * 64 * MIB)
@@ -503,12 +503,12 @@ def test_cached_extents_of_a_fragmented_image_are_removed(loop_works, layout):
 
 
 def test_removing_cached_extents_of_a_missing_image_is_not_an_error(layout):
-    loop.forget_cached_extents(layout.disk_image)
+    loop_disk.forget_cached_extents(layout.disk_image)
     assert not layout.disk_image.exists()
 
 
 async def closes_while_trimming(disk, layout):
-    loop._UNUSED_BYTES_MAX = 0
+    loop_disk._UNUSED_BYTES_MAX = 0
     await disk.open(64 * MIB)
     (layout.disk / "removed").write_bytes(b"x" * 32 * MIB)
     await disk.verify()
@@ -541,7 +541,7 @@ def test_small_amount_of_unused_space_is_not_returned(loop_works, layout):
 
 
 async def survives_a_host_without_holes(disk, layout):
-    loop._UNUSED_BYTES_MAX, loop._FITRIM = 0, 0  # no file system supports this request
+    loop_disk._UNUSED_BYTES_MAX, loop_disk._FITRIM = 0, 0  # no file system supports this request
     await disk.open(64 * MIB)
     (layout.disk / "removed").write_bytes(b"x" * 32 * MIB)
     await disk.verify()
@@ -563,6 +563,6 @@ def test_unshare_error_is_raised(monkeypatch):
             ctypes.set_errno(errno.EPERM)
             return -1
 
-    monkeypatch.setattr("sandbox.disks.loop.ctypes.CDLL", lambda *_, **__: FailingLibc())
+    monkeypatch.setattr("sandbox.disks.loop_disk.ctypes.CDLL", lambda *_, **__: FailingLibc())
     with pytest.raises(PermissionError):
         unshare_mounts()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.disks import directory
+from sandbox.disks import directory_disk
 
 _FILES, _CHILDREN = 200, 20
 _HOLDER = """
@@ -43,7 +43,7 @@ def hold_open(path: Path, flags: int) -> Iterator[None]:
 
 def count_inspected_files() -> int:
     """Return the number of open files that are inspected in this process's descendants."""
-    return sum(1 for _ in directory._open_files())
+    return sum(1 for _ in directory_disk._open_files())
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user may not compare the files of every process")
@@ -51,7 +51,7 @@ def test_shared_file_table_is_inspected_once(tmp_path: Path):
     before = count_inspected_files()
     with hold_open(tmp_path / "file", _CLONE_FILES):
         assert count_inspected_files() - before < 2 * _FILES
-        deleted = directory.measure_deleted_files(tmp_path.stat().st_dev)
+        deleted = directory_disk.measure_deleted_files(tmp_path.stat().st_dev)
     assert deleted.file_count >= 1
     assert deleted.size_bytes >= 8192
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
-from sandbox.disks.directory import DirectoryDisk
+from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import AttemptLayout
 
@@ -69,7 +69,7 @@ async def exceeds_the_inspection_timeout(directory):
     disk = DirectoryDisk(layout)
     await disk.open(4 * MIB)
     with held_by_children(layout.disk / "large", 5 * MIB, unlinks=True), pytest.MonkeyPatch.context() as patched:
-        patched.setattr("sandbox.disks.directory.DISK_COMMAND_TIMEOUT_SECONDS", -1)
+        patched.setattr("sandbox.disks.directory_disk.DISK_COMMAND_TIMEOUT_SECONDS", -1)
         with pytest.raises(OSError, match="disk usage cannot be measured"):
             await disk.usage()
 

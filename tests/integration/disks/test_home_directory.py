@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from doubles.syscall_faults import fill_file_system, small_file_system
-from sandbox.disks.layout import create_home
+from sandbox.disks.home_directory import create_home
 from sandbox.interfaces.file_layout import AttemptLayout
 
 
