@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sandbox.bootstrap.machine_setup import PACKAGES
-from sandbox.dashboard.pages.guide import GUIDE_PAGES
+from sandbox.dashboard.pages.documentation import GUIDE_PAGES
 
 DATA_SUFFIXES = {".css", ".html", ".js", ".json", ".svg", ".toml"}
 

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from sandbox.api.app_context import AppContext
 from sandbox.api.request_parsing import check_format
 from sandbox.api.routes.health import not_ready_reasons
-from sandbox.dashboard.pages.guide import HeadingAnchors, guide_file, guide_path, guide_values
+from sandbox.dashboard.pages.documentation import HeadingAnchors, guide_file, guide_path, guide_values
 from sandbox.dashboard.templates import CONTENT_SECURITY_POLICY, render_page
 from sandbox.interfaces.placement import HostState
 from sandbox.interfaces.store import TaskQuery

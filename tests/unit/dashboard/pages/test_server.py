@@ -10,7 +10,7 @@ import pytest
 from doubles import fake_tasks
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
-from sandbox.dashboard.pages import guide, server
+from sandbox.dashboard.pages import documentation, server
 from sandbox.interfaces.placement import HostState, HostStatus
 from sandbox.interfaces.tasks import HostWithTasks, LoadSample, Occupancy
 from sandbox.model import events as e
@@ -157,7 +157,7 @@ def test_failure_links_to_the_entry_of_its_code(pages):
 
 
 def test_error_reference_has_all_codes_of_the_document():
-    text = guide.guide_file("errors").read_text()
+    text = documentation.guide_file("errors").read_text()
     sections = server.parse_error_reference(text)
     codes = [row.code for section in sections for row in section.rows]
     assert codes == re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)

@@ -6,21 +6,23 @@ from urllib.parse import quote
 import pytest
 
 from doubles.fake_token_store import FakeTokenStore
-from sandbox.dashboard.pages import guide
+from sandbox.dashboard.pages import documentation
 
 LINK = re.compile(r"\]\(([\w./-]+)\.md(?:#([\w-]+))?\)")
 DEVELOPER_PAGES = {"../ARCHITECTURE", "../CONTRIBUTING", "../CHANGELOG", "code-tour", "recipes", "releasing"}
 
 
 def test_guide_has_all_pages_of_the_documentation_for_users(pages):
-    configuration = (guide.guide_file("index").parents[1] / "mkdocs.yml").read_text()
+    configuration = (documentation.guide_file("index").parents[1] / "mkdocs.yml").read_text()
     names = set(re.findall(r"docs/([\w-]+)\.md", configuration)) - DEVELOPER_PAGES - {"rest-reference"}
-    assert names == guide.GUIDE_PAGES
+    assert names == documentation.GUIDE_PAGES
     for name in names:
         page = pages.get(f"/guide/{name}")
         assert page.status_code == 200
         assert "<!--" not in page.text
-        linked = {link for link, _ in LINK.findall(guide.guide_file(name).read_text()) if not link.startswith("adr/")}
+        linked = {
+            link for link, _ in LINK.findall(documentation.guide_file(name).read_text()) if not link.startswith("adr/")
+        }
         assert linked - names - DEVELOPER_PAGES - {"rest-reference"} == set(), name
     assert "Sandbox documentation</h1>" in pages.get("/guide").text
 
@@ -38,14 +40,14 @@ def test_guide_needs_a_token_on_a_server_with_tokens(pages_with_tokens):
 
 def test_list_of_pages_has_the_order_of_the_documentation(pages):
     """The groups and pages match the documentation site, which also has pages for developers."""
-    configuration = (guide.guide_file("index").parents[1] / "mkdocs.yml").read_text()
+    configuration = (documentation.guide_file("index").parents[1] / "mkdocs.yml").read_text()
     groups = re.split(r"^  - (\w+):$", configuration.partition("\nnav:\n")[2], flags=re.MULTILINE)[1:]
     names = {
         group: tuple(name for name in re.findall(r"docs/([\w-]+)\.md", text) if name not in DEVELOPER_PAGES)
         for group, text in zip(groups[::2], groups[1::2], strict=True)
     }
     assert {group: list(pages) for group, pages in names.items() if pages} == {
-        group: list(pages) for group, pages in guide.GUIDE_GROUPS.items()
+        group: list(pages) for group, pages in documentation.GUIDE_GROUPS.items()
     }
     for address, current in (("/guide/limits", "Limits"), ("/errors", "Errors"), ("/guide", "Overview")):
         text = pages.get(address).text
@@ -74,15 +76,15 @@ def test_list_of_pages_has_the_order_of_the_documentation(pages):
     ],
 )
 def test_search_finds_the_section_first(words, best):
-    assert guide.search_guide(words)[0].href == best
+    assert documentation.search_guide(words)[0].href == best
 
 
 @pytest.mark.parametrize(
     "words", ["", " ", '"', "-", "* OR", 'NEAR("', "(", "vm.memory:", "\x00", "a\x00b", "'; --", "a " * 200]
 )
 def test_search_accepts_any_text(pages, words):
-    assert isinstance(guide.search_guide(words), list)
-    assert len(guide.search_guide(words)) <= guide.RESULTS_MAX
+    assert isinstance(documentation.search_guide(words), list)
+    assert len(documentation.search_guide(words)) <= documentation.RESULTS_MAX
     assert pages.get(f"/guide/search?q={quote(words)}").status_code == 200
 
 
@@ -128,7 +130,7 @@ over lines](limits.md#a). <!-- hidden -->
 | --- | --- |
 | `lost` | <a id="lost-1"></a>It is lost. |
 """
-    sections = list(guide.split_sections("errors", text))
+    sections = list(documentation.split_sections("errors", text))
     assert [(one.anchor, one.heading, one.text, one.is_minor) for one in sections] == [
         ("", "", "Intro with a link over lines.", False),
         ("first-part", "First part", "", False),
