@@ -11,7 +11,7 @@ import click
 
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.formatting import pluralize
-from sandbox.cli.output.text import escape_text
+from sandbox.cli.output.terminal_text import escape_text
 from sandbox.model.manifest import overrides as model
 from sandbox.model.manifest.overrides import Override, OverrideError
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from sandbox.cli.lazy_group import GlobalOption, gc_frozen
+from sandbox.cli.command_groups import GlobalOption, gc_frozen
 from sandbox.cli.output.console import is_color_enabled
-from sandbox.cli.output.text import escape_text
+from sandbox.cli.output.terminal_text import escape_text
 from sandbox.model.server_address import DEFAULT_SERVER
 
 if TYPE_CHECKING:

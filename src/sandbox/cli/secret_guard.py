@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.text import escape_name
+from sandbox.cli.output.terminal_text import escape_name
 
 if TYPE_CHECKING:
     from sandbox.client.response_types import Artifact

@@ -17,7 +17,7 @@ from sandbox.cli.errors import ExitCode, fail, print_error
 from sandbox.cli.options import current_options
 from sandbox.cli.output.formatting import pluralize, state_text
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import escape_name, escape_text, terminal_width
+from sandbox.cli.output.terminal_text import escape_name, escape_text, terminal_width
 from sandbox.model.formatting import is_generated_id, is_generated_id_prefix
 
 if TYPE_CHECKING:

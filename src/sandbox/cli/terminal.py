@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, exit_code_for_client_error, fail
-from sandbox.cli.output.text import escape_text
+from sandbox.cli.output.terminal_text import escape_text
 from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:

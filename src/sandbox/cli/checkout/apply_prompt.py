@@ -25,7 +25,7 @@ from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import confirm, stderr_console
 from sandbox.cli.output.formatting import pluralize
-from sandbox.cli.output.text import escape_text
+from sandbox.cli.output.terminal_text import escape_text
 
 if TYPE_CHECKING:
     from sandbox.client import Client

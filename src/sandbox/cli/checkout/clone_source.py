@@ -13,7 +13,7 @@ import click
 
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.formatting import pluralize
-from sandbox.cli.output.text import escape_name, escape_text, terminal_width, wrap_text
+from sandbox.cli.output.terminal_text import escape_name, escape_text, terminal_width, wrap_text
 from sandbox.model.formatting import format_size
 from sandbox.model.manifest.field_formats import GIT_PATCH_BYTES_MAX, REPOSITORY_URL
 

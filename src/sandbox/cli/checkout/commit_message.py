@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from sandbox.cli.output.text import escape_text
+from sandbox.cli.output.terminal_text import escape_text
 
 SUBJECT_CHARACTERS_MAX = 72
 SENTENCE_CHARACTERS_MIN = 12

@@ -17,7 +17,7 @@ import click
 
 from sandbox.cli.checkout.file_backup import FileBackup, backed_up
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.text import escape_name, escape_text
+from sandbox.cli.output.terminal_text import escape_name, escape_text
 
 GIT_TIMEOUT_SECONDS = 300.0
 APPLY_TIMEOUT_SECONDS = 3600.0

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox.cli.command_groups import SuggestingGroup, help_examples
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.lazy_group import SuggestingGroup, help_examples
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import escape_text
-from sandbox.cli.server_options import load_configuration, settings_options
+from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.settings_options import load_configuration, settings_options
 
 if TYPE_CHECKING:
     from sandbox.bootstrap.settings.keys import SettingKey

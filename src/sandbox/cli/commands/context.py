@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
+from sandbox.cli.command_groups import SuggestingGroup, help_examples
 from sandbox.cli.commands.login import print_overriding_variables
 from sandbox.cli.contexts import DEFAULT_CONTEXT, DEFAULT_NAME, ContextFile, default_file
-from sandbox.cli.lazy_group import SuggestingGroup, help_examples
 from sandbox.cli.options import complete_context, current_options, output_options
 from sandbox.cli.output.console import print_message, stdout_console
 from sandbox.cli.output.json_output import print_json

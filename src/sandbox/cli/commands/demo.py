@@ -6,9 +6,9 @@ from importlib import import_module
 
 import click
 
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, exit_code_for_error, fail
-from sandbox.cli.lazy_group import command, help_examples
-from sandbox.cli.output.text import escape_text
+from sandbox.cli.output.terminal_text import escape_text
 
 _PORT = click.IntRange(0, 65535)
 

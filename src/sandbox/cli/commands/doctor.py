@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.console import activity_line, print_message, stdout_console
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import escape_text, wrap_text
-from sandbox.cli.server_options import load_configuration, settings_options
+from sandbox.cli.output.terminal_text import escape_text, wrap_text
+from sandbox.cli.settings_options import load_configuration, settings_options
 
 if TYPE_CHECKING:
     from sandbox.bootstrap.doctor import Finding

@@ -8,9 +8,9 @@ import sys
 
 import click
 
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.contexts import Context, ContextFile, Contexts, ServerSelection, check_name, default_file
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import current_options, server_option, token_option
 from sandbox.cli.output.console import print_message
 from sandbox.model.server_address import DEFAULT_SERVER

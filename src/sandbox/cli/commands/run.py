@@ -12,12 +12,12 @@ import click
 from sandbox.cli.checkout.apply_prompt import ApplyPrompt
 from sandbox.cli.checkout.clone_source import CloneSource, create_local_patch, find_clone_source
 from sandbox.cli.checkout.worktree import Checkout
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail, interrupt_hint
-from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.manifest_file import ManifestFile, id_override, parse_overrides
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.formatting import has_no_changes, pluralize
-from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
+from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
 from sandbox.cli.secret_guard import allow_secrets_option
 from sandbox.cli.submission import print_submitted, read_prompt, submit_manifest, wait_for_end
 from sandbox.model.formatting import name_from_prompt

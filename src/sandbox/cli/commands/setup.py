@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.output.console import confirm
-from sandbox.cli.output.text import escape_text
+from sandbox.cli.output.terminal_text import escape_text
 
 if TYPE_CHECKING:
     from sandbox.bootstrap.machine_setup import SetupPlan

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox.cli.command_groups import SuggestingGroup, help_examples
 from sandbox.cli.errors import ExitCode, fail, hint_if_output_fails
-from sandbox.cli.lazy_group import SuggestingGroup, help_examples
 from sandbox.cli.options import UNIT_SECONDS, current_options, output_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import escape_text
-from sandbox.cli.server_options import data_dir_options, load_configuration
+from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.settings_options import data_dir_options, load_configuration
 from sandbox.interfaces.auth import Role
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from sandbox.cli.lazy_group import command, gc_frozen
-from sandbox.cli.server_options import load_configuration
+from sandbox.cli.command_groups import command, gc_frozen
+from sandbox.cli.settings_options import load_configuration
 
 
 @command(hidden=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from sandbox.cli.output.text import terminal_width, wrap_text
+from sandbox.cli.output.terminal_text import terminal_width, wrap_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from itertools import islice, pairwise, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sandbox.cli.output.text import escape_name, escape_text
+from sandbox.cli.output.terminal_text import escape_name, escape_text
 from sandbox.model.formatting import format_duration, format_state
 from sandbox.model.task_state import FINAL_STATES, TaskState
 

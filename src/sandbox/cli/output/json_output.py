@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sandbox.cli.output.text import escape_json
+from sandbox.cli.output.terminal_text import escape_json
 
 
 def print_json(value: Mapping[str, Any]) -> None:

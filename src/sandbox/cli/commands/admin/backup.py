@@ -10,14 +10,14 @@ from typing import Any
 
 import click
 
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.commands.admin.check import print_discrepancies
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import escape_text
-from sandbox.cli.server_options import data_dir_options, load_configuration
+from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.settings_options import data_dir_options, load_configuration
 
 
 @command(

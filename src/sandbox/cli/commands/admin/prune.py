@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from sandbox.cli.lazy_group import command, help_examples
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.options import current_options, output_options, server_options
 from sandbox.cli.output.formatting import pluralize, state_text
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import escape_text
-from sandbox.cli.server_options import data_dir_options, load_configuration
+from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.settings_options import data_dir_options, load_configuration
 from sandbox.model.formatting import format_size
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import current_options, server_options
 
 _ADVICE = """\

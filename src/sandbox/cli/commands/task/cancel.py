@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.console import confirm
 from sandbox.cli.output.formatting import outcome_summary
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import escape_text, terminal_width
+from sandbox.cli.output.terminal_text import escape_text, terminal_width
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.task_state import FINAL_STATES
 

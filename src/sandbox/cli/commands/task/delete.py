@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.console import confirm
-from sandbox.cli.output.text import escape_name, escape_text
+from sandbox.cli.output.terminal_text import escape_name, escape_text
 from sandbox.cli.task_arguments import for_each_task, task_arguments
 from sandbox.model.task_state import FINAL_STATES
 

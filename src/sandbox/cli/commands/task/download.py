@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.checkout.patch import patch_lines
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import escape_name, escape_text
+from sandbox.cli.output.terminal_text import escape_name, escape_text
 from sandbox.cli.secret_guard import allow_secrets_option, reject_secrets
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_size

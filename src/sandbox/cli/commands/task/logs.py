@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import interrupt_hint
-from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import current_options, output_options, parse_past_time_option, server_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import FULL, PendingReasonPoller, print_events
 from sandbox.cli.output.json_output import print_json_lines
 from sandbox.cli.output.log_parser import LogLine, mark_parsed_lines, parse_line, parse_log_events
-from sandbox.cli.output.text import escape_text
+from sandbox.cli.output.terminal_text import escape_text
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.wire.event_bodies import CONVERSATION_TYPES
 

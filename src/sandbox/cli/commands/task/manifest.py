@@ -7,10 +7,10 @@ import sys
 
 import click
 
-from sandbox.cli.lazy_group import command, help_examples
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import escape_text
+from sandbox.cli.output.terminal_text import escape_text
 from sandbox.cli.task_arguments import task_argument
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sandbox.cli.lazy_group import command, help_examples
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.task_arguments import for_each_task, task_arguments
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.checkout.patch import chain_patch_size
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import interrupt_hint
-from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReasonPoller, print_events
@@ -33,7 +33,7 @@ from sandbox.cli.output.formatting import (
 )
 from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.log_parser import find_denied_connections, parse_log_events
-from sandbox.cli.output.text import escape_name, terminal_width, wrap_text
+from sandbox.cli.output.terminal_text import escape_name, terminal_width, wrap_text
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_cost, format_duration
 from sandbox.model.task_state import FINAL_STATES

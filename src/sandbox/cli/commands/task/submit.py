@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 import click
 
-from sandbox.cli.lazy_group import command, help_examples
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.manifest_file import ManifestFile, id_override, parse_overrides
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.submission import show_submitted, submit_manifest, wait_options

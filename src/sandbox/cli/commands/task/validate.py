@@ -7,13 +7,13 @@ from typing import BinaryIO
 
 import click
 
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.manifest_file import ManifestFile, field_error_details, field_error_lines
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
+from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
 
 
 @command(epilog=help_examples("sandbox task validate task.yaml"))

@@ -6,12 +6,12 @@ import sys
 
 import click
 
+from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hint
-from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import common_options, current_options, parse_duration_option
 from sandbox.cli.output.formatting import outcome_summary, state_text
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import escape_text, terminal_width
+from sandbox.cli.output.terminal_text import escape_text, terminal_width
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_duration
 from sandbox.model.task_state import FINAL_STATES

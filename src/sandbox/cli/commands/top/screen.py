@@ -22,7 +22,7 @@ from rich.live import Live
 from sandbox.cli.commands.top.view import TopView, fetch_snapshot
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import PendingReasonPoller, print_events
-from sandbox.cli.output.text import escape_text
+from sandbox.cli.output.terminal_text import escape_text
 from sandbox.client import AsyncClient, ClientError
 
 if TYPE_CHECKING:

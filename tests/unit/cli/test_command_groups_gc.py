@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import gc
-from sandbox.cli.lazy_group import gc_frozen
+from sandbox.cli.command_groups import gc_frozen
 
 before = gc.get_freeze_count()
 try:

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sandbox.cli.output.formatting import format_date, format_time, pluralize
-from sandbox.cli.output.text import escape_text
+from sandbox.cli.output.terminal_text import escape_text
 from sandbox.model.formatting import format_state
 from sandbox.model.task_state import TaskState
 

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from sandbox.cli.output.status_line import StatusLine
-from sandbox.cli.output.text import wrap_text
+from sandbox.cli.output.terminal_text import wrap_text
 
 PROSE = "The server could not be reached, so nothing was done."
 

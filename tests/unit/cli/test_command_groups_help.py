@@ -6,7 +6,7 @@ import click
 import pytest
 
 from sandbox.cli import main
-from sandbox.cli.lazy_group import GlobalOption
+from sandbox.cli.command_groups import GlobalOption
 
 HEADING = "\nGlobal options (see sandbox --help):\n"
 

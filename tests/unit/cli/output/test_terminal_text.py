@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sandbox.cli.output.text import escape_json, escape_name, escape_text
+from sandbox.cli.output.terminal_text import escape_json, escape_name, escape_text
 
 
 @pytest.mark.parametrize(
