@@ -15,7 +15,7 @@ from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE
 from sandbox.interfaces.runtime import Command, RuntimeProbe, SandboxSpec
 from sandbox.runtimes import probe as runtimes_probe
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
-from sandbox.server import probed_host
+from sandbox.server import runtime_probing
 
 FAILURE_REASON = "the machine was busy"
 
@@ -44,5 +44,5 @@ class RuntimeWithFailingProbes(BubblewrapRuntime):
 def main():
     runtime._MAKERS["bubblewrap"] = lambda run_dir, _: RuntimeWithFailingProbes(run_dir)
     if "FAILING_PROBES_PAUSE" in os.environ:
-        probed_host.PROBE_PAUSE_SECONDS = float(os.environ["FAILING_PROBES_PAUSE"])
+        runtime_probing.PROBE_PAUSE_SECONDS = float(os.environ["FAILING_PROBES_PAUSE"])
     cli_main.main()

@@ -44,9 +44,9 @@ from sandbox.server.maintenance.load_history import LoadHistory
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.placements import Placements
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
-from sandbox.server.probed_host import ProbedHost
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runner_recovery import RunnerRecovery
+from sandbox.server.runtime_probing import ProbedHost
 from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
 from sandbox.server.startup_recovery import recover
 from sandbox.server.submissions import Submissions, SubmissionStore

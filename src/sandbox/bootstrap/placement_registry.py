@@ -11,7 +11,7 @@ from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.interfaces.placement import Placement
 from sandbox.server.placements import Placements
-from sandbox.server.probed_host import ProbedHost
+from sandbox.server.runtime_probing import ProbedHost
 
 CreatePlacement = Callable[[PlacementContext], Awaitable[Placement]]
 """Creates a placement for a server. Raises OSError, SandboxError."""

@@ -25,8 +25,8 @@ from sandbox.model.task_state import TaskState
 from sandbox.primitives.files import fsync_path, write_durably
 from sandbox.primitives.log_context import bind_task
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
-from sandbox.server.probed_host import ProbedHost
 from sandbox.server.runner_launcher import RunnerLauncher
+from sandbox.server.runtime_probing import ProbedHost
 from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
 from sandbox.server.tracked_task import ServerOwned, TrackedTask, TrackedTasks
 

@@ -31,7 +31,7 @@ from sandbox.interfaces.terminal_frames import TerminalConnection
 from sandbox.model.failure import FailureCode
 from sandbox.model.resources import Resources
 from sandbox.model.task import Attempt, Task
-from sandbox.server.probed_host import ProbedHost
+from sandbox.server.runtime_probing import ProbedHost
 
 
 def takes_over_disk(task: Task) -> bool:

@@ -34,7 +34,7 @@ from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.concurrency import KeyedLock, run_in_daemon_thread
 from sandbox.server.placements import Placements, locate
-from sandbox.server.probed_host import ProbedHost
+from sandbox.server.runtime_probing import ProbedHost
 from sandbox.server.scheduler import describe_memory_shortfall
 from sandbox.server.task_secrets import TaskSecrets
 

@@ -56,7 +56,7 @@ from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.placements import Placements, locate
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
-from sandbox.server.probed_host import ProbedHost
+from sandbox.server.runtime_probing import ProbedHost
 from sandbox.server.tracked_task import RunnerOwned, TrackedTask, TrackedTasks
 
 _CANCEL_RECORD_SECONDS = 0.5

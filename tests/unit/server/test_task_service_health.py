@@ -17,7 +17,7 @@ from sandbox.interfaces.store import StoreError
 from sandbox.model.disk_watermarks import DiskSpace, Watermark
 from sandbox.server.dispatcher import Drain, StartConditions
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
-from sandbox.server.probed_host import ProbedHost
+from sandbox.server.runtime_probing import ProbedHost
 from sandbox.server.task_service import HealthCheck
 
 GIB = 1024**3

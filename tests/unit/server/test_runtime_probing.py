@@ -15,7 +15,7 @@ from sandbox.model.fixed_limits import (
     PROBE_PAUSE_SECONDS,
     PROBE_PAUSE_SECONDS_MAX,
 )
-from sandbox.server.probed_host import ProbedHost
+from sandbox.server.runtime_probing import ProbedHost
 
 UNAVAILABLE = ProbeResult(
     [RuntimeProbe("bubblewrap", False, "namespaces", 1, remedy="Install it.")],
@@ -46,7 +46,7 @@ def clock(monkeypatch):
         sleep_clock.slept.append(seconds)
         sleep_clock.seconds += seconds
 
-    monkeypatch.setattr("sandbox.server.probed_host.asyncio.sleep", sleep)
+    monkeypatch.setattr("sandbox.server.runtime_probing.asyncio.sleep", sleep)
     return sleep_clock
 
 
