@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sandbox.bootstrap.runtime import make_runtime
+from sandbox.bootstrap.runtime_selection import make_runtime
 from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE
 from sandbox.interfaces.runtime import Command, Runtime, SandboxSpec
 

@@ -290,7 +290,7 @@ _CREATOR = """
 import asyncio, sys
 from pathlib import Path
 from sandbox.interfaces.runtime import Command, SandboxSpec
-from sandbox.bootstrap.runtime import make_runtime
+from sandbox.bootstrap.runtime_selection import make_runtime
 import msgspec
 async def main():
     name, disk, attempt_id = sys.argv[1:]

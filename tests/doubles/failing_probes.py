@@ -9,7 +9,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from sandbox.bootstrap import runtime
+from sandbox.bootstrap import runtime_selection
 from sandbox.cli import main as cli_main
 from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE
 from sandbox.interfaces.runtime import Command, RuntimeProbe, SandboxSpec
@@ -42,7 +42,7 @@ class RuntimeWithFailingProbes(BubblewrapRuntime):
 
 
 def main():
-    runtime._MAKERS["bubblewrap"] = lambda run_dir, _: RuntimeWithFailingProbes(run_dir)
+    runtime_selection._MAKERS["bubblewrap"] = lambda run_dir, _: RuntimeWithFailingProbes(run_dir)
     if "FAILING_PROBES_PAUSE" in os.environ:
         runtime_probing.PROBE_PAUSE_SECONDS = float(os.environ["FAILING_PROBES_PAUSE"])
     cli_main.main()

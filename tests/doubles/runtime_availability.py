@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.bootstrap.runtime import make_runtime
+from sandbox.bootstrap.runtime_selection import make_runtime
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes.qemu.components import find_components
 from sandbox.runtimes.qemu.kvm import KvmStatus

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from sandbox.bootstrap.clock import read_boot_id
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_private_directory
-from sandbox.bootstrap.runtime import AUTO, RuntimeChoice, choose_runtime, describe_failure, make_runtime
+from sandbox.bootstrap.runtime_selection import AUTO, RuntimeChoice, choose_runtime, describe_failure, make_runtime
 from sandbox.bootstrap.settings.schema import CapacitySection, ServerSettings
 from sandbox.disks.leftovers import DiskLeftovers
 from sandbox.disks.loop_disk import loop_unavailable_reason

@@ -30,7 +30,7 @@ from sandbox.agents import registered_agents
 from sandbox.bootstrap.clock import SystemClock, read_boot_id
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE, configure_logging
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_private_directory
-from sandbox.bootstrap.runtime import make_runtime
+from sandbox.bootstrap.runtime_selection import make_runtime
 from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.free_space import ReserveFile, measure_disk_space
 from sandbox.disks.loop_disk import LoopDisk, unshare_mounts

@@ -37,9 +37,9 @@ from sandbox.bootstrap.local_host import (
 from sandbox.bootstrap.log import configure_logging
 from sandbox.bootstrap.placement_registry import ChosenPlacements, choose_placements, create_placements
 from sandbox.bootstrap.private_directory import make_data_dir
-from sandbox.bootstrap.runtime import make_profile_lister
+from sandbox.bootstrap.runtime_selection import make_profile_lister
+from sandbox.bootstrap.server_objects import TaskServer
 from sandbox.bootstrap.settings.schema import ServerSettings
-from sandbox.bootstrap.task_server import TaskServer
 from sandbox.dashboard.routing import add_dashboard
 from sandbox.disks.free_space import ReserveFile, measure_disk_space
 from sandbox.interfaces.agent import Agent

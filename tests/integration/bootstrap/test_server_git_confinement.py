@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.bootstrap import local_host
 from sandbox.bootstrap.doctor import runtime_checks
-from sandbox.bootstrap.runtime import RuntimeChoice
+from sandbox.bootstrap.runtime_selection import RuntimeChoice
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.failure import AttemptError, FailureCode
 

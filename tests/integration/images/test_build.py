@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.bootstrap.runtime import image_components
+from sandbox.bootstrap.runtime_selection import image_components
 from sandbox.images import debian
 from sandbox.images.build import build_image
 from sandbox.images.catalog import ProfileCatalog

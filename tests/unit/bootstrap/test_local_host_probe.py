@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from msgspec import structs
 
-from sandbox.bootstrap import local_host, runtime
+from sandbox.bootstrap import local_host, runtime_selection
 from sandbox.bootstrap.local_host import AgentsAndRunnerCommand, LocalHost, PlacementContext
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.interfaces.runtime import RuntimeProbe

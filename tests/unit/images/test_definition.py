@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.bootstrap.runtime import image_components
+from sandbox.bootstrap.runtime_selection import image_components
 from sandbox.images.definition import check_profile_name, read_definition, read_shipped, shipped_profiles
 from sandbox.images.errors import InvalidProfileError
 from sandbox.model.manifest.parser import SHIPPED_PROFILES

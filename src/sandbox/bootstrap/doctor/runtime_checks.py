@@ -10,7 +10,7 @@ import resource
 from pathlib import Path
 
 from sandbox.bootstrap.doctor import Finding
-from sandbox.bootstrap.runtime import AUTO, choose_runtime, make_runtime
+from sandbox.bootstrap.runtime_selection import AUTO, choose_runtime, make_runtime
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.fixed_limits import SANDBOX_PROCESSES_MAX
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from sandbox.bootstrap.doctor import runtime_checks
-from sandbox.bootstrap.runtime import AUTO, RuntimeChoice
+from sandbox.bootstrap.runtime_selection import AUTO, RuntimeChoice
 from sandbox.interfaces.runtime import RuntimeProbe
 
 NAMESPACES = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)

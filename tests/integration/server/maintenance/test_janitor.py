@@ -9,7 +9,7 @@ import pytest
 
 from doubles.server_components import AdjustableClock, ServerComponents
 from doubles.stored_tasks import StoredTasks
-from sandbox.bootstrap.task_server import create_maintenance_actions
+from sandbox.bootstrap.server_objects import create_maintenance_actions
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.tasks import Retention
 from sandbox.model.failure import Failure, FailureCode

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.bootstrap.runtime import (
+from sandbox.bootstrap.runtime_selection import (
     UnknownRuntimeError,
     choose_runtime,
     describe_failure,
