@@ -25,7 +25,7 @@ from sandbox.bootstrap.worker import TOKEN_VARIABLE, host_name, read_host_key
 from sandbox.engines.processes.engine import ProcessEngine
 from sandbox.engines.slurm.batch_job import SlurmSettings
 from sandbox.engines.slurm.engine import SlurmEngine
-from sandbox.images.catalog import ProfileCatalog
+from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.engine import Engine, JobRequest
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Journals

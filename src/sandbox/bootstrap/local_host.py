@@ -20,7 +20,7 @@ from sandbox.bootstrap.settings.schema import CapacitySection, ServerSettings
 from sandbox.disks.leftovers import DiskLeftovers
 from sandbox.disks.loop_disk import loop_unavailable_reason
 from sandbox.disks.tree_removal import remove_trees
-from sandbox.images.catalog import ProfileCatalog
+from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.journal import TaskReplicas
 from sandbox.interfaces.placement import HostIdentity, LeftoverSource, ProbeResult

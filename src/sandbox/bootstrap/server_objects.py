@@ -14,7 +14,7 @@ from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.local_host import PlacementContext, make_leftover_sources, measure_host_load
 from sandbox.bootstrap.server_secrets import ServerSecretResolver, upstream_from_environment
 from sandbox.disks.tree_removal import remove_trees
-from sandbox.images.catalog import ProfileCatalog
+from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.auth import TokenStore
 from sandbox.interfaces.clock import Clock

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 
-from sandbox.images.debian import install_packages, read_packages
-from sandbox.images.definition import ImageDefinition, check_tier
+from sandbox.images.debian_packages import install_packages, read_packages
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
 from sandbox.images.image_store import ImageMetadata, ImageStore, compute_digest
 from sandbox.images.oci.importer import import_layers
-from sandbox.images.rootfs_builder import RootFsBuilder
+from sandbox.images.profile_definition import ImageDefinition, check_tier
+from sandbox.images.rootfs_writer import RootFsBuilder
 from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES
 

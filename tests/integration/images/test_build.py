@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from sandbox.bootstrap.runtime_selection import image_components
-from sandbox.images import debian
+from sandbox.images import debian_packages
 from sandbox.images.build import build_image
-from sandbox.images.catalog import ProfileCatalog
-from sandbox.images.debian import find_sources, install_packages
-from sandbox.images.definition import ImageDefinition, read_shipped
+from sandbox.images.debian_packages import find_sources, install_packages
 from sandbox.images.errors import BuildFailedError
-from sandbox.images.rootfs_builder import RootFsBuilder
+from sandbox.images.profile_catalog import ProfileCatalog
+from sandbox.images.profile_definition import ImageDefinition, read_shipped
+from sandbox.images.rootfs_writer import RootFsBuilder
 
 REQUESTED = os.environ.get("SANDBOX_TEST_BUILDS")
 needs_packages = pytest.mark.skipif(not REQUESTED, reason="set SANDBOX_TEST_BUILDS=1 to build images of real packages")

@@ -20,7 +20,7 @@ from sandbox.bootstrap.server_secrets import upstream_from_environment
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.free_space import measure_disk_space
 from sandbox.disks.loop_disk import can_share_preallocations, loop_unavailable_reason
-from sandbox.images.catalog import ProfileCatalog
+from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.file_layout import tasks_root
 from sandbox.model.errors import SandboxError

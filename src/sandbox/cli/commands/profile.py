@@ -21,8 +21,8 @@ from sandbox.model.formatting import format_size
 from sandbox.model.tier import TIERS
 
 if TYPE_CHECKING:
-    from sandbox.images.catalog import ProfileCatalog, ProfileEntry
     from sandbox.images.image_store import ImageMetadata
+    from sandbox.images.profile_catalog import ProfileCatalog, ProfileEntry
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -121,7 +121,7 @@ def remove(*, name: str, **options: Any) -> None:
 
 def _catalog(options: Mapping[str, Any], *, makes_directory: bool = False) -> ProfileCatalog:
     from sandbox.bootstrap.private_directory import make_data_dir
-    from sandbox.images.catalog import ProfileCatalog
+    from sandbox.images.profile_catalog import ProfileCatalog
 
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     return ProfileCatalog(make_data_dir(data_dir) if makes_directory else data_dir)
@@ -130,7 +130,7 @@ def _catalog(options: Mapping[str, Any], *, makes_directory: bool = False) -> Pr
 def _build_image(catalog: ProfileCatalog, name: str, from_file: Path | None) -> ImageMetadata:
     from sandbox.bootstrap.runtime_selection import image_components
     from sandbox.images.build import build_image
-    from sandbox.images.definition import read_definition, read_shipped, shipped_profiles
+    from sandbox.images.profile_definition import read_definition, read_shipped, shipped_profiles
 
     image_store = catalog.image_store(name)
     if from_file is None and name not in shipped_profiles():

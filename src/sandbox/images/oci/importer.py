@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.images.definition import IMAGE_BYTES_MAX, IMAGE_LAYERS_MAX
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.oci.archive import DIGEST, OciArchive, open_archive, uncompressed
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
-from sandbox.images.rootfs_builder import RootFsBuilder
+from sandbox.images.profile_definition import IMAGE_BYTES_MAX, IMAGE_LAYERS_MAX
+from sandbox.images.rootfs_writer import RootFsBuilder
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
-from sandbox.images.definition import IMAGE_METADATA_BYTES_MAX
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.oci.tar_stream import TarStream
-from sandbox.images.rootfs_builder import RootFsBuilder
+from sandbox.images.profile_definition import IMAGE_METADATA_BYTES_MAX
+from sandbox.images.rootfs_writer import RootFsBuilder
 
 _WHITEOUT = ".wh."
 _OPAQUE_WHITEOUT = ".wh..wh..opq"

@@ -28,7 +28,7 @@ from doubles.image_archives import (
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.oci import archive, importer
 from sandbox.images.oci.importer import import_layers
-from sandbox.images.rootfs_builder import RootFsBuilder
+from sandbox.images.rootfs_writer import RootFsBuilder
 
 BASE = layer(entry("etc/base", b"base"), entry("etc/gone", b"base"))
 UPPER_LAYER = layer(entry("etc/above", b"above"), entry("etc/.wh.gone"))

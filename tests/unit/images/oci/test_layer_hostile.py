@@ -9,14 +9,14 @@ import tracemalloc
 import pytest
 
 from doubles.image_archives import directory, entry, hardlink, layer, symlink
-from sandbox.images import definition, rootfs_builder
-from sandbox.images.debian import read_packages
+from sandbox.images import profile_definition, rootfs_writer
+from sandbox.images.debian_packages import read_packages
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.image_store import compute_digest
 from sandbox.images.oci import tar_stream
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
-from sandbox.images.rootfs_builder import RootFsBuilder
+from sandbox.images.rootfs_writer import RootFsBuilder
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_layer_over_its_unpacked_limit_is_rejected(tree):
         apply(tree, data, bytes_max=50_000)
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000 + "x", "x" * (definition.IMAGE_PATH_BYTES_MAX + 1)])
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000 + "x", "x" * (profile_definition.IMAGE_PATH_BYTES_MAX + 1)])
 def test_path_that_is_too_long_is_rejected(tree, name):
     with pytest.raises(ImageRefusedError):
         tree.apply(layer(entry(name, b"")))

@@ -15,11 +15,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from sandbox.images.definition import BUILD_TIMEOUT_SECONDS, IMAGE_BYTES_MAX, IMAGE_PACKAGES_BYTES_MAX, ImageDefinition
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
-from sandbox.images.rootfs_builder import RootFsBuilder
+from sandbox.images.profile_definition import (
+    BUILD_TIMEOUT_SECONDS,
+    IMAGE_BYTES_MAX,
+    IMAGE_PACKAGES_BYTES_MAX,
+    ImageDefinition,
+)
+from sandbox.images.rootfs_writer import RootFsBuilder
 
 _PROGRAM = "/usr/bin/mmdebstrap"
 _APT_CONFIG = "/usr/bin/apt-config"

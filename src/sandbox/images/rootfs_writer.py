@@ -13,14 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from sandbox.images.definition import (
+from sandbox.images.errors import ImageRefusedError
+from sandbox.images.profile_definition import (
     IMAGE_BYTES_MAX,
     IMAGE_DEPTH_MAX,
     IMAGE_ENTRIES_MAX,
     IMAGE_LINKS_MAX,
     IMAGE_PATH_BYTES_MAX,
 )
-from sandbox.images.errors import ImageRefusedError
 
 _CHUNK_BYTES = 1024 * 1024
 _NAME_BYTES_MAX = 255  # the limit in common file systems
