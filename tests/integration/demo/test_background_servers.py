@@ -15,8 +15,8 @@ from rich.console import Console
 from doubles.deployment import git, wait_until
 from doubles.fake_api import FakeApi
 from sandbox.client import ClientError
-from sandbox.demo import background, walkthrough
-from sandbox.demo.background import PORTS, demo_directory, start_background, stop_background
+from sandbox.demo import background_servers, walkthrough
+from sandbox.demo.background_servers import PORTS, demo_directory, start_background, stop_background
 from sandbox.model.errors import SandboxError
 
 ANY_PORTS = dict.fromkeys(PORTS, 0)
@@ -53,7 +53,7 @@ def processes_with(directory: Path) -> list[int]:
 
 def test_tutorial_shows_the_end_of_the_output():
     server, repository = (f"http://127.0.0.1:{PORTS[name]}" for name in ("port", "git_port"))
-    text = background.closing_text({"server": server, "repository": f"{repository}/example.git"})
+    text = background_servers.closing_text({"server": server, "repository": f"{repository}/example.git"})
     assert f"```\n{text}\n```\n" in Path("docs/tutorial.md").read_text()
 
 
@@ -112,7 +112,7 @@ def test_lock_without_a_process_id_stops_nothing():
 def test_token_of_another_server_is_not_sent_to_the_demo(monkeypatch):
     monkeypatch.setenv("SANDBOX_TOKEN", "token-of-another-server")
     with FakeApi().running() as api:
-        background._cancel_tasks(api.url)
+        background_servers._cancel_tasks(api.url)
         with pytest.raises(ClientError):
             walkthrough.run_task(api.url, "http://127.0.0.1:9/app.git", Console(file=io.StringIO()))
     assert {request.method for request in api.requests} == {"GET", "POST"}
@@ -126,7 +126,7 @@ def test_demo_ends_with_the_commands_that_run_a_task_in_a_clone(monkeypatch, cap
     addresses = {"server": server, "repository": "http://127.0.0.1:7/example.git"}
     monkeypatch.setattr(background, "start_background", lambda _: addresses)
     monkeypatch.setattr(background, "run_task", lambda *_: True)
-    assert background.run_in_background(ANY_PORTS) == 0
+    assert background_servers.run_in_background(ANY_PORTS) == 0
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("Run a task in a clone of the repository:")
     assert lines[at + 2 : at + 4] == [
