@@ -9,7 +9,7 @@ from doubles.image_archives import entry, layer, minimal_root
 from sandbox.images.build import finalize
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
-from sandbox.images.rootfs_writer import RootFsBuilder
+from sandbox.images.rootfs_writer import RootFsWriter
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.runtime import Command, SandboxSpec
 
@@ -24,7 +24,7 @@ def image(tmp_path_factory):
     root = private / "root"
     root.mkdir(mode=0o755)
     root.chmod(0o755)
-    tree = RootFsBuilder(root)
+    tree = RootFsWriter(root)
     for data in (minimal_root(), layer(entry("opt/tools/marker", b"of the image\n"))):
         apply_layer(TarStream(io.BytesIO(data), ByteBudget(1 << 32)), tree)
     finalize(tree)

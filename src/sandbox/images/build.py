@@ -10,10 +10,10 @@ from pathlib import Path
 
 from sandbox.images.debian_packages import install_packages, read_packages
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
+from sandbox.images.image_definition import ImageDefinition, check_tier
 from sandbox.images.image_store import ImageMetadata, ImageStore, compute_digest
 from sandbox.images.oci.importer import import_layers
-from sandbox.images.profile_definition import ImageDefinition, check_tier
-from sandbox.images.rootfs_writer import RootFsBuilder
+from sandbox.images.rootfs_writer import RootFsWriter
 from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES
 
@@ -36,7 +36,7 @@ class Component:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def add_component(name: str, component: Component | None, rootfs: RootFsBuilder, mtime: float) -> None:
+def add_component(name: str, component: Component | None, rootfs: RootFsWriter, mtime: float) -> None:
     """Copy the component into an image. Raises BuildFailedError, OSError."""
     if component is None or not component.paths:
         raise BuildFailedError(f"The profile needs {name!r}, which is not installed; run sandbox setup.")
@@ -61,7 +61,7 @@ def _files(source: Path, inside: str) -> Iterator[tuple[Path, str]]:
             yield Path(directory, name), f"{directory_inside}/{name}"
 
 
-def _copy_entry(path: Path, inside: str, rootfs: RootFsBuilder, mtime: float) -> None:
+def _copy_entry(path: Path, inside: str, rootfs: RootFsWriter, mtime: float) -> None:
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
         rootfs.add_link(inside, str(path.readlink()))
@@ -71,7 +71,7 @@ def _copy_entry(path: Path, inside: str, rootfs: RootFsBuilder, mtime: float) ->
         rootfs.add_file(inside, content, status.st_size, is_executable=is_executable, mtime=mtime)
 
 
-InstallPackages = Callable[[ImageDefinition, RootFsBuilder, Path], None]
+InstallPackages = Callable[[ImageDefinition, RootFsWriter, Path], None]
 
 
 def build_image(
@@ -111,17 +111,17 @@ def import_image(store: ImageStore, archive: Path, minimum_tier: str = "") -> Im
         return _install_image(store, part, tree, f"OCI image {digest}", minimum_tier, {})
 
 
-def _create_rootfs(build_directory: Path) -> RootFsBuilder:
+def _create_rootfs(build_directory: Path) -> RootFsWriter:
     root = build_directory / "root"
     root.mkdir()
     root.chmod(0o755)
-    return RootFsBuilder(root)
+    return RootFsWriter(root)
 
 
 def _install_image(
     store: ImageStore,
     build_directory: Path,
-    rootfs: RootFsBuilder,
+    rootfs: RootFsWriter,
     source: str,
     minimum_tier: str,
     versions: Mapping[str, str],
@@ -141,7 +141,7 @@ def _install_image(
     return store.install(build_directory, metadata)
 
 
-def finalize(rootfs: RootFsBuilder) -> None:
+def finalize(rootfs: RootFsWriter) -> None:
     """Create the paths that runtimes mount over, and remove private files.
 
     Raises ImageRefusedError if no agent could start in this tree.

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import IO
 
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
-from sandbox.images.oci.layer import apply_layer
-from sandbox.images.oci.tar_stream import ByteBudget, TarStream
-from sandbox.images.profile_definition import (
+from sandbox.images.image_definition import (
     BUILD_TIMEOUT_SECONDS,
     IMAGE_BYTES_MAX,
     IMAGE_PACKAGES_BYTES_MAX,
     ImageDefinition,
 )
-from sandbox.images.rootfs_writer import RootFsBuilder
+from sandbox.images.oci.layer import apply_layer
+from sandbox.images.oci.tar_stream import ByteBudget, TarStream
+from sandbox.images.rootfs_writer import RootFsWriter
 
 _PROGRAM = "/usr/bin/mmdebstrap"
 _APT_CONFIG = "/usr/bin/apt-config"
@@ -47,7 +47,7 @@ _PACKAGE_VERSION = re.compile(r"[A-Za-z0-9.+:~-]+", re.ASCII)
 
 
 def install_packages(
-    definition: ImageDefinition, rootfs: RootFsBuilder, scratch: Path, program: str = _PROGRAM
+    definition: ImageDefinition, rootfs: RootFsWriter, scratch: Path, program: str = _PROGRAM
 ) -> None:
     """Install the packages into the root file system. Raises BuildFailedError, ImageRefusedError, OSError.
 
@@ -127,7 +127,7 @@ def _environment(definition: ImageDefinition, scratch: Path) -> dict[str, str]:
     }
 
 
-def _run_mmdebstrap(argv: Sequence[str], environment: dict[str, str], log: IO[bytes], rootfs: RootFsBuilder) -> None:
+def _run_mmdebstrap(argv: Sequence[str], environment: dict[str, str], log: IO[bytes], rootfs: RootFsWriter) -> None:
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment, cwd="/"
     )
@@ -158,7 +158,7 @@ def _last_log_lines(log: IO[bytes]) -> str:
     return " · ".join(line.strip() for line in lines[-6:] if line.strip())
 
 
-def read_packages(rootfs: RootFsBuilder) -> dict[str, str]:
+def read_packages(rootfs: RootFsWriter) -> dict[str, str]:
     """Return the names and versions of the packages in the image's dpkg database. Invalid entries are omitted.
 
     Raises ImageRefusedError if the names and versions are larger than IMAGE_PACKAGES_BYTES_MAX.

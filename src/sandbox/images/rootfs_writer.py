@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sandbox.images.errors import ImageRefusedError
-from sandbox.images.profile_definition import (
+from sandbox.images.image_definition import (
     IMAGE_BYTES_MAX,
     IMAGE_DEPTH_MAX,
     IMAGE_ENTRIES_MAX,
@@ -26,7 +26,7 @@ _CHUNK_BYTES = 1024 * 1024
 _NAME_BYTES_MAX = 255  # the limit in common file systems
 
 
-class RootFsBuilder:
+class RootFsWriter:
     """A root file system under construction. Its files are readable by everybody and belong to this process's user."""
 
     def __init__(self, root: Path) -> None:

@@ -124,8 +124,8 @@ def test_token_of_another_server_is_not_sent_to_the_demo(monkeypatch):
 )
 def test_demo_ends_with_the_commands_that_run_a_task_in_a_clone(monkeypatch, capsys, server, option):
     addresses = {"server": server, "repository": "http://127.0.0.1:7/example.git"}
-    monkeypatch.setattr(background, "start_background", lambda _: addresses)
-    monkeypatch.setattr(background, "run_task", lambda *_: True)
+    monkeypatch.setattr(background_servers, "start_background", lambda _: addresses)
+    monkeypatch.setattr(background_servers, "run_task", lambda *_: True)
     assert background_servers.run_in_background(ANY_PORTS) == 0
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("Run a task in a clone of the repository:")

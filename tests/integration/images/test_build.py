@@ -14,9 +14,9 @@ from sandbox.images import debian_packages
 from sandbox.images.build import build_image
 from sandbox.images.debian_packages import find_sources, install_packages
 from sandbox.images.errors import BuildFailedError
+from sandbox.images.image_definition import ImageDefinition, read_shipped
 from sandbox.images.profile_catalog import ProfileCatalog
-from sandbox.images.profile_definition import ImageDefinition, read_shipped
-from sandbox.images.rootfs_writer import RootFsBuilder
+from sandbox.images.rootfs_writer import RootFsWriter
 
 REQUESTED = os.environ.get("SANDBOX_TEST_BUILDS")
 needs_packages = pytest.mark.skipif(not REQUESTED, reason="set SANDBOX_TEST_BUILDS=1 to build images of real packages")
@@ -72,7 +72,7 @@ def run(program, tmp_path):
     root.mkdir()
     install_packages(
         ImageDefinition("x", read_shipped("basic").snapshot_date, ("git", "curl")),
-        RootFsBuilder(root),
+        RootFsWriter(root),
         scratch,
         program,
     )
@@ -111,8 +111,8 @@ def test_failing_apt_config_is_reported(program, tmp_path, monkeypatch, script):
     apt_config = tmp_path / "apt-config"
     apt_config.write_text(f"#!/bin/sh\n{script}\n")
     apt_config.chmod(0o755)
-    monkeypatch.setattr(debian, "_APT_CONFIG", str(apt_config))
-    monkeypatch.setattr(debian, "_COMMAND_SECONDS", 0.5)
+    monkeypatch.setattr(debian_packages, "_APT_CONFIG", str(apt_config))
+    monkeypatch.setattr(debian_packages, "_COMMAND_SECONDS", 0.5)
     with pytest.raises(BuildFailedError, match="apt-config"):
         run(program("exit 1"), tmp_path)
 

@@ -33,7 +33,7 @@ def probes(monkeypatch):
     async def confine(*_):
         return True
 
-    monkeypatch.setattr(runtime, "_MAKERS", {name: make(name) for name in ("gvisor", "bubblewrap")})
+    monkeypatch.setattr(runtime_selection, "_MAKERS", {name: make(name) for name in ("gvisor", "bubblewrap")})
     monkeypatch.setattr(local_host, "can_confine_git", confine)
     return results
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 
 from sandbox.images.errors import ImageRefusedError
+from sandbox.images.image_definition import IMAGE_BYTES_MAX, IMAGE_LAYERS_MAX
 from sandbox.images.oci.archive import DIGEST, OciArchive, open_archive, uncompressed
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
-from sandbox.images.profile_definition import IMAGE_BYTES_MAX, IMAGE_LAYERS_MAX
-from sandbox.images.rootfs_writer import RootFsBuilder
+from sandbox.images.rootfs_writer import RootFsWriter
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
@@ -65,7 +65,7 @@ class _Layer:
     diff_id: str
 
 
-def import_layers(path: Path, rootfs: RootFsBuilder, scratch: Path) -> str:
+def import_layers(path: Path, rootfs: RootFsWriter, scratch: Path) -> str:
     """Apply the layers of an archive. Returns the digest of the image's configuration.
 
     Every digest is verified. Raises ImageRefusedError, OSError.

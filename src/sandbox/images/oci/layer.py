@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from typing import IO, Any, cast
 
 from sandbox.images.errors import ImageRefusedError
+from sandbox.images.image_definition import IMAGE_METADATA_BYTES_MAX
 from sandbox.images.oci.tar_stream import TarStream
-from sandbox.images.profile_definition import IMAGE_METADATA_BYTES_MAX
-from sandbox.images.rootfs_writer import RootFsBuilder
+from sandbox.images.rootfs_writer import RootFsWriter
 
 _WHITEOUT = ".wh."
 _OPAQUE_WHITEOUT = ".wh..wh..opq"
@@ -16,7 +16,7 @@ _RESERVED_PREFIX = ".wh..wh."
 _GLOBAL_HEADERS_MAX = 100
 
 
-def apply_layer(stream: TarStream, rootfs: RootFsBuilder) -> str:
+def apply_layer(stream: TarStream, rootfs: RootFsWriter) -> str:
     """Apply a layer. Returns the digest of the stream.
 
     Owners and permissions are normalized: files are readable by everybody and writable by their owner, and have no
@@ -54,7 +54,7 @@ def converting_tar_errors() -> Iterator[None]:
         raise ImageRefusedError(f"The image is damaged: {str(error)[:200] or type(error).__name__}.") from error
 
 
-def _apply_member(tar: tarfile.TarFile, member: tarfile.TarInfo, rootfs: RootFsBuilder) -> None:
+def _apply_member(tar: tarfile.TarFile, member: tarfile.TarInfo, rootfs: RootFsWriter) -> None:
     name = member.name
     base = name.rstrip("/").rpartition("/")[2]
     if base.startswith(_WHITEOUT):
@@ -73,7 +73,7 @@ def _apply_member(tar: tarfile.TarFile, member: tarfile.TarInfo, rootfs: RootFsB
         raise ImageRefusedError(f"The image has an entry of unknown type: {name[:200]}")
 
 
-def _apply_whiteout(name: str, base: str, rootfs: RootFsBuilder) -> None:
+def _apply_whiteout(name: str, base: str, rootfs: RootFsWriter) -> None:
     parent = name.rstrip("/").removesuffix(base)
     if base == _OPAQUE_WHITEOUT:
         rootfs.apply_opaque_whiteout(parent)

@@ -16,7 +16,7 @@ from doubles.syscall_faults import fill_file_system, small_file_system
 from sandbox.images.build import finalize
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
-from sandbox.images.rootfs_writer import RootFsBuilder
+from sandbox.images.rootfs_writer import RootFsWriter
 from sandbox.interfaces.runtime import Command
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime, sandbox
@@ -48,7 +48,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("images") / "root"
     root.mkdir()
     root.chmod(0o755)
-    tree = RootFsBuilder(root)
+    tree = RootFsWriter(root)
     additions = (
         entry("file", b"of the root\n"),
         entry("nix/store", b"of nix\n"),

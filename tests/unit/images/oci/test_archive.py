@@ -28,7 +28,7 @@ from doubles.image_archives import (
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.oci import archive, importer
 from sandbox.images.oci.importer import import_layers
-from sandbox.images.rootfs_writer import RootFsBuilder
+from sandbox.images.rootfs_writer import RootFsWriter
 
 BASE = layer(entry("etc/base", b"base"), entry("etc/gone", b"base"))
 UPPER_LAYER = layer(entry("etc/above", b"above"), entry("etc/.wh.gone"))
@@ -43,7 +43,7 @@ def unpack(tmp_path):
     scratch.mkdir()
 
     def unpack(path):
-        import_layers(path, RootFsBuilder(root), scratch)
+        import_layers(path, RootFsWriter(root), scratch)
         assert list(scratch.iterdir()) == []
         return {path.name: path.read_text() for path in root.rglob("*") if path.is_file()}
 

@@ -9,14 +9,14 @@ import tracemalloc
 import pytest
 
 from doubles.image_archives import directory, entry, hardlink, layer, symlink
-from sandbox.images import profile_definition, rootfs_writer
+from sandbox.images import image_definition, rootfs_writer
 from sandbox.images.debian_packages import read_packages
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.image_store import compute_digest
 from sandbox.images.oci import tar_stream
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
-from sandbox.images.rootfs_writer import RootFsBuilder
+from sandbox.images.rootfs_writer import RootFsWriter
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def outside(tmp_path):
 
 @pytest.fixture
 def tree(tmp_path, outside):
-    """A RootFsBuilder with an `apply` method for layers. After the test, nothing outside the tree may have changed."""
+    """A RootFsWriter with an `apply` method for layers. After the test, nothing outside the tree may have changed."""
     root = tmp_path / "root"
     root.mkdir()
-    tree = RootFsBuilder(root)
+    tree = RootFsWriter(root)
     tree.apply = lambda *layers: [apply(tree, data) for data in layers]
     yield tree
     assert {path.name for path in outside.iterdir()} == {"file"}
@@ -168,7 +168,7 @@ def test_whiteout_removes_nothing_outside_the_tree(tree, outside, name):
 
 
 def test_image_that_is_too_large_is_rejected_before_it_is_written(tree, monkeypatch):
-    monkeypatch.setattr(rootfs_builder, "IMAGE_BYTES_MAX", 1000)
+    monkeypatch.setattr(rootfs_writer, "IMAGE_BYTES_MAX", 1000)
     tree.apply(layer(entry("fits", bytes(1000))))
     with pytest.raises(ImageRefusedError, match="larger"):
         tree.apply(layer(entry("more", b"1")))
@@ -176,21 +176,21 @@ def test_image_that_is_too_large_is_rejected_before_it_is_written(tree, monkeypa
 
 
 def test_image_with_too_many_files_is_rejected(tree, monkeypatch):
-    monkeypatch.setattr(rootfs_builder, "IMAGE_ENTRIES_MAX", 3)
+    monkeypatch.setattr(rootfs_writer, "IMAGE_ENTRIES_MAX", 3)
     tree.apply(layer(*(entry(f"file{index}") for index in range(3))))
     with pytest.raises(ImageRefusedError, match="files"):
         tree.apply(layer(entry("one-more")))
 
 
 def test_parent_directories_count_as_entries(tree, monkeypatch):
-    monkeypatch.setattr(rootfs_builder, "IMAGE_ENTRIES_MAX", 3)
+    monkeypatch.setattr(rootfs_writer, "IMAGE_ENTRIES_MAX", 3)
     with pytest.raises(ImageRefusedError, match="files"):
         tree.apply(layer(entry("a/b/c/d/e")))
     assert len(list(tree.root.rglob("*"))) <= 3
 
 
 def test_shared_parent_directory_counts_once(tree, monkeypatch):
-    monkeypatch.setattr(rootfs_builder, "IMAGE_ENTRIES_MAX", 5)
+    monkeypatch.setattr(rootfs_writer, "IMAGE_ENTRIES_MAX", 5)
     tree.apply(layer(*(entry(f"a/b/{name}") for name in ("one", "two", "three"))))
 
 
@@ -213,7 +213,7 @@ def test_long_paths_are_not_kept_in_memory(tree):
 
 def test_hard_links_count_toward_the_image_size(tree, monkeypatch):
     """Each name counts as the full file size, because the digest reads the file once per name."""
-    monkeypatch.setattr(rootfs_builder, "IMAGE_BYTES_MAX", 1000)
+    monkeypatch.setattr(rootfs_writer, "IMAGE_BYTES_MAX", 1000)
     tree.apply(layer(entry("file", bytes(400)), hardlink("same", "file")))
     with pytest.raises(ImageRefusedError, match="larger"):
         tree.apply(layer(hardlink("once-more", "file")))
@@ -221,14 +221,14 @@ def test_hard_links_count_toward_the_image_size(tree, monkeypatch):
 
 @pytest.mark.parametrize("whiteout", [".wh.nothing", "place/.wh..wh..opq"])
 def test_image_with_too_many_whiteouts_is_rejected(tree, monkeypatch, whiteout):
-    monkeypatch.setattr(rootfs_builder, "IMAGE_ENTRIES_MAX", 4)
+    monkeypatch.setattr(rootfs_writer, "IMAGE_ENTRIES_MAX", 4)
     tree.apply(layer(directory("place"), *[entry(whiteout)] * 3))
     with pytest.raises(ImageRefusedError, match="files"):
         tree.apply(layer(entry(whiteout)))
 
 
 def test_whiteout_scans_of_a_directory_are_bounded(tree, monkeypatch):
-    monkeypatch.setattr(rootfs_builder, "IMAGE_ENTRIES_MAX", 20)
+    monkeypatch.setattr(rootfs_writer, "IMAGE_ENTRIES_MAX", 20)
     entries, whiteout = [entry(f"place/{number}", b"new") for number in range(8)], entry("place/.wh..wh..opq")
     tree.apply(layer(*entries, whiteout, whiteout))
     assert len(list((tree.root / "place").iterdir())) == 8
@@ -242,7 +242,7 @@ def test_layer_over_its_unpacked_limit_is_rejected(tree):
         apply(tree, data, bytes_max=50_000)
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000 + "x", "x" * (profile_definition.IMAGE_PATH_BYTES_MAX + 1)])
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000 + "x", "x" * (image_definition.IMAGE_PATH_BYTES_MAX + 1)])
 def test_path_that_is_too_long_is_rejected(tree, name):
     with pytest.raises(ImageRefusedError):
         tree.apply(layer(entry(name, b"")))
