@@ -11,7 +11,7 @@ from sandbox.images.build import Component
 from sandbox.interfaces.images import ProfileCatalog
 from sandbox.interfaces.runtime import Runtime, RuntimeProbe
 from sandbox.model.errors import SandboxError
-from sandbox.model.tier import is_strong_enough
+from sandbox.model.isolation_tier import is_strong_enough
 from sandbox.runtimes import nodejs, rootfs_spec
 
 AUTO = "auto"

@@ -46,9 +46,7 @@ _PACKAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.-]*", re.ASCII)
 _PACKAGE_VERSION = re.compile(r"[A-Za-z0-9.+:~-]+", re.ASCII)
 
 
-def install_packages(
-    definition: ImageDefinition, rootfs: RootFsWriter, scratch: Path, program: str = _PROGRAM
-) -> None:
+def install_packages(definition: ImageDefinition, rootfs: RootFsWriter, scratch: Path, program: str = _PROGRAM) -> None:
     """Install the packages into the root file system. Raises BuildFailedError, ImageRefusedError, OSError.
 
     scratch: a private directory for mmdebstrap's temporary files.

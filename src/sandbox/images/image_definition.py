@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.images.errors import InvalidProfileError
-from sandbox.model.tier import TIERS
+from sandbox.model.isolation_tier import TIERS
 
 IMAGE_BYTES_MAX = 16 * 1024**3
 """Maximum total size of an image's files, counted once per name, and of its uncompressed layers."""

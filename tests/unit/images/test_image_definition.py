@@ -5,8 +5,8 @@ import pytest
 from sandbox.bootstrap.runtime_selection import image_components
 from sandbox.images.errors import InvalidProfileError
 from sandbox.images.image_definition import check_profile_name, read_definition, read_shipped, shipped_profiles
+from sandbox.model.isolation_tier import TIERS, is_strong_enough
 from sandbox.model.manifest.parser import SHIPPED_PROFILES
-from sandbox.model.tier import TIERS, is_strong_enough
 
 VALID = 'description = "tools"\ndate = 2026-11-01\n'
 

@@ -18,7 +18,7 @@ from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.terminal_text import escape_text
 from sandbox.cli.settings_options import data_dir_options, load_configuration
 from sandbox.model.formatting import format_size
-from sandbox.model.tier import TIERS
+from sandbox.model.isolation_tier import TIERS
 
 if TYPE_CHECKING:
     from sandbox.images.image_store import ImageMetadata

@@ -20,11 +20,11 @@ from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import TaskNotFoundError, TaskQueries
 from sandbox.model.events import Artifact
 from sandbox.model.formatting import is_generated_id, is_generated_id_prefix, short_repository
+from sandbox.model.isolation_tier import TIER_DESCRIPTIONS
 from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.manifest.yaml import manifest_yaml
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.model.tier import TIER_DESCRIPTIONS
 from sandbox.model.wire.events import WireEvent, task_failure_body, wire_size_bytes
 from sandbox.primitives import client_fairness
 

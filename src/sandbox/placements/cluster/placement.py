@@ -42,8 +42,8 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.failure import FailureCode
+from sandbox.model.isolation_tier import TIERS
 from sandbox.model.resources import Resources
-from sandbox.model.tier import TIERS
 from sandbox.placements.cluster.claims import Claims, HostKey
 from sandbox.placements.cluster.hosts import SeenHosts
 from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings, JobStore
