@@ -22,7 +22,7 @@ from sandbox.runtimes import host_processes
 from sandbox.runtimes.limits import open_files
 from sandbox.runtimes.limits.epoll_entries import EpollCounter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
-from sandbox.runtimes.limits.mappings import MappingCounter, MappingOwner
+from sandbox.runtimes.limits.memory_mappings import MappingCounter, MappingOwner
 from sandbox.runtimes.limits.open_files import SocketCounter
 from sandbox.runtimes.limits.pending_syscalls import (
     ClosingFilesMeter,

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.fixed_limits import VMA_BYTES_MAX
-from sandbox.runtimes.limits import mappings
-from sandbox.runtimes.limits.mappings import MappingCounter, MappingOwner, are_mappings_hidden, count_mappings
+from sandbox.runtimes.limits import memory_mappings
+from sandbox.runtimes.limits.memory_mappings import MappingCounter, MappingOwner, are_mappings_hidden, count_mappings
 from sandbox.runtimes.limits.slab_usage import VMA_BYTES, SlabUsage
 
 MAPPINGS_MAX = VMA_BYTES_MAX // VMA_BYTES
@@ -74,7 +74,7 @@ ctypes.CDLL(None).pthread_exit(None)
 
 
 def test_count_that_takes_too_long_has_no_result(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(mappings, "_COUNT_SECONDS", -1.0)
+    monkeypatch.setattr(memory_mappings, "_COUNT_SECONDS", -1.0)
     assert count_mappings([OWN], 1 << 30) is None
 
 
@@ -112,14 +112,14 @@ def test_mappings_of_processes_outside_of_sandboxes_are_not_hidden(tmp_path: Pat
 def test_sandbox_whose_mappings_take_too_long_to_count_may_have_as_many_as_its_kernel_memory_contains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel_bytes: int, is_hidden: bool
 ):
-    monkeypatch.setattr(mappings, "count_mappings", lambda ids, _: None if OWN in ids else 0)
+    monkeypatch.setattr(memory_mappings, "count_mappings", lambda ids, _: None if OWN in ids else 0)
     (tmp_path / "slabinfo").write_text("vm_area_struct  1000000   1000000    192   21    1 : tunables\n")
     owners = [MappingOwner([OWN], kernel_bytes)]
     assert are_mappings_hidden(owners, 100, tmp_path / "slabinfo", str(tmp_path / "absent")) == is_hidden
 
 
 def test_mappings_of_a_large_host_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(mappings, "_COUNT_SECONDS", -1.0)
+    monkeypatch.setattr(memory_mappings, "_COUNT_SECONDS", -1.0)
     (tmp_path / "slabinfo").write_text("vm_area_struct  1000000   1000000    192   21    1 : tunables\n")
     assert not are_mappings_hidden([], 100, tmp_path / "slabinfo")
 
@@ -135,7 +135,7 @@ def test_mappings_of_programs_that_end_during_the_count_are_not_hidden(
         slabs.write_text(f"vm_area_struct  {left}   1000000    192   21    1 : tunables\n")
         return 0
 
-    monkeypatch.setattr(mappings, "count_mappings", count)
+    monkeypatch.setattr(memory_mappings, "count_mappings", count)
     assert are_mappings_hidden([], 100, slabs, str(tmp_path / "absent")) == is_hidden
 
 
