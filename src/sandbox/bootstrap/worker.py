@@ -36,7 +36,7 @@ from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.errors import SandboxError
 from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.primitives.message_stream import StreamPair
-from sandbox.worker.session import Lease
+from sandbox.worker.server_session import Lease
 from sandbox.worker.worker import ServerAddress, Worker
 from sandbox.worker.worker_task import OtherTasks, WorkerTask
 

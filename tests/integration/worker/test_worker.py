@@ -45,9 +45,9 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.primitives.message_stream import encode_message, read_message
-from sandbox.worker import session as session_module
+from sandbox.worker import server_session as session_module
 from sandbox.worker import worker_task
-from sandbox.worker.session import Lease, seconds_since_boot
+from sandbox.worker.server_session import Lease, seconds_since_boot
 from sandbox.worker.worker import EXIT_DONE, EXIT_FENCED, EXIT_HOST_FAILED, EXIT_TERMINATED, ServerAddress, Worker
 from sandbox.worker.worker_task import OtherTasks, WorkerTask
 
