@@ -19,7 +19,7 @@ from sandbox.bootstrap.settings.schema import LEASE_SECONDS_MIN
 from sandbox.demo.model_script import Fault, Turn
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import AttemptStarted
-from sandbox.placements.cluster.decisions import LEASE_MARGIN_SECONDS
+from sandbox.placements.cluster.takeover_rules import LEASE_MARGIN_SECONDS
 from sandbox.worker.worker import EXIT_FENCED
 
 LEASE_SECONDS, HEARTBEAT_SECONDS = LEASE_SECONDS_MIN, 3

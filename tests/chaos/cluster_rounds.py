@@ -19,7 +19,7 @@ from chaos.state_driver import LONG_LINES, HeldTask, StateDriver
 from doubles.deployment import wait_until
 from doubles.slurm_cluster import HOSTS, SlurmCluster
 from doubles.slurm_deployment import LEASE_SECONDS
-from sandbox.placements.cluster.decisions import LEASE_MARGIN_SECONDS
+from sandbox.placements.cluster.takeover_rules import LEASE_MARGIN_SECONDS
 
 PAUSE_SECONDS = 8.0
 """Shorter than the lease."""

@@ -23,7 +23,7 @@ from sandbox.interfaces.placement import HostIdentity
 from sandbox.interfaces.worker_messages import Claim
 from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.resources import Resources
-from sandbox.placements.cluster.decisions import (
+from sandbox.placements.cluster.takeover_rules import (
     ClaimState,
     Decision,
     Observation,

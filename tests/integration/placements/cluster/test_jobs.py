@@ -10,7 +10,7 @@ from doubles.cluster_server import SMALL, ClusterServer, wait_until
 from sandbox.interfaces.engine import EngineRejectedError, EngineUnavailableError, JobPhase, JobStatus
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.worker_messages import Claimed
-from sandbox.placements.cluster import decisions, jobs
+from sandbox.placements.cluster import jobs, takeover_rules
 
 
 @pytest.fixture(autouse=True)
@@ -207,7 +207,7 @@ async def test_ended_worker_is_taken_over(server, job):
 
 @pytest.mark.parametrize("phase", [JobPhase.RUNNING, JobPhase.WAITING, JobPhase.UNREACHABLE, JobPhase.UNKNOWN])
 async def test_worker_without_contact_is_taken_over_after_its_lease(tmp_path, monkeypatch, phase):
-    monkeypatch.setattr(decisions, "LEASE_MARGIN_SECONDS", 0.5)
+    monkeypatch.setattr(takeover_rules, "LEASE_MARGIN_SECONDS", 0.5)
     server = ClusterServer(tmp_path, lease_seconds=0.5)
     await server.start()
     try:
@@ -224,7 +224,7 @@ async def test_worker_without_contact_is_taken_over_after_its_lease(tmp_path, mo
 
 async def test_restarted_server_waits_for_a_whole_lease(tmp_path, monkeypatch):
     """The server waits until the worker's lease has expired, even if the setting has been changed since."""
-    monkeypatch.setattr(decisions, "LEASE_MARGIN_SECONDS", 0.0)
+    monkeypatch.setattr(takeover_rules, "LEASE_MARGIN_SECONDS", 0.0)
     server = ClusterServer(tmp_path, lease_seconds=2.0)
     await server.start()
     try:
