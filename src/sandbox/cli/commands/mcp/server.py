@@ -13,7 +13,7 @@ from pydantic import Field
 
 from sandbox import __version__
 from sandbox.agents import registered_agents
-from sandbox.cli.commands.mcp import tools
+from sandbox.cli.commands.mcp import tool_results
 from sandbox.client import AsyncClient, ClientError
 from sandbox.model.task_state import TaskState
 
@@ -58,14 +58,16 @@ _Stream = Annotated[
         "conversation: the agent's messages, and inputs and results of its tool calls."
     ),
 ]
-_Wait = Annotated[int, Field(ge=0, le=tools.WAIT_SECONDS_MAX, description="Seconds to wait for the task to end.")]
-_Limit = Annotated[int, Field(ge=1, le=tools.LISTED_TASKS_MAX, description="Number of tasks.")]
+_Wait = Annotated[
+    int, Field(ge=0, le=tool_results.WAIT_SECONDS_MAX, description="Seconds to wait for the task to end.")
+]
+_Limit = Annotated[int, Field(ge=1, le=tool_results.LISTED_TASKS_MAX, description="Number of tasks.")]
 _Search = Annotated[
     str | None, Field(description="Words in a task's name, id, prompt or repository; the start of a word is enough.")
 ]
 _State = Annotated[TaskState | None, Field(description="Only tasks in this state; failed includes failed_preserved.")]
 _Repository = Annotated[str | None, Field(description="Only tasks of this repository: URL or OWNER/NAME.")]
-_Lines = Annotated[int, Field(ge=1, le=tools.LINES_MAX, description="Number of lines, from the end.")]
+_Lines = Annotated[int, Field(ge=1, le=tool_results.LINES_MAX, description="Number of lines, from the end.")]
 
 
 def serve_tools(server: str, token: str | None) -> None:
@@ -90,7 +92,7 @@ class TaskTools:
     async def submit(self, manifest: Annotated[dict[str, Any] | str, Field(description=_MANIFEST)]) -> str:
         """Submit a task. Returns the task's id immediately."""
         async with self._client() as client:
-            return await tools.submit(client, manifest)
+            return await tool_results.submit(client, manifest)
 
     async def list(
         self,
@@ -102,7 +104,7 @@ class TaskTools:
     ) -> str:
         """Find tasks, newest first: state, repository, duration, cost, patch size, error."""
         async with self._client() as client:
-            return await tools.list_tasks(client, search, state, repository, limit, offset)
+            return await tool_results.list_tasks(client, search, state, repository, limit, offset)
 
     async def continue_task(
         self,
@@ -113,23 +115,23 @@ class TaskTools:
         new task's id immediately. The earlier task does not change; the new task's diff contains only the new
         changes."""
         async with self._client() as client:
-            return await tools.continue_task(client, task_id, prompt)
+            return await tool_results.continue_task(client, task_id, prompt)
 
     async def status(self, task_id: _TaskId, wait_seconds: _Wait = 0) -> str:
         """Get a task's state, counters, cost and error. The task has ended if the state is completed, failed,
         failed_preserved or cancelled."""
         async with self._client() as client:
-            return await tools.status(client, task_id, wait_seconds)
+            return await tool_results.status(client, task_id, wait_seconds)
 
     async def logs(self, task_id: _TaskId, stream: _Stream = "events", lines: _Lines = 100) -> str:
         """Get the last lines of a task's output or events."""
         async with self._client() as client:
-            return await tools.logs(client, task_id, stream, lines)
+            return await tool_results.logs(client, task_id, stream, lines)
 
     async def diff(self, task_id: _TaskId, offset: _Offset = 0) -> str:
         """Get a finished task's changes, as a patch for git apply."""
         async with self._client() as client:
-            return await tools.diff(client, task_id, offset)
+            return await tool_results.diff(client, task_id, offset)
 
     async def artifacts(
         self,
@@ -139,7 +141,7 @@ class TaskTools:
     ) -> str:
         """List a task's stored files, or read the text of one file."""
         async with self._client() as client:
-            return await tools.artifacts(client, task_id, name, offset)
+            return await tool_results.artifacts(client, task_id, name, offset)
 
     async def cancel(
         self,
@@ -149,7 +151,7 @@ class TaskTools:
     ) -> str:
         """Cancel a task. The results so far are kept."""
         async with self._client() as client:
-            return await tools.cancel(client, task_id, reason, force=force)
+            return await tool_results.cancel(client, task_id, reason, force=force)
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[AsyncClient]:
@@ -160,5 +162,5 @@ class TaskTools:
         except ClientError as error:
             field_errors = [f"{each.get('field')}: {each.get('message')}" for each in error.field_errors]
             raise ToolError("\n".join([f"{error.code}: {error.message}", *field_errors])) from error
-        except tools.ToolFailedError as error:
+        except tool_results.ToolFailedError as error:
             raise ToolError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Implementation of the MCP tools. Results are limited in size, because an agent reads all of them."""
+"""Carries out the calls of the MCP tools and returns their results, limited in size: an agent reads all of them."""
 
 from __future__ import annotations
 
