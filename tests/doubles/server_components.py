@@ -34,6 +34,7 @@ from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.placements.local.placement import LocalPreservedDisk, kill_lock_holder
+from sandbox.server.administration import Administration, HealthCheck, Hosts
 from sandbox.server.cancellation import Canceller
 from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
@@ -52,9 +53,6 @@ from sandbox.server.startup_recovery import recover
 from sandbox.server.submissions import Submissions, SubmissionStore
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import (
-    Administration,
-    HealthCheck,
-    Hosts,
     TaskArtifacts,
     TaskCancellation,
     TaskDeletion,

@@ -26,6 +26,7 @@ from sandbox.model.events import ConversationEvent
 from sandbox.model.fixed_limits import UNFINISHED_TASKS_MAX
 from sandbox.model.manifest.schema import Manifest
 from sandbox.placements.local.attempt_files import ProbeCleanup
+from sandbox.server.administration import Administration, HealthCheck, Hosts
 from sandbox.server.cancellation import Canceller
 from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
@@ -47,9 +48,6 @@ from sandbox.server.startup_recovery import recover
 from sandbox.server.submissions import Submissions, SubmissionStore
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import (
-    Administration,
-    HealthCheck,
-    Hosts,
     TaskArtifacts,
     TaskCancellation,
     TaskDeletion,

@@ -7,8 +7,8 @@ import pytest
 from sandbox import __version__
 from sandbox.interfaces.placement import HostIdentity, HostState, HostStatus
 from sandbox.model.resources import Resources
+from sandbox.server.administration import Hosts
 from sandbox.server.placements import Placements
-from sandbox.server.task_service import Hosts
 
 CAPACITY = Resources(4, 2**33, 2**40)
 

@@ -1,0 +1,179 @@
+"""Health, draining, pruning and the hosts of the server. Each class implements a part of `interfaces.tasks`."""
+
+import asyncio
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from sandbox import __version__
+from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.placement import HostState, HostStatus
+from sandbox.interfaces.store import Store, StoreError
+from sandbox.interfaces.tasks import (
+    DrainStatus,
+    Health,
+    HostWithTasks,
+    PrunedTask,
+    Retention,
+    UnavailableError,
+)
+from sandbox.model.errors import error_reason
+from sandbox.model.task_state import TaskState
+from sandbox.primitives.concurrency import run_in_daemon_thread
+from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
+from sandbox.server.maintenance.disk_monitor import DiskMonitor
+from sandbox.server.maintenance.pruning import Pruner
+from sandbox.server.placements import Placements, locate
+from sandbox.server.runtime_probing import ProbedHost
+from sandbox.server.tracked_task import TrackedTasks
+
+
+class HealthCheck:
+    """Creates the health report. Each call to `run` measures the free disk space and counts the tasks again."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        conditions: StartConditions,
+        disk_monitor: DiskMonitor,
+        drain: Drain,
+        host: ProbedHost,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._conditions = conditions
+        self._disk_monitor = disk_monitor
+        self._drain = drain
+        self._host = host
+        self._started_at = clock.monotonic()
+
+    def run(self) -> Health:
+        """Return the report. `reasons` say why tasks cannot be accepted or run."""
+        counts = self._count_by_state()
+        reasons = [*self._conditions.blocking_reasons()]
+        if counts is None:
+            reasons.append("The index of tasks cannot be read.")
+        return Health(
+            version=__version__,
+            uptime_seconds=self._clock.monotonic() - self._started_at,
+            tasks_by_state=counts or {},
+            runtimes=self._host.result.probes,
+            next_probe_at=self._host.next_probe_at,
+            retry_after_seconds=self._host.retry_after_seconds,
+            is_store_ok=counts is not None,
+            disk_free_bytes=self._disk_monitor.space.free_bytes,
+            disk_total_bytes=self._disk_monitor.space.total_bytes,
+            draining_since=self._drain.since,
+            is_ready=not reasons,
+            reasons=reasons,
+        )
+
+    def _count_by_state(self) -> Mapping[TaskState, int] | None:
+        try:
+            return self._store.count_by_state()
+        except (OSError, StoreError):
+            return None
+
+
+class Administration:
+    """Implements `interfaces.tasks.Administration`. retention: the default retention of finished tasks."""
+
+    def __init__(
+        self,
+        tracked_tasks: TrackedTasks,
+        dispatcher: Dispatcher,
+        clock: Clock,
+        drain: Drain,
+        pruner: Pruner,
+        retention: Retention,
+        health_check: HealthCheck,
+    ) -> None:
+        self._tracked_tasks = tracked_tasks
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._drain = drain
+        self._pruner = pruner
+        self._retention = retention
+        self._health_check = health_check
+        self._health_check_lock = asyncio.Lock()
+        self._next_health_check: asyncio.Task[Health] | None = None
+        """The check that has not started yet, for all requests that arrive until then."""
+
+    async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
+        """See `interfaces.tasks.Administration.prune`."""
+        try:
+            return await self._pruner.prune(retention or self._retention, dry_run=dry_run)
+        except (OSError, TimeoutError) as error:
+            reason = error_reason(error)
+            raise UnavailableError(f"Finished tasks could not be removed: {reason}; try again.") from error
+
+    async def drain(self) -> DrainStatus:
+        """See `interfaces.tasks.Administration.drain`."""
+        await asyncio.to_thread(self._drain.start, self._clock.now())
+        self._dispatcher.dispatch()
+        return await self.drain_status()
+
+    async def undo_drain(self) -> DrainStatus:
+        """See `interfaces.tasks.Administration.undo_drain`."""
+        await asyncio.to_thread(self._drain.undo)
+        self._dispatcher.dispatch()
+        return await self.drain_status()
+
+    async def drain_status(self) -> DrainStatus:
+        """See `interfaces.tasks.Administration.drain_status`."""
+        waiting = self._dispatcher.waiting_count
+        unfinished = sum(not tracked.task.state.is_final for tracked in self._tracked_tasks.values())
+        return DrainStatus(self._drain.since, max(unfinished - waiting, 0), waiting)
+
+    async def health(self) -> Health:
+        """See `interfaces.tasks.Administration.health`."""
+        if self._next_health_check is None:
+            self._next_health_check = asyncio.create_task(self._check_health())
+        health = await asyncio.shield(self._next_health_check)
+        return dataclasses.replace(health, occupancy=self._dispatcher.occupancy)
+
+    async def _check_health(self) -> Health:
+        """Run one check at a time. It does not wait for the threads of requests, which may read long lists."""
+        async with self._health_check_lock:
+            self._next_health_check = None
+            return await run_in_daemon_thread(self._health_check.run)
+
+
+class Hosts:
+    """Implements `interfaces.tasks.Hosts`."""
+
+    def __init__(self, tracked_tasks: TrackedTasks, placements: Placements) -> None:
+        self._tracked_tasks = tracked_tasks
+        self._placements = placements
+
+    @property
+    def has_cluster(self) -> bool:
+        """See `interfaces.tasks.Hosts.has_cluster`."""
+        return self._placements.largest_hosts is not None
+
+    def list_hosts(self) -> Sequence[HostWithTasks]:
+        """See `interfaces.tasks.Hosts.list_hosts`."""
+        statuses, task_ids = dict(self._placements.host_statuses()), self._running_task_ids()
+        if ":" in self._placements.selected_host.identity.name:  # new tasks run on other hosts
+            own_host, own_tasks = statuses.pop(""), task_ids.pop("", [])
+            if own_tasks:
+                # The engine may call this machine by the same name.
+                key = next((key for key, status in statuses.items() if status.name == own_host.name), "")
+                statuses.setdefault(key, own_host)
+                task_ids[key] = [*task_ids.get(key, []), *own_tasks]
+        for key in task_ids.keys() - statuses.keys():
+            reason = "This server has no information about the host."
+            statuses[key] = HostStatus(key.partition(":")[2], HostState.UNREACHABLE, reason)
+        hosts = [HostWithTasks(status, sorted(task_ids.get(key, []))) for key, status in statuses.items()]
+        return sorted(hosts, key=lambda host: host.status.name)
+
+    def _running_task_ids(self) -> dict[str, list[str]]:
+        """Return the tasks with an attempt that runs, keyed by the host; the key of the server's own host is empty."""
+        task_ids: defaultdict[str, list[str]] = defaultdict(list)
+        for tracked in self._tracked_tasks.values():
+            task = tracked.task
+            if task.attempt is not None and not task.state.is_final and not task.is_between_attempts:
+                location = locate(task, task.attempt)
+                task_ids[location.host if location.placement else ""].append(task.id)
+        return dict(task_ids)
