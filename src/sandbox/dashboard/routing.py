@@ -15,9 +15,9 @@ from sandbox.api.errors import status_of
 from sandbox.api.middleware.authentication import accepts_html
 from sandbox.api.middleware.metrics import set_route
 from sandbox.api.responses import reason_phrase
-from sandbox.dashboard.pages.documentation import show_guide, show_guide_search
+from sandbox.dashboard.pages.documentation import show_docs, show_errors, show_guide, show_guide_search
 from sandbox.dashboard.pages.forms import show_sign_in, show_submit
-from sandbox.dashboard.pages.server import send_load, show_docs, show_errors, show_hosts, show_server
+from sandbox.dashboard.pages.server import send_load, show_hosts, show_server
 from sandbox.dashboard.pages.task import send_events, show_task
 from sandbox.dashboard.pages.task_list import show_tasks
 from sandbox.dashboard.proof_bundle import send_proof_bundle

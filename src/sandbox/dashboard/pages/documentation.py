@@ -1,4 +1,4 @@
-"""The pages of the documentation, and the search in them.
+"""The pages of the documentation: the guide with its search, the API reference and the error reference.
 
 The search uses a full-text table in memory: one row for each section, made from the Markdown that is shipped.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
-from sandbox.dashboard.templates import render_page
+from sandbox.dashboard.templates import CONTENT_SECURITY_POLICY, render_page
 from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX
 from sandbox.primitives import client_fairness
 
@@ -88,6 +88,12 @@ _CODE_ROW = re.compile(r"\| `(?P<code>\w+)` \| .*?<a id=\"(?P<anchor>[\w-]+)\"><
 _LINK = re.compile(r"!?\[(?P<text>[^\]]*)\]\([^)]*\)")
 _MARKS = re.compile(r"<[^>]*>|\*+(?=\S)|(?<=\S)\*+|`")
 _BLOCK_MARKS = re.compile(r"^\s*(?:[-*>#]+|\d+\.) |^\s*\|[\s:|-]+\|\s*$|\|", re.MULTILINE)
+
+_ANCHOR = re.compile(r'<a id="(?P<id>[\w-]+)"></a>')
+_DOCUMENT_LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?:(?P<page>[\w-]+)\.md)?(?P<anchor>#[\w-]+)?\)")
+
+_DOCS_SECURITY_POLICY = CONTENT_SECURITY_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+"""Allows the style attributes that Swagger UI sets. Its page shows the schema, but no text written by an agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,3 +280,86 @@ def _short_title(name: str) -> str:
         return _LIST_TITLES[name]
     with guide_file(name).open(encoding="utf-8") as file:
         return file.readline().removeprefix("# ").strip().partition(":")[0]
+
+
+async def show_docs(request: Request, _: AppContext) -> Response:
+    """Render the API reference in the site's frame; Swagger UI loads the schema."""
+    response = await client_fairness.to_thread(_render_docs, request)
+    response.headers["content-security-policy"] = _DOCS_SECURITY_POLICY
+    return response
+
+
+def _render_docs(request: Request) -> Response:
+    return render_page(request, "docs", **guide_values("rest-reference"))
+
+
+class LinkedText(NamedTuple):
+    """A part of a text. href: the address that it links to; empty if it is not a link."""
+
+    text: str
+    href: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRow:
+    """A row of the error reference. anchor: its id in the page; cells: the other columns."""
+
+    anchor: str
+    code: str
+    cells: Sequence[Sequence[LinkedText]]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSection:
+    """A section of the error reference. depth: 2 or 3, as the level of its heading."""
+
+    title: str
+    anchor: str
+    depth: int
+    notes: Sequence[Sequence[LinkedText]]
+    columns: Sequence[str]
+    rows: Sequence[ErrorRow]
+
+
+async def show_errors(request: Request, _: AppContext) -> Response:
+    """Render the error reference."""
+    return await client_fairness.to_thread(_render_errors, request)
+
+
+def _render_errors(request: Request) -> Response:
+    sections = parse_error_reference(guide_file("errors").read_text("utf-8"))
+    return render_page(request, "errors", sections=sections, **guide_values("errors"))
+
+
+def parse_error_reference(text: str) -> list[ErrorSection]:
+    """Return the sections of docs/errors.md, with code in backticks."""
+    parts = re.split(r"^(##+) (.+)$", text, flags=re.MULTILINE)[1:]
+    anchors = HeadingAnchors()
+    return [
+        _parse_section(marks, title, anchors.add(title), body)
+        for marks, title, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    ]
+
+
+def _parse_section(marks: str, title: str, anchor: str, body: str) -> ErrorSection:
+    blocks = [block.strip() for block in body.split("\n\n") if block.strip()]
+    notes = [_parse_links(block.replace("\n", " ")) for block in blocks if block[0] != "|"]
+    lines = [line for block in blocks if block[0] == "|" for line in block.split("\n")]
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return ErrorSection(title, anchor, len(marks), notes, head, [_parse_row(row) for row in rows])
+
+
+def _parse_row(row: Sequence[str]) -> ErrorRow:
+    code, *cells = row
+    anchor = _ANCHOR.match(cells[0])
+    return ErrorRow(anchor["id"] if anchor else "", code.strip("`"), [_parse_links(cell) for cell in cells])
+
+
+def _parse_links(text: str) -> list[LinkedText]:
+    """Split a text into parts that are links and parts that are not."""
+    parts, position = [], 0
+    for link in _DOCUMENT_LINK.finditer(text := _ANCHOR.sub("", text)):
+        href = f"{guide_path(link['page'])}{link['anchor'] or ''}" if link["page"] else link["anchor"]
+        parts += [LinkedText(text[position : link.start()]), LinkedText(link["text"], href)]
+        position = link.end()
+    return [*parts, LinkedText(text[position:])]

@@ -1,11 +1,10 @@
-"""The pages about the server: the API and error references, the hosts, and health, load and runtimes."""
+"""The pages about the server: its health, load and runtimes, and its hosts."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -13,8 +12,7 @@ from starlette.responses import JSONResponse, Response
 from sandbox.api.app_context import AppContext
 from sandbox.api.request_parsing import check_format
 from sandbox.api.routes.health import not_ready_reasons
-from sandbox.dashboard.pages.documentation import HeadingAnchors, guide_file, guide_path, guide_values
-from sandbox.dashboard.templates import CONTENT_SECURITY_POLICY, render_page
+from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.placement import HostState
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Health, LoadSample, TaskQueries
@@ -30,8 +28,6 @@ TASK_LINKS_MAX = 5
 """Maximum number of links to the tasks of a host."""
 
 _MILLISECONDS = pattern_format("milliseconds", "[0-9]{1,15}", "must be a time in milliseconds since 1970")
-_DOCS_SECURITY_POLICY = CONTENT_SECURITY_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
-"""Allows the style attributes that Swagger UI sets. Its page shows the schema, but no text written by an agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,90 +136,3 @@ def _hourly_stats(ended: Sequence[Task], now: datetime) -> list[HourStats]:
 def _median_duration(completed: Sequence[Task]) -> timedelta | None:
     durations = sorted(task.duration_seconds(task.state_changed_at) or 0.0 for task in completed)
     return timedelta(seconds=durations[len(durations) // 2]) if durations else None
-
-
-async def show_docs(request: Request, _: AppContext) -> Response:
-    """Render the API reference in the site's frame; Swagger UI loads the schema."""
-    response = await client_fairness.to_thread(_render_docs, request)
-    response.headers["content-security-policy"] = _DOCS_SECURITY_POLICY
-    return response
-
-
-def _render_docs(request: Request) -> Response:
-    return render_page(request, "docs", **guide_values("rest-reference"))
-
-
-class LinkedText(NamedTuple):
-    """A part of a text. href: the address that it links to; empty if it is not a link."""
-
-    text: str
-    href: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorRow:
-    """A row of the error reference. anchor: its id in the page; cells: the other columns."""
-
-    anchor: str
-    code: str
-    cells: Sequence[Sequence[LinkedText]]
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorSection:
-    """A section of the error reference. depth: 2 or 3, as the level of its heading."""
-
-    title: str
-    anchor: str
-    depth: int
-    notes: Sequence[Sequence[LinkedText]]
-    columns: Sequence[str]
-    rows: Sequence[ErrorRow]
-
-
-async def show_errors(request: Request, _: AppContext) -> Response:
-    """Render the error reference."""
-    return await client_fairness.to_thread(_render_errors, request)
-
-
-def _render_errors(request: Request) -> Response:
-    sections = parse_error_reference(guide_file("errors").read_text("utf-8"))
-    return render_page(request, "errors", sections=sections, **guide_values("errors"))
-
-
-def parse_error_reference(text: str) -> list[ErrorSection]:
-    """Return the sections of docs/errors.md, with code in backticks."""
-    parts = re.split(r"^(##+) (.+)$", text, flags=re.MULTILINE)[1:]
-    anchors = HeadingAnchors()
-    return [
-        _parse_section(marks, title, anchors.add(title), body)
-        for marks, title, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
-    ]
-
-
-def _parse_section(marks: str, title: str, anchor: str, body: str) -> ErrorSection:
-    blocks = [block.strip() for block in body.split("\n\n") if block.strip()]
-    notes = [_parse_links(block.replace("\n", " ")) for block in blocks if block[0] != "|"]
-    lines = [line for block in blocks if block[0] == "|" for line in block.split("\n")]
-    head, _, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    return ErrorSection(title, anchor, len(marks), notes, head, [_parse_row(row) for row in rows])
-
-
-def _parse_row(row: Sequence[str]) -> ErrorRow:
-    code, *cells = row
-    anchor = _ANCHOR.match(cells[0])
-    return ErrorRow(anchor["id"] if anchor else "", code.strip("`"), [_parse_links(cell) for cell in cells])
-
-
-def _parse_links(text: str) -> list[LinkedText]:
-    """Split a text into parts that are links and parts that are not."""
-    parts, position = [], 0
-    for link in _DOCUMENT_LINK.finditer(text := _ANCHOR.sub("", text)):
-        href = f"{guide_path(link['page'])}{link['anchor'] or ''}" if link["page"] else link["anchor"]
-        parts += [LinkedText(text[position : link.start()]), LinkedText(link["text"], href)]
-        position = link.end()
-    return [*parts, LinkedText(text[position:])]
-
-
-_ANCHOR = re.compile(r'<a id="(?P<id>[\w-]+)"></a>')
-_DOCUMENT_LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?:(?P<page>[\w-]+)\.md)?(?P<anchor>#[\w-]+)?\)")
