@@ -17,7 +17,7 @@ from sandbox.interfaces.store import (
     TaskTotals,
 )
 from sandbox.model.fixed_limits import SEARCHED_PROMPT_CHARACTERS_MAX
-from sandbox.model.manifest.field_formats import repository_location, repository_names
+from sandbox.model.repository_url import repository_location, repository_names
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.listing import (

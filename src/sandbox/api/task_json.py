@@ -13,8 +13,8 @@ from sandbox.api import paths
 from sandbox.interfaces.engine import JobStatus
 from sandbox.interfaces.tasks import TaskQueries, TaskSandboxes
 from sandbox.model.isolation_tier import TIER_DESCRIPTIONS
-from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.manifest.schema import Manifest
+from sandbox.model.repository_url import public_repository_url
 from sandbox.model.task import Task
 from sandbox.model.wire.bodies import (
     ChainBody,

@@ -8,7 +8,6 @@ from sandbox.model.task_state import TaskState
 NAME_CHARACTERS_MAX = 120
 """Maximum length of a name that is made from a prompt."""
 
-_SCHEME_AND_USER = re.compile("^([a-z]+://)?([^/@]*@)?", re.IGNORECASE)
 _LEADING_MARKS = re.compile(r"[#*>\-\s]*")
 _TRAILING_MARKS = re.compile(r"[:\s]*")
 """Matches at the start of a reversed line. A search for the end of a line would take quadratic time."""
@@ -17,14 +16,6 @@ _STEP = 1024
 _GENERATED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ANY_GENERATED_ID = "00000000-0000-0000-0000-000000000000"
 _LIMIT = re.compile(r"(?P<number>[1-9][0-9]{0,5})(?P<unit>[a-zA-Z]{1,3})")
-
-
-def short_repository(url: str) -> str:
-    """Return the last two parts of the path, or host and path if the path is shorter. The filter finds these names."""
-    location = _SCHEME_AND_USER.sub("", url).rstrip("/").removesuffix(".git")
-    host, _, path = location.partition("/" if "://" in url else ":")
-    parts = [part for part in path.split("/") if part]
-    return "/".join(parts[-2:] if len(parts) > 1 else [host, *parts])
 
 
 def name_from_prompt(prompt: str) -> str:

@@ -19,8 +19,8 @@ import msgspec
 
 from sandbox.interfaces.store import Cursor, InvalidCursorError, TaskQuery, TaskTotals
 from sandbox.model.fixed_limits import LABELS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
-from sandbox.model.manifest.field_formats import repository_location, repository_names
 from sandbox.model.manifest.schema import AgentSection, CommonFields, Manifest, Repository
+from sandbox.model.repository_url import repository_location, repository_names
 from sandbox.model.task import Task, message_in_result
 
 PagePosition = tuple[int | str | None, str]

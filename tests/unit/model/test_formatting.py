@@ -15,7 +15,6 @@ from sandbox.model.formatting import (
     is_generated_id_prefix,
     is_name_from_prompt,
     name_from_prompt,
-    short_repository,
 )
 
 
@@ -99,23 +98,6 @@ def test_name_is_built_quickly_from_a_long_line(text: str):
 )
 def test_name_from_the_prompt_is_recognized(name: str, is_from_prompt: bool):
     assert is_name_from_prompt(name, "# Fix the login:\nBe quick.") is is_from_prompt
-
-
-@pytest.mark.parametrize(
-    ("url", "name"),
-    [
-        ("https://github.com/org/repo.git", "org/repo"),
-        ("https://host/a/b/c/", "b/c"),
-        ("http://127.0.0.1:9430/example.git", "127.0.0.1:9430/example"),
-        ("ssh://git@host:22/example", "host:22/example"),
-        ("git@github.com:org/repo.git", "org/repo"),
-        ("git@host:example", "host/example"),
-        ("org/repo", "org/repo"),
-        ("", ""),
-    ],
-)
-def test_short_repository_name_includes_the_host_if_the_path_has_one_part(url: str, name: str):
-    assert short_repository(url) == name
 
 
 @pytest.mark.parametrize(

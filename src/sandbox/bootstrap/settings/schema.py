@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Le, Len, MaxLen
 
 from sandbox.model.disk_watermarks import Watermark
-from sandbox.model.egress import CLONE_HOST_PATTERN
 from sandbox.model.fixed_limits import (
     CPU_OVERCOMMIT_FACTOR,
     DISK_OVERCOMMIT_FACTOR,
@@ -35,6 +34,7 @@ from sandbox.model.manifest.field_formats import (
     parse_byte_size,
     parse_duration,
 )
+from sandbox.model.repository_url import CLONE_HOST_PATTERN
 from sandbox.model.server_address import DEFAULT_API_PORT, DEFAULT_WEBSOCKET_PORT
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.store import TaskQuery
 from sandbox.model.failure import FailureCode
-from sandbox.model.formatting import short_repository
-from sandbox.model.manifest.field_formats import ALLOWED_HOST, public_repository_url
+from sandbox.model.manifest.field_formats import ALLOWED_HOST
 from sandbox.model.manifest.overrides import parse_override
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Vm
 from sandbox.model.manifest.yaml import manifest_yaml, write_yaml
+from sandbox.model.repository_url import public_repository_url, short_repository
 from sandbox.model.task import Task
 from sandbox.model.wire.bodies import RemedyBody
 from sandbox.model.wire.events import task_failure_body

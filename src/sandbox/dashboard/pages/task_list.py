@@ -27,8 +27,9 @@ from sandbox.dashboard.templates import render_page, short_id
 from sandbox.interfaces.store import Sort, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import Health, TaskQueries
 from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
-from sandbox.model.formatting import is_name_from_prompt, short_repository
+from sandbox.model.formatting import is_name_from_prompt
 from sandbox.model.manifest.field_formats import pattern_format
+from sandbox.model.repository_url import short_repository
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.model.wire.events import task_failure_body

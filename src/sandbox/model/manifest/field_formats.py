@@ -141,45 +141,6 @@ def _check_repository_url(value: str) -> str | None:
     return _check_address(match["address"]) or _check_port(match["port"])
 
 
-_SCHEME_AND_USER = re.compile(r"(?P<scheme>https?|ssh)://(?:[^/@]*@)?", re.IGNORECASE)
-_SCP_USER_AND_HOST = re.compile(r"^[^/@:]+@([^/:]+):/*")
-_DEFAULT_PORTS = {"http": "80", "https": "443", "ssh": "22"}
-
-
-def repository_location(url: str) -> str:
-    """Return the location of a repository, in lower case and without `.git`: `github.com/org/repo`.
-
-    All URLs of a repository have the same location, regardless of the protocol and the user. A part of a URL is
-    converted in the same way: `Org/repo.git` becomes `org/repo`.
-    """
-    if match := _SCHEME_AND_USER.match(url):
-        host, slash, path = url[match.end() :].partition("/")
-        location = host.removesuffix(f":{_DEFAULT_PORTS[match['scheme'].lower()]}") + slash + path.lstrip("/")
-    else:
-        location = _SCP_USER_AND_HOST.sub(r"\1/", url)
-    return location.lower().rstrip("/").removesuffix(".git").rstrip("/")
-
-
-def repository_names(url: str) -> frozenset[str]:
-    """Return the names of a repository: its location, the location's path, and the path's last parts."""
-    location = repository_location(url)
-    path = location.partition("/")[2]
-    ends = ("/".join(path.rsplit("/", count)[-count:]) for count in (1, 2))
-    return frozenset((location, path, *ends)) - {""}
-
-
-def public_repository_url(url: str) -> str:
-    """Return the URL without a password, and for HTTP without a user, which may be a token.
-
-    A manifest with credentials in its URL is rejected, but journals of other versions are not trusted.
-    """
-    match = re.match(r"(?P<scheme>https?|ssh)://(?P<user>[^/@]*)@", url, re.IGNORECASE)
-    if match is None:
-        return url
-    user = match["user"].partition(":")[0] if match["scheme"].lower() == "ssh" else ""
-    return f"{match['scheme']}://{user and f'{user}@'}{url[match.end() :]}"
-
-
 def _check_address(text: str | None) -> str | None:
     if text is not None:
         try:

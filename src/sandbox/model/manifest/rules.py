@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from sandbox.model.egress import clone_endpoint, is_clone_allowed
 from sandbox.model.errors import FieldPath, RuleName, closest_name
 from sandbox.model.manifest.schema import HEADLESS_DEFAULT, Vm
+from sandbox.model.repository_url import clone_endpoint, is_clone_allowed
 
 _RESERVED_NAMES = frozenset(
     {
