@@ -38,9 +38,9 @@ from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.janitor import ClockCheck, Janitor, MaintenanceAction
 from sandbox.server.maintenance.leftover_removal import LeftoverRemover
 from sandbox.server.maintenance.load_history import LoadHistory
-from sandbox.server.maintenance.pruning import PreservationExpiry, Pruner
+from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.placements import Placements
-from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
+from sandbox.server.preserved_sandboxes import DebugSessions, PreservationExpiry, PreservedSandboxes
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit

@@ -1,12 +1,15 @@
 """Preserved sandboxes of failed tasks, kept until they are released or expire."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from typing import TypeVar
 
+from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import (
@@ -19,6 +22,7 @@ from sandbox.interfaces.placement import (
     RunnerUnreachableError,
 )
 from sandbox.interfaces.secrets import SecretUnavailableError
+from sandbox.interfaces.store import Cursor, Store, TaskQuery
 from sandbox.interfaces.tasks import SandboxNotPreservedError, UnavailableError
 from sandbox.interfaces.terminal_frames import TerminalConnection, TerminalRefusedError
 from sandbox.model.errors import error_reason
@@ -38,7 +42,10 @@ from sandbox.server.runtime_probing import ProbedHost
 from sandbox.server.scheduler import describe_memory_shortfall
 from sandbox.server.task_secrets import TaskSecrets
 
+_log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
+
+PRESERVED_STATES = frozenset({TaskState.FAILED_PRESERVED})
 _POLL_SECONDS = 0.1
 _LIST_SECONDS = 5.0
 """How long the hosts may take to answer for one list of tasks."""
@@ -338,3 +345,55 @@ class DebugSessions:
             reason = error.detail  # only operators open terminals
         problem = f"No shell can be opened for task {task.id}. The shell's output could not be redacted: {reason}"
         raise UnavailableError(problem)
+
+
+class PreservationExpiry:
+    """Releases preserved sandboxes after their time to live, counted from the task's end."""
+
+    def __init__(
+        self, store: Store, preserved_sandboxes: PreservedSandboxes, clock: Clock, time_to_live_seconds: float
+    ) -> None:
+        self._store = store
+        self._preserved_sandboxes = preserved_sandboxes
+        self._clock = clock
+        self._time_to_live = timedelta(seconds=time_to_live_seconds)
+        self._swept_until: Cursor | None = None
+        """Everything up to this position was released."""
+        self._in_use = set[str]()
+        """Expired sandboxes that were in use during the last sweep."""
+
+    async def sweep(self) -> None:
+        """Release all expired sandboxes."""
+        were_in_use, self._in_use = self._in_use, set()
+        ended_before, cursor, is_swept = self._clock.now() - self._time_to_live, self._swept_until, True
+        while True:
+            query = TaskQuery.oldest_first(PRESERVED_STATES, cursor)
+            page = await asyncio.to_thread(self._store.query, query)
+            for task in page.tasks:
+                if task.state_changed_at > ended_before:
+                    return
+                is_swept = await self._release(task, was_in_use=task.id in were_in_use) and is_swept
+            if page.next_cursor is None:
+                return
+            cursor = page.next_cursor
+            self._swept_until = cursor if is_swept else self._swept_until
+
+    async def _release(self, task: Task, *, was_in_use: bool) -> bool:
+        """Release a sandbox unless it is in use. Return whether it is released.
+
+        Does not wait for open shells, because waiting for many shells would delay the expiry of all other sandboxes.
+        """
+        fields = {"task_id": task.id}
+        try:
+            await self._preserved_sandboxes.release(task, timeout_seconds=0)
+        except SandboxNotPreservedError:
+            pass
+        except SandboxInUseError:
+            self._in_use.add(task.id)
+            if not was_in_use:
+                _log.info("Task %s: its preserved sandbox has expired, but is in use", task.id, extra=fields)
+            return False
+        except UnavailableError as error:
+            _log.error("Task %s: %s", task.id, error, extra=fields)
+            return False
+        return True

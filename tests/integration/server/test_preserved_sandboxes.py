@@ -23,8 +23,7 @@ from sandbox.model.fixed_limits import DEBUG_SESSION_END_TIMEOUT_SECONDS
 from sandbox.model.task_state import TaskState
 from sandbox.server import preserved_sandboxes
 from sandbox.server.maintenance.leftover_removal import LeftoverRemover
-from sandbox.server.maintenance.pruning import PreservationExpiry
-from sandbox.server.preserved_sandboxes import PreservedFiles, SandboxInUseError
+from sandbox.server.preserved_sandboxes import PreservationExpiry, PreservedFiles, SandboxInUseError
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.store.sqlite import SqliteStore
 

@@ -26,7 +26,6 @@ from sandbox.interfaces.store import Cursor, IndexDamagedError, IndexedTask, Sto
 from sandbox.interfaces.tasks import (
     PrunedTask,
     Retention,
-    SandboxNotPreservedError,
     TaskNotFoundError,
     UnavailableError,
 )
@@ -40,7 +39,7 @@ from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.primitives.files import fsync_path
-from sandbox.server.preserved_sandboxes import PreservedFiles, PreservedSandboxes, SandboxInUseError
+from sandbox.server.preserved_sandboxes import PRESERVED_STATES, PreservedFiles
 
 T = TypeVar("T")
 
@@ -83,7 +82,6 @@ class SingleFlight(Generic[T]):
         return has_failed or self._monotonic() - self._ended_at > MEASUREMENT_CACHE_SECONDS
 
 
-_PRESERVED_STATES = frozenset({TaskState.FAILED_PRESERVED})
 _DISK_BLOCK_BYTES = 512
 _REMOVE_BATCH_SIZE = 500
 _REASONS_SHOWN_MAX = 5
@@ -270,7 +268,7 @@ class Pruner:
         if finished_count <= limit:
             return finished_count
         return finished_count - sum(
-            self._is_preserved(task, skipped) for task in self._iterate_tasks(_PRESERVED_STATES, skipped)
+            self._is_preserved(task, skipped) for task in self._iterate_tasks(PRESERVED_STATES, skipped)
         )
 
     def _is_preserved(self, task: Task, skipped: _Skipped) -> bool:
@@ -381,55 +379,3 @@ def disk_usage_bytes(directory: Path) -> int:
         except OSError:
             continue
     return total
-
-
-class PreservationExpiry:
-    """Releases preserved sandboxes after their time to live, counted from the task's end."""
-
-    def __init__(
-        self, store: Store, preserved_sandboxes: PreservedSandboxes, clock: Clock, time_to_live_seconds: float
-    ) -> None:
-        self._store = store
-        self._preserved_sandboxes = preserved_sandboxes
-        self._clock = clock
-        self._time_to_live = timedelta(seconds=time_to_live_seconds)
-        self._swept_until: Cursor | None = None
-        """Everything up to this position was released."""
-        self._in_use = set[str]()
-        """Expired sandboxes that were in use during the last sweep."""
-
-    async def sweep(self) -> None:
-        """Release all expired sandboxes."""
-        were_in_use, self._in_use = self._in_use, set()
-        ended_before, cursor, is_swept = self._clock.now() - self._time_to_live, self._swept_until, True
-        while True:
-            query = TaskQuery.oldest_first(_PRESERVED_STATES, cursor)
-            page = await asyncio.to_thread(self._store.query, query)
-            for task in page.tasks:
-                if task.state_changed_at > ended_before:
-                    return
-                is_swept = await self._release(task, was_in_use=task.id in were_in_use) and is_swept
-            if page.next_cursor is None:
-                return
-            cursor = page.next_cursor
-            self._swept_until = cursor if is_swept else self._swept_until
-
-    async def _release(self, task: Task, *, was_in_use: bool) -> bool:
-        """Release a sandbox unless it is in use. Return whether it is released.
-
-        Does not wait for open shells, because waiting for many shells would delay the expiry of all other sandboxes.
-        """
-        fields = {"task_id": task.id}
-        try:
-            await self._preserved_sandboxes.release(task, timeout_seconds=0)
-        except SandboxNotPreservedError:
-            pass
-        except SandboxInUseError:
-            self._in_use.add(task.id)
-            if not was_in_use:
-                _log.info("Task %s: its preserved sandbox has expired, but is in use", task.id, extra=fields)
-            return False
-        except UnavailableError as error:
-            _log.error("Task %s: %s", task.id, error, extra=fields)
-            return False
-        return True
