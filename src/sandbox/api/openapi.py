@@ -22,7 +22,7 @@ from sandbox.api.errors import STATUS_BY_CODE
 from sandbox.api.middleware.metrics import set_api_route
 from sandbox.api.request_parsing import check_params
 from sandbox.api.responses import JsonResponse, reason_phrase
-from sandbox.model.manifest.rules import AgentSchema
+from sandbox.model.manifest.schema import AgentSchema
 
 TAGS = {
     "Tasks": "Submit, list, watch and cancel tasks.",

@@ -19,8 +19,15 @@ from sandbox.api.errors import ERROR_CODES
 from sandbox.api.openapi import COMPONENT_REF, component_name, component_ref
 from sandbox.model.events import FollowUp
 from sandbox.model.failure import FailureCode, FailureReason
-from sandbox.model.manifest.rules import AgentSchema
-from sandbox.model.manifest.schema import CommonFields, Lifecycle, Manifest, Repository, Vm, declare_manifest
+from sandbox.model.manifest.schema import (
+    AgentSchema,
+    CommonFields,
+    Lifecycle,
+    Manifest,
+    Repository,
+    Vm,
+    declare_manifest,
+)
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire import bodies, event_bodies, server_bodies
 from sandbox.model.wire.requests import CancelRequest, ContinueRequest, RerunRequest

@@ -12,8 +12,7 @@ from sandbox.interfaces.gateway import ModelDialect, ModelUpstream
 from sandbox.interfaces.runtime import Command, ExitStatus
 from sandbox.model.events import ConversationEvent
 from sandbox.model.failure import Failure
-from sandbox.model.manifest.rules import AgentSchema
-from sandbox.model.manifest.schema import Manifest
+from sandbox.model.manifest.schema import AgentSchema, Manifest
 
 
 class AgentLaunchSpec(msgspec.Struct, frozen=True):

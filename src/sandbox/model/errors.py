@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -89,6 +89,15 @@ class FieldError(msgspec.Struct, frozen=True):
         field = field_name(path)
         location = f"{part}.{field}" if field else part
         return cls(location, field, rule, with_suggestion(message, suggestion), suggestion, line, column)
+
+
+class RuleViolation(NamedTuple):
+    """A violation of a rule by the value at `path`. suggestion: what a misspelled name or value resembles."""
+
+    path: FieldPath
+    rule: RuleName
+    message: str
+    suggestion: str | None = None
 
 
 class InvalidInputError(SandboxError):

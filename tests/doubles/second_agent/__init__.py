@@ -13,9 +13,10 @@ from annotated_types import Len
 from sandbox.agents import registered_agents
 from sandbox.interfaces.agent import Agent, AgentDriver, ManifestTemplate
 from sandbox.interfaces.gateway import ModelDialect, ModelUpstream
+from sandbox.model.errors import RuleViolation
 from sandbox.model.events import ConversationEvent
 from sandbox.model.manifest.field_formats import PROMPT, VISIBLE
-from sandbox.model.manifest.rules import RuleViolation, as_text
+from sandbox.model.manifest.rules import as_text
 from sandbox.model.manifest.schema import FORBID_EXTRA, Manifest
 
 TEMPLATE = """\

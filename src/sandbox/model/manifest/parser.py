@@ -16,12 +16,13 @@ from sandbox.model.errors import (
     FieldError,
     InvalidManifestError,
     InvalidParameterError,
+    RuleViolation,
     SourceLocation,
     closest_name,
 )
 from sandbox.model.manifest.document import Document, Pairs, read_json, reject, to_document
-from sandbox.model.manifest.rules import AgentSchema, RuleViolation, find_violations
-from sandbox.model.manifest.schema import AgentSection, Manifest, declare_manifest
+from sandbox.model.manifest.rules import find_violations
+from sandbox.model.manifest.schema import AgentSchema, AgentSection, Manifest, declare_manifest
 from sandbox.model.manifest.validation import Validator, without_nulls
 from sandbox.model.manifest.yaml import read_yaml
 

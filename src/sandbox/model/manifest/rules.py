@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-from sandbox.model.errors import FieldPath, RuleName, closest_name
-from sandbox.model.manifest.schema import HEADLESS_DEFAULT, Vm
+from sandbox.model.errors import RuleViolation, closest_name
+from sandbox.model.manifest.schema import HEADLESS_DEFAULT, AgentSchema, Vm
 from sandbox.model.repository_url import clone_endpoint, is_clone_allowed
 
 _RESERVED_NAMES = frozenset(
@@ -17,55 +17,6 @@ _RESERVED_NAMES = frozenset(
     }
 )
 _RESERVED_PREFIX = "LD_"
-
-
-class RuleViolation(NamedTuple):
-    """A violation of a rule by the value at `path`. suggestion: what a misspelled name or value resembles."""
-
-    path: FieldPath
-    rule: RuleName
-    message: str
-    suggestion: str | None = None
-
-
-class AgentSchema(Protocol):
-    """What a manifest's section for one agent may contain."""
-
-    @property
-    def kind(self) -> str:
-        """The key of the section in the manifest."""
-        ...
-
-    @property
-    def section(self) -> Any:
-        """The type of the section: a dataclass with `FORBID_EXTRA` and the fields that `AgentSection` reads.
-
-        `prompt` is a required string. `model` is a string with a default. `headless` (default true) and `output_format`
-        are optional.
-        """
-        ...
-
-    def find_violations(self, section: dict[str, Any], secret_names: Collection[str]) -> Iterator[RuleViolation]:
-        """Yield the violations of rules that involve several fields of the section, with paths relative to the section.
-
-        Values may have wrong types; the schema reports them. secret_names: the names of the task's secrets.
-        """
-        ...
-
-    def is_reserved_variable(self, name: str) -> bool:
-        """Return whether a secret with this name would redirect the agent or load code into it."""
-        ...
-
-    def used_models(self, section: dict[str, Any]) -> Iterator[tuple[str, str]]:
-        """Yield each model that the agent requests: the field of the section, and the field's value or default.
-
-        Values may have wrong types; those are omitted.
-        """
-        ...
-
-    def has_price(self, model: str) -> bool:
-        """Return whether the price of a model is known, as `lifecycle.budget_usd` requires."""
-        ...
 
 
 def find_violations(

@@ -1,20 +1,21 @@
 """The manifest schema: records of a validated manifest.
 
 `manifest.parser` reads types, bounds and `Format` annotations from these records. The string below a field describes it
-in `openapi.json`. Each agent's package declares the record of its section, which this module represents as
+in `openapi.json`. Each agent's package declares the record of its section (`AgentSchema`), which this module represents as
 `AgentSection`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Annotated, Any, Final, Literal, get_type_hints
+from typing import Annotated, Any, Final, Literal, Protocol, get_type_hints
 
 import msgspec
 from annotated_types import Ge, Le, Len, MaxLen
 
+from sandbox.model.errors import RuleViolation
 from sandbox.model.fixed_limits import LABELS_MAX
 from sandbox.model.manifest.field_formats import (
     ALLOWED_HOST,
@@ -133,6 +134,46 @@ class AgentSection:
     def with_prompt(self, prompt: str) -> AgentSection:
         """Return the section with another prompt."""
         return AgentSection(self.kind, {**self.settings, "prompt": prompt})
+
+
+class AgentSchema(Protocol):
+    """What a manifest's section for one agent may contain."""
+
+    @property
+    def kind(self) -> str:
+        """The key of the section in the manifest."""
+        ...
+
+    @property
+    def section(self) -> Any:
+        """The type of the section: a dataclass with `FORBID_EXTRA` and the fields that `AgentSection` reads.
+
+        `prompt` is a required string. `model` is a string with a default. `headless` (default true) and `output_format`
+        are optional.
+        """
+        ...
+
+    def find_violations(self, section: dict[str, Any], secret_names: Collection[str]) -> Iterator[RuleViolation]:
+        """Yield the violations of rules that involve several fields of the section, with paths relative to the section.
+
+        Values may have wrong types; the schema reports them. secret_names: the names of the task's secrets.
+        """
+        ...
+
+    def is_reserved_variable(self, name: str) -> bool:
+        """Return whether a secret with this name would redirect the agent or load code into it."""
+        ...
+
+    def used_models(self, section: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield each model that the agent requests: the field of the section, and the field's value or default.
+
+        Values may have wrong types; those are omitted.
+        """
+        ...
+
+    def has_price(self, model: str) -> bool:
+        """Return whether the price of a model is known, as `lifecycle.budget_usd` requires."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

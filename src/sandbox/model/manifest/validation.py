@@ -14,9 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from sandbox.model import fixed_limits
-from sandbox.model.errors import FieldPath, RuleName, closest_name
+from sandbox.model.errors import FieldPath, RuleName, RuleViolation, closest_name
 from sandbox.model.manifest.field_formats import Format
-from sandbox.model.manifest.rules import RuleViolation
 
 ObjectT = TypeVar("ObjectT")
 

@@ -27,8 +27,7 @@ from sandbox.model.manifest.document import (
     reject_count,
     reject_depth,
 )
-from sandbox.model.manifest.rules import AgentSchema
-from sandbox.model.manifest.schema import Manifest
+from sandbox.model.manifest.schema import AgentSchema, Manifest
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NON_YAML_CHARACTER = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
