@@ -13,8 +13,9 @@ from msgspec.structs import replace
 from sandbox.interfaces.runtime import Command, ExitStatus, Listeners, SandboxHandle, SandboxSpec
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
+from sandbox.runtimes.descriptors import open_reader
 from sandbox.runtimes.exec_client import ExecTerminal
-from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader
+from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
 from sandbox.runtimes.limits.disk_objects import CachedExtentMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit

@@ -10,7 +10,8 @@ from socket import socket
 
 from sandbox.interfaces.images import IMAGE_FILES
 from sandbox.interfaces.runtime import CERTIFICATE_DIRECTORIES, ConfinedCommand, ConfinementSpec
-from sandbox.runtimes import bwrap, launcher_client, rootfs_spec
+from sandbox.runtimes import bwrap, rootfs_spec
+from sandbox.runtimes.descriptors import create_memfd
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.programs import launcher
@@ -81,7 +82,7 @@ class BubblewrapConfinement:
                 "--perms",
                 "0444",
                 "--file",
-                program_spec.add_descriptor(launcher_client.create_memfd("file", content)),
+                program_spec.add_descriptor(create_memfd("file", content)),
                 path,
             )
         yield from ("--remount-ro", "/", "--chdir", self._path_inside(command.directory), "--clearenv")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.runtimes.launcher_client import ProgramSpec, attempt_marker, create_memfd, reject_nul
+from sandbox.runtimes.descriptors import create_memfd
+from sandbox.runtimes.launcher_client import ProgramSpec, attempt_marker, reject_nul
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher
 

@@ -19,7 +19,8 @@ from sandbox.interfaces.runtime import Command, ExitStatus, TerminalSize
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.runtimes import host_processes
-from sandbox.runtimes.launcher_client import attempt_marker, create_memfd, wait_readable
+from sandbox.runtimes.descriptors import create_memfd, wait_readable
+from sandbox.runtimes.launcher_client import attempt_marker
 from sandbox.runtimes.limits import seccomp
 
 _OPEN_SECONDS = 30.0

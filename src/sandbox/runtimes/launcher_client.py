@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import msgspec
 from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, Listeners
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, KILL_TIMEOUT_SECONDS
+from sandbox.runtimes.descriptors import create_memfd, refuse_files, wait_readable
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.epoll_entries import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
@@ -318,95 +318,6 @@ def _entry_arguments(paths: Mapping[str, Path], entries: Iterable[tuple[str, str
 
 def _write_argv(argv: Sequence[str]) -> int:
     return create_memfd("argv", "\0".join(argv).encode(errors="surrogateescape"))
-
-
-async def wait_readable(descriptor: int) -> None:
-    """Wait until the descriptor is readable or, for a pidfd, the process has ended.
-
-    Several tasks can wait at the same time.
-    """
-    loop = asyncio.get_running_loop()
-    readable: asyncio.Future[None] = loop.create_future()
-    # An event loop keeps one reader per descriptor; a second one would replace it.
-    duplicate_fd = os.dup(descriptor)
-    loop.add_reader(duplicate_fd, _set_readable, readable)
-    try:
-        await readable
-    finally:
-        loop.remove_reader(duplicate_fd)
-        os.close(duplicate_fd)
-
-
-async def wait_for_exit(pidfd: int) -> bool:
-    """Wait for a killed process. Return whether it ended within KILL_TIMEOUT_SECONDS."""
-    try:
-        async with asyncio.timeout(KILL_TIMEOUT_SECONDS):
-            await wait_readable(pidfd)
-    except TimeoutError:
-        return False
-    return True
-
-
-def _set_readable(readable: asyncio.Future[None]) -> None:
-    if not readable.done():
-        readable.set_result(None)
-
-
-def create_memfd(name: str, content: bytes) -> int:
-    """Create a memfd with this content, positioned at its start. The caller closes it."""
-    descriptor = os.memfd_create(name)
-    with os.fdopen(os.dup(descriptor), "wb") as file:
-        file.write(content)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
-
-
-_BUFFER_BYTES = 256 * 1024
-_SO_PASSRIGHTS = 83
-
-
-def refuse_files(receiver: socket.socket) -> bool:
-    """Make the kernel refuse to pass files (SCM_RIGHTS) to a Unix socket. Returns False before Linux 6.16.
-
-    If the receiver does not accept the files, the kernel closes them in the thread that reads or closes the socket. A
-    program inside could pass a connection whose close takes as long as the program wants (SO_LINGER).
-    """
-    try:
-        receiver.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
-    except OSError:
-        return False
-    return True
-
-
-class _ClosingProtocol(asyncio.StreamReaderProtocol):
-    """Closes its transport at the end of the stream, instead of keeping the write direction open."""
-
-    def eof_received(self) -> bool:
-        super().eof_received()
-        return False
-
-
-async def open_reader(source: socket.socket) -> tuple[asyncio.StreamReader, asyncio.Transport]:
-    """Return a reader for the socket and the transport to abort it. Takes ownership of the socket."""
-    source.shutdown(socket.SHUT_WR)
-    if not refuse_files(source):
-        source = _relay_in_thread(source)
-    reader = asyncio.StreamReader(limit=_BUFFER_BYTES)
-    transport, _ = await asyncio.get_running_loop().create_connection(lambda: _ClosingProtocol(reader), sock=source)
-    return reader, transport
-
-
-def _relay_in_thread(source: socket.socket) -> socket.socket:
-    """Return a socket with the data of `source` and without files. Only a daemon thread reads and closes `source`."""
-    reader, writer = socket.socketpair()
-
-    def relay() -> None:
-        with source, writer, suppress(OSError):
-            while data := source.recv(_BUFFER_BYTES):
-                writer.sendall(data)
-
-    threading.Thread(target=relay, name="output", daemon=True).start()
-    return reader
 
 
 class ProgramSpec(msgspec.Struct):

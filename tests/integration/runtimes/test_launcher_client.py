@@ -1,14 +1,12 @@
-"""Waiting for the launcher to be ready and for a process to exit."""
+"""Waiting for the launcher to be ready."""
 
-import asyncio
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes.launcher_client import start_launcher, wait_readable
+from sandbox.runtimes.launcher_client import start_launcher
 
 KERNEL_UID = 269_999 if os.geteuid() == 0 else None
 
@@ -38,31 +36,3 @@ async def test_ready_launcher_is_confined():
         listeners.close()
     finally:
         await end(launcher)
-
-
-async def test_two_waiters_are_both_notified():
-    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
-        pidfd = os.pidfd_open(process.pid)
-        try:
-            waiters = [asyncio.create_task(wait_readable(pidfd)) for _ in range(2)]
-            await asyncio.sleep(0)
-            process.stdin.close()
-            async with asyncio.timeout(30):
-                await asyncio.gather(*waiters)
-        finally:
-            os.close(pidfd)
-
-
-async def test_cancelled_waiter_does_not_affect_another_waiter():
-    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
-        pidfd = os.pidfd_open(process.pid)
-        try:
-            waiter, cancelled = (asyncio.create_task(wait_readable(pidfd)) for _ in range(2))
-            await asyncio.sleep(0)
-            cancelled.cancel()
-            await asyncio.sleep(0)
-            process.stdin.close()
-            async with asyncio.timeout(30):
-                await waiter
-        finally:
-            os.close(pidfd)

@@ -1,8 +1,8 @@
 """The manifest schema: records of a validated manifest.
 
 `manifest.parser` reads types, bounds and `Format` annotations from these records. The string below a field describes it
-in `openapi.json`. Each agent's package declares the record of its section (`AgentSchema`), which this module represents as
-`AgentSection`.
+in `openapi.json`. Each agent's package declares the record of its section, as `AgentSchema` describes. This module
+represents the section as `AgentSection`.
 """
 
 from __future__ import annotations

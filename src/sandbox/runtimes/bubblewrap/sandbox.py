@@ -14,12 +14,13 @@ from sandbox.interfaces.runtime import Command, ExitStatus, SandboxSpec, Stats, 
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import SHARED_MEMORY_FILES_MAX
-from sandbox.runtimes import bwrap, host_processes, launcher_client
+from sandbox.runtimes import bwrap, host_processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, SandboxSetup
 from sandbox.runtimes.bubblewrap.disk_root import DiskRoot, find_disk_root
+from sandbox.runtimes.descriptors import create_memfd, wait_for_exit
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.exec_client import ExecTerminal, start_exec
-from sandbox.runtimes.launcher_client import ProgramSpec, wait_for_exit
+from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits.disk_objects import DirectoryMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter
@@ -128,7 +129,7 @@ def _file_arguments(program_spec: ProgramSpec, root: RootFsSpec) -> Iterator[str
     """Write the synthetic files. They are mounted over the image's files, because an image is read-only."""
     option = "--file" if root.image is None else "--ro-bind-data"
     for path, content in root.files.items():
-        number = program_spec.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
+        number = program_spec.add_descriptor(create_memfd(PurePosixPath(path).name, content))
         yield from ("--perms", "0644", option, number, path)
 
 

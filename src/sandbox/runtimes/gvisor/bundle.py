@@ -15,6 +15,7 @@ import msgspec
 from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.interfaces.runtime import Command, SandboxSpec
 from sandbox.runtimes import launcher_client
+from sandbox.runtimes.descriptors import create_memfd
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul
 from sandbox.runtimes.programs import launcher, process_limits
@@ -145,7 +146,7 @@ def build_program_spec(program: str, spec: SandboxSpec, command: Command, log_fd
     try:
         config = encode_config(spec, command)
         # Add this descriptor first: the bundle's config.json is a symbolic link to /proc/self/fd/FIRST_DESCRIPTOR.
-        program_spec.add_descriptor(launcher_client.create_memfd("config", config))
+        program_spec.add_descriptor(create_memfd("config", config))
         log_number = program_spec.add_descriptor(log_fd)
     except BaseException:
         program_spec.close()

@@ -13,8 +13,9 @@ from sandbox.interfaces.runtime import Command, ExitStatus, Stats, Terminal, Ter
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
-from sandbox.runtimes import host_processes, launcher_client
+from sandbox.runtimes import host_processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, SandboxSetup
+from sandbox.runtimes.descriptors import create_memfd, wait_readable
 from sandbox.runtimes.exec_client import ExecProcess, ExecTerminal, start_on_pty, start_program
 from sandbox.runtimes.gvisor import bundle
 from sandbox.runtimes.gvisor.bundle import STATE_DIRECTORY
@@ -221,7 +222,7 @@ async def _run_runsc(attempt_id: str, runsc_pidfd: int, argv: Sequence[str]) -> 
         with control, suppress(OSError):
             _send(control, runsc_pidfd, argv)
             async with asyncio.timeout(_RUN_SECONDS):
-                await launcher_client.wait_readable(ended_fd)
+                await wait_readable(ended_fd)
     finally:
         # The wait does not block: the process has ended or was just killed.
         process.kill()
@@ -250,14 +251,14 @@ async def _start_runsc_on_pty(
             control,
             runsc_pidfd,
             argv,
-            *(launcher_client.create_memfd(name, content) for name, content in contents.items()),
+            *(create_memfd(name, content) for name, content in contents.items()),
         ),
     )
 
 
 def _send(control: socket.socket, runsc_pidfd: int, argv: Sequence[str], *files: int) -> None:
     """Send the command and `files`, and close the files. Raises OSError if the process is gone."""
-    words_file = launcher_client.create_memfd("words", "\0".join(argv).encode(errors="surrogateescape"))
+    words_file = create_memfd("words", "\0".join(argv).encode(errors="surrogateescape"))
     try:
         socket.send_fds(control, [b"join"], [runsc_pidfd, words_file, *files])
     finally:

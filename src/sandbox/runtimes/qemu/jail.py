@@ -15,7 +15,8 @@ import msgspec
 
 from sandbox.interfaces.file_layout import MODEL_PORT, PROXY_PORT
 from sandbox.interfaces.runtime import SandboxSpec
-from sandbox.runtimes import bwrap, launcher_client, rootfs_spec
+from sandbox.runtimes import bwrap, rootfs_spec
+from sandbox.runtimes.descriptors import create_memfd
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits import seccomp
@@ -199,7 +200,7 @@ def _guest_root_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, filt
         "/settings": _encode_settings(guest_spec),
     }
     for target, content in files.items():
-        number = program_spec.add_descriptor(launcher_client.create_memfd(target.strip("/"), content))
+        number = program_spec.add_descriptor(create_memfd(target.strip("/"), content))
         yield from ("--perms", "0755", "--file", number, f"{SHARE_DIRECTORY}{target}")
 
 
@@ -240,7 +241,7 @@ def _command_root_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec) ->
 def _file_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, root: rootfs_spec.RootFsSpec) -> Iterator[str]:
     option = "--file" if root.image is None else "--ro-bind-data"
     for path, content in root.files.items():
-        number = program_spec.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
+        number = program_spec.add_descriptor(create_memfd(PurePosixPath(path).name, content))
         yield from ("--perms", "0644", option, number, f"{_COMMAND_ROOT}{path}")
     for index, (part, sandbox_path) in enumerate(root.mounts.items()):
         if part in guest_spec.execute_only_programs:
@@ -249,7 +250,7 @@ def _file_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, root: root
                 "--perms",
                 "0755",
                 "--file",
-                program_spec.add_descriptor(launcher_client.create_memfd("place", b"")),
+                program_spec.add_descriptor(create_memfd("place", b"")),
                 _COMMAND_ROOT + sandbox_path,
             )
         else:
