@@ -1,10 +1,10 @@
-"""Options shared by all commands, accepted before or after the command's name."""
+"""Options shared by several commands. The common ones are accepted before or after the command's name."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from sandbox.cli.command_groups import GlobalOption, gc_frozen
+from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.console import is_color_enabled
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.terminal_text import escape_name, escape_text
 from sandbox.model.server_address import DEFAULT_SERVER
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from sandbox.cli.contexts import Context, ServerSelection
     from sandbox.client import Client
+    from sandbox.client.response_types import Artifact
 
 OutputFormat = Literal["text", "json", "table"]
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
@@ -172,3 +174,21 @@ def parse_past_time_option(ctx: click.Context, parameter: click.Parameter, value
 def _parse_duration(value: str) -> int | None:
     match = re.fullmatch(r"([0-9]{1,9})([smhd])", value, re.ASCII)
     return int(match[1]) * UNIT_SECONDS[match[2]] if match else None
+
+
+def allow_secrets_option(command: _Decorated) -> _Decorated:
+    """Add `--allow-secrets`."""
+    help_text = "Also download artifacts that contain one of the task's secrets; by default, they are skipped."
+    return click.option("--allow-secrets", "allows_secrets", is_flag=True, help=help_text)(command)
+
+
+def reject_secrets(entries: Iterable[Artifact], *, allows_secrets: bool, advice: str = "add --allow-secrets") -> None:
+    """Exit with an error if an artifact contains a secret and `--allow-secrets` was not given.
+
+    advice: how to allow it.
+    """
+    names = [escape_name(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
+    if names:
+        contain = "contains a secret of the task and was" if len(names) == 1 else "contain secrets and were"
+        message = f"Error: {', '.join(names)} {contain} skipped."
+        fail(f"{message}\n  Download it anyway: {advice}", ExitCode.REFUSED)

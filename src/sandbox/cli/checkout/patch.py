@@ -13,9 +13,9 @@ import click
 
 from sandbox.cli.checkout.worktree import ChangedFile
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.options import reject_secrets
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.terminal_text import escape_name, escape_text
-from sandbox.cli.secret_guard import reject_secrets
 from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:

@@ -15,10 +15,9 @@ from sandbox.cli.checkout.worktree import Checkout
 from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail, interrupt_hint
 from sandbox.cli.manifest_file import ManifestFile, id_override, parse_overrides
-from sandbox.cli.options import common_options, current_options
+from sandbox.cli.options import allow_secrets_option, common_options, current_options
 from sandbox.cli.output.formatting import has_no_changes, pluralize
 from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
-from sandbox.cli.secret_guard import allow_secrets_option
 from sandbox.cli.submission import print_submitted, read_prompt, submit_manifest, wait_for_end
 from sandbox.model.formatting import name_from_prompt
 from sandbox.model.manifest.overrides import Override

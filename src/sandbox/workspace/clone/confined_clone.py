@@ -17,12 +17,13 @@ from sandbox.workspace.clone.remote import (
     CloneRemote,
     SshRemote,
     apply_instead_of,
+    find_proxy,
     parse_ssh_url,
     resolve_remote,
     run_ssh,
+    user_environment,
 )
 from sandbox.workspace.git.command import Git, GitError, GitSetting, capture_output, pipe
-from sandbox.workspace.git.remote_access_config import find_proxy, user_environment
 
 HELPER_COMMAND = (
     f'!f() {{ test "$1" != get || {{ {{ cat; echo; }} >&{FIRST_EXTRA_DESCRIPTOR}; '

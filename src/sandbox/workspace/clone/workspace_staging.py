@@ -24,13 +24,12 @@ from sandbox.model.printable import escape_character, replace_unprintable
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.clone.confined_clone import ConfinedClone, redirect_settings
 from sandbox.workspace.clone.relay import DialPolicy
-from sandbox.workspace.clone.remote import DEFAULT_SSH_COMMAND
+from sandbox.workspace.clone.remote import DEFAULT_SSH_COMMAND, find_secrets, read_user_config, user_environment
 from sandbox.workspace.diff.base_tree import BaseTreeEntry, ls_tree_arguments, parse_ls_tree
 from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, RootedFiles
 from sandbox.workspace.git.command import Git, GitError, GitSetting, pipe, run_with_thread
 from sandbox.workspace.git.directory import OBJECT_ID, neutralize_attributes, read_branch_commit, write_git_directory
 from sandbox.workspace.git.errors import DISK_FULL_MESSAGE, explain_clone_failure, is_transient
-from sandbox.workspace.git.remote_access_config import find_secrets, read_user_config, user_environment
 
 INITIAL_COMMIT_MESSAGE = "Work that came with the task"
 CHAIN_COMMIT_MESSAGE = "Changes of an earlier task"

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from sandbox.model.manifest.schema import Repository
+from sandbox.workspace.clone.remote import find_secrets
 from sandbox.workspace.git.errors import explain_clone_failure, last_error_line, redact_credentials
-from sandbox.workspace.git.remote_access_config import find_secrets
 
 REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
 

@@ -25,12 +25,11 @@ from sandbox.cli.checkout.patch import (
 from sandbox.cli.checkout.worktree import ChangedFile, Checkout, can_apply
 from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail, print_message
-from sandbox.cli.options import CliOptions, common_options, current_options
+from sandbox.cli.options import CliOptions, allow_secrets_option, common_options, current_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.formatting import task_prompt
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.terminal_text import escape_text
-from sandbox.cli.secret_guard import allow_secrets_option
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import is_name_from_prompt
 

@@ -16,11 +16,10 @@ import click
 from sandbox.cli.checkout.patch import CHAIN_HELP, colorize, fetch_patch, patch_lines, print_changed_files
 from sandbox.cli.checkout.worktree import count_lines
 from sandbox.cli.command_groups import command, help_examples
-from sandbox.cli.options import common_options, current_options
+from sandbox.cli.options import allow_secrets_option, common_options, current_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.terminal_text import escape_text
-from sandbox.cli.secret_guard import allow_secrets_option
 from sandbox.cli.task_arguments import task_argument
 
 GIT_TIMEOUT_SECONDS = 10.0

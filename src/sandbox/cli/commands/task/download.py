@@ -14,10 +14,9 @@ import click
 from sandbox.cli.checkout.patch import patch_lines
 from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import common_options, current_options
+from sandbox.cli.options import allow_secrets_option, common_options, current_options, reject_secrets
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.terminal_text import escape_name, escape_text
-from sandbox.cli.secret_guard import allow_secrets_option, reject_secrets
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_size
 from sandbox.model.task_state import FINAL_STATES

@@ -1,6 +1,6 @@
 """Only settings for access to repositories are read from the server user's git configuration."""
 
-from sandbox.workspace.git.remote_access_config import parse_settings
+from sandbox.workspace.clone.remote import parse_settings
 
 
 def test_relevant_settings_are_parsed_in_order():
