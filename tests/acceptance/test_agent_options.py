@@ -7,7 +7,7 @@ import pytest
 
 from doubles import mcp_token_server
 from doubles.deployment import bash_turn, reply_turn
-from sandbox.demo.model_script import ToolUse, Turn
+from sandbox.demo.scripted_model import ToolUse, Turn
 
 SECRET = "sesame-open-the-door"
 SERVER = {

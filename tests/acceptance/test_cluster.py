@@ -16,7 +16,7 @@ from doubles.deployment import SERVER_KEY, bash_turn, preinstall_agent, reply_tu
 from doubles.remote_deployment import MAKE_FILE, WAIT_FOR_FIFO, RemoteDeployment, closing_deployment
 from sandbox import __version__
 from sandbox.bootstrap.settings.schema import LEASE_SECONDS_MIN
-from sandbox.demo.model_script import Fault, Turn
+from sandbox.demo.scripted_model import Fault, Turn
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import AttemptStarted
 from sandbox.placements.cluster.takeover_rules import LEASE_MARGIN_SECONDS

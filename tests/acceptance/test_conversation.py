@@ -5,7 +5,7 @@ import json
 import pytest
 
 from doubles.deployment import bash_turn, reply_turn
-from sandbox.demo.model_script import Text, ToolUse, Turn
+from sandbox.demo.scripted_model import Text, ToolUse, Turn
 
 SECRET = "s3cret-value-of-the-customer"
 READ = Turn((Text("I read it first."), ToolUse("Read", {"file_path": "/workspace/notes.txt"})))

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from doubles.deployment import Deployment, bash_turn, git, make_repository, reply_turn
-from sandbox.demo.model_script import Fault, ToolUse, Turn
+from sandbox.demo.scripted_model import Fault, ToolUse, Turn
 from sandbox.runtimes.nodejs import pinned_packages
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cookbook.md").read_text()

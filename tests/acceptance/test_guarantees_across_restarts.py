@@ -4,7 +4,7 @@ import subprocess
 from datetime import UTC, datetime, timedelta
 
 from doubles.deployment import bash_turn, make_repository, wait_until
-from sandbox.demo.model_script import Fault, Turn
+from sandbox.demo.scripted_model import Fault, Turn
 
 VALUE = "a-value-that-nobody-may-read"
 

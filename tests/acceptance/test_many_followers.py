@@ -10,7 +10,7 @@ import pytest
 from doubles.deployment import bash_turn, reply_turn, wait_until
 from doubles.random_seed import seed
 from doubles.reconnecting_sse_clients import ReconnectingClient, make_clients
-from sandbox.demo.model_script import Text, Turn
+from sandbox.demo.scripted_model import Text, Turn
 
 CLIENTS = 10
 LINES = 3000

@@ -3,7 +3,7 @@
 import json
 
 from doubles.deployment import bash_turn, reply_turn
-from sandbox.demo.model_script import Fault, Text, ToolUse, Turn
+from sandbox.demo.scripted_model import Fault, Text, ToolUse, Turn
 
 SEARCH_TURN = Turn((Text("I search."), ToolUse("WebSearch", {"query": "how to leave a sandbox"})))
 FETCH_TURN = Turn((ToolUse("WebFetch", {"url": "https://files.example.org/a", "prompt": "What?"}),))

@@ -21,7 +21,7 @@ from doubles import fake_github
 from doubles.deployment import Deployment, bash_turn, git, make_repository, python_turn, reply_turn, wait_until
 from doubles.fake_internet import INTERNET_ADDRESS, FakeInternet
 from doubles.runtime_availability import RUN_ALL_QEMU_TESTS, probe_runtime, require_runtime
-from sandbox.demo.model_script import Fault, ToolUse, Turn
+from sandbox.demo.scripted_model import Fault, ToolUse, Turn
 
 MINIMAL = """\
 version: "1"

@@ -11,7 +11,7 @@ import pytest
 from chaos import processes
 from doubles.deployment import bash_turn, reply_turn, wait_until
 from doubles.runner_processes import first_process, read_journal, runner_pid
-from sandbox.demo.model_script import Fault
+from sandbox.demo.scripted_model import Fault
 
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
 SLEEP_TURN = bash_turn("python3 -c 'import time; time.sleep(600)'")

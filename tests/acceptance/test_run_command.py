@@ -9,7 +9,7 @@ from pathlib import Path
 
 from doubles.deployment import bash_turn, git, reply_turn
 from sandbox.demo.example_repository import make_example_repository
-from sandbox.demo.model_script import example_script
+from sandbox.demo.scripted_model import example_script
 
 
 def run_in(checkout, deployment, *arguments):

@@ -12,7 +12,7 @@ import pytest
 from doubles import daemon_placement
 from doubles.deployment import SERVER_KEY, bash_turn, preinstall_agent, reply_turn, wait_until
 from doubles.remote_deployment import MAKE_FILE, WAIT_FOR_FIFO, RemoteDeployment, closing_deployment
-from sandbox.demo.model_script import Fault, Turn
+from sandbox.demo.scripted_model import Fault, Turn
 
 PACKAGE = Path(daemon_placement.__file__).parent
 

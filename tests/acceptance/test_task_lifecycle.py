@@ -7,7 +7,7 @@ import pytest
 from websockets.sync.client import connect
 
 from doubles.deployment import SERVER_KEY, bash_turn, git, make_repository, reply_turn
-from sandbox.demo.model_script import Text, ToolUse, Turn
+from sandbox.demo.scripted_model import Text, ToolUse, Turn
 
 MINIMAL_MANIFEST = """\
 version: "1"

@@ -6,7 +6,7 @@ import signal
 
 from doubles.deployment import bash_turn, python_turn, reply_turn, wait_until
 from sandbox.bootstrap.local_host import choose_run_dir
-from sandbox.demo.model_script import Fault, Turn
+from sandbox.demo.scripted_model import Fault, Turn
 
 WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"
 STANDARD_ARTIFACTS = {"task-1.patch", "metadata.json", "transcript.ndjson"}

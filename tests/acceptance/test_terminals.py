@@ -12,7 +12,7 @@ from websockets.sync.client import connect
 
 from doubles.deployment import bash_turn, reply_turn, wait_until
 from doubles.terminal_user import TerminalUser
-from sandbox.demo.model_script import Fault, Turn
+from sandbox.demo.scripted_model import Fault, Turn
 
 WAIT_FOR_FIFO = "mkfifo /tmp/gate && read _ < /tmp/gate"
 

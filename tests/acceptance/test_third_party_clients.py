@@ -18,7 +18,7 @@ from doubles.third_party_clients import (
     Websockets,
     Wscat,
 )
-from sandbox.demo.model_script import Fault, Turn
+from sandbox.demo.scripted_model import Fault, Turn
 
 COUNT_COMMAND = "for i in $(seq 1 {n}); do echo line-$i >> count.txt; sleep 0.1; done"
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from doubles.browser import open_chromium
 from doubles.deployment import ORGANIZATION, Deployment, make_repository, wait_until
-from sandbox.demo.model_script import Text, ToolUse, Turn
+from sandbox.demo.scripted_model import Text, ToolUse, Turn
 
 VIEWS = ("conversation", "output", "changes", "artifacts", "metrics", "network")
 LAYOUTS = (

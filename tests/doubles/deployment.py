@@ -22,7 +22,7 @@ import httpx2
 from doubles.forked_commands import COMMAND_LINE, ForkedCommand
 from doubles.network_namespace import NamespaceTransport
 from sandbox.agents.claude_code.binary_install import install_binary
-from sandbox.demo.model_script import Script, Text, ToolUse, Turn
+from sandbox.demo.scripted_model import Script, Text, ToolUse, Turn
 
 SERVER_KEY = f"sk-ant-the-servers-own-key-{secrets.token_hex(8)}"
 ORGANIZATION = "https://github.com/org/"

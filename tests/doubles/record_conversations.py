@@ -10,8 +10,7 @@ from pathlib import Path
 from doubles.claude_on_host import ClaudeOnHost
 from sandbox.agents.claude_code.binary_install import binary_version, find_binary
 from sandbox.agents.claude_code.driver import MODEL_URL
-from sandbox.demo.model_script import Fault, Script, Text, ToolUse, Turn
-from sandbox.demo.scripted_model import ScriptedModel
+from sandbox.demo.scripted_model import Fault, Script, ScriptedModel, Text, ToolUse, Turn
 
 RECORDINGS = Path(__file__).parents[1] / "unit" / "agents" / "claude_code" / "recordings"
 NO_RETRIES = {"CLAUDE_CODE_MAX_RETRIES": "0"}

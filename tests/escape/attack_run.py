@@ -27,7 +27,7 @@ from doubles.network_namespace import in_namespace
 from escape import attacks_on_collection, attacks_on_credentials, attacks_on_network, attacks_on_resources
 from escape.attack import Evidence
 from escape.host_watch import HOLD_SECONDS, HostWatch
-from sandbox.demo.model_script import ToolUse, Turn
+from sandbox.demo.scripted_model import ToolUse, Turn
 
 HOST, HOST_ADDRESS, SERVER_IP_ADDRESS = "files.example.org", "8.8.4.4", "8.8.4.5"
 ADDRESSES_BY_NAME = {

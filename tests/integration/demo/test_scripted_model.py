@@ -11,8 +11,7 @@ import httpx2
 import msgspec
 import pytest
 
-from sandbox.demo.model_script import END_OF_SCRIPT, Fault, Script, Text, ToolUse, Turn
-from sandbox.demo.scripted_model import ScriptedModel
+from sandbox.demo.scripted_model import END_OF_SCRIPT, Fault, Script, ScriptedModel, Text, ToolUse, Turn
 
 READ_TURN = Turn((Text("I look."), ToolUse("Read", {"file_path": "a.txt"})), input_tokens=7, output_tokens=3)
 DONE = Turn((Text("Done."),))

@@ -18,8 +18,7 @@ from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.bootstrap.doctor.checks import run_checks
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
-from sandbox.demo.model_script import Script, Text, ToolUse, Turn
-from sandbox.demo.scripted_model import ScriptedModel
+from sandbox.demo.scripted_model import Script, ScriptedModel, Text, ToolUse, Turn
 from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.runtimes import nodejs

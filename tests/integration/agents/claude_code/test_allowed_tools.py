@@ -14,8 +14,7 @@ from doubles.claude_on_host import SESSION_ID, ClaudeOnHost, manifest
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 from sandbox.agents.claude_code.manifest_section import McpConfig, McpServer
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
-from sandbox.demo.model_script import Fault, Script, Text, ToolUse, Turn
-from sandbox.demo.scripted_model import ScriptedModel
+from sandbox.demo.scripted_model import Fault, Script, ScriptedModel, Text, ToolUse, Turn
 from sandbox.interfaces.agent import AgentReady
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.failure import FailureCode

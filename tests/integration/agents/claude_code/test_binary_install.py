@@ -10,8 +10,7 @@ import pytest
 
 from doubles.claude_on_host import ClaudeOnHost
 from sandbox.agents.claude_code.binary_install import find_binary, install_binary
-from sandbox.demo.model_script import Script, Text, ToolUse, Turn
-from sandbox.demo.scripted_model import ScriptedModel
+from sandbox.demo.scripted_model import Script, ScriptedModel, Text, ToolUse, Turn
 
 UID = 64_123
 

@@ -11,8 +11,7 @@ import pytest
 
 from doubles.claude_on_host import SESSION_ID, TASK_KEY, ClaudeOnHost
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
-from sandbox.demo.model_script import Script, Text, ToolUse, Turn
-from sandbox.demo.scripted_model import ScriptedModel
+from sandbox.demo.scripted_model import Script, ScriptedModel, Text, ToolUse, Turn
 from sandbox.interfaces.runtime import ExitStatus
 
 DONE = Turn((Text("All done."),))

@@ -5,8 +5,7 @@ import asyncio
 from doubles.claude_on_host import TASK_KEY, ClaudeOnHost
 from doubles.loopback_listeners import loopback_listeners
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
-from sandbox.demo.model_script import Script, Text, ToolUse, Turn
-from sandbox.demo.scripted_model import ScriptedModel
+from sandbox.demo.scripted_model import Script, ScriptedModel, Text, ToolUse, Turn
 from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.interfaces.gateway import GatewayRules, ModelUpstream
 from sandbox.model.events import Usage

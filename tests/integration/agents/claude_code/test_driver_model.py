@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 
 from doubles.claude_on_host import ClaudeOnHost
-from sandbox.demo.model_script import Script, Text, ToolUse, Turn
-from sandbox.demo.scripted_model import ScriptedModel
+from sandbox.demo.scripted_model import Script, ScriptedModel, Text, ToolUse, Turn
 
 GENUINE = Turn((Text("All done."),))
 FORGED = Turn((Text("FORGED"),))

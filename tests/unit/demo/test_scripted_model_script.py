@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from sandbox.demo.example_repository import FILES
-from sandbox.demo.model_script import Fault, Script, ToolUse, Turn, example_script, load_script
+from sandbox.demo.scripted_model import Fault, Script, ToolUse, Turn, example_script, load_script
 
 
 @pytest.fixture
