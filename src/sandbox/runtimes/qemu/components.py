@@ -1,9 +1,11 @@
-"""Locates the components of a guest on this machine."""
+"""The components of a guest: the files of this machine that it needs, and the code of its agent."""
 
+import marshal
 import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -23,6 +25,23 @@ _KERNEL_MODULES = (
 INSTALL_HINT = (
     "install them: script/setup --with-qemu (or apt-get install qemu-system-x86 virtiofsd linux-image-cloud-amd64)"
 )
+
+_GUEST_PACKAGE = Path(__file__).parent / "guest"
+_GUEST_MODULES = ("frames", "machine", "commands", "streams", "agent")
+"""Modules of the guest agent. Each module comes after the modules that it imports."""
+
+GUEST_AGENT_PATH = "/agent"
+"""Path of the agent's code in the guest."""
+
+_START_SCRIPT = f"""#!{{interpreter}} -ISE
+import marshal, sys
+with open({GUEST_AGENT_PATH!r}, "rb") as file:
+    for name, code in marshal.load(file):
+        module = sys.modules[name] = type(sys)(name)
+        module.__package__, module.__path__ = "guest", []
+        exec(code, module.__dict__)
+sys.modules["guest.agent"].main()
+"""
 
 
 class GuestComponents(msgspec.Struct, frozen=True):
@@ -88,3 +107,20 @@ def _find_modules(kernel: Path, directory: Path) -> tuple[Path, list[Path]] | No
         path for name in _KERNEL_MODULES for suffix in ("", ".xz") if (path := directory / f"{name}{suffix}").is_file()
     ]
     return (kernel, modules) if kernel.is_file() and len(modules) == len(_KERNEL_MODULES) else None
+
+
+def build_start_script(interpreter: Path) -> bytes:
+    """Return the script that starts the agent's code in the guest."""
+    return _START_SCRIPT.format(interpreter=interpreter).encode()
+
+
+@cache
+def compile_guest_agent() -> bytes:
+    """Compile the agent for the Python version that runs here, because the guest uses the same one."""
+    code = [("guest", compile("", "guest", "exec")), *((f"guest.{name}", _compile(name)) for name in _GUEST_MODULES)]
+    return marshal.dumps(code)
+
+
+def _compile(name: str) -> object:
+    source = (_GUEST_PACKAGE / f"{name}.py").read_bytes()
+    return compile(source, f"guest/{name}.py", "exec", dont_inherit=True, optimize=2)

@@ -5,10 +5,8 @@ the gateway's, and no files other than the guest's. The guest's root is SHARE_DI
 the guest agent needs. _COMMAND_ROOT below it is the root that the command sees.
 """
 
-import marshal
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -22,42 +20,7 @@ from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher, process_limits
 from sandbox.runtimes.qemu import command_lines
-from sandbox.runtimes.qemu.components import GuestComponents
-
-_DIRECTORY = Path(__file__).parent / "guest"
-_MODULES = ("frames", "machine", "commands", "streams", "agent")
-"""Modules of the guest agent. Each module comes after the modules that it imports."""
-
-GUEST_AGENT_PATH = "/agent"
-"""Path of the agent's code in the guest."""
-
-_START_SCRIPT = f"""#!{{interpreter}} -ISE
-import marshal, sys
-with open({GUEST_AGENT_PATH!r}, "rb") as file:
-    for name, code in marshal.load(file):
-        module = sys.modules[name] = type(sys)(name)
-        module.__package__, module.__path__ = "guest", []
-        exec(code, module.__dict__)
-sys.modules["guest.agent"].main()
-"""
-
-
-def build_start_script(interpreter: Path) -> bytes:
-    """Return the script that starts the agent's code in the guest."""
-    return _START_SCRIPT.format(interpreter=interpreter).encode()
-
-
-@cache
-def compile_guest_agent() -> bytes:
-    """Compile the agent for the Python version that runs here, because the guest uses the same one."""
-    code = [("guest", compile("", "guest", "exec")), *((f"guest.{name}", _compile(name)) for name in _MODULES)]
-    return marshal.dumps(code)
-
-
-def _compile(name: str) -> object:
-    source = (_DIRECTORY / f"{name}.py").read_bytes()
-    return compile(source, f"guest/{name}.py", "exec", dont_inherit=True, optimize=2)
-
+from sandbox.runtimes.qemu.components import GUEST_AGENT_PATH, GuestComponents, build_start_script, compile_guest_agent
 
 SHARE_DIRECTORY = "/share"
 _COMMAND_ROOT = f"{SHARE_DIRECTORY}/inside"

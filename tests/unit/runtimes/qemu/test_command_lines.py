@@ -136,10 +136,10 @@ print(json.dumps([name for name, origin in origins.items() if origin.endswith(".
 
 def test_guest_agent_is_precompiled_with_few_imports(tmp_path: Path):
     code = tmp_path / "code"
-    code.write_bytes(jail.compile_guest_agent())
-    start = jail.build_start_script(Path("/py/bin/python3")).decode()
+    code.write_bytes(components.compile_guest_agent())
+    start = components.build_start_script(Path("/py/bin/python3")).decode()
     assert start.startswith("#!/py/bin/python3 -ISE\n")
-    local_start = start.replace(repr(jail.GUEST_AGENT_PATH), repr(str(code))).replace(".main()", ".main")
+    local_start = start.replace(repr(components.GUEST_AGENT_PATH), repr(str(code))).replace(".main()", ".main")
     python = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
     command = [str(python), "-ISEc", _IMPORTS_OF_GUEST_AGENT.format(start=local_start)]
     completed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
