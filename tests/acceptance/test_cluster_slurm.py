@@ -11,7 +11,7 @@ from doubles.deployment import SERVER_KEY, bash_turn, make_repository, reply_tur
 from doubles.remote_deployment import MAKE_FILE
 from doubles.slurm_deployment import SMALL, SlurmDeployment
 from sandbox.bootstrap.worker import TOKEN_VARIABLE
-from sandbox.interfaces.engine import job_name
+from sandbox.interfaces.cluster_engine import job_name
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ SMALL_MODULES = {
 COMMAND_PACKAGE = "cli.commands"
 """One module per command, however short. The command line imports a command's module by name when the command runs."""
 
-IMPLEMENTATION_PACKAGE = re.compile(r"(agents|engines|placements|runtimes)\.[^.]+(?=\.)")
+IMPLEMENTATION_PACKAGE = re.compile(r"(agents|cluster_engines|placements|runtimes)\.[^.]+(?=\.)")
 """The package of one agent, engine, placement or runtime, or a package that the runtimes share."""
 
 
@@ -155,7 +155,12 @@ def test_number_of_modules_does_not_grow(root: Path):
     modules_by_package = Counter(match[0] for match in implementations if match)
     assert implementations.count(None) <= MODULES_MAX
     assert max(modules_by_package.values()) <= IMPLEMENTATION_MODULES_MAX, modules_by_package
-    assert {"agents.claude_code", "engines.slurm", "placements.local", "runtimes.qemu"} <= modules_by_package.keys()
+    assert {
+        "agents.claude_code",
+        "cluster_engines.slurm",
+        "placements.local",
+        "runtimes.qemu",
+    } <= modules_by_package.keys()
 
 
 def test_packages_are_not_too_wide(root: Path):

@@ -10,7 +10,7 @@ import pytest
 from doubles import slurm_cluster
 from doubles.engine_harnesses import Job, ProcessHarness, SlurmHarness
 from doubles.runtime_availability import RUN_ALL_QEMU_TESTS, record_slow_kvm, require_qemu_components, require_runtime
-from sandbox.interfaces.engine import Engine
+from sandbox.interfaces.cluster_engine import Engine
 from sandbox.interfaces.runtime import Runtime
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.runtimes.gvisor import GvisorRuntime

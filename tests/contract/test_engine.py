@@ -11,7 +11,7 @@ from doubles.engine_harnesses import (
     wait_for_phase,
     wait_until,
 )
-from sandbox.interfaces.engine import EngineRejectedError, JobPhase, JobRequest, job_name
+from sandbox.interfaces.cluster_engine import EngineRejectedError, JobPhase, JobRequest, job_name
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.model.resources import Resources
 

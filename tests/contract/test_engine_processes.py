@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from doubles.engine_harnesses import GIB, MIB, ProcessHarness, status_of, wait_for_end, wait_for_phase, wait_until
-from sandbox.engines.processes import engine as process_engine
-from sandbox.engines.processes.engine import ProcessEngine
-from sandbox.engines.processes.supervisor import read_boot_id, read_start_time
-from sandbox.interfaces.engine import EngineUnavailableError, JobPhase
+from sandbox.cluster_engines.processes import engine as process_engine
+from sandbox.cluster_engines.processes.engine import ProcessEngine
+from sandbox.cluster_engines.processes.supervisor import read_boot_id, read_start_time
+from sandbox.interfaces.cluster_engine import EngineUnavailableError, JobPhase
 from sandbox.model.resources import Resources
 
 
@@ -69,7 +69,7 @@ async def test_started_job_is_never_started_again(harness, engine, create_job):
 
 
 def start_supervisor(directory):
-    command = [sys.executable, "-I", "-m", "sandbox.engines.processes.supervisor", str(directory)]
+    command = [sys.executable, "-I", "-m", "sandbox.cluster_engines.processes.supervisor", str(directory)]
     subprocess.run(command, check=True, timeout=30)
 
 

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from doubles.engine_harnesses import TIMEOUT_SECONDS, status_of, wait_for_end, wait_for_phase, wait_until
-from sandbox.engines.slurm import engine as slurm_engine
-from sandbox.interfaces.engine import EngineRejectedError, EngineUnavailableError, JobPhase
+from sandbox.cluster_engines.slurm import engine as slurm_engine
+from sandbox.interfaces.cluster_engine import EngineRejectedError, EngineUnavailableError, JobPhase
 
 HOST_LOST_SECONDS = TIMEOUT_SECONDS
 """A host that does not respond is DOWN after `SlurmdTimeout` and some failed requests: 20 s on an idle machine."""

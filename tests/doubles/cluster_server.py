@@ -13,7 +13,7 @@ import msgspec
 from doubles.manifests import manifest
 from sandbox import __version__
 from sandbox.bootstrap.cluster import create_certificate, has_task_ended, store_runner_log
-from sandbox.interfaces.engine import JobPhase, JobRequest, JobStatus
+from sandbox.interfaces.cluster_engine import JobPhase, JobRequest, JobStatus
 from sandbox.interfaces.worker_messages import PROTOCOL_VERSION, Claim, ServerMessage
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 from doubles import engine_worker, slurm_cluster
-from sandbox.engines.processes.engine import ProcessEngine
-from sandbox.engines.slurm.batch_job import SlurmSettings
-from sandbox.engines.slurm.engine import SlurmEngine
-from sandbox.interfaces.engine import JobPhase, JobRequest, job_name
+from sandbox.cluster_engines.processes.engine import ProcessEngine
+from sandbox.cluster_engines.slurm.batch_job import SlurmSettings
+from sandbox.cluster_engines.slurm.engine import SlurmEngine
+from sandbox.interfaces.cluster_engine import JobPhase, JobRequest, job_name
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.model.resources import Resources
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from doubles.manifests import parse_manifest
-from sandbox.interfaces.engine import JobStatus
+from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.placement import HostState, HostStatus, OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import (

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from sandbox.api import paths
-from sandbox.interfaces.engine import JobStatus
+from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.tasks import TaskQueries, TaskSandboxes
 from sandbox.model.isolation_tier import TIER_DESCRIPTIONS
 from sandbox.model.manifest.schema import Manifest

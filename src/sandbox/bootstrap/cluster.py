@@ -22,11 +22,11 @@ from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.private_directory import make_private_directory
 from sandbox.bootstrap.settings.schema import ClusterSection, SlurmSection
 from sandbox.bootstrap.worker import TOKEN_VARIABLE, host_name, read_host_key
-from sandbox.engines.processes.engine import ProcessEngine
-from sandbox.engines.slurm.batch_job import SlurmSettings
-from sandbox.engines.slurm.engine import SlurmEngine
+from sandbox.cluster_engines.processes.engine import ProcessEngine
+from sandbox.cluster_engines.slurm.batch_job import SlurmSettings
+from sandbox.cluster_engines.slurm.engine import SlurmEngine
 from sandbox.images.profile_catalog import ProfileCatalog
-from sandbox.interfaces.engine import Engine, JobRequest
+from sandbox.interfaces.cluster_engine import Engine, JobRequest
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Journals
 from sandbox.journal.journals import FileJournals

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from sandbox.interfaces.engine import JobStatus
+from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image, ProfileCatalog

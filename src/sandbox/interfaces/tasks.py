@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from sandbox.interfaces.engine import JobStatus
+from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.placement import HostStatus, OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import ChangeCursor, TaskPage, TaskQuery

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequen
 from contextlib import asynccontextmanager
 
 from sandbox import __version__
-from sandbox.interfaces.engine import JobStatus
+from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.journal import JournalWriter, Liveness

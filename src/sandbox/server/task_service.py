@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.engine import JobStatus
+from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.placement import (
     CANCEL_TOO_LATE,

@@ -24,8 +24,8 @@ from sandbox.bootstrap.cluster import (
 from sandbox.bootstrap.local_host import AgentsAndRunnerCommand, PlacementContext
 from sandbox.bootstrap.settings.load import load
 from sandbox.bootstrap.worker import HostKeyError, WorkerUnusableError, choose_data_dir, host_name
-from sandbox.engines.slurm.batch_job import SlurmSettings
-from sandbox.engines.slurm.engine import SlurmEngine
+from sandbox.cluster_engines.slurm.batch_job import SlurmSettings
+from sandbox.cluster_engines.slurm.engine import SlurmEngine
 
 
 def test_certificate_is_private_and_stays_the_same(tmp_path):

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sandbox.interfaces.engine import JobPhase, JobStatus
+from sandbox.interfaces.cluster_engine import JobPhase, JobStatus
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import (
     AttemptLocation,

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from sandbox.bootstrap.doctor import Finding
 from sandbox.bootstrap.settings.schema import ServerSettings, SlurmSection
 from sandbox.bootstrap.worker import HostKeyError, read_host_key
-from sandbox.engines.slurm.engine import SYSTEM_PATH
-from sandbox.interfaces.engine import EngineUnavailableError
+from sandbox.cluster_engines.slurm.engine import SYSTEM_PATH
+from sandbox.interfaces.cluster_engine import EngineUnavailableError
 from sandbox.model.errors import error_reason
 from sandbox.model.manifest.schema import Vm
 from sandbox.model.printable import replace_unprintable, replacement_character

@@ -123,7 +123,7 @@ _ABSOLUTE_PATH = Format("absolute_path", _pattern_check(r"/[\x21-\x7e]*", "must 
 
 
 def _check_sbatch_option(value: str) -> str | None:
-    from sandbox.engines.slurm.batch_job import find_option_error  # local: most servers have no cluster
+    from sandbox.cluster_engines.slurm.batch_job import find_option_error  # local: most servers have no cluster
 
     return find_option_error(value)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.engine import JobPhase
+from sandbox.interfaces.cluster_engine import JobPhase
 from sandbox.interfaces.placement import HostState, HostStatus
 from sandbox.interfaces.worker_messages import Claim
 from sandbox.model.errors import DECODE_ERRORS, error_reason

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from sandbox.interfaces.engine import Engine, EngineRejectedError, JobPhase, JobRequest, JobStatus, job_name
+from sandbox.interfaces.cluster_engine import Engine, EngineRejectedError, JobPhase, JobRequest, JobStatus, job_name
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import HostIdentity

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from sandbox.interfaces.engine import Engine, EngineUnavailableError, JobStatus
+from sandbox.interfaces.cluster_engine import Engine, EngineUnavailableError, JobStatus
 from sandbox.interfaces.images import Image, ProfileCatalog
 from sandbox.interfaces.journal import JournalBusyError, JournalWriter, Liveness, TaskReplicas
 from sandbox.interfaces.placement import (

@@ -4,7 +4,7 @@ from enum import StrEnum
 from hmac import compare_digest
 from typing import NamedTuple
 
-from sandbox.interfaces.engine import JobPhase
+from sandbox.interfaces.cluster_engine import JobPhase
 
 LEASE_MARGIN_SECONDS = 30.0
 LEASE_MARGIN_FRACTION = 0.025

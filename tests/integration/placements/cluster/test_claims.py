@@ -8,7 +8,7 @@ import pytest
 
 from doubles.cluster_server import HOST, ClusterServer, wait_until
 from sandbox import __version__
-from sandbox.interfaces.engine import JobPhase
+from sandbox.interfaces.cluster_engine import JobPhase
 from sandbox.interfaces.worker_messages import (
     PROTOCOL_VERSION,
     Claimed,

@@ -7,7 +7,7 @@ import pytest
 
 from doubles.cluster_server import BOOT_ID, HOST, SMALL, wait_until
 from sandbox import __version__
-from sandbox.interfaces.engine import JobPhase, JobStatus
+from sandbox.interfaces.cluster_engine import JobPhase, JobStatus
 from sandbox.interfaces.worker_messages import Claimed, Heartbeat
 from sandbox.placements.cluster import hosts, jobs
 from sandbox.placements.cluster.hosts import SeenHost, SeenHosts, host_statuses

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from doubles.cluster_server import SMALL, ClusterServer, wait_until
-from sandbox.interfaces.engine import EngineRejectedError, EngineUnavailableError, JobPhase, JobStatus
+from sandbox.interfaces.cluster_engine import EngineRejectedError, EngineUnavailableError, JobPhase, JobStatus
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.worker_messages import Claimed
 from sandbox.placements.cluster import jobs, takeover_rules

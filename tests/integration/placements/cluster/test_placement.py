@@ -10,7 +10,7 @@ import pytest
 
 from doubles.cluster_server import OVERHEAD_BYTES, SMALL, ClusterServer, make_request, wait_until
 from sandbox.images.profile_catalog import ProfileCatalog
-from sandbox.interfaces.engine import EngineUnavailableError
+from sandbox.interfaces.cluster_engine import EngineUnavailableError
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import (
     AttemptLocation,

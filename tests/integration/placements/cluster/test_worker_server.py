@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from doubles.cluster_server import BOOT_ID, wait_until
-from sandbox.interfaces.engine import EngineUnavailableError, JobPhase, JobStatus
+from sandbox.interfaces.cluster_engine import EngineUnavailableError, JobPhase, JobStatus
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.worker_messages import (
     CallResult,

@@ -7,7 +7,7 @@ import pytest
 
 from doubles.example_requests import Example
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.interfaces.engine import JobPhase, JobStatus
+from sandbox.interfaces.cluster_engine import JobPhase, JobStatus
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model import events as e

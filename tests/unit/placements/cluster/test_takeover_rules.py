@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sandbox.interfaces.engine import JobPhase
+from sandbox.interfaces.cluster_engine import JobPhase
 from sandbox.placements.cluster.takeover_rules import (
     CLAIM_SECONDS,
     LAST_RECORDS_TIMEOUT_SECONDS,

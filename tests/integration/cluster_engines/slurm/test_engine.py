@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from doubles.engine_harnesses import wait_until
-from sandbox.engines.slurm import engine as slurm_engine
-from sandbox.engines.slurm.batch_job import SlurmSettings
-from sandbox.engines.slurm.engine import SlurmEngine
-from sandbox.interfaces.engine import (
+from sandbox.cluster_engines.slurm import engine as slurm_engine
+from sandbox.cluster_engines.slurm.batch_job import SlurmSettings
+from sandbox.cluster_engines.slurm.engine import SlurmEngine
+from sandbox.interfaces.cluster_engine import (
     EngineRejectedError,
     EngineUnavailableError,
     JobPhase,
@@ -178,7 +178,7 @@ async def test_command_dies_with_the_server(slurm, tmp_path):
     pid_file = tmp_path / "pid"
     slurm.define("scancel", f"echo $$ >{pid_file}.part; mv {pid_file}.part {pid_file}; exec sleep 100")
     script = (
-        "import asyncio; from sandbox.engines.slurm.engine import SlurmEngine, SlurmSettings; "
+        "import asyncio; from sandbox.cluster_engines.slurm.engine import SlurmEngine, SlurmSettings; "
         f"asyncio.run(SlurmEngine(SlurmSettings(commands={str(tmp_path)!r})).withdraw({NAME!r}))"
     )
     server = subprocess.Popen([sys.executable, "-c", script])

@@ -13,14 +13,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
-from sandbox.engines import check_job_name
-from sandbox.engines.slurm.batch_job import (
+from sandbox.cluster_engines import check_job_name
+from sandbox.cluster_engines.slurm.batch_job import (
     SlurmSettings,
     job_script,
     sbatch_arguments,
     sbatch_environment,
 )
-from sandbox.engines.slurm.job_states import (
+from sandbox.cluster_engines.slurm.job_states import (
     SINFO_FORMAT,
     SQUEUE_FORMAT,
     QueuedJobs,
@@ -29,7 +29,7 @@ from sandbox.engines.slurm.job_states import (
     parse_jobs,
     summarize,
 )
-from sandbox.interfaces.engine import (
+from sandbox.interfaces.cluster_engine import (
     EngineRejectedError,
     EngineUnavailableError,
     JobPhase,
@@ -79,7 +79,7 @@ class _CommandResult(NamedTuple):
 
 
 class SlurmEngine:
-    """Implements `interfaces.engine.Engine` for the jobs of this process's user.
+    """Implements `interfaces.cluster_engine.Engine` for the jobs of this process's user.
 
     Jobs of other users are ignored, even if they have the same name.
     """

@@ -24,7 +24,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from sandbox.interfaces.engine import JOB_NAME_PATTERN, JobPhase, JobStatus
+from sandbox.interfaces.cluster_engine import JOB_NAME_PATTERN, JobPhase, JobStatus
 from sandbox.model.printable import replace_unprintable, replacement_character
 from sandbox.model.resources import Resources
 

@@ -1,8 +1,8 @@
 """The supervisor of one job: a detached process that runs the worker once, and then ends all of the job's processes.
 
-Run as `python -I -m sandbox.engines.processes.supervisor DIRECTORY`; `engine.py` describes the files of the directory.
-The supervisor holds the lock on the file `lock`, and the worker inherits the lock. The lock is free only after both
-have ended. The supervisor imports only what it needs: one runs for each job.
+Run as `python -I -m sandbox.cluster_engines.processes.supervisor DIRECTORY`; `engine.py` describes the directory's
+files. The supervisor holds the lock on the file `lock`, and the worker inherits the lock. The lock is free only after
+both have ended. The supervisor imports only what it needs: one runs for each job.
 """
 
 import ctypes

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from sandbox.engines import check_job_name
-from sandbox.interfaces.engine import JobRequest
+from sandbox.cluster_engines import check_job_name
+from sandbox.interfaces.cluster_engine import JobRequest
 
 SIGNAL_EARLY_SECONDS = 60
 """Slurm may send the signal up to this much earlier than requested (sbatch(1), --signal)."""

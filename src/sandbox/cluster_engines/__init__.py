@@ -2,7 +2,7 @@
 
 import re
 
-from sandbox.interfaces.engine import JOB_NAME_PATTERN
+from sandbox.interfaces.cluster_engine import JOB_NAME_PATTERN
 
 _JOB_NAME = re.compile(JOB_NAME_PATTERN)
 

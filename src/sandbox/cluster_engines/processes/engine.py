@@ -31,9 +31,9 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from sandbox.engines import check_job_name, is_job_name
-from sandbox.engines.processes.supervisor import read_boot_id, read_start_time
-from sandbox.interfaces.engine import (
+from sandbox.cluster_engines import check_job_name, is_job_name
+from sandbox.cluster_engines.processes.supervisor import read_boot_id, read_start_time
+from sandbox.interfaces.cluster_engine import (
     EngineRejectedError,
     EngineUnavailableError,
     JobPhase,
@@ -53,7 +53,7 @@ ENDED_JOBS_MAX = 200
 _LOCK_SECONDS = 20.0
 _LOCK_POLL_SECONDS = 0.02
 _START_SECONDS = 20.0
-_SUPERVISOR = (sys.executable, "-I", "-m", "sandbox.engines.processes.supervisor")
+_SUPERVISOR = (sys.executable, "-I", "-m", "sandbox.cluster_engines.processes.supervisor")
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 
 
@@ -73,7 +73,9 @@ class _StartedSupervisor(msgspec.Struct, frozen=True):
 
 
 class ProcessEngine:
-    """Implements `interfaces.engine.Engine` for this machine. Several servers can use a directory, one after the other.
+    """Implements `interfaces.cluster_engine.Engine` for this machine.
+
+    Several servers can use a directory, one after the other.
 
     directory: the directory of the jobs, on a local file system. host: the name of this machine in the status.
     capacity: the resources that all running jobs may request in total.

@@ -4,14 +4,14 @@ import shlex
 
 import pytest
 
-from sandbox.engines.slurm.batch_job import (
+from sandbox.cluster_engines.slurm.batch_job import (
     SlurmSettings,
     find_option_error,
     job_script,
     sbatch_arguments,
     sbatch_environment,
 )
-from sandbox.interfaces.engine import JobRequest
+from sandbox.interfaces.cluster_engine import JobRequest
 from sandbox.model.resources import Resources
 
 NAME = "sandbox-abcdefghij23"

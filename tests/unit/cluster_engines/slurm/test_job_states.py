@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from sandbox.engines.slurm.job_states import (
+from sandbox.cluster_engines.slurm.job_states import (
     UNLIMITED_DISK_BYTES,
     UnexpectedOutputError,
     parse_hosts,
     parse_jobs,
     summarize,
 )
-from sandbox.interfaces.engine import JobPhase
+from sandbox.interfaces.cluster_engine import JobPhase
 from sandbox.model.resources import Resources
 
 NAME = "sandbox-abcdefghij23"
