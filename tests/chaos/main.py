@@ -17,6 +17,7 @@ from chaos.oracle import CLUSTER_OUTCOMES, STATES
 from chaos.restarts import run_restarts
 from chaos.rounds import run_round, target_state_pairs
 from doubles import slurm_cluster
+from sandbox.cli.output.formatting import pluralize
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "chaos.md"
 KILL_TARGETS = ("server", "runner", "sandbox", "gateway", "all")
@@ -97,8 +98,7 @@ def main():
             for target in ("server", "each", "all"):
                 run_one(results, runtime, target, f"{options.seed}-{number}")
         # Written after each round, since the whole run takes a long time and may be interrupted.
-        summary = f"{number + 1} rounds, seed {options.seed}, in {(time.monotonic() - started) / 60:.0f} minutes"
-        write_document(results, restarted, summary)
+        write_document(results, restarted, summarize(number + 1, options.seed, started))
     return int(bool(results.messages or restarted.violations))
 
 
@@ -113,8 +113,11 @@ def run_on_slurm(rounds, seed):
             with tempfile.TemporaryDirectory(prefix="chaos-") as directory, create_cluster() as cluster:
                 run = partial(run_cluster_round, directory, cluster, batches, f"{seed}-{number}")
                 run_checked(results, "slurm", ", ".join(batches), f"{seed}-{number}", run)
-        summary = f"{number + 1} rounds, seed {seed}, in {(time.monotonic() - started) / 60:.0f} minutes"
-        lines = [*head_lines(results, summary), *results.target_rows("slurm", CLUSTER_OUTCOMES), ""]
+        lines = [
+            *head_lines(results, summarize(number + 1, seed, started)),
+            *results.target_rows("slurm", CLUSTER_OUTCOMES),
+            "",
+        ]
         replace_block(_CLUSTER_BLOCK, [*lines, *results.outcome_rows(CLUSTER_OUTCOMES)])
     return int(bool(results.messages))
 
@@ -150,11 +153,16 @@ def write_document(results, restarted, summary):
         "",
         *results.outcome_rows(),
         "",
-        f"{restarted.restarts} restarts ({restarted.killed} by KILL, the others by TERM) with 5 running tasks: "
+        f"{restarted.restarts} restarts ({restarted.killed} with SIGKILL, the others with SIGTERM) "
+        "with 5 running tasks: "
         f"{received} over at least {connections} connections, "
         f"with {len(restarted.violations)} differences from the journal.",
     ]
     replace_block(_BLOCK, lines)
+
+
+def summarize(rounds, seed, started):
+    return f"{pluralize(rounds, 'round')}, seed {seed}, in {(time.monotonic() - started) / 60:.0f} minutes"
 
 
 def head_lines(results, summary):
