@@ -313,7 +313,8 @@ def test_worker_without_the_key_of_the_server_gets_no_task_until_the_key_is_corr
     def message():
         return deployment.status()["state_message"]
 
-    reason = f"The host {socket.gethostname()} has another key than the server: check cluster.host_key_file on both."
+    host = socket.gethostname()
+    reason = f"The host {host} has a different key than the server: check cluster.host_key_file on both."
     wait_until(lambda: reason in message(), 60, description="the reason")
     wait_until(lambda: "another one will be started after a pause" in message(), 30, description="the next job")
     assert reason in message()

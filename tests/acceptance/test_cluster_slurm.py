@@ -59,7 +59,7 @@ def test_host_with_another_key_gets_no_task_until_the_key_is_corrected(deploymen
     path, correct = deployment.host_key_file, deployment.host_key_file.read_bytes()
     path.write_bytes(base64.b64encode(bytes(32)))
     deployment.submit(vm=SMALL)
-    reason = "has another key than the server: check cluster.host_key_file on both."
+    reason = "has a different key than the server: check cluster.host_key_file on both."
     wait_until(lambda: reason in deployment.status()["state_message"], 60, "the reason")
     assert deployment.attempts_of("task-1") == []
     assert any(reason in log.read_text() for log in deployment.hosts_dir.glob("*/worker.log"))

@@ -17,7 +17,7 @@ LONG_NAME = "build-host-with-a-long-name.rack-12.cluster.example.org"
 
 @pytest.fixture(scope="module")
 def server_url(tmp_path_factory):
-    """A server that has seen three hosts. A worker claimed a task on one of them, and does not respond."""
+    """A server that has seen three hosts. A worker claimed a task on one of them, and is not responding."""
     deployment = Deployment(tmp_path_factory.mktemp("hosts"))
     directory = deployment.data_dir / "cluster"
     directory.mkdir(mode=0o700, parents=True)

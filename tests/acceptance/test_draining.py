@@ -17,7 +17,7 @@ TIMED_LINES = [(json.dumps({"type": "assistant", "number": number}), 0.1) for nu
 
 @pytest.fixture
 def deployment(deployment, tmp_path):
-    """A server whose agents count to thirty in three seconds, and whose Vault does not respond."""
+    """A server whose agents count to thirty in three seconds, and whose Vault is not responding."""
     make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
     deployment.start_git()
     deployment.start_model()

@@ -71,13 +71,13 @@ def test_task_survives_a_server_restart_and_an_unresponsive_host(deploy):
 
 
 def check_unresponsive_host(deployment):
-    """Check that the server makes no decision about the runner while the daemon does not respond."""
+    """Check that the server makes no decision about the runner while the daemon is not responding."""
     deployment.daemon.send_signal(signal.SIGSTOP)
-    message = "The runner's host does not respond; the task's current state is unknown."
+    message = "The runner's host is not responding; the task's current state is unknown."
     wait_until(lambda: deployment.status()["state_message"] == message, 30, description="the message")
     health = deployment.http.get("/api/v1/health").json()
     assert not health["ready"]
-    assert "does not respond" in " ".join(health["reasons"])
+    assert "is not responding" in " ".join(health["reasons"])
     deployment.daemon.send_signal(signal.SIGCONT)
     wait_until(lambda: deployment.status()["state_message"] != message, description="the task's state")
     assert deployment.status()["state"] == "running"

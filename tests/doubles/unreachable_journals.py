@@ -1,4 +1,4 @@
-"""Journals whose writers are on a host that does not respond."""
+"""Journals whose writers are on a host that is not responding."""
 
 from contextlib import contextmanager
 
@@ -32,4 +32,4 @@ class UnreachableJournals(FileJournals):
 
     def _check(self, task_id):
         if self.is_unknown:
-            raise JournalBusyError(f"The host that runs the writer of {task_id} does not respond.")
+            raise JournalBusyError(f"The host that runs the writer of {task_id} is not responding.")

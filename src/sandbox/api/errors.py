@@ -273,7 +273,7 @@ def _not_found_message(connection: HTTPConnection) -> str:
 
 
 def _closest_path(routes: Sequence[Any], path: str) -> str | None:
-    """Return a similar path that exists: without trailing slashes, below the same task, or without parameters.
+    """Return a similar path that exists: without trailing slashes, under the same task, or without parameters.
 
     Administrative endpoints are never suggested, because they may delete the tasks of other users.
     """
@@ -291,7 +291,7 @@ def _closest_path(routes: Sequence[Any], path: str) -> str | None:
 
 
 def _task_resources(endpoints: Sequence[Route]) -> set[str]:
-    """Return the names of the endpoints below a task, such as `logs`."""
+    """Return the names of the endpoints under a task, such as `logs`."""
     names = {route.path.removeprefix(f"{paths.TASK}/") for route in endpoints if route.path != paths.TASK}
     return {name for name in names if "/" not in name}
 

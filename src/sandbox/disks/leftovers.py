@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.01
 
 
 class DiskLeftovers:
-    """Implements `interfaces.placement.LeftoverSource` for the disks below one data directory."""
+    """Implements `interfaces.placement.LeftoverSource` for the disks under one data directory."""
 
     kind = "disk"
     is_exclusive = True

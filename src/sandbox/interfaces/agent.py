@@ -197,7 +197,7 @@ class Agent(AgentSchema, Protocol):
         ...
 
     def install(self, data_dir: Path) -> Path:
-        """Install the agent's program below `data_dir` if needed; return the program's host path. Blocks.
+        """Install the agent's program under `data_dir` if needed; return the program's host path. Blocks.
 
         Raises SandboxError, OSError.
         """

@@ -24,7 +24,7 @@ def job_name(attempt_id: str) -> str:
 
 
 class EngineUnavailableError(SandboxError):
-    """The engine does not respond, or it cannot accept jobs now. A request may still take effect later."""
+    """The engine is not responding, or it cannot accept jobs now. A request may still take effect later."""
 
     code = "engine_unavailable"
     retryable = True
@@ -73,8 +73,8 @@ class JobPhase(StrEnum):
     RUNNING: the worker was started, or is being started, suspended or ended.
     ENDED: no worker of this job runs, and none will be started. Only this phase proves that a worker is dead. Other
         processes of the job may still run: without control groups, Slurm does not find them once the worker has ended.
-    UNREACHABLE: the engine gave the job up, but its host has not confirmed that the worker has ended. The worker may
-        still run if the host is cut off from the network. The engine will not start another one.
+    UNREACHABLE: the engine has given up on the job, but its host has not confirmed that the worker has ended. The
+        worker may still run if the host is cut off from the network. The engine will not start another one.
     UNKNOWN: the engine has no job with this name: none was submitted, or the engine lost the job in a crash, or the job
         ended long ago. If no worker has claimed the attempt, the job can be submitted again. Otherwise, UNKNOWN does
         not show whether the worker is alive.
@@ -108,7 +108,7 @@ class JobStatus(msgspec.Struct, frozen=True):
 class Engine(Protocol):
     """Runs workers on the hosts of a cluster.
 
-    Every method takes at most a minute, and raises EngineUnavailableError if the engine does not respond. A cancelled
+    Every method takes at most a minute, and raises EngineUnavailableError if the engine is not responding. A cancelled
     call may still take effect. Engines raise ValueError for names that do not match JOB_NAME_PATTERN.
     """
 

@@ -1,4 +1,4 @@
-"""File layout: a task's files below the data directory, and its runner's socket below the run directory."""
+"""File layout: a task's files under the data directory, and its runner's socket under the run directory."""
 
 import base64
 import os

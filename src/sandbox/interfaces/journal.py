@@ -17,7 +17,7 @@ from sandbox.model.task import Task
 class Liveness(Enum):
     """Whether a writer holds a lock.
 
-    UNKNOWN: the writer's host does not respond. UNKNOWN must never be treated as FREE, because the writer may still
+    UNKNOWN: the writer's host is not responding. UNKNOWN must never be treated as FREE, because the writer may still
     write.
     """
 
@@ -247,7 +247,7 @@ class TaskReplicas(Protocol):
     def receive_untrusted(self, task_id: str, offset: int, data: bytes) -> int:
         """Like `receive`, for records that a runner on an untrusted host wrote.
 
-        Also raises JournalDamagedError if a runner may not write one of the records now: the event is not allowed in
+        Also raises JournalDamagedError if a runner must not write one of the records now: the event is not allowed in
         the task's state, only a server records it, or the change of state or the epoch is wrong.
         """
         ...

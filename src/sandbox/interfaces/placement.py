@@ -116,10 +116,10 @@ class HostPendingError(SandboxError):
 
 
 class HostUnreachableError(OSError):
-    """A host does not respond, or it belongs to no placement of this server. The state of its attempts is unknown."""
+    """A host is not responding, or it belongs to no placement of this server. The state of its attempts is unknown."""
 
     def __init__(self, host: str) -> None:
-        super().__init__(f"the host {host} does not respond")
+        super().__init__(f"the host {host} is not responding")
 
 
 CANCEL_TOO_LATE = "The agent had already ended; the outcome is unchanged."
@@ -176,7 +176,7 @@ class RunnerHandle(Protocol):
 
     A task has one journal for all its attempts, and one lock. `liveness` and `kill` apply to the holder of this lock:
     if another attempt has been launched since, the holder is the runner of that attempt. The other methods apply only
-    to the attempt of this handle. A request to a host that does not respond fails, but may still be carried out when
+    to the attempt of this handle. A request to a host that is not responding fails, but may still be carried out when
     the host responds again.
     """
 
@@ -189,14 +189,14 @@ class RunnerHandle(Protocol):
         """Return whether a runner holds the task journal's lock now. Does not wait for other hosts. Raises OSError.
 
         FREE only after the server's data directory has every record that the runner wrote, or if no runner was ever
-        started. UNKNOWN while the host does not respond, and until it has responded after a launch.
+        started. UNKNOWN while the host is not responding, and until it has responded after a launch.
         """
         ...
 
     async def is_responsive(self) -> bool:
         """Return whether the runner responds within 5 s.
 
-        Also returns True if this cannot be determined: no process listens, the host does not respond, or this process
+        Also returns True if this cannot be determined: no process listens, the host is not responding, or this process
         lacks the resources to connect.
         """
         ...
@@ -316,7 +316,7 @@ class AttemptFiles(Protocol):
         ...
 
     async def clean_up(self, leftover: Leftover, *, keeps_disk: bool) -> None:
-        """Remove the leftovers of an attempt that no process runs, and its files unless `keeps_disk`. Idempotent.
+        """Remove the leftovers of an attempt that no process is running, and its files unless `keeps_disk`. Idempotent.
 
         The runner's log is kept. The caller holds the task's lock and has determined that the attempt is over. Does
         nothing if a runner on another host still holds the lock there. Raises AttemptError.
@@ -375,7 +375,7 @@ class Host(Protocol):
         ...
 
     def blocked_reason(self) -> str | None:
-        """Return why no attempt can start now (human-readable), for example because the host does not respond.
+        """Return why no attempt can start now (human-readable), for example because the host is not responding.
 
         Does not check the free memory, the runtimes, or the disk of the server's data directory. Does not block.
         """
@@ -398,7 +398,7 @@ class HostState(StrEnum):
 
     READY: attempts can start on this machine, or a worker on the host is connected.
     NOT_READY: no attempt can start on this machine now.
-    IDLE: no worker runs on the host, so the server has no contact with it.
+    IDLE: no worker is running on the host, so the server has no contact with it.
     UNREACHABLE: workers run on the host, and none of them is connected.
     """
 
@@ -555,7 +555,7 @@ class LeftoverSource(Protocol):
         ...
 
     async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
-        """Remove the leftovers of an attempt that no process runs. Idempotent.
+        """Remove the leftovers of an attempt that no process is running. Idempotent.
 
         Raises AttemptError, OSError.
         """

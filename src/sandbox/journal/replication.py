@@ -305,7 +305,7 @@ def _items(value: Any) -> Collection[Any]:
 
 
 def _verify(verified: _Verified, data: bytes) -> _Verified:
-    """Return the state after the records. Raises JournalDamagedError if a runner may not write one of them."""
+    """Return the state after the records. Raises JournalDamagedError if a runner must not write one of them."""
     task, epoch, artifacts_bytes = verified.task, verified.epoch, verified.artifacts_bytes
     for line in _split_lines(data):
         record = _decode_untrusted(line)

@@ -13,7 +13,7 @@ _PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 def open_granting_access(
     name: str | bytes | Path, flags: int, directory: int | None = None, *, access_mode: int = os.X_OK
 ) -> int:
-    """Open a file or directory below `directory`. If its owner may not read it, grant the owner read permission.
+    """Open a file or directory under `directory`. If its owner cannot read it, grant the owner read permission.
 
     Agents may remove permissions from files that the caller owns.
 

@@ -115,7 +115,7 @@ class BubblewrapConfinement:
 
 
 def exposed_paths(spec: ConfinementSpec) -> dict[str, Path]:
-    """Return the host paths to expose, keyed by their names below the launcher's EXPOSED_DIRECTORY."""
+    """Return the host paths to expose, keyed by their names under the launcher's EXPOSED_DIRECTORY."""
     return {_exposed_name(number): path for number, path in enumerate(_confined_directories(spec))}
 
 

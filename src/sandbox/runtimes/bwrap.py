@@ -31,7 +31,7 @@ PROC_ARGUMENTS = (
 /proc/bus, /proc/driver and /proc/fs are empty, because they describe devices and file systems of the host. Moreover, to
 list the statistics of an ext4 file system, the kernel walks all cached inodes with a spinlock held.
 
-/proc is made read-only with READ_ONLY_PROC_ARGUMENTS after the last mount below it.
+/proc is made read-only with READ_ONLY_PROC_ARGUMENTS after the last mount under it.
 """
 
 READ_ONLY_PROC_ARGUMENTS = ("--remount-ro", "/proc")

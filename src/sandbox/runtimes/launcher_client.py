@@ -253,7 +253,7 @@ def start_launcher(
 ) -> LauncherProcess:
     """Start a launcher. The launcher and the sandbox die with the calling thread. Raises OSError.
 
-    paths: host paths, keyed by their names below EXPOSED_DIRECTORY. files_uid: kernel uid that uid 1000 inside is
+    paths: host paths, keyed by their names under EXPOSED_DIRECTORY. files_uid: kernel uid that uid 1000 inside is
     mapped to, for sandboxes with their own user namespace. entries: additional entries to expose; see
     `launcher.expose_entries`.
     seccomp_filter: system call filter for a process that makes the system calls of all programs inside; with it, open

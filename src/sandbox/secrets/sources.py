@@ -1,4 +1,4 @@
-"""Sources of secrets on the server (files below a directory, environment variables), and the resolver of secrets."""
+"""Sources of secrets on the server (files under a directory, environment variables), and the resolver of secrets."""
 
 import asyncio
 import errno
@@ -24,15 +24,15 @@ def unavailable_error(secret: Secret, reason: str) -> SecretUnavailableError:
 
 _DIRECTORY_TEXT = "the server's secrets directory (secrets.directory, SANDBOX_SECRETS_DIRECTORY)"
 _REASONS = {
-    errno.ENOENT: "there is no such file below the server's secrets directory; put it there.",
-    errno.ENOTDIR: "there is no such file below the server's secrets directory; put it there.",
-    errno.EACCES: f"the server's user may not read this file, or enter {_DIRECTORY_TEXT}; grant the permission.",
+    errno.ENOENT: "there is no such file under the server's secrets directory; put it there.",
+    errno.ENOTDIR: "there is no such file under the server's secrets directory; put it there.",
+    errno.EACCES: f"the server's user cannot read this file or enter {_DIRECTORY_TEXT}; grant the permission.",
     errno.ELOOP: "the symbolic links of this file form a loop; fix them.",
 }
 
 
 class FileSource:
-    """Reads files. A secret's `key` is a path relative to the directory; a symbolic link may not lead out of it."""
+    """Reads files. A secret's `key` is a path relative to the directory; a symbolic link must not lead out of it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

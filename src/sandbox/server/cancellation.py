@@ -48,7 +48,7 @@ class Canceller:
             if message is not None:
                 return message
             if self._clock.monotonic() >= deadline:
-                raise UnavailableError(f"The runner of task {tracked.task.id} does not respond; try again.")
+                raise UnavailableError(f"The runner of task {tracked.task.id} is not responding; try again.")
             await tracked.wait_for_change(0.05)
 
     async def _try_cancel(self, tracked: TrackedTask, request: CancelAttempt, deadline: float) -> str | None:

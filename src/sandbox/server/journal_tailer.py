@@ -26,7 +26,7 @@ from sandbox.server.tracked_task import Orphaned, ServerOwned, TrackedTask, Trac
 
 _POLL_SLOWDOWN_MAX = 10
 """The pause between reads of a silent journal grows by up to this factor."""
-_UNKNOWN_WRITER_MESSAGE = "The runner's host does not respond; the task's current state is unknown."
+_UNKNOWN_WRITER_MESSAGE = "The runner's host is not responding; the task's current state is unknown."
 _log = logging.getLogger(__name__)
 _INDEXED_IMMEDIATELY = (
     *(e.AttemptStarted, e.AgentExited, e.AttemptFailed, e.AttemptSuperseded),

@@ -197,11 +197,11 @@ class UnreachableRunner:
 
     async def cancel(self, request: CancelAttempt) -> Reply:
         """Raise RunnerUnreachableError."""
-        raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} does not respond.")
+        raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} is not responding.")
 
     async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Raise RunnerUnreachableError."""
-        raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} does not respond.")
+        raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} is not responding.")
 
     async def kill(self) -> bool:
         """Return False: no runner was killed."""
@@ -225,7 +225,7 @@ class UnreachableDisk:
 
     async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Raise RunnerUnreachableError."""
-        raise RunnerUnreachableError(f"The host {self._host} does not respond.")
+        raise RunnerUnreachableError(f"The host {self._host} is not responding.")
 
     async def remove(self) -> None:
         """Raise HostUnreachableError."""

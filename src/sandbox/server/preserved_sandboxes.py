@@ -51,10 +51,10 @@ _LIST_SECONDS = 5.0
 """How long the hosts may take to answer for one list of tasks."""
 
 _CONCURRENT_RELEASE = "Another request is still releasing this sandbox; release it again later."
-_UNKNOWN_DISK = "the host of the preserved sandbox does not respond"
+_UNKNOWN_DISK = "the host of the preserved sandbox is not responding"
 _RELEASE_REFUSALS = {
     Liveness.HELD: "This sandbox has an open shell; release it after the shell has ended.",
-    Liveness.UNKNOWN: "The host of this sandbox does not respond; release it again later.",
+    Liveness.UNKNOWN: "The host of this sandbox is not responding; release it again later.",
 }
 
 
@@ -83,7 +83,7 @@ class PreservedFiles:
         return location is not None and self._find_files(location).has_disk_or_handle(location)
 
     def find_preserved(self, tasks: Sequence[Task]) -> Set[str]:
-        """Return the ids of the tasks whose files are preserved, or may be preserved on a host that does not respond.
+        """Return the ids of the tasks whose files are preserved, or may be preserved on a host that is not responding.
 
         Such a host is asked only once. Hosts that respond slowly are asked for a few seconds in total.
         """

@@ -196,7 +196,7 @@ def end_without_follow_up(recorder: Recorder, failure: Failure) -> None:
 
 
 def end_lost_attempt(recorder: Recorder, code: FailureCode) -> None:
-    """End an attempt whose host was given up; if no other attempt follows, end the task.
+    """End an attempt whose host was abandoned; if no other attempt follows, end the task.
 
     The disk is gone, so no attempt can take it over, and nothing can be collected.
     """
@@ -213,7 +213,7 @@ def end_lost_attempt(recorder: Recorder, code: FailureCode) -> None:
 
 _LOST_MESSAGES = {
     FailureCode.RUNNER_LOST: "The worker of the task was ended; its work is lost. Submit the task again.",
-    FailureCode.HOST_LOST: "The task's host does not respond any more; its work is lost. Submit the task again.",
+    FailureCode.HOST_LOST: "The task's host is no longer responding; its work is lost. Submit the task again.",
 }
 
 

@@ -256,7 +256,7 @@ class TaskSandboxes:
         if tracked is not None and isinstance(tracked.owner, RunnerOwned):
             with contextlib.suppress(RunnerUnreachableError):
                 return await tracked.owner.runner.open_terminal(request)
-        raise UnavailableError(f"The runner of task {task_id} does not respond; try again.")
+        raise UnavailableError(f"The runner of task {task_id} is not responding; try again.")
 
     async def has_preserved_sandbox(self, task: Task) -> bool:
         """See `interfaces.tasks.TaskSandboxes.has_preserved_sandbox`."""

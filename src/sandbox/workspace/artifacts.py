@@ -147,7 +147,7 @@ class GlobSet:
         self.start |= self._closures[begin]
 
     def advance(self, state: GlobState, name: str) -> GlobState:
-        """Return the state inside a directory. If the state is empty, nothing below the directory can match."""
+        """Return the state inside a directory. If the state is empty, nothing under the directory can match."""
         advanced = 0
         for position in _positions(state & ~self._ends):
             segment = self._segments[position]

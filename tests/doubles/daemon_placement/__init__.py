@@ -1,7 +1,7 @@
 """A second placement, structured like a package of `sandbox/placements/`: one host, reached through a daemon's socket.
 
 The daemon (`daemon.py`) has its own data and run directory, and starts runners with the local placement.
-`server.py` composes a server that runs all attempts there. A stopped daemon simulates a host that does not respond.
+`server.py` composes a server that runs all attempts there. A stopped daemon simulates a host that is not responding.
 """
 
 import asyncio
@@ -100,7 +100,7 @@ class DaemonHost:
         return self._daemon.call("find_image", profile, tier, result=Image | None)
 
     def blocked_reason(self):
-        return None if self.responds else f"The host {self.identity.name} does not respond."
+        return None if self.responds else f"The host {self.identity.name} is not responding."
 
     def memory_available_bytes(self):
         return None if self.report is None else self.report.memory_available_bytes

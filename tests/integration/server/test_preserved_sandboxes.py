@@ -224,7 +224,7 @@ async def test_release_while_the_host_does_not_respond_is_rejected(components, m
     async with components.server() as service:
         preserved = await fail(components, service, "task-1")
         components.placement.disk_liveness = Liveness.UNKNOWN
-        with pytest.raises(UnavailableError, match="The host of this sandbox does not respond"):
+        with pytest.raises(UnavailableError, match="The host of this sandbox is not responding"):
             await service.release("task-1")
         assert preserved.workspace.exists()
         components.placement.disk_liveness = None
@@ -245,7 +245,7 @@ async def test_shell_while_the_host_does_not_respond_is_rejected(components, mon
             Liveness.UNKNOWN,
             start_debug_session,
         )
-        with pytest.raises(UnavailableError, match="the host of the preserved sandbox does not respond"):
+        with pytest.raises(UnavailableError, match="the host of the preserved sandbox is not responding"):
             await service.open_terminal("task-1", OpenTerminal(24, 80))
     assert sessions == []
 
@@ -283,7 +283,7 @@ async def test_clients_that_wait_for_a_session_share_its_polls(components, monke
     async def open_terminal(attempt_id, request):
         connects.append(request)
         if not has_started.is_set():
-            raise RunnerUnreachableError("The task's runner does not respond.")
+            raise RunnerUnreachableError("The task's runner is not responding.")
         return attempt_id
 
     async with components.server() as service:

@@ -1,4 +1,4 @@
-"""Ownership of a task's journal: an owner whose host does not respond is never treated as dead."""
+"""Ownership of a task's journal: an owner whose host is not responding is never treated as dead."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ from sandbox.model.task_state import TaskState
 from sandbox.server.tracked_task import Orphaned, RunnerOwned, ServerOwned
 
 LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskFinished())
-UNKNOWN_MESSAGE = "The runner's host does not respond; the task's current state is unknown."
+UNKNOWN_MESSAGE = "The runner's host is not responding; the task's current state is unknown."
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ async def test_cancel_is_not_recorded_while_the_runner_may_be_alive(components, 
         make_liveness_unknown(components)
         components.placement.kill("task-1")
         seq = components.journals.replay("task-1").task.last_seq
-        with pytest.raises(UnavailableError, match="The runner of task task-1 does not respond; try again"):
+        with pytest.raises(UnavailableError, match="The runner of task task-1 is not responding; try again"):
             await service.cancel("task-1", reason="", force=False)
         assert components.journals.replay("task-1").task.last_seq == seq
         restore_liveness(components)
@@ -171,7 +171,7 @@ async def test_liveness_of_a_runner_is_unknown_if_its_placement_is_missing(compo
     components.placement_names = [""]
     async with components.server() as service:
         await wait_for_message(service, UNKNOWN_MESSAGE)
-        with pytest.raises(UnavailableError, match="does not respond"):
+        with pytest.raises(UnavailableError, match="is not responding"):
             await service.cancel("task-1", reason="", force=True)
         assert owner(service).runner.liveness() is Liveness.UNKNOWN
         assert not await owner(service).runner.kill()

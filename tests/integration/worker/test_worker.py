@@ -618,7 +618,7 @@ async def test_worker_proves_its_host(server, start):
 @pytest.mark.parametrize(
     ("host_key", "reason", "cause"),
     [
-        (b"x" * 32, "The host host-1 has another key than the server", ""),
+        (b"x" * 32, "The host host-1 has a different key than the server", ""),
         (None, "The worker on host-1 cannot read the key of its host", "/etc/sandbox-host.key"),
     ],
 )

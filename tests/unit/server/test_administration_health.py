@@ -162,20 +162,20 @@ def test_server_is_ready_while_one_agent_has_a_model_key(health):
 
 
 def test_host_that_cannot_start_runners_is_reported(health):
-    health.host_problem = "The machine does not respond."
-    assert health.reasons() == "The machine does not respond."
+    health.host_problem = "The machine is not responding."
+    assert health.reasons() == "The machine is not responding."
     health.host_problem = None
     assert health.reasons() == ""
 
 
 def test_reasons_have_a_fixed_order(health):
-    health.host_problem = "The machine does not respond."
+    health.host_problem = "The machine is not responding."
     health.drain.start(SystemClock().now())
     health.missing_keys.update({"claude", "other"})
     reasons = health.reasons(structs.replace(AMPLE_SPACE, free_bytes=0))
-    assert re.findall("drained|does not respond|model key|nearly full", reasons) == [
+    assert re.findall("drained|is not responding|model key|nearly full", reasons) == [
         "drained",
-        "does not respond",
+        "is not responding",
         "model key",
         "nearly full",
     ]

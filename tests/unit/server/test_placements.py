@@ -73,7 +73,7 @@ async def test_liveness_on_a_host_without_a_placement_is_unknown(placements, hos
         runner.open_terminal(OpenTerminal(24, 80)),
         disk.open_terminal(OpenTerminal(24, 80)),
     ):
-        with pytest.raises(RunnerUnreachableError, match="does not respond"):
+        with pytest.raises(RunnerUnreachableError, match="is not responding"):
             await action
     for action in (disk.remove(), disk.start_debug_session(DebugSession("task-1", ORDER.attempt_id))):
         with pytest.raises(HostUnreachableError, match=host):
@@ -81,7 +81,7 @@ async def test_liveness_on_a_host_without_a_placement_is_unknown(placements, hos
     for find in (placements.files, placements.host_of):
         with pytest.raises(HostUnreachableError, match=host):
             find(location(host))
-    with pytest.raises(RunnerNotStartedError, match="does not respond"):
+    with pytest.raises(RunnerNotStartedError, match="is not responding"):
         await placements.launch(ORDER, host, None)
 
 

@@ -176,5 +176,5 @@ async def test_blocked_reason_names_the_next_probe_or_the_probe_in_progress(cloc
 
 
 def test_host_that_does_not_respond_blocks_a_working_runtime(clock):
-    host = host_with(None, "The host far does not respond.")
-    assert ProbedHost(AVAILABLE, host, clock).blocked_reason == "The host far does not respond."
+    host = host_with(None, "The host far is not responding.")
+    assert ProbedHost(AVAILABLE, host, clock).blocked_reason == "The host far is not responding."

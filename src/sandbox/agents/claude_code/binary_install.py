@@ -43,7 +43,7 @@ def binary_version(binary: Path) -> str:
 
 
 def install_binary(data_dir: Path, source: Path | None = None) -> Path:
-    """Return the path of the execute-only copy below `data_dir`; create the copy if it does not exist.
+    """Return the path of the execute-only copy under `data_dir`; create the copy if it does not exist.
 
     The kernel makes a process non-dumpable if its user cannot read its program. Therefore, processes that the agent
     starts cannot trace the agent, read its environment, or open its stdout to forge a result, although they run with

@@ -127,7 +127,7 @@ _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def session_file(directory: str, session_id: str) -> str:
-    """Return the path of a session's file below the home directory. directory: where Claude Code starts."""
+    """Return the path of a session's file under the home directory. directory: where Claude Code starts."""
     return f".claude/projects/{re.sub('[^A-Za-z0-9]', '-', directory)}/{session_id}.jsonl"
 
 

@@ -124,7 +124,7 @@ def check_fetch_site(method: str | None, headers: Mapping[str, str]) -> str | No
 
 
 def check_fetch_destination(destination: str | None, *, is_page_asset: bool) -> str | None:
-    """Return why a browser may not load a resource for this `Sec-Fetch-Dest`, or None.
+    """Return why a browser must not load a resource for this `Sec-Fetch-Dest`, or None.
 
     Only the assets of the server's own pages may be executed, in a page or a worker, or used as style sheets. Other
     responses may contain text written by an agent. Non-browser clients do not send this header.

@@ -107,7 +107,7 @@ def _check_target(data_dir: Path) -> None:
         raise DataDirNotEmptyError(f"{data_dir} is not empty; restore into a directory that does not exist yet.")
     if os.path.ismount(data_dir):
         raise RestoreTargetUnusableError(
-            f"{data_dir} is a mount point and cannot be replaced; restore into a directory below it."
+            f"{data_dir} is a mount point and cannot be replaced; restore into a directory under it."
         )
 
 
@@ -188,7 +188,7 @@ def _decode_manifest(content: bytearray) -> BackupManifest:
 
 
 def _store_member(content: IO[bytes], directory: Path, name: str) -> BackupEntry:
-    """Store a member as a new file below `directory`. Raises BackupUnusableError if the name is invalid."""
+    """Store a member as a new file under `directory`. Raises BackupUnusableError if the name is invalid."""
     path = _member_path(directory, name)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     digest, size_bytes = hashlib.sha256(), 0

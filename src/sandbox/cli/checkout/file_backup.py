@@ -125,7 +125,7 @@ def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterat
 def _is_inside(root: Path, path: str, paths: Collection[str]) -> bool:
     """Return whether git would write this path.
 
-    It must be in the checkout, not in `.git`, and not below a symlink, except one that is in `paths`.
+    It must be in the checkout, not in `.git`, and not under a symlink, except one that is in `paths`.
     """
     pure_path = PurePosixPath(path)
     if pure_path.is_absolute() or any(part == ".." or part.lower() == ".git" for part in pure_path.parts):

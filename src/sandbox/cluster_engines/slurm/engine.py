@@ -43,7 +43,7 @@ from sandbox.primitives.concurrency import KeyedLock
 _log = logging.getLogger(__name__)
 
 COMMAND_TIMEOUT_SECONDS = 25.0
-"""Time limit for one command. Slurm's own commands wait for minutes if a connected controller does not respond."""
+"""Time limit for one command. Slurm's own commands wait for minutes if a connected controller is not responding."""
 
 CONCURRENT_COMMANDS_MAX = 4
 """Number of concurrent commands. Each one is a request to the controller, which serves all users of the cluster."""
@@ -237,7 +237,7 @@ def _one_line(text: bytes) -> str:
 
 
 def _unavailable(name: str, reason: str) -> EngineUnavailableError:
-    return EngineUnavailableError(f"Slurm does not respond ({name}: {reason}); check slurmctld with 'scontrol ping'.")
+    return EngineUnavailableError(f"Slurm is not responding ({name}: {reason}); check slurmctld with 'scontrol ping'.")
 
 
 def _unexpected(name: str, error: UnexpectedOutputError) -> EngineUnavailableError:

@@ -126,7 +126,7 @@ export class ChangeDialog {
     } catch (error) {
       this.refusal.textContent = error.status
         ? error.message
-        : "The server does not respond. Your text is kept; try again.";
+        : "The server is not responding. Your text is kept; try again.";
       this.askButton.disabled = false;
       this.text.focus();
     }

@@ -72,7 +72,7 @@ document.addEventListener("htmx:beforeSwap", (event) => {
 });
 document.addEventListener("htmx:afterSwap", tick);
 document.addEventListener("htmx:sendError", () =>
-  banner("The server does not respond. The page reconnects automatically."),
+  banner("The server is not responding. The page reconnects automatically."),
 );
 document.addEventListener("htmx:responseError", (event) =>
   banner(`The server responded with ${event.detail.xhr.status}; this page may be outdated.`),

@@ -20,7 +20,7 @@ form.addEventListener("submit", async (event) => {
       response.status === 401 ? "Invalid token." : `The server responded with ${response.status}.`;
   } catch (error) {
     $("sign-in-error").textContent =
-      error instanceof TypeError ? "The server does not respond, or the token has invalid characters." : String(error);
+      error instanceof TypeError ? "The server is not responding, or the token has invalid characters." : String(error);
   }
   $("token").select();
 });

@@ -165,7 +165,7 @@ async function check() {
   } catch (error) {
     if (signal.aborted) return;
     if (error.status) handleResult(error);
-    else showValidationStatus("The server does not respond.", "ill");
+    else showValidationStatus("The server is not responding.", "ill");
   }
 }
 
@@ -208,7 +208,7 @@ async function submit() {
   } catch (error) {
     saveDraft();
     if (error.status) handleResult(error);
-    else showValidationStatus("The server does not respond. Your text is not lost; try again.", "ill");
+    else showValidationStatus("The server is not responding. Your text is not lost; try again.", "ill");
     if (errors.length && error.details) goTo(selectedTab() === "form" ? form.firstOf(errors) : errors[0]);
     else toast(error.message);
     button.disabled = false;

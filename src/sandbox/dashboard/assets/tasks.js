@@ -158,7 +158,7 @@ async function runAction(action, id) {
   try {
     return { text: await action.run(id), isDone: true };
   } catch (error) {
-    return { text: error.status ? error.message : "The server does not respond.", isDone: false };
+    return { text: error.status ? error.message : "The server is not responding.", isDone: false };
   }
 }
 

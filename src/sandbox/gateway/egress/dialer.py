@@ -171,7 +171,7 @@ async def _connect(connections: OutboundConnections, host: str, port: int, addre
         with suppress(OSError):  # TimeoutError included
             async with asyncio.timeout(limits.CONNECT_TIMEOUT_SECONDS / len(addresses)):
                 return await connections.open(str(address), port)
-    raise EgressHostUnreachableError(502, f"{host}:{port} does not respond.")
+    raise EgressHostUnreachableError(502, f"{host}:{port} is not responding.")
 
 
 def _resolve(host: str, *, is_absolute: bool = True) -> set[str]:

@@ -404,7 +404,7 @@ class ModelProtocol:
             if isinstance(event, h11.InformationalResponse):
                 self._inflight.interim_responses += 1
                 if self._inflight.interim_responses > INTERIM_RESPONSES_MAX:
-                    self._fail_upstream(effects, 502, f"The model at {self._upstream.address} does not respond.")
+                    self._fail_upstream(effects, 502, f"The model at {self._upstream.address} is not responding.")
             elif isinstance(event, h11.Response):
                 self._start_response(effects, self._inflight, event)
             elif self._inflight.key_rejection is not None:

@@ -311,7 +311,7 @@ class JobBody(TypedDict):
     id: str | None
     """The engine's id of the job; null until it is known."""
     phase: Literal["waiting", "running", "ended", "unreachable", "unknown"]
-    """`unreachable`: the job's host does not respond. `unknown`: the engine does not have the job (yet)."""
+    """`unreachable`: the job's host is not responding. `unknown`: the engine does not have the job (yet)."""
     host: str | None
     """Name of the host of the job; null until the engine has selected one."""
     reason: str

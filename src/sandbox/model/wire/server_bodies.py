@@ -126,8 +126,8 @@ class HostBody(TypedDict):
     """Name of the host. In a cluster, this is the engine's name for the host."""
     state: Literal["ready", "not_ready", "idle", "unreachable"]
     """`ready`: this machine can start tasks, or a worker on the host is connected. `not_ready`: this machine cannot
-    start tasks. `idle`: no worker runs on the host, so the server has no contact with it. `unreachable`: no worker on
-    the host responds.
+    start tasks. `idle`: no worker is running on the host, so the server has no contact with it. `unreachable`: no
+    worker on the host is responding.
     """
     reason: str
     """Human-readable reason for the state; may be empty."""

@@ -55,7 +55,7 @@ class ArtifactQuota:
         self._total_bytes = sum(size + _ARTIFACT_OVERHEAD_BYTES for size in sizes.values())
 
     def check(self, artifact: Artifact) -> None:
-        """Raise ArtifactsTooLargeError if the artifact may not be stored. It replaces one with the same name."""
+        """Raise ArtifactsTooLargeError if the artifact must not be stored. It replaces one with the same name."""
         if artifact.size_bytes < 0 or self._total_with(artifact) > ARTIFACTS_BYTES_MAX:
             raise ArtifactsTooLargeError("The artifacts are too large.")
         if artifact.name not in self._sizes and len(self._sizes) >= WORKER_ARTIFACTS_MAX:

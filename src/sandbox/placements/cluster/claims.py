@@ -121,5 +121,5 @@ async def _check_host(claim: Claim, host_key: HostKey, streams: StreamPair) -> N
     )
     if not is_host_proof(answer.proof, expected):
         raise ClaimRejectedError(
-            f"The host {claim.host} has another key than the server: check cluster.host_key_file on both."
+            f"The host {claim.host} has a different key than the server: check cluster.host_key_file on both."
         )

@@ -120,14 +120,14 @@ def host_statuses(seen: Iterable[SeenHost], jobs: Iterable[Job], now: float) -> 
         current = states.get(name)
         if name and (current is None or _PRECEDENCE.index(state) < _PRECEDENCE.index(current[0])):
             states[name] = state, reason
-    hosts, idle = {host.name: host for host in seen}, (HostState.IDLE, "No worker runs on the host.")
+    hosts, idle = {host.name: host for host in seen}, (HostState.IDLE, "No worker is running on the host.")
     return [_status(name, hosts.get(name), *states.get(name, idle), now) for name in sorted({*states, *hosts})]
 
 
 _PRECEDENCE = (HostState.READY, HostState.UNREACHABLE, HostState.IDLE)
 """If the workers on a host differ, the first of these states applies."""
 
-_NO_RESPONSE = "No worker on the host responds."
+_NO_RESPONSE = "No worker on the host is responding."
 
 
 def _state_of_host(job: Job) -> tuple[str, HostState, str]:

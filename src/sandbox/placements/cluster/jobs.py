@@ -1,4 +1,4 @@
-"""The jobs of a server: what is stored about them, and the loop that submits, replaces and gives them up.
+"""The jobs of a server: what is stored about them, and the loop that submits, replaces and abandons them.
 
 Everything here runs on one event loop. A job is stored before anything happens because of it.
 """
@@ -65,7 +65,7 @@ class StoredJob(msgspec.Struct, frozen=True):
     host, boot_id, runtime: sent by the worker that has claimed the job.
     is_fenced: the worker sent an invalid message. It gets no more answers, so its lease ends.
     is_given_up: the worker can no longer communicate, and the journal may be continued elsewhere.
-    has_ended: the engine confirmed the end of the worker that was given up.
+    has_ended: the engine confirmed the end of the abandoned worker.
     """
 
     task_id: str
@@ -84,7 +84,7 @@ class StoredJob(msgspec.Struct, frozen=True):
 
 
 class JobStore:
-    """Stores each job in a file below the data directory. Another process never reads the files at the same time."""
+    """Stores each job in a file under the data directory. Another process never reads the files at the same time."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -137,7 +137,7 @@ class Job:
         self._answered_at = now
         """When the server last answered the worker; an earlier server may have answered until this one started."""
         self.status: JobStatus | None = None
-        """The last status that the engine reported, with its id and its host; None if the engine does not respond."""
+        """The last status that the engine reported, with its id and its host; None if the engine is not responding."""
         self.phase: JobPhase | None = None
         """The phase in the status, insofar as it applies to the worker that has claimed the job."""
         self.phase_since = now
@@ -217,7 +217,7 @@ class Job:
             self.session.notify_task_ended()
 
     def set_status(self, status: JobStatus | None, now: float) -> None:
-        """Set what the engine reported; None if it does not respond."""
+        """Set what the engine reported; None if it is not responding."""
         phase = None if status is None else self._phase_of_worker(status)
         if phase is not self.phase:
             self.phase, self.phase_since = phase, now
@@ -295,7 +295,7 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         """All jobs, keyed by the id of the attempt that names the job."""
         self._by_task: dict[str, Job] = {}
-        """The current job of each task: the newest one that was not given up, otherwise any."""
+        """The current job of each task: the newest one that was not abandoned, otherwise any."""
         self._by_attempt: dict[str, Job] = {}
         for stored in store.load_all():
             self._add(Job(stored, self._started_at))
@@ -318,7 +318,7 @@ class Jobs:
         return time.monotonic() - self._started_at >= takeover_seconds(self._settings.lease_seconds)
 
     def of_task(self, task_id: str) -> Job | None:
-        """Return the current job of a task: the one that was not given up, otherwise any. Thread-safe."""
+        """Return the current job of a task: the one that was not abandoned, otherwise any. Thread-safe."""
         return self._by_task.get(task_id)
 
     def of_attempt(self, attempt_id: str) -> Job | None:
@@ -476,7 +476,7 @@ class Jobs:
             async with asyncio.timeout(_ENGINE_SECONDS):
                 found = await self._engine.look_up([job.name for job in jobs])
         except (SandboxError, OSError, TimeoutError) as error:
-            _log.warning("The engine does not respond: %s", error_reason(error))
+            _log.warning("The engine is not responding: %s", error_reason(error))
             found = {}
         now = time.monotonic()
         for job in jobs:
@@ -532,7 +532,7 @@ class Jobs:
     def _give_up(self, job: Job) -> None:
         """Give up a worker that can no longer communicate. This is stored before anyone may continue the journal."""
         task_id = job.stored.task_id
-        _log.warning("The worker of task %s on %s is given up: %s", task_id, job.stored.host, job.reason)
+        _log.warning("The worker of task %s on %s is abandoned: %s", task_id, job.stored.host, job.reason)
         self._save(job, is_given_up=True, has_ended=job.phase is JobPhase.ENDED)
         was_stable = job.is_claimed and time.monotonic() - job.claimed_at >= _STABLE_SECONDS
         self._losses[task_id] = 0 if was_stable else self._losses[task_id] + 1

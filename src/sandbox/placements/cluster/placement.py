@@ -80,7 +80,7 @@ class ClusterHost:
         self.images = images
 
     def blocked_reason(self) -> str | None:
-        """Return None, because tasks can be queued even while the engine does not respond."""
+        """Return None, because tasks can be queued even while the engine is not responding."""
         return None
 
     def memory_available_bytes(self) -> int | None:
@@ -128,7 +128,7 @@ class ClusterFiles:
         """Do nothing; see `scan`."""
 
     def _ask(self, location: AttemptLocation, request: Request) -> bool:
-        """Ask the worker. A worker that was given up or never started has no files."""
+        """Ask the worker. A worker that was abandoned or never started has no files."""
         if not self._workers.has_files(location):
             return False
         return bool(self._workers.request_blocking(location, request, bool))
@@ -157,7 +157,7 @@ class ClusterAllocator:
         if not _is_ready(job):
             status = jobs.status(task_id)
             reason = job.reason if status is None else status.reason
-            raise HostPendingError(f"The host {job.identity.name} does not respond." if job.is_claimed else reason)
+            raise HostPendingError(f"The host {job.identity.name} is not responding." if job.is_claimed else reason)
         location = AttemptLocation(task_id, job.stored.attempt_ids[-1], job.identity.name)
         find_image = partial(self.find_image, location)
         return ReservedHost(location.attempt_id, job.identity, job.stored.runtime, find_image)
@@ -176,7 +176,7 @@ class ClusterAllocator:
         return image
 
     def loss_code(self, location: AttemptLocation) -> FailureCode | None:
-        """Return the failure code if the attempt's worker was given up. Implements `HostAllocator.loss_code`."""
+        """Return the failure code if the attempt's worker was abandoned. Implements `HostAllocator.loss_code`."""
         job = self._workers.jobs.of_attempt(location.attempt_id)
         if job is None:
             return FailureCode.HOST_LOST if self._workers.jobs.have_earlier_leases_ended else None
@@ -292,7 +292,7 @@ class ClusterPlacement:
     def _check_session(self, job: Job | None, order: RunAttempt | FinishAttempt) -> tuple[Job, WorkerSession]:
         session = None if job is None or job.stored.is_given_up else job.session
         if job is None or not isinstance(session, WorkerSession):
-            raise RunnerNotStartedError(f"The worker of task {order.task_id} does not respond.")
+            raise RunnerNotStartedError(f"The worker of task {order.task_id} is not responding.")
         if order.attempt_id not in job.stored.attempt_ids:
             raise RunnerNotStartedError(f"Attempt {order.attempt_id} does not belong to this worker.")
         if session.liveness is Liveness.HELD:
@@ -330,7 +330,7 @@ class TaskStorage(NamedTuple):
 
 
 async def load_largest_hosts(engine: Engine, file: Path) -> Sequence[Resources]:
-    """Return the largest hosts; if the engine does not respond, return the stored ones, so workers can reconnect.
+    """Return the largest hosts; if the engine is not responding, return the stored ones, so workers can reconnect.
 
     Raises EngineUnavailableError if none are stored, OSError.
     """

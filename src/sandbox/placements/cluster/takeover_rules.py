@@ -25,8 +25,8 @@ class Decision(StrEnum):
 
     WAIT: nothing.
     SUBMIT: submit the job again; the engine does not have it.
-    REPLACE: give up a job whose worker has not claimed the attempt, and submit another one.
-    TAKE_OVER: give up a worker that has claimed the attempt, and continue the journal.
+    REPLACE: abandon a job whose worker has not claimed the attempt, and submit another one.
+    TAKE_OVER: abandon a worker that has claimed the attempt, and continue the journal.
     """
 
     WAIT = "wait"
@@ -42,7 +42,7 @@ class Observation(NamedTuple):
     is_connected: the worker's connection is open.
     seconds_since_answer: time since the server's last answer to the worker. At most the time since this server started,
         because an earlier server may have answered until then.
-    phase: the last phase that the engine reported; None if the engine does not respond.
+    phase: the last phase that the engine reported; None if the engine is not responding.
     phase_seconds: how long the engine has reported this phase.
     """
 

@@ -406,7 +406,7 @@ class WorkerServer:
                 return  # the worker tries again
             self._mark_authenticated()
             copied_end_offset = await asyncio.to_thread(self._replicas.end_offset, job.stored.task_id)
-            # It must not get an answer that extends its lease if it was given up in the meantime.
+            # It must not get an answer that extends its lease if it was abandoned in the meantime.
             if not job.may_answer_worker:
                 raise ClaimRejectedError("The attempt is over.")
         except ClaimRejectedError as error:
@@ -441,7 +441,7 @@ class WorkerServer:
         """
         message = await read_message(reader, _decoder, WORKER_MESSAGE_BYTES_MAX)
         if not job.may_answer_worker:
-            session.send(Fenced("The attempt was given up."))
+            session.send(Fenced("The attempt was abandoned."))
             return False
         match message:
             case Heartbeat():
@@ -489,7 +489,7 @@ class WorkerServer:
             _log.warning("The log of attempt %s was not stored: %s", message.attempt_id, error_reason(error))
 
     async def _receive_records(self, job: Job, session: WorkerSession, message: Records) -> RecordsReceived:
-        """Append records to the copy. Raises JournalDamagedError if the worker may not write them."""
+        """Append records to the copy. Raises JournalDamagedError if the worker must not write them."""
         task_id = job.stored.task_id
         if message.offset > session.copied_end_offset:
             return RecordsReceived(session.copied_end_offset, is_accepted=False)

@@ -206,7 +206,7 @@ class WorkerRunnerHandle:
         return LoopThreadTerminal(await thread.run(self._client.open_terminal(request)), thread)
 
     async def kill(self) -> bool:
-        """Implements `RunnerHandle.kill`. A worker that was given up, or that never started, has no runner."""
+        """Implements `RunnerHandle.kill`. A worker that was abandoned, or that never started, has no runner."""
         job = self._workers.jobs.of_task(self._location.task_id)
         if job is None or job.stored.is_given_up or not job.is_claimed:
             return False

@@ -68,7 +68,7 @@ async def _open_terminal(connect: Connect, request: OpenTerminal) -> StreamTermi
                 writer.close()
                 raise
     except (OSError, TimeoutError, ValueError) as error:
-        raise RunnerUnreachableError("The task's runner does not respond.") from error
+        raise RunnerUnreachableError("The task's runner is not responding.") from error
 
 
 async def _request_terminal(
@@ -121,7 +121,7 @@ class RunnerClient:
                 response = await _exchange(self._connect, msgspec.json.encode(request))
             return msgspec.json.decode(response, type=Reply)
         except (OSError, TimeoutError, ValueError) as error:
-            raise RunnerUnreachableError("The task's runner does not respond.") from error
+            raise RunnerUnreachableError("The task's runner is not responding.") from error
 
     async def renew_lease(self, request: RenewLease) -> Reply:
         """Extend the lease of the runner's gateway, within 5 s. Raises RunnerUnreachableError."""

@@ -31,7 +31,7 @@ _SHARED_MEMORY, _DISK = "shared-memory", "disk"
 
 
 def exposed_paths(spec: SandboxSpec) -> dict[str, Path]:
-    """Return the disk or its directories, keyed by their names below the launcher's EXPOSED_DIRECTORY."""
+    """Return the disk or its directories, keyed by their names under the launcher's EXPOSED_DIRECTORY."""
     if find_disk_root(spec) is not None:
         return {_DISK: spec.disk}
     return {name: spec.disk / name for name in DISK_DIRECTORIES}

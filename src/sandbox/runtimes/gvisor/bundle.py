@@ -1,4 +1,4 @@
-"""The input of runsc: a root file system below the launcher's EXPOSED_DIRECTORY, and config.json.
+"""The input of runsc: a root file system under the launcher's EXPOSED_DIRECTORY, and config.json.
 
 config.json contains the environment, and so does the state file that runsc writes. Both are kept in memory: config.json
 is a nameless memfd; the state file is in a file system that is visible only to the sandbox's runsc and that disappears

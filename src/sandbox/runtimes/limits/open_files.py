@@ -177,7 +177,7 @@ def descriptor_table_size(table: str) -> int:
 
 
 def list_directory(directory: str) -> list[str]:
-    """Return the names in a directory below /proc; empty if the directory is gone or hidden."""
+    """Return the names in a directory under /proc; empty if the directory is gone or hidden."""
     with suppress(OSError), os.scandir(directory) as entries:
         return [entry.name for entry in entries]
     return []

@@ -39,7 +39,7 @@ _libc.ptrace.restype = ctypes.c_long
 
 
 def interrupt_threads(process_ids: Iterable[int]) -> None:
-    """Interrupt all threads of the processes, except those that this process may not trace."""
+    """Interrupt all threads of the processes, except those that this process is not allowed to trace."""
     # The kernel stops tracing when the tracing thread ends, so no traced thread stays stopped.
     tracer = threading.Thread(target=_trace, args=(list(process_ids),), name="interrupt-threads")
     tracer.start()

@@ -2,7 +2,7 @@
 
 It works in these steps:
 1. Create the network and IPC namespaces and open the gateway's listeners in the network.
-2. Expose the host files for the sandbox below one path of a private mount namespace.
+2. Expose the host files for the sandbox under one path of a private mount namespace.
 3. Switch to the sandbox's kernel uid and report `ready` with the listeners.
 4. Wait for one message with the command and exec it. The message determines the program: bubblewrap, runsc or QEMU. For
    each `run` message, start a program as a child instead and continue to wait.
@@ -209,7 +209,7 @@ def expose_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) 
     - `own`: a directory owned by the kernel uid
     - `memory`: an empty tmpfs, mounted over existing files; its mount options, or nothing for a small one
     """
-    # Open the paths first, because the mount at EXPOSED_DIRECTORY hides the host's files below it.
+    # Open the paths first, because the mount at EXPOSED_DIRECTORY hides the host's files under it.
     sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in HOST_PATH_KINDS}
     with_parents = {path: os.path.dirname(path) for kind, _, path in entries if kind in ("overlay", "program")}  # noqa: PTH120
     parent_fds = {path: os.open(parent, os.O_PATH) for path, parent in with_parents.items()}
@@ -265,7 +265,7 @@ def _is_same_inode(file: str, source: str) -> bool:
 
 
 def _has_mounts_below(directory: str) -> bool:
-    """Return whether other file systems are mounted below. An overlay would not contain them."""
+    """Return whether other file systems are mounted under it. An overlay would not contain them."""
     prefix = directory.rstrip("/") + "/"
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:  # noqa: PTH123
         return any(line.split(" ", 5)[4].startswith(prefix) for line in mounts)
@@ -330,7 +330,7 @@ def mount_devpts() -> None:
 def enter_user_namespace(uids: dict[int, int]) -> None:
     """Enter a new user namespace with these uids and gids of the host, keyed by the ids in the namespace.
 
-    A child creates the namespace, because a process that is already in it may not map two uids.
+    A child creates the namespace, because a process that is already in it cannot map two uids.
     """
     parent_socket, child_socket = _socket.socketpair()
     child = os.fork()

@@ -2,7 +2,7 @@
 
 Code that breaks out of the guest is confined like a sandbox of the bubblewrap runtime: no privileges, no network except
 the gateway's, and no files other than the guest's. The guest's root is SHARE_DIRECTORY, which contains the tools that
-the guest agent needs. _COMMAND_ROOT below it is the root that the command sees.
+the guest agent needs. _COMMAND_ROOT under it is the root that the command sees.
 """
 
 import os
@@ -56,7 +56,7 @@ class GuestSpec(msgspec.Struct, frozen=True):
 
 
 def exposed_paths(guest_spec: GuestSpec) -> dict[str, Path]:
-    """Return the host paths to expose, keyed by their names below the launcher's EXPOSED_DIRECTORY."""
+    """Return the host paths to expose, keyed by their names under the launcher's EXPOSED_DIRECTORY."""
     paths: dict[str, Path] = {name: guest_spec.spec.disk / name for name in DISK_DIRECTORIES}
     parts = rootfs_spec.describe_rootfs(guest_spec.spec).mounts
     paths.update(

@@ -90,7 +90,7 @@ def _replace_file(files: RootedFiles, parent: bytes, name: str, text: str) -> No
 
 
 def _copy_file(files: RootedFiles, path: bytes, target: Path, stop: StopFlag) -> None:
-    """Copy a regular file to the same path below `target`."""
+    """Copy a regular file to the same path under `target`."""
     with files.open_file(path) as (file, size), (target / os.fsdecode(path)).open("xb") as copy:
         for chunk in read_chunks(file, size, stop):
             copy.write(chunk)

@@ -122,7 +122,7 @@ async def test_upload_ends_when_the_worker_connects_again(server, job):
 
 
 async def test_upload_that_ends_after_a_takeover_replaces_nothing(server, job, monkeypatch):
-    """The worker is given up after the content is complete, and before the artifact gets its name."""
+    """The worker is abandoned after the content is complete, and before the artifact gets its name."""
     created = server.replicas.create_artifact
     loop = asyncio.get_running_loop()
 

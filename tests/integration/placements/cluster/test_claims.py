@@ -138,7 +138,7 @@ class TestProofOfTheHost:
         claim = server.claim(job)
         async with server.connect(claim) as client:
             await client.send(prove(server, claim, await challenge_of(client), **changes))
-            await check_not_accepted(client, f"The host {HOST} has another key than the server")
+            await check_not_accepted(client, f"The host {HOST} has a different key than the server")
         assert not job.is_claimed
         async with claimed(server, server.claim(job)):
             pass
@@ -149,7 +149,7 @@ class TestProofOfTheHost:
             proof = prove(server, claim, await challenge_of(first))
             await challenge_of(second)
             await second.send(proof)
-            await check_not_accepted(second, "another key")
+            await check_not_accepted(second, "different key")
             await first.send(proof)
             assert isinstance(await first.read(), Claimed)
 
@@ -163,13 +163,13 @@ class TestProofOfTheHost:
         async with server.connect(server.claim(other, nonce=claim.nonce)) as client:
             await challenge_of(client)
             await client.send(proof)
-            await check_not_accepted(client, "another key")
+            await check_not_accepted(client, "different key")
         assert not other.is_claimed
 
     async def test_challenge_that_is_sent_back_is_rejected(self, server, job):
         async with server.connect(server.claim(job)) as client:
             await client.send(HostProof(await challenge_of(client)))
-            await check_not_accepted(client, "another key")
+            await check_not_accepted(client, "different key")
         assert not job.is_claimed
 
     @pytest.mark.parametrize("length", [0, 1, 31, 33, 64])
@@ -224,7 +224,7 @@ class TestProofOfTheHost:
             proof = prove(server, claim, await challenge_of(client), key=b"x" * 32)
             server.jobs.notify_task_ended("task-1")
             await client.send(proof)
-            await check_not_accepted(client, "another key")
+            await check_not_accepted(client, "different key")
         assert server.jobs.rejections.reason("task-1") == ""
 
     async def test_engine_has_to_confirm_the_host_as_well(self, server, job, monkeypatch):

@@ -63,7 +63,7 @@ async def test_host_is_unreachable_without_a_connection_and_idle_after_the_end_o
     await wait_until(lambda: job.session is None)
     assert (statuses(server)[HOST].state, statuses(server)[HOST].reason) == (
         "unreachable",
-        "No worker on the host responds.",
+        "No worker on the host is responding.",
     )
     server.engine.set_phase(job, JobPhase.UNREACHABLE)
     await wait_until(lambda: "It is unreachable." in statuses(server)[HOST].reason)

@@ -244,7 +244,7 @@ async def test_liveness_is_unknown_while_the_engine_does_not_respond(server, job
     await lose_contact(server, job)
 
     async def fail(names):
-        raise EngineUnavailableError("It does not respond.")
+        raise EngineUnavailableError("It is not responding.")
 
     server.engine.look_up = fail
     await wait_until(lambda: job.phase is None)

@@ -118,7 +118,7 @@ async def test_server_starts_while_the_engine_does_not_respond_if_an_earlier_ser
     available = server.engine.largest_hosts
 
     async def fail():
-        raise EngineUnavailableError("It does not respond.")
+        raise EngineUnavailableError("It is not responding.")
 
     server.engine.largest_hosts = fail
     with pytest.raises(EngineUnavailableError):

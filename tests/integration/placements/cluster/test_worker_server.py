@@ -133,7 +133,7 @@ async def test_worker_gets_its_task_only_where_the_engine_runs_the_job(server, j
 
     async def report(names):
         if status is None:
-            raise EngineUnavailableError("It does not respond.")
+            raise EngineUnavailableError("It is not responding.")
         return dict.fromkeys(names, status)
 
     server.engine.look_up = report

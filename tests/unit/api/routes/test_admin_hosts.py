@@ -32,10 +32,11 @@ def test_machine_without_a_cluster_is_listed_with_its_capacity(api):
 
 def test_hosts_of_a_cluster_have_the_time_of_the_last_contact(api, tasks):
     at = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
-    lost = HostStatus("node-7", HostState.UNREACHABLE, "No worker on the host responds.", last_contact_at=at)
+    reason = "No worker on the host is responding."
+    lost = HostStatus("node-7", HostState.UNREACHABLE, reason, last_contact_at=at)
     tasks.hosts = [HostWithTasks(lost, ["task-1"])]
     [host] = api.get(HOSTS).json()["hosts"]
-    assert (host["name"], host["state"], host["reason"]) == ("node-7", "unreachable", "No worker on the host responds.")
+    assert (host["name"], host["state"], host["reason"]) == ("node-7", "unreachable", reason)
     assert (host["running"], host["task_ids"], host["last_contact_at"]) == (1, ["task-1"], "2026-01-29T10:10:15.000Z")
     assert (host["cpus"], host["memory_bytes"], host["version"]) == (None, None, None)
 

@@ -355,7 +355,7 @@ def test_finished_task_cannot_be_cancelled(api, tasks):
 
 def test_cancel_without_runner_reply_returns_503(api, tasks):
     tasks.add("task-001")
-    tasks.failure = UnavailableError("The runner of task task-001 does not respond; try again.")
+    tasks.failure = UnavailableError("The runner of task task-001 is not responding; try again.")
     response = api.delete("/api/v1/tasks/task-001")
     assert (response.status_code, response.json()["error"]) == (503, "service_unavailable")
 

@@ -94,17 +94,17 @@ def test_hosts_page_without_a_cluster_has_this_machine_only(pages):
 def test_hosts_page_of_a_cluster_shows_states_reasons_and_contacts(pages):
     at = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
     ids = [f"task-{number}" for number in range(server.TASK_LINKS_MAX + 2)]
-    lost = HostStatus("node-2", HostState.UNREACHABLE, "No worker on the host <responds>.", last_contact_at=at)
+    lost = HostStatus("node-2", HostState.UNREACHABLE, "No worker on the host is <responding>.", last_contact_at=at)
     pages.tasks.hosts = [
         HostWithTasks(HostStatus("node-1", HostState.READY, cpus=8, last_contact_at=at), ids),
         HostWithTasks(lost, []),
-        HostWithTasks(HostStatus("node-3", HostState.IDLE, "No worker runs on the host."), []),
+        HostWithTasks(HostStatus("node-3", HostState.IDLE, "No worker is running on the host."), []),
     ]
     pages.tasks.has_cluster = True
     text = pages.get("/hosts").text
     assert re.findall(r'<th scope="row"[^>]*>([^<]*)</th>', text) == ["node-1", "node-2", "node-3"]
     assert re.findall(r'<span class="pill (\w+)">', text) == ["done", "failed", "waits"]
-    assert "No worker on the host &lt;responds&gt;." in text
+    assert "No worker on the host is &lt;responding&gt;." in text
     assert text.count('<time datetime="2026-01-29T10:10:15.000Z" data-ago>') == 2
     assert (text.count('class="label" id="host-task-'), "and 2 more" in text) == (server.TASK_LINKS_MAX, True)
     count = '<dd id="host-count"><a href="/hosts">3</a> <span class="muted">1 unreachable</span></dd>'

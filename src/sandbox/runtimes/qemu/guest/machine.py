@@ -61,7 +61,7 @@ def prepare(settings: list[str]) -> None:
     """
     host_name, memory, processes, shm_bytes, ports, _, files_soft, files_hard, *execute_only_paths = settings
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(files_soft), int(files_hard)))
-    # Later mounts below /, including submounts of the host, inherit the flags.
+    # Later mounts under /, including submounts of the host, inherit the flags.
     mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV)
     mount("proc", "/proc", "proc")
     mount("sysfs", "/sys", "sysfs")
