@@ -35,10 +35,11 @@ CONNECTIONS_MAX = 128
 """Maximum number of open connections, separately for the model listener, hosts and DNS; additional ones wait."""
 
 HOST_CONNECTIONS_BURST = 1024
-"""Maximum burst of new connections to hosts. Each occupies a local port for a minute after it is closed."""
+"""Maximum burst of lookups of host names and new connections to hosts. Each connection occupies a local port for a
+minute after it is closed."""
 
 HOST_CONNECTIONS_PER_SECOND = 10
-"""Rate of new connections to hosts after the burst; additional ones wait."""
+"""Rate of lookups of host names and new connections to hosts after the burst; additional ones wait."""
 
 MODEL_CONNECTIONS_BURST = 256
 """Maximum burst of new connections to the model's address. All tasks share the local ports for this address."""

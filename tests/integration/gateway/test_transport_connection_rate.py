@@ -1,4 +1,4 @@
-"""The rate of new outbound connections per task is limited, because all tasks share the ports of the machine."""
+"""New outbound connections and lookups of each task are rate-limited: tasks share the machine's ports and resolver."""
 
 import asyncio
 import time
@@ -89,5 +89,39 @@ def test_new_host_connections_are_rate_limited_and_all_succeed(low_connection_ra
             await asyncio.gather(*(fetch() for _ in range(TOTAL)))
         assert is_rate_limited(arrivals)
         server.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "status"), [(None, 502), ({"10.0.0.1"}, 403)], ids=["does-not-resolve", "private-address"]
+)
+def test_lookups_without_a_connection_are_rate_limited(low_connection_rates, monkeypatch, addresses, status):
+    """A task could otherwise send hundreds of queries per second to the resolver that all tasks share."""
+    lookups = []
+
+    def resolve(host, **_):
+        if host != HOST:
+            return {"127.0.0.9"}
+        lookups.append(time.monotonic())
+        if addresses is None:
+            raise OSError
+        return addresses
+
+    monkeypatch.setattr(dialer, "_resolve", resolve)
+
+    async def scenario():
+        rules = GatewayRules(egress=EgressRules((EgressRule(HOST),), is_outbound=True))
+        async with served_gateway("http://127.0.0.9:9", rules) as served:
+            proxy = served.listeners.proxy.getsockname()[1]
+
+            async def connect():
+                reader, writer = await asyncio.open_connection("127.0.0.1", proxy)
+                writer.write(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 %d" % status)
+                writer.transport.abort()
+
+            await asyncio.gather(*(connect() for _ in range(TOTAL)))
+        assert is_rate_limited(lookups)
 
     run(scenario)

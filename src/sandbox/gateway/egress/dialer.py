@@ -116,12 +116,13 @@ class PublicDialer:
         self._rate_limiter = ConnectionRateLimiter(limits.HOST_CONNECTIONS_BURST, limits.HOST_CONNECTIONS_PER_SECOND)
 
     async def dial(self, host: str, port: int) -> Stream:
-        """Connect to a host. Waits while the connection rate is exceeded.
+        """Resolve a host and connect to it. Waits first while the connection rate is exceeded.
 
         Raises AddressDeniedError or EgressHostUnreachableError.
         """
         if not self._connections.is_allowed:
             raise EgressHostUnreachableError(503, LEASE_EXPIRED_MESSAGE)
+        await self._rate_limiter.wait()  # before the lookup, because all tasks share the machine's resolver
         addresses = await self._resolve_host(partial(_resolve, host), host)
         await self._refresh_model_addresses()
         if not self._model_addresses.isdisjoint(addresses):
@@ -129,7 +130,6 @@ class PublicDialer:
         allowed = [address for address in addresses if self._address_policy(address)]
         if not allowed:
             raise AddressDeniedError("its name resolves to no public address.")
-        await self._rate_limiter.wait()
         stream = await _connect(self._connections, host, port, allowed[: limits.TRIED_ADDRESSES_MAX])
         self._full_buffer_connections.add(stream)
         return stream
