@@ -24,10 +24,16 @@ from sandbox.api.responses import problem_response, reason_phrase
 from sandbox.primitives.client_fairness import FairShare
 
 UNAUTHENTICATED_CONNECTIONS_MAX = 1024
-"""Maximum number of connections per port without an authenticated request; another connection closes the oldest."""
+"""Maximum number of connections per port without an authenticated request; another connection closes the oldest.
+
+Idle connections whose last request was authenticated have a separate limit with this value.
+"""
 
 _DESCRIPTORS_DIVISOR = 8
-"""Divisor of the file descriptor limit: on each port, unauthenticated connections may use 1/8 of the descriptors."""
+"""Divisor of the file descriptor limit: on each port, unauthenticated connections may use 1/8 of the descriptors.
+
+So may idle connections of authenticated clients.
+"""
 
 STALL_TIMEOUT_SECONDS = 600.0
 """A client that does not read pending data for this long is disconnected."""
@@ -62,11 +68,10 @@ _BAD_REQUEST_HEADERS = {
 _log = logging.getLogger(__name__)
 
 
-class UnauthenticatedConnections:
+class ClosableConnections:
     """Connections that may be closed, ordered by when they were accepted or last got a response.
 
-    The number of connections without an authenticated request in progress is limited, because each uses a file
-    descriptor.
+    Their number is limited, because each uses a file descriptor.
     """
 
     def __init__(self, limit: int) -> None:
@@ -86,12 +91,17 @@ class UnauthenticatedConnections:
                 oldest.abort()
 
     def remove(self, connection: "HttpProtocol") -> None:
-        """Remove a connection that is closed or was upgraded to WebSocket, which requires authentication."""
+        """Remove a connection, if it is one of these."""
         self._waiting.pop(connection, None)
 
 
 class PortState(ServerState):
-    """State shared by the connections of one port. rejection_share: the share for responses to malformed requests."""
+    """State shared by the connections of one port.
+
+    rejection_share: the share for responses to malformed requests.
+    idle_connections: those whose last request was authenticated. They are counted separately, so that clients without a
+    token cannot cause them to be closed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +112,8 @@ class PortState(ServerState):
             if soft == resource.RLIM_INFINITY
             else min(UNAUTHENTICATED_CONNECTIONS_MAX, soft // _DESCRIPTORS_DIVISOR)
         )
-        self.unauthenticated_connections = UnauthenticatedConnections(limit)
+        self.unauthenticated_connections = ClosableConnections(limit)
+        self.idle_connections = ClosableConnections(limit)
 
 
 class _BackpressureMixin(asyncio.Protocol):
@@ -162,13 +173,15 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         self.app_state = {**self.app_state, "abort": self.abort}
         assert isinstance(self.server_state, PortState)
         self._unauthenticated_connections = self.server_state.unauthenticated_connections
+        self._idle_connections = self.server_state.idle_connections
         self._rejection_share = self.server_state.rejection_share
 
     @property
     def is_authenticated(self) -> bool:
         """Whether a request from an authenticated caller (any caller if there are no tokens) is in progress."""
-        if self.cycle is None or self.cycle.response_complete:
-            return False
+        return self.cycle is not None and not self.cycle.response_complete and self._has_authenticated_caller()
+
+    def _has_authenticated_caller(self) -> bool:
         caller = self.scope.get("state", {}).get("caller")
         return caller is not None and caller.principal is not None
 
@@ -208,21 +221,27 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 
     def on_response_complete(self) -> None:
         """Start the head timer for the next request."""
-        super().on_response_complete()
+        group = self._idle_connections if self._has_authenticated_caller() else self._unauthenticated_connections
+        super().on_response_complete()  # may begin the next request
         self._update_head_timer()
         if not self.transport.is_closing():
-            self._unauthenticated_connections.add(self)
+            self._remove_closable()
+            group.add(self)
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        """Switch the connection to the WebSocket protocol."""
-        self._unauthenticated_connections.remove(self)
+        """Switch the connection to the WebSocket protocol, which requires authentication."""
+        self._remove_closable()
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Clean up after the connection is closed."""
         self._cancel_head_timer()
-        self._unauthenticated_connections.remove(self)
+        self._remove_closable()
         super().connection_lost(exc)
+
+    def _remove_closable(self) -> None:
+        self._unauthenticated_connections.remove(self)
+        self._idle_connections.remove(self)
 
     def _update_head_timer(self) -> None:
         # our_state is DONE: the response has been sent, but the request body is still arriving.

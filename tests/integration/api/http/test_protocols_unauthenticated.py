@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import select
 import socket
 
@@ -42,6 +43,47 @@ async def test_unauthenticated_connections_are_limited(running_api, wait_until, 
             assert "event: end" in [line async for line in stream.aiter_lines()]
         for each in sockets:
             each.close()
+
+
+AUTHENTICATED_REQUEST = b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer vera\r\n\r\n"
+
+
+async def test_idle_connections_of_users_stay_open_during_a_flood_of_others(running_api, wait_until, monkeypatch):
+    monkeypatch.setattr(protocols, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
+    async with running_api(FakeTokenStore(vera="viewer")) as api:
+        user = await connect_idle_user(api.port)
+        strangers = [socket.create_connection(("127.0.0.1", api.port)) for _ in range(60)]
+        await wait_until(lambda: sum(map(is_closed, strangers)) >= 40)
+        assert not is_closed(user)
+        assert await asyncio.to_thread(get_tasks, user)
+        for each in (user, *strangers):
+            each.close()
+
+
+async def test_number_of_idle_connections_of_users_is_limited(running_api, wait_until, monkeypatch):
+    monkeypatch.setattr(protocols, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
+    async with running_api(FakeTokenStore(vera="viewer")) as api:
+        users = [await connect_idle_user(api.port) for _ in range(25)]
+        await wait_until(lambda: [*map(is_closed, users)] == [True] * 5 + [False] * 20)
+        assert await asyncio.to_thread(get_tasks, users[5])
+        for each in users:
+            each.close()
+
+
+async def connect_idle_user(port: int) -> socket.socket:
+    """Return a connection on which a request with a valid token has been answered."""
+    user = socket.create_connection(("127.0.0.1", port), timeout=10)
+    assert await asyncio.to_thread(get_tasks, user)
+    return user
+
+
+def get_tasks(user: socket.socket) -> bool:
+    """Send a request and read the whole response; return whether it succeeded."""
+    user.sendall(AUTHENTICATED_REQUEST)
+    response = http.client.HTTPResponse(user)
+    response.begin()
+    response.read()
+    return response.status == 200
 
 
 def send_ignoring_errors(client: socket.socket, payload: bytes) -> None:
