@@ -117,11 +117,11 @@ def test_sandboxes_of_running_tasks_preserved_tasks_and_other_servers_are_kept(d
             *(attempt_layout(deployment, name) for name in ("running", "kept")),
         ]
         crash(deployment, "lost")
-        before = [attempt_leftovers(layout) for layout in kept_layouts]
+        before = [attempt_files(layout) for layout in kept_layouts]
         is_finished = sweep_condition(deployment)
         deployment.start_server()
         wait_until(is_finished, 30, "the end of the janitor's round")
-        assert [attempt_leftovers(layout) for layout in kept_layouts] == before
+        assert [attempt_files(layout) for layout in kept_layouts] == before
         assert [path.name for path in attempt_layout(deployment, "lost").root.iterdir()] == ["runner.log"]
         assert (deployment.status("running")["state"], other_deployment.status("other")["state"]) == (
             "running",
@@ -135,7 +135,7 @@ def make_directory(path):
     return path
 
 
-def attempt_leftovers(layout):
+def attempt_files(layout):
     """Return the processes, control groups and files of one attempt."""
     data_dir, attempt_id = layout.root.parents[3], layout.root.name
     marked = {one for one in processes(data_dir) if f"sandbox:{attempt_id}" in one[1]}

@@ -19,7 +19,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.events import AttemptStarted, TaskSubmitted
 from sandbox.model.resources import Resources
-from sandbox.placements.cluster.claims import Claims, HostKey
+from sandbox.placements.cluster.claim_checks import Claims, HostKey
 from sandbox.placements.cluster.hosts import SeenHosts
 from sandbox.placements.cluster.jobs import Jobs, JobSettings, JobStore
 from sandbox.placements.cluster.worker_server import WorkerServer

@@ -33,7 +33,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import TaskFinished
 from sandbox.model.resources import Resources
-from sandbox.placements.cluster.claims import HostKey
+from sandbox.placements.cluster.claim_checks import HostKey
 from sandbox.placements.cluster.jobs import JobSettings
 from sandbox.placements.cluster.placement import ClusterPlacement, ListenAddress, TaskStorage, create_cluster_placement
 from sandbox.primitives.files import create_private_file, replace_durably

@@ -27,9 +27,10 @@ from sandbox.interfaces.placement import HostIdentity, LeftoverSource, ProbeResu
 from sandbox.interfaces.tasks import HostLoad
 from sandbox.journal.journals import FileJournals
 from sandbox.model.resources import Resources
-from sandbox.placements.local.attempt_files import LocalAttemptFiles, SocketLeftovers, probe_lock_async
+from sandbox.placements.local.attempt_files import LocalAttemptFiles, SocketLeftovers
 from sandbox.placements.local.launch_message import NOT_RENEWED, HostSettings
 from sandbox.placements.local.placement import RUNNER_MODULE, LocalPlacement, RunnerProgram
+from sandbox.placements.local.probe_cleanup import probe_lock_async
 from sandbox.runtimes.host_processes import SandboxLeftovers
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
 

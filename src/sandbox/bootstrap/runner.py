@@ -67,7 +67,7 @@ from sandbox.runner.redaction import redact_event
 from sandbox.runner.steps.collect import CollectStep
 from sandbox.runner.steps.provision import ProvisionStep, make_confine
 from sandbox.runner.steps.run import RunStep
-from sandbox.runner.steps.stage import ClonedWorkspace, ResumedWorkspace, StageStep
+from sandbox.runner.steps.stage_workspace import ClonedWorkspace, ResumedWorkspace, StageStep
 from sandbox.runner.steps.teardown import TeardownStep
 from sandbox.runner.terminals import TerminalServer
 from sandbox.workspace.clone.relay import DialPolicy

@@ -25,7 +25,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.events import ConversationEvent
 from sandbox.model.fixed_limits import UNFINISHED_TASKS_MAX
 from sandbox.model.manifest.schema import Manifest
-from sandbox.placements.local.attempt_files import ProbeCleanup
+from sandbox.placements.local.probe_cleanup import ProbeCleanup
 from sandbox.server.administration import Administration, HealthCheck, Hosts
 from sandbox.server.cancellation import Canceller
 from sandbox.server.derived_tasks import DerivedTaskPlanner

@@ -44,7 +44,7 @@ from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.failure import FailureCode
 from sandbox.model.isolation_tier import TIERS
 from sandbox.model.resources import Resources
-from sandbox.placements.cluster.claims import Claims, HostKey
+from sandbox.placements.cluster.claim_checks import Claims, HostKey
 from sandbox.placements.cluster.hosts import SeenHosts
 from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings, JobStore
 from sandbox.placements.cluster.worker_server import StoreLog, WorkerServer, WorkerSession

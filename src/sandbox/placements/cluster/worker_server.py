@@ -57,7 +57,7 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.placements.cluster.artifact_uploads import ArtifactsTooLargeError, ArtifactUploads
-from sandbox.placements.cluster.claims import ClaimRejectedError, Claims
+from sandbox.placements.cluster.claim_checks import ClaimRejectedError, Claims
 from sandbox.placements.cluster.hosts import SeenHosts
 from sandbox.placements.cluster.jobs import Job
 from sandbox.primitives.concurrency import accept_connection

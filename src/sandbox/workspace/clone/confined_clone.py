@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from sandbox.interfaces.runtime import FIRST_EXTRA_DESCRIPTOR, Confinement
 from sandbox.workspace.cancellable_thread import run_in_thread
 from sandbox.workspace.clone.relay import DialPolicy, SocksProxy
-from sandbox.workspace.clone.remote import (
+from sandbox.workspace.clone.remote_settings import (
     FILES_DIRECTORY,
     STUB_SSH_COMMAND,
     CloneRemote,

@@ -24,7 +24,12 @@ from sandbox.model.printable import escape_character, replace_unprintable
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.clone.confined_clone import ConfinedClone, redirect_settings
 from sandbox.workspace.clone.relay import DialPolicy
-from sandbox.workspace.clone.remote import DEFAULT_SSH_COMMAND, find_secrets, read_user_config, user_environment
+from sandbox.workspace.clone.remote_settings import (
+    DEFAULT_SSH_COMMAND,
+    find_secrets,
+    read_user_config,
+    user_environment,
+)
 from sandbox.workspace.diff.base_tree import BaseTreeEntry, ls_tree_arguments, parse_ls_tree
 from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, RootedFiles
 from sandbox.workspace.git.command import Git, GitError, GitSetting, pipe, run_with_thread

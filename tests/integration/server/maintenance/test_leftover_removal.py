@@ -1,6 +1,5 @@
 """The leftover remover removes leftovers of attempts and keeps everything else. The leftovers are simulated."""
 
-import asyncio
 import errno
 import os
 import sqlite3
@@ -8,16 +7,17 @@ from contextlib import closing
 
 import pytest
 
+from doubles.fake_leftovers import FakeLeftovers
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from doubles.unreachable_journals import UnreachableJournals
 from sandbox.disks.tree_removal import remove_trees
-from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, probe_directory
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.placement import HostUnreachableError
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
-from sandbox.placements.local.attempt_files import LocalAttemptFiles, ProbeCleanup, probe_lock
+from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.server.maintenance.leftover_removal import (
     LeftoverRemovalError,
     LeftoverRemover,
@@ -25,22 +25,6 @@ from sandbox.server.maintenance.leftover_removal import (
 from sandbox.store.sqlite import SqliteStore
 
 FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished())
-
-
-class FakeLeftovers:
-    """Leftover sandboxes, keyed by attempt id; those in `stuck` cannot be removed."""
-
-    def __init__(self, *, is_exclusive=False):
-        self.is_exclusive, self.kind = is_exclusive, "socket" if is_exclusive else "sandbox"
-        self.attempts, self.stuck = set(), set()
-
-    def attempt_ids(self):
-        return set(self.attempts)
-
-    async def clean_up(self, attempt_id, files):
-        if attempt_id in self.stuck:
-            raise OSError("It does not end")
-        self.attempts.discard(attempt_id)
 
 
 @pytest.fixture
@@ -304,35 +288,6 @@ async def test_exclusive_leftovers_without_a_directory_are_removed(components):
             return sockets.attempts, sandboxes.attempts
 
     assert (await scenario()) == (set(), {"aaaaaaaaaaaa"})
-
-
-def test_dead_probe_is_removed_and_live_one_kept(tmp_path):
-    leftovers, directory = FakeLeftovers(), probe_directory(tmp_path, "aaaaaaaaaaaa")
-    AttemptLayout(directory).disk.mkdir(parents=True)
-    leftovers.attempts = {"aaaaaaaaaaaa", "bbbbbbbbbbbb"}
-    probes = ProbeCleanup(tmp_path, [leftovers], remove_trees)
-    with probe_lock(tmp_path), probe_lock(tmp_path):
-        asyncio.run(probes.sweep())
-        assert directory.exists()
-    asyncio.run(probes.sweep())
-    assert (directory.exists(), leftovers.attempts) == (False, {"bbbbbbbbbbbb"})
-    asyncio.run(ProbeCleanup(tmp_path / "none", [leftovers], remove_trees).sweep())
-
-
-def test_failing_probe_removal_does_not_block_others(tmp_path):
-    leftovers, probe_ids = FakeLeftovers(), [letter * 12 for letter in "abc"]
-    for probe_id in probe_ids:
-        AttemptLayout(probe_directory(tmp_path, probe_id)).disk.mkdir(parents=True)
-    leftovers.attempts, leftovers.stuck = set(probe_ids), {probe_ids[0], probe_ids[1]}
-    probes = ProbeCleanup(tmp_path, [leftovers], remove_trees)
-    with pytest.raises(OSError, match=r"a{12}: It does not end") as raised:
-        asyncio.run(probes.sweep())
-    assert f"{probe_ids[1]}: It does not end" in str(raised.value)
-    assert leftovers.attempts == leftovers.stuck
-    assert [probe_directory(tmp_path, probe_id).exists() for probe_id in probe_ids] == [True, True, False]
-    leftovers.stuck = set()
-    asyncio.run(probes.sweep())
-    assert leftovers.attempts == set()
 
 
 async def test_failing_removal_of_exclusive_leftovers_does_not_block_others(components):

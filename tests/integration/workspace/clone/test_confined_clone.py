@@ -18,7 +18,7 @@ from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.cancellable_thread import StopFlag
 from sandbox.workspace.clone.confined_clone import CREDENTIAL_REQUESTS_MAX, CredentialHelper
 from sandbox.workspace.clone.relay import DialPolicy, HostPort, SocksProxy
-from sandbox.workspace.clone.remote import SETTINGS_FILES_MAX, resolve_remote
+from sandbox.workspace.clone.remote_settings import SETTINGS_FILES_MAX, resolve_remote
 from sandbox.workspace.git.command import pipe
 from sandbox.workspace.git.directory import neutralize_attributes, read_branch_commit, write_git_directory
 

@@ -18,7 +18,7 @@ from sandbox.interfaces.worker_messages import (
     HostProof,
     ProveHost,
 )
-from sandbox.placements.cluster import claims, jobs
+from sandbox.placements.cluster import claim_checks, jobs
 from sandbox.primitives.message_stream import encode_message
 from sandbox.primitives.secret_fingerprint import compute_host_proof
 
@@ -210,7 +210,7 @@ class TestProofOfTheHost:
         assert "cluster.host_key_file" in server.jobs.status("task-1").reason
 
     async def test_silent_worker_is_disconnected(self, server, job, monkeypatch):
-        monkeypatch.setattr(claims, "_PROOF_SECONDS", 0.2)
+        monkeypatch.setattr(claim_checks, "_PROOF_SECONDS", 0.2)
         async with server.connect(server.claim(job)) as client:
             await challenge_of(client)
             await check_not_accepted(client)
@@ -292,7 +292,7 @@ async def test_running_worker_survives_an_upgrade_of_the_server_with_the_same_me
     claim = server.claim(job)
     async with server.connect(claim) as client:
         assert isinstance(await client.read(), Claimed)
-    monkeypatch.setattr(claims, "__version__", "99.0.0")
+    monkeypatch.setattr(claim_checks, "__version__", "99.0.0")
     await server.restart()
     async with server.connect(claim) as client:
         assert isinstance(await client.read(), Claimed)
@@ -302,7 +302,7 @@ async def test_running_worker_is_rejected_by_a_server_with_other_messages(server
     claim = server.claim(job)
     async with server.connect(claim) as client:
         assert isinstance(await client.read(), Claimed)
-    monkeypatch.setattr(claims, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
+    monkeypatch.setattr(claim_checks, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
     await server.restart()
     async with server.connect(claim) as client:
         await check_not_accepted(client, f"(protocol {PROTOCOL_VERSION})")

@@ -1,0 +1,17 @@
+"""Leftovers of attempts in memory."""
+
+
+class FakeLeftovers:
+    """Leftover sandboxes, keyed by attempt id; those in `stuck` cannot be removed."""
+
+    def __init__(self, *, is_exclusive=False):
+        self.is_exclusive, self.kind = is_exclusive, "socket" if is_exclusive else "sandbox"
+        self.attempts, self.stuck = set(), set()
+
+    def attempt_ids(self):
+        return set(self.attempts)
+
+    async def clean_up(self, attempt_id, files):
+        if attempt_id in self.stuck:
+            raise OSError("It does not end")
+        self.attempts.discard(attempt_id)
