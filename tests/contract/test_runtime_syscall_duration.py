@@ -422,15 +422,15 @@ def test_dentries_are_limited(runtime: Runtime, disk: Path, monkeypatch: pytest.
 _NEGATIVE_DENTRIES_OF_THE_HOST = """
 import os
 unique = os.urandom(8).hex()
-for number in range(100_000): os.access(f"/usr/lib/{unique}-{number}", os.F_OK)
+for number in range(60_000): os.access(f"/usr/lib/{unique}-{number}", os.F_OK)
 """
 
 
 def test_negative_dentries_in_host_directories_are_dropped_at_the_end(
     runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    if runtime.name != "bubblewrap" or os.geteuid() != 0:
-        pytest.skip("the names of the sandbox are not cached on the host")
+    if os.geteuid() != 0:
+        pytest.skip("an ordinary user may have no control group")
     monkeypatch.setattr(cgroups, "_NEGATIVE_DENTRIES_GROWTH_MAX", -(1 << 40))  # other programs may free names meanwhile
     drop, charged = ControlGroup.drop_caches, []
 

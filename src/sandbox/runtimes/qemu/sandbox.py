@@ -30,6 +30,7 @@ from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, rejec
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
 from sandbox.runtimes.limits.disk_objects import CachedExtentMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
+from sandbox.runtimes.limits.slab_usage import count_negative_dentries
 from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal
 from sandbox.runtimes.qemu.command_lines import QemuDescriptors
 from sandbox.runtimes.qemu.guest import frames
@@ -73,6 +74,7 @@ class QemuSandbox:
         self._channel = Channel(self._handle_frame)
         self._console, self._stderr = OutputTail(), OutputTail()
         self._extent_meter = CachedExtentMeter(guest_spec.spec.disk, launcher.slab_statistics)
+        self._negative_dentries_before = count_negative_dentries()
         self._streams = {number: GuestStream(self._channel, number) for number in (frames.OUTPUT, frames.ERRORS)}
         self._terminals: dict[int, QemuTerminal] = {}
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -194,6 +196,8 @@ class QemuSandbox:
                 await self.wait()
         except TimeoutError:
             raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE) from None
+        # virtiofsd looks up names in the host's own directories, such as /usr.
+        await asyncio.to_thread(self._group.drop_caches, self._negative_dentries_before)
         for one in (self._channel, self._console, self._stderr, self._report_transport):
             if one is not None:
                 one.abort()

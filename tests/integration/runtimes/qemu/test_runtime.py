@@ -17,6 +17,7 @@ from doubles.sandbox_scripts import CONNECT_OUTPUT, CONNECT_SCRIPT, IDENTITY_SCR
 from sandbox.agents.claude_code.binary_install import find_binary
 from sandbox.interfaces.runtime import Command, Sandbox, TerminalSize
 from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.qemu import QemuRuntime, components, kvm_selftest
 from sandbox.runtimes.qemu import sandbox as qemu_sandbox
 from sandbox.runtimes.qemu.kvm import KvmStatus
@@ -189,6 +190,13 @@ async def test_guest_has_output_gateway_access_and_a_memory_limit(
 ):
     """Combine checks from tests/contract in one guest, because booting a guest takes a long time."""
     monkeypatch.setattr(qemu_sandbox, "GUEST_TERMINALS_MAX", 1)
+    drop, remaining = ControlGroup.drop_caches, []
+
+    def drop_caches(group: ControlGroup, negative_dentries_before: int) -> None:
+        remaining.append(group.process_ids())
+        drop(group, negative_dentries_before)
+
+    monkeypatch.setattr(ControlGroup, "drop_caches", drop_caches)
     async with ready_sandbox(runtime, disk, memory_bytes=96 * MEBIBYTE) as sandbox:
         dns_task = asyncio.create_task(respond_to_query(sandbox.listeners.dns_udp))
         command = Command(["/bin/bash", "-c", _SCRIPT], {"PATH": "/usr/bin:/bin"}, "/workspace")
@@ -204,6 +212,8 @@ async def test_guest_has_output_gateway_access_and_a_memory_limit(
         async with asyncio.timeout(TIMEOUT_SECONDS):
             exit_status = await sandbox.wait()
         assert (exit_status.code, exit_status.was_oom_killed) == (128 + signal.SIGKILL, True)
+        remaining.clear()  # of earlier tries to boot
+    assert remaining == [frozenset()], "names that the guest looked up in the host's directories are dropped at its end"
 
 
 _MANY_FLOWS = """
