@@ -25,7 +25,7 @@ from doubles.fake_internet import (
 from doubles.leftovers import host_process
 from doubles.network_namespace import in_namespace
 from escape import attacks_on_collection, attacks_on_credentials, attacks_on_network, attacks_on_resources
-from escape.attack import Evidence
+from escape.attack import OWN_KERNEL, Evidence
 from escape.host_watch import HOLD_SECONDS, HostWatch
 from sandbox.demo.scripted_model import ToolUse, Turn
 
@@ -40,7 +40,7 @@ ADDRESSES_BY_NAME = {
 ALLOWED_HOSTS = [HOST, "inside.example", "metadata.example", "own.example"]
 TOOL_MILLISECONDS = 600_000
 TASK_TIMEOUT_SECONDS = 900
-ATTACK_TIMEOUT_SECONDS, ATTACK_TIMEOUT_SECONDS_EMULATED = 30, 180
+ATTACK_TIMEOUT_SECONDS, ATTACK_TIMEOUT_SECONDS_EMULATED = 90, 180
 
 ATTACKS = {
     "network": tuple(attacks_on_network.network_attacks()),
@@ -175,7 +175,8 @@ class AttackRun:
         self._make_repository("repo", self._files, *self._sandbox_attacks_arguments("network 4", "credentials 3"), "")
         packets = len(network.packets)
         pids = (deployment.server.ready_message["pid"], self._settings["SERVER_PID"])
-        with HostWatch(self.marker, pids, deployment.data_dir) as self._watch:
+        watch = HostWatch(self.marker, pids, deployment.data_dir, has_own_kernel=self.runtime in OWN_KERNEL)
+        with watch as self._watch:
             self._run_tasks()
         self.sent_packets = set(network.packets[packets:])
         self.evidence = self._collect_evidence()
@@ -311,6 +312,7 @@ class AttackRun:
             "EXECUTION_MARKER": str(self.execution_marker_file),
             "CREDENTIALS": str(self.deployment.home / ".gitconfig"),
             "MARKER": self.marker,
+            "HAS_OWN_KERNEL": self.runtime in OWN_KERNEL,
         }
 
     def _programs(self):

@@ -1,4 +1,8 @@
-"""Attacks that evade the OOM killer, or use kernel memory that is not charged to the sandbox."""
+"""Attacks that evade the OOM killer, or use kernel memory that is not charged to the sandbox.
+
+Some attacks need calls that take long. A program can delay the calls of other programs inside by keeping a processor
+busy.
+"""
 
 from escape.attack import OWN_KERNEL, Attack
 from escape.host_watch import COMPILED_FILTERS_BYTES, SOCKET_BUFFERS_BYTES
@@ -142,3 +146,146 @@ for family, kind, protocol in ((40, 1, 0), (17, 3, 0), (44, 3, 0), (38, 5, 0), (
 refused(*sorted(answers))""", """
 one, other = socket.socketpair(); one.send(b"x")
 if other.recv(1) == b"x": succeeded()""", ("EAFNOSUPPORT", "ESOCKTNOSUPPORT", "inet EPERM", "inet ESOCKTNOSUPPORT"))  # fmt: skip
+
+
+_BUSY_PROCESSOR = """
+import signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+processor = max(os.sched_getaffinity(0))
+
+def fork_to(run):
+    pid = os.fork()
+    if pid: return pid
+    run(); os._exit(0)
+
+def use_processor():
+    os.sched_setaffinity(0, {processor})
+    while True: pass
+"""
+
+_WAITING_PAGES = f"""{_BUSY_PROCESSOR}
+PAGES_BYTES, PUNCH_HOLE = (400 if HAS_OWN_KERNEL else 560) << 20, 3
+pages_file = os.memfd_create("pages")
+os.ftruncate(pages_file, 8192)
+checked(libc.fallocate(pages_file, PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(4096)))
+for offset in range(0, PAGES_BYTES, 1 << 20): os.pwrite(pages_file, b"x" * (1 << 20), offset)
+pages = memoryview(mmap.mmap(pages_file, PAGES_BYTES))
+start, busy = os.pipe(), os.pipe()
+
+def remove_pages():
+    # A thread that accesses the file meanwhile waits.
+    os.sched_setaffinity(0, {{processor}})
+    for _ in range(280): fork_to(lambda: (os.read(busy[0], 1), use_processor()))
+    os.read(start[0], 1); os.write(busy[1], b"x" * 280)
+    libc.fallocate(pages_file, PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(PAGES_BYTES))
+
+def start_to_remove_pages():
+    os.write(start[1], b"x")
+    first, resident = ctypes.addressof(ctypes.c_char.from_buffer(pages)), ctypes.c_ubyte(1)
+    while resident.value & 1: libc.mincore(ctypes.c_void_p(first), ctypes.c_size_t(4096), ctypes.byref(resident))
+
+fork_to(remove_pages)
+"""
+
+
+def long_call_attacks():
+    """Attacks that keep kernel memory in calls that take long. With a shared kernel, the runner ends the sandbox."""
+    yield Attack("files of processes that take long to end", f"""{_BUSY_PROCESSOR}
+import re
+os.mkdir("/tmp/listed")
+for number in range(300): open(f"/tmp/listed/{{number}}", "w").close()
+LIMIT = 1 << 30  # CLOSING_BYTES_MAX
+# A smaller number is enough for a kernel that the sandbox does not share with the host.
+BUSY, DIRECTORIES, PROCESSES = (10, 1000, 3) if HAS_OWN_KERNEL else (120, 7000, 40)
+
+def kernel_bytes():
+    found = re.search(r"SUnreclaim: +(\\d+)", pathlib.Path("/proc/meminfo").read_text())
+    return int(found[1]) << 10 if found else 0
+
+before = kernel_bytes()
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+def open_and_end():
+    room = ctypes.create_string_buffer(32)
+    for _ in range(DIRECTORIES):
+        listed = os.open("/tmp/listed", os.O_RDONLY)
+        checked(libc.syscall(61 if os.uname().machine == "aarch64" else 217, listed, room, 32))
+    os.sched_setaffinity(0, {{processor}})
+
+def is_open(pid):
+    try: return len(os.listdir(f"/proc/{{pid}}/fd")) > 0
+    except OSError: return False
+
+for _ in range(BUSY): fork_to(use_processor)
+held, started, ends_at = 0, [], time.monotonic() + 20
+for _ in range(PROCESSES):
+    started.append(fork_to(open_and_end))
+    while is_open(started[-1]): time.sleep(0.01)
+    ending = sum(os.path.exists(f"/proc/{{pid}}") for pid in started)
+    held = max(held, min(ending * DIRECTORIES * 300 * 64, kernel_bytes() - before))
+    if held > LIMIT or time.monotonic() > ends_at: break
+print(held >> 20, "MiB")
+time.sleep(2)
+if held < LIMIT and not HAS_OWN_KERNEL: refused("held back")
+else: succeeded()""", """
+os.makedirs("/tmp/few/one")
+for _ in range(3):
+    if os.fork() == 0:
+        held = [os.open("/tmp/few", os.O_RDONLY) for _ in range(100)]
+        os._exit(0 if os.listdir(held[0]) == ["one"] else 1)
+if all(os.wait()[1] == 0 for _ in range(3)): succeeded()""", ("out_of_memory", "held back"), allowed_inside=OWN_KERNEL, unchanged_observers=("long calls",))  # fmt: skip
+    yield Attack("mappings of ended processes, held by readers of pagemap", f"""
+os.close(os.open("/proc/self/pagemap", os.O_RDONLY))
+{_WAITING_PAGES}
+PROCESSES, MAPPINGS = (5, 10000) if HAS_OWN_KERNEL else (20, 60000)
+returned = mmap.mmap(-1, 4096)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+pids, opened = os.pipe(), os.pipe()
+
+def hold(index, file):
+    os.preadv(file, [pages[PAGES_BYTES - (index + 1) * 4096:][:8]], (1 << 40) // 4096 * 8)
+    returned[0] = 1
+
+def hold_all():
+    threading.stack_size(1 << 16)
+    for index in range(PROCESSES):
+        pid, = struct.unpack("i", os.read(pids[0], 4))
+        file = os.open(f"/proc/{{pid}}/pagemap", os.O_RDONLY)
+        threading.Thread(target=hold, args=[index, file], daemon=True).start()
+        os.write(opened[1], b"x")
+    time.sleep(600)
+
+fork_to(hold_all)
+file = os.memfd_create("mapped"); os.ftruncate(file, 4096)
+for page in range(MAPPINGS): libc.mmap((1 << 40) + page * 8192, 4096, 1, 0x11, file, 0)  # MAP_SHARED, MAP_FIXED
+start_to_remove_pages()
+for _ in range(PROCESSES):
+    pid = fork_to(lambda: time.sleep(600))
+    os.write(pids[1], struct.pack("i", pid)); os.read(opened[0], 1); time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+time.sleep(5)
+refused("held back") if returned[0] else succeeded()""", """
+file = os.memfd_create("mapped"); os.ftruncate(file, 4096)
+if os.fork() == 0:
+    os._exit(0 if [mmap.mmap(file, 4096, prot=mmap.PROT_READ) for _ in range(1000)] else 1)
+if os.wait()[1] == 0: succeeded()""", ("out_of_memory", "held back", "ENOENT"), allowed_inside=("qemu",), unchanged_observers=("long calls",), host_paths=("/proc/self/pagemap",))  # fmt: skip
+    yield Attack("buffers of waiting reads in /proc/sys", f"""{_WAITING_PAGES}
+settings = [os.open("/proc/sys/kernel/hostname", os.O_RDONLY) for _ in range(88)]
+time.sleep(0.5); start_to_remove_pages()
+threading.stack_size(1 << 16)
+for index, setting in enumerate(settings):
+    buffer = pages[PAGES_BYTES - (5 << 20) - index * 4096:][:(4 << 20) - 4096]
+    threading.Thread(target=os.preadv, args=[setting, [buffer], 0], daemon=True).start()
+time.sleep(1)
+null = os.open("/dev/null", os.O_RDONLY)
+for setting in settings: os.dup2(null, setting)
+time.sleep(4)
+succeeded()""", """
+names = []
+def read(): names.append(pathlib.Path("/proc/sys/kernel/hostname").read_text().strip())
+readers = [threading.Thread(target=read) for _ in range(24)]
+for each in readers: each.start()
+for each in readers: each.join()
+if names == [os.uname().nodename] * 24: succeeded()""", ("out_of_memory", "ENOTSUP"), allowed_inside=("qemu",), unchanged_observers=("long calls",))  # fmt: skip

@@ -173,7 +173,8 @@ if os.fork() == 0: os.kill(os.getpid(), signal.SIGABRT)
 _, status = os.wait()
 dumped = os.WCOREDUMP(status) or any(name.startswith("core") for name in set(os.listdir()) - before)
 succeeded() if dumped else refused("no dump")""", "if os.fork() == 0: os._exit(3)\nif os.wait()[1] >> 8 == 3: succeeded()", ("no dump",))  # fmt: skip
-    # The last attack, since it may kill the agent.
+    # The last attacks kill the agent.
+    yield from attacks_on_kernel_memory.long_call_attacks()
     yield Attack("more memory than the limit, in several processes", """
 source = "x = bytearray(350 << 20)\\nfor i in range(0, len(x), 4096): x[i] = 1\\nimport time; print('up', flush=True); time.sleep(5)"
 started = [subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) for _ in range(4)]

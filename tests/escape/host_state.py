@@ -1,5 +1,6 @@
 """Reads the state of the host's processes and kernel from /proc and /sys."""
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -157,6 +158,17 @@ def bpf_filter_bytes():
 def aio_events():
     """Return the number of AIO events in use on the whole machine."""
     return int(Path("/proc/sys/fs/aio-nr").read_text())
+
+
+def calls_in_progress(pid, functions):
+    """Return (thread id, function) for each thread of a process that is executing one of these kernel functions."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for thread in Path("/proc", str(pid), "task").iterdir():
+            with contextlib.suppress(OSError):
+                stack = _read(thread / "stack")
+                found.update((int(thread.name), function) for function in functions if f" {function}+" in stack)
+    return found
 
 
 def key_count(uid):

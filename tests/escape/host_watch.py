@@ -30,15 +30,24 @@ SOCKET_BUFFERS_BYTES, COMPILED_FILTERS_BYTES = 400 << 20, 12 << 20
 """Kernel memory that attacks try to use for socket buffers and compiled filters: more than all other programs use."""
 
 
+LONG_CALLS = ("do_exit", "pagemap_read", "proc_sys_call_handler")
+"""The kernel's functions in which attacks keep memory: of ending processes, and of readers of pagemap and /proc/sys."""
+
+LONG_CALL_SECONDS = 3.0
+"""Threads that execute one of them for this long are a change. Ordinary calls take milliseconds."""
+
+
 class HostWatch:
     """A context manager, to be entered before the attacks.
 
+    has_own_kernel: whether the kernel of the sandboxes is not the host's, which must then execute none of LONG_CALLS.
     marker: a part of the name of every object that an attack creates. protected_pids: host processes that no attack may
     affect. data_dir: the data directory of the server whose attempts are watched. samples: the start and end of each
     sample.
     """
 
-    def __init__(self, marker, protected_pids, data_dir):
+    def __init__(self, marker, protected_pids, data_dir, *, has_own_kernel=False):
+        self._has_own_kernel, self._calls = has_own_kernel, {}
         self._marker, self._protected_pids, self._data_dir = marker, tuple(protected_pids), Path(data_dir)
         self._changes = {}
         self._ready_processes = {}
@@ -172,6 +181,16 @@ class HostWatch:
             if new is not None and (new.nice < old.nice or new.policies != old.policies):
                 yield f"process {pid} has {new.nice}, {sorted(new.policies)}"
 
+    def _long_calls(self, *_):
+        if not self._has_own_kernel:
+            return set()
+        now, earlier, self._calls = time.monotonic(), self._calls, {}
+        for pid, _ in processes(self._data_dir):
+            for call in host_state.calls_in_progress(pid, LONG_CALLS):
+                self._calls[call] = earlier.get(call, now)
+        return {f"thread {thread}: {function}" for (thread, function), since in self._calls.items()
+                if now - since >= LONG_CALL_SECONDS}  # fmt: skip
+
     def _terminals(self, sandbox_processes, _):
         count = sum(process.terminals for process in sandbox_processes.values())
         return {f"{count} descriptors of terminals"} if count > TERMINAL_DESCRIPTORS_MAX else set()
@@ -191,6 +210,7 @@ OBSERVERS = {
     "socket buffers": HostWatch._socket_buffers,
     "compiled filters": HostWatch._compiled_filters,
     "scores": HostWatch._oom_scores,
+    "long calls": HostWatch._long_calls,
 }
 """The observers, keyed by the names that attack declarations use."""
 

@@ -105,6 +105,20 @@ def test_changed_root_is_reported(watch, unrelated_process, tmp_path):
     assert "mounts" in changed_observers(watch)
 
 
+@pytest.mark.parametrize("has_own_kernel", [True, False])
+def test_long_call_is_reported_if_the_host_should_execute_none(
+    marker, unrelated_process, sandbox, tmp_path, monkeypatch, has_own_kernel
+):
+    monkeypatch.setattr(host_watch, "LONG_CALLS", ("hrtimer_nanosleep",))
+    monkeypatch.setattr(host_watch, "LONG_CALL_SECONDS", 0.2)
+    sandbox.run("import threading, time; threading.Thread(target=time.sleep, args=[600], daemon=True).start()")
+    with HostWatch(marker, (unrelated_process.pid,), tmp_path / "data", has_own_kernel=has_own_kernel) as watch:
+        ends_at = time.monotonic() + (20 if has_own_kernel else 1)
+        while not watch.changes().get("long calls") and time.monotonic() < ends_at:
+            time.sleep(0.05)
+    assert bool(watch.changes()["long calls"]) == has_own_kernel
+
+
 @pytest.mark.parametrize("flag", [0x4000000, 0x2000000, 0x8000000])
 def test_changed_namespace_is_reported(watch, sandbox, flag):
     sandbox.run(f"libc.unshare({flag})")
@@ -210,7 +224,7 @@ def test_short_lived_change_is_reported_by_the_watch_thread(watch, marker):
 def test_sandbox_observers_do_not_run_without_a_sandbox(marker, unrelated_process, tmp_path):
     with HostWatch(marker, (unrelated_process.pid,), tmp_path / "data") as watch:
         watch.sample()
-    machine_observers = {"AIO contexts", "socket buffers", "compiled filters"}
+    machine_observers = {"AIO contexts", "socket buffers", "compiled filters", "long calls"}
     assert set(watch.changes()) == {"processes", "mounts", "files", "settings"} | machine_observers
 
 
