@@ -231,7 +231,7 @@ class Authenticator:
     @contextmanager
     def count_request(self, caller: Caller) -> Iterator[None]:
         """Count a request while it is being processed. Does nothing on a server without tokens."""
-        name = caller.principal.id if caller.principal else ""
+        name = caller.principal.id if caller.principal else LOCAL_OPERATOR.id
         self._requests_in_progress[name] += bool(name)
         try:
             yield

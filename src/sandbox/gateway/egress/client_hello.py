@@ -43,9 +43,9 @@ class ClientHello(msgspec.Struct, frozen=True):
 class ServerNames(msgspec.Struct, frozen=True):
     """The server names in a ClientHello. The flags mean the same as in `ClientHello`."""
 
-    names: tuple[str, ...] = ()
-    has_encrypted_name: bool = False
-    has_early_data: bool = False
+    names: tuple[str, ...]
+    has_encrypted_name: bool
+    has_early_data: bool
 
 
 class _MalformedError(Exception):
