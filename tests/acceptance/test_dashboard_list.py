@@ -320,7 +320,7 @@ def test_row_shows_changes_cost_and_reason_at_every_width(base_url, browser):
         page = browser.open(f"{base_url}/?q=login", width=width)
         row = page.locator(".tasks tbody tr")
         for text in ("+376", "−3", "$1.25", "The model's provider refused", "Fix the login", "failed"):
-            assert row.get_by_text(text, exact=False).first.is_visible(), (width, text)
+            row.get_by_text(text, exact=False).first.wait_for(state="visible")
 
 
 @pytest.mark.parametrize("width", [1440, 390])
