@@ -60,7 +60,7 @@ class SlurmHarness:
             SlurmSettings(
                 partition=partition,
                 extra_options=extra_options,
-                commands=str(self.cluster.commands),
+                commands_dir=str(self.cluster.commands),
                 configuration=str(self.cluster.configuration),
             )
         )

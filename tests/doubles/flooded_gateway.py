@@ -30,7 +30,7 @@ async def main() -> None:
     throttle = throttle_with_debt(*map(float, sys.argv[3:]))
     dialer._resolve = lambda host, **_: {MODEL_ADDRESS if host == MODEL_ADDRESS else "127.0.0.1"}
     upstream = ModelUpstream(f"http://{MODEL_ADDRESS}:{model_port}", api_key=SERVER_KEY)
-    rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (80, 443, host_port)),), is_outbound=True))
+    rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (80, 443, host_port)),), has_outbound_mode=True))
     events: list[str] = []
     with loopback_listeners() as listeners:
         gateway = SocketGatewayFactory(MessagesApi(), address_policy=lambda _: True, throttle=throttle).create(

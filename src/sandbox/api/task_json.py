@@ -96,7 +96,7 @@ def task_item_body(task: Task, *, is_operator: bool, is_preserved: bool) -> Task
         "duration_seconds": task.duration_seconds(datetime.now(UTC)),
         "parent": task.parent.task_id if task.parent else None,
         "rerun_of": task.rerun_of,
-        "continues": _continuation(task),
+        "continues": _conversation_source(task),
         "sandbox_kept": is_preserved,
     }
 
@@ -130,7 +130,7 @@ def _diff_body(task: Task) -> DiffBody | None:
     return None if diff is None else {"files": diff.files, "additions": diff.additions, "deletions": diff.deletions}
 
 
-def _continuation(task: Task) -> Literal["session", "context"] | None:
+def _conversation_source(task: Task) -> Literal["session", "context"] | None:
     if task.parent is None:
         return None
     return "context" if task.parent.session is None else "session"

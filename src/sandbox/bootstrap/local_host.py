@@ -16,7 +16,7 @@ from sandbox.bootstrap.clock import read_boot_id
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_private_directory
 from sandbox.bootstrap.runtime_selection import AUTO, RuntimeChoice, choose_runtime, describe_failure, make_runtime
-from sandbox.bootstrap.settings.schema import CapacitySection, ServerSettings
+from sandbox.bootstrap.settings.schema import OvercommitSection, ServerSettings
 from sandbox.disks.leftovers import DiskLeftovers
 from sandbox.disks.loop_disk import loop_unavailable_reason
 from sandbox.disks.tree_removal import remove_trees
@@ -48,7 +48,7 @@ _SHARED_ROOT = Path("/tmp")  # noqa: S108  (see `_run_dir_candidates`)
 """A directory that exists without a login session, in which any user can create files."""
 
 
-def measure_capacity(data_dir: Path, factors: CapacitySection) -> Resources:
+def measure_capacity(data_dir: Path, factors: OvercommitSection) -> Resources:
     """Return the capacity for tasks: the CPUs that this process may use, memory, and the data directory's disk.
 
     Each is multiplied by its overcommit factor.

@@ -13,7 +13,7 @@ class FailureNotice:
 
     title: what happened; detail: the cause, empty if the title contains it; remedy: what to do, empty if the detail
     already says it. message: the message of the status.
-    setting: the field of the manifest to change, from the remedy in the status; None if there is none.
+    field: the field of the manifest to change, from the remedy in the status; None if there is none.
     """
 
     title: str
@@ -21,12 +21,12 @@ class FailureNotice:
     remedy: str
     code: str
     message: str
-    setting: str | None = None
+    field: str | None = None
 
     @property
     def change(self) -> str:
-        """The change to the setting, as in "Run again with more memory"; empty without a setting."""
-        return _CHANGES[self.setting][1] if self.setting else ""
+        """The change to the field, as in "Run again with more memory"; empty without a field."""
+        return _CHANGES[self.field][1] if self.field else ""
 
     @property
     def anchor(self) -> str:
@@ -126,8 +126,8 @@ def describe_failure(failure: FailureBody) -> FailureNotice:
         remedy = ""
     if field is not None:
         title, detail, remedy = map(_use_words, (title, detail, remedy))
-    setting = field if field in _CHANGES else None
-    return FailureNotice(title, _capitalize(detail), _capitalize(remedy), code, message, setting)
+    known_field = field if field in _CHANGES else None
+    return FailureNotice(title, _capitalize(detail), _capitalize(remedy), code, message, known_field)
 
 
 def field_words(field: str) -> str:

@@ -11,7 +11,7 @@ import msgspec
 
 from sandbox.disks.home_directory import create_home
 from sandbox.disks.loop_disk import CommandFailedError, run_command
-from sandbox.disks.tree_removal import NAMESPACE_ROOT_PREFIX
+from sandbox.disks.tree_removal import NAMESPACE_ROOT_COMMAND
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.fixed_limits import DISK_COMMAND_TIMEOUT_SECONDS
@@ -136,7 +136,7 @@ async def _run_du(directory: Path, unit: str) -> int:
     try:
         if os.geteuid() != 0:
             # Otherwise an agent could hide files in a directory that it makes unreadable.
-            output = await run_command(*NAMESPACE_ROOT_PREFIX, *command, ok_codes=(0, 1))
+            output = await run_command(*NAMESPACE_ROOT_COMMAND, *command, ok_codes=(0, 1))
         output = output or await run_command(*command, ok_codes=(0, 1))
         return int(output.split()[0])
     except (CommandFailedError, ValueError, IndexError) as error:

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from sandbox.interfaces.file_layout import AttemptLayout
 
-_MARKER = "proc"
+_NEW_LAYOUT_MARKER = "proc"
 """A directory on new disks, used as a mount point. Disks of earlier versions lack it; their home directory is `home`.
 
 Agents cannot create the marker, because they have no access to the root of a disk.
@@ -13,7 +13,7 @@ Agents cannot create the marker, because they have no access to the root of a di
 
 def create_home(layout: AttemptLayout) -> None:
     """Create the home directory of an open disk. Idempotent, even after an interruption. Raises OSError."""
-    marker, parent, new_parent = layout.disk / _MARKER, layout.home.parent, layout.disk / "home.new"
+    marker, parent, new_parent = layout.disk / _NEW_LAYOUT_MARKER, layout.home.parent, layout.disk / "home.new"
     if not marker.exists() and parent.exists():
         with suppress(OSError):
             (layout.disk / "lost+found").rmdir()  # frees blocks and an inode on a full disk

@@ -10,7 +10,7 @@ from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 
 _PATH = "/usr/bin:/bin"
 
-NAMESPACE_ROOT_PREFIX = ("unshare", "--user", "--map-root-user")
+NAMESPACE_ROOT_COMMAND = ("unshare", "--user", "--map-root-user")
 """Prefix that runs a command as root in a user namespace, so that file modes set by agents do not prevent access."""
 
 
@@ -23,7 +23,7 @@ async def remove_trees(paths: Sequence[Path]) -> None:
         return
     command = ("rm", "-rf", "--one-file-system", "--", *map(str, paths))
     stderr = await _run(command)
-    if stderr and os.geteuid() != 0 and not await _run((*NAMESPACE_ROOT_PREFIX, *command)):
+    if stderr and os.geteuid() != 0 and not await _run((*NAMESPACE_ROOT_COMMAND, *command)):
         return
     if stderr:
         raise OSError(stderr)

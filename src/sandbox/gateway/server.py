@@ -15,7 +15,7 @@ from socket import MSG_PEEK, socket
 from typing import Any, NamedTuple
 
 from sandbox.gateway import limits
-from sandbox.gateway.connection import ConnectionHandler, ModelConnection, PriorityCpuQueues
+from sandbox.gateway.connection import ConnectionHandler, PriorityCpuQueues
 from sandbox.gateway.dns import DnsResponder, DnsTcpProtocol, SyntheticIps
 from sandbox.gateway.egress.connection import EgressConnection
 from sandbox.gateway.egress.dialer import AddressPolicy, PublicDialer, is_dialable
@@ -26,6 +26,7 @@ from sandbox.gateway.egress.proxy_opening import ProxyOpening
 from sandbox.gateway.egress.tls_opening import TlsOpening
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.lease import NetworkLease
+from sandbox.gateway.model_api.connection import ModelConnection
 from sandbox.gateway.model_api.dialer import UpstreamDialer, parse_upstream
 from sandbox.gateway.model_api.protocol import ModelProtocol
 from sandbox.gateway.model_api.request_gate import ModelRequestGate

@@ -42,12 +42,12 @@ class EgressRules(msgspec.Struct, frozen=True, omit_defaults=True):
     """All egress rules of a task. Without rules, only the model can be reached.
 
     is_unrestricted: every public name is allowed, on every port.
-    is_outbound: the manifest has `network_mode: outbound`, even if it lists no hosts.
+    has_outbound_mode: the manifest has `network_mode: outbound`, even if it lists no hosts.
     """
 
     rules: tuple[EgressRule, ...] = ()
     is_unrestricted: bool = False
-    is_outbound: bool = False
+    has_outbound_mode: bool = False
 
     @property
     def is_isolated(self) -> bool:
@@ -73,7 +73,7 @@ def egress_rules(vm: Vm) -> EgressRules:
         return EgressRules(is_unrestricted=True)
     if vm.network_mode != "outbound":
         return EgressRules()
-    return EgressRules(tuple(_parse_rule(entry) for entry in vm.allowed_hosts), is_outbound=True)
+    return EgressRules(tuple(_parse_rule(entry) for entry in vm.allowed_hosts), has_outbound_mode=True)
 
 
 def transparent_ports(rules: EgressRules) -> tuple[int, ...]:

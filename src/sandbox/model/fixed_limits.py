@@ -298,7 +298,7 @@ MEMORY_AVAILABLE_BYTES_MIN = 512 * 1024 * 1024
 MEMORY_CHECK_INTERVAL_SECONDS = 1.0
 """Interval between checks of the host's available memory while tasks are waiting."""
 
-MEASUREMENT_CACHE_SECONDS = 600.0
+DISK_MEASUREMENT_CACHE_SECONDS = 600.0
 """How long the next caller can use a disk measurement that finished while no caller was waiting."""
 
 JANITOR_INTERVAL_SECONDS = 300.0

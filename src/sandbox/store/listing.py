@@ -26,7 +26,7 @@ from sandbox.model.task import Task, message_in_result
 PagePosition = tuple[int | str | None, str]
 """The value of the sort field (times in microseconds since 1970, UTC; costs in nanodollars) and the task's id."""
 
-TaskPosition = tuple[str, int | str | None]
+IdAndSortValue = tuple[str, int | str | None]
 """A task's id and the value of its sort field."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -228,7 +228,7 @@ def _default_of(field: msgspec.structs.FieldInfo) -> dict[str, Any]:
 
 
 _list_decoder = msgspec.json.Decoder(_declare_listed_task())
-_report_decoder = msgspec.json.Decoder(_AgentResult)
+_agent_result_decoder = msgspec.json.Decoder(_AgentResult)
 EMPTY_AGENT_SECTION = AgentSection("", {"prompt": "", "model": ""})
 """The agent section of the tasks in a list, which omits the section of the manifest."""
 
@@ -241,7 +241,7 @@ def decode_task_item(encoded: bytes) -> Task:
     if manifest.repository.patch is not None:  # rows of earlier versions contain the patch
         manifest = manifest.replace(repository=without_patch(manifest.repository))
     if values[_MESSAGE] is None and values[_RESULT] is not None:
-        values[_MESSAGE] = message_in_result(_report_decoder.decode(values[_RESULT]).result)
+        values[_MESSAGE] = message_in_result(_agent_result_decoder.decode(values[_RESULT]).result)
     values[_MANIFEST], values[_RESULT], values[_ARTIFACTS] = manifest, None, ()
     return Task(*values)
 
@@ -316,7 +316,7 @@ class PageReader:
         encoded = dict(connection.execute(self._sql["encoded_tasks"], {"ids": ids}).fetchall())
         return [ListedRow(task_id, value, encoded.get(task_id, b"")) for task_id, value in positions]
 
-    def _find_in_order(self, connection: sqlite3.Connection, count: int) -> list[TaskPosition] | None:
+    def _find_in_order(self, connection: sqlite3.Connection, count: int) -> list[IdAndSortValue] | None:
         """Read the next tasks in order until the found ones fill the page; None if there are too few.
 
         The first window is large enough if the found tasks are spread evenly, and the next one if their share stays the
@@ -338,7 +338,7 @@ class PageReader:
 
     def _select_found(
         self, connection: sqlite3.Connection, positions: Sequence[tuple[str, int | str | None, int | None]], count: int
-    ) -> list[TaskPosition]:
+    ) -> list[IdAndSortValue]:
         """Return those positions of a window that the search finds; empty if that would take too long."""
         numbers = [number for *_, number in positions if number is not None]
         if not numbers:

@@ -295,7 +295,7 @@ class ServerSession:
                 return False
             data = await asyncio.to_thread(task.replicas.read, task_id, offset, batch.next_offset - offset)
             await asyncio.to_thread(_flush, task.layout)
-        task.note_records(batch)
+        task.note_agent_start(batch)
         for record in batch.records:
             if isinstance(record.event, ArtifactCollected) and not await self._upload(record.event.artifact):
                 await asyncio.sleep(_RETRY_SECONDS)

@@ -46,7 +46,7 @@ from sandbox.primitives.message_stream import StreamPair
 PERMANENT_AFTER_SECONDS = 120.0
 """How long errors of this host's own files may last before the worker gives up."""
 
-_UNRELATED_SECONDS = 600.0
+_RELATED_ERRORS_SECONDS_MAX = 600.0
 """Errors that are further apart are unrelated."""
 
 _POLL_SECONDS = 0.1
@@ -84,7 +84,7 @@ class HostFailures:
     def record(self, error: Exception) -> None:
         """Record an error."""
         now = time.monotonic()
-        if self._first_at is None or now - self._last_at > _UNRELATED_SECONDS:
+        if self._first_at is None or now - self._last_at > _RELATED_ERRORS_SECONDS_MAX:
             self._first_at = now
         self._last_at = now
         _log.warning("The files of this host cannot be used: %s", error_reason(error))
@@ -233,7 +233,7 @@ class WorkerTask:
                 return
             await asyncio.sleep(_POLL_SECONDS)
 
-    def note_records(self, batch: RecordBatch) -> None:
+    def note_agent_start(self, batch: RecordBatch) -> None:
         """Note whether the agent has started, before the records are sent to the server."""
         if any(isinstance(record.event, AgentStarted) for record in batch.records):
             self._agent_start_end = batch.next_offset

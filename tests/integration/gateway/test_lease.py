@@ -215,7 +215,7 @@ def test_expiry_resets_tunnels_and_a_renewal_allows_new_ones(clock, monkeypatch)
 
         async with listening(hold) as port:
             lease = NetworkLease(10, clock)
-            rules = GatewayRules(EgressRules((EgressRule(HOST, (port,)),), is_outbound=True))
+            rules = GatewayRules(EgressRules((EgressRule(HOST, (port,)),), has_outbound_mode=True))
             monkeypatch.setattr(dialer, "_resolve", lambda host, **_: {"127.0.0.1" if host == HOST else "127.0.0.9"})
             async with served_gateway(
                 "http://127.0.0.9:9", rules, lease=lease, address_policy=lambda _: True

@@ -111,7 +111,7 @@ async def flooding_host(monkeypatch):
     server = await asyncio.start_server(flood, "127.0.0.1", 0, backlog=TUNNELS)
     port = server.sockets[0].getsockname()[1]
     monkeypatch.setattr(dialer, "_resolve", lambda host, **_: {"127.0.0.1" if host == HOST else "127.0.0.9"})
-    rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (port,)),), is_outbound=True))
+    rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (port,)),), has_outbound_mode=True))
     try:
         async with served_gateway("http://127.0.0.9:9", rules, address_policy=lambda _: True) as served:
             yield served, port

@@ -76,7 +76,7 @@ def test_new_host_connections_are_rate_limited_and_all_succeed(low_connection_ra
         arrivals = []
         server = await serve(arrivals)
         port = server.sockets[0].getsockname()[1]
-        rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (port,)),), is_outbound=True))
+        rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (port,)),), has_outbound_mode=True))
         async with served_gateway("http://127.0.0.9:9", rules, address_policy=lambda _: True) as served:
             proxy = served.listeners.proxy.getsockname()[1]
 
@@ -111,7 +111,7 @@ def test_lookups_without_a_connection_are_rate_limited(low_connection_rates, mon
     monkeypatch.setattr(dialer, "_resolve", resolve)
 
     async def scenario():
-        rules = GatewayRules(egress=EgressRules((EgressRule(HOST),), is_outbound=True))
+        rules = GatewayRules(egress=EgressRules((EgressRule(HOST),), has_outbound_mode=True))
         async with served_gateway("http://127.0.0.9:9", rules) as served:
             proxy = served.listeners.proxy.getsockname()[1]
 

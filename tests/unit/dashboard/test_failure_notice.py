@@ -127,18 +127,18 @@ def test_summary_starts_with_the_cause(code, message, summary):
 )
 def test_setting_to_change_is_that_of_the_remedy(field, change):
     notice = describe("new_code", "It broke.", field)
-    assert (notice.setting, notice.change) == (field, change)
+    assert (notice.field, notice.change) == (field, change)
 
 
 @pytest.mark.parametrize("field", [None, "repository.subpath"])
 def test_notice_offers_no_change_of_a_field_without_words(field):
     notice = describe("clone_failed", "'a' is not a directory; check repository.subpath and vm.memory.", field)
-    assert (notice.setting, notice.change) == (None, "")
+    assert (notice.field, notice.change) == (None, "")
 
 
 def test_full_disk_of_the_server_does_not_ask_for_a_larger_disk():
     notice = describe("disk_full", "The server's disk is full; free space on that disk and submit the task again.")
-    assert (notice.setting, notice.remedy) == (None, "Free space on that disk and submit the task again.")
+    assert (notice.field, notice.remedy) == (None, "Free space on that disk and submit the task again.")
 
 
 def test_limit_that_more_memory_does_not_raise_has_another_remedy():

@@ -154,7 +154,7 @@ def _change_manifest(
     except InvalidManifestError as error:
         raise InvalidManifestError([_locate(each, overrides) for each in error.errors]) from None
     if planned.inheritance is not None:
-        _check_same_work(earlier, manifest, overrides)
+        _check_can_continue(earlier, manifest, overrides)
     return manifest
 
 
@@ -171,7 +171,7 @@ def _contains(outer: str, inner: str) -> bool:
     return inner == outer or inner.startswith((f"{outer}.", f"{outer}["))
 
 
-def _check_same_work(earlier: Manifest, manifest: Manifest, overrides: Sequence[Override]) -> None:
+def _check_can_continue(earlier: Manifest, manifest: Manifest, overrides: Sequence[Override]) -> None:
     """Raise InvalidParameterError if the new task could not continue the work of the earlier one."""
     errors = []
     if manifest.repository != earlier.repository:

@@ -125,7 +125,7 @@ _LastEventId = Annotated[
 
 _TEXT_SCHEMA = {"type": "string"}
 _EVENT_SCHEMA = component_ref("Event")
-_JSON_RANGE = "application/*"
+_JSON_MEDIA_RANGE = "application/*"
 """The media type of JSON logs in the schema. Generated clients would parse every log as JSON if the schema listed
 `application/json`, because they send no `Accept` header and choose one of the listed types.
 """
@@ -135,7 +135,7 @@ _LOG_SCHEMAS: dict[str, dict[str, Any]] = {
     "text_plain": _TEXT_SCHEMA,
     "text_event_stream": {},
     "application_x_ndjson": _TEXT_SCHEMA,
-    _JSON_RANGE: {"type": "array", "items": _EVENT_SCHEMA},
+    _JSON_MEDIA_RANGE: {"type": "array", "items": _EVENT_SCHEMA},
 }
 _SSE_DATA = {"type": "string", "contentMediaType": "application/json", "contentSchema": _EVENT_SCHEMA}
 _SSE_SCHEMA = {

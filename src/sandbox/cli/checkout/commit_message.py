@@ -20,7 +20,7 @@ BODY_CELLS_MAX = 72
 BODY_LINES_MAX = 60
 BODY_CHARACTERS_MAX = 8000
 
-STEP_CHARACTERS_MAX = 200
+CHAIN_TASK_CHARACTERS_MAX = 200
 """Maximum length of each task's line in the commit message for a chain of tasks."""
 
 TRAILER = "Sandbox-Task"
@@ -133,7 +133,7 @@ def build_chain_message(tasks: Sequence[CommittedTask]) -> str:
 def _title(message: str) -> str:
     lines = [escape_text(line.rstrip()) for line in message[:BODY_CHARACTERS_MAX].splitlines()]
     first = _find_title(lines)
-    return "" if first is None else textwrap.shorten(_plain(lines[first]), STEP_CHARACTERS_MAX, placeholder=" …")
+    return "" if first is None else textwrap.shorten(_plain(lines[first]), CHAIN_TASK_CHARACTERS_MAX, placeholder=" …")
 
 
 def _find_title(lines: Sequence[str]) -> int | None:

@@ -51,7 +51,9 @@ def doctor(shows_all: bool, worker_server: str | None, **server_options: Any) ->
         print_json({"can_run_tasks": can_run, "findings": [_to_json(finding) for finding in findings]})
     else:
         _print_findings(findings, shows_all=shows_all, has_color=options.has_color)
-    actions = list(dict.fromkeys(finding.action for finding in findings if finding.action and not finding.ok))
+    actions = list(
+        dict.fromkeys(finding.short_remedy for finding in findings if finding.short_remedy and not finding.ok)
+    )
     to_do = f" To do: {', '.join(actions)}." if actions else ""
     if not can_run:
         fail(f"No task can run here yet. Fix the items marked with ✗ and run this again.{to_do}", ExitCode.TASK_FAILED)

@@ -171,7 +171,7 @@ class SlurmEngine:
 
         environment: what sbatch passes on to the job.
         """
-        program = shutil.which(name, path=self._settings.commands or SYSTEM_PATH)
+        program = shutil.which(name, path=self._settings.commands_dir or SYSTEM_PATH)
         if program is None:
             message = f"The command {name} is not installed; install Slurm's client, or set cluster.slurm.commands."
             raise EngineUnavailableError(message)

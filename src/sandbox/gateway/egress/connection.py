@@ -105,7 +105,7 @@ class EgressConnection:
                 if self._has_host_data:  # the gateway's response would be inserted into the host's
                     self._client.abort()
                 return
-            host_stream.set_reset_on_abort(stream_filter.is_searching)
+            host_stream.set_reset_on_abort(stream_filter.may_end_in_denied_line)
             host_stream.write(output)
             await host_stream.drain()
             if not data:

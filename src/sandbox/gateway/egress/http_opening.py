@@ -74,7 +74,7 @@ class SingleRequestFilter:
     """Forwards one request with new framing and discards all data after it."""
 
     is_passthrough = False
-    is_searching = False
+    may_end_in_denied_line = False
 
     def __init__(self, client_side: h11.Connection, request: h11.Request, authority: HostPort) -> None:
         self._client_side = client_side

@@ -46,7 +46,7 @@ class EgressPolicy:
     def deny_reason(self, host: str, port: int) -> str | None:
         """Return why the host and port are denied, or None if they are allowed."""
         if self._rules.is_isolated:
-            return NO_HOSTS_DENY_REASON if self._rules.is_outbound else ISOLATED_DENY_REASON
+            return NO_HOSTS_DENY_REASON if self._rules.has_outbound_mode else ISOLATED_DENY_REASON
         if normalize_host(host) == self._model_host:
             return "the model is reachable only at the gateway's address."
         if not 1 <= port <= 65535:
@@ -87,7 +87,7 @@ class StreamFilter(Protocol):
         ...
 
     @property
-    def is_searching(self) -> bool:
+    def may_end_in_denied_line(self) -> bool:
         """Whether the data forwarded so far may end within a line that is about to be denied."""
         ...
 
@@ -146,9 +146,9 @@ class NestedOpeningFilter:
         return self._stream_filter is not None and self._stream_filter.is_passthrough
 
     @property
-    def is_searching(self) -> bool:
+    def may_end_in_denied_line(self) -> bool:
         """Whether the opening has passed and its filter forwards data that it still searches."""
-        return self._stream_filter is not None and self._stream_filter.is_searching
+        return self._stream_filter is not None and self._stream_filter.may_end_in_denied_line
 
     def start(self) -> bytes | Denial:
         """Inspect the initial data and return what to forward."""

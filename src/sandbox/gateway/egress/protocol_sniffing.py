@@ -154,7 +154,7 @@ class UnknownProtocolFilter:
         return len(self._received) == UNKNOWN_PROTOCOL_BYTES_MAX
 
     @property
-    def is_searching(self) -> bool:
+    def may_end_in_denied_line(self) -> bool:
         """Whether more bytes will be searched. The bytes received so far are forwarded."""
         return not self.is_passthrough
 

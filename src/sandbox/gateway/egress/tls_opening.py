@@ -74,7 +74,7 @@ class HelloRetryFilter:
     """
 
     drops_rest = False
-    is_searching = False
+    may_end_in_denied_line = False
 
     def __init__(
         self, received: bytes, first_hello: ClientHello, check: Callable[[ClientHello], Denial | None]

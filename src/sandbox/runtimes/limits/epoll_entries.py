@@ -21,7 +21,7 @@ from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX
 from sandbox.runtimes.limits.open_files import find_fd_table, list_directory
 from sandbox.runtimes.limits.slab_usage import SLABS, count_used_objects
 
-_CAPACITY = Path("/sys/kernel/slab/eventpoll_epi/total_objects")
+_CAPACITY_FILE = Path("/sys/kernel/slab/eventpoll_epi/total_objects")
 """The number of entries, including free ones, for which the kernel has memory. It is read faster than slabinfo."""
 
 _FEW_ENTRIES = EPOLL_ENTRIES_MAX // 8
@@ -52,19 +52,19 @@ _HEADER_LINES = 16
 _DESCRIPTORS_IN_TRANSIT = re.compile(r"^scm_fds:\s*([1-9]\d*)$", re.MULTILINE)
 
 
-def count_machine_entries(slabs: Path = SLABS, capacity: Path = _CAPACITY) -> int | None:
+def count_machine_entries(slabs: Path = SLABS, capacity_file: Path = _CAPACITY_FILE) -> int | None:
     """Return the number of epoll entries of all processes on the machine; 0 if there are few.
 
     Returns None if only root may read it.
     """
-    if _has_few_entries(capacity):
+    if _has_few_entries(capacity_file):
         return 0
     return count_used_objects("eventpoll_epi", slabs)
 
 
-def _has_few_entries(capacity: Path) -> bool:
+def _has_few_entries(capacity_file: Path) -> bool:
     try:
-        return int(capacity.read_text().split()[0]) <= _FEW_ENTRIES
+        return int(capacity_file.read_text().split()[0]) <= _FEW_ENTRIES
     except (OSError, ValueError, IndexError):
         return False
 

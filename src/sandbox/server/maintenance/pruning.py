@@ -32,7 +32,7 @@ from sandbox.interfaces.tasks import (
 from sandbox.model.errors import error_reason
 from sandbox.model.fixed_limits import (
     DELETION_TIMEOUT_SECONDS,
-    MEASUREMENT_CACHE_SECONDS,
+    DISK_MEASUREMENT_CACHE_SECONDS,
     SANDBOX_TEARDOWN_SECONDS,
 )
 from sandbox.model.task import Task
@@ -79,7 +79,7 @@ class SingleFlight(Generic[T]):
         if not running.done():
             return False
         has_failed = running.cancelled() or running.exception() is not None
-        return has_failed or self._monotonic() - self._ended_at > MEASUREMENT_CACHE_SECONDS
+        return has_failed or self._monotonic() - self._ended_at > DISK_MEASUREMENT_CACHE_SECONDS
 
 
 _DISK_BLOCK_BYTES = 512

@@ -3,7 +3,7 @@
 import pytest
 
 from sandbox.bootstrap.doctor.checks import run_checks
-from sandbox.bootstrap.settings.schema import CapacitySection, ServerSection, ServerSettings
+from sandbox.bootstrap.settings.schema import OvercommitSection, ServerSection, ServerSettings
 
 pytestmark = pytest.mark.usefixtures("without_sandboxes")
 
@@ -12,7 +12,8 @@ pytestmark = pytest.mark.usefixtures("without_sandboxes")
 def test_capacity_finding_compares_defaults_with_the_machine(tmp_path, monkeypatch, factor, is_ok):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     settings = ServerSettings(
-        server=ServerSection(data_dir=tmp_path / "data"), capacity=CapacitySection(cpus=factor, memory=1000, disk=1000)
+        server=ServerSection(data_dir=tmp_path / "data"),
+        capacity=OvercommitSection(cpus=factor, memory=1000, disk=1000),
     )
     (finding,) = [one for one in run_checks(settings) if one.name == "capacity"]
     assert finding.ok == is_ok

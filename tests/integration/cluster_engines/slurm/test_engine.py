@@ -66,7 +66,7 @@ def slurm(tmp_path):
 
 @pytest.fixture
 def engine(slurm):
-    return SlurmEngine(SlurmSettings(commands=str(slurm.directory), configuration="/etc/slurm/other.conf"))
+    return SlurmEngine(SlurmSettings(commands_dir=str(slurm.directory), configuration="/etc/slurm/other.conf"))
 
 
 async def test_submission_looks_up_the_name_first(engine, slurm):
@@ -179,7 +179,7 @@ async def test_command_dies_with_the_server(slurm, tmp_path):
     slurm.define("scancel", f"echo $$ >{pid_file}.part; mv {pid_file}.part {pid_file}; exec sleep 100")
     script = (
         "import asyncio; from sandbox.cluster_engines.slurm.engine import SlurmEngine, SlurmSettings; "
-        f"asyncio.run(SlurmEngine(SlurmSettings(commands={str(tmp_path)!r})).withdraw({NAME!r}))"
+        f"asyncio.run(SlurmEngine(SlurmSettings(commands_dir={str(tmp_path)!r})).withdraw({NAME!r}))"
     )
     server = subprocess.Popen([sys.executable, "-c", script])
     try:
@@ -241,7 +241,7 @@ async def test_names_are_passed_in_arguments_of_limited_size(engine, slurm):
 
 
 async def test_missing_commands_make_the_engine_unavailable(tmp_path):
-    engine = SlurmEngine(SlurmSettings(commands=str(tmp_path)))
+    engine = SlurmEngine(SlurmSettings(commands_dir=str(tmp_path)))
     with pytest.raises(EngineUnavailableError, match=r"squeue is not installed; .*cluster\.slurm\.commands"):
         await engine.look_up([NAME])
 

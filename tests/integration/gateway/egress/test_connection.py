@@ -81,7 +81,7 @@ SMUGGLED = b" GET  *\r\nHost: evil.example"
     ],
 )
 def test_end_of_stream_is_not_forwarded_after_denied_or_unsearched_data(monkeypatch, ends_by, sent, ending):
-    endings, rules = [], GatewayRules(egress=EgressRules((EgressRule(HOST, (8080,)),), is_outbound=True))
+    endings, rules = [], GatewayRules(egress=EgressRules((EgressRule(HOST, (8080,)),), has_outbound_mode=True))
     if ends_by == "timeout":
         monkeypatch.setattr(limits, "TUNNEL_IDLE_TIMEOUT_SECONDS", 0.5)
 

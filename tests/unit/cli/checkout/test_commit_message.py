@@ -8,7 +8,7 @@ import pytest
 from doubles.deployment import git, make_repository
 from sandbox.cli.checkout.commit_message import (
     BODY_LINES_MAX,
-    STEP_CHARACTERS_MAX,
+    CHAIN_TASK_CHARACTERS_MAX,
     SUBJECT_CHARACTERS_MAX,
     CommittedTask,
     build_chain_message,
@@ -288,5 +288,5 @@ def test_message_of_a_chain_has_no_instructions_and_its_lines_are_bounded():
     message = build_chain_message([*hostile] * 100)
     assert message.startswith("fixup: x (skip ci)\n")
     assert len(message.splitlines()) <= BODY_LINES_MAX + 6
-    assert max(map(len, message.splitlines())) <= STEP_CHARACTERS_MAX
+    assert max(map(len, message.splitlines())) <= CHAIN_TASK_CHARACTERS_MAX
     assert trailers(message) == ["Sandbox-Task: b"]

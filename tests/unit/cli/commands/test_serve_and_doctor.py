@@ -210,9 +210,12 @@ def test_doctor_lists_all_limits_on_request_and_without_a_terminal(bootstrap, mo
 
 
 def test_verdict_of_doctor_names_the_actions(bootstrap):
-    bootstrap.findings = [SELECTED, Finding("model", False, "no key", "export …", is_needed=False, action="set KEY")]
+    bootstrap.findings = [
+        SELECTED,
+        Finding("model", False, "no key", "export …", is_needed=False, short_remedy="set KEY"),
+    ]
     assert invoke("doctor").stderr == "Tasks can run with gvisor. To do: set KEY.\n"
-    bootstrap.findings = [Finding("git", False, "git is not installed", "apt-get …", action="install git"), WEAK]
+    bootstrap.findings = [Finding("git", False, "git is not installed", "apt-get …", short_remedy="install git"), WEAK]
     assert invoke("doctor").stderr.splitlines()[-1].endswith("and run this again. To do: install git.")
 
 

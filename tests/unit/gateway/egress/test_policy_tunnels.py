@@ -15,7 +15,7 @@ class ScriptedOpening:
         self.received: list[bytes] = []
         self.drops_rest = False
         self.is_passthrough = False
-        self.is_searching = False
+        self.may_end_in_denied_line = False
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | bytes | None:
         self.received.append(data)
@@ -57,13 +57,13 @@ def test_tunnel_is_passthrough_only_after_inspection_ends():
 def test_tunnel_is_searching_only_after_the_opening():
     stream_filter = ScriptedOpening()
     tunnel = NestedOpeningFilter(ScriptedOpening(None, Tunnel("h", 22, stream_filter)), b"")
-    stream_filter.is_searching = True
+    stream_filter.may_end_in_denied_line = True
     tunnel.client_data_received(b"SSH")
-    assert tunnel.is_searching is False, "the opening is incomplete"
+    assert tunnel.may_end_in_denied_line is False, "the opening is incomplete"
     tunnel.client_data_received(b"-2.0")
-    assert tunnel.is_searching is True
-    stream_filter.is_searching = False
-    assert tunnel.is_searching is False
+    assert tunnel.may_end_in_denied_line is True
+    stream_filter.may_end_in_denied_line = False
+    assert tunnel.may_end_in_denied_line is False
 
 
 def test_data_after_the_connect_request_is_inspected_first():

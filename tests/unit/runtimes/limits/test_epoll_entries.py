@@ -86,10 +86,10 @@ def test_machine_entries_are_unknown_without_slabinfo_or_its_row(tmp_path: Path)
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can read slab statistics")
 def test_kernel_capacity_covers_its_entries(five_entries: None):
     """An entry that the capacity did not cover would never be counted."""
-    of_kernel = epoll_entries._CAPACITY
+    of_kernel = epoll_entries._CAPACITY_FILE
     if not of_kernel.exists():
         pytest.skip("this kernel does not show the capacity")
-    assert int(of_kernel.read_text().split()[0]) >= (count_machine_entries(capacity=Path("absent")) or 0) >= 5
+    assert int(of_kernel.read_text().split()[0]) >= (count_machine_entries(capacity_file=Path("absent")) or 0) >= 5
 
 
 @pytest.mark.usefixtures("five_entries")

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sandbox.model.fixed_limits import MEASUREMENT_CACHE_SECONDS
+from sandbox.model.fixed_limits import DISK_MEASUREMENT_CACHE_SECONDS
 from sandbox.server.maintenance.pruning import SingleFlight
 
 
@@ -38,7 +38,7 @@ class SlowMeasurement:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [(0, 1), (MEASUREMENT_CACHE_SECONDS, 1), (MEASUREMENT_CACHE_SECONDS + 1, 2)]
+    ("seconds", "expected"), [(0, 1), (DISK_MEASUREMENT_CACHE_SECONDS, 1), (DISK_MEASUREMENT_CACHE_SECONDS + 1, 2)]
 )
 async def test_result_is_cached_for_a_limited_time(seconds, expected):
     measurement = SlowMeasurement()
