@@ -10,6 +10,7 @@ import pytest
 from doubles.sandbox_lifecycle import (
     MEBIBYTE,
     TIMEOUT_SECONDS,
+    has_own_kernel,
     read_until,
     ready_sandbox,
     run_once,
@@ -137,6 +138,47 @@ def test_nice_ionice_and_chrt_succeed(runtime: Runtime, disk: Path):
         pytest.skip("gVisor has no I/O priorities")
     ended = run_shell(runtime, disk, "nice -n 10 echo nice; ionice -c 3 echo idle; chrt -i 0 echo chrt")
     assert (ended.output.split(), ended.errors) == (["nice", "idle", "chrt"], "")
+
+
+_MOVING_THREADS = """
+import os, threading, time
+processors = sorted(os.sched_getaffinity(0))
+ends_at = time.monotonic() + 1
+def move():
+    while time.monotonic() < ends_at:
+        for processor in processors: os.sched_setaffinity(0, {processor})
+threads = [threading.Thread(target=move) for _ in range(20)]
+for one in threads: one.start()
+for one in threads: one.join()
+print(sorted(os.sched_getaffinity(0)) == processors)
+"""
+
+
+def read_migration_seconds() -> float:
+    """Return the CPU time of the host's kernel threads that move running threads to another processor."""
+    fields = [
+        stat.read_text().rpartition(")")[2].split()
+        for stat in Path("/proc").glob("[0-9]*/stat")
+        if (stat.parent / "comm").read_text().startswith("migration/")
+    ]
+    return sum(int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def test_threads_cannot_move_themselves_between_processors(runtime: Runtime, disk: Path):
+    """A kernel thread with the highest priority moves a running thread, at the expense of all other programs."""
+    if has_own_kernel(runtime):
+        pytest.skip("threads belong to the sandbox's kernel")
+    if len(os.sched_getaffinity(0)) == 1:
+        pytest.skip("there is only one processor")
+    before = read_migration_seconds()
+    ended = run_python(runtime, disk, _MOVING_THREADS)
+    assert (ended.output.split(), ended.errors) == (["True"], "")
+    assert read_migration_seconds() - before < 0.3
+
+
+def test_taskset_succeeds(runtime: Runtime, disk: Path):
+    ended = run_shell(runtime, disk, "taskset -c 0 echo done; taskset -cp 0 $$ > /dev/null && echo done")
+    assert (ended.output.split(), ended.errors) == (["done", "done"], "")
 
 
 _MULTICAST_GROUPS = """

@@ -43,6 +43,7 @@ ATTRIBUTES: dict[str, tuple[int | None, int | None]] = {
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
 }  # fmt: skip
 WITHOUT_EFFECT: dict[str, tuple[int | None, int | None]] = {"setpriority": (141, 140), "ioprio_set": (251, 30)}
+AFFINITY: dict[str, tuple[int | None, int | None]] = {"sched_setaffinity": (203, 122)}
 ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "openat": (257, 56), "stat": (4, None),
     "newfstatat": (262, None), "statx": (332, 291), "mprotect": (10, 226), "munmap": (11, 215),
@@ -170,6 +171,14 @@ def test_call_that_lowers_a_priority_succeeds(architecture: str, name: str, numb
         assert action(architecture, number, 1, 0, priority) == SUCCEEDS, name
 
 
+@pytest.mark.parametrize(("architecture", "name", "number"), rows(AFFINITY))
+def test_call_that_moves_a_thread_to_another_processor_succeeds_without_effect(
+    architecture: str, name: str, number: int
+):
+    for process in (0, 1, 100):
+        assert action(architecture, number, process, 8, 0x1000) == SUCCEEDS, name
+
+
 @pytest.mark.parametrize("architecture", AUDIT)
 def test_higher_priority_is_denied(architecture: str):
     number = call_number(architecture, WITHOUT_EFFECT["setpriority"])
@@ -237,7 +246,7 @@ def test_calls_that_are_not_listed_as_rejected_are_allowed(architecture: str):
     }
     assert refused == {
         number
-        for row_architecture, _, number in rows(DENIED, ABSENT, ZERO_COPY, ATTRIBUTES, WITHOUT_EFFECT)
+        for row_architecture, _, number in rows(DENIED, ABSENT, ZERO_COPY, ATTRIBUTES, WITHOUT_EFFECT, AFFINITY)
         if row_architecture == architecture
     }
 
