@@ -6,7 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -543,6 +543,28 @@ async def test_epoll_entries_are_limited(
     violations = await scenario()
     assert ("epoll entries" in violations[-1]) == exceeds, violations
     assert exceeds or not any(violations)
+
+
+async def test_epoll_entries_of_other_sandboxes_do_not_count(
+    runtime: Runtime, tmp_path: Path, disk: Path, enforced_limits: frozenset[str]
+):
+    """Two others have 20,000 entries each. A file that nobody receives could contain entries, but has none."""
+    if has_own_kernel(runtime):
+        pytest.skip("epoll instances belong to the sandbox's kernel")
+    if "memory" not in enforced_limits:
+        pytest.skip("no control group lists the sandbox's processes")
+    sources = _FEW_EPOLL_ENTRIES.replace("watch(2, 10000)", "[]"), *[_FEW_EPOLL_ENTRIES] * 2
+    async with AsyncExitStack() as stack:
+        sandboxes = []
+        for index, source in enumerate(sources):
+            directory = disk if index == 0 else tmp_path / str(index)
+            sandbox = await stack.enter_async_context(ready_sandbox(runtime, directory))
+            program = ["/usr/bin/python3", "-c", _PRELUDE + source]
+            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+            await read_until(output, b"held")
+            sandboxes.append(sandbox)
+        usages = [await one.detailed_file_usage() for one in sandboxes for _ in range(5)]
+    assert not any(one.find_exceeded_limit() for one in usages), usages
 
 
 _EPOLL_ENTRIES_OF_BLOCKED_THREADS = (

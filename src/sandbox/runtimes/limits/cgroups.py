@@ -222,7 +222,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         usage = open_files.count_files(self.process_ids())
         if epoll_counter is None:
             return usage
-        entries = epoll_counter.count(self.process_ids())
+        entries = epoll_counter.count(self.process_ids(), self._process_ids_of_others)
         return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epoll_counter.was_cut_short)
 
     def release_files_of_blocked_threads(self, interrupters: Sequence[PendingSyscallInterrupter]) -> None:
@@ -243,6 +243,9 @@ class ControlGroup(msgspec.Struct, frozen=True):
         for group in (self, *self._siblings().values()):
             if (usage := group._group_usage()) is not None:
                 yield MappingOwner(group.process_ids(), usage.kernel_bytes)
+
+    def _process_ids_of_others(self) -> Iterator[frozenset[int]]:
+        return (group.process_ids() for group in self._siblings().values())
 
     def _group_usage_of_others(self) -> Mapping[str, GroupUsage]:
         """Return the usage of this group's siblings, keyed by name.

@@ -10,7 +10,7 @@ import ctypes
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -83,10 +83,17 @@ class EpollCounter:
         self._lowest = count_all() if first is None else first
         self._in_transit_counts = 0
 
-    def count(self, process_ids: Collection[int]) -> int:
+    def count(
+        self,
+        process_ids: Collection[int],
+        other_sandboxes: Callable[[], Iterable[Collection[int]]] = tuple,
+    ) -> int:
         """Return the number of entries; 0 while the machine has too few for the sandbox to exceed its limit.
 
         Instances that only blocked threads keep open are not counted; see `PendingSyscallInterrupter`.
+
+        other_sandboxes: returns the processes of each other sandbox. Entries that these have are not attributed to this
+            sandbox.
         """
         total = self._count_all()
         growth = 0
@@ -102,7 +109,7 @@ class EpollCounter:
             self._in_transit_counts + 1 if found.has_descriptors_in_transit and growth > EPOLL_ENTRIES_MAX else 0
         )
         if self._in_transit_counts >= _IN_TRANSIT_COUNTS_MAX:
-            return max(found.entries, growth)
+            return max(found.entries, growth - _sum_entries(other_sandboxes(), growth))
         return found.entries if total is None else min(found.entries, total)
 
 
@@ -112,6 +119,21 @@ class _Inspection(msgspec.Struct, frozen=True):
     entries: int = 0
     has_descriptors_in_transit: bool = False
     was_cut_short: bool = False
+
+
+def _sum_entries(sandboxes: Iterable[Collection[int]], entries_max: int) -> int:
+    """Return the number of visible entries of several sandboxes, at most `entries_max`.
+
+    A sandbox that has too many entries, or cannot be inspected in time, counts for `entries_max`: it is ended by its
+    own runner.
+    """
+    entries = 0
+    for process_ids in sandboxes:
+        found = _inspect(process_ids)
+        if found.was_cut_short or found.entries > EPOLL_ENTRIES_MAX:
+            return entries_max
+        entries += found.entries
+    return min(entries, entries_max)
 
 
 def _inspect(process_ids: Collection[int]) -> _Inspection:

@@ -162,6 +162,34 @@ def test_entries_that_the_machine_had_before_are_not_attributed(before: int):
     assert all(counter.count([os.getpid()]) <= EPOLL_ENTRIES_MAX for _ in range(4))
 
 
+@pytest.mark.usefixtures("descriptors_in_flight")
+def test_growth_that_other_sandboxes_show_is_not_attributed(monkeypatch: pytest.MonkeyPatch):
+    """The instances of two other sandboxes can be inspected, and have 30,000 entries each."""
+    inspect = epoll_entries._inspect
+    monkeypatch.setattr(
+        epoll_entries, "_inspect", lambda ids: inspect(ids) if ids else epoll_entries._Inspection(30_000)
+    )
+    machine = FakeEpollUsage(100)
+    counter = EpollCounter(machine.count)
+    machine.entries = 100 + 60_000
+    assert all(counter.count([os.getpid()], lambda: [[], []]) <= EPOLL_ENTRIES_MAX for _ in range(5))
+    machine.entries += MANY
+    assert counter.count([os.getpid()], lambda: [[], []]) == MANY
+
+
+@pytest.mark.usefixtures("descriptors_in_flight")
+@pytest.mark.parametrize(("entries", "was_cut_short"), [(EPOLL_ENTRIES_MAX + 1, False), (0, True)])
+def test_growth_is_not_attributed_while_another_sandbox_is_about_to_end(
+    monkeypatch: pytest.MonkeyPatch, entries: int, was_cut_short: bool
+):
+    inspect, other = epoll_entries._inspect, epoll_entries._Inspection(entries, was_cut_short=was_cut_short)
+    monkeypatch.setattr(epoll_entries, "_inspect", lambda ids: inspect(ids) if ids else other)
+    machine = FakeEpollUsage(100)
+    counter = EpollCounter(machine.count)
+    machine.entries = 100 + 10 * MANY
+    assert all(counter.count([os.getpid()], lambda: [[]]) <= EPOLL_ENTRIES_MAX for _ in range(5))
+
+
 def test_growth_is_not_attributed_to_a_sandbox_without_descriptors_in_transit():
     machine = FakeEpollUsage(0)
     counter = EpollCounter(machine.count)
