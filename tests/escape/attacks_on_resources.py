@@ -163,7 +163,7 @@ with open("/tmp/ordinary", "w+b", 0) as file:
 before = os.sched_getaffinity(0)
 os.sched_setaffinity(0, {min(before)})
 if os.sched_getaffinity(0) != before: succeeded()
-else: refused("no effect")""", "os.sched_setaffinity(0, os.sched_getaffinity(0)); succeeded()", ("no effect",), allowed_inside=OWN_KERNEL)  # fmt: skip
+else: refused("no effect")""", "os.sched_setaffinity(0, os.sched_getaffinity(0)); succeeded()", ("no effect",), allowed_inside=OWN_KERNEL, unchanged_observers=("priorities",))  # fmt: skip
     yield Attack("locked memory (mlock)", """
 with setup(): memory = mmap.mmap(-1, 2 * MEMORY)
 address = ctypes.addressof(ctypes.c_char.from_buffer(memory))

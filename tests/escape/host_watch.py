@@ -174,9 +174,12 @@ class HostWatch:
 
     def _priorities(self, sandbox_processes, pairs):
         nice_min = min(process.nice for process in self._ready_processes.values())
+        processors = frozenset().union(*(process.processors for process in self._ready_processes.values()))
         for pid, process in sandbox_processes.items():
             if process.nice < nice_min or process.policies:
                 yield f"process {pid} has {process.nice}, {sorted(process.policies)}"
+            if selected := process.processors - processors:
+                yield f"process {pid} runs on {sorted(selected)}"
         for pid, old, new in pairs:
             if new is not None and (new.nice < old.nice or new.policies != old.policies):
                 yield f"process {pid} has {new.nice}, {sorted(new.policies)}"

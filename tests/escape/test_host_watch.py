@@ -208,6 +208,13 @@ def test_raised_priority_is_reported(watch, sandbox, code):
         sandbox.run("os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))")
 
 
+def test_selected_processor_is_reported(watch, sandbox):
+    if len(os.sched_getaffinity(0)) == 1:
+        pytest.skip("there is only one processor")
+    sandbox.run("os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})")
+    assert changed_observers(watch) == {"priorities"}
+
+
 def test_many_terminals_are_reported(watch, sandbox):
     sandbox.run(f"held = [os.openpty() for _ in range({TERMINAL_DESCRIPTORS_MAX // 2 + 1})]")
     assert changed_observers(watch) == {"terminals"}

@@ -316,8 +316,7 @@ def assemble_filter(
         *_refuse_flags(architecture.shmget, _ARG2, _SHM_HUGETLB, errno.ENOMEM),
         *_refuse_values(architecture.fcntl, _ARG1, (*_OFD_LOCKS, *_SIGNALLING_COMMANDS), errno.EINVAL),
         *_refuse_file_signals(architecture),
-        *_ignore_priority_changes(architecture),
-        *_refuse_call(architecture.sched_setaffinity, 0),
+        *_ignore_scheduling_changes(architecture),
         *_ignore_core_limit_changes(architecture),
         *_refuse_long_lists(architecture, polled_files_max),
         *_restrict_sockets(architecture.socket),
@@ -373,13 +372,17 @@ def _refuse_file_signals(architecture: Architecture) -> list[bytes]:
     ]
 
 
-def _ignore_priority_changes(architecture: Architecture) -> list[bytes]:
-    """Let requests to lower a priority succeed without effect. Refuse to raise a priority, as the kernel would."""
+def _ignore_scheduling_changes(architecture: Architecture) -> list[bytes]:
+    """Let requests to lower a priority, or to select processors, succeed without effect.
+
+    Refuse to raise a priority, as the kernel would.
+    """
     return [
         *_refuse_flags(architecture.setpriority, _ARG2, _SIGN_BIT, errno.EACCES),
         *_refuse_call(architecture.setpriority, 0),
         *_refuse_values(architecture.sched_setscheduler, _ARG1, _IDLE_POLICIES, 0),
         *_refuse_call(architecture.ioprio_set, 0),
+        *_refuse_call(architecture.sched_setaffinity, 0),
     ]
 
 
