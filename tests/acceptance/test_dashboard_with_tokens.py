@@ -18,7 +18,7 @@ MINIMAL = {
     "repository": {"url": f"{ORGANIZATION}repo.git", "branch": "main"},
     "claude": {"prompt": "Do it."},
 }
-FORGED = """<!doctype html><title>forged</title>
+FORGED_REQUESTS_PAGE = """<!doctype html><title>forged</title>
 <form id=form method=post enctype=text/plain action="%(place)s/api/v1/tasks" target=frame>
 <input name='%(manifest)s'>
 </form><iframe name=frame></iframe>
@@ -187,7 +187,7 @@ def test_cross_site_requests_with_a_session_are_rejected(token_deployment, brows
     page.goto("about:blank")  # forget the requests of the previous page
     responses = []
     page.on("response", lambda response: responses.append((response.request.method, response.url, response.status)))
-    with other_site(FORGED % values) as address:
+    with other_site(FORGED_REQUESTS_PAGE % values) as address:
         page.goto(address)
         outcomes = page.evaluate("window.outcomes")
     assert set(outcomes) == {"read", "cancel", "submit", "stream", "embed", "events"}

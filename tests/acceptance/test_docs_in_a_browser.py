@@ -19,7 +19,7 @@ SCHEMA = ROOT / "openapi.json"
 SITE_BUILDER = (
     Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sandbox-docs" / "venv" / "bin" / "zensical"
 )
-AUTHORIZATION = ".auth-wrapper, .authorization__btn, .authorize"
+AUTHORIZATION_SELECTOR = ".auth-wrapper, .authorization__btn, .authorize"
 READ_OPERATIONS_SCRIPT = """(all) => all.map((one) => [".opblock-summary-method", ".opblock-summary-path"].map(
   (part) => one.querySelector(part).innerText))"""
 FIND_RESULTS_SCRIPT = """() => {
@@ -126,7 +126,7 @@ def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_h
     assert f"SERVER={docs.removesuffix('/docs')}\n" in quick_start
     assert "Set the address of the server.\n" in quick_start
     assert [word for word in ("localhost:8122", "TOKEN", "Authorization") if word in quick_start] == []
-    assert page.locator(AUTHORIZATION).count() == 0
+    assert page.locator(AUTHORIZATION_SELECTOR).count() == 0
     groups = page.locator(".opblock-tag").evaluate_all("(all) => all.map((one) => one.dataset.tag)")
     assert groups == [tag["name"] for tag in schema["tags"]]
     page.locator(".opblock", has_text="Submit a task").locator(".opblock-summary-control").click()

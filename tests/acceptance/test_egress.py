@@ -19,7 +19,7 @@ HOST, DEEP, SSH, HTTP2 = "files.example.org", "a.b.example.org", "git.example.ne
 PLAIN, OTHER = "plain.example.net", "other.example.com"
 HOST_ADDRESS, SERVICES_ADDRESS, OWN_ADDRESS = "8.8.4.4", "8.8.4.6", "8.8.4.5"
 MODEL = "model.example.com"
-TO_HOST = (
+NAMES_OF_HOST = (
     HOST,
     DEEP,
     SSH,
@@ -31,7 +31,7 @@ TO_HOST = (
     "a.example.org.evil.example.com",
 )
 NAMES = {
-    **dict.fromkeys(TO_HOST, HOST_ADDRESS),
+    **dict.fromkeys(NAMES_OF_HOST, HOST_ADDRESS),
     **dict.fromkeys((MODEL, "alias.example.com"), SERVICES_ADDRESS),
     "inside.example.com": PRIVATE_ADDRESS,
     "metadata.example.com": METADATA_ADDRESS,
@@ -178,7 +178,7 @@ def egress_setup(tmp_path_factory):
         deployment,
         network,
     ):
-        public = make_certificate(certificate, *TO_HOST)
+        public = make_certificate(certificate, *NAMES_OF_HOST)
         deployment.start_git(command_prefix=network.internet_command_prefix)
         scripts = {
             mode: "\n".join(

@@ -32,7 +32,7 @@ REPLACEMENTS = (
 )
 """Patterns and their replacements, applied in this order."""
 
-SIMPLIFICATIONS = "I,UP028"
+FIXED_RUFF_RULES = "I,UP028"
 """The ruff rules whose fixes are applied: import order, and `yield from`, which asynchronous generators cannot use."""
 
 
@@ -42,7 +42,7 @@ def generated_client() -> str:
     for pattern, replacement in REPLACEMENTS:
         text, count = re.subn(pattern, replacement, text)
         assert count, f"nothing in {SOURCE} matches {pattern}"
-    text = _ruff("check", "--quiet", "--fix-only", "--unsafe-fixes", f"--select={SIMPLIFICATIONS}", text=text)
+    text = _ruff("check", "--quiet", "--fix-only", "--unsafe-fixes", f"--select={FIXED_RUFF_RULES}", text=text)
     return _ruff("format", "--quiet", text=text)
 
 

@@ -20,7 +20,7 @@ REFERENCE = "rest-reference.md"
 _EXAMPLE_LINES_MAX = 40
 """Longer responses are shown only for some operations."""
 _LONG_EXAMPLES = ("get_task", "list_tasks", "get_health")
-_FIRST = ("submit_task", "get_task", "wait_for_task", "list_tasks")
+_FIRST_OPERATIONS = ("submit_task", "get_task", "wait_for_task", "list_tasks")
 """The operations that most readers need."""
 _FAILED_STATUS_FIELDS = (
     "id",
@@ -192,7 +192,7 @@ class _Page:
 
 
 def _operations(schema: Schema) -> list[tuple[str, str, Schema]]:
-    """Return the operations in the order of the schema, except that those in `_FIRST` come first in their section."""
+    """Return the operations in the order of the schema, except that those in `_FIRST_OPERATIONS` come first in their section."""
     operations = [
         (method.upper(), path, operation)
         for path, operations in schema["paths"].items()
@@ -202,7 +202,9 @@ def _operations(schema: Schema) -> list[tuple[str, str, Schema]]:
 
     def position(each: tuple[str, str, Schema]) -> tuple[int, int]:
         name = each[2]["operationId"]
-        return tags.index(each[2]["tags"][0]), _FIRST.index(name) if name in _FIRST else len(_FIRST)
+        return tags.index(each[2]["tags"][0]), _FIRST_OPERATIONS.index(name) if name in _FIRST_OPERATIONS else len(
+            _FIRST_OPERATIONS
+        )
 
     return sorted(operations, key=position)
 

@@ -9,7 +9,7 @@ import pytest
 
 from sandbox.model.failure import FailureCode
 
-VARIABLE = "\0"
+PLACEHOLDER = "\0"
 """Replaces the variable parts of an f-string."""
 
 
@@ -18,7 +18,7 @@ def texts_in(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         match node:
             case ast.JoinedStr(values=values):
-                yield "".join(str(value.value) if isinstance(value, ast.Constant) else VARIABLE for value in values)
+                yield "".join(str(value.value) if isinstance(value, ast.Constant) else PLACEHOLDER for value in values)
             case ast.Constant(value=str(text)):
                 yield text
 

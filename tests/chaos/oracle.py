@@ -21,7 +21,7 @@ LOST_RUNNER = ("failed", "runner_lost")
 LOST_HOST = ("failed", "host_lost")
 LOST_SANDBOX = ("failed", "sandbox_lost")
 AGENT_FAILED = ("failed", "agent_failed")
-KILLED = 128 + signal.SIGKILL
+KILLED_EXIT_CODE = 128 + signal.SIGKILL
 
 ALLOWED_OUTCOMES = {
     # The runner continues without the server.
@@ -151,7 +151,7 @@ class TaskEvidence:
         """Whether the runner recorded that the agent was killed."""
         exits = [record["event"] for record in self.records if record["event"]["type"] == "agent_exited"]
         codes = [(event.get("exit_code"), (event.get("failure") or {}).get("code")) for event in exits]
-        return (KILLED, "agent_failed") in codes
+        return (KILLED_EXIT_CODE, "agent_failed") in codes
 
     def has_event(self, kind):
         """Return whether the journal has an event of this type."""

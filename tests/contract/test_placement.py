@@ -55,7 +55,7 @@ REQUEST_TIMEOUT_SECONDS = CONTROL_REQUEST_TIMEOUT_SECONDS + 3
 """The time limit for a request to a runner or a host, plus a margin for a busy machine."""
 LARGE_SECRETS = {"LARGE": "k" * 300_000}
 """Makes an order larger than a pipe's buffer, so that a launch waits until the runner reads the order."""
-SHELL = OpenTerminal(24, 80)
+SHELL_REQUEST = OpenTerminal(24, 80)
 task_numbers = itertools.count(1)
 
 
@@ -342,7 +342,7 @@ async def wait_until_listening(handle):
     async with asyncio.timeout(placement_harnesses.TIMEOUT_SECONDS):
         while True:
             try:
-                await handle.open_terminal(SHELL)
+                await handle.open_terminal(SHELL_REQUEST)
             except TerminalRefusedError:
                 return
             except RunnerUnreachableError:
@@ -437,7 +437,7 @@ async def test_ended_runner_is_unreachable_but_not_unresponsive(server, task_id)
 
 async def check_unreachable(handle, *, is_responsive=True):
     """Check that requests fail in time, and that they allow no conclusion about the runner."""
-    requests = handle.is_responsive(), handle.cancel(CancelAttempt()), handle.open_terminal(SHELL)
+    requests = handle.is_responsive(), handle.cancel(CancelAttempt()), handle.open_terminal(SHELL_REQUEST)
     with time_limit():
         response, *errors = await asyncio.gather(*requests, return_exceptions=True)
     assert response is is_responsive
@@ -448,7 +448,7 @@ async def test_terminal_is_refused_while_there_is_no_sandbox(server, task_id):
     _, handle = await server.launch(task_id)
     await wait_until_listening(handle)
     with time_limit(), pytest.raises(TerminalRefusedError):
-        await handle.open_terminal(SHELL)
+        await handle.open_terminal(SHELL_REQUEST)
     await cancel_and_wait_for_end(server, handle)
 
 
@@ -542,7 +542,7 @@ async def test_preserved_disk_has_one_user_at_a_time(server, preserved):
 async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserved):
     disk = server.placement.preserved_disk(preserved)
     with time_limit(), pytest.raises(RunnerUnreachableError):
-        await disk.open_terminal(SHELL)
+        await disk.open_terminal(SHELL_REQUEST)
     async with disk.try_lock() as liveness:
         assert liveness is Liveness.FREE
         await disk.start_debug_session(DebugSession(preserved.task_id, preserved.attempt_id))
@@ -564,7 +564,7 @@ async def open_shell(server, location):
     async with asyncio.timeout(placement_harnesses.TIMEOUT_SECONDS):
         while True:
             with contextlib.suppress(RunnerUnreachableError):
-                return await server.placement.preserved_disk(location).open_terminal(SHELL)
+                return await server.placement.preserved_disk(location).open_terminal(SHELL_REQUEST)
             await asyncio.sleep(0.02)
 
 
@@ -825,7 +825,7 @@ async def test_placement_that_the_server_does_not_have_is_unreachable():
     async with disk.try_lock() as liveness:
         assert liveness is Liveness.UNKNOWN
     with pytest.raises(RunnerUnreachableError):
-        await disk.open_terminal(SHELL)
+        await disk.open_terminal(SHELL_REQUEST)
     with pytest.raises(HostUnreachableError):
         placements.files(location)
     with pytest.raises(RunnerNotStartedError):

@@ -22,7 +22,7 @@ RESULT: dict[str, Any] = {
     "omitted_characters": 0,
 }
 PYTEST = "python3 -m pytest -q tests/test_parser.py"
-COMMIT = "python3 -m pytest -q && git add -A && git commit -q -m 'Fix the empty input' " * 3
+COMMIT_COMMAND = "python3 -m pytest -q && git add -A && git commit -q -m 'Fix the empty input' " * 3
 
 
 def task_events(task_id: str = TASK_ID) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def task_events(task_id: str = TASK_ID) -> list[dict[str, Any]]:
     tool_use("t3", "Edit", "src/app/parser.py", edits=[{"path": "src/app/parser.py", "old": "a", "new": "b"}])
     tool_result("t3", "Edit", 25)
     add("egress_denied", host="telemetry.example.com", port=443, reason="not in allowed_hosts")
-    tool_use("t4", "Bash", COMMIT, command=COMMIT)
+    tool_use("t4", "Bash", COMMIT_COMMAND, command=COMMIT_COMMAND)
     tool_result("t4", "Bash", 14_120)
     usage(14_871, 502, 0.0521)
     agent_message("Fixed: an empty input now gives an empty list. All 128 tests pass.")

@@ -20,7 +20,7 @@ from escape.attack_run import ATTACKS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
-UNCONFINED = (
+UNCONFINED_COMMAND_PREFIX = (
     "unshare",
     "--mount",
     "--uts",
@@ -78,7 +78,7 @@ def test_attack_succeeds_without_a_sandbox(kind, name, prelude):
         path, results = Path(directory, "attacks.json"), Path(directory, "results.json")
         path.write_text(json.dumps({"prelude": f"MARKER = {marker!r}\n{prelude}", "attacks": [entry]}))
         command = [
-            *UNCONFINED,
+            *UNCONFINED_COMMAND_PREFIX,
             sys.executable,
             sandbox_attacks.__file__,
             str(path),

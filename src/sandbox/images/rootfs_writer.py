@@ -224,7 +224,7 @@ def split_path(name: str) -> list[str]:
         raise ImageRefusedError(f"The image has a path that is too long or invalid: {name[:200]!r}")
     parts = [segment for segment in name.split("/") if segment not in {"", "."}]
     if any(len(os.fsencode(part)) > _NAME_BYTES_MAX for part in parts):
-        raise ImageRefusedError(f"The image has a name that is too long: {name[:200]!r}")
+        raise ImageRefusedError(f"The image contains a name that is too long: {name[:200]!r}")
     if ".." in parts:
         raise ImageRefusedError(f"The image has a path that leads out of it: {name[:200]}")
     return parts

@@ -11,7 +11,7 @@ import msgspec
 
 
 class ConfinedCommand(msgspec.Struct, frozen=True):
-    """A program to run to completion in a confinement.
+    """A confined program that runs to completion.
 
     directory: working directory; a host path in one of the confinement's directories.
     stdin, stdout, stderr: file descriptors; the caller closes them.

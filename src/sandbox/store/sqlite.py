@@ -340,7 +340,7 @@ def _to_listed(row: ListedRow, query: TaskQuery) -> Task:
 
 
 def _cursor_after(row: ListedRow, query: TaskQuery) -> Cursor | None:
-    """Return the cursor that continues after a row, or None if the row is too damaged for one."""
+    """Return the cursor that continues after a row, or None if the row is too damaged to yield one."""
     try:
         cursor = to_cursor((row.value, row.id))
         cursor_position(replace(query, cursor=cursor))

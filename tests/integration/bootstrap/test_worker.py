@@ -57,10 +57,10 @@ def test_workers_share_a_data_directory_that_no_server_uses(tmp_path):
         pass
 
 
-KEY_FILE = base64.b64encode(b"k" * 32) + b"\n"
+KEY_FILE_CONTENT = base64.b64encode(b"k" * 32) + b"\n"
 
 
-def write_host_key(path, content=KEY_FILE, mode=0o600):
+def write_host_key(path, content=KEY_FILE_CONTENT, mode=0o600):
     path.write_bytes(content)
     path.chmod(mode)
     return path

@@ -14,7 +14,7 @@ from doubles.fake_api import FakeApi
 from doubles.forked_commands import ForkedCommand
 from doubles.forked_commands import run as run_forked
 
-END = b"<end of output>"
+END_OF_OUTPUT_MARKER = b"<end of output>"
 
 
 @pytest.fixture
@@ -91,8 +91,10 @@ class Terminal:
             assert time.monotonic() < deadline, f"the process is still running; output: {self.output!r}"
             if select.select([self.parent_fd], [], [], 0.02)[0]:
                 self.output += os.read(self.parent_fd, 65536)
-        os.write(self.child_fd, END)  # the last output of the process may arrive late, but before this marker
-        self.output = self.read_until(END).removesuffix(END)
+        os.write(
+            self.child_fd, END_OF_OUTPUT_MARKER
+        )  # the last output of the process may arrive late, but before this marker
+        self.output = self.read_until(END_OF_OUTPUT_MARKER).removesuffix(END_OF_OUTPUT_MARKER)
         return self.output[start_index:]
 
     def resize(self, columns: int, lines: int = 45) -> None:

@@ -211,7 +211,7 @@ def state_messages(*messages):
     return ApiResponse(200, [b"".join(chunks)], {"Content-Type": "text/event-stream"})
 
 
-END_OF_STATES = error_response(403, "forbidden", "The token was removed.")
+FORBIDDEN_RESPONSE = error_response(403, "forbidden", "The token was removed.")
 
 
 def states_until_error(client, **options):
@@ -234,7 +234,7 @@ def test_states_of_all_tasks_are_followed_over_several_connections(api, client):
         error_response(503, "service_unavailable", "Starting."),
         state_messages(("a-2", None)),
         state_messages(("b-0", None), ("b-1", "failed")),
-        END_OF_STATES,
+        FORBIDDEN_RESPONSE,
     )
     assert states_until_error(client) == [
         ("a-1", "completed"),
@@ -247,7 +247,7 @@ def test_states_of_all_tasks_are_followed_over_several_connections(api, client):
 
 
 def test_states_are_followed_from_a_position(api, client):
-    api.on("GET", "/events", state_messages(("a-7", None)), state_messages(("a-8", "running")), END_OF_STATES)
+    api.on("GET", "/events", state_messages(("a-7", None)), state_messages(("a-8", "running")), FORBIDDEN_RESPONSE)
     assert states_until_error(client, after="a-7") == [("a-8", "running")]
     sent = [request.headers.get("last-event-id") for request in api.requests_to("GET", "/events")]
     assert sent == ["a-7", "a-7", "a-8"]

@@ -18,8 +18,10 @@ from sandbox.images.image_definition import ImageDefinition, read_shipped
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.images.rootfs_writer import RootFsWriter
 
-REQUESTED = os.environ.get("SANDBOX_TEST_BUILDS")
-needs_packages = pytest.mark.skipif(not REQUESTED, reason="set SANDBOX_TEST_BUILDS=1 to build images of real packages")
+RUN_PACKAGE_BUILDS = os.environ.get("SANDBOX_TEST_BUILDS")
+needs_packages = pytest.mark.skipif(
+    not RUN_PACKAGE_BUILDS, reason="set SANDBOX_TEST_BUILDS=1 to build images of real packages"
+)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can build images")
 
 

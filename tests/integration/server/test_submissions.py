@@ -17,7 +17,7 @@ from sandbox.runner.attempt_context import read_records
 from sandbox.store.sqlite import SqliteStore
 
 KEY = Idempotency("key-1", "aa" * 32)
-OTHER_BODY = Idempotency("key-1", "bb" * 32)
+KEY_WITH_OTHER_BODY = Idempotency("key-1", "bb" * 32)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -53,12 +53,12 @@ async def test_key_reused_with_another_body_is_rejected(components):
         async with components.server() as service:
             await service.submit(manifest(), KEY)
             with pytest.raises(IdempotencyKeyReusedError):
-                await service.submit(manifest("task-2"), OTHER_BODY)
+                await service.submit(manifest("task-2"), KEY_WITH_OTHER_BODY)
             await components.wait_for_launch("task-1")
             components.placement.record("task-1", *TO_RUNNING, *TO_END)
             await service.wait("task-1", 10)
             with pytest.raises(IdempotencyKeyReusedError):
-                await service.submit(manifest("task-2"), OTHER_BODY)
+                await service.submit(manifest("task-2"), KEY_WITH_OTHER_BODY)
 
     await scenario()
     assert list(components.journals.task_ids()) == ["task-1"]
@@ -101,7 +101,7 @@ async def test_rejected_submission_does_not_consume_its_key(components):
         async with components.server() as service:
             with pytest.raises(InsufficientResourcesError):
                 await service.submit(manifest(vm={"cpus": 5}), KEY)
-            return await service.submit(manifest(), OTHER_BODY)
+            return await service.submit(manifest(), KEY_WITH_OTHER_BODY)
 
     assert not (await scenario()).is_replayed
 
@@ -114,7 +114,7 @@ async def test_key_expires_after_a_day(components):
             components.clock.set_back_by = timedelta(seconds=30)
             replayed = await service.submit(manifest(""), KEY)
             components.clock.set_back_by = timedelta()
-            second = await service.submit(manifest(""), OTHER_BODY)
+            second = await service.submit(manifest(""), KEY_WITH_OTHER_BODY)
             return first, replayed, second
 
     first, replayed, second = await scenario()

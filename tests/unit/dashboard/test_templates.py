@@ -62,7 +62,7 @@ def replace_symbols(text: str) -> str:
     return text.replace("␡", "‹U+007F›").translate({0x2400 + code: f"‹U+{code:04X}›" for code in range(32)})
 
 
-FORMATS = """
+FORMAT_SCRIPT = """
 const { count, formatDuration, money, size } = await import(process.argv[1]);
 const numbers = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
 console.log(JSON.stringify(numbers.map((number) => [money(number), count(Math.floor(number)), size(Math.floor(number)),
@@ -93,7 +93,7 @@ def test_scripts_format_costs_counts_sizes_and_durations_as_templates_do(tmp_pat
         999.4,
     ]
     numbers += [1000, 1023, 1024, 4153, 31500, 86_399.6, 1_234_567.891, 5 * 1024**3, 3 * 1024**4]
-    command = [NODE, "-e", f"(async () => {{{FORMATS}}})()", module]
+    command = [NODE, "-e", f"(async () => {{{FORMAT_SCRIPT}}})()", module]
     completed = subprocess.run(command, input=json.dumps(numbers).encode(), capture_output=True, timeout=60, check=True)
     formats = (format_cost, lambda number: format_count(int(number)), lambda number: format_size(int(number)))
     for number, shown in zip(numbers, json.loads(completed.stdout), strict=True):

@@ -22,7 +22,7 @@ def run_tests(project):
     return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=30, check=False)
 
 
-TASK_TURNS = 6
+TASK_TURN_COUNT = 6
 """The number of turns in the first task. The other turns are for a task that continues the first task."""
 
 
@@ -49,7 +49,7 @@ def test_bug_makes_a_test_fail(project):
 
 
 def test_scripted_edits_make_all_tests_pass(project):
-    edit(project, example_script().turns[:TASK_TURNS])
+    edit(project, example_script().turns[:TASK_TURN_COUNT])
     result = run_tests(project)
     assert result.returncode == 0, result.stderr
     assert "Ran 3 tests" in result.stderr
@@ -57,9 +57,9 @@ def test_scripted_edits_make_all_tests_pass(project):
 
 def test_continuation_changes_the_code_and_all_tests_pass(project):
     turns = example_script().turns
-    edit(project, turns[:TASK_TURNS])
+    edit(project, turns[:TASK_TURN_COUNT])
     before = (project / "basket.py").read_text()
-    edit(project, turns[TASK_TURNS:])
+    edit(project, turns[TASK_TURN_COUNT:])
     assert (project / "basket.py").read_text() != before
     result = run_tests(project)
     assert result.returncode == 0, result.stderr
@@ -69,7 +69,7 @@ def test_continuation_changes_the_code_and_all_tests_pass(project):
 
 
 def test_script_is_short_and_fast():
-    turns = example_script().turns[:TASK_TURNS]
+    turns = example_script().turns[:TASK_TURN_COUNT]
     assert [call.name for call in calls(turns)] == ["Bash", "Read", "Edit", "Write", "Bash"]
     assert sum(turn.delay_seconds + turn.block_delay_seconds * (len(turn.content) + 2) for turn in turns) < 5
     assert turns[-1].effective_stop_reason == "end_turn"

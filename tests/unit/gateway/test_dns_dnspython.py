@@ -14,7 +14,7 @@ from doubles.damaged_bytes import damage
 from sandbox.gateway.dns import respond
 
 NAME = "www.files.example.org"
-QUERIES = 5000
+QUERY_COUNT = 5000
 
 
 def name_read_by_dnspython(query: bytes) -> tuple[bytes, ...] | None:
@@ -42,10 +42,10 @@ def test_gateway_and_dnspython_read_the_same_name_from_damaged_queries():
     query = dns.message.make_query(NAME, dns.rdatatype.A).to_wire()
     assert name_read_by_gateway(query) == NAME
     outcomes: Counter[str] = Counter()
-    for number, damaged in enumerate(damage(query, QUERIES, random_seed.seed())):
+    for number, damaged in enumerate(damage(query, QUERY_COUNT, random_seed.seed())):
         name, labels = name_read_by_gateway(damaged), name_read_by_dnspython(damaged)
         if name is not None and labels is not None:
             decoded = ".".join(label.decode("ascii", errors="replace") for label in labels if label) or "."
             assert name == decoded, (number, damaged.hex())
         outcomes["both" if name and labels else "gateway" if name else "dnspython" if labels else "none"] += 1
-    assert min(outcomes["both"], outcomes["none"]) > QUERIES / 10, outcomes
+    assert min(outcomes["both"], outcomes["none"]) > QUERY_COUNT / 10, outcomes

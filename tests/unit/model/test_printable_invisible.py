@@ -16,7 +16,7 @@ HIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 BLANK = {0x2800, 0x13441, 0x13442, 0x16FE4, 0x1D159}
 """Characters that are letters or symbols according to their properties, but have a blank glyph by definition."""
 
-PROPERTIES = r"""
+PROPERTIES_SCRIPT = r"""
 const rule = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\p{Noncharacter_Code_Point}]/u;
 const found = [];
 for (let code = 0; code <= 0x10ffff; code++) if (rule.test(String.fromCodePoint(code))) found.push(code);
@@ -29,7 +29,7 @@ def invisible() -> set[int]:
 
 
 def test_table_matches_the_unicode_implementation_of_node():
-    output = subprocess.run([NODE, "-e", PROPERTIES], capture_output=True, timeout=60, check=True)
+    output = subprocess.run([NODE, "-e", PROPERTIES_SCRIPT], capture_output=True, timeout=60, check=True)
     assert invisible() == set(json.loads(output.stdout)) | BLANK
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.primitives.files import open_granting_access, write_durably
 
-OPEN_DESCRIPTORS = Path("/proc/self/fd")
+DESCRIPTOR_DIRECTORY = Path("/proc/self/fd")
 
 
 def test_failed_unlock_closes_the_descriptor(tmp_path, monkeypatch):
@@ -17,10 +17,10 @@ def test_failed_unlock_closes_the_descriptor(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
     monkeypatch.setattr(os, "fchmod", refuse)
-    before = sorted(OPEN_DESCRIPTORS.iterdir())
+    before = sorted(DESCRIPTOR_DIRECTORY.iterdir())
     with pytest.raises(OSError, match="Read-only"):
         open_granting_access(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    assert sorted(OPEN_DESCRIPTORS.iterdir()) == before
+    assert sorted(DESCRIPTOR_DIRECTORY.iterdir()) == before
 
 
 def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

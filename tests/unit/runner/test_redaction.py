@@ -6,7 +6,7 @@ from sandbox.runner.redaction import DeadlineRedactor
 from sandbox.secrets.redactor import SecretRedactor
 
 SECRET = b"s3cret-value-of-the-customer"
-LARGE = [b"ordinary\n"] * 5
+ORDINARY_CHUNKS = [b"ordinary\n"] * 5
 
 
 class TimedRedactor:
@@ -38,34 +38,39 @@ class TimedRedactor:
 def test_input_within_the_deadline_is_scanned():
     redactor = TimedRedactor()
     limited = redactor.with_deadline(20)
-    assert not limited.contains(LARGE)
-    assert limited.contains([*LARGE, SECRET])
+    assert not limited.contains(ORDINARY_CHUNKS)
+    assert limited.contains([*ORDINARY_CHUNKS, SECRET])
 
 
 def test_unscanned_input_is_treated_as_a_secret():
     redactor = TimedRedactor()
-    assert redactor.with_deadline(3).contains(LARGE)
+    assert redactor.with_deadline(3).contains(ORDINARY_CHUNKS)
     assert len(redactor.scanned) == 3
 
 
 def test_deadline_covers_all_calls_together():
     redactor = TimedRedactor()
     limited = redactor.with_deadline(7)
-    assert [limited.contains(chunks) for chunks in (LARGE, LARGE, LARGE, [])] == [False, True, True, False]
+    assert [limited.contains(chunks) for chunks in (ORDINARY_CHUNKS, ORDINARY_CHUNKS, ORDINARY_CHUNKS, [])] == [
+        False,
+        True,
+        True,
+        False,
+    ]
     assert len(redactor.scanned) == 7
 
 
 def test_scan_that_finds_a_secret_consumes_time():
     redactor = TimedRedactor()
     limited = redactor.with_deadline(3)
-    assert [limited.contains([SECRET, *LARGE]) for _ in range(9)] == [True] * 9
+    assert [limited.contains([SECRET, *ORDINARY_CHUNKS]) for _ in range(9)] == [True] * 9
     assert len(redactor.scanned) == 3
 
 
 def test_time_spent_waiting_for_input_is_not_counted():
     redactor = TimedRedactor(wait_seconds=60)
     limited = redactor.with_deadline(20)
-    assert [limited.contains(redactor.slowly(LARGE)) for _ in range(3)] == [False] * 3
+    assert [limited.contains(redactor.slowly(ORDINARY_CHUNKS)) for _ in range(3)] == [False] * 3
 
 
 def test_unscanned_chunks_are_not_consumed():

@@ -38,7 +38,7 @@ class OciArchive:
                 raise ImageRefusedError("The archive has a member of negative size.")
             check_global_headers(tar)
             if len(member.name) + len(member.linkname) > IMAGE_PATH_BYTES_MAX:
-                raise ImageRefusedError(f"The archive has a name that is too long: {member.name[:200]}")
+                raise ImageRefusedError(f"The archive contains a name that is too long: {member.name[:200]}")
             cast("Any", member).pax_headers = {}  # tarfile has applied them; all members stay in memory
             self._members[member.name.removeprefix("./")] = member
             count += 1

@@ -163,7 +163,7 @@ class Pruner:
         return pruned
 
     async def delete(self, task: Task) -> str:
-        """Remove one finished task; return why some of its files remain in `pruned/` (empty if none do).
+        """Remove one finished task. Returns the reason why some of its files remain in `pruned/`; empty if none do.
 
         Waits for a process that still uses the task, such as a runner that is exiting. Raises TaskNotFoundError if the
         task is already removed, UnavailableError if it is still in use, StoreError, OSError.

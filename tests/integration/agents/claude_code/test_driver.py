@@ -15,7 +15,7 @@ from sandbox.demo.scripted_model import Script, ScriptedModel, Text, ToolUse, Tu
 from sandbox.interfaces.runtime import ExitStatus
 
 DONE = Turn((Text("All done."),))
-ENVIRONMENT = Turn((ToolUse("Bash", {"command": "env; echo ran", "description": "look"}),))
+PRINT_ENVIRONMENT_TURN = Turn((ToolUse("Bash", {"command": "env; echo ran", "description": "look"}),))
 
 
 def run_agent(directory, *turns, prepare=lambda workspace: None, **options):
@@ -103,7 +103,7 @@ RUNS = {
 def run(request, tmp_path_factory):
     """A task in a hostile repository: its directory, the completed run, the model and the options."""
     directory = tmp_path_factory.mktemp("run")
-    turns = (ENVIRONMENT, write("new.txt", "made\n"), write("big.txt", "x" * 300_000), DONE)
+    turns = (PRINT_ENVIRONMENT_TURN, write("new.txt", "made\n"), write("big.txt", "x" * 300_000), DONE)
     return directory, *run_agent(directory, *turns, prepare=make_hostile, **RUNS[request.param]), RUNS[request.param]
 
 
@@ -160,7 +160,7 @@ def test_hostile_repository_takes_over_without_sandbox_options(tmp_path):
     """The control: these attacks work without Sandbox's options, so the test above would detect them."""
     completed, model = run_agent(
         tmp_path,
-        ENVIRONMENT,
+        PRINT_ENVIRONMENT_TURN,
         DONE,
         prepare=lambda workspace: make_hostile(workspace, base_url=None),
         omitted_arguments=("--setting-sources", "", "--strict-mcp-config"),
@@ -174,7 +174,9 @@ def test_hostile_repository_takes_over_without_sandbox_options(tmp_path):
 
 
 def test_exceeding_the_turn_limit_fails_with_advice(tmp_path):
-    completed, model = run_agent(tmp_path, ENVIRONMENT, ENVIRONMENT, DONE, max_turns=1, prompt="-p")
+    completed, model = run_agent(
+        tmp_path, PRINT_ENVIRONMENT_TURN, PRINT_ENVIRONMENT_TURN, DONE, max_turns=1, prompt="-p"
+    )
     assert completed.exit_code == 1
     assert "raise claude.max_turns" in outcome(completed).failure.message
     assert first_prompt(model)[-1] == "-p"

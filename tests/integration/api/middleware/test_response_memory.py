@@ -16,7 +16,7 @@ from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.primitives import client_fairness
 
-LIST = "/api/v1/tasks/task-001/artifacts"
+ARTIFACT_LIST_PATH = "/api/v1/tasks/task-001/artifacts"
 STREAM = "/api/v1/tasks/stream"
 LOGS = "/api/v1/tasks/task-001/logs"
 LIMIT_BYTES = 4 * 1024 * 1024
@@ -65,7 +65,7 @@ def reserved_bytes(api, token="vera"):
     return api.context.authenticator._shares.of(token).memory.reserved_bytes
 
 
-@pytest.mark.parametrize("path", [LIST, f"{LIST}/large"])
+@pytest.mark.parametrize("path", [ARTIFACT_LIST_PATH, f"{ARTIFACT_LIST_PATH}/large"])
 async def test_unread_responses_are_limited(running_api, wait_until, tmp_path, path):
     async with api_with_two_tokens(running_api) as api, httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
         store_many_artifacts(api, tmp_path / "file")
@@ -74,13 +74,13 @@ async def test_unread_responses_are_limited(running_api, wait_until, tmp_path, p
             status_lines = [await first_bytes(each) for each in clients]
             assert {status_line[9:12] for status_line in status_lines} == {b"200", b"429"}
             assert reserved_bytes(api) <= LIMIT_BYTES + 60 * 128 * 1024
-            refused = await client.get(LIST, headers=VIEWER_HEADERS)
+            refused = await client.get(ARTIFACT_LIST_PATH, headers=VIEWER_HEADERS)
             assert (refused.status_code, refused.json()["error"]) == (429, "response_memory_exceeded")
             assert int(refused.headers["retry-after"]) > 0
-            assert (await client.get(LIST, headers=OPERATOR_HEADERS)).status_code == 200
+            assert (await client.get(ARTIFACT_LIST_PATH, headers=OPERATOR_HEADERS)).status_code == 200
             assert (await client.get("/api/health")).status_code == 200
         await wait_until(lambda: reserved_bytes(api) == 0)
-        assert (await client.get(LIST, headers=VIEWER_HEADERS)).status_code == 200
+        assert (await client.get(ARTIFACT_LIST_PATH, headers=VIEWER_HEADERS)).status_code == 200
 
 
 async def test_stalled_connection_is_closed_when_its_token_needs_memory(running_api, tmp_path, monkeypatch):
@@ -88,10 +88,12 @@ async def test_stalled_connection_is_closed_when_its_token_needs_memory(running_
     async with api_with_two_tokens(running_api) as api, httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
         store_many_artifacts(api, tmp_path / "file")
         with ExitStack() as opened:
-            for each in [opened.enter_context(connect_without_reading(api.port, LIST)) for _ in range(10)]:
+            for each in [
+                opened.enter_context(connect_without_reading(api.port, ARTIFACT_LIST_PATH)) for _ in range(10)
+            ]:
                 await first_bytes(each)
             await asyncio.sleep(0.5)
-            assert (await client.get(LIST, headers=VIEWER_HEADERS)).status_code == 200
+            assert (await client.get(ARTIFACT_LIST_PATH, headers=VIEWER_HEADERS)).status_code == 200
 
 
 async def test_slow_steady_client_receives_everything(running_api, tmp_path, monkeypatch):
@@ -99,10 +101,12 @@ async def test_slow_steady_client_receives_everything(running_api, tmp_path, mon
     async with api_with_two_tokens(running_api) as api, httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
         content = store_many_artifacts(api, tmp_path / "file")
         with ExitStack() as opened:
-            slow = opened.enter_context(connect_without_reading(api.port, f"{LIST}/large", buffer_bytes=128 * 1024))
+            slow = opened.enter_context(
+                connect_without_reading(api.port, f"{ARTIFACT_LIST_PATH}/large", buffer_bytes=128 * 1024)
+            )
             received = bytearray(await first_bytes(slow))
             for _ in range(20):
-                opened.enter_context(connect_without_reading(api.port, LIST))
+                opened.enter_context(connect_without_reading(api.port, ARTIFACT_LIST_PATH))
             while not received.endswith(content):
                 part = await first_bytes(slow, 64 * 1024)
                 assert part
@@ -114,7 +118,9 @@ async def test_slow_steady_client_receives_everything(running_api, tmp_path, mon
 async def test_parallel_downloads_are_complete(running_api, tmp_path):
     async with api_with_two_tokens(running_api) as api, httpx2.AsyncClient(base_url=api.http, timeout=30) as client:
         content = store_many_artifacts(api, tmp_path / "file")
-        responses = await asyncio.gather(*(client.get(f"{LIST}/large", headers=VIEWER_HEADERS) for _ in range(20)))
+        responses = await asyncio.gather(
+            *(client.get(f"{ARTIFACT_LIST_PATH}/large", headers=VIEWER_HEADERS) for _ in range(20))
+        )
         assert [response.content == content for response in responses] == [True] * 20
         assert reserved_bytes(api) == 0
 

@@ -223,8 +223,8 @@ async def test_history_reads_are_shared_fairly_between_tokens(has_many_readers, 
     assert loads.count("own") == 10
 
 
-EVENTS = 300
-ALL_SEQS = list(range(1, EVENTS + 1))
+EVENT_COUNT = 300
+ALL_SEQS = list(range(1, EVENT_COUNT + 1))
 
 
 class LongTasks:
@@ -235,12 +235,12 @@ class LongTasks:
 
     async def follow(self, task_id, *, after=None):
         assert after is None
-        yield {"type": "state_change", "seq": EVENTS}
+        yield {"type": "state_change", "seq": EVENT_COUNT}
         await asyncio.Event().wait()
 
     async def recorded_events(self, task_id, *, after=0):
         self.reads += 1
-        for seq in range(after + 1, EVENTS + 1):
+        for seq in range(after + 1, EVENT_COUNT + 1):
             yield {"type": "output", "stream": "stderr", "timestamp": "~", "seq": seq, "data": self.text + str(seq)}
 
 
@@ -257,7 +257,7 @@ async def open_streams(cache, tasks, encoders):
     streams = [cache.follow(task, encoder, after=0) for task in tasks for encoder in encoders]
     readers = [asyncio.create_task(read(*each)) for each in zip(streams, received, strict=True)]
     async with asyncio.timeout(30):
-        while not all(seqs and seqs[-1] == EVENTS for seqs in received):
+        while not all(seqs and seqs[-1] == EVENT_COUNT for seqs in received):
             await asyncio.sleep(0.01)
     try:
         yield received

@@ -110,14 +110,14 @@ def snapshot(directory) -> tuple[object, ...]:
     )
 
 
-COMMIT = ("--branch", "fix/two")
-PUSH = (*COMMIT, "--push")
+BRANCH_OPTIONS = ("--branch", "fix/two")
+PUSH = (*BRANCH_OPTIONS, "--push")
 
 
 @pytest.mark.parametrize("option", [(), ("--commit",)])
 def test_commit_on_a_new_branch_leaves_the_working_tree_alone(apply, task, checkout, base, option):
     before = snapshot(checkout)
-    result = apply(*COMMIT, *option)
+    result = apply(*BRANCH_OPTIONS, *option)
     assert result.returncode == 0, result.stderr
     assert result.stdout.decode().splitlines() == ["+1 -1  a.txt", "+1 -0  new.txt"]
     commit = git("rev-parse", "fix/two", cwd=checkout).strip()
@@ -153,7 +153,7 @@ def test_missing_base_commit_is_fetched(apply, bare, tmp_path, checkout, serve_t
     git("push", "-q", "origin", "HEAD:other", cwd=work)
     later = git("rev-parse", "HEAD", cwd=work).strip()
     serve_task(make_patch(bare, tmp_path, {"c.txt": "C\n"}, later), later, {"branch": "other"})
-    result = apply(*COMMIT, "--format", "json")
+    result = apply(*BRANCH_OPTIONS, "--format", "json")
     assert result.returncode == 0, result.stderr
     created = json.loads(result.stdout)["branch"]
     assert created == {"name": "fix/two", "commit": created["commit"], "pushed_to": None, "pull_request_url": None}
@@ -170,7 +170,7 @@ def test_fetching_the_tasks_branch_moves_no_local_branch(apply, bare, tmp_path, 
     git("branch", "-q", "mine", base, cwd=checkout)
     serve_task(make_patch(bare, tmp_path, {"a.txt": "A\n"}), "1" * 40, {"branch": branch})
     before = snapshot(checkout)
-    result = apply(*COMMIT)
+    result = apply(*BRANCH_OPTIONS)
     assert result.returncode == 4, result.stderr
     assert f"has the task's commit {'1' * 12}." in result.stderr.decode()
     assert snapshot(checkout) == before
@@ -187,7 +187,7 @@ def test_base_commit_is_fetched_with_its_branch(apply, bare, git_server, tmp_pat
     git("push", "-q", "origin", "HEAD:fix/other", cwd=work)
     earlier = git("rev-parse", "HEAD^", cwd=work).strip()
     serve_task(make_patch(bare, tmp_path, {"a.txt": "A\n"}), earlier, {"branch": "fix/other"})
-    result = apply(*COMMIT)
+    result = apply(*BRANCH_OPTIONS)
     assert result.returncode == 0, result.stderr
     assert git("rev-parse", "fix/two^", cwd=checkout).strip() == earlier
 
@@ -235,7 +235,7 @@ def test_existing_remote_branch_is_never_changed(apply, task, checkout, bare, st
 def test_existing_branch_is_never_changed(apply, task, checkout, api):
     git("branch", "fix/two", cwd=checkout)
     before = snapshot(checkout)
-    result = apply(*COMMIT)
+    result = apply(*BRANCH_OPTIONS)
     assert (result.returncode, snapshot(checkout), api.requests) == (4, before, [])
     assert b"already exists in this checkout" in result.stderr
 
@@ -243,7 +243,7 @@ def test_existing_branch_is_never_changed(apply, task, checkout, api):
 def test_branch_without_a_commit_counts_as_existing(apply, task, checkout):
     """HEAD refers to the branch. If the branch were created, the files of this working tree would look deleted."""
     git("checkout", "-q", "--orphan", "fix/two", cwd=checkout)
-    result = apply(*COMMIT)
+    result = apply(*BRANCH_OPTIONS)
     assert result.returncode == 4
     assert b"already exists in this checkout" in result.stderr
 
@@ -260,7 +260,7 @@ def test_invalid_name_is_a_usage_error(apply, task, checkout, api, name):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--commit",), ("--push",), ("--remote", "origin"), (*COMMIT, "--beside-changes")],
+    [("--commit",), ("--push",), ("--remote", "origin"), (*BRANCH_OPTIONS, "--beside-changes")],
 )
 def test_incomplete_options_are_usage_errors(apply, task, arguments):
     result = apply(*arguments)
@@ -271,7 +271,7 @@ def test_incomplete_options_are_usage_errors(apply, task, arguments):
 def test_name_below_an_existing_branch_fails(apply, task, checkout):
     git("branch", "fix", cwd=checkout)
     before = snapshot(checkout)
-    result = apply(*COMMIT)
+    result = apply(*BRANCH_OPTIONS)
     assert (result.returncode, snapshot(checkout)) == (4, before)
     assert b"git could not create the branch fix/two." in result.stderr
 
@@ -290,7 +290,7 @@ def test_unknown_base_commit_changes_nothing(apply, checkout, serve_task, bare, 
     patch = make_patch(bare, tmp_path, {"a.txt": "x\n"})
     serve_task(patch, "1234567890" * 4)
     before = snapshot(checkout)
-    result = apply(*COMMIT)
+    result = apply(*BRANCH_OPTIONS)
     assert (result.returncode, snapshot(checkout)) == (4, before)
     assert b"Neither this checkout nor its remote origin has the task's commit 123456789012." in result.stderr
 
@@ -299,7 +299,7 @@ def test_unknown_base_commit_changes_nothing(apply, checkout, serve_task, bare, 
 def test_task_with_an_unpublished_base_cannot_become_a_branch(apply, serve_task, bare, tmp_path, sent, word):
     base = git("rev-parse", "main", cwd=bare).strip() if sent else None
     serve_task(make_patch(bare, tmp_path, {"a.txt": "x\n"}), base, repository=sent)
-    result = apply(*COMMIT)
+    result = apply(*BRANCH_OPTIONS)
     assert result.returncode == 4
     assert word in result.stderr.decode()
     assert f"sandbox task apply {TASK_ID}" in result.stderr.decode()
@@ -340,7 +340,7 @@ def test_message_of_a_chain_names_the_first_task_and_every_later_task(apply, cha
         api.on("GET", f"/tasks/{task_id}", json_response(status))
     last = task_status("completed", parent="fix-41", definition=definition, final_message="Add tests.", name="Last")
     api.on("GET", f"/tasks/{TASK_ID}", json_response(last))
-    result = apply(*COMMIT, "--chain")
+    result = apply(*BRANCH_OPTIONS, "--chain")
     assert result.returncode == 0, result.stderr
     assert b"Committed the changes of 3 tasks to the new branch fix/two as " in result.stderr
     assert git("log", "-1", "--format=%B", "fix/two", cwd=checkout).strip() == (
@@ -361,7 +361,7 @@ def test_subject_of_a_chain_is_the_first_message_if_the_name_is_the_beginning_of
     api.on("GET", "/tasks/fix-40", json_response(first))
     last = task_status("completed", parent="fix-40", final_message="Added a test.", **named)
     api.on("GET", f"/tasks/{TASK_ID}", json_response(last))
-    result = apply(*COMMIT, "--chain")
+    result = apply(*BRANCH_OPTIONS, "--chain")
     assert result.returncode == 0, result.stderr
     message = git("log", "-1", "--format=%B", "fix/two", cwd=checkout).strip()
     assert message == f"The bug is fixed.\n\n- Added a test.\n\nSandbox-Task: {TASK_ID}"
@@ -447,7 +447,7 @@ def test_chain_option_without_a_parent_gives_the_tasks_own_patch(apply, run_cli,
 def test_missing_git_identity_is_reported_with_a_remedy(apply, task, checkout, tmp_path):
     (tmp_path / ".gitconfig").write_text("[user]\n\tuseConfigOnly = true\n")
     before = snapshot(checkout)
-    result = apply(*COMMIT)
+    result = apply(*BRANCH_OPTIONS)
     assert (result.returncode, snapshot(checkout)) == (4, before)
     assert b"git config user.name NAME" in result.stderr
 
@@ -485,7 +485,7 @@ def test_patch_cannot_leave_the_repository(apply, checkout, serve_task, base, tm
     patch = f"diff --git a/{path} b/{path}\nnew file mode 100755\n--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+owned\n"
     serve_task(patch.encode(), base)
     before = snapshot(checkout)
-    assert (apply(*COMMIT).returncode, snapshot(checkout)) == (4, before)
+    assert (apply(*BRANCH_OPTIONS).returncode, snapshot(checkout)) == (4, before)
     assert not (tmp_path / "escaped").exists()
 
 
@@ -501,7 +501,7 @@ def test_interrupted_push_deletes_the_branch(start_cli, task, checkout, git_serv
     process.communicate(timeout=30)
     git_server.resume()
     assert (process.returncode, snapshot(checkout)) == (130, before)
-    assert apply(*COMMIT).returncode == 0
+    assert apply(*BRANCH_OPTIONS).returncode == 0
 
 
 def test_task_without_changes_creates_no_branch(apply, checkout, serve_task, base):
@@ -528,7 +528,9 @@ def test_branch_is_pushed_to_the_fork_and_its_base_is_fetched_from_upstream(
 @pytest.mark.usefixtures("task")
 def test_message_about_a_commit_is_wrapped_between_words(on_terminal, terminal, checkout):
     terminal.resize(80)
-    text = terminal.read_to_end(on_terminal("task", "apply", TASK_ID, *COMMIT, "--no-color", cwd=checkout)).decode()
+    text = terminal.read_to_end(
+        on_terminal("task", "apply", TASK_ID, *BRANCH_OPTIONS, "--no-color", cwd=checkout)
+    ).decode()
     lines = text.replace("\r", "").splitlines()
     at = next(at for at, line in enumerate(lines) if line.startswith("Committed to the new branch fix/two as "))
     assert lines[at].endswith(". Your working tree did not")

@@ -7,7 +7,7 @@ import pytest
 
 from doubles.fake_api import FakeApi, error_response, json_response
 
-PAGE = {"tasks": [], "total_count": 0}
+EMPTY_TASK_LIST = {"tasks": [], "total_count": 0}
 TOKEN = "sbx_abcdefgh_" + "0" * 64
 
 
@@ -29,7 +29,7 @@ def requires_token(api):
 
     def respond(request):
         if request.headers.get("authorization") == f"Bearer {TOKEN}":
-            return json_response(PAGE)
+            return json_response(EMPTY_TASK_LIST)
         return error_response(401, "unauthorized", "This token is unknown.")
 
     api.on("GET", "/tasks", respond)
@@ -75,7 +75,7 @@ def test_token_is_entered_at_a_prompt_without_echo(on_terminal, terminal, api, r
 
 
 def test_login_to_a_server_without_tokens_stores_no_token(run_cli, api, file):
-    api.on("GET", "/tasks", json_response(PAGE))
+    api.on("GET", "/tasks", json_response(EMPTY_TASK_LIST))
     assert run_cli("login", api.url.removeprefix("http://"), stdin=b"secret").returncode == 0
     [name] = json.loads(file.read_bytes())["contexts"]
     assert name == api.url.removeprefix("http://").replace(":", "-")
@@ -111,13 +111,13 @@ def test_login_to_a_known_context_uses_its_server(run_cli, api, requires_token, 
 def test_token_of_a_context_is_not_sent_to_another_server(run_cli, api, requires_token):
     assert run_cli("login", api.url, stdin=TOKEN.encode()).returncode == 0
     with FakeApi().running() as other:
-        other.on("GET", "/tasks", json_response(PAGE))
+        other.on("GET", "/tasks", json_response(EMPTY_TASK_LIST))
         assert run_cli("task", "list", "--server", other.url).returncode == 0
         assert [request.headers.get("authorization") for request in other.requests] == [None]
 
 
 def test_token_variable_is_ignored_with_the_context_option(run_cli, environment, api, file):
-    api.on("GET", "/tasks", json_response(PAGE))
+    api.on("GET", "/tasks", json_response(EMPTY_TASK_LIST))
     assert run_cli("login", api.url, "--context", "open").returncode == 0
     environment["SANDBOX_TOKEN"] = "for-another-server"
     assert run_cli("task", "list", "--context", "open").returncode == 0
@@ -127,7 +127,7 @@ def test_token_variable_is_ignored_with_the_context_option(run_cli, environment,
 
 
 def test_file_readable_by_others_is_refused_with_a_remedy(run_cli, api, file):
-    api.on("GET", "/tasks", json_response(PAGE))
+    api.on("GET", "/tasks", json_response(EMPTY_TASK_LIST))
     assert run_cli("login", api.url).returncode == 0
     file.chmod(0o644)
     for arguments in (("task", "list"), ("context", "list"), ("context", "use", "default"), ("login", api.url)):
@@ -140,7 +140,7 @@ def test_file_readable_by_others_is_refused_with_a_remedy(run_cli, api, file):
 
 @pytest.fixture
 def two_contexts(run_cli, api):
-    api.on("GET", "/tasks", json_response(PAGE))
+    api.on("GET", "/tasks", json_response(EMPTY_TASK_LIST))
     for name in ("first", "second"):
         assert run_cli("login", api.url, "--context", name).returncode == 0
 

@@ -16,7 +16,7 @@ from sandbox.interfaces.worker_messages import ArtifactPart, Heartbeat, Heartbea
 from sandbox.model.events import Artifact
 from sandbox.placements.cluster import artifact_uploads
 
-FREE = Heartbeat(1, "free", 0, 0, is_launching=False)
+HEARTBEAT_WITH_FREE_LOCK = Heartbeat(1, "free", 0, 0, is_launching=False)
 CONTENT = b"content" * 100_000
 ARTIFACT = Artifact("a.txt", "a.txt", len(CONTENT), "text/plain", f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
 
@@ -48,7 +48,7 @@ async def test_wrong_or_incomplete_content_is_rejected(server, job, parts, answe
         uploading = asyncio.create_task(upload_and_close(server, key, parts))
         assert await uploading == answer
         assert not (server.data_dir / "tasks" / "task-1" / "artifacts" / "a.txt").exists()
-        await client.send(FREE)
+        await client.send(HEARTBEAT_WITH_FREE_LOCK)
         assert await client.read() == HeartbeatAnswer(1)
 
 
@@ -153,7 +153,7 @@ async def test_stalled_upload_is_aborted(server, job, monkeypatch):
     monkeypatch.setattr(artifact_uploads, "_PART_SECONDS", 0.2)
     async with open_upload(server, job) as (client, uploading):
         assert await uploading.read() is None
-        await client.send(FREE)
+        await client.send(HEARTBEAT_WITH_FREE_LOCK)
         assert await client.read() == HeartbeatAnswer(1)
     await wait_until(lambda: not incomplete_artifact_files(server))
 
@@ -185,7 +185,7 @@ async def test_artifact_that_cannot_be_stored_is_requested_again(server, job, mo
             if accepted:
                 monkeypatch.undo()
             assert await upload(server, key, ARTIFACT, *parts, b"") == UploadReceived(accepted)
-        await client.send(FREE)
+        await client.send(HEARTBEAT_WITH_FREE_LOCK)
         assert await client.read() == HeartbeatAnswer(1)
 
 

@@ -23,7 +23,7 @@ from sandbox.primitives.message_stream import encode_message
 from sandbox.primitives.secret_fingerprint import compute_host_proof
 
 KEY = b"k" * 32
-FREE = Heartbeat(1, "free", 0, 0, is_launching=False)
+HEARTBEAT_WITH_FREE_LOCK = Heartbeat(1, "free", 0, 0, is_launching=False)
 
 
 def prove(server, claim, challenge, /, **changes):
@@ -76,7 +76,7 @@ class TestProofOfTheHost:
 
     async def test_worker_with_the_key_gets_the_task(self, server, job):
         async with claimed(server, server.claim(job)) as client:
-            await client.send(FREE)
+            await client.send(HEARTBEAT_WITH_FREE_LOCK)
             assert await client.read() == HeartbeatAnswer(1)
 
     async def test_lost_answer_does_not_burn_the_token(self, server, job):
@@ -103,7 +103,7 @@ class TestProofOfTheHost:
     async def test_other_worker_with_the_key_is_rejected_after_the_claim(self, server, job):
         async with claimed(server, server.claim(job)) as client, server.connect(server.claim(job)) as other:
             await check_not_accepted(other, "Another worker has this attempt")
-            await client.send(FREE)
+            await client.send(HEARTBEAT_WITH_FREE_LOCK)
             assert await client.read() == HeartbeatAnswer(1)
 
     async def test_two_workers_with_the_key_and_the_token_do_not_both_get_the_task(self, server, job):
@@ -185,7 +185,7 @@ class TestProofOfTheHost:
     async def test_worker_cannot_skip_the_proof(self, server, job, message):
         claim = server.claim(job)
         messages = {
-            "heartbeat": encode_message(FREE),
+            "heartbeat": encode_message(HEARTBEAT_WITH_FREE_LOCK),
             "claim": encode_message(claim),
             "garbage": b"\x00\x00\x00\x05hello",
             "too large": b"\x00\x00\x20\x01" + bytes(0x2001),

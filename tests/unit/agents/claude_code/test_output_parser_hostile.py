@@ -69,10 +69,10 @@ def test_tool_list_of_an_init_event_is_truncated():
     assert len(ready.tools) == INIT_TOOLS_MAX
 
 
-DONE = ExitStatus(0)
+EXIT_SUCCESS = ExitStatus(0)
 
 
-def outcome(*lines, exit_status=DONE):
+def outcome(*lines, exit_status=EXIT_SUCCESS):
     parser = ClaudeOutputParser(SESSION)
     for one in lines:
         parser.parse_line(one)

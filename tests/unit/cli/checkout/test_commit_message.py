@@ -134,14 +134,14 @@ def test_task_is_the_only_trailer(text):
     assert trailers(build(text)) == ["Sandbox-Task: fix-42"]
 
 
-COPY = "diff --git a/count.txt b/other.txt\nsimilarity index 100%\ncopy from count.txt\ncopy to other.txt"
+COPY_DIFF = "diff --git a/count.txt b/other.txt\nsimilarity index 100%\ncopy from count.txt\ncopy to other.txt"
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        COPY,
-        "word " * 14 + COPY,
+        COPY_DIFF,
+        "word " * 14 + COPY_DIFF,
         "```\nIndex: other.txt\n--- /dev/null\n+++ other.txt\n@@ -0,0 +1 @@\n+x\n```",
         "word " * 14 + "--- a/other.txt",
         f"From {'0' * 40} Mon Sep 17 00:00:00 2001\nFrom: Boss <boss@example.org>\nSubject: Other\n\nText",

@@ -11,7 +11,7 @@ from doubles.damaged_bytes import damage
 from sandbox.gateway.egress.client_hello import parse_client_hello
 
 NAME = "files.example.org"
-HELLOS = 3000
+HELLO_COUNT = 3000
 
 
 def client_hello(server_name: str) -> bytes:
@@ -45,9 +45,9 @@ def test_gateway_and_openssl_read_the_same_name_from_damaged_hellos():
     hello = client_hello(NAME)
     assert names_read_by_openssl(hello) == [NAME]
     outcomes: Counter[str] = Counter()
-    for number, damaged in enumerate(damage(hello, HELLOS, random_seed.seed())):
+    for number, damaged in enumerate(damage(hello, HELLO_COUNT, random_seed.seed())):
         names = names_read_by_openssl(damaged)
         name = parse_client_hello(damaged).server_name
         assert not names or names == [name], (number, damaged.hex())
         outcomes["both" if names else "gateway" if name else "none"] += 1
-    assert min(outcomes["both"], outcomes["none"]) > HELLOS / 10, outcomes
+    assert min(outcomes["both"], outcomes["none"]) > HELLO_COUNT / 10, outcomes

@@ -369,14 +369,14 @@ def test_rejected_key_is_reported_once_and_rejects_later_requests():
 
 # Requests in flight
 
-PARALLEL = b'{"model": "claude-haiku-4-5", "max_tokens": 2000, "stream": true, "messages": []}'
+PARALLEL_REQUEST = b'{"model": "claude-haiku-4-5", "max_tokens": 2000, "stream": true, "messages": []}'
 """Costs at most 0.01 USD."""
 
 
 def start_requests(gate: ModelRequestGate, count: int) -> list[ApprovedRequest | Rejected]:
     decisions = []
     for number in range(count):
-        decision = gate.check_body(PARALLEL, is_metered=True)
+        decision = gate.check_body(PARALLEL_REQUEST, is_metered=True)
         decisions.append(decision)
         if isinstance(decision, ApprovedRequest):
             gate.start(number, decision.cost_bound)
@@ -421,13 +421,13 @@ def test_request_is_approved_again_when_another_one_has_ended():
     gate, _ = create_gate(Budget(usd=0.05))
     start_requests(gate, 17)
     gate.charge(3, usage(5, 5, usd=0.0001))
-    assert isinstance(gate.check_body(PARALLEL, is_metered=True), ApprovedRequest)
+    assert isinstance(gate.check_body(PARALLEL_REQUEST, is_metered=True), ApprovedRequest)
 
 
 def test_requests_that_cost_nothing_are_not_limited():
     gate, _ = create_gate(Budget(usd=0.05))
     start_requests(gate, 17)
-    assert isinstance(gate.check_body(PARALLEL, is_metered=False), ApprovedRequest)
+    assert isinstance(gate.check_body(PARALLEL_REQUEST, is_metered=False), ApprovedRequest)
 
 
 class ReceivedBytesMeter(JsonMeter):

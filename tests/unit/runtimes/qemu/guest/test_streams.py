@@ -9,7 +9,7 @@ import pytest
 from sandbox.runtimes.qemu.guest import frames
 from sandbox.runtimes.qemu.guest.streams import Streams
 
-SHELL = frames.TERMINALS
+FIRST_TERMINAL_NUMBER = frames.TERMINALS
 
 
 @pytest.fixture
@@ -30,20 +30,20 @@ def open_streams() -> Iterator[Callable[[int], Streams]]:
 
 
 def test_paused_terminal_does_not_delay_the_exit_of_the_command(open_streams):
-    streams = open_streams(frames.OUTPUT, SHELL)
-    streams.pause(SHELL)
+    streams = open_streams(frames.OUTPUT, FIRST_TERMINAL_NUMBER)
+    streams.pause(FIRST_TERMINAL_NUMBER)
     assert not streams.are_complete()
     streams.close(frames.OUTPUT)
     assert streams.are_complete()
 
 
 def test_exit_waits_for_a_terminal_that_the_host_reads(open_streams):
-    streams = open_streams(SHELL, SHELL + 1)
-    streams.pause(SHELL)
-    streams.pause(SHELL + 1)
-    streams.resume(SHELL + 1)
+    streams = open_streams(FIRST_TERMINAL_NUMBER, FIRST_TERMINAL_NUMBER + 1)
+    streams.pause(FIRST_TERMINAL_NUMBER)
+    streams.pause(FIRST_TERMINAL_NUMBER + 1)
+    streams.resume(FIRST_TERMINAL_NUMBER + 1)
     assert not streams.are_complete()
-    streams.close(SHELL + 1)
+    streams.close(FIRST_TERMINAL_NUMBER + 1)
     assert streams.are_complete()
 
 
@@ -55,11 +55,11 @@ def test_exit_waits_for_paused_output_of_the_command(open_streams, number):
 
 
 def test_number_of_a_paused_terminal_can_be_used_again(open_streams):
-    streams = open_streams(SHELL)
-    streams.pause(SHELL)
+    streams = open_streams(FIRST_TERMINAL_NUMBER)
+    streams.pause(FIRST_TERMINAL_NUMBER)
     assert not [*streams.poll_events(can_send=True)]
-    streams.close(SHELL)
+    streams.close(FIRST_TERMINAL_NUMBER)
     agent_end, inner_end = socket.socketpair()
     with inner_end:
-        streams.add(SHELL, agent_end.detach())
+        streams.add(FIRST_TERMINAL_NUMBER, agent_end.detach())
         assert [*streams.poll_events(can_send=True)]
