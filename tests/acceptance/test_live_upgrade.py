@@ -33,8 +33,8 @@ allowed_hosts = ["github.com"]
 older_than = "60d"
 """
 WAIT_FOR_FIFO = "mkfifo /tmp/gate && read _ < /tmp/gate"
-# The turn is needed twice: if the session already contains the interrupted tool call, Claude Code adds a response
-# itself, which counts as the first of these turns.
+# There are two turns, because Claude Code adds a response itself if the session already contains the interrupted tool
+# call. That response counts as the first turn.
 RESUMED_TURNS = (bash_turn("cat first.txt; echo second > second.txt"),) * 2
 SCRIPTS = {
     "PLAY-FINISH": (

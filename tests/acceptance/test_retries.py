@@ -109,8 +109,8 @@ def kill_server_and_runner(deployment):
 )
 def test_lost_agent_resumes_its_session(deployment, deploy, runtime, kill):
     deployment.runtime = runtime
-    # The turn is needed twice: if the session already contains the interrupted tool call, Claude Code adds a response
-    # itself, which counts as the first of these turns.
+    # There are two turns, because Claude Code adds a response itself if the session already contains the interrupted
+    # tool call. That response counts as the first turn.
     resumed = bash_turn("cat first.txt; echo second > second.txt")
     deployment = deploy(bash_turn("echo first > first.txt"), SLEEP_TURN, resumed, resumed, reply_turn("Both."))
     deployment.submit(lifecycle={"resume": True})

@@ -192,7 +192,7 @@ class _Page:
 
 
 def _operations(schema: Schema) -> list[tuple[str, str, Schema]]:
-    """Return the operations in the order of the schema, except that those in `_FIRST_OPERATIONS` come first in their section."""
+    """Return the operations in the order of the schema, with `_FIRST_OPERATIONS` first in their sections."""
     operations = [
         (method.upper(), path, operation)
         for path, operations in schema["paths"].items()

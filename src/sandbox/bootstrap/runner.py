@@ -36,7 +36,7 @@ from sandbox.disks.free_space import ReserveFile, measure_disk_space
 from sandbox.disks.loop_disk import LoopDisk, unshare_mounts
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.gateway.egress.dialer import is_dialable
-from sandbox.gateway.lease import NetworkLease
+from sandbox.gateway.network_lease import NetworkLease
 from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.images.image_store import ImageLocks as HostImageLocks
 from sandbox.interfaces.agent import Agent, AgentDriver
@@ -63,7 +63,7 @@ from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
 from sandbox.runner.control_socket import RenewHandler, record_cancel, serve_control_socket
 from sandbox.runner.debug_session import DebugSessionRunner, launch_spec_without_agent
-from sandbox.runner.redaction import redact_event
+from sandbox.runner.event_redaction import redact_event
 from sandbox.runner.steps.collect import CollectStep
 from sandbox.runner.steps.provision import ProvisionStep, make_confine
 from sandbox.runner.steps.run import RunStep

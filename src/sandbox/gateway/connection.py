@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from sandbox.gateway import limits
 from sandbox.gateway.limits import MODEL_CONNECTION_CPU_DEBT_SECONDS, NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS
-from sandbox.gateway.protocol import Effects, Phase, SansIOProtocol
+from sandbox.gateway.sans_io import Effects, Phase, SansIOProtocol
 from sandbox.gateway.transport import READ_BYTES, Stream
 from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle
 

@@ -8,7 +8,7 @@ import msgspec
 from sandbox.gateway.egress.policy import EgressPolicy
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import SYNTHETIC_IPS_MAX
-from sandbox.gateway.protocol import Effects, Phase
+from sandbox.gateway.sans_io import Effects, Phase
 
 _FIRST_ADDRESS = int(IPv4Address("198.18.0.0"))
 _HOSTS_PER_BLOCK = 254

@@ -25,12 +25,12 @@ from sandbox.gateway.egress.protocol_sniffing import open_transparent_tunnel
 from sandbox.gateway.egress.proxy_opening import ProxyOpening
 from sandbox.gateway.egress.tls_opening import TlsOpening
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.lease import NetworkLease
 from sandbox.gateway.model_api.connection import ModelConnection
 from sandbox.gateway.model_api.dialer import UpstreamDialer, parse_upstream
 from sandbox.gateway.model_api.protocol import ModelProtocol
 from sandbox.gateway.model_api.request_gate import ModelRequestGate
 from sandbox.gateway.model_api.request_policy import ModelPolicy
+from sandbox.gateway.network_lease import NetworkLease
 from sandbox.gateway.transport import FullSizeBufferLimit, OutboundConnections, Stream
 from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelDialect, ModelUpstream, ReportEvent
 from sandbox.interfaces.runtime import Listeners

@@ -10,13 +10,13 @@ from socket import IPPROTO_TCP, SO_LINGER, SO_RCVBUF, SO_SNDBUF, SOCK_STREAM, SO
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from sandbox.gateway.lease import LeasedSocket, LeaseExpiredError, NetworkLease
 from sandbox.gateway.limits import (
     FULL_BUFFER_CONNECTIONS_MAX,
     REDUCED_BUFFER_BYTES,
     UNSENT_BYTES_MAX,
     UPSTREAM_RECEIVE_BYTES_MAX,
 )
+from sandbox.gateway.network_lease import LeasedSocket, LeaseExpiredError, NetworkLease
 
 if TYPE_CHECKING:
     from ssl import SSLContext

@@ -23,7 +23,7 @@ from sandbox.images.image_definition import (
     ImageDefinition,
 )
 from sandbox.images.oci.layer import apply_layer
-from sandbox.images.oci.tar_stream import ByteBudget, TarStream
+from sandbox.images.oci.limited_streams import ByteBudget, TarStream
 from sandbox.images.rootfs_writer import RootFsWriter
 
 _PROGRAM = "/usr/bin/mmdebstrap"

@@ -10,7 +10,7 @@ from string import whitespace
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
-from sandbox.secrets.decoded_layers import (
+from sandbox.secrets.escape_layers import (
     ENCODED_NORMALIZER,
     EXACT_NORMALIZER,
     TEXT_NORMALIZER,

@@ -49,7 +49,7 @@ def fake_packages(root_layer):
     def install(**files):
         def add(definition, tree, scratch):
             from sandbox.images.oci.layer import apply_layer
-            from sandbox.images.oci.tar_stream import ByteBudget, TarStream
+            from sandbox.images.oci.limited_streams import ByteBudget, TarStream
 
             extra = layer(*(entry(name.replace("__", "/"), content) for name, content in files.items()))
             for archive in (root_layer, extra):

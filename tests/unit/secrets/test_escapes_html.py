@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doubles.redaction_attacks import REFERENCES
-from sandbox.secrets.decoded_layers import decode_layers
+from sandbox.secrets.escape_layers import decode_layers
 from sandbox.secrets.redactor import SecretRedactor
 
 VALUE = "gH7_p&ss#/w=rd."

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from doubles.redaction_attacks import VALUES, attack, texts, values
-from sandbox.secrets.decoded_layers import DecodedLayer
+from sandbox.secrets.escape_layers import DecodedLayer
 from sandbox.secrets.redactor import SecretRedactor
 from sandbox.secrets.scanner import Scanner, Span
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.cli.output.edit_diffs import DiffLine, diff_edits
-from sandbox.cli.output.event_lines import STATE_STYLES, EventLinePrinter, one_line
+from sandbox.cli.output.event_layout import STATE_STYLES, EventLinePrinter, one_line
 from sandbox.cli.output.formatting import format_elapsed, parse_timestamp, pluralize
 from sandbox.model.failure import FailureCode
 from sandbox.model.formatting import format_cost, format_duration, format_state

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sandbox.gateway import limits
 from sandbox.gateway.egress.policy import is_address
-from sandbox.gateway.lease import LEASE_EXPIRED_MESSAGE
+from sandbox.gateway.network_lease import LEASE_EXPIRED_MESSAGE
 from sandbox.gateway.transport import (
     Address,
     ConnectionRateLimiter,

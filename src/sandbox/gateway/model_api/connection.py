@@ -9,7 +9,7 @@ from sandbox.gateway import limits
 from sandbox.gateway.connection import ConnectionHandler, PriorityCpuQueues
 from sandbox.gateway.model_api.dialer import UpstreamDialer, UpstreamUnreachableError
 from sandbox.gateway.model_api.protocol import ModelProtocol
-from sandbox.gateway.protocol import Effects, Phase
+from sandbox.gateway.sans_io import Effects, Phase
 from sandbox.gateway.transport import FIRST_READ_BYTES, READ_BYTES, Stream
 
 

@@ -249,7 +249,7 @@ class Spending:
                 f"A response came from the model {model}, which has no known price, so lifecycle.budget_usd cannot be "
                 f"enforced; {end}. Set lifecycle.budget_tokens instead."
             )
-        # The message omits the running cost: the response continues, and the task's status will contain the final cost.
+        # The message omits the cost so far: the response continues, and the task's status will contain the final cost.
         spent = f"is spent; {end}. Raise the budget."
         if self._budget.usd is not None and usd >= self._budget.usd:
             return f"lifecycle.budget_usd ({self._budget.usd:.6g} USD) {spent}"

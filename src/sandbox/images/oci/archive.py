@@ -17,7 +17,7 @@ import msgspec
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.image_definition import ARCHIVE_MEMBERS_MAX, IMAGE_METADATA_BYTES_MAX, IMAGE_PATH_BYTES_MAX
 from sandbox.images.oci.layer import check_global_headers, converting_tar_errors
-from sandbox.images.oci.tar_stream import ByteSource, HeaderLimitedFile
+from sandbox.images.oci.limited_streams import ByteSource, HeaderLimitedFile
 from sandbox.model.errors import DECODE_ERRORS
 
 DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)

@@ -11,7 +11,7 @@ from sandbox.images.errors import ImageRefusedError
 from sandbox.images.image_definition import IMAGE_BYTES_MAX, IMAGE_LAYERS_MAX
 from sandbox.images.oci.archive import DIGEST, OciArchive, open_archive, uncompressed
 from sandbox.images.oci.layer import apply_layer
-from sandbox.images.oci.tar_stream import ByteBudget, TarStream
+from sandbox.images.oci.limited_streams import ByteBudget, TarStream
 from sandbox.images.rootfs_writer import RootFsWriter
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}

@@ -7,7 +7,7 @@ from typing import IO, Any, cast
 
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.image_definition import IMAGE_METADATA_BYTES_MAX
-from sandbox.images.oci.tar_stream import TarStream
+from sandbox.images.oci.limited_streams import TarStream
 from sandbox.images.rootfs_writer import RootFsWriter
 
 _WHITEOUT = ".wh."

@@ -40,8 +40,8 @@ from sandbox.primitives.files import fsync_path, remove_on_failure, replace_dura
 from sandbox.primitives.secret_fingerprint import matches_fingerprint
 from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.attempt_recorder import HostDiskSpace
+from sandbox.runner.event_redaction import DeadlineRedactor
 from sandbox.runner.inherited_files import compress_session
-from sandbox.runner.redaction import DeadlineRedactor
 
 
 class ArtifactRecorder(msgspec.Struct, frozen=True):

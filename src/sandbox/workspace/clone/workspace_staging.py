@@ -34,7 +34,7 @@ from sandbox.workspace.diff.base_tree import BaseTreeEntry, ls_tree_arguments, p
 from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, RootedFiles
 from sandbox.workspace.git.command import Git, GitError, GitSetting, pipe, run_with_thread
 from sandbox.workspace.git.directory import OBJECT_ID, neutralize_attributes, read_branch_commit, write_git_directory
-from sandbox.workspace.git.errors import DISK_FULL_MESSAGE, explain_clone_failure, is_transient
+from sandbox.workspace.git.error_messages import DISK_FULL_MESSAGE, explain_clone_failure, is_transient
 
 INITIAL_COMMIT_MESSAGE = "Work that came with the task"
 CHAIN_COMMIT_MESSAGE = "Changes of an earlier task"

@@ -13,7 +13,7 @@ from sandbox.workspace.diff.base_tree import EXECUTABLE_MODE, git_mode, read_bas
 from sandbox.workspace.diff.comparison import compare_workspace
 from sandbox.workspace.files import Entry, RootedFiles, TooManyEntriesError, read_chunks
 from sandbox.workspace.git.command import Git, GitError
-from sandbox.workspace.git.errors import last_error_line
+from sandbox.workspace.git.error_messages import last_error_line
 
 _END_OF_ARCHIVE = b"\0" * 2 * tarfile.BLOCKSIZE
 

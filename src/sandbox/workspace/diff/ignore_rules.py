@@ -127,7 +127,7 @@ def _fields(responses: IO[bytes]) -> Iterator[bytes]:
 
 
 class _AncestorDirectories:
-    """Creates a directory under `root` and its missing parents, and removes those that it created.
+    """Creates a directory under `root` and its missing parents. On exit, removes the directories that it created.
 
     All entries of one directory are queried before the next, so each directory is created about once, however deep it
     is.

@@ -26,7 +26,7 @@ from sandbox.workspace.diff.base_tree import SYMLINK_MODE, BaseTree, git_mode, r
 from sandbox.workspace.diff.comparison import SkippedPaths, compare_workspace
 from sandbox.workspace.files import Entry, RootedFiles, TooManyEntriesError, printable_path, read_chunks
 from sandbox.workspace.git.command import Git, GitError, pipe, wait_for_data, write_all
-from sandbox.workspace.git.errors import last_error_line
+from sandbox.workspace.git.error_messages import last_error_line
 
 _SKIPPED_LISTED_MAX = 20
 _NEW_TREE_REF = "refs/sandbox/new"

@@ -24,7 +24,7 @@ from typing import IO, Any, TypeVar
 from sandbox.interfaces.runtime import ConfinedCommand, Confinement
 from sandbox.primitives.concurrency import wait_readable
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
-from sandbox.workspace.git.errors import SILENT_INDEX_PACK_ERROR
+from sandbox.workspace.git.error_messages import SILENT_INDEX_PACK_ERROR
 from sandbox.workspace.no_confinement import NoConfinement
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from doubles.scripted_upstream import scripted_upstream
 from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway import connection, limits
 from sandbox.gateway.model_api import request_gate
-from sandbox.gateway.protocol import Phase
+from sandbox.gateway.sans_io import Phase
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules
 from sandbox.model.events import Usage
 

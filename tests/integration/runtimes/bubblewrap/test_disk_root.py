@@ -15,7 +15,7 @@ from doubles.sandbox_lifecycle import read_until, ready_sandbox, run_python, run
 from doubles.syscall_faults import fill_file_system, small_file_system
 from sandbox.images.build import finalize
 from sandbox.images.oci.layer import apply_layer
-from sandbox.images.oci.tar_stream import ByteBudget, TarStream
+from sandbox.images.oci.limited_streams import ByteBudget, TarStream
 from sandbox.images.rootfs_writer import RootFsWriter
 from sandbox.interfaces.runtime import Command
 from sandbox.model.failure import AttemptError

@@ -22,7 +22,7 @@ from sandbox.model.failure import AttemptError
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.clone import workspace_staging
 from sandbox.workspace.git import directory
-from sandbox.workspace.git.errors import SILENT_INDEX_PACK_ERROR
+from sandbox.workspace.git.error_messages import SILENT_INDEX_PACK_ERROR
 
 
 def clone_error(harness, *args, **source):

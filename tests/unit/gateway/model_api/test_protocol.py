@@ -15,7 +15,7 @@ from sandbox.gateway.model_api.dialer import parse_upstream
 from sandbox.gateway.model_api.protocol import ModelProtocol
 from sandbox.gateway.model_api.request_gate import ModelRequestGate
 from sandbox.gateway.model_api.request_policy import ModelPolicy
-from sandbox.gateway.protocol import Effects, Phase
+from sandbox.gateway.sans_io import Effects, Phase
 from sandbox.interfaces.gateway import Budget, GatewayRules, KeyRejected, ModelUpstream
 from sandbox.model.egress import EgressRules
 from sandbox.model.events import EgressDenied, ErrorReported, Usage

@@ -15,7 +15,7 @@ from sandbox.images.errors import ImageRefusedError
 from sandbox.images.image_store import compute_digest
 from sandbox.images.oci import tar_stream
 from sandbox.images.oci.layer import apply_layer
-from sandbox.images.oci.tar_stream import ByteBudget, TarStream
+from sandbox.images.oci.limited_streams import ByteBudget, TarStream
 from sandbox.images.rootfs_writer import RootFsWriter
 
 

@@ -7,7 +7,7 @@ import click
 from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.event_lines import EventLinePrinter
+from sandbox.cli.output.event_layout import EventLinePrinter
 from sandbox.cli.output.json_output import print_json_lines
 
 

@@ -36,7 +36,7 @@ def top() -> None:
     if options.format != "text" or not (sys.stdout.isatty() and sys.stdin.isatty()):
         _print_once(options)
         return
-    from sandbox.cli.commands.top.screen import run_top
+    from sandbox.cli.commands.top.controller import run_top
 
     try:
         run_top(options)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from sandbox.cli.output.event_lines import one_line
+from sandbox.cli.output.event_layout import one_line
 from sandbox.cli.output.event_printer import STATE_STYLES
 from sandbox.cli.output.formatting import (
     current_activity,

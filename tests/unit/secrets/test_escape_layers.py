@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from doubles.redaction_attacks import ESCAPES
-from sandbox.secrets.decoded_layers import decode_layers, decoded_forms
+from sandbox.secrets.escape_layers import decode_layers, decoded_forms
 from sandbox.secrets.escapes import (
     find_escapes,
     find_isolated_escapes,

@@ -18,7 +18,7 @@ from doubles.egress_host import HOST
 from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway import limits
 from sandbox.gateway.egress import dialer
-from sandbox.gateway.lease import LeasedSocket, LeaseExpiredError, NetworkLease, seconds_since_boot
+from sandbox.gateway.network_lease import LeasedSocket, LeaseExpiredError, NetworkLease, seconds_since_boot
 from sandbox.gateway.transport import OutboundConnections
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
@@ -246,7 +246,7 @@ async def open_tunnel(served, port):
 
 SENDER = """
 import asyncio, sys
-from sandbox.gateway.lease import NetworkLease, seconds_since_boot
+from sandbox.gateway.network_lease import NetworkLease, seconds_since_boot
 from sandbox.gateway.transport import OutboundConnections
 
 async def main():

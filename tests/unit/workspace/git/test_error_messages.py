@@ -6,7 +6,7 @@ import pytest
 
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.clone.remote_settings import find_secrets
-from sandbox.workspace.git.errors import explain_clone_failure, last_error_line, redact_credentials
+from sandbox.workspace.git.error_messages import explain_clone_failure, last_error_line, redact_credentials
 
 REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
 
