@@ -273,7 +273,7 @@ def sparse(numbers):
 
 
 def test_sparse_map_that_is_too_large_is_rejected(tree, monkeypatch):
-    monkeypatch.setattr(tar_stream, "IMAGE_METADATA_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr(limited_streams, "IMAGE_METADATA_BYTES_MAX", 1 << 20)
     tree.apply(layer(entry("large", bytes(1 << 21)), sparse(100_000), sparse(100_000)))
     with pytest.raises(ImageRefusedError, match="header"):
         tree.apply(layer(sparse(1_000_000)))
