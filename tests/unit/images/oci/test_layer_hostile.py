@@ -13,6 +13,7 @@ from sandbox.images import image_definition, rootfs_writer
 from sandbox.images.debian_packages import read_packages
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.image_store import compute_digest
+from sandbox.images.oci import limited_streams
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.limited_streams import ByteBudget, TarStream
 from sandbox.images.rootfs_writer import RootFsWriter
