@@ -4,6 +4,7 @@ A batch brings its tasks into states, and then applies its faults at the same ti
 """
 
 import contextlib
+import itertools
 import random
 import signal
 import time
@@ -59,7 +60,8 @@ def task_pairs(targets):
     if not processes.can_destroy_sockets():
         targets = [target for target in targets if target != "gateway"]
     pairs = [(target, state, 0) for target in targets for state in CLUSTER_OUTCOMES[target] if state != "pending"]
-    return pairs + [(target, "running", 1) for target in ("runner", "worker", "stopped worker") if target in targets]
+    retried = [("runner", "running"), *itertools.product(("worker", "stopped worker"), ("running", "completing"))]
+    return pairs + [(target, state, 1) for target, state in retried if target in targets]
 
 
 def run_cluster_round(directory, cluster, batches, seed):

@@ -97,7 +97,7 @@ class StateDriver:
 
     def _reach_completing(self, task_id, time_slices):
         """The runner is storing many artifacts."""
-        self._deployment.submit_instructions(task_id, lines=20, files=150, pause_seconds=0.02)
+        self._deployment.submit_instructions(task_id, lines=20, files=150, pause_seconds=0.02, retries=self._retries)
         self._await_state(task_id, "running")
         held = HeldTask(task_id, runner=self._find_runner(task_id))
         while self._deployment.state(task_id) == "running":

@@ -16,6 +16,9 @@ from sandbox.model.task_state import TaskState
 LOST_CODES = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST, FailureCode.SANDBOX_LOST})
 """Failures of the host, the runner or the sandbox; neither the agent nor the task caused them."""
 
+LOST_RESULTS_CODES = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST})
+"""Failures after which the results of an agent that has exited cannot be collected any more."""
+
 RETRYABLE_CODES = LOST_CODES | {
     FailureCode.AGENT_FAILED,
     FailureCode.AGENT_NO_RESULT,
@@ -34,12 +37,13 @@ def next_follow_up(task: Task) -> FollowUp | None:
 
     Returns None while the attempt is running, and if no other attempt follows. If the agent had not started, the
     attempt is run again if it was lost (LOST_CODES) or failed temporarily. If the agent had started, a lost agent is
-    resumed if the manifest allows it. Otherwise the agent is retried if the manifest allows retries.
+    resumed if the manifest allows it. Otherwise the agent is retried if the manifest allows retries. A failure after
+    the agent's exit is followed by a retry only if the results were lost (LOST_RESULTS_CODES).
     """
     attempt, failure = task.attempt, task.failure
     if attempt is None or failure is None or task.cancel is not None or attempt.follow_up is not None:
         return None
-    if task.attempt_state is TaskState.RUNNING or task.state is TaskState.COMPLETING or task.state.is_final:
+    if task.attempt_state is TaskState.RUNNING or task.state.is_final:
         return None
     is_lost = failure.code in LOST_CODES
     if attempt.session_id is None:

@@ -10,9 +10,9 @@ import msgspec
 
 from sandbox.model import events as e
 from sandbox.model.errors import SandboxError
-from sandbox.model.events import Artifacts
+from sandbox.model.events import Artifacts, FollowUp
 from sandbox.model.failure import Failure
-from sandbox.model.retry import backoff_seconds, next_follow_up
+from sandbox.model.retry import LOST_RESULTS_CODES, backoff_seconds, next_follow_up
 from sandbox.model.task import AgentStartTime, Attempt, StateHistoryEntry, Task, TotalUsage
 from sandbox.model.task_state import ALLOWED_TRANSITIONS, STATE_ORDER, TaskState
 
@@ -196,7 +196,10 @@ def _cancel_requested(task: Task, event: e.CancelRequested) -> _HandlerResult:
 
 
 def _attempt_failed(task: Task, event: e.AttemptFailed) -> _HandlerResult:
-    changes = {} if task.failure else {"failure": event.failure}
+    changes: dict[str, Any] = {} if task.failure else {"failure": event.failure}
+    if task.agent_has_exited and not task.failure:
+        allowed = {FollowUp.RETRY} if event.failure.code in LOST_RESULTS_CODES else set()
+        changes["skipped_follow_ups"] = tuple(one for one in FollowUp if one not in allowed)
     return changes, None, () if task.attempt is None or task.agent_has_exited else (StopAttempt(),)
 
 
@@ -279,7 +282,7 @@ def final_state(task: Task) -> tuple[TaskState, str]:
         return TaskState.CANCELLED, f"Cancelled{reason}"
     if task.failure is not None:
         return TaskState.FAILED_PRESERVED if task.is_preserved_on_failure else TaskState.FAILED, task.failure.message
-    if task.state is TaskState.COMPLETING:
+    if task.state is TaskState.COMPLETING and task.agent_has_exited:
         return TaskState.COMPLETED, f"{task.agent_name} finished its work"
     raise IllegalEventError(f"Task {task.id} is {task.state}: nothing has ended it.")
 

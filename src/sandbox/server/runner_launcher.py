@@ -201,7 +201,7 @@ def end_lost_attempt(recorder: Recorder, code: FailureCode) -> None:
     The disk is gone, so no attempt can take it over, and nothing can be collected.
     """
     task, failure = recorder.task, Failure(code, _LOST_MESSAGES[code])
-    if task.attempt_state is TaskState.RUNNING or not (task.agent_has_exited or task.failure is not None):
+    if task.attempt_state is TaskState.RUNNING or not (task.needs_only_teardown or task.failure is not None):
         recorder.record(failure_event(task, failure))
     while (follow_up := next_follow_up(recorder.task)) is not None:
         if follow_up is not FollowUp.RESUME:

@@ -15,8 +15,17 @@ from sandbox.interfaces.placement import (
     ReservedHost,
     RunAttempt,
 )
-from sandbox.model.events import AgentExited, AttemptStarted, AttemptSuperseded, FollowUp, FollowUpSkipped
+from sandbox.model.events import (
+    AgentExited,
+    Artifact,
+    ArtifactCollected,
+    AttemptStarted,
+    AttemptSuperseded,
+    FollowUp,
+    FollowUpSkipped,
+)
 from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.task import METADATA_NAME
 from sandbox.model.task_state import TaskState
 
 IMAGE = Image("agentic-dev", "sha256:0", "/images/0")
@@ -130,6 +139,43 @@ async def test_attempt_on_a_lost_host_is_retried_without_a_finisher(components, 
 
 def events(components):
     return [one.event for one in components.journals.read("task-1").records]
+
+
+@pytest.mark.parametrize("code", [FailureCode.RUNNER_LOST, FailureCode.HOST_LOST])
+async def test_agent_whose_results_are_lost_after_its_exit_is_retried(components, allocator, code):
+    """The state stays `completing`, because a state never moves back. The agent is not resumed: it had finished."""
+    async with components.server() as service:
+        await service.submit(manifest(lifecycle={"retries": 1, "resume": True}))
+        await components.wait_for_launch("task-1")
+        components.placement.record("task-1", *TO_RUNNING, AgentExited(0, {}))
+        allocator.failure_code = code
+        components.placement.kill("task-1")
+        await wait_until(lambda: AttemptSuperseded() in events(components))
+        allocator.failure_code = None
+        await components.wait_for_launch("task-1", 2)
+        components.placement.record("task-1", *TO_RUNNING)
+        async with asyncio.timeout(10):
+            while (running := await service.status("task-1")).attempt_state is not TaskState.RUNNING:
+                await asyncio.sleep(0.005)
+        assert running.state is TaskState.COMPLETING
+        components.placement.record("task-1", *TO_END)
+        task = await service.wait("task-1", 10)
+    assert (task.state, task.past_attempts[0].failure.code) == (TaskState.COMPLETED, code)
+    assert not components.placement.orders[1].resumes
+    assert not any(isinstance(event, FollowUpSkipped) for event in events(components))
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+async def test_collected_results_of_a_lost_host_are_kept(components, allocator, retries):
+    collected = ArtifactCollected(Artifact(METADATA_NAME, METADATA_NAME, 1, "application/json", "sha256:0"))
+    async with components.server() as service:
+        await service.submit(manifest(lifecycle={"retries": retries}))
+        await components.wait_for_launch("task-1")
+        components.placement.record("task-1", *TO_RUNNING, AgentExited(0, {}), collected)
+        allocator.failure_code = FailureCode.HOST_LOST
+        components.placement.kill("task-1")
+        task = await service.wait("task-1", 10)
+    assert (task.state, len(components.placement.orders)) == (TaskState.COMPLETED, 1)
 
 
 @pytest.mark.parametrize("agent_has_exited", [False, True])

@@ -7,10 +7,10 @@ import pytest
 
 from doubles.manifests import claude, encode_json
 from sandbox.model import events as e
-from sandbox.model.events import Artifact
+from sandbox.model.events import Artifact, FollowUp
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Metadata, Repository
-from sandbox.model.retry import next_follow_up
+from sandbox.model.retry import LOST_RESULTS_CODES, RETRYABLE_CODES, next_follow_up
 from sandbox.model.state_machine import (
     AdvanceResult,
     IllegalEventError,
@@ -198,6 +198,34 @@ def test_costs_are_summed_to_a_billionth_of_a_dollar():
 
 
 # Ends
+
+
+@pytest.mark.parametrize("code", sorted(LOST_RESULTS_CODES))
+def test_lost_results_of_an_agent_that_has_exited_are_followed_by_a_retry(code):
+    """The state stays `completing`. A cancel request stops the later attempt, whose failures follow the usual rules."""
+    lost = (*running(), SUCCESS, failed(Failure(code, "lost")))
+    assert next_follow_up(final_task(*lost, retries=1)) is FollowUp.RETRY
+    assert next_follow_up(final_task(*lost, retries=1, resume=True)) is FollowUp.RETRY
+    assert next_follow_up(final_task(*lost, resume=True)) is None
+    second = (*lost, SUPERSEDED, *running(2))
+    task = final_task(*second, retries=1)
+    assert (task.state, task.attempt_state) == (TaskState.COMPLETING, TaskState.RUNNING)
+    assert next_follow_up(task) is None
+    with pytest.raises(IllegalEventError):
+        final_task(*second, e.TaskFinished(), retries=1)
+    assert final_task(*second, SUCCESS, e.TaskFinished(), retries=1).state is TaskState.COMPLETED
+    assert final_task(*second, e.CancelRequested(), exited(), e.TaskFinished(), retries=2).state is TaskState.CANCELLED
+    assert next_follow_up(final_task(*second, exited(), retries=2)) is FollowUp.RETRY
+    assert next_follow_up(final_task(*second, exited(), retries=1)) is None
+    assert final_task(*second, exited(), e.TaskFinished(), retries=1).state is TaskState.FAILED
+
+
+@pytest.mark.parametrize("code", sorted(RETRYABLE_CODES - LOST_RESULTS_CODES))
+def test_other_failures_after_the_exit_end_the_task(code):
+    task = final_task(*running(), SUCCESS, failed(Failure(code, "no")), retries=1, resume=True)
+    assert (next_follow_up(task), task.state) == (None, TaskState.COMPLETING)
+    with pytest.raises(IllegalEventError):
+        final_task(*running(), SUCCESS, failed(Failure(code, "no")), SUPERSEDED, retries=1, resume=True)
 
 
 def test_task_is_completing_after_the_last_agent_exit():
