@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -273,6 +274,7 @@ class ScriptedModel:
         self.requests.append(request)
         if self._record_path is not None:
             line = msgspec.structs.asdict(request) | {"body": request.body.decode(errors="replace")}
+            line["received_at"] = time.time()
             with self._record_path.open("ab") as file:
                 file.write(msgspec.json.encode(line) + b"\n")
         return request
@@ -329,7 +331,9 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 means any free port")
     parser.add_argument("--script", type=Path, help="JSON file; default: the script of the example")
-    parser.add_argument("--record", type=Path, help="append every request to this file, one JSON line each")
+    parser.add_argument(
+        "--record", type=Path, help="append every request to this file, one JSON line with the time each"
+    )
     options = parser.parse_args()
     script = load_script(options.script) if options.script else example_script()
     model = ScriptedModel(script, host=options.host, port=options.port, record_path=options.record)
