@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import signal
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,60 @@ def test_tasks_of_lost_hosts_are_retried_and_a_task_without_a_host_waits(deploym
         cluster.start_host("n1")
         cluster.reconnect("n2")
     wait_until(lambda: deployment.stored_jobs() == [], 60, "the end of the workers")
+
+
+@pytest.mark.timeout(900)
+def test_drained_host_gets_no_new_task_while_its_task_continues(deployment, cluster):
+    """Three tasks occupy three hosts, and one waits in Slurm's queue when a host is drained."""
+    deployment.start_model(MAKE_FILE, bash_turn("mkfifo /tmp/gate; read -t 40 _ <> /tmp/gate"), reply_turn())
+    deployment.start_server()
+
+    def submit(*task_ids):
+        for task_id in task_ids:
+            deployment.submit(task_id, vm=WHOLE_HOST)
+
+    def change_drain(method, host):
+        return deployment.http.request(method, f"/api/v1/hosts/{host}/drain").raise_for_status().json()
+
+    def drained():
+        hosts = deployment.http.get("/api/v1/hosts").json()["hosts"]
+        assert [host["name"] for host in hosts] == list(slurm_cluster.HOSTS)
+        return [host["name"] for host in hosts if host["draining_since"] is not None]
+
+    def excluded():
+        """Return the excluded hosts of each waiting job in Slurm."""
+        lines = cluster.run("squeue", "--noheader", "--states=PENDING", "--Format=Name:|,ExcNodes:|").splitlines()
+        return [line.split("|")[1] for line in lines]
+
+    assert drained() == []  # the hosts are listed before a worker has run there
+    running = ["task-1", "task-2", "task-3"]
+    submit(*running)
+    wait_until(lambda: all(deployment.hosts_of(task_id) for task_id in running), 240, "a task on each host")
+    by_host = {deployment.hosts_of(task_id)[0]: task_id for task_id in running}
+    assert len(by_host) == 3
+    submit("waiting")
+    wait_until(lambda: "Slurm's queue" in deployment.status("waiting")["state_message"], 60, "the queued job")
+    assert excluded() == [""]
+    assert change_drain("POST", "n1")["task_ids"] == [by_host["cluster:n1"]]
+    wait_until(lambda: excluded() == ["n1"], 60, "the new job")
+    deployment.restart_server(signal.SIGKILL)
+    assert drained() == ["n1"]
+    assert excluded() == ["n1"]
+    submit("later-1", "later-2")
+    for task_id in [*running, "waiting", "later-1", "later-2"]:
+        status = deployment.wait(task_id, 300)
+        assert status["state"] == "completed", deployment.diagnostics(task_id)
+        assert len(status["attempts"]) == 1
+    assert not {"cluster:n1"} & {deployment.hosts_of(task_id)[0] for task_id in ("waiting", "later-1", "later-2")}
+    for host in ("n2", "n3"):
+        change_drain("POST", host)
+    submit("undone")
+    reason = (
+        "Waiting for a host: No host is left for the job: all hosts of the partition are excluded. "
+        "Drained hosts: n1, n2, n3. `sandbox admin drain --host NAME --undo` ends a drain."
+    )
+    wait_until(lambda: deployment.status("undone")["state_message"] == reason, 60, "the reason")
+    assert deployment.status("undone")["state"] == "pending"
+    change_drain("DELETE", "n1")
+    assert deployment.wait("undone", 180)["state"] == "completed", deployment.diagnostics("undone")
+    assert deployment.hosts_of("undone") == ["cluster:n1"]

@@ -2,22 +2,28 @@
 
 import socket
 import time
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
 
 from doubles.browser import accessibility_violations
 from doubles.deployment import Deployment
+from sandbox.bootstrap.worker import host_name
 from sandbox.model.resources import Resources
+from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.hosts import SeenHost, SeenHosts
-from sandbox.placements.cluster.jobs import JobStore, StoredJob
+from sandbox.placements.cluster.job_store import JobStore, StoredJob
 
 LONG_NAME = "build-host-with-a-long-name.rack-12.cluster.example.org"
 
 
 @pytest.fixture(scope="module")
 def server_url(tmp_path_factory):
-    """A server that has seen three hosts. A worker claimed a task on one of them, and is not responding."""
+    """A server that has seen three hosts, which the engine does not have, and drains one.
+
+    A worker claimed a task on another one, and is not responding.
+    """
     deployment = Deployment(tmp_path_factory.mktemp("hosts"))
     directory = deployment.data_dir / "cluster"
     directory.mkdir(mode=0o700, parents=True)
@@ -26,6 +32,7 @@ def server_url(tmp_path_factory):
     for name in ("node-1", "node-2", LONG_NAME):
         seen.add(SeenHost(name, time.time() - 3600, "0.1.0", 16, 64 * 1024**3))
     seen.save()
+    HostDrains(directory / "drained.json").start("node-1", datetime.now(UTC))
     job = StoredJob("task-1", "a" * 12, Resources(1, 2**30, 2**30), 600.0, ("a" * 12,))
     JobStore(directory / "jobs").save(msgspec.structs.replace(job, nonce_hash=bytes(32), host="node-2", boot_id="b"))
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -41,9 +48,12 @@ def test_server_page_leads_to_the_hosts(server_url, browser):
     page.locator("#host-count a").click()
     page.get_by_role("heading", name="Hosts").wait_for()
     rows = page.locator(".hosts tbody tr")
-    assert rows.locator("th").all_inner_texts() == [LONG_NAME, "node-1", "node-2"]
-    assert rows.locator(".pill").all_inner_texts() == ["idle", "idle", "unreachable"]
-    assert rows.locator("time").first.inner_text() == "1 h ago"
+    names, own = rows.locator("th").all_inner_texts(), host_name({})
+    assert names == sorted({LONG_NAME, "node-1", "node-2", own})
+    pills = {name: rows.nth(index).locator(".pill").all_inner_texts() for index, name in enumerate(names)}
+    expected = {LONG_NAME: ["not ready"], "node-1": ["not ready", "drained"], "node-2": ["unreachable"], own: ["idle"]}
+    assert pills == expected
+    assert rows.nth(names.index(LONG_NAME)).locator("time").first.inner_text() == "1 h ago"
     assert page.get_by_role("link", name="Server", exact=True).get_attribute("aria-current") == "page"
     assert accessibility_violations(page) == []
     browser.assert_no_errors(server_url)

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from doubles.engine_harnesses import (
@@ -189,3 +190,21 @@ async def test_jobs_survive_the_server(harness, create_job):
     await second.withdraw(job.name)
     await wait_for_phase(second, waiting, JobPhase.RUNNING)
     await wait_until(waiting.starts)
+
+
+async def test_hosts_are_listed_with_their_resources(engine):
+    (largest,) = await engine.largest_hosts()
+    [host] = await engine.hosts()
+    assert (host.resources, host.problem) == (largest, "")
+
+
+async def test_job_never_starts_on_an_excluded_host(harness, engine, create_job):
+    """Names that the engine does not have are ignored: a host may have been removed from the cluster."""
+    [host] = await engine.hosts()
+    excluded, other = create_job("wait", excluded_hosts=(host.name, "no-host")), create_job("exit", "0")
+    with pytest.raises(EngineRejectedError, match="No host is left"):
+        await engine.submit(excluded.request)
+    assert (await status_of(engine, excluded)).phase is JobPhase.UNKNOWN
+    await engine.submit(msgspec.structs.replace(other.request, excluded_hosts=("no-host",)))
+    await wait_for_end(engine, other)
+    assert (len(excluded.starts()), len(other.starts())) == (0, 1)

@@ -42,6 +42,7 @@ async def test_killed_controller_is_unavailable_and_jobs_continue(cluster, engin
             engine.withdraw(job.name),
             engine.look_up([job.name]),
             engine.largest_hosts(),
+            engine.hosts(),
         ):
             with pytest.raises(EngineUnavailableError, match="scontrol ping"):
                 await call
@@ -292,6 +293,38 @@ async def test_largest_hosts_are_limited_to_the_partition(harness):
     assert await harness.connect(partition=None).largest_hosts() == [large]
     with pytest.raises(EngineUnavailableError, match=r"none .*cluster\.slurm\.partition"):
         await harness.connect(partition="none").largest_hosts()
+
+
+async def test_hosts_are_limited_to_the_partition_and_have_their_state(harness, cluster):
+    assert [host.name for host in await harness.connect(partition="small").hosts()] == ["n1"]
+    hosts = {host.name: host for host in await harness.connect(partition=None).hosts()}
+    assert list(hosts) == ["n1", "n2", "n3"]
+    assert hosts["n3"].resources.memory_bytes == 2 * hosts["n1"].resources.memory_bytes
+    assert {host.problem for host in hosts.values()} == {""}
+    cluster.run("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=a|b\nn9|idle|4|1|1|all*")
+    cluster.run("scontrol", "update", "NodeName=n3", "State=DOWN", "Reason=test")
+    try:
+        hosts = await harness.connect(partition="all").hosts()
+        assert [host.name for host in hosts] == ["n1", "n2", "n3"]
+        problems = ["", "Slurm reports the state drained.", "Slurm reports the state down."]
+        assert [host.problem for host in hosts] == problems
+    finally:
+        cluster.restrict_to("n1", "n2", "n3")
+    with pytest.raises(EngineUnavailableError, match=r"none .*cluster\.slurm\.partition"):
+        await harness.connect(partition="none").hosts()
+
+
+async def test_jobs_start_on_hosts_that_are_not_excluded(harness, create_job):
+    engine = harness.connect(partition="all", extra_options=("--exclude=n[1]",))
+    jobs = [create_job("wait", excluded_hosts=("n2", "no-host")) for _ in range(3)]
+    for job in jobs:
+        await engine.submit(job.request)
+        await job.wait_for_heartbeat()
+        assert (await status_of(engine, job)).host == "n3"
+    with pytest.raises(EngineRejectedError, match="node configuration is not available"):
+        await engine.submit(create_job("wait", excluded_hosts=("n2", "n3")).request)
+    with pytest.raises(EngineRejectedError, match="No host is left"):
+        await engine.submit(create_job("wait", excluded_hosts=("n1", "n2", "n3")).request)
 
 
 async def test_job_for_a_missing_partition_is_rejected(harness, create_job):

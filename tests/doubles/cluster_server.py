@@ -13,15 +13,17 @@ import msgspec
 from doubles.manifests import manifest
 from sandbox import __version__
 from sandbox.bootstrap.cluster import create_certificate, has_task_ended, store_runner_log
-from sandbox.interfaces.cluster_engine import JobPhase, JobRequest, JobStatus
+from sandbox.interfaces.cluster_engine import EngineHost, JobPhase, JobRequest, JobStatus
 from sandbox.interfaces.worker_messages import PROTOCOL_VERSION, Claim, ServerMessage
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.events import AttemptStarted, TaskSubmitted
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.claim_checks import Claims, HostKey
-from sandbox.placements.cluster.hosts import SeenHosts
-from sandbox.placements.cluster.jobs import Jobs, JobSettings, JobStore
+from sandbox.placements.cluster.host_drains import HostDrains
+from sandbox.placements.cluster.hosts import ClusterHosts, EngineHosts, SeenHosts
+from sandbox.placements.cluster.job_store import JobStore
+from sandbox.placements.cluster.jobs import Jobs, JobSettings
 from sandbox.placements.cluster.worker_server import WorkerServer
 from sandbox.primitives.message_stream import encode_message, read_message
 
@@ -46,16 +48,22 @@ class FakeEngine:
 
     def __init__(self):
         self.submitted, self.withdrawn, self.statuses = [], [], {}
-        self.error = None
+        self.error, self.host_list = None, [EngineHost(HOST, SMALL)]
 
     async def submit(self, request):
         if self.error is not None:
             raise self.error
         self.submitted.append(request)
-        self.statuses.setdefault(request.name, JobStatus(JobPhase.RUNNING, HOST))
+        host = next((each.name for each in self.host_list if each.name not in request.excluded_hosts), HOST)
+        self.statuses.setdefault(request.name, JobStatus(JobPhase.RUNNING, host))
 
     async def largest_hosts(self):
         return [SMALL, Resources(8, 2**33, 2**40), Resources(64, 2**32, 2**40)]
+
+    async def hosts(self):
+        if self.error is not None:
+            raise self.error
+        return self.host_list
 
     async def withdraw(self, name):
         self.withdrawn.append(name)
@@ -86,12 +94,13 @@ class ClusterServer:
         before = asyncio.all_tasks()
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(self.certificate)
-        self.jobs = Jobs(
-            JobStore(self.store), self.engine, JobSettings(self.lease_seconds, OVERHEAD_BYTES, make_request)
-        )
-        self.hosts = SeenHosts(self.store.with_name("hosts.json"))
+        self.drains = HostDrains(self.store.with_name("drained.json"))
+        settings = JobSettings(self.lease_seconds, OVERHEAD_BYTES, make_request)
+        self.jobs = Jobs(JobStore(self.store), self.engine, settings, self.drains)
+        self.hosts, self.engine_hosts = SeenHosts(self.store.with_name("hosts.json")), EngineHosts(self.engine)
+        self.cluster_hosts = ClusterHosts(self.hosts, self.engine_hosts, self.drains, self.jobs)
         await WorkerServer(
-            Claims(self.jobs, self.host_key and HostKey(self.host_key, self.fingerprint)),
+            Claims(self.jobs, self.drains, self.host_key and HostKey(self.host_key, self.fingerprint)),
             self.hosts,
             self.replicas,
             partial(store_runner_log, self.data_dir),

@@ -8,9 +8,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from doubles.manifests import parse_manifest
 from sandbox.interfaces.cluster_engine import JobStatus
-from sandbox.interfaces.placement import HostState, HostStatus, OpenTerminal
+from sandbox.interfaces.placement import HostNotFoundError, HostState, HostStatus, OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import (
     ChangeCursor,
@@ -379,3 +381,17 @@ class FakeTasks:
 
     def list_hosts(self) -> Sequence[HostWithTasks]:
         return self.hosts
+
+    async def drain_host(self, name: str) -> HostWithTasks:
+        return self._set_drain(name, START_TIME)
+
+    async def undo_host_drain(self, name: str) -> HostWithTasks:
+        return self._set_drain(name, None)
+
+    def _set_drain(self, name: str, since: datetime | None) -> HostWithTasks:
+        for index, host in enumerate(self.hosts):
+            if host.status.name == name:
+                status = msgspec.structs.replace(host.status, draining_since=since)
+                self.hosts[index] = HostWithTasks(status, host.task_ids)
+                return self.hosts[index]
+        raise HostNotFoundError(f"The cluster has no host {name!r}.")

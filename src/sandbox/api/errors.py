@@ -15,6 +15,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from sandbox.api import paths
 from sandbox.api.responses import problem_response
+from sandbox.interfaces.placement import HostNotFoundError
 from sandbox.interfaces.store import DuplicateTaskError, StoreError
 from sandbox.interfaces.tasks import (
     ArtifactNotFoundError,
@@ -192,6 +193,7 @@ _ERROR_RESPONSES: dict[type[SandboxError], tuple[int, _Extensions]] = {
     DuplicateTaskError: (409, _existing_task),
     TerminalRefusedError: (409, _no_extensions),
     TaskEndedError: (409, _task_state),
+    HostNotFoundError: (404, _no_extensions),
     TaskNotEndedError: (409, _task_state),
     TaskNotContinuableError: (409, _no_extensions),
     PayloadTooLargeError: (413, _no_extensions),

@@ -23,6 +23,7 @@ ARTIFACT = f"{ARTIFACTS}/{{name:rest}}"
 EVENTS = f"{ROOT}/events"
 SESSION = f"{ROOT}/session"
 HOSTS = f"{ROOT}/hosts"
+HOST_DRAIN = f"{HOSTS}/{{host}}/drain"
 DRAIN = f"{ROOT}/admin/drain"
 PRUNE = f"{ROOT}/admin/prune"
 BASIC_HEALTH = "/api/health"
@@ -40,6 +41,7 @@ PUBLIC_PATHS = frozenset({BASIC_HEALTH, HEALTH, READINESS, LIVENESS})
 """Paths that need no token, for probes and load balancers."""
 
 TaskId = Annotated[str, Path(description="The task's id")]
+HostName = Annotated[str, Path(description="The host's name")]
 ArtifactName = Annotated[str, Path(description="The artifact's name, else its path")]
 
 

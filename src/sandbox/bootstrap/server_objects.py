@@ -86,8 +86,8 @@ class TaskServer:
         host, key_settings = placements.selected_host, {kind: agent.key_setting for kind, agent in agents.items()}
         kinds_without_key = {kind for kind, upstream in upstreams.items() if upstream is None}
         conditions = StartConditions(drain, host, disk_monitor, key_settings, kinds_without_key)
-        limit = UnfinishedTaskLimit(unfinished_tasks_max())
-        scheduler = Scheduler(host.capacity, placements.largest_hosts)
+        allocator, limit = placements.allocator, UnfinishedTaskLimit(unfinished_tasks_max())
+        scheduler = Scheduler(host.capacity, None if allocator is None else allocator.largest_hosts)
         dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, host, limit)
         broadcast, recovery = Broadcast(), RunnerRecovery(journals, placements, launcher, secrets, conditions, clock)
         tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)

@@ -23,6 +23,7 @@ from sandbox.client.response_types import (
     Deletion,
     Draining,
     Health,
+    Host,
     HostList,
     Pruned,
     Release,
@@ -205,6 +206,17 @@ class AsyncClient:
     async def hosts(self) -> HostList:
         """List the hosts that run tasks: the server's machine, or the hosts of the cluster."""
         return await self._request(requests.hosts())
+
+    async def drain_host(self, host: str) -> Host:
+        """Start no more tasks on a host of the cluster until `undo_host_drain`; running tasks continue there.
+
+        Raises HostNotFoundError.
+        """
+        return await self._request(requests.drain_host(host))
+
+    async def undo_host_drain(self, host: str) -> Host:
+        """Start tasks on a host of the cluster again. Raises HostNotFoundError."""
+        return await self._request(requests.undo_host_drain(host))
 
     async def drain(self) -> Draining:
         """Stop accepting and starting tasks until `undo_drain`; running tasks continue."""

@@ -24,6 +24,7 @@ from sandbox.client.response_types import (
     Deletion,
     Draining,
     Health,
+    Host,
     HostList,
     Pruned,
     Release,
@@ -203,6 +204,17 @@ class Client:
     def hosts(self) -> HostList:
         """List the hosts that run tasks: the server's machine, or the hosts of the cluster."""
         return self._request(requests.hosts())
+
+    def drain_host(self, host: str) -> Host:
+        """Start no more tasks on a host of the cluster until `undo_host_drain`; running tasks continue there.
+
+        Raises HostNotFoundError.
+        """
+        return self._request(requests.drain_host(host))
+
+    def undo_host_drain(self, host: str) -> Host:
+        """Start tasks on a host of the cluster again. Raises HostNotFoundError."""
+        return self._request(requests.undo_host_drain(host))
 
     def drain(self) -> Draining:
         """Stop accepting and starting tasks until `undo_drain`; running tasks continue."""

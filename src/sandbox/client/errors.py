@@ -192,6 +192,12 @@ class SandboxNotFoundError(NotFoundError):
         return self._text("task_state")
 
 
+class HostNotFoundError(NotFoundError):
+    """The cluster has no such host, or there is no cluster."""
+
+    code = "host_not_found"
+
+
 class ConflictError(ClientError):
     """The request conflicts with the current state."""
 
@@ -341,6 +347,7 @@ API_ERRORS: tuple[type[ClientError], ...] = (
     TaskNotFoundError,
     ArtifactNotFoundError,
     SandboxNotFoundError,
+    HostNotFoundError,
     NotFoundError,
     MethodNotAllowedError,
     RequestTimeoutError,

@@ -14,6 +14,7 @@ from sandbox.client.response_types import (
     Deletion,
     Draining,
     Health,
+    Host,
     HostList,
     Pruned,
     Release,
@@ -21,7 +22,7 @@ from sandbox.client.response_types import (
     Task,
     TaskPage,
 )
-from sandbox.client.url import task_path
+from sandbox.client.url import host_path, task_path
 
 ResponseT = TypeVar("ResponseT")
 
@@ -248,6 +249,16 @@ def prune(
 def hosts() -> Request[HostList]:
     """List the hosts that run tasks."""
     return Request("GET", "/hosts", HostList, ("hosts",), response_bytes_max=LIST_BYTES_MAX)
+
+
+def drain_host(host: str) -> Request[Host]:
+    """Drain a host of the cluster."""
+    return Request("POST", host_path(host, "drain"), Host, ("draining_since",))
+
+
+def undo_host_drain(host: str) -> Request[Host]:
+    """Undo the drain of a host of the cluster."""
+    return Request("DELETE", host_path(host, "drain"), Host, ("draining_since",))
 
 
 def drain() -> Request[Draining]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import quote, urlsplit
 
-from sandbox.client.errors import InvalidParameterError, TaskNotFoundError
+from sandbox.client.errors import HostNotFoundError, InvalidParameterError, TaskNotFoundError
 from sandbox.model.server_address import DEFAULT_SERVER
 
 _LOOPBACK = re.compile(
@@ -60,6 +60,16 @@ def task_path(task_id: str, *rest: str) -> str:
         raise TaskNotFoundError(f"There is no task {task_id!r}; ids contain no slashes.")
     with translate_url_errors():
         return "/".join(["/tasks", *map(_quote_segment, (task_id, *rest))])
+
+
+def host_path(host: str, *rest: str) -> str:
+    """Return the path of a part of a host. Raises InvalidParameterError or HostNotFoundError."""
+    if not host:
+        raise InvalidParameterError("The name of a host must not be empty.")
+    if "/" in host:
+        raise HostNotFoundError(f"There is no host {host!r}; names contain no slashes.")
+    with translate_url_errors():
+        return "/".join(["/hosts", *map(_quote_segment, (host, *rest))])
 
 
 def _quote_segment(part: str) -> str:

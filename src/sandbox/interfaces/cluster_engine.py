@@ -47,6 +47,8 @@ class JobRequest(msgspec.Struct, frozen=True):
     grace_seconds: the time between SIGTERM and SIGKILL at the time limit. After `withdraw`, the engine's own settings
         determine this time.
     output_file: the file on the host to which the worker's output is appended. Its directory must exist.
+    excluded_hosts: the hosts on which the engine must not start the worker. Names that the engine does not have are
+        ignored.
 
     A worker that ends because of SIGTERM must exit with a code other than 0. The exit code 0 does not prove that the
     worker has ended if the engine ended the job (`JobPhase.UNREACHABLE`).
@@ -59,6 +61,7 @@ class JobRequest(msgspec.Struct, frozen=True):
     time_limit_seconds: int
     grace_seconds: int = 30
     output_file: str = "/dev/null"
+    excluded_hosts: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Omit the environment, which must not reach logs or tracebacks."""
@@ -105,6 +108,18 @@ class JobStatus(msgspec.Struct, frozen=True):
     is_ending: bool = False
 
 
+class EngineHost(msgspec.Struct, frozen=True):
+    """A host of the cluster, as the engine reports it.
+
+    resources: what jobs can request there in total.
+    problem: why the engine starts no jobs there now (human-readable); empty if it does.
+    """
+
+    name: str
+    resources: Resources
+    problem: str = ""
+
+
 class Engine(Protocol):
     """Runs workers on the hosts of a cluster.
 
@@ -113,7 +128,9 @@ class Engine(Protocol):
     """
 
     async def submit(self, request: JobRequest) -> None:
-        """Submit a job, unless the engine has a job with this name in any phase. Raises EngineRejectedError.
+        """Submit a job, unless the engine has a job with this name in any phase.
+
+        Raises EngineRejectedError, for example because the engine has no host that is large enough and not excluded.
 
         If the call fails with EngineUnavailableError, the job may or may not have been submitted: call it again.
         """
@@ -139,4 +156,8 @@ class Engine(Protocol):
 
         None of them is smaller than another one in every resource. A job that fits in none of them can never run.
         """
+        ...
+
+    async def hosts(self) -> Sequence[EngineHost]:
+        """Return all hosts on which jobs may run, sorted by name, whether or not they are available now."""
         ...

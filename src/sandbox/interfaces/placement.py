@@ -115,6 +115,18 @@ class HostPendingError(SandboxError):
     retryable = True
 
 
+class HostNotFoundError(SandboxError):
+    """The cluster has no host with this name, or there is no cluster."""
+
+    code = "host_not_found"
+
+
+class HostDrainError(SandboxError):
+    """A host cannot be drained now. The message says why (human-readable)."""
+
+    code = "host_drain_failed"
+
+
 class HostUnreachableError(OSError):
     """A host is not responding, or it belongs to no placement of this server. The state of its attempts is unknown."""
 
@@ -397,8 +409,8 @@ class HostState(StrEnum):
     """The state of a host.
 
     READY: attempts can start on this machine, or a worker on the host is connected.
-    NOT_READY: no attempt can start on this machine now.
-    IDLE: no worker is running on the host, so the server has no contact with it.
+    NOT_READY: no attempt can start on this machine now, or the engine starts no worker on the host.
+    IDLE: no worker runs on the host, so the server has no contact with it.
     UNREACHABLE: workers run on the host, and none of them is connected.
     """
 
@@ -416,6 +428,7 @@ class HostStatus(msgspec.Struct, frozen=True):
     cpus, memory_bytes: the resources for tasks; None if they are unknown.
     version: the version of Sandbox on the host; empty if it is unknown.
     last_contact_at: when a worker on the host last sent a message; None if no worker did.
+    draining_since: when the drain of the host started; None if new tasks may start there.
     """
 
     name: str
@@ -425,6 +438,7 @@ class HostStatus(msgspec.Struct, frozen=True):
     memory_bytes: int | None = None
     version: str = ""
     last_contact_at: datetime | None = None
+    draining_since: datetime | None = None
 
 
 class ReservedHost(NamedTuple):
@@ -464,6 +478,17 @@ class HostAllocator(Protocol):
 
     def host_statuses(self) -> Sequence[HostStatus]:
         """Return the known hosts, sorted by name. Does not block."""
+        ...
+
+    async def drain_host(self, name: str) -> None:
+        """Start no more tasks on a host until `undo_host_drain`, even across restarts. Idempotent.
+
+        Tasks that run there continue, with all their attempts. Raises HostNotFoundError, HostDrainError, OSError.
+        """
+        ...
+
+    async def undo_host_drain(self, name: str) -> None:
+        """Start tasks on a host again. Idempotent. Raises HostNotFoundError, OSError."""
         ...
 
     def find_image(self, location: AttemptLocation, profile: str) -> Image | None:

@@ -519,6 +519,17 @@ class Hosts(Protocol):
         """
         ...
 
+    async def drain_host(self, name: str) -> HostWithTasks:
+        """Start no more tasks on a host of the cluster until `undo_host_drain`, even across restarts.
+
+        Idempotent. Tasks that run there continue. Raises HostNotFoundError, UnavailableError.
+        """
+        ...
+
+    async def undo_host_drain(self, name: str) -> HostWithTasks:
+        """Start tasks on a host of the cluster again. Idempotent. Raises HostNotFoundError, UnavailableError."""
+        ...
+
 
 class ServerLoad(Protocol):
     """The load of the server and its host over time."""

@@ -3,11 +3,11 @@
 import asyncio
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from sandbox import __version__
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.placement import HostState, HostStatus
+from sandbox.interfaces.placement import HostAllocator, HostDrainError, HostNotFoundError, HostState, HostStatus
 from sandbox.interfaces.store import Store, StoreError
 from sandbox.interfaces.tasks import (
     DrainStatus,
@@ -150,7 +150,7 @@ class Hosts:
     @property
     def has_cluster(self) -> bool:
         """See `interfaces.tasks.Hosts.has_cluster`."""
-        return self._placements.largest_hosts is not None
+        return self._placements.allocator is not None
 
     def list_hosts(self) -> Sequence[HostWithTasks]:
         """See `interfaces.tasks.Hosts.list_hosts`."""
@@ -167,6 +167,30 @@ class Hosts:
             statuses[key] = HostStatus(key.partition(":")[2], HostState.UNREACHABLE, reason)
         hosts = [HostWithTasks(status, sorted(task_ids.get(key, []))) for key, status in statuses.items()]
         return sorted(hosts, key=lambda host: host.status.name)
+
+    async def drain_host(self, name: str) -> HostWithTasks:
+        """See `interfaces.tasks.Hosts.drain_host`."""
+        return await self._change_drain(name, self._require_allocator().drain_host)
+
+    async def undo_host_drain(self, name: str) -> HostWithTasks:
+        """See `interfaces.tasks.Hosts.undo_host_drain`."""
+        return await self._change_drain(name, self._require_allocator().undo_host_drain)
+
+    def _require_allocator(self) -> HostAllocator:
+        allocator = self._placements.allocator
+        if allocator is None:
+            message = "There is no cluster: all tasks run on the server's machine, which `sandbox admin drain` drains."
+            raise HostNotFoundError(message)
+        return allocator
+
+    async def _change_drain(self, name: str, change: Callable[[str], Awaitable[None]]) -> HostWithTasks:
+        try:
+            await change(name)
+        except (HostDrainError, OSError, TimeoutError) as error:
+            raise UnavailableError(f"The drain was not changed: {error_reason(error)}") from error
+        hosts = {host.status.name: host for host in self.list_hosts()}
+        unlisted = HostStatus(name, HostState.NOT_READY, "The engine has no host with this name.")
+        return hosts.get(name) or HostWithTasks(unlisted, ())
 
     def _running_task_ids(self) -> dict[str, list[str]]:
         """Return the tasks with an attempt that runs, keyed by the host; the key of the server's own host is empty."""

@@ -1,6 +1,6 @@
 """The placements of a server. The host of an attempt selects its placement."""
 
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
 
 from sandbox import __version__
@@ -14,6 +14,7 @@ from sandbox.interfaces.placement import (
     CancelAttempt,
     DebugSession,
     FinishAttempt,
+    HostAllocator,
     HostState,
     HostStatus,
     HostUnreachableError,
@@ -72,10 +73,9 @@ class Placements:
         return self._hosts[self._selected]
 
     @property
-    def largest_hosts(self) -> Sequence[Resources] | None:
-        """The largest hosts for new attempts if an engine queues them; None if the server does."""
-        allocator = self._by_name[self._selected].allocator
-        return None if allocator is None else allocator.largest_hosts
+    def allocator(self) -> HostAllocator | None:
+        """Finds hosts for new attempts if an engine queues them; None if the server does."""
+        return self._by_name[self._selected].allocator
 
     def host_for_next_attempt(self, task: Task) -> ProbedHost:
         """Return the host of the task's next attempt. Raises HostUnreachableError.

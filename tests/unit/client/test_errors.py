@@ -27,6 +27,7 @@ def error_body(code: str, details=None, **fields) -> bytes:
         (404, "task_not_found", client.TaskNotFoundError, client.NotFoundError),
         (404, "artifact_not_found", client.ArtifactNotFoundError, client.NotFoundError),
         (404, "sandbox_not_found", client.SandboxNotFoundError, client.NotFoundError),
+        (404, "host_not_found", client.HostNotFoundError, client.NotFoundError),
         (409, "duplicate_task_id", client.DuplicateTaskIdError, client.ConflictError),
         (409, "task_already_terminal", client.TaskAlreadyTerminalError, client.ConflictError),
         (413, "payload_too_large", client.PayloadTooLargeError, client.InvalidManifestError),

@@ -30,6 +30,7 @@ ARGUMENTS = {
         "action": "rerun",
         "fields": {},
         "task_id": "t",
+        "host": "h",
         "seconds": 1,
         "force": False,
         "dry_run": True,

@@ -1,11 +1,14 @@
 """The list of hosts, with the tasks that run there."""
 
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from sandbox import __version__
-from sandbox.interfaces.placement import HostIdentity, HostState, HostStatus
+from sandbox.interfaces.placement import HostDrainError, HostIdentity, HostNotFoundError, HostState, HostStatus
+from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model.resources import Resources
 from sandbox.server.administration import Hosts
 from sandbox.server.placements import Placements
@@ -13,15 +16,35 @@ from sandbox.server.placements import Placements
 CAPACITY = Resources(4, 2**33, 2**40)
 
 
+class FakeAllocator:
+    """Lists hosts, and drains them. error: what draining raises."""
+
+    largest_hosts = (CAPACITY,)
+
+    def __init__(self, names):
+        self.statuses, self.error = {name: HostStatus(name, HostState.READY) for name in names}, None
+
+    def host_statuses(self):
+        return list(self.statuses.values())
+
+    async def drain_host(self, name):
+        self._set(name, datetime(2026, 1, 29, tzinfo=UTC))
+
+    async def undo_host_drain(self, name):
+        self._set(name, None)
+
+    def _set(self, name, since):
+        if self.error is not None:
+            raise self.error
+        self.statuses[name] = msgspec.structs.replace(self.statuses[name], draining_since=since)
+
+
 def make_hosts(tasks, cluster=None, *, name="here", blocked_reason=None):
     """cluster: the names of the hosts of a cluster that runs new tasks; None without a cluster."""
     own = SimpleNamespace(identity=HostIdentity(name, "b"), capacity=CAPACITY, blocked_reason=blocked_reason)
     by_name, any_host = {"": SimpleNamespace(allocator=None)}, SimpleNamespace(identity=HostIdentity("cluster:", ""))
     if cluster is not None:
-        found = [HostStatus(host, HostState.READY) for host in cluster]
-        by_name["cluster"] = SimpleNamespace(
-            allocator=SimpleNamespace(host_statuses=lambda: found, largest_hosts=[CAPACITY])
-        )
+        by_name["cluster"] = SimpleNamespace(allocator=FakeAllocator(cluster))
     placements = Placements(by_name, {"": own, "cluster": any_host}, "" if cluster is None else "cluster")
     return Hosts({task.id: SimpleNamespace(task=task) for task in tasks}, placements)
 
@@ -80,3 +103,28 @@ def test_host_of_an_unknown_placement_is_unreachable():
         "a": ("unreachable", ["task-1"]),
         "here": ("ready", []),
     }
+
+
+async def test_host_is_drained_and_undrained():
+    hosts = make_hosts([task("task-1", "cluster:b")], ["b", "a"])
+    drained = await hosts.drain_host("b")
+    assert (drained.status.name, drained.task_ids) == ("b", ["task-1"])
+    assert drained.status.draining_since is not None
+    assert drained in hosts.list_hosts()
+    assert (await hosts.undo_host_drain("b")).status.draining_since is None
+
+
+@pytest.mark.parametrize("error", [HostDrainError("It is busy."), OSError("It is busy."), TimeoutError("It is busy.")])
+async def test_drain_that_is_not_stored_is_unavailable(error):
+    hosts = make_hosts([], ["a"])
+    hosts._placements._by_name["cluster"].allocator.error = error
+    for change in (hosts.drain_host, hosts.undo_host_drain):
+        with pytest.raises(UnavailableError, match="The drain was not changed"):
+            await change("a")
+
+
+async def test_machine_without_a_cluster_is_drained_as_a_whole():
+    hosts = make_hosts([])
+    for change in (hosts.drain_host, hosts.undo_host_drain):
+        with pytest.raises(HostNotFoundError, match="`sandbox admin drain` drains"):
+            await change("here")

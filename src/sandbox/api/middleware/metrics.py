@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from http import HTTPStatus
 from typing import Literal
 
@@ -88,14 +89,17 @@ class ServerMetrics:
         return self._streams.labels(kind).track_inprogress()
 
     def render(self, health: Health, hosts: Sequence[HostWithTasks] = (), *, is_ready: bool) -> bytes:
-        """Render all metrics in the Prometheus text format. hosts: those without workers are left out."""
+        """Render all metrics in the Prometheus text format.
+
+        hosts: those that are not drained and on which no worker has run are left out.
+        """
         for state in TaskState:
             self._tasks.labels(state).set(health.tasks_by_state.get(state, 0))
         self._ready.set(is_ready)
         self._uptime.set(health.uptime_seconds)
         self._disk_free.set(health.disk_free_bytes)
         self._disk_total.set(health.disk_total_bytes)
-        if any(host.status.last_contact_at is not None for host in hosts):
+        if any(host.status.last_contact_at or host.status.draining_since for host in hosts):
             self._host_metrics = self._host_metrics or _HostMetrics(self._registry)
         if self._host_metrics is not None:
             self._host_metrics.set(hosts)
@@ -116,16 +120,28 @@ class _HostMetrics:
             ["host"],
             registry=registry,
         )
+        self._drained = Gauge(
+            "sandbox_host_drained", "1 if the host is drained, otherwise 0.", ["host"], registry=registry
+        )
 
     def set(self, hosts: Sequence[HostWithTasks]) -> None:
-        """Set the values of the HOST_LABELS_MAX hosts with the latest contact, and remove all others."""
-        contacts = [(host.status.last_contact_at, host) for host in hosts if host.status.last_contact_at is not None]
-        latest = sorted(contacts, key=lambda contact: contact[0], reverse=True)[:HOST_LABELS_MAX]
-        self._running.clear()
-        self._last_contact.clear()
-        for last_contact_at, host in latest:
-            self._running.labels(host.status.name).set(len(host.task_ids))
-            self._last_contact.labels(host.status.name).set(last_contact_at.timestamp())
+        """Set the values of HOST_LABELS_MAX hosts, and remove all others: those with the latest contact or drain."""
+        times = {host.status.name: _latest(host.status.last_contact_at, host.status.draining_since) for host in hosts}
+        known = [host for host in hosts if times[host.status.name]]
+        latest = sorted(known, key=lambda host: times[host.status.name], reverse=True)[:HOST_LABELS_MAX]
+        for metric in (self._running, self._last_contact, self._drained):
+            metric.clear()
+        for host in latest:
+            status = host.status
+            self._running.labels(status.name).set(len(host.task_ids))
+            self._drained.labels(status.name).set(status.draining_since is not None)
+            if status.last_contact_at is not None:
+                self._last_contact.labels(status.name).set(status.last_contact_at.timestamp())
+
+
+def _latest(*times: datetime | None) -> float:
+    """Return the latest of these times, in seconds since 1970; 0 if there is none."""
+    return max((each.timestamp() for each in times if each is not None), default=0.0)
 
 
 _START_MESSAGES = {"http.response.start", "websocket.http.response.start"}

@@ -1,4 +1,4 @@
-"""Routes for administration: list the hosts, drain the server, prune tasks."""
+"""Routes for administration: list and drain the hosts, drain the server, prune tasks."""
 
 from typing import Annotated
 
@@ -22,8 +22,8 @@ router = create_router("Administration")
 async def list_hosts(context: ContextDep) -> JsonResponse[HostListBody]:
     """List the hosts that run tasks.
 
-    Without a cluster, this is the server's machine. With a cluster, these are the hosts on which workers have run, and
-    the server's machine while tasks run there.
+    Without a cluster, this is the server's machine. With a cluster, these are the hosts of the engine, the hosts on
+    which workers have run, and the server's machine while tasks run there.
     """
     return JsonResponse({"hosts": [_host_body(host) for host in context.services.hosts.list_hosts()]})
 
@@ -40,7 +40,23 @@ def _host_body(host: HostWithTasks) -> HostBody:
         "task_ids": list(task_ids[:HOST_TASK_IDS_MAX]),
         "last_contact_at": None if status.last_contact_at is None else format_timestamp(status.last_contact_at),
         "version": status.version or None,
+        "draining_since": None if status.draining_since is None else format_timestamp(status.draining_since),
     }
+
+
+@router.post(paths.HOST_DRAIN, responses=problem_responses("host_not_found", "service_unavailable"))
+async def begin_host_drain(context: ContextDep, host: paths.HostName) -> JsonResponse[HostBody]:
+    """Start no more tasks on a host of the cluster until the drain is undone, even after a restart.
+
+    Tasks that run on the host continue there, with all their attempts.
+    """
+    return JsonResponse(_host_body(await context.services.hosts.drain_host(host)))
+
+
+@router.delete(paths.HOST_DRAIN, responses=problem_responses("host_not_found", "service_unavailable"))
+async def undo_host_drain(context: ContextDep, host: paths.HostName) -> JsonResponse[HostBody]:
+    """Start tasks on a host of the cluster again."""
+    return JsonResponse(_host_body(await context.services.hosts.undo_host_drain(host)))
 
 
 @router.get(paths.DRAIN, responses=problem_responses())

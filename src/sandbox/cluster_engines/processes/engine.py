@@ -34,6 +34,7 @@ import msgspec
 from sandbox.cluster_engines import check_job_name, is_job_name
 from sandbox.cluster_engines.processes.supervisor import read_boot_id, read_start_time
 from sandbox.interfaces.cluster_engine import (
+    EngineHost,
     EngineRejectedError,
     EngineUnavailableError,
     JobPhase,
@@ -89,6 +90,8 @@ class ProcessEngine:
     async def submit(self, request: JobRequest) -> None:
         """Store the request, and start the worker if it fits. Implements `Engine.submit`."""
         self._job_directory(request.name)
+        if self._host in request.excluded_hosts:
+            raise EngineRejectedError(f"No host is left for the job: the only host, {self._host}, is excluded.")
         if not request.resources.fits_in(self._capacity):
             shortfall = ", ".join(request.resources.describe_shortfall(self._capacity, "in total"))
             raise EngineRejectedError(f"This machine is too small for the job: {shortfall}. Lower the request.")
@@ -108,6 +111,10 @@ class ProcessEngine:
     async def largest_hosts(self) -> Sequence[Resources]:
         """Return the capacity of this machine. Implements `Engine.largest_hosts`."""
         return (self._capacity,)
+
+    async def hosts(self) -> Sequence[EngineHost]:
+        """Return this machine. Implements `Engine.hosts`."""
+        return (EngineHost(self._host, self._capacity),)
 
     def _job_directory(self, name: str) -> "_JobDirectory":
         return _JobDirectory(self._directory, name)

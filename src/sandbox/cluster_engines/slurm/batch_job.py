@@ -3,7 +3,7 @@
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ _EXTRA_NAMES = (
 """The options that settings may contain. Others would change what the engine relies on."""
 
 _EXTRA_OPTION = re.compile(rf"--(?:{'|'.join(_EXTRA_NAMES)})(?:=[\x21-\x7e]{{1,256}})?")
+_EXCLUDE = "--exclude="
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED_VARIABLE = re.compile(r"(?:SLURM|SBATCH|SPANK|_SLURM)_.*|LD_.*")
 
@@ -48,8 +49,11 @@ class SlurmSettings(NamedTuple):
     configuration: str | None = None
 
 
-def sbatch_arguments(request: JobRequest, settings: SlurmSettings) -> list[str]:
+def sbatch_arguments(request: JobRequest, settings: SlurmSettings, excluded_hosts: Sequence[str] = ()) -> list[str]:
     """Return the arguments of sbatch, which reads the script from its standard input.
+
+    excluded_hosts: those of the request that Slurm has. sbatch uses only the last option `--exclude`, so they are added
+    to those of the settings.
 
     All users of the cluster can read them, so they contain no secrets. `--dependency=singleton` keeps Slurm from
     starting a duplicate while another job has this name. `--export=ALL` passes on the environment of sbatch, which is
@@ -58,6 +62,7 @@ def sbatch_arguments(request: JobRequest, settings: SlurmSettings) -> list[str]:
     """
     check_job_name(request.name)
     output = _escape_file_name(request.output_file)
+    excluded = [option.removeprefix(_EXCLUDE) for option in settings.extra_options if option.startswith(_EXCLUDE)][-1:]
     return [
         "--parsable",
         f"--job-name={request.name}",
@@ -78,7 +83,8 @@ def sbatch_arguments(request: JobRequest, settings: SlurmSettings) -> list[str]:
         "--open-mode=append",
         *([f"--partition={settings.partition}"] if settings.partition else []),
         *([f"--account={settings.account}"] if settings.account else []),
-        *settings.extra_options,
+        *(option for option in settings.extra_options if not option.startswith(_EXCLUDE)),
+        *([_EXCLUDE + ",".join([*excluded, *excluded_hosts])] if excluded or excluded_hosts else []),
     ]
 
 

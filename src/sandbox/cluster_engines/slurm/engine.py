@@ -9,9 +9,9 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sandbox.cluster_engines import check_job_name
 from sandbox.cluster_engines.slurm.batch_job import (
@@ -22,14 +22,17 @@ from sandbox.cluster_engines.slurm.batch_job import (
 )
 from sandbox.cluster_engines.slurm.job_states import (
     SINFO_FORMAT,
+    SINFO_HOST_FORMAT,
     SQUEUE_FORMAT,
     QueuedJobs,
     UnexpectedOutputError,
     parse_hosts,
     parse_jobs,
+    parse_largest_hosts,
     summarize,
 )
 from sandbox.interfaces.cluster_engine import (
+    EngineHost,
     EngineRejectedError,
     EngineUnavailableError,
     JobPhase,
@@ -40,6 +43,7 @@ from sandbox.model.printable import replace_unprintable, replacement_character
 from sandbox.model.resources import Resources
 from sandbox.primitives.concurrency import KeyedLock
 
+_Host = TypeVar("_Host", Resources, EngineHost)
 _log = logging.getLogger(__name__)
 
 COMMAND_TIMEOUT_SECONDS = 25.0
@@ -95,7 +99,8 @@ class SlurmEngine:
         An sbatch process that outlives its server may still submit a duplicate. Slurm does not start the duplicate
         while another job has the name, and `look_up` withdraws it.
         """
-        arguments, script = sbatch_arguments(request, self._settings), job_script(request)
+        excluded = await self._find_excluded_hosts(request)
+        arguments, script = sbatch_arguments(request, self._settings, excluded), job_script(request)
         environment = sbatch_environment(request)
         async with self._locks.lock_for(request.name):
             status = (await self.look_up([request.name]))[request.name]
@@ -107,6 +112,16 @@ class SlurmEngine:
         if any(text in result.error for text in _TEMPORARY_ERRORS):
             raise _unavailable("sbatch", result.error)
         raise EngineRejectedError(f"Slurm refuses the job: {result.error}. Change the request or [cluster.slurm].")
+
+    async def _find_excluded_hosts(self, request: JobRequest) -> Sequence[str]:
+        """Return the excluded hosts that Slurm has: it refuses jobs that exclude unknown hosts, or all hosts."""
+        if not request.excluded_hosts:
+            return ()
+        names = {host.name for host in await self.hosts()}
+        excluded = sorted(names & {*request.excluded_hosts})
+        if len(excluded) == len(names):
+            raise EngineRejectedError("No host is left for the job: all hosts of the partition are excluded.")
+        return excluded
 
     async def withdraw(self, name: str) -> None:
         """Cancel all jobs with this name. Slurm waits `KillWait` before SIGKILL. Implements `Engine.withdraw`."""
@@ -149,14 +164,24 @@ class SlurmEngine:
             _log.info("scancel: %s", result.error)
 
     async def largest_hosts(self) -> Sequence[Resources]:
-        """Ask sinfo for the hosts of the partition. Implements `Engine.largest_hosts`."""
+        """Ask sinfo for the sizes of the partition's hosts. Implements `Engine.largest_hosts`."""
+        return await self._query_hosts(parse_largest_hosts, f"--format={SINFO_FORMAT}")
+
+    async def hosts(self) -> Sequence[EngineHost]:
+        """Ask sinfo for the hosts of the partition. Implements `Engine.hosts`."""
+        return await self._query_hosts(parse_hosts, "--Node", f"--format={SINFO_HOST_FORMAT}")
+
+    async def _query_hosts(
+        self, parse: Callable[[str, str | None], Sequence[_Host]], *arguments: str
+    ) -> Sequence[_Host]:
+        """Raises EngineUnavailableError, also if the partition has no hosts."""
         partition = self._settings.partition
         selection = [f"--partition={partition}"] if partition else []
-        result = await self._run("sinfo", "--noheader", "--exact", f"--format={SINFO_FORMAT}", *selection)
+        result = await self._run("sinfo", "--noheader", "--exact", *arguments, *selection)
         if result.code != 0:
             raise _unavailable("sinfo", result.error)
         try:
-            hosts = parse_hosts(result.output, partition)
+            hosts = parse(result.output, partition)
         except UnexpectedOutputError as error:
             raise _unexpected("sinfo", error) from error
         if not hosts:

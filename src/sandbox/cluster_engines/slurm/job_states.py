@@ -24,7 +24,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from sandbox.interfaces.cluster_engine import JOB_NAME_PATTERN, JobPhase, JobStatus
+from sandbox.interfaces.cluster_engine import JOB_NAME_PATTERN, EngineHost, JobPhase, JobStatus
+from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN
 from sandbox.model.printable import replace_unprintable, replacement_character
 from sandbox.model.resources import Resources
 
@@ -35,6 +36,12 @@ SQUEUE_FORMAT = ",".join(
 
 SINFO_FORMAT = "%c|%m|%d|%P"
 """The fields of a line of sinfo (sinfo(1), --format): CPUs, memory and disk in MiB, partition."""
+
+SINFO_HOST_FORMAT = f"%N|%T|{SINFO_FORMAT}"
+"""The fields of a line of `sinfo --Node`: host, state, and those of SINFO_FORMAT.
+
+The reason of a state (%E) is omitted, because it is free text with newlines.
+"""
 
 UNLIMITED_DISK_BYTES = 2**62
 """Disk size of a host for which the administrator has not configured `TmpDisk`."""
@@ -55,7 +62,15 @@ _LINE = re.compile(
     rf"(?P<id>\d+)\|(?P<state>[A-Z_?]+)\|(?P<host>[^|\s]*)\|(?P<status>\d+):(?P<signal>\d+)\|(?P<restarts>\d+)\|"
     rf"(?P<name>{JOB_NAME_PATTERN})\|(?P<reason>.*)\|"
 )
-_HOST_LINE = re.compile(r"(\d+)\+?\|(\d+)\+?\|(\d+)\+?\|([^|]+)")
+_HOST_LINE = re.compile(
+    rf"(?:(?P<name>{HOST_NAME_PATTERN})\|(?P<state>[A-Za-z_]{{1,40}})(?P<flags>[^\w|]{{0,4}})\|)?"
+    r"(?P<cpus>\d{1,9})\+?\|(?P<memory>\d{1,15})\+?\|(?P<disk>\d{1,15})\+?\|(?P<partition>[^|]+)"
+)
+_STARTING_STATES = frozenset({"allocated", "completing", "idle", "mixed", "planned", "reserved"})
+"""The states of hosts on which Slurm starts jobs, if they have free resources."""
+
+_NOT_STARTING_FLAGS = frozenset("*$@^!")
+"""Appended to a state: the host does not respond, is in maintenance, restarts, or will be powered down."""
 
 
 class UnexpectedOutputError(ValueError):
@@ -182,20 +197,42 @@ def summarize(names: Collection[str], jobs: Iterable[SlurmJob]) -> QueuedJobs:
     return QueuedJobs(statuses, waiting_duplicates)
 
 
-def parse_hosts(output: str, partition: str | None) -> Sequence[Resources]:
+def parse_largest_hosts(output: str, partition: str | None) -> Sequence[Resources]:
     """Return the largest hosts in the output of sinfo: those that no other host matches or exceeds in every resource.
 
     partition: None for the default partition, which sinfo marks with an asterisk. Raises UnexpectedOutputError.
     """
-    hosts: set[Resources] = set()
+    return _largest_hosts({_resources(line) for line in _lines_of_partition(output, partition)})
+
+
+def parse_hosts(output: str, partition: str | None) -> Sequence[EngineHost]:
+    """Return the hosts in the output of `sinfo --Node`, sorted by name.
+
+    partition: None for the default partition. Raises UnexpectedOutputError.
+    """
+    hosts: dict[str, EngineHost] = {}
+    for line in _lines_of_partition(output, partition):
+        if line["name"] is None:
+            raise UnexpectedOutputError(line.string)
+        state, flags = line["state"].lower(), line["flags"]
+        is_starting = state in _STARTING_STATES and not _NOT_STARTING_FLAGS & {*flags}
+        problem = "" if is_starting else f"Slurm reports the state {state}{flags}."
+        hosts[line["name"]] = EngineHost(line["name"], _resources(line), problem)
+    return [hosts[name] for name in sorted(hosts)]
+
+
+def _lines_of_partition(output: str, partition: str | None) -> Iterator[re.Match[str]]:
     for line in filter(None, output.split("\n")):
         found = _HOST_LINE.fullmatch(line)
         if found is None:
             raise UnexpectedOutputError(line)
-        if partition is not None or found[4].endswith("*"):
-            disk_bytes = int(found[3]) * _MIB or UNLIMITED_DISK_BYTES
-            hosts.add(Resources(int(found[1]), int(found[2]) * _MIB, disk_bytes))
-    return _largest_hosts(hosts)
+        if partition is not None or found["partition"].endswith("*"):
+            yield found
+
+
+def _resources(line: re.Match[str]) -> Resources:
+    disk_bytes = int(line["disk"]) * _MIB or UNLIMITED_DISK_BYTES
+    return Resources(int(line["cpus"]), int(line["memory"]) * _MIB, disk_bytes)
 
 
 def _largest_hosts(hosts: set[Resources]) -> Sequence[Resources]:

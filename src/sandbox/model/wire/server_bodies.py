@@ -126,8 +126,8 @@ class HostBody(TypedDict):
     """Name of the host. In a cluster, this is the engine's name for the host."""
     state: Literal["ready", "not_ready", "idle", "unreachable"]
     """`ready`: this machine can start tasks, or a worker on the host is connected. `not_ready`: this machine cannot
-    start tasks. `idle`: no worker is running on the host, so the server has no contact with it. `unreachable`: no
-    worker on the host is responding.
+    start tasks, or the engine starts no workers on the host. `idle`: no worker runs on the host, so the server has no
+    contact with it. `unreachable`: no worker on the host responds.
     """
     reason: str
     """Human-readable reason for the state; may be empty."""
@@ -143,13 +143,15 @@ class HostBody(TypedDict):
     """When a worker on the host last sent a message; null if no worker did, and for this machine."""
     version: str | None
     """Version of Sandbox on the host; null if unknown."""
+    draining_since: Timestamp | None
+    """When the drain of the host started; null if the host is not drained, and for this machine."""
 
 
 class HostListBody(TypedDict):
     """The hosts that run tasks, sorted by name."""
 
     hosts: list[HostBody]
-    """This machine, or the hosts of the cluster on which workers have run. At most 1000 hosts are remembered."""
+    """This machine, or the hosts of the cluster: at most 1000 on which workers have run, and 1000 others."""
 
 
 class PrunedTaskBody(TypedDict):

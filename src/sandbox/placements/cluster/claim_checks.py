@@ -15,6 +15,7 @@ from sandbox.interfaces.worker_messages import (
     HostProof,
     ProveHost,
 )
+from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.jobs import Job, Jobs
 from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
 from sandbox.primitives.secret_fingerprint import compute_host_proof, is_host_proof
@@ -43,8 +44,9 @@ class HostKey(NamedTuple):
 class Claims:
     """Checks claims. host_key: None to accept any host that the engine confirms."""
 
-    def __init__(self, jobs: Jobs, host_key: HostKey | None) -> None:
+    def __init__(self, jobs: Jobs, drains: HostDrains, host_key: HostKey | None) -> None:
         self.jobs = jobs
+        self._drains = drains
         self._host_key = host_key
 
     async def accept(self, claim: Claim, streams: StreamPair) -> Job | None:
@@ -73,6 +75,9 @@ class Claims:
                 task_id = job.stored.task_id
                 _log.warning("The engine does not report that the worker of task %s runs on %s", task_id, claim.host)
                 return None
+            if not job.is_claimed and self._drains.since(claim.host) is not None:
+                # The engine started the worker before the drain. The job is submitted again without this host.
+                raise ClaimRejectedError(f"The host {claim.host} is drained.")
         if (job := self.jobs.claim(claim)) is None:
             raise ClaimRejectedError("Another worker has this attempt, or the attempt is over.")
         return job

@@ -1,23 +1,33 @@
-"""The hosts on which workers have run: what the workers reported, and when the server last heard from them."""
+"""The hosts of a cluster: what the engine and the workers reported, and which hosts are drained."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.cluster_engine import JobPhase
-from sandbox.interfaces.placement import HostState, HostStatus
+from sandbox.interfaces.cluster_engine import Engine, EngineHost, JobPhase
+from sandbox.interfaces.placement import HostDrainError, HostNotFoundError, HostState, HostStatus
 from sandbox.interfaces.worker_messages import Claim
-from sandbox.model.errors import DECODE_ERRORS, error_reason
-from sandbox.placements.cluster.jobs import Job
+from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
+from sandbox.placements.cluster.host_drains import HostDrains
+from sandbox.placements.cluster.jobs import Job, Jobs
 from sandbox.primitives.files import write_durably
 
 HOSTS_MAX = 1000
-"""Maximum number of hosts that are remembered. Beyond that, the one with the earliest last contact is forgotten."""
+"""Maximum number of hosts that are remembered. Beyond that, the one with the earliest last contact is forgotten.
+
+Also the maximum number of other hosts of the engine that are listed.
+"""
+
+ENGINE_POLL_SECONDS = 30.0
+"""Interval at which the engine is asked for its hosts."""
+
+_ENGINE_SECONDS = 60.0
+_NAME_CHARACTERS_MAX = 253
 
 _SAVE_SECONDS = 60.0
 _SILENCE_SECONDS = 15.0
@@ -52,10 +62,6 @@ class SeenHosts:
     def snapshot(self) -> Sequence[SeenHost]:
         """Return the hosts. Thread-safe."""
         return list(self._hosts.values())
-
-    def statuses(self, jobs: Iterable[Job]) -> Sequence[HostStatus]:
-        """Return the status of each host that has run a worker or on which a job runs, sorted by name. Thread-safe."""
-        return host_statuses(self.snapshot(), jobs, time.time())
 
     def record_claim(self, claim: Claim) -> None:
         """Store what a worker reported about its host."""
@@ -112,16 +118,117 @@ def _load(file: Path) -> Sequence[SeenHost]:
         return ()
 
 
-def host_statuses(seen: Iterable[SeenHost], jobs: Iterable[Job], now: float) -> Sequence[HostStatus]:
-    """See `SeenHosts.statuses`. now: in seconds since 1970."""
+class EngineHosts:
+    """The hosts of the engine, as it last reported them. Not thread-safe, except as noted."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._by_name: Mapping[str, EngineHost] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self._last_error = ""
+
+    @property
+    def by_name(self) -> Mapping[str, EngineHost] | None:
+        """The hosts, keyed by name; None if the engine has not responded yet. Thread-safe."""
+        return self._by_name
+
+    async def refresh(self) -> None:
+        """Ask the engine. Raises SandboxError, OSError, TimeoutError."""
+        async with asyncio.timeout(_ENGINE_SECONDS):
+            self._by_name = {host.name: host for host in await self._engine.hosts()}
+
+    def start(self) -> None:
+        """Ask the engine periodically, until the tasks of the event loop are cancelled."""
+        self._refreshing = asyncio.create_task(self._refresh_periodically())
+
+    async def _refresh_periodically(self) -> None:
+        while True:
+            error = ""
+            try:
+                await self.refresh()
+            except (SandboxError, OSError, TimeoutError) as raised:
+                error = error_reason(raised)
+            if error and error != self._last_error:
+                _log.warning("The engine does not list its hosts: %s", error)
+            self._last_error = error
+            await asyncio.sleep(ENGINE_POLL_SECONDS)
+
+
+class ClusterHosts:
+    """The hosts of a cluster, and their drains. Not thread-safe, except `statuses`."""
+
+    def __init__(self, seen: SeenHosts, engine_hosts: EngineHosts, drains: HostDrains, jobs: Jobs) -> None:
+        self._seen = seen
+        self._engine_hosts = engine_hosts
+        self._drains = drains
+        self._jobs = jobs
+
+    def statuses(self) -> Sequence[HostStatus]:
+        """Return the hosts that have run a worker, run a job, are drained or belong to the engine, sorted by name.
+
+        Thread-safe.
+        """
+        now = time.time()
+        return host_statuses(
+            self._seen.snapshot(), self._jobs.snapshot(), now, self._engine_hosts.by_name, self._drains
+        )
+
+    async def drain(self, name: str) -> None:
+        """Drain a host; see `HostAllocator.drain_host`. Raises HostNotFoundError, HostDrainError, OSError."""
+        if not self._is_known(name):
+            try:
+                await self._engine_hosts.refresh()
+            except (SandboxError, OSError, TimeoutError) as error:
+                raise HostDrainError(f"The engine does not list its hosts: {error_reason(error)}") from error
+            self._check_known(name)
+        self._drains.start(name, datetime.now(UTC))
+
+    async def undo_drain(self, name: str) -> None:
+        """End the drain of a host. Raises HostNotFoundError, OSError."""
+        self._check_known(name)
+        self._drains.undo(name)
+
+    def _check_known(self, name: str) -> None:
+        if not self._is_known(name):
+            shown = repr(name[:_NAME_CHARACTERS_MAX])
+            raise HostNotFoundError(f"The cluster has no host {shown}; `sandbox admin hosts` lists the hosts.")
+
+    def _is_known(self, name: str) -> bool:
+        names = {host.name for host in self._seen.snapshot()}
+        return name in names or name in (self._engine_hosts.by_name or {}) or self._drains.since(name) is not None
+
+
+def host_statuses(
+    seen: Iterable[SeenHost],
+    jobs: Iterable[Job],
+    now: float,
+    engine_hosts: Mapping[str, EngineHost] | None,
+    drains: HostDrains,
+) -> Sequence[HostStatus]:
+    """See `ClusterHosts.statuses`. now: in seconds since 1970. engine_hosts: None if they are unknown."""
     states: dict[str, tuple[HostState, str]] = {}
     for job in jobs:
         name, state, reason = _state_of_host(job)
         current = states.get(name)
         if name and (current is None or _PRECEDENCE.index(state) < _PRECEDENCE.index(current[0])):
             states[name] = state, reason
-    hosts, idle = {host.name: host for host in seen}, (HostState.IDLE, "No worker is running on the host.")
-    return [_status(name, hosts.get(name), *states.get(name, idle), now) for name in sorted({*states, *hosts})]
+    hosts, from_engine = {host.name: host for host in seen}, engine_hosts or {}
+    names = {*states, *hosts, *drains.names, *sorted(from_engine)[:HOSTS_MAX]}
+    statuses = []
+    for name in sorted(names):
+        engine_host = from_engine.get(name)
+        problem = "" if engine_host is None else engine_host.problem
+        if engine_hosts is not None and engine_host is None:
+            problem = "The engine has no host with this name."
+        idle = (HostState.NOT_READY, problem) if problem else (HostState.IDLE, "No worker is running on the host.")
+        status = _status(name, hosts.get(name), *states.get(name, idle), now)
+        if engine_host is not None:
+            resources = engine_host.resources
+            cpus, memory_bytes = status.cpus or resources.cpus, status.memory_bytes or resources.memory_bytes
+            status = msgspec.structs.replace(status, cpus=cpus, memory_bytes=memory_bytes)
+        reason = problem if status.state is HostState.READY else status.reason
+        statuses.append(msgspec.structs.replace(status, reason=reason, draining_since=drains.since(name)))
+    return statuses
 
 
 _PRECEDENCE = (HostState.READY, HostState.UNREACHABLE, HostState.IDLE)

@@ -1,4 +1,4 @@
-"""The jobs of a server: what is stored about them, and the loop that submits, replaces and abandons them.
+"""The jobs of a server, and the loop that submits, replaces and abandons them.
 
 Everything here runs on one event loop. A job is stored before anything happens because of it.
 """
@@ -10,8 +10,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Iterator
-from pathlib import Path
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -21,8 +20,10 @@ from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import HostIdentity
 from sandbox.interfaces.worker_messages import Claim
-from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
+from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.resources import Resources
+from sandbox.placements.cluster.host_drains import HostDrains
+from sandbox.placements.cluster.job_store import JobStore, StoredJob
 from sandbox.placements.cluster.takeover_rules import (
     ClaimState,
     Decision,
@@ -31,7 +32,6 @@ from sandbox.placements.cluster.takeover_rules import (
     may_claim,
     takeover_seconds,
 )
-from sandbox.primitives.files import fsync_path, write_durably
 
 POLL_SECONDS = 1.0
 """Interval at which the engine is asked for the phases of all jobs."""
@@ -53,62 +53,6 @@ _STABLE_SECONDS = 60.0
 """The loss of a worker that has kept its job for this long does not delay the next job."""
 
 _log = logging.getLogger(__name__)
-
-
-class StoredJob(msgspec.Struct, frozen=True):
-    """What the server stores about a job.
-
-    lease_seconds: how long the worker may communicate after an answer. The settings may change later.
-    attempt_id: names the job. attempt_ids: the attempts of the task that this worker runs or ran, in order.
-    token_hashes: SHA-256 of each submission's join token. After a crash, there may be several.
-    nonce_hash: SHA-256 of the random number of the worker that has claimed the job; None before the claim.
-    host, boot_id, runtime: sent by the worker that has claimed the job.
-    is_fenced: the worker sent an invalid message. It gets no more answers, so its lease ends.
-    is_given_up: the worker can no longer communicate, and the journal may be continued elsewhere.
-    has_ended: the engine confirmed the end of the abandoned worker.
-    """
-
-    task_id: str
-    attempt_id: str
-    resources: Resources
-    lease_seconds: float
-    attempt_ids: tuple[str, ...] = ()
-    token_hashes: tuple[bytes, ...] = ()
-    nonce_hash: bytes | None = None
-    host: str = ""
-    boot_id: str = ""
-    runtime: str = ""
-    is_fenced: bool = False
-    is_given_up: bool = False
-    has_ended: bool = False
-
-
-class JobStore:
-    """Stores each job in a file under the data directory. Another process never reads the files at the same time."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fsync_path(directory.parent)
-
-    def load_all(self) -> Iterator[StoredJob]:
-        """Yield all jobs. Raises OSError if a file cannot be decoded, because its job would otherwise be lost."""
-        for path in sorted(self._directory.glob("*.json")):
-            try:
-                yield msgspec.json.decode(path.read_bytes(), type=StoredJob)
-            except DECODE_ERRORS as error:
-                raise OSError(f"{path} is damaged: {error}; restore it from a backup.") from error
-
-    def save(self, job: StoredJob) -> None:
-        """Store a job; it is on disk on return. Raises OSError."""
-        write_durably(self._path(job), msgspec.json.encode(job))
-
-    def remove(self, job: StoredJob) -> None:
-        """Remove a job. Idempotent. Raises OSError."""
-        self._path(job).unlink(missing_ok=True)
-
-    def _path(self, job: StoredJob) -> Path:
-        return self._directory / f"{job.attempt_id}.json"
 
 
 class JobSession(Protocol):
@@ -287,10 +231,11 @@ class Rejections:
 class Jobs:
     """All jobs of the server. Not thread-safe."""
 
-    def __init__(self, store: JobStore, engine: Engine, settings: JobSettings) -> None:
+    def __init__(self, store: JobStore, engine: Engine, settings: JobSettings, drains: HostDrains) -> None:
         self._store = store
         self._engine = engine
         self._settings = settings
+        self._drains = drains
         self._started_at = time.monotonic()
         self._jobs: dict[str, Job] = {}
         """All jobs, keyed by the id of the attempt that names the job."""
@@ -483,6 +428,9 @@ class Jobs:
             job.set_status(found.get(job.name), now)
 
     async def _act(self, job: Job) -> None:
+        if self._has_wrong_host(job):
+            self._move(job)
+            return
         match decide(job.observe(time.monotonic()), job.stored.lease_seconds):
             case Decision.SUBMIT:
                 self._submit_later(job)
@@ -492,6 +440,24 @@ class Jobs:
                 self.remove(job)
             case Decision.TAKE_OVER:
                 self._give_up(job)
+
+    def _has_wrong_host(self, job: Job) -> bool:
+        """Return whether a job without a worker may start on a drained host, or excludes a host without need."""
+        if job.is_claimed or job.stored.attempt_id in self._to_submit:
+            return False
+        if job.phase is JobPhase.RUNNING:
+            return job.status is not None and self._drains.since(job.status.host) is not None
+        was_submitted = bool(job.stored.token_hashes) and job.phase in {JobPhase.WAITING, JobPhase.UNKNOWN}
+        return was_submitted and job.stored.excluded_hosts != self._drains.names
+
+    def _move(self, job: Job) -> None:
+        """Replace a job by one with another name, because a name must always have the same excluded hosts."""
+        task_id = job.stored.task_id
+        _log.info("The job of task %s is submitted again, because the drained hosts have changed", task_id)
+        self._save(job, is_given_up=True)
+        self._withdraw(job)
+        self._create(task_id, job.stored.resources, None)
+        self.remove(job)
 
     def _submit_later(self, job: Job) -> None:
         """Submit the job after those that are already waiting, in the background: no worker waits for a submission."""
@@ -514,18 +480,20 @@ class Jobs:
     async def _submit(self, job: Job) -> None:
         """Submit the job. A crash may follow any step, so the hash of the token is stored first."""
         job.postpone(_RESUBMIT_SECONDS, "The job is being submitted.")
-        token = os.urandom(32)
-        self._save(job, token_hashes=(*job.stored.token_hashes, _hash(token))[-_TOKENS_MAX:])
+        token, excluded = os.urandom(32), self._drains.names
+        token_hashes = (*job.stored.token_hashes, _hash(token))[-_TOKENS_MAX:]
+        self._save(job, token_hashes=token_hashes, excluded_hosts=excluded)
         task = job.stored.resources
         resources = Resources(task.cpus, task.memory_bytes + self._settings.overhead_bytes, task.disk_bytes)
         request = self._settings.make_request(job.name, job.stored.attempt_id, token, resources)
+        request = msgspec.structs.replace(request, excluded_hosts=excluded)
         try:
             async with asyncio.timeout(_ENGINE_SECONDS):
                 await self._engine.submit(request)
             # A look-up that began earlier may not have found the job.
             job.postpone(_RESUBMIT_SECONDS, "The job is being submitted.")
         except EngineRejectedError as error:
-            job.postpone(_REPLACE_SECONDS_MAX, error.message)
+            job.postpone(_REPLACE_SECONDS_MAX, f"{error.message} {self._drains.describe()}".rstrip())
         except (SandboxError, OSError, TimeoutError) as error:
             job.postpone(_RESUBMIT_SECONDS, f"The job could not be submitted: {error_reason(error)}")
 

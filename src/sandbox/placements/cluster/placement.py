@@ -45,8 +45,10 @@ from sandbox.model.failure import FailureCode
 from sandbox.model.isolation_tier import TIERS
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.claim_checks import Claims, HostKey
-from sandbox.placements.cluster.hosts import SeenHosts
-from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings, JobStore
+from sandbox.placements.cluster.host_drains import HostDrains
+from sandbox.placements.cluster.hosts import ClusterHosts, EngineHosts, SeenHosts
+from sandbox.placements.cluster.job_store import JobStore
+from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings
 from sandbox.placements.cluster.worker_server import StoreLog, WorkerServer, WorkerSession
 from sandbox.placements.cluster.workers import (
     LAUNCH_SECONDS,
@@ -137,7 +139,7 @@ class ClusterFiles:
 class ClusterAllocator:
     """Implements `interfaces.placement.HostAllocator`: one worker for each task."""
 
-    def __init__(self, workers: Workers, hosts: SeenHosts, largest_hosts: Sequence[Resources]) -> None:
+    def __init__(self, workers: Workers, hosts: ClusterHosts, largest_hosts: Sequence[Resources]) -> None:
         self.largest_hosts = largest_hosts
         self._workers = workers
         self._hosts = hosts
@@ -168,7 +170,15 @@ class ClusterAllocator:
 
     def host_statuses(self) -> Sequence[HostStatus]:
         """Implements `HostAllocator.host_statuses`."""
-        return self._hosts.statuses(self._workers.jobs.snapshot())
+        return self._hosts.statuses()
+
+    async def drain_host(self, name: str) -> None:
+        """Implements `HostAllocator.drain_host`."""
+        await self._workers.thread.run(self._hosts.drain(name))
+
+    async def undo_host_drain(self, name: str) -> None:
+        """Implements `HostAllocator.undo_host_drain`."""
+        await self._workers.thread.run(self._hosts.undo_drain(name))
 
     def find_image(self, location: AttemptLocation, profile: str) -> Image | None:
         """Ask the attempt's worker. Implements `HostAllocator.find_image`."""
@@ -207,7 +217,7 @@ class ClusterPlacement:
     def __init__(
         self,
         workers: Workers,
-        hosts: SeenHosts,
+        hosts: ClusterHosts,
         images: ProfileCatalog,
         largest_hosts: Sequence[Resources],
         storage: "TaskStorage",
@@ -365,12 +375,13 @@ async def create_cluster_placement(
     largest_hosts = [
         msgspec.structs.replace(host, memory_bytes=host.memory_bytes - settings.overhead_bytes) for host in hosts
     ]
-    thread, seen_hosts = LoopThread(), SeenHosts(directory.with_name("hosts.json"))
+    seen_hosts, drains = SeenHosts(directory.with_name("hosts.json")), HostDrains(directory.with_name("drained.json"))
+    thread, engine_hosts = LoopThread(), EngineHosts(engine)
 
     async def start() -> Jobs:
-        jobs = Jobs(JobStore(directory), engine, settings)
+        jobs = Jobs(JobStore(directory), engine, settings, drains)
         server = WorkerServer(
-            Claims(jobs, address.host_key),
+            Claims(jobs, drains, address.host_key),
             seen_hosts,
             storage.replicas,
             storage.store_log,
@@ -380,11 +391,13 @@ async def create_cluster_placement(
         await server.listen(address.host, address.port)
         jobs.start()
         seen_hosts.start()
+        engine_hosts.start()
         return jobs
 
     try:
-        workers = Workers(await thread.run(start()), thread)
-        return ClusterPlacement(workers, seen_hosts, images, largest_hosts, storage)
+        jobs = await thread.run(start())
+        cluster_hosts = ClusterHosts(seen_hosts, engine_hosts, drains, jobs)
+        return ClusterPlacement(Workers(jobs, thread), cluster_hosts, images, largest_hosts, storage)
     except BaseException:
         await asyncio.to_thread(thread.close)
         raise

@@ -7,7 +7,7 @@ import pytest
 
 from doubles.cluster_server import BOOT_ID, HOST, SMALL, wait_until
 from sandbox import __version__
-from sandbox.interfaces.cluster_engine import JobPhase, JobStatus
+from sandbox.interfaces.cluster_engine import EngineHost, EngineUnavailableError, JobPhase, JobStatus
 from sandbox.interfaces.worker_messages import Claimed, Heartbeat
 from sandbox.placements.cluster import hosts, jobs
 from sandbox.placements.cluster.hosts import SeenHost, SeenHosts, host_statuses
@@ -21,7 +21,8 @@ def short_pauses(monkeypatch):
 
 
 def statuses(server, now=None):
-    found = host_statuses(server.hosts.snapshot(), server.jobs.snapshot(), now or time.time())
+    jobs = server.jobs.snapshot()
+    found = host_statuses(server.hosts.snapshot(), jobs, now or time.time(), server.engine_hosts.by_name, server.drains)
     return {status.name: status for status in found}
 
 
@@ -153,3 +154,55 @@ def test_list_that_cannot_be_saved_is_saved_later(tmp_path, caplog):
     (tmp_path / "missing").mkdir()
     seen.save()
     assert [host.name for host in SeenHosts(tmp_path / "missing" / "hosts.json").snapshot()] == ["host-1"]
+
+
+async def test_hosts_of_the_engine_are_listed_before_a_worker_runs_there(server):
+    """A host on which the engine starts no workers is not ready."""
+    server.engine.host_list = [EngineHost("host-2", SMALL), EngineHost("host-3", SMALL, "The state is down.")]
+    server.engine_hosts.start()
+    await wait_until(lambda: len(statuses(server)) == 2)
+    second, third = statuses(server).values()
+    assert (second.state, second.reason) == ("idle", "No worker is running on the host.")
+    assert (second.cpus, second.memory_bytes, second.last_contact_at) == (SMALL.cpus, SMALL.memory_bytes, None)
+    assert (third.state, third.reason) == ("not_ready", "The state is down.")
+
+
+async def test_worker_decides_the_state_of_a_host_and_the_engine_the_reason(server, job):
+    server.engine.host_list = [EngineHost(HOST, SMALL, "The state is draining.")]
+    await server.engine_hosts.refresh()
+    async with server.connect(server.claim(job, **REPORTED)) as client:
+        assert isinstance(await client.read(), Claimed)
+        status = statuses(server)[HOST]
+        assert (status.state, status.reason) == ("ready", "The state is draining.")
+        assert (status.cpus, status.memory_bytes) == (4, 2**34)
+    await wait_until(lambda: job.session is None)
+    assert statuses(server)[HOST].state == "unreachable"
+
+
+async def test_host_that_the_engine_does_not_have_is_not_ready(server):
+    server.hosts.add(SeenHost("removed", 1.0))
+    assert statuses(server)["removed"].state == "idle"
+    await server.engine_hosts.refresh()
+    status = statuses(server)["removed"]
+    assert (status.state, status.reason) == ("not_ready", "The engine has no host with this name.")
+
+
+async def test_last_list_of_the_engine_is_kept_while_it_does_not_respond(server, monkeypatch, caplog):
+    monkeypatch.setattr(hosts, "ENGINE_POLL_SECONDS", 0.01)
+    server.engine_hosts.start()
+    await wait_until(lambda: statuses(server))
+    server.engine.error = EngineUnavailableError("It is not responding.")
+    await wait_until(lambda: "The engine does not list its hosts: It is not responding." in caplog.text)
+    assert list(statuses(server)) == [HOST]
+    server.engine.error = None
+    server.engine.host_list = [EngineHost("host-2", SMALL)]
+    await wait_until(lambda: "host-2" in statuses(server))
+    assert caplog.text.count("does not list its hosts") == 1
+
+
+async def test_number_of_listed_hosts_of_the_engine_is_limited(server, monkeypatch):
+    monkeypatch.setattr(hosts, "HOSTS_MAX", 3)
+    server.engine.host_list = [EngineHost(f"host-{number}", SMALL) for number in range(9)]
+    await server.engine_hosts.refresh()
+    await server.cluster_hosts.drain("host-8")
+    assert list(statuses(server)) == ["host-0", "host-1", "host-2", "host-8"]

@@ -7,14 +7,15 @@ import ssl
 
 import msgspec
 import pytest
-
-from doubles.cluster_server import OVERHEAD_BYTES, SMALL, ClusterServer, make_request, wait_until
 from sandbox.images.profile_catalog import ProfileCatalog
+
+from doubles.cluster_server import HOST, OVERHEAD_BYTES, SMALL, ClusterServer, make_request, wait_until
 from sandbox.interfaces.cluster_engine import EngineUnavailableError
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import (
     AttemptLocation,
     FinishAttempt,
+    HostNotFoundError,
     HostPendingError,
     HostUnreachableError,
     Leftover,
@@ -35,6 +36,7 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.model.failure import FailureCode
 from sandbox.placements.cluster import jobs
 from sandbox.placements.cluster import placement as placement_module
+from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import JobSettings
 from sandbox.placements.cluster.placement import ListenAddress, TaskStorage, create_cluster_placement
 
@@ -309,14 +311,14 @@ async def test_release_of_old_jobs_is_repeated_after_an_error(server, tasks, mon
             await reserve(server, placement, task_id)
     for name in ("_RELEASE_SECONDS", "_RELEASE_SECONDS_MAX"):
         monkeypatch.setattr(placement_module, name, 0.02)
-    tasks.ended, tasks.errors, removed, errors = {"task-1", "task-3"}, 2, jobs.JobStore.remove, [errno.ENOSPC] * 2
+    tasks.ended, tasks.errors, removed, errors = {"task-1", "task-3"}, 2, JobStore.remove, [errno.ENOSPC] * 2
 
     def remove(store, job):
         if errors:
             raise OSError(errors.pop(), "No space left on device")
         removed(store, job)
 
-    monkeypatch.setattr(jobs.JobStore, "remove", remove)
+    monkeypatch.setattr(JobStore, "remove", remove)
     async with running_placement(server, tasks) as placement:
         remaining = placement.allocator._workers.jobs
         await wait_until(lambda: remaining.task_ids() == {"task-2"})
@@ -324,3 +326,23 @@ async def test_release_of_old_jobs_is_repeated_after_an_error(server, tasks, mon
         job = remaining.of_task("task-2")
         async with server.connect(server.claim(job)) as client:
             assert isinstance(await client.read(), Claimed)
+
+
+async def test_drained_hosts_are_stored_and_listed(server, tasks):
+    async with running_placement(server, tasks) as placement:
+        await placement.allocator.drain_host(HOST)
+        [status] = placement.allocator.host_statuses()
+        assert status.draining_since is not None
+    async with running_placement(server, tasks) as placement:
+        assert [each.draining_since for each in placement.allocator.host_statuses()] == [status.draining_since]
+        await placement.allocator.undo_host_drain(HOST)
+        assert [each.draining_since for each in placement.allocator.host_statuses()] == [None]
+        with pytest.raises(HostNotFoundError):
+            await placement.allocator.drain_host("host-9")
+
+
+async def test_server_does_not_start_if_the_drained_hosts_are_unknown(server, tasks):
+    server.store.with_name("drained.json").write_bytes(b"{")
+    with pytest.raises(OSError, match="is damaged"):
+        async with running_placement(server, tasks):
+            pass

@@ -2,13 +2,19 @@
 
 from datetime import UTC, datetime
 
+import pytest
+
 from doubles.example_requests import Example
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.routes.admin import HOST_TASK_IDS_MAX
 from sandbox.interfaces.placement import HostState, HostStatus
 from sandbox.interfaces.tasks import HostWithTasks
 
-EXAMPLES = (Example("list_hosts"),)
+EXAMPLES = (
+    Example("list_hosts"),
+    Example("begin_host_drain", {"host": "build-1"}),
+    Example("undo_host_drain", {"host": "build-1"}),
+)
 HOSTS = "/api/v1/hosts"
 
 
@@ -25,6 +31,7 @@ def test_machine_without_a_cluster_is_listed_with_its_capacity(api):
                 "task_ids": [],
                 "last_contact_at": None,
                 "version": "0.1.0",
+                "draining_since": None,
             }
         ]
     }
@@ -52,3 +59,30 @@ def test_viewers_may_list_hosts_and_others_may_not(api_with_tokens):
     api = api_with_tokens(FakeTokenStore(vera="viewer"))
     assert api.get(HOSTS).status_code == 401
     assert api.get(HOSTS, headers={"authorization": "Bearer vera"}).status_code == 200
+
+
+def test_drain_of_a_host_begins_and_is_undone(api):
+    drain = f"{HOSTS}/build-1/drain"
+    assert api.post(drain).json()["draining_since"] == "2026-01-29T10:10:15.000Z"
+    assert api.get(HOSTS).json()["hosts"][0]["draining_since"] == "2026-01-29T10:10:15.000Z"
+    assert api.delete(drain).json() == api.get(HOSTS).json()["hosts"][0]
+    assert api.get(HOSTS).json()["hosts"][0]["draining_since"] is None
+
+
+@pytest.mark.parametrize("name", ["build-2", "..%2F..", "%0a", "a" * 300])
+def test_unknown_host_is_not_drained(api, name):
+    for change in (api.post, api.delete):
+        response = change(f"{HOSTS}/{name}/drain")
+        assert response.status_code == 404
+        assert response.json()["error"] in {"host_not_found", "not_found"}
+    assert api.post(f"{HOSTS}/build-2/drain").json()["error"] == "host_not_found"
+    assert api.get(HOSTS).json()["hosts"][0]["draining_since"] is None
+
+
+def test_only_operators_may_drain_hosts(api_with_tokens):
+    api = api_with_tokens(FakeTokenStore(vera="viewer", olga="operator"))
+    drain = f"{HOSTS}/build-1/drain"
+    for change in (api.post, api.delete):
+        assert change(drain).status_code == 401
+        assert change(drain, headers={"authorization": "Bearer vera"}).status_code == 403
+        assert change(drain, headers={"authorization": "Bearer olga"}).status_code == 200

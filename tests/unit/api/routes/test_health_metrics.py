@@ -73,11 +73,24 @@ def test_hosts_of_a_cluster_have_metrics(api, tasks):
     metrics = read_metrics(api)
     assert metrics["sandbox_host_tasks_running", "node-1"] == 2
     assert metrics["sandbox_host_last_contact_timestamp_seconds", "node-1"] == at.timestamp()
+    assert metrics["sandbox_host_drained", "node-1"] == 0
     assert ("sandbox_host_tasks_running", "build-1") not in metrics
     tasks.hosts = [HostWithTasks(HostStatus("node-2", HostState.IDLE, last_contact_at=at), [])]
     metrics = read_metrics(api)
     assert metrics["sandbox_host_tasks_running", "node-2"] == 0
     assert ("sandbox_host_tasks_running", "node-1") not in metrics
+
+
+def test_drained_host_has_a_metric_before_a_worker_runs_there(api, tasks):
+    tasks.has_cluster = True
+    at = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
+    other = HostStatus("node-2", HostState.IDLE)
+    tasks.hosts = [HostWithTasks(HostStatus("node-1", HostState.IDLE, draining_since=at), []), HostWithTasks(other, [])]
+    metrics = read_metrics(api)
+    assert metrics["sandbox_host_drained", "node-1"] == 1
+    assert metrics["sandbox_host_tasks_running", "node-1"] == 0
+    assert ("sandbox_host_last_contact_timestamp_seconds", "node-1") not in metrics
+    assert ("sandbox_host_drained", "node-2") not in metrics
 
 
 def test_number_of_hosts_in_the_metrics_is_limited(api, tasks):

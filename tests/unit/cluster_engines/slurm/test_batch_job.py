@@ -121,3 +121,20 @@ def test_listed_option_is_accepted(option):
 )
 def test_other_options_are_rejected(option):
     assert find_option_error(option).startswith("must be one of the options --constraint")
+
+
+@pytest.mark.parametrize(
+    ("options", "excluded", "expected"),
+    [
+        ((), (), []),
+        ((), ("n1", "n2"), ["--exclude=n1,n2"]),
+        (("--exclude=n[3-4]", "--nice=1"), (), ["--exclude=n[3-4]"]),
+        (("--exclude=n[3-4]", "--nice=1"), ("n1",), ["--exclude=n[3-4],n1"]),
+        (("--exclude=n3", "--exclude=n4"), ("n1",), ["--exclude=n4,n1"]),
+    ],
+)
+def test_excluded_hosts_are_added_to_those_of_the_settings(options, excluded, expected):
+    """sbatch uses only the last option of this name."""
+    found = sbatch_arguments(request(), SlurmSettings(extra_options=options), excluded)
+    assert [argument for argument in found if argument.startswith("--exclude")] == expected
+    assert ("--nice=1" in found) == ("--nice=1" in options)

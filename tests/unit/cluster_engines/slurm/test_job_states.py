@@ -11,9 +11,10 @@ from sandbox.cluster_engines.slurm.job_states import (
     UnexpectedOutputError,
     parse_hosts,
     parse_jobs,
+    parse_largest_hosts,
     summarize,
 )
-from sandbox.interfaces.cluster_engine import JobPhase
+from sandbox.interfaces.cluster_engine import EngineHost, JobPhase
 from sandbox.model.resources import Resources
 
 NAME = "sandbox-abcdefghij23"
@@ -193,16 +194,16 @@ def test_withdrawn_duplicate_is_not_reported():
 def test_largest_hosts_are_found():
     output = "4|8000|50000|p*\n64|4000|50000|p*\n4|8000|40000|p*\n128|999999|0|other\n"
     expected = [Resources(64, 4000 * MIB, 50_000 * MIB), Resources(4, 8000 * MIB, 50_000 * MIB)]
-    assert parse_hosts(output, None) == expected
-    assert parse_hosts("128|999999|0|other\n", "other") == [Resources(128, 999_999 * MIB, UNLIMITED_DISK_BYTES)]
-    assert parse_hosts("128|999999|0|other\n", None) == []
-    assert parse_hosts("4+|8000+|0+|p*\n", None) == [Resources(4, 8000 * MIB, UNLIMITED_DISK_BYTES)]
+    assert parse_largest_hosts(output, None) == expected
+    assert parse_largest_hosts("128|999999|0|other\n", "other") == [Resources(128, 999_999 * MIB, UNLIMITED_DISK_BYTES)]
+    assert parse_largest_hosts("128|999999|0|other\n", None) == []
+    assert parse_largest_hosts("4+|8000+|0+|p*\n", None) == [Resources(4, 8000 * MIB, UNLIMITED_DISK_BYTES)]
 
 
 @pytest.mark.parametrize("output", ["4|8000|p*\n", "x|8000|0|p*\n", "-4|8000|0|p*\n", "4|8000|0|\n"])
 def test_unknown_host_format_is_an_error(output):
     with pytest.raises(UnexpectedOutputError, match=re.escape(output.strip())):
-        parse_hosts(output, None)
+        parse_largest_hosts(output, None)
 
 
 def test_largest_hosts_do_not_fit_in_any_other_host():
@@ -212,7 +213,7 @@ def test_largest_hosts_do_not_fit_in_any_other_host():
         output = "".join(f"{host.cpus}|{host.memory_bytes}|{host.disk_bytes}|p*\n" for host in hosts)
         parsed = {Resources(h.cpus, h.memory_bytes * MIB, h.disk_bytes * MIB or UNLIMITED_DISK_BYTES) for h in hosts}
         expected = {host for host in parsed if not any(host != other and host.fits_in(other) for other in parsed)}
-        found = parse_hosts(output, None)
+        found = parse_largest_hosts(output, None)
         assert (set(found), len(found)) == (expected, len(expected))
         assert [host.cpus for host in found] == sorted((host.cpus for host in found), reverse=True)
 
@@ -220,5 +221,59 @@ def test_largest_hosts_do_not_fit_in_any_other_host():
 def test_many_different_hosts_are_parsed_in_a_short_time():
     output = "".join(f"{number}|{30_000 - number}|5000|p*\n" for number in range(1, 30_000))
     start = time.process_time()
-    assert len(parse_hosts(output, None)) == 29_999
+    assert len(parse_largest_hosts(output, None)) == 29_999
+    assert time.process_time() - start < 5
+
+
+def host_line(name, state, rest="4|8000|50000|p*"):
+    return f"{name}|{state}|{rest}\n"
+
+
+def test_hosts_are_listed_once_with_their_state():
+    """A host is printed for each of its partitions."""
+    output = host_line("n2", "idle") + host_line("n10", "mixed", "8|16000|0|p*") + host_line("n2", "idle", "4|1|1|q")
+    assert parse_hosts(output, None) == [
+        EngineHost("n10", Resources(8, 16_000 * MIB, UNLIMITED_DISK_BYTES)),
+        EngineHost("n2", Resources(4, 8000 * MIB, 50_000 * MIB)),
+    ]
+    assert parse_hosts(host_line("n2", "idle", "4|1|1|q"), None) == []
+    assert [host.name for host in parse_hosts(host_line("n2", "idle", "4|1|1|q"), "q")] == ["n2"]
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        ("idle", ""),
+        ("idle~", ""),
+        ("mixed-", ""),
+        ("ALLOCATED", ""),
+        ("idle*", "Slurm reports the state idle*."),
+        ("drained", "Slurm reports the state drained."),
+        ("down*", "Slurm reports the state down*."),
+        ("some_new_state", "Slurm reports the state some_new_state."),
+    ],
+)
+def test_host_on_which_slurm_starts_no_jobs_has_a_problem(state, problem):
+    [host] = parse_hosts(host_line("n1", state), None)
+    assert host.problem == problem
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        *(host_line(name, "idle") for name in ("", "-n", "n1,n2", "n[1-2]", "n 1", "é", "n" * 254, "\x1b[31mn")),
+        *(host_line("n1", state) for state in ("", "a b", "x" * 41, "idle" + "*" * 5, "\x1b")),
+        *(host_line("n1", "idle", rest) for rest in ("4|8000|p*", "x|1|1|p*", "9999999999|1|1|p*", "4|1|1|")),
+        "4|8000|50000|p*\n",
+    ],
+)
+def test_unknown_format_of_a_host_is_an_error(output):
+    with pytest.raises(UnexpectedOutputError):
+        parse_hosts(output, None)
+
+
+def test_many_hosts_are_listed_in_a_short_time():
+    output = "".join(host_line(f"n{number}", "idle") for number in range(30_000))
+    start = time.process_time()
+    assert len(parse_hosts(output, None)) == 30_000
     assert time.process_time() - start < 5

@@ -98,14 +98,15 @@ def test_hosts_page_of_a_cluster_shows_states_reasons_and_contacts(pages):
     pages.tasks.hosts = [
         HostWithTasks(HostStatus("node-1", HostState.READY, cpus=8, last_contact_at=at), ids),
         HostWithTasks(lost, []),
-        HostWithTasks(HostStatus("node-3", HostState.IDLE, "No worker is running on the host."), []),
+        HostWithTasks(HostStatus("node-3", HostState.IDLE, "No worker is running on the host.", draining_since=at), []),
     ]
     pages.tasks.has_cluster = True
     text = pages.get("/hosts").text
     assert re.findall(r'<th scope="row"[^>]*>([^<]*)</th>', text) == ["node-1", "node-2", "node-3"]
-    assert re.findall(r'<span class="pill (\w+)">', text) == ["done", "failed", "waits"]
+    assert re.findall(r'<span class="pill (\w+)">', text) == ["done", "failed", "waits", "waits"]
     assert "No worker on the host is &lt;responding&gt;." in text
-    assert text.count('<time datetime="2026-01-29T10:10:15.000Z" data-ago>') == 2
+    assert text.count('<time datetime="2026-01-29T10:10:15.000Z" data-ago>') == 3
+    assert text.count('<span class="pill waits">drained</span>') == 1
     assert (text.count('class="label" id="host-task-'), "and 2 more" in text) == (server.TASK_LINKS_MAX, True)
     count = '<dd id="host-count"><a href="/hosts">3</a> <span class="muted">1 unreachable</span></dd>'
     assert count in pages.get("/server").text

@@ -28,8 +28,9 @@ _COLUMNS = ("NAME", "STATE", "CPUS", "MEMORY", "TASKS", "CONTACT", "VERSION", "R
 def hosts() -> None:
     """List the hosts that run tasks.
 
-    Without a cluster, this is the server's machine. With a cluster, these are the hosts on which workers have run.
-    TASKS is the number of tasks that run on the host. CONTACT is the time since a worker there last sent a message.
+    Without a cluster, this is the server's machine. With a cluster, these are the hosts of the engine, and those on
+    which workers have run. TASKS is the number of tasks that run on the host. CONTACT is the time since a worker there
+    last sent a message. A host that is drained (sandbox admin drain --host) gets no more tasks.
     """
     options = current_options()
     with options.connect() as client:
@@ -46,7 +47,7 @@ def hosts() -> None:
             shrinkable=("REASON", "VERSION", "MEMORY", "CPUS"),
         )
     else:
-        click.echo("No hosts yet. A host is listed as soon as a worker starts there.", err=True)
+        click.echo("No hosts yet. The engine has not listed its hosts, and no worker has started.", err=True)
 
 
 def _row(host: Host, now: datetime) -> list[Text]:
@@ -55,7 +56,7 @@ def _row(host: Host, now: datetime) -> list[Text]:
         cell(text)
         for text in (
             host["name"],
-            host["state"].replace("_", " "),
+            host["state"].replace("_", " ") + (", drained" if host.get("draining_since") else ""),
             "" if cpus is None else str(cpus),
             "" if memory_bytes is None else format_size(memory_bytes),
             str(host["running"]),

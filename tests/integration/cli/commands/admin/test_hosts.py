@@ -16,6 +16,7 @@ HOST = {
     "task_ids": ["task-1", "task-2"],
     "last_contact_at": "2026-01-29T00:00:00.000Z",
     "version": "0.1.0",
+    "draining_since": None,
 }
 LOST = {
     **HOST,
@@ -41,6 +42,14 @@ def test_hosts_are_printed_as_a_table(list_hosts):
     assert first[:6] == ["node-1", "ready", "8", "32.0", "GiB", "2"]
     assert first[-1] == "0.1.0"
     assert second == ["node-2", "unreachable", "0", "No", "worker", "responds."]
+
+
+def test_drained_host_is_marked(list_hosts):
+    drained = {**HOST, "draining_since": "2026-01-29T00:00:00.000Z"}
+    earlier_version = {key: value for key, value in LOST.items() if key != "draining_since"}
+    text = list_hosts([drained, earlier_version]).stdout.decode()
+    assert "ready, drained" in text
+    assert text.count("drained") == 1
 
 
 def test_hosts_are_printed_as_json(list_hosts):
