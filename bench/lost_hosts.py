@@ -35,8 +35,8 @@ from sandbox.model.events import AgentExited, AgentStarted, AttemptStarted
 from sandbox.placements.cluster.takeover_rules import LEASE_MARGIN_SECONDS
 
 STEPS, STEP_SECONDS = 6, 4
-RUNNING_MIN = 2
-"""How many agents must be running on each host at the fault."""
+RUNNING_MIN, TOOL_CALLS_MIN = 3, 2
+"""At the fault, so many agents on each host must have made so many tool calls."""
 
 END_SECONDS = 1800.0
 GIVEN_UP_SECONDS = LEASE_SECONDS + LEASE_MARGIN_SECONDS + 300
@@ -90,7 +90,7 @@ class Experiment:
         running = Counter()
         for task_id in self.retries:
             status = self.deployment.status(task_id)
-            if status["state"] == "running" and status["progress"]["tool_calls"] >= 1:
+            if status["state"] == "running" and status["progress"]["tool_calls"] >= TOOL_CALLS_MIN:
                 running[status["host"]] += 1
         return all(running[host] >= RUNNING_MIN for host in slurm_cluster.HOSTS)
 

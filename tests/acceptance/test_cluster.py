@@ -407,3 +407,26 @@ def is_stored(path):
 def find_values(paths):
     """Return each file that contains the model key or the secret, once for each value."""
     return [path for path in paths for value in (SERVER_KEY, SECRET) if value.encode() in path.read_bytes()]
+
+
+@pytest.mark.timeout(240)
+def test_tasks_wait_while_the_only_host_is_drained(deploy):
+    """The task that runs there continues, also across a restart of the server."""
+    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    [host] = deployment.hosts()
+    assert (host["name"], host["state"], host["last_contact_at"]) == (socket.gethostname(), "idle", None)
+    assert host["cpus"] > 0
+    deployment.submit()
+    deployment.wait_for_second_tool_call()
+    drain = f"/api/v1/hosts/{host['name']}/drain"
+    assert deployment.http.post(drain).json()["task_ids"] == ["task-1"]
+    deployment.restart_server(signal.SIGKILL)
+    deployment.submit("task-2")
+    reason = f"Waiting for a host: No host is left for the job: the only host, {host['name']}, is excluded."
+    wait_until(lambda: deployment.status("task-2")["state_message"].startswith(reason), 60, description="the reason")
+    assert deployment.hosts()[0]["draining_since"] is not None
+    deployment.finish_second_command()
+    assert deployment.wait()["state"] == "completed", deployment.diagnostics()
+    assert deployment.status("task-2")["state"] == "pending"
+    assert deployment.http.delete(drain).json()["draining_since"] is None
+    wait_until(lambda: deployment.status("task-2")["progress"]["tool_calls"] == 2, 90, description="the tool call")

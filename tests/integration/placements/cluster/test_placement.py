@@ -7,9 +7,9 @@ import ssl
 
 import msgspec
 import pytest
-from sandbox.images.profile_catalog import ProfileCatalog
 
 from doubles.cluster_server import HOST, OVERHEAD_BYTES, SMALL, ClusterServer, make_request, wait_until
+from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.cluster_engine import EngineUnavailableError
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import (
