@@ -200,6 +200,7 @@ def _errors_of_tasks(directory: Path) -> Iterator[dict[str, Any]]:
     yield get("/api/v1/tasks/fix-test")
     yield get(f"/api/v1/tasks/{TASK}/artifacts/report.xml")
     yield get(f"/api/v1/tasks/{TASK}/artifacts/{TASK}.patch", headers={"Range": "bytes=5000-"})
+    yield _fail(api, "POST", "/api/v1/hosts/build-2/drain")
     yield _fail(api, "DELETE", f"/api/v1/tasks/{TASK}/vm")
     yield _fail(api, "DELETE", f"/api/v1/tasks/{TASK}")
     tasks.inheritances.clear()

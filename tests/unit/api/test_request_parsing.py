@@ -55,7 +55,7 @@ def test_repeated_parameter_is_rejected(api, tasks, path, field):
 def test_operations_accept_exactly_the_documented_parameters(api, tasks):
     tasks.add("task-001")
     for path, operations in api.schema["paths"].items():
-        url = path.format(task_id="task-001", name="a")
+        url = path.format(task_id="task-001", name="a", host="build-1")
         for method, operation in operations.items():
             query_parameters = [
                 parameter for parameter in operation.get("parameters", ()) if parameter["in"] == "query"
