@@ -136,6 +136,7 @@ def test_tasks_of_lost_hosts_are_retried_and_a_task_without_a_host_waits(deploym
 @pytest.mark.timeout(900)
 def test_drained_host_gets_no_new_task_while_its_task_continues(deployment, cluster):
     """Three tasks occupy three hosts, and one waits in Slurm's queue when a host is drained."""
+    cluster.wait_until_idle()  # another test may have lost a host
     deployment.start_model(MAKE_FILE, bash_turn("mkfifo /tmp/gate; read -t 40 _ <> /tmp/gate"), reply_turn())
     deployment.start_server()
 

@@ -121,10 +121,8 @@ class HostNotFoundError(SandboxError):
     code = "host_not_found"
 
 
-class HostDrainError(SandboxError):
+class HostDrainError(OSError):
     """A host cannot be drained now. The message says why (human-readable)."""
-
-    code = "host_drain_failed"
 
 
 class HostUnreachableError(OSError):
@@ -483,7 +481,7 @@ class HostAllocator(Protocol):
     async def drain_host(self, name: str) -> None:
         """Start no more tasks on a host until `undo_host_drain`, even across restarts. Idempotent.
 
-        Tasks that run there continue, with all their attempts. Raises HostNotFoundError, HostDrainError, OSError.
+        Tasks that run there continue, with all their attempts. Raises HostNotFoundError, OSError.
         """
         ...
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from sandbox import __version__
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.placement import HostAllocator, HostDrainError, HostNotFoundError, HostState, HostStatus
+from sandbox.interfaces.placement import HostAllocator, HostNotFoundError, HostState, HostStatus
 from sandbox.interfaces.store import Store, StoreError
 from sandbox.interfaces.tasks import (
     DrainStatus,
@@ -186,7 +186,7 @@ class Hosts:
     async def _change_drain(self, name: str, change: Callable[[str], Awaitable[None]]) -> HostWithTasks:
         try:
             await change(name)
-        except (HostDrainError, OSError, TimeoutError) as error:
+        except OSError as error:
             raise UnavailableError(f"The drain was not changed: {error_reason(error)}") from error
         hosts = {host.status.name: host for host in self.list_hosts()}
         unlisted = HostStatus(name, HostState.NOT_READY, "The engine has no host with this name.")

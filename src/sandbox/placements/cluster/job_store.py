@@ -20,7 +20,7 @@ class StoredJob(msgspec.Struct, frozen=True):
     host, boot_id, runtime: sent by the worker that has claimed the job.
     is_fenced: the worker sent an invalid message. It gets no more answers, so its lease ends.
     is_given_up: the worker can no longer communicate, and the journal may be continued elsewhere.
-    has_ended: the engine confirmed the end of the worker that was given up.
+    has_ended: the engine confirmed the end of the abandoned worker.
     excluded_hosts: the hosts that were drained when the job was submitted, sorted.
     """
 
@@ -41,7 +41,7 @@ class StoredJob(msgspec.Struct, frozen=True):
 
 
 class JobStore:
-    """Stores each job in a file below the data directory. Another process never reads the files at the same time."""
+    """Stores each job in a file under the data directory. Another process never reads the files at the same time."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
