@@ -264,7 +264,9 @@ async def create_local_placement(context: PlacementContext, lifeline_fd: int | N
     host = LocalHost(context, programs)
     files = LocalAttemptFiles(data_dir, make_leftover_sources(data_dir, run_dir), remove_trees)
     return LocalPlacement(
-        RunnerProgram(context.agents_and_runner_command.runner_command, environment, lifeline_fd),
+        RunnerProgram(
+            context.agents_and_runner_command.runner_command, environment, lifeline_fd, can_fork=lifeline_fd is None
+        ),
         data_dir,
         run_dir,
         host,

@@ -1,6 +1,7 @@
 """Entry point of a runner: `python -m sandbox.bootstrap.runner [--lifeline-fd=N] --lock-fd=N`.
 
-Reads its order from standard input.
+Reads its order from standard input. With `--template-fd=N`, the program becomes a template instead: it forks a runner
+for each request from that socket (`placements.local.placement.RunnerTemplate`).
 
 Imports only a few server modules, so that it starts fast and uses little memory.
 """
@@ -13,15 +14,18 @@ if __name__ == "__main__":
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import math
 import os
 import select
 import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import msgspec
@@ -30,7 +34,7 @@ from sandbox.agents import registered_agents
 from sandbox.bootstrap.clock import SystemClock, read_boot_id
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE, configure_logging
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_private_directory
-from sandbox.bootstrap.runtime_selection import make_runtime
+from sandbox.bootstrap.runtime_selection import import_runtime, make_runtime
 from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.free_space import ReserveFile, measure_disk_space
 from sandbox.disks.loop_disk import LoopDisk, unshare_mounts
@@ -108,6 +112,12 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
 
     get_agents: returns the agents, keyed by their manifest section; the server must have the same agents.
     """
+    options = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
+    if "--template-fd" in options:
+        import_for_attempts(get_agents())
+        lock_fd = fork_runners(socket.socket(fileno=int(options["--template-fd"])))
+    else:
+        lock_fd = int(options["--lock-fd"])
     # The default action of SIGALRM ends the process, which releases the journal's lock even if the process is stuck.
     signal.alarm(int(LAUNCH_TIMEOUT_SECONDS))
     gc.freeze()  # modules are permanent; exclude them from garbage collection, even at exit
@@ -115,8 +125,6 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
     os.umask(0o077)
     log_format, log_level = os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info")
     configure_logging(log_format, log_level)
-    options = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-    lock_fd = int(options["--lock-fd"])
     if "--lifeline-fd" in options:
         die_with_lifeline(int(options["--lifeline-fd"]))
     message = _read_message()
@@ -137,6 +145,85 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
             asyncio.run(_finish_attempt(order, host_settings, lock_fd, parts, get_agents()))
         case DebugSession():
             asyncio.run(_run_debug_session(order, host_settings, parts, get_agents()))
+
+
+def import_for_attempts(agents: Mapping[str, Agent]) -> None:
+    """Import what runners would otherwise import only when they need it."""
+    for module in ("concurrent.futures.thread", "encodings.idna", "sandbox.secrets.redactor"):
+        import_module(module)
+
+    for agent in agents.values():
+        agent.create_dialect()
+        agent.create_driver(Path("/nonexistent"))
+
+
+def fork_runners(control: socket.socket) -> int:
+    """Fork a runner for each request until the server closes the socket; then exit.
+
+    Returns only in the runners, with the descriptor of the journal's lock. This process must have no threads.
+    """
+    control.set_inheritable(False)
+    null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    _replace_standard_files(null_fd, null_fd)
+    runner_pidfds: set[int] = set()
+    events = select.poll()
+    events.register(control, select.POLLIN)
+    while True:
+        for ready_fd, _ in events.poll():
+            if ready_fd in runner_pidfds:
+                os.waitid(os.P_PIDFD, ready_fd, os.WEXITED)
+                events.unregister(ready_fd)
+                runner_pidfds.remove(ready_fd)
+                os.close(ready_fd)
+                continue
+            runtime, (order_fd, log_fd, lock_fd) = _receive_request(control)
+            import_runtime(runtime)
+            gc.freeze()
+            pid = _fork(control)
+            if pid == 0:
+                control.close()
+                for pidfd in runner_pidfds:
+                    os.close(pidfd)
+                os.setsid()
+                _replace_standard_files(order_fd, log_fd)
+                return lock_fd
+            for descriptor in (order_fd, log_fd, lock_fd):
+                os.close(descriptor)
+            if pid is not None:
+                runner_pidfds.add(pidfd := os.pidfd_open(pid))
+                events.register(pidfd, select.POLLIN)
+                socket.send_fds(control, [b"forked"], [pidfd])
+
+
+def _receive_request(control: socket.socket) -> tuple[str, list[int]]:
+    """Return the runtime, and the descriptors of the order, the log and the lock.
+
+    Exits when the server has closed the socket.
+    """
+    try:
+        message, descriptors, _, _ = socket.recv_fds(control, 256, 3, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionError:
+        message, descriptors = b"", []
+    if not descriptors:
+        sys.exit(0)
+    return message.decode(), descriptors
+
+
+def _fork(control: socket.socket) -> int | None:
+    """Fork. Returns None, and reports the error to the server, if the host lacks resources."""
+    try:
+        return os.fork()
+    except OSError as error:
+        control.send(b"%d" % (error.errno or errno.EAGAIN))
+        return None
+
+
+def _replace_standard_files(input_fd: int, output_fd: int) -> None:
+    """Replace stdin, stdout and stderr. Closes the given descriptors."""
+    for standard_fd, replacement_fd in enumerate((input_fd, output_fd, output_fd)):
+        os.dup2(replacement_fd, standard_fd)
+    for descriptor in {input_fd, output_fd}:
+        os.close(descriptor)
 
 
 def die_with_lifeline(inherited_fd: int) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from subprocess import SubprocessError
 
@@ -62,6 +63,12 @@ _MAKERS: Mapping[str, Callable[[Path, bool], Runtime]] = {
     "gvisor": _make_gvisor,
     "qemu": _make_qemu,
 }
+
+
+def import_runtime(name: str) -> None:
+    """Import the modules of the runtime with this name, if there is one."""
+    if name in _MAKERS:
+        import_module(f"sandbox.runtimes.{name}")
 
 
 class RuntimeChoice(msgspec.Struct, frozen=True):

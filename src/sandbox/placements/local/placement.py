@@ -7,7 +7,9 @@ import fcntl
 import os
 import select
 import signal
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -88,11 +90,13 @@ class RunnerProgram(NamedTuple):
 
     lifeline_fd: the read end of a pipe. When its write end is closed, the kernel kills the runner. None if the
         runner may outlive this process.
+    can_fork: whether the program accepts `--template-fd=N`, see `RunnerTemplate`. Not possible with a lifeline.
     """
 
     command: Sequence[str]
     environment: Mapping[str, str]
     lifeline_fd: int | None = None
+    can_fork: bool = False
 
     @property
     def lifeline_options(self) -> Sequence[str]:
@@ -103,6 +107,88 @@ class RunnerProgram(NamedTuple):
     def inherited_fds(self) -> Sequence[int]:
         """The descriptors that the runner inherits, in addition to the lock."""
         return () if self.lifeline_fd is None else (self.lifeline_fd,)
+
+
+class RunnerTemplate:
+    """A process that has imported everything that runners need, and forks a runner for each request.
+
+    The import takes most of a runner's start, and runners share the memory of the modules. The first request starts the
+    template. A request after its death starts a new one. The template ends with this process; its runners do not.
+    """
+
+    def __init__(self, program: RunnerProgram) -> None:
+        self._program = program
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    def fork(self, runtime: str, order_read_fd: int, log_fd: int, lock_fd: int) -> int:
+        """Fork a runner, which inherits the lock. Blocks. Returns the runner's pidfd.
+
+        runtime: whose modules the runner needs. order_read_fd: its stdin. log_fd: its stdout and stderr.
+
+        If this raises OSError, a runner may have been forked nevertheless. It exits without an order, so close the
+        write end of its stdin.
+        """
+        with self._lock:
+            control = self._connect()
+            try:
+                socket.send_fds(control, [runtime.encode()], [order_read_fd, log_fd, lock_fd])
+                message, descriptors, _, _ = socket.recv_fds(control, 16, 1, socket.MSG_CMSG_CLOEXEC)
+            except TimeoutError as error:
+                self._stop()
+                raise TimeoutError(errno.ETIMEDOUT, "The template of the runners does not respond") from error
+            except ConnectionError:
+                message, descriptors = b"", []
+            if descriptors:
+                return descriptors[0]
+            if message:
+                raise OSError(int(message), os.strerror(int(message)))
+            self._stop()
+            raise BrokenPipeError(errno.EPIPE, "The template of the runners ended")
+
+    def close(self) -> None:
+        """Stop the template. Its runners continue."""
+        with self._lock:
+            self._stop()
+
+    def _connect(self) -> socket.socket:
+        """Return the control socket of a live template."""
+        if self._process is not None and self._process.poll() is not None:
+            self._stop()
+        if self._control is None:
+            control, template_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            control.settimeout(ORDER_TIMEOUT_SECONDS)
+            try:
+                with template_control:
+                    self._process = self._start(template_control.fileno())
+            except BaseException:
+                control.close()
+                raise
+            self._control = control
+        return self._control
+
+    def _start(self, template_fd: int) -> subprocess.Popen[bytes]:
+        """Start the template. Until it has imported everything, its errors go to the stderr of this process."""
+        return subprocess.Popen(
+            [*self._program.command, f"--template-fd={template_fd}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+            env=self._program.environment,
+            start_new_session=True,
+            pass_fds=(template_fd,),
+        )
+
+    def _stop(self) -> None:
+        process, control = self._process, self._control
+        self._process = self._control = None
+        if control is not None:
+            control.close()
+        if process is not None:
+            process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(ORDER_TIMEOUT_SECONDS)
 
 
 class LocalPlacement:
@@ -124,13 +210,22 @@ class LocalPlacement:
         self.host = host
         self.files = files
         self._program = program
+        self._template = RunnerTemplate(program) if program.can_fork and program.lifeline_fd is None else None
         self._data_dir = data_dir
         self._run_dir = run_dir
         self._host_settings = host_settings
         self._locks = locks
 
     async def run(self) -> None:
-        """Do nothing: local runners write directly to the server's data directory. Implements `Placement.run`."""
+        """Stop the template of the runners at the end. Implements `Placement.run`.
+
+        Nothing else is needed: local runners write directly to the server's data directory.
+        """
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            if self._template is not None:
+                self._template.close()
 
     async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> LocalRunnerHandle:
         """Start a runner that inherits the journal's lock. Implements `Placement.launch`."""
@@ -175,7 +270,7 @@ class LocalPlacement:
             stack.callback(os.close, order_write_fd)
             try:
                 log_path = _create_log_directory(message)
-                pidfd = self._spawn(order_read_fd, log_path, lock_fd)
+                pidfd = self._spawn(message.host.runtime, order_read_fd, log_path, lock_fd)
             finally:
                 os.close(order_read_fd)
             try:
@@ -183,10 +278,12 @@ class LocalPlacement:
             finally:
                 loop.call_soon_threadsafe(loop.add_reader, pidfd, _reap, loop, pidfd)
 
-    def _spawn(self, order_read_fd: int, log_path: Path, lock_fd: int) -> int:
+    def _spawn(self, runtime: str, order_read_fd: int, log_path: Path, lock_fd: int) -> int:
         """Start the process. Returns its pidfd."""
         log_fd = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            if self._template is not None:
+                return self._template.fork(runtime, order_read_fd, log_fd, lock_fd)
             process = subprocess.Popen(
                 [*self._program.command, *self._program.lifeline_options, f"--lock-fd={lock_fd}"],
                 stdin=order_read_fd,
@@ -234,7 +331,7 @@ def _write_all(pipe_fd: int, data: bytes, timeout_seconds: float) -> None:
 
 
 def _reap(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
-    """Reap the process after it has ended; otherwise it would remain a zombie."""
+    """Reap the process after it has ended; otherwise it would remain a zombie. A template reaps its own runners."""
     loop.remove_reader(pidfd)
     with contextlib.suppress(ChildProcessError):
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED)

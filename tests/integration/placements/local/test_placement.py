@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -55,6 +56,14 @@ deadline = time.monotonic() + 60
 while not (run_dir / "go").exists() and time.monotonic() < deadline:
     time.sleep(0.005)
 """
+FORK_PROGRAM = """
+import socket, sys
+from sandbox.bootstrap.runner import fork_runners
+[argument] = sys.argv[1:]
+lock_fd = fork_runners(socket.socket(fileno=int(argument.removeprefix("--template-fd="))))
+sys.argv[1:] = [f"--lock-fd={lock_fd}"]
+"""
+"""Makes the fake runner a template."""
 SERVER_PROGRAM = """
 import asyncio, contextlib, fcntl, os, pathlib, sys, time
 from types import SimpleNamespace
@@ -68,10 +77,12 @@ fcntl.flock(lock_fd, fcntl.LOCK_EX)
 command = [sys.executable, "-I", str(directory / "runner.py")]
 settings = HostSettings(str(directory), str(directory), "bubblewrap")
 locks = SimpleNamespace(hand_over=contextlib.nullcontext)
-placement = LocalPlacement(RunnerProgram(command, {}), directory, directory, None, lambda: settings, locks, None)
+program = RunnerProgram(command, {}, can_fork=sys.argv[2] == "forked")
+placement = LocalPlacement(program, directory, directory, None, lambda: settings, locks, None)
 order = RunAttempt("task-1", "a" * 12)
 
 async def serve():
+    running = asyncio.create_task(placement.run())
     await placement.launch(order, lock_fd)
     os.close(lock_fd)
     print("launched", flush=True)
@@ -87,6 +98,20 @@ def run_dir(tmp_path):
     (tmp_path / "runner.py").write_text(RUNNER_PROGRAM)
     yield tmp_path
     (tmp_path / "go").touch()
+
+
+@pytest.fixture(params=["spawned", "forked"])
+def start(request):
+    """How runners start: as new processes, or as forks of a template."""
+    return request.param
+
+
+@pytest.fixture
+def forking_placement(run_dir):
+    """A placement whose template ends at the end of the test."""
+    placement = placement_of(run_dir, start="forked")
+    yield placement
+    placement._template.close()
 
 
 @pytest.fixture
@@ -106,23 +131,22 @@ def log_of(run_dir):
     return TaskLayout(run_dir, "task-1").attempt("a" * 12).runner_log
 
 
-def make_placement(run_dir, command, environment=None):
+def make_placement(run_dir, command, environment=None, *, can_fork=False):
     """Return a placement that accepts file descriptors instead of journal writers."""
     settings = HostSettings(str(run_dir), str(run_dir), "bubblewrap")
     locks = SimpleNamespace(hand_over=contextlib.nullcontext)
-    return LocalPlacement(
-        RunnerProgram(command, environment or {}), run_dir, run_dir, None, lambda: settings, locks, files_of(run_dir)
-    )
+    program = RunnerProgram(command, environment or {}, can_fork=can_fork)
+    return LocalPlacement(program, run_dir, run_dir, None, lambda: settings, locks, files_of(run_dir))
 
 
 def files_of(run_dir):
     return LocalAttemptFiles(run_dir, (), remove_trees)
 
 
-def placement_of(run_dir, code=None, environment=None):
-    if code is not None:
-        (run_dir / "runner.py").write_text(code)
-    return make_placement(run_dir, [sys.executable, "-I", str(run_dir / "runner.py")], environment)
+def placement_of(run_dir, code=RUNNER_PROGRAM, environment=None, *, start="spawned"):
+    (run_dir / "runner.py").write_text((FORK_PROGRAM if start == "forked" else "") + code)
+    command = [sys.executable, "-I", str(run_dir / "runner.py")]
+    return make_placement(run_dir, command, environment, can_fork=start == "forked")
 
 
 async def wait_until(condition):
@@ -156,20 +180,31 @@ def open_descriptors():
     return {entry.name for entry in Path("/proc/self/fd").iterdir()}
 
 
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def is_zombie(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def children():
     return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
 
 
-async def test_runner_receives_only_its_order_and_lock(run_dir, lock_fd, monkeypatch):
+async def test_runner_receives_only_its_order_and_lock(run_dir, lock_fd, monkeypatch, start):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "of-the-server")
     leak_fd = os.open(run_dir, os.O_RDONLY)
-
-    async def launch():
-        await placement_of(run_dir, environment={"HOME": "/nowhere"}).launch(order_for(run_dir), lock_fd)
-        return await wait_for_report(run_dir)
-
-    report = await launch()
+    placement = placement_of(run_dir, environment={"HOME": "/nowhere"}, start=start)
+    running = asyncio.create_task(placement.run())
+    if start == "forked":  # the second runner must not inherit anything that belongs to the first
+        await placement.launch(order_for(run_dir), lock_fd)
+        await wait_for_report(run_dir)
+        (run_dir / "report").unlink()
+    await placement.launch(order_for(run_dir), lock_fd)
+    report = await wait_for_report(run_dir)
     os.close(leak_fd)
+    running.cancel()
 
     order = order_for(run_dir)
     assert json.loads(report["order"]) == {
@@ -247,8 +282,9 @@ async def test_runner_holds_the_lock_after_the_caller_closed_it(run_dir):
 
 
 @pytest.mark.parametrize("end", ["exits", "is killed"])
-def test_runner_outlives_its_server(run_dir, end):
-    command = [sys.executable, "-X", "dev", "-W", "error", "-c", SERVER_PROGRAM, str(run_dir)]
+def test_runner_outlives_its_server(run_dir, end, start):
+    placement_of(run_dir, start=start)
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", SERVER_PROGRAM, str(run_dir), start]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
         assert server.stdout.readline() == b"launched\n"
         report = asyncio.run(wait_for_report(run_dir))
@@ -263,6 +299,92 @@ def test_runner_outlives_its_server(run_dir, end):
     assert is_held(run_dir)
     (run_dir / "go").touch()
     asyncio.run(wait_until(lambda: not is_held(run_dir)))
+
+
+async def test_template_ends_with_its_placement_and_runners_continue(forking_placement, run_dir, lock_fd):
+    running = asyncio.create_task(forking_placement.run())
+    await forking_placement.launch(order_for(run_dir), lock_fd)
+    runner = (await wait_for_report(run_dir))["pid"]
+    [template] = children() & {parent_of(runner)}
+    running.cancel()
+    await asyncio.wait({running})
+    assert not exists(template)
+    assert exists(runner)
+
+
+async def test_template_reaps_its_runners(forking_placement, run_dir, lock_fd):
+    await forking_placement.launch(order_for(run_dir), lock_fd)
+    runner = (await wait_for_report(run_dir))["pid"]
+    template, before = parent_of(runner), open_descriptors()
+    descriptors_before = len(list(Path(f"/proc/{template}/fd").iterdir()))
+    (run_dir / "go").touch()
+    await wait_until(lambda: not exists(runner))
+    await wait_until(lambda: len(list(Path(f"/proc/{template}/fd").iterdir())) == descriptors_before - 1)
+    await wait_until(lambda: len(open_descriptors()) == len(before) - 1)  # the runner's pidfd
+
+
+async def test_template_does_not_hold_the_lock(forking_placement, run_dir):
+    lock_fd = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock_fd, fcntl.LOCK_EX)
+    await forking_placement.launch(order_for(run_dir), lock_fd)
+    os.close(lock_fd)
+    runner = (await wait_for_report(run_dir))["pid"]
+    assert is_held(run_dir)
+    template = parent_of(runner)
+    os.kill(runner, signal.SIGKILL)
+    await wait_until(lambda: not is_held(run_dir))
+    assert exists(template)
+
+
+async def test_launch_after_the_death_of_the_template_starts_another(forking_placement, run_dir, lock_fd):
+    await forking_placement.launch(order_for(run_dir), lock_fd)
+    first = parent_of((await wait_for_report(run_dir))["pid"])
+    (run_dir / "report").unlink()
+    os.kill(first, signal.SIGKILL)
+    await wait_until(lambda: is_zombie(first))
+    await forking_placement.launch(order_for(run_dir), lock_fd)
+    assert parent_of((await wait_for_report(run_dir))["pid"]) != first
+    assert not exists(first)
+
+
+async def test_template_that_does_not_respond_is_replaced(forking_placement, run_dir, lock_fd, monkeypatch):
+    await forking_placement.launch(order_for(run_dir), lock_fd)
+    first = parent_of((await wait_for_report(run_dir))["pid"])
+    (run_dir / "report").unlink()
+    forking_placement._template._control.settimeout(0.2)
+    os.kill(first, signal.SIGSTOP)
+    with pytest.raises(RunnerNotStartedError) as caught:
+        await forking_placement.launch(order_for(run_dir), lock_fd)
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert not exists(first)
+    assert not (run_dir / "report").exists()
+    await forking_placement.launch(order_for(run_dir), lock_fd)
+    assert (await wait_for_report(run_dir))["order"]
+
+
+async def test_template_that_ends_at_once_starts_no_runner(run_dir, lock_fd):
+    placement = make_placement(run_dir, [sys.executable, "-I", "-c", ""], can_fork=True)
+    before = children()
+    with pytest.raises(RunnerNotStartedError) as caught:
+        await placement.launch(order_for(run_dir), lock_fd)
+    assert caught.value.errno == errno.EPIPE
+    assert children() == before
+
+
+async def test_forked_runner_whose_server_sends_no_order_exits(run_dir, lock_fd):
+    program = [sys.executable, "-I", "-m", "sandbox.bootstrap.runner"]
+    template = local_placement.RunnerTemplate(RunnerProgram(program, {}, can_fork=True))
+    order_read_fd, order_write_fd = os.pipe()
+    log_fd = os.open(run_dir / "log", os.O_WRONLY | os.O_CREAT)
+    pidfd = await asyncio.to_thread(template.fork, "bubblewrap", order_read_fd, log_fd, lock_fd)
+    for descriptor in (order_read_fd, order_write_fd, log_fd):
+        os.close(descriptor)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    assert await asyncio.to_thread(poll.poll, TIMEOUT_SECONDS * 1000)
+    os.close(pidfd)
+    template.close()
+    assert "exited before it sent the order" in (run_dir / "log").read_text()
 
 
 async def test_large_order_is_sent_without_blocking_the_loop(run_dir, lock_fd):
