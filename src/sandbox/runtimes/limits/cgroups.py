@@ -68,6 +68,8 @@ _SANDBOXES_AT_LIMIT_MIN = 8
 """Minimum number of sandboxes that together can exhaust all buffers. Datagrams of other sandboxes are then dropped."""
 
 
+_READ_BYTES = 64 * 1024
+
 _NEGATIVE_DENTRIES_GROWTH_MAX = 1024 * 1024
 """Maximum growth in the machine's negative dentries (cached names that do not exist) at which caches are kept."""
 
@@ -112,7 +114,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
     def process_ids(self) -> frozenset[int]:
         """Return the processes in the group. The kernel omits zombies."""
-        listings = (_read(directory / "cgroup.procs") for directory in self.directories)
+        listings = (_read(f"{directory}/cgroup.procs") for directory in self.directories)
         return frozenset(int(pid) for listing in listings for pid in listing.split())
 
     def kill(self) -> None:
@@ -236,7 +238,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
     def _thread_ids(self) -> frozenset[int]:
         """Return the threads in the group: also the last one of a process whose first thread has ended, as it exits."""
-        listings = (_read(directory / name) for directory in self.directories for name in _THREADS_FILES)
+        listings = (_read(f"{directory}/{name}") for directory in self.directories for name in _THREADS_FILES)
         return frozenset(int(thread) for listing in listings for thread in listing.split())
 
     def _mapping_owners(self) -> Iterator[MappingOwner]:
@@ -278,7 +280,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
     @property
     def _is_unified(self) -> bool:
-        return any((directory / "memory.max").exists() for directory in self.directories)
+        return any(os.access(f"{directory}/memory.max", os.F_OK) for directory in self.directories)
 
     def remove(self) -> bool:
         """Remove the group's directories. Returns False if one cannot be removed yet."""
@@ -303,7 +305,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
     def _read_number(self, name: str, key: str = "") -> int | None:
         """Return the only number in a file, or the number after `key`."""
         for directory in self.directories:
-            match = re.search(rf"^{key} ?(\d+)$", _read(directory / name), re.MULTILINE)
+            match = re.search(rf"^{key} ?(\d+)$", _read(f"{directory}/{name}"), re.MULTILINE)
             if match:
                 return int(match[1])
         return None
@@ -424,11 +426,21 @@ def _write(path: Path, text: str) -> bool:
     return True
 
 
-def _read(path: Path) -> str:
+def _read(path: Path | str) -> str:
+    """Return the text of a file; empty if it cannot be read. `pathlib` is too slow for 300 calls per second."""
     try:
-        return path.read_text()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    content = bytearray()
+    try:
+        while chunk := os.read(descriptor, _READ_BYTES):
+            content += chunk
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+    return content.decode(errors="replace")
 
 
 def parse_control_group(text: str) -> ControlGroup:
