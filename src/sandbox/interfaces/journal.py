@@ -135,6 +135,13 @@ class Journals(Protocol):
         """
         ...
 
+    def watch(self, task_id: str, notify: Callable[[], None]) -> AbstractContextManager[bool]:
+        """Call `notify` in the event loop after each write to the journal, within some milliseconds.
+
+        The watch ends with the context. Yields False if writes cannot be reported, so the journal must be polled.
+        """
+        ...
+
     def replay(self, task_id: str, state: ReplayState | None = None) -> ReplayState:
         """Compute a task from its journal, from `state` (None: the start of the journal) to the current end.
 

@@ -97,6 +97,11 @@ class JournalTailer:
             self._dispatcher.finish(tracked)
 
     async def _tail(self, tracked: TrackedTask) -> None:
+        with self._journals.watch(tracked.task.id, tracked.wake) as is_watched:
+            await self._tail_watched(tracked, is_watched=is_watched)
+
+    async def _tail_watched(self, tracked: TrackedTask, *, is_watched: bool) -> None:
+        """Read the journal after each write. is_watched: whether writes wake the task; otherwise they are polled."""
         pause = FOLLOW_POLL_INTERVAL_SECONDS
         last_record_at = indexed_at = self._clock.monotonic()
         while not tracked.task.state.is_final:
@@ -105,16 +110,19 @@ class JournalTailer:
             if batch.records:
                 due = now - indexed_at >= INDEX_INTERVAL_SECONDS or _needs_indexing(batch)
                 await self._apply(tracked, batch, is_due=due)
+                if tracked.task.state.is_final:
+                    return
                 last_record_at, pause = now, FOLLOW_POLL_INTERVAL_SECONDS
                 indexed_at = now if due else indexed_at
             elif now - last_record_at >= LOSS_CHECK_INTERVAL_SECONDS:
                 last_record_at = now
                 await self._check_writer(tracked)
             # While the server holds the journal, only the server writes to it, and calls `wake` after each write.
-            await tracked.wait_for_wake(
-                LOSS_CHECK_INTERVAL_SECONDS if isinstance(tracked.owner, ServerOwned) else pause
-            )
+            is_woken = is_watched or isinstance(tracked.owner, ServerOwned)
+            await tracked.wait_for_wake(LOSS_CHECK_INTERVAL_SECONDS if is_woken else pause)
             pause = min(pause * 1.2, FOLLOW_POLL_INTERVAL_SECONDS * _POLL_SLOWDOWN_MAX)
+            if is_watched and batch.records:  # read a busy journal no more often than if it were polled
+                await asyncio.sleep(now + FOLLOW_POLL_INTERVAL_SECONDS - self._clock.monotonic())
 
     async def _read_batch(self, tracked: TrackedTask) -> RecordBatch:
         """Return new records.

@@ -1,7 +1,8 @@
 """The tailer keeps the index current for a restarted server, but does not update it for each artifact."""
 
 import asyncio
-from unittest.mock import Mock
+import contextlib
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -50,7 +51,7 @@ class TailedTask:
         for event in (e.TaskSubmitted("task-1", manifest()), *TO_AGENT_EXIT):
             self.recorder.record(event)
         reading = self.journals.replay("task-1")
-        self.tailer = JournalTailer({}, self.journals, self.store, SystemClock(), Broadcast(), Mock(), Mock())
+        self.tailer = JournalTailer({}, self.journals, self.store, SystemClock(), Broadcast(), Mock(), AsyncMock())
         self.tracked = TrackedTask(IndexedTask(reading.task, reading.offset), Orphaned())
 
     async def write_events(self, events):
@@ -89,3 +90,37 @@ async def test_artifacts_are_indexed_after_the_interval(tailed_task, monkeypatch
     monkeypatch.setattr("sandbox.server.journal_tailer.INDEX_INTERVAL_SECONDS", 0.0)
     await tailed_task.write_events(ARTIFACTS[:3])
     assert len(tailed_task.store.load("task-1").task.artifacts) == 3
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+async def test_records_of_a_runner_are_read_soon(tailed_task, monkeypatch, is_watched):
+    """Writes wake the tailer. Where they cannot be reported, the journal is polled."""
+    if not is_watched:
+        monkeypatch.setattr(tailed_task.journals, "watch", lambda *_: contextlib.nullcontext(False))
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 600.0)
+    tailed_task.tailer.start(tailed_task.tracked)
+    for event in (*ARTIFACTS[:3], e.TaskFinished()):
+        tailed_task.recorder.record(event)
+        async with asyncio.timeout(20):
+            while tailed_task.tracked.task.last_seq < tailed_task.recorder.task.last_seq:
+                await asyncio.sleep(0.001)
+    async with asyncio.timeout(20):  # a finished task is forgotten at once
+        while tailed_task.tailer._tracked_tasks:
+            await asyncio.sleep(0.001)
+    await tailed_task.tailer.close()
+
+
+async def test_busy_journal_is_not_read_for_each_record(tailed_task, monkeypatch):
+    monkeypatch.setattr("sandbox.server.journal_tailer.FOLLOW_POLL_INTERVAL_SECONDS", 0.2)
+    reads = []
+    read = tailed_task.journals.read
+    monkeypatch.setattr(tailed_task.journals, "read", lambda *arguments: reads.append(1) or read(*arguments))
+    tailed_task.tailer.start(tailed_task.tracked)
+    for event in ARTIFACTS:
+        tailed_task.recorder.record(event)
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        while tailed_task.tracked.task.last_seq < tailed_task.recorder.task.last_seq:
+            await asyncio.sleep(0.001)
+    await tailed_task.tailer.close()
+    assert len(reads) < len(ARTIFACTS)
