@@ -19,6 +19,8 @@ from sandbox.demo.example_repository import make_example_repository
 from sandbox.demo.scripted_model import Fault, Script, Text, Turn
 from sandbox.demo.walkthrough import start_module, start_server
 
+IDLE_TASKS = 4
+
 
 def seconds_between(status, first, last):
     """Return the time from one state to another, according to the timestamps in the journal."""
@@ -39,15 +41,23 @@ def run_task(client, url, number):
     return [event for event in client.events(f"bench-{number}") if event["type"] == "state_change"]
 
 
-def runner_memory():
-    """Return the resident and proportional memory of each runner, in MB."""
+def runner_memory(server_pid):
+    """Return the resident, proportional and private memory of each runner in MB. Runners are children of a template."""
     runners = []
     for directory in Path("/proc").iterdir():
         try:
             if directory.name.isdigit() and b"sandbox.bootstrap.runner" in (directory / "cmdline").read_bytes():
+                parent = Path("/proc", (directory / "stat").read_text().rpartition(")")[2].split()[1])
+                if (
+                    parent.name == str(server_pid)
+                    or b"sandbox.bootstrap.runner" not in (parent / "cmdline").read_bytes()
+                ):
+                    continue
                 rollup = (directory / "smaps_rollup").read_text()
                 fields = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
-                runners.append(tuple(int(fields[name].split()[0]) / 1024 for name in ("Rss", "Pss")))
+                kilobytes = {name: int(value.split()[0]) for name, value in fields.items()}
+                private = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
+                runners.append((kilobytes["Rss"] / 1024, kilobytes["Pss"] / 1024, private / 1024))
         except OSError:
             continue
     return runners
@@ -74,8 +84,9 @@ def main():
             key = {"ANTHROPIC_API_KEY": "scripted"}
             with start_server(directory / "data", {"ANTHROPIC_BASE_URL": model["url"], **key}) as server:
                 measure_speed(server["http"], url, rounds)
-            with start_server(directory / "idle", {"ANTHROPIC_BASE_URL": silent["url"], **key}) as server:
-                measure_memory(server["http"], url)
+            capacity = {"SANDBOX_CAPACITY_CPUS": "100"}
+            with start_server(directory / "idle", {"ANTHROPIC_BASE_URL": silent["url"], **key, **capacity}) as server:
+                measure_memory(server, url)
 
 
 def measure_speed(server, url, rounds):
@@ -99,23 +110,31 @@ def measure_speed(server, url, rounds):
 
 
 def measure_memory(server, url):
-    """Run a task whose model never responds, so its runner is idle."""
-    with Client(server) as client:
-        manifest = {
-            "version": "1",
-            "kind": "Task",
-            "metadata": {"id": "idle", "name": "idle"},
-            "repository": {"url": url, "branch": "main"},
-            "claude": {"prompt": "Say hello."},
-        }
-        client.submit(json.dumps(manifest).encode(), "application/json")
-        while client.status("idle")["state"] != "running":
-            time.sleep(0.1)
-        time.sleep(3)
-        for resident, proportional in runner_memory():
-            print(f"idle runner: {resident:.1f} MB resident, {proportional:.1f} MB proportional")
-        client.cancel("idle", force=True)
-        client.wait("idle")
+    """Run tasks whose model never responds, so their runners are idle: first one, then several."""
+    names = [f"idle-{number}" for number in range(IDLE_TASKS)]
+    with Client(server["http"]) as client:
+        for number, name in enumerate(names):
+            manifest = {
+                "version": "1",
+                "kind": "Task",
+                "metadata": {"id": name, "name": "idle"},
+                "repository": {"url": url, "branch": "main"},
+                "vm": {"cpus": 1, "memory": "1G", "disk": "1G"},
+                "claude": {"prompt": "Say hello."},
+            }
+            client.submit(json.dumps(manifest).encode(), "application/json")
+            while client.status(name)["state"] != "running":
+                time.sleep(0.1)
+            if number in (0, IDLE_TASKS - 1):
+                time.sleep(3)
+                resident, proportional, private = map(
+                    statistics.median, zip(*runner_memory(server["pid"]), strict=True)
+                )
+                text = f"{resident:.1f} MB resident, {proportional:.1f} MB proportional, {private:.1f} MB private"
+                print(f"{number + 1} idle: each runner has {text}")
+        for name in names:
+            client.cancel(name, force=True)
+            client.wait(name)
 
 
 if __name__ == "__main__":

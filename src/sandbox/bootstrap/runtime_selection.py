@@ -5,15 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from subprocess import SubprocessError
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from sandbox.images.build import Component
 from sandbox.interfaces.images import ProfileCatalog
 from sandbox.interfaces.runtime import Runtime, RuntimeProbe
 from sandbox.model.errors import SandboxError
 from sandbox.model.isolation_tier import is_strong_enough
 from sandbox.runtimes import nodejs, rootfs_spec
+
+if TYPE_CHECKING:
+    from sandbox.images.build import Component
 
 AUTO = "auto"
 
@@ -121,8 +124,10 @@ def describe_failure(choice: RuntimeChoice) -> str | None:
     return f"No runtime works, so no task can run. {remedies}"
 
 
-def image_components() -> Mapping[str, Component]:
+def image_components() -> Mapping[str, "Component"]:
     """Return the components, keyed by the names that profile definitions use."""
+    from sandbox.images.build import Component  # runners build no images
+
     try:
         version = nodejs.node_version()
     except (OSError, SubprocessError):

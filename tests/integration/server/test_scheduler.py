@@ -14,8 +14,8 @@ from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.events import AttemptStarted, Idempotency, TaskFinished
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
+from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.scheduler import Scheduler
-from sandbox.server.tracked_task import TrackedTask
 
 MIB = 1024**2
 
@@ -222,14 +222,14 @@ async def test_cancelled_delayed_task_ends_during_a_drain(components, monkeypatc
 @pytest.fixture
 def resume_tailer(monkeypatch):
     """Once a cancelled task has ended, pause its tailer until the test sets the returned event."""
-    wait_for_wake, resumed = TrackedTask.wait_for_wake, asyncio.Event()
+    release_host, resumed = RunnerRecovery.release_host, asyncio.Event()
 
-    async def wait_until_resumed(tracked_task, seconds):
-        await (
-            resumed.wait() if tracked_task.task.state is TaskState.CANCELLED else wait_for_wake(tracked_task, seconds)
-        )
+    async def release_when_resumed(recovery, tracked_task):
+        if tracked_task.task.state is TaskState.CANCELLED:
+            await resumed.wait()
+        await release_host(recovery, tracked_task)
 
-    monkeypatch.setattr(TrackedTask, "wait_for_wake", wait_until_resumed)
+    monkeypatch.setattr(RunnerRecovery, "release_host", release_when_resumed)
     return resumed
 
 
