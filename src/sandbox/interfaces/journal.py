@@ -106,8 +106,20 @@ class ReplayState(msgspec.Struct, frozen=True):
     offset: int
 
 
+WatchJournal = Callable[[str, Callable[[], None]], AbstractContextManager[bool]]
+"""Calls a function in the event loop within some milliseconds after each write to the journal of a task.
+
+The watch ends with the context. Yields False if writes cannot be reported, so the journal must be polled.
+"""
+
+
 class Journals(Protocol):
     """All journals of one data directory."""
+
+    @property
+    def watch(self) -> WatchJournal:
+        """Reports writes to a journal."""
+        ...
 
     def create(self, task_id: str) -> JournalWriter:
         """Create a task's journal with epoch 1. Raises OSError, or FileExistsError if the task already has one."""
@@ -132,13 +144,6 @@ class Journals(Protocol):
 
         An incomplete tail ends the batch without an error. Raises JournalOffsetError if no record ends at `offset`,
         JournalDamagedError, FileNotFoundError.
-        """
-        ...
-
-    def watch(self, task_id: str, notify: Callable[[], None]) -> AbstractContextManager[bool]:
-        """Call `notify` in the event loop after each write to the journal, within some milliseconds.
-
-        The watch ends with the context. Yields False if writes cannot be reported, so the journal must be polled.
         """
         ...
 

@@ -22,6 +22,7 @@ from sandbox.interfaces.journal import (
     Liveness,
     RecordBatch,
     ReplayState,
+    WatchJournal,
 )
 from sandbox.journal import lock
 from sandbox.journal.compressed import CompressedJournal, compress_journal
@@ -47,13 +48,14 @@ _NOTIFY_INTERVAL_SECONDS = 0.005
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class FileWatch:
-    """Reports writes to files with inotify(7). Its methods are called in the event loop.
+class FileJournalWatch:
+    """Reports writes to journals with inotify(7). Its methods are called in the event loop.
 
-    A file that is written all the time is reported at most once per _NOTIFY_INTERVAL_SECONDS.
+    A journal that is written all the time is reported at most once per _NOTIFY_INTERVAL_SECONDS.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
         self._inotify_fd = -1
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -61,9 +63,9 @@ class FileWatch:
         """Keyed by the kernel's number of the watch, which is never reused."""
 
     @contextmanager
-    def watch(self, path: Path, notify: Callable[[], None]) -> Iterator[bool]:
-        """Call `notify` after each write to the file. Yields False if writes cannot be reported."""
-        number = self._add(path)
+    def watch(self, task_id: str, notify: Callable[[], None]) -> Iterator[bool]:
+        """Call `notify` after each write to the journal; see `WatchJournal`."""
+        number = self._add(TaskLayout(self._data_dir, task_id).root / "journal" / "records")
         if number < 0:
             yield False
             return
@@ -120,11 +122,14 @@ class FileWatch:
 
 
 class FileJournals:
-    """Stores the journal of each task in `<data_dir>/tasks/<task id>/journal/`. Implements `Journals`."""
+    """Stores the journal of each task in `<data_dir>/tasks/<task id>/journal/`. Implements `Journals`.
+
+    watch: see `WatchJournal`.
+    """
 
     def __init__(self, data_dir: Path) -> None:
+        self.watch: WatchJournal = FileJournalWatch(data_dir).watch
         self._data_dir = data_dir
-        self._watch = FileWatch()
 
     def create(self, task_id: str) -> FileJournalWriter:
         """Create a journal and flush its directories to disk. Leftovers of a crash before record 1 are reused.
@@ -176,10 +181,6 @@ class FileJournals:
         except FileNotFoundError:
             with CompressedJournal(_compressed_path(records_path)) as packed:
                 return decode_batch(records_path, offset, packed.lines(offset, bytes_max))
-
-    def watch(self, task_id: str, notify: Callable[[], None]) -> AbstractContextManager[bool]:
-        """Report writes; see `Journals.watch`."""
-        return self._watch.watch(self._directory(task_id) / "records", notify)
 
     def replay(self, task_id: str, state: ReplayState | None = None) -> ReplayState:
         """Compute a task from its journal; see `Journals.replay`."""

@@ -394,7 +394,7 @@ LAUNCH_SHUTDOWN_SECONDS = 0.5
 """How long a stopping server waits for launches in progress; then it cancels pending secret lookups."""
 
 FOLLOW_POLL_INTERVAL_SECONDS = 0.02
-"""Poll interval of a busy journal; an idle one is polled ten times less often."""
+"""Minimum time between reads of a journal. Without inotify, the poll interval; an idle journal is polled less often."""
 
 RUNNER_SILENCE_SECONDS = 60.0
 """How long a runner may write nothing before it is pinged, and the interval between pings."""

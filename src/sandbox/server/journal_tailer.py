@@ -109,8 +109,7 @@ class JournalTailer:
             now = self._clock.monotonic()
             if batch.records:
                 due = now - indexed_at >= INDEX_INTERVAL_SECONDS or _needs_indexing(batch)
-                await self._apply(tracked, batch, is_due=due)
-                if tracked.task.state.is_final:
+                if (await self._apply(tracked, batch, is_due=due)).state.is_final:
                     return
                 last_record_at, pause = now, FOLLOW_POLL_INTERVAL_SECONDS
                 indexed_at = now if due else indexed_at
@@ -149,8 +148,11 @@ class JournalTailer:
             self._update(tracked, replay_state.task, replay_state.offset)
         return RecordBatch((), tracked.offset)
 
-    async def _apply(self, tracked: TrackedTask, batch: RecordBatch, *, is_due: bool) -> None:
-        """Apply the records, then index, then publish: a failed step is retried, and nothing is published twice."""
+    async def _apply(self, tracked: TrackedTask, batch: RecordBatch, *, is_due: bool) -> Task:
+        """Apply the records, then index, then publish: a failed step is retried, and nothing is published twice.
+
+        Returns the new state of the task.
+        """
         task = tracked.task
         for record in batch.records:
             task = replay(task, record)
@@ -165,6 +167,7 @@ class JournalTailer:
         self._update(tracked, task, batch.next_offset)
         if task.state.is_final and self._broadcast.has_subscribers:
             self._broadcast.publish(end_event(task))
+        return task
 
     def _update(self, tracked: TrackedTask, task: Task, offset: int) -> None:
         """Set the task to its state in the journal.

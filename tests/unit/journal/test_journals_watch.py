@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.journal import journals as journals_module
-from sandbox.journal.journals import FileJournals
+from sandbox.journal.journals import FileJournals, FileJournalWatch
 from sandbox.model.events import TaskFinished
 
 TIMEOUT_SECONDS = 20
@@ -23,8 +23,8 @@ class WatchedJournals:
     """Two journals with their writers."""
 
     def __init__(self, data_dir):
-        self.journals = FileJournals(data_dir)
-        self.writers = {task_id: self.journals.create(task_id) for task_id in ("task-1", "task-2")}
+        journals, self.watch = FileJournals(data_dir), FileJournalWatch(data_dir).watch
+        self.writers = {task_id: journals.create(task_id) for task_id in ("task-1", "task-2")}
 
     def write(self, task_id):
         self.writers[task_id].append(TaskFinished(), at=datetime.now(UTC))
@@ -43,7 +43,7 @@ async def test_each_write_is_reported_to_the_watches_of_its_journal(watched):
     before = count_descriptors()
     with ExitStack() as stack:
         for task_id, event in (("task-1", first), ("task-1", second), ("task-2", other)):
-            assert stack.enter_context(watched.journals.watch(task_id, event.set))
+            assert stack.enter_context(watched.watch(task_id, event.set))
         for _ in range(3):
             watched.write("task-1")
             async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -60,8 +60,8 @@ async def test_each_write_is_reported_to_the_watches_of_its_journal(watched):
 
 async def test_ended_watch_is_not_notified(watched):
     ended, current = asyncio.Event(), asyncio.Event()
-    with watched.journals.watch("task-1", current.set):
-        with watched.journals.watch("task-1", ended.set):
+    with watched.watch("task-1", current.set):
+        with watched.watch("task-1", ended.set):
             watched.write("task-1")
         watched.write("task-1")
         async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -72,7 +72,7 @@ async def test_ended_watch_is_not_notified(watched):
 async def test_many_writes_are_reported_together(watched, monkeypatch):
     monkeypatch.setattr(journals_module, "_NOTIFY_INTERVAL_SECONDS", 0.2)
     reports = []
-    with watched.journals.watch("task-1", lambda: reports.append(1)):
+    with watched.watch("task-1", lambda: reports.append(1)):
         for _ in range(20):
             watched.write("task-1")
             await asyncio.sleep(0.002)
@@ -85,7 +85,7 @@ async def test_many_writes_are_reported_together(watched, monkeypatch):
 async def test_lost_events_are_reported_to_all(watched, monkeypatch):
     first, second = asyncio.Event(), asyncio.Event()
     overflow = journals_module._EVENT.pack(-1, journals_module._IN_Q_OVERFLOW, 0, 0)
-    with watched.journals.watch("task-1", first.set), watched.journals.watch("task-2", second.set):
+    with watched.watch("task-1", first.set), watched.watch("task-2", second.set):
         monkeypatch.setattr(journals_module.os, "read", lambda *_: overflow)
         watched.write("task-1")
         async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -103,7 +103,7 @@ async def test_watch_without_inotify_is_refused(watched, monkeypatch, function):
     monkeypatch.setattr(Libc, function, staticmethod(lambda *_: -1))
     monkeypatch.setattr(journals_module, "_libc", Libc)
     before = count_descriptors()
-    with watched.journals.watch("task-1", os.abort) as is_watched:
+    with watched.watch("task-1", os.abort) as is_watched:
         assert not is_watched
         watched.write("task-1")
     assert count_descriptors() == before
