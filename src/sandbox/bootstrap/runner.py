@@ -147,9 +147,12 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
             asyncio.run(_run_debug_session(order, host_settings, parts, get_agents()))
 
 
+_REQUEST_BYTES_MAX = 256
+
+
 def import_for_attempts(agents: Mapping[str, Agent]) -> None:
     """Import what runners would otherwise import only when they need it."""
-    for module in ("concurrent.futures.thread", "encodings.idna", "sandbox.secrets.redactor"):
+    for module in ("array", "concurrent.futures.thread", "encodings.idna", "sandbox.secrets.redactor"):
         import_module(module)
 
     for agent in agents.values():
@@ -160,7 +163,8 @@ def import_for_attempts(agents: Mapping[str, Agent]) -> None:
 def fork_runners(control: socket.socket) -> int:
     """Fork a runner for each request until the server closes the socket; then exit.
 
-    Returns only in the runners, with the descriptor of the journal's lock. This process must have no threads.
+    Returns only in the runners, with the descriptor of the journal's lock. This process must have no threads. It never
+    holds the lock: a runner receives its own descriptors from the socket.
     """
     control.set_inheritable(False)
     null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -176,37 +180,37 @@ def fork_runners(control: socket.socket) -> int:
                 runner_pidfds.remove(ready_fd)
                 os.close(ready_fd)
                 continue
-            runtime, (order_fd, log_fd, lock_fd) = _receive_request(control)
-            import_runtime(runtime)
-            gc.freeze()
+            _prepare_request(control)
+            received, has_received = os.pipe()
             pid = _fork(control)
             if pid == 0:
-                control.close()
-                for pidfd in runner_pidfds:
-                    os.close(pidfd)
-                os.setsid()
-                _replace_standard_files(order_fd, log_fd)
-                return lock_fd
-            for descriptor in (order_fd, log_fd, lock_fd):
-                os.close(descriptor)
-            if pid is not None:
+                for descriptor in (received, *runner_pidfds):
+                    os.close(descriptor)
+                return _become_runner(control, has_received)
+            os.close(has_received)
+            if pid is not None and os.read(received, 1):
                 runner_pidfds.add(pidfd := os.pidfd_open(pid))
                 events.register(pidfd, select.POLLIN)
                 socket.send_fds(control, [b"forked"], [pidfd])
+            elif pid is not None:
+                os.waitpid(pid, 0)
+                _refuse(control, errno.EAGAIN)
+            os.close(received)
 
 
-def _receive_request(control: socket.socket) -> tuple[str, list[int]]:
-    """Return the runtime, and the descriptors of the order, the log and the lock.
+def _prepare_request(control: socket.socket) -> None:
+    """Import the runtime that the next request names, and leave the request in the socket.
 
     Exits when the server has closed the socket.
     """
     try:
-        message, descriptors, _, _ = socket.recv_fds(control, 256, 3, socket.MSG_CMSG_CLOEXEC)
+        runtime = control.recv(_REQUEST_BYTES_MAX, socket.MSG_PEEK)
     except ConnectionError:
-        message, descriptors = b"", []
-    if not descriptors:
+        runtime = b""
+    if not runtime:
         sys.exit(0)
-    return message.decode(), descriptors
+    import_runtime(runtime.decode())
+    gc.freeze()
 
 
 def _fork(control: socket.socket) -> int | None:
@@ -214,8 +218,28 @@ def _fork(control: socket.socket) -> int | None:
     try:
         return os.fork()
     except OSError as error:
-        control.send(b"%d" % (error.errno or errno.EAGAIN))
+        _refuse(control, error.errno or errno.EAGAIN)
         return None
+
+
+def _refuse(control: socket.socket, error_number: int) -> None:
+    """Drop the next request, and report an error to the server."""
+    control.recv(_REQUEST_BYTES_MAX)
+    control.send(b"%d" % error_number)
+
+
+def _become_runner(control: socket.socket, has_received: int) -> int:
+    """Receive the descriptors of the order, the log and the lock, and start a session. Returns the lock."""
+    descriptors = socket.recv_fds(control, _REQUEST_BYTES_MAX, 3, socket.MSG_CMSG_CLOEXEC)[1]
+    control.close()
+    if not descriptors:
+        os._exit(1)
+    order_fd, log_fd, lock_fd = descriptors
+    os.write(has_received, b"1")
+    os.close(has_received)
+    os.setsid()
+    _replace_standard_files(order_fd, log_fd)
+    return lock_fd
 
 
 def _replace_standard_files(input_fd: int, output_fd: int) -> None:

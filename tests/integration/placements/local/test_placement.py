@@ -371,6 +371,24 @@ async def test_template_that_ends_at_once_starts_no_runner(run_dir, lock_fd):
     assert children() == before
 
 
+@pytest.mark.parametrize(
+    "fault",
+    ["def fail(): raise BlockingIOError(errno.EAGAIN, '')\nos.fork = fail", "socket.recv_fds = lambda *_: os._exit(3)"],
+    ids=["no process", "dies at once"],
+)
+async def test_template_reports_that_no_runner_was_forked(run_dir, lock_fd, fault):
+    placement = placement_of(run_dir, start="forked")
+    program = (run_dir / "runner.py").read_text()
+    (run_dir / "runner.py").write_text(f"import errno, os, socket\n{fault}\n{program}")
+    before = open_descriptors()
+    for _ in range(2):  # the template is still there
+        with pytest.raises(RunnerNotStartedError) as caught:
+            await placement.launch(order_for(run_dir), lock_fd)
+        assert caught.value.errno == errno.EAGAIN
+    placement._template.close()
+    assert open_descriptors() == before
+
+
 async def test_forked_runner_whose_server_sends_no_order_exits(run_dir, lock_fd):
     program = [sys.executable, "-I", "-m", "sandbox.bootstrap.runner"]
     template = local_placement.RunnerTemplate(RunnerProgram(program, {}, can_fork=True))
