@@ -37,8 +37,20 @@ def _list_runners(data_dir, task_id):
     except FileNotFoundError:
         return
     for directory in Path("/proc").iterdir():
-        if directory.name.isdigit() and _is_runner(directory) and any(_has_open(directory, lock)):
-            yield int(directory.name)
+        if directory.name.isdigit() and _is_holder(directory, lock):
+            # Until it executes its program, a child of a runner looks like the runner.
+            parent = _parent(directory)
+            yield int(parent.name if _is_holder(parent, lock) else directory.name)
+
+
+def _is_holder(directory, lock):
+    return _is_runner(directory) and any(_has_open(directory, lock))
+
+
+def _parent(directory):
+    with contextlib.suppress(OSError):
+        return Path("/proc", (directory / "stat").read_text().rpartition(")")[2].split()[1])
+    return directory
 
 
 def _is_runner(directory):
