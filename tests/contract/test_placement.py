@@ -48,6 +48,7 @@ from sandbox.model.events import ArtifactCollected, CancelRequested, ErrorReport
 from sandbox.model.failure import FailureCode
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.model.task_state import TaskState
+from sandbox.placements.local import placement as local_placement
 from sandbox.primitives.secret_fingerprint import make_fingerprint
 from sandbox.server.placements import Placements
 
@@ -219,12 +220,21 @@ async def test_launch_that_failed_can_be_repeated_with_the_same_writer(server, t
     await cancel_and_wait_for_end(server, await server.launch_recorded(recorder, location))
 
 
-async def test_runner_that_dies_before_it_reads_its_order_counts_as_not_started(server, task_id):
-    is_started = True
-    for number in range(20):  # on a busy machine, a runner may read its order before it is killed
+async def test_runner_that_dies_before_it_reads_its_order_counts_as_not_started(server, task_id, monkeypatch):
+    is_started, is_killed, write_all = True, threading.Event(), local_placement._write_all
+
+    def write_in_two_parts(pipe_fd, data, timeout_seconds):
+        write_all(pipe_fd, data[:1000], timeout_seconds)
+        is_killed.wait(timeout_seconds)
+        write_all(pipe_fd, data[1000:], timeout_seconds)
+
+    monkeypatch.setattr(local_placement, "_write_all", write_in_two_parts)
+    for number in range(20):  # runners on other hosts may read their orders before they are killed
+        is_killed.clear()
         attempt_task_id = f"{task_id}-{number}"
         launching = asyncio.create_task(server.launch(attempt_task_id, secrets=LARGE_SECRETS))
         await kill_runner(server, attempt_task_id)
+        is_killed.set()
         try:
             await launching
         except RunnerNotStartedError:

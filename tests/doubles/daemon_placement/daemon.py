@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -28,10 +29,27 @@ from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import ArtifactCollected
+from sandbox.placements.local import placement as local_placement
 
 CHUNK_BYTES = 2**18
 MESSAGE_BYTES_MAX = 2**28
 """The size limit for a message from the server. A launch contains a task's secrets and records."""
+LARGE_ORDER_BYTES = 2**18
+LARGE_ORDER_PAUSE_SECONDS = 0.5
+
+
+def write_large_orders_in_two_parts():
+    """Let a test kill a runner that has not read its order."""
+    write_all = local_placement._write_all
+
+    def write_with_pause(pipe_fd, data, timeout_seconds):
+        if len(data) > LARGE_ORDER_BYTES:
+            write_all(pipe_fd, data[:1000], timeout_seconds)
+            data = data[1000:]
+            time.sleep(LARGE_ORDER_PAUSE_SECONDS)
+        write_all(pipe_fd, data, timeout_seconds)
+
+    local_placement._write_all = write_with_pause
 
 
 class RpcMethods:
@@ -200,4 +218,5 @@ async def main(settings, path):
 
 if __name__ == "__main__":
     os.umask(0o077)
+    write_large_orders_in_two_parts()
     asyncio.run(main(load(json.loads(sys.argv[1]), os.environ).settings, sys.argv[2]))
