@@ -531,7 +531,10 @@ class Placement(Protocol):
         ...
 
     async def run(self) -> None:
-        """Copy what runners on other hosts write, until cancelled. Returns early if all runners are on this host."""
+        """Do what the placement has to do while the server runs, such as copying what runners on other hosts write.
+
+        Runs until cancelled.
+        """
         ...
 
     async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> RunnerHandle:
