@@ -171,14 +171,19 @@ def _kill_server(deployment):
 
 
 def _kill_everything(deployment, held, rng):
-    """Kill all processes in random order, without giving any of them time to recover."""
+    """Kill all processes in random order, without giving any of them time to recover.
+
+    A runner that is not held would report the death of its task's processes, so it is killed before them.
+    """
     pids = {deployment.server.pid, *(task.runner for task in held if task.runner)}
-    pids |= {deployment.find_runner(task_id) for task_id in list(deployment.submitted)} - {None}
     pids |= {pid for pid, _ in task_processes(deployment.data_dir)}
-    order = sorted(pids)
-    rng.shuffle(order)
-    for pid in order:
-        processes.kill(pid)
+    # A burst may start tasks all the time. The runner of each process in `pids` was started before that process.
+    task_ids = [path.name for path in (deployment.data_dir / "tasks").iterdir()]
+    runners = {deployment.find_runner(task_id) for task_id in task_ids} - pids - {None}
+    for order in (sorted(runners), sorted(pids)):
+        rng.shuffle(order)
+        for pid in order:
+            processes.kill(pid)
     deployment.server.stop(signal.SIGKILL)
     for task_id in list(deployment.submitted):
         while (pid := deployment.find_runner(task_id)) is not None:
