@@ -17,6 +17,7 @@ WALL_CLOCK_READERS = {
     "server/dispatcher.py": "a drain has a start date",
     "bootstrap/backup/create.py": "a backup has a creation date",
     "placements/cluster/hosts.py": "the last contact of a host is a date",
+    "runtimes/limits/pending_syscalls.py": "the kernel stores the date of the last write to a terminal",
     "bootstrap/log.py": "log lines have a timestamp",
 }
 CLIENT_PACKAGES = ("cli", "client", "demo")

@@ -851,6 +851,54 @@ def test_files_of_processes_that_take_long_to_end_are_counted(
     assert (asyncio.run(scenario()) > 0) == counts
 
 
+# Terminals
+
+
+_TERMINAL_INPUT = """
+import pty, select, termios
+terminals = [os.openpty() for _ in range({terminals})]
+for master, _ in terminals:
+    os.set_blocking(master, False)
+    os.write(master, b"a" * 500)
+report("held")
+while True:
+    for master, peer in terminals:
+        try: os.write(master, {text} * 4096)
+        except BlockingIOError: pass
+        termios.tcflush(peer, termios.TCIOFLUSH if {reads} else termios.TCOFLUSH)
+        try: os.read(master, 65536)
+        except BlockingIOError: pass
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "terminals", "is_limited"), [(r'b"\x12"', 8, True), (r'b"a"', 8, False)], ids=["reprint", "letters"]
+)
+def test_time_of_kernel_threads_for_terminals_is_limited(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], text: str, terminals: int, is_limited: bool
+):
+    """A reprint character makes a thread of the kernel, which is in no control group, repeat the whole line."""
+    if has_own_kernel(runtime):
+        pytest.skip("terminals belong to the sandbox's kernel")
+    if "memory" not in enforced_limits or os.geteuid():
+        pytest.skip("the threads of the kernel cannot be inspected here")
+
+    async def scenario() -> str:
+        async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
+            source = _TERMINAL_INPUT.format(text=text, terminals=terminals, reads=not is_limited)
+            command = Command(["/usr/bin/python3", "-c", _PRELUDE + source], {"PATH": "/usr/bin:/bin"}, "/workspace")
+            output, _ = await sandbox.start(command)
+            await read_until(output, b"held")
+            try:
+                async with asyncio.timeout(60 if is_limited else 5):
+                    return await sandbox.wait_for_exceeded_limit()
+            except TimeoutError:
+                return ""
+
+    assert ("terminals" in asyncio.run(scenario())) == is_limited
+
+
 # Buffers of system calls in progress
 
 

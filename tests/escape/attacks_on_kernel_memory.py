@@ -289,3 +289,27 @@ readers = [threading.Thread(target=read) for _ in range(24)]
 for each in readers: each.start()
 for each in readers: each.join()
 if names == [os.uname().nodename] * 24: succeeded()""", ("out_of_memory", "ENOTSUP"), allowed_inside=("qemu",), unchanged_observers=("long calls",))  # fmt: skip
+    yield Attack("kernel threads that process the input of terminals", """
+import termios
+outer, inner = os.openpty(); os.write(outer, b"typed\\n"); os.read(inner, 6)
+terminals = [os.openpty() for _ in range(8)]
+for outer, _ in terminals:
+    os.set_blocking(outer, False); os.write(outer, b"a" * 500)
+
+def try_to(work, *arguments):
+    try: work(*arguments)
+    except BlockingIOError: pass
+
+REPRINT, ends_at = b"\\x12", time.monotonic() + (3 if HAS_OWN_KERNEL else 40)
+while time.monotonic() < ends_at:
+    for outer, inner in terminals:
+        try_to(os.write, outer, REPRINT * 4096)
+        if not HAS_OWN_KERNEL: termios.tcflush(inner, termios.TCOFLUSH)
+        try_to(os.read, outer, 65536)
+    time.sleep(0.01)
+succeeded()""", """
+outer, inner = os.openpty()
+for number in range(20):
+    os.write(outer, b"typed %d\\n" % number)
+    if os.read(inner, 100) != b"typed %d\\n" % number: break
+else: succeeded()""", ("out_of_memory",), allowed_inside=OWN_KERNEL, unchanged_observers=("terminals",))  # fmt: skip

@@ -193,6 +193,12 @@ At each kill, up to twice a second, the kernel writes a list of the sandbox's pr
 SYSCALL_BUFFER_BYTES_MAX = 256 * 1024 * 1024
 """Maximum size of the kernel's buffers for system calls in progress, attributed to one sandbox."""
 
+TERMINAL_SECONDS_MAX = 1.0
+"""Maximum CPU time of the kernel threads that process what one sandbox writes to terminals, beyond half a processor."""
+
+TERMINAL_INTERVAL_SECONDS = 0.25
+"""Interval at which the time for terminals is measured."""
+
 CLOSING_BYTES_MAX = 1024 * 1024 * 1024
 """Maximum memory that files of ending processes may use while the kernel closes them, attributed to one sandbox.
 

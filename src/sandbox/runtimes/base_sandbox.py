@@ -100,7 +100,7 @@ class BaseSandbox(ABC):
         """Poll the usage of the sandbox; see `Sandbox.wait_for_exceeded_limit`."""
         uncharged_bytes = partial(count_uncharged_bytes, self._group)
         return await wait_for_exceeded_limit(
-            self.kernel_usage, self.file_counts, self.detailed_file_usage, uncharged_bytes
+            self.kernel_usage, self.file_counts, self.detailed_file_usage, uncharged_bytes, self.terminal_usage
         )
 
     async def kernel_usage(self) -> KernelUsage:
@@ -111,6 +111,13 @@ class BaseSandbox(ABC):
         meters = self._syscall_buffer_meter, self._closing_files_meter
         usage = await self._launcher.kernel_usage(self._group, self._spec.memory_bytes, *meters)
         return replace(usage, cached_extents=await asyncio.to_thread(self._extent_meter.count))
+
+    async def terminal_usage(self) -> KernelUsage:
+        """Return only the usage of terminals, without delay on a busy machine.
+
+        This implementation measures nothing: only programs that share the host's kernel can use terminals of the host.
+        """
+        return KernelUsage()
 
     async def file_counts(self) -> FileUsage:
         """Return the number of open files and directories. Takes no lock that programs inside can hold for long.

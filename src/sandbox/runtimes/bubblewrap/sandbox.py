@@ -21,9 +21,10 @@ from sandbox.runtimes.descriptors import create_memfd, wait_for_exit
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.exec_client import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec
+from sandbox.runtimes.limits.cgroups import measure_terminal_usage
 from sandbox.runtimes.limits.disk_objects import DirectoryMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
-from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter
+from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter, TerminalMeter
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
 
@@ -146,6 +147,7 @@ class BubblewrapSandbox(BaseSandbox):
         super().__init__(setup)
         self._syscall_buffer_meter = SyscallBufferMeter()
         self._closing_files_meter = ClosingFilesMeter()
+        self._terminal_meter = TerminalMeter()
         self._directory_meter = DirectoryMeter(setup.spec.disk)
         self._report_reader: asyncio.StreamReader | None = None
         self._read_lock = asyncio.Lock()
@@ -211,6 +213,10 @@ class BubblewrapSandbox(BaseSandbox):
         await asyncio.to_thread(self._group.release_files_of_blocked_threads, self._launcher.thread_interrupters)
         usage = await super().kernel_usage()
         return replace(usage, disk_directories=await asyncio.to_thread(self._directory_meter.count))
+
+    async def terminal_usage(self) -> KernelUsage:
+        """Return only the usage of terminals."""
+        return await asyncio.to_thread(measure_terminal_usage, self._group, self._terminal_meter)
 
     async def file_counts(self) -> FileUsage:
         """Return the number of open files and directories of all processes inside."""

@@ -28,6 +28,7 @@ from sandbox.runtimes.limits.pending_syscalls import (
     ClosingFilesMeter,
     PendingSyscallInterrupter,
     SyscallBufferMeter,
+    TerminalMeter,
     count_machine_kernel_bytes,
 )
 from sandbox.runtimes.limits.slab_usage import (
@@ -315,6 +316,11 @@ def count_uncharged_bytes(group: ControlGroup) -> int | None:
     """Return the machine's kernel memory that is not charged to the group; None if unknown. Takes 0.1 ms."""
     total, usage = count_machine_kernel_bytes(), group._group_usage()
     return None if total is None or usage is None else total - usage.kernel_bytes
+
+
+def measure_terminal_usage(group: ControlGroup, meter: TerminalMeter) -> KernelUsage:
+    """Return only the usage of the group's terminals. Takes 1 ms while its programs write to terminals."""
+    return KernelUsage(terminal_seconds=meter.measure(group.process_ids, group._process_ids_of_others))
 
 
 class Hierarchies(msgspec.Struct, frozen=True):

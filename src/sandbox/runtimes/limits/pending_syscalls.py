@@ -1,4 +1,4 @@
-"""Interrupts threads that are waiting in a system call, and measures memory of calls and of ending processes.
+"""Interrupts threads that wait in a system call. Measures what the kernel uses for calls, ending processes, terminals.
 
 A system call keeps a file open until it returns, even if another thread closes the descriptor in the meantime. Such a
 file is in no descriptor table and cannot be counted. An interrupted call returns: the kernel restarts most of them with
@@ -10,9 +10,14 @@ in its own memory.
 
 A process that ends gives up its descriptor table before the kernel closes its files. A program can delay this for
 minutes by keeping a processor busy.
+
+A kernel thread processes what a program writes to the master of a pseudo-terminal. The thread is in no control group,
+each terminal can keep one of them busy, and one byte can cost 20 µs: a reprint character repeats the whole line, and an
+interrupt character signals all processes of the foreground group.
 """
 
 import ctypes
+import os
 import re
 import threading
 import time
@@ -101,6 +106,7 @@ class PendingSyscallInterrupter:
 
 
 _PROC = Path("/proc")
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _KERNEL_MEMORY_FIELDS = ("SUnreclaim:", "VmallocUsed:")
 _SYSCTL_DIRECTORY = "/proc/sys/"
 _SYSCTL_BUFFER_BYTES = 4 << 20
@@ -312,3 +318,115 @@ class ClosingFilesMeter:
         if closing.state != _RUNNABLE:
             return now - seen_at >= _WAITING_SECONDS
         return now - seen_at >= _CLOSING_SECONDS and closing.time_slices - first.time_slices >= _CLOSING_TIME_SLICES
+
+
+_TERMINAL_FUNCTION = "flush_to_ldisc"
+"""The kernel's function that processes the input of a terminal, in the stack of a thread that does so."""
+
+_TERMINAL_WRITE_FUNCTION = "tty_write"
+"""A part of the names of the kernel's functions that write to a terminal."""
+
+_KERNEL_THREADS = Path("/proc/2/task/2/children")
+_WORKER_PREFIX = "kworker/u"
+"""The start of the names of kernel threads that are not bound to a processor. They process the input of terminals."""
+
+_WRITTEN_SECONDS = 20.0
+"""How long ago the last write to a terminal may be. The kernel stores the time with an accuracy of 8 s."""
+
+_TERMINAL_PROCESSORS = 0.5
+_MULTIPLEXER = "ptmx"
+
+
+class TerminalThreads:
+    """The kernel threads that process the input of the machine's terminals."""
+
+    def __init__(self, proc: Path = _PROC, listing: Path = _KERNEL_THREADS) -> None:
+        self._proc = proc
+        self._listing = listing
+        self._seconds: dict[str, float] = {}
+
+    def read_growth(self) -> float:
+        """Return the CPU time since the last call of the threads that are processing input now; 0 if unknown.
+
+        A thread that was not seen in the last call counts as 0.
+        """
+        earlier, self._seconds = self._seconds, {}
+        with suppress(OSError):
+            for thread in self._listing.read_text().split():
+                self._add(thread)
+        grown = {thread: now - earlier[thread] for thread, now in self._seconds.items() if thread in earlier}
+        return sum(growth for thread, growth in grown.items() if growth > 0 and self._is_processing_input(thread))
+
+    def _add(self, thread: str) -> None:
+        with suppress(OSError, ValueError, IndexError):
+            name, _, fields = (self._proc / thread / "stat").read_text().partition("(")[2].rpartition(") ")
+            if name.startswith(_WORKER_PREFIX):
+                self._seconds[thread] = sum(map(int, fields.split()[11:13])) / _TICKS_PER_SECOND
+
+    def _is_processing_input(self, thread: str) -> bool:
+        with suppress(OSError):
+            return _TERMINAL_FUNCTION in (self._proc / thread / "stack").read_text()
+        return False
+
+
+def count_written_terminals(process_ids: Collection[int], proc: Path = _PROC) -> int:
+    """Return the number of a sandbox's terminals; 0 if no program has written to one lately."""
+    for pid in process_ids:
+        directory = proc / str(pid) / "root/dev/pts"
+        with suppress(OSError):
+            terminals = sum(entry.name != _MULTIPLEXER for entry in directory.iterdir())
+            if not terminals:
+                return 0
+            is_recent = time.time() - (directory / _MULTIPLEXER).stat().st_mtime <= _WRITTEN_SECONDS
+            return terminals if is_recent or _has_pending_write(process_ids, proc) else 0
+    return 0
+
+
+def _has_pending_write(process_ids: Iterable[int], proc: Path) -> bool:
+    """Return whether a thread is writing to a terminal. The kernel stores the time of the write only when it ends."""
+    for pid in process_ids:
+        for thread in list_directory(f"{proc}/{pid}/task"):
+            with suppress(OSError):
+                if _TERMINAL_WRITE_FUNCTION in (proc / str(pid) / "task" / thread / "stack").read_text():
+                    return True
+    return False
+
+
+class TerminalMeter:
+    """Measures the CPU time of kernel threads that is attributed to the input of one sandbox's terminals."""
+
+    def __init__(
+        self,
+        read_growth: Callable[[], float] | None = None,
+        count_terminals: Callable[[Collection[int]], int] = count_written_terminals,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read_growth = TerminalThreads().read_growth if read_growth is None else read_growth
+        self._count_terminals = count_terminals
+        self._clock = clock
+        self._measured_at = clock()
+        self._is_writing = False
+        self._seconds = 0.0
+
+    def measure(
+        self,
+        process_ids: Callable[[], Collection[int]],
+        other_sandboxes: Callable[[], Iterable[Collection[int]]] = tuple,
+    ) -> float:
+        """Return the CPU time beyond _TERMINAL_PROCESSORS, in seconds; 0 while the sandbox writes to no terminal.
+
+        The time is divided between the sandboxes that write to terminals, in proportion to their terminals.
+        """
+        now = self._clock()
+        elapsed_seconds = now - self._measured_at
+        was_writing, own = self._is_writing, self._count_terminals(process_ids())
+        self._measured_at, self._is_writing = now, own > 0
+        if not own:
+            self._seconds = 0.0
+            return self._seconds
+        growth = self._read_growth()
+        if was_writing and elapsed_seconds > 0:
+            excess = growth - _TERMINAL_PROCESSORS * elapsed_seconds
+            total = own + sum(self._count_terminals(one) for one in other_sandboxes()) if excess > 0 else own
+            self._seconds = max(0.0, self._seconds + excess * own / total)
+        return self._seconds

@@ -37,7 +37,7 @@ EXPOSED_DIRECTORY = "/run"
 DEVPTS_DIRECTORY = f"{EXPOSED_DIRECTORY}/terminals"
 """Mount point of the sandbox's devpts, which contains no terminals of the host."""
 
-PTYS_MAX = 256
+PTYS_MAX = 40
 """Maximum number of open terminals of the devpts. The machine-wide limit is kernel.pty.max."""
 
 INOTIFY_WATCHES_MAX = 131_072
