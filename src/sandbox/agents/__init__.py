@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def registered_agents() -> Mapping[str, Agent]:
-    """Return Sandbox's agents, keyed by the name of their manifest section. The first one is the CLI's default."""
+    """Return Sandbox's agents, keyed by the name of their manifest section. The first agent is the CLI's default."""
     from sandbox.agents.claude_code.agent import ClaudeCode
 
     return {agent.kind: agent for agent in (ClaudeCode(),)}

@@ -383,7 +383,7 @@ ObjectT = TypeVar("ObjectT")
 def parse_json_body(
     content: bytes, request: Request, kind: type[ObjectT], defaults: Mapping[str, Any] | None = None
 ) -> ObjectT:
-    """Parse a JSON body like `parse_object`. If an unknown field is a query parameter, the error says so."""
+    """Parse a JSON body, as `parse_object` does. If an unknown field is a query parameter, the error says so."""
     try:
         return parse_object(content, kind, defaults)
     except InvalidParameterError as error:

@@ -78,7 +78,7 @@ def create_certificate(directory: Path) -> tuple[Path, str]:
 
 
 SLURM_VARIABLES = ("HOME", "LANG", "LOGNAME", "PATH", "USER")
-"""The environment variables that workers on other hosts get. The user is the same there, but other paths may differ."""
+"""The environment variables that workers on other hosts get. The user is the same there, but the paths may differ."""
 
 
 def worker_environment(context: PlacementContext, environment: Mapping[str, str]) -> dict[str, str]:
@@ -126,8 +126,8 @@ def load_host_key(section: ClusterSection, fingerprint: str) -> HostKey | None:
         return HostKey(read_host_key(section.host_key_path), fingerprint)
     if section.engine == "slurm":
         _log.warning(
-            "Workers do not prove their host: cluster.host_key_file is not set. Any process that can read a job's join "
-            "token can get its task."
+            "Workers do not prove that they run on a host of the cluster: cluster.host_key_file is not set. "
+            "Any process that can read a job's join token can get the job's task."
         )
     return None
 
@@ -139,7 +139,7 @@ _RECORD_BYTES_MIN, _LAST_RECORD_BYTES = 64, 4096
 def has_task_ended(journals: Journals, task_id: str) -> bool:
     """Return whether a task has ended or is gone. A task whose journal cannot be read now counts as not ended.
 
-    Cheap regardless of the journal's length, because any worker may ask about any task, again and again.
+    This is cheap regardless of the journal's length, because any worker may ask about any task, again and again.
     """
     try:
         end = journals.find_offset(task_id, _AFTER_LAST_SEQ)

@@ -243,8 +243,8 @@ class LocalHost:
 def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSource]:
     """Create the sources of leftovers, in the order in which leftovers are removed."""
     return (
-        # Every runtime can end the sandboxes of all runtimes. This one can do so even if no runtime's program is
-        # installed.
+        # Every runtime can end the sandboxes of all runtimes. The runtime `bubblewrap` can do so even if no runtime's
+        # program is installed.
         SandboxLeftovers(make_runtime("bubblewrap", run_dir)),
         DiskLeftovers(data_dir),
         SocketLeftovers(run_dir),

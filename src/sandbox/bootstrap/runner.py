@@ -410,7 +410,7 @@ def _create_parts(
     reserve = ReserveFile(TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve, RUNNER_RESERVE_BYTES)
 
     def measure() -> DiskSpace:
-        """Measure the free space without a released reserve, which is for the task's end and not for output."""
+        """Measure the free space. Omit the space of a released reserve: only the task's end may use it, not output."""
         space = measure_disk_space(data_dir)
         return space if reserve.is_allocated else space.minus_reserve(RUNNER_RESERVE_BYTES)
 

@@ -41,7 +41,7 @@ from sandbox.worker.worker import ServerAddress, Worker
 from sandbox.worker.worker_task import OtherTasks, WorkerTask
 
 TOKEN_VARIABLE = "SANDBOX_JOIN_TOKEN"
-"""The environment variable with the join token (hex) of a worker."""
+"""The environment variable that contains the join token (hex) of a worker."""
 
 _NODE_NAME = re.compile(HOST_NAME_PATTERN)
 _LOCK_SECONDS = 60.0
@@ -66,7 +66,7 @@ _UNREADABLE_REMEDY = "create it or copy it, and let the user of this process own
 
 
 def read_host_key(path: Path | None) -> bytes:
-    """Return the key with which workers prove their host. path: None if the settings name no file.
+    """Return the key of the hosts, from the file at `path`, which is None if the settings name no file.
 
     Raises HostKeyError.
     """
@@ -102,7 +102,7 @@ def read_host_key(path: Path | None) -> bytes:
 
 
 NODE_VARIABLE = "SLURMD_NODENAME"
-"""The environment variable with the name that Slurm uses for the host; only Slurm jobs have it."""
+"""The environment variable that contains the name that Slurm uses for the host. Only Slurm jobs have this variable."""
 
 
 def host_name(environment: Mapping[str, str]) -> str:

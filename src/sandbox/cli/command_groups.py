@@ -126,7 +126,7 @@ class SuggestingGroup(click.Group, CommandWithGlobalOptionsHelp):
 class LazyGroup(SuggestingGroup):
     """A group that lists its commands without importing them, which keeps `--help` fast.
 
-    sections: the headings of the help and the names of the commands below each; by default, one list of all commands.
+    sections: the headings of the help and the names of the commands under each; by default, one list of all commands.
     hidden_commands: commands that are not listed, because other programs run them; maps each name to its location.
     """
 
@@ -237,7 +237,7 @@ def _last_word(path: str) -> str:
 
 
 def _paths(command: click.Command | None, path: str) -> Iterator[str]:
-    """Yield the command lines of all commands below a group."""
+    """Yield the command lines of all commands in a group and in its subgroups."""
     if isinstance(command, click.Group):
         ctx = click.Context(command)
         for name in command.list_commands(ctx):

@@ -175,7 +175,7 @@ def interrupt_hint(task_id: str, apply_command: str | None = None) -> Iterator[N
 
 @contextmanager
 def hint_if_output_fails(message: str) -> Iterator[None]:
-    """If the result cannot be printed, say what was created: repeating the command would create another one."""
+    """If the result cannot be printed, say what was created: repeating the command would create it again."""
     try:
         yield
     except OSError:

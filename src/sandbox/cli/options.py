@@ -185,7 +185,7 @@ def allow_secrets_option(command: _Decorated) -> _Decorated:
 def reject_secrets(entries: Iterable[Artifact], *, allows_secrets: bool, advice: str = "add --allow-secrets") -> None:
     """Exit with an error if an artifact contains a secret and `--allow-secrets` was not given.
 
-    advice: how to allow it.
+    advice: how to allow the download.
     """
     names = [escape_name(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
     if names:

@@ -134,11 +134,12 @@ class AsyncClient:
         """Return a page of tasks, in the server's default order unless `sort` or `order` is set.
 
         totals: also return the number and the cost of the tasks on all pages. Older servers reject the request.
-        filters: a task must match all of them. `states`: it is in one of them. `outcomes`: it has one of `active`,
-        `succeeded`, `failed` and `cancelled`. In both filters, `failed` includes `failed_preserved`. `labels`: it has
-        all of them.
-        `search`: for each of these words, its name, id, prompt or repository contains a word that begins with it.
-        `repository`: URL, or `OWNER/NAME`. `parent`: it continues this task. `rerun_of`: it runs this task again.
+        filters: a task must match all filters. `states`: the task is in one of these states. `outcomes`: the task has
+        one of these outcomes: `active`, `succeeded`, `failed` or `cancelled`. In both filters, `failed` includes
+        `failed_preserved`. `labels`: the task has all of these labels.
+        `search`: for each of these words, the task's name, id, prompt or repository contains a word that begins with
+        the search word. `repository`: URL, or `OWNER/NAME`. `parent`: the task continues the task with this id.
+        `rerun_of`: the task runs the task with this id again.
         `created_after` (inclusive), `created_before`: RFC 3339, or a date for midnight UTC.
         """
         page = {"limit": limit, "sort": sort, "order": order, "cursor": cursor, "totals": "true" if totals else None}

@@ -30,7 +30,7 @@ class FailureNotice:
 
     @property
     def anchor(self) -> str:
-        """The entry for the code on the page of all errors. The API has an error with the same code."""
+        """The anchor of the code's entry on the page of all errors. The API also has an error `internal_error`."""
         return "internal_error-task" if self.code == FailureCode.INTERNAL else self.code
 
     @property
@@ -41,7 +41,7 @@ class FailureNotice:
 
 _CLONE_PREFIX = re.compile(r"^Cannot clone \S+: (?=.)", re.DOTALL)
 _PRONOUN = re.compile(r"^it ")
-"""Stands for the URL in a message about a clone."""
+"""Matches the pronoun that stands for the URL in a message about a clone."""
 
 _SPENT = re.compile(r"^lifecycle\.budget_(?:tokens|usd) \((?P<limit>[^()]+)\) is spent\b")
 _SELF_EXPLANATORY_CODES = {
@@ -84,7 +84,7 @@ _NOTICES: dict[str, tuple[str, str]] = {
     FailureCode.TOOL_UNKNOWN: ("The agent does not have an allowed tool", "Fix its name in allowed_tools."),
 }
 _KERNEL_LIMIT_NOTICE = ("The sandbox reached a limit", "Let the agent use fewer of these resources.")
-"""The notice of `out_of_memory` if more memory does not help. Only the other messages name `vm.memory`."""
+"""The notice of `out_of_memory` if more memory does not help: the message then does not name `vm.memory`."""
 
 _CHANGES = {
     "lifecycle.budget_tokens": ("the token budget", "a larger budget"),

@@ -32,8 +32,8 @@ class DeletedFiles(msgspec.Struct, frozen=True):
 def measure_deleted_files(device: int) -> DeletedFiles:
     """Measure the deleted files on the device (st_dev) that descendants of this process still have open.
 
-    Skips processes whose /proc entries even their own user cannot read, files that are only mapped, and files in
-    transit over a socket. Raises OSError if the measurement takes longer than DISK_COMMAND_TIMEOUT_SECONDS.
+    Skips processes whose /proc entries are not readable for their own user either, files that are only mapped, and
+    files in transit over a socket. Raises OSError if the measurement takes longer than DISK_COMMAND_TIMEOUT_SECONDS.
     """
     deadline = time.monotonic() + DISK_COMMAND_TIMEOUT_SECONDS
     sizes: dict[int, int] = {}

@@ -7,7 +7,7 @@ from sandbox.interfaces.file_layout import AttemptLayout
 _NEW_LAYOUT_MARKER = "proc"
 """A directory on new disks, used as a mount point. Disks of earlier versions lack it; their home directory is `home`.
 
-Agents cannot create the marker, because they have no access to the root of a disk.
+Agents cannot create this directory, because they have no access to the root of a disk.
 """
 
 
@@ -21,7 +21,8 @@ def create_home(layout: AttemptLayout) -> None:
         parent.chmod(0o700)  # the owner of a directory needs write permission to move it
         parent.rename(new_parent / layout.home.name)
     marker.mkdir(exist_ok=True)
-    if not parent.exists():  # otherwise, a directory `home.new` is the mount point of an image's entry
+    # If the parent exists, `home.new` is not a directory to move, but the mount point of an entry of the image.
+    if not parent.exists():
         with suppress(FileNotFoundError):
             new_parent.rename(parent)
     parent.mkdir(exist_ok=True)

@@ -190,7 +190,7 @@ class LoopDisk:
         """Unmount the disk once no process uses it any longer.
 
         After DISK_RELEASE_TIMEOUT_SECONDS, unmount it lazily: a process that still uses the disk then merely keeps
-        its blocks allocated.
+        the disk's blocks allocated.
         """
         with self._disk_fd_lock:
             if self._disk_fd >= 0:
@@ -248,8 +248,9 @@ def forget_cached_extents(image: Path) -> None:
     """Remove an image's extents from the kernel's cache. Does nothing unless the image is on ext4.
 
     If a program writes every other block of its disk, the kernel caches an extent and a hole of the image for each of
-    these blocks. Each takes 40 bytes, which no control group is charged for. When the image is removed, the kernel
-    removes them without interruption. For the ten million entries of a 40 GiB disk, this takes more than a second.
+    these blocks. Each entry takes 40 bytes, which no control group is charged for. When the image is removed, the
+    kernel removes its entries without interruption. For the ten million entries of a 40 GiB disk, this takes more than
+    a second.
     """
     with suppress(OSError):
         image_fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)

@@ -94,7 +94,8 @@ def test_workers_get_the_path_of_the_key_but_not_the_key(tmp_path, caplog):
 def test_server_warns_if_workers_on_other_hosts_prove_nothing(caplog, engine, warnings):
     context = make_context(CLUSTER_ENGINE=engine)
     assert load_host_key(context.settings.cluster, "ab" * 32) is None
-    assert [message.partition(":")[0] for message in caplog.messages] == ["Workers do not prove their host"] * warnings
+    warning = "Workers do not prove that they run on a host of the cluster"
+    assert [message.partition(":")[0] for message in caplog.messages] == [warning] * warnings
     assert "SANDBOX_CLUSTER_HOST_KEY_FILE" not in worker_environment(context, {})
 
 

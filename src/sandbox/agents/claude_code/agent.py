@@ -32,7 +32,7 @@ class ClaudeCode:
 
     @property
     def manifest_templates(self) -> Sequence[ManifestTemplate]:
-        """Manifest templates. The first one has only the required fields."""
+        """The manifest templates. The first template has only the required fields."""
         from sandbox.agents.claude_code.manifest_templates import MANIFEST_TEMPLATES
 
         return MANIFEST_TEMPLATES

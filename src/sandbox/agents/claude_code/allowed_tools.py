@@ -19,8 +19,8 @@ def tool_options(claude: Claude) -> tuple[str, ...]:
     """Return the options for a manifest's allowed tools.
 
     Only `--tools` restricts the tools reliably, but it accepts plain names only. MCP tools and rules are restricted by
-    permissions, which Claude Code does not check if permissions are skipped. If the list is empty, `--allowedTools` is
-    omitted.
+    permissions, so the permission checks are skipped only if the manifest has neither. If the list is empty,
+    `--allowedTools` is omitted.
     """
     entries = claude.allowed_tools
     if entries is None:

@@ -111,7 +111,7 @@ def _invalid_mcp_servers(section: dict[str, Any], secret_names: Collection[str])
         if ("command" in server) == ("url" in server):
             yield RuleViolation(path, "format", "must have either a command or a url")
         elif server.get("type") in (("http", "sse") if "command" in server else ("stdio",)):
-            yield RuleViolation((*path, "type"), "format", "must be stdio with a command, http or sse with a url")
+            yield RuleViolation((*path, "type"), "format", "must be stdio with a command, or http or sse with a url")
         for subpath, text in _expanded_texts(server):
             missing = sorted(set(_PLACEHOLDER.findall(text)) - set(secret_names))
             if missing:

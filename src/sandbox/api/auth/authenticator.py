@@ -1,9 +1,9 @@
 """Authenticates and authorizes requests, and rejects requests that pages of other sites have forged.
 
 A server without tokens listens on a loopback address, and any client that reaches the port is the operator. Therefore,
-requests from such pages are detected by `Host`, `Origin` and `Sec-Fetch-Site`. On a server with tokens, such a page
-cannot forge a request that contains a token. But it can trigger a request with a session cookie, so `Origin` and
-`Sec-Fetch-Site` are still checked.
+requests from pages of other sites are detected by `Host`, `Origin` and `Sec-Fetch-Site`. On a server with tokens, such
+a page cannot forge a request that contains a token. But the page can trigger a request with a session cookie, so
+`Origin` and `Sec-Fetch-Site` are still checked.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ CONCURRENT_REQUESTS_MAX = 1000
 """Maximum number of concurrent requests per token, including streams; further requests get 429."""
 
 ALL_TASKS_STREAMS_MAX = 100
-"""Maximum number of concurrent all-task streams per token; further ones get 429. Each stream encodes every event."""
+"""Maximum number of concurrent all-task streams per token; further streams get 429. Each stream encodes every event."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPERATOR_REQUIRED = "This token is read-only; use one with the operator role."

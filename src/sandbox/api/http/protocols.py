@@ -91,7 +91,7 @@ class ClosableConnections:
                 oldest.abort()
 
     def remove(self, connection: "HttpProtocol") -> None:
-        """Remove a connection, if it is one of these."""
+        """Remove the connection; do nothing if it was not added."""
         self._waiting.pop(connection, None)
 
 
@@ -99,8 +99,8 @@ class PortState(ServerState):
     """State shared by the connections of one port.
 
     rejection_share: the share for responses to malformed requests.
-    idle_connections: those whose last request was authenticated. They are counted separately, so that clients without a
-    token cannot cause them to be closed.
+    idle_connections: connections whose last request was authenticated. They are counted separately, so that clients
+    without a token cannot cause them to be closed.
     """
 
     def __init__(self) -> None:

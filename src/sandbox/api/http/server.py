@@ -86,7 +86,7 @@ def set_on_signals(event: asyncio.Event) -> Iterator[None]:
 class _CancellationMiddleware:
     """Closes the connection of a request that is cancelled at the end of the grace period.
 
-    Without this, uvicorn logs a traceback for each of them, as if the app had failed.
+    Without this, uvicorn logs a traceback for each such request, as if the app had failed.
     """
 
     def __init__(self, app: ASGIApp) -> None:

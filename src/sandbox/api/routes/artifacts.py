@@ -184,7 +184,7 @@ class _ArtifactResponse(FileResponse):
 
     It sends no Last-Modified, because only the ETag identifies the content.
 
-    missing: the error if the task was deleted before the file is opened.
+    missing: the error if the task is deleted before the file is opened.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class _ArtifactResponse(FileResponse):
         head: list[Message] = []
 
         async def send_with_body(message: Message) -> None:
-            """Send the head with the first part of the body: the file is opened in between."""
+            """Send the head only with the first part of the body, because the file is opened between the two."""
             if message["type"] == "http.response.start":
                 head.append(message)
                 return

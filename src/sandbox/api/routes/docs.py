@@ -146,20 +146,20 @@ router = create_router("Documentation")
 
 @router.get(paths.SCHEMA, include_in_schema=False)
 async def get_schema(request: Request) -> JsonResponse[dict[str, Any]]:
-    """The OpenAPI schema."""
+    """Return the OpenAPI schema."""
     return JsonResponse(request.app.openapi())
 
 
 @router.get(paths.DOCS, include_in_schema=False)
 async def get_docs(request: Request) -> HTMLResponse:
-    """The documentation page."""
+    """Return the documentation page."""
     requires_token = get_caller(request).credentials is not None
     return HTMLResponse(_PAGE.format(attributes="" if requires_token else " data-no-tokens"), headers=_HEADERS)
 
 
 @router.get(f"{paths.DOCS}/{{name}}", include_in_schema=False)
 async def get_asset(name: str) -> Response:
-    """A file that the documentation page loads."""
+    """Return a file that the documentation page loads."""
     if name in _INLINE_ASSETS:
         text, media_type = _INLINE_ASSETS[name]
         return Response(text, headers=_HEADERS, media_type=media_type)

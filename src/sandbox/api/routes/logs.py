@@ -288,7 +288,7 @@ def _parse_position(text: str) -> ChangeCursor | None:
 
 
 async def _encode_changes(changes: AsyncIterator[StateChange | ChangeCursor]) -> AsyncIterator[MessageBatch]:
-    """Encode each change. Only its last event has an id, so a client that missed it gets the whole change again."""
+    """Encode each change. Only its last event has an id: a client that missed that event gets all events again."""
     try:
         async for each in changes:
             if isinstance(each, ChangeCursor):
@@ -367,7 +367,7 @@ _QUALITY = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.ASCII)
 
 
 async def _as_array(source: AsyncIterator[MessageBatch]) -> AsyncIterator[MessageBatch]:
-    """Yield a JSON array in parts. Each item's part, except the first one's, begins with a comma."""
+    """Yield a JSON array in parts. The part of each item begins with a comma, except for the first item."""
     start = b"["
     try:
         async for messages in source:

@@ -162,7 +162,7 @@ async def _submit(
 
 
 async def _check_rerun_of(context: AppContext, task_id: str) -> str:
-    """Return the id of an existing task. Raises InvalidParameterError."""
+    """Return the id if there is a task with this id. Raises InvalidParameterError."""
     try:
         return (await context.services.tasks.status(task_id)).id
     except TaskNotFoundError:
@@ -171,7 +171,10 @@ async def _check_rerun_of(context: AppContext, task_id: str) -> str:
 
 
 async def dry_run_response(context: AppContext, manifest: Manifest) -> JsonResponse[DryRunBody]:
-    """Return the response to a valid manifest that is not submitted. Raises UnavailableError if it cannot run now."""
+    """Return the response to a valid manifest that is not submitted.
+
+    Raises UnavailableError if the server cannot accept the task now.
+    """
     await context.services.submissions.check_acceptance(manifest)
     message = "The manifest is valid; nothing was submitted."
     return JsonResponse({"dry_run": True, "message": message, "definition": definition_body(manifest)})

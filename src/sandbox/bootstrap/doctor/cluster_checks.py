@@ -50,7 +50,7 @@ class _SlurmHost(NamedTuple):
 
     @property
     def is_usable(self) -> bool:
-        """Whether the host responds and runs jobs. Other marks than the usable ones are for hosts that do not."""
+        """Whether the host responds and runs jobs. A host with a mark other than the usable ones does not."""
         return self.state.rstrip(_USABLE_MARKS) in _USABLE_STATES
 
     def __str__(self) -> str:

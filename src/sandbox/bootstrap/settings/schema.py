@@ -408,8 +408,8 @@ class ClusterSection:
             Len(1, 4096),
             _ABSOLUTE_PATH,
             Description(
-                "File with the key with which workers prove their host, at the same path on the server and on all "
-                "hosts; none for no proof."
+                "File that contains the key with which workers prove that they run on a host of the cluster. The path "
+                "is the same on the server and on all hosts; none for no proof."
             ),
         ]
         | None

@@ -92,7 +92,7 @@ class ApplyPrompt:
     def _should_stage(self) -> bool:
         """Return whether to stage the patch.
 
-        It is not staged if the user has other changes, which keeps the two separate.
+        The patch is not staged if the user has other changes, so that the user can tell the two apart.
         """
         return not (self.started_with_local_changes or self.checkout.count_changed())
 

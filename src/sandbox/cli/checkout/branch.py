@@ -69,7 +69,7 @@ class NewBranch:
         return commit
 
     def push(self, commit: str) -> tuple[str, str | None]:
-        """Push the branch and make it track the new remote branch. Delete the branch if that fails.
+        """Push the branch and make it track the new remote branch. Delete the branch if the push fails.
 
         A branch that exists on the remote is never changed. Return the remote and, if it is known, the URL that opens a
         pull request.

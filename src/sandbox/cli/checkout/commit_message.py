@@ -39,7 +39,7 @@ _DANGLING_WORDS = re.compile(
 _INSTRUCTION_START = re.compile(
     r"(---|diff -|Index: |>?From |(From|Subject|Date|Cc):|\[PATCH\]|[\w-]+-by:)", re.IGNORECASE
 )
-"""Matches the start of a patch, an email or a header for `git am`, of a sign-off, and of a `git send-email` recipient.
+"""Matches the start of a patch, of an email or header for `git am`, of a sign-off and of a `git send-email` recipient.
 
 An indented line is plain text.
 """

@@ -1,4 +1,4 @@
-"""Backup of files that git is about to write: git removes all of them before it writes the first one."""
+"""Backup of files that git is about to write: git removes all of them before it writes the first file."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class FileBackup:
             if _file_state(self._root, path) and not self._move(self._root, self.replaced, path):
                 failed.append(path)
         for directory in self._new_directories:
-            with suppress(OSError):  # it does not exist, or it contains another process's file
+            with suppress(OSError):  # missing, or contains a file of another process
                 directory.rmdir()
         for path, before in self._states.items():
             now = _file_state(self._root, path)

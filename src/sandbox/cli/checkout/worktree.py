@@ -76,7 +76,7 @@ class Checkout:
             return None
 
     def commit(self) -> str | None:
-        """Return the current commit; None before the first one."""
+        """Return the current commit; None before the first commit."""
         completed = self._git("rev-parse", "--verify", "--quiet", "HEAD")
         return completed.stdout.decode(errors="replace").strip() or None
 

@@ -294,7 +294,7 @@ class EventPrinter:
 
     def _on_error(self, event: Mapping[str, Any]) -> None:
         if self._omits_failure and event.get("error") == FailureCode.BUDGET_EXCEEDED:
-            self._spent_budget = event  # it causes the failure, but other events follow before the end
+            self._spent_budget = event  # the cause of the failure; other events follow before the end
             return
         self._last_error = str(event.get("message"))
         self._held_error = event

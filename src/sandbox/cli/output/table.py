@@ -40,7 +40,7 @@ def print_table(
 
     has_border: draw a border.
     shrinkable: columns that are truncated, and then omitted, if the terminal is too narrow, in this order. If the
-    output is not a terminal, no column is truncated. On a terminal, those without any value are omitted.
+    output is not a terminal, no column is truncated. On a terminal, columns without any value are omitted.
     compact: those shrinkable columns that are never truncated, and are omitted only if the most important column is at
     its minimum width.
     notes: a text for each row, printed below it; empty for none. A table with a border has no notes.

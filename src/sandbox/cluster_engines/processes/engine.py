@@ -173,7 +173,7 @@ class ProcessEngine:
         return sorted(jobs, key=lambda job: job.position)
 
     def _start_waiting(self, jobs: "list[_Job]") -> None:
-        """Start the oldest waiting jobs, up to the first one that does not fit."""
+        """Start the oldest waiting jobs, up to the first job that does not fit."""
         free = self._capacity
         for job in jobs:
             if job.phase is JobPhase.RUNNING:

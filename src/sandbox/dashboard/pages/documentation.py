@@ -250,13 +250,13 @@ def split_sections(page: str, text: str) -> Iterator[Section]:
 
 
 class HeadingAnchors:
-    """The anchors of a page's headings. `guide.js` uses the same ones."""
+    """The anchors of a page's headings. `guide.js` uses the same anchors."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
     def add(self, heading: str) -> str:
-        """Return the anchor of the next heading: a repeated one gets a number."""
+        """Return the anchor of the next heading: a repeated anchor gets a number."""
         anchor = re.sub(r"[^\w\- ]", "", heading.lower(), flags=re.ASCII).strip().replace(" ", "-")
         number = self._counts[anchor]
         self._counts[anchor] += 1

@@ -220,7 +220,7 @@ def _make_section(
 def tasks_sharing_a_name(tasks: Sequence[Task]) -> list[Task]:
     """Return the tasks that share their name with another one.
 
-    A task that continues or reruns another one also counts, even if that other task is not among these.
+    A task that continues or reruns another one also counts, even if that other task is not in `tasks`.
     """
     unique = {task.id: task for task in tasks}.values()
     names = Counter(task.manifest.metadata.name for task in unique)
@@ -420,7 +420,7 @@ def _query_with(request: Request, **changes: str | None) -> str:
 
 
 def _list_params(request: Request) -> list[tuple[str, str]]:
-    """Return the parameters of the list, without its page. Unknown ones are dropped."""
+    """Return the parameters of the list, without its page. Unknown parameters are dropped."""
     params = request.query_params.multi_items()
     return [(name, value) for name, value in params if name in _KNOWN_PARAMS or name.startswith(_LABEL_PREFIX)]
 

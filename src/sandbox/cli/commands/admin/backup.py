@@ -86,7 +86,8 @@ def restore(file: Path, **options: Any) -> None:
     if result.discrepancies:
         fail(f"{message}; {pluralize(len(result.discrepancies), 'problem')} found.", ExitCode.TASK_FAILED)
     command = f"sandbox serve --data-dir {shlex.quote(escape_text(str(data_dir)))}"
-    click.echo(f"{message}.\nIf no server uses the old directory, start one on the new one:\n  {command}", err=True)
+    advice = "If no server uses the old directory, start a server on the new one"
+    click.echo(f"{message}.\n{advice}:\n  {command}", err=True)
 
 
 def _check_stdout() -> None:

@@ -216,7 +216,7 @@ def _print_tasks(tasks: Sequence[TaskSummary], options: CliOptions, *, shows_who
 
 
 def _common_repository(tasks: Sequence[TaskSummary]) -> str:
-    """Return the short name of the repository that all tasks share; empty if they have different ones."""
+    """Return the short name of the repository that all tasks share; empty if the names differ."""
     names = {_short_repository(task) for task in tasks}
     return names.pop() if len(names) == 1 else ""
 

@@ -95,7 +95,7 @@ def _events(client: Client, task_id: str, *, is_following: bool, **filters: Any)
 def _formatted_events(
     client: Client, task_id: str, *, stream: str, is_following: bool, **filters: Any
 ) -> Iterator[Mapping[str, Any]]:
-    """Yield the events to format. `stdout` and `conversation` have the same ones, including the ends of tool calls."""
+    """Yield the events to format. `stdout` and `conversation` yield the same events, including ends of tool calls."""
     is_conversation = stream in {"stdout", "conversation"}
     requested = "all" if is_conversation else stream
     events = _events(client, task_id, stream=requested, is_following=is_following, **filters)

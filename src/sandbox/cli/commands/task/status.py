@@ -282,7 +282,7 @@ def _denied_connection_rows(
 
 
 def _refused_text(hosts: Counter[str]) -> str:
-    """Return the number of refused connections and the hosts with the most."""
+    """Return the number of refused connections, and the hosts with the most refused connections."""
     shown = [escape_name(host) for host, _ in hosts.most_common(_DENIED_HOSTS_MAX)]
     more = [f"{len(hosts) - len(shown)} more"] if len(hosts) > len(shown) else []
     return f"{pluralize(hosts.total(), 'connection')} to {', '.join([*shown, *more])}"
