@@ -332,7 +332,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0 means any free port")
     parser.add_argument("--script", type=Path, help="JSON file; default: the script of the example")
     parser.add_argument(
-        "--record", type=Path, help="append every request to this file, one JSON line with the time each"
+        "--record", type=Path, help="append every request and its time to this file, one JSON line each"
     )
     options = parser.parse_args()
     script = load_script(options.script) if options.script else example_script()

@@ -91,7 +91,7 @@ class ServerMetrics:
     def render(self, health: Health, hosts: Sequence[HostWithTasks] = (), *, is_ready: bool) -> bytes:
         """Render all metrics in the Prometheus text format.
 
-        hosts: those that are not drained and on which no worker has run are left out.
+        hosts: a host that is not drained and on which no worker has run is left out.
         """
         for state in TaskState:
             self._tasks.labels(state).set(health.tasks_by_state.get(state, 0))
@@ -125,7 +125,7 @@ class _HostMetrics:
         )
 
     def set(self, hosts: Sequence[HostWithTasks]) -> None:
-        """Set the values of HOST_LABELS_MAX hosts, and remove all others: those with the latest contact or drain."""
+        """Set the values of the HOST_LABELS_MAX hosts with the latest contact or drain, and remove all others."""
         times = {host.status.name: _latest(host.status.last_contact_at, host.status.draining_since) for host in hosts}
         known = [host for host in hosts if times[host.status.name]]
         latest = sorted(known, key=lambda host: times[host.status.name], reverse=True)[:HOST_LABELS_MAX]

@@ -52,8 +52,8 @@ class SlurmSettings(NamedTuple):
 def sbatch_arguments(request: JobRequest, settings: SlurmSettings, excluded_hosts: Sequence[str] = ()) -> list[str]:
     """Return the arguments of sbatch, which reads the script from its standard input.
 
-    excluded_hosts: those of the request that Slurm has. sbatch uses only the last option `--exclude`, so they are added
-    to those of the settings.
+    excluded_hosts: the excluded hosts of the request that Slurm has. sbatch uses only the last option `--exclude`, so
+    these hosts are added to the excluded hosts of the settings.
 
     All users of the cluster can read them, so they contain no secrets. `--dependency=singleton` keeps Slurm from
     starting a duplicate while another job has this name. `--export=ALL` passes on the environment of sbatch, which is

@@ -40,7 +40,7 @@ SINFO_FORMAT = "%c|%m|%d|%P"
 SINFO_HOST_FORMAT = f"%N|%T|{SINFO_FORMAT}"
 """The fields of a line of `sinfo --Node`: host, state, and those of SINFO_FORMAT.
 
-The reason of a state (%E) is omitted, because it is free text with newlines.
+The reason for a state (%E) is omitted, because it is free text with newlines.
 """
 
 UNLIMITED_DISK_BYTES = 2**62
@@ -70,7 +70,7 @@ _STARTING_STATES = frozenset({"allocated", "completing", "idle", "mixed", "plann
 """The states of hosts on which Slurm starts jobs, if they have free resources."""
 
 _NOT_STARTING_FLAGS = frozenset("*$@^!")
-"""Appended to a state: the host does not respond, is in maintenance, restarts, or will be powered down."""
+"""Flags after a state: the host is not responding, is in maintenance, is restarting, or will be powered down."""
 
 
 class UnexpectedOutputError(ValueError):

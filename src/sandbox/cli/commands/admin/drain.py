@@ -50,7 +50,7 @@ def drain(*, host: str | None, undo: bool, wait: bool, timeout_seconds: int | No
     """Let running tasks finish, and start no new ones.
 
     The server rejects new tasks, and pending tasks stay pending, until you run the command with --undo. The server
-    stays drained after a restart. With --host, tasks start on the other hosts of the cluster only. Exit code: 0 if
+    stays drained after a restart. With --host, tasks start only on the other hosts of the cluster. Exit code: 0 if
     done, 7 if tasks are still running when --timeout expires.
     """
     if undo and (wait or timeout_seconds is not None):
@@ -109,7 +109,7 @@ def _host_message(host: Host) -> str:
     name, running = escape_text(host["name"]), pluralize(host["running"], "task")
     if host["draining_since"] is None:
         return f"Tasks start on {name} again."
-    return f"No more tasks start on {name} since {escape_text(host['draining_since'])}: {running} running."
+    return f"The host {name} has been draining since {escape_text(host['draining_since'])}: {running} running."
 
 
 def _drain_message(status: Draining) -> str:

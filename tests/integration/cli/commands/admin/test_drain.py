@@ -66,7 +66,7 @@ def host_api(api):
 def test_one_host_is_drained_and_undrained(host_api, run_cli):
     result = run_cli("admin", "drain", "--host", "node-1")
     assert (result.returncode, result.stdout) == (0, b"")
-    assert b"No more tasks start on node-1 since 2026-01-29T00:00:00.000Z: 1 task running." in result.stderr
+    assert b"The host node-1 has been draining since 2026-01-29T00:00:00.000Z: 1 task running." in result.stderr
     assert b"Tasks start on node-1 again." in run_cli("admin", "drain", "--host", "node-1", "--undo").stderr
     assert [request.method for request in host_api.requests] == ["POST", "DELETE"]
     assert json.loads(run_cli("admin", "drain", "--host", "node-1", "-f", "json").stdout) == DRAINED_HOST
