@@ -122,7 +122,7 @@ def choose_data_dir(data_dir: Path, environment: Mapping[str, str]) -> Path:
     if not (node := environment.get(NODE_VARIABLE)):
         return data_dir
     if not _NODE_NAME.fullmatch(node):
-        raise WorkerUnusableError(f"{NODE_VARIABLE} is not a name of a host: {node!r}.")
+        raise WorkerUnusableError(f"{NODE_VARIABLE} is not the name of a host: {node!r}.")
     return data_dir / node
 
 

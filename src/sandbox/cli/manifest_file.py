@@ -1,4 +1,4 @@
-"""The manifest argument of a command, a file or `-` for stdin, and `--set PATH=VALUE`, which sets one of its fields."""
+"""The manifest argument of a command (a file, or `-` for stdin), and `--set PATH=VALUE`, which sets a field."""
 
 from __future__ import annotations
 

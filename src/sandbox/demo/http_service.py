@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 KEEP_ALIVE_TIMEOUT_SECONDS = 24 * 60 * 60
-"""Idle timeout of a connection: longer than any demo, so none closes while a client is sending a request."""
+"""Idle timeout of a connection: longer than any demo, so that no connection closes while a client sends a request."""
 
 
 class HttpService:

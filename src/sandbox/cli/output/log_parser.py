@@ -35,7 +35,7 @@ def parse_line(line: bytes) -> LogLine:
 
 
 def parse_log_events(lines: Iterable[bytes], task_id: str) -> Iterator[Mapping[str, Any]]:
-    """Convert log lines back to events, without other lines. Events of type `output` lack `seq` and `parsed`."""
+    """Convert log lines back to events; skip unrecognized lines. Events of type `output` lack `seq` and `parsed`."""
     for line in lines:
         time, tag, content, _ = parse_line(line)
         if tag == b"[EVENT] ":

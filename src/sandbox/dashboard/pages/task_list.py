@@ -287,7 +287,8 @@ async def _count_by_state_filter(
 ) -> Mapping[str, int]:
     """Return the number of tasks for each state filter that match all other filters.
 
-    Empty if rows are continued. Also empty for a refresh of another part of the page if counting requires queries.
+    Empty if the query continues an earlier page. Also empty if counting requires queries, and the request refreshes
+    another part of the page.
     """
     is_filtered = _is_filtered(request, query)
     if query.cursor is not None or (is_filtered and _is_refresh_of(request, "tasks", _TOTAL_COST_ID)):

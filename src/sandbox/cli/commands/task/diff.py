@@ -92,7 +92,7 @@ def _wait_for_pager(paging: subprocess.Popen[bytes]) -> None:
 )
 @task_argument
 @click.option("--chain", "includes_chain", is_flag=True, help=CHAIN_HELP)
-@click.option("--stat", is_flag=True, help="Print the changed files with their numbers of lines instead.")
+@click.option("--stat", is_flag=True, help="Print the changed files and their numbers of changed lines instead.")
 @allow_secrets_option
 @common_options
 def diff(task_id: str, includes_chain: bool, stat: bool, allows_secrets: bool) -> None:

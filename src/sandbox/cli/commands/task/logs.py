@@ -60,7 +60,7 @@ def logs(task_id: str, follows: bool, has_times: bool, is_pretty: bool | None, *
     """Print a task's output and events.
 
     On a terminal, the agent's messages, tool calls and edits are formatted. In a pipe, the lines are printed as the
-    agent wrote them, which is mostly JSON; --pretty prints readable text instead. Lines that are not formatted are
+    agent wrote them, mostly as JSON; --pretty prints readable text instead. Lines that are not formatted are
     prefixed with the name of their stream, except with --stream stdout or stderr. With --format json, each line is one
     event, and output events have a seq only with --follow.
     """
