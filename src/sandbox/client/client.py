@@ -274,10 +274,9 @@ class Client:
                 time.sleep(stream_state.next_delay_seconds(failure))
 
     def follow_states(self, *, after: str | None = None) -> Iterator[tuple[str, Event]]:
-        """Iterate without end over state changes of all tasks.
+        """Iterate without end over state changes of all tasks: pairs of a position and a `state_change` or `end` event.
 
-        Each item is a position and a `state_change` or `end` event. A task that changes its state several times in
-        quick succession may have only one event, with its latest state.
+        A task that changes its state several times in quick succession may have only one event, with its latest state.
         To continue later without gaps, pass the last position as `after`; an event may then be repeated. Without
         `after`, starts now. Resumes a broken connection for a limited time.
         """
