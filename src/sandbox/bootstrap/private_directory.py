@@ -12,7 +12,7 @@ from pathlib import Path
 from sandbox.model.errors import SandboxError
 
 _SERVER_FILES = frozenset({"server.lock", "index.sqlite", "tokens.json", "profiles"})
-"""Every data directory used by a server, a restore, `sandbox token` or `sandbox profile` contains one of these."""
+"""A data directory used by a server, a restore, `sandbox token` or `sandbox profile` contains one of these entries."""
 
 _FILE_SYSTEM_FILES = frozenset({"lost+found"})
 

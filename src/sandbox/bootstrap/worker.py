@@ -66,7 +66,7 @@ _UNREADABLE_REMEDY = "create it or copy it, and let the user of this process own
 
 
 def read_host_key(path: Path | None) -> bytes:
-    """Return the key of the hosts, from the file at `path`, which is None if the settings name no file.
+    """Return the key of the hosts. path: None if the settings name no file.
 
     Raises HostKeyError.
     """

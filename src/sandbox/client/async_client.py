@@ -107,8 +107,9 @@ class AsyncClient:
     ) -> Submitted:
         """Submit a new task that starts from the result of a finished task, which does not change.
 
-        Its agent resumes the session of the earlier agent, or gets the earlier conversation as text; `continues` in the
-        status shows which. overrides, idempotency_key: see `rerun`. Raises TaskNotEndedError, TaskNotContinuableError.
+        The new task's agent resumes the session of the earlier agent, or gets the earlier conversation as text;
+        `continues` in the status shows which. overrides, idempotency_key: see `rerun`. Raises TaskNotEndedError,
+        TaskNotContinuableError.
         """
         key = idempotency_key or str(uuid4())
         request = requests.continue_task(task_id, prompt, overrides, key)

@@ -45,10 +45,10 @@ PRUNE_TIMEOUT_SECONDS = 600.0
 """Timeout for removing finished tasks."""
 
 RELEASE_TIMEOUT_SECONDS = 90.0
-"""Timeout for removing a preserved sandbox, which waits for the sandbox's shells to end."""
+"""Timeout for removing a preserved sandbox: the server waits until the sandbox's shells have ended."""
 
 DELETE_TIMEOUT_SECONDS = 180.0
-"""Timeout for deleting a task, which removes its preserved sandbox first."""
+"""Timeout for deleting a task: the server first removes the task's preserved sandbox."""
 
 WAIT_RESPONSE_TIMEOUT_SECONDS = 15.0
 """How much longer than a long poll's own timeout the client waits for the response."""

@@ -30,7 +30,7 @@ def validate_base_url(address: str) -> str:
     try:
         url = httpx2.URL(full_address)
         is_address = url.scheme in {"http", "https"} and bool(url.host) and urlsplit(full_address).port != 0
-        # Convert the host name as a connection would, which raises an error if a label is invalid.
+        # Convert the host name as a connection would: the conversion raises an error if a label is invalid.
         url.raw_host.decode().encode("idna")
         url.raw_host.decode("idna")
     except (httpx2.InvalidURL, ValueError):

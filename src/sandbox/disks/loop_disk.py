@@ -264,8 +264,9 @@ def share_preallocations(directory: Path) -> None:
     """Let all files of a mounted ext4 file system share its preallocated blocks. Does nothing if /sys is read-only.
 
     By default, the kernel preallocates blocks for each file that is larger than 64 KiB and open for writing. On a
-    fragmented disk, one file then has a preallocation for each 8 KiB of the disk. Each takes 112 bytes, which no
-    control group is charged for. The kernel removes all of them without interruption when the file is closed.
+    fragmented disk, one file then has a preallocation for each 8 KiB of the disk. Each preallocation takes 112
+    bytes, which no control group is charged for. The kernel removes all of them without interruption when the file is
+    closed.
     """
     device = directory.stat().st_dev
     name = (_BLOCK_DEVICES / f"{os.major(device)}:{os.minor(device)}").resolve().name

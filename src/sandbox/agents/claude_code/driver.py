@@ -351,7 +351,7 @@ def _headless_options(claude: Claude) -> tuple[str, ...]:
 
 def _common_options(claude: Claude, directory: str, session: tuple[str, str]) -> tuple[str, ...]:
     # `--strict-mcp-config` and an empty `--setting-sources` disable the settings, hooks, skills and MCP servers of the
-    # repository and of the home directory. Otherwise, any program in the sandbox could write such a file to redirect
+    # repository and of the home directory. Otherwise, any program in the sandbox could write such settings to redirect
     # the agent to another model. `--add-dir`, together with CLAUDE_CODE_ADDITIONAL_DIRECTORIES_CLAUDE_MD, enables
     # CLAUDE.md files and rules.
     servers = () if claude.mcp_config is None else ("--mcp-config", f"{SANDBOX_HOME}/{_MCP_FILE}")

@@ -277,7 +277,8 @@ def _parse_field(line: bytes) -> tuple[bytes, bytes]:
     match = _FIELD.fullmatch(line)
     if match is None:
         raise _FramingError(
-            "A header field must be NAME: VALUE on one line, without a space before the colon or control characters."
+            "A header field must be NAME: VALUE on one line, without control characters and "
+            "without a space before the colon."
         )
     name, value = match[1].lower(), match[2]
     if name in _FRAMING_FIELDS and value.removeprefix(b" ").strip(_WHITESPACE) != value.removeprefix(b" "):

@@ -164,7 +164,7 @@ def content_disposition(name: str) -> str:
 
 
 def parse_range(headers: Mapping[str, str], etag: str, size_bytes: int) -> str | None:
-    """Return the single range to serve, or None for the whole file, which RFC 9110 allows for any range.
+    """Return the single range to serve, or None for the whole file: RFC 9110 allows a server to ignore any range.
 
     Raises RangeNotSatisfiableError if the range starts after the end.
     """

@@ -189,7 +189,7 @@ def _check_disks(settings: ServerSettings) -> list[Finding]:
 
 
 def _check_leftovers(settings: ServerSettings) -> list[Finding]:
-    """Check for leftover control groups from other data directories; the janitor removes those from this one."""
+    """Check for control groups left by other data directories; the janitor removes those of this data directory."""
     hierarchies = find_hierarchies()
     tasks = tasks_root(settings.server.data_dir.absolute())
     own_attempts = {path.name for path in tasks.glob("*/attempts/*")}

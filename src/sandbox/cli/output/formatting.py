@@ -83,8 +83,8 @@ _CLONE_PREFIX = re.compile(r"^Cannot clone \S+: (?=.)", re.DOTALL)
 def failure_text(task: Mapping[str, Any], *, on_terminal: bool) -> str:
     """Return why a task failed, for a table: on a terminal the cause, without the remedy and the repository's URL.
 
-    Without a terminal, the output is for scripts: the code of the error, and whether the sandbox was released, which
-    the state does not show.
+    Without a terminal, the output is for scripts: the code of the error, and whether the sandbox was released. The
+    state does not show this.
     """
     error = task["error"]
     if not error:

@@ -55,10 +55,10 @@ def sbatch_arguments(request: JobRequest, settings: SlurmSettings, excluded_host
     excluded_hosts: the excluded hosts of the request that Slurm has. sbatch uses only the last option `--exclude`, so
     these hosts are added to the excluded hosts of the settings.
 
-    All users of the cluster can read them, so they contain no secrets. `--dependency=singleton` keeps Slurm from
-    starting a duplicate while another job has this name. `--export=ALL` passes on the environment of sbatch, which is
-    the request's environment. `--export=NONE` would start a login shell on the host to read the user's environment.
-    `--propagate=NONE` keeps the server's resource limits from applying to the worker.
+    All users of the cluster can read the arguments, which therefore contain no secrets. `--dependency=singleton` keeps
+    Slurm from starting a duplicate while another job has this name. `--export=ALL` passes on the environment of sbatch,
+    which is the request's environment. `--export=NONE` would start a login shell on the host to read the user's
+    environment. `--propagate=NONE` keeps the server's resource limits from applying to the worker.
     """
     check_job_name(request.name)
     output = _escape_file_name(request.output_file)

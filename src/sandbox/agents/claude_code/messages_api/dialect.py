@@ -60,7 +60,7 @@ _RESPONSE_HEADERS = ResponseHeaders(
     forwarded_prefixes=(b"anthropic-ratelimit-",),
     account=frozenset({b"anthropic-organization-id", b"anthropic-workspace-id"}),
 )
-"""Forwards the headers that Claude Code and its SDK read. Others may describe the server key's account."""
+"""Forwards the headers that Claude Code and its SDK read. Other headers may describe the server key's account."""
 
 _ERROR_TYPES = {
     401: "authentication_error",
