@@ -48,7 +48,7 @@ _VALID_DAYS = 36_500
 
 
 def create_certificate(directory: Path) -> tuple[Path, str]:
-    """Return the file with the server's certificate and key, and the certificate's fingerprint (SHA-256, hex).
+    """Return the file that contains the server's certificate and key, and return the fingerprint (SHA-256, hex).
 
     Creates the certificate if there is none. Workers compare the fingerprint, so nobody has to sign the certificate.
     The certificate does not expire within the lifetime of a server.

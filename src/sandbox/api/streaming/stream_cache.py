@@ -255,7 +255,7 @@ class StreamCache:
         self._buffers: dict[str, StreamBuffer] = {}
 
     def follow(self, task: Task, encoder: Encoder, *, after: int | None) -> AsyncIterator[MessageBatch]:
-        """Follow a task like `TaskEvents.follow`, and encode its events."""
+        """Follow a task as `TaskEvents.follow` does, and encode the task's events."""
         if task.state.is_final:
             return encode_each(self._events.follow(task.id, after=after), encoder)
         return self._follow(task.id, encoder, after)

@@ -17,7 +17,7 @@ INPUT_TOKENS_MAX = 1_000_000
 """Maximum number of input tokens assumed for a response that ended before it reported usage; no model accepts more."""
 
 OUTPUT_TOKENS_MAX = 1_000_000
-"""Output tokens assumed for a response that ended early if its request sets no limit; no model produces more."""
+"""Output tokens assumed for a response that ended early and whose request sets no limit; no model produces more."""
 
 PRICES_DATE = "2026-10-24"
 

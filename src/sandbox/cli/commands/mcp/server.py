@@ -102,7 +102,7 @@ class TaskTools:
         limit: _Limit = 20,
         offset: _Offset = 0,
     ) -> str:
-        """Find tasks, newest first: state, repository, duration, cost, patch size, error."""
+        """Find tasks, newest first. Returns their states, repositories, durations, costs, patch sizes and errors."""
         async with self._client() as client:
             return await tool_results.list_tasks(client, search, state, repository, limit, offset)
 
