@@ -202,7 +202,7 @@ def test_same_origin_page_cannot_load_responses_as_code(deployment, browser):
     assert loaded["/assets/icon.svg"] == ["image"]
 
 
-def test_responses_are_not_loaded_as_code_without_fetch_metadata(deployment, browser):
+def test_browsers_without_fetch_metadata_do_not_load_responses_as_code(deployment, browser):
     with proxy_without_fetch_metadata(deployment.server.ready_message["http"]) as origin:
         page = browser.open(f"{origin}/attack")
         loaded = page.evaluate(ATTACKS, ADDRESSES)

@@ -159,7 +159,7 @@ def test_killed_server_loses_nothing(deploy):
 
 @pytest.mark.timeout(240)
 def test_model_requests_wait_while_the_lease_is_expired(deploy):
-    """The agent's next request comes after the lease has expired. It is held until the server is back."""
+    """The agent's next request comes after the lease has expired. The request is held until the server is back."""
     wait = f"mkfifo /tmp/gate; read -t {LEASE_SECONDS + 10} _ <> /tmp/gate"  # Claude Code rejects a long `sleep`
     deployment = deploy(MAKE_FILE, bash_turn(f"{wait}; echo late > late.txt"), reply_turn())
     deployment.submit()

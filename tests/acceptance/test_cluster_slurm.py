@@ -54,7 +54,7 @@ def test_task_runs_on_a_host_of_the_cluster(deployment):
 
 @pytest.mark.timeout(300)
 def test_host_with_another_key_gets_no_task_until_the_key_is_corrected(deployment):
-    """The hosts share the file of this test, so it is replaced after the server has read it."""
+    """The hosts share the key file of this test, so the file is replaced after the server has read it."""
     deployment.start_model(MAKE_FILE, reply_turn())
     deployment.start_server()
     path, correct = deployment.host_key_file, deployment.host_key_file.read_bytes()

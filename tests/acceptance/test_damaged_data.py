@@ -82,7 +82,7 @@ def get(deployment, path):
 
 
 def reports_damage(deployment, task_id):
-    """Return whether the logs or the state report the damage. A waiting task is tried only after the server's start."""
+    """Return whether the logs or the state report the damage. Pending tasks are launched only after startup."""
     return "journal_damaged" in deployment.logs(task_id) or "Blocked" in deployment.status(task_id)["state_message"]
 
 

@@ -259,7 +259,7 @@ def test_a_key_marks_each_file_as_viewed_and_selects_the_next_one(base_url, brow
     assert current_file(page) == names[-1]
 
 
-def test_viewed_key_does_not_leave_the_file_and_the_count_stays_on_screen(base_url, browser):
+def test_marking_files_as_viewed_skips_no_file_and_the_count_stays_on_screen(base_url, browser):
     page = open_changes(browser, base_url)
     viewed = []
     for _ in range(8):
@@ -700,7 +700,7 @@ def test_hostile_source_is_highlighted_within_a_time_limit(base_url, browser):
     ]
     slow, spans = page.evaluate(run, [["javascript", "python", "markdown", "cpp", "xml"], texts])
     assert slow == []
-    assert spans in ([4, 5, 4, 7, 12, 1], [])  # no colors after highlighting several texts was slow
+    assert spans in ([4, 5, 4, 7, 12, 1], [])  # no colors if highlighting of earlier texts was slow
 
 
 def test_web_worker_that_does_not_respond_leaves_the_text_without_colors(base_url, browser):

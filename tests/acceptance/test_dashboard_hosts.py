@@ -20,9 +20,9 @@ LONG_NAME = "build-host-with-a-long-name.rack-12.cluster.example.org"
 
 @pytest.fixture(scope="module")
 def server_url(tmp_path_factory):
-    """A server that has seen three hosts, which the engine does not have, and drains one.
+    """A server that has seen three hosts. The engine does not list any of them, and one is being drained.
 
-    A worker claimed a task on another one, and is not responding.
+    A worker on another host has claimed a task and is not responding.
     """
     deployment = Deployment(tmp_path_factory.mktemp("hosts"))
     directory = deployment.data_dir / "cluster"

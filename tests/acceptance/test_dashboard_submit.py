@@ -492,7 +492,7 @@ def test_prompt_of_a_template_is_only_a_placeholder(base_url, browser):
     page.get_by_text("Ready to submit.").wait_for()
 
 
-def test_run_again_fills_the_form_with_the_manifest_of_that_task(base_url, browser):
+def test_run_again_fills_the_form_with_the_manifest_of_the_task(base_url, browser):
     page = browser.open(f"{base_url}/submit?from=task-1")
     page.get_by_text("Ready to submit.").wait_for()
     assert page.get_by_label("Repository", exact=True).input_value() == "https://github.com/org/app.git"

@@ -197,7 +197,7 @@ def run_access_checks(deployment, network, canary, targets, host_child):
 
 
 def kernel_uids(name, data_dir):
-    """Kernel uids of the tasks' processes with this name."""
+    """Yield the kernel uids of the tasks' processes with this name."""
     for pid, _ in processes(data_dir):
         with contextlib.suppress(OSError):
             status = Path(f"/proc/{pid}/status").read_text()

@@ -99,7 +99,7 @@ MSGPACK_TYPES = {
 def old_version(tmp_path_factory):
     reason = missing_reason(OLD_COMMIT)
     if reason is not None:
-        pytest.skip(f"the history of this copy does not have the old version: {reason}")
+        pytest.skip(f"the history of this copy does not contain the old version: {reason}")
     with lock_retired_uids():
         yield OldVersion(tmp_path_factory.mktemp("old"), OLD_COMMIT)
 

@@ -92,7 +92,7 @@ class ChaosDeployment(Deployment):
         return journal_file.read_records(self.data_dir, task_id)
 
     def latest_records(self, task_id):
-        """Return the records where the journal is written."""
+        """Return the records on the host where the journal is written."""
         return self.records(task_id)
 
     def state(self, task_id):

@@ -21,7 +21,7 @@ _SHARED_KINDS = (leftovers.processes, leftovers.loop_devices)
 
 
 class ClusterChaosDeployment(ChaosDeployment, SlurmDeployment):
-    """A server, whose tasks run on three hosts. The agents repeat failed requests, as the real agent does."""
+    """A server whose tasks run on three hosts. The agents repeat failed requests, as the real agent does."""
 
     end_timeout_seconds = 300
     agent_options: ClassVar = {"patience_seconds": 240, "request_interval": 50}
@@ -30,7 +30,7 @@ class ClusterChaosDeployment(ChaosDeployment, SlurmDeployment):
         return [self.hosts_dir / host for host in slurm_cluster.HOSTS]
 
     def latest_records(self, task_id):
-        """Return the journal of the last writer: a host's, or the server's copy."""
+        """Return the last writer's records: those in a host's journal, or those in the server's copy."""
         copies = [journal_file.read_records(path, task_id) for path in (self.data_dir, *self.host_data_dirs())]
         return max(copies, key=lambda records: (records[-1]["epoch"], records[-1]["seq"]) if records else (0, 0))
 
@@ -44,7 +44,7 @@ class ClusterChaosDeployment(ChaosDeployment, SlurmDeployment):
         return host.removeprefix("cluster:")
 
     def worker_of(self, task_id):
-        """Return the pid of the worker that claimed the task's job last, by the lock that it holds on its host."""
+        """Find the worker that claimed the task's job last by the lock that it holds on its host; return its pid."""
         locks = [path / "workers" / task_id for path in self.host_data_dirs()]
         return next((pid for lock in locks if lock.exists() for pid in _holders(lock)), None)
 
@@ -54,7 +54,7 @@ class ClusterChaosDeployment(ChaosDeployment, SlurmDeployment):
         wait_until(lambda: self.cluster.run("squeue", "--noheader") == "", _IDLE_SECONDS, "the end of the jobs")
 
     def sweep(self):
-        """Run a task on each host: its worker removes what killed workers left there."""
+        """Run a task on each host. The worker of the task removes what killed workers left there."""
         for host in slurm_cluster.HOSTS:
             self.cluster.restrict_to(host)
             self.submit_instructions(f"sweep-{host}")

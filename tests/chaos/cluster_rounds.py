@@ -47,7 +47,7 @@ def create_cluster():
 
 class _ClusterStateDriver(StateDriver):
     def _reach_pending(self, task_id, _):
-        """The job is waiting, because no host starts jobs."""
+        """Return a task whose job is waiting, because no host starts jobs."""
         self._deployment.submit_instructions(task_id)
         return HeldTask(task_id)
 
@@ -128,7 +128,7 @@ class _ClusterRound:
             self._wait_until_given_up(task)
 
     def _fault_task(self, target, state, retries):
-        """Return the task if its attempt must be given up."""
+        """Apply the fault to one task. Return the task if its attempt must be given up."""
         task, rng = self._reach(target, state, retries)
         runner, attempt_id = task.runner, journal_file.latest_attempt_id(self._records(task))
         worker, members = self._deployment.worker_of(task.task_id), processes.members_of(attempt_id)
@@ -159,7 +159,7 @@ class _ClusterRound:
             processes.resume(pid)
 
     def _reach(self, target, state, retries=0):
-        """Return a task in the state, and the generator of random numbers for it."""
+        """Return a task in the state, and a generator of random numbers for this task."""
         name = target.replace(" ", "-") + (f"-{retries}" if retries else "")
         rng = random.Random(f"{self._seed} {name} {state}")
         driver = _ClusterStateDriver(
@@ -210,7 +210,7 @@ class _ClusterRound:
         self._cluster.kill_host(by_target["host"])
         self._cluster.cut_off(by_target["cut link"])
         stopped = processes.stop_all(self._cluster.host_pids()[by_target["stopped host"]])
-        # Their runners must not be resumed.
+        # Runners on the stopped host must not be resumed.
         for task in [*tasks["host"], *tasks["cut link"]]:
             task.release()
         try:

@@ -54,9 +54,9 @@ CLUSTER_OUTCOMES = {
     **{f"paused {target}": _UNHARMED for target in ("server", "controller", "worker", "runner", "host")},
     "paused sandbox": {state: {COMPLETED} for state in ("provisioning", "ready", "running")},
     "worker": _lost_worker(LOST_RUNNER),
-    # A controller that is killed within five seconds after a start may forget the job; then Slurm ends the worker.
+    # A controller that is killed within 5 s after it started a job may forget the job; then Slurm ends the worker.
     "controller": {"pending": {COMPLETED}, **_lost_worker(COMPLETED, LOST_RUNNER)},
-    # Slurm confirms the end of the jobs if the host was started again before it was missed.
+    # Slurm confirms the end of the jobs if the host was started again before Slurm noticed its loss.
     "host": _lost_worker(LOST_RUNNER, LOST_HOST),
     "stopped worker": _lost_worker(LOST_HOST),
     "stopped host": _lost_worker(LOST_HOST),
@@ -283,7 +283,7 @@ def check_output_lines(task: TaskEvidence) -> Iterator[str]:
 
 
 def _check_numbers(printed):
-    """The log of the agent is lost, but its lines are numbered."""
+    """The agent's log is lost, but the lines of its output are numbered."""
     lines = printed.split(b"\n")
     numbers = [int(found[1]) for line in lines if (found := re.search(rb'"line (\d+)"', line))]
     if lines[-1] or numbers != list(range(len(numbers))):

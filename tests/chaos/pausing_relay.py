@@ -33,7 +33,7 @@ class PausingRelay:
 
     def close(self):
         self.open()
-        # A thread in accept() keeps a closed socket alive; this wakes it.
+        # A thread in accept() keeps a closed socket alive; this wakes the thread.
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()

@@ -46,7 +46,7 @@ def destroy_sockets(pid):
 
 
 def can_destroy_sockets():
-    """Return whether sockets can be destroyed, by trying it with a socket of this process."""
+    """Try to destroy a socket of this process; return whether that worked."""
     with socket.create_server(("127.0.0.1", 0)) as own:
         filter_expression = ("sport", "=", f":{own.getsockname()[1]}")
         result = subprocess.run(

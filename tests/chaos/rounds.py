@@ -103,7 +103,7 @@ def _reach_all(deployment, requested, held, seed, **options):
 
 def _kill_together(deployment, target, states, seed, held):
     rng = random.Random(f"{seed} {target}")
-    # A task is only pending while another one uses the capacity.
+    # A task is pending only while another one uses the capacity.
     extra = ["running"] if states == ["pending"] else []
     requested = [(target, state) for state in (*states, *extra)]
     _reach_all(deployment, requested, held, seed, is_endless=target == "all")

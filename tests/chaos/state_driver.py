@@ -61,12 +61,12 @@ class StateDriver:
         raise AssertionError(f"no task was held in {state}: {self._deployment.diagnostics(self.missed_task_ids[-1])}")
 
     def _reach_pending(self, task_id, _):
-        """The task is waiting for capacity, or has just been acknowledged."""
+        """Return a task that is waiting for capacity or has just been acknowledged."""
         self._deployment.submit_instructions(task_id, cpus=RESERVABLE_CPUS)
         return HeldTask(task_id)
 
     def _reach_staging(self, task_id, time_slices):
-        """The runner has started but has not yet received the last byte of its clone."""
+        """Return a task whose runner has started but has not yet received the last byte of its clone."""
         relay, url = self._deployment.add_pausing_relay(self._rng.randrange(10_000))
         self._deployment.submit_instructions(task_id, url=url)
         held = HeldTask(task_id, relay=relay)
@@ -82,7 +82,7 @@ class StateDriver:
         return self._advance_into("ready", task_id, time_slices // 4)
 
     def _reach_running(self, task_id, time_slices):
-        """The agent is printing lines."""
+        """Return a task whose agent is printing lines."""
         self._deployment.submit_instructions(task_id, lines=self._lines(), pause_seconds=0.01, retries=self._retries)
         self._await_state(task_id, "running")
         wait_until(
@@ -96,7 +96,7 @@ class StateDriver:
         return LONG_LINES if self._is_endless else SHORT_LINES
 
     def _reach_completing(self, task_id, time_slices):
-        """The runner is storing many artifacts."""
+        """Return a task whose runner is storing many artifacts."""
         self._deployment.submit_instructions(task_id, lines=20, files=150, pause_seconds=0.02, retries=self._retries)
         self._await_state(task_id, "running")
         held = HeldTask(task_id, runner=self._find_runner(task_id))

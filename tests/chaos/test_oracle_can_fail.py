@@ -352,7 +352,7 @@ def test_missing_or_repeated_line_of_a_lost_host_is_reported(lines):
     ],
     ids=lambda task: f"{task.target} {task.state_at_kill}",
 )
-def test_task_that_must_not_lose_its_host_is_reported(task):
+def test_unexpected_loss_of_a_host_is_reported(task):
     assert list(oracle.check_final_state(task))
 
 

@@ -62,7 +62,7 @@ def enforced_limits(runtime: Runtime, tmp_path: Path) -> frozenset[str]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
-    """A directory inside a directory that only its owner can enter."""
+    """A directory whose parent directory only the owner can enter."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     disk = private / "disk"

@@ -111,7 +111,7 @@ async def test_job_does_not_end_while_its_worker_is_alive(harness, engine, creat
     pid = supervisor_pid(harness, job)
     os.kill(pid, signal.SIGSTOP)
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
-    await engine.withdraw(job.name)  # continues the supervisor
+    await engine.withdraw(job.name)  # resumes the supervisor
     status = await wait_for_end(engine, job)
     assert "143" in status.reason
 

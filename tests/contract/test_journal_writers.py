@@ -387,7 +387,7 @@ def test_partial_rewrite_is_continued(journals, tmp_path, monkeypatch):
         monkeypatch.setattr(os, "fdatasync", flush)
 
 
-def test_record_after_a_truncated_one_is_not_assumed_flushed(journals, tmp_path, monkeypatch):
+def test_record_after_a_truncated_one_is_not_assumed_to_be_flushed(journals, tmp_path, monkeypatch):
     """The bytes of the truncated record were rewritten and flushed; only the last flush failed."""
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:

@@ -548,7 +548,7 @@ async def test_epoll_entries_are_limited(
 async def test_epoll_entries_of_other_sandboxes_do_not_count(
     runtime: Runtime, tmp_path: Path, disk: Path, enforced_limits: frozenset[str]
 ):
-    """Two others have 20,000 entries each. A file that nobody receives could contain entries, but has none."""
+    """Two other sandboxes have 20,000 entries each. A file in transit could contain entries, but contains none."""
     if has_own_kernel(runtime):
         pytest.skip("epoll instances belong to the sandbox's kernel")
     if "memory" not in enforced_limits:

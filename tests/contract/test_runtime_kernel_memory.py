@@ -584,7 +584,7 @@ report("held"); time.sleep(600)
 
 
 def measure_held(runtime: Runtime, disk: Path, source: str, memory_bytes: int, *, exceeds: bool) -> KernelUsage:
-    """Return the usage after a program that reports `held`; see `poll_usage`."""
+    """Return the usage after the program has reported `held`; see `poll_usage`."""
 
     async def scenario() -> KernelUsage:
         async with ready_sandbox(runtime, disk, memory_bytes=memory_bytes, processes_max=512) as sandbox:
@@ -598,7 +598,7 @@ def measure_held(runtime: Runtime, disk: Path, source: str, memory_bytes: int, *
 
 
 async def poll_usage(sandbox: Sandbox, *, exceeds: bool) -> KernelUsage:
-    """Return the first usage that exceeds a limit, or the last: of 60 s if it must exceed a limit, otherwise of 3 s."""
+    """Return the first usage that exceeds a limit, or the last one after 60 s (if `exceeds`) or 3 s."""
     ends_at = time.monotonic() + (60 if exceeds else 3)
     while time.monotonic() < ends_at:
         usage = await sandbox.kernel_usage()
@@ -660,7 +660,7 @@ while True: pass
 def test_mappings_are_limited_only_in_the_sandbox_that_has_them(
     runtime: Runtime, tmp_path: Path, disk: Path, enforced_limits: frozenset[str]
 ):
-    """One sandbox creates mappings slowly. The other one is busy and has as much kernel memory, for page tables."""
+    """One sandbox creates mappings slowly. The other one is busy and uses as much kernel memory for page tables."""
     if has_own_kernel(runtime):
         pytest.skip("mappings belong to the sandbox's kernel")
     if "memory" not in enforced_limits or os.geteuid():
@@ -691,7 +691,7 @@ def test_mappings_are_limited_only_in_the_sandbox_that_has_them(
 
 @pytest.fixture
 def selectable_processors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let programs inside select a processor, so that they can keep one busy. Other sandboxes can do that for them."""
+    """Let programs in the sandbox keep a selected processor busy. Otherwise, only other sandboxes could do that."""
     machine = os.uname().machine
     if machine in seccomp.ARCHITECTURES:
         numbers = seccomp.ARCHITECTURES[machine]
@@ -783,7 +783,7 @@ def test_mappings_of_ended_processes_are_limited(
     processes: int,
     exceeds: bool,
 ):
-    """A waiting reader of /proc/PID/pagemap keeps the mappings of a process that has ended. They are in no list."""
+    """A waiting reader of /proc/PID/pagemap keeps the mappings of an ended process. These mappings are in no list."""
     if has_own_kernel(runtime):
         pytest.skip("mappings belong to the sandbox's kernel")
     if "memory" not in enforced_limits or os.geteuid():
@@ -816,7 +816,7 @@ report("held"); time.sleep(600)
 
 @pytest.mark.usefixtures("selectable_processors")
 @pytest.mark.parametrize(("files", "counts"), [(16000, True), (20, False)])
-def test_files_of_processes_that_take_long_to_end_are_counted(
+def test_files_of_processes_that_take_a_long_time_to_end_are_counted(
     runtime: Runtime,
     disk: Path,
     enforced_limits: frozenset[str],

@@ -740,7 +740,7 @@ def continuing(task, parent):
     return msgspec.structs.replace(task, parent=e.Parent(parent, "0" * 40, ()))
 
 
-def test_tasks_are_filtered_by_the_task_that_they_run_again(store):
+def test_tasks_are_filtered_by_the_task_that_they_rerun(store):
     for name, origin in (("a", None), ("b", "a"), ("c", "a"), ("d", "b")):
         store.insert(IndexedTask(msgspec.structs.replace(task(name, prompt="alpha"), rerun_of=origin), 1))
     store.insert(IndexedTask(continuing(task("e", prompt="alpha"), "a"), 1))

@@ -166,7 +166,7 @@ def test_failed_transaction_changes_nothing(path):
     store.close()
 
 
-def test_read_only_open_of_an_older_index_reports_the_fix(path):
+def test_opening_an_older_index_read_only_reports_the_fix(path):
     SqliteStore(path).close()
     connection = sqlite3.connect(path)
     connection.executescript(DOWNGRADE_TO_VERSION_3)
@@ -327,7 +327,7 @@ def test_tasks_of_an_index_without_parents_are_found_by_their_parent(path, monke
     store.close()
 
 
-def test_tasks_of_an_index_from_before_states_were_single_terms_are_found_by_their_state(path, monkeypatch):
+def test_tasks_of_a_version_9_index_are_found_by_their_state(path, monkeypatch):
     with monkeypatch.context() as earlier:
         earlier.setattr("sandbox.store.sqlite.state_term", lambda state: f"\ue002{state}")
         store = SqliteStore(path)
@@ -562,7 +562,7 @@ def test_large_prompt_is_written_once(path):
     store.close()
 
 
-def test_prompt_in_a_row_of_an_older_index_is_read(path):
+def test_prompt_in_a_row_from_an_older_index_is_read(path):
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 1)
     store.save(known)
@@ -588,7 +588,7 @@ def test_lists_show_the_text_of_a_result_without_a_final_message(path, report, m
     store.close()
 
 
-def test_lists_have_no_large_fields_of_a_row_of_an_older_index(path):
+def test_lists_omit_the_large_fields_of_rows_from_an_older_index(path):
     store = SqliteStore(path)
     known = submitted("a")
     manifest = known.manifest.replace(repository=dataclasses.replace(known.manifest.repository, patch="ZGlmZg=="))
@@ -834,7 +834,7 @@ def test_row_with_the_content_of_another_task_is_outdated(path):
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_row_with_a_wrong_time_is_reported_as_damaged_in_lists_sorted_by_it(path, order):
+def test_row_with_a_wrong_time_is_reported_as_damaged_in_lists_sorted_by_that_time(path, order):
     """Otherwise, a query for the oldest tasks would end at this row."""
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 5)

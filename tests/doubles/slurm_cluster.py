@@ -99,7 +99,7 @@ class SlurmCluster:
     def __init__(self, slurmd_timeout=6, cpus=CPUS):
         """slurmd_timeout: how many seconds a host may be silent. With 6, the hosts of a busy machine can be lost.
 
-        cpus: of each host.
+        cpus: the number of CPUs of each host.
         """
         self._slurmd_timeout = slurmd_timeout
         self._cpus = cpus

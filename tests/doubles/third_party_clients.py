@@ -59,7 +59,7 @@ FETCH_TEXT = "async (address) => await (await fetch(address)).text()"
 
 
 def parse_sse_events(lines):
-    """Events of an SSE stream; event names and ids must match the data."""
+    """Yield the events of an SSE stream, whose event names and ids must match the data."""
     fields = {}
     for line in lines:
         if line and not line.startswith(":"):
@@ -78,7 +78,7 @@ def _event(seq, name, data):
 
 
 def received_events(stream):
-    """Events received by a page, until its stream is closed. Waiting inside the page is cheaper than polling it."""
+    """Yield the events that a page receives until its stream is closed. Waiting in the page is cheaper than polling."""
     is_closed = False
     while not is_closed:
         is_closed, batch = wait_until(lambda: any(now := stream.evaluate(TAKE_EVENTS)) and now, 60, "an event")

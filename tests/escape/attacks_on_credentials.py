@@ -93,7 +93,7 @@ DENIED_ERRORS = ("EPERM", "EACCES", "ENOSYS", "ENOENT", "ESRCH")
 
 
 def credential_attacks():
-    """All attacks on credentials and privileges."""
+    """Yield all attacks on credentials and privileges."""
     yield from _keys()
     yield from _files()
     yield from _other_processes()

@@ -31,7 +31,7 @@ keep_alive = []
 
 
 def kernel_memory_attacks():
-    """All attacks on kernel memory."""
+    """Yield all attacks on kernel memory."""
     yield from _buffers()
     yield from _filters()
     yield from _other_pools()
@@ -189,7 +189,7 @@ fork_to(remove_pages)
 
 
 def long_call_attacks():
-    """Attacks that keep kernel memory in calls that take long. With a shared kernel, the runner ends the sandbox."""
+    """Yield attacks that keep kernel memory in long calls. With a shared kernel, the runner ends the sandbox."""
     yield Attack("files of processes that take long to end", f"""{_BUSY_PROCESSOR}
 import re
 os.mkdir("/tmp/listed")

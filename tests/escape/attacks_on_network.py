@@ -109,7 +109,7 @@ NO_NAME = ("no such name", "refused by the resolver")
 
 
 def network_attacks():
-    """All network attacks."""
+    """Yield all network attacks."""
     yield from _by_address()
     yield from _by_unusual_address()
     yield from _without_a_name()

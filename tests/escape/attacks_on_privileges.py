@@ -34,7 +34,7 @@ _NOT_IN_GVISOR = {"core_pattern in a new procfs", "a device node"}
 
 
 def privilege_attacks():
-    """All attacks on privileges."""
+    """Yield all attacks on privileges."""
     yield from _users()
     yield from _namespaces()
     yield from _root_of_a_namespace()

@@ -57,7 +57,7 @@ def touch(directory, count):
 
 
 def resource_attacks():
-    """All resource attacks."""
+    """Yield all resource attacks."""
     yield from attacks_on_kernel_memory.kernel_memory_attacks()
     yield Attack(
         "more processes than the limit",

@@ -107,7 +107,7 @@ class HostWatch:
         return {pid: process for pid, process in found if process is not None and pid not in self._protected_pids}
 
     def _pairs(self, sandbox_processes):
-        """(pid, old, new) of every process that must not change; sandbox processes that have ended are omitted."""
+        """Yield (pid, old, new) for every process that must not change; ended sandbox processes are omitted."""
         for pid, before in self._before.items():
             yield pid, before, host_state.read_process(pid)
         for pid, before in self._ready_processes.items():

@@ -65,7 +65,7 @@ class Table:
                 yield (kind, row), verdicts.get(kind, {}).get(traps.get(row, row) if kind == "collection" else row)
 
     def lines(self):
-        """The table as Markdown."""
+        """Yield the lines of the table as Markdown."""
         yield "| runtime | date | versions | refused | inside only | ✓ | ✗ |"
         yield f"|{' --- |' * 7}"
         for runtime in RUNTIMES:

@@ -190,7 +190,7 @@ def run(source, prelude_globals, output, report_fd, hold_seconds):
 
 
 def schedule(attacks):
-    """The code to run, as (names of attacks, kind, code, seconds to hold)."""
+    """Yield the code to run, as (names of attacks, kind, code, seconds to hold)."""
     names_by_control = {}
     for attack in attacks:
         names_by_control.setdefault(attack["control"], []).append(attack["name"])

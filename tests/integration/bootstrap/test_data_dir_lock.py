@@ -280,7 +280,7 @@ def test_run_dir_is_not_blocked_by_another_user():
         shared.mkdir()
         shared.chmod(0o1777)
         planted = shared / f"sandbox-{directory.stat().st_uid}"
-        planted.mkdir(0o700)  # as root, who is another user
+        planted.mkdir(0o700)  # as root, which is another user
         run_as_ordinary_user(_start_beside_planted_run_dir, directory)
         planted.rmdir()
         planted.symlink_to(directory)

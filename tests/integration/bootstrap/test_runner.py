@@ -133,7 +133,7 @@ main()
     ("bytes_per_second", "exit_code"), [(10, 1), (1024**2, -signal.SIGALRM)], ids=["long journal", "short journal"]
 )
 def test_launch_timeout_grows_with_the_size_of_the_journal(tmp_path, bytes_per_second, exit_code):
-    """After a reboot, many finishers run at once. A timeout while reading a long journal would lose the workspace."""
+    """After a reboot, many finishers run at once. A timeout during a long journal read would lose the workspace."""
     journals = FileJournals(tmp_path)
     recorder = JournalRecorder(journals.create("task-1"), None, SystemClock().now)
     for event in ENDED:

@@ -29,7 +29,7 @@ def test_task_is_locked_by_one_worker(tmp_path, monkeypatch):
         pass
 
 
-def test_lock_of_a_task_that_has_a_worker_fails_at_once(tmp_path):
+def test_locking_a_task_that_has_a_worker_fails_at_once(tmp_path):
     with lock_task(tmp_path / "task-1"):
         started_at = time.monotonic()
         with pytest.raises(BlockingIOError), lock_task(tmp_path / "task-1", waits=False):
@@ -119,7 +119,7 @@ def test_incomplete_key_is_refused(tmp_path, content):
         read_host_key(write_host_key(tmp_path / "host.key", content))
 
 
-def test_file_that_is_no_file_is_refused(tmp_path):
+def test_path_without_a_regular_file_is_refused(tmp_path):
     """A FIFO must not block the server."""
     os.mkfifo(tmp_path / "fifo", 0o600)
     for path, message in (

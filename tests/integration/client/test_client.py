@@ -449,7 +449,7 @@ def test_response_compressed_twice_is_rejected(api, client):
             client.tasks()
 
 
-def test_all_tasks_follows_the_page_cursor(api, client):
+def test_all_tasks_method_follows_the_page_cursor(api, client):
     pages = [{"tasks": [{"id": "a"}, {"id": "b"}], "next_cursor": "x"}, {"tasks": [{"id": "c"}], "next_cursor": None}]
     api.on("GET", "/tasks", *map(json_response, pages))
     assert [task["id"] for task in client.all_tasks(states=["running"])] == ["a", "b", "c"]

@@ -69,7 +69,7 @@ def test_sigterm_and_sighup_exit_with_128_plus_the_signal():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_next_steps_set_the_path_only_for_a_command_outside_of_it(monkeypatch, tmp_path):
+def test_next_steps_set_path_only_if_the_command_is_not_found_on_path(monkeypatch, tmp_path):
     installed = Path(sys.executable).parent / "sandbox"
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "sandbox").symlink_to(installed)

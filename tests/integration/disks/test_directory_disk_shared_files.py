@@ -46,7 +46,7 @@ def count_inspected_files() -> int:
     return sum(1 for _ in directory_disk._open_files())
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user may not compare the files of every process")
+@pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user cannot compare the files of every process")
 def test_shared_file_table_is_inspected_once(tmp_path: Path):
     before = count_inspected_files()
     with hold_open(tmp_path / "file", _CLONE_FILES):

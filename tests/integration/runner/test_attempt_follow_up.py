@@ -185,7 +185,7 @@ def test_result_is_shown_once_when_no_retry_follows(make_harness, output_format,
     assert asyncio.run(shown_results(harness)) == ["agent_result"]
 
 
-def test_rendered_result_is_not_marked_parsed_if_its_conversation_was_not_recorded(make_harness):
+def test_rendered_result_is_not_marked_as_parsed_if_its_conversation_was_not_recorded(make_harness):
     """An earlier version of the server, which could not read conversation events, started the attempt."""
     script = AttemptScript(stdout=ClaudeCodeLines.stdout, exit=ExitStatus(1))
     harness = make_harness(script, lifecycle={"retries": 1}, claude={"output_format": "json"})

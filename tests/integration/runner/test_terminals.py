@@ -259,7 +259,7 @@ async def test_terminals_of_a_headless_agent_and_a_closed_sandbox_are_refused(tm
             await connect(OpenTerminal(24, 80))
 
 
-def test_terminals_disabled_before_enabling_stay_disabled():
+def test_disabled_terminals_cannot_be_enabled_later():
     """The agent may have exited before its start is recorded."""
     terminals = TerminalServer(None, CpuThrottle().queue())
     terminals.disable()

@@ -471,7 +471,7 @@ async def test_follow_from_now_starts_with_the_current_state(components):
     assert rest[-1]["type"] == "end"
 
 
-async def test_follow_all_streams_every_task(components):
+async def test_follow_all_includes_every_task(components):
     async def scenario():
         async with components.server() as service:
             events = []
@@ -495,7 +495,7 @@ async def test_follow_all_streams_every_task(components):
 
 
 def test_index_ahead_of_its_journal_is_reloaded(components):
-    """After a power loss, the journal may have lost its last records while the index has them."""
+    """After a power loss, the journal may have lost its last records although the index has them."""
 
     async def before():
         async with components.server() as service:
@@ -513,7 +513,7 @@ def test_index_ahead_of_its_journal_is_reloaded(components):
     assert asyncio.run(after()) is TaskState.PROVISIONING
 
 
-def test_follow_all_streams_the_end_of_a_truncated_journal(components, caplog):
+def test_follow_all_includes_the_end_of_a_truncated_journal(components, caplog):
     """The finisher reuses the sequence numbers of the lost records."""
     caplog.set_level("INFO", "sandbox.server.journal_tailer")
 

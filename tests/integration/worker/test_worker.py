@@ -245,7 +245,7 @@ async def start(server, tmp_path):
         await asyncio.gather(worker.running, return_exceptions=True)
 
 
-async def test_worker_copies_the_records_and_exits_with_the_task(server, start):
+async def test_worker_copies_the_records_and_exits_when_the_task_has_ended(server, start):
     worker = await start()
     await worker.launch()
     worker.host.record(PREPARED, output("x"))
@@ -284,7 +284,7 @@ async def test_lease_is_renewed_from_the_moment_of_sending(start):
 
 
 async def test_agent_communicates_only_after_the_server_has_the_record_of_its_start(server, start):
-    """Otherwise, the server would start another agent if the host was lost."""
+    """Otherwise, the server would start another agent if the host were lost."""
     worker = await start()
     await worker.launch()
     worker.host.record(PREPARED, CREATED)
@@ -308,7 +308,7 @@ async def test_agent_communicates_only_after_the_server_has_the_record_of_its_st
 
 
 async def test_renewal_that_fails_is_repeated_after_the_next_answer(start, monkeypatch):
-    """A successful one is repeated only when the lease is longer by a minute."""
+    """A successful renewal is repeated only once the lease has grown by a minute."""
     monkeypatch.setattr(session_module, "_RENEWAL_SECONDS_MAX", 60.0)
     worker = await start(renewal_errors=1)
     worker.job.store(msgspec.structs.replace(worker.job.stored, lease_seconds=1200.0))
@@ -640,7 +640,7 @@ async def test_worker_of_another_version_ends(server, start, caplog):
     assert "The server does not accept this worker: The host host-1 has Sandbox 0.0.9, and the server" in caplog.text
 
 
-async def test_another_server_cannot_pass_the_proof_of_a_worker_on(server, tmp_path):
+async def test_another_server_cannot_pass_on_the_proof_of_a_worker(server, tmp_path):
     """An attacker has a join token and can make a worker connect to another server, which relays the challenge."""
     await require_host_key(server)
     job, proofs = await server.submit(), []

@@ -130,7 +130,7 @@ def test_environment_of_a_worker_has_no_keys():
     assert {"k", "v", "t"} & set(environment.values()) == set()
 
 
-def test_worker_can_ask_about_long_tasks_again_and_again(tmp_path, monkeypatch):
+def test_worker_can_ask_repeatedly_whether_long_tasks_have_ended(tmp_path, monkeypatch):
     tasks = StoredTasks(tmp_path)
     for task_id in ("ended", "compressed"):
         tasks.add_completed_task(task_id, lines=3000, line_bytes=300)

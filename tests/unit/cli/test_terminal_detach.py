@@ -79,5 +79,5 @@ def test_reset_does_not_clear_the_screen():
 @pytest.mark.parametrize(
     ("keys", "shown"), [(b"\x10\x11", "Ctrl-P Ctrl-Q"), (b"\x1d", "Ctrl-]"), (b"\x00a", "Ctrl-@ a"), (b"~.", "~ .")]
 )
-def test_keys_are_shown_as_a_user_reads_them(keys: bytes, shown: str):
+def test_keys_are_shown_in_readable_form(keys: bytes, shown: str):
     assert terminal.format_keys(keys) == shown

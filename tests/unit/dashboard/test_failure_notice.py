@@ -125,13 +125,13 @@ def test_summary_starts_with_the_cause(code, message, summary):
         ("vm.memory", "more memory"),
     ],
 )
-def test_setting_to_change_is_that_of_the_remedy(field, change):
+def test_notice_offers_a_change_of_the_setting_in_the_remedy(field, change):
     notice = describe("new_code", "It broke.", field)
     assert (notice.field, notice.change) == (field, change)
 
 
 @pytest.mark.parametrize("field", [None, "repository.subpath"])
-def test_notice_offers_no_change_of_a_field_without_words(field):
+def test_notice_offers_no_change_of_a_field_without_a_description(field):
     notice = describe("clone_failed", "'a' is not a directory; check repository.subpath and vm.memory.", field)
     assert (notice.field, notice.change) == (None, "")
 

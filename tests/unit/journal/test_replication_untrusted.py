@@ -154,7 +154,7 @@ def receive_all(copy, *events):
 
 
 def check_rejected_only(copy, rejected, accepted):
-    """Check that one event is rejected, changes nothing, and that the other one is accepted."""
+    """Check that one event is rejected and changes nothing, and that the other one is accepted."""
     before = copy.end
     with pytest.raises(JournalDamagedError):
         copy.receive(copy.line(rejected))

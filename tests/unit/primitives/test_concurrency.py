@@ -95,7 +95,7 @@ def listener():
         yield listener
 
 
-async def test_accepts_connections_one_after_the_other(listener):
+async def test_connections_are_accepted_one_after_the_other(listener):
     for number in range(3):
         accepting = asyncio.create_task(accept_connection(listener))
         await asyncio.sleep(0)

@@ -41,10 +41,10 @@ def test_proof_is_an_hmac_of_all_fields_with_their_lengths():
         {"host": "n", "worker_nonce": b"1" + b"w" * 32},
     ],
 )
-def test_proof_depends_on_each_field_and_on_their_borders(changes):
+def test_proof_depends_on_each_field_and_on_the_borders_between_fields(changes):
     assert not is_host_proof(compute_host_proof(**ARGUMENTS | changes), PROOF)
 
 
 @pytest.mark.parametrize("proof", [b"", PROOF[:-1], PROOF + b"x", bytes(32), ARGUMENTS["challenge"]])
-def test_other_bytes_are_no_proof(proof):
+def test_other_bytes_are_not_a_proof(proof):
     assert not is_host_proof(proof, PROOF)

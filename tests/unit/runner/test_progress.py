@@ -220,7 +220,7 @@ def test_denied_count_is_reported_once_per_second():
 
 
 def test_totals_of_usage_have_the_limits_of_records():
-    """A server rejects records of workers with larger totals."""
+    """A server rejects a worker's records if they have larger totals."""
     tracker, events = create_tracker(Progress(input_tokens=2**53 - 2, output_tokens=2**53 - 2, cost_usd=1e9 - 1))
     for second in range(2):
         tracker.add_usage(Usage("m", 1, 1, cost_usd=1.0))

@@ -59,8 +59,8 @@ def listed(hosts):
     return {host.status.name: (host.status.state, list(host.task_ids)) for host in hosts.list_hosts()}
 
 
-def test_own_machine_has_the_tasks_that_run_there():
-    """Tasks that wait or have ended are not listed. A machine that was renamed is still the own machine."""
+def test_servers_machine_has_the_tasks_that_run_there():
+    """Tasks that wait or have ended are not listed. The server's machine keeps its tasks after it is renamed."""
     hosts = make_hosts(
         [
             task("task-2", "here"),
@@ -76,7 +76,7 @@ def test_own_machine_has_the_tasks_that_run_there():
     assert not hosts.has_cluster
 
 
-def test_own_machine_that_cannot_start_tasks_has_the_reason():
+def test_servers_machine_that_cannot_start_tasks_has_the_reason():
     [host] = make_hosts([], blocked_reason="No runtime works.").list_hosts()
     assert (host.status.state, host.status.reason) == (HostState.NOT_READY, "No runtime works.")
 
@@ -89,7 +89,7 @@ def test_hosts_of_a_cluster_are_sorted_and_have_their_tasks():
 
 
 @pytest.mark.parametrize(("name", "expected"), [("here", {"a", "here"}), ("a", {"a"})])
-def test_own_machine_of_a_cluster_is_listed_while_tasks_run_there(name, expected):
+def test_servers_machine_is_listed_with_a_cluster_while_tasks_run_there(name, expected):
     """If the engine calls the machine by the same name, it is listed once."""
     assert set(listed(make_hosts([], ["a"], name=name))) == {"a"}
     found = listed(make_hosts([task("task-1", "here"), task("task-2", "cluster:a")], ["a"], name=name))

@@ -28,7 +28,7 @@ def test_tasks_are_admitted_in_order_while_resources_last(scheduler):
 CPU_HOST, MEMORY_HOST = Resources(16, 8 * GIB, 50 * GIB), Resources(4, 64 * GIB, 50 * GIB)
 
 
-def test_engine_queues_all_tasks_that_fit_in_a_host():
+def test_engine_queues_all_tasks_that_fit_on_a_host():
     """The tasks together need more than all hosts have, and the server's free memory does not matter."""
     scheduler = Scheduler(MEMORY_HOST, [CPU_HOST, MEMORY_HOST])
     for number in range(20):
@@ -49,7 +49,7 @@ def test_thousands_of_tasks_are_handed_to_an_engine_quickly():
     assert time.process_time() - started < 0.3
 
 
-def test_task_that_fits_in_no_host_waits_and_names_the_closest_one():
+def test_task_that_fits_on_no_host_waits_and_names_the_closest_host():
     scheduler = Scheduler(MEMORY_HOST, [CPU_HOST, MEMORY_HOST])
     scheduler.enqueue("both", Resources(5, 9 * GIB, GIB))
     scheduler.enqueue("cpus", Resources(17, GIB, GIB))

@@ -73,7 +73,7 @@ async def test_stalled_client_does_not_delay_shutdown(running_api, wait_until):
         plain.close()
 
 
-async def test_responses_that_are_cut_off_at_the_end_are_no_errors(running_api, wait_until, monkeypatch, caplog):
+async def test_responses_cut_off_by_a_shutdown_are_not_errors(running_api, wait_until, monkeypatch, caplog):
     """Many clients read slowly. A traceback for each of them would fill the log."""
     monkeypatch.setattr(server, "GRACEFUL_SHUTDOWN_SECONDS", 1)
     async with running_api() as api, AsyncExitStack() as stack:

@@ -81,7 +81,7 @@ def test_hosts_of_the_selected_partition_are_checked(slurm):
     "state", ["idle", "mixed", "mixed-", "planned", "allocated", "allocated+", "completing", "idle~", "idle#", "idle-~"]
 )
 def test_host_in_a_healthy_state_is_usable(slurm, state):
-    """The marks stand for completing jobs, the backfill scheduler and power saving."""
+    """The suffixes stand for completing jobs, the backfill scheduler and power saving."""
     slurm.define("sinfo", f"n1|{state}|16|64000|all*|none\n")
     assert [finding.message for finding in problems(check_engine(slurm.settings()))] == []
 
@@ -93,7 +93,7 @@ def test_cluster_without_a_usable_host_cannot_run_tasks(slurm, state):
     assert problem.message == f"no host of the default partition runs jobs: n1 ({state})"
 
 
-def test_too_small_hosts_are_reported(slurm):
+def test_hosts_that_are_too_small_are_reported(slurm):
     slurm.define("sinfo", "n1|idle|2|8000|all*|none\n")
     assert any("no host has 4 CPUs" in finding.message for finding in problems(check_engine(slurm.settings())))
 

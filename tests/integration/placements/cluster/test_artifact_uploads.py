@@ -204,7 +204,7 @@ async def upload_text(server, claim, name):
 
 @pytest.mark.parametrize("restarts", [False, True])
 @pytest.mark.parametrize("limit", [("ARTIFACTS_BYTES_MAX", 2_000_000), ("WORKER_ARTIFACTS_MAX", 2)])
-async def test_limits_on_artifacts_apply_to_all_sessions(server, job, monkeypatch, limit, restarts):
+async def test_limits_on_artifacts_apply_across_sessions(server, job, monkeypatch, limit, restarts):
     """An artifact that is sent several times counts once."""
     monkeypatch.setattr(artifact_uploads, *limit)
     claim = server.claim(job)

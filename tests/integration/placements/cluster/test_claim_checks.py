@@ -79,8 +79,8 @@ class TestProofOfTheHost:
             await client.send(HEARTBEAT_WITH_FREE_LOCK)
             assert await client.read() == HeartbeatAnswer(1)
 
-    async def test_lost_answer_does_not_burn_the_token(self, server, job):
-        """The worker is identified by its random number, also by the next server."""
+    async def test_lost_answer_does_not_consume_the_token(self, server, job):
+        """The server identifies the worker by its random number, and so does the next server."""
         claim = server.claim(job)
         async with server.connect(claim) as client:
             await client.send(prove(server, claim, await challenge_of(client)))
@@ -91,7 +91,7 @@ class TestProofOfTheHost:
         async with server.connect(claim) as again:
             assert isinstance(await again.read(), Claimed)
 
-    async def test_connection_that_breaks_before_the_proof_does_not_burn_the_token(self, server, job):
+    async def test_connection_that_breaks_before_the_proof_does_not_consume_the_token(self, server, job):
         claim = server.claim(job)
         for _ in range(2):
             async with server.connect(claim) as client:
@@ -133,8 +133,8 @@ class TestProofOfTheHost:
         ],
         ids=lambda changes: next(iter(changes)),
     )
-    async def test_proof_of_something_else_is_rejected(self, server, job, changes):
-        """A proof for another server is what a server in between can get from a worker, and pass on."""
+    async def test_proof_with_a_different_field_is_rejected(self, server, job, changes):
+        """A server in between can get a proof from a worker and pass it on, but that proof is for another server."""
         claim = server.claim(job)
         async with server.connect(claim) as client:
             await client.send(prove(server, claim, await challenge_of(client), **changes))
@@ -275,20 +275,20 @@ async def test_worker_of_a_version_that_sends_none_is_rejected(server, job):
         await check_not_accepted(client, "has an earlier version of Sandbox, and the server has Sandbox")
 
 
-async def test_worker_with_other_messages_is_rejected(server, job):
+async def test_worker_with_another_protocol_version_is_rejected(server, job):
     async with server.connect(server.claim(job, protocol=PROTOCOL_VERSION + 1)) as client:
         await check_not_accepted(client, f"(protocol {PROTOCOL_VERSION + 1})")
     assert not job.is_claimed
 
 
 @pytest.mark.parametrize("version", ["1.0\n", "\x1b[2J", "x" * 65, "<b>"])
-async def test_text_that_is_no_version_is_malformed(server, job, version):
+async def test_text_that_is_not_a_version_is_malformed(server, job, version):
     async with server.connect(server.claim(job, version=version)) as client:
         await check_not_accepted(client)
     assert server.jobs.status("task-1").reason == job.reason
 
 
-async def test_running_worker_survives_an_upgrade_of_the_server_with_the_same_messages(server, job, monkeypatch):
+async def test_running_worker_survives_a_server_upgrade_with_the_same_protocol_version(server, job, monkeypatch):
     claim = server.claim(job)
     async with server.connect(claim) as client:
         assert isinstance(await client.read(), Claimed)
@@ -298,7 +298,7 @@ async def test_running_worker_survives_an_upgrade_of_the_server_with_the_same_me
         assert isinstance(await client.read(), Claimed)
 
 
-async def test_running_worker_is_rejected_by_a_server_with_other_messages(server, job, monkeypatch):
+async def test_running_worker_is_rejected_by_a_server_with_another_protocol_version(server, job, monkeypatch):
     claim = server.claim(job)
     async with server.connect(claim) as client:
         assert isinstance(await client.read(), Claimed)

@@ -1,4 +1,4 @@
-"""The hosts on which workers have run are listed, also after a restart of the server."""
+"""The hosts on which workers have run are listed, even after a restart of the server."""
 
 import time
 
@@ -147,7 +147,7 @@ def test_contact_does_not_add_a_host_that_was_forgotten(monkeypatch, tmp_path):
     assert {host.name: host.last_contact > 1 for host in seen.snapshot()} == {"host-1": True, "host-2": True}
 
 
-def test_list_that_cannot_be_saved_is_saved_later(tmp_path, caplog):
+def test_list_is_saved_later_after_a_failed_save(tmp_path, caplog):
     seen = SeenHosts(tmp_path / "missing" / "hosts.json")
     seen.add(SeenHost("host-1", 1.0))
     assert "The list of hosts was not saved" in caplog.text

@@ -120,7 +120,7 @@ async def test_submissions_do_not_delay_the_workers_of_other_tasks(server, job, 
     assert started == [other.name for other in others]
 
 
-async def test_job_of_a_task_that_ends_before_its_submission_is_not_submitted(server, monkeypatch):
+async def test_job_is_not_submitted_if_its_task_ends_first(server, monkeypatch):
     started, may_submit = [], asyncio.Event()
 
     async def submit_slowly(request):
@@ -310,7 +310,7 @@ async def test_workers_that_claim_and_end_at_once_are_started_with_growing_pause
     assert [round(pause) for pause in pauses] == [2, 4, 8, 0]
 
 
-async def test_liveness_of_an_attempt_with_a_lost_stored_job_is_unknown_for_one_lease(server, monkeypatch):
+async def test_liveness_is_unknown_for_one_lease_if_the_stored_job_is_lost(server, monkeypatch):
     assert server.jobs.liveness("task-9") is Liveness.UNKNOWN
     monkeypatch.setattr(jobs, "takeover_seconds", lambda _: 0.0)
     assert server.jobs.liveness("task-9") is Liveness.FREE

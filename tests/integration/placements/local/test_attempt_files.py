@@ -96,7 +96,7 @@ def test_release_destroys_the_sandbox_of_a_killed_debug_session(tmp_path, has_se
 
 
 class BlockingSource(RecordingSource):
-    """A source whose scan waits, as a read of a program's arguments in /proc can, until the program's task ends."""
+    """A source whose scan waits until the task ends. A read of a program's arguments in /proc can take that long."""
 
     def __init__(self):
         super().__init__()

@@ -213,7 +213,9 @@ async def test_guest_has_output_gateway_access_and_a_memory_limit(
             exit_status = await sandbox.wait()
         assert (exit_status.code, exit_status.was_oom_killed) == (128 + signal.SIGKILL, True)
         remaining.clear()  # of earlier tries to boot
-    assert remaining == [frozenset()], "names that the guest looked up in the host's directories are dropped at its end"
+    assert remaining == [frozenset()], (
+        "names that the guest looked up in the host's directories are dropped when the guest ends"
+    )
 
 
 _MANY_FLOWS = """

@@ -40,7 +40,7 @@ def test_permissions_are_used_for_rules_and_mcp_tools(entries, tools, allowed):
     assert options(*entries) == ("--tools", tools, "--allowedTools", *allowed, *DENY)
 
 
-def test_permissions_are_used_for_plain_tool_names_with_mcp_servers_or_without_skip_permissions():
+def test_plain_tool_names_use_permissions_if_there_are_mcp_servers_or_skip_permissions_is_false():
     expected = ("--tools", "Read", "--allowedTools", "Read", *DENY)
     assert options("Read", skip_permissions=False) == expected
     assert options("Read", mcp_config=SERVERS) == expected

@@ -55,7 +55,7 @@ def test_number_of_task_ids_is_limited(api, tasks):
     assert (host["running"], host["task_ids"]) == (len(ids), ids[:HOST_TASK_IDS_MAX])
 
 
-def test_viewers_may_list_hosts_and_others_may_not(api_with_tokens):
+def test_viewers_can_list_hosts_and_others_cannot(api_with_tokens):
     api = api_with_tokens(FakeTokenStore(vera="viewer"))
     assert api.get(HOSTS).status_code == 401
     assert api.get(HOSTS, headers={"authorization": "Bearer vera"}).status_code == 200

@@ -29,7 +29,7 @@ def test_task_that_has_not_ended_is_not_deleted(api, tasks):
     assert api.get("/api/v1/tasks/task-001").status_code == 200
 
 
-def test_viewer_may_not_delete_a_task(api_with_tokens, tasks):
+def test_viewer_cannot_delete_a_task(api_with_tokens, tasks):
     tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
     api = api_with_tokens(FakeTokenStore(olga="operator", vera="viewer"))
     assert api.delete(PATH, headers={"authorization": "Bearer vera"}).status_code == 403

@@ -152,7 +152,7 @@ def print_on_terminal(bootstrap, monkeypatch, findings, *options):
     return [line.strip() for line in console.file.getvalue().splitlines()], result.stderr
 
 
-def test_doctor_shows_that_the_checks_run(bootstrap, monkeypatch):
+def test_doctor_shows_that_the_checks_are_running(bootstrap, monkeypatch):
     import sandbox.cli.commands.doctor as command
 
     lines = []

@@ -56,7 +56,7 @@ def test_commands_are_printed_but_not_run_without_a_terminal(machine):
     assert "No system package was installed." in result.stderr
 
 
-def test_yes_installs_packages_and_npm_packages(machine):
+def test_yes_option_installs_packages_and_npm_packages(machine):
     result = invoke("--yes")
     assert result.exit_code == 0, result.output
     assert machine.commands == [*MISSING.commands, GVISOR]

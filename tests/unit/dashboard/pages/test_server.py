@@ -80,7 +80,7 @@ def test_overcommitted_capacity_shows_its_factor(pages):
 
 
 def test_hosts_page_without_a_cluster_has_this_machine_only(pages):
-    """The page of the server does not link to the page."""
+    """The server page does not link to the hosts page."""
     pages.tasks.hosts = [HostWithTasks(pages.tasks.hosts[0].status, ["task-1"])]
     text = pages.get("/hosts").text
     assert re.findall(r'<th scope="row"[^>]*>([^<]*)</th>', text) == ["build-1"]

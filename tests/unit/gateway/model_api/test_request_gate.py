@@ -399,7 +399,7 @@ def test_number_of_requests_that_may_exceed_the_budget_is_limited(budget):
 def test_bound_of_the_next_request_counts_with_those_in_flight_and_with_finished_ones(
     spent_tokens: int, spent_usd: float, kind: str, is_exceeded: bool
 ):
-    """The budget just covers the earlier attempts and these requests, or lacks one token or 0.001 USD."""
+    """The budget exactly covers the earlier attempts and these requests, or is one token or 0.001 USD too small."""
     bound, requests = usage(100, 50, usd=0.5), BUDGET_REQUESTS_IN_FLIGHT_MIN + 1
     tokens = spent_tokens + 150 * requests - (1 if is_exceeded else 0)
     usd = spent_usd + 0.5 * requests - (0.001 if is_exceeded else 0.0)

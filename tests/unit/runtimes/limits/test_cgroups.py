@@ -309,7 +309,7 @@ def test_mapping_counter_gets_the_processes_of_the_group_and_of_its_siblings(tmp
 
 @pytest.mark.parametrize("name", ["tasks", "cgroup.threads"])
 def test_meter_of_closing_files_gets_the_threads_of_the_group(tmp_path: Path, name: str):
-    """The first thread of a process may have ended. The kernel does not list the process while the last one ends."""
+    """The first thread of a process may have ended. The kernel does not list the process while its last thread ends."""
     _write_group(tmp_path / "memory/sandbox/attempt", {"cgroup.procs": "", name: "7\n8\n"})
 
     class RecordingMeter(ClosingFilesMeter):

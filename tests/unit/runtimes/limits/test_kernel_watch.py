@@ -213,7 +213,7 @@ async def test_files_are_counted_early_if_uncharged_kernel_memory_grows(grown_by
 
 
 @pytest.mark.usefixtures("counting_uses_cpu")
-async def test_early_counts_are_at_least_as_far_apart_as_a_count_takes():
+async def test_pause_before_an_early_count_is_at_least_the_duration_of_a_count():
     sandbox = ScriptedSandbox(KernelUsage())
     sandbox.count_seconds, sandbox.uncharged = 0.3, 0
 

@@ -28,7 +28,7 @@ def more_mappings() -> Iterator[Callable[[int], None]]:
 
         def add(count: int) -> None:
             for number in range(count):
-                # The kernel merges neighbours with the same protection.
+                # The kernel merges adjacent mappings with the same protection.
                 protection = mmap.PROT_READ | (mmap.PROT_WRITE if number % 2 else 0)
                 held.enter_context(mmap.mmap(-1, mmap.PAGESIZE, prot=protection))
 
@@ -109,7 +109,7 @@ def test_mappings_of_processes_outside_of_sandboxes_are_not_hidden(tmp_path: Pat
         (1 << 30, False),  # all of the machine's mappings may be the sandbox's
     ],
 )
-def test_sandbox_whose_mappings_take_too_long_to_count_may_have_as_many_as_its_kernel_memory_contains(
+def test_mappings_that_take_too_long_to_count_are_estimated_from_kernel_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel_bytes: int, is_hidden: bool
 ):
     monkeypatch.setattr(memory_mappings, "count_mappings", lambda ids, _: None if OWN in ids else 0)

@@ -234,7 +234,9 @@ class EndingProcesses:
         (4, "R", 1, 0),  # starved, but with few files
     ],
 )
-def test_files_of_processes_that_take_long_to_end_are_counted(count: int, state: str, time_slices: int, mebibytes: int):
+def test_files_of_processes_that_take_a_long_time_to_end_are_counted(
+    count: int, state: str, time_slices: int, mebibytes: int
+):
     processes = EndingProcesses(count, state)
     assert processes.measure() == 0
     assert processes.measure(seconds=0.9, time_slices=time_slices) == 0

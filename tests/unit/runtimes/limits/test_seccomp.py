@@ -266,7 +266,7 @@ def test_threads_must_share_open_files(architecture: str):
 
 
 @all_architectures
-def test_processes_may_not_share_signal_handlers(architecture: str):
+def test_processes_cannot_share_signal_handlers(architecture: str):
     """Otherwise, a signal to a process group would notify the same waiters once per process."""
     thread, files, handlers, memory = 0x10000, 0x400, 0x800, 0x100
     assert evaluate(architecture, CLONE[architecture], handlers | memory | 17) == errno.EPERM

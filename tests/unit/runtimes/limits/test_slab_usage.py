@@ -175,7 +175,7 @@ def test_growth_is_attributed_to_a_running_sandbox_and_not_to_an_idle_one(kind: 
 
 
 def test_growth_in_mappings_is_attributed_to_an_idle_sandbox_too():
-    """Its own mappings are counted afterwards, so that a busy sandbox cannot hide them."""
+    """The sandbox's own mappings are counted afterwards, so that another, busy sandbox cannot hide them."""
     machine = FakeSlabs(kind="vma_growth_bytes")
     idle = machine.slabs()
     idle.measure(900 * MEBIBYTE, 300 * MEBIBYTE, cpu=500.0, other_cpu=100.0)

@@ -360,7 +360,7 @@ def test_refused_model_requests_are_not_counted_as_connections(run_cli, api):
     api.on("GET", f"/tasks/{TASK_ID}/logs", lambda _: ApiResponse(200, [log], {"content-type": "text/plain"}))
     output = run_cli("task", "status", TASK_ID).stdout.decode()
     assert "Refused     1 connection to a.example:1: x\n" in output
-    assert "Allow" not in output  # no manifest allows this host
+    assert "Allow" not in output  # no manifest can allow this host
 
 
 def test_status_names_the_refused_hosts(run_cli, api):
@@ -405,7 +405,7 @@ def test_status_shows_reasons_of_refusals_and_the_command_that_allows_the_hosts(
     ]
     lines = run_cli("task", "status", TASK_ID).stdout.decode().splitlines()
     assert [line for line in lines if line.startswith(("Refused", "Allow"))] == [*rows, f"Allow       {ALLOW_COMMAND}"]
-    # A terminal wraps the other lines, but a command is copied as one line.
+    # On a terminal, text is wrapped but a command stays on one line, so that users can copy it.
     assert f"Allow       {ALLOW_COMMAND}" in show_on_terminal(on_terminal, terminal, "task", "status", TASK_ID)
 
 

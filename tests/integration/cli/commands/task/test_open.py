@@ -41,7 +41,7 @@ def test_without_a_display_the_address_is_printed_but_not_opened(run_cli, enviro
     assert not (tmp_path / "started").exists()
 
 
-def test_no_browser_option_prevents_the_browser_from_starting(run_cli, url, opened):
+def test_option_no_browser_prevents_the_browser_from_starting(run_cli, url, opened):
     result = run_cli("task", "open", TASK_ID, "--no-browser", "--format", "json")
     assert json.loads(result.stdout) == {"task_id": TASK_ID, "url": url}
     assert opened() is None

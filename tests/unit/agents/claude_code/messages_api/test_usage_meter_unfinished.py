@@ -300,7 +300,7 @@ def test_counts_of_the_largest_usage_are_plausible():
 
 @pytest.mark.parametrize("model", PRICED_MODELS)
 def test_cost_of_the_largest_usage_is_possible(model):
-    """A server rejects records of workers with a higher cost."""
+    """A server rejects a worker's records if they have a higher cost."""
     iterations = [{"type": "compaction", "output_tokens": 10**9}] * (USAGE_BYTES_MAX // 56)
     searches = {"web_search_requests": 10**9}
     usage = {"input_tokens": 10**9, "iterations": iterations, "server_tool_use": searches}

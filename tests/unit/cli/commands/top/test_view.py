@@ -218,7 +218,7 @@ def test_empty_list_shows_the_submit_command():
 
 
 @pytest.mark.parametrize(("width", "columns"), [(80, ["ID", "STATE", "AGE", "NOW", "NAME"]), (120, None)])
-def test_name_is_kept_before_the_numbers_and_leaves_room_for_the_activity(width, columns):
+def test_name_takes_precedence_over_numbers_and_leaves_room_for_the_activity(width, columns):
     named = {"name": "Rename the module that reads the configuration of the server"}
     wordy = {"error": {"code": "x", "message": "The tests of the parser fail on the second machine, again and again."}}
     lines = render_lines(make_view(task_status("failed", TASKS[1]["id"], **named, **wordy)), width)
