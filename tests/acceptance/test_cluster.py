@@ -176,7 +176,7 @@ def test_model_requests_wait_while_the_lease_is_expired(deploy):
 
 
 @pytest.mark.timeout(240)
-def test_task_of_a_killed_worker_is_retried_by_another_one(deploy):
+def test_task_of_a_killed_worker_is_retried_by_another_worker(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit(lifecycle={"retries": 1})
     deployment.wait_for_second_tool_call()

@@ -192,7 +192,7 @@ def test_code_has_copy_buttons_and_the_address_of_this_server(base_url, browser)
     page.goto(f"{base_url}/guide/metrics")
     page.locator("#guide .said").wait_for()
     assert page.get_by_text(f'targets: ["{base_url.partition("//")[2]}"]').count() == 1
-    # The default of an option stays.
+    # The default value of an option is not replaced by the address of this server.
     page.goto(f"{base_url}/guide/cli")
     page.locator("#guide .said").wait_for()
     assert page.get_by_text("the default is http://localhost:8122").count() == 1

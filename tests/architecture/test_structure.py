@@ -44,7 +44,7 @@ def line_count(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def module_names(root: Path) -> dict[str, Path]:
-    """Return the modules, keyed by dotted name below `sandbox`. Packages have no `.__init__` suffix."""
+    """Return the modules, keyed by dotted name in `sandbox`. Packages have no `.__init__` suffix."""
     package = root / "src" / "sandbox"
     return {
         ".".join(path.relative_to(package).with_suffix("").parts).removesuffix("__init__").rstrip("."): path

@@ -43,7 +43,7 @@ _EARLY_STATES = ("staging", "provisioning", "ready")
 
 
 def _lost_worker(*lost):
-    """Return the outcomes if the disk is lost: nothing can be collected any more."""
+    """Return the outcomes if the disk is lost: nothing can be collected anymore."""
     early = {state: {COMPLETED} for state in _EARLY_STATES}
     return {**early, "running": set(lost), "completing": {COMPLETED, *lost}}
 

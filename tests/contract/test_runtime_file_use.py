@@ -427,7 +427,7 @@ print(open("/proc/locks").read(), "POSIX" in open(f"/proc/self/fdinfo/{file}").r
 
 
 def test_proc_locks_is_empty(runtime: Runtime, disk: Path):
-    """Reading the host's `/proc/locks` would block all file locking on the machine, so it is empty in sandboxes."""
+    """Reading the host's `/proc/locks` would block all file locking on the machine, so sandboxes see an empty file."""
     if has_own_kernel(runtime):
         pytest.skip("locks belong to the sandbox's kernel")
     result = run_python(runtime, disk, _LOCKED)

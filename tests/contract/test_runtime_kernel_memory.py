@@ -824,7 +824,7 @@ def test_files_of_processes_that_take_a_long_time_to_end_are_counted(
     files: int,
     counts: bool,
 ):
-    """A process that ends has no descriptor table any more, but keeps its files until it gets a processor."""
+    """An ending process no longer has a descriptor table, but keeps its files until it gets a processor."""
     if has_own_kernel(runtime):
         pytest.skip("files belong to the sandbox's kernel")
     if "memory" not in enforced_limits or os.geteuid():

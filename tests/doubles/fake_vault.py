@@ -13,7 +13,7 @@ TOKEN = "hvs.the-token-of-the-server"
 
 
 class FakeVault(ThreadingHTTPServer):
-    """A fake Vault. `secrets`: fields, keyed by the path below the mount.
+    """A fake Vault. `secrets`: fields, keyed by the path in the mount.
 
     Paths in `denied` get a 403; `status` overrides everything.
     """

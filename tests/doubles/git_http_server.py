@@ -17,7 +17,7 @@ from sandbox.demo.http_service import HttpService, request_target
 
 
 class GitHttpServer:
-    """Serves every repository below `root`, from a separate thread.
+    """Serves every repository under `root`, from a separate thread.
 
     url: the base URL, with a trailing slash, while it is serving.
     credentials: "user:password" that every request must contain (HTTP Basic).

@@ -206,7 +206,7 @@ class ClusterHost:
         return (self.data_dir / "cluster" / "processes").glob("sandbox-*")
 
     def notify_task_ended(self, task_id):
-        """Kill the worker of a task, and its runners with it."""
+        """Kill the worker of a task together with its runners."""
         for path in (self.data_dir / "cluster" / "jobs").glob("*.json"):
             with contextlib.suppress(OSError):
                 if json.loads(path.read_bytes())["task_id"] == task_id:

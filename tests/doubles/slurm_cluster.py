@@ -105,7 +105,7 @@ class SlurmCluster:
         self._cpus = cpus
 
     def __enter__(self):
-        # The path must be short, because the daemons create Unix sockets below it.
+        # The path must be short, because the daemons create Unix sockets in it.
         self.directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.configuration = self.directory / "slurm.conf"
         self.commands = self.directory / "bin"

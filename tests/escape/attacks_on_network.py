@@ -1,4 +1,4 @@
-"""Attacks on the network policy, each with its control. The task may only reach HOST, on ports 443 and 80."""
+"""Attacks on the network policy, each with its control. The task may reach only HOST, on ports 443 and 80."""
 
 from escape.attack import Attack
 

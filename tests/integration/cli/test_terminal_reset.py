@@ -40,11 +40,11 @@ def show(tmp_path):
     subprocess.run([*tmux, "kill-server"], capture_output=True, timeout=20, check=False)
 
 
-def test_a_position_that_an_earlier_program_saved_is_not_restored(show):
+def test_reset_does_not_restore_a_position_that_an_earlier_program_saved(show):
     pager = "pager\n\x1b[?1049h a page \x1b[?1049l"
 
     assert show(f"{pager}one\ntwo\nthree\n") == ["pager", "one", "two", "three", "after the reset"]
 
 
-def test_the_main_screen_returns_with_its_position_after_a_program_that_left_the_alternate_screen_on(show):
+def test_reset_leaves_the_alternate_screen_and_restores_the_position(show):
     assert show("one\ntwo\n\x1b[?1049h\x1b[10;10Ha page") == ["one", "two", "after the reset"]

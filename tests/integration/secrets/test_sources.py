@@ -1,4 +1,4 @@
-"""Secrets from files: only files below the secrets directory are readable."""
+"""Secrets from files: only files in the secrets directory are readable."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ def resolve_error(directory: Path, key: str) -> str:
     return caught.value.detail
 
 
-def test_file_below_the_directory_is_read(directory: Path):
+def test_file_in_the_directory_is_read(directory: Path):
     assert read(directory, "team/token") == "the-value-of-the-token"
 
 

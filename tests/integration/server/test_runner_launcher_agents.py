@@ -58,7 +58,7 @@ async def start_on_a_server_with_the_agent(components, *events):
 
 
 async def finish_on_a_server_without_the_agent(components, *events):
-    """Return the task and the types of its events after its finisher has recorded these events."""
+    """Let the task's finisher record these events. Return the task and the types of all its events."""
     components.agent_kinds = ["claude"]
     async with components.server() as service:
         await components.wait_for_launch("task-1", 2)

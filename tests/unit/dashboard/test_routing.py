@@ -234,7 +234,7 @@ def test_scripts_do_not_parse_html():
 
 
 def test_pages_are_rendered_outside_the_event_loop(pages, monkeypatch):
-    """Rendering 1000 tasks or a long manifest takes almost a second. On the event loop, it would block all requests."""
+    """Rendering 1000 tasks or a long manifest takes almost a second, which would block the event loop."""
     called, on_event_loop = [], []
 
     def record_calls(module, name):

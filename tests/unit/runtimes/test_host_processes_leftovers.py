@@ -44,7 +44,7 @@ async def test_sandbox_is_destroyed_with_its_handle_or_a_recovered_handle(tmp_pa
 
 
 async def test_removal_that_a_sandbox_delays_uses_no_thread_of_the_pool(tmp_path):
-    """The runtime reads the arguments of programs in /proc, which can take until their task ends."""
+    """The runtime reads the arguments of a program in /proc. Such a read can block until the program's task ends."""
     task_has_ended = threading.Event()
 
     class DelayedRuntime(FakeRuntime):

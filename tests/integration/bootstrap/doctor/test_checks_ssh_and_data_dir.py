@@ -25,7 +25,7 @@ def test_missing_ssh_client_is_reported(monkeypatch, tmp_path):
     assert (installed.ok, installed.message) == (True, str(programs / "ssh"))
 
 
-def test_data_directory_below_a_file_is_reported(tmp_path):
+def test_data_directory_whose_parent_is_a_file_is_reported(tmp_path):
     (tmp_path / "foreign.txt").touch()
     finding = find_finding("data directory", tmp_path / "foreign.txt" / "data")
     assert (finding.ok, finding.is_needed) == (False, True)

@@ -16,7 +16,7 @@ print([_has_mounts_below(path) for path in sys.argv[1:]])
 """
 
 
-def test_file_systems_below_a_directory_are_found(tmp_path):
+def test_file_systems_under_a_directory_are_found(tmp_path):
     """A directory that contains a mount point is bind-mounted: in an overlay, the mount point would be empty."""
     for name in ("usr/local", "usr-other/local"):
         (tmp_path / name).mkdir(parents=True)

@@ -463,7 +463,7 @@ def is_met_in_time(condition):
 
 
 def command_lines_below(text):
-    """Return the command lines of running processes that work in a directory below the path."""
+    """Return the command lines of running processes whose working directory is under the path."""
     command_lines = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

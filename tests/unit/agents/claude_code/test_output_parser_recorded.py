@@ -182,7 +182,7 @@ def test_result_of_a_background_call_is_preliminary(name, expected):
     assert [event.in_background for event in results] == expected
 
 
-def test_background_call_ends_even_if_only_the_task_list_reports_it():
+def test_background_call_ends_even_if_only_the_task_list_reports_the_end():
     lines = [line for line in recorded("background_command") if b'"task_notification"' not in line]
     assert summarize(replay("background_command", lines=lines)[0]) == "turn Bash( turn ) turn"
 

@@ -42,7 +42,7 @@ def usage(
 def rejection_message(gate: ModelRequestGate) -> str:
     rejection = gate.check()
     assert isinstance(rejection, Rejected)
-    assert rejection.status == 402, "Claude Code prints advice about the login after 403, and repeats others"
+    assert rejection.status == 402, "Claude Code prints login advice after 403, and repeats requests after other errors"
     return rejection.message
 
 
@@ -396,7 +396,7 @@ def test_number_of_requests_that_may_exceed_the_budget_is_limited(budget):
 @pytest.mark.parametrize(("spent_tokens", "spent_usd"), [(0, 0.0), (7, 0.25)])
 @pytest.mark.parametrize("kind", ["tokens", "usd"])
 @pytest.mark.parametrize("is_exceeded", [False, True])
-def test_bound_of_the_next_request_counts_with_those_in_flight_and_with_finished_ones(
+def test_bound_of_the_next_request_is_added_to_those_of_earlier_requests(
     spent_tokens: int, spent_usd: float, kind: str, is_exceeded: bool
 ):
     """The budget exactly covers the earlier attempts and these requests, or is one token or 0.001 USD too small."""

@@ -173,7 +173,7 @@ class ClusterModel(RuleBasedStateMachine):
     @precondition(lambda self: any(worker.is_alive for worker in self.workers))
     @rule(data=st.data())
     def worker_renews(self, data):
-        """A message is sent and answered without delay."""
+        """Send a message, which is answered without delay."""
         self.exchange(self.pick(data, lambda each: each.is_alive), starts=False)
 
     def exchange(self, worker, *, starts):

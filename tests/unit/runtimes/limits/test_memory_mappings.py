@@ -1,4 +1,4 @@
-"""The mappings of a sandbox's processes are counted in /proc; those that a program hides are attributed to it."""
+"""The mappings of a sandbox's processes are counted in /proc; hidden mappings are attributed to the sandbox."""
 
 import mmap
 import os

@@ -48,7 +48,7 @@ def test_tree_with_long_file_names_is_read_completely(monkeypatch):
     assert len(BaseTree(iter(listing(*(b"a/%0200d" % number for number in range(400))))).entries) == 400
 
 
-async def test_ignore_files_in_too_many_directories_are_not_written(monkeypatch, tmp_path):
+async def test_gitignore_files_in_too_many_directories_are_not_written(monkeypatch, tmp_path):
     monkeypatch.setattr(ignore_rules, "IGNORE_ENTRIES_MAX", 1000)
     entries = listing(*nested_paths(number_of_files=5, depth=250, name=b".gitignore"))
 
@@ -59,7 +59,7 @@ async def test_ignore_files_in_too_many_directories_are_not_written(monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ignore_files_below_shared_directories_are_within_the_bound():
+def test_gitignore_files_in_shared_directories_are_within_the_bound():
     shared = b"a/" * 100
     paths = [b".gitignore", *(shared + b"%03d/.gitignore" % number for number in range(300)), b"b/.gitignore"]
 

@@ -331,7 +331,7 @@ def json_meter_fed(body: bytes) -> JsonMeter:
 COMPLETE_RESPONSE = json.dumps({"model": MODEL, "usage": {"input_tokens": 10, "output_tokens": 2}}).encode()
 
 
-def test_json_response_is_complete_when_it_parses_and_reports_output():
+def test_json_response_is_complete_when_it_can_be_parsed_and_reports_output():
     assert json_meter_fed(COMPLETE_RESPONSE).is_complete
     assert not json_meter_fed(COMPLETE_RESPONSE[:-1]).is_complete
     assert not json_meter_fed(b'{"model": "m"}').is_complete

@@ -49,7 +49,7 @@ def test_task_line_shows_its_current_activity():
     assert lines[-1] == KEY_HELP
 
 
-def test_failed_tasks_are_one_count_because_their_sandboxes_may_have_been_released():
+def test_failed_tasks_share_one_count_because_their_sandboxes_may_have_been_released():
     released = task_status("failed_preserved", "broken", sandbox_kept=False)
     lines = render_lines(make_view(released, tasks={"failed": 1, "failed_preserved": 2, "cancelled": 1}))
     assert lines[1] == "3 failed · 1 cancelled"
