@@ -18,7 +18,7 @@ PACKAGE = Path(daemon_placement.__file__).parent
 
 
 class DaemonDeployment(RemoteDeployment):
-    """A deployment whose tasks run on a daemon's host. The daemon has a separate data directory and outlives the server."""
+    """A deployment whose tasks run on a daemon's host. The daemon has its own data directory and outlives servers."""
 
     def start_host(self):
         self.host_data_dir, self.daemon_socket = self.directory / "host", self.directory / "daemon.sock"
