@@ -411,7 +411,7 @@ def find_values(paths):
 
 @pytest.mark.timeout(240)
 def test_tasks_wait_while_the_only_host_is_drained(deploy):
-    """The task that runs there continues, also across a restart of the server."""
+    """The task that is running on the host continues, even across a restart of the server."""
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     [host] = deployment.hosts()
     assert (host["name"], host["state"], host["last_contact_at"]) == (socket.gethostname(), "idle", None)

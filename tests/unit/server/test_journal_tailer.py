@@ -94,7 +94,7 @@ async def test_artifacts_are_indexed_after_the_interval(tailed_task, monkeypatch
 
 @pytest.mark.parametrize("is_watched", [True, False])
 async def test_records_of_a_runner_are_read_soon(tailed_task, monkeypatch, is_watched):
-    """Writes wake the tailer. Where they cannot be reported, the journal is polled."""
+    """Writes wake the tailer. If writes cannot be reported, the journal is polled."""
     if not is_watched:
         monkeypatch.setattr(tailed_task.journals, "watch", lambda *_: contextlib.nullcontext(False))
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 600.0)

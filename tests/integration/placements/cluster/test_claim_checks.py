@@ -267,7 +267,7 @@ async def test_worker_of_another_version_is_rejected_with_both_versions_and_the_
     assert "0.0.9" not in server.jobs.status("task-1").reason
 
 
-async def test_worker_of_a_version_that_sends_none_is_rejected(server, job):
+async def test_worker_that_sends_no_version_is_rejected(server, job):
     claim = msgspec.to_builtins(server.claim(job))
     del claim["version"], claim["protocol"]
     body = msgspec.msgpack.encode({**claim, "token": server.tokens(job)[-1], "nonce": os.urandom(32)})

@@ -56,7 +56,7 @@ async def test_new_jobs_exclude_drained_hosts(server):
 
 @pytest.mark.parametrize("phase", [JobPhase.WAITING, JobPhase.UNKNOWN])
 async def test_waiting_job_is_submitted_again_under_another_name(server, job, phase):
-    """A name always has the same excluded hosts, so an earlier submission that takes effect later has no effect."""
+    """The excluded hosts of a name never change, so a delayed submission under the old name has no effect."""
     server.engine.statuses[job.name] = JobStatus(phase)
     await wait_until(lambda: job.phase is phase)
     await server.cluster_hosts.drain(HOST)
@@ -73,7 +73,7 @@ async def test_waiting_job_is_submitted_again_under_another_name(server, job, ph
 
 
 async def test_running_task_stays_on_a_drained_host(server, job):
-    """Its worker may also reconnect, and gets the next attempt."""
+    """The worker of the task may also reconnect, and gets the next attempt."""
     claim = server.claim(job)
     async with server.connect(claim) as client:
         assert isinstance(await client.read(), Claimed)
@@ -106,7 +106,7 @@ async def test_worker_that_was_started_on_a_host_before_its_drain_is_rejected(se
         assert isinstance(await client.read(), Claimed)
 
 
-async def test_claim_decides_even_if_the_job_was_not_checked_since_the_drain(server, job, monkeypatch):
+async def test_claim_is_rejected_even_if_the_job_was_not_checked_since_the_drain(server, job, monkeypatch):
     async def do_nothing(_):
         pass
 
@@ -119,7 +119,7 @@ async def test_claim_decides_even_if_the_job_was_not_checked_since_the_drain(ser
     assert not job.is_claimed
 
 
-async def test_moved_job_is_not_delayed_as_a_lost_one(server, job):
+async def test_moved_job_is_not_delayed_like_a_lost_job(server, job):
     server.engine.statuses[job.name] = JobStatus(JobPhase.WAITING)
     await wait_until(lambda: job.phase is JobPhase.WAITING)
     for _ in range(4):
@@ -134,7 +134,7 @@ async def test_moved_job_is_not_delayed_as_a_lost_one(server, job):
     assert server.jobs._losses["task-1"] == 0
 
 
-async def test_job_that_no_host_may_run_waits_with_the_reason_until_a_drain_is_undone(server, monkeypatch):
+async def test_job_that_no_host_can_run_waits_with_the_reason_until_a_drain_is_undone(server, monkeypatch):
     submit = server.engine.submit
 
     async def submit_unless_all_are_excluded(request):
@@ -154,7 +154,7 @@ async def test_job_that_no_host_may_run_waits_with_the_reason_until_a_drain_is_u
     assert moved.name != job.name
 
 
-async def test_drains_survive_the_server_and_its_jobs_are_compared_with_them(server, job):
+async def test_drains_survive_the_server_and_still_move_its_jobs(server, job):
     server.engine.statuses[job.name] = JobStatus(JobPhase.WAITING)
     await server.cluster_hosts.drain(HOST)
     moved = await wait_until_excluded(server, HOST)
@@ -172,7 +172,7 @@ async def test_drains_survive_the_server_and_its_jobs_are_compared_with_them(ser
 
 
 async def test_unknown_host_cannot_be_drained(server):
-    """The engine is asked again, because the host may be new. A drained host that was removed can be undrained."""
+    """The engine is asked for its hosts again, since the host may be new. The drain of a removed host can be undone."""
     for change in (server.cluster_hosts.drain, server.cluster_hosts.undo_drain):
         with pytest.raises(HostNotFoundError, match="has no host 'new'"):
             await change("new")

@@ -167,7 +167,7 @@ async def test_hosts_of_the_engine_are_listed_before_a_worker_runs_there(server)
     assert (third.state, third.reason) == ("not_ready", "The state is down.")
 
 
-async def test_worker_decides_the_state_of_a_host_and_the_engine_the_reason(server, job):
+async def test_state_of_a_host_comes_from_its_worker_and_the_reason_from_the_engine(server, job):
     server.engine.host_list = [EngineHost(HOST, SMALL, "The state is draining.")]
     await server.engine_hosts.refresh()
     async with server.connect(server.claim(job, **REPORTED)) as client:
@@ -179,7 +179,7 @@ async def test_worker_decides_the_state_of_a_host_and_the_engine_the_reason(serv
     assert statuses(server)[HOST].state == "unreachable"
 
 
-async def test_host_that_the_engine_does_not_have_is_not_ready(server):
+async def test_host_that_the_engine_does_not_list_is_not_ready(server):
     server.hosts.add(SeenHost("removed", 1.0))
     assert statuses(server)["removed"].state == "idle"
     await server.engine_hosts.refresh()

@@ -115,7 +115,7 @@ async def test_all_largest_hosts_are_offered_minus_the_overhead_of_a_worker(plac
     assert placement.allocator.largest_hosts[2].memory_bytes == 2**32 - OVERHEAD_BYTES
 
 
-async def test_server_starts_while_the_engine_does_not_respond_if_an_earlier_server_has_started(server, tasks):
+async def test_server_can_start_without_the_engine_if_an_earlier_server_has_started(server, tasks):
     """Workers have to reconnect before their leases end."""
     available = server.engine.largest_hosts
 

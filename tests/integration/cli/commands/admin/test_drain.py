@@ -73,7 +73,7 @@ def test_one_host_is_drained_and_undrained(host_api, run_cli):
 
 
 def test_wait_ends_when_no_task_runs_on_the_host(host_api, run_cli):
-    """A host without tasks may not be listed any more."""
+    """The list of hosts may no longer contain a host without tasks."""
     busy, idle = DRAINED_HOST, {**DRAINED_HOST, "running": 0}
     answers = [json_response({"hosts": hosts}) for hosts in ([busy], [{**idle, "name": "node-2"}, idle])]
     for expected in (2, 1):
