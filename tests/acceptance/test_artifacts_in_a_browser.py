@@ -144,7 +144,7 @@ def deployment(tmp_path_factory):
 
 @contextmanager
 def proxy_without_fetch_metadata(base_url):
-    """A proxy that drops fetch metadata. (Browsers do not send it over plain HTTP to another machine.)"""
+    """Yield a proxy that drops fetch metadata. (Browsers do not send it over plain HTTP to another machine.)"""
 
     class ProxyHandler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

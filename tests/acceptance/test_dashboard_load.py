@@ -57,7 +57,7 @@ def assistant(*blocks):
 
 
 def hostile_events():
-    """Output that a malicious agent can produce with Claude Code and its tools."""
+    """Yield output that a malicious agent can produce with Claude Code and its tools."""
     tool_use = {
         "type": "tool_use",
         "id": "t1",
@@ -94,7 +94,7 @@ def hostile_events():
 
 
 def malformed_events():
-    """Lines whose values have unexpected types or are nested too deeply, followed by ordinary output."""
+    """Yield lines whose values have unexpected types or are nested too deeply, followed by ordinary output."""
     hostile_input = {"toString": 1, "valueOf": 1}
     uses = [{"type": "tool_use", "id": name, "name": name, "input": {}} for name in ("deep", "odd")]
     yield assistant(*uses, {"type": "tool_use", "id": "poison", "name": hostile_input, "input": hostile_input})
@@ -120,7 +120,7 @@ def malformed_events():
 
 
 def events_with_many_fields():
-    """Two failed tool calls, which the page shows expanded: one with a few fields, one with too many to show."""
+    """Yield two failed tool calls, which the page shows expanded: one with a few fields, one with too many to show."""
     for name, fields in {"small": 3, "large": 20_000}.items():
         tool_input = {f"{name}-{number}": "value" for number in range(fields)}
         yield assistant({"type": "tool_use", "id": name, "name": name, "input": tool_input})

@@ -782,7 +782,7 @@ def test_incomplete_line_is_not_joined_with_the_next(open_task):
 
 
 def output_lines(first, end):
-    """Output events with up to LINES_PER_EVENT lines each."""
+    """Yield output events with up to LINES_PER_EVENT lines each."""
     for start in range(first, end, LINES_PER_EVENT):
         numbers = range(start, min(start + LINES_PER_EVENT, end))
         yield output("".join(f"line {number}\n" for number in numbers))

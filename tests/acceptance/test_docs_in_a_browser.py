@@ -95,7 +95,7 @@ def search(site, browser):
 
 
 def contrast(first, second):
-    """The contrast between two colors, as WCAG defines it."""
+    """Return the contrast between two colors, as WCAG defines it."""
     lighter, darker = sorted((luminance(first), luminance(second)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
 

@@ -112,7 +112,7 @@ def model():
 
 @contextlib.contextmanager
 def deployment_with(directory, responses_model):
-    """A deployment with a repository, both models, and the server."""
+    """Yield a deployment with a repository, both models, and the server."""
     deployment = TwoAgentDeployment(directory)
     make_repository(deployment.repositories / "repo.git", {"README.md": "Hello.\n"})
     deployment.start_git()

@@ -283,7 +283,7 @@ def check_output_lines(task: TaskEvidence) -> Iterator[str]:
 
 
 def _check_numbers(printed):
-    """The agent's log is lost, but the lines of its output are numbered."""
+    """Check that no numbered line is missing or repeated, since the agent's log is lost."""
     lines = printed.split(b"\n")
     numbers = [int(found[1]) for line in lines if (found := re.search(rb'"line (\d+)"', line))]
     if lines[-1] or numbers != list(range(len(numbers))):

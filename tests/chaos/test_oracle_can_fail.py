@@ -69,7 +69,7 @@ def lost_sandbox(lines):
 
 
 def killed_agent(lines, exit_code=137, target="all", state_at_kill="completing", code="agent_failed"):
-    """All processes are killed, the agent first. The runner had recorded the agent's death before it was killed."""
+    """Return evidence of killing all processes, the agent first. The runner had recorded the agent's death before."""
     task = task_evidence(lines, target=target, state_at_kill=state_at_kill, final_state="failed", code=code)
     exited = next(entry["event"] for entry in task.records if entry["event"]["type"] == "agent_exited")
     exited |= {"exit_code": exit_code, "failure": {"code": "agent_failed"}}
@@ -201,7 +201,7 @@ def test_line_that_disappears_after_being_read_is_reported():
 
 
 def retried(lines):
-    """The runner was killed after two lines, and another agent printed `lines`."""
+    """Return evidence of a runner that was killed after two lines, and of another agent that printed `lines`."""
     task = task_evidence(lines, target="runner")
     two = [{"event": {"type": "output", "stream": "stdout", "text": line}} for line in LINES[:2]]
     task.records[2:2] = [*two, {"event": {"type": "attempt_started"}}]
@@ -319,7 +319,7 @@ def test_completely_received_events_pass():
 
 
 def lost_host(lines, target="host", code="host_lost", **fields):
-    """The disk was lost with its host, so no artifact could be stored."""
+    """Return evidence of a disk that was lost with its host, so no artifact could be stored."""
     task = task_evidence(lines, target=target, final_state="failed", code=code, **fields)
     task.artifacts, task.patched_lines, task.stdout_before = [], None, b""
     return task

@@ -33,7 +33,7 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin", "TERM": "dumb", "PS1": "ready$ "}
 async def sandbox_with_running_command(
     runtime: Runtime, disk: Path, script: str = "sleep 300 & wait", **changes: object
 ) -> AsyncIterator[Sandbox]:
-    """A sandbox with a running command."""
+    """Yield a sandbox with a running command."""
     async with ready_sandbox(runtime, disk, **changes) as sandbox:
         output, _ = await sandbox.start(Command(["/bin/bash", "-c", f"echo up; {script}"], {}, "/workspace"))
         await read_until(output, b"up")

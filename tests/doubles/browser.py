@@ -22,7 +22,7 @@ _LOOPBACK_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCL
 
 @contextlib.contextmanager
 def open_chromium():
-    """The machine's Chromium; skips the test if there is none.
+    """Yield the machine's Chromium, or skip the test if there is none.
 
     Playwright runs an event loop in this thread, so `asyncio.run` cannot be used until Chromium is closed.
     """
@@ -46,7 +46,7 @@ class Chromium:
 
     @contextlib.contextmanager
     def browser(self):
-        """A browser without state from earlier tests; its contexts are closed at the end."""
+        """Yield a browser without state from earlier tests; its contexts are closed at the end."""
         if not self._is_alive():
             self.close()
             self._start()

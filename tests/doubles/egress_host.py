@@ -28,7 +28,7 @@ def client_hello(name: str, *, has_ech: bool = False, extra_extensions: bytes = 
 
 @asynccontextmanager
 async def gateway_with_egress_host(handler, monkeypatch, addresses=("8.8.4.4",), names=None, rules=RULES, model=MODEL):
-    """A gateway that resolves HOST to `addresses`, and other names with `names`; `handler` serves all connections."""
+    """Yield a gateway that resolves HOST to `addresses` and other names with `names`; `handler` serves connections."""
     writers, tasks = [], set()
 
     async def run_handler(reader, writer):

@@ -66,7 +66,7 @@ TO_COMPLETED: tuple[e.Event, ...] = (e.AgentExited(0, {"is_error": False}), e.Ta
 
 
 def manifest(task_id: str = "", **metadata: Any) -> Manifest:
-    """The minimal manifest."""
+    """Return the minimal manifest."""
     text = f"""
         {{"version": "1", "kind": "Task", "metadata": {{"name": "My Task", "id": "{task_id}"}},
           "repository": {{"url": "https://github.com/org/repo.git", "branch": "main"}},

@@ -29,7 +29,7 @@ class FloodHarness:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[HTTPConnection]:
-        """A connection to the model."""
+        """Yield a connection to the model."""
         connection = HTTPConnection("127.0.0.1", self.ports["model"], timeout=30)
         try:
             yield connection

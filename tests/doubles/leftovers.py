@@ -15,7 +15,7 @@ SANDBOX_PID_MAX = 5000
 
 @contextlib.contextmanager
 def host_process():
-    """A host process whose pid is not used inside sandboxes, where pids start at 1."""
+    """Yield a host process whose pid is not used inside sandboxes, where pids start at 1."""
     while (child := subprocess.Popen(["sleep", "3600"])).pid < SANDBOX_PID_MAX:
         child.kill()
         child.wait()

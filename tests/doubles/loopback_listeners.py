@@ -9,7 +9,7 @@ from sandbox.interfaces.runtime import Listeners
 
 @contextmanager
 def loopback_listeners() -> Iterator[Listeners]:
-    """Listeners like a runtime's, but on free ports; `listeners.model.getsockname()` etc. return the ports."""
+    """Yield listeners like a runtime's, but on free ports; `listeners.model.getsockname()` etc. return the ports."""
     listeners = Listeners(
         model=_tcp(),
         proxy=_tcp(),

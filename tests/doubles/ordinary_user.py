@@ -18,7 +18,7 @@ _SECONDS = 60
 
 @contextmanager
 def ordinary_user_directory(*, for_sandboxes=False):
-    """A directory owned by the ordinary user. Skips the test if ordinary users cannot create user namespaces.
+    """Yield a directory owned by the ordinary user. Skips the test if ordinary users cannot create user namespaces.
 
     for_sandboxes: also skip the test if they cannot mount /proc in such a namespace, as in containers that mask parts
     of /proc.

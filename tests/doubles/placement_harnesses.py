@@ -303,7 +303,7 @@ def append_unflushed(append, event, transition=None, *, at, durable=False):
 
 @contextlib.asynccontextmanager
 async def serving(host, repository_url):
-    """A new server, which copies the records of other hosts until the block ends."""
+    """Yield a new server, which copies the records of other hosts until the block ends."""
     placement = await host.create_placement()
     copying = asyncio.create_task(placement.run())
     try:
@@ -329,7 +329,7 @@ async def wait_for_liveness(handle, expected):
 
 @contextlib.contextmanager
 def unresponsive_repository():
-    """The URL of a git host that accepts connections and never responds, so that a runner's clone never ends."""
+    """Yield the URL of a git host that accepts connections and never responds, so that a runner's clone never ends."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/repository.git"
 

@@ -45,7 +45,7 @@ def sandbox_spec(disk: Path, attempt_id: str, **changes: object) -> SandboxSpec:
 
 @asynccontextmanager
 async def ready_sandbox(runtime: Runtime, disk: Path, **changes: object) -> AsyncIterator[Sandbox]:
-    """A sandbox in the state `ready`, destroyed after the block."""
+    """Yield a sandbox in the state `ready`, destroyed after the block."""
     disk.mkdir(exist_ok=True)
     attempt_id = new_attempt_id()
     handle = runtime.prepare(attempt_id)

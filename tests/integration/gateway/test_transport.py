@@ -98,7 +98,7 @@ def test_unsent_data_to_a_stalled_host_is_limited():
 
 @asynccontextmanager
 async def flooding_host(monkeypatch):
-    """A gateway, and the port of an upstream host that sends data endlessly."""
+    """Yield a gateway, and the port of an upstream host that sends data endlessly."""
 
     async def flood(reader, writer):
         with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):

@@ -92,7 +92,7 @@ def _short_intervals(monkeypatch):
 
 @asynccontextmanager
 async def open_session(tmp_path, disk, script=None):
-    """A debug session with one open shell. Yields the connection and the task that runs the session."""
+    """Open a debug session with one shell. Yield the connection and the task that runs the session."""
     files = AttemptLayout(tmp_path / "attempt")
     files.root.mkdir()
     runtime = ShellRuntime(script or AttemptScript())

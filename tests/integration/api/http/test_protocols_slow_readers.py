@@ -24,7 +24,7 @@ LARGE_OUTPUT = [e.Output.from_bytes("stdout", os.urandom(30_000).hex().encode() 
 
 @contextmanager
 def stalled_client(port: int):
-    """A client that follows the logs and reads nothing."""
+    """Yield a client that follows the logs and reads nothing."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", port))

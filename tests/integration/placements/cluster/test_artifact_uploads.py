@@ -81,7 +81,7 @@ async def finish_upload(client):
 
 @contextlib.asynccontextmanager
 async def open_upload(server, job):
-    """A session with an unfinished upload. Yields both connections."""
+    """Begin an upload in a session. Yield both connections."""
     async with server.connect(server.claim(job)) as client:
         key = (await client.read()).session_key
         async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as uploading:

@@ -18,7 +18,7 @@ TERMIOS2_BYTES, FSXATTR_BYTES, LABEL_BYTES, UUID_BYTES, TIME_BYTES = 44, 28, 256
 
 
 def request(direction: int, type_: int | str, number: int, size: int) -> int:
-    """The kernel's `_IOC` macro."""
+    """Return the number of a request, as the kernel's `_IOC` macro computes it."""
     return direction << 30 | size << 16 | (ord(type_) if isinstance(type_, str) else type_) << 8 | number
 
 
