@@ -40,7 +40,7 @@ class FakeAllocator:
 
 
 def make_hosts(tasks, cluster=None, *, name="here", blocked_reason=None):
-    """Return the list of hosts. cluster: the names of the hosts in the cluster that runs new tasks; None without one."""
+    """Return the list of hosts. cluster: the names of hosts in the cluster that runs new tasks; None without one."""
     own = SimpleNamespace(identity=HostIdentity(name, "b"), capacity=CAPACITY, blocked_reason=blocked_reason)
     by_name, any_host = {"": SimpleNamespace(allocator=None)}, SimpleNamespace(identity=HostIdentity("cluster:", ""))
     if cluster is not None:
