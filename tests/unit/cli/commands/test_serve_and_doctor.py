@@ -243,7 +243,7 @@ def test_demo_exit_code_is_returned(monkeypatch, demo_code, code):
     assert invoke("demo").exit_code == code
 
 
-def test_demo_keep_uses_the_given_ports(monkeypatch):
+def test_demo_with_keep_option_uses_the_given_ports(monkeypatch):
     received = []
     background = SimpleNamespace(PORTS={"port": 1, "git_port": 2}, run_in_background=received.append)
     monkeypatch.setitem(sys.modules, "sandbox.demo.background_servers", background)

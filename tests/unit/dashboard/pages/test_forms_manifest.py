@@ -153,7 +153,7 @@ def test_models_with_a_price_are_suggested(pages):
 @pytest.mark.parametrize(
     "host", ["*", "a b", "</textarea><script>alert(1)</script>", "x" * 5000, "10.0.0.1\n  y: 1", "a.org\nb.org", " "]
 )
-def test_invalid_host_to_allow_is_ignored(pages, host):
+def test_invalid_host_in_the_allow_parameter_is_ignored(pages, host):
     pages.tasks.add("task-001")
     page = pages.get(f"/submit?from=task-001&allow={quote(host)}")
     assert 'id="allowed"' not in page.text
