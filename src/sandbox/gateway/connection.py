@@ -15,7 +15,10 @@ T = TypeVar("T")
 
 
 class PriorityCpuQueues:
-    """CPU queues in order of ascending priority: DNS and other non-model traffic, new model connections, active ones.
+    """CPU queues in order of ascending priority.
+
+    The first queue is for DNS and other non-model traffic, the second for new model connections, the last for active
+    ones.
 
     A sandbox can send any amount of data for the gateway to parse. CPU time is therefore limited, and the data of only
     one connection is parsed at a time. The runner's other work, such as stopping the sandbox, runs in between.

@@ -25,7 +25,7 @@ _SLEEP_SECONDS_MAX = 1.0
 """The event loop's clock stops while the host is suspended, so the deadline is checked again after this time."""
 
 _USER_TIMEOUT_MS_MAX = 24 * 60 * 60 * 1000
-"""Maximum value, because the option is a 32-bit number. With a longer lease, data is discarded before the deadline."""
+"""Maximum value of TCP_USER_TIMEOUT, a 32-bit number. During a longer lease, data is discarded before the deadline."""
 
 
 class LeaseExpiredError(ConnectionError):

@@ -1,7 +1,7 @@
 """Installs packages of the machine's distribution into a root file system, and reads its package database.
 
 mmdebstrap installs them. It uses the sources, keys, proxy and certificates of this machine's apt, because the machine's
-operator decides where packages come from. None of them is copied into the image.
+operator decides where packages come from. No file of apt is copied into the image.
 """
 
 import os
@@ -136,7 +136,7 @@ def _run_mmdebstrap(argv: Sequence[str], environment: dict[str, str], log: IO[by
         apply_layer(TarStream(process.stdout, ByteBudget(IMAGE_BYTES_MAX)), rootfs)
         code = process.wait(timeout=_COMMAND_SECONDS)
     except ImageRefusedError as error:
-        # A truncated tar means that mmdebstrap failed, and its log has the better message.
+        # A truncated tar means that mmdebstrap failed. The log of mmdebstrap has a better message than tarfile's error.
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_COMMAND_SECONDS)
         raise BuildFailedError(f"mmdebstrap failed: {_last_log_lines(log) or error}") from error

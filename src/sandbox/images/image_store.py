@@ -92,7 +92,7 @@ class ImageStore:
     def build_directory(self) -> Iterator[Path]:
         """Yield a private directory for building an image. It is removed at the end of the block.
 
-        First removes the remains of killed builds, and images that are neither current nor locked. Images are not
+        On entry, removes the remains of killed builds, and images that are neither current nor locked. Images are not
         removed as soon as they are replaced, because a task may just have resolved its profile to one of them. Raises
         ProfileBusyError.
         """

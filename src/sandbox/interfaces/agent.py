@@ -141,7 +141,7 @@ class AgentDriver(Protocol):
         ...
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
-        """Return the task's stdout, rendered from the last result; empty if it is the agent's own stdout."""
+        """Return the task's stdout, rendered from the last result; empty if the task's stdout is the agent's own."""
         ...
 
 
@@ -174,7 +174,7 @@ class Agent(AgentSchema, Protocol):
 
     @property
     def manifest_templates(self) -> Sequence[ManifestTemplate]:
-        """Templates of manifests with this agent; the first one has only the required fields."""
+        """Templates of manifests with this agent. The first template has only the required fields."""
         ...
 
     @property

@@ -69,13 +69,14 @@ class JobRequest(msgspec.Struct, frozen=True):
 
 
 class JobPhase(StrEnum):
-    """The phase of a job, as far as the engine can tell.
+    """The phase of a job, as the engine reports it.
 
-    WAITING: the engine has not started a worker yet, or has forgotten the start in a crash of its controller. The job
-        waits for resources, or can never run: see the reason.
+    WAITING: the engine has not started a worker yet, or lost the record of the start in a crash of its controller. The
+        job is waiting for resources, or can never run: see the reason.
     RUNNING: the worker was started, or is being started, suspended or ended.
-    ENDED: no worker of this job runs, and none will be started. Only this phase proves that a worker is dead. Other
-        processes of the job may still run: without control groups, Slurm does not find them once the worker has ended.
+    ENDED: no worker of this job is running, and none will be started. Only this phase proves that a worker is dead.
+        Other processes of the job may still run: without control groups, Slurm does not find them once the worker has
+        ended.
     UNREACHABLE: the engine has given up on the job, but its host has not confirmed that the worker has ended. The
         worker may still run if the host is cut off from the network. The engine will not start another one.
     UNKNOWN: the engine has no job with this name: none was submitted, or the engine lost the job in a crash, or the job
@@ -97,7 +98,7 @@ class JobStatus(msgspec.Struct, frozen=True):
     reason: why the job is in this phase (human-readable); may be empty.
     job_id: the engine's id of the job, for display.
     duplicate_ids: the ids of further jobs with the same name, which a crash between two submissions can cause.
-    is_ending: the engine is ending a worker that runs, so the worker must not claim its attempt any more.
+    is_ending: the engine is ending the running worker, so the worker must no longer claim its attempt.
     """
 
     phase: JobPhase
@@ -137,7 +138,7 @@ class Engine(Protocol):
         ...
 
     async def withdraw(self, name: str) -> None:
-        """Remove a job that waits; end the worker of a job that runs. Idempotent; does not wait for the end.
+        """Remove a waiting job, or end the worker of a running job. Idempotent; does not wait for the end.
 
         The worker gets SIGTERM first, and SIGKILL after the engine's grace period. Other processes of the job may get
         both signals too. Does nothing if the engine has no job with this name.

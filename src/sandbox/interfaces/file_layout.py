@@ -14,7 +14,7 @@ def tasks_root(data_dir: Path) -> Path:
 
 
 def pruned_root(data_dir: Path) -> Path:
-    """Return the directory for the files of pruned tasks, until the janitor deletes the files."""
+    """Return the directory that contains the files of pruned tasks until the janitor deletes them."""
     return data_dir / "pruned"
 
 

@@ -1,4 +1,4 @@
-"""The gateway, a sandbox's only network access, and the dialect of the model API that it forwards requests to."""
+"""The gateway, a sandbox's only network access, and the dialect of the model API that the gateway calls."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -11,7 +11,10 @@ from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
 
 class ModelUpstream(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The address of the model API, and the server's own key for it. Exactly one of the two credentials is set."""
+    """The address of the model API, and the server's own key for it.
+
+    Exactly one of `api_key` and `auth_token` is set.
+    """
 
     base_url: str
     api_key: str = ""
@@ -212,12 +215,12 @@ class ModelDialect(Protocol):
 
     @property
     def request_headers(self) -> RequestHeaders:
-        """The request headers that are forwarded to the API. Those that describe the body always are."""
+        """The request headers that are forwarded to the API, in addition to those that describe the body."""
         ...
 
     @property
     def response_headers(self) -> ResponseHeaders:
-        """The response headers that are forwarded to the sandbox. Those that describe the body always are."""
+        """The response headers that are forwarded to the sandbox, in addition to those that describe the body."""
         ...
 
     def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:

@@ -101,7 +101,7 @@ class RunnerUnreachableError(SandboxError):
 
 
 class RunnerNotStartedError(OSError):
-    """No runner was started, or it did not read its order, because of a temporary problem on its host.
+    """No runner was started, or the new runner did not read its order, because of a temporary problem on the host.
 
     Either the host is too busy or out of disk space, processes, memory or descriptors, or the new runner was killed.
     The task is not the cause.
@@ -396,7 +396,7 @@ class Host(Protocol):
         ...
 
     async def probe(self) -> ProbeResult:
-        """Probe the runtimes. Once one has worked, only probe it again: it is used until the server ends.
+        """Probe the runtimes. Once a runtime has worked, probe only that one: it is used until the server ends.
 
         Raises OSError, TimeoutError.
         """
@@ -461,7 +461,7 @@ class HostAllocator(Protocol):
         ...
 
     async def reserve_host(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
-        """Return a host for the task's next attempt. Waits one second at most; call it again until it succeeds.
+        """Return a host for the task's next attempt. Waits one second at most; repeat the call until it succeeds.
 
         An attempt that takes over a disk gets the host of the last attempt.
 
@@ -501,7 +501,7 @@ class HostAllocator(Protocol):
         ...
 
     async def release_host(self, task_id: str) -> None:
-        """Give the task's host back once nothing is preserved on it, because the task has ended. Idempotent.
+        """Release the host of a task that has ended, once nothing is preserved on the host. Idempotent.
 
         Raises OSError.
         """

@@ -1,4 +1,4 @@
-"""Runtimes and sandboxes: the lifecycle around one serializable handle."""
+"""Runtimes and sandboxes. A serializable handle identifies a sandbox from its preparation to its removal."""
 
 from asyncio import StreamReader
 from collections.abc import Callable, Mapping, Sequence
@@ -65,7 +65,9 @@ class Confinement(Protocol):
         ...
 
     async def run(self, command: ConfinedCommand) -> int:
-        """Return the exit code, which is 128+n after signal n. Cancellation kills the program and all its descendants.
+        """Run the program and return its exit code, which is 128+n after signal n.
+
+        Cancellation kills the program and all its descendants.
 
         Raises OSError, or ConfinementLostError if the confinement is gone.
         """
@@ -111,7 +113,7 @@ HANDLE_VERSION = 1
 class SandboxHandle(msgspec.Struct, frozen=True, omit_defaults=True):
     """Enough data to end a sandbox from another process; stored before any part of the sandbox is created.
 
-    details: runtime-specific: kernel uid, cgroup directories, process ids with start times.
+    details: runtime-specific data: kernel uid, cgroup directories, process ids with start times.
     """
 
     runtime: str

@@ -26,7 +26,7 @@ and new fields have defaults.
 """
 
 FIRST_MESSAGE_BYTES_MAX = 8 * 1024
-"""Maximum size of the messages before the claim is accepted, which anyone who can reach the server can send."""
+"""Maximum size of the messages before a claim is accepted. Anyone who can reach the server can send such messages."""
 
 WORKER_MESSAGE_BYTES_MAX = WORKER_RECORD_BYTES_MAX + 1024**2
 """Maximum size of any other message from a worker, enough for its largest record."""

@@ -39,7 +39,7 @@ FindSecret = Callable[[Iterable[bytes]], bool]
 class Workspaces(Protocol):
     """Git and file operations. The caller sets time limits (cancellation ends child processes).
 
-    Programs that read untrusted data run in a confinement that `confine` creates.
+    `confine` creates the confinement of programs that read untrusted data.
     """
 
     async def stage(

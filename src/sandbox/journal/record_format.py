@@ -19,7 +19,7 @@ RECORD_VERSION = 1
 
 _UTC_OFFSET = timedelta(0)
 _YEAR_MIN, _YEAR_MAX = 1970, 9000
-"""The range of years in which a time plus or minus an age or a lifetime is still a valid time."""
+"""The range of accepted years. Adding an age or a lifetime to such a time, or subtracting it, yields a valid time."""
 
 _CHECKSUM_BYTES = 9
 _RECORD_START = re.compile(rb'[0-9a-f]{8} \{"seq":')

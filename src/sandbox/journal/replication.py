@@ -241,7 +241,7 @@ _LONG_LINE_BYTES = 256 * 1024
 _NESTING_MAX = 32
 _INTEGER_BITS_MAX = 53
 _long_line_lock = threading.Lock()
-"""Held while a long line is decoded: some lines need thirty times their size until their values are counted."""
+"""Held while a long line is decoded: until its values are counted, a line may need thirty times its size in memory."""
 
 
 def _artifact_cost(line: bytes) -> int:

@@ -40,7 +40,8 @@ class Watermark(msgspec.Struct, frozen=True):
     def is_low(self, space: DiskSpace, *, was_low: bool) -> bool:
         """Return whether less than the threshold is free.
 
-        was_low: apply hysteresis. Recovery requires WATERMARK_HYSTERESIS_FACTOR times the threshold.
+        was_low: whether free space was low before. Recovery then requires WATERMARK_HYSTERESIS_FACTOR times the
+            threshold.
         """
         factor = WATERMARK_HYSTERESIS_FACTOR if was_low else 1.0
         files_min = space.files_total * self.percent / 100

@@ -211,8 +211,8 @@ class Output(_EventBase, frozen=True, tag="output", rename={"is_continued": "con
     A line over the limit is split; every part but the last is continued. Exactly one of `text` and `base64` is set:
     `base64` if the data is not UTF-8 or JSON escaping would more than double it.
 
-    is_parsed: the line that ends here is represented by conversation events, which follow this record before the next
-        line of the same stream. Always false in journals of earlier versions, which have no such events.
+    is_parsed: the line that ends here is represented by conversation events, which come after this record and before
+        the next line of the same stream. Always false in journals of earlier versions, which have no such events.
     """
 
     stream: Stream

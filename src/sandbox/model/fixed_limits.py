@@ -148,30 +148,30 @@ With 8000 of them, one datagram of 128 segments to a broadcast address keeps a p
 """
 
 FREE_SLAB_BYTES_MAX = 1024 * 1024 * 1024
-"""Maximum memory that freed kernel objects still occupy, attributed to one sandbox."""
+"""Maximum memory attributed to one sandbox for kernel objects that were freed but still occupy memory."""
 
 RECLAIMABLE_SLAB_MEMORY_DIVISOR = 8
-"""Maximum memory that freed inodes, file names and other cached objects still occupy, attributed to one sandbox.
+"""Maximum memory attributed to one sandbox for freed inodes, file names and other cached objects that still occupy it.
 
 This is 1/8 of the machine's memory, at least FREE_SLAB_BYTES_MAX.
 """
 
 ANON_VMA_CHAIN_BYTES_MAX = 96 * 1024 * 1024
-"""Maximum memory used by the links between anonymous mappings (64 bytes each), attributed to one sandbox.
+"""Maximum memory attributed to one sandbox for the links between anonymous mappings (64 bytes each).
 
 When a process ends, the kernel removes its links without interruption: 0.14 s for each million. A program can create
 1.5 million between two counts.
 """
 
 VMA_BYTES_MAX = 160 * 1024 * 1024
-"""Maximum memory used by the mappings of processes (struct vm_area_struct, 192 bytes each), attributed to one sandbox.
+"""Maximum memory attributed to one sandbox for the mappings of processes (struct vm_area_struct, 192 bytes each).
 
 To truncate a file, the kernel walks all mappings of the file without interruption: 0.35 s for each million. Programs
 can create 1.2 million in a second, and a count takes 0.8 s.
 """
 
 DENTRIES_MAX = 5 * 1024 * 1024
-"""Maximum number of file names that the kernel has cached (dentries), attributed to one sandbox.
+"""Maximum number of file names in the kernel's cache (dentries) that are attributed to one sandbox.
 
 A file can have many names (hard links), and the kernel also caches names that do not exist. When a program watches a
 directory with inotify, the kernel walks all cached names in it without interruption: 0.15 s for each million. A program
@@ -191,7 +191,7 @@ At each kill, up to twice a second, the kernel writes a list of the sandbox's pr
 """
 
 SYSCALL_BUFFER_BYTES_MAX = 256 * 1024 * 1024
-"""Maximum size of the kernel's buffers for system calls in progress, attributed to one sandbox."""
+"""Maximum size, attributed to one sandbox, of the kernel's buffers for system calls in progress."""
 
 TERMINAL_SECONDS_MAX = 1.0
 """Maximum CPU time of the kernel threads that process what one sandbox writes to terminals, beyond half a processor."""
@@ -200,7 +200,7 @@ TERMINAL_INTERVAL_SECONDS = 0.25
 """Interval at which the time for terminals is measured."""
 
 CLOSING_BYTES_MAX = 1024 * 1024 * 1024
-"""Maximum memory that files of ending processes may use while the kernel closes them, attributed to one sandbox.
+"""Maximum memory attributed to one sandbox for the files of ending processes while the kernel closes these files.
 
 These files are in no descriptor table. A program can delay their end by keeping a processor busy.
 """
@@ -214,7 +214,8 @@ FILE_LOCKS_MAX = 8192
 LOCKS_ON_HOST_FILES_MAX = 256
 """Maximum number of locks of any kind, by one sandbox, on files that the host uses too.
 
-Whenever any program on the machine closes such a file, the kernel walks all its locks: 0.4 ms for 16,000 on /dev/null.
+Whenever any program on the machine closes such a file, the kernel walks all locks of the file: 0.4 ms for 16,000 on
+/dev/null.
 """
 
 OPEN_FILES_OF_SANDBOX_MAX = 131072
@@ -254,7 +255,7 @@ SECRET_SCAN_SECONDS_MIN = 5.0
 """Minimum time for the secret scan of collected files, even if its share of `collect_timeout` is less."""
 
 GIT_KILLED_GRACE_SECONDS = 1.0
-"""Delay before a clone is reported as failed if git may have been killed, because the runner may be killed as well."""
+"""Delay before a clone is reported as failed, if git may have been killed: the runner may be about to be killed too."""
 
 METADATA_TIMEOUT_SECONDS = 10.0
 """Time limit for storing the metadata of a task whose collection did not finish."""
@@ -311,7 +312,7 @@ JANITOR_INTERVAL_SECONDS = 300.0
 """Interval at which the janitor removes expired preserved sandboxes and leftovers of crashes."""
 
 MAINTENANCE_ACTION_TIMEOUT_SECONDS = 240.0
-"""Time limit for one run of a maintenance action. Then the next action runs, and the next run continues the work."""
+"""Time limit for one run of a maintenance action. After that, the next action runs. A later run finishes the work."""
 
 CLOCK_TRUST_SECONDS = 3600.0
 """How long the wall clock must run without a jump before data with at least this retention is removed by age."""
@@ -353,7 +354,7 @@ CHAIN_PATCHES_MAX = 100
 """Maximum number of patches that a task takes over from the earlier tasks of its chain; a task with more gets 409."""
 
 CHAIN_BYTES_MAX = 512 * 1024 * 1024
-"""Maximum total size of these patches; a task that would exceed it gets 409."""
+"""Maximum total size of the patches that a task takes over from its chain; a task with more gets 409."""
 
 SESSION_BYTES_MAX = 16 * 1024 * 1024
 """Maximum size of an agent's session that is kept. A task that continues a larger one gets the conversation as text."""
@@ -512,12 +513,12 @@ REDACTION_HOLD_SECONDS = 0.2
 METRICS_INTERVAL_SECONDS = 5.0
 """Longest interval between samples of a sandbox's resource usage."""
 METRICS_INTERVAL_SECONDS_MIN = 0.5
-"""Interval between the first samples. It grows with the age of the sandbox, to METRICS_INTERVAL_SECONDS after 20 s."""
+"""Interval between the first samples of a sandbox's resource usage. It reaches METRICS_INTERVAL_SECONDS after 20 s."""
 
 LOAD_SAMPLE_INTERVAL_SECONDS = 15.0
 """Interval at which the server samples its own load and its host's."""
 LOAD_SAMPLES_MAX = 2880
-"""Maximum number of these samples in memory, enough for 12 hours."""
+"""Maximum number of samples of the server's and its host's load in memory, enough for 12 hours."""
 
 TERMINALS_MAX = 32
 """Maximum number of terminal clients of one task, including shells and read-only viewers; more get 409."""

@@ -47,7 +47,7 @@ def is_generated_id(text: str) -> bool:
 
 
 def is_generated_id_prefix(text: str) -> bool:
-    """Return whether the text can be the beginning of a generated id, but not a complete one."""
+    """Return whether the text can be the beginning of a generated id and is not a complete id."""
     return 0 < len(text) < len(_ANY_GENERATED_ID) and is_generated_id(text + _ANY_GENERATED_ID[len(text) :])
 
 

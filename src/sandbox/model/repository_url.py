@@ -47,7 +47,10 @@ def public_repository_url(url: str) -> str:
 
 
 def short_repository(url: str) -> str:
-    """Return the last two parts of the path, or host and path if the path is shorter. The filter finds these names."""
+    """Return the last two parts of the path, or host and path if the path is shorter.
+
+    The repository filter of task lists finds these names.
+    """
     location = _OPTIONAL_SCHEME_AND_USER.sub("", url).rstrip("/").removesuffix(".git")
     host, _, path = location.partition("/" if "://" in url else ":")
     parts = [part for part in path.split("/") if part]

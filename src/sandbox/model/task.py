@@ -80,7 +80,7 @@ class AgentStartTime(msgspec.Struct, frozen=True):
 
 
 def message_in_result(text: object) -> str | None:
-    """Return the agent's last message from the field `result` of the agent's own report; None if it has none."""
+    """Return the agent's last message, from the field `result` of the agent's report; None if the field is missing."""
     return cut_final_message(text) if text and isinstance(text, str) else None
 
 

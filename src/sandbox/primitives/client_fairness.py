@@ -223,7 +223,10 @@ async def thread_slot() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def history_read_slot() -> AsyncIterator[None]:
-    """Wait until no other stream of the current share is reading a task's history. Others then wait for this stream."""
+    """Wait until no other stream of the current share is reading a task's history.
+
+    Until the context exits, other streams of the share wait for this one.
+    """
     share = _SHARE.get()
     if share is None:
         yield

@@ -1,4 +1,4 @@
-"""Shows something about secret values without the values.
+"""Checks secret values without revealing them.
 
 A salted fingerprint shows whether the values have changed. A proof shows that a host has a key.
 """

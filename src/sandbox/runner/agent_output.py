@@ -127,7 +127,7 @@ class LineJoiner:
 
 
 def rendered_output(text: bytes, *, is_parsed: bool) -> Iterator[Output]:
-    """Yield the records of a task's rendered stdout. is_parsed: whether conversation events represent it."""
+    """Yield the records of a task's rendered stdout. is_parsed: whether conversation events represent the output."""
     splitter = LineSplitter()
     for piece, is_continued in (*splitter.feed(text), *splitter.flush()):
         yield Output.from_bytes("stdout", piece, is_continued=is_continued, is_parsed=is_parsed)
@@ -256,7 +256,10 @@ class AgentOutput:
             await self._queue.wait()
 
     async def _process_stdout_piece(self, piece: bytes, is_continued: bool) -> None:
-        """Record a piece. If it completes a line, parse the line and handle its events; a partial line has none."""
+        """Record a piece.
+
+        If it completes a line, parse the line and handle its events; a partial line has no events.
+        """
         line = self._line_joiner.feed(piece, is_continued)
         events = self._stdout.parse_line(line) if line is not None else None
         is_parsed = self._stdout.marks_parsed and events is not None

@@ -82,7 +82,7 @@ class TerminalAgentProcess(msgspec.Struct, frozen=True):
         return ExitStatus(None, was_oom_killed=(await self.sandbox.wait()).was_oom_killed)
 
     async def terminate(self) -> None:
-        """Hang up the terminal, the equivalent of SIGTERM for an agent on a terminal."""
+        """Hang up the terminal. For an agent on a terminal, this is the equivalent of SIGTERM."""
         await self.terminal.hang_up()
 
 

@@ -133,7 +133,7 @@ def _size_bytes(event: e.Event) -> int:
 class HostDiskSpace:
     """Measures free space on demand, but at most once every DISK_SPACE_CHECK_INTERVAL_SECONDS.
 
-    If that fails, the last result is used.
+    If a measurement fails, the last result is used.
     """
 
     def __init__(self, measure: MeasureDiskSpace, watermark: Watermark, clock: Clock) -> None:
@@ -212,7 +212,7 @@ class AttemptRecorder:
         )
         self._reserve = reserve
         self._recorded_hashes: set[int] = set()
-        """Hashes use less memory than thousands of events with long paths."""
+        """Hashes of events, which use less memory than thousands of events with long paths."""
         self._should_keep_reserve = self._has_logged_reserve_failure = False
         self._is_dropping = False
         self._dropped_bytes = self._dropped_events = 0
@@ -247,7 +247,7 @@ class AttemptRecorder:
         return True
 
     def record_once(self, event: e.AttemptFailed | e.ErrorReported, subject: str = "") -> None:
-        """Record an event unless an equal one was already recorded, because a retry finds the same problems again.
+        """Record an event unless an equal one was already recorded: a retry finds the same problems again.
 
         subject: what the event is about, if its fields do not include that.
         """

@@ -1,4 +1,4 @@
-"""Runs host programs in confinement. The launcher starts bubblewrap for each program.
+"""Runs confined host programs. The launcher starts bubblewrap for each program.
 
 The programs use a sandbox's kernel uid and control group but do not run in a sandbox. Each gets its own namespaces, the
 host's /usr, a few directories of the attempt, and the launcher's network namespace, which contains a single listener.

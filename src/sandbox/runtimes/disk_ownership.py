@@ -95,7 +95,7 @@ def _reject_hard_link(entry: os.DirEntry[str]) -> None:
 
 
 DISK_DIRECTORIES = {path.removeprefix("/"): path for path in (SANDBOX_WORKSPACE, SANDBOX_HOME, "/tmp")}  # noqa: S108
-"""Paths in the sandbox of the directories that belong to the agent, keyed by their paths on the disk."""
+"""The agent's directories: paths in the sandbox, keyed by paths on the disk."""
 
 
 def create_disk_directories(disk: Path) -> None:

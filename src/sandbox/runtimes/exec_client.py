@@ -72,7 +72,10 @@ class ExecTerminal:
         return await asyncio.shield(self._exit_task)
 
     async def _wait_for_exit(self) -> ExitStatus:
-        """Return the status that the exec process reports. If it was killed, reap the command's process here."""
+        """Return the status that the exec process reports.
+
+        If that process was killed, reap the command's process here.
+        """
         status = await self._process.read_status()
         await self._process.wait()
         await wait_readable(self._command_pidfd)
@@ -270,9 +273,9 @@ async def start_on_pty(
 ) -> tuple[ExecProcess, int, int]:
     """Start a command in a sandbox. Returns the exec process, the pty's master and the command's pidfd.
 
-    start: starts the exec process and returns it with its control socket. add_to_group: adds it to the sandbox's
-    control group, before it starts anything. send_command: sends the command to it, which makes it enter the sandbox.
-    All three may raise OSError. Raises AttemptError (sandbox_lost).
+    start: starts the exec process and returns it with its control socket. add_to_group: adds the exec process to the
+    sandbox's control group, before that process starts anything. send_command: sends the command to the exec process,
+    which then enters the sandbox. All three may raise OSError. Raises AttemptError (sandbox_lost).
     """
     try:
         exec_process = ExecProcess(*start())

@@ -129,7 +129,7 @@ async def _run_probe_once(
 
 
 async def find_confinement_problem(runtime: Runtime, run_dir: Path) -> str | None:
-    """Return why the host's git cannot run in confinement, or None if it can. Takes up to twice `_PROBE_SECONDS`.
+    """Return why the host's git cannot run confined, or None if it can. Takes up to twice `_PROBE_SECONDS`.
 
     A failed test is repeated, because a temporary shortage of processes or memory can look like any other error. Raises
     MachineBusyError if the second test also fails for a reason that may be temporary.

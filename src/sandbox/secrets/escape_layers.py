@@ -31,7 +31,7 @@ _ALTERNATIVE_DECODERS: tuple[tuple[Callable[[bytes], bool], FindTokens], ...] = 
     (may_contain_variable_length_escapes, find_variable_length_escapes),
     (may_contain_consecutive_escapes, find_isolated_escapes),
 )
-"""Other ways of decoding escapes, each with a quick check for whether its tokens may differ from `find_escapes`."""
+"""Other ways of decoding escapes, each with a quick check for tokens that `find_escapes` decodes differently."""
 
 _FORMS_MAX = 64
 """Maximum number of forms of a value; only an unusual value has more than a few."""
@@ -302,7 +302,7 @@ TEXT_NORMALIZER = Normalizer(
     (b"+", b" "),
     bytes(set(_CONTROLS) - set(b"\n")) + b"\\",
 )
-"""Plain text: drops controls except line feeds; a plus counts as a space (as in forms)."""
+"""Plain text: drops controls except line feeds; a plus counts as a space, as in the data of HTML forms."""
 
 ENCODED_NORMALIZER = Normalizer(
     {rb"\n": b"\0\0", rb"\t": b"\0\0", rb"\r": b"\0\0"},

@@ -178,7 +178,7 @@ _INCOMPLETE_CHARACTERS = (rb"[\xc2-\xf4]", rb"[\xe0-\xf4][\x80-\xbf]", rb"[\xf0-
 """Patterns that match the first bytes of a character in UTF-8, by length."""
 
 _NOT_IN_CHARACTER = b"".join(rb"(?<!%b.)" % start for start in _INCOMPLETE_CHARACTERS)
-"""The byte before this pattern is not part of a UTF-8 character that started earlier."""
+"""Matches only where the byte before is not part of a UTF-8 character that started earlier."""
 
 _PARTIAL_CHARACTER = re.compile(b"|".join(rb"%b\Z" % start for start in _INCOMPLETE_CHARACTERS))
 
@@ -191,7 +191,7 @@ _LATIN1_ESCAPES = [
     if re.match(_LATIN1_CONTROLS, bytes([first]))
 ]
 _ESCAPE_OR_LATIN1 = re.compile(b"|".join(_ESCAPES + _LATIN1_ESCAPES), re.VERBOSE)
-"""Matches escapes in bytes that are not UTF-8; in UTF-8, it matches the same as `_ESCAPE`, but is slower."""
+"""Matches escapes in bytes that are not UTF-8. In UTF-8, it matches the same escapes as `_ESCAPE`, but more slowly."""
 
 
 @cache
@@ -209,7 +209,10 @@ _STRING = rb"(?: [^\x07\x18\x1a\x1b\n\xc2] | \xc2(?![\x90\x98\x9b-\x9f]) ){0,102
 """The text of a title or a link, up to the next terminal escape."""
 
 _STRING_END = rb"(?: [\x07\x18\x1a] | \x1b\\ | \xc2\x9c | \x1b(?![\[\]PX^_(]) | (?=\x1b) )"
-"""An escape character always ends it; the backslash after it may have been consumed by a following escape."""
+"""An escape character always ends the text.
+
+An escape that follows may have consumed the backslash after this character.
+"""
 
 _TERMINAL_ESCAPE = re.compile(
     rb"""

@@ -98,7 +98,7 @@ class Administration:
         self._health_check = health_check
         self._health_check_lock = asyncio.Lock()
         self._next_health_check: asyncio.Task[Health] | None = None
-        """The check that has not started yet, for all requests that arrive until then."""
+        """The check that has not started yet. All requests that arrive before its start share it."""
 
     async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
         """See `interfaces.tasks.Administration.prune`."""
@@ -193,7 +193,7 @@ class Hosts:
         return hosts.get(name) or HostWithTasks(unlisted, ())
 
     def _running_task_ids(self) -> dict[str, list[str]]:
-        """Return the tasks with an attempt that runs, keyed by the host; the key of the server's own host is empty."""
+        """Return the tasks with a running attempt, keyed by the host; the key of the server's own host is empty."""
         task_ids: defaultdict[str, list[str]] = defaultdict(list)
         for tracked in self._tracked_tasks.values():
             task = tracked.task

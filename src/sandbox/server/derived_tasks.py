@@ -160,7 +160,10 @@ _INCOMPLETE_MARKS = (b"# truncated: ", b"# skipped, too large for a patch: ")
 
 
 def _chain_start_commit(task: Task) -> str:
-    """Return the remote's commit from which this task's chain started. Raises TaskNotContinuableError."""
+    """Return the commit of the remote repository from which this task's chain started.
+
+    Raises TaskNotContinuableError.
+    """
     repository = task.manifest.repository
     if task.parent is not None and repository.commit is not None:
         return repository.commit

@@ -228,7 +228,10 @@ class EventStream:
                 await asyncio.sleep(_CHANGE_BATCH_SECONDS)
 
     def _read_changes(self, position: ChangeCursor) -> Sequence[StateChange]:
-        """Return the next changes with their events, but without the tasks: for a slow client, they stay in memory."""
+        """Return the next changes with their events.
+
+        The tasks are omitted, because the result stays in memory while a slow client reads it.
+        """
         return [
             StateChange(each.cursor, (current_state_event(each.task), *_final_events(each.task)))
             for each in self._store.changed_tasks(position, _CHANGED_TASKS_PER_READ)

@@ -212,7 +212,7 @@ class PreservedSandboxes(PreservedFiles):
     async def exclusive(self, task: Task) -> AsyncIterator[bool]:
         """Yield whether the files are preserved and unused; a release request counts as a use. Does not wait.
 
-        If so, nothing else can use them for the duration of the context.
+        If the result is True, nothing else can use the files for the duration of the context.
         """
         lock = self._locks.lock_for(task.id)
         if lock.locked():

@@ -134,7 +134,8 @@ class RunnerRecovery:
             return
         # Resolve before taking a slot or lock: a cancel request must not wait for an external Vault.
         secrets_or_failure = await self._secrets.resolve_for_attempt(tracked.task)
-        # Take the slot first: a cancel request must not wait on the lock while this waits for other tasks' journals.
+        # Take the slot first: a cancel request must not wait for the lock while this recovery waits for other tasks'
+        # journals.
         with contextlib.suppress(JournalBusyError):
             async with (
                 self._replayer.slot() as slot,

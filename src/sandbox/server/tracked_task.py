@@ -35,7 +35,7 @@ class RunnerOwned:
 class Orphaned:
     """No writer is known.
 
-    No runner was started, the last one has died, another process has the journal open, or the task has ended.
+    No runner was started, the last runner has died, another process has the journal open, or the task has ended.
     """
 
 
@@ -75,7 +75,9 @@ class FinisherHistory:
         self._count = 0
 
     def is_backoff_over(self, monotonic: float) -> bool:
-        """Return whether the pause after the last finisher's launch is over, so the cause of its death may have passed.
+        """Return whether the pause after the last finisher's launch is over.
+
+        After the pause, the cause of that finisher's death may have passed.
 
         Always true before the first finisher and after the last one.
         """

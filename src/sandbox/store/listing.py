@@ -172,7 +172,10 @@ _SORT_FOUND_MAX = 2000
 
 _FIRST_WINDOW_FACTOR_MAX = 3
 _WINDOW_FACTOR_MAX = 30
-"""Maximum sizes of the first and the last window, as multiples of the needed rows. Then all found tasks are sorted."""
+"""Maximum sizes of the first and the last window, as multiples of the needed rows.
+
+If a larger window is needed, all found tasks are sorted.
+"""
 
 _WINDOW_MARGIN = 1.5
 """A window is this much larger than needed for the expected number of found tasks."""
@@ -182,9 +185,10 @@ _WINDOW_GROWTH_MIN = 3
 
 _FOUND_NUMBERS_MAX = 20_000
 _WINDOW_SPREAD_MAX = 4
-"""Tasks are not read in order if more than _FOUND_NUMBERS_MAX tasks are found and the numbers of the next tasks are
-spread over more than this multiple of their count, because too many found tasks would have to be compared with the next
-tasks.
+"""Maximum range of the numbers of the next tasks, as a multiple of their count, at which tasks are read in order.
+
+Applies if more than _FOUND_NUMBERS_MAX tasks are found. Beyond this range, the next tasks would have to be compared
+with too many found tasks.
 """
 
 _TIME_MAX = 2**63 - 1
@@ -205,7 +209,7 @@ class _AgentResult(msgspec.Struct, frozen=True):
 
 
 _LISTED_TYPES = {"manifest": CommonFields, "result": msgspec.Raw, "artifacts": msgspec.Raw}
-"""The types as which lists decode these fields. msgspec decodes `CommonFields` without a hook, unlike `Manifest`."""
+"""The types to which lists decode these fields. msgspec decodes `CommonFields` without a hook, unlike `Manifest`."""
 
 _MANIFEST, _RESULT, _ARTIFACTS, _MESSAGE = map(
     Task.__struct_fields__.index, ("manifest", "result", "artifacts", "final_message")

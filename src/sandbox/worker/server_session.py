@@ -264,7 +264,7 @@ class ServerSession:
             return 0
 
     def _end_offset(self) -> int:
-        """Return the offset after the last record, or any smaller one if the server has all records."""
+        """Return the offset after the last record, or any smaller offset if the server has all records."""
         if self._journal_size() <= self._copied_end_offset:
             return 0
         return self._worker_task.replicas.end_offset(self._worker_task.task_id)
@@ -361,7 +361,10 @@ class ServerSession:
     # Leftovers of other tasks.
 
     async def _remove_leftovers(self) -> None:
-        """Remove what killed workers left behind of tasks that the server reports as ended. Errors are only logged."""
+        """Remove the files that killed workers left, if the server reports that their tasks have ended.
+
+        Only logs errors.
+        """
         try:
             task_ids = await asyncio.to_thread(self._others.find, self._worker_task.task_id)
             for start in range(0, len(task_ids), LEFTOVER_TASKS_MAX):

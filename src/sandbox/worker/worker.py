@@ -176,7 +176,7 @@ class Worker:
         return compute_host_proof(key, challenge, claim.attempt_id, claim.host, claim.nonce, self._address.fingerprint)
 
     async def _take_task(self, task_id: str) -> WorkerTask:
-        """Lock the task on this host, and remove what an earlier worker left behind of it.
+        """Lock the task on this host, and remove the files that an earlier worker of the task left.
 
         Raises HostFilesError, FencedError.
         """

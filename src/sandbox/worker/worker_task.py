@@ -47,7 +47,7 @@ PERMANENT_AFTER_SECONDS = 120.0
 """How long errors of this host's own files may last before the worker gives up."""
 
 _RELATED_ERRORS_SECONDS_MAX = 600.0
-"""Errors that are further apart are unrelated."""
+"""Time between two errors beyond which they count as unrelated."""
 
 _POLL_SECONDS = 0.1
 _log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ async def _remove_tasks(layouts: Sequence[TaskLayout], files: AttemptFiles, remo
 
 
 class OtherTasks:
-    """What killed workers left behind of other tasks on this host."""
+    """The files that killed workers of other tasks left on this host."""
 
     def __init__(
         self,
@@ -241,7 +241,7 @@ class WorkerTask:
     def may_communicate(self, copied_end_offset: int) -> bool:
         """Return whether the server has the record of the running agent's start.
 
-        Otherwise, the server would start another agent if this host was lost now.
+        Otherwise, the server would start another agent if this host were lost now.
         """
         return self._agent_start_end is not None and copied_end_offset >= self._agent_start_end
 
@@ -349,7 +349,7 @@ class WorkerTask:
         return "free"
 
     async def _unlock(self, lock_id: int) -> None:
-        """Release a lock that may not be acquired yet, because the server may have stopped waiting for it."""
+        """Release a lock, even if it is still being acquired, because the server may have stopped waiting for it."""
         self._requested_locks.discard(lock_id)
         if lock_id in self._disks:
             await self._disks.pop(lock_id)[0].aclose()

@@ -29,7 +29,7 @@ from sandbox.workspace.files import (
 )
 
 TEMPORARY_FILE_NAME = ".sandbox.part"
-"""Name of a file while it is copied; no artifact gets this name."""
+"""Name of a file while it is being copied; no artifact gets this name."""
 
 _NAME_BYTES_MAX = 200
 

@@ -39,7 +39,8 @@ class OciArchive:
             check_global_headers(tar)
             if len(member.name) + len(member.linkname) > IMAGE_PATH_BYTES_MAX:
                 raise ImageRefusedError(f"The archive contains a name that is too long: {member.name[:200]}")
-            cast("Any", member).pax_headers = {}  # tarfile has applied them; all members stay in memory
+            # tarfile has already applied the pax headers. All members stay in memory, so their headers are removed.
+            cast("Any", member).pax_headers = {}
             self._members[member.name.removeprefix("./")] = member
             count += 1
             if count > ARCHIVE_MEMBERS_MAX:
@@ -110,7 +111,7 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PROGRAM = "/usr/bin/zstd"
 _MEMORY_LIMIT = "--memory=128MB"
 _ADDRESS_SPACE_LIMIT = "--as=536870912"
-"""Needed because zstd also reads formats to which its own memory limit does not apply, such as xz."""
+"""This limit is needed because zstd's own memory limit does not apply to some formats that zstd reads, such as xz."""
 
 _LIMITER = ("/usr/bin/prlimit", _ADDRESS_SPACE_LIMIT, "--")
 _EXIT_SECONDS = 30

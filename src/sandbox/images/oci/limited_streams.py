@@ -1,4 +1,4 @@
-"""Forward-only streams for reading a tar, which hash the data and limit its size."""
+"""Forward-only streams that hash the data of a tar and limit its size."""
 
 import hashlib
 from typing import BinaryIO, Protocol

@@ -127,7 +127,7 @@ def _suggestion(failed_check: _FailedCheck) -> str | None:
 
 
 def _format_of_number(failed_check: _FailedCheck) -> Format | None:
-    """If a field has a number instead of text, return its format, unless the number as text would have this format."""
+    """Return the format of a text field with a number as its value; None if the number as text would be valid."""
     value, dataclass_type = failed_check.error["input"], _type_at(failed_check.path[:-1], failed_check.object_type)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if failed_check.error["type"] != "string_type" or not is_number or not _is_dataclass_type(dataclass_type):
@@ -149,7 +149,10 @@ _SECTION_SIMILARITY_MIN = 0.8
 
 
 def _closest_field(failed_check: _FailedCheck) -> str | None:
-    """Return the known field whose name resembles that of an unknown field: of the object, or `SECTION.FIELD`."""
+    """Return the known field whose name resembles that of an unknown field.
+
+    The result is the name of a field of the same object, or `SECTION.FIELD` for a field of another section.
+    """
     dataclass_type = _type_at(failed_check.path[:-1], failed_check.object_type)
     if not _is_dataclass_type(dataclass_type):
         return None
@@ -164,7 +167,7 @@ def _closest_field(failed_check: _FailedCheck) -> str | None:
 
 @cache
 def _sections_by_field(dataclass_type: Any) -> dict[str, str]:
-    """Return the name of the section that has each field; the first one if several have it."""
+    """Return the names of sections, keyed by field. If several sections have a field, the first of them counts."""
     sections: dict[str, str] = {}
     for section, kind in _field_types(dataclass_type).items():
         for name in _field_types(kind) if _is_dataclass_type(kind) else ():

@@ -22,7 +22,7 @@ LogStream = Literal["all", "stdout", "stderr", "events", "conversation"]
 
 _OVERHEAD_BYTES = 256
 _CHARACTER_BYTES_MAX = 8
-"""Maximum memory of a character that is not ASCII: four bytes, and four in UTF-8, which the encoder keeps."""
+"""Maximum memory of a non-ASCII character: four bytes in the text, and four in the encoder's UTF-8 copy."""
 
 
 def wire_size_bytes(event: WireEvent) -> int:
@@ -70,8 +70,8 @@ def to_wire_event(
 ) -> WireEvent | None:
     """Return the wire event of a record, or None if clients do not see it.
 
-    conversation: events converted from an output record without conversation events. They become a part of its wire
-        event, because they have no seq. The wire event of a transcript record contains nothing else.
+    conversation: events converted from an output record without conversation events. They have no seq, so they become a
+        part of the output record's wire event. The wire event of a transcript record contains nothing else.
     """
     base: b.BaseEvent = {"task_id": task_id, "seq": record.seq, "timestamp": format_timestamp(record.at)}
     if record.transition is not None:
@@ -257,7 +257,10 @@ def end_event(task: Task) -> b.EndEvent:
 
 
 def error_event(task: Task, code: str, message: str) -> b.ErrorEvent:
-    """Return an error that ends the event stream early. It has the `seq` of the last record, which is not sent."""
+    """Return an error that ends the event stream early.
+
+    It has the `seq` of the last record, because that record is not sent.
+    """
     return {
         "type": "error",
         "task_id": task.id,
@@ -306,7 +309,7 @@ def _remedy_body(remedy: Remedy) -> RemedyBody:
 def attempt_bodies(task: Task, *, is_operator: bool = False) -> list[AttemptBody]:
     """Return every attempt of a task, oldest first. The last one has the outcome of the task.
 
-    A cancelled attempt has no error: that its agent was killed is a consequence of the cancel request.
+    A cancelled attempt has no error, because the cancel request caused the agent's end.
     """
     last = task.attempt
     if last is None:

@@ -55,7 +55,10 @@ class ArtifactQuota:
         self._total_bytes = sum(size + _ARTIFACT_OVERHEAD_BYTES for size in sizes.values())
 
     def check(self, artifact: Artifact) -> None:
-        """Raise ArtifactsTooLargeError if the artifact must not be stored. It replaces one with the same name."""
+        """Raise ArtifactsTooLargeError if the artifact must not be stored.
+
+        A stored artifact with the same name does not count.
+        """
         if artifact.size_bytes < 0 or self._total_with(artifact) > ARTIFACTS_BYTES_MAX:
             raise ArtifactsTooLargeError("The artifacts are too large.")
         if artifact.name not in self._sizes and len(self._sizes) >= WORKER_ARTIFACTS_MAX:
@@ -84,7 +87,7 @@ class ArtifactUploads:
 
     def __init__(self, replicas: TaskReplicas) -> None:
         self._replicas = replicas
-        self._threads = ThreadPoolExecutor(_THREADS, "upload")  # at its exit, the process waits for them
+        self._threads = ThreadPoolExecutor(_THREADS, "upload")  # the process waits for these threads before it exits
         self._jobs: WeakKeyDictionary[Job, _JobUploads] = WeakKeyDictionary()
 
     async def receive(

@@ -53,8 +53,8 @@ class Claims:
         """Store a claim, and return the claimed job; None if the worker may try again, because the engine is late.
 
         A worker that has claimed its job earlier is identified by its random number, so it does not prove its host
-        again. Therefore a lost answer, or another key, does not end a running task.
-        Raises ClaimRejectedError, InvalidMessageError, OSError.
+        again. Therefore, neither a lost answer nor a changed key ends a running task. Raises ClaimRejectedError,
+        InvalidMessageError, OSError.
         """
         job = self.jobs.find_claimable(claim)
         if job is not None:

@@ -81,7 +81,7 @@ class Job:
         self._answered_at = now
         """When the server last answered the worker; an earlier server may have answered until this one started."""
         self.status: JobStatus | None = None
-        """The last status that the engine reported, with its id and its host; None if the engine is not responding."""
+        """The status last reported by the engine, with the job's id and host; None if the engine is not responding."""
         self.phase: JobPhase | None = None
         """The phase in the status, insofar as it applies to the worker that has claimed the job."""
         self.phase_since = now
@@ -177,7 +177,10 @@ class Job:
         return f"The job is {status.phase}."
 
     def _phase_of_worker(self, status: JobStatus) -> JobPhase:
-        """Return the phase. An end on another host proves nothing: an engine may also start the job or a copy there."""
+        """Return the phase of the job on the worker's host.
+
+        The end of the job on another host proves nothing: an engine may also start the job, or a copy of it, there.
+        """
         if status.phase is JobPhase.ENDED and self.is_claimed and status.host != self.stored.host:
             return JobPhase.UNREACHABLE
         return status.phase
@@ -344,7 +347,7 @@ class Jobs:
         Raises OSError if this cannot be stored; in that case, the worker may connect to the next server.
         """
         _log.error("The worker of task %s on %s is fenced: %s", job.stored.task_id, job.stored.host, reason)
-        job.store(msgspec.structs.replace(job.stored, is_fenced=True))  # even if storing it on the disk fails
+        job.store(msgspec.structs.replace(job.stored, is_fenced=True))  # takes effect even if `save` fails
         self._wake.set()
         self._withdraw(job)
         self._store.save(job.stored)
@@ -473,7 +476,7 @@ class Jobs:
                 attempt_id, job = next(iter(self._to_submit.items()))
                 if attempt_id in self._jobs and not job.stored.is_given_up:
                     await self._repeat_on_error(self._submit(job))
-                del self._to_submit[attempt_id]  # not earlier: it must not be submitted twice
+                del self._to_submit[attempt_id]  # not earlier: the job must not be queued twice
         finally:
             self._submitting = None
 

@@ -270,7 +270,7 @@ class ClusterPlacement:
                 session.record_copied(max(session.copied_end_offset, offset))
                 await session.launch(Launch(order), LAUNCH_SECONDS)
             except InvalidMessageError as error:
-                with contextlib.suppress(OSError):  # even if it cannot be stored, it takes effect
+                with contextlib.suppress(OSError):  # the fence takes effect even if it cannot be stored
                     self._workers.jobs.fence(job, error_reason(error))
                 session.close()
                 raise RunnerNotStartedError(error_reason(error)) from error

@@ -144,7 +144,7 @@ class WorkerSession:
         for waiting in waiters:
             if not waiting.done():
                 waiting.set_exception(HostUnreachableError(self._host))
-                waiting.exception()  # retrieved, in case nobody is waiting
+                waiting.exception()  # otherwise, asyncio logs the error if nothing is waiting
 
     def receive(self, message: Heartbeat | CallResult | StreamRefused) -> None:
         """Store the state of the worker's host, or pass a result on to its caller, who may have given up."""
@@ -406,7 +406,7 @@ class WorkerServer:
                 return  # the worker tries again
             self._mark_authenticated()
             copied_end_offset = await asyncio.to_thread(self._replicas.end_offset, job.stored.task_id)
-            # It must not get an answer that extends its lease if it was abandoned in the meantime.
+            # A worker that was abandoned in the meantime must not get an answer, which would extend its lease.
             if not job.may_answer_worker:
                 raise ClaimRejectedError("The attempt is over.")
         except ClaimRejectedError as error:

@@ -44,7 +44,7 @@ LAUNCH_SECONDS = 40.0
 
 _MARGIN_SECONDS = 2.0
 _CLOSING_STEPS = 5
-"""Iterations of an event loop in which an aborted connection is closed."""
+"""Number of event loop iterations within which an aborted connection is closed."""
 _lock_ids = itertools.count(1)
 
 

@@ -52,7 +52,7 @@ class SocketLeftovers:
     def _sockets(self) -> Iterator[tuple[str, Path]]:
         try:
             paths = list(self._run_dir.iterdir())
-        except FileNotFoundError:  # removed as an old temporary file
+        except FileNotFoundError:  # the directory was removed as an old temporary file
             return
         for path in paths:
             found = _ATTEMPT_SOCKET.fullmatch(path.name)

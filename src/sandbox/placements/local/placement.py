@@ -77,7 +77,7 @@ class LocalRunnerHandle(LocalRunnerClient):
         self._locks = locks
 
     def liveness(self) -> Liveness:
-        """HELD or FREE: the kernel reports who holds the lock. Implements `RunnerHandle.liveness`."""
+        """Return HELD or FREE: the kernel reports which process holds the lock. Implements `RunnerHandle.liveness`."""
         return self._locks.liveness(self._task_id)
 
     async def kill(self) -> bool:
@@ -399,7 +399,10 @@ class LocalPreservedDisk(LocalRunnerClient):
 
 
 _RUNNER_MODULES = frozenset({RUNNER_MODULE.encode(), b"sandbox.wiring.runner"})
-"""Every runner has one of these arguments; other holders of a lock have neither. Version 0.1 uses the second one."""
+"""Every runner has one of these arguments; other holders of a lock have neither.
+
+Only version 0.1 uses `sandbox.wiring`.
+"""
 
 
 def kill_lock_holder(lock: Path) -> bool:
@@ -444,7 +447,7 @@ def _descriptor_holds_lock(proc_directory: Path, descriptor: str, lock: os.stat_
 
     On overlayfs and btrfs, fdinfo shows the device number of the file system, which differs from the `st_dev` of its
     files. Only the fdinfo of the lock's own file is read: a sandbox process can have the command-line argument of a
-    runner, and open files whose fdinfo is 100 MB each. A descriptor that is closed during the check does not count.
+    runner, and can open files with 100 MB of fdinfo each. A descriptor that is closed during the check does not count.
     """
     try:
         if not os.path.samestat((proc_directory / "fd" / descriptor).stat(), lock):

@@ -67,7 +67,7 @@ class ProbeCleanup:
             with _open_directory(self._run_dir) as descriptor:
                 if _try_lock(descriptor, fcntl.LOCK_EX):
                     await self._sweep()
-        except FileNotFoundError:  # removed as an old temporary file
+        except FileNotFoundError:  # the directory was removed as an old temporary file
             return
 
     async def _sweep(self) -> None:

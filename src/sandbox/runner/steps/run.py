@@ -324,7 +324,10 @@ class _AgentRun(msgspec.Struct, frozen=True):
         self.attempt.recorder.record(exited)
 
     def _final_message(self) -> str | None:
-        """Return the agent's last message, redacted before it is cut: part of a secret would not be redacted."""
+        """Return the agent's last message.
+
+        It is redacted before it is cut, because a part of a secret is not redacted.
+        """
         redactor, message = self.attempt.redactor, self.progress.last_message
         if redactor is not None:
             message = redactor.redact_text(message)
@@ -351,7 +354,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
     async def _serve_gateway(self, agent_terminal: SharedTerminal | None) -> None:
         """Open the gateway only after AgentStarted is durable, so every model request belongs to a recorded agent.
 
-        On a worker, the gateway also waits for the first lease, until the server has this record.
+        On a worker, the gateway also waits for the first lease, which the runner gets once the server has this record.
         """
         await self.attempt.recorder.wait_until_written()
         command = self.provisioned.launch_spec.command

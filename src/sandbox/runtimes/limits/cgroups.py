@@ -1,8 +1,8 @@
 """One control group per attempt: limits, counts and kills its processes. Supports cgroup v1 and v2.
 
-Only writable hierarchies are used. A group is one directory in v2 and one per hierarchy in v1. The files in its
-directories show which operations a group supports, so the same code serves both versions: it tries the file names of
-both.
+Only writable hierarchies are used. A group is one directory in v2 and one per hierarchy in v1. The files in the
+directories of a group show which operations the group supports, so the same code serves both versions: it tries the
+file names of both.
 """
 
 import errno
@@ -177,7 +177,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         syscall_buffer_meter: SyscallBufferMeter | None = None,
         closing_files_meter: ClosingFilesMeter | None = None,
     ) -> KernelUsage:
-        """Return the kernel usage of the group and of its process `pid`'s network namespace. May take 0.1 s.
+        """Return the kernel usage of the group, and of the network namespace of its process `pid`. May take 0.1 s.
 
         In v1, the kernel limits socket buffers; in v2, it counts them as memory. memory_bytes: the limit that the group
         was created with. socket_counter: counts the sockets of that network namespace. syscall_buffer_meter,
@@ -238,7 +238,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return open_files.count_directories(self.process_ids(), descriptors_per_directory=descriptors_per_directory)
 
     def _thread_ids(self) -> frozenset[int]:
-        """Return the threads in the group: also the last one of a process whose first thread has ended, as it exits."""
+        """Return the threads in the group, even the last exiting thread of a process whose first thread has ended."""
         listings = (_read(f"{directory}/{name}") for directory in self.directories for name in _THREADS_FILES)
         return frozenset(int(thread) for listing in listings for thread in listing.split())
 

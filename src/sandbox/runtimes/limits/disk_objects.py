@@ -20,9 +20,9 @@ _EXT4_STATISTICS = Path("/proc/fs/ext4")
 
 
 class CachedExtentMeter:
-    """Counts the cached extents of the files on a sandbox's disk, which no control group is charged for.
+    """Counts the cached extents of the files on a sandbox's disk. No control group is charged for these extents.
 
-    Reads the statistics of the disk's file system only while the machine has many extents, because the kernel then
+    Reads the statistics of the disk's file system only while the machine has many extents: for each read, the kernel
     walks all cached inodes of the file system while holding a lock.
     """
 
@@ -80,7 +80,7 @@ _MAGIC = 0xEF53
 _META_BLOCK_GROUPS, _LARGE_DESCRIPTORS = 0x10, 0x80
 _GROUP_BYTES, _GROUP = 32, struct.Struct("<16xH14x")
 _LARGE_GROUP = struct.Struct("<16xH30xH14x")
-"""Block group descriptors: the number of directories; in the large descriptor, its low and its high bits."""
+"""Formats of block group descriptors: the number of directories. The large descriptor has its low and its high bits."""
 
 
 class DirectoryMeter:

@@ -27,7 +27,7 @@ _CAPACITY_FILE = Path("/sys/kernel/slab/eventpoll_epi/total_objects")
 _FEW_ENTRIES = EPOLL_ENTRIES_MAX // 8
 """Up to this capacity, the number of the machine's entries is taken as 0, because reading slabinfo takes 4 to 8 ms.
 
-The entries that other programs had before the sandbox started then count as its growth.
+The entries that other programs had before the sandbox started then count as growth caused by the sandbox.
 """
 _INSPECTION_SECONDS = 2.0
 """Maximum CPU time of one inspection. All open files are inspected, because one instance can have all the entries.
@@ -92,8 +92,8 @@ class EpollCounter:
 
         Instances that only blocked threads keep open are not counted; see `PendingSyscallInterrupter`.
 
-        other_sandboxes: returns the processes of each other sandbox. Entries that these have are not attributed to this
-            sandbox.
+        other_sandboxes: returns the processes of each other sandbox. Entries of these processes are not attributed to
+            this sandbox.
         """
         total = self._count_all()
         growth = 0

@@ -200,7 +200,7 @@ try:
 except OSError as error:
     sys.exit(9 if error.errno == errno.ETOOMANYREFS else 1)
 """
-"""Imports only built-in and C modules: with `array`, `os` and `socket`, it would take twice as long."""
+"""Imports only built-in and C modules: with `array`, `os` and `socket`, the program would take twice as long."""
 
 
 def _has_files_in_transit(uid: int, timeout_seconds: float = _CLAIM_CHECK_SECONDS) -> bool | None:

@@ -25,10 +25,10 @@ _PAUSE_SECONDS = 0.5
 """Minimum pause between two counts of a sandbox. After a longer count, the pause is as long as the count."""
 
 _BLOCKED_SECONDS = 30.0
-"""A count that takes longer may be waiting for a lock that a program holds: of the memory whose mappings are listed."""
+"""A count that takes longer may be waiting for the lock on a process's memory, which a program can hold."""
 
 _HIDDEN_CHECKS_MIN = 2
-"""How often in succession mappings must be hidden, because processes start and end during a check."""
+"""Number of consecutive checks that must find hidden mappings: processes may start or end during one check."""
 
 
 class MappingOwner(NamedTuple):
@@ -74,9 +74,10 @@ def are_mappings_hidden(
 ) -> bool:
     """Return whether the machine has more than `mappings_max` mappings that are in no list; False if unknown.
 
-    owners: all sandboxes. The mappings of a sandbox are not more than its kernel memory can contain: processes that
-    share their memory list the same mappings. If counting the mappings of a sandbox takes too long, it may have as many
-    as that. If counting those of the host takes too long, the number of hidden mappings is unknown.
+    owners: all sandboxes. A sandbox counts for at most the number of mappings that its kernel memory can contain,
+    because processes that share their memory list the same mappings. If counting a sandbox's mappings takes too long,
+    it counts for this maximum. If counting the host's mappings takes too long, the number of hidden mappings is
+    unknown.
     """
     total = count_used_objects(VMA_KIND, slabs) or 0
     hidden, inspected = total, set[int]()
@@ -111,7 +112,7 @@ class MappingCounter:
         self._thread: threading.Thread | None = None
         self._started_at = self._next_at = 0.0
         self._hidden_checks = 0
-        """How often in succession mappings were hidden."""
+        """Number of consecutive checks that found hidden mappings."""
 
     def measure(
         self,

@@ -1,7 +1,7 @@
 """Interrupts threads that wait in a system call. Measures what the kernel uses for calls, ending processes, terminals.
 
 A system call keeps a file open until it returns, even if another thread closes the descriptor in the meantime. Such a
-file is in no descriptor table and cannot be counted. An interrupted call returns: the kernel restarts most of them with
+file is in no descriptor table and cannot be counted. Interrupted calls return: the kernel restarts most of them with
 the same descriptor, and others fail with EINTR, as they do when a process is stopped and continued.
 
 A call may also use a buffer that is not charged to any control group. A program that reads a setting in /proc/sys or
@@ -110,7 +110,7 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _KERNEL_MEMORY_FIELDS = ("SUnreclaim:", "VmallocUsed:")
 _SYSCTL_DIRECTORY = "/proc/sys/"
 _SYSCTL_BUFFER_BYTES = 4 << 20
-"""Largest buffer for one read of a setting, the kernel's KMALLOC_MAX_SIZE."""
+"""Maximum size of the buffer for one read of a setting: the kernel's KMALLOC_MAX_SIZE."""
 
 _SYSCTL_FUNCTION, _NETLINK_FUNCTION = "proc_sys_call_handler", "netlink_sendmsg"
 """The kernel's functions that allocate these buffers, in the stack of a thread that has one."""
@@ -144,7 +144,7 @@ def sum_syscall_buffer_bytes(process_ids: Iterable[int], proc: Path = _PROC) -> 
 
 
 class _ProcessCalls:
-    """The system calls in progress of one process.
+    """The system calls that the threads of one process are executing.
 
     The first thread may have ended, so the files of all threads are read.
 
@@ -233,7 +233,7 @@ class SyscallBufferMeter:
 
 
 _FILES_OF_PROCESS_MAX, _FILE_BYTES_MAX = 16_384, 20 << 10
-"""Limit on the open files of one process, and the uncharged memory of one file: of a partly read directory."""
+"""Limit on the open files of one process, and the maximum uncharged memory of one file (a partly read directory)."""
 
 _CLOSING_SECONDS, _WAITING_SECONDS = 1.0, 5.0
 """How long a process must have been closing its files to be counted, if it is runnable and if it waits.
@@ -242,7 +242,10 @@ Ordinary processes also wait for a slow disk.
 """
 
 _CLOSING_TIME_SLICES = 2
-"""Number of time slices that a runnable process must have had meanwhile. Within one, it closes hundreds of files."""
+"""Number of time slices that a runnable process must have had meanwhile.
+
+In a time slice, it closes hundreds of files.
+"""
 
 _EXITING, _ZOMBIE_STATES, _RUNNABLE = 0x4, "ZX", "R"
 _PROCESS_ID = re.compile(r"^Tgid:\s*(\d+)$", re.MULTILINE)

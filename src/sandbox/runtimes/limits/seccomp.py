@@ -43,8 +43,9 @@ _CLONE_FILES, _CLONE_HANDLERS, _CLONE_THREAD = 0x400, 0x800, 0x10000
 """CLONE_FILES, CLONE_SIGHAND, CLONE_THREAD.
 
 All threads of a process share its open files, which are counted from outside. Only threads may share signal handlers:
-a signal for a process group walks all waiters of a signalfd once for each process that shares its handlers, with a
-lock held that the machine needs to start and end processes. With 30,000 waiters, 60 processes take 0.1 s.
+a signal for a process group walks all waiters of a signalfd once for each process that shares the handlers. During the
+walk, the kernel holds a lock that the machine needs to start and end processes. With 30,000 waiters, 60 processes take
+0.1 s.
 """
 _CLONE_NEWTIME = 0x80
 _X32_BIT = 0x40000000
@@ -139,7 +140,10 @@ of kernel memory.
 """
 
 POLLED_FILES_OF_QEMU_MAX = 2 * SOCKETS_MAX
-"""The same for QEMU, which polls a socket for each connection of the guest. QEMU waits forever if a poll fails."""
+"""The maximum number of polled files for QEMU, which polls a socket for each connection of the guest.
+
+QEMU waits forever if a poll fails.
+"""
 
 _SEMAPHORE_OPERATIONS_MAX = 32
 """Maximum number of operations in one semop.

@@ -43,7 +43,7 @@ A sandbox that was never charged for 1/16 of its limit has not exceeded the limi
 """
 
 _CPU_SECONDS_MIN = 0.001
-"""Added to the CPU time that each sandbox used between two measurements, because that time may be unknown."""
+"""This is added to each sandbox's CPU time between two measurements, because that time may be unknown."""
 
 
 class GroupUsage(NamedTuple):
@@ -67,7 +67,7 @@ class SlabUsage(NamedTuple):
         ancestor with which its process may share pages of the mapping.
     dentry_bytes: the cached names of files (dentries), including names that do not exist.
     vma_bytes: the mappings of all processes, which are in use.
-    vma_growth_bytes: the same. A `SlabMeter` does not divide this growth between the sandboxes.
+    vma_growth_bytes: equal to vma_bytes. A `SlabMeter` does not divide the growth of this value between the sandboxes.
     """
 
     unreclaimable_free_bytes: int

@@ -240,7 +240,9 @@ def expose_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) 
 
 
 def expose_overlay(path: str, source: str, parent: int, name: str) -> bool:
-    """Expose a read-only overlay of the path at EXPOSED_DIRECTORY/NAME; for a file, from an overlay of its directory.
+    """Expose a path at EXPOSED_DIRECTORY/NAME through a read-only overlay.
+
+    For a file, the overlay contains the file's directory.
 
     source: another path of the same file. parent: descriptor of its directory. Returns False if the overlay cannot be
     exposed.
@@ -265,7 +267,7 @@ def _is_same_inode(file: str, source: str) -> bool:
 
 
 def _has_mounts_below(directory: str) -> bool:
-    """Return whether other file systems are mounted under it. An overlay would not contain them."""
+    """Return whether other file systems are mounted under the directory. An overlay of it would not contain them."""
     prefix = directory.rstrip("/") + "/"
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:  # noqa: PTH123
         return any(line.split(" ", 5)[4].startswith(prefix) for line in mounts)

@@ -24,7 +24,7 @@ launcher = __import__("launcher")
 process_limits = __import__("process_limits")
 
 PTMX_PATH = "/dev/pts/ptmx"
-"""Below a mount point, which no process in the sandbox can move; `/dev/ptmx` itself may have been replaced."""
+"""A path under a mount point, which no process in the sandbox can move. `/dev/ptmx` may have been replaced."""
 
 NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 """Mount, cgroup, UTS, IPC, user, pid and network namespaces. The process enters either all of them or none."""

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 class MaintenanceAction:
     """An action of the janitor. It may be cancelled at any await; its next run must then do the rest of the work.
 
-    name: what the job removes or changes, for operators.
+    name: what the action removes or changes, for operators.
     remedy: what operators can do if it fails.
     """
 

@@ -49,7 +49,7 @@ class CredentialHelper:
     async def serve(self, requests: IO[bytes], responses: IO[bytes]) -> None:
         """Serve requests until their pipe is closed or the limit is reached. Closes both pipes.
 
-        The confined git could pass files through a socket, and block this process when it closes them.
+        A socket would let the confined git pass files, and closing these files could block this process.
         """
         reader = asyncio.StreamReader(limit=_REQUEST_BYTES_MAX)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(

@@ -149,7 +149,7 @@ class FastImportWriter:
             yield chunk
 
     def _write_command(self, command: bytes) -> None:
-        """Write a command; the first one is preceded by the commit's header."""
+        """Write a command. Before the first command, write the commit's header."""
         if not self.is_changed:
             self._write(self._commit_header)
             self.is_changed = True

@@ -1,7 +1,7 @@
 """Runs git on the host as a child process that does not depend on the environment.
 
 Design decisions:
-- git runs in a confinement if it reads untrusted data, and unconfined if it needs the server user's files.
+- git runs confined if it reads untrusted data, and unconfined if it needs the server user's files.
 - Only the settings in this module and those of the caller apply: configuration of the system and the user is disabled,
   and so are the machine's attributes and ignore rules. git's defaults are not repeated: protocol version 2, redirects
   of the first request only, no submodules, and no filters (no configuration names one).

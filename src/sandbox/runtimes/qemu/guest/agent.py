@@ -21,7 +21,7 @@ _OUTBOX_BYTES_MAX = 256 * 1024
 _POWER_OFF = 0x4321FEDC
 _POLL_MILLISECONDS = 1000
 _CACHED_FILES_INDEX = 5
-"""Index of the maximum number of cached files in the settings."""
+"""Index, in the settings, of the maximum number of cached files."""
 
 _TIOCGPTN, _TIOCSPTLCK = 0x80045430, 0x40045431
 
