@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 Address = IPv4Address | IPv6Address
 
 READ_BYTES = 16 * 1024
-"""Read size. Even data that is costly to parse, such as a thousand one-byte chunks, is then parsed quickly."""
+"""Read size, so small that even data that is costly to parse, such as a thousand one-byte chunks, is parsed quickly."""
 
 FIRST_READ_BYTES = 4 * 1024
-"""Read size of a model connection without a forwarded request; limits how long a costly read delays others."""
+"""Read size of a model connection without a forwarded request.
+
+It limits the delay of other connections by a costly read.
+"""
 
 RELAY_BYTES = 256 * 1024
 """Read size for data that is relayed unread; equal to asyncio's own maximum."""

@@ -200,7 +200,7 @@ class ModelDialect(Protocol):
 
     @property
     def endpoints(self) -> Mapping[bytes, bool]:
-        """The paths of POST requests to forward. Each path maps to whether its response uses tokens."""
+        """The paths of POST requests to forward. The value of a path is true if its response uses tokens."""
         ...
 
     @property

@@ -188,8 +188,8 @@ class ExitStatus(msgspec.Struct, frozen=True):
 class Stats(msgspec.Struct, frozen=True):
     """Current resource usage of the sandbox; None if the host does not report it.
 
-    oom_kills, fork_failures: how many times a process was killed for lack of memory, or not created because of the
-        process limit.
+    oom_kills, fork_failures: how many times a process was killed for lack of memory, and how many times the process
+        limit prevented a new one.
     """
 
     cpu_seconds: float | None

@@ -148,8 +148,8 @@ class Store(Protocol):
     """The index of tasks. Calls block for milliseconds; changes are durable on return. All but `close` may raise
     StoreError.
 
-    Calls that return one task raise IndexDamagedError if its row is unreadable. Calls that return many skip such rows
-    and log each one once.
+    Calls that return one task raise IndexDamagedError if its row is unreadable. Calls that return many tasks skip such
+    rows and log each one once.
     """
 
     def insert(self, indexed: IndexedTask) -> None:

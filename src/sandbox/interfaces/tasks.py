@@ -495,7 +495,7 @@ class Administration(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HostWithTasks:
-    """A host, and the tasks with an attempt that runs there now, sorted by id.
+    """A host, and the tasks with an attempt that is running there, sorted by id.
 
     Preserved sandboxes of failed tasks are not included.
     """

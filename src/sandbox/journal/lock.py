@@ -32,7 +32,7 @@ def acquire(path: Path, *, create: bool = False) -> int:
 def adopt(path: Path, lock_fd: int) -> None:
     """Check that an inherited descriptor is the lock of this journal, and make it non-inheritable.
 
-    Raises OSError (EBADF) if it is another file, JournalBusyError if another process holds the lock.
+    Raises OSError (EBADF) if it refers to another file, JournalBusyError if another process holds the lock.
     """
     if not is_lock_of(lock_fd, path):
         raise OSError(errno.EBADF, f"Descriptor {lock_fd} is not the lock of this journal", str(path))

@@ -72,7 +72,10 @@ LINEAR_SCAN_BYTES_MAX = 64 * 1024
 
 
 def find_record_offset(records_path: Path, seq: int) -> int:
-    """Return the offset of record `seq`, or the end of the last record; `Journals.find_offset` for one file."""
+    """Return the offset of record `seq`, or the end of the last record.
+
+    Implements `Journals.find_offset` for one file.
+    """
     offset = _bisect(records_path, seq)
     for begin, text in iter_lines(records_path, offset):
         if not record_format.is_complete(text):
@@ -112,7 +115,7 @@ def _is_at_or_before(records_path: Path, begin: int, text: bytes, seq: int) -> b
 
 
 def read_batch(records_path: Path, offset: int, bytes_max: int) -> RecordBatch:
-    """Read whole records from `offset`; `Journals.read` for one file."""
+    """Read whole records from `offset`. Implements `Journals.read` for one file."""
     return decode_batch(records_path, offset, _read_lines(records_path, offset, bytes_max))
 
 

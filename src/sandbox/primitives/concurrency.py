@@ -48,7 +48,7 @@ async def run_in_daemon_thread(work: Callable[[], T], on_exit: Callable[[], None
 
 
 async def wait_readable(watched: socket.socket | IO[bytes]) -> None:
-    """Return once the socket or pipe is readable or at its end, or once a connection waits on the listener."""
+    """Return once the socket or pipe is readable or at its end, or once a connection is waiting on the listener."""
     loop, readable = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(watched, readable.set)
     try:

@@ -47,7 +47,7 @@ class OutputQuota:
         self._refilled_at = clock.monotonic()
 
     async def acquire(self, size_bytes: int) -> bool:
-        """Wait until a piece of output can be recorded. Returns False if it would exceed the total."""
+        """Wait until a piece of output can be recorded. Returns False if the piece would exceed the total."""
         cost_bytes = size_bytes + _RECORD_OVERHEAD_BYTES
         if self._used_bytes + cost_bytes > OUTPUT_BYTES_MAX:
             self.dropped_bytes += size_bytes

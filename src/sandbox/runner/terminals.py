@@ -46,7 +46,7 @@ _ROOT_DIRECTORY = "/"
 
 _SIZE_MAX = 1000
 _INPUT_BYTES = 4096
-"""Input that a terminal must accept in TERMINAL_INPUT_TIMEOUT_SECONDS; the size of the kernel's terminal buffer."""
+"""Size of the input that a terminal must accept in TERMINAL_INPUT_TIMEOUT_SECONDS: the kernel's terminal buffer."""
 
 _decoder: "msgspec.msgpack.Decoder[ClientFrame]" = msgspec.msgpack.Decoder(ClientFrame)
 

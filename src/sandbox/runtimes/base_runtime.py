@@ -122,7 +122,7 @@ class BaseRuntime:
         self._subreaper = Subreaper()
 
     def prepare(self, attempt_id: str) -> SandboxHandle:
-        """Claim a kernel uid, as root, and return the handle. Raises AttemptError (provision_failed)."""
+        """Claim a kernel uid if this process is root, and return the handle. Raises AttemptError (provision_failed)."""
         return self._build_handle(attempt_id, None if self._uids is None else self._uids.claim(attempt_id))
 
     def recover_handle(self, attempt_id: str) -> SandboxHandle:

@@ -16,7 +16,7 @@ _CHOWN_COMMAND = ("setpriv", "--pdeathsig", "KILL", "--", "chown", "--recursive"
 
 
 def chown_tree(path: str, uid: int) -> None:
-    """Change the owner of a tree that no sandbox has used yet to a sandbox's uid.
+    """Make a sandbox's uid the owner of a tree that no sandbox has used yet.
 
     Raises OSError, and AttemptError for a hard-linked file.
     """

@@ -136,11 +136,11 @@ class PtyMaster(asyncio.ReadTransport):
                     return
 
     async def resize(self, size: TerminalSize) -> None:
-        """Set the size of the terminal, which sends a signal to its foreground processes.
+        """Set the size of the terminal. The kernel then sends a signal to the terminal's foreground processes.
 
         A thread sets the size, because a program that reads the size holds a lock until it has had enough CPU time.
-        Wait no longer than _RESIZE_SECONDS for the thread. Once it is done, the latest size requested in the meantime
-        is set.
+        Wait no longer than _RESIZE_SECONDS for the thread. Once the thread is done, the latest size requested in the
+        meantime is set.
         """
         self._requested_size = size
         if self._resizing is None or self._resizing.done():

@@ -42,7 +42,8 @@ def attempt_marker(attempt_id: str) -> str:
 class LauncherProcess:
     """A launcher process. It is replaced by the sandbox's program on exec. Create it while an event loop is running.
 
-    epoll_counter, thread_interrupters: set once the launcher is ready. slab_statistics: for all meters of the sandbox.
+    epoll_counter, thread_interrupters: set once the launcher is ready. slab_statistics: shared by all meters of the
+        sandbox.
     """
 
     epoll_counter: EpollCounter
@@ -256,8 +257,8 @@ def start_launcher(
     paths: host paths, keyed by their names under EXPOSED_DIRECTORY. files_uid: kernel uid that uid 1000 inside is
     mapped to, for sandboxes with their own user namespace. entries: additional entries to expose; see
     `launcher.expose_entries`.
-    seccomp_filter: system call filter for a process that makes the system calls of all programs inside; with it, open
-    files are not limited.
+    seccomp_filter: system call filter for a process that makes the system calls of all programs inside. If it is given,
+    open files are not limited.
     """
     control, child_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     output, output_inside = socket.socketpair()

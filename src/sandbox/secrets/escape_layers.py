@@ -171,7 +171,7 @@ def decoded_forms(data: bytes) -> list[bytes]:
 
 
 def _decode_in_each_way(data: bytes) -> Iterator[bytes]:
-    """Yield the results of all ways of decoding the data that change the data."""
+    """Decode the data in all ways, and yield the results that differ from the data."""
     layer = DecodedLayer(data)
     finders = [
         find_escapes,

@@ -34,9 +34,10 @@ TWICE_ENCODED_VALUE_BYTES_MAX = 1024
 """Maximum length of a value that is searched for in base64 or hex after being encoded twice."""
 
 VALUE_SPREAD_BYTES_MAX = 1024 * 1024
-"""A value spread over more bytes, or over more than 32 times its longest searched form plus 4 KiB, is not found.
+"""Maximum number of bytes over which a value may be spread to be found.
 
-A value spread over up to four times that form is always found.
+A value is also not found if it is spread over more than 32 times its longest searched form plus 4 KiB. A value spread
+over up to four times that form is always found.
 """
 
 ALWAYS_RESCANNED_BYTES_MAX = 16 * 1024

@@ -126,7 +126,7 @@ def _text_variants(value: str) -> Iterator[bytes]:
 
 
 def _byte_encodings(text: str) -> set[bytes]:
-    r"""Encode in UTF-8, and with one byte per Latin-1 character, which JavaScript and Python write as `\xe4`."""
+    r"""Encode a text in UTF-8, and with one byte per Latin-1 character, which JavaScript and Python write as `\xe4`."""
     utf_8 = text.encode("utf-8", "surrogatepass")
     short = (letter.encode("latin-1" if letter < "\u0100" else "utf-8", "surrogatepass") for letter in text)
     return {utf_8} if text.isascii() else {utf_8, b"".join(short)}

@@ -28,7 +28,7 @@ class Canceller:
     def __init__(self, journals: Journals, clock: Clock) -> None:
         self._journals = journals
         self._replayer = JournalReplayer(journals)
-        """Not shared with launches, so that a cancel request never waits for their replay slots."""
+        """These slots are not shared with launches, so a cancel request never waits for the replays of launches."""
         self._clock = clock
 
     async def cancel(self, tracked: TrackedTask, request: CancelAttempt) -> str:

@@ -109,7 +109,10 @@ class Placements:
         return next(filter(None, (allocator.job_status(task_id) for allocator in allocators)), None)
 
     def host_statuses(self) -> Mapping[str, HostStatus]:
-        """Return the hosts of all placements, keyed by `AttemptLocation.host`; the key of the own host is empty."""
+        """Return the hosts of all placements, keyed by `AttemptLocation.host`.
+
+        The server's own host has an empty key.
+        """
         statuses: dict[str, HostStatus] = {}
         for name, placement in self._by_name.items():
             if placement.allocator is not None:

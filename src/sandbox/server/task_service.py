@@ -145,7 +145,7 @@ class TaskCancellation:
         return Cancellation(previous, task.state, task.cancel_requested_at or self._clock.now(), message)
 
     async def _wait_for_record(self, tracked: TrackedTask) -> None:
-        """Wait, up to a timeout, until the tailer has read the record of the request, which contains its time."""
+        """Wait, up to a timeout, until the tailer has read the request's record, which contains the request's time."""
         tracked.wake()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_RECORD_SECONDS):

@@ -109,8 +109,8 @@ def split_words(text: str) -> set[str]:
 def task_terms(task: Task) -> str:
     """Return the terms of a task, separated by spaces, without its state.
 
-    They are every beginning of each word, each label, each name of the repository, and the task that it continues or
-    runs again.
+    The terms are all beginnings of each word, the labels, the names of the repository, and the task that this task
+    continues or runs again.
     """
     manifest = task.manifest
     url, prompt = manifest.repository.url, manifest.agent.prompt[:SEARCHED_PROMPT_CHARACTERS_MAX]
@@ -203,7 +203,10 @@ class ListedRow(NamedTuple):
 
 
 class _AgentResult(msgspec.Struct, frozen=True):
-    """The field of an agent's own report that lists need. Decoded completely, a report can use megabytes."""
+    """The only field of an agent's own report that is needed for lists.
+
+    A completely decoded report can use megabytes.
+    """
 
     result: Any = None
 

@@ -51,7 +51,7 @@ def check_not_newer(connection: sqlite3.Connection) -> int:
 def check_current(connection: sqlite3.Connection) -> None:
     """Require the current version, for read-only use.
 
-    Raises StoreTooNewError, StoreUnusableError for an older one, sqlite3.Error.
+    Raises StoreTooNewError, sqlite3.Error, or StoreUnusableError for an older version.
     """
     present, newest = check_not_newer(connection), max(_load_migrations())
     if present < newest:

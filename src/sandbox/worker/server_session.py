@@ -317,7 +317,7 @@ class ServerSession:
     async def _read_batch(self, offset: int) -> RecordBatch | None:
         """Return the next records; None if the journal does not have the server's records yet.
 
-        The server sends those before the next launch. Raises JournalDamagedError if this takes too long, OSError.
+        The server sends its records before the next launch. Raises JournalDamagedError if this takes too long, OSError.
         """
         journals, task_id = self._worker_task.journals, self._worker_task.task_id
         try:
@@ -363,7 +363,7 @@ class ServerSession:
     async def _remove_leftovers(self) -> None:
         """Remove the files that killed workers left, if the server reports that their tasks have ended.
 
-        Only logs errors.
+        Errors are only logged.
         """
         try:
             task_ids = await asyncio.to_thread(self._others.find, self._worker_task.task_id)

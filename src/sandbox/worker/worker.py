@@ -166,7 +166,10 @@ class Worker:
         return answer
 
     def _prove_host(self, challenge: bytes) -> bytes | None:
-        """Return the proof, which is only valid for the server whose certificate was compared; None without a key."""
+        """Return the proof of this host; None without a key.
+
+        It is valid only for the server whose certificate was compared.
+        """
         try:
             key = self._read_host_key()
         except (OSError, SandboxError) as error:

@@ -266,7 +266,10 @@ class WorkerTask:
         return not await asyncio.to_thread(self._keeps_sandbox)
 
     async def clean_up(self) -> None:
-        """Remove everything of the task from this host. No runner may be running. Raises OSError, SandboxError."""
+        """Remove everything of the task from this host.
+
+        Call this only while no runner is running. Raises OSError, SandboxError.
+        """
         await _remove_tasks([self.layout], self._placement.files, self._remove)
 
     def _locate(self, attempt_id: str) -> AttemptLocation:

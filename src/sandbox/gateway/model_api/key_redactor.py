@@ -10,7 +10,10 @@ _KEY_BYTES_MIN = 8
 """Minimum length of a key to redact; shorter keys cannot be distinguished from other text."""
 
 _ACCOUNT_BYTES_MAX = 256
-"""Maximum length of an account's name to redact; a header with a longer value is dropped, but not searched for."""
+"""Maximum length of an account's name that is redacted.
+
+A header with a longer value is dropped; its value is not redacted.
+"""
 
 _BACKSLASH = 0x5C
 _SHORT_ESCAPES = b'"/\\'

@@ -178,7 +178,7 @@ class ModelRequestGate:
 
 
 class Spending:
-    """The total cost of all responses, compared with the budget. Reports once that the budget is reached."""
+    """The total cost of all responses, compared with the budget. Reports only once that the budget is reached."""
 
     def __init__(self, budget: Budget, reporter: EventReporter) -> None:
         self._budget = budget

@@ -212,7 +212,7 @@ def _read_json_or_yaml(text: str, *, is_json: bool) -> Any:
 def _to_field_errors(
     document: Document, schema_violations: list[RuleViolation], rule_violations: list[RuleViolation]
 ) -> list[FieldError]:
-    """Add source locations. Errors that the document already contains are omitted."""
+    """Add source locations to the errors. Errors that the document already contains are omitted."""
     remaining = [violation for violation in schema_violations if violation.path not in document.invalid_paths]
     return [_to_field_error(document, found_violation) for found_violation in [*remaining, *rule_violations]]
 

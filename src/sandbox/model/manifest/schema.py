@@ -78,7 +78,7 @@ class Repository:
 
 
 class _CommonSettings(msgspec.Struct, frozen=True):
-    """The fields of an agent section that Sandbox reads without the agent's driver, with their defaults."""
+    """The fields of an agent section that Sandbox reads without the agent's driver, and their default values."""
 
     prompt: str
     model: str
@@ -380,7 +380,9 @@ def encode_manifest(value: Any) -> dict[str, Any]:
 
 
 def decode_manifest(kind: type, data: Any) -> Manifest:
-    """Decode plain data: the hook for msgspec's decoders. Raises ValueError, NotImplementedError for other types.
+    """Decode plain data: the hook for msgspec's decoders.
+
+    Raises ValueError for invalid data, and NotImplementedError for other types.
 
     The agent section is the only mapping with a prompt. Other unknown fields are ignored, as everywhere in records.
     """

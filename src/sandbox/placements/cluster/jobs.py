@@ -141,7 +141,7 @@ class Job:
             self.notify()
 
     def record_answer(self) -> None:
-        """Record that the server answers the worker now, which extends the worker's lease."""
+        """Record that the server is answering the worker now, which extends the worker's lease."""
         self._answered_at = time.monotonic()
 
     def store(self, stored: StoredJob) -> None:
@@ -248,7 +248,7 @@ class Jobs:
         for stored in store.load_all():
             self._add(Job(stored, self._started_at))
         self._losses: Counter[str] = Counter()
-        """How many workers of a task in a row did not start or were soon lost, keyed by task id."""
+        """Number of consecutive workers of a task that did not start or were soon lost, keyed by task id."""
         self.rejections = Rejections()
         self._done: dict[str, None] = {}
         """The tasks whose jobs were removed last. None of their runners can communicate."""
@@ -262,7 +262,7 @@ class Jobs:
 
     @property
     def have_earlier_leases_ended(self) -> bool:
-        """Whether every lease that an earlier server with the same setting extended has ended."""
+        """Whether every lease from an earlier server with the same setting has ended."""
         return time.monotonic() - self._started_at >= takeover_seconds(self._settings.lease_seconds)
 
     def of_task(self, task_id: str) -> Job | None:

@@ -72,7 +72,7 @@ _RELEASE_SECONDS, _RELEASE_SECONDS_MAX = 1.0, 60.0
 class ClusterHost:
     """Implements `interfaces.placement.Host`: any host of the cluster.
 
-    capacity: the host with the most memory.
+    capacity: the capacity of the host with the most memory.
     images: the profiles that tasks may name. The worker of an attempt finds the image (`ReservedHost.find_image`).
     """
 

@@ -139,7 +139,7 @@ class Workers:
         return await self.session_of(location).open_stream(location.attempt_id)
 
     def session_of(self, location: AttemptLocation) -> WorkerSession:
-        """Return the session of an attempt's worker, or of the task's current one. Raises HostUnreachableError."""
+        """Return the session of an attempt's worker, or of the task's current worker. Raises HostUnreachableError."""
         job = self.jobs.of_attempt(location.attempt_id) or self.jobs.of_task(location.task_id)
         session = None if job is None or job.stored.is_given_up else job.session
         if not isinstance(session, WorkerSession):

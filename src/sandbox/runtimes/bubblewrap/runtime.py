@@ -83,7 +83,7 @@ class BubblewrapDriver:
         return kernel_uid
 
     def host_threads_max(self, processes_max: int) -> int:
-        """Return the same number, because a process in the sandbox is a process of the host."""
+        """Return `processes_max`, because a process in the sandbox is a process of the host."""
         return processes_max
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:

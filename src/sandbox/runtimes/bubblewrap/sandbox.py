@@ -255,7 +255,7 @@ class BubblewrapSandbox(BaseSandbox):
     async def _wait_for_exit(self) -> ExitStatus:
         """Wait for bubblewrap, then for its init, which ends only after all other processes inside.
 
-        If processes inside do not end on SIGKILL, the exit code is returned after KILL_TIMEOUT_SECONDS. bubblewrap
+        If processes inside do not end after SIGKILL, the exit code is returned after KILL_TIMEOUT_SECONDS. bubblewrap
         reports no exit code if the command could not be run or bubblewrap itself was killed.
         """
         await self._launcher.wait()

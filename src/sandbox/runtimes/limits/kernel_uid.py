@@ -204,7 +204,7 @@ except OSError as error:
 
 
 def _has_files_in_transit(uid: int, timeout_seconds: float = _CLAIM_CHECK_SECONDS) -> bool | None:
-    """Return whether an earlier owner sent files over a socket that were never received; None if unknown.
+    """Return whether files that an earlier owner sent over a socket were never received; None if unknown.
 
     In sockets that contain each other, such files can outlive all processes. The kernel counts them toward the uid's
     limit, so processes of the uid cannot send files. The result is True if the check does not finish in time.

@@ -113,7 +113,7 @@ _SYSCTL_BUFFER_BYTES = 4 << 20
 """Maximum size of the buffer for one read of a setting: the kernel's KMALLOC_MAX_SIZE."""
 
 _SYSCTL_FUNCTION, _NETLINK_FUNCTION = "proc_sys_call_handler", "netlink_sendmsg"
-"""The kernel's functions that allocate these buffers, in the stack of a thread that has one."""
+"""Kernel functions that allocate buffers of system calls. They are in the stack of a thread that has such a buffer."""
 
 _RUNNING = "running"
 _INODE_COLUMN = 9

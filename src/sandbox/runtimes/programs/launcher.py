@@ -374,7 +374,7 @@ def _pointer(data: bytes) -> int:
 
 
 def open_sock_diag() -> list[_socket.socket]:
-    """Open a socket that reports all sockets of this network namespace (SOCK_DIAG); none if the kernel lacks it.
+    """Open a socket that reports all sockets of this network namespace (SOCK_DIAG); none if it is not supported.
 
     See `SocketCounter` in limits/open_files.py. The socket keeps packet time stamps enabled (SO_TIMESTAMP): when the
     first socket enables them and when the last one is closed, the kernel changes its own code, which interrupts every

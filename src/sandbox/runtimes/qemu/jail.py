@@ -35,7 +35,10 @@ for one in (files, channel, accelerator):
     os.close(one)
 os.execv(virtiofsd[0], virtiofsd)
 """
-"""Starts QEMU and virtiofsd, each with only its own descriptors. virtiofsd ends with QEMU, the jail with virtiofsd."""
+"""Starts QEMU and virtiofsd, each with only its own descriptors.
+
+virtiofsd ends with QEMU, and the jail ends with virtiofsd.
+"""
 
 _GUEST_ROOT_DIRECTORIES = ("/dev", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
 

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class JournalCompressor:
-    """Compresses journals JOURNAL_COMPRESSION_DELAY_SECONDS after the task's end, as recent tasks are read most."""
+    """Compresses journals JOURNAL_COMPRESSION_DELAY_SECONDS after the task's end. Recent tasks are read most often."""
 
     def __init__(self, journals: Journals, store: Store, clock: Clock) -> None:
         self._journals = journals

@@ -92,7 +92,7 @@ class LeftoverRemover:
         return failures
 
     def _load_task(self, task_id: str) -> Task | None:
-        """Load from the index, or from a FREE journal: right after the server starts, the index may be outdated."""
+        """Load the task from the index or a FREE journal: right after the server starts, the index may be outdated."""
         indexed = self._store.load(task_id)
         if indexed is None:
             return None

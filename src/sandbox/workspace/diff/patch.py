@@ -194,7 +194,10 @@ async def _run_fast_import(git: Git, repository: Path, stream: IO[bytes]) -> byt
 
 
 def _remove_stale_locks(repository: Path) -> None:
-    """Remove lock files of a git killed with an earlier runner. git locks a new pack until its reference is written."""
+    """Remove lock files of a git process that was killed with an earlier runner.
+
+    git locks a new pack until its reference is written.
+    """
     with RootedFiles(repository) as files:
         for path, ending in _STALE_LOCK_SUFFIXES.items():
             with suppress(FileNotFoundError), files.open_directory(path) as directory:

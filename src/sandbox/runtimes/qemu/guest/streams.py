@@ -31,7 +31,7 @@ class Streams:
     def are_complete(self) -> bool:
         """Return whether all streams are closed, except those of terminals whose output the host does not accept.
 
-        The host does not accept a terminal's output while its client reads nothing, which can last forever.
+        The host does not accept a terminal's output while the terminal's client reads nothing. A client may never read.
         """
         return all(number >= frames.TERMINALS and number in self._paused for number in self._descriptors)
 
