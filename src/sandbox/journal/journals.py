@@ -60,7 +60,7 @@ class FileJournalWatch:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._callbacks: dict[int, list[Callable[[], None]]] = {}
-        """Keyed by the kernel's number of the watch, which is never reused."""
+        """The callbacks of each watch, keyed by the kernel's number of the watch, which is never reused."""
 
     @contextmanager
     def watch(self, task_id: str, notify: Callable[[], None]) -> Iterator[bool]:

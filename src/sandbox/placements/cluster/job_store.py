@@ -41,7 +41,7 @@ class StoredJob(msgspec.Struct, frozen=True):
 
 
 class JobStore:
-    """Stores each job in a file under the data directory. Another process never reads the files at the same time."""
+    """Stores each job in a file under the data directory. No other process reads the files at the same time."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

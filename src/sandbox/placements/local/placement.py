@@ -217,7 +217,7 @@ class LocalPlacement:
         self._locks = locks
 
     async def run(self) -> None:
-        """Stop the template of the runners at the end. Implements `Placement.run`.
+        """Wait until cancelled, then stop the template of the runners. Implements `Placement.run`.
 
         Nothing else is needed: local runners write directly to the server's data directory.
         """
