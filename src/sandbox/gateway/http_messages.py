@@ -121,6 +121,12 @@ def is_compressed(response: h11.Response) -> bool:
     return any(encoding not in (b"", b"identity") for encoding in encodings)
 
 
+def is_readable_stream(response: h11.Response) -> bool:
+    """Return whether the body is an event stream in which the gateway can read when the model starts to respond."""
+    content_type = header(response.headers, b"content-type").split(b";")[0].strip().lower()
+    return content_type == b"text/event-stream" and not is_compressed(response)
+
+
 def header(headers: Iterable[tuple[bytes, bytes]], header_name: bytes) -> bytes:
     """Return the first value of a header, or b"" if it is missing."""
     return next((value for name, value in headers if name == header_name), b"")

@@ -171,7 +171,10 @@ class UsageMeter(Protocol):
 
     @property
     def has_started(self) -> bool:
-        """Whether a model has started to respond."""
+        """Whether a model has started to respond.
+
+        The gateway uses this only for event streams. Any other response of a model has started when its head arrives.
+        """
         ...
 
     @property

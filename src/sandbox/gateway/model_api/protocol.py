@@ -6,6 +6,7 @@ its end instead, because its cost is reported there. In that case, a client that
 is also treated as gone.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ class InflightRequest(msgspec.Struct):
 
     cost_bound: set if the response must be metered.
     is_sent: a connection to the upstream exists, so the request may incur cost.
+    may_have_cost: the response may incur its full cost whatever the meter has read.
+    head_start: the first bytes of the response's head, until the head is complete.
     interim_responses: number of responses with a status below 200, each of which extends the time limit.
     received: the part of the response's body that has not been forwarded yet.
     meter: set at the start of a response whose usage must be read.
@@ -52,6 +55,8 @@ class InflightRequest(msgspec.Struct):
     body_redactor: BodyRedactor
     cost_bound: CostBound | None = None
     is_sent: bool = False
+    may_have_cost: bool = False
+    head_start: bytearray = bytearray()
     interim_responses: int = 0
     has_response: bool = False
     has_timed_out: bool = False
@@ -66,6 +71,20 @@ class InflightRequest(msgspec.Struct):
     def reject_key(self, status: int) -> None:
         """Treat the response as one that rejects the server's key."""
         self.key_rejection = KeyRejection(status)
+
+    def receive_head(self, data: bytes) -> None:
+        """Keep the first bytes of a head that is not complete."""
+        if not self.has_response and len(self.head_start) < _STATUS_LINE_BYTES:
+            self.head_start += data[:_STATUS_LINE_BYTES]
+
+    def fail_head(self, *, is_cut: bool) -> None:
+        """Handle a head that cannot be read: unless its status refuses the request, the response may incur cost.
+
+        is_cut: the connection ended within the head. A stream that is cut there has not started.
+        """
+        if self.cost_bound is None or self.meter is not None or (is_cut and self.cost_bound.is_streamed):
+            return
+        self.may_have_cost |= bool(self.head_start) and _REFUSED_STATUS_LINE.match(self.head_start) is None
 
     def report_usage(self, reporter: EventReporter, *, is_complete: bool, is_abandoned: bool) -> Usage | None:
         """Report and return the usage of the finished request.
@@ -88,7 +107,8 @@ class InflightRequest(msgspec.Struct):
     def _upper_bound(self, reported: Usage | None, *, is_abandoned: bool) -> Usage | None:
         """Return the maximum usage of a request if its actual usage is required but unknown, otherwise None.
 
-        Returns None if usage was reported, the request was rejected or not sent, or no response started. An abandoned
+        Returns None if usage was reported, the request was rejected or not sent, or no response started. A response
+        other than an event stream has started as soon as its head has arrived. An abandoned
         or timed-out request counts even without a response, because the model may have produced output.
         """
         cost_bound, meter = self.cost_bound, self.meter
@@ -98,13 +118,16 @@ class InflightRequest(msgspec.Struct):
         is_reported = meter is not None and reported is not None and meter.is_complete
         if is_refused or is_reported:
             return None
-        has_started = meter is not None and meter.has_started
+        has_started = self.may_have_cost or (meter is not None and meter.has_started)
         if not (has_started or is_abandoned or self.has_timed_out):
             return None
+        is_fully_received = not (self.has_timed_out or (self.may_have_cost and meter is None))
         meter = meter or self.dialect.create_meter(b"text/event-stream" if cost_bound.is_streamed else b"")
-        return valid_usage(meter.upper_bound(cost_bound, is_fully_received=not self.has_timed_out))
+        return valid_usage(meter.upper_bound(cost_bound, is_fully_received=is_fully_received))
 
 
+_STATUS_LINE_BYTES = 64
+_REFUSED_STATUS_LINE = re.compile(rb"HTTP/1\.[01] [345][0-9]{2}[ \r\n]")
 _NEEDS_MORE = (h11.NEED_DATA, h11.PAUSED)
 
 
@@ -228,9 +251,12 @@ class ModelProtocol:
             self._close_upstream(effects)  # unsolicited data: the connection cannot be reused
             return effects
         try:
+            self._inflight.receive_head(data)
             self._upstream_side.receive_data(data)
             self._process_upstream_events(effects)
         except h11.RemoteProtocolError:
+            if self._inflight is not None:
+                self._inflight.fail_head(is_cut=not data)
             self._forward_body(effects)
             self._fail_upstream(effects, 502, f"The model at {self._upstream.address} ended its response early.")
         if not data:  # EOF may delimit a response
@@ -403,7 +429,9 @@ class ModelProtocol:
                 return
             if isinstance(event, h11.InformationalResponse):
                 self._inflight.interim_responses += 1
+                self._inflight.head_start = bytearray(self._upstream_side.trailing_data[0][:_STATUS_LINE_BYTES])
                 if self._inflight.interim_responses > INTERIM_RESPONSES_MAX:
+                    self._inflight.may_have_cost = True  # the gateway ends a request that the model may be processing
                     self._fail_upstream(effects, 502, f"The model at {self._upstream.address} is not responding.")
             elif isinstance(event, h11.Response):
                 self._start_response(effects, self._inflight, event)
@@ -440,9 +468,11 @@ class ModelProtocol:
             inflight.reject_key(response.status_code)
             return
         is_metered = inflight.is_metered and response.status_code < 300
+        # A document is sent only after the model has finished.
+        inflight.may_have_cost = is_metered and not http_messages.is_readable_stream(response)
         if http_messages.is_compressed(response):
             if is_metered:
-                inflight.meter = inflight.dialect.create_meter(b"")  # the response has started, so it may incur cost
+                inflight.meter = inflight.dialect.create_meter(b"")
             address = self._upstream.address
             message = f"The model at {address} compressed its response although the gateway requested otherwise."
             self._fail_upstream(effects, 502, message)

@@ -240,3 +240,46 @@ def test_response_after_interim_responses_is_forwarded():
     forwarded = ForwardedRequest()
     forwarded.receive(b"HTTP/1.1 100 Continue\r\n\r\n" * 60, STREAM_HEAD, sse(START, text("Hi"), DELTA), b"0\r\n\r\n")
     assert forwarded.usage.output_tokens == 7
+
+
+GZIP_BODY_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"
+UNREADABLE_HEADS = {
+    "transfer encoding": GZIP_BODY_HEAD,
+    "header line": b"HTTP/1.1 200 OK\r\nContent Type : application/json\r\n\r\n",
+    "long head": b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 200_000,
+    "status line": b"HTTP/2 200\r\n\r\n",
+    "after an interim response": b"HTTP/1.1 103 Early Hints\r\n\r\n" + GZIP_BODY_HEAD,
+    "interim response": b"HTTP/1.1 103 Early Hints\r\nBad Header : a\r\n\r\n",
+    "too many interim responses": b"HTTP/1.1 100 Continue\r\n\r\n" * 101,
+}
+
+
+@pytest.mark.parametrize("piece_bytes", [1000, 10**6])
+@pytest.mark.parametrize("is_streamed", [True, False])
+@pytest.mark.parametrize("name", UNREADABLE_HEADS)
+def test_response_with_an_unreadable_head_costs_max_tokens(name, is_streamed, piece_bytes):
+    head = UNREADABLE_HEADS[name]
+    forwarded = ForwardedRequest(stream=is_streamed)
+    forwarded.receive(*(head[at : at + piece_bytes] for at in range(0, len(head), piece_bytes)))
+    assert not forwarded.protocol.is_in_flight
+    assert (forwarded.usage.input_tokens, forwarded.usage.output_tokens) == (forwarded.body_bytes // 3, 64_000)
+    assert "usage_unread" in forwarded.errors
+
+
+@pytest.mark.parametrize("interim", [b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
+@pytest.mark.parametrize("status", [302, 401, 429, 500])
+def test_refusal_with_an_unreadable_head_costs_nothing(status, interim):
+    status_line = b"HTTP/1.1 %d No\r\n" % status
+    for rest in (b"Bad Header : a\r\n\r\n", b"Transfer-Encoding: gzip, chunked\r\n\r\n", b"X-Long: " + b"x" * 200_000):
+        forwarded = ForwardedRequest().receive(interim + status_line + rest)
+        assert not forwarded.protocol.is_in_flight
+        assert forwarded.usage is None
+
+
+def test_unreadable_head_without_a_budget_is_not_counted():
+    assert ForwardedRequest(NO_BUDGET).receive(GZIP_BODY_HEAD).usage is None
+
+
+def test_document_that_is_cut_in_its_head_costs_max_tokens():
+    assert ForwardedRequest().receive(DOCUMENT_HEAD[:20], b"").usage.output_tokens == 64_000
+    assert ForwardedRequest().receive(b"").usage is None
