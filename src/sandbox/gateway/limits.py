@@ -6,6 +6,10 @@ HEAD_BYTES_MAX = 32 * 1024
 REQUEST_BODY_BYTES_MAX = 32 * 1024 * 1024
 """Maximum size of a request body, equal to the Messages API's limit; above it: 413, and the connection ends."""
 
+REQUEST_JSON_VALUES_MAX = 500_000
+"""Maximum number of commas, colons and opening brackets in a decoded request body; above it: 413. This limits the
+memory that decoding needs."""
+
 INTERIM_RESPONSES_MAX = 100
 """Maximum number of interim responses (1xx) to a model request. More of them end the request."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUDGET_REQUESTS_IN_FLIGHT_MIN, BUFFERED_BYTES_MAX
 from sandbox.gateway.model_api.dialer import Upstream
@@ -41,6 +42,17 @@ def _is_token_count(count: object) -> bool:
 
 def _total_tokens(usage: Usage) -> int:
     return usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens + usage.output_tokens
+
+
+_STRUCTURAL_BYTES = (b",", b":", b"[", b"{")
+
+
+def _decode(dialect: ModelDialect, body: bytes | bytearray) -> dict[str, Any] | Rejected:
+    """Decode the body, or reject it. A body that would need too much memory is rejected before it is decoded."""
+    if sum(map(body.count, _STRUCTURAL_BYTES)) > limits.REQUEST_JSON_VALUES_MAX:
+        count = limits.REQUEST_JSON_VALUES_MAX
+        return Rejected(413, f"The request body has more than {count} commas, colons and opening brackets.")
+    return dialect.decode_request(body)
 
 
 class ApprovedRequest(msgspec.Struct, frozen=True):
@@ -101,7 +113,7 @@ class ModelRequestGate:
 
     def check_body(self, body: bytes | bytearray, *, is_metered: bool) -> Rejected | ApprovedRequest:
         """Return the body to forward, or a rejection. is_metered: the response uses tokens."""
-        document = self._dialect.decode_request(body)
+        document = _decode(self._dialect, body)
         if isinstance(document, Rejected):
             return document
         rejected = None if self._has_full_egress else self._external_access_rejection(document)

@@ -1,17 +1,20 @@
 """A task's budget covers all attempts and every kind of token. Once it is spent, no request is forwarded."""
 
 import math
+import tracemalloc
 
 import pytest
 
+from doubles.responses_api import ResponsesApi
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.agents.claude_code.messages_api.usage_meter import JsonMeter, StreamMeter
+from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUDGET_REQUESTS_IN_FLIGHT_MIN, BUFFERED_BYTES_MAX
 from sandbox.gateway.model_api.dialer import parse_upstream
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, Spending, valid_usage
 from sandbox.gateway.model_api.request_policy import Rejected
-from sandbox.interfaces.gateway import Budget, BudgetExhausted, CostBound, GatewayRules, ModelUpstream
+from sandbox.interfaces.gateway import Budget, BudgetExhausted, CostBound, GatewayRules, ModelDialect, ModelUpstream
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import Usage
 
@@ -448,3 +451,43 @@ def test_upper_bound_of_a_request_in_flight_is_not_limited_to_the_bytes_received
     decisions = start_requests(gate, 128)
     rejected = [each.status for each in decisions if isinstance(each, Rejected)]
     assert rejected == [429] * (128 - BUDGET_REQUESTS_IN_FLIGHT_MIN)
+
+
+# JSON values
+
+
+def is_rejected(body: bytes, dialect: ModelDialect) -> bool:
+    reporter = EventReporter(lambda _: None, lambda: 0.0)
+    decision = ModelRequestGate(GatewayRules(), reporter, dialect).check_body(body, is_metered=True)
+    if isinstance(decision, Rejected):
+        assert decision.status == 413
+    return isinstance(decision, Rejected)
+
+
+@pytest.mark.parametrize("dialect", [MessagesApi(), ResponsesApi()])
+def test_request_with_too_many_json_values_is_rejected(monkeypatch, dialect):
+    monkeypatch.setattr(limits, "REQUEST_JSON_VALUES_MAX", 12)
+    # The limit counts opening brackets, colons and commas: here one brace, two colons, one bracket, `count` + 1 commas.
+    for count, is_denied in ((7, False), (8, True)):
+        values = b",".join([b"1"] * (count + 1))
+        assert is_rejected(b'{"model":"m","input":[%s]}' % values, dialect) is is_denied
+    for sign in (b",", b":", b"[", b"{"):
+        assert is_rejected(b'{"model":"m%s"}' % (sign * 11), dialect)
+        assert not is_rejected(b'{"model":"m%s"}' % (sign * 10), dialect)
+    assert not is_rejected(b'{"model":"%s"}' % (b"}]." * 50), dialect)
+
+
+@pytest.mark.parametrize("dialect", [MessagesApi(), ResponsesApi()])
+def test_request_may_have_half_a_million_json_values(dialect):
+    assert not is_rejected(b'{"model":"m","input":"%s"}' % (b"," * 499_996), dialect)
+    assert is_rejected(b'{"model":"m","input":"%s"}' % (b"," * 499_997), dialect)
+
+
+@pytest.mark.parametrize("dialect", [MessagesApi(), ResponsesApi()])
+def test_decoding_a_rejected_request_uses_no_memory(dialect):
+    body = b'{"model":"m","input":[%s[]]}' % (b"[]," * 1_000_000)
+    tracemalloc.start()
+    assert is_rejected(body, dialect)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 1_000_000

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from sandbox.agents.claude_code.messages_api import request_checks
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.agents.claude_code.messages_api.request_checks import MODEL_STRING_CHARACTERS_MAX
+from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.model_api.dialer import parse_upstream
 from sandbox.gateway.model_api.protocol import ModelProtocol
@@ -366,7 +366,7 @@ def test_invalid_body_is_rejected(body):
 
 
 def test_body_with_too_many_json_values_is_rejected(monkeypatch):
-    monkeypatch.setattr(request_checks, "REQUEST_JSON_VALUES_MAX", 1000)
+    monkeypatch.setattr(limits, "REQUEST_JSON_VALUES_MAX", 1000)
     assert GatewayHarness(ISOLATED).send(b'{"model":"m","a":[%s]}' % b",".join([b"{}"] * 498))[0] is None
     assert GatewayHarness(ISOLATED).send(b'{"model":"m","a":[%s]}' % b",".join([b"{}"] * 500))[0] == 413
 

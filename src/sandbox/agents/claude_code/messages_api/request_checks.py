@@ -13,12 +13,6 @@ import msgspec
 from sandbox.interfaces.gateway import Rejected
 from sandbox.model.errors import DECODE_ERRORS
 
-REQUEST_JSON_VALUES_MAX = 500_000
-"""Maximum number of commas, colons and opening brackets in a body; more are rejected with 413.
-
-This limits the memory that decoding needs.
-"""
-
 MODEL_STRING_CHARACTERS_MAX = 256
 """Maximum length of a model name, type or field name; a longer one is rejected, and its text is not reported."""
 
@@ -60,16 +54,9 @@ _TOOL_DATA = frozenset({"input_examples", "input_schema", "output_schema"})
 Such content is neither a tool nor an address, even if it looks like one.
 """
 
-_STRUCTURAL_BYTES = (b",", b":", b"[", b"{")
-
 
 def decode_body(body: bytes | bytearray) -> dict[str, Any] | Rejected:
-    """Decode the body, or reject it. A body that would need too much memory is rejected before it is decoded."""
-    if sum(map(body.count, _STRUCTURAL_BYTES)) > REQUEST_JSON_VALUES_MAX:
-        return Rejected(
-            413,
-            f"The request body has more than {REQUEST_JSON_VALUES_MAX} commas, colons and opening brackets.",
-        )
+    """Decode the body, or reject it."""
     try:
         document = msgspec.json.decode(body)
     except DECODE_ERRORS:
