@@ -4,7 +4,9 @@ The module shows what a dialect needs. The prices are invented, and the API is n
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from types import NoneType
 from typing import Annotated, Any
 
 import msgspec
@@ -17,7 +19,23 @@ USD_PER_TOKEN = {"scripted-1": (1e-6, 4e-6)}
 """The prices of one input token and one output token."""
 
 _OUTPUT_TOKENS_MAX = 100_000
-_STORED_DATA_FIELDS = frozenset({"previous_response_id", "conversation", "prompt", "file_id"})
+_TEXT_BYTES_MAX = 4 * 1024 * 1024
+"""Maximum size of a document, or of a line of a stream, that is searched for usage; longer ones are not read."""
+
+_FIELD = re.compile(
+    r"arguments|call_id|content|description|detail|effort|encrypted_content|file_data|file_url|filename|format|"
+    r"image_url|include|input|instructions|max_output_tokens|mode|model|name|output|parallel_tool_calls|"
+    r"parameters|reasoning|refusal|role|schema|status|store|stream|strict|summary|temperature|text|tool_choice|"
+    r"tools|top_p|truncation|type|verbosity"
+)
+"""The fields of a request. All others are rejected, because they may refer to stored data or change the price."""
+
+_TYPE_WITHOUT_EXTERNAL_ACCESS = re.compile(
+    r"allowed_tools|function|function_call|function_call_output|input_file|input_image|input_text|json_object|"
+    r"json_schema|message|output_text|reasoning|reasoning_text|refusal|summary_text|text"
+)
+_DATA_FIELDS = {"function": "parameters", "json_schema": "schema"}
+"""The field, for each type of object, whose content is neither a tool nor an address, even if it looks like one."""
 
 
 class ResponsesApi:
@@ -52,46 +70,55 @@ class ResponsesApi:
             request = None
         if not isinstance(request, dict) or not isinstance(request.get("model"), str):
             return Rejected(400, "The request's body must be a JSON object that names a model.")
-        if (field := _stored_data_field(request)) is not None:
-            return Rejected(403, f"The field {field} refers to data that other tasks may have stored.")
+        if type(request.get("max_output_tokens")) not in (int, NoneType):
+            return Rejected(400, "max_output_tokens must be an integer.")
+        if any(_FIELD.fullmatch(name) is None for _, value in _iter_objects(request) for name in value):
+            return Rejected(403, "A field of the request may refer to data that other tasks may have stored.")
         return request
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-        tools = request.get("tools") or []
-        if not isinstance(tools, list):
+        tools, choice = request.get("tools") or [], request.get("tool_choice") or "auto"
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
             return "The value of tools"
-        kinds = [tool.get("type") if isinstance(tool, dict) else None for tool in tools]
-        denied = next((kind for kind in kinds if kind != "function"), "function")
-        return None if denied == "function" else f"The tool {sanitize(str(denied))}"
+        if choice not in ("auto", "none", "required") and not isinstance(choice, dict):
+            return "The value of tool_choice"
+        for field, value in _iter_objects(request):
+            kind = value.get("type", "" if field == "tools" else "message")
+            if field == "tools" and kind != "function":
+                return f"The tool {sanitize(str(kind))}"
+            if not isinstance(kind, str) or _TYPE_WITHOUT_EXTERNAL_ACCESS.fullmatch(kind) is None:
+                return f"The type {sanitize(str(kind))}"
+            for name, address in value.items():
+                if name.endswith("_url") and not (isinstance(address, str) and address.startswith("data:")):
+                    return f"'{sanitize(name)}'"
+        return None
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
+        if (reason := self.external_access_reason(request, sanitize)) is not None:
+            return f"The price of {reason} is not in Sandbox's table."
         model = request["model"]
         return None if model in USD_PER_TOKEN else f"The model {sanitize(model)} has no price in Sandbox's table."
 
     def estimate_cost_bound(self, request: dict[str, Any], byte_count: int) -> CostBound:
-        output_tokens_max = request.get("max_output_tokens")
-        if not isinstance(output_tokens_max, int) or not 0 < output_tokens_max < _OUTPUT_TOKENS_MAX:
-            output_tokens_max = _OUTPUT_TOKENS_MAX
+        output_tokens_max = request.get("max_output_tokens") or _OUTPUT_TOKENS_MAX
         return CostBound(request["model"], byte_count // 3, output_tokens_max, request.get("stream") is True)
 
     def create_meter(self, content_type: bytes) -> UsageMeter:
-        return _Meter(is_stream=content_type.startswith(b"text/event-stream"))
+        return _Meter(is_stream=content_type.split(b";")[0].strip().lower() == b"text/event-stream")
 
 
-def _stored_data_field(value: object) -> str | None:
-    """Return a field that refers to data on the model's servers, where all tasks with the same key share their data."""
-    pending = [value]
+def _iter_objects(request: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every object outside data, paired with the name of its field or of the field of its list."""
+    pending: list[tuple[str, Any]] = [("", request)]
     while pending:
-        one = pending.pop()
-        if isinstance(one, dict):
-            if one.get("type") == "item_reference":
-                return "id"
-            if found := _STORED_DATA_FIELDS & one.keys():
-                return min(found)
-            pending += [item for name, item in one.items() if name != "tools"]
-        elif isinstance(one, list):
-            pending += one
-    return None
+        field, value = pending.pop()
+        if isinstance(value, list):
+            pending += [(field, item) for item in value]
+        elif isinstance(value, dict):
+            yield field, value
+            kind = value.get("type")
+            data_field = _DATA_FIELDS.get(kind) if isinstance(kind, str) else None
+            pending += [(name, item) for name, item in value.items() if name != data_field]
 
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
@@ -103,51 +130,107 @@ class _Counts(msgspec.Struct):
 
 
 class _Response(msgspec.Struct):
-    model: str = ""
+    model: Annotated[str, msgspec.Meta(max_length=128)] = ""
     usage: _Counts | None = None
 
 
 class _StreamEvent(msgspec.Struct):
+    type: str
     response: _Response = msgspec.field(default_factory=_Response)
 
 
+_NON_DATA_LINES = (b":", b"event:", b"id:", b"retry:")
+_FREE_EVENTS = ("error", "keepalive")
+_LAST_EVENTS = ("response.completed", "response.failed", "response.incomplete")
+
+
 class _Meter:
-    """Reads the usage of a whole response, or of the last event of a stream (`response.completed`)."""
+    """Reads the usage of a document, or the highest usage in the events of a stream. Keeps at most one line of it."""
 
     def __init__(self, *, is_stream: bool) -> None:
         self._is_stream = is_stream
-        self._body = b""
+        self._text = bytearray()
+        self._is_too_long = False
+        self._has_content = False
+        self._model = ""
+        self._counts: _Counts | None = None
+        self._is_complete = False
 
     def feed(self, data: bytes) -> None:
-        self._body += data
+        first, *others = data.split(b"\n") if self._is_stream else [data]
+        self._append(first)
+        for other in others:
+            self._finish_line()
+            self._append(other)
 
     @property
     def has_started(self) -> bool:
-        return bool(self._body)
+        return self._has_content or _may_have_content(bytes(self._text))
+
+    def usage(self) -> Usage | None:
+        self._read_document()
+        return self._latest_usage()
+
+    def _latest_usage(self) -> Usage | None:
+        counts = self._counts
+        return None if counts is None else _usage(self._model, counts.input_tokens, counts.output_tokens)
+
+    def partial_usage(self) -> Usage | None:
+        return self._latest_usage()
 
     @property
     def is_complete(self) -> bool:
-        return self.usage() is not None
-
-    def usage(self) -> Usage | None:
-        documents = re.findall(rb"^data: (.*)$", self._body, re.MULTILINE) if self._is_stream else [self._body]
-        for document in reversed(documents):
-            try:
-                if self._is_stream:
-                    response = msgspec.json.decode(document, type=_StreamEvent).response
-                else:
-                    response = msgspec.json.decode(document, type=_Response)
-            except DECODE_ERRORS:
-                continue
-            if (counts := response.usage) is not None:
-                return _usage(response.model, counts.input_tokens, counts.output_tokens)
-        return None
-
-    def partial_usage(self) -> Usage | None:
-        return None
+        self._read_document()
+        return self._is_complete
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        return _usage(cost_bound.model, cost_bound.input_tokens, cost_bound.output_tokens_max)
+        self._record(_Response(cost_bound.model, _Counts(cost_bound.input_tokens, cost_bound.output_tokens_max)))
+        return self._latest_usage()
+
+    def _append(self, part: bytes) -> None:
+        if self._is_too_long or len(self._text) + len(part) > _TEXT_BYTES_MAX:
+            self._is_too_long = self._has_content = True
+            self._text.clear()
+        else:
+            self._text += part
+
+    def _finish_line(self) -> None:
+        line, self._is_too_long = bytes(self._text).removesuffix(b"\r"), False
+        self._text.clear()
+        self._has_content = self._has_content or _may_have_content(line)
+        if line.startswith(b"data:") and b'"usage"' in line and (event := _decode_event(line)) is not None:
+            self._record(event.response)
+            self._is_complete |= event.type in _LAST_EVENTS and event.response.usage is not None
+
+    def _read_document(self) -> None:
+        if self._is_stream:
+            return
+        with suppress(*DECODE_ERRORS):
+            response = msgspec.json.decode(self._text, type=_Response)
+            self._record(response)
+            self._is_complete = response.usage is not None
+
+    def _record(self, response: _Response) -> None:
+        """Keep the highest counts: a later event never lowers the usage."""
+        if response.usage is not None:
+            old, new = self._counts or response.usage, response.usage
+            self._model = self._model or response.model
+            self._counts = _Counts(max(old.input_tokens, new.input_tokens), max(old.output_tokens, new.output_tokens))
+
+
+def _decode_event(line: bytes) -> _StreamEvent | None:
+    try:
+        return msgspec.json.decode(line.removeprefix(b"data:"), type=_StreamEvent)
+    except DECODE_ERRORS:
+        return None
+
+
+def _may_have_content(line: bytes) -> bool:
+    """Return whether a line, which may be incomplete, may be part of a response instead of a ping or an error."""
+    if not line or (line.startswith(_NON_DATA_LINES) and b"\r" not in line):
+        return False
+    event = _decode_event(line) if line.startswith(b"data:") else None
+    return event is None or event.type not in _FREE_EVENTS
 
 
 def _usage(model: str, input_tokens: int, output_tokens: int) -> Usage:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from doubles.responses_api import ResponsesApi
-from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
+from doubles.scripted_upstream import Script, UpstreamRequest, scripted_upstream
 from doubles.served_gateway import SERVER_KEY, TASK_KEY, Client, ServedGateway, run, served_gateway
 from sandbox.gateway.model_api.dialer import parse_upstream
 from sandbox.gateway.server import SocketGatewayFactory
@@ -147,6 +148,88 @@ def test_interrupted_response_is_charged_with_its_upper_bound():
     run(scenario)
 
 
+USAGE_EVENT = (
+    b'data: {"type":"response.%s","response":{"model":"scripted-1","usage":{"input_tokens":9,"output_tokens":%d}}}\n\n'
+)
+TEXT_EVENT = b'data: {"type":"response.output_text.delta","delta":"Hello"}\n\n'
+DOCUMENT, EVENTS = b"Content-Type: application/json\r\n", b"Content-Type: text/event-stream\r\n"
+UNREPORTED = {
+    "compressed": (200, DOCUMENT + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n", b"abcde"),
+    "compressed stream": (200, EVENTS + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n", b"abcde"),
+    "empty": (200, DOCUMENT + b"Content-Length: 0\r\n", b""),
+    "no content": (204, b"", b""),
+    "cut after the head": (200, DOCUMENT + b"Content-Length: 500\r\n", b""),
+    "unreadable head": (200, DOCUMENT + b"Transfer-Encoding: gzip, chunked\r\n", b""),
+    "cut stream": (200, EVENTS, TEXT_EVENT),
+    "stream that is cut within its first event": (200, EVENTS, TEXT_EVENT[:30]),
+    "stream in another format": (200, EVENTS, b"event: a\rdata: {}\r"),
+    "stream that reports usage at its start": (200, EVENTS, USAGE_EVENT % (b"created", 1) + TEXT_EVENT),
+    "long document": (200, DOCUMENT, b'{"output": "' + b"x" * 5_000_000 + b'", ' + RESPONSE[1:]),
+}
+
+
+def respond_and_close(status: int, headers: bytes, body: bytes) -> Script:
+    async def respond_once(_: UpstreamRequest, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 %d A\r\n%b\r\n%b" % (status, headers, body))
+        await writer.drain()
+        writer.close()
+
+    return respond_once
+
+
+async def usages_of(handler: Script) -> list[Usage]:
+    """Return the usage that is counted for one request with a limit of 77 tokens."""
+    rules = GatewayRules(budget=Budget(tokens=10_000))
+    async with scripted_upstream(handler) as upstream, gateway_for(upstream.base_url, rules) as served:
+        client = await served.connect()
+        headers = f"Authorization: Bearer {TASK_KEY}\r\nConnection: close\r\n"
+        send(client, json.dumps({"model": "scripted-1", "max_output_tokens": 77}).encode(), headers=headers)
+        await client.read_to_end()
+        return served.events_of(Usage)
+
+
+@pytest.mark.parametrize("name", UNREPORTED)
+def test_response_without_final_usage_is_charged_with_its_upper_bound(name):
+    async def scenario():
+        [usage] = await usages_of(respond_and_close(*UNREPORTED[name]))
+        assert usage.output_tokens == 77
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (200, EVENTS, b": ping\n\n" * 5 + b'event: keepalive\ndata: {"type":"keepalive"}\n\n'),
+        (200, EVENTS, b'event: error\ndata: {"type":"error","message":"Overloaded"}\n\n'),
+        (200, EVENTS, b""),
+        (400, DOCUMENT, b'{"error": {"message": "No."}}'),
+        (429, DOCUMENT + b"Content-Length: 500\r\n", b""),
+        (500, DOCUMENT + b"Content-Encoding: gzip\r\n", b"abcde"),
+        (500, DOCUMENT + b"Transfer-Encoding: gzip, chunked\r\n", b""),
+    ],
+    ids=["pings", "error event", "empty stream", "400", "cut 429", "compressed 500", "500 with an unreadable head"],
+)
+def test_response_in_which_no_model_responds_is_free(status, headers, body):
+    async def scenario():
+        assert await usages_of(respond_and_close(status, headers, body)) == []
+
+    run(scenario)
+
+
+def test_highest_reported_usage_of_a_stream_is_counted():
+    async def scenario():
+        for counts in ((50, 20), (20, 50)):
+            events = b"".join(USAGE_EVENT % (b"completed", count) for count in counts)
+            [usage] = await usages_of(respond_and_close(200, EVENTS, events))
+            assert (usage.input_tokens, usage.output_tokens) == (9, 50)
+        created_and_completed = USAGE_EVENT % (b"created", 60) + USAGE_EVENT % (b"incomplete", 30)
+        [usage] = await usages_of(respond_and_close(200, EVENTS, created_and_completed))
+        assert usage.output_tokens == 60
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     ("request_fields", "rules", "expected", "message"),
     [
@@ -173,6 +256,16 @@ STORED_DATA = {
     "prompt": {"prompt": {"id": "pmpt_1"}},
     "item": {"input": [{"type": "item_reference", "id": "msg_1"}]},
     "file": {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file_1"}]}]},
+    "item without a type": {"input": [{"id": "msg_1"}]},
+    "item with a null type": {"input": [{"type": None, "id": "msg_1"}]},
+    "reasoning": {"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]},
+    "container": {"tools": [{"type": "code_interpreter", "container": "cntr_1"}]},
+    "container's file": {"input": [{"content": [{"type": "output_text", "annotations": [{"container_id": "c_1"}]}]}]},
+    "files of a tool": {"tools": [{"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["f_1"]}}]},
+    "vector store": {"tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}]},
+    "nested tool": {"tools": [{"type": "namespace", "tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}]}]},
+    "output of a call": {"input": [{"type": "function_call_output", "output": [{"file_id": "file_1"}]}]},
+    "other spelling": {"Previous_Response_Id": "resp_1"},
 }
 
 
@@ -202,6 +295,113 @@ def test_names_of_stored_data_in_tools_and_text_are_forwarded():
             assert json.loads(upstream.requests[0].body) == body
 
     run(scenario)
+
+
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {"image_url": {}}}}
+EXTERNAL_ACCESS = {
+    "tool": {"tools": [FUNCTION, {"type": "web_search"}]},
+    "tool without a type": {"tools": [{"name": "web_search"}]},
+    "tool of another type": {"tools": [{"type": "message"}]},
+    "tool with a list as its type": {"tools": [{"type": ["function"]}]},
+    "tools in an object": {"tools": {"type": "web_search"}},
+    "tool as text": {"tools": ["web_search"]},
+    "nested tool": {"tools": [{"type": "function", "content": [{"type": "web_search"}]}]},
+    "tool in an item": {"input": [{"role": "user", "tools": [{"type": "web_search"}]}]},
+    "choice of a tool": {"tool_choice": {"type": "web_search"}},
+    "name of a tool as the choice": {"tool_choice": "web_search"},
+    "allowed tools": {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp"}]}},
+    "call of a server's tool": {"input": [{"type": "mcp_call", "name": "f", "arguments": "{}"}]},
+    "null type": {"input": [{"type": None, "role": "user", "content": "a"}]},
+    "unknown item": {"input": [{"type": "shell_call", "call_id": "1"}]},
+    "image": {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "https://a.example/b"}]}]},
+    "image in an object": {"input": [{"content": [{"type": "input_image", "image_url": {"text": "https://a"}}]}]},
+    "file": {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "https://a.example/b"}]}]},
+    "result": {"input": [{"type": "function_call_output", "output": [{"type": "input_image", "image_url": "//a"}]}]},
+}
+UNKNOWN_FIELDS = {
+    "server": {"tools": [{"type": "mcp", "server_url": "https://a.example"}]},
+    "connector": {"tools": [{"type": "mcp", "connector_id": "c_1"}]},
+    "url": {"input": [{"content": [{"type": "input_image", "image_url": {"url": "https://a.example"}}]}]},
+    "other spelling": {"Tools": [{"type": "web_search"}]},
+}
+WITHOUT_ACCESS = {
+    "tools": [FUNCTION],
+    "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
+    "text": {"format": {"type": "json_schema", "name": "s", "schema": {"id": "a", "type": "object"}}},
+    "input": [
+        {"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,AAAA"}]},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "a"}], "encrypted_content": "AAAA"},
+        {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "1", "output": "https://a.example"},
+    ],
+}
+
+
+async def status_of(fields: dict[str, Any], rules: GatewayRules = GatewayRules()) -> tuple[int, int]:
+    """Return the status of the response, and how many requests were forwarded."""
+    async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url, rules) as served:
+        client = await served.connect()
+        send(client, json.dumps({"model": "scripted-1", **fields}).encode())
+        status, _, _ = await client.read_response()
+        return status, len(upstream.requests)
+
+
+@pytest.mark.parametrize("fields", [*EXTERNAL_ACCESS.values(), *UNKNOWN_FIELDS.values()])
+def test_external_access_is_rejected_anywhere_in_a_request(fields):
+    async def scenario():
+        assert await status_of(fields) == (403, 0)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("fields", EXTERNAL_ACCESS.values(), ids=EXTERNAL_ACCESS)
+def test_external_access_is_forwarded_with_full_egress_but_not_with_a_budget_in_usd(fields):
+    async def scenario():
+        egress = EgressRules(is_unrestricted=True)
+        assert await status_of(fields, GatewayRules(egress=egress)) == (200, 1)
+        assert await status_of(fields, GatewayRules(egress=egress, budget=Budget(usd=1))) == (402, 0)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("rules", [GatewayRules(), GatewayRules(budget=Budget(usd=1))])
+def test_request_without_external_access_is_forwarded(rules):
+    async def scenario():
+        assert await status_of(WITHOUT_ACCESS, rules) == (200, 1)
+        assert await status_of({"tools": None, "tool_choice": None, "max_output_tokens": None}, rules) == (200, 1)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("limit", "status", "expected"), [(250_000, 200, 250_000), (None, 200, 100_000), ("9", 400, 0)]
+)
+def test_upper_bound_follows_the_limit_in_the_request(limit, status, expected):
+    async def scenario():
+        rules = GatewayRules(budget=Budget(tokens=10**6))
+        handler = respond_and_close(200, DOCUMENT + b"Content-Length: 500\r\n", b"")
+        async with scripted_upstream(handler) as upstream, gateway_for(upstream.base_url, rules) as served:
+            client = await served.connect()
+            send(client, json.dumps({"model": "scripted-1", "max_output_tokens": limit}).encode())
+            if status == 400:
+                assert (await client.read_response())[0] == 400
+            else:
+                await client.read_to_end()
+            assert sum(usage.output_tokens for usage in served.events_of(Usage)) == expected
+
+    run(scenario)
+
+
+def test_meter_keeps_little_of_a_long_response():
+    for content_type in (b"application/json", b"text/event-stream"):
+        for piece in (b"x" * 1_000_000, TEXT_EVENT * 10_000):
+            meter = ResponsesApi().create_meter(content_type)
+            tracemalloc.start()
+            for _ in range(30):
+                meter.feed(piece)
+            kept_bytes, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert kept_bytes < 5_000_000
 
 
 def test_error_for_a_missing_server_key_names_the_variable_of_the_api():
