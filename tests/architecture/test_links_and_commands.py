@@ -1,5 +1,6 @@
 """Links and anchors in the documentation are valid, every page is listed, and the tutorial's commands parse."""
 
+import ast
 import re
 import shlex
 from collections import Counter
@@ -94,6 +95,79 @@ def missing_symbols(page: Path) -> list[str]:
 def test_named_symbols_exist(name: str):
     assert len(SOURCES.findall((ROOT / name).read_text())) > 10
     assert missing_symbols(ROOT / name) == []
+
+
+def called_names(function: ast.AST) -> list[str]:
+    """Return the names that a function calls, in the order in which the calls end in the source."""
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    calls.sort(key=lambda call: (call.end_lineno, call.end_col_offset))
+    return [getattr(call.func, "attr", getattr(call.func, "id", "")) for call in calls]
+
+
+def listed_functions(tour: str) -> list[str]:
+    """Return the functions that the rows of the tour list."""
+    rows = re.findall(r"^\| \[.*?\) \| (.*?) \|", tour, re.MULTILINE)
+    return [name for row in rows for name in re.findall(r"`([\w.]+)`", row)]
+
+
+def misplaced_rows(tour: str, module: Path, function: str) -> list[str]:
+    """Return the functions that a function calls later than the tour lists them. Names that occur twice are ignored."""
+    names = [name.rpartition(".")[2] for name in listed_functions(tour)]
+    [definition] = [
+        node
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function
+    ]
+    called = [name for name in dict.fromkeys(called_names(definition)) if names.count(name) == 1]
+    assert called
+    expected = sorted(called, key=names.index)
+    return [name for name, other in zip(called, expected, strict=True) if name != other]
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        ("api/auth/authenticator.py", "check_host"),
+        ("bootstrap/runner.py", "_run_attempt"),
+        ("gateway/model_api/protocol.py", "_forward_pending"),
+        ("gateway/model_api/protocol.py", "upstream_data_received"),
+        ("runner/steps/run.py", "supervise"),
+        ("server/submissions.py", "add"),
+        ("workspace/diff/patch.py", "_write_patch"),
+    ],
+)
+def test_tour_lists_calls_in_their_order(module: str, function: str):
+    tour = (ROOT / "docs" / "code-tour.md").read_text()
+    assert misplaced_rows(tour, ROOT / "src" / "sandbox" / module, function) == []
+
+
+TOUR_ORDER = [
+    ("check_params", "submit_task", "_submit", "read_body"),
+    ("LocalPlacement.launch", "FileJournals.hand_over", "FileJournalWriter.hand_over", "_spawn"),
+    ("_take_over_journal", "_create_driver", "build_runner"),
+    ("ConfinedClone.run", "_over_http", "SocksProxy.serving", "Git.run"),
+    ("RunStep.run", "create_gateway", "RunStep._create_agent_run", "_AgentRun.supervise", "_AgentRun._start_agent"),
+    ("_start_request", "ModelProtocol._handle_body", "_finish_body", "_forward_pending", "ModelRequestGate.check_body"),
+    ("ModelRequestGate.check_body", "ModelProtocol._forward", "ModelProtocol.upstream_data_received"),
+    ("_start_response", "_forward_body", "StreamMeter.feed", "ModelProtocol._charge_usage"),
+    ("_import_workspace", "compare_workspace", "FastImportWriter.put", "_write_diff"),
+    ("JournalTailer._run", "Dispatcher.finish"),
+]
+
+
+@pytest.mark.parametrize("names", TOUR_ORDER)
+def test_tour_lists_the_steps_of_a_path_in_order(names: tuple[str, ...]):
+    listed = listed_functions((ROOT / "docs" / "code-tour.md").read_text())
+    positions = [listed.index(name) for name in names]
+    assert positions == sorted(positions)
+
+
+def test_misplaced_row_is_detected(tmp_path: Path):
+    module = tmp_path / "a.py"
+    module.write_text("def run():\n    second(first())\n    third()\n")
+    row = "| [`a.py`](../src/sandbox/a.py) | `{}` | It. |\n"
+    for names, misplaced in (("first second third", []), ("second first third", ["first", "second"])):
+        assert misplaced_rows("".join(row.format(name) for name in names.split()), module, "run") == misplaced
 
 
 def test_missing_symbol_is_detected(tmp_path: Path):
