@@ -13,6 +13,7 @@ import pytest
 from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
 from doubles.served_gateway import SERVER_KEY, TASK_KEY, run, served_gateway, wait_until
 from sandbox.gateway import connection, limits
+from sandbox.gateway.model_api.protocol import ModelProtocol
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRules
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
@@ -438,7 +439,7 @@ def test_exception_in_a_connection_affects_no_other_connection(monkeypatch):
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
             with monkeypatch.context() as patched:
-                patched.setattr(connection.ModelProtocol, "client_data_received", fail)
+                patched.setattr(ModelProtocol, "client_data_received", fail)
                 client = await served.connect()
                 client.send_request()
                 assert await client.read_to_end() == b""
