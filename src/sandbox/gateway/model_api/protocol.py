@@ -77,6 +77,14 @@ class InflightRequest(msgspec.Struct):
         if not self.has_response and len(self.head_start) < _STATUS_LINE_BYTES:
             self.head_start += data[:_STATUS_LINE_BYTES]
 
+    def finish_interim_head(self, rest: bytes) -> None:
+        """Handle the end of an interim response's head. rest: the received part of the next head."""
+        self.head_start = bytearray(rest[:_STATUS_LINE_BYTES])
+
+    def assume_cost(self) -> None:
+        """Treat the response as one that may incur its full cost whatever the meter has read."""
+        self.may_have_cost = True
+
     def fail_head(self, *, is_cut: bool) -> None:
         """Handle a head that cannot be read: unless its status refuses the request, the response may incur cost.
 
@@ -429,9 +437,9 @@ class ModelProtocol:
                 return
             if isinstance(event, h11.InformationalResponse):
                 self._inflight.interim_responses += 1
-                self._inflight.head_start = bytearray(self._upstream_side.trailing_data[0][:_STATUS_LINE_BYTES])
+                self._inflight.finish_interim_head(self._upstream_side.trailing_data[0])
                 if self._inflight.interim_responses > INTERIM_RESPONSES_MAX:
-                    self._inflight.may_have_cost = True  # the gateway ends a request that the model may be processing
+                    self._inflight.assume_cost()  # the gateway ends a request that the model may be processing
                     self._fail_upstream(effects, 502, f"The model at {self._upstream.address} is not responding.")
             elif isinstance(event, h11.Response):
                 self._start_response(effects, self._inflight, event)
@@ -468,8 +476,8 @@ class ModelProtocol:
             inflight.reject_key(response.status_code)
             return
         is_metered = inflight.is_metered and response.status_code < 300
-        # A document is sent only after the model has finished.
-        inflight.may_have_cost = is_metered and not http_messages.is_readable_stream(response)
+        if is_metered and not http_messages.is_readable_stream(response):
+            inflight.assume_cost()  # a document is sent only after the model has finished
         if http_messages.is_compressed(response):
             if is_metered:
                 inflight.meter = inflight.dialect.create_meter(b"")
