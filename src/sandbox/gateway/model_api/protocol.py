@@ -23,18 +23,11 @@ from sandbox.gateway.limits import (
 )
 from sandbox.gateway.model_api.dialer import Upstream
 from sandbox.gateway.model_api.key_redactor import BodyRedactor, KeyRedactor, account_redactors
-from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
+from sandbox.gateway.model_api.request_gate import ApprovedRequest, KeyRejection, ModelRequestGate, valid_usage
 from sandbox.gateway.model_api.request_policy import AllowedHead, ModelPolicy, too_large
 from sandbox.gateway.sans_io import Effects, Phase
 from sandbox.interfaces.gateway import CostBound, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage
-
-
-class KeyRejection(msgspec.Struct):
-    """A response that rejects the server's key. body: the part received so far."""
-
-    status: int
-    body: bytearray = bytearray()
 
 
 class InflightRequest(msgspec.Struct):

@@ -62,6 +62,13 @@ class ApprovedRequest(msgspec.Struct, frozen=True):
     cost_bound: CostBound | None
 
 
+class KeyRejection(msgspec.Struct):
+    """A response that rejects the server's key. body: the part received so far."""
+
+    status: int
+    body: bytearray = bytearray()
+
+
 class ModelRequestGate:
     """Approves or rejects a gateway's model requests. `release` clears `is_holding` permanently."""
 
