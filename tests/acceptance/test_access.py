@@ -170,7 +170,7 @@ def test_non_loopback_address_requires_a_token(run_cli):
     assert "sandbox token create --role operator" in refused.stderr
 
 
-def test_remote_clients_are_served_with_a_token(deployment):
+def test_remote_clients_that_have_a_token_are_served(deployment):
     deployment.data_dir.mkdir(mode=0o700)
     bearer = make_token(deployment, Role.OPERATOR)[1]
     with FakeInternet() as network:

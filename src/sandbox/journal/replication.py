@@ -288,7 +288,9 @@ def _check_values(record: e.Record) -> None:
         values = [item for each in items for item in each]
         if not values:
             return
-    raise JournalDamagedError(f"Record {record.seq} has a number that is too large, or too many or too deep values.")
+    raise JournalDamagedError(
+        f"Record {record.seq} has a number that is too large, too many values, or values that are nested too deeply."
+    )
 
 
 def _check_counts(seq: int, event: e.Usage | e.Progress) -> None:

@@ -218,7 +218,7 @@ def _attempt_superseded(task: Task, _: e.AttemptSuperseded) -> _HandlerResult:
 
 
 def _follow_up_skipped(task: Task, event: e.FollowUpSkipped) -> _HandlerResult:
-    """Record that the follow-up is skipped, once: the kinds must stay few even if an untrusted host sends millions."""
+    """Record once that the follow-up is skipped. An untrusted host may send millions of kinds."""
     if event.follow_up in task.skipped_follow_ups:
         return {}, None, ()
     return {"skipped_follow_ups": (*task.skipped_follow_ups, event.follow_up)}, None, ()

@@ -72,7 +72,7 @@ async def show_task(request: Request, context: AppContext) -> Response:
 
 
 async def _find_by_prefix(tasks: TaskQueries, prefix: str) -> str | None:
-    """Return the only generated id that begins with this text, such as the id that pages show; None if there is none.
+    """Return the one id that begins with this text, for example the short id on a page; None if no id or several do.
 
     Other ids are not found by their beginning: the id of a deleted task may be the beginning of another task's id.
     """

@@ -203,7 +203,7 @@ class ClusterAllocator:
 
 
 def _is_ready(job: Job) -> bool:
-    """Return whether the worker has sent its first heartbeat, so its host is prepared for the task."""
+    """Return whether the worker has sent its first heartbeat, which means that its host is prepared."""
     session = job.session
     return session is not None and session.liveness is not Liveness.UNKNOWN and not job.stored.is_given_up
 

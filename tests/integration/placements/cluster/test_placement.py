@@ -110,7 +110,7 @@ async def test_capacity_is_the_largest_host_minus_the_overhead_of_a_worker(place
     assert (await placement.host.probe()).failure is None
 
 
-async def test_all_largest_hosts_are_offered_minus_the_overhead_of_a_worker(placement):
+async def test_each_of_the_largest_hosts_is_offered_without_the_overhead_of_a_worker(placement):
     assert [host.cpus for host in placement.allocator.largest_hosts] == [1, 8, 64]
     assert placement.allocator.largest_hosts[2].memory_bytes == 2**32 - OVERHEAD_BYTES
 
