@@ -11,7 +11,7 @@ from sandbox.model.events import AttemptFailed, EgressDenied, ErrorReported, Eve
 from sandbox.model.failure import AttemptError, Failure, FailureCode, FailureReason
 from sandbox.model.task import Task
 from sandbox.runner.attempt_context import AttemptContext
-from sandbox.runner.progress import ProgressTracker, remaining_budget
+from sandbox.runner.progress_recorder import ProgressTracker, remaining_budget
 from sandbox.runner.steps.provision import ProvisionedSandbox
 
 

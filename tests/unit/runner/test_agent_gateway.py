@@ -9,7 +9,7 @@ from sandbox.interfaces.gateway import BudgetExhausted, KeyRejected
 from sandbox.model.events import AttemptFailed, EgressDenied, Progress, Usage
 from sandbox.model.failure import FailureCode, FailureReason
 from sandbox.runner.agent_gateway import GatewayEventRecorder, serve_gateway
-from sandbox.runner.progress import ProgressTracker
+from sandbox.runner.progress_recorder import ProgressTracker
 
 USAGE = Usage("m", 100, 10)
 TIMESTAMP = datetime(2026, 1, 29, tzinfo=UTC)

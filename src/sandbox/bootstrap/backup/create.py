@@ -133,7 +133,7 @@ class _CountingWriter(io.BufferedIOBase):
 
 
 def _create_partial(partial: Path, target: Path) -> int:
-    """Create the temporary file. Raises an OSError that names the target or, if its directory is missing, the directory."""
+    """Create the temporary file. Raises an OSError that names the target, or its missing directory."""
     try:
         return os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileNotFoundError as error:

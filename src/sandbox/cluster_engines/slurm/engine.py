@@ -174,7 +174,7 @@ class SlurmEngine:
     async def _query_hosts(
         self, parse: Callable[[str, str | None], Sequence[_Host]], *arguments: str
     ) -> Sequence[_Host]:
-        """Call sinfo and parse its output. Raises EngineUnavailableError if that fails or the partition has no hosts."""
+        """Call sinfo and parse its output. Raises EngineUnavailableError if it fails or lists no hosts."""
         partition = self._settings.partition
         selection = [f"--partition={partition}"] if partition else []
         result = await self._run("sinfo", "--noheader", "--exact", *arguments, *selection)

@@ -41,7 +41,7 @@ from sandbox.runner.agent_process import (
     start_terminal_agent,
 )
 from sandbox.runner.attempt_context import AttemptContext
-from sandbox.runner.progress import URGENT_INTERVAL_SECONDS, ProgressTracker, remaining_seconds
+from sandbox.runner.progress_recorder import URGENT_INTERVAL_SECONDS, ProgressTracker, remaining_seconds
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import ProvisionedSandbox
 from sandbox.runner.terminals import SandboxTerminals, SharedTerminal, TerminalServer, without_secrets

@@ -16,7 +16,7 @@ from sandbox.model.events import (
     ToolResult,
     Usage,
 )
-from sandbox.runner.progress import ProgressTracker
+from sandbox.runner.progress_recorder import ProgressTracker
 
 
 class RecordedEvents(list):
@@ -100,7 +100,7 @@ def test_tool_change_is_reported_sooner_than_output():
 
 
 def test_tools_over_the_timing_limit_are_still_counted(monkeypatch):
-    monkeypatch.setattr("sandbox.runner.progress.OPEN_TOOL_CALLS_MAX", 2)
+    monkeypatch.setattr("sandbox.runner.progress_recorder.OPEN_TOOL_CALLS_MAX", 2)
     tracker, events = create_tracker()
     for number in range(3):
         tracker.handle_agent_event(ToolCallStarted("Read", f"t{number}"), 0.0)
@@ -161,7 +161,7 @@ def test_conversation_is_not_recorded_for_a_server_that_cannot_read_it():
 def test_conversation_size_is_limited_over_all_attempts(monkeypatch):
     message = AgentMessage("x" * 1000)
     size_bytes = 128 + len(msgspec.json.encode(message))
-    monkeypatch.setattr("sandbox.runner.progress.CONVERSATION_BYTES_MAX", 3 * size_bytes)
+    monkeypatch.setattr("sandbox.runner.progress_recorder.CONVERSATION_BYTES_MAX", 3 * size_bytes)
     tracker, events = create_tracker()
     tracker.handle_agent_event(message, 1.0)
     tracker.close()
