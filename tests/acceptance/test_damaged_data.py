@@ -15,7 +15,7 @@ from doubles.deployment import reply_turn, wait_until
 from doubles.stored_tasks import StoredTasks
 
 FINISHED = [f"task-{number}" for number in range(18)]
-PATHS = ("", "/logs", "/logs?tail=5", "/logs?after=7", "/artifacts", "/artifacts/notes.txt", "/wait?timeout=0")
+TASK_ROUTES = ("", "/logs", "/logs?tail=5", "/logs?after=7", "/artifacts", "/artifacts/notes.txt", "/wait?timeout=0")
 UNLIMITED_RETENTION = {"SANDBOX_RETENTION_OLDER_THAN": "unlimited"}
 
 
@@ -98,7 +98,7 @@ def test_undamaged_tasks_stay_readable(deployment, tasks):
     listed = {task["id"] for task in get(deployment, "?limit=100").json()["tasks"]}
     assert set(FINISHED) <= listed
     for task_id in directories:
-        for path in PATHS:
+        for path in TASK_ROUTES:
             response = get(deployment, f"/{task_id}{path}")
             if task_id in set(FINISHED) - damaged:
                 assert response.status_code == 200, (task_id, path, response.text)

@@ -14,7 +14,7 @@ from sandbox.model.events import EgressDenied, Metrics, Output, ToolCallEnded, U
 LINES = 10_000
 BLOCKED_MILLISECONDS_MAX = 5000
 """A busy machine renders these pages in one to three seconds; without the tested limits it takes 11 s to minutes."""
-MAKE_VISIBLE = "async (text) => (await import('/assets/untrusted_text.js')).visible(text)"
+ESCAPE_INVISIBLE_CHARACTERS_SCRIPT = "async (text) => (await import('/assets/untrusted_text.js')).visible(text)"
 RENDER_MARKDOWN = """async (text) => {
     const { markdown } = await import("/assets/markdown.js");
     const began = performance.now();
@@ -271,9 +271,9 @@ def test_invisible_characters_are_escaped_as_in_the_cli(base_url, browser):
         ),
     ):
         assert escape_text(hidden) != hidden
-        assert page.evaluate(MAKE_VISIBLE, hidden) != hidden, hex(ord(hidden))
+        assert page.evaluate(ESCAPE_INVISIBLE_CHARACTERS_SCRIPT, hidden) != hidden, hex(ord(hidden))
     plain = "caf\u00e9\t\u9577 \U0001f44d\n"
-    assert page.evaluate(MAKE_VISIBLE, plain) == plain
+    assert page.evaluate(ESCAPE_INVISIBLE_CHARACTERS_SCRIPT, plain) == plain
 
 
 def test_pathological_markdown_does_not_block_the_page(base_url, browser):

@@ -48,7 +48,7 @@ OUTBOUND = {
 }
 FULL = {"network_mode": "full"}
 
-REACHABLE = rf"""
+REACHABLE_CHECKS = rf"""
 HOST, DEEP, SSH, HTTP2, PLAIN, OTHER = {HOST!r}, {DEEP!r}, {SSH!r}, {HTTP2!r}, {PLAIN!r}, {OTHER!r}
 for scheme in ("https", "http"):
     url = f"{{scheme}}://{{DEEP}}/a"
@@ -69,7 +69,7 @@ attempt("websocket: by proxy", lambda: websocket(connect(HOST, 443), HOST))
 attempt("websocket: direct", lambda: websocket(socket.create_connection((HOST, 443), 15), HOST))
 """
 
-NEVER_REACHABLE = rf"""
+UNREACHABLE_CHECKS = rf"""
 MODEL, PORT = {MODEL!r}, int(MODEL_PORT)
 attempt("no: private address", curl, "http://inside.example.com/x")
 attempt("no: private address direct", direct, "http://inside.example.com/x")
@@ -99,7 +99,7 @@ attempt("no: metadata name", resolve, "metadata.google.internal")
 attempt("names: text record", lambda: query_dns(b"\0\1\1\0\0\1\0\0\0\0\0\0\6secret\4evil\3net\0\0\20\0\1"))
 """
 
-OUTBOUND_CONNECTIONS = r"""
+OUTBOUND_CHECKS = r"""
 def two_requests_at_once():
     request = "GET /{} HTTP/1.1\r\nHost: {}\r\n\r\n"
     with socket.create_connection((PLAIN, 80), 15) as plain:
@@ -148,7 +148,7 @@ attempt("yes: https at another port direct", direct, f"https://{HOST}:8443/a")
 attempt("yes: http at another port direct", direct, f"http://{HOST}:8080/a")
 """
 
-FULL_CONNECTIONS = r"""
+FULL_CHECKS = r"""
 attempt("yes: any host by proxy", curl, "https://other.example.com/a")
 attempt("yes: any host direct", direct, "http://other.example.com/a")
 attempt("yes: redirect elsewhere", curl, "-L", f"http://{HOST}/away/other.example.com?a")
@@ -165,7 +165,7 @@ attempt("no: the server's address by proxy", lambda: connect("8.8.4.5", 80))
 attempt("no: port without proxy", direct, f"https://{HOST}:8443/x")
 """
 
-MODES = {"outbound": (OUTBOUND, OUTBOUND_CONNECTIONS), "full": (FULL, FULL_CONNECTIONS)}
+MODES = {"outbound": (OUTBOUND, OUTBOUND_CHECKS), "full": (FULL, FULL_CHECKS)}
 
 
 @pytest.fixture(scope="module")
@@ -185,9 +185,9 @@ def egress_setup(tmp_path_factory):
                 (
                     ACCESS_CHECK_FUNCTIONS,
                     "MODEL_PORT = open('/workspace/port').read()",
-                    REACHABLE,
+                    REACHABLE_CHECKS,
                     connections,
-                    NEVER_REACHABLE,
+                    UNREACHABLE_CHECKS,
                     PRINT_RESULTS,
                 )
             )

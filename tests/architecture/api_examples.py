@@ -124,8 +124,8 @@ def _record(route: APIRoute, example: Example) -> dict[str, Any]:
     assert response.status_code < 300, (example, response.text)
     media_type = response.headers.get("content-type", "").partition(";")[0]
     body = response.json() if media_type == "application/json" else response.text
-    if example.shown_lines:
-        body = "".join(line for line in body.splitlines(keepends=True) if example.shown_lines in line)
+    if example.shown_lines_contain:
+        body = "".join(line for line in body.splitlines(keepends=True) if example.shown_lines_contain in line)
     return {"request": request, "response": {"status": response.status_code, "media_type": media_type, "body": body}}
 
 

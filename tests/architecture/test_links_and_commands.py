@@ -78,14 +78,16 @@ def test_broken_link_is_detected(tmp_path: Path, link: str, is_broken: bool):
     assert broken_links(page) == ([link] if is_broken else [])
 
 
-SOURCES = re.compile(r"\]\((\.\./src/sandbox/[^)]+\.py)\)(?:,| \|) (`[\w.]+`(?:(?:, | and | or )`[\w.]+`)*)")
+SOURCE_LINK_WITH_SYMBOLS = re.compile(
+    r"\]\((\.\./src/sandbox/[^)]+\.py)\)(?:,| \|) (`[\w.]+`(?:(?:, | and | or )`[\w.]+`)*)"
+)
 
 
 def missing_symbols(page: Path) -> list[str]:
     """Return the symbols that a page names after a link to a module but that the module does not define."""
     return [
         f"{module}: {name}"
-        for module, names in SOURCES.findall(page.read_text())
+        for module, names in SOURCE_LINK_WITH_SYMBOLS.findall(page.read_text())
         for name in re.findall(r"`(?:\w+\.)*(\w+)`", names)
         if not re.search(rf"(?:def|class) {name}\b|^{name}\b", (page.parent / module).read_text(), re.MULTILINE)
     ]
@@ -93,7 +95,7 @@ def missing_symbols(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", ["docs/code-tour.md", "docs/recipes.md"])
 def test_named_symbols_exist(name: str):
-    assert len(SOURCES.findall((ROOT / name).read_text())) > 10
+    assert len(SOURCE_LINK_WITH_SYMBOLS.findall((ROOT / name).read_text())) > 10
     assert missing_symbols(ROOT / name) == []
 
 

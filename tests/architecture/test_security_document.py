@@ -87,10 +87,10 @@ def test_links_on_the_security_page_are_valid(root: Path, document: str):
     assert [target for target in targets if not (root / "docs" / target).exists()] == []
 
 
-def verdicts_of(runtime_tier: str) -> dict[str, dict[str, Verdict]]:
+def declared_verdicts(runtime: str) -> dict[str, dict[str, Verdict]]:
     """Return the declared verdicts of each row."""
     declared = {
-        kind: {attack.name: Verdict(attack.expected_outcome(runtime_tier), "") for attack in ATTACKS[kind]}
+        kind: {attack.name: Verdict(attack.expected_outcome(runtime), "") for attack in ATTACKS[kind]}
         for kind in ATTACKS
     }
     traps = {trap.name: Verdict(Outcome.REQUIREMENT_MET, "") for trap in TRAPS}
@@ -104,7 +104,7 @@ def verdicts_of(runtime_tier: str) -> dict[str, dict[str, Verdict]]:
 def test_writing_a_column_does_not_change_the_other_columns(document: str):
     (kind, row), parsed_table = ("network", results_table.row_names()["network"][0]), results_table.parse(document)
     before = {row_key: outcomes["bubblewrap"] for row_key, outcomes in parsed_table.outcomes.items()}
-    verdicts = verdicts_of("qemu")
+    verdicts = declared_verdicts("qemu")
     verdicts[kind][row] = Verdict(Outcome.ESCAPED, "it succeeded")
     parsed_table.put("qemu", verdicts, "2026-01-29", "QEMU 1")
     reread = results_table.parse(results_table.replace_table(document, parsed_table))
@@ -127,7 +127,7 @@ def test_column_is_added_for_a_new_runtime(document: str, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("kind", [*ATTACKS, "collection", "outside"])
 @pytest.mark.parametrize("verdict", [None, Verdict(Outcome.UNPROVEN, "it only printed")])
 def test_column_with_an_unproven_row_is_not_written(document: str, kind: str, verdict: Verdict | None):
-    verdicts, parsed_table = verdicts_of("qemu"), results_table.parse(document)
+    verdicts, parsed_table = declared_verdicts("qemu"), results_table.parse(document)
     row = next(iter(verdicts[kind]))
     if verdict is None:
         del verdicts[kind][row]

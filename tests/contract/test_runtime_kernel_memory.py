@@ -717,7 +717,7 @@ def use_processor():
 """
 """Functions for programs that start others. `use_processor`: keeps one processor busy."""
 
-_WAITING_PAGES = """
+_SLOW_PAGE_REMOVAL = """
 PAGES_BYTES = 800 << 20
 pages_file = os.memfd_create("pages")
 for offset in range(0, PAGES_BYTES, 1 << 20): os.pwrite(pages_file, b"x" * (1 << 20), offset)
@@ -742,7 +742,7 @@ fork_to(remove_pages)
 
 _HIDDEN_MAPPINGS = (
     _BUSY_PROCESSOR
-    + _WAITING_PAGES
+    + _SLOW_PAGE_REMOVAL
     + """
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -959,7 +959,7 @@ def test_buffers_of_blocked_sysctl_reads_are_limited(
 
 _CALLS_WITH_CLOSED_FILES = (
     _BUSY_PROCESSOR
-    + _WAITING_PAGES
+    + _SLOW_PAGE_REMOVAL
     + """
 settings = [os.open("/proc/sys/kernel/pid_max", os.O_RDONLY) for _ in range({threads})]
 time.sleep(0.5); start_to_remove_pages()

@@ -25,7 +25,7 @@ IMPORTED_LATE = (
     "anyio._backends._asyncio",
     "concurrent.futures.thread",
 )
-SANDBOX_PROGRAMS = {"namespace_exec", "runsc_exec"}
+MODULES_NOT_IMPORTED = {"namespace_exec", "runsc_exec"}
 
 
 def serve():
@@ -73,7 +73,7 @@ def _import_all():
     sys.modules["httpx2._main"] = None
     gc.disable()
     for module in pkgutil.walk_packages(import_module("sandbox").__path__, "sandbox."):
-        if module.name.rpartition(".")[2] not in {"__main__", *SANDBOX_PROGRAMS}:
+        if module.name.rpartition(".")[2] not in {"__main__", *MODULES_NOT_IMPORTED}:
             import_module(module.name)
     for name in IMPORTED_LATE:
         import_module(name)

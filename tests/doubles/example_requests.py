@@ -67,7 +67,7 @@ class Example:
     body: JSON.
     events: the events of the task before the request; None if there is no task.
     is_sandbox_preserved: whether the task's sandbox is preserved.
-    shown_lines: if not empty, only those lines of a text response that contain this text are recorded.
+    shown_lines_contain: if not empty, only those lines of a text response that contain this text are recorded.
     """
 
     operation: str
@@ -77,4 +77,4 @@ class Example:
     body: Any = None
     events: Sequence[e.Event] | None = COMPLETED_EVENTS
     is_sandbox_preserved: bool = False
-    shown_lines: str = ""
+    shown_lines_contain: str = ""

@@ -249,7 +249,7 @@ class SlurmCluster:
                 words = (directory / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 is_own = str(self.configuration).encode() in (directory / "environ").read_bytes()
                 # The daemon becomes the first process of its PID namespace.
-                if words[:3] == ["slurmd", "-D", "-N"] and is_own and _is_first(directory):
+                if words[:3] == ["slurmd", "-D", "-N"] and is_own and _is_first_in_pid_namespace(directory):
                     found[words[3]] = int(directory.name)
         return found
 
@@ -264,7 +264,7 @@ class SlurmCluster:
         return "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in self.directory.glob("*.log"))
 
 
-def _is_first(directory):
+def _is_first_in_pid_namespace(directory):
     """Return whether a process is the first one of its PID namespace."""
     status = (directory / "status").read_text()
     return next(line.split()[-1] for line in status.splitlines() if line.startswith("NSpid:")) == "1"

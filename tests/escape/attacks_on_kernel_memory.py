@@ -163,7 +163,7 @@ def use_processor():
     while True: pass
 """
 
-_WAITING_PAGES = f"""{_BUSY_PROCESSOR}
+_SLOW_PAGE_REMOVAL = f"""{_BUSY_PROCESSOR}
 PAGES_BYTES, PUNCH_HOLE = (400 if HAS_OWN_KERNEL else 560) << 20, 3
 pages_file = os.memfd_create("pages")
 os.ftruncate(pages_file, 8192)
@@ -237,7 +237,7 @@ for _ in range(3):
 if all(os.wait()[1] == 0 for _ in range(3)): succeeded()""", ("out_of_memory", "held back"), allowed_inside=OWN_KERNEL, unchanged_observers=("long calls",))  # fmt: skip
     yield Attack("mappings of ended processes, held by readers of pagemap", f"""
 os.close(os.open("/proc/self/pagemap", os.O_RDONLY))
-{_WAITING_PAGES}
+{_SLOW_PAGE_REMOVAL}
 PROCESSES, MAPPINGS = (5, 10000) if HAS_OWN_KERNEL else (20, 60000)
 returned = mmap.mmap(-1, 4096)
 libc.mmap.restype = ctypes.c_void_p
@@ -271,7 +271,7 @@ file = os.memfd_create("mapped"); os.ftruncate(file, 4096)
 if os.fork() == 0:
     os._exit(0 if [mmap.mmap(file, 4096, prot=mmap.PROT_READ) for _ in range(1000)] else 1)
 if os.wait()[1] == 0: succeeded()""", ("out_of_memory", "held back", "ENOENT"), allowed_inside=("qemu",), unchanged_observers=("long calls",), host_paths=("/proc/self/pagemap",))  # fmt: skip
-    yield Attack("buffers of waiting reads in /proc/sys", f"""{_WAITING_PAGES}
+    yield Attack("buffers of waiting reads in /proc/sys", f"""{_SLOW_PAGE_REMOVAL}
 settings = [os.open("/proc/sys/kernel/hostname", os.O_RDONLY) for _ in range(88)]
 time.sleep(0.5); start_to_remove_pages()
 threading.stack_size(1 << 16)

@@ -193,10 +193,10 @@ At each kill, up to twice a second, the kernel writes a list of the sandbox's pr
 SYSCALL_BUFFER_BYTES_MAX = 256 * 1024 * 1024
 """Maximum size, attributed to one sandbox, of the kernel's buffers for system calls in progress."""
 
-TERMINAL_SECONDS_MAX = 1.0
+TERMINAL_CPU_SECONDS_MAX = 1.0
 """Maximum CPU time of the kernel threads that process what one sandbox writes to terminals, beyond half a processor."""
 
-TERMINAL_INTERVAL_SECONDS = 0.25
+TERMINAL_CPU_CHECK_INTERVAL_SECONDS = 0.25
 """Interval at which the time for terminals is measured."""
 
 CLOSING_BYTES_MAX = 1024 * 1024 * 1024

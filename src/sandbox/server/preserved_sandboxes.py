@@ -51,7 +51,7 @@ _LIST_SECONDS = 5.0
 """How long the hosts may take to answer for one list of tasks."""
 
 _CONCURRENT_RELEASE = "Another request is still releasing this sandbox; release it again later."
-_UNKNOWN_DISK = "the host of the preserved sandbox is not responding"
+_HOST_NOT_RESPONDING = "the host of the preserved sandbox is not responding"
 _RELEASE_REFUSALS = {
     Liveness.HELD: "This sandbox has an open shell; release it after the shell has ended.",
     Liveness.UNKNOWN: "The host of this sandbox is not responding; release it again later.",
@@ -301,7 +301,7 @@ class DebugSessions:
                     has_launched = True
             await asyncio.sleep(_SHELL_POLL_SECONDS)
         if is_unknown:
-            raise UnavailableError(f"No shell can be opened for task {task.id}: {_UNKNOWN_DISK}; try again.")
+            raise UnavailableError(f"No shell can be opened for task {task.id}: {_HOST_NOT_RESPONDING}; try again.")
         problem = f"The preserved sandbox of task {task.id} could not be started"
         raise UnavailableError(f"{problem}; see the runner's log on the server's host.")
 

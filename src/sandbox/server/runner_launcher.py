@@ -60,7 +60,7 @@ class RunnerLauncher:
             return
         reserved = await self._placements.reserve_host(tracked.task)
         # Resolve before taking the lock: a cancel request must not wait for an external Vault.
-        secrets_or_failure = await self._secrets.resolve_for_launch(tracked.task)
+        secrets_or_failure = await self._secrets.resolve_cancellably(tracked.task)
         async with tracked.write_lock:
             if not isinstance(tracked.owner, ServerOwned):
                 return

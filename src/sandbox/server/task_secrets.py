@@ -42,7 +42,7 @@ class TaskSecrets:
             detail = error.detail if error.detail != error.message else ""
             return Failure(FailureCode.SECRET_UNAVAILABLE, error.message, detail=detail)
 
-    async def resolve_for_launch(self, task: Task) -> Mapping[str, str] | Failure:
+    async def resolve_cancellably(self, task: Task) -> Mapping[str, str] | Failure:
         """Like `resolve_for_attempt`, but `cancel_lookups` cancels a caller that is waiting here."""
         launch = asyncio.current_task()
         assert launch is not None
@@ -53,6 +53,6 @@ class TaskSecrets:
             self._launches.discard(launch)
 
     def cancel_lookups(self) -> None:
-        """Cancel the callers that are waiting in `resolve_for_launch`."""
+        """Cancel the callers that are waiting in `resolve_cancellably`."""
         for launch in self._launches:
             launch.cancel()

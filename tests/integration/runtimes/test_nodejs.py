@@ -39,7 +39,7 @@ REQUESTS = [
 STDIN = "".join(f"{json.dumps(request)}\n" for request in REQUESTS).encode()
 
 # Publish a package `greeter` to a test registry on loopback, in the sandbox's network.
-REGISTRY = """
+START_REGISTRY_SCRIPT = """
 mkdir -p /tmp/greeter /tmp/registry && cd /tmp/greeter
 printf '{"name":"greeter","version":"1.2.3","bin":"greet.js"}' >package.json
 printf '#!/usr/bin/env node\\nconsole.log("hello from", process.cwd())' >greet.js
@@ -152,7 +152,8 @@ def test_npm_and_npx_work_normally_with_a_registry(runtime, disk):
     completed = run_shell(
         runtime,
         disk,
-        f"{REGISTRY} {run_without_install} && {install_in_project} && cat package.json >&2 && {install_globally}",
+        f"{START_REGISTRY_SCRIPT} {run_without_install} && {install_in_project} && cat package.json >&2 && "
+        f"{install_globally}",
     )
     assert completed.output.splitlines() == [
         "hello from /workspace",

@@ -89,27 +89,27 @@ def test_value_with_a_non_ascii_first_letter_is_found(value: str, first: str):
     assert value not in redacted
 
 
-LETTERS = "pässwörd-x1 & 7"
+LATIN_1_VALUE = "pässwörd-x1 & 7"
 
 
 @pytest.mark.parametrize(
     "encoded",
     [
-        ascii(LETTERS)[1:-1].encode(),
-        json.dumps(ascii(LETTERS)).encode(),
-        "".join(f"\\x{ord(letter):02x}" for letter in LETTERS).encode(),
-        "".join(f"\\{ord(letter):o}" for letter in LETTERS).encode(),
-        "".join(f"\\u{{{ord(letter):x}}}" for letter in LETTERS).encode(),
-        LETTERS.encode("latin-1"),
-        quote(LETTERS.encode("latin-1")).encode(),
-        base64.b64encode(b"u:" + LETTERS.encode("latin-1") + b"!"),
-        base64.b64encode(quote_plus(LETTERS).encode() + b"!"),
-        quote_plus(LETTERS).encode().hex().encode(),
-        LETTERS.encode("latin-1").hex().encode(),
+        ascii(LATIN_1_VALUE)[1:-1].encode(),
+        json.dumps(ascii(LATIN_1_VALUE)).encode(),
+        "".join(f"\\x{ord(letter):02x}" for letter in LATIN_1_VALUE).encode(),
+        "".join(f"\\{ord(letter):o}" for letter in LATIN_1_VALUE).encode(),
+        "".join(f"\\u{{{ord(letter):x}}}" for letter in LATIN_1_VALUE).encode(),
+        LATIN_1_VALUE.encode("latin-1"),
+        quote(LATIN_1_VALUE.encode("latin-1")).encode(),
+        base64.b64encode(b"u:" + LATIN_1_VALUE.encode("latin-1") + b"!"),
+        base64.b64encode(quote_plus(LATIN_1_VALUE).encode() + b"!"),
+        quote_plus(LATIN_1_VALUE).encode().hex().encode(),
+        LATIN_1_VALUE.encode("latin-1").hex().encode(),
     ],
 )
 def test_latin_1_letters_and_short_escapes_are_redacted(encoded: bytes):
-    redacted = SecretRedactor({"S": LETTERS}).redact(encoded)
+    redacted = SecretRedactor({"S": LATIN_1_VALUE}).redact(encoded)
     assert b"[REDACTED:S]" in redacted
     assert len(redacted.strip(b'"')) <= len("[REDACTED:S]") + 5
 

@@ -230,14 +230,16 @@ def _run(section: SlurmSection, name: str, *arguments: str) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise EngineUnavailableError(f"{name} has not responded within {_COMMAND_SECONDS:g} s; {_START}") from None
+        raise EngineUnavailableError(
+            f"{name} has not responded within {_COMMAND_SECONDS:g} s; {_START_SLURM_ADVICE}"
+        ) from None
     if completed.returncode != 0:
         reason = _printable(" ".join(completed.stderr.split())[-300:]) or f"exit code {completed.returncode}"
-        raise EngineUnavailableError(f"{name} fails: {reason.removesuffix('.')}; {_START}")
+        raise EngineUnavailableError(f"{name} fails: {reason.removesuffix('.')}; {_START_SLURM_ADVICE}")
     return completed.stdout.strip()
 
 
-_START = "start slurmctld and slurmd, and check them with 'scontrol ping'."
+_START_SLURM_ADVICE = "start slurmctld and slurmd, and check them with 'scontrol ping'."
 
 
 def _find_command(section: SlurmSection, name: str) -> str:

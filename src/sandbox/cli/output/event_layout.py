@@ -26,7 +26,7 @@ STATE_STYLES = {
     "cancelled": "bold yellow",
 }
 
-_TERMINAL_STATE_CELLS = max(len(format_state(state)) for state in TaskState)
+_STATE_CELLS_ON_TERMINAL = max(len(format_state(state)) for state in TaskState)
 _STATE_CELLS = 13
 """Width of the state column without a terminal. Scripts may rely on it."""
 
@@ -51,7 +51,7 @@ class EventLinePrinter:
         from rich.text import Text
 
         style, on_terminal = STATE_STYLES.get(state, "bold"), self._console.is_terminal
-        shown, width = (format_state(state), _TERMINAL_STATE_CELLS) if on_terminal else (state, _STATE_CELLS)
+        shown, width = (format_state(state), _STATE_CELLS_ON_TERMINAL) if on_terminal else (state, _STATE_CELLS)
         line = Text.assemble((self._time_column(event), "dim"), (f"{escape_text(shown):<{width}} ", style))
         indent, message_text = line.cell_len, Text(one_line(message))
         wraps = on_terminal and bool(message)

@@ -77,7 +77,9 @@ ORDER BY heading = ? COLLATE NOCASE DESC, is_minor, bm25(sections, 0, 0, 0, 6.0,
 _MINOR_PAGES = frozenset({"index", "benchmarks", "chaos", "gateway", "redaction", "glossary"})
 """Pages whose sections come after those of the other pages in search results, as do rows of tables."""
 
-_NO_TEXT = re.compile(r"<!--.*?-->\n?|<picture>.*?</picture>\n?|^!\[[^\]]*\]\([^)]*\)\n", re.DOTALL | re.MULTILINE)
+_COMMENT_OR_IMAGE = re.compile(
+    r"<!--.*?-->\n?|<picture>.*?</picture>\n?|^!\[[^\]]*\]\([^)]*\)\n", re.DOTALL | re.MULTILINE
+)
 """Comments and images, which the dashboard's pages leave out."""
 
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
@@ -150,7 +152,7 @@ async def show_guide(request: Request, _: AppContext) -> Response:
 
 
 def _render_guide(request: Request, name: str) -> Response:
-    text = _NO_TEXT.sub("", guide_file(name).read_text("utf-8"))
+    text = _COMMENT_OR_IMAGE.sub("", guide_file(name).read_text("utf-8"))
     title, _, text = text.removeprefix("# ").partition("\n")
     pages = sorted(GUIDE_PAGES)
     return render_page(request, "guide", title=title, text=text.strip(), pages=pages, **guide_values(name))

@@ -85,7 +85,7 @@ _PAGE_PARAMS = frozenset({"cursor", "offset"})
 _KNOWN_PARAMS = {*ListQuery.model_fields, "since"} - _PAGE_PARAMS
 _LABEL_PREFIX = "label."
 
-_ROW_PARAMS_LENGTH_MAX = 500
+_ROW_LINK_PARAMS_LENGTH_MAX = 500
 """Maximum length of the current parameters that the links in a row keep. A page can have 65 links in 1000 rows."""
 
 
@@ -314,7 +314,7 @@ def _page_values(request: Request, query: TaskQuery, page: TaskPage, counts: Map
     """Return the values that the template shows in addition to the tasks. counts: see _count_by_state_filter."""
     filters = _filters(request, query)
     since = request.query_params.get("since")
-    row_params, digest = _row_params(request), f"{crc32(_query_with(request).encode()):x}"
+    row_params, digest = _row_link_params(request), f"{crc32(_query_with(request).encode()):x}"
     next_offset, previous_offset = query.offset + query.limit, max(query.offset - query.limit, 0)
     return {
         "total_count": page.total_count,
@@ -426,10 +426,10 @@ def _list_params(request: Request) -> list[tuple[str, str]]:
     return [(name, value) for name, value in params if name in _KNOWN_PARAMS or name.startswith(_LABEL_PREFIX)]
 
 
-def _row_params(request: Request) -> list[tuple[str, str]]:
+def _row_link_params(request: Request) -> list[tuple[str, str]]:
     """Return the parameters that the links in a row keep; none if they are too long for so many links."""
     params = _list_params(request)
-    return params if len(urlencode(params)) <= _ROW_PARAMS_LENGTH_MAX else []
+    return params if len(urlencode(params)) <= _ROW_LINK_PARAMS_LENGTH_MAX else []
 
 
 def _encode_query(params: Sequence[tuple[str, str]], changes: Mapping[str, str | None]) -> str:

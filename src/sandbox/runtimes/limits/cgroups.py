@@ -320,7 +320,7 @@ def count_uncharged_bytes(group: ControlGroup) -> int | None:
 
 def measure_terminal_usage(group: ControlGroup, meter: TerminalMeter) -> KernelUsage:
     """Return only the usage of the group's terminals. Takes 1 ms while its programs write to terminals."""
-    return KernelUsage(terminal_seconds=meter.measure(group.process_ids, group._process_ids_of_others))
+    return KernelUsage(terminal_cpu_seconds=meter.measure(group.process_ids, group._process_ids_of_others))
 
 
 class Hierarchies(msgspec.Struct, frozen=True):

@@ -27,8 +27,8 @@ from sandbox.model.fixed_limits import (
     SOCKET_BUFFER_BYTES_MAX,
     SOCKETS_MAX,
     SYSCALL_BUFFER_BYTES_MAX,
-    TERMINAL_INTERVAL_SECONDS,
-    TERMINAL_SECONDS_MAX,
+    TERMINAL_CPU_CHECK_INTERVAL_SECONDS,
+    TERMINAL_CPU_SECONDS_MAX,
     UDP_SOCKETS_ON_PORT_MAX,
     UNCHARGED_GROWTH_MAX,
     VMA_BYTES_MAX,
@@ -57,8 +57,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
     closing_bytes: memory of files that ending processes take long to close; 0 while the kernel's memory has not grown.
     cached_extents: number of extents and holes of the disk's files that the kernel has cached.
     disk_directories: number of directories on the disk; 0 while the disk has few files.
-    terminal_seconds: CPU time of the kernel threads that process what the sandbox writes to terminals, beyond half a
-        processor; 0 while it writes nothing.
+    terminal_cpu_seconds: CPU time of the kernel threads that process what the sandbox writes to terminals, beyond half
+        a processor; 0 while it writes nothing.
     oom_kills: how many times a process was killed for lack of memory.
     """
 
@@ -79,7 +79,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     closing_bytes: int | None = None
     cached_extents: int | None = None
     disk_directories: int | None = None
-    terminal_seconds: float | None = None
+    terminal_cpu_seconds: float | None = None
     oom_kills: int = 0
 
     def find_exceeded_limit(self) -> str:
@@ -171,7 +171,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
                 f"The sandbox had {self.disk_directories} directories on its disk; the limit is "
                 f"{DISK_DIRECTORIES_MAX}. Remove unused ones."
             )
-        if self.terminal_seconds is not None and self.terminal_seconds > TERMINAL_SECONDS_MAX:
+        if self.terminal_cpu_seconds is not None and self.terminal_cpu_seconds > TERMINAL_CPU_SECONDS_MAX:
             return (
                 "Threads of the kernel used more than half a processor for input that the sandbox wrote to its own "
                 "terminals. Write less to terminals, or write to pipes."
@@ -258,7 +258,7 @@ async def wait_for_exceeded_limit(
         terminals keep all processors busy, each change of threads in the runner takes half a second.
     """
     return await run_until_first_complete(
-        *(() if terminal_usage is None else [_poll_for_violation(terminal_usage, TERMINAL_INTERVAL_SECONDS)]),
+        *(() if terminal_usage is None else [_poll_for_violation(terminal_usage, TERMINAL_CPU_CHECK_INTERVAL_SECONDS)]),
         _poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_INTERVAL_SECONDS),
         _poll_for_violation(file_counts, FILE_USAGE_CHECK_INTERVAL_SECONDS, uncharged_bytes),
         _poll_for_violation(detailed_file_usage, FILE_USAGE_CHECK_INTERVAL_SECONDS),

@@ -27,8 +27,8 @@ from sandbox.runtimes.qemu.sandbox import BootError, QemuSandbox
 NAME = "qemu"
 TIER = "vm"
 _MEMORY_BYTES = 128 * 1024 * 1024
-_EMULATED_SECONDS = 60.0
-_KVM_SECONDS = 10.0
+_EMULATED_PROBE_SECONDS = 60.0
+_KVM_PROBE_SECONDS = 10.0
 _KVM_REQUIRED = (
     "KVM does not work, so every instruction would be emulated; select the runtime explicitly: --runtime qemu."
 )
@@ -77,7 +77,7 @@ async def probe_qemu(
             kvm.record_failure()
         if excludes_emulation and not kvm.is_usable():
             return _PROPERTIES.unavailable(_KVM_REQUIRED, is_explicit_only=True)
-        seconds = _KVM_SECONDS if excludes_emulation else _EMULATED_SECONDS
+        seconds = _KVM_PROBE_SECONDS if excludes_emulation else _EMULATED_PROBE_SECONDS
         limits = await run_probe(
             runtime, run_dir, runtime.hierarchies, memory_bytes=_MEMORY_BYTES, timeout_seconds=seconds
         )

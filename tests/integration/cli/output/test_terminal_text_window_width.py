@@ -28,7 +28,7 @@ FIELD_ERRORS = [
     for number in range(3)
 ]
 REPOSITORY = {"url": "https://github.com/an-organization/a-repository.git", "branch": "main", "commit": "c" * 40}
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+CONTROL_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 WIDTHS = pytest.mark.parametrize("width", [80, 140])
 
 
@@ -89,7 +89,7 @@ def screen(on_terminal, terminal, tmp_path):
         process = on_terminal(*arguments)
         text = terminal.read_to_end(process).decode()
         assert process.returncode in codes, text
-        lines = [line for part in CONTROL.sub("", text).split("\n") for line in part.split("\r") if line]
+        lines = [line for part in CONTROL_SEQUENCE.sub("", text).split("\n") for line in part.split("\r") if line]
         too_wide = [line for line in lines if cell_len(line) > width]
         assert lines
         assert not too_wide

@@ -243,7 +243,7 @@ def test_disconnected_clients_close_their_upstream_connections(monkeypatch):
     run(scenario)
 
 
-OTHER_PORTS = GatewayRules(egress=EgressRules((EgressRule(HOST, (22, 8080)),)))
+RULES_FOR_OTHER_PORTS = GatewayRules(egress=EgressRules((EgressRule(HOST, (22, 8080)),)))
 
 
 def test_data_from_a_host_that_sends_first_is_forwarded(monkeypatch):
@@ -252,7 +252,7 @@ def test_data_from_a_host_that_sends_first_is_forwarded(monkeypatch):
         writer.write(await reader.readline())
 
     async def scenario():
-        async with gateway_with_egress_host(greet, monkeypatch, rules=OTHER_PORTS) as served:
+        async with gateway_with_egress_host(greet, monkeypatch, rules=RULES_FOR_OTHER_PORTS) as served:
             client = await tunnel(served, port=22)
             await client.read_until(b"\r\n\r\n")
             assert await client.read_until(b"\n") == b"SSH-2.0-host\r\n"
@@ -271,7 +271,7 @@ def test_request_for_another_host_is_refused_on_any_port(monkeypatch):
         received += await reader.read()
 
     async def scenario():
-        async with gateway_with_egress_host(receive, monkeypatch, rules=OTHER_PORTS) as served:
+        async with gateway_with_egress_host(receive, monkeypatch, rules=RULES_FOR_OTHER_PORTS) as served:
             client = await tunnel(served, port=8080)
             await client.read_until(b"\r\n\r\n")
             client.received = b""
@@ -293,7 +293,7 @@ def test_refusal_is_not_sent_after_data_from_the_host(monkeypatch, greeting):
         await reader.read()
 
     async def scenario():
-        async with gateway_with_egress_host(greet, monkeypatch, rules=OTHER_PORTS) as served:
+        async with gateway_with_egress_host(greet, monkeypatch, rules=RULES_FOR_OTHER_PORTS) as served:
             client = await tunnel(served, port=8080)
             await client.read_until(b"\r\n\r\n")
             client.received = b""

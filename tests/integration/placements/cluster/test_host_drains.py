@@ -33,15 +33,15 @@ def two_hosts(server):
     server.engine.host_list = [EngineHost(HOST, SMALL), EngineHost(OTHER, SMALL)]
 
 
-def current(server, task_id="task-1"):
-    """Return the last submitted request of the task's current job; None before the submission."""
+def current_request(server, task_id="task-1"):
+    """Return the last submitted request of the task's current_request job; None before the submission."""
     job = server.jobs.of_task(task_id)
     return next((each for each in reversed(server.engine.submitted) if each.name == job.name), None)
 
 
 async def wait_until_excluded(server, *hosts):
-    """Wait until the task's current job was submitted with these excluded hosts; return the job."""
-    await wait_until(lambda: (found := current(server)) is not None and found.excluded_hosts == hosts)
+    """Wait until the task's current_request job was submitted with these excluded hosts; return the job."""
+    await wait_until(lambda: (found := current_request(server)) is not None and found.excluded_hosts == hosts)
     return server.jobs.of_task("task-1")
 
 

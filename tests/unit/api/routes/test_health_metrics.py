@@ -10,7 +10,7 @@ from sandbox.api.middleware.metrics import HOST_LABELS_MAX
 from sandbox.interfaces.placement import HostState, HostStatus
 from sandbox.interfaces.tasks import HostWithTasks
 
-EXAMPLES = (Example("get_metrics", shown_lines="sandbox_tasks"),)
+EXAMPLES = (Example("get_metrics", shown_lines_contain="sandbox_tasks"),)
 
 
 def read_metrics(api):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from sandbox.model.fixed_limits import CLOSING_BYTES_MAX, SYSCALL_BUFFER_BYTES_MAX, TERMINAL_SECONDS_MAX
+from sandbox.model.fixed_limits import CLOSING_BYTES_MAX, SYSCALL_BUFFER_BYTES_MAX, TERMINAL_CPU_SECONDS_MAX
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.pending_syscalls import (
     ClosingFilesMeter,
@@ -390,5 +390,5 @@ def test_time_for_terminals_is_forgotten_when_the_sandbox_stops_writing():
 
 
 def test_time_for_terminals_above_the_limit_is_a_violation():
-    assert not KernelUsage(terminal_seconds=TERMINAL_SECONDS_MAX).find_exceeded_limit()
-    assert "terminals" in KernelUsage(terminal_seconds=TERMINAL_SECONDS_MAX + 0.1).find_exceeded_limit()
+    assert not KernelUsage(terminal_cpu_seconds=TERMINAL_CPU_SECONDS_MAX).find_exceeded_limit()
+    assert "terminals" in KernelUsage(terminal_cpu_seconds=TERMINAL_CPU_SECONDS_MAX + 0.1).find_exceeded_limit()
