@@ -132,7 +132,7 @@ def test_task_runs_on_a_worker_and_the_worker_exits(deploy):
 def test_killed_server_loses_nothing(deploy):
     """The worker and its runner continue, and the next server gets what was recorded in the meantime."""
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
-    assert deployment.hosts() == []
+    wait_until(lambda: [host["state"] for host in deployment.hosts()] == ["idle"], 30, description="the engine's host")
     deployment.submit()
     deployment.wait_for_second_tool_call()
     runner, worker = deployment.runner_pid(), deployment.worker_pid()

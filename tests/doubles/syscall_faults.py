@@ -48,13 +48,15 @@ class Injection:
 
 @contextlib.contextmanager
 def injected_fault(pid, fault, log):
-    """Inject the fault into a process, its threads and their children during the block."""
+    """Inject the fault into a server, its template of runners, their threads and new children during the block."""
     log.unlink(missing_ok=True)
-    command = ["strace", "-f", "-qq", "-y", "-o", str(log), *fault.arguments(), "-p", str(pid)]
+    pids = [pid, *_runner_templates(pid)]
+    process_options = [word for each in pids for word in ("-p", str(each))]
+    command = ["strace", "-f", "-qq", "-y", "-o", str(log), *fault.arguments(), *process_options]
     tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 20
-        while not _is_traced(pid, tracer.pid):
+        while not all(_is_traced(each, tracer.pid) for each in pids):
             assert tracer.poll() is None, tracer.stderr.read()
             assert time.monotonic() < deadline, "strace did not attach"
             time.sleep(0.01)
@@ -67,6 +69,13 @@ def injected_fault(pid, fault, log):
             tracer.kill()
             tracer.wait()
         tracer.stderr.close()
+
+
+def _runner_templates(server_pid):
+    """Return the pids of the server's templates of runners: one after the first launch."""
+    children = Path(f"/proc/{server_pid}/task").glob("*/children")
+    pids = [pid for path in children for pid in path.read_text().split()]
+    return [pid for pid in pids if b"--template-fd=" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def _is_traced(pid, tracer):

@@ -25,7 +25,7 @@ class Process(NamedTuple):
     """One process.
 
     nice: the lowest nice value of its threads; policies: its scheduling policies other than the ordinary one.
-    processors: the lists of processors on which its threads may run.
+    processors: the sets of processors on which its threads may run.
     """
 
     start: str
@@ -35,7 +35,7 @@ class Process(NamedTuple):
     mounts: frozenset[str]
     nice: int
     policies: frozenset[int]
-    processors: frozenset[str]
+    processors: frozenset[frozenset[int]]
     cgroups: str
     terminals: int
     oom_score: int
@@ -54,7 +54,9 @@ def read_process(pid):
             mounts=frozenset(line for line in mount_table(pid) if line.split()[4] in PROTECTED),
             nice=min(int(words[16]) for words in threads),
             policies=frozenset(int(words[38]) for words in threads) - _ORDINARY_POLICIES,
-            processors=frozenset(map(_processors, (directory / "task").iterdir())),
+            processors=frozenset(
+                frozenset(os.sched_getaffinity(int(path.name))) for path in (directory / "task").iterdir()
+            ),
             cgroups=_read(directory / "cgroup"),
             terminals=_terminal_count(directory / "fd"),
             oom_score=int(_read(directory / "oom_score_adj")),
@@ -62,10 +64,6 @@ def read_process(pid):
         return None if int(_stat(directory)[6]) & _PF_EXITING else process
     except (OSError, IndexError, ValueError):
         return None
-
-
-def _processors(directory):
-    return re.search(r"(?m)^Cpus_allowed_list:\s+(\S+)", _read(directory / "status"))[1]
 
 
 def _stat(directory):

@@ -278,7 +278,7 @@ def test_ordinary_user_can_create_and_destroy_sandboxes(shared_directory: Path):
     assert report.pop("terminal_code") == 5
     # If bubblewrap is killed before the command, it cannot report the command's exit code.
     assert report.pop("code") in (None, 137)
-    assert report == {"output": "1000\nreached\n4096\n16384\n256\n500\n", "listed": True, "remaining": False}
+    assert report == {"output": "1000\nreached\n4096\n16384\n40\n500\n", "listed": True, "remaining": False}
     assert (shared_directory / "disk" / "workspace" / "file").stat().st_uid == NOBODY
 
 
