@@ -271,30 +271,6 @@ file = os.memfd_create("mapped"); os.ftruncate(file, 4096)
 if os.fork() == 0:
     os._exit(0 if [mmap.mmap(file, 4096, prot=mmap.PROT_READ) for _ in range(1000)] else 1)
 if os.wait()[1] == 0: succeeded()""", ("out_of_memory", "held back", "ENOENT"), allowed_inside=("qemu",), unchanged_observers=("long calls",), host_paths=("/proc/self/pagemap",))  # fmt: skip
-    yield Attack("buffers of waiting reads in /proc/sys", f"""{_SLOW_PAGE_REMOVAL}
-settings = [os.open("/proc/sys/kernel/hostname", os.O_RDONLY) for _ in range(88)]
-time.sleep(0.5); start_to_remove_pages()
-threading.stack_size(1 << 16)
-readers = []
-for index, setting in enumerate(settings):
-    buffer = pages[PAGES_BYTES - (5 << 20) - index * 4096:][:(4 << 20) - 4096]
-    readers.append(threading.Thread(target=os.preadv, args=[setting, [buffer], 0], daemon=True)); readers[-1].start()
-time.sleep(1)
-null = os.open("/dev/null", os.O_RDONLY)
-for setting in settings: os.dup2(null, setting)
-time.sleep(4)
-ends_at = time.monotonic() + (0 if HAS_OWN_KERNEL else 40)
-while time.monotonic() < ends_at:
-    # The limit is 64 buffers.
-    if sum(reader.is_alive() for reader in readers) <= 64: refused("held back")
-    time.sleep(0.5)
-succeeded()""", """
-names = []
-def read(): names.append(pathlib.Path("/proc/sys/kernel/hostname").read_text().strip())
-readers = [threading.Thread(target=read) for _ in range(24)]
-for each in readers: each.start()
-for each in readers: each.join()
-if names == [os.uname().nodename] * 24: succeeded()""", ("out_of_memory", "held back", "ENOTSUP"), allowed_inside=("qemu",), unchanged_observers=("long calls",))  # fmt: skip
     yield Attack("kernel threads that process the input of terminals", """
 import termios
 outer, inner = os.openpty(); os.write(outer, b"typed\\n"); os.read(inner, 6)
