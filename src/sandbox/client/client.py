@@ -208,7 +208,7 @@ class Client:
         return self._request(requests.hosts())
 
     def drain_host(self, host: str) -> Host:
-        """Start no more tasks on a host of the cluster until `undo_host_drain`; running tasks continue there.
+        """Start no new tasks on a cluster host until `undo_host_drain`; running tasks continue there.
 
         Raises HostNotFoundError.
         """

@@ -520,7 +520,7 @@ class Hosts(Protocol):
         ...
 
     async def drain_host(self, name: str) -> HostWithTasks:
-        """Start no more tasks on a host of the cluster until `undo_host_drain`, even across restarts.
+        """Start no new tasks on a cluster host until `undo_host_drain`, even across restarts.
 
         Idempotent. Tasks that run there continue. Raises HostNotFoundError, UnavailableError.
         """

@@ -22,7 +22,7 @@ router = create_router("Administration")
 async def list_hosts(context: ContextDep) -> JsonResponse[HostListBody]:
     """List the hosts that run tasks.
 
-    Without a cluster, this is the server's machine. With a cluster, these are the hosts of the engine, the hosts on
+    Without a cluster, this is the server's machine. With a cluster, these are the engine's hosts, the hosts on
     which workers have run, and the server's machine while tasks run there.
     """
     return JsonResponse({"hosts": [_host_body(host) for host in context.services.hosts.list_hosts()]})
@@ -46,7 +46,7 @@ def _host_body(host: HostWithTasks) -> HostBody:
 
 @router.post(paths.HOST_DRAIN, responses=problem_responses("host_not_found", "service_unavailable"))
 async def begin_host_drain(context: ContextDep, host: paths.HostName) -> JsonResponse[HostBody]:
-    """Start no more tasks on a host of the cluster until the drain is undone, even after a restart.
+    """Start no new tasks on a cluster host until the drain is undone, even after a restart.
 
     Tasks that run on the host continue there, with all their attempts.
     """

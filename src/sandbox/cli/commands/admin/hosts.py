@@ -28,7 +28,7 @@ _COLUMNS = ("NAME", "STATE", "CPUS", "MEMORY", "TASKS", "CONTACT", "VERSION", "R
 def hosts() -> None:
     """List the hosts that run tasks.
 
-    Without a cluster, this is the server's machine. With a cluster, these are the hosts of the engine, and the hosts on
+    Without a cluster, this is the server's machine. With a cluster, these are the engine's hosts, and the hosts on
     which workers have run. TASKS is the number of tasks that run on the host. CONTACT is the time since a worker there
     last sent a message. A host that is drained (sandbox admin drain --host) gets no more tasks.
     """
