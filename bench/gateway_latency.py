@@ -1,6 +1,6 @@
 """Measures the latency that the gateway adds to a model request, and its memory: `python bench/gateway_latency.py`.
 
-The model is a script on loopback that responds immediately. Prints the median and the 95th percentile of 200 small
+The model is a script on loopback that responds immediately. Prints the median and the 95th percentile of 100 small
 requests, made directly and through the gateway, over persistent and new connections, with and without a persistent
 upstream connection. Then prints the same for requests as large as those that Claude Code sends at the start of its work
 (90 KB) and later (1 MB). The gateway parses and rewrites these requests, or forwards them unchanged if the rules allow
@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-REQUESTS = 200
+REQUESTS = 100
+"""Two series stay below the burst of new connections to the model, after which the gateway delays them."""
 SMALL = b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[]}'
 RESPONSE = b'{"type":"message","model":"claude-haiku-4-5","usage":{"input_tokens":10,"output_tokens":5}}'
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(RESPONSE)
