@@ -1,8 +1,6 @@
 """Scripts have a help text, and a repeated setup is fast with any python3 on PATH."""
 
-import os
 import shutil
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -118,32 +116,3 @@ def test_repeated_setup_remains_a_development_setup(checkout: Checkout):
     _, calls = checkout.set_up()
     assert "requirements/dev.txt" in calls[0]
     assert checkout.set_up("--dev")[1] == []
-
-
-def kernel_image(payload: bytes) -> bytes:
-    """Build an x86 kernel image whose header contains the payload's offset. The unpacked length follows the payload."""
-    head = bytearray(3 * 512)
-    head[0x1F1] = 2
-    struct.pack_into("<II", head, 0x248, 7, len(payload) + 4)
-    return bytes(head) + b"loader " + payload + b"size" + b"more"
-
-
-@pytest.mark.skipif(
-    os.uname().machine != "x86_64" or not Path("/usr/libexec/virtiofsd").exists(),
-    reason="the guest components are not installed",
-)
-def test_guest_kernel_is_unpacked_once(checkout: Checkout):
-    kernel = checkout.root / ".venv" / "share" / "sandbox" / "kernel"
-    checkout.set_up()
-    kernel.mkdir(parents=True)
-    checkout._write("qemu-system-x86_64", "#!/bin/sh\n")
-    (kernel / "vmlinuz").write_bytes(kernel_image(b"a packed kernel"))
-    checkout._write("zstd", "#!/bin/sh\necho half; exit 1\n")
-    checkout.set_up("--with-qemu")
-    assert [path.name for path in kernel.iterdir()] == ["vmlinuz"]
-    checkout._write("zstd", "#!/bin/sh\ntr a-z A-Z\n")
-    checkout.set_up("--with-qemu")
-    assert (kernel / "vmlinux").read_bytes() == b"A PACKED KERNEL"
-    checkout._write("zstd", "#!/bin/sh\nexit 1\n")
-    checkout.set_up("--with-qemu")
-    assert (kernel / "vmlinux").read_bytes() == b"A PACKED KERNEL"

@@ -45,18 +45,13 @@ sys.modules["guest.agent"].main()
 
 
 class GuestComponents(msgspec.Struct, frozen=True):
-    """Host paths of the components.
-
-    vmlinux: the unpacked kernel, if there is one. python: directory of a Python installation that contains
-    `interpreter`.
-    """
+    """Host paths of the components. python: directory of a Python installation that contains `interpreter`."""
 
     virtiofsd: str
     kernel: Path
     modules: Sequence[Path]
     python: Path
     interpreter: Path
-    vmlinux: Path | None = None
 
 
 def find_components() -> GuestComponents:
@@ -76,9 +71,7 @@ def find_components() -> GuestComponents:
         raise AttemptError(FailureCode.PROVISION_FAILED, f"Not found: {', '.join(missing)}; {INSTALL_HINT}.")
     python = Path(sys.base_prefix)
     interpreter = python / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-    unpacked = _bundled_kernel() / "vmlinux"
-    has_unpacked = kernel[0].parent == unpacked.parent and unpacked.is_file()
-    return GuestComponents(virtiofsd, *kernel, python, interpreter, unpacked if has_unpacked else None)
+    return GuestComponents(virtiofsd, *kernel, python, interpreter)
 
 
 def _kernels() -> list[tuple[Path, Path]]:

@@ -68,20 +68,7 @@ def exposed_paths(guest_spec: GuestSpec) -> dict[str, Path]:
     paths.update({f"module-{index}": path for index, path in enumerate(guest_spec.components.modules)})
     if guest_spec.spec.image is not None:
         paths["image"] = guest_spec.spec.image
-    return {**paths, "kernel": _choose_kernel(guest_spec), "python": guest_spec.components.python}
-
-
-def _choose_kernel(guest_spec: GuestSpec) -> Path:
-    """Choose the unpacked kernel for emulation: unpacking takes seconds on an emulated CPU.
-
-    With KVM, unpacking is fast, and only a packed kernel loads itself at an unpredictable address.
-    """
-    is_emulated = guest_spec.accelerator is command_lines.Accelerator.TCG
-    return (
-        guest_spec.components.vmlinux
-        if is_emulated and guest_spec.components.vmlinux is not None
-        else guest_spec.components.kernel
-    )
+    return {**paths, "kernel": guest_spec.components.kernel, "python": guest_spec.components.python}
 
 
 def exposed_program_entries(guest_spec: GuestSpec) -> list[tuple[str, str, str]]:

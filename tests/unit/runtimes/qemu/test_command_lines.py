@@ -9,7 +9,6 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from sandbox.interfaces.runtime import Command, SandboxSpec, Stats
@@ -102,14 +101,6 @@ def test_unreadable_program_is_exposed_for_virtiofsd_only():
     assert jail.exposed_program_entries(with_unreadable_program) == [("program", "hidden-0", "/host/claude")]
     assert Path("/host/claude") not in jail.exposed_paths(with_unreadable_program).values()
     assert Path("/host/claude") in jail.exposed_paths(guest_spec()).values()
-
-
-def test_only_an_emulated_guest_uses_the_unpacked_kernel():
-    with_vmlinux = msgspec.structs.replace(COMPONENTS, vmlinux=Path("/unpacked"))
-    emulated = msgspec.structs.replace(guest_spec(), components=with_vmlinux)
-    by_kvm = msgspec.structs.replace(emulated, accelerator=Accelerator.KVM)
-    kernels = [jail.exposed_paths(value)["kernel"] for value in (emulated, by_kvm, guest_spec())]
-    assert kernels == [Path("/unpacked"), COMPONENTS.kernel, COMPONENTS.kernel]
 
 
 def test_missing_components_error_names_the_fix(monkeypatch: pytest.MonkeyPatch):
