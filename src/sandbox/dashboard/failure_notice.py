@@ -9,11 +9,11 @@ from sandbox.model.wire.bodies import FailureBody
 
 @dataclass(frozen=True, slots=True)
 class FailureNotice:
-    """A failure, in the words of the form for a new task instead of the manifest's field names.
+    """A failure, described with the words of the submission form instead of the manifest's field names.
 
     title: what happened; detail: the cause, empty if the title contains it; remedy: what to do, empty if the detail
-    already says it. message: the message of the status.
-    field: the field of the manifest to change, from the remedy in the status; None if there is none.
+    already says it. message: the message in the task's status.
+    field: the field of the manifest to change, from the remedy in the status; None if the remedy has no known field.
     """
 
     title: str
@@ -25,12 +25,12 @@ class FailureNotice:
 
     @property
     def change(self) -> str:
-        """The change to the field, as in "Run again with more memory"; empty without a field."""
+        """The new value of the field in words, as in "Run again with more memory"; empty without a field."""
         return _CHANGES[self.field][1] if self.field else ""
 
     @property
     def anchor(self) -> str:
-        """The anchor of the code's entry on the page of all errors. The API also has an error `internal_error`."""
+        """The anchor of the code in the error reference. That of `internal_error` differs from the API error's."""
         return "internal_error-task" if self.code == FailureCode.INTERNAL else self.code
 
     @property
@@ -41,7 +41,7 @@ class FailureNotice:
 
 _CLONE_PREFIX = re.compile(r"^Cannot clone \S+: (?=.)", re.DOTALL)
 _PRONOUN = re.compile(r"^it ")
-"""Matches the pronoun that stands for the URL in a message about a clone."""
+"""Matches the pronoun that refers to the URL in the message about a failed clone."""
 
 _SPENT = re.compile(r"^lifecycle\.budget_(?:tokens|usd) \((?P<limit>[^()]+)\) is spent\b")
 _SELF_EXPLANATORY_CODES = {
@@ -84,7 +84,7 @@ _NOTICES: dict[str, tuple[str, str]] = {
     FailureCode.TOOL_UNKNOWN: ("The agent does not have an allowed tool", "Fix its name in allowed_tools."),
 }
 _KERNEL_LIMIT_NOTICE = ("The sandbox reached a limit", "Let the agent use fewer of these resources.")
-"""The notice of `out_of_memory` if more memory does not help: the message then does not name `vm.memory`."""
+"""The notice of `out_of_memory` if more memory does not help. In this case, the message does not name `vm.memory`."""
 
 _CHANGES = {
     "lifecycle.budget_tokens": ("the token budget", "a larger budget"),
@@ -99,12 +99,12 @@ _CHANGES = {
     "vm.disk": ("the disk size", "a larger disk"),
     "vm.memory": ("the memory", "more memory"),
 }
-"""The words for a field, and for its change. Other fields have none; the message names them."""
+"""The words for each field and for its new value. Other fields appear under their names in the manifest."""
 
 _NAME = re.compile(r"(?<![\w.])(?:" + "|".join(map(re.escape, _CHANGES)) + r")(?!\w|\.\w)")
 
 _REMEDY_MARKS = ("; ", "Run the task again", "Submit the task again", "please report")
-"""Messages that contain one of these texts already say what to do, often more precisely."""
+"""A message that contains one of these texts already says what to do, so the notice's remedy is left empty."""
 
 
 def describe_failure(failure: FailureBody) -> FailureNotice:
@@ -131,7 +131,7 @@ def describe_failure(failure: FailureBody) -> FailureNotice:
 
 
 def field_words(field: str) -> str:
-    """Return the words for a field, such as "the memory"; the field itself if it has none."""
+    """Return the words for a field, such as "the memory"; return the field itself if there are none."""
     return _CHANGES[field][0] if field in _CHANGES else field
 
 

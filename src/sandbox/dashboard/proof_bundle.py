@@ -50,7 +50,7 @@ async def _tar(task: Task, manifest: str, stored: Sequence[StoredArtifact]) -> A
 
 
 async def _read_artifact(stored: StoredArtifact) -> AsyncIterator[bytes]:
-    """Read the recorded number of bytes. Raises OSError if the file is shorter; the error aborts the download."""
+    """Yield the recorded number of bytes. Raises OSError if the file is shorter; the error aborts the download."""
     left = stored.artifact.size_bytes
     with await client_fairness.to_thread(stored.file.open, "rb") as file:
         while left > 0:

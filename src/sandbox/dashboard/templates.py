@@ -57,7 +57,7 @@ def render_page(request: Request, template: str, status: int = 200, **values: An
 
 
 _DURATION_DEFINITION = "From the first start of the agent to the end of the task: without the wait and the clone"
-"""The only meaning of "Duration" on all pages: `Task.duration_seconds`."""
+"""Explains "Duration", which means `Task.duration_seconds` on every page."""
 
 
 @cache
@@ -94,7 +94,7 @@ def _environment() -> Environment:
 
 
 _ASSET_SECURITY_POLICY = "default-src 'none'; script-src 'self'"
-"""The policy that applies to a worker, which can import the server's scripts but has no network access."""
+"""The policy that applies to a web worker, which can import the server's scripts but has no network access."""
 
 _ASSET_MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -126,7 +126,7 @@ def _asset_files() -> dict[str, Path]:
 
 
 def current_activity(task: Task) -> str:
-    """Return the running tool and the subject of its call, as on the task's page."""
+    """Return the running tool and the subject of its call, as shown on the task's page."""
     progress = task.progress
     return escape_name(" ".join(part for part in (progress.current_tool, progress.current_subject) if part))
 

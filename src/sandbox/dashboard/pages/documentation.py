@@ -64,7 +64,7 @@ _LIST_TITLES = {"index": "Overview", "rest-reference": "REST reference", "dashbo
 RESULTS_MAX = 20
 SEARCHED_WORDS_MAX = 10
 _PREFIX_LENGTH_MIN = 3
-"""Shorter words match only as a whole, except the last one, which the user may still be typing."""
+"""Minimum length of a word that also matches longer words. The last word, which may be incomplete, always does."""
 
 _MARK_BEGIN, _MARK_END = "\x01", "\x02"
 _SEARCH = """
@@ -75,17 +75,17 @@ ORDER BY heading = ? COLLATE NOCASE DESC, is_minor, bm25(sections, 0, 0, 0, 6.0,
 """A match in the heading or in the page's title counts more than one in the text."""
 
 _MINOR_PAGES = frozenset({"index", "benchmarks", "chaos", "gateway", "redaction", "glossary"})
-"""Pages whose sections come after those of the other pages in search results, as do rows of tables."""
+"""Pages whose sections come last in search results, together with the rows of tables."""
 
 _COMMENT_OR_IMAGE = re.compile(
     r"<!--.*?-->\n?|<picture>.*?</picture>\n?|^!\[[^\]]*\]\([^)]*\)\n", re.DOTALL | re.MULTILINE
 )
-"""Comments and images, which the dashboard's pages leave out."""
+"""Matches comments and images, which the dashboard's pages omit."""
 
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _HEADING = re.compile(r"(#{2,4}) (?P<title>.+)")
 _CODE_ROW = re.compile(r"\| `(?P<code>\w+)` \| .*?<a id=\"(?P<anchor>[\w-]+)\"></a>")
-"""A row of a table that has its own anchor, such as that of an error code."""
+"""Matches a table row that has its own anchor, such as the row of an error code."""
 
 _LINK = re.compile(r"!?\[(?P<text>[^\]]*)\]\([^)]*\)")
 _MARKS = re.compile(r"<[^>]*>|\*+(?=\S)|(?<=\S)\*+|`")
@@ -95,7 +95,7 @@ _ANCHOR = re.compile(r'<a id="(?P<id>[\w-]+)"></a>')
 _DOCUMENT_LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?:(?P<page>[\w-]+)\.md)?(?P<anchor>#[\w-]+)?\)")
 
 _DOCS_SECURITY_POLICY = CONTENT_SECURITY_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
-"""Allows the style attributes that Swagger UI sets. Its page shows the schema, but no text written by an agent."""
+"""The policy of the API reference, which allows the style attributes that Swagger UI sets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ def search_guide(text: str) -> list[SearchResult]:
 def _search_terms(text: str) -> list[str]:
     """Return the words as terms of a full-text query. A word with several parts, such as `vm.memory`, is a phrase.
 
-    SQLite would read a query only up to a NUL character.
+    NUL characters are replaced, because SQLite ignores the rest of a query after one.
     """
     words = [word.replace('"', "") for word in text.replace("\0", " ").split()]
     words = [word for word in words if any(character.isalnum() for character in word)][:SEARCHED_WORDS_MAX]

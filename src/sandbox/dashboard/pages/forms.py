@@ -1,4 +1,4 @@
-"""Pages with forms: sign in, submit a manifest."""
+"""The pages with forms: the sign-in page and the submission page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from sandbox.primitives import client_fairness
 _RECENT_TASKS = 100
 RECENT_REPOSITORIES_MAX = 10
 ADDED_HOSTS_MAX = 50
-"""Maximum number of hosts that a link to the form adds; its URL has a limited length."""
+"""Maximum number of hosts that a link to the form can add, because the length of its URL is limited."""
 
 RECENT_BRANCHES_MAX = 20
 """Maximum number of branches for each recent repository."""

@@ -29,12 +29,12 @@ from sandbox.model.wire.events import WireEvent, task_failure_body, wire_size_by
 from sandbox.primitives import client_fairness
 
 PAGE_EVENTS_MAX = 200_000
-"""If there are more events, the page shows only the latest ones; the log contains all of them."""
+"""Maximum number of events that the page shows. It shows the latest ones; the log contains all of them."""
 
 _CHILDREN_SHOWN = 3
 _PREFIX_LENGTH_MIN = 4
 _PREFIX_TASKS_MAX = 200
-"""Maximum number of tasks that a search for the beginning of an id reads. Prompts may contain the same word."""
+"""Maximum number of tasks that a search for the beginning of an id reads. The search also finds words of prompts."""
 
 _BATCH_BYTES = 64 * 1024
 
@@ -72,9 +72,10 @@ async def show_task(request: Request, context: AppContext) -> Response:
 
 
 async def _find_by_prefix(tasks: TaskQueries, prefix: str) -> str | None:
-    """Return the one id that begins with this text, for example the short id on a page; None if no id or several do.
+    """Return the id that begins with this text, such as the short id on a page; None unless exactly one id does.
 
-    Other ids are not found by their beginning: the id of a deleted task may be the beginning of another task's id.
+    Only ids that the server generated are found by their beginning. An id that a client chose may be the beginning of
+    another id, so a link to a deleted task could lead to a different task.
     """
     if len(prefix) < _PREFIX_LENGTH_MIN or not is_generated_id_prefix(prefix):
         return None
@@ -132,7 +133,7 @@ def _find_patch(task: Task, name: str, *, is_operator: bool) -> Artifact | None:
 
 
 def _has_anything_to_continue(task: Task) -> bool:
-    """Return whether a follow-up can refer to anything: changes, a conversation, or those of an earlier task."""
+    """Return whether a follow-up has anything to refer to: changes, a conversation, or the work of an earlier task."""
     progress = task.progress
     has_conversation = bool(
         progress.turns or progress.tool_calls or progress.output_tokens or task.final_message_or_result
@@ -177,7 +178,7 @@ def state_entries(task: Task) -> Sequence[StateEntry]:
 
 
 def _work_duration(task: Task) -> timedelta | None:
-    """Return the time from the agent's first start to the task's end, as in the list; None before the end."""
+    """Return the time from the agent's first start to the task's end, as in the task list; None before the end."""
     if task.finished_at is None:
         return None
     seconds = task.duration_seconds(task.finished_at)

@@ -41,7 +41,7 @@ _PENDING_ROWS = 20
 
 _HINT_LENGTH_MAX = 120
 _WORDS_BEFORE_LENGTH_MAX = 30
-"""Length of the part of a prompt's line that is shown before a word that a search found."""
+"""Maximum length of the text before a searched word in a hint, if the word is far from the start of its line."""
 
 _SEARCHED_WORDS_MAX = 10
 """Maximum number of distinct search words that are looked for in the prompts."""
@@ -86,7 +86,7 @@ _KNOWN_PARAMS = {*ListQuery.model_fields, "since"} - _PAGE_PARAMS
 _LABEL_PREFIX = "label."
 
 _ROW_LINK_PARAMS_LENGTH_MAX = 500
-"""Maximum length of the current parameters that the links in a row keep. A page can have 65 links in 1000 rows."""
+"""Maximum length of the parameters that the links in a row keep. A page can have 1000 rows with 65 links each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
 
 
 def _is_refresh_of(request: Request, *parts: str) -> bool:
-    """Return whether this request refreshes only one of these parts of the page, given the beginnings of their ids.
+    """Return whether this request refreshes only a part of the page. The id of this part begins with one of `parts`.
 
     The page refreshes the list (`tasks`) every two seconds, and the counts and the cost less often.
     """
@@ -231,7 +231,7 @@ def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str], sear
     """Return texts that distinguish tasks with the same name, keyed by task id, in addition to the tasks' relations.
 
     prompts: the beginnings of the tasks' prompts, keyed by task id.
-    search: the words that found the tasks. The text shows the first of them that only the prompt contains.
+    search: the search query. A hint shows the first searched word that the prompt contains and the name does not.
     """
     searched = _searched_words(search)
     words = {task.id: _prompt_words(prompts.get(task.id, ""), task.manifest.metadata.name, searched) for task in tasks}
@@ -243,7 +243,7 @@ def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str], sear
     hints = {}
     for task_id, key in keys.items():
         is_ambiguous = counts[key] > 1 or (not words[task_id] and names[key[0]] > 1)
-        # The id comes before the words, which are truncated in a narrow window.
+        # The id comes first, because a narrow window truncates the end of the hint.
         shown_id = f"id {short_id(task_id)}" if is_ambiguous else ""
         if text := " · ".join(filter(None, (shown_id, words[task_id]))):
             hints[task_id] = text
@@ -251,13 +251,13 @@ def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str], sear
 
 
 def _searched_words(search: str) -> Mapping[str, re.Pattern[str]]:
-    """Return patterns for the beginnings of words in the search, keyed by word in lower case."""
+    """Return a pattern for words that begin with a searched word, keyed by the searched word in lower case."""
     words = dict.fromkeys(re.findall(r"[^\W_]+", search.lower()))
     return {word: re.compile(rf"\b{re.escape(word)}", re.IGNORECASE) for word in islice(words, _SEARCHED_WORDS_MAX)}
 
 
 def _prompt_words(prompt: str, name: str, searched: Mapping[str, re.Pattern[str]]) -> str:
-    """Return the part of the prompt that contains a searched word, if the name contains none; else its first words."""
+    """Return the part of the prompt with a searched word that the name lacks; otherwise, the prompt's first words."""
     lower = prompt.lower()
     patterns = [pattern for word, pattern in searched.items() if word in lower and not pattern.search(name)]
     found = next(filter(None, (pattern.search(prompt) for pattern in patterns)), None)
@@ -319,7 +319,8 @@ def _page_values(request: Request, query: TaskQuery, page: TaskPage, counts: Map
     return {
         "total_count": page.total_count,
         "total_cost": page.totals.cost_usd if page.totals else 0,
-        # The elements are kept until the filters change. The ids must be valid CSS identifiers.
+        # The page keeps these elements until the filters change: their ids contain a digest of the filters.
+        # The ids must be valid CSS identifiers.
         "total_cost_id": f"{_TOTAL_COST_ID}{digest}",
         "counts_id": f"{_COUNTS_ID}{digest}",
         "are_counts_kept": _is_filtered(request, query),
@@ -421,13 +422,13 @@ def _query_with(request: Request, **changes: str | None) -> str:
 
 
 def _list_params(request: Request) -> list[tuple[str, str]]:
-    """Return the parameters of the list, without its page. Unknown parameters are dropped."""
+    """Return the parameters of the list, except those that select its page. Unknown parameters are dropped."""
     params = request.query_params.multi_items()
     return [(name, value) for name, value in params if name in _KNOWN_PARAMS or name.startswith(_LABEL_PREFIX)]
 
 
 def _row_link_params(request: Request) -> list[tuple[str, str]]:
-    """Return the parameters that the links in a row keep; none if they are too long for so many links."""
+    """Return the parameters that the links in a row keep; none if they are too long to be repeated in every link."""
     params = _list_params(request)
     return params if len(urlencode(params)) <= _ROW_LINK_PARAMS_LENGTH_MAX else []
 
