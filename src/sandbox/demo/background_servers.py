@@ -80,7 +80,7 @@ def closing_text(addresses: Mapping[str, str]) -> str:
 
 
 def _server_option(server: str) -> str:
-    """Return the option that selects the server; empty for the default address, which every command uses."""
+    """Return the option that selects the server; empty for the default address, which needs no option."""
     return (
         ""
         if server in {f"http://{host}:{DEFAULT_API_PORT}" for host in ("localhost", "127.0.0.1")}

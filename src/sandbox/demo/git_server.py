@@ -38,7 +38,7 @@ def git_service(directory: Path, *, host: str = "127.0.0.1", port: int = 0) -> H
 async def git_response(root: Path, path: str, query: str, request: Request) -> Response:
     """Return the response of `git http-backend` for a repository under `root`.
 
-    The program itself permits reading and writing.
+    The caller decides which requests are allowed: `git http-backend` may also permit pushes.
     """
     headers, body = request.headers, await request.body()
     environment = git_environment() | {

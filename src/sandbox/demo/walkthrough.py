@@ -33,12 +33,12 @@ START_TIMEOUT_SECONDS = 30.0
 STOP_TIMEOUT_SECONDS = 5.0
 
 CANCEL_TIMEOUT_SECONDS = 20.0
-"""How long the task may take to end when the user interrupts the demo."""
+"""How long the task may take to end after the user interrupts the demo."""
 
 _MODEL_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 _PATCH_LINES_MAX = 200
 _VM = {"cpus": 2, "memory": "2G", "disk": "2G"}
-"""Small enough for a machine with one CPU and 1 GiB, and sufficient for the example."""
+"""Resources that suffice for the example and are available on a machine with one CPU and 1 GiB of memory."""
 
 PROMPT = """\
 The tests of this small project fail. Find the bug, fix it, run the tests,
@@ -47,7 +47,7 @@ End with a short summary of what you did."""
 
 
 def next_steps() -> str:
-    """Return what to do after the demo. If `sandbox` in the PATH is another program or missing, set the PATH first."""
+    """Return what to do after the demo. The first step sets the PATH, unless this `sandbox` is already in the PATH."""
     command = shutil.which("sandbox")
     in_path = command is not None and Path(command).resolve() == (_COMMAND_DIRECTORY / "sandbox").resolve()
     return (
@@ -80,7 +80,7 @@ def run() -> int:
 
 @contextlib.contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """On SIGTERM and SIGHUP (closed terminal), exit as on ^C, so every started process is stopped."""
+    """Exit on SIGTERM and SIGHUP (closed terminal) as on ^C, so that every started process is stopped."""
 
     def exit_process(number: int, _: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
