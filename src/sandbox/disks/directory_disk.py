@@ -32,8 +32,8 @@ class DeletedFiles(msgspec.Struct, frozen=True):
 def measure_deleted_files(device: int) -> DeletedFiles:
     """Measure the deleted files on the device (st_dev) that descendants of this process still have open.
 
-    Skips processes whose /proc entries are not readable for their own user either, files that are only mapped, and
-    files in transit over a socket. Raises OSError if the measurement takes longer than DISK_COMMAND_TIMEOUT_SECONDS.
+    Skips processes whose /proc entries even their own user cannot read, files that are only mapped, and files in
+    transit over a socket. Raises OSError if the measurement takes longer than DISK_COMMAND_TIMEOUT_SECONDS.
     """
     deadline = time.monotonic() + DISK_COMMAND_TIMEOUT_SECONDS
     sizes: dict[int, int] = {}
@@ -84,7 +84,7 @@ def _parent_pid(pid: int) -> int:
 
 
 _BYTES_PER_FILE = 4096
-"""One file is allowed per this many bytes of disk size. This limits empty files, which use an inode but no block."""
+"""Number of bytes of disk size per allowed file. This limits empty files, which use an inode but no block."""
 
 _MEASURE_FAILED = "The disk usage cannot be measured"
 
@@ -135,7 +135,7 @@ async def _run_du(directory: Path, unit: str) -> int:
     output = b""
     try:
         if os.geteuid() != 0:
-            # Otherwise an agent could hide files in a directory that it makes unreadable.
+            # As an ordinary user, du could not read directories that an agent made unreadable to hide files.
             output = await run_command(*NAMESPACE_ROOT_COMMAND, *command, ok_codes=(0, 1))
         output = output or await run_command(*command, ok_codes=(0, 1))
         return int(output.split()[0])

@@ -89,12 +89,16 @@ def _is_same(file: str, image: Path) -> bool:
 
 
 _MKFS_COMMAND = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard")
-"""No journal: after a power loss, fsck repairs as much as possible, and the disk is used only to collect files."""
+"""The file system has no journal.
+
+After a power loss, fsck repairs as much as possible, and the disk is used only to collect files.
+"""
+
 _BYTES_PER_FILE = 16 * 1024
-"""mkfs.ext4 creates an inode for this many bytes of a large disk."""
+"""On a large disk, mkfs.ext4 creates one inode per this many bytes."""
 
 _OPTIONS = "loop,nosuid,nodev,noatime,errors=remount-ro"
-"""Without `discard`, which would punch a hole into the image for each extent of a file that is truncated or removed.
+"""The options omit `discard`, which would punch a hole into the image for each extent of a truncated or removed file.
 
 For a file with 150,000 extents, this takes longer than a killed process may take to end.
 """
@@ -103,7 +107,7 @@ _EXT4_SETTINGS = Path("/sys/fs/ext4")
 _BLOCK_DEVICES = Path("/sys/dev/block")
 _FILE_BLOCKS_MAX = 2**32 - 1
 _UNUSED_BYTES_MAX = 1024 * 1024 * 1024
-"""The space of removed files is returned once the image is larger than the used space by more than this."""
+"""The space of removed files is returned to the host once the image exceeds the used space by more than this."""
 
 _FITRIM = 0xC0185879  # FITRIM, see ioctl_fitrim(2)
 _TRIM_STEP_BYTES = 1024 * 1024 * 1024
@@ -132,13 +136,13 @@ class LoopDisk:
         self._directory = layout.disk
         self._image = layout.disk_image
         self._disk_fd = -1
-        """Stays open while the disk is mounted: the kernel reports each write error once to this descriptor."""
+        """This descriptor stays open while the disk is mounted: the kernel reports each write error to it once."""
 
         self._disk_fd_lock = threading.Lock()
         self._sync_error: OSError | None = None
         self._can_trim = True
         self._trimmed_until = 0
-        """Where the next trim starts, in bytes of the file system."""
+        """The offset in the file system, in bytes, at which the next trim starts."""
 
     async def open(self, size_bytes: int) -> None:
         """Create the file system, or check an existing one, and mount it."""
@@ -209,7 +213,7 @@ class LoopDisk:
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _return_space(self, usage: DiskUsage) -> None:
-        """Punch holes into the image where the file system has free space, if there is a lot of it."""
+        """Punch holes into the image for free space, if the image is much larger than the used space."""
         if not self._can_trim or self._disk_fd < 0:
             return
         image = self._image.stat()
