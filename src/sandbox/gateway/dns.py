@@ -142,7 +142,7 @@ class DnsTcpProtocol:
 
     @property
     def phase(self) -> Phase:
-        """Always HEAD: all queries on a connection must arrive within the timeout for a single request head."""
+        """The phase is always HEAD: all queries on a connection must arrive within the timeout for a request head."""
         return Phase.HEAD
 
     def client_data_received(self, data: bytes) -> Effects:

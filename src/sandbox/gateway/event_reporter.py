@@ -73,7 +73,7 @@ class EventReporter:
         self._denials_in_second += 1
         if self._denials_in_second > DENIALS_PER_SECOND_MAX:
             return
-        # In lower case, because a program may use a secret's value as a name, with any capitalization.
+        # Use lower case, because a program may use a secret's value as a name, with any capitalization.
         self._report(EgressDenied(self.sanitize(host.lower()), port, reason))
         self._denials_reported += 1
         if self._denials_reported == DENIALS_REPORTED_MAX:

@@ -20,13 +20,13 @@ QUOTE_CHARACTERS_MAX = 300
 """Maximum length of an upstream's message in a report; longer ones are truncated."""
 
 PIPELINED_BYTES_MAX = 64 * 1024
-"""Maximum number of bytes that a client may send while waiting for a response; above it the connection ends."""
+"""Maximum number of bytes that a client may send while waiting for a response; above it, the connection ends."""
 
 UPSTREAM_RECEIVE_BYTES_MAX = 1024 * 1024
 """Receive buffer size of one connection to a host or to the model; the kernel allocates the same amount for itself."""
 
 UNSENT_BYTES_MAX = 128 * 1024
-"""Maximum number of unsent bytes in the kernel per connection; above it the gateway stops reading the other side."""
+"""Maximum number of unsent bytes in the kernel per connection; above it, the gateway stops reading the other side."""
 
 FULL_BUFFER_CONNECTIONS_MAX = 16
 """Maximum number of connections with full-size buffers, counted separately for hosts, the model and the sandbox."""
@@ -52,13 +52,16 @@ MODEL_CONNECTIONS_PER_SECOND = 4
 """Rate of new connections to the model's address after the burst; additional ones wait."""
 
 NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS = 1.0
-"""Maximum CPU debt, in seconds, at which new model connections are served. Other traffic waits during any debt."""
+"""Maximum debt of the CPU budget, in seconds, at which new model connections are served.
+
+Other traffic waits until there is no debt.
+"""
 
 MODEL_CONNECTION_CPU_DEBT_SECONDS = 3.0
-"""Maximum CPU debt, in seconds, at which a model connection is served if its last request was forwarded."""
+"""Maximum debt of the CPU budget, in seconds, at which a model connection is served after a forwarded request."""
 
 MODEL_PRIORITY_CPU_SECONDS = 0.02
-"""Maximum CPU time of a model connection without a forwarded request; then it gets the priority of other traffic."""
+"""Maximum CPU time of a model connection without a forwarded request; above it, the connection loses its priority."""
 
 HEAD_TIMEOUT_SECONDS = 10.0
 """Maximum time from a request's first byte, or the connection's start, to the end of the request's head.
@@ -67,13 +70,13 @@ Above it, the connection ends.
 """
 
 BODY_TIMEOUT_SECONDS = 60.0
-"""Maximum time between two reads of a request body; above it the connection ends."""
+"""Maximum time between two reads of a request body; above it, the connection ends."""
 
 KEEP_ALIVE_TIMEOUT_SECONDS = 300.0
-"""Maximum time between a response and the next request; above it the connection ends."""
+"""Maximum time between a response and the next request; above it, the connection ends."""
 
 RESPONSE_TIMEOUT_SECONDS = 900.0
-"""Maximum time for which a client waiting for its response gets no data; above it the connection ends."""
+"""Maximum time for which a client waiting for its response gets no data; above it, the connection ends."""
 
 CLIENT_STALL_TIMEOUT_SECONDS = 60.0
 """Maximum total time that a client may stall a response if its task has a budget.
@@ -82,7 +85,7 @@ After that, the gateway reads the rest of the response without forwarding it.
 """
 
 LINGER_TIMEOUT_SECONDS = 1.0
-"""Maximum time to wait for the client's EOF after the last response; then the connection is aborted."""
+"""Maximum time to wait for the client's EOF after the last response; above it, the connection is aborted."""
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 """Time limit for connecting to the upstream, including DNS and TLS; above it: 504."""
@@ -100,9 +103,9 @@ BUFFERED_BYTES_MAX = 64 * 1024 * 1024
 """Maximum total size of model request bodies waiting for a decision or for the upstream; above it: 429."""
 
 BUDGET_REQUESTS_IN_FLIGHT_MIN = 16
-"""Number of model requests in flight that a budget never limits. An agent sends about ten at once.
+"""Number of model requests in flight that a budget never limits. An agent sends about ten at the same time.
 
-Above it, a request is rejected (429) if it and the requests in flight might spend the rest of the budget.
+Above this number, a request is rejected (429) if it and the requests in flight might spend the rest of the budget.
 """
 
 CLIENT_HELLO_BYTES_MAX = 8 * 1024
@@ -112,13 +115,13 @@ UNKNOWN_PROTOCOL_BYTES_MAX = 16 * 1024
 """Number of bytes of other protocols that are searched for TLS and HTTP; the rest passes unread."""
 
 PARTIAL_HELLOS_MAX = 16
-"""Maximum number of simultaneous incomplete ClientHello candidates in other protocols; above it the connection ends."""
+"""Maximum number of simultaneous incomplete ClientHello candidates in a connection; above it, the connection ends."""
 
 TUNNEL_IDLE_TIMEOUT_SECONDS = 300.0
-"""Maximum time without data in either direction between the sandbox and a host; above it the connection ends."""
+"""Maximum time without data in either direction between the sandbox and a host; above it, the connection ends."""
 
 HALF_CLOSED_TIMEOUT_SECONDS = 60.0
-"""Maximum time without data on a half-closed connection to a host; above it the connection ends."""
+"""Maximum time without data on a half-closed connection to a host; above it, the connection ends."""
 
 LOOKUP_TIMEOUT_SECONDS = 5.0
 """Time limit for resolving the name of a host; above it: 504."""

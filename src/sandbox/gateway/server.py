@@ -67,7 +67,7 @@ class SocketGatewayFactory:
         rules: GatewayRules = GatewayRules(),
         redact: Callable[[str], str] = str,
     ) -> Gateway:
-        """Create a gateway. Raises ValueError, with a message for users, for an invalid upstream or key."""
+        """Create a gateway. Raises ValueError, with a message for users, if the upstream or its key is invalid."""
         reporter = EventReporter(report, time.monotonic, redact)
         queues = PriorityCpuQueues(self._throttle)
         upstream_server = parse_upstream(upstream, self._dialect)
@@ -129,7 +129,7 @@ class SocketGateway:
         self._released.set()
 
     async def serve(self, listeners: Listeners) -> None:
-        """Serve from the time when the lease is valid until cancelled, then close every connection and listener.
+        """Wait until the lease is valid, and serve until cancelled. Then close every connection and listener.
 
         Raises ExceptionGroup if a listener is lost.
         """

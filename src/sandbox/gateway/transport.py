@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 Address = IPv4Address | IPv6Address
 
 READ_BYTES = 16 * 1024
-"""Read size, so small that even data that is costly to parse, such as a thousand one-byte chunks, is parsed quickly."""
+"""Read size. It is small, so that even data that is costly to parse, such as one-byte chunks, is parsed quickly."""
 
 FIRST_READ_BYTES = 4 * 1024
 """Read size of a model connection without a forwarded request.
 
-It limits the delay of other connections by a costly read.
+It limits how long a costly read delays other connections.
 """
 
 RELAY_BYTES = 256 * 1024
 """Read size for data that is relayed unread; equal to asyncio's own maximum."""
 
 _READ_AHEAD_BYTES = 1
-"""No read-ahead: the kernel merges small segments, and a waiting connection uses no user-space buffer."""
+"""Disables read-ahead: the kernel merges small segments, and a waiting connection uses no user-space buffer."""
 
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
@@ -107,7 +107,7 @@ class Stream:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._abort_on_timeout)
 
     def clear_timeout(self) -> None:
-        """Cancel the timeout while nothing is reading from the connection."""
+        """Cancel the timeout, for example while nothing reads from the connection."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -138,7 +138,10 @@ def _extensions(body: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _host_names(content: bytes) -> list[str]:
-    """Return the host name, or all entries if there are several: some servers read the first, whatever its type."""
+    """Return the host name, or all entries if there are several.
+
+    Some servers read the first entry, whatever its type.
+    """
     names, entries = _Reader(_Reader(content).read_last_vector()), []
     while names.remaining:
         entries.append((names.read_integer(1), names.read_vector(2)))

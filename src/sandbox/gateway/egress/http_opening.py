@@ -12,7 +12,10 @@ from sandbox.gateway.model_api.request_policy import connection_header_names
 
 _MALFORMED = "this is not valid HTTP/1.1."
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
-"""A server with 64-bit integers would read a longer number as a small one, and the rest of the body as a request."""
+"""Matches the value of a Content-Length header, with at most 18 digits.
+
+A server with 64-bit integers would read a longer number as a small one, and the rest of the body as a request.
+"""
 
 
 class HttpOpening:

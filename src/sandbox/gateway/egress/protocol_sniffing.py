@@ -28,11 +28,14 @@ _VERSIONED_LINE = re.compile(
 _SIMPLE_LINE = re.compile(rb"[A-Z]{3,}%s+/" % _NON_PRINTABLE)
 _ABSOLUTE_LINE = re.compile(rb"[\x21-\x39\x3b-\x7e]{3,}%s+%s" % (_NON_PRINTABLE, _ABSOLUTE))
 _ABSOLUTE_AFTER_ANY_METHOD = re.compile(rb"[^ ]* +%s[\x21-\x7e]*%s+[\x21-\x7e]" % (_ABSOLUTE, _NON_PRINTABLE))
-"""Some servers accept any method, even an empty one, and any version."""
+"""Matches a request line with an absolute URL. Some servers accept any method, even an empty one, and any version."""
 
 _ABSOLUTE_FIRST_LINE = re.compile(rb"[^ \t]*[ \t]+%s" % _ABSOLUTE)
 _CONNECT_LINE = re.compile(rb"CONNECT%s+[!-z]" % _NON_PRINTABLE)
-"""Some servers do not require a version. CONNECT followed by JSON is excluded: it is the first line of NATS."""
+"""Matches a CONNECT request with or without a version, because some servers do not require one.
+
+CONNECT followed by JSON, the first line of NATS, is excluded.
+"""
 
 _EMPTY_LINE_ENDS = (b"\n\r\n", b"\n\n", b"\r\r")
 _TWO_WORDS = re.compile(rb"[\x21-\x7e]+%s[ \t\r]*[^ \t\r]" % _NON_PRINTABLE)
@@ -115,7 +118,7 @@ class HttpRequestSearch:
 
 
 _LINE_ENDS = (re.compile(rb"\n"), re.compile(rb"[\r\n]"))
-"""Some servers end a line at a bare carriage return; others treat it as white space."""
+"""Patterns of a line end. Some servers end a line at a bare carriage return; others treat it as white space."""
 
 _PROXY_V2_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _NONSTANDARD_TLS = re.compile(

@@ -110,9 +110,9 @@ class BodyRedactor:
 
 
 def _start_pattern(key: bytes) -> bytes:
-    """Return a pattern for the positions where the key may start. It rules out most positions without Python code.
+    """Return a pattern for the positions where the key may start, which rules out most positions quickly.
 
-    It matches the first few characters of the key, or fewer of them at the end of the text.
+    The pattern matches the first few characters of the key, or fewer of them at the end of the text.
     """
     pattern = b""
     for character in reversed(key[:_START_CHARACTERS]):

@@ -81,7 +81,7 @@ class InflightRequest(msgspec.Struct):
     def fail_head(self, *, is_cut: bool) -> None:
         """Handle a head that cannot be read: unless its status refuses the request, the response may incur cost.
 
-        is_cut: the connection ended within the head. A stream that is cut there has not started.
+        is_cut: the connection ended within the head. A stream whose head is cut has not started.
         """
         if self.cost_bound is None or self.meter is not None or (is_cut and self.cost_bound.is_streamed):
             return
@@ -447,7 +447,7 @@ class ModelProtocol:
                 self._finish_response(effects)
 
     def _forward_body(self, effects: Effects) -> None:
-        """Forward the received part of the body at once: a read may contain thousands of chunks."""
+        """Forward the received part of the body in one piece, because a read may contain thousands of chunks."""
         inflight = self._inflight
         if inflight is None or not inflight.received:
             return

@@ -159,12 +159,12 @@ class ModelRequestGate:
             quote = self._reporter.quote(message).rstrip(".")
             quoted = f": {quote}" if quote else ""
             self._reporter.report_key_rejected(f"{problem}{quoted}; {todo}.")
-        # 403, because some agents retry for minutes after a 401.
+        # The status is 403, because some agents retry for minutes after a 401.
         self._key_rejection = Rejected(403, f"{problem}; {todo}.")
         return self._key_rejection
 
     def record_progress(self, source: object, meter: UsageMeter) -> None:
-        """Update the running cost of the response to `source`."""
+        """Update the running cost of the response on the connection `source`."""
         if self._spending.has_budget:
             self._spending.update(source, valid_usage(meter.partial_usage()))
 
@@ -178,7 +178,7 @@ class ModelRequestGate:
         return valid_usage(meter.upper_bound(cost_bound, is_fully_received=False))
 
     def charge(self, source: object, usage: Usage | None) -> None:
-        """Record the final usage of the response to `source`."""
+        """Record the final usage of the response on the connection `source`."""
         self._spending.finish(source, usage)
 
     def _external_access_rejection(self, document: dict[str, Any]) -> Rejected | None:
@@ -197,7 +197,7 @@ class ModelRequestGate:
 
 
 class Spending:
-    """The total cost of all responses, compared with the budget. Reports only once that the budget is reached."""
+    """The total cost of all responses, compared with the budget. Reports a spent budget only once."""
 
     def __init__(self, budget: Budget, reporter: EventReporter) -> None:
         self._budget = budget
