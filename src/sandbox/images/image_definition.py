@@ -11,12 +11,13 @@ from sandbox.images.errors import InvalidProfileError
 from sandbox.model.isolation_tier import TIERS
 
 IMAGE_BYTES_MAX = 16 * 1024**3
-"""Maximum total size of an image's files, counted once per name, and of its uncompressed layers."""
+"""Maximum total size of an image's files, where each hard link counts, and of its uncompressed layers."""
 
 IMAGE_ENTRIES_MAX = 1_000_000
 """Maximum number of files, directories, links and whiteouts in all layers.
 
-This includes directories that occur only in the path of another entry, and names that opaque whiteouts check.
+This includes directories that occur only in the path of another entry. The number of names that opaque whiteouts cover
+has the same limit.
 """
 
 IMAGE_LAYERS_MAX = 128

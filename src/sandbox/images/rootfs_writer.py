@@ -35,7 +35,7 @@ class RootFsWriter:
         self._entries = 0
         self._whiteout_entries = 0
         self._added_in_layer: set[int] = set()
-        """Hashes of paths, because a million paths could take up several gigabytes."""
+        """Hashes of the added paths. The paths themselves could take up several gigabytes."""
 
     def start_layer(self) -> None:
         """Start a layer. Its whiteouts do not apply to files of the same layer."""
@@ -121,7 +121,7 @@ class RootFsWriter:
         return path if os.path.lexists(path) else None
 
     def resolve(self, name: str) -> str | None:
-        """Like `find`, but follow a link at the end of the path too, as the sandbox does."""
+        """Resolve a name as `find` does, but also follow a link at the end of the path, as the sandbox does."""
         for _ in range(IMAGE_LINKS_MAX):
             path = self.find(name)
             if path is None or not os.path.islink(path):  # noqa: PTH114

@@ -39,7 +39,7 @@ class OciArchive:
             check_global_headers(tar)
             if len(member.name) + len(member.linkname) > IMAGE_PATH_BYTES_MAX:
                 raise ImageRefusedError(f"The archive contains a name that is too long: {member.name[:200]}")
-            # tarfile has already applied the pax headers. All members stay in memory, so their headers are removed.
+            # tarfile has already applied the pax headers. They are removed, because all members stay in memory.
             cast("Any", member).pax_headers = {}
             self._members[member.name.removeprefix("./")] = member
             count += 1
@@ -111,7 +111,7 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PROGRAM = "/usr/bin/zstd"
 _MEMORY_LIMIT = "--memory=128MB"
 _ADDRESS_SPACE_LIMIT = "--as=536870912"
-"""This limit is needed because zstd's own memory limit does not apply to some formats that zstd reads, such as xz."""
+"""Limits zstd's address space: zstd's own memory limit does not apply to some formats that it reads, such as xz."""
 
 _LIMITER = ("/usr/bin/prlimit", _ADDRESS_SPACE_LIMIT, "--")
 _EXIT_SECONDS = 30
@@ -143,7 +143,7 @@ def converting_gzip_errors() -> Iterator[None]:
 
 @contextmanager
 def _uncompressed_zstd(blob: BinaryIO, scratch: Path) -> Iterator[ByteSource]:
-    """Uncompress with the zstd program: Python has no zstd, and hostile data is better parsed in a separate process."""
+    """Uncompress a layer with the zstd program: Python has no zstd, and a separate process limits hostile data."""
     if not Path(_PROGRAM).exists():
         raise ImageRefusedError("A layer of the image is compressed with zstd; install zstd: apt-get install zstd")
     with tempfile.TemporaryFile(dir=scratch) as copy:
