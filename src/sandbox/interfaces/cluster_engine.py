@@ -113,7 +113,7 @@ class EngineHost(msgspec.Struct, frozen=True):
     """A host of the cluster, as the engine reports it.
 
     resources: what jobs can request there in total.
-    problem: why the engine starts no jobs there now (human-readable); empty if it does.
+    problem: why the engine starts no jobs there now (human-readable); empty if it starts jobs.
     """
 
     name: str

@@ -243,7 +243,7 @@ class ModelDialect(Protocol):
         ...
 
     def decode_request(self, body: bytes | bytearray) -> dict[str, Any] | Rejected:
-        """Decode the body, or reject it. The gateway limits the number of JSON values in the body before this."""
+        """Decode the body, or reject it. The gateway limits the number of JSON values in the body before this call."""
         ...
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:

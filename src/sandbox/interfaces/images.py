@@ -9,7 +9,7 @@ from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.model.errors import SandboxError
 
 HOST_IMAGE = "host"
-"""The name of the host's own /usr in the status."""
+"""The name that stands for the host's own /usr in the status."""
 
 IMAGE_DIRECTORIES = ("/dev", "/etc", "/home", SANDBOX_HOME, "/proc", "/run", "/sys", "/tmp", "/var", SANDBOX_WORKSPACE)  # noqa: S108
 IMAGE_FILES = (
@@ -22,7 +22,7 @@ They must exist because the image is read-only. An image has no shadow files in 
 """
 
 IMAGE_LAYOUT_VERSION = 1
-"""Version of the two lists above. An image with a different version must be rebuilt."""
+"""Version of IMAGE_DIRECTORIES and IMAGE_FILES. An image with a different version must be rebuilt."""
 
 
 class Image(msgspec.Struct, frozen=True):

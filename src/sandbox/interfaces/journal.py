@@ -107,7 +107,7 @@ class ReplayState(msgspec.Struct, frozen=True):
 
 
 WatchJournal = Callable[[str, Callable[[], None]], AbstractContextManager[bool]]
-"""Calls a function in the event loop within some milliseconds after each write to the journal of a task.
+"""Calls a function in the event loop within a few milliseconds after each write to the journal of a task.
 
 The watch ends with the context. Yields False if writes cannot be reported, so the journal must be polled.
 """
@@ -209,7 +209,7 @@ class Journals(Protocol):
 
 
 class ArtifactCopy(Protocol):
-    """An artifact that is being stored. Only `publish` does not block."""
+    """An artifact that is being stored. All methods except `publish` block."""
 
     def write(self, data: bytes) -> None:
         """Append content. Raises OSError, including after `close`."""
@@ -220,7 +220,7 @@ class ArtifactCopy(Protocol):
         ...
 
     def publish(self) -> None:
-        """Give the flushed file its name, replacing an existing artifact. Returns at once. Raises OSError."""
+        """Give the flushed file its name, replacing an existing artifact. Does not block. Raises OSError."""
         ...
 
     def close(self) -> None:
@@ -257,7 +257,7 @@ class TaskReplicas(Protocol):
         ...
 
     def receive_untrusted(self, task_id: str, offset: int, data: bytes) -> int:
-        """Like `receive`, for records that a runner on an untrusted host wrote.
+        """Append records that a runner on an untrusted host wrote; see `receive`.
 
         Also raises JournalDamagedError if a runner must not write one of the records now: the event is not allowed in
         the task's state, only a server records it, or the change of state or the epoch is wrong.

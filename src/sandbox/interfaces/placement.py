@@ -30,7 +30,8 @@ class RunAttempt(msgspec.Struct, frozen=True, tag="run_attempt"):
     resumes: the attempt takes over an earlier attempt's disk.
     follow_redirects: at the start of the clone, git may follow a redirect to a host other than the one in the manifest.
     records_conversation: the runner records conversation events. False if the server is older than the runner,
-        because the server's files were replaced while it was running. An older server would reject such a journal.
+        because the server's files were replaced while it was running. An older server would reject a journal with
+        conversation events.
     keeps_session: the runner stores the agent's session as an internal artifact. False if the server is older
         than the runner, because an older server would show the artifact to clients.
     """
@@ -326,7 +327,7 @@ class AttemptFiles(Protocol):
         ...
 
     async def clean_up(self, leftover: Leftover, *, keeps_disk: bool) -> None:
-        """Remove the leftovers of an attempt that no process is running, and its files unless `keeps_disk`. Idempotent.
+        """Remove the leftovers of an attempt without a running process, and its files unless `keeps_disk`. Idempotent.
 
         The runner's log is kept. The caller holds the task's lock and has determined that the attempt is over. Does
         nothing if a runner on another host still holds the lock there. Raises AttemptError.
@@ -465,8 +466,8 @@ class HostAllocator(Protocol):
 
         An attempt that takes over a disk gets the host of the last attempt.
 
-        last_attempt_id: the last attempt in the journal. Until the journal contains the attempt that the call returned,
-            repeating the call has no effect. Raises HostPendingError, OSError.
+        last_attempt_id: the last attempt in the journal. Repeating the call has no effect until the journal contains
+            the attempt of the returned host. Raises HostPendingError, OSError.
         """
         ...
 
@@ -497,7 +498,7 @@ class HostAllocator(Protocol):
         ...
 
     def loss_code(self, location: AttemptLocation) -> FailureCode | None:
-        """Return `runner_lost` or `host_lost` if the attempt cannot communicate any more and its files are gone."""
+        """Return `runner_lost` or `host_lost` if the attempt can no longer communicate and its files are gone."""
         ...
 
     async def release_host(self, task_id: str) -> None:
@@ -581,7 +582,7 @@ class LeftoverSource(Protocol):
         ...
 
     async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
-        """Remove the leftovers of an attempt that no process is running. Idempotent.
+        """Remove the leftovers of an attempt without a running process. Idempotent.
 
         Raises AttemptError, OSError.
         """

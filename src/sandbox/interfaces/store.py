@@ -132,7 +132,7 @@ class TaskTotals:
 class TaskPage:
     """A page of tasks and the total number; `next_cursor` is set if more follow.
 
-    tasks: without artifacts, patch, the agent's section (an empty one) and the agent's own report: no list shows them.
+    tasks: they lack artifacts, the patch and the agent's report, and the agent's section is empty: no list shows these.
     damaged: the errors of unreadable rows on the page, keyed by task id. These tasks are not in `tasks`.
     totals: set if the query requests them. They include unreadable rows.
     """
@@ -161,7 +161,7 @@ class Store(Protocol):
         ...
 
     def save_all(self, indexed: Sequence[IndexedTask]) -> None:
-        """Like `save` for many tasks, in one transaction."""
+        """Save many tasks in one transaction; see `save`."""
         ...
 
     def delete(self, task_id: str) -> None:

@@ -78,7 +78,7 @@ class InsufficientResourcesError(SandboxError):
         available_memory_bytes: int,
         is_cluster: bool = False,
     ) -> None:
-        """shortages: the missing resources with requested and available amounts, human-readable."""
+        """Create the error. shortages: the missing resources with requested and available amounts, human-readable."""
         requested, remedy = " and ".join(shortages), "Lower vm.cpus, vm.memory or vm.disk"
         super().__init__(
             f"The task requests {requested}, more than any host of the cluster has. {remedy}."
@@ -99,7 +99,7 @@ class UnavailableError(SandboxError):
     retryable = True
 
     def __init__(self, message: str, *, retry_after_seconds: int | None = None) -> None:
-        """retry_after_seconds: when to retry; None if unknown."""
+        """Create the error. retry_after_seconds: when to retry; None if unknown."""
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
 
@@ -115,7 +115,7 @@ class ArtifactNotFoundError(SandboxError):
 
 
 class IdempotencyKeyReusedError(SandboxError):
-    """The key was used before with a different body."""
+    """The idempotency key was used before with a different body."""
 
     code = "idempotency_key_reused"
 
@@ -124,7 +124,7 @@ class IdempotencyKeyReusedError(SandboxError):
 
 
 class SandboxNotPreservedError(SandboxError):
-    """The task has no preserved sandbox, or it was removed."""
+    """The task has no preserved sandbox, or its preserved sandbox was removed."""
 
     code = "sandbox_not_found"
 
@@ -142,7 +142,7 @@ class TaskNotEndedError(SandboxError):
     code = "task_not_ended"
 
     def __init__(self, task: Task, action: str) -> None:
-        """action: what the caller wants to do with the task, such as `continue`."""
+        """Create the error. action: what the caller wants to do with the task, such as `continue`."""
         super().__init__(f"Task {task.id} is {task.state}; wait for its end or cancel it, then {action} it.")
         self.task = task
 
@@ -156,7 +156,7 @@ class TaskNotContinuableError(SandboxError):
     code = "task_not_continuable"
 
     def __init__(self, task_id: str, reason: str, remedy: str | None = None) -> None:
-        """remedy: what to do; by default, to run the task again."""
+        """Create the error. remedy: what to do; by default, to run the task again."""
         super().__init__(f"Task {task_id} cannot be continued: {reason}. {remedy or 'Run it again.'}")
         self.task_id, self.can_rerun = task_id, remedy is None
 
@@ -423,9 +423,9 @@ class TaskEvents(Protocol):
     ) -> AsyncIterator[StateChange | ChangeCursor]:
         """Yield the position of the stream, then each task that changed its state after `after`, then live changes.
 
-        With `after=None`, yield only live changes. Without `is_live`, yield none. A task that changes its state several
-        times before the stream reaches it is yielded once. If `after` belongs to another index, all tasks are yielded.
-        Raises StoreError.
+        With `after=None`, yield only live changes. If `is_live` is false, yield no live changes. A task that
+        changes its state several times before the stream reaches it is yielded once. If `after` belongs to another
+        index, all tasks are yielded. Raises StoreError.
         """
         ...
 

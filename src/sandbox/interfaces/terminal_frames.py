@@ -55,7 +55,7 @@ ClientFrame = InputFrame | ResizeFrame
 
 
 class TerminalRefusedError(SandboxError):
-    """The task has no such terminal now. The message says what to do."""
+    """The requested terminal is not available now. The message says what to do."""
 
     code = "no_terminal"
 

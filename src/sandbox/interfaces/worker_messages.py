@@ -19,7 +19,7 @@ from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import WORKER_RECORD_BYTES_MAX
 
 PROTOCOL_VERSION = 1
-"""The version of these messages. A change that an earlier version cannot read increases it.
+"""The version of these messages. Increase it for every change that an earlier version cannot read.
 
 A server and a worker with different versions can still exchange `Claim` and `Fenced`: their fields are never removed,
 and new fields have defaults.
@@ -122,7 +122,7 @@ class ArtifactPart(msgspec.Struct, frozen=True, tag="artifact_part"):
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """The state of the worker's runner and its journal. The server's answer extends the lease.
 
-    liveness: whether a runner holds the journal's lock. end_offset: the size of the journal, read afterwards.
+    liveness: whether a runner holds the journal's lock. end_offset: the size of the journal, read after `liveness`.
     launches: the number of launches that this worker has begun. is_launching: the last launch has not returned.
     """
 
@@ -348,7 +348,7 @@ Request = (
     | RemoveDisk
     | UnlockDisk
 )
-"""What the server requests from a worker; each is about the worker's task."""
+"""The requests of the server to a worker. Each request is about the worker's task."""
 
 
 class ServerCall(msgspec.Struct, frozen=True, tag="call"):

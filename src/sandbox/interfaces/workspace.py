@@ -21,7 +21,7 @@ class SkippedFile(msgspec.Struct, frozen=True):
 class PatchResult(msgspec.Struct, frozen=True):
     """The result of making a patch.
 
-    incomplete_reason: why the patch does not contain everything (human-readable); None if it does.
+    incomplete_reason: why the patch does not contain everything (human-readable); None if it is complete.
     contains_secret: the content of a file in the patch contains a secret value. The patch
         itself may contain the value in git's binary encoding.
     diff: the size of the patch; None if it is incomplete or its size is unknown.
@@ -50,7 +50,7 @@ class Workspaces(Protocol):
         disk_bytes: int,
         patches: Sequence[Path] = (),
     ) -> str:
-        """Clone into the `workspace` of an `AttemptLayout`; store what `patch` needs in its `repository`.
+        """Clone into the `workspace` of an `AttemptLayout`; store what `patch` needs in the layout's `repository`.
 
         patches: files with further changes, which become one commit each, in this order, after `repository.patch`.
         disk_bytes: size of the attempt's disk. It limits the size of each file of the clone, and the total size of the
