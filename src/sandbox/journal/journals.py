@@ -165,9 +165,9 @@ class FileJournals:
             raise
 
     def adopt(self, task_id: str, lock_fd: int) -> FileJournalWriter:
-        """Like `open`, with a lock that this process inherited as a descriptor.
+        """Open a journal with a lock that this process inherited as a descriptor; see `open`.
 
-        If it raises, the caller still has to close `lock_fd`.
+        After an error, the caller still has to close `lock_fd`.
         """
         directory = self._directory(task_id)
         lock.adopt(directory / "lock", lock_fd)
@@ -347,7 +347,7 @@ def _remove_journal(directory: Path, lock_fd: int) -> None:
 
 
 def _remove_empty_directories(directory: Path) -> None:
-    """Remove the two directories unless they are in use again."""
+    """Remove the journal's directory and the task's directory, unless they are in use again."""
     for emptied in (directory, directory.parent):
         with suppress(OSError):
             emptied.rmdir()

@@ -241,7 +241,10 @@ _LONG_LINE_BYTES = 256 * 1024
 _NESTING_MAX = 32
 _INTEGER_BITS_MAX = 53
 _long_line_lock = threading.Lock()
-"""Held while a long line is decoded: until its values are counted, a line may need thirty times its size in memory."""
+"""This lock is held while a long line is decoded.
+
+Until the values of a line are counted, the line may need thirty times its size in memory.
+"""
 
 
 def _artifact_cost(line: bytes) -> int:
