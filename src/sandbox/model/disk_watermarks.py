@@ -40,7 +40,7 @@ class Watermark(msgspec.Struct, frozen=True):
     def is_low(self, space: DiskSpace, *, was_low: bool) -> bool:
         """Return whether less than the threshold is free.
 
-        was_low: whether free space was low before. Recovery then requires WATERMARK_HYSTERESIS_FACTOR times the
+        was_low: whether free space was low before. If so, recovery requires WATERMARK_HYSTERESIS_FACTOR times the
             threshold.
         """
         factor = WATERMARK_HYSTERESIS_FACTOR if was_low else 1.0

@@ -90,10 +90,13 @@ class Artifacts(tuple[Artifact, ...]):
 
 
 Stream = Literal["stdout", "stderr", "transcript"]
-"""`transcript` has the agent's raw events if `stdout` is rendered from them. Clients get it only as an artifact."""
+"""`transcript` has the agent's raw events if `stdout` is rendered from them. It reaches clients only as an artifact."""
 
 AttemptId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]{1,64}\Z")]
-"""Also names directories, sockets and control groups; the pattern rejects unsafe names in an untrusted journal."""
+"""The id of an attempt, which also names the attempt's directory, socket and control group.
+
+The pattern rejects unsafe names in an untrusted journal.
+"""
 
 
 CommitId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{1,64}\Z")]
@@ -208,8 +211,8 @@ def _escape_overhead_bytes(data: bytes) -> int:
 class Output(_EventBase, frozen=True, tag="output", rename={"is_continued": "continued", "is_parsed": "parsed"}):
     """Output of the agent process, one line per event, including its newline if there is one.
 
-    A line over the limit is split; every part but the last is continued. Exactly one of `text` and `base64` is set:
-    `base64` if the data is not UTF-8 or JSON escaping would more than double it.
+    A line longer than the limit is split; in every part but the last, `continued` is true. Exactly one of `text` and
+    `base64` is set: `base64` if the data is not UTF-8 or JSON escaping would more than double it.
 
     is_parsed: the line that ends here is represented by conversation events, which come after this record and before
         the next line of the same stream. Always false in journals of earlier versions, which have no such events.
@@ -338,7 +341,7 @@ class ToolCallEnded(_EventBase, frozen=True, tag="tool_call"):
 
 
 TOKENS_TOTAL_MAX = 2**53 - 1
-"""Maximum of a total of tokens. Larger integers have no exact value in the JSON parsers of some clients."""
+"""Maximum total number of tokens. Larger integers have no exact value in the JSON parsers of some clients."""
 
 COST_USD_MAX = 1e9
 """Maximum cost of a request, and of the total in `Progress`."""
@@ -425,7 +428,7 @@ class CancelRequested(_EventBase, frozen=True, tag="cancel_requested"):
 
 
 class AttemptFailed(_EventBase, frozen=True, tag="attempt_failed"):
-    """A reason to end the attempt. The first one that is recorded becomes the task's failure."""
+    """A reason to end the attempt. The first recorded reason becomes the task's failure."""
 
     failure: Failure
 

@@ -71,7 +71,10 @@ Additional ones are only counted, and a `gap` event reports this.
 """
 
 CONVERSATION_BYTES_MAX = 256 * 1024**2
-"""Maximum encoded size of a task's conversation events; more are not recorded, and a `gap` event reports this."""
+"""Maximum encoded size of a task's conversation events.
+
+Additional events are not recorded, and a `gap` event reports this.
+"""
 
 CONVERSATION_TEXT_CHARACTERS_MAX = 100_000
 """Maximum number of characters of a message, or of the input or output of a tool call, in one event.
@@ -92,11 +95,13 @@ SANDBOX_TEARDOWN_SECONDS = 60.0
 """Time limit for ending a sandbox and removing its files. After that, an event reports the failure."""
 
 DELETION_TIMEOUT_SECONDS = 10.0
-"""How long the deletion of a finished task waits for a process that still uses the task, such as its runner; then the
-deletion is refused."""
+"""How long the deletion of a finished task waits for a process that still uses the task, such as its runner.
+
+After that, the deletion is refused.
+"""
 
 DEBUG_SESSION_END_TIMEOUT_SECONDS = 10.0
-"""Time limit for ending a debug session when its preserved sandbox is released; then the release is refused."""
+"""Time limit for ending a debug session when its preserved sandbox is released; after that, the release is refused."""
 
 DISK_COMMAND_TIMEOUT_SECONDS = 60.0
 """Time limit for one command that creates, checks, mounts, unmounts or measures a disk, and for one open-file scan."""
@@ -194,15 +199,18 @@ SYSCALL_BUFFER_BYTES_MAX = 256 * 1024 * 1024
 """Maximum size, attributed to one sandbox, of the kernel's buffers for system calls in progress."""
 
 TERMINAL_CPU_SECONDS_MAX = 1.0
-"""Maximum CPU time of the kernel threads that process what one sandbox writes to terminals, beyond half a processor."""
+"""Maximum CPU time of the kernel threads that process what one sandbox writes to terminals.
+
+Only the time in excess of half a processor counts.
+"""
 
 TERMINAL_CPU_CHECK_INTERVAL_SECONDS = 0.25
-"""Interval at which the time for terminals is measured."""
+"""Interval at which the CPU time for writes to terminals is measured."""
 
 CLOSING_BYTES_MAX = 1024 * 1024 * 1024
 """Maximum memory attributed to one sandbox for the files of ending processes while the kernel closes these files.
 
-These files are in no descriptor table. A program can delay their end by keeping a processor busy.
+These files are in no descriptor table. A program can delay the closing by keeping a processor busy.
 """
 
 NETLINK_BYTES_MAX = 16 * 1024 * 1024
@@ -232,7 +240,10 @@ files that can be in transit over sockets.
 """
 
 OPEN_DIRECTORIES_MAX = 8192
-"""Maximum number of open directories of one sandbox. A partly read one can use 20 KiB of uncharged kernel memory."""
+"""Maximum number of open directories of one sandbox.
+
+A partly read directory can use 20 KiB of uncharged kernel memory.
+"""
 
 UNCHARGED_GROWTH_MAX = 128 * 1024 * 1024
 """If the kernel memory that is not charged to a sandbox grows by more than this, the sandbox's files are counted early.
@@ -315,7 +326,10 @@ MAINTENANCE_ACTION_TIMEOUT_SECONDS = 240.0
 """Time limit for one run of a maintenance action. After that, the next action runs. A later run finishes the work."""
 
 CLOCK_TRUST_SECONDS = 3600.0
-"""How long the wall clock must run without a jump before data with at least this retention is removed by age."""
+"""How long the wall clock must run without a jump before the server removes data by age.
+
+Data that is kept for a shorter time is removed even after a jump.
+"""
 
 CLOCK_JUMP_SECONDS = 60.0
 """Deviation of the wall clock from the monotonic clock that counts as a clock change."""
@@ -398,7 +412,7 @@ SHUTDOWN_TIMEOUT_SECONDS = 2.0
 """Maximum time between SIGTERM and the server's exit, even with open event streams."""
 
 LAUNCH_SHUTDOWN_SECONDS = 0.5
-"""How long a stopping server waits for launches in progress; then it cancels pending secret lookups."""
+"""How long a stopping server waits for launches in progress; after that, it cancels pending secret lookups."""
 
 FOLLOW_POLL_INTERVAL_SECONDS = 0.02
 """Minimum time between reads of a journal. Without inotify, the poll interval; an idle journal is polled less often."""
@@ -439,7 +453,7 @@ After that, the task fails.
 """
 
 RESUMES_MAX = 3
-"""Maximum number of times that a task's lost agent resumes its session; then the task is retried or fails."""
+"""Maximum number of times that a task's lost agent resumes its session; after that, the task is retried or fails."""
 
 RETRY_BACKOFF_SECONDS = 2.0
 RETRY_BACKOFF_SECONDS_MAX = 300.0
@@ -460,7 +474,7 @@ Beyond them, a `gap` event reports which events the subscriber missed.
 """
 
 CANCEL_TIMEOUT_SECONDS = 10.0
-"""Time limit for recording a cancel request, even if a runner is just starting; then the request gets 503."""
+"""Time limit for recording a cancel request, even if a runner is just starting; after that, the request gets 503."""
 
 CANCEL_TIMEOUT_SECONDS_MIN = 1.0
 """Minimum time limit for contacting the runner, or waiting for the task's lock, even after CANCEL_TIMEOUT_SECONDS."""
@@ -505,7 +519,10 @@ More output is dropped, and a `gap` event reports it.
 """
 
 JOURNAL_WRITE_RETRY_SECONDS = 24 * 3600.0
-"""How long a runner retries to record the end of its task; then it exits, and the server tries to record the end."""
+"""How long a runner retries to record the end of its task.
+
+After that, the runner exits, and the server tries to record the end.
+"""
 
 REDACTION_HOLD_SECONDS = 0.2
 """How long complete lines are held back if their end may be the start of a secret value."""
@@ -527,7 +544,7 @@ DEBUG_SESSION_IDLE_TIMEOUT_SECONDS = 2.0
 """How long the sandbox of a debug session waits without a client before it ends."""
 
 DEBUG_SESSION_SECONDS_MAX = 24 * 3600.0
-"""Maximum lifetime of the sandbox of a debug session; then its shells end."""
+"""Maximum lifetime of the sandbox of a debug session; after that, its shells end."""
 
 DEBUG_SESSION_START_TIMEOUT_SECONDS = 60.0
 """Time limit for the start of a debug shell; after that, the request gets 503."""
@@ -536,7 +553,7 @@ TERMINAL_REPLAY_BYTES = 64 * 1024
 """Maximum size of the agent's recent terminal output that is replayed to clients that connect later."""
 
 TERMINAL_INPUT_TIMEOUT_SECONDS = 30.0
-"""How long the input of a terminal client may wait; then it is dropped, so the client can disconnect."""
+"""How long the input of a terminal client may wait; after that, it is dropped, so the client can disconnect."""
 
 TERMINAL_BACKLOG_BYTES_MAX = 1024 * 1024
 """Maximum size of output queued for one client of the agent's terminal. Beyond it, the client is disconnected."""
@@ -544,6 +561,6 @@ TERMINAL_BACKLOG_BYTES_MAX = 1024 * 1024
 SHARED_MEMORY_FILES_MAX = 131_072
 """Maximum number of files and directories in /dev/shm, with bubblewrap.
 
-One read of a directory there lists all of its files without interruption: 0.6 s for 2 million. The path of a mapped
-file in nested directories takes longer; see DISK_DIRECTORIES_MAX.
+One read of a directory there lists all of its files without interruption: 0.6 s for 2 million. Copying the path of
+a mapped file in nested directories takes longer; see DISK_DIRECTORIES_MAX.
 """

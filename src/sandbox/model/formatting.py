@@ -10,7 +10,7 @@ NAME_CHARACTERS_MAX = 120
 
 _LEADING_MARKS = re.compile(r"[#*>\-\s]*")
 _TRAILING_MARKS = re.compile(r"[:\s]*")
-"""Matches at the start of a reversed line. A search for the end of a line would take quadratic time."""
+"""Matches the marks at the end of a line, after the line is reversed. A search at its end takes quadratic time."""
 _SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP = 1024
 _GENERATED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -28,7 +28,7 @@ def name_from_prompt(prompt: str) -> str:
 
 
 def is_name_from_prompt(name: str, prompt: str) -> bool:
-    """Return whether the name is the prompt's first line, or its beginning with an ellipsis."""
+    """Return whether the name is the prompt's first line, or the beginning of that line followed by an ellipsis."""
     line, beginning = _first_line(prompt), name.removesuffix("…")
     return name == line or (beginning not in {name, ""} and line.startswith(beginning))
 

@@ -132,7 +132,7 @@ def _to_plain_data(record: Any) -> Any:
 
 
 def _probable_kind(data: Mapping[str, Any], agents: Mapping[str, AgentSchema]) -> str:
-    """Return the agent whose key is misspelled in a manifest without an agent section; if none is, the first agent."""
+    """Return the agent whose key is misspelled in a manifest without an agent section; by default, the first agent."""
     return next((close for name in data if (close := closest_name(name, agents))), next(iter(agents)))
 
 
@@ -183,7 +183,7 @@ def _unwrap(text: str, *, is_json: bool) -> Any:
         return wrapped.value
     if not isinstance(wrapped.value, str):
         reject(f"must contain the text of a manifest in {MANIFEST_TEXT_KEY}", rule="type")
-    # Encode it again, so the same checks apply; they also reject lone surrogates.
+    # Encode the text again, so that the same checks apply to it. They also reject lone surrogates.
     return read_yaml(_decode_text(wrapped.value.encode(errors="surrogatepass")))
 
 
@@ -203,7 +203,7 @@ def _read_json_or_yaml(text: str, *, is_json: bool) -> Any:
             message = f"{error.errors[0].message}; the text looks like YAML: send it with {_YAML_HEADER}"
             raise InvalidManifestError([msgspec.structs.replace(error.errors[0], message=message)]) from None
     if text.lstrip().startswith("{"):
-        # JSON sent without its content type. YAML does not support all JSON escapes.
+        # The body may be JSON without its content type. YAML does not support all JSON escapes.
         with suppress(InvalidManifestError):
             return read_json(text)
     return read_yaml(text)
