@@ -35,7 +35,7 @@ SQUEUE_FORMAT = ",".join(
 """The fields of a line of squeue (squeue(1), --Format). Only the last field can contain the separator."""
 
 SINFO_FORMAT = "%c|%m|%d|%P"
-"""The fields of a line of sinfo (sinfo(1), --format): CPUs, memory and disk in MiB, partition."""
+"""The fields of a line of sinfo (sinfo(1), --format): CPUs, memory in MiB, disk in MiB, and partition."""
 
 SINFO_HOST_FORMAT = f"%N|%T|{SINFO_FORMAT}"
 """The fields of a line of `sinfo --Node`: host, state, and those of SINFO_FORMAT.
@@ -164,7 +164,7 @@ def _rank(job: SlurmJob) -> tuple[int, int]:
 
 
 class QueuedJobs(NamedTuple):
-    """The jobs with certain names. waiting_duplicates: waiting jobs with the name of another job, keyed by name."""
+    """The jobs with the requested names. waiting_duplicates: waiting jobs with another job's name, keyed by name."""
 
     statuses: Mapping[str, JobStatus]
     waiting_duplicates: Mapping[str, Sequence[str]]
