@@ -100,7 +100,7 @@ _DOCS_SECURITY_POLICY = CONTENT_SECURITY_POLICY.replace("style-src 'self'", "sty
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of a page that the search finds.
+    """A part of a page, which the search finds as a unit.
 
     heading: empty for the part before the first heading. is_minor: whether it comes after the other results.
     """

@@ -32,7 +32,7 @@ _MILLISECONDS = pattern_format("milliseconds", "[0-9]{1,15}", "must be a time in
 
 @dataclass(frozen=True, slots=True)
 class HourStats:
-    """Tasks that ended within one hour. percent_of_busiest: their number as a percentage of the busiest hour's."""
+    """Tasks that ended within one hour. percent_of_busiest: 100 for the hour with the most tasks."""
 
     starts_at: datetime
     completed_count: int
