@@ -113,7 +113,10 @@ _FITRIM = 0xC0185879  # FITRIM, see ioctl_fitrim(2)
 _TRIM_STEP_BYTES = 1024 * 1024 * 1024
 _TRIM_SECONDS = 0.5
 _TRIMMED_EXTENT_BYTES_MIN = 1024 * 1024
-"""Shorter free extents are not returned to the host: each one costs a call, and there can be millions."""
+"""Minimum length of a free extent that is returned to the host.
+
+Each extent costs a call, and there can be millions of short ones.
+"""
 
 _EXT4_IOC_CLEAR_ES_CACHE = 0x6628  # EXT4_IOC_CLEAR_ES_CACHE
 
