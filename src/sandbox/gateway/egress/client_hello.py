@@ -66,8 +66,7 @@ def parse_client_hello(data: bytes) -> ClientHello:
             return ClientHello(is_complete=True)
         end = 4 + int.from_bytes(message[1:4])
         if len(message) >= 4 and len(message) >= end:
-            # No client appends data to the hello in this record, and a server might treat the appended data as the
-            # actual hello.
+            # No client appends data to the hello in its record. A server might treat that data as the actual hello.
             byte_count = offset + 5 + length
             is_only_message = len(message) == end and len(data) >= byte_count
             return (

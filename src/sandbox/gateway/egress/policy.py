@@ -18,7 +18,7 @@ _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-
 
 
 class EgressPolicy:
-    """The task's egress rules. The model's host is always denied here: only the model listener reaches it.
+    """The task's egress rules. The rules never allow the model's host, which only the model listener reaches.
 
     allows_ip_addresses: with unrestricted egress, also allow a public IP address in place of a name.
     """

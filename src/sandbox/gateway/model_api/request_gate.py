@@ -150,8 +150,8 @@ class ModelRequestGate:
     def reject_key(self, status: int, upstream: Upstream, body: bytes) -> Rejected:
         """Report that the key was rejected; return the response to send instead of the upstream's.
 
-        body: the upstream's response. Its message is only in the report, because the sandbox must not receive details
-        about the account that the server's key belongs to.
+        body: the upstream's response. Only the report contains its message, because the sandbox must not receive
+            details about the account that the server's key belongs to.
         """
         problem, todo = f"The model at {upstream.address} rejected the server's key ({status})", "check the key"
         if self._key_rejection is None:
