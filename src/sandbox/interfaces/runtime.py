@@ -75,7 +75,7 @@ class Confinement(Protocol):
 
 
 Confine = Callable[[Sequence[Path], Sequence[Path]], AbstractAsyncContextManager[Confinement]]
-"""Creates a confinement for an attempt, with existing directories to write to and directories to read.
+"""Creates a confinement for an attempt. The directories that its programs may write to or read must exist.
 
 Afterwards, the content of the writable directories is untrusted: code that accesses it must not follow links. Raises
 AttemptError (provision_failed). The confinement is removed at the end of the block.
@@ -123,7 +123,7 @@ class SandboxHandle(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 TRANSPARENT_PORTS = (443, 80)
-"""Ports on which programs without proxy support can reach hosts, in every sandbox."""
+"""Ports on which programs without proxy support can reach hosts from every sandbox."""
 
 
 DEFAULT_GIT_AUTHOR = "Sandbox"

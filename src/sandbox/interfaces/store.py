@@ -88,7 +88,7 @@ SortDirection = Literal["asc", "desc"]
 class TaskQuery:
     """Filter, order and page of a task list. Ties are broken by id.
 
-    cursor: start after this position, regardless of tasks added or changed in the meantime; `offset` counts from there.
+    cursor: start after this position, regardless of tasks added or changed in the meantime; `offset` counts from it.
     search: words, separated by any other characters. A task matches if each of these words is the beginning of a word
         in its name, id, prompt or repository, ignoring case and accents. Only the beginning of a prompt is searched
         (SEARCHED_PROMPT_CHARACTERS_MAX). Every task matches if there are no words.
