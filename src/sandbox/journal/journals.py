@@ -267,7 +267,7 @@ class FileJournals:
         return [task_id for task_id in known if _has_journal(self._directory(task_id) / "records")]
 
     def _directory(self, task_id: str) -> Path:
-        """Return the directory. The id is checked again, so a bug in the manifest's rules cannot yield another path."""
+        """Return the journal's directory. The id is checked again, in case the manifest's rules have a bug."""
         if not is_task_id(task_id):
             raise FileNotFoundError(f"{task_id!r} is not a valid task id for a journal")
         return TaskLayout(self._data_dir, task_id).root / "journal"

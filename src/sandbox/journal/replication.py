@@ -280,7 +280,7 @@ def _decode_untrusted(line: bytes) -> e.Record:
 
 
 def _check_values(record: e.Record) -> None:
-    """Check that the values of an event are few and have exact sums. Raises JournalDamagedError."""
+    """Check the number, the nesting and the size of an event's values. Raises JournalDamagedError."""
     values: Sequence[Any] = (record.event,)
     values_left = WORKER_RECORD_VALUES_MAX
     for _ in range(_NESTING_MAX):
