@@ -394,12 +394,13 @@ WORKER_SMALL_RECORD_BYTES_MAX = 256 * 1024
 """Maximum size of a record that a worker may send if the event contains neither output nor the agent's result."""
 
 WORKER_ARTIFACT_RECORDS_BYTES_MAX = 64 * 1024 * 1024
-"""Maximum total size of a task's records of artifacts that a worker may send, at least 1 KiB each. The server keeps
-their content in memory until the task has ended.
+"""Maximum total size of a task's artifact records that a worker may send; each counts as at least 1 KiB.
+
+The server keeps the content of the records in memory until the task has ended.
 """
 
 WORKER_RECORD_VALUES_MAX = 200_000
-"""Maximum number of values in an event that a worker may send. The report of an agent is the only one with many."""
+"""Maximum number of values in an event that a worker may send. Only the event with the agent's report has many."""
 
 WORKER_ARTIFACTS_MAX = 20_000
 """Maximum number of artifacts of a task that a worker may send, twice as many as a runner collects.

@@ -35,7 +35,10 @@ SHIPPED_PROFILES: Mapping[str, str] = {"agentic-dev": "", "basic": ""}
 
 MANIFEST_KEY = "manifest"
 MANIFEST_TEXT_KEY = "manifest_yaml"
-"""The only key of a JSON body that wraps a manifest: its value is the manifest, or the manifest's text."""
+"""Keys of a JSON body that wraps a manifest.
+
+The body has exactly one key, whose value is the manifest or the manifest's text.
+"""
 
 
 def parse_manifest(
