@@ -27,7 +27,7 @@ def repository_location(url: str) -> str:
 
 
 def repository_names(url: str) -> frozenset[str]:
-    """Return the names of a repository: its location, the location's path, and the path's last parts."""
+    """Return the names of a repository: its location, the path in it, and the last one and two parts of the path."""
     location = repository_location(url)
     path = location.partition("/")[2]
     ends = ("/".join(path.rsplit("/", count)[-count:]) for count in (1, 2))
@@ -47,9 +47,9 @@ def public_repository_url(url: str) -> str:
 
 
 def short_repository(url: str) -> str:
-    """Return the last two parts of the path, or host and path if the path is shorter.
+    """Return the last two parts of the path, or the host and the path if the path is shorter.
 
-    The repository filter of task lists finds these names.
+    The repository filter of task lists accepts these names.
     """
     location = _OPTIONAL_SCHEME_AND_USER.sub("", url).rstrip("/").removesuffix(".git")
     host, _, path = location.partition("/" if "://" in url else ":")

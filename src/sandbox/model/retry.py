@@ -29,7 +29,7 @@ RETRYABLE_CODES = LOST_CODES | {
     FailureCode.OUT_OF_MEMORY,
     FailureCode.PROCESS_LIMIT,
 }
-"""Failures of an agent that `lifecycle.retries` covers. Exceeding one of the task's limits is not one of them."""
+"""The agent's failures that `lifecycle.retries` covers. Exceeding one of the task's limits is not among them."""
 
 
 def next_follow_up(task: Task) -> FollowUp | None:
@@ -88,7 +88,8 @@ def _count_follow_ups(task: Task, kind: FollowUp) -> int:
 def _count_unstarted_attempts(task: Task) -> int:
     """Count the consecutive attempts, up to the current one, whose agent did not start.
 
-    Attempts that earlier versions recorded have no follow-up. They had a follow-up only if they ended while cloning.
+    An attempt without a recorded follow-up counts too. Earlier versions did not record follow-ups, and started another
+    attempt only if cloning had failed.
     """
     unstarted: list[Attempt] = []
     for attempt in reversed(task.past_attempts):

@@ -32,7 +32,8 @@ class StopAttempt(msgspec.Struct, frozen=True):
 Effect = StopAttempt
 """An action of the attempt's runner, performed once the event is on disk.
 
-A task without an attempt has no effects: the process that records its end also records `TaskFinished`.
+An event of a task without an attempt has no effects, because there is no runner to perform them. The process that
+records the reason for the end of such a task also records `TaskFinished`.
 """
 
 
@@ -218,14 +219,14 @@ def _attempt_superseded(task: Task, _: e.AttemptSuperseded) -> _HandlerResult:
 
 
 def _follow_up_skipped(task: Task, event: e.FollowUpSkipped) -> _HandlerResult:
-    """Record once that the follow-up is skipped. An untrusted host may send millions of kinds."""
+    """Record each skipped follow-up only once, because an untrusted host may send millions of these events."""
     if event.follow_up in task.skipped_follow_ups:
         return {}, None, ()
     return {"skipped_follow_ups": (*task.skipped_follow_ups, event.follow_up)}, None, ()
 
 
 def _agent_exited(task: Task, event: e.AgentExited) -> _HandlerResult:
-    """Record the final outcome, unless another attempt follows the failure."""
+    """Record the outcome of the agent. It is final unless another attempt follows."""
     changes = _update_attempt(task, TaskState.RUNNING)
     changes |= {
         "agent_has_exited": True,

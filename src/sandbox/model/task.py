@@ -38,7 +38,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
 
     boot_id: id of the host's boot when the attempt started; empty in journals of versions that did not record it.
     resumes: the attempt continues with the previous attempt's disk.
-    failure, exit_code, ended_at, follow_up: set once the attempt was torn down for the next one. For the last attempt,
+    failure, exit_code, ended_at, follow_up: set when the attempt is torn down for the next one. For the last attempt,
         the task's own fields apply.
     """
 
@@ -220,17 +220,20 @@ class Task(
 
     @property
     def is_collected(self) -> bool:
-        """Whether collection has ended, complete or not. The runner that did it may have died since."""
+        """Whether the collection of artifacts has ended, complete or not. The runner may have died since then."""
         return any(artifact.name == METADATA_NAME for artifact in self.artifacts)
 
     @property
     def needs_only_teardown(self) -> bool:
-        """Whether only the teardown is left: the agent has exited, and collecting has ended. The outcome is final."""
+        """Whether only the teardown is left: the agent has exited, and the collection of artifacts has ended.
+
+        The outcome is final.
+        """
         return self.agent_has_exited and self.is_collected
 
     @property
     def is_preserved_on_failure(self) -> bool:
-        """Whether a failure preserves the sandbox's files: the manifest requests that, and the sandbox left files."""
+        """Whether the sandbox's files are preserved if the task fails: the manifest requests it, and files exist."""
         attempt = self.attempt
         if attempt is None or self.manifest.lifecycle.failure_action != "preserve":
             return False

@@ -70,7 +70,7 @@ class Repository:
     branch: Annotated[str, BRANCH]
     """Branch to clone; a valid git branch name."""
     commit: Annotated[str, COMMIT] | None = None
-    """Commit in the history of the branch; the branch's newest one if absent."""
+    """Commit in the history of the branch; if absent, the newest commit of the branch."""
     subpath: Annotated[str, SUBPATH] | None = None
     """Directory in which the agent starts, relative to the repository, without `..`."""
     patch: Annotated[str, GIT_PATCH] | None = None
@@ -154,7 +154,7 @@ class AgentSchema(Protocol):
         ...
 
     def find_violations(self, section: dict[str, Any], secret_names: Collection[str]) -> Iterator[RuleViolation]:
-        """Yield the violations of rules that involve several fields of the section, with paths relative to the section.
+        """Yield the violations of rules that involve several fields of the section. Paths are relative to the section.
 
         Values may have wrong types; the schema reports them. secret_names: the names of the task's secrets.
         """
@@ -167,7 +167,7 @@ class AgentSchema(Protocol):
     def used_models(self, section: dict[str, Any]) -> Iterator[tuple[str, str]]:
         """Yield each model that the agent requests: the field of the section, and the field's value or default.
 
-        Values may have wrong types; those are omitted.
+        Omits values that have wrong types.
         """
         ...
 

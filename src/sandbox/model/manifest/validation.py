@@ -70,7 +70,7 @@ def _is_dataclass_type(kind: Any) -> bool:
 
 @cache
 def _field_types(dataclass_type: Any) -> dict[str, Any]:
-    """Return the type of each field of a record, without bounds and `None`."""
+    """Return the type of each field of a record, without its bounds and without `None`."""
     hints = get_type_hints(dataclass_type)
     return {field.name: _strip_optional(hints[field.name]) for field in fields(dataclass_type)}
 
@@ -127,7 +127,7 @@ def _suggestion(failed_check: _FailedCheck) -> str | None:
 
 
 def _format_of_number(failed_check: _FailedCheck) -> Format | None:
-    """Return the format of a text field with a number as its value; None if the number as text would be valid."""
+    """Return the format of a text field whose value is a number; None if the number would be valid as text."""
     value, dataclass_type = failed_check.error["input"], _type_at(failed_check.path[:-1], failed_check.object_type)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if failed_check.error["type"] != "string_type" or not is_number or not _is_dataclass_type(dataclass_type):

@@ -45,7 +45,7 @@ _DIGITS_MAX = 18
 _DIRECTIVES_MAX = 16
 _KEY_MESSAGE = "has a name that YAML does not read as text; put it in quotes"
 _IN_QUOTES = "while scanning a quoted scalar"
-"""The library's context of errors in quoted text."""
+"""The context in the library's error messages about quoted text."""
 _UNSUPPORTED_TAG = InvalidValue("format", "has a YAML tag; only the tags of plain values are supported")
 
 
@@ -54,7 +54,7 @@ def read_yaml(text: str) -> Node | None:
     invalid = _NON_YAML_CHARACTER.search(text)
     if invalid is not None:
         reject(f"contains the control character U+{ord(invalid[0]):04X}", location=_location_at(text, invalid.start()))
-    # libyaml compares every directive with all other directives.
+    # Limit the number of directives, because libyaml compares each directive with all others.
     if len(_DIRECTIVE.findall(text)) > _DIRECTIVES_MAX:
         reject("has too many YAML directives (lines that start with %)")
     builder = _NodeBuilder()
@@ -311,7 +311,7 @@ def manifest_data(
 
 
 def _read_section(manifest: Manifest, agents: Mapping[str, AgentSchema]) -> Any:
-    """Return the agent's section; as plain data if this version cannot read it, because a newer version wrote it."""
+    """Return the agent's section. If a newer version wrote it and this version cannot read it, return plain data."""
     agent = agents.get(manifest.agent.kind)
     if agent is not None:
         with suppress(msgspec.ValidationError):

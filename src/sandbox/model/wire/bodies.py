@@ -1,4 +1,4 @@
-"""The JSON bodies of the API: the only declaration of each. `server_bodies.py` declares those about the server.
+"""The JSON bodies of the API: the only declaration of each. `server_bodies.py` declares the bodies about the server.
 
 Routes build them, `api/schemas.py` turns them into OpenAPI, and the Python client returns them. The string below a
 property describes it in the schema; it is read from the source only when the schema is built.
@@ -35,7 +35,7 @@ class JsonSchema:
         self.keywords = keywords
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
-        """Called by pydantic, which is imported only where the schema is built."""
+        """Add the keywords to the schema. Only pydantic calls this, so this module does not import pydantic."""
         return {**handler(core_schema), **self.keywords}
 
 
@@ -196,7 +196,7 @@ class AttemptBody(TypedDict):
     resumes: bool
     """Whether the attempt continues with the disk of the previous attempt."""
     exit_code: int | None
-    """Exit code of the agent; 128 plus the number of a signal; null if unknown."""
+    """Exit code of the agent; 128 plus the signal number if a signal ended the agent; null if unknown."""
     error: FailureBody | None
     """Why the attempt failed; null if it was cancelled."""
     followed_by: FollowUpName | None
@@ -253,7 +253,7 @@ class TaskItemBody(TypedDict):
     vm: TaskVmBody
     """The latest sandbox."""
     exit_code: int | None
-    """Exit code of the agent; 128 plus the number of a signal; null if unknown."""
+    """Exit code of the agent; 128 plus the signal number if a signal ended the agent; null if unknown."""
     error: FailureBody | None
     """Why the task failed; null while another attempt follows."""
     final_message: str | None
@@ -324,9 +324,9 @@ class TaskBody(TaskItemBody):
     definition: DefinitionBody
     """The manifest with the defaults filled in."""
     result: dict[str, Any] | None
-    """The agent's own report on its run; its keys depend on the agent. `final_message` does not.
+    """The agent's own report on its run. Its keys depend on the agent, unlike `final_message`.
 
-    If `continues` is `session`, the agent counts the whole session, including earlier tasks: use `progress.cost_usd`.
+    If `continues` is `session`, it covers earlier tasks too; `progress.cost_usd` is the cost of this task alone.
     """
     links: LinksBody
     """Paths of the task and of related resources."""
@@ -431,7 +431,7 @@ class ArtifactBody(TypedDict):
     download_url: str
     """Path of the artifact's content."""
     contains_secret: bool
-    """Whether the file contains a secret's value; then its download requires the `operator` role."""
+    """Whether the file contains a secret's value; if it does, its download requires the `operator` role."""
 
 
 class ArtifactListBody(TypedDict):

@@ -26,7 +26,10 @@ class StateChangeEvent(BaseEvent):
     type: Literal["state_change"]
     """Always `state_change`."""
     previous_state: State | None
-    """State before; null for a new task, in the stream of all tasks, and if a stream begins with the current state."""
+    """Previous state; null for a new task, and if the stream begins with the current state.
+
+    It is always null in the stream of all tasks.
+    """
     new_state: State
     """Current state."""
     state_message: str
@@ -62,7 +65,7 @@ class AgentMessageItem(TypedDict):
 
 
 class FileEditBody(TypedDict):
-    """A change to a file that a tool call requests."""
+    """A file change that a tool call requests."""
 
     path: str
     """Path of the file."""
@@ -141,7 +144,10 @@ class AgentResultItem(TypedDict):
 
 
 ConversationItem = AgentMessageItem | ToolCallStartedItem | ToolResultItem | AgentResultItem
-"""An item of the agent's own event stream, independent of its format. An event also has the common properties."""
+"""An item of the agent's own event stream, in a format that is the same for all agents.
+
+An event with such an item also has `task_id`, `seq` and `timestamp`.
+"""
 
 
 class AgentMessageEvent(BaseEvent, AgentMessageItem):
@@ -187,7 +193,7 @@ class OutputEvent(BaseEvent):
     conversation: NotRequired[list[ConversationItem]]
     """The conversation events of the line, without `task_id`, `seq` and `timestamp`.
 
-    Only present if an earlier version of Sandbox ran the task.
+    Present only if an earlier version of Sandbox ran the task.
     """
 
 
@@ -287,7 +293,10 @@ class ErrorEvent(BaseEvent):
 
 
 class GapEvent(BaseEvent):
-    """Events are missing. Both numbers are 0 if the missing data never had a number, such as output over its limit."""
+    """Events are missing.
+
+    `first_seq` and `last_seq` are 0 if the missing data never had a position, such as output that exceeded the limit.
+    """
 
     type: Literal["gap"]
     """Always `gap`."""
@@ -307,7 +316,7 @@ class EndEvent(BaseEvent):
     state: State
     """Final state."""
     exit_code: int | None
-    """Exit code of the agent; 128 plus the number of a signal; null if unknown."""
+    """Exit code of the agent; 128 plus the signal number if a signal ended the agent; null if unknown."""
     error: FailureBody | None
     """Why the task failed."""
 

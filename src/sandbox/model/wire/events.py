@@ -42,7 +42,7 @@ def wire_size_bytes(event: WireEvent) -> int:
 
 
 def converted_size_bytes(event: WireEvent) -> int:
-    """Estimate the memory used by an event's conversation that was converted from output."""
+    """Estimate the memory used by the conversation items in an event, which were converted from output."""
     if event["type"] == "output" or event["type"] == "conversation":
         return sum(map(_item_size_bytes, event.get("conversation", ())))
     return 0
@@ -71,7 +71,7 @@ def to_wire_event(
     """Return the wire event of a record, or None if clients do not see it.
 
     conversation: events converted from an output record without conversation events. They have no seq, so they become a
-        part of the output record's wire event. The wire event of a transcript record contains nothing else.
+        part of the output record's wire event. The wire event of a transcript record contains only these events.
     """
     base: b.BaseEvent = {"task_id": task_id, "seq": record.seq, "timestamp": format_timestamp(record.at)}
     if record.transition is not None:

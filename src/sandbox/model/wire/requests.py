@@ -31,7 +31,7 @@ class ContinueRequest:
     prompt: Annotated[str, PROMPT]
     """The prompt of the new task."""
     overrides: Annotated[tuple[str, ...], MaxLen(OVERRIDES_MAX)] = ()
-    """Fields to set, as `PATH=VALUE`, such as `lifecycle.timeout=2h`; none of `repository`."""
+    """Fields to set, as `PATH=VALUE`, such as `lifecycle.timeout=2h`. Fields of `repository` cannot be set."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,7 +155,7 @@ class HostListBody(TypedDict):
 
 
 class PrunedTaskBody(TypedDict):
-    """A task that was removed, or would be removed with `dry_run`."""
+    """A task that was removed or, with `dry_run`, would be removed."""
 
     id: str
     """Id of the task."""
@@ -168,12 +168,12 @@ class PrunedTaskBody(TypedDict):
 
 
 class PrunedBody(TypedDict):
-    """The tasks that were removed, or would be removed with `dry_run`, in the order in which they ended."""
+    """The tasks that were removed or, with `dry_run`, would be removed, in the order in which they ended."""
 
     dry_run: bool
     """Whether nothing was removed."""
     tasks: list[PrunedTaskBody]
-    """The removed tasks; with `dry_run`, those that would be removed."""
+    """The removed tasks; with `dry_run`, the tasks that would be removed."""
     total_count: int
     """Number of tasks in `tasks`."""
     total_size_bytes: int
