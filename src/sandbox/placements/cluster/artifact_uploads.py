@@ -1,6 +1,6 @@
 """Stores the artifacts that workers send.
 
-Disk operations run in threads, but no thread waits for a worker, which may send as slowly as it wants.
+Disk operations run in threads, but no thread waits for a worker, because a worker may send arbitrarily slowly.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 ARTIFACTS_BYTES_MAX = 8 * 1024**3
-"""Maximum total size of a task's artifacts. The limits of a task allow less."""
+"""Maximum total size of a task's artifacts. A correct worker sends less, because it enforces lower limits."""
 
 _ARTIFACT_OVERHEAD_BYTES = 4096
 """Size that is counted for each artifact in addition to its content."""
@@ -41,7 +41,7 @@ _decoder = msgspec.msgpack.Decoder(ArtifactPart)
 
 
 class ArtifactsTooLargeError(Exception):
-    """An artifact has an impossible size, or the task's artifacts are too many or too large in total."""
+    """An artifact has a negative size, or the task's artifacts exceed the limit on their number or total size."""
 
 
 class ArtifactQuota:
@@ -57,7 +57,7 @@ class ArtifactQuota:
     def check(self, artifact: Artifact) -> None:
         """Raise ArtifactsTooLargeError if the artifact must not be stored.
 
-        A stored artifact with the same name does not count.
+        A stored artifact with the same name does not count, because it will be replaced.
         """
         if artifact.size_bytes < 0 or self._total_with(artifact) > ARTIFACTS_BYTES_MAX:
             raise ArtifactsTooLargeError("The artifacts are too large.")
@@ -123,7 +123,7 @@ class ArtifactUploads:
             while data := await content.read():
                 await self._run(copy.write, data)
             await self._run(copy.flush)
-            # No await between the check and `publish`: a worker must not replace anything after a takeover.
+            # Do not await between the check and `publish`: a worker must not replace anything after a takeover.
             if not is_current():
                 raise _UploadBrokenError("the session has ended")
             copy.publish()
@@ -144,7 +144,10 @@ class ArtifactUploads:
 
 
 def _close(creating: Future[ArtifactCopy]) -> None:
-    """Remove an artifact if it is incomplete. If the upload was cancelled, its creation may still be running."""
+    """Remove an artifact if it is incomplete.
+
+    If the upload was cancelled, the creation of the artifact may still be running, so wait for its end.
+    """
     with contextlib.suppress(OSError, SandboxError, CancelledError):
         creating.result().close()
 

@@ -31,7 +31,10 @@ class ClaimRejectedError(Exception):
 
 
 class HostKey(NamedTuple):
-    """key: the secret that the server and the hosts share. fingerprint: SHA-256 (hex) of the server's certificate."""
+    """The values against which the server checks the proof of a host.
+
+    key: the secret that the server and the hosts share. fingerprint: SHA-256 (hex) of the server's certificate.
+    """
 
     key: bytes
     fingerprint: str
@@ -50,11 +53,12 @@ class Claims:
         self._host_key = host_key
 
     async def accept(self, claim: Claim, streams: StreamPair) -> Job | None:
-        """Store a claim, and return the claimed job; None if the worker may try again, because the engine is late.
+        """Store a claim, and return the claimed job.
 
-        A worker that has claimed its job earlier is identified by its random number, so it does not prove its host
-        again. Therefore, neither a lost answer nor a changed key ends a running task. Raises ClaimRejectedError,
-        InvalidMessageError, OSError.
+        Returns None if the engine does not confirm the worker's host in time; the worker may try again. A worker that
+        claimed its job earlier is identified by its random number, so it does not prove its host again. Therefore,
+        neither a lost answer nor a changed key ends a running task. Raises ClaimRejectedError, InvalidMessageError,
+        OSError.
         """
         job = self.jobs.find_claimable(claim)
         if job is not None:

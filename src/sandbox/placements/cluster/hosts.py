@@ -18,9 +18,9 @@ from sandbox.placements.cluster.jobs import Job, Jobs
 from sandbox.primitives.files import write_durably
 
 HOSTS_MAX = 1000
-"""Maximum number of hosts that are remembered. Beyond that, the one with the earliest last contact is forgotten.
+"""Maximum number of hosts that are remembered. Beyond it, the host with the earliest last contact is forgotten.
 
-Also the maximum number of other hosts of the engine that are listed.
+The same maximum applies to the listed hosts of the engine on which no worker has run.
 """
 
 ENGINE_POLL_SECONDS = 30.0
@@ -108,7 +108,7 @@ class SeenHosts:
 
 
 def _load(file: Path) -> Sequence[SeenHost]:
-    """Return the stored hosts. The file only has information for users, so a damaged one counts as empty."""
+    """Return the stored hosts. The file serves only to inform users, so a damaged file counts as empty."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=tuple[SeenHost, ...])
     except FileNotFoundError:
@@ -164,9 +164,9 @@ class ClusterHosts:
         self._jobs = jobs
 
     def statuses(self) -> Sequence[HostStatus]:
-        """Return the hosts that have run a worker, run a job, are drained or belong to the engine, sorted by name.
+        """Return the hosts, sorted by name. Thread-safe.
 
-        Thread-safe.
+        They are the hosts of the engine, the hosts that run a job or have run a worker, and the drained hosts.
         """
         now = time.time()
         return host_statuses(
@@ -232,13 +232,13 @@ def host_statuses(
 
 
 _PRECEDENCE = (HostState.READY, HostState.UNREACHABLE, HostState.IDLE)
-"""If the workers on a host differ, the first of these states applies."""
+"""If the jobs of a host result in different states, the first of these states applies."""
 
 _NO_RESPONSE = "No worker on the host is responding."
 
 
 def _state_of_host(job: Job) -> tuple[str, HostState, str]:
-    """Return the host of a job, the state of this host, and the reason. The name is empty if there is no worker."""
+    """Return the name of a job's host, the state of this host, and the reason. The name is empty without a worker."""
     stored, status = job.stored, job.status
     if not job.is_claimed:
         is_starting = status is not None and status.phase is JobPhase.RUNNING and not stored.is_given_up

@@ -13,7 +13,7 @@ from sandbox.primitives.files import fsync_path, write_durably
 class StoredJob(msgspec.Struct, frozen=True):
     """What the server stores about a job.
 
-    lease_seconds: how long the worker may communicate after an answer. The settings may change later.
+    lease_seconds: how long the worker may communicate after an answer. The server's setting may change later.
     attempt_id: names the job. attempt_ids: the attempts of the task that this worker runs or ran, in order.
     token_hashes: SHA-256 of each submission's join token. After a crash, there may be several.
     nonce_hash: SHA-256 of the random number of the worker that has claimed the job; None before the claim.

@@ -1,6 +1,6 @@
 """The jobs of a server, and the loop that submits, replaces and abandons them.
 
-Everything here runs on one event loop. A job is stored before anything happens because of it.
+Everything here runs on one event loop. A new job is stored before it is submitted, and a claim before it is answered.
 """
 
 import asyncio
@@ -151,7 +151,7 @@ class Job:
         self.stored = stored
 
     def postpone(self, seconds: float, reason: str) -> None:
-        """Do not submit the job before this time has passed."""
+        """Delay the submission of the job by at least this time."""
         self._not_before, self.reason = time.monotonic() + seconds, reason
 
     def mark_task_ended(self) -> None:
@@ -199,8 +199,9 @@ def confirmed_host(job: Job) -> str:
 
 
 class JobSettings(NamedTuple):
-    """lease_seconds: how long a worker may communicate after an answer.
+    """Settings for the jobs of a server.
 
+    lease_seconds: how long a worker may communicate after an answer.
     overhead_bytes: the memory that a job needs in addition to the task's memory.
     make_request: returns the request for a job, given its name, an attempt id, a join token, and the job's resources.
     """
@@ -221,7 +222,7 @@ class Rejections:
         return self._reasons.get(task_id, "")
 
     def record(self, task_id: str, reason: str) -> None:
-        """Record a reason. The job can still be claimed, because anyone who has its token can be rejected."""
+        """Record a reason. The job can still be claimed, because the rejected process might not be the job's worker."""
         if reason != self.reason(task_id):
             _log.error("A worker of task %s is rejected: %s", task_id, reason)
         self._reasons[task_id] = reason
@@ -445,7 +446,7 @@ class Jobs:
                 self._give_up(job)
 
     def _has_wrong_host(self, job: Job) -> bool:
-        """Return whether a job without a worker may start on a drained host, or excludes a host without need."""
+        """Return whether a job without a worker may start on a drained host, or excludes a host that is not drained."""
         if job.is_claimed or job.stored.attempt_id in self._to_submit:
             return False
         if job.phase is JobPhase.RUNNING:
@@ -463,7 +464,7 @@ class Jobs:
         self.remove(job)
 
     def _submit_later(self, job: Job) -> None:
-        """Submit the job after those that are already waiting, in the background: no worker waits for a submission."""
+        """Submit the job after the jobs that are already waiting. No worker waits: this runs in the background."""
         if job.is_postponed:
             return
         self._to_submit.setdefault(job.stored.attempt_id, job)
@@ -493,7 +494,7 @@ class Jobs:
         try:
             async with asyncio.timeout(_ENGINE_SECONDS):
                 await self._engine.submit(request)
-            # A look-up that began earlier may not have found the job.
+            # A look-up that began before the submission ended might not find the job.
             job.postpone(_RESUBMIT_SECONDS, "The job is being submitted.")
         except EngineRejectedError as error:
             job.postpone(_REPLACE_SECONDS_MAX, f"{error.message} {self._drains.describe()}".rstrip())

@@ -120,7 +120,7 @@ class ClusterFiles:
         return self._ask(AttemptLocation(task_id, job.stored.attempt_ids[-1], job.identity.name), HasSandboxHandle())
 
     async def scan(self) -> LeftoverScan:
-        """Return no leftovers, because a worker removes those on its host when it starts."""
+        """Return no leftovers, because each worker removes the leftovers on its host when it starts."""
         return LeftoverScan((), {})
 
     async def clean_up(self, leftover: Leftover, *, keeps_disk: bool) -> None:

@@ -71,7 +71,7 @@ UNAUTHENTICATED_CONNECTIONS_MAX = 128
 """Maximum number of unauthenticated connections. If there are more, the oldest is closed."""
 
 JOURNAL_BYTES_MAX = 4 * 1024**3
-"""Maximum size of a journal that a worker may write. The limits of a task allow less."""
+"""Maximum size of a journal that a worker may write. A correct worker writes less, because it enforces lower limits."""
 
 _FIRST_MESSAGE_SECONDS = 10.0
 """Time limit for the TLS handshake, and again for the first message after it."""
@@ -147,7 +147,7 @@ class WorkerSession:
                 waiting.exception()  # otherwise, asyncio logs the error if nothing is waiting
 
     def receive(self, message: Heartbeat | CallResult | StreamRefused) -> None:
-        """Store the state of the worker's host, or pass a result on to its caller, who may have given up."""
+        """Store the state of the worker's host, or pass a result on to its caller unless the caller has given up."""
         match message:
             case Heartbeat():
                 self._heartbeat, self._heartbeat_at = message, time.monotonic()
@@ -227,7 +227,7 @@ class WorkerSession:
         self._is_launching = False
 
     async def launch(self, request: Request, timeout_seconds: float) -> None:
-        """Send a launch. Heartbeats from before the launch no longer count.
+        """Send a launch request. Heartbeats from before the launch no longer count.
 
         Returns normally if the worker does not respond: the runner may have been started.
         """

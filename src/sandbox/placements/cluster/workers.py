@@ -58,20 +58,20 @@ class LoopThread:
         self._thread.start()
 
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the thread, and wait for its result. Raises OSError after `close`."""
+        """Run a coroutine in the event loop's thread, and wait for its result. Raises OSError after `close`."""
         self._check_open(coroutine)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
 
     def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the thread, and block until it returns. The coroutine must have a time limit.
+        """Run a coroutine in the event loop's thread, and block until it returns.
 
-        Raises OSError after `close`.
+        The coroutine must have a time limit. Raises OSError after `close`.
         """
         self._check_open(coroutine)
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def post(self, function: Callable[[], None]) -> None:
-        """Call a function in the thread, and do not wait for it. Does nothing after `close`."""
+        """Call a function in the event loop's thread, and do not wait for it. Does nothing after `close`."""
         if not self._is_closing:
             self._loop.call_soon_threadsafe(function)
 
@@ -81,7 +81,7 @@ class LoopThread:
             raise HostUnreachableError("cluster:")
 
     def close(self) -> None:
-        """Cancel everything, and end the thread. Idempotent."""
+        """Cancel all tasks of the event loop, and end its thread. Idempotent."""
         self._is_closing = True
         if not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()
@@ -135,7 +135,7 @@ class Workers:
             self.thread.post(partial(self.session_of(location).post, request))
 
     async def open_stream(self, location: AttemptLocation) -> StreamPair:
-        """Open a stream to the control socket of an attempt, in the thread. Raises OSError."""
+        """Open a stream to the control socket of an attempt. Call this in the event loop's thread. Raises OSError."""
         return await self.session_of(location).open_stream(location.attempt_id)
 
     def session_of(self, location: AttemptLocation) -> WorkerSession:
@@ -147,16 +147,16 @@ class Workers:
         return session
 
     def has_files(self, location: AttemptLocation) -> bool:
-        """Return whether the attempt's worker exists, so its host may have files.
+        """Return whether the attempt's host may have files, which is the case while the attempt's worker exists.
 
-        A worker removes the files before the server forgets its job.
+        The worker removes the files before the server deletes the job.
         """
         job = self.jobs.of_attempt(location.attempt_id)
         return job is not None and job.is_claimed and not job.stored.is_given_up
 
 
 class LoopThreadTerminal:
-    """Implements `interfaces.terminal_frames.TerminalConnection`: a connection in the thread."""
+    """Implements `interfaces.terminal_frames.TerminalConnection` for a connection in the event loop's thread."""
 
     def __init__(self, inner: TerminalConnection, thread: LoopThread) -> None:
         self._inner = inner

@@ -1,4 +1,4 @@
-"""The files of attempts on this machine, and what killed processes left behind: sandboxes, disks, sockets."""
+"""The files of attempts on this machine, and the leftovers of killed processes: sandboxes, disks, sockets."""
 
 import asyncio
 import os
@@ -87,7 +87,7 @@ class LocalAttemptFiles:
         return has_disk_or_handle(self._layout(location))
 
     def has_same_secrets(self, location: AttemptLocation, secrets: Mapping[str, str]) -> bool:
-        """Compare with the fingerprint next to the disk. Implements `AttemptFiles.has_same_secrets`."""
+        """Compare the secrets with the fingerprint next to the disk. Implements `AttemptFiles.has_same_secrets`."""
         return matches_fingerprint(self._layout(location).secret_fingerprint, secrets)
 
     def has_sandbox_handle(self, task_id: str) -> bool:
@@ -100,7 +100,7 @@ class LocalAttemptFiles:
         This order ensures that no leftover of a new attempt looks unowned: an attempt's directory is the first thing
         that is created.
         """
-        # A program in a sandbox can make a thread that reads its arguments in /proc wait for as long as its task runs.
+        # Use daemon threads: a program in a sandbox can block reads of its arguments in /proc until its task ends.
         found = {
             source.kind: frozenset(await run_in_daemon_thread(source.attempt_ids)) for source in self._leftover_sources
         }
@@ -119,9 +119,9 @@ class LocalAttemptFiles:
         return LeftoverScan(leftovers, {kind: found[kind] - attempts.keys() for kind in exclusive}, failures)
 
     async def clean_up(self, leftover: Leftover, *, keeps_disk: bool) -> None:
-        """Clean up leftovers of all kinds, even those that the scan did not find. Implements `AttemptFiles.clean_up`.
+        """Clean up leftovers of all kinds, even those that the scan did not find.
 
-        For example, some parts of a sandbox can be identified only by its handle.
+        For example, some parts of a sandbox can be identified only by its handle. Implements `AttemptFiles.clean_up`.
         """
         layout = self._layout(leftover.location)
         for source in self._leftover_sources:
@@ -139,9 +139,10 @@ class LocalAttemptFiles:
                 await source.clean_up(attempt_id, layout)
 
     async def remove_preserved(self, layout: AttemptLayout) -> None:
-        """Remove the handle and then the lock last; without the lock a session could start on half-removed files.
+        """Remove the preserved files of an attempt.
 
-        A handle belongs to a debug session whose runner was killed. Its sandbox is destroyed first.
+        The handle and then the lock are removed last: without the lock, a debug session could start on half-removed
+        files. A handle belongs to a debug session whose runner was killed. Its sandbox is destroyed first.
         """
         for source in self._leftover_sources if layout.handle.exists() else ():
             await source.clean_up(layout.root.name, layout)

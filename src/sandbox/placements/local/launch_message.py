@@ -21,7 +21,7 @@ class HostSettings(msgspec.Struct, frozen=True):
     runtime: name of the runtime.
     excludes_emulation: the runtime was chosen by `auto`, so emulation is excluded.
     agent_programs: path of each agent's executable, keyed by the agent's manifest section. In a message of an earlier
-        version, the only key is empty.
+        version, the only key is an empty string.
     disk_kind: the kind of disk that this host supports; a `plain` disk is a directory.
     can_confine: host programs that read untrusted data can be confined on this host.
     output_watermark: output is dropped if less disk space is free.

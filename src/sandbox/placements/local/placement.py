@@ -42,8 +42,8 @@ ORDER_TIMEOUT_SECONDS = 30.0
 _TRANSIENT_ERRNOS = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE, errno.ETIMEDOUT})
 """Errors, in addition to those of the disk, after which a later launch may succeed.
 
-The host lacks processes, memory or descriptors, or the runner did not read its order because it was killed or the host
-was too busy.
+They occur if the host lacks processes, memory or descriptors, or if the runner did not read its order because it was
+killed or the host was too busy.
 """
 
 
@@ -90,7 +90,7 @@ class RunnerProgram(NamedTuple):
 
     lifeline_fd: the read end of a pipe. When its write end is closed, the kernel kills the runner. None if the
         runner may outlive this process.
-    can_fork: whether the program accepts `--template-fd=N`, see `RunnerTemplate`. Not possible with a lifeline.
+    can_fork: whether the program accepts `--template-fd=N`, see `RunnerTemplate`. A lifeline rules this out.
     """
 
     command: Sequence[str]
@@ -100,7 +100,7 @@ class RunnerProgram(NamedTuple):
 
     @property
     def lifeline_options(self) -> Sequence[str]:
-        """The command-line options that describe the pipe."""
+        """The command-line options that describe the lifeline pipe."""
         return () if self.lifeline_fd is None else (f"--lifeline-fd={self.lifeline_fd}",)
 
     @property
@@ -112,8 +112,9 @@ class RunnerProgram(NamedTuple):
 class RunnerTemplate:
     """A process that has imported everything that runners need, and forks a runner for each request.
 
-    The import takes most of a runner's start, and runners share the memory of the modules. The first request starts the
-    template. A request after its death starts a new one. The template ends with this process; its runners do not.
+    The import takes most of a runner's start-up time, and runners share the memory of the modules. The first request
+    starts the template. A request after its death starts a new template. The template ends with this process; its
+    runners do not.
     """
 
     def __init__(self, program: RunnerProgram) -> None:
@@ -125,10 +126,11 @@ class RunnerTemplate:
     def fork(self, runtime: str, order_read_fd: int, log_fd: int, lock_fd: int) -> int:
         """Fork a runner, which inherits the lock. Blocks. Returns the runner's pidfd.
 
-        runtime: whose modules the runner needs. order_read_fd: its stdin. log_fd: its stdout and stderr.
+        runtime: name of the runtime whose modules the runner needs. order_read_fd: the runner's stdin. log_fd: the
+        runner's stdout and stderr.
 
-        If this raises OSError, a runner may have been forked nevertheless. It exits without an order, so close the
-        write end of its stdin.
+        If this raises OSError, a runner may have been forked nevertheless. A runner exits if it gets no order, so close
+        the write end of its stdin.
         """
         with self._lock:
             control = self._connect()
@@ -364,7 +366,7 @@ class LocalPreservedDisk(LocalRunnerClient):
 
     @contextlib.asynccontextmanager
     async def try_lock(self) -> AsyncIterator[Liveness]:
-        """Hold the lock and yield FREE, or yield HELD. Implements `PreservedDisk.try_lock`.
+        """Acquire the lock and yield FREE; if it is held already, yield HELD. Implements `PreservedDisk.try_lock`.
 
         If the preserved files are removed in the meantime, the lock file is removed as well.
         """

@@ -1,4 +1,4 @@
-"""Removes what killed probes left behind.
+"""Removes the leftovers of killed probes.
 
 A probe is a sandbox without a task that tests what the host supports.
 """

@@ -87,9 +87,9 @@ _INCONCLUSIVE_ERRNOS = frozenset(
 )
 """Errors that do not prove that a runner is unresponsive.
 
-No process listens, the path does not lead to a socket, or this process lacks resources. All other errors come from a
-runner that listens but does not accept connections: for example, a connection beyond its backlog is reset although it
-seemed to be established.
+They mean that no process listens, the path does not lead to a socket, or this process lacks resources. All other errors
+come from a runner that listens but does not accept connections: for example, a connection beyond the runner's backlog
+is reset although it seemed to be established.
 """
 
 
@@ -124,7 +124,7 @@ class RunnerClient:
             raise RunnerUnreachableError("The task's runner is not responding.") from error
 
     async def renew_lease(self, request: RenewLease) -> Reply:
-        """Extend the lease of the runner's gateway, within 5 s. Raises RunnerUnreachableError."""
+        """Extend the lease of the runner's gateway. Raises RunnerUnreachableError, at the latest after 5 s."""
         return await self._request(request)
 
     async def open_terminal(self, request: OpenTerminal) -> StreamTerminalConnection:
