@@ -76,8 +76,8 @@ async def accept_connection(listener: socket.socket) -> socket.socket:
 async def run_until_first_complete(*coroutines: Coroutine[Any, Any, T]) -> T:
     """Run the coroutines until one completes; return its result or raise its exception.
 
-    The others are cancelled and have ended on return. If several complete at once, the one that comes first in the
-    arguments counts.
+    The others are cancelled and have ended on return. If several complete at the same time, the one that comes first in
+    the arguments counts.
     """
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:

@@ -87,6 +87,6 @@ class CpuQueue:
         self._turn.release()
 
     async def wait(self) -> None:
-        """Wait for a turn and give it up immediately."""
+        """Wait until the caller is first and the budget allows the queue's priority, then leave the queue."""
         async with self:
             pass

@@ -9,7 +9,7 @@ ATTEMPT_ID: ContextVar[str | None] = ContextVar("attempt_id", default=None)
 
 
 def bind_task(task_id: str) -> None:
-    """Label later log lines of this asyncio task with a Sandbox task instead of the request that started it."""
+    """Label later log lines of this asyncio task with a Sandbox task instead of an API request."""
     REQUEST_ID.set(None)
     TOKEN_ID.set(None)
     TASK_ID.set(task_id)
