@@ -75,7 +75,10 @@ def create_gateway(
 
 
 def _gateway_rules(task: Task, *, hold_model_requests: bool) -> GatewayRules:
-    """Return the rules. Model requests are held only if the agent must be checked before the first request."""
+    """Return the rules for the gateway of a task's agent.
+
+    Model requests are held only if the agent must be checked before its first request.
+    """
     return GatewayRules(
         egress=egress_rules(task.manifest.vm),
         budget=remaining_budget(task),

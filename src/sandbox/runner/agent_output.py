@@ -163,7 +163,7 @@ class AgentOutput:
     record: records an event.
     on_chunk: called with the size of every chunk.
     queue: the queue in which output waits for the runner's CPU budget.
-    progress_count: grows whenever output is read, recorded or handled. Only useful to detect progress: it has no unit.
+    progress_count: grows whenever output is read, recorded or handled. It has no unit; it only shows progress.
     """
 
     def __init__(

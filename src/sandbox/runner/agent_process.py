@@ -134,7 +134,7 @@ async def drain_output(
 ) -> None:
     """Let the output readers finish after the agent has ended; record a gap if they cannot.
 
-    If a reader failed, raises its error.
+    Raises the error of a reader that failed.
     """
     missing = await _wait_for_output(readers, output, queue)
     done, late = await asyncio.wait(readers, timeout=0)

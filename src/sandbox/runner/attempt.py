@@ -53,10 +53,11 @@ class StaleOrderError(SandboxError):
 def check_order_is_current(order: RunAttempt | FinishAttempt, task: Task | None, last_record: Record | None) -> Task:
     """Check that the order is not stale, and return its task.
 
-    Call it while holding the journal's lock, before the first step.
+    Call this function while holding the journal's lock, before the first step.
 
-    An attempt is started once, directly after its AttemptStarted record. A finisher's attempt is the last one of an
-    unfinished task. last_record: the newest record. Raises StaleOrderError.
+    A RunAttempt order is current only directly after the AttemptStarted record, because an attempt is started once. A
+    FinishAttempt order is current if its attempt is the last one of an unfinished task. last_record: the newest
+    record. Raises StaleOrderError.
     """
     if task is None or task.attempt is None or task.attempt.id != order.attempt_id or task.state.is_final:
         raise StaleOrderError(f"Task {order.task_id} has no running attempt {order.attempt_id}.")
@@ -319,9 +320,9 @@ class DeadRunnerFinisher(msgspec.Struct, frozen=True):
             await self.ending.follow_up_or_end()
 
     async def _destroy_sandbox(self) -> None:
-        """Destroy the sandbox before its files are read. Once only the teardown is left, errors are only logged.
+        """Destroy the sandbox before its files are read. Raises OSError, and the errors of `Runtime.destroy`.
 
-        Raises OSError, and the errors of `Runtime.destroy`.
+        If only the teardown of the attempt is left, logs these errors instead of raising them.
         """
         handle = read_handle(self.attempt.layout.handle)
         if handle is None:

@@ -69,7 +69,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
 
     @property
     def earlier_layouts(self) -> Iterator[AttemptLayout]:
-        """The directories of the task's earlier attempts. No later attempt exists."""
+        """The directories of the task's other attempts. All of them are earlier: this attempt is the latest."""
         own_root = self.layout.root
         return (files for files in self.task_layout.attempts() if files.root != own_root)
 

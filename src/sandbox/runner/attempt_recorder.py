@@ -47,7 +47,7 @@ class RetryingWriter:
     A cancel request is written immediately or rejected, because its caller relies on it. Records that contain neither a
     state nor a cost are buffered only up to BUFFERED_OUTPUT_BYTES_MAX.
 
-    release_reserve: frees the reserve of the disk; called when a write fails. Returns whether to try again.
+    release_reserve: called when a write fails; frees the reserve of the disk, and returns whether to try again.
     """
 
     def __init__(self, writer: JournalWriter, release_reserve: Callable[[], bool]) -> None:
@@ -161,7 +161,7 @@ class HostDiskSpace:
 
 
 class StopSignal:
-    """Set by the effects of recorded events, and awaited by the running step."""
+    """The signal to stop the attempt: the effects of recorded events set it, and the running step waits for it."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
@@ -249,7 +249,7 @@ class AttemptRecorder:
     def record_once(self, event: e.AttemptFailed | e.ErrorReported, subject: str = "") -> None:
         """Record an event unless an equal one was already recorded: a retry finds the same problems again.
 
-        subject: what the event is about, if its fields do not include that.
+        subject: distinguishes events whose fields are equal, such as errors of files whose paths are hidden.
         """
         key = hash((event, subject))
         if key not in self._recorded_hashes and self._record_or_drop(event):

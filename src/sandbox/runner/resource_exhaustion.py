@@ -65,7 +65,7 @@ class ExhaustionDetector:
         return Failure(FailureCode.OUT_OF_MEMORY, await sandbox.wait_for_exceeded_limit())
 
     async def check_disk(self) -> str:
-        """Measure the disk. Returns why that failed, or an empty string; after a failure, the last values remain."""
+        """Measure the disk. Returns why this failed, or an empty string; after a failure, the last values remain."""
         try:
             self.disk_usage = await self._disk.usage()
         except OSError as error:

@@ -249,7 +249,7 @@ class TerminalServer:
         self._connections.add(serving)
         self._changed.set()
         try:
-            # Not awaited directly: `close_all` cancels the task but must not cancel its waiter.
+            # Do not await the task directly: `close_all` cancels the task but must not cancel its waiter.
             await asyncio.wait({serving})
         finally:
             serving.cancel()

@@ -81,7 +81,7 @@ class ArtifactRecorder(msgspec.Struct, frozen=True):
             await asyncio.to_thread(_write_chunks, partial, chunks, abandoned)
         finally:
             abandoned.set()
-        # Journal content was already redacted when it was written, and a session was scanned.
+        # Journal content was redacted when it was written, and a session is scanned before it is stored.
         await self.store_file(name, content_type, partial, contains_secret=False)
 
     async def store_file(
@@ -137,9 +137,9 @@ class ArtifactRecorder(msgspec.Struct, frozen=True):
         await self.record(msgspec.structs.replace(artifact, name=name, path=path, contains_secret=self.is_unredactable))
 
     def has_secret_in_name(self, artifact: Artifact) -> bool:
-        """Return whether the name contains a secret value, or the end of one that starts in the path. True if unknown.
+        """Return whether the name contains a secret value, or the end of a value that starts in the path.
 
-        Names may be truncated, and a value may contain slashes.
+        Returns True if this is unknown. Names may be truncated, and a value may contain slashes.
         """
         if self.redactor is None:
             return self.is_unredactable
@@ -181,7 +181,7 @@ class CollectStep(msgspec.Struct, frozen=True):
 
         Once the metadata exists, even after an incomplete collection, nothing is collected again, because part of the
         workspace may be removed already. Raises OSError, or an AttemptError caused by one, if the server's disk
-        rejected a write; then a retry is possible.
+        rejected a write; in that case, a retry is possible.
         """
         attempt = self.attempt
         if attempt.task.is_collected:
@@ -210,11 +210,11 @@ class CollectStep(msgspec.Struct, frozen=True):
     async def store_metadata(self) -> None:
         """Store the metadata, which is always available, after a collection that did not finish. Raises OSError."""
         self.attempt.task_layout.artifacts.mkdir(mode=0o700, exist_ok=True)
-        # An abandoned thread may still write the partial file with the usual name.
+        # Use another name for the partial file: an abandoned thread may still be writing the one with the usual name.
         await self._store_metadata(".last")
 
     def _make_deadline_redactor(self) -> DeadlineRedactor | None:
-        """Create the secret scanner for collected files; None if there are no secrets or their values differ."""
+        """Create the secret scanner for collected files; None if there are no secrets or their values have changed."""
         redactor = self.attempt.redactor
         if redactor is None or not self._has_same_secrets():
             return None
@@ -222,7 +222,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         return DeadlineRedactor(redactor, seconds, self.clock.monotonic)
 
     def _has_same_secrets(self) -> bool:
-        """Return whether this disk's agent had the same secret values. True if the disk does not exist."""
+        """Return whether the agent had the secret values that are known now. Returns True if there is no disk."""
         layout = self.attempt.layout
         return not layout.disk.exists() or matches_fingerprint(layout.secret_fingerprint, self.attempt.secrets)
 

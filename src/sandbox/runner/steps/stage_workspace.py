@@ -48,7 +48,7 @@ class ClonedWorkspace(msgspec.Struct, frozen=True):
         """Store the fingerprint of the secrets that the agent will have."""
         if self.attempt.secrets:
             fingerprint = await asyncio.to_thread(make_fingerprint, self.attempt.secrets)
-            # Not in a thread, which could not be cancelled and might still write while the attempt is being finalized.
+            # Do not use a thread: it could not be cancelled, and might still write while the attempt is finalized.
             write_durably(self.attempt.layout.secret_fingerprint, fingerprint)
 
     async def prepare_workspace(self) -> str:
@@ -67,7 +67,7 @@ class ResumedWorkspace(msgspec.Struct, frozen=True):
 
     async def prepare_disk(self) -> None:
         """Move the disk, and require that the secrets are unchanged."""
-        # Not in a thread, which could not be cancelled and might still move files while the attempt is being finalized.
+        # Do not use a thread: it could not be cancelled, and might still move files while the attempt is finalized.
         take_over_files(self.attempt)
         await require_same_secrets(self.attempt)
 

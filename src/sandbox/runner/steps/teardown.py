@@ -39,10 +39,10 @@ class TeardownStep(msgspec.Struct, frozen=True):
             )
 
     async def run_for_follow_up(self, handle: SandboxHandle | None, *, keeps_disk: bool) -> None:
-        """Like `run`, but for use before a follow-up attempt, and raises on failure.
+        """Destroy the sandbox and remove its files before a follow-up attempt. Unlike `run`, raises on failure.
 
-        The next attempt must not start while parts of this one are alive. A disk that is kept for the next agent must
-        be intact. Raises AttemptError (sandbox_lost, disk_full), OSError, TimeoutError.
+        The next attempt must not start while processes of this attempt are alive. A disk that is kept for the next
+        agent must be intact. Raises AttemptError (sandbox_lost, disk_full), OSError, TimeoutError.
         """
         preserved = files_for_resume(self.attempt.layout) if keeps_disk else ()
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
@@ -95,7 +95,7 @@ def earlier_attempt_files(attempt: AttemptContext) -> list[Path]:
 
 
 def files_for_resume(layout: AttemptLayout) -> list[Path]:
-    """Return the files that a resumed attempt needs: the agent's files, and those that the host compares them with."""
+    """Return the files that a resumed attempt needs: the disk, the repository and the fingerprint of the secrets."""
     return [layout.disk_image, layout.disk, layout.repository, layout.secret_fingerprint]
 
 
