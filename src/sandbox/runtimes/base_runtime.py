@@ -139,7 +139,7 @@ class BaseRuntime:
         return SandboxHandle(runtime=self._driver.name, attempt_id=attempt_id, details=details)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> Sandbox:
-        """Start the launcher; while it starts up, create its control group, move it there and chown the disk."""
+        """Start the launcher. While it starts up, move it into its new control group and chown the disk."""
         group, uid = _group_of(handle), _uid_of(handle)
         self._driver.find_program()
         self._require_prepared(handle)

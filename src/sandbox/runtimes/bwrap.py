@@ -17,7 +17,7 @@ _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bw
 DEVICE_ARGUMENTS = ("--dev", "/dev", "--dev-bind", launcher.DEVPTS_DIRECTORY, "/dev/pts", "--remount-ro", "/dev")
 """Mounts the launcher's devpts over bubblewrap's, which does not limit the number of terminals.
 
-/dev/ptmx then links to the ptmx device of the launcher's devpts. /dev is read-only: bubblewrap does not limit the
+Therefore, /dev/ptmx links to the ptmx device of the launcher's devpts. /dev is read-only: bubblewrap does not limit the
 number of files in it, and one read of a directory in memory lists all of its files without interruption.
 """
 

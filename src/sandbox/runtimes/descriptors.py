@@ -60,7 +60,7 @@ def refuse_files(receiver: socket.socket) -> bool:
     """Make the kernel refuse to pass files (SCM_RIGHTS) to a Unix socket. Returns False before Linux 6.16.
 
     If the receiver does not accept the files, the kernel closes them in the thread that reads or closes the socket. A
-    program inside could pass a connection whose close takes as long as the program wants (SO_LINGER).
+    program inside could pass a connection that takes arbitrarily long to close (SO_LINGER).
     """
     try:
         receiver.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)

@@ -112,7 +112,7 @@ class PtyMaster(asyncio.ReadTransport):
         self.resume_reading()
 
     def is_reading(self) -> bool:
-        """Return whether the descriptor is open, even while reading is paused."""
+        """Return whether the descriptor is open. Returns True even while reading is paused."""
         return self._descriptor >= 0
 
     def pause_reading(self) -> None:

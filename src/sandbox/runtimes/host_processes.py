@@ -22,8 +22,8 @@ _PF_FORKNOEXEC = 0x40
 def find_by_uid(uid: int) -> list[int]:
     """Return the living processes whose real, effective, saved or file system uid is this uid.
 
-    One system call shows whether any process has this real uid. If none has, no process has this uid as another kind of
-    uid either, because a process with a reserved uid can only change to another reserved uid.
+    One system call shows whether any process has this real uid. If no process does, no process has it as another kind
+    of uid either, because a process with a reserved uid can change only to another reserved uid.
     """
     return [pid for pid in _list_pids() if uid in read_uids(pid)] if _is_real_uid_in_use(uid) else []
 
@@ -173,7 +173,7 @@ class SandboxLeftovers:
         return self._runtime.attempt_ids()
 
     async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
-        """Destroy the sandbox, using its handle on disk or a recovered one. The caller then owns the disk."""
+        """Destroy the sandbox, using its handle on disk or a recovered one. On return, the caller owns the disk."""
         # Use a separate event loop: scanning all processes on the machine would block the server's event loop.
         await run_in_daemon_thread(lambda: asyncio.run(self._destroy(attempt_id, layout)))
 

@@ -29,7 +29,7 @@ _EXIT_SECONDS = 1.0
 _DESCRIPTORS_MAX = 250
 """Maximum number of descriptors per message, below the kernel's limit (SCM_MAX_FD)."""
 _FIXED_LISTENERS_COUNT = 4
-"""Number of listeners other than the transparent ones. The counter's socket, if any, follows all listeners."""
+"""Number of listeners other than the transparent ones. The socket of a `SocketCounter` may follow all listeners."""
 _LAUNCHER_CODE = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launcher.main(sys.argv[1:])"
 """Imports the launcher instead of running its file, because Python caches bytecode only for imported modules."""
 
@@ -60,7 +60,7 @@ class LauncherProcess:
         self.pid = process.pid
         self.output = output
         self.errors = errors
-        # It takes several milliseconds to count the machine's objects, while the launcher starts up.
+        # Count the machine's objects in a thread while the launcher starts up, because this takes several milliseconds.
         self._counters = asyncio.get_running_loop().run_in_executor(None, _create_counters)
         self._socket_counter: SocketCounter | None = None
         """Counts the sockets of the sandbox's network. Set once the launcher is ready."""

@@ -50,7 +50,7 @@ class DiskRoot(msgspec.Struct, frozen=True):
 
 
 def prepare_disk_root(spec: SandboxSpec) -> None:
-    """Create the mount points and links on the disk. Does nothing if the disk is only a directory.
+    """Create the mount points and links on the disk. Does nothing if the disk is a plain directory.
 
     Raises OSError unless an earlier sandbox has used the disk. If such a disk is full and has an earlier layout, its
     directories are mounted separately.
@@ -65,7 +65,7 @@ def prepare_disk_root(spec: SandboxSpec) -> None:
 
 
 def find_disk_root(spec: SandboxSpec) -> DiskRoot | None:
-    """Describe the root of the disk; None if the disk is only a directory, or was not prepared completely."""
+    """Describe the root of the disk; None if the disk is a plain directory, or was not prepared completely."""
     root = _describe_disk_root(spec)
     if root is None or not all(os.path.lexists(_on_disk(spec.disk, path)) for path in root.paths):
         return None

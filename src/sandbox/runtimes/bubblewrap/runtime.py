@@ -60,7 +60,7 @@ async def probe_bubblewrap(runtime: Runtime, run_dir: Path, hierarchies: cgroups
 
 
 def _explain_failure(reason: str) -> str:
-    """Return the reason, preceded by a remedy if one of the host's settings forbids user namespaces."""
+    """Return the reason for a failed probe, with the likely remedy."""
     reason = reason.removesuffix(".")
     for name, failing_value, remedy in _SYSCTLS:
         setting = Path("/proc/sys", name)

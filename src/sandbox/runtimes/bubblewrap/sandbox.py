@@ -94,7 +94,10 @@ def _root_arguments(root: RootFsSpec) -> Iterator[str]:
 
 
 def _disk_root_arguments(root: RootFsSpec, disk_root: DiskRoot) -> Iterator[str]:
-    """Mount the disk and what covers its root directory. The mount points must exist: bubblewrap cannot create them."""
+    """Yield bubblewrap's arguments that mount the disk, and over it the rest of the root directory.
+
+    The mount points must exist, because bubblewrap cannot create them on the disk.
+    """
     yield from ("--bind", f"{launcher.EXPOSED_DIRECTORY}/{_DISK}", "/")
     for path in disk_root.image_paths:
         yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/image{path}", path)
@@ -114,7 +117,7 @@ def _content_arguments(root: RootFsSpec, tmpfs_mounts: Iterable[str], links: Map
 
 
 def _system_arguments() -> Iterator[str]:
-    # Uid 0 could write to /proc/sys even without capabilities. Although the uid is never 0, /proc/sys is read-only.
+    # /proc/sys is read-only as a second barrier: uid 0 could write to it without capabilities, but the uid is never 0.
     yield from bwrap.PROC_ARGUMENTS
     # pid 1 is bubblewrap with the agent's uid. A process that can write its memory can forge the command's exit code.
     yield from ("--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1", *bwrap.READ_ONLY_PROC_ARGUMENTS)

@@ -81,7 +81,7 @@ _DESCRIPTORS_PER_DIRECTORY = 2
 """Number of host descriptors for each directory open in the sandbox: one to look up entries, one to list them."""
 
 _RUNSC_FAILED = 128
-"""Exit code of a failed runsc. A command can exit with the same code, but then the log contains no error."""
+"""Exit code of a failed runsc. If a command exits with the same code, the log contains no error."""
 
 _RUN_SECONDS = 10.0
 _RUNSC_EXEC_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import runsc_exec; runsc_exec.main(sys.argv[1:])"

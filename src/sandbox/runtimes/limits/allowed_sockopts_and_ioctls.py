@@ -13,8 +13,9 @@ IGNORED_SOCKOPTS: Mapping[int, tuple[int, ...]] = {
 SO_SNDBUF: the kernel handles all messages of one netlink request without interruption, and the buffer limits the size
 of a request: 0.9 s for 8 MiB. SO_RCVBUF: each connection that nobody accepts inherits the listener's size. IP_RECVERR,
 IPV6_RECVERR: no control group counts the error queue, and the C library requires them for DNS. TCP_DEFER_ACCEPT: a
-connection stays half-open for hours if its peer disappears silently. UDP_GRO: its first and last socket make the kernel
-change its own code, which interrupts every processor of the machine; a program then gets each datagram separately.
+connection stays half-open for hours if its peer disappears silently. UDP_GRO: when the first socket enables it and when
+the last such socket is closed, the kernel changes its own code, which interrupts every processor of the machine.
+Without the option, a program gets each datagram separately.
 """
 
 ALLOWED_SOCKOPTS: Mapping[int, frozenset[int]] = {

@@ -66,13 +66,13 @@ _FEW_SOCKETS = 64
 Each queue can hold at most 1 MiB and 4096 half-open connections.
 """
 _SANDBOXES_AT_LIMIT_MIN = 8
-"""Minimum number of sandboxes that together can exhaust all buffers. Datagrams of other sandboxes are then dropped."""
+"""Minimum number of sandboxes that together can exhaust all buffers. If they do, other sandboxes lose datagrams."""
 
 
 _READ_BYTES = 64 * 1024
 
 _NEGATIVE_DENTRIES_GROWTH_MAX = 1024 * 1024
-"""Maximum growth in the machine's negative dentries (cached names that do not exist) at which caches are kept."""
+"""Caches are kept up to this growth in the number of negative dentries (cached names of nonexistent files)."""
 
 
 class ControlGroup(msgspec.Struct, frozen=True):
@@ -126,12 +126,12 @@ class ControlGroup(msgspec.Struct, frozen=True):
             host_processes.send_signal(pid, signal.SIGKILL, self._contains)
 
     def drop_caches(self, negative_dentries_before: int) -> None:
-        """Free what the kernel has cached for the group, if this may include many names that do not exist.
+        """Free the kernel's caches for the group if they may contain many names of nonexistent files.
 
-        Such names in the host's directories would outlive the group, and those of many sandboxes would add up. Call
+        Names in the host's directories would outlive the group, and the names from many sandboxes would add up. Call
         this once no process is left. Takes 0.5 s of CPU time for a million names.
 
-        negative_dentries_before: the number of such names on the whole machine before the sandbox started.
+        negative_dentries_before: the machine's number of names of nonexistent files before the sandbox started.
         """
         usage, growth = self._group_usage(), count_negative_dentries() - negative_dentries_before
         if usage is None or min(growth, usage.kernel_bytes // DENTRY_BYTES) <= _NEGATIVE_DENTRIES_GROWTH_MAX:

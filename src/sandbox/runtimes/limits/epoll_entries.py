@@ -27,7 +27,8 @@ _CAPACITY_FILE = Path("/sys/kernel/slab/eventpoll_epi/total_objects")
 _FEW_ENTRIES = EPOLL_ENTRIES_MAX // 8
 """Up to this capacity, the number of the machine's entries is taken as 0, because reading slabinfo takes 4 to 8 ms.
 
-The entries that other programs had before the sandbox started then count as growth caused by the sandbox.
+If the capacity exceeds this value later, entries that other programs had before the sandbox started count as growth
+caused by the sandbox.
 """
 _INSPECTION_SECONDS = 2.0
 """Maximum CPU time of one inspection. All open files are inspected, because one instance can have all the entries.

@@ -1,6 +1,6 @@
 """Counts the cached extents and the directories on a sandbox's disk, which is a separate ext4 file system.
 
-The limits of control groups do not bound them.
+The limits of control groups do not bound these kernel objects.
 """
 
 import os
@@ -80,7 +80,10 @@ _MAGIC = 0xEF53
 _META_BLOCK_GROUPS, _LARGE_DESCRIPTORS = 0x10, 0x80
 _GROUP_BYTES, _GROUP = 32, struct.Struct("<16xH14x")
 _LARGE_GROUP = struct.Struct("<16xH30xH14x")
-"""Formats of block group descriptors: the number of directories. The large descriptor has its low and its high bits."""
+"""Formats that extract the number of directories from a block group descriptor.
+
+A large descriptor stores the low and the high bits of the number separately.
+"""
 
 
 class DirectoryMeter:

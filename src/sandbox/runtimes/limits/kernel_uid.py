@@ -75,9 +75,9 @@ class KernelUidPool:
     def lock_if_unclaimed(self, uid: int, attempt_id: str) -> Iterator[Callable[[], bool]]:
         """Yield a function that returns True while the uid is this attempt's or unclaimed.
 
-        An unclaimed uid cannot be claimed in the meantime. If another process holds the claim, it can release the uid,
-        which can then be claimed for another attempt. To signal a process safely, open its pidfd first, then call the
-        function again, then send the signal.
+        An unclaimed uid cannot be claimed within the context. If another process holds the claim, it can release the
+        uid, which can then be claimed for another attempt. To signal a process safely, open its pidfd first, then call
+        the function again, then send the signal.
         """
         if attempt_id in self._claims:
             yield lambda: True

@@ -51,7 +51,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     reclaimable_free_slab_bytes_max: the limit on reclaimable_free_slab_bytes.
     anon_vma_chain_bytes: memory used by the links between the anonymous mappings of processes and their ancestors.
     vma_bytes: memory used by the mappings of processes.
-    dentries: number of file names that the kernel has cached, including names that do not exist.
+    dentries: number of file names that the kernel has cached, including names of nonexistent files.
     udp_sockets_on_port: number of UDP sockets on the port with the most sockets.
     syscall_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
     closing_bytes: memory of files that ending processes take long to close; 0 while the kernel's memory has not grown.
@@ -93,7 +93,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
                 "connections, and accept incoming ones."
             )
         if self.buffer_bytes and self.buffer_bytes_max is not None and self.buffer_bytes > self.buffer_bytes_max:
-            # The limit does not grow with vm.memory beyond its maximum.
+            # The limit grows with vm.memory, but not beyond SOCKET_BUFFER_BYTES_MAX.
             remedy = ", or raise vm.memory." if self.buffer_bytes_max < SOCKET_BUFFER_BYTES_MAX else "."
             return (
                 f"The sandbox's sockets held {self.buffer_bytes >> 20} MiB in their buffers; the limit is "
@@ -233,9 +233,10 @@ _WAITED_SECONDS_MAX = 5.0
 _WAITS_MAX = 120
 """Limits on the waits for one measurement, which may need locks that programs inside hold.
 
-Time in which threads of this process waited for a processor does not count, because the machine is then busy. The times
-of all threads are added up, because the threads take turns. Some of them may do other work, so the number of waits also
-limits one measurement. If the event loop stops, for example because the machine is suspended, that counts as one wait.
+Time in which threads of this process waited for a processor does not count, because the cause is a busy machine. The
+times of all threads are added up, because the threads take turns. Some threads may do other work, so the number of
+waits also limits one measurement. A stop of the event loop, for example while the machine is suspended, counts as one
+wait.
 """
 
 _THREADS_DIRECTORY = Path("/proc/self/task")
@@ -255,7 +256,7 @@ async def wait_for_exceeded_limit(
     uncharged_bytes: returns the machine's kernel memory that is not charged to the sandbox; None if unknown. If it
         grows, the files are counted early: partly read directories can use hundreds of MiB per second.
     terminal_usage: measures terminals; None for confined programs, which have none. While the kernel's threads for
-        terminals keep all processors busy, each change of threads in the runner takes half a second.
+        terminals keep all processors busy, each thread switch in the runner takes half a second.
     """
     return await run_until_first_complete(
         *(() if terminal_usage is None else [_poll_for_violation(terminal_usage, TERMINAL_CPU_CHECK_INTERVAL_SECONDS)]),

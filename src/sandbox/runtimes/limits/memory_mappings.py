@@ -2,7 +2,7 @@
 
 The mappings of a process are listed in /proc/PID/maps. A program can hide mappings: the memory of a process that has
 ended remains as long as another process reads one of its files in /proc, such as `pagemap`, and until its last thread
-has removed all mappings. A program can delay both by keeping a processor busy. Hidden mappings are on the machine, but
+has removed all mappings. A program can delay both by keeping a processor busy. Hidden mappings exist, but are
 in no list. They are attributed to sandboxes like other kernel memory.
 """
 

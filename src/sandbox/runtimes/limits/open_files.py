@@ -57,7 +57,7 @@ _OWN_FILES = (
     *(SANDBOX_WORKSPACE, SANDBOX_HOME, "/tmp", "/dev/shm", "/dev/pts", "/proc"),  # noqa: S108
     *("/memfd:", "/SYSV", "pipe:", "socket:"),
 )
-"""Prefixes of the paths of files that have a separate inode in each sandbox."""
+"""Path prefixes of files that have a separate inode in each sandbox."""
 
 _SYSCTL_DIRECTORY = "/proc/sys/"
 """Prefix of the settings that are bind-mounted from the host's /proc if the server runs as an ordinary user."""

@@ -1,4 +1,4 @@
-"""Interrupts threads that wait in a system call. Measures what the kernel uses for calls, ending processes, terminals.
+"""Interrupts threads that wait in a system call. Measures what system calls, ending processes and terminals use.
 
 A system call keeps a file open until it returns, even if another thread closes the descriptor in the meantime. Such a
 file is in no descriptor table and cannot be counted. Interrupted calls return: the kernel restarts most of them with
@@ -11,8 +11,8 @@ in its own memory.
 A process that ends gives up its descriptor table before the kernel closes its files. A program can delay this for
 minutes by keeping a processor busy.
 
-A kernel thread processes what a program writes to the master of a pseudo-terminal. The thread is in no control group,
-each terminal can keep one of them busy, and one byte can cost 20 µs: a reprint character repeats the whole line, and an
+Kernel threads process what programs write to the masters of pseudo-terminals. These threads are in no control group,
+and each terminal can keep one thread busy. One byte can cost 20 µs: a reprint character repeats the whole line, and an
 interrupt character signals all processes of the foreground group.
 """
 
@@ -236,13 +236,13 @@ _FILES_OF_PROCESS_MAX, _FILE_BYTES_MAX = 16_384, 20 << 10
 """Limit on the open files of one process, and the maximum uncharged memory of one file (a partly read directory)."""
 
 _CLOSING_SECONDS, _WAITING_SECONDS = 1.0, 5.0
-"""How long a process must have been closing its files to be counted, if it is runnable and if it waits.
+"""How long a process must have been closing its files to be counted: if it is runnable, and if it waits.
 
-Ordinary processes also wait for a slow disk.
+A process that waits must take longer, because ordinary processes also wait for a slow disk.
 """
 
 _CLOSING_TIME_SLICES = 2
-"""Number of time slices that a runnable process must have had meanwhile.
+"""Number of time slices that a runnable process must have had during that time to be counted.
 
 In a time slice, it closes hundreds of files.
 """
@@ -295,7 +295,7 @@ class ClosingFilesMeter:
         self._clock = clock
         self._lowest = count_all()
         self._first: dict[int, tuple[float, ClosingThread]] = {}
-        """When each thread that is closing files was first found, and its state then."""
+        """When each thread that is closing files was first found, and its state at that time."""
 
     def count(self, thread_ids: Callable[[], Collection[int]]) -> int | None:
         """Return an upper bound in bytes; 0 if the kernel's memory has not grown beyond the limit, None if unknown."""
@@ -324,17 +324,17 @@ class ClosingFilesMeter:
 
 
 _TERMINAL_FUNCTION = "flush_to_ldisc"
-"""The kernel's function that processes the input of a terminal, in the stack of a thread that does so."""
+"""The kernel function that processes the input of a terminal. It is in the stack of a thread that does this."""
 
 _TERMINAL_WRITE_FUNCTION = "tty_write"
-"""A part of the names of the kernel's functions that write to a terminal."""
+"""Text that is in the name of each kernel function that writes to a terminal."""
 
 _KERNEL_THREADS = Path("/proc/2/task/2/children")
 _WORKER_PREFIX = "kworker/u"
-"""The start of the names of kernel threads that are not bound to a processor. They process the input of terminals."""
+"""Name prefix of kernel threads that are not bound to a processor. They process the input of terminals."""
 
 _WRITTEN_SECONDS = 20.0
-"""How long ago the last write to a terminal may be. The kernel stores the time with an accuracy of 8 s."""
+"""A write to a terminal counts as recent for this time. The kernel stores the time of a write in steps of 8 s."""
 
 _UNCOUNTED_TERMINAL_PROCESSORS = 0.5
 _MULTIPLEXER = "ptmx"
@@ -349,9 +349,9 @@ class TerminalThreads:
         self._seconds: dict[str, float] = {}
 
     def read_growth(self) -> float:
-        """Return the CPU time since the last call of the threads that are processing input now; 0 if unknown.
+        """Return the CPU time that the threads now processing input have used since the last call; 0 if unknown.
 
-        A thread that was not seen in the last call counts as 0.
+        A thread that the last call did not find counts as 0.
         """
         earlier, self._seconds = self._seconds, {}
         with suppress(OSError):
@@ -373,7 +373,7 @@ class TerminalThreads:
 
 
 def count_written_terminals(process_ids: Collection[int], proc: Path = _PROC) -> int:
-    """Return the number of a sandbox's terminals; 0 if no program has written to one lately."""
+    """Return the number of a sandbox's terminals; 0 if no program has written to one recently."""
     for pid in process_ids:
         directory = proc / str(pid) / "root/dev/pts"
         with suppress(OSError):
@@ -386,7 +386,7 @@ def count_written_terminals(process_ids: Collection[int], proc: Path = _PROC) ->
 
 
 def _has_pending_write(process_ids: Iterable[int], proc: Path) -> bool:
-    """Return whether a thread is writing to a terminal. The kernel stores the time of the write only when it ends."""
+    """Return whether a thread is writing to a terminal. The kernel stores the time of a write only when it ends."""
     for pid in process_ids:
         for thread in list_directory(f"{proc}/{pid}/task"):
             with suppress(OSError):

@@ -23,7 +23,10 @@ ALLOWED_INTERNET_PROTOCOLS = (0, 6, 17)
 """The type's default, TCP and UDP. For any other protocol, the kernel tries to load a module of the host."""
 
 MSG_MORE, SPLICE_F_MORE = 0x8000, 0x4
-"""Flags that hold back a datagram: up to 64 KiB per socket, not charged to a control group. TCP_CORK is for streams."""
+"""Flags that hold back a datagram of up to 64 KiB per socket, which is not charged to any control group.
+
+TCP_CORK concerns only streams.
+"""
 
 TCP_LEVEL, TCP_ZEROCOPY_RECEIVE = 6, 35
 """A getsockopt option that maps pages of received data into the program. They are not charged to any control group."""
@@ -62,7 +65,8 @@ Programs that copy sparse files read the holes instead.
 _FALLOCATE_MODES, _PUNCH_HOLE, _FALLOCATE_BYTES_MAX = 0x13, 0x2, 1 << 30
 """FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, and the maximum size of one allocation.
 
-Finding the 262,144 extents of 1 GiB takes 0.4 s. Other modes move all extents behind the range, or are not examined.
+Finding the 262,144 extents of 1 GiB takes 0.4 s. Other modes are refused: they move all extents behind the range, or
+their cost is unknown.
 """
 
 _ALLOWED_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
@@ -98,8 +102,9 @@ _SET_FLAGS, _ASYNC = 4, 0x2000
 _SIGNALLING_COMMANDS = (1024, 1026)
 """F_SETFL, O_ASYNC; F_SETLEASE, F_NOTIFY: signals for events on files.
 
-For one event, the kernel signals every process of the owner's group for each open file at once. The time is charged to
-the cause of the event: a process of the host that reads a directory of /usr, or, for terminals, a kernel thread.
+For one event, the kernel signals every process of the owner's group, once for each open file, without interruption. The
+time is charged to the cause of the event: a process of the host that reads a directory of /usr, or, for terminals, a
+kernel thread.
 """
 
 _IDLE_POLICIES = (5, 0x40000005)
@@ -152,14 +157,14 @@ Each call retries the operations of all waiting threads: 80 ms for 480 threads w
 """
 
 _MERGEABLE, _ADVICE_MAX = 12, 101
-"""MADV_MERGEABLE: a kernel thread searches for equal pages.
+"""MADV_MERGEABLE, and the highest number of an allowed advice.
 
-It needs 64 bytes per page, which are not charged to any control group. Since Linux 6.13, a process can give itself any
-advice with process_madvise.
+MADV_MERGEABLE makes a kernel thread search for equal pages, which needs 64 bytes per page that are not charged to any
+control group. Since Linux 6.13, a process can give itself any advice with process_madvise.
 
-Advice with a higher number fails, as on a kernel without it. The first is MADV_GUARD_INSTALL: one call changes the page
-tables of a whole mapping without interruption. A call for 64 GiB takes 0.3 s and needs 128 MiB of memory. The C library
-falls back to mprotect.
+Advice with a number above the maximum fails, as on a kernel without it. The first such advice is MADV_GUARD_INSTALL:
+one call changes the page tables of a whole mapping without interruption. A call for 64 GiB takes 0.3 s and needs 128
+MiB of memory. The C library falls back to mprotect.
 """
 
 _PR_SET_SECCOMP = 22
@@ -171,9 +176,9 @@ _PROCESS_OPTIONS = (
 _PROCESS_OPTION_MAX, _NAMED_PROCESS_OPTIONS = 77, (0x41555856, 0x59616D61)
 """The highest allowed option of prctl, and PR_GET_AUXV and PR_SET_PTRACER. Others fail as on a kernel without them.
 
-The first higher one is PR_FUTEX_HASH (78): without preemption, the kernel initializes a table of up to 1 GiB. It takes
-0.6 s for 256 MiB. PR_SET_VMA (0x53564D41) names mappings with up to 80 bytes each, which are not charged to any control
-group.
+The first option above the maximum is PR_FUTEX_HASH (78): the kernel initializes a table of up to 1 GiB without
+interruption, which takes 0.6 s for 256 MiB. PR_SET_VMA (0x53564D41) names mappings with up to 80 bytes each, which are
+not charged to any control group.
 """
 
 _ARG0, _ARG1, _ARG2, _ARG3, _ARG4, _ARG5 = range(_ARGS_OFFSET, _ARGS_OFFSET + 48, 8)
@@ -187,11 +192,11 @@ class Architecture(msgspec.Struct, frozen=True):
     any control group. A socket counts only the used bytes of a page. Programs fall back to copying.
 
     setxattr_calls: refused, as on a file system without extended attributes. A file in memory can have any number of
-    them. The kernel lists and removes them without interruption, which takes 2.3 s and 4.6 s for 20 million. Moreover,
-    access control lists are not charged to any control group.
+    attributes, and the kernel lists or removes them without interruption: 20 million take 2.3 s to list and 4.6 s to
+    remove. Moreover, access control lists are not charged to any control group.
 
     sched_setaffinity: succeeds without effect. A call that moves a running thread wakes up a kernel thread with the
-    highest priority, whose time counts for no control group. 400 threads that move themselves between two processors
+    highest priority, whose time is charged to no control group. 400 threads that move themselves between two processors
     stop all other programs on both for 8 s at a time.
     """
 

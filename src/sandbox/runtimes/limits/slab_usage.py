@@ -43,11 +43,11 @@ A sandbox that was never charged for 1/16 of its limit has not exceeded the limi
 """
 
 _CPU_SECONDS_MIN = 0.001
-"""This is added to each sandbox's CPU time between two measurements, because that time may be unknown."""
+"""Amount added to each sandbox's CPU time between two measurements, because an unknown CPU time counts as 0."""
 
 
 class GroupUsage(NamedTuple):
-    """What a sandbox's control group was charged for: its kernel memory now, and its CPU time since it was created.
+    """The usage charged to a sandbox's control group: kernel memory now, and CPU time since the group was created.
 
     reclaimable_bytes: the part of the kernel memory that the kernel can reclaim, such as cached inodes and file names.
         0 if unknown, as with cgroup v1.
@@ -65,7 +65,7 @@ class SlabUsage(NamedTuple):
         those that it can, such as cached inodes.
     anon_vma_chain_bytes: the links between anonymous mappings, which are in use. A mapping has one link for each
         ancestor with which its process may share pages of the mapping.
-    dentry_bytes: the cached names of files (dentries), including names that do not exist.
+    dentry_bytes: the cached names of files (dentries), including names of nonexistent files.
     vma_bytes: the mappings of all processes, which are in use.
     vma_growth_bytes: equal to vma_bytes. A `SlabMeter` does not divide the growth of this value between the sandboxes.
     """
@@ -138,7 +138,7 @@ def count_used_objects(kind: str, slabs: Path = SLABS) -> int | None:
 
 
 def count_negative_dentries(dentry_state: Path = _DENTRY_STATE) -> int:
-    """Return how many names that do not exist the machine's kernel has cached; 0 if unknown, as before Linux 5.0."""
+    """Return how many names of nonexistent files the kernel has cached; 0 if unknown, as before Linux 5.0."""
     return _count_dentries(dentry_state, _NEGATIVE_DENTRIES_FIELD)
 
 

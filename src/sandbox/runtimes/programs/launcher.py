@@ -267,7 +267,7 @@ def _is_same_inode(file: str, source: str) -> bool:
 
 
 def _has_mounts_below(directory: str) -> bool:
-    """Return whether other file systems are mounted under the directory. An overlay of it would not contain them."""
+    """Return whether file systems are mounted under the directory; an overlay of it would not contain them."""
     prefix = directory.rstrip("/") + "/"
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:  # noqa: PTH123
         return any(line.split(" ", 5)[4].startswith(prefix) for line in mounts)
@@ -389,7 +389,7 @@ def open_sock_diag() -> list[_socket.socket]:
 
 
 def send_sockets(control: _socket.socket, sockets: list[_socket.socket]) -> None:
-    """Send the listeners and the counter to the runner and close them here."""
+    """Send the sockets that the runner needs to the runner, and close them here."""
     numbers = struct.pack(f"{len(sockets)}i", *(one.fileno() for one in sockets))
     control.sendmsg([b"sockets"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
     for one in sockets:

@@ -103,7 +103,11 @@ def exec_on_pty(argv: list[bytes], environment_entries: list[bytes], directory: 
 
 
 def wait_for_parent(channel: _socket.socket) -> None:
-    """In the child: die with the parent. Only the parent's response shows that it has not ended: its pid is unknown."""
+    """In the child: make the kernel kill this process when its parent ends, then wait for the parent's response.
+
+    The response shows that the parent had not ended before. The child cannot check this otherwise, because the parent's
+    pid is not visible in the sandbox.
+    """
     launcher.check_errno(_prctl(PR_SET_PDEATHSIG, _signal.SIGKILL), "prctl")
     channel.send(b"ready")
     if channel.recv(2) != b"go":
@@ -132,7 +136,7 @@ def start_command(
     launcher.set_parent_death_signal(parent)
     pty_master, pty_peer = open_pty(*size)
     parent_socket, child_socket = _socket.socketpair()
-    # The child's arguments are a copy of these and would show host paths to processes inside.
+    # Clear the arguments before the fork: the child gets a copy, which would show host paths to processes inside.
     argv_copy = ctypes.string_at(*argv_location)
     ctypes.memset(argv_location[0], 0, argv_location[1])
     child = os.fork()

@@ -27,7 +27,7 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
 TIOCSCTTY = 0x540E
 EXIT_NOT_STARTED = 127
 EXIT_RUNSC_FAILED = 128
-"""Exit code of a runsc that failed; its log messages then contain the reason."""
+"""Exit code of a runsc that failed; its log messages contain the reason for the failure."""
 EXIT_KILLED = 128 + 9
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -121,8 +121,8 @@ def _create_cgroup(memory: str, processes: str) -> None:
     """Create the command's group, which excludes the memory of the guest's kernel and agent."""
     parent = os.path.dirname(COMMAND_CGROUP)  # noqa: PTH120
     mount("cgroup2", parent, "cgroup2")
-    # Otherwise, the kernel rejects allocations larger than the machine's memory before the limit is reached and
-    # reported.
+    # Allow overcommitment. Otherwise, the kernel rejects allocations larger than the machine's memory before the limit
+    # is reached and reported.
     write("/proc/sys/vm/overcommit_memory", "1")
     write(f"{parent}/cgroup.subtree_control", "+memory +pids")
     os.mkdir(COMMAND_CGROUP)  # noqa: PTH102
