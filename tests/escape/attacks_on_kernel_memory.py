@@ -270,7 +270,7 @@ refused("held back") if returned[0] else succeeded()""", """
 file = os.memfd_create("mapped"); os.ftruncate(file, 4096)
 if os.fork() == 0:
     os._exit(0 if [mmap.mmap(file, 4096, prot=mmap.PROT_READ) for _ in range(1000)] else 1)
-if os.wait()[1] == 0: succeeded()""", ("out_of_memory", "held back", "ENOENT"), allowed_inside=("qemu",), unchanged_observers=("long calls",), host_paths=("/proc/self/pagemap",))  # fmt: skip
+if os.wait()[1] == 0: succeeded()""", ("out_of_memory", "held back", "ENOENT"), unchanged_observers=("long calls",), host_paths=("/proc/self/pagemap",))  # fmt: skip
     yield Attack("kernel threads that process the input of terminals", """
 import termios
 outer, inner = os.openpty(); os.write(outer, b"typed\\n"); os.read(inner, 6)
