@@ -1,4 +1,4 @@
-"""Entries of `claude.allowed_tools`: converts them to options and compares them with the agent's tools."""
+"""Converts the entries of `claude.allowed_tools` to options, and compares them with the agent's tools."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def find_binary() -> Path:
 
 
 def binary_version(binary: Path) -> str:
-    """Return the version, such as `2.1.332`, from the file next to the bundled binary; `unknown` if that fails."""
+    """Return the version, such as `2.1.332`, from a file next to the binary; `unknown` if the file cannot be read."""
     try:
         words = binary.with_name("claude.version").read_text().split()
     except OSError:

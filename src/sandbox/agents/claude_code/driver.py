@@ -32,7 +32,7 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.primitives.files import open_granting_access
 
 PLAIN_TEXT_PREFIX = "Task:\n"
-"""Prepended to a prompt that would otherwise be interpreted as a command."""
+"""Prefix for a prompt that would otherwise be interpreted as a command."""
 
 _LEADING_WHITE_SPACE = re.compile(r"[\s\ufeff]*")
 """The characters that JavaScript trims. They include the byte order mark, which is not white space in Python."""
@@ -47,7 +47,7 @@ def escape_commands(prompt: str, command_prefixes: tuple[str, ...]) -> str:
 PROMPT_FILE = ".sandbox/prompt.md"
 
 _ARGUMENT_BYTES_MAX = 100 * 1024
-"""Longer prompts are passed in a file, because the kernel limits an argument to 128 KiB."""
+"""Maximum size of a prompt that is passed as an argument, not in a file. The kernel's limit is 128 KiB."""
 
 _KEY_SUFFIX_CHARACTERS = 20
 _PERMISSION_MODES = {"dontAsk": "default"}
@@ -63,7 +63,7 @@ def interactive_arguments(options: tuple[str, ...], prompt: str) -> tuple[str, .
 
 
 def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str, bytes]:
-    """Return home directory files that suppress Claude Code's first-run questions (setup, API key, trust)."""
+    """Return files in the home directory that suppress Claude Code's first-run questions (setup, API key, trust)."""
     settings = {
         "hasCompletedOnboarding": True,
         "theme": "dark",
@@ -237,9 +237,10 @@ RESUME_PROMPT = (
 """Prompt for an agent that resumes its session."""
 
 _SETTINGS = '{"skipWebFetchPreflight":true,"skipDangerousModePermissionPrompt":true}'
-"""By default, WebFetch asks an Anthropic service about each host. Here, the gateway decides which hosts are allowed.
+"""Claude Code's settings for a sandbox.
 
-The manifest decides whether permission checks are skipped, so Claude Code must not ask for confirmation.
+The gateway decides which hosts are allowed, so WebFetch does not ask an Anthropic service about each host. The manifest
+decides whether permission checks are skipped, so Claude Code does not ask for confirmation.
 """
 
 
@@ -321,8 +322,9 @@ class ClaudeCodeDriver:
 def encode_prompt(prompt: str) -> bytes:
     """Encode the prompt for stdin so that Claude Code does not interpret it as a command.
 
-    Claude Code executes `/clear`, `/init` and other commands at the start of a prompt. The prefix consists of letters,
-    because Claude Code might trim leading white space. Leading `-`, `!` and `#` have no special meaning on stdin.
+    Claude Code executes `/clear`, `/init` and other commands at the start of a prompt. PLAIN_TEXT_PREFIX
+    consists of letters, because Claude Code might trim leading white space. Leading `-`, `!` and `#` have no special
+    meaning on stdin.
     """
     return escape_commands(prompt, ("/",)).encode(errors="replace")
 

@@ -25,7 +25,7 @@ class McpServer:
 
     __pydantic_config__ = FORBID_EXTRA
     type: Literal["stdio", "http", "sse"] | None = None
-    """`stdio` with a command, `http` (the default) or `sse` with a URL."""
+    """The transport: `stdio` with a command, `http` (the default) or `sse` with a URL."""
     command: str | None = None
     """Program inside the sandbox."""
     args: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Manifest templates of the dashboard's submit form."""
+"""Manifest templates for the dashboard's submit form."""
 
 from sandbox.interfaces.agent import ManifestTemplate
 

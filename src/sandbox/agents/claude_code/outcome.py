@@ -72,7 +72,7 @@ def _explain_error_result(result: dict[str, Any]) -> tuple[FailureReason, str]:
 
 
 _GATEWAY_HINT = re.compile(r" If it persists, check your inference gateway \([^)]*\)\.?")
-"""Advice to remove from messages. Claude Code adds it because its base URL is the sandbox's gateway."""
+"""Advice that is removed from messages. Claude Code adds it because its base URL is the address of the gateway."""
 
 _UNKNOWN_COST = "so lifecycle.budget_usd cannot bound the cost"
 _NO_CREDIT = re.compile("credit balance|billing", re.IGNORECASE)

@@ -43,7 +43,7 @@ OPEN_CALLS_MAX = 10_000
 """Maximum number of unanswered tool calls that are tracked. Beyond that, the oldest call is dropped."""
 
 CLAUDE_TASKS_MAX = 1000
-"""Maximum number of tasks of Claude Code that are tracked. Beyond that, the oldest task is dropped."""
+"""Maximum number of Claude Code's background tasks that are tracked. Beyond that, the oldest one is dropped."""
 
 INIT_TOOLS_MAX = 10_000
 """Maximum number of the agent's tools that are checked: each is compared with every pattern of `allowed_tools`."""

@@ -41,7 +41,7 @@ _REQUEST_HEADERS = RequestHeaders(
     forwarded_prefixes=(b"x-claude-code-", b"x-stainless-"),
     repeatable=frozenset({b"accept", b"anthropic-beta"}),
 )
-"""Claude Code and its SDK identify themselves with some of these headers."""
+"""The request headers to forward. Some of them identify Claude Code and its SDK."""
 
 _RESPONSE_HEADERS = ResponseHeaders(
     forwarded=frozenset(
@@ -60,7 +60,7 @@ _RESPONSE_HEADERS = ResponseHeaders(
     forwarded_prefixes=(b"anthropic-ratelimit-",),
     account=frozenset({b"anthropic-organization-id", b"anthropic-workspace-id"}),
 )
-"""Forwards the headers that Claude Code and its SDK read. Other headers may describe the server key's account."""
+"""The response headers to forward: those that Claude Code and its SDK read. Others may reveal the key's account."""
 
 _ERROR_TYPES = {
     401: "authentication_error",
@@ -86,7 +86,7 @@ class MessagesApi:
     response_headers = _RESPONSE_HEADERS
 
     def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:
-        """Return the header with the server's key. Raises ValueError."""
+        """Return the header with the server's key. Raises ValueError if there is not exactly one valid key."""
         key = upstream.api_key or upstream.auth_token
         if bool(upstream.api_key) == bool(upstream.auth_token):
             raise ValueError("Set exactly one of ANTHROPIC_API_KEY and ANTHROPIC_AUTH_TOKEN.")

@@ -158,7 +158,7 @@ _LIST_PRICE_VALUES = {"speed": (None, "standard"), "inference_geo": (None, "glob
 """Request fields, and the values for which the list price applies; fast mode and single-region inference cost more."""
 
 _SERVER_CHOSEN_FALLBACKS = "default"
-"""Value that makes the API select the fallback models."""
+"""Value of a request's `fallbacks` with which the API itself selects the models."""
 
 
 def unpriced_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Extracts token usage from a model response as it passes, buffering at most one line of a stream."""
+"""Extracts token usage from the chunks of a model response. Buffers at most one line of a stream."""
 
 from contextlib import suppress
 from typing import Annotated, Any
@@ -31,10 +31,10 @@ _DELTA_OVERHEAD_BYTES = 80
 """Minimum size of a delta event's line, not counting its text."""
 
 _INCLUDED_ITERATIONS = ("message", "fallback_message")
-"""Types of iterations that are at least partly included in the response's total counts.
+"""Types of iterations whose tokens are at least partly included in the response's total counts.
 
-The total counts exclude input that is read again after an advisor's message, and output that another model started.
-All other iterations (compaction, an advisor) are billed in addition.
+The totals exclude input that the model reads again after an advisor's message, and output that another model began.
+Iterations of all other types (compaction, an advisor) are not included, and are billed in addition.
 """
 
 _GLOBAL_REGIONS = ("", "global", "not_available")
@@ -165,7 +165,7 @@ class StreamMeter:
             self._find_content(line.removesuffix(b"\r"))
         if line.startswith(b"data:"):
             self._received_bytes += max(0, len(line) - _DELTA_OVERHEAD_BYTES)
-        # Most lines are pieces of text: decode only those that can contain usage.
+        # Most lines are pieces of text. Decode only lines that can contain usage.
         if line.startswith(b"data:") and (b'"message_start"' in line or b'"message_delta"' in line):
             self._decode(line[len(b"data:") :])
 
@@ -255,7 +255,7 @@ class JsonMeter:
             return "", None
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """Return an upper bound on the usage: the received bytes do not show how much of the output is missing."""
+        """Return the request's upper bound, because the received bytes do not show how much output is missing."""
         return _Tally().upper_bound(cost_bound, cost_bound.output_tokens_max)
 
 
