@@ -144,7 +144,7 @@ def _problem_handler(status: int, get_extensions: _Extensions) -> Callable[..., 
 
 
 def retry_after_header(seconds: int | None) -> dict[str, str]:
-    """Return the Retry-After header for a 429 or 503 response. None means DEFAULT_RETRY_AFTER_SECONDS."""
+    """Return the Retry-After header for a 429 or 503 response. seconds: None uses the default."""
     return {"retry-after": str(seconds or DEFAULT_RETRY_AFTER_SECONDS)}
 
 
@@ -226,7 +226,7 @@ async def _range_not_satisfiable(connection: HTTPConnection, error: RangeNotSati
 
 
 async def _task_not_continuable(connection: HTTPConnection, error: TaskNotContinuableError) -> Response:
-    """Name the request that runs the task again, if that is the remedy."""
+    """Return the error response. If the task can be run again, the message names the request that does so."""
     message = error.message
     if error.can_rerun:
         message = f"{message.removesuffix('.')} with POST {paths.task_path(error.task_id)}/rerun."

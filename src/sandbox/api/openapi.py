@@ -126,7 +126,7 @@ class ApiRoute(APIRoute):
 
 
 def create_router(tag: str) -> APIRouter:
-    """Create a router for routes with this tag. They accept only the parameters that they declare."""
+    """Create a router for routes with this tag. The routes accept only the parameters that they declare."""
     dependencies = [Depends(set_api_route), Depends(check_params)]
     return APIRouter(route_class=ApiRoute, tags=[tag], dependencies=dependencies)
 

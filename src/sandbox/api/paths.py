@@ -61,7 +61,7 @@ register_url_convertor("rest", _AnyPathConvertor())
 
 
 def is_public(path: str) -> bool:
-    """Return whether the path is accessible without a token: probes, the sign-in page and its assets."""
+    """Return whether the path is accessible without a token, as probes, the sign-in page and the assets are."""
     return path in PUBLIC_PATHS or path == SIGN_IN or path.startswith(ASSETS)
 
 

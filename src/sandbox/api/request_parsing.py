@@ -303,7 +303,7 @@ class PageCursor(msgspec.Struct, frozen=True, array_like=True):
 
 
 def encode_cursor(cursor: Cursor | None, query: TaskQuery) -> str | None:
-    """Encode a cursor for this query; None stays None."""
+    """Encode a cursor for this query; return None for None."""
     if cursor is None:
         return None
     page_cursor = PageCursor(_CURSOR_VERSION, query.sort, query.order, cursor.value, cursor.task_id)
@@ -333,12 +333,12 @@ def decode_cursor(text: str) -> PageCursor:
 
 BODY_TIMEOUT_SECONDS = 30.0
 _BODY_COPIES = 2
-"""A body is in memory twice while its chunks are joined."""
+"""Number of copies of a body in memory: while its chunks are joined, there are two."""
 
 
 @asynccontextmanager
 async def body_memory(request: Request, additional_bytes: int = 0) -> AsyncIterator[None]:
-    """Reserve memory for the body in the client's share; wait until it is available.
+    """Reserve memory for the body from the client's share; wait until it is available.
 
     additional_bytes: size of other data that the request loads and copies in the same way as its body.
     """

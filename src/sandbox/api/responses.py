@@ -16,7 +16,7 @@ BodyT = TypeVar("BodyT")
 
 
 class JsonResponse(Response, Generic[BodyT]):
-    """A JSON response with a body of this type, encoded with msgspec, with a trailing newline for terminals.
+    """A JSON response with a body of this type. It is encoded with msgspec and ends with a newline for terminals.
 
     As the return type of a route, `JsonResponse[TaskBody]` also describes the response in the schema.
     """
@@ -37,9 +37,9 @@ _REASON_PHRASES = {
     416: "Range Not Satisfiable",
     422: "Unprocessable Content",
 }
-"""Reason phrases of RFC 9110.
+"""Reason phrases of RFC 9110 that differ from those of Python before 3.13.
 
-Only Python 3.13 and later have them; responses and schema must not depend on the version.
+Responses and the schema must not depend on the version of Python.
 """
 
 

@@ -33,7 +33,7 @@ from sandbox.model.wire import bodies, event_bodies, server_bodies
 from sandbox.model.wire.requests import CancelRequest, ContinueRequest, RerunRequest
 
 _ENUMS = (TaskState, FollowUp)
-"""Enums that have a separate component. Bodies declare them as a `Literal` with the same values."""
+"""Enums that have a separate component in the schema. Bodies declare them as a `Literal` with the same values."""
 
 _EXAMPLE = {
     "version": "1",

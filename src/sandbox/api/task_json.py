@@ -111,7 +111,7 @@ class ChainTotals:
 
 
 def chain_totals(chain: Sequence[Task]) -> ChainTotals | None:
-    """Return the totals of a chain; None for a single task."""
+    """Return the totals of a chain of tasks that continue one another; None for a single task."""
     if len(chain) < 2:
         return None
     now = datetime.now(UTC)

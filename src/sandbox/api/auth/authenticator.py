@@ -82,7 +82,7 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _ORIGIN_PATTERN = re.compile(r"(?P<scheme>https?)://(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 _SCHEME_PORTS = {"http": 80, "https": 443}
 _DATA_DESTINATIONS = frozenset({"document", "empty"})
-"""Fetch destinations of data: `document` (navigation; only pages are displayed), `empty` (fetch, EventSource)."""
+"""Fetch destinations for which all responses are allowed: `document` (navigation) and `empty` (fetch, EventSource)."""
 _ASSET_DESTINATIONS = _DATA_DESTINATIONS | {"script", "style", "image", "worker"}
 
 
@@ -113,7 +113,7 @@ def check_origin(host: str | None, origin: str | None, *, names: Collection[str]
 def check_fetch_site(method: str | None, headers: Mapping[str, str]) -> str | None:
     """Return why a request without `Origin` is denied, or None.
 
-    Denies requests from pages of other sites, except those that follow a link.
+    Denies requests from pages of other sites, except when the user follows a link.
     """
     if "origin" in headers or headers.get("sec-fetch-site") not in {"cross-site", "same-site"}:
         return None

@@ -18,7 +18,7 @@ SESSIONS_MAX = 1000
 SESSIONS_PER_TOKEN_MAX = 20
 """Maximum number of open sessions per token; opening another one closes that token's oldest session.
 
-This way, a token cannot close the sessions of other tokens.
+This way, the holder of one token cannot close the sessions of other tokens.
 """
 
 _SECRET_BYTES = 32

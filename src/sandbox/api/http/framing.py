@@ -24,7 +24,7 @@ FIELDS_MAX = 128
 """Maximum number of fields in a header or trailer, and of values in list fields. Even short ones are slow to parse."""
 
 PARTS_PER_READ_MAX = 24
-"""Maximum number of parts (heads, chunk-size lines, chunks, line endings) that are passed on at once."""
+"""Maximum number of parts (heads, chunk-size lines, chunks, line endings) that one call passes on."""
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/1\.([01])")
@@ -67,7 +67,8 @@ class RequestFraming:
     def feed(self, data: bytes) -> bytes:
         """Add received bytes; return those that can be parsed now: a few parts, at most up to the end of a request.
 
-        A client may send thousands of requests or chunks at once. Parsing all of them would delay other clients.
+        A client may send thousands of requests or chunks together. Parsing all of them in one call would delay other
+        clients.
         """
         self._buffer += data
         output = bytearray()

@@ -32,7 +32,7 @@ Idle connections whose last request was authenticated have a separate limit with
 _DESCRIPTORS_DIVISOR = 8
 """Divisor of the file descriptor limit: on each port, unauthenticated connections may use 1/8 of the descriptors.
 
-So may idle connections of authenticated clients.
+Idle connections of authenticated clients may use another 1/8.
 """
 
 STALL_TIMEOUT_SECONDS = 600.0
@@ -42,13 +42,13 @@ HEAD_TIMEOUT_SECONDS = 30.0
 """A client is disconnected if its request head is incomplete this long after connecting or after its last response."""
 
 _PARTS_BYTES = 28 * 1024
-"""Bytes charged to a client's share for a few parts of a request body, regardless of their length."""
+"""Bytes charged to a client's share of the event loop for each group of parsed parts, whatever their length."""
 
 _REJECTION_BYTES = 16 * 1024
-"""For each response to a malformed request, this many bytes are charged to the share for rejections."""
+"""Bytes charged to the rejections' share of the event loop for each response to a malformed request."""
 
 _FRAMES_BYTES = 256
-"""Number of bytes of WebSocket frames that are parsed at once. A client's shortest frame is 6 bytes long."""
+"""Number of bytes of WebSocket frames that are parsed in one step. A client's shortest frame is 6 bytes long."""
 
 MORE_TEXT = "sandbox.more_text"
 """Key in a `websocket.send` message: whether the next message continues this text. ASGI does not define fragments."""
@@ -98,7 +98,7 @@ class ClosableConnections:
 class PortState(ServerState):
     """State shared by the connections of one port.
 
-    rejection_share: the share for responses to malformed requests.
+    rejection_share: the share of the event loop for responses to malformed requests.
     idle_connections: connections whose last request was authenticated. They are counted separately, so that clients
     without a token cannot cause them to be closed.
     """
@@ -124,12 +124,12 @@ class _BackpressureMixin(asyncio.Protocol):
     _stall_timer: asyncio.TimerHandle | None = None
 
     def pause_writing(self) -> None:
-        """Start the stall timer: the write buffer is full."""
+        """Start the stall timer, because the write buffer is full."""
         super().pause_writing()
         self._stall_timer = self.loop.call_later(STALL_TIMEOUT_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Cancel the stall timer: the write buffer was drained."""
+        """Cancel the stall timer, because the write buffer has been drained."""
         self._cancel_stall_timer()
         super().resume_writing()
 
@@ -202,7 +202,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         self._update_head_timer()
 
     def handle_events(self) -> None:
-        """Handle received data. If a body has many chunks, the rest is read as fast as the client's share allows."""
+        """Handle received data. Many chunks of a body are read in steps, as fast as the client's share allows."""
         super().handle_events()
         self.flow.is_held = self.conn.is_paused
         if self.conn.is_paused and self._body_reader is None:
@@ -307,7 +307,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
         self._changed = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
-        """Process the handshake, and buffer frames until the client's share allows them to be parsed.
+        """Process the handshake, and buffer frames until the client's share of the event loop allows parsing.
 
         A handshake that the library cannot parse gets a 400; uvicorn would not respond to it.
         """
@@ -396,7 +396,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
             self._pending_pong = pongs[-1]
 
     def resume_writing(self) -> None:
-        """Send the pending pong: the write buffer was drained."""
+        """Send the pending pong, because the write buffer has been drained."""
         super().resume_writing()
         pong, self._pending_pong = self._pending_pong, b""
         self.transport.write(pong)
@@ -411,7 +411,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _share_of(scope: Any) -> FairShare:
-    """Return the client's share, or a new one if the middleware has not authenticated the request yet."""
+    """Return the client's share of the event loop; a new one if the request has not been authenticated yet."""
     share = scope["state"].get("share")
     return share if isinstance(share, FairShare) else FairShare()
 

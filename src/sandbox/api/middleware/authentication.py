@@ -29,7 +29,7 @@ RECHECK_INTERVAL_SECONDS = 5.0
 """Maximum time that a stream continues after its token is revoked or expires."""
 
 _REQUEST_BYTES = 16 * 1024
-"""Bytes charged to the client's share for a request, even if it is rejected."""
+"""Bytes charged to the client's share of the event loop for a request, even if it is rejected."""
 
 _RESPONSE_START = "http.response.start"
 _CHECKED_TYPES = frozenset({_RESPONSE_START, "http.response.body", "websocket.send"})

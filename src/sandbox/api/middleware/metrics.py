@@ -33,7 +33,7 @@ NO_ROUTE = "none"
 """The route label of requests that were rejected before routing or matched no route."""
 
 _CREATED_SERIES = re.compile(rb"(# (HELP|TYPE) )?sandbox_\w+_created\b")
-"""Lines of the `_created` series, one per series. OpenMetrics has them; the Prometheus text format does not."""
+"""Matches lines of `_created` series, which belong to OpenMetrics and not to the Prometheus text format."""
 
 HOST_LABELS_MAX = 200
 """Maximum number of hosts in the metrics."""
@@ -91,7 +91,7 @@ class ServerMetrics:
     def render(self, health: Health, hosts: Sequence[HostWithTasks] = (), *, is_ready: bool) -> bytes:
         """Render all metrics in the Prometheus text format.
 
-        hosts: a host that is not drained and on which no worker has run is left out.
+        hosts: the hosts of the cluster. Hosts that are not drained and on which no worker has run are omitted.
         """
         for state in TaskState:
             self._tasks.labels(state).set(health.tasks_by_state.get(state, 0))
@@ -125,7 +125,7 @@ class _HostMetrics:
         )
 
     def set(self, hosts: Sequence[HostWithTasks]) -> None:
-        """Set the values of the HOST_LABELS_MAX hosts with the latest contact or drain, and remove all others."""
+        """Set the values of the HOST_LABELS_MAX hosts with the latest message or drain; remove those of all others."""
         times = {host.status.name: _latest(host.status.last_contact_at, host.status.draining_since) for host in hosts}
         known = [host for host in hosts if times[host.status.name]]
         latest = sorted(known, key=lambda host: times[host.status.name], reverse=True)[:HOST_LABELS_MAX]

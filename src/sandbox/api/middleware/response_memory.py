@@ -32,7 +32,7 @@ class ResponseRefusedError(OSError):
 
 
 async def respond_within_memory(app: ASGIApp, scope: Scope, receive: Receive, send: Send, memory: MemoryShare) -> None:
-    """Call the app and send its response at the rate of the current share.
+    """Call the app and send its response as fast as the client's share of the event loop allows.
 
     If `memory` is exhausted, send a 429 instead.
     """
@@ -103,7 +103,7 @@ class _CountedResponse:
 
 
 def _size_bytes(message: Message) -> int:
-    """Return the size in memory. A single wide character makes a string take four bytes per character."""
+    """Return the size of a message in memory. One wide character makes a string take four bytes per character."""
     if (text := message.get("text")) is not None:
         return sys.getsizeof(text)
     return len(message.get("body") or message.get("bytes") or b"")

@@ -208,7 +208,7 @@ class _ArtifactResponse(FileResponse):
         head: list[Message] = []
 
         async def send_with_body(message: Message) -> None:
-            """Send the head only with the first part of the body, because the file is opened between the two."""
+            """Delay the head until the first part of the body: Starlette opens the file after it sends the head."""
             if message["type"] == "http.response.start":
                 head.append(message)
                 return

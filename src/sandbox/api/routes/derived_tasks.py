@@ -159,7 +159,7 @@ def _change_manifest(
 
 
 def _locate(error: FieldError, overrides: Sequence[Override]) -> FieldError:
-    """Return the error with the location of the last override that set the field, or a part of it, if any."""
+    """Return the error, located at the last override that affects its field, or at the body if no override does."""
     for index, override in reversed([*enumerate(overrides)]):
         name = field_name(override.path)
         if _contains(name, error.field) or _contains(error.field, name):

@@ -207,7 +207,7 @@ def _check_limit(query: LogQuery) -> None:
 
 
 async def _limit(source: AsyncIterator[MessageBatch], count: int) -> AsyncIterator[MessageBatch]:
-    """Yield the messages of the first `count` events that pass the filter; those of all events if it is 0."""
+    """Yield the messages of the first `count` events that pass the filter; of all such events if `count` is 0."""
     found = 0
     try:
         async for messages in source:
@@ -288,7 +288,7 @@ def _parse_position(text: str) -> ChangeCursor | None:
 
 
 async def _encode_changes(changes: AsyncIterator[StateChange | ChangeCursor]) -> AsyncIterator[MessageBatch]:
-    """Encode each change. Only its last event has an id: a client that missed that event gets all events again."""
+    """Encode each change. Only its last event has an id: a client that missed it gets all the events again."""
     try:
         async for each in changes:
             if isinstance(each, ChangeCursor):
@@ -407,7 +407,7 @@ class _TextFormatter:
             begin, self._length = (b"\n" if self._open_source else b"") + prefix, 0
         self._open_source = source if is_continued else ""
         self._length += len(text)
-        # Terminal output is stored as it arrives: a line without a prefix could be mistaken for an event.
+        # Terminal output may contain several lines. A line without a prefix could be mistaken for an event.
         return begin + text.replace(b"\n", b"\n" + prefix) + (b"" if is_continued else b"\n")
 
 

@@ -34,7 +34,7 @@ class Encoder(Protocol):
 
 
 async def encode_each(events: AsyncIterator[WireEvent], encoder: Encoder) -> AsyncIterator[MessageBatch]:
-    """Encode events one at a time, without sharing."""
+    """Encode events one at a time, without sharing the results."""
     try:
         async for event in events:
             yield encoder.encode((event,))

@@ -119,7 +119,10 @@ class HistoryCache:
             self._batches[0].drop()
 
     async def load(self, events: AsyncIterator[WireEvent], after: int) -> Batch | None:
-        """Read the first of these events, which follow `after`, into a batch. Return None if there are none."""
+        """Read events until a batch is full; return the batch, or None if there are no events.
+
+        events: those after `after`.
+        """
         result: list[WireEvent] = []
         kept_bytes = 0
         with client_fairness.uncharged_work():
@@ -292,7 +295,7 @@ class StreamCache:
             await self._release(task_id, buffer)
 
     async def _next_batches(self, task_id: str, buffer: StreamBuffer, position: int) -> Sequence[Batch] | None:
-        """Return the batches after `position`. If the buffer has changed, the list is empty: call again.
+        """Return the batches after `position`. If the buffer has none, wait for a change and return an empty list.
 
         A client that lags behind the buffer gets batches from the history cache until it catches up. Returns None if
         neither the buffer nor the history has the next event.
