@@ -78,7 +78,7 @@ def create_certificate(directory: Path) -> tuple[Path, str]:
 
 
 SLURM_VARIABLES = ("HOME", "LANG", "LOGNAME", "PATH", "USER")
-"""The environment variables that workers on other hosts get. The user is the same there, but the paths may differ."""
+"""Environment variables that workers on other hosts get. The user is the same on all hosts, but paths may differ."""
 
 
 def worker_environment(context: PlacementContext, environment: Mapping[str, str]) -> dict[str, str]:
@@ -139,7 +139,7 @@ _RECORD_BYTES_MIN, _LAST_RECORD_BYTES = 64, 4096
 def has_task_ended(journals: Journals, task_id: str) -> bool:
     """Return whether a task has ended or is gone. A task whose journal cannot be read now counts as not ended.
 
-    This is cheap regardless of the journal's length, because any worker may ask about any task, again and again.
+    Only a few records are read, whatever the journal's length: any worker may ask about any task, again and again.
     """
     try:
         end = journals.find_offset(task_id, _AFTER_LAST_SEQ)
@@ -156,7 +156,7 @@ def has_task_ended(journals: Journals, task_id: str) -> bool:
 
 
 def store_runner_log(data_dir: Path, task_id: str, attempt_id: str, data: bytes) -> None:
-    """Store the log of a runner where the logs of local runners are. Raises OSError."""
+    """Store the log of a runner at the path at which a local runner's log would be. Raises OSError."""
     layout = TaskLayout(data_dir, task_id)
     if not layout.root.is_dir():  # removed in the meantime
         return

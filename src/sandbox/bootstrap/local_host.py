@@ -145,7 +145,7 @@ class PlacementContext(NamedTuple):
     """What a server passes to its placements.
 
     data_dir, run_dir: the directories of this process, which holds the locks on both.
-    replicas: copies what runners on other hosts write into `data_dir`.
+    replicas: copies into `data_dir` what runners on other hosts write.
     """
 
     data_dir: Path
@@ -241,7 +241,7 @@ class LocalHost:
 
 
 def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSource]:
-    """Create the sources of leftovers, in the order in which leftovers are removed."""
+    """Create the objects that find and remove leftovers of attempts, in the order in which leftovers are removed."""
     return (
         # Every runtime can end the sandboxes of all runtimes. The runtime `bubblewrap` can do so even if no runtime's
         # program is installed.

@@ -14,7 +14,7 @@ from sandbox.runtimes.nodejs import PACKAGE_FILES, npm_packages_source, packages
 
 OS_RELEASE = Path("/etc/os-release")
 PACKAGES = {"git": "git", "bwrap": "bubblewrap", "curl": "curl", "mkfs.ext4": "e2fsprogs"}
-"""Required packages, keyed by the program that they contain. All supported distributions use the same names."""
+"""Required packages, each keyed by a program that it contains. All supported distributions use the same names."""
 
 _PACKAGE_MANAGERS = {
     "debian": (("apt-get", "update"), ("apt-get", "install", "-y", "--no-install-recommends")),

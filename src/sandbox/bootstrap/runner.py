@@ -9,7 +9,7 @@ Imports only a few server modules, so that it starts fast and uses little memory
 import gc
 
 if __name__ == "__main__":
-    # Otherwise the garbage collector would scan the permanent objects of imported modules a hundred times.
+    # During the imports, the garbage collector would scan the permanent objects of modules a hundred times.
     gc.disable()
 
 import asyncio
@@ -410,7 +410,7 @@ def _create_parts(
     reserve = ReserveFile(TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve, RUNNER_RESERVE_BYTES)
 
     def measure() -> DiskSpace:
-        """Measure the free space. Omit the space of a released reserve: only the task's end may use it, not output."""
+        """Measure the free space for output. Exclude a released reserve, which is for the records of the task's end."""
         space = measure_disk_space(data_dir)
         return space if reserve.is_allocated else space.minus_reserve(RUNNER_RESERVE_BYTES)
 

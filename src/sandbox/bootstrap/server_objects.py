@@ -60,7 +60,7 @@ from sandbox.store.sqlite import SqliteStore
 _log = logging.getLogger(__name__)
 
 _DESCRIPTORS_PER_TASK = 4
-"""The server accepts at most one unfinished task per this many of its file descriptors; a waiting task uses two."""
+"""Number of the server's file descriptors for each unfinished task that it accepts; a waiting task uses two."""
 
 
 class TaskServer:
@@ -73,7 +73,7 @@ class TaskServer:
         token_store: TokenStore,
         disk_monitor: DiskMonitor,
     ) -> None:
-        """Construct the objects; nothing runs before `running`. Raises StoreError, OSError."""
+        """Construct the objects; background work starts only in `running`. Raises StoreError, OSError."""
         data_dir, settings, agents, clock = context.data_dir, context.settings, context.agents, SystemClock()
         tracked_tasks = dict[str, TrackedTask]()
         journals, store, drain = FileJournals(data_dir), SqliteStore(data_dir / "index.sqlite"), Drain(data_dir)

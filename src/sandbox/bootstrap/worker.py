@@ -143,7 +143,7 @@ def run(settings: ServerSettings, attempt_id: str, address: ServerAddress) -> in
 
 
 def _redirect_output(log: Path) -> None:
-    """Append what this process prints to a file. Raises OSError."""
+    """Redirect the output of this process to the end of a file. Raises OSError."""
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         for number in (1, 2):
@@ -231,7 +231,7 @@ def _lifeline() -> Iterator[int]:
 
 @contextlib.contextmanager
 def _shared_lock(data_dir: Path) -> Iterator[None]:
-    """Let other workers use the data directory, but no server."""
+    """Lock the data directory so that other workers can use it, but no server."""
     descriptor = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:

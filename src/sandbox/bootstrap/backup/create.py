@@ -186,7 +186,7 @@ def _add_task(backup: BackupWriter, journals: FileJournals, layout: TaskLayout) 
     """Add a task, unless it has already been removed. Raises OSError if the backup cannot be written."""
     with ExitStack() as stack:
         try:
-            # While the lock is held, by a runner or here, the task is neither removed nor compressed.
+            # While a process holds the lock, the task is not removed and its journal is not compressed.
             stack.enter_context(journals.try_lock(layout.task_id))
             name, file = _open_journal(stack, layout)
             size_bytes, artifacts = _inspect_journal(backup, journals, layout, name, file)

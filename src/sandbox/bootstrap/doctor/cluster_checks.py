@@ -26,11 +26,11 @@ _COMMANDS = ("sbatch", "squeue", "scancel", "sinfo")
 _COMMAND_SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
 _KILL_WAIT_SECONDS_MIN = 20
-"""A worker that gets SIGTERM sends its last records, and then removes its files: 10 s each."""
+"""Minimum KillWait: after SIGTERM, a worker needs 10 s to send its last records and 10 s to remove its files."""
 
 _USABLE_STATES = frozenset({"idle", "mixed", "allocated", "completing", "planned"})
 _USABLE_MARKS = "+-~#"
-"""Marks after a state: jobs are completing, reserved by the backfill scheduler, powered off to save power, starting."""
+"""Suffixes of the states of usable hosts: completing jobs, planned for a job, powered off to save power, starting."""
 
 _NOT_TESTED_PLUGIN = "task/cgroup"
 _TESTED_TRACKING = "proctrack/linuxproc"
@@ -50,7 +50,7 @@ class _SlurmHost(NamedTuple):
 
     @property
     def is_usable(self) -> bool:
-        """Whether the host responds and runs jobs. A host with a mark other than the usable ones does not."""
+        """Whether the host responds and runs jobs. A state with any other suffix, such as `*`, is not usable."""
         return self.state.rstrip(_USABLE_MARKS) in _USABLE_STATES
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ def check_engine(settings: ServerSettings) -> list[Finding]:
 
 
 def as_worker_host(settings: ServerSettings) -> ServerSettings:
-    """Return the settings with the data directory of this host's workers, whose disk and locks are checked."""
+    """Return the settings with the data directory of this host's workers, so that its disk and locks are checked."""
     return replace(settings, server=replace(settings.server, data_dir=Path(settings.cluster.slurm.data_dir)))
 
 
@@ -154,7 +154,7 @@ def _check_hosts(hosts: list[_SlurmHost], partition: str | None) -> list[Finding
 
 
 def _check_configuration(configuration: dict[str, str]) -> list[Finding]:
-    """Check the settings of Slurm that the end of a worker depends on."""
+    """Check the Slurm settings that determine how a worker is ended."""
     tracking, task = configuration.get("ProctrackType", ""), configuration.get("TaskPlugin", "")
     # Slurm prints its configuration of control groups only if they are not disabled.
     cgroups = configuration.get("CgroupPlugin", "disabled")
