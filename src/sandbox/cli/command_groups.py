@@ -37,7 +37,7 @@ class GlobalOption(click.Option):
 
     @property
     def usage(self) -> str:
-        """The names and the value: `-f, --format text|json`."""
+        """The option's names and its value, such as `-f, --format text|json`."""
         names = ", ".join(sorted(self.opts, key=len))
         value = "|".join(self.type.choices) if isinstance(self.type, click.Choice) else self.metavar
         return names if self.is_flag else f"{names} {value}"
@@ -92,7 +92,7 @@ def _fill(parts: Sequence[str], width: int) -> Iterator[str]:
 
 
 def command(*arguments: Any, **attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """Like `click.command`, for a `CommandWithGlobalOptionsHelp`."""
+    """Declare a `CommandWithGlobalOptionsHelp`, with the arguments of `click.command`."""
     return click.command(*arguments, cls=CommandWithGlobalOptionsHelp, **attributes)
 
 
@@ -144,7 +144,7 @@ class LazyGroup(SuggestingGroup):
         self._hidden_commands = hidden_commands or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names, in the order of the entries."""
+        """Return the names of the commands, in the order of the entries."""
         return list(self._entries)
 
     def has_command(self, ctx: click.Context, name: str) -> bool:
@@ -194,7 +194,7 @@ _ROOT_SYNONYMS = {
     "ls": "task list",
     "ps": "top",
 }
-"""The same for names that are typed without a group."""
+"""Maps names that users type without a group to commands. The names come from similar programs and from the shell."""
 
 _COMMANDS_BY_TOPIC = {
     **dict.fromkeys(("cost", "costs", "spend", "usage"), ("task status TASK_ID", "task list --sort cost --totals")),
@@ -202,7 +202,7 @@ _COMMANDS_BY_TOPIC = {
 """Maps names that are not commands to the command lines that show what the names stand for."""
 
 _SIMILARITY_MIN = 0.7
-"""With difflib's default of 0.6, commands with unrelated meanings would be suggested."""
+"""Minimum similarity of a suggestion. With difflib's default, 0.6, unrelated commands would be suggested."""
 
 
 def _suggest(name: str, ctx: click.Context) -> list[str]:

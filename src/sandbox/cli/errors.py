@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ExitCode(IntEnum):
-    """Exit codes of commands. Stable: scripts depend on these numbers."""
+    """Exit codes of commands. The numbers never change, because scripts depend on them."""
 
     SUCCESS = 0
     TASK_FAILED = 1

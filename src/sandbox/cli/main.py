@@ -103,7 +103,7 @@ ADMIN_ENTRIES = {
 @common_options
 @click.version_option(None, "--version", package_name="sandbox", message="sandbox %(version)s")
 def root() -> None:
-    """Run Claude Code as tasks: a manifest goes in, a patch comes out."""
+    """Run Claude Code as tasks: a manifest goes in, and a patch comes out."""
 
 
 @click.group(

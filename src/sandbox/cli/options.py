@@ -1,4 +1,4 @@
-"""Options shared by several commands. The common ones are accepted before or after the command's name."""
+"""Options shared by several commands. The common options are accepted before or after the command's name."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def run_terminal(options: CliOptions, task_id: str, keys: bytes, *, notice: str 
 
 
 def _other_commands(options: CliOptions, task_id: str, parameters: Mapping[str, Any]) -> Iterator[str]:
-    """Yield commands that are useful for a task without such a terminal, each with a label."""
+    """Yield commands that are useful if the requested terminal does not exist, each with a label."""
     escaped_id = escape_text(task_id)
     with options.connect() as client:
         has_ended = client.status(task_id)["state"] in FINAL_STATES

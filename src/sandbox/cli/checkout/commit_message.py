@@ -63,7 +63,7 @@ messages.
 """
 
 _CI_WORD = re.compile(r"(?<![a-z])(ci|cd|actions?|checks?|builds?|deploy|release|pipelines?)(?![a-z])", re.IGNORECASE)
-"""Words that distinguish an instruction from the text of a Markdown link."""
+"""Every instruction for a CI service contains one of these words. The text of a Markdown link rarely does."""
 
 
 def build_commit_message(final_message: str, task_name: str, task_id: str) -> str:

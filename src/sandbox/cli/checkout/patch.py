@@ -75,7 +75,7 @@ def fetch_patch(
     secrets_advice: str = "add --allow-secrets",
     is_chain: bool = False,
 ) -> None:
-    """Download and verify the task's patch to the file `target`. Exits with an error if there is none.
+    """Download the task's patch to the file `target` and verify it. Exits with an error if there is none.
 
     is_chain: download the patch that includes the changes from all tasks in the chain that this task continues.
     """
@@ -96,14 +96,14 @@ def fetch_patch(
 
 
 def find_chain_patch(client: Client, task_id: str) -> Artifact | None:
-    """Return the task's patch that includes the changes from the tasks it continues; None if there is none."""
+    """Return the task's patch that includes the changes from the tasks that it continues; None if there is none."""
     return next(iter(_patch_entries(client, task_id, _CHAIN_PATCH.format(task_id))), None)
 
 
 def chain_patch_size(client: Client, task: Task) -> str:
     """Return the size of the whole chain's patch, such as `+31 −4 in 3 files`.
 
-    Empty if the task continues no other one, or if the size cannot be determined.
+    Empty if the task does not continue another one, or if the size cannot be determined.
     """
     from sandbox.client import ClientError
 

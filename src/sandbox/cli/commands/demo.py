@@ -51,7 +51,7 @@ def demo(keeps_servers: bool, stops_servers: bool, **ports: int | None) -> None:
     except SandboxError as error:
         if isinstance(error, ClientError):
             raise
-        # The message may end with the lines of a log.
+        # The message may end with lines from a log.
         lines = map(escape_text, f"Error: {error.message}".split("\n"))
         fail("\n".join(lines), exit_code_for_error(error.code))
     raise click.exceptions.Exit(code or 0)

@@ -85,7 +85,7 @@ def _print_findings(findings: Sequence[Finding], *, shows_all: bool, has_color: 
     if console.is_terminal:
         if not shows_all:
             findings = _summarize_gaps(findings)
-        # problems last: the first lines of a long list scroll out of the window
+        # Print problems last, because the first lines of a long list scroll out of the window.
         findings = sorted(findings, key=lambda finding: (not finding.ok, not finding.ok and finding.is_needed))
     width = max((len(finding.name) for finding in findings), default=0)
     width_left = console.width - width - 5 if console.is_terminal else None

@@ -24,7 +24,7 @@ NO_COLOR_KEY = "sandbox.no_color"
 
 
 def is_color_enabled() -> bool:
-    """Return whether `--no-color` and NO_COLOR are unset."""
+    """Return whether `--no-color` and NO_COLOR are both unset."""
     ctx = click.get_current_context(silent=True)
     return not (os.environ.get("NO_COLOR") or (ctx is not None and ctx.meta.get(NO_COLOR_KEY)))
 

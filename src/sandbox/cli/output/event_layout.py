@@ -28,7 +28,7 @@ STATE_STYLES = {
 
 _STATE_CELLS_ON_TERMINAL = max(len(format_state(state)) for state in TaskState)
 _STATE_CELLS = 13
-"""Width of the state column without a terminal. Scripts may rely on it."""
+"""Width of the state column if the output is not a terminal. Scripts may rely on this width."""
 
 _EDIT_STYLES = {"removed": "red", "added": "green", "context": "dim", "path": "bold", "note": "dim italic"}
 

@@ -307,7 +307,7 @@ class EventPrinter:
         self._print_spent_budget()
 
     def _print_held_error(self) -> None:
-        """Print the held error, if any. An error is held while it may turn out to be the reason why the task failed."""
+        """Print the held error, if any. An error is held as long as it may be the reason why the task failed."""
         event, self._held_error = self._held_error, None
         if event is not None:
             self._print_error(event)

@@ -184,13 +184,13 @@ def _next_commands(task: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 _PLAIN_OVERRIDE = re.compile(r"[a-z_]+\.[a-z_]+=[\w.…]+", re.ASCII)
-"""An override that a shell does not change."""
+"""Matches an override that a shell passes on unchanged without quotes."""
 
 
 def _rerun_options(task: Mapping[str, Any]) -> str:
-    """Return the options that change the field to blame for the failure; `…` is a value that the user chooses.
+    """Return the options that change the field that caused the failure; `…` stands for a value that the user chooses.
 
-    Older servers send no remedy or no field.
+    Servers of earlier versions may omit the remedy or its field.
     """
     remedy = (task.get("error") or {}).get("remedy") or {}
     field = remedy.get("field")

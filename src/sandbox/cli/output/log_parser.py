@@ -20,7 +20,7 @@ _LINE = re.compile(rb"(\[[^\] ]{1,40}\] )(\[(?:STDOUT|STDERR|EVENT)\] )(.*\n)", 
 
 
 class LogLine(NamedTuple):
-    """A line or a part of one. is_continued: whether the next part follows, without time and stream."""
+    """A line or a part of one. is_continued: whether another part follows, which has no time and no stream."""
 
     time: bytes
     stream: bytes

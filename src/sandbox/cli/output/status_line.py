@@ -66,7 +66,7 @@ class StatusLine:
         return [_format_clock(activity_seconds), f"{_format_clock(total_seconds)} total"]
 
     def _suffix(self, durations: Sequence[str], wanted_cells: int) -> str:
-        """Return durations and totals, or only durations and cost if less than half of the width would be left."""
+        """Return durations and totals; only durations and cost if the activity would get less than half the width."""
         tails = [
             "  " + " · ".join([*durations, *figures]) for figures in (self._activity.totals, self._activity.totals[-1:])
         ]

@@ -16,10 +16,10 @@ SHRUNK_COLUMN_CELLS_MIN = 20
 """Width to which columns are truncated before a column is omitted."""
 
 MAIN_COLUMN_CELLS = 12
-"""The same for the most important column."""
+"""Width to which the most important column is truncated before another column is omitted."""
 
 MAIN_COLUMN_CELLS_MIN = 6
-"""The same for the most important column, once all others that can be truncated have been omitted or are compact."""
+"""Minimum width of the most important column, once all other shrinkable columns are omitted or compact."""
 
 UNLIMITED_WIDTH_CELLS = 100_000
 

@@ -29,8 +29,8 @@ def hosts() -> None:
     """List the hosts that run tasks.
 
     Without a cluster, this is the server's machine. With a cluster, these are the engine's hosts, and the hosts on
-    which workers have run. TASKS is the number of tasks that run on the host. CONTACT is the time since a worker there
-    last sent a message. A host that is drained (sandbox admin drain --host) gets no more tasks.
+    which workers have run. TASKS is the number of tasks that run on the host. CONTACT is the time since a worker on
+    the host last sent a message. A host that is drained (sandbox admin drain --host) gets no more tasks.
     """
     options = current_options()
     with options.connect() as client:

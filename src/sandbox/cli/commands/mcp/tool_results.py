@@ -1,4 +1,4 @@
-"""Carries out the calls of the MCP tools and returns their results, limited in size: an agent reads all of them."""
+"""Carries out the calls of the MCP tools and returns their results, which are limited in size for the agent."""
 
 from __future__ import annotations
 

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 def delete(task_ids: Sequence[str], yes: bool) -> None:
     """Delete tasks that have ended, with all their data.
 
-    Removes the logs, the artifacts and any preserved sandbox. If one task cannot be deleted, the others still are. To
-    remove many tasks, use sandbox admin prune. Prompts before it deletes. Without a terminal, --yes is required.
+    Removes the logs, the artifacts and any preserved sandbox. If one task cannot be deleted, the others are still
+    deleted. To remove many tasks, use sandbox admin prune. Prompts before it deletes. Without a terminal, --yes is
+    required.
     """
     has_terminal = sys.stdin.isatty() and sys.stderr.isatty()
     if not yes and not has_terminal:

@@ -50,7 +50,7 @@ def download(
     if downloads_all == (name is not None):
         raise click.UsageError("Give the NAME of one artifact, or --all.")
     if output == "-" and (downloads_all or verifies):
-        raise click.UsageError("Only one artifact can be written to stdout, without --verify; give its NAME.")
+        raise click.UsageError("To write to stdout, give the NAME of one artifact and omit --verify.")
     options = current_options()
     with options.connect() as client:
         requested = _select_artifacts(client, task_id, name)

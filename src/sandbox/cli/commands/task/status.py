@@ -50,7 +50,7 @@ _STATIC_ROWS = frozenset({"Task", "Name", "Prompt", "Labels", "Repository", "Con
 """Rows that do not change while a task is watched."""
 
 _OUTCOME_ROWS = ("State", "Error", "Cost", "Budget")
-"""Rows that a terminal shows first, together with those of `_outcome_rows`."""
+"""Rows that are printed first on a terminal, together with those of `_outcome_rows`."""
 
 _COMMAND_LABELS = frozenset(
     {"Allow", "Apply", "Cancel", "Continue", "Diff", "Logs", "Release it", "Rerun", "Shell", "Watch"}
@@ -234,7 +234,7 @@ def _rows(task: Task, *, on_terminal: bool) -> Iterator[tuple[str, str]]:
     if task["vm_name"] and task["vm"]:
         runtime_details = [str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)]
         if not on_terminal and task["state"] == "failed_preserved" and "sandbox_kept" in task:
-            # On a terminal, the state contains this word.
+            # On a terminal, the row of the state contains `preserved` or `released`.
             runtime_details.append("preserved" if task["sandbox_kept"] else "released")
         yield "Sandbox", " · ".join(dict.fromkeys(runtime_details))  # gvisor is the name of both a runtime and a tier
     yield from _host_row(task)

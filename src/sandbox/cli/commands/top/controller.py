@@ -44,7 +44,7 @@ _KEYS = {
 _KEY = re.compile(rb"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Z]|.", re.DOTALL)
 _ENTER_KEYS = {b"\r", b"\n"}
 _RETURN_KEYS = {b"q", b"Q", b"\x1b"}
-"""Keys that return from the events of a task."""
+"""Keys that return from a task's events to the list of tasks."""
 
 _READ_BYTES = 1024
 _MOVES = {"up": -1, "down": 1, "page up": -PAGE_LINES, "page down": PAGE_LINES}

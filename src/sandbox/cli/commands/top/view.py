@@ -47,7 +47,7 @@ _KEY_EFFECTS = (
 _HELP_KEY_CELLS = 11
 _SUBMIT_HINT = "No tasks yet. Submit one: sandbox task submit task.yaml"
 NOW_CELLS_MIN = 26
-"""Width to which NOW is truncated before another column is omitted."""
+"""Width to which the column NOW is truncated before another column is omitted."""
 
 NAME_CELLS_MIN = 24
 """Minimum width to which names are truncated. In a wide window, names are truncated to a quarter of its width."""
@@ -57,7 +57,7 @@ _ENTER, _ESCAPE, _ERASE, _ERASE_LINE = (b"\r", b"\n"), b"\x1b", (b"\x7f", b"\x08
 _HEAD_LINES = 3
 _FOOT_LINES = 2
 _DETAIL_LINES = 3
-"""Lines that show the name and the whole activity or failure of the selected task."""
+"""Number of lines that show the name and the whole activity or failure of the selected task."""
 
 _HEIGHT_WITH_DETAILS_MIN = 16
 
