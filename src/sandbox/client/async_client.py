@@ -305,7 +305,7 @@ class AsyncClient:
     async def download(self, task_id: str, name: str, target: Path) -> int:
         """Save an artifact, given by its name or path, as the file `target`; return its size in bytes.
 
-        The file is only created once it is complete and verified. Raises ChecksumError, or OSError for file errors.
+        The file is created only after all bytes have been verified. Raises ChecksumError, or OSError for file errors.
         """
         async with self._stream(requests.artifact(task_id, name)) as response:
             with Download(target, response.headers.get("X-Checksum-SHA256", "")) as download:
@@ -356,7 +356,7 @@ class AsyncClient:
 
 
 async def _read_body(response: httpx2.Response, bytes_max: int) -> bytes:
-    """Return the body. Reading stops beyond `bytes_max`; a body truncated there is not a complete JSON document."""
+    """Return the body. Reading stops beyond `bytes_max`; a truncated body is not a complete JSON document."""
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk

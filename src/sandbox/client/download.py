@@ -1,4 +1,4 @@
-"""Verified downloads: a file is only created once it is verified; pipes and devices receive verified bytes only."""
+"""Verified downloads: a file is created only after verification; pipes and devices receive only verified bytes."""
 
 from __future__ import annotations
 

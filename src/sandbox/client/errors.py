@@ -12,7 +12,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.server_address import DEFAULT_SERVER
 
 _LISTED_ERRORS_MAX = 5
-"""An exception's text lists at most this many of its `field_errors`."""
+"""Maximum number of `field_errors` that the text of an exception lists."""
 
 
 class ClientError(SandboxError):

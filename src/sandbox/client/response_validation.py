@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 from sandbox.client.errors import UnexpectedResponseError
 
 NUMBER_MAX = 2**63
-"""Larger numbers, infinity and NaN are invalid in every response."""
+"""Maximum absolute value of a number in a response. Infinity and NaN are invalid."""
 
 
 class ResponseDict(dict[str, Any]):

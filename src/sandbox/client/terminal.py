@@ -96,7 +96,7 @@ async def open_terminal(server: str, token: str | None, task_id: str, **paramete
     from websockets.asyncio.client import connect
 
     class ConnectWithoutRedirects(connect):
-        """Does not follow redirects, because some versions of websockets send the token to the new address."""
+        """Ignores redirects, because some versions of websockets send the token to the new address."""
 
         def process_redirect(self, exc: Exception) -> Exception | str:
             return exc

@@ -18,8 +18,8 @@ _LOOPBACK = re.compile(
 def validate_base_url(address: str) -> str:
     """Return the normalized base URL: ASCII, no trailing slash. Raises InvalidParameterError.
 
-    For an address on this machine, the scheme may be omitted: `localhost:8122`. Any other address needs one, so that no
-    token is sent unencrypted by mistake.
+    For an address on this machine, the scheme may be omitted: `localhost:8122`. Any other address needs a scheme, so
+    that no token is sent unencrypted by mistake.
     """
     import httpx2
 
@@ -53,7 +53,7 @@ def task_page_url(server: str, task_id: str) -> str:
 
 
 def task_path(task_id: str, *rest: str) -> str:
-    """Return the path of a task, or of a part of a task. Raises InvalidParameterError or TaskNotFoundError."""
+    """Return the path of a task or of one of its resources. Raises InvalidParameterError or TaskNotFoundError."""
     if not task_id:
         raise InvalidParameterError("The id of a task must not be empty.")
     if "/" in task_id:  # a proxy may decode an encoded slash, and `a/vm` is a different path than `a`
@@ -63,7 +63,7 @@ def task_path(task_id: str, *rest: str) -> str:
 
 
 def host_path(host: str, *rest: str) -> str:
-    """Return the path of a part of a host. Raises InvalidParameterError or HostNotFoundError."""
+    """Return the path of a host or of one of its resources. Raises InvalidParameterError or HostNotFoundError."""
     if not host:
         raise InvalidParameterError("The name of a host must not be empty.")
     if "/" in host:
