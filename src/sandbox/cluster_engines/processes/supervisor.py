@@ -42,7 +42,7 @@ def read_boot_id() -> str:
 
 
 def main(directory: Path) -> int:
-    """Start the supervisor, unless the job is running, was started or was withdrawn. Returns once it has started."""
+    """Start the supervisor and wait for its start. Do nothing if the job is running, was started or was withdrawn."""
     lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,7 +113,7 @@ class _Supervisor:
             os._exit(127)
 
     def _supervise(self, worker: int) -> int:
-        """Wait for the worker to end; return its wait status. Sends SIGTERM at the time limit and when asked to."""
+        """Wait for the worker to end; return its wait status. Sends SIGTERM to it at the time limit or on a signal."""
         grace_seconds = float(self._request["grace_seconds"])
         deadline = time.monotonic() + float(self._request["time_limit_seconds"])
         number = signal.SIGTERM
@@ -125,7 +125,7 @@ class _Supervisor:
                     return wait_status
                 continue
             if received is not None and number == signal.SIGKILL:
-                continue  # asked again while the grace period runs
+                continue  # another signal during the grace period
             os.kill(worker, number)
             os.kill(worker, signal.SIGCONT)
             deadline = time.monotonic() + (grace_seconds if number == signal.SIGTERM else _KILL_REPEAT_SECONDS)

@@ -94,7 +94,7 @@ def _time_limit_minutes(request: JobRequest) -> int:
 
 
 def _escape_file_name(path: str) -> str:
-    """Return a file name in which sbatch replaces nothing. Raises ValueError."""
+    """Escape a file name, so that sbatch uses it unchanged. Raises ValueError."""
     if not Path(path).is_absolute() or not path.isprintable() or "\\" in path:
         raise ValueError(f"not an absolute path of an output file: {path!r}")
     return path.replace("%", "%%")

@@ -65,7 +65,7 @@ SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/opt/slurm/bin"
 
 _LIMIT_OUTPUT = ("/usr/bin/prlimit", f"--fsize={OUTPUT_BYTES_MAX}", "--")
 _DIE_WITH_PARENT = ("/usr/bin/setpriv", "--pdeathsig", "KILL", "--")
-"""A command must not submit a job after the server that started the command has died."""
+"""Makes the kernel kill a command when the server dies, so that the command does not submit a job afterwards."""
 
 _TEMPORARY_ERRORS = (
     *("Unable to contact slurm controller", "Communication", "Socket timed out", "Zero Bytes were transmitted"),
