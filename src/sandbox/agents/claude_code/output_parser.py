@@ -46,13 +46,13 @@ CLAUDE_TASKS_MAX = 1000
 """Maximum number of Claude Code's background tasks that are tracked. Beyond that, the oldest one is dropped."""
 
 INIT_TOOLS_MAX = 10_000
-"""Maximum number of the agent's tools that are checked: each is compared with every pattern of `allowed_tools`."""
+"""Maximum number of checked tools of the agent. Each is compared with every pattern of `allowed_tools`."""
 
 SUMMARY_CHARACTERS_MAX = 500
 """Maximum length of the summary of a tool call."""
 
 CONVERTED_VALUES_MAX = 50_000
-"""Maximum number of values in a recorded line that is converted: the server converts lines while clients wait."""
+"""Maximum number of values in a converted recorded line. Clients wait while the server converts lines."""
 
 CONVERTED_EVENTS_MAX = 100
 """Maximum number of events converted from one recorded line. Claude Code prints a line for each block of a message."""

@@ -141,7 +141,7 @@ class StreamMeter:
         return self._has_content or not _is_readable(bytes(self._line))
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """Return an upper bound on the usage: a token has at least one byte, so the bytes limit the output tokens.
+        """Return an upper bound on the usage. A token has at least one byte, so the bytes limit the output tokens.
 
         This holds only for text in the API's format: compressed text, for example, may have more tokens than bytes.
         """
