@@ -72,7 +72,7 @@ def _encode_owner(data_dir: Path) -> bytes:
 
 
 def _check_not_copy(data_dir: Path, owner: bytes) -> None:
-    """Reject a copy. A moved directory is not a copy: its old path no longer exists."""
+    """Reject a copy. A moved directory is not a copy, because its old path no longer exists."""
     try:
         _, recorded_identity, path = owner.split(b"\n", 2)
         original = Path(os.fsdecode(path))

@@ -280,7 +280,7 @@ def _read_message() -> LaunchMessage:
 
 
 def _startup_timeout_seconds(journals: FileJournals, task_id: str) -> int:
-    """Return a timeout long enough to read the whole journal: a busy host must not cause a task's work to be lost."""
+    """Return a timeout that is long enough to read the whole journal, even on a busy host."""
     return math.ceil(LAUNCH_TIMEOUT_SECONDS + journals.size_bytes(task_id) / JOURNAL_READ_BYTES_PER_SECOND)
 
 
@@ -494,7 +494,7 @@ def choose_disk(order: Order, host_settings: HostSettings) -> Disk:
 def _make_redactor(secrets: Mapping[str, str]) -> Redactor | None:
     """Return a redactor; None if there are no secrets.
 
-    Redaction is imported only if needed: most tasks have no secrets.
+    Redaction is imported only if needed, because most tasks have no secrets.
     """
     if not secrets:
         return None

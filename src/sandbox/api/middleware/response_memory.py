@@ -21,7 +21,7 @@ _SOCKET_BYTES = 2 * CHUNK_BYTES
 """Bytes that a connection buffers for its client: up to one chunk more than the high-water mark."""
 
 _SMALL_BYTES = 4 * 1024
-"""Responses up to this size are never refused: the change that they report has already taken effect."""
+"""Responses up to this size are never refused, because the change that they report has already taken effect."""
 
 _CONTENT = frozenset({"http.response.body", "websocket.send"})
 _MESSAGE = "Unread responses to this token use all memory that is available to it; read or close some of them."

@@ -200,7 +200,7 @@ def _adapter() -> TypeAdapter[ServerSettings]:
 
 
 def _find_conflicts(data: dict[str, Any], origins: Mapping[str, str]) -> list[str]:
-    """Return conflicts between values: the two listeners must not use the same port."""
+    """Return conflicts between values: two listeners that use the same port."""
     section = data.get("server", {})
     if not isinstance(section, dict):
         return []
