@@ -105,7 +105,7 @@ class RootGroup(LazyGroup):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """Create the context and handle output errors: click prints `--help` and `--version` here.
+        """Create the context and handle output errors, because click prints `--help` and `--version` here.
 
         Click itself cannot find the width of the terminal, because the standard streams have been replaced.
         """
@@ -175,7 +175,7 @@ def interrupt_hint(task_id: str, apply_command: str | None = None) -> Iterator[N
 
 @contextmanager
 def hint_if_output_fails(message: str) -> Iterator[None]:
-    """If the result cannot be printed, say what was created: repeating the command would create it again."""
+    """If the result cannot be printed, say what was created, because repeating the command would create it again."""
     try:
         yield
     except OSError:

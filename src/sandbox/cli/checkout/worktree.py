@@ -115,7 +115,7 @@ class Checkout:
         return output if output and not completed.returncode else None
 
     def count_changed(self, *, untracked: bool = False) -> int:
-        """Count the files with uncommitted changes: either tracked or untracked files."""
+        """Count the tracked files with uncommitted changes. untracked: count the untracked files instead."""
         untracked_option = f"--untracked-files={'all' if untracked else 'no'}"
         entries = self._list_entries("status", "--porcelain", "--no-renames", untracked_option)
         return sum(entry.startswith(b"??") for entry in entries) if untracked else len(entries)
@@ -324,7 +324,7 @@ def _restore_backup(backup: FileBackup) -> str:
 
 
 def fail_with_git_output(sentence: str, stderr: bytes, advice: str = "") -> NoReturn:
-    """Exit with an error: a sentence, the first lines of git's output, and the advice, one or more lines."""
+    """Exit with an error that consists of a sentence, the first lines of git's output, and the lines of advice."""
     lines = [line for line in stderr.decode(errors="replace").splitlines() if line.strip()]
     more = [f"  … {len(lines) - GIT_ERROR_LINES_MAX} more lines"] if len(lines) > GIT_ERROR_LINES_MAX else []
     shown = [f"  {escape_text(line.removeprefix('error: '))}" for line in lines[:GIT_ERROR_LINES_MAX]]

@@ -11,7 +11,7 @@ from sandbox.cli.output.formatting import pluralize
 
 _CONTEXT_LINES = 1
 _COMPARED_LINES_MAX = 200
-"""Larger texts are not compared line by line: comparison time grows with the square of the number of lines."""
+"""Larger texts are not compared line by line, because the time grows with the square of the number of lines."""
 
 _MARKS = {"removed": "-", "added": "+", "context": " "}
 

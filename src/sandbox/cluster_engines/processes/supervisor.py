@@ -2,7 +2,7 @@
 
 Run as `python -I -m sandbox.cluster_engines.processes.supervisor DIRECTORY`; `engine.py` describes the directory's
 files. The supervisor holds the lock on the file `lock`, and the worker inherits the lock. The lock is free only after
-both have ended. The supervisor imports only what it needs: one runs for each job.
+both have ended. The supervisor imports few modules, because one runs for each job.
 """
 
 import ctypes

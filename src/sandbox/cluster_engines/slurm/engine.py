@@ -114,7 +114,7 @@ class SlurmEngine:
         raise EngineRejectedError(f"Slurm refuses the job: {result.error}. Change the request or [cluster.slurm].")
 
     async def _find_excluded_hosts(self, request: JobRequest) -> Sequence[str]:
-        """Return the excluded hosts that Slurm has: it refuses jobs that exclude unknown hosts, or all hosts."""
+        """Return the excluded hosts that Slurm has. Slurm refuses jobs that exclude unknown hosts, or all hosts."""
         if not request.excluded_hosts:
             return ()
         names = {host.name for host in await self.hosts()}
@@ -210,7 +210,7 @@ class SlurmEngine:
 async def _run_command(
     name: str, command: Sequence[str], environment: Mapping[str, str], stdin: bytes
 ) -> _CommandResult:
-    """Run a command. Input and output are files in memory: a process that keeps a pipe open would delay the result."""
+    """Run a command. Input and output are files in memory, not pipes, which another process could keep open."""
     with ExitStack() as stack:
         files = [stack.enter_context(os.fdopen(os.memfd_create(name), "w+b")) for _ in range(3)]
         files[0].write(stdin)
