@@ -166,7 +166,10 @@ class AsyncClient:
         return await self._request(requests.status(task_id))
 
     async def manifest(self, task_id: str) -> dict[str, Any]:
-        """Return the manifest of a task, for `submit`. Requires the operator role: it lists the sources of secrets."""
+        """Return the manifest of a task, for `submit`. Requires the operator role.
+
+        The manifest contains the sources of secrets, but not their values.
+        """
         return await self._request(requests.manifest(task_id))
 
     async def wait(self, task_id: str, *, timeout_seconds: float | None = None) -> Task:

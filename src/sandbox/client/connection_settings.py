@@ -81,7 +81,7 @@ class ConnectionSettings:
         return arguments
 
     def check_encoding(self, response: httpx2.Response) -> None:
-        """Raise UnexpectedResponseError for a body compressed several times: a few bytes could expand to gigabytes."""
+        """Raise UnexpectedResponseError for a body compressed several times, which could expand to gigabytes."""
         if "," in response.headers.get("Content-Encoding", ""):
             raise unexpected_response_error(self.server, response.status_code)
 

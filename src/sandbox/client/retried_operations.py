@@ -52,7 +52,7 @@ LONG_POLL_SECONDS = 60.0
 """Maximum time that one request waits for the task to end; longer waits use several requests."""
 
 LONG_POLL_PAUSE_SECONDS = 0.1
-"""Delay before the next long poll: a server that is shutting down responds immediately."""
+"""Delay before the next long poll, because a server that is shutting down responds immediately."""
 
 RESUBMIT_SECONDS = 60.0
 """How long to retry a submission whose response was lost."""
