@@ -16,7 +16,7 @@ HOST_PATHS = ("/etc/ssl/certs", "/etc/alternatives", "/etc/ld.so.cache")
 """Paths in the host's /etc that programs need and that contain no secrets."""
 
 _JAVA_SETTINGS = "java-*-openjdk"
-"""Directories in /etc to which Debian's Java packages link. The compiler needs them."""
+"""Directories in /etc to which Debian's Java packages link. The Java compiler needs them."""
 
 _ETC_LINKS = {"/etc/localtime": "/usr/share/zoneinfo/Etc/UTC", "/etc/os-release": "../usr/lib/os-release"}
 LINKS = {**HOST_LINKS, **_ETC_LINKS}
@@ -45,7 +45,7 @@ class RootFsSpec(msgspec.Struct, frozen=True):
 
 
 def describe_rootfs(spec: SandboxSpec) -> RootFsSpec:
-    """Describe the root file system of a sandbox. With an image, programs must be mounted under /run."""
+    """Describe the root file system of a sandbox. If it has an image, its programs must be mounted under /run."""
     files = etc_files(spec.attempt_id, spec.git_author)
     if spec.image is None:
         return RootFsSpec(

@@ -1,1 +1,1 @@
-"""Secrets: resolves their values and redacts them from everything that leaves a runner."""
+"""Resolves secrets, and redacts their values from everything that leaves a runner."""

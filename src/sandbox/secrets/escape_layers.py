@@ -56,7 +56,7 @@ class DecodedLayer:
         return layer
 
     def remove_invisible_text(self) -> DecodedLayer | None:
-        """Return the next layer with all escapes but without invisible characters and terminal escapes.
+        """Return the next layer, with the escapes left unchanged but without invisible characters and terminal escapes.
 
         Returns None if this layer has no escapes or no invisible text. Call `decode` first.
         """
@@ -64,7 +64,7 @@ class DecodedLayer:
             return None
         if self._invisible_characters:
             return self._replace(add_terminal_escapes(self.data, self._invisible_characters))
-        # The layers above are also decoded without terminal escapes.
+        # Terminal escapes alone matter only in layer 0: the layers above it are also decoded without terminal escapes.
         return self._replace(find_terminal_escapes(self.data)) if self.source is None else None
 
     def _remember_kinds(self, starts: array[int], ends: array[int]) -> None:
@@ -109,7 +109,7 @@ class DecodedLayer:
         return position
 
     def position_from_source(self, position: int) -> int:
-        """Map a position in the layer below to this layer; within a token, to the start of its decoded text."""
+        """Map a position in the layer below to this layer. Within a token, return the start of its decoded text."""
         token = bisect_left(self._token_starts, position) - 1
         if token < 0:
             return position

@@ -158,7 +158,7 @@ _OPEN_ESCAPES = tuple(
         (rb"\\+u[dD][89abAB][0-9a-fA-F]{2}", b"\\"),
     )
 )
-"""Escapes without an end, and the characters that continue them."""
+"""Escapes without a terminator, and the characters that may continue each."""
 
 _ESCAPE_STARTS = (b"\\", b"%", b"&")
 
@@ -209,9 +209,10 @@ _STRING = rb"(?: [^\x07\x18\x1a\x1b\n\xc2] | \xc2(?![\x90\x98\x9b-\x9f]) ){0,102
 """The text of a title or a link, up to the next terminal escape."""
 
 _STRING_END = rb"(?: [\x07\x18\x1a] | \x1b\\ | \xc2\x9c | \x1b(?![\[\]PX^_(]) | (?=\x1b) )"
-"""An escape character always ends the text.
+"""The end of a title or a link: a terminator, or any escape character.
 
-An escape that follows may have consumed the backslash after this character.
+An escape character ends the text even without the backslash of a terminator: that backslash may have been decoded as
+the start of an escape.
 """
 
 _TERMINAL_ESCAPE = re.compile(
@@ -287,7 +288,7 @@ def may_contain_variable_length_escapes(data: bytes) -> bool:
 
 
 def find_isolated_escapes(data: bytes) -> Iterator[EscapeToken]:
-    r"""Yield escapes and invisible characters, except escapes that another escape directly follows: `&#10\u0034;`."""
+    r"""Yield escapes and invisible characters, except escapes that the text after them may continue: `&#10\u0034;`."""
     tokens = _find_tokens(data, _ESCAPE if _is_utf_8(data) else _ESCAPE_OR_LATIN1)
     token = next(tokens, None)
     while token is not None:
@@ -303,9 +304,10 @@ def may_contain_consecutive_escapes(data: bytes) -> bool:
 
 
 def _is_continued(data: bytes, token: EscapeToken, following: EscapeToken | None) -> bool:
-    r"""Return whether the token is open and what follows (an escape, a part of one, nothing visible) may continue it.
+    r"""Return whether an escape, a part of an escape or invisible text after the token may continue the token.
 
-    Two open escapes of one kind are a sequence: `\67\67` are two characters.
+    Only a token without a terminator can be continued, but not by another such token of the same kind: `\67\67` are two
+    characters.
     """
     end = token[1]
     is_next = following is not None and following[0] == end
@@ -332,7 +334,7 @@ def _find_tokens(data: bytes, escape: re.Pattern[bytes]) -> Iterator[EscapeToken
 
 
 def find_terminal_escapes(data: bytes) -> Iterator[EscapeToken]:
-    """Yield terminal escapes. Such an escape may consist of a control character and a letter."""
+    """Yield terminal escapes. A terminal escape may consist of only a control character and a letter."""
     return ((*found.span(), b"") for found in _TERMINAL_ESCAPE.finditer(data))
 
 
@@ -376,7 +378,7 @@ def start_of_character(data: bytes, position: int) -> int:
 
 
 def start_of_backslashes(data: bytes, position: int) -> int:
-    """Return the start of the backslashes around `position`, but go back no further than the longest escape."""
+    """Return the start of the backslashes around `position`, at most _BACKSLASHES_MAX before their end."""
     end = position
     while data[end : end + 1] == b"\\" and end < position + _BACKSLASHES_MAX:
         end += 1

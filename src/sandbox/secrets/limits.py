@@ -41,7 +41,10 @@ over up to four times that form is always found.
 """
 
 ALWAYS_RESCANNED_BYTES_MAX = 16 * 1024
-"""If more than this is held back, it is rescanned only after it has grown by a quarter, or at a pause of the stream."""
+"""Maximum number of held-back bytes that are rescanned after each input.
+
+More bytes are rescanned only after they have grown by a quarter, or when the stream pauses.
+"""
 
 CONCURRENT_VAULT_REQUESTS_MAX = 8
 """Maximum number of concurrent requests to Vault. Additional requests wait for a free slot until they

@@ -91,7 +91,7 @@ class SecretRedactor:
         return f"<{type(self).__name__}>"
 
     def redact(self, data: bytes) -> bytes:
-        """Return the bytes without values; the same object if there are none."""
+        """Return the bytes with all values redacted; the same object if there is nothing to redact."""
         spans = self._scanner.find(self._scanner.decode(data)) if self._scanner.span_bytes_max else []
         return replace_spans(data, spans) if spans else data
 

@@ -125,7 +125,7 @@ class Scanner:
         longest = max((search.longest_bytes for _, search in self._searches), default=0)
         span_limit = min(32 * longest + 4096, max(4 * longest, VALUE_SPREAD_BYTES_MAX))
         self.span_bytes_max = span_limit if longest else 0
-        """A value is not found if escapes or other bytes in between spread it over more than this many bytes."""
+        """A value is not found if escapes or other bytes inside it spread it over more than this many bytes."""
 
     def decode(self, data: bytes) -> list[DecodedLayer]:
         """Decode the layers in which the values are searched for."""
@@ -185,7 +185,7 @@ class Scanner:
 
 
 def _layer_cuts(layers: list[DecodedLayer]) -> Iterator[tuple[DecodedLayer, int]]:
-    """Yield every layer with each position where the decided part of its data may end."""
+    """Yield every layer with each position before which its data cannot be changed by further input."""
     cuts: dict[DecodedLayer, set[int]] = {}
     for layer in layers:
         mapped_cuts = (
@@ -198,10 +198,10 @@ def _layer_cuts(layers: list[DecodedLayer]) -> Iterator[tuple[DecodedLayer, int]
 
 
 def _possible_cuts(data: bytes, cuts: set[int]) -> set[int]:
-    """Return all positions where the decided part of the data may end.
+    """Return the possible ends of the part of the data that further input cannot change.
 
-    An incomplete escape may or may not be completed. Once completed, its decoded text may complete an escape that
-    started before it in the next layer.
+    Further input may complete an incomplete escape. Its decoded text may then complete an escape that starts earlier in
+    the next layer.
     """
     new_cuts = ends = cuts | {len(data)}
     for _ in range(DECODED_LAYERS_MAX):

@@ -71,7 +71,7 @@ class FileSource:
                 if not _real_path(node).is_relative_to(_real_path(directory)):
                     raise unavailable_error(
                         secret,
-                        "this is a symbolic link to a target outside of the secrets directory; replace it with a copy.",
+                        "this is a symbolic link to a target outside the secrets directory; replace it with a copy.",
                     )
                 if not stat.S_ISREG(os.fstat(node).st_mode):
                     raise unavailable_error(secret, "this is not a regular file; replace it with one.")

@@ -31,7 +31,7 @@ _PATTERN_BYTES_MIN = 7
 _QUOTES = "\"'"
 
 _PEM_BOUNDARY = re.compile("-----(BEGIN|END) [A-Z0-9 ]+-----")
-"""Matches a line that is the same in all keys of one kind."""
+"""Matches the first and the last line of a PEM file, which are the same in all keys of one kind."""
 
 
 class SecretPattern(NamedTuple):
@@ -76,7 +76,7 @@ def may_contain_escapes(value: str) -> bool:
 
 
 def _usable_pattern(text: bytes) -> bytes:
-    """Normalize a text and strip quotes at its ends (one may end a JSON string); empty if it is too short."""
+    """Return the normalized text without quotes at its ends, which may delimit JSON strings; empty if too short."""
     normalized = TEXT_NORMALIZER.normalize(text).strip(_QUOTES.encode())
     return normalized if len(normalized) >= REDACTED_VALUE_CHARACTERS_MIN else b""
 

@@ -65,7 +65,7 @@ def test_links_within_the_directory_are_followed(directory: Path, tmp_path: Path
     (directory / "twin").symlink_to(tmp_path / "secrets-twin")
     (tmp_path / "secrets-twin").write_text("a file with a similar name")
     for key in ("out", "up/outside", "twin"):
-        assert "outside of the secrets" in resolve_error(directory, key)
+        assert "outside the secrets" in resolve_error(directory, key)
 
 
 def test_secrets_directory_can_be_a_link(directory: Path, tmp_path: Path):
