@@ -134,7 +134,7 @@ class Administration:
         return dataclasses.replace(health, occupancy=self._dispatcher.occupancy)
 
     async def _check_health(self) -> Health:
-        """Run one check at a time. It does not wait for the threads of requests, which may read long lists."""
+        """Run one check at a time, in its own thread, because requests may occupy the shared threads for long."""
         async with self._health_check_lock:
             self._next_health_check = None
             return await run_in_daemon_thread(self._health_check.run)
@@ -158,7 +158,7 @@ class Hosts:
         if ":" in self._placements.selected_host.identity.name:  # new tasks run on other hosts
             own_host, own_tasks = statuses.pop(""), task_ids.pop("", [])
             if own_tasks:
-                # The engine may call this machine by the same name.
+                # The cluster's engine may list this machine under the same name.
                 key = next((key for key, status in statuses.items() if status.name == own_host.name), "")
                 statuses.setdefault(key, own_host)
                 task_ids[key] = [*task_ids.get(key, []), *own_tasks]

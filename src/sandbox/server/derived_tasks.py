@@ -67,7 +67,7 @@ class DerivedTaskPlanner:
         return plan
 
     async def _check_not_deleted(self, task: Task) -> None:
-        """Raise TaskNotFoundError if the task was deleted. A plan that was made meanwhile may lack its events."""
+        """Raise TaskNotFoundError if the task was deleted, because a plan made meanwhile may lack the task's events."""
         await self._queries.status(task.id)
 
     async def _plan_continuation(self, task: Task) -> DerivedTaskPlan:
@@ -101,7 +101,7 @@ class DerivedTaskPlanner:
 
 
 def _inherit_files(layout: TaskLayout, task: Task) -> Inheritance:
-    """Return what a task that continues this one takes over, except the conversation.
+    """Return everything that a continuation of the task takes over, except the conversation.
 
     Raises TaskNotContinuableError.
     """
@@ -142,7 +142,7 @@ def _find_complete_patch(layout: TaskLayout, task: Task) -> Artifact | None:
     has_changes = False
     try:
         with (layout.artifacts / patch.name).open("rb") as file:
-            # Comments come first. Each names a path that is not in the patch, or the reason why the patch is empty.
+            # The file begins with comments. Each names a path that is not in the patch, or says why the patch is empty.
             while line := file.readline(_LINE_BYTES_MAX):
                 if line.startswith(_INCOMPLETE_MARKS):
                     raise TaskNotContinuableError(task.id, "its patch is incomplete", _APPLY_ADVICE)

@@ -177,7 +177,7 @@ class Dispatcher:
         return self._scheduler.occupancy
 
     def check_capacity(self, manifest: Manifest) -> None:
-        """Raise InsufficientResourcesError if no host for new attempts has as much in total as the task requests."""
+        """Raise InsufficientResourcesError if no host for new attempts has enough resources in total for the task."""
         requested = Resources.requested_by(manifest.vm)
         total = self._scheduler.best_fitting_host(requested)
         if not requested.fits_in(total):

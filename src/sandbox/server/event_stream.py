@@ -37,7 +37,7 @@ _CHANGED_TASKS_PER_READ = 100
 _DECODED_FACTOR = 5
 """Bytes of memory per byte read: the byte itself, and four bytes per character of text that has a wide character."""
 _ALWAYS_QUEUED_BYTES = 256 * 1024
-"""Events that wait for a subscriber even if the memory for responses to its client is used up."""
+"""Size of the events that may wait for a subscriber even if the memory for responses to its client is used up."""
 _GAP_BYTES = 1024
 """Memory that one gap uses. A subscriber that reads nothing has a gap for each task that has events."""
 
@@ -61,7 +61,7 @@ class Broadcast:
 
     @property
     def has_subscribers(self) -> bool:
-        """Whether there are subscribers. Without any, no event needs to be created."""
+        """Whether there are subscribers. Without subscribers, no event needs to be created."""
         return bool(self._subscribers)
 
     def publish(self, event: WireEvent) -> None:
@@ -202,7 +202,7 @@ class EventStream:
                 tracked = await self._wait_for_more(tracked)
 
     async def follow_all(self) -> AsyncIterator[WireEvent]:
-        """Yield live events of all tasks, from the iterator's first step on."""
+        """Yield live events of all tasks, starting with the first event after the iteration begins."""
         async with contextlib.aclosing(self._broadcast.subscribe()) as events:
             async for event in events:
                 yield event
@@ -261,7 +261,7 @@ class EventStream:
     async def _replay_range(
         self, tracked: TrackedTask, offset: int | None, end: int, after: int
     ) -> AsyncIterator[WireEvent]:
-        """Yield the readable events of a range. If the offset is None, the range starts after `after`."""
+        """Yield the readable events from `offset` to `end`. If `offset` is None, start after record `after`."""
         task_id = tracked.task.id
         try:
             begin = await self._find_offset(task_id, after + 1) if offset is None else offset
@@ -303,7 +303,7 @@ class EventStream:
                 with client_fairness.current_memory_share().forced_reservation(_DECODED_FACTOR * longer_bytes):
                     for record in batch.records:
                         if record.seq > after and (event := self._to_wire_event(task, record)) is not None:
-                            # An event with a conversation converted from output contains the texts twice.
+                            # If the conversation was converted from output, the event contains each text twice.
                             with client_fairness.current_memory_share().forced_reservation(converted_size_bytes(event)):
                                 yield event
                                 del event

@@ -101,7 +101,7 @@ class JournalTailer:
             await self._tail_watched(tracked, is_watched=is_watched)
 
     async def _tail_watched(self, tracked: TrackedTask, *, is_watched: bool) -> None:
-        """Read the journal after each write. is_watched: whether writes wake the task; otherwise they are polled."""
+        """Read the journal after each write. is_watched: whether a write wakes this coroutine; if not, it polls."""
         pause = FOLLOW_POLL_INTERVAL_SECONDS
         last_record_at = indexed_at = self._clock.monotonic()
         while not tracked.task.state.is_final:
@@ -149,7 +149,7 @@ class JournalTailer:
         return RecordBatch((), tracked.offset)
 
     async def _apply(self, tracked: TrackedTask, batch: RecordBatch, *, is_due: bool) -> Task:
-        """Apply the records, then index, then publish: a failed step is retried, and nothing is published twice.
+        """Apply the records, index the task, then publish them. A retry publishes no record twice.
 
         Returns the new state of the task.
         """
@@ -206,7 +206,7 @@ class JournalTailer:
 class TaskTracker:
     """Tracks unfinished tasks: the dispatcher launches them, and the tailer follows their journals.
 
-    tracked_tasks: the tasks, keyed by id, for readers.
+    tracked_tasks: the tasks, keyed by id. Other components only read this mapping.
     """
 
     def __init__(self, tracked_tasks: TrackedTasks, dispatcher: Dispatcher, journal_tailer: JournalTailer) -> None:

@@ -74,7 +74,7 @@ class Placements:
 
     @property
     def allocator(self) -> HostAllocator | None:
-        """Finds hosts for new attempts if an engine queues them; None if the server does."""
+        """Finds hosts for new attempts if a cluster's engine queues them; None if the server queues them."""
         return self._by_name[self._selected].allocator
 
     def host_for_next_attempt(self, task: Task) -> ProbedHost:

@@ -67,7 +67,7 @@ FindFiles = Callable[[AttemptLocation], AttemptFiles]
 
 
 async def _ask(question: Callable[..., _Answer], *arguments: object) -> _Answer:
-    """Ask the host that has the files. A slow host keeps none of the shared threads busy."""
+    """Call a function in a dedicated thread. A slow host that delays it then occupies none of the shared threads."""
     return await run_in_daemon_thread(partial(question, *arguments))
 
 
@@ -114,7 +114,7 @@ class PreservedFiles:
         )
 
     def has_same_secrets(self, task: Task, secrets: Mapping[str, str]) -> bool:
-        """Return whether the agent that wrote the files had exactly these secret values. True without secrets."""
+        """Return whether the agent that wrote the files had exactly these secrets; True if `secrets` is empty."""
         location = self.locate_disk(task)
         return not secrets or (location is not None and self._find_files(location).has_same_secrets(location, secrets))
 

@@ -188,7 +188,7 @@ async def _fail_start(recorder: Recorder, failure: Failure, *, is_first: bool) -
 def end_without_follow_up(recorder: Recorder, failure: Failure) -> None:
     """End the task without another attempt, because parts of the last one may still be running.
 
-    An outcome that is complete and collected stays; otherwise the task fails.
+    If the outcome is complete and its files are collected, the outcome is kept. Otherwise, the task fails.
     """
     if not recorder.task.needs_only_teardown:
         _record_failure(recorder, failure)

@@ -81,8 +81,8 @@ class Scheduler:
     A task that does not fit now may be overtaken QUEUE_OVERTAKES_MAX times; then all tasks behind it wait. A task that
     exceeds the host's total capacity (which may have shrunk), or that this server cannot start, does not block others.
 
-    largest_hosts: the largest hosts of a cluster, whose engine queues tasks: each task that fits in one of them is
-        admitted at once. None if the tasks share the resources `total`.
+    largest_hosts: the largest hosts of a cluster, whose engine queues tasks. A task that fits on one of them is
+        admitted immediately. None if the tasks share the resources `total`.
     memory_available_bytes: memory that the host has available, regardless of reservations; None if unknown. Most tasks
         never use all the memory that they request, so MEMORY_AVAILABLE_BYTES_MIN suffices to start a task, or less if
         the task requests less.

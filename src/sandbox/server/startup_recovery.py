@@ -107,7 +107,7 @@ def _acquire(journals: Journals, clock: Clock, indexed: IndexedTask) -> TrackedT
         return TrackedTask(indexed, Orphaned())
     recorder = journals.recorder(writer, replay_state.task, clock.now)
     if replay_state.task.cancel is not None or replay_state.task.failure is not None:
-        # If this fails, the launcher writes the record.
+        # If the end cannot be recorded here, the launcher records it later.
         with contextlib.suppress(OSError):
             recorder.record(TaskFinished())
             writer.close()

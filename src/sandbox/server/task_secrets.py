@@ -29,7 +29,7 @@ class TaskSecrets:
         except SecretUnavailableError:
             raise
         except Exception as error:
-            # Only the type, and no exception chaining: the text may contain a value.
+            # Report only the error's type, and do not chain the error: its text may contain a value.
             problem = f"The secrets could not be resolved ({type(error).__name__}); check their source."
         raise SecretUnavailableError(problem)
 

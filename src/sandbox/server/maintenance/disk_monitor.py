@@ -31,7 +31,7 @@ class DiskMonitor:
         self._reserve = reserve
 
     async def run(self, on_space_freed: Callable[[], None]) -> None:
-        """Check periodically. on_space_freed: called when new tasks no longer need to wait."""
+        """Check the free space periodically. on_space_freed: called when new tasks no longer need to wait."""
         while True:
             was_short = self.check() is not None
             await asyncio.sleep(DISK_SPACE_CHECK_INTERVAL_SECONDS)

@@ -65,7 +65,10 @@ class ClockCheck:
         self._reset()
 
     def is_trusted(self, age_seconds: float) -> bool:
-        """Return whether data older than this, by the wall clock, may be removed. Detects clock jumps between calls."""
+        """Return whether data older than `age_seconds`, by the wall clock, may be removed.
+
+        Detects clock jumps between calls.
+        """
         steady_seconds = self._clock.monotonic() - self._steady_since_monotonic
         passed_seconds = (self._clock.now() - self._steady_since).total_seconds()
         if abs(passed_seconds - steady_seconds) > CLOCK_JUMP_SECONDS:

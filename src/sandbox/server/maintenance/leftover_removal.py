@@ -56,7 +56,7 @@ class LeftoverRemover:
             raise LeftoverRemovalError("; ".join(failures))
 
     async def _sweep_placement(self, files: AttemptFiles) -> list[str]:
-        """Return failures. Raises OSError if nothing could be scanned."""
+        """Remove a placement's leftovers; return failures. Raises OSError if nothing could be scanned."""
         scan = await files.scan()
         failures = list(scan.failures)
         for task_id, leftovers in _group_by_task(scan.leftovers).items():

@@ -57,9 +57,9 @@ class SingleFlight(Generic[T]):
         self._ended_at = 0.0
 
     async def result(self) -> T:
-        """Return what `measure` returns or raises.
+        """Return the result of `measure`, or raise its error.
 
-        After a cancelled call the measurement continues, and the next caller gets its result unless it is too old.
+        If a call is cancelled, the measurement continues. The next caller gets its result unless it is too old.
         """
         if self._running is None or self._is_stale(self._running):
             self._running = asyncio.create_task(run_in_daemon_thread(self._measure), name="measure")
