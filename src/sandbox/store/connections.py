@@ -150,7 +150,7 @@ def _translate_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except SQLITE_ERRORS as error:
-        # An error that the module itself detects has no SQLite code.
+        # An error that the sqlite3 module itself detects has no SQLite code.
         if getattr(error, "sqlite_errorname", "").startswith("SQLITE_CORRUPT"):
             raise IndexDamagedError(error) from error
         advice = "its disk is full, so free up some space and try again" if is_disk_full(error, path) else "try again"

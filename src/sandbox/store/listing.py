@@ -123,7 +123,7 @@ def task_terms(task: Task) -> str:
 
 
 def state_term(state: str) -> str:
-    """Return the term of a state. It has no `_`, at which the index splits a term into two."""
+    """Return the term of a state. The term contains no `_`, because the full-text index splits terms at `_`."""
     return _STATE_MARK + state.replace("_", "")
 
 
@@ -178,17 +178,17 @@ If a larger window is needed, all found tasks are sorted.
 """
 
 _WINDOW_MARGIN = 1.5
-"""A window is this much larger than needed for the expected number of found tasks."""
+"""Factor by which a window is larger than the expected number of found tasks requires."""
 
 _WINDOW_GROWTH_MIN = 3
-"""A window is at least this much larger than the one before."""
+"""Minimum factor by which a window is larger than the one before."""
 
 _FOUND_NUMBERS_MAX = 20_000
 _WINDOW_SPREAD_MAX = 4
-"""Maximum range of the numbers of the next tasks, as a multiple of their count, at which tasks are read in order.
+"""Maximum range of the task numbers in a window, as a multiple of the window's size, for reading tasks in order.
 
-Applies if more than _FOUND_NUMBERS_MAX tasks are found. Beyond this range, the next tasks would have to be compared
-with too many found tasks.
+Applies if a search finds more than _FOUND_NUMBERS_MAX tasks. In a wider range, a window would have to be compared with
+too many found tasks.
 """
 
 _TIME_MAX = 2**63 - 1
@@ -237,11 +237,11 @@ def _default_of(field: msgspec.structs.FieldInfo) -> dict[str, Any]:
 _list_decoder = msgspec.json.Decoder(_declare_listed_task())
 _agent_result_decoder = msgspec.json.Decoder(_AgentResult)
 EMPTY_AGENT_SECTION = AgentSection("", {"prompt": "", "model": ""})
-"""The agent section of the tasks in a list, which omits the section of the manifest."""
+"""Replaces the agent section of each manifest in a list, because lists omit that section."""
 
 
 def decode_task_item(encoded: bytes) -> Task:
-    """Decode a task as lists show it: without artifacts, patch, the agent's section and the agent's own report."""
+    """Decode a task as lists show it: without its artifacts, patch, agent section and the agent's own report."""
     # Copying by position takes a quarter of the time of copying by name.
     values = list(msgspec.structs.astuple(_list_decoder.decode(encoded)))
     manifest = Manifest.combine(values[_MANIFEST], EMPTY_AGENT_SECTION)
@@ -259,7 +259,7 @@ def without_patch(repository: Repository) -> Repository:
 
 
 class ListedPage(NamedTuple):
-    """The rows of a page, plus one if more follow, and the totals of all pages."""
+    """The rows of a page, one more row if another page follows, and the totals of all pages."""
 
     rows: list[ListedRow]
     totals: TaskTotals
@@ -324,10 +324,10 @@ class PageReader:
         return [ListedRow(task_id, value, encoded.get(task_id, b"")) for task_id, value in positions]
 
     def _find_in_order(self, connection: sqlite3.Connection, count: int) -> list[IdAndSortValue] | None:
-        """Read the next tasks in order until the found ones fill the page; None if there are too few.
+        """Read growing windows of tasks in order until the found tasks fill the page; None if too few are found.
 
-        The first window is large enough if the found tasks are spread evenly, and the next one if their share stays the
-        same.
+        The first window suffices if the found tasks are spread evenly over all tasks. The next window suffices if the
+        share of found tasks in it is the same as in the one before.
         """
         first, last = self._query.offset, self._query.offset + self._query.limit + 1
         statement = self._format("next_positions", [*self._page_filters, *self._cursor_filters])
@@ -346,7 +346,7 @@ class PageReader:
     def _select_found(
         self, connection: sqlite3.Connection, positions: Sequence[tuple[str, int | str | None, int | None]], count: int
     ) -> list[IdAndSortValue]:
-        """Return those positions of a window that the search finds; empty if that would take too long."""
+        """Return the positions in a window that the search finds; empty if comparing them would take too long."""
         numbers = [number for *_, number in positions if number is not None]
         if not numbers:
             return []

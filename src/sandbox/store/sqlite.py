@@ -104,7 +104,7 @@ class SqliteStore:
         self.save_all([indexed])
 
     def save_all(self, indexed: Sequence[IndexedTask]) -> None:
-        """Like `save` for many tasks, in one transaction."""
+        """Replace or add tasks, in one transaction."""
         with self._connections.write_transaction() as connection:
             for each in indexed:
                 self._save(connection, each)
@@ -112,7 +112,8 @@ class SqliteStore:
     def delete(self, task_id: str) -> None:
         """Remove a task from the index, including its texts and terms.
 
-        The terms of a damaged row are unknown and remain. They find nothing, but searches without a filter count them.
+        The terms of a damaged row are unknown, so they remain. A search returns no task for them, but searches
+        without a filter count them as tasks.
         """
         with self._connections.write_transaction() as connection:
             self._delete_searchable(connection, task_id)
