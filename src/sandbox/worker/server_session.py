@@ -144,7 +144,7 @@ class ServerSession:
             await self._worker_task.unlock_disks()
 
     async def _wait_for_end(self) -> None:
-        """Wait until the task is over and nothing is kept; then remove its files, and send `WorkDone`."""
+        """Wait until the task has ended and needs nothing on this host; then remove its files and send `WorkDone`."""
         while True:
             with self._local_files():
                 if self._worker_task.has_task_ended and self.has_copied_all and await self._worker_task.is_done():
@@ -240,7 +240,7 @@ class ServerSession:
         return _RunnerState(liveness, end, launches, is_launching)
 
     def _renew(self) -> None:
-        """Pass the lease on to the runner if its agent may communicate, unless that was done a moment ago."""
+        """Pass the lease on to the runner if its agent may communicate, unless the runner got it a moment ago."""
         if not self._worker_task.may_communicate(self._copied_end_offset):
             self._renewed_until = 0.0
             return
@@ -287,7 +287,7 @@ class ServerSession:
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _send_records(self) -> bool:
-        """Send the next records. Returns whether the server has stored some."""
+        """Send the next records. Returns whether the server has stored any of them."""
         task, task_id, offset = self._worker_task, self._worker_task.task_id, self._copied_end_offset
         with self._local_files():
             batch = await self._read_batch(offset)

@@ -68,7 +68,7 @@ class Worker:
         """create_worker_task: returns a task on this host.
 
         lock_task: locks a task on this host; raises OSError if another worker holds the lock.
-        read_host_key: returns the key that proves this host; raises OSError, SandboxError.
+        read_host_key: returns the key that proves the identity of this host; raises OSError, SandboxError.
         """
         self._read_host_key = read_host_key
         self._address = address
@@ -106,7 +106,7 @@ class Worker:
             return code
 
     async def _work(self) -> int:
-        """Connect until the end; return the exit code."""
+        """Connect to the server, and reconnect after errors, until the work ends; return the exit code."""
         contact_at, pause = time.monotonic(), 0.1
         while True:
             try:
@@ -129,7 +129,7 @@ class Worker:
             limit = FIRST_CONTACT_SECONDS if self._worker_task is None else CONTACT_SECONDS
             if time.monotonic() - contact_at > limit:
                 return EXIT_NO_CONTACT
-            # At random, because all workers lose their server at the same time.
+            # The pause is random, because all workers lose their server at the same time.
             await asyncio.sleep(pause * random.uniform(0.2, 1))  # noqa: S311
             pause = min(2 * pause, _RECONNECT_SECONDS_MAX)
 
@@ -154,7 +154,7 @@ class Worker:
             writer.close()
 
     async def _read_answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> ServerMessage | None:
-        """Return the answer to the claim, after proving the host if the server asks for it.
+        """Return the answer to the claim. Prove the identity of this host first if the server asks for proof.
 
         Raises OSError, InvalidMessageError.
         """
@@ -166,9 +166,9 @@ class Worker:
         return answer
 
     def _prove_host(self, challenge: bytes) -> bytes | None:
-        """Return the proof of this host; None without a key.
+        """Return the proof of this host's identity; None if the key cannot be read.
 
-        It is valid only for the server whose certificate was compared.
+        The proof is valid only for the server whose certificate was compared.
         """
         try:
             key = self._read_host_key()
@@ -216,7 +216,7 @@ class Worker:
             try:
                 certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
                 if not compare_digest(hashlib.sha256(certificate).hexdigest(), self._address.fingerprint):
-                    raise ConnectionError("another server answers: its certificate has a different fingerprint")
+                    raise ConnectionError("another server answered: its certificate has a different fingerprint")
                 writer.write(encode_message(first_message))
                 await writer.drain()
             except BaseException:

@@ -95,7 +95,7 @@ class HostFailures:
 
 
 async def _remove_tasks(layouts: Sequence[TaskLayout], files: AttemptFiles, remove: RemovePaths) -> None:
-    """Remove everything of these tasks from this host. None of them has a runner. Raises OSError, SandboxError."""
+    """Remove everything of these tasks from this host. None of them may have a runner. Raises OSError, SandboxError."""
     task_ids = {layout.task_id for layout in layouts}
     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):  # a program in a sandbox can delay the search
         leftovers = (await files.scan()).leftovers
@@ -117,7 +117,7 @@ class OtherTasks:
         lock_task: Callable[[str], contextlib.AbstractContextManager[None]],
         remove: RemovePaths,
     ) -> None:
-        """lock_task: locks a task on this host; raises OSError at once if a worker holds the lock."""
+        """lock_task: locks a task on this host; raises OSError immediately if a worker holds the lock."""
         self._data_dir = data_dir
         self._files = files
         self._journals = journals
