@@ -115,7 +115,7 @@ def content_type(name: str) -> str:
 
 _Segment = re.Pattern[str] | None
 GlobState = int
-"""A set of positions in all patterns, with one bit for each, because a directory may have a million subdirectories."""
+"""A set of positions in all patterns, with one bit for each position. A million sets may be in memory."""
 
 
 class GlobSet:
@@ -188,7 +188,7 @@ ARTIFACTS_MAX = 10_000
 """Maximum number of files collected from one workspace; the rest is skipped."""
 
 ARTIFACT_PATHS_BYTES_MAX = 4 * 1024**2
-"""Maximum total size of the printable paths of these files, and, separately, of the paths of skipped files.
+"""Maximum total size of the printable paths of collected files, and, separately, of those of skipped files.
 
 The paths are in the journal, in the index and in every list of the artifacts.
 """
@@ -325,7 +325,7 @@ def _collect_file(
 
 
 def _store(chunks: Iterable[bytes], target: Path, name: str) -> str:
-    """Write, flush, then rename: a file with an artifact's name is always complete. Returns the SHA-256 in hex."""
+    """Write a file, flush it, then rename it: no incomplete file gets an artifact's name. Returns the SHA-256 (hex)."""
     digest = hashlib.sha256()
     part = target / TEMPORARY_FILE_NAME
     try:

@@ -29,7 +29,7 @@ class NoConfinement:
     memory_bytes = None
 
     def was_oom_killed(self) -> bool:
-        """Return False, because nothing is measured."""
+        """Return False, because OOM kills are not detected without a confinement."""
         return False
 
     async def run(self, command: ConfinedCommand) -> int:

@@ -205,7 +205,7 @@ def _reply_code(error: OSError) -> int:
 
 
 async def _relay_streams(client: StreamPair, remote: StreamPair) -> None:
-    """Copy both directions until both sides have ended."""
+    """Copy data in both directions until both sides have closed."""
     try:
         await asyncio.gather(_copy_stream(client[0], remote[1]), _copy_stream(remote[0], client[1]))
     finally:

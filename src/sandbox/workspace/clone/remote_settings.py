@@ -247,7 +247,7 @@ async def read_user_config(environment: Mapping[str, str], path: str) -> Sequenc
     # An unset GIT_CONFIG_GLOBAL means the files in XDG_CONFIG_HOME and in HOME; `--global` would read only one.
     global_config = {"GIT_CONFIG_GLOBAL": environment.get("GIT_CONFIG_GLOBAL")}
     reader = Git(path, variables={**user_environment(environment), **global_config})
-    # Not a git directory: only the user's files are read, independent of the working directory.
+    # /dev/null is not a git directory, so only the user's files are read, whatever the working directory is.
     listing = await reader.run("--git-dir=/dev/null", "config", "--includes", "--list", "-z", directory=Path("/"))
     return parse_settings(listing)
 

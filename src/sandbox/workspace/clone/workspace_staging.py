@@ -53,7 +53,7 @@ class InitialPatch(NamedTuple):
 
 
 def initial_patch(patch: str) -> InitialPatch:
-    """Return `repository.patch`. patch: base64."""
+    """Return the changes in the manifest's `repository.patch`. patch: base64."""
     return InitialPatch("repository.patch", INITIAL_COMMIT_MESSAGE, lambda: _memory_file(base64.b64decode(patch)))
 
 
@@ -191,7 +191,10 @@ class WorkspaceStaging:
         self._secrets: set[str] = set()
 
     async def run(self) -> str:
-        """Clone and check out. Returns the full base commit. Raises AttemptError (clone_failed, sandbox_lost)."""
+        """Clone the repository, check out the base commit, and return the commit's full name.
+
+        Raises AttemptError (clone_failed, sandbox_lost).
+        """
         try:
             await run_in_thread(lambda _: self._reset_directories())
             async with self._confine([self._layout.repository], []) as confinement:

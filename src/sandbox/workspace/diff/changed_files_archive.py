@@ -59,7 +59,7 @@ class ChangedFilesTar:
         self._file.write(_END_OF_ARCHIVE)
 
     def _write_header(self, member: tarfile.TarInfo) -> bool:
-        """Write the header, unless header and content would exceed the limit."""
+        """Write the header, unless the header and the content would exceed the limit."""
         header = member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
         required_bytes = len(header) + member.size + -member.size % tarfile.BLOCKSIZE
         if required_bytes > self._bytes_left:

@@ -135,7 +135,7 @@ class TreeComparison:
     def _replace_by_directory(self, entry: Entry) -> None:
         del self._missing[entry.path]
         if not self._is_gitlink(entry):
-            # Reported before the directory's content, which a later deletion would remove too.
+            # Report the deletion before the directory's content, which a later deletion would remove too.
             self._sink.delete(entry.path, replaced_link=self._base.entries[entry.path].mode == SYMLINK_MODE)
 
     def _is_same(self, entry: Entry, base: BaseTreeEntry) -> bool:

@@ -198,7 +198,7 @@ def _make_directory(path: bytes) -> bool:
 
 
 def create_rules_directory(directory: Path) -> None:
-    """Recreate the directory empty. Raises OSError."""
+    """Create the directory, or replace it by an empty one. Raises OSError."""
     if directory.exists():
         rmtree(directory, ignore_errors=True)
     directory.mkdir()

@@ -248,7 +248,7 @@ async def _measure_diff(git: Git, repository: Path, base_commit: str, renames: s
 
 
 def _preamble(skipped: SkippedPaths, too_large: Sequence[bytes]) -> bytes:
-    """List the paths that were left out, in lines before the first diff, which `git apply` ignores."""
+    """List the paths that were left out. `git apply` ignores these lines, because they come before the first diff."""
     lines = [*_comment_lines(skipped), *_comment_lines(dict.fromkeys(too_large, "too large for a patch"))]
     return "".join(lines).encode()
 

@@ -197,7 +197,7 @@ class Git:
         Given files are closed as soon as git has ended. No file that git writes grows beyond `file_bytes_max`. Raises
         GitError, and OSError if the machine lacks resources. On cancellation git and its children are killed.
         """
-        # Close them even if git never starts; otherwise the other end of the pipe would wait forever.
+        # Close the given files even if git never starts; otherwise the other end of a pipe would wait forever.
         with stdin or nullcontext(), stdout or nullcontext():
             argv = [*_prlimit_arguments(self.memory_bytes_max, file_bytes_max), "git", *arguments]
             async with capture_output(stdout) as (out, output), capture_output() as (err, read_stderr):

@@ -22,7 +22,7 @@ DISK_FULL_MESSAGE = "not enough disk space; raise vm.disk, or free space in the 
 # The scheme is matched once per word and limited in length, because the remote may send a megabyte of letters.
 _URL = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,31}://[^\s']+", re.IGNORECASE)
 _EXPLANATIONS = (
-    # Must be first: if one of git's programs is killed for lack of memory, git also reports a broken connection.
+    # This entry must be first: if a program of git runs out of memory, git also reports a broken connection.
     (
         r"out of memory",
         "it contains objects that are too large for git's memory; raise vm.memory (to 4G at most)",
