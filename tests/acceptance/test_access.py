@@ -73,7 +73,7 @@ def send_request(
         return client.request(method, deployment.server.ready_message["http"] + path, **options)
 
 
-def test_operator_can_write_viewer_can_read_and_invalid_token_is_rejected(token_deployment):
+def test_roles_limit_access_and_invalid_token_is_rejected(token_deployment):
     deployment = token_deployment
     _, viewer = make_token(deployment, Role.VIEWER)  # while the server is running
     deployment.submit()

@@ -13,7 +13,7 @@ from doubles.deployment import make_repository, reply_turn
 from doubles.fake_agent import make_fake_agent
 
 DRAIN_OPERATION = "POST /api/v1/admin/drain"
-"""Excluded from the test: a drained server rejects tasks, which would affect all other requests."""
+"""The operation that the test omits: a drained server rejects tasks, which would affect all other requests."""
 
 SETTINGS = Path(__file__).with_name("schemathesis.toml")
 HOOKS = "doubles.schemathesis_hooks"

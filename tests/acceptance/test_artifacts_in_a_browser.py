@@ -230,7 +230,7 @@ def test_artifacts_are_fetched_and_downloaded(deployment, browser, tmp_path):
             assert (tmp_path / "got").read_bytes() == content
 
 
-def test_dashboard_previews_text_markdown_and_images(deployment, browser):
+def test_dashboard_previews_text_and_markdown_and_images(deployment, browser):
     page = browser.open(f"{deployment.server.ready_message['http']}/tasks/evil")
     page.get_by_role("tab", name="Artifacts").click()
     for name in FILES:

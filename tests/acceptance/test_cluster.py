@@ -129,7 +129,7 @@ def test_task_runs_on_a_worker_and_the_worker_exits(deploy):
 
 
 @pytest.mark.timeout(240)
-def test_killed_server_loses_nothing(deploy):
+def test_task_on_a_worker_survives_a_killed_server(deploy):
     """The worker and its runner continue, and the next server gets what was recorded in the meantime."""
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     wait_until(lambda: [host["state"] for host in deployment.hosts()] == ["idle"], 30, description="the engine's host")
@@ -198,7 +198,7 @@ def test_task_of_a_killed_worker_is_retried_by_another_worker(deploy):
 
 
 @pytest.mark.timeout(240)
-def test_next_worker_removes_what_a_killed_worker_left_of_another_task(deploy):
+def test_next_worker_removes_leftovers_of_a_killed_worker(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit()
     deployment.wait_for_second_tool_call()

@@ -133,7 +133,7 @@ def check_outcome(page):
     assert downloading.value.suggested_filename == "greet.patch"
 
 
-def test_page_recovers_from_a_restart_a_failed_refresh_and_being_hidden(deploy, browser, dashboard_url):
+def test_page_recovers_from_a_restart_and_a_failed_refresh_and_being_hidden(deploy, browser, dashboard_url):
     deployment = deploy(bash_turn("sleep 3"), reply_turn("Still here."))
     deployment.submit("long", claude={"prompt": "Wait."})
     wait_until(lambda: deployment.status("long")["progress"]["current_tool"] == "Bash", description="the tool call")

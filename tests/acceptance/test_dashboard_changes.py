@@ -185,7 +185,7 @@ def test_layout_is_remembered_and_a_narrow_window_has_one_column(base_url, brows
     assert accessibility_violations(page) == []
 
 
-def test_viewed_files_stay_collapsed_only_for_this_task(base_url, browser):
+def test_viewed_files_stay_collapsed_but_not_in_other_tasks(base_url, browser):
     page = open_changes(browser, base_url)
     viewed = file_of(page, "app.py").get_by_role("button", name="Viewed")
     viewed.click()
@@ -203,7 +203,7 @@ def test_viewed_files_stay_collapsed_only_for_this_task(base_url, browser):
     assert page.get_by_text("1 of 8 viewed").count() == 0
 
 
-def test_files_are_collapsed_and_found_in_the_tree(base_url, browser):
+def test_all_files_can_be_collapsed_and_the_tree_can_be_filtered(base_url, browser):
     page = open_changes(browser, base_url)
     page.get_by_role("button", name="Collapse all").click()
     assert page.locator(".diff-body:visible").count() == 0
@@ -291,7 +291,7 @@ def test_only_the_visible_part_of_a_large_patch_is_rendered(base_url, browser):
     assert page.evaluate("Math.max(0, ...window.longTasks)") < BLOCKED_MILLISECONDS_MAX
 
 
-def test_patch_with_many_files_is_truncated_and_the_rest_is_counted(base_url, browser):
+def test_page_shows_the_first_files_of_a_huge_patch_and_counts_the_rest(base_url, browser):
     page = browser.open(f"{base_url}/tasks/many#changes", before=RECORD_BLOCKED_TIME_SCRIPT)
     page.get_by_text("and 42000 more; download the patch to see all.").wait_for()
     page.get_by_text("45,000 files changed").wait_for()
@@ -489,7 +489,7 @@ def test_changes_in_a_whole_chain_can_be_reviewed(base_url, browser):
     page.get_by_text("2 of 3 viewed").wait_for()
 
 
-def test_review_starts_in_the_scope_of_the_copied_command_until_another_is_chosen(base_url, browser):
+def test_review_starts_in_the_scope_of_the_copied_command_until_another_scope_is_chosen(base_url, browser):
     page = browser.open(f"{base_url}/tasks/step")
     assert page.locator("#copy-apply").get_attribute("data-copy-command") == "task apply step --chain"
     page.get_by_role("link", name="Review changes").click()
@@ -507,7 +507,7 @@ def test_review_starts_in_the_scope_of_the_copied_command_until_another_is_chose
     wait_for_scope(page, ["a.py", "b.py", "c.py"])
 
 
-def test_comments_on_a_whole_chain_name_their_side(base_url, browser):
+def test_comments_on_a_whole_chain_state_which_version_they_refer_to(base_url, browser):
     page = open_changes(browser, base_url, "step", before=RECORD_COPIES)
     wait_for_scope(page, ["a.py", "b.py", "c.py"])
     page.get_by_role("button", name="This task").click()
@@ -573,7 +573,7 @@ def test_incomplete_patch_is_explained(base_url, browser):
     page.get_by_text("The patch is incomplete: creating it took longer than 1.0 s. See the artifacts.").wait_for()
 
 
-def test_review_begins_at_the_changes(base_url, browser):
+def test_review_link_scrolls_to_the_changes(base_url, browser):
     page = browser.open(f"{base_url}/tasks/kinds")
     page.get_by_role("link", name="Review changes").click()
     page.locator(".file").first.wait_for()

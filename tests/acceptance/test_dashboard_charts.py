@@ -45,7 +45,7 @@ def chart(page, name):
     return page.locator(".chart", has=page.get_by_role("heading", name=name))
 
 
-def test_charts_have_axes_units_values_and_gaps(base_url, browser):
+def test_charts_show_axes_and_units_and_values_and_gaps(base_url, browser):
     page = browser.open(f"{base_url}/tasks/sampled#metrics")
     cpu = chart(page, "CPU, % of one CPU")
     cpu.locator("path.stroke").first.wait_for()

@@ -71,7 +71,7 @@ def test_pages_are_formatted_and_link_to_each_other(base_url, browser):
 
 
 @pytest.mark.parametrize("width", [1440, 1024, 390])
-def test_list_of_pages_and_contents_are_visible_where_there_is_space(base_url, browser, width):
+def test_list_of_pages_and_contents_are_visible_if_there_is_space(base_url, browser, width):
     page = open_page(browser, f"{base_url}/guide/manifest", width=width)
     pages = page.get_by_role("navigation", name="Documentation")
     contents = page.get_by_role("navigation", name="On this page")

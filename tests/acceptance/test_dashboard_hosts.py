@@ -1,4 +1,4 @@
-"""The page of the hosts of a cluster in a browser, on narrow and wide windows."""
+"""The page that lists the hosts of a cluster, in a real browser."""
 
 import socket
 import time
@@ -20,9 +20,9 @@ LONG_NAME = "build-host-with-a-long-name.rack-12.cluster.example.org"
 
 @pytest.fixture(scope="module")
 def server_url(tmp_path_factory):
-    """A server that has seen three hosts. The engine does not list any of them, and one is being drained.
+    """A server that has seen three hosts, none of which the engine lists. One host is being drained.
 
-    A worker on another host has claimed a task and is not responding.
+    The worker on another of the three hosts has claimed a task and is not responding.
     """
     deployment = Deployment(tmp_path_factory.mktemp("hosts"))
     directory = deployment.data_dir / "cluster"
@@ -43,7 +43,7 @@ def server_url(tmp_path_factory):
     deployment.close()
 
 
-def test_server_page_leads_to_the_hosts(server_url, browser):
+def test_server_page_links_to_the_list_of_hosts(server_url, browser):
     page = browser.open(f"{server_url}/server")
     page.locator("#host-count a").click()
     page.get_by_role("heading", name="Hosts").wait_for()

@@ -118,7 +118,7 @@ def test_search_keeps_other_filters_and_each_can_be_removed(base_url, browser):
     page.wait_for_url(f"{base_url}/")
 
 
-def test_row_opens_its_task_by_click_middle_click_and_keyboard(base_url, browser):
+def test_row_opens_its_task_by_click_and_middle_click_and_keyboard(base_url, browser):
     page = browser.open(f"{base_url}/?q=login")
 
     def click(selector, button="left"):
@@ -140,7 +140,7 @@ def test_row_opens_its_task_by_click_middle_click_and_keyboard(base_url, browser
     page.wait_for_url("**repository=*")
 
 
-def test_keyboard_shortcuts_move_select_and_search(base_url, browser):
+def test_keyboard_shortcuts_move_the_focus_and_select_tasks_and_open_the_search(base_url, browser):
     page = browser.open(base_url)
     page.keyboard.press("j")
     page.keyboard.press("j")
@@ -315,7 +315,7 @@ def test_counts_of_a_filtered_list_stay_visible_while_it_is_refreshed(base_url, 
     wait_until(lambda: "Failed 2" in " ".join(page.locator(".chips").inner_text().split()), 30, "other counts")
 
 
-def test_row_shows_changes_cost_and_reason_at_every_width(base_url, browser):
+def test_row_shows_changes_and_cost_and_reason_at_every_width(base_url, browser):
     for width in (1440, 1024, 390):
         page = browser.open(f"{base_url}/?q=login", width=width)
         row = page.locator(".tasks tbody tr")
@@ -370,7 +370,7 @@ def test_list_has_no_accessibility_violations(base_url, browser):
     assert accessibility_violations(page) == [], "with filters"
 
 
-def test_short_name_is_next_to_its_hint(base_url, browser):
+def test_hint_directly_follows_a_short_name(base_url, browser):
     page = browser.open(f"{base_url}/?q=translate", width=1440)
     gaps = page.evaluate(
         """[...document.querySelectorAll(".row-link + .hint")].map((hint) =>
@@ -406,7 +406,7 @@ def test_rows_with_the_same_name_show_what_distinguishes_them(base_url, browser,
 
 
 @pytest.mark.parametrize("width", [1440, 1280, 390])
-def test_first_label_is_visible_and_all_appear_on_hover_and_focus(base_url, browser, width):
+def test_first_label_is_visible_and_all_labels_appear_on_hover_and_focus(base_url, browser, width):
     page = browser.open(f"{base_url}/?q=translate", width=width)
     row = page.locator("tr", has=page.locator("#task-chain-2"))
     first, everything = row.locator(".first-label > .label"), row.locator(".all-labels")

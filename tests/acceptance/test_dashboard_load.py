@@ -501,7 +501,7 @@ def test_shortcuts_are_listed_and_do_not_apply_while_typing(base_url, browser):
     browser.ignore_errors("status of 400")  # the typed text was validated, and is invalid
 
 
-def test_conversation_of_a_task_with_rendered_output_is_shown(base_url, browser):
+def test_conversation_of_a_task_with_plain_text_output_is_shown(base_url, browser):
     page = browser.open(f"{base_url}/tasks/plain")
     page.locator(".says em").wait_for()
     assert page.locator(".says").all_inner_texts() == ["Said in between."]

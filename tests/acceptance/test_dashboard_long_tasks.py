@@ -323,7 +323,7 @@ def test_last_message_is_not_shown_if_it_repeats_a_refusal(open_task, task_id, m
     assert page.locator("#outcome").is_visible() == is_shown
 
 
-def test_model_gateway_refusals_are_not_refused_connections(open_task):
+def test_model_gateway_refusals_are_not_shown_as_refused_connections(open_task):
     page, stream = open_task("chat#network")
     denied = {**MODEL_REFUSAL, "host": "example.com", "port": 443, "reason": "vm.allowed_hosts does not list it."}
     stream.send(
@@ -396,7 +396,7 @@ def test_background_command_is_shown_as_running_until_it_ends(open_running_task)
     assert page.locator(".result h3").all_inner_texts() == ["Result"]
 
 
-def test_background_command_that_fails_or_outlives_the_agent_is_not_a_success(open_running_task):
+def test_background_command_that_fails_or_outlives_the_agent_is_not_shown_as_a_success(open_running_task):
     page, stream = open_running_task("chat")
     other = [{**event, "tool_use_id": "u"} for event in (IMPORT_STARTED, MOVED_TO_BACKGROUND)]
     stream.send(
@@ -504,7 +504,7 @@ def test_edits_are_rendered_as_diffs(open_task):
     assert tools.nth(2).locator(".field-name, pre").all_inner_texts() == ["Output", "No match."]
 
 
-def test_commands_are_rendered_with_exit_code_duration_and_folded_output(open_task):
+def test_commands_are_rendered_with_exit_code_and_duration_and_folded_output(open_task):
     page, stream = open_task("chat")
     lines = "\n".join(f"out {number}" for number in range(100))
     end = {"type": "tool_call", "tool": "Bash", "duration_ms": 2400, "is_error": False}
@@ -980,7 +980,7 @@ REFRESH_LIST = """() => new Promise((done) => {
 })"""
 
 
-def test_list_refresh_preserves_focus_input_and_clicks(base_url, browser):
+def test_list_refresh_preserves_focus_and_input_and_clicks(base_url, browser):
     page = browser.open(base_url, before=DISABLE_TIMERS)
     routes = []
 

@@ -385,7 +385,7 @@ def test_short_name_of_a_repository_becomes_its_url(base_url, browser, typed, ur
     assert field.input_value() == url
 
 
-def test_form_makes_the_same_names_from_prompts_as_the_server(base_url, browser):
+def test_form_derives_the_same_names_from_prompts_as_the_server(base_url, browser):
     page = browser.open(f"{base_url}/submit")
     script = "async (prompts) => prompts.map((await import('/assets/manifest_form.js')).nameOf)"
     assert page.evaluate(script, list(NAMES_BY_PROMPT)) == list(NAMES_BY_PROMPT.values())

@@ -89,7 +89,7 @@ def server(deploy, monkeypatch):
     return deploy(bash_turn("echo one more line >> README.md"), reply_turn()).server.ready_message["http"]
 
 
-def test_generated_python_client_submits_follows_and_downloads(server, tmp_path, monkeypatch):
+def test_generated_python_client_submits_and_follows_a_task_and_downloads_its_patch(server, tmp_path, monkeypatch):
     package = tmp_path / "generated_client"
     completed = subprocess.run(
         [
@@ -144,7 +144,7 @@ def test_generated_python_client_submits_follows_and_downloads(server, tmp_path,
 
 
 @pytest.mark.skipif(not (NODE_MODULES / "openapi-fetch").exists(), reason="run script/setup --dev with an npm registry")
-def test_generated_typescript_client_submits_follows_and_downloads(server, tmp_path):
+def test_generated_typescript_client_submits_and_follows_a_task_and_downloads_its_patch(server, tmp_path):
     (tmp_path / "node_modules").symlink_to(NODE_MODULES)
     (tmp_path / "package.json").write_text('{"type": "module"}')
     (tmp_path / "program.ts").write_text(TYPESCRIPT)

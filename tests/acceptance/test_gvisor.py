@@ -70,6 +70,6 @@ def test_cancelled_agent_gets_sigterm_and_partial_work_is_collected(deploy_gviso
     assert deployment.http.delete("/api/v1/tasks/task-1").status_code == 200
     status = deployment.wait(seconds=20)
     assert status["state"] == "cancelled"
-    # Not 137 (SIGKILL): SIGTERM was sufficient.
+    # The exit code is not 137 (SIGKILL), because SIGTERM was sufficient.
     assert status["exit_code"] == 128 + signal.SIGTERM
     assert b"+half" in deployment.artifact("task-1.patch")

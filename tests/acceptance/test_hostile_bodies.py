@@ -83,7 +83,7 @@ def deployment(tmp_path_factory):
 
 
 def post(deployment, content, kind, **headers):
-    """Return the response, and its duration in seconds."""
+    """Return the response and the request's duration in seconds."""
     started_at = time.monotonic()
     response = deployment.http.post("/api/v1/tasks", content=content, headers={"Content-Type": kind, **headers})
     return response, time.monotonic() - started_at

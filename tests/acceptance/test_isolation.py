@@ -256,7 +256,7 @@ def test_host_processes_are_not_visible(results):
     assert results["observed"]["control: own processes"] is None
 
 
-def test_server_key_is_not_in_environments_arguments_or_files(results):
+def test_server_key_is_not_in_environments_or_arguments_or_files(results):
     assert results["observed"]["secrets"] == []
     assert SERVER_KEY in {r["headers"].get("x-api-key") for r in results["deployment"].model_requests()}
 
@@ -284,6 +284,6 @@ def test_denials_are_reported(results):
     assert metadata["refusals"]
 
 
-def test_only_the_server_process_has_the_key_on_the_host(results):
+def test_no_host_process_except_the_server_has_the_key(results):
     """Neither the runner nor its children have the key in their environment or argument list."""
     assert results["holders"] == {results["deployment"].server.pid}

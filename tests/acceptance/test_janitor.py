@@ -97,7 +97,7 @@ def sweep_condition(deployment):
     return lambda: not incomplete_image.exists()
 
 
-def test_sandboxes_of_running_tasks_preserved_tasks_and_other_servers_are_kept(deploy, tmp_path):
+def test_sandboxes_of_running_and_preserved_tasks_and_of_other_servers_are_kept(deploy, tmp_path):
     deployment = deploy(bash_turn(SLEEP_COMMAND), reply_turn())
     other_deployment = Deployment(make_directory(tmp_path / "other"))
     other_deployment.model_url = deployment.model_url

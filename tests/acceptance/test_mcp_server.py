@@ -66,7 +66,7 @@ def run_scenario(address, tmp_path, scenario):
     return (tmp_path / "mcp.log").read_text()
 
 
-def test_client_submits_reads_results_cancels_and_gets_errors(deploy, tmp_path):
+def test_client_submits_and_cancels_tasks_and_reads_results_and_errors(deploy, tmp_path):
     deployment = deploy(
         bash_turn("echo new > new.txt; seq 20000 > long.txt; printf '\\000' > data.bin"),
         reply_turn("I did it."),

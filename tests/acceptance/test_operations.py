@@ -98,7 +98,7 @@ def deployment(deployment, tmp_path):
     return deployment
 
 
-def test_backup_prune_check_and_restore_work_with_a_running_task(deployment, admin, tmp_path):
+def test_admin_commands_work_with_a_running_task(deployment, admin, tmp_path):
     deployment.submit("over")
     deployment.wait_for_state("running", "over", seconds=60)
     deployment.http.delete("/api/v1/tasks/over?force=true")

@@ -32,7 +32,7 @@ MANIFEST = {
 }
 
 
-def test_images_are_built_used_and_removed_with_a_running_server(deploy, tmp_path):
+def test_images_are_built_and_used_and_removed_with_a_running_server(deploy, tmp_path):
     deployment = deploy(bash_turn(INSPECT_COMMAND), reply_turn())
     layers = minimal_root(), layer(directory("opt/tools"), entry("opt/tools/marker", b"my tools\n"))
     assert rejection_message(deployment, "my-tools").endswith(": agentic-dev, basic")

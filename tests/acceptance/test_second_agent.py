@@ -280,7 +280,7 @@ def test_server_without_the_agent_fails_pending_tasks_and_shows_ended_tasks(tmp_
         assert "It is written." in logs.stdout
 
 
-def test_work_of_a_dead_runner_is_collected_without_the_agent_and_can_be_inspected(tmp_path, model):
+def test_work_of_a_killed_runner_is_collected_and_its_sandbox_can_be_inspected(tmp_path, model):
     with deployment_with(tmp_path, model) as server:
         model.requests = []
         model.may_continue.clear()

@@ -76,7 +76,7 @@ def transcript(deployment):
     return [json.loads(line) for line in deployment.artifact("transcript.ndjson").splitlines()]
 
 
-def test_nonzero_exit_fails_with_the_reason(deploy_and_check_leftovers):
+def test_nonzero_exit_code_fails_the_task_with_the_reason(deploy_and_check_leftovers):
     deployment = deploy_and_check_leftovers(
         Turn(faults=(Fault("error", status=400, message="The prompt is odd.", times=99),))
     )
@@ -126,7 +126,7 @@ open("bottom.txt", "w").write("deep")
 """
 
 
-def test_finished_agent_with_background_process_and_deep_tree_is_cleaned_up(deploy_and_check_leftovers):
+def test_background_process_and_deep_tree_of_a_finished_agent_are_cleaned_up(deploy_and_check_leftovers):
     """The model is also overloaded twice, and its response is one line, which is so long that it is stored in parts."""
     overloaded = Fault("error", status=529, message="Overloaded", times=2)
     deployment = deploy_and_check_leftovers(

@@ -142,7 +142,7 @@ def test_each_manifest_field_is_described_by_a_sentence(root: Path):
     assert [text for text in descriptions if not re.match(r"[A-Z][a-z]* .+\.$", text)] == []
 
 
-def test_each_setting_is_listed_with_its_default_its_variable_and_its_option(root: Path):
+def test_each_setting_is_listed_with_its_default_and_variable_and_option(root: Path):
     keys = re.compile(r"`[a-z]+\.[a-z_.]+`")
     table = [row for row in rows(root / "docs" / "configuration.md") if keys.fullmatch(row[0])]
     listed = [[cell.strip("`") for cell in row] for row in table]

@@ -102,7 +102,7 @@ def test_interfaces_use_no_implementation(trees: dict[Path, ast.Module]):
     } == set()
 
 
-def test_logic_is_found():
+def test_functions_with_logic_are_detected():
     source = '''
 class Journals(Protocol):
     def read(self, task_id):

@@ -87,7 +87,7 @@ def test_each_operator_creates_its_mutants(sample, operator, original, mutated):
     assert sample[original, mutated] == operator
 
 
-def test_types_prose_and_docstrings_are_not_mutated(sample):
+def test_types_and_prose_and_docstrings_are_not_mutated(sample):
     assert not [original for original, _ in sample if "things" in original and "return None" not in _]
     assert not [mutated for _, mutated in sample if "XXThis" in mutated or "XXA " in mutated]
     assert not [original for original, _ in sample if original.startswith(("Kind =", "from ", "@"))]

@@ -101,7 +101,7 @@ COMPLETENESS_CHECK = "import ensurepip, venv, sys; sys.exit(not 11 <= sys.versio
     reason="the system's Python cannot make virtual environments",
 )
 @pytest.mark.parametrize(("minor", "is_selected"), [(1, False), (99, True)])
-def test_newer_of_first_python_and_system_python_is_selected(checkout: Checkout, minor: int, is_selected: bool):
+def test_setup_selects_the_newer_of_first_python_and_system_python(checkout: Checkout, minor: int, is_selected: bool):
     first = checkout.programs / f"python3.{minor}"
     checkout._write(first.name, f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     checkout._write("python3", f'#!/bin/sh\ncase $2 in *base_prefix*) echo {first} ;; *) exec {first} "$@" ;; esac\n')

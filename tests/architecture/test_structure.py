@@ -163,7 +163,7 @@ def test_number_of_modules_does_not_grow(root: Path):
     } <= modules_by_package.keys()
 
 
-def test_packages_are_not_too_wide(root: Path):
+def test_packages_do_not_contain_too_many_modules(root: Path):
     names = (name for name, path in module_names(root).items() if path.name != "__init__.py")
     widths = Counter(name.rpartition(".")[0] for name in names)
     assert {package: width for package, width in widths.items() if width > PACKAGE_MODULES_MAX} == {}

@@ -22,7 +22,7 @@ class ChaosDeployment(Deployment):
 
     end_timeout_seconds = 120
     agent_options: ClassVar = {"patience_seconds": 0, "request_interval": 0}
-    """How the agent requests the model: how long it repeats failed requests, and after how many lines it sends one."""
+    """The agent's requests to the model: how long it repeats a failed one, and how many lines it prints between two."""
 
     def __init__(self, directory, *arguments, runtime="bubblewrap"):
         super().__init__(directory, *arguments)
@@ -32,7 +32,7 @@ class ChaosDeployment(Deployment):
         self.relays = []
 
     def __enter__(self):
-        # Large enough that a clone can be interrupted in the middle.
+        # The repository is so large that a clone can be interrupted in the middle.
         filler = random.Random(1).randbytes(FILLER_BYTES)
         files = {"README.md": "# Hi\n", logging_fake_agent.SCRIPT: logging_fake_agent.AGENT, "filler": filler}
         self.commit = make_repository(self.repositories / "repo.git", files)

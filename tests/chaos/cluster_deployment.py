@@ -17,7 +17,7 @@ from doubles.slurm_deployment import SlurmDeployment
 
 _IDLE_SECONDS = 120
 _SHARED_KINDS = (leftovers.processes, leftovers.loop_devices)
-"""What can be found by a data directory: the hosts share the kernel."""
+"""Leftovers that are found by the data directory of their host, because the hosts share a kernel."""
 
 
 class ClusterChaosDeployment(ChaosDeployment, SlurmDeployment):
@@ -44,7 +44,7 @@ class ClusterChaosDeployment(ChaosDeployment, SlurmDeployment):
         return host.removeprefix("cluster:")
 
     def worker_of(self, task_id):
-        """Find the worker that claimed the task's job last by the lock that it holds on its host; return its pid."""
+        """Return the pid of the worker that claimed the task's job last; it holds a lock on its host."""
         locks = [path / "workers" / task_id for path in self.host_data_dirs()]
         return next((pid for lock in locks if lock.exists() for pid in _holders(lock)), None)
 
@@ -54,7 +54,7 @@ class ClusterChaosDeployment(ChaosDeployment, SlurmDeployment):
         wait_until(lambda: self.cluster.run("squeue", "--noheader") == "", _IDLE_SECONDS, "the end of the jobs")
 
     def sweep(self):
-        """Run a task on each host. The worker of the task removes what killed workers left there."""
+        """Run a task on each host. Its worker removes the leftovers of killed workers on that host."""
         for host in slurm_cluster.HOSTS:
             self.cluster.restrict_to(host)
             self.submit_instructions(f"sweep-{host}")

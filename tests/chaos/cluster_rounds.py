@@ -26,18 +26,18 @@ PAUSE_SECONDS = 8.0
 """Shorter than the lease."""
 
 MANY_LINES = 2000
-"""So many that the agent is still running at the fault, and completes in time afterwards."""
+"""Number of lines at which the agent is still running at the fault, but completes in time afterwards."""
 
 TASK_TARGETS = ("runner", "sandbox", "gateway", "worker", "paused runner", "paused sandbox", "paused worker")
 LOST_HOST_TARGETS = ("host", "cut link", "stopped host")
 BRIEF_HOST_TARGETS = ("paused host", "interrupted link")
 SHARED_TARGETS = ("server", "paused server", "controller", "paused controller")
 CLUSTER_BATCHES = (("tasks", "brief hosts"), ("stopped workers", "lost hosts"), SHARED_TARGETS)
-"""The batches of a round. Those of a group share a cluster and a server."""
+"""The batches of a round, in groups. The batches of a group share a cluster and a server."""
 
 _TAKEOVER_SECONDS = LEASE_SECONDS + LEASE_MARGIN_SECONDS + 60
 _ENDLESS = {"runner", "sandbox", "worker", "stopped worker", *LOST_HOST_TARGETS}
-"""The targets whose agents must be running when they are lost."""
+"""The kill targets whose agents must not end before the fault."""
 
 
 def create_cluster():
@@ -76,7 +76,11 @@ def run_cluster_round(directory, cluster, batches, seed):
 
 
 class _ClusterRound:
-    """kills: as for `collect_evidence`. given_up: what the model had received of given-up attempts, keyed by task."""
+    """Applies the faults of a round.
+
+    kills: see `collect_evidence`. given_up: the agent session of each model request that had arrived when the task's
+    attempt was given up, keyed by task id.
+    """
 
     def __init__(self, deployment, seed):
         self._deployment, self._cluster, self._seed = deployment, deployment.cluster, seed
@@ -204,7 +208,7 @@ class _ClusterRound:
         return tasks
 
     def _lose_hosts(self):
-        """Lose three hosts in three ways at the same time; the first one is repaired at once."""
+        """Lose three hosts in three ways at the same time; repair the first one immediately."""
         by_target = dict(zip(LOST_HOST_TARGETS, self._rng.sample(HOSTS, 3), strict=True))
         tasks = self._reach_on_hosts(by_target)
         self._cluster.kill_host(by_target["host"])

@@ -97,7 +97,7 @@ def main():
         for runtime in ("bubblewrap", *(("gvisor",) if number % GVISOR_INTERVAL == 0 else ())):
             for target in ("server", "each", "all"):
                 run_one(results, runtime, target, f"{options.seed}-{number}")
-        # Written after each round, since the whole run takes a long time and may be interrupted.
+        # Write the results after each round, since the whole run takes a long time and may be interrupted.
         write_document(results, restarted, summarize(number + 1, options.seed, started))
     return int(bool(results.messages or restarted.violations))
 
@@ -133,7 +133,7 @@ def run_checked(results, runtime, target, seed, run):
     try:
         result = run()
     except AssertionError as error:
-        # Raised for a task that does not end, or a server that does not start.
+        # The error means that a task did not end, or that a server did not start.
         results.messages.append(f"{runtime}, {target}, seed {seed}: {str(error)[:2000]}")
         print(results.messages[-1], flush=True)
         return

@@ -43,7 +43,7 @@ _EARLY_STATES = ("staging", "provisioning", "ready")
 
 
 def _lost_worker(*lost):
-    """Return the outcomes if the disk is lost: nothing can be collected anymore."""
+    """Return the allowed outcomes if the disk is lost, because nothing can be collected from it."""
     early = {state: {COMPLETED} for state in _EARLY_STATES}
     return {**early, "running": set(lost), "completing": {COMPLETED, *lost}}
 
@@ -63,7 +63,10 @@ CLUSTER_OUTCOMES = {
     "interrupted link": _UNHARMED,
     "cut link": _lost_worker(LOST_HOST),
 }
-"""The same for a cluster. `paused` and `interrupted`: for less than the lease; `stopped` and `cut`: for longer."""
+"""The allowed outcomes on a cluster, in the same format.
+
+`paused` and `interrupted`: for less than the lease; `stopped` and `cut`: for longer.
+"""
 
 ALLOWED_OUTCOMES |= {name: outcomes for name, outcomes in CLUSTER_OUTCOMES.items() if name not in ALLOWED_OUTCOMES}
 LOST_WORKER_TARGETS = {"worker", "controller", "host", "stopped worker", "stopped host", "cut link"}
@@ -199,7 +202,7 @@ def evaluate(evidence: Evidence) -> list[Violation]:
 
 
 def check_acknowledged_tasks_exist(evidence: Evidence) -> Iterator[str]:
-    """Every task that got a 202 is listed exactly once."""
+    """Check that every task that got a 202 is listed exactly once."""
     for task_id in sorted(evidence.acknowledged - set(evidence.listed)):
         yield f"{task_id} was acknowledged and is missing"
     for task_id, times in Counter(evidence.listed).items():
@@ -208,13 +211,13 @@ def check_acknowledged_tasks_exist(evidence: Evidence) -> Iterator[str]:
 
 
 def check_no_leftovers(evidence: Evidence) -> Iterator[str]:
-    """No process, mount, control group, loop device, socket or file of a task remains."""
+    """Check that no process, mount, control group, loop device, socket or file of a task remains."""
     for kind, found in evidence.leftovers.items():
         yield f"left behind, {kind}: {found}"
 
 
 def check_journal_is_consistent(task: TaskEvidence) -> Iterator[str]:
-    """Sequence numbers have no gap, epochs do not decrease, and state transitions are allowed."""
+    """Check that sequence numbers have no gap, epochs do not decrease, and state transitions are allowed."""
     seqs = [record["seq"] for record in task.records]
     if seqs != list(range(1, len(seqs) + 1)):
         yield f"sequence numbers are {seqs}"
@@ -228,7 +231,10 @@ def check_journal_is_consistent(task: TaskEvidence) -> Iterator[str]:
 
 
 def check_final_state(task: TaskEvidence) -> Iterator[str]:
-    """Only the last record has a final state. That state is allowed for the kill target, and clients receive it."""
+    """Check that only the last record has a final state.
+
+    The state must be allowed for the kill target, and clients must receive it.
+    """
     states = [record["transition"]["new_state"] for record in task.records if "transition" in record]
     ends = [state for state in states if state in FINAL_STATES]
     if len(ends) != 1 or task.records[-1].get("transition", {}).get("new_state") != ends[0]:
@@ -263,9 +269,9 @@ def _corrected_state_at_kill(task: TaskEvidence) -> str:
 
 
 def check_output_lines(task: TaskEvidence) -> Iterator[str]:
-    """The journal has all of the agent's output, or a prefix of whole lines if the runner was killed.
+    """Check that the journal has all of the agent's output, or a prefix of whole lines if the runner was killed.
 
-    A killed agent may have logged its last line without printing it. Output that was readable once stays readable.
+    A killed agent may have logged its last line without printing it. Output that was read before the kill must remain.
     """
     printed, written = task.printed, task.written or b""
     if not task.stdout.startswith(task.stdout_before):
@@ -283,7 +289,7 @@ def check_output_lines(task: TaskEvidence) -> Iterator[str]:
 
 
 def _check_numbers(printed):
-    """Check that no numbered line is missing or repeated, since the agent's log is lost."""
+    """Check that no numbered line is missing or repeated. There is no log of the agent to compare with."""
     lines = printed.split(b"\n")
     numbers = [int(found[1]) for line in lines if (found := re.search(rb'"line (\d+)"', line))]
     if lines[-1] or numbers != list(range(len(numbers))):
@@ -291,7 +297,7 @@ def _check_numbers(printed):
 
 
 def check_artifacts(task: TaskEvidence) -> Iterator[str]:
-    """Bytes match sizes and checksums, the patch applies, and required artifacts exist."""
+    """Check that artifacts match their sizes and checksums, the patch applies, and required artifacts exist."""
     for artifact in task.artifacts:
         found = f"sha256:{hashlib.sha256(artifact.content).hexdigest()}"
         if (found, len(artifact.content)) != (artifact.checksum, artifact.size_bytes):
@@ -318,7 +324,7 @@ def _check_contents(task, contents):
 
 
 def check_agent_runs_once(task: TaskEvidence) -> Iterator[str]:
-    """One agent runs per allowed attempt, and a completed task had an agent."""
+    """Check that at most one agent ran per allowed attempt, and that a completed task had an agent."""
     recorded_starts = sum(record["event"]["type"] == "agent_started" for record in task.records)
     for agent_starts, source in ((task.agent_starts, "by the model requests"), (recorded_starts, "by the journal")):
         if agent_starts > 1 + task.retries:
@@ -328,7 +334,7 @@ def check_agent_runs_once(task: TaskEvidence) -> Iterator[str]:
 
 
 def check_agents_do_not_overlap(task: TaskEvidence) -> Iterator[str]:
-    """Once the model has received a request from the next agent, it receives none from an earlier one."""
+    """Check that no earlier agent sent a request to the model after the first request of a later agent."""
     runs = [session for session, _ in itertools.groupby(task.agent_sessions)]
     if len(runs) != len(set(runs)):
         yield f"the requests of {len(set(runs))} agents arrived in {len(runs)} runs"
@@ -337,7 +343,7 @@ def check_agents_do_not_overlap(task: TaskEvidence) -> Iterator[str]:
 
 
 def check_received_events(expected_events: dict, received_events: dict) -> Iterator[str]:
-    """Reconnecting clients receive the whole journal: every event once, in order.
+    """Check that reconnecting clients received the whole journal: every event once, in order.
 
     expected_events: `{task id: events}`, from the journal; received_events: `{(client, task id): events}`.
     """

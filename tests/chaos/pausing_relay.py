@@ -1,4 +1,4 @@
-"""A pausing relay to the git server. A clone gets some bytes at once, and the rest after `open` is called."""
+"""A pausing relay to the git server. A clone gets some bytes immediately, and the rest after `open` is called."""
 
 import contextlib
 import socket
@@ -33,7 +33,7 @@ class PausingRelay:
 
     def close(self):
         self.open()
-        # A thread in accept() keeps a closed socket alive; this wakes the thread.
+        # A thread in accept() keeps a closed socket alive; shutdown() wakes the thread.
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()

@@ -20,7 +20,7 @@ class Client:
 
     @staticmethod
     def is_delivered(event):
-        """Return whether clients of this kind receive the event. By default: output and log events."""
+        """Return whether clients of this kind receive the event. By default, they receive output and log events."""
         return log_stream_of(event) is not None
 
     def __init__(self, deployment, task_id):

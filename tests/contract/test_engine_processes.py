@@ -104,7 +104,7 @@ async def test_worker_dies_with_its_supervisor(harness, engine, create_job):
 
 
 async def test_job_does_not_end_while_its_worker_is_alive(harness, engine, create_job):
-    """The worker inherits the lock, so a stopped supervisor does not matter."""
+    """The worker inherits the lock, so the job is running even while its supervisor is stopped."""
     job = create_job("wait")
     await engine.submit(job.request)
     await job.wait_for_heartbeat()
@@ -200,7 +200,7 @@ async def test_old_ended_jobs_are_forgotten(harness, engine, create_job, monkeyp
     assert not files_of(harness, jobs[0]).exists()
 
 
-async def test_files_are_private(harness, engine, create_job):
+async def test_engine_files_are_private(harness, engine, create_job):
     job = create_job("wait", environment={"TOKEN": "secret"})
     await engine.submit(job.request)
     await job.wait_for_heartbeat()
@@ -242,7 +242,7 @@ async def test_unusable_directory_makes_the_engine_unavailable(tmp_path, create_
         await engine.submit(create_job("wait").request)
 
 
-async def test_other_files_are_ignored(harness, engine, create_job):
+async def test_unrelated_files_are_ignored(harness, engine, create_job):
     job = create_job("wait")
     await engine.submit(job.request)
     (harness.directory / "lost+found").mkdir()

@@ -95,7 +95,7 @@ def test_close_is_idempotent(journals):
     assert journals.liveness("task-1") is Liveness.FREE
 
 
-def test_read_returns_at_most_bytes_max(journals):
+def test_read_stops_at_the_byte_limit_after_at_least_one_record(journals):
     with open_writer(journals) as writer:
         writer.append(line("short"), at=TIMESTAMP)
         writer.append(line("long" * 50_000), at=TIMESTAMP)

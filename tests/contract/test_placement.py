@@ -55,7 +55,7 @@ from sandbox.server.placements import Placements
 REQUEST_TIMEOUT_SECONDS = CONTROL_REQUEST_TIMEOUT_SECONDS + 3
 """The time limit for a request to a runner or a host, plus a margin for a busy machine."""
 LARGE_SECRETS = {"LARGE": "k" * 300_000}
-"""Makes an order larger than a pipe's buffer, so that a launch waits until the runner reads the order."""
+"""Secrets that make an order larger than a pipe's buffer, so that a launch waits until the runner reads the order."""
 SHELL_REQUEST = OpenTerminal(24, 80)
 task_numbers = itertools.count(1)
 
@@ -272,7 +272,7 @@ async def check_one_runner(server, task_id):
 
 
 async def check_settled(server, location):
-    """Check that a launch with an unknown result has started either one runner or none, once its host responds."""
+    """Wait until the host responds. Check that a launch with an unknown result has started at most one runner."""
     handle = server.placement.find_runner(location)
     await wait_until(lambda: handle.liveness() is not Liveness.UNKNOWN, "a known state")
     if handle.liveness() is Liveness.HELD:
@@ -492,8 +492,8 @@ async def test_kill_spares_a_server_that_holds_the_lock(server, task_id):
     recorder.writer.close()
 
 
-async def test_handle_of_another_attempt_has_the_lock_but_not_the_requests(server, task_id):
-    """`liveness` and `kill` apply to the task's journal; requests apply to the attempt."""
+async def test_handle_of_another_attempt_can_kill_the_runner_but_not_send_requests(server, task_id):
+    """`liveness` and `kill` apply to the task's journal, whichever attempt holds it. Requests apply to one attempt."""
     location, handle = await server.launch(task_id)
     await wait_until_listening(handle)
     other = server.placement.find_runner(location._replace(attempt_id=new_attempt_id()))
@@ -503,7 +503,7 @@ async def test_handle_of_another_attempt_has_the_lock_but_not_the_requests(serve
     await wait_for_liveness(handle, Liveness.FREE)
 
 
-async def test_run_ends_when_it_is_cancelled(host):
+async def test_placement_stops_running_when_it_is_cancelled(host):
     placement = await host.create_placement()
     running = asyncio.create_task(placement.run())
     await asyncio.wait({running}, timeout=0.3)
@@ -785,7 +785,7 @@ def on_request(server, method, act):
 
 
 @on_daemon_host
-async def test_reports_during_a_slow_launch_are_not_used(remote, server, task_id):
+async def test_liveness_reports_from_before_a_slow_launch_are_ignored(remote, server, task_id):
     location, handle = await server.launch(task_id)
     await kill_runner(server, task_id)
     await wait_for_liveness(handle, Liveness.FREE)
@@ -810,7 +810,7 @@ async def test_reports_during_a_slow_launch_are_not_used(remote, server, task_id
 
 
 @on_daemon_host
-async def test_rejected_copy_does_not_stop_the_copies_of_other_tasks(remote, server, task_id):
+async def test_rejected_journal_copy_does_not_stop_the_copies_of_other_tasks(remote, server, task_id):
     location, handle = await server.launch(task_id)
     await wait_until_listening(handle)
     writer = server.journals.open(task_id)  # another writer appends to the server's copy

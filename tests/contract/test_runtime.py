@@ -92,14 +92,14 @@ def test_large_output_is_complete(runtime: Runtime, disk: Path):
     assert len(run_shell(runtime, disk, "head -c 5000000 /dev/zero | tr '\\0' x").output) == 5_000_000
 
 
-def test_agent_has_uid_home_and_git_identity(runtime: Runtime, disk: Path):
+def test_agent_has_uid_and_home_and_git_identity(runtime: Runtime, disk: Path):
     result = run_shell(runtime, disk, "id -u; id -un; id -G; cd ~agent; pwd; git var GIT_AUTHOR_IDENT; date +%Z")
     uid, name, groups, home, ident, zone = result.output.splitlines()
     assert (uid, name, groups, home, zone) == ("1000", "agent", "1000", "/home/agent", "UTC")
     assert ident.startswith("The Agent <agent@sandbox.invalid>")
 
 
-def test_workspace_home_and_tmp_are_stored_on_the_disk(runtime: Runtime, disk: Path):
+def test_workspace_and_home_and_tmp_are_stored_on_the_disk(runtime: Runtime, disk: Path):
     workspace = disk / "workspace"
     workspace.mkdir()
     (workspace / "given").write_text("before")
@@ -114,7 +114,7 @@ def test_workspace_home_and_tmp_are_stored_on_the_disk(runtime: Runtime, disk: P
     assert Path("/etc/passwd").stat().st_uid == 0
 
 
-def test_git_node_and_python_run(runtime: Runtime, disk: Path):
+def test_git_and_node_and_python_run(runtime: Runtime, disk: Path):
     script = """set -e; export HOME=/home/agent
         git init -q . && echo text > file && git add file && git commit -q -m first && git log --format=%an
         python3 -c 'import threading; t = threading.Thread(target=print, args=("thread",)); t.start(); t.join()'

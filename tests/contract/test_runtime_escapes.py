@@ -84,7 +84,7 @@ def test_owner_of_a_very_deep_tree_is_restored(runtime: Runtime, disk: Path):
         assert os.stat("file", dir_fd=directory).st_uid == os.fstat(directory).st_uid == os.getuid()
         os.close(directory)
     finally:
-        # Not shutil.rmtree: like pytest's cleanup, it is recursive and would fail at this depth.
+        # Do not use shutil.rmtree: it is recursive, like pytest's cleanup, and would fail at this depth.
         subprocess.run(["/usr/bin/rm", "-rf", str(disk)], check=True, timeout=30)
 
 
