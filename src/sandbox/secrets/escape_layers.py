@@ -207,7 +207,7 @@ def _alternative_layers(
 
 
 def _layers_above_original_terminal_escapes(original: DecodedLayer) -> Iterator[DecodedLayer]:
-    """Yield the layers that result from removing terminal escapes first, if one of them may contain another escape."""
+    """Yield the layers above the original without its terminal escapes, if they may contain other escapes."""
     stripped = original.decode(find_terminal_escapes) if may_contain_nested_escapes(original.data) else None
     if stripped is not None:
         layers = [*_strip_terminal_escapes(stripped, find_escapes, DECODED_LAYERS_MAX)]
@@ -218,7 +218,7 @@ def _layers_above_original_terminal_escapes(original: DecodedLayer) -> Iterator[
 
 
 def _terminal_escape_layers(layers: list[DecodedLayer], find_tokens: FindTokens, rounds: int) -> Iterator[DecodedLayer]:
-    """Yield the layers above the first layer that has terminal escapes. An encoded escape may contain some of them."""
+    """Yield the layers that result from removing the terminal escapes of the first layer that has any."""
     for depth, layer in enumerate(layers):
         if (decoded_layer := layer.decode(find_terminal_escapes)) is not None:
             yield from _strip_terminal_escapes(decoded_layer, find_tokens, rounds - depth)

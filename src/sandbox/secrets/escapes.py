@@ -1,4 +1,4 @@
-"""Finds and decodes escapes and invisible characters, including incomplete ones. None contains a line feed."""
+"""Finds and decodes escapes and invisible characters, including incomplete ones. No escape contains a line feed."""
 
 import re
 from codecs import utf_8_decode
@@ -20,7 +20,7 @@ _ByteRanges = tuple[tuple[int, int], ...]
 
 
 def _sequences(first: int, last: int) -> Iterator[_ByteRanges]:
-    """Yield the code point range as sequences whose bytes vary independently of each other."""
+    """Split a code point range into parts whose UTF-8 bytes vary independently; yield the byte ranges of each."""
     for split in _split_points(first, last):
         if first <= split < last:
             yield from _sequences(first, split)
@@ -79,7 +79,7 @@ LONGEST_NAME_BYTES = max(map(len, _NAMED_REFERENCES)) - 1
 
 
 def decode_html_entity(name: bytes) -> tuple[int, bytes] | None:
-    """Return the length of the reference at the start of `name` and its text in UTF-8; None if there is none.
+    """Return the length of the character reference at the start of `name`, and its text in UTF-8; None without one.
 
     The length includes the semicolon, if present. As in HTML, the longest name matches, and some names need no
     semicolon.
@@ -339,7 +339,7 @@ def find_terminal_escapes(data: bytes) -> Iterator[EscapeToken]:
 
 
 def add_terminal_escapes(data: bytes, tokens: Iterable[EscapeToken]) -> Iterator[EscapeToken]:
-    """Yield the tokens of the data and its terminal escapes, in order; an earlier or longer one takes precedence."""
+    """Yield the tokens of the data and its terminal escapes, in order; an earlier or longer token takes precedence."""
     end = 0
     for token in merge(find_terminal_escapes(data), tokens, key=lambda token: (token[0], -token[1])):
         if token[0] >= end:
@@ -348,7 +348,7 @@ def add_terminal_escapes(data: bytes, tokens: Iterable[EscapeToken]) -> Iterator
 
 
 def may_contain_nested_escapes(data: bytes) -> bool:
-    """Return whether a terminal escape, if there is one, may contain an escape or end with the start of one."""
+    """Return whether the data may have a terminal escape that contains another escape or ends with the start of one."""
     return _HAS_NESTED_ESCAPE.search(data) is not None
 
 
@@ -364,7 +364,7 @@ def _is_utf_8(data: bytes) -> bool:
 
 
 def find_partial_escape(data: bytes, end: int) -> int:
-    """Return the start of a token that ends at `end` or continues there; `end` if there is none."""
+    """Return the start of a token that ends at `end` or continues there; `end` if no token does."""
     found = _PARTIAL_ESCAPE.search(data, max(0, end - _TOKEN_BYTES_MAX, data.rfind(b"\n", 0, end) + 1), end)
     return found.start() if found else end
 

@@ -58,7 +58,7 @@ class VaultSource:
         if value is None:
             raise unavailable_error(secret, f"the secret at this path has no field {name}.")
         if not isinstance(value, str):
-            raise unavailable_error(secret, "the field's value is not a string; store it as one.")
+            raise unavailable_error(secret, "the field's value is not a string; store it as a string.")
         return value
 
     def _read_field(self, secret: Secret, path: str, name: str) -> Any:

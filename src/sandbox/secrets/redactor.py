@@ -107,7 +107,7 @@ class SecretRedactor:
             return redacted.decode("utf-8", "replace")
 
     def redact_json(self, value: Any) -> Any:
-        """Return plain JSON data without values, in strings and in keys."""
+        """Return JSON data with all values in its strings and keys redacted."""
         if isinstance(value, str):
             return self.redact_text(value)
         if isinstance(value, dict):

@@ -85,7 +85,7 @@ class MultiPatternSearch:
         return not text or text[-1] in self._inner_bytes
 
     def find_partial_matches(self, text: bytes, bytes_min: int) -> Iterator[int]:
-        """Yield every position from which the rest of the text (at least `bytes_min` bytes) starts a pattern."""
+        """Yield each position from which the rest of the text is the start of a pattern, of at least `bytes_min` bytes."""
         for start in range(max(0, len(text) - self.longest_bytes + 1), len(text) - bytes_min + 1):
             patterns = self._patterns_by_prefix.get(text[start : start + _WORD_BYTES])
             if patterns is not None:
@@ -185,7 +185,7 @@ class Scanner:
 
 
 def _layer_cuts(layers: list[DecodedLayer]) -> Iterator[tuple[DecodedLayer, int]]:
-    """Yield every layer with each position before which its data cannot be changed by further input."""
+    """Yield each layer with each possible end of the part of its data that further input cannot change."""
     cuts: dict[DecodedLayer, set[int]] = {}
     for layer in layers:
         mapped_cuts = (

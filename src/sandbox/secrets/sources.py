@@ -14,7 +14,7 @@ from sandbox.secrets.limits import SECRET_VALUE_BYTES_MAX, TASK_SECRETS_BYTES_MA
 
 
 def unavailable_error(secret: Secret, reason: str) -> SecretUnavailableError:
-    """Build the error.
+    """Build the error for a secret whose value cannot be used.
 
     reason: the problem and its fix, for operators. It must not contain the value.
     """
@@ -111,7 +111,7 @@ class EnvironmentSource:
     async def resolve(self, secret: Secret) -> str:
         """Return the variable's value. Raises SecretUnavailableError."""
         if secret.key.upper().startswith(self._private_prefixes):
-            raise unavailable_error(secret, "the server's own variables are not available; choose another one.")
+            raise unavailable_error(secret, "the server's own variables are not available; choose another variable.")
         if self._allowed is not None and secret.key not in self._allowed:
             raise unavailable_error(
                 secret, "the server's configuration does not allow this variable; ask its operator."
