@@ -20,9 +20,9 @@ STOPPING_MESSAGE = "The task is being stopped; its results so far are stored."
 
 
 class Canceller:
-    """Retries until the cancel request is on disk or CANCEL_TIMEOUT_SECONDS have passed.
+    """Tries to deliver a cancel request until it is on disk or CANCEL_TIMEOUT_SECONDS have passed.
 
-    The last retry may take longer.
+    The last attempt may take longer.
     """
 
     def __init__(self, journals: Journals, clock: Clock) -> None:
@@ -36,7 +36,7 @@ class Canceller:
         deadline = self._clock.monotonic() + CANCEL_TIMEOUT_SECONDS
         async with self._write_lock(tracked, deadline):
             pass
-        # No matter how long the lock took, leave time to reach a runner that has just started.
+        # Leave time to reach a runner that has just started, even if the wait for the lock was long.
         deadline = max(deadline, self._clock.monotonic() + CANCEL_TIMEOUT_SECONDS_MIN)
         while True:
             try:

@@ -151,7 +151,8 @@ def _find_complete_patch(layout: TaskLayout, task: Task) -> Artifact | None:
                     break
     except OSError as error:
         reason = f"its patch cannot be read ({error.strerror})"
-        raise TaskNotContinuableError(task.id, reason, "Restore it from a backup, or submit the task again.") from error
+        advice = "Restore the patch from a backup, or submit the task again."
+        raise TaskNotContinuableError(task.id, reason, advice) from error
     return patch if has_changes else None
 
 
@@ -174,7 +175,7 @@ def _chain_start_commit(task: Task) -> str:
     if task.base_commit is None:
         raise TaskNotContinuableError(task.id, "its repository was never cloned")
     reason = "its manifest has a patch and no full repository.commit, so the commit that it applies to is unknown"
-    raise TaskNotContinuableError(task.id, reason, "Submit it again with repository.commit.")
+    raise TaskNotContinuableError(task.id, reason, "Submit the task again with repository.commit.")
 
 
 def _copy_of(artifact: Artifact, name: str) -> Artifact:
@@ -236,7 +237,7 @@ class ConversationText:
             case "agent_message" | "tool_call_started" | "tool_result" | "agent_result":
                 self._add_item(event)
             case "output" | "conversation":
-                # An earlier version recorded no conversation events; they were converted from the output.
+                # Earlier versions recorded no conversation events, so these items were converted from the output.
                 for item in event.get("conversation", ()):
                     self._add_item(item)
 

@@ -190,7 +190,7 @@ class EventStream:
         while True:
             end_offset, is_over = tracked.offset, tracked.task.state.is_final
             async for event in self._replay_range(tracked, offset, end_offset, after):
-                # A writer removes a record that it could not flush, and then writes it again.
+                # A record may be read twice: a writer removes a record that it cannot flush, and writes it again later.
                 after = max(after, event["seq"])
                 yield event
                 del event

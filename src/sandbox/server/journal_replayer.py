@@ -51,9 +51,9 @@ class JournalReplayer:
             replay_slot.release()
 
     async def open(self, task_id: str, slot: ReplaySlot) -> JournalWriter:
-        """Like `Journals.open`.
+        """Open a journal in a thread; see `Journals.open`.
 
-        After a cancellation the caller holds nothing, but the thread may hold the lock until it ends.
+        After a cancellation, the caller holds no lock, but the thread may hold one until the thread ends.
         """
         opened: list[JournalWriter] = []
         has_waiter = True

@@ -158,7 +158,7 @@ class JournalTailer:
             task = replay(task, record)
         if is_due:
             await asyncio.to_thread(self._store.save, IndexedTask(task, batch.next_offset))
-        # A writer removes a record that it could not flush, and then writes it again.
+        # A record may be read twice: a writer removes a record that it cannot flush, and writes it again later.
         for record in batch.records[max(0, tracked.published_seq + 1 - batch.records[0].seq) :]:
             self._publish(task.id, record)
             if record.transition is not None:

@@ -263,7 +263,7 @@ class DebugSessions:
             raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}; try again.") from error
 
     async def _open_terminal(self, task: Task, request: OpenTerminal) -> TerminalConnection:
-        """Like `open_terminal`; also raises SandboxNotPreservedError and OSError."""
+        """Implement `open_terminal`. Also raises SandboxNotPreservedError and OSError."""
         if not await _ask(self._preserved_sandboxes.is_preserved, task):
             raise SandboxNotPreservedError(task)
         if request.is_agent_terminal:

@@ -59,7 +59,7 @@ class RunnerLauncher:
         if not isinstance(owner, ServerOwned):
             return
         reserved = await self._placements.reserve_host(tracked.task)
-        # Resolve before taking the lock: a cancel request must not wait for an external Vault.
+        # Resolve the secrets before taking the lock: a cancel request must not wait for an external Vault.
         secrets_or_failure = await self._secrets.resolve_cancellably(tracked.task)
         async with tracked.write_lock:
             if not isinstance(tracked.owner, ServerOwned):

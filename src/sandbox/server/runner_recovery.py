@@ -132,7 +132,7 @@ class RunnerRecovery:
         ):
             tracked.status_message = "The cleanup failed; it is retried after a pause."
             return
-        # Resolve before taking a slot or lock: a cancel request must not wait for an external Vault.
+        # Resolve the secrets before taking a slot or lock: a cancel request must not wait for an external Vault.
         secrets_or_failure = await self._secrets.resolve_for_attempt(tracked.task)
         # Take the slot first: a cancel request must not wait for the lock while this recovery waits for other tasks'
         # journals.

@@ -43,7 +43,7 @@ class TaskSecrets:
             return Failure(FailureCode.SECRET_UNAVAILABLE, error.message, detail=detail)
 
     async def resolve_cancellably(self, task: Task) -> Mapping[str, str] | Failure:
-        """Like `resolve_for_attempt`, but `cancel_lookups` cancels a caller that is waiting here."""
+        """Call `resolve_for_attempt`, and let `cancel_lookups` cancel the caller while it is waiting here."""
         launch = asyncio.current_task()
         assert launch is not None
         self._launches.add(launch)

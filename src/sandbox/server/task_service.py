@@ -1,4 +1,4 @@
-"""What the server offers to its API and dashboard for existing tasks: their status, cancellation, artifacts, terminals.
+"""What the server offers to its API and dashboard for existing tasks: status, cancellation, artifacts and terminals.
 
 One class implements each Protocol of `interfaces.tasks`. `Submissions` is in `server.submissions`, `EventStream` in
 `server.event_stream`, `Administration` and `Hosts` in `server.administration`.

@@ -1,1 +1,1 @@
-"""Periodic work: removal of leftovers, pruning, compression, integrity."""
+"""Periodic work: removal of leftovers, pruning, compression and integrity checks."""

@@ -48,8 +48,8 @@ class JournalCompressor:
                 if task.state_changed_at > ended_before:
                     return
                 try:
-                    # This may take longer than the server's shutdown allows; an unfinished compression starts over
-                    # later.
+                    # A compression may take longer than the server's shutdown allows. If it is interrupted, it starts
+                    # over later.
                     is_busy |= not await run_in_daemon_thread(partial(self._compress, task))
                 except OSError as error:
                     failures.append(f"journal of task {task.id}: {error.strerror or error}")

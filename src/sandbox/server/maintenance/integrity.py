@@ -22,7 +22,7 @@ _BATCH_BYTES = 1024 * 1024
 
 
 class DiscrepancyKind(StrEnum):
-    """Kinds of discrepancies. Stable: scripts branch on these words."""
+    """The kinds of discrepancies. The values are stable, because scripts branch on them."""
 
     INDEX_UNUSABLE = "index_unusable"
     NOT_IN_INDEX = "not_in_index"

@@ -301,7 +301,7 @@ class Pruner:
         return PrunedTask(task.id, task.state, task.state_changed_at, size_bytes)
 
     def _detach(self, pruned: PrunedTask) -> bool:
-        """Delete a task from the index, and move its directory out of `tasks/`. Return False if this must wait."""
+        """Delete a task from the index, and move its directory out of `tasks/`. Return False if the task must wait."""
         task_id = pruned.id
         with self._journals.try_lock(task_id) as has_lock:
             if not has_lock and self._journals.liveness(task_id) is not Liveness.FREE:
