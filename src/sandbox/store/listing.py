@@ -241,7 +241,7 @@ EMPTY_AGENT_SECTION = AgentSection("", {"prompt": "", "model": ""})
 
 
 def decode_task_item(encoded: bytes) -> Task:
-    """Decode a task as lists show it: without its artifacts, patch, agent section and the agent's own report."""
+    """Decode a task as lists show it: without its artifacts, patch and agent section, and the agent's own report."""
     # Copying by position takes a quarter of the time of copying by name.
     values = list(msgspec.structs.astuple(_list_decoder.decode(encoded)))
     manifest = Manifest.combine(values[_MANIFEST], EMPTY_AGENT_SECTION)

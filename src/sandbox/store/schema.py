@@ -56,7 +56,8 @@ def check_current(connection: sqlite3.Connection) -> None:
     present, newest = check_not_newer(connection), max(_load_migrations())
     if present < newest:
         raise StoreUnusableError(
-            f"The index has version {present}, but this Sandbox requires {newest}; start the server to upgrade it."
+            f"The index has version {present}, but this version of Sandbox requires {newest}; start the server to "
+            "upgrade it."
         )
 
 
