@@ -404,7 +404,7 @@ class ServerSession:
 
 
 async def _copy_both_ways(first: StreamPair, second: StreamPair) -> None:
-    """Copy in both directions until one side has closed."""
+    """Copy data in both directions until one side has closed."""
     copies = [
         asyncio.create_task(_copy(first[0], second[1])),
         asyncio.create_task(_copy(second[0], first[1])),
