@@ -75,7 +75,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class RootedFiles:
-    """Accesses the files under one root. A context manager, during which the root is open. Methods raise OSError."""
+    """Accesses the files under one root. A context manager, which keeps the root open. Methods raise OSError."""
 
     def __init__(self, root: Path) -> None:
         self._root = open_granting_access(root, _DIRECTORY_FLAGS)

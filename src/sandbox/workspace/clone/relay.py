@@ -141,8 +141,8 @@ class SocksProxy:
     async def _dial(self, address: HostPort) -> StreamPair:
         is_target = self._is_target(address)
         if not is_target and not (self._dial_policy.follows_redirects and address.port in _WEB_PORTS):
-            # Refuse before resolving: a DNS name could exfiltrate data that a clone has read, and the response shows
-            # which names exist.
+            # Refuse the host before resolving it: a DNS name could exfiltrate data that a clone has read, and the
+            # response would show which names exist.
             raise _not_allowed_error()
         loop = asyncio.get_running_loop()
         resolved = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)

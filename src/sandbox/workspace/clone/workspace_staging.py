@@ -232,7 +232,7 @@ class WorkspaceStaging:
         return commit
 
     def _reset_directories(self) -> None:
-        """Remove leftovers of an interrupted earlier run, and create both directories empty."""
+        """Remove leftovers of an interrupted earlier run, and create both directories again."""
         self._layout.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in (self._layout.repository, self._layout.workspace):
             if path.is_symlink() or path.is_file():
