@@ -131,7 +131,7 @@ def test_revoked_token_is_rejected_immediately(token_deployment):
     assert run_cli("token", "revoke", token_id).returncode == 3
 
 
-def test_running_server_requires_tokens_once_one_exists(deploy):
+def test_running_server_requires_tokens_once_a_token_exists(deploy):
     deployment = deploy(reply_turn())
     assert send_request(deployment, None).status_code == 200
     token_id, operator = make_token(deployment, Role.OPERATOR)

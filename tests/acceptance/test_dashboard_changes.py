@@ -220,7 +220,7 @@ def test_all_files_can_be_collapsed_and_the_tree_can_be_filtered(base_url, brows
     assert page.locator(".diff-body:visible").count() == 8
 
 
-def test_keyboard_moves_between_files_and_changes(base_url, browser):
+def test_keyboard_shortcuts_move_between_files_and_changes(base_url, browser):
     page = open_changes(browser, base_url)
     page.keyboard.press("j")
     assert current_file(page) == "app.py"
@@ -713,7 +713,7 @@ def test_web_worker_that_does_not_respond_leaves_the_text_without_colors(base_ur
     assert app.locator("[class^='s-']").count() == 0
 
 
-def test_word_marks_are_limited_to_similar_lines(base_url, browser):
+def test_changed_words_are_marked_only_in_similar_lines(base_url, browser):
     page = open_plain_page(base_url, browser)
     compare = """async ([before, after]) => {
         const { wordDiff } = await import("/assets/word_diff.js");

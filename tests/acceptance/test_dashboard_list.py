@@ -79,7 +79,7 @@ def base_url(list_server, browser):
     browser.assert_no_errors(address)
 
 
-def test_search_filters_while_the_user_types(base_url, browser):
+def test_search_filters_the_list_while_the_user_types(base_url, browser):
     page = browser.open(base_url)
     search = page.get_by_role("searchbox", name="Search tasks")
     search.focus()
@@ -95,7 +95,7 @@ def test_search_filters_while_the_user_types(base_url, browser):
     wait_until(lambda: len(page.evaluate(READ_ROW_IDS_SCRIPT)) >= 50, 30, "all rows")
 
 
-def test_search_keeps_other_filters_and_each_can_be_removed(base_url, browser):
+def test_search_keeps_other_filters_and_each_filter_can_be_removed(base_url, browser):
     page = browser.open(f"{base_url}/?state=completed")
     page.locator("#filter").click()
     page.get_by_label("Repository", exact=True).fill("org/web")
@@ -286,7 +286,7 @@ def test_total_cost_stays_visible_while_the_list_is_refreshed(base_url, browser)
     wait_until(lambda: targets().count("tasks") >= 2, 30, "two refreshes")
     assert page.locator(".filter-chips .muted").inner_text() == "1 task · $1.25"
     assert not any(target.startswith("total-cost") for target in targets())
-    # The cost is refreshed separately, here more often than usual.
+    # The cost is refreshed separately. This test makes the page refresh it more often than usual.
     page.locator(".total-cost").evaluate("(cost) => { cost.dataset.refresh = 1; cost.firstChild.textContent = ''; }")
     page.get_by_text("1 task · $1.25").wait_for()
     page.get_by_role("searchbox", name="Search tasks").fill("export")

@@ -537,7 +537,7 @@ COMPUTE_DIFFS = """async (pairs) => {
 }"""
 
 
-def test_diff_contains_both_texts(open_task):
+def test_diff_contains_the_whole_old_and_new_text(open_task):
     page, _ = open_task("chat")
     words = "abcab"
     texts = ["", "a\n", "\n\n", *("\n".join(words[at:] + words[:at]) for at in range(5))]

@@ -460,7 +460,7 @@ def test_template_changes_only_its_settings_and_can_be_undone(base_url, browser)
         page.get_by_text("Ready to submit.").wait_for()
         page.get_by_role("button", name="Undo the template").click()
         assert yaml_of(page) == before
-    # Templates can be combined; Minimal removes all settings.
+    # Templates can be combined. The template "Minimal" removes all settings.
     page.get_by_role("button", name="Bug fix with GitHub").click()
     page.get_by_role("button", name="Large machine").click()
     assert page.get_by_label("CPUs", exact=True).input_value() == "16"

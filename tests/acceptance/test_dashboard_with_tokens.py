@@ -108,7 +108,7 @@ def task_ids(deployment):
     return [task["id"] for task in deployment.http.get("/api/v1/tasks").json()["tasks"]]
 
 
-def test_api_reference_offers_to_authorize(token_deployment, browser):
+def test_api_reference_offers_authorization(token_deployment, browser):
     page = sign_in(token_deployment, browser, token_deployment.viewer)
     page.goto(f"{token_deployment.server.ready_message['http']}/docs")
     page.get_by_role("button", name="Authorize").wait_for()
@@ -192,7 +192,7 @@ def test_cross_site_requests_with_a_session_are_rejected(token_deployment, brows
         outcomes = page.evaluate("window.outcomes")
     assert set(outcomes) == {"read", "cancel", "submit", "stream", "embed", "events"}
     assert {*outcomes.values()} <= {"refused", "opaque"}
-    # 403 shows that the cookie was sent; without it the status would be 401.
+    # The status 403 shows that the cookie was sent; without the cookie, the status would be 401.
     statuses = {(method, status) for method, url, status in responses if url.startswith(values["place"])}
     assert ("POST", 403) in statuses
     assert {status for method, status in statuses if method != "OPTIONS"} == {403}

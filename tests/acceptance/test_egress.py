@@ -251,7 +251,7 @@ def test_git_reads_from_allowed_hosts_with_and_without_the_proxy(results):
     assert {name: output for name, output in results_of(results, "git").items() if refs not in output} == {}
 
 
-def test_server_first_protocol_is_relayed(results):
+def test_protocol_in_which_the_server_speaks_first_is_relayed(results):
     greeted = f"{fake_public_host.SERVER_BANNER.decode().strip()}, SSH-2.0-me"
     assert set(results_of(results, "ssh").values()) == {greeted}
 

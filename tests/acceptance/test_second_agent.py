@@ -231,7 +231,7 @@ def test_first_agent_completes_its_task(server):
         ),
     ],
 )
-def test_errors_in_the_section_are_reported(server, change, errors):
+def test_errors_in_the_section_of_the_agent_are_reported(server, change, errors):
     response = server.http.post(
         "/api/v1/tasks?dry_run=true",
         content=MANIFEST.replace(*change),

@@ -222,7 +222,7 @@ def test_all_mutants_of_a_tested_module_are_killed(project):
     project.assert_clean()
 
 
-def test_survivor_is_shown_and_low_score_fails(project):
+def test_surviving_mutant_is_shown_and_a_low_score_fails_the_run(project):
     project.write("tests/mutation/equivalents.toml", "")
     code, output = project.run("tiny.py:3", "--sample", "0", "--seed", "7", "--minimum", "99")
     assert code == 1
@@ -231,7 +231,7 @@ def test_survivor_is_shown_and_low_score_fails(project):
     assert project.run("tiny.py:3", "--sample", "0", "--minimum", "1")[0] == 0
 
 
-def test_stale_equivalent_is_reported(project):
+def test_outdated_equivalent_mutant_is_reported(project):
     project.write("src/sandbox/tiny.py", MODULE.replace("number > highest", "highest < number"))
     code, output = project.run("tiny.py:4", "--minimum", "0")
     assert code == 1

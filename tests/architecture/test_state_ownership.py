@@ -263,7 +263,7 @@ def test_components_are_not_accessed_through_a_dependency_container(trees: dict[
     assert users == {"api", "bootstrap", "dashboard", "interfaces"}
 
 
-def test_container_uses_are_found():
+def test_uses_of_a_dependency_container_are_found():
     source = """
 class StepDependencies:
     clock: object

@@ -44,7 +44,7 @@ class ClusterChaosDeployment(ChaosDeployment, SlurmDeployment):
         return host.removeprefix("cluster:")
 
     def worker_of(self, task_id):
-        """Return the pid of the worker that claimed the task's job last; it holds a lock on its host."""
+        """Return the pid of the worker that claimed the task's job last. This worker holds a lock on its host."""
         locks = [path / "workers" / task_id for path in self.host_data_dirs()]
         return next((pid for lock in locks if lock.exists() for pid in _holders(lock)), None)
 

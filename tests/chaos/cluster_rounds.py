@@ -193,7 +193,7 @@ class _ClusterRound:
     def _reach_on_hosts(self, by_target):
         """Return tasks in all states on each host, keyed by target. by_target: the host of each target."""
         tasks = {target: [] for target in by_target}
-        # Running tasks are not held, so they come last.
+        # The runners of running tasks are not stopped. Start these tasks last, because they could end too early.
         for are_running in (False, True):
             for target, host in by_target.items():
                 self._cluster.restrict_to(host)

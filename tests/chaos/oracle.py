@@ -35,7 +35,7 @@ ALLOWED_OUTCOMES = {
     },
     "gateway": {"ready": {COMPLETED, LOST_SANDBOX}, "running": {LOST_SANDBOX}},
 }
-# A runner killed after its sandbox may have recorded the loss of the sandbox.
+# A runner that was killed after its sandbox may have recorded the loss of the sandbox.
 ALLOWED_OUTCOMES["all"] = {**ALLOWED_OUTCOMES["runner"], "running": {LOST_RUNNER, LOST_SANDBOX}}
 """`{kill target: {state at the kill: {(state, code)}}}`: the only final states that are allowed."""
 
@@ -241,7 +241,7 @@ def check_final_state(task: TaskEvidence) -> Iterator[str]:
         yield f"the task's states are {states}"
     if states and task.status.get("state") != states[-1]:
         yield f"clients get {task.status.get('state')}, the journal has {states[-1]}"
-    # With retries left, the loss of an agent is not final.
+    # If retries are left, the loss of an agent is not final.
     must_complete = task.target is None or task.retries
     allowed = {COMPLETED} if must_complete else _allowed_outcomes(task)
     if task.outcome not in allowed:

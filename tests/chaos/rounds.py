@@ -94,7 +94,8 @@ def _reach_all(deployment, requested, held, seed, **options):
         held.append(task := driver.reach(state, name))
         return task
 
-    # Running tasks are not held, and a pending task must come last, because it blocks all later ones.
+    # The runners of running tasks are not stopped. Start these tasks late, because they could end too early. Pending
+    # tasks must come last, because they block all later tasks.
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(reach, [pair for pair in requested if pair[1] not in ("running", "pending")]))
         list(pool.map(reach, [pair for pair in requested if pair[1] == "running"]))

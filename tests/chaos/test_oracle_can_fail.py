@@ -329,7 +329,7 @@ def numbered(*numbers):
     return [f'{{"text": "line {number}"}}\n' for number in numbers]
 
 
-def test_lost_disk_is_valid_without_artifacts():
+def test_evidence_of_a_lost_disk_is_valid_without_artifacts():
     for task in (lost_host(numbered(0, 1, 2)), lost_host([]), lost_host(numbered(0), "worker", "runner_lost")):
         assert oracle.evaluate(Evidence({"task-1"}, ["task-1"], [task], {})) == []
 

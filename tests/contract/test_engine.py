@@ -53,7 +53,7 @@ async def test_job_ends_with_its_worker(engine, create_job, code):
     assert not code or str(code) in status.reason
 
 
-async def test_worker_that_cannot_be_executed_ends(engine, create_job):
+async def test_job_whose_worker_cannot_be_executed_ends(engine, create_job):
     job = create_job("exit", "0")
     await engine.submit(JobRequest(job.name, ("/does/not/exist",), {}, SMALL, time_limit_seconds=60))
     assert "127" in (await wait_for_end(engine, job)).reason

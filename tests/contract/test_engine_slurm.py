@@ -30,7 +30,7 @@ def submit_directly(cluster, job, *arguments):
     ).strip()
 
 
-async def test_killed_controller_is_unavailable_and_jobs_continue(cluster, engine, create_job):
+async def test_killed_controller_is_reported_as_unavailable_and_jobs_continue(cluster, engine, create_job):
     job = create_job("wait")
     await engine.submit(job.request)
     await job.wait_for_heartbeat()
@@ -295,7 +295,7 @@ async def test_largest_hosts_are_limited_to_the_partition(harness):
         await harness.connect(partition="none").largest_hosts()
 
 
-async def test_hosts_are_limited_to_the_partition_and_have_their_state(harness, cluster):
+async def test_listed_hosts_belong_to_the_partition_and_have_a_state(harness, cluster):
     assert [host.name for host in await harness.connect(partition="small").hosts()] == ["n1"]
     hosts = {host.name: host for host in await harness.connect(partition=None).hosts()}
     assert list(hosts) == ["n1", "n2", "n3"]

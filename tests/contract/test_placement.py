@@ -371,7 +371,7 @@ async def check_finisher(server, location, *, is_cancelled=False):
         assert task.attempt.failure.code is FailureCode.RUNNER_LOST
 
 
-# A server that follows the runners of an earlier server.
+# Tests of a server that follows the runners of an earlier server.
 
 
 async def test_runner_survives_a_server_that_closes(host, repository_url, task_id):
@@ -404,7 +404,7 @@ async def check_runner_of_earlier_server(host, repository_url, location):
         assert isinstance(server.events(location.task_id)[-1], TaskFinished)
 
 
-async def test_end_while_no_server_runs_is_found_later(host, repository_url, task_id):
+async def test_next_server_detects_that_a_runner_ended_while_no_server_was_running(host, repository_url, task_id):
     async with serving(host, repository_url) as first:
         location, handle = await first.launch(task_id)
         await wait_for_reply(handle)
@@ -417,7 +417,7 @@ async def test_end_while_no_server_runs_is_found_later(host, repository_url, tas
 # Requests to a runner.
 
 
-async def test_cancel_is_on_disk_when_its_reply_arrives(server, task_id):
+async def test_cancel_request_is_on_disk_when_its_reply_arrives(server, task_id):
     _, handle = await server.launch(task_id)
     await wait_until_listening(handle)
     with time_limit():
@@ -647,7 +647,7 @@ async def test_secrets_are_compared_with_those_of_the_attempt(server, preserved)
     assert not files.has_same_secrets(preserved, {"NAME": "other"})
 
 
-# Hosts that do not respond. The server's own host always responds.
+# Tests of hosts that do not respond. The server's own host always responds.
 
 
 on_daemon_host = pytest.mark.parametrize("host", ["daemon"], indirect=True)

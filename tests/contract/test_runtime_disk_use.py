@@ -26,9 +26,9 @@ def is_full_during(runtime: Runtime, files: AttemptLayout, script: str) -> bool:
     return asyncio.run(scenario())
 
 
-def test_deleted_open_file_counts(runtime: Runtime, tmp_path: Path):
+def test_deleted_file_that_is_open_counts_as_usage(runtime: Runtime, tmp_path: Path):
     assert is_full_during(runtime, AttemptLayout(tmp_path / "attempt"), _UNLINKED)
 
 
-def test_deleted_closed_file_does_not_count(runtime: Runtime, tmp_path: Path):
+def test_deleted_file_that_is_closed_does_not_count_as_usage(runtime: Runtime, tmp_path: Path):
     assert not is_full_during(runtime, AttemptLayout(tmp_path / "attempt"), _CLOSED)
