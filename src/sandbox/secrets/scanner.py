@@ -85,7 +85,10 @@ class MultiPatternSearch:
         return not text or text[-1] in self._inner_bytes
 
     def find_partial_matches(self, text: bytes, bytes_min: int) -> Iterator[int]:
-        """Yield each position from which the rest of the text is the start of a pattern, of at least `bytes_min` bytes."""
+        """Yield every position from which the rest of the text is the start of a pattern.
+
+        bytes_min: minimum length of the rest.
+        """
         for start in range(max(0, len(text) - self.longest_bytes + 1), len(text) - bytes_min + 1):
             patterns = self._patterns_by_prefix.get(text[start : start + _WORD_BYTES])
             if patterns is not None:
