@@ -118,7 +118,7 @@ def test_search_shows_results_while_the_user_types(base_url, browser):
     page.keyboard.press("Enter")
     page.wait_for_url("**/guide/manifest#retry-a-failed-task")
     wait_until(lambda: 0 <= top_of(page, "Retry a failed task") < 100, 30, "the section")
-    # A result on the same page closes the list.
+    # Choosing a result on the same page closes the list of results.
     page.get_by_role("searchbox").fill("attempts")
     page.locator("#guide-found").get_by_role("link", name="Attempts Manifest").click()
     wait_until(lambda: 0 <= top_of(page, "Attempts") < 100, 30, "the section")

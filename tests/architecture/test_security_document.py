@@ -25,7 +25,7 @@ def test_table_lists_exactly_the_attacks(document: str):
     assert list(results_table.parse(document).outcomes) == expected, "run script/escape-battery"
 
 
-def test_no_attack_escapes(document: str):
+def test_no_attack_escapes_from_its_sandbox(document: str):
     outcomes = results_table.parse(document).outcomes
     assert [
         (row, runtime_tier)

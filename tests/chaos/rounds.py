@@ -178,7 +178,8 @@ def _kill_everything(deployment, held, rng):
     """
     pids = {deployment.server.pid, *(task.runner for task in held if task.runner)}
     pids |= {pid for pid, _ in task_processes(deployment.data_dir)}
-    # A burst may start tasks all the time. The runner of each process in `pids` was started before that process.
+    # The burst of submissions may start tasks at any time. The runner of each process in `pids` was started before that
+    # process.
     task_ids = [path.name for path in (deployment.data_dir / "tasks").iterdir()]
     runners = {deployment.find_runner(task_id) for task_id in task_ids} - pids - {None}
     for order in (sorted(runners), sorted(pids)):

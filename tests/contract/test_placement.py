@@ -213,7 +213,7 @@ async def test_launch_that_failed_can_be_repeated_with_the_same_writer(server, t
     attempts.write_text("in the way")
     with pytest.raises(OSError, match=r"File exists|Not a directory") as failed:
         await server.placement.launch(server.order(location), recorder.writer)
-    # In a cluster, another attempt may run on a host without this problem.
+    # In a cluster, a failed launch means that the runner was not started, so another host may run the next attempt.
     assert isinstance(failed.value, RunnerNotStartedError) is (server.host.kind == "cluster")
     assert find_runners(server.host.host_data_dir, task_id) == []
     attempts.unlink()

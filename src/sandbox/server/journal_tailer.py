@@ -170,7 +170,7 @@ class JournalTailer:
         return task
 
     def _update(self, tracked: TrackedTask, task: Task, offset: int) -> None:
-        """Set the task to its state in the journal.
+        """Update the tracked task to the state that was read from its journal.
 
         Find its runner if an earlier server launched the attempt without indexing it.
         """

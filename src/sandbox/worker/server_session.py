@@ -315,7 +315,7 @@ class ServerSession:
         return True
 
     async def _read_batch(self, offset: int) -> RecordBatch | None:
-        """Return the next records; None if the journal does not have the server's records yet.
+        """Return the next records; None while the journal lacks records that the server already has.
 
         The server sends its records before the next launch. Raises JournalDamagedError if this takes too long, OSError.
         """

@@ -98,7 +98,7 @@ class IntegrityCheck:
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_UNREADABLE, message)
 
     def _find_tasks_with_results(self) -> set[str]:
-        """Return the tasks that have results or may have some. A task with results was accepted."""
+        """Return the tasks that have results, or whose results cannot be checked. Only accepted tasks have results."""
         root = tasks_root(self._data_dir)
         names = {path.name for path in root.iterdir() if is_task_id(path.name)} if root.exists() else set()
         return set(filter(self._has_results, names))
