@@ -538,7 +538,7 @@ def attempt_layout(server, location):
 
 
 @on_hosts_with_leftovers
-async def test_preserved_disk_has_one_user_at_a_time(server, preserved):
+async def test_preserved_disk_can_be_locked_by_one_user_at_a_time(server, preserved):
     first, second = (server.placement.preserved_disk(preserved) for _ in range(2))
     async with first.try_lock() as liveness:
         assert liveness is Liveness.FREE

@@ -65,7 +65,10 @@ async def _measure(runtime: Runtime, disk: Path, source: str) -> tuple[FileUsage
 def measure_with_own_kernel(
     runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str
 ) -> tuple[FileUsage, CommandResult]:
-    """Like `measure`, but also for runtimes with their own kernel, which open up to two host files per sandbox file."""
+    """Do the same as `measure`, but also for runtimes with their own kernel.
+
+    They open up to two files of the host for each file of the sandbox.
+    """
     if "memory" not in enforced_limits:
         pytest.skip("no control group lists the sandbox's processes")
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 20_000:
@@ -76,7 +79,7 @@ def measure_with_own_kernel(
 def measure(
     runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str
 ) -> tuple[FileUsage, CommandResult]:
-    """Return the file usage after the program has printed `held`, and the program's result."""
+    """Run the program until it has printed `held`; return its file usage and its result."""
     if has_own_kernel(runtime):
         pytest.skip("files belong to the sandbox's kernel")
     if "memory" not in enforced_limits:
@@ -449,7 +452,7 @@ def test_proc_lists_no_file_systems_of_the_host(runtime: Runtime, disk: Path):
     assert (result.output, result.errors) == ("[[], [], []]\nTrue\n", "")
 
 
-# Epoll entries: one event wakes all entries of its file
+# Epoll entries: one event on a file wakes all entries of the file
 
 
 _EPOLL = """
@@ -548,7 +551,7 @@ async def test_epoll_entries_are_limited(
 async def test_epoll_entries_of_other_sandboxes_do_not_count(
     runtime: Runtime, tmp_path: Path, disk: Path, enforced_limits: frozenset[str]
 ):
-    """Two other sandboxes have 20,000 entries each. A file in transit could contain entries, but contains none."""
+    """Each of two other sandboxes has 20,000 entries. The usage of the first sandbox must not include them."""
     if has_own_kernel(runtime):
         pytest.skip("epoll instances belong to the sandbox's kernel")
     if "memory" not in enforced_limits:
@@ -615,9 +618,9 @@ report("held"); time.sleep(600)
 async def _count_freed(
     runtime: Runtime, disk: Path, source: str, count_all: Callable[[], int | None], enough: int
 ) -> int:
-    """Count the objects of blocked threads that the kernel frees when the sandbox's usage is measured.
+    """Measure the sandbox's usage repeatedly; return how many objects of its blocked threads the kernel has freed.
 
-    Stop when more than `enough` have been freed.
+    Stop when the kernel has freed more than `enough` objects. count_all: counts the objects of the whole machine.
     """
     async with ready_sandbox(runtime, disk, processes_max=512) as sandbox:
         program = ["/usr/bin/python3", "-c", _PRELUDE + source]
@@ -691,10 +694,10 @@ print("closed", file=sys.stderr, flush=True)
 time.sleep(600)
 """
 )
-"""The program fills the output, passes a connection to it and closes its own descriptor.
+"""The program fills its output socket, passes a connection through the socket, and closes its own descriptor.
 
-The last descriptor of the connection is then in the output's buffer. Because the connection has unsent data, closing
-that descriptor takes 30 s.
+The only remaining descriptor of the connection is then in the socket's buffer. Because the connection has unsent data,
+closing that descriptor takes 30 s.
 """
 
 

@@ -66,7 +66,7 @@ def run_lines(runtime: Runtime, disk: Path, source: str) -> list[str]:
 
 
 def measure(runtime: Runtime, disk: Path, source: str) -> tuple[KernelUsage, CommandResult]:
-    """Return the usage of kernel resources after the program has printed `held`, and the program's result."""
+    """Run the program until it has printed `held`; return its usage of kernel resources and its result."""
 
     async def scenario() -> tuple[KernelUsage, CommandResult]:
         async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
@@ -598,7 +598,10 @@ def measure_held(runtime: Runtime, disk: Path, source: str, memory_bytes: int, *
 
 
 async def poll_usage(sandbox: Sandbox, *, exceeds: bool) -> KernelUsage:
-    """Return the first usage that exceeds a limit, or the last one after 60 s (if `exceeds`) or 3 s."""
+    """Measure the usage until it exceeds a limit; return the last measurement.
+
+    The polling stops after 60 s if `exceeds` is set, otherwise after 3 s.
+    """
     ends_at = time.monotonic() + (60 if exceeds else 3)
     while time.monotonic() < ends_at:
         usage = await sandbox.kernel_usage()
@@ -660,7 +663,7 @@ while True: pass
 def test_mappings_are_limited_only_in_the_sandbox_that_has_them(
     runtime: Runtime, tmp_path: Path, disk: Path, enforced_limits: frozenset[str]
 ):
-    """One sandbox creates mappings slowly. The other one is busy and uses as much kernel memory for page tables."""
+    """One sandbox creates mappings slowly. The other sandbox is busy and uses kernel memory for page tables."""
     if has_own_kernel(runtime):
         pytest.skip("mappings belong to the sandbox's kernel")
     if "memory" not in enforced_limits or os.geteuid():
@@ -691,7 +694,7 @@ def test_mappings_are_limited_only_in_the_sandbox_that_has_them(
 
 @pytest.fixture
 def selectable_processors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let programs in the sandbox keep a selected processor busy. Otherwise, only other sandboxes could do that."""
+    """Allow programs in the sandbox to select a processor and keep it busy. In production, they cannot select one."""
     machine = os.uname().machine
     if machine in seccomp.ARCHITECTURES:
         numbers = seccomp.ARCHITECTURES[machine]
@@ -715,7 +718,7 @@ def use_processor():
     os.sched_setaffinity(0, {processor})
     while True: pass
 """
-"""Functions for programs that start others. `use_processor`: keeps one processor busy."""
+"""Functions for programs that start child processes. `use_processor` keeps one processor busy."""
 
 _SLOW_PAGE_REMOVAL = """
 PAGES_BYTES = 800 << 20
@@ -783,7 +786,7 @@ def test_mappings_of_ended_processes_are_limited(
     processes: int,
     exceeds: bool,
 ):
-    """A waiting reader of /proc/PID/pagemap keeps the mappings of an ended process. These mappings are in no list."""
+    """A blocked reader of /proc/PID/pagemap keeps the mappings of an ended process. No file in /proc lists them."""
     if has_own_kernel(runtime):
         pytest.skip("mappings belong to the sandbox's kernel")
     if "memory" not in enforced_limits or os.geteuid():
@@ -878,7 +881,7 @@ while True:
 def test_time_of_kernel_threads_for_terminals_is_limited(
     runtime: Runtime, disk: Path, enforced_limits: frozenset[str], text: str, terminals: int, is_limited: bool
 ):
-    """A reprint character makes a thread of the kernel, which is in no control group, repeat the whole line."""
+    """A reprint character makes a kernel thread repeat the whole line. Kernel threads are in no control group."""
     if has_own_kernel(runtime):
         pytest.skip("terminals belong to the sandbox's kernel")
     if "memory" not in enforced_limits or os.geteuid():

@@ -469,7 +469,7 @@ for number in range(60_000): os.access(f"/usr/lib/{unique}-{number}", os.F_OK)
 """
 
 
-def test_negative_dentries_in_host_directories_are_dropped_at_the_end(
+def test_negative_dentries_in_host_directories_are_dropped_when_the_sandbox_ends(
     runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
     if os.geteuid() != 0:
@@ -522,7 +522,7 @@ print(*sorted(filter(accepts_files, points)))
 """
 
 
-def test_files_can_only_be_created_where_their_number_is_limited(runtime: Runtime, disk: Path):
+def test_files_can_be_created_only_where_their_number_is_limited(runtime: Runtime, disk: Path):
     if runtime.name != "bubblewrap":
         pytest.skip("the file systems belong to the sandbox's kernel")
     ended = run_python(runtime, disk, _WRITABLE_MOUNTS)

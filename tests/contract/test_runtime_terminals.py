@@ -156,7 +156,7 @@ async def test_terminal_has_the_requested_size_and_can_be_resized(runtime: Runti
         assert (await wait_exit(terminal)).code == 0
 
 
-async def test_last_of_several_sizes_takes_effect(runtime: Runtime, disk: Path):
+async def test_last_of_several_resizes_takes_effect(runtime: Runtime, disk: Path):
     async with sandbox_with_running_command(runtime, disk) as sandbox:
         terminal = await open_shell(sandbox)
         await asyncio.gather(*(terminal.resize(TerminalSize(30 + number, 100)) for number in range(20)))
@@ -164,7 +164,7 @@ async def test_last_of_several_sizes_takes_effect(runtime: Runtime, disk: Path):
         assert b"49 100" in await read_until(terminal.output, b"49 100")
 
 
-async def test_control_c_interrupts_the_foreground_only(runtime: Runtime, disk: Path):
+async def test_control_c_interrupts_only_the_foreground_process(runtime: Runtime, disk: Path):
     async with sandbox_with_running_command(runtime, disk) as sandbox:
         terminal = await open_shell(sandbox)
         await terminal.write(b"sh -c 'trap \"exit 130\" INT; echo be''gun; while :; do sleep 0.05; done'\n")

@@ -77,7 +77,7 @@ def ids(page):
     return [task.id for task in page.tasks]
 
 
-def test_task_round_trip_is_complete(store):
+def test_loaded_task_equals_the_saved_task(store):
     complete = Task(
         **{
             **{name: getattr(task("full", TaskState.FAILED, started=5), name) for name in Task.__struct_fields__},
@@ -173,7 +173,7 @@ def test_save_adds_an_unknown_task(store):
     assert ids(store.query(TaskQuery(labels={"k": "v"}))) == ["a"]
 
 
-def test_unfinished_tasks_are_oldest_first(store):
+def test_unfinished_tasks_are_listed_oldest_first(store):
     for number, state in enumerate(TaskState):
         store.insert(IndexedTask(task(f"t{number}", state, created=-number), number))
     store.insert(IndexedTask(task("t0-twin"), 0))
@@ -202,7 +202,7 @@ def test_all_task_ids_are_returned(store):
     assert store.task_ids() == {"a", "b"}
 
 
-def test_pages_are_newest_first_by_default(store):
+def test_pages_list_the_newest_tasks_first_by_default(store):
     for number in range(5):
         store.insert(IndexedTask(task(f"t{number}", created=number), 0))
     page = store.query(TaskQuery(limit=2, offset=1))
@@ -277,7 +277,7 @@ def store_with_mixed_tasks(store):
 @pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize("limit", [1, 3, 4, 12, 100])
-def test_cursor_pages_equal_the_list(store_with_mixed_tasks, sort, order, limit):
+def test_pages_together_equal_the_unpaged_list(store_with_mixed_tasks, sort, order, limit):
     all_ids = ids(store_with_mixed_tasks.query(TaskQuery(sort=sort, order=order)))
     assert len(all_ids) == 12
     assert list_all_ids(store_with_mixed_tasks, sort=sort, order=order, limit=limit) == all_ids
@@ -413,7 +413,7 @@ def changed_ids(store, after, limit=100):
     return [each.task.id for each in store.changed_tasks(after, limit)]
 
 
-def test_changed_tasks_are_in_the_order_of_their_latest_change(store):
+def test_changed_tasks_are_sorted_by_their_latest_change(store):
     begin = store.last_change()
     assert store.changed_tasks(begin, 10) == []
     for task_id in "abc":
@@ -446,7 +446,7 @@ def test_deleted_tasks_are_not_changes_and_their_numbers_are_not_reused(store):
     assert changed_ids(store, before) == ["a"]
 
 
-def test_position_from_another_index_returns_all_tasks(store):
+def test_query_with_a_position_from_another_index_returns_all_tasks(store):
     for task_id in "ab":
         store.insert(IndexedTask(task(task_id), 1))
     last = store.last_change()
@@ -485,7 +485,7 @@ def test_task_is_found_by_its_idempotency_key(store):
     assert store.find_by_idempotency_key("", NOON) is None
 
 
-def test_idempotency_key_expires_and_newest_task_wins(store):
+def test_expired_idempotency_key_is_not_found_and_a_reused_key_finds_the_newest_task(store):
     for number, name in enumerate(["old", "new", "newer"]):
         store.insert(IndexedTask(task_with_idempotency_key(name, "key", created=number), 0))
 

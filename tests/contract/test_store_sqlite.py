@@ -166,7 +166,7 @@ def test_failed_transaction_changes_nothing(path):
     store.close()
 
 
-def test_opening_an_older_index_read_only_reports_the_fix(path):
+def test_read_only_access_to_an_older_index_is_rejected_with_a_remedy(path):
     SqliteStore(path).close()
     connection = sqlite3.connect(path)
     connection.executescript(DOWNGRADE_TO_VERSION_3)
@@ -268,7 +268,7 @@ def test_version_1_index_is_migrated(path, monkeypatch):
     store.close()
 
 
-def test_tasks_of_an_older_index_become_searchable(path):
+def test_upgraded_index_finds_tasks_by_search_words(path):
     store = SqliteStore(path)
     for number in range(3):
         store.insert(IndexedTask(submitted(f"task-{number}", prompt=f"word{number}"), 1))
@@ -289,7 +289,7 @@ def test_tasks_of_an_older_index_become_searchable(path):
     store.close()
 
 
-def test_row_that_lost_its_number_becomes_searchable_again(path):
+def test_row_without_a_row_number_becomes_searchable_again(path):
     store = SqliteStore(path)
     for name in ("lost", "kept"):
         store.insert(IndexedTask(submitted(name, prompt=f"alpha {name}"), 1))
@@ -308,7 +308,7 @@ def test_row_that_lost_its_number_becomes_searchable_again(path):
     store.close()
 
 
-def test_tasks_of_an_index_without_parents_are_found_by_their_parent(path, monkeypatch):
+def test_upgraded_index_finds_tasks_by_their_parent(path, monkeypatch):
     child = msgspec.structs.replace(submitted("child", prompt="alpha"), parent=e.Parent("first", "0" * 40, ()))
     with monkeypatch.context() as earlier:
         earlier.setattr("sandbox.store.sqlite.task_terms", lambda task: task_terms(without_parent(task)))
@@ -327,7 +327,7 @@ def test_tasks_of_an_index_without_parents_are_found_by_their_parent(path, monke
     store.close()
 
 
-def test_tasks_of_a_version_9_index_are_found_by_their_state(path, monkeypatch):
+def test_index_upgraded_from_version_9_finds_tasks_by_their_state(path, monkeypatch):
     with monkeypatch.context() as earlier:
         earlier.setattr("sandbox.store.sqlite.state_term", lambda state: f"\ue002{state}")
         store = SqliteStore(path)
@@ -351,7 +351,7 @@ def preserved(task_id, **values):
 
 
 @pytest.mark.parametrize("damage", [b"{", b"\xff", b'{"progress": 3}', b'{"progress": {"cost_usd": "x"}}'])
-def test_tasks_of_an_index_without_costs_get_their_costs(path, damage):
+def test_upgraded_index_has_the_costs_of_its_tasks(path, damage):
     costs = {"free": 0.0, "cheap": 0.000000003, "dear": 12.5, "damaged": 1.0}
     store = SqliteStore(path)
     for task_id, cost_usd in costs.items():
@@ -372,7 +372,7 @@ def test_tasks_of_an_index_without_costs_get_their_costs(path, damage):
     store.close()
 
 
-def test_changes_continue_after_a_restart_and_an_upgrade(path):
+def test_stream_of_changes_continues_after_a_restart_and_an_upgrade(path):
     store = SqliteStore(path)
     for task_id in "ab":
         store.insert(IndexedTask(submitted(task_id), 1))
@@ -394,7 +394,7 @@ def test_changes_continue_after_a_restart_and_an_upgrade(path):
     store.close()
 
 
-def test_changed_tasks_continue_after_damaged_rows(path):
+def test_list_of_changed_tasks_continues_after_damaged_rows(path):
     store = SqliteStore(path)
     begin = store.last_change()
     for number in range(5):
@@ -525,7 +525,7 @@ def test_search_does_not_find_a_deleted_damaged_row(path, monkeypatch, sort_max)
 
 
 @pytest.mark.parametrize("damage", [b"{", b"\xff", b"[]", b"[" * 100_000, b'{"artifacts": 3}'])
-def test_migration_moves_artifacts_out_of_tasks(path, damage):
+def test_migration_moves_artifacts_out_of_task_rows(path, damage):
     from sandbox.store import schema
 
     artifacts = tuple(Artifact(f"{n}.md", f"é\u2028\x00\\{n}", 2**40, "text/plain", "sha256:00") for n in range(3))
@@ -803,7 +803,7 @@ def test_row_with_an_id_that_is_not_text_does_not_stop_the_other_rows(path):
 
 @pytest.mark.parametrize("sort_max", [10_000, 0])
 def test_search_continues_after_a_row_with_an_id_that_is_not_text(path, monkeypatch, sort_max):
-    """Otherwise, the page would look like the last one."""
+    """If the search ended at this row, clients would see no more pages."""
     monkeypatch.setattr("sandbox.store.listing._SORT_FOUND_MAX", sort_max)
     store = SqliteStore(path)
     names = [f"task-{number}" for number in range(7)]

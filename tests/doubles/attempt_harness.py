@@ -129,7 +129,7 @@ class ScriptedSandbox:
 
 
 class ScriptedTerminal:
-    """Follows the sandbox's stdout, and ends with the sandbox."""
+    """A terminal that shows the sandbox's stdout, and ends when the sandbox ends."""
 
     def __init__(self, sandbox, output):
         self._sandbox, self.output = sandbox, output
@@ -351,7 +351,7 @@ class AttemptHarness:
         self.terminals = TerminalServer(self.parts.redactor, self.parts.throttle.queue())
 
     def make_recorder(self, task):
-        """Return the recorder of another runner that continues this task."""
+        """Return a recorder that another runner uses to continue this task."""
         return create_recorder(self.parts, self.writer, task)
 
     async def run(self, attempt=None):

@@ -16,7 +16,7 @@ LAYOUTS = (("light", 1280), ("dark", 390))
 """Color scheme and width in CSS pixels. The dashboard's scripts read neither, so tests switch both on an open page."""
 TIMEOUT_SECONDS = 60
 _AXE_RUN = "axe.run({ resultTypes: ['violations'], preload: false })"
-"""No enabled rule needs preloading, which would fetch every style sheet again for each run."""
+"""Preloading is disabled, because no enabled rule needs it and each run would fetch every style sheet again."""
 _LOOPBACK_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"
 
 
@@ -46,7 +46,7 @@ class Chromium:
 
     @contextlib.contextmanager
     def browser(self):
-        """Yield a browser without state from earlier tests; its contexts are closed at the end."""
+        """Yield a browser without state from earlier tests. Close its contexts after the block."""
         if not self._is_alive():
             self.close()
             self._start()
@@ -95,9 +95,10 @@ class Browser:
         self._process = process
 
     def open(self, url, *, width=1280, scheme="light", status=200, before=None, prepare=None):
-        """Open a page and load the URL. width: in CSS pixels; before: a script that runs before all others.
+        """Open a page and load the URL.
 
-        prepare: called with the page before the first request.
+        width: the width of the page in CSS pixels. before: a script that runs before the scripts of the page. prepare:
+        a function that is called with the page before the first request.
         """
         page = self._process.new_page(
             viewport={"width": width, "height": HEIGHT},

@@ -99,7 +99,7 @@ class ClaudeOnHost:
         argv = [self.host_path(argument) for argument in spec.command.argv if argument not in omitted_arguments]
         if self.uid is not None:
             self.chown_directories()
-            # setpriv still has capabilities when it executes a program, so let `env` execute the agent.
+            # setpriv has capabilities when it executes `env`, but `env` has none when it executes the agent.
             argv = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "env", *argv]
         elif os.geteuid() == 0:
             environment = {"IS_SANDBOX": "1", **(environment or {})}

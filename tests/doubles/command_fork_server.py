@@ -69,7 +69,7 @@ def serve():
 
 
 def _import_all():
-    """Import all modules of Sandbox. Like Sandbox's `main()`, skip the command line of httpx2."""
+    """Import all modules of Sandbox. Like Sandbox's `main()`, do not import the command-line module of httpx2."""
     sys.modules["httpx2._main"] = None
     gc.disable()
     for module in pkgutil.walk_packages(import_module("sandbox").__path__, "sandbox."):
@@ -130,14 +130,14 @@ def _run_program(request, streams):
 
 
 def _reset_warnings():
-    """Restore the interpreter's default filters."""
+    """Restore the interpreter's default warning filters."""
     warnings.resetwarnings()
     for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", category)
 
 
 def _stream(number, old):
-    """Create a standard stream as the interpreter does."""
+    """Create a standard stream in the same way as the interpreter."""
     mode = "w" if number else "r"
     buffer = os.fdopen(number, mode + "b", closefd=False)
     buffer.raw.name = old.name
@@ -148,7 +148,7 @@ def _stream(number, old):
 
 
 def _run_to_exit(main):
-    """Run the program and return the interpreter's exit code; an interrupted program is ended by SIGINT."""
+    """Run the program and return the interpreter's exit code. If the program is interrupted, end it with SIGINT."""
     code = _exit_code_of(main)
     threading._shutdown()
     atexit._run_exitfuncs()

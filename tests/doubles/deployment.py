@@ -59,7 +59,10 @@ def wait_until(condition, seconds=20.0, description="the condition", *, pause_ma
 
 
 class Process:
-    """A child process whose first output line is JSON with its addresses. start: starts it with the given streams."""
+    """A child process whose first output line is JSON with its addresses.
+
+    start: a function that starts the process with the given streams.
+    """
 
     def __init__(self, start, *, log):
         self.log = log
@@ -341,7 +344,7 @@ class Deployment:
         return f"{self.logs(task_id)[-4000:]}\n{runner_logs}\n{logs}"
 
     def is_pristine(self):
-        """Return whether nothing has been prepared or started yet, and programs may be forked."""
+        """Return whether programs may be forked, and nothing has been prepared or started yet."""
         return self.forks and not (
             self.processes or self.command_prefix or self.data_dir.exists() or any(self.home.iterdir())
         )
@@ -378,6 +381,6 @@ FINAL_STATES = {"completed", "failed", "failed_preserved", "cancelled"}
 
 
 def _text(content):
-    """Return the tool's output, without what Claude Code adds for the model."""
+    """Return the tool's output, without the reminders that Claude Code adds for the model."""
     text = content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
     return text.partition("<system-reminder>")[0].rstrip()

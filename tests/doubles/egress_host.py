@@ -28,7 +28,10 @@ def client_hello(name: str, *, has_ech: bool = False, extra_extensions: bytes = 
 
 @asynccontextmanager
 async def gateway_with_egress_host(handler, monkeypatch, addresses=("8.8.4.4",), names=None, rules=RULES, model=MODEL):
-    """Yield a gateway that resolves HOST to `addresses` and other names with `names`; `handler` serves connections."""
+    """Yield a gateway that resolves HOST to `addresses`, and other names according to `names`.
+
+    handler: serves the connections to the host.
+    """
     writers, tasks = [], set()
 
     async def run_handler(reader, writer):

@@ -25,7 +25,7 @@ SMALL = Resources(1, 100 * MIB, GIB)
 
 
 class ProcessHarness:
-    """Runs jobs as processes of this machine. whole_host: the resources of a job that leaves no room for another."""
+    """Runs jobs as processes of this machine. whole_host: the resources of a job that uses the whole host."""
 
     kill_seconds = 1.0
     whole_host = Resources(4, 1000 * MIB, 10 * GIB)

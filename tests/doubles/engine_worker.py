@@ -2,7 +2,7 @@
 
 Usage: engine_worker.py DIRECTORY ACTION [ARGUMENT...], with one of these actions:
 
-    exit CODE   exit at once
+    exit CODE   exit immediately
     wait        wait for SIGTERM, then exit with 143
     clean       wait for SIGTERM, then exit with 0
     stubborn    ignore SIGTERM

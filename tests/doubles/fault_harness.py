@@ -17,7 +17,7 @@ from sandbox.journal.reader import find_journal_end
 
 TIMED_LINES = [(json.dumps({"type": "assistant", "number": number}), 0.01) for number in range(5)]
 FAULT_SECONDS = 4.0
-"""A fault ends this long after its first hit, even if the task has not ended."""
+"""The maximum duration of a fault, counted from its first hit. The fault also ends when the task ends."""
 
 
 class FaultHarness:
@@ -54,7 +54,7 @@ class FaultHarness:
         return status, failed_calls(injection.hits)
 
     def wait_for_end(self, task_id, injection):
-        """Wait until the task has ended, or the fault has lasted long enough."""
+        """Wait until the task has ended, or the fault has lasted FAULT_SECONDS."""
         start = first_hit_at = time.monotonic()
         while self.state(task_id) not in FINAL_STATES and time.monotonic() - start < 60:
             if not injection.hits:
@@ -64,7 +64,7 @@ class FaultHarness:
             time.sleep(0.1)
 
     def submit(self, task_id, seconds):
-        """Submit like a client that retries on 503; return whether the task was accepted."""
+        """Submit a task, and retry if the status is 503. Return whether the task was accepted."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:

@@ -55,7 +55,7 @@ async def main() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Return the peak memory of this program. ru_maxrss is not used, since it includes the memory before exec."""
+    """Return the peak memory of this program. (`ru_maxrss` would include the memory of the process before exec.)"""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 

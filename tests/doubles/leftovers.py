@@ -95,7 +95,7 @@ def files(data_dir):
 
 
 def has_warnings(log):
-    """Return whether the log has a line above INFO."""
+    """Return whether the log has a line with a level above INFO."""
     return any("Z INFO " not in line for line in log.read_text().splitlines())
 
 

@@ -60,4 +60,4 @@ NAMES_BY_PROMPT = {
     "y" * 119 + " z": "y" * 119 + "…",
     " \n": "",
 }
-"""The names that the server and the dashboard's form make from prompts."""
+"""The names that the server and the dashboard's form generate from prompts."""

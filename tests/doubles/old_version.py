@@ -13,7 +13,7 @@ from pathlib import Path
 from sandbox.runtimes.limits.kernel_uid import LOCK_DIRECTORY
 
 REPLACED_MODULES = {"httpx": "httpx2"}
-"""Dependencies of old versions that are no longer installed, and compatible replacements that are."""
+"""Dependencies of old versions that are no longer installed, and the installed modules that replace them."""
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def missing_reason(commit):
 
 @contextmanager
 def lock_retired_uids():
-    """Lock the machine's retired kernel uids, because an old version would try to use them and fail."""
+    """Lock the kernel uids that are marked as retired, because old versions ignore the mark and would use the uids."""
     with ExitStack() as stack:
         for marker in LOCK_DIRECTORY.glob("*.retired"):
             lock_file = stack.enter_context(marker.with_suffix("").open("a"))

@@ -225,7 +225,7 @@ class ClusterHost:
 
 
 class ServerHarness:
-    """What a server does with its placement: submits tasks, launches runners, and reads their records."""
+    """Uses a placement as a server does: submits tasks, launches runners, and reads their records."""
 
     def __init__(self, host, placement, repository_url):
         self.host, self.placement, self.repository_url = host, placement, repository_url
@@ -297,7 +297,7 @@ class ServerHarness:
 
 
 def append_unflushed(append, event, transition=None, *, at, durable=False):
-    """Append a record that is not flushed to disk, whatever the recorder requests."""
+    """Append a record without flushing it to disk, even if the recorder requests a flush."""
     return append(event, transition, at=at, durable=False)
 
 

@@ -22,7 +22,7 @@ def bash(command, **options):
 
 
 def end_during_tool(number):
-    """Send a signal to Claude Code once the model has called a tool."""
+    """Return a callback that sends a signal to Claude Code once the model has called a tool."""
 
     def on_line(line, process):
         if b'"tool_use"' in line and b'"assistant"' in line:

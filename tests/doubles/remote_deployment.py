@@ -9,14 +9,14 @@ from doubles.terminal_user import TerminalUser
 
 MAKE_FILE = bash_turn("echo made > made.txt")
 WAIT_FOR_FIFO = bash_turn("mkfifo /tmp/gate && read _ < /tmp/gate; cat answer.txt")
-"""The agent waits for `RemoteDeployment.finish_second_command`."""
+"""A command that runs until the test calls `RemoteDeployment.finish_second_command`."""
 
 
 class RemoteDeployment(Deployment):
     """A deployment with the task `task-1`. Subclasses set `host_data_dir`, the data directory of the host."""
 
     def start_host(self):
-        """Start what runs on the host before the server."""
+        """Start the programs that must run on the host before the server starts."""
 
     def runner_pid(self):
         return find_runner(self.host_data_dir, "task-1")
@@ -56,7 +56,7 @@ class RemoteDeployment(Deployment):
         return self.http.delete("/api/v1/tasks/task-1/vm", timeout=30).status_code
 
     def release(self):
-        """Release the preserved sandbox. An earlier request may have been carried out."""
+        """Release the preserved sandbox, unless an earlier request has already released it."""
         wait_until(lambda: self.request_release() in {200, 404}, 30, description="the release")
         assert not self.status()["sandbox_kept"]
 

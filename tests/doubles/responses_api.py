@@ -16,7 +16,7 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Usage
 
 USD_PER_TOKEN = {"scripted-1": (1e-6, 4e-6)}
-"""The prices of one input token and one output token."""
+"""The prices in USD of one input token and of one output token."""
 
 _OUTPUT_TOKENS_MAX = 100_000
 _TEXT_BYTES_MAX = 4 * 1024 * 1024
@@ -28,14 +28,14 @@ _FIELD = re.compile(
     r"parameters|reasoning|refusal|role|schema|status|store|stream|strict|summary|temperature|text|tool_choice|"
     r"tools|top_p|truncation|type|verbosity"
 )
-"""The fields of a request. All others are rejected, because they may refer to stored data or change the price."""
+"""The accepted fields. Other fields are rejected, because they may refer to stored data or change the price."""
 
 _TYPE_WITHOUT_EXTERNAL_ACCESS = re.compile(
     r"allowed_tools|function|function_call|function_call_output|input_file|input_image|input_text|json_object|"
     r"json_schema|message|output_text|reasoning|reasoning_text|refusal|summary_text|text"
 )
 _DATA_FIELDS = {"function": "parameters", "json_schema": "schema"}
-"""The field, for each type of object, whose content is neither a tool nor an address, even if it looks like one."""
+"""The data field of each type of object. Its content is never a tool or an address, even if it looks like one."""
 
 
 class ResponsesApi:
@@ -108,7 +108,7 @@ class ResponsesApi:
 
 
 def _iter_objects(request: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every object outside data, paired with the name of its field or of the field of its list."""
+    """Yield every object that is not in a data field, with the name of the field that contains it or its list."""
     pending: list[tuple[str, Any]] = [("", request)]
     while pending:
         field, value = pending.pop()
@@ -145,7 +145,7 @@ _LAST_EVENTS = ("response.completed", "response.failed", "response.incomplete")
 
 
 class _Meter:
-    """Reads the usage of a document, or the highest usage in the events of a stream. Keeps at most one line of it."""
+    """Reads the usage of a document, or the highest usage in a stream. Buffers a document, or one line of a stream."""
 
     def __init__(self, *, is_stream: bool) -> None:
         self._is_stream = is_stream
@@ -226,7 +226,7 @@ def _decode_event(line: bytes) -> _StreamEvent | None:
 
 
 def _may_have_content(line: bytes) -> bool:
-    """Return whether a line, which may be incomplete, may be part of a response instead of a ping or an error."""
+    """Return whether a line can be part of a response, not just a ping or an error. The line may be incomplete."""
     if not line or (line.startswith(_NON_DATA_LINES) and b"\r" not in line):
         return False
     event = _decode_event(line) if line.startswith(b"data:") else None

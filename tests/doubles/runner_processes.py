@@ -14,7 +14,7 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 
 _RUNNER_MODULES = (b"sandbox.bootstrap.runner", b"sandbox.wiring.runner")
-"""The second entry is the module name in version 0.1."""
+"""The current name of the runner's module, and its name in version 0.1."""
 
 
 def runner_pid(deployment, task_id="task-1"):
@@ -38,7 +38,7 @@ def _list_runners(data_dir, task_id):
         return
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit() and _is_holder(directory, lock):
-            # Until it executes its program, a child of a runner looks like the runner.
+            # A child of a runner looks like the runner until the child executes its program.
             parent = _parent(directory)
             yield int(parent.name if _is_holder(parent, lock) else directory.name)
 

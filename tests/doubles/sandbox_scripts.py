@@ -36,7 +36,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
 """A Python script that prints which destinations are reachable; `respond_to_query` must run concurrently."""
 
 CONNECT_OUTPUT = [*["ENETUNREACH"] * 4, "198.18.3.4", "answer"]
-"""The expected output: no route to other hosts, and unchanged addresses at the gateway."""
+"""The expected output: other hosts are unreachable, and the gateway gets the address that the client dialed."""
 
 
 async def respond_to_query(names: socket.socket) -> None:

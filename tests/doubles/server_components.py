@@ -132,7 +132,7 @@ class FakePlacement:
 
 
 class FakeRunnerHandle:
-    """The handle of a runner that the test simulates."""
+    """The handle of a simulated runner."""
 
     def __init__(self, placement, task_id, attempt_id):
         self.placement, self.task_id, self.attempt_id = placement, task_id, attempt_id

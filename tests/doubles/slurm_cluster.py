@@ -97,9 +97,10 @@ class SlurmCluster:
     """
 
     def __init__(self, slurmd_timeout=6, cpus=CPUS):
-        """slurmd_timeout: how many seconds a host may be silent. With 6, the hosts of a busy machine can be lost.
+        """Configure the cluster.
 
-        cpus: the number of CPUs of each host.
+        slurmd_timeout: the number of seconds for which a host may be silent. With 6 seconds, the cluster can lose hosts
+        if the machine is busy. cpus: the number of CPUs of each host.
         """
         self._slurmd_timeout = slurmd_timeout
         self._cpus = cpus
@@ -191,7 +192,7 @@ class SlurmCluster:
         return subprocess.run(program, env=environment, check=True, timeout=30, capture_output=True, text=True).stdout
 
     def kill_host(self, host):
-        """Kill all processes of a host at once, as a power failure would."""
+        """Kill all processes of a host simultaneously, like a power failure."""
         self._request("kill", host)
 
     def start_host(self, host):

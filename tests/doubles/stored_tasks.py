@@ -1,4 +1,4 @@
-"""A data directory as a server leaves it, with the journals, artifacts and index of tasks that the test creates."""
+"""A data directory like that of a server, with the journals, artifacts and index of tasks that the test creates."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ START_TIME = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 
 
 class StoredTasks:
-    """Writes tasks to `data_dir`, with creation times one minute apart. `index` updates the index as a server does."""
+    """Writes tasks to `data_dir`, one minute apart in creation time. `index` updates the index like a server."""
 
     def __init__(self, data_dir):
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -18,9 +18,9 @@ WRITE_LIKE = (
 
 @dataclass(frozen=True)
 class Fault:
-    """In each thread and process, the n-th of these calls fails; with `is_persistent`, all later ones fail too.
+    """A fault that makes the n-th of these calls fail in each thread and process.
 
-    paths: only calls on these files; all files if empty.
+    is_persistent: whether all later calls fail too. paths: the files whose calls fail; all files if empty.
     """
 
     error: str
@@ -48,7 +48,7 @@ class Injection:
 
 @contextlib.contextmanager
 def injected_fault(pid, fault, log):
-    """Inject the fault into a server, its template of runners, their threads and new children during the block."""
+    """Inject the fault into a server and its template of runners, including their threads and new child processes."""
     log.unlink(missing_ok=True)
     pids = [pid, *_runner_templates(pid)]
     process_options = [word for each in pids for word in ("-p", str(each))]

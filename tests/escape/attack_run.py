@@ -317,7 +317,7 @@ class AttackRun:
 
     def _programs(self):
         header = "".join(f"{name} = {value!r}\n" for name, value in self._settings.items())
-        # Reversed, so that attacks do not find the key in their own code.
+        # The key is reversed, so that attacks do not find it in their own code.
         header += f"NEEDLE = bytes(reversed({SERVER_KEY[::-1].encode()!r}))\n"
         files = {"sandbox_attacks.py": (Path(__file__).parent / "sandbox_attacks.py").read_text()}
         for kind, attacks in self.attacks.items():

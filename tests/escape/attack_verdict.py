@@ -24,7 +24,7 @@ def judge_attack(attack, runtime, result, evidence):
 
 
 def _escape_reason(attack, runtime, result, evidence):
-    """Return why this is an escape, or None. Host observations take precedence over the report."""
+    """Return why the attack is an escape, or None. Host observations take precedence over the report."""
     changes = [f"{name}: {change}" for name in attack.unchanged_observers for change in evidence.changes.get(name, ())]
     if changes:
         return f"the host changed: {changes}"

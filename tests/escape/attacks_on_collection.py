@@ -22,7 +22,7 @@ ORDINARY_FILES = "treats it as ordinary files"
 SKIPPED = "skips and reports it"
 OUT_OF_PATCH = "omits it from the patch and reports it in the patch header"
 NOT_DELIVERED = "does not deliver it"
-"""No report is required, because gVisor keeps special files in its own kernel, and they never reach the host."""
+"""No report is required. gVisor keeps special files in its own kernel, so they never reach the host."""
 
 RENAMED = "delivers it under a printable name"
 

@@ -1,7 +1,7 @@
 """Attacks that evade the OOM killer, or use kernel memory that is not charged to the sandbox.
 
-Some attacks need calls that take long. A program can delay the calls of other programs inside by keeping a processor
-busy.
+Some attacks need system calls that take a long time. A program can delay the calls of other programs in the sandbox by
+keeping a processor busy.
 """
 
 from escape.attack import OWN_KERNEL, Attack
@@ -189,7 +189,7 @@ fork_to(remove_pages)
 
 
 def long_call_attacks():
-    """Yield attacks that keep kernel memory in long calls. With a shared kernel, the runner ends the sandbox."""
+    """Yield attacks that keep kernel memory in use during long calls. With a shared kernel, the runner ends the sandbox."""
     yield Attack("files of processes that take long to end", f"""{_BUSY_PROCESSOR}
 import re
 os.mkdir("/tmp/listed")

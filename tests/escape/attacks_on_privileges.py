@@ -30,7 +30,7 @@ def mount(target, kind, options=""):
 """
 
 _NOT_IN_GVISOR = {"core_pattern in a new procfs", "a device node"}
-"""Not supported by gVisor's kernel, or denied to every process."""
+"""Attacks that need features that gVisor's kernel does not support or denies to every process."""
 
 
 def privilege_attacks():

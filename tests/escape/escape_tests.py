@@ -38,7 +38,7 @@ def artifacts(attack_run):
 
 @pytest.mark.timeout(1800)  # the first test runs all attacks
 class EscapeTests:
-    """Tests of the fixture `attack_run`, which is a run of the attacks with one runtime."""
+    """Tests of the results of `attack_run`, a fixture that runs the attacks with one runtime."""
 
     @pytest.mark.parametrize(("kind", "name"), ALL)
     def test_attack_has_the_expected_outcome_and_its_control_succeeds(self, attack_run, kind, name):

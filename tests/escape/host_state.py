@@ -87,7 +87,7 @@ def _link(path):
 def _terminal_count(directory):
     """Count the descriptors that refer to terminals.
 
-    Path would be too slow, because a process may have a hundred thousand descriptors.
+    `pathlib.Path` would be too slow, because a process may have a hundred thousand descriptors.
     """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

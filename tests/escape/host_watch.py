@@ -17,7 +17,7 @@ from sandbox.runtimes.programs.launcher import PTYS_MAX
 
 INTERVAL_SECONDS = 0.4
 HOLD_SECONDS = 6.0
-"""Long enough for a complete sample on a busy machine; without such a sample, the attack is unproven."""
+"""The time for which an attack keeps its effects: long enough for a complete sample, even on a busy machine."""
 
 TERMINAL_DESCRIPTORS_MAX, KEYS_MAX = 2 * PTYS_MAX + 16, 0
 """Limits for a sandbox's host resources: descriptors for both ends of the terminals that it may open, and no keys."""
@@ -31,18 +31,18 @@ SOCKET_BUFFERS_BYTES, COMPILED_FILTERS_BYTES = 400 << 20, 12 << 20
 
 
 LONG_CALLS = ("do_exit", "pagemap_read", "proc_sys_call_handler")
-"""The kernel's functions in which attacks keep memory: of ending processes, and of readers of pagemap and /proc/sys."""
+"""Functions of the kernel that attacks delay, so that ending processes and readers of procfs files keep memory."""
 
 LONG_CALL_SECONDS = 3.0
-"""Threads that execute one of them for this long are a change. Ordinary calls take milliseconds."""
+"""A thread that executes one of LONG_CALLS for this time counts as a change. Ordinary calls take milliseconds."""
 
 
 class HostWatch:
     """A context manager, to be entered before the attacks.
 
-    has_own_kernel: whether the kernel of the sandboxes is not the host's, which must then execute none of LONG_CALLS.
-    marker: a part of the name of every object that an attack creates. protected_pids: host processes that no attack may
-    affect. data_dir: the data directory of the server whose attempts are watched. samples: the start and end of each
+    has_own_kernel: whether the sandboxes have their own kernel. If so, the host's kernel must not execute LONG_CALLS.
+    marker: a part of the name of every object that an attack creates. protected_pids: host processes that must not be
+    affected. data_dir: the data directory of the server whose attempts are watched. samples: the start and end of each
     sample.
     """
 
@@ -93,7 +93,7 @@ class HostWatch:
             self.samples.append((begin, time.time()))
 
     def _watch(self):
-        # Run with priority over the attacks, which use all available CPUs.
+        # This thread has priority over the attacks, which use all available CPUs.
         with contextlib.suppress(PermissionError):
             os.sched_setscheduler(threading.get_native_id(), os.SCHED_FIFO, os.sched_param(1))
         try:

@@ -63,7 +63,7 @@ def run_attacks_and_update_table(runtime, *, is_requested):
 
 
 def print_summary(runtime, outcomes):
-    """Print the escapes, and a count of each outcome."""
+    """Print the escapes, and the number of attacks with each outcome."""
     verdicts = [(kind, name, *verdict) for kind, rows in outcomes.items() for name, verdict in rows.items()]
     escapes = [(kind, name, why) for kind, name, outcome, why in verdicts if outcome is Outcome.ESCAPED]
     for kind, name, why in escapes:

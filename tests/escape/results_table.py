@@ -49,7 +49,7 @@ class Table:
         self.outcomes, self.runs = outcomes or {}, runs or {}
 
     def put(self, runtime, verdicts, date, versions):
-        """Replace a runtime's column. Raises UnprovenError, and changes nothing, unless every row is proven."""
+        """Replace a runtime's column. If a row is unproven, change nothing and raise UnprovenError."""
         column = dict(self._column(verdicts))
         unproven = [f"{kind}: {row}: {verdict}" for (kind, row), verdict in column.items() if not is_proven(verdict)]
         if unproven:

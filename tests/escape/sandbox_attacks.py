@@ -44,7 +44,7 @@ def setup():
 
 
 class Reports:
-    """Functions with which attack code reports its outcome; `fd` is a pipe to the parent process."""
+    """Functions with which attack code reports its outcome. fd: a pipe to the parent process."""
 
     def __init__(self, fd):
         self._fd = fd

@@ -61,7 +61,7 @@ RESOURCES = (
     "large seccomp filters in many processes",
 )
 REDUCED_PRELUDE = f"{attacks_on_resources.PRELUDE}\nAIO_EVENTS, FILTERS = 8, 1 << 20"
-"""Reduced so that the host watch of another test does not report an escape."""
+"""The numbers are reduced, so that the host watch of another test does not report an escape."""
 
 ALL = [
     *(pytest.param("credentials", name, attacks_on_credentials.PRELUDE, id=name) for name in CREDENTIALS),

@@ -106,7 +106,7 @@ def test_changed_root_is_reported(watch, unrelated_process, tmp_path):
 
 
 @pytest.mark.parametrize("has_own_kernel", [True, False])
-def test_long_call_is_reported_if_the_host_should_execute_none(
+def test_long_call_is_reported_if_sandboxes_have_their_own_kernel(
     marker, unrelated_process, sandbox, tmp_path, monkeypatch, has_own_kernel
 ):
     monkeypatch.setattr(host_watch, "LONG_CALLS", ("hrtimer_nanosleep",))
@@ -152,7 +152,7 @@ def test_changed_setting_is_reported(marker, unrelated_process, tmp_path, monkey
 
 
 def test_many_aio_contexts_are_reported(watch, monkeypatch):
-    # Below the threshold at which a concurrent attack run would report an escape.
+    # This number is below the threshold at which a concurrent attack run would report an escape.
     monkeypatch.setattr(host_watch, "AIO_EVENTS", 5000)
     libc, context = ctypes.CDLL(None, use_errno=True), ctypes.c_ulong(0)
     call = 0 if os.uname().machine == "aarch64" else 206

@@ -304,7 +304,7 @@ class DaemonPreservedDisk(RunnerClient):
 
 
 def create_placement_with(path: Path):
-    """Return the entry that the registry would contain. path: the path of the daemon's socket."""
+    """Return the entry that the registry of placements would contain. path: the path of the daemon's socket."""
 
     async def create_placement(context):
         return await asyncio.to_thread(DaemonPlacement, DaemonClient(path), context.data_dir, context.replicas)

@@ -39,7 +39,7 @@ LARGE_ORDER_PAUSE_SECONDS = 0.5
 
 
 def write_large_orders_in_two_parts():
-    """Let a test kill a runner that has not read its order."""
+    """Pause in the middle of each large order, so that a test can kill a runner that has not read its whole order."""
     write_all = local_placement._write_all
 
     def write_with_pause(pipe_fd, data, timeout_seconds):

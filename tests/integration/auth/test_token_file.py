@@ -18,7 +18,7 @@ def tokens(tmp_path):
     return TokenFile(tmp_path)
 
 
-def test_missing_file_has_no_tokens_and_rejects_all_tokens(tokens):
+def test_without_a_file_no_tokens_exist_and_all_tokens_are_rejected(tokens):
     assert not tokens.has_tokens
     assert tokens.list() == ()
     assert tokens.authenticate("sbx_aaaaaaaa_" + "0" * 64) is None
@@ -87,7 +87,7 @@ def test_revoking_the_last_token_keeps_authentication_required(tokens):
         b'{"\xff": 1}',
     ],
 )
-def test_damaged_file_rejects_all_tokens_and_is_not_overwritten(tokens, caplog, content):
+def test_all_tokens_are_rejected_if_the_file_is_damaged_and_the_file_is_not_overwritten(tokens, caplog, content):
     token, record = tokens.create(Role.OPERATOR)
     tokens.path.write_bytes(content)
     assert tokens.has_tokens

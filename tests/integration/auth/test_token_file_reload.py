@@ -32,7 +32,7 @@ def server(tmp_path: Path) -> TokenFile:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"tokens": [{"id": 1}]}', b"\xff"])
-def test_file_damaged_after_loading_rejects_all_tokens(tokens, server, content, caplog):
+def test_all_tokens_are_rejected_after_a_loaded_file_is_damaged(tokens, server, content, caplog):
     token, record = tokens.create(Role.OPERATOR)
     assert server.authenticate(token)
     original = tokens.path.read_bytes()
@@ -45,7 +45,7 @@ def test_file_damaged_after_loading_rejects_all_tokens(tokens, server, content, 
     assert server.authenticate(token), "a restored file is valid again"
 
 
-def test_deleted_file_rejects_known_tokens(tokens, server):
+def test_known_tokens_are_rejected_after_the_file_is_deleted(tokens, server):
     token, _ = tokens.create(Role.OPERATOR)
     assert server.authenticate(token)
     tokens.path.unlink()
@@ -53,7 +53,7 @@ def test_deleted_file_rejects_known_tokens(tokens, server):
     assert not server.has_tokens
 
 
-def test_token_file_that_cannot_be_opened_rejects_tokens_and_counts_as_present(tokens, server, caplog):
+def test_tokens_are_required_but_rejected_if_the_file_cannot_be_opened(tokens, server, caplog):
     token, record = tokens.create(Role.OPERATOR)
     assert server.authenticate(token)
     tokens.path.unlink()
@@ -64,7 +64,7 @@ def test_token_file_that_cannot_be_opened_rejects_tokens_and_counts_as_present(t
     assert "All requests are denied" in caplog.text
 
 
-def test_unreadable_file_rejects_all_tokens(tokens, server, monkeypatch):
+def test_all_tokens_are_rejected_while_the_file_is_unreadable(tokens, server, monkeypatch):
     token, _ = tokens.create(Role.OPERATOR)
     assert server.authenticate(token)
     tokens.create(Role.VIEWER)
@@ -312,7 +312,7 @@ def test_name_is_accepted_up_to_the_length_limit(tokens):
     assert [one.name for one in tokens.list()] == ["n" * NAME_CHARACTERS_MAX]
 
 
-def test_token_defaults_to_an_empty_name_and_the_system_clock(tmp_path):
+def test_token_has_an_empty_name_and_the_current_time_by_default(tmp_path):
     _, record = TokenFile(tmp_path).create(Role.VIEWER)
     assert record.name == ""
     assert abs((datetime.now(UTC) - record.created_at).total_seconds()) < 60

@@ -16,7 +16,7 @@ AVAILABLE = RuntimeProbe("slow", is_available=True, tier="none", strength=1)
 
 
 class SlowRuntime:
-    """A runtime whose confinements never start in time, or fail with `error`."""
+    """A runtime whose confinements fail with `error`, or exceed their start timeout if `error` is None."""
 
     def __init__(self, error=None):
         self.error = error

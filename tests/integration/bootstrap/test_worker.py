@@ -29,7 +29,7 @@ def test_task_is_locked_by_one_worker(tmp_path, monkeypatch):
         pass
 
 
-def test_locking_a_task_that_has_a_worker_fails_at_once(tmp_path):
+def test_locking_a_task_that_has_a_worker_fails_immediately(tmp_path):
     with lock_task(tmp_path / "task-1"):
         started_at = time.monotonic()
         with pytest.raises(BlockingIOError), lock_task(tmp_path / "task-1", waits=False):
@@ -37,7 +37,7 @@ def test_locking_a_task_that_has_a_worker_fails_at_once(tmp_path):
         assert time.monotonic() - started_at < worker._LOCK_SECONDS / 2
 
 
-def test_worker_waits_for_the_end_of_an_earlier_one(tmp_path):
+def test_worker_waits_for_the_end_of_an_earlier_worker(tmp_path):
     descriptor = os.open(tmp_path / "task-1", os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     ending = threading.Timer(0.3, os.close, (descriptor,))

@@ -102,7 +102,7 @@ def test_closed_stdout_pipe_exits_silently(run_with_streams, command):
 
 
 @pytest.mark.parametrize("output", ["text", "json"])
-def test_submitted_task_that_cannot_be_printed_is_named(api, run_with_streams, output):
+def test_error_names_the_submitted_task_if_its_id_cannot_be_printed(api, run_with_streams, output):
     submitted = {"task_id": TASK_ID, "state": "pending", "message": "m", "created_at": "2026-01-29T10:10:15.000Z"}
     api.on("POST", "/tasks", json_response(submitted, 202))
     command = ["task", "submit", "task.yaml", "--format", output]

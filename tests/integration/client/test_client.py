@@ -201,7 +201,7 @@ def test_broken_stream_resumes_without_loss_or_duplicates(api, client):
 
 
 def state_messages(*messages):
-    """Return a response with messages of the stream of all tasks. Each message has an id and a state, or only an id."""
+    """Return a response that streams the states of all tasks. Each message has an id and a state, or only an id."""
     chunks = []
     for identity, state in messages:
         fields = {"type": "state_change", "task_id": TASK_ID, "seq": 1, "timestamp": "2026-01-29T10:10:15.123Z"}

@@ -100,7 +100,7 @@ def test_files_left_by_a_crash_are_removed_without_signaling_a_process():
 
 
 @pytest.mark.usefixtures("environment")
-def test_lock_without_a_process_id_stops_nothing():
+def test_lock_file_without_a_process_id_does_not_stop_a_process():
     directory = demo_directory()
     directory.mkdir(parents=True)
     with (directory / "lock").open("w") as lock:

@@ -76,7 +76,7 @@ def test_unstreamed_turn_is_one_object():
     assert response["usage"]["output_tokens"] == 3
 
 
-def test_subagent_uses_a_separate_branch():
+def test_subagent_uses_a_separate_branch_of_the_script():
     script = Script((READ_TURN,), {"BRANCH": (DONE,)})
     response = exchange(
         script, lambda client, _: client.post("/v1/messages", json=message_request(first="BRANCH: look"))
@@ -84,7 +84,7 @@ def test_subagent_uses_a_separate_branch():
     assert texts(response) == ["Done."]
 
 
-def test_faults_precede_the_turn():
+def test_faults_of_a_turn_occur_before_its_response():
     turn = Turn(DONE.content, faults=(Fault("error", 529, "Busy", times=2), Fault("cut")))
 
     async def send(client, _):

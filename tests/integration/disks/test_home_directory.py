@@ -55,7 +55,7 @@ def test_home_of_an_earlier_version_is_moved_once(layout: AttemptLayout, mode: i
 
 @pytest.mark.parametrize("call_count", range(1, 8))
 def test_interrupted_move_is_completed(layout: AttemptLayout, monkeypatch: pytest.MonkeyPatch, call_count: int):
-    """Each call that changes the disk fails once."""
+    """In each run of the test, another call that changes the disk fails."""
     make_earlier_disk(layout)
     calls = []
 

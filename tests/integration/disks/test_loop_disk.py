@@ -536,7 +536,7 @@ async def keeps_a_little_unused_space(disk, layout):
     await disk.close()
 
 
-def test_small_amount_of_unused_space_is_not_returned(loop_works, layout):
+def test_small_amount_of_unused_space_is_not_returned_to_the_host(loop_works, layout):
     run_in_child(keeps_a_little_unused_space, layout)
 
 
@@ -557,7 +557,7 @@ def test_usage_is_measured_even_if_the_host_cannot_punch_holes(loop_works, layou
     run_in_child(survives_a_host_without_holes, layout)
 
 
-def test_unshare_error_is_raised(monkeypatch):
+def test_error_of_unshare_is_raised(monkeypatch):
     class FailingLibc:
         def unshare(self, _):
             ctypes.set_errno(errno.EPERM)

@@ -57,7 +57,7 @@ async def answer(reader, writer):
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
 
-def test_renewals_extend_the_lease_in_any_order(clock):
+def test_renewal_with_an_earlier_deadline_does_not_shorten_the_lease(clock):
     lease = NetworkLease(10, clock)
     lease.renew(30)
     lease.renew(20)
@@ -142,8 +142,8 @@ def test_buffered_data_is_not_sent_after_the_deadline(clock):
     run(scenario)
 
 
-def test_gateway_answers_nothing_before_the_first_renewal(clock, monkeypatch):
-    """Neither an error nor a timeout: the agent starts a moment before the first renewal."""
+def test_model_request_before_the_first_renewal_is_held(clock, monkeypatch):
+    """The agent starts a moment before the first renewal, so its first request must neither fail nor time out."""
     monkeypatch.setattr(limits, "HOLD_TIMEOUT_SECONDS", 0.1)
 
     async def scenario():
@@ -276,7 +276,7 @@ def test_kernel_ends_a_connection_whose_data_is_not_acknowledged_at_the_deadline
         assert error == errno.ETIMEDOUT
 
 
-def test_renewal_also_extends_the_time_for_data_that_was_sent_before():
+def test_renewal_extends_the_deadline_of_data_that_was_sent_earlier():
     """A host that pauses for a moment must not lose a connection whose lease is valid."""
     with socket.create_server(("127.0.0.1", 0)) as server, LeasedSocket() as connection:
         connection.lease = lease = NetworkLease(seconds_since_boot() + 1.0)

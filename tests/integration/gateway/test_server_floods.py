@@ -18,7 +18,7 @@ from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORE
 
 FLOOD_SECONDS = 5.0
 CPU_TIME_FACTOR = 4
-"""Multiplies the counted CPU time, so that even a busy machine reaches the limit."""
+"""The counted CPU time is multiplied by this factor, so that a flood reaches the limit even on a busy machine."""
 EVENTS_PER_SECOND_MAX = 25
 SLACK_CPU_SECONDS = 0.3
 """CPU time for data that is read ahead and discarded, for timers, and for the test's requests."""

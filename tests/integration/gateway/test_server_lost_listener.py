@@ -9,7 +9,7 @@ from doubles.served_gateway import run, served_gateway
 
 
 @pytest.mark.parametrize("listener", ["model", "proxy", "dns_tcp"])
-def test_lost_listener_ends_serving_with_an_error(listener):
+def test_gateway_fails_if_it_loses_a_listener(listener):
     async def scenario():
         async with served_gateway("http://127.0.0.1:9") as served:
             # This simulates a listener that the kernel has destroyed: the socket remains, but does not listen.

@@ -96,7 +96,7 @@ def test_mmdebstrap_output_is_unpacked_without_machine_specific_files(program, t
 
 
 @needs_root
-def test_failed_build_reports_the_last_line_of_mmdebstrap(program, tmp_path):
+def test_error_of_a_failed_build_contains_the_last_line_of_mmdebstrap(program, tmp_path):
     with pytest.raises(BuildFailedError, match="Unable to locate package git"):
         run(program("echo 'E: Unable to locate package git' >&2; exit 1"), tmp_path)
 

@@ -283,7 +283,7 @@ def test_build_does_not_lock_the_current_image(catalog, fake_packages, monkeypat
     assert current.digest[7:] not in locked
 
 
-def test_acquire_retries_during_a_refused_removal(catalog, fake_packages, tmp_path, monkeypatch):
+def test_acquiring_an_image_is_retried_until_a_refused_removal_ends(catalog, fake_packages, tmp_path, monkeypatch):
     build(catalog, fake_packages())
     image = image_of(catalog)
     remover = os.open(catalog.image_store("tools").rootfs_path(image.digest).parent, os.O_RDONLY)

@@ -47,7 +47,7 @@ async def test_task_passes_through_all_states(make_harness):
     assert (harness.task.attempt.runtime, harness.task.attempt.tier) == ("scripted", "none")
 
 
-async def test_truncated_patch_adds_changed_files_and_does_not_fail_the_task(make_harness):
+async def test_task_with_a_truncated_patch_completes_and_its_changed_files_are_stored(make_harness):
     harness = make_harness(AttemptScript(patch_incomplete_reason="it is too large"))
     await harness.run()
     assert harness.states[-1] == "completed"
@@ -253,7 +253,7 @@ async def test_finisher_preserves_recorded_outcome(make_harness):
 
 
 @pytest.mark.parametrize("exit_event", [AgentExited(0, {"is_error": False}, None), AgentExited(0, None, AGENT_FAILED)])
-async def test_finisher_of_collected_task_ends_despite_teardown_failure(make_harness, exit_event):
+async def test_finisher_ends_a_collected_task_despite_a_teardown_failure(make_harness, exit_event):
     harness = attempt_with_undestroyable_sandbox(make_harness, exit_event, metadata=True)
     await harness.finish()
     assert harness.task.state is (TaskState.COMPLETED if exit_event.failure is None else TaskState.FAILED)

@@ -81,7 +81,7 @@ async def test_failed_agent_with_a_retry_left_is_torn_down_without_collection(ma
 
 
 def test_artifacts_of_task_cancelled_between_attempts_are_not_flagged(make_harness):
-    """The disk is removed, and with it any file that may hold an undetected secret."""
+    """No artifact comes from the disk, which is removed, so no artifact can contain an undetected secret."""
     harness = make_harness(
         AttemptScript(exit=ExitStatus(1)),
         secrets={"TOKEN": "the value of a token"},

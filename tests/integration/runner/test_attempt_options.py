@@ -247,7 +247,7 @@ async def test_finisher_without_secret_values_redacts_names_and_flags_everything
 
 
 async def test_finisher_preserves_names_and_flags_that_the_runner_recorded(make_harness):
-    """The runner died right after storing the artifact."""
+    """The runner died immediately after it had stored the artifact."""
     harness = attempt_of_dead_runner(
         make_harness, AttemptScript(files_to_collect={"report.md": b"ours\n", "other.md": b"x\n"}), None
     )

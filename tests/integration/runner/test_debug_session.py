@@ -59,7 +59,7 @@ class SilentTerminal:
 
 
 class ShellSandbox(ScriptedSandbox):
-    """A sandbox with shells. shared: the script whose violation this sandbox also reports."""
+    """A sandbox in which shells can be opened. shared: the script whose limit violation this sandbox reports."""
 
     def __init__(self, handle, script, shared):
         super().__init__(handle, script)

@@ -66,7 +66,7 @@ async def test_agent_resumes_the_inherited_session_on_top_of_the_patches(make_ch
 
 
 @pytest.mark.parametrize(("has_session", "cost_usd"), [(True, None), (False, 1.5)])
-async def test_cost_that_the_agent_counted_excludes_earlier_tasks(make_child, has_session, cost_usd):
+async def test_cost_counted_for_a_whole_session_is_not_recorded(make_child, has_session, cost_usd):
     """An agent that continues a session counts the cost of the whole session."""
     harness = make_child(AttemptScript(stdout=b"$1.5\n"), has_session=has_session)
     await harness.run()
@@ -89,7 +89,7 @@ async def test_agent_without_a_session_gets_the_conversation_as_text(make_child)
     assert "a < b" in prompt
 
 
-async def test_spaces_in_the_conversation_do_not_delay_the_agent(make_child, monkeypatch):
+async def test_conversation_with_thousands_of_spaces_is_prepared_quickly(make_child, monkeypatch):
     monkeypatch.setitem(FILES, "inherited-conversation.txt", b"User: <" + b" " * 59_000)
     script = AttemptScript()
     harness = make_child(script, has_session=False)
@@ -182,7 +182,7 @@ async def test_unsuitable_session_is_not_kept(make_harness, session):
 
 @pytest.mark.parametrize("part", [SECRET.encode(), b"x" * len(SECRET)], ids=["secret", "other text"])
 async def test_large_session_is_scanned_in_chunks(make_harness, monkeypatch, part):
-    """A secret that crosses the boundary between two chunks is found."""
+    """The scan must also find a secret that crosses the boundary between two chunks."""
     contains, sizes = SecretRedactor.contains, []
 
     def record_sizes(chunks):

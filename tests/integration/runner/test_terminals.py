@@ -75,7 +75,7 @@ async def read_frame(connection):
         return await connection.read()
 
 
-async def test_first_client_types_and_the_next_takes_over(tmp_path):
+async def test_first_client_has_write_access_until_it_disconnects(tmp_path):
     async with serve_terminal(tmp_path) as (terminals, terminal, connect):
         first = await connect()
         assert [await read_frame(first) for _ in range(2)] == [WriteAccessFrame(may_write=True), OutputFrame(b"")]

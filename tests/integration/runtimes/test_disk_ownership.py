@@ -85,7 +85,7 @@ def test_hard_links_are_refused_until_a_sandbox_has_used_the_disk(disk):
     assert (disk / "workspace" / "file").stat().st_uid == UID
 
 
-def test_disk_without_directories_is_left_unchanged(tmp_path):
+def test_restoring_the_owner_of_a_disk_without_directories_is_not_an_error(tmp_path):
     disk_ownership.restore_disk_ownership(tmp_path)
 
 

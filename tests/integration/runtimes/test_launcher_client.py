@@ -17,7 +17,7 @@ async def end(launcher):
     launcher.close()
 
 
-async def test_failure_after_the_listeners_were_sent_is_reported():
+async def test_failure_after_the_launcher_has_sent_the_listeners_is_reported():
     launcher = start_launcher("abcdefghijkl", KERNEL_UID, {}, seccomp_filter=b"\xff" * 8)
     try:
         with pytest.raises(AttemptError, match=r"could not be created: .*seccomp"):

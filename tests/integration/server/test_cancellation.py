@@ -48,7 +48,7 @@ async def test_cancel_without_a_runner_reports_the_outcome(
     assert (await scenario()) == (message, state)
 
 
-async def test_cancel_of_a_task_with_a_busy_journal_reports_not_started(components, monkeypatch):
+async def test_task_with_a_busy_journal_is_cancelled_before_it_starts(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 60.0)
 
     busy = JournalRecorder(components.journals.create("task-1"), None, components.clock.now)

@@ -410,7 +410,7 @@ async def test_inherited_files_that_cannot_be_linked_are_copied(components, monk
         assert find_damaged(components) == []
 
 
-async def test_other_link_errors_refuse_the_continuation(components, monkeypatch):
+async def test_continuation_is_refused_after_any_other_link_error(components, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -11,7 +11,7 @@ from sandbox.model.failure import Failure, FailureCode
 
 
 async def count_rechecks(components, monkeypatch, *events):
-    """Run a task with these events; return how often the host was asked for a probe."""
+    """Run a task with these events; return how many probes were requested from the host."""
     requests = []
     async with components.server() as service:
         monkeypatch.setattr(service.host, "recheck", lambda: requests.append(1))

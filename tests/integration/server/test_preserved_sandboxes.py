@@ -250,7 +250,7 @@ async def test_shell_while_the_host_does_not_respond_is_rejected(components, mon
     assert sessions == []
 
 
-async def test_sandbox_on_a_host_that_does_not_respond_is_not_exclusive(components):
+async def test_exclusive_access_is_not_granted_while_the_host_does_not_respond(components):
     async with components.server() as service:
         await fail(components, service, "task-1")
         preserved, task = service.preserved_sandboxes, await service.status("task-1")
@@ -297,7 +297,7 @@ async def test_clients_that_wait_for_a_session_share_its_polls(components, monke
             assert await asyncio.gather(*clients) == [preserved.root.name] * 200
 
 
-async def test_lock_attempt_after_a_release_leaves_no_files(components, monkeypatch):
+async def test_attempt_to_lock_a_released_sandbox_leaves_no_files(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")
@@ -388,7 +388,7 @@ class SimulatedSessions:
 
 
 async def test_shell_starts_only_while_the_machine_has_free_memory(components, monkeypatch):
-    """Any number of tasks can be preserved, and their shells are not counted towards the capacity."""
+    """The number of preserved sandboxes is unlimited, and their shells do not count towards the machine's capacity."""
     sessions = SimulatedSessions(components, monkeypatch)
     sessions.may_start.set()
     async with components.server() as service:
@@ -403,7 +403,7 @@ async def test_shell_starts_only_while_the_machine_has_free_memory(components, m
         assert await service.open_terminal("task-1", OpenTerminal(24, 80)) == preserved.root.name
 
 
-async def test_starting_shells_reserve_memory_and_open_ones_do_not(components, monkeypatch):
+async def test_starting_shells_reserve_memory_and_open_shells_do_not(components, monkeypatch):
     sessions = SimulatedSessions(components, monkeypatch)
     async with components.server() as service:
         first, second = [await fail(components, service, task_id) for task_id in ("task-1", "task-2")]
@@ -654,7 +654,7 @@ async def test_slow_hosts_delay_a_list_of_tasks_only_for_a_few_seconds(component
 
 
 class SlowFiles:
-    """The files of a host that responds once `go_on` is set."""
+    """The files of a host that does not respond until `go_on` is set."""
 
     def __init__(self):
         self.is_asked, self.go_on = False, threading.Event()

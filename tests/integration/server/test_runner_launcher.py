@@ -63,7 +63,7 @@ async def test_finisher_does_not_get_the_model_key(components):
 
 
 def test_runner_that_never_started_is_followed_by_another_attempt(components):
-    """The server dies after recording the attempt and before starting the runner, so nothing is created or lost."""
+    """The server dies after it records the attempt and before it starts the runner, so there are no leftovers."""
 
     async def before():
         async with components.server() as service:
@@ -110,7 +110,7 @@ async def test_task_fails_after_repeated_immediate_runner_deaths(components):
 
 @pytest.mark.parametrize(("failure_kind", "code"), [("image", "provision_failed"), ("launch", "internal_error")])
 async def test_task_whose_next_attempt_cannot_be_launched_is_ended_by_a_finisher(components, failure_kind, code):
-    """The server itself ends only a first attempt, which has no leftovers."""
+    """Without a finisher, the server ends only a first attempt, because only a first attempt has no leftovers."""
 
     async def scenario():
         async with components.server() as service:
@@ -241,7 +241,7 @@ async def run_until_finishers_are_exhausted(components, *events):
         return await service.wait("task-1", 20)
 
 
-async def test_collected_success_is_kept_without_a_teardown(components, monkeypatch):
+async def test_successful_task_with_collected_artifacts_completes_without_a_teardown(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
     metadata = Artifact("metadata.json", ".sandbox/metadata.json", 2, "application/json", "sha256:0")
 
@@ -252,7 +252,7 @@ async def test_collected_success_is_kept_without_a_teardown(components, monkeypa
     assert (error.error, finished) == ("teardown_failed", TaskFinished())
 
 
-async def test_partially_collected_success_fails_with_collect_failed(components, monkeypatch):
+async def test_successful_task_with_partially_collected_artifacts_fails(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
     patch = Artifact("task-1.patch", ".sandbox/task-1.patch", 2, "text/x-diff", "sha256:0")
 
@@ -261,7 +261,7 @@ async def test_partially_collected_success_fails_with_collect_failed(components,
     assert "The agent had ended" in task.failure.message
 
 
-async def test_agent_failure_is_kept_without_a_teardown(components, monkeypatch):
+async def test_recorded_agent_failure_is_reported_even_without_a_teardown(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
     failed = AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It gave up."))
@@ -345,7 +345,7 @@ def test_rewritten_record_is_published_once(components, monkeypatch):
     assert failed_flushes == [True]
 
 
-def test_index_with_inconsistent_task_and_offset_is_reloaded(components):
+def test_index_row_whose_task_does_not_match_its_offset_is_reloaded(components):
     """After a power loss, the offset can match the journal while the task matches an earlier journal."""
 
     async def before():

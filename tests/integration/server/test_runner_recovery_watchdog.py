@@ -150,7 +150,7 @@ while True:
 
 @contextlib.contextmanager
 def filled_backlog(path):
-    """Fill the backlog with clients. asyncio then reports a connection as established, but writes to it fail."""
+    """Fill the socket's backlog with clients. asyncio then reports new connections as established, but writes fail."""
     with contextlib.ExitStack() as waiting:
         while True:
             client = waiting.enter_context(socket.socket(socket.AF_UNIX))

@@ -197,7 +197,7 @@ async def test_admitted_but_delayed_task_does_not_start_during_a_drain(component
 
 
 async def test_cancelled_delayed_task_ends_during_a_drain(components, monkeypatch):
-    """A drain does not block the end of the task, because recording the end starts nothing."""
+    """A drain does not delay the end of a task, because no process has to be started to record the end."""
     monkeypatch.setattr("sandbox.server.dispatcher.RETRY_PAUSE_SECONDS", 0.05)
     append, is_full = FileJournalWriter.append, [True]
 
@@ -234,7 +234,7 @@ def resume_tailer(monkeypatch):
 
 
 async def prune_pending_task(components, service, task_id):
-    """Prune a task that is queued after `before`; return the asyncio task that still tails it."""
+    """Prune a task that is queued after the task `before`; return the asyncio task that still tails its journal."""
     await service.submit(manifest("before"))
     await components.wait_for_launch("before")
     await service.submit(manifest(task_id))
@@ -246,7 +246,7 @@ async def prune_pending_task(components, service, task_id):
     return following
 
 
-async def test_task_with_the_id_of_a_pruned_one_keeps_its_queue_position(components, resume_tailer):
+async def test_task_with_the_id_of_a_pruned_task_keeps_its_queue_position(components, resume_tailer):
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def scenario():
@@ -264,7 +264,7 @@ async def test_task_with_the_id_of_a_pruned_one_keeps_its_queue_position(compone
     assert (await scenario()) is TaskState.COMPLETED
 
 
-async def test_task_with_the_id_of_a_pruned_one_keeps_its_resources(components, resume_tailer):
+async def test_task_with_the_id_of_a_pruned_task_keeps_its_resources(components, resume_tailer):
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
     async with components.server() as service:
         following = await prune_pending_task(components, service, "again")

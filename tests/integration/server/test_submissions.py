@@ -170,7 +170,7 @@ async def test_submission_with_a_key_is_rejected_if_the_index_fails(tmp_path):
     assert not components.journals.task_ids()
 
 
-async def test_journal_has_the_origin_of_a_rerun(components):
+async def test_journal_of_a_rerun_contains_the_id_of_the_original_task(components):
     async with components.server() as service:
         await service.submit(manifest("task-1"))
         await service.submit(manifest("task-2"), rerun_of="task-1")

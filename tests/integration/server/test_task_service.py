@@ -127,7 +127,7 @@ async def test_oversized_task_is_rejected_and_task_without_free_resources_waits(
         await components.wait_for_launch("second")
 
 
-async def test_engine_gets_every_task_that_fits_on_a_host(components):
+async def test_task_that_fits_on_any_host_of_the_cluster_is_accepted(components):
     components.capacity = Resources(8, 100 * GIB, 100 * GIB)
     components.largest_hosts = [components.capacity, Resources(2, 900 * GIB, 100 * GIB)]
     components.available_memory_bytes = 1
@@ -342,7 +342,7 @@ async def test_submit_is_rejected_while_the_server_is_not_ready(components):
     assert not components.journals.task_ids()
 
 
-async def test_health_does_not_wait_for_the_threads_of_a_client(components):
+async def test_health_check_does_not_wait_for_the_threads_of_one_client(components):
     share, released = FairShares().of("vera"), asyncio.Event()
 
     async def read_a_long_list():
@@ -376,7 +376,7 @@ async def test_health_check_does_not_wait_for_the_threads_of_all_clients(compone
             await asyncio.gather(*work)
 
 
-async def test_health_requests_share_the_next_check(components, monkeypatch):
+async def test_later_health_requests_share_the_next_check(components, monkeypatch):
     started, released, counts = threading.Event(), threading.Event(), []
 
     def count_slowly(_):

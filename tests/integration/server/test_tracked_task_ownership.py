@@ -162,7 +162,7 @@ async def test_cancel_reaches_a_runner_whose_attempt_is_not_indexed(components):
 
 
 async def test_liveness_of_a_runner_is_unknown_if_its_placement_is_missing(components, monkeypatch):
-    """The journal's lock on this host is free, but there is another lock on the runner's host."""
+    """The journal's lock on this host is free, but the runner may hold the lock on its own host."""
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS", 0.2)
     components.placement_names, components.identity = ["", "far"], HostIdentity("far:one", "b")
     async with components.server() as service:

@@ -283,8 +283,8 @@ async def test_lease_is_renewed_from_the_moment_of_sending(start):
     assert worker.lease.deadline <= now + LEASE_SECONDS
 
 
-async def test_agent_communicates_only_after_the_server_has_the_record_of_its_start(server, start):
-    """Otherwise, the server would start another agent if the host were lost."""
+async def test_agent_has_no_network_until_the_server_has_the_record_of_its_start(server, start):
+    """If the host were lost before that, the server would start another agent."""
     worker = await start()
     await worker.launch()
     worker.host.record(PREPARED, CREATED)
@@ -300,7 +300,7 @@ async def test_agent_communicates_only_after_the_server_has_the_record_of_its_st
     writer.close()
     await wait_until(lambda: worker.host.deadlines)
     await worker.wait_until_copied()
-    # The next connection continues the renewals.
+    # Renewals continue with the next connection.
     await server.stop()
     await server.start()
     renewals = len(worker.host.deadlines)
@@ -402,7 +402,7 @@ async def test_disk_is_locked_until_the_session_ends(server, start):
     assert worker.host.removals == 1
 
 
-async def test_disk_that_is_locked_after_the_server_has_given_up_is_unlocked(start):
+async def test_disk_that_is_locked_after_the_request_timed_out_is_unlocked(start):
     worker = await start()
     session = await worker.session()
     worker.host.may_lock.clear()

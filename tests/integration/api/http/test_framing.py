@@ -99,7 +99,7 @@ async def test_rejection_does_not_replace_a_pending_response(running_api):
     assert b'"running"' in first
 
 
-async def test_requests_after_connection_close_are_ignored(running_api):
+async def test_requests_after_a_connection_close_header_are_ignored(running_api):
     async def scenario():
         async with running_api() as api:
             last = HEALTH.replace(b"localhost\r\n", b"localhost\r\nConnection: close\r\n")
@@ -110,7 +110,7 @@ async def test_requests_after_connection_close_are_ignored(running_api):
     assert len(statuses(response)) == 1
 
 
-async def test_rejected_expect_continue_closes_the_connection(running_api):
+async def test_rejected_request_with_expect_continue_closes_the_connection(running_api):
     async def scenario():
         async with running_api() as api:
             request = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 52\r\n\r\n"

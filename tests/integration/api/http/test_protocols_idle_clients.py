@@ -26,7 +26,7 @@ async def test_incomplete_request_head_times_out(running_api, payload):
         reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
         writer.write(payload)
         try:
-            # Shorter than the keep-alive timeout (5 s), which would also close the connection.
+            # This timeout is shorter than the keep-alive timeout (5 s), which would also close the connection.
             response = await asyncio.wait_for(reader.read(), 4)
         except ConnectionResetError:
             response = None

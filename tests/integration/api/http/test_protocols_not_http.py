@@ -117,7 +117,7 @@ CLOSE_1000 = b"\x88\x82\0\0\0\0\x03\xe8"
     ],
     ids=["not UTF-8", "not UTF-8 in fragments", "UTF-8 in fragments", "bytes"],
 )
-async def test_non_text_message_ends_the_connection_and_is_not_a_server_error(running_api, caplog, frames, code):
+async def test_message_that_is_not_text_closes_the_connection_without_a_server_error(running_api, caplog, frames, code):
     async with running_api() as api:
         reader, writer = await asyncio.open_connection("127.0.0.1", api.stream_port)
         writer.write(HANDSHAKE)

@@ -12,7 +12,7 @@ def close(sockets):
         listener.close()
 
 
-def test_bound_port_refuses_connections_before_listen():
+def test_bound_port_refuses_connections_until_the_server_listens():
     sockets = bind("127.0.0.1", 0)
     address = sockets[0].getsockname()
     with pytest.raises(ConnectionRefusedError):

@@ -30,7 +30,7 @@ async def test_shutdown_closes_twenty_streams_in_time(running_api, wait_until):
         async with running_api() as api, AsyncExitStack() as stack:
             api.tasks.add("task-001", *TO_RUNNING)
             client = await stack.enter_async_context(httpx2.AsyncClient(base_url=api.http, timeout=10))
-            # This request is sent first, since the test cannot observe its arrival.
+            # The test cannot observe when this request arrives, so it sends the request before all others.
             waiting = asyncio.create_task(client.get("/api/v1/tasks/task-001/wait"))
             logs = [asyncio.create_task(read_to_the_end(client)) for _ in range(10)]
             sockets = [await stack.enter_async_context(connect(api.ws("?task_id=task-001"))) for _ in range(5)]

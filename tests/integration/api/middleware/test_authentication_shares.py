@@ -95,7 +95,7 @@ async def test_streams_of_all_tasks_are_limited_per_token(running_api, wait_unti
             await second.close()
 
 
-async def test_artifact_lists_of_one_token_have_limited_concurrency(running_api, monkeypatch):
+async def test_number_of_concurrent_artifact_lists_per_token_is_limited(running_api, monkeypatch):
     async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
         api.tasks.add("task-001", *TO_RUNNING)
         active, maximum, may_continue = 0, 0, asyncio.Event()
@@ -124,7 +124,7 @@ async def test_artifact_lists_of_one_token_have_limited_concurrency(running_api,
             assert {response.status_code for response in await asyncio.gather(*requests)} == {200}
 
 
-async def test_pipelined_unauthenticated_requests_share_the_event_loop(running_api, wait_until, monkeypatch):
+async def test_pipelined_unauthenticated_requests_are_answered_in_small_batches(running_api, wait_until, monkeypatch):
     responses = maximum = count_in_turn = 0
     denied = authentication._denied_response
 

@@ -46,7 +46,7 @@ async def following(api, query="", **headers):
         yield Follower(response)
 
 
-async def test_stream_starts_now_and_sends_changes_for_all_tasks(running_api):
+async def test_stream_sends_only_later_changes_of_all_tasks(running_api):
     async with running_api() as api:
         api.tasks.add("earlier", *TO_RUNNING)
         async with following(api) as follower:
@@ -66,7 +66,7 @@ async def test_stream_starts_now_and_sends_changes_for_all_tasks(running_api):
 
 
 @pytest.mark.parametrize("way", ["query", "header"])
-async def test_stream_continues_after_a_position(running_api, way):
+async def test_stream_continues_after_the_position_in_the_request(running_api, way):
     async with running_api() as api:
         api.tasks.add("one")
         api.tasks.add("two")

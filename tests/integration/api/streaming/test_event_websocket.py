@@ -69,7 +69,7 @@ async def test_large_event_is_sent_in_fragments_of_whole_characters(running_api)
     assert (json.loads(b"".join(fragments))["data"], following["type"]) == (text, "end")
 
 
-async def test_filter_passes_gap_and_end_events(running_api):
+async def test_gap_and_end_events_are_not_filtered_out(running_api):
     async with running_api() as api:
         api.tasks.add("task-001", *TO_RUNNING, e.Gap(0, 0, "disk full"), e.Progress(), *TO_COMPLETED)
         async with connect(api.ws("?task_id=task-001&after=0&filter=output,progress")) as socket:
@@ -153,7 +153,7 @@ async def test_unknown_path_on_the_stream_port_is_not_found(running_api):
         assert raised.value.response.status_code == 404
 
 
-async def test_gap_in_the_stream_of_all_tasks_passes_filters(running_api, wait_until):
+async def test_gap_in_the_stream_of_all_tasks_is_not_filtered_out(running_api, wait_until):
     gap = {"type": "gap", "task_id": "task-001", "seq": 9, "first_seq": 7, "last_seq": 9, "reason": "slow_client"}
     async with running_api() as api, connect(api.ws("?filter=output")) as socket:
         await wait_until(lambda: len(api.tasks.subscribers) == 1)

@@ -48,7 +48,7 @@ def lines(first, count):
 
 
 async def test_reconnecting_clients_get_every_event_once(running_api, monkeypatch):
-    # The buffers are small, so a reconnecting client has fallen behind the buffer and needs the history.
+    # The buffers are so small that they no longer contain the events that a reconnecting client needs.
     monkeypatch.setattr(stream_cache, "BUFFER_BYTES_MAX", 20_000)
     monkeypatch.setattr(stream_cache, "HISTORY_BYTES_MAX", 20_000)
     monkeypatch.setattr(stream_cache, "_HISTORY_BATCH_BYTES", 7_000)
@@ -138,8 +138,8 @@ async def test_history_is_encoded_once_for_all_clients(running_api, monkeypatch)
             last = 5 + 3000 + len(TO_COMPLETED) + 1
             received = await asyncio.gather(*followers)
             assert received == [list(range(1, last + 1))] * 10 + [list(range(1501, last + 1))] * 10
-            # For a client that starts in the middle of a batch, the rest of the batch is encoded separately; all other
-            # batches are shared.
+            # If a client starts in the middle of a batch, the rest of the batch is encoded for this client only. All
+            # other batches are shared.
             assert len(encoded) < last + 10 * 1500
 
 

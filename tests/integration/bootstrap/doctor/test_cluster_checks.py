@@ -81,7 +81,7 @@ def test_hosts_of_the_selected_partition_are_checked(slurm):
     "state", ["idle", "mixed", "mixed-", "planned", "allocated", "allocated+", "completing", "idle~", "idle#", "idle-~"]
 )
 def test_host_in_a_healthy_state_is_usable(slurm, state):
-    """The suffixes stand for completing jobs, the backfill scheduler and power saving."""
+    """The suffix of a state stands for completing jobs, a reservation by the backfill scheduler, or power saving."""
     slurm.define("sinfo", f"n1|{state}|16|64000|all*|none\n")
     assert [finding.message for finding in problems(check_engine(slurm.settings()))] == []
 
@@ -121,7 +121,7 @@ def test_missing_command_is_reported(slurm):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "0.0.0.0", "::"])
-def test_address_of_one_machine_is_reported_if_there_are_other_hosts(slurm, host):
+def test_address_that_other_hosts_cannot_reach_is_reported(slurm, host):
     assert any(f"cannot connect to {host}:8724" in one.message for one in problems(check_engine(slurm.settings(host))))
 
 
@@ -175,7 +175,7 @@ def test_key_of_the_hosts_is_read(slurm, worker_server):
     assert keys() == [(True, True), (True, True)]
 
 
-def test_other_engines_need_no_slurm(slurm):
+def test_slurm_is_not_checked_for_other_engines(slurm):
     settings = ServerSettings(server=ServerSection(data_dir=slurm.directory / "data"))
     assert check_engine(settings) == []
 

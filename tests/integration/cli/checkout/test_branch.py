@@ -348,7 +348,7 @@ def test_message_of_a_chain_names_the_first_task_and_every_later_task(apply, cha
     )
 
 
-def test_subject_of_a_chain_is_the_first_message_if_the_name_is_the_beginning_of_the_prompt(
+def test_subject_of_a_chain_is_the_first_final_message_if_the_name_only_repeats_the_prompt(
     apply, chain_task, api, base, checkout
 ):
     prompt = "The tests fail. Find the bug, fix it, and add a test for the missing price in the basket.\nBe brief."
@@ -419,8 +419,8 @@ def test_chain_that_conflicts_with_the_checkout_is_rejected_without_the_remedy_f
     assert b"leave out --chain" not in result.stderr
 
 
-def test_independent_changes_of_a_chain_are_applied_with_a_note(apply, api, chain_task, checkout):
-    """The task's own patch applies without the earlier changes, but the checkout lacks them."""
+def test_patch_that_applies_without_earlier_changes_is_applied_with_a_note(apply, api, chain_task, checkout):
+    """The checkout lacks the changes of the earlier task, but the patch of the last task applies without them."""
     git("stash", "-q", "-u", cwd=checkout)
     own = b"diff --git a/c.txt b/c.txt\nnew file mode 100644\n--- /dev/null\n+++ b/c.txt\n@@ -0,0 +1 @@\n+b\n"
     checksum = {"X-Checksum-SHA256": hashlib.sha256(own).hexdigest()}

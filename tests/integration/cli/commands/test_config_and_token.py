@@ -77,7 +77,7 @@ def test_empty_option_is_a_usage_error(run_cli, write_config, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["text", "json"])
-def test_token_that_cannot_be_printed_is_named(run_cli, start_cli, write_config, output):
+def test_error_names_the_new_token_if_it_cannot_be_printed(run_cli, start_cli, write_config, output):
     write_config("")
     with Path("/dev/full").open("wb") as full:
         command = ("token", "create", "--role", "viewer", "-f", output)
@@ -106,7 +106,7 @@ def test_created_token_is_printed_once(run_cli, write_config):
     assert b"all requests are denied" in run_cli("token", "list").stderr
 
 
-def test_token_create_warns_about_missing_git_hosts(run_cli, write_config, environment):
+def test_operator_token_is_created_with_a_warning_about_missing_git_hosts(run_cli, write_config, environment):
     write_config("")
     created = run_cli("token", "create", "--role", "operator")
     assert created.stdout.startswith(b"sbx_")
@@ -117,7 +117,7 @@ def test_token_create_warns_about_missing_git_hosts(run_cli, write_config, envir
     assert b"allowed_hosts" not in run_cli("token", "create", "--role", "operator").stderr
 
 
-def test_viewer_token_create_warns_about_missing_git_hosts(run_cli, write_config):
+def test_viewer_token_is_created_with_a_warning_about_missing_git_hosts(run_cli, write_config):
     write_config("")
     created = run_cli("token", "create", "--role", "viewer", "-f", "json")
     assert json.loads(created.stdout)["role"] == "viewer"

@@ -76,7 +76,7 @@ def submitted(api):
     return json.loads(api.requests_to("POST", "/tasks")[0].body)
 
 
-def test_run_starts_at_the_pushed_commit_and_current_directory(api, completed_task, run_cli, checkout):
+def test_task_starts_at_the_pushed_commit_and_in_the_current_directory(api, completed_task, run_cli, checkout):
     result = run_cli("run", "Say goodbye.\nPolitely.", cwd=checkout / "src")
     assert result.returncode == 0, result.stderr
     assert submitted(api) == {
@@ -134,7 +134,7 @@ def test_carriage_return_in_the_patch_is_escaped(api, on_terminal, terminal, che
 
 
 def is_sleeping(pid):
-    """Return whether the process is sleeping. A signal that arrives earlier is handled only after the read."""
+    """Return whether the process is sleeping. Only then does a signal interrupt its read of the answer."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 

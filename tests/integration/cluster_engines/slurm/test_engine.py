@@ -69,7 +69,7 @@ def engine(slurm):
     return SlurmEngine(SlurmSettings(commands_dir=str(slurm.directory), configuration="/etc/slurm/other.conf"))
 
 
-async def test_submission_looks_up_the_name_first(engine, slurm):
+async def test_name_of_a_job_is_looked_up_before_its_submission(engine, slurm):
     await engine.submit(REQUEST)
     assert [call[0] for call in slurm.calls] == ["squeue", "sbatch"]
     assert {"--me", "--states=all", f"--name={NAME}"} <= set(slurm.calls[0])
@@ -87,7 +87,7 @@ async def test_commands_have_a_clean_environment(engine, slurm, monkeypatch):
         assert unwanted not in slurm.environment
 
 
-async def test_known_job_is_not_submitted(engine, slurm):
+async def test_job_that_slurm_lists_is_not_submitted_again(engine, slurm):
     slurm.define("squeue", f"echo '5|COMPLETED|n1|0:0|0|{NAME}|None|'")
     await engine.submit(REQUEST)
     assert [call[0] for call in slurm.calls] == ["squeue"]
@@ -200,7 +200,7 @@ async def test_endless_output_is_cut_off(engine, slurm, stream):
 
 
 @pytest.mark.parametrize("output", [r"\0\377\n", f"9|RUN|{NAME}", "1|RUNNING|n1|0:0|0|other|None|"])
-async def test_hostile_output_is_not_read_as_a_status(engine, slurm, output):
+async def test_malformed_output_is_not_parsed_as_a_status(engine, slurm, output):
     slurm.define("squeue", f"printf '{output}\\n'")
     if output[0].isdigit():
         with pytest.raises(EngineUnavailableError, match="unknown format"):
@@ -210,7 +210,7 @@ async def test_hostile_output_is_not_read_as_a_status(engine, slurm, output):
 
 
 async def test_duplicates_are_cancelled_by_name_state_and_id(engine, slurm):
-    """The filters protect a job that has reused the id of a lost job, and a duplicate that has since started."""
+    """The command must cancel neither another job that has reused the id, nor a duplicate that has started."""
     slurm.define("squeue", f"echo '5|RUNNING|n1|0:0|0|{NAME}|None|'; echo '8|PENDING|n/a|0:0|0|{NAME}|Dependency|'")
     status = (await engine.look_up([NAME]))[NAME]
     assert (status.phase, status.duplicate_ids) == (JobPhase.RUNNING, ("8",))
@@ -226,7 +226,7 @@ async def test_duplicate_that_cannot_be_cancelled_does_not_hide_the_status(engin
     assert (await engine.look_up([NAME]))[NAME].phase is JobPhase.RUNNING
 
 
-async def test_job_is_withdrawn_by_name_only(engine, slurm):
+async def test_withdrawn_job_is_selected_only_by_name(engine, slurm):
     await engine.withdraw(NAME)
     assert slurm.calls == [["scancel", "--me", f"--name={NAME}"]]
 

@@ -72,8 +72,8 @@ SMUGGLED = b" GET  *\r\nHost: evil.example"
         # Some servers accept a request whose last line is terminated only by the end of the stream.
         ("client", SMUGGLED, "reset"),
         ("client", b"get key\r\nset other value", "end of the stream"),
-        # If the client's stream has not ended, the last line may be incomplete. A tunnel whose data is not searched
-        # ends as usual.
+        # Before the end of the client's stream, the last line may be incomplete. A tunnel with data that is not
+        # searched ends as usual.
         ("timeout", SMUGGLED, "reset"),
         ("timeout", client_hello(HOST) + b"\x17\3\3", "end of the stream"),
         ("end of the gateway", SMUGGLED, "reset"),
@@ -182,7 +182,7 @@ def test_name_that_resolves_to_the_models_address_is_not_dialed(monkeypatch):
     run(scenario)
 
 
-def test_local_addresses_are_recognized():
+def test_local_address_is_not_dialable():
     assert not dialer.is_dialable(ip_address("127.0.0.1"))
     assert dialer._is_local_address(ip_address("127.0.0.1"))
     assert not dialer._is_local_address(ip_address("8.8.4.4"))
@@ -405,7 +405,7 @@ def test_name_is_resolved_once_per_connection(monkeypatch):
         for host in ("100.100.100.200", "168.63.129.16", "192.0.0.192", "198.18.0.1", "203.0.113.9", "224.0.0.1")
     ],
 )
-def test_unrestricted_egress_dials_global_addresses_only(monkeypatch, address, is_dialed):
+def test_unrestricted_egress_dials_only_global_addresses(monkeypatch, address, is_dialed):
     async def scenario():
         full = GatewayRules(egress=EgressRules(is_unrestricted=True))
         async with gateway_with_egress_host(echo_after_eof, monkeypatch, rules=full) as served:

@@ -115,7 +115,7 @@ def test_wait_for_a_connection_may_exceed_the_head_timeout(monkeypatch, rules):
     run(scenario)
 
 
-def test_connection_without_a_complete_head_still_ends(monkeypatch):
+def test_connection_without_a_complete_head_times_out(monkeypatch):
     monkeypatch.setitem(connection.PHASE_TIMEOUT_SECONDS, Phase.HEAD, 0.4)
 
     async def scenario():

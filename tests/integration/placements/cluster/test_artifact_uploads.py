@@ -52,7 +52,7 @@ async def test_wrong_or_incomplete_content_is_rejected(server, job, parts, answe
         assert await client.read() == HeartbeatAnswer(1)
 
 
-async def test_second_upload_at_the_same_time_is_rejected(server, job):
+async def test_second_concurrent_upload_of_an_artifact_is_rejected(server, job):
     async with server.connect(server.claim(job)) as client:
         key = (await client.read()).session_key
         async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as first:
@@ -81,7 +81,7 @@ async def finish_upload(client):
 
 @contextlib.asynccontextmanager
 async def open_upload(server, job):
-    """Begin an upload in a session. Yield both connections."""
+    """Begin an upload in a session. Yield the connections of the session and the upload."""
     async with server.connect(server.claim(job)) as client:
         key = (await client.read()).session_key
         async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as uploading:
@@ -121,7 +121,7 @@ async def test_upload_ends_when_the_worker_connects_again(server, job):
                 assert await upload(server, key, ARTIFACT, *parts, b"") == UploadReceived(is_accepted=True)
 
 
-async def test_upload_that_ends_after_a_takeover_replaces_nothing(server, job, monkeypatch):
+async def test_upload_that_ends_after_a_takeover_does_not_replace_the_artifact(server, job, monkeypatch):
     """The worker is abandoned after the content is complete, and before the artifact gets its name."""
     created = server.replicas.create_artifact
     loop = asyncio.get_running_loop()
@@ -194,7 +194,7 @@ def raise_disk_full(*_):
 
 
 async def upload_text(server, claim, name):
-    """Upload a file in a separate session; return the answer."""
+    """Upload a file in a separate session; return the server's answer."""
     async with server.connect(claim) as client:
         key = (await client.read()).session_key
         artifact = msgspec.structs.replace(ARTIFACT, name=name)

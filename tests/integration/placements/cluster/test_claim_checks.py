@@ -80,7 +80,7 @@ class TestProofOfTheHost:
             assert await client.read() == HeartbeatAnswer(1)
 
     async def test_lost_answer_does_not_consume_the_token(self, server, job):
-        """The server identifies the worker by its random number, and so does the next server."""
+        """The server, even after a restart, recognizes the worker by its random number."""
         claim = server.claim(job)
         async with server.connect(claim) as client:
             await client.send(prove(server, claim, await challenge_of(client)))
@@ -100,7 +100,7 @@ class TestProofOfTheHost:
         async with claimed(server, claim):
             pass
 
-    async def test_other_worker_with_the_key_is_rejected_after_the_claim(self, server, job):
+    async def test_another_worker_with_the_key_is_rejected_after_the_claim(self, server, job):
         async with claimed(server, server.claim(job)) as client, server.connect(server.claim(job)) as other:
             await check_not_accepted(other, "Another worker has this attempt")
             await client.send(HEARTBEAT_WITH_FREE_LOCK)
@@ -116,7 +116,7 @@ class TestProofOfTheHost:
             await check_not_accepted(slow, "Another worker has this attempt")
 
     async def test_token_is_checked_before_the_challenge(self, server, job):
-        """Without a token, nobody can make the server compute anything or see what it requires."""
+        """A client without the token can neither cause computations nor learn what the server requires."""
         async with server.connect(server.claim(job, token=os.urandom(32))) as client:
             await check_not_accepted(client, "Another worker has this attempt")
 
@@ -134,7 +134,7 @@ class TestProofOfTheHost:
         ids=lambda changes: next(iter(changes)),
     )
     async def test_proof_with_a_different_field_is_rejected(self, server, job, changes):
-        """A server in between can get a proof from a worker and pass it on, but that proof is for another server."""
+        """A relaying server can get a proof from a worker, but the proof is valid only for the relaying server."""
         claim = server.claim(job)
         async with server.connect(claim) as client:
             await client.send(prove(server, claim, await challenge_of(client), **changes))
@@ -154,7 +154,7 @@ class TestProofOfTheHost:
             assert isinstance(await first.read(), Claimed)
 
     async def test_proof_that_was_valid_once_is_rejected(self, server, job):
-        """The job of another task has another attempt id and another challenge."""
+        """A proof is valid only for one attempt id and one challenge. The job of another task has different ones."""
         claim, other = server.claim(job), await server.submit("task-2")
         async with server.connect(claim) as client:
             proof = prove(server, claim, await challenge_of(client))
@@ -173,7 +173,7 @@ class TestProofOfTheHost:
         assert not job.is_claimed
 
     @pytest.mark.parametrize("length", [0, 1, 31, 33, 64])
-    async def test_proof_of_another_length_is_malformed(self, server, job, length):
+    async def test_proof_with_a_wrong_length_is_rejected(self, server, job, length):
         claim = server.claim(job)
         async with server.connect(claim) as client:
             proof = prove(server, claim, await challenge_of(client)).proof
@@ -227,7 +227,9 @@ class TestProofOfTheHost:
             await check_not_accepted(client, "different key")
         assert server.jobs.rejections.reason("task-1") == ""
 
-    async def test_engine_has_to_confirm_the_host_as_well(self, server, job, monkeypatch):
+    async def test_worker_with_a_valid_proof_is_rejected_unless_the_engine_confirms_its_host(
+        self, server, job, monkeypatch
+    ):
         monkeypatch.setattr(jobs, "_HOST_CONFIRMATION_TIMEOUT_SECONDS", 0.2)
         claim = server.claim(job, host="host-2")
         async with server.connect(claim) as client:
@@ -309,7 +311,7 @@ async def test_running_worker_is_rejected_by_a_server_with_another_protocol_vers
 
 
 async def test_reason_is_shown_until_another_worker_claims_the_next_job(server, job, monkeypatch):
-    """The worker ends, so the job is replaced, after a pause that grows with each rejection."""
+    """The rejected worker ends. Its job is replaced after a pause that grows with each rejection."""
     for name in ("POLL_SECONDS", "_RESUBMIT_SECONDS", "_REPLACE_SECONDS_MAX"):
         monkeypatch.setattr(jobs, name, 0.02)
     async with server.connect(server.claim(job, version="0.0.9")) as client:

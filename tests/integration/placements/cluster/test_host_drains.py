@@ -19,7 +19,7 @@ from sandbox.placements.cluster.host_drains import HostDrains
 
 OTHER = "host-2"
 DAMAGED = ((b"a", b"null"), (b"a", b'"x"'), (b"a", b'"2026-01-29T10:00:00"'), (b"a,b", b'"2026-01-29T10:00:00Z"'))
-"""Names and times of hosts that are not valid."""
+"""Pairs of a host name and a time. In each pair, one of them is invalid."""
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +34,13 @@ def two_hosts(server):
 
 
 def current_request(server, task_id="task-1"):
-    """Return the last submitted request of the task's current_request job; None before the submission."""
+    """Return the request with which the task's current job was last submitted; None before the submission."""
     job = server.jobs.of_task(task_id)
     return next((each for each in reversed(server.engine.submitted) if each.name == job.name), None)
 
 
 async def wait_until_excluded(server, *hosts):
-    """Wait until the task's current_request job was submitted with these excluded hosts; return the job."""
+    """Wait until the task's current job has been submitted with these excluded hosts; return the job."""
     await wait_until(lambda: (found := current_request(server)) is not None and found.excluded_hosts == hosts)
     return server.jobs.of_task("task-1")
 
@@ -106,7 +106,7 @@ async def test_worker_that_was_started_on_a_host_before_its_drain_is_rejected(se
         assert isinstance(await client.read(), Claimed)
 
 
-async def test_claim_is_rejected_even_if_the_job_was_not_checked_since_the_drain(server, job, monkeypatch):
+async def test_claim_is_rejected_even_if_the_job_has_not_been_checked_since_the_drain(server, job, monkeypatch):
     async def do_nothing(_):
         pass
 
@@ -119,7 +119,7 @@ async def test_claim_is_rejected_even_if_the_job_was_not_checked_since_the_drain
     assert not job.is_claimed
 
 
-async def test_moved_job_is_not_delayed_like_a_lost_job(server, job):
+async def test_moving_a_job_does_not_count_as_a_loss_of_the_job(server, job):
     server.engine.statuses[job.name] = JobStatus(JobPhase.WAITING)
     await wait_until(lambda: job.phase is JobPhase.WAITING)
     for _ in range(4):
@@ -134,7 +134,7 @@ async def test_moved_job_is_not_delayed_like_a_lost_job(server, job):
     assert server.jobs._losses["task-1"] == 0
 
 
-async def test_job_that_no_host_can_run_waits_with_the_reason_until_a_drain_is_undone(server, monkeypatch):
+async def test_job_waits_and_shows_a_reason_while_all_hosts_are_drained(server, monkeypatch):
     submit = server.engine.submit
 
     async def submit_unless_all_are_excluded(request):
@@ -154,7 +154,7 @@ async def test_job_that_no_host_can_run_waits_with_the_reason_until_a_drain_is_u
     assert moved.name != job.name
 
 
-async def test_drains_survive_the_server_and_still_move_its_jobs(server, job):
+async def test_drains_and_moved_jobs_survive_a_restart_of_the_server(server, job):
     server.engine.statuses[job.name] = JobStatus(JobPhase.WAITING)
     await server.cluster_hosts.drain(HOST)
     moved = await wait_until_excluded(server, HOST)
@@ -172,7 +172,7 @@ async def test_drains_survive_the_server_and_still_move_its_jobs(server, job):
 
 
 async def test_unknown_host_cannot_be_drained(server):
-    """The engine is asked for its hosts again, since the host may be new. The drain of a removed host can be undone."""
+    """The engine is queried again, because the host may be new. A drain can be undone after its host is removed."""
     for change in (server.cluster_hosts.drain, server.cluster_hosts.undo_drain):
         with pytest.raises(HostNotFoundError, match="has no host 'new'"):
             await change("new")
@@ -184,7 +184,7 @@ async def test_unknown_host_cannot_be_drained(server):
     assert server.drains.names == ()
 
 
-async def test_host_is_drained_while_the_engine_does_not_respond_if_it_is_known(server, job):
+async def test_known_host_can_be_drained_while_the_engine_does_not_respond(server, job):
     async with server.connect(server.claim(job)) as client:
         assert isinstance(await client.read(), Claimed)
     server.engine.error = EngineUnavailableError("It does not respond.")
@@ -223,7 +223,7 @@ def test_first_start_time_is_kept_and_number_of_drained_hosts_is_limited(tmp_pat
     assert HostDrains(tmp_path / "drained.json").names == ("b", "c")
 
 
-def test_description_is_short(tmp_path):
+def test_description_of_drained_hosts_contains_at_most_five_names(tmp_path):
     drains = HostDrains(tmp_path / "drained.json")
     assert drains.describe() == ""
     for number in range(7):
@@ -244,13 +244,13 @@ def test_description_is_short(tmp_path):
     ],
 )
 def test_damaged_file_is_an_error(tmp_path, content):
-    """Otherwise tasks would start on drained hosts."""
+    """If damage were ignored, tasks would start on drained hosts."""
     (tmp_path / "drained.json").write_bytes(content)
     with pytest.raises(OSError, match="is damaged"):
         HostDrains(tmp_path / "drained.json")
 
 
-async def test_drained_host_has_the_time_of_its_drain(server):
+async def test_status_of_a_drained_host_contains_the_time_of_its_drain(server):
     await server.cluster_hosts.drain(OTHER)
     first, second = server.cluster_hosts.statuses()
     assert (first.name, first.draining_since) == (HOST, None)

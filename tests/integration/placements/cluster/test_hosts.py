@@ -43,7 +43,7 @@ async def test_host_is_listed_without_resources_that_its_worker_does_not_report(
         assert (status.state, status.cpus, status.memory_bytes) == ("ready", None, None)
 
 
-async def test_each_heartbeat_is_a_contact(server, job):
+async def test_each_heartbeat_updates_the_time_of_the_last_contact(server, job):
     async with server.connect(server.claim(job)) as client:
         assert isinstance(await client.read(), Claimed)
         before = statuses(server)[HOST].last_contact_at
@@ -93,7 +93,7 @@ async def test_one_connected_worker_makes_a_host_ready(server, job):
 
 
 async def test_host_on_which_a_worker_does_not_connect_is_listed(server):
-    """For example, a firewall rejects the connection."""
+    """A worker does not connect if, for example, a firewall blocks the connection."""
     job = server.jobs.reserve("task-1", None, SMALL)
     server.engine.statuses[job.name] = JobStatus(JobPhase.RUNNING, "host-9")
     status = await wait_until(lambda: statuses(server).get("host-9"))
@@ -101,7 +101,7 @@ async def test_host_on_which_a_worker_does_not_connect_is_listed(server):
     assert status.last_contact_at is None
 
 
-async def test_hosts_survive_the_server(server, job):
+async def test_list_of_hosts_survives_a_restart_of_the_server(server, job):
     async with server.connect(server.claim(job, **REPORTED)) as client:
         assert isinstance(await client.read(), Claimed)
     before = statuses(server)[HOST]
@@ -167,7 +167,7 @@ async def test_hosts_of_the_engine_are_listed_before_a_worker_runs_there(server)
     assert (third.state, third.reason) == ("not_ready", "The state is down.")
 
 
-async def test_state_of_a_host_comes_from_its_worker_and_the_reason_from_the_engine(server, job):
+async def test_state_of_a_host_comes_from_its_worker_and_its_reason_from_the_engine(server, job):
     server.engine.host_list = [EngineHost(HOST, SMALL, "The state is draining.")]
     await server.engine_hosts.refresh()
     async with server.connect(server.claim(job, **REPORTED)) as client:
@@ -200,7 +200,7 @@ async def test_last_list_of_the_engine_is_kept_while_it_does_not_respond(server,
     assert caplog.text.count("does not list its hosts") == 1
 
 
-async def test_number_of_listed_hosts_of_the_engine_is_limited(server, monkeypatch):
+async def test_number_of_hosts_listed_by_the_engine_is_limited(server, monkeypatch):
     monkeypatch.setattr(hosts, "HOSTS_MAX", 3)
     server.engine.host_list = [EngineHost(f"host-{number}", SMALL) for number in range(9)]
     await server.engine_hosts.refresh()

@@ -1,4 +1,4 @@
-"""The jobs of a server are stored before anything else happens, and survive the server."""
+"""The jobs of a server are stored before they are submitted, and survive a restart of the server."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ async def lose_contact(server, job):
     await wait_until(lambda: job.session is None)
 
 
-async def test_job_is_submitted_once(server, job):
+async def test_job_is_submitted_once_despite_a_restart(server, job):
     await server.restart()
     again = server.jobs.reserve("task-1", None, SMALL)
     await wait_until(lambda: again.phase is JobPhase.RUNNING)
@@ -42,7 +42,7 @@ async def test_job_is_submitted_once(server, job):
     assert server.jobs.liveness("task-1") is Liveness.FREE
 
 
-async def test_engine_determines_the_reason_why_a_task_waits(server, job):
+async def test_status_of_a_waiting_job_contains_the_reason_from_the_engine(server, job):
     """The status of a job contains the host, the engine's job id and the engine's reason."""
     server.engine.statuses[job.name] = JobStatus(JobPhase.WAITING, reason="It waits (Resources).", job_id="7")
     await wait_until(lambda: job.reason == "It waits (Resources).")
@@ -60,7 +60,7 @@ async def test_job_that_the_engine_has_lost_is_submitted_again(server, job):
 @pytest.mark.parametrize(
     "error", [EngineUnavailableError("It is busy."), EngineRejectedError("It is too large."), OSError("It is full.")]
 )
-async def test_submission_that_fails_is_repeated(server, error):
+async def test_failed_submission_is_repeated(server, error):
     server.engine.error = error
     job = server.jobs.reserve("task-1", None, SMALL)
     await wait_until(lambda: str(error) in job.reason)
@@ -120,7 +120,7 @@ async def test_submissions_do_not_delay_the_workers_of_other_tasks(server, job, 
     assert started == [other.name for other in others]
 
 
-async def test_job_is_not_submitted_if_its_task_ends_first(server, monkeypatch):
+async def test_job_is_not_submitted_if_its_task_has_already_ended(server, monkeypatch):
     started, may_submit = [], asyncio.Event()
 
     async def submit_slowly(request):
@@ -138,7 +138,7 @@ async def test_job_is_not_submitted_if_its_task_ends_first(server, monkeypatch):
 
 
 async def test_number_of_concurrent_withdrawals_is_limited(server, monkeypatch):
-    """The engine also has to look up the jobs of other tasks."""
+    """Too many withdrawals would delay the engine's look-ups of other jobs."""
     running, counts, may_withdraw, withdraw = set(), [], asyncio.Event(), server.engine.withdraw
 
     async def withdraw_slowly(name):
@@ -172,8 +172,8 @@ async def test_worker_that_does_not_start_is_replaced(server, job, phase):
 
 
 @pytest.mark.parametrize("host", ["host-2", ""])
-async def test_end_on_another_host_does_not_prove_the_end_of_the_worker(server, job, host):
-    """Slurm may start a job again, or a duplicate, while the host of the first worker is cut off."""
+async def test_end_of_a_job_on_another_host_does_not_prove_the_end_of_the_worker(server, job, host):
+    """Slurm may start a job or its duplicate again while the host of the first worker is unreachable."""
     await lose_contact(server, job)
     server.engine.statuses[job.name] = JobStatus(JobPhase.ENDED, host)
     await wait_until(lambda: job.phase is JobPhase.UNREACHABLE)
@@ -194,7 +194,7 @@ async def test_worker_of_a_job_that_was_started_again_must_run_on_the_new_host(s
     assert job.stored.host == "host-2"
 
 
-async def test_ended_worker_is_taken_over(server, job):
+async def test_task_of_an_ended_worker_is_taken_over(server, job):
     await lose_contact(server, job)
     assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
     server.engine.set_phase(job, JobPhase.ENDED)
@@ -206,7 +206,7 @@ async def test_ended_worker_is_taken_over(server, job):
 
 
 @pytest.mark.parametrize("phase", [JobPhase.RUNNING, JobPhase.WAITING, JobPhase.UNREACHABLE, JobPhase.UNKNOWN])
-async def test_worker_without_contact_is_taken_over_after_its_lease(tmp_path, monkeypatch, phase):
+async def test_task_of_a_worker_without_contact_is_taken_over_after_its_lease(tmp_path, monkeypatch, phase):
     monkeypatch.setattr(takeover_rules, "LEASE_MARGIN_SECONDS", 0.5)
     server = ClusterServer(tmp_path, lease_seconds=0.5)
     await server.start()
@@ -222,8 +222,8 @@ async def test_worker_without_contact_is_taken_over_after_its_lease(tmp_path, mo
         await server.stop()
 
 
-async def test_restarted_server_waits_for_a_whole_lease(tmp_path, monkeypatch):
-    """The server waits until the worker's lease has expired, even if the setting has been changed since."""
+async def test_restarted_server_waits_for_the_end_of_the_original_lease(tmp_path, monkeypatch):
+    """The server waits until the worker's lease has expired, even if its own setting is now shorter."""
     monkeypatch.setattr(takeover_rules, "LEASE_MARGIN_SECONDS", 0.0)
     server = ClusterServer(tmp_path, lease_seconds=2.0)
     await server.start()
@@ -287,7 +287,7 @@ async def test_worker_that_is_lost_after_its_task_ended_is_forgotten(server, job
     assert list(server.store.iterdir()) == []
 
 
-async def test_workers_that_claim_and_end_at_once_are_started_with_growing_pauses(server, job, monkeypatch):
+async def test_workers_that_end_soon_after_their_claim_are_replaced_after_growing_pauses(server, job, monkeypatch):
     """A worker that has kept its job for a while is replaced without a pause."""
     monkeypatch.setattr(jobs, "_REPLACE_SECONDS_MAX", 60.0)
     pauses = []

@@ -115,8 +115,8 @@ async def test_each_of_the_largest_hosts_is_offered_without_the_overhead_of_a_wo
     assert placement.allocator.largest_hosts[2].memory_bytes == 2**32 - OVERHEAD_BYTES
 
 
-async def test_server_can_start_without_the_engine_if_an_earlier_server_has_started(server, tasks):
-    """Workers have to reconnect before their leases end."""
+async def test_restarted_server_can_start_while_the_engine_does_not_respond(server, tasks):
+    """The server must start without delay, because workers have to reconnect before their leases end."""
     available = server.engine.largest_hosts
 
     async def fail():
@@ -177,7 +177,7 @@ async def test_attempt_of_an_unknown_job_has_no_files(placement):
         placement.allocator.find_image(LOCATION, "agentic-dev")
 
 
-# Workers that a compromised host may have changed, and hosts that fail.
+# Workers that a compromised host may have changed, and hosts that fail
 
 
 @pytest.fixture
@@ -254,8 +254,8 @@ async def test_worker_without_progress_is_fenced(placement, worker, request_type
         await worker.launch(placement)
 
 
-async def test_records_that_are_received_slowly_end_the_launch(placement, worker, monkeypatch):
-    """The next launch sends the rest."""
+async def test_launch_times_out_if_its_records_are_received_slowly(placement, worker, monkeypatch):
+    """The next launch sends the remaining records."""
     monkeypatch.setattr(placement_module, "_COPY_SECONDS", 0.3)
     worker.answers[ReceiveRecords] = lambda _: None
     with pytest.raises(RunnerNotStartedError, match="timed out"):
@@ -269,7 +269,7 @@ async def test_records_that_are_received_slowly_end_the_launch(placement, worker
 
 @pytest.mark.parametrize("request_type", [ReadEndOffset, ReceiveRecords, Launch])
 async def test_disk_error_on_a_host_allows_another_attempt(placement, worker, request_type):
-    """Another host may have no such error, so the task is not ended."""
+    """The task does not end, because an attempt on another host may succeed."""
     worker.answers[request_type] = lambda _: CallResult(0, error="OSError", message="[Errno 30] Read-only file system")
     with pytest.raises(RunnerNotStartedError, match="Read-only file system"):
         await worker.launch(placement)

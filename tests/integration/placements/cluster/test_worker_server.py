@@ -85,8 +85,8 @@ async def test_second_worker_is_rejected_and_the_first_one_continues(server, job
         assert await first.read() == HeartbeatAnswer(1)
 
 
-async def test_worker_repeats_its_claim(server, job):
-    """The answer to the first claim may be lost. The earlier connection is closed."""
+async def test_worker_can_repeat_its_claim(server, job):
+    """If the answer to a claim is lost, the worker connects again. The server then closes the earlier connection."""
     claim = server.claim(job)
     async with server.connect(claim) as first:
         await first.read()
@@ -125,7 +125,7 @@ async def test_worker_that_is_given_up_during_its_claim_gets_no_answer(server, j
         None,
     ],
 )
-async def test_worker_gets_its_task_only_where_the_engine_runs_the_job(server, job, monkeypatch, status):
+async def test_worker_gets_its_task_only_on_the_host_where_the_engine_runs_the_job(server, job, monkeypatch, status):
     """The token alone is not enough. The same worker gets the task as soon as the engine confirms its host."""
     monkeypatch.setattr(jobs, "_HOST_CONFIRMATION_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(jobs.Jobs, "_act", keep_job)
@@ -151,7 +151,7 @@ async def test_worker_gets_its_task_only_where_the_engine_runs_the_job(server, j
 
 
 async def keep_job(self, job):
-    """Do not replace a job whose worker the engine reports as lost."""
+    """Do nothing, instead of replacing a job whose worker the engine reports as lost."""
 
 
 async def test_claim_waits_until_the_engine_reports_the_start(server, job):
@@ -363,7 +363,7 @@ async def test_illegal_message_fences_the_worker(server, job, number):
 
 
 async def test_worker_with_many_messages_does_not_delay_the_others(server, job):
-    """Between two messages of one worker, everything else on the event loop has a turn."""
+    """Between two messages of one worker, all other tasks on the event loop get a turn."""
     turns = 0
 
     async def count_turns():

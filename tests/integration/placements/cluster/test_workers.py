@@ -9,7 +9,7 @@ from sandbox.interfaces.placement import HostUnreachableError
 from sandbox.placements.cluster.workers import LoopThread
 
 
-async def test_closed_thread_runs_nothing():
+async def test_closed_thread_does_not_run_coroutines():
     thread = LoopThread()
     started = threading.Event()
 

@@ -66,7 +66,7 @@ def test_missing_run_directory_has_no_leftovers(tmp_path):
 
 
 class RecordingSource:
-    """A source of leftovers that records for which attempts it was called, and whether the handle existed then."""
+    """A source of leftovers that records, for each call, the attempt and whether the sandbox handle existed."""
 
     kind = "sandbox"
     is_exclusive = False
@@ -96,7 +96,7 @@ def test_release_destroys_the_sandbox_of_a_killed_debug_session(tmp_path, has_se
 
 
 class BlockingSource(RecordingSource):
-    """A source whose scan waits until the task ends. A read of a program's arguments in /proc can take that long."""
+    """A source whose scan waits until the task ends, like a read of a program's arguments in /proc."""
 
     def __init__(self):
         super().__init__()
@@ -107,8 +107,8 @@ class BlockingSource(RecordingSource):
         return {"aaaaaaaaaaaa"}
 
 
-async def test_scan_that_a_sandbox_delays_uses_no_thread_of_the_pool(tmp_path):
-    """Otherwise a few delayed scans use up all threads, and the server does not respond until the tasks have ended."""
+async def test_scan_that_a_sandbox_delays_does_not_occupy_a_thread_of_the_pool(tmp_path):
+    """If each delayed scan used a thread of the pool, a few of them could block the server until their tasks end."""
     source = BlockingSource()
     files = LocalAttemptFiles(tmp_path, [source], remove_trees)
     with ThreadPoolExecutor(1) as pool:

@@ -336,7 +336,7 @@ async def test_template_does_not_hold_the_lock(forking_placement, run_dir):
     assert exists(template)
 
 
-async def test_launch_after_the_death_of_the_template_starts_another(forking_placement, run_dir, lock_fd):
+async def test_launch_after_the_death_of_the_template_starts_another_template(forking_placement, run_dir, lock_fd):
     await forking_placement.launch(order_for(run_dir), lock_fd)
     first = parent_of((await wait_for_report(run_dir))["pid"])
     (run_dir / "report").unlink()
@@ -362,7 +362,7 @@ async def test_template_that_does_not_respond_is_replaced(forking_placement, run
     assert (await wait_for_report(run_dir))["order"]
 
 
-async def test_template_that_ends_at_once_starts_no_runner(run_dir, lock_fd):
+async def test_template_that_ends_immediately_starts_no_runner(run_dir, lock_fd):
     placement = make_placement(run_dir, [sys.executable, "-I", "-c", ""], can_fork=True)
     before = children()
     with pytest.raises(RunnerNotStartedError) as caught:
@@ -526,7 +526,7 @@ def preserved_disk(run_dir):
     return disk
 
 
-async def test_preserved_disk_has_one_user_at_a_time(run_dir):
+async def test_preserved_disk_can_be_locked_by_one_user_at_a_time(run_dir):
     first, second = preserved_disk(run_dir), preserved_disk(run_dir)
     async with first.try_lock() as liveness:
         assert liveness is Liveness.FREE
@@ -554,7 +554,7 @@ async def test_debug_session_holds_the_lock_of_its_disk(run_dir):
         await asyncio.sleep(0.005)
 
 
-def test_earlier_runner_is_found_before_the_host_is_probed(run_dir):
+def test_runner_of_an_earlier_server_is_found_before_the_host_is_probed(run_dir):
     def fail():
         raise AssertionError("the host has not been probed")
 

@@ -10,7 +10,7 @@ from sandbox.interfaces.file_layout import AttemptLayout, probe_directory
 from sandbox.placements.local.probe_cleanup import ProbeCleanup, probe_lock
 
 
-def test_dead_probe_is_removed_and_live_one_kept(tmp_path):
+def test_leftovers_of_a_dead_probe_are_removed_and_those_of_a_live_probe_are_kept(tmp_path):
     leftovers, directory = FakeLeftovers(), probe_directory(tmp_path, "aaaaaaaaaaaa")
     AttemptLayout(directory).disk.mkdir(parents=True)
     leftovers.attempts = {"aaaaaaaaaaaa", "bbbbbbbbbbbb"}
@@ -23,7 +23,7 @@ def test_dead_probe_is_removed_and_live_one_kept(tmp_path):
     asyncio.run(ProbeCleanup(tmp_path / "none", [leftovers], remove_trees).sweep())
 
 
-def test_failing_probe_removal_does_not_block_others(tmp_path):
+def test_failing_removal_of_one_probe_does_not_block_others(tmp_path):
     leftovers, probe_ids = FakeLeftovers(), [letter * 12 for letter in "abc"]
     for probe_id in probe_ids:
         AttemptLayout(probe_directory(tmp_path, probe_id)).disk.mkdir(parents=True)

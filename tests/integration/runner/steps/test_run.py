@@ -35,7 +35,7 @@ from sandbox.runner.terminals import TerminalServer
 SECRET = {"WORD": "open sesame"}
 
 
-async def test_agent_above_socket_limit_is_stopped_with_a_reason(make_harness):
+async def test_agent_that_exceeds_the_socket_limit_is_stopped_with_a_reason(make_harness):
     harness = make_harness(AttemptScript(runs_until_signal=True, violation="The sandbox had 9000 sockets."))
     await asyncio.wait_for(harness.run(), 10)
     assert harness.task.state is TaskState.FAILED

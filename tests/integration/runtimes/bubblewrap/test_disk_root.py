@@ -77,8 +77,10 @@ print(*(seconds(top) for top in ("/dev/shm", "/workspace", "/home/agent", "/tmp"
 """
 
 
-def test_resolving_parents_on_a_disk_is_as_fast_as_on_a_whole_file_system(runtime: BubblewrapRuntime, disk: Path):
-    """A whole file system is mounted at /dev/shm. On such a mount, the kernel does not check a directory's parents."""
+def test_parent_directories_on_a_disk_are_resolved_as_fast_as_on_a_whole_file_system(
+    runtime: BubblewrapRuntime, disk: Path
+):
+    """The control is /dev/shm, where a whole file system is mounted, so the kernel does not check a path's parents."""
     ended = run_python(runtime, disk, _CLIMB)
     shared_memory, *on_disk = map(float, ended.output.split())
     assert len(on_disk) == 3

@@ -115,8 +115,8 @@ def test_zombie_reserves_no_uid(process_with_first_uid: subprocess.Popen[bytes])
     assert host_processes.find_by_uid(UIDS[0]) == []
 
 
-def test_uid_with_files_in_flight_is_probed_only_once(directory: Path, monkeypatch):
-    """A probe starts a process, so probing many of these uids again would delay each sandbox start."""
+def test_uid_with_files_in_transit_is_checked_only_once(directory: Path, monkeypatch):
+    """A check starts a process, so repeated checks of many uids would delay the start of each sandbox."""
     probed = []
 
     def is_first(uid: int, _seconds: float = 0) -> bool:
@@ -211,7 +211,7 @@ def test_released_uid_has_no_owner(directory: Path):
 _SEND_FILE = "import array, socket; socket.socket(fileno=1).sendmsg([b'x'], [(1, 1, array.array('i', [1]))])"
 
 
-def test_uid_with_files_in_flight_is_skipped(directory: Path):
+def test_uid_with_files_in_transit_is_skipped(directory: Path):
     receiver, sender = socket.socketpair()
     with receiver:
         with sender:
@@ -231,7 +231,7 @@ def test_uid_with_files_in_flight_is_skipped(directory: Path):
     pytest.fail("the uid is not claimed again")
 
 
-def test_uid_whose_sandbox_left_files_in_flight_is_skipped(directory: Path):
+def test_uid_whose_sandbox_left_files_in_transit_is_skipped(directory: Path):
     uids = KernelUidPool(UIDS, directory)
     uid = uids.claim("a")
     receiver, sender = socket.socketpair()

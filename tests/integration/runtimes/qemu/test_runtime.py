@@ -231,9 +231,7 @@ for number in range(1000):
 
 
 @pytest.mark.parametrize(("flows", "exceeds"), [(5000, False), (9000, True)])
-async def test_guest_with_many_connections_works_up_to_the_limit(
-    runtime: QemuRuntime, disk: Path, flows: int, exceeds: bool
-):
+async def test_guest_can_open_connections_up_to_the_limit(runtime: QemuRuntime, disk: Path, flows: int, exceeds: bool):
     """QEMU has a socket for each connection, and polls all of them in one call."""
     async with ready_sandbox(runtime, disk) as sandbox:
         program = ["/usr/bin/python3", "-c", _MANY_FLOWS, str(flows)]

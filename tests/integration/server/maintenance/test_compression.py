@@ -56,7 +56,7 @@ async def test_old_journals_are_compressed_and_read_as_before(stored, components
             first = await anext(reading)
             await compressor.sweep()
             assert compressed_task_ids(stored) == ["old-1", "old-2"]
-            # A reader that started before the sweep can continue.
+            # A reader that started before the sweep can still read the rest.
             assert [first, *[event async for event in reading]] == before["old-1"]
             for task_id, events in before.items():
                 assert await events_of(service, task_id) == events

@@ -218,7 +218,7 @@ def test_task_that_cannot_be_moved_is_indexed_again(stored, components, monkeypa
     assert prune(components, Retention(keep=4))[0] == ["task-1"]
 
 
-def test_task_counts_as_pruned_after_an_unflushed_rename(stored, components, monkeypatch):
+def test_task_counts_as_pruned_even_if_its_rename_cannot_be_flushed(stored, components, monkeypatch):
     move_aside = __import__("sandbox.server.maintenance.pruning", fromlist=["Pruner"]).Pruner._move_aside
 
     def move_then_raise(*arguments):
@@ -280,7 +280,7 @@ def damage_task_into_another(stored):
 
 
 def damage_time_of_change(stored):
-    """Set the time of the last state change in the row to 0, which differs from the time in the task."""
+    """Set the row's time of the last state change to 0, so that it differs from the time in the task."""
     stored.damage_row("task-1", "state_changed_at", 0)
     return REBUILD_MESSAGE.format("but at 0 in its row")
 
@@ -392,7 +392,7 @@ def test_unprunable_data_does_not_count_against_limits(stored, components):
     assert prune(components, Retention(keep=4))[0] == ["task-1"]
 
 
-def test_combined_limits_prune_no_additional_tasks(stored, components):
+def test_combined_limits_prune_no_more_tasks_than_the_strictest_limit(stored, components):
     for number in range(1, 6):
         (stored.data_dir / "tasks" / f"task-{number}" / "artifacts" / "big").write_bytes(os.urandom(400_000))
     combined = Retention(keep=4, max_bytes=1_500_000)
@@ -402,7 +402,10 @@ def test_combined_limits_prune_no_additional_tasks(stored, components):
 
 @pytest.fixture
 def slow_disk(components, monkeypatch):
-    """Block the measurement of task-2 until the test resumes it; count how often the measurement starts."""
+    """Block the measurement of task-2 until the test resumes it.
+
+    Yield a list with one entry for each started measurement, and the event that resumes the measurement.
+    """
     started, may_finish = [], threading.Event()
     disk_usage_bytes = pruning.disk_usage_bytes
 
@@ -439,7 +442,7 @@ async def test_slow_measurement_is_shared_by_later_sweeps(stored, components, sl
     assert (await scenario()) == (1, ["task-1", "task-2"])
 
 
-async def test_measurement_ignores_tasks_removed_meanwhile(stored, components, slow_disk):
+async def test_measurement_ignores_tasks_that_are_removed_in_the_meantime(stored, components, slow_disk):
     started, may_finish = slow_disk
     for number in range(1, 6):
         (stored.data_dir / "tasks" / f"task-{number}" / "artifacts" / "big").write_bytes(os.urandom(400_000))

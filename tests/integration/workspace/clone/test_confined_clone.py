@@ -235,7 +235,7 @@ PRIVATE = (
     *("127.0.0.1", "localhost", "::1", "0.0.0.0", "::ffff:127.0.0.1", "169.254.169.254", "168.63.129.16"),
     *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "::7f00:1", "fec0::1"),
 )
-"""NAT64 and 6to4 addresses may translate to any IPv4 address, depending on the network. The others are not public."""
+"""Addresses that are not public, and NAT64 and 6to4 addresses, which networks may translate to any IPv4 address."""
 
 
 @pytest.mark.parametrize("policy", [WITH_REDIRECTS, WITHOUT_REDIRECTS])
@@ -263,7 +263,7 @@ def resolve(monkeypatch):
 
 
 @pytest.mark.parametrize("follows_redirects", [True, False])
-def test_public_name_is_not_dialed_at_local_addresses(banner_server, resolve, follows_redirects):
+def test_local_addresses_of_a_name_with_a_public_address_are_not_dialed(banner_server, resolve, follows_redirects):
     policy = DialPolicy(lambda address: str(address) == PUBLIC, follows_redirects)
     relay = SocksProxy(HostPort("git.example", banner_server), upstream_proxy=None, dial_policy=policy)
 

@@ -99,7 +99,7 @@ def test_subpath_that_is_not_a_directory_fails(harness, subpath):
     assert raised.value.code == "clone_failed"
 
 
-def test_staging_after_a_crash_starts_over(harness, tmp_path):
+def test_staging_starts_over_after_a_crash(harness, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("kept")

@@ -133,10 +133,7 @@ MISSING = b"fatal: Remote branch main not found in upstream origin\n"
 async def test_clone_error_is_delayed_if_git_may_have_been_killed(
     harness, replace_command, monkeypatch, code, stderr, is_pending
 ):
-    """If all processes are killed, git may die before the runner.
-
-    In that interval, the runner must not report an error.
-    """
+    """If all processes are killed, git may die before the runner. The runner must not report this as an error."""
     replace_command("clone", code, stderr=stderr)
     monkeypatch.setattr(workspace_staging, "GIT_KILLED_GRACE_SECONDS", 60.0)
 
@@ -289,7 +286,7 @@ def test_errors_contain_no_secret_from_the_configuration(harness):
     assert not [text for text in errors if "hunter2" in text or "c2VjcmV0" in text]
 
 
-def test_users_unrelated_git_settings_are_ignored(harness):
+def test_unrelated_git_settings_of_the_user_are_ignored(harness):
     canary = harness.root / "canary"
     hooks = harness.root / "hooks"
     hooks.mkdir()

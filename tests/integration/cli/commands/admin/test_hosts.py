@@ -56,12 +56,12 @@ def test_hosts_are_printed_as_json(list_hosts):
     assert json.loads(list_hosts([HOST], "-f", "json").stdout) == {"hosts": [HOST]}
 
 
-def test_cluster_without_hosts_says_when_hosts_are_listed(list_hosts):
+def test_output_without_hosts_explains_when_hosts_are_listed(list_hosts):
     result = list_hosts([])
     assert (result.returncode, result.stdout) == (0, b"")
     assert b"No hosts yet." in result.stderr
 
 
-def test_texts_of_hosts_cannot_control_the_terminal(list_hosts):
+def test_control_sequences_in_texts_of_hosts_are_escaped(list_hosts):
     result = list_hosts([{**HOST, "name": "\x1b]0;x\x07", "version": "\x1b[2J", "reason": "\x1b[2J"}])
     assert b"\x1b" not in result.stdout

@@ -490,7 +490,7 @@ def test_reason_of_a_failure_is_stated_once_at_the_end(task, manifest, run_cli, 
     ("state", "last"),
     [("completed", "Task fix-42 completed."), ("failed", "Task fix-42 failed: Claude Code exited with 1.")],
 )
-def test_watch_ends_with_the_outcome(run_cli, task, state, last):
+def test_watched_status_ends_with_the_outcome(run_cli, task, state, last):
     task(state)
     assert run_cli("task", "status", TASK_ID, "--watch").stdout.decode().splitlines()[-1] == last
 
@@ -514,7 +514,7 @@ def test_preserved_sandbox_suggests_release_and_shell(run_cli, api, is_preserved
     assert (" · preserved\n" in output, " · released\n" in output) == (is_preserved, not is_preserved)
 
 
-def test_status_on_a_terminal_uses_the_same_form_of_the_id_in_all_commands(api, on_terminal, terminal):
+def test_commands_suggested_by_status_on_a_terminal_contain_the_short_id(api, on_terminal, terminal):
     task = task_status("failed_preserved", GENERATED_ID, diff=DIFF)
     api.on("GET", f"/tasks/{GENERATED_ID}", json_response(task))
     lines = show_on_terminal(on_terminal, terminal, "task", "status", GENERATED_ID)
@@ -647,7 +647,7 @@ def test_search_option_is_suggested_for_the_name_of_the_api_parameter(run_cli, a
     assert not api.requests
 
 
-def test_list_sends_each_state_once(run_cli, api):
+def test_list_sends_a_repeated_state_once(run_cli, api):
     api.on("GET", "/tasks", json_response({"tasks": [], "total_count": 0}))
     run_cli("task", "list", "--state", "failed,running", "--state", "failed")
     assert api.requests[0].query == {"state": ["failed,running"]}
@@ -845,7 +845,7 @@ def test_logs_without_a_terminal_are_raw_bytes(run_cli, api):
     assert api.requests[-1].query == {"stream": ["stdout"], "tail": ["5"]}
 
 
-def test_followed_logs_have_the_log_format_and_end_with_the_task(run_cli, task):
+def test_followed_logs_have_the_log_format_and_end_when_the_task_ends(run_cli, task):
     result = run_cli("task", "logs", TASK_ID, "--follow")
     assert result.returncode == 0
     lines = result.stdout.decode().splitlines()
@@ -854,7 +854,7 @@ def test_followed_logs_have_the_log_format_and_end_with_the_task(run_cli, task):
     assert len(lines) == len(task_events()) - 1
 
 
-def test_followed_stream_joins_continued_output(run_cli, api, task):
+def test_followed_raw_output_joins_parts_of_a_line(run_cli, api, task):
     base = {"type": "output", "task_id": TASK_ID, "timestamp": "t", "stream": "stdout"}
     parts = [{**base, "seq": 1, "data": "one ", "continued": True}, {**base, "seq": 2, "data": "line\n"}]
     parts += [{**base, "seq": 3, "data": "no newline"}, {"type": "end", "seq": 4, "state": "completed"}]

@@ -35,7 +35,7 @@ def test_options_change_the_manifest(run_cli, task, api):
     assert sent(api) == {"overrides": ["vm.cpus=16", "metadata.id='it''s-1'"], "prompt": "Use tabs"}
 
 
-def test_prompt_is_an_argument_as_in_other_commands(run_cli, task, api):
+def test_prompt_can_be_an_argument_or_an_option_but_not_both(run_cli, task, api):
     assert run_cli("task", "rerun", TASK_ID, "Use tabs").returncode == 0
     assert sent(api) == {"overrides": [], "prompt": "Use tabs"}
     result = run_cli("task", "rerun", TASK_ID, "Use tabs", "--prompt", "Use spaces")
@@ -43,7 +43,7 @@ def test_prompt_is_an_argument_as_in_other_commands(run_cli, task, api):
     assert len(api.requests_to("POST", RERUN)) == 1
 
 
-def test_error_says_how_to_set_an_entry_of_a_list(run_cli, api):
+def test_error_explains_how_to_set_an_entry_of_a_list(run_cli, api):
     message = "must be a list, not text"
     details = [{"field": "vm.allowed_hosts", "rule": "type", "message": message, "line": None, "column": None}]
     api.on("POST", RERUN, error_response(400, "invalid_manifest", "1 error", details))
@@ -88,7 +88,7 @@ def test_unknown_task_and_invalid_option_fail(run_cli, api):
     assert len(api.requests_to("POST", RERUN)) == 1
 
 
-def test_status_shows_the_origin(run_cli, api):
+def test_status_shows_which_task_was_rerun(run_cli, api):
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed", rerun_of="earlier")))
     assert "Rerun of    earlier\n" in run_cli("task", "status", TASK_ID).stdout.decode()
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed")))
