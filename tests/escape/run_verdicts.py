@@ -21,7 +21,7 @@ UNEXPECTED_PACKET = "no packet to a destination that is not allowed"
 DENIED_REQUEST = "no denied request at the allowed host"
 HOST_CHANGE = "no change of host processes, mounts, files, settings, keys, control groups or priorities"
 HOST_OBSERVATIONS = (UNEXPECTED_PACKET, DENIED_REQUEST, HOST_CHANGE)
-"""Rows that are observed on the host during all attacks."""
+"""Rows whose outcome is observed on the host while all attacks run."""
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 

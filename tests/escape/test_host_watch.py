@@ -134,7 +134,7 @@ def test_marked_file_is_reported(watch, marker):
         path.unlink()
 
 
-def test_changed_etc_is_reported(watch, unrelated_process, tmp_path):
+def test_changed_file_in_etc_is_reported(watch, unrelated_process, tmp_path):
     (tmp_path / "passwd").write_text("root::0:0::/:/bin/sh\n")
     unrelated_process.run("libc.unshare(0x20000); libc.mount(b'none', b'/', None, 0x44000, None)")
     unrelated_process.run(f"libc.mount({os.fsencode(tmp_path / 'passwd')!r}, b'/etc/passwd', None, 4096, None)")
@@ -200,7 +200,7 @@ up.wait()
         "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))",
     ],
 )
-def test_raised_priority_is_reported(watch, sandbox, code):
+def test_process_that_raises_its_priority_is_reported(watch, sandbox, code):
     sandbox.run(code)
     try:
         assert changed_observers(watch) == {"priorities"}
@@ -208,7 +208,7 @@ def test_raised_priority_is_reported(watch, sandbox, code):
         sandbox.run("os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))")
 
 
-def test_selected_processor_is_reported(watch, sandbox):
+def test_process_that_selects_its_processor_is_reported(watch, sandbox):
     if len(os.sched_getaffinity(0)) == 1:
         pytest.skip("there is only one processor")
     sandbox.run("os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})")
@@ -266,7 +266,7 @@ def test_zombie_process_counts_as_ended():
     assert host_state.read_process(os.getpid()).oom_score == int(Path("/proc/self/oom_score_adj").read_text())
 
 
-def test_socket_buffers_and_filters_are_counted_machine_wide():
+def test_socket_buffers_and_filters_of_the_whole_machine_are_counted():
     before = host_state.socket_buffer_bytes()
     listener = socket.create_server(("127.0.0.1", 0))
     pairs = [(socket.create_connection(listener.getsockname()), listener.accept()[0]) for _ in range(40)]

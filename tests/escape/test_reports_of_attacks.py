@@ -79,13 +79,13 @@ def test_report_depends_on_calls_and_errors_of_the_code(run_attacks, code, outco
     assert (report["outcome"], report["by"]) == (outcome, words), report
 
 
-def test_remaining_child_does_not_block_other_attacks(run_attacks):
+def test_remaining_child_process_does_not_block_other_attacks(run_attacks):
     first, second = run_attacks("if os.fork() == 0: time.sleep(50)\nrefused('EPERM')", "succeeded()")
     assert (first["outcome"], second["outcome"]) == ("refused", "succeeded")
 
 
 @pytest.mark.parametrize(("code", "is_held"), [("succeeded()", True), ("refused('EPERM')", False)])
-def test_successful_attack_is_held_for_the_hold_time(code, is_held):
+def test_effects_of_a_successful_attack_are_kept_for_the_hold_time(code, is_held):
     attack_process = sandbox_attacks.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {}, 30)
     started_at = time.monotonic()
     while (report := attack_process.ended()) is None:
@@ -97,7 +97,7 @@ def test_successful_attack_is_held_for_the_hold_time(code, is_held):
         assert end - begin >= HOLD_SECONDS
 
 
-def test_attack_killed_during_the_hold_time_was_not_held():
+def test_report_has_no_hold_time_if_the_attack_is_killed_during_it():
     code = "signal.signal(signal.SIGALRM, signal.SIG_DFL); succeeded(); signal.setitimer(signal.ITIMER_REAL, 0.5)"
     attack_process = sandbox_attacks.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {"signal": signal}, 30)
     while (report := attack_process.ended()) is None:

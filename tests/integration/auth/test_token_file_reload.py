@@ -226,7 +226,7 @@ def test_symbolic_links_are_not_followed(tokens, tmp_path, name):
     assert not tokens.has_tokens
 
 
-def test_lock_is_opened_for_writing(tokens, monkeypatch):
+def test_lock_file_is_opened_for_writing(tokens, monkeypatch):
     """NFS refuses an exclusive lock on a file that is open only for reading."""
     access_modes, flock = [], fcntl.flock
 

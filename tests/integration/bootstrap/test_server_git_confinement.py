@@ -76,7 +76,7 @@ def test_git_confinement_does_not_need_a_working_sandbox(tmp_path, use_runtime, 
     ("runtime", "message"),
     [(SlowRuntime(), "still confines it"), (missing_bubblewrap(), "with the server's privileges")],
 )
-def test_doctor_reports_the_servers_git_confinement(tmp_path, use_runtime, monkeypatch, runtime, message):
+def test_doctor_reports_the_git_confinement_of_the_server(tmp_path, use_runtime, monkeypatch, runtime, message):
     async def choose(*_):
         return RuntimeChoice(AVAILABLE, [AVAILABLE])
 

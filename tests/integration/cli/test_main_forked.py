@@ -43,7 +43,7 @@ def test_fork_has_the_same_output_and_exit_code_as_a_new_process(api, start_both
     assert b"Traceback" not in new[1]
 
 
-def test_terminal_is_detected(api, start_both, terminal):
+def test_fork_detects_a_terminal(api, start_both, terminal):
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed")))
     outputs = []
     for process in start_both(

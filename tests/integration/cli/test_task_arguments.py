@@ -151,7 +151,7 @@ def test_all_pages_of_a_search_are_read_before_a_task_is_selected(run_cli, api):
     assert [request.query.get("cursor") for request in api.requests_to("GET", "/tasks")] == [None, ["c"]]
 
 
-def test_endless_search_selects_nothing(run_cli, api):
+def test_endless_search_selects_no_task(run_cli, api):
     page = {"tasks": [task_status("running", task_id=FIRST)], "total_count": 9, "next_cursor": "c"}
     api.on("GET", "/tasks", json_response(page), json_response({**page, "tasks": []}))
     result = run_cli("task", "cancel", "5e17")
@@ -170,7 +170,7 @@ def test_at_most_ten_tasks_are_listed(run_cli, api, search):
 NO_SUCH_TASK = b"Error: There is no such task.\n  List the tasks: sandbox task list\n"
 
 
-def test_unmatched_prefix_reports_the_servers_error(run_cli, search):
+def test_error_of_the_server_is_reported_if_no_id_has_the_prefix(run_cli, search):
     search()
     result = run_cli("task", "status", "5e17")
     assert (result.returncode, result.stderr) == (3, NO_SUCH_TASK)

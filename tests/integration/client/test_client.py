@@ -72,7 +72,7 @@ def test_manifest_bytes_are_sent_unchanged(api, client):
 LOST_RESPONSE = ApiResponse(202, [b"{"], {"Content-Length": "100"})
 
 
-def test_submit_with_key_retries_after_lost_response_and_restart(api, client):
+def test_submission_with_a_key_is_retried_after_a_lost_response_or_a_restart(api, client):
     starting = error_response(503, "service_unavailable", "Starting.")
     api.on("POST", "/tasks", LOST_RESPONSE, starting, json_response({"task_id": TASK_ID}, 202))
     assert client.submit(b"x", idempotency_key="k")["task_id"] == TASK_ID

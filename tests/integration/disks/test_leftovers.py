@@ -92,7 +92,7 @@ def mount_and_clean_up(layout, data_dir, queue):
         unrelated_process.kill()
 
 
-def test_cleanup_kills_no_process_if_the_disk_is_mounted_in_the_servers_namespace(layout, tmp_path):
+def test_cleanup_kills_no_process_if_the_disk_is_mounted_in_the_namespace_of_the_server(layout, tmp_path):
     queue = MULTIPROCESSING_FORKSERVER.Queue()
     child = MULTIPROCESSING_FORKSERVER.Process(target=mount_and_clean_up, args=(layout, tmp_path, queue))
     child.start()

@@ -40,7 +40,7 @@ FLOODS = (
 
 
 @pytest.mark.parametrize("name", FLOODS)
-def test_flood_is_limited_in_cpu_and_model_requests_continue(name):
+def test_flood_uses_limited_cpu_time_and_model_requests_continue(name):
     seconds = []
     spent = RUNNER_CPU_BURST_SECONDS + NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS
     with flood_harness(spent, CPU_TIME_FACTOR) as harness, harness.connected() as kept_alive:
@@ -61,7 +61,7 @@ def test_flood_is_limited_in_cpu_and_model_requests_continue(name):
     assert harness.final_report["peak_memory_bytes"] < 200 * 1024**2
 
 
-def test_forwarded_requests_are_limited_in_cpu():
+def test_forwarded_requests_use_limited_cpu_time():
     with flood_harness(RUNNER_CPU_BURST_SECONDS + MODEL_CONNECTION_CPU_DEBT_SECONDS, CPU_TIME_FACTOR) as harness:
         started, cpu_started = time.monotonic(), harness.cpu_seconds
         with harness.flooded("forwarded requests"):

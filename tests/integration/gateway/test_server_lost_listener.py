@@ -22,7 +22,7 @@ def test_gateway_fails_if_it_loses_a_listener(listener):
     assert raised.group_contains(OSError, match="Invalid argument")
 
 
-def test_client_reset_before_accept_is_ignored():
+def test_client_that_resets_its_connection_before_accept_is_ignored():
     async def scenario():
         async with served_gateway("http://127.0.0.1:9") as served:
             for _ in range(20):

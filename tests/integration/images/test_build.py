@@ -124,7 +124,7 @@ def test_missing_mmdebstrap_is_reported_with_a_remedy(tmp_path):
         run("/nowhere/mmdebstrap", tmp_path)
 
 
-def test_build_uses_the_hosts_apt_sources(tmp_path):
+def test_build_uses_the_apt_sources_of_the_host(tmp_path):
     (tmp_path / "sources.list.d").mkdir()
     (tmp_path / "sources.list").write_text("# nothing\n")
     with pytest.raises(BuildFailedError, match="sources"):

@@ -162,7 +162,7 @@ def test_flush_error_preserves_the_current_image(catalog, fake_packages, tmp_pat
 
 
 @pytest.mark.parametrize("missing", ["usr/bin/sh", LOADER])
-def test_image_without_the_agents_requirements_is_refused(catalog, root_layer, tmp_path, missing):
+def test_image_that_lacks_requirements_of_the_agent_is_refused(catalog, root_layer, tmp_path, missing):
     folder, _, name = missing.rpartition("/")
     path = oci_archive(tmp_path / "image.tar", root_layer, layer(entry(f"{folder}/.wh.{name}")))
     with pytest.raises(ImageRefusedError, match="agents need a shell and the GNU C library"):

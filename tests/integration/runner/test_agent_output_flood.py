@@ -41,7 +41,7 @@ async def test_line_flood_does_not_starve_other_coroutines(tmp_path):
     assert max(lines.values()) <= LINES_PER_LOOP_ITERATION_MAX
 
 
-async def test_output_above_total_limit_is_dropped_and_still_parsed(tmp_path, monkeypatch):
+async def test_output_above_the_total_limit_is_parsed_but_not_stored(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
     harness = AttemptHarness(tmp_path, AttemptScript(stdout=b"+Bash\n" + b"line\n" * 100 + b"-Bash\n"))
     await harness.run()

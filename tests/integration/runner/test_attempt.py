@@ -154,7 +154,7 @@ async def test_cancel_sends_sigterm_and_collects_artifacts(make_harness):
     assert harness.task.state_message == "Cancelled: changed my mind"
 
 
-async def test_agent_that_ignores_sigterm_is_killed_after_grace_period(make_harness, monkeypatch):
+async def test_agent_that_ignores_sigterm_is_killed_after_a_grace_period(make_harness, monkeypatch):
     script = AttemptScript(runs_until_signal=True, ignores_term=True)
     harness = make_harness(script)
 
@@ -171,7 +171,7 @@ async def test_agent_that_ignores_sigterm_is_killed_after_grace_period(make_harn
     assert harness.task.exit_code == 137
 
 
-async def test_later_force_cancel_skips_grace_period(make_harness):
+async def test_later_forced_cancel_skips_the_grace_period(make_harness):
     script = AttemptScript(runs_until_signal=True, ignores_term=True)
     harness = make_harness(script)
 
@@ -187,7 +187,7 @@ async def test_later_force_cancel_skips_grace_period(make_harness):
     assert harness.task.state is TaskState.CANCELLED
 
 
-async def test_cancel_during_clone_stops_the_clone(make_harness):
+async def test_cancel_during_the_clone_stops_the_clone(make_harness):
     harness = make_harness(AttemptScript(stage_seconds=60))
 
     async def scenario():
@@ -200,7 +200,7 @@ async def test_cancel_during_clone_stops_the_clone(make_harness):
     assert harness.states == ["pending", "staging", "cancelled"]
 
 
-async def test_cancel_after_outcome_is_rejected(make_harness):
+async def test_cancel_after_the_outcome_is_recorded_is_rejected(make_harness):
     harness = make_harness(AttemptScript())
     await harness.run()
     reply = harness.cancel(CancelAttempt())
@@ -224,7 +224,7 @@ async def test_each_time_limit_ends_the_task_with_its_code(make_harness, lifecyc
     assert next(iter(lifecycle)) in harness.task.failure.message
 
 
-async def test_finisher_completes_attempt_of_dead_runner(make_harness):
+async def test_finisher_completes_the_attempt_of_a_dead_runner(make_harness):
     script = AttemptScript()
     harness = make_harness(script)
 
@@ -242,7 +242,7 @@ async def test_finisher_completes_attempt_of_dead_runner(make_harness):
     assert {"task-1.patch", "transcript.ndjson", "metadata.json"} <= harness.artifacts
 
 
-async def test_finisher_preserves_recorded_outcome(make_harness):
+async def test_finisher_preserves_the_recorded_outcome(make_harness):
 
     harness = make_harness(AttemptScript())
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
@@ -260,7 +260,7 @@ async def test_finisher_ends_a_collected_task_despite_a_teardown_failure(make_ha
     assert [report.error for report in harness.events(ErrorReported)] == ["teardown_failed"]
 
 
-async def test_finisher_does_not_read_workspace_of_a_live_sandbox(make_harness):
+async def test_finisher_does_not_read_the_workspace_of_a_live_sandbox(make_harness):
     harness = attempt_with_undestroyable_sandbox(
         make_harness, AgentExited(0, {"is_error": False}, None), metadata=False
     )
@@ -284,7 +284,7 @@ def attempt_with_undestroyable_sandbox(make_harness, exit_event, *, metadata):
     return harness
 
 
-async def test_unexpected_exception_is_recorded_as_internal_error(make_harness, caplog):
+async def test_unexpected_exception_is_recorded_as_an_internal_error(make_harness, caplog):
     harness = make_harness(AttemptScript(create_error=ZeroDivisionError("bug")))
     await harness.run()
     assert harness.task.failure == Failure(
@@ -298,7 +298,7 @@ async def test_unexpected_exception_is_recorded_as_internal_error(make_harness, 
     [("an-earlier-boot", FailureCode.HOST_LOST), (BOOT_ID, FailureCode.RUNNER_LOST), ("", FailureCode.RUNNER_LOST)],
     ids=["another boot", "the same boot", "a journal without a boot id"],
 )
-async def test_finisher_distinguishes_lost_host_from_lost_runner(make_harness, boot_id, code):
+async def test_finisher_distinguishes_a_lost_host_from_a_lost_runner(make_harness, boot_id, code):
     harness = make_harness(AttemptScript(), boot_id=boot_id, lifecycle={"artifact_patterns": ["*.md"]})
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("vm", "none", "host"), AgentStarted("s")):
         harness.recorder.record(event)

@@ -87,7 +87,7 @@ async def test_unkillable_sandbox_is_recorded_as_lost(make_harness, monkeypatch)
     assert "the kernel was still executing their system calls" in harness.task.failure.message
 
 
-async def test_task_cancelled_before_runner_starts_never_runs_the_agent(make_harness):
+async def test_task_cancelled_before_its_runner_starts_never_runs_the_agent(make_harness):
     script = AttemptScript()
     harness = make_harness(script)
     harness.recorder.record(CancelRequested("", force=False))
@@ -220,7 +220,7 @@ async def test_disk_error_while_writing_home_files_fails_with_advice(make_harnes
     assert advice in harness.task.failure.message
 
 
-async def test_output_of_unkillable_agent_is_not_read_after_the_attempt(make_harness, monkeypatch):
+async def test_output_of_an_unkillable_agent_is_not_read_after_the_attempt(make_harness, monkeypatch):
     """The attempt has ended, so later output belongs to no attempt."""
 
     async def ignore_kill(self):

@@ -78,7 +78,7 @@ def test_sandbox_that_is_never_ready_can_be_cancelled(run_attempt):
     assert faults.calls == ["create", "destroy"]
 
 
-def test_command_that_never_starts_fails_after_start_timeout(run_attempt, monkeypatch):
+def test_command_that_never_starts_fails_after_the_start_timeout(run_attempt, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.SANDBOX_START_TIMEOUT_SECONDS", 0.1)
     faults = RuntimeFaults(start_hangs=True)
     harness = run_attempt(faults)
@@ -87,14 +87,14 @@ def test_command_that_never_starts_fails_after_start_timeout(run_attempt, monkey
     assert faults.calls[-1] == "destroy"
 
 
-def test_slow_kill_within_limit_is_awaited(run_attempt):
+def test_slow_kill_within_the_time_limit_is_awaited(run_attempt):
     faults = RuntimeFaults(slow_stop_seconds=0.5)
     harness = run_attempt(faults, cancel_in=TaskState.RUNNING)
     assert (harness.task.state, harness.task.exit_code) == (TaskState.CANCELLED, 137)
     assert "kill" in faults.calls
 
 
-def test_slow_kill_beyond_limit_loses_the_sandbox(run_attempt, monkeypatch):
+def test_sandbox_is_lost_if_its_kill_exceeds_the_time_limit(run_attempt, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_process.KILL_TIMEOUT_SECONDS", 0.1)
     faults = RuntimeFaults(slow_stop_seconds=3600)
     harness = run_attempt(faults, cancel_in=TaskState.RUNNING)

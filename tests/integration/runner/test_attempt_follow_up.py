@@ -70,7 +70,7 @@ def next_attempt(harness, *, resumes, **fields):
     return attempt
 
 
-async def test_failed_agent_with_a_retry_left_is_torn_down_without_collection(make_harness):
+async def test_failed_attempt_with_a_retry_left_is_torn_down_without_collection(make_harness):
     harness = make_harness(AttemptScript(exit=ExitStatus(1)), lifecycle={"retries": 1})
     await harness.run()
     assert (harness.task.state, harness.task.attempt.follow_up) == (TaskState.RUNNING, "retry")
@@ -80,7 +80,7 @@ async def test_failed_agent_with_a_retry_left_is_torn_down_without_collection(ma
     assert (remaining_files(harness), harness.artifacts) == (set(), set())
 
 
-def test_artifacts_of_task_cancelled_between_attempts_are_not_flagged(make_harness):
+def test_artifacts_of_a_task_cancelled_between_attempts_are_not_flagged(make_harness):
     """No artifact comes from the disk, which is removed, so no artifact can contain an undetected secret."""
     harness = make_harness(
         AttemptScript(exit=ExitStatus(1)),
@@ -107,7 +107,7 @@ def test_retry_starts_with_a_fresh_workspace_and_decides_the_outcome(make_harnes
     assert [attempt.failure.code for attempt in harness.task.past_attempts] == ["agent_failed"]
 
 
-def test_rendered_output_shows_the_last_attempt_only(make_harness):
+def test_rendered_output_shows_only_the_last_attempt(make_harness):
     harness = make_harness(
         AttemptScript(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "json"}
     )
@@ -327,7 +327,7 @@ def test_finisher_completes_an_interrupted_disk_takeover(make_harness):
     assert (files.attempt(SECOND_ID).workspace / "edited.txt").read_text() == "half done\n"
 
 
-def test_cancel_before_resume_preserves_the_work(make_harness):
+def test_cancel_before_a_resume_preserves_the_work(make_harness):
     harness = make_harness(AttemptScript(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
     asyncio.run(harness.finish())
@@ -338,7 +338,7 @@ def test_cancel_before_resume_preserves_the_work(make_harness):
     assert {"task-1.patch", "metadata.json"} <= harness.artifacts
 
 
-def test_cancel_during_disk_takeover_preserves_the_work(make_harness):
+def test_cancel_during_a_disk_takeover_preserves_the_work(make_harness):
     harness = make_harness(AttemptScript(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
     asyncio.run(harness.finish())
@@ -349,7 +349,7 @@ def test_cancel_during_disk_takeover_preserves_the_work(make_harness):
     assert {"task-1.patch", "metadata.json"} <= harness.artifacts
 
 
-def test_timeout_before_resume_preserves_the_work(make_harness):
+def test_timeout_before_a_resume_preserves_the_work(make_harness):
     """A timeout before the resume means that the machine was down for longer than `lifecycle.timeout`."""
     harness = make_harness(AttemptScript(), lifecycle={"resume": True, "timeout": "1s"})
     kill_after(harness, *TO_RUNNING[:-1], AgentStarted("session", harness.parts.clock.monotonic() - 3600))
@@ -381,7 +381,7 @@ def test_failure_between_attempts_preserves_nothing(make_harness):
 
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
-async def test_missing_session_prevents_resume(make_harness, retries, follow_up):
+async def test_missing_session_prevents_a_resume(make_harness, retries, follow_up):
     harness = make_harness(AttemptScript(has_session=False), lifecycle={"resume": True, "retries": retries})
     kill_after(harness, *TO_RUNNING)
     await harness.finish()
@@ -444,7 +444,7 @@ async def test_invalid_model_url_fails_provisioning_with_its_message(make_harnes
 
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
-async def test_broken_gateway_loses_the_sandbox(make_harness, retries, follow_up):
+async def test_sandbox_is_lost_if_its_gateway_fails(make_harness, retries, follow_up):
     harness = make_harness(AttemptScript(runs_until_signal=True), lifecycle={"retries": retries})
 
     async def serve(listeners):
@@ -459,7 +459,7 @@ async def test_broken_gateway_loses_the_sandbox(make_harness, retries, follow_up
 
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
-async def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, retries, follow_up):
+async def test_data_loss_on_the_disk_prevents_a_resume(make_harness, monkeypatch, retries, follow_up):
     """The disk is verified after the sandbox is destroyed, because data can still be lost until then.
 
     The control is `test_resume_hands_over_the_disk_and_the_session`.
@@ -506,7 +506,7 @@ class MountedDisk(DirectoryDisk):
             self._layout.disk.mkdir()
 
 
-async def test_cancel_during_disk_release_preserves_the_work(make_harness):
+async def test_cancel_during_the_release_of_the_disk_preserves_the_work(make_harness):
     harness = make_harness(AttemptScript(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
 

@@ -27,19 +27,19 @@ def run_in_image(make_harness):
     return run
 
 
-def test_image_is_acquired_before_sandbox_creation_and_recorded(run_in_image):
+def test_image_is_acquired_and_recorded_before_the_sandbox_is_created(run_in_image):
     harness = run_in_image(IMAGE)
     assert harness.script.recorded_calls[:2] == [f"hold {IMAGE.name}", "create"]
     assert [event.image for event in harness.events(SandboxCreated)] == [f"my-tools@{IMAGE.digest}"]
 
 
-def test_attempt_without_image_uses_the_host_root(run_in_image):
+def test_attempt_without_an_image_uses_the_root_directory_of_the_host(run_in_image):
     harness = run_in_image(None)
     assert harness.script.recorded_calls[0] == "create"
     assert [event.image for event in harness.events(SandboxCreated)] == ["host"]
 
 
-def test_missing_image_prevents_sandbox_creation(run_in_image):
+def test_missing_image_prevents_the_creation_of_the_sandbox(run_in_image):
     def refuse(image):
         raise AttemptError(FailureCode.PROVISION_FAILED, f"{image.profile} is gone; build it again.")
 

@@ -29,7 +29,7 @@ def kill_while_files_are_removed(harness, monkeypatch):
             asyncio.run(harness.run())
 
 
-def test_finisher_preserves_artifacts_when_workspace_is_partially_removed(make_harness, monkeypatch):
+def test_finisher_preserves_artifacts_when_the_workspace_is_partially_removed(make_harness, monkeypatch):
     script = AttemptScript(patch_incomplete_reason="it is too large")
     harness = make_harness(script, lifecycle={"artifact_patterns": ("*.md",)})
     kill_while_files_are_removed(harness, monkeypatch)

@@ -74,7 +74,7 @@ async def test_output_without_secrets_is_unchanged(make_harness):
     assert f"it is {VALUE}!\n".encode() in harness.outputs()
 
 
-async def test_artifact_with_secret_is_delivered_and_flagged(make_harness):
+async def test_artifact_with_a_secret_is_delivered_and_flagged(make_harness):
     harness = make_harness(
         AttemptScript(files_to_collect={"report.md": VALUE.encode()}),
         secrets=SECRETS,
@@ -304,7 +304,7 @@ def attempt_of_dead_runner(make_harness, script, secrets):
     return harness
 
 
-async def test_secret_scan_stops_soon_after_collection_timeout(tmp_path):
+async def test_secret_scan_stops_soon_after_the_collection_timeout(tmp_path):
     """A thread cannot be cancelled, and a runner does not exit before its threads have ended."""
     with (tmp_path / "large").open("wb") as file:
         file.truncate(1024**3)

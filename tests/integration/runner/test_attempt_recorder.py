@@ -91,7 +91,7 @@ async def test_disk_reserve_is_released_on_the_first_rejected_write(make_harness
 @pytest.mark.parametrize(
     ("lifecycle", "code"), [({"timeout": "1s"}, "timeout"), ({"hang_timeout": "1s"}, "hang")], ids=["timeout", "hang"]
 )
-async def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harness, monkeypatch, lifecycle, code):
+async def test_time_limits_apply_before_the_start_of_the_agent_is_recorded(make_harness, monkeypatch, lifecycle, code):
     harness = make_harness(AttemptScript(runs_until_signal=True), lifecycle=lifecycle)
     disk = FullDisk(harness, monkeypatch, AgentStarted)
 
@@ -106,7 +106,7 @@ async def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harn
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, code)
 
 
-async def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harness, monkeypatch):
+async def test_timeout_removes_the_disk_before_the_start_of_the_agent_is_recorded(make_harness, monkeypatch):
     """The agent's disk may occupy the space that the records need."""
     harness = make_harness(AttemptScript(runs_until_signal=True), lifecycle={"timeout": "1s", "collect_timeout": "1s"})
     disk = FullDisk(harness, monkeypatch, AgentStarted)
@@ -123,7 +123,7 @@ async def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harn
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "timeout")
 
 
-async def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(make_harness, monkeypatch):
+async def test_gateway_and_terminals_open_only_after_the_start_of_the_agent_is_recorded(make_harness, monkeypatch):
     harness = make_harness(AttemptScript(runs_until_signal=True))
     disk = FullDisk(harness, monkeypatch, AgentStarted)
     work = asyncio.create_task(harness.run())
@@ -177,7 +177,7 @@ async def test_task_completes_and_records_gaps_when_output_is_never_stored(make_
     assert [gap.reason.partition(" ")[0] for gap in harness.events(Gap)] == ["Output", str(len(LINES))]
 
 
-async def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harness, monkeypatch):
+async def test_output_above_the_buffer_limit_is_dropped_while_the_disk_is_full(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.attempt_recorder.BUFFERED_OUTPUT_BYTES_MAX", 10 * 300)
     harness = make_harness(AttemptScript(runs_until_signal=True, stdout=LINES))
     disk = FullDisk(harness, monkeypatch, object)
@@ -201,7 +201,7 @@ async def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harn
     assert harness.task.state is TaskState.CANCELLED
 
 
-async def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, monkeypatch):
+async def test_usage_is_recorded_when_the_buffer_limit_is_exceeded(make_harness, monkeypatch):
     """If the usage were lost, the next attempt would get a budget that was already spent."""
     monkeypatch.setattr("sandbox.runner.attempt_recorder.BUFFERED_OUTPUT_BYTES_MAX", 300)
     harness = make_harness(AttemptScript(runs_until_signal=True, stdout=LINES))
@@ -221,7 +221,7 @@ async def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, mon
     assert harness.task.spent.usd == harness.task.progress.cost_usd == 0.5
 
 
-async def test_collection_retries_on_full_disk_within_collect_timeout(make_harness, monkeypatch):
+async def test_collection_is_retried_on_a_full_disk_until_the_collect_timeout(make_harness, monkeypatch):
     harness = make_harness(AttemptScript(), lifecycle={"collect_timeout": "10m"})
     targets = []
 
@@ -239,7 +239,7 @@ async def test_collection_retries_on_full_disk_within_collect_timeout(make_harne
     assert "task-1.patch" in harness.artifacts
 
 
-async def test_disk_full_during_collection_fails_the_task_with_disk_full(make_harness, monkeypatch):
+async def test_full_disk_during_the_collection_fails_the_task_with_disk_full(make_harness, monkeypatch):
     harness = make_harness(AttemptScript(), lifecycle={"collect_timeout": "1s"})
 
     async def patch(self, attempt_dir, base_commit, target, confine, find_secret):
@@ -251,7 +251,7 @@ async def test_disk_full_during_collection_fails_the_task_with_disk_full(make_ha
     assert "free space on the server's disk" in harness.task.failure.message
 
 
-async def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypatch):
+async def test_data_loss_on_the_workspace_disk_fails_the_task(make_harness, monkeypatch):
     """The other tests cover the control: a disk without data loss."""
 
     async def verify(self):
@@ -265,7 +265,7 @@ async def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypa
 
 
 @pytest.mark.parametrize("is_finisher", [False, True], ids=["runner", "finisher"])
-async def test_disk_reserve_is_not_allocated_during_teardown(make_harness, monkeypatch, is_finisher):
+async def test_disk_reserve_is_not_allocated_during_the_teardown(make_harness, monkeypatch, is_finisher):
     """Teardown removes the reserve with the attempt's files. If it were allocated later, nothing would remove it."""
     error = AttemptError(FailureCode.INTERNAL, "There is no sandbox.")
     harness = make_harness(AttemptScript(create_error=error))
@@ -281,7 +281,7 @@ async def test_disk_reserve_is_not_allocated_during_teardown(make_harness, monke
     assert not harness.reserve.is_allocated
 
 
-async def test_output_is_flushed_when_disk_reserve_cannot_be_reallocated(make_harness, monkeypatch, caplog):
+async def test_output_is_flushed_when_the_disk_reserve_cannot_be_reallocated(make_harness, monkeypatch, caplog):
     """With a quota or a copy-on-write file system, the reserve may not fit although other writes succeed."""
     monkeypatch.setattr("sandbox.runner.attempt_recorder.OUTPUT_SYNC_INTERVAL_SECONDS", 0.001)
     harness = make_harness(AttemptScript(runs_until_signal=True, stdout=LINES))

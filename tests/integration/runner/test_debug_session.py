@@ -119,7 +119,7 @@ async def open_session(tmp_path, disk, script=None):
             await running
 
 
-def test_shell_without_the_agent_starts_in_the_tasks_directory():
+def test_shell_without_the_agent_starts_in_the_directory_of_the_task():
     task = manifest()
     spec = launch_spec_without_agent(task.replace(repository=replace(task.repository, subpath="tools")))
     assert (spec.command.directory, spec.command.environment["HOME"]) == ("/workspace/tools", "/home/agent")
@@ -154,7 +154,7 @@ def assert_session_continues(tmp_path, disk, used_bytes):
     asyncio.run(scenario())
 
 
-def test_session_continues_while_disk_has_space(tmp_path):
+def test_session_continues_while_the_disk_has_space(tmp_path):
     assert_session_continues(tmp_path, FillingDisk(), GIB // 2)
 
 

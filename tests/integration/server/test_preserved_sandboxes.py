@@ -463,7 +463,7 @@ async def test_release_without_a_preserved_sandbox_is_rejected(components):
     assert (await scenario()).disk.exists()
 
 
-async def test_expired_sandboxes_are_removed_and_younger_ones_kept(components):
+async def test_expired_sandboxes_are_removed_and_younger_sandboxes_are_kept(components):
     async def scenario():
         async with components.server() as service:
             expiry = PreservationExpiry(components.store, service.preserved_sandboxes, components.clock, DAY)
@@ -523,7 +523,7 @@ async def test_expiry_does_not_wait_for_open_shells(components, caplog):
 
 
 @pytest.mark.parametrize("is_deleted", [True, False])
-async def test_expiry_forgets_sandboxes_of_deleted_tasks(components, is_deleted):
+async def test_sandboxes_of_deleted_tasks_are_no_longer_checked_for_expiry(components, is_deleted):
     async with components.server() as service:
         components.clock.set_back_by = timedelta(hours=25)
         await fail(components, service, "task-1")

@@ -90,7 +90,7 @@ def test_runner_that_never_started_is_followed_by_another_attempt(components):
     assert second.upstream == UPSTREAM
 
 
-async def test_task_fails_after_repeated_immediate_runner_deaths(components):
+async def test_task_fails_if_its_runners_repeatedly_die_immediately(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())

@@ -47,7 +47,7 @@ async def test_task_waits_for_available_memory(components):
         assert [task.state_message for task in tasks if "memory" in task.state_message] == []
 
 
-async def test_starting_tasks_reserve_memory_and_running_ones_do_not(components):
+async def test_starting_tasks_reserve_memory_and_running_tasks_do_not(components):
     components.available_memory_bytes = GIB + 1
     async with components.server() as service:
         for number in range(4):
@@ -133,7 +133,7 @@ async def test_task_starts_after_a_scheduler_error(components, monkeypatch):
         await components.wait_for_launch("task-1")
 
 
-async def test_draining_server_starts_no_tasks_and_finishes_running_ones(components):
+async def test_draining_server_starts_no_tasks_and_finishes_running_tasks(components):
     async with components.server() as service:
         await service.submit(manifest("task-1"), Idempotency("key", "sha"))
         await components.wait_for_launch("task-1")

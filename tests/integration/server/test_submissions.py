@@ -48,7 +48,7 @@ async def test_repeated_submission_returns_the_original_task(components):
     assert next(iter(read_records(components.journals, task_id))).event.idempotency == KEY
 
 
-async def test_key_reused_with_another_body_is_rejected(components):
+async def test_key_that_is_reused_with_another_body_is_rejected(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest(), KEY)

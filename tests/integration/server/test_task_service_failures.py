@@ -130,7 +130,7 @@ async def test_submit_succeeds_with_a_broken_index(components):
     assert components.store.load("task-1").task.state is TaskState.COMPLETED
 
 
-async def test_temporarily_broken_index_catches_up(components):
+async def test_index_that_was_temporarily_broken_is_updated_later(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
@@ -568,7 +568,7 @@ async def test_failed_task_ends_on_a_full_disk(components):
 
 @pytest.mark.parametrize("is_finished", [False, True])
 @pytest.mark.parametrize("journal", ["damaged", "torn", "gone"])
-async def test_task_without_index_row_and_journal_does_not_affect_others(tmp_path, caplog, journal, is_finished):
+async def test_task_with_a_damaged_index_row_and_journal_does_not_affect_others(tmp_path, caplog, journal, is_finished):
     stored = StoredTasks.with_three_tasks(tmp_path)
     if is_finished:
         stored.add_completed_task("lost")

@@ -436,7 +436,7 @@ def leave_attempt(host, task_id):
     return layout
 
 
-async def test_worker_removes_what_killed_workers_left_of_ended_tasks(server, start):
+async def test_worker_removes_leftovers_of_killed_workers_whose_tasks_have_ended(server, start):
     """Tasks that have not ended, or that have a worker or a runner on this host, keep their files."""
     worker = await start()
     await worker.session()

@@ -76,14 +76,14 @@ def readable_copy(binary):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give the agent a separate uid outside a sandbox")
-def test_agents_shell_cannot_access_the_process_of_the_installed_binary(directory):
+def test_shell_of_the_agent_cannot_access_the_process_of_the_installed_binary(directory):
     output, stdout = run_access_check(directory, install_binary(directory))
     assert output.split() == " ".join(f"{target} denied" for target in TARGETS).split()
     assert b'\n{"type":"forged"}\n' not in stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give the agent a separate uid outside a sandbox")
-def test_agents_shell_can_access_the_process_of_a_readable_binary(directory):
+def test_shell_of_the_agent_can_access_the_process_of_a_readable_binary(directory):
     """The control: without the execute-only copy, every access succeeds and the forged line reaches stdout."""
     output, stdout = run_access_check(directory, readable_copy(directory / "claude"))
     assert output.split() == " ".join(f"{target} open" for target in TARGETS).split()

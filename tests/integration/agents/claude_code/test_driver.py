@@ -119,7 +119,7 @@ def test_task_completes_successfully(run):
     assert completed.stderr == b""
 
 
-def test_model_requests_contain_only_the_task_key(run):
+def test_model_requests_contain_no_key_except_the_task_key(run):
     _, _, model, _ = run
     assert len(model.requests) == 4
     for request in model.requests:
@@ -156,7 +156,7 @@ def test_claude_md_files_and_rules_are_read(run):
     assert {word for word in root | below if word in texts} == (root | below if "subpath" in options else root)
 
 
-def test_hostile_repository_takes_over_without_sandbox_options(tmp_path):
+def test_hostile_repository_takes_over_the_agent_without_sandbox_options(tmp_path):
     """The control: these attacks work without Sandbox's options, so the test above would detect them."""
     completed, model = run_agent(
         tmp_path,

@@ -38,7 +38,7 @@ GATEWAY_HEADERS = {"accept-encoding", "content-length", "content-type", "host", 
 SUBAGENT_HEADERS = {"x-claude-code-agent-id", "x-claude-code-parent-agent-id"}
 
 
-async def test_requests_of_claude_code_are_forwarded_with_the_servers_key(tmp_path):
+async def test_requests_of_claude_code_are_forwarded_with_the_key_of_the_server(tmp_path):
     async def scenario():
         events: list = []
         async with ScriptedModel(Script(TURNS)) as model:

@@ -159,7 +159,7 @@ async def test_unread_websocket_uses_response_memory(running_api, wait_until):
         await wait_until(lambda: reserved_bytes(api) == 0)
 
 
-async def test_unfinished_request_bodies_use_only_their_tokens_memory(running_api, wait_until):
+async def test_unfinished_request_bodies_do_not_use_the_memory_of_other_tokens(running_api, wait_until):
     async with running_api(FakeTokenStore(olga="operator", otto="operator")) as api:
         submission = b"name: x", "/api/v1/tasks?dry_run=true"
         with ExitStack() as opened:

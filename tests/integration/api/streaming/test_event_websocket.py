@@ -136,7 +136,7 @@ async def test_invalid_query_rejects_the_handshake(running_api, query, status, c
             assert (response.status_code, json.loads(response.body)["error"]) == (status, code)
 
 
-async def test_foreign_origin_is_rejected_and_same_origin_accepted(running_api):
+async def test_foreign_origin_is_rejected_and_same_origin_is_accepted(running_api):
     async with running_api() as api:
         for port in (api.stream_port, api.port):
             with pytest.raises(InvalidStatus) as raised:

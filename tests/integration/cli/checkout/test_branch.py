@@ -162,7 +162,9 @@ def test_missing_base_commit_is_fetched(apply, bare, tmp_path, checkout, serve_t
 
 
 @pytest.mark.parametrize("branch", ["other:refs/heads/mine", "*:refs/heads/*", "mine\0", "other", "fix/other"])
-def test_fetching_the_tasks_branch_moves_no_local_branch(apply, bare, tmp_path, checkout, serve_task, base, branch):
+def test_fetching_the_branch_of_the_task_moves_no_local_branch(
+    apply, bare, tmp_path, checkout, serve_task, base, branch
+):
     work = tmp_path / "colleague"
     git("clone", "-q", str(bare), str(work), cwd=tmp_path)
     git("commit", "-q", "--allow-empty", "-m", "Continue", cwd=work)
@@ -192,7 +194,7 @@ def test_base_commit_is_fetched_with_its_branch(apply, bare, git_server, tmp_pat
     assert git("rev-parse", "fix/two^", cwd=checkout).strip() == earlier
 
 
-def test_branch_is_pushed_with_the_users_credentials(apply, task, checkout, bare, git_server, tmp_path):
+def test_branch_is_pushed_with_the_credentials_of_the_user(apply, task, checkout, bare, git_server, tmp_path):
     git_server.credentials = "ada:secret"
     helper = "!f() { echo username=ada; echo password=secret; }; f"
     (tmp_path / ".gitconfig").write_text(
@@ -437,7 +439,7 @@ def test_diff_of_a_whole_chain_includes_the_changes_of_earlier_tasks(run_cli, ch
     assert run_cli("task", "diff", TASK_ID).stdout.endswith(b"+first and second\n")
 
 
-def test_chain_option_without_a_parent_gives_the_tasks_own_patch(apply, run_cli, task, checkout):
+def test_chain_option_without_a_parent_selects_the_patch_of_the_task(apply, run_cli, task, checkout):
     git("stash", "-q", "-u", cwd=checkout)
     assert run_cli("task", "diff", TASK_ID, "--chain").stdout == run_cli("task", "diff", TASK_ID).stdout != b""
     assert apply("--chain").returncode == 0
@@ -468,7 +470,7 @@ def test_hooks_and_filters_of_the_patch_do_not_run(apply, checkout, serve_task, 
     assert git("show", "fix/two:.githooks/pre-push", cwd=bare).startswith("#!/bin/sh")
 
 
-def test_users_hook_runs_before_the_push(apply, task, checkout, bare):
+def test_hook_of_the_user_runs_before_the_push(apply, task, checkout, bare):
     """The control: the user's own hook can stop the push."""
     hook = checkout / ".git" / "hooks" / "pre-push"
     hook.parent.mkdir(exist_ok=True)

@@ -47,7 +47,7 @@ def test_config_show_prints_the_origin_of_each_value(run_cli, write_config, envi
     assert plain["secrets"]["vault"] == {"address": None, "mount": "secret"}
 
 
-def test_config_path_is_printed_even_if_missing(run_cli, write_config):
+def test_config_path_is_printed_even_if_the_file_is_missing(run_cli, write_config):
     missing = run_cli("config", "path", "--config", "/nowhere/sandbox.toml")
     assert (missing.returncode, missing.stdout) == (0, b"/nowhere/sandbox.toml\n")
     assert b"This file does not exist" in missing.stderr

@@ -135,7 +135,7 @@ def test_missing_repository_error_suggests_options(run_cli, without_repository):
     assert yaml.safe_load((directory / "task.yaml").read_text())["repository"] == {"url": URL, "branch": "main"}
 
 
-def test_missing_repository_is_prompted_for(on_terminal, terminal, without_repository):
+def test_init_prompts_for_a_missing_repository(on_terminal, terminal, without_repository):
     on_terminal("init", cwd=without_repository[0])
     terminal.read_until(b"Repository:")
 

@@ -123,7 +123,7 @@ def test_public_host_without_tokens_is_rejected(environment, host):
     assert b"Traceback" not in result.stderr
 
 
-def test_loopback_address_rejects_foreign_host_and_origin(environment):
+def test_server_on_a_loopback_address_rejects_a_foreign_host_or_origin(environment):
     server = ForkedCommand(
         ["serve", "--host", "127.0.0.2", "--port", "0", "--ws-port", "0", "--format", "json"],
         env={**environment, **SERVE_ENVIRONMENT},

@@ -23,7 +23,7 @@ async def echo_after_eof(reader, writer):
     writer.close()
 
 
-def test_data_is_forwarded_both_ways_and_either_side_can_end_first(monkeypatch):
+def test_data_is_forwarded_in_both_directions_and_either_side_can_end_first(monkeypatch):
     async def scenario():
         async with gateway_with_egress_host(echo_after_eof, monkeypatch) as served:
             sent = client_hello(HOST) + b"\x17\3\3" + os.urandom(2_000_000)
@@ -170,7 +170,7 @@ def test_only_public_addresses_are_dialed(monkeypatch, addresses, dialed):
     run(scenario)
 
 
-def test_name_that_resolves_to_the_models_address_is_not_dialed(monkeypatch):
+def test_name_that_resolves_to_the_address_of_the_model_is_not_dialed(monkeypatch):
     async def scenario():
         names, model = {"model.example": ("8.8.4.4",)}, "http://model.example"
         async with gateway_with_egress_host(echo_after_eof, monkeypatch, names=names, model=model) as served:
@@ -327,7 +327,7 @@ def test_half_closed_connection_is_closed_after_a_timeout(monkeypatch, first_end
     run(scenario)
 
 
-def test_hosts_are_not_dialed_while_the_models_name_is_unresolved(monkeypatch):
+def test_hosts_are_not_dialed_while_the_name_of_the_model_is_unresolved(monkeypatch):
     async def scenario():
         async with gateway_with_egress_host(echo_after_eof, monkeypatch, model="http://model.example") as served:
             client = await tunnel(served)

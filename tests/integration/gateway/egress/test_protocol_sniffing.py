@@ -51,7 +51,7 @@ def test_prefix_does_not_hide_a_forbidden_request(monkeypatch, sent, pause_secon
     run(scenario)
 
 
-def test_stream_after_server_greeting_is_not_inspected(monkeypatch):
+def test_stream_after_a_greeting_of_the_host_is_not_inspected(monkeypatch):
     smtp_commands = (
         b"EHLO me\r\nMAIL FROM:<a@example.org>\r\nDATA\r\nGET / HTTP/1.1\r\nHost: other.example\r\n\r\n.\r\n"
     )

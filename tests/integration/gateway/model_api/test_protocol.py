@@ -123,7 +123,7 @@ def test_connections_are_reused_on_both_sides():
     run(scenario)
 
 
-def test_closed_idle_upstream_connection_is_redialed():
+def test_idle_upstream_connection_that_was_closed_is_replaced():
     async def respond_and_close(request, writer):
         await respond(request, writer)
         await writer.drain()

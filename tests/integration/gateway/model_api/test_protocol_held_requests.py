@@ -60,7 +60,7 @@ def test_body_that_ends_after_the_release_is_forwarded():
     run(scenario)
 
 
-def test_request_with_wrong_key_is_refused_immediately():
+def test_request_with_a_wrong_key_is_refused_immediately():
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()

@@ -60,7 +60,7 @@ def send(client: Client, body: bytes = BODY, *, target: str = "/v1/responses", h
 
 
 @pytest.mark.parametrize("handler", [respond, respond_with_stream])
-def test_request_is_forwarded_with_the_servers_key_and_its_usage_is_read(handler):
+def test_request_is_forwarded_with_the_key_of_the_server_and_its_usage_is_read(handler):
     async def scenario():
         async with scripted_upstream(handler) as upstream, gateway_for(upstream.base_url) as served:
             client = await served.connect()

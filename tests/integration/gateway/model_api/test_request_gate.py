@@ -300,7 +300,7 @@ def test_response_of_a_model_without_a_price_exhausts_the_budget():
     run(scenario)
 
 
-def test_count_tokens_is_free_and_needs_no_price():
+def test_token_counting_request_is_free_and_needs_no_price():
     async def count(_, writer):
         writer.write(
             b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 18\r\n\r\n{"input_tokens":9}'
@@ -319,7 +319,7 @@ def test_count_tokens_is_free_and_needs_no_price():
     run(scenario)
 
 
-def test_buffered_body_is_forwarded_byte_identical():
+def test_buffered_body_is_forwarded_unchanged():
     async def scenario():
         body = b'{"model":"claude-haiku-4-5","padding":"' + b"x" * 3_000_000 + b'"}'
         async with (

@@ -156,7 +156,7 @@ def test_list_is_saved_later_after_a_failed_save(tmp_path, caplog):
     assert [host.name for host in SeenHosts(tmp_path / "missing" / "hosts.json").snapshot()] == ["host-1"]
 
 
-async def test_hosts_of_the_engine_are_listed_before_a_worker_runs_there(server):
+async def test_hosts_of_the_engine_are_listed_before_they_run_a_worker(server):
     """A host on which the engine starts no workers is not ready."""
     server.engine.host_list = [EngineHost("host-2", SMALL), EngineHost("host-3", SMALL, "The state is down.")]
     server.engine_hosts.start()

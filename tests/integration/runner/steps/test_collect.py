@@ -37,7 +37,7 @@ async def test_denied_egress_is_counted_and_listed_up_to_a_limit(make_harness, m
     assert metadata["refusals_total"] == 7
 
 
-async def test_retries_on_full_disk_do_not_duplicate_renamed_artifacts(make_harness, monkeypatch):
+async def test_retries_on_a_full_disk_do_not_duplicate_renamed_artifacts(make_harness, monkeypatch):
     """The agent's file `redacted-1` keeps its name when the artifacts are collected again."""
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_PAUSE_SECONDS", 0.01)
     collected = {f"{SECRET}-a.md": b"a\n", "redacted-1": b"the agent's\n", f"{SECRET}-b.md": b"b\n"}
@@ -186,7 +186,7 @@ async def test_large_transcript_that_would_fill_the_disk_is_not_copied(make_harn
     assert (failure and failure.code) == (FailureCode.DISK_FULL if missing_bytes else None)
 
 
-async def test_retries_on_full_disk_do_not_repeat_events(make_harness, monkeypatch):
+async def test_retries_on_a_full_disk_do_not_repeat_events(make_harness, monkeypatch):
     """If each retry, one per second, recorded thousands of events, the remaining space would fill up."""
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_PAUSE_SECONDS", 0.01)
     patch_error = AttemptError(FailureCode.COLLECT_FAILED, "The patch could not be created: it is odd.")
@@ -214,7 +214,7 @@ async def test_retries_on_full_disk_do_not_repeat_events(make_harness, monkeypat
     assert [each.artifact.name for each in harness.events(ArtifactCollected)] == ["transcript.ndjson", "metadata.json"]
 
 
-async def test_stored_transcript_needs_no_additional_space_on_retry(make_harness, monkeypatch):
+async def test_stored_transcript_needs_no_additional_space_on_a_retry(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(collect, "_SMALL_TRANSCRIPT_BYTES", 10)
     harness = make_harness(
@@ -278,7 +278,7 @@ def slow_secret_scan(monkeypatch):
     monkeypatch.setattr(collect, "SECRET_SCAN_SECONDS_MIN", 0.1, raising=False)
 
 
-async def test_metadata_is_stored_after_collection_timeout(make_harness, monkeypatch):
+async def test_metadata_is_stored_after_a_collection_timeout(make_harness, monkeypatch):
     async def never_end(self, *_):
         await asyncio.Event().wait()
         yield
@@ -321,7 +321,7 @@ async def test_metadata_survives_an_abandoned_writer_thread(make_harness, monkey
     assert (harness.attempt.task_layout.artifacts / "metadata.json").is_file()
 
 
-async def test_file_stored_after_collection_timeout_is_removed(make_harness, monkeypatch):
+async def test_file_stored_after_a_collection_timeout_is_removed(make_harness, monkeypatch):
     """The thread that stores the patch is still running at the timeout, and continues before the teardown."""
     harness = make_harness(AttemptScript(), lifecycle={"collect_timeout": "1s"})
     is_over, has_ended = threading.Event(), threading.Event()

@@ -119,7 +119,7 @@ async def test_pending_output_is_read_after_the_machine_stalls(make_harness, mon
     assert not harness.events(Gap)
 
 
-async def test_output_delayed_by_cpu_throttling_is_read_after_agent_exit(make_harness, monkeypatch):
+async def test_output_delayed_by_cpu_throttling_is_read_after_the_agent_exits(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_TIMEOUT_SECONDS", 0.1)
     harness = make_harness(AttemptScript(stdout=b"line\n" * 500 + b"the result\n"))
     throttle, start = harness.parts.throttle, CpuThrottle.start
@@ -136,7 +136,7 @@ async def test_output_delayed_by_cpu_throttling_is_read_after_agent_exit(make_ha
     assert not harness.events(Gap)
 
 
-async def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkeypatch):
+async def test_endless_output_after_the_agent_exits_is_abandoned(make_harness, monkeypatch):
     """This happens only if a process outside the sandbox has the pipe open, or a process has survived the kill."""
     monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_TIMEOUT_SECONDS_MAX", 0.6)

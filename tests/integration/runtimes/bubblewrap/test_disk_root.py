@@ -99,7 +99,7 @@ print(sorted(os.listdir("/")), os.listdir("/home"), sorted(os.listdir("/workspac
 """
 
 
-def test_agents_directories_are_writable_and_persist(runtime: BubblewrapRuntime, disk: Path):
+def test_directories_of_the_agent_are_writable_and_persist(runtime: BubblewrapRuntime, disk: Path):
     ended = run_python(runtime, disk, _ORDINARY_USE)
     names = [
         "bin",

@@ -282,7 +282,7 @@ def test_ordinary_user_can_create_and_destroy_sandboxes(shared_directory: Path):
     assert (shared_directory / "disk" / "workspace" / "file").stat().st_uid == NOBODY
 
 
-async def test_sandbox_can_be_recreated_after_destroy(runtime: BubblewrapRuntime, disk: Path):
+async def test_destroyed_sandbox_can_be_created_again(runtime: BubblewrapRuntime, disk: Path):
     handle = runtime.prepare(new_attempt_id())
     await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
     await runtime.destroy(handle, disk)

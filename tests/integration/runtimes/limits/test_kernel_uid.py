@@ -33,7 +33,7 @@ def process_with_first_uid():
     process.wait(10)
 
 
-def test_uids_are_distinct_and_reusable_after_release(directory: Path):
+def test_uids_are_distinct_and_can_be_reused_after_their_release(directory: Path):
     first, second = KernelUidPool(UIDS, directory), KernelUidPool(UIDS, directory)
     claimed = [first.claim("a"), second.claim("b"), first.claim("c")]
     assert sorted(claimed) == list(UIDS)

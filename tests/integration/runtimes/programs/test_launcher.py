@@ -39,7 +39,7 @@ for path in sys.argv[1:]:
 """
 
 
-def test_mounted_and_linked_files_are_bound_and_plain_ones_overlaid(tmp_path):
+def test_mounted_and_linked_files_are_bind_mounted_and_plain_files_are_overlaid(tmp_path):
     """A mounted or linked file is bind-mounted, because an overlay of its directory would not contain the file."""
     for name in ("plain", "mounted", "other"):
         (tmp_path / name).write_text(f"{name} file")

@@ -79,7 +79,7 @@ async def test_leftovers_of_an_ended_attempt_are_removed(components):
     assert (await scenario()) == (["runner.log"], set())
 
 
-async def test_running_and_foreign_sandboxes_are_kept(components):
+async def test_running_sandboxes_and_sandboxes_of_other_servers_are_kept(components):
     async def scenario():
         async with components.server() as service:
             files, leftovers = await start(components, service, "task-1"), FakeLeftovers()

@@ -196,7 +196,7 @@ def test_task_that_cannot_be_moved_is_kept(stored, components):
     assert prune(components, Retention(keep=5)) == ([], [f"task-{number}" for number in range(1, 6)])
 
 
-async def test_directory_for_pruned_tasks_is_created_early(stored, components):
+async def test_directory_for_pruned_tasks_is_created_before_it_is_needed(stored, components):
     """If the directory were created only when it is needed, a full file system could prevent its creation."""
     async with components.server() as service:
         service.pruner.prepare()

@@ -64,7 +64,7 @@ async def test_deleted_task_is_gone_and_others_remain(stored, components):
     assert await remaining_ids(components) == ["task-1", "task-3"]
 
 
-async def test_concurrent_deletions_succeed_once(components):
+async def test_only_one_of_several_concurrent_deletions_succeeds(components):
     async with components.server() as service:
         results = await asyncio.gather(*(service.delete("task-2") for _ in range(5)), return_exceptions=True)
     assert Counter(map(type, results)) == {str: 1, TaskNotFoundError: 4}
@@ -120,7 +120,7 @@ async def test_task_is_kept_until_its_sandbox_is_removed(stored, components):
         assert await service.delete("task-1") == "Task task-1 was deleted."
 
 
-async def test_preserved_sandbox_is_deleted_too(stored, components):
+async def test_preserved_sandbox_of_a_deleted_task_is_deleted(stored, components):
     stored.add_failed_task("kept", FAILED, attempt_id="b" * 12, lifecycle={"failure_action": "preserve"})
     workspace = TaskLayout(stored.data_dir, "kept").attempt("b" * 12).workspace
     workspace.mkdir(parents=True)

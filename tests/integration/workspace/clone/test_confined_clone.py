@@ -378,7 +378,7 @@ async def test_idle_proxy_client_is_disconnected(monkeypatch):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_proxy_of_the_servers_user_is_used(harness, host):
+def test_proxy_of_the_user_of_the_server_is_used(harness, host):
     with GitHttpServer(harness.upstream.bare.parent).serving() as proxy:
         port = proxy.url.rstrip("/").rpartition(":")[2]
         harness.configure(f"[http]\n\tproxy = http://{host}:{port}")
@@ -452,7 +452,7 @@ def test_links_in_a_compromised_clone_are_not_followed(harness, tmp_path):
     assert not (repository / "HEAD").is_symlink()
 
 
-def test_users_netrc_is_used(harness):
+def test_netrc_file_of_the_user_is_used(harness):
     harness.server.credentials = "me:let-me-in"
     home = harness.root / "home"
     home.mkdir()

@@ -193,7 +193,7 @@ def test_links_left_in_the_repository_do_not_redirect_the_patch(harness, tmp_pat
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has one kernel uid")
-def test_git_runs_with_the_attempts_uid_and_control_group(tmp_path):
+def test_git_runs_with_the_uid_and_the_control_group_of_the_attempt(tmp_path):
     async def scenario(confinement):
         running = asyncio.create_task(confinement.run("sleep", "60"))
         try:

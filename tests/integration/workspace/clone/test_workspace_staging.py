@@ -21,7 +21,7 @@ def test_branch_is_checked_out_at_its_tip(harness):
     run_git("fsck", "--strict", directory=harness.workspace)
 
 
-def test_clone_without_commit_is_shallow(harness):
+def test_clone_without_a_commit_is_shallow(harness):
     harness.upstream.commit({"README.md": b"# Second\n"})
 
     harness.stage()
@@ -29,7 +29,7 @@ def test_clone_without_commit_is_shallow(harness):
     assert run_git("rev-list", "--count", "HEAD", directory=harness.workspace) == "1"
 
 
-def test_clone_with_commit_includes_history(harness):
+def test_clone_with_a_commit_includes_the_history(harness):
     second = harness.upstream.commit({"README.md": b"# Second\n"})
     harness.upstream.commit({"README.md": b"# Third\n"})
 
@@ -182,7 +182,7 @@ def test_legacy_commit_format_errors_are_tolerated(harness):
     assert harness.stage() == name
 
 
-def test_credentials_come_from_the_server_users_configuration(harness):
+def test_credentials_come_from_the_configuration_of_the_server_user(harness):
     store = harness.root / "home" / "credentials"
     store.parent.mkdir()
     harness.server.credentials = "me:let-me-in"
@@ -206,7 +206,7 @@ def test_credentials_from_an_extra_header_are_used(harness):
     assert (harness.workspace / "README.md").exists()
 
 
-def test_users_default_configuration_files_are_read(harness):
+def test_default_configuration_files_of_the_user_are_read(harness):
     home, config = harness.root / "home", harness.root / "xdg"
     (config / "git").mkdir(parents=True)
     home.mkdir()
@@ -223,7 +223,7 @@ def test_users_default_configuration_files_are_read(harness):
 
 
 @pytest.mark.parametrize("url", ["ssh://git@git.example/{path}", "git@git.example:{path}"])
-def test_ssh_command_of_the_servers_user_is_used(harness, url):
+def test_ssh_command_of_the_server_user_is_used(harness, url):
     ssh = harness.root / "ssh"
     # Simulates ssh: logs its arguments and runs the last argument, as the remote host would.
     ssh.write_text(f'#!/bin/sh\necho "$@" >> {harness.root}/calls\nfor command; do :; done\nexec sh -c "$command"\n')

@@ -382,7 +382,7 @@ def test_commit_with_unusable_paths_is_refused(harness, monkeypatch, bound, mess
     assert message in clone_error(harness)
 
 
-def test_disk_full_during_pack_copy_is_reported(harness, monkeypatch):
+def test_full_disk_during_the_copy_of_a_pack_is_reported(harness, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -88,7 +88,7 @@ def test_submit_uses_the_id_option(run_cli, task, api, manifest):
     assert sent["claude"]["prompt"] == "Fix it"
 
 
-def test_manifest_with_replaced_id_is_valid(run_cli, task, api, manifest):
+def test_manifest_with_a_replaced_id_is_valid(run_cli, task, api, manifest):
     from doubles.manifests import parse_manifest
 
     run_cli("task", "submit", manifest, "--id", "mine-1")
@@ -506,7 +506,7 @@ def test_status_shows_runtime_and_tier_without_repetition(run_cli, api, runtime,
 
 
 @pytest.mark.parametrize("is_preserved", [True, False])
-def test_preserved_sandbox_suggests_release_and_shell(run_cli, api, is_preserved):
+def test_output_suggests_release_and_shell_if_the_sandbox_is_preserved(run_cli, api, is_preserved):
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed_preserved", sandbox_kept=is_preserved)))
     output = run_cli("task", "status", TASK_ID).stdout.decode() + run_cli("task", "wait", TASK_ID).stderr.decode()
     assert output.count(f"sandbox task release {TASK_ID}") == 2 * is_preserved
@@ -708,7 +708,7 @@ def test_list_sends_searches(run_cli, api):
         ("--outcome", "x", "unknown outcome 'x'; the outcomes are active, succeeded, failed, cancelled"),
     ],
 )
-def test_unknown_state_or_outcome_names_a_similar_one(run_cli, option, value, message):
+def test_error_about_an_unknown_state_or_outcome_suggests_a_similar_one(run_cli, option, value, message):
     result = run_cli("task", "list", option, value)
     assert (result.returncode, result.stderr.decode().splitlines()[-1].partition(": ")[2]) == (
         2,
@@ -1085,7 +1085,7 @@ def test_watch_prints_events_with_their_positions_as_json(run_cli, api, state_st
     assert sent == ["c0-0", "c0-2"]
 
 
-def test_release_prints_the_servers_message(run_cli, api):
+def test_release_prints_the_message_of_the_server(run_cli, api):
     response = {"success": True, "task_id": TASK_ID, "message": "Released."}
     api.on("DELETE", f"/tasks/{TASK_ID}/vm", json_response(response))
     assert run_cli("task", "release", TASK_ID).stderr == b"Released.\n"
@@ -1093,7 +1093,7 @@ def test_release_prints_the_servers_message(run_cli, api):
     assert run_cli("task", "release", "other").returncode == 3
 
 
-def test_delete_prints_the_servers_message(run_cli, api):
+def test_delete_prints_the_message_of_the_server(run_cli, api):
     response = {"success": True, "task_id": TASK_ID, "message": "Deleted."}
     api.on("DELETE", f"/tasks/{TASK_ID}/data", json_response(response))
     assert run_cli("task", "delete", TASK_ID, "--yes").stderr == b"Deleted.\n"
@@ -1268,7 +1268,7 @@ NOT_FOUND = error_response(404, "task_not_found", "There is no task 'fix-baskt';
 @pytest.mark.parametrize(
     ("ids", "question"), [(["fix-1", "fix-basket"], " Did you mean fix-basket?"), (["other"], ""), ([], "")]
 )
-def test_unknown_id_suggests_a_similar_one_and_the_command_that_lists_tasks(run_cli, api, ids, question):
+def test_error_about_an_unknown_id_suggests_a_similar_id_and_the_list_command(run_cli, api, ids, question):
     api.on("GET", "/tasks/fix-baskt", NOT_FOUND)
     page = {"tasks": [task_status("completed", one) for one in ids], "total_count": len(ids), "next_cursor": None}
     api.on("GET", "/tasks", json_response(page) if ids else error_response(500, "internal_error", "Broken."))

@@ -40,7 +40,7 @@ def api_with_tasks(api):
     return api
 
 
-def test_keys_select_watch_return_and_quit(api_with_tasks, on_terminal, terminal):
+def test_keys_select_a_task_open_and_close_its_events_and_quit(api_with_tasks, on_terminal, terminal):
     terminal.resize(80, 24)
     before = termios.tcgetattr(terminal.child_fd)
     process = on_terminal("top", "--no-color")
