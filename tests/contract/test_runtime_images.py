@@ -33,7 +33,7 @@ def image(tmp_path_factory):
 
 @pytest.fixture
 def run_line(runtime, disk, image, tmp_path):
-    """A function that runs a shell line in a sandbox with the image, and returns stdout and stderr."""
+    """Return a function that runs a shell line in a sandbox with the image, and returns stdout and stderr."""
     program = tmp_path / "program"
     program.write_bytes(b"#!/bin/sh\necho brought\n")
     program.chmod(0o755)

@@ -204,7 +204,7 @@ def test_unread_timestamps_are_bounded_or_counted(runtime: Runtime, disk: Path):
         pytest.skip("the message is unsupported or uses the guest's memory")
     usage, result = measure(runtime, disk, _TIMESTAMPS_NEVER_READ)
     assert usage.received_bytes is not None, result
-    # On older kernels, the sysctl that limits timestamps is global, so they are counted instead.
+    # On older kernels, the sysctl that limits timestamps is global, so timestamps are counted instead.
     assert usage.received_bytes < MEBIBYTE or "time stamps" in usage.find_exceeded_limit()
 
 
@@ -584,7 +584,7 @@ report("held"); time.sleep(600)
 
 
 def measure_held(runtime: Runtime, disk: Path, source: str, memory_bytes: int, *, exceeds: bool) -> KernelUsage:
-    """Return the usage after the program has reported `held`; see `poll_usage`."""
+    """Run the program until it has printed `held`, and return the result of `poll_usage`."""
 
     async def scenario() -> KernelUsage:
         async with ready_sandbox(runtime, disk, memory_bytes=memory_bytes, processes_max=512) as sandbox:

@@ -43,7 +43,7 @@ time.sleep(600)
 
 
 def measure(runtime: Runtime, disk: Path, source: str) -> KernelUsage:
-    """Return the usage of kernel resources after the program has printed `held`."""
+    """Run the program until it has printed `held`; return its usage of kernel resources."""
 
     async def scenario() -> KernelUsage:
         async with ready_sandbox(runtime, disk) as sandbox:

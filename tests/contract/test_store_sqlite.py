@@ -835,7 +835,7 @@ def test_row_with_the_content_of_another_task_is_outdated(path):
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_row_with_a_wrong_time_is_reported_as_damaged_in_lists_sorted_by_that_time(path, order):
-    """Otherwise, a query for the oldest tasks would end at this row."""
+    """If the list contained the row, a query for the oldest tasks would end at this row."""
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 5)
     for item in (known, IndexedTask(submitted("b"), 5)):

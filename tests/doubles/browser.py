@@ -128,7 +128,7 @@ class Browser:
         self.console_errors[:] = [text for text in self.console_errors if not any(part in text for part in parts)]
 
     def assert_no_errors(self, *servers):
-        """Fail on console errors, and on requests to any server except these. servers: base URLs."""
+        """Fail on console errors, and on requests to other servers. servers: the base URLs of the allowed servers."""
         prefixes = tuple(f"{server}/" for server in servers)
         others = [request.url for request in self.requests if not request.url.startswith(prefixes)]
         assert (self.console_errors, others) == ([], [])

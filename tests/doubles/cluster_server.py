@@ -78,7 +78,7 @@ class FakeEngine:
 class ClusterServer:
     """The jobs of one server, and its connections. `restart` replaces the server, as after a crash.
 
-    host_key: the key with which workers have to prove their host, or None.
+    host_key: the key with which workers have to prove their host; None if no proof is required.
     """
 
     def __init__(self, directory, engine=None, lease_seconds=600.0):
@@ -153,7 +153,7 @@ class ClusterServer:
 
     @contextlib.asynccontextmanager
     async def connect(self, *messages, uses_tls=True):
-        """Connect as a worker does, and send messages."""
+        """Connect like a worker, and send these messages."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         client = WorkerConnection(

@@ -83,7 +83,7 @@ def _import_all():
 
 
 def _warm_caches():
-    """Fill caches that do not change later: routes, schemas, pages."""
+    """Fill the caches of routes, schemas and pages, whose content does not change later."""
     from sandbox.agents import registered_agents
     from sandbox.api.app import create_api_schema_app
     from sandbox.bootstrap.settings import load

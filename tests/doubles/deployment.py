@@ -163,11 +163,11 @@ def preinstall_agent(data_dir):
 
 
 class Deployment:
-    """A server and its data directory, a git host and a model. Each program is a process; `close` stops all.
+    """A server and its data directory, a git host and a model. Each program is a process; `close` stops all processes.
 
     command_prefix: the words before the command that starts the server.
-    forks: fork programs instead of starting an interpreter, which takes a second. Programs with a command prefix are
-        never forked.
+    forks: whether to fork programs instead of starting an interpreter, which takes a second. Programs with a command
+        prefix are never forked.
     """
 
     def __init__(self, directory, *, command_prefix=(), address="127.0.0.1", namespace=None, forks=True):
@@ -225,7 +225,8 @@ class Deployment:
     def start_server(self, *, ports=(0, 0), python=None, **environment):
         """Start the server.
 
-        ports: of the REST and WebSocket APIs; 0 for any. python: the interpreter of another version of Sandbox.
+        ports: the ports of the REST and WebSocket APIs; 0 selects a free port. python: the interpreter of another
+        version of Sandbox.
         """
         if not self.command_prefix and not (self.data_dir / "agent").exists():
             preinstall_agent(self.data_dir)

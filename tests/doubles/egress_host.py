@@ -16,7 +16,10 @@ MODEL = "http://127.0.0.9:9"
 
 
 def client_hello(name: str, *, has_ech: bool = False, extra_extensions: bytes = b"") -> bytes:
-    """Return a minimal ClientHello. has_ech: include an encrypted inner ClientHello; extra_extensions: appended."""
+    """Return a minimal ClientHello.
+
+    has_ech: whether to include an encrypted inner ClientHello. extra_extensions: extensions to append.
+    """
     names = b"\0" + len(name).to_bytes(2) + name.encode()
     extension = b"\0\0" + (len(names) + 2).to_bytes(2) + len(names).to_bytes(2) + names
     extension += b"\xfe\x0d\0\4\0\1\2\3" if has_ech else b""

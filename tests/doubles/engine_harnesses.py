@@ -96,7 +96,7 @@ class Job:
         return len(self.activity.read("heartbeat"))
 
     async def is_alive(self):
-        """Return whether a worker is running. A worker that is only slow on a busy machine counts as alive."""
+        """Return whether a worker is running. Wait long enough to detect a worker that is slow on a busy machine."""
         before = self.count_heartbeats()
         deadline = time.monotonic() + 3.0
         while time.monotonic() < deadline:

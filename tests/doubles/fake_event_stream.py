@@ -6,7 +6,7 @@ import json
 class FakeEventStream:
     """Responds to a page's requests for a task's events. `send` adds events, one message per call.
 
-    requests: the URLs of the requests; is_missing: respond with 404.
+    requests: the URLs of the requests; is_missing: whether to respond with 404.
     """
 
     def __init__(self, page, task_id):

@@ -13,9 +13,10 @@ TOKEN = "hvs.the-token-of-the-server"
 
 
 class FakeVault(ThreadingHTTPServer):
-    """A fake Vault. `secrets`: fields, keyed by the path in the mount.
+    """A fake Vault.
 
-    Paths in `denied` get a 403; `status` overrides everything.
+    secrets: the fields of each secret, keyed by its path in the mount. denied: paths that get a 403. status: if set,
+    the status of every response.
     """
 
     daemon_threads = True

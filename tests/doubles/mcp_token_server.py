@@ -53,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def served_over_http():
-    """Serve on loopback until the block ends; yields the URL."""
+    """Serve on loopback until the block ends; yield the URL."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()

@@ -39,7 +39,7 @@ def as_task_item(task: Task) -> Task:
 
 
 class MemoryStore:
-    """Implements `Store`, thread-safe, without persistence."""
+    """A thread-safe implementation of `Store` without persistence."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, IndexedTask] = {}

@@ -2,8 +2,8 @@
 
 Runners are real. They run on this machine, on a host with a daemon, or on the workers of a cluster.
 
-Run as a program, the module launches an attempt and waits to be killed. Its arguments are the kind, the directory, the
-repository URL and the task id.
+Run as a program, the module launches an attempt and waits to be killed. Its arguments are the kind of host, the
+directory, the repository URL and the task id.
 """
 
 import asyncio

@@ -365,7 +365,7 @@ class _Supervisor:
         _wait(lambda: _succeeds("scontrol", "ping"))
 
     def _wait_until_ready(self, host):
-        """Wait until the host runs a job. An idle node may not have registered yet."""
+        """Wait until the host runs a job. A host that Slurm lists as idle may not have registered yet."""
         job = ("sbatch", "--quiet", "--wait", "--output=/dev/null", f"--nodelist={host}", "--wrap=true")
         _wait(lambda: _succeeds(*job))
 

@@ -48,7 +48,7 @@ class Injection:
 
 @contextlib.contextmanager
 def injected_fault(pid, fault, log):
-    """Inject the fault into a server and its template of runners, including their threads and new child processes."""
+    """Inject the fault into a server and the process that forks runners, including threads and new child processes."""
     log.unlink(missing_ok=True)
     pids = [pid, *_runner_templates(pid)]
     process_options = [word for each in pids for word in ("-p", str(each))]
@@ -72,7 +72,7 @@ def injected_fault(pid, fault, log):
 
 
 def _runner_templates(server_pid):
-    """Return the pids of the server's templates of runners: one after the first launch."""
+    """Return the pids of the processes from which the server forks runners. After the first launch, there is one."""
     children = Path(f"/proc/{server_pid}/task").glob("*/children")
     pids = [pid for path in children for pid in path.read_text().split()]
     return [pid for pid in pids if b"--template-fd=" in Path(f"/proc/{pid}/cmdline").read_bytes()]

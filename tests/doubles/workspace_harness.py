@@ -216,7 +216,7 @@ class WorkspaceHarness:
         return clone
 
     def verify_patch(self, base_commit: str) -> bytes:
-        """Create the patch and check that applying it reproduces the tree, in index and work tree."""
+        """Create the patch. Check that applying it reproduces the tree in the index and in the work tree."""
         patch = self.patch(base_commit)
         clone = self.apply(base_commit, patch)
         assert snapshot(clone) == snapshot(self.workspace)

@@ -138,7 +138,7 @@ succeeded()""", ("files",)),
 
 
 def _kernel_calls():
-    # `past`: errors such as EINVAL, EFAULT and ENOEXEC, which occur after the permission check.
+    # `past` lists errors such as EINVAL, EFAULT and ENOEXEC. They show that the call has passed the permission check.
     yield Attack("the kernel keyring", """
 call("add_key", b"user", MARKER.encode(), b"x", 1, -4)
 succeeded()""", OWN_FILE, unchanged_observers=("keys",))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Tests of the attacks and their controls, which are their legitimate counterparts.
+"""Tests of the attacks and their controls. A control is the legitimate counterpart of an attack.
 
 There is one test module per runtime, so that the tests of different runtimes can run in parallel.
 """

@@ -67,7 +67,7 @@ def read_process(pid):
 
 
 def _stat(directory):
-    """Return the fields of stat after the name, starting with the state."""
+    """Return the fields of /proc/PID/stat that follow the name, starting with the state."""
     return _read(directory / "stat").rpartition(") ")[2].split()
 
 

@@ -43,7 +43,7 @@ def is_proven(verdict):
 
 
 class Table:
-    """The table. outcomes: `{(kind, row): {runtime: outcome}}`; runs: `{runtime: (date, versions)}`."""
+    """The table of attacks. outcomes: `{(kind, row): {runtime: outcome}}`; runs: `{runtime: (date, versions)}`."""
 
     def __init__(self, outcomes=None, runs=None):
         self.outcomes, self.runs = outcomes or {}, runs or {}
@@ -87,7 +87,7 @@ class Table:
 
 
 def parse(text):
-    """Parse the table of a document, whatever its rows and runtimes."""
+    """Parse the table of a document. The table can have any rows and runtimes."""
     table, kind, runtimes = Table(), None, []
     kinds = {title: kind for kind, title in _TITLES.items()}
     found = _BLOCK.search(text)

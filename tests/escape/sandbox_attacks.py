@@ -180,7 +180,7 @@ def run(source, prelude_globals, output, report_fd, hold_seconds):
         reports.report_setup_failure(error)
     finally:
         if reports.has_succeeded and os.getpid() == own_pid:
-            # Keep the effects of the attack until the host has taken a sample.
+            # The effects of the attack are kept, so that the host can take a sample.
             begin = time.time()
             time.sleep(hold_seconds)
             reports.report_hold(begin, time.time())

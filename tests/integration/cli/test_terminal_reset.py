@@ -23,7 +23,7 @@ time.sleep(60)
 
 @pytest.fixture
 def show(tmp_path):
-    """Return the lines of a terminal in which a program has written its output and reset the terminal."""
+    """Return a function that runs a program, which resets the terminal, and returns the lines of the terminal."""
     tmux = ["tmux", "-S", str(tmp_path / "tmux"), "-f", "/dev/null"]
 
     def run(*arguments):

@@ -334,7 +334,7 @@ async def test_directories_of_a_task_that_was_not_recorded_are_removed_at_the_ne
 
 
 async def test_results_of_a_task_whose_journal_consists_of_zeros_are_kept(components, caplog):
-    """A backup contains zeros in place of a file that could not be read, and no index."""
+    """A backup contains zeros in place of a file that could not be read. It contains no index."""
     async with components.server() as service:
         await submit_ended(components, service)
         await submit_continuation(components, service, "task-1", "task-2")

@@ -157,7 +157,7 @@ def test_claude_md_files_and_rules_are_read(run):
 
 
 def test_hostile_repository_takes_over_the_agent_without_sandbox_options(tmp_path):
-    """The control: these attacks work without Sandbox's options, so the test above would detect them."""
+    """The control for `test_hostile_repository_has_no_effect`: these attacks work without Sandbox's options."""
     completed, model = run_agent(
         tmp_path,
         PRINT_ENVIRONMENT_TURN,

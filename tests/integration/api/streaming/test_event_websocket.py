@@ -57,7 +57,7 @@ async def test_stream_sends_all_events_and_closes_at_the_end(running_api):
 
 
 async def test_large_event_is_sent_in_fragments_of_whole_characters(running_api):
-    """Otherwise, the server would keep several copies of the event for each client that does not read."""
+    """If it were sent whole, the server would keep several copies of the event for each client that does not read."""
     text = "😀é€a" * 40_000 + "\n"
     async with running_api() as api:
         api.tasks.add("task-001", *TO_RUNNING, e.Output.from_bytes("stdout", text.encode()), *TO_COMPLETED)

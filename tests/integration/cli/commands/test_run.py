@@ -219,7 +219,9 @@ def test_unpushed_changes_are_rejected_before_submission(api, run_cli, checkout)
     assert api.requests == []
 
 
-def test_include_dirty_sends_changes_and_applies_the_patch_on_top_of_them(api, completed_task, run_cli, checkout):
+def test_include_dirty_option_sends_changes_and_applies_the_patch_on_top_of_them(
+    api, completed_task, run_cli, checkout
+):
     pushed = head(checkout)
     (checkout / "committed.txt").write_text("here only\n")
     commit(checkout, "Here only")
@@ -293,7 +295,7 @@ def test_skip_worktree_and_assume_unchanged_files_are_not_sent(api, completed_ta
     assert (b"hunter2" in patch, b"changed" in patch) == (False, True)
 
 
-def test_include_dirty_works_without_a_git_index(api, completed_task, run_cli, checkout):
+def test_include_dirty_option_works_without_a_git_index(api, completed_task, run_cli, checkout):
     (checkout / ".git" / "index").unlink()
     (checkout / "src" / "app.py").write_text("print('changed')\n")
     result = run_cli("run", "Go.", "--include-dirty", cwd=checkout)
@@ -302,7 +304,7 @@ def test_include_dirty_works_without_a_git_index(api, completed_task, run_cli, c
     assert (b"-print('hello')" in patch, b"+print('changed')" in patch) == (True, True)
 
 
-def test_include_dirty_sends_no_patch_for_a_clean_checkout(api, completed_task, run_cli, checkout):
+def test_include_dirty_option_sends_no_patch_for_a_clean_checkout(api, completed_task, run_cli, checkout):
     assert run_cli("run", "Go.", "--include-dirty", cwd=checkout).returncode == 0
     assert "patch" not in submitted(api)["repository"]
 
@@ -324,7 +326,7 @@ def test_huge_file_is_rejected_before_it_is_read(api, run_cli, checkout):
 
 
 @pytest.mark.parametrize("name", ["checkout", 'a "checkout": mine'])
-def test_include_dirty_leaves_no_objects_in_the_repository(api, completed_task, run_cli, checkout, name):
+def test_include_dirty_option_leaves_no_objects_in_the_repository(api, completed_task, run_cli, checkout, name):
     checkout = checkout.rename(checkout.with_name(name))
     (checkout / "untracked.bin").write_bytes(os.urandom(1000))
     before = git("count-objects", "-v", cwd=checkout)
@@ -375,7 +377,7 @@ def test_nested_repository_is_rejected(api, run_cli, checkout):
     assert b"below/nested/ is a separate git repository, which cannot be sent." in result.stderr
 
 
-def test_leave_dirty_keeps_local_changes(api, completed_task, run_cli, checkout):
+def test_leave_dirty_option_keeps_local_changes(api, completed_task, run_cli, checkout):
     pushed = head(checkout)
     (checkout / "README.md").write_text("mine\n")
     commit(checkout, "Here only")

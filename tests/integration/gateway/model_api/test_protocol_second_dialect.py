@@ -410,7 +410,7 @@ def test_error_for_a_missing_server_key_names_the_variable_of_the_api():
 
 
 class UnvalidatedUsageDialect(ResponsesApi):
-    """Returns a request's usage and limits without validating them."""
+    """A dialect that returns the given usage and the limits of the request without validating them."""
 
     def __init__(self, usage: Usage) -> None:
         self.usage = usage
@@ -477,7 +477,7 @@ def test_request_with_an_impossible_limit_is_rejected(limit):
 
 
 class AuthTokenDialect(ResponsesApi):
-    """Sends the server's token even if the server also has a key."""
+    """A dialect that sends the server's token even if the server also has a key."""
 
     def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:
         return b"authorization", b"Bearer " + upstream.auth_token.encode()

@@ -73,7 +73,7 @@ print("all")
 """
 
 
-def test_programs_continue_when_interrupted():
+def test_programs_continue_after_their_calls_are_interrupted():
     with subprocess.Popen([sys.executable, "-c", _INTERRUPTED_PROGRAM], stdout=subprocess.PIPE, text=True) as program:
         try:
             count = 0

@@ -225,7 +225,7 @@ def test_default_configuration_files_of_the_user_are_read(harness):
 @pytest.mark.parametrize("url", ["ssh://git@git.example/{path}", "git@git.example:{path}"])
 def test_ssh_command_of_the_server_user_is_used(harness, url):
     ssh = harness.root / "ssh"
-    # Simulates ssh: logs its arguments and runs the last argument, as the remote host would.
+    # This program simulates ssh: it logs its arguments and runs the last argument, as the remote host would.
     ssh.write_text(f'#!/bin/sh\necho "$@" >> {harness.root}/calls\nfor command; do :; done\nexec sh -c "$command"\n')
     ssh.chmod(0o755)
     harness.configure(f"[core]\n\tsshCommand = {ssh} -4\n[ssh]\n\tvariant = ssh")

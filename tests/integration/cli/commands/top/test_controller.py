@@ -76,7 +76,7 @@ def test_question_mark_shows_the_help(api_with_tasks, on_terminal, terminal):
 
 
 @pytest.mark.parametrize("key", [b"q", b"\x1b"])
-def test_key_returns_from_the_events_of_a_running_task_without_echo(api_with_tasks, on_terminal, terminal, key):
+def test_key_closes_the_events_of_a_running_task_and_is_not_echoed(api_with_tasks, on_terminal, terminal, key):
     released = threading.Event()
 
     def events():
