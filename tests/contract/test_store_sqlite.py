@@ -425,7 +425,7 @@ def test_changed_tasks_are_read_with_an_sql_index(path):
         TaskQuery(frozenset({TaskState.FAILED}), created_after=datetime(2026, 1, 1, tzinfo=UTC), with_totals=True),
     ],
 )
-def test_totals_read_only_an_sql_index(path, query):
+def test_totals_are_read_from_an_sql_index_without_the_rows(path, query):
     store = SqliteStore(path)
     with store._connections.read_transaction() as connection:
         page = PageReader(store._sql, query)

@@ -52,7 +52,7 @@ def test_host_is_unchanged(attack_run):
     assert verdict.outcome is Outcome.REQUIREMENT_MET, verdict
 
 
-def test_server_runs_as_the_ordinary_user(attack_run):
+def test_server_runs_as_an_ordinary_user(attack_run):
     assert Path(f"/proc/{attack_run.deployment.server.ready_message['pid']}").stat().st_uid == USER
 
 

@@ -18,7 +18,7 @@ from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.worker import HostKeyError, WorkerUnusableError, lock_task, read_host_key
 
 
-def test_task_is_locked_by_one_worker(tmp_path, monkeypatch):
+def test_only_one_worker_can_lock_a_task(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "_LOCK_SECONDS", 0.2)
     with lock_task(tmp_path / "task-1"):
         with lock_task(tmp_path / "task-2"):

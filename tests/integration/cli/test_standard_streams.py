@@ -39,7 +39,7 @@ def test_output_to_a_closed_stream_is_not_a_failure(api, run_closed, closed):
     assert bool(result.stdout) == (">&-" not in closed.split())
 
 
-def test_closed_stdin_reads_as_empty(run_closed):
+def test_closed_stdin_behaves_like_an_empty_file(run_closed):
     empty = run_closed("</dev/null", *SANDBOX, "task", "validate", "-")
     closed = run_closed("<&-", *SANDBOX, "task", "validate", "-")
     assert (closed.returncode, closed.stderr) == (empty.returncode, empty.stderr) == (9, empty.stderr)

@@ -112,7 +112,7 @@ async def open_websocket(app):
     return connection, transport, client
 
 
-async def test_stalled_client_gets_a_pong_for_the_latest_ping_only():
+async def test_stalled_client_gets_a_pong_only_for_the_latest_ping():
     async def app(scope, receive, send):
         await receive()
         await send({"type": "websocket.accept"})

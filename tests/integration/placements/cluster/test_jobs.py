@@ -310,7 +310,7 @@ async def test_workers_that_end_soon_after_their_claim_are_replaced_after_growin
     assert [round(pause) for pause in pauses] == [2, 4, 8, 0]
 
 
-async def test_liveness_is_unknown_for_one_lease_if_the_stored_job_is_lost(server, monkeypatch):
+async def test_liveness_is_unknown_for_the_duration_of_one_lease_if_the_stored_job_is_lost(server, monkeypatch):
     assert server.jobs.liveness("task-9") is Liveness.UNKNOWN
     monkeypatch.setattr(jobs, "takeover_seconds", lambda _: 0.0)
     assert server.jobs.liveness("task-9") is Liveness.FREE

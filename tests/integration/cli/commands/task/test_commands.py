@@ -1027,7 +1027,7 @@ def test_errors_include_the_set_option_or_the_file_position(run_cli, api, manife
     ]
 
 
-def test_single_error_of_a_set_option_is_one_line(run_cli, api, manifest):
+def test_single_error_of_a_set_option_is_printed_on_one_line(run_cli, api, manifest):
     detail = {**FIELD_ERROR, "field": "vm.cpu", "message": "is an unknown field; did you mean 'cpus'?"}
     api.on("POST", "/tasks", error_response(400, "invalid_manifest", "The manifest has 1 error.", [detail]))
     result = run_cli("task", "submit", manifest, "--set", "vm.cpu=2")
