@@ -173,7 +173,7 @@ async def test_worker_that_does_not_start_is_replaced(server, job, phase):
 
 @pytest.mark.parametrize("host", ["host-2", ""])
 async def test_end_of_a_job_on_another_host_does_not_prove_the_end_of_the_worker(server, job, host):
-    """Slurm may start a job or its duplicate again while the host of the first worker is unreachable."""
+    """While the host of the first worker is unreachable, Slurm may start the job again, or start a duplicate."""
     await lose_contact(server, job)
     server.engine.statuses[job.name] = JobStatus(JobPhase.ENDED, host)
     await wait_until(lambda: job.phase is JobPhase.UNREACHABLE)
