@@ -62,7 +62,7 @@ TOOLS = frozenset({"Task", "Bash", "Read", "mcp__git_hub__get_issue"})
         *("mcp__git_hub", "mcp__git_hub__*", "mcp__git_hub__get_issue", "mcp__empty", "mcp__empty__*"),
     ],
 )
-def test_available_tools_are_known(entry):
+def test_entry_for_an_available_tool_is_known(entry):
     assert unknown_entries([entry], TOOLS, ["git.hub", "empty"], str) == []
 
 
@@ -73,7 +73,7 @@ def test_available_tools_are_known(entry):
         *("mcp__git", "mcp__other", "mcp__git_hub__get", "mcp__git_hub__get_issues", "mcp__empty__tool", "mcp__"),
     ],
 )
-def test_unavailable_tools_are_unknown(entry):
+def test_entry_for_an_unavailable_tool_is_unknown(entry):
     assert unknown_entries(["Read", entry], TOOLS, ["git.hub", "empty"], str) == [entry]
 
 

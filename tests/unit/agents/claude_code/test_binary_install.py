@@ -23,7 +23,7 @@ def test_find_binary_returns_the_executable():
     assert os.access(find_binary(), os.X_OK)
 
 
-def test_copy_is_execute_only_and_named_by_version(tmp_path, source):
+def test_copy_is_execute_only_and_named_after_its_version(tmp_path, source):
     copy = install_binary(tmp_path / "data", source)
     assert stat.S_IMODE(copy.stat().st_mode) == 0o111
     assert copy.name.startswith("claude-9.8.7-")

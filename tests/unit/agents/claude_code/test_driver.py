@@ -13,7 +13,7 @@ COMMANDS = ["/clear", "/compact", "/init now", "/nope", " /clear", " /compact"]
 COMMANDS_AFTER_BLANKS = [
     f"{blank}/clear" for blank in ("\ufeff", "\n\ufeff ", "\u00a0", "\u2028\ufeff\u3000", "\u2028 \ufeff\u00a0")
 ]
-"""Commands after blank characters, which Claude Code trims."""
+"""Slash commands that follow blank characters. Claude Code trims these characters."""
 
 BINARY = Path("/data/agent/claude-1")
 
@@ -28,7 +28,7 @@ def value_of(argv, option):
     return argv[argv.index(option) + 1]
 
 
-def test_command_has_session_model_and_max_turns():
+def test_command_has_the_session_id_and_model_and_max_turns():
     argv = prepare(model="claude-x", max_turns=7).command.argv
     assert value_of(argv, "--session-id") == "the-session"
     assert value_of(argv, "--max-turns") == "7"
@@ -49,7 +49,7 @@ def test_settings_and_mcp_servers_of_repository_and_home_are_ignored():
     assert "--strict-mcp-config" in argv
 
 
-def test_sandbox_runs_the_servers_copy_of_claude_code():
+def test_sandbox_runs_the_server_copy_of_claude_code():
     start = prepare()
     assert start.programs == {BINARY: start.command.argv[0]}
 
@@ -62,7 +62,7 @@ def test_agent_starts_in_subpath_and_loads_each_parent_claude_md():
     assert prepare().command.directory == "/workspace"
 
 
-def test_agent_environment_is_independent_of_the_servers_environment(monkeypatch):
+def test_agent_environment_is_independent_of_the_server_environment(monkeypatch):
     before = prepare().command.environment
     monkeypatch.setenv("ANTHROPIC_API_KEY", "the-servers-own-key")
     monkeypatch.setenv("ANTHROPIC_BASE_URL", "https://elsewhere.example")

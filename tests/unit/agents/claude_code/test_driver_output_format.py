@@ -32,7 +32,7 @@ def test_result_without_text_renders_nothing(result):
 
 
 @pytest.mark.parametrize("result", [RESULT, MAX_TURNS_REACHED])
-def test_json_format_is_the_result_on_one_line(result):
+def test_json_format_contains_the_result_on_one_line(result):
     rendered = render("json", result)
     assert rendered.endswith(b"}\n")
     assert rendered.count(b"\n") == 1

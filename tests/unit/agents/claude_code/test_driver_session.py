@@ -116,7 +116,7 @@ def test_session_must_be_a_regular_file(tmp_path, projects, make):
     assert not has_session(tmp_path)
 
 
-def test_other_file_in_the_directory_does_not_hide_the_session(tmp_path, projects):
+def test_another_file_in_the_directory_does_not_hide_the_session(tmp_path, projects):
     (projects / "a-file").touch()
     write_session(projects)
     assert has_session(tmp_path)

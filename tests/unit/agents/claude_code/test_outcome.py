@@ -131,12 +131,12 @@ def test_malformed_result_is_an_error_without_reason(result):
         ),
     ],
 )
-def test_error_result_has_a_reason_for_programs(result, reason):
+def test_error_result_has_a_machine_readable_reason(result, reason):
     failure = determine_failure(ExitStatus(1), {"is_error": True, **result}, b"")
     assert (failure.code, failure.reason) == ("agent_failed", reason)
 
 
-def test_bad_exit_has_a_reason_and_other_codes_have_none():
+def test_failed_exit_has_a_reason_but_other_failures_have_none():
     failures = [
         determine_failure(ExitStatus(1), None, b""),
         determine_failure(ExitStatus(137), {"is_error": False}, b""),

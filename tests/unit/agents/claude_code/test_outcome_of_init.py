@@ -29,7 +29,7 @@ def test_init_lists_tools_and_mcp_servers():
     assert ready == ClaudeReady(frozenset({"Bash", "Read"}), {"github": "connected"})
 
 
-def test_only_first_init_of_the_session_counts():
+def test_only_the_first_init_message_of_the_session_counts():
     parser = ClaudeOutputParser("the-session")
     assert parser.parse_line(init("another", tools=["Forged"])) is None
     notice = AgentMessage("Claude Code started with its model", "notice")

@@ -557,7 +557,7 @@ def test_indentation_does_not_multiply_the_size_of_a_line():
     assert shown.input["todos"] == json.dumps(small["todos"], indent=2)
 
 
-# Memory for the events of one line. All of them stay in memory until the last one is recorded.
+# Memory for the events of one line: all of the events stay in memory until the last one is recorded.
 
 WIDE = "\N{GRINNING FACE}"
 """A string that contains this character uses four bytes for each character."""

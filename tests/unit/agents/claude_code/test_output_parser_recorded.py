@@ -61,7 +61,7 @@ def test_completed_run_is_a_success(name, summary):
 
 
 @pytest.mark.parametrize(("name", "init_count"), [("success_with_tools", 1), ("background_command", 2)])
-def test_agent_ready_is_reported_once(name, init_count):
+def test_agent_readiness_is_reported_once(name, init_count):
     assert sum(b'"subtype":"init"' in line for line in recorded(name)) == init_count
     events, _ = replay(name)
     (ready,) = [event for event in events if isinstance(event, ClaudeReady)]

@@ -63,7 +63,7 @@ def test_long_prompt_price_applies_from_the_first_token():
         ({"fallbacks": [{"model": "nobody-knows-it"}]}, "claude-haiku-4-5"),
     ],
 )
-def test_bound_is_for_the_most_expensive_model_of_a_request(fields, model):
+def test_cost_bound_uses_the_most_expensive_model_of_a_request(fields, model):
     bound = estimate_cost_bound({"model": "claude-haiku-4-5", "max_tokens": 5} | fields, 300)
     assert (bound.model, bound.input_tokens, bound.output_tokens_max) == (model, 100, 5)
 

@@ -77,7 +77,7 @@ def test_server_tool_type_is_detected_at_any_position(kind, position):
 
 
 @pytest.mark.parametrize("kind", ["mcp_toolset_x", "xmcp_toolset", "text", "web_fetch_2025091", 7, None])
-def test_unknown_type_is_external_access_only_among_tools(kind):
+def test_unknown_type_counts_as_external_access_only_among_tools(kind):
     assert access_reason(content=[{"type": kind, "name": "x"}]) is None
     assert (access_reason(tools=tool(kind)) is None) == (kind is None)
 
@@ -122,7 +122,7 @@ def test_schema_is_not_inspected_but_other_tool_fields_are():
 
 
 @pytest.mark.parametrize("kind", ["server_tool_use", "mcp_tool_use"])
-def test_server_tool_call_is_external_access_and_its_input_is_data(kind):
+def test_server_tool_call_counts_as_external_access_and_its_input_as_data(kind):
     message = "A call to a server tool"
     assert access_reason(content=[{"type": kind, "name": "web_search", "input": {"Tools": 1}}]) == message
     assert unknown_fee(content=[{"type": kind, "name": "web_search", "input": {"Tools": 1}}]) is None
@@ -132,13 +132,13 @@ def test_server_tool_call_is_external_access_and_its_input_is_data(kind):
 
 @pytest.mark.parametrize("shape", ["web_fetch_20250910", 7, True, [["x"]]])
 @pytest.mark.parametrize("position", ["tool", "tools", "definition"])
-def test_tool_of_unknown_shape_is_external_access(position, shape):
+def test_tool_of_unknown_shape_counts_as_external_access(position, shape):
     assert access_reason(**{position: shape}) == "A tool of unknown shape"
     assert access_reason(other=shape) is None
     assert access_reason(**{position: None}) is None
 
 
-def test_type_of_unknown_shape_is_external_access():
+def test_type_of_unknown_shape_counts_as_external_access():
     for kind in (["custom"], {"a": 1}, 7, True):
         assert access_reason(tools=tool(kind)) == "A tool of unknown type"
         assert access_reason(content={"source": {"type": kind}}) == "A source of unknown type"
@@ -153,7 +153,7 @@ def test_type_of_unknown_shape_is_external_access():
         {"content": [{"type": f"{LONGEST_STRING}x"}]},
     ],
 )
-def test_type_that_is_too_long_may_be_a_tool(fields):
+def test_overlong_type_counts_as_a_tool_of_unknown_type(fields):
     assert access_reason(**fields) == unknown_fee(**fields) == "A tool of unknown type"
 
 
@@ -195,7 +195,7 @@ def test_field_name_in_another_case_is_rejected(name):
 
 
 @pytest.mark.parametrize("key", ["mcp_servers", "container"])
-def test_mcp_servers_and_containers_are_external_access(key):
+def test_mcp_servers_and_containers_count_as_external_access(key):
     for value in ([{"url": "x"}], {"id": "x"}, "x", 1):
         assert access_reason(**{key: value}) == f"'{key.upper()}'"
         assert access_reason(fallbacks=[{key: value}]) == f"'{key.upper()}'"
@@ -203,7 +203,7 @@ def test_mcp_servers_and_containers_are_external_access(key):
         assert access_reason(**{key: empty}) is None
 
 
-def test_container_upload_is_external_access():
+def test_container_upload_counts_as_external_access():
     assert access_reason(content=[{"type": "container_upload", "file_id": "x"}]) == "A file on the model's servers"
     assert access_reason(content=[{"type": "container_uploads"}]) is None
 
@@ -216,13 +216,13 @@ def test_inline_source_has_no_external_access(kind):
 
 @pytest.mark.parametrize("kind", ["document", "image"])
 @pytest.mark.parametrize("source", ["https://example.org/x", ["url"], None, 7])
-def test_source_of_unknown_shape_is_external_access(kind, source):
+def test_source_of_unknown_shape_counts_as_external_access(kind, source):
     assert access_reason(content=[{"type": kind, "source": source}]) == "A source of unknown shape"
     assert access_reason(content=[{"type": "text", "source": "in words"}]) is None
 
 
 @pytest.mark.parametrize("kind", ["url", "file", ""])
-def test_remote_source_is_external_access(kind):
+def test_remote_source_counts_as_external_access(kind):
     assert access_reason(content=[{"source": {"type": kind}}]) == f"A source of type {kind.upper()}"
     assert access_reason(content=[{"sources": {"type": kind}}]) is None
     assert access_reason(content=[{"source": "https://where.it.was.found"}]) is None
@@ -238,7 +238,7 @@ def test_long_request_is_inspected_in_full():
 # Models that can respond
 
 
-def test_additional_models_are_advisors_and_fallbacks():
+def test_advisors_and_fallbacks_count_as_additional_models():
     document = {
         "model": "first",
         "fallbacks": [{"model": "second"}, {"model": ["x"]}, {}],
@@ -251,7 +251,7 @@ def test_additional_models_are_advisors_and_fallbacks():
     assert list(additional_models({"fallbacks": {"model": LONGEST_STRING}})) == [LONGEST_STRING]
 
 
-def test_non_object_tools_add_no_models():
+def test_tools_that_are_not_objects_add_no_models():
     assert list(additional_models({"tools": ["advisor_20260301", 7], "tool": "x"})) == []
 
 
@@ -270,7 +270,7 @@ def test_request_must_be_an_object_with_a_string_model():
 
 
 @pytest.mark.parametrize("field", ["url", "uri", "file_id", "file_ids"])
-def test_field_that_ends_with_a_reference_word_is_external_access(field):
+def test_field_that_ends_with_a_reference_word_counts_as_external_access(field):
     for name in (field, f"_{field}", f"source_{field}"):
         assert access_reason(content=[{"type": "text", name: "x"}]) == f"'{name.upper()}'"
     for name in (f"x{field}", f"{field}_x"):

@@ -66,7 +66,7 @@ def test_deeply_nested_event_is_skipped():
     assert meter_usage(SSE, deep + STREAM) == STREAM_USAGE
 
 
-def test_last_delta_may_correct_the_input():
+def test_last_delta_can_correct_the_input_token_count():
     second_delta = DELTA | {"usage": {"output_tokens": 70, "input_tokens": 1100, "cache_read_input_tokens": None}}
     usage = meter_usage(SSE, sse(START, DELTA, second_delta))
     assert (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens) == (1100, 70, 2000)
@@ -217,7 +217,7 @@ def test_invalid_delta_is_ignored(line):
     assert meter_usage(SSE, sse(START, DELTA), line) == STREAM_USAGE
 
 
-def test_one_hour_cache_costs_more_than_five_minute_cache():
+def test_one_hour_cache_costs_more_than_a_five_minute_cache():
     def cost(cache_creation):
         used = {"cache_creation_input_tokens": 1_000_000, "cache_creation": cache_creation}
         return meter_usage(SSE, sse({"type": "message_start", "message": {"model": "claude-haiku-4-5", "usage": used}}))
@@ -237,7 +237,7 @@ def test_json_response_is_metered():
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"model":"m"}', b'{"model":"m","usage":3}', b"\xff" * 9])
-def test_json_response_without_usage_has_none(body):
+def test_json_response_without_usage_is_not_metered(body):
     assert meter_usage(b"application/json", body) is None
 
 

@@ -129,7 +129,7 @@ def test_max_tokens_are_counted_if_the_response_was_not_fully_received():
         assert stream_meter_fed(*pieces).upper_bound(REQUEST_BOUND, is_fully_received=False).output_tokens == 64_000
 
 
-def test_input_of_the_request_is_used_if_none_is_reported():
+def test_input_of_the_request_is_used_if_no_input_is_reported():
     assert (
         stream_meter_fed(start(input_tokens=10)).upper_bound(REQUEST_BOUND, is_fully_received=True).input_tokens == 10
     )
@@ -138,7 +138,7 @@ def test_input_of_the_request_is_used_if_none_is_reported():
     assert stream_meter_fed().upper_bound(REQUEST_BOUND, is_fully_received=True).input_tokens == 500
 
 
-def test_model_of_the_request_is_used_if_the_response_has_none():
+def test_model_of_the_request_is_used_if_the_response_names_no_model():
     assert stream_meter_fed(start()).upper_bound(REQUEST_BOUND, is_fully_received=True).model == MODEL
     usage = stream_meter_fed(b": nothing\n").upper_bound(REQUEST_BOUND, is_fully_received=False)
     assert usage == Usage("claude-opus-4-1", 500, 64_000, 0, 0, (500 * 15 + 64_000 * 75) / 1e6)
@@ -219,7 +219,7 @@ def test_stream_without_a_readable_start_counts_as_started_and_is_bounded(pieces
         assert usage.output_tokens <= sum(map(len, pieces))
 
 
-def test_bound_of_a_readable_stream_follows_its_text():
+def test_output_bound_of_a_readable_stream_depends_on_its_text():
     usage = stream_meter_fed(start(), line(UNKNOWN_TEXT)).upper_bound(REQUEST_BOUND, is_fully_received=True)
     assert 400 < usage.output_tokens < 600
 
@@ -281,7 +281,7 @@ def usage_of_size(byte_count: int) -> str:
 
 @pytest.mark.parametrize(("byte_count", "is_read"), [(16_384, True), (16_385, False)])
 def test_large_usage_is_not_read(byte_count, is_read):
-    """Decoding many iterations would take memory, and would take time for each part of the response."""
+    """Decoding many iterations would use much memory, and would take time for each part of the response."""
     usage = usage_of_size(byte_count)
     stream = stream_meter_fed(start(input_tokens=1), f'data: {{"type":"message_delta","usage":{usage}}}\n'.encode())
     document = json_meter_fed(f'{{"model":"{MODEL}","usage":{usage}}}'.encode())
@@ -299,8 +299,8 @@ def test_counts_of_the_largest_usage_are_plausible():
 
 
 @pytest.mark.parametrize("model", PRICED_MODELS)
-def test_cost_of_the_largest_usage_is_possible(model):
-    """A server rejects a worker's records if they have a higher cost."""
+def test_cost_of_the_largest_usage_is_valid(model):
+    """A server rejects a worker's records if their cost exceeds the maximum."""
     iterations = [{"type": "compaction", "output_tokens": 10**9}] * (USAGE_BYTES_MAX // 56)
     searches = {"web_search_requests": 10**9}
     usage = {"input_tokens": 10**9, "iterations": iterations, "server_tool_use": searches}
@@ -399,7 +399,7 @@ def test_search_counts_out_of_range_are_ignored():
     assert [cost(0), cost(1), cost(10**9), cost(10**9 + 1), cost(-1)] == [0.0, 0.01, 10.0**7, 0.0, 0.0]
 
 
-def test_later_search_count_of_zero_replaces_an_earlier_one():
+def test_later_search_count_of_zero_replaces_an_earlier_count():
     searched = delta(server_tool_use={"web_search_requests": 3})
     none = delta(server_tool_use={"web_search_requests": 0})
     assert stream_meter_fed(start(), searched, none).usage().cost_usd == 0.0
