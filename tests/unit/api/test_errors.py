@@ -51,7 +51,7 @@ def test_valid_query_is_accepted(api, tasks):
     assert api.get(f"/api/v1/tasks?{query}").json()["total_count"] == 1
 
 
-def test_a_single_error_is_in_the_message(api):
+def test_message_describes_a_single_error(api):
     message = api.get("/api/v1/tasks?limit=many").json()["message"]
     assert message == "The request is invalid: query.limit must be a whole number."
     message = api.get("/api/v1/tasks?limt=1").json()["message"]
@@ -69,7 +69,7 @@ def test_errors_in_headers_and_parameters_are_listed_together(api, tasks):
     assert api.get("/api/v1/tasks/task-001/logs?tail=1", headers={"Last-Event-ID": "1"}).status_code == 200
 
 
-def test_errors_in_headers_parameters_and_the_manifest_are_listed_together(api, tasks):
+def test_errors_in_headers_and_parameters_and_the_manifest_are_listed_together(api, tasks):
     headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
     response = api.post("/api/v1/tasks?dry_run=maybe", headers=headers, content=MANIFEST.replace("memry: 8G, ", ""))
     assert located(response) == {
@@ -202,7 +202,7 @@ def test_unknown_path_is_compared_with_the_endpoints(api, path, suggestion):
 
 @pytest.mark.parametrize("path", ["/api/v1/tasks/task-001/cancel", "/api/v1/tasks/task-001/stop/"])
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
-def test_error_for_an_unknown_path_to_cancel_a_task_names_the_right_request(api, method, path):
+def test_error_for_a_nonexistent_cancel_endpoint_names_the_right_request(api, method, path):
     response = api(method, path)
     assert (response.status_code, response.json()["error"]) == (404, "not_found")
     assert response.json()["message"] == "No such endpoint; cancel with DELETE /api/v1/tasks/task-001."

@@ -158,7 +158,7 @@ def test_deprecated_properties_are_marked(api):
 @pytest.mark.parametrize(
     ("path", "name"), [("/api/v1/tasks", "created_after"), ("/api/v1/tasks/{task_id}/logs", "since")]
 )
-def test_time_parameters_have_one_type(api, path, name):
+def test_time_parameters_have_a_single_type(api, path, name):
     (schema,) = [each["schema"] for each in api.schema["paths"][path]["get"]["parameters"] if each["name"] == name]
     assert (schema["type"], schema["format"], "anyOf" in schema) == ("string", "date-time", False)
 

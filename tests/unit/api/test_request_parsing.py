@@ -27,7 +27,7 @@ from sandbox.model.fixed_limits import INPUT_ERRORS_MAX
         (f"/api/v1/health?{'x' * 5000}=1", "x" * 64, "valid parameters: none"),
     ],
 )
-def test_unknown_parameter_error_lists_the_known_ones(api, tasks, path, field, advice):
+def test_unknown_parameter_error_lists_the_known_parameters(api, tasks, path, field, advice):
     tasks.add("task-001")
     response = api.get(path)
     assert (response.status_code, response.json()["error"]) == (400, "invalid_parameter")

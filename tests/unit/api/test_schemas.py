@@ -51,7 +51,7 @@ def test_components_have_the_names_of_the_reference(components):
 
 
 def test_bodies_and_manifest_records_have_different_names(components):
-    """A component of the same name would replace the other one."""
+    """Of two components with the same name, one would replace the other."""
     kinds = (vars(bodies) | vars(server_bodies)).values()
     declared = {component_name(kind) for kind in kinds if is_typeddict(kind)}
     records = TypeAdapter(declare_manifest({})).json_schema()["$defs"].keys()

@@ -137,7 +137,7 @@ def test_page_assets_can_be_embedded(api, destination):
     ],
     ids=["program", "typed URL", "same-origin script", "same-origin fetch", "link", "page on the other port"],
 )
-def test_requests_from_programs_links_and_same_origin_pages_are_accepted(api, tasks, headers):
+def test_requests_from_programs_and_links_and_same_origin_pages_are_accepted(api, tasks, headers):
     tasks.add("task-001")
     response = api("GET", "/api/v1/tasks/task-001", headers=headers)
     assert response.status_code == 200

@@ -75,7 +75,7 @@ def test_requests_without_a_token_are_not_counted():
         assert caller(authenticator, None).principal == LOCAL_OPERATOR
 
 
-def test_all_tasks_streams_of_a_token_are_limited(authenticator: Authenticator):
+def test_event_streams_of_all_tasks_are_limited_for_each_token(authenticator: Authenticator):
     operator, viewer = caller(authenticator, "olga"), caller(authenticator, "vera")
     with ExitStack() as stack:
         for _ in range(LIMIT):

@@ -160,7 +160,7 @@ def test_cross_site_requests_do_not_consume_the_rate_limit(api_with_tokens):
     assert [api.get("/api/v1/tasks").status_code for _ in range(3)] == [200, 200, 429]
 
 
-def test_wrong_tokens_count_against_the_address(api_with_tokens, token_store):
+def test_wrong_tokens_count_against_the_client_address(api_with_tokens, token_store):
     api = api_with_tokens(token_store, requests_per_minute=3)
     statuses = [api.get("/api/v1/tasks", headers={"authorization": f"Bearer {n}"}).status_code for n in range(4)]
     assert statuses == [401, 401, 401, 429]

@@ -10,7 +10,7 @@ EXAMPLES = (
 DRAIN = "/api/v1/admin/drain"
 
 
-def test_drain_begins_and_is_undone(api):
+def test_drain_can_be_started_and_undone(api):
     idle = {"draining": False, "since": None, "running": 1, "waiting": 2}
     draining = {**idle, "draining": True, "since": "2026-01-29T10:10:15.000Z"}
     assert api.get(DRAIN).json() == idle

@@ -55,13 +55,13 @@ def test_number_of_task_ids_is_limited(api, tasks):
     assert (host["running"], host["task_ids"]) == (len(ids), ids[:HOST_TASK_IDS_MAX])
 
 
-def test_viewers_can_list_hosts_and_others_cannot(api_with_tokens):
+def test_viewers_can_list_hosts_but_anonymous_callers_cannot(api_with_tokens):
     api = api_with_tokens(FakeTokenStore(vera="viewer"))
     assert api.get(HOSTS).status_code == 401
     assert api.get(HOSTS, headers={"authorization": "Bearer vera"}).status_code == 200
 
 
-def test_drain_of_a_host_begins_and_is_undone(api):
+def test_drain_of_a_host_can_be_started_and_undone(api):
     drain = f"{HOSTS}/build-1/drain"
     assert api.post(drain).json()["draining_since"] == "2026-01-29T10:10:15.000Z"
     assert api.get(HOSTS).json()["hosts"][0]["draining_since"] == "2026-01-29T10:10:15.000Z"

@@ -19,7 +19,7 @@ def test_prune_uses_the_limits_of_the_query_and_lists_the_pruned_tasks(api, task
     }  # fmt: skip
 
 
-def test_without_limits_the_servers_retention_applies(api, tasks):
+def test_prune_without_limits_uses_the_retention_of_the_server(api, tasks):
     assert api.post("/api/v1/admin/prune").status_code == 200
     assert tasks.pruned_by == (None, False)
 

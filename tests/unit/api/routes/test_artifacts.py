@@ -75,7 +75,7 @@ def test_artifact_with_a_secret_is_available_to_operators_only(
     assert api.get(ARTIFACTS, headers=viewer).json()["artifacts"][1]["contains_secret"] is True
 
 
-def test_list_has_metadata_and_urls(api, add_artifact):
+def test_artifact_list_has_metadata_and_urls(api, add_artifact):
     add_artifact("a b#?%.md", data=b"x")
     response = api.get(ARTIFACTS).json()
     assert (response["task_id"], response["total_count"], response["total_size_bytes"]) == (
@@ -132,7 +132,7 @@ def test_symlink_in_place_of_a_file_is_not_followed(api, add_artifact, tmp_path)
     assert api.get(f"{ARTIFACTS}/link").json()["error"] == "artifact_not_found"
 
 
-def test_head_returns_the_size_without_body(api):
+def test_head_request_returns_the_size_without_a_body(api):
     response = api("HEAD", f"{ARTIFACTS}/report.bin")
     assert (response.status_code, response.content, response.headers["content-length"]) == (200, b"", str(len(DATA)))
 
@@ -206,7 +206,7 @@ def test_single_range_is_served_but_other_ranges_return_the_whole_file(api, rang
     assert (response.status_code, response.content) == (status, part)
 
 
-def test_if_range_resumes_only_a_file_with_a_matching_digest(api):
+def test_if_range_header_resumes_only_a_file_with_a_matching_digest(api):
     same, other = f'"sha256:{CHECKSUM}"', '"sha256:other"'
     path, range_header = f"{ARTIFACTS}/report.bin", "bytes=5-"
     assert api.get(path, headers={"range": range_header, "if-range": same}).content == DATA[5:]

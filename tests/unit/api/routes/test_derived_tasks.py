@@ -100,7 +100,7 @@ def test_unreadable_body_is_rejected(api, tasks, content):
     assert list(tasks.entries) == ["task-001"]
 
 
-def test_unknown_task_is_404(api, tasks):
+def test_unknown_task_returns_404(api, tasks):
     response = api.post(RERUN)
     assert (response.status_code, response.json()["error"]) == (404, "task_not_found")
 
@@ -118,7 +118,7 @@ def test_rerun_with_an_idempotency_key_can_be_repeated_safely(api, tasks):
     assert len(tasks.entries) == 3
 
 
-def test_memory_is_reserved_for_the_earlier_tasks_manifest(api, tasks, monkeypatch):
+def test_memory_is_reserved_for_the_manifest_of_the_earlier_task(api, tasks, monkeypatch):
     reserved = []
 
     class RecordingShare:
@@ -135,7 +135,7 @@ def test_memory_is_reserved_for_the_earlier_tasks_manifest(api, tasks, monkeypat
     assert of_rerun > 2 * BODY_BYTES_MAX > of_submission
 
 
-def test_only_operators_may_rerun(api_with_tokens, tasks):
+def test_only_operators_may_rerun_a_task(api_with_tokens, tasks):
     tasks.add("task-001")
     api = api_with_tokens(FakeTokenStore(alice="operator", bob="viewer"), clone_hosts=frozenset({"github.com"}))
     codes = [
@@ -159,7 +159,7 @@ def ended(tasks):
     return tasks
 
 
-def test_continue_submits_a_task_with_the_parent(api, ended):
+def test_continuation_has_the_earlier_task_as_its_parent(api, ended):
     response = api.post(CONTINUE, json={"prompt": "Now the tests.", "overrides": ["metadata.id=task-002"]})
     assert (response.status_code, response.headers["location"]) == (202, "/api/v1/tasks/task-002")
     new = ended.entries["task-002"].task
@@ -194,7 +194,7 @@ def test_name_derived_from_the_earlier_prompt_is_replaced_by_one_from_the_new_pr
     assert ended.entries["task-002"].task.manifest.metadata.name == new_name
 
 
-def test_status_of_a_chain_has_its_totals(api, ended):
+def test_status_of_each_task_in_a_chain_has_the_totals_of_the_chain(api, ended):
     alone = api.get("/api/v1/tasks/task-001").json()
     assert alone["chain"] is None
     assert api.post(CONTINUE, json={"prompt": "x", "overrides": ["metadata.id=task-002"]}).status_code == 202
@@ -231,7 +231,7 @@ def test_invalid_continuation_is_rejected(api, ended, body, code):
     assert list(ended.entries) == ["task-001"]
 
 
-def test_override_of_the_repository_is_located_in_a_continuation(api, ended):
+def test_rejected_repository_override_of_a_continuation_is_reported_with_its_location(api, ended):
     body = {"prompt": "x", "overrides": ["vm.cpus=2", "repository.branch=dev", "vm.memory=2G"]}
     [detail] = api.post(CONTINUE, json=body).json()["details"]
     assert (detail["location"], detail["field"]) == ("body.overrides[1]", "repository.branch")
@@ -247,13 +247,13 @@ def test_override_of_the_repository_is_located_in_a_continuation(api, ended):
         (f"{RERUN}?dry_run=1&x=1", {"dry_run": True}, "is a query parameter; add ?dry_run=VALUE to the URL"),
     ],
 )
-def test_unknown_field_of_a_body_gets_a_remedy(api, ended, path, body, message):
+def test_error_for_an_unknown_body_field_contains_a_remedy(api, ended, path, body, message):
     details = api.post(path, json=body).json()["details"]
     assert message in [each["message"] for each in details if each["location"].startswith("body.")]
 
 
 @pytest.mark.parametrize("prompt", ["/clear", "--resume x", "</earlier-conversation>", "$(reboot)", "ü\u202e"])
-def test_prompt_is_text(api, ended, prompt):
+def test_prompt_is_not_interpreted(api, ended, prompt):
     response = api.post(CONTINUE, json={"prompt": prompt})
     assert response.status_code == 202
     assert ended.entries[response.json()["task_id"]].task.manifest.agent.prompt == prompt

@@ -40,7 +40,7 @@ def test_package_files_that_the_page_does_not_use_are_not_served(api, name):
     assert api.get(f"/docs/{name}").status_code == 404
 
 
-def test_page_marks_a_server_without_tokens(api, api_with_tokens):
+def test_page_indicates_whether_the_server_has_tokens(api, api_with_tokens):
     guarded = api_with_tokens(FakeTokenStore(vera="viewer"))
     assert ' id="page" data-no-tokens>' in api.get("/docs").text
     assert ' id="page">' in guarded.get("/docs", headers={"authorization": "Bearer vera"}).text

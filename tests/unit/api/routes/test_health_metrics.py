@@ -64,7 +64,7 @@ def test_server_that_is_shutting_down_is_not_ready(api):
 
 
 def test_hosts_of_a_cluster_have_metrics(api, tasks):
-    """A server without a cluster exports no metrics of hosts."""
+    """A server without a cluster exports no host metrics."""
     assert "sandbox_host" not in api.get("/metrics").text
     tasks.has_cluster = True
     at = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
@@ -94,7 +94,7 @@ def test_drained_host_has_a_metric_before_a_worker_runs_there(api, tasks):
 
 
 def test_number_of_hosts_in_the_metrics_is_limited(api, tasks):
-    """The hosts with the latest contact are kept."""
+    """Metrics are exported for the hosts with the most recent contact."""
     tasks.has_cluster = True
     tasks.hosts = [
         HostWithTasks(

@@ -74,7 +74,7 @@ def test_forged_log_lines_keep_their_source(api, tasks):
     assert log_lines == [["[STDOUT]", text] for text in forged.decode().removesuffix("\n").split("\n")]
 
 
-def test_line_split_over_records_is_one_line(api, tasks):
+def test_line_split_across_records_is_joined(api, tasks):
     parts = [
         e.Output.from_bytes("stdout", b"one ", is_continued=True),
         e.Progress(turns=1),
@@ -105,7 +105,7 @@ def test_endless_line_is_split(api, tasks, monkeypatch):
 
 
 @pytest.mark.parametrize(("stream", "count"), [("all", 11), ("", 11), ("stdout", 2), ("stderr", 1), ("events", 8)])
-def test_each_line_is_in_one_stream_and_in_the_all_stream(api, stream, count):
+def test_each_line_is_in_its_own_stream_and_in_the_stream_named_all(api, stream, count):
     assert len(lines(api.get(LOGS, params={"stream": stream} if stream else {}))) == count
 
 
@@ -236,14 +236,14 @@ def test_memory_used_by_a_long_tail_is_bounded(api, replay_positions, monkeypatc
     assert max(bounds) <= 1002
 
 
-def test_since_is_inclusive(api):
+def test_since_parameter_is_inclusive(api):
     assert len(lines(api.get(f"{LOGS}?stream=stdout&since=2026-01-29T10:10:15.133Z"))) == 1
     assert len(lines(api.get(f"{LOGS}?stream=stdout&since=2026-01-29T10:10:15.134Z"))) == 0
     # An unescaped plus sign arrives as a space.
     assert len(lines(api.get(f"{LOGS}?stream=stdout&since=2026-01-29T12:10:15.129+02:00"))) == 2
 
 
-def test_after_skips_earlier_records(api):
+def test_after_parameter_skips_earlier_records(api):
     assert len(lines(api.get(f"{LOGS}?stream=stdout&after=6"))) == 1
     assert len(lines(api.get(f"{LOGS}?after=99"))) == 0
 
@@ -262,7 +262,7 @@ def test_follow_supports_ndjson(api):
     assert (events[-1]["state"], events[-1]["exit_code"], events[-1]["error"]) == ("completed", 0, None)
 
 
-def test_log_without_follow_is_text_ndjson_or_json(api):
+def test_log_without_follow_is_text_or_ndjson_or_json(api):
     ndjson = api.get(f"{LOGS}?stream=stdout", headers={"accept": "application/x-ndjson"})
     assert ndjson.headers["content-type"].startswith("application/x-ndjson")
     events = [json.loads(line) for line in ndjson.text.splitlines()]

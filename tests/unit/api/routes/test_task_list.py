@@ -89,7 +89,7 @@ def test_status_and_list_have_the_final_message(api, tasks):
         (None, None),
     ],
 )
-def test_task_of_an_earlier_version_has_the_message_from_the_agents_report(api, tasks, report, message):
+def test_task_of_an_earlier_version_has_the_message_from_the_agent_report(api, tasks, report, message):
     tasks.add("task-001", *TO_RUNNING, e.AgentExited(0, report), e.TaskFinished())
     status = api.get("/api/v1/tasks/task-001").json()
     assert (status["final_message"], status["result"]) == (message, report)
@@ -183,7 +183,7 @@ def test_invalid_date_is_an_error(api, text):
     assert problem["details"][0]["message"].endswith("or a date such as 2026-01-29")
 
 
-def test_listed_task_has_repository_duration_and_patch_size(api, tasks):
+def test_listed_task_has_duration_and_patch_size_and_repository(api, tasks):
     patch = Artifact("task-001.patch", ".sandbox/task-001.patch", 7, "text/x-diff", "sha256:00")
     collected = e.ArtifactCollected(patch, e.DiffStatistics(2, 30, 4))
     tasks.add("task-001", *TO_RUNNING, TO_COMPLETED[0], collected, *TO_COMPLETED[1:])
@@ -297,7 +297,7 @@ def test_status_has_the_base_commit_and_the_cancel_request(api, tasks):
     assert (listed["base_commit"], listed["cancel"]) == (status["base_commit"], expected)
 
 
-def test_cancel_request_after_the_agents_exit_is_not_in_the_status(api, tasks):
+def test_cancel_request_after_the_agent_exit_is_not_in_the_status(api, tasks):
     tasks.add("task-001", *TO_RUNNING, TO_COMPLETED[0], e.CancelRequested("late"))
     assert api.get("/api/v1/tasks/task-001").json()["cancel"] is None
 
@@ -316,7 +316,7 @@ def test_cancel_request_after_the_agents_exit_is_not_in_the_status(api, tasks):
         ),
     ],
 )
-def test_cancel_accepts_reason_and_force(api, tasks, query, body, expected):
+def test_cancel_accepts_a_reason_and_a_force_flag(api, tasks, query, body, expected):
     tasks.add("task-001")
     assert api.delete(f"/api/v1/tasks/task-001{query}", content=body).status_code == 200
     assert tasks.cancels == [("task-001", *expected)]
@@ -360,7 +360,7 @@ def test_cancel_without_runner_reply_returns_503(api, tasks):
     assert (response.status_code, response.json()["error"]) == (503, "service_unavailable")
 
 
-def test_head_returns_the_headers_of_get(api, tasks):
+def test_head_request_returns_the_headers_of_a_get_request(api, tasks):
     tasks.add("task-001")
     head, body = api("HEAD", "/api/v1/tasks/task-001"), api.get("/api/v1/tasks/task-001")
     assert (head.status_code, head.content) == (200, b"")
@@ -390,7 +390,7 @@ def test_responses_have_a_request_id_and_forbid_caching(api, tasks):
         ("failed,cancelled", {"failed", "failed_preserved", "cancelled"}),
     ],
 )
-def test_outcome_selects_states(api, tasks, outcome, states):
+def test_outcome_parameter_selects_states(api, tasks, outcome, states):
     assert api.get(f"/api/v1/tasks?outcome={outcome}").status_code == 200
     assert {state.value for state in tasks.queries[-1].states} == states
 
@@ -405,7 +405,7 @@ def test_outcome_selects_states(api, tasks, outcome, states):
         ("completed,cancelled", {"completed", "cancelled"}),
     ],
 )
-def test_state_failed_includes_the_tasks_with_a_preserved_sandbox(api, tasks, value, states):
+def test_failed_state_filter_includes_tasks_with_a_preserved_sandbox(api, tasks, value, states):
     assert api.get(f"/api/v1/tasks?state={value}").status_code == 200
     assert {state.value for state in tasks.queries[-1].states} == states
 

@@ -36,7 +36,7 @@ def test_viewer_cannot_delete_a_task(api_with_tokens, tasks):
     assert api.delete(PATH, headers={"authorization": "Bearer olga"}).status_code == 200
 
 
-def test_only_delete_is_allowed(api, tasks):
+def test_only_the_delete_method_is_allowed(api, tasks):
     tasks.add("task-001")
     response = api.get(PATH)
     assert (response.status_code, response.headers["allow"]) == (405, "DELETE")

@@ -57,7 +57,7 @@ def test_manifest_requires_the_operator_role(api_with_tokens, submitted, token, 
     assert ("CI_TOKEN" in response.text) is (status == 200)
 
 
-def test_viewer_reads_the_definition_without_sources(api_with_tokens, submitted):
+def test_viewer_reads_the_definition_without_secret_sources(api_with_tokens, submitted):
     api = api_with_tokens(FakeTokenStore(vera="viewer"))
     response = api.get("/api/v1/tasks/task-001", headers={"authorization": "Bearer vera"})
     assert response.json()["definition"]["secrets"] == [{"name": "GITHUB_TOKEN"}]

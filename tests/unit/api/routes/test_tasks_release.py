@@ -23,7 +23,7 @@ def add_failed_preserved_task(tasks):
     return tasks.record("task-001", *TO_RUNNING, *FAILED)
 
 
-def test_sandbox_kept_is_true_until_release(api, tasks):
+def test_sandbox_kept_field_is_true_until_the_release(api, tasks):
     add_failed_preserved_task(tasks)
     for path in ("", "/wait"):
         status = api.get(f"/api/v1/tasks/task-001{path}").json()
@@ -44,7 +44,7 @@ def test_list_shows_which_sandboxes_are_still_preserved(api, tasks):
         api.delete("/api/v1/tasks/task-001/vm")
 
 
-def test_not_preserved_error_depends_on_the_reason(tasks):
+def test_error_for_a_sandbox_that_is_not_preserved_depends_on_the_reason(tasks):
     released = SandboxNotPreservedError(add_failed_preserved_task(tasks)).message
     assert "was released, or has expired" in released
     not_preserved_message = SandboxNotPreservedError(tasks.add("task-002")).message
@@ -67,7 +67,7 @@ def test_preserved_sandbox_is_released_once(api, tasks):
     assert (second_response.status_code, second_response.json()["error"]) == (404, "sandbox_not_found")
 
 
-def test_code_distinguishes_a_missing_sandbox_from_an_unknown_path(api, tasks):
+def test_error_code_distinguishes_a_missing_sandbox_from_an_unknown_path(api, tasks):
     tasks.add("task-001")
     missing = api.delete("/api/v1/tasks/task-001/vm").json()
     unknown = api.delete("/api/v1/tasks/task-001/vmm").json()
@@ -81,7 +81,7 @@ def test_release_of_unknown_task_is_not_found(api):
     assert (response.status_code, response.json()["error"]) == (404, "task_not_found")
 
 
-def test_only_delete_is_allowed_for_the_vm(api, tasks):
+def test_only_the_delete_method_is_allowed_for_the_vm(api, tasks):
     tasks.add("task-001")
     response = api.get("/api/v1/tasks/task-001/vm")
     assert (response.status_code, response.headers["allow"]) == (405, "DELETE")
