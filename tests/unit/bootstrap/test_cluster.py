@@ -91,7 +91,7 @@ def test_workers_get_the_path_of_the_key_but_not_the_key(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("engine", "warnings"), [("slurm", 1), ("processes", 0)])
-def test_server_warns_if_workers_on_other_hosts_prove_nothing(caplog, engine, warnings):
+def test_server_warns_if_workers_on_other_hosts_do_not_prove_their_host(caplog, engine, warnings):
     context = make_context(CLUSTER_ENGINE=engine)
     assert load_host_key(context.settings.cluster, "ab" * 32) is None
     warning = "Workers do not prove that they run on a host of the cluster"
@@ -99,7 +99,7 @@ def test_server_warns_if_workers_on_other_hosts_prove_nothing(caplog, engine, wa
     assert "SANDBOX_CLUSTER_HOST_KEY_FILE" not in worker_environment(context, {})
 
 
-def test_server_does_not_start_without_the_key_that_the_settings_name(tmp_path):
+def test_server_does_not_start_if_the_configured_key_is_missing(tmp_path):
     context = make_context(CLUSTER_ENGINE="slurm", CLUSTER_HOST_KEY_FILE=str(tmp_path / "missing"))
     with pytest.raises(HostKeyError, match="cannot be read: No such file"):
         load_host_key(context.settings.cluster, "ab" * 32)
@@ -151,7 +151,7 @@ def test_worker_can_ask_repeatedly_whether_long_tasks_have_ended(tmp_path, monke
     assert sum(sizes) < 20
 
 
-def test_task_with_an_incomplete_record_has_not_ended(tmp_path):
+def test_task_whose_last_record_is_incomplete_has_not_ended(tmp_path):
     tasks = StoredTasks(tmp_path)
     tasks.add_completed_task("task-1", lines=500)
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"

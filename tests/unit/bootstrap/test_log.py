@@ -43,7 +43,7 @@ def run_with_context(work, **ids):
     contextvars.Context().run(run)
 
 
-def test_json_line_has_time_level_logger_message_and_ids(log):
+def test_json_line_has_all_fields_of_its_record(log):
     read_lines = log()
     run_with_context(
         lambda: logging.getLogger("sandbox.x").info("Hello %s", "you"), request_id="r", token_id="o", task_id="t"

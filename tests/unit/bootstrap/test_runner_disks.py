@@ -19,7 +19,7 @@ def host_with(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", DISKS)
-def test_new_attempt_uses_the_hosts_disk_kind(tmp_path, kind):
+def test_new_attempt_uses_the_disk_kind_of_the_host(tmp_path, kind):
     assert isinstance(choose_disk(RunAttempt(*IDS), host_with(tmp_path, kind)), DISKS[kind])
 
 

@@ -30,7 +30,7 @@ def raises_unavailable(detail):
     assert re.search(detail, caught.value.detail)
 
 
-def test_single_user_may_use_all_variables_except_the_servers_own():
+def test_single_user_may_use_all_variables_except_those_of_the_server():
     secrets = ServerSecretResolver(SecretsSection(), ENVIRONMENT, FakeTokenStore(), AGENTS)
     assert resolve(secrets, ("env", "MINE")) == {"S": "my-value"}
     for server_variable in ("ANTHROPIC_API_KEY", "SANDBOX_X"):

@@ -31,5 +31,5 @@ def test_nothing_is_reported_if_disks_enforce_every_limit(check_disks):
     assert check_disks(None, can_share_preallocations=True) == [("disks", True, True)]
 
 
-def test_missing_loop_devices_are_reported_alone(check_disks):
+def test_only_the_missing_loop_devices_are_reported(check_disks):
     assert check_disks("only root can mount", can_share_preallocations=False) == [("disks", False, False)]

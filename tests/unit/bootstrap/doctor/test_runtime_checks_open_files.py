@@ -39,7 +39,7 @@ def test_mapped_files_are_counted_even_if_closed(set_file_max):
     assert not runtime_checks.check_open_files(NAMESPACES)
 
 
-def test_gvisor_is_compared_with_the_limit_of_one_process(set_file_max):
+def test_gvisor_counts_as_one_process_in_the_open_file_check(set_file_max):
     set_file_max(SMALL_FILE_MAX)
     assert not runtime_checks.check_open_files(GVISOR)
     set_file_max(100_000)
@@ -55,7 +55,7 @@ def test_nothing_is_reported_without_a_limit_or_without_a_sandbox(set_file_max):
     )
 
 
-def test_servers_unlimited_open_file_limit_does_not_apply_to_gvisor(set_file_max, monkeypatch):
+def test_unlimited_open_file_limit_of_the_server_does_not_apply_to_gvisor(set_file_max, monkeypatch):
     set_file_max(2 * HOST_PROGRAM_FILES_MAX)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
     assert not runtime_checks.check_open_files(GVISOR)

@@ -19,7 +19,7 @@ LAZY = "# CONFIG_PREEMPT_NONE is not set\nCONFIG_PREEMPT_LAZY=y\n"
 
 @pytest.fixture
 def set_kernel(tmp_path, monkeypatch):
-    """Return a function that sets the kernel's command line and configuration (None: not readable)."""
+    """Return a function that sets the kernel's command line and configuration. None makes one unreadable."""
     command_line, config = tmp_path / "cmdline", tmp_path / "config.gz"
     monkeypatch.setattr(runtime_checks, "_KERNEL_COMMAND_LINE", command_line)
     monkeypatch.setattr(runtime_checks, "_KERNEL_CONFIG", config)

@@ -132,7 +132,7 @@ def test_each_key_can_be_set_in_the_environment(write_file):
     assert by_environment.origins == {key.path: key.variable for key in setting_keys()}
 
 
-def test_precedence_is_option_environment_file_default(write_file):
+def test_options_take_precedence_over_environment_and_file_and_defaults(write_file):
     file = write_file("[server]\nport = 3\nws_port = 3\nhost = '::1'\n")
     loaded = load({"port": "1"}, {"SANDBOX_PORT": "2", "SANDBOX_WS_PORT": "2"})
     server = loaded.settings.server
@@ -169,7 +169,7 @@ def test_explicit_file_must_exist(home):
         assert load_error(options, environment) == "Cannot read /nowhere.toml: No such file or directory."
 
 
-def test_relative_path_is_relative_to_the_file(home, monkeypatch):
+def test_relative_path_is_resolved_relative_to_the_settings_file(home, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     file = home / "some.toml"
     file.write_text('[server]\ndata_dir = "here"\n[secrets]\ndirectory = "~/secrets"\n')
