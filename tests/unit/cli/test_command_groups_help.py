@@ -39,7 +39,7 @@ def test_global_options_are_listed_in_at_most_two_lines(name):
     assert [each.opts[0] for each in accepted if re.search(rf"^  .*{each.opts[0]}\b", options, re.MULTILINE)] == []
 
 
-def test_root_describes_the_global_options():
+def test_root_help_describes_the_global_options():
     help_text = main.root.get_help(click.Context(main.root, info_name="sandbox"))
     assert HEADING not in help_text
     for name in ("--server URL", "--token TOKEN", "--context NAME", "-f, --format [text|json|table]", "--no-color"):
@@ -75,7 +75,7 @@ def test_each_command_is_in_one_section(entries, sections):
     assert sorted(name for names in sections.values() for name in names) == sorted(entries)
 
 
-def test_sections_have_one_column_of_names():
+def test_command_names_are_aligned_across_all_sections():
     text = COMMANDS["sandbox task"].get_help(click.Context(COMMANDS["sandbox task"], info_name="sandbox task"))
     commands_text = text.partition("\nSubmit:\n")[2].partition("\nGlobal options")[0]
     names = re.findall(r"^  [a-z]+ +(?=[A-Z])", commands_text, re.MULTILINE)

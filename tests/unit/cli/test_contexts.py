@@ -141,7 +141,7 @@ def test_contexts_are_changed():
 
 
 @pytest.mark.parametrize("change", [Contexts.find, Contexts.use, Contexts.remove])
-def test_unknown_context_is_reported_with_a_similar_one(change):
+def test_unknown_context_is_reported_with_a_similar_name(change):
     with pytest.raises(ContextNotFoundError, match=r"^There is no context 'prdo'; did you mean prod\?$"):
         change(STORED, "prdo")
     with pytest.raises(ContextNotFoundError, match="list them with: sandbox context list"):

@@ -135,7 +135,7 @@ def test_options_of_a_context_are_read_from_its_file(parse_common_options, tmp_p
     assert parse_common_options("task", "example")[:2] == ("http://localhost:8122", "")
 
 
-def test_option_after_the_command_overrides_earlier_ones(parse_common_options):
+def test_option_after_the_command_overrides_earlier_options(parse_common_options):
     current = parse_common_options(
         "--server", "http://a", "task", "example", "--server", "http://b", SANDBOX_SERVER="http://c"
     )
@@ -212,7 +212,7 @@ def test_suggestion_of_a_similar_command_has_its_full_name(arguments, message):
 
 
 @pytest.mark.parametrize("arguments", ["cost", "task cost demo", "task usage"])
-def test_unknown_command_for_the_cost_names_the_commands_that_show_it(arguments):
+def test_error_for_an_unknown_cost_command_names_the_commands_that_show_the_cost(arguments):
     result = CliRunner().invoke(main.root, arguments.split(), prog_name="sandbox")
     assert result.exit_code == 2
     assert result.output.splitlines()[-2:] == [

@@ -32,7 +32,7 @@ def test_url_that_opens_a_pull_request_depends_on_the_git_host(remote, url):
 
 
 @pytest.mark.parametrize("branch", ["fix#1", "a?b", "a&x=y", "grün", "a%2fb"])
-def test_branch_is_quoted(branch):
+def test_branch_in_a_pull_request_url_is_percent_encoded(branch):
     for remote in ("https://github.com/org/app", "https://gitlab.com/org/app"):
         url = pull_request_url(remote, branch)
         assert url is not None

@@ -76,7 +76,7 @@ def test_long_first_line_is_shortened_and_repeated_in_the_body():
 
 
 @pytest.mark.parametrize("text", ["x" * 500, "word " * 500, "x" * 71 + " y"])
-def test_subject_is_bounded(text):
+def test_subject_of_the_commit_message_is_bounded(text):
     subject = build(text).splitlines()[0]
     assert 60 < len(subject) <= SUBJECT_CHARACTERS_MAX
     assert "…" not in subject
@@ -130,7 +130,7 @@ def test_control_and_bidi_characters_are_escaped():
         "",
     ],
 )
-def test_task_is_the_only_trailer(text):
+def test_task_trailer_is_the_only_trailer(text):
     assert trailers(build(text)) == ["Sandbox-Task: fix-42"]
 
 
@@ -240,7 +240,7 @@ def test_body_adds_no_email_recipient():
     assert "\n Cc: x@example.org\n cc: y@example.org\nccache: faster\n" in message
 
 
-def test_body_is_bounded():
+def test_body_of_the_commit_message_is_bounded():
     message = build("Done.\n" + "line\n" * 100_000)
     assert len(message.splitlines()) <= BODY_LINES_MAX + 6
     assert "\n…\n" in message

@@ -15,7 +15,7 @@ def root(tmp_path):
 
 
 def change_and_restore(root, paths, change):
-    """Back up the paths, call `change` and restore them. Return the files that the restore moved aside."""
+    """Back up the paths, call `change` and restore them. Return the files that `restore` moved aside."""
     with backed_up(root, root / ".git", paths) as backup:
         change()
         assert backup.restore() == []
@@ -114,7 +114,7 @@ def test_symlink_replaced_by_directory_is_restored(root, tmp_path):
     assert ((root / "link").readlink(), (tmp_path / "file").read_text()) == (tmp_path, "outside")
 
 
-def test_concurrent_writes_are_moved_aside(root):
+def test_concurrently_written_files_are_moved_aside(root):
     (root / "a").write_text("mine")
 
     def change():

@@ -134,7 +134,7 @@ def test_doctor_prints_a_warning_and_succeeds(bootstrap):
     assert result.stdout.startswith("! cgroups")
 
 
-def test_doctor_distinguishes_information_from_what_can_be_fixed(bootstrap):
+def test_doctor_distinguishes_information_from_fixable_problems(bootstrap):
     information = Finding("runtime", False, "qemu works only slowly", is_needed=False, runtime="qemu")
     bootstrap.findings = [SELECTED, information, WEAK]
     lines = invoke("doctor").stdout.splitlines()
@@ -259,10 +259,10 @@ def test_demo_rejects_incompatible_options(arguments):
 @pytest.mark.parametrize("options", [(), ("--keep",)])
 def test_demo_prints_the_lines_of_a_start_error(monkeypatch, options):
     def fail_to_start(*_):
-        raise SandboxError("The server stopped at its start.\nPort 8122 \x1b[2J is taken.")
+        raise SandboxError("The server stopped during startup.\nPort 8122 \x1b[2J is taken.")
 
     monkeypatch.setattr("sandbox.demo.walkthrough.run", fail_to_start)
     monkeypatch.setattr("sandbox.demo.background_servers.run_in_background", fail_to_start)
     result = invoke("demo", *options)
-    lines = ["Error: The server stopped at its start.", r"Port 8122 \x1b[2J is taken."]
+    lines = ["Error: The server stopped during startup.", r"Port 8122 \x1b[2J is taken."]
     assert (result.exit_code, result.stderr.splitlines()) == (10, lines)

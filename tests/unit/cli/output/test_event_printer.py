@@ -120,7 +120,7 @@ def test_reason_of_a_failure_can_be_omitted():
     assert printed == ["completing    Collecting artifacts", "failed"]
 
 
-def test_errors_that_are_not_the_reason_are_printed():
+def test_errors_other_than_the_failure_reason_are_printed():
     attempt = {"type": "attempt", "attempt": 2, "resumes": False}
     assert print_without_failure(CLONE_ERROR, attempt) == ["Cannot clone it.", "Attempt 2 starts over"]
     assert print_without_failure(CLONE_ERROR, state("failed", "Other.")) == ["Cannot clone it.", "failed"]
@@ -331,7 +331,7 @@ def test_endless_line_is_dropped_and_the_next_line_is_printed():
     assert strip_times(print_to_text([*[output("x" * 2**20, continued=True)] * 9, output("x"), output("y")])) == ["  y"]
 
 
-def test_thoughts_prompts_and_notices_are_not_printed():
+def test_thoughts_and_prompts_and_notices_are_not_printed():
     kinds = [message(kind, kind=kind) for kind in ("thinking", "prompt", "notice")]
     assert print_to_text(kinds, detail=FULL) == ""
 

@@ -7,7 +7,7 @@ from sandbox.cli.output.log_parser import mark_parsed_lines, parse_line, parse_l
 TIME = "2026-01-29T10:10:15.123Z"
 
 
-def test_line_is_split_into_time_stream_and_content():
+def test_line_is_split_into_time_and_stream_and_content():
     assert parse_line(f"[{TIME}] [STDERR] oh [x] y\n".encode()) == (
         f"[{TIME}] ".encode(),
         b"[STDERR] ",

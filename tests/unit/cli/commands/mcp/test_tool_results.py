@@ -67,7 +67,7 @@ async def test_terminal_log_is_truncated_while_it_is_received():
     assert output_lines == ["[199000 earlier lines omitted]", *(f"[{number}]" for number in range(199_000, 200_000))]
 
 
-async def test_short_log_is_returned_complete():
+async def test_short_log_is_returned_in_full():
     assert (await tool_results.logs(FakeClient([b"one\n", b"tw\xff\n"]), "t", "stdout", 5)) == "one\ntw\ufffd"
 
 

@@ -111,7 +111,7 @@ def test_state_filters_are_selected_in_a_cycle():
         ("grün\x08\x08".encode(), "gr"), ("grü".encode()[:-1], "gr"), (b"x" * 500, "x" * 100), (b"a\x01b", "ab"),
     ],
 )  # fmt: skip
-def test_search_is_edited(typed, shown):
+def test_search_text_can_be_edited(typed, shown):
     view = make_view(*TASKS)
     assert not any(type_search(view, typed))
     view.type_search(b"\x1b[A")  # an arrow key
@@ -238,7 +238,7 @@ def test_name_stays_in_a_narrow_window_next_to_a_long_id_and_state():
     assert "Fix bug #42" in lines[4]
 
 
-def test_whole_failure_of_the_selected_task_is_shown_above_the_keys():
+def test_full_failure_message_of_the_selected_task_is_shown_above_the_keys():
     reason = f"The clone failed after {'a long time in a big repository ' * 4}of the server; try again."
     tasks = [task_status("running", "fix-42"), task_status("failed", "b", error={"code": "x", "message": reason})]
     view = make_view(*tasks)
