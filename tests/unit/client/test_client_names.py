@@ -46,14 +46,14 @@ def test_deprecated_name_refers_to_the_renamed_object_and_warns(deprecated, name
     assert caught[0].filename == __file__
 
 
-def test_deprecated_names_are_not_listed_in_all():
+def test_dunder_all_excludes_deprecated_names():
     assert sandbox.client.DEPRECATED_NAMES == DEPRECATED_NAMES
     assert not DEPRECATED_NAMES.keys() & set(sandbox.client.__all__)
     assert DEPRECATED_NAMES.keys().isdisjoint(vars(sandbox.client))
 
 
 @pytest.mark.parametrize(("name", "warnings"), [("Trouble", 1), ("ErrorEvent", 0)])
-def test_deprecated_import_warns_at_the_line_of_the_program(tmp_path, name, warnings):
+def test_warning_about_a_deprecated_import_has_the_line_of_the_importing_program(tmp_path, name, warnings):
     program = tmp_path / "program.py"
     program.write_text(f"from sandbox.client import {name}\n")
     completed = subprocess.run(

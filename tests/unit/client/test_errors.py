@@ -65,7 +65,7 @@ def test_all_exceptions_are_public():
     ("status", "family"),
     [(404, "NotFoundError"), (418, "InvalidRequestError"), (599, "ServerError")],
 )
-def test_unknown_code_maps_to_the_family_of_its_status(status, family):
+def test_unknown_code_maps_to_the_base_class_for_its_status(status, family):
     raised = refine_not_found(error_from_response(SERVER, status, error_body("brand_new")), SERVER, "/api/v1/tasks")
     assert (type(raised).__name__, raised.code) == (family, "brand_new")
 
@@ -189,7 +189,7 @@ async def test_terminal_rejects_an_invalid_url(address):
 @pytest.mark.parametrize(
     "address", ["http://u:s3cr3t@h", "http://s3cr3t@h", "http://u:s3/cr#3t@h", "u:s3cr3t@a..b", "http://@h"]
 )
-def test_url_with_credentials_is_rejected_without_showing_them(address, client_class):
+def test_url_with_credentials_is_rejected_without_showing_the_credentials(address, client_class):
     with pytest.raises(client.InvalidParameterError, match="--token or SANDBOX_TOKEN") as caught:
         client_class(address)
     assert not re.search("s3|3t", caught.value.message)

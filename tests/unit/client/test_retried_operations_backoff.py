@@ -33,7 +33,7 @@ def test_total_delay_covers_a_server_restart():
 
 
 @pytest.mark.parametrize(("retry_after_seconds", "expected"), [(0.5, 1), (3.0, 3), (3600.0, RETRY_AFTER_SECONDS_MAX)])
-def test_retry_after_is_used_within_bounds(retry_after_seconds, expected):
+def test_retry_after_header_is_used_within_bounds(retry_after_seconds, expected):
     assert (
         Backoff((1,)).next_delay_seconds(RateLimitError("Too many.", retry_after_seconds=retry_after_seconds))
         == expected
