@@ -56,7 +56,7 @@ def test_time_limit_leaves_the_worker_its_full_run_time(seconds, grace, minutes)
     assert minutes * 60 - grace - 60 >= seconds
 
 
-def test_memory_is_never_zero():
+def test_requested_memory_is_never_zero():
     """`--mem=0` requests all the memory of a host."""
     found = arguments(resources=Resources(0, 0, 0))
     assert "--mem=1M" in found
@@ -69,7 +69,7 @@ def test_settings_become_arguments():
 
 
 @pytest.mark.parametrize(("path", "argument"), [("/logs/100%j", "--output=/logs/100%%j"), ("/a b", "--output=/a b")])
-def test_name_of_the_output_file_is_not_a_pattern(path, argument):
+def test_percent_sign_in_the_output_file_name_is_escaped(path, argument):
     assert argument in arguments(output_file=path)
 
 

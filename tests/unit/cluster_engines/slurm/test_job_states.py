@@ -103,7 +103,7 @@ def test_refused_job_is_unknown():
     assert status_of(line(state="FAILED", host="n1", status="0:1")).phase is JobPhase.ENDED
 
 
-def test_status_has_host_reason_and_id():
+def test_status_has_host_and_reason_and_id():
     status = status_of(line(job_id=7, state="PENDING", host="n/a", reason="Resources"))
     assert (status.host, status.job_id) == ("", "7")
     assert "Resources" in status.reason
@@ -149,7 +149,7 @@ def test_text_that_is_not_a_job_is_ignored():
     assert status_of("\0\x1b\n").phase is JobPhase.UNKNOWN
 
 
-def test_other_names_are_ignored():
+def test_jobs_with_other_names_are_ignored():
     assert status_of(line(name=OTHER)).phase is JobPhase.UNKNOWN
 
 
