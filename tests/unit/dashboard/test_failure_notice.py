@@ -80,7 +80,7 @@ def test_remedy_that_the_message_contains_is_not_repeated(message):
         ),
     ],
 )
-def test_notice_says_each_fact_once_and_uses_the_labels_of_the_form(code, message, field, title, detail, remedy):
+def test_notice_contains_each_fact_once_and_uses_the_labels_of_the_form(code, message, field, title, detail, remedy):
     notice = describe(code, message, field)
     assert (notice.title, notice.detail, notice.remedy) == (title, detail, remedy)
     assert notice.message == message

@@ -115,7 +115,7 @@ def test_viewers_see_no_operator_actions(pages_with_tokens):
         assert ('id="run-again"' in text) == is_offered
 
 
-def test_api_reference_marks_a_server_without_tokens(pages, pages_with_tokens):
+def test_api_reference_indicates_whether_the_server_has_tokens(pages, pages_with_tokens):
     guarded = pages_with_tokens(FakeTokenStore(bob="viewer"))
     assert '<div id="page" data-no-tokens></div>' in pages.get("/docs").text
     assert '<div id="page"></div>' in guarded.get("/docs", authorization="Bearer bob").text

@@ -70,7 +70,7 @@ console.log(JSON.stringify(numbers.map((number) => [money(number), count(Math.fl
 """
 
 
-def test_scripts_format_costs_counts_sizes_and_durations_as_templates_do(tmp_path: Path):
+def test_scripts_and_templates_format_quantities_identically(tmp_path: Path):
     module = tmp_path / "page.mjs"
     module.write_bytes((ASSETS / "page.js").read_bytes())
     numbers = [

@@ -54,7 +54,7 @@ def test_outcomes_of_the_last_day_are_counted_separately(pages, monkeypatch, out
     assert "Index" not in text, "the index is mentioned only if it is not readable"
 
 
-def test_median_is_computed_from_the_durations_on_other_pages(pages, monkeypatch):
+def test_median_uses_the_durations_that_other_pages_show(pages, monkeypatch):
     """The wait for capacity and the clone are not part of a task's duration."""
     monkeypatch.setattr(fake_tasks, "START_TIME", datetime.now(UTC) - timedelta(hours=1))
     pages.tasks.event_interval = timedelta(seconds=10)
@@ -79,7 +79,7 @@ def test_overcommitted_capacity_shows_its_factor(pages):
     assert "lets tasks reserve more than the machine has" in text
 
 
-def test_hosts_page_without_a_cluster_has_this_machine_only(pages):
+def test_hosts_page_without_a_cluster_lists_only_this_machine(pages):
     """The server page does not link to the hosts page."""
     pages.tasks.hosts = [HostWithTasks(pages.tasks.hosts[0].status, ["task-1"])]
     text = pages.get("/hosts").text
@@ -91,7 +91,7 @@ def test_hosts_page_without_a_cluster_has_this_machine_only(pages):
     assert "/hosts" not in pages.get("/server").text
 
 
-def test_hosts_page_of_a_cluster_shows_states_reasons_and_contacts(pages):
+def test_hosts_page_of_a_cluster_shows_states_and_reasons_and_contacts(pages):
     at = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
     ids = [f"task-{number}" for number in range(server.TASK_LINKS_MAX + 2)]
     lost = HostStatus("node-2", HostState.UNREACHABLE, "No worker on the host is <responding>.", last_contact_at=at)

@@ -43,7 +43,7 @@ def test_change_is_offered_if_the_task_can_be_continued(pages, has_patch):
     ],
     ids=["nothing", "a conversation", "changes", "an earlier task"],
 )
-def test_change_of_a_cancelled_task_is_offered_if_there_is_something_to_refer_to(pages, events, parent, is_offered):
+def test_change_of_a_cancelled_task_is_offered_if_earlier_work_exists(pages, events, parent, is_offered):
     pages.tasks._apply("task-001", e.TaskSubmitted("task-001", manifest("task-001"), None, parent, None))
     cancelled = e.CancelRequested("", force=False)
     pages.tasks.record("task-001", *TO_RUNNING, *events, cancelled, e.AgentExited(143), e.TaskFinished())
@@ -200,7 +200,7 @@ def test_changed_files_are_counted_on_the_page(pages):
     assert downloads == [["Download patch"], ["Download patch of this task", "Download patch of the chain"]]
 
 
-def test_agents_activity_is_not_shown_while_artifacts_are_collected(pages):
+def test_agent_activity_is_not_shown_while_artifacts_are_collected(pages):
     pages.tasks.add("works", *TO_RUNNING)
     pages.tasks.add("collects", *TO_RUNNING, e.AgentExited(0, None, None))
     works, collects = (pages.get(f"/tasks/{task_id}").text for task_id in ("works", "collects"))

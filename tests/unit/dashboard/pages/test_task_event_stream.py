@@ -23,7 +23,7 @@ def finished_task(pages):
     return pages
 
 
-def test_stream_has_all_events_numbered_to_the_end(finished_task):
+def test_stream_has_all_events_in_order_up_to_the_end(finished_task):
     response = finished_task.get("/tasks/task-001/story", accept="text/event-stream")
     assert response.headers["content-type"].startswith("text/event-stream")
     ids, events = parse_events(response)
@@ -44,7 +44,7 @@ def test_stream_resumes_after_the_last_event_id(finished_task):
 
 
 @pytest.mark.parametrize("after", ["x", "-1", "9" * 19, "١"])
-def test_invalid_after_is_rejected(finished_task, after):
+def test_invalid_after_parameter_is_rejected(finished_task, after):
     response = finished_task.get(f"/tasks/task-001/story?after={after}", accept="text/event-stream")
     assert (response.status_code, response.json()["details"][0]["field"]) == (400, "after")
 

@@ -72,7 +72,7 @@ def test_state_shows_whether_a_sandbox_is_still_preserved(pages):
         assert set(re.findall("failed, [a-z]+", pages.get(f"/tasks/{task_id}").text)) == {f"failed, {label}"}
 
 
-def test_cancellation_of_a_running_task_is_only_requested(pages):
+def test_cancellation_of_a_running_task_is_shown_as_requested(pages):
     pages.tasks.add("stops", *TO_RUNNING, e.CancelRequested("it is late"))
     pages.tasks.add("stopped", *TO_RUNNING, e.CancelRequested("it is late"), *TO_COMPLETED)
     assert pages.get("/").text.count("Cancellation requested") == 1
@@ -168,7 +168,7 @@ def sections(page):
 
 
 @pytest.mark.parametrize("name", ["unknown", "label.team"], ids=["unknown", "known"])
-def test_page_size_does_not_multiply_the_query_by_the_number_of_rows(pages, name):
+def test_long_query_is_not_repeated_in_every_link_of_every_row(pages, name):
     value = "v" * 4000
     for number in range(20):
         pages.tasks.add(f"task-{number}", *TO_RUNNING, *TO_COMPLETED, labels={"team": value, "a": "1", "b": "2"})
@@ -221,7 +221,7 @@ def test_number_of_unfinished_tasks_is_limited_and_all_tasks_are_linked(pages):
     assert re.search(r'<a href="/\?state=pending">All 25</a>', page.text)
 
 
-def test_row_has_repository_changes_cost_and_failure(pages):
+def test_row_has_cost_and_failure_and_changes_and_repository(pages):
     pages.tasks.add("broken", *TO_RUNNING)
     failure = Failure(FailureCode.AGENT_FAILED, "The agent exited with 1.")
     pages.tasks.record("broken", e.AgentExited(1, failure=failure), e.TaskFinished())
@@ -239,7 +239,7 @@ def test_row_has_repository_changes_cost_and_failure(pages):
     assert "@main</span>" in text
 
 
-def test_search_repository_and_period_are_filters_that_can_be_removed(pages_with_tasks):
+def test_filters_for_repository_and_search_and_period_can_be_removed(pages_with_tasks):
     url = "/?q=two+words&repository=org%2Frepo&created_after=2026-01-29T10:00:00Z&label.team=a%26b&state=completed"
     page = pages_with_tasks.get(url)
     query = pages_with_tasks.tasks.queries[0]
@@ -449,7 +449,7 @@ def test_periodic_refresh_of_a_filtered_list_does_not_count(pages_with_tasks):
     assert "counts-" not in pages_with_tasks.get("/?state=completed").text
 
 
-def test_first_label_is_shown_and_all_are_in_a_list(pages):
+def test_first_label_is_shown_and_all_labels_are_in_a_list(pages):
     pages.tasks.add("none")
     pages.tasks.add("one", labels={"team": "a"})
     pages.tasks.add("three", labels={"team": "a&b", "kind": "bug", "area": "web"})
