@@ -129,7 +129,7 @@ def test_nxdomain_is_returned_for_a_denied_name_and_the_name_is_reported(name):
     assert [(denied.host, denied.port) for denied in events] == [(name, 53)]
 
 
-def test_addresses_exclude_network_broadcast_and_resolver():
+def test_assigned_addresses_exclude_the_network_and_broadcast_and_resolver_addresses():
     synthetic_ips = SyntheticIps(lambda _: True)
     assigned = [synthetic_ips.address_of(f"host{number}.example") for number in range(1000)]
     assert len(set(assigned)) == 1000

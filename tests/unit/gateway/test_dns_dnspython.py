@@ -18,7 +18,7 @@ QUERY_COUNT = 5000
 
 
 def name_read_by_dnspython(query: bytes) -> tuple[bytes, ...] | None:
-    """Return the labels of a query's only question, or None if it is malformed or has any other number of questions."""
+    """Return the labels of a query's question, or None if the query is malformed or does not have one question."""
     with suppress(dns.exception.DNSException):
         message = dns.message.from_wire(query, ignore_trailing=True, question_only=True)
         if len(message.question) == 1:

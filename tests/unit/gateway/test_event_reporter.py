@@ -118,7 +118,7 @@ def test_name_too_long_for_redaction_is_replaced():
     assert len(redacted) == 1
 
 
-def test_printable_host_escapes_and_truncates():
+def test_printable_host_is_escaped_and_truncated():
     assert printable_host("xn--bcher-kva.example") == "xn--bcher-kva.example"
     assert printable_host("a b\r\n\x00é\x1b") == "a?b?????"
     assert printable_host("x" * 9999) == "x" * 255

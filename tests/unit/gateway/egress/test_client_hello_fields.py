@@ -143,7 +143,7 @@ def test_long_hello_uses_all_three_length_bytes():
 
 
 @pytest.mark.parametrize("length", [b"\1\0\0", b"\0\1\0", b"\0\0\1"])
-def test_message_shorter_than_its_length_is_incomplete(length):
+def test_message_shorter_than_its_declared_length_is_incomplete(length):
     whole = message(server_names((0, NAME)))
     declared = int.from_bytes(whole[1:4]) + int.from_bytes(length)
     assert parse_client_hello(records(b"\1" + declared.to_bytes(3) + whole[4:])) == ClientHello(False)

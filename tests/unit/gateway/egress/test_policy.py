@@ -1,4 +1,4 @@
-"""Requests to the proxy and to ports 80 and 443 are forwarded to allowed hosts. Others are denied with a reason."""
+"""Requests to the proxy and to ports 80 and 443 are forwarded to allowed hosts, or denied with a reason."""
 
 import ssl
 

@@ -1,4 +1,4 @@
-"""A tunnel forwards nothing until its opening is complete. After that, a stream filter inspects the data."""
+"""A tunnel forwards nothing until its opening (the first bytes) is complete. A stream filter inspects later data."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from sandbox.model.egress import EgressRules
 
 
 class ScriptedOpening:
-    """An opening and a stream filter with scripted outcomes."""
+    """Acts as a connection opening and as a stream filter, both with scripted outcomes."""
 
     def __init__(self, *outcomes: Tunnel | Denial | None) -> None:
         self.outcomes = list(outcomes)
@@ -54,7 +54,7 @@ def test_tunnel_is_passthrough_only_after_inspection_ends():
     assert tunnel.is_passthrough is False
 
 
-def test_tunnel_is_searching_only_after_the_opening():
+def test_tunnel_may_end_in_a_denied_line_only_after_the_opening():
     stream_filter = ScriptedOpening()
     tunnel = NestedOpeningFilter(ScriptedOpening(None, Tunnel("h", 22, stream_filter)), b"")
     stream_filter.may_end_in_denied_line = True

@@ -32,7 +32,7 @@ def test_proxy_opens_a_tunnel_to_every_public_host(authority):
         *("8.8.4.4.:443", "[fe80::1%251]:443"),
     ],
 )
-def test_model_host_local_names_and_obfuscated_addresses_are_denied(authority):
+def test_model_host_and_local_names_and_obfuscated_addresses_are_denied(authority):
     assert isinstance(connect(authority), Denial)
 
 
@@ -52,7 +52,7 @@ def test_tls_to_an_ip_address_may_name_only_that_address():
     assert isinstance(truncated.client_data_received(b""), Denial), "a server name might have followed"
 
 
-def test_plain_request_to_an_ip_address_must_name_it_as_host():
+def test_plain_request_to_an_ip_address_must_name_the_address_as_its_host():
     good = b"GET http://8.8.4.4/ HTTP/1.1\r\nHost: 8.8.4.4\r\n\r\n"
     bad = b"GET http://8.8.4.4/ HTTP/1.1\r\nHost: api.anthropic.com\r\n\r\n"
     assert isinstance(ProxyOpening(BY_PROXY, 3128).client_data_received(good), Tunnel)

@@ -62,8 +62,9 @@ def name_without_record_boundaries(data: bytes) -> str:
 def hello_with_two_names() -> bytes:
     """Build a hello for HOST in two records. A parser that includes the second record's header reads a hello for OTHER.
 
-    That header shifts the data by five bytes, so the last five bytes of the first extension become the start of another
-    extension, which ends where the content of the next extension begins.
+    That header shifts the data by five bytes. To such a parser, the last five bytes of the first extension start
+    another extension, which also covers the header of the second extension. The parser therefore reads the content of
+    the second extension as a separate extension: the server name OTHER.
     """
     first = extension(0x1A1A, bytes(40) + b"\x2a\x2a\0\5\0")
     message = hello_message(first + extension(0x3A3A, server_name(OTHER)) + server_name(HOST))

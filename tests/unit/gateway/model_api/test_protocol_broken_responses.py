@@ -280,6 +280,6 @@ def test_unreadable_head_without_a_budget_is_not_counted():
     assert ForwardedRequest(NO_BUDGET).receive(GZIP_BODY_HEAD).usage is None
 
 
-def test_document_that_is_cut_in_its_head_costs_max_tokens():
+def test_response_truncated_in_its_head_costs_max_tokens():
     assert ForwardedRequest().receive(DOCUMENT_HEAD[:20], b"").usage.output_tokens == 64_000
     assert ForwardedRequest().receive(b"").usage is None

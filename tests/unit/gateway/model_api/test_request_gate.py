@@ -104,7 +104,7 @@ def test_every_kind_of_token_counts_once(used):
     assert rejection_message(gate).startswith("lifecycle.budget_tokens (20 tokens) is spent")
 
 
-def test_budget_is_spent_when_usage_equals_it():
+def test_budget_is_spent_when_usage_equals_the_budget():
     gate, _ = create_gate(Budget(tokens=20))
     gate.charge("first", usage(19))
     assert gate.check() is None
@@ -311,7 +311,7 @@ def test_usage_is_valid_only_if_each_count_is_valid(name):
         (math.inf, False),
     ],
 )
-def test_usage_is_valid_only_if_its_cost_is_possible(cost_usd, is_valid):
+def test_usage_is_valid_only_if_its_cost_is_within_limits(cost_usd, is_valid):
     counted = Usage("claude", 1, 1, cost_usd=cost_usd)
     assert valid_usage(counted) is (counted if is_valid else None)
 
@@ -415,12 +415,12 @@ def test_bound_of_the_next_request_is_added_to_those_of_earlier_requests(
 
 
 @pytest.mark.parametrize("budget", [Budget(), Budget(usd=2.0), Budget(tokens=300_000)])
-def test_all_requests_that_the_budget_can_cover_are_forwarded_at_once(budget):
+def test_concurrent_requests_are_approved_if_the_budget_covers_all_of_them(budget):
     gate, _ = create_gate(budget)
     assert all(isinstance(each, ApprovedRequest) for each in start_requests(gate, 128))
 
 
-def test_request_is_approved_again_when_another_one_has_ended():
+def test_request_is_approved_again_when_another_request_has_ended():
     gate, _ = create_gate(Budget(usd=0.05))
     start_requests(gate, 17)
     gate.charge(3, usage(5, 5, usd=0.0001))
@@ -484,7 +484,7 @@ def test_request_may_have_half_a_million_json_values(dialect):
 
 
 @pytest.mark.parametrize("dialect", [MessagesApi(), ResponsesApi()])
-def test_decoding_a_rejected_request_uses_no_memory(dialect):
+def test_request_with_too_many_json_values_is_not_decoded(dialect):
     body = b'{"model":"m","input":[%s[]]}' % (b"[]," * 1_000_000)
     tracemalloc.start()
     assert is_rejected(body, dialect)
