@@ -40,7 +40,7 @@ def test_agentic_dev_has_common_tools():
     assert definition.components == ("node",)
 
 
-def test_definition_has_packages_files_and_minimum_tier(read):
+def test_definition_has_packages_and_files_and_a_minimum_tier(read):
     definition = read(f'{VALID}packages = ["git"]\nminimum_tier = "vm"\n[files]\n"/etc/motd" = "hello"\n')
     assert (definition.packages, definition.files, definition.minimum_tier) == (("git",), {"/etc/motd": "hello"}, "vm")
 

@@ -45,7 +45,7 @@ def apply(tree, data, bytes_max=1 << 30):
     return apply_layer(TarStream(io.BytesIO(data), ByteBudget(bytes_max)), tree)
 
 
-def test_files_directories_and_links_are_applied(tree):
+def test_files_and_directories_and_links_are_applied(tree):
     tree.apply(
         layer(
             directory("./"),
