@@ -82,7 +82,7 @@ async def test_many_writes_are_reported_together(watched, monkeypatch):
     assert len(reports) < 10
 
 
-async def test_lost_events_are_reported_to_all(watched, monkeypatch):
+async def test_lost_events_are_reported_to_all_watches(watched, monkeypatch):
     first, second = asyncio.Event(), asyncio.Event()
     overflow = journals_module._EVENT.pack(-1, journals_module._IN_Q_OVERFLOW, 0, 0)
     with watched.watch("task-1", first.set), watched.watch("task-2", second.set):

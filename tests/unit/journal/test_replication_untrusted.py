@@ -108,7 +108,7 @@ def test_records_that_the_server_has_added_are_taken_into_account(copy):
         (Output.from_bytes("stdout", b"x\n"), {"event": TaskSubmitted("task-1", manifest("task-1"))}),
     ],
 )
-def test_other_records_are_rejected(copy, event, changes):
+def test_records_that_a_runner_may_not_write_now_are_rejected(copy, event, changes):
     before = copy.end
     with pytest.raises(JournalDamagedError):
         copy.receive(copy.line(event, **changes))
@@ -154,7 +154,7 @@ def receive_all(copy, *events):
 
 
 def check_rejected_only(copy, rejected, accepted):
-    """Check that one event is rejected and changes nothing, and that the other one is accepted."""
+    """Check that one event is rejected and changes nothing, and that the other event is accepted."""
     before = copy.end
     with pytest.raises(JournalDamagedError):
         copy.receive(copy.line(rejected))
@@ -163,7 +163,7 @@ def check_rejected_only(copy, rejected, accepted):
 
 
 @pytest.mark.parametrize("session_id", ["../../../../etc/x", "/etc/x", "a/b", "..", "--allowedTools=Bash", "", "a\n"])
-def test_session_id_that_is_not_a_name_is_rejected(copy, session_id):
+def test_session_id_that_is_not_a_plain_file_name_is_rejected(copy, session_id):
     """A task that continues this one writes a file with this name, on another host."""
     receive_all(copy, *RUNNING[:2])
     check_rejected_only(copy, AgentStarted(session_id), AgentStarted("6a204bd8-9a83-4d2a-b0c5-0123456789ab"))
@@ -225,7 +225,7 @@ def test_skipped_follow_ups_do_not_accumulate(copy):
     assert copy.journals.replay("task-1").task.skipped_follow_ups == (FollowUp.RETRY,)
 
 
-def test_totals_of_tokens_can_be_encoded(copy):
+def test_token_totals_are_capped_at_the_largest_safe_integer(copy):
     receive_all(copy, *RUNNING, *[Usage("m", 2**53 - 1, 2**53 - 1) for _ in range(20)])
     spent = copy.journals.replay("task-1").task.spent
     assert (spent.input_tokens, spent.output_tokens) == (2**53 - 1, 2**53 - 1)

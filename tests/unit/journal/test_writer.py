@@ -148,7 +148,7 @@ def test_first_sync_flushes_a_reopened_journal_but_not_a_new_one(writer, syscall
         (e.Progress(turns=1), False),
     ],
 )
-def test_recorder_flushes_what_a_crash_must_not_undo(writer, syscalls, journals, event, is_flushed):
+def test_recorder_flushes_events_that_must_survive_a_crash(writer, syscalls, journals, event, is_flushed):
     """The task's state does not change, because another attempt follows a failure."""
     recorder = journals.recorder(writer, None, lambda: TIMESTAMP)
     for earlier in (
@@ -167,7 +167,7 @@ def test_recorder_flushes_what_a_crash_must_not_undo(writer, syscalls, journals,
 # Failed flushes
 
 
-def test_data_since_the_last_successful_flush_is_rewritten_after_a_failed_one(writer, syscalls, records):
+def test_data_since_the_last_successful_flush_is_rewritten_after_a_failed_flush(writer, syscalls, records):
     """The kernel marks failed pages as clean, so a second flush alone would succeed without writing them."""
     writer.append(error_event(), at=TIMESTAMP, durable=True)
     durable_size = records.stat().st_size
