@@ -1,4 +1,4 @@
-"""The task state machine: any order of events follows the transition graph and reaches a final state."""
+"""For any order of events, the task state machine follows the transition graph and reaches a final state."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -216,7 +216,7 @@ def test_unfinished_task_has_no_final_state(event_count):
     assert final_state(final_task(*TO_RUNNING[:event_count], failed()))[0] is TaskState.FAILED
 
 
-def test_recollected_artifact_replaces_the_first_one():
+def test_recollected_artifact_replaces_the_earlier_artifact():
     first = Artifact("a.md", "a.md", 1, "text/markdown", "sha256:" + "0" * 64)
     second = Artifact("a.md", "a.md", 2, "text/markdown", "sha256:" + "1" * 64)
     other = Artifact("b.md", "b.md", 2, "text/markdown", "sha256:" + "2" * 64)
@@ -227,7 +227,7 @@ def test_recollected_artifact_replaces_the_first_one():
 @pytest.mark.parametrize(
     ("path", "has_diff"), [(".sandbox/t.patch", True), (".sandbox/other.patch", False), ("t.patch", False)]
 )
-def test_only_the_tasks_patch_sets_the_diff(path, has_diff):
+def test_only_the_patch_of_the_task_sets_the_diff(path, has_diff):
     artifact = Artifact("t.patch", path, 1, "text/x-diff", "sha256:" + "0" * 64)
     diff = DiffStatistics(3, 2, 1)
     task = final_task(*TO_RUNNING, SUCCESS, e.ArtifactCollected(artifact, diff))
@@ -683,7 +683,7 @@ def test_skipped_follow_up_is_not_used():
     assert no_follow_up.transition.new_state is TaskState.COMPLETING
 
 
-def test_will_be_followed_up_predicts_a_follow_up_for_an_unrecorded_exit():
+def test_follow_up_is_predicted_for_an_unrecorded_exit():
     running = replay_with(Lifecycle(retries=1), *TO_READY, STARTED)[-1].task
     assert will_be_followed_up(running, AGENT_FAILED)
     assert not will_be_followed_up(running, SUCCESS)

@@ -245,7 +245,7 @@ def test_task_is_completing_if_a_later_attempt_ends_before_its_agent_starts():
 
 
 @pytest.mark.parametrize("retries", [0, 1])
-def test_failure_exit_code_and_progress_are_kept_after_the_agent_exit(retries):
+def test_failure_and_exit_code_and_progress_are_kept_after_the_agent_exit(retries):
     progress = e.Progress(turns=2, current_tool="Bash")
     task = final_task(*running(), e.Usage("m", 9, 1, cost_usd=0.5), progress, exited(BROKEN, 7), retries=retries)
     assert (task.agent_has_exited, task.exit_code, task.failure) == (True, 7, BROKEN)
@@ -291,7 +291,7 @@ def test_final_state_has_a_reason():
             final_state(final_task(*events))
 
 
-def test_will_be_followed_up_does_not_change_the_task():
+def test_predicting_a_follow_up_does_not_change_the_task():
     task = final_task(*running(), retries=1)
     encoded = encode_json(task)
     assert (will_be_followed_up(task, exited()), will_be_followed_up(task, exited(None))) == (True, False)

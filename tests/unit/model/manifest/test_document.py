@@ -65,7 +65,7 @@ def single_error(body: str | bytes, *, is_json: bool = False) -> FieldError:
         ("claude:", "<<: {a: 1}\nclaude:", "<<", "unknown_field", 8, 1),
     ],
 )
-def test_yaml_error_has_field_rule_line_and_column(old, new, field, rule, line, column):
+def test_yaml_error_has_field_and_rule_and_position(old, new, field, rule, line, column):
     assert old in MINIMAL
     error = single_error(MINIMAL.replace(old, new))
     assert (error.field, error.rule, error.line, error.column) == (field, rule, line, column)

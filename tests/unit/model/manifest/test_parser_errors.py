@@ -383,7 +383,7 @@ def test_usd_budget_requires_a_priced_model():
     assert [(error.field, error.rule) for error in caught.value.errors] == [("lifecycle.budget_usd", "not_offered")]
 
 
-def test_usd_budget_requires_prices_for_all_of_the_agents_models():
+def test_usd_budget_requires_prices_for_all_models_of_the_agent():
     class TwoModels(PricedClaudeCode):
         def used_models(self, section: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield from super().used_models(section)
@@ -523,7 +523,7 @@ ONE_LINE = 'version: "1"kind: Taskmetadata:  name: My Taskrepository:  url: http
 
 
 @pytest.mark.parametrize("text", [ONE_LINE, ONE_LINE.replace('"', "") + "\n"])
-def test_manifest_without_its_line_breaks_gets_the_remedy(text):
+def test_error_for_a_manifest_without_line_breaks_contains_the_remedy(text):
     """`curl -d @task.yaml` removes the line breaks."""
     with pytest.raises(InvalidManifestError) as caught:
         parse_manifest(text.encode(), is_json=False)
@@ -542,7 +542,7 @@ def test_other_invalid_yaml_gets_no_advice_about_line_breaks(text):
 
 
 @pytest.mark.parametrize("text", ["# A task\nversion: 1\nkind: Task\n", ONE_LINE])
-def test_yaml_that_is_declared_as_json_gets_the_remedy(text):
+def test_error_for_yaml_declared_as_json_contains_the_remedy(text):
     with pytest.raises(InvalidManifestError) as caught:
         parse_manifest(text.encode(), is_json=True)
     [error] = caught.value.errors

@@ -58,7 +58,7 @@ def without_new_fields(new, old):
     return {name: without_new_fields(value, old[name]) for name, value in new.items() if name in old}
 
 
-def test_fields_of_earlier_versions_are_encoded_as_before():
+def test_fields_of_earlier_versions_are_still_encoded_the_same_way():
     encoded = msgspec.json.decode(encode_json(parse_manifest(msgspec.json.encode(SUBMITTED), is_json=True)))
     assert msgspec.json.encode(without_new_fields(encoded, msgspec.json.decode(ENCODED))) == ENCODED
 
@@ -93,7 +93,7 @@ def test_manifest_has_the_defaults_of_the_common_fields():
     assert {name: absent.get(value, value) for name, value in given.items()} == dict(common_fields())
 
 
-def test_only_the_driver_converts_the_fields_of_the_agents_section_to_their_types():
+def test_only_the_driver_converts_the_fields_of_the_agent_section_to_their_types():
     manifest = decode(ENCODED)
     assert manifest.agent.settings["allowed_tools"] == ["Read", "mcp__github"]
     claude = claude_section(manifest)
