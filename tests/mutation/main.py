@@ -29,7 +29,7 @@ SOURCES = Path("src") / "sandbox"
 BASELINE_SECONDS = 1800
 CPU_SECONDS, CPU_FACTOR = 8, 4
 WALL_SECONDS, WALL_FACTOR = 30, 5
-"""A mutant counts as killed if its tests take longer than the seconds plus the factor times their usual duration."""
+"""A mutant counts as killed if its tests exceed a base time plus a multiple of their usual duration."""
 
 
 def main(arguments: list[str] | None = None, checkout: Path = CHECKOUT) -> int:
@@ -192,7 +192,7 @@ class Baseline:
         self._lines_run_at_import: set[tuple[str, int]] = set()
 
     def add(self, outcome: Outcome) -> None:
-        """Add the outcome of a run of some of the tests."""
+        """Add the outcome of running some of the tests."""
         if outcome.failed:
             raise SystemExit(f"The tests do not pass with the unchanged source: {outcome.failed}")
         self.seconds |= outcome.seconds
@@ -205,8 +205,8 @@ class Baseline:
     def tests_for(self, mutant: Mutant, test_paths: list[str]) -> list[str]:
         """Return the tests that run the mutant's lines, then the other tests in their files, which may share a fixture.
 
-        Each group is sorted by duration. If the code runs while its module or a test module is imported, the second
-        group contains all other tests of the target.
+        Each group is sorted by duration. If the mutated code runs while its module or a test module is imported, the
+        second group contains all other tests of the target.
         """
         lines = self._tests[mutant.file]
         mutated_lines = range(mutant.line, mutant.last_line + 1)

@@ -133,7 +133,7 @@ def _normalize_whitespace(text: bytes) -> str:
 
 
 def _children(node: ast.AST) -> Iterator[tuple[ast.AST, bool]]:
-    """Yield the children of a node that are mutated, and whether each is in the body of a function, class or lambda."""
+    """Yield each child of a node that may be mutated, and whether it is in the body of a function, class or lambda."""
     match node:
         case ast.Import() | ast.ImportFrom() | ast.JoinedStr() | ast.Expr(value=ast.Constant()):
             return
@@ -281,7 +281,7 @@ def _loops(node: ast.Break | ast.Continue) -> Iterator[Change]:
 
 
 def _returns(node: ast.Return) -> Iterator[Change]:
-    """Most callers treat False and None alike, so falsy constants are not mutated."""
+    """Replace the returned value with None, except a falsy constant: most callers treat False and None alike."""
     is_false = isinstance(node.value, ast.Constant) and not node.value.value
     if node.value is not None and not is_false:
         yield "return", _span(node), "return None"
