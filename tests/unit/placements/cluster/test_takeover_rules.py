@@ -1,4 +1,4 @@
-"""Decisions about workers, alone and in a small model of workers, clocks, messages and an engine."""
+"""Decisions about workers, tested individually and in a small model of workers, clocks, messages and an engine."""
 
 import itertools
 from dataclasses import dataclass, field
