@@ -36,7 +36,7 @@ async def test_reservation_over_the_limit_fails_until_memory_is_released():
     assert memory.reserved_bytes == 81
 
 
-async def test_reservation_over_the_limit_succeeds_if_no_other_exists():
+async def test_reservation_over_the_limit_succeeds_if_no_other_reservation_exists():
     memory = MemoryShare(100)
     assert await memory.try_reserve(500)
     assert not await memory.try_reserve(0)

@@ -36,7 +36,7 @@ async def test_work_within_the_budget_does_not_wait(harness):
         await asyncio.gather(*(harness.throttle.queue().wait() for _ in range(100)))
 
 
-async def test_cpu_time_used_before_the_start_is_not_debt(harness):
+async def test_cpu_time_used_before_the_start_does_not_count_as_debt(harness):
     """The same process may have relayed a large clone before the throttle was started."""
     harness.used = 100.0
     with pytest.raises(TimeoutError):

@@ -8,7 +8,7 @@ from sandbox.primitives.cpu_throttle import CpuBudget
 BURST, CORES = RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
 
-def test_burst_does_not_wait():
+def test_work_within_the_burst_does_not_wait():
     budget = CpuBudget(100.0, 7.0)
     budget.update(100.0, 7.0 + BURST)
     assert budget.wait_seconds() == 0
