@@ -219,8 +219,8 @@ def test_denied_count_is_reported_once_per_second():
     assert len(events) <= 11
 
 
-def test_totals_of_usage_have_the_limits_of_records():
-    """A server rejects a worker's records if they have larger totals."""
+def test_usage_totals_are_capped_at_the_limits_of_records():
+    """A server rejects a worker's records if their totals exceed these limits."""
     tracker, events = create_tracker(Progress(input_tokens=2**53 - 2, output_tokens=2**53 - 2, cost_usd=1e9 - 1))
     for second in range(2):
         tracker.add_usage(Usage("m", 1, 1, cost_usd=1.0))
