@@ -79,7 +79,7 @@ PROGRAMS = pytest.mark.parametrize("program", [sandbox, confined_program, guest]
 
 
 @PROGRAMS
-async def test_every_program_is_isolated_first(program):
+async def test_isolation_arguments_come_first_for_every_program(program):
     argv, arguments = await start(program)
     assert arguments[: len(ISOLATION)] == ISOLATION
     assert arguments.count("--add-seccomp-fd") == 1

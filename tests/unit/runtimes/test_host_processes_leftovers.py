@@ -43,7 +43,7 @@ async def test_sandbox_is_destroyed_with_its_handle_or_a_recovered_handle(tmp_pa
     assert fake_runtime.destroyed == [runtime]
 
 
-async def test_removal_that_a_sandbox_delays_uses_no_thread_of_the_pool(tmp_path):
+async def test_removal_delayed_by_a_sandbox_uses_no_thread_of_the_default_pool(tmp_path):
     """The runtime reads the arguments of a program in /proc. Such a read can block until the program's task ends."""
     task_has_ended = threading.Event()
 

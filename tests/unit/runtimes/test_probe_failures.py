@@ -61,7 +61,7 @@ def test_missing_program_is_not_final(set_machine, monkeypatch, module, finder, 
 
 
 @pytest.mark.parametrize("error", [TimeoutError("busy"), OSError("process limit reached")])
-def test_failure_of_the_probes_sandbox_is_not_final(set_machine, monkeypatch, error):
+def test_failure_of_the_probe_sandbox_is_not_final(set_machine, monkeypatch, error):
     set_machine()
 
     async def fail(*_, **__):

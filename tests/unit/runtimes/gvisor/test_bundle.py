@@ -94,7 +94,7 @@ def test_last_error_of_the_log_is_returned():
     assert last_error(b"\n".join(lines[1:])) == ""
 
 
-def test_missing_state_is_not_running():
+def test_sandbox_without_a_state_is_not_running():
     assert not read_state(2**22 + 1, "attemptattem").is_running
     assert not RunscState(status="running").is_running
 

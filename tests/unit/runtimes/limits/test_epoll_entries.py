@@ -65,7 +65,7 @@ def descriptors_in_flight() -> Iterator[None]:
         ("unknown\n", 1334),
     ],
 )
-def test_machine_entries_are_read_from_slabinfo_unless_there_are_few(tmp_path: Path, capacity: str, entries: int):
+def test_machine_entries_are_read_from_slabinfo_unless_the_machine_has_few(tmp_path: Path, capacity: str, entries: int):
     (tmp_path / "slabinfo").write_text(SLABS)
     (tmp_path / "capacity").write_text(capacity)
     assert count_machine_entries(tmp_path / "slabinfo", tmp_path / "capacity") == entries
@@ -109,7 +109,7 @@ def test_count_includes_entries_that_the_processes_added():
 
 
 @pytest.mark.usefixtures("five_entries")
-def test_count_does_not_exceed_the_machines_entries(monkeypatch: pytest.MonkeyPatch):
+def test_count_does_not_exceed_the_entries_of_the_machine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(epoll_entries, "EPOLL_ENTRIES_MAX", 1)
     assert EpollCounter(FakeEpollUsage(2).count).count([os.getpid()]) == 2
 
@@ -155,7 +155,7 @@ def test_growth_is_counted_from_the_lowest_count():
 
 @pytest.mark.usefixtures("descriptors_in_flight")
 @pytest.mark.parametrize("before", [1, 50_000])
-def test_entries_that_the_machine_had_before_are_not_attributed(before: int):
+def test_entries_older_than_the_counter_are_not_attributed(before: int):
     machine = FakeEpollUsage(before)
     counter = EpollCounter(machine.count)
     machine.entries = before + EPOLL_ENTRIES_MAX
@@ -163,7 +163,7 @@ def test_entries_that_the_machine_had_before_are_not_attributed(before: int):
 
 
 @pytest.mark.usefixtures("descriptors_in_flight")
-def test_growth_that_other_sandboxes_show_is_not_attributed(monkeypatch: pytest.MonkeyPatch):
+def test_growth_found_in_other_sandboxes_is_not_attributed(monkeypatch: pytest.MonkeyPatch):
     """The instances of two other sandboxes can be inspected, and have 30,000 entries each."""
     inspect = epoll_entries._inspect
     monkeypatch.setattr(

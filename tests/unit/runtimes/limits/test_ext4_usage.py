@@ -95,7 +95,7 @@ class FakeBlockDevice:
 
 @pytest.mark.parametrize("features", [0x80, 0])
 @pytest.mark.parametrize("block_size", [0, 1, 2, 6])
-def test_directories_of_all_groups_are_counted(tmp_path: Path, features: int, block_size: int):
+def test_directories_of_all_block_groups_are_counted(tmp_path: Path, features: int, block_size: int):
     assert FakeBlockDevice(tmp_path).count(3, 0, 40_000, features=features, block_size=block_size) == 40_003
 
 

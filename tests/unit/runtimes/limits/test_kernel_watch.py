@@ -78,7 +78,7 @@ def test_more_memory_is_not_proposed_if_it_does_not_raise_the_limit_on_socket_bu
         (FileUsage(9000, locks=8193), "more than 8192 locks on files"),
     ],
 )
-async def test_open_files_directories_or_locks_over_the_limit_are_a_violation(files, reason):
+async def test_open_files_or_directories_or_locks_over_the_limit_are_a_violation(files, reason):
     async with asyncio.timeout(10):
         assert reason in await watch(ScriptedSandbox(KernelUsage(), files=files))
 

@@ -179,7 +179,7 @@ def test_sandbox_with_too_many_mappings_exceeds_the_limit(own: int | None):
     assert CountedSandbox(own).measure(VMA_BYTES_MAX + 1) == VMA_BYTES_MAX + 1
 
 
-def test_growth_that_another_sandbox_caused_does_not_end_this_one():
+def test_growth_caused_by_another_sandbox_does_not_end_the_sandbox():
     sandbox = CountedSandbox(1000)
     assert sandbox.measure(1 << 40, VMA_BYTES_MAX + 1) == 1000 * VMA_BYTES
     assert sandbox.checks == 1
@@ -233,7 +233,7 @@ def test_failed_count_is_repeated_after_a_pause():
     assert counts == [100.0, 100.6]
 
 
-def test_count_without_a_thread_is_repeated(monkeypatch: pytest.MonkeyPatch):
+def test_count_is_repeated_if_its_thread_cannot_start(monkeypatch: pytest.MonkeyPatch):
     def raise_error(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

@@ -38,7 +38,7 @@ def end(sequence: int, number: int = 0) -> bytes:
 
 @contextmanager
 def socket_counter(responses: Sequence[bytes]) -> Iterator[SocketCounter]:
-    """Create a counter whose kernel end has already sent these responses."""
+    """Yield a counter whose socket has already received these responses from the kernel."""
     local, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with kernel:
         for response in responses:

@@ -217,7 +217,7 @@ class EndingProcesses:
         return self.threads.get(thread)
 
     def measure(self, *, seconds: float = 0.0, time_slices: int = 0) -> int:
-        """Return the measured MiB after some time, in which each process had some time slices."""
+        """Advance the clock and the time slices of each process. Return the measured MiB."""
         self.now += seconds
         for thread, closing in self.threads.items():
             slices = closing.time_slices + time_slices
@@ -262,7 +262,7 @@ def test_files_of_ending_processes_are_not_counted_without_growth_of_kernel_memo
     assert processes.measure() == processes.measure(seconds=2, time_slices=9) == 0
 
 
-def test_later_process_with_the_same_id_is_not_slow():
+def test_later_process_with_the_same_id_does_not_count_as_slow():
     processes = EndingProcesses(4)
     processes.measure()
     processes.threads = {thread: ClosingThread("R", "600", 90, str(thread)) for thread in processes.threads}
@@ -287,7 +287,7 @@ def test_living_and_ended_processes_are_not_closing_files():
 
 
 def add_kernel_thread(proc: Path, thread: int, name: str, ticks: int, function: str) -> None:
-    """Write the files of a kernel thread that has used that much CPU time and is in a function."""
+    """Write the /proc files of a kernel thread that has used `ticks` of CPU time and is executing `function`."""
     directory = proc / str(thread)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "stat").write_text(f"{thread} ({name}) R 2 {'0 ' * 9}{ticks - 1} 1 0 0 20 0")
@@ -314,7 +314,7 @@ def test_threads_of_the_kernel_are_unknown_in_a_separate_pid_namespace(tmp_path:
 
 
 def add_terminals(proc: Path, names: Collection[str], written_at: float, function: str = "do_sys_poll") -> None:
-    """Write the files of a process with a devpts, one thread of which is in a function."""
+    """Write the /proc files of a process with these terminals. One of its threads is executing `function`."""
     terminals = proc / "7/root/dev/pts"
     terminals.mkdir(parents=True)
     for name in (*names, "ptmx"):
@@ -334,19 +334,19 @@ def add_terminals(proc: Path, names: Collection[str], written_at: float, functio
         ([], 10, "file_tty_write.isra.0", 0),
     ],
 )
-def test_terminals_count_if_a_program_writes_to_them(
+def test_terminals_are_counted_if_a_program_writes_to_them(
     tmp_path: Path, names: list[str], seconds_ago: int, function: str, count: int
 ):
     add_terminals(tmp_path, names, time.time() - seconds_ago, function)
     assert count_written_terminals([6, 7], tmp_path) == count
 
 
-def test_process_without_terminals_has_none(tmp_path: Path):
+def test_terminal_count_of_a_process_without_terminals_is_zero(tmp_path: Path):
     assert count_written_terminals([7], tmp_path) == 0
 
 
 class WrittenTerminals:
-    """Sandboxes that write to terminals, and the processors that the kernel's threads use for these."""
+    """Sandboxes that write to terminals, and the number of processors that kernel threads use for the terminals."""
 
     def __init__(self, processors: float, terminals: int, others: int = 0) -> None:
         self.processors, self.now = processors, 100.0
@@ -356,7 +356,7 @@ class WrittenTerminals:
         )
 
     def measure(self, seconds: int) -> float:
-        """Return the measured time after some seconds, with one measurement in each."""
+        """Measure once per second for this many seconds. Return the last measured time."""
         measured = 0.0
         for _ in range(seconds):
             self.now += 1
@@ -382,7 +382,7 @@ def test_time_for_terminals_decreases_when_the_threads_have_little_to_do():
     assert written.measure(3) == 0.0
 
 
-def test_time_for_terminals_is_forgotten_when_the_sandbox_stops_writing():
+def test_time_for_terminals_is_reset_when_the_sandbox_stops_writing():
     written = WrittenTerminals(1.5, 4)
     assert written.measure(3) == 2.0
     written.terminals[1] = 0

@@ -140,7 +140,7 @@ def test_threads_and_processes_are_allowed(architecture: str):
 
 @all_architectures
 @pytest.mark.parametrize("call", [SOCKET, SOCKETPAIR], ids=["socket", "socketpair"])
-def test_socket_families_types_and_protocols_are_limited(architecture: str, call: dict[str, int]):
+def test_socket_families_and_types_and_protocols_are_limited(architecture: str, call: dict[str, int]):
     number = call[architecture]
     assert {family for family in range(64) if evaluate(architecture, number, family, 1, 0) == ALLOW} == {1, 2, 10, 16}
     assert evaluate(architecture, number, 17, 3, 0) == errno.EAFNOSUPPORT
@@ -304,13 +304,14 @@ def test_huge_pages_are_refused(architecture: str):
 @all_architectures
 def test_memory_advice_and_process_options_that_burden_the_kernel_are_denied(architecture: str):
     prctl, madvise = {"x86_64": (157, 28), "aarch64": (167, 233)}[architecture]
-    # PR_SCHED_CORE, PR_SET_MEMORY_MERGE, PR_FUTEX_HASH, PR_SET_VMA; the others do not exist yet
+    # PR_SCHED_CORE, PR_SET_MEMORY_MERGE, PR_FUTEX_HASH, PR_SET_VMA; the other numbers are not yet assigned
     for option in (62, 67, 78, 79, 0x53564D41, 0x59616D60, 0x59616D62, 0xFFFFFFFF):
         assert evaluate(architecture, prctl, option, 1) == errno.EINVAL
-    # PR_SET_PDEATHSIG, PR_SET_NAME, PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS, the highest, PR_GET_AUXV, PR_SET_PTRACER
+    # PR_SET_PDEATHSIG, PR_SET_NAME, PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS, the highest allowed number in the main range,
+    # PR_GET_AUXV, PR_SET_PTRACER
     for option in (1, 15, 21, 38, 77, 0x41555856, 0x59616D61):
         assert evaluate(architecture, prctl, option, 1) == ALLOW
-    # MADV_MERGEABLE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE; the others do not exist yet
+    # MADV_MERGEABLE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE; the other numbers are not yet assigned
     for advice in (12, 102, 103, 104, 0xFFFFFFFF):
         assert evaluate(architecture, madvise, 0, 4096, advice) == errno.EINVAL
         assert evaluate(architecture, 440, 3, 0, 1, advice, 0) == errno.EINVAL

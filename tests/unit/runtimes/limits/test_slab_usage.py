@@ -31,10 +31,10 @@ dentry             100  90000    192   21    1 : tunables    0    0    0 : slabd
 
 
 SHARED_KINDS = tuple(kind for kind in SlabUsage._fields if kind != "vma_growth_bytes")
-"""Kinds whose growth is divided between the sandboxes."""
+"""Kinds of slab memory whose growth is divided among the sandboxes."""
 
 CHARGED_KINDS = ("anon_vma_chain_bytes", "dentry_bytes", "vma_bytes", "vma_growth_bytes")
-"""Kinds of objects in use. All of their memory is charged to a control group."""
+"""Kinds of slab memory that consist of objects in use. All of it is charged to a control group."""
 
 
 class SingleKindMeter:
@@ -192,7 +192,7 @@ def test_growth_is_attributed_to_all_running_sandboxes():
     assert found == 100 * MEBIBYTE
 
 
-def test_host_growth_alone_is_not_a_violation_of_a_small_sandbox():
+def test_host_growth_alone_is_not_a_violation_by_a_small_sandbox():
     machine = FakeSlabs()
     slabs = machine.slabs()
     slabs.measure(30 * MEBIBYTE)

@@ -33,18 +33,18 @@ async def hang_up_after(*kinds: bytes) -> list[bytes]:
     return channel.kinds
 
 
-async def test_no_frames_are_sent_after_the_end_because_the_number_may_be_in_use_again():
+async def test_no_frames_are_sent_after_a_terminal_ends_because_its_number_may_be_reused():
     assert await hang_up_after(frames.EXIT, frames.CLOSED) == [frames.PAUSE]
     assert await hang_up_after(frames.CLOSED, frames.EXIT) == [frames.PAUSE]
 
 
-async def test_open_terminal_is_resumed_resized_and_hung_up():
+async def test_open_terminal_is_resumed_and_resized_and_hung_up():
     expected = [frames.PAUSE, frames.RESUME, frames.RESIZE, frames.HANG_UP]
     assert await hang_up_after() == expected
     assert await hang_up_after(frames.EXIT) == expected
 
 
-async def test_reason_of_a_failed_start_is_cut():
+async def test_reason_of_a_failed_start_is_truncated():
     terminal = QemuTerminal(RecordingChannel(), NUMBER)
     terminal.handle_frame(frames.FAILED, b"no more terminals" + b"!" * 60_000)
     reason = await terminal.started

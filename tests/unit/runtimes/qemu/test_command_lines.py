@@ -85,7 +85,7 @@ def test_only_an_emulated_kernel_skips_mitigations_and_slow_features():
     assert "console=ttyS0" in emulated, "the console output explains why a boot failed"
 
 
-def test_guest_memory_is_the_tasks_memory_plus_overhead():
+def test_guest_memory_is_task_memory_plus_overhead():
     arguments = qemu_arguments(SPEC, Accelerator.TCG, QemuDescriptors(1, 2, 3, 4))
     assert arguments[arguments.index("-m") + 1] == str(512 + 160)
 
@@ -345,7 +345,7 @@ async def test_early_console_output_is_read_immediately():
     assert (await run()) == b"one\ntwo\nthree\n"
 
 
-def test_encoded_command_has_pwd_and_rejects_nul():
+def test_encoded_command_sets_pwd_and_rejects_nul_characters():
     from sandbox.runtimes.qemu.sandbox import _encode_command
 
     (directory, argv, environment), rest = frames.unpack_string_lists(
