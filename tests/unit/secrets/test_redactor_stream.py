@@ -61,7 +61,7 @@ def test_latin_1_byte_before_a_value_with_escapes_does_not_change_the_result(bef
         assert redact_chunked(redactor, data, [cut]) == before + b"[REDACTED:TOKEN]!"
 
 
-def test_complete_character_is_emitted_at_once():
+def test_complete_character_is_emitted_immediately():
     stream = SecretRedactor({"TOKEN": TOKEN}).stream()
     for text in ("é", "❯", "😀", "中文", "Ā"):
         assert stream.feed(text.encode()) == text.encode()
@@ -146,7 +146,7 @@ def test_large_value_is_found_for_any_chunk_size(
     assert redact_chunked(large_secret_redactor, data, list(range(0, len(data), step))) == whole
 
 
-def test_text_after_a_large_prefix_is_emitted_on_flush_lines(large_secret_redactor: SecretRedactor):
+def test_text_after_a_large_prefix_is_emitted_by_a_line_flush(large_secret_redactor: SecretRedactor):
     stream = large_secret_redactor.stream()
     assert stream.feed(LARGE[:22_000].encode()) == b""
     assert stream.feed(b"!\n$ ") + stream.flush_lines() == LARGE[:22_000].encode() + b"!\n$ "
@@ -213,7 +213,7 @@ def test_overlapping_values_are_both_redacted():
     assert redactor.redact(b"<abcdefgh12345678zyxwvuts>") == b"<[REDACTED:FIRST]>"
 
 
-def test_flush_lines_buffers_lines_that_may_start_wrapped_base64():
+def test_line_flush_retains_lines_that_may_start_wrapped_base64():
     code = base64.b64encode(b"password=" + TOKEN.encode() * 2).decode()
     first, second = code[:40], code[40:]
     stream = SecretRedactor({"TOKEN": TOKEN * 2}).stream()
@@ -250,7 +250,7 @@ def test_multi_line_value_is_found_if_its_lines_arrive_with_pauses():
     assert output == b"[REDACTED:LINES]\nend\n"
 
 
-def test_flush_lines_emits_lines_that_only_resemble_a_value():
+def test_line_flush_emits_lines_that_only_resemble_a_value():
     code = base64.b64encode(TOKEN.encode()).decode()
     stream = SecretRedactor({"TOKEN": TOKEN}).stream()
     assert stream.feed(f"{code[:7]}\n".encode()) + stream.flush_lines() == f"{code[:7]}\n".encode()
@@ -258,7 +258,7 @@ def test_flush_lines_emits_lines_that_only_resemble_a_value():
     assert stream.feed(b"$ ") == f"{code[:20]}\n$ ".encode()
 
 
-def test_flush_lines_buffers_a_partial_line():
+def test_line_flush_retains_a_partial_line():
     stream = SecretRedactor({"TOKEN": TOKEN}).stream()
     assert stream.feed(b"Password? " + TOKEN[:30].encode()) == b"Password? "
     assert stream.flush_lines() == b""
@@ -267,7 +267,7 @@ def test_flush_lines_buffers_a_partial_line():
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(["g", "h", "gh\n", "Z2\n", "\n", "ghp_aB\n", "text\n", "\\"]), max_size=30), st.data())
-def test_flush_lines_does_not_change_text_without_a_value(pieces: list[str], data: st.DataObject):
+def test_line_flush_does_not_change_text_without_a_value(pieces: list[str], data: st.DataObject):
     stream = SecretRedactor({"TOKEN": TOKEN}).stream()
     output = b""
     for piece in pieces:
