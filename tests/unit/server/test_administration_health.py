@@ -147,14 +147,14 @@ def test_file_system_without_an_inode_count_is_not_short_of_inodes(health):
     assert health.reserve.is_allocated
 
 
-def test_drained_server_reason_names_the_undo_command(health):
+def test_reason_of_a_drained_server_names_the_undo_command(health):
     health.drain.start(SystemClock().now())
     assert "sandbox admin drain --undo" in health.reasons()
     health.drain.undo()
     assert health.reasons() == ""
 
 
-def test_server_is_ready_while_one_agent_has_a_model_key(health):
+def test_server_is_ready_if_one_agent_has_a_model_key(health):
     health.missing_keys.add("claude")
     assert health.reasons() == ""
     health.missing_keys.add("other")

@@ -40,7 +40,7 @@ class FakeAllocator:
 
 
 def make_hosts(tasks, cluster=None, *, name="here", blocked_reason=None):
-    """Return the list of hosts. cluster: the names of hosts in the cluster that runs new tasks; None without one."""
+    """Return the list of hosts. cluster: the host names of the cluster that runs new tasks; None without a cluster."""
     own = SimpleNamespace(identity=HostIdentity(name, "b"), capacity=CAPACITY, blocked_reason=blocked_reason)
     by_name, any_host = {"": SimpleNamespace(allocator=None)}, SimpleNamespace(identity=HostIdentity("cluster:", ""))
     if cluster is not None:
@@ -59,7 +59,7 @@ def listed(hosts):
     return {host.status.name: (host.status.state, list(host.task_ids)) for host in hosts.list_hosts()}
 
 
-def test_servers_machine_has_the_tasks_that_run_there():
+def test_server_machine_lists_the_tasks_that_run_there():
     """Tasks that wait or have ended are not listed. The server's machine keeps its tasks after it is renamed."""
     hosts = make_hosts(
         [
@@ -76,7 +76,7 @@ def test_servers_machine_has_the_tasks_that_run_there():
     assert not hosts.has_cluster
 
 
-def test_servers_machine_that_cannot_start_tasks_has_the_reason():
+def test_server_machine_shows_why_it_cannot_start_tasks():
     [host] = make_hosts([], blocked_reason="No runtime works.").list_hosts()
     assert (host.status.state, host.status.reason) == (HostState.NOT_READY, "No runtime works.")
 
@@ -89,7 +89,7 @@ def test_hosts_of_a_cluster_are_sorted_and_have_their_tasks():
 
 
 @pytest.mark.parametrize(("name", "expected"), [("here", {"a", "here"}), ("a", {"a"})])
-def test_servers_machine_is_listed_with_a_cluster_while_tasks_run_there(name, expected):
+def test_server_machine_is_listed_with_a_cluster_while_tasks_run_there(name, expected):
     """If the engine calls the machine by the same name, it is listed once."""
     assert set(listed(make_hosts([], ["a"], name=name))) == {"a"}
     found = listed(make_hosts([task("task-1", "here"), task("task-2", "cluster:a")], ["a"], name=name))
@@ -115,7 +115,7 @@ async def test_host_is_drained_and_undrained():
 
 
 @pytest.mark.parametrize("error", [HostDrainError("It is busy."), OSError("It is busy."), TimeoutError("It is busy.")])
-async def test_drain_that_is_not_stored_is_unavailable(error):
+async def test_failed_drain_change_is_reported_as_unavailable(error):
     hosts = make_hosts([], ["a"])
     hosts._placements._by_name["cluster"].allocator.error = error
     for change in (hosts.drain_host, hosts.undo_host_drain):

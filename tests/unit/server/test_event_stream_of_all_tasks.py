@@ -92,14 +92,14 @@ def test_slow_subscriber_does_not_affect_others():
 
 
 def use_share():
-    """Use a share in the current test. A fixture would set it for all later tests too."""
+    """Use a fair share in the current test only. A fixture would also set the share for all later tests."""
     share = FairShare()
     client_fairness.set_current_share(share)
     return share
 
 
 def fill_unread_queues(broadcast, monkeypatch, count):
-    """Subscribe and let each queue fill before the next one begins, so that no two contain the same events."""
+    """Subscribe and let each queue fill before the next one begins, so that no two queues contain the same events."""
     monkeypatch.setattr("sandbox.server.event_stream.SUBSCRIBER_EVENTS_MAX", 10_000)
     subscribers = []
     for _ in range(count):
@@ -135,7 +135,7 @@ async def test_large_event_is_queued_only_if_there_is_memory():
     assert share.memory.reserved_bytes == 0
 
 
-async def test_client_that_reads_misses_nothing_while_its_memory_is_used_up(monkeypatch):
+async def test_reading_client_misses_nothing_even_if_its_memory_is_used_up(monkeypatch):
     use_share()
     broadcast = Broadcast()
     fill_unread_queues(broadcast, monkeypatch, 20)

@@ -25,7 +25,7 @@ UNAVAILABLE = ProbeResult(
 )
 AVAILABLE = structs.replace(UNAVAILABLE, failure=None)
 REAL_SLEEP = asyncio.sleep
-"""The real function, before the fixture `clock` replaces it."""
+"""The real `asyncio.sleep`, before the fixture `clock` replaces it."""
 
 
 class SleepClock(SystemClock):
