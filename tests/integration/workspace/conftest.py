@@ -50,7 +50,7 @@ def harness(serve_upstream: ServeUpstream, first_commit: UpstreamRepository, tmp
 
 @pytest.fixture
 def listed_directories(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Record in order which directories of the workspace are listed."""
+    """Return a list that records, in order, which directories of the workspace are read."""
     listed = []
     entries = RootedFiles.entries
 

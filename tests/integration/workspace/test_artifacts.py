@@ -68,7 +68,7 @@ def test_files_in_the_top_level_sandbox_directory_are_not_collected(harness):
     ]
 
 
-def test_artifact_has_name_size_type_and_checksum(harness):
+def test_artifact_metadata_is_complete(harness):
     harness.file("out/report.json").write_bytes(b"{}\n")
 
     assert harness.collect("out/*.json") == [
@@ -221,7 +221,7 @@ def test_files_found_before_the_entry_limit_are_stored(harness, monkeypatch):
     assert items[-1].reason == "there are more than 5 files, and only the first were examined; narrow the patterns"
 
 
-def test_total_path_length_is_limited(harness, monkeypatch):
+def test_total_length_of_the_searched_paths_is_limited(harness, monkeypatch):
     monkeypatch.setattr(files, "PATHS_BYTES_MAX", 1024**2)
     harness.file("report").touch()
     for number in range(1000):
@@ -358,7 +358,7 @@ def test_many_patterns_use_little_memory_for_each_directory(harness):
     assert peak_bytes < 5_000_000
 
 
-def test_search_with_too_many_states_is_reported(harness, monkeypatch):
+def test_pattern_search_with_too_many_states_is_reported(harness, monkeypatch):
     for number in range(200):
         (harness.workspace / f"{number:03}").mkdir()
     for name in ("a.log", "100/x7/b/c.log"):

@@ -1,4 +1,4 @@
-"""Opening a file that was replaced after it was checked neither leaves the root directory nor blocks."""
+"""Opening a file that was replaced after its check neither follows a path out of the root directory nor blocks."""
 
 import os
 import threading
@@ -31,7 +31,7 @@ def test_file_is_read(root):
     assert read(root, b"directory/file") == b"mine"
 
 
-def test_entry_names_are_held_in_memory_once(root):
+def test_entry_names_are_stored_only_once(root):
     for number in range(2000):
         (root / "directory" / f"{number:0240}").touch()
     with RootedFiles(root) as files:

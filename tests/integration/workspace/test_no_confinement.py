@@ -26,7 +26,7 @@ def test_abbreviated_commit_is_resolved(unconfined_harness):
     assert unconfined_harness.stage(commit=second[:9]) == second
 
 
-def test_credentials_come_from_the_users_helper(unconfined_harness):
+def test_credentials_come_from_the_helper_of_the_user(unconfined_harness):
     unconfined_harness.server.credentials = "me:let-me-in"
     host = unconfined_harness.server.url.removeprefix("http://")
     store = unconfined_harness.root / "credentials"
@@ -48,7 +48,7 @@ def test_redirects_are_refused_when_hosts_are_restricted(unconfined_harness):
         unconfined_harness.stage()
 
 
-def test_users_ssh_command_is_used(unconfined_harness):
+def test_ssh_command_of_the_user_is_used(unconfined_harness):
     ssh = unconfined_harness.root / "ssh"
     ssh.write_text('#!/bin/sh\nfor command; do :; done\nexec sh -c "$command"\n')
     ssh.chmod(0o755)

@@ -32,7 +32,7 @@ def encoded(patch):
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_initial_patch_is_a_commit_on_top_of_the_cloned_one(harness, initial_patch, pinned):
+def test_initial_patch_is_committed_on_top_of_the_cloned_commit(harness, initial_patch, pinned):
     patch, expected = initial_patch
     tip = run_git("rev-parse", "HEAD", directory=harness.upstream.work)
 
@@ -45,7 +45,7 @@ def test_initial_patch_is_a_commit_on_top_of_the_cloned_one(harness, initial_pat
     run_git("fsck", "--strict", directory=harness.workspace)
 
 
-def test_task_patch_contains_only_the_agents_changes(harness, initial_patch):
+def test_task_patch_contains_only_changes_made_by_the_agent(harness, initial_patch):
     patch, _ = initial_patch
     base = harness.stage(patch=patch)
     (harness.workspace / "README.md").write_bytes(b"# Demo\r\nmine\nand the agent's\n")
@@ -128,7 +128,7 @@ def write_patches(tmp_path, *texts):
 
 
 @pytest.mark.parametrize("sends_patch", [False, True])
-def test_patches_of_earlier_tasks_become_one_commit_each(harness, initial_patch, tmp_path, sends_patch):
+def test_each_patch_of_an_earlier_task_becomes_one_commit(harness, initial_patch, tmp_path, sends_patch):
     tip = run_git("rev-parse", "HEAD", directory=harness.upstream.work)
     change = "--- a/new\n+++ b/new\n@@ -1 +1 @@\n-owned\n+changed\n"
     paths = write_patches(tmp_path, new_file("new"), f"# skipped, a socket: x\ndiff --git a/new b/new\n{change}")

@@ -1,4 +1,4 @@
-"""The patch contains the agent's changes: applied to the base commit, it gives the same tree."""
+"""The patch contains the agent's changes. Applying it to the base commit gives the tree that the agent left."""
 
 import asyncio
 import base64
@@ -98,7 +98,7 @@ def test_size_of_the_patch_counts_files_and_lines(harness):
 
 
 @pytest.mark.parametrize("error", [GitError(1, b"no"), TimeoutError()])
-def test_patch_is_complete_if_its_size_is_unknown(harness, monkeypatch, error):
+def test_patch_is_complete_even_if_its_size_cannot_be_measured(harness, monkeypatch, error):
     run = Git.run
 
     async def fail_to_measure(git, *arguments, **options):
@@ -115,7 +115,7 @@ def test_patch_is_complete_if_its_size_is_unknown(harness, monkeypatch, error):
 
 
 @pytest.mark.parametrize("has_directory", [True, False])
-def test_patch_of_a_renamed_link_applies_even_if_a_directory_replaces_it(harness, has_directory):
+def test_patch_of_a_renamed_link_applies_even_if_a_directory_replaces_the_link(harness, has_directory):
     (harness.upstream.work / "current").symlink_to("releases/1")
     harness.upstream.commit_all()
     base = harness.stage()
@@ -129,7 +129,7 @@ def test_patch_of_a_renamed_link_applies_even_if_a_directory_replaces_it(harness
     assert (b"rename from current\n" in patch) is not has_directory
 
 
-def test_files_directories_and_links_can_replace_each_other(harness):
+def test_files_and_directories_and_links_can_replace_each_other(harness):
     harness.upstream.commit({"file": b"f\n", "directory/one": b"1\n", "directory/two": b"2\n", "to-link": b"l\n"})
     base = harness.stage()
     root = harness.workspace
@@ -175,7 +175,7 @@ def test_non_ascii_names_are_not_escaped(harness):
     assert "+++ b/h\u00e4\u00df.txt\n".encode() in harness.verify_patch(base)
 
 
-def test_files_with_unusual_names_in_the_repository_can_change(harness):
+def test_changes_to_repository_files_with_unusual_names_are_in_the_patch(harness):
     base = harness.upstream.commit({"line\nbreak/tab\t": b"1\n", 'quo"te': b"2\n", "\udcff": b"3\n"})
     harness.stage()
     (harness.workspace / "line\nbreak" / "tab\t").unlink()
@@ -185,7 +185,7 @@ def test_files_with_unusual_names_in_the_repository_can_change(harness):
     harness.verify_patch(base)
 
 
-def test_agents_commits_are_in_the_patch(harness):
+def test_commits_by_the_agent_are_in_the_patch(harness):
     base = harness.stage()
     (harness.workspace / "new").write_text("1\n")
     run_git("add", ".", directory=harness.workspace)
@@ -310,7 +310,7 @@ def test_agent_cannot_hide_files_with_new_ignore_rules(harness):
     assert changed == [".gitignore", "sub/.gitignore", "sub/file"]
 
 
-def test_excludes_and_attributes_of_the_servers_user_are_ignored(harness):
+def test_excludes_and_attributes_of_the_server_user_are_ignored(harness):
     home = harness.root / "home" / ".config" / "git"
     home.mkdir(parents=True)
     (home / "ignore").write_text("*\n")
@@ -368,7 +368,7 @@ def test_patch_can_be_recreated(harness):
     harness.verify_patch(base)
 
 
-def test_file_above_the_size_limit_is_named_and_excluded(harness, monkeypatch):
+def test_file_above_the_size_limit_is_excluded_and_named_in_a_comment(harness, monkeypatch):
     monkeypatch.setattr(patch, "PATCH_BYTES_MAX", 2000)
     base = harness.stage()
     (harness.workspace / "huge").touch()
@@ -475,7 +475,7 @@ CHANGES = st.one_of(
 )
 
 
-def test_patch_of_any_changes_applies(harness):
+def test_patch_of_arbitrary_changes_applies(harness):
     base = harness.upstream.commit(
         {"a/b/c": b"line\n" * 30, "b": b"x", "d/e": b"a\r\nb\n", "ü": b"", 'q"x': b"\0\1\2" * 50, "z z": b"zz\n"}
     )
@@ -572,7 +572,7 @@ def test_secret_in_a_link_is_detected(harness):
     assert result.contains_secret
 
 
-def test_scan_stops_at_a_secret_and_the_patch_is_complete(harness):
+def test_secret_stops_the_scan_but_the_patch_is_complete(harness):
     base = harness.stage()
     for name in ("a", "b", "c"):
         (harness.workspace / name).write_text(f"{name}\n")

@@ -39,7 +39,7 @@ def test_base_commit_from_a_damaged_journal_is_not_parsed_as_a_git_option(staged
         staged.patch("--name-only")
 
 
-def test_programs_in_the_agents_git_directory_are_not_run(staged):
+def test_programs_in_the_git_directory_of_the_agent_are_not_run(staged):
     canary, program = trap(staged)
     git = staged.workspace / ".git"
     with (git / "config").open("a") as config:

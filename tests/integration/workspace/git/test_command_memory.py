@@ -46,7 +46,7 @@ def test_large_file_with_few_lines_is_in_the_patch(harness, small_memory_limit):
 
 @pytest.fixture(params=["git aborts", "the kernel kills git"])
 def low_memory_harness(harness, request, monkeypatch):
-    """The harness of a task with little memory, which is limited by git itself or only by the kernel."""
+    """The harness of a task with little memory. Either git itself or only the kernel enforces the limit."""
     if not find_hierarchies().roots:
         pytest.skip("no control group can be written to")
     harness.memory_bytes = 32 * 1024**2
@@ -55,7 +55,7 @@ def low_memory_harness(harness, request, monkeypatch):
     return harness
 
 
-def test_repository_too_large_for_the_tasks_memory_fails_the_clone(low_memory_harness):
+def test_repository_too_large_for_the_memory_of_the_task_fails_the_clone(low_memory_harness):
     low_memory_harness.upstream.commit({"zeros": content_larger_than(low_memory_harness.memory_bytes)})
     with pytest.raises(AttemptError, match=r"raise vm\.memory") as raised:
         low_memory_harness.stage()
@@ -63,7 +63,7 @@ def test_repository_too_large_for_the_tasks_memory_fails_the_clone(low_memory_ha
     assert not raised.value.failure.is_transient
 
 
-def test_changes_too_large_for_the_tasks_memory_truncate_the_patch(low_memory_harness):
+def test_changes_too_large_for_the_memory_of_the_task_truncate_the_patch(low_memory_harness):
     base = low_memory_harness.stage()
     (low_memory_harness.workspace / "lines").write_bytes(b"\n" * (low_memory_harness.memory_bytes // 16))
 
@@ -80,7 +80,7 @@ def test_ordinary_changes_need_little_memory(low_memory_harness):
     low_memory_harness.verify_patch(base)
 
 
-def test_total_path_length_of_a_commit_is_limited(harness, monkeypatch):
+def test_total_length_of_the_paths_in_a_commit_is_limited(harness, monkeypatch):
     monkeypatch.setattr(workspace_staging, "PATHS_BYTES_MAX", 160)
     harness.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(2)})
     harness.stage()

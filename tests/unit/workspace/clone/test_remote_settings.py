@@ -26,7 +26,7 @@ RELAY = ("http.proxy", "socks5h://127.0.0.1:3128")
         ("https://old.example/a", "https://me:pw@new.example/a"),
     ],
 )
-def test_longest_instead_of_rule_applies(url, rewritten):
+def test_longest_insteadof_rule_applies(url, rewritten):
     rules = [
         ("url.https://github.com/.insteadof", "gh:"),
         ("url.ssh://git@own.example/.insteadof", "gh:own/"),

@@ -72,7 +72,7 @@ def test_unknown_git_error_is_shown_after_redaction():
     assert len(message) < 400
 
 
-def test_long_words_in_a_credential_helper_setting_are_secrets():
+def test_long_words_in_a_credential_helper_setting_are_treated_as_secrets():
     assert find_secrets([("credential.helper", "!f() { echo password=hunter2hunter2; }; f")]) >= {
         "password=hunter2hunter2;"
     }
