@@ -19,7 +19,7 @@ def source(tmp_path):
     return path
 
 
-def test_find_binary_returns_the_executable():
+def test_found_binary_is_executable():
     assert os.access(find_binary(), os.X_OK)
 
 

@@ -134,7 +134,7 @@ def test_iteration_without_a_model_uses_the_model_of_the_response(model):
 
 
 @pytest.mark.parametrize(("geo", "factor"), [("us", 1.1), ("global", 1), ("not_available", 1), (None, 1), (["us"], 1)])
-def test_inference_geo_us_raises_the_token_price(geo, factor):
+def test_us_inference_geo_raises_the_token_price(geo, factor):
     usage = {"input_tokens": 1000, "inference_geo": geo, "server_tool_use": {"web_search_requests": 1}}
     start = {"type": "message_start", "message": {"model": "claude-opus-5", "usage": usage}}
     assert meter_usage(SSE, sse(start)).cost_usd == pytest.approx(1000 * 5 / 1e6 * factor + 0.01)
