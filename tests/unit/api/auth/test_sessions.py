@@ -10,7 +10,7 @@ class FakeTime:
         return self.seconds
 
 
-def test_session_is_found_until_closed_or_expired():
+def test_session_is_found_until_it_is_closed_or_expires():
     fake_time = FakeTime()
     sessions = SessionStore(fake_time)
     first, second = sessions.open("a"), sessions.open("b")

@@ -57,7 +57,7 @@ def test_viewer_may_read_but_not_change(api, tasks):
     ],
 )
 @pytest.mark.parametrize(("method", "path"), [("GET", "/api/v1/tasks"), ("POST", "/api/v1/tasks"), ("GET", "/nowhere")])
-def test_missing_or_invalid_token_is_challenged(api, headers, challenge, method, path):
+def test_request_with_a_missing_or_invalid_token_is_challenged(api, headers, challenge, method, path):
     response = api(method, path, headers=headers)
     assert (response.status_code, response.json()["error"]) == (401, "unauthorized")
     assert response.headers["www-authenticate"] == challenge
@@ -74,7 +74,7 @@ def test_token_in_the_url_is_ignored(api):
 
 
 @pytest.mark.parametrize("path", HEALTH)
-def test_health_is_public_and_read_only(api, path):
+def test_health_endpoint_is_public_and_read_only(api, path):
     assert api.get(path).status_code == 200
     assert api.get(path, headers={"host": "10.0.0.7:8122"}).status_code == 200
     assert api.post(path).status_code == 401

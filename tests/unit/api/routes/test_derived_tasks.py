@@ -259,7 +259,7 @@ def test_prompt_is_not_interpreted(api, ended, prompt):
     assert ended.entries[response.json()["task_id"]].task.manifest.agent.prompt == prompt
 
 
-def test_task_that_cannot_be_continued_is_a_conflict(api, tasks):
+def test_task_that_cannot_be_continued_returns_a_conflict(api, tasks):
     tasks.add("task-001", *TO_RUNNING)
     response = api.post(CONTINUE, json={"prompt": "x"})
     assert (response.status_code, response.json()["error"]) == (409, "task_not_ended")

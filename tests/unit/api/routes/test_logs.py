@@ -151,7 +151,7 @@ def test_tail_counts_lines_after_filtering(api):
 
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
 @pytest.mark.parametrize("stream", ["all", "events", "stdout"])
-def test_limit_pages_through_the_log(api, stream, accept):
+def test_limit_parameter_pages_through_the_log(api, stream, accept):
     def read(query):
         text = api.get(f"{LOGS}?stream={stream}{query}", headers={"Accept": accept}).text
         return json.loads(text) if accept == "application/json" else list(map(json.loads, text.splitlines()))
@@ -300,7 +300,7 @@ def test_log_without_follow_has_the_preferred_format(api, accept, media_type):
     assert response.headers["content-type"].partition(";")[0] == media_type
 
 
-def test_follow_resumes_after_the_last_event_id_header_or_the_after_parameter(api):
+def test_follow_resumes_after_the_event_that_the_header_or_parameter_names(api):
     assert sse(api.get(f"{LOGS}?follow=true", headers={"last-event-id": "11"})) == [(12, "state_change"), (13, "end")]
     assert sse(api.get(f"{LOGS}?follow=true&after=12")) == [(13, "end")]
     with_both = api.get(f"{LOGS}?follow=true&after=12", headers={"last-event-id": "6"})
