@@ -70,7 +70,7 @@ def test_explicit_task_id_overrides_the_context(log):
     assert json.loads(read_lines()[0])["task_id"] == "other"
 
 
-def test_bind_task_clears_request_ids(log):
+def test_binding_a_task_clears_request_ids(log):
     read_lines = log()
 
     def work():

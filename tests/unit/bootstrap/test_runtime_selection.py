@@ -55,7 +55,7 @@ async def test_unknown_runtime_error_lists_the_runtimes(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bubblewrap", "gvisor"])
-def test_make_runtime_returns_the_named_runtime(name, tmp_path):
+def test_runtime_factory_returns_the_named_runtime(name, tmp_path):
     assert make_runtime(name, tmp_path).name == name
 
 
