@@ -171,7 +171,7 @@ def test_options_are_read_from_the_environment(parse_common_options):
         ["serve", "--port", "70000"],
     ],
 )
-def test_usage_error_exits_with_2_and_a_message(arguments):
+def test_usage_error_exits_with_code_2_and_a_message(arguments):
     result = CliRunner().invoke(main.root, arguments)
     assert result.exit_code == 2
     assert "Error: " in result.stderr

@@ -101,7 +101,7 @@ def test_subject_of_the_commit_message_is_bounded(text):
         ("A" * 72 + ". " + "B" * 20, "A" * 72),
     ],
 )  # fmt: skip
-def test_long_subject_is_cut_at_a_sentence_then_a_clause_then_a_word(line, subject):
+def test_long_subject_is_cut_at_the_end_of_a_sentence_or_clause_or_word(line, subject):
     assert build(line).splitlines()[0] == subject
 
 
@@ -279,7 +279,7 @@ def test_first_line_that_is_too_long_for_the_subject_of_a_chain_stays_in_the_bod
     assert body[-3] == "- Added a test."
 
 
-def test_subject_of_a_chain_without_any_message_is_its_name():
+def test_subject_of_a_chain_without_any_message_is_the_name_of_the_chain():
     assert build_chain_message(chain_of("", "")).startswith("The tests fail. Find the\n")
 
 

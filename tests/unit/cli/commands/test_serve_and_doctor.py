@@ -97,7 +97,7 @@ def test_start_failure_prints_a_short_message(bootstrap, error, message):
     assert "Traceback" not in result.stderr
 
 
-def test_unexpected_error_exits_with_10(bootstrap):
+def test_unexpected_error_exits_with_code_10(bootstrap):
     def run(settings, *, announce):
         raise KeyError("\x1b[2J")
 

@@ -267,7 +267,7 @@ def test_full_detail_prints_complete_messages():
     assert len(strip_times(print_to_text([long_message], detail=FULL))) == 100
 
 
-def test_states_detail_prints_states_and_totals():
+def test_detail_level_states_prints_states_and_totals():
     lines = strip_times(print_to_text(sample_task.task_events(), detail=STATES))
     assert [line.split()[0] for line in lines[:-2]] == [
         "pending", "staging", "provisioning", "ready", "running", "Refused", "completing",

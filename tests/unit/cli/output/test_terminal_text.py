@@ -32,7 +32,7 @@ def test_printable_text_is_unchanged(text):
     assert escape_text(text) == text
 
 
-def test_names_are_escaped_more_strictly():
+def test_names_are_escaped_more_strictly_than_text():
     assert escape_name("a\u00a0b\u3164\ufe0f\t") == r"a\xa0b\u3164\ufe0f\t"
     assert escape_name("\u0301x ❤️") == r"\u0301x ❤\ufe0f"
     assert escape_name("报告 तقرير.txt") == "报告 तقرير.txt"
