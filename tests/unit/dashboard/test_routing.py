@@ -53,7 +53,7 @@ def test_task_texts_are_escaped(pages):
     assert "&lt;script&gt;alert(1)" in pages.get("/tasks/task-001").text
 
 
-def test_root_returns_api_links_to_programs(pages):
+def test_root_path_returns_api_links_to_programs(pages):
     for accept in ("*/*", "application/json"):
         response = pages.get("/", accept=accept)
         assert response.json()["links"]["tasks"] == "/api/v1/tasks"

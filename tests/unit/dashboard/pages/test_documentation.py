@@ -88,7 +88,7 @@ def test_search_accepts_any_text(pages, words):
     assert pages.get(f"/guide/search?q={quote(words)}").status_code == 200
 
 
-def test_search_page_shows_results_with_marks_and_escapes_the_words(pages):
+def test_search_page_highlights_results_and_escapes_the_words(pages):
     text = pages.get("/guide/search?q=webhook").text
     assert re.search(r'<a href="/guide/rest#webhooks"><strong>Webhooks</strong>', text)
     assert "<mark>webhooks</mark>" in text

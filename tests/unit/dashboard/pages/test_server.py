@@ -143,7 +143,7 @@ def test_malformed_times_are_rejected(pages, after):
     assert pages.get(f"/server/load?after={quote(after)}", accept="application/json").status_code == 400
 
 
-def test_load_needs_a_token_on_a_server_with_tokens(pages_with_tokens):
+def test_load_endpoint_needs_a_token_on_a_server_with_tokens(pages_with_tokens):
     pages = pages_with_tokens(FakeTokenStore(bob="viewer"))
     assert pages.get("/server/load", accept="application/json").status_code == 401
     assert pages.get("/server/load", authorization="Bearer bob").status_code == 200

@@ -147,7 +147,7 @@ def test_rerun_links_to_its_origin(pages):
     assert 'id="origin"' not in pages.get("/tasks/task-001").text
 
 
-def test_repository_is_a_link_to_its_tasks(pages):
+def test_repository_name_links_to_its_tasks(pages):
     add_ended(pages.tasks)
     link = re.search(r'<a id="repository" href="([^"]*)"[^>]*>([^<]*)</a>', pages.get("/tasks/task-001").text)
     assert link.groups() == ("/?repository=https%3A%2F%2Fexample.org%2Fr.git", "example.org/r")
