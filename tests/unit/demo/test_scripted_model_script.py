@@ -115,5 +115,5 @@ def test_faults_apply_in_order():
     assert [turn.fault(attempt) for attempt in range(5)] == [error, error, cut, None, None]
 
 
-def test_turn_after_the_last_ends_the_conversation():
+def test_turn_after_the_last_scripted_turn_ends_the_conversation():
     assert Script(()).turn("", 3).effective_stop_reason == "end_turn"
