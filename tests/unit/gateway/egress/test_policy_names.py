@@ -88,7 +88,7 @@ def test_listed_host_is_allowed_only_on_its_listed_ports():
     assert policy.deny_reason("b.example.org", 1) == "vm.allowed_hosts does not list it."
 
 
-def test_name_deny_reason_explains_why_a_name_is_not_resolved():
+def test_deny_reason_for_a_name_explains_why_the_name_is_not_resolved():
     assert ALLOW_LIST.name_deny_reason("files.example.org") == "too many names were resolved."
     assert ALLOW_LIST.name_deny_reason("other.example") == "vm.allowed_hosts does not list it."
     assert FULL.name_deny_reason("printer.local") == NOT_PUBLIC_DENY_REASON

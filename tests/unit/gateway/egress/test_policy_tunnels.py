@@ -89,7 +89,7 @@ def test_tls_tunnel_sends_no_plain_text_responses():
 
 
 @pytest.mark.parametrize("address", ["8.8.4.4", "2606:4700::1", "::1"])
-def test_is_address_accepts_only_the_canonical_form(address):
+def test_address_check_accepts_only_the_canonical_form(address):
     assert is_address(address)
     for other in (
         f"{address}%1",

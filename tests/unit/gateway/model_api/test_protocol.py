@@ -329,7 +329,7 @@ def test_request_with_expect_continue_receives_a_100_response():
         "x-api-key: \u00e9",
     ],
 )
-def test_wrong_missing_or_duplicate_key_causes_an_authentication_error(credential_header):
+def test_wrong_or_missing_or_duplicate_key_causes_an_authentication_error(credential_header):
     protocol, events = create_protocol()
     effects = protocol.client_data_received(request(credential_header=credential_header))
     status, kind, message = error_of(effects)
@@ -677,7 +677,7 @@ def test_model_text_is_unchanged_even_if_it_names_the_account():
     assert protocol.upstream_data_received((head + body).encode()).to_client.endswith(body.encode())
 
 
-def test_count_tokens_response_is_not_metered():
+def test_response_of_the_count_tokens_endpoint_is_not_metered():
     protocol, events = create_protocol()
     protocol.client_data_received(request("/v1/messages/count_tokens"))
     body = b'{"input_tokens":5,"model":"m","usage":{"input_tokens":5}}'
@@ -725,7 +725,7 @@ def test_redirect_is_neither_followed_nor_forwarded(status):
 
 
 @pytest.mark.parametrize(("status", "kind"), [(502, "api_error"), (504, "timeout_error")])
-def test_upstream_failure_before_the_response_is_an_error_response(status, kind):
+def test_upstream_failure_before_the_response_results_in_an_error_response(status, kind):
     protocol, events = create_protocol()
     protocol.client_data_received(request())
     effects = protocol.upstream_failed(status, "It cannot be reached.")
@@ -745,7 +745,7 @@ def test_upstream_failure_during_the_request_discards_its_body():
 
 
 @pytest.mark.parametrize("cut", [0, 10, len(STREAM_HEAD) - 1])
-def test_upstream_eof_before_the_response_is_an_error_response(cut):
+def test_upstream_eof_before_the_response_results_in_an_error_response(cut):
     protocol, _ = create_protocol()
     protocol.client_data_received(request())
     protocol.upstream_data_received(STREAM_HEAD[:cut]) if cut else None
@@ -762,7 +762,7 @@ def test_truncated_response_closes_the_client_connection_and_is_metered():
     assert [error.error for error in events.errors] == ["upstream_unreachable"]
 
 
-def test_invalid_upstream_response_is_an_error_response():
+def test_invalid_upstream_response_results_in_an_error_response():
     protocol, _ = create_protocol()
     protocol.client_data_received(request())
     assert error_of(protocol.upstream_data_received(b"SSH-2.0-OpenSSH\r\n\r\n"))[0] == 502
