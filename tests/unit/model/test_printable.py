@@ -50,7 +50,7 @@ def test_any_text_becomes_one_printable_line(text):
 
 
 @pytest.mark.parametrize("text", ["⚠️ 1️⃣ ℹ️ ❤︎ ↔️", "non\u00a0breaking", "a\tb", "\u0301", "\ue0b0", "e\u0301"])
-def test_replace_invisible_preserves_visible_text(text):
+def test_visible_text_is_preserved_by_replace_invisible(text):
     assert replace_invisible(text, escape_character, "\t") == text
 
 
@@ -67,5 +67,5 @@ def test_replace_invisible_preserves_visible_text(text):
         ("\u3164\u061c\t", r"\u3164\u061c" + "\t"),
     ],
 )
-def test_replace_invisible_escapes_hidden_characters(text, escaped):
+def test_hidden_characters_are_escaped_by_replace_invisible(text, escaped):
     assert replace_invisible(text, escape_character, "\t") == escaped

@@ -114,7 +114,7 @@ def test_running_task_passes_through_completing_to_a_final_state(ending):
 
 
 @pytest.mark.parametrize("event_count", range(1, 7))
-def test_failure_event_ends_the_agent_only_while_it_runs(event_count):
+def test_failure_event_ends_the_agent_only_while_the_agent_runs(event_count):
     task, failure = final_task(*(*TO_RUNNING, SUCCESS)[:event_count]), Failure(FailureCode.INTERNAL, "It broke.")
     event = failure_event(task, failure)
     assert event == (e.AgentExited(None, None, failure) if event_count == 5 else e.AttemptFailed(failure))

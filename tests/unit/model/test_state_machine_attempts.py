@@ -103,7 +103,7 @@ def test_each_attempt_has_start_and_end_times():
 # State and messages
 
 
-def test_submitted_task_is_pending_with_its_idempotency_key():
+def test_submitted_task_is_pending_and_has_its_idempotency_key():
     [result] = replay()
     task = result.task
     assert (task.id, task.state, task.state_message, task.last_seq) == ("t", "pending", "Waiting to be started", 1)

@@ -181,7 +181,7 @@ def test_prompt_is_always_parsed_as_text(prompt):
 
 
 @pytest.mark.parametrize("text", ["yes", "no", "on", "off", "y", "1:30", "2026-01-29", "1_000", "0b1", "=", "1.2.3"])
-def test_yaml_1_1_keywords_are_parsed_as_text(text):
+def test_keywords_of_yaml_1_1_are_parsed_as_text(text):
     assert parse(MINIMAL.replace('"My Task"', text)).metadata.name == text
 
 
