@@ -65,7 +65,7 @@ def test_message_of_an_earlier_version_is_read(order, message):
 
 
 @pytest.mark.parametrize(("order", "message"), OLD_MESSAGES, ids=lambda value: type(value).__name__)
-def test_current_message_is_read(order, message):
+def test_message_of_the_current_version_is_read(order, message):
     encoded = msgspec.json.encode(LaunchMessage(order, HOST))
     assert encoded != message
     assert decode_launch_message(encoded) == LaunchMessage(order, HOST)
