@@ -111,7 +111,7 @@ def _refuse_write(*_: object) -> bool:
     raise OSError(errno.EBUSY, "busy")
 
 
-def test_version_2_limits_are_written(tmp_path: Path):
+def test_cgroup_v2_limits_are_written(tmp_path: Path):
     root, group = _unified(tmp_path)
     group.create(cpus=3, memory_bytes=1 << 30, processes_max=99)
     group_directory = root / "sandbox" / "attempt"
@@ -124,7 +124,7 @@ def test_version_2_limits_are_written(tmp_path: Path):
     assert group.limits() == {"memory", "cpus", "processes", "sockets"}
 
 
-def test_version_2_has_no_socket_limit_with_nosocket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_cgroup_v2_has_no_socket_limit_with_nosocket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     _, group = _unified(tmp_path)
     line = tmp_path / "cmdline"
     monkeypatch.setattr(cgroups, "_KERNEL_COMMAND_LINE", line)
@@ -137,7 +137,7 @@ def test_version_2_has_no_socket_limit_with_nosocket(tmp_path: Path, monkeypatch
         assert ("sockets" in group.limits()) == is_limited
 
 
-def test_version_2_reports_socket_buffers_with_a_limit(tmp_path: Path):
+def test_cgroup_v2_reports_socket_buffers_with_a_limit(tmp_path: Path):
     root, group = _unified(tmp_path)
     (root / "sandbox" / "attempt" / "memory.stat").write_text("anon 5\nsock 7340032\nshmem 9\n")
     usage = group.kernel_usage(os.getpid(), 1 << 30)
@@ -149,7 +149,7 @@ def test_socket_buffer_limit_is_an_eighth_of_memory_within_bounds(memory_mib: in
     assert cgroups.socket_buffer_bytes(memory_mib << 20) == mib << 20
 
 
-def test_version_2_controllers_are_enabled_from_the_root_downwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_cgroup_v2_controllers_are_enabled_from_the_root_downwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     root, group = _unified(tmp_path)
     written: list[tuple[str, str]] = []
 
@@ -165,13 +165,13 @@ def test_version_2_controllers_are_enabled_from_the_root_downwards(tmp_path: Pat
     assert written[:4] == [(name, text) for name in names for text in ("+memory", "+pids")]
 
 
-def test_version_2_kills_all_processes_with_one_write(tmp_path: Path):
+def test_cgroup_v2_kills_all_processes_with_one_write(tmp_path: Path):
     root, group = _unified(tmp_path)
     group.kill()
     assert (root / "sandbox" / "attempt" / "cgroup.kill").read_text() == "1"
 
 
-def test_version_2_reports_oom_kills_and_stats(tmp_path: Path):
+def test_cgroup_v2_reports_oom_kills_and_stats(tmp_path: Path):
     root, group = _unified(tmp_path)
     group_directory = root / "sandbox" / "attempt"
     (group_directory / "memory.events").write_text("low 0\noom 1\noom_kill 0\noom_group_kill 7\n")
@@ -186,7 +186,7 @@ def test_version_2_reports_oom_kills_and_stats(tmp_path: Path):
     assert group.stats() == Stats(cpu_seconds=2.5, memory_bytes=4000, processes=4, oom_kills=2)
 
 
-def test_version_2_without_controllers_counts_only_processes(tmp_path: Path):
+def test_cgroup_v2_without_controllers_counts_only_processes(tmp_path: Path):
     group_directory = tmp_path / "sandbox" / "attempt"
     group_directory.mkdir(parents=True)
     (group_directory / "cgroup.procs").write_text("11\n12\n")
@@ -196,7 +196,7 @@ def test_version_2_without_controllers_counts_only_processes(tmp_path: Path):
     assert group.stats() == Stats(cpu_seconds=None, memory_bytes=None, processes=2)
 
 
-def test_version_1_limits_are_written_in_each_hierarchy(tmp_path: Path):
+def test_cgroup_v1_limits_are_written_in_each_hierarchy(tmp_path: Path):
     for controller, names in CGROUP1_FILES.items():
         directory = tmp_path / controller / "sandbox" / "attempt"
         directory.mkdir(parents=True)
@@ -226,7 +226,7 @@ def test_version_1_limits_are_written_in_each_hierarchy(tmp_path: Path):
     ("pressure_pages", "group_bytes"),
     [(2000, 16 << 20), (200_000, 100_000 // 8 * os.sysconf("SC_PAGE_SIZE")), (800_000, 128 << 20)],
 )
-def test_version_1_limits_socket_buffers_in_total_and_per_sandbox(
+def test_cgroup_v1_limits_socket_buffers_in_total_and_per_sandbox(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pressure_pages: int, group_bytes: int
 ):
     """The total is half of the TCP pressure limit. Each sandbox can use an eighth of the total, within bounds."""
@@ -320,7 +320,7 @@ def test_meter_of_closing_files_gets_the_threads_of_the_group(tmp_path: Path, na
     assert group.kernel_usage(os.getpid(), 1 << 30, closing_files_meter=RecordingMeter()).closing_bytes == 7 + 8
 
 
-def test_version_1_socket_limit_without_tcp_mem_is_a_share_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_cgroup_v1_socket_limit_without_tcp_mem_is_a_share_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     group_directory = tmp_path / "memory" / "sandbox" / "attempt"
     group_directory.mkdir(parents=True)
     for directory in (group_directory, group_directory.parent):
@@ -336,7 +336,7 @@ def test_version_1_socket_limit_without_tcp_mem_is_a_share_of_memory(tmp_path: P
 
 
 @pytest.mark.parametrize(("code", "is_refused"), [(errno.EBUSY, False), (errno.EIO, True)])
-def test_version_1_ignores_ebusy_when_it_sets_the_socket_limit(
+def test_cgroup_v1_ignores_ebusy_when_it_sets_the_socket_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, is_refused: bool
 ):
     group_directory = tmp_path / "memory" / "sandbox" / "attempt"
@@ -357,13 +357,13 @@ def test_version_1_ignores_ebusy_when_it_sets_the_socket_limit(
     assert (group_directory / "memory.limit_in_bytes").read_text() == ("" if is_refused else "4096")
 
 
-def test_version_1_reports_socket_buffers_without_a_limit(tmp_path: Path):
+def test_cgroup_v1_reports_socket_buffers_without_a_limit(tmp_path: Path):
     (tmp_path / "memory.kmem.tcp.usage_in_bytes").write_text("8192\n")
     usage = ControlGroup([tmp_path]).kernel_usage(os.getpid(), 1 << 30)
     assert (usage.buffer_bytes, usage.buffer_bytes_max) == (8192, None)
 
 
-def test_version_1_reports_oom_kills_and_stats(tmp_path: Path):
+def test_cgroup_v1_reports_oom_kills_and_stats(tmp_path: Path):
     memory, account = tmp_path / "memory", tmp_path / "cpuacct"
     for directory in (memory, account):
         directory.mkdir()
@@ -377,7 +377,7 @@ def test_version_1_reports_oom_kills_and_stats(tmp_path: Path):
     assert group.stats() == Stats(cpu_seconds=1.5, memory_bytes=500, processes=0, oom_kills=1)
 
 
-def test_remove_is_idempotent_and_reports_failure(tmp_path: Path):
+def test_removal_is_idempotent_and_reports_failure(tmp_path: Path):
     group_directory = tmp_path / "sandbox" / "attempt"
     (group_directory / "busy").mkdir(parents=True)
     group = ControlGroup([group_directory])
@@ -387,7 +387,7 @@ def test_remove_is_idempotent_and_reports_failure(tmp_path: Path):
     assert group.remove()
 
 
-def test_version_1_hierarchies_are_found(tmp_path: Path):
+def test_cgroup_v1_hierarchies_are_found(tmp_path: Path):
     points = [tmp_path / name for name in ("memory", "cpu,cpuacct", "freezer", "unified")]
     for point in points:
         point.mkdir()
@@ -397,7 +397,7 @@ def test_version_1_hierarchies_are_found(tmp_path: Path):
     assert list(hierarchies.roots) == points[:2]
 
 
-def test_version_2_uses_the_highest_writable_ancestor_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_cgroup_v2_uses_the_highest_writable_ancestor_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     root = tmp_path / "unified"
     delegated = root / "user.slice" / "user@1000.service"
     own_group = delegated / "app.slice" / "server.scope"

@@ -69,7 +69,7 @@ def test_all_four_socket_kinds_are_summed():
         assert counter.count() == SocketUsage(received_bytes=1230, half_open=2, udp_sockets_on_port=1)
 
 
-def test_udp_sockets_per_port_are_counted_over_both_families():
+def test_udp_sockets_per_port_are_counted_over_both_address_families():
     datagrams = [
         socket_response(7, 0, sequence, 53) + socket_response(7, 0, sequence, 54) + end(sequence) for sequence in (2, 4)
     ]

@@ -93,11 +93,11 @@ def test_directories_in_a_large_table_are_estimated(start_holder: Holder, monkey
     assert 0.7 * 2 * _OPEN_COUNT < sum(estimates) / len(estimates) < 1.3 * 2 * _OPEN_COUNT
 
 
-def test_table_of_an_ended_process_is_empty():
+def test_descriptor_table_of_an_ended_process_is_empty():
     assert open_files.descriptor_table_size("/proc/0") == 0
 
 
 @pytest.mark.parametrize("name", [b"program", b"\xff\xfe"])
-def test_size_of_a_descriptor_table_is_read_whatever_the_name_of_the_program(tmp_path: Path, name: bytes):
+def test_size_of_a_descriptor_table_is_read_regardless_of_the_program_name(tmp_path: Path, name: bytes):
     (tmp_path / "status").write_bytes(b"Name:\t%b\nFDSize:\t256\n" % name)
     assert open_files.descriptor_table_size(str(tmp_path)) == 256

@@ -194,7 +194,7 @@ def add_thread(proc: Path, thread: int, name: bytes, flags: int, process: int = 
 
 
 @pytest.mark.parametrize("name", [b"program", b"\xff\xfe", b") R 1"])
-def test_closing_thread_is_found_whatever_its_name(tmp_path: Path, name: bytes):
+def test_closing_thread_is_found_regardless_of_its_name(tmp_path: Path, name: bytes):
     add_thread(tmp_path, THREAD, name, flags=0x4)
     assert find_closing_thread(THREAD, tmp_path) == ClosingThread("R", "500", 10, "7")
 
