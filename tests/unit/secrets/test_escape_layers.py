@@ -145,7 +145,7 @@ ENCODINGS = [html.escape, html_template, single_quoted, mixed_quoted, html_of_js
 @pytest.mark.parametrize("depth", range(3))
 @pytest.mark.parametrize("encode", ENCODINGS)
 @pytest.mark.parametrize("value", SHORT_WITH_ESCAPES)
-def test_value_that_mostly_consists_of_escapes_is_found_in_html_and_shell(
+def test_value_that_mostly_consists_of_escapes_is_found_in_html_and_shell_text(
     value: str, encode: Callable[[str], str], depth: int
 ):
     text = f"<{encode(value)}>"
@@ -156,7 +156,7 @@ def test_value_that_mostly_consists_of_escapes_is_found_in_html_and_shell(
 
 @pytest.mark.parametrize("encode", ENCODINGS)
 @pytest.mark.parametrize("value", SHORT_WITH_ESCAPES)
-def test_html_and_shell_with_another_value_are_unchanged(value: str, encode: Callable[[str], str]):
+def test_html_and_shell_text_with_another_value_is_unchanged(value: str, encode: Callable[[str], str]):
     redactor = SecretRedactor({"S": value})
     for other in (value.swapcase(), value.translate(str.maketrans("abnrt", "cdmqs"))):
         data = f"<{encode(other)}>".encode()

@@ -294,7 +294,7 @@ def test_redactor_without_secrets_does_not_change_a_stream():
 @example(seed=1)
 @given(seed=st.integers(0, 1 << 32))
 @settings(max_examples=20, deadline=None)
-def test_contains_finds_a_value_across_chunks(seed: int):
+def test_contains_method_finds_a_value_across_chunks(seed: int):
     rng = random.Random(seed)
     redactor = SecretRedactor({"TOKEN": TOKEN})
     clean = rng.randbytes(5000)

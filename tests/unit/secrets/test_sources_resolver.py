@@ -119,7 +119,7 @@ class ScriptedSource:
         return self._result
 
 
-async def test_value_with_a_nul_is_unavailable():
+async def test_value_with_a_nul_character_is_unavailable():
     with pytest.raises(SecretUnavailableError) as caught:
         await SecretResolver({"vault": ScriptedSource("a\0b")}).resolve([secret("A", "k#f", "vault")])
     assert "NUL" in caught.value.detail
