@@ -1,1 +1,1 @@
-"""Images for sandboxes: builds, imports and stores them, and resolves profiles to images."""
+"""Builds, imports and stores images for sandboxes, and resolves profiles to images."""

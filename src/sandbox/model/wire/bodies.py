@@ -86,7 +86,7 @@ class TaskSecretBody(TypedDict):
 class DefinitionBody(TypedDict):
     """The submitted manifest, with the defaults filled in."""
 
-    # The section of another agent has its own key. `openapi.json` lists the agents that the server offers.
+    # The section of any other agent is stored under the key of that agent. `openapi.json` lists the agents.
     repository: dict[str, Any]
     """The manifest's section `repository`; `patch` is the digest of the submitted patch."""
     claude: NotRequired[dict[str, Any]]
