@@ -2,7 +2,7 @@
 
 Programs in the sandbox can send every control sequence that the local terminal supports: they can set its title, its
 colors and, if the terminal allows that, the clipboard. The user accepts this by opening a terminal. When the connection
-ends, all modes that a program may have enabled are reset.
+ends, all modes that a program may have enabled are reset, and the terminal's replies to programs are discarded.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import select
 import signal
 import sys
 import termios
+import time
 import tty
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from secrets import randbelow
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -47,6 +50,13 @@ _RESET = (
     b"\x0f\x1b(B\x1b]8;;\x1b\\\x1b[0m\x1b>\x1b[?1l\r"  # ASCII, no link, no colors, normal keypad
 )
 """Resets what a program may have left enabled, without clearing the screen."""
+
+
+_QUERIES = 4
+"""Number of queries whose replies mark the end of the replies to programs: no program can predict all of them."""
+
+_REPLY_SECONDS = 1.0
+"""Maximum time to wait for the terminal's replies."""
 
 
 def parse_detach_keys(ctx: click.Context, parameter: click.Parameter, value: str) -> bytes:
@@ -211,7 +221,27 @@ def _raw_mode(descriptor: int) -> Iterator[None]:
     finally:
         with suppress(OSError):
             _write_all(sys.stdout.fileno(), _RESET)
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+            _discard_replies(descriptor)
+        termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
+
+
+def _discard_replies(descriptor: int) -> None:
+    """Discard the terminal's replies to queries of programs in the sandbox, which may still be on their way.
+
+    The user's shell would read them as typed text, and some terminals reply with text that a program has chosen. A
+    terminal replies in the order of the queries. So move the cursor to random positions, query each, and discard all
+    input up to the replies with these positions. Raises OSError.
+    """
+    size = os.get_terminal_size(descriptor)
+    positions = [(randbelow(size.lines or 24) + 1, randbelow(size.columns or 80) + 1) for _ in range(_QUERIES)]
+    queries = "".join(f"\x1b[{row};{column}H\x1b[6n" for row, column in positions)
+    expected = "".join(f"\x1b[{row};{column}R" for row, column in positions).encode()
+    _write_all(sys.stdout.fileno(), f"\x1b7{queries}\x1b8".encode())
+    received, deadline = b"", time.monotonic() + _REPLY_SECONDS
+    while expected not in received and (remaining_seconds := deadline - time.monotonic()) > 0:
+        if not select.select([descriptor], [], [], remaining_seconds)[0] or not (chunk := _read(descriptor)):
+            return
+        received = received[-len(expected) :] + chunk
 
 
 def exit_with_terminal(result: Exit | None, task_id: str, on_detach: str) -> None:
