@@ -246,6 +246,30 @@ async def test_finisher_without_secret_values_redacts_names_and_flags_everything
     assert VALUE not in repr(harness.task.artifacts)
 
 
+@pytest.mark.parametrize(
+    ("secrets", "reason"),
+    [
+        (None, "the reason is withheld, because the values of the secrets are unknown"),
+        (
+            {"TOKEN": "another-value-since-then"},
+            "the reason is withheld, because the values of the secrets are unknown",
+        ),
+        (SECRETS, "[REDACTED:TOKEN].bin exceeds the limit"),
+    ],
+)
+async def test_finisher_reports_no_secret_in_the_name_of_a_file_that_is_too_large_for_the_patch(
+    make_harness, secrets, reason
+):
+    script = AttemptScript(patch_incomplete_reason=f"{VALUE}.bin exceeds the limit")
+    harness = attempt_of_dead_runner(make_harness, script, secrets)
+    harness.attempt.layout.repository.mkdir()
+    await harness.finish()
+    reported = [event.message for event in harness.events(ErrorReported) if event.error == "patch_truncated"]
+    assert len(reported) == 1
+    assert reason in reported[0]
+    assert VALUE not in repr(harness.events(object))
+
+
 async def test_finisher_preserves_names_and_flags_that_the_runner_recorded(make_harness):
     """The runner died immediately after it had stored the artifact."""
     harness = attempt_of_dead_runner(

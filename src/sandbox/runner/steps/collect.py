@@ -43,6 +43,8 @@ from sandbox.runner.attempt_recorder import HostDiskSpace
 from sandbox.runner.event_redaction import DeadlineRedactor
 from sandbox.runner.inherited_files import compress_session
 
+_WITHHELD_REASON = "the reason is withheld, because the values of the secrets are unknown"
+
 
 class ArtifactRecorder(msgspec.Struct, frozen=True):
     """Stores files as artifacts of an attempt and records them.
@@ -62,6 +64,10 @@ class ArtifactRecorder(msgspec.Struct, frozen=True):
     def is_unredactable(self) -> bool:
         """Whether the task has secrets that may be in any file and cannot be detected."""
         return self.redactor is None and bool(self.attempt.task.manifest.secrets)
+
+    def public_reason(self, reason: str) -> str:
+        """Return a reason that may contain the path of a file, or what replaces it if it cannot be redacted."""
+        return _WITHHELD_REASON if self.is_unredactable else reason
 
     def find_secret(self, chunks: Iterable[bytes]) -> bool:
         """Return whether the chunks contain a secret value or were not all scanned in time."""
@@ -196,9 +202,7 @@ class CollectStep(msgspec.Struct, frozen=True):
                 raise
             if self.disk_space.is_short():
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-            message = (
-                "The patch could not be created; the reason is withheld, because the values of the secrets are unknown."
-            )
+            message = f"The patch could not be created; {_WITHHELD_REASON}."
             failure = Failure(error.failure.code, message) if artifacts.is_unredactable else error.failure
             attempt.recorder.record_once(AttemptFailed(failure))
         await self._store_transcript(artifacts)
@@ -243,7 +247,8 @@ class CollectStep(msgspec.Struct, frozen=True):
         if patch.incomplete_reason is None:
             await self._collect_chain_patch(artifacts)
         else:
-            await self._collect_changed_files(artifacts, base_commit, patch.incomplete_reason)
+            reason = artifacts.public_reason(patch.incomplete_reason)
+            await self._collect_changed_files(artifacts, base_commit, reason)
 
     async def _collect_chain_patch(self, artifacts: ArtifactRecorder) -> None:
         """If the task continues another one, store the changes of the whole chain as one patch."""
@@ -255,7 +260,8 @@ class CollectStep(msgspec.Struct, frozen=True):
         has_secret = patch.contains_secret or artifacts.is_unredactable
         await artifacts.store_file(name, "text/x-diff", artifacts.partial_path(name), contains_secret=has_secret)
         if patch.incomplete_reason is not None:
-            message = f"{name} is incomplete: {patch.incomplete_reason}. Apply the patches of the chain one by one."
+            reason = artifacts.public_reason(patch.incomplete_reason)
+            message = f"{name} is incomplete: {reason}. Apply the patches of the chain one by one."
             self.attempt.recorder.record_once(ErrorReported("chain_patch_truncated", message))
 
     async def _write_patch(self, artifacts: ArtifactRecorder, name: str, base_commit: str, share: float) -> PatchResult:
