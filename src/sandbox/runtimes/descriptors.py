@@ -78,8 +78,13 @@ class _ClosingProtocol(asyncio.StreamReaderProtocol):
 
 
 async def open_reader(source: socket.socket) -> tuple[asyncio.StreamReader, asyncio.Transport]:
-    """Return a reader for the socket and the transport to abort it. Takes ownership of the socket."""
+    """Return a reader for the socket and the transport to abort it. Takes ownership of the socket.
+
+    Urgent data (MSG_OOB) is read like other data. Otherwise, each urgent byte would wake this process up and be dropped
+    without being counted.
+    """
     source.shutdown(socket.SHUT_WR)
+    source.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     if not refuse_files(source):
         source = _relay_in_thread(source)
     reader = asyncio.StreamReader(limit=_BUFFER_BYTES)
