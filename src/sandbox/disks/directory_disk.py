@@ -88,6 +88,9 @@ _BYTES_PER_FILE = 4096
 
 _MEASURE_FAILED = "The disk usage cannot be measured"
 
+_MEASURE_BYTES_MAX = 512 * 1024 * 1024
+"""Maximum memory of du(1), which no control group limits. It needs almost 1 KiB for each level of directories."""
+
 
 class DirectoryDisk:
     """Implements `interfaces.disks.Disk`."""
@@ -131,7 +134,8 @@ async def _measure_deleted(directory: Path) -> DeletedFiles:
 
 
 async def _run_du(directory: Path, unit: str) -> int:
-    command = ("du", "-s", "-x", unit, "--", str(directory))
+    limits = (f"--data={_MEASURE_BYTES_MAX}", "--core=1")
+    command = ("prlimit", *limits, "du", "-s", "-x", unit, "--", str(directory))
     output = b""
     try:
         if os.geteuid() != 0:

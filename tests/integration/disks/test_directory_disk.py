@@ -74,6 +74,16 @@ async def exceeds_the_inspection_timeout(directory):
             await disk.usage()
 
 
+async def needs_more_memory_than_allowed(directory):
+    disk = DirectoryDisk(AttemptLayout(directory))
+    await disk.open(4 * MIB)
+    assert not (await disk.usage()).is_full
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sandbox.disks.directory_disk._MEASURE_BYTES_MAX", 64 * 1024)
+        with pytest.raises(OSError, match="disk usage cannot be measured"):
+            await disk.usage()
+
+
 async def leaves_restrictive_modes(directory):
     restricted = directory / "disk" / "node_modules" / "restricted"
     restricted.mkdir(parents=True)
@@ -113,6 +123,12 @@ def test_open_files_are_counted_once():
 def test_timeout_while_inspecting_open_files_is_an_error():
     with ordinary_user_directory() as directory:
         run_as_ordinary_user(exceeds_the_inspection_timeout, directory)
+
+
+def test_memory_for_measuring_is_limited():
+    """An agent can nest so many directories that du(1) needs gigabytes."""
+    with ordinary_user_directory() as directory:
+        run_as_ordinary_user(needs_more_memory_than_allowed, directory)
 
 
 def test_removal_handles_restrictive_modes_and_follows_no_link():
