@@ -51,6 +51,26 @@ def check_preemption(probe: RuntimeProbe) -> list[Finding]:
     return [Finding("kernel", False, message, remedy, is_needed=False, runtime=probe.runtime)]
 
 
+def check_scheduler(probe: RuntimeProbe) -> list[Finding]:
+    """Report whether the kernel's version has an error that lets a sandbox keep host programs from running.
+
+    The error came with Linux 6.13. Version 6.18.45 reverts the change ("sched/fair: Fix EEVDF entity placement bug
+    causing scheduling lag"). Whether a distribution's kernel contains the revert is unknown.
+    """
+    version = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", os.uname().release)
+    if not probe.is_available or probe.tier != "namespaces" or version is None:
+        return []
+    major, minor, patch = (int(number or 0) for number in version.groups())
+    if not ((6, 13, 0) <= (major, minor, patch) < (6, 18, 45) or (major, minor) == (6, 19)):
+        return []
+    message = (
+        f"programs of one task on {probe.runtime} that constantly wake each other can keep other programs from "
+        f"running for many seconds, because Linux {major}.{minor}.{patch} has an error in its scheduler"
+    )
+    remedy = "Use Linux 6.18.45 or later, the current Linux 6.12 of Debian, or another runtime."
+    return [Finding("kernel", False, message, remedy, is_needed=False, runtime=probe.runtime)]
+
+
 def _preemption_mode() -> str | None:
     """Return the kernel's preemption mode: none, voluntary, lazy or full; None if it cannot be determined.
 
@@ -103,14 +123,19 @@ def check_runtimes(requested: str, run_dir: Path) -> list[Finding]:
     others = [probe for probe in auto_choice.probes if probe.runtime != chosen.runtime]
     confined = _confinement_findings(chosen, run_dir) if chosen.is_available else []
     rest = [finding for probe in others for finding in _other_findings(probe)]
-    preemption = [finding for probe in auto_choice.probes for finding in check_preemption(probe)]
+    kernel = [
+        finding
+        for check in (check_preemption, check_scheduler)
+        for probe in auto_choice.probes
+        for finding in check(probe)
+    ]
     return [
         *_chosen_findings(chosen),
         *confined,
         *rest,
         *_limit_findings(chosen),
         *check_open_files(chosen),
-        *preemption,
+        *kernel,
     ]
 
 
