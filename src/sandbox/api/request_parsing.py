@@ -243,8 +243,25 @@ def _repeated(name: str, part: RequestPart) -> FieldError:
     return FieldError.at((name,), "format", "is given more than once; give it once", part=part)
 
 
+_NAMES_IN_OTHER_APIS = {
+    "max_results": "limit",
+    "page": "cursor",
+    "page_size": "limit",
+    "page_token": "cursor",
+    "per_page": "limit",
+    "query": "q",
+    "search": "q",
+    "since": "created_after",
+    "starting_after": "cursor",
+    "status": "state",
+    "until": "created_before",
+}
+"""Parameters that other APIs have, and the parameter with the same purpose. Similar names can have other purposes."""
+
+
 def _unknown(name: str, known: Collection[str], patterns: Collection[str]) -> FieldError:
-    suggestion = closest_name(name, known)
+    other = _NAMES_IN_OTHER_APIS.get(name)
+    suggestion = other if other in known else closest_name(name, known)
     families = [pattern.strip("^").replace("\\", "") + "*" for pattern in patterns]
     listed = f"; valid parameters: {', '.join(sorted([*known, *families])) or 'none'}"
     message = f"is an unknown parameter{'' if suggestion else listed}"

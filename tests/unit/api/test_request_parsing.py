@@ -11,6 +11,11 @@ from sandbox.model.fixed_limits import INPUT_ERRORS_MAX
     ("path", "field", "advice"),
     [
         ("/api/v1/tasks?states=running", "states", "did you mean 'state'?"),
+        ("/api/v1/tasks?page=2", "page", "did you mean 'cursor'?"),
+        ("/api/v1/tasks?per_page=50", "per_page", "did you mean 'limit'?"),
+        ("/api/v1/tasks?search=login", "search", "did you mean 'q'?"),
+        ("/api/v1/tasks?since=2026-01-29", "since", "did you mean 'created_after'?"),
+        ("/api/v1/tasks/task-001/artifacts?page=2", "page", "valid parameters: none"),
         (
             "/api/v1/tasks?label=team%3Da",
             "label",
