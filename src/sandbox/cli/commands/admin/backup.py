@@ -18,6 +18,7 @@ from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.terminal_text import escape_text
 from sandbox.cli.settings_options import data_dir_options, load_configuration
+from sandbox.model.formatting import format_size
 
 
 @command(
@@ -55,7 +56,7 @@ def backup(file: str, **options: Any) -> None:
     else:
         _print_remarks(manifest.remarks, to_stderr=is_stdout)
     target = "The backup" if is_stdout else escape_text(file)
-    message = f"{target} has {pluralize(tasks_count, 'task')}, {size_bytes} bytes"
+    message = f"{target} has {pluralize(tasks_count, 'task')}, {format_size(size_bytes)}"
     if manifest.remarks:
         fail(f"{message}; {pluralize(len(manifest.remarks), 'problem')} found.", ExitCode.TASK_FAILED)
     click.echo(f"{message}.", err=True)

@@ -26,6 +26,7 @@ from sandbox.journal import compressed
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import AgentExited, Artifact, ArtifactCollected, Output, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.formatting import format_size
 
 
 @pytest.fixture
@@ -466,7 +467,7 @@ def test_many_artifacts_with_long_names_are_restored(tmp_path):
 def test_backup_to_standard_output_is_restored(run_cli, restore, stored, tmp_path):
     result = run_cli("admin", "backup", "-", "--data-dir", str(stored.data_dir))
     assert result.returncode == 0
-    assert result.stderr.decode() == f"The backup has 5 tasks, {len(result.stdout)} bytes.\n"
+    assert result.stderr.decode() == f"The backup has 5 tasks, {format_size(len(result.stdout))}.\n"
     assert not (tmp_path / "-").exists()
     (tmp_path / "backup.tar").write_bytes(result.stdout)
     restored = restore(tmp_path / "backup.tar", "-f", "json")
