@@ -1,5 +1,5 @@
-// The REST reference: Swagger UI follows the system's color scheme, and the page lists its sections.
-import { showContents } from "/assets/guide_frame.js";
+// The REST reference: Swagger UI follows the system's color scheme, and the page lists its sections and copies its commands.
+import { addCopyButton, showContents } from "/assets/guide_frame.js";
 
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const apply = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
@@ -58,6 +58,7 @@ const observer = new MutationObserver(() => {
   observer.disconnect();
   const introduction = [...page.querySelectorAll(".info h2:not(.title)")];
   for (const heading of introduction) heading.id = heading.textContent.toLowerCase().replaceAll(" ", "-");
+  page.querySelectorAll(".info .description pre").forEach(addCopyButton);
   const groups = [...page.querySelectorAll("h3.opblock-tag")];
   const objects = page.querySelector("section.models");
   objects.id = "objects";

@@ -1,6 +1,6 @@
 // A page of the documentation: formats its text, and adds copy buttons to its code.
 
-import { showContents } from "/assets/guide_frame.js";
+import { addCopyButton, showContents } from "/assets/guide_frame.js";
 import { markdown } from "/assets/markdown.js";
 import { $, h } from "/assets/page.js";
 import { highlight, STYLES } from "/assets/syntax.js";
@@ -54,10 +54,7 @@ function completeCode(code) {
     const text = withThisServer(node.data ?? "");
     if (node.nodeType === Node.TEXT_NODE && text !== node.data) node.data = text;
   }
-  const pre = code.parentElement;
-  const frame = h("div", { class: "guide-code" });
-  pre.replaceWith(frame);
-  frame.append(h("button", { type: "button", "data-copy-code": true, "aria-label": "Copy the code" }, "Copy"), pre);
+  addCopyButton(code.parentElement);
 }
 
 // Add colors when the worker responds; the page does not wait for them.

@@ -41,6 +41,13 @@ export function showContents(headings, names = headings.map((heading) => heading
   markLater();
 }
 
+// Put a button that copies the code above its block.
+export function addCopyButton(pre) {
+  const frame = h("div", { class: "guide-code" });
+  pre.replaceWith(frame);
+  frame.append(h("button", { type: "button", "data-copy-code": true, "aria-label": "Copy the code" }, "Copy"), pre);
+}
+
 // Scroll the list of pages to the current page, but not the window.
 function showCurrentPage() {
   const current = $("guide-pages").querySelector("[aria-current]");
