@@ -127,6 +127,9 @@ def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_h
     assert "Set the address of the server.\n" in quick_start
     assert [word for word in ("localhost:8122", "TOKEN", "Authorization") if word in quick_start] == []
     assert page.locator(AUTHORIZATION_SELECTOR).count() == 0
+    assert (
+        page.locator(".info .description pre").count() == page.get_by_role("button", name="Copy the code").count() == 4
+    )
     groups = page.locator(".opblock-tag").evaluate_all("(all) => all.map((one) => one.dataset.tag)")
     assert groups == [tag["name"] for tag in schema["tags"]]
     page.locator(".opblock", has_text="Submit a task").locator(".opblock-summary-control").click()
@@ -198,6 +201,9 @@ def test_site_search_finds_the_page_for_users_first(search, words, best):
         ("use in CI", "docs/deployment.html#ci-a-task-from-a-pull-request"),
         ("rotate a token", "docs/access.html#rotate-a-token"),
         ("upgrade", "docs/operations.html#upgrade"),
+        ("TLS", "docs/access.html#https-and-tls"),
+        ("https", "docs/access.html#https-and-tls"),
+        ("preserved sandbox", "docs/run.html#look-into-a-preserved-sandbox"),
     ],
 )
 def test_site_search_answers_the_questions_of_new_users(search, words, page):
