@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from sandbox.model.failure import FailureCode
+from sandbox.model.formatting import format_budget
 from sandbox.model.wire.bodies import FailureBody
 
 
@@ -43,7 +44,7 @@ _CLONE_PREFIX = re.compile(r"^Cannot clone \S+: (?=.)", re.DOTALL)
 _PRONOUN = re.compile(r"^it ")
 """Matches the pronoun that refers to the URL in the message about a failed clone."""
 
-_SPENT = re.compile(r"^lifecycle\.budget_(?:tokens|usd) \((?P<limit>[^()]+)\) is spent\b")
+_SPENT = re.compile(r"^lifecycle\.budget_(?:tokens \((?P<tokens>[^()]+)|usd \((?P<usd>[0-9.e+-]+) USD)\) is spent\b")
 _SELF_EXPLANATORY_CODES = {
     FailureCode.DISK_FULL,
     FailureCode.HANG,
@@ -119,7 +120,7 @@ def describe_failure(failure: FailureBody) -> FailureNotice:
         title, _, remedy = message.partition("; ")
         detail = ""
     elif code == FailureCode.BUDGET_EXCEEDED and (spent := _SPENT.match(message)):
-        title, detail = f"The task used its budget of {spent['limit']}", ""
+        title, detail = f"The task used its budget of {_format_limit(spent)}", ""
     elif code == FailureCode.CLONE_FAILED:
         detail = _PRONOUN.sub("the repository ", _CLONE_PREFIX.sub("", message))
     if any(mark in detail for mark in _REMEDY_MARKS):
@@ -133,6 +134,10 @@ def describe_failure(failure: FailureBody) -> FailureNotice:
 def field_words(field: str) -> str:
     """Return the words for a field, such as "the memory"; return the field itself if there are none."""
     return _CHANGES[field][0] if field in _CHANGES else field
+
+
+def _format_limit(spent: re.Match[str]) -> str:
+    return spent["tokens"] or format_budget(float(spent["usd"]))
 
 
 def _use_words(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -150,26 +150,35 @@ class Remedy(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-def find_remedy(code: FailureCode, message: str, manifest: Manifest) -> Remedy | None:
+def find_remedy(
+    code: FailureCode, message: str, manifest: Manifest, spent: Mapping[str, float] | None = None
+) -> Remedy | None:
     """Return what to do about a failure; None if only the message says what to do.
 
-    The field to change is the last one that the message names. A limit is doubled, such as `4G` for `2G`.
+    The field to change is the last one that the message names. A limit is doubled, such as `4G` for `2G`. A budget is
+    doubled until it exceeds what the task spent, because the last response can cost many times the budget.
+    spent: what the task spent, keyed by the budget's field.
     """
     names = reversed(_FIELD.findall(message)) if code in _CODES_THAT_NAME_A_FIELD else ()
     for section, name in names:
         values: Any = getattr(manifest, section)
         if name in {field.name for field in dataclasses.fields(values)}:
-            return _change_field(f"{section}.{name}", getattr(values, name))
+            field = f"{section}.{name}"
+            return _change_field(field, getattr(values, name), (spent or {}).get(field, 0))
     return Remedy("Run the task again.") if code in _REPEATABLE_CODES else None
 
 
-def _change_field(field: str, value: object) -> Remedy:
+def _change_field(field: str, value: object, spent: float) -> Remedy:
     """Return the remedy that changes this field. Only the values of limits are proposed, not those of a repository."""
     if value is None:
         return Remedy(f"Set {field}.", field)
     limit = None if field.startswith("repository.") else double_limit(value)
     if limit is None:
         return Remedy(f"Check {field}.", field)
+    if limit == 0:
+        return Remedy(f"Raise {field}.", field)
+    while not isinstance(limit, str) and limit <= spent:
+        limit *= 2
     return Remedy(f"Raise {field}.", field, (f"{field}={limit if isinstance(limit, str) else f'{limit:.12g}'}",))
 
 

@@ -1,5 +1,6 @@
 """Formats sizes, durations, costs and states for people. The command line and the dashboard use the same formats."""
 
+import math
 import re
 
 from sandbox.model.printable import INVISIBLE
@@ -95,6 +96,11 @@ def format_cost(usd: float) -> str:
     if 0 < usd < 0.0001:
         return "<$0.0001"
     return f"${usd:.4f}" if 0 < usd < 0.99995 else f"${usd:,.2f}"
+
+
+def format_budget(usd: float) -> str:
+    """Format a budget with at least two decimals and no rounding that changes its size: `$0.50`, `$2.50`, `$0.005`."""
+    return f"${usd:,.2f}" if math.isclose(usd, round(usd, 2)) else f"${usd:.6g}"
 
 
 def format_count(number: int) -> str:

@@ -97,7 +97,7 @@ def test_code_from_another_version_has_a_general_title():
         (
             "budget_exceeded",
             "lifecycle.budget_usd (1 USD) is spent; no more model requests are forwarded.",
-            "The task used its budget of 1 USD. Raise the budget, or make the task smaller.",
+            "The task used its budget of $1.00. Raise the budget, or make the task smaller.",
         ),
         ("clone_failed", "Cannot clone https://host/x.git: the branch is missing.", "The branch is missing."),
         ("clone_failed", "Cannot clone https://host/x.git: ", "Cannot clone https://host/x.git: "),

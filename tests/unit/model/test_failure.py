@@ -45,6 +45,24 @@ def test_remedy_of_a_limit_has_an_override_with_twice_the_value(code, message, f
     assert found == Remedy(f"Raise {field}.", field, (f"{field}={value}",))
 
 
+@pytest.mark.parametrize(("spent", "value"), [(0.05, "0.1"), (0.0999, "0.1"), (0.1, "0.2"), (7.21, "12.8")])
+def test_proposed_budget_exceeds_what_the_task_spent(spent, value):
+    message = "lifecycle.budget_usd (0.05 USD) is spent."
+    found = find_remedy(FailureCode.BUDGET_EXCEEDED, message, MANIFEST, {"lifecycle.budget_usd": spent})
+    assert found.overrides == (f"lifecycle.budget_usd={value}",)
+
+
+@pytest.mark.parametrize("spent", [0, 1])
+def test_no_value_is_proposed_for_a_budget_of_zero(spent):
+    found = find_remedy(
+        FailureCode.BUDGET_EXCEEDED,
+        "lifecycle.budget_usd (0 USD) is spent.",
+        manifest(lifecycle={"budget_usd": 0}),
+        {"lifecycle.budget_usd": spent},
+    )
+    assert found == Remedy("Raise lifecycle.budget_usd.", "lifecycle.budget_usd")
+
+
 @pytest.mark.parametrize(
     ("code", "message", "text", "field"),
     [

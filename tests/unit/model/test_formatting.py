@@ -7,6 +7,7 @@ import pytest
 from doubles.manifests import NAMES_BY_PROMPT
 from sandbox.model.formatting import (
     double_limit,
+    format_budget,
     format_cost,
     format_count,
     format_duration,
@@ -98,6 +99,14 @@ def test_name_is_built_quickly_from_a_long_line(text: str):
 )
 def test_name_from_the_prompt_is_recognized(name: str, is_from_prompt: bool):
     assert is_name_from_prompt(name, "# Fix the login:\nBe quick.") is is_from_prompt
+
+
+@pytest.mark.parametrize(
+    ("usd", "text"),
+    [(0.5, "$0.50"), (2.5, "$2.50"), (3, "$3.00"), (0, "$0.00"), (0.005, "$0.005"), (1234.5, "$1,234.50")],
+)
+def test_budget_has_two_decimals_unless_it_has_more(usd, text):
+    assert format_budget(usd) == text
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,12 @@ def task_failure_body(task: Task, *, is_operator: bool = False) -> FailureBody |
 def _failure_body(task: Task, failure: Failure | None, *, is_operator: bool) -> FailureBody | None:
     if failure is None:
         return None
-    remedy = find_remedy(failure.code, failure.message, task.manifest)
+    progress = task.progress
+    spent = {
+        "lifecycle.budget_usd": progress.cost_usd,
+        "lifecycle.budget_tokens": progress.input_tokens + progress.output_tokens,
+    }
+    remedy = find_remedy(failure.code, failure.message, task.manifest, spent)
     return {
         "code": failure.code,
         "reason": failure.reason or None,

@@ -35,7 +35,7 @@ from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.log_parser import find_denied_connections, parse_log_events
 from sandbox.cli.output.terminal_text import escape_name, terminal_width, wrap_text
 from sandbox.cli.task_arguments import task_argument
-from sandbox.model.formatting import format_cost, format_duration
+from sandbox.model.formatting import format_budget, format_cost, format_duration
 from sandbox.model.task_state import FINAL_STATES
 from sandbox.model.wire.event_bodies import CONVERSATION_TYPES
 
@@ -307,7 +307,7 @@ def _budget_row(task: Task) -> Iterator[tuple[str, str]]:
         case {"lifecycle": {**lifecycle}}:
             progress, parts = task["progress"], []
             if limit := lifecycle.get("budget_usd"):
-                parts.append(f"{format_cost(progress['cost_usd'])} of ${limit:g}")
+                parts.append(f"{format_cost(progress['cost_usd'])} of {format_budget(limit)}")
             if limit := lifecycle.get("budget_tokens"):
                 parts.append(f"{progress['input_tokens'] + progress['output_tokens']:,} of {limit:,} tokens")
             if parts:
