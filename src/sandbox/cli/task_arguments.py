@@ -69,8 +69,15 @@ def task_arguments(command: _Decorated) -> _Decorated:
 
     @wraps(command)
     def run_command(*, task_ids: Sequence[str], **parameters: Any) -> Any:
-        found = [find_task_id(current_options().connect, task_id) for task_id in task_ids]
-        return command(task_ids=list(dict.fromkeys(found)), **parameters)
+        from sandbox.client import TaskNotFoundError
+
+        found = list(dict.fromkeys(find_task_id(current_options().connect, task_id) for task_id in task_ids))
+        try:
+            return command(task_ids=found, **parameters)
+        except TaskNotFoundError as error:
+            if len(task_ids) > 1 or "/" in task_ids[0]:
+                raise
+            _fail_not_found(error, task_ids[0])
 
     argument = click.argument(
         "task_ids", metavar="TASK_ID...", nargs=-1, required=True, shell_complete=_complete_task_id
@@ -81,7 +88,8 @@ def task_arguments(command: _Decorated) -> _Decorated:
 def for_each_task(task_ids: Sequence[str], request: Callable[[str], Mapping[str, Any]]) -> None:
     """Send a request for each task and print the response. Continues even if the server refuses a request.
 
-    Prints the server's message, or with `--format json` the response. Exits with the code of the last error.
+    Prints the server's message, or with `--format json` the response. Exits with the code of the last error. Raises the
+    error if there is only one task.
     """
     from sandbox.client import ClientError, UnreachableError
 
@@ -89,16 +97,17 @@ def for_each_task(task_ids: Sequence[str], request: Callable[[str], Mapping[str,
     for task_id in task_ids:
         try:
             response = request(task_id)
-        except UnreachableError:
-            raise
         except ClientError as error:
+            if len(task_ids) == 1 or isinstance(error, UnreachableError):
+                raise
             code = print_error(error)
             continue
         if current_options().format == "json":
             print_json(response)
         else:
-            prefix = f"{escape_text(task_id)}: " if len(task_ids) > 1 else ""
-            click.echo(f"{prefix}{escape_text(response['message'])}", err=True)
+            message = escape_text(response["message"])
+            is_named = len(task_ids) == 1 or escape_text(task_id) in message
+            click.echo(message if is_named else f"{escape_text(task_id)}: {message}", err=True)
     if code is not ExitCode.SUCCESS:
         raise click.exceptions.Exit(code)
 

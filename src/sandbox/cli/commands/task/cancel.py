@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from sandbox.cli.command_groups import command, help_examples
-from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.errors import ExitCode, fail, print_error
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.console import confirm
 from sandbox.cli.output.formatting import outcome_summary
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.terminal_text import escape_text, terminal_width
-from sandbox.cli.task_arguments import task_argument
+from sandbox.cli.output.terminal_text import escape_name, escape_text, terminal_width
+from sandbox.cli.task_arguments import task_arguments
 from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:
@@ -25,46 +26,82 @@ if TYPE_CHECKING:
 @command(
     epilog=help_examples(
         'sandbox task cancel 5e173eb5 --reason "wrong branch"',
-        "sandbox task cancel 5e173eb5 --yes --force",
+        "sandbox task cancel 5e173eb5 9c0ffee1 --yes --force",
     )
 )
-@task_argument
+@task_arguments
 @click.option("--reason", metavar="TEXT", help="Stored with the task.")
 @click.option("--force", is_flag=True, help="Do not wait for the agent to exit on its own.")
 @click.option("--yes", "-y", is_flag=True, help="Do not prompt.")
 @common_options
-def cancel(task_id: str, reason: str | None, force: bool, yes: bool) -> None:
-    """Cancel a task and wait until it has ended.
+def cancel(task_ids: Sequence[str], reason: str | None, force: bool, yes: bool) -> None:
+    """Cancel tasks and wait until they have ended.
 
-    The results so far are kept.
+    The results so far are kept. If one task cannot be cancelled, the others are still cancelled.
     """
     options = current_options()
     with options.connect() as client:
         if not yes and sys.stdin.isatty() and sys.stderr.isatty():
-            _confirm(client.status(task_id))
-        response = client.cancel(task_id, reason=reason, force=force)
+            _confirm([client.status(task_id) for task_id in task_ids])
+        code, requested = _request(client, task_ids, reason, force=force)
+        for task_id in requested:
+            status = _wait_for_end(client, task_id)
+            if status["state"] != "cancelled":
+                code = _print_ended(status)
+            elif options.format != "json":
+                click.echo(outcome_summary(status), err=True)
+    if code is not ExitCode.SUCCESS:
+        raise click.exceptions.Exit(code)
+
+
+def _request(
+    client: Client, task_ids: Sequence[str], reason: str | None, *, force: bool
+) -> tuple[ExitCode, Sequence[str]]:
+    """Request the cancellation of each task before waiting for any of them.
+
+    Returns the exit code of the last error, and the tasks whose requests the server accepted. Raises the error if there
+    is only one task.
+    """
+    from sandbox.client import ClientError, UnreachableError
+
+    code, requested = ExitCode.SUCCESS, list[str]()
+    for task_id in task_ids:
+        try:
+            response = client.cancel(task_id, reason=reason, force=force)
+        except ClientError as error:
+            if len(task_ids) == 1 or isinstance(error, UnreachableError):
+                raise
+            code = print_error(error)
+            continue
+        requested.append(task_id)
         if sys.stderr.isatty():
             click.echo(f"{escape_text(response['message'])}", err=True)
-        status = _wait_for_end(client, task_id)
-    if options.format == "json":
-        print_json(response)
-    if status["state"] != "cancelled":
-        _fail_ended(status)
-    if options.format != "json":
-        click.echo(outcome_summary(status), err=True)
+        if current_options().format == "json":
+            print_json(response)
+    return code, requested
 
 
-def _confirm(status: Task) -> None:
-    """Ask whether to cancel the task, unless it has ended. Exits if it has ended or the user declines."""
-    if status["state"] in FINAL_STATES:
-        _fail_ended(status)
-    if not confirm(f"Cancel task {escape_text(status['id'])}?", default=False):
-        fail("The task was not cancelled.", ExitCode.INTERRUPTED)
+def _confirm(tasks: Sequence[Task]) -> None:
+    """Ask once whether to cancel the tasks. Exits if all of them have ended or the user declines."""
+    active = [task for task in tasks if task["state"] not in FINAL_STATES]
+    if not active:
+        for task in tasks:
+            code = _print_ended(task)
+        raise click.exceptions.Exit(code)
+    if len(active) == 1:
+        question, refusal = f"Cancel task {escape_text(active[0]['id'])}?", "The task was not cancelled."
+    else:
+        for task in active:
+            click.echo(f"  {escape_text(task['id'])} ({escape_name(task['name'])})", err=True)
+        question, refusal = f"Cancel these {len(active)} tasks?", "No task was cancelled."
+    if not confirm(question, default=False):
+        fail(refusal, ExitCode.INTERRUPTED)
 
 
-def _fail_ended(status: Task) -> NoReturn:
+def _print_ended(status: Task) -> ExitCode:
     summary = outcome_summary(status, on_terminal=terminal_width(sys.stderr) is not None)
-    fail(f"The task had already ended. {summary}", ExitCode.CONFLICT)
+    click.echo(f"The task had already ended. {summary}", err=True)
+    return ExitCode.CONFLICT
 
 
 def _wait_for_end(client: Client, task_id: str) -> Task:

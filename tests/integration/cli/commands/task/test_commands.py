@@ -1142,6 +1142,76 @@ def test_command_for_several_tasks_continues_after_an_error(run_cli, api, comman
     assert run_cli("task", command).returncode == 2
 
 
+def test_message_that_contains_the_id_is_printed_without_a_prefix(run_cli, api):
+    for task_id in ("first", "last"):
+        response = {"success": True, "task_id": task_id, "message": f"Task {task_id} was deleted."}
+        api.on("DELETE", f"/tasks/{task_id}/data", json_response(response))
+    result = run_cli("task", "delete", "first", "last", "--yes")
+    assert result.stderr == b"Task first was deleted.\nTask last was deleted.\n"
+
+
+@pytest.fixture
+def cancellable(api):
+    """Make the server accept the cancellation of these tasks."""
+
+    def accept(*task_ids):
+        for task_id in task_ids:
+            status = task_status("running") | {"id": task_id, "name": f"The {task_id}"}
+            api.on("GET", f"/tasks/{task_id}", json_response(status))
+            api.on("GET", f"/tasks/{task_id}/wait", json_response({**status, "state": "cancelled"}))
+            body = {"success": True, "task_id": task_id, "previous_state": "running", "new_state": "cancelled"}
+            api.on("DELETE", f"/tasks/{task_id}", json_response({**body, "message": "Cancelling.", "cancelled_at": ""}))
+
+    return accept
+
+
+def test_cancel_requests_the_end_of_all_tasks_before_it_waits(run_cli, api, cancellable):
+    cancellable("first", "last")
+    result = run_cli("task", "cancel", "first", "last", "first", "--reason", "too slow")
+    assert (result.returncode, result.stderr) == (0, b"Task first was cancelled.\nTask last was cancelled.\n")
+    methods = [request.method for request in api.requests if request.path.startswith("/tasks/")]
+    assert methods == sorted(methods)
+    assert methods.count("DELETE") == 2
+    result = run_cli("task", "cancel", "first", "last", "-f", "json")
+    assert (result.returncode, result.stdout.count(b'"task_id"')) == (0, 2)
+
+
+def test_cancel_of_several_tasks_continues_after_an_error(run_cli, api, cancellable):
+    cancellable("first", "last")
+    api.on("DELETE", "/tasks/ended", error_response(409, "task_already_terminal", "Task ended is completed."))
+    result = run_cli("task", "cancel", "first", "ended", "last")
+    assert result.returncode == 4
+    assert result.stderr.decode().splitlines() == [
+        "Error: Task ended is completed.",
+        "Task first was cancelled.",
+        "Task last was cancelled.",
+    ]
+
+
+@pytest.mark.parametrize(("answer", "count"), [("n", 0), ("y", 1)])
+def test_cancel_asks_once_for_several_tasks(api, cancellable, on_terminal, terminal, answer, count):
+    cancellable("first", "last")
+    process = on_terminal("task", "cancel", "first", "last")
+    question = terminal.read_until(b"[y/N]: ").decode().replace("\r", "")
+    assert question == "  first (The first)\n  last (The last)\nCancel these 2 tasks? [y/N]: "
+    terminal.type(f"{answer}\n".encode())
+    text = terminal.read_to_end(process).decode()
+    assert ("[y/N]" in text, "No task was cancelled." in text) == (False, count == 0)
+    assert [len(api.requests_to("DELETE", f"/tasks/{task_id}")) for task_id in ("first", "last")] == [count] * 2
+
+
+@pytest.mark.parametrize("command", ["cancel", "delete", "release"])
+def test_command_for_several_tasks_suggests_a_similar_id_for_an_unknown_one(run_cli, api, command):
+    options = ["--yes"] if command == "delete" else []
+    path = {"cancel": "", "delete": "/data", "release": "/vm"}[command]
+    api.on("DELETE", f"/tasks/fix-baskt{path}", NOT_FOUND)
+    page = {"tasks": [task_status("completed", "fix-basket")], "total_count": 1, "next_cursor": None}
+    api.on("GET", "/tasks", json_response(page))
+    result = run_cli("task", command, "fix-baskt", *options)
+    message = "Error: There is no task 'fix-baskt'. Did you mean fix-basket?\n  List the tasks: sandbox task list\n"
+    assert (result.returncode, result.stderr.decode()) == (3, message)
+
+
 def test_list_explains_how_to_search_for_words(run_cli, api):
     result = run_cli("task", "list", "flaky", "login", "--limit", "3")
     assert (result.returncode, api.requests_to("GET", "/tasks")) == (2, [])
