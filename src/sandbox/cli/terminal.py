@@ -51,6 +51,9 @@ _RESET = (
 )
 """Resets what a program may have left enabled, without clearing the screen."""
 
+_NEXT_LINE_AND_ERASE_BELOW = b"\r\n\x1b[J"
+"""Keeps a message from being printed over what a full-screen program left below the cursor."""
+
 
 _QUERIES = 4
 """Number of queries whose replies mark the end of the replies to programs: no program can predict all of them."""
@@ -247,6 +250,7 @@ def _discard_replies(descriptor: int) -> None:
 def exit_with_terminal(result: Exit | None, task_id: str, on_detach: str) -> None:
     """Exit with the terminal's exit code, if it is known."""
     if result is None:
+        _write_all(sys.stdout.fileno(), _NEXT_LINE_AND_ERASE_BELOW)
         click.echo(on_detach, err=True)
         return
     if result.message:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Container, Mapping
 
@@ -47,6 +48,12 @@ _ROOT_DIRECTORY = "/"
 _SIZE_MAX = 1000
 _INPUT_BYTES = 4096
 """Size of the input that a terminal must accept in TERMINAL_INPUT_TIMEOUT_SECONDS: the kernel's terminal buffer."""
+
+_SEQUENCE_BYTES_MAX = 4096
+"""Size in which the rest of a cut escape sequence is searched. Longer sequences are rare."""
+
+_SEQUENCE_BOUNDARY = re.compile(rb"(?=\x1b)|(?<=\n)")
+_CONTINUATION_BYTES = re.compile(rb"[\x80-\xbf]{0,3}")
 
 _decoder: "msgspec.msgpack.Decoder[ClientFrame]" = msgspec.msgpack.Decoder(ClientFrame)
 
@@ -114,6 +121,15 @@ class TerminalClient:
                     await self._input_timer.write(terminal, message.data)
 
 
+def _skip_partial_sequence(data: bytes) -> bytes:
+    """Return output, which was cut at its start, from the next escape sequence or line.
+
+    Otherwise, a terminal would print the rest of a cut sequence as text, such as `H`.
+    """
+    boundary = _SEQUENCE_BOUNDARY.search(data, 0, _SEQUENCE_BYTES_MAX) or _CONTINUATION_BYTES.match(data)
+    return data[boundary.end() :] if boundary else data
+
+
 class SharedTerminal:
     """The agent's terminal. Only the first client may type; when it leaves, the next client may."""
 
@@ -121,6 +137,7 @@ class SharedTerminal:
         self._terminal = terminal
         self._clients: dict[TerminalClient, asyncio.Event] = {}
         self._replay = bytearray()
+        self._is_replay_cut = False
         self._ended = asyncio.Event()
 
     @property
@@ -131,7 +148,10 @@ class SharedTerminal:
     def broadcast(self, data: bytes) -> None:
         """Send data to all current viewers, and keep recent data for later ones."""
         self._replay += data
-        del self._replay[: max(0, len(self._replay) - TERMINAL_REPLAY_BYTES)]
+        excess = len(self._replay) - TERMINAL_REPLAY_BYTES
+        if excess > 0:
+            del self._replay[:excess]
+            self._is_replay_cut = True
         for client in tuple(self._clients):
             client.send(OutputFrame(data))
 
@@ -148,7 +168,8 @@ class SharedTerminal:
             await self._choose_writer()
             if not may_write.is_set():
                 client.send(WriteAccessFrame(may_write=False))
-            client.send(OutputFrame(bytes(self._replay)))
+            replay = bytes(self._replay)
+            client.send(OutputFrame(_skip_partial_sequence(replay) if self._is_replay_cut else replay))
             await run_until_first_complete(client.serve(self._terminal, may_write), self._ended.wait())
         finally:
             del self._clients[client]

@@ -175,6 +175,34 @@ async def test_all_clients_receive_the_same_output_and_late_clients_receive_a_re
         assert [await read_frame(connection) for connection in connections] == [EndFrame(5)] * 2
 
 
+@pytest.mark.parametrize("cut", [b"\x1b[1;2H", "é".encode(), b"de"])
+async def test_replay_of_recent_output_does_not_begin_inside_a_sequence(tmp_path, cut):
+    async with serve_terminal(tmp_path) as (_, terminal, connect):
+        kept = b"\x1b[2Jabc"
+        kept += b"x" * (TERMINAL_REPLAY_BYTES - len(kept) - 1)
+        terminal.shared.broadcast(cut + kept)
+        viewer = await connect(READ_ONLY_TERMINAL)
+        await read_frame(viewer)
+        assert (await read_frame(viewer)).data == kept
+
+
+@pytest.mark.parametrize("recorded", [b"[H" + b"\x1b[2Jabc", "é".encode() * 9])
+async def test_short_output_is_replayed_from_its_start(tmp_path, recorded):
+    async with serve_terminal(tmp_path) as (_, terminal, connect):
+        terminal.shared.broadcast(recorded)
+        viewer = await connect(READ_ONLY_TERMINAL)
+        await read_frame(viewer)
+        assert (await read_frame(viewer)).data == recorded
+
+
+async def test_replay_without_sequences_does_not_begin_inside_a_character(tmp_path):
+    async with serve_terminal(tmp_path) as (_, terminal, connect):
+        terminal.shared.broadcast("é".encode() * TERMINAL_REPLAY_BYTES + b"x")
+        viewer = await connect(READ_ONLY_TERMINAL)
+        await read_frame(viewer)
+        assert (await read_frame(viewer)).data.decode().startswith("éé")
+
+
 async def test_slow_client_is_disconnected_without_affecting_others(tmp_path):
     async with serve_terminal(tmp_path) as (_, terminal, connect):
         slow_client, fast_client = await connect(), await connect()

@@ -46,7 +46,7 @@ def attach(task_id: str, watch: bool, keys: bytes) -> None:
     if result is not None and result.exit_code is not None:
         _print_outcome(options, task_id)
     exit_with_terminal(
-        result, task_id, f"\nDetached. The agent continues.\n  Attach again: sandbox task attach {escaped_id}"
+        result, task_id, f"Detached. The agent continues.\n  Attach again: sandbox task attach {escaped_id}"
     )
 
 

@@ -30,4 +30,4 @@ def shell(task_id: str, keys: bytes) -> None:
     Otherwise, the command exits with the shell's exit code.
     """
     result = run_terminal(current_options(), task_id, keys, of="shell")
-    exit_with_terminal(result, task_id, "\nThe shell has ended.")
+    exit_with_terminal(result, task_id, "The shell has ended.")
