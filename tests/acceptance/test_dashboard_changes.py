@@ -399,7 +399,7 @@ def test_comments_become_a_prompt(base_url, browser):
     page.keyboard.type("Why?")
     page.get_by_role("button", name="Add comment").click()
     page.locator("#title-bar").get_by_role("button", name="Ask for a change (2)").click()
-    dialog.get_by_role("textbox", name="What should change").fill("Add tests.")
+    dialog.get_by_role("textbox", name="What else should change").fill("Add tests.")
     assert dialog.get_by_role("list", name="Comments").locator(".mono").all_inner_texts() == ["app.py:4", "app.py:9"]
     assert accessibility_violations(page) == []
     dialog.get_by_role("button", name="Back").click()
@@ -417,6 +417,33 @@ def test_comments_become_a_prompt(base_url, browser):
     app.locator(".comment-row").first.get_by_role("button", name="Remove").click()
     assert copied_prompt(page) == f"Add tests.\n\n{second}"
     assert accessibility_violations(page) == []
+
+
+def test_comment_can_be_edited(base_url, browser):
+    page = open_changes(browser, base_url, "hostile")
+    page.locator("td.ln").first.click()
+    page.get_by_role("textbox", name="Comment on line 1").fill("Rename thsi.")
+    page.keyboard.press("Control+Enter")
+    comment = page.locator(".comment-row .comment-text")
+    comment.wait_for()
+    for keys, expected in (("Escape", "Rename thsi."), ("Control+Enter", "Rename this.")):
+        page.get_by_role("button", name="Edit").click()
+        text = page.get_by_role("textbox", name="Comment on line 1")
+        assert text.input_value() == "Rename thsi."
+        text.fill("Rename this.")
+        text.press(keys)
+        comment.wait_for()
+        assert comment.all_inner_texts() == [expected]
+        assert page.evaluate("document.activeElement.textContent") == "Edit"
+    assert page.locator("#continue").inner_text() == "Ask for a change (1)"
+    page.reload()
+    comment.wait_for()
+    assert comment.all_inner_texts() == ["Rename this."]
+    page.get_by_role("button", name="Edit").click()
+    assert accessibility_violations(page) == []
+    dialog = open_request(page)
+    dialog.get_by_role("button", name="Remove").click()
+    page.locator(".comment-row").wait_for(state="detached")
 
 
 def test_comments_are_submitted_as_a_continuation(base_url, browser):

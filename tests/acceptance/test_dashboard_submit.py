@@ -110,6 +110,25 @@ def test_task_is_submitted_from_prompt_and_recent_repository(submit_server, base
     assert page.get_by_label("Prompt", exact=True).input_value() == ""
 
 
+def test_form_starts_with_the_repository_of_the_last_submitted_task(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    page.keyboard.type("Fix the login")
+    page.get_by_label("Repository", exact=True).fill("org/app")
+    page.get_by_label("Branch", exact=True).fill("release-2")
+    page.get_by_role("button", name="Submit task").click()
+    page.wait_for_url("**/tasks/*")
+    page.goto(f"{base_url}/submit")
+    page.get_by_text("Describe the task.", exact=True).wait_for()
+    fields = {name: page.get_by_label(name, exact=True) for name in ("Prompt", "Repository", "Branch")}
+    assert [field.input_value() for field in fields.values()] == ["", "https://github.com/org/app.git", "release-2"]
+    assert page.locator(".field-error").count() == 0
+    assert page.locator("#draft").is_hidden()
+    page.evaluate("""localStorage["sandbox.repository"] = '{"url": "https://github.com/org/gone", "branch": "x"}'""")
+    page.reload()
+    page.get_by_text("Describe the task and choose a repository.").wait_for()
+    assert [field.input_value() for field in fields.values()] == ["", "", "main"]
+
+
 def test_branches_of_the_chosen_repository_are_suggested(base_url, browser):
     page = browser.open(f"{base_url}/submit")
 
@@ -368,6 +387,7 @@ def test_form_does_not_change_yaml_that_it_cannot_show(base_url, browser, text, 
     ("typed", "url"),
     [
         ("org/web", "https://github.com/org/web.git"),  # of a recent task
+        ("web", "https://github.com/org/web.git"),
         ("acme/shop.js", "https://github.com/acme/shop.js"),
         ("https://example.org/acme/shop", "https://example.org/acme/shop"),
     ],
@@ -416,7 +436,11 @@ def test_empty_repository_is_reported_once(base_url, browser):
     assert "line " in items[0]
     page.get_by_role("tab", name="Form").click()
     page.get_by_label("Repository", exact=True).fill("no repository")
+    page.locator(".field-error", has_text="Enter OWNER/NAME or a URL.").wait_for()
+    page.get_by_label("Repository", exact=True).fill("ftp://example.org/shop")
     page.locator(".field-error", has_text="must be https://").wait_for()
+    page.get_by_label("Prompt", exact=True).fill("")
+    page.locator(".field-error", has_text="Describe the task.").wait_for()
 
 
 def test_error_in_the_collapsed_part_of_the_form_is_listed(base_url, browser):

@@ -54,6 +54,7 @@ export class ChangeDialog {
     this.text.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.askButton.click();
     });
+    this.question = h("label", { for: "change-prompt" });
     this.list = h("ol", { class: "comment-list", "aria-label": "Comments" });
     this.refusal = h("p", { class: "error-text", role: "alert" });
     this.copyButton = h("button", { type: "button", onclick: () => this.#copy() }, "Copy as prompt");
@@ -69,7 +70,7 @@ export class ChangeDialog {
       h("h2", { id: "change-title" }, "Ask for a change"),
       this.note,
       this.list,
-      h("label", { for: "change-prompt" }, "What should change?"),
+      this.question,
       this.text,
       this.refusal,
       h(
@@ -87,7 +88,9 @@ export class ChangeDialog {
     this.showLabel();
     this.onChange();
     if (!this.#dialog) return;
-    this.list.hidden = !this.store.comments.length;
+    const hasComments = this.store.comments.length > 0;
+    this.question.textContent = hasComments ? "What else should change? (optional)" : "What should change?";
+    this.list.hidden = !hasComments;
     this.list.replaceChildren(
       ...this.store.comments.map((comment) =>
         h(

@@ -125,7 +125,9 @@ document.addEventListener("click", (event) => {
   if (button.dataset.action === "sign-out") {
     request("/api/v1/session", { method: "DELETE" }).then(
       () => {
-        addEventListener("pagehide", () => sessionStorage.clear()); // the next user of this tab must not see the drafts
+        // The next user of this tab must not see the drafts, and starts without a repository.
+        addEventListener("pagehide", () => sessionStorage.clear());
+        localStorage.removeItem("sandbox.repository");
         location.assign("/sign-in");
       },
       (error) => toast(error.message),

@@ -86,7 +86,7 @@ export class DeniedConnections {
     );
     const hosts = [...new Set([...this.#hosts.values()].map(allowableHost).filter(Boolean))];
     const isTooMany = hosts.length < 2 || hosts.length > ADDED_HOSTS_MAX;
-    const all = isTooMany ? null : linkToNewRun(hosts, `Allow all ${hosts.length} hosts in a new run`);
+    const all = isTooMany ? null : linkToNewRun(hosts, `Allow ${hosts.length} hosts in a new run`);
     const note = all ? [h("p", { class: "allow-all" }, all)] : [];
     $("refusals").replaceChildren(
       ...note,

@@ -36,7 +36,7 @@ export class LineComments {
   rowsAt(file, row, isSplit) {
     const place = this.#placeOf(file, row);
     const comments = this.store.comments.filter((comment) => keyOf(comment) === keyOf(place));
-    const rows = comments.map((comment) => commentRow(this.createElement(comment), isSplit));
+    const rows = comments.map((comment) => this.#commentRow(comment, isSplit));
     if (this.#drafts.has(keyOf(place))) rows.push(this.#formRow(place, isSplit));
     return rows;
   }
@@ -60,7 +60,7 @@ export class LineComments {
       while (last.nextElementSibling?.classList.contains("comment-row")) last = last.nextElementSibling;
       last.after(this.#formRow(place, Array.isArray(item)));
     }
-    const forms = document.querySelectorAll(".comment-form");
+    const forms = document.querySelectorAll(".comment-form:not(.comment-edit)");
     [...forms]
       .find((form) => form.dataset.key === keyOf(place))
       ?.querySelector("textarea")
@@ -69,50 +69,64 @@ export class LineComments {
 
   #formRow(place, isSplit) {
     const key = keyOf(place);
-    const label = `Comment on line ${place.line} of ${visibleName(place.path)}`;
-    const text = h("textarea", { rows: "3", maxlength: COMMENT_CHARACTERS_MAX, "aria-label": label });
-    text.value = this.#drafts.get(key);
-    text.addEventListener("input", () => this.#drafts.set(key, text.value));
-    const form = h(
-      "form",
-      { class: "comment-form", "data-key": key },
-      h("p", { class: "comment-line muted" }, `Line ${place.line} (${SIDES[place.side] ?? "new"})`),
-      text,
-      h(
-        "div",
-        { class: "comment-foot" },
-        h("button", { type: "button", class: "quiet", onclick: () => close() }, "Cancel"),
-        h("button", { class: "primary" }, "Add comment"),
-      ),
-    );
-    const row = commentRow(form, isSplit);
-    const close = () => {
+    const form = createForm({ place, button: "Add comment", value: this.#drafts.get(key) });
+    form.element.dataset.key = key;
+    form.text.addEventListener("input", () => this.#drafts.set(key, form.text.value));
+    const row = commentRow(form.element, isSplit);
+    form.onclose = () => {
       this.#drafts.delete(key);
       row.previousElementSibling?.focus({ preventScroll: true });
       row.remove();
     };
-    text.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") close();
-      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
-    });
-    form.addEventListener("submit", (event) => {
-      event.preventDefault();
-      if (!text.value.trim()) return;
-      const comment = { ...place, text: text.value.trim() };
+    form.onsubmit = (text) => {
+      const comment = { ...place, text };
       this.store.comments.push(comment);
       this.#update();
-      row.before(commentRow(this.createElement(comment), isSplit));
-      close();
-    });
+      row.before(this.#commentRow(comment, isSplit));
+    };
     return row;
   }
 
-  createElement(comment) {
+  #commentRow(comment, isSplit) {
+    const row = commentRow(
+      this.createElement(comment, () => row.replaceWith(this.#editRow(comment, isSplit))),
+      isSplit,
+    );
+    return row;
+  }
+
+  // The form that replaces a comment while the user edits it. The focus is set once the form is in the page.
+  #editRow(comment, isSplit) {
+    const form = createForm({ place: comment, button: "Save comment", value: comment.text });
+    form.element.classList.add("comment-edit");
+    form.element.dataset.key = keyOf(comment);
+    const row = commentRow(form.element, isSplit);
+    form.onclose = () => {
+      const shown = this.#commentRow(comment, isSplit);
+      row.replaceWith(shown);
+      shown.querySelector("button").focus({ preventScroll: true });
+    };
+    form.onsubmit = (text) => {
+      comment.text = text;
+      this.#update();
+    };
+    requestAnimationFrame(() => form.text.focus());
+    return row;
+  }
+
+  // The comment with its buttons. edit: called to edit the comment; if absent, there is no such button.
+  createElement(comment, edit = null) {
+    const button = (name, onclick) => h("button", { type: "button", class: "quiet", onclick }, name);
     const element = h(
       "div",
       { class: "comment" },
       h("p", { class: "comment-text" }, visible(comment.text)),
-      h("button", { type: "button", class: "quiet", onclick: () => this.remove(comment) }, "Remove"),
+      h(
+        "div",
+        { class: "comment-buttons" },
+        edit && button("Edit", edit),
+        button("Remove", () => this.remove(comment)),
+      ),
     );
     element.dataset.key = keyOf(comment);
     return element;
@@ -123,7 +137,7 @@ export class LineComments {
     if (at < 0) return;
     const same = this.store.comments.filter((one) => keyOf(one) === keyOf(comment)).indexOf(comment);
     this.store.comments.splice(at, 1);
-    const shown = [...document.querySelectorAll(".comment-row .comment")];
+    const shown = [...document.querySelectorAll(".comment-row :is(.comment, .comment-edit)")];
     shown
       .filter((element) => element.dataset.key === keyOf(comment))
       [same]?.closest("tr")
@@ -181,6 +195,38 @@ class Drafts extends Map {
       // Without storage, the drafts last until the page is closed.
     }
   }
+}
+
+// The form for the text of a comment. The caller sets `onsubmit`, which gets the text, and `onclose`, which is called
+// after it or if the user cancels.
+function createForm({ place, button, value }) {
+  const label = `Comment on line ${place.line} of ${visibleName(place.path)}`;
+  const text = h("textarea", { rows: "3", maxlength: COMMENT_CHARACTERS_MAX, "aria-label": label });
+  text.value = value;
+  const form = { text, onsubmit: () => {}, onclose: () => {} };
+  form.element = h(
+    "form",
+    { class: "comment-form" },
+    h("p", { class: "comment-line muted" }, `Line ${place.line} (${SIDES[place.side] ?? "new"})`),
+    text,
+    h(
+      "div",
+      { class: "comment-foot" },
+      h("button", { type: "button", class: "quiet", onclick: () => form.onclose() }, "Cancel"),
+      h("button", { class: "primary" }, button),
+    ),
+  );
+  text.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") form.onclose();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.element.requestSubmit();
+  });
+  form.element.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!text.value.trim()) return;
+    form.onsubmit(text.value.trim());
+    form.onclose();
+  });
+  return form;
 }
 
 const shorten = (text) => (text.length > QUOTE_CHARACTERS_MAX ? `${text.slice(0, QUOTE_CHARACTERS_MAX)}…` : text);

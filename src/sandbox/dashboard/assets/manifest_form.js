@@ -13,11 +13,20 @@ const TYPED_KINDS = ["lines", "labels", "repository"]; // their text may differ 
 
 const linesOf = (text) => text.split("\n").flatMap((line) => line.trim() || []);
 
-// Convert OWNER/NAME to the URL of a recent repository with this name, otherwise to a GitHub URL.
+// Convert OWNER/NAME to the URL of a recent repository with this name, otherwise to a GitHub URL. NAME becomes the URL
+// of the only recent repository with this name.
 function repositoryUrl(text) {
   const name = text.trim();
-  const recent = [...$("repositories").options].find((option) => option.textContent === name);
-  return recent?.value ?? (GITHUB_NAME.test(name) ? `https://github.com/${name}` : text);
+  const recent = [...$("repositories").options];
+  const sameName = name ? recent.filter((option) => option.textContent.split("/").at(-1) === name) : [];
+  const match = recent.find((option) => option.textContent === name) ?? (sameName.length === 1 ? sameName[0] : null);
+  return match?.value ?? (GITHUB_NAME.test(name) ? `https://github.com/${name}` : text);
+}
+
+// The form's own message about an invalid value; undefined if the server's message is more precise.
+function messageFor({ value, dataset }) {
+  if (!value) return dataset.empty;
+  return value.includes(":") ? undefined : dataset.incomplete;
 }
 
 // The lookbehind lets the search start once for each run of slashes; otherwise, it would take quadratic time.
@@ -156,7 +165,7 @@ export class ManifestForm {
       const element = this.#elementOf(error.field);
       if (!element) others.push(error);
       else if ((all || !this.isUntouched(error.field)) && !messages.has(element))
-        messages.set(element, (!element.value && element.dataset.empty) || error.message);
+        messages.set(element, messageFor(element) ?? error.message);
     }
     for (const field of this.#elements()) this.#showError(field, messages.get(field));
     return others;

@@ -7,7 +7,7 @@ import { $, h, request, toast, withCode } from "/assets/page.js";
 const PAUSE_MILLISECONDS = 250;
 const TASKS = "/api/v1/tasks";
 const DRAFT = `draft of ${location.pathname}${location.search}`;
-const INVITATION = "Describe the task and choose a repository.";
+const LAST_REPOSITORY = "sandbox.repository"; // the one of the last task that was submitted in this browser
 const YAML = { "content-type": "application/yaml" };
 const TABS = ["form", "yaml"];
 
@@ -17,13 +17,39 @@ const form = new ManifestForm($("panel-form"), page.dataset.agents.split(" "), (
   editor.text = text;
   changed();
 });
-const initialText = editor.text;
+const isNew = page.dataset.isComplete !== "true";
+const initialText = isNew ? withLastRepository(editor.text) : editor.text;
 const validationStatus = $("validation-status");
 let errors = [];
 let validation = null;
 let timer = 0;
-let isComplete = page.dataset.isComplete === "true"; // show errors of empty fields
+let isComplete = !isNew; // show errors of empty fields
 let isSubmitted = false;
+
+function withLastRepository(text) {
+  try {
+    const { url, branch } = JSON.parse(localStorage.getItem(LAST_REPOSITORY));
+    const isRecent = [...$("repositories").options].some((option) => option.value === url);
+    if (!isRecent || typeof branch !== "string") return text;
+    const manifest = new ManifestDocument(new ManifestDocument(text).set(["repository", "url"], url));
+    return manifest.set(["repository", "branch"], branch);
+  } catch {
+    return text; // no task was submitted in this browser, or there is no storage
+  }
+}
+
+function saveRepository() {
+  try {
+    const [url, branch] = ["url", "branch"].map((name) => form.value(`repository.${name}`));
+    if (url && branch) localStorage.setItem(LAST_REPOSITORY, JSON.stringify({ url, branch }));
+  } catch {
+    // Without storage, the form starts without a repository.
+  }
+}
+
+// What the user has to do first.
+const invitation = () =>
+  form.value("repository.url") ? "Describe the task." : "Describe the task and choose a repository.";
 
 const selectedTab = () => (location.hash === "#yaml" ? "yaml" : "form");
 
@@ -106,7 +132,7 @@ function handleResult(error) {
   const shownCount = showResult();
   if (!error) showValidationStatus("Ready to submit.", "good");
   else if (!errors.length) showValidationStatus(error.message, "ill");
-  else if (!shownCount) showValidationStatus(INVITATION, "");
+  else if (!shownCount) showValidationStatus(invitation(), "");
   else showErrorCount(shownCount);
 }
 
@@ -154,7 +180,7 @@ async function check() {
   if (!isComplete && editor.text === initialText) {
     errors = [];
     showResult();
-    showValidationStatus(INVITATION, "");
+    showValidationStatus(invitation(), "");
     return;
   }
   validation = new AbortController();
@@ -203,6 +229,7 @@ async function submit() {
     const response = await request(url, { method: "POST", headers, body: text });
     const { task_id } = await response.json();
     isSubmitted = true;
+    saveRepository();
     sessionStorage.removeItem(DRAFT);
     location.assign(`/tasks/${encodeURIComponent(task_id)}`);
   } catch (error) {
@@ -311,6 +338,7 @@ addEventListener("hashchange", showTab);
 addEventListener("pagehide", saveDraft);
 
 form.isNamed = isComplete;
+editor.text = initialText;
 restoreDraft();
 form.show(editor.text);
 showTab();
