@@ -57,7 +57,7 @@ TASK_ENTRIES = {
     "watch": ("sandbox.cli.commands.task.watch:watch", "Print state changes of all tasks until interrupted."),
     "manifest": ("sandbox.cli.commands.task.manifest:manifest", "Print a task's manifest, to submit it again."),
     "wait": ("sandbox.cli.commands.task.wait:wait", "Wait until a task has ended."),
-    "cancel": ("sandbox.cli.commands.task.cancel:cancel", "Cancel a task and wait until it has ended."),
+    "cancel": ("sandbox.cli.commands.task.cancel:cancel", "Cancel tasks and wait until they have ended."),
     "artifacts": ("sandbox.cli.commands.task.artifacts:artifacts", "List a task's artifacts."),
     "download": ("sandbox.cli.commands.task.download:download", "Download artifacts and verify their checksums."),
     "diff": ("sandbox.cli.commands.task.diff:diff", "Show a task's changes as a patch."),

@@ -24,6 +24,7 @@ from sandbox.cli.output.event_printer import PendingReasonPoller, print_events
 from sandbox.cli.output.formatting import (
     allow_command,
     changes_summary,
+    hint_id,
     next_commands,
     outcome_summary,
     pluralize,
@@ -116,7 +117,8 @@ def print_submitted(submitted: Submitted, server: str, *, is_watched: bool) -> N
         hints = [f"  Dashboard: {escape_text(task_page_url(server, submitted['task_id']))}"]
         if not is_watched:
             state = escape_text(submitted["state"])
-            hints = [f"Submitted; it is {state}.", f"  Watch it:  sandbox task status {task_id} --watch", *hints]
+            watch = f"sandbox task status {hint_id(submitted['task_id'])} --watch"
+            hints = [f"Submitted; it is {state}.", f"  Watch it:  {watch}", *hints]
         click.echo("\n".join(hints), err=True)
 
 
@@ -149,10 +151,12 @@ def show_submitted(client: Client, submitted: Submitted, options: CliOptions, *,
 
 def _hint(client: Client, status: Task, options: CliOptions) -> None:
     if options.format != "json":
-        size = changes_summary(status, chain_patch_size(client, status))
+        chain_size = chain_patch_size(client, status)
+        size = changes_summary(status, chain_size)
         rows = [("Changes", size)] if size else []
         # Print one line per command, so that it can be copied even from a narrow window.
-        rows += [*next_commands(status), ("Artifacts", f"sandbox task artifacts {escape_text(status['id'])}")]
+        rows += next_commands(status, on_terminal=sys.stderr.isatty(), has_chain_changes=bool(chain_size))
+        rows.append(("Artifacts", f"sandbox task artifacts {hint_id(status['id'])}"))
         click.echo("\n".join(f"  {label + ':':<10} {value}" for label, value in rows), err=True)
 
 

@@ -24,7 +24,7 @@ from sandbox.cli.checkout.worktree import ChangedFile, Checkout, Head
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import confirm, stderr_console
-from sandbox.cli.output.formatting import pluralize
+from sandbox.cli.output.formatting import hint_id, pluralize
 from sandbox.cli.output.terminal_text import escape_text
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class ApplyPrompt:
 
     def apply_command(self, task_id: str) -> str:
         """Return the command that applies the task's changes later."""
-        return f"sandbox task apply {escape_text(task_id)}{'' if self._should_stage() else ' --beside-changes'}"
+        return f"sandbox task apply {hint_id(task_id)}{'' if self._should_stage() else ' --beside-changes'}"
 
     def _warn_if_moved(self) -> Head:
         head = self.checkout.head()
@@ -129,12 +129,12 @@ class ApplyPrompt:
         elif changed:
             lines += [f"  {_diff_hint(task_id)}", f"  Apply:     {self.apply_command(task_id)}"]
         if changed:
-            lines.append(f'  Continue:  sandbox task continue {escape_text(task_id)} "…"')
+            lines.append(f'  Continue:  sandbox task continue {hint_id(task_id)} "…"')
             click.echo("\n".join(lines), err=True)
 
 
 def _diff_hint(task_id: str) -> str:
-    return f"Diff:      sandbox task diff {escape_text(task_id)}"
+    return f"Diff:      sandbox task diff {hint_id(task_id)}"
 
 
 def _describe_head(head: Head) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import islice, pairwise, takewhile
@@ -152,10 +153,16 @@ def task_prompt(task: Mapping[str, Any]) -> str:
     return next((section["prompt"] for section in sections if isinstance(section.get("prompt"), str)), "")
 
 
-def next_commands(task: Mapping[str, Any], *, on_terminal: bool = False) -> list[tuple[str, str]]:
-    """Return the commands that are useful now, each with a label. On a terminal, generated ids are shortened."""
+def next_commands(
+    task: Mapping[str, Any], *, on_terminal: bool = False, has_chain_changes: bool = False
+) -> list[tuple[str, str]]:
+    """Return the commands that are useful now, each with a label. On a terminal, generated ids are shortened.
+
+    has_chain_changes: whether the task or one that it continues changed anything.
+    """
     task_id = command_id(task, on_terminal=on_terminal)
-    return [(label, f"sandbox task {verb} {task_id}{rest}") for label, verb, rest in _next_commands(task)]
+    commands = _next_commands(task, has_chain_changes=has_chain_changes)
+    return [(label, f"sandbox task {verb} {task_id}{rest}") for label, verb, rest in commands]
 
 
 def command_id(task: Mapping[str, Any], *, on_terminal: bool) -> str:
@@ -165,13 +172,18 @@ def command_id(task: Mapping[str, Any], *, on_terminal: bool) -> str:
     return task_id[:SHORT_ID_CHARACTERS] if is_shortened else task_id
 
 
-def _next_commands(task: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def hint_id(task_id: str) -> str:
+    """Return the id for a command in a hint on stderr, shortened if stderr is a terminal and the id was generated."""
+    return command_id({"id": task_id}, on_terminal=sys.stderr.isatty())
+
+
+def _next_commands(task: Mapping[str, Any], *, has_chain_changes: bool) -> list[tuple[str, str, str]]:
     """Return the label, the subcommand and the further arguments of each command."""
     if task["state"] not in FINAL_STATES:
         return [("Watch", "status", " --watch"), ("Cancel", "cancel", "")]
     is_completed = task["state"] == TaskState.COMPLETED
     # Older servers do not send the size of the patch.
-    has_changes = bool(format_changes(task)) or (is_completed and "diff" not in task)
+    has_changes = has_chain_changes or bool(format_changes(task)) or (is_completed and "diff" not in task)
     chain = " --chain" if task.get("parent") is not None else ""
     commands = [("Diff", "diff", chain) if has_changes else ("Logs", "logs", "")]
     if has_changes and is_completed:

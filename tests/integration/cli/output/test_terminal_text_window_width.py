@@ -134,13 +134,13 @@ def test_task_logs_fit_the_window(api_with_long_texts, screen, width, follow):
 def test_followed_submission_fits_the_window(api_with_long_texts, screen, width):
     lines = screen("task", "submit", "task.yaml", "--follow", width=width)
     assert lines[0] == UUID
-    assert lines[-1] == f"  Artifacts: sandbox task artifacts {UUID}"
+    assert lines[-1] == f"  Artifacts: sandbox task artifacts {UUID[:8]}"
 
 
 @WIDTHS
 def test_submission_fits_the_window(api_with_long_texts, screen, width):
     lines = screen("task", "submit", "task.yaml", width=width)
-    assert lines[-2] == f"  Watch it:  sandbox task status {UUID} --watch"
+    assert lines[-2] == f"  Watch it:  sandbox task status {UUID[:8]} --watch"
     assert lines[-1].startswith("  Dashboard: http://127.0.0.1:")
     assert lines[-1].endswith(f"/tasks/{UUID}")
 

@@ -6,7 +6,7 @@ import click
 
 from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.options import CliOptions, current_options, server_options
-from sandbox.cli.output.formatting import next_commands, outcome_summary
+from sandbox.cli.output.formatting import hint_id, next_commands, outcome_summary
 from sandbox.cli.output.terminal_text import escape_text
 from sandbox.cli.task_arguments import task_argument
 from sandbox.cli.terminal import DETACH_KEYS, exit_with_terminal, format_keys, parse_detach_keys, run_terminal
@@ -40,13 +40,13 @@ def attach(task_id: str, watch: bool, keys: bytes) -> None:
     others are read-only until it detaches. The agent keeps running even after all clients have detached. If the agent
     exits, this command exits with the agent's exit code.
     """
-    options, escaped_id = current_options(), escape_text(task_id)
+    options = current_options()
     notice = f"Detach: {format_keys(keys)}"
     result = run_terminal(options, task_id, keys, notice=notice, of="agent", watch=str(watch).lower())
     if result is not None and result.exit_code is not None:
         _print_outcome(options, task_id)
     exit_with_terminal(
-        result, task_id, f"Detached. The agent continues.\n  Attach again: sandbox task attach {escaped_id}"
+        result, task_id, f"Detached. The agent continues.\n  Attach again: sandbox task attach {hint_id(task_id)}"
     )
 
 

@@ -126,12 +126,13 @@ def _show(client: Client, task: Task, options: CliOptions) -> None:
         print_json(task)
         return
     denied_count, denied = find_denied_connections(client, task)
-    results = list(_result_rows(task, chain_patch_size(client, task)))
+    chain_size = chain_patch_size(client, task)
+    results = list(_result_rows(task, chain_size))
     console = stdout_console(has_color=options.has_color)
     state_style = STATE_STYLES.get(task["state"], "")
     rows = list(_rows(task, on_terminal=console.is_terminal))
     rows += _denied_connection_rows(task, denied_count, denied, on_terminal=console.is_terminal)
-    commands = list(_command_rows(task, on_terminal=console.is_terminal))
+    commands = list(_command_rows(task, on_terminal=console.is_terminal, has_chain_changes=bool(chain_size)))
     if not console.is_terminal:
         _print_rows([*rows, *results, *commands], console, state_style)
         return
@@ -145,9 +146,9 @@ def _show(client: Client, task: Task, options: CliOptions) -> None:
     _print_rows(commands, console)
 
 
-def _command_rows(task: Task, *, on_terminal: bool) -> Iterator[tuple[str, str]]:
+def _command_rows(task: Task, *, on_terminal: bool, has_chain_changes: bool) -> Iterator[tuple[str, str]]:
     """Yield the commands that are useful now."""
-    yield from next_commands(task, on_terminal=on_terminal)
+    yield from next_commands(task, on_terminal=on_terminal, has_chain_changes=has_chain_changes)
     if task.get("sandbox_kept"):
         shown_id = command_id(task, on_terminal=on_terminal)
         yield "Shell", f"sandbox task shell {shown_id}"

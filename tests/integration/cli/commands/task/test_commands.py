@@ -322,9 +322,9 @@ def test_followed_task_offers_apply_only_if_it_has_changes(task, api, manifest, 
     assert '  Continue:  sandbox task continue fix-42 "…"' in lines
 
 
-def serve_chain(api, patch, **entry):
+def serve_chain(api, patch, diff=DIFF, **entry):
     """Serve a task that continues another one, and the patch of the chain."""
-    status = task_status("completed", diff=DIFF, parent="fix-41")
+    status = task_status("completed", diff=diff, parent="fix-41")
     for path in (f"/tasks/{TASK_ID}", f"/tasks/{TASK_ID}/wait"):
         api.on("GET", path, json_response(status))
     name = f"{TASK_ID}.chain.patch"
@@ -343,6 +343,15 @@ def test_status_and_follow_show_the_sizes_of_both_patches_of_a_chain(task, api, 
     size = "+1,016 −4 in 2 files (chain: +2 −1 in 1 file)"
     assert f"Changes     {size}\n" in run_cli("task", "status", TASK_ID).stdout.decode()
     assert f"  Changes:   {size}\n" in run_cli("task", "submit", manifest, "--follow").stderr.decode()
+
+
+@pytest.mark.parametrize(("patch", "is_offered"), [(CHAIN_PATCH, True), (b"", False)])
+def test_changes_of_a_chain_can_be_applied_if_its_last_task_changed_nothing(api, run_cli, patch, is_offered):
+    serve_chain(api, patch, {"files": 0, "additions": 0, "deletions": 0})
+    output = run_cli("task", "status", TASK_ID).stdout.decode()
+    assert (f"sandbox task diff {TASK_ID} --chain\n" in output) == is_offered
+    assert (f"sandbox task apply {TASK_ID} --chain\n" in output) == is_offered
+    assert (f"sandbox task logs {TASK_ID}\n" in output) != is_offered
 
 
 @pytest.mark.parametrize("entry", [{"contains_secret": True}, {"size_bytes": 10**9}])
@@ -424,7 +433,7 @@ def test_status_shows_how_much_of_the_budget_is_used(run_cli, api):
     task = task_status("running", definition={"lifecycle": lifecycle})
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task))
     output = run_cli("task", "status", TASK_ID).stdout.decode()
-    assert "Budget      $0.0895 of $0.5 · 27,501 of 30,000 tokens\n" in output
+    assert "Budget      $0.0895 of $0.50 · 27,501 of 30,000 tokens\n" in output
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task | {"definition": {"lifecycle": {}}}))
     assert "Budget" not in run_cli("task", "status", TASK_ID).stdout.decode()
 
