@@ -228,7 +228,7 @@ def test_selected_finished_tasks_are_deleted_and_each_result_is_reported(list_se
     page.get_by_role("button", name="Delete 2 tasks").click()
     dialog = page.get_by_role("dialog", name="Delete 2 tasks?")
     note = dialog.locator("#bulk-note").inner_text()
-    assert [part in note for part in ("journal", "patch", "preserved sandbox", "cannot undo")] == [True] * 4
+    assert [part in note for part in ("conversation", "patch", "preserved sandbox", "cannot undo")] == [True] * 4
     assert dialog.get_by_role("listitem").all_inner_texts() == ["Empty the cache old-2", "Empty the cache old-1"]
     assert accessibility_violations(page) == []
     # Enter does not delete: the Back button has the focus.
@@ -269,7 +269,9 @@ def test_cancel_and_delete_apply_only_to_suitable_tasks_on_a_phone(base_url, bro
     assert dialog.get_by_role("listitem").all_inner_texts() == ["Empty the cache old-3"]
     assert dialog.bounding_box()["width"] <= 390
     dialog.get_by_role("button", name="Back").click()
-    page.get_by_label("Select Waits 1").uncheck()
+    box = page.get_by_label("Select Waits 1").bounding_box()
+    page.mouse.click(box["x"] - 5, box["y"] - 5)
+    assert not page.get_by_label("Select Waits 1").is_checked(), "a tap next to the checkbox counts"
     bulk.get_by_role("button", name="Select all").click()
     assert page.locator(".c-pick input:checked:not([data-ended])").count() == 0
     assert page.locator(".c-pick input:checked").count() > 1
@@ -474,7 +476,7 @@ def test_finished_task_is_deleted_from_its_page_after_a_confirmation(list_server
     page.keyboard.press("Enter")
     dialog = page.get_by_role("dialog", name="Delete this task?")
     text = dialog.locator("#ask-text").inner_text()
-    assert text == "This removes the journal (conversation and output). You cannot undo this."
+    assert text == "This removes the conversation and the output. You cannot undo this."
     assert not dialog.get_by_label("Reason").is_visible()
     assert accessibility_violations(page) == []
     page.set_viewport_size({"width": width, "height": 900})

@@ -26,8 +26,8 @@ const ACTIONS = {
     running: "Deleting",
     done: "deleted",
     note:
-      "This removes the journal (conversation and output), the patch, all other artifacts and the preserved sandbox of " +
-      "each task. You cannot undo this.",
+      "This removes the conversation, the output, the patch, all other artifacts and the preserved sandbox of each task. " +
+      "You cannot undo this.",
     async run(id) {
       await request(`${TASKS}/${encodeURIComponent(id)}/data`, { method: "DELETE" });
       removeRow(id);

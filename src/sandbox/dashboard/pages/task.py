@@ -151,7 +151,7 @@ def _has_patch(task: Task) -> bool:
 def describe_deleted_data(task: Task, *, is_preserved: bool) -> str:
     """Return what deleting a finished task removes, as the end of a sentence."""
     has_patch = _has_patch(task)
-    parts = ["the journal (conversation and output)"]
+    parts = ["the conversation", "the output"]
     if has_patch:
         parts.append("the patch")
     if task.artifacts:

@@ -118,10 +118,10 @@ def test_operators_can_delete_a_task_that_has_ended(pages_with_tokens):
 @pytest.mark.parametrize(
     ("artifacts", "is_preserved", "removed"),
     [
-        ((), False, "the journal (conversation and output)"),
-        ((REPORT,), False, "the journal (conversation and output) and all artifacts"),
-        ((PATCH, REPORT), False, "the journal (conversation and output), the patch and all other artifacts"),
-        ((), True, "the journal (conversation and output) and the preserved sandbox"),
+        ((), False, "the conversation and the output"),
+        ((REPORT,), False, "the conversation, the output and all artifacts"),
+        ((PATCH, REPORT), False, "the conversation, the output, the patch and all other artifacts"),
+        ((), True, "the conversation, the output and the preserved sandbox"),
     ],
 )
 def test_confirmation_names_what_the_deletion_removes(pages, artifacts, is_preserved, removed):

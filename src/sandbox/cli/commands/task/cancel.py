@@ -74,7 +74,7 @@ def _request(
             code = print_error(error)
             continue
         requested.append(task_id)
-        if sys.stderr.isatty():
+        if len(task_ids) == 1 and sys.stderr.isatty():
             click.echo(f"{escape_text(response['message'])}", err=True)
         if current_options().format == "json":
             print_json(response)
