@@ -351,11 +351,21 @@ def test_labels_are_hidden_next_to_a_long_name(base_url, browser):
         assert row.get_by_role("button", name="+2 more labels").is_visible()
 
 
+def test_label_gives_way_to_the_name_and_the_hint_in_a_narrow_window(base_url, browser):
+    page = browser.open(f"{base_url}/?q=translate", width=1024)
+    rows = page.locator("tr", has=page.locator(".hint"))
+    assert rows.count() == 3
+    for row in rows.all():
+        name, box = row.locator(".row-link"), row.locator(".first-label").bounding_box()
+        is_cut = name.evaluate("(link) => link.scrollWidth > link.clientWidth")
+        assert (is_cut, box["width"] > 0) in {(False, False), (False, True), (True, False)}
+
+
 @pytest.mark.parametrize("width", [1440, 1280, 390])
 def test_reason_starts_with_what_happened_and_the_state_is_not_cut_off(base_url, browser, width):
     page = browser.open(f"{base_url}/?q=repair", width=width)
     row = page.locator("tr", has=page.locator("#task-short-name"))
-    assert row.locator(".reason").inner_text().startswith("The task used its budget of 0.5 USD. Raise")
+    assert row.locator(".reason").inner_text().startswith("The task used its budget of $0.50. Raise")
     pill = row.locator(".pill")
     assert pill.inner_text() == "failed, released"
     pill.evaluate("(pill) => { pill.lastChild.data = 'failed, preserved'; }")
