@@ -42,12 +42,13 @@ def attempt_marker(attempt_id: str) -> str:
 class LauncherProcess:
     """A launcher process. It is replaced by the sandbox's program on exec. Create it while an event loop is running.
 
-    epoll_counter, thread_interrupters: set once the launcher is ready. slab_statistics: shared by all meters of the
-        sandbox.
+    epoll_counter, thread_interrupters: set once the launcher is ready. slab_statistics: shared by the meters of all
+        launchers of this process.
     """
 
     epoll_counter: EpollCounter
     thread_interrupters: Sequence[PendingSyscallInterrupter]
+    slab_statistics = SlabStatistics()
 
     def __init__(
         self,
@@ -64,7 +65,6 @@ class LauncherProcess:
         self._counters = asyncio.get_running_loop().run_in_executor(None, _create_counters)
         self._socket_counter: SocketCounter | None = None
         """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
-        self.slab_statistics = SlabStatistics()
         self._slab_meter = SlabMeter(self.slab_statistics.measure_usage)
         self._mapping_counter = MappingCounter()
         self._process = process

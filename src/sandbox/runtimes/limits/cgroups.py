@@ -265,19 +265,20 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return {name: ControlGroup([parent / name for parent in parents]) for name in names}
 
     def _group_usage(self) -> GroupUsage | None:
-        charged = _first_known(
-            self._read_number("memory.kmem.usage_in_bytes"), self._read_number("memory.stat", "kernel")
-        )
+        charged, reclaimable_bytes = self._read_number("memory.kmem.usage_in_bytes"), 0
+        if charged is None:  # v2; the statistics of v1 do not include the reclaimable memory
+            charged = self._read_number("memory.stat", "kernel")
+            reclaimable_bytes = self._read_number("memory.stat", "slab_reclaimable") or 0
         if charged is None:
             return None
-        reclaimable_bytes = self._read_number("memory.stat", "slab_reclaimable") or 0
         return GroupUsage(charged, self._cpu_seconds() or 0.0, reclaimable_bytes)
 
     def _cpu_seconds(self) -> float | None:
-        nanoseconds, microseconds = self._read_number("cpuacct.usage"), self._read_number("cpu.stat", "usage_usec")
-        return (
-            nanoseconds / 1e9 if nanoseconds is not None else microseconds / 1e6 if microseconds is not None else None
-        )
+        nanoseconds = self._read_number("cpuacct.usage")
+        if nanoseconds is not None:
+            return nanoseconds / 1e9
+        microseconds = self._read_number("cpu.stat", "usage_usec")
+        return None if microseconds is None else microseconds / 1e6
 
     @property
     def _is_unified(self) -> bool:

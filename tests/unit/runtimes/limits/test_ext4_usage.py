@@ -23,7 +23,9 @@ class FakeDisk:
         (self.statistics / "loop7").mkdir(parents=True)
         self.now = 0.0
         slabs = SlabStatistics(self.slabs, lambda: self.now)
-        self.meter = CachedExtentMeter(Path("/proc"), slabs, self.devices, self.statistics, lambda: self.now)
+        self.capacity = directory / "total_objects"
+        files = (self.devices, self.statistics)
+        self.meter = CachedExtentMeter(Path("/proc"), slabs, *files, lambda: self.now, self.capacity)
 
     def count(self, of_machine: int, of_disk: int) -> int | None:
         self.slabs.write_text(
@@ -47,10 +49,21 @@ def test_statistics_of_the_disk_are_not_read_while_the_machine_has_few_extents(t
     assert disk.count(CACHED_EXTENTS_MAX, 8_000_000) == 0
 
 
+def test_slab_statistics_are_not_read_while_the_kernel_has_memory_for_few_extents(tmp_path: Path):
+    disk = FakeDisk(tmp_path)
+    disk.capacity.write_text(f"{CACHED_EXTENTS_MAX} N0={CACHED_EXTENTS_MAX}\n")
+    assert disk.count(9_000_000, 8_000_000) == 0
+    disk.now = 1.0
+    disk.capacity.write_text(f"{CACHED_EXTENTS_MAX + 1} N0={CACHED_EXTENTS_MAX + 1}\n")
+    assert disk.count(9_000_000, 8_000_000) == 8_000_000
+
+
 def test_cached_extent_count_of_a_file_system_that_others_use_is_unknown(tmp_path: Path):
     assert CachedExtentMeter(tmp_path, SlabStatistics()).count() is None
     assert CachedExtentMeter(tmp_path / "missing", SlabStatistics()).count() is None
-    assert CachedExtentMeter(Path("/proc"), SlabStatistics(tmp_path / "missing")).count() is None
+    assert (
+        CachedExtentMeter(Path("/proc"), SlabStatistics(tmp_path / "missing"), capacity_file=tmp_path).count() is None
+    )
 
 
 def test_more_cached_extents_than_the_limit_are_a_violation():
