@@ -108,7 +108,7 @@ class RunnerParts(msgspec.Struct, frozen=True):
 
 
 def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> None:
-    """Carry out the order: run an attempt, finish one whose runner died, or run a debug session.
+    """Carry out the order: run an attempt, finish one whose runner died, or run a debug session. Then exit.
 
     get_agents: returns the agents, keyed by their manifest section; the server must have the same agents.
     """
@@ -145,6 +145,8 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
             asyncio.run(_finish_attempt(order, host_settings, lock_fd, parts, get_agents()))
         case DebugSession():
             asyncio.run(_run_debug_session(order, host_settings, parts, get_agents()))
+    logging.shutdown()
+    os._exit(0)  # the interpreter would otherwise destroy every object, and copy the memory that it shares to do so
 
 
 _REQUEST_BYTES_MAX = 256
