@@ -13,7 +13,8 @@ import msgspec
 class ConfinedCommand(msgspec.Struct, frozen=True):
     """A confined program that runs to completion.
 
-    directory: working directory; a host path in one of the confinement's directories.
+    directory: working directory; a host path in one of the confinement's directories. If this is a directory to write
+        to, the program sees no other directory to write to.
     stdin, stdout, stderr: file descriptors; the caller closes them.
     descriptors: additional file descriptors, passed with numbers from FIRST_EXTRA_DESCRIPTOR on.
     files: contents, keyed by path; read-only.
@@ -43,8 +44,9 @@ class ConfinementLostError(OSError):
 class Confinement(Protocol):
     """An isolated environment for host programs.
 
-    Programs in it can access only the host's /usr and the directories in its spec, at the same paths. They have no
-    network except `proxy_listener`.
+    Programs in it can access only the host's /usr and the directories in its spec, at the same paths. Programs that
+    run in different directories to write to are isolated from each other. They have no network except
+    `proxy_listener`.
     """
 
     @property
@@ -70,6 +72,13 @@ class Confinement(Protocol):
         Cancellation kills the program and all its descendants.
 
         Raises OSError, or ConfinementLostError if the confinement is gone.
+        """
+        ...
+
+    async def grant(self, directory: Path) -> None:
+        """Make the programs' uid the owner of the files that this process has written to a directory. Raises OSError.
+
+        No confined program may have written to the directory before.
         """
         ...
 

@@ -189,7 +189,8 @@ class BaseRuntime:
             watch = asyncio.create_task(_kill_on_excess(launcher, _group_of(handle), spec.memory_bytes))
             with listeners.proxy.dup() as proxy:
                 listeners.close()
-                yield BubblewrapConfinement(handle.attempt_id, program, launcher, proxy, spec, _group_of(handle))
+                parts = (launcher, proxy, spec, _group_of(handle), _uid_of(handle))
+                yield BubblewrapConfinement(handle.attempt_id, program, *parts)
         finally:
             if watch is not None:
                 watch.cancel()

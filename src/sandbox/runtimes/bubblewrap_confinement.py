@@ -4,13 +4,14 @@ The programs use a sandbox's kernel uid and control group but do not run in a sa
 host's /usr, a few directories of the attempt, and the launcher's network namespace, which contains a single listener.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from socket import socket
 
 from sandbox.interfaces.images import IMAGE_FILES
 from sandbox.interfaces.runtime import CERTIFICATE_DIRECTORIES, ConfinedCommand, ConfinementSpec
-from sandbox.runtimes import bwrap, rootfs_spec
+from sandbox.runtimes import bwrap, disk_ownership, rootfs_spec
 from sandbox.runtimes.descriptors import create_memfd
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
 from sandbox.runtimes.limits.cgroups import ControlGroup
@@ -26,7 +27,8 @@ _TMPFS_BYTES_MAX = 64 * 1024 * 1024
 class BubblewrapConfinement:
     """Implements `interfaces.runtime.Confinement`.
 
-    program: bubblewrap's path. proxy: the listener of the proxy.
+    program: bubblewrap's path. proxy: the listener of the proxy. uid: the kernel uid of the programs; None if it is
+    this process's uid.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class BubblewrapConfinement:
         proxy: socket,
         spec: ConfinementSpec,
         group: ControlGroup,
+        uid: int | None,
     ) -> None:
         self.proxy_listener: socket | None = proxy
         self.memory_bytes = spec.memory_bytes if "memory" in group.limits() else None
@@ -46,6 +49,7 @@ class BubblewrapConfinement:
         self._program = program
         self._launcher = launcher
         self._spec = spec
+        self._uid = uid
 
     def was_oom_killed(self) -> bool:
         """Return whether the kernel has killed a process since this confinement started.
@@ -71,10 +75,15 @@ class BubblewrapConfinement:
             program_spec.close()
         return code if code >= 0 else 128 - code
 
+    async def grant(self, directory: Path) -> None:
+        """Implements `Confinement.grant`."""
+        if self._uid is not None:
+            await asyncio.to_thread(disk_ownership.chown_tree, str(directory), self._uid)
+
     def _arguments(self, program_spec: ProgramSpec, command: ConfinedCommand) -> Iterator[str]:
         yield from bwrap.isolation_arguments(self._attempt_id)
         yield from bwrap.seccomp_arguments(program_spec)
-        yield from self._root_arguments()
+        yield from self._root_arguments(command.directory)
         etc = rootfs_spec.etc_files(self._attempt_id)
         files = {**{path: etc[path] for path in IMAGE_FILES}, **command.files}
         for path, content in files.items():
@@ -89,7 +98,7 @@ class BubblewrapConfinement:
         for name, value in command.environment.items():
             yield from ("--setenv", name, value)
 
-    def _root_arguments(self) -> Iterator[str]:
+    def _root_arguments(self, working_directory: Path) -> Iterator[str]:
         for directory in rootfs_spec.DIRECTORIES:
             yield from ("--perms", "0755", "--dir", directory)
         yield from ("--ro-bind", "/usr", "/usr")
@@ -99,7 +108,11 @@ class BubblewrapConfinement:
             yield from ("--ro-bind-try", path, path)
         yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS)
         yield from ("--size", str(_TMPFS_BYTES_MAX), "--perms", "1777", "--tmpfs", "/tmp")  # noqa: S108
+        own = [one for one in self._spec.directories if working_directory.is_relative_to(one)]
+        visible = {*(own or self._spec.directories), *self._spec.read_only}
         for number, confined_directory in enumerate(_confined_directories(self._spec)):
+            if confined_directory not in visible:
+                continue
             option = "--ro-bind" if confined_directory in self._spec.read_only else "--bind"
             yield from (
                 option,

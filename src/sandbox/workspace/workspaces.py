@@ -8,16 +8,17 @@ from pathlib import Path
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Confine
 from sandbox.interfaces.workspace import FindSecret, PatchResult, SkippedFile
-from sandbox.model.events import Artifact
+from sandbox.model.events import Artifact, DiffStatistics
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.artifacts import collect
 from sandbox.workspace.cancellable_thread import run_in_thread
 from sandbox.workspace.clone.relay import DialPolicy
 from sandbox.workspace.clone.workspace_staging import REPOSITORY_BYTES_MAX, WorkspaceStaging
+from sandbox.workspace.diff.base_tree import BaseTree
 from sandbox.workspace.diff.changed_files_archive import write_changed_files
 from sandbox.workspace.diff.ignore_rules import create_rules_directory
-from sandbox.workspace.diff.patch import write_patch
+from sandbox.workspace.diff.patch import write_empty_patch, write_patch
 from sandbox.workspace.git.command import Git
 
 _DEFAULT_DIAL_POLICY = DialPolicy(lambda address: address.is_global, follows_redirects=False)
@@ -34,6 +35,8 @@ class GitWorkspaces:
     def __init__(self, environment: Mapping[str, str], dial_policy: DialPolicy = _DEFAULT_DIAL_POLICY) -> None:
         self._environment = environment
         self._dial_policy = dial_policy
+        self._small_trees: dict[tuple[Path, str], BaseTree] = {}
+        """Small trees of base commits, keyed by the directory of the attempt and the commit."""
 
     async def stage(
         self,
@@ -55,14 +58,20 @@ class GitWorkspaces:
             dial_policy=self._dial_policy,
             patches=patches,
         )
-        return await staging.run()
+        commit = await staging.run()
+        if staging.base_tree is not None:
+            self._small_trees[attempt_dir, commit] = staging.base_tree
+        return commit
 
     async def patch(
         self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, find_secret: FindSecret
     ) -> PatchResult:
         """Write the agent's changes; the file is empty if there are none. Raises AttemptError (collect_failed)."""
-        async with self._confined_git(AttemptLayout(attempt_dir), confine) as git:
-            return await write_patch(git, AttemptLayout(attempt_dir), base_commit, target, find_secret)
+        layout, base = AttemptLayout(attempt_dir), self._small_trees.get((attempt_dir, base_commit))
+        if base is not None and await write_empty_patch(layout, base, target):
+            return PatchResult(diff=DiffStatistics(0, 0, 0))
+        async with self._confined_git(layout, confine) as git:
+            return await write_patch(git, layout, base_commit, target, find_secret, base)
 
     async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
         """Write a tar of new and changed files. Raises AttemptError (collect_failed)."""

@@ -32,7 +32,7 @@ async def test_earlier_oom_kill_is_not_attributed_to_git(tmp_path: Path, kills_a
     spec = ConfinementSpec(1, 1024**3, 10, [tmp_path])
     with socket.socket() as listener:
         launcher = FakeLauncher(events, kills_after)
-        programs = BubblewrapConfinement("attempt", "bwrap", launcher, listener, spec, ControlGroup([tmp_path]))
+        programs = BubblewrapConfinement("attempt", "bwrap", launcher, listener, spec, ControlGroup([tmp_path]), None)
         with pytest.raises(GitError) as raised:
             await Git(os.defpath, confinement=programs).run("diff-tree", directory=tmp_path)
     assert raised.value.is_out_of_memory is is_out_of_memory

@@ -45,7 +45,7 @@ class FakeLauncher(LauncherProcess):
 async def confined_program(word=""):
     launcher, directory = FakeLauncher(), Path("/data/attempt")
     programs = BubblewrapConfinement(
-        ATTEMPT_ID, BWRAP, launcher, None, ConfinementSpec(1, 1 << 30, 10, [directory]), ControlGroup([])
+        ATTEMPT_ID, BWRAP, launcher, None, ConfinementSpec(1, 1 << 30, 10, [directory]), ControlGroup([]), None
     )
     await programs.run(ConfinedCommand(["program", "argument"], {"A": word}, directory, 0, 1, 2))
     return launcher.started

@@ -8,11 +8,12 @@ full history of the branch, because only that shows whether the commit is on the
 import asyncio
 import base64
 import os
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Confine, Confinement, ConfinementLostError
@@ -30,11 +31,13 @@ from sandbox.workspace.clone.remote_settings import (
     read_user_config,
     user_environment,
 )
-from sandbox.workspace.diff.base_tree import BaseTreeEntry, ls_tree_arguments, parse_ls_tree
+from sandbox.workspace.diff.base_tree import TREE_MODE, BaseTree, BaseTreeEntry, ls_tree_arguments, parse_ls_tree
 from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, RootedFiles
 from sandbox.workspace.git.command import Git, GitError, GitSetting, pipe, run_with_thread
 from sandbox.workspace.git.directory import OBJECT_ID, neutralize_attributes, read_branch_commit, write_git_directory
 from sandbox.workspace.git.error_messages import DISK_FULL_MESSAGE, explain_clone_failure, is_transient
+
+T = TypeVar("T")
 
 INITIAL_COMMIT_MESSAGE = "Work that came with the task"
 CHAIN_COMMIT_MESSAGE = "Changes of an earlier task"
@@ -161,6 +164,10 @@ _TOLERATED_FSCK_FAULTS = (
 """Harmless defects in authors, dates and the format of modes, which real histories contain."""
 
 
+_KEPT_ENTRIES_MAX = 1000
+"""Maximum number of entries of a base tree that stays in memory for the patch. Each takes 0.5 KB."""
+
+
 class WorkspaceStaging:
     """Clones one repository into one attempt's workspace."""
 
@@ -189,6 +196,8 @@ class WorkspaceStaging:
         self._dial_policy = dial_policy
         self._patches = patches
         self._secrets: set[str] = set()
+        self.base_tree: BaseTree | None = None
+        """The tree of the base commit if it is small. Set by `run`."""
 
     async def run(self) -> str:
         """Clone the repository, check out the base commit, and return the commit's full name.
@@ -197,12 +206,18 @@ class WorkspaceStaging:
         """
         try:
             await run_in_thread(lambda _: self._reset_directories())
-            async with self._confine([self._layout.repository], []) as confinement:
-                await self._clone(confinement)
+            async with AsyncExitStack() as stack:
+                # The settings are read while the confinement is created.
+                settings = await stack.enter_async_context(
+                    _in_background(read_user_config(self._environment, self._path))
+                )
+                directories = [self._layout.repository, self._layout.workspace]
+                confinement = await stack.enter_async_context(self._confine(directories, []))
+                await self._clone(confinement, await settings)
                 commit = await self._prepare_commit(confinement)
-            # No git has run in the workspace yet, so no path there can be a link that leads elsewhere.
-            await run_in_thread(lambda stop: self._write_git_directory(commit, stop))
-            async with self._confine([self._layout.workspace], []) as confinement:
+                # No git has run in the workspace yet, so no path there can be a link that leads elsewhere.
+                await run_in_thread(lambda stop: self._write_git_directory(commit, stop))
+                await confinement.grant(self._layout.workspace)
                 await self._check_out(Git(self._path, confinement=confinement), commit)
             await run_in_thread(lambda _: self._check_subpath())
         except GitError as error:
@@ -241,8 +256,7 @@ class WorkspaceStaging:
                 rmtree(path)
             path.mkdir(mode=0o755)
 
-    async def _clone(self, confinement: Confinement) -> None:
-        user_settings = await read_user_config(self._environment, self._path)
+    async def _clone(self, confinement: Confinement, user_settings: Sequence[GitSetting]) -> None:
         self._secrets = set(find_secrets(user_settings))
         settings = [*_NETWORK_SETTINGS, *((f"fetch.fsck.{fault}", "ignore") for fault in _TOLERATED_FSCK_FAULTS)]
         arguments = (
@@ -297,9 +311,12 @@ class WorkspaceStaging:
         with pipe() as (reader, writer):
 
             def work(stop: StopFlag) -> None:
-                reason = _find_size_problem(parse_ls_tree(reader), self._bytes_max)
+                listed: list[BaseTreeEntry] = []
+                reason = _find_size_problem(_keep_first(parse_ls_tree(reader), listed), self._bytes_max)
                 if reason is not None:
                     raise _clone_failed(f"Cannot check out {self._repository.url}: {reason}.")
+                if len(listed) <= _KEPT_ENTRIES_MAX:
+                    self.base_tree = BaseTree(entry for entry in listed if entry.mode != TREE_MODE)
 
             repository = self._layout.repository
             listing = git.run(*ls_tree_arguments(commit, "-t"), directory=repository, stdout=writer)
@@ -333,6 +350,17 @@ class WorkspaceStaging:
         return await git.run("--git-dir=.", *arguments, directory=self._layout.repository)
 
 
+@asynccontextmanager
+async def _in_background(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Run a coroutine as a task, which is cancelled at the end of the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
 def _find_size_problem(entries: Iterator[BaseTreeEntry], bytes_max: int) -> str | None:
     """Return why the commit is too large, or None if it is not.
 
@@ -356,6 +384,14 @@ def _find_size_problem(entries: Iterator[BaseTreeEntry], bytes_max: int) -> str 
         if path_bytes_left < 0:
             return f"the paths in the commit total more than {PATHS_BYTES_MAX // 1024**2} MiB"
     return None
+
+
+def _keep_first(entries: Iterator[BaseTreeEntry], kept: list[BaseTreeEntry]) -> Iterator[BaseTreeEntry]:
+    """Yield the entries, and append them to `kept` until there are more than _KEPT_ENTRIES_MAX."""
+    for entry in entries:
+        if len(kept) <= _KEPT_ENTRIES_MAX:
+            kept.append(entry)
+        yield entry
 
 
 def _chain_patch(path: Path) -> InitialPatch:

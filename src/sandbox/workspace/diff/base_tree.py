@@ -10,6 +10,7 @@ from sandbox.workspace.files import ENTRIES_MAX, PATHS_BYTES_MAX, Entry
 from sandbox.workspace.git.command import Git, GitError, pipe, run_with_thread
 
 GITLINK_MODE = b"160000"
+TREE_MODE = b"040000"
 SYMLINK_MODE = b"120000"
 EXECUTABLE_MODE = b"100755"
 _FILE_MODE = b"100644"

@@ -23,7 +23,8 @@ from sandbox.model.fixed_limits import PATCH_BYTES_MAX
 from sandbox.primitives.files import create_private_file, fsync_path, remove_on_failure
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.diff.base_tree import SYMLINK_MODE, BaseTree, git_mode, read_base_tree
-from sandbox.workspace.diff.comparison import SkippedPaths, compare_workspace
+from sandbox.workspace.diff.comparison import SkippedPaths, TreeComparison, compare_workspace
+from sandbox.workspace.diff.ignore_rules import EmptyIgnoreMatcher
 from sandbox.workspace.files import Entry, RootedFiles, TooManyEntriesError, printable_path, read_chunks
 from sandbox.workspace.git.command import Git, GitError, pipe, wait_for_data, write_all
 from sandbox.workspace.git.error_messages import last_error_line
@@ -33,15 +34,62 @@ _NEW_TREE_REF = "refs/sandbox/new"
 _STALE_LOCK_SUFFIXES = {b"objects/pack": ".keep", _NEW_TREE_REF.rpartition("/")[0].encode(): ".lock"}
 
 
+async def write_empty_patch(layout: AttemptLayout, base: BaseTree, target: Path) -> bool:
+    """Write an empty patch to `target` and flush it, without git, if nothing changed. Returns whether nothing changed.
+
+    Paths that no patch can contain count as changes, and so do ignore rules, which only git evaluates. Raises
+    AttemptError (collect_failed).
+    """
+    if base.ignore_files:
+        return False
+
+    def work(stop: StopFlag) -> bool:
+        with RootedFiles(layout.workspace) as files:
+            comparison = TreeComparison(files, base, EmptyIgnoreMatcher(), _FirstChange(), stop)
+            try:
+                comparison.run()
+            except (_ChangeFoundError, TooManyEntriesError):
+                return False
+        if not comparison.skipped:
+            _write_without_diff(target, b"")
+        return not comparison.skipped
+
+    try:
+        return await run_in_thread(work)
+    except OSError as error:
+        raise _patch_failed(error.strerror or str(error)) from error
+
+
+class _ChangeFoundError(Exception):
+    """The workspace differs from the base commit."""
+
+
+class _FirstChange:
+    """Raises _ChangeFoundError for the first difference. Implements `ChangeSink`."""
+
+    def delete(self, path: bytes, *, replaced_link: bool = False) -> None:
+        raise _ChangeFoundError
+
+    def put(self, entry: Entry) -> None:
+        raise _ChangeFoundError
+
+
 async def write_patch(
-    git: Git, layout: AttemptLayout, base_commit: str, target: Path, find_secret: FindSecret
+    git: Git,
+    layout: AttemptLayout,
+    base_commit: str,
+    target: Path,
+    find_secret: FindSecret,
+    base: BaseTree | None = None,
 ) -> PatchResult:
     """Write the patch to `target` and flush it; the file is empty if nothing changed. Raises AttemptError.
 
-    If some changes are omitted, the patch contains only the remaining changes, or is empty.
+    If some changes are omitted, the patch contains only the remaining changes, or is empty. base: the tree of the base
+    commit; None if git must list it.
     """
     try:
-        return await _write_patch(git, layout, base_commit, target, find_secret)
+        base = base or await read_base_tree(git, layout.repository, base_commit)
+        return await _write_patch(git, layout, base_commit, base, target, find_secret)
     except TooManyEntriesError as error:
         reason: str | None = f"the files that are not ignored exceed a limit: {error}"
     except GitError as error:
@@ -55,9 +103,8 @@ async def write_patch(
 
 
 async def _write_patch(
-    git: Git, layout: AttemptLayout, base_commit: str, target: Path, find_secret: FindSecret
+    git: Git, layout: AttemptLayout, base_commit: str, base: BaseTree, target: Path, find_secret: FindSecret
 ) -> PatchResult:
-    base = await read_base_tree(git, layout.repository, base_commit)
     tree, skipped = await _import_workspace(git, layout, base, base_commit, find_secret)
     too_large = sorted(tree.too_large)
     preamble = _preamble(skipped, too_large)

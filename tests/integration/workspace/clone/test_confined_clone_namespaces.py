@@ -106,6 +106,37 @@ def test_only_the_repository_directory_is_writable(tmp_path):
     run_confined(tmp_path, writes_only_to_the_repository)
 
 
+async def programs_see_only_their_own_directory(confinement):
+    workspace = confinement.directory / "workspace"
+    workspace.mkdir()
+    workspace.chmod(0o755)
+    spec = ConfinementSpec(1, 512 * 1024**2, 64, [confinement.repository, workspace], [confinement.rules])
+    async with confinement.runtime.confine(confinement.handle, spec) as confinement.confinement:
+        (workspace / "from-host").write_text("host")
+        await confinement.confinement.grant(workspace)
+        script = "ls ..; for one in repository.git workspace; do touch ../$one/mine && echo WROTE $one; done"
+        _, output = await confinement.shell(script)
+        assert output.splitlines()[:2] == ["ignore-rules", "repository.git"]
+        assert output.count("WROTE") == 1
+        assert not (workspace / "mine").exists()
+        repository, confinement.repository = confinement.repository, workspace
+        _, output = await confinement.shell(f"{script}; echo more >> from-host && cat from-host")
+        confinement.repository = repository
+        assert output.splitlines()[:2] == ["ignore-rules", "workspace"]
+        assert output.endswith("WROTE workspace\nhostmore\n")
+
+
+def test_programs_in_different_directories_are_isolated_from_each_other(tmp_path):
+    async def run():
+        await programs_see_only_their_own_directory(harness)
+
+    harness = ConfinementHarness(tmp_path)
+    try:
+        asyncio.run(asyncio.wait_for(run(), 60))
+    finally:
+        asyncio.run(harness.runtime.destroy(harness.handle, tmp_path / "disk"))
+
+
 async def gets_limited_files_and_terminals(confinement):
     count = "import pty\nfor count in range(300):\n try: pty.openpty()\n except OSError: break\nprint(count)"
     _, output = await confinement.shell(f"ulimit -Sn; ulimit -Hn; python3 -c '{count}'")
@@ -132,21 +163,19 @@ def test_privileges_are_dropped_and_cannot_be_gained(tmp_path):
 
 
 class LinkPlantingConfinement:
-    """A confinement that plants a link after each program, at a path to which the host may write next."""
+    """A confinement whose programs plant a link in their directory, at a path to which the host may write next."""
 
-    def __init__(self, confinement, directories, target):
-        self.confinement, self.directories, self.target = confinement, directories, target
+    def __init__(self, confinement, target):
+        self.confinement, self.target = confinement, target
 
     def __getattr__(self, name):
         return getattr(self.confinement, name)
 
     async def run(self, command):
         code = await self.confinement.run(command)
-        for directory in self.directories:
-            if directory.name == "workspace":
-                if (directory / ".git").exists():
-                    (directory / ".git").rename(directory / "old")
-                (directory / ".git").symlink_to(self.target)
+        if command.directory.name == "workspace":
+            (command.directory / ".git").rename(command.directory / "old")
+            (command.directory / ".git").symlink_to(self.target)
         return code
 
 
@@ -159,13 +188,13 @@ def test_links_left_in_the_workspace_do_not_redirect_the_host(harness, tmp_path)
     async def confine(directories, read_only):
         names.append([directory.name for directory in directories])
         async with original_confine(directories, read_only) as confinement:
-            yield LinkPlantingConfinement(confinement, directories, outside)
+            yield LinkPlantingConfinement(confinement, outside)
 
     harness.confine = confine
     harness.stage()
     assert not list(outside.iterdir())
     assert (harness.workspace / "README.md").exists()
-    assert names == [["repository.git"], ["workspace"]]
+    assert names == [["repository.git", "workspace"]]
 
 
 def test_links_left_in_the_repository_do_not_redirect_the_patch(harness, tmp_path):
