@@ -275,17 +275,16 @@ def test_create_without_free_descriptors_leaves_no_files(journals, tmp_path, cou
     journals.create("task-1").close()
 
 
-@pytest.mark.parametrize("step", ["os.fsync", "os.mkdir"])
-def test_create_on_a_full_disk_leaves_no_files(journals, tmp_path, monkeypatch, step):
-    real_step = {"os.fsync": os.fsync, "os.mkdir": os.mkdir}[step]
+def test_create_on_a_full_disk_leaves_no_files(journals, tmp_path, monkeypatch):
+    mkdir = os.mkdir
 
     def fail(target, *rest):
-        if step == "os.mkdir" and not str(target).endswith("/journal"):
-            return real_step(target, *rest)
+        if not str(target).endswith("/journal"):
+            return mkdir(target, *rest)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(step, fail)
+        full.setattr("os.mkdir", fail)
         with pytest.raises(OSError, match="No space left"):
             journals.create("task-1")
     assert task_files(tmp_path) == []
@@ -360,10 +359,32 @@ def test_open_flushes_records_of_a_dead_writer(journals, monkeypatch):
     assert len(flushed) == 1
 
 
-def test_create_flushes_all_directories(journals, tmp_path, monkeypatch):
+def test_first_record_flushes_all_directories(journals, tmp_path, monkeypatch):
+    flushed = []
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink()))
+    with open_writer(journals) as writer:
+        assert flushed == []
+        writer.append(line("x"), at=TIMESTAMP, durable=True)
+        directory = tmp_path / "tasks" / "task-1" / "journal"
+        assert flushed == [directory / "records", directory, *directory.parents[:3]]
+        writer.append(line("y"), at=TIMESTAMP, durable=True)
+    assert flushed[5:] == [directory / "records"]
+
+
+def test_first_record_is_dropped_if_a_directory_cannot_be_flushed(journals, tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(28, "No space left on device")
+
+    writer = journals.create("task-1")
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space left"):
+            writer.append(line("x"), at=TIMESTAMP, durable=True)
+    assert journals.task_ids() == []
     flushed = []
     monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink()))
-    with open_writer(journals):
-        pass
-    directory = tmp_path / "tasks" / "task-1" / "journal"
-    assert flushed == [directory, *directory.parents[:3]]
+    writer.append(line("x"), at=TIMESTAMP, durable=True)
+    assert len(flushed) == 4
+    writer.close()
+    assert texts(journals.read("task-1")) == ["x"]

@@ -39,6 +39,7 @@ from sandbox.server.cancellation import Canceller
 from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
 from sandbox.server.event_stream import Broadcast, EventStream
+from sandbox.server.index_writer import IndexWriter
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.load_history import LoadHistory
@@ -214,8 +215,12 @@ class RunningServer:
         )
         dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, host, limit)
         recovery = RunnerRecovery(journals, placements, launcher, secrets, conditions, clock)
-        tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
-        self.tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
+        index_writer = IndexWriter(store)
+        self.tracker = TaskTracker(
+            tracked_tasks,
+            dispatcher,
+            JournalTailer(tracked_tasks, journals, index_writer, clock, broadcast, dispatcher, recovery),
+        )
         health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, host)
         submission_store, queries = (
             SubmissionStore(data_dir, journals, store, clock),
@@ -224,7 +229,7 @@ class RunningServer:
         events = EventStream(tracked_tasks, journals, store, broadcast, convert_recorded_line)
         self.load = LoadHistory(tracked_tasks, dispatcher, disk_monitor, clock, lambda: components.host_load)
         services = TaskServices(
-            Submissions(submission_store, queries, self.tracker, dispatcher, conditions),
+            Submissions(submission_store, queries, self.tracker, dispatcher, conditions, index_writer),
             queries,
             TaskCancellation(tracked_tasks, queries, Canceller(journals, clock), clock),
             TaskDeletion(tracked_tasks, queries, preserved, self.pruner),

@@ -31,6 +31,7 @@ from sandbox.server.cancellation import Canceller
 from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
 from sandbox.server.event_stream import Broadcast, EventStream
+from sandbox.server.index_writer import IndexWriter
 from sandbox.server.inherited_files import discard_unrecorded
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
 from sandbox.server.maintenance.compression import JournalCompressor
@@ -90,7 +91,8 @@ class TaskServer:
         scheduler = Scheduler(host.capacity, None if allocator is None else allocator.largest_hosts)
         dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, host, limit)
         broadcast, recovery = Broadcast(), RunnerRecovery(journals, placements, launcher, secrets, conditions, clock)
-        tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
+        index_writer, submission_store = IndexWriter(store), SubmissionStore(data_dir, journals, store, clock)
+        tailer = JournalTailer(tracked_tasks, journals, index_writer, clock, broadcast, dispatcher, recovery)
         tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
         health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, host)
         preserved, queries = PreservedSandboxes(placements), TaskQueries(tracked_tasks, store, placements, clock)
@@ -98,7 +100,7 @@ class TaskServer:
         events = EventStream(tracked_tasks, journals, store, broadcast, partial(_convert_line, agents))
         load = LoadHistory(tracked_tasks, dispatcher, disk_monitor, clock, measure_host_load)
         self.services = TaskServices(
-            Submissions(SubmissionStore(data_dir, journals, store, clock), queries, tracker, dispatcher, conditions),
+            Submissions(submission_store, queries, tracker, dispatcher, conditions, index_writer),
             queries,
             TaskCancellation(tracked_tasks, queries, Canceller(journals, clock), clock),
             TaskDeletion(tracked_tasks, queries, preserved, pruner),

@@ -39,7 +39,6 @@ from sandbox.model.events import Event
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.state_machine import Effect, replay
 from sandbox.model.task import Task
-from sandbox.primitives.files import fsync_path
 
 _IN_MODIFY, _IN_Q_OVERFLOW = 0x2, 0x4000
 _EVENT = struct.Struct("iIII")
@@ -132,7 +131,7 @@ class FileJournals:
         self._data_dir = data_dir
 
     def create(self, task_id: str) -> FileJournalWriter:
-        """Create a journal and flush its directories to disk. Leftovers of a crash before record 1 are reused.
+        """Create a journal, whose directories are flushed with record 1. Leftovers of a crash before that are reused.
 
         Raises OSError, or FileExistsError if the task has a journal or another process is creating one. Nothing is left
         after a failure.
@@ -322,13 +321,11 @@ def create_directories(directory: Path) -> int:
 
 
 def _create_records(directory: Path, lock_fd: int) -> FileJournalWriter:
-    """Create an empty records file and flush it and its parent directories to disk."""
+    """Create an empty records file. It is flushed with record 1, and so are its parent directories."""
     records_path = directory / "records"
     try:
         os.close(os.open(records_path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        for changed in (directory, *directory.parents[:3]):
-            fsync_path(changed)
-        return FileJournalWriter(records_path, lock_fd, JournalEnd(None, 0))
+        return FileJournalWriter(records_path, lock_fd, JournalEnd(None, 0), (directory, *directory.parents[:3]))
     except BaseException:
         _remove_journal(directory, lock_fd)
         raise

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from sandbox.model import events as e
 from sandbox.model.events import Event, Record, Transition
 from sandbox.model.state_machine import Effect, IllegalEventError, advance
 from sandbox.model.task import Task
+from sandbox.primitives.files import fsync_path
 
 _REWRITE_CHUNK_BYTES = 8 * 1024 * 1024
 """Possibly lost data is rewritten and flushed in chunks of this size, which bounds the cost on a failing disk."""
@@ -23,8 +24,15 @@ _REWRITE_CHUNK_BYTES = 8 * 1024 * 1024
 class FileJournalWriter:
     """Appends records to a journal whose lock it holds. Not thread-safe, but `sync` may run in another thread."""
 
-    def __init__(self, records_path: Path, lock_fd: int, journal_end: JournalEnd) -> None:
-        """Continue after `journal_end` and drop the data after it. Takes ownership of `lock_fd` on success."""
+    def __init__(
+        self, records_path: Path, lock_fd: int, journal_end: JournalEnd, new_directories: Sequence[Path] = ()
+    ) -> None:
+        """Continue after `journal_end` and drop the data after it. Takes ownership of `lock_fd` on success.
+
+        new_directories: directories with entries that are not flushed yet, innermost first. They are flushed after the
+            first record: a file system flushes all of these changes together.
+        """
+        self._new_directories = new_directories
         self._lock_fd = lock_fd
         self._records_path = records_path
         self._end = journal_end.end_offset
@@ -125,11 +133,13 @@ class FileJournalWriter:
                     # Do not count the record that is being appended: it may be cut off if the last fdatasync fails.
                     self._flushed_end = min(at, self._end)
                 os.fdatasync(self._records_fd)
+                for directory in self._new_directories:
+                    fsync_path(directory)
             except BaseException:
                 self._is_dirty = True
                 self._possibly_lost_end = os.fstat(self._records_fd).st_size
                 raise
-            self._flushed_end = end
+            self._flushed_end, self._new_directories = end, ()
 
     def _append_line(self, line: bytes, *, durable: bool) -> None:
         self._drop_torn_tail()

@@ -6,13 +6,13 @@ import logging
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import JournalOffsetError, Journals, Liveness, RecordBatch
-from sandbox.interfaces.store import IndexedTask, Store
+from sandbox.interfaces.store import IndexedTask
 from sandbox.model import events as e
 from sandbox.model.fixed_limits import (
     FOLLOW_POLL_INTERVAL_SECONDS,
-    INDEX_INTERVAL_SECONDS,
     LOSS_CHECK_INTERVAL_SECONDS,
     RETRY_PAUSE_SECONDS,
+    RUNNER_SILENCE_SECONDS,
 )
 from sandbox.model.state_machine import replay
 from sandbox.model.task import Task
@@ -20,6 +20,7 @@ from sandbox.model.wire.events import end_event, to_wire_event
 from sandbox.primitives.log_context import bind_task
 from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.event_stream import Broadcast
+from sandbox.server.index_writer import IndexWriter
 from sandbox.server.journal_replayer import JournalReplayer
 from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.tracked_task import Orphaned, ServerOwned, TrackedTask, TrackedTasks
@@ -51,7 +52,7 @@ class JournalTailer:
         self,
         tracked_tasks: dict[str, TrackedTask],
         journals: Journals,
-        store: Store,
+        index_writer: IndexWriter,
         clock: Clock,
         broadcast: Broadcast,
         dispatcher: Dispatcher,
@@ -62,7 +63,7 @@ class JournalTailer:
         self._recovery = recovery
         self._journals = journals
         self._journal_replayer = JournalReplayer(journals)
-        self._store = store
+        self._index_writer = index_writer
         self._clock = clock
         self._broadcast = broadcast
         self._asyncio_tasks: dict[str, asyncio.Task[None]] = {}
@@ -80,6 +81,7 @@ class JournalTailer:
         for task in self._asyncio_tasks.values():
             task.cancel()
         await asyncio.gather(*self._asyncio_tasks.values(), return_exceptions=True)
+        await self._index_writer.close()
 
     async def _run(self, tracked: TrackedTask) -> None:
         """Follow a task. Retry after every error, because a task that is not followed never seems to end."""
@@ -103,22 +105,18 @@ class JournalTailer:
     async def _tail_watched(self, tracked: TrackedTask, *, is_watched: bool) -> None:
         """Read the journal after each write. is_watched: whether a write wakes this coroutine; if not, it polls."""
         pause = FOLLOW_POLL_INTERVAL_SECONDS
-        last_record_at = indexed_at = self._clock.monotonic()
+        last_record_at = self._clock.monotonic()
         while not tracked.task.state.is_final:
             batch = await self._read_batch(tracked)
             now = self._clock.monotonic()
             if batch.records:
-                due = now - indexed_at >= INDEX_INTERVAL_SECONDS or _needs_indexing(batch)
-                if (await self._apply(tracked, batch, is_due=due)).state.is_final:
+                if (await self._apply(tracked, batch)).state.is_final:
                     return
                 last_record_at, pause = now, FOLLOW_POLL_INTERVAL_SECONDS
-                indexed_at = now if due else indexed_at
             elif now - last_record_at >= LOSS_CHECK_INTERVAL_SECONDS:
                 last_record_at = now
                 await self._check_writer(tracked)
-            # While the server holds the journal, only the server writes to it, and calls `wake` after each write.
-            is_woken = is_watched or isinstance(tracked.owner, ServerOwned)
-            await tracked.wait_for_wake(LOSS_CHECK_INTERVAL_SECONDS if is_woken else pause)
+            await tracked.wait_for_wake(_wait_seconds(tracked, pause, is_watched=is_watched))
             pause = min(pause * 1.2, FOLLOW_POLL_INTERVAL_SECONDS * _POLL_SLOWDOWN_MAX)
             if is_watched and batch.records:  # read a busy journal no more often than if it were polled
                 await asyncio.sleep(now + FOLLOW_POLL_INTERVAL_SECONDS - self._clock.monotonic())
@@ -144,11 +142,11 @@ class JournalTailer:
             pass
         replay_state = await self._journal_replayer.read_task(tracked.task.id)
         if replay_state.task is not None:
-            await asyncio.to_thread(self._store.save, IndexedTask(replay_state.task, replay_state.offset))
+            await self._index_writer.save(IndexedTask(replay_state.task, replay_state.offset))
             self._update(tracked, replay_state.task, replay_state.offset)
         return RecordBatch((), tracked.offset)
 
-    async def _apply(self, tracked: TrackedTask, batch: RecordBatch, *, is_due: bool) -> Task:
+    async def _apply(self, tracked: TrackedTask, batch: RecordBatch) -> Task:
         """Apply the records, index the task, then publish them. A retry publishes no record twice.
 
         Returns the new state of the task.
@@ -156,8 +154,10 @@ class JournalTailer:
         task = tracked.task
         for record in batch.records:
             task = replay(task, record)
-        if is_due:
-            await asyncio.to_thread(self._store.save, IndexedTask(task, batch.next_offset))
+        if _needs_indexing(batch):
+            await self._index_writer.save(IndexedTask(task, batch.next_offset))
+        else:
+            self._index_writer.save_later(IndexedTask(task, batch.next_offset))
         # A record may be read twice: a writer removes a record that it cannot flush, and writes it again later.
         for record in batch.records[max(0, tracked.published_seq + 1 - batch.records[0].seq) :]:
             self._publish(task.id, record)
@@ -201,6 +201,17 @@ class JournalTailer:
                     tracked.transfer(Orphaned())
                 if await self._recovery.recover(tracked):
                     self._dispatcher.enqueue(tracked)
+
+
+def _wait_seconds(tracked: TrackedTask, poll_pause_seconds: float, *, is_watched: bool) -> float:
+    """Return how long to wait for the next write if nothing wakes the task.
+
+    While the server holds the journal, only the server writes to it, and calls `wake` after each write. It need not
+    check whether a writer is alive, so thousands of waiting tasks cost nothing.
+    """
+    if isinstance(tracked.owner, ServerOwned):
+        return RUNNER_SILENCE_SECONDS if is_watched else LOSS_CHECK_INTERVAL_SECONDS
+    return LOSS_CHECK_INTERVAL_SECONDS if is_watched else poll_pause_seconds
 
 
 class TaskTracker:

@@ -27,6 +27,7 @@ from sandbox.model.state_machine import IllegalEventError, advance
 from sandbox.model.task import Task
 from sandbox.primitives.concurrency import KeyedLock
 from sandbox.server.dispatcher import Dispatcher, StartConditions
+from sandbox.server.index_writer import IndexWriter
 from sandbox.server.inherited_files import discard_inheritance, store_inheritance
 from sandbox.server.journal_tailer import TaskTracker
 from sandbox.server.tracked_task import ServerOwned, TrackedTask
@@ -36,10 +37,7 @@ _SHUTTING_DOWN_MESSAGE = "The server is shutting down; submit the task again lat
 
 
 class SubmissionStore:
-    """Writes the journal first, then the index; after a crash the index is rebuilt from the journal.
-
-    Blocks on the disk.
-    """
+    """Finds submissions, and writes new ones to their journals. Blocks on the disk."""
 
     def __init__(self, data_dir: Path, journals: Journals, store: Store, clock: Clock) -> None:
         self._data_dir = data_dir
@@ -96,17 +94,14 @@ class SubmissionStore:
                 discard_inheritance(layout)
             self._journals.discard(task_id, writer)
             raise
-        return TrackedTask(self._index(recorder.task), ServerOwned(recorder)), submission
+        return TrackedTask(IndexedTask(recorder.task, self._find_end(task_id)), ServerOwned(recorder)), submission
 
-    def _index(self, task: Task) -> IndexedTask:
-        """Index a task that is already accepted. A failure is only logged, because the index is updated later."""
-        indexed = IndexedTask(task, 0)
+    def _find_end(self, task_id: str) -> int:
+        """Return the offset of the end of a new journal; 0 if it cannot be read now, because the task is accepted."""
         try:
-            indexed = IndexedTask(task, self._journals.replay(task.id).offset)
-            self._store.insert(indexed)
-        except (OSError, StoreError) as error:
-            _log.error("Task %s is not in the index yet: %s", task.id, error, extra={"task_id": task.id})
-        return indexed
+            return self._journals.size_bytes(task_id)
+        except OSError:
+            return 0
 
     def _duplicate_error(self, task_id: str) -> Exception:
         try:
@@ -119,7 +114,10 @@ class SubmissionStore:
 
 
 class Submissions:
-    """Implements `interfaces.tasks.Submissions`: refuses tasks that cannot run now, and tracks the others."""
+    """Implements `interfaces.tasks.Submissions`: refuses tasks that cannot run now, and tracks the others.
+
+    A task is written to its journal first, then to the index, which is rebuilt from the journals after a crash.
+    """
 
     def __init__(
         self,
@@ -128,8 +126,10 @@ class Submissions:
         tracker: TaskTracker,
         dispatcher: Dispatcher,
         conditions: StartConditions,
+        index_writer: IndexWriter,
     ) -> None:
         self._submission_store = submission_store
+        self._index_writer = index_writer
         self._queries = queries
         self._tracker = tracker
         self._dispatcher = dispatcher
@@ -195,9 +195,18 @@ class Submissions:
                 await self._queries.status(rerun_of or inheritance.parent.task_id)
             raise UnavailableError(f"The task could not be stored: {error}; submit it again.") from error
         submitted = tracked.task
+        await self._index(IndexedTask(submitted, tracked.offset))
         _log.info("Task %s was accepted", submitted.id, extra={"task_id": submitted.id, "state": submitted.state})
         self._tracker.track(tracked, submission=submission)
         return submitted
+
+    async def _index(self, indexed: IndexedTask) -> None:
+        """Index a task that is already accepted. A failure is only logged, because the index is updated later."""
+        try:
+            await self._index_writer.save(indexed)
+        except (OSError, StoreError) as error:
+            task_id = indexed.task.id
+            _log.error("Task %s is not in the index yet: %s", task_id, error, extra={"task_id": task_id})
 
     def _check_acceptable(self, manifest: Manifest) -> None:
         if self._dispatcher.is_closing:

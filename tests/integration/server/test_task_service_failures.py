@@ -66,6 +66,10 @@ class FailingStore(MemoryStore):
         self._raise_if_failing()
         super().save(indexed)
 
+    def save_all(self, indexed):
+        self._raise_if_failing()
+        super().save_all(indexed)
+
     def _raise_if_failing(self):
         if self.is_failing:
             self.failure_count += 1

@@ -14,6 +14,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
 from sandbox.server.event_stream import Broadcast
+from sandbox.server.index_writer import IndexWriter
 from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.tracked_task import Orphaned, TrackedTask
 
@@ -37,9 +38,9 @@ class CountingStore(MemoryStore):
         super().__init__()
         self.saves = 0
 
-    def save(self, indexed):
+    def save_all(self, indexed):
         self.saves += 1
-        super().save(indexed)
+        super().save_all(indexed)
 
 
 class TailedTask:
@@ -51,11 +52,18 @@ class TailedTask:
         for event in (e.TaskSubmitted("task-1", manifest()), *TO_AGENT_EXIT):
             self.recorder.record(event)
         reading = self.journals.replay("task-1")
-        self.tailer = JournalTailer({}, self.journals, self.store, SystemClock(), Broadcast(), Mock(), AsyncMock())
+        self.tailer = JournalTailer(
+            {}, self.journals, IndexWriter(self.store), SystemClock(), Broadcast(), Mock(), AsyncMock()
+        )
         self.tracked = TrackedTask(IndexedTask(reading.task, reading.offset), Orphaned())
 
-    async def write_events(self, events):
-        """Write each event after the tailer has read the previous event."""
+    @property
+    def indexed_artifacts(self):
+        indexed = self.store.load("task-1")
+        return 0 if indexed is None else len(indexed.task.artifacts)
+
+    async def write_events(self, events, is_indexed=lambda: True):
+        """Write each event after the tailer has read the previous event; then wait until `is_indexed`."""
         self.tailer.start(self.tracked)
         for event in events:
             self.recorder.record(event)
@@ -63,6 +71,9 @@ class TailedTask:
             async with asyncio.timeout(20):
                 while self.tracked.task.last_seq < self.recorder.task.last_seq:
                     await asyncio.sleep(0.001)
+        async with asyncio.timeout(20):
+            while not is_indexed():
+                await asyncio.sleep(0.001)
         await self.tailer.close()
 
 
@@ -74,22 +85,21 @@ def tailed_task(tmp_path):
 
 
 async def test_many_artifacts_are_indexed_together(tailed_task, monkeypatch):
-    monkeypatch.setattr("sandbox.server.journal_tailer.INDEX_INTERVAL_SECONDS", 600.0)
+    monkeypatch.setattr("sandbox.server.index_writer.INDEX_INTERVAL_SECONDS", 600.0)
     await tailed_task.write_events(ARTIFACTS)
     assert tailed_task.store.saves == 0
 
 
 async def test_all_artifacts_are_indexed_together_when_the_task_ends(tailed_task, monkeypatch):
-    monkeypatch.setattr("sandbox.server.journal_tailer.INDEX_INTERVAL_SECONDS", 600.0)
+    monkeypatch.setattr("sandbox.server.index_writer.INDEX_INTERVAL_SECONDS", 600.0)
     await tailed_task.write_events([*ARTIFACTS, e.TaskFinished()])
     assert tailed_task.store.saves == 1
     assert len(tailed_task.store.load("task-1").task.artifacts) == len(ARTIFACTS)
 
 
 async def test_artifacts_are_indexed_after_the_interval(tailed_task, monkeypatch):
-    monkeypatch.setattr("sandbox.server.journal_tailer.INDEX_INTERVAL_SECONDS", 0.0)
-    await tailed_task.write_events(ARTIFACTS[:3])
-    assert len(tailed_task.store.load("task-1").task.artifacts) == 3
+    monkeypatch.setattr("sandbox.server.index_writer.INDEX_INTERVAL_SECONDS", 0.0)
+    await tailed_task.write_events(ARTIFACTS[:3], is_indexed=lambda: tailed_task.indexed_artifacts == 3)
 
 
 @pytest.mark.parametrize("is_watched", [True, False])

@@ -1,0 +1,100 @@
+"""Writes tasks to the index, many in one transaction."""
+
+import asyncio
+import logging
+from contextvars import Context
+from functools import partial
+from typing import NamedTuple
+
+from sandbox.interfaces.store import IndexedTask, Store
+from sandbox.model.fixed_limits import INDEX_INTERVAL_SECONDS
+
+_log = logging.getLogger(__name__)
+
+
+class _Write(NamedTuple):
+    """A task to write, and whether it was written."""
+
+    indexed: IndexedTask
+    written: asyncio.Future[None]
+
+
+class IndexWriter:
+    """Writes tasks in the order of the calls. Each transaction is flushed to disk, so calls at the same time share one.
+
+    Its methods are called in the event loop.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._next: list[_Write] = []
+        self._later: dict[str, IndexedTask] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[None] | None = None
+
+    async def save(self, indexed: IndexedTask) -> None:
+        """Replace or add a task; return once it is on disk. Raises StoreError."""
+        self._later.pop(indexed.task.id, None)
+        await self._enqueue(indexed)
+
+    def save_later(self, indexed: IndexedTask) -> None:
+        """Replace or add a task within INDEX_INTERVAL_SECONDS. A failure is logged and leads to another try."""
+        self._later[indexed.task.id] = indexed
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(
+                INDEX_INTERVAL_SECONDS, self._save_pending, context=Context()
+            )
+
+    async def close(self) -> None:
+        """Stop writing. The next server reads from the journals what is missing."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.gather(self._writing, return_exceptions=True)
+
+    def _enqueue(self, indexed: IndexedTask) -> asyncio.Future[None]:
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._next.append(_Write(indexed, written))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.get_running_loop().create_task(self._write_batches(), context=Context())
+        return written
+
+    def _save_pending(self) -> None:
+        pending, self._later, self._timer = self._later, {}, None
+        for indexed in pending.values():
+            self._enqueue(indexed).add_done_callback(partial(self._check, indexed))
+
+    def _check(self, indexed: IndexedTask, written: asyncio.Future[None]) -> None:
+        if not written.cancelled() and (error := written.exception()) is not None:
+            _log.error("Task %s is not up to date in the index: %s", indexed.task.id, error)
+            if indexed.task.id not in self._later:
+                self.save_later(indexed)
+
+    async def _write_batches(self) -> None:
+        while self._next:
+            batch, self._next = self._next, []
+            await self._write(batch)
+
+    async def _write(self, batch: list[_Write]) -> None:
+        """Write the tasks in one transaction; if that fails, one by one, because each may be the cause."""
+        try:
+            await asyncio.to_thread(self._store.save_all, [each.indexed for each in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                _complete(batch[0].written, error)
+                return
+            for each in batch:
+                await self._write([each])
+            return
+        for each in batch:
+            _complete(each.written)
+
+
+def _complete(written: asyncio.Future[None], error: Exception | None = None) -> None:
+    if written.done():  # the caller was cancelled
+        return
+    if error is None:
+        written.set_result(None)
+    else:
+        written.set_exception(error)
