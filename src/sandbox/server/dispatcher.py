@@ -135,6 +135,11 @@ _PROVISION_FAILURES = frozenset({FailureCode.PROVISION_FAILED, FailureCode.PROVI
 _STARTING_STATES = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})
 
 
+_FEW_WAITING_TASKS = 50
+_PAUSE_FACTOR = 10
+"""With more waiting tasks, the pause between two dispatches is this multiple of the time that one takes."""
+
+
 class Dispatcher:
     """Manages the server's capacity: which tasks wait, which have a reservation, and which start next.
 
@@ -159,6 +164,9 @@ class Dispatcher:
         self._unfinished_task_limit = unfinished_task_limit
         self._launches: set[asyncio.Task[None]] = set()
         self._next_dispatch: asyncio.TimerHandle | None = None
+        self._paused_until = 0.0
+        """When the next dispatch of many tasks may run, in the time of the event loop."""
+
         self._closing = asyncio.Event()
 
     @property
@@ -221,22 +229,32 @@ class Dispatcher:
         self.dispatch()
 
     def dispatch(self) -> None:
-        """Launch the tasks that fit. While tasks are waiting, run again later, because freed memory causes no event."""
+        """Launch the tasks that fit. While tasks are waiting, run again later, because freed memory causes no event.
+
+        With many waiting tasks, this takes milliseconds. It then pauses before it runs again, because every submission
+        calls it.
+        """
         if self._next_dispatch is not None:
             self._next_dispatch.cancel()
         if self._closing.is_set() or self._scheduler.is_queue_empty:
             return
+        loop = asyncio.get_running_loop()
+        started_at = loop.time()
+        is_paused = self._scheduler.waiting_count > _FEW_WAITING_TASKS and started_at < self._paused_until
+        pause_seconds = self._paused_until - started_at if is_paused else MEMORY_CHECK_INTERVAL_SECONDS
         # Set the timer first: later errors must not stop the dispatcher. The empty context drops the caller's log
         # context.
-        self._next_dispatch = asyncio.get_running_loop().call_later(
-            MEMORY_CHECK_INTERVAL_SECONDS, self.dispatch, context=Context()
-        )
+        self._next_dispatch = loop.call_later(pause_seconds, self.dispatch, context=Context())
+        if is_paused:
+            return
         if (reason := self._blocked_reason()) is None:
             waiting_messages = self._launch_admitted()
         else:
             waiting_messages = self._scheduler.waiting_messages_while_blocked(reason)
         for task_id, reason in waiting_messages.items():
             self._tracked_tasks[task_id].status_message = reason
+        now = loop.time()
+        self._paused_until = now + _PAUSE_FACTOR * (now - started_at)
 
     async def close(self) -> None:
         """Stop launching tasks. Wait up to LAUNCH_SHUTDOWN_SECONDS for the running launches.

@@ -9,8 +9,11 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.tasks import Retention
+from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
+from sandbox.server import dispatcher
 from sandbox.server.maintenance.compression import JournalCompressor
+from sandbox.server.scheduler import Scheduler
 from sandbox.store.sqlite import SqliteStore
 
 INTERVAL, RETENTION_HOURS = timedelta(minutes=15), 6
@@ -65,3 +68,22 @@ async def test_only_retained_tasks_remain_after_a_day_of_tasks(components):
     assert RETAINED - 1 <= stored_count <= RETAINED + 1
     assert len(list((components.data_dir / "tasks").iterdir())) == stored_count
     assert files_of(components, "records") <= UNCOMPRESSED + 1
+
+
+async def test_tasks_that_wait_behind_many_others_are_not_examined_for_each_submission(components, monkeypatch):
+    """Otherwise the time of a submission would grow with the number of waiting tasks."""
+    monkeypatch.setattr(dispatcher, "_PAUSE_FACTOR", 1e6)
+    monkeypatch.setattr(dispatcher, "_FEW_WAITING_TASKS", 5)
+    components.capacity = Resources(4, 8 << 30, 1 << 40)
+    examined, waiting_messages = [], Scheduler.waiting_messages
+
+    def count(scheduler, *arguments):
+        examined.append(scheduler.waiting_count)
+        return waiting_messages(scheduler, *arguments)
+
+    monkeypatch.setattr(Scheduler, "waiting_messages", count)
+    async with components.server() as service:
+        for number in range(20):
+            await service.submit(manifest(f"task-{number}"))
+        assert max(examined) < 10
+        assert (await service.status("task-1")).state_message.startswith("Waiting")
