@@ -74,6 +74,7 @@ from sandbox.runner.steps.run import RunStep
 from sandbox.runner.steps.stage_workspace import ClonedWorkspace, ResumedWorkspace, StageStep
 from sandbox.runner.steps.teardown import TeardownStep
 from sandbox.runner.terminals import TerminalServer
+from sandbox.runtimes.limits.slab_usage import load_slab_kinds
 from sandbox.workspace.clone.relay import DialPolicy
 from sandbox.workspace.no_confinement import no_confinement
 from sandbox.workspace.workspaces import GitWorkspaces
@@ -153,13 +154,14 @@ _REQUEST_BYTES_MAX = 256
 
 
 def import_for_attempts(agents: Mapping[str, Agent]) -> None:
-    """Import what runners would otherwise import only when they need it."""
+    """Import and read what runners would otherwise import or read only when they need it."""
     for module in ("array", "concurrent.futures.thread", "encodings.idna", "sandbox.secrets.redactor"):
         import_module(module)
 
     for agent in agents.values():
         agent.create_dialect()
         agent.create_driver(Path("/nonexistent"))
+    load_slab_kinds()
 
 
 def fork_runners(control: socket.socket) -> int:

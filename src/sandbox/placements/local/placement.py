@@ -112,9 +112,8 @@ class RunnerProgram(NamedTuple):
 class RunnerTemplate:
     """A process that has imported everything that runners need, and forks a runner for each request.
 
-    The import takes most of a runner's start-up time, and runners share the memory of the modules. The first request
-    starts the template. A request after its death starts a new template. The template ends with this process; its
-    runners do not.
+    The import takes most of a runner's start-up time, and runners share the memory of the modules. A request after the
+    template's death starts a new template. The template ends with this process; its runners do not.
     """
 
     def __init__(self, program: RunnerProgram) -> None:
@@ -148,6 +147,11 @@ class RunnerTemplate:
                 raise OSError(int(message), os.strerror(int(message)))
             self._stop()
             raise BrokenPipeError(errno.EPIPE, "The template of the runners ended")
+
+    def start(self) -> None:
+        """Start the template before the first request, if it is not running. Raises OSError."""
+        with self._lock:
+            self._connect()
 
     def close(self) -> None:
         """Stop the template. Its runners continue."""
@@ -219,11 +223,14 @@ class LocalPlacement:
         self._locks = locks
 
     async def run(self) -> None:
-        """Wait until cancelled, then stop the template of the runners. Implements `Placement.run`.
+        """Start the template of the runners, and stop it when cancelled. Implements `Placement.run`.
 
         Nothing else is needed: local runners write directly to the server's data directory.
         """
         try:
+            if self._template is not None:
+                with contextlib.suppress(OSError):  # the first launch tries again
+                    await asyncio.to_thread(self._template.start)
             await asyncio.get_running_loop().create_future()
         finally:
             if self._template is not None:

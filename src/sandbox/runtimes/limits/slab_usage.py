@@ -174,6 +174,11 @@ def is_reclaimable(name: str, slab_directory: Path) -> bool:
         return False
 
 
+def load_slab_kinds() -> None:
+    """Read which kinds of objects the kernel can reclaim. Processes that are forked later need not read this again."""
+    SlabStatistics().measure_usage()
+
+
 class _Growth:
     """One sandbox's share of the growth in one kind of slab memory since the first measurement."""
 
