@@ -81,7 +81,7 @@ def fill(path: Path, count: int) -> SqliteStore:
     for number in range(count):
         each = task(number)
         begin = time.thread_time()
-        store.insert(IndexedTask(each, 1))
+        store.save(IndexedTask(each, 1))
         inserts.append(time.thread_time() - begin)
         if number % 10 == 0:
             history = (*each.history, StateHistoryEntry(each.state, START_TIME))

@@ -134,7 +134,7 @@ def misplaced_rows(tour: str, module: Path, function: str) -> list[str]:
         ("gateway/model_api/protocol.py", "_forward_pending"),
         ("gateway/model_api/protocol.py", "upstream_data_received"),
         ("runner/steps/run.py", "supervise"),
-        ("server/submissions.py", "add"),
+        ("server/submissions.py", "_accept"),
         ("workspace/diff/patch.py", "_write_patch"),
     ],
 )

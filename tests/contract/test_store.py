@@ -13,7 +13,6 @@ from doubles.memory_store import MemoryStore
 from sandbox.interfaces.store import (
     ChangeCursor,
     Cursor,
-    DuplicateTaskError,
     IndexedTask,
     InvalidCursorError,
     TaskQuery,
@@ -91,7 +90,7 @@ def test_loaded_task_equals_the_saved_task(store):
         }
     )
     complete = with_texts(complete, "Do é\u2028\n" * 9, "ZGlmZg==")
-    store.insert(IndexedTask(complete, 4711))
+    store.save(IndexedTask(complete, 4711))
 
     assert store.load("full") == IndexedTask(complete, 4711)
     assert store.query(TaskQuery()).tasks == [
@@ -118,9 +117,6 @@ def test_queries_for_one_task_include_artifacts_and_prompt(store):
     store.save(indexed)
     assert store.unfinished() == [indexed]
     assert store.find_by_idempotency_key("k", NOON) == indexed
-    with pytest.raises(DuplicateTaskError) as caught:
-        store.insert(indexed)
-    assert caught.value.existing == indexed.task
 
 
 def test_prompt_beginnings_are_keyed_by_id(store):
@@ -134,24 +130,12 @@ def test_prompt_beginnings_are_keyed_by_id(store):
 
 
 def test_load_of_an_unknown_task_returns_none(store):
-    store.insert(IndexedTask(task("a"), 1))
+    store.save(IndexedTask(task("a"), 1))
     assert store.load("b") is None
 
 
-def test_duplicate_task_error_contains_the_existing_task(store):
-    first = IndexedTask(task("a", TaskState.RUNNING, labels={"k": "first"}), 10)
-    store.insert(first)
-    for duplicate in (IndexedTask(task("a", labels={"k": "second"}), 1), first):
-        with pytest.raises(DuplicateTaskError) as caught:
-            store.insert(duplicate)
-        assert caught.value.existing == first.task
-
-    assert store.load("a") == first
-    assert ids(store.query(TaskQuery(labels={"k": "second"}))) == []
-
-
 def test_save_replaces_the_task(store):
-    store.insert(IndexedTask(task("a", name="old", labels={"stay": "1", "go": "1", "turn": "1"}), 1))
+    store.save(IndexedTask(task("a", name="old", labels={"stay": "1", "go": "1", "turn": "1"}), 1))
     later = IndexedTask(task("a", TaskState.COMPLETED, started=3, name="new", labels={"stay": "1", "turn": "2"}), 99)
     store.save(later)
 
@@ -175,8 +159,8 @@ def test_save_adds_an_unknown_task(store):
 
 def test_unfinished_tasks_are_listed_oldest_first(store):
     for number, state in enumerate(TaskState):
-        store.insert(IndexedTask(task(f"t{number}", state, created=-number), number))
-    store.insert(IndexedTask(task("t0-twin"), 0))
+        store.save(IndexedTask(task(f"t{number}", state, created=-number), number))
+    store.save(IndexedTask(task("t0-twin"), 0))
 
     unfinished = store.unfinished()
 
@@ -188,7 +172,7 @@ def test_unfinished_tasks_are_listed_oldest_first(store):
 def test_all_states_are_counted(store):
     assert store.count_by_state() == dict.fromkeys(TaskState, 0)
     for number, state in enumerate([TaskState.RUNNING, TaskState.RUNNING, TaskState.FAILED]):
-        store.insert(IndexedTask(task(str(number), state), 0))
+        store.save(IndexedTask(task(str(number), state), 0))
 
     counts = store.count_by_state()
 
@@ -198,13 +182,13 @@ def test_all_states_are_counted(store):
 def test_all_task_ids_are_returned(store):
     assert store.task_ids() == frozenset()
     for name in ("b", "a"):
-        store.insert(IndexedTask(task(name), 0))
+        store.save(IndexedTask(task(name), 0))
     assert store.task_ids() == {"a", "b"}
 
 
 def test_pages_list_the_newest_tasks_first_by_default(store):
     for number in range(5):
-        store.insert(IndexedTask(task(f"t{number}", created=number), 0))
+        store.save(IndexedTask(task(f"t{number}", created=number), 0))
     page = store.query(TaskQuery(limit=2, offset=1))
     assert (ids(page), page.total_count) == (["t3", "t2"], 5)
     assert ids(store.query(TaskQuery(limit=2, offset=4))) == ["t0"]
@@ -223,12 +207,12 @@ def test_pages_list_the_newest_tasks_first_by_default(store):
     ],
 )
 def test_tasks_are_sorted_by_each_field_with_unstarted_tasks_last(store, sort, ascending):
-    store.insert(IndexedTask(task("a", TaskState.COMPLETED, created=3, started=20, changed=30, name="b", cost=12.5), 0))
-    store.insert(
+    store.save(IndexedTask(task("a", TaskState.COMPLETED, created=3, started=20, changed=30, name="b", cost=12.5), 0))
+    store.save(
         IndexedTask(task("b", TaskState.COMPLETED, created=2, started=10, changed=50, name="B", cost=0.000000002), 0)
     )
-    store.insert(IndexedTask(task("c", TaskState.CANCELLED, created=1, changed=40, name="é", cost=3.0), 0))
-    store.insert(IndexedTask(task("d", created=4, name="a"), 0))
+    store.save(IndexedTask(task("c", TaskState.CANCELLED, created=1, changed=40, name="é", cost=3.0), 0))
+    store.save(IndexedTask(task("d", created=4, name="a"), 0))
 
     descending = ["a", "b", "d", "c"] if sort == "started_at" else ascending[::-1]
     assert ids(store.query(TaskQuery(sort=sort, order="asc"))) == ascending
@@ -240,7 +224,7 @@ def test_tasks_are_sorted_by_each_field_with_unstarted_tasks_last(store, sort, a
 def test_pages_of_tasks_with_equal_values_neither_repeat_nor_skip_tasks(store, sort, order):
     for number in [7, 3, 9, 1, 5, 0, 8, 2, 6, 4]:
         started = 1 if number % 3 else None
-        store.insert(IndexedTask(task(f"t{number}", TaskState.COMPLETED, started=started, changed=9), 0))
+        store.save(IndexedTask(task(f"t{number}", TaskState.COMPLETED, started=started, changed=9), 0))
 
     pages = [store.query(TaskQuery(sort=sort, order=order, limit=3, offset=offset)) for offset in range(0, 12, 3)]
     collected = [task_id for page in pages for task_id in ids(page)]
@@ -270,7 +254,7 @@ def store_with_mixed_tasks(store):
         times = {"created": number % 5, "started": number % 4 or None, "changed": 50 + number % 3}
         others = {"name": f"n{number % 2}", "labels": {"odd": str(number % 2)}, "cost": number % 3 / 10}
         new_task = task(f"t{number:02}", TaskState.COMPLETED, **times, **others)
-        store.insert(IndexedTask(new_task, 0))
+        store.save(IndexedTask(new_task, 0))
     return store
 
 
@@ -289,7 +273,7 @@ def test_cursor_pages_are_stable_while_tasks_change(store_with_mixed_tasks, sort
     first = store_with_mixed_tasks.query(TaskQuery(sort=sort, order=order, limit=6))
     unseen = ids(store_with_mixed_tasks.query(TaskQuery(sort=sort, order=order)))[6:]
     for number, name in enumerate(["a-new", "z-new"]):
-        store_with_mixed_tasks.insert(IndexedTask(task(name, created=number * 50, name=name, cost=number), 0))
+        store_with_mixed_tasks.save(IndexedTask(task(name, created=number * 50, name=name, cost=number), 0))
     first_id = first.tasks[0].id
     store_with_mixed_tasks.save(
         IndexedTask(task(first_id, TaskState.FAILED, created=99, started=99, changed=999, name="zzz", cost=9), 1)
@@ -347,7 +331,7 @@ def test_filters_are_independent_of_the_query_plan(store, monkeypatch, count, so
             **{"created": number % 50, "started": started, "name": f"n{number % 7}", "cost": number % 5 / 7},
             labels=labels,
         )
-        store.insert(IndexedTask(new_task, 0))
+        store.save(IndexedTask(new_task, 0))
         if state is not TaskState.RUNNING and number % 2 == 0:
             expected.add(new_task.id)
     filters = {
@@ -373,7 +357,7 @@ def test_totals_cover_all_pages_and_only_matching_tasks(store):
     for number in range(10):
         state = TaskState.FAILED if number % 2 else TaskState.COMPLETED
         labels, prompt = {"half": str(number // 5)}, f"alpha word{number}"
-        store.insert(IndexedTask(task(f"t{number}", state, created=number, cost=0.1, labels=labels, prompt=prompt), 1))
+        store.save(IndexedTask(task(f"t{number}", state, created=number, cost=0.1, labels=labels, prompt=prompt), 1))
     failed = frozenset({TaskState.FAILED})
     for filters, totals in (
         ({}, TaskTotals(10, 1.0)),
@@ -393,7 +377,7 @@ def test_totals_cover_all_pages_and_only_matching_tasks(store):
 
 def test_totals_and_order_follow_the_cost_of_a_running_task(store):
     for task_id, cost in (("a", 0.0), ("b", 0.5)):
-        store.insert(IndexedTask(task(task_id, TaskState.RUNNING, cost=cost), 1))
+        store.save(IndexedTask(task(task_id, TaskState.RUNNING, cost=cost), 1))
     store.save(IndexedTask(task("a", TaskState.RUNNING, cost=0.75), 2))
     for search in ("", "fix"):
         page = store.query(TaskQuery(sort="cost", search=search, with_totals=True))
@@ -404,8 +388,8 @@ def test_totals_and_order_follow_the_cost_of_a_running_task(store):
 
 @pytest.mark.parametrize("cost", [-1.0, 1e300])
 def test_impossible_costs_from_a_damaged_journal_can_be_sorted(store, cost):
-    store.insert(IndexedTask(task("a", cost=cost), 1))
-    store.insert(IndexedTask(task("b", cost=1.0), 1))
+    store.save(IndexedTask(task("a", cost=cost), 1))
+    store.save(IndexedTask(task("b", cost=1.0), 1))
     assert ids(store.query(TaskQuery(sort="cost"))) == (["b", "a"] if cost < 0 else ["a", "b"])
 
 
@@ -417,7 +401,7 @@ def test_changed_tasks_are_sorted_by_their_latest_change(store):
     begin = store.last_change()
     assert store.changed_tasks(begin, 10) == []
     for task_id in "abc":
-        store.insert(IndexedTask(task(task_id), 1))
+        store.save(IndexedTask(task(task_id), 1))
     assert changed_ids(store, begin) == ["a", "b", "c"]
     middle = store.last_change()
     store.save(IndexedTask(task("c", TaskState.RUNNING), 2))
@@ -431,24 +415,24 @@ def test_changed_tasks_are_sorted_by_their_latest_change(store):
 
 
 def test_only_a_state_change_counts_as_a_change(store):
-    store.insert(IndexedTask(task("a", TaskState.RUNNING), 1))
+    store.save(IndexedTask(task("a", TaskState.RUNNING), 1))
     before = store.last_change()
     store.save(IndexedTask(task("a", TaskState.RUNNING, cost=2.0, name="new", prompt="new"), 2))
     assert (store.last_change(), store.changed_tasks(before, 10)) == (before, [])
 
 
 def test_deleted_tasks_are_not_changes_and_their_numbers_are_not_reused(store):
-    store.insert(IndexedTask(task("a"), 1))
+    store.save(IndexedTask(task("a"), 1))
     before = store.last_change()
     store.delete("a")
     assert store.changed_tasks(ChangeCursor(before.index_id, 0), 10) == []
-    store.insert(IndexedTask(task("a"), 1))
+    store.save(IndexedTask(task("a"), 1))
     assert changed_ids(store, before) == ["a"]
 
 
 def test_query_with_a_position_from_another_index_returns_all_tasks(store):
     for task_id in "ab":
-        store.insert(IndexedTask(task(task_id), 1))
+        store.save(IndexedTask(task(task_id), 1))
     last = store.last_change()
     for unknown in (ChangeCursor("0", 0), ChangeCursor("0", last.number), ChangeCursor(last.index_id, last.number + 1)):
         assert changed_ids(store, unknown) == ["a", "b"]
@@ -457,7 +441,7 @@ def test_query_with_a_position_from_another_index_returns_all_tasks(store):
 
 def test_changed_tasks_have_no_large_fields(store):
     original = with_texts(msgspec.structs.replace(task("a"), artifacts=ARTIFACTS), "Do it.", "ZGlmZg==")
-    store.insert(IndexedTask(original, 1))
+    store.save(IndexedTask(original, 1))
     [changed] = store.changed_tasks(ChangeCursor("0", 0), 10)
     assert changed.task == as_task_item(msgspec.structs.replace(original, artifacts=()))
 
@@ -475,9 +459,9 @@ def task_with_idempotency_key(task_id, key, *, created=0):
 
 
 def test_task_is_found_by_its_idempotency_key(store):
-    store.insert(IndexedTask(task_with_idempotency_key("a", "key-1"), 1))
+    store.save(IndexedTask(task_with_idempotency_key("a", "key-1"), 1))
     store.save(IndexedTask(task_with_idempotency_key("b", "key-2", created=1), 2))
-    store.insert(IndexedTask(task("c"), 3))
+    store.save(IndexedTask(task("c"), 3))
 
     assert store.find_by_idempotency_key("key-1", NOON) == IndexedTask(task_with_idempotency_key("a", "key-1"), 1)
     assert store.find_by_idempotency_key("key-2", NOON).task.id == "b"
@@ -487,7 +471,7 @@ def test_task_is_found_by_its_idempotency_key(store):
 
 def test_expired_idempotency_key_is_not_found_and_a_reused_key_finds_the_newest_task(store):
     for number, name in enumerate(["old", "new", "newer"]):
-        store.insert(IndexedTask(task_with_idempotency_key(name, "key", created=number), 0))
+        store.save(IndexedTask(task_with_idempotency_key(name, "key", created=number), 0))
 
     assert store.find_by_idempotency_key("key", NOON).task.id == "newer"
     assert store.find_by_idempotency_key("key", at(2)).task.id == "newer"
@@ -496,7 +480,7 @@ def test_expired_idempotency_key_is_not_found_and_a_reused_key_finds_the_newest_
 
 def test_tasks_are_filtered_by_state(store):
     for number, state in enumerate(TaskState):
-        store.insert(IndexedTask(task(f"t{number}", state, created=number), 0))
+        store.save(IndexedTask(task(f"t{number}", state, created=number), 0))
     states = frozenset({TaskState.RUNNING, TaskState.FAILED})
 
     page = store.query(TaskQuery(states=states, order="asc", limit=1))
@@ -506,9 +490,9 @@ def test_tasks_are_filtered_by_state(store):
 
 
 def test_tasks_must_match_all_labels(store):
-    store.insert(IndexedTask(task("a", labels={"team": "x", "env": "prod"}), 0))
-    store.insert(IndexedTask(task("b", TaskState.RUNNING, labels={"team": "x", "env": "test"}), 0))
-    store.insert(IndexedTask(task("c", labels={"x": "team"}), 0))
+    store.save(IndexedTask(task("a", labels={"team": "x", "env": "prod"}), 0))
+    store.save(IndexedTask(task("b", TaskState.RUNNING, labels={"team": "x", "env": "test"}), 0))
+    store.save(IndexedTask(task("c", labels={"x": "team"}), 0))
 
     def find_ids(labels, **filters):
         page = store.query(TaskQuery(labels=labels, order="asc", **filters))
@@ -524,8 +508,8 @@ def test_tasks_must_match_all_labels(store):
 
 @pytest.mark.parametrize("text", ["'; DROP TABLE tasks; --", "a\x00b", "%", "{}", "é\u2028", 'quo"te', ":key_0", ""])
 def test_any_text_can_be_a_label_or_a_name(store, text):
-    store.insert(IndexedTask(task("odd", name=text, labels={text: text}), 0))
-    store.insert(IndexedTask(task("other", name="a", labels={text[:1]: "a"}), 0))
+    store.save(IndexedTask(task("odd", name=text, labels={text: text}), 0))
+    store.save(IndexedTask(task("other", name="a", labels={text[:1]: "a"}), 0))
 
     assert ids(store.query(TaskQuery(labels={text: text}))) == ["odd"]
     assert store.load("odd").task.manifest.metadata.labels == {text: text}
@@ -533,18 +517,18 @@ def test_any_text_can_be_a_label_or_a_name(store, text):
 
 def test_more_labels_than_a_task_can_have_match_nothing(store):
     expected = {f"k{number}": "v" for number in range(3000)}
-    store.insert(IndexedTask(task("a", labels={"k0": "v"}), 0))
+    store.save(IndexedTask(task("a", labels={"k0": "v"}), 0))
     assert ids(store.query(TaskQuery(labels=expected))) == []
     for number in range(0, len(expected), LABELS_MAX):
         subset = dict(list(expected.items())[number : number + LABELS_MAX])
-        store.insert(IndexedTask(task(f"t{number}", labels=subset), 0))
+        store.save(IndexedTask(task(f"t{number}", labels=subset), 0))
         assert ids(store.query(TaskQuery(labels=subset))) == [f"t{number}"]
     page = store.query(TaskQuery(labels=expected))
     assert (ids(page), page.total_count) == ([], 0)
 
 
 def test_concurrent_readers_see_complete_changes(store):
-    store.insert(IndexedTask(task("a", name="0", labels={"round": "0"}), 0))
+    store.save(IndexedTask(task("a", name="0", labels={"round": "0"}), 0))
     done, inconsistent, reads = threading.Event(), [], []
 
     def read_repeatedly():
@@ -575,27 +559,6 @@ def test_concurrent_readers_see_complete_changes(store):
     assert not inconsistent
     assert len(reads) >= 100
     assert store.load("a").offset == number
-
-
-def test_one_of_many_concurrent_inserts_succeeds(store):
-    outcomes, refusals, barrier = [], [], threading.Barrier(8)
-
-    def insert(number):
-        barrier.wait(10)
-        try:
-            store.insert(IndexedTask(task("a", name=str(number)), number))
-            outcomes.append(number)
-        except DuplicateTaskError as caught:
-            refusals.append(caught.existing.id)
-
-    threads = [threading.Thread(target=insert, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-
-    assert (len(outcomes), refusals) == (1, ["a"] * 7)
-    assert store.load("a").offset == outcomes[0]
 
 
 def find(store, search="", **filters):
@@ -632,8 +595,8 @@ def find(store, search="", **filters):
 )
 def test_search_finds_the_beginnings_of_words(store, search):
     prompt = "Fix the parser: test_parse_date of the Größe, naïve café 修复测试 supercalifragilisticexpialidocious"
-    store.insert(IndexedTask(task("nightly-7", prompt=prompt, url="https://git.example.org/Acme/mailer.git"), 1))
-    store.insert(IndexedTask(task("other", prompt="Something else", url="https://example.com/repo"), 1))
+    store.save(IndexedTask(task("nightly-7", prompt=prompt, url="https://git.example.org/Acme/mailer.git"), 1))
+    store.save(IndexedTask(task("other", prompt="Something else", url="https://example.com/repo"), 1))
 
     assert find(store, search) == ["nightly-7"]
 
@@ -641,7 +604,7 @@ def test_search_finds_the_beginnings_of_words(store, search):
 @pytest.mark.parametrize("search", ["arser", "fix nowhere", "https", "main", "fixx", "team", "ü", "nightly7"])
 def test_search_does_not_find_other_words(store, search):
     labels = {"team": "team"}
-    store.insert(IndexedTask(task("nightly-7", prompt="Fix the parser", name="n", labels=labels), 1))
+    store.save(IndexedTask(task("nightly-7", prompt="Fix the parser", name="n", labels=labels), 1))
 
     assert find(store, search) == []
 
@@ -667,9 +630,9 @@ def test_search_does_not_find_other_words(store, search):
     ],
 )
 def test_search_text_is_not_parsed_as_query_syntax(store, search):
-    store.insert(IndexedTask(task("a", prompt="fix not near or and terms 1 it"), 1))
+    store.save(IndexedTask(task("a", prompt="fix not near or and terms 1 it"), 1))
     twin = search.replace("nowhere", "it")
-    store.insert(IndexedTask(task("b", prompt="never " + twin[:500].replace("\ud800", "?")), 1))
+    store.save(IndexedTask(task("b", prompt="never " + twin[:500].replace("\ud800", "?")), 1))
 
     assert find(store, search) == []
     assert "b" in find(store, twin[:300])
@@ -677,15 +640,15 @@ def test_search_text_is_not_parsed_as_query_syntax(store, search):
 
 @pytest.mark.parametrize("search", ["", " ", "!?", "\x00", "*", '"', "\ue002pending", "\ud800", "'"])
 def test_search_without_words_matches_each_task(store, search):
-    store.insert(IndexedTask(task("a", prompt="pending"), 1))
-    store.insert(IndexedTask(task("b", prompt="nothing"), 1))
+    store.save(IndexedTask(task("a", prompt="pending"), 1))
+    store.save(IndexedTask(task("b", prompt="nothing"), 1))
 
     assert find(store, search) == (["a"] if "pending" in search else ["a", "b"])
 
 
 def test_search_covers_the_beginning_of_a_prompt(store):
     prompt = "early " + "x" * (SEARCHED_PROMPT_CHARACTERS_MAX - 12) + " mid late"
-    store.insert(IndexedTask(task("a", prompt=prompt), 1))
+    store.save(IndexedTask(task("a", prompt=prompt), 1))
 
     assert find(store, "early mid") == ["a"]
     assert find(store, "late") == []
@@ -704,9 +667,9 @@ def test_search_covers_the_beginning_of_a_prompt(store):
     ],
 )
 def test_tasks_are_filtered_by_repository(store, url):
-    store.insert(IndexedTask(task("a", url=url), 1))
-    store.insert(IndexedTask(task("b", url="https://github.com/acme/mailer-2.git", prompt="acme/mailer"), 1))
-    store.insert(IndexedTask(task("c", url="https://github.com:8443/acme/mailer-3"), 1))
+    store.save(IndexedTask(task("a", url=url), 1))
+    store.save(IndexedTask(task("b", url="https://github.com/acme/mailer-2.git", prompt="acme/mailer"), 1))
+    store.save(IndexedTask(task("c", url="https://github.com:8443/acme/mailer-3"), 1))
 
     for name in (
         "acme/mailer",
@@ -742,8 +705,8 @@ def continuing(task, parent):
 
 def test_tasks_are_filtered_by_the_task_that_they_rerun(store):
     for name, origin in (("a", None), ("b", "a"), ("c", "a"), ("d", "b")):
-        store.insert(IndexedTask(msgspec.structs.replace(task(name, prompt="alpha"), rerun_of=origin), 1))
-    store.insert(IndexedTask(continuing(task("e", prompt="alpha"), "a"), 1))
+        store.save(IndexedTask(msgspec.structs.replace(task(name, prompt="alpha"), rerun_of=origin), 1))
+    store.save(IndexedTask(continuing(task("e", prompt="alpha"), "a"), 1))
 
     assert find(store, rerun_of="a") == ["b", "c"]
     assert find(store, "alpha", rerun_of="b") == ["d"]
@@ -755,9 +718,9 @@ def test_tasks_are_filtered_by_the_task_that_they_rerun(store):
 
 
 def test_tasks_are_filtered_by_the_task_that_they_continue(store):
-    store.insert(IndexedTask(task("a", prompt="alpha"), 1))
+    store.save(IndexedTask(task("a", prompt="alpha"), 1))
     for name, parent in (("b", "a"), ("c", "a"), ("d", "b"), ("e", "A")):
-        store.insert(IndexedTask(continuing(task(name, prompt="alpha"), parent), 1))
+        store.save(IndexedTask(continuing(task(name, prompt="alpha"), parent), 1))
 
     assert find(store, parent="a") == ["b", "c"]
     assert find(store, parent="b") == ["d"]
@@ -771,7 +734,7 @@ def test_tasks_are_filtered_by_the_task_that_they_continue(store):
 
 def test_search_distinguishes_failed_tasks_with_and_without_a_sandbox(store):
     for state in TaskState:
-        store.insert(IndexedTask(task(state.value, state, prompt="alpha preserved failed"), 1))
+        store.save(IndexedTask(task(state.value, state, prompt="alpha preserved failed"), 1))
 
     for state in TaskState:
         assert find(store, "alpha", states=frozenset({state})) == [state.value]
@@ -781,7 +744,7 @@ def test_search_distinguishes_failed_tasks_with_and_without_a_sandbox(store):
 
 def test_tasks_are_filtered_by_creation_time(store):
     for number in range(5):
-        store.insert(IndexedTask(task(f"t{number}", created=number), 1))
+        store.save(IndexedTask(task(f"t{number}", created=number), 1))
 
     assert find(store, created_after=at(1), created_before=at(3)) == ["t1", "t2"]
     assert find(store, created_after=at(3)) == ["t3", "t4"]
@@ -793,8 +756,8 @@ def test_tasks_are_filtered_by_creation_time(store):
 
 def test_search_follows_changes_of_a_task(store):
     pending, failed = frozenset({TaskState.PENDING}), frozenset({TaskState.FAILED})
-    store.insert(IndexedTask(task("a", prompt="alpha"), 1))
-    store.insert(IndexedTask(task("b", prompt="alpha"), 1))
+    store.save(IndexedTask(task("a", prompt="alpha"), 1))
+    store.save(IndexedTask(task("b", prompt="alpha"), 1))
     assert find(store, "alpha", states=pending) == ["a", "b"]
 
     store.save(IndexedTask(task("a", TaskState.FAILED, prompt="alpha"), 2))
@@ -803,7 +766,7 @@ def test_search_follows_changes_of_a_task(store):
     assert (find(store, "alpha"), find(store, "beta", states=failed, labels={"k": "v"})) == (["b"], ["a"])
     store.delete("a")
     assert (find(store, "beta"), find(store, labels={"k": "v"}), find(store, "alpha")) == ([], [], ["b"])
-    store.insert(IndexedTask(task("a", prompt="gamma"), 4))
+    store.save(IndexedTask(task("a", prompt="gamma"), 4))
     assert (find(store, "beta"), find(store, "gamma"), find(store, "a", states=failed)) == ([], ["a"], [])
 
 

@@ -40,7 +40,7 @@ from sandbox.store.sqlite import without_large_fields, SqliteStore
 store = SqliteStore(Path(sys.argv[1]))
 task = msgspec.json.decode(sys.argv[2], type=Task, dec_hook=decode_manifest)
 for number in range(100_000):
-    store.insert(IndexedTask(msgspec.structs.replace(task, id=f"task-{number}"), number))
+    store.save(IndexedTask(msgspec.structs.replace(task, id=f"task-{number}"), number))
     print(number, flush=True)
 """
 
@@ -114,7 +114,7 @@ def version(path):
 
 def test_task_persists_across_restarts(path):
     store = SqliteStore(path)
-    store.insert(IndexedTask(submitted("a"), 5))
+    store.save(IndexedTask(submitted("a"), 5))
     known = store.load("a")
     store.close()
 
@@ -152,13 +152,13 @@ def test_commits_are_synchronous(path):
 
 def test_failed_transaction_changes_nothing(path):
     store = SqliteStore(path)
-    store.insert(IndexedTask(submitted("a"), 1))
+    store.save(IndexedTask(submitted("a"), 1))
     known = store.load("a")
     store._sql["add_terms"] = "INSERT INTO nowhere VALUES (:number, :terms)"
     with pytest.raises(StoreError, match="nowhere"):
         store.save(IndexedTask(submitted("a", prompt="other"), 2))
     with pytest.raises(StoreError, match="nowhere"):
-        store.insert(IndexedTask(submitted("b"), 2))
+        store.save(IndexedTask(submitted("b"), 2))
 
     assert store.load("a") == known
     assert store.task_ids() == {"a"}
@@ -213,7 +213,7 @@ def test_failed_migration_is_rolled_back(path, monkeypatch):
 
 def test_new_migration_is_applied_once(path, monkeypatch):
     store = SqliteStore(path)
-    store.insert(IndexedTask(submitted("a"), 1))
+    store.save(IndexedTask(submitted("a"), 1))
     store.close()
     from sandbox.store import schema
 
@@ -271,7 +271,7 @@ def test_version_1_index_is_migrated(path, monkeypatch):
 def test_upgraded_index_finds_tasks_by_search_words(path):
     store = SqliteStore(path)
     for number in range(3):
-        store.insert(IndexedTask(submitted(f"task-{number}", prompt=f"word{number}"), 1))
+        store.save(IndexedTask(submitted(f"task-{number}", prompt=f"word{number}"), 1))
     store.close()
     execute(path, "UPDATE tasks SET task = X'7B' WHERE id = 'task-1'")
     connection = sqlite3.connect(path)
@@ -292,7 +292,7 @@ def test_upgraded_index_finds_tasks_by_search_words(path):
 def test_row_without_a_row_number_becomes_searchable_again(path):
     store = SqliteStore(path)
     for name in ("lost", "kept"):
-        store.insert(IndexedTask(submitted(name, prompt=f"alpha {name}"), 1))
+        store.save(IndexedTask(submitted(name, prompt=f"alpha {name}"), 1))
     store.close()
     execute(path, "UPDATE tasks SET number = NULL WHERE id = 'lost'")
 
@@ -313,7 +313,7 @@ def test_upgraded_index_finds_tasks_by_their_parent(path, monkeypatch):
     with monkeypatch.context() as earlier:
         earlier.setattr("sandbox.store.sqlite.task_terms", lambda task: task_terms(without_parent(task)))
         store = SqliteStore(path)
-        store.insert(IndexedTask(child, 1))
+        store.save(IndexedTask(child, 1))
         assert store.query(TaskQuery(parent="first")).total_count == 0
         store.close()
     connection = sqlite3.connect(path)
@@ -331,7 +331,7 @@ def test_index_upgraded_from_version_9_finds_tasks_by_their_state(path, monkeypa
     with monkeypatch.context() as earlier:
         earlier.setattr("sandbox.store.sqlite.state_term", lambda state: f"\ue002{state}")
         store = SqliteStore(path)
-        store.insert(IndexedTask(preserved("a", prompt="alpha"), 1))
+        store.save(IndexedTask(preserved("a", prompt="alpha"), 1))
         store.close()
     connection = sqlite3.connect(path)
     connection.executescript(f"{DOWNGRADE_TO_VERSION_10}\nPRAGMA user_version = 9;")
@@ -356,7 +356,7 @@ def test_upgraded_index_has_the_costs_of_its_tasks(path, damage):
     store = SqliteStore(path)
     for task_id, cost_usd in costs.items():
         progress = e.Progress(cost_usd=cost_usd)
-        store.insert(IndexedTask(msgspec.structs.replace(submitted(task_id, "alpha"), progress=progress), 1))
+        store.save(IndexedTask(msgspec.structs.replace(submitted(task_id, "alpha"), progress=progress), 1))
     store.close()
     execute(path, "UPDATE tasks SET task = ? WHERE id = 'damaged'", damage)
     connection = sqlite3.connect(path)
@@ -375,7 +375,7 @@ def test_upgraded_index_has_the_costs_of_its_tasks(path, damage):
 def test_stream_of_changes_continues_after_a_restart_and_an_upgrade(path):
     store = SqliteStore(path)
     for task_id in "ab":
-        store.insert(IndexedTask(submitted(task_id), 1))
+        store.save(IndexedTask(submitted(task_id), 1))
     before = store.last_change()
     store.close()
     store = SqliteStore(path)
@@ -389,7 +389,7 @@ def test_stream_of_changes_continues_after_a_restart_and_an_upgrade(path):
     after = store.last_change()
     assert (after.number, after.index_id != before.index_id) == (2, True)
     assert [each.task.id for each in store.changed_tasks(before, 10)] == ["a", "b"]
-    store.insert(IndexedTask(submitted("c"), 1))
+    store.save(IndexedTask(submitted("c"), 1))
     assert [each.task.id for each in store.changed_tasks(after, 10)] == ["c"]
     store.close()
 
@@ -398,7 +398,7 @@ def test_list_of_changed_tasks_continues_after_damaged_rows(path):
     store = SqliteStore(path)
     begin = store.last_change()
     for number in range(5):
-        store.insert(IndexedTask(submitted(f"t{number}"), 1))
+        store.save(IndexedTask(submitted(f"t{number}"), 1))
     execute(path, "UPDATE tasks SET task = X'7B' WHERE id < 't3'")
     assert [each.task.id for each in store.changed_tasks(begin, 2)] == ["t3"]
     execute(path, "UPDATE tasks SET task = X'7B'")
@@ -489,7 +489,7 @@ def without_parent(task):
 
 def test_unchanged_content_is_not_indexed_again(path):
     store = SqliteStore(path)
-    store.insert(IndexedTask(submitted("a", prompt="alpha"), 1))
+    store.save(IndexedTask(submitted("a", prompt="alpha"), 1))
     known = store.load("a").task
     store._sql["add_terms"] = "INSERT INTO nowhere VALUES (:number, :terms)"
     store.save(IndexedTask(msgspec.structs.replace(known, progress=e.Progress(output_bytes=7)), 2))
@@ -500,7 +500,7 @@ def test_unchanged_content_is_not_indexed_again(path):
 def test_deleted_tasks_leave_no_terms(path):
     store = SqliteStore(path)
     for number in range(20):
-        store.insert(IndexedTask(submitted(f"task-{number}"), 1))
+        store.save(IndexedTask(submitted(f"task-{number}"), 1))
         store.save(IndexedTask(advance_to_failed(store.load(f"task-{number}").task), 2))
         store.delete(f"task-{number}")
     with store._connections.write_transaction() as connection:
@@ -514,11 +514,11 @@ def test_deleted_tasks_leave_no_terms(path):
 def test_search_does_not_find_a_deleted_damaged_row(path, monkeypatch, sort_max):
     monkeypatch.setattr("sandbox.store.listing._SORT_FOUND_MAX", sort_max)
     store = SqliteStore(path)
-    store.insert(IndexedTask(submitted("a", prompt="alpha"), 1))
+    store.save(IndexedTask(submitted("a", prompt="alpha"), 1))
     corrupt(path, "task", b"{")
     store.delete("a")
     assert store.query(TaskQuery(search="alpha")).tasks == []
-    store.insert(IndexedTask(submitted("b", prompt="beta"), 1))
+    store.save(IndexedTask(submitted("b", prompt="beta"), 1))
     assert store.query(TaskQuery(search="alpha")).tasks == []
     assert [task.id for task in store.query(TaskQuery(search="beta")).tasks] == ["b"]
     store.close()
@@ -552,7 +552,7 @@ def test_migration_moves_artifacts_out_of_task_rows(path, damage):
 def test_large_prompt_is_written_once(path):
     store = SqliteStore(path)
     known = submitted("a", prompt="x" * 500_000)
-    store.insert(IndexedTask(known, 1))
+    store.save(IndexedTask(known, 1))
     written_bytes = path.with_name("index.sqlite-wal").stat().st_size
     for number in range(10):
         progress = e.Progress(output_bytes=number)
@@ -620,7 +620,7 @@ def test_task_with_a_reused_id_has_the_new_prompt(path):
     store.save(IndexedTask(submitted("a", prompt="first"), 1))
     store.delete("a")
     known = IndexedTask(submitted("a", prompt="second"), 1)
-    store.insert(known)
+    store.save(known)
     assert store.load("a") == known
     store.close()
 
@@ -662,7 +662,7 @@ def test_closed_store_rejects_operations(path):
     with pytest.raises(StoreError):
         store.task_ids()
     with pytest.raises(StoreError):
-        store.insert(IndexedTask(submitted("a"), 1))
+        store.save(IndexedTask(submitted("a"), 1))
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -686,7 +686,7 @@ def test_index_whose_schema_is_not_text_is_rejected_unchanged(path):
 def test_older_index_is_copied_before_migration(path):
     store = SqliteStore(path)
     known = submitted("a")
-    store.insert(IndexedTask(known, 5))
+    store.save(IndexedTask(known, 5))
     store.close()
     newest = version(path)
     corrupt(path, "task", encode_json(known))
@@ -744,13 +744,11 @@ def corrupt(path, column, value):
 def test_damaged_row_is_reported_and_outdated(path, caplog, column, value):
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 5)
-    for item in (known, IndexedTask(submitted("b"), 5)):
-        store.insert(item)
+    store.save_all([known, IndexedTask(submitted("b"), 5)])
     corrupt(path, column, value)
 
-    for operation in (lambda: store.load("a"), lambda: store.insert(known)):
-        with pytest.raises(IndexDamagedError, match="sandbox admin rebuild"):
-            operation()
+    with pytest.raises(IndexDamagedError, match="sandbox admin rebuild"):
+        store.load("a")
     for _ in range(3):
         assert [item.task.id for item in store.unfinished()] == ["b"]
         assert store.count_by_state()[TaskState.PENDING] == (1 if column == "state" else 2)
@@ -775,7 +773,7 @@ def test_damaged_row_is_reported_and_outdated(path, caplog, column, value):
 def test_row_with_a_wrong_type_does_not_stop_the_other_rows(path, column, value):
     store = SqliteStore(path)
     for task_id in "abc":
-        store.insert(IndexedTask(submitted(task_id), 5))
+        store.save(IndexedTask(submitted(task_id), 5))
     remove_column_types(path)
     execute(path, f"UPDATE tasks SET {column} = ? WHERE id = 'a'", value)
     assert {"b", "c"} <= {item.task.id for item in store.unfinished()}
@@ -792,7 +790,7 @@ def test_row_with_a_wrong_type_does_not_stop_the_other_rows(path, column, value)
 def test_row_with_an_id_that_is_not_text_does_not_stop_the_other_rows(path):
     store = SqliteStore(path)
     for task_id in ("task-a", "task-b"):
-        store.insert(IndexedTask(submitted(task_id), 5))
+        store.save(IndexedTask(submitted(task_id), 5))
     execute(path, "UPDATE tasks SET id = CAST(? AS TEXT) WHERE id = 'task-a'", b"task-\xff")
     assert [item.task.id for item in store.unfinished()] == ["task-b"]
     assert "task-b" in store.task_ids()
@@ -823,7 +821,7 @@ def test_search_continues_after_a_row_with_an_id_that_is_not_text(path, monkeypa
 def test_row_with_the_content_of_another_task_is_outdated(path):
     store = SqliteStore(path)
     for task_id in "ab":
-        store.insert(IndexedTask(submitted(task_id), 5))
+        store.save(IndexedTask(submitted(task_id), 5))
     corrupt(path, "task", encode_json(store.load("b").task))
     assert store.outdated_task_ids() == ["a"]
     with pytest.raises(IndexDamagedError, match="contains task b"):
@@ -839,7 +837,7 @@ def test_row_with_a_wrong_time_is_reported_as_damaged_in_lists_sorted_by_that_ti
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 5)
     for item in (known, IndexedTask(submitted("b"), 5)):
-        store.insert(item)
+        store.save(item)
     corrupt(path, "state_changed_at", 0)
     page = store.query(TaskQuery(sort="state_changed_at", order=order))
     assert ([task.id for task in page.tasks], [*page.damaged]) == (["b"], ["a"])
@@ -858,7 +856,7 @@ def test_pages_continue_after_damaged_rows(path, sort, order, position):
     store = SqliteStore(path)
     names = [f"task-{number}" for number in range(7)]
     for name in names:
-        store.insert(IndexedTask(submitted(name), 5))
+        store.save(IndexedTask(submitted(name), 5))
     damaged_names = {"first": names[:3], "middle": names[2:5], "last": names[-3:], "all": names}[position]
     for name in damaged_names:
         execute(path, "UPDATE tasks SET task = ? WHERE id = ?", b"{", name)

@@ -10,7 +10,6 @@ import msgspec
 from sandbox.interfaces.store import (
     ChangeCursor,
     ChangedTask,
-    DuplicateTaskError,
     IndexedTask,
     TaskPage,
     TaskQuery,
@@ -46,14 +45,6 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._changes: dict[str, int] = {}
         self._last_change = 0
-
-    def insert(self, indexed: IndexedTask) -> None:
-        """Add a new task. Raises DuplicateTaskError."""
-        with self._lock:
-            existing = self._tasks.get(indexed.task.id)
-            if existing is not None:
-                raise DuplicateTaskError(existing.task)
-            self._save(indexed)
 
     def save(self, indexed: IndexedTask) -> None:
         """Replace or add a task."""

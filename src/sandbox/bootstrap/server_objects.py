@@ -81,9 +81,7 @@ class TaskServer:
         upstreams = {kind: upstream_from_environment(agent, os.environ) for kind, agent in agents.items()}
         secrets = TaskSecrets(ServerSecretResolver(settings.secrets, os.environ, token_store, agents.values()).resolve)
         # `may_follow_redirects` is called at each launch, because tokens may be created while the server runs.
-        launcher = RunnerLauncher(
-            placements, secrets, upstreams, may_follow_redirects=lambda: not token_store.has_tokens
-        )
+        launcher = RunnerLauncher(placements, secrets, upstreams, lambda: not token_store.has_tokens)
         host, key_settings = placements.selected_host, {kind: agent.key_setting for kind, agent in agents.items()}
         kinds_without_key = {kind for kind, upstream in upstreams.items() if upstream is None}
         conditions = StartConditions(drain, host, disk_monitor, key_settings, kinds_without_key)

@@ -152,10 +152,6 @@ class Store(Protocol):
     rows and log each one once.
     """
 
-    def insert(self, indexed: IndexedTask) -> None:
-        """Add a new task. Raises DuplicateTaskError."""
-        ...
-
     def save(self, indexed: IndexedTask) -> None:
         """Replace a task and its offset in one transaction. Adds the task if it is unknown."""
         ...

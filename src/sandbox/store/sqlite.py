@@ -17,7 +17,6 @@ from sandbox.interfaces.store import (
     ChangeCursor,
     ChangedTask,
     Cursor,
-    DuplicateTaskError,
     IndexDamagedError,
     IndexedTask,
     InvalidCursorError,
@@ -91,13 +90,6 @@ class SqliteStore:
                 self._make_searchable()
         except (*SQLITE_ERRORS, OSError) as error:
             raise StoreUnusableError(f"The index {path} cannot be used ({error}); {_advice(error, path)}.") from error
-
-    def insert(self, indexed: IndexedTask) -> None:
-        """Add a new task. Raises DuplicateTaskError."""
-        with self._connections.write_transaction() as connection:
-            for known in connection.execute(self._sql["load_task"], {"id": indexed.task.id}).fetchall():
-                raise DuplicateTaskError(_to_indexed(known).task)
-            self._save(connection, indexed)
 
     def save(self, indexed: IndexedTask) -> None:
         """Replace or add a task."""

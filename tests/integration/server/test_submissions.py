@@ -138,8 +138,9 @@ def test_key_survives_a_lost_index(tmp_path):
 
 async def test_active_task_is_found_by_key_without_an_index_row(tmp_path):
     class UnwritableStore(MemoryStore):
-        def insert(self, indexed):
-            raise StoreError("full")
+        def save_all(self, indexed):
+            if indexed:
+                raise StoreError("full")
 
     components = ServerComponents(tmp_path, UnwritableStore(), capacity=Resources(4, 10**12, 10**12))
 

@@ -21,7 +21,7 @@ from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.primitives import client_fairness
 from sandbox.primitives.client_fairness import CONCURRENT_THREADS_MAX, FairShares
-from sandbox.server.submissions import SubmissionStore
+from sandbox.server.index_writer import IndexWriter
 
 
 async def collect(events):
@@ -419,18 +419,17 @@ async def test_follow_during_submit_gets_every_event(components, monkeypatch):
 
     async def scenario():
         async with components.server() as service:
-            is_indexed, may_continue = threading.Event(), threading.Event()
-            add = SubmissionStore.add
+            is_indexed, may_continue = asyncio.Event(), asyncio.Event()
+            save = IndexWriter.save
 
-            def add_slowly(*args):
-                added = add(*args)
+            async def save_slowly(*args):
+                await save(*args)
                 is_indexed.set()
-                assert may_continue.wait(10)
-                return added
+                await may_continue.wait()
 
-            monkeypatch.setattr(SubmissionStore, "add", add_slowly)
+            monkeypatch.setattr(IndexWriter, "save", save_slowly)
             submitting = asyncio.create_task(service.submit(manifest()))
-            await asyncio.to_thread(is_indexed.wait, 10)
+            await asyncio.wait_for(is_indexed.wait(), 10)
             following = asyncio.create_task(collect(service.follow("task-1", after=0)))
             await asyncio.sleep(0.1)
             may_continue.set()

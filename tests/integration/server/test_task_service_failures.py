@@ -58,10 +58,6 @@ class FailingStore(MemoryStore):
     is_failing = False
     failure_count = 0
 
-    def insert(self, indexed):
-        self._raise_if_failing()
-        super().insert(indexed)
-
     def save(self, indexed):
         self._raise_if_failing()
         super().save(indexed)
