@@ -34,7 +34,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from doubles.deployment import ORGANIZATION, SERVER_KEY, Deployment, make_repository, reply_turn
+from doubles.deployment import ORGANIZATION, SERVER_KEY, Deployment, make_repository, reply_turn, wait_until
 from sandbox.agents.claude_code.binary_install import find_binary
 
 RUN_SECONDS = 120
@@ -293,7 +293,10 @@ class TaskContender:
             self._deployment.start_server()
         except AssertionError as error:
             raise SkippedError(str(error).strip().splitlines()[-1]) from error
-        self.meter.add(self._deployment.server.ready_message["pid"])
+        server = self._deployment.server.ready_message["pid"]
+        self.meter.add(server)
+        for template in wait_until(lambda: child_processes(server), RUN_SECONDS, "the template of the runners"):
+            self.meter.add(template)
 
     def run(self, number: int) -> None:
         """Run one task until it has completed."""
@@ -317,6 +320,12 @@ class TaskContender:
     def close(self) -> None:
         """Stop the server."""
         self._deployment.close()
+
+
+def child_processes(pid: int) -> list[int]:
+    """Return the children of all threads of a process."""
+    listings = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for listing in listings for child in listing.read_text().split()]
 
 
 CONTENDERS = {
