@@ -364,18 +364,26 @@ def test_first_record_flushes_all_directories(journals, tmp_path, monkeypatch):
     for name in ("fsync", "fdatasync"):
         monkeypatch.setattr(os, name, lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink()))
     with open_writer(journals) as writer:
-        assert flushed == []
+        assert flushed == [tmp_path]
         writer.append(line("x"), at=TIMESTAMP, durable=True)
         directory = tmp_path / "tasks" / "task-1" / "journal"
-        assert flushed == [directory / "records", directory, *directory.parents[:3]]
+        assert flushed[1:] == [directory / "records", directory, *directory.parents[:2]]
         writer.append(line("y"), at=TIMESTAMP, durable=True)
     assert flushed[5:] == [directory / "records"]
+    flushed.clear()
+    journals.create("task-2").close()
+    assert tmp_path not in flushed
 
 
 def test_first_record_is_dropped_if_a_directory_cannot_be_flushed(journals, tmp_path, monkeypatch):
     def fail(_):
         raise OSError(28, "No space left on device")
 
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space left"):
+            journals.create("task-1")
+    assert task_files(tmp_path) == []
     writer = journals.create("task-1")
     with monkeypatch.context() as full:
         full.setattr(os, "fsync", fail)
@@ -385,6 +393,6 @@ def test_first_record_is_dropped_if_a_directory_cannot_be_flushed(journals, tmp_
     flushed = []
     monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink()))
     writer.append(line("x"), at=TIMESTAMP, durable=True)
-    assert len(flushed) == 4
+    assert len(flushed) == 3
     writer.close()
     assert texts(journals.read("task-1")) == ["x"]

@@ -39,6 +39,7 @@ from sandbox.model.events import Event
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.state_machine import Effect, replay
 from sandbox.model.task import Task
+from sandbox.primitives.files import fsync_path
 
 _IN_MODIFY, _IN_Q_OVERFLOW = 0x2, 0x4000
 _EVENT = struct.Struct("iIII")
@@ -129,6 +130,8 @@ class FileJournals:
     def __init__(self, data_dir: Path) -> None:
         self.watch: WatchJournal = FileJournalWatch(data_dir).watch
         self._data_dir = data_dir
+        self._is_root_flushed = False
+        """Whether this process has flushed the entry of the directory that contains all tasks."""
 
     def create(self, task_id: str) -> FileJournalWriter:
         """Create a journal, whose directories are flushed with record 1. Leftovers of a crash before that are reused.
@@ -140,9 +143,22 @@ class FileJournals:
         lock_fd = create_directories(directory)
         try:
             _check_no_records(directory)
-            return _create_records(directory, lock_fd)
+            return self._create_records(directory, lock_fd)
         except BaseException:
             os.close(lock_fd)
+            raise
+
+    def _create_records(self, directory: Path, lock_fd: int) -> FileJournalWriter:
+        """Create an empty records file. It is flushed with record 1, and so are its parent directories."""
+        records_path = directory / "records"
+        try:
+            os.close(os.open(records_path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            if not self._is_root_flushed:
+                fsync_path(self._data_dir)
+                self._is_root_flushed = True
+            return FileJournalWriter(records_path, lock_fd, JournalEnd(None, 0), (directory, *directory.parents[:2]))
+        except BaseException:
+            _remove_journal(directory, lock_fd)
             raise
 
     def discard(self, task_id: str, writer: JournalWriter) -> None:
@@ -317,17 +333,6 @@ def create_directories(directory: Path) -> int:
         raise FileExistsError(errno.EEXIST, "The task already has a journal", str(directory)) from error
     except OSError:
         _remove_empty_directories(directory)
-        raise
-
-
-def _create_records(directory: Path, lock_fd: int) -> FileJournalWriter:
-    """Create an empty records file. It is flushed with record 1, and so are its parent directories."""
-    records_path = directory / "records"
-    try:
-        os.close(os.open(records_path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        return FileJournalWriter(records_path, lock_fd, JournalEnd(None, 0), (directory, *directory.parents[:3]))
-    except BaseException:
-        _remove_journal(directory, lock_fd)
         raise
 
 
