@@ -31,6 +31,46 @@ def test_unchanged_workspace_gives_an_empty_patch(harness):
     assert harness.patch(base) == b""
 
 
+AGENT_CHANGES = {
+    "nothing": lambda workspace: None,
+    "commit in the workspace's repository": lambda workspace: (workspace / ".git" / "HEAD").write_text("ref: x\n"),
+    "touched file": lambda workspace: os.utime(workspace / "README.md", (1, 1)),
+    "empty directory": lambda workspace: (workspace / "empty").mkdir(),
+    "same size": lambda workspace: (workspace / "README.md").write_bytes(
+        b"X" * (workspace / "README.md").stat().st_size
+    ),
+    "new file": lambda workspace: (workspace / "new").write_text("new\n"),
+    "deleted file": lambda workspace: (workspace / "README.md").unlink(),
+    "mode": lambda workspace: (workspace / "README.md").chmod(0o755),
+    "link": lambda workspace: (workspace / "link").symlink_to("README.md"),
+    "forbidden path": lambda workspace: (workspace / "GIT~1").write_text("skipped"),
+}
+WITHOUT_CHANGES = ("nothing", "commit in the workspace's repository", "touched file", "empty directory")
+
+
+@pytest.mark.parametrize("change", AGENT_CHANGES)
+def test_runner_that_staged_makes_the_same_patch_and_needs_no_git_without_changes(harness, monkeypatch, change):
+    with monkeypatch.context() as same_runner:
+        same_runner.setattr(type(harness), "workspaces", harness.workspaces)
+        base, confine, confinements = harness.stage(), harness.confine, []
+        AGENT_CHANGES[change](harness.workspace)
+        harness.confine = lambda *directories: confinements.append(directories) or confine(*directories)
+        patch_text, result = harness.patch_and_result(base, lambda _: False)
+    assert bool(confinements) is (change not in WITHOUT_CHANGES)
+    assert harness.patch_and_result(base, lambda _: False) == (patch_text, result)
+    assert bool(patch_text) is (change not in WITHOUT_CHANGES)
+
+
+def test_runner_that_staged_applies_the_ignore_rules(harness, monkeypatch):
+    monkeypatch.setattr(type(harness), "workspaces", harness.workspaces)
+    harness.upstream.commit({".gitignore": b"*.o\n"})
+    base = harness.stage()
+    (harness.workspace / "main.o").write_text("ignored")
+    assert harness.patch(base) == b""
+    (harness.workspace / "main.c").write_text("new\n")
+    assert b"main.c" in harness.patch(base)
+
+
 def test_unneeded_git_commands_are_not_run(harness, monkeypatch):
     commands, run = [], Git.run
 
