@@ -1,8 +1,11 @@
-"""Batch systems that queue and run workers on a cluster: Slurm, and a stand-in that starts local processes."""
+"""Software that queues and runs workers on a cluster: Slurm, Kubernetes, and a stand-in that starts local processes."""
 
 import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 
 from sandbox.interfaces.cluster_engine import JOB_NAME_PATTERN
+from sandbox.model.resources import Resources
 
 _JOB_NAME = re.compile(JOB_NAME_PATTERN)
 
@@ -17,3 +20,25 @@ def check_job_name(name: str) -> str:
     if not is_job_name(name):
         raise ValueError(f"not the name of a job: {name!r}")
     return name
+
+
+def keep_largest(hosts: Iterable[Resources]) -> Sequence[Resources]:
+    """Return the hosts that no other host matches or exceeds in every resource, sorted by descending number of CPUs.
+
+    Hosts are visited in this order. `frontier` contains the largest pairs of memory and disk among the visited hosts,
+    sorted by ascending memory and descending disk. A host is omitted if the first pair with at least as much memory
+    also has at least as much disk.
+    """
+    result: list[Resources] = []
+    frontier: list[tuple[int, int]] = []
+    for host in sorted({*hosts}, key=lambda host: (host.cpus, host.memory_bytes, host.disk_bytes), reverse=True):
+        position = bisect_left(frontier, (host.memory_bytes, 0))
+        if position < len(frontier) and frontier[position][1] >= host.disk_bytes:
+            continue
+        result.append(host)
+        end = bisect_right(frontier, host.memory_bytes, key=lambda pair: pair[0])
+        begin = position
+        while begin > 0 and frontier[begin - 1][1] <= host.disk_bytes:
+            begin -= 1
+        frontier[begin:end] = [(host.memory_bytes, host.disk_bytes)]
+    return result

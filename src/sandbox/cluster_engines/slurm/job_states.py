@@ -20,10 +20,10 @@ started the worker all the same, so the end of such a job is never certain.
 """
 
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from sandbox.cluster_engines import keep_largest
 from sandbox.interfaces.cluster_engine import JOB_NAME_PATTERN, EngineHost, JobPhase, JobStatus
 from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN
 from sandbox.model.printable import replace_unprintable, replacement_character
@@ -202,7 +202,7 @@ def parse_largest_hosts(output: str, partition: str | None) -> Sequence[Resource
 
     partition: None for the default partition, which sinfo marks with an asterisk. Raises UnexpectedOutputError.
     """
-    return _largest_hosts({_resources(line) for line in _lines_of_partition(output, partition)})
+    return keep_largest({_resources(line) for line in _lines_of_partition(output, partition)})
 
 
 def parse_hosts(output: str, partition: str | None) -> Sequence[EngineHost]:
@@ -233,25 +233,3 @@ def _lines_of_partition(output: str, partition: str | None) -> Iterator[re.Match
 def _resources(line: re.Match[str]) -> Resources:
     disk_bytes = int(line["disk"]) * _MIB or UNLIMITED_DISK_BYTES
     return Resources(int(line["cpus"]), int(line["memory"]) * _MIB, disk_bytes)
-
-
-def _largest_hosts(hosts: set[Resources]) -> Sequence[Resources]:
-    """Return the hosts that no other host matches or exceeds in every resource, sorted by descending number of CPUs.
-
-    Hosts are visited in this order. `frontier` contains the largest pairs of memory and disk among the visited hosts,
-    sorted by ascending memory and descending disk. A host is omitted if the first pair with at least as much memory
-    also has at least as much disk.
-    """
-    result: list[Resources] = []
-    frontier: list[tuple[int, int]] = []
-    for host in sorted(hosts, key=lambda host: (host.cpus, host.memory_bytes, host.disk_bytes), reverse=True):
-        position = bisect_left(frontier, (host.memory_bytes, 0))
-        if position < len(frontier) and frontier[position][1] >= host.disk_bytes:
-            continue
-        result.append(host)
-        end = bisect_right(frontier, host.memory_bytes, key=lambda pair: pair[0])
-        begin = position
-        while begin > 0 and frontier[begin - 1][1] <= host.disk_bytes:
-            begin -= 1
-        frontier[begin:end] = [(host.memory_bytes, host.disk_bytes)]
-    return result
