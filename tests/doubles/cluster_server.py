@@ -79,11 +79,12 @@ class ClusterServer:
     """The jobs of one server, and its connections. `restart` replaces the server, as after a crash.
 
     host_key: the key with which workers have to prove their host; None if no proof is required.
+    verifier: checks the identity tokens that workers have instead of join tokens, or None.
     """
 
     def __init__(self, directory, engine=None, lease_seconds=600.0):
         self.data_dir, self.engine, self.lease_seconds = directory / "data", engine or FakeEngine(), lease_seconds
-        self.store, self.host_key = directory / "jobs", None
+        self.store, self.host_key, self.verifier = directory / "jobs", None, None
         self.journals, self.replicas = FileJournals(self.data_dir), FileTaskReplicas(self.data_dir)
         self.certificate, self.fingerprint = create_certificate(directory)
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -95,12 +96,13 @@ class ClusterServer:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(self.certificate)
         self.drains = HostDrains(self.store.with_name("drained.json"))
-        settings = JobSettings(self.lease_seconds, OVERHEAD_BYTES, make_request)
+        settings = JobSettings(self.lease_seconds, OVERHEAD_BYTES, make_request, self.verifier is None)
+        proof = self.verifier or (self.host_key and HostKey(self.host_key, self.fingerprint))
         self.jobs = Jobs(JobStore(self.store), self.engine, settings, self.drains)
         self.hosts, self.engine_hosts = SeenHosts(self.store.with_name("hosts.json")), EngineHosts(self.engine)
         self.cluster_hosts = ClusterHosts(self.hosts, self.engine_hosts, self.drains, self.jobs)
         await WorkerServer(
-            Claims(self.jobs, self.drains, self.host_key and HostKey(self.host_key, self.fingerprint)),
+            Claims(self.jobs, self.drains, proof),
             self.hosts,
             self.replicas,
             partial(store_runner_log, self.data_dir),

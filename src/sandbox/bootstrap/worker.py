@@ -11,7 +11,8 @@ import shlex
 import signal
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from functools import partial
 from pathlib import Path
 from socket import gethostname
 
@@ -27,17 +28,23 @@ from sandbox.bootstrap.log import configure_logging
 from sandbox.bootstrap.private_directory import make_data_dir, make_private_directory
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.tree_removal import remove_trees
+from sandbox.interfaces.cluster_engine import (
+    HOST_NAME_VARIABLE,
+    IDENTITY_FILE_VARIABLE,
+    IDENTITY_TOKEN_CHARACTERS_MAX,
+    IDENTITY_TOKEN_PATTERN,
+)
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.placement import RenewLease
 from sandbox.interfaces.terminal_frames import FRAME_BYTES_MAX
-from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN, PROTOCOL_VERSION, Claim
+from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN, NO_JOIN_TOKEN, PROTOCOL_VERSION, Claim
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.errors import SandboxError
 from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.primitives.message_stream import StreamPair
 from sandbox.worker.server_session import Lease
-from sandbox.worker.worker import ServerAddress, Worker
+from sandbox.worker.worker import HostProofs, ServerAddress, Worker
 from sandbox.worker.worker_task import OtherTasks, WorkerTask
 
 TOKEN_VARIABLE = "SANDBOX_JOIN_TOKEN"
@@ -110,7 +117,8 @@ def host_name(environment: Mapping[str, str]) -> str:
 
     It has no colon, because a colon separates the placement from the host in the journal.
     """
-    return (environment.get(NODE_VARIABLE) or gethostname()).replace(":", "-")
+    name = environment.get(NODE_VARIABLE) or environment.get(HOST_NAME_VARIABLE) or gethostname()
+    return name.replace(":", "-")
 
 
 def choose_data_dir(data_dir: Path, environment: Mapping[str, str]) -> Path:
@@ -133,13 +141,32 @@ def run(settings: ServerSettings, attempt_id: str, address: ServerAddress) -> in
     if NODE_VARIABLE in os.environ:
         _redirect_output(data_dir / "worker.log")
     configure_logging(settings.log.format, settings.log.level)
+    return asyncio.run(_run(settings, data_dir, attempt_id, address, take_join_token(os.environ)))
+
+
+def take_join_token(environment: MutableMapping[str, str]) -> bytes:
+    """Return the join token, and remove it from the environment. Raises WorkerUnusableError."""
+    if IDENTITY_FILE_VARIABLE in environment:
+        return NO_JOIN_TOKEN
     try:
-        token = bytes.fromhex(os.environ.pop(TOKEN_VARIABLE, ""))
+        token = bytes.fromhex(environment.pop(TOKEN_VARIABLE, ""))
     except ValueError:
         token = b""
     if len(token) != 32:
         raise WorkerUnusableError(f"{TOKEN_VARIABLE} has no join token; an engine starts workers.")
-    return asyncio.run(_run(settings, data_dir, attempt_id, address, token))
+    return token
+
+
+def read_identity_token(path: Path) -> str:
+    """Return the identity token of this worker, which the engine replaces from time to time.
+
+    Raises OSError, WorkerUnusableError.
+    """
+    with path.open("rb") as file:
+        token = file.read(IDENTITY_TOKEN_CHARACTERS_MAX + 1).strip().decode(errors="replace")
+    if not re.fullmatch(IDENTITY_TOKEN_PATTERN, token) or len(token) > IDENTITY_TOKEN_CHARACTERS_MAX:
+        raise WorkerUnusableError(f"{path} has no identity token.")
+    return token
 
 
 def _redirect_output(log: Path) -> None:
@@ -174,6 +201,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
             PROTOCOL_VERSION,
         )
         journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir)
+        identity_file = os.environ.get(IDENTITY_FILE_VARIABLE)
 
         def create_worker_task(task_id: str) -> WorkerTask:
             layout = TaskLayout(data_dir, task_id)
@@ -190,7 +218,10 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
             create_worker_task,
             others,
             lambda task_id: lock_task(locks / task_id),
-            lambda: read_host_key(settings.cluster.host_key_path),
+            HostProofs(
+                lambda: read_host_key(settings.cluster.host_key_path),
+                partial(read_identity_token, Path(identity_file)) if identity_file else None,
+            ),
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

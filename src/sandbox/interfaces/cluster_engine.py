@@ -23,6 +23,17 @@ def job_name(attempt_id: str) -> str:
     return f"sandbox-{attempt_id}"
 
 
+HOST_NAME_VARIABLE = "SANDBOX_HOST_NAME"
+"""The environment variable with the engine's name of a worker's host, if the engine sets it."""
+
+IDENTITY_FILE_VARIABLE = "SANDBOX_IDENTITY_FILE"
+"""The environment variable with the path of the file that contains a worker's identity token, if there is one."""
+
+IDENTITY_TOKEN_PATTERN = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+){2}"
+IDENTITY_TOKEN_CHARACTERS_MAX = 6144
+"""The form of an identity token (a JSON Web Token, RFC 7519)."""
+
+
 class EngineUnavailableError(SandboxError):
     """The engine is not responding, or it cannot accept jobs now. A request may still take effect later."""
 
@@ -46,7 +57,8 @@ class JobRequest(msgspec.Struct, frozen=True):
     time_limit_seconds: the time after which the engine ends the worker, at the earliest.
     grace_seconds: the time between SIGTERM and SIGKILL at the time limit. After `withdraw`, the engine's own settings
         determine this time.
-    output_file: the file on the host to which the worker's output is appended. Its directory must exist.
+    output_file: the file on the host to which the worker's output is appended. Its directory must exist. With
+        /dev/null, an engine may keep the output elsewhere.
     excluded_hosts: the hosts on which the engine must not start the worker. Names that the engine does not have are
         ignored.
 
@@ -161,4 +173,19 @@ class Engine(Protocol):
 
     async def hosts(self) -> Sequence[EngineHost]:
         """Return all hosts on which jobs may run, sorted by name, whether or not they are available now."""
+        ...
+
+
+class WorkerRejectedError(Exception):
+    """The identity token of a worker does not prove that it is the worker of the job on the host that it names."""
+
+
+class WorkerVerifier(Protocol):
+    """Checks identity tokens, with which an engine proves which job a worker belongs to, and where it runs."""
+
+    async def verify(self, name: str, host: str, token: str) -> None:
+        """Check that a token was issued to a worker of this job on this host.
+
+        Raises WorkerRejectedError, EngineUnavailableError.
+        """
         ...

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from sandbox.interfaces.cluster_engine import IDENTITY_TOKEN_CHARACTERS_MAX
 from sandbox.interfaces.file_layout import ATTEMPT_ID_PATTERN
 from sandbox.interfaces.placement import DebugSession, FinishAttempt, RunAttempt
 from sandbox.model.events import Artifact
@@ -52,6 +53,9 @@ LEFTOVER_TASKS_MAX = 16
 HEARTBEAT_SECONDS_MAX = 2.0
 """Maximum interval between the heartbeats of a worker."""
 
+NO_JOIN_TOKEN = bytes(32)
+"""The token in the claim of a worker that has an identity token instead of a join token."""
+
 HOST_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}"
 """The name of a host. It is also a valid name of a directory."""
 
@@ -67,7 +71,8 @@ _Version = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Za-z.+_-]{0,64}\Z")]
 class Claim(msgspec.Struct, frozen=True, tag="claim"):
     """A worker claims its attempt, or reconnects.
 
-    token: the join token of the job. nonce: a random number that a worker process sends with each of its claims.
+    token: the join token of the job, or NO_JOIN_TOKEN.
+    nonce: a random number that a worker process sends with each of its claims.
     runtime: the runtime that works on the host.
     version: the version of Sandbox on the host. cpus, memory_bytes: the resources of the whole host. They are for
         display only; workers of earlier versions do not send them.
@@ -108,9 +113,18 @@ FirstMessage = Claim | JoinStream | Upload
 
 
 class HostProof(msgspec.Struct, frozen=True, tag="host_proof"):
-    """The answer to `ProveHost`: the result of `compute_host_proof`; None if the worker cannot read the host's key."""
+    """The answer to `ProveHost`.
+
+    proof: the result of `compute_host_proof`; None if the worker cannot read the host's key.
+    identity_token: the token that the engine issued to the worker; empty if there is none.
+    """
 
     proof: _Bytes32 | None
+    identity_token: Annotated[str, msgspec.Meta(max_length=IDENTITY_TOKEN_CHARACTERS_MAX)] = ""
+
+    def __repr__(self) -> str:
+        """Omit the proof and the token."""
+        return "HostProof()"
 
 
 class ArtifactPart(msgspec.Struct, frozen=True, tag="artifact_part"):

@@ -52,6 +52,18 @@ class ServerAddress(NamedTuple):
     fingerprint: str
 
 
+class HostProofs(NamedTuple):
+    """How a worker proves its host.
+
+    read_host_key: returns the key that proves the identity of this host; raises OSError, SandboxError.
+    read_identity_token: returns the worker's identity token; raises OSError, SandboxError. None if the engine issues
+        no such tokens.
+    """
+
+    read_host_key: Callable[[], bytes]
+    read_identity_token: Callable[[], str] | None = None
+
+
 class Worker:
     """Runs the attempts of one task. `run` returns the exit code."""
 
@@ -63,14 +75,13 @@ class Worker:
         create_worker_task: Callable[[str], WorkerTask],
         others: OtherTasks,
         lock_task: Callable[[str], contextlib.AbstractContextManager[None]],
-        read_host_key: Callable[[], bytes],
+        proofs: "HostProofs",
     ) -> None:
         """create_worker_task: returns a task on this host.
 
         lock_task: locks a task on this host; raises OSError if another worker holds the lock.
-        read_host_key: returns the key that proves the identity of this host; raises OSError, SandboxError.
         """
-        self._read_host_key = read_host_key
+        self._proofs = proofs
         self._address = address
         self._claim = claim
         self._create_worker_task = create_worker_task
@@ -160,23 +171,23 @@ class Worker:
         """
         answer = await read_message(reader, decoder, FIRST_MESSAGE_BYTES_MAX)
         if isinstance(answer, ProveHost):
-            writer.write(encode_message(HostProof(self._prove_host(answer.challenge))))
+            writer.write(encode_message(self._prove_host(answer.challenge)))
             await writer.drain()
             answer = await read_message(reader, decoder, FIRST_MESSAGE_BYTES_MAX)
         return answer
 
-    def _prove_host(self, challenge: bytes) -> bytes | None:
-        """Return the proof of this host's identity; None if the key cannot be read.
-
-        The proof is valid only for the server whose certificate was compared.
-        """
+    def _prove_host(self, challenge: bytes) -> HostProof:
+        """Return the proof of this host's identity. It is valid only for the server whose certificate was compared."""
+        claim = self._claim
         try:
-            key = self._read_host_key()
+            if self._proofs.read_identity_token is not None:
+                return HostProof(None, self._proofs.read_identity_token())
+            key = self._proofs.read_host_key()
         except (OSError, SandboxError) as error:
             _log.error("The server requires a proof of this host: %s", error_reason(error))
-            return None
-        claim = self._claim
-        return compute_host_proof(key, challenge, claim.attempt_id, claim.host, claim.nonce, self._address.fingerprint)
+            return HostProof(None)
+        proof = compute_host_proof(key, challenge, claim.attempt_id, claim.host, claim.nonce, self._address.fingerprint)
+        return HostProof(proof)
 
     async def _take_task(self, task_id: str) -> WorkerTask:
         """Lock the task on this host, and remove the files that an earlier worker of the task left.

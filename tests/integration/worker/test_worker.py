@@ -15,6 +15,7 @@ from doubles.cluster_server import NOW, ClusterServer, wait_until
 from doubles.manifests import manifest
 from sandbox.bootstrap.cluster import create_certificate
 from sandbox.disks.tree_removal import remove_trees
+from sandbox.interfaces.cluster_engine import WorkerRejectedError
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError, Leftover, LeftoverScan, RunAttempt
@@ -48,7 +49,15 @@ from sandbox.primitives.message_stream import encode_message, read_message
 from sandbox.worker import server_session as session_module
 from sandbox.worker import worker_task
 from sandbox.worker.server_session import Lease, seconds_since_boot
-from sandbox.worker.worker import EXIT_DONE, EXIT_FENCED, EXIT_HOST_FAILED, EXIT_TERMINATED, ServerAddress, Worker
+from sandbox.worker.worker import (
+    EXIT_DONE,
+    EXIT_FENCED,
+    EXIT_HOST_FAILED,
+    EXIT_TERMINATED,
+    HostProofs,
+    ServerAddress,
+    Worker,
+)
 from sandbox.worker.worker_task import OtherTasks, WorkerTask
 
 LEASE_SECONDS = 30.0
@@ -73,7 +82,7 @@ class FakeHost:
         self.launch_error, self.scan_errors, self.may_lock = None, 0, asyncio.Event()
         self.hanging_scans, self.renewal_errors = 0, 0
         self.may_lock.set()
-        self.host_key, self.claim_changes = None, {}
+        self.host_key, self.claim_changes, self.read_identity_token = None, {}, None
 
     def read_host_key(self):
         if self.host_key is None:
@@ -166,7 +175,7 @@ class RunningWorker:
             self.create_worker_task,
             others,
             self.lock_task,
-            host.read_host_key,
+            HostProofs(host.read_host_key, host.read_identity_token),
         )
         self.running = asyncio.create_task(self.worker.run())
 
@@ -634,6 +643,33 @@ async def test_worker_that_cannot_prove_its_host_ends(server, start, caplog, hos
     assert not worker.job.is_claimed
 
 
+class FakeVerifier:
+    async def verify(self, name, host, token):
+        if token != "a.b.c":
+            raise WorkerRejectedError("The token is not valid.")
+
+
+async def test_worker_sends_its_identity_token(server, start):
+    server.verifier = FakeVerifier()
+    await server.restart()
+    worker = await start(read_identity_token=lambda: "a.b.c")
+    await worker.launch()
+    worker.host.record(PREPARED, output("x"))
+    await worker.wait_until_copied()
+
+
+async def test_worker_that_cannot_read_its_identity_token_ends(server, start, caplog):
+    def fail():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/var/run/secrets/sandbox/token")
+
+    server.verifier = FakeVerifier()
+    await server.restart()
+    worker = await start(read_identity_token=fail)
+    assert await worker.exit_code() == EXIT_FENCED
+    assert "/var/run/secrets/sandbox/token" in caplog.text
+    assert "The token is not valid." in server.jobs.status("task-1").reason
+
+
 async def test_worker_of_another_version_ends(server, start, caplog):
     worker = await start(claim_changes={"version": "0.0.9"})
     assert await worker.exit_code() == EXIT_FENCED
@@ -661,7 +697,7 @@ async def test_another_server_cannot_pass_on_the_proof_of_a_worker(server, tmp_p
 
     attacker = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=tls)
     address = ServerAddress("127.0.0.1", attacker.sockets[0].getsockname()[1], fingerprint)
-    worker = Worker(address, server.claim(job), Lease(), None, None, None, lambda: b"k" * 32)
+    worker = Worker(address, server.claim(job), Lease(), None, None, None, HostProofs(lambda: b"k" * 32))
     assert await worker.run() == EXIT_FENCED
     assert proofs[0].proof is not None
     assert not job.is_claimed

@@ -1,4 +1,4 @@
-"""Checks the claims of workers: the join token, the version, the proof of the host, and the engine's confirmation."""
+"""Checks the claims of workers: the token, the version, the proof of the host, and the engine's confirmation."""
 
 import asyncio
 import logging
@@ -8,8 +8,10 @@ from typing import NamedTuple
 import msgspec
 
 from sandbox import __version__
+from sandbox.interfaces.cluster_engine import EngineUnavailableError, WorkerRejectedError, WorkerVerifier
 from sandbox.interfaces.worker_messages import (
     FIRST_MESSAGE_BYTES_MAX,
+    NO_JOIN_TOKEN,
     PROTOCOL_VERSION,
     Claim,
     HostProof,
@@ -45,12 +47,16 @@ class HostKey(NamedTuple):
 
 
 class Claims:
-    """Checks claims. host_key: None to accept any host that the engine confirms."""
+    """Checks claims.
 
-    def __init__(self, jobs: Jobs, drains: HostDrains, host_key: HostKey | None) -> None:
+    proof: the key with which workers prove their host, or what checks their identity tokens; None to accept any host
+        that the engine confirms.
+    """
+
+    def __init__(self, jobs: Jobs, drains: HostDrains, proof: HostKey | WorkerVerifier | None) -> None:
         self.jobs = jobs
         self._drains = drains
-        self._host_key = host_key
+        self._proof = proof
 
     async def accept(self, claim: Claim, streams: StreamPair) -> Job | None:
         """Store a claim, and return the claimed job.
@@ -64,11 +70,14 @@ class Claims:
         if job is not None:
             try:
                 _check_version(claim, is_reconnection=job.is_claimed)
-                if not job.is_claimed and self._host_key is not None:
-                    await _check_host(claim, self._host_key, streams)
+                if not job.is_claimed:
+                    await self._check_proof(job, claim, streams)
             except ClaimRejectedError as error:
                 self._record_rejection(job, claim, str(error))
                 raise
+            except EngineUnavailableError as error:
+                _log.warning("The worker of task %s was not checked: %s", job.stored.task_id, error.message)
+                return None
             except TimeoutError:
                 self._record_rejection(job, claim, f"The worker on {claim.host} did not prove its host in time.")
                 raise
@@ -85,6 +94,26 @@ class Claims:
         if (job := self.jobs.claim(claim)) is None:
             raise ClaimRejectedError("Another worker has this attempt, or the attempt is over.")
         return job
+
+    async def _check_proof(self, job: Job, claim: Claim, streams: StreamPair) -> None:
+        """Check what the worker proves.
+
+        Raises ClaimRejectedError, EngineUnavailableError, InvalidMessageError, OSError.
+        """
+        match self._proof:
+            case HostKey():
+                await _check_host_key(claim, self._proof, streams)
+            case None:
+                pass
+            case verifier:
+                answer = await _request_proof(os.urandom(_CHALLENGE_BYTES), streams)
+                try:
+                    await verifier.verify(job.name, claim.host, answer.identity_token)
+                except WorkerRejectedError as error:
+                    raise ClaimRejectedError(str(error)) from error
+                return
+        if claim.token == NO_JOIN_TOKEN:  # anyone can send it
+            raise ClaimRejectedError("The worker has no join token.")
 
     def _record_rejection(self, job: Job, claim: Claim, reason: str) -> None:
         """Record a rejection, unless the task has ended or another worker has claimed the job meanwhile."""
@@ -111,16 +140,22 @@ def _check_version(claim: Claim, *, is_reconnection: bool) -> None:
     )
 
 
-async def _check_host(claim: Claim, host_key: HostKey, streams: StreamPair) -> None:
-    """Let the worker prove that it can read the key. Raises ClaimRejectedError, InvalidMessageError, OSError."""
+async def _request_proof(challenge: bytes, streams: StreamPair) -> HostProof:
+    """Return the worker's answer to the challenge. Raises InvalidMessageError, OSError."""
     reader, writer = streams
-    challenge = os.urandom(_CHALLENGE_BYTES)
     writer.write(encode_message(ProveHost(challenge)))
     await writer.drain()
     async with asyncio.timeout(_PROOF_SECONDS):
         answer = await read_message(reader, _proof_decoder, FIRST_MESSAGE_BYTES_MAX)
     if answer is None:
         raise ConnectionError("the worker closed the connection")
+    return answer
+
+
+async def _check_host_key(claim: Claim, host_key: HostKey, streams: StreamPair) -> None:
+    """Let the worker prove that it can read the key. Raises ClaimRejectedError, InvalidMessageError, OSError."""
+    challenge = os.urandom(_CHALLENGE_BYTES)
+    answer = await _request_proof(challenge, streams)
     if answer.proof is None:
         raise ClaimRejectedError(
             f"The worker on {claim.host} cannot read the key of its host: see its log, and check cluster.host_key_file."

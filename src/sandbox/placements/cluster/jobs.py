@@ -19,7 +19,7 @@ from sandbox.interfaces.cluster_engine import Engine, EngineRejectedError, JobPh
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import HostIdentity
-from sandbox.interfaces.worker_messages import Claim
+from sandbox.interfaces.worker_messages import NO_JOIN_TOKEN, Claim
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.host_drains import HostDrains
@@ -203,12 +203,14 @@ class JobSettings(NamedTuple):
 
     lease_seconds: how long a worker may communicate after an answer.
     overhead_bytes: the memory that a job needs in addition to the task's memory.
+    has_join_tokens: whether each worker gets a join token; otherwise, the engine gives it an identity token.
     make_request: returns the request for a job, given its name, an attempt id, a join token, and the job's resources.
     """
 
     lease_seconds: float
     overhead_bytes: int
     make_request: Callable[[str, str, bytes, Resources], JobRequest]
+    has_join_tokens: bool = True
 
 
 class Rejections:
@@ -484,7 +486,8 @@ class Jobs:
     async def _submit(self, job: Job) -> None:
         """Submit the job. A crash may follow any step, so the hash of the token is stored first."""
         job.postpone(_RESUBMIT_SECONDS, "The job is being submitted.")
-        token, excluded = os.urandom(32), self._drains.names
+        token = os.urandom(32) if self._settings.has_join_tokens else NO_JOIN_TOKEN
+        excluded = self._drains.names
         token_hashes = (*job.stored.token_hashes, _hash(token))[-_TOKENS_MAX:]
         self._save(job, token_hashes=token_hashes, excluded_hosts=excluded)
         task = job.stored.resources

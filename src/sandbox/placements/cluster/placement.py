@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from sandbox.interfaces.cluster_engine import Engine, EngineUnavailableError, JobStatus
+from sandbox.interfaces.cluster_engine import Engine, EngineUnavailableError, JobStatus, WorkerVerifier
 from sandbox.interfaces.images import Image, ProfileCatalog
 from sandbox.interfaces.journal import JournalBusyError, JournalWriter, Liveness, TaskReplicas
 from sandbox.interfaces.placement import (
@@ -319,12 +319,12 @@ class ClusterPlacement:
 
 
 class ListenAddress(NamedTuple):
-    """Where the server listens for workers, the certificate that it presents, and the key of the workers' hosts."""
+    """Where the server listens for workers, the certificate that it presents, and what workers prove; see `Claims`."""
 
     host: str
     port: int
     tls: ssl.SSLContext
-    host_key: HostKey | None = None
+    proof: HostKey | WorkerVerifier | None = None
 
 
 class TaskStorage(NamedTuple):
@@ -381,7 +381,7 @@ async def create_cluster_placement(
     async def start() -> Jobs:
         jobs = Jobs(JobStore(directory), engine, settings, drains)
         server = WorkerServer(
-            Claims(jobs, drains, address.host_key),
+            Claims(jobs, drains, address.proof),
             seen_hosts,
             storage.replicas,
             storage.store_log,

@@ -8,8 +8,14 @@ import pytest
 
 from doubles.cluster_server import HOST, ClusterServer, wait_until
 from sandbox import __version__
-from sandbox.interfaces.cluster_engine import JobPhase
+from sandbox.interfaces.cluster_engine import (
+    IDENTITY_TOKEN_CHARACTERS_MAX,
+    EngineUnavailableError,
+    JobPhase,
+    WorkerRejectedError,
+)
 from sandbox.interfaces.worker_messages import (
+    NO_JOIN_TOKEN,
     PROTOCOL_VERSION,
     Claimed,
     Fenced,
@@ -326,3 +332,101 @@ async def test_reason_is_shown_until_another_worker_claims_the_next_job(server, 
     async with server.connect(server.claim(replaced)) as client:
         assert isinstance(await client.read(), Claimed)
     assert "0.0.9" not in server.jobs.status("task-1").reason
+
+
+class FakeVerifier:
+    """Accepts one token. error: raised instead of a check."""
+
+    def __init__(self):
+        self.error, self.calls = None, []
+
+    async def verify(self, name, host, token):
+        self.calls.append((name, host, token))
+        if self.error is not None:
+            raise self.error
+        if token != "valid":
+            raise WorkerRejectedError("The token is not valid.")
+
+
+class TestIdentityToken:
+    """The engine gives each worker an identity token instead of a join token."""
+
+    @pytest.fixture
+    async def server(self, tmp_path):
+        server = ClusterServer(tmp_path)
+        server.verifier = FakeVerifier()
+        await server.start()
+        yield server
+        await server.stop()
+
+    async def send_token(self, client, token="valid"):
+        await challenge_of(client)
+        await client.send(HostProof(None, token))
+
+    async def test_worker_with_a_valid_token_gets_the_task(self, server, job):
+        assert server.tokens(job) == [NO_JOIN_TOKEN]
+        async with server.connect(server.claim(job)) as client:
+            await self.send_token(client)
+            assert isinstance(await client.read(), Claimed)
+        assert server.verifier.calls == [(job.name, HOST, "valid")]
+
+    @pytest.mark.parametrize("token", ["", "invalid", "x" * IDENTITY_TOKEN_CHARACTERS_MAX])
+    async def test_worker_without_a_valid_token_is_rejected(self, server, job, token):
+        async with server.connect(server.claim(job)) as client:
+            await self.send_token(client, token)
+            await check_not_accepted(client, "The token is not valid.")
+        assert "The token is not valid." in server.jobs.status("task-1").reason
+        async with server.connect(server.claim(job)) as client:
+            await self.send_token(client)
+            assert isinstance(await client.read(), Claimed)
+        assert "The token" not in server.jobs.status("task-1").reason
+
+    async def test_token_that_is_too_long_is_malformed(self, server, job):
+        async with server.connect(server.claim(job)) as client:
+            await self.send_token(client, "x" * (IDENTITY_TOKEN_CHARACTERS_MAX + 1))
+            await check_not_accepted(client)
+        assert server.verifier.calls == []
+
+    async def test_worker_tries_again_while_the_engine_is_not_responding(self, server, job):
+        server.verifier.error = EngineUnavailableError("It is not responding.")
+        async with server.connect(server.claim(job)) as client:
+            await self.send_token(client)
+            await check_not_accepted(client)
+        assert not job.is_claimed
+        server.verifier.error = None
+        async with server.connect(server.claim(job)) as client:
+            await self.send_token(client)
+            assert isinstance(await client.read(), Claimed)
+
+    async def test_worker_that_reconnects_is_identified_by_its_random_number(self, server, job):
+        claim = server.claim(job)
+        async with server.connect(claim) as client:
+            await self.send_token(client)
+            assert isinstance(await client.read(), Claimed)
+        await server.restart()
+        async with server.connect(claim) as client:
+            assert isinstance(await client.read(), Claimed)
+        async with server.connect(server.claim(job)) as other:
+            await check_not_accepted(other, "Another worker has this attempt")
+        assert len(server.verifier.calls) == 1
+
+    async def test_server_that_checks_no_tokens_accepts_no_worker_without_a_join_token(self, server, job):
+        """The settings select another engine, but the job is still stored."""
+        claim = server.claim(job)
+        await server.stop()
+        server.verifier = None
+        await server.start()
+        async with server.connect(claim) as client:
+            await check_not_accepted(client, "The worker has no join token.")
+
+    async def test_host_must_be_confirmed_too(self, server, job, monkeypatch):
+        monkeypatch.setattr(jobs, "_HOST_CONFIRMATION_TIMEOUT_SECONDS", 0.2)
+        async with server.connect(server.claim(job, host="host-2")) as client:
+            await self.send_token(client)
+            await check_not_accepted(client)
+        assert not job.is_claimed
+
+
+async def test_claim_without_a_join_token_is_rejected_by_a_server_with_join_tokens(server, job):
+    async with server.connect(server.claim(job, token=NO_JOIN_TOKEN)) as client:
+        await check_not_accepted(client, "Another worker has this attempt")
