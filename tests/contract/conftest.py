@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from doubles import slurm_cluster
-from doubles.engine_harnesses import Job, ProcessHarness, SlurmHarness
+from doubles.engine_harnesses import Job, KubernetesHarness, ProcessHarness, SlurmHarness
 from doubles.runtime_availability import RUN_ALL_QEMU_TESTS, record_slow_kvm, require_qemu_components, require_runtime
 from sandbox.interfaces.cluster_engine import Engine
 from sandbox.interfaces.runtime import Runtime
@@ -92,15 +92,27 @@ def slurm_harness(cluster: slurm_cluster.SlurmCluster) -> Iterator[SlurmHarness]
         yield harness
 
 
-@pytest.fixture(params=["process_harness", "slurm_harness"], ids=["processes", "slurm"])
-def harness(request: pytest.FixtureRequest) -> ProcessHarness | SlurmHarness:
+@pytest.fixture
+def kubernetes_harness(tmp_path: Path) -> Iterator[KubernetesHarness]:
+    """The engine that submits Jobs to a double of Kubernetes."""
+    with closing(KubernetesHarness(tmp_path)) as harness:
+        yield harness
+
+
+Harness = ProcessHarness | KubernetesHarness | SlurmHarness
+
+
+@pytest.fixture(
+    params=["process_harness", "kubernetes_harness", "slurm_harness"], ids=["processes", "kubernetes", "slurm"]
+)
+def harness(request: pytest.FixtureRequest) -> Harness:
     """Each engine in turn. A test module for one engine overrides this fixture."""
-    harness: ProcessHarness | SlurmHarness = request.getfixturevalue(request.param)
+    harness: Harness = request.getfixturevalue(request.param)
     return harness
 
 
 @pytest.fixture
-def engine(harness: ProcessHarness | SlurmHarness) -> Engine:
+def engine(harness: Harness) -> Engine:
     """The engine of the harness."""
     return harness.connect()
 

@@ -11,6 +11,10 @@ import time
 from pathlib import Path
 
 from doubles import engine_worker, slurm_cluster
+from doubles.kubernetes.api_server import NAMESPACE, KubernetesApi
+from sandbox.cluster_engines.kubernetes.api_client import ApiAddress
+from sandbox.cluster_engines.kubernetes.engine import KubernetesEngine
+from sandbox.cluster_engines.kubernetes.worker_job import WorkerPodSettings
 from sandbox.cluster_engines.processes.engine import ProcessEngine
 from sandbox.cluster_engines.slurm.batch_job import SlurmSettings
 from sandbox.cluster_engines.slurm.engine import SlurmEngine
@@ -43,6 +47,35 @@ class ProcessHarness:
             if not (path.parent / "ended.json").exists():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(json.loads(path.read_bytes())["pid"], signal.SIGKILL)
+
+
+class KubernetesHarness:
+    """Runs jobs on the double of Kubernetes, which has one node."""
+
+    kill_seconds = 1.0
+    whole_host = Resources(4, 1000 * MIB, 10 * GIB)
+
+    def __init__(self, directory):
+        self.api = KubernetesApi(directory / "kubernetes")
+        self.cluster = self.api.cluster
+        self.cluster.add_node("n1")
+
+    def connect(self, owner="server-1", **changes):
+        """Return a new engine, like the one that a restarted server creates."""
+        fields = {
+            "image": "sandbox@sha256:abc",
+            "service_account": "sandbox-worker",
+            "node_selector": {"kubernetes.io/os": "linux"},
+            "tolerations": (),
+            "owner": owner,
+            "audience": f"audience-of-{owner}",
+        }
+        address = ApiAddress(self.api.url, self.api.token_file, self.api.ca_file)
+        return KubernetesEngine(address, NAMESPACE, WorkerPodSettings(**(fields | changes)))
+
+    def close(self):
+        """Kill the processes of all jobs, and check the requests."""
+        self.api.close()
 
 
 class SlurmHarness:

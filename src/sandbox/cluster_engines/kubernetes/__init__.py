@@ -1,0 +1,1 @@
+"""Runs workers as Jobs of Kubernetes, one Pod for each."""
