@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from doubles.kubernetes import schemas
+from sandbox.bootstrap.cluster import IMAGE_COMMAND
 from sandbox.bootstrap.machine_setup import PACKAGES
+from sandbox.bootstrap.settings.schema import KubernetesSection
+from sandbox.cluster_engines.kubernetes.engine import PERMISSIONS, Permission
 from sandbox.dashboard.pages.documentation import GUIDE_PAGES
 
 DATA_SUFFIXES = {".css", ".html", ".js", ".json", ".svg", ".toml"}
@@ -47,6 +51,42 @@ def test_container_installs_the_packages_of_the_setup_script(root: Path):
     installed = set(re.findall(r"[a-z0-9-]+", text.split("--no-install-recommends")[1].split("&&")[0]))
     setup = (root / "script" / "setup").read_text().split("missing_packages() {")[1].split("if [ ")[0]
     assert set(re.findall(r"\|\| echo ([a-z0-9-]+)", setup)) <= installed
+
+
+@pytest.fixture
+def kubernetes_objects(root: Path) -> list[dict]:
+    return list(yaml.safe_load_all((root / "packaging" / "kubernetes" / "sandbox.yaml").read_text()))
+
+
+def test_kubernetes_objects_are_valid(kubernetes_objects: list[dict]):
+    for each in kubernetes_objects:
+        schemas.validate(each)
+    names = {(each["kind"], each["metadata"]["name"]) for each in kubernetes_objects}
+    section = KubernetesSection()
+    assert {("Namespace", section.namespace), ("ServiceAccount", section.service_account)} <= names
+    namespaces = {each["metadata"].get("namespace", section.namespace) for each in kubernetes_objects}
+    assert namespaces == {section.namespace}
+
+
+def test_server_has_only_the_rights_that_it_needs_in_kubernetes(kubernetes_objects: list[dict]):
+    granted = {
+        Permission(verb, group, resource, is_namespaced=each["kind"] == "Role")
+        for each in kubernetes_objects
+        for rule in each.get("rules", [])
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert granted == set(PERMISSIONS)
+    for each in kubernetes_objects:
+        assert all(subject["name"] == "sandbox-server" for subject in each.get("subjects", []))
+
+
+def test_image_contains_the_command_of_workers(root: Path):
+    program, _, script = IMAGE_COMMAND
+    assert "tini" in (root / "packaging" / "Containerfile").read_text()
+    assert program == "/usr/bin/tini"
+    assert (root / Path(script).relative_to("/opt/sandbox")).stat().st_mode & 0o111
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import os
 import ssl
 import sys
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +20,17 @@ from cryptography.x509.oid import NameOID
 from sandbox.bootstrap.local_host import RUNNER_VARIABLES, PlacementContext, measure_capacity
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.private_directory import make_private_directory
-from sandbox.bootstrap.settings.schema import ClusterSection, SlurmSection
+from sandbox.bootstrap.settings.load import ConfigurationError
+from sandbox.bootstrap.settings.schema import ClusterSection, KubernetesSection, SlurmSection
 from sandbox.bootstrap.worker import TOKEN_VARIABLE, host_name, read_host_key
+from sandbox.cluster_engines.kubernetes.api_client import ApiAddress
+from sandbox.cluster_engines.kubernetes.engine import KubernetesEngine
+from sandbox.cluster_engines.kubernetes.worker_job import DATA_DIR, WorkerPodSettings
 from sandbox.cluster_engines.processes.engine import ProcessEngine
 from sandbox.cluster_engines.slurm.batch_job import SlurmSettings
 from sandbox.cluster_engines.slurm.engine import SlurmEngine
 from sandbox.images.profile_catalog import ProfileCatalog
-from sandbox.interfaces.cluster_engine import Engine, JobRequest
+from sandbox.interfaces.cluster_engine import Engine, JobRequest, WorkerVerifier
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Journals
 from sandbox.journal.journals import FileJournals
@@ -44,6 +48,7 @@ WORKER_OVERHEAD_BYTES = 256 * 1024**2
 _log = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 30
+_OWNER_CHARACTERS = 40
 _VALID_DAYS = 36_500
 
 
@@ -80,32 +85,46 @@ def create_certificate(directory: Path) -> tuple[Path, str]:
 SLURM_VARIABLES = ("HOME", "LANG", "LOGNAME", "PATH", "USER")
 """Environment variables that workers on other hosts get. The user is the same on all hosts, but paths may differ."""
 
+IMAGE_COMMAND = ("/usr/bin/tini", "--", "/opt/sandbox/packaging/kubernetes/start-worker")
+"""The command of a worker in the image that packaging/Containerfile describes."""
+
 
 def worker_environment(context: PlacementContext, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a worker, without its join token. It contains no key and no secret."""
     log, server, cluster = context.settings.log, context.settings.server, context.settings.cluster
-    is_slurm = cluster.engine == "slurm"
-    names = SLURM_VARIABLES if is_slurm else RUNNER_VARIABLES
+    names: Sequence[str]
+    names, data_dir = RUNNER_VARIABLES, str(context.data_dir / "cluster" / "host")
+    if cluster.engine == "slurm":
+        names, data_dir = SLURM_VARIABLES, cluster.slurm.data_dir
+    elif cluster.engine == "kubernetes":
+        names, data_dir = (), DATA_DIR
     host_key = {} if cluster.host_key_file is None else {"SANDBOX_CLUSTER_HOST_KEY_FILE": cluster.host_key_file}
     return {name: environment[name] for name in names if name in environment} | {
         **host_key,
         FORMAT_VARIABLE: log.format,
         LEVEL_VARIABLE: log.level,
         "SANDBOX_CONFIG": os.devnull,
-        "SANDBOX_DATA_DIR": cluster.slurm.data_dir if is_slurm else str(context.data_dir / "cluster" / "host"),
+        "SANDBOX_DATA_DIR": data_dir,
         "SANDBOX_RUNTIME": server.runtime,
     }
 
 
 def worker_command(section: ClusterSection) -> tuple[str, ...]:
     """Return the command that starts a worker, without its arguments."""
+    if section.engine == "kubernetes":
+        return IMAGE_COMMAND
     if section.engine == "slurm" and section.slurm.sandbox is not None:
         return (section.slurm.sandbox, "worker")
     return (sys.executable, "-I", "-m", "sandbox", "worker")
 
 
-def create_engine(context: PlacementContext, directory: Path) -> Engine:
-    """Create the engine that the settings name. directory: where an engine may store files."""
+def create_engine(context: PlacementContext, directory: Path, fingerprint: str) -> Engine:
+    """Create the engine that the settings name. Raises ConfigurationError.
+
+    directory: where an engine may store files. fingerprint: SHA-256 (hex) of the server's certificate.
+    """
+    if context.settings.cluster.engine == "kubernetes":
+        return create_kubernetes_engine(context.settings.cluster.kubernetes, fingerprint, os.environ)
     if context.settings.cluster.engine == "slurm":
         return SlurmEngine(slurm_settings(context.settings.cluster.slurm))
     capacity = measure_capacity(context.data_dir, context.settings.capacity)
@@ -115,6 +134,43 @@ def create_engine(context: PlacementContext, directory: Path) -> Engine:
 def slurm_settings(section: SlurmSection) -> SlurmSettings:
     """Return the settings of the engine `slurm`."""
     return SlurmSettings(section.partition, section.account, section.options, section.commands, section.configuration)
+
+
+def create_kubernetes_engine(
+    section: KubernetesSection, fingerprint: str, environment: Mapping[str, str]
+) -> KubernetesEngine:
+    """Create the engine `kubernetes`. Raises ConfigurationError.
+
+    fingerprint: identifies the server among those that use the namespace. A token for its workers is useless elsewhere.
+    """
+    if section.image is None:
+        raise ConfigurationError("cluster.kubernetes.image is not set: it names the image of the workers.")
+    server = section.server
+    if server is None:
+        host, port = environment.get("KUBERNETES_SERVICE_HOST"), environment.get("KUBERNETES_SERVICE_PORT", "443")
+        if not host:
+            message = "cluster.kubernetes.server is not set, and this server does not run in a Pod."
+            raise ConfigurationError(f"{message} Set it to the URL of the API server ('kubectl cluster-info').")
+        server = f"https://{f'[{host}]' if ':' in host else host}:{port}"
+    labels = dict(label.split("=", 1) for label in section.node_selector)
+    owner, audience = fingerprint[:_OWNER_CHARACTERS], f"sandbox-{fingerprint}"
+    pods = WorkerPodSettings(section.image, section.service_account, labels, section.tolerations, owner, audience)
+    return KubernetesEngine(
+        ApiAddress(server, Path(section.token_file), Path(section.ca_file)), section.namespace, pods
+    )
+
+
+def choose_proof(section: ClusterSection, engine: Engine, fingerprint: str) -> HostKey | WorkerVerifier | None:
+    """Return what workers have to prove; see `Claims`. Raises HostKeyError, ConfigurationError.
+
+    fingerprint: SHA-256 (hex) of the server's certificate.
+    """
+    if not isinstance(engine, KubernetesEngine):
+        return load_host_key(section, fingerprint)
+    if section.host_key_path is not None:
+        message = "cluster.host_key_file has no effect with the engine kubernetes, which proves the hosts of workers."
+        raise ConfigurationError(f"{message} Remove it.")
+    return engine
 
 
 def load_host_key(section: ClusterSection, fingerprint: str) -> HostKey | None:
@@ -178,24 +234,29 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
     if section.engine == "processes":
         make_private_directory(directory / "host")
 
+    engine = create_engine(context, directory, fingerprint)
+    proof = choose_proof(section, engine, fingerprint)
+    has_join_tokens = not isinstance(engine, KubernetesEngine)
+
     def make_request(name: str, attempt_id: str, token: bytes, resources: Resources) -> JobRequest:
         address = f"{section.host}:{section.port}"
         return JobRequest(
             name,
             (*worker_command(section), attempt_id, "--server", address, "--fingerprint", fingerprint),
-            {**environment, TOKEN_VARIABLE: token.hex()},
+            {**environment, **({TOKEN_VARIABLE: token.hex()} if has_join_tokens else {})},
             resources,
             section.time_limit_seconds,
             _GRACE_SECONDS,
-            # Slurm runs no job whose output file it cannot open, so the worker opens its log itself.
-            os.devnull if section.engine == "slurm" else str(directory / "host" / "worker.log"),
+            # Slurm runs no job whose output file it cannot open, so the worker opens its log itself. Kubernetes keeps
+            # the output of a Pod.
+            str(directory / "host" / "worker.log") if section.engine == "processes" else os.devnull,
         )
 
     return await create_cluster_placement(
         directory / "jobs",
-        create_engine(context, directory),
-        JobSettings(section.lease_seconds, WORKER_OVERHEAD_BYTES, make_request),
-        ListenAddress(section.host, section.port, tls, load_host_key(section, fingerprint)),
+        engine,
+        JobSettings(section.lease_seconds, WORKER_OVERHEAD_BYTES, make_request, has_join_tokens),
+        ListenAddress(section.listen_host or section.host, section.port, tls, proof),
         TaskStorage(
             context.replicas, partial(store_runner_log, data_dir), partial(has_task_ended, FileJournals(data_dir))
         ),

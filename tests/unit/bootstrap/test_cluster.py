@@ -13,8 +13,11 @@ import pytest
 from doubles.stored_tasks import StoredTasks
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.cluster import (
+    IMAGE_COMMAND,
+    choose_proof,
     create_certificate,
     create_engine,
+    create_kubernetes_engine,
     has_task_ended,
     load_host_key,
     slurm_settings,
@@ -22,10 +25,20 @@ from sandbox.bootstrap.cluster import (
     worker_environment,
 )
 from sandbox.bootstrap.local_host import AgentsAndRunnerCommand, PlacementContext
-from sandbox.bootstrap.settings.load import load
-from sandbox.bootstrap.worker import HostKeyError, WorkerUnusableError, choose_data_dir, host_name
+from sandbox.bootstrap.settings.load import ConfigurationError, load
+from sandbox.bootstrap.worker import (
+    HostKeyError,
+    WorkerUnusableError,
+    choose_data_dir,
+    host_name,
+    read_identity_token,
+    take_join_token,
+)
+from sandbox.cluster_engines.kubernetes.engine import KubernetesEngine
+from sandbox.cluster_engines.kubernetes.worker_job import WorkerPodSettings
 from sandbox.cluster_engines.slurm.batch_job import SlurmSettings
 from sandbox.cluster_engines.slurm.engine import SlurmEngine
+from sandbox.interfaces.worker_messages import NO_JOIN_TOKEN
 
 
 def test_certificate_is_private_and_stays_the_same(tmp_path):
@@ -68,7 +81,7 @@ def test_slurm_settings_reach_the_engine():
     )
     expected = SlurmSettings("long", "ai", ("--exclusive", "--nice=5"), "/opt/bin")
     assert slurm_settings(context.settings.cluster.slurm) == expected
-    assert isinstance(create_engine(context, Path("/data/cluster")), SlurmEngine)
+    assert isinstance(create_engine(context, Path("/data/cluster"), "ab" * 32), SlurmEngine)
 
 
 def write_key(path, key=bytes(range(32))):
@@ -119,6 +132,80 @@ def test_slurm_hosts_use_different_directories():
     for name in ("..", "a/b", "/etc"):
         with pytest.raises(WorkerUnusableError):
             choose_data_dir(Path("/data"), {"SLURMD_NODENAME": name})
+
+
+KUBERNETES = {"CLUSTER_ENGINE": "kubernetes", "CLUSTER_KUBERNETES_IMAGE": "sandbox:1"}
+
+
+def test_kubernetes_settings_reach_the_engine():
+    variables = {"NAMESPACE": "agents", "SERVER": "https://192.0.2.9", "NODE_SELECTOR": "a=b,c=", "TOLERATIONS": "t"}
+    context = make_context(**KUBERNETES, **{f"CLUSTER_KUBERNETES_{name}": each for name, each in variables.items()})
+    engine = create_engine(context, Path("/data/cluster"), "ab" * 32)
+    assert isinstance(engine, KubernetesEngine)
+    expected = WorkerPodSettings(
+        "sandbox:1", "sandbox-worker", {"a": "b", "c": ""}, ("t",), "ab" * 20, f"sandbox-{'ab' * 32}"
+    )
+    assert engine._settings == expected
+    assert engine._api._address.server == "https://192.0.2.9"
+
+
+@pytest.mark.parametrize(
+    ("variables", "server"),
+    [
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "6443"}, "https://10.0.0.1:6443"),
+        ({"KUBERNETES_SERVICE_HOST": "fd00::1"}, "https://[fd00::1]:443"),
+    ],
+)
+def test_server_in_a_pod_finds_the_api_server(variables, server):
+    section = make_context(**KUBERNETES).settings.cluster.kubernetes
+    assert create_kubernetes_engine(section, "ab" * 32, variables)._api._address.server == server
+
+
+def test_incomplete_kubernetes_settings_are_errors(monkeypatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(ConfigurationError, match="does not run in a Pod"):
+        create_engine(make_context(**KUBERNETES), Path("/data/cluster"), "ab" * 32)
+    with pytest.raises(ConfigurationError, match=r"cluster\.kubernetes\.image is not set"):
+        create_engine(make_context(CLUSTER_ENGINE="kubernetes"), Path("/data/cluster"), "ab" * 32)
+
+
+def test_engine_kubernetes_is_the_proof_of_hosts(tmp_path):
+    server = {"CLUSTER_KUBERNETES_SERVER": "https://192.0.2.9"}
+    context = make_context(**KUBERNETES, **server)
+    engine = create_engine(context, tmp_path, "ab" * 32)
+    assert choose_proof(context.settings.cluster, engine, "ab" * 32) is engine
+    section = make_context(**KUBERNETES, **server, CLUSTER_HOST_KEY_FILE="/etc/key").settings.cluster
+    with pytest.raises(ConfigurationError, match="host_key_file has no effect"):
+        choose_proof(section, engine, "ab" * 32)
+
+
+def test_worker_in_a_pod_gets_nothing_from_the_environment_of_the_server():
+    context = make_context(**KUBERNETES)
+    environment = worker_environment(context, {"HOME": "/root", "PATH": "/opt/bin", "VAULT_TOKEN": "v"})
+    assert not {"HOME", "PATH", "VAULT_TOKEN"} & set(environment)
+    assert environment["SANDBOX_DATA_DIR"] == "/var/lib/sandbox-worker"
+    assert worker_command(context.settings.cluster) == IMAGE_COMMAND
+
+
+def test_worker_in_a_pod_has_no_join_token(tmp_path):
+    assert host_name({"SANDBOX_HOST_NAME": "n1"}) == "n1"
+    assert take_join_token({"SANDBOX_IDENTITY_FILE": "/x"}) == NO_JOIN_TOKEN
+    environment = {"SANDBOX_JOIN_TOKEN": "ab" * 32}
+    assert take_join_token(environment) == bytes.fromhex("ab" * 32)
+    assert environment == {}
+    for token in ("", "ab", "x" * 64):
+        with pytest.raises(WorkerUnusableError):
+            take_join_token({"SANDBOX_JOIN_TOKEN": token})
+
+
+def test_identity_token_is_read_from_the_file(tmp_path):
+    path = tmp_path / "token"
+    path.write_text("a.b-_.c\n")
+    assert read_identity_token(path) == "a.b-_.c"
+    for content in (b"", b"a.b", b"a.b.c d", b"\xff.b.c", b"a.b." + b"c" * 7000):
+        path.write_bytes(content)
+        with pytest.raises(WorkerUnusableError, match="no identity token"):
+            read_identity_token(path)
 
 
 def test_environment_of_a_worker_has_no_keys():

@@ -19,7 +19,12 @@ print(chosen.selected, sorted(chosen.by_name), len(loaded))
 
 @pytest.mark.parametrize(
     ("engine", "result"),
-    [("none", " [] 0"), ("processes", "cluster ['cluster'] 4"), ("slurm", "cluster ['cluster'] 4")],
+    [
+        ("none", " [] 0"),
+        ("processes", "cluster ['cluster'] 4"),
+        ("slurm", "cluster ['cluster'] 4"),
+        ("kubernetes", "cluster ['cluster'] 4"),
+    ],
 )
 def test_cluster_is_loaded_only_with_an_engine(engine, result):
     completed = subprocess.run(

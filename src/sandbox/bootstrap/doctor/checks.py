@@ -77,7 +77,7 @@ def run_checks(settings: ServerSettings, worker_server: str | None = None) -> li
         ("node", _check_node),
         # Workers get the key from their server.
         *(("model", partial(_check_model, agent)) for agent in agents if not is_host),
-        ("slurm", check_engine if worker_server is None else partial(check_worker_host, server=worker_server)),
+        _engine_check(settings, worker_server),
     ]
     findings = []
     for name, check in checks:
@@ -86,6 +86,18 @@ def run_checks(settings: ServerSettings, worker_server: str | None = None) -> li
         except (OSError, SandboxError, ValueError, subprocess.SubprocessError) as error:
             findings.append(Finding(name, False, str(error)))
     return findings
+
+
+def _engine_check(
+    settings: ServerSettings, worker_server: str | None
+) -> tuple[str, Callable[[ServerSettings], list[Finding]]]:
+    if worker_server is not None:
+        return "slurm", partial(check_worker_host, server=worker_server)
+    if settings.cluster.engine == "kubernetes":
+        from sandbox.bootstrap.doctor.kubernetes_checks import check_kubernetes  # local: most servers have no cluster
+
+        return "kubernetes", check_kubernetes
+    return "slurm", check_engine
 
 
 def _check_data_dir(settings: ServerSettings) -> list[Finding]:

@@ -180,16 +180,20 @@ def _check_configuration(configuration: dict[str, str]) -> list[Finding]:
 
 def _check_listen_address(host: str, port: int, hosts: list[_SlurmHost]) -> list[Finding]:
     others = [one.name for one in hosts if one.name != socket.gethostname().partition(".")[0]]
-    try:
-        address = ip_address(host)
-        is_local = address.is_loopback or address.is_unspecified
-    except ValueError:
-        is_local = host == "localhost"
-    if is_local and others:
+    if is_local_address(host) and others:
         message = f"workers on other hosts ({', '.join(others[:3])}) cannot connect to {host}:{port}"
         remedy = "Set cluster.host to an address of this machine that the hosts can reach."
         return [Finding("cluster", False, message, remedy, is_needed=False)]
     return [Finding("cluster", True, f"workers connect to {host}:{port}")]
+
+
+def is_local_address(host: str) -> bool:
+    """Return whether only processes of this machine can connect to this address."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback or address.is_unspecified
 
 
 def _list_hosts(section: SlurmSection) -> list[_SlurmHost]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -48,7 +49,9 @@ class SettingKey:
         """The default for display."""
         if self.path in _DEFAULT_TEXTS:
             return _DEFAULT_TEXTS[self.path]
-        return {None: "none", (): "[]"}.get(self.default, str(self.default))
+        if isinstance(self.default, tuple):
+            return json.dumps(self.default)  # as in sandbox.toml
+        return "none" if self.default is None else str(self.default)
 
     def parse(self, text: str) -> Any:
         """Parse the text of a variable or option. Invalid text is returned unchanged; the schema rejects it later."""

@@ -114,11 +114,31 @@ LEASE_SECONDS_MIN = 30
 """The shortest lease: a worker sends a heartbeat every two seconds, and reconnects after 15 seconds without answers."""
 
 _RUNTIME = Format("runtime", _pattern_check("auto|bubblewrap|gvisor|qemu", "must be auto, bubblewrap, gvisor or qemu"))
-_ENGINE = Format("engine", _pattern_check("none|processes|slurm", "must be none, processes or slurm"))
+_ENGINE = Format(
+    "engine",
+    _pattern_check("none|processes|slurm|kubernetes", "must be none, processes, slurm or kubernetes"),
+)
 _SLURM_NAMES = Format(
     "slurm_names", _pattern_check(r"[A-Za-z0-9_.,-]{1,256}", "must be a name, or several separated by commas")
 )
 _SLURM_ACCOUNT = Format("slurm_account", _pattern_check(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,255}", "must be a name"))
+_HTTPS_URL = Format(
+    "https_url",
+    _pattern_check(r"https://[^\s/@?#]+(/[A-Za-z0-9._/-]*)?", "must be https:// and a host, without credentials"),
+)
+_KUBERNETES_NAME = Format(
+    "kubernetes_name",
+    _pattern_check(
+        r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "must be a name of at most 63 lowercase letters, digits and hyphens"
+    ),
+)
+_KUBERNETES_IMAGE = Format(
+    "kubernetes_image", _pattern_check(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,511}", "must be the name of an image")
+)
+_LABEL_KEY = r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+_LABEL_VALUE = "([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?"
+_LABEL = Format("kubernetes_label", _pattern_check(f"{_LABEL_KEY}={_LABEL_VALUE}", "must be a label, as key=value"))
+_TAINT = Format("kubernetes_taint", _pattern_check(_LABEL_KEY, "must be the key of a taint"))
 _ABSOLUTE_PATH = Format("absolute_path", _pattern_check(r"/[\x21-\x7e]*", "must be an absolute path without spaces"))
 
 
@@ -377,6 +397,48 @@ class SlurmSection:
     ) = None
 
 
+KUBERNETES_ACCOUNT_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"
+"""Where Kubernetes provides a Pod's token and the certificates of the API server."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KubernetesSection:
+    """The engine `kubernetes`."""
+
+    __pydantic_config__ = _FORBID_EXTRA
+    image: (
+        Annotated[str, _KUBERNETES_IMAGE, Description("Container image of the workers, preferably with a digest.")]
+        | None
+    ) = None
+    namespace: Annotated[str, _KUBERNETES_NAME, Description("Namespace of the Jobs.")] = "sandbox"
+    service_account: Annotated[
+        str, _KUBERNETES_NAME, Description("Service account of the workers; it needs no rights.")
+    ] = "sandbox-worker"
+    node_selector: Annotated[
+        tuple[Annotated[str, _LABEL], ...],
+        MaxLen(32),
+        Description("Labels of the nodes that run workers, as key=value."),
+    ] = ("kubernetes.io/os=linux",)
+    tolerations: Annotated[
+        tuple[Annotated[str, _TAINT], ...], MaxLen(32), Description("Keys of taints that workers tolerate.")
+    ] = ()
+    server: (
+        Annotated[
+            str,
+            Len(1, 2048),
+            _HTTPS_URL,
+            Description("URL of the API server; none for the cluster in which this server runs."),
+        ]
+        | None
+    ) = None
+    token_file: Annotated[str, Len(1, 4096), _ABSOLUTE_PATH, Description("File with the token for the API server.")] = (
+        f"{KUBERNETES_ACCOUNT_DIR}/token"
+    )
+    ca_file: Annotated[
+        str, Len(1, 4096), _ABSOLUTE_PATH, Description("File with the certificates that sign that of the API server.")
+    ] = f"{KUBERNETES_ACCOUNT_DIR}/ca.crt"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClusterSection:
     """Workers, which an engine starts on other hosts. Experimental."""
@@ -386,14 +448,18 @@ class ClusterSection:
         str,
         _ENGINE,
         Description(
-            "What starts the workers: slurm starts them on the hosts of a cluster, processes on this machine; none "
-            "runs tasks without workers."
+            "What starts the workers: slurm and kubernetes start them on the hosts of a cluster, processes on this "
+            "machine; none runs tasks without workers."
         ),
     ] = "none"
     host: Annotated[str, Len(1, 253), VISIBLE, Description("Address of this machine that workers connect to.")] = (
         "127.0.0.1"
     )
     port: Annotated[int, Ge(1), Le(65535), Description("Port for workers.")] = 8724
+    listen_host: (
+        Annotated[str, Len(1, 253), VISIBLE, Description("Address to listen on for workers; none for cluster.host.")]
+        | None
+    ) = None
     lease: Annotated[
         str,
         _LEASE,
@@ -415,6 +481,7 @@ class ClusterSection:
         | None
     ) = None
     slurm: SlurmSection = field(default_factory=SlurmSection)
+    kubernetes: KubernetesSection = field(default_factory=KubernetesSection)
 
     @property
     def host_key_path(self) -> Path | None:

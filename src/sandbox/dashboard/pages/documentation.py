@@ -38,7 +38,7 @@ GUIDE_GROUPS: Mapping[str, Sequence[str]] = {
         "mcp",
         "troubleshooting",
     ),
-    "Operate": ("deployment", "access", "operations", "slurm"),
+    "Operate": ("deployment", "access", "operations", "slurm", "kubernetes"),
     "Reference": (
         "manifest",
         "configuration",

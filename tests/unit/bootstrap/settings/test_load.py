@@ -46,6 +46,7 @@ requests_per_minute = 0
 engine = "processes"
 host = "192.0.2.8"
 port = 9000
+listen_host = "0.0.0.0"
 lease = "5m"
 time_limit = "24h"
 host_key_file = "/etc/sandbox-host.key"
@@ -57,6 +58,15 @@ sandbox = "/opt/sandbox/bin/sandbox"
 data_dir = "/scratch/sandbox"
 commands = "/opt/slurm/bin"
 configuration = "/opt/slurm/etc/slurm.conf"
+[cluster.kubernetes]
+image = "registry.example/sandbox@sha256:0123"
+namespace = "agents"
+service_account = "worker"
+node_selector = ["example.com/pool=agents"]
+tolerations = ["example.com/agents"]
+server = "https://192.0.2.9:6443/k8s"
+token_file = "/etc/sandbox/token"
+ca_file = "/etc/sandbox/ca.crt"
 [log]
 format = "json"
 level = "debug"
@@ -229,6 +239,12 @@ def test_relative_path_is_resolved_relative_to_the_settings_file(home, monkeypat
         ("[cluster.slurm]\ndata_dir = 'a'", "cluster.slurm.data_dir ({file}) must be an absolute path without spaces"),
         ("[cluster.slurm]\npartition = 'a b'", "cluster.slurm.partition ({file}) must be a name, or several separated "
          "by commas"),
+        ("[cluster.kubernetes]\nserver = 'http://a'", "cluster.kubernetes.server ({file}) must be https:// and a host, "
+         "without credentials"),
+        ("[cluster.kubernetes]\nnamespace = 'a/../b'", "cluster.kubernetes.namespace ({file}) must be a name of at "
+         "most 63 lowercase letters, digits and hyphens"),
+        ("[cluster.kubernetes]\nnode_selector = ['a b']", "cluster.kubernetes.node_selector.0 ({file}) must be a "
+         "label, as key=value"),
         ("[cluster]\nlease = '29s'", "cluster.lease ({file}) must be at least 30s: a worker must reach the server "
                                      "again before its lease ends"),
         ("[cluster]\nlease = '1d'", "cluster.lease ({file}) must be a whole number and a unit, such as 90s, 15m or "
