@@ -564,7 +564,7 @@ class TestIdentity:
         assert api.requests == []
 
     async def test_label_of_a_foreign_pod_is_not_sufficient(self, api, cluster, engine, running):
-        """Who can create Pods in the namespace can set labels. The Job controls its Pod."""
+        """Users who can create Pods in the namespace can set labels, but the Job must control the Pod."""
         with cluster.lock:
             pod = json.loads(json.dumps(pod_of(cluster, running)))
             pod["metadata"] |= {"name": "foreign", "uid": "foreign-uid"}
