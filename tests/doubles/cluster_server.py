@@ -14,6 +14,7 @@ from doubles.manifests import manifest
 from sandbox import __version__
 from sandbox.bootstrap.cluster import create_certificate, has_task_ended, store_runner_log
 from sandbox.interfaces.cluster_engine import EngineHost, JobPhase, JobRequest, JobStatus
+from sandbox.interfaces.git_credentials import NoCredentialsError
 from sandbox.interfaces.worker_messages import PROTOCOL_VERSION, Claim, ServerMessage
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
@@ -80,6 +81,8 @@ class ClusterServer:
 
     host_key: the key with which workers have to prove their host; None if no proof is required.
     verifier: checks the identity tokens that workers have instead of join tokens, or None.
+    credentials: the git credentials of every host, or an error. credential_lookups: the lookups.
+    find_credentials_now: called by each lookup; may block.
     """
 
     def __init__(self, directory, engine=None, lease_seconds=600.0):
@@ -90,6 +93,8 @@ class ClusterServer:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.tasks = set()
+        self.credentials, self.credential_lookups = NoCredentialsError("The server has no credentials."), []
+        self.find_credentials_now = lambda: None
 
     async def start(self):
         before = asyncio.all_tasks()
@@ -107,6 +112,7 @@ class ClusterServer:
             self.replicas,
             partial(store_runner_log, self.data_dir),
             self.has_task_ended,
+            self.find_credentials,
             tls,
         ).listen("127.0.0.1", self.port)
         self.jobs.start()
@@ -122,6 +128,13 @@ class ClusterServer:
     async def restart(self):
         await self.stop()
         await self.start()
+
+    def find_credentials(self, url, query):
+        self.credential_lookups.append((url, query))
+        self.find_credentials_now()
+        if isinstance(self.credentials, Exception):
+            raise self.credentials
+        return self.credentials
 
     def has_task_ended(self, task_id):
         return has_task_ended(self.journals, task_id)

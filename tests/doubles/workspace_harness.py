@@ -136,6 +136,7 @@ class WorkspaceHarness:
     confined: bool = True
     disk_bytes: int = 40 * 1024**3
     memory_bytes: int = 8 * 1024**3
+    credentials_server: Any = None
 
     @asynccontextmanager
     async def confine(self, directories, read_only):
@@ -170,7 +171,8 @@ class WorkspaceHarness:
 
     @property
     def workspaces(self) -> GitWorkspaces:
-        return GitWorkspaces(self.environment, DialPolicy(is_dialable, self.follow_redirects))
+        find = None if self.credentials_server is None else self.credentials_server.find
+        return GitWorkspaces(self.environment, DialPolicy(is_dialable, self.follow_redirects), find)
 
     def configure(self, text: str) -> None:
         """Add text to the git configuration of the server's user."""

@@ -1,5 +1,6 @@
 """The server's side of a cluster: its engine, its certificate, and the jobs that start workers."""
 
+import asyncio
 import datetime
 import hashlib
 import logging
@@ -32,15 +33,19 @@ from sandbox.cluster_engines.slurm.engine import SlurmEngine
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.cluster_engine import Engine, JobRequest, WorkerVerifier
 from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.git_credentials import CredentialQuery, Credentials, NoCredentialsError
 from sandbox.interfaces.journal import Journals
 from sandbox.journal.journals import FileJournals
-from sandbox.model.errors import SandboxError
+from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import TaskFinished
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.claim_checks import HostKey
+from sandbox.placements.cluster.credential_requests import CREDENTIAL_LOOKUP_SECONDS
 from sandbox.placements.cluster.jobs import JobSettings
 from sandbox.placements.cluster.placement import ClusterPlacement, ListenAddress, TaskStorage, create_cluster_placement
 from sandbox.primitives.files import create_private_file, replace_durably
+from sandbox.workspace.clone.credentials import find_credentials_for_host
+from sandbox.workspace.git.command import GitError
 
 WORKER_OVERHEAD_BYTES = 256 * 1024**2
 """Memory for the worker, the runner and the runtime, in addition to the memory of the task."""
@@ -222,6 +227,16 @@ def store_runner_log(data_dir: Path, task_id: str, attempt_id: str, data: bytes)
         file.write(data)
 
 
+def find_credentials(url: str, query: CredentialQuery) -> Credentials:
+    """Find credentials with the git configuration of the server's user. Implements `FindCloneCredentials`."""
+    try:
+        found = find_credentials_for_host(url, query, os.environ)
+        return asyncio.run(asyncio.wait_for(found, CREDENTIAL_LOOKUP_SECONDS))
+    except (GitError, OSError, ValueError) as error:
+        reason = f"The server cannot use its git configuration: {error_reason(error)}"
+        raise NoCredentialsError(reason, is_transient=isinstance(error, OSError)) from error
+
+
 async def create_placement(context: PlacementContext) -> ClusterPlacement:
     """Create the placement that runs tasks on workers. Implements `CreatePlacement`."""
     section, data_dir = context.settings.cluster, context.data_dir
@@ -261,4 +276,5 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
             context.replicas, partial(store_runner_log, data_dir), partial(has_task_ended, FileJournals(data_dir))
         ),
         ProfileCatalog(data_dir),
+        find_credentials,
     )

@@ -251,11 +251,14 @@ def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSou
     )
 
 
-async def create_local_placement(context: PlacementContext, lifeline_fd: int | None = None) -> LocalPlacement:
+async def create_local_placement(
+    context: PlacementContext, lifeline_fd: int | None = None, credentials_fd: int | None = None
+) -> LocalPlacement:
     """Install the agents and create this host's placement. The host must be probed before a runner starts.
 
     lifeline_fd: see `RunnerProgram.lifeline_fd`; a runner with a lifeline communicates only under a lease. None if
-    runners outlive this process, and may communicate without a limit.
+    runners outlive this process, and may communicate without a limit. credentials_fd: see
+    `RunnerProgram.credentials_fd`.
     """
     data_dir, run_dir, log = context.data_dir, context.run_dir, context.settings.log
     programs = {kind: str(await asyncio.to_thread(agent.install, data_dir)) for kind, agent in context.agents.items()}
@@ -265,7 +268,11 @@ async def create_local_placement(context: PlacementContext, lifeline_fd: int | N
     files = LocalAttemptFiles(data_dir, make_leftover_sources(data_dir, run_dir), remove_trees)
     return LocalPlacement(
         RunnerProgram(
-            context.agents_and_runner_command.runner_command, environment, lifeline_fd, can_fork=lifeline_fd is None
+            context.agents_and_runner_command.runner_command,
+            environment,
+            lifeline_fd,
+            credentials_fd,
+            can_fork=lifeline_fd is None,
         ),
         data_dir,
         run_dir,

@@ -1,4 +1,4 @@
-"""Entry point of a runner: `python -m sandbox.bootstrap.runner [--lifeline-fd=N] --lock-fd=N`.
+"""Entry point of a runner: `python -m sandbox.bootstrap.runner [--lifeline-fd=N] [--credentials-fd=N] --lock-fd=N`.
 
 Reads its order from standard input. With `--template-fd=N`, the program becomes a template instead: it forks a runner
 for each request from that socket (`placements.local.placement.RunnerTemplate`).
@@ -48,6 +48,7 @@ from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import Disk, DiskReserve, RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.gateway import GatewayFactory
+from sandbox.interfaces.git_credentials import FindCredentials
 from sandbox.interfaces.images import ImageLocks
 from sandbox.interfaces.journal import JournalWriter
 from sandbox.interfaces.placement import DebugSession, FinishAttempt, Order, Reply, RunAttempt
@@ -75,6 +76,7 @@ from sandbox.runner.steps.stage_workspace import ClonedWorkspace, ResumedWorkspa
 from sandbox.runner.steps.teardown import TeardownStep
 from sandbox.runner.terminals import TerminalServer
 from sandbox.runtimes.limits.slab_usage import load_slab_kinds
+from sandbox.workspace.clone.credentials import ServerCredentials
 from sandbox.workspace.clone.relay import DialPolicy
 from sandbox.workspace.no_confinement import no_confinement
 from sandbox.workspace.workspaces import GitWorkspaces
@@ -128,6 +130,10 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
     configure_logging(log_format, log_level)
     if "--lifeline-fd" in options:
         die_with_lifeline(int(options["--lifeline-fd"]))
+    worker = None
+    if "--credentials-fd" in options:
+        worker = socket.socket(fileno=int(options["--credentials-fd"]))
+        worker.set_inheritable(False)
     message = _read_message()
     order, host_settings = message.order, message.host
     journals = FileJournals(Path(host_settings.data_dir))
@@ -136,7 +142,8 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
     ATTEMPT_ID.set(order.attempt_id)
     if (redactor := _make_redactor(order.secrets)) is not None:
         configure_logging(log_format, log_level, redactor.redact_text)
-    parts = _create_parts(order, host_settings, journals, redactor)
+    find_credentials = None if worker is None else ServerCredentials(worker, order.attempt_id).find
+    parts = _create_parts(order, host_settings, journals, redactor, find_credentials)
     if isinstance(parts.disk, LoopDisk):
         unshare_mounts()
     match order:
@@ -406,7 +413,11 @@ def _create_driver(agent: Agent, host_settings: HostSettings) -> AgentDriver:
 
 
 def _create_parts(
-    order: Order, host_settings: HostSettings, journals: FileJournals, redactor: Redactor | None
+    order: Order,
+    host_settings: HostSettings,
+    journals: FileJournals,
+    redactor: Redactor | None,
+    find_credentials_on_server: FindCredentials | None,
 ) -> RunnerParts:
     """Create the components."""
     data_dir, clock = Path(host_settings.data_dir), SystemClock()
@@ -427,7 +438,7 @@ def _create_parts(
         runtime=make_runtime(
             host_settings.runtime, Path(host_settings.run_dir), excludes_emulation=host_settings.excludes_emulation
         ),
-        workspaces=GitWorkspaces(os.environ, DialPolicy(is_dialable, follow_redirects)),
+        workspaces=GitWorkspaces(os.environ, DialPolicy(is_dialable, follow_redirects), find_credentials_on_server),
         disk_space=HostDiskSpace(measure, host_settings.output_watermark, clock),
         reserve=reserve,
         clock=clock,

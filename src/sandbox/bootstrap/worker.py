@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from functools import partial
 from pathlib import Path
-from socket import gethostname
+from socket import AF_UNIX, SOCK_SEQPACKET, gethostname, socketpair
 
 from sandbox import __version__
 from sandbox.agents import registered_agents
@@ -43,6 +43,7 @@ from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.errors import SandboxError
 from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.primitives.message_stream import StreamPair
+from sandbox.worker.credential_requests import CredentialRequests
 from sandbox.worker.server_session import Lease
 from sandbox.worker.worker import HostProofs, ServerAddress, Worker
 from sandbox.worker.worker_task import OtherTasks, WorkerTask
@@ -183,8 +184,9 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
     run_dir, replicas = choose_run_dir(data_dir), FileTaskReplicas(data_dir)
     context = PlacementContext(data_dir, run_dir, settings, AgentsAndRunnerCommand(registered_agents()), replicas)
     lease = Lease()
-    with _lifeline() as reading, _shared_lock(data_dir):
-        placement = await create_local_placement(context, reading)
+    own_end, runners_end = socketpair(AF_UNIX, SOCK_SEQPACKET)
+    with _lifeline() as reading, own_end, runners_end, _shared_lock(data_dir):
+        placement = await create_local_placement(context, reading, runners_end.fileno())
         probed = await placement.host.probe()
         if probed.failure is not None:
             raise WorkerUnusableError(probed.failure)
@@ -200,7 +202,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
             *_host_size(),
             PROTOCOL_VERSION,
         )
-        journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir)
+        journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir, CredentialRequests(own_end))
         identity_file = os.environ.get(IDENTITY_FILE_VARIABLE)
 
         def create_worker_task(task_id: str) -> WorkerTask:
@@ -237,8 +239,9 @@ def _host_size() -> tuple[int, int]:
 class RunnerSocketDirectory:
     """Implements `worker.worker_task.RunnerSockets`."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, credential_requests: CredentialRequests) -> None:
         self._run_dir = run_dir
+        self.credential_requests = credential_requests
 
     async def renew_lease(self, attempt_id: str, deadline: float) -> None:
         """Extend the lease of an attempt's runner. Raises SandboxError."""

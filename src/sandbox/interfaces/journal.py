@@ -264,6 +264,10 @@ class TaskReplicas(Protocol):
         """
         ...
 
+    def read_task(self, task_id: str) -> Task | None:
+        """Return the task that the copy describes; None if there is no copy. Raises JournalDamagedError, OSError."""
+        ...
+
     def create_artifact(self, task_id: str, artifact: Artifact) -> ArtifactCopy:
         """Begin to store an artifact of a task that has a copy. Raises OSError.
 

@@ -15,11 +15,12 @@ import msgspec
 
 from sandbox.interfaces.cluster_engine import IDENTITY_TOKEN_CHARACTERS_MAX
 from sandbox.interfaces.file_layout import ATTEMPT_ID_PATTERN
+from sandbox.interfaces.git_credentials import CredentialAnswer, CredentialRequest
 from sandbox.interfaces.placement import DebugSession, FinishAttempt, RunAttempt
 from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import WORKER_RECORD_BYTES_MAX
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """The version of these messages. Increase it for every change that an earlier version cannot read.
 
 A server and a worker with different versions can still exchange `Claim` and `Fenced`: their fields are never removed,
@@ -186,7 +187,9 @@ class FindEndedTasks(msgspec.Struct, frozen=True, tag="find_ended"):
     task_ids: Annotated[tuple[_TaskId, ...], msgspec.Meta(max_length=LEFTOVER_TASKS_MAX)]
 
 
-WorkerMessage = Heartbeat | Records | CallResult | StreamRefused | RunnerLog | WorkDone | FindEndedTasks
+WorkerMessage = (
+    Heartbeat | Records | CallResult | StreamRefused | RunnerLog | WorkDone | FindEndedTasks | CredentialRequest
+)
 
 
 class ProveHost(msgspec.Struct, frozen=True, tag="prove_host"):
@@ -383,4 +386,5 @@ ServerMessage = (
     | TaskEnded
     | ServerCall
     | EndedTasks
+    | CredentialAnswer
 )

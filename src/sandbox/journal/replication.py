@@ -100,6 +100,13 @@ class FileTaskReplicas:
             self._verified[task_id] = verified
         return end
 
+    def read_task(self, task_id: str) -> Task | None:
+        """Return the task that the copy describes; see `TaskReplicas.read_task`."""
+        verified = self._read_verified(task_id)
+        if verified.task is not None and not verified.task.state.is_final:
+            self._verified[task_id] = verified
+        return verified.task
+
     def _read_verified(self, task_id: str) -> "_Verified":
         """Return the state of the copy, including the records that this process wrote to the copy itself."""
         verified = self._verified.get(task_id, _Verified())

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.git_credentials import CredentialAnswer, CredentialRequest
 from sandbox.interfaces.journal import JournalDamagedError, Liveness, RecordBatch
 from sandbox.interfaces.worker_messages import (
     ARTIFACT_PART_BYTES,
@@ -114,6 +115,7 @@ class ServerSession:
         self._answered_at = time.monotonic()
         self._received: asyncio.Future[RecordsReceived] | None = None
         self._ended: asyncio.Future[EndedTasks] | None = None
+        self._credentials: dict[int, asyncio.Future[CredentialAnswer]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_done = False
         self._unreadable_since: float | None = None
@@ -132,6 +134,7 @@ class ServerSession:
         jobs = [asyncio.create_task(job) for job in (self._read(), self._send_heartbeats(), self._replicate())]
         ending = asyncio.create_task(self._wait_for_end())
         self._start(self._remove_leftovers())
+        self._start(self._serve_credentials())
         try:
             await asyncio.wait({ending, *jobs}, return_when=asyncio.FIRST_COMPLETED)
             for each in (ending, *jobs):
@@ -169,7 +172,7 @@ class ServerSession:
                     self._answered_at = time.monotonic()
                     self._lease.extend(self._sent_at.pop(message.number, 0.0), self._claimed.lease_seconds)
                     self._renew()
-                case RecordsReceived() | EndedTasks():
+                case RecordsReceived() | EndedTasks() | CredentialAnswer():
                     self._pass_on(message)
                 case ServerCall():
                     self._start(self._answer_call(message))
@@ -184,13 +187,16 @@ class ServerSession:
                 case None:
                     raise ConnectionError("the server closed the connection")
 
-    def _pass_on(self, answer: RecordsReceived | EndedTasks) -> None:
+    def _pass_on(self, answer: RecordsReceived | EndedTasks | CredentialAnswer) -> None:
         """Pass an answer to the coroutine that is waiting for it, if any."""
         match answer:
             case RecordsReceived() if self._received is not None and not self._received.done():
                 self._received.set_result(answer)
             case EndedTasks() if self._ended is not None and not self._ended.done():
                 self._ended.set_result(answer)
+            case CredentialAnswer() if answer.number in self._credentials:
+                if not (found := self._credentials.pop(answer.number)).done():
+                    found.set_result(answer)
 
     def _start(self, coroutine: "Awaitable[None]") -> None:
         task = asyncio.ensure_future(coroutine)
@@ -376,6 +382,27 @@ class ServerSession:
                 await self._others.remove(set(asked) & set(ended.task_ids))
         except (OSError, SandboxError, TimeoutError) as error:
             _log.warning("Files of other tasks are not removed yet: %s", error_reason(error))
+
+    # Git credentials.
+
+    async def _serve_credentials(self) -> None:
+        """Pass the requests of the runner to the server. The next session continues if the connection breaks."""
+        with contextlib.suppress(ConnectionError):
+            await self._worker_task.credential_requests.serve(self._ask_for_credentials)
+
+    async def _ask_for_credentials(self, request: CredentialRequest) -> CredentialAnswer:
+        """Return the server's answer. Raises ConnectionError."""
+        future: asyncio.Future[CredentialAnswer] = asyncio.get_running_loop().create_future()
+        self._credentials[request.number] = future
+        try:
+            await self._send(request)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return await future
+        except TimeoutError:
+            reason = "The server did not send the credentials in time."
+            return CredentialAnswer(request.number, reason=reason, is_transient=True)
+        finally:
+            self._credentials.pop(request.number, None)
 
     # Requests.
 

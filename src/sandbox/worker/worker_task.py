@@ -42,6 +42,7 @@ from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.message_stream import StreamPair
+from sandbox.worker.credential_requests import CredentialRequests
 
 PERMANENT_AFTER_SECONDS = 120.0
 """How long errors of this host's own files may last before the worker gives up."""
@@ -54,7 +55,12 @@ _log = logging.getLogger(__name__)
 
 
 class RunnerSockets(Protocol):
-    """The control sockets of the runners on this host."""
+    """The sockets of the runners on this host.
+
+    credential_requests: the requests of the runners for git credentials.
+    """
+
+    credential_requests: CredentialRequests
 
     async def renew_lease(self, attempt_id: str, deadline: float) -> None:
         """Extend the lease of an attempt's runner. Raises SandboxError."""
@@ -156,6 +162,7 @@ class WorkerTask:
     launches: the number of launches that have begun.
     has_task_ended: the server needs no other attempt of the task on this host.
     failures: the errors of this host's own files.
+    credential_requests: the requests of the runners for git credentials.
     """
 
     def __init__(
@@ -179,6 +186,7 @@ class WorkerTask:
         self._placement = placement
         self._tier = tier
         self._sockets = sockets
+        self.credential_requests = sockets.credential_requests
         self._remove = remove
         self.launches = 0
         self.has_task_ended = False

@@ -23,7 +23,10 @@ _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
 class NoConfinement:
-    """Implements `interfaces.runtime.Confinement` without confining. Descriptors and files are not passed."""
+    """Implements `interfaces.runtime.Confinement` without confining.
+
+    Descriptors keep their numbers. Files are not passed.
+    """
 
     proxy_listener = None
     memory_bytes = None
@@ -46,6 +49,7 @@ class NoConfinement:
             cwd=command.directory,
             env=command.environment,
             start_new_session=True,
+            pass_fds=command.descriptors,
         )
         try:
             code = await process.wait()

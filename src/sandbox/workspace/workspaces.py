@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from sandbox.interfaces.file_layout import AttemptLayout
+from sandbox.interfaces.git_credentials import FindCredentials
 from sandbox.interfaces.runtime import Confine
 from sandbox.interfaces.workspace import FindSecret, PatchResult, SkippedFile
 from sandbox.model.events import Artifact, DiffStatistics
@@ -13,6 +14,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.artifacts import collect
 from sandbox.workspace.cancellable_thread import run_in_thread
+from sandbox.workspace.clone.confined_clone import RemoteAccess
 from sandbox.workspace.clone.relay import DialPolicy
 from sandbox.workspace.clone.workspace_staging import REPOSITORY_BYTES_MAX, WorkspaceStaging
 from sandbox.workspace.diff.base_tree import BaseTree
@@ -29,12 +31,17 @@ class GitWorkspaces:
 
     environment: variables of the server's user; HOME, XDG_CONFIG_HOME, GIT_CONFIG_GLOBAL, SSH_AUTH_SOCK and PATH are
         used.
-    dial_policy: which addresses clones may connect to.
+    dial_policy, find_credentials_on_server: see `RemoteAccess`.
     """
 
-    def __init__(self, environment: Mapping[str, str], dial_policy: DialPolicy = _DEFAULT_DIAL_POLICY) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        dial_policy: DialPolicy = _DEFAULT_DIAL_POLICY,
+        find_credentials_on_server: FindCredentials | None = None,
+    ) -> None:
         self._environment = environment
-        self._dial_policy = dial_policy
+        self._access = RemoteAccess(dial_policy, find_credentials_on_server)
         self._small_trees: dict[tuple[Path, str], BaseTree] = {}
         """Small trees of base commits, keyed by the directory of the attempt and the commit."""
 
@@ -55,7 +62,7 @@ class GitWorkspaces:
             layout,
             confine,
             bytes_max=bytes_max,
-            dial_policy=self._dial_policy,
+            access=self._access,
             patches=patches,
         )
         commit = await staging.run()

@@ -45,6 +45,7 @@ from sandbox.model.failure import FailureCode
 from sandbox.model.isolation_tier import TIERS
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.claim_checks import Claims, HostKey
+from sandbox.placements.cluster.credential_requests import FindCloneCredentials
 from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.hosts import ClusterHosts, EngineHosts, SeenHosts
 from sandbox.placements.cluster.job_store import JobStore
@@ -366,6 +367,7 @@ async def create_cluster_placement(
     address: ListenAddress,
     storage: TaskStorage,
     images: ProfileCatalog,
+    find_credentials: FindCloneCredentials,
 ) -> ClusterPlacement:
     """Load the jobs, listen for workers and start the thread. Raises OSError, SandboxError.
 
@@ -386,6 +388,7 @@ async def create_cluster_placement(
             storage.replicas,
             storage.store_log,
             storage.has_task_ended,
+            find_credentials,
             address.tls,
         )
         await server.listen(address.host, address.port)

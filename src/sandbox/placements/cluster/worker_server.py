@@ -12,12 +12,13 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from hmac import compare_digest
 from typing import Any
 
 import msgspec
 
+from sandbox.interfaces.git_credentials import CredentialAnswer, CredentialRequest, NoCredentialsError
 from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import (
     JournalBusyError,
@@ -58,6 +59,7 @@ from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.placements.cluster.artifact_uploads import ArtifactsTooLargeError, ArtifactUploads
 from sandbox.placements.cluster.claim_checks import ClaimRejectedError, Claims
+from sandbox.placements.cluster.credential_requests import CredentialRequests, FindCloneCredentials
 from sandbox.placements.cluster.hosts import SeenHosts
 from sandbox.placements.cluster.jobs import Job
 from sandbox.primitives.concurrency import accept_connection
@@ -107,7 +109,7 @@ class WorkerSession:
         self._is_launching = False
         self._launches = 0
         self.copied_end_offset = copied_end_offset
-        self._uploads: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def liveness(self) -> Liveness:
@@ -135,11 +137,11 @@ class WorkerSession:
         self.send(TaskEnded())
 
     def close(self) -> None:
-        """Close the connection, end its uploads, and fail everything that waits for it."""
+        """Close the connection, cancel its tasks, and fail everything that waits for it."""
         if not self._writer.is_closing():
             self._writer.close()
-        for upload in self._uploads:
-            upload.cancel()
+        for task in self._tasks:
+            task.cancel()
         waiters: list[asyncio.Future[Any]] = [*self._results.values(), *self._streams.values()]
         for waiting in waiters:
             if not waiting.done():
@@ -170,11 +172,17 @@ class WorkerSession:
         self._check_open()
         task = asyncio.current_task()
         assert task is not None
-        self._uploads.add(task)
+        self._tasks.add(task)
         try:
             yield
         finally:
-            self._uploads.discard(task)
+            self._tasks.discard(task)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine in the background until the session ends."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def receive_stream(self, message: JoinStream, streams: StreamPair) -> bool:
         """Pass a connection to the caller that is waiting for it. Return False if nobody is waiting."""
@@ -273,8 +281,10 @@ class WorkerServer:
         replicas: TaskReplicas,
         store_log: StoreLog,
         has_task_ended: Callable[[str], bool],
+        find_credentials: FindCloneCredentials,
         tls: ssl.SSLContext,
     ) -> None:
+        self._credential_requests = CredentialRequests(replicas, find_credentials)
         self._claims = claims
         self._jobs = claims.jobs
         self._hosts = hosts
@@ -452,8 +462,8 @@ class WorkerServer:
                 session.send(HeartbeatAnswer(message.number))
                 if session.liveness is not before:
                     job.notify()
-            case Records() | FindEndedTasks():
-                session.send(await self._answer(job, session, message))
+            case Records() | FindEndedTasks() | CredentialRequest():
+                await self._answer(job, session, message)
             case CallResult() | StreamRefused():
                 session.receive(message)
             case RunnerLog():
@@ -468,16 +478,33 @@ class WorkerServer:
         return True
 
     async def _answer(
-        self, job: Job, session: WorkerSession, message: Records | FindEndedTasks
-    ) -> RecordsReceived | EndedTasks:
+        self, job: Job, session: WorkerSession, message: Records | FindEndedTasks | CredentialRequest
+    ) -> None:
         match message:
             case Records():
-                return await self._receive_records(job, session, message)
+                session.send(await self._receive_records(job, session, message))
             case FindEndedTasks():
-                return EndedTasks(await asyncio.to_thread(self._filter_ended, message.task_ids))
+                session.send(EndedTasks(await asyncio.to_thread(self._filter_ended, message.task_ids)))
+            case CredentialRequest():
+                await self._answer_credential_request(job, session, message)
 
     def _filter_ended(self, task_ids: Sequence[str]) -> tuple[str, ...]:
         return tuple(task_id for task_id in dict.fromkeys(task_ids) if self._has_task_ended(task_id))
+
+    async def _answer_credential_request(self, job: Job, session: WorkerSession, request: CredentialRequest) -> None:
+        """Check a request, and look the credentials up in the background, because heartbeats must not wait."""
+        try:
+            url = await self._credential_requests.find_url(job, request)
+        except NoCredentialsError as error:
+            session.send(CredentialAnswer(request.number, reason=str(error)))
+            return
+
+        async def answer() -> None:
+            found = await self._credential_requests.find(job, request, url)
+            if job.session is session and job.may_answer_worker:
+                session.send(found)
+
+        session.start(answer())
 
     async def _receive_log(self, job: Job, message: RunnerLog) -> None:
         """Store the log of an attempt of this worker. An error is only logged. Raises InvalidMessageError."""

@@ -90,23 +90,22 @@ class RunnerProgram(NamedTuple):
 
     lifeline_fd: the read end of a pipe. When its write end is closed, the kernel kills the runner. None if the
         runner may outlive this process.
+    credentials_fd: the runners' end of the socket pair through which they request git credentials from this process.
+        None if they do not.
     can_fork: whether the program accepts `--template-fd=N`, see `RunnerTemplate`. A lifeline rules this out.
     """
 
     command: Sequence[str]
     environment: Mapping[str, str]
     lifeline_fd: int | None = None
+    credentials_fd: int | None = None
     can_fork: bool = False
 
     @property
-    def lifeline_options(self) -> Sequence[str]:
-        """The command-line options that describe the lifeline pipe."""
-        return () if self.lifeline_fd is None else (f"--lifeline-fd={self.lifeline_fd}",)
-
-    @property
-    def inherited_fds(self) -> Sequence[int]:
-        """The descriptors that the runner inherits, in addition to the lock."""
-        return () if self.lifeline_fd is None else (self.lifeline_fd,)
+    def inherited_fds(self) -> Mapping[str, int]:
+        """The descriptors that the runner inherits in addition to the lock, keyed by their command-line options."""
+        descriptors = {"--lifeline-fd": self.lifeline_fd, "--credentials-fd": self.credentials_fd}
+        return {option: descriptor for option, descriptor in descriptors.items() if descriptor is not None}
 
 
 class RunnerTemplate:
@@ -293,15 +292,20 @@ class LocalPlacement:
         try:
             if self._template is not None:
                 return self._template.fork(runtime, order_read_fd, log_fd, lock_fd)
+            inherited = self._program.inherited_fds
             process = subprocess.Popen(
-                [*self._program.command, *self._program.lifeline_options, f"--lock-fd={lock_fd}"],
+                [
+                    *self._program.command,
+                    *(f"{option}={fd}" for option, fd in inherited.items()),
+                    f"--lock-fd={lock_fd}",
+                ],
                 stdin=order_read_fd,
                 stdout=log_fd,
                 stderr=log_fd,
                 cwd="/",
                 env=self._program.environment,
                 start_new_session=True,
-                pass_fds=(lock_fd, *self._program.inherited_fds),
+                pass_fds=(lock_fd, *inherited.values()),
             )
         finally:
             os.close(log_fd)

@@ -2,14 +2,15 @@
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO, Any
-from urllib.parse import urlsplit
+from typing import IO, Any, NamedTuple
 
+from sandbox.interfaces.git_credentials import FindCredentials, NoCredentialsError
 from sandbox.interfaces.runtime import FIRST_EXTRA_DESCRIPTOR, Confinement
-from sandbox.workspace.cancellable_thread import run_in_thread
+from sandbox.workspace.clone.credentials import CredentialHelper, UserCredentials
 from sandbox.workspace.clone.relay import DialPolicy, SocksProxy
 from sandbox.workspace.clone.remote_settings import (
     FILES_DIRECTORY,
@@ -25,79 +26,46 @@ from sandbox.workspace.clone.remote_settings import (
 )
 from sandbox.workspace.git.command import Git, GitError, GitSetting, capture_output, pipe
 
-HELPER_COMMAND = (
-    f'!f() {{ test "$1" != get || {{ {{ cat; echo; }} >&{FIRST_EXTRA_DESCRIPTOR}; '
-    f'sed "/^$/q" <&{FIRST_EXTRA_DESCRIPTOR + 1}; }}; }}; f'
+_HELPER_COMMAND = '!f() {{ test "$1" != get || {{ {{ cat; echo; }} >{requests}; sed "/^$/q" <{responses}; }}; }}; f'
+"""Credential helper of git. It forwards lookups and their results; nothing is stored or erased."""
+
+CONFINED_HELPER_COMMAND = _HELPER_COMMAND.format(
+    requests=f"&{FIRST_EXTRA_DESCRIPTOR}", responses=f"&{FIRST_EXTRA_DESCRIPTOR + 1}"
 )
-"""Credential helper of the confined git. It forwards lookups and their results; nothing is stored or erased."""
-
-CREDENTIAL_REQUESTS_MAX = 8
-"""Maximum number of requests per clone. Additional requests get no response."""
-
-_REQUEST_BYTES_MAX = 16 * 1024
+"""Uses the numbers that a confinement gives to descriptors."""
 
 
-class CredentialHelper:
-    """Looks up credentials for the host of `url` only. secrets: the passwords returned so far."""
+@asynccontextmanager
+async def serve_credentials(helper: CredentialHelper) -> AsyncIterator[Sequence[int]]:
+    """Serve git's credential requests; yield the descriptors to which git writes and from which it reads."""
+    with pipe() as (requests, to_requests), pipe() as (from_responses, responses):
+        async with _running_in_background(helper.serve(requests, responses)):
+            yield to_requests.fileno(), from_responses.fileno()
 
-    def __init__(self, url: str, settings: Sequence[GitSetting], variables: Mapping[str, str], path: str) -> None:
-        self.secrets: set[str] = set()
-        self._url = urlsplit(url)
-        self._home = Path(variables.get("HOME", "/nonexistent"))
-        self._git = Git(path, [("credential.interactive", "false"), *settings], variables)
 
-    async def serve(self, requests: IO[bytes], responses: IO[bytes]) -> None:
-        """Serve requests until their pipe is closed or the limit is reached. Closes both pipes.
+def unconfined_helper_settings(user_settings: Sequence[GitSetting], descriptors: Sequence[int]) -> Sequence[GitSetting]:
+    """Return the settings with which an unconfined git requests credentials only through the descriptors.
 
-        A socket would let the confined git pass files, and closing these files could block this process.
-        """
-        reader = asyncio.StreamReader(limit=_REQUEST_BYTES_MAX)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), requests
-        )
-        os.set_blocking(responses.fileno(), False)
-        try:
-            for _ in range(CREDENTIAL_REQUESTS_MAX):
-                request = await reader.readuntil(b"\n\n")
-                os.write(responses.fileno(), await self._lookup(request) + b"\n")
-        except (OSError, EOFError, asyncio.LimitOverrunError):
-            pass
-        finally:
-            transport.close()
-            responses.close()
+    A helper of the user would store the server's credentials on this host. A shell cannot redirect to a descriptor with
+    two digits, so the command opens the pipes again.
+    """
+    requests, responses = (f"/dev/fd/{descriptor}" for descriptor in descriptors)
+    others = [(key, value) for key, value in user_settings if not _HELPER_KEY.fullmatch(key)]
+    return [*others, ("credential.helper", _HELPER_COMMAND.format(requests=requests, responses=responses))]
 
-    async def _lookup(self, request: bytes) -> bytes:
-        fields = dict(line.partition("=")[::2] for line in request.decode(errors="replace").splitlines())
-        if not self._matches_url(fields.get("protocol", ""), fields.get("host", "")):
-            return b""
-        query = f"protocol={fields['protocol']}\nhost={fields['host']}\npath={self._url.path.lstrip('/')}\n"
-        query += f"username={self._url.username}\n" if self._url.username else ""
-        with pipe() as (reader, writer):
-            writer.write(query.encode())
-            writer.close()
-            try:
-                result = await self._git.run("credential", "fill", directory=Path("/"), stdin=reader)
-            except (GitError, OSError):
-                result = await run_in_thread(lambda _: self._lookup_netrc(fields["host"].partition(":")[0]))
-        lines = [line for line in result.splitlines() if line.startswith((b"username=", b"password="))]
-        passwords = (line.removeprefix(b"password=") for line in lines if line.startswith(b"password="))
-        self.secrets.update(password.decode(errors="replace") for password in passwords if password)
-        return b"".join(line + b"\n" for line in lines)
 
-    def _lookup_netrc(self, host: str) -> bytes:
-        """Look the host up in ~/.netrc, as curl does, if no credential helper has credentials."""
-        from netrc import NetrcParseError, netrc  # most clones need no password
+_HELPER_KEY = re.compile(r"credential\.(.+\.)?helper", re.DOTALL)
 
-        try:
-            known = netrc(self._home / ".netrc").authenticators(host)
-        except (OSError, NetrcParseError, UnicodeError):
-            return b""
-        return f"username={known[0]}\npassword={known[2]}\n".encode() if known and known[0] and known[2] else b""
 
-    def _matches_url(self, protocol: str, host: str) -> bool:
-        """Return whether the request is for the URL's host and port, or for that host with HTTPS (after a redirect)."""
-        own = self._url.netloc.rpartition("@")[2].lower()
-        return (protocol, host.lower()) in {(self._url.scheme, own), ("https", own.partition(":")[0])}
+class RemoteAccess(NamedTuple):
+    """How clones reach their remotes.
+
+    dial_policy: which addresses they may connect to. find_credentials_on_server: used if this host has no credentials;
+        None if the server runs on this host.
+    """
+
+    dial_policy: DialPolicy
+    find_credentials_on_server: FindCredentials | None = None
 
 
 _STDERR_BYTES_MAX = 64 * 1024
@@ -111,7 +79,8 @@ def redirect_settings(dial_policy: DialPolicy) -> Sequence[GitSetting]:
 class ConfinedClone:
     """A clone of one URL.
 
-    user_settings: the settings of the server's user that apply. secrets: the passwords that git received.
+    user_settings: the settings of this process's user that apply. secrets: the passwords that git received.
+    credential_problem: why the server had no credentials; see `CredentialHelper`.
     """
 
     def __init__(
@@ -119,17 +88,17 @@ class ConfinedClone:
         url: str,
         user_settings: Sequence[GitSetting],
         environment: Mapping[str, str],
-        *,
-        dial_policy: DialPolicy,
+        access: RemoteAccess,
     ) -> None:
-        self._redirect_settings = redirect_settings(dial_policy)
+        self.credential_problem: NoCredentialsError | None = None
+        self._redirect_settings = redirect_settings(access.dial_policy)
         self.secrets: set[str] = set()
         self._manifest_url = url
         self._url = apply_instead_of(url, user_settings)
         self._user_settings = user_settings
         self._variables = {"PATH": environment.get("PATH", os.defpath), **user_environment(environment)}
         self._home = Path(environment.get("HOME", "/"))
-        self._dial_policy = dial_policy
+        self._access = access
 
     async def run(
         self,
@@ -171,18 +140,16 @@ class ConfinedClone:
             # git itself reports the unsupported protocol.
             yield (), {}, ()
             return
-        credentials = CredentialHelper(self._url, self._user_settings, self._variables, self._variables["PATH"])
-        relay = SocksProxy(remote.address, upstream_proxy=remote.upstream_proxy, dial_policy=self._dial_policy)
-        settings = [*remote.settings, ("credential.helper", HELPER_COMMAND)]
-        with pipe() as (requests, to_requests), pipe() as (from_responses, responses):
-            async with (
-                relay.serving(confinement.proxy_listener),
-                _running_in_background(credentials.serve(requests, responses)),
-            ):
-                try:
-                    yield settings, remote.files, (to_requests.fileno(), from_responses.fileno())
-                finally:
-                    self.secrets |= credentials.secrets
+        user_credentials = UserCredentials(self._url, self._user_settings, self._variables, self._variables["PATH"])
+        credentials = CredentialHelper(self._url, user_credentials.find, self._access.find_credentials_on_server)
+        relay = SocksProxy(remote.address, upstream_proxy=remote.upstream_proxy, dial_policy=self._access.dial_policy)
+        settings = [*remote.settings, ("credential.helper", CONFINED_HELPER_COMMAND)]
+        async with relay.serving(confinement.proxy_listener), serve_credentials(credentials) as descriptors:
+            try:
+                yield settings, remote.files, descriptors
+            finally:
+                self.secrets |= credentials.secrets
+                self.credential_problem = credentials.credential_problem
 
     @asynccontextmanager
     async def _over_ssh(self, remote: SshRemote) -> AsyncIterator["GitInputs"]:

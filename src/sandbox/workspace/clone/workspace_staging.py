@@ -16,6 +16,7 @@ from shutil import rmtree
 from typing import IO, Any, NamedTuple, TypeVar
 
 from sandbox.interfaces.file_layout import AttemptLayout
+from sandbox.interfaces.git_credentials import NoCredentialsError
 from sandbox.interfaces.runtime import Confine, Confinement, ConfinementLostError
 from sandbox.model.disk_watermarks import DISK_FULL_ERRNOS
 from sandbox.model.failure import AttemptError, FailureCode
@@ -23,10 +24,17 @@ from sandbox.model.fixed_limits import GIT_KILLED_GRACE_SECONDS
 from sandbox.model.manifest.schema import Repository
 from sandbox.model.printable import escape_character, replace_unprintable
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
-from sandbox.workspace.clone.confined_clone import ConfinedClone, redirect_settings
-from sandbox.workspace.clone.relay import DialPolicy
+from sandbox.workspace.clone.confined_clone import (
+    ConfinedClone,
+    RemoteAccess,
+    redirect_settings,
+    serve_credentials,
+    unconfined_helper_settings,
+)
+from sandbox.workspace.clone.credentials import CredentialHelper, UserCredentials
 from sandbox.workspace.clone.remote_settings import (
     DEFAULT_SSH_COMMAND,
+    apply_instead_of,
     find_secrets,
     read_user_config,
     user_environment,
@@ -179,7 +187,7 @@ class WorkspaceStaging:
         confine: Confine,
         *,
         bytes_max: int,
-        dial_policy: DialPolicy,
+        access: RemoteAccess,
         patches: Sequence[Path] = (),
     ) -> None:
         """bytes_max: limit for each file of the clone, and for the total size of the commit's files.
@@ -193,9 +201,10 @@ class WorkspaceStaging:
         self._repository = repository
         self._layout = layout
         self._bytes_max = bytes_max
-        self._dial_policy = dial_policy
+        self._access = access
         self._patches = patches
         self._secrets: set[str] = set()
+        self._credential_problem: NoCredentialsError | None = None
         self.base_tree: BaseTree | None = None
         """The tree of the base commit if it is small. Set by `run`."""
 
@@ -226,8 +235,10 @@ class WorkspaceStaging:
                 # follows.
                 await asyncio.sleep(GIT_KILLED_GRACE_SECONDS)
             message = explain_clone_failure(error.stderr, self._repository, self._secrets)
-            code, transient = FailureCode.CLONE_FAILED, is_transient(error.stderr)
-            raise AttemptError(code, message, is_transient=transient) from None
+            transient = is_transient(error.stderr)
+            if (problem := self._credential_problem) is not None:
+                message, transient = f"{message} {problem}", transient or problem.is_transient
+            raise AttemptError(FailureCode.CLONE_FAILED, message, is_transient=transient) from None
         except ConfinementLostError as error:
             raise AttemptError(FailureCode.SANDBOX_LOST, f"Cloning was aborted: {error}.") from error
         except OSError as error:
@@ -265,16 +276,41 @@ class WorkspaceStaging:
             *("--", self._repository.url, "."),
         )
         if confinement.proxy_listener is None:
-            variables = user_environment(self._environment)
-            redirects = redirect_settings(self._dial_policy)
-            git = Git(self._path, [*_UNCONFINED_SETTINGS, *settings, *user_settings, *redirects], variables)
-            await git.run(*arguments, directory=self._layout.repository, file_bytes_max=self._bytes_max)
+            await self._clone_unconfined(settings, user_settings, arguments)
             return
-        cloning = ConfinedClone(self._repository.url, user_settings, self._environment, dial_policy=self._dial_policy)
+        cloning = ConfinedClone(self._repository.url, user_settings, self._environment, self._access)
         try:
             await cloning.run(confinement, settings, arguments, self._layout.repository, file_bytes_max=self._bytes_max)
         finally:
-            self._secrets |= cloning.secrets
+            self._note_credentials(cloning)
+
+    async def _clone_unconfined(
+        self, settings: Sequence[GitSetting], user_settings: Sequence[GitSetting], arguments: Sequence[str]
+    ) -> None:
+        """Clone with the privileges of this process. Only the server's credentials need a helper."""
+        variables, find_on_server = user_environment(self._environment), self._access.find_credentials_on_server
+        url = apply_instead_of(self._repository.url, user_settings)
+        async with AsyncExitStack() as stack:
+            descriptors: Sequence[int] = ()
+            if find_on_server is not None and url.startswith(("http://", "https://")):
+                user_credentials = UserCredentials(url, user_settings, variables, self._path)
+                helper = CredentialHelper(url, user_credentials.find, find_on_server)
+                stack.callback(self._note_credentials, helper)
+                descriptors = await stack.enter_async_context(serve_credentials(helper))
+                user_settings = unconfined_helper_settings(user_settings, descriptors)
+            redirects = redirect_settings(self._access.dial_policy)
+            git = Git(
+                self._path,
+                [*_UNCONFINED_SETTINGS, *settings, *user_settings, *redirects],
+                variables,
+                descriptors=descriptors,
+            )
+            await git.run(*arguments, directory=self._layout.repository, file_bytes_max=self._bytes_max)
+
+    def _note_credentials(self, helper: CredentialHelper | ConfinedClone) -> None:
+        """Note what messages must not show, and why the server had no credentials."""
+        self._secrets |= helper.secrets
+        self._credential_problem = helper.credential_problem
 
     async def _find_commit(self, git: Git) -> str:
         repository = self._layout.repository

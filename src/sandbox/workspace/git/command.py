@@ -170,7 +170,7 @@ class Git:
         """Without a confinement, git runs unconfined.
 
         path: value of PATH. variables: environment variables; a None value removes the variable. files, descriptors: as
-        in `ConfinedCommand`; used only with a confinement.
+        in `ConfinedCommand`. Without a confinement, there are no files, and the descriptors keep their numbers.
         """
         variables_with_removals = {
             "PATH": path,

@@ -78,6 +78,7 @@ async def running_placement(server, tasks):
         ListenAddress("127.0.0.1", server.port, tls),
         TaskStorage(server.replicas, None, tasks.has_task_ended),
         ProfileCatalog(server.data_dir),
+        server.find_credentials,
     )
     running = asyncio.create_task(placement.run())
     await asyncio.sleep(0)  # a task that is cancelled before it starts does not close anything

@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 import subprocess
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -16,122 +16,13 @@ from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.model.failure import AttemptError
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.cancellable_thread import StopFlag
-from sandbox.workspace.clone.confined_clone import CREDENTIAL_REQUESTS_MAX, CredentialHelper
 from sandbox.workspace.clone.relay import DialPolicy, HostPort, SocksProxy
 from sandbox.workspace.clone.remote_settings import SETTINGS_FILES_MAX, resolve_remote
-from sandbox.workspace.git.command import pipe
 from sandbox.workspace.git.directory import neutralize_attributes, read_branch_commit, write_git_directory
 
 CREDENTIAL_RESPONSE = b"username=me\npassword=let-me-in\n"
 SOCKS_SUCCEEDED, FORBIDDEN, UNREACHABLE, UNKNOWN_NAME, REFUSED = 0, 2, 3, 4, 5
 WITHOUT_REDIRECTS, WITH_REDIRECTS = (DialPolicy(is_dialable, follows_redirects) for follows_redirects in (False, True))
-
-
-@pytest.fixture
-def credential_helper(tmp_path):
-    """A credential helper that logs its requests and has a password for every host."""
-    program, log = tmp_path / "helper", tmp_path / "requests.log"
-    program.write_text(f"#!/bin/sh\ncat >> {log}\necho username=me\necho password=let-me-in\n")
-    program.chmod(0o755)
-    log.touch()
-    return program, log
-
-
-def request_credentials(url, credential_helper, *requests, secrets=None):
-    """Send credential requests as git would; return the responses. secrets: receives the returned passwords."""
-
-    async def scenario():
-        credentials = CredentialHelper(url, [("credential.helper", str(credential_helper))], {}, os.environ["PATH"])
-        credentials.secrets = set() if secrets is None else secrets
-        responses = []
-        with pipe() as (to_helper, requests_inside), pipe() as (responses_inside, from_helper):
-            serving = asyncio.create_task(credentials.serve(to_helper, from_helper))
-            reader = asyncio.StreamReader()
-            await asyncio.get_running_loop().connect_read_pipe(
-                lambda: asyncio.StreamReaderProtocol(reader), responses_inside
-            )
-            for credential_request in requests:
-                with suppress(OSError):
-                    requests_inside.write(credential_request)
-                    responses.append(await asyncio.wait_for(read_response(reader), 20))
-            requests_inside.close()
-            await asyncio.wait_for(serving, 20)
-        return responses
-
-    return asyncio.run(scenario())
-
-
-async def read_response(reader):
-    """Read a response without the empty line that ends it. Return None at the end of the stream."""
-    lines = []
-    while line := await reader.readline():
-        if line == b"\n":
-            return b"".join(lines)
-        lines.append(line)
-    return None
-
-
-def test_helper_is_called_for_the_clone_host(credential_helper):
-    program, log = credential_helper
-
-    responses = request_credentials("https://git.example/demo.git", program, b"protocol=https\nhost=git.example\n\n")
-
-    assert responses == [CREDENTIAL_RESPONSE]
-    assert "host=git.example\n" in log.read_text()
-
-
-@pytest.mark.parametrize(
-    "credential_request",
-    [
-        b"protocol=https\nhost=github.com\n\n",
-        b"protocol=https\nhost=git.example.evil\n\n",
-        b"protocol=http\nhost=git.example\n\n",
-        b"protocol=https\nhost=git.example:444\n\n",
-        b"url=https://github.com/\n\n",
-        b"host=git.example\nprotocol=https\nhost=github.com\n\n",
-        b"\xff\n\n",
-    ],
-)
-def test_helper_is_called_only_for_the_origin_of_the_clone_url(credential_helper, credential_request):
-    program, log = credential_helper
-
-    assert request_credentials("https://git.example/demo.git", program, credential_request) == [b""]
-    assert log.read_text() == ""
-
-
-@pytest.mark.parametrize(("password", "secrets_found"), [("", set()), ("let-me-in", {"let-me-in"})])
-def test_empty_password_is_not_a_secret(credential_helper, password, secrets_found):
-    program, _ = credential_helper
-    program.write_text(f"#!/bin/sh\necho username=me\necho password={password}\n")
-    secrets = set()
-
-    responses = request_credentials(
-        "https://git.example/a", program, b"protocol=https\nhost=git.example\n\n", secrets=secrets
-    )
-
-    assert responses == [f"username=me\npassword={password}\n".encode()]
-    assert secrets == secrets_found
-
-
-def test_username_in_a_credential_request_is_not_passed_to_the_helper(credential_helper):
-    program, log = credential_helper
-
-    request_credentials(
-        "https://git.example/demo.git", program, b"protocol=https\nhost=git.example\npath=x\nusername=root\n\n"
-    )
-
-    assert "root" not in log.read_text()
-
-
-def test_number_of_credential_requests_is_limited(credential_helper):
-    program, _ = credential_helper
-    credential_request = b"protocol=https\nhost=git.example\n\n"
-
-    responses = request_credentials(
-        "https://git.example/demo.git", program, *[credential_request] * (CREDENTIAL_REQUESTS_MAX + 1)
-    )
-
-    assert [response for response in responses if response] == [CREDENTIAL_RESPONSE] * CREDENTIAL_REQUESTS_MAX
 
 
 class ExhaustedListener(socket.socket):
