@@ -55,6 +55,7 @@ _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 _ANSWER_SECONDS = 60.0
+_CREDENTIAL_SECONDS = 60.0
 _SILENCE_SECONDS = 15.0
 _LAST_ANSWER_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
@@ -396,7 +397,7 @@ class ServerSession:
         self._credentials[request.number] = future
         try:
             await self._send(request)
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with asyncio.timeout(_CREDENTIAL_SECONDS):
                 return await future
         except TimeoutError:
             reason = "The server did not send the credentials in time."

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import socket
 import ssl
 import threading
 import time
@@ -17,6 +18,7 @@ from sandbox.bootstrap.cluster import create_certificate
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.cluster_engine import WorkerRejectedError
 from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.git_credentials import CredentialQuery, Credentials, NoCredentialsError
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError, Leftover, LeftoverScan, RunAttempt
 from sandbox.interfaces.worker_messages import (
@@ -48,6 +50,7 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.primitives.message_stream import encode_message, read_message
 from sandbox.worker import server_session as session_module
 from sandbox.worker import worker_task
+from sandbox.worker.credential_requests import CredentialRequests
 from sandbox.worker.server_session import Lease, seconds_since_boot
 from sandbox.worker.worker import (
     EXIT_DONE,
@@ -59,6 +62,7 @@ from sandbox.worker.worker import (
     Worker,
 )
 from sandbox.worker.worker_task import OtherTasks, WorkerTask
+from sandbox.workspace.clone.credentials import ServerCredentials
 
 LEASE_SECONDS = 30.0
 PREPARED = WorkspacePrepared("c" * 40)
@@ -83,6 +87,8 @@ class FakeHost:
         self.hanging_scans, self.renewal_errors = 0, 0
         self.may_lock.set()
         self.host_key, self.claim_changes, self.read_identity_token = None, {}, None
+        self.worker_end, self.runner_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.credential_requests = CredentialRequests(self.worker_end)
 
     def read_host_key(self):
         if self.host_key is None:
@@ -252,6 +258,8 @@ async def start(server, tmp_path):
     for worker in workers:
         worker.running.cancel()
         await asyncio.gather(worker.running, return_exceptions=True)
+        worker.host.worker_end.close()
+        worker.host.runner_end.close()
 
 
 async def test_worker_copies_the_records_and_exits_when_the_task_has_ended(server, start):
@@ -732,3 +740,62 @@ async def test_token_is_not_sent_to_a_server_with_another_certificate(server, tm
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         attacker.close()
+
+
+# Git credentials.
+
+FOUND = Credentials(b"me", b"let-me-in")
+
+
+def find_credentials(worker, host="example.org"):
+    """Ask for credentials as the runner does."""
+    credentials = ServerCredentials(worker.host.runner_end, worker.job.stored.attempt_id)
+    return asyncio.wait_for(credentials.find(CredentialQuery("https", host)), 20)
+
+
+async def test_runner_gets_the_credentials_of_the_server(server, start):
+    server.credentials = FOUND
+    worker = await start()
+    await worker.launch()
+    assert await find_credentials(worker) == FOUND
+    worker.host.record(PREPARED)
+    await worker.wait_until_copied()
+    with pytest.raises(NoCredentialsError, match="does not clone its repository now"):
+        await find_credentials(worker)
+    assert len(server.credential_lookups) == 1
+
+
+async def test_runner_gets_the_reason_if_the_server_has_no_credentials(server, start):
+    worker = await start()
+    await worker.launch()
+    with pytest.raises(NoCredentialsError, match=r"The server has no credentials\."):
+        await find_credentials(worker)
+
+
+async def test_request_for_credentials_survives_a_restart_of_the_server(server, start):
+    server.credentials = FOUND
+    may_answer = threading.Event()
+    server.find_credentials_now = lambda: may_answer.wait(20)
+    worker = await start()
+    await worker.launch()
+    finding = asyncio.create_task(find_credentials(worker))
+    await wait_until(lambda: server.credential_lookups, "the lookup")
+    await server.restart()
+    may_answer.set()
+    assert await finding == FOUND
+    assert len(server.credential_lookups) == 2
+
+
+async def test_late_answer_to_a_request_for_credentials_is_ignored(server, start, monkeypatch):
+    monkeypatch.setattr(session_module, "_CREDENTIAL_SECONDS", 0.3)
+    server.credentials = FOUND
+    may_answer = threading.Event()
+    server.find_credentials_now = lambda: may_answer.wait(20)
+    worker = await start()
+    await worker.launch()
+    with pytest.raises(NoCredentialsError, match="did not send the credentials in time") as raised:
+        await find_credentials(worker)
+    assert raised.value.is_transient
+    may_answer.set()
+    monkeypatch.setattr(session_module, "_CREDENTIAL_SECONDS", 20)
+    assert await find_credentials(worker) == FOUND
