@@ -224,7 +224,7 @@ def test_task_of_one_repository_cannot_get_the_password_of_another(deployment):
 
 
 @pytest.mark.timeout(240)
-def test_failure_tells_that_the_server_has_no_credentials(deployment):
+def test_failure_states_that_the_server_has_no_credentials(deployment):
     first, _ = deployment.git_servers
     (deployment.secrets / "helper").write_text("#!/bin/sh\n")
     deployment.submit_clone("task-1", "a")

@@ -20,7 +20,7 @@ from sandbox.interfaces.placement import DebugSession, FinishAttempt, RunAttempt
 from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import WORKER_RECORD_BYTES_MAX
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 1
 """The version of these messages. Increase it for every change that an earlier version cannot read.
 
 A server and a worker with different versions can still exchange `Claim` and `Fenced`: their fields are never removed,
