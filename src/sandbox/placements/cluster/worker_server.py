@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hmac import compare_digest
 from typing import Any
 
@@ -167,7 +167,7 @@ class WorkerSession:
         self.copied_end_offset = end_offset
 
     @contextlib.contextmanager
-    def upload(self) -> Iterator[None]:
+    def cancelling_on_close(self) -> Iterator[None]:
         """Cancel the current task if the session ends within the context. Raises HostUnreachableError."""
         self._check_open()
         task = asyncio.current_task()
@@ -177,12 +177,6 @@ class WorkerSession:
             yield
         finally:
             self._tasks.discard(task)
-
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine in the background until the session ends."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def receive_stream(self, message: JoinStream, streams: StreamPair) -> bool:
         """Pass a connection to the caller that is waiting for it. Return False if nobody is waiting."""
@@ -499,12 +493,15 @@ class WorkerServer:
             session.send(CredentialAnswer(request.number, reason=str(error)))
             return
 
-        async def answer() -> None:
-            found = await self._credential_requests.find(job, request, url)
-            if job.session is session and job.may_answer_worker:
-                session.send(found)
+        sending = asyncio.create_task(self._send_credentials(job, session, request, url))
+        self._serving.add(sending)
+        sending.add_done_callback(self._serving_ended)
 
-        session.start(answer())
+    async def _send_credentials(self, job: Job, session: WorkerSession, request: CredentialRequest, url: str) -> None:
+        with contextlib.suppress(HostUnreachableError), session.cancelling_on_close():
+            answer = await self._credential_requests.find(job, request, url)
+            if job.session is session and job.may_answer_worker:
+                session.send(answer)
 
     async def _receive_log(self, job: Job, message: RunnerLog) -> None:
         """Store the log of an attempt of this worker. An error is only logged. Raises InvalidMessageError."""
@@ -544,7 +541,7 @@ class WorkerServer:
             return job.session is session and job.may_answer_worker
 
         try:
-            with session.upload():
+            with session.cancelling_on_close():
                 is_accepted = await self._uploads.receive(job, upload.artifact, reader, is_current)
         except ArtifactsTooLargeError as error:
             self._jobs.fence(job, error_reason(error))
