@@ -499,9 +499,7 @@ class WorkerServer:
 
     async def _send_credentials(self, job: Job, session: WorkerSession, request: CredentialRequest, url: str) -> None:
         with contextlib.suppress(HostUnreachableError), session.cancelling_on_close():
-            answer = await self._credential_requests.find(job, request, url)
-            if job.session is session and job.may_answer_worker:
-                session.send(answer)
+            session.send(await self._credential_requests.find(job, request, url))
 
     async def _receive_log(self, job: Job, message: RunnerLog) -> None:
         """Store the log of an attempt of this worker. An error is only logged. Raises InvalidMessageError."""

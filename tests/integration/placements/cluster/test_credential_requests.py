@@ -19,6 +19,7 @@ from sandbox.interfaces.git_credentials import (
 from sandbox.interfaces.worker_messages import Claimed, Fenced, Heartbeat, HeartbeatAnswer
 from sandbox.model.events import AttemptFailed, AttemptStarted, AttemptSuperseded, WorkspacePrepared
 from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.task_state import TaskState
 from sandbox.placements.cluster import credential_requests
 from sandbox.primitives.message_stream import encode_message
 
@@ -138,6 +139,13 @@ async def test_attempt_that_resumes_gets_no_credentials(server, job):
         task = server.journals.replay("task-1").task
         resumed = msgspec.structs.replace(task, attempt=msgspec.structs.replace(task.attempt, resumes=True))
         server.replicas.read_task = lambda task_id: resumed
+        await check_refused(server, client, ask(job), "does not clone its repository now")
+
+
+async def test_task_that_has_ended_gets_no_credentials(server, job):
+    async with connected(server, job) as client:
+        task = server.journals.replay("task-1").task
+        server.replicas.read_task = lambda task_id: msgspec.structs.replace(task, state=TaskState.CANCELLED)
         await check_refused(server, client, ask(job), "does not clone its repository now")
 
 
