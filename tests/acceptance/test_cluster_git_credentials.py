@@ -126,6 +126,19 @@ def descendants(pid):
     return [pid, *(descendant for child in children for descendant in descendants(child))]
 
 
+def credential_socket_holders(worker, runner):
+    """Yield what each program is that has the runner's end of the socket pair for credentials."""
+    [option] = [word for word in arguments(runner) if word.startswith("--credentials-fd=")]
+    socket = Path(f"/proc/{runner}/fd/{option.partition('=')[2]}").readlink()
+    for pid in descendants(worker):
+        if any(descriptor.readlink() == socket for descriptor in list_directory(Path(f"/proc/{pid}/fd"))):
+            yield next((word for word in ("sandbox.bootstrap.runner", "worker") if word in arguments(pid)), "another")
+
+
+def arguments(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+
+
 def list_directory(path):
     try:
         return list(path.iterdir())
@@ -170,7 +183,7 @@ def deployment(tmp_path):
 @pytest.mark.timeout(240)
 def test_private_repository_is_cloned_and_its_password_is_never_stored_on_the_host(deployment):
     first, _ = deployment.git_servers
-    during = {}
+    during, holders = {}, []
 
     def search():
         runner = find_runner(deployment.host_data_dir, "task-1")
@@ -178,6 +191,7 @@ def test_private_repository_is_cloned_and_its_password_is_never_stored_on_the_ho
         (disk / "planted").write_text(PLANTED)
         for value in (PASSWORD, PLANTED, "SANDBOX_LOG_LEVEL", "--credentials-fd", "Do it."):
             during[value] = deployment.search(value, "task-1")
+        holders.extend(credential_socket_holders(deployment.worker_pid(), runner))
 
     first.on_authorized = search
     deployment.submit_clone("task-1", "a")
@@ -185,6 +199,7 @@ def test_private_repository_is_cloned_and_its_password_is_never_stored_on_the_ho
 
     host = host_of(first)
     assert deployment.lookups() == [("get", host, "host"), ("get", host, "server")]
+    assert set(holders) == {"worker", "sandbox.bootstrap.runner"}  # and not git
     assert during.pop(PASSWORD) == set()
     # The search finds what it should find.
     assert "environ" in during["SANDBOX_LOG_LEVEL"]
