@@ -29,12 +29,16 @@ class IndexWriter:
         self._store = store
         self._next: list[_Write] = []
         self._later: dict[str, IndexedTask] = {}
+        self._delayed: dict[str, IndexedTask] = {}
+        """Tasks of `save_later` that are being written and for which there is no newer write, keyed by id."""
+
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
 
     async def save(self, indexed: IndexedTask) -> None:
         """Replace or add a task; return once it is on disk. Raises StoreError."""
-        self._later.pop(indexed.task.id, None)
+        for older in (self._later, self._delayed):
+            older.pop(indexed.task.id, None)
         await self._enqueue(indexed)
 
     def save_later(self, indexed: IndexedTask) -> None:
@@ -62,13 +66,17 @@ class IndexWriter:
 
     def _save_pending(self) -> None:
         pending, self._later, self._timer = self._later, {}, None
+        self._delayed.update(pending)
         for indexed in pending.values():
             self._enqueue(indexed).add_done_callback(partial(self._check, indexed))
 
     def _check(self, indexed: IndexedTask, written: asyncio.Future[None]) -> None:
+        is_newest = self._delayed.get(indexed.task.id) is indexed
+        if is_newest:
+            del self._delayed[indexed.task.id]
         if not written.cancelled() and (error := written.exception()) is not None:
             _log.error("Task %s is not up to date in the index: %s", indexed.task.id, error)
-            if indexed.task.id not in self._later:
+            if is_newest and indexed.task.id not in self._later:
                 self.save_later(indexed)
 
     async def _write_batches(self) -> None:

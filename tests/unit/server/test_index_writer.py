@@ -110,6 +110,35 @@ async def test_later_save_is_tried_again_after_a_failure(monkeypatch, caplog):
     await writer.close()
 
 
+@pytest.mark.parametrize("is_newer_immediate", [True, False])
+async def test_failed_later_save_does_not_replace_a_newer_one(monkeypatch, is_newer_immediate):
+    monkeypatch.setattr(index_writer, "INDEX_INTERVAL_SECONDS", 0.02)
+    store = BlockingStore()
+    store.broken.add("task")
+    writer = IndexWriter(store)
+    writer.save_later(indexed_task("task", 1))
+    await wait_until(lambda: store.batches)
+    if is_newer_immediate:
+        newer = asyncio.create_task(writer.save(indexed_task("task", 2)))
+    else:
+        writer.save_later(indexed_task("task", 2))
+    await asyncio.sleep(0.05)
+    save_all = store.save_all
+
+    def repair_and_save(indexed):
+        store.broken.clear()
+        save_all(indexed)
+
+    store.save_all = repair_and_save
+    store.release.set()
+    await wait_until(lambda: store.load("task") is not None)
+    if is_newer_immediate:
+        await newer
+    await asyncio.sleep(0.1)
+    assert store.load("task").offset == 2
+    await writer.close()
+
+
 async def test_close_stops_writing(monkeypatch):
     monkeypatch.setattr(index_writer, "INDEX_INTERVAL_SECONDS", 0.02)
     store = BlockingStore()
