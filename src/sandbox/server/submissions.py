@@ -184,20 +184,20 @@ class Submissions:
         task_id = manifest.metadata.id or str(uuid.uuid4())
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
         named = manifest.replace(metadata=metadata)
-        try:
-            with self._dispatcher.reserved_slot(named):
+        with self._dispatcher.reserved_slot(named):
+            try:
                 tracked, submission = await asyncio.to_thread(
                     self._submission_store.add, named, idempotency, inheritance, rerun_of
                 )
-        except (OSError, StoreError) as error:
-            if inheritance is not None:
-                # Raises TaskNotFoundError if the files are missing because their task was deleted in the meantime.
-                await self._queries.status(rerun_of or inheritance.parent.task_id)
-            raise UnavailableError(f"The task could not be stored: {error}; submit it again.") from error
-        submitted = tracked.task
-        await self._index(IndexedTask(submitted, tracked.offset))
-        _log.info("Task %s was accepted", submitted.id, extra={"task_id": submitted.id, "state": submitted.state})
-        self._tracker.track(tracked, submission=submission)
+            except (OSError, StoreError) as error:
+                if inheritance is not None:
+                    # Raises TaskNotFoundError if the files are missing because their task was deleted in the meantime.
+                    await self._queries.status(rerun_of or inheritance.parent.task_id)
+                raise UnavailableError(f"The task could not be stored: {error}; submit it again.") from error
+            submitted = tracked.task
+            await self._index(IndexedTask(submitted, tracked.offset))
+            _log.info("Task %s was accepted", submitted.id, extra={"task_id": submitted.id, "state": submitted.state})
+            self._tracker.track(tracked, submission=submission)
         return submitted
 
     async def _index(self, indexed: IndexedTask) -> None:

@@ -159,6 +159,29 @@ async def test_submission_above_the_limit_of_unfinished_tasks_is_refused(compone
         await service.submit(manifest("another"))
 
 
+async def test_submission_that_is_being_indexed_counts_as_unfinished(components, monkeypatch):
+    components.unfinished_tasks_max = 3
+    is_released, save_all = threading.Event(), components.store.save_all
+
+    def wait_and_save(indexed):
+        assert is_released.wait(20)
+        save_all(indexed)
+
+    async with components.server() as service:
+        monkeypatch.setattr(components.store, "save_all", wait_and_save)
+        accepted = [asyncio.create_task(service.submit(manifest(f"task-{number}"))) for number in range(3)]
+        async with asyncio.timeout(20):
+            while len(components.journals.task_ids()) < 3:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+        try:
+            with pytest.raises(UnavailableError, match="3 unfinished tasks"):
+                await asyncio.wait_for(service.submit(manifest("another")), 5)
+        finally:
+            is_released.set()
+        await asyncio.gather(*accepted)
+
+
 async def test_submission_above_the_total_size_of_unfinished_manifests_is_refused(components, monkeypatch):
     monkeypatch.setattr(fixed_limits, "UNFINISHED_MANIFEST_BYTES_MAX", 30_000)
     large = {"name": "n" * 20_000}
