@@ -254,7 +254,7 @@ class Dispatcher:
         for task_id, reason in waiting_messages.items():
             self._tracked_tasks[task_id].status_message = reason
         now = loop.time()
-        self._paused_until = now + _PAUSE_FACTOR * (now - started_at)
+        self._paused_until = now + min(_PAUSE_FACTOR * (now - started_at), MEMORY_CHECK_INTERVAL_SECONDS)
 
     async def close(self) -> None:
         """Stop launching tasks. Wait up to LAUNCH_SHUTDOWN_SECONDS for the running launches.

@@ -74,6 +74,7 @@ async def test_tasks_that_wait_behind_many_others_are_not_examined_for_each_subm
     """Otherwise the time of a submission would grow with the number of waiting tasks."""
     monkeypatch.setattr(dispatcher, "_PAUSE_FACTOR", 1e6)
     monkeypatch.setattr(dispatcher, "_FEW_WAITING_TASKS", 5)
+    monkeypatch.setattr(dispatcher, "MEMORY_CHECK_INTERVAL_SECONDS", 60.0)
     components.capacity = Resources(4, 8 << 30, 1 << 40)
     examined, waiting_messages = [], Scheduler.waiting_messages
 
@@ -87,3 +88,18 @@ async def test_tasks_that_wait_behind_many_others_are_not_examined_for_each_subm
             await service.submit(manifest(f"task-{number}"))
         assert max(examined) < 10
         assert (await service.status("task-1")).state_message.startswith("Waiting")
+
+
+async def test_slow_examination_of_waiting_tasks_delays_no_start_for_long(components, monkeypatch):
+    """For example, measuring the free disk space may take seconds."""
+    monkeypatch.setattr(dispatcher, "_PAUSE_FACTOR", 1e6)
+    monkeypatch.setattr(dispatcher, "_FEW_WAITING_TASKS", 1)
+    monkeypatch.setattr(dispatcher, "MEMORY_CHECK_INTERVAL_SECONDS", 0.2)
+    components.capacity = Resources(4, 8 << 30, 1 << 40)
+    async with components.server() as service:
+        for number in range(5):
+            await service.submit(manifest(f"task-{number}"))
+        await components.wait_for_launch("task-0")
+        components.placement.record("task-0", *TO_RUNNING, *TO_END)
+        async with asyncio.timeout(5):
+            await components.wait_for_launch("task-1")
