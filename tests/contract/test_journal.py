@@ -375,6 +375,20 @@ def test_first_record_flushes_all_directories(journals, tmp_path, monkeypatch):
     assert tmp_path not in flushed
 
 
+def test_open_flushes_the_directories_of_a_writer_that_died_after_record_1(journals, tmp_path, monkeypatch):
+    with open_writer(journals) as writer:
+        writer.append(line("x"), at=TIMESTAMP)
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink()))
+    directory = tmp_path / "tasks" / "task-1" / "journal"
+    with contextlib.closing(journals.open("task-1")) as writer:
+        writer.append(line("y"), at=TIMESTAMP, durable=True)
+        assert flushed == [directory, *directory.parents[:2]]
+        writer.append(line("z"), at=TIMESTAMP, durable=True)
+    journals.open("task-1").close()
+    assert len(flushed) == 3
+
+
 def test_first_record_is_dropped_if_a_directory_cannot_be_flushed(journals, tmp_path, monkeypatch):
     def fail(_):
         raise OSError(28, "No space left on device")
