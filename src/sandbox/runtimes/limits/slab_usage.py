@@ -42,12 +42,6 @@ _PEAK_CHARGE_FACTOR = 16
 A sandbox that was never charged for 1/16 of its limit has not exceeded the limit: others caused the growth.
 """
 
-_SMALL_CHARGE_BYTES = 4 * 1024 * 1024
-"""Nothing is attributed to a sandbox until its kernel memory exceeds this, which most sandboxes never do.
-
-Even all growth up to then, as far as it can be attributed to the sandbox, is far below every limit.
-"""
-
 _CPU_SECONDS_MIN = 0.001
 """Amount added to each sandbox's CPU time between two measurements, because an unknown CPU time counts as 0."""
 
@@ -216,18 +210,14 @@ class SlabMeter:
     ) -> SlabUsage | None:
         """Return the attributed bytes, or None if they cannot be measured.
 
-        While the sandbox uses little kernel memory, nothing is read after the first measurement: to read the usage of
-        all others for each sandbox, a machine with many sandboxes would need several cores.
-
         usage: the sandbox's usage; None if unknown. usage_of_others: returns the usage of the other sandboxes, keyed by
         the names of their groups.
         """
         if usage is None:
             return None
         self._peak_charge_bytes = max(self._peak_charge_bytes, usage.kernel_bytes)
-        is_small = self._peak_charge_bytes <= _SMALL_CHARGE_BYTES
-        if self._growths is None or (not is_small and self._clock() - self._updated_at >= SLAB_INTERVAL_SECONDS):
-            self._update(usage, None if is_small else usage_of_others())
+        if self._growths is None or self._clock() - self._updated_at >= SLAB_INTERVAL_SECONDS:
+            self._update(usage, usage_of_others())
         if self._growths is None:
             return None
         found = SlabUsage(*(growth.attributed(self._peak_charge_bytes) for growth in self._growths))
@@ -239,30 +229,22 @@ class SlabMeter:
             vma_growth_bytes=min(found.vma_growth_bytes, unreclaimable_bytes),
         )
 
-    def _update(self, usage: GroupUsage, others: Mapping[str, GroupUsage] | None) -> None:
-        """Attribute the growth since the last update. others: None while the sandbox uses little kernel memory."""
-        slabs, now = self._measure_all(), self._clock()
-        share = 0.0 if others is None else self._share(usage, others, now - self._updated_at)
-        self._updated_at = now
+    def _update(self, usage: GroupUsage, others: Mapping[str, GroupUsage]) -> None:
+        share = self._share(usage, others)
+        slabs = self._measure_all()
+        self._updated_at = self._clock()
         if slabs is None:
             return
         if self._growths is None:
             self._growths = tuple(_Growth(first) for first in slabs)
-            self._cpu_seconds = usage.cpu_seconds
         for kind, growth, current in zip(SlabUsage._fields, self._growths, slabs, strict=True):
             growth.update(current, 1.0 if kind == "vma_growth_bytes" else share)
 
-    def _share(self, usage: GroupUsage, others: Mapping[str, GroupUsage], elapsed_seconds: float) -> float:
-        """Return the sandbox's share of the growth since the last call.
-
-        The CPU time that another sandbox used before the first call counts as used since the last update, as far as the
-        machine has that many processors.
-        """
+    def _share(self, usage: GroupUsage, others: Mapping[str, GroupUsage]) -> float:
+        """Return the sandbox's share of the growth since the last call."""
         own_weight = self._peak_charge_bytes * (usage.cpu_seconds - self._cpu_seconds + _CPU_SECONDS_MIN)
-        cpu_seconds_max = elapsed_seconds * (os.cpu_count() or 1)
         weight_of_others = sum(
-            other.kernel_bytes
-            * (min(other.cpu_seconds - self._cpu_seconds_of_others.get(name, 0.0), cpu_seconds_max) + _CPU_SECONDS_MIN)
+            other.kernel_bytes * (other.cpu_seconds - self._cpu_seconds_of_others.get(name, 0.0) + _CPU_SECONDS_MIN)
             for name, other in others.items()
         )
         self._cpu_seconds = usage.cpu_seconds

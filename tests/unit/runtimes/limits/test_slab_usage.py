@@ -1,6 +1,5 @@
 """Slab memory is attributed to the sandboxes that may have caused it."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -191,35 +190,6 @@ def test_growth_is_attributed_to_all_running_sandboxes():
         found = slabs.measure(300 * MEBIBYTE, 300 * MEBIBYTE, cpu=second, other_cpu=7.0 + second)
         machine.grow(40 * MEBIBYTE)
     assert found == 100 * MEBIBYTE
-
-
-def test_statistics_are_read_once_while_a_sandbox_uses_little_kernel_memory():
-    machine = FakeSlabs()
-    meter, reads = SlabMeter(machine.measure, lambda: machine.now), []
-
-    def read_others() -> dict[str, GroupUsage]:
-        reads.append(machine.now)
-        return {}
-
-    for _ in range(5):
-        assert meter.measure(GroupUsage(4 * MEBIBYTE), read_others) == SlabUsage(0, 0)
-        machine.grow(300 * MEBIBYTE)
-    assert not reads
-    assert meter.measure(GroupUsage(5 * MEBIBYTE), read_others) == SlabUsage(80 * MEBIBYTE, 0)
-    assert reads == [machine.now]
-
-
-@pytest.mark.parametrize("other_cpu", [0.0, 0.5, 1e6])
-def test_growth_before_the_first_comparison_is_divided_by_cpu_time_of_that_period(other_cpu: float):
-    machine = FakeSlabs()
-    meter = machine.slabs()
-    meter.measure(MEBIBYTE, cpu=1.0)
-    machine.grow(600 * MEBIBYTE)
-    found = meter.measure(400 * MEBIBYTE, 400 * MEBIBYTE, cpu=3.0, other_cpu=other_cpu)
-    assert found is not None
-    machine_seconds_max = 1.0 * (os.cpu_count() or 1)
-    expected = 600 * 2.0 / (2.0 + min(other_cpu, machine_seconds_max))
-    assert found / MEBIBYTE == pytest.approx(expected, rel=0.01)
 
 
 def test_host_growth_alone_is_not_a_violation_by_a_small_sandbox():
