@@ -269,6 +269,7 @@ def test_cancel_and_delete_apply_only_to_suitable_tasks_on_a_phone(base_url, bro
     assert dialog.get_by_role("listitem").all_inner_texts() == ["Empty the cache old-3"]
     assert dialog.bounding_box()["width"] <= 390
     dialog.get_by_role("button", name="Back").click()
+    page.get_by_label("Select Waits 1").scroll_into_view_if_needed()
     box = page.get_by_label("Select Waits 1").bounding_box()
     page.mouse.click(box["x"] - 5, box["y"] - 5)
     assert not page.get_by_label("Select Waits 1").is_checked(), "a tap next to the checkbox counts"
