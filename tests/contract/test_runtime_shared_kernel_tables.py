@@ -1,6 +1,8 @@
 """No sandbox can exhaust a kernel table that all sandboxes share with the host."""
 
 import asyncio
+import ctypes
+import os
 import socket
 import struct
 from pathlib import Path
@@ -21,6 +23,8 @@ from sandbox.interfaces.runtime import Command, Runtime, TerminalSize
 from sandbox.runtimes.limits.cgroups import find_hierarchies
 from sandbox.runtimes.programs.launcher import PTYS_MAX
 from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 _FILES = f"""
 import os, resource
@@ -80,6 +84,44 @@ def test_number_of_terminals_is_limited(runtime: Runtime, disk: Path):
     echo, *_, count, reopened = result.output.splitlines()
     assert echo == "b'typed\\n' /dev/pts/0"
     assert (int(count), reopened) == (PTYS_MAX, "open"), result
+
+
+_COUNTED_PER_USER = """
+import ctypes, errno, time
+libc = ctypes.CDLL(None, use_errno=True)
+librt = libc if hasattr(libc, "mq_open") else ctypes.CDLL("librt.so.1", use_errno=True)
+instances = queues = 0
+while instances < 2000 and libc.inotify_init1(0) >= 0: instances += 1
+while queues < 2000 and librt.mq_open(b"/queue-%d" % queues, 0o102, 0o600, None) >= 0: queues += 1
+print(instances, queues, "held", flush=True)
+time.sleep(600)
+"""
+
+
+async def _counts_of_two_sandboxes(runtime: Runtime, directory: Path) -> list[list[int]]:
+    counts = []
+    async with (
+        ready_sandbox(runtime, directory / "first") as first,
+        ready_sandbox(runtime, directory / "second") as second,
+    ):
+        for sandbox in (first, second):
+            command = Command(["/usr/bin/python3", "-c", _COUNTED_PER_USER], {"PATH": "/usr/bin"}, "/workspace")
+            output, _ = await sandbox.start(command)
+            counts.append([int(word) for word in (await read_until(output, b"held")).split()[:2]])
+        instance = _libc.inotify_init1(os.O_CLOEXEC)
+        assert instance >= 0, "the host's root cannot watch files while sandboxes do"
+        os.close(instance)
+    return counts
+
+
+def test_no_sandbox_uses_up_what_the_kernel_counts_per_user(runtime: Runtime, tmp_path: Path):
+    if has_own_kernel(runtime):
+        pytest.skip("instances and queues belong to the sandbox's kernel")
+    if os.geteuid() != 0:
+        pytest.skip("all sandboxes of an ordinary user count toward the same limits")
+    first, second = asyncio.run(_counts_of_two_sandboxes(runtime, tmp_path))
+    assert min(first) > 5, first
+    assert second == first
 
 
 _AIO = """

@@ -74,6 +74,7 @@ CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x08000000,
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 1, 22, 38, 2
+PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP = 28, 4
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 RTM_NEWROUTE, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE = 24, 2, 1, 4, 0x400
 RTA_DST, RTA_OIF, RT_TABLE_LOCAL, RTPROT_BOOT, RT_SCOPE_HOST, RTN_LOCAL = 1, 4, 255, 3, 254, 2
@@ -329,30 +330,49 @@ def mount_devpts() -> None:
             _mount(source, target, None, MS_BIND)
 
 
-def enter_user_namespace(uids: dict[int, int]) -> None:
+def enter_user_namespace(uids: dict[int, int], owner: int) -> None:
     """Enter a new user namespace with these uids and gids of the host, keyed by the ids in the namespace.
 
     A child creates the namespace, because a process that is already in it cannot map two uids.
+
+    owner: the uid of the host that the kernel counts the sandbox's inotify instances and watches, bytes in POSIX queues
+    and queued signals for. If root created the namespace, one sandbox could use up what root and all other sandboxes
+    may have.
     """
     parent_socket, child_socket = _socket.socketpair()
     child = os.fork()
     if child == 0:
         parent_socket.close()
-        child_socket.send(b"made" if _unshare(CLONE_NEWUSER) == 0 else b"not")
+        _create_user_namespace(child_socket, owner)
         child_socket.recv(1)
         os._exit(0)
     child_socket.close()
-    if parent_socket.recv(4) != b"made":
+    message, ancillary, _, _ = parent_socket.recvmsg(4, _socket.CMSG_SPACE(4))
+    if message != b"made":
         raise OSError("a user namespace could not be created")
     for name in ("uid_map", "gid_map"):
         with open(f"/proc/{child}/{name}", "w") as file:  # noqa: PTH123
             file.write("".join(f"{inside} {uid} 1\n" for inside, uid in uids.items()))
-    user_namespace = os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
+    (user_namespace,) = struct.unpack("i", ancillary[0][2])
     check_errno(_setns(user_namespace, CLONE_NEWUSER), "setns")
     os.close(user_namespace)
     parent_socket.close()
     os.waitpid(child, 0)
     limit_watches()
+
+
+def _create_user_namespace(report: _socket.socket, owner: int) -> None:
+    """Create a user namespace that the host's uid `owner` owns, and send it.
+
+    The capabilities are kept, because some hosts allow only privileged processes to create user namespaces.
+    """
+    _prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
+    os.seteuid(owner)
+    if _unshare(CLONE_NEWUSER) != 0:
+        report.send(b"not")
+        return
+    namespace = struct.pack("i", os.open("/proc/self/ns/user", os.O_RDONLY))
+    report.sendmsg([b"made"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, namespace)])
 
 
 def switch_to_uid(uid: int) -> None:
@@ -492,10 +512,11 @@ def main(arguments: list[str]) -> None:
         # Send the sockets as root: with the sandbox's uid, files in transit from an earlier sandbox could prevent that.
         send_sockets(control, sockets)
         if files_uid != "-":
-            enter_user_namespace({0: int(kernel_uid), 1000: int(files_uid)})  # the agent's uid, see file_layout.py
+            uids = {0: int(kernel_uid), 1000: int(files_uid)}  # 1000: the agent's uid, see file_layout.py
+            enter_user_namespace(uids, int(kernel_uid))
             switch_to_uid(0)
         elif as_root:
-            enter_user_namespace({int(kernel_uid): int(kernel_uid)})
+            enter_user_namespace({int(kernel_uid): int(kernel_uid)}, int(kernel_uid))
             switch_to_uid(int(kernel_uid))
         set_parent_death_signal(int(parent))
         if filter_number != "-":
