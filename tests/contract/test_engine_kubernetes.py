@@ -199,7 +199,7 @@ class TestWaitingJobs:
         assert job.starts() == []
 
     async def test_pod_that_is_started_while_the_job_is_withdrawn_ends(self, api, engine, running):
-        """The engine does not see the Pod yet. Its end is then not reported for its host."""
+        """The engine does not see the Pod yet. The reported end then has no host."""
         api.canned[PODS] = [CannedResponse(body=b'{"items": []}')]
         await engine.withdraw(running.name)
         await wait_until(lambda: running.activity.read("term"))
@@ -235,7 +235,7 @@ class TestApiServer:
                 await call
 
     async def test_lost_response_to_a_submission_starts_one_worker(self, api, harness, create_job):
-        """As after a crash between the submission and its record."""
+        """A crash between the submission and its record also leads to a second submission."""
         job = create_job("wait")
         api.canned[CREATE] = [CannedResponse(code=504, is_performed=True), CannedResponse(code=500, is_performed=True)]
         for _ in range(2):

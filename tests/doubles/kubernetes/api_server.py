@@ -73,7 +73,7 @@ class KubernetesApi:
 
     canned: responses, keyed by regular expressions for the method and the path; each is used once.
     denied: pairs of a verb and a resource that the server may not use.
-    requests: the requests so far. errors: what the double found wrong; `close` checks that there is nothing.
+    requests: the requests so far. errors: the violations that the double found; `close` checks that there are none.
     """
 
     def __init__(self, directory):

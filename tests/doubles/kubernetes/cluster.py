@@ -194,7 +194,7 @@ class KubernetesCluster:
         return any(each["type"] in FINISHED for each in job["status"].get("conditions", []))
 
     def delete_pod(self, name):
-        """Delete a Pod gracefully, as an eviction does. A Pod without a node is gone at once."""
+        """Delete a Pod gracefully, as an eviction does. A Pod without a node is removed immediately."""
         with self.lock:
             pod = self.pods[name]
             if pod["spec"].get("nodeName"):
@@ -289,7 +289,7 @@ class KubernetesCluster:
         """Do what the scheduler does."""
         reasons = []
         for name, node in sorted(self.nodes.items()):
-            if (reason := self._why_not(pod, node)) is None:
+            if (reason := self._unfit_reason(pod, node)) is None:
                 pod["spec"]["nodeName"] = name
                 return
             reasons.append(reason)
@@ -298,7 +298,7 @@ class KubernetesCluster:
             {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
         ]
 
-    def _why_not(self, pod, node):
+    def _unfit_reason(self, pod, node):
         spec, name = pod["spec"], node["metadata"]["name"]
         tolerated = {each["key"] for each in spec["tolerations"]}
         if name in self.unresponsive or node["spec"].get("unschedulable"):

@@ -16,7 +16,7 @@ SMALL = {"cpus": 1, "memory": "512M", "disk": "1G"}
 
 
 class KubernetesDeployment(RemoteDeployment):
-    """A server outside the cluster, and an API server."""
+    """A server outside the cluster, and the API server of the double."""
 
     def __init__(self, directory):
         super().__init__(directory)

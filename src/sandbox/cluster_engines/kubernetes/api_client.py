@@ -47,7 +47,7 @@ _ADVICE = "check cluster.kubernetes, and the API server with 'kubectl cluster-in
 
 
 class ApiAddress(NamedTuple):
-    """server: the URL of the API server. token_file: the server's token. ca_file: the certificates that it trusts."""
+    """server: the URL of the API server. token_file: the server's token. ca_file: the CA certificates."""
 
     server: str
     token_file: Path

@@ -230,7 +230,7 @@ class AccessReviewStatus(msgspec.Struct, frozen=True):
 
 
 class AccessReview(msgspec.Struct, frozen=True):
-    """Whether the server may do something."""
+    """Whether the server has a permission."""
 
     status: AccessReviewStatus
 

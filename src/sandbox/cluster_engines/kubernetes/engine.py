@@ -56,13 +56,13 @@ HOSTS_SECONDS = 30.0
 """How long the nodes may be reused for checking whether a job fits on one of them."""
 
 CONCURRENT_REVIEWS_MAX = 4
-"""Maximum number of tokens that are checked at once. Anyone who can reach the server can send tokens."""
+"""Maximum number of tokens that are checked at the same time. Anyone who can reach the server can send tokens."""
 
 _REJECTED_CODES = frozenset({400, 403, 404, 413, 422})
 """HTTP statuses after which the same Job would be refused again. 403 includes an exceeded quota."""
 
 _TRANSIENT_TAINTS = ("node.kubernetes.io/", "node.cloudprovider.kubernetes.io/")
-"""The prefixes of taints that show a state of a node. Others show that the node is not for workers."""
+"""The prefixes of taints that show a state of a node. Other taints reserve the node for other Pods."""
 
 _POD_UID = "authentication.kubernetes.io/pod-uid"
 _TOKEN = re.compile(IDENTITY_TOKEN_PATTERN)
@@ -161,7 +161,7 @@ class KubernetesEngine:
         return self._known_hosts[1]
 
     async def withdraw(self, name: str) -> None:
-        """Let the node end the worker's Pod, or the Job if no Pod is on a node. Implements `Engine.withdraw`.
+        """End the worker's Pod through its node. If no Pod is on a node, fail the Job. Implements `Engine.withdraw`.
 
         Nothing is deleted: the Job keeps the name in use, and the Pod keeps the proof that the worker has ended.
         """
@@ -175,7 +175,10 @@ class KubernetesEngine:
                 await self._set_deadline(f"{self._jobs_path}/{name}", job, 0)
 
     async def _set_deadline(self, path: str, target: ApiPod | ApiJob, seconds: int) -> None:
-        """Lower the deadline of an object, unless it is gone. It is a conflict if another object has the name now."""
+        """Lower the deadline of an object, unless it is gone.
+
+        If another object now has the name, Kubernetes refuses the change, because the uid differs. Raises ApiError.
+        """
         changes = {"metadata": {"uid": target.metadata.uid}, "spec": {"activeDeadlineSeconds": seconds}}
         try:
             await self._api.send("PATCH", path, type(target), body=changes, content_type=MERGE_PATCH)

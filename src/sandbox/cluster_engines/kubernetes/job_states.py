@@ -24,7 +24,7 @@ _LOST_CONTAINER = "ContainerStatusUnknown"
 """The reason of a container that its node no longer has, so it cannot have been observed to end."""
 
 _NODE_LOST_REASONS = frozenset({"DeletionByTaintManager", "DeletionByPodGC", "NodeLost"})
-"""Reasons of the condition DisruptionTarget, and of a Pod: the control plane has given up on the node."""
+"""Reasons of a Pod or its condition DisruptionTarget that show that the control plane has given up on the node."""
 
 _STARTING_REASONS = frozenset({"", "ContainerCreating", "PodInitializing"})
 _FINISHED = ("Complete", "Failed", "FailureTarget", "SuccessCriteriaMet")
@@ -59,7 +59,7 @@ _RANKS = (JobPhase.RUNNING, JobPhase.UNREACHABLE, JobPhase.ENDED, JobPhase.WAITI
 
 
 def _status(job: ApiJob | None, pods: list[ApiPod]) -> JobStatus:
-    """Return the status of a job. In rare cases, Kubernetes starts a second Pod: one on a node comes first."""
+    """Return the status of a job. In rare cases, Kubernetes starts a second Pod. A Pod on a node takes precedence."""
     if not pods:
         return _status_without_pod(job)
     first, *others = sorted(pods, key=lambda pod: (_RANKS.index(pod_phase(pod)), pod.metadata.name))
@@ -85,7 +85,7 @@ def _status_without_pod(job: ApiJob | None) -> JobStatus:
         advice = f"If this does not change, see the events of 'kubectl describe job {name}'."
         return JobStatus(JobPhase.WAITING, reason=f"Kubernetes has not created the Pod yet. {advice}", job_id=name)
     if job.is_withdrawn:
-        # A Pod may have been started at the same moment. The host is empty, so this does not prove that it has ended.
+        # A Pod may have been started at the same moment. As the host is empty, this does not prove that it ended.
         return JobStatus(JobPhase.ENDED, reason="The job was withdrawn before it was started.", job_id=name)
     reason = f"The Pod was deleted, and no node has confirmed that the worker ended ({one_line(finished.reason)})."
     return JobStatus(JobPhase.UNREACHABLE, reason=reason, job_id=name)
@@ -110,7 +110,8 @@ def _describe(pod: ApiPod, phase: JobPhase) -> str:
     detail = _join(status.reason or status.phase, status.message)
     if disruption is not None:
         detail = _join(disruption.reason, disruption.message)
-    return f"Kubernetes has given up the Pod ({detail}), but the node {host} has not confirmed that the worker ended."
+    message = f"Kubernetes has given up on the Pod ({detail}),"
+    return f"{message} but the node {host} has not confirmed that the worker ended."
 
 
 def _describe_end(pod: ApiPod) -> str:

@@ -19,7 +19,7 @@ KEEP_SECONDS = 600
 """How long Kubernetes keeps an ended Job with its Pod. After that, the job is `UNKNOWN`."""
 
 START_SECONDS = 600
-"""Time for pulling the image. The time limit of a Pod begins before that."""
+"""Additional time for pulling the image, because the time limit of a Pod begins before the image is pulled."""
 
 DATA_DIR = "/var/lib/sandbox-worker"
 """The data directory of a worker in its container. It is removed with the Pod."""
@@ -123,7 +123,7 @@ def _pod_spec(request: JobRequest, settings: WorkerPodSettings, excluded_hosts: 
 
 
 def _exclude(hosts: Sequence[str]) -> Mapping[str, Any]:
-    """Return the affinity that keeps a Pod off nodes. A requirement for the name of a node has exactly one value."""
+    """Return the affinity that keeps a Pod off these nodes. Kubernetes allows only one name in each requirement."""
     names = [{"key": "metadata.name", "operator": "NotIn", "values": [host]} for host in hosts]
     return {
         "nodeAffinity": {
@@ -133,7 +133,7 @@ def _exclude(hosts: Sequence[str]) -> Mapping[str, Any]:
 
 
 def _container(request: JobRequest, settings: WorkerPodSettings) -> Mapping[str, Any]:
-    """Return the container. Sandboxes use namespaces, mounts, loop devices and control groups: it is privileged."""
+    """Return the container. It is privileged, because sandboxes use namespaces, mounts, loop devices and cgroups."""
     limits = {
         "cpu": str(max(1, request.resources.cpus)),
         "memory": str(max(1, request.resources.memory_bytes)),
@@ -178,5 +178,5 @@ def _environment(request: JobRequest) -> Mapping[str, str]:
 
 
 def escape_references(text: str) -> str:
-    """Return text in which Kubernetes replaces nothing: it replaces `$(NAME)`, and `$$` by a single dollar sign."""
+    """Escape text in which Kubernetes would replace `$(NAME)` by a variable's value, and `$$` by one dollar sign."""
     return text.replace("$", "$$")

@@ -38,14 +38,14 @@ from sandbox.model.resources import Resources
         ("9999999999999999999999999999999999999", AMOUNT_MAX),
     ],
 )
-def test_quantities(text, amount):
+def test_quantity_is_rounded_down_and_bounded(text, amount):
     assert parse_quantity(text) == amount
 
 
 @pytest.mark.parametrize(
     "text", ["", ".", "-1", "+1", "1 Gi", "Gi", "1gi", "1e", "1e100", "1ee1", "0x10", "١", "1\n", "1" * 41]
 )
-def test_invalid_quantities(text):
+def test_invalid_quantity_is_an_error(text):
     with pytest.raises(ValueError, match="not a quantity"):
         parse_quantity(text)
 
@@ -103,7 +103,7 @@ def test_node_has_its_allocatable_resources():
 
 
 @pytest.mark.parametrize(("uid", "is_valid"), [("", False), ("u", True), ("u" * 128, True), ("u" * 129, False)])
-def test_length_of_uids(uid, is_valid):
+def test_length_of_uids_is_limited(uid, is_valid):
     try:
         msgspec.convert({"metadata": {"name": "n", "uid": uid}}, ApiNode)
     except msgspec.ValidationError:
@@ -112,6 +112,6 @@ def test_length_of_uids(uid, is_valid):
         assert is_valid
 
 
-def test_longest_quantity():
+def test_quantity_may_have_forty_characters():
     assert parse_quantity("0" * 39 + "7") == 7
     assert AMOUNT_MAX == 2**62

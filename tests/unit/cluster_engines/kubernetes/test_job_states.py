@@ -69,7 +69,7 @@ def disrupted(reason):
         ),
     ],
 )
-def test_phase_of_a_pod(pod, phase):
+def test_pod_determines_the_phase(pod, phase):
     assert pod_phase(pod) is phase
 
 
@@ -97,7 +97,7 @@ def test_only_the_container_of_the_worker_counts():
         (make_job("Complete"), JobPhase.UNREACHABLE),
     ],
 )
-def test_phase_without_a_pod(job, phase):
+def test_job_determines_the_phase_if_it_has_no_pod(job, phase):
     """A Job whose Pod was deleted proves nothing."""
     status = status_of(job)
     assert (status.phase, status.host) == (phase, "")
@@ -129,7 +129,7 @@ def test_pod_on_a_node_comes_before_a_waiting_one():
         (make_job("Complete"), make_pod(phase="Succeeded", container=ENDED), False),
     ],
 )
-def test_worker_that_kubernetes_is_ending(job, pod, is_ending):
+def test_status_shows_whether_kubernetes_is_ending_the_worker(job, pod, is_ending):
     assert status_of(job, pod).is_ending == is_ending
 
 
@@ -151,7 +151,7 @@ def test_pods_of_other_jobs_are_ignored():
         ({"exitCode": 160}, "The worker exited with 160."),
     ],
 )
-def test_reason_of_the_end(terminated, text):
+def test_reason_describes_the_end(terminated, text):
     assert status_of(make_job(), make_pod(container={"state": {"terminated": terminated}})).reason == text
 
 
@@ -162,7 +162,7 @@ def test_reason_is_bounded_and_printable():
     assert len(reason) < 500
 
 
-def test_reason_contains_that_of_the_pod():
+def test_reason_contains_the_reason_of_the_pod():
     pod = make_pod(
         phase="Failed",
         container={"state": {"terminated": {"exitCode": 1, "reason": "Error"}}},
@@ -191,12 +191,12 @@ def test_reason_contains_that_of_the_pod():
         ),
         (
             make_pod(conditions=disrupted("DeletionByPodGC"), phase="Failed"),
-            "Kubernetes has given up the Pod (DeletionByPodGC: why), but the node n1 has not confirmed that the worker "
-            "ended.",
+            "Kubernetes has given up on the Pod (DeletionByPodGC: why), but the node n1 has not confirmed that the "
+            "worker ended.",
         ),
         (
             make_pod(phase="Failed", container=None, reason="Evicted", message="low on memory."),
-            "Kubernetes has given up the Pod (Evicted: low on memory), but the node n1 has not confirmed that the "
+            "Kubernetes has given up on the Pod (Evicted: low on memory), but the node n1 has not confirmed that the "
             "worker ended.",
         ),
         (
@@ -205,5 +205,5 @@ def test_reason_contains_that_of_the_pod():
         ),
     ],
 )
-def test_reason_of_a_phase(pod, reason):
+def test_reason_describes_the_phase(pod, reason):
     assert status_of(make_job(), pod).reason == reason

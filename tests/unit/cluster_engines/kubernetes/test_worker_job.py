@@ -62,8 +62,8 @@ def test_output_is_the_log_of_the_pod_unless_there_is_a_file():
     assert container["command"][-3:] == ["/var/log/$$(x)", "/bin/worker", "a"]
 
 
-def test_whole_job():
-    """A change of the Job is a change of what runs with root's rights on the nodes."""
+def test_job_contains_exactly_the_expected_fields():
+    """Every change to the Job affects what runs with root's rights on the nodes."""
     labels = {
         "app.kubernetes.io/name": "sandbox-worker",
         "app.kubernetes.io/managed-by": "sandbox",
