@@ -256,7 +256,7 @@ _NAMES_IN_OTHER_APIS = {
     "status": "state",
     "until": "created_before",
 }
-"""Parameters that other APIs have, and the parameter with the same purpose. Similar names can have other purposes."""
+"""The parameter for the same purpose, keyed by its name in other APIs. A parameter with a similar name may differ."""
 
 
 def _unknown(name: str, known: Collection[str], patterns: Collection[str]) -> FieldError:

@@ -146,7 +146,7 @@ def create_kubernetes_engine(
 ) -> KubernetesEngine:
     """Create the engine `kubernetes`. Raises ConfigurationError.
 
-    fingerprint: identifies the server among those that use the namespace. A token for its workers is useless elsewhere.
+    fingerprint: identifies the server among those that use the namespace. No other server accepts its workers' tokens.
     """
     if section.image is None:
         raise ConfigurationError("cluster.kubernetes.image is not set: it names the image of the workers.")

@@ -154,7 +154,7 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
         case DebugSession():
             asyncio.run(_run_debug_session(order, host_settings, parts, get_agents()))
     logging.shutdown()
-    os._exit(0)  # the interpreter would otherwise destroy every object, and copy the memory that it shares to do so
+    os._exit(0)  # otherwise, the interpreter would destroy every object and thus copy shared memory
 
 
 _REQUEST_BYTES_MAX = 256

@@ -232,8 +232,8 @@ def _discard_replies(descriptor: int) -> None:
     """Discard the terminal's replies to queries of programs in the sandbox, which may still be on their way.
 
     The user's shell would read them as typed text, and some terminals reply with text that a program has chosen. A
-    terminal replies in the order of the queries. So move the cursor to random positions, query each, and discard all
-    input up to the replies with these positions. Raises OSError.
+    terminal replies in the order of the queries. This function moves the cursor to random positions, queries each
+    position, and discards all input up to the replies with these positions. Raises OSError.
     """
     size = os.get_terminal_size(descriptor)
     positions = [(randbelow(size.lines or 24) + 1, randbelow(size.columns or 80) + 1) for _ in range(_QUERIES)]

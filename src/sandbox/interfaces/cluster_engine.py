@@ -57,7 +57,7 @@ class JobRequest(msgspec.Struct, frozen=True):
     time_limit_seconds: the time after which the engine ends the worker, at the earliest.
     grace_seconds: the time between SIGTERM and SIGKILL at the time limit. After `withdraw`, the engine's own settings
         determine this time.
-    output_file: the file on the host to which the worker's output is appended. Its directory must exist. With
+    output_file: the file on the host to which the worker's output is appended. Its directory must exist. If it is
         /dev/null, an engine may keep the output elsewhere.
     excluded_hosts: the hosts on which the engine must not start the worker. Names that the engine does not have are
         ignored.

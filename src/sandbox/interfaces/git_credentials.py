@@ -42,7 +42,7 @@ class Credentials(msgspec.Struct, frozen=True):
     password: Annotated[bytes, msgspec.Meta(max_length=CREDENTIAL_BYTES_MAX)]
 
     def __repr__(self) -> str:
-        """Omit both."""
+        """Omit the user name and the password."""
         return f"{type(self).__name__}()"
 
 

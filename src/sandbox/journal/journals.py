@@ -134,7 +134,7 @@ class FileJournals:
         """Whether this process has flushed the entry of the directory that contains all tasks."""
 
     def create(self, task_id: str) -> FileJournalWriter:
-        """Create a journal, whose directories are flushed with record 1. Leftovers of a crash before that are reused.
+        """Create a journal. Its directories are flushed with record 1. Files from before a crash are reused.
 
         Raises OSError, or FileExistsError if the task has a journal or another process is creating one. Nothing is left
         after a failure.

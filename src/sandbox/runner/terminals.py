@@ -50,7 +50,7 @@ _INPUT_BYTES = 4096
 """Size of the input that a terminal must accept in TERMINAL_INPUT_TIMEOUT_SECONDS: the kernel's terminal buffer."""
 
 _SEQUENCE_BYTES_MAX = 4096
-"""Size in which the rest of a cut escape sequence is searched. Longer sequences are rare."""
+"""Maximum number of bytes in which the end of a cut escape sequence is searched for. Longer sequences are rare."""
 
 _SEQUENCE_BOUNDARY = re.compile(rb"(?=\x1b)|(?<=\n)")
 _CONTINUATION_BYTES = re.compile(rb"[\x80-\xbf]{0,3}")
@@ -122,7 +122,7 @@ class TerminalClient:
 
 
 def _skip_partial_sequence(data: bytes) -> bytes:
-    """Return output, which was cut at its start, from the next escape sequence or line.
+    """Return the output from the next escape sequence or line on. The beginning of the output was cut off.
 
     Otherwise, a terminal would print the rest of a cut sequence as text, such as `H`.
     """

@@ -137,7 +137,7 @@ _STARTING_STATES = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PR
 
 _FEW_WAITING_TASKS = 50
 _PAUSE_FACTOR = 10
-"""With more waiting tasks, the pause between two dispatches is this multiple of the time that one takes."""
+"""With more than _FEW_WAITING_TASKS, the pause after a dispatch is this multiple of the time that it took."""
 
 
 class Dispatcher:
@@ -165,7 +165,7 @@ class Dispatcher:
         self._launches: set[asyncio.Task[None]] = set()
         self._next_dispatch: asyncio.TimerHandle | None = None
         self._paused_until = 0.0
-        """When the next dispatch of many tasks may run, in the time of the event loop."""
+        """The earliest time of the next dispatch of many tasks, on the clock of the event loop."""
 
         self._closing = asyncio.Event()
 

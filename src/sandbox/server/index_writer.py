@@ -42,7 +42,7 @@ class IndexWriter:
         await self._enqueue(indexed)
 
     def save_later(self, indexed: IndexedTask) -> None:
-        """Replace or add a task within INDEX_INTERVAL_SECONDS. A failure is logged and leads to another try."""
+        """Replace or add a task within INDEX_INTERVAL_SECONDS. A failure is logged, and the write is retried."""
         self._later[indexed.task.id] = indexed
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(

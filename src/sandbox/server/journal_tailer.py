@@ -206,8 +206,8 @@ class JournalTailer:
 def _wait_seconds(tracked: TrackedTask, poll_pause_seconds: float, *, is_watched: bool) -> float:
     """Return how long to wait for the next write if nothing wakes the task.
 
-    While the server holds the journal, only the server writes to it, and calls `wake` after each write. It need not
-    check whether a writer is alive, so thousands of waiting tasks cost nothing.
+    While the server holds the journal, only the server writes to it, and calls `wake` after each write. No check
+    for a live writer is needed, so thousands of waiting tasks cost nothing.
     """
     if isinstance(tracked.owner, ServerOwned):
         return RUNNER_SILENCE_SECONDS if is_watched else LOSS_CHECK_INTERVAL_SECONDS

@@ -40,7 +40,7 @@ class CredentialRequests:
                 # No await may follow the read, because a cancellation would lose the request.
                 self._request, self._received_at = self._read(), time.monotonic()
                 continue
-            if time.monotonic() - self._received_at < CREDENTIAL_ANSWER_SECONDS:  # else, the runner no longer waits
+            if time.monotonic() - self._received_at < CREDENTIAL_ANSWER_SECONDS:  # else the runner has stopped waiting
                 answer = await ask_server(self._request)
                 with contextlib.suppress(BlockingIOError):  # no runner reads the answers
                     self._connection.send(msgspec.msgpack.encode(answer))

@@ -94,7 +94,7 @@ def _engine_check(
     if worker_server is not None:
         return "slurm", partial(check_worker_host, server=worker_server)
     if settings.cluster.engine == "kubernetes":
-        from sandbox.bootstrap.doctor.kubernetes_checks import check_kubernetes  # local: most servers have no cluster
+        from sandbox.bootstrap.doctor.kubernetes_checks import check_kubernetes  # most servers have no cluster
 
         return "kubernetes", check_kubernetes
     return "slurm", check_engine

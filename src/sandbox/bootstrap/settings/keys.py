@@ -50,7 +50,7 @@ class SettingKey:
         if self.path in _DEFAULT_TEXTS:
             return _DEFAULT_TEXTS[self.path]
         if isinstance(self.default, tuple):
-            return json.dumps(self.default)  # as in sandbox.toml
+            return json.dumps(self.default)  # the syntax of sandbox.toml
         return "none" if self.default is None else str(self.default)
 
     def parse(self, text: str) -> Any:

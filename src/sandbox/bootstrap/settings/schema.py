@@ -435,7 +435,7 @@ class KubernetesSection:
         f"{KUBERNETES_ACCOUNT_DIR}/token"
     )
     ca_file: Annotated[
-        str, Len(1, 4096), _ABSOLUTE_PATH, Description("File with the certificates that sign that of the API server.")
+        str, Len(1, 4096), _ABSOLUTE_PATH, Description("File with the CA certificates for the API server.")
     ] = f"{KUBERNETES_ACCOUNT_DIR}/ca.crt"
 
 

@@ -7,7 +7,7 @@ import { $, h, request, toast, withCode } from "/assets/page.js";
 const PAUSE_MILLISECONDS = 250;
 const TASKS = "/api/v1/tasks";
 const DRAFT = `draft of ${location.pathname}${location.search}`;
-const LAST_REPOSITORY = "sandbox.repository"; // the one of the last task that was submitted in this browser
+const LAST_REPOSITORY = "sandbox.repository"; // the repository of the last task from this browser
 const YAML = { "content-type": "application/yaml" };
 const TABS = ["form", "yaml"];
 

@@ -49,8 +49,8 @@ class HostKey(NamedTuple):
 class Claims:
     """Checks claims.
 
-    proof: the key with which workers prove their host, or what checks their identity tokens; None to accept any host
-        that the engine confirms.
+    proof: the key with which workers prove their host, or the verifier of their identity tokens; None to accept any
+        host that the engine confirms.
     """
 
     def __init__(self, jobs: Jobs, drains: HostDrains, proof: HostKey | WorkerVerifier | None) -> None:
@@ -112,7 +112,7 @@ class Claims:
                 except WorkerRejectedError as error:
                     raise ClaimRejectedError(str(error)) from error
                 return
-        if claim.token == NO_JOIN_TOKEN:  # anyone can send it
+        if claim.token == NO_JOIN_TOKEN:  # the token is public
             raise ClaimRejectedError("The worker has no join token.")
 
     def _record_rejection(self, job: Job, claim: Claim, reason: str) -> None:

@@ -49,7 +49,7 @@ class CredentialRequests:
     async def find_url(self, job: Job, request: CredentialRequest) -> str:
         """Return the URL that the attempt is about to clone. Raises NoCredentialsError if it may not get credentials.
 
-        Only an attempt's first requests count, and only before its workspace is prepared.
+        An attempt may send CREDENTIAL_REQUESTS_MAX requests, and only before its workspace is prepared.
         """
         counts = self._counts.setdefault(job, Counter())
         if request.attempt_id != job.stored.attempt_ids[-1]:
@@ -107,7 +107,7 @@ class CredentialRequests:
                 found = self._find(url, query)
             except Exception as error:
                 found = error
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop was closed in the meantime
                 loop.call_soon_threadsafe(end, found)
 
         await self._threads.acquire()

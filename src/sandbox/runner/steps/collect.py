@@ -66,7 +66,7 @@ class ArtifactRecorder(msgspec.Struct, frozen=True):
         return self.redactor is None and bool(self.attempt.task.manifest.secrets)
 
     def public_reason(self, reason: str) -> str:
-        """Return a reason that may contain the path of a file, or what replaces it if it cannot be redacted."""
+        """Return the reason, which may contain a path, or a replacement if the reason cannot be redacted."""
         return _WITHHELD_REASON if self.is_unredactable else reason
 
     def find_secret(self, chunks: Iterable[bytes]) -> bool:

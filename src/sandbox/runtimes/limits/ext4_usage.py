@@ -16,7 +16,7 @@ from sandbox.runtimes.limits.slab_usage import SLAB_INTERVAL_SECONDS, SlabStatis
 _EXTENT_KIND = "extent_status"
 _EXTENTS_OF_FILE_SYSTEM = re.compile(r"^ *(\d+) objects$", re.MULTILINE)
 _CAPACITY_FILE = Path("/sys/kernel/slab/extent_status/total_objects")
-"""The number of extents, including free ones, for which the kernel has memory. It is read faster than slabinfo."""
+"""Contains the number of extents for which the kernel has memory, including free ones. Faster to read than slabinfo."""
 
 _BLOCK_DEVICES = Path("/sys/dev/block")
 _EXT4_STATISTICS = Path("/proc/fs/ext4")

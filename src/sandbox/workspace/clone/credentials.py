@@ -138,7 +138,7 @@ class CredentialHelper:
     async def serve(self, requests: IO[bytes], responses: IO[bytes]) -> None:
         """Serve requests until their pipe is closed or the limit is reached. Closes both pipes.
 
-        A socket would let the confined git pass files, and closing these files could block this process.
+        Through a socket, the confined git could pass file descriptors, and closing these could block this process.
         """
         reader = asyncio.StreamReader(limit=_REQUEST_BYTES_MAX)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(

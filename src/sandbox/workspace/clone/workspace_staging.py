@@ -308,7 +308,7 @@ class WorkspaceStaging:
             await git.run(*arguments, directory=self._layout.repository, file_bytes_max=self._bytes_max)
 
     def _note_credentials(self, helper: CredentialHelper | ConfinedClone) -> None:
-        """Note what messages must not show, and why the server had no credentials."""
+        """Record the passwords that messages must not contain, and why the server had no credentials."""
         self._secrets |= helper.secrets
         self._credential_problem = helper.credential_problem
 
