@@ -127,7 +127,7 @@ def descendants(pid):
 
 
 def credential_socket_holders(worker, runner):
-    """Yield what each program is that has the runner's end of the socket pair for credentials."""
+    """Yield the kind of each program that has the runner's end of the socket pair for credentials."""
     [option] = [word for word in arguments(runner) if word.startswith("--credentials-fd=")]
     socket = Path(f"/proc/{runner}/fd/{option.partition('=')[2]}").readlink()
     for pid in descendants(worker):
@@ -199,9 +199,9 @@ def test_private_repository_is_cloned_and_its_password_is_never_stored_on_the_ho
 
     host = host_of(first)
     assert deployment.lookups() == [("get", host, "host"), ("get", host, "server")]
-    assert set(holders) == {"worker", "sandbox.bootstrap.runner"}  # and not git
+    assert set(holders) == {"worker", "sandbox.bootstrap.runner"}  # git does not have it
     assert during.pop(PASSWORD) == set()
-    # The search finds what it should find.
+    # The search covers these places: it finds the values that are there.
     assert "environ" in during["SANDBOX_LOG_LEVEL"]
     assert "cmdline" in during["--credentials-fd"]
     assert {"journal", "descriptors"} <= during["Do it."]

@@ -46,7 +46,7 @@ def test_task_runs_in_a_pod_that_contains_no_secret(deployment):
 
 
 @pytest.mark.timeout(240)
-def test_killed_server_and_killed_worker(deployment):
+def test_task_survives_a_killed_server_and_a_killed_worker(deployment):
     """The Pod survives the server. If the Pod is killed, Kubernetes confirms the end, and another Pod follows."""
     start(deployment, MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit(vm=SMALL, lifecycle={"retries": 1})

@@ -169,7 +169,7 @@ def test_incomplete_kubernetes_settings_are_errors(monkeypatch):
         create_engine(make_context(CLUSTER_ENGINE="kubernetes"), Path("/data/cluster"), "ab" * 32)
 
 
-def test_engine_kubernetes_is_the_proof_of_hosts(tmp_path):
+def test_engine_kubernetes_proves_the_hosts(tmp_path):
     server = {"CLUSTER_KUBERNETES_SERVER": "https://192.0.2.9"}
     context = make_context(**KUBERNETES, **server)
     engine = create_engine(context, tmp_path, "ab" * 32)

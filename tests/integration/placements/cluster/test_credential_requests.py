@@ -56,7 +56,7 @@ def record(server, *events):
 
 
 async def check_refused(server, client, request, reason):
-    """The request gets no credentials and no lookup, and the worker continues."""
+    """Check that the request causes no lookup and gets no credentials, and that the worker continues."""
     before = len(server.credential_lookups)
     await client.send(request)
     answer = await client.read()

@@ -150,7 +150,7 @@ def test_number_of_credential_requests_is_limited(credential_helper):
 
 
 class FakeServer:
-    """Answers queries with credentials or with an error, and stores them."""
+    """Stores the queries, and answers them with credentials or an error."""
 
     def __init__(self, answer=FOUND):
         self.answer, self.queries = answer, []
@@ -206,7 +206,7 @@ def test_reason_of_the_server_is_kept():
 
 @pytest.fixture
 def lookup(tmp_path, credential_helper):
-    """A function that looks credentials up as the server does. Its git configuration has a helper."""
+    """A function that looks credentials up as the server does. The server's git configuration has a helper."""
     config = tmp_path / "config"
     config.write_text(
         f"[credential]\n\thelper = {credential_helper[0]}\n\tuseHttpPath = true\n"

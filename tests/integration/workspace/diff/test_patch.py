@@ -49,7 +49,7 @@ WITHOUT_CHANGES = ("nothing", "commit in the workspace's repository", "touched f
 
 
 @pytest.mark.parametrize("change", AGENT_CHANGES)
-def test_runner_that_staged_makes_the_same_patch_and_needs_no_git_without_changes(harness, monkeypatch, change):
+def test_runner_that_staged_the_base_makes_the_same_patch_without_git_if_unchanged(harness, monkeypatch, change):
     with monkeypatch.context() as same_runner:
         same_runner.setattr(type(harness), "workspaces", harness.workspaces)
         base, confine, confinements = harness.stage(), harness.confine, []
@@ -61,7 +61,7 @@ def test_runner_that_staged_makes_the_same_patch_and_needs_no_git_without_change
     assert bool(patch_text) is (change not in WITHOUT_CHANGES)
 
 
-def test_runner_that_staged_applies_the_ignore_rules(harness, monkeypatch):
+def test_runner_that_staged_the_base_applies_the_ignore_rules(harness, monkeypatch):
     monkeypatch.setattr(type(harness), "workspaces", harness.workspaces)
     harness.upstream.commit({".gitignore": b"*.o\n"})
     base = harness.stage()
