@@ -137,7 +137,8 @@ _STARTING_STATES = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PR
 
 _FEW_WAITING_TASKS = 50
 _PAUSE_FACTOR = 10
-"""With more than _FEW_WAITING_TASKS, the pause after a dispatch is this multiple of the time that it took."""
+"""With more than _FEW_WAITING_TASKS, the pause after a dispatch is this multiple of the time that it took, at most
+MEMORY_CHECK_INTERVAL_SECONDS."""
 
 
 class Dispatcher:
