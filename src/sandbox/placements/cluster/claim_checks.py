@@ -17,6 +17,7 @@ from sandbox.interfaces.worker_messages import (
     HostProof,
     ProveHost,
 )
+from sandbox.model.errors import error_reason
 from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.jobs import Job, Jobs
 from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
@@ -69,9 +70,10 @@ class Claims:
         job = self.jobs.find_claimable(claim)
         if job is not None:
             try:
-                _check_version(claim, is_reconnection=job.is_claimed)
-                if not job.is_claimed:
-                    await self._check_proof(job, claim, streams)
+                if job.is_claimed:
+                    _check_version(claim, is_reconnection=True)
+                else:
+                    await self._check_first_claim(job, claim, streams)
             except ClaimRejectedError as error:
                 self._record_rejection(job, claim, str(error))
                 raise
@@ -95,22 +97,20 @@ class Claims:
             raise ClaimRejectedError("Another worker has this attempt, or the attempt is over.")
         return job
 
-    async def _check_proof(self, job: Job, claim: Claim, streams: StreamPair) -> None:
-        """Check what the worker proves.
+    async def _check_first_claim(self, job: Job, claim: Claim, streams: StreamPair) -> None:
+        """Check the version of the worker, and what it proves.
 
         Raises ClaimRejectedError, EngineUnavailableError, InvalidMessageError, OSError.
         """
         match self._proof:
             case HostKey():
+                _check_version(claim, is_reconnection=False)
                 await _check_host_key(claim, self._proof, streams)
             case None:
-                pass
+                _check_version(claim, is_reconnection=False)
             case verifier:
-                answer = await _request_proof(os.urandom(_CHALLENGE_BYTES), streams)
-                try:
-                    await verifier.verify(job.name, claim.host, answer.identity_token)
-                except WorkerRejectedError as error:
-                    raise ClaimRejectedError(str(error)) from error
+                await _check_identity(job, claim, verifier, streams)
+                _check_version(claim, is_reconnection=False)
                 return
         if claim.token == NO_JOIN_TOKEN:  # the token is public
             raise ClaimRejectedError("The worker has no join token.")
@@ -150,6 +150,22 @@ async def _request_proof(challenge: bytes, streams: StreamPair) -> HostProof:
     if answer is None:
         raise ConnectionError("the worker closed the connection")
     return answer
+
+
+async def _check_identity(job: Job, claim: Claim, verifier: WorkerVerifier, streams: StreamPair) -> None:
+    """Let the engine check the identity of the worker.
+
+    Before that, anyone may have sent the claim. So no reason contains values of the claim, and a proof that is missing
+    or malformed is no reason at all. Raises ClaimRejectedError, EngineUnavailableError, OSError.
+    """
+    try:
+        answer = await _request_proof(os.urandom(_CHALLENGE_BYTES), streams)
+    except (InvalidMessageError, TimeoutError) as error:
+        raise ConnectionError(f"no valid proof: {error_reason(error)}") from error
+    try:
+        await verifier.verify(job.name, claim.host, answer.identity_token)
+    except WorkerRejectedError as error:
+        raise ClaimRejectedError(str(error)) from error
 
 
 async def _check_host_key(claim: Claim, host_key: HostKey, streams: StreamPair) -> None:

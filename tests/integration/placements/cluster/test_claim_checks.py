@@ -387,6 +387,31 @@ class TestIdentityToken:
             await check_not_accepted(client)
         assert server.verifier.calls == []
 
+    @pytest.mark.parametrize("changes", [{"version": "6.6.6"}, {"protocol": PROTOCOL_VERSION + 1}, {"host": "evil"}])
+    async def test_values_of_a_worker_without_a_valid_token_are_not_shown(self, server, job, changes, monkeypatch):
+        """Anyone who can connect can send such a claim: NO_JOIN_TOKEN is no secret."""
+        monkeypatch.setattr(claim_checks, "_PROOF_SECONDS", 0.1)
+        before = server.jobs.status("task-1").reason
+        async with server.connect(server.claim(job, **changes)) as client:
+            await challenge_of(client)
+            await check_not_accepted(client)
+        async with server.connect(server.claim(job, **changes)) as client:
+            await challenge_of(client)
+            await client.send(HEARTBEAT_WITH_FREE_LOCK)
+            await check_not_accepted(client)
+        assert server.jobs.status("task-1").reason == before
+        async with server.connect(server.claim(job, **changes)) as client:
+            await self.send_token(client, "invalid")
+            await check_not_accepted(client, "The token is not valid.")
+        reason = server.jobs.status("task-1").reason
+        assert not [text for text in ("6.6.6", "version", "evil") if text in reason]
+
+    async def test_version_of_a_worker_with_a_valid_token_is_checked(self, server, job):
+        async with server.connect(server.claim(job, version="0.0.9")) as client:
+            await self.send_token(client)
+            await check_not_accepted(client, "0.0.9")
+        assert "0.0.9" in server.jobs.status("task-1").reason
+
     async def test_worker_tries_again_while_the_engine_is_not_responding(self, server, job):
         server.verifier.error = EngineUnavailableError("It is not responding.")
         async with server.connect(server.claim(job)) as client:
