@@ -32,6 +32,9 @@ Blocks. Raises NoCredentialsError.
 CREDENTIAL_LOOKUP_SECONDS = 30.0
 """Time limit for a lookup, including the wait for a thread."""
 
+LOGGED_REFUSALS_MAX = 2 * CREDENTIAL_REQUESTS_MAX
+"""Maximum number of refused requests of a job that are logged."""
+
 _THREADS_MAX = 4
 _log = logging.getLogger(__name__)
 
@@ -44,6 +47,8 @@ class CredentialRequests:
         self._find = find
         self._counts: WeakKeyDictionary[Job, Counter[str]] = WeakKeyDictionary()
         """The number of requests since this server started, keyed by job and attempt id."""
+        self._refusals: WeakKeyDictionary[Job, int] = WeakKeyDictionary()
+        """The number of refused requests of each job. A host may send any number; few of them are logged."""
         self._threads = asyncio.Semaphore(_THREADS_MAX)
 
     async def find_url(self, job: Job, request: CredentialRequest) -> str:
@@ -120,5 +125,7 @@ class CredentialRequests:
 
     def _refuse(self, job: Job, request: CredentialRequest, reason: str) -> NoCredentialsError:
         host = job.identity.name
-        _log.warning("Attempt %s on %s gets no credentials, because %s", request.attempt_id, host, reason)
+        self._refusals[job] = refusals = self._refusals.get(job, 0) + 1
+        if refusals <= LOGGED_REFUSALS_MAX:
+            _log.warning("Attempt %s on %s gets no credentials, because %s", request.attempt_id, host, reason)
         return NoCredentialsError(f"The server refused a request for credentials, because {reason}.")

@@ -258,3 +258,11 @@ async def test_password_is_not_logged(server, job, caplog):
         await client.read()
     assert "gets the credentials for https://example.org" in caplog.text
     assert "let-me-in" not in caplog.text
+
+
+async def test_host_cannot_fill_the_log_with_refused_requests(server, job, caplog):
+    async with connected(server, job) as client:
+        for number in range(credential_requests.LOGGED_REFUSALS_MAX + 5):
+            await check_refused(server, client, ask(job, number, attempt_id="a" * 12), "another attempt is running")
+    refused = [each for each in caplog.messages if "gets no credentials" in each]
+    assert len(refused) == credential_requests.LOGGED_REFUSALS_MAX
