@@ -80,8 +80,10 @@ async def find_credentials_for_host(url: str, query: CredentialQuery, environmen
     url = apply_instead_of(url, settings)
     if (query.protocol, query.host.lower()) != _origin(url):
         raise NoCredentialsError("The server refused a request for credentials of another host or protocol.")
+    # `lower` maps some other characters to ASCII, so the helpers get the spelling of the URL.
+    own_query = CredentialQuery(query.protocol, _host(url))
     try:
-        found = await UserCredentials(url, settings, user_environment(environment), path).find(query)
+        found = await UserCredentials(url, settings, user_environment(environment), path).find(own_query)
     except NoCredentialsError as error:
         raise NoCredentialsError(f"The server has no credentials for {query.protocol}://{query.host}.") from error
     if max(len(found.username), len(found.password)) > CREDENTIAL_BYTES_MAX:
@@ -187,5 +189,9 @@ class CredentialHelper:
 
 def _origin(url: str) -> tuple[str, str]:
     """Return the protocol of a URL, and its host with the port, in lower case."""
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc.rpartition("@")[2].lower()
+    return urlsplit(url).scheme, _host(url).lower()
+
+
+def _host(url: str) -> str:
+    """Return the host of a URL with the port."""
+    return urlsplit(url).netloc.rpartition("@")[2]

@@ -248,6 +248,12 @@ def test_servers_instead_of_determines_the_host(lookup, credential_helper):
     assert "path=demo.git\n" in credential_helper[1].read_text()
 
 
+def test_helper_gets_the_spelling_of_the_url(lookup, credential_helper):
+    kelvin_sign = "\N{KELVIN SIGN}"  # its lower case is the letter k
+    assert lookup("https://Kiln.example/demo.git", "https", f"{kelvin_sign}iln.example") == FOUND
+    assert "host=Kiln.example\n" in credential_helper[1].read_text()
+
+
 def test_missing_credentials_are_reported_with_the_host(tmp_path):
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     with pytest.raises(NoCredentialsError, match=r"The server has no credentials for https://git\.example\."):
