@@ -18,6 +18,7 @@ from sandbox.bootstrap.cluster import (
     create_certificate,
     create_engine,
     create_kubernetes_engine,
+    find_credentials,
     has_task_ended,
     load_host_key,
     slurm_settings,
@@ -38,6 +39,7 @@ from sandbox.cluster_engines.kubernetes.engine import KubernetesEngine
 from sandbox.cluster_engines.kubernetes.worker_job import WorkerPodSettings
 from sandbox.cluster_engines.slurm.batch_job import SlurmSettings
 from sandbox.cluster_engines.slurm.engine import SlurmEngine
+from sandbox.interfaces.git_credentials import CredentialQuery, NoCredentialsError
 from sandbox.interfaces.worker_messages import NO_JOIN_TOKEN
 
 
@@ -245,3 +247,18 @@ def test_task_whose_last_record_is_incomplete_has_not_ended(tmp_path):
     assert has_task_ended(tasks.journals, "task-1")
     records.write_bytes(records.read_bytes()[:-1])
     assert not has_task_ended(tasks.journals, "task-1")
+
+
+@pytest.mark.parametrize("url", ["https://git.example/demo.git", "https://six.example/demo.git"])
+def test_host_gets_no_url_of_the_servers_git_configuration(url, tmp_path, monkeypatch, caplog):
+    """Such a URL can contain a password. The first one is not valid because of its last character."""
+    config = tmp_path / "config"
+    config.write_text(
+        '[url "https://me:let-me-in@git.example\N{ACCOUNT OF}/"]\n\tinsteadOf = https://git.example/\n'
+        '[url "https://me:let-me-in@[::1/"]\n\tinsteadOf = https://six.example/\n'
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    with pytest.raises(NoCredentialsError, match="cannot use its git configuration") as caught:
+        find_credentials(url, CredentialQuery("https", "git.example"))
+    assert "let-me-in" not in f"{caught.value}{caplog.text}"
+    assert "a URL is not valid" in caplog.text
