@@ -61,7 +61,7 @@ def mounts(data_dir):
 
 
 def cgroups(data_dir):
-    """Return the control groups of attempts in any hierarchy."""
+    """Return the control groups that belong to attempts, from all hierarchies."""
     root = Path("/sys/fs/cgroup")
     parents = (*root.glob("*/sandbox*"), *root.glob("sandbox*"), *root.glob("*/*/sandbox*"))
     ids = attempt_ids(data_dir)

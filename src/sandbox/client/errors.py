@@ -262,7 +262,7 @@ class RateLimitError(ClientError):
 
 
 class ResponseMemoryError(RateLimitError):
-    """Too much response data for this token has not been read; read or close these responses, then retry."""
+    """The unread response data of this token exceeds its limit. Read or close open responses, then retry."""
 
     code = "response_memory_exceeded"
 

@@ -73,7 +73,7 @@ class EventReporter:
         self._denials_in_second += 1
         if self._denials_in_second > DENIALS_PER_SECOND_MAX:
             return
-        # Use lower case, because a program may use a secret's value as a name, with any capitalization.
+        # Convert to lower case: a program may write a secret's value in another case and use it as a host name.
         self._report(EgressDenied(self.sanitize(host.lower()), port, reason))
         self._denials_reported += 1
         if self._denials_reported == DENIALS_REPORTED_MAX:

@@ -122,7 +122,7 @@ class DecodedLayer:
         return self._token_starts[token] if token >= 0 and position < self._token_ends[token] else position
 
     def _source_span(self, position: int) -> tuple[int, int]:
-        """Return the span of the layer below from which one byte was decoded."""
+        """Return the span in the layer below that one byte was decoded from."""
         token = bisect_right(self._decoded_starts, position) - 1
         if token < 0:
             return position, position + 1
