@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from doubles.deployment import make_repository
+from doubles.deployment import make_repository, wait_until
 from doubles.fake_agent import make_fake_agent
 from doubles.forked_commands import run as forked
 
@@ -112,8 +112,10 @@ def test_admin_commands_work_with_a_running_task(deployment, admin, tmp_path):
     assert refused.returncode == 4
     assert b"stop it" in refused.stderr
 
-    pruned = admin("prune", "--older-than", "1s")
-    assert [task["id"] for task in pruned["tasks"]] == ["over"]
+    pruned = wait_until(
+        lambda: admin("prune", "--older-than", "1s")["tasks"], description="the finished task is older than a second"
+    )
+    assert [task["id"] for task in pruned] == ["over"]
     for path in ("", "/logs", "/artifacts", "/artifacts/metadata.json"):
         response = deployment.http.get(f"/api/v1/tasks/over{path}")
         assert (response.status_code, response.json()["error"]) == (404, "task_not_found")
