@@ -378,7 +378,7 @@ def start_of_character(data: bytes, position: int) -> int:
 
 
 def start_of_backslashes(data: bytes, position: int) -> int:
-    """Return the start of the backslashes around `position`, at most _BACKSLASHES_MAX before their end."""
+    """Return where the run of backslashes around `position` starts. The last _BACKSLASHES_MAX of a long run count."""
     end = position
     while data[end : end + 1] == b"\\" and end < position + _BACKSLASHES_MAX:
         end += 1

@@ -1,4 +1,4 @@
-"""Reads a page of tasks, either along the sort order or starting from the tasks that a search finds.
+"""Reads a page of tasks: in the requested order, or from the results of a search.
 
 A search is a conjunction of terms: the beginnings of words, labels, names of a repository, the task that is
 continued or run again, and the state. The full-text index maps each term to the tasks that have it. Only the term for

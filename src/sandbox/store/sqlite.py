@@ -357,7 +357,7 @@ def _decode_row(row: Sequence[Any]) -> _DecodedRow:
     if not isinstance(offset, int):
         raise IndexDamagedError(f"task {task.id} has no journal offset")
     if task.state != state:
-        raise IndexDamagedError(f"task {task.id} is {task.state}, but {state!r} in its row")
+        raise IndexDamagedError(f"task {task.id} is {task.state}, but the column state contains {state!r}")
     kept = task.manifest.agent.prompt, task.manifest.repository.patch
     texts = kept if kept[0] else (_decode_text(prompt), None if patch is None else _decode_text(patch))
     if not texts[0]:
@@ -374,7 +374,8 @@ def _decode_task(task_id: str, encoded: bytes, decode: Callable[[bytes], Task]) 
 
 def _check_time(task: Task, changed_at: object) -> None:
     if to_microseconds(task.state_changed_at) != changed_at:
-        raise IndexDamagedError(f"task {task.id} changed at {task.state_changed_at}, but at {changed_at!r} in its row")
+        column = f"the column state_changed_at contains {changed_at!r}"
+        raise IndexDamagedError(f"task {task.id} changed at {task.state_changed_at}, but {column}")
 
 
 def _decode_text(data: bytes | None) -> str:
