@@ -282,7 +282,7 @@ def damage_task_into_another(stored):
 def damage_time_of_change(stored):
     """Set the row's time of the last state change to 0, so that it differs from the time in the task."""
     stored.damage_row("task-1", "state_changed_at", 0)
-    return REBUILD_MESSAGE.format("but at 0 in its row")
+    return REBUILD_MESSAGE.format("but the column state_changed_at contains 0")
 
 
 PRUNE_ALL = [{"older_than_seconds": 0}, {"keep": 0}, {"max_bytes": 0}]
