@@ -58,6 +58,7 @@ def _without_comments(text: str) -> str:
 
 
 _SEARCHABLE_BATCH_SIZE = 1000
+_DECODE_ERRORS = (*DECODE_ERRORS, ValueError, TypeError)
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -366,7 +367,10 @@ def _decode_row(row: Sequence[Any]) -> _DecodedRow:
 
 
 def _decode_task(task_id: str, encoded: bytes, decode: Callable[[bytes], Task]) -> Task:
-    task = _decode(decode, encoded)
+    try:
+        task = decode(encoded)
+    except _DECODE_ERRORS as error:
+        raise IndexDamagedError(error) from error
     if task.id != task_id:
         raise IndexDamagedError(f"the row of task {task_id} contains task {task.id}")
     return task
@@ -396,7 +400,7 @@ def _to_indexed(row: Sequence[Any]) -> IndexedTask:
 def _decode(decode: Callable[[bytes], T], encoded: bytes) -> T:
     try:
         return decode(encoded)
-    except (*DECODE_ERRORS, ValueError, TypeError) as error:
+    except _DECODE_ERRORS as error:
         raise IndexDamagedError(error) from error
 
 
