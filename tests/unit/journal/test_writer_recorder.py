@@ -77,6 +77,18 @@ def test_start_of_a_later_attempt_is_flushed_although_the_state_is_unchanged(tmp
     writer.close()
 
 
+def test_supersession_of_an_attempt_is_flushed(tmp_path, monkeypatch):
+    writer = FileJournals(tmp_path).create("task-1")
+    recorder = JournalRecorder(writer, None, lambda: TIMESTAMP)
+    for event in (*TO_RUNNING[:2], e.AttemptFailed(Failure(FailureCode.SANDBOX_LOST, "restarted"))):
+        recorder.record(event)
+    flushed = []
+    monkeypatch.setattr(os, "fdatasync", flushed.append)
+    record = recorder.record(e.AttemptSuperseded())
+    assert (record.transition, len(flushed)) == (None, 1)
+    writer.close()
+
+
 def test_start_of_a_later_agent_is_flushed_although_the_state_is_unchanged(tmp_path, monkeypatch):
     _, *start = TO_RUNNING
     retried = e.TaskSubmitted("task-1", manifest(lifecycle={"retries": 1}))

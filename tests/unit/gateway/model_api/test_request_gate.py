@@ -414,6 +414,14 @@ def test_bound_of_the_next_request_is_added_to_those_of_earlier_requests(
     assert spending.may_be_exceeded(bound) is is_exceeded
 
 
+def test_request_without_a_cost_bound_adds_no_cost():
+    spending = Spending(Budget(usd=0.5), EventReporter([].append, lambda: 0.0))
+    for source in range(BUDGET_REQUESTS_IN_FLIGHT_MIN):
+        spending.start(source, usage(100, 50, usd=None))
+    assert not spending.may_be_exceeded(usage(100, 50, usd=0.5))
+    assert spending.may_be_exceeded(usage(100, 50, usd=0.501))
+
+
 @pytest.mark.parametrize("budget", [Budget(), Budget(usd=2.0), Budget(tokens=300_000)])
 def test_concurrent_requests_are_approved_if_the_budget_covers_all_of_them(budget):
     gate, _ = create_gate(budget)
@@ -451,6 +459,24 @@ def test_upper_bound_of_a_request_in_flight_is_not_limited_to_the_bytes_received
     decisions = start_requests(gate, 128)
     rejected = [each.status for each in decisions if isinstance(each, Rejected)]
     assert rejected == [429] * (128 - BUDGET_REQUESTS_IN_FLIGHT_MIN)
+
+
+class RecordingDialect(MessagesApi):
+    """Records the content types for which meters are created."""
+
+    def __init__(self) -> None:
+        self.content_types: list[bytes] = []
+
+    def create_meter(self, content_type: bytes) -> ReceivedBytesMeter:
+        self.content_types.append(content_type)
+        return ReceivedBytesMeter()
+
+
+def test_bound_of_a_request_in_flight_is_that_of_a_json_response():
+    dialect = RecordingDialect()
+    gate = ModelRequestGate(GatewayRules(budget=Budget(tokens=9)), EventReporter([].append, lambda: 0.0), dialect)
+    start_requests(gate, 1)
+    assert set(dialect.content_types) == {b"application/json"}
 
 
 # JSON values

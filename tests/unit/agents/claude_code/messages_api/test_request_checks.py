@@ -107,6 +107,13 @@ def test_tool_definition_is_inspected_only_for_its_type(name):
     assert access_reason(**{name: [definition | {"type": "web_fetch_20250910"}]}) == "The tool WEB_FETCH_20250910"
 
 
+def test_data_of_a_toolset_is_not_inspected_but_its_other_fields_are():
+    tool_shaped_value = {"type": "future_20260101"}
+    for name in ("configs", "input_schema", "output_schema", "input_examples"):
+        assert unknown_fee(tools=[{"type": "mcp_toolset", name: tool_shaped_value}]) is None
+    assert unknown_fee(tools=[{"type": "mcp_toolset", "other": tool_shaped_value}]) == "The tool FUTURE_20260101"
+
+
 def test_schema_is_not_inspected_but_other_tool_fields_are():
     tool_shaped_schema = {"type": "web_fetch_20250910", "source": {"type": "url"}}
     for name in ("input_schema", "output_schema", "input_examples"):
