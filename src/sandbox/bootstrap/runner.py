@@ -192,21 +192,21 @@ def fork_runners(control: socket.socket) -> int:
                 os.close(ready_fd)
                 continue
             _prepare_request(control)
-            received, has_received = os.pipe()
+            ack_read_fd, ack_write_fd = os.pipe()
             pid = _fork(control)
             if pid == 0:
-                for descriptor in (received, *runner_pidfds):
+                for descriptor in (ack_read_fd, *runner_pidfds):
                     os.close(descriptor)
-                return _become_runner(control, has_received)
-            os.close(has_received)
-            if pid is not None and os.read(received, 1):
+                return _become_runner(control, ack_write_fd)
+            os.close(ack_write_fd)
+            if pid is not None and os.read(ack_read_fd, 1):
                 runner_pidfds.add(pidfd := os.pidfd_open(pid))
                 events.register(pidfd, select.POLLIN)
                 socket.send_fds(control, [b"forked"], [pidfd])
             elif pid is not None:
                 os.waitpid(pid, 0)
                 _refuse(control, errno.EAGAIN)
-            os.close(received)
+            os.close(ack_read_fd)
 
 
 def _prepare_request(control: socket.socket) -> None:
@@ -239,15 +239,15 @@ def _refuse(control: socket.socket, error_number: int) -> None:
     control.send(b"%d" % error_number)
 
 
-def _become_runner(control: socket.socket, has_received: int) -> int:
+def _become_runner(control: socket.socket, ack_write_fd: int) -> int:
     """Receive the descriptors of the order, the log and the lock, and start a session. Returns the lock."""
     descriptors = socket.recv_fds(control, _REQUEST_BYTES_MAX, 3, socket.MSG_CMSG_CLOEXEC)[1]
     control.close()
     if not descriptors:
         os._exit(1)
     order_fd, log_fd, lock_fd = descriptors
-    os.write(has_received, b"1")
-    os.close(has_received)
+    os.write(ack_write_fd, b"1")
+    os.close(ack_write_fd)
     os.setsid()
     _replace_standard_files(order_fd, log_fd)
     return lock_fd
