@@ -267,8 +267,8 @@ class _JobDirectory:
             return JobPhase.ENDED
         if self._is_locked():
             return JobPhase.RUNNING
-        was_started = (self._path / "started.json").exists() or (self._path / "withdrawn").exists()
-        return JobPhase.ENDED if was_started else JobPhase.WAITING
+        was_started_or_withdrawn = (self._path / "started.json").exists() or (self._path / "withdrawn").exists()
+        return JobPhase.ENDED if was_started_or_withdrawn else JobPhase.WAITING
 
     def status(self, host: str) -> JobStatus:
         """Return the status of the job."""
