@@ -193,7 +193,7 @@ def create_maintenance_actions(
             bounds = replace(bounds, older_than_seconds=None)
         await pruner.prune(bounds)
 
-    async def clear_profiles() -> None:
+    async def remove_stale_builds() -> None:
         await asyncio.to_thread(ProfileCatalog(data_dir).remove_stale_builds)
 
     return (
@@ -208,7 +208,7 @@ def create_maintenance_actions(
         ),
         MaintenanceAction("expired tasks", prune, "Check [retention] and the disk of the data directory."),
         MaintenanceAction("leftovers of probes", probes.sweep, f"Check {run_dir}."),
-        MaintenanceAction("incomplete images", clear_profiles, f"Check {data_dir / 'profiles'}."),
+        MaintenanceAction("incomplete images", remove_stale_builds, f"Check {data_dir / 'profiles'}."),
     )
 
 
