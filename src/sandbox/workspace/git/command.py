@@ -150,8 +150,9 @@ class GitError(Exception):
     @property
     def is_inconclusive(self) -> bool:
         """Whether git was not found, was killed, or lacked memory or disk space, so its failure proves nothing."""
-        is_ended = self.returncode == _NOT_FOUND_EXIT_CODE or self.returncode > _SIGNAL_EXIT_BASE
-        return is_ended or self.is_out_of_memory or any(words in self.stderr.lower() for words in _DISK_FULL_PHRASES)
+        is_missing_or_killed = self.returncode == _NOT_FOUND_EXIT_CODE or self.returncode > _SIGNAL_EXIT_BASE
+        is_disk_full = any(words in self.stderr.lower() for words in _DISK_FULL_PHRASES)
+        return is_missing_or_killed or self.is_out_of_memory or is_disk_full
 
 
 class Git:
