@@ -140,7 +140,7 @@ class _StreamEvent(msgspec.Struct):
 
 
 _NON_DATA_LINES = (b":", b"event:", b"id:", b"retry:")
-_FREE_EVENTS = ("error", "keepalive")
+_EVENTS_WITHOUT_CONTENT = ("error", "keepalive")
 _LAST_EVENTS = ("response.completed", "response.failed", "response.incomplete")
 
 
@@ -230,7 +230,7 @@ def _may_have_content(line: bytes) -> bool:
     if not line or (line.startswith(_NON_DATA_LINES) and b"\r" not in line):
         return False
     event = _decode_event(line) if line.startswith(b"data:") else None
-    return event is None or event.type not in _FREE_EVENTS
+    return event is None or event.type not in _EVENTS_WITHOUT_CONTENT
 
 
 def _usage(model: str, input_tokens: int, output_tokens: int) -> Usage:
