@@ -434,8 +434,8 @@ class Jobs:
             job.set_status(found.get(job.name), now)
 
     async def _act(self, job: Job) -> None:
-        if self._has_wrong_host(job):
-            self._move(job)
+        if self._has_outdated_exclusions(job):
+            self._resubmit_under_new_name(job)
             return
         match decide(job.observe(time.monotonic()), job.stored.lease_seconds):
             case Decision.SUBMIT:
@@ -447,7 +447,7 @@ class Jobs:
             case Decision.TAKE_OVER:
                 self._give_up(job)
 
-    def _has_wrong_host(self, job: Job) -> bool:
+    def _has_outdated_exclusions(self, job: Job) -> bool:
         """Return whether a job without a worker may start on a drained host, or excludes a host that is not drained."""
         if job.is_claimed or job.stored.attempt_id in self._to_submit:
             return False
@@ -456,7 +456,7 @@ class Jobs:
         was_submitted = bool(job.stored.token_hashes) and job.phase in {JobPhase.WAITING, JobPhase.UNKNOWN}
         return was_submitted and job.stored.excluded_hosts != self._drains.names
 
-    def _move(self, job: Job) -> None:
+    def _resubmit_under_new_name(self, job: Job) -> None:
         """Replace a job by one with another name, because a name must always have the same excluded hosts."""
         task_id = job.stored.task_id
         _log.info("The job of task %s is submitted again, because the drained hosts have changed", task_id)

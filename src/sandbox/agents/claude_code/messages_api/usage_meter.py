@@ -174,7 +174,7 @@ class StreamMeter:
             self._has_content, self._is_readable = True, False
         elif line.startswith(b"data:"):
             event_type = _read_event_type(line)
-            self._has_content = event_type not in _EVENTS_WITHOUT_RESPONSE
+            self._has_content = event_type not in _EVENTS_OUTSIDE_A_RESPONSE
             self._is_readable = event_type is not None
 
     def _decode(self, data: bytes) -> None:
@@ -189,7 +189,7 @@ class StreamMeter:
 
 
 _SSE_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
-_EVENTS_WITHOUT_RESPONSE = ("ping", "error")
+_EVENTS_OUTSIDE_A_RESPONSE = ("ping", "error")
 """Events that do not begin a response. A stream may contain them before a response, or instead of one."""
 
 
