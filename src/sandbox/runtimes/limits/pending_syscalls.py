@@ -372,7 +372,7 @@ class TerminalThreads:
         return False
 
 
-def count_written_terminals(process_ids: Collection[int], proc: Path = _PROC) -> int:
+def count_terminals_if_written(process_ids: Collection[int], proc: Path = _PROC) -> int:
     """Return the number of a sandbox's terminals; 0 if no program has written to one recently."""
     for pid in process_ids:
         directory = proc / str(pid) / "root/dev/pts"
@@ -401,7 +401,7 @@ class TerminalMeter:
     def __init__(
         self,
         read_growth: Callable[[], float] | None = None,
-        count_terminals: Callable[[Collection[int]], int] = count_written_terminals,
+        count_terminals: Callable[[Collection[int]], int] = count_terminals_if_written,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read_growth = TerminalThreads().read_growth if read_growth is None else read_growth

@@ -25,7 +25,7 @@ from sandbox.runtimes.limits.pending_syscalls import (
     TerminalThreads,
     count_host_open_files,
     count_machine_kernel_bytes,
-    count_written_terminals,
+    count_terminals_if_written,
     find_closing_thread,
     sum_syscall_buffer_bytes,
 )
@@ -338,11 +338,11 @@ def test_terminals_are_counted_if_a_program_writes_to_them(
     tmp_path: Path, names: list[str], seconds_ago: int, function: str, count: int
 ):
     add_terminals(tmp_path, names, time.time() - seconds_ago, function)
-    assert count_written_terminals([6, 7], tmp_path) == count
+    assert count_terminals_if_written([6, 7], tmp_path) == count
 
 
 def test_terminal_count_of_a_process_without_terminals_is_zero(tmp_path: Path):
-    assert count_written_terminals([7], tmp_path) == 0
+    assert count_terminals_if_written([7], tmp_path) == 0
 
 
 class WrittenTerminals:
