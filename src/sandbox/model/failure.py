@@ -132,7 +132,7 @@ _CODES_THAT_NAME_A_FIELD = frozenset(
 _FIELD = re.compile(r"(?<![\w./@-])(lifecycle|repository|vm)\.([a-z_]+)(?![\w/@-]|\.\w)")
 """A field in a message, but not a part of a URL."""
 
-_REPEATABLE_CODES = frozenset(
+_RERUN_ADVISED_CODES = frozenset(
     {FailureCode.COLLECT_FAILED, FailureCode.HOST_LOST, FailureCode.RUNNER_LOST, FailureCode.SANDBOX_LOST}
 )
 """Failures after which the same task may succeed."""
@@ -165,7 +165,7 @@ def find_remedy(
         if name in {field.name for field in dataclasses.fields(values)}:
             field = f"{section}.{name}"
             return _change_field(field, getattr(values, name), (spent or {}).get(field, 0))
-    return Remedy("Run the task again.") if code in _REPEATABLE_CODES else None
+    return Remedy("Run the task again.") if code in _RERUN_ADVISED_CODES else None
 
 
 def _change_field(field: str, value: object, spent: float) -> Remedy:
