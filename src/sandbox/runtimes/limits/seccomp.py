@@ -78,11 +78,13 @@ _DENIED_ON_ALL_ARCHITECTURES = {
     "pidfd_getfd": 438, "mount_setattr": 442, "quotactl_fd": 443, "set_mempolicy_home_node": 450,
 }  # fmt: skip
 _CLOSE_RANGE, _PROCESS_MADVISE = 436, 440
-_ABSENT_CALLS = {
+_ENOSYS_CALLS = {
     "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "clone3": 435,
     "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446, "memfd_secret": 447,
 }  # fmt: skip
-"""clone3 has its flags in memory, which a filter cannot read; the C library falls back to clone.
+"""Calls that fail with ENOSYS, as on a kernel without them, so that programs fall back to other calls.
+
+clone3 has its flags in memory, which a filter cannot read; the C library falls back to clone.
 
 Landlock logs refused accesses in the machine's audit log, with names that the program chooses.
 
@@ -187,9 +189,9 @@ _ARG0, _ARG1, _ARG2, _ARG3, _ARG4, _ARG5 = range(_ARGS_OFFSET, _ARGS_OFFSET + 48
 class Architecture(msgspec.Struct, frozen=True):
     """System call numbers of one architecture. `audit`: its AUDIT_ARCH value.
 
-    io_setup: absent, because its contexts count toward a machine-wide limit (fs.aio-max-nr). splice, vmsplice,
-    sendfile: refused, because the pages that they put into a pipe or socket belong to the host or are not charged to
-    any control group. A socket counts only the used bytes of a page. Programs fall back to copying.
+    io_setup: refused with ENOSYS, because its contexts count toward a machine-wide limit (fs.aio-max-nr). splice,
+    vmsplice, sendfile: refused, because the pages that they put into a pipe or socket belong to the host or are not
+    charged to any control group. A socket counts only the used bytes of a page. Programs fall back to copying.
 
     setxattr_calls: refused, as on a file system without extended attributes. A file in memory can have any number of
     attributes, and the kernel lists or removes them without interruption: 20 million take 2.3 s to list and 4.6 s to
@@ -304,7 +306,7 @@ def assemble_filter(
     program = [
         *(_load(_ARCH_OFFSET), _instruction(_JUMP_EQUAL, architecture.audit, 1, 0), _return(_TRAP)),
         _load(_NR_OFFSET),
-        *_refuse_absent_calls(architecture),
+        *_refuse_enosys_calls(architecture),
         *_refuse_denied_calls(architecture),
         *_refuse_flags(architecture.clone, _ARG0, _CLONE_NAMESPACES, errno.EPERM),
         *_refuse_flags(architecture.unshare, _ARG0, _CLONE_NAMESPACES | _CLONE_NEWTIME | _CLONE_FILES, errno.EPERM),
@@ -457,11 +459,14 @@ def _for_call(call: int, body: Sequence[bytes]) -> list[bytes]:
     return [_instruction(_JUMP_EQUAL, call, 0, len(whole)), *whole]
 
 
-def _refuse_absent_calls(architecture: Architecture) -> list[bytes]:
-    """Refuse absent calls and numbers above the last known one, such as the x32 calls of x86_64 (a high bit is set)."""
+def _refuse_enosys_calls(architecture: Architecture) -> list[bytes]:
+    """Refuse the calls that fail with ENOSYS, and numbers above the last known one.
+
+    The latter include the x32 calls of x86_64, which have a high bit.
+    """
     assert _X32_BIT > _SYSCALL_NUMBER_MAX
     program = [_instruction(_JUMP_GREATER, _SYSCALL_NUMBER_MAX, 0, 1), _return_errno(errno.ENOSYS)]
-    for number in (*_ABSENT_CALLS.values(), architecture.io_setup):
+    for number in (*_ENOSYS_CALLS.values(), architecture.io_setup):
         program += _refuse_call(number, errno.ENOSYS)
     return program
 

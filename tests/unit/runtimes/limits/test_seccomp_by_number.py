@@ -31,7 +31,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "fsmount": (432, 432), "fspick": (433, 433), "pidfd_getfd": (438, 438), "mount_setattr": (442, 442),
     "quotactl_fd": (443, 443), "set_mempolicy_home_node": (450, 450), "sched_setattr": (314, 274),
 }  # fmt: skip
-ABSENT: dict[str, tuple[int | None, int | None]] = {
+ENOSYS: dict[str, tuple[int | None, int | None]] = {
     "io_setup": (206, 0), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "clone3": (435, 435), "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445),
     "landlock_restrict_self": (446, 446), "memfd_secret": (447, 447),
@@ -149,8 +149,8 @@ def test_denied_call_returns_eperm(architecture: str, name: str, number: int):
     assert errno_of(action(architecture, number, *[0xFFFFFFFFFFFFFFFF] * 6)) == errno.EPERM, name
 
 
-@pytest.mark.parametrize(("architecture", "name", "number"), rows(ABSENT))
-def test_absent_call_returns_enosys(architecture: str, name: str, number: int):
+@pytest.mark.parametrize(("architecture", "name", "number"), rows(ENOSYS))
+def test_call_fails_with_enosys(architecture: str, name: str, number: int):
     assert errno_of(action(architecture, number)) == errno.ENOSYS, name
 
 
@@ -246,7 +246,7 @@ def test_calls_that_are_not_listed_as_rejected_are_allowed(architecture: str):
     }
     assert refused == {
         number
-        for row_architecture, _, number in rows(DENIED, ABSENT, ZERO_COPY, ATTRIBUTES, WITHOUT_EFFECT, AFFINITY)
+        for row_architecture, _, number in rows(DENIED, ENOSYS, ZERO_COPY, ATTRIBUTES, WITHOUT_EFFECT, AFFINITY)
         if row_architecture == architecture
     }
 
@@ -271,9 +271,9 @@ def test_each_row_of_the_filter_has_a_row_in_the_independent_list(architecture: 
     assert table == {
         name: number for row_architecture, name, number in rows(DENIED) if row_architecture == architecture
     }
-    absent = seccomp._ABSENT_CALLS | {"io_setup": seccomp.ARCHITECTURES[architecture].io_setup}
-    assert absent == {
-        name: number for row_architecture, name, number in rows(ABSENT) if row_architecture == architecture
+    enosys_calls = seccomp._ENOSYS_CALLS | {"io_setup": seccomp.ARCHITECTURES[architecture].io_setup}
+    assert enosys_calls == {
+        name: number for row_architecture, name, number in rows(ENOSYS) if row_architecture == architecture
     }
 
 
