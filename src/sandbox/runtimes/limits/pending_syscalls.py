@@ -336,7 +336,9 @@ _WORKER_PREFIX = "kworker/u"
 _WRITTEN_SECONDS = 20.0
 """A write to a terminal counts as recent for this time. The kernel stores the time of a write in steps of 8 s."""
 
-_UNCOUNTED_TERMINAL_PROCESSORS = 0.5
+_TERMINAL_CPU_ALLOWANCE_CORES = 0.5
+"""Cores of CPU time that kernel threads may spend on terminals before the time counts against a sandbox."""
+
 _MULTIPLEXER = "ptmx"
 
 
@@ -416,7 +418,7 @@ class TerminalMeter:
         process_ids: Callable[[], Collection[int]],
         other_sandboxes: Callable[[], Iterable[Collection[int]]] = tuple,
     ) -> float:
-        """Return the CPU time beyond _UNCOUNTED_TERMINAL_PROCESSORS, in seconds; 0 while nothing is written.
+        """Return the CPU time beyond _TERMINAL_CPU_ALLOWANCE_CORES, in seconds; 0 while nothing is written.
 
         The time is divided between the sandboxes that write to terminals, in proportion to their terminals.
         """
@@ -429,7 +431,7 @@ class TerminalMeter:
             return self._seconds
         growth = self._read_growth()
         if was_writing and elapsed_seconds > 0:
-            excess = growth - _UNCOUNTED_TERMINAL_PROCESSORS * elapsed_seconds
+            excess = growth - _TERMINAL_CPU_ALLOWANCE_CORES * elapsed_seconds
             total = own + sum(self._count_terminals(one) for one in other_sandboxes()) if excess > 0 else own
             self._seconds = max(0.0, self._seconds + excess * own / total)
         return self._seconds
