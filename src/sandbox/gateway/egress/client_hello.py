@@ -268,5 +268,5 @@ def _message_end(message: bytes | bytearray) -> int:
 
 
 def _may_be_hello(message: bytes | bytearray) -> bool:
-    is_length = len(message) < 4 or _BODY_BYTES_MIN <= int.from_bytes(message[1:4]) <= _BODY_BYTES_MAX
-    return message[:1] in (b"", b"\x01") and is_length and message[4:5] in (b"", b"\x03")
+    has_plausible_length = len(message) < 4 or _BODY_BYTES_MIN <= int.from_bytes(message[1:4]) <= _BODY_BYTES_MAX
+    return message[:1] in (b"", b"\x01") and has_plausible_length and message[4:5] in (b"", b"\x03")
