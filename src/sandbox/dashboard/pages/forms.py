@@ -73,9 +73,9 @@ async def show_submit(request: Request, context: AppContext) -> Response:
     ignored. `field`: the field to change, which has the focus. A limit that caused the failure has the value that the
     failure's remedy proposes.
     """
-    again = request.query_params.get("from")
+    rerun_of_id = request.query_params.get("from")
     async with client_fairness.thread_slot():
-        task = await context.services.tasks.status(again) if again else None
+        task = await context.services.tasks.status(rerun_of_id) if rerun_of_id else None
         recent = (await context.services.tasks.query(TaskQuery(limit=_RECENT_TASKS))).tasks
         return await client_fairness.to_thread(_render_submit, request, task, recent, context)
 
@@ -97,7 +97,7 @@ def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], 
         patterns=[template for agent in settings.agents.values() for template in agent.manifest_templates],
         text=text or empty_manifest(settings.agents),
         agents=list(settings.agents),
-        again=task,
+        rerun_of=task,
         allowed=allowed,
         raised=raised,
         failure=describe_failure(error) if error else None,
