@@ -209,7 +209,7 @@ class PreservedSandboxes(PreservedFiles):
         return location
 
     @asynccontextmanager
-    async def exclusive(self, task: Task) -> AsyncIterator[bool]:
+    async def try_exclusive_use(self, task: Task) -> AsyncIterator[bool]:
         """Yield whether the files are preserved and unused; a release request counts as a use. Does not wait.
 
         If the result is True, nothing else can use the files for the duration of the context.

@@ -256,7 +256,7 @@ async def test_exclusive_access_is_not_granted_while_the_host_does_not_respond(c
         preserved, task = service.preserved_sandboxes, await service.status("task-1")
         for liveness, is_exclusive in ((Liveness.UNKNOWN, False), (Liveness.HELD, False), (None, True)):
             components.placement.disk_liveness = liveness
-            async with preserved.exclusive(task) as exclusive:
+            async with preserved.try_exclusive_use(task) as exclusive:
                 assert exclusive is is_exclusive
 
 
@@ -269,7 +269,7 @@ async def test_many_releases_during_a_debug_session_wait_in_parallel(components,
         async with preserved_sandboxes.try_lock(task):
             releases = [asyncio.create_task(service.release("task-1")) for _ in range(50)]
             await asyncio.sleep(0)
-            async with asyncio.timeout(5), preserved_sandboxes.exclusive(task) as is_exclusive:
+            async with asyncio.timeout(5), preserved_sandboxes.try_exclusive_use(task) as is_exclusive:
                 assert not is_exclusive
             outcomes = await asyncio.gather(*releases, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {SandboxInUseError}
@@ -547,7 +547,7 @@ async def test_removal_of_leftovers_does_not_wait_for_release_requests(component
             release = asyncio.create_task(service.release("task-1"))
             await asyncio.sleep(0.05)
             seconds = DEBUG_SESSION_END_TIMEOUT_SECONDS / 2
-            async with asyncio.timeout(seconds), sandboxes.exclusive(task) as is_exclusive:
+            async with asyncio.timeout(seconds), sandboxes.try_exclusive_use(task) as is_exclusive:
                 assert not is_exclusive
             assert not release.done()
         await release
@@ -669,7 +669,7 @@ async def ask_for_a_list(service, task):
 
 
 async def ask_for_a_lock(service, task):
-    async with service.preserved_sandboxes.exclusive(task) as is_exclusive:
+    async with service.preserved_sandboxes.try_exclusive_use(task) as is_exclusive:
         return is_exclusive
 
 

@@ -107,7 +107,7 @@ class LeftoverRemover:
         if await asyncio.to_thread(self._has_preserved_disk, task, leftover):
             if not leftover.kinds and not leftover.has_sandbox_handle:
                 return
-            async with self._preserved_sandboxes.exclusive(task) as is_exclusive:
+            async with self._preserved_sandboxes.try_exclusive_use(task) as is_exclusive:
                 if not is_exclusive:
                     return
                 await files.clean_up(leftover, keeps_disk=True)
