@@ -157,7 +157,7 @@ def read_event(line: bytes) -> StreamEvent | None:
 
 def read_message(event: StreamEvent) -> Message:
     """Decode the message in an event; empty if there is none."""
-    return _decode_if_sparse(_MESSAGE, event.message) or Message()
+    return _decode_unless_too_many_values(_MESSAGE, event.message) or Message()
 
 
 def read_blocks(message: Message) -> list[ContentBlock]:
@@ -169,7 +169,7 @@ def read_blocks(message: Message) -> list[ContentBlock]:
 
 def read_init(line: bytes) -> InitEvent:
     """Decode an `init` event; fields of an unexpected shape are empty."""
-    return _decode_if_sparse(_INIT, line) or InitEvent()
+    return _decode_unless_too_many_values(_INIT, line) or InitEvent()
 
 
 def read_retry(line: bytes) -> ApiRetryEvent:
@@ -179,7 +179,7 @@ def read_retry(line: bytes) -> ApiRetryEvent:
 
 def read_claude_task(line: bytes) -> ClaudeTaskEvent:
     """Decode an event about a task; fields of an unexpected shape are empty."""
-    return _decode_if_sparse(_CLAUDE_TASK, line) or ClaudeTaskEvent()
+    return _decode_unless_too_many_values(_CLAUDE_TASK, line) or ClaudeTaskEvent()
 
 
 def read_result(line: bytes) -> dict[str, Any] | None:
@@ -187,7 +187,7 @@ def read_result(line: bytes) -> dict[str, Any] | None:
 
     The size, depth and integers of the returned event are limited, so every encoder accepts it.
     """
-    result = _decode_if_sparse(_RESULT, line)
+    result = _decode_unless_too_many_values(_RESULT, line)
     if result is None:
         return None
     if len(line) > RESULT_BYTES_MAX:
@@ -197,12 +197,12 @@ def read_result(line: bytes) -> dict[str, Any] | None:
 
 def read_result_event(line: bytes) -> ResultEvent:
     """Decode the displayed fields of a result event."""
-    return _decode_if_sparse(_RESULT_EVENT, line) or ResultEvent()
+    return _decode_unless_too_many_values(_RESULT_EVENT, line) or ResultEvent()
 
 
 def read_fields(value: msgspec.Raw) -> dict[str, msgspec.Raw]:
     """Decode an object; empty for any other value."""
-    return _decode_if_sparse(_FIELDS, value) or {}
+    return _decode_unless_too_many_values(_FIELDS, value) or {}
 
 
 def read_string(value: msgspec.Raw) -> str | None:
@@ -246,7 +246,7 @@ def _indent(encoded: bytes) -> bytes | None:
 
 def content_text(content: msgspec.Raw, blocks_max: int) -> str:
     """Return a tool_result's content as text. Blocks other than text, such as images, are replaced by their type."""
-    items = _decode_if_sparse(_ITEMS, content)
+    items = _decode_unless_too_many_values(_ITEMS, content)
     if items is None:
         return to_text(content)
     blocks = (_decode(_BLOCK, item) or ContentBlock() for item in items[:blocks_max])
@@ -258,7 +258,7 @@ def sanitize(text: str, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
     return replace_unprintable(text[:characters_max], lambda _: " ")
 
 
-def _decode_if_sparse(decoder: msgspec.json.Decoder[_Shape], data: bytes | msgspec.Raw) -> _Shape | None:
+def _decode_unless_too_many_values(decoder: msgspec.json.Decoder[_Shape], data: bytes | msgspec.Raw) -> _Shape | None:
     text = bytes(data)
     if len(text) > OUTPUT_LINE_BYTES_MAX and sum(map(text.count, (b",", b"[", b"{"))) > LONG_LINE_VALUES_MAX:
         return None
