@@ -68,9 +68,9 @@ class IndexWriter:
         pending, self._later, self._timer = self._later, {}, None
         self._delayed.update(pending)
         for indexed in pending.values():
-            self._enqueue(indexed).add_done_callback(partial(self._check, indexed))
+            self._enqueue(indexed).add_done_callback(partial(self._finish_delayed_write, indexed))
 
-    def _check(self, indexed: IndexedTask, written: asyncio.Future[None]) -> None:
+    def _finish_delayed_write(self, indexed: IndexedTask, written: asyncio.Future[None]) -> None:
         is_newest = self._delayed.get(indexed.task.id) is indexed
         if is_newest:
             del self._delayed[indexed.task.id]
