@@ -122,16 +122,16 @@ def chain_patch_size(client: Client, task: Task) -> str:
 
 
 def _format_line_counts(lines: Iterable[str]) -> str:
-    files = added = removed = minus = plus = 0
+    files = added = removed = old_lines_left = new_lines_left = 0
     for line in lines:
         hunk = _HUNK.match(line)
-        if minus > 0 or plus > 0:
+        if old_lines_left > 0 or new_lines_left > 0:
             added += line[:1] == "+"
             removed += line[:1] == "-"
-            minus -= line[:1] not in {"+", "\\"}
-            plus -= line[:1] not in {"-", "\\"}
+            old_lines_left -= line[:1] not in {"+", "\\"}
+            new_lines_left -= line[:1] not in {"-", "\\"}
         elif hunk:
-            minus, plus = int(hunk[1] or 1), int(hunk[2] or 1)
+            old_lines_left, new_lines_left = int(hunk[1] or 1), int(hunk[2] or 1)
         else:
             files += line.startswith("diff --git ")
     return f"+{added:,} −{removed:,} in {pluralize(files, 'file')}" if files else ""
@@ -170,16 +170,16 @@ def patch_lines(patch: Path) -> Iterator[str]:
 
 def colorize(lines: Iterable[str], *, has_color: bool) -> Iterator[str]:
     """Escape the lines of a patch for the terminal and add git's colors."""
-    minus = plus = 0
+    old_lines_left = new_lines_left = 0
     for line in lines:
         hunk = _HUNK.match(line)
-        if minus > 0 or plus > 0:
+        if old_lines_left > 0 or new_lines_left > 0:
             # Count the lines of the hunk, because a removed line that begins with `-- ` looks like a file header.
             style = {"-": _RED, "+": _GREEN}.get(line[:1], "")
-            minus -= line[:1] not in {"+", "\\"}
-            plus -= line[:1] not in {"-", "\\"}
+            old_lines_left -= line[:1] not in {"+", "\\"}
+            new_lines_left -= line[:1] not in {"-", "\\"}
         elif hunk:
-            style, minus, plus = _CYAN, int(hunk[1] or 1), int(hunk[2] or 1)
+            style, old_lines_left, new_lines_left = _CYAN, int(hunk[1] or 1), int(hunk[2] or 1)
         else:
             style = "" if line.startswith("\\") else _BOLD
         escaped = _escape_header(line) if style == _BOLD else escape_text(_replace_invalid_bytes(line))
