@@ -49,26 +49,26 @@ def add_component(name: str, component: Component | None, rootfs: RootFsWriter, 
         rootfs.add_file(image_path, BytesIO(content), len(content), is_executable=False, mtime=mtime)
 
 
-def _files(source: Path, inside: str) -> Iterator[tuple[Path, str]]:
+def _files(source: Path, image_path: str) -> Iterator[tuple[Path, str]]:
     if not source.is_dir():
-        yield source, inside
+        yield source, image_path
         return
     for directory, names, files in os.walk(source):
         names.sort()
-        directory_inside = f"{inside}/{Path(directory).relative_to(source)}"
+        directory_in_image = f"{image_path}/{Path(directory).relative_to(source)}"
         links = [name for name in names if Path(directory, name).is_symlink()]
         for name in sorted([*files, *links]):
-            yield Path(directory, name), f"{directory_inside}/{name}"
+            yield Path(directory, name), f"{directory_in_image}/{name}"
 
 
-def _copy_entry(path: Path, inside: str, rootfs: RootFsWriter, mtime: float) -> None:
+def _copy_entry(path: Path, image_path: str, rootfs: RootFsWriter, mtime: float) -> None:
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
-        rootfs.add_link(inside, str(path.readlink()))
+        rootfs.add_link(image_path, str(path.readlink()))
         return
     with path.open("rb") as content:
         is_executable = bool(status.st_mode & 0o111)
-        rootfs.add_file(inside, content, status.st_size, is_executable=is_executable, mtime=mtime)
+        rootfs.add_file(image_path, content, status.st_size, is_executable=is_executable, mtime=mtime)
 
 
 InstallPackages = Callable[[ImageDefinition, RootFsWriter, Path], None]

@@ -280,12 +280,12 @@ class _MatchSearch:
             self._skip(directory, f"the directory could not be read: {error.strerror or error}")
             return ()
 
-    def _reachable(self, entry: Entry, inside: GlobState) -> list[tuple[bytes, GlobState]]:
+    def _reachable(self, entry: Entry, state: GlobState) -> list[tuple[bytes, GlobState]]:
         if entry.is_reachable:
-            self._state_bytes += _size_bytes(inside)
+            self._state_bytes += _size_bytes(state)
             if self._state_bytes > GLOB_STATES_BYTES_MAX:
                 raise TooManyEntriesError("too many directories for these patterns")
-            return [(entry.path, inside)]
+            return [(entry.path, state)]
         self._skip(entry.path, "the directory is nested too deeply")
         return []
 
