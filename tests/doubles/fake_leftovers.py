@@ -4,8 +4,11 @@
 class FakeLeftovers:
     """Leftover sandboxes, keyed by attempt id; those in `stuck` cannot be removed."""
 
-    def __init__(self, *, is_exclusive=False):
-        self.is_exclusive, self.kind = is_exclusive, "socket" if is_exclusive else "sandbox"
+    def __init__(self, *, belongs_to_this_server=False):
+        self.belongs_to_this_server, self.kind = (
+            belongs_to_this_server,
+            "socket" if belongs_to_this_server else "sandbox",
+        )
         self.attempts, self.stuck = set(), set()
 
     def attempt_ids(self):

@@ -23,7 +23,7 @@ class DiskLeftovers:
     """Implements `interfaces.placement.LeftoverSource` for the disks under one data directory."""
 
     kind = "disk"
-    is_exclusive = True
+    belongs_to_this_server = True
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir

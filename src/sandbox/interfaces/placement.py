@@ -573,7 +573,7 @@ class LeftoverSource(Protocol):
         ...
 
     @property
-    def is_exclusive(self) -> bool:
+    def belongs_to_this_server(self) -> bool:
         """Whether the location guarantees that leftovers belong to this server and nothing else uses them."""
         ...
 

@@ -163,7 +163,7 @@ class SandboxLeftovers:
     """
 
     kind = "sandbox"
-    is_exclusive = False
+    belongs_to_this_server = False
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime

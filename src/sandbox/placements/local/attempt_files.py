@@ -27,7 +27,7 @@ class SocketLeftovers:
     """Implements `interfaces.placement.LeftoverSource` for the run directory of a single data directory."""
 
     kind = "socket"
-    is_exclusive = True
+    belongs_to_this_server = True
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
@@ -115,8 +115,8 @@ class LocalAttemptFiles:
             if has_files or kinds:
                 location = AttemptLocation(task_id, attempt_id, "")
                 leftovers.append(Leftover(location, kinds, self._layout(location).handle.exists()))
-        exclusive = [source.kind for source in self._leftover_sources if source.is_exclusive and not failures]
-        return LeftoverScan(leftovers, {kind: found[kind] - attempts.keys() for kind in exclusive}, failures)
+        own_kinds = [source.kind for source in self._leftover_sources if source.belongs_to_this_server and not failures]
+        return LeftoverScan(leftovers, {kind: found[kind] - attempts.keys() for kind in own_kinds}, failures)
 
     async def clean_up(self, leftover: Leftover, *, keeps_disk: bool) -> None:
         """Clean up leftovers of all kinds, even those that the scan did not find.

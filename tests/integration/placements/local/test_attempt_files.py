@@ -69,7 +69,7 @@ class RecordingSource:
     """A source of leftovers that records, for each call, the attempt and whether the sandbox handle existed."""
 
     kind = "sandbox"
-    is_exclusive = False
+    belongs_to_this_server = False
 
     def __init__(self):
         self.calls = []

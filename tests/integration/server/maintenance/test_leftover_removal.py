@@ -179,7 +179,7 @@ async def test_unreadable_directory_does_not_block_other_tasks(components, monke
             files, leftovers, sockets = (
                 await start(components, service, "task-2"),
                 FakeLeftovers(),
-                FakeLeftovers(is_exclusive=True),
+                FakeLeftovers(belongs_to_this_server=True),
             )
             sockets.attempts = {"of-task-1"}
             leftovers.attempts.add(files.root.name)
@@ -282,7 +282,7 @@ async def test_failing_removal_is_reported_and_retried(components):
 async def test_exclusive_leftovers_without_a_directory_are_removed(components):
     async def scenario():
         async with components.server() as service:
-            sockets, sandboxes = FakeLeftovers(is_exclusive=True), FakeLeftovers()
+            sockets, sandboxes = FakeLeftovers(belongs_to_this_server=True), FakeLeftovers()
             sockets.attempts, sandboxes.attempts = {"aaaaaaaaaaaa"}, {"aaaaaaaaaaaa"}
             await leftover_remover(components, service, sandboxes, sockets).sweep()
             return sockets.attempts, sandboxes.attempts
@@ -291,7 +291,7 @@ async def test_exclusive_leftovers_without_a_directory_are_removed(components):
 
 
 async def test_failing_removal_of_exclusive_leftovers_does_not_block_others(components):
-    leftovers = FakeLeftovers(is_exclusive=True)
+    leftovers = FakeLeftovers(belongs_to_this_server=True)
     leftovers.attempts, leftovers.stuck = {f"nobody{number}" for number in range(20)}, {"nobody7"}
 
     async def scenario():
