@@ -295,8 +295,8 @@ class TaskContender:
             raise SkippedError(str(error).strip().splitlines()[-1]) from error
         server = self._deployment.server.ready_message["pid"]
         self.meter.add(server)
-        for template in wait_until(lambda: child_processes(server), RUN_SECONDS, "the template of the runners"):
-            self.meter.add(template)
+        for fork_server in wait_until(lambda: child_processes(server), RUN_SECONDS, "the fork server of the runners"):
+            self.meter.add(fork_server)
 
     def run(self, number: int) -> None:
         """Run one task until it has completed."""

@@ -42,7 +42,7 @@ def run_task(client, url, number):
 
 
 def runner_memory(server_pid):
-    """Return the resident, proportional and private memory of each runner in MB. Runners are children of a template."""
+    """Return the resident, proportional and private memory of each runner in MB. A fork server is their parent."""
     runners = []
     for directory in Path("/proc").iterdir():
         try:

@@ -50,7 +50,7 @@ class Injection:
 def injected_fault(pid, fault, log):
     """Inject the fault into a server and the process that forks runners, including threads and new child processes."""
     log.unlink(missing_ok=True)
-    pids = [pid, *_runner_templates(pid)]
+    pids = [pid, *_runner_fork_servers(pid)]
     process_options = [word for each in pids for word in ("-p", str(each))]
     command = ["strace", "-f", "-qq", "-y", "-o", str(log), *fault.arguments(), *process_options]
     tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -71,11 +71,11 @@ def injected_fault(pid, fault, log):
         tracer.stderr.close()
 
 
-def _runner_templates(server_pid):
+def _runner_fork_servers(server_pid):
     """Return the pids of the processes from which the server forks runners. After the first launch, there is one."""
     children = Path(f"/proc/{server_pid}/task").glob("*/children")
     pids = [pid for path in children for pid in path.read_text().split()]
-    return [pid for pid in pids if b"--template-fd=" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in pids if b"--fork-server-fd=" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def _is_traced(pid, tracer):

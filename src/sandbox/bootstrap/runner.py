@@ -1,7 +1,7 @@
 """Entry point of a runner: `python -m sandbox.bootstrap.runner [--lifeline-fd=N] [--credentials-fd=N] --lock-fd=N`.
 
-Reads its order from standard input. With `--template-fd=N`, the program becomes a template instead: it forks a runner
-for each request from that socket (`placements.local.placement.RunnerTemplate`).
+Reads its order from standard input. With `--fork-server-fd=N`, the program becomes a fork server instead: it forks a
+runner for each request from that socket (`placements.local.placement.RunnerForkServer`).
 
 Imports only a few server modules, so that it starts fast and uses little memory.
 """
@@ -116,9 +116,9 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
     get_agents: returns the agents, keyed by their manifest section; the server must have the same agents.
     """
     options = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-    if "--template-fd" in options:
+    if "--fork-server-fd" in options:
         import_for_attempts(get_agents())
-        lock_fd = fork_runners(socket.socket(fileno=int(options["--template-fd"])))
+        lock_fd = fork_runners(socket.socket(fileno=int(options["--fork-server-fd"])))
     else:
         lock_fd = int(options["--lock-fd"])
     # The default action of SIGALRM ends the process, which releases the journal's lock even if the process is stuck.

@@ -92,7 +92,7 @@ class RunnerProgram(NamedTuple):
         runner may outlive this process.
     credentials_fd: the runners' end of the socket pair through which they request git credentials from this process.
         None if they do not.
-    can_fork: whether the program accepts `--template-fd=N`, see `RunnerTemplate`. A lifeline rules this out.
+    can_fork: whether the program accepts `--fork-server-fd=N`, see `RunnerForkServer`. A lifeline rules this out.
     """
 
     command: Sequence[str]
@@ -108,11 +108,11 @@ class RunnerProgram(NamedTuple):
         return {option: descriptor for option, descriptor in descriptors.items() if descriptor is not None}
 
 
-class RunnerTemplate:
+class RunnerForkServer:
     """A process that has imported everything that runners need, and forks a runner for each request.
 
     The import takes most of a runner's start-up time, and runners share the memory of the modules. A request after the
-    template's death starts a new template. The template ends with this process; its runners do not.
+    process's death starts a new one. The fork server ends with this process; its runners do not.
     """
 
     def __init__(self, program: RunnerProgram) -> None:
@@ -137,7 +137,7 @@ class RunnerTemplate:
                 message, descriptors, _, _ = socket.recv_fds(control, 16, 1, socket.MSG_CMSG_CLOEXEC)
             except TimeoutError as error:
                 self._stop()
-                raise TimeoutError(errno.ETIMEDOUT, "The template of the runners does not respond") from error
+                raise TimeoutError(errno.ETIMEDOUT, "The fork server of the runners does not respond") from error
             except ConnectionError:
                 message, descriptors = b"", []
             if descriptors:
@@ -145,44 +145,44 @@ class RunnerTemplate:
             if message:
                 raise OSError(int(message), os.strerror(int(message)))
             self._stop()
-            raise BrokenPipeError(errno.EPIPE, "The template of the runners ended")
+            raise BrokenPipeError(errno.EPIPE, "The fork server of the runners ended")
 
     def start(self) -> None:
-        """Start the template before the first request, if it is not running. Raises OSError."""
+        """Start the fork server before the first request, if it is not running. Raises OSError."""
         with self._lock:
             self._connect()
 
     def close(self) -> None:
-        """Stop the template. Its runners continue."""
+        """Stop the fork server. Its runners continue."""
         with self._lock:
             self._stop()
 
     def _connect(self) -> socket.socket:
-        """Return the control socket of a live template."""
+        """Return the control socket of a live fork server."""
         if self._process is not None and self._process.poll() is not None:
             self._stop()
         if self._control is None:
-            control, template_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            control, fork_server_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             control.settimeout(ORDER_TIMEOUT_SECONDS)
             try:
-                with template_control:
-                    self._process = self._start(template_control.fileno())
+                with fork_server_control:
+                    self._process = self._start(fork_server_control.fileno())
             except BaseException:
                 control.close()
                 raise
             self._control = control
         return self._control
 
-    def _start(self, template_fd: int) -> subprocess.Popen[bytes]:
-        """Start the template. Until it has imported everything, its errors go to the stderr of this process."""
+    def _start(self, fork_server_fd: int) -> subprocess.Popen[bytes]:
+        """Start the fork server. Until it has imported everything, its errors go to the stderr of this process."""
         return subprocess.Popen(
-            [*self._program.command, f"--template-fd={template_fd}"],
+            [*self._program.command, f"--fork-server-fd={fork_server_fd}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             cwd="/",
             env=self._program.environment,
             start_new_session=True,
-            pass_fds=(template_fd,),
+            pass_fds=(fork_server_fd,),
         )
 
     def _stop(self) -> None:
@@ -215,25 +215,25 @@ class LocalPlacement:
         self.host = host
         self.files = files
         self._program = program
-        self._template = RunnerTemplate(program) if program.can_fork and program.lifeline_fd is None else None
+        self._fork_server = RunnerForkServer(program) if program.can_fork and program.lifeline_fd is None else None
         self._data_dir = data_dir
         self._run_dir = run_dir
         self._host_settings = host_settings
         self._locks = locks
 
     async def run(self) -> None:
-        """Start the template of the runners, and stop it when cancelled. Implements `Placement.run`.
+        """Start the fork server of the runners, and stop it when cancelled. Implements `Placement.run`.
 
         Nothing else is needed: local runners write directly to the server's data directory.
         """
         try:
-            if self._template is not None:
+            if self._fork_server is not None:
                 with contextlib.suppress(OSError):  # the first launch tries again
-                    await asyncio.to_thread(self._template.start)
+                    await asyncio.to_thread(self._fork_server.start)
             await asyncio.get_running_loop().create_future()
         finally:
-            if self._template is not None:
-                self._template.close()
+            if self._fork_server is not None:
+                self._fork_server.close()
 
     async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> LocalRunnerHandle:
         """Start a runner that inherits the journal's lock. Implements `Placement.launch`."""
@@ -290,8 +290,8 @@ class LocalPlacement:
         """Start the process. Returns its pidfd."""
         log_fd = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if self._template is not None:
-                return self._template.fork(runtime, order_read_fd, log_fd, lock_fd)
+            if self._fork_server is not None:
+                return self._fork_server.fork(runtime, order_read_fd, log_fd, lock_fd)
             inherited = self._program.inherited_fds
             process = subprocess.Popen(
                 [
@@ -344,7 +344,7 @@ def _write_all(pipe_fd: int, data: bytes, timeout_seconds: float) -> None:
 
 
 def _reap(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
-    """Reap the process after it has ended; otherwise it would remain a zombie. A template reaps its own runners."""
+    """Reap the process after it has ended; otherwise it would remain a zombie. A fork server reaps its own runners."""
     loop.remove_reader(pidfd)
     with contextlib.suppress(ChildProcessError):
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED)

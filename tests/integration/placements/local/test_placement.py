@@ -60,10 +60,10 @@ FORK_PROGRAM = """
 import socket, sys
 from sandbox.bootstrap.runner import fork_runners
 [argument] = sys.argv[1:]
-lock_fd = fork_runners(socket.socket(fileno=int(argument.removeprefix("--template-fd="))))
+lock_fd = fork_runners(socket.socket(fileno=int(argument.removeprefix("--fork-server-fd="))))
 sys.argv[1:] = [f"--lock-fd={lock_fd}"]
 """
-"""Makes the fake runner a template."""
+"""Makes the fake runner a fork server."""
 SERVER_PROGRAM = """
 import asyncio, contextlib, fcntl, os, pathlib, sys, time
 from types import SimpleNamespace
@@ -102,16 +102,16 @@ def run_dir(tmp_path):
 
 @pytest.fixture(params=["spawned", "forked"])
 def start(request):
-    """How runners start: as new processes, or as forks of a template."""
+    """How runners start: as new processes, or as forks of a fork server."""
     return request.param
 
 
 @pytest.fixture
 def forking_placement(run_dir):
-    """A placement whose template ends at the end of the test."""
+    """A placement whose fork server ends at the end of the test."""
     placement = placement_of(run_dir, start="forked")
     yield placement
-    placement._template.close()
+    placement._fork_server.close()
 
 
 @pytest.fixture
@@ -301,42 +301,42 @@ def test_runner_outlives_its_server(run_dir, end, start):
     asyncio.run(wait_until(lambda: not is_held(run_dir)))
 
 
-async def test_template_ends_with_its_placement_and_runners_continue(forking_placement, run_dir, lock_fd):
+async def test_fork_server_ends_with_its_placement_and_runners_continue(forking_placement, run_dir, lock_fd):
     running = asyncio.create_task(forking_placement.run())
     await forking_placement.launch(order_for(run_dir), lock_fd)
     runner = (await wait_for_report(run_dir))["pid"]
-    [template] = children() & {parent_of(runner)}
+    [fork_server] = children() & {parent_of(runner)}
     running.cancel()
     await asyncio.wait({running})
-    assert not exists(template)
+    assert not exists(fork_server)
     assert exists(runner)
 
 
-async def test_template_reaps_its_runners(forking_placement, run_dir, lock_fd):
+async def test_fork_server_reaps_its_runners(forking_placement, run_dir, lock_fd):
     await forking_placement.launch(order_for(run_dir), lock_fd)
     runner = (await wait_for_report(run_dir))["pid"]
-    template, before = parent_of(runner), open_descriptors()
-    descriptors_before = len(list(Path(f"/proc/{template}/fd").iterdir()))
+    fork_server, before = parent_of(runner), open_descriptors()
+    descriptors_before = len(list(Path(f"/proc/{fork_server}/fd").iterdir()))
     (run_dir / "go").touch()
     await wait_until(lambda: not exists(runner))
-    await wait_until(lambda: len(list(Path(f"/proc/{template}/fd").iterdir())) == descriptors_before - 1)
+    await wait_until(lambda: len(list(Path(f"/proc/{fork_server}/fd").iterdir())) == descriptors_before - 1)
     await wait_until(lambda: len(open_descriptors()) == len(before) - 1)  # the runner's pidfd
 
 
-async def test_template_does_not_hold_the_lock(forking_placement, run_dir):
+async def test_fork_server_does_not_hold_the_lock(forking_placement, run_dir):
     lock_fd = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock_fd, fcntl.LOCK_EX)
     await forking_placement.launch(order_for(run_dir), lock_fd)
     os.close(lock_fd)
     runner = (await wait_for_report(run_dir))["pid"]
     assert is_held(run_dir)
-    template = parent_of(runner)
+    fork_server = parent_of(runner)
     os.kill(runner, signal.SIGKILL)
     await wait_until(lambda: not is_held(run_dir))
-    assert exists(template)
+    assert exists(fork_server)
 
 
-async def test_launch_after_the_death_of_the_template_starts_another_template(forking_placement, run_dir, lock_fd):
+async def test_launch_after_the_death_of_the_fork_server_starts_another_one(forking_placement, run_dir, lock_fd):
     await forking_placement.launch(order_for(run_dir), lock_fd)
     first = parent_of((await wait_for_report(run_dir))["pid"])
     (run_dir / "report").unlink()
@@ -347,11 +347,11 @@ async def test_launch_after_the_death_of_the_template_starts_another_template(fo
     assert not exists(first)
 
 
-async def test_template_that_does_not_respond_is_replaced(forking_placement, run_dir, lock_fd, monkeypatch):
+async def test_fork_server_that_does_not_respond_is_replaced(forking_placement, run_dir, lock_fd, monkeypatch):
     await forking_placement.launch(order_for(run_dir), lock_fd)
     first = parent_of((await wait_for_report(run_dir))["pid"])
     (run_dir / "report").unlink()
-    forking_placement._template._control.settimeout(0.2)
+    forking_placement._fork_server._control.settimeout(0.2)
     os.kill(first, signal.SIGSTOP)
     with pytest.raises(RunnerNotStartedError) as caught:
         await forking_placement.launch(order_for(run_dir), lock_fd)
@@ -362,7 +362,7 @@ async def test_template_that_does_not_respond_is_replaced(forking_placement, run
     assert (await wait_for_report(run_dir))["order"]
 
 
-async def test_template_that_ends_immediately_starts_no_runner(run_dir, lock_fd):
+async def test_fork_server_that_ends_immediately_starts_no_runner(run_dir, lock_fd):
     placement = make_placement(run_dir, [sys.executable, "-I", "-c", ""], can_fork=True)
     before = children()
     with pytest.raises(RunnerNotStartedError) as caught:
@@ -376,32 +376,32 @@ async def test_template_that_ends_immediately_starts_no_runner(run_dir, lock_fd)
     ["def fail(): raise BlockingIOError(errno.EAGAIN, '')\nos.fork = fail", "socket.recv_fds = lambda *_: os._exit(3)"],
     ids=["no process", "dies at once"],
 )
-async def test_template_reports_that_no_runner_was_forked(run_dir, lock_fd, fault):
+async def test_fork_server_reports_that_no_runner_was_forked(run_dir, lock_fd, fault):
     placement = placement_of(run_dir, start="forked")
     program = (run_dir / "runner.py").read_text()
     (run_dir / "runner.py").write_text(f"import errno, os, socket\n{fault}\n{program}")
     before = open_descriptors()
-    for _ in range(2):  # the template is still there
+    for _ in range(2):  # the fork server is still there
         with pytest.raises(RunnerNotStartedError) as caught:
             await placement.launch(order_for(run_dir), lock_fd)
         assert caught.value.errno == errno.EAGAIN
-    placement._template.close()
+    placement._fork_server.close()
     assert open_descriptors() == before
 
 
 async def test_forked_runner_whose_server_sends_no_order_exits(run_dir, lock_fd):
     program = [sys.executable, "-I", "-m", "sandbox.bootstrap.runner"]
-    template = local_placement.RunnerTemplate(RunnerProgram(program, {}, can_fork=True))
+    fork_server = local_placement.RunnerForkServer(RunnerProgram(program, {}, can_fork=True))
     order_read_fd, order_write_fd = os.pipe()
     log_fd = os.open(run_dir / "log", os.O_WRONLY | os.O_CREAT)
-    pidfd = await asyncio.to_thread(template.fork, "bubblewrap", order_read_fd, log_fd, lock_fd)
+    pidfd = await asyncio.to_thread(fork_server.fork, "bubblewrap", order_read_fd, log_fd, lock_fd)
     for descriptor in (order_read_fd, order_write_fd, log_fd):
         os.close(descriptor)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     assert await asyncio.to_thread(poll.poll, TIMEOUT_SECONDS * 1000)
     os.close(pidfd)
-    template.close()
+    fork_server.close()
     assert "exited before it sent the order" in (run_dir / "log").read_text()
 
 
