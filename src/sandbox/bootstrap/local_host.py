@@ -252,13 +252,12 @@ def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSou
 
 
 async def create_local_placement(
-    context: PlacementContext, lifeline_fd: int | None = None, credentials_fd: int | None = None
+    context: PlacementContext, parent_death_pipe_fd: int | None = None, credentials_fd: int | None = None
 ) -> LocalPlacement:
     """Install the agents and create this host's placement. The host must be probed before a runner starts.
 
-    lifeline_fd: see `RunnerProgram.lifeline_fd`; a runner with a lifeline communicates only under a lease. None if
-    runners outlive this process, and may communicate without a limit. credentials_fd: see
-    `RunnerProgram.credentials_fd`.
+    parent_death_pipe_fd: see `RunnerProgram`; a runner with this pipe communicates only under a lease. None if runners
+    outlive this process, and may communicate without a limit. credentials_fd: see `RunnerProgram`.
     """
     data_dir, run_dir, log = context.data_dir, context.run_dir, context.settings.log
     programs = {kind: str(await asyncio.to_thread(agent.install, data_dir)) for kind, agent in context.agents.items()}
@@ -270,14 +269,14 @@ async def create_local_placement(
         RunnerProgram(
             context.agents_and_runner_command.runner_command,
             environment,
-            lifeline_fd,
+            parent_death_pipe_fd,
             credentials_fd,
-            can_fork=lifeline_fd is None,
+            can_fork=parent_death_pipe_fd is None,
         ),
         data_dir,
         run_dir,
         host,
-        lambda: replace(host.runner_settings(), lease_deadline=None if lifeline_fd is None else NOT_RENEWED),
+        lambda: replace(host.runner_settings(), lease_deadline=None if parent_death_pipe_fd is None else NOT_RENEWED),
         FileJournals(data_dir),
         files,
     )

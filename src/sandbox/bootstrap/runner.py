@@ -1,7 +1,8 @@
-"""Entry point of a runner: `python -m sandbox.bootstrap.runner [--lifeline-fd=N] [--credentials-fd=N] --lock-fd=N`.
+"""Entry point of a runner: `python -m sandbox.bootstrap.runner --lock-fd=N`.
 
-Reads its order from standard input. With `--fork-server-fd=N`, the program becomes a fork server instead: it forks a
-runner for each request from that socket (`placements.local.placement.RunnerForkServer`).
+Reads its order from standard input. `placements.local.placement.RunnerProgram` describes the options
+`--parent-death-pipe-fd=N` and `--credentials-fd=N`. With `--fork-server-fd=N`, the program becomes a fork server
+instead: it forks a runner for each request from that socket (`RunnerForkServer` in the same module).
 
 Imports only a few server modules, so that it starts fast and uses little memory.
 """
@@ -128,8 +129,8 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
     os.umask(0o077)
     log_format, log_level = os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info")
     configure_logging(log_format, log_level)
-    if "--lifeline-fd" in options:
-        die_with_lifeline(int(options["--lifeline-fd"]))
+    if "--parent-death-pipe-fd" in options:
+        die_with_parent_pipe(int(options["--parent-death-pipe-fd"]))
     worker = None
     if "--credentials-fd" in options:
         worker = socket.socket(fileno=int(options["--credentials-fd"]))
@@ -261,20 +262,20 @@ def _replace_standard_files(input_fd: int, output_fd: int) -> None:
         os.close(descriptor)
 
 
-def die_with_lifeline(inherited_fd: int) -> None:
+def die_with_parent_pipe(inherited_fd: int) -> None:
     """Make the kernel kill this process when the last writer of the pipe ends. Closes the descriptor.
 
     The kernel sends SIGKILL itself (fcntl(2), O_ASYNC and F_SETSIG), so it also ends a process that is stopped or
     stuck. The pipe is opened again, because the receiver of the signal belongs to the open file description, which all
     runners of a worker inherit.
     """
-    lifeline = os.open(f"/proc/self/fd/{inherited_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    parent_pipe = os.open(f"/proc/self/fd/{inherited_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     os.close(inherited_fd)
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    fcntl.fcntl(parent_pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(parent_pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(parent_pipe, fcntl.F_SETFL, fcntl.fcntl(parent_pipe, fcntl.F_GETFL) | os.O_ASYNC)
     ended = select.poll()
-    ended.register(lifeline, 0)
+    ended.register(parent_pipe, 0)
     if ended.poll(0):  # the writer ended earlier, so no signal follows
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -185,7 +185,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
     context = PlacementContext(data_dir, run_dir, settings, AgentsAndRunnerCommand(registered_agents()), replicas)
     lease = Lease()
     own_end, runners_end = socketpair(AF_UNIX, SOCK_SEQPACKET)
-    with _lifeline() as reading, own_end, runners_end, _shared_lock(data_dir):
+    with _parent_death_pipe() as reading, own_end, runners_end, _shared_lock(data_dir):
         placement = await create_local_placement(context, reading, runners_end.fileno())
         probed = await placement.host.probe()
         if probed.failure is not None:
@@ -253,7 +253,7 @@ class RunnerSocketDirectory:
 
 
 @contextlib.contextmanager
-def _lifeline() -> Iterator[int]:
+def _parent_death_pipe() -> Iterator[int]:
     """Yield the read end of a pipe. Its write end is closed when the context or this process ends."""
     reading, writing = os.pipe()
     try:

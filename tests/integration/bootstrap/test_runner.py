@@ -50,17 +50,17 @@ def test_runner_without_an_order_exits_and_releases_the_journal(tmp_path):
         os.close(order_write_fd)
 
 
-WITH_LIFELINE = """
+WITH_PARENT_PIPE = """
 import os, sys, time
-from sandbox.bootstrap.runner import die_with_lifeline
-die_with_lifeline(int(sys.argv[1]))
+from sandbox.bootstrap.runner import die_with_parent_pipe
+die_with_parent_pipe(int(sys.argv[1]))
 print("ready", flush=True)
 time.sleep(60)
 """
 
 
 @pytest.fixture
-def lifeline():
+def parent_pipe():
     """Both ends of a pipe."""
     reading, writing = os.pipe()
     yield reading, writing
@@ -69,16 +69,16 @@ def lifeline():
             os.close(descriptor)
 
 
-def start_with_lifeline(reading):
+def start_with_parent_pipe(reading):
     return subprocess.Popen(
-        [sys.executable, "-c", WITH_LIFELINE, str(reading)], stdout=subprocess.PIPE, pass_fds=(reading,)
+        [sys.executable, "-c", WITH_PARENT_PIPE, str(reading)], stdout=subprocess.PIPE, pass_fds=(reading,)
     )
 
 
 @pytest.mark.parametrize("is_stopped", [False, True])
-def test_runners_are_killed_when_the_writer_of_their_pipe_ends(lifeline, is_stopped):
-    reading, writing = lifeline
-    runners = [start_with_lifeline(reading) for _ in range(2)]
+def test_runners_are_killed_when_the_writer_of_their_pipe_ends(parent_pipe, is_stopped):
+    reading, writing = parent_pipe
+    runners = [start_with_parent_pipe(reading) for _ in range(2)]
     try:
         assert [runner.stdout.readline() for runner in runners] == [b"ready\n"] * 2
         if is_stopped:
@@ -93,10 +93,10 @@ def test_runners_are_killed_when_the_writer_of_their_pipe_ends(lifeline, is_stop
             runner.communicate()
 
 
-def test_runner_does_not_start_if_the_writer_of_its_pipe_has_ended(lifeline):
-    reading, writing = lifeline
+def test_runner_does_not_start_if_the_writer_of_its_pipe_has_ended(parent_pipe):
+    reading, writing = parent_pipe
     os.close(writing)
-    with start_with_lifeline(reading) as runner:
+    with start_with_parent_pipe(reading) as runner:
         assert runner.wait(20) == -signal.SIGKILL
         assert runner.stdout.read() == b""
 

@@ -88,23 +88,24 @@ class LocalRunnerHandle(LocalRunnerClient):
 class RunnerProgram(NamedTuple):
     """How a runner is started. command: contains RUNNER_MODULE. environment: the complete environment.
 
-    lifeline_fd: the read end of a pipe. When its write end is closed, the kernel kills the runner. None if the
+    parent_death_pipe_fd: the read end of a pipe. When its write end is closed, the kernel kills the runner. None if the
         runner may outlive this process.
     credentials_fd: the runners' end of the socket pair through which they request git credentials from this process.
         None if they do not.
-    can_fork: whether the program accepts `--fork-server-fd=N`, see `RunnerForkServer`. A lifeline rules this out.
+    can_fork: whether the program accepts `--fork-server-fd=N`, see `RunnerForkServer`. With a parent death pipe, it is
+        not used.
     """
 
     command: Sequence[str]
     environment: Mapping[str, str]
-    lifeline_fd: int | None = None
+    parent_death_pipe_fd: int | None = None
     credentials_fd: int | None = None
     can_fork: bool = False
 
     @property
     def inherited_fds(self) -> Mapping[str, int]:
         """The descriptors that the runner inherits in addition to the lock, keyed by their command-line options."""
-        descriptors = {"--lifeline-fd": self.lifeline_fd, "--credentials-fd": self.credentials_fd}
+        descriptors = {"--parent-death-pipe-fd": self.parent_death_pipe_fd, "--credentials-fd": self.credentials_fd}
         return {option: descriptor for option, descriptor in descriptors.items() if descriptor is not None}
 
 
@@ -215,7 +216,8 @@ class LocalPlacement:
         self.host = host
         self.files = files
         self._program = program
-        self._fork_server = RunnerForkServer(program) if program.can_fork and program.lifeline_fd is None else None
+        is_forked = program.can_fork and program.parent_death_pipe_fd is None
+        self._fork_server = RunnerForkServer(program) if is_forked else None
         self._data_dir = data_dir
         self._run_dir = run_dir
         self._host_settings = host_settings
