@@ -19,11 +19,11 @@ from sandbox.gateway.connection import ConnectionHandler, PriorityCpuQueues
 from sandbox.gateway.dns import DnsResponder, DnsTcpProtocol, SyntheticIps
 from sandbox.gateway.egress.connection import EgressConnection
 from sandbox.gateway.egress.dialer import AddressPolicy, PublicDialer, is_dialable
-from sandbox.gateway.egress.http_opening import HttpOpening
-from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, Denial, EgressPolicy, Opening, Tunnel
+from sandbox.gateway.egress.http_inspector import HttpInspector
+from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, ConnectionInspector, Denial, EgressPolicy, Tunnel
 from sandbox.gateway.egress.protocol_sniffing import open_transparent_tunnel
-from sandbox.gateway.egress.proxy_opening import ProxyOpening
-from sandbox.gateway.egress.tls_opening import TlsOpening
+from sandbox.gateway.egress.proxy_inspector import ProxyInspector
+from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.model_api.connection import ModelConnection
 from sandbox.gateway.model_api.dialer import UpstreamDialer, parse_upstream
@@ -209,7 +209,7 @@ class SocketGateway:
         return handle_connection
 
     async def _serve_proxy(self, accepted: socket) -> None:
-        await self._serve_egress(ProxyOpening(self._proxy_policy, accepted.getsockname()[1]), accepted)
+        await self._serve_egress(ProxyInspector(self._proxy_policy, accepted.getsockname()[1]), accepted)
 
     async def _serve_transparent(self, port: int, accepted: socket) -> None:
         address = accepted.getsockname()[0]
@@ -217,7 +217,7 @@ class SocketGateway:
         if port not in (HTTP_PORT, HTTPS_PORT):
             await self._serve_egress(open_transparent_tunnel(self._policy, name, address, port), accepted)
             return
-        kind = HttpOpening if port == HTTP_PORT else TlsOpening
+        kind = HttpInspector if port == HTTP_PORT else TlsInspector
         await self._serve_egress(kind(self._policy, name, address, port), accepted)
 
     async def _open_stream(self, accepted: socket) -> Stream:
@@ -225,9 +225,11 @@ class SocketGateway:
         self._full_buffer_connections.add(stream)
         return stream
 
-    async def _serve_egress(self, opening: Opening | Tunnel | Denial, accepted: socket) -> None:
+    async def _serve_egress(
+        self, inspector_or_decision: ConnectionInspector | Tunnel | Denial, accepted: socket
+    ) -> None:
         stream = await self._open_stream(accepted)
-        await EgressConnection(opening, stream, self._reporter, self._network.public, self._queues).run()
+        await EgressConnection(inspector_or_decision, stream, self._reporter, self._network.public, self._queues).run()
 
     async def _serve_dns_tcp(self, accepted: socket) -> None:
         stream = await self._open_stream(accepted)

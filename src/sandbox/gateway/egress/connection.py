@@ -1,4 +1,4 @@
-"""A connection from the sandbox to a host other than the model: opening, dialing, and relaying in both directions."""
+"""A connection from the sandbox to a host other than the model: inspects it, dials, and relays in both directions."""
 
 import asyncio
 from functools import partial
@@ -6,7 +6,7 @@ from functools import partial
 from sandbox.gateway import limits
 from sandbox.gateway.connection import PriorityCpuQueues
 from sandbox.gateway.egress.dialer import AddressDeniedError, EgressHostUnreachableError, PublicDialer
-from sandbox.gateway.egress.policy import Denial, Opening, StreamFilter, Tunnel, denial_message
+from sandbox.gateway.egress.policy import ConnectionInspector, Denial, StreamFilter, Tunnel, denial_message
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.transport import READ_BYTES, RELAY_BYTES, Stream
 
@@ -14,18 +14,18 @@ from sandbox.gateway.transport import READ_BYTES, RELAY_BYTES, Stream
 class EgressConnection:
     """One egress connection.
 
-    opening: decides whether the connection is allowed; if that is already decided, the decision itself.
+    inspector_or_decision: decides whether the connection is allowed; if that is already decided, the decision itself.
     """
 
     def __init__(
         self,
-        opening: Opening | Tunnel | Denial,
+        inspector_or_decision: ConnectionInspector | Tunnel | Denial,
         client: Stream,
         reporter: EventReporter,
         dialer: PublicDialer,
         queues: PriorityCpuQueues,
     ) -> None:
-        self._opening = opening
+        self._inspector_or_decision = inspector_or_decision
         self._client = client
         self._reporter = reporter
         self._dialer = dialer
@@ -37,8 +37,8 @@ class EgressConnection:
     async def run(self) -> None:
         """Serve until both sides have closed the connection, or until one side is idle for too long."""
         try:
-            opening = self._opening
-            outcome = opening if isinstance(opening, Tunnel | Denial) else await self._run_opening(opening)
+            start = self._inspector_or_decision
+            outcome = start if isinstance(start, Tunnel | Denial) else await self._inspect(start)
             dialed = await self._dial(outcome) if isinstance(outcome, Tunnel) else outcome
             if isinstance(dialed, Denial):
                 await self._deny(dialed)
@@ -47,11 +47,11 @@ class EgressConnection:
         finally:
             self._client.abort()
 
-    async def _run_opening(self, opening: Opening) -> Tunnel | Denial:
+    async def _inspect(self, inspector: ConnectionInspector) -> Tunnel | Denial:
         self._client.set_timeout(limits.HEAD_TIMEOUT_SECONDS)
         while True:
             data = await self._client.read()
-            outcome = await self._queues.run(self._queues.low_priority, partial(opening.client_data_received, data))
+            outcome = await self._queues.run(self._queues.low_priority, partial(inspector.client_data_received, data))
             if outcome is not None:
                 return outcome
 

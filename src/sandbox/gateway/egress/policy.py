@@ -1,4 +1,4 @@
-"""Egress policy: which hosts a sandbox may reach. Also defines openings and their results. No I/O."""
+"""Egress policy: which hosts a sandbox may reach. Also defines connection inspectors and their decisions. No I/O."""
 
 import re
 from collections.abc import Callable
@@ -118,36 +118,42 @@ class Tunnel(msgspec.Struct, frozen=True):
     unreachable_response: Callable[[int, str], bytes] = lambda _status, _sentence: b""
 
 
-class Opening(Protocol):
-    """The start of a connection from the sandbox. Never raises on received data, and always decides at EOF."""
+class ConnectionInspector(Protocol):
+    """Reads the first bytes that a sandbox sends on a connection, and decides between `Tunnel` and `Denial`.
+
+    Never raises on received data, and always decides at EOF.
+    """
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
         """Return the decision, or None to wait for more data. Empty data means EOF."""
         ...
 
 
-class NestedOpeningFilter:
-    """Requires the data inside a tunnel to pass `opening`. initial_data: data that has already arrived."""
+class NestedConnectionFilter:
+    """The stream filter of a tunnel that contains another connection, on which `inspector` decides.
 
-    def __init__(self, opening: Opening, initial_data: bytes) -> None:
-        self._opening = opening
+    initial_data: data inside the tunnel that has already arrived.
+    """
+
+    def __init__(self, inspector: ConnectionInspector, initial_data: bytes) -> None:
+        self._inspector = inspector
         self._initial_data = initial_data
         self._stream_filter: StreamFilter | None = None
         self._has_host_data = False
 
     @property
     def drops_rest(self) -> bool:
-        """Whether the opening has passed and its filter drops the rest of the data."""
+        """Whether the inner connection is allowed and its filter drops the rest of the data."""
         return self._stream_filter is not None and self._stream_filter.drops_rest
 
     @property
     def is_passthrough(self) -> bool:
-        """Whether the opening has passed and its filter forwards data without inspection."""
+        """Whether the inner connection is allowed and its filter forwards data without inspection."""
         return self._stream_filter is not None and self._stream_filter.is_passthrough
 
     @property
     def may_end_in_denied_line(self) -> bool:
-        """Whether the opening has passed and its filter forwards data that it still searches."""
+        """Whether the inner connection is allowed and its filter forwards data that it still searches."""
         return self._stream_filter is not None and self._stream_filter.may_end_in_denied_line
 
     def start(self) -> bytes | Denial:
@@ -155,10 +161,10 @@ class NestedOpeningFilter:
         return self.client_data_received(self._initial_data) if self._initial_data else b""
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
-        """Return no data until the opening has selected a filter, then the output of that filter."""
+        """Return no data until the inspector has selected a filter, then the output of that filter."""
         if self._stream_filter is not None:
             return self._stream_filter.client_data_received(data)
-        outcome = self._opening.client_data_received(data)
+        outcome = self._inspector.client_data_received(data)
         if outcome is None or isinstance(outcome, Denial):
             return outcome or b""
         self._stream_filter = outcome.stream_filter
@@ -167,7 +173,7 @@ class NestedOpeningFilter:
         return self._stream_filter.start()
 
     def host_data_received(self) -> None:
-        """Record that the host has sent data, and notify the opening's filter."""
+        """Record that the host has sent data, and notify the inner connection's filter."""
         self._has_host_data = True
         if self._stream_filter is not None:
             self._stream_filter.host_data_received()

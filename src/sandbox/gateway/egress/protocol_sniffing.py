@@ -10,9 +10,16 @@ later (STARTTLS).
 import re
 
 from sandbox.gateway.egress.client_hello import ClientHelloSearch
-from sandbox.gateway.egress.http_opening import HttpOpening
-from sandbox.gateway.egress.policy import Denial, EgressPolicy, NestedOpeningFilter, Opening, Tunnel, normalize_host
-from sandbox.gateway.egress.tls_opening import TlsOpening
+from sandbox.gateway.egress.http_inspector import HttpInspector
+from sandbox.gateway.egress.policy import (
+    ConnectionInspector,
+    Denial,
+    EgressPolicy,
+    NestedConnectionFilter,
+    Tunnel,
+    normalize_host,
+)
+from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.gateway.http_messages import parse_authority
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, UNKNOWN_PROTOCOL_BYTES_MAX
 
@@ -200,7 +207,7 @@ _REQUEST_LINE = re.compile(rb"%s%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_LEADING_SPACE, 
 _HTTP_2_PREFACE = b"PRI * HTTP/2"
 
 
-class SniffingOpening:
+class SniffingInspector:
     """Detects the protocol of a connection to `name` from the client's first bytes.
 
     Waiting for these bytes does not delay a host that sends data first, because the connection to it is already open.
@@ -211,19 +218,19 @@ class SniffingOpening:
         self._name = name
         self._port = port
         self._received = b""
-        self._delegate: Opening | None = None
+        self._delegate: ConnectionInspector | None = None
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
-        """Wait until the protocol is known, then pass the data to the opening of that protocol."""
+        """Wait until the protocol is known, then pass the data to the inspector of that protocol."""
         if self._delegate is not None:
             return self._delegate.client_data_received(data)
         self._received += data
         if _REQUEST_LINE.match(self._received):
             if self._received.startswith(_HTTP_2_PREFACE):
                 return self._deny("HTTP/2 without TLS is not supported; use HTTP/1.1 or TLS.")
-            return self._delegate_to(HttpOpening(self._policy, self._name, self._name, self._port), data)
+            return self._delegate_to(HttpInspector(self._policy, self._name, self._name, self._port), data)
         if self._received.startswith(_TLS_PREFIX):
-            return self._delegate_to(TlsOpening(self._policy, self._name, self._name, self._port), data)
+            return self._delegate_to(TlsInspector(self._policy, self._name, self._name, self._port), data)
         if data and self._received == _TLS_RECORD:
             return None
         if data and _PARTIAL_FIRST_LINE.fullmatch(self._received):
@@ -232,10 +239,10 @@ class SniffingOpening:
         stream_filter = UnknownProtocolFilter(self._policy, self._name, self._port, self._received, is_eof=not data)
         return Tunnel(self._name, self._port, stream_filter)
 
-    def _delegate_to(self, opening: Opening, data: bytes) -> Tunnel | Denial | None:
-        self._delegate = opening
-        outcome = opening.client_data_received(self._received)
-        return outcome if outcome is not None or data else opening.client_data_received(b"")
+    def _delegate_to(self, inspector: ConnectionInspector, data: bytes) -> Tunnel | Denial | None:
+        self._delegate = inspector
+        outcome = inspector.client_data_received(self._received)
+        return outcome if outcome is not None or data else inspector.client_data_received(b"")
 
     def _deny(self, reason: str) -> Denial:
         return Denial(self._name, self._port, reason)
@@ -248,4 +255,4 @@ def open_transparent_tunnel(policy: EgressPolicy, name: str | None, address: str
     reason = policy.deny_reason(name, port)
     if reason is not None:
         return Denial(name, port, reason)
-    return Tunnel(name, port, NestedOpeningFilter(SniffingOpening(policy, name, port), b""))
+    return Tunnel(name, port, NestedConnectionFilter(SniffingInspector(policy, name, port), b""))

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.egress_host import client_hello
-from sandbox.gateway.egress.http_opening import HttpOpening
-from sandbox.gateway.egress.policy import ISOLATED_DENY_REASON, Denial, EgressPolicy, NestedOpeningFilter, Tunnel
-from sandbox.gateway.egress.proxy_opening import ProxyOpening
-from sandbox.gateway.egress.tls_opening import TlsOpening
+from sandbox.gateway.egress.http_inspector import HttpInspector
+from sandbox.gateway.egress.policy import ISOLATED_DENY_REASON, Denial, EgressPolicy, NestedConnectionFilter, Tunnel
+from sandbox.gateway.egress.proxy_inspector import ProxyInspector
+from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules, egress_rules
 from sandbox.model.manifest.schema import Vm
@@ -32,15 +32,15 @@ def hello(name: str | None) -> bytes:
 
 
 def proxy(policy=OUTBOUND):
-    return ProxyOpening(policy, 3128)
+    return ProxyInspector(policy, 3128)
 
 
 def plain(name=HOST, policy=OUTBOUND):
-    return HttpOpening(policy, name, "198.18.0.2", 80)
+    return HttpInspector(policy, name, "198.18.0.2", 80)
 
 
 def tls(name=HOST, policy=OUTBOUND):
-    return TlsOpening(policy, name, "198.18.0.2", 443)
+    return TlsInspector(policy, name, "198.18.0.2", 443)
 
 
 def expect_tunnel(outcome) -> Tunnel:
@@ -91,7 +91,7 @@ def test_tunnel_to_port_443_accepts_only_tls_for_its_host(payload):
 def test_tunnel_to_port_80_accepts_one_request_for_its_host():
     request = f"CONNECT {HOST}:80 HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     stream_filter = expect_tunnel(proxy().client_data_received(request)).stream_filter
-    assert isinstance(stream_filter, NestedOpeningFilter)
+    assert isinstance(stream_filter, NestedConnectionFilter)
     assert stream_filter.client_data_received(f"GET /a HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()).startswith(
         b"GET /a HTTP/1.1\r\n"
     )
@@ -208,9 +208,9 @@ def test_proxy_denies_disallowed_and_invalid_requests_with_a_reason(data, host, 
 
 
 def test_partial_connect_request_is_incomplete():
-    opening = proxy()
-    assert opening.client_data_received(b"CONNECT files.example") is None
-    expect_tunnel(opening.client_data_received(b".org:443 HTTP/1.1\r\nHost: x\r\n\r\n"))
+    inspector = proxy()
+    assert inspector.client_data_received(b"CONNECT files.example") is None
+    expect_tunnel(inspector.client_data_received(b".org:443 HTTP/1.1\r\nHost: x\r\n\r\n"))
 
 
 # Port 80
@@ -244,9 +244,9 @@ def test_plain_request_to_an_allowed_host_is_forwarded_once(host):
 )
 def test_content_length_that_servers_may_read_differently_is_denied(length, is_allowed):
     """18446744073709551619 is 3 modulo 2**64: a server might treat the rest of the body as a request to any host."""
-    for opening, target in ((plain(), "/"), (proxy(), f"http://{HOST}/")):
+    for inspector, target in ((plain(), "/"), (proxy(), f"http://{HOST}/")):
         data = f"POST {target} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {length}\r\n\r\n".encode()
-        outcome = opening.client_data_received(data + b"abcGET / HTTP/1.1\r\nHost: other.example\r\n\r\n")
+        outcome = inspector.client_data_received(data + b"abcGET / HTTP/1.1\r\nHost: other.example\r\n\r\n")
         if is_allowed:
             assert f"content-length: {length}\r\n".encode() in expect_tunnel(outcome).stream_filter.start()
         else:
@@ -298,9 +298,9 @@ def test_connection_header_that_lists_host_is_denied_with_a_reason(token):
 
 
 def test_oversized_request_head_is_denied():
-    opening = plain()
+    inspector = plain()
     pieces = [f"GET / HTTP/1.1\r\nHost: {HOST}\r\nX: ".encode(), *[b"a" * 16_384] * 2]
-    outcomes = [opening.client_data_received(piece) for piece in pieces]
+    outcomes = [inspector.client_data_received(piece) for piece in pieces]
     assert outcomes[:2] == [None, None]
     assert expect_denial(outcomes[2]).response.startswith(b"HTTP/1.1 400 ")
 
@@ -318,9 +318,9 @@ def test_unassigned_address_is_denied_even_for_an_allowed_host():
 
 def test_tls_to_an_allowed_host_is_forwarded_from_its_first_byte():
     client_hello = hello(HOST)
-    opening = tls()
-    assert opening.client_data_received(client_hello[:50]) is None
-    tunnel = expect_tunnel(opening.client_data_received(client_hello[50:]))
+    inspector = tls()
+    assert inspector.client_data_received(client_hello[:50]) is None
+    tunnel = expect_tunnel(inspector.client_data_received(client_hello[50:]))
     assert (tunnel.host, tunnel.port, tunnel.greeting) == (HOST, 443, b"")
     assert tunnel.stream_filter.start() == client_hello
 
@@ -360,8 +360,8 @@ def test_isolated_policy_denies_every_request_and_reports_its_host():
         (plain(None, NO_HOSTS), f"HEAD / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()),
         (tls(None, NO_HOSTS), hello(HOST)),
     ]
-    for opening, data in requests:
-        denial = expect_denial(opening.client_data_received(data))
+    for inspector, data in requests:
+        denial = expect_denial(inspector.client_data_received(data))
         assert (denial.host, denial.reason) == (HOST, ISOLATED_DENY_REASON)
 
 
@@ -378,9 +378,9 @@ def test_deny_reason_names_the_setting_that_isolates_the_task(vm, reason):
 
 @given(st.lists(st.binary(max_size=60), max_size=6), st.sampled_from([proxy, plain, tls]))
 def test_arbitrary_bytes_are_eventually_denied(pieces, kind):
-    opening, outcome = kind(), None
+    inspector, outcome = kind(), None
     for piece in [*pieces, b""]:
-        outcome = opening.client_data_received(piece)
+        outcome = inspector.client_data_received(piece)
         if outcome is not None:
             break
     assert isinstance(outcome, Denial)
@@ -388,8 +388,8 @@ def test_arbitrary_bytes_are_eventually_denied(pieces, kind):
 
 @given(st.text(max_size=40), st.sampled_from(["CONNECT {} HTTP/1.1", "GET http://{}/ HTTP/1.1", "GET {} HTTP/1.1"]))
 def test_arbitrary_request_target_is_denied(target, line):
-    opening = proxy()
-    outcome = opening.client_data_received(
+    inspector = proxy()
+    outcome = inspector.client_data_received(
         line.format(target).encode() + b"\r\nHost: a\r\n\r\n"
-    ) or opening.client_data_received(b"")
+    ) or inspector.client_data_received(b"")
     assert expect_denial(outcome).reason

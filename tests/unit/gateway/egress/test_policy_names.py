@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.gateway.egress.http_opening import HttpOpening
+from sandbox.gateway.egress.http_inspector import HttpInspector
 from sandbox.gateway.egress.policy import (
     ISOLATED_DENY_REASON,
     NOT_PUBLIC_DENY_REASON,
@@ -11,7 +11,7 @@ from sandbox.gateway.egress.policy import (
     Tunnel,
     is_host_name,
 )
-from sandbox.gateway.egress.proxy_opening import ProxyOpening
+from sandbox.gateway.egress.proxy_inspector import ProxyInspector
 from sandbox.model.egress import EgressRule, EgressRules
 
 MODEL = "api.anthropic.com"
@@ -26,7 +26,8 @@ LONGEST = ".".join([LABEL] * 3 + ["a" * 61])
 
 
 def connect(authority: str, policy: EgressPolicy):
-    return ProxyOpening(policy, 3128).client_data_received(f"CONNECT {authority} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    head = f"CONNECT {authority} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    return ProxyInspector(policy, 3128).client_data_received(head)
 
 
 @pytest.mark.parametrize("authority", ["8.8.4.4:443", "8.8.8.8:443", "8.8.8.8:80", "[2606:4700::1]:443"])
@@ -101,7 +102,7 @@ def test_ip_address_is_not_resolved_as_a_name():
 
 def test_plain_request_to_a_malformed_host_is_denied():
     head = b"GET / HTTP/1.1\r\nHost: a..example.net\r\n\r\n"
-    assert isinstance(HttpOpening(ALLOW_LIST, "a..example.net", "198.18.0.2", 80).client_data_received(head), Denial)
+    assert isinstance(HttpInspector(ALLOW_LIST, "a..example.net", "198.18.0.2", 80).client_data_received(head), Denial)
 
 
 @pytest.mark.parametrize("port", [80, 443])

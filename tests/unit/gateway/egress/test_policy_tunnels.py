@@ -1,14 +1,14 @@
-"""A tunnel forwards nothing until its opening (the first bytes) is complete. A stream filter inspects later data."""
+"""A tunnel forwards nothing until an inspector has allowed its first bytes. A stream filter inspects later data."""
 
 import pytest
 
-from sandbox.gateway.egress.policy import Denial, EgressPolicy, NestedOpeningFilter, Tunnel, is_address
-from sandbox.gateway.egress.tls_opening import TlsOpening
+from sandbox.gateway.egress.policy import Denial, EgressPolicy, NestedConnectionFilter, Tunnel, is_address
+from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.model.egress import EgressRules
 
 
-class ScriptedOpening:
-    """Acts as a connection opening and as a stream filter, both with scripted outcomes."""
+class ScriptedInspector:
+    """Acts as a connection inspector and as a stream filter, both with scripted outcomes."""
 
     def __init__(self, *outcomes: Tunnel | Denial | None) -> None:
         self.outcomes = list(outcomes)
@@ -25,41 +25,41 @@ class ScriptedOpening:
         return b"".join(self.received)
 
 
-def test_tunnel_forwards_data_once_the_opening_is_complete():
-    stream_filter = ScriptedOpening()
-    opening = ScriptedOpening(None, Tunnel("h", 22, stream_filter))
-    tunnel = NestedOpeningFilter(opening, b"")
+def test_tunnel_forwards_data_once_the_inspector_has_decided():
+    stream_filter = ScriptedInspector()
+    inspector = ScriptedInspector(None, Tunnel("h", 22, stream_filter))
+    tunnel = NestedConnectionFilter(inspector, b"")
     assert (tunnel.start(), tunnel.drops_rest) == (b"", False)
     stream_filter.received.append(b"SSH-2.0")
     assert tunnel.client_data_received(b"SSH") == b""
     assert tunnel.drops_rest is False
     assert tunnel.client_data_received(b"-2.0") == b"SSH-2.0"
-    assert opening.received == [b"SSH", b"-2.0"]
+    assert inspector.received == [b"SSH", b"-2.0"]
     assert tunnel.client_data_received(b"more") == b"MORE"
-    assert opening.received == [b"SSH", b"-2.0"], "the opening is complete"
+    assert inspector.received == [b"SSH", b"-2.0"], "the inspector has decided"
     assert tunnel.drops_rest is False
     stream_filter.drops_rest = True
     assert tunnel.drops_rest is True
 
 
 def test_tunnel_is_passthrough_only_after_inspection_ends():
-    stream_filter = ScriptedOpening()
-    tunnel = NestedOpeningFilter(ScriptedOpening(None, Tunnel("h", 22, stream_filter)), b"")
+    stream_filter = ScriptedInspector()
+    tunnel = NestedConnectionFilter(ScriptedInspector(None, Tunnel("h", 22, stream_filter)), b"")
     stream_filter.is_passthrough = True
     tunnel.client_data_received(b"SSH")
-    assert tunnel.is_passthrough is False, "the opening is incomplete"
+    assert tunnel.is_passthrough is False, "the inspector has not decided"
     tunnel.client_data_received(b"-2.0")
     assert tunnel.is_passthrough is True
     stream_filter.is_passthrough = False
     assert tunnel.is_passthrough is False
 
 
-def test_tunnel_may_end_in_a_denied_line_only_after_the_opening():
-    stream_filter = ScriptedOpening()
-    tunnel = NestedOpeningFilter(ScriptedOpening(None, Tunnel("h", 22, stream_filter)), b"")
+def test_tunnel_may_end_in_a_denied_line_only_after_the_decision():
+    stream_filter = ScriptedInspector()
+    tunnel = NestedConnectionFilter(ScriptedInspector(None, Tunnel("h", 22, stream_filter)), b"")
     stream_filter.may_end_in_denied_line = True
     tunnel.client_data_received(b"SSH")
-    assert tunnel.may_end_in_denied_line is False, "the opening is incomplete"
+    assert tunnel.may_end_in_denied_line is False, "the inspector has not decided"
     tunnel.client_data_received(b"-2.0")
     assert tunnel.may_end_in_denied_line is True
     stream_filter.may_end_in_denied_line = False
@@ -68,14 +68,14 @@ def test_tunnel_may_end_in_a_denied_line_only_after_the_opening():
 
 def test_data_after_the_connect_request_is_inspected_first():
     denial = Denial("h", 22, "no")
-    opening = ScriptedOpening(denial)
-    assert NestedOpeningFilter(opening, b"came").start() is denial
-    assert opening.received == [b"came"]
+    inspector = ScriptedInspector(denial)
+    assert NestedConnectionFilter(inspector, b"came").start() is denial
+    assert inspector.received == [b"came"]
 
 
-def test_denied_opening_remains_denied():
+def test_denied_connection_remains_denied():
     denial = Denial("h", 22, "no")
-    tunnel = NestedOpeningFilter(ScriptedOpening(denial, denial), b"")
+    tunnel = NestedConnectionFilter(ScriptedInspector(denial, denial), b"")
     assert tunnel.client_data_received(b"a") is denial
     assert tunnel.client_data_received(b"b") is denial
     assert tunnel.drops_rest is False
@@ -83,7 +83,7 @@ def test_denied_opening_remains_denied():
 
 def test_tls_tunnel_sends_no_plain_text_responses():
     full = EgressPolicy(EgressRules(is_unrestricted=True), "api.anthropic.com", allows_ip_addresses=True)
-    tunnel = TlsOpening(full, "8.8.4.4", "8.8.4.4", 443).client_data_received(b"SSH-2.0-x\r\n")
+    tunnel = TlsInspector(full, "8.8.4.4", "8.8.4.4", 443).client_data_received(b"SSH-2.0-x\r\n")
     assert isinstance(tunnel, Tunnel)
     assert (tunnel.greeting, tunnel.unreachable_response(504, "h is not responding.")) == (b"", b"")
 

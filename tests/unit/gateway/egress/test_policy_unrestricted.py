@@ -4,8 +4,8 @@ import pytest
 
 from doubles.egress_host import client_hello
 from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel
-from sandbox.gateway.egress.proxy_opening import ProxyOpening
-from sandbox.gateway.egress.tls_opening import TlsOpening
+from sandbox.gateway.egress.proxy_inspector import ProxyInspector
+from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.model.egress import EgressRules
 
 MODEL = "api.anthropic.com"
@@ -14,7 +14,8 @@ DIRECT, BY_PROXY = EgressPolicy(FULL, MODEL), EgressPolicy(FULL, MODEL, allows_i
 
 
 def connect(authority: str, policy: EgressPolicy = BY_PROXY):
-    return ProxyOpening(policy, 3128).client_data_received(f"CONNECT {authority} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    head = f"CONNECT {authority} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    return ProxyInspector(policy, 3128).client_data_received(head)
 
 
 @pytest.mark.parametrize(
@@ -44,10 +45,10 @@ def test_ip_addresses_are_allowed_only_through_the_proxy():
 
 def test_tls_to_an_ip_address_may_name_only_that_address():
     for data in (client_hello("8.8.4.4"), b"SSH-2.0-x\r\n"):
-        assert isinstance(TlsOpening(BY_PROXY, "8.8.4.4", "8.8.4.4", 443).client_data_received(data), Tunnel)
-    denial = TlsOpening(BY_PROXY, "8.8.4.4", "8.8.4.4", 443).client_data_received(client_hello(MODEL))
+        assert isinstance(TlsInspector(BY_PROXY, "8.8.4.4", "8.8.4.4", 443).client_data_received(data), Tunnel)
+    denial = TlsInspector(BY_PROXY, "8.8.4.4", "8.8.4.4", 443).client_data_received(client_hello(MODEL))
     assert isinstance(denial, Denial)
-    truncated = TlsOpening(BY_PROXY, "8.8.4.4", "8.8.4.4", 443)
+    truncated = TlsInspector(BY_PROXY, "8.8.4.4", "8.8.4.4", 443)
     assert truncated.client_data_received(client_hello(MODEL)[:40]) is None
     assert isinstance(truncated.client_data_received(b""), Denial), "a server name might have followed"
 
@@ -55,10 +56,10 @@ def test_tls_to_an_ip_address_may_name_only_that_address():
 def test_plain_request_to_an_ip_address_must_name_the_address_as_its_host():
     good = b"GET http://8.8.4.4/ HTTP/1.1\r\nHost: 8.8.4.4\r\n\r\n"
     bad = b"GET http://8.8.4.4/ HTTP/1.1\r\nHost: api.anthropic.com\r\n\r\n"
-    assert isinstance(ProxyOpening(BY_PROXY, 3128).client_data_received(good), Tunnel)
-    assert isinstance(ProxyOpening(BY_PROXY, 3128).client_data_received(bad), Denial)
+    assert isinstance(ProxyInspector(BY_PROXY, 3128).client_data_received(good), Tunnel)
+    assert isinstance(ProxyInspector(BY_PROXY, 3128).client_data_received(bad), Denial)
 
 
 def test_encrypted_client_hello_is_allowed_with_unrestricted_egress():
     hello = client_hello("files.example.org", has_ech=True)
-    assert isinstance(TlsOpening(DIRECT, "files.example.org", "198.18.0.2", 443).client_data_received(hello), Tunnel)
+    assert isinstance(TlsInspector(DIRECT, "files.example.org", "198.18.0.2", 443).client_data_received(hello), Tunnel)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway.egress.policy import Denial, EgressPolicy, NestedOpeningFilter, StreamFilter, Tunnel
-from sandbox.gateway.egress.protocol_sniffing import SniffingOpening, open_transparent_tunnel
+from sandbox.gateway.egress.policy import Denial, EgressPolicy, NestedConnectionFilter, StreamFilter, Tunnel
+from sandbox.gateway.egress.protocol_sniffing import SniffingInspector, open_transparent_tunnel
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, PARTIAL_HELLOS_MAX, UNKNOWN_PROTOCOL_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules
 
@@ -329,7 +329,7 @@ def test_random_bytes_are_forwarded():
     )
 )
 def test_arbitrary_input_is_forwarded_unchanged_and_does_not_raise(pieces):
-    stream_filter, forwarded = NestedOpeningFilter(SniffingOpening(POLICY, HOST, PORT), b""), b""
+    stream_filter, forwarded = NestedConnectionFilter(SniffingInspector(POLICY, HOST, PORT), b""), b""
     for piece in [*pieces, b""]:
         result = stream_filter.client_data_received(piece)
         if isinstance(result, Denial) or stream_filter.drops_rest:

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from doubles.egress_host import client_hello
 from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel
-from sandbox.gateway.egress.protocol_sniffing import SniffingOpening, open_transparent_tunnel
-from sandbox.gateway.egress.proxy_opening import ProxyOpening
+from sandbox.gateway.egress.protocol_sniffing import SniffingInspector, open_transparent_tunnel
+from sandbox.gateway.egress.proxy_inspector import ProxyInspector
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules
 
@@ -16,8 +16,8 @@ RULES = EgressRules((EgressRule(HOST, (5432, 8080)), EgressRule(MODEL, (8080,)),
 POLICY = EgressPolicy(RULES, MODEL)
 
 
-def create_opening(host: str = HOST, port: int = 8080) -> SniffingOpening:
-    return SniffingOpening(POLICY, host, port)
+def create_inspector(host: str = HOST, port: int = 8080) -> SniffingInspector:
+    return SniffingInspector(POLICY, host, port)
 
 
 def forwarded_data(outcome) -> bytes:
@@ -47,30 +47,30 @@ def forwarded_data(outcome) -> bytes:
     ],
 )
 def test_protocol_without_host_names_is_forwarded_unchanged(data):
-    assert forwarded_data(create_opening().client_data_received(data)) == data
+    assert forwarded_data(create_inspector().client_data_received(data)) == data
 
 
 def test_fragmented_data_is_buffered_until_the_protocol_is_known():
-    opening = create_opening()
-    assert opening.client_data_received(b"PI") is None
-    assert opening.client_data_received(b"NG") is None
-    assert forwarded_data(opening.client_data_received(b"\r\nrest")) == b"PING\r\nrest"
+    inspector = create_inspector()
+    assert inspector.client_data_received(b"PI") is None
+    assert inspector.client_data_received(b"NG") is None
+    assert forwarded_data(inspector.client_data_received(b"\r\nrest")) == b"PING\r\nrest"
 
 
 def test_data_of_a_client_whose_stream_ends_before_detection_is_forwarded():
-    opening = create_opening()
-    assert opening.client_data_received(b"quit") is None
-    assert forwarded_data(opening.client_data_received(b"")) == b"quit"
+    inspector = create_inspector()
+    assert inspector.client_data_received(b"quit") is None
+    assert forwarded_data(inspector.client_data_received(b"")) == b"quit"
 
 
 def test_options_request_for_the_whole_server_is_forwarded():
     data = f"OPTIONS * HTTP/1.1\r\nHost: {HOST}:8080\r\n\r\n".encode()
-    assert forwarded_data(create_opening().client_data_received(data)).startswith(b"OPTIONS * HTTP/1.1\r\n")
+    assert forwarded_data(create_inspector().client_data_received(data)).startswith(b"OPTIONS * HTTP/1.1\r\n")
 
 
 def test_only_one_http_request_for_the_host_is_forwarded():
     data = f"GET /a HTTP/1.1\r\nHost: {HOST}:8080\r\n\r\nGET /b HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
-    forwarded = forwarded_data(create_opening().client_data_received(data))
+    forwarded = forwarded_data(create_inspector().client_data_received(data))
     assert forwarded.startswith(b"GET /a HTTP/1.1\r\n")
     assert b"/b" not in forwarded
 
@@ -97,9 +97,9 @@ def test_only_one_http_request_for_the_host_is_forwarded():
 )
 @pytest.mark.parametrize("step", [1, 7, 10_000])
 def test_http_and_tls_for_another_host_are_denied(data, step):
-    opening, outcome = create_opening(), None
+    inspector, outcome = create_inspector(), None
     for begin in range(0, len(data), step):
-        outcome = opening.client_data_received(data[begin : begin + step])
+        outcome = inspector.client_data_received(data[begin : begin + step])
         if outcome is not None:
             break
     assert isinstance(outcome, Denial)
@@ -107,17 +107,17 @@ def test_http_and_tls_for_another_host_are_denied(data, step):
 
 def test_tls_for_the_host_is_forwarded():
     data = client_hello(HOST)
-    assert forwarded_data(create_opening().client_data_received(data)) == data
-    opening = create_opening()
-    assert opening.client_data_received(data[:1]) is None
-    assert opening.client_data_received(data[1:20]) is None
-    assert forwarded_data(opening.client_data_received(data[20:])) == data
+    assert forwarded_data(create_inspector().client_data_received(data)) == data
+    inspector = create_inspector()
+    assert inspector.client_data_received(data[:1]) is None
+    assert inspector.client_data_received(data[1:20]) is None
+    assert forwarded_data(inspector.client_data_received(data[20:])) == data
 
 
 def test_oversized_first_line_is_denied():
-    opening = create_opening()
-    assert opening.client_data_received(b"GET " + b"a" * (CLIENT_HELLO_BYTES_MAX - 4)) is None
-    assert isinstance(opening.client_data_received(b"a"), Denial)
+    inspector = create_inspector()
+    assert inspector.client_data_received(b"GET " + b"a" * (CLIENT_HELLO_BYTES_MAX - 4)) is None
+    assert isinstance(inspector.client_data_received(b"a"), Denial)
 
 
 def test_transparent_connection_is_opened_before_the_client_sends():
@@ -154,13 +154,13 @@ def test_transparent_connection_to_an_unlisted_host_or_port_is_denied(name, port
 )
 def test_proxy_opens_tunnels_only_to_listed_ports(host, port, is_allowed):
     request = f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
-    outcome = ProxyOpening(POLICY, 3128).client_data_received(request)
+    outcome = ProxyInspector(POLICY, 3128).client_data_received(request)
     assert isinstance(outcome, Tunnel if is_allowed else Denial)
 
 
 def test_tunnel_to_another_port_is_inspected():
     request = f"CONNECT {HOST}:8080 HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
-    tunnel = ProxyOpening(POLICY, 3128).client_data_received(request)
+    tunnel = ProxyInspector(POLICY, 3128).client_data_received(request)
     assert isinstance(tunnel, Tunnel)
     assert isinstance(
         tunnel.stream_filter.client_data_received(b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n"), Denial
@@ -169,9 +169,9 @@ def test_tunnel_to_another_port_is_inspected():
 
 @given(st.lists(st.binary(max_size=40), max_size=6))
 def test_arbitrary_bytes_are_allowed_or_denied_before_the_stream_ends(pieces):
-    opening, outcome = create_opening(), None
+    inspector, outcome = create_inspector(), None
     for piece in [*pieces, b""]:
-        outcome = opening.client_data_received(piece)
+        outcome = inspector.client_data_received(piece)
         if outcome is not None:
             break
     assert isinstance(outcome, Tunnel | Denial)

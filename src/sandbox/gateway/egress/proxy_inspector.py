@@ -5,27 +5,27 @@ from typing import Any
 import h11
 
 from sandbox.gateway import http_messages
-from sandbox.gateway.egress.http_opening import HttpOpening, open_single_request_tunnel
+from sandbox.gateway.egress.http_inspector import HttpInspector, open_single_request_tunnel
 from sandbox.gateway.egress.policy import (
     HTTP_PORT,
     HTTPS_PORT,
+    ConnectionInspector,
     Denial,
     EgressPolicy,
-    NestedOpeningFilter,
-    Opening,
+    NestedConnectionFilter,
     Tunnel,
     denial_message,
     normalize_host,
 )
-from sandbox.gateway.egress.protocol_sniffing import SniffingOpening
-from sandbox.gateway.egress.tls_opening import TlsOpening
+from sandbox.gateway.egress.protocol_sniffing import SniffingInspector
+from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.gateway.http_messages import HostPort, parse_absolute_form, parse_authority
 
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
-class ProxyOpening:
-    """Opening for the first request of a connection to the proxy on `port`."""
+class ProxyInspector:
+    """Inspects the first request of a connection to the proxy on `port`."""
 
     def __init__(self, policy: EgressPolicy, port: int) -> None:
         self._policy = policy
@@ -51,21 +51,21 @@ class ProxyOpening:
         reason = self._policy.deny_reason(target.host, target.port)
         if reason is not None:
             return self._deny(reason)
-        inner_opening = self._inner_opening(target)
+        inner_inspector = self._inner_inspector(target)
         return Tunnel(
             target.host,
             target.port,
-            NestedOpeningFilter(inner_opening, self._client_side.trailing_data[0]),
+            NestedConnectionFilter(inner_inspector, self._client_side.trailing_data[0]),
             greeting=_ESTABLISHED,
             unreachable_response=lambda status, message: http_messages.plain_text_error(status, message).encode(
                 self._client_side
             ),
         )
 
-    def _inner_opening(self, target: HostPort) -> Opening:
+    def _inner_inspector(self, target: HostPort) -> ConnectionInspector:
         if target.port not in (HTTP_PORT, HTTPS_PORT):
-            return SniffingOpening(self._policy, target.host, target.port)
-        kind = HttpOpening if target.port == HTTP_PORT else TlsOpening
+            return SniffingInspector(self._policy, target.host, target.port)
+        kind = HttpInspector if target.port == HTTP_PORT else TlsInspector
         return kind(self._policy, target.host, target.host, target.port)
 
     def _forward_plain(self, request: h11.Request) -> Tunnel | Denial:

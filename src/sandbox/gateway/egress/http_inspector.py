@@ -18,8 +18,8 @@ A server with 64-bit integers would read a longer number as a small one, and the
 """
 
 
-class HttpOpening:
-    """Opening of a connection to `name`, or to `address` if no name was assigned to that address (`name` is None)."""
+class HttpInspector:
+    """Inspects a connection to `name`, or to `address` if no name was assigned to that address (`name` is None)."""
 
     def __init__(self, policy: EgressPolicy, name: str | None, address: str, port: int) -> None:
         self._policy = policy

@@ -7,7 +7,7 @@ import pytest
 
 from doubles.egress_host import client_hello
 from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel
-from sandbox.gateway.egress.tls_opening import TlsOpening
+from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules
 
@@ -72,9 +72,9 @@ def hello_with_two_names() -> bytes:
 
 
 def forward(data: bytes, *, step: int = 100_000) -> bytes | Denial:
-    opening, outcome, rest = TlsOpening(POLICY, HOST, "198.18.0.2", 443), None, b""
+    inspector, outcome, rest = TlsInspector(POLICY, HOST, "198.18.0.2", 443), None, b""
     for begin in range(0, len(data), step):
-        outcome = opening.client_data_received(data[begin : begin + step])
+        outcome = inspector.client_data_received(data[begin : begin + step])
         rest = data[begin + step :]
         if outcome is not None:
             break
@@ -119,7 +119,7 @@ def test_length_of_a_hello_is_limited(size, is_allowed):
 @pytest.mark.parametrize("sizes", [(), (30,)])
 def test_hello_for_an_address_has_no_name_and_is_forwarded_unchanged(sizes):
     data = records(hello_message(extension(0x1A1A, bytes(9))), *sizes)
-    tunnel = TlsOpening(UNRESTRICTED, "8.8.4.4", "8.8.4.4", 443).client_data_received(data)
+    tunnel = TlsInspector(UNRESTRICTED, "8.8.4.4", "8.8.4.4", 443).client_data_received(data)
     assert isinstance(tunnel, Tunnel)
     assert tunnel.stream_filter.start() == data
 

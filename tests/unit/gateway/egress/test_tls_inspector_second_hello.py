@@ -8,7 +8,7 @@ import pytest
 
 from doubles.egress_host import client_hello
 from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel
-from sandbox.gateway.egress.tls_opening import TlsOpening
+from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules
 
@@ -20,7 +20,7 @@ APPLICATION_DATA, KEY_EXCHANGE = b"\x17\3\3\0\3abc", b"\x16\3\3\0\5\x10\0\0\1x"
 
 
 def create_stream_filter(first: bytes = b""):
-    tunnel = TlsOpening(POLICY, HOST, "198.18.0.2", 443).client_data_received(client_hello(HOST) + first)
+    tunnel = TlsInspector(POLICY, HOST, "198.18.0.2", 443).client_data_received(client_hello(HOST) + first)
     assert isinstance(tunnel, Tunnel)
     return tunnel.stream_filter
 
@@ -70,14 +70,14 @@ def in_one_record(*hellos: bytes) -> bytes:
 @pytest.mark.parametrize("step", [1, 6, 100_000])
 @pytest.mark.parametrize("following", [client_hello(OTHER), client_hello(HOST), client_hello(OTHER)[:10], b"-----x"])
 def test_second_hello_in_the_same_record_is_denied(following, step):
-    opening, outcome = TlsOpening(POLICY, HOST, "198.18.0.2", 443), None
+    inspector, outcome = TlsInspector(POLICY, HOST, "198.18.0.2", 443), None
     data = in_one_record(client_hello(HOST), following)
     for begin in range(0, len(data), step):
-        outcome = outcome or opening.client_data_received(data[begin : begin + step])
+        outcome = outcome or inspector.client_data_received(data[begin : begin + step])
     assert isinstance(outcome, Denial)
     assert isinstance(forward(create_stream_filter(), CHANGE_CIPHER_SPEC + data, step), Denial)
     split = in_one_record(client_hello(HOST)[:50]) + in_one_record(b"-----" + client_hello(HOST)[50:], following)
-    assert isinstance(TlsOpening(POLICY, HOST, "198.18.0.2", 443).client_data_received(split), Denial)
+    assert isinstance(TlsInspector(POLICY, HOST, "198.18.0.2", 443).client_data_received(split), Denial)
 
 
 def test_single_hello_in_a_record_is_forwarded():
@@ -122,7 +122,7 @@ def early_data_hello(name: str) -> bytes:
     ],
 )
 def test_second_hello_for_another_host_is_denied_after_early_data(before, step):
-    tunnel = TlsOpening(POLICY, HOST, "198.18.0.2", 443).client_data_received(early_data_hello(HOST))
+    tunnel = TlsInspector(POLICY, HOST, "198.18.0.2", 443).client_data_received(early_data_hello(HOST))
     denial = forward(tunnel.stream_filter, before + client_hello(OTHER), step)
     assert isinstance(denial, Denial)
     assert (denial.host, denial.port) == (OTHER, 443)
@@ -134,7 +134,7 @@ def test_second_hello_for_another_host_is_denied_after_early_data(before, step):
     [b"", CHANGE_CIPHER_SPEC + APPLICATION_DATA * 9, client_hello(HOST) + CHANGE_CIPHER_SPEC + APPLICATION_DATA * 2],
 )
 def test_resumed_session_with_early_data_is_forwarded(following, step):
-    tunnel = TlsOpening(POLICY, HOST, "198.18.0.2", 443).client_data_received(early_data_hello(HOST))
+    tunnel = TlsInspector(POLICY, HOST, "198.18.0.2", 443).client_data_received(early_data_hello(HOST))
     assert (
         forward(tunnel.stream_filter, APPLICATION_DATA + following, step)
         == early_data_hello(HOST) + APPLICATION_DATA + following
@@ -172,13 +172,13 @@ def test_real_handshake_succeeds_with_or_without_a_hello_retry_request(curve):
     to_client, from_client, to_server, from_server = (ssl.MemoryBIO() for _ in range(4))
     client = client_context.wrap_bio(to_client, from_client, server_hostname=HOST)
     server = server_context.wrap_bio(to_server, from_server, server_side=True)
-    opening, stream_filter, hellos = TlsOpening(POLICY, HOST, "198.18.0.2", 443), None, 0
+    inspector, stream_filter, hellos = TlsInspector(POLICY, HOST, "198.18.0.2", 443), None, 0
     for _ in range(6):
         continue_handshake(client)
         data = from_client.read()
         hellos += data[:1] == b"\x16" or b"\x14\3\3\0\1\1\x16" in data
         if stream_filter is None and data:
-            outcome = opening.client_data_received(data)
+            outcome = inspector.client_data_received(data)
             assert isinstance(outcome, Tunnel)
             stream_filter, data = outcome.stream_filter, outcome.stream_filter.start()
         elif data:

@@ -7,8 +7,8 @@ from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel, is_addre
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 
 
-class TlsOpening:
-    """Opening of a connection to `name`, or to `address` if no name was assigned to that address (`name` is None).
+class TlsInspector:
+    """Inspects a connection to `name`, or to `address` if no name was assigned to that address (`name` is None).
 
     A denied connection gets no response bytes.
     """
