@@ -55,17 +55,17 @@ class _ClusterStateDriver(StateDriver):
         return LONG_LINES if self._is_endless else MANY_LINES
 
 
-def task_pairs(targets):
-    """Return (target, state, retries) for all faults of single tasks."""
+def task_faults(targets):
+    """Return the faults of single tasks, each as (target, state, retries)."""
     if not processes.can_destroy_sockets():
         targets = [target for target in targets if target != "gateway"]
-    pairs = [(target, state, 0) for target in targets for state in CLUSTER_OUTCOMES[target] if state != "pending"]
+    faults = [(target, state, 0) for target in targets for state in CLUSTER_OUTCOMES[target] if state != "pending"]
     retried = [("runner", "running"), *itertools.product(("worker", "stopped worker"), ("running", "completing"))]
-    return pairs + [(target, state, 1) for target, state in retried if target in targets]
+    return faults + [(target, state, 1) for target, state in retried if target in targets]
 
 
 def run_cluster_round(directory, cluster, batches, seed):
-    """Run the batches one after the other with one deployment. A batch is a name or a list of `task_pairs`."""
+    """Run the batches one after the other with one deployment. A batch is a name or a list of `task_faults`."""
     with ClusterChaosDeployment(directory, cluster) as deployment:
         cluster_round = _ClusterRound(deployment, seed)
         for batch in batches:
@@ -92,11 +92,11 @@ class _ClusterRound:
         self._held = []
         try:
             if not isinstance(batch, str):
-                self._fault_tasks(batch)
+                self._apply_task_faults(batch)
             elif batch == "tasks":
-                self._fault_tasks(task_pairs(TASK_TARGETS))
+                self._apply_task_faults(task_faults(TASK_TARGETS))
             elif batch == "stopped workers":
-                self._fault_tasks(task_pairs(["stopped worker"]))
+                self._apply_task_faults(task_faults(["stopped worker"]))
             elif batch == "lost hosts":
                 self._lose_hosts()
             elif batch == "brief hosts":
@@ -123,15 +123,15 @@ class _ClusterRound:
         for task in self._held:
             task.release()
 
-    def _fault_tasks(self, pairs):
-        """Apply the fault of each pair to one task."""
-        pairs = self._rng.sample(pairs, len(pairs))
+    def _apply_task_faults(self, faults):
+        """Apply each fault to one task."""
+        faults = self._rng.sample(faults, len(faults))
         with ThreadPoolExecutor(5) as pool:
-            tasks = list(pool.map(lambda pair: self._fault_task(*pair), pairs))
+            tasks = list(pool.map(lambda fault: self._apply_task_fault(*fault), faults))
         for task in filter(None, tasks):
             self._wait_until_given_up(task)
 
-    def _fault_task(self, target, state, retries):
+    def _apply_task_fault(self, target, state, retries):
         """Apply the fault to one task. Return the task if its attempt must be given up."""
         task, rng = self._reach(target, state, retries)
         runner, attempt_id = task.runner, journal_file.latest_attempt_id(self._records(task))
