@@ -462,7 +462,7 @@ def test_uncommon_socket_families_types_and_protocols_are_denied(runtime: Runtim
 # Freed kernel objects
 
 
-_MESSAGES = """
+_SEND_AND_FREE_MESSAGES = """
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 def send(pairs, size):
     while True:
@@ -477,21 +477,21 @@ def fill_and_free(size, every):
     time.sleep(1.2)
 """
 
-_FEW_LEFT_OF_MANY = (
-    _MESSAGES
+_FEW_MESSAGES_LEFT_OF_MANY = (
+    _SEND_AND_FREE_MESSAGES
     + """
 fill_and_free(4096, 8); fill_and_free(2048, 16); report("held"); time.sleep(600)
 """
 )
 
-_NONE_LEFT_OF_MANY = (
-    _MESSAGES
+_NO_MESSAGES_LEFT_OF_MANY = (
+    _SEND_AND_FREE_MESSAGES
     + """
 fill_and_free(4096, 1 << 40); fill_and_free(2048, 1 << 40); report("held"); time.sleep(600)
 """
 )
 
-_INODES = """
+_OPEN_AND_FREE_INODES = """
 import signal
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 FILES = 15000
@@ -516,15 +516,15 @@ def list_files_of_threads(every):
     time.sleep(2.4); report("held"); time.sleep(600)
 """
 
-_FEW_INODES_LEFT_OF_MANY = _INODES + "list_files_of_threads(30)"
-_NO_INODES_LEFT_OF_MANY = _INODES + "list_files_of_threads(1 << 40)"
+_FEW_INODES_LEFT_OF_MANY = _OPEN_AND_FREE_INODES + "list_files_of_threads(30)"
+_NO_INODES_LEFT_OF_MANY = _OPEN_AND_FREE_INODES + "list_files_of_threads(1 << 40)"
 
 
 @pytest.mark.parametrize(
     ("source", "kind", "exceeds"),
     [
-        (_FEW_LEFT_OF_MANY, "unreclaimable_free_slab_bytes", True),
-        (_NONE_LEFT_OF_MANY, "unreclaimable_free_slab_bytes", False),
+        (_FEW_MESSAGES_LEFT_OF_MANY, "unreclaimable_free_slab_bytes", True),
+        (_NO_MESSAGES_LEFT_OF_MANY, "unreclaimable_free_slab_bytes", False),
         (_FEW_INODES_LEFT_OF_MANY, "reclaimable_free_slab_bytes", True),
         (_NO_INODES_LEFT_OF_MANY, "reclaimable_free_slab_bytes", False),
     ],

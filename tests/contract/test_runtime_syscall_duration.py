@@ -544,7 +544,7 @@ def test_devices_are_usable(runtime: Runtime, disk: Path):
     assert ended.output.split() == ["hello", "8", "/proc/self/fd"], ended
 
 
-_UNEXAMINED_REQUESTS = """
+_DENIED_IOCTLS = """
 import ctypes, errno, os, select, socket
 libc = ctypes.CDLL(None, use_errno=True)
 def attempt(file, request):
@@ -559,7 +559,7 @@ print(attempt(maps, 0xC0686611), attempt(select.epoll().fileno(), 0x80088A02))  
 print(attempt(socket.socket().fileno(), 0x8946))  # SIOCETHTOOL
 """
 
-_PROGRAMS_WITH_REQUESTS = """
+_PROGRAMS_THAT_USE_IOCTLS = """
 set -e
 script -qec 'stty rows 30 cols 90; stty size; stty -echo; stty sane; tty > /dev/null' /dev/null
 python3 -c '
@@ -574,14 +574,14 @@ git init -q copied; tar -cf archive one; tar -xOf archive one
 """
 
 
-def test_unexamined_ioctl_requests_fail_as_on_a_kernel_without_them(runtime: Runtime, disk: Path):
+def test_denied_ioctls_fail_as_on_a_kernel_without_them(runtime: Runtime, disk: Path):
     if runtime.name == "gvisor":
         pytest.skip("gVisor's kernel handles the requests")
-    assert run_python(runtime, disk, _UNEXAMINED_REQUESTS).output.split() == ["ENOTTY"] * 8
+    assert run_python(runtime, disk, _DENIED_IOCTLS).output.split() == ["ENOTTY"] * 8
 
 
 def test_programs_can_make_the_ioctl_requests_that_they_need(runtime: Runtime, disk: Path):
-    ended = run_shell(runtime, disk, _PROGRAMS_WITH_REQUESTS)
+    ended = run_shell(runtime, disk, _PROGRAMS_THAT_USE_IOCTLS)
     assert (ended.output.split(), ended.errors) == (["30", "90", "lo", "lo", "5", "hello"], "")
 
 

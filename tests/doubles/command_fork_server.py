@@ -17,7 +17,7 @@ from contextlib import suppress
 from importlib import import_module
 
 MESSAGE_BYTES_MAX = 100_000
-IMPORTED_LATE = (
+LAZY_IMPORTS_TO_PRELOAD = (
     "httpx2",
     "httpcore2",
     "certifi",
@@ -75,7 +75,7 @@ def _import_all():
     for module in pkgutil.walk_packages(import_module("sandbox").__path__, "sandbox."):
         if module.name.rpartition(".")[2] not in {"__main__", *MODULES_NOT_IMPORTED}:
             import_module(module.name)
-    for name in IMPORTED_LATE:
+    for name in LAZY_IMPORTS_TO_PRELOAD:
         import_module(name)
     _warm_caches()
     gc.freeze()

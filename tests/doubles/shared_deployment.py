@@ -8,7 +8,7 @@ import shutil
 
 from doubles.deployment import FINAL_STATES, Deployment, wait_until
 
-_EMPTY_SECONDS = 10.0
+_EMPTYING_TIMEOUT_SECONDS = 10.0
 _RESET_SEPARATELY = {"home", "git", "data"}
 """Directories of the deployment that are emptied separately."""
 
@@ -87,7 +87,7 @@ class SharedDeployment:
 
     def _empty(self, deployment):
         deployment.end_tasks()
-        wait_until(lambda: _prune_all(deployment), _EMPTY_SECONDS, "all tasks to be pruned")
+        wait_until(lambda: _prune_all(deployment), _EMPTYING_TIMEOUT_SECONDS, "all tasks to be pruned")
         for path in deployment.directory.iterdir():
             if path.suffix == ".log":
                 path.write_bytes(b"")

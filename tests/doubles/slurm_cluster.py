@@ -34,7 +34,7 @@ _PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo", "sco
 _CLIENTS = _PROGRAMS[2:]
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 CONTROLLER_ADDRESS = "10.77.0.254"
-_KERNEL_UIDS = Path("/run/sandbox-uids")
+_UID_LOCK_DIRECTORY = Path("/run/sandbox-uids")
 _INSTALLED_MARKER = Path(sys.prefix) / "share" / "slurm-installed"
 """`script/setup --cluster` creates this file if Slurm is installed."""
 
@@ -286,9 +286,9 @@ class _Supervisor:
     def serve(self):
         # All sandboxes, even those of other tests, share the kernel and must get different user ids.
         uids = self._directory / "uids"
-        for directory in (_KERNEL_UIDS, uids):
+        for directory in (_UID_LOCK_DIRECTORY, uids):
             directory.mkdir(mode=0o700, exist_ok=True)
-        _run("mount", "--bind", str(_KERNEL_UIDS), str(uids))
+        _run("mount", "--bind", str(_UID_LOCK_DIRECTORY), str(uids))
         _run("mount", "-t", "tmpfs", "tmpfs", "/run")
         _run("ip", "link", "add", "bridge0", "type", "bridge")
         _run("ip", "address", "add", f"{CONTROLLER_ADDRESS}/24", "dev", "bridge0")
@@ -340,8 +340,8 @@ class _Supervisor:
     def _start_host(self, host):
         device = f"to-{host}"
         start = (
-            f"mount -t tmpfs tmpfs /run; mkdir -m 700 {_KERNEL_UIDS}; "
-            f"mount --bind {self._directory}/uids {_KERNEL_UIDS}; ip link set lo up; "
+            f"mount -t tmpfs tmpfs /run; mkdir -m 700 {_UID_LOCK_DIRECTORY}; "
+            f"mount --bind {self._directory}/uids {_UID_LOCK_DIRECTORY}; ip link set lo up; "
             "until ip link show eth0 2>/dev/null >&2; do sleep 0.01; done; "
             f"ip address add {_address(host)}/24 dev eth0; ip link set eth0 up; exec slurmd -D -N {host}"
         )

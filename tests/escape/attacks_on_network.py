@@ -87,7 +87,7 @@ def tls(address, port, name, host, by_proxy=False):
 REACH_BY_CURL = "curl('https://' + HOST + '/a')"
 REACH_DIRECTLY = "curl('--noproxy', '*', 'https://' + HOST + '/a')"
 REACH_BY_CONNECT = "expect_http_200(connect(HOST.encode() + b':443'))"
-ABSOLUTE = "expect_http_200(proxy(b'GET http://' + HOST.encode() + b'/a HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))"
+REACH_BY_ABSOLUTE_FORM = "expect_http_200(proxy(b'GET http://' + HOST.encode() + b'/a HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))"
 RESOLVE = "resolved(query(HOST))"
 TLS_DIRECT = "tls(HOST, 443, HOST, HOST)"
 TLS_BY_PROXY = "tls('127.0.0.1', 3128, HOST, HOST, by_proxy=True)"
@@ -233,11 +233,11 @@ def _through_the_proxy():
         REACH_BY_CONNECT,
         GATEWAY,
     )
-    yield Attack("absolute-form request to another host", "expect_http_200(proxy(b'GET http://other.example/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
-    yield Attack("absolute-form request with another Host header", "expect_http_200(proxy(b'GET http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
-    yield Attack("a file URL, through the proxy", "expect_http_200(proxy(b'GET file:///etc/passwd HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
-    yield Attack("two Content-Length headers", "expect_http_200(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nContent-Length: 50\\r\\n\\r\\nabcdGET http://other.example/x HTTP/1.1\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
-    yield Attack("Content-Length with Transfer-Encoding", "expect_http_200(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
+    yield Attack("absolute-form request to another host", "expect_http_200(proxy(b'GET http://other.example/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", REACH_BY_ABSOLUTE_FORM, GATEWAY)  # fmt: skip
+    yield Attack("absolute-form request with another Host header", "expect_http_200(proxy(b'GET http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", REACH_BY_ABSOLUTE_FORM, GATEWAY)  # fmt: skip
+    yield Attack("a file URL, through the proxy", "expect_http_200(proxy(b'GET file:///etc/passwd HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", REACH_BY_ABSOLUTE_FORM, GATEWAY)  # fmt: skip
+    yield Attack("two Content-Length headers", "expect_http_200(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nContent-Length: 50\\r\\n\\r\\nabcdGET http://other.example/x HTTP/1.1\\r\\n\\r\\n'))", REACH_BY_ABSOLUTE_FORM, GATEWAY)  # fmt: skip
+    yield Attack("Content-Length with Transfer-Encoding", "expect_http_200(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", REACH_BY_ABSOLUTE_FORM, GATEWAY)  # fmt: skip
     yield Attack("a pipelined request to another host", """
 connection = socket.create_connection((HOST, 80), 10)
 connection.sendall(get(HOST).replace(b"Connection: close\\r\\n", b"") + get("other.example"))

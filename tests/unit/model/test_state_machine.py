@@ -471,10 +471,10 @@ class TaskStateMachine(RuleBasedStateMachine):
         assert self.attempt_log.count("resume") <= (RESUMES_MAX if lifecycle.resume else 0)
         agents = self.attempt_log.count("agent")
         assert agents <= 1 + self.attempt_log.count("retry") + self.attempt_log.count("resume")
-        again_count = 0
+        consecutive_unstarted_attempts = 0
         for entry in self.attempt_log:
-            again_count = again_count + 1 if entry == "again" else 0
-            assert again_count < UNSTARTED_ATTEMPTS_MAX
+            consecutive_unstarted_attempts = consecutive_unstarted_attempts + 1 if entry == "again" else 0
+            assert consecutive_unstarted_attempts < UNSTARTED_ATTEMPTS_MAX
 
     @invariant()
     def task_can_always_finish(self) -> None:

@@ -123,7 +123,7 @@ def test_short_value_without_its_quotes_is_not_redacted(value: str):
 SHORT_WITH_ESCAPES = ['%t\\bé="&', "\\0nr&%0/", "a\\f+0'u=", '\\r"##b--', 'r"é\'\\\\b"', "\\0%';&a\\", "it's\\n<b"]
 
 
-def html_template(value: str) -> str:
+def go_html_escape(value: str) -> str:
     return html.escape(value).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
 
 
@@ -139,7 +139,7 @@ def html_of_json(value: str) -> str:
     return html.escape(json.dumps(value))
 
 
-ENCODINGS = [html.escape, html_template, single_quoted, mixed_quoted, html_of_json]
+ENCODINGS = [html.escape, go_html_escape, single_quoted, mixed_quoted, html_of_json]
 
 
 @pytest.mark.parametrize("depth", range(3))

@@ -11,7 +11,7 @@ from sandbox.secrets.redactor import SecretRedactor
 ESCAPE_LIKE = ["0123456789ab", "abefnrtvx41u0041", "p4ssw0rd"]
 """Values that look like escapes after the backslash that ends a terminal string."""
 
-STRINGS = [
+CONTROL_STRINGS = [
     "\x1b]0;title\x1b\\",
     "\x1b]8;;http://x/%41?a=1&lt\x1b\\",
     "\x1bPq\x1b\\",
@@ -59,7 +59,7 @@ def redact_in_chunks(redactor: SecretRedactor, data: bytes, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("encode", ENCODINGS)
-@pytest.mark.parametrize("string", STRINGS)
+@pytest.mark.parametrize("string", CONTROL_STRINGS)
 @pytest.mark.parametrize("value", ESCAPE_LIKE)
 def test_terminal_strings_inside_a_value_do_not_hide_it(value: str, string: str, encode: Callable[[str], str]):
     redactor = SecretRedactor({"S": value})
@@ -71,7 +71,7 @@ def test_terminal_strings_inside_a_value_do_not_hide_it(value: str, string: str,
 
 
 @pytest.mark.parametrize("encode", ENCODINGS)
-@pytest.mark.parametrize("string", STRINGS)
+@pytest.mark.parametrize("string", CONTROL_STRINGS)
 def test_terminal_strings_in_text_without_the_value_are_unchanged(string: str, encode: Callable[[str], str]):
     redactor = SecretRedactor({value: value for value in ESCAPE_LIKE})
     encoded = encode(f"<{string.join('012345678-')}{string}abef{string}p4ss{string}>").encode()
@@ -97,12 +97,14 @@ def in_single_quotes(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def in_any_quotes(text: str) -> str:
+def in_double_quotes_escaping_both(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace("'", "\\'").replace('"', '\\"') + '"'
 
 
 @pytest.mark.parametrize("depth", range(3))
-@pytest.mark.parametrize("encode", [repr, in_single_quotes, in_any_quotes, lambda text: repr(in_single_quotes(text))])
+@pytest.mark.parametrize(
+    "encode", [repr, in_single_quotes, in_double_quotes_escaping_both, lambda text: repr(in_single_quotes(text))]
+)
 @pytest.mark.parametrize("quoted_quote", ["'\\''", "'\"'\"'"])
 @pytest.mark.parametrize("value", ["it's-a-\"secret", "a'b'c'd'e-\"-f", "say '''it''' now"])
 def test_shell_quotes_are_decoded_in_string_literals(
@@ -118,7 +120,7 @@ def test_shell_quotes_are_decoded_in_string_literals(
     assert {redact_in_chunks(redactor, text.encode(), size) for size in (1, 2, 7)} == {redacted}
 
 
-@pytest.mark.parametrize("encode", [repr, in_single_quotes, in_any_quotes])
+@pytest.mark.parametrize("encode", [repr, in_single_quotes, in_double_quotes_escaping_both])
 @pytest.mark.parametrize("value", ["a'''b'''c'd", "it''s-a-secret", "'''''''''"])
 def test_quotes_in_nested_string_literals_are_decoded_separately(value: str, encode: Callable[[str], str]):
     redacted = SecretRedactor({"S": value}).redact_text(encode(encode(f"run {value} end")))

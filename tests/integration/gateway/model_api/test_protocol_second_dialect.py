@@ -153,7 +153,7 @@ USAGE_EVENT = (
 )
 TEXT_EVENT = b'data: {"type":"response.output_text.delta","delta":"Hello"}\n\n'
 DOCUMENT, EVENTS = b"Content-Type: application/json\r\n", b"Content-Type: text/event-stream\r\n"
-UNREPORTED = {
+RESPONSES_WITHOUT_USAGE = {
     "compressed": (200, DOCUMENT + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n", b"abcde"),
     "compressed stream": (200, EVENTS + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n", b"abcde"),
     "empty": (200, DOCUMENT + b"Content-Length: 0\r\n", b""),
@@ -188,10 +188,10 @@ async def usages_of(handler: Script) -> list[Usage]:
         return served.events_of(Usage)
 
 
-@pytest.mark.parametrize("name", UNREPORTED)
+@pytest.mark.parametrize("name", RESPONSES_WITHOUT_USAGE)
 def test_response_without_final_usage_is_charged_with_its_upper_bound(name):
     async def scenario():
-        [usage] = await usages_of(respond_and_close(*UNREPORTED[name]))
+        [usage] = await usages_of(respond_and_close(*RESPONSES_WITHOUT_USAGE[name]))
         assert usage.output_tokens == 77
 
     run(scenario)

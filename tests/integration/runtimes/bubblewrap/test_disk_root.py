@@ -63,7 +63,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-_CLIMB = """
+_TIME_PARENT_LOOKUPS = """
 import os, time
 def seconds(top):
     os.chdir(top)
@@ -81,7 +81,7 @@ def test_parent_directories_on_a_disk_are_resolved_as_fast_as_on_a_whole_file_sy
     runtime: BubblewrapRuntime, disk: Path
 ):
     """The control is /dev/shm, where a whole file system is mounted, so the kernel does not check a path's parents."""
-    ended = run_python(runtime, disk, _CLIMB)
+    ended = run_python(runtime, disk, _TIME_PARENT_LOOKUPS)
     shared_memory, *on_disk = map(float, ended.output.split())
     assert len(on_disk) == 3
     assert max(on_disk) < 30 * shared_memory
