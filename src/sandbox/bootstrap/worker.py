@@ -43,7 +43,7 @@ from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.errors import SandboxError
 from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.primitives.message_stream import StreamPair
-from sandbox.worker.credential_requests import CredentialRequests
+from sandbox.worker.credential_requests import RunnerCredentialRequests
 from sandbox.worker.server_session import Lease
 from sandbox.worker.worker import HostProofs, ServerAddress, Worker
 from sandbox.worker.worker_task import OtherTasks, WorkerTask
@@ -202,7 +202,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
             *_host_size(),
             PROTOCOL_VERSION,
         )
-        journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir, CredentialRequests(own_end))
+        journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir, RunnerCredentialRequests(own_end))
         identity_file = os.environ.get(IDENTITY_FILE_VARIABLE)
 
         def create_worker_task(task_id: str) -> WorkerTask:
@@ -239,7 +239,7 @@ def _host_size() -> tuple[int, int]:
 class RunnerSocketDirectory:
     """Implements `worker.worker_task.RunnerSockets`."""
 
-    def __init__(self, run_dir: Path, credential_requests: CredentialRequests) -> None:
+    def __init__(self, run_dir: Path, credential_requests: RunnerCredentialRequests) -> None:
         self._run_dir = run_dir
         self.credential_requests = credential_requests
 

@@ -20,7 +20,7 @@ from sandbox.primitives.concurrency import wait_readable
 _log = logging.getLogger(__name__)
 
 
-class CredentialRequests:
+class RunnerCredentialRequests:
     """Reads the requests from a socket pair whose other end all runners of this worker inherit."""
 
     def __init__(self, connection: socket.socket) -> None:

@@ -42,7 +42,7 @@ from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.message_stream import StreamPair
-from sandbox.worker.credential_requests import CredentialRequests
+from sandbox.worker.credential_requests import RunnerCredentialRequests
 
 PERMANENT_AFTER_SECONDS = 120.0
 """How long errors of this host's own files may last before the worker gives up."""
@@ -60,7 +60,7 @@ class RunnerSockets(Protocol):
     credential_requests: the requests of the runners for git credentials.
     """
 
-    credential_requests: CredentialRequests
+    credential_requests: RunnerCredentialRequests
 
     async def renew_lease(self, attempt_id: str, deadline: float) -> None:
         """Extend the lease of an attempt's runner. Raises SandboxError."""

@@ -9,7 +9,7 @@ import pytest
 from doubles.sandbox_lifecycle import new_attempt_id
 from sandbox.interfaces.git_credentials import CredentialAnswer, CredentialQuery, CredentialRequest, Credentials
 from sandbox.worker import credential_requests as module
-from sandbox.worker.credential_requests import CredentialRequests
+from sandbox.worker.credential_requests import RunnerCredentialRequests
 from sandbox.workspace.clone.credentials import ServerCredentials
 
 FOUND = Credentials(b"me", b"let-me-in")
@@ -50,7 +50,7 @@ async def read_answer(runner):
 
 
 async def test_runner_gets_the_servers_answer(ends):
-    server, requests = FakeServer(), CredentialRequests(ends[0])
+    server, requests = FakeServer(), RunnerCredentialRequests(ends[0])
     serving = asyncio.create_task(requests.serve(server.ask))
     for _ in range(2):
         assert await asyncio.wait_for(ServerCredentials(ends[1], new_attempt_id()).find(QUERY), 20) == FOUND
@@ -58,7 +58,7 @@ async def test_runner_gets_the_servers_answer(ends):
 
 
 async def test_next_session_continues_with_a_request_without_an_answer(ends):
-    broken, server, requests = FakeServer(), FakeServer(), CredentialRequests(ends[0])
+    broken, server, requests = FakeServer(), FakeServer(), RunnerCredentialRequests(ends[0])
     broken.is_connected = False
     serving = asyncio.create_task(requests.serve(broken.ask))
     send(ends[1], REQUEST)
@@ -73,7 +73,7 @@ async def test_next_session_continues_with_a_request_without_an_answer(ends):
 
 
 async def test_request_that_arrives_as_a_session_ends_is_not_lost(ends):
-    server, requests = FakeServer(), CredentialRequests(ends[0])
+    server, requests = FakeServer(), RunnerCredentialRequests(ends[0])
     for number in range(20):
         serving = asyncio.create_task(requests.serve(server.ask))
         for _ in range(number % 4):
@@ -91,7 +91,7 @@ async def test_request_that_arrives_as_a_session_ends_is_not_lost(ends):
 
 async def test_server_is_not_asked_for_a_runner_that_no_longer_waits(ends, monkeypatch):
     monkeypatch.setattr(module, "CREDENTIAL_ANSWER_SECONDS", 0)
-    server, requests = FakeServer(), CredentialRequests(ends[0])
+    server, requests = FakeServer(), RunnerCredentialRequests(ends[0])
     serving = asyncio.create_task(requests.serve(server.ask))
     send(ends[1], REQUEST)
     await asyncio.sleep(0.1)
@@ -104,7 +104,7 @@ async def test_server_is_not_asked_for_a_runner_that_no_longer_waits(ends, monke
 
 @pytest.mark.parametrize("data", [b"\xc1", b"x" * 60_000, msgspec.msgpack.encode({"type": "credential_request"})])
 async def test_invalid_request_is_ignored(ends, data, caplog):
-    server, requests = FakeServer(), CredentialRequests(ends[0])
+    server, requests = FakeServer(), RunnerCredentialRequests(ends[0])
     serving = asyncio.create_task(requests.serve(server.ask))
     ends[1].send(data)
     send(ends[1], REQUEST)
@@ -116,7 +116,7 @@ async def test_invalid_request_is_ignored(ends, data, caplog):
 
 async def test_answers_that_no_runner_reads_do_not_stop_the_worker(ends):
     ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
-    server, requests = FakeServer(), CredentialRequests(ends[0])
+    server, requests = FakeServer(), RunnerCredentialRequests(ends[0])
     serving = asyncio.create_task(requests.serve(server.ask))
     for number in range(200):
         send(ends[1], msgspec.structs.replace(REQUEST, number=number))

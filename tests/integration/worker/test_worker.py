@@ -50,7 +50,7 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.primitives.message_stream import encode_message, read_message
 from sandbox.worker import server_session as session_module
 from sandbox.worker import worker_task
-from sandbox.worker.credential_requests import CredentialRequests
+from sandbox.worker.credential_requests import RunnerCredentialRequests
 from sandbox.worker.server_session import Lease, seconds_since_boot
 from sandbox.worker.worker import (
     EXIT_DONE,
@@ -88,7 +88,7 @@ class FakeHost:
         self.may_lock.set()
         self.host_key, self.claim_changes, self.read_identity_token = None, {}, None
         self.worker_end, self.runner_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.credential_requests = CredentialRequests(self.worker_end)
+        self.credential_requests = RunnerCredentialRequests(self.worker_end)
 
     def read_host_key(self):
         if self.host_key is None:

@@ -39,7 +39,7 @@ _THREADS_MAX = 4
 _log = logging.getLogger(__name__)
 
 
-class CredentialRequests:
+class WorkerCredentialRequests:
     """Answers the requests of workers for git credentials. Everything except the lookups runs on one event loop."""
 
     def __init__(self, replicas: TaskReplicas, find: FindCloneCredentials) -> None:

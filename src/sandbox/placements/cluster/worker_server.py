@@ -59,7 +59,7 @@ from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.placements.cluster.artifact_uploads import ArtifactsTooLargeError, ArtifactUploads
 from sandbox.placements.cluster.claim_checks import ClaimRejectedError, Claims
-from sandbox.placements.cluster.credential_requests import CredentialRequests, FindCloneCredentials
+from sandbox.placements.cluster.credential_requests import FindCloneCredentials, WorkerCredentialRequests
 from sandbox.placements.cluster.hosts import SeenHosts
 from sandbox.placements.cluster.jobs import Job
 from sandbox.primitives.concurrency import accept_connection
@@ -278,7 +278,7 @@ class WorkerServer:
         find_credentials: FindCloneCredentials,
         tls: ssl.SSLContext,
     ) -> None:
-        self._credential_requests = CredentialRequests(replicas, find_credentials)
+        self._credential_requests = WorkerCredentialRequests(replicas, find_credentials)
         self._claims = claims
         self._jobs = claims.jobs
         self._hosts = hosts
