@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sandbox.cli.checkout.patch import chain_patch_size
+from sandbox.cli.checkout.downloaded_patch import chain_patch_size
 from sandbox.cli.errors import (
     ExitCode,
     exit_code_for_client_error,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.checkout.patch import (
+from sandbox.cli.checkout.downloaded_patch import (
     applied_message,
     colorize,
     fetch_patch,

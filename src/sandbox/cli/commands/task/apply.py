@@ -14,7 +14,7 @@ import click
 
 from sandbox.cli.checkout.branch import NewBranch
 from sandbox.cli.checkout.commit_message import CommittedTask, build_chain_message, build_commit_message
-from sandbox.cli.checkout.patch import (
+from sandbox.cli.checkout.downloaded_patch import (
     CHAIN_HELP,
     applied_message,
     fetch_patch,

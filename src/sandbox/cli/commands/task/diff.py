@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from sandbox.cli.checkout.patch import CHAIN_HELP, colorize, fetch_patch, patch_lines, print_changed_files
+from sandbox.cli.checkout.downloaded_patch import CHAIN_HELP, colorize, fetch_patch, patch_lines, print_changed_files
 from sandbox.cli.checkout.worktree import count_lines
 from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.options import allow_secrets_option, common_options, current_options

@@ -1,6 +1,6 @@
 """Colored patches."""
 
-from sandbox.cli.checkout.patch import colorize, patch_lines
+from sandbox.cli.checkout.downloaded_patch import colorize, patch_lines
 
 LINES = [
     "diff --git a/q.sql b/q.sql",
