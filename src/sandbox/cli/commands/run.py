@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sandbox.cli.checkout.apply_prompt import ApplyPrompt
+from sandbox.cli.checkout.apply_after_run import ApplyPrompt
 from sandbox.cli.checkout.clone_source import CloneSource, create_local_patch, find_clone_source
 from sandbox.cli.checkout.worktree import Checkout
 from sandbox.cli.command_groups import command, help_examples
