@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from sandbox.cli.checkout.branch import NewBranch
 from sandbox.cli.checkout.commit_message import CommittedTask, build_chain_message, build_commit_message
 from sandbox.cli.checkout.downloaded_patch import (
     CHAIN_HELP,
@@ -22,6 +21,7 @@ from sandbox.cli.checkout.downloaded_patch import (
     print_changed_files,
     print_omissions,
 )
+from sandbox.cli.checkout.new_branch import NewBranch
 from sandbox.cli.checkout.worktree import ChangedFile, Checkout, can_apply
 from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail, print_message

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.cli.checkout.branch import pull_request_url
+from sandbox.cli.checkout.new_branch import pull_request_url
 
 
 @pytest.mark.parametrize(
