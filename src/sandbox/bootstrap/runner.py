@@ -73,7 +73,7 @@ from sandbox.runner.event_redaction import redact_event
 from sandbox.runner.steps.collect import CollectStep
 from sandbox.runner.steps.provision import ProvisionStep, make_confine
 from sandbox.runner.steps.run import RunStep
-from sandbox.runner.steps.stage_workspace import ClonedWorkspace, ResumedWorkspace, StageStep
+from sandbox.runner.steps.stage import ClonedWorkspace, ResumedWorkspace, StageStep
 from sandbox.runner.steps.teardown import TeardownStep
 from sandbox.runner.terminals import TerminalServer
 from sandbox.runtimes.limits.slab_usage import load_slab_kinds

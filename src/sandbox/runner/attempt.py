@@ -36,7 +36,7 @@ from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.steps.collect import CollectStep
 from sandbox.runner.steps.provision import ProvisionStep, read_handle
 from sandbox.runner.steps.run import RunStep
-from sandbox.runner.steps.stage_workspace import StageStep, require_same_secrets, take_over_files
+from sandbox.runner.steps.stage import StageStep, require_same_secrets, take_over_files
 from sandbox.runner.steps.teardown import TeardownStep
 
 T = TypeVar("T")
