@@ -19,11 +19,11 @@ from msgspec.structs import replace
 from sandbox.interfaces.runtime import Stats
 from sandbox.model.fixed_limits import RECEIVED_BYTES_HEADROOM, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
 from sandbox.runtimes import host_processes
-from sandbox.runtimes.limits import open_files
+from sandbox.runtimes.limits import open_file_counts
 from sandbox.runtimes.limits.epoll_entries import EpollCounter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingCounter, MappingOwner
-from sandbox.runtimes.limits.open_files import SocketCounter
+from sandbox.runtimes.limits.open_file_counts import SocketCounter
 from sandbox.runtimes.limits.pending_syscalls import (
     ClosingFilesMeter,
     PendingSyscallInterrupter,
@@ -183,7 +183,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         was created with. socket_counter: counts the sockets of that network namespace. syscall_buffer_meter,
         closing_files_meter: None for a sandbox with a separate kernel.
         """
-        sockets = open_files.count_sockets(pid)
+        sockets = open_file_counts.count_sockets(pid)
         socket_usage = socket_counter.count() if socket_counter is not None and (sockets or 0) > _FEW_SOCKETS else None
         buffers, buffers_max = self._read_number(f"{_TCP_CONTROLLER_V1}.usage_in_bytes"), None
         if self._is_unified:
@@ -199,7 +199,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             received_bytes_max=socket_buffer_bytes(memory_bytes) + RECEIVED_BYTES_HEADROOM,
             buffer_bytes=buffers,
             buffer_bytes_max=buffers_max,
-            netlink_bytes=open_files.count_netlink_bytes(pid),
+            netlink_bytes=open_file_counts.count_netlink_bytes(pid),
             unreclaimable_free_slab_bytes=slabs.unreclaimable_free_bytes if slabs else None,
             reclaimable_free_slab_bytes=slabs.reclaimable_free_bytes if slabs else None,
             reclaimable_free_slab_bytes_max=reclaimable_free_slab_bytes_max(),
@@ -213,7 +213,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
     def file_counts(self) -> FileUsage:
         """Return the number of files and directories that the group's processes have open; unknown without a cgroup."""
-        return open_files.count_files(self.process_ids(), counts_locks=False) if self.directories else FileUsage()
+        return open_file_counts.count_files(self.process_ids(), counts_locks=False) if self.directories else FileUsage()
 
     def detailed_file_usage(self, epoll_counter: EpollCounter | None = None) -> FileUsage:
         """Return the open files of the group's processes; unknown without a cgroup. Reads many files in /proc.
@@ -222,7 +222,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         """
         if not self.directories:
             return FileUsage()
-        usage = open_files.count_files(self.process_ids())
+        usage = open_file_counts.count_files(self.process_ids())
         if epoll_counter is None:
             return usage
         entries = epoll_counter.count(self.process_ids(), self._process_ids_of_others)
@@ -235,7 +235,9 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
     def directory_usage(self, *, descriptors_per_directory: int) -> FileUsage:
         """Count only the open directories, for a sandbox whose kernel is a program in the group."""
-        return open_files.count_directories(self.process_ids(), descriptors_per_directory=descriptors_per_directory)
+        return open_file_counts.count_directories(
+            self.process_ids(), descriptors_per_directory=descriptors_per_directory
+        )
 
     def _thread_ids(self) -> frozenset[int]:
         """Return the threads in the group, even the last exiting thread of a process whose first thread has ended."""

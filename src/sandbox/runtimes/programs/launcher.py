@@ -396,9 +396,9 @@ def _pointer(data: bytes) -> int:
 def open_sock_diag() -> list[_socket.socket]:
     """Open a socket that reports all sockets of this network namespace (SOCK_DIAG); none if it is not supported.
 
-    See `SocketCounter` in limits/open_files.py. The socket keeps packet time stamps enabled (SO_TIMESTAMP): when the
-    first socket enables them and when the last one is closed, the kernel changes its own code, which interrupts every
-    processor of the machine.
+    See `SocketCounter` in limits/open_file_counts.py. The socket keeps packet time stamps enabled (SO_TIMESTAMP): when
+    the first socket enables them and when the last one is closed, the kernel changes its own code, which interrupts
+    every processor of the machine.
     """
     try:
         counter = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, SOCK_DIAG)
