@@ -20,7 +20,7 @@ from sandbox.cluster_engines.slurm.batch_job import (
     sbatch_arguments,
     sbatch_environment,
 )
-from sandbox.cluster_engines.slurm.job_states import (
+from sandbox.cluster_engines.slurm.command_output import (
     SINFO_FORMAT,
     SINFO_HOST_FORMAT,
     SQUEUE_FORMAT,

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sandbox.cluster_engines.slurm.job_states import (
+from sandbox.cluster_engines.slurm.command_output import (
     UNLIMITED_DISK_BYTES,
     UnexpectedOutputError,
     parse_hosts,
