@@ -1,6 +1,7 @@
 """Checks of the host for `sandbox doctor`."""
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 
 @dataclass(frozen=True)
@@ -19,3 +20,12 @@ class Finding:
     is_needed: bool = True
     short_remedy: str = ""
     runtime: str = ""
+
+
+def is_local_address(host: str) -> bool:
+    """Return whether only processes of this machine can connect to this address."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback or address.is_unspecified

@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.doctor import Finding
-from sandbox.bootstrap.doctor.cluster_checks import as_worker_host, check_engine, check_worker_host
 from sandbox.bootstrap.doctor.runtime_checks import check_runtimes
+from sandbox.bootstrap.doctor.slurm_checks import as_worker_host, check_slurm, check_worker_host
 from sandbox.bootstrap.local_host import choose_run_dir, measure_capacity
 from sandbox.bootstrap.private_directory import check_usable_data_dir
 from sandbox.bootstrap.server_secrets import upstream_from_environment
@@ -97,7 +97,7 @@ def _engine_check(
         from sandbox.bootstrap.doctor.kubernetes_checks import check_kubernetes  # most servers have no cluster
 
         return "kubernetes", check_kubernetes
-    return "slurm", check_engine
+    return "slurm", check_slurm
 
 
 def _check_data_dir(settings: ServerSettings) -> list[Finding]:

@@ -5,8 +5,7 @@ import os
 from collections.abc import Sequence
 
 from sandbox.bootstrap.cluster import choose_proof, create_kubernetes_engine
-from sandbox.bootstrap.doctor import Finding
-from sandbox.bootstrap.doctor.cluster_checks import is_local_address
+from sandbox.bootstrap.doctor import Finding, is_local_address
 from sandbox.bootstrap.settings.schema import ClusterSection, ServerSettings
 from sandbox.cluster_engines.kubernetes.engine import KubernetesEngine
 from sandbox.interfaces.cluster_engine import EngineHost

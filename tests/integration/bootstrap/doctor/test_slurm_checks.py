@@ -11,7 +11,7 @@ import pytest
 
 from sandbox.bootstrap.cluster import create_certificate
 from sandbox.bootstrap.doctor.checks import run_checks
-from sandbox.bootstrap.doctor.cluster_checks import check_engine, check_server_address, check_worker_host
+from sandbox.bootstrap.doctor.slurm_checks import check_server_address, check_slurm, check_worker_host
 from sandbox.bootstrap.settings.schema import ClusterSection, ServerSection, ServerSettings, SlurmSection
 
 pytestmark = pytest.mark.usefixtures("without_sandboxes")
@@ -60,7 +60,7 @@ def problems(findings):
 
 
 def test_usable_cluster_has_only_hints(slurm):
-    findings = check_engine(slurm.settings())
+    findings = check_slurm(slurm.settings())
     assert not any(finding.is_needed for finding in problems(findings))
     messages = [finding.message for finding in findings]
     assert any(message.startswith("slurm-wlm 24.11.5; the user ") for message in messages)
@@ -73,7 +73,7 @@ def test_usable_cluster_has_only_hints(slurm):
 
 def test_hosts_of_the_selected_partition_are_checked(slurm):
     slurm.define("sinfo", "n1|idle|4|8000|small|none\n")
-    messages = [finding.message for finding in check_engine(slurm.settings(partition="small"))]
+    messages = [finding.message for finding in check_slurm(slurm.settings(partition="small"))]
     assert "1 of 1 hosts of the partition small run jobs: n1" in messages
 
 
@@ -83,19 +83,19 @@ def test_hosts_of_the_selected_partition_are_checked(slurm):
 def test_host_in_a_healthy_state_is_usable(slurm, state):
     """The suffix of a state stands for completing jobs, a reservation by the backfill scheduler, or power saving."""
     slurm.define("sinfo", f"n1|{state}|16|64000|all*|none\n")
-    assert [finding.message for finding in problems(check_engine(slurm.settings()))] == []
+    assert [finding.message for finding in problems(check_slurm(slurm.settings()))] == []
 
 
 @pytest.mark.parametrize("state", ["idle*", "idle-*", "idle$", "idle@", "down", "down~", "drained", "inval"])
 def test_cluster_without_a_usable_host_cannot_run_tasks(slurm, state):
     slurm.define("sinfo", f"n1|{state}|4|8000|all*|none\n")
-    (problem,) = [finding for finding in problems(check_engine(slurm.settings())) if finding.is_needed]
+    (problem,) = [finding for finding in problems(check_slurm(slurm.settings())) if finding.is_needed]
     assert problem.message == f"no host of the default partition runs jobs: n1 ({state})"
 
 
 def test_hosts_that_are_too_small_are_reported(slurm):
     slurm.define("sinfo", "n1|idle|2|8000|all*|none\n")
-    assert any("no host has 4 CPUs" in finding.message for finding in problems(check_engine(slurm.settings())))
+    assert any("no host has 4 CPUs" in finding.message for finding in problems(check_slurm(slurm.settings())))
 
 
 @pytest.mark.parametrize(
@@ -122,19 +122,19 @@ def test_missing_command_is_reported(slurm):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "0.0.0.0", "::"])
 def test_address_that_other_hosts_cannot_reach_is_reported(slurm, host):
-    assert any(f"cannot connect to {host}:8724" in one.message for one in problems(check_engine(slurm.settings(host))))
+    assert any(f"cannot connect to {host}:8724" in one.message for one in problems(check_slurm(slurm.settings(host))))
 
 
 def test_loopback_address_suffices_for_one_machine(slurm):
     slurm.define("sinfo", f"{socket.gethostname().partition('.')[0]}|idle|4|8000|all*|none\n")
-    findings = check_engine(slurm.settings("127.0.0.1"))
+    findings = check_slurm(slurm.settings("127.0.0.1"))
     assert any(one.ok and one.message == "workers connect to 127.0.0.1:8724" for one in findings)
 
 
 def test_configuration_without_control_groups_and_plugins_is_described(slurm):
     """The output of Slurm 24.11 with `CgroupPlugin=disabled`."""
     slurm.define("scontrol", "ProctrackType           = proctrack/linuxproc\nTaskPlugin              = (null)\n")
-    messages = [finding.message for finding in check_engine(slurm.settings())]
+    messages = [finding.message for finding in check_slurm(slurm.settings())]
     described = "ProctrackType=proctrack/linuxproc, TaskPlugin=none, CgroupPlugin=disabled"
     assert any(message.startswith(described) for message in messages)
 
@@ -150,14 +150,14 @@ def test_configuration_without_control_groups_and_plugins_is_described(slurm):
 )
 def test_unsuitable_configuration_is_a_hint(slurm, line, message):
     slurm.define("scontrol", f"{CONFIGURATION}{line}\n")
-    (problem,) = [one for one in problems(check_engine(slurm.settings())) if message in one.message]
+    (problem,) = [one for one in problems(check_slurm(slurm.settings())) if message in one.message]
     assert not problem.is_needed
     assert "slurm.conf" in problem.remedy
 
 
 def test_recommended_configuration_has_no_hints(slurm):
     slurm.define("sinfo", "n1|idle|16|64000|all*|none\n")
-    assert problems(check_engine(slurm.settings())) == []
+    assert problems(check_slurm(slurm.settings())) == []
 
 
 def test_key_of_the_hosts_is_read(slurm, worker_server):
@@ -166,7 +166,7 @@ def test_key_of_the_hosts_is_read(slurm, worker_server):
     server = f"127.0.0.1:{worker_server[0]}"
 
     def keys():
-        findings = [*check_engine(settings), *check_worker_host(settings, server)]
+        findings = [*check_slurm(settings), *check_worker_host(settings, server)]
         return [(one.ok, one.is_needed) for one in findings if one.name == "host key"]
 
     assert keys() == [(False, True), (False, True)]
@@ -177,7 +177,7 @@ def test_key_of_the_hosts_is_read(slurm, worker_server):
 
 def test_slurm_is_not_checked_for_other_engines(slurm):
     settings = ServerSettings(server=ServerSection(data_dir=slurm.directory / "data"))
-    assert check_engine(settings) == []
+    assert check_slurm(settings) == []
 
 
 @pytest.fixture

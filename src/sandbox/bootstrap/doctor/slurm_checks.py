@@ -1,4 +1,4 @@
-"""Checks of `sandbox doctor` for a cluster: of the server's machine, and of a host that runs workers."""
+"""Checks of `sandbox doctor` for the engine `slurm`: of the server's machine, and of a host that runs workers."""
 
 import hashlib
 import os
@@ -9,11 +9,10 @@ import socket
 import ssl
 import subprocess
 from dataclasses import replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
-from sandbox.bootstrap.doctor import Finding
+from sandbox.bootstrap.doctor import Finding, is_local_address
 from sandbox.bootstrap.settings.schema import ServerSettings, SlurmSection
 from sandbox.bootstrap.worker import HostKeyError, read_host_key
 from sandbox.cluster_engines.slurm.engine import SYSTEM_PATH
@@ -57,8 +56,8 @@ class _SlurmHost(NamedTuple):
         return f"{self.name} ({', '.join(filter(None, (self.state, self.reason)))})"
 
 
-def check_engine(settings: ServerSettings) -> list[Finding]:
-    """Check what a server with these settings needs from its engine. Raises EngineUnavailableError."""
+def check_slurm(settings: ServerSettings) -> list[Finding]:
+    """Check what a server with these settings needs from Slurm. Raises EngineUnavailableError."""
     cluster = settings.cluster
     if cluster.engine != "slurm":
         return []
@@ -185,15 +184,6 @@ def _check_listen_address(host: str, port: int, hosts: list[_SlurmHost]) -> list
         remedy = "Set cluster.host to an address of this machine that the hosts can reach."
         return [Finding("cluster", False, message, remedy, is_needed=False)]
     return [Finding("cluster", True, f"workers connect to {host}:{port}")]
-
-
-def is_local_address(host: str) -> bool:
-    """Return whether only processes of this machine can connect to this address."""
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    return address.is_loopback or address.is_unspecified
 
 
 def _list_hosts(section: SlurmSection) -> list[_SlurmHost]:
