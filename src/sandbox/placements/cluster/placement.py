@@ -50,14 +50,14 @@ from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.hosts import ClusterHosts, EngineHosts, SeenHosts
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings
-from sandbox.placements.cluster.worker_server import StoreLog, WorkerServer, WorkerSession
-from sandbox.placements.cluster.workers import (
+from sandbox.placements.cluster.loop_thread import LoopThread
+from sandbox.placements.cluster.worker_requests import (
     LAUNCH_SECONDS,
-    LoopThread,
     WorkerPreservedDisk,
     WorkerRunnerHandle,
     Workers,
 )
+from sandbox.placements.cluster.worker_server import StoreLog, WorkerServer, WorkerSession
 from sandbox.primitives.files import write_durably
 from sandbox.primitives.message_stream import InvalidMessageError
 
