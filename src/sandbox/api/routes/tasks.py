@@ -30,7 +30,7 @@ from sandbox.model.events import Idempotency
 from sandbox.model.manifest.field_formats import VISIBLE, pattern_format
 from sandbox.model.manifest.parser import MANIFEST_KEY, MANIFEST_TEXT_KEY, parse_manifest
 from sandbox.model.manifest.schema import Manifest
-from sandbox.model.manifest.yaml import manifest_data
+from sandbox.model.manifest.writer import manifest_data
 from sandbox.model.task import Task
 from sandbox.model.wire.bodies import CancelledBody, DeletedBody, DryRunBody, ReleasedBody, SubmittedBody, TaskBody
 from sandbox.model.wire.events import format_timestamp

@@ -62,7 +62,7 @@ def init(file: Path, yes: bool, force: bool, overrides: list[Override]) -> None:
     FILE defaults to task.yaml; '-' means stdout.
     """
     from sandbox.agents import registered_agents
-    from sandbox.model.manifest.yaml import write_yaml
+    from sandbox.model.manifest.writer import write_yaml
 
     if file.exists() and str(file) != "-" and not force:
         message = f"Error: {escape_text(str(file))} already exists.\n  Overwrite it: add --force, or give another FILE"

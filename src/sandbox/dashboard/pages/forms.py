@@ -16,7 +16,7 @@ from sandbox.model.failure import FailureCode
 from sandbox.model.manifest.field_formats import ALLOWED_HOST
 from sandbox.model.manifest.overrides import parse_override
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Vm
-from sandbox.model.manifest.yaml import manifest_yaml, write_yaml
+from sandbox.model.manifest.writer import manifest_yaml, write_yaml
 from sandbox.model.repository_url import public_repository_url, short_repository
 from sandbox.model.task import Task
 from sandbox.model.wire.bodies import RemedyBody

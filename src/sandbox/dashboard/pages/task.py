@@ -21,7 +21,7 @@ from sandbox.interfaces.tasks import TaskNotFoundError, TaskQueries
 from sandbox.model.events import Artifact
 from sandbox.model.formatting import is_generated_id, is_generated_id_prefix
 from sandbox.model.isolation_tier import TIER_DESCRIPTIONS
-from sandbox.model.manifest.yaml import manifest_yaml
+from sandbox.model.manifest.writer import manifest_yaml
 from sandbox.model.repository_url import public_repository_url, short_repository
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState

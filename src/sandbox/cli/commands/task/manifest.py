@@ -34,7 +34,7 @@ def manifest(task_id: str) -> None:
     if options.format == "json":
         print_json(submitted)
         return
-    from sandbox.model.manifest.yaml import write_yaml
+    from sandbox.model.manifest.writer import write_yaml
 
     text = write_yaml(json.loads(json.dumps(submitted)))  # the writer accepts no subclasses of dict
     if sys.stdout.isatty():

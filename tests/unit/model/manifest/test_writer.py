@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from doubles.manifests import read_document
-from sandbox.model.manifest.yaml import write_yaml
+from sandbox.model.manifest.writer import write_yaml
 
 PIECES = [*"10+.a \t\n\r\x85\u2028\u2029#:", "e5", "0o17", "08", "- "]
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")) | st.lists(

@@ -8,12 +8,12 @@ from doubles.fake_tasks import FakeTasks
 from doubles.manifests import parse_manifest
 from sandbox.agents import registered_agents
 from sandbox.agents.claude_code.manifest_templates import MANIFEST_TEMPLATES
-from sandbox.model.manifest import yaml
+from sandbox.model.manifest import writer
 from sandbox.model.manifest.schema import AgentSection
 
 
 def manifest_yaml(manifest, **options):
-    return yaml.manifest_yaml(manifest, registered_agents(), **options)
+    return writer.manifest_yaml(manifest, registered_agents(), **options)
 
 
 @pytest.mark.parametrize("template", MANIFEST_TEMPLATES, ids=lambda template: template.name)
