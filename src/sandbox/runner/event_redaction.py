@@ -1,11 +1,11 @@
-"""Redaction of events, and a secret scan with a deadline."""
+"""Redaction of events."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from sandbox.interfaces.secrets import Redactor, StreamRedactor
+from sandbox.interfaces.secrets import Redactor
 from sandbox.model.events import (
     AgentMessage,
     AgentStarted,
@@ -52,58 +52,3 @@ def _redact_value(value: Any, redactor: Redactor) -> Any:
             value, **{name: _redact_value(getattr(value, name), redactor) for name in redacted_fields}
         )
     return value
-
-
-class DeadlineRedactor:
-    """Implements `interfaces.secrets.Redactor`. Data that is not scanned in time counts as containing a secret.
-
-    seconds: total time limit for all scans, excluding the time spent waiting for chunks.
-    monotonic: returns seconds.
-    """
-
-    def __init__(self, redactor: Redactor, seconds: float, monotonic: Callable[[], float]) -> None:
-        self._redactor = redactor
-        self._seconds_left = seconds
-        self._monotonic = monotonic
-
-    @property
-    def unsearchable_secret_names(self) -> tuple[str, ...]:
-        """See `Redactor.unsearchable_secret_names`."""
-        return self._redactor.unsearchable_secret_names
-
-    def redact(self, data: bytes) -> bytes:
-        """See `Redactor.redact`."""
-        return self._redactor.redact(data)
-
-    def redact_text(self, text: str) -> str:
-        """See `Redactor.redact_text`."""
-        return self._redactor.redact_text(text)
-
-    def redact_json(self, value: Any) -> Any:
-        """See `Redactor.redact_json`."""
-        return self._redactor.redact_json(value)
-
-    def contains(self, chunks: Iterable[bytes]) -> bool:
-        """Return whether the chunks contain a secret value or were not all scanned in time."""
-        deadline = self._monotonic() + self._seconds_left
-        is_cut = False
-
-        def until_deadline() -> Iterator[bytes]:
-            nonlocal deadline, is_cut
-            started_at = self._monotonic()
-            for chunk in chunks:
-                deadline += self._monotonic() - started_at
-                if self._monotonic() >= deadline:
-                    is_cut = True
-                    return
-                yield chunk
-                started_at = self._monotonic()
-            deadline += self._monotonic() - started_at
-
-        contains_secret = self._redactor.contains(until_deadline())
-        self._seconds_left = deadline - self._monotonic()
-        return contains_secret or is_cut
-
-    def stream(self) -> StreamRedactor:
-        """See `Redactor.stream`."""
-        return self._redactor.stream()

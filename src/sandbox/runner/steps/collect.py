@@ -6,8 +6,9 @@ import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -15,7 +16,7 @@ from sandbox.interfaces.agent import AgentDriver
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.runtime import Confine
-from sandbox.interfaces.secrets import Redactor
+from sandbox.interfaces.secrets import Redactor, StreamRedactor
 from sandbox.interfaces.workspace import FindSecret, PatchResult, SkippedFile, Workspaces
 from sandbox.model.disk_watermarks import transient_disk_error
 from sandbox.model.events import (
@@ -40,10 +41,64 @@ from sandbox.primitives.files import fsync_path, remove_on_failure, replace_dura
 from sandbox.primitives.secret_fingerprint import matches_fingerprint
 from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.attempt_recorder import HostDiskSpace
-from sandbox.runner.event_redaction import DeadlineRedactor
 from sandbox.runner.inherited_files import compress_session
 
 _WITHHELD_REASON = "the reason is withheld, because the values of the secrets are unknown"
+
+
+class DeadlineRedactor:
+    """Implements `interfaces.secrets.Redactor`. Data that is not scanned in time counts as containing a secret.
+
+    seconds: total time limit for all scans, excluding the time spent waiting for chunks.
+    monotonic: returns seconds.
+    """
+
+    def __init__(self, redactor: Redactor, seconds: float, monotonic: Callable[[], float]) -> None:
+        self._redactor = redactor
+        self._seconds_left = seconds
+        self._monotonic = monotonic
+
+    @property
+    def unsearchable_secret_names(self) -> tuple[str, ...]:
+        """See `Redactor.unsearchable_secret_names`."""
+        return self._redactor.unsearchable_secret_names
+
+    def redact(self, data: bytes) -> bytes:
+        """See `Redactor.redact`."""
+        return self._redactor.redact(data)
+
+    def redact_text(self, text: str) -> str:
+        """See `Redactor.redact_text`."""
+        return self._redactor.redact_text(text)
+
+    def redact_json(self, value: Any) -> Any:
+        """See `Redactor.redact_json`."""
+        return self._redactor.redact_json(value)
+
+    def contains(self, chunks: Iterable[bytes]) -> bool:
+        """Return whether the chunks contain a secret value or were not all scanned in time."""
+        deadline = self._monotonic() + self._seconds_left
+        is_cut = False
+
+        def until_deadline() -> Iterator[bytes]:
+            nonlocal deadline, is_cut
+            started_at = self._monotonic()
+            for chunk in chunks:
+                deadline += self._monotonic() - started_at
+                if self._monotonic() >= deadline:
+                    is_cut = True
+                    return
+                yield chunk
+                started_at = self._monotonic()
+            deadline += self._monotonic() - started_at
+
+        contains_secret = self._redactor.contains(until_deadline())
+        self._seconds_left = deadline - self._monotonic()
+        return contains_secret or is_cut
+
+    def stream(self) -> StreamRedactor:
+        """See `Redactor.stream`."""
+        return self._redactor.stream()
 
 
 class ArtifactRecorder(msgspec.Struct, frozen=True):

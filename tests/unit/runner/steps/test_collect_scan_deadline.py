@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.runner.event_redaction import DeadlineRedactor
+from sandbox.runner.steps.collect import DeadlineRedactor
 from sandbox.secrets.redactor import SecretRedactor
 
 SECRET = b"s3cret-value-of-the-customer"
