@@ -1,4 +1,4 @@
-"""The pages with forms: the sign-in page and the submission page."""
+"""The page with the form that submits a task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,17 +53,6 @@ class RecentRepository:
     url: str
     branches: Sequence[str]
     name: str
-
-
-async def show_sign_in(request: Request, _: AppContext) -> Response:
-    """Render the sign-in form; its script opens the session."""
-    return render_page(request, "sign_in", back=safe_redirect_path(request.query_params.get("to", "/")))
-
-
-def safe_redirect_path(target: str) -> str:
-    """Return `target` if it is a path on this server, else `/`."""
-    is_local_path = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
-    return target if is_local_path else "/"
 
 
 async def show_submit(request: Request, context: AppContext) -> Response:
