@@ -1,1 +1,1 @@
-"""Entry points that build the server and the runner from their components."""
+"""Builds and starts server, runner and worker from their components. Also: settings, doctor, backup, machine setup."""

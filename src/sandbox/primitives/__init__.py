@@ -1,1 +1,1 @@
-"""Building blocks for several layers: files, concurrency, CPU and client shares, fingerprints, log context."""
+"""Building blocks for several layers: files, concurrency, fairness, message streams, fingerprints, log context."""
