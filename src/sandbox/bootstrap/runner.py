@@ -82,6 +82,7 @@ from sandbox.workspace.clone.relay import DialPolicy
 from sandbox.workspace.no_confinement import no_confinement
 from sandbox.workspace.workspaces import GitWorkspaces
 
+_OPTIONS = frozenset({"--lock-fd", "--fork-server-fd", "--parent-death-pipe-fd", "--credentials-fd"})
 _log = logging.getLogger("sandbox.runner")  # the name of this module is __main__
 
 
@@ -116,7 +117,10 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
 
     get_agents: returns the agents, keyed by their manifest section; the server must have the same agents.
     """
-    options = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
+    arguments = [argument.partition("=") for argument in sys.argv[1:]]
+    options = {name: value for name, _, value in arguments if name.startswith("--")}
+    if unknown := options.keys() - _OPTIONS:
+        sys.exit(f"unknown option {', '.join(sorted(unknown))}: the caller has another version than this runner")
     if "--fork-server-fd" in options:
         import_for_attempts(get_agents())
         lock_fd = fork_runners(socket.socket(fileno=int(options["--fork-server-fd"])))

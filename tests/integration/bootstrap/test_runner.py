@@ -50,6 +50,14 @@ def test_runner_without_an_order_exits_and_releases_the_journal(tmp_path):
         os.close(order_write_fd)
 
 
+def test_runner_rejects_an_option_of_another_version():
+    """Ignoring it could leave a runner without its parent, for example."""
+    command = [sys.executable, "-m", "sandbox.bootstrap.runner", "--lock-fd=0", "--other-fd=1"]
+    runner = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+    assert runner.returncode == 1
+    assert "unknown option --other-fd" in runner.stderr
+
+
 WITH_PARENT_PIPE = """
 import os, sys, time
 from sandbox.bootstrap.runner import die_with_parent_pipe
