@@ -24,7 +24,7 @@ from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
-from sandbox.model.wire.events import WireEvent, to_wire_event
+from sandbox.model.wire.event_conversion import WireEvent, to_wire_event
 from sandbox.runner.attempt_context import read_records
 from sandbox.server.event_stream import Broadcast, EventStream
 

@@ -36,7 +36,7 @@ from sandbox.agents import registered_agents
 from sandbox.api.app import create_api_schema_app
 from sandbox.api.errors import RequestTimeoutError
 from sandbox.interfaces.runtime import RuntimeProbe
-from sandbox.interfaces.tasks import (
+from sandbox.interfaces.server_services import (
     Health,
     Inheritance,
     InsufficientResourcesError,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from sandbox.api.middleware.metrics import ServerMetrics
+from sandbox.api.metrics import ServerMetrics
 from sandbox.interfaces.placement import HostState, HostStatus
-from sandbox.interfaces.tasks import Health, HostWithTasks
+from sandbox.interfaces.server_services import Health, HostWithTasks
 
 
 def exported_metrics() -> set[tuple[str, str, tuple[str, ...], str]]:

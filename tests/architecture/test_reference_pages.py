@@ -19,7 +19,7 @@ from doubles.manifests import parse_manifest
 from sandbox.cli.errors import ExitCode
 from sandbox.model.errors import InvalidManifestError
 from sandbox.model.wire import event_bodies
-from sandbox.model.wire.events import log_stream_of
+from sandbox.model.wire.event_conversion import log_stream_of
 
 
 @pytest.mark.parametrize(

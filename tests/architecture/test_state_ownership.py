@@ -16,7 +16,7 @@ WIDE_CLASSES = {
 
 DATA_CLASSES_OF_COMPONENTS = {
     "bootstrap.runner.RunnerParts": "only the composition root uses it",
-    "interfaces.tasks.TaskServices": "what the server offers to routes and pages",
+    "interfaces.server_services.TaskServices": "what the server offers to routes and pages",
     "gateway.server.OutboundNetwork": "all ways out of one sandbox, for the class below it",
 }
 """Data classes without methods that group several components, and the reason for each."""
@@ -256,7 +256,7 @@ def test_components_are_not_accessed_through_a_dependency_container(trees: dict[
     The runner's composition root groups its components. Routes and pages receive the server's services as one object.
     """
     found = {f"{module_name(path)}: {use}" for path, tree in trees.items() for use in container_uses(tree)}
-    assert found == {"bootstrap.runner: RunnerParts", "interfaces.tasks: TaskServices"}
+    assert found == {"bootstrap.runner: RunnerParts", "interfaces.server_services: TaskServices"}
     sources = {module_name(path): ast.unparse(tree) for path, tree in trees.items()}
     assert {name for name, source in sources.items() if "RunnerParts" in source} == {"bootstrap.runner"}
     users = {name.partition(".")[0] for name, source in sources.items() if re.search("TaskServices|AppContext", source)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sandbox.agents import registered_agents
 
-MODULES_MAX = 307
+MODULES_MAX = 309
 IMPLEMENTATION_MODULES_MAX = 15
 MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 50
@@ -117,7 +117,7 @@ def test_server_has_a_type_for_each_owner_of_a_journal(root: Path):
 
 
 DEFERRED_IMPORTS = {
-    ("api.openapi", "api.schemas"): "only the schema needs pydantic",
+    ("api.openapi", "api.openapi_schemas"): "only the schema needs pydantic",
 }
 """Imports inside functions that would cause cycles at the top of the module."""
 
@@ -272,7 +272,7 @@ def test_runner_does_not_load_server_libraries():
 
 
 def test_model_does_not_load_a_schema_library():
-    names = ("manifest.schema", "task", "events", "state_machine", "wire.events")
+    names = ("manifest.schema", "task", "events", "state_machine", "wire.event_conversion")
     assert loaded_libraries(*(f"sandbox.model.{name}" for name in names)) == "[]"
 
 

@@ -9,7 +9,7 @@ import sys
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from sandbox.model.wire.events import log_stream_of
+from sandbox.model.wire.event_conversion import log_stream_of
 
 RECONNECT_SECONDS = 0.1
 _CONNECTION_ERRORS = (OSError, asyncio.IncompleteReadError, WebSocketException, TimeoutError)

@@ -11,7 +11,7 @@ from chaos.oracle import check_received_events
 from chaos.reconnecting_clients import CliClient, SseClient, WebSocketClient
 from doubles.deployment import wait_until
 from sandbox.journal.journals import FileJournals
-from sandbox.model.wire.events import end_event, to_wire_event
+from sandbox.model.wire.event_conversion import end_event, to_wire_event
 
 MANY_CLIENTS = (*[SseClient] * 8, *[WebSocketClient] * 6, *[CliClient] * 6)
 FEW_CLIENTS = (*[SseClient] * 2, *[WebSocketClient] * 2, *[CliClient] * 2)

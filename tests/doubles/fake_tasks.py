@@ -14,15 +14,7 @@ from doubles.manifests import parse_manifest
 from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.placement import HostNotFoundError, HostState, HostStatus, OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
-from sandbox.interfaces.store import (
-    ChangeCursor,
-    Cursor,
-    DuplicateTaskError,
-    TaskPage,
-    TaskQuery,
-    TaskTotals,
-)
-from sandbox.interfaces.tasks import (
+from sandbox.interfaces.server_services import (
     ArtifactNotFoundError,
     Cancellation,
     DerivedTaskPlan,
@@ -44,6 +36,14 @@ from sandbox.interfaces.tasks import (
     TaskNotFoundError,
     TaskServices,
 )
+from sandbox.interfaces.store import (
+    ChangeCursor,
+    Cursor,
+    DuplicateTaskError,
+    TaskPage,
+    TaskQuery,
+    TaskTotals,
+)
 from sandbox.interfaces.terminal_frames import TerminalConnection, TerminalRefusedError
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
@@ -51,7 +51,13 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import advance
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.events import WireEvent, current_state_event, end_event, format_timestamp, to_wire_event
+from sandbox.model.wire.event_conversion import (
+    WireEvent,
+    current_state_event,
+    end_event,
+    format_timestamp,
+    to_wire_event,
+)
 from sandbox.server.cancellation import STOPPING_MESSAGE
 
 START_TIME = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)

@@ -17,7 +17,7 @@ from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.placement import HostIdentity, ProbeResult, Reply, RunnerUnreachableError
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.secrets import SecretUnavailableError
-from sandbox.interfaces.tasks import HostLoad, Retention, TaskServices
+from sandbox.interfaces.server_services import HostLoad, Retention, TaskServices
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.disk_watermarks import DiskSpace, Watermark

@@ -1,1 +1,1 @@
-"""HTTP API: REST, event streams and WebSockets on top of the Protocols of `interfaces.tasks`."""
+"""HTTP API: REST, event streams and WebSockets on top of the Protocols of `interfaces.server_services`."""

@@ -15,8 +15,8 @@ from sandbox.api import paths
 from sandbox.api.app_context import AppContext
 from sandbox.api.errors import add_error_handlers
 from sandbox.api.middleware.authentication import AuthenticationMiddleware
-from sandbox.api.middleware.metrics import MetricsMiddleware
 from sandbox.api.middleware.response_headers import ResponseHeadersMiddleware
+from sandbox.api.middleware.response_recording import MetricsMiddleware
 from sandbox.api.openapi import DESCRIPTION, build_schema
 from sandbox.api.routes import admin, artifacts, derived_tasks, docs, health, logs, sessions, task_list, tasks
 from sandbox.api.streaming.event_websocket import serve_event_stream

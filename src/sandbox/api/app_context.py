@@ -8,10 +8,10 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from sandbox.api.auth.authenticator import Authenticator
-from sandbox.api.middleware.metrics import ServerMetrics
+from sandbox.api.metrics import ServerMetrics
 from sandbox.api.settings import ApiSettings
 from sandbox.api.streaming.stream_cache import StreamCache
-from sandbox.interfaces.tasks import TaskServices
+from sandbox.interfaces.server_services import TaskServices
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,7 @@ from starlette.routing import Route, WebSocketRoute
 from sandbox.api import paths
 from sandbox.api.responses import problem_response
 from sandbox.interfaces.placement import HostNotFoundError
-from sandbox.interfaces.store import DuplicateTaskError, StoreError
-from sandbox.interfaces.tasks import (
+from sandbox.interfaces.server_services import (
     ArtifactNotFoundError,
     IdempotencyKeyReusedError,
     InsufficientResourcesError,
@@ -28,6 +27,7 @@ from sandbox.interfaces.tasks import (
     TaskNotFoundError,
     UnavailableError,
 )
+from sandbox.interfaces.store import DuplicateTaskError, StoreError
 from sandbox.interfaces.terminal_frames import TerminalRefusedError
 from sandbox.model.errors import (
     InvalidInputError,
@@ -38,7 +38,7 @@ from sandbox.model.errors import (
     with_suggestion,
 )
 from sandbox.model.wire.bodies import FieldErrorBody, ProblemExtensions
-from sandbox.model.wire.events import format_timestamp
+from sandbox.model.wire.event_conversion import format_timestamp
 
 DEFAULT_RETRY_AFTER_SECONDS = 5
 

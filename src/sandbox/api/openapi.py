@@ -19,7 +19,7 @@ from fastapi.routing import APIRoute
 from sandbox.api import paths
 from sandbox.api.auth.sessions import SESSION_COOKIE
 from sandbox.api.errors import STATUS_BY_CODE
-from sandbox.api.middleware.metrics import set_api_route
+from sandbox.api.middleware.response_recording import set_api_route
 from sandbox.api.request_parsing import check_params
 from sandbox.api.responses import JsonResponse, reason_phrase
 from sandbox.model.manifest.schema import AgentSchema
@@ -225,7 +225,7 @@ def build_schema(
 ) -> dict[str, Any]:
     """Build the schema once per app. examples: by default, those of `recorded_examples`."""
     if app.openapi_schema is None:
-        from sandbox.api.schemas import component_schemas
+        from sandbox.api.openapi_schemas import component_schemas
 
         description = app.description.replace("AGENT_KIND", next(iter(agents)))
         described = get_openapi(title=app.title, version=app.version, description=description, routes=app.routes)

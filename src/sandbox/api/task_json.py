@@ -11,7 +11,7 @@ import msgspec
 
 from sandbox.api import paths
 from sandbox.interfaces.cluster_engine import JobStatus
-from sandbox.interfaces.tasks import TaskQueries, TaskSandboxes
+from sandbox.interfaces.server_services import TaskQueries, TaskSandboxes
 from sandbox.model.isolation_tier import TIER_DESCRIPTIONS
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.repository_url import public_repository_url
@@ -27,7 +27,7 @@ from sandbox.model.wire.bodies import (
     TaskItemBody,
     TaskVmBody,
 )
-from sandbox.model.wire.events import attempt_bodies, format_timestamp, progress_body, task_failure_body
+from sandbox.model.wire.event_conversion import attempt_bodies, format_timestamp, progress_body, task_failure_body
 
 
 async def task_body(tasks: TaskQueries, sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) -> TaskBody:

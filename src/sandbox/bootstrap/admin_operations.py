@@ -14,8 +14,8 @@ from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.private_directory import private_umask, try_link
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
+from sandbox.interfaces.server_services import PrunedTask, Retention
 from sandbox.interfaces.store import StoreError
-from sandbox.interfaces.tasks import PrunedTask, Retention
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import INDEX_INTERVAL_SECONDS

@@ -24,7 +24,7 @@ from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.journal import TaskReplicas
 from sandbox.interfaces.placement import HostIdentity, LeftoverSource, ProbeResult
-from sandbox.interfaces.tasks import HostLoad
+from sandbox.interfaces.server_services import HostLoad
 from sandbox.journal.journals import FileJournals
 from sandbox.model.resources import Resources
 from sandbox.placements.local.attempt_files import LocalAttemptFiles, SocketLeftovers

@@ -19,8 +19,8 @@ from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.auth import TokenStore
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import Journals
+from sandbox.interfaces.server_services import TaskServices
 from sandbox.interfaces.store import Store
-from sandbox.interfaces.tasks import TaskServices
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import ConversationEvent
 from sandbox.model.fixed_limits import UNFINISHED_TASKS_MAX

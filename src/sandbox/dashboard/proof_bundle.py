@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.routes.artifacts import content_disposition
-from sandbox.interfaces.tasks import StoredArtifact
+from sandbox.interfaces.server_services import StoredArtifact
 from sandbox.model.manifest.writer import manifest_yaml
 from sandbox.model.task import Task
 from sandbox.primitives import client_fairness

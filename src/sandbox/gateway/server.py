@@ -20,7 +20,8 @@ from sandbox.gateway.dns import DnsResponder, DnsTcpProtocol, SyntheticIps
 from sandbox.gateway.egress.connection import EgressConnection
 from sandbox.gateway.egress.dialer import AddressPolicy, PublicDialer, is_dialable
 from sandbox.gateway.egress.http_inspector import HttpInspector
-from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, ConnectionInspector, Denial, EgressPolicy, Tunnel
+from sandbox.gateway.egress.inspection import ConnectionInspector, Denial, Tunnel
+from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, EgressPolicy
 from sandbox.gateway.egress.protocol_sniffing import open_transparent_tunnel
 from sandbox.gateway.egress.proxy_inspector import ProxyInspector
 from sandbox.gateway.egress.tls_inspector import TlsInspector

@@ -1,4 +1,7 @@
-"""Health, draining, pruning and the hosts of the server. Each class implements a part of `interfaces.tasks`."""
+"""Health, draining, pruning and the hosts of the server.
+
+Each class implements a Protocol of `interfaces.server_services`.
+"""
 
 import asyncio
 import dataclasses
@@ -8,8 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from sandbox import __version__
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.placement import HostAllocator, HostNotFoundError, HostState, HostStatus
-from sandbox.interfaces.store import Store, StoreError
-from sandbox.interfaces.tasks import (
+from sandbox.interfaces.server_services import (
     DrainStatus,
     Health,
     HostWithTasks,
@@ -17,6 +19,7 @@ from sandbox.interfaces.tasks import (
     Retention,
     UnavailableError,
 )
+from sandbox.interfaces.store import Store, StoreError
 from sandbox.model.errors import error_reason
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.concurrency import run_in_daemon_thread
@@ -77,7 +80,7 @@ class HealthCheck:
 
 
 class Administration:
-    """Implements `interfaces.tasks.Administration`. retention: the default retention of finished tasks."""
+    """Implements `interfaces.server_services.Administration`. retention: the default retention of finished tasks."""
 
     def __init__(
         self,
@@ -101,7 +104,7 @@ class Administration:
         """The check that has not started yet. All requests that arrive before its start share it."""
 
     async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
-        """See `interfaces.tasks.Administration.prune`."""
+        """See `interfaces.server_services.Administration.prune`."""
         try:
             return await self._pruner.prune(retention or self._retention, dry_run=dry_run)
         except (OSError, TimeoutError) as error:
@@ -109,25 +112,25 @@ class Administration:
             raise UnavailableError(f"Finished tasks could not be removed: {reason}; try again.") from error
 
     async def drain(self) -> DrainStatus:
-        """See `interfaces.tasks.Administration.drain`."""
+        """See `interfaces.server_services.Administration.drain`."""
         await asyncio.to_thread(self._drain.start, self._clock.now())
         self._dispatcher.dispatch()
         return await self.drain_status()
 
     async def undo_drain(self) -> DrainStatus:
-        """See `interfaces.tasks.Administration.undo_drain`."""
+        """See `interfaces.server_services.Administration.undo_drain`."""
         await asyncio.to_thread(self._drain.undo)
         self._dispatcher.dispatch()
         return await self.drain_status()
 
     async def drain_status(self) -> DrainStatus:
-        """See `interfaces.tasks.Administration.drain_status`."""
+        """See `interfaces.server_services.Administration.drain_status`."""
         waiting = self._dispatcher.waiting_count
         unfinished = sum(not tracked.task.state.is_final for tracked in self._tracked_tasks.values())
         return DrainStatus(self._drain.since, max(unfinished - waiting, 0), waiting)
 
     async def health(self) -> Health:
-        """See `interfaces.tasks.Administration.health`."""
+        """See `interfaces.server_services.Administration.health`."""
         if self._next_health_check is None:
             self._next_health_check = asyncio.create_task(self._check_health())
         health = await asyncio.shield(self._next_health_check)
@@ -141,7 +144,7 @@ class Administration:
 
 
 class Hosts:
-    """Implements `interfaces.tasks.Hosts`."""
+    """Implements `interfaces.server_services.Hosts`."""
 
     def __init__(self, tracked_tasks: TrackedTasks, placements: Placements) -> None:
         self._tracked_tasks = tracked_tasks
@@ -149,11 +152,11 @@ class Hosts:
 
     @property
     def has_cluster(self) -> bool:
-        """See `interfaces.tasks.Hosts.has_cluster`."""
+        """See `interfaces.server_services.Hosts.has_cluster`."""
         return self._placements.allocator is not None
 
     def list_hosts(self) -> Sequence[HostWithTasks]:
-        """See `interfaces.tasks.Hosts.list_hosts`."""
+        """See `interfaces.server_services.Hosts.list_hosts`."""
         statuses, task_ids = dict(self._placements.host_statuses()), self._running_task_ids()
         if ":" in self._placements.selected_host.identity.name:  # new tasks run on other hosts
             own_host, own_tasks = statuses.pop(""), task_ids.pop("", [])
@@ -169,11 +172,11 @@ class Hosts:
         return sorted(hosts, key=lambda host: host.status.name)
 
     async def drain_host(self, name: str) -> HostWithTasks:
-        """See `interfaces.tasks.Hosts.drain_host`."""
+        """See `interfaces.server_services.Hosts.drain_host`."""
         return await self._change_drain(name, self._require_allocator().drain_host)
 
     async def undo_host_drain(self, name: str) -> HostWithTasks:
-        """See `interfaces.tasks.Hosts.undo_host_drain`."""
+        """See `interfaces.server_services.Hosts.undo_host_drain`."""
         return await self._change_drain(name, self._require_allocator().undo_host_drain)
 
     def _require_allocator(self) -> HostAllocator:

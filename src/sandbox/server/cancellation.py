@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Journals, Liveness, Recorder
 from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, RunnerUnreachableError
-from sandbox.interfaces.tasks import TaskEndedError, UnavailableError
+from sandbox.interfaces.server_services import TaskEndedError, UnavailableError
 from sandbox.model.events import CancelRequested, TaskFinished
 from sandbox.model.fixed_limits import CANCEL_TIMEOUT_SECONDS, CANCEL_TIMEOUT_SECONDS_MIN
 from sandbox.model.state_machine import IllegalEventError

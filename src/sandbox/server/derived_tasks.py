@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.tasks import (
+from sandbox.interfaces.server_services import (
     DerivedTaskPlan,
     Inheritance,
     TaskEvents,
@@ -26,7 +26,7 @@ from sandbox.model.fixed_limits import (
 )
 from sandbox.model.task import Task
 from sandbox.model.wire.event_bodies import ConversationItem
-from sandbox.model.wire.events import WireEvent
+from sandbox.model.wire.event_conversion import WireEvent
 from sandbox.primitives import client_fairness
 from sandbox.server.inherited_files import INHERITED_PREFIX
 
@@ -37,7 +37,7 @@ _APPLY_ADVICE = "Apply its patch, push the result, and submit a new task."
 
 
 class DerivedTaskPlanner:
-    """Implements `interfaces.tasks.DerivedTaskPlanner`."""
+    """Implements `interfaces.server_services.DerivedTaskPlanner`."""
 
     def __init__(self, data_dir: Path, queries: TaskQueries, events: TaskEvents) -> None:
         self._data_dir = data_dir
@@ -45,7 +45,7 @@ class DerivedTaskPlanner:
         self._events = events
 
     async def plan_rerun(self, task_id: str) -> DerivedTaskPlan:
-        """See `interfaces.tasks.DerivedTaskPlanner.plan_rerun`."""
+        """See `interfaces.server_services.DerivedTaskPlanner.plan_rerun`."""
         task = await self._queries.status(task_id)
         if task.parent is None:
             return DerivedTaskPlan(task.manifest, None)
@@ -54,7 +54,7 @@ class DerivedTaskPlanner:
         return DerivedTaskPlan(task.manifest, Inheritance(task.parent, sources))
 
     async def plan_continuation(self, task_id: str) -> DerivedTaskPlan:
-        """See `interfaces.tasks.DerivedTaskPlanner.plan_continuation`."""
+        """See `interfaces.server_services.DerivedTaskPlanner.plan_continuation`."""
         task = await self._queries.status(task_id)
         if not task.state.is_final:
             raise TaskNotEndedError(task, "continue")
@@ -80,7 +80,7 @@ class DerivedTaskPlanner:
         return DerivedTaskPlan(manifest, Inheritance(parent, inheritance.sources, conversation))
 
     async def continuation_refusal(self, task: Task) -> str | None:
-        """See `interfaces.tasks.DerivedTaskPlanner.continuation_refusal`."""
+        """See `interfaces.server_services.DerivedTaskPlanner.continuation_refusal`."""
         try:
             await client_fairness.to_thread(_inherit_files, TaskLayout(self._data_dir, task.id), task)
         except TaskNotContinuableError as error:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sandbox.interfaces.placement import HostPendingError
-from sandbox.interfaces.tasks import InsufficientResourcesError, Occupancy, UnavailableError
+from sandbox.interfaces.server_services import InsufficientResourcesError, Occupancy, UnavailableError
 from sandbox.model.failure import FailureCode
 from sandbox.model.fixed_limits import (
     LAUNCH_SHUTDOWN_SECONDS,

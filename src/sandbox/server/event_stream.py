@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from sandbox.interfaces.agent import ConvertLine
 from sandbox.interfaces.journal import JournalDamagedError, Journals
+from sandbox.interfaces.server_services import StateChange, TaskNotFoundError
 from sandbox.interfaces.store import ChangeCursor, Store
-from sandbox.interfaces.tasks import StateChange, TaskNotFoundError
 from sandbox.model.events import Output, Record
 from sandbox.model.fixed_limits import (
     FOLLOW_BATCH_BYTES,
@@ -18,7 +18,7 @@ from sandbox.model.fixed_limits import (
 )
 from sandbox.model.task import Task
 from sandbox.model.wire.event_bodies import GapEvent
-from sandbox.model.wire.events import (
+from sandbox.model.wire.event_conversion import (
     WireEvent,
     converted_size_bytes,
     current_state_event,
@@ -148,7 +148,7 @@ class _Subscriber:
 
 
 class EventStream:
-    """Implements `interfaces.tasks.TaskEvents`.
+    """Implements `interfaces.server_services.TaskEvents`.
 
     Each reader has its own journal offset, and reads only indexed records.
 

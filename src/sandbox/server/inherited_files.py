@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.interfaces.journal import Journals
+from sandbox.interfaces.server_services import Inheritance
 from sandbox.interfaces.store import Store
-from sandbox.interfaces.tasks import Inheritance
 from sandbox.model.errors import SandboxError
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.primitives.files import create_private_file, fsync_path

@@ -16,7 +16,7 @@ from sandbox.model.fixed_limits import (
 )
 from sandbox.model.state_machine import replay
 from sandbox.model.task import Task
-from sandbox.model.wire.events import end_event, to_wire_event
+from sandbox.model.wire.event_conversion import end_event, to_wire_event
 from sandbox.primitives.log_context import bind_task
 from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.event_stream import Broadcast

@@ -22,8 +22,8 @@ from sandbox.interfaces.placement import (
     RunnerUnreachableError,
 )
 from sandbox.interfaces.secrets import SecretUnavailableError
+from sandbox.interfaces.server_services import SandboxNotPreservedError, UnavailableError
 from sandbox.interfaces.store import Cursor, Store, TaskQuery
-from sandbox.interfaces.tasks import SandboxNotPreservedError, UnavailableError
 from sandbox.interfaces.terminal_frames import TerminalConnection, TerminalRefusedError
 from sandbox.model.errors import error_reason
 from sandbox.model.failure import AttemptError

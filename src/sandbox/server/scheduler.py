@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from sandbox.interfaces.tasks import Occupancy, UnavailableError
+from sandbox.interfaces.server_services import Occupancy, UnavailableError
 from sandbox.model import fixed_limits
 from sandbox.model.fixed_limits import MEMORY_AVAILABLE_BYTES_MIN, QUEUE_OVERTAKES_MAX
 from sandbox.model.formatting import format_gib

@@ -11,8 +11,7 @@ from pathlib import Path
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, Journals
-from sandbox.interfaces.store import DuplicateTaskError, IndexedTask, Store, StoreError
-from sandbox.interfaces.tasks import (
+from sandbox.interfaces.server_services import (
     IdempotencyKeyReusedError,
     Inheritance,
     Submission,
@@ -20,6 +19,7 @@ from sandbox.interfaces.tasks import (
     TaskQueries,
     UnavailableError,
 )
+from sandbox.interfaces.store import DuplicateTaskError, IndexedTask, Store, StoreError
 from sandbox.model.events import Idempotency, Record, TaskSubmitted
 from sandbox.model.fixed_limits import IDEMPOTENCY_SECONDS
 from sandbox.model.manifest.schema import Manifest
@@ -114,7 +114,7 @@ class SubmissionStore:
 
 
 class Submissions:
-    """Implements `interfaces.tasks.Submissions`: refuses tasks that cannot run now, and tracks the others.
+    """Implements `interfaces.server_services.Submissions`: refuses tasks that cannot run now, and tracks the others.
 
     A task is written to its journal first, then to the index, which is rebuilt from the journals after a crash.
     """
@@ -137,7 +137,7 @@ class Submissions:
         self._idempotency_locks = KeyedLock()
 
     async def find_submission(self, idempotency: Idempotency) -> Submission | None:
-        """See `interfaces.tasks.Submissions.find_submission`."""
+        """See `interfaces.server_services.Submissions.find_submission`."""
         if self._dispatcher.is_closing:
             raise UnavailableError(_SHUTTING_DOWN_MESSAGE)
         unfinished = [tracked.task for tracked in self._tracker.tracked_tasks.values()]
@@ -154,7 +154,7 @@ class Submissions:
         inheritance: Inheritance | None = None,
         rerun_of: str | None = None,
     ) -> Submission:
-        """See `interfaces.tasks.Submissions.submit`."""
+        """See `interfaces.server_services.Submissions.submit`."""
         if idempotency is None:
             return Submission(await self._accept(manifest, None, inheritance, rerun_of))
         async with self._idempotency_locks.lock_for(idempotency.key):
@@ -162,7 +162,7 @@ class Submissions:
             return previous or Submission(await self._accept(manifest, idempotency, inheritance, rerun_of))
 
     async def check_acceptance(self, manifest: Manifest) -> None:
-        """See `interfaces.tasks.Submissions.check_acceptance`."""
+        """See `interfaces.server_services.Submissions.check_acceptance`."""
         self._check_acceptable(manifest)
         with self._dispatcher.reserved_slot(manifest):
             pass

@@ -1,7 +1,7 @@
 """What the server offers to its API and dashboard for existing tasks: status, cancellation, artifacts and terminals.
 
-One class implements each Protocol of `interfaces.tasks`. `Submissions` is in `server.submissions`, `EventStream` in
-`server.event_stream`, `Administration` and `Hosts` in `server.administration`.
+One class implements each Protocol of `interfaces.server_services`. `Submissions` is in `server.submissions`,
+`EventStream` in `server.event_stream`, `Administration` and `Hosts` in `server.administration`.
 """
 
 import asyncio
@@ -22,8 +22,7 @@ from sandbox.interfaces.placement import (
     OpenTerminal,
     RunnerUnreachableError,
 )
-from sandbox.interfaces.store import Store, TaskPage, TaskQuery
-from sandbox.interfaces.tasks import (
+from sandbox.interfaces.server_services import (
     ArtifactNotFoundError,
     Cancellation,
     SandboxNotPreservedError,
@@ -33,6 +32,7 @@ from sandbox.interfaces.tasks import (
     TaskNotFoundError,
     UnavailableError,
 )
+from sandbox.interfaces.store import Store, TaskPage, TaskQuery
 from sandbox.interfaces.terminal_frames import TerminalConnection, TerminalRefusedError
 from sandbox.model.errors import error_reason
 from sandbox.model.events import Artifact
@@ -52,7 +52,7 @@ _CANCEL_RECORD_SECONDS = 0.5
 
 
 class TaskQueries:
-    """Implements `interfaces.tasks.TaskQueries`. Unfinished tasks are in memory, all others in the index."""
+    """Implements `interfaces.server_services.TaskQueries`. Unfinished tasks are in memory, all others in the index."""
 
     def __init__(self, tracked_tasks: TrackedTasks, store: Store, placements: Placements, clock: Clock) -> None:
         self._tracked_tasks = tracked_tasks
@@ -61,23 +61,23 @@ class TaskQueries:
         self._clock = clock
 
     async def status(self, task_id: str) -> Task:
-        """See `interfaces.tasks.TaskQueries.status`."""
+        """See `interfaces.server_services.TaskQueries.status`."""
         tracked = self._tracked_tasks.get(task_id)
         if tracked is None or tracked.task.state.is_final:  # a task that has ended may have been deleted
             return await self._load(task_id)
         return tracked.task_with_status_message
 
     async def query(self, query: TaskQuery) -> TaskPage:
-        """See `interfaces.tasks.TaskQueries.query`."""
+        """See `interfaces.server_services.TaskQueries.query`."""
         page = await client_fairness.to_thread(self._store.query, query)
         return dataclasses.replace(page, tasks=[self._with_status_message(task) for task in page.tasks])
 
     async def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
-        """See `interfaces.tasks.TaskQueries.prompt_beginnings`."""
+        """See `interfaces.server_services.TaskQueries.prompt_beginnings`."""
         return await client_fairness.to_thread(self._store.prompt_beginnings, task_ids, length)
 
     async def chain(self, task: Task) -> Sequence[Task]:
-        """See `interfaces.tasks.TaskQueries.chain`."""
+        """See `interfaces.server_services.TaskQueries.chain`."""
         # The id of a removed task can be used again, even by a task that continues a later task of the chain.
         earlier, later, ids = [task], [task], {task.id}
         while (parent := earlier[-1].parent) is not None and parent.task_id not in ids and len(ids) < CHAIN_TASKS_MAX:
@@ -95,11 +95,11 @@ class TaskQueries:
         return [*reversed(earlier), *later[1:]]
 
     def job_status(self, task_id: str) -> JobStatus | None:
-        """See `interfaces.tasks.TaskQueries.job_status`."""
+        """See `interfaces.server_services.TaskQueries.job_status`."""
         return self._placements.job_status(task_id)
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
-        """See `interfaces.tasks.TaskQueries.wait`."""
+        """See `interfaces.server_services.TaskQueries.wait`."""
         deadline = self._clock.monotonic() + timeout_seconds
         tracked = self._tracked_tasks.get(task_id)
         if tracked is None:
@@ -121,7 +121,7 @@ class TaskQueries:
 
 
 class TaskCancellation:
-    """Implements `interfaces.tasks.TaskCancellation`."""
+    """Implements `interfaces.server_services.TaskCancellation`."""
 
     def __init__(self, tracked_tasks: TrackedTasks, queries: TaskQueries, canceller: Canceller, clock: Clock) -> None:
         self._tracked_tasks = tracked_tasks
@@ -130,7 +130,7 @@ class TaskCancellation:
         self._clock = clock
 
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
-        """See `interfaces.tasks.TaskCancellation.cancel`."""
+        """See `interfaces.server_services.TaskCancellation.cancel`."""
         tracked = self._tracked_tasks.get(task_id)
         previous = tracked.task if tracked is not None else await self._queries.status(task_id)
         if previous.state.is_final:
@@ -154,7 +154,7 @@ class TaskCancellation:
 
 
 class TaskDeletion:
-    """Implements `interfaces.tasks.TaskDeletion`."""
+    """Implements `interfaces.server_services.TaskDeletion`."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class TaskDeletion:
         self._pruner = pruner
 
     async def delete(self, task_id: str) -> str:
-        """See `interfaces.tasks.TaskDeletion.delete`."""
+        """See `interfaces.server_services.TaskDeletion.delete`."""
         tracked = self._tracked_tasks.get(task_id)
         task = tracked.task if tracked is not None else await self._queries.status(task_id)
         if not task.state.is_final:
@@ -188,7 +188,7 @@ class TaskDeletion:
 
 
 class TaskArtifacts:
-    """Implements `interfaces.tasks.TaskArtifacts`. File names come from the journal, never from a request.
+    """Implements `interfaces.server_services.TaskArtifacts`. File names come from the journal, never from a request.
 
     An artifact is in the server's data directory before the record that names it, wherever the attempt runs.
     """
@@ -198,11 +198,11 @@ class TaskArtifacts:
         self._queries = queries
 
     async def list_artifacts(self, task_id: str) -> Sequence[StoredArtifact]:
-        """See `interfaces.tasks.TaskArtifacts.list_artifacts`."""
+        """See `interfaces.server_services.TaskArtifacts.list_artifacts`."""
         return await client_fairness.to_thread(self._list, await self._queries.status(task_id))
 
     async def find_artifact(self, task_id: str, name: str) -> StoredArtifact:
-        """See `interfaces.tasks.TaskArtifacts.find_artifact`."""
+        """See `interfaces.server_services.TaskArtifacts.find_artifact`."""
         return await client_fairness.to_thread(self._find, await self._queries.status(task_id), name)
 
     def _list(self, task: Task) -> Sequence[StoredArtifact]:
@@ -230,7 +230,7 @@ class TaskArtifacts:
 
 
 class TaskSandboxes:
-    """Implements `interfaces.tasks.TaskSandboxes`."""
+    """Implements `interfaces.server_services.TaskSandboxes`."""
 
     def __init__(
         self,
@@ -245,7 +245,7 @@ class TaskSandboxes:
         self._debug_sessions = debug_sessions
 
     async def open_terminal(self, task_id: str, request: OpenTerminal) -> TerminalConnection:
-        """See `interfaces.tasks.TaskSandboxes.open_terminal`."""
+        """See `interfaces.server_services.TaskSandboxes.open_terminal`."""
         task = await self._queries.status(task_id)
         if task.state is TaskState.FAILED_PRESERVED:
             return await self._debug_sessions.open_terminal(task, request)
@@ -259,11 +259,11 @@ class TaskSandboxes:
         raise UnavailableError(f"The runner of task {task_id} is not responding; try again.")
 
     async def has_preserved_sandbox(self, task: Task) -> bool:
-        """See `interfaces.tasks.TaskSandboxes.has_preserved_sandbox`."""
+        """See `interfaces.server_services.TaskSandboxes.has_preserved_sandbox`."""
         return task.id in await self.preserved_sandboxes([task])
 
     async def preserved_sandboxes(self, tasks: Sequence[Task]) -> Set[str]:
-        """See `interfaces.tasks.TaskSandboxes.preserved_sandboxes`."""
+        """See `interfaces.server_services.TaskSandboxes.preserved_sandboxes`."""
         candidates = [task for task in tasks if task.state is TaskState.FAILED_PRESERVED]
         if not candidates:
             return frozenset()
@@ -271,5 +271,5 @@ class TaskSandboxes:
             return await run_in_daemon_thread(partial(self._preserved_sandboxes.find_preserved, candidates))
 
     async def release(self, task_id: str) -> None:
-        """See `interfaces.tasks.TaskSandboxes.release`."""
+        """See `interfaces.server_services.TaskSandboxes.release`."""
         await self._preserved_sandboxes.release(await self._queries.status(task_id))

@@ -7,7 +7,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_END
-from sandbox.interfaces.tasks import UnavailableError
+from sandbox.interfaces.server_services import UnavailableError
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import AgentExited, TaskFinished, TaskSubmitted
 from sandbox.model.failure import Failure, FailureCode

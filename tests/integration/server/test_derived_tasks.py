@@ -15,7 +15,12 @@ from doubles.memory_store import MemoryStore
 from doubles.server_components import TO_RUNNING, ServerComponents
 from sandbox.bootstrap.backup.create import create_backup
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.tasks import TaskNotContinuableError, TaskNotEndedError, TaskNotFoundError, UnavailableError
+from sandbox.interfaces.server_services import (
+    TaskNotContinuableError,
+    TaskNotEndedError,
+    TaskNotFoundError,
+    UnavailableError,
+)
 from sandbox.model import events as e
 from sandbox.model import fixed_limits
 from sandbox.model.disk_watermarks import DiskSpace

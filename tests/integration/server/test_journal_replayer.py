@@ -10,7 +10,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING
 from sandbox.interfaces.journal import Liveness
-from sandbox.interfaces.tasks import UnavailableError
+from sandbox.interfaces.server_services import UnavailableError
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import CONCURRENT_JOURNAL_REPLAYS_MAX

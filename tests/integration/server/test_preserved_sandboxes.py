@@ -15,7 +15,7 @@ from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import HostUnreachableError, OpenTerminal, RunnerUnreachableError
-from sandbox.interfaces.tasks import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
+from sandbox.interfaces.server_services import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
 from sandbox.interfaces.terminal_frames import TerminalRefusedError
 from sandbox.model.events import AgentExited, AttemptSuperseded, TaskFinished
 from sandbox.model.failure import Failure, FailureCode

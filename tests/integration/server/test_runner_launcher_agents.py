@@ -10,8 +10,8 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_components import GIB, TO_RUNNING
 from sandbox.interfaces.placement import FinishAttempt
+from sandbox.interfaces.server_services import UnavailableError
 from sandbox.interfaces.store import TaskQuery
-from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.events import AgentExited, AttemptSuperseded, FollowUp, FollowUpSkipped, Output, TaskFinished
 from sandbox.model.failure import Failure, FailureCode

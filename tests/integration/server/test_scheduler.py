@@ -7,8 +7,8 @@ import pytest
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
+from sandbox.interfaces.server_services import Retention, UnavailableError
 from sandbox.interfaces.store import TaskQuery
-from sandbox.interfaces.tasks import Retention, UnavailableError
 from sandbox.journal.writer import FileJournalWriter
 from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.events import AttemptStarted, Idempotency, TaskFinished

@@ -8,8 +8,8 @@ import pytest
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
+from sandbox.interfaces.server_services import IdempotencyKeyReusedError, InsufficientResourcesError, UnavailableError
 from sandbox.interfaces.store import DuplicateTaskError, StoreError
-from sandbox.interfaces.tasks import IdempotencyKeyReusedError, InsufficientResourcesError, UnavailableError
 from sandbox.model.events import Idempotency
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState

@@ -10,8 +10,13 @@ from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING
 from sandbox.interfaces.placement import FinishAttempt
+from sandbox.interfaces.server_services import (
+    InsufficientResourcesError,
+    TaskEndedError,
+    TaskNotFoundError,
+    UnavailableError,
+)
 from sandbox.interfaces.store import DuplicateTaskError, TaskQuery
-from sandbox.interfaces.tasks import InsufficientResourcesError, TaskEndedError, TaskNotFoundError, UnavailableError
 from sandbox.journal.journals import FileJournals
 from sandbox.model import fixed_limits
 from sandbox.model.events import AgentExited, AttemptFailed, Idempotency, Output, TaskFinished

@@ -15,8 +15,8 @@ from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.placement import FinishAttempt, RunnerNotStartedError
+from sandbox.interfaces.server_services import TaskNotFoundError, UnavailableError
 from sandbox.interfaces.store import StoreError, TaskQuery
-from sandbox.interfaces.tasks import TaskNotFoundError, UnavailableError
 from sandbox.journal.writer import FileJournalWriter, JournalRecorder
 from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.events import (

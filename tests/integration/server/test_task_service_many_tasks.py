@@ -8,7 +8,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
-from sandbox.interfaces.tasks import Retention
+from sandbox.interfaces.server_services import Retention
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.server import dispatcher

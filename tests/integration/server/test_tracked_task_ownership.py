@@ -9,7 +9,7 @@ from doubles.server_components import GIB, TO_END
 from doubles.unreachable_journals import UnreachableJournals
 from sandbox.interfaces.journal import JournalBusyError, Liveness
 from sandbox.interfaces.placement import FinishAttempt, HostIdentity, RunAttempt
-from sandbox.interfaces.tasks import UnavailableError
+from sandbox.interfaces.server_services import UnavailableError
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState

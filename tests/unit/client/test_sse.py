@@ -8,7 +8,7 @@ import pytest
 from sandbox.client import UnexpectedResponseError
 from sandbox.client.sse import EVENT_BYTES_MAX, LINE_BYTES_MAX, LineBuffer, SseParser, parse_event
 from sandbox.model import events as e
-from sandbox.model.wire.events import to_wire_event
+from sandbox.model.wire.event_conversion import to_wire_event
 
 
 def make_event(seq: int, **fields) -> bytes:

@@ -8,7 +8,7 @@ import pytest
 
 from sandbox import __version__
 from sandbox.interfaces.placement import HostDrainError, HostIdentity, HostNotFoundError, HostState, HostStatus
-from sandbox.interfaces.tasks import UnavailableError
+from sandbox.interfaces.server_services import UnavailableError
 from sandbox.model.resources import Resources
 from sandbox.server.administration import Hosts
 from sandbox.server.placements import Placements

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from sandbox.model import events as e
-from sandbox.model.wire.events import to_wire_event
+from sandbox.model.wire.event_conversion import to_wire_event
 from sandbox.server.derived_tasks import OMISSION_NOTE, ConversationText
 
 

@@ -8,8 +8,8 @@ from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
 from sandbox.api.openapi import create_router, problem_responses
 from sandbox.api.responses import JsonResponse
-from sandbox.interfaces.tasks import DrainStatus, HostWithTasks, Retention
-from sandbox.model.wire.events import format_timestamp
+from sandbox.interfaces.server_services import DrainStatus, HostWithTasks, Retention
+from sandbox.model.wire.event_conversion import format_timestamp
 from sandbox.model.wire.server_bodies import DrainBody, HostBody, HostListBody, PrunedBody, PrunedTaskBody
 
 HOST_TASK_IDS_MAX = 100

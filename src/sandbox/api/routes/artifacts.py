@@ -24,9 +24,9 @@ from sandbox.api.openapi import (
     raw_content,
 )
 from sandbox.api.responses import JsonResponse
-from sandbox.interfaces.tasks import ArtifactNotFoundError, StoredArtifact
+from sandbox.interfaces.server_services import ArtifactNotFoundError, StoredArtifact
 from sandbox.model.wire.bodies import ArtifactBody, ArtifactListBody
-from sandbox.model.wire.events import format_timestamp
+from sandbox.model.wire.event_conversion import format_timestamp
 from sandbox.primitives import client_fairness
 
 _MEDIA_TYPE = re.compile(r"([\w.+-]{1,100}/[\w.+-]{1,100})(; ?charset=[\w-]{1,40})?", re.ASCII)

@@ -29,7 +29,7 @@ from sandbox.api.routes.tasks import (
     make_idempotency,
     submitted_response,
 )
-from sandbox.interfaces.tasks import DerivedTaskPlan
+from sandbox.interfaces.server_services import DerivedTaskPlan
 from sandbox.model import fixed_limits
 from sandbox.model.errors import FieldError, InvalidManifestError, InvalidParameterError, field_name
 from sandbox.model.formatting import is_name_from_prompt, name_from_prompt

@@ -6,13 +6,13 @@ from starlette.responses import Response
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.errors import retry_after_header
-from sandbox.api.middleware.metrics import CONTENT_TYPE
+from sandbox.api.metrics import CONTENT_TYPE
 from sandbox.api.openapi import create_router, problem_responses, raw_content
 from sandbox.api.responses import JsonResponse, problem_response
 from sandbox.interfaces.runtime import RuntimeProbe
-from sandbox.interfaces.tasks import Health, Occupancy
+from sandbox.interfaces.server_services import Health, Occupancy
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.events import format_timestamp
+from sandbox.model.wire.event_conversion import format_timestamp
 from sandbox.model.wire.server_bodies import AliveBody, HealthBody, OccupancyBody, ReadyBody, RuntimeBody
 
 _SHUTTING_DOWN = "The server is shutting down."

@@ -30,12 +30,12 @@ from sandbox.api.streaming.response import (
     close_iterator,
     encode_each,
 )
+from sandbox.interfaces.server_services import StateChange, TaskEvents
 from sandbox.interfaces.store import ChangeCursor
-from sandbox.interfaces.tasks import StateChange, TaskEvents
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.manifest.field_formats import Format
 from sandbox.model.task import Task
-from sandbox.model.wire.events import (
+from sandbox.model.wire.event_conversion import (
     LogStream,
     WireEvent,
     extract_conversation,

@@ -15,8 +15,8 @@ from sandbox.api.openapi import create_router, declare_parameters, problem_respo
 from sandbox.api.request_parsing import CURSOR, TIME, CommaSeparated, decode_cursor, encode_cursor, parse_time
 from sandbox.api.responses import JsonResponse
 from sandbox.api.task_json import task_item_body
+from sandbox.interfaces.server_services import TaskQueries
 from sandbox.interfaces.store import Sort, SortDirection, TaskPage, TaskQuery, TaskTotals
-from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
 from sandbox.model.task_state import OUTCOMES, TaskState, filter_states

@@ -24,7 +24,7 @@ from sandbox.api.request_parsing import body_memory, has_json_body, parse_json_b
 from sandbox.api.responses import JsonResponse
 from sandbox.api.streaming.response import wait_for_disconnect
 from sandbox.api.task_json import definition_body, links_body, task_body
-from sandbox.interfaces.tasks import Submission, TaskNotFoundError
+from sandbox.interfaces.server_services import Submission, TaskNotFoundError
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.events import Idempotency
 from sandbox.model.manifest.field_formats import VISIBLE, pattern_format
@@ -33,7 +33,7 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.model.manifest.writer import manifest_data
 from sandbox.model.task import Task
 from sandbox.model.wire.bodies import CancelledBody, DeletedBody, DryRunBody, ReleasedBody, SubmittedBody, TaskBody
-from sandbox.model.wire.events import format_timestamp
+from sandbox.model.wire.event_conversion import format_timestamp
 from sandbox.model.wire.requests import REASON_LENGTH_MAX, CancelRequest
 from sandbox.primitives import client_fairness
 from sandbox.primitives.concurrency import run_until_first_complete

@@ -15,13 +15,13 @@ from sandbox.api import paths
 from sandbox.api.app_context import AppContext, get_context
 from sandbox.api.http.protocols import MORE_TEXT
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.api.middleware.metrics import set_route
+from sandbox.api.middleware.response_recording import set_route
 from sandbox.api.request_parsing import SEQ, CommaSeparated, parse_query_params, parse_seq
 from sandbox.api.streaming.response import MessageBatch, Prefetcher, encode_each, wait_for_disconnect
-from sandbox.interfaces.tasks import TaskNotFoundError
+from sandbox.interfaces.server_services import TaskNotFoundError
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.wire import event_bodies
-from sandbox.model.wire.events import WireEvent
+from sandbox.model.wire.event_conversion import WireEvent
 from sandbox.primitives.log_context import TASK_ID
 
 STREAMED_EVENT_TYPES = event_bodies.EVENT_TYPES - {"usage"}

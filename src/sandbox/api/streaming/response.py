@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sandbox.api.middleware.response_headers import is_head_request
-from sandbox.interfaces.tasks import TaskNotFoundError
-from sandbox.model.wire.events import WireEvent
+from sandbox.interfaces.server_services import TaskNotFoundError
+from sandbox.model.wire.event_conversion import WireEvent
 from sandbox.primitives import client_fairness
 from sandbox.primitives.client_fairness import MemoryShare
 

@@ -7,9 +7,9 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from sandbox.api.streaming.response import Encoder, MessageBatch, close_iterator, encode_each
-from sandbox.interfaces.tasks import TaskEvents
+from sandbox.interfaces.server_services import TaskEvents
 from sandbox.model.task import Task
-from sandbox.model.wire.events import WireEvent, wire_size_bytes
+from sandbox.model.wire.event_conversion import WireEvent, wire_size_bytes
 from sandbox.primitives import client_fairness
 
 BATCH_SECONDS = 0.05

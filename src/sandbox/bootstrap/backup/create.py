@@ -28,7 +28,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import BACKUP_MANIFEST_BYTES_MAX
-from sandbox.model.wire.events import format_timestamp
+from sandbox.model.wire.event_conversion import format_timestamp
 from sandbox.primitives.files import fsync_path
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The configuration schema: the settings of `sandbox.toml`, environment and options.
 
-Each record is a section of the file, and each field a key. `settings.keys` and `settings.load` read types, bounds and
-defaults from here.
+Each record is a section of the file, and each field a key. `settings.key_names` and `settings.load` read types,
+bounds and defaults from here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sandbox.model.repository_url import CLONE_HOST_PATTERN
 from sandbox.model.server_address import DEFAULT_API_PORT, DEFAULT_WEBSOCKET_PORT
 
 if TYPE_CHECKING:
-    from sandbox.interfaces.tasks import Retention
+    from sandbox.interfaces.server_services import Retention
 
 UNLIMITED = "unlimited"
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -320,7 +320,9 @@ class RetentionSection:
     @property
     def retention(self) -> Retention:
         """The limits as numbers."""
-        from sandbox.interfaces.tasks import Retention  # local: it imports asyncio, which most commands do not need
+        from sandbox.interfaces.server_services import (
+            Retention,  # local: it imports asyncio, which most commands do not need
+        )
 
         return Retention(parse_age(self.older_than), self.keep or None, parse_disk_size(self.max_bytes))
 

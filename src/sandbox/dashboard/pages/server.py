@@ -14,8 +14,8 @@ from sandbox.api.request_parsing import check_format
 from sandbox.api.routes.health import not_ready_reasons
 from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.placement import HostState
+from sandbox.interfaces.server_services import Health, LoadSample, TaskQueries
 from sandbox.interfaces.store import TaskQuery
-from sandbox.interfaces.tasks import Health, LoadSample, TaskQueries
 from sandbox.model.fixed_limits import LOAD_SAMPLE_INTERVAL_SECONDS
 from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.task import Task

@@ -16,8 +16,8 @@ from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, 
 from sandbox.api.task_json import chain_totals, cluster_host, job_body
 from sandbox.dashboard.failure_notice import describe_failure
 from sandbox.dashboard.templates import quote_segment, render_page
+from sandbox.interfaces.server_services import TaskNotFoundError, TaskQueries
 from sandbox.interfaces.store import TaskQuery
-from sandbox.interfaces.tasks import TaskNotFoundError, TaskQueries
 from sandbox.model.events import Artifact
 from sandbox.model.formatting import is_generated_id, is_generated_id_prefix
 from sandbox.model.isolation_tier import TIER_DESCRIPTIONS
@@ -25,7 +25,7 @@ from sandbox.model.manifest.writer import manifest_yaml
 from sandbox.model.repository_url import public_repository_url, short_repository
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.events import WireEvent, task_failure_body, wire_size_bytes
+from sandbox.model.wire.event_conversion import WireEvent, task_failure_body, wire_size_bytes
 from sandbox.primitives import client_fairness
 
 PAGE_EVENTS_MAX = 200_000

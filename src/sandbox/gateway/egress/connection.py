@@ -6,7 +6,8 @@ from functools import partial
 from sandbox.gateway import limits
 from sandbox.gateway.connection import PriorityCpuQueues
 from sandbox.gateway.egress.dialer import AddressDeniedError, EgressHostUnreachableError, PublicDialer
-from sandbox.gateway.egress.policy import ConnectionInspector, Denial, StreamFilter, Tunnel, denial_message
+from sandbox.gateway.egress.inspection import ConnectionInspector, Denial, StreamFilter, Tunnel
+from sandbox.gateway.egress.policy import denial_message
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.transport import READ_BYTES, RELAY_BYTES, Stream
 

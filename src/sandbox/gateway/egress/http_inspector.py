@@ -6,7 +6,8 @@ from typing import Any
 import h11
 
 from sandbox.gateway import http_messages
-from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel, denial_message, normalize_host
+from sandbox.gateway.egress.inspection import Denial, Tunnel
+from sandbox.gateway.egress.policy import EgressPolicy, denial_message, normalize_host
 from sandbox.gateway.http_messages import HostPort, parse_authority
 from sandbox.gateway.model_api.request_policy import connection_header_names
 

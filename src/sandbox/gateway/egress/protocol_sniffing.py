@@ -11,14 +11,8 @@ import re
 
 from sandbox.gateway.egress.client_hello import ClientHelloSearch
 from sandbox.gateway.egress.http_inspector import HttpInspector
-from sandbox.gateway.egress.policy import (
-    ConnectionInspector,
-    Denial,
-    EgressPolicy,
-    NestedConnectionFilter,
-    Tunnel,
-    normalize_host,
-)
+from sandbox.gateway.egress.inspection import ConnectionInspector, Denial, NestedConnectionFilter, Tunnel
+from sandbox.gateway.egress.policy import EgressPolicy, normalize_host
 from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.gateway.http_messages import parse_authority
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, UNKNOWN_PROTOCOL_BYTES_MAX

@@ -6,17 +6,8 @@ import h11
 
 from sandbox.gateway import http_messages
 from sandbox.gateway.egress.http_inspector import HttpInspector, open_single_request_tunnel
-from sandbox.gateway.egress.policy import (
-    HTTP_PORT,
-    HTTPS_PORT,
-    ConnectionInspector,
-    Denial,
-    EgressPolicy,
-    NestedConnectionFilter,
-    Tunnel,
-    denial_message,
-    normalize_host,
-)
+from sandbox.gateway.egress.inspection import ConnectionInspector, Denial, NestedConnectionFilter, Tunnel
+from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, EgressPolicy, denial_message, normalize_host
 from sandbox.gateway.egress.protocol_sniffing import SniffingInspector
 from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.gateway.http_messages import HostPort, parse_absolute_form, parse_authority

@@ -1,7 +1,7 @@
 """The JSON bodies of the API: the only declaration of each. `server_bodies.py` declares the bodies about the server.
 
-Routes build them, `api/schemas.py` turns them into OpenAPI, and the Python client returns them. The string below a
-property describes it in the schema; it is read from the source only when the schema is built.
+Routes build them, `api/openapi_schemas.py` turns them into OpenAPI, and the Python client returns them. The string
+below a property describes it in the schema; it is read from the source only when the schema is built.
 
 Times are RFC 3339 in UTC, with milliseconds and `Z`. A newer server may send additional properties.
 """

@@ -36,7 +36,7 @@ from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.fixed_limits import SECRET_SCAN_SECONDS_MIN, SESSION_BYTES_MAX
 from sandbox.model.state_machine import final_state
 from sandbox.model.task import Task
-from sandbox.model.wire.events import attempt_bodies, format_timestamp, task_failure_body
+from sandbox.model.wire.event_conversion import attempt_bodies, format_timestamp, task_failure_body
 from sandbox.primitives.files import fsync_path, remove_on_failure, replace_durably
 from sandbox.primitives.secret_fingerprint import matches_fingerprint
 from sandbox.runner.attempt_context import AttemptContext, read_records

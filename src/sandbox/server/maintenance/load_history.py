@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.tasks import HostLoad, LoadSample, MeasureHostLoad
+from sandbox.interfaces.server_services import HostLoad, LoadSample, MeasureHostLoad
 from sandbox.model.fixed_limits import LOAD_SAMPLE_INTERVAL_SECONDS, LOAD_SAMPLES_MAX
 from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
@@ -35,7 +35,7 @@ class LoadHistory:
         self._samples = deque[LoadSample](maxlen=LOAD_SAMPLES_MAX)
 
     def load_samples(self) -> Sequence[LoadSample]:
-        """See `interfaces.tasks.ServerLoad.load_samples`."""
+        """See `interfaces.server_services.ServerLoad.load_samples`."""
         return tuple(self._samples)
 
     async def run(self) -> None:

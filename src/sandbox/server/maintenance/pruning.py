@@ -22,13 +22,13 @@ from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout, pruned_root
 from sandbox.interfaces.journal import Journals, Liveness
-from sandbox.interfaces.store import Cursor, IndexDamagedError, IndexedTask, Store, TaskQuery
-from sandbox.interfaces.tasks import (
+from sandbox.interfaces.server_services import (
     PrunedTask,
     Retention,
     TaskNotFoundError,
     UnavailableError,
 )
+from sandbox.interfaces.store import Cursor, IndexDamagedError, IndexedTask, Store, TaskQuery
 from sandbox.model.errors import error_reason
 from sandbox.model.fixed_limits import (
     DELETION_TIMEOUT_SECONDS,

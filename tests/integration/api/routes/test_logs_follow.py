@@ -10,9 +10,9 @@ from websockets.exceptions import ConnectionClosedError
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING, FakeTasks
 from sandbox.api.streaming import response as streaming_response
-from sandbox.interfaces.tasks import TaskNotFoundError
+from sandbox.interfaces.server_services import TaskNotFoundError
 from sandbox.model import events as e
-from sandbox.model.wire.events import current_state_event
+from sandbox.model.wire.event_conversion import current_state_event
 
 LOGS = "/api/v1/tasks/task-001/logs?follow=true"
 

@@ -11,7 +11,7 @@ from doubles.server_components import AdjustableClock, ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.server_objects import create_maintenance_actions
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.tasks import Retention
+from sandbox.interfaces.server_services import Retention
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import CLOCK_TRUST_SECONDS
 from sandbox.server.maintenance.janitor import Janitor, MaintenanceAction

@@ -16,8 +16,8 @@ from doubles.unreachable_journals import UnreachableJournals
 from sandbox.bootstrap.admin_operations import prune_data_dir
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.server_services import Retention, TaskNotFoundError, UnavailableError
 from sandbox.interfaces.store import TaskQuery
-from sandbox.interfaces.tasks import Retention, TaskNotFoundError, UnavailableError
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.server.maintenance import pruning
 from sandbox.store.sqlite import SqliteStore

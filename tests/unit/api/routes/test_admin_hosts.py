@@ -8,7 +8,7 @@ from doubles.example_requests import Example
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.routes.admin import HOST_TASK_IDS_MAX
 from sandbox.interfaces.placement import HostState, HostStatus
-from sandbox.interfaces.tasks import HostWithTasks
+from sandbox.interfaces.server_services import HostWithTasks
 
 EXAMPLES = (
     Example("list_hosts"),

@@ -3,7 +3,7 @@
 import pytest
 
 from doubles.example_requests import Example
-from sandbox.interfaces.tasks import Retention
+from sandbox.interfaces.server_services import Retention
 
 EXAMPLES = (Example("prune_tasks", query={"older_than_seconds": "604800", "dry_run": "true"}),)
 

@@ -10,7 +10,7 @@ import pytest
 from doubles.example_requests import TASK, Example
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
-from sandbox.interfaces.tasks import Inheritance
+from sandbox.interfaces.server_services import Inheritance
 from sandbox.model import events as e
 from sandbox.model.fixed_limits import BODY_BYTES_MAX
 from sandbox.model.manifest.schema import Secret

@@ -6,9 +6,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from doubles.example_requests import Example
 from doubles.fake_token_store import FakeTokenStore
-from sandbox.api.middleware.metrics import HOST_LABELS_MAX
+from sandbox.api.metrics import HOST_LABELS_MAX
 from sandbox.interfaces.placement import HostState, HostStatus
-from sandbox.interfaces.tasks import HostWithTasks
+from sandbox.interfaces.server_services import HostWithTasks
 
 EXAMPLES = (Example("get_metrics", shown_lines_contain="sandbox_tasks"),)
 

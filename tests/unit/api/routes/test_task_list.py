@@ -8,8 +8,8 @@ import pytest
 from doubles.example_requests import Example
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.interfaces.cluster_engine import JobPhase, JobStatus
+from sandbox.interfaces.server_services import UnavailableError
 from sandbox.interfaces.store import TaskQuery
-from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode, FailureReason

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from doubles.example_requests import MANIFEST, RUNNING_EVENTS, Example
-from sandbox.interfaces.tasks import InsufficientResourcesError, UnavailableError
+from sandbox.interfaces.server_services import InsufficientResourcesError, UnavailableError
 from sandbox.model import fixed_limits
 
 EXAMPLES = (

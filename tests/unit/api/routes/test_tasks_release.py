@@ -7,7 +7,7 @@ import pytest
 from doubles.example_requests import FAILED_EVENTS, Example
 from doubles.fake_tasks import TO_RUNNING
 from doubles.manifests import manifest
-from sandbox.interfaces.tasks import SandboxNotPreservedError
+from sandbox.interfaces.server_services import SandboxNotPreservedError
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
 

@@ -12,7 +12,7 @@ from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.dashboard.pages import server
 from sandbox.interfaces.placement import HostState, HostStatus
-from sandbox.interfaces.tasks import HostWithTasks, LoadSample, Occupancy
+from sandbox.interfaces.server_services import HostWithTasks, LoadSample, Occupancy
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import LOAD_SAMPLE_INTERVAL_SECONDS

@@ -8,7 +8,7 @@ import pytest
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from doubles.manifests import manifest
-from sandbox.interfaces.tasks import Inheritance
+from sandbox.interfaces.server_services import Inheritance
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
 

@@ -18,7 +18,7 @@ from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.schema import Repository
-from sandbox.model.wire.events import format_timestamp
+from sandbox.model.wire.event_conversion import format_timestamp
 
 
 def rows(page):

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.egress_host import client_hello
-from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel
+from sandbox.gateway.egress.inspection import Denial, Tunnel
+from sandbox.gateway.egress.policy import EgressPolicy
 from sandbox.gateway.egress.protocol_sniffing import SniffingInspector, open_transparent_tunnel
 from sandbox.gateway.egress.proxy_inspector import ProxyInspector
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX

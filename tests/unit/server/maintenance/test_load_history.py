@@ -9,7 +9,7 @@ import pytest
 
 from doubles.fake_tasks import manifest
 from doubles.server_components import TO_RUNNING, ServerComponents
-from sandbox.interfaces.tasks import LoadSample
+from sandbox.interfaces.server_services import LoadSample
 from sandbox.model.fixed_limits import LOAD_SAMPLES_MAX
 from sandbox.store.sqlite import SqliteStore
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sandbox.interfaces.tasks import Retention
+from sandbox.interfaces.server_services import Retention
 from sandbox.server.maintenance.pruning import PruneSelector
 
 NOW = datetime(2026, 1, 29, tzinfo=UTC)

@@ -96,8 +96,8 @@ def prune(
 def _prune_offline(limits: Mapping[str, int | None], options: Mapping[str, Any], *, dry_run: bool) -> Pruned:
     settings = load_configuration(options).settings
     from sandbox.bootstrap.admin_operations import prune_data_dir
-    from sandbox.interfaces.tasks import Retention
-    from sandbox.model.wire.events import format_timestamp
+    from sandbox.interfaces.server_services import Retention
+    from sandbox.model.wire.event_conversion import format_timestamp
 
     is_limited = any(limit is not None for limit in limits.values())
     retention = Retention(**limits) if is_limited else settings.retention.retention

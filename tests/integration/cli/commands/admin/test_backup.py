@@ -21,7 +21,7 @@ from sandbox.bootstrap.backup.restore import restore as restore_here
 from sandbox.interfaces.auth import Role
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError
-from sandbox.interfaces.tasks import Retention
+from sandbox.interfaces.server_services import Retention
 from sandbox.journal import compressed
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import AgentExited, Artifact, ArtifactCollected, Output, TaskFinished

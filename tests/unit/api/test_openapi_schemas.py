@@ -12,7 +12,7 @@ from doubles.manifests import parse_manifest
 from sandbox.agents import registered_agents
 from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.api.openapi import component_name
-from sandbox.api.schemas import component_schemas
+from sandbox.api.openapi_schemas import component_schemas
 from sandbox.model.errors import InvalidManifestError
 from sandbox.model.events import FollowUp
 from sandbox.model.manifest.schema import declare_manifest

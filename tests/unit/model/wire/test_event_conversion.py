@@ -16,7 +16,7 @@ from sandbox.model.manifest.schema import Manifest, Metadata, Repository
 from sandbox.model.task import Attempt, StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire import event_bodies
-from sandbox.model.wire.events import (
+from sandbox.model.wire.event_conversion import (
     LogStream,
     attempt_bodies,
     current_state_event,

@@ -16,7 +16,7 @@ from sandbox.model.events import Artifact, Idempotency, Parent
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.events import WireEvent
+from sandbox.model.wire.event_conversion import WireEvent
 
 
 @dataclass(frozen=True, slots=True)
