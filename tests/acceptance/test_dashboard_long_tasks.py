@@ -758,8 +758,54 @@ def test_output_of_a_terminal_is_text_without_its_control_sequences(open_task):
     )
     stream.send(output("ple\x1b\\link\x1b]8;;\x1b\\\r\n\r\n$ ", continued=True))
     page.get_by_text("$", exact=True).wait_for()
-    assert page.locator(".line-text").all_inner_texts() == ["Agent v2", ">  ", "Done ✓link", "$ "]
+    assert page.locator(".line-text").all_inner_texts() == ["Agent      v2", "", ">", "", "Done ✓link", "", "$ "]
     assert page.get_by_role("button", name="Raw").count() == 0
+
+
+def test_redrawn_lines_of_a_terminal_are_shown_once(open_task):
+    page, stream = open_task("session#output")
+    stream.send(output("npm ci\r\n", continued=True))
+    for percent in range(101):
+        stream.send(output(f"\rfetching {percent}%\x1b[K", continued=True))
+    stream.send(output("\r\n⠋ first step\r\n  second step", continued=True))
+    for spinner in "⠙⠹⠸✓":
+        frame = f"\x1b[2K\x1b[1A\x1b[2K\x1b[G\x1b[32m{spinner}\x1b[m first step\r\n  second step"
+        stream.send(output(frame, continued=True))
+    stream.send(output("\b\b\b\btask\r\nabc\x1b[3D\x1b[Pxy\x1b[@z漢字\x1b[8Ge\u0301\r\n", continued=True))
+    rendered = page.locator(".line-text")
+    page.get_by_text("xyz").wait_for()
+    assert rendered.all_inner_texts() == ["npm ci", "fetching 100%", "✓ first step", "  second task", "xyz漢字e\u0301"]
+    assert page.locator(".line-text .a2").inner_text() == "✓"
+    assert page.locator("#tally-output").inner_text() == "5"
+    page.get_by_role("searchbox").fill("second")
+    page.locator("#find-count", has_text="1 line").wait_for()
+    page.get_by_role("button", name="Events").click()
+    assert rendered.count() == 0
+
+
+def screen(*rows):
+    """Return what a full-screen program writes to show these rows and to hide all others."""
+    return "\x1b[H" + "\r\n".join(f"{row}\x1b[K" for row in rows) + "\x1b[J\x1b[24;1H\x1b[22;3H"
+
+
+def test_text_that_a_full_screen_program_scrolls_off_is_kept(open_task):
+    page, stream = open_task("session#output")
+    stream.send(output("$ agent\r\n\x1b[?1049h\x1b[2J", continued=True))
+    said = [f"step {number} of the work" for number in range(40)]
+    for first in range(0, 31, 2):
+        frame = screen(*said[first : first + 10], "", f"{spinner_at(first // 2)} working", "> ")
+        stream.send(output(frame, continued=True))
+    rendered = page.locator(".line-text")
+    page.get_by_text(said[39]).wait_for()
+    expected = ["$ agent", *said, "", f"{spinner_at(15)} working", ">"]
+    assert rendered.all_inner_texts() == expected
+    stream.send(output("\x1b[?1049lended\r\n", continued=True), {"type": "end", "state": "completed"})
+    page.get_by_text("ended", exact=True).wait_for()
+    assert rendered.all_inner_texts() == [*expected, "ended"]
+
+
+def spinner_at(number):
+    return "◐◓◑◒"[number % 4]
 
 
 def test_incomplete_line_is_not_joined_with_the_next(open_task):

@@ -1,7 +1,8 @@
 // stdout, stderr and events as lines. Only visible lines have elements, which keeps long output responsive.
 import { LineHeights } from "/assets/line_heights.js";
-import { describe, jsonElement, TerminalText, toolResultElement } from "/assets/output_line.js";
+import { describe, jsonElement, toolResultElement } from "/assets/output_line.js";
 import { $, clock, count, formatDuration, h, money } from "/assets/page.js";
+import { TerminalScreen } from "/assets/terminal_screen.js";
 import { appendText, withoutColors } from "/assets/untrusted_text.js";
 
 const LINE_HEIGHT = 20;
@@ -44,7 +45,10 @@ export class Output {
   #rowsElement = this.#space.firstElementChild;
   #find = { text: "", hits: [], at: -1, scanned: 0, timer: 0 };
   #heights = new LineHeights();
-  #terminal = new TerminalText();
+  #screen = new TerminalScreen();
+  #screenLines = []; // the lines that a terminal's program may still redraw, as of the last call of `show`
+  #screenVersion = 0;
+  #firmCount = 0; // the number of lines before them
   #columns = 100;
   #width = 0;
   #wraps = localStorage.getItem(WRAP_SETTING) !== "off";
@@ -53,7 +57,7 @@ export class Output {
   #isStale = true;
   #range = "";
 
-  // isTerminal: the output is not divided into lines, so a partial line at the end is also shown.
+  // isTerminal: the output is what a terminal shows, so a program can redraw the last lines.
   constructor(isTerminal) {
     this.isTerminal = isTerminal;
     $("output-raw").hidden = isTerminal; // the download has the output as it was written
@@ -79,7 +83,7 @@ export class Output {
   }
 
   get count() {
-    return this.#all.length + this.#droppedCount;
+    return this.#all.length + this.#droppedCount + this.#screen.lines.length;
   }
 
   toggleWrap() {
@@ -111,14 +115,21 @@ export class Output {
   }
 
   #addOutput({ stream, timestamp, data, continued }) {
-    const lines = (this.isTerminal ? this.#terminal.read(data) : data).split("\n");
+    if (this.isTerminal && stream === "stdout") {
+      this.#addTerminalLines(this.#screen.write(data, timestamp));
+      return;
+    }
+    const lines = data.split("\n");
     lines[0] = (this.#partial[stream]?.text ?? "") + lines[0];
     const rest = lines.pop();
-    // Programs redraw a terminal with empty rows.
-    for (const line of lines) if (!this.isTerminal || withoutColors(line).trim()) this.#add(stream, timestamp, line);
+    for (const line of lines) this.#add(stream, timestamp, line);
     this.#partial[stream] = rest ? { stream, at: timestamp, text: rest } : null;
     if (rest && (!continued || rest.length >= LINE_CHARACTERS_MAX)) this.#breakLine(stream);
-    this.#isStale ||= this.isTerminal;
+  }
+
+  #addTerminalLines(lines) {
+    for (const { at, text } of lines) this.#add("stdout", at, text);
+    this.#isStale = true;
   }
 
   #breakLine(stream) {
@@ -129,12 +140,7 @@ export class Output {
 
   #breakLines() {
     for (const stream of Object.keys(this.#partial)) if (this.#partial[stream]) this.#breakLine(stream);
-  }
-
-  // The partial line at the end of a terminal's output, such as a shell prompt.
-  get #prompt() {
-    const hasPrompt = this.isTerminal && (this.#stream === "all" || this.#stream === "stdout");
-    return hasPrompt ? this.#partial.stdout : null;
+    this.#addTerminalLines(this.#screen.end());
   }
 
   #add(stream, at, text) {
@@ -221,11 +227,22 @@ export class Output {
   show(isForced = false) {
     if (!this.#isStale) return;
     this.#isStale = false;
-    if (this.#heights.count > this.#count) this.#heights.truncate(this.#count);
+    this.#readScreen();
     for (let at = this.#heights.count; at < this.#count; at++) this.#heights.push(this.#estimate(this.#line(at)));
     this.#updateSpace();
     this.#scan();
     this.#draw(isForced);
+  }
+
+  #readScreen() {
+    const isShown = this.#stream === "all" || this.#stream === "stdout";
+    this.#screenLines = isShown ? this.#screen.lines.map((line) => ({ stream: "stdout", ...line })) : [];
+    const count = Math.min(this.#firmCount, this.#filtered.length);
+    this.#firmCount = this.#filtered.length;
+    if (!this.isTerminal) return;
+    this.#heights.truncate(count);
+    this.#forgetMatches(count);
+    this.#screenVersion++;
   }
 
   #updateSpace() {
@@ -234,11 +251,11 @@ export class Output {
   }
 
   get #count() {
-    return this.#filtered.length + (this.#prompt ? 1 : 0);
+    return this.#filtered.length + this.#screenLines.length;
   }
 
   #line(at) {
-    return this.#filtered[at] ?? this.#prompt;
+    return this.#filtered[at] ?? this.#screenLines[at - this.#filtered.length];
   }
 
   // The actual heights can move other rows into view: draw again.
@@ -254,7 +271,7 @@ export class Output {
     const top = this.#heights.indexAt(scrollTop);
     const first = Math.max(0, top - MARGIN_LINES);
     const last = Math.min(count, this.#heights.indexAt(scrollTop + clientHeight) + 1 + MARGIN_LINES);
-    const range = `${first}-${last}-${last > this.#filtered.length ? this.#prompt.text.length : ""}`;
+    const range = `${first}-${last}-${last > this.#filtered.length ? this.#screenVersion : ""}`;
     // Do not replace unchanged rows, so that selections survive.
     if (range === this.#range && !isForced) return false;
     this.#range = range;
@@ -357,21 +374,29 @@ export class Output {
     this.#draw(true);
   }
 
+  // Forget the matches from this line on: a program has redrawn them.
+  #forgetMatches(first) {
+    const find = this.#find;
+    find.scanned = Math.min(find.scanned, first);
+    while (find.hits.at(-1) >= first) find.hits.pop();
+    find.at = Math.min(find.at, find.hits.length - 1);
+  }
+
   // Search in time slices, which keeps the page responsive.
   #scan() {
     const find = this.#find;
     clearTimeout(find.timer);
     if (find.text) {
       const deadline = performance.now() + SLICE_MILLISECONDS;
-      while (find.scanned < this.#filtered.length && performance.now() < deadline) {
-        for (const stop = Math.min(find.scanned + 64, this.#filtered.length); find.scanned < stop; find.scanned++) {
-          if (withoutColors(this.#filtered[find.scanned].text).toLowerCase().includes(find.text))
+      while (find.scanned < this.#count && performance.now() < deadline) {
+        for (const stop = Math.min(find.scanned + 64, this.#count); find.scanned < stop; find.scanned++) {
+          if (withoutColors(this.#line(find.scanned).text).toLowerCase().includes(find.text))
             find.hits.push(find.scanned);
         }
       }
-      if (find.scanned < this.#filtered.length) find.timer = setTimeout(() => this.#scan(), 0);
+      if (find.scanned < this.#count) find.timer = setTimeout(() => this.#scan(), 0);
     }
-    const isDone = find.scanned >= this.#filtered.length;
+    const isDone = find.scanned >= this.#count;
     const position = find.at >= 0 ? `${find.at + 1} of ` : "";
     $("find-count").textContent = find.text
       ? `${position}${count(find.hits.length)} lines${isDone ? "" : " so far"}`

@@ -33,30 +33,6 @@ export function describe(line) {
   return line.view;
 }
 
-const TERMINAL_STRINGS = /\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)/g; // for example the window's title
-const TERMINAL_ROWS = /\x1b\[[\d;]*[ABEFHdf]|\r+\n?/g;
-const TERMINAL_COLUMNS = /\x1b\[\d*[CG`]/g;
-const TERMINAL_CODES = /\x1b\[[0-?]*[ -/]*[@-ln-~]|\x1b[ -/]*[0-OQ-WYZ\\`-~]|[\0-\x08\x0b-\x1a\x1c-\x1f]/g; // colors stay
-const TERMINAL_INCOMPLETE = /\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b]*\x1b?|[ -/]*)$/;
-const INCOMPLETE_CHARACTERS_MAX = 4096;
-
-// Converts a terminal's output to lines of text: a move to another row begins a line, and colors are kept.
-export class TerminalText {
-  #incomplete = "";
-
-  read(data) {
-    const text = this.#incomplete + data;
-    const end = TERMINAL_INCOMPLETE.exec(text)?.[0] ?? "";
-    this.#incomplete = end.length < INCOMPLETE_CHARACTERS_MAX ? end : "";
-    return text
-      .slice(0, text.length - this.#incomplete.length)
-      .replace(TERMINAL_STRINGS, "")
-      .replace(TERMINAL_ROWS, "\n")
-      .replace(TERMINAL_COLUMNS, " ")
-      .replace(TERMINAL_CODES, "");
-  }
-}
-
 function describeValue(line, value) {
   const summary = line.stream === "stdout" ? summarizeAgentLine(value) : null;
   if (summary) return { level: "", preview: summary.text, kind: summary.kind, moreLines: summary.moreLines };
