@@ -61,6 +61,8 @@ export class Output {
   constructor(isTerminal) {
     this.isTerminal = isTerminal;
     $("output-raw").hidden = isTerminal; // the download has the output as it was written
+    if (isTerminal) this.#stream = "stdout"; // a screen has no order with the events
+    this.#filter();
     this.#box.addEventListener("scroll", () => {
       this.#isFollowing = this.#box.scrollTop + this.#box.clientHeight >= this.#heights.total - LINE_HEIGHT;
       this.#draw();
@@ -103,6 +105,8 @@ export class Output {
   #showSettings() {
     $("output-wrap").setAttribute("aria-pressed", String(this.#wraps));
     $("output-raw").setAttribute("aria-pressed", String(this.#isRaw));
+    for (const button of document.querySelectorAll("[data-stream]"))
+      button.setAttribute("aria-pressed", String(button.dataset.stream === this.#stream));
     this.#box.classList.toggle("wraps", this.#wraps);
     this.#box.classList.toggle("raw", this.#isRaw);
   }
@@ -163,7 +167,7 @@ export class Output {
     this.#all.splice(0, number);
     this.#droppedCount += number;
     const lengthBefore = this.#filtered.length;
-    if (this.#filtered !== this.#all) this.#filtered = this.#all.filter((line) => line.stream === this.#stream);
+    this.#filter();
     const dropped = this.#filtered === this.#all ? number : lengthBefore - this.#filtered.length;
     const height = this.#heights.dropFirst(Math.min(dropped, this.#heights.count));
     if (!this.#isFollowing) this.#box.scrollTop -= height;
@@ -173,11 +177,14 @@ export class Output {
       `This page no longer has the first ${count(this.#droppedCount)} lines; download the output to see all.`;
   }
 
-  #selectStream(button) {
-    for (const each of document.querySelectorAll("[data-stream]"))
-      each.setAttribute("aria-pressed", String(each === button));
-    this.#stream = button.dataset.stream;
+  #filter() {
     this.#filtered = this.#stream === "all" ? this.#all : this.#all.filter((line) => line.stream === this.#stream);
+  }
+
+  #selectStream(button) {
+    this.#stream = button.dataset.stream;
+    this.#filter();
+    this.#showSettings();
     this.#isFollowing = true;
     this.#heights.truncate(0);
     this.#search(this.#find.text);

@@ -1,4 +1,5 @@
 // What a terminal shows, as lines of text: redrawn lines appear once, as in a terminal. Colors are kept.
+import { withoutColors } from "/assets/untrusted_text.js";
 
 // Rows above the screen that a program may still redraw.
 const ROWS_MAX = 500;
@@ -61,14 +62,16 @@ class Row {
   #characters = [];
   #styles = [];
   #text = "";
-  at = 0;
 
   // A row with the text of another one, which is not redrawn.
   static copy({ text, at }) {
-    const row = new Row();
+    const row = new Row(at);
     row.#text = text;
-    row.at = at;
     return row;
+  }
+
+  constructor(at = 0) {
+    this.at = at;
   }
 
   // The text with its colors, without spaces at the end.
@@ -198,14 +201,14 @@ export class TerminalScreen {
 
   #finish() {
     this.#keep(this.lines);
-    this.#rows = [new Row()];
+    this.#rows = [new Row(this.#at)];
     this.#top = this.#row = this.#column = 0;
     this.#region = null;
     this.#before = [];
   }
 
   get #current() {
-    while (this.#rows.length <= this.#row) this.#rows.push(new Row());
+    while (this.#rows.length <= this.#row) this.#rows.push(new Row(this.#at));
     return this.#rows[this.#row];
   }
 
@@ -330,7 +333,6 @@ export class TerminalScreen {
       this.#row++;
       this.#top++;
     }
-    this.#current.at ||= this.#at;
     this.#dropRows();
   }
 
@@ -357,14 +359,14 @@ export class TerminalScreen {
     }
     const number = Math.min(count, this.#regionLast - first + 1);
     this.#fillRows(this.#regionLast);
-    this.#rows.splice(this.#regionLast + 1, 0, ...Array.from({ length: number }, () => new Row()));
+    this.#rows.splice(this.#regionLast + 1, 0, ...Array.from({ length: number }, () => new Row(this.#at)));
     this.#top += number;
     this.#row += number;
     this.#dropRows();
   }
 
   #fillRows(last) {
-    while (this.#rows.length <= last) this.#rows.push(new Row());
+    while (this.#rows.length <= last) this.#rows.push(new Row(this.#at));
   }
 
   // Move the rows from `first` to the end of the region up by `count` rows; down if it is negative.
@@ -373,7 +375,7 @@ export class TerminalScreen {
     if (first > last) return;
     this.#fillRows(last);
     const number = Math.min(Math.abs(count), last - first + 1);
-    const blank = Array.from({ length: number }, () => new Row());
+    const blank = Array.from({ length: number }, () => new Row(this.#at));
     if (count > 0) {
       this.#rows.splice(first, number);
       this.#rows.splice(last - number + 1, 0, ...blank);
@@ -404,11 +406,17 @@ export class TerminalScreen {
     else if (which === 2) this.#current.truncate(0, this.#at);
   }
 
-  // A full-screen program scrolls by drawing its text again further up. Keep the rows that it scrolled off.
+  // A full-screen program scrolls by drawing its text again further up. Keep the rows that it scrolled off, and drop
+  // those that it scrolled back into view.
   #keepScrolledRows() {
     const before = this.#before;
     this.#before = this.#rows.slice(this.#top, this.#top + this.#height).map(({ at, text }) => ({ at, text }));
-    const number = scrolledRows(before, this.#before);
+    if (isAt(before, this.#before, 0)) return;
+    const returned = returnedRows(this.#rows.slice(0, this.#top), this.#before);
+    this.#rows.splice(this.#top - returned, returned);
+    this.#top -= returned;
+    this.#row -= returned;
+    const number = returned ? 0 : scrolledRows(before, this.#before);
     if (!number) return;
     this.#rows.splice(this.#top, 0, ...before.slice(0, number).map(Row.copy));
     this.#top += number;
@@ -417,16 +425,27 @@ export class TerminalScreen {
   }
 }
 
+// The number of rows at the end of `above` that are also at the beginning of a screen.
+function returnedRows(above, now) {
+  for (let number = Math.min(above.length, now.length); number > 0; number--) {
+    const rows = above.slice(-number);
+    if (rows.every((row, at) => isSame(row, now[at])) && rows.some(({ text }) => text)) return number;
+  }
+  return 0;
+}
+
 // The number of rows by which the beginning of a screen has moved up; 0 if it has not.
 function scrolledRows(before, now) {
-  if (isAt(before, now, 0)) return 0;
   for (let number = 1; number < before.length; number++) if (isAt(before, now, number)) return number;
   return 0;
 }
 
+// Programs change the colors of text that does not move.
+const isSame = (one, other) => one.text === other.text || withoutColors(one.text) === withoutColors(other.text);
+
 function isAt(before, now, offset) {
   let evidence = 0;
-  for (let at = 0; at < now.length && at + offset < before.length && before[at + offset].text === now[at].text; at++)
+  for (let at = 0; at < now.length && at + offset < before.length && isSame(before[at + offset], now[at]); at++)
     if (now[at].text && ++evidence === SCROLL_EVIDENCE_ROWS) return true;
   return false;
 }
