@@ -336,6 +336,19 @@ def test_error_count_links_to_the_first_error(base_url, browser):
     wait_until(lambda: page.evaluate("document.activeElement.id") == "manifest", 20, "the text of the manifest")
 
 
+def test_error_count_is_that_of_the_selected_tab(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    page.get_by_role("tab", name="YAML").click()
+    page.get_by_label("Manifest, YAML").fill('version: "1"\nkind: Task\nclaude: {prompt: ""}\nvm: {cpus: 9999}\n')
+    page.get_by_role("button", name="4 errors").wait_for()
+    assert page.locator("#errors li").count() == 4
+    page.get_by_role("tab", name="Form").click()
+    page.get_by_role("button", name="1 error").wait_for()  # the other fields are empty, as in a new form
+    assert page.locator("#errors li").all_inner_texts() == ["vm.cpus\nmust be at most 4096"]
+    page.get_by_role("tab", name="YAML").click()
+    page.get_by_role("button", name="4 errors").wait_for()
+
+
 def test_link_to_the_schema_opens_the_schema_of_the_manifest(base_url, browser):
     page = browser.open(f"{base_url}/submit#yaml")
     page.get_by_role("link", name="the schema").click()

@@ -62,7 +62,8 @@ function showTab() {
     $(`panel-${name}`).hidden = name !== selected;
   }
   if (selected === "yaml") editor.show();
-  showResult();
+  const shownCount = showResult();
+  if (errors.length) showErrorCount(shownCount);
 }
 
 function selectTab(name) {
@@ -132,12 +133,15 @@ function handleResult(error) {
   const shownCount = showResult();
   if (!error) showValidationStatus("Ready to submit.", "good");
   else if (!errors.length) showValidationStatus(error.message, "ill");
-  else if (!shownCount) showValidationStatus(invitation(), "");
   else showErrorCount(shownCount);
 }
 
 // The number of errors is a link to the first one.
 function showErrorCount(count) {
+  if (!count) {
+    showValidationStatus(invitation(), "");
+    return;
+  }
   showValidationStatus("", "ill");
   const first = () => (selectedTab() === "form" ? form.firstOf(shownErrors()) : errors[0]);
   const text = count === 1 ? "1 error" : `${count} errors`;
