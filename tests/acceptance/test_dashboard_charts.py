@@ -71,7 +71,7 @@ def test_charts_show_axes_and_units_and_values_and_gaps(base_url, browser):
 
 def test_missing_metrics_are_reported(base_url, browser):
     page = browser.open(f"{base_url}/tasks/unsampled#metrics")
-    page.get_by_text("No metrics yet.").wait_for()
+    page.get_by_text("No metrics were recorded.").wait_for()
     assert page.locator(".chart").count() == 0
 
 

@@ -411,6 +411,17 @@ def test_background_command_that_fails_or_outlives_the_agent_is_not_shown_as_a_s
     assert page.locator(".result h3").all_inner_texts() == ["Result"]
 
 
+def test_unfinished_command_of_an_ended_agent_is_shown_as_stopped(open_running_task):
+    page, stream = open_running_task("chat")
+    stream.send(tool_call_started("s", summary="sleep 1"), tool_call_started("t", summary="sleep 2"))
+    page.locator(".tool-took").nth(1).wait_for()
+    assert page.locator(".tool-took").all_inner_texts() == ["…", "…"]
+    change = {"previous_state": "running", "new_state": "completing", "state_message": "Collecting artifacts"}
+    stream.send({"type": "state_change", **change}, tool_result("t", "late", is_error=True, exit_code=137))
+    page.get_by_text("exit 137").wait_for()
+    assert page.locator(".tool-took").all_inner_texts() == ["stopped with the agent", "exit 137"]
+
+
 def test_expanded_details_survive_a_header_update(open_running_task, base_url):
     page, stream = open_running_task("chat")
     stream.send(agent_message("Here."))
@@ -783,6 +794,22 @@ def test_redrawn_lines_of_a_terminal_are_shown_once(open_task):
     assert rendered.count() == 0
 
 
+def test_page_of_a_terminal_starts_with_its_output_and_explains_the_conversation(open_task):
+    page, stream = open_task("session")
+    denied = {"type": "egress_denied", "host": "a.example", "port": 443, "reason": "vm.network_mode is isolated."}
+    stream.send(output("hello\r\n", continued=False), denied)
+    page.get_by_text("a.example:443 refused").wait_for()
+    page.get_by_text("The agent had a terminal; the Output tab has what it showed.").wait_for()
+    assert page.get_by_text("Turns", exact=True).count() == 0
+    page.get_by_role("tab", name="Output").click()
+    page.get_by_text("hello", exact=True).wait_for()
+    assert page.locator(".line-text").all_inner_texts() == ["hello"]
+    assert page.get_by_role("button", name="stdout").get_attribute("aria-pressed") == "true"
+    assert accessibility_violations(page) == []
+    page.get_by_role("button", name="All", exact=True).click()
+    page.get_by_text("egress_denied").wait_for()
+
+
 def screen(*rows):
     """Return what a full-screen program writes to show these rows and to hide all others."""
     return "\x1b[H" + "\r\n".join(f"{row}\x1b[K" for row in rows) + "\x1b[J\x1b[24;1H\x1b[22;3H"
@@ -798,6 +825,11 @@ def test_text_that_a_full_screen_program_scrolls_off_is_kept(open_task):
     rendered = page.locator(".line-text")
     page.get_by_text(said[39]).wait_for()
     expected = ["$ agent", *said, "", f"{spinner_at(15)} working", ">"]
+    assert rendered.all_inner_texts() == expected
+    back = screen(*said[26:36], "", f"{spinner_at(16)} working", ">")  # the user scrolls back
+    stream.send(output(back, continued=True), output(screen(*said[30:40], "", "✓ done", ">"), continued=True))
+    page.get_by_text("✓ done").wait_for()
+    expected[-2] = "✓ done"
     assert rendered.all_inner_texts() == expected
     stream.send(output("\x1b[?1049lended\r\n", continued=True), {"type": "end", "state": "completed"})
     page.get_by_text("ended", exact=True).wait_for()

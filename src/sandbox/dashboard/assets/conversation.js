@@ -29,6 +29,7 @@ export class Conversation {
   );
   #stale = new Set();
   #withNewSteps = new Set();
+  #isTerminal = $("task-data").dataset.format === "terminal";
   #denials = new Map(); // entries of denials, keyed by what was refused and why
 
   handle(event) {
@@ -103,6 +104,7 @@ export class Conversation {
     entry.isError = event.is_error;
     entry.exitCode = event.exit_code;
     entry.isInBackground = event.in_background === true;
+    entry.isStopped &&= entry.isInBackground; // a result can arrive after the agent's exit
     this.#addSize(entry, entry.output.length - before);
     this.#stale.add(entry);
     // Fold the steps of a subagent that has ended, unless the user has opened them.
@@ -143,12 +145,12 @@ export class Conversation {
     this.#stale.add(entry);
   }
 
-  // The agent has exited: no round follows, and commands in the background were stopped.
+  // The agent has exited: no round follows, and unfinished calls were stopped.
   endAttempt() {
     this.#setSuccessor(false);
     this.#lastResult = null;
     for (const entry of this.#tools.values()) {
-      if (!isRunningInBackground(entry)) continue;
+      if (isDone(entry) && !isRunningInBackground(entry)) continue;
       entry.isStopped = true;
       this.#stale.add(entry);
     }
@@ -260,7 +262,7 @@ export class Conversation {
   // Create elements during one time slice. keepsEnd: the user is following the end of the conversation.
   show(keepsEnd) {
     const deadline = performance.now() + BUDGET_MILLISECONDS;
-    $("talk-empty").hidden = this.#list.total > 0;
+    $("talk-empty").hidden = this.#list.total > 0 && !this.#isTerminal;
     for (const entry of this.#stale) {
       this.#stale.delete(entry);
       this.#rerender(entry);

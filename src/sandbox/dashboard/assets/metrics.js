@@ -50,7 +50,8 @@ export class Metrics {
       tokensIn.add(event.timestamp, event.input_tokens + event.cache_read_tokens + event.cache_write_tokens);
       tokensOut.add(event.timestamp, event.output_tokens);
     } else if (event.type === "egress_denied" && !isModelDenial(event)) refused.add(event.timestamp, 1);
-    else if (event.type !== "end") return;
+    else if (event.type === "end") this.#note.textContent = "No metrics were recorded.";
+    else return;
     this.#isStale = true;
   }
 
