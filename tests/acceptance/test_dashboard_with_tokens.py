@@ -81,6 +81,15 @@ def sign_in(deployment, browser, token):
     return page
 
 
+def test_header_of_an_operator_fits_on_a_phone(token_deployment, browser):
+    page = sign_in(token_deployment, browser, token_deployment.bearer)
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert page.get_by_role("link", name="New task").bounding_box()["width"] >= 24
+    assert accessibility_violations(page) == []
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
+
+
 @contextmanager
 def other_site(html):
     """Serve a page from another origin of the same site: browsers include cookies in its requests to the dashboard."""
