@@ -106,7 +106,7 @@ class BubblewrapConfinement:
             yield from ("--symlink", target, link)
         for path in _HOST_PATHS:
             yield from ("--ro-bind-try", path, path)
-        yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS)
+        yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS_WITHOUT_TERMINALS)
         yield from ("--size", str(_TMPFS_BYTES_MAX), "--perms", "1777", "--tmpfs", "/tmp")  # noqa: S108
         own = [one for one in self._spec.directories if working_directory.is_relative_to(one)]
         visible = {*(own or self._spec.directories), *self._spec.read_only}

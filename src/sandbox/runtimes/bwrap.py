@@ -21,6 +21,11 @@ Therefore, /dev/ptmx links to the ptmx device of the launcher's devpts. /dev is 
 number of files in it, and one read of a directory in memory lists all of its files without interruption.
 """
 
+DEVICE_ARGUMENTS_WITHOUT_TERMINALS = (
+    *("--dev", "/dev", "--perms", "0555", "--tmpfs", "/dev/pts", "--remount-ro", "/dev/pts", "--remount-ro", "/dev"),
+)
+"""For programs that need no terminals: the CPU time of the kernel threads for their input would have to be limited."""
+
 _HIDDEN_PROC_DIRECTORIES = ("/proc/bus", "/proc/driver", "/proc/fs")  # they exist on every kernel
 PROC_ARGUMENTS = (
     *("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev-bind", "/dev/null", "/proc/locks"),

@@ -287,6 +287,7 @@ _AARCH64 = Architecture(
 )  # fmt: skip
 
 ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64}
+_FORKS = {"x86_64": (57, 58)}  # fork, vfork
 
 
 def assemble_filter(
@@ -378,9 +379,7 @@ def _restrict_requests(call: int, *, allows_kvm: bool) -> list[bytes]:
 
 def _refuse_file_signals(architecture: Architecture) -> list[bytes]:
     with_signals = [_load(_ARG2), _instruction(_JUMP_SET, _ASYNC, 0, 1), _return_errno(errno.EINVAL)]
-    return [
-        *_for_call(architecture.fcntl, [_load(_ARG1), *_skip_unless_in((_SET_FLAGS,), with_signals)]),
-    ]
+    return _for_call(architecture.fcntl, [_load(_ARG1), *_skip_unless_in((_SET_FLAGS,), with_signals)])
 
 
 def _ignore_scheduling_changes(architecture: Architecture) -> list[bytes]:
@@ -399,10 +398,7 @@ def _ignore_scheduling_changes(architecture: Architecture) -> list[bytes]:
 
 def _ignore_core_limit_changes(architecture: Architecture) -> list[bytes]:
     """Let changes to the core dump limit succeed without effect. Refuse a change that also reads the old limit."""
-    change = [
-        *_skip_if_null(_ARG3, [_return_errno(errno.EPERM)]),
-        _return_errno(0),
-    ]
+    change = [*_skip_if_null(_ARG3, [_return_errno(errno.EPERM)]), _return_errno(0)]
     changed = _skip_if_null(_ARG2, change)
     return [
         *_refuse_values(architecture.setrlimit, _ARG0, (_RLIMIT_CORE,), 0),
@@ -435,6 +431,14 @@ def assemble_socket_filter(machine: str) -> bytes:
     """
     rules = [word for build in (_restrict_socket_use, _refuse_extent_walks) for word in build(ARCHITECTURES[machine])]
     return b"".join([_load(_NR_OFFSET), *rules, _return(_ALLOW)])
+
+
+def assemble_thread_filter(machine: str) -> bytes:
+    """Assemble an additional filter that allows new threads, but no new processes. Raises KeyError."""
+    only_threads = [_load(_ARG0), _instruction(_JUMP_SET, _CLONE_THREAD, 1, 0), _return_errno(errno.EPERM)]
+    clone = _for_call(ARCHITECTURES[machine].clone, only_threads)
+    forks = (word for call in _FORKS.get(machine, ()) for word in _refuse_call(call, errno.EPERM))
+    return b"".join([_load(_NR_OFFSET), *forks, *clone, _return(_ALLOW)])
 
 
 def _instruction(code: int, value: int, when_true: int = 0, when_false: int = 0) -> bytes:

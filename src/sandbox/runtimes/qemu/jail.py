@@ -13,6 +13,7 @@ import msgspec
 
 from sandbox.interfaces.file_layout import MODEL_PORT, PROXY_PORT
 from sandbox.interfaces.runtime import SandboxSpec
+from sandbox.model.fixed_limits import SOCKETS_MAX
 from sandbox.runtimes import bwrap, rootfs_spec
 from sandbox.runtimes.descriptors import create_memfd
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
@@ -25,19 +26,34 @@ from sandbox.runtimes.qemu.components import GUEST_AGENT_PATH, GuestComponents, 
 SHARE_DIRECTORY = "/share"
 _COMMAND_ROOT = f"{SHARE_DIRECTORY}/inside"
 _JAIL_SCRIPT = """
-import os, sys
-listener, files, channel, accelerator, count = map(int, sys.argv[1:6])
-qemu, virtiofsd = sys.argv[6:6 + count], sys.argv[6 + count:]
+import ctypes, os, resource, struct, sys
+listener, files, channel, accelerator, filter, files_max, count = map(int, sys.argv[1:8])
+qemu, virtiofsd = sys.argv[8:8 + count], sys.argv[8 + count:]
+text = os.read(filter, 65536)
+code = ctypes.create_string_buffer(text, len(text))
+def execute(arguments, *others):
+    for one in (*others, filter):
+        os.close(one)
+    # PR_SET_SECCOMP, SECCOMP_MODE_FILTER, struct sock_fprog
+    if ctypes.CDLL(None).prctl(22, 2, struct.pack("HxxxxxxP", len(text) // 8, ctypes.addressof(code)), 0, 0) == 0:
+        os.execv(arguments[0], arguments)
+    os._exit(1)
 if os.fork() == 0:
-    os.close(listener)
-    os.execv(qemu[0], qemu)
-for one in (files, channel, accelerator):
-    os.close(one)
-os.execv(virtiofsd[0], virtiofsd)
+    limit = min(files_max, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    execute(qemu, listener)
+execute(virtiofsd, files, channel, accelerator)
 """
-"""Starts QEMU and virtiofsd, each with only its own descriptors.
+"""Starts QEMU and virtiofsd, each with only its own descriptors, and with a filter: they cannot start processes.
 
-virtiofsd ends with QEMU, and the jail ends with virtiofsd.
+virtiofsd ends with QEMU, and the jail ends with virtiofsd. QEMU needs a file for each connection of the guest, and
+virtiofsd one for each cached file.
+"""
+
+QEMU_FILES_MAX = SOCKETS_MAX + 1024
+"""Maximum number of open files of QEMU: one for each connection of the guest, and some for itself.
+
+With KVM, code in QEMU can create a kernel thread for each open file, and a file in transit in a socket is not counted.
 """
 
 _GUEST_ROOT_DIRECTORIES = ("/dev", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
@@ -87,10 +103,13 @@ def build_program_spec(
     def describe(program_spec: ProgramSpec) -> tuple[Iterator[str], Sequence[str]]:
         numbers = command_lines.QemuDescriptors(*(int(program_spec.add_descriptor(one)) for one in descriptors))
         status = program_spec.add_descriptor(status_fd)
+        thread_filter = create_memfd("filter", seccomp.assemble_thread_filter(os.uname().machine))
+        filter_number = program_spec.add_descriptor(thread_filter)
         qemu = command_lines.qemu_arguments(guest_spec.spec, guest_spec.accelerator, numbers)
         virtiofsd = command_lines.virtiofsd_arguments(guest_spec.components.virtiofsd, SHARE_DIRECTORY, numbers)
         interpreter = str(guest_spec.components.interpreter)
-        words = (interpreter, "-ISE", "-c", _JAIL_SCRIPT, *map(str, (*numbers, len(qemu))), *qemu, *virtiofsd)
+        counts = (*numbers, filter_number, QEMU_FILES_MAX, len(qemu))
+        words = (interpreter, "-ISE", "-c", _JAIL_SCRIPT, *map(str, counts), *qemu, *virtiofsd)
         return _bwrap_arguments(program_spec, guest_spec, status), words
 
     return bwrap.build_program_spec(program, guest_spec.spec.attempt_id, describe)
@@ -111,7 +130,7 @@ def _bwrap_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, status: s
     yield from ("--json-status-fd", status)
     yield from bwrap.seccomp_arguments(program_spec, jail_filter)
     yield from _host_program_arguments(guest_spec, "")
-    yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS)
+    yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS_WITHOUT_TERMINALS)
     yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/kernel", command_lines.KERNEL)
     yield from _guest_root_arguments(program_spec, guest_spec, guest_filter)
     yield from _command_root_arguments(program_spec, guest_spec)

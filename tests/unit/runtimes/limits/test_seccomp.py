@@ -80,6 +80,17 @@ def test_only_the_guest_filter_allows_installing_filters(architecture: str):
 
 
 @all_architectures
+def test_thread_filter_allows_threads_and_refuses_processes(architecture: str):
+    code = seccomp.assemble_thread_filter(architecture)
+    clone, forks = CLONE[architecture], {"x86_64": (57, 58), "aarch64": ()}[architecture]
+    assert evaluate(architecture, clone, 0x3D0F00, code=code) == ALLOW  # a thread created by the C library
+    for number, flags in ((clone, 0x1200011), (clone, 0x4111), *((fork, 0) for fork in forks)):
+        assert evaluate(architecture, number, flags, code=code) == errno.EPERM
+    for number in (READ[architecture], EXECVE[architecture]):
+        assert evaluate(architecture, number, 17, code=code) == ALLOW
+
+
+@all_architectures
 def test_calls_of_another_architecture_are_trapped(architecture: str):
     other = next(audit for name, audit in AUDIT.items() if name != architecture)
     assert evaluate(architecture, READ[architecture], audit=other) == TRAP
