@@ -3,6 +3,10 @@
 Code that breaks out of the guest is confined like a sandbox of the bubblewrap runtime: no privileges, no network except
 the gateway's, and no files other than the guest's. The guest's root is SHARE_DIRECTORY, which contains the tools that
 the guest agent needs. _COMMAND_ROOT under it is the root that the command sees.
+
+The disk is a single mount, which the guest agent mounts at the directories of the command. If the jail had separate
+mounts of the disk's directories, the kernel would check all parents of a directory at each `..` in a path, without
+interruption (`path_connected` in fs/namei.c).
 """
 
 import os
@@ -25,6 +29,7 @@ from sandbox.runtimes.qemu.components import GUEST_AGENT_PATH, GuestComponents, 
 
 SHARE_DIRECTORY = "/share"
 _COMMAND_ROOT = f"{SHARE_DIRECTORY}/inside"
+_DISK = "disk"
 _JAIL_SCRIPT = """
 import ctypes, os, resource, struct, sys
 listener, files, channel, accelerator, filter, files_max, count = map(int, sys.argv[1:8])
@@ -56,7 +61,7 @@ QEMU_FILES_MAX = SOCKETS_MAX + 1024
 With KVM, code in QEMU can create a kernel thread for each open file, and a file in transit in a socket is not counted.
 """
 
-_GUEST_ROOT_DIRECTORIES = ("/dev", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
+_GUEST_ROOT_DIRECTORIES = ("/dev", "/disk", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
 
 
 class GuestSpec(msgspec.Struct, frozen=True):
@@ -76,7 +81,7 @@ class GuestSpec(msgspec.Struct, frozen=True):
 
 def exposed_paths(guest_spec: GuestSpec) -> dict[str, Path]:
     """Return the host paths to expose, keyed by their names under the launcher's EXPOSED_DIRECTORY."""
-    paths: dict[str, Path] = {name: guest_spec.spec.disk / name for name in DISK_DIRECTORIES}
+    paths = _disk_paths(guest_spec.spec.disk)
     parts = rootfs_spec.describe_rootfs(guest_spec.spec).mounts
     paths.update(
         {f"part-{index}": path for index, path in enumerate(parts) if path not in guest_spec.execute_only_programs}
@@ -85,6 +90,11 @@ def exposed_paths(guest_spec: GuestSpec) -> dict[str, Path]:
     if guest_spec.spec.image is not None:
         paths["image"] = guest_spec.spec.image
     return {**paths, "kernel": guest_spec.components.kernel, "python": guest_spec.components.python}
+
+
+def _disk_paths(disk: Path) -> dict[str, Path]:
+    """Return the disk, or its directories if it is a plain directory, which only its owner can enter."""
+    return {_DISK: disk} if os.path.ismount(disk) else {f"{_DISK}/{name}": disk / name for name in DISK_DIRECTORIES}
 
 
 def exposed_program_entries(guest_spec: GuestSpec) -> list[tuple[str, str, str]]:
@@ -156,6 +166,8 @@ def _guest_root_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, filt
     yield from _host_program_arguments(guest_spec, SHARE_DIRECTORY)
     for directory in _GUEST_ROOT_DIRECTORIES:
         yield from ("--perms", "0755", "--dir", f"{SHARE_DIRECTORY}{directory}")
+    for name in _disk_paths(guest_spec.spec.disk):
+        yield from ("--bind", f"{launcher.EXPOSED_DIRECTORY}/{name}", f"{SHARE_DIRECTORY}/{name}")
     for index, path in enumerate(guest_spec.components.modules):
         suffix = "".join(path.suffixes[-2:] if path.suffix == ".xz" else path.suffixes[-1:])
         yield from (
@@ -203,8 +215,8 @@ def _command_root_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec) ->
         yield from ("--symlink", target, f"{_COMMAND_ROOT}{link}")
     for path in root.host_paths:
         yield from ("--ro-bind-try", path, f"{_COMMAND_ROOT}{path}")
-    for name, sandbox_path in DISK_DIRECTORIES.items():
-        yield from ("--bind", f"{launcher.EXPOSED_DIRECTORY}/{name}", f"{_COMMAND_ROOT}{sandbox_path}")
+    for sandbox_path in DISK_DIRECTORIES.values() if root.image is None else ():
+        yield from ("--perms", "0755", "--dir", f"{_COMMAND_ROOT}{sandbox_path}")
     yield from _file_arguments(program_spec, guest_spec, root)
     for mount_path in root.tmpfs_mounts:
         yield from ("--remount-ro", f"{_COMMAND_ROOT}{mount_path}")

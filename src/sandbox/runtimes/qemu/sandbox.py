@@ -28,7 +28,7 @@ from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.descriptors import open_reader, refuse_files, wait_for_exit
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, reject_nul
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
-from sandbox.runtimes.limits.ext4_usage import CachedExtentMeter
+from sandbox.runtimes.limits.ext4_usage import CachedExtentMeter, DirectoryMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 from sandbox.runtimes.limits.slab_usage import count_negative_dentries
 from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal
@@ -74,6 +74,7 @@ class QemuSandbox:
         self._channel = Channel(self._handle_frame)
         self._console, self._stderr = OutputTail(), OutputTail()
         self._extent_meter = CachedExtentMeter(guest_spec.spec.disk, launcher.slab_statistics)
+        self._directory_meter = DirectoryMeter(guest_spec.spec.disk)
         self._negative_dentries_before = count_negative_dentries()
         self._streams = {number: GuestStream(self._channel, number) for number in (frames.OUTPUT, frames.ERRORS)}
         self._terminals: dict[int, QemuTerminal] = {}
@@ -169,7 +170,10 @@ class QemuSandbox:
     async def kernel_usage(self) -> KernelUsage:
         """Return the usage of QEMU and virtiofsd. Objects of the guest's kernel are in the guest's memory."""
         usage = await self._launcher.kernel_usage(self._group, self._guest_spec.spec.memory_bytes)
-        return replace(usage, cached_extents=await asyncio.to_thread(self._extent_meter.count))
+        extents = await asyncio.to_thread(self._extent_meter.count)
+        return replace(
+            usage, cached_extents=extents, disk_directories=await asyncio.to_thread(self._directory_meter.count)
+        )
 
     async def file_counts(self) -> FileUsage:
         """Return no counts, because programs inside cannot block `detailed_file_usage` by holding a lock."""

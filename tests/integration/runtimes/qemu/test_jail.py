@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from doubles.runtime_availability import require_qemu_components
-from doubles.sandbox_lifecycle import TIMEOUT_SECONDS, ready_sandbox
+from doubles.sandbox_lifecycle import MEBIBYTE, TIMEOUT_SECONDS, ready_sandbox
+from doubles.syscall_faults import small_file_system
 from sandbox.interfaces.runtime import Runtime
+from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.programs.process_limits import HOST_PROGRAM_FILES_MAX
 from sandbox.runtimes.qemu import QemuRuntime, command_lines
 from sandbox.runtimes.qemu.jail import QEMU_FILES_MAX
@@ -36,7 +38,9 @@ try: os.openpty(); found["terminal"] = "opened"
 except OSError as error: found["terminal"] = errno.errorcode[error.errno]
 found["terminals"] = os.listdir("/dev/pts")
 found["open files"] = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-path = "/share/inside/workspace/" + sys.argv[1]
+mounts = [line.split() for line in open("/proc/self/mountinfo")]
+found["disk"] = {fields[4]: fields[3] for fields in mounts if fields[4].startswith("/share/disk")}
+path = "/share/disk/workspace/" + sys.argv[1]
 with open(path + ".part", "w") as file: json.dump(found, file)
 os.rename(path + ".part", path)
 threading.Event().wait()
@@ -87,4 +91,23 @@ async def test_programs_of_the_jail_can_start_threads_but_not_processes_or_termi
     assert (report.pop("terminal"), report.pop("terminals")) == ("ENOENT", [])
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files_max = HOST_PROGRAM_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, HOST_PROGRAM_FILES_MAX)
+    report.pop("disk")
     assert report == {"open files": min(files_max, QEMU_FILES_MAX) if name == "qemu" else files_max}
+
+
+async def test_mounted_disk_is_a_single_mount_of_the_whole_file_system(runtime: Runtime, tmp_path: Path):
+    """Then the kernel does not check all parents of a directory at each `..` in a path."""
+    with small_file_system(tmp_path / "disk", 64 * MEBIBYTE) as disk:
+        async with ready_sandbox(runtime, disk):
+            report = await read_report(disk / "workspace" / "virtiofsd")
+    assert report["disk"] == {"/share/disk": "/"}
+
+
+async def test_only_the_agents_directories_of_a_plain_directory_are_mounted(runtime: Runtime, disk: Path):
+    async with ready_sandbox(runtime, disk):
+        report = await read_report(disk / "workspace" / "virtiofsd")
+    expected = {f"/share/disk/{name}": str(disk / name) for name in DISK_DIRECTORIES}
+    mounts = report["disk"]
+    assert isinstance(mounts, dict)
+    assert set(mounts) == set(expected)
+    assert all(expected[point].endswith(root) for point, root in mounts.items())

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from doubles.runtime_availability import record_slow_kvm, require_qemu_components
-from doubles.sandbox_lifecycle import MEBIBYTE, TIMEOUT_SECONDS, read_until, ready_sandbox
+from doubles.sandbox_lifecycle import MEBIBYTE, TIMEOUT_SECONDS, read_until, ready_sandbox, run_once
 from doubles.sandbox_scripts import CONNECT_OUTPUT, CONNECT_SCRIPT, IDENTITY_SCRIPT, accept_connection, respond_to_query
+from doubles.syscall_faults import small_file_system
 from sandbox.agents.claude_code.binary_install import find_binary
 from sandbox.interfaces.runtime import Command, Sandbox, TerminalSize
 from sandbox.model.failure import AttemptError, FailureCode
@@ -216,6 +217,27 @@ async def test_guest_has_output_gateway_access_and_a_memory_limit(
     assert remaining == [frozenset()], (
         "names that the guest looked up in the host's directories are dropped when the guest ends"
     )
+
+
+_DISK_SCRIPT = """
+import os
+for top in ("/workspace", "/home/agent", "/tmp"):
+    os.makedirs(f"{top}/a/b"); os.chdir(f"{top}/a/b")
+    open("../../file", "w").write("kept")
+    assert os.path.samefile("../..", top) and os.getcwd() == f"{top}/a/b"
+print(*sorted(os.listdir("/")), os.path.exists("/disk"))
+"""
+
+
+@pytest.mark.timeout(300)
+async def test_directories_of_a_mounted_disk_are_writable_and_persist(runtime: QemuRuntime, tmp_path: Path):
+    with small_file_system(tmp_path / "mounted", 64 * MEBIBYTE) as disk:
+        result = await run_once(runtime, disk, ["/usr/bin/python3", "-c", _DISK_SCRIPT])
+        names = ["bin", "dev", "etc", "home", "lib", "lib64", "opt", "proc", "run", "sbin", "tmp", "usr", "var"]
+        assert (result.output.split(), result.errors) == ([*names, "workspace", "False"], "")
+        assert {str(path.relative_to(disk)) for path in disk.glob("**/file")} == {
+            "workspace/file", "home/agent/file", "tmp/file",
+        }  # fmt: skip
 
 
 _MANY_FLOWS = """

@@ -14,6 +14,9 @@ from _collections_abc import Sequence
 COMMAND_ROOT = "/inside"
 COMMAND_CGROUP = "/sys/fs/cgroup/command"
 _MODULES, _PROGRAMS, _EXECUTE_ONLY_OVERLAY = "/modules", "/programs", "/run/hidden"
+_DISK = "/disk"
+DISK_DIRECTORIES = ("workspace", "home/agent", "tmp")
+"""Directories of the disk. They have the same paths in the command's root directory."""
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 0x1000
 _FINIT_MODULE, _COMPRESSED = 313, 4
@@ -74,6 +77,8 @@ def prepare(settings: list[str]) -> None:
     _create_cgroup(memory, processes)
     _redirect_to_gateway(COMMAND_CGROUP, [int(port) for port in ports.split(",")], _HOST_ADDRESS)
     _create_devices(shm_bytes)
+    for name in DISK_DIRECTORIES:
+        mount(f"{_DISK}/{name}", f"{COMMAND_ROOT}/{name}", None, MS_BIND)
     _make_execute_only(execute_only_paths)
 
 
