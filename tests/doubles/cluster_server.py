@@ -13,6 +13,8 @@ import msgspec
 from doubles.manifests import manifest
 from sandbox import __version__
 from sandbox.bootstrap.cluster import create_certificate, has_task_ended, store_runner_log
+from sandbox.images.image_transfer import StoredImages
+from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.cluster_engine import EngineHost, JobPhase, JobRequest, JobStatus
 from sandbox.interfaces.git_credentials import NoCredentialsError
 from sandbox.interfaces.worker_messages import PROTOCOL_VERSION, Claim, ServerMessage
@@ -25,7 +27,7 @@ from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.hosts import ClusterHosts, EngineHosts, SeenHosts
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import Jobs, JobSettings
-from sandbox.placements.cluster.worker_server import WorkerServer
+from sandbox.placements.cluster.worker_server import HostSources, WorkerServer
 from sandbox.primitives.message_stream import encode_message, read_message
 
 SMALL = Resources(1, 2**28, 2**28)
@@ -92,6 +94,8 @@ class ClusterServer:
         self.certificate, self.fingerprint = create_certificate(directory)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
+        self.catalog = ProfileCatalog(self.data_dir)
+        self.images = StoredImages(self.catalog)
         self.tasks = set()
         self.credentials, self.credential_lookups = NoCredentialsError("The server has no credentials."), []
         self.find_credentials_now = lambda: None
@@ -112,7 +116,7 @@ class ClusterServer:
             self.replicas,
             partial(store_runner_log, self.data_dir),
             self.has_task_ended,
-            self.find_credentials,
+            HostSources(self.find_credentials, self.images),
             tls,
         ).listen("127.0.0.1", self.port)
         self.jobs.start()

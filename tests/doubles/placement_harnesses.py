@@ -174,7 +174,7 @@ class ClusterHost:
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while True:
             try:
-                reserved = workers.thread.wait_for(placement.allocator._reserve(task_id, None, resources))
+                reserved = workers.thread.wait_for(placement.allocator._reserve(task_id, None, resources, "basic"))
             except HostPendingError:
                 assert time.monotonic() < deadline, (self.host_data_dir / "worker.log").read_text()
             else:

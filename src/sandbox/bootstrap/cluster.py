@@ -30,6 +30,7 @@ from sandbox.cluster_engines.kubernetes.worker_job import DATA_DIR, WorkerPodSet
 from sandbox.cluster_engines.processes.engine import ProcessEngine
 from sandbox.cluster_engines.slurm.batch_job import SlurmSettings
 from sandbox.cluster_engines.slurm.engine import SlurmEngine
+from sandbox.images.image_transfer import StoredImages
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.cluster_engine import Engine, JobRequest, WorkerVerifier
 from sandbox.interfaces.file_layout import TaskLayout
@@ -42,7 +43,13 @@ from sandbox.model.resources import Resources
 from sandbox.placements.cluster.claim_checks import HostKey
 from sandbox.placements.cluster.credential_requests import CREDENTIAL_LOOKUP_SECONDS
 from sandbox.placements.cluster.jobs import JobSettings
-from sandbox.placements.cluster.placement import ClusterPlacement, ListenAddress, TaskStorage, create_cluster_placement
+from sandbox.placements.cluster.placement import (
+    ClusterPlacement,
+    ListenAddress,
+    ServerImages,
+    TaskStorage,
+    create_cluster_placement,
+)
 from sandbox.primitives.files import create_private_file, replace_durably
 from sandbox.workspace.clone.credentials import find_credentials_for_host
 from sandbox.workspace.git.command import GitError
@@ -270,6 +277,7 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
             str(directory / "host" / "worker.log") if section.engine == "processes" else os.devnull,
         )
 
+    catalog = ProfileCatalog(data_dir)
     return await create_cluster_placement(
         directory / "jobs",
         engine,
@@ -278,6 +286,6 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
         TaskStorage(
             context.replicas, partial(store_runner_log, data_dir), partial(has_task_ended, FileJournals(data_dir))
         ),
-        ProfileCatalog(data_dir),
+        ServerImages(catalog, StoredImages(catalog)),
         find_credentials,
     )

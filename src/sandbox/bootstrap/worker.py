@@ -28,6 +28,7 @@ from sandbox.bootstrap.log import configure_logging
 from sandbox.bootstrap.private_directory import make_data_dir, make_private_directory
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.tree_removal import remove_trees
+from sandbox.images.image_transfer import ReceivedImages
 from sandbox.interfaces.cluster_engine import (
     HOST_NAME_VARIABLE,
     IDENTITY_FILE_VARIABLE,
@@ -45,6 +46,7 @@ from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.primitives.message_stream import StreamPair
 from sandbox.worker.credential_requests import RunnerCredentialRequests
 from sandbox.worker.server_session import Lease
+from sandbox.worker.task_image import TaskImage
 from sandbox.worker.worker import HostProofs, ServerAddress, Worker
 from sandbox.worker.worker_task import OtherTasks, WorkerTask
 
@@ -205,9 +207,11 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
         journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir, RunnerCredentialRequests(own_end))
         identity_file = os.environ.get(IDENTITY_FILE_VARIABLE)
 
+        images = ReceivedImages(data_dir)
+
         def create_worker_task(task_id: str) -> WorkerTask:
-            layout = TaskLayout(data_dir, task_id)
-            return WorkerTask(layout, placement, probed.tier, journals, replicas, sockets, remove_trees)
+            layout, image = TaskLayout(data_dir, task_id), TaskImage(images, probed.tier)
+            return WorkerTask(layout, placement, image, journals, replicas, sockets, remove_trees)
 
         locks = make_private_directory(data_dir / "workers")
         others = OtherTasks(

@@ -87,7 +87,7 @@ def build_image(
     day = definition.snapshot_date
     mtime = datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
     with store.build_directory() as part:
-        tree = _create_rootfs(part)
+        tree = create_rootfs(part)
         install_packages(definition, tree, part)
         tree.start_layer()
         for name in definition.components:
@@ -106,12 +106,13 @@ def import_image(store: ImageStore, archive: Path, minimum_tier: str = "") -> Im
     """
     check_tier(minimum_tier)
     with store.build_directory() as part:
-        tree = _create_rootfs(part)
+        tree = create_rootfs(part)
         digest = import_layers(archive, tree, part)
         return _install_image(store, part, tree, f"OCI image {digest}", minimum_tier, {})
 
 
-def _create_rootfs(build_directory: Path) -> RootFsWriter:
+def create_rootfs(build_directory: Path) -> RootFsWriter:
+    """Create the directory of a new image's files."""
     root = build_directory / "root"
     root.mkdir()
     root.chmod(0o755)

@@ -13,7 +13,7 @@ import stat
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -80,11 +80,16 @@ class ImageStore:
             return None
         if not _IMAGE_NAME.fullmatch(name):
             raise self._unusable_error("is damaged")
+        return self.read(f"sha256:{name}")
+
+    def read(self, digest: str) -> ImageMetadata:
+        """Return the metadata of an image. Raises ImageUnusableError if it is missing, damaged or cannot be read."""
         try:
-            metadata = msgspec.json.decode((self._root / name / "record.json").read_bytes(), type=ImageMetadata)
+            content = (self._image_directory(digest) / "record.json").read_bytes()
+            metadata = msgspec.json.decode(content, type=ImageMetadata)
         except (OSError, *DECODE_ERRORS) as error:
             raise self._unusable_error(f"cannot be read: {error}") from error
-        if metadata.digest != f"sha256:{name}" or not self.rootfs_path(metadata.digest).is_dir():
+        if metadata.digest != digest or not self.rootfs_path(digest).is_dir():
             raise self._unusable_error("is damaged")
         return metadata
 
@@ -286,6 +291,7 @@ class ImageLocks:
 
 
 _CHUNK_BYTES = 1024 * 1024
+_END = bytes(1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,13 +313,19 @@ def compute_digest(root: Path) -> TreeDigest:
     size = entries = 0
     for path, name in _walk(str(root), "."):
         status = os.lstat(path)
-        digest.update(_header(path, name, status))
         entries += 1
-        if stat.S_ISREG(status.st_mode):
-            size += status.st_size
-            _hash_file(path, status.st_size, digest.update)
-    digest.update(bytes(1024))
+        size += status.st_size if stat.S_ISREG(status.st_mode) else 0
+        for chunk in _read_entry(path, name, status):
+            digest.update(chunk)
+    digest.update(_END)
     return TreeDigest(f"sha256:{digest.hexdigest()}", size, entries)
+
+
+def read_tree(root: Path) -> Iterator[bytes]:
+    """Yield the tar of a tree of which its digest is the SHA-256. Raises OSError."""
+    for path, name in _walk(str(root), "."):
+        yield from _read_entry(path, name, os.lstat(path))
+    yield _END
 
 
 def _walk(path: str, name: str) -> Iterator[tuple[str, str]]:
@@ -338,8 +350,10 @@ def _header(path: str, name: str, status: os.stat_result) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-def _hash_file(path: str, size: int, update: Callable[[bytes], None]) -> None:
-    with open(path, "rb") as file:  # noqa: PTH123
-        while chunk := file.read(_CHUNK_BYTES):
-            update(chunk)
-    update(bytes(-size % 512))
+def _read_entry(path: str, name: str, status: os.stat_result) -> Iterator[bytes]:
+    yield _header(path, name, status)
+    if stat.S_ISREG(status.st_mode):
+        with open(path, "rb") as file:  # noqa: PTH123
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+        yield bytes(-status.st_size % 512)

@@ -1,6 +1,6 @@
 """Images, the read-only root file systems that profiles resolve to."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -46,6 +46,81 @@ class ImageUnusableError(SandboxError):
     """The profile's image is missing, damaged or from a different version of Sandbox, or it needs a stronger tier."""
 
     code = "image_unusable"
+
+
+class ImageReceptionBusyError(SandboxError):
+    """Another process is storing or removing an image of the same profile."""
+
+    code = "image_reception_busy"
+    retryable = True
+
+
+class ImageReference(msgspec.Struct, frozen=True):
+    """Identifies the image of a profile, wherever a copy of it is.
+
+    digest: as in `Image`. size_bytes: total size of all regular files. minimum_tier: the weakest allowed tier; empty if
+    every tier is allowed.
+    """
+
+    profile: str
+    digest: str
+    size_bytes: int
+    minimum_tier: str = ""
+
+    @property
+    def name(self) -> str:
+        """The image's name in the status."""
+        return f"{self.profile}@{self.digest}"
+
+
+class ImageContent(Protocol):
+    """The content of an image, in parts. The methods block."""
+
+    def read(self) -> bytes:
+        """Return the next part; empty at the end. Raises OSError."""
+        ...
+
+    def close(self) -> None:
+        """Close the image, so that it may be removed. Idempotent."""
+        ...
+
+
+class ImageSource(Protocol):
+    """The images of the server, which other hosts copy. The methods block."""
+
+    def find(self, profile: str) -> ImageReference | None:
+        """Return the current image of a profile; None if the profile has no image. Raises ImageUnusableError."""
+        ...
+
+    def open(self, image: ImageReference) -> ImageContent:
+        """Open an image, which cannot be removed until it is closed. Raises ImageUnusableError."""
+        ...
+
+
+class ImageCopies(Protocol):
+    """The images on a host that gets them from a server. The methods block."""
+
+    def find(self, image: ImageReference, tier: str) -> Image | None:
+        """Return the copy for a runtime of this tier; None if there is none. Nobody removes it until this process ends.
+
+        Raises ImageUnusableError if the tier is too weak, OSError.
+        """
+        ...
+
+    def check_none(self, profile: str) -> None:
+        """Raise ImageUnusableError if this host has an image of the profile that it did not get from a server."""
+        ...
+
+    def receive(self, image: ImageReference, read: Callable[[], bytes]) -> None:
+        """Store an image.
+
+        read: returns the next part of its content; empty at the end. May raise OSError.
+
+        Raises ImageUnusableError if the content does not have the image's digest or is larger than an image may be,
+        ImageReceptionBusyError if another process of this host is receiving an image of the profile, and OSError.
+        Nothing is stored then.
+        """
+        ...
 
 
 class ProfileCatalog(Protocol):

@@ -461,10 +461,13 @@ class HostAllocator(Protocol):
         """The largest hosts. A task that fits in one of them waits in the engine's queue, not in the server's."""
         ...
 
-    async def reserve_host(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
-        """Return a host for the task's next attempt. Waits one second at most; repeat the call until it succeeds.
+    async def reserve_host(
+        self, task_id: str, last_attempt_id: str | None, resources: Resources, profile: str
+    ) -> ReservedHost:
+        """Return a host for the task's next attempt. Waits a few seconds at most; repeat the call until it succeeds.
 
-        An attempt that takes over a disk gets the host of the last attempt.
+        An attempt that takes over a disk gets the host of the last attempt. The host has the server's image of the
+        profile.
 
         last_attempt_id: the last attempt in the journal. Repeating the call has no effect until the journal contains
             the attempt of the returned host. Raises HostPendingError, OSError.
@@ -491,7 +494,7 @@ class HostAllocator(Protocol):
         ...
 
     def find_image(self, location: AttemptLocation, profile: str) -> Image | None:
-        """Return the image of a profile on the host of an attempt, None for the host's own /usr. Blocks.
+        """Return the image of the last attempt that started on the host, None for the host's own /usr. Blocks.
 
         Raises ImageUnusableError, OSError.
         """

@@ -1,9 +1,10 @@
 """The messages between the server and a worker. A worker connects to the server, over TLS.
 
-The first message on a worker's connection is a `Claim`, a `JoinStream` or an `Upload`. The server may answer a `Claim`
-with `ProveHost`, and the worker sends `HostProof`. After the `Claim` is accepted, both sides send the messages of
-`WorkerMessage` and `ServerMessage`. After a `JoinStream`, the connection carries the bytes of a
-runner's control socket. After an `Upload`, the worker sends the file in `ArtifactPart` messages.
+The first message on a worker's connection is a `Claim`, a `JoinStream`, an `Upload` or a `FetchImage`. The server may
+answer a `Claim` with `ProveHost`, and the worker sends `HostProof`. After the `Claim` is accepted, both sides send the
+messages of `WorkerMessage` and `ServerMessage`. After a `JoinStream`, the connection carries the bytes of a runner's
+control socket. After an `Upload`, the worker sends the file in `ArtifactPart` messages. After a `FetchImage`, the
+server sends the image in `ImagePart` messages, and the worker closes the connection.
 
 Messages from a worker are untrusted: the host of a worker may be compromised. The size of each message is limited,
 and an invalid message ends the worker.
@@ -16,11 +17,12 @@ import msgspec
 from sandbox.interfaces.cluster_engine import IDENTITY_TOKEN_CHARACTERS_MAX
 from sandbox.interfaces.file_layout import ATTEMPT_ID_PATTERN
 from sandbox.interfaces.git_credentials import CredentialAnswer, CredentialRequest
+from sandbox.interfaces.images import ImageReference
 from sandbox.interfaces.placement import DebugSession, FinishAttempt, RunAttempt
 from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import WORKER_RECORD_BYTES_MAX
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """The version of these messages. Increase it for every change that an earlier version cannot read.
 
 A server and a worker with different versions can still exchange `Claim` and `Fenced`: their fields are never removed,
@@ -65,6 +67,8 @@ _Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _ShortText = Annotated[str, msgspec.Meta(max_length=64)]
 _AttemptId = Annotated[str, msgspec.Meta(pattern=rf"\A{ATTEMPT_ID_PATTERN}\Z")]
 _TaskId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")]
+_Digest = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
+_Path = Annotated[str, msgspec.Meta(max_length=4096)]
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 _Version = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Za-z.+_-]{0,64}\Z")]
 
@@ -110,7 +114,14 @@ class Upload(msgspec.Struct, frozen=True, tag="upload"):
     artifact: Artifact
 
 
-FirstMessage = Claim | JoinStream | Upload
+class FetchImage(msgspec.Struct, frozen=True, tag="fetch_image"):
+    """The connection carries the image that a `PrepareImage` of this session named last."""
+
+    session_key: _Bytes32
+    digest: _Digest
+
+
+FirstMessage = Claim | JoinStream | Upload | FetchImage
 
 
 class HostProof(msgspec.Struct, frozen=True, tag="host_proof"):
@@ -252,6 +263,12 @@ class UploadReceived(msgspec.Struct, frozen=True, tag="upload_received"):
     is_accepted: bool
 
 
+class ImagePart(msgspec.Struct, frozen=True, tag="image_part"):
+    """A part of an image; an empty part marks the end."""
+
+    data: bytes
+
+
 class OpenStream(msgspec.Struct, frozen=True, tag="open_stream"):
     """The worker opens a new connection for the attempt's control socket, and sends `JoinStream` on that connection."""
 
@@ -290,8 +307,42 @@ class KillRunner(msgspec.Struct, frozen=True, tag="kill_runner"):
     """Kill the runner that holds the journal's lock. Returns whether there was one."""
 
 
+class PrepareImage(msgspec.Struct, frozen=True, tag="prepare_image"):
+    """Return whether the host has this image, and start to fetch it if not. The result is an `ImagePreparation`.
+
+    image: the server's image of the profile; None if the server has none, so that sandboxes use the host's own /usr.
+    """
+
+    profile: str
+    image: ImageReference | None
+
+
+class PreparedImage(msgspec.Struct, frozen=True):
+    """An image on the host of a worker.
+
+    digest: as in `Image`. directory: the directory on this host.
+    """
+
+    digest: _Digest
+    directory: _Path
+
+
+class ImagePreparation(msgspec.Struct, frozen=True):
+    """The result of a `PrepareImage`.
+
+    image: the image; None if it is not complete, or if the request named none.
+    received_bytes: the size of what has been fetched.
+    problem: why the last attempt to fetch it failed (human-readable); empty if there was none.
+    """
+
+    is_ready: bool
+    image: PreparedImage | None = None
+    received_bytes: _Number = 0
+    problem: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+
+
 class FindImage(msgspec.Struct, frozen=True, tag="find_image"):
-    """Return the image of a profile; null for the host's own /usr."""
+    """Return the image that was last prepared for the task, as a `PreparedImage`; null for the host's own /usr."""
 
     profile: str
 
@@ -355,6 +406,7 @@ Request = (
     | ReadEndOffset
     | IsResponsive
     | KillRunner
+    | PrepareImage
     | FindImage
     | HasDisk
     | HasDiskOrHandle
@@ -382,6 +434,7 @@ ServerMessage = (
     | HeartbeatAnswer
     | RecordsReceived
     | UploadReceived
+    | ImagePart
     | OpenStream
     | TaskEnded
     | ServerCall

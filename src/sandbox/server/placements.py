@@ -101,7 +101,8 @@ class Placements:
         if allocator is None:
             return ReservedHost(new_attempt_id(), host.identity, host.result.runtime, host.find_image)
         last_attempt_id = None if task.attempt is None else task.attempt.id
-        return await allocator.reserve_host(task.id, last_attempt_id, Resources.requested_by(task.manifest.vm))
+        vm = task.manifest.vm
+        return await allocator.reserve_host(task.id, last_attempt_id, Resources.requested_by(vm), vm.profile)
 
     def job_status(self, task_id: str) -> JobStatus | None:
         """Return the status of the job that runs the task; None if there is none. See `HostAllocator.job_status`."""

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -26,15 +26,18 @@ from sandbox.interfaces.worker_messages import (
     Claimed,
     EndedTasks,
     Fenced,
+    FetchImage,
     FindEndedTasks,
     FirstMessage,
     Heartbeat,
     HeartbeatAnswer,
     JoinStream,
     OpenStream,
+    PrepareImage,
     ReceiveRecords,
     Records,
     RecordsReceived,
+    Request,
     RunnerLog,
     ServerCall,
     ServerMessage,
@@ -409,7 +412,7 @@ class ServerSession:
 
     async def _answer_call(self, call: ServerCall) -> None:
         try:
-            value = await self._worker_task.carry_out(call.request)
+            value = await self._carry_out(call.request)
             if isinstance(call.request, ReceiveRecords):
                 self._copied_end_offset = max(self._copied_end_offset, value)
             result = CallResult(call.call_id, msgspec.json.encode(value))
@@ -417,6 +420,14 @@ class ServerSession:
             message = error_reason(error)[:_MESSAGE_CHARACTERS_MAX]
             result = CallResult(call.call_id, error=type(error).__name__[:64], message=message)
         await self._send(result)
+
+    async def _carry_out(self, request: Request) -> Any:
+        if isinstance(request, PrepareImage):
+            return await self._worker_task.prepare_image(request, self._open_image)
+        return await self._worker_task.carry_out(request)
+
+    async def _open_image(self, digest: str) -> StreamPair:
+        return await self._dial(FetchImage(self._claimed.session_key, digest))
 
     async def _serve_stream(self, message: OpenStream) -> None:
         """Connect the server to the control socket of an attempt, until either side closes."""

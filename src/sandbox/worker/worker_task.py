@@ -25,10 +25,12 @@ from sandbox.interfaces.worker_messages import (
     HasDiskOrHandle,
     HasSameSecrets,
     HasSandboxHandle,
+    ImagePreparation,
     IsResponsive,
     KillRunner,
     Launch,
     LockDisk,
+    PrepareImage,
     ReadEndOffset,
     ReceiveRecords,
     RemoveDisk,
@@ -43,6 +45,7 @@ from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.message_stream import StreamPair
 from sandbox.worker.credential_requests import RunnerCredentialRequests
+from sandbox.worker.task_image import OpenImage, TaskImage
 
 PERMANENT_AFTER_SECONDS = 120.0
 """How long errors of this host's own files may last before the worker gives up."""
@@ -169,7 +172,7 @@ class WorkerTask:
         self,
         layout: TaskLayout,
         placement: Placement,
-        tier: str,
+        image: TaskImage,
         journals: Journals,
         replicas: TaskReplicas,
         sockets: RunnerSockets,
@@ -177,14 +180,14 @@ class WorkerTask:
     ) -> None:
         """layout: the task's files on this host.
 
-        placement: starts runners on this host. tier: the isolation tier of their sandboxes.
+        placement: starts runners on this host. image: the image of their sandboxes.
         """
         self.task_id = layout.task_id
         self.layout = layout
         self.journals = journals
         self.replicas = replicas
         self._placement = placement
-        self._tier = tier
+        self._image = image
         self._sockets = sockets
         self.credential_requests = sockets.credential_requests
         self._remove = remove
@@ -219,12 +222,19 @@ class WorkerTask:
             case KillRunner():
                 return await self.kill()
             case FindImage():
-                images = self._placement.host.images
-                return await asyncio.to_thread(images.find_image, request.profile, self._tier)
+                return self._image.find(request.profile)
             case LockDisk() | StartDebugSession() | RemoveDisk() | UnlockDisk():
                 return await self._use_disk(request)
             case _:
                 return await asyncio.to_thread(self._check_files, request)
+
+    async def prepare_image(self, request: PrepareImage, open_image: OpenImage) -> ImagePreparation:
+        """Carry out a request for an image; see `TaskImage.prepare`. Record an error of this host's files."""
+        try:
+            return await self._image.prepare(request, open_image)
+        except OSError as error:
+            self.failures.record(error)
+            raise
 
     def mark_task_ended(self) -> None:
         """Remember that the server has the last record of the task or that it has ended the task."""

@@ -40,11 +40,11 @@ class FakeAllocator:
         self.is_ready, self.failure_code = True, None
         self.reserved, self.released = [], []
 
-    async def reserve_host(self, task_id, last_attempt_id, resources):
+    async def reserve_host(self, task_id, last_attempt_id, resources, profile):
         await asyncio.sleep(0.01)
         if not self.is_ready:
             raise HostPendingError("All hosts are busy.")
-        self.reserved.append((task_id, last_attempt_id, resources))
+        self.reserved.append((task_id, last_attempt_id, resources, profile))
         return ReservedHost(new_attempt_id(), HOST, "gvisor", lambda _: IMAGE)
 
     def loss_code(self, location):
@@ -82,8 +82,9 @@ async def test_attempt_starts_on_its_reserved_host(components, allocator):
     async with components.server() as service:
         await service.submit(manifest())
         await components.wait_for_launch("task-1")
-        [(task_id, last_attempt_id, resources)] = allocator.reserved
+        [(task_id, last_attempt_id, resources, profile)] = allocator.reserved
         assert (task_id, last_attempt_id, resources.cpus) == ("task-1", None, manifest().vm.cpus)
+        assert profile == "agentic-dev"
         [event], [order] = started(components), components.placement.orders
         assert (event.host, event.boot_id, event.runtime) == (*HOST, "gvisor")
         assert (order.attempt_id, order.image) == (event.attempt_id, IMAGE)

@@ -16,6 +16,7 @@ from doubles.cluster_server import NOW, ClusterServer, wait_until
 from doubles.manifests import manifest
 from sandbox.bootstrap.cluster import create_certificate
 from sandbox.disks.tree_removal import remove_trees
+from sandbox.images.image_transfer import ReceivedImages
 from sandbox.interfaces.cluster_engine import WorkerRejectedError
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.git_credentials import CredentialQuery, Credentials, NoCredentialsError
@@ -52,6 +53,7 @@ from sandbox.worker import server_session as session_module
 from sandbox.worker import worker_task
 from sandbox.worker.credential_requests import RunnerCredentialRequests
 from sandbox.worker.server_session import Lease, seconds_since_boot
+from sandbox.worker.task_image import TaskImage
 from sandbox.worker.worker import (
     EXIT_DONE,
     EXIT_FENCED,
@@ -86,6 +88,7 @@ class FakeHost:
         self.launch_error, self.scan_errors, self.may_lock = None, 0, asyncio.Event()
         self.hanging_scans, self.renewal_errors = 0, 0
         self.may_lock.set()
+        self.images = ReceivedImages(data_dir)
         self.host_key, self.claim_changes, self.read_identity_token = None, {}, None
         self.worker_end, self.runner_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.credential_requests = RunnerCredentialRequests(self.worker_end)
@@ -201,7 +204,9 @@ class RunningWorker:
     def create_worker_task(self, task_id):
         host, replicas = self.host, FileTaskReplicas(self.host.data_dir)
         layout = TaskLayout(host.data_dir, task_id)
-        return WorkerTask(layout, host, "namespaces", host.journals, replicas, host, remove_trees)
+        return WorkerTask(
+            layout, host, TaskImage(host.images, "namespaces"), host.journals, replicas, host, remove_trees
+        )
 
     async def session(self):
         return await wait_until(lambda: self.job.session, "the claim")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from sandbox.interfaces.cluster_engine import Engine, EngineUnavailableError, JobStatus, WorkerVerifier
-from sandbox.interfaces.images import Image, ProfileCatalog
+from sandbox.interfaces.images import Image, ImageSource, ImageUnusableError, ProfileCatalog
 from sandbox.interfaces.journal import JournalBusyError, JournalWriter, Liveness, TaskReplicas
 from sandbox.interfaces.placement import (
     AttemptLocation,
@@ -36,6 +36,7 @@ from sandbox.interfaces.worker_messages import (
     HasSameSecrets,
     HasSandboxHandle,
     Launch,
+    PreparedImage,
     ReadEndOffset,
     ReceiveRecords,
     Request,
@@ -57,7 +58,8 @@ from sandbox.placements.cluster.worker_requests import (
     WorkerRunnerHandle,
     Workers,
 )
-from sandbox.placements.cluster.worker_server import StoreLog, WorkerServer, WorkerSession
+from sandbox.placements.cluster.worker_server import HostSources, StoreLog, WorkerServer
+from sandbox.placements.cluster.worker_session import WorkerSession
 from sandbox.primitives.files import write_durably
 from sandbox.primitives.message_stream import InvalidMessageError
 
@@ -74,7 +76,7 @@ class ClusterHost:
     """Implements `interfaces.placement.Host`: any host of the cluster.
 
     capacity: the capacity of the host with the most memory.
-    images: the profiles that tasks may name. The worker of an attempt finds the image (`ReservedHost.find_image`).
+    images: the profiles that tasks may name. Hosts copy the images (`ReservedHost.find_image`).
     """
 
     def __init__(self, capacity: Resources, images: ProfileCatalog) -> None:
@@ -140,19 +142,26 @@ class ClusterFiles:
 class ClusterAllocator:
     """Implements `interfaces.placement.HostAllocator`: one worker for each task."""
 
-    def __init__(self, workers: Workers, hosts: ClusterHosts, largest_hosts: Sequence[Resources]) -> None:
+    def __init__(
+        self, workers: Workers, hosts: ClusterHosts, images: ImageSource, largest_hosts: Sequence[Resources]
+    ) -> None:
         self.largest_hosts = largest_hosts
+        self._images = images
         self._workers = workers
         self._hosts = hosts
 
-    async def reserve_host(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
+    async def reserve_host(
+        self, task_id: str, last_attempt_id: str | None, resources: Resources, profile: str
+    ) -> ReservedHost:
         """Return the host of the task's worker; submit a job if there is none.
 
         Implements `HostAllocator.reserve_host`.
         """
-        return await self._workers.thread.run(self._reserve(task_id, last_attempt_id, resources))
+        return await self._workers.thread.run(self._reserve(task_id, last_attempt_id, resources, profile))
 
-    async def _reserve(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
+    async def _reserve(
+        self, task_id: str, last_attempt_id: str | None, resources: Resources, profile: str
+    ) -> ReservedHost:
         jobs = self._workers.jobs
         job = jobs.reserve(task_id, last_attempt_id, resources)
         if not _is_ready(job):
@@ -161,9 +170,32 @@ class ClusterAllocator:
             status = jobs.status(task_id)
             reason = job.reason if status is None else status.reason
             raise HostPendingError(f"The host {job.identity.name} is not responding." if job.is_claimed else reason)
-        location = AttemptLocation(task_id, job.stored.attempt_ids[-1], job.identity.name)
-        find_image = partial(self.find_image, location)
-        return ReservedHost(location.attempt_id, job.identity, job.stored.runtime, find_image)
+        find_image = await self._prepare_image(job, profile)
+        return ReservedHost(job.stored.attempt_ids[-1], job.identity, job.stored.runtime, find_image)
+
+    async def _prepare_image(self, job: Job, profile: str) -> Callable[[str], Image | None]:
+        """Let the worker fetch the server's image of a profile; return the attempt's `ReservedHost.find_image`.
+
+        Raises HostPendingError until the host has the image.
+        """
+        host, session = job.stored.host, job.session
+        if not isinstance(session, WorkerSession):
+            raise HostPendingError(f"The host {host} is not responding.")
+        try:
+            wanted = await asyncio.to_thread(self._images.find, profile)
+            preparation = await session.prepare_image(profile, wanted, _RESERVE_SECONDS)
+        except ImageUnusableError as error:
+            return partial(_raise, error)
+        except OSError as error:
+            raise HostPendingError(f"The image of the task cannot be prepared: {error_reason(error)}.") from error
+        if preparation.is_ready:
+            prepared = preparation.image
+            image = None if prepared is None else Image(profile, prepared.digest, prepared.directory)
+            return lambda _: image
+        assert wanted is not None
+        percent = min(99, 100 * preparation.received_bytes // max(1, wanted.size_bytes))
+        reason = f"The host {host} is fetching the image {wanted.name} ({percent} %). {preparation.problem}"
+        raise HostPendingError(reason.rstrip())
 
     def job_status(self, task_id: str) -> JobStatus | None:
         """Implements `HostAllocator.job_status`."""
@@ -183,8 +215,8 @@ class ClusterAllocator:
 
     def find_image(self, location: AttemptLocation, profile: str) -> Image | None:
         """Ask the attempt's worker. Implements `HostAllocator.find_image`."""
-        image: Image | None = self._workers.request_blocking(location, FindImage(profile), Image | None)
-        return image
+        found: PreparedImage | None = self._workers.request_blocking(location, FindImage(profile), PreparedImage | None)
+        return None if found is None else Image(profile, found.digest, found.directory)
 
     def loss_code(self, location: AttemptLocation) -> FailureCode | None:
         """Return the failure code if the attempt's worker was abandoned. Implements `HostAllocator.loss_code`."""
@@ -203,6 +235,10 @@ class ClusterAllocator:
         self._workers.jobs.notify_task_ended(task_id)
 
 
+def _raise(error: ImageUnusableError, _profile: str) -> Image | None:
+    raise error
+
+
 def _is_ready(job: Job) -> bool:
     """Return whether the worker has sent its first heartbeat, which means that its host is prepared."""
     session = job.session
@@ -219,14 +255,14 @@ class ClusterPlacement:
         self,
         workers: Workers,
         hosts: ClusterHosts,
-        images: ProfileCatalog,
+        images: "ServerImages",
         largest_hosts: Sequence[Resources],
         storage: "TaskStorage",
     ) -> None:
         largest = max(largest_hosts, key=lambda each: (each.memory_bytes, each.cpus, each.disk_bytes))
-        self.host = ClusterHost(largest, images)
+        self.host = ClusterHost(largest, images.catalog)
         self.files = ClusterFiles(workers)
-        self.allocator = ClusterAllocator(workers, hosts, largest_hosts)
+        self.allocator = ClusterAllocator(workers, hosts, images.source, largest_hosts)
         self._workers = workers
         self._replicas = storage.replicas
         self._has_task_ended = storage.has_task_ended
@@ -340,6 +376,13 @@ class TaskStorage(NamedTuple):
     has_task_ended: Callable[[str], bool]
 
 
+class ServerImages(NamedTuple):
+    """The images of the server. catalog: the profiles that tasks may name. source: the images that hosts copy."""
+
+    catalog: ProfileCatalog
+    source: ImageSource
+
+
 async def load_largest_hosts(engine: Engine, file: Path) -> Sequence[Resources]:
     """Return the largest hosts; if the engine is not responding, return the stored ones, so workers can reconnect.
 
@@ -366,7 +409,7 @@ async def create_cluster_placement(
     settings: JobSettings,
     address: ListenAddress,
     storage: TaskStorage,
-    images: ProfileCatalog,
+    images: ServerImages,
     find_credentials: FindCloneCredentials,
 ) -> ClusterPlacement:
     """Load the jobs, listen for workers and start the thread. Raises OSError, SandboxError.
@@ -388,7 +431,7 @@ async def create_cluster_placement(
             storage.replicas,
             storage.store_log,
             storage.has_task_ended,
-            find_credentials,
+            HostSources(find_credentials, images.source),
             address.tls,
         )
         await server.listen(address.host, address.port)

@@ -29,7 +29,7 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.placements.cluster.jobs import Jobs
 from sandbox.placements.cluster.loop_thread import LoopThread, LoopThreadTerminal
-from sandbox.placements.cluster.worker_server import WorkerSession
+from sandbox.placements.cluster.worker_session import WorkerSession
 from sandbox.placements.local.runner_client import RunnerClient
 from sandbox.primitives.message_stream import StreamPair
 

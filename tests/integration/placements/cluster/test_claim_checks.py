@@ -280,7 +280,7 @@ async def test_worker_that_sends_no_version_is_rejected(server, job):
     del claim["version"], claim["protocol"]
     body = msgspec.msgpack.encode({**claim, "token": server.tokens(job)[-1], "nonce": os.urandom(32)})
     async with server.connect(len(body).to_bytes(4) + body) as client:
-        await check_not_accepted(client, "has an earlier version of Sandbox, and the server has Sandbox")
+        await check_not_accepted(client, "has an earlier version of Sandbox (protocol 1), and the server has Sandbox")
 
 
 async def test_worker_with_another_protocol_version_is_rejected(server, job):

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from doubles.cluster_server import HOST, OVERHEAD_BYTES, SMALL, ClusterServer, make_request, wait_until
-from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.cluster_engine import EngineUnavailableError
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import (
@@ -38,7 +37,7 @@ from sandbox.placements.cluster import jobs
 from sandbox.placements.cluster import placement as placement_module
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import JobSettings
-from sandbox.placements.cluster.placement import ListenAddress, TaskStorage, create_cluster_placement
+from sandbox.placements.cluster.placement import ListenAddress, ServerImages, TaskStorage, create_cluster_placement
 
 LOCATION = AttemptLocation("task-1", "abcdefghijkl", "cluster:host-1")
 
@@ -77,7 +76,7 @@ async def running_placement(server, tasks):
         JobSettings(600, OVERHEAD_BYTES, make_request),
         ListenAddress("127.0.0.1", server.port, tls),
         TaskStorage(server.replicas, None, tasks.has_task_ended),
-        ProfileCatalog(server.data_dir),
+        ServerImages(server.catalog, server.images),
         server.find_credentials,
     )
     running = asyncio.create_task(placement.run())
@@ -97,7 +96,7 @@ async def placement(server, tasks):
 async def reserve(server, placement, task_id="task-1"):
     """Reserve a host and record an attempt; return the job, which has been submitted."""
     with contextlib.suppress(HostPendingError):
-        await placement.allocator.reserve_host(task_id, None, SMALL)
+        await placement.allocator.reserve_host(task_id, None, SMALL, "agentic-dev")
     job = placement.allocator._workers.jobs.of_task(task_id)
     server.record_attempt(job)
     await wait_until(lambda: server.tokens(job))
@@ -138,7 +137,7 @@ async def test_restarted_server_can_start_while_the_engine_does_not_respond(serv
 async def test_reservation_waits_at_most_a_second_for_a_worker(placement):
     started_at = asyncio.get_running_loop().time()
     with pytest.raises(HostPendingError):
-        await placement.allocator.reserve_host("task-1", None, SMALL)
+        await placement.allocator.reserve_host("task-1", None, SMALL, "agentic-dev")
     assert asyncio.get_running_loop().time() - started_at < 5
     job = placement.allocator._workers.jobs.of_task("task-1")
     assert placement.find_runner(LOCATION).liveness() is Liveness.FREE

@@ -1,0 +1,181 @@
+"""Copies images from the server to other hosts. A copy has the same digest, which is computed again on its host."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from io import BytesIO
+from os import close
+from pathlib import Path
+
+from sandbox.images.build import create_rootfs
+from sandbox.images.errors import ImageRefusedError, ProfileBusyError
+from sandbox.images.image_definition import IMAGE_BYTES_MAX, IMAGE_ENTRIES_MAX
+from sandbox.images.image_store import ImageMetadata, ImageStore, compute_digest, read_tree
+from sandbox.images.oci.layer import apply_layer
+from sandbox.images.oci.limited_streams import ByteBudget, TarStream
+from sandbox.images.profile_catalog import ProfileCatalog
+from sandbox.interfaces.images import (
+    IMAGE_LAYOUT_VERSION,
+    Image,
+    ImageReceptionBusyError,
+    ImageReference,
+    ImageUnusableError,
+)
+from sandbox.model.errors import error_reason
+from sandbox.model.isolation_tier import TIERS, is_strong_enough
+
+RECEIVED = "the server"
+"""The source of an image that this host got from a server."""
+
+_PART_BYTES = 256 * 1024
+_ENTRY_OVERHEAD_BYTES = 2048
+"""Size of the header and the padding of an entry with a short path."""
+
+
+class StoredImageContent:
+    """Implements `interfaces.images.ImageContent` for a stored image."""
+
+    def __init__(self, root: Path, lock_fd: int) -> None:
+        self._chunks: Iterator[bytes] = read_tree(root)
+        self._rest = BytesIO()
+        self._lock_fd: int | None = lock_fd
+
+    def read(self) -> bytes:
+        """Implements `ImageContent.read`."""
+        part = bytearray()
+        while len(part) < _PART_BYTES:
+            if not (data := self._rest.read(_PART_BYTES - len(part))):
+                if (chunk := next(self._chunks, None)) is None:
+                    break
+                self._rest = BytesIO(chunk)
+            part += data
+        return bytes(part)
+
+    def close(self) -> None:
+        """Implements `ImageContent.close`."""
+        if self._lock_fd is not None:
+            close(self._lock_fd)
+            self._lock_fd = None
+
+
+class StoredImages:
+    """Implements `interfaces.images.ImageSource`: the images of a data directory."""
+
+    def __init__(self, catalog: ProfileCatalog) -> None:
+        self._catalog = catalog
+
+    def find(self, profile: str) -> ImageReference | None:
+        """Implements `ImageSource.find`. The host of a copy compares its tier with that of the image."""
+        image = self._catalog.find_image(profile, TIERS[-1])
+        if image is None:
+            return None
+        metadata = self._catalog.image_store(profile).read(image.digest)
+        return ImageReference(profile, image.digest, metadata.size_bytes, metadata.minimum_tier)
+
+    def open(self, image: ImageReference) -> StoredImageContent:
+        """Implements `ImageSource.open`."""
+        store = self._catalog.image_store(image.profile)
+        return StoredImageContent(store.rootfs_path(image.digest), store.lock_image(image.digest))
+
+
+class ReceivedImages:
+    """Implements `interfaces.images.ImageCopies`: the copies in the data directory of a host's workers.
+
+    The workers of a host share the copies. A copy that no worker uses is removed when a newer one of the same profile
+    arrives.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._catalog = ProfileCatalog(data_dir)
+        self._locks: dict[str, int] = {}
+        """The descriptors that protect copies from removal, keyed by digest."""
+
+    def find(self, image: ImageReference, tier: str) -> Image | None:
+        """Implements `ImageCopies.find`."""
+        if not is_strong_enough(tier, image.minimum_tier):
+            raise ImageUnusableError(
+                f"The profile {image.profile} requires a runtime of tier {image.minimum_tier} or stronger; this "
+                f"host's runtime has tier {tier}."
+            )
+        store = self._catalog.image_store(image.profile)
+        try:
+            if image.digest not in self._locks:
+                self._locks[image.digest] = store.lock_image(image.digest)
+            metadata = store.read(image.digest)
+        except ImageUnusableError:
+            self._unlock(image.digest)
+            return None
+        if metadata.layout_version != IMAGE_LAYOUT_VERSION:
+            self._unlock(image.digest)
+            return None
+        return Image(image.profile, image.digest, str(store.rootfs_path(image.digest)))
+
+    def _unlock(self, digest: str) -> None:
+        if (lock_fd := self._locks.pop(digest, None)) is not None:
+            close(lock_fd)
+
+    def check_none(self, profile: str) -> None:
+        """Implements `ImageCopies.check_none`."""
+        try:
+            own = self._catalog.image_store(profile).read_current()
+            if own is None or own.source == RECEIVED:
+                return
+            found = f"{profile}@{own.digest}"
+        except ImageUnusableError as error:
+            found = error.message.removesuffix(".")
+        raise ImageUnusableError(
+            f"The server has no image of the profile {profile}, but this host has one ({found}). Build or import the "
+            f"image on the server, which sends it to all hosts, or remove it here: sandbox profile remove {profile} "
+            f"--data-dir {self._data_dir}"
+        )
+
+    def receive(self, image: ImageReference, read: Callable[[], bytes]) -> None:
+        """Implements `ImageCopies.receive`."""
+        store = self._catalog.image_store(image.profile)
+        try:
+            with store.build_directory() as part:
+                self._receive(store, part, image, read)
+        except ProfileBusyError as error:
+            raise ImageReceptionBusyError(error.message) from error
+        except ImageRefusedError as error:
+            raise ImageUnusableError(
+                f"The server's image {image.name} cannot be copied: {error_reason(error)} Build or import it again."
+            ) from error
+
+    def _receive(self, store: ImageStore, part: Path, image: ImageReference, read: Callable[[], bytes]) -> None:
+        rootfs = create_rootfs(part)
+        size_max = min(image.size_bytes, IMAGE_BYTES_MAX) + IMAGE_ENTRIES_MAX * _ENTRY_OVERHEAD_BYTES
+        digest = apply_layer(TarStream(_PartReader(read), ByteBudget(size_max)), rootfs)
+        tree = compute_digest(rootfs.root)
+        if not digest == tree.digest == image.digest:
+            raise ImageRefusedError("Its content has another digest.")
+        store.install(
+            part,
+            ImageMetadata(
+                profile=image.profile,
+                digest=tree.digest,
+                created_at=datetime.now(UTC).replace(microsecond=0),
+                source=RECEIVED,
+                size_bytes=tree.size_bytes,
+                entries=tree.entries,
+                minimum_tier=image.minimum_tier,
+            ),
+        )
+
+
+class _PartReader:
+    """Implements `ByteSource` for content that arrives in parts."""
+
+    def __init__(self, read: Callable[[], bytes]) -> None:
+        self._read_part = read
+        self._part = BytesIO()
+        self._is_read = False
+
+    def read(self, size: int, /) -> bytes:
+        data = self._part.read(size)
+        if not data and not self._is_read:
+            content = self._read_part()
+            self._is_read = not content
+            self._part = BytesIO(content)
+            data = self._part.read(size)
+        return data

@@ -1,0 +1,243 @@
+"""The connection of a worker that has claimed a job: requests to the worker, and the state of its host.
+
+Everything here runs on one event loop, except as noted. Messages from workers are untrusted.
+"""
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from hmac import compare_digest
+from typing import Any
+
+import msgspec
+
+from sandbox.interfaces.images import ImageReference, ImageUnusableError
+from sandbox.interfaces.journal import JournalBusyError, Liveness
+from sandbox.interfaces.placement import HostUnreachableError, RunnerNotStartedError
+from sandbox.interfaces.worker_messages import (
+    HEARTBEAT_SECONDS_MAX,
+    CallResult,
+    Heartbeat,
+    ImagePreparation,
+    JoinStream,
+    OpenStream,
+    PrepareImage,
+    Request,
+    ServerCall,
+    ServerMessage,
+    StreamRefused,
+    TaskEnded,
+)
+from sandbox.model.errors import DECODE_ERRORS
+from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
+from sandbox.primitives.message_stream import StreamPair, encode_message
+
+_SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS_MAX
+_ERRORS: dict[str, Callable[[str], Exception]] = {
+    error.__name__: error for error in (ImageUnusableError, JournalBusyError, RunnerNotStartedError)
+}
+
+
+class WorkerSession:
+    """The connection of the worker that has claimed a job.
+
+    copied_end_offset: the offset after the last record of the server's copy of the journal.
+    key: authenticates further connections of the session.
+    """
+
+    def __init__(self, writer: asyncio.StreamWriter, host: str, copied_end_offset: int) -> None:
+        self._writer = writer
+        self._host = host
+        self.key = os.urandom(32)
+        self._numbers = itertools.count(1)
+        self._results: dict[int, asyncio.Future[CallResult]] = {}
+        self._streams: dict[int, asyncio.Future[StreamPair]] = {}
+        self._heartbeat: Heartbeat | None = None
+        self._heartbeat_at = time.monotonic()
+        self._is_launching = False
+        self._launches = 0
+        self._requested_image: ImageReference | None = None
+        self._is_sending_image = False
+        self.copied_end_offset = copied_end_offset
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def liveness(self) -> Liveness:
+        """Whether a runner holds the journal's lock; UNKNOWN if no heartbeat covers the last launch. Thread-safe."""
+        heartbeat = self._heartbeat
+        if heartbeat is None or self._is_launching or heartbeat.is_launching or heartbeat.launches < self._launches:
+            return Liveness.UNKNOWN
+        if time.monotonic() - self._heartbeat_at >= _SILENCE_SECONDS:
+            return Liveness.UNKNOWN
+        if heartbeat.liveness == "held":
+            return Liveness.HELD
+        return Liveness.FREE if self.copied_end_offset >= heartbeat.end_offset else Liveness.UNKNOWN
+
+    def has_key(self, key: bytes) -> bool:
+        """Return whether this is the session's key."""
+        return compare_digest(key, self.key)
+
+    def send(self, message: ServerMessage) -> None:
+        """Send a message. A worker that does not read is disconnected by the kernel or by the end of its lease."""
+        if not self._writer.is_closing():
+            self._writer.write(encode_message(message))
+
+    def notify_task_ended(self) -> None:
+        """Notify the worker that the task has ended."""
+        self.send(TaskEnded())
+
+    def close(self) -> None:
+        """Close the connection, cancel its tasks, and fail everything that waits for it."""
+        if not self._writer.is_closing():
+            self._writer.close()
+        for task in self._tasks:
+            task.cancel()
+        waiters: list[asyncio.Future[Any]] = [*self._results.values(), *self._streams.values()]
+        for waiting in waiters:
+            if not waiting.done():
+                waiting.set_exception(HostUnreachableError(self._host))
+                waiting.exception()  # otherwise, asyncio logs the error if nothing is waiting
+
+    def receive(self, message: Heartbeat | CallResult | StreamRefused) -> None:
+        """Store the state of the worker's host, or pass a result on to its caller unless the caller has given up."""
+        match message:
+            case Heartbeat():
+                self._heartbeat, self._heartbeat_at = message, time.monotonic()
+            case CallResult():
+                result = self._results.get(message.call_id)
+                if result is not None and not result.done():
+                    result.set_result(message)
+            case StreamRefused():
+                stream = self._streams.get(message.stream_id)
+                if stream is not None and not stream.done():
+                    stream.set_exception(ConnectionRefusedError(errno.ECONNREFUSED, "No runner listens"))
+
+    async def prepare_image(
+        self, profile: str, image: ImageReference | None, timeout_seconds: float
+    ) -> ImagePreparation:
+        """Ask whether the host has an image; if not, the worker fetches it. Raises ImageUnusableError, OSError."""
+        self._requested_image = image
+        request = PrepareImage(profile, image)
+        preparation: ImagePreparation = await self.call(request, ImagePreparation, timeout_seconds)
+        found, wanted = preparation.image, image and image.digest
+        if preparation.is_ready and (found and found.digest) != wanted:
+            raise ImageUnusableError(f"The worker on {self._host} has another image than {image and image.name}.")
+        return preparation
+
+    @contextlib.contextmanager
+    def sending_image(self, digest: str) -> Iterator[ImageReference | None]:
+        """Yield the image that the worker was last asked to fetch, if it has this digest.
+
+        Yields None if the worker must not fetch it now: only one image is sent to a worker at a time.
+        """
+        image = self._requested_image
+        if image is None or image.digest != digest or self._is_sending_image:
+            yield None
+            return
+        self._is_sending_image = True
+        try:
+            with self.cancelling_on_close():
+                yield image
+        finally:
+            self._is_sending_image = False
+
+    def record_copied(self, end_offset: int) -> None:
+        """Set the size of the server's copy of the journal."""
+        self.copied_end_offset = end_offset
+
+    @contextlib.contextmanager
+    def cancelling_on_close(self) -> Iterator[None]:
+        """Cancel the current task if the session ends within the context. Raises HostUnreachableError."""
+        self._check_open()
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+
+    def receive_stream(self, message: JoinStream, streams: StreamPair) -> bool:
+        """Pass a connection to the caller that is waiting for it. Return False if nobody is waiting."""
+        future = self._streams.get(message.stream_id)
+        if future is None or future.done():
+            return False
+        future.set_result(streams)
+        return True
+
+    async def call(
+        self, request: Request, result_type: Any, timeout_seconds: float = CONTROL_REQUEST_TIMEOUT_SECONDS
+    ) -> Any:
+        """Send a request and return its result, converted to `result_type`.
+
+        Raises HostUnreachableError, or the error of the worker.
+        """
+        call_id = next(self._numbers)
+        future = self._results[call_id] = asyncio.get_running_loop().create_future()
+        try:
+            self._check_open()
+            self.send(ServerCall(call_id, request))
+            async with asyncio.timeout(timeout_seconds):
+                answer = await future
+        except TimeoutError as error:
+            raise HostUnreachableError(self._host) from error
+        finally:
+            del self._results[call_id]
+        if answer.error:
+            raise _ERRORS.get(answer.error, OSError)(answer.message)
+        try:
+            return msgspec.json.decode(answer.value, type=result_type)
+        except DECODE_ERRORS as error:
+            raise HostUnreachableError(self._host) from error
+
+    def post(self, request: Request) -> None:
+        """Send a request whose result nobody needs."""
+        self.send(ServerCall(next(self._numbers), request))
+
+    def begin_launch(self) -> None:
+        """Make the liveness UNKNOWN until `end_launch`. Thread-safe.
+
+        Raises JournalBusyError during another launch.
+        """
+        if self._is_launching:
+            raise JournalBusyError(f"Another runner is being started on {self._host}.")
+        self._is_launching = True
+
+    def end_launch(self) -> None:
+        """End the launch that `begin_launch` began."""
+        self._is_launching = False
+
+    async def launch(self, request: Request, timeout_seconds: float) -> None:
+        """Send a launch request. Heartbeats from before the launch no longer count.
+
+        Returns normally if the worker does not respond: the runner may have been started.
+        """
+        try:
+            self._launches = await self.call(request, int, timeout_seconds)
+        except HostUnreachableError:
+            pass
+        finally:
+            self._heartbeat = None
+
+    async def open_stream(self, attempt_id: str) -> StreamPair:
+        """Open a stream to the control socket of an attempt. Raises OSError."""
+        stream_id = next(self._numbers)
+        future: asyncio.Future[StreamPair] = asyncio.get_running_loop().create_future()
+        self._streams[stream_id] = future
+        try:
+            self._check_open()
+            self.send(OpenStream(stream_id, attempt_id))
+            async with asyncio.timeout(CONTROL_REQUEST_TIMEOUT_SECONDS):
+                return await future
+        except TimeoutError as error:
+            raise HostUnreachableError(self._host) from error
+        finally:
+            del self._streams[stream_id]
+
+    def _check_open(self) -> None:
+        if self._writer.is_closing():
+            raise HostUnreachableError(self._host)

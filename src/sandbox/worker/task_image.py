@@ -1,0 +1,129 @@
+"""The image of the worker's task: fetched from the server, unless this host has it."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from sandbox.interfaces.images import ImageCopies, ImageReceptionBusyError, ImageReference, ImageUnusableError
+from sandbox.interfaces.worker_messages import (
+    SERVER_MESSAGE_BYTES_MAX,
+    ImagePart,
+    ImagePreparation,
+    PreparedImage,
+    PrepareImage,
+)
+from sandbox.model.errors import SandboxError, error_reason
+from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, read_message
+
+PART_SECONDS = 60.0
+"""Time limit for each part of an image."""
+
+_RETRY_SECONDS = 5.0
+_PROBLEM_CHARACTERS_MAX = 1024
+_decoder = msgspec.msgpack.Decoder(ImagePart)
+
+OpenImage = Callable[[str], Awaitable[StreamPair]]
+"""Opens a connection on which the server sends the image with this digest. Raises OSError."""
+
+
+class _Fetch:
+    """One attempt to fetch an image."""
+
+    def __init__(self, image: ImageReference, copies: ImageCopies, open_image: OpenImage) -> None:
+        self.image = image
+        self.received_bytes = 0
+        self.ended_at = 0.0
+        self._copies = copies
+        self.running = asyncio.create_task(self._run(open_image))
+
+    async def _run(self, open_image: OpenImage) -> None:
+        try:
+            reader, writer = await open_image(self.image.digest)
+            with contextlib.closing(writer):
+                await self._receive(reader)
+        finally:
+            self.ended_at = time.monotonic()
+
+    async def _receive(self, reader: asyncio.StreamReader) -> None:
+        loop = asyncio.get_running_loop()
+
+        async def read_part() -> bytes:
+            async with asyncio.timeout(PART_SECONDS):
+                part = await read_message(reader, _decoder, SERVER_MESSAGE_BYTES_MAX)
+            if part is None:
+                raise ConnectionError("the server stopped sending the image")
+            self.received_bytes += len(part.data)
+            return part.data
+
+        def read() -> bytes:
+            try:
+                return asyncio.run_coroutine_threadsafe(read_part(), loop).result()
+            except InvalidMessageError as error:
+                raise ConnectionError(error_reason(error)) from error
+
+        await asyncio.to_thread(self._copies.receive, self.image, read)
+
+
+class TaskImage:
+    """Prepares the image of the task. tier: the isolation tier of the host's runtime."""
+
+    def __init__(self, copies: ImageCopies, tier: str) -> None:
+        self._copies = copies
+        self._tier = tier
+        self._prepared: tuple[str, PreparedImage | None] | None = None
+        """The profile and the image that were prepared last."""
+        self._fetch: _Fetch | None = None
+
+    async def prepare(self, request: PrepareImage, open_image: OpenImage) -> ImagePreparation:
+        """Carry out a request, without waiting for an image to arrive.
+
+        Raises ImageUnusableError if no further request can succeed; OSError.
+        """
+        wanted = request.image
+        if wanted is None:
+            await asyncio.to_thread(self._copies.check_none, request.profile)
+            self._prepared = request.profile, None
+            return ImagePreparation(is_ready=True)
+        copy = await asyncio.to_thread(self._copies.find, wanted, self._tier)
+        if copy is not None:
+            prepared = PreparedImage(copy.digest, copy.directory)
+            self._prepared, self._fetch = (request.profile, prepared), None
+            return ImagePreparation(is_ready=True, image=prepared)
+        return self._continue_fetch(wanted, open_image)
+
+    def _continue_fetch(self, wanted: ImageReference, open_image: OpenImage) -> ImagePreparation:
+        fetch = self._fetch
+        if fetch is None or (fetch.running.done() and fetch.image.digest != wanted.digest):
+            fetch = self._fetch = _Fetch(wanted, self._copies, open_image)
+        if not fetch.running.done():
+            return ImagePreparation(is_ready=False, received_bytes=fetch.received_bytes)
+        problem = _describe_end(fetch.running)
+        if time.monotonic() - fetch.ended_at >= _RETRY_SECONDS:
+            self._fetch = None
+        return ImagePreparation(is_ready=False, problem=problem[:_PROBLEM_CHARACTERS_MAX])
+
+    def find(self, profile: str) -> PreparedImage | None:
+        """Return the image that was prepared last; None for the host's own /usr. Raises ImageUnusableError."""
+        if self._prepared is None or self._prepared[0] != profile:
+            raise ImageUnusableError(f"This worker has prepared no image of the profile {profile}.")
+        return self._prepared[1]
+
+
+def _describe_end(running: "asyncio.Task[None]") -> str:
+    """Return why a fetch failed. Raises ImageUnusableError if repeating it is useless; OSError if this host failed."""
+    if running.cancelled():
+        return "The worker is ending."
+    match running.exception():
+        case ImageUnusableError() as error:
+            raise error
+        case ImageReceptionBusyError():
+            return "Another worker on the host is fetching it."
+        case (SandboxError() | ConnectionError() | TimeoutError()) as error:
+            return f"It was not fetched: {error_reason(error)}."
+        case None:
+            return ""
+        case error:
+            raise error

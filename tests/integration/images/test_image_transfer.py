@@ -1,0 +1,225 @@
+"""Copies of images on other hosts: the digest of the content decides, never the name."""
+
+import dataclasses
+import hashlib
+import os
+import threading
+
+import msgspec
+import pytest
+
+from doubles.image_archives import directory, entry, layer, minimal_root, oci_archive, symlink
+from sandbox.images.build import import_image
+from sandbox.images.image_store import read_tree
+from sandbox.images.image_transfer import ReceivedImages, StoredImages
+from sandbox.images.profile_catalog import ProfileCatalog
+from sandbox.interfaces.images import ImageReceptionBusyError, ImageReference, ImageUnusableError
+
+ODD_NAMES = layer(
+    directory("opt"),
+    entry("opt/" + "long/" * 40 + "file", b"deep\n"),
+    entry("opt/caf\udce9", b"not UTF-8\n"),
+    entry("opt/ünïcode", b"", mode=0o755),
+    symlink("opt/link", "../etc/passwd"),
+)
+
+LARGE = layer(entry("large", b"x" * 600_000))
+
+
+@dataclasses.dataclass
+class Hosts:
+    """A server with an image, and a host."""
+
+    catalog: ProfileCatalog
+    source: StoredImages
+    host: ReceivedImages
+    host_data_dir: object
+
+    def reader(self, image):
+        """Return a function that returns the parts of the image."""
+        return self.source.open(image).read
+
+    def copies(self):
+        """Return the names of the directories of the profile on the host."""
+        return sorted(path.name for path in (self.host_data_dir / "profiles/tools").iterdir())
+
+
+@pytest.fixture(scope="module")
+def root_layer():
+    return minimal_root(is_truncated=True)
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    catalog = ProfileCatalog(tmp_path / "server")
+    return Hosts(catalog, StoredImages(catalog), ReceivedImages(tmp_path / "host"), tmp_path / "host")
+
+
+@pytest.fixture
+def add(hosts, root_layer, tmp_path):
+    """Return a function that imports an image with these layers on the server, and returns its reference."""
+
+    def add(*layers, name="tools", tier=""):
+        archive = oci_archive(tmp_path / "image.tar", root_layer, *layers)
+        import_image(hosts.catalog.image_store(name), archive, tier)
+        return hosts.source.find(name)
+
+    return add
+
+
+def test_digest_is_the_hash_of_the_content_that_is_sent(hosts, add):
+    image = add(ODD_NAMES, LARGE)
+    content = hosts.source.open(image)
+    parts = list(iter(content.read, b""))
+    content.close()
+    assert image.digest == f"sha256:{hashlib.sha256(b''.join(parts)).hexdigest()}"
+    assert {len(part) for part in parts[:-1]} == {256 * 1024}
+    root = hosts.catalog.image_store("tools").rootfs_path(image.digest)
+    assert b"".join(parts) == b"".join(read_tree(root))
+
+
+def test_copy_is_the_same_image(hosts, add):
+    image = add(ODD_NAMES)
+    assert hosts.host.find(image, "namespaces") is None
+    hosts.host.receive(image, hosts.reader(image))
+    copy = hosts.host.find(image, "namespaces")
+    assert (copy.profile, copy.digest) == ("tools", image.digest)
+    assert os.path.lexists(f"{copy.directory}/opt/link")
+    assert (hosts.host_data_dir / "profiles/tools/current").read_text().strip() == image.digest[7:]
+
+
+def test_image_with_the_same_name_and_another_digest_is_not_used(hosts, add, root_layer, tmp_path):
+    """The host has its own image of the profile; the server's image is added and does not replace it at once."""
+    archive = oci_archive(tmp_path / "other.tar", root_layer, layer(entry("other", b"other")))
+    own = import_image(ProfileCatalog(hosts.host_data_dir).image_store("tools"), archive)
+    image = add()
+    assert hosts.host.find(image, "namespaces") is None
+    hosts.host.receive(image, hosts.reader(image))
+    assert hosts.host.find(image, "namespaces").digest == image.digest != own.digest
+
+
+def test_own_image_with_the_same_digest_is_used(hosts, add, root_layer, tmp_path):
+    archive = oci_archive(tmp_path / "same.tar", root_layer)
+    import_image(ProfileCatalog(hosts.host_data_dir).image_store("tools"), archive)
+    image = add()
+    assert hosts.host.find(image, "namespaces").digest == image.digest
+
+
+@pytest.mark.parametrize("damage", ["changed", "shortened", "extended", "empty", "not a tar"])
+def test_other_content_is_refused_and_nothing_is_left(hosts, add, damage):
+    image = add()
+    content = b"".join(iter(hosts.reader(image), b""))
+    damaged = {
+        "changed": content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+        "shortened": content[:-2048],
+        "extended": content + bytes(512),
+        "empty": b"",
+        "not a tar": b"x" * 10_000,
+    }[damage]
+    parts = iter([damaged] if damaged else [])
+    with pytest.raises(ImageUnusableError, match=rf"The server's image tools@{image.digest} cannot be copied: .*again"):
+        hosts.host.receive(image, lambda: next(parts, b""))
+    assert (hosts.host.find(image, "namespaces"), hosts.copies()) == (None, [])
+    hosts.host.receive(image, hosts.reader(image))
+    assert hosts.host.find(image, "namespaces") is not None
+
+
+def test_content_that_is_larger_than_an_image_may_be_is_refused(hosts, add, monkeypatch):
+    image = add()
+    monkeypatch.setattr("sandbox.images.image_transfer.IMAGE_ENTRIES_MAX", 1)
+    with pytest.raises(ImageUnusableError, match="too large"):
+        hosts.host.receive(msgspec.structs.replace(image, size_bytes=1), hosts.reader(image))
+    assert hosts.copies() == []
+
+
+def test_interrupted_copy_leaves_nothing(hosts, add):
+    image, count = add(), 0
+    read = hosts.reader(image)
+
+    def fail():
+        nonlocal count
+        count += 1
+        if count > 1:
+            raise ConnectionResetError
+        return read()[:1000]
+
+    with pytest.raises(ConnectionResetError):
+        hosts.host.receive(image, fail)
+    assert (hosts.host.find(image, "namespaces"), hosts.copies()) == (None, [])
+
+
+def test_two_workers_of_a_host_do_not_receive_the_same_image_at_once(hosts, add):
+    image = add()
+    read, has_started, may_continue = hosts.reader(image), threading.Event(), threading.Event()
+
+    def wait():
+        has_started.set()
+        assert may_continue.wait(20)
+        return read()
+
+    first = threading.Thread(target=hosts.host.receive, args=(image, wait))
+    first.start()
+    assert has_started.wait(20)
+    second = ReceivedImages(hosts.host_data_dir)
+    with pytest.raises(ImageReceptionBusyError):
+        second.receive(image, hosts.reader(image))
+    may_continue.set()
+    first.join(20)
+    assert second.find(image, "namespaces") is not None
+
+
+def test_copy_in_use_is_kept_and_an_unused_one_is_removed_with_the_next_copy(hosts, add):
+    first = add(layer(entry("one", b"1")))
+    hosts.host.receive(first, hosts.reader(first))
+    user = ReceivedImages(hosts.host_data_dir)
+    assert user.find(first, "namespaces") is not None
+    for number in (2, 3):
+        newer = add(layer(entry("one", b"%d" % number)))
+        hosts.host.receive(newer, hosts.reader(newer))
+    assert user.find(first, "namespaces") is not None
+    user._unlock(first.digest)
+    newest = add(layer(entry("one", b"4")))
+    hosts.host.receive(newest, hosts.reader(newest))
+    assert ReceivedImages(hosts.host_data_dir).find(first, "namespaces") is None
+    assert len(hosts.copies()) == 3  # `current`, the newest copy and the one before it
+
+
+def test_image_is_kept_on_the_server_while_it_is_sent(hosts, add):
+    image = add(LARGE)
+    content = hosts.source.open(image)
+    assert content.read()
+    newer = add(layer(entry("one", b"1")))
+    add(layer(entry("one", b"2")))
+    assert list(iter(content.read, b""))
+    content.close()
+    content.close()
+    add(layer(entry("one", b"3")))
+    assert newer.digest != image.digest
+    with pytest.raises(ImageUnusableError):
+        hosts.source.open(image)
+
+
+def test_copy_needs_the_tier_of_the_image(hosts, add):
+    image = add(tier="vm")
+    hosts.host.receive(image, hosts.reader(image))
+    with pytest.raises(ImageUnusableError, match="tier vm or stronger; this host's runtime has tier namespaces"):
+        hosts.host.find(image, "namespaces")
+    assert hosts.host.find(image, "vm") is not None
+
+
+def test_host_may_have_no_image_of_its_own_if_the_server_has_none(hosts, add, root_layer, tmp_path):
+    assert hosts.source.find("basic") is None
+    hosts.host.check_none("basic")
+    image = add()
+    hosts.host.receive(image, hosts.reader(image))
+    hosts.host.check_none("tools")  # a copy does not count, because its server may have removed the image
+    archive = oci_archive(tmp_path / "own.tar", root_layer)
+    import_image(ProfileCatalog(hosts.host_data_dir).image_store("basic"), archive)
+    remedy = f"sandbox profile remove basic --data-dir {hosts.host_data_dir}"
+    with pytest.raises(ImageUnusableError, match=remedy):
+        hosts.host.check_none("basic")
+
+
+def test_names_from_outside_are_checked(hosts):
+    with pytest.raises(Exception, match="profile name"):
+        hosts.host.find(ImageReference("../x", "sha256:" + "0" * 64, 1), "vm")

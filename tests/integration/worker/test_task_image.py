@@ -1,0 +1,248 @@
+"""A worker fetches the image of its task from a real server for workers in the same process."""
+
+import asyncio
+import contextlib
+import os
+
+import msgspec
+import pytest
+
+from doubles.cluster_server import ClusterServer, wait_until
+from doubles.image_archives import entry, layer, minimal_root, oci_archive
+from sandbox.images.build import import_image
+from sandbox.images.image_transfer import ReceivedImages
+from sandbox.images.profile_catalog import ProfileCatalog
+from sandbox.interfaces.images import ImageUnusableError
+from sandbox.interfaces.worker_messages import (
+    CallResult,
+    Claimed,
+    FetchImage,
+    ImagePart,
+    ImagePreparation,
+    PreparedImage,
+    ServerCall,
+)
+from sandbox.model.errors import SandboxError
+from sandbox.placements.cluster import image_transfers
+from sandbox.worker import task_image
+from sandbox.worker.task_image import TaskImage
+
+OTHER_DIGEST = f"sha256:{'0' * 64}"
+
+
+@pytest.fixture(scope="module")
+def root_layer():
+    return minimal_root(is_truncated=True)
+
+
+@pytest.fixture
+async def server(tmp_path):
+    server = ClusterServer(tmp_path)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+def add(server, root_layer, tmp_path):
+    """Return a function that imports an image on the server, and returns its reference."""
+
+    def add(content=b"1" * 600_000):
+        archive = oci_archive(tmp_path / "image.tar", root_layer, layer(entry("content", content)))
+        import_image(server.catalog.image_store("tools"), archive)
+        return server.images.find("tools")
+
+    return add
+
+
+class FakeWorker:
+    """Answers the requests of the server for images, as a worker does. Implements `OpenImage` as `open`."""
+
+    def __init__(self, server, client, claimed, data_dir):
+        self.server, self.client, self.claimed = server, client, claimed
+        self.image = TaskImage(ReceivedImages(data_dir), "namespaces")
+        self.connections = contextlib.AsyncExitStack()
+        self.fetches, self.change = 0, lambda preparation: preparation
+        self.serving = asyncio.create_task(self._serve())
+
+    async def _serve(self):
+        while isinstance(message := await self.client.read(), ServerCall):
+            try:
+                answer = self.change(await self.image.prepare(message.request, self.open))
+                result = CallResult(message.call_id, msgspec.json.encode(answer))
+            except (SandboxError, OSError) as error:
+                result = CallResult(message.call_id, error=type(error).__name__, message=str(error))
+            await self.client.send(result)
+
+    async def open(self, digest):
+        self.fetches += 1
+        request = FetchImage(self.claimed.session_key, digest)
+        connection = await self.connections.enter_async_context(self.server.connect(request))
+        return connection.reader, connection.writer
+
+
+@pytest.fixture
+async def job(server):
+    return await server.submit()
+
+
+@pytest.fixture
+async def worker(server, job, tmp_path):
+    async with server.connect(server.claim(job)) as client:
+        claimed = await client.read()
+        assert isinstance(claimed, Claimed)
+        worker = FakeWorker(server, client, claimed, tmp_path / "host")
+        yield worker
+        worker.serving.cancel()
+        await asyncio.gather(worker.serving, return_exceptions=True)
+        await worker.connections.aclose()
+
+
+async def prepare(job, image):
+    return await job.session.prepare_image("tools", image, 10)
+
+
+async def prepare_until_ready(job, image):
+    async with asyncio.timeout(20):
+        while not (preparation := await prepare(job, image)).is_ready:
+            await asyncio.sleep(0.02)
+    return preparation.image
+
+
+async def test_worker_fetches_the_image_once(worker, job, add, tmp_path):
+    image = add()
+    first = await prepare(job, image)
+    assert (first.is_ready, first.image) == (False, None)
+    prepared = await prepare_until_ready(job, image)
+    assert prepared.digest == image.digest
+    assert prepared.directory == f"{tmp_path}/host/profiles/tools/{image.digest[7:]}/root"
+    assert (await prepare(job, image)).image == prepared
+    assert (worker.fetches, worker.image.find("tools")) == (1, prepared)
+    with pytest.raises(ImageUnusableError, match="has prepared no image of the profile basic"):
+        worker.image.find("basic")
+
+
+async def test_host_that_has_the_image_fetches_nothing(worker, job, add, tmp_path):
+    image = add()
+    ReceivedImages(tmp_path / "host").receive(image, worker.server.images.open(image).read)
+    assert (await prepare(job, image)).is_ready
+    assert worker.fetches == 0
+
+
+async def test_newer_image_of_the_profile_is_fetched(worker, job, add):
+    older = await prepare_until_ready(job, add())
+    newer = await prepare_until_ready(job, add(b"2"))
+    assert (worker.fetches, newer.digest != older.digest) == (2, True)
+
+
+async def test_image_that_is_removed_while_it_is_requested_is_replaced_by_the_next(worker, job, add, monkeypatch):
+    monkeypatch.setattr(task_image, "_RETRY_SECONDS", 0.0)
+    removed = add()
+    worker.server.catalog.image_store("tools").remove_images()
+    await prepare(job, removed)
+    async with asyncio.timeout(10):
+        while not (preparation := await prepare(job, removed)).problem:
+            await asyncio.sleep(0.02)
+    assert preparation.problem == "It was not fetched: the server stopped sending the image."
+    assert await prepare_until_ready(job, add(b"2"))
+
+
+async def test_damaged_image_of_the_server_is_refused(worker, job, add):
+    image = add()
+    root = worker.server.catalog.image_store("tools").rootfs_path(image.digest)
+    (root / "content").write_bytes(b"2" * 600_000)
+    with pytest.raises(ImageUnusableError, match=r"Its content has another digest\. Build or import it again"):
+        await prepare_until_ready(job, image)
+
+
+async def test_disk_error_of_the_host_is_reported(worker, job, add, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    image = add()
+    monkeypatch.setattr(worker.image._copies, "receive", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        await prepare_until_ready(job, image)
+
+
+async def test_host_with_its_own_image_of_a_profile_without_one_is_refused(worker, job, root_layer, tmp_path):
+    assert await prepare(job, None) == ImagePreparation(is_ready=True)
+    archive = oci_archive(tmp_path / "own.tar", root_layer)
+    import_image(ProfileCatalog(tmp_path / "host").image_store("tools"), archive)
+    with pytest.raises(ImageUnusableError, match="The server has no image of the profile tools, but this host has one"):
+        await prepare(job, None)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ImagePreparation(is_ready=True),
+        ImagePreparation(is_ready=True, image=PreparedImage(OTHER_DIGEST, "/")),
+    ],
+)
+async def test_worker_that_claims_to_have_another_image_is_refused(worker, job, add, answer):
+    image = add()
+    worker.change = lambda _: answer
+    with pytest.raises(ImageUnusableError, match=rf"has another image than {image.name}"):
+        await prepare(job, image)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"image": PreparedImage("sha256:1", "/")}, {"received_bytes": -1}, {"problem": "x" * 4097}],
+    ids=["digest", "size", "problem"],
+)
+async def test_invalid_answer_is_refused(worker, job, add, changes):
+    image = add()
+    worker.change = lambda _: msgspec.structs.replace(ImagePreparation(is_ready=True), **changes)
+    with pytest.raises(OSError, match="is not responding"):
+        await prepare(job, image)
+
+
+class TestFetches:
+    """Which image a worker may fetch."""
+
+    async def fetch(self, worker, key, digest):
+        """Return the number of bytes that the server sends."""
+        size = 0
+        async with worker.server.connect(FetchImage(key, digest)) as client:
+            while isinstance(part := await client.read(), ImagePart) and part.data:
+                size += len(part.data)
+        return size
+
+    async def test_only_the_requested_image_is_sent(self, worker, job, add):
+        requested, other = add(), add(b"2")
+        key = worker.claimed.session_key
+        assert await self.fetch(worker, key, requested.digest) == 0
+        await prepare_until_ready(job, requested)
+        assert await self.fetch(worker, key, other.digest) == 0
+        assert await self.fetch(worker, os.urandom(32), requested.digest) == 0
+        assert await self.fetch(worker, key, requested.digest) > 600_000
+
+    @pytest.mark.parametrize("digest", ["", "sha256:../../etc", "sha256:" + "0" * 63, "x" * 71])
+    async def test_text_that_is_not_a_digest_is_malformed(self, worker, job, add, digest):
+        await prepare_until_ready(job, add())
+        assert await self.fetch(worker, worker.claimed.session_key, digest) == 0
+
+    async def test_a_worker_gets_one_image_at_a_time_and_a_slow_worker_is_disconnected(
+        self, worker, job, add, monkeypatch
+    ):
+        monkeypatch.setattr(image_transfers, "_PART_SECONDS", 2.0)
+        image = add(os.urandom(1000) * 20_000)
+        job.session._requested_image = image
+        key = worker.claimed.session_key
+        async with worker.server.connect(FetchImage(key, image.digest)) as slow:
+            await wait_until(lambda: job.session._is_sending_image)
+            assert await self.fetch(worker, key, image.digest) == 0
+            await wait_until(lambda: not job.session._is_sending_image)
+            assert slow is not None
+        assert await self.fetch(worker, key, image.digest) > 20_000_000
+
+    async def test_transfer_ends_with_the_session(self, worker, job, add):
+        image = add(os.urandom(1000) * 20_000)
+        session = job.session
+        session._requested_image = image
+        async with worker.server.connect(FetchImage(worker.claimed.session_key, image.digest)):
+            await wait_until(lambda: session._is_sending_image)
+            session.close()
+            await wait_until(lambda: not session._is_sending_image)
