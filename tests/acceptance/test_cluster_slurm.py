@@ -9,9 +9,13 @@ import pytest
 
 from doubles import slurm_cluster
 from doubles.deployment import SERVER_KEY, bash_turn, make_repository, reply_turn, wait_until
+from doubles.image_archives import entry, layer, minimal_root, oci_archive
 from doubles.remote_deployment import MAKE_FILE
+from doubles.slurm_cluster import HOSTS
 from doubles.slurm_deployment import SMALL, SlurmDeployment
 from sandbox.bootstrap.worker import TOKEN_VARIABLE
+from sandbox.images.build import import_image
+from sandbox.images.image_store import ImageStore
 from sandbox.interfaces.cluster_engine import job_name
 
 
@@ -44,12 +48,28 @@ def test_task_runs_on_a_host_of_the_cluster(deployment):
     [started] = deployment.attempts_of("task-1")
     placement, _, host = started.host.partition(":")
     assert placement == "cluster"
-    assert host in slurm_cluster.HOSTS
+    assert host in HOSTS
     assert status["host"] == host
     wait_until(lambda: deployment.stored_jobs() == [], 60, "the end of the worker")
     job = job_name(started.attempt_id)
     wait_until(lambda: deployment.queue()[job] == "COMPLETED", 60, "the end of the job")
     assert not (deployment.hosts_dir / host / "tasks" / "task-1").exists()
+
+
+@pytest.mark.timeout(300)
+def test_host_gets_the_image_of_the_server(deployment, tmp_path):
+    """Each host has another image of the same name, which no task uses."""
+    deployment.start_model(bash_turn("cat /marker"), reply_turn())
+    deployment.start_server()
+    for number, data_dir in enumerate((deployment.data_dir, *(deployment.hosts_dir / host for host in HOSTS))):
+        marker = layer(entry("marker", b"host %d" % number if number else b"server"))
+        archive = oci_archive(tmp_path / f"{number}.tar", minimal_root(), marker)
+        import_image(ImageStore(data_dir, "my-tools"), archive)
+    image = ImageStore(deployment.data_dir, "my-tools").read_current().digest
+    deployment.submit(vm={**SMALL, "profile": "my-tools"})
+    status = deployment.wait(seconds=180)
+    assert (status["state"], status["vm"]["image"]) == ("completed", f"my-tools@{image}"), deployment.diagnostics()
+    assert deployment.tool_results()[-1] == "server"
 
 
 @pytest.mark.timeout(300)
@@ -149,7 +169,7 @@ def test_drained_host_gets_no_new_task_while_its_task_continues(deployment, clus
 
     def drained():
         hosts = deployment.http.get("/api/v1/hosts").json()["hosts"]
-        assert [host["name"] for host in hosts] == list(slurm_cluster.HOSTS)
+        assert [host["name"] for host in hosts] == list(HOSTS)
         return [host["name"] for host in hosts if host["draining_since"] is not None]
 
     def excluded():

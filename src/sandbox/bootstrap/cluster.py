@@ -30,8 +30,7 @@ from sandbox.cluster_engines.kubernetes.worker_job import DATA_DIR, WorkerPodSet
 from sandbox.cluster_engines.processes.engine import ProcessEngine
 from sandbox.cluster_engines.slurm.batch_job import SlurmSettings
 from sandbox.cluster_engines.slurm.engine import SlurmEngine
-from sandbox.images.image_transfer import StoredImages
-from sandbox.images.profile_catalog import ProfileCatalog
+from sandbox.images.image_transfer import SharedImages
 from sandbox.interfaces.cluster_engine import Engine, JobRequest, WorkerVerifier
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.git_credentials import CredentialQuery, Credentials, NoCredentialsError
@@ -46,7 +45,6 @@ from sandbox.placements.cluster.jobs import JobSettings
 from sandbox.placements.cluster.placement import (
     ClusterPlacement,
     ListenAddress,
-    ServerImages,
     TaskStorage,
     create_cluster_placement,
 )
@@ -277,7 +275,6 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
             str(directory / "host" / "worker.log") if section.engine == "processes" else os.devnull,
         )
 
-    catalog = ProfileCatalog(data_dir)
     return await create_cluster_placement(
         directory / "jobs",
         engine,
@@ -286,6 +283,6 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
         TaskStorage(
             context.replicas, partial(store_runner_log, data_dir), partial(has_task_ended, FileJournals(data_dir))
         ),
-        ServerImages(catalog, StoredImages(catalog)),
+        SharedImages(data_dir),
         find_credentials,
     )

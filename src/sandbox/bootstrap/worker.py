@@ -5,6 +5,7 @@ import binascii
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import shlex
@@ -15,6 +16,8 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from functools import partial
 from pathlib import Path
 from socket import AF_UNIX, SOCK_SEQPACKET, gethostname, socketpair
+
+import msgspec
 
 from sandbox import __version__
 from sandbox.agents import registered_agents
@@ -28,7 +31,9 @@ from sandbox.bootstrap.log import configure_logging
 from sandbox.bootstrap.private_directory import make_data_dir, make_private_directory
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.tree_removal import remove_trees
+from sandbox.images.debian_packages import read_packages
 from sandbox.images.image_transfer import ReceivedImages
+from sandbox.images.rootfs_writer import RootFsWriter
 from sandbox.interfaces.cluster_engine import (
     HOST_NAME_VARIABLE,
     IDENTITY_FILE_VARIABLE,
@@ -192,21 +197,9 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
         probed = await placement.host.probe()
         if probed.failure is not None:
             raise WorkerUnusableError(probed.failure)
-        boot_id = placement.host.identity.boot_id
-        claim = Claim(
-            attempt_id,
-            token,
-            os.urandom(32),
-            host_name(os.environ),
-            boot_id,
-            probed.runtime,
-            __version__,
-            *_host_size(),
-            PROTOCOL_VERSION,
-        )
+        claim = _make_claim(attempt_id, token, placement.host.identity.boot_id, probed.runtime)
         journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir, RunnerCredentialRequests(own_end))
         identity_file = os.environ.get(IDENTITY_FILE_VARIABLE)
-
         images = ReceivedImages(data_dir)
 
         def create_worker_task(task_id: str) -> WorkerTask:
@@ -233,6 +226,23 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.terminate)
         return await worker.run()
+
+
+def _make_claim(attempt_id: str, token: bytes, boot_id: str, runtime: str) -> Claim:
+    host, packages = host_name(os.environ), identify_packages(Path("/"))
+    nonce, size = os.urandom(32), _host_size()
+    return Claim(attempt_id, token, nonce, host, boot_id, runtime, __version__, *size, PROTOCOL_VERSION, packages)
+
+
+def identify_packages(root: Path) -> str:
+    """Return a digest of the installed packages and their versions; empty if there is no database of dpkg."""
+    try:
+        packages = read_packages(RootFsWriter(root))
+    except (OSError, SandboxError):
+        return ""
+    if not packages:
+        return ""
+    return f"sha256:{hashlib.sha256(msgspec.json.encode(sorted(packages.items()))).hexdigest()}"
 
 
 def _host_size() -> tuple[int, int]:

@@ -57,23 +57,20 @@ class StoredImageContent:
             self._lock_fd = None
 
 
-class StoredImages:
+class SharedImages(ProfileCatalog):
     """Implements `interfaces.images.ImageSource`: the images of a data directory."""
 
-    def __init__(self, catalog: ProfileCatalog) -> None:
-        self._catalog = catalog
-
-    def find(self, profile: str) -> ImageReference | None:
-        """Implements `ImageSource.find`. The host of a copy compares its tier with that of the image."""
-        image = self._catalog.find_image(profile, TIERS[-1])
+    def find_reference(self, profile: str) -> ImageReference | None:
+        """Implements `ImageSource.find_reference`. The host of a copy compares its tier with that of the image."""
+        image = self.find_image(profile, TIERS[-1])
         if image is None:
             return None
-        metadata = self._catalog.image_store(profile).read(image.digest)
+        metadata = self.image_store(profile).read(image.digest)
         return ImageReference(profile, image.digest, metadata.size_bytes, metadata.minimum_tier)
 
     def open(self, image: ImageReference) -> StoredImageContent:
         """Implements `ImageSource.open`."""
-        store = self._catalog.image_store(image.profile)
+        store = self.image_store(image.profile)
         return StoredImageContent(store.rootfs_path(image.digest), store.lock_image(image.digest))
 
 

@@ -85,18 +85,6 @@ class ImageContent(Protocol):
         ...
 
 
-class ImageSource(Protocol):
-    """The images of the server, which other hosts copy. The methods block."""
-
-    def find(self, profile: str) -> ImageReference | None:
-        """Return the current image of a profile; None if the profile has no image. Raises ImageUnusableError."""
-        ...
-
-    def open(self, image: ImageReference) -> ImageContent:
-        """Open an image, which cannot be removed until it is closed. Raises ImageUnusableError."""
-        ...
-
-
 class ImageCopies(Protocol):
     """The images on a host that gets them from a server. The methods block."""
 
@@ -135,6 +123,18 @@ class ProfileCatalog(Protocol):
 
         Raises ImageUnusableError.
         """
+        ...
+
+
+class ImageSource(ProfileCatalog, Protocol):
+    """The profiles of the server, whose images other hosts copy. The methods block."""
+
+    def find_reference(self, profile: str) -> ImageReference | None:
+        """Return the current image of a profile; None if the profile has no image. Raises ImageUnusableError."""
+        ...
+
+    def open(self, image: ImageReference) -> ImageContent:
+        """Open an image, which cannot be removed until it is closed. Raises ImageUnusableError."""
         ...
 
 

@@ -68,6 +68,7 @@ _ShortText = Annotated[str, msgspec.Meta(max_length=64)]
 _AttemptId = Annotated[str, msgspec.Meta(pattern=rf"\A{ATTEMPT_ID_PATTERN}\Z")]
 _TaskId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")]
 _Digest = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
+_OptionalDigest = Annotated[str, msgspec.Meta(pattern=r"\A(sha256:[0-9a-f]{64})?\Z")]
 _Path = Annotated[str, msgspec.Meta(max_length=4096)]
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 _Version = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Za-z.+_-]{0,64}\Z")]
@@ -82,6 +83,8 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
     version: the version of Sandbox on the host. cpus, memory_bytes: the resources of the whole host. They are for
         display only; workers of earlier versions do not send them.
     protocol: the worker's `PROTOCOL_VERSION`.
+    packages: identifies the installed packages of the host and their versions; empty if they are unknown. For display
+        only.
     """
 
     attempt_id: _AttemptId
@@ -94,6 +97,7 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
     cpus: _Number = 0
     memory_bytes: _Number = 0
     protocol: _Number = 1
+    packages: _OptionalDigest = ""
 
     def __repr__(self) -> str:
         """Omit the token."""

@@ -15,7 +15,7 @@ import pytest
 
 from sandbox.bootstrap import worker
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
-from sandbox.bootstrap.worker import HostKeyError, WorkerUnusableError, lock_task, read_host_key
+from sandbox.bootstrap.worker import HostKeyError, WorkerUnusableError, identify_packages, lock_task, read_host_key
 
 
 def test_only_one_worker_can_lock_a_task(tmp_path, monkeypatch):
@@ -145,3 +145,37 @@ def test_worker_without_a_join_token_does_not_start(tmp_path, token):
     )
     assert completed.returncode != 0
     assert "has no join token" in completed.stderr
+
+
+STATUS = """\
+Package: bash
+Status: install ok installed
+Version: 5.2-1
+
+Package: git
+Status: install ok installed
+Version: 1:2.47-1
+"""
+
+
+def identify(directory, status):
+    (directory / "var/lib/dpkg").mkdir(parents=True, exist_ok=True)
+    (directory / "var/lib/dpkg/status").write_text(status)
+    return identify_packages(directory)
+
+
+def test_hosts_with_the_same_packages_and_versions_report_the_same(tmp_path):
+    found = identify(tmp_path, STATUS)
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", found)
+    first, second = STATUS.split("\n\n")
+    assert identify(tmp_path, f"{second}\n{first}\n") == found
+    assert identify(tmp_path, STATUS.replace("5.2-1", "5.2-2")) != found
+
+
+@pytest.mark.parametrize("status", ["", "no fields", "Package: bash\n"])
+def test_packages_without_a_valid_database_are_unknown(tmp_path, status):
+    assert identify(tmp_path, status) == ""
+
+
+def test_packages_of_a_host_without_dpkg_are_unknown(tmp_path):
+    assert identify_packages(tmp_path) == ""

@@ -11,7 +11,7 @@ import pytest
 from doubles.image_archives import directory, entry, layer, minimal_root, oci_archive, symlink
 from sandbox.images.build import import_image
 from sandbox.images.image_store import read_tree
-from sandbox.images.image_transfer import ReceivedImages, StoredImages
+from sandbox.images.image_transfer import ReceivedImages, SharedImages
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.images import ImageReceptionBusyError, ImageReference, ImageUnusableError
 
@@ -30,8 +30,7 @@ LARGE = layer(entry("large", b"x" * 600_000))
 class Hosts:
     """A server with an image, and a host."""
 
-    catalog: ProfileCatalog
-    source: StoredImages
+    source: SharedImages
     host: ReceivedImages
     host_data_dir: object
 
@@ -51,8 +50,7 @@ def root_layer():
 
 @pytest.fixture
 def hosts(tmp_path):
-    catalog = ProfileCatalog(tmp_path / "server")
-    return Hosts(catalog, StoredImages(catalog), ReceivedImages(tmp_path / "host"), tmp_path / "host")
+    return Hosts(SharedImages(tmp_path / "server"), ReceivedImages(tmp_path / "host"), tmp_path / "host")
 
 
 @pytest.fixture
@@ -61,8 +59,8 @@ def add(hosts, root_layer, tmp_path):
 
     def add(*layers, name="tools", tier=""):
         archive = oci_archive(tmp_path / "image.tar", root_layer, *layers)
-        import_image(hosts.catalog.image_store(name), archive, tier)
-        return hosts.source.find(name)
+        import_image(hosts.source.image_store(name), archive, tier)
+        return hosts.source.find_reference(name)
 
     return add
 
@@ -74,7 +72,7 @@ def test_digest_is_the_hash_of_the_content_that_is_sent(hosts, add):
     content.close()
     assert image.digest == f"sha256:{hashlib.sha256(b''.join(parts)).hexdigest()}"
     assert {len(part) for part in parts[:-1]} == {256 * 1024}
-    root = hosts.catalog.image_store("tools").rootfs_path(image.digest)
+    root = hosts.source.image_store("tools").rootfs_path(image.digest)
     assert b"".join(parts) == b"".join(read_tree(root))
 
 
@@ -208,7 +206,7 @@ def test_copy_needs_the_tier_of_the_image(hosts, add):
 
 
 def test_host_may_have_no_image_of_its_own_if_the_server_has_none(hosts, add, root_layer, tmp_path):
-    assert hosts.source.find("basic") is None
+    assert hosts.source.find_reference("basic") is None
     hosts.host.check_none("basic")
     image = add()
     hosts.host.receive(image, hosts.reader(image))

@@ -24,6 +24,7 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import SandboxError
 from sandbox.placements.cluster import image_transfers
+from sandbox.placements.cluster.worker_session import prepare_image
 from sandbox.worker import task_image
 from sandbox.worker.task_image import TaskImage
 
@@ -49,8 +50,8 @@ def add(server, root_layer, tmp_path):
 
     def add(content=b"1" * 600_000):
         archive = oci_archive(tmp_path / "image.tar", root_layer, layer(entry("content", content)))
-        import_image(server.catalog.image_store("tools"), archive)
-        return server.images.find("tools")
+        import_image(server.images.image_store("tools"), archive)
+        return server.images.find_reference("tools")
 
     return add
 
@@ -99,7 +100,7 @@ async def worker(server, job, tmp_path):
 
 
 async def prepare(job, image):
-    return await job.session.prepare_image("tools", image, 10)
+    return await prepare_image(job.session, "tools", image, 10)
 
 
 async def prepare_until_ready(job, image):
@@ -138,7 +139,7 @@ async def test_newer_image_of_the_profile_is_fetched(worker, job, add):
 async def test_image_that_is_removed_while_it_is_requested_is_replaced_by_the_next(worker, job, add, monkeypatch):
     monkeypatch.setattr(task_image, "_RETRY_SECONDS", 0.0)
     removed = add()
-    worker.server.catalog.image_store("tools").remove_images()
+    worker.server.images.image_store("tools").remove_images()
     await prepare(job, removed)
     async with asyncio.timeout(10):
         while not (preparation := await prepare(job, removed)).problem:
@@ -149,7 +150,7 @@ async def test_image_that_is_removed_while_it_is_requested_is_replaced_by_the_ne
 
 async def test_damaged_image_of_the_server_is_refused(worker, job, add):
     image = add()
-    root = worker.server.catalog.image_store("tools").rootfs_path(image.digest)
+    root = worker.server.images.image_store("tools").rootfs_path(image.digest)
     (root / "content").write_bytes(b"2" * 600_000)
     with pytest.raises(ImageUnusableError, match=r"Its content has another digest\. Build or import it again"):
         await prepare_until_ready(job, image)
@@ -183,8 +184,21 @@ async def test_host_with_its_own_image_of_a_profile_without_one_is_refused(worke
 async def test_worker_that_claims_to_have_another_image_is_refused(worker, job, add, answer):
     image = add()
     worker.change = lambda _: answer
-    with pytest.raises(ImageUnusableError, match=rf"has another image than {image.name}"):
+    with pytest.raises(ImageUnusableError, match=rf"has prepared another image than {image.name}"):
         await prepare(job, image)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ImagePreparation(is_ready=False),
+        ImagePreparation(is_ready=True, image=PreparedImage(OTHER_DIGEST, "/")),
+    ],
+)
+async def test_worker_must_not_use_an_image_if_the_server_has_none(worker, job, answer):
+    worker.change = lambda _: answer
+    with pytest.raises(ImageUnusableError, match="has prepared another image than the host's own /usr"):
+        await prepare(job, None)
 
 
 @pytest.mark.parametrize(
@@ -229,20 +243,20 @@ class TestFetches:
     ):
         monkeypatch.setattr(image_transfers, "_PART_SECONDS", 2.0)
         image = add(os.urandom(1000) * 20_000)
-        job.session._requested_image = image
+        job.session.image_offer.replace(image)
         key = worker.claimed.session_key
         async with worker.server.connect(FetchImage(key, image.digest)) as slow:
-            await wait_until(lambda: job.session._is_sending_image)
+            await wait_until(lambda: job.session.image_offer._is_taken)
             assert await self.fetch(worker, key, image.digest) == 0
-            await wait_until(lambda: not job.session._is_sending_image)
+            await wait_until(lambda: not job.session.image_offer._is_taken)
             assert slow is not None
         assert await self.fetch(worker, key, image.digest) > 20_000_000
 
     async def test_transfer_ends_with_the_session(self, worker, job, add):
         image = add(os.urandom(1000) * 20_000)
         session = job.session
-        session._requested_image = image
+        session.image_offer.replace(image)
         async with worker.server.connect(FetchImage(worker.claimed.session_key, image.digest)):
-            await wait_until(lambda: session._is_sending_image)
+            await wait_until(lambda: session.image_offer._is_taken)
             session.close()
-            await wait_until(lambda: not session._is_sending_image)
+            await wait_until(lambda: not session.image_offer._is_taken)

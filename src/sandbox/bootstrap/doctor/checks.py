@@ -72,7 +72,8 @@ def run_checks(settings: ServerSettings, worker_server: str | None = None) -> li
         ("capacity", _check_capacity),
         ("disks", _check_disks),
         ("leftovers", _check_leftovers),
-        ("profiles", check_images),
+        # Hosts copy the images of their server.
+        *(() if is_host else (("profiles", check_images),)),
         ("agentic-dev", _check_programs),
         ("node", _check_node),
         # Workers get the key from their server.

@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +17,12 @@ from sandbox.bootstrap.doctor import Finding, is_local_address
 from sandbox.bootstrap.settings.schema import ServerSettings, SlurmSection
 from sandbox.bootstrap.worker import HostKeyError, read_host_key
 from sandbox.cluster_engines.slurm.engine import SYSTEM_PATH
+from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.cluster_engine import EngineUnavailableError
 from sandbox.model.errors import error_reason
 from sandbox.model.manifest.schema import Vm
 from sandbox.model.printable import replace_unprintable, replacement_character
+from sandbox.placements.cluster.hosts import load_seen_hosts
 
 _COMMANDS = ("sbatch", "squeue", "scancel", "sinfo")
 _COMMAND_SECONDS = 15.0
@@ -36,6 +39,8 @@ _TESTED_TRACKING = "proctrack/linuxproc"
 _SETTING = re.compile(r"(\w+)\s*= (.*)")
 _SERVER = re.compile(r"(?P<host>[^:\s]+|\[[0-9A-Fa-f:]+\])(?::(?P<port>\d{1,5}))?")
 _MIB = 1024**2
+_NAMES_MAX = 5
+"""Maximum number of hosts with the same packages that a message names."""
 
 
 class _SlurmHost(NamedTuple):
@@ -71,6 +76,7 @@ def check_slurm(settings: ServerSettings) -> list[Finding]:
         *_check_configuration(configuration),
         *_check_listen_address(cluster.host, cluster.port, hosts),
         *_check_host_key(cluster.host_key_path),
+        *_check_packages(settings.server.data_dir.absolute(), hosts),
     ]
 
 
@@ -150,6 +156,23 @@ def _check_hosts(hosts: list[_SlurmHost], partition: str | None) -> list[Finding
         remedy = "Lower vm.cpus or vm.memory in manifests, or add larger hosts."
         findings.append(Finding("hosts", False, message, remedy, is_needed=False))
     return findings
+
+
+def _check_packages(data_dir: Path, hosts: list[_SlurmHost]) -> list[Finding]:
+    """Check whether tasks without an image get the same programs on all hosts, as their last workers reported."""
+    profiles = [entry.name for entry in ProfileCatalog(data_dir).entries() if entry.metadata is None]
+    names = {host.name for host in hosts}
+    by_packages = defaultdict(list)
+    for seen in load_seen_hosts(data_dir / "cluster" / "hosts.json"):
+        if seen.packages and seen.name in names:
+            by_packages[seen.packages].append(seen.name)
+    if len(by_packages) < 2 or not profiles:
+        return []
+    groups = sorted((sorted(group) for group in by_packages.values()), key=lambda group: (-len(group), group))
+    shown = "; ".join(", ".join(group[:_NAMES_MAX]) + (", …" if len(group) > _NAMES_MAX else "") for group in groups)
+    message = f"the hosts have different packages ({shown}), and {', '.join(profiles)} use the host's own /usr"
+    remedy = f"Build the images here, for example: sandbox profile build {profiles[0]}"
+    return [Finding("hosts", False, message, remedy, is_needed=False)]
 
 
 def _check_configuration(configuration: dict[str, str]) -> list[Finding]:

@@ -40,7 +40,8 @@ class SeenHost(msgspec.Struct, frozen=True):
     """A host on which a worker has claimed a task.
 
     last_contact: when a worker on the host last sent a message, in seconds since 1970.
-    version, cpus, memory_bytes: sent by the last worker that connected; empty or 0 if it did not send them.
+    version, cpus, memory_bytes, packages: sent by the last worker that connected (`Claim`); empty or 0 if it did not
+        send them.
     """
 
     name: str
@@ -48,6 +49,7 @@ class SeenHost(msgspec.Struct, frozen=True):
     version: str = ""
     cpus: int = 0
     memory_bytes: int = 0
+    packages: str = ""
 
 
 class SeenHosts:
@@ -55,7 +57,7 @@ class SeenHosts:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._hosts = {host.name: host for host in _load(file)}
+        self._hosts = {host.name: host for host in load_seen_hosts(file)}
         self._is_saved = True
         self._saving: asyncio.Task[None] | None = None
 
@@ -65,7 +67,8 @@ class SeenHosts:
 
     def record_claim(self, claim: Claim) -> None:
         """Store what a worker reported about its host."""
-        self.add(SeenHost(claim.host, time.time(), claim.version, claim.cpus, claim.memory_bytes))
+        sizes = claim.cpus, claim.memory_bytes
+        self.add(SeenHost(claim.host, time.time(), claim.version, *sizes, claim.packages))
 
     def add(self, host: SeenHost) -> None:
         """Add or replace a host."""
@@ -107,7 +110,7 @@ class SeenHosts:
         self._is_saved = True
 
 
-def _load(file: Path) -> Sequence[SeenHost]:
+def load_seen_hosts(file: Path) -> Sequence[SeenHost]:
     """Return the stored hosts. The file serves only to inform users, so a damaged file counts as empty."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=tuple[SeenHost, ...])

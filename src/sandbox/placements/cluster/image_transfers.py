@@ -5,7 +5,7 @@ The disk is read in threads, but no thread waits for a worker, because a worker 
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -22,6 +22,30 @@ _PART_SECONDS = 60.0
 _TRANSFER_SECONDS = 300.0
 _BYTES_PER_SECOND = 128 * 1024
 """A transfer may take `_TRANSFER_SECONDS` plus the time that the image's files take at this rate."""
+
+
+class ImageOffer:
+    """The image that a worker may fetch: the one that the server has named to it last, one transfer at a time."""
+
+    def __init__(self) -> None:
+        self._image: ImageReference | None = None
+        self._is_taken = False
+
+    def replace(self, image: ImageReference | None) -> None:
+        """Offer another image. A running transfer continues."""
+        self._image = image
+
+    @contextlib.contextmanager
+    def taking(self, digest: str) -> Iterator[ImageReference | None]:
+        """Yield the image for the duration of a transfer; None if the worker must not fetch this digest now."""
+        if self._image is None or self._image.digest != digest or self._is_taken:
+            yield None
+            return
+        self._is_taken = True
+        try:
+            yield self._image
+        finally:
+            self._is_taken = False
 
 
 class ImageTransfers:

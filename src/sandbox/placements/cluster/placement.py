@@ -44,6 +44,7 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.failure import FailureCode
 from sandbox.model.isolation_tier import TIERS
+from sandbox.model.printable import replace_unprintable, replacement_character
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.claim_checks import Claims, HostKey
 from sandbox.placements.cluster.credential_requests import FindCloneCredentials
@@ -59,7 +60,7 @@ from sandbox.placements.cluster.worker_requests import (
     Workers,
 )
 from sandbox.placements.cluster.worker_server import HostSources, StoreLog, WorkerServer
-from sandbox.placements.cluster.worker_session import WorkerSession
+from sandbox.placements.cluster.worker_session import WorkerSession, prepare_image
 from sandbox.primitives.files import write_durably
 from sandbox.primitives.message_stream import InvalidMessageError
 
@@ -182,20 +183,21 @@ class ClusterAllocator:
         if not isinstance(session, WorkerSession):
             raise HostPendingError(f"The host {host} is not responding.")
         try:
-            wanted = await asyncio.to_thread(self._images.find, profile)
-            preparation = await session.prepare_image(profile, wanted, _RESERVE_SECONDS)
+            wanted = await asyncio.to_thread(self._images.find_reference, profile)
+            preparation = await prepare_image(session, profile, wanted, _RESERVE_SECONDS)
         except ImageUnusableError as error:
             return partial(_raise, error)
         except OSError as error:
-            raise HostPendingError(f"The image of the task cannot be prepared: {error_reason(error)}.") from error
+            reason = f"The host {host} cannot prepare the image of the task: {error_reason(error)}."
+            raise HostPendingError(replace_unprintable(reason, replacement_character)) from error
         if preparation.is_ready:
             prepared = preparation.image
             image = None if prepared is None else Image(profile, prepared.digest, prepared.directory)
             return lambda _: image
-        assert wanted is not None
+        assert wanted is not None, "prepare_image has checked it"
         percent = min(99, 100 * preparation.received_bytes // max(1, wanted.size_bytes))
         reason = f"The host {host} is fetching the image {wanted.name} ({percent} %). {preparation.problem}"
-        raise HostPendingError(reason.rstrip())
+        raise HostPendingError(replace_unprintable(reason.rstrip(), replacement_character))
 
     def job_status(self, task_id: str) -> JobStatus | None:
         """Implements `HostAllocator.job_status`."""
@@ -255,14 +257,14 @@ class ClusterPlacement:
         self,
         workers: Workers,
         hosts: ClusterHosts,
-        images: "ServerImages",
+        images: ImageSource,
         largest_hosts: Sequence[Resources],
         storage: "TaskStorage",
     ) -> None:
         largest = max(largest_hosts, key=lambda each: (each.memory_bytes, each.cpus, each.disk_bytes))
-        self.host = ClusterHost(largest, images.catalog)
+        self.host = ClusterHost(largest, images)
         self.files = ClusterFiles(workers)
-        self.allocator = ClusterAllocator(workers, hosts, images.source, largest_hosts)
+        self.allocator = ClusterAllocator(workers, hosts, images, largest_hosts)
         self._workers = workers
         self._replicas = storage.replicas
         self._has_task_ended = storage.has_task_ended
@@ -376,13 +378,6 @@ class TaskStorage(NamedTuple):
     has_task_ended: Callable[[str], bool]
 
 
-class ServerImages(NamedTuple):
-    """The images of the server. catalog: the profiles that tasks may name. source: the images that hosts copy."""
-
-    catalog: ProfileCatalog
-    source: ImageSource
-
-
 async def load_largest_hosts(engine: Engine, file: Path) -> Sequence[Resources]:
     """Return the largest hosts; if the engine is not responding, return the stored ones, so workers can reconnect.
 
@@ -409,7 +404,7 @@ async def create_cluster_placement(
     settings: JobSettings,
     address: ListenAddress,
     storage: TaskStorage,
-    images: ServerImages,
+    images: ImageSource,
     find_credentials: FindCloneCredentials,
 ) -> ClusterPlacement:
     """Load the jobs, listen for workers and start the thread. Raises OSError, SandboxError.
@@ -431,7 +426,7 @@ async def create_cluster_placement(
             storage.replicas,
             storage.store_log,
             storage.has_task_ended,
-            HostSources(find_credentials, images.source),
+            HostSources(find_credentials, images),
             address.tls,
         )
         await server.listen(address.host, address.port)

@@ -379,7 +379,7 @@ class WorkerServer:
         session = self._find_session(fetch.session_key)
         if session is None:
             return
-        with session.sending_image(fetch.digest) as image:
+        with session.cancelling_on_close(), session.image_offer.taking(fetch.digest) as image:
             if image is not None:
                 await self._images.send(image, reader, writer)
 

@@ -34,6 +34,7 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
+from sandbox.placements.cluster.image_transfers import ImageOffer
 from sandbox.primitives.message_stream import StreamPair, encode_message
 
 _SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS_MAX
@@ -47,6 +48,7 @@ class WorkerSession:
 
     copied_end_offset: the offset after the last record of the server's copy of the journal.
     key: authenticates further connections of the session.
+    image_offer: the image that the worker may fetch.
     """
 
     def __init__(self, writer: asyncio.StreamWriter, host: str, copied_end_offset: int) -> None:
@@ -60,8 +62,7 @@ class WorkerSession:
         self._heartbeat_at = time.monotonic()
         self._is_launching = False
         self._launches = 0
-        self._requested_image: ImageReference | None = None
-        self._is_sending_image = False
+        self.image_offer = ImageOffer()
         self.copied_end_offset = copied_end_offset
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -115,35 +116,6 @@ class WorkerSession:
                 stream = self._streams.get(message.stream_id)
                 if stream is not None and not stream.done():
                     stream.set_exception(ConnectionRefusedError(errno.ECONNREFUSED, "No runner listens"))
-
-    async def prepare_image(
-        self, profile: str, image: ImageReference | None, timeout_seconds: float
-    ) -> ImagePreparation:
-        """Ask whether the host has an image; if not, the worker fetches it. Raises ImageUnusableError, OSError."""
-        self._requested_image = image
-        request = PrepareImage(profile, image)
-        preparation: ImagePreparation = await self.call(request, ImagePreparation, timeout_seconds)
-        found, wanted = preparation.image, image and image.digest
-        if preparation.is_ready and (found and found.digest) != wanted:
-            raise ImageUnusableError(f"The worker on {self._host} has another image than {image and image.name}.")
-        return preparation
-
-    @contextlib.contextmanager
-    def sending_image(self, digest: str) -> Iterator[ImageReference | None]:
-        """Yield the image that the worker was last asked to fetch, if it has this digest.
-
-        Yields None if the worker must not fetch it now: only one image is sent to a worker at a time.
-        """
-        image = self._requested_image
-        if image is None or image.digest != digest or self._is_sending_image:
-            yield None
-            return
-        self._is_sending_image = True
-        try:
-            with self.cancelling_on_close():
-                yield image
-        finally:
-            self._is_sending_image = False
 
     def record_copied(self, end_offset: int) -> None:
         """Set the size of the server's copy of the journal."""
@@ -241,3 +213,19 @@ class WorkerSession:
     def _check_open(self) -> None:
         if self._writer.is_closing():
             raise HostUnreachableError(self._host)
+
+
+async def prepare_image(
+    session: WorkerSession, profile: str, image: ImageReference | None, timeout_seconds: float
+) -> ImagePreparation:
+    """Ask a worker whether its host has an image; if not, the worker fetches it. Raises ImageUnusableError, OSError.
+
+    image: None if the server has no image of the profile.
+    """
+    session.image_offer.replace(image)
+    answer: ImagePreparation = await session.call(PrepareImage(profile, image), ImagePreparation, timeout_seconds)
+    has_image = (answer.image and answer.image.digest) == (image and image.digest)
+    if not (has_image if answer.is_ready else image is not None):
+        expected = "the host's own /usr" if image is None else image.name
+        raise ImageUnusableError(f"The worker has prepared another image than {expected}.")
+    return answer

@@ -9,10 +9,14 @@ from dataclasses import replace
 
 import pytest
 
+from doubles.image_archives import minimal_root, oci_archive
 from sandbox.bootstrap.cluster import create_certificate
 from sandbox.bootstrap.doctor.checks import run_checks
 from sandbox.bootstrap.doctor.slurm_checks import check_server_address, check_slurm, check_worker_host
 from sandbox.bootstrap.settings.schema import ClusterSection, ServerSection, ServerSettings, SlurmSection
+from sandbox.images.build import import_image
+from sandbox.images.image_store import ImageStore
+from sandbox.placements.cluster.hosts import SeenHost, SeenHosts
 
 pytestmark = pytest.mark.usefixtures("without_sandboxes")
 
@@ -229,3 +233,37 @@ def test_host_checks_the_directory_of_its_workers_and_needs_no_model_key(slurm, 
     assert not any(finding.name == "model" for finding in findings)
     (directory,) = [finding for finding in findings if finding.name == "data directory"]
     assert str(slurm.directory / "worker") in directory.message
+
+
+def add_host(slurm, name, packages):
+    directory = slurm.directory / "data" / "cluster"
+    directory.mkdir(parents=True, exist_ok=True)
+    seen = SeenHosts(directory / "hosts.json")
+    seen.add(SeenHost(name, 1.0, packages=packages))
+    seen.save()
+
+
+def package_problems(slurm):
+    return [one for one in problems(check_engine(slurm.settings())) if "packages" in one.message]
+
+
+def test_hosts_with_different_packages_are_reported_unless_all_profiles_have_images(slurm, tmp_path):
+    add_host(slurm, "n1", "sha256:1")
+    add_host(slurm, "n2", "sha256:1")
+    add_host(slurm, "removed", "sha256:2")
+    assert package_problems(slurm) == []
+    add_host(slurm, "n2", "sha256:2")
+    [finding] = package_problems(slurm)
+    expected = "the hosts have different packages (n1; n2), and agentic-dev, basic use the host's own /usr"
+    assert (finding.message, finding.is_needed) == (expected, False)
+    assert finding.remedy == "Build the images here, for example: sandbox profile build agentic-dev"
+    archive = oci_archive(tmp_path / "image.tar", minimal_root(is_truncated=True))
+    for name in ("agentic-dev", "basic"):
+        import_image(ImageStore(slurm.directory / "data", name), archive)
+    assert package_problems(slurm) == []
+
+
+def test_host_that_did_not_report_its_packages_is_not_compared(slurm):
+    add_host(slurm, "n1", "sha256:1")
+    add_host(slurm, "n2", "")
+    assert package_problems(slurm) == []

@@ -121,6 +121,20 @@ async def test_reconnection_does_not_write_the_file(server, job, monkeypatch):
     assert len(saved) == 1
 
 
+async def test_packages_of_a_host_are_stored(server, job):
+    packages = "sha256:" + "1" * 64
+    async with server.connect(server.claim(job, packages=packages)) as client:
+        assert isinstance(await client.read(), Claimed)
+    assert [host.packages for host in server.hosts.snapshot()] == [packages]
+
+
+@pytest.mark.parametrize("packages", ["x", "sha256:1", "sha256:" + "1" * 64 + "\n", "x" * 5000])
+async def test_claim_with_malformed_packages_is_refused(server, job, packages):
+    async with server.connect(server.claim(job, packages=packages)) as client:
+        assert await client.read() is None
+    assert not job.is_claimed
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b'[{"name": 1}]'])
 def test_damaged_file_counts_as_empty(tmp_path, content):
     (tmp_path / "hosts.json").write_bytes(content)

@@ -10,6 +10,7 @@ import pytest
 
 from doubles.cluster_server import HOST, OVERHEAD_BYTES, SMALL, ClusterServer, make_request, wait_until
 from sandbox.interfaces.cluster_engine import EngineUnavailableError
+from sandbox.interfaces.images import Image, ImageReference, ImageUnusableError
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import (
     AttemptLocation,
@@ -25,8 +26,11 @@ from sandbox.interfaces.worker_messages import (
     CallResult,
     Claimed,
     Heartbeat,
+    ImagePreparation,
     Launch,
     LockDisk,
+    PreparedImage,
+    PrepareImage,
     ReadEndOffset,
     ReceiveRecords,
     ServerCall,
@@ -37,7 +41,7 @@ from sandbox.placements.cluster import jobs
 from sandbox.placements.cluster import placement as placement_module
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import JobSettings
-from sandbox.placements.cluster.placement import ListenAddress, ServerImages, TaskStorage, create_cluster_placement
+from sandbox.placements.cluster.placement import ListenAddress, TaskStorage, create_cluster_placement
 
 LOCATION = AttemptLocation("task-1", "abcdefghijkl", "cluster:host-1")
 
@@ -76,7 +80,7 @@ async def running_placement(server, tasks):
         JobSettings(600, OVERHEAD_BYTES, make_request),
         ListenAddress("127.0.0.1", server.port, tls),
         TaskStorage(server.replicas, None, tasks.has_task_ended),
-        ServerImages(server.catalog, server.images),
+        server.images,
         server.find_credentials,
     )
     running = asyncio.create_task(placement.run())
@@ -190,6 +194,54 @@ async def worker(server, placement):
         yield worker
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
+
+
+class TestImages:
+    """A task waits until its host has the server's image of its profile."""
+
+    WANTED = ImageReference("tools", "sha256:" + "1" * 64, 1000)
+    PREPARED = PreparedImage(WANTED.digest, "/images/1/root")
+
+    @pytest.fixture(autouse=True)
+    def image(self, server, monkeypatch):
+        monkeypatch.setattr(
+            server.images, "find_reference", lambda profile: self.WANTED if profile == "tools" else None
+        )
+
+    async def reserve(self, placement, profile="tools"):
+        return await placement.allocator.reserve_host("task-1", None, SMALL, profile)
+
+    async def test_attempt_gets_the_image_of_the_server(self, worker, placement):
+        worker.answers[PrepareImage] = lambda _: ImagePreparation(is_ready=True, image=self.PREPARED)
+        reserved = await self.reserve(placement)
+        assert worker.requests == [PrepareImage("tools", self.WANTED)]
+        assert reserved.find_image("tools") == Image("tools", self.WANTED.digest, "/images/1/root")
+
+    async def test_attempt_without_an_image_of_the_server_uses_the_host(self, worker, placement):
+        worker.answers[PrepareImage] = lambda _: ImagePreparation(is_ready=True)
+        assert (await self.reserve(placement, "basic")).find_image("basic") is None
+        assert worker.requests == [PrepareImage("basic", None)]
+
+    async def test_task_waits_while_the_image_is_fetched(self, worker, placement):
+        answer = ImagePreparation(is_ready=False, received_bytes=430, problem="It was not fetched: \x1b[2J.")
+        worker.answers[PrepareImage] = lambda _: answer
+        with pytest.raises(HostPendingError) as caught:
+            await self.reserve(placement)
+        expected = f"The host {HOST} is fetching the image {self.WANTED.name} (43 %). It was not fetched: \ufffd[2J."
+        assert caught.value.message == expected
+
+    async def test_image_that_cannot_be_used_fails_the_attempt(self, worker, placement):
+        worker.answers[PrepareImage] = lambda request: CallResult(
+            0, error="ImageUnusableError", message="It is broken."
+        )
+        reserved = await self.reserve(placement)
+        with pytest.raises(ImageUnusableError, match="It is broken"):
+            reserved.find_image("tools")
+
+    async def test_task_waits_while_the_host_cannot_store_the_image(self, worker, placement):
+        worker.answers[PrepareImage] = lambda request: CallResult(0, error="OSError", message="No space left on device")
+        with pytest.raises(HostPendingError, match=f"The host {HOST} cannot prepare the image .*: No space left"):
+            await self.reserve(placement)
 
 
 class FakeWorker:
