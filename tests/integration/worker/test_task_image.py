@@ -229,9 +229,12 @@ class TestFetches:
         key = worker.claimed.session_key
         assert await self.fetch(worker, key, requested.digest) == 0
         await prepare_until_ready(job, requested)
+        assert await self.fetch(worker, key, requested.digest) == 0
+        job.session.image_offer.replace(requested)
         assert await self.fetch(worker, key, other.digest) == 0
         assert await self.fetch(worker, os.urandom(32), requested.digest) == 0
         assert await self.fetch(worker, key, requested.digest) > 600_000
+        assert await self.fetch(worker, key, requested.digest) == 0  # each offer allows one transfer
 
     @pytest.mark.parametrize("digest", ["", "sha256:../../etc", "sha256:" + "0" * 63, "x" * 71])
     async def test_text_that_is_not_a_digest_is_malformed(self, worker, job, add, digest):
@@ -247,6 +250,7 @@ class TestFetches:
         key = worker.claimed.session_key
         async with worker.server.connect(FetchImage(key, image.digest)) as slow:
             await wait_until(lambda: job.session.image_offer._is_taken)
+            job.session.image_offer.replace(image)
             assert await self.fetch(worker, key, image.digest) == 0
             await wait_until(lambda: not job.session.image_offer._is_taken)
             assert slow is not None

@@ -25,14 +25,17 @@ _BYTES_PER_SECOND = 128 * 1024
 
 
 class ImageOffer:
-    """The image that a worker may fetch: the one that the server has named to it last, one transfer at a time."""
+    """The image that a worker may fetch: the one that the server has named to it last.
+
+    Each offer allows one transfer, and only one transfer runs at a time.
+    """
 
     def __init__(self) -> None:
         self._image: ImageReference | None = None
         self._is_taken = False
 
     def replace(self, image: ImageReference | None) -> None:
-        """Offer another image. A running transfer continues."""
+        """Offer another image, or none. A running transfer continues."""
         self._image = image
 
     @contextlib.contextmanager
@@ -41,9 +44,10 @@ class ImageOffer:
         if self._image is None or self._image.digest != digest or self._is_taken:
             yield None
             return
+        image, self._image = self._image, None
         self._is_taken = True
         try:
-            yield self._image
+            yield image
         finally:
             self._is_taken = False
 

@@ -228,4 +228,6 @@ async def prepare_image(
     if not (has_image if answer.is_ready else image is not None):
         expected = "the host's own /usr" if image is None else image.name
         raise ImageUnusableError(f"The worker has prepared another image than {expected}.")
+    if answer.is_ready:
+        session.image_offer.replace(None)
     return answer
