@@ -244,7 +244,7 @@ def add_host(slurm, name, packages):
 
 
 def package_problems(slurm):
-    return [one for one in problems(check_engine(slurm.settings())) if "packages" in one.message]
+    return [one for one in problems(check_slurm(slurm.settings())) if "packages" in one.message]
 
 
 def test_hosts_with_different_packages_are_reported_unless_all_profiles_have_images(slurm, tmp_path):
