@@ -902,6 +902,46 @@ def test_time_of_kernel_threads_for_terminals_is_limited(
     assert ("terminals" in asyncio.run(scenario())) == is_limited
 
 
+_OPENED_TERMINALS = """
+import pty
+for number in range(40):
+    if os.fork() == 0:
+        while True:
+            try: os.close(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
+            except OSError: pass
+report("held")
+for number in range({busy}):
+    if os.fork() == 0:
+        while True: pass
+while True: time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("busy", "is_limited"), [(400, True), (0, False)], ids=["busy programs", "no other programs"])
+def test_lock_for_opening_terminals_is_not_held_for_long(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], busy: int, is_limited: bool
+):
+    """While a program holds the lock and gets no CPU time, no program of the machine can open a terminal."""
+    if has_own_kernel(runtime):
+        pytest.skip("terminals belong to the sandbox's kernel")
+    if "memory" not in enforced_limits or os.geteuid():
+        pytest.skip("the threads of the sandbox cannot be inspected here")
+
+    async def scenario() -> str:
+        async with ready_sandbox(runtime, disk, cpus=1, processes_max=512) as sandbox:
+            source = _OPENED_TERMINALS.format(busy=busy)
+            command = Command(["/usr/bin/python3", "-c", _PRELUDE + source], {"PATH": "/usr/bin:/bin"}, "/workspace")
+            output, _ = await sandbox.start(command)
+            await read_until(output, b"held")
+            try:
+                async with asyncio.timeout(60 if is_limited else 6):
+                    return await sandbox.wait_for_exceeded_limit()
+            except TimeoutError:
+                return ""
+
+    assert ("opened or closed terminals" in asyncio.run(scenario())) == is_limited
+
+
 # Buffers of system calls in progress
 
 

@@ -204,8 +204,14 @@ TERMINAL_CPU_SECONDS_MAX = 1.0
 Only the time in excess of half a processor counts.
 """
 
+TERMINAL_LOCK_SECONDS_MAX = 2.0
+"""Maximum time for which one sandbox may hold the lock for opening terminals while the machine waits for it.
+
+The first second of each wait does not count.
+"""
+
 TERMINAL_CPU_CHECK_INTERVAL_SECONDS = 0.25
-"""Interval at which the CPU time for writes to terminals is measured."""
+"""Interval at which the CPU time for writes to terminals, and the lock for opening terminals, are measured."""
 
 CLOSING_BYTES_MAX = 1024 * 1024 * 1024
 """Maximum memory attributed to one sandbox for the files of ending processes while the kernel closes these files.

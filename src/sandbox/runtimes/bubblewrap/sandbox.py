@@ -25,6 +25,7 @@ from sandbox.runtimes.limits.cgroups import measure_terminal_usage
 from sandbox.runtimes.limits.ext4_usage import DirectoryMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter, TerminalMeter
+from sandbox.runtimes.limits.terminal_lock import TerminalLockMeter
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
 
@@ -151,6 +152,7 @@ class BubblewrapSandbox(BaseSandbox):
         self._syscall_buffer_meter = SyscallBufferMeter()
         self._closing_files_meter = ClosingFilesMeter()
         self._terminal_meter = TerminalMeter()
+        self._terminal_lock_meter = TerminalLockMeter()
         self._directory_meter = DirectoryMeter(setup.spec.disk)
         self._report_reader: asyncio.StreamReader | None = None
         self._read_lock = asyncio.Lock()
@@ -219,7 +221,9 @@ class BubblewrapSandbox(BaseSandbox):
 
     async def terminal_usage(self) -> KernelUsage:
         """Return only the usage of terminals."""
-        return await asyncio.to_thread(measure_terminal_usage, self._group, self._terminal_meter)
+        return await asyncio.to_thread(
+            measure_terminal_usage, self._group, self._terminal_meter, self._terminal_lock_meter
+        )
 
     async def file_counts(self) -> FileUsage:
         """Return the number of open files and directories of all processes inside."""

@@ -38,6 +38,7 @@ from sandbox.runtimes.limits.slab_usage import (
     count_negative_dentries,
     reclaimable_free_slab_bytes_max,
 )
+from sandbox.runtimes.limits.terminal_lock import TerminalLockMeter
 
 PARENT_GROUP = "sandbox"
 """Parent directory of all attempts' groups."""
@@ -321,9 +322,17 @@ def count_uncharged_bytes(group: ControlGroup) -> int | None:
     return None if total is None or usage is None else total - usage.kernel_bytes
 
 
-def measure_terminal_usage(group: ControlGroup, meter: TerminalMeter) -> KernelUsage:
-    """Return only the usage of the group's terminals. Takes 1 ms while its programs write to terminals."""
-    return KernelUsage(terminal_cpu_seconds=meter.measure(group.process_ids, group._process_ids_of_others))
+def measure_terminal_usage(
+    group: ControlGroup, meter: TerminalMeter, lock_meter: TerminalLockMeter | None = None
+) -> KernelUsage:
+    """Return only the usage of the group's terminals. Takes 1 ms while its programs write to terminals.
+
+    lock_meter: None to omit the time for which the group's programs hold the lock for terminals.
+    """
+    return KernelUsage(
+        terminal_cpu_seconds=meter.measure(group.process_ids, group._process_ids_of_others),
+        terminal_lock_seconds=lock_meter.measure(group._thread_ids) if lock_meter is not None else None,
+    )
 
 
 class Hierarchies(msgspec.Struct, frozen=True):

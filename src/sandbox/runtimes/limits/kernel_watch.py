@@ -29,6 +29,7 @@ from sandbox.model.fixed_limits import (
     SYSCALL_BUFFER_BYTES_MAX,
     TERMINAL_CPU_CHECK_INTERVAL_SECONDS,
     TERMINAL_CPU_SECONDS_MAX,
+    TERMINAL_LOCK_SECONDS_MAX,
     UDP_SOCKETS_ON_PORT_MAX,
     UNCHARGED_GROWTH_MAX,
     VMA_BYTES_MAX,
@@ -59,6 +60,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
     disk_directories: number of directories on the disk; 0 while the disk has few files.
     terminal_cpu_seconds: CPU time of the kernel threads that process what the sandbox writes to terminals, beyond half
         a processor; 0 while it writes nothing.
+    terminal_lock_seconds: time for which the sandbox held the lock for opening terminals while the machine waited for
+        it.
     oom_kills: how many times a process was killed for lack of memory.
     """
 
@@ -80,6 +83,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     cached_extents: int | None = None
     disk_directories: int | None = None
     terminal_cpu_seconds: float | None = None
+    terminal_lock_seconds: float | None = None
     oom_kills: int = 0
 
     def find_exceeded_limit(self) -> str:
@@ -175,6 +179,11 @@ class KernelUsage(msgspec.Struct, frozen=True):
             return (
                 "Threads of the kernel used more than half a processor for input that the sandbox wrote to its own "
                 "terminals. Write less to terminals, or write to pipes."
+            )
+        if self.terminal_lock_seconds is not None and self.terminal_lock_seconds > TERMINAL_LOCK_SECONDS_MAX:
+            return (
+                "Programs of the sandbox opened or closed terminals so slowly that no other program on the machine "
+                "could open one. Open fewer terminals, or start fewer busy programs at the same time."
             )
         return ""
 
