@@ -176,6 +176,39 @@ async def test_locks_on_system_files_do_not_lock_files_of_the_host(runtime: Runt
     assert (await scenario()) == b"%a b'content' True held\n" % paths[1].read_bytes()[:16]
 
 
+_WATCHED_DEVICES = """
+def events():
+    try: return len(os.read(instance, 65536))
+    except BlockingIOError: return 0
+instance = libc.inotify_init1(os.O_NONBLOCK)
+for name in ("null", "zero", "full", "random", "urandom", "tty"):
+    assert libc.inotify_add_watch(instance, b"/dev/" + name.encode(), 0xFFF) >= 0, name
+report("watching")
+while not os.path.exists("used"): time.sleep(0.01)
+from_host = events()
+with open("/dev/null", "w") as null: null.write("x")
+report(from_host, events() > 0, "ended")
+"""
+
+
+async def test_watches_on_device_files_do_not_slow_down_host_programs(runtime: Runtime, disk: Path):
+    """A host program adds the events itself, and waits until the task has memory for them."""
+    if not has_own_kernel(runtime) and os.geteuid() != 0:
+        pytest.skip("an ordinary user cannot create device files")
+
+    async def scenario() -> bytes:
+        async with ready_sandbox(runtime, disk) as sandbox:
+            command = ["/usr/bin/python3", "-c", _PRELUDE + _WATCHED_DEVICES]
+            output, _ = await sandbox.start(Command(command, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+            await read_until(output, b"watching")
+            for name in ("null", "zero", "full", "random", "urandom"):
+                Path("/dev", name).open("rb").close()
+            (disk / "workspace" / "used").touch()
+            return await read_until(output, b"ended")
+
+    assert (await scenario()).split() == [b"0", b"True", b"ended"]
+
+
 def test_locks_on_own_files_are_not_locks_on_host_files(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
     usage, result = measure(runtime, disk, enforced_limits, _LOCKS_ON_HOST_FILES.format(count=20))
     assert (usage.locks_on_host_files, usage.find_exceeded_limit()) == (100, ""), result

@@ -14,11 +14,14 @@ from sandbox.runtimes.programs import launcher
 
 _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
 
-DEVICE_ARGUMENTS = ("--dev", "/dev", "--dev-bind", launcher.DEVPTS_DIRECTORY, "/dev/pts", "--remount-ro", "/dev")
-"""Mounts the launcher's devpts over bubblewrap's, which does not limit the number of terminals.
+DEVICE_ARGUMENTS = (
+    *("--dev-bind", launcher.DEVICES_DIRECTORY, "/dev"),
+    *("--dev-bind", launcher.DEVPTS_DIRECTORY, "/dev/pts", "--remount-ro", "/dev"),
+)
+"""Mounts the launcher's device files, which are not those of the host, and its devpts, which has few terminals.
 
-Therefore, /dev/ptmx links to the ptmx device of the launcher's devpts. /dev is read-only: bubblewrap does not limit the
-number of files in it, and one read of a directory in memory lists all of its files without interruption.
+/dev is read-only, because its file system does not limit the time of one call: one read of a directory in memory lists
+all of its files without interruption.
 """
 
 DEVICE_ARGUMENTS_WITHOUT_TERMINALS = (
@@ -28,7 +31,8 @@ DEVICE_ARGUMENTS_WITHOUT_TERMINALS = (
 
 _HIDDEN_PROC_DIRECTORIES = ("/proc/bus", "/proc/driver", "/proc/fs")  # they exist on every kernel
 PROC_ARGUMENTS = (
-    *("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev-bind", "/dev/null", "/proc/locks"),
+    *("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"),
+    *("--dev-bind", f"{launcher.DEVICES_DIRECTORY}/null", "/proc/locks"),
     *(word for path in _HIDDEN_PROC_DIRECTORIES for word in ("--perms", "0555", "--tmpfs", path, "--remount-ro", path)),
 )
 """/proc without a usable /proc/locks: while a process reads that file, no process on the machine can lock a file.

@@ -37,6 +37,17 @@ EXPOSED_DIRECTORY = "/run"
 DEVPTS_DIRECTORY = f"{EXPOSED_DIRECTORY}/terminals"
 """Mount point of the sandbox's devpts, which contains no terminals of the host."""
 
+DEVICES_DIRECTORY = f"{EXPOSED_DIRECTORY}/devices"
+"""The sandbox's /dev, without the mounts under it."""
+
+DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+"""Major and minor numbers of the device files."""
+
+_DEVICE_LINKS = {
+    "fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
+    "core": "/proc/kcore", "ptmx": "pts/ptmx",
+}  # fmt: skip
+
 PTYS_MAX = 40
 """Maximum number of open terminals of the devpts. The machine-wide limit is kernel.pty.max."""
 
@@ -332,6 +343,32 @@ def mount_devpts() -> None:
             _mount(source, target, None, MS_BIND)
 
 
+def create_devices() -> None:
+    """Create the sandbox's /dev at DEVICES_DIRECTORY.
+
+    The device files are not those of the host. Otherwise, a task could watch the host's /dev/null with inotify. Each
+    host program that uses the file would then add the events itself, allocate the task's memory for them, which can
+    take seconds if the task's memory is full, and wake up everything in the task that waits for them.
+
+    The host's files are used if no others can be created, as in a user namespace.
+    """
+    nodes = f"{EXPOSED_DIRECTORY}/nodes"
+    os.mkdir(nodes)  # noqa: PTH102
+    _mount("tmpfs", nodes, "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=0700,size=64k,nr_inodes=64")
+    for name in ("", "pts", "shm"):
+        os.mkdir(f"{DEVICES_DIRECTORY}/{name}")  # noqa: PTH102
+    for name, target in _DEVICE_LINKS.items():
+        os.symlink(target, f"{DEVICES_DIRECTORY}/{name}")  # noqa: PTH211
+    for name, (major, minor) in DEVICES.items():
+        node = f"{nodes}/{name}"
+        try:
+            os.mknod(node, 0o20666, os.makedev(major, minor))  # 0o20000: a character device
+            os.chmod(node, 0o666)  # noqa: PTH101, S103  (independent of the umask)
+        except PermissionError:
+            node = f"/dev/{name}"
+        _bind(node, f"{DEVICES_DIRECTORY}/{name}", is_read_only=False)
+
+
 def enter_user_namespace(uids: dict[int, int], owner: int) -> None:
     """Enter a new user namespace with these uids and gids of the host, keyed by the ids in the namespace.
 
@@ -510,6 +547,7 @@ def main(arguments: list[str]) -> None:
             list(zip(words[::3], words[1::3], words[2::3], strict=True)), int(kernel_uid) if as_root else None
         )
         mount_devpts()
+        create_devices()
         process_limits.apply_process_limits(limits_open_files=filter_number == "-")
         # Send the sockets as root: with the sandbox's uid, files in transit from an earlier sandbox could prevent that.
         send_sockets(control, sockets)
