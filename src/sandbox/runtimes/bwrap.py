@@ -25,7 +25,8 @@ all of its files without interruption.
 """
 
 DEVICE_ARGUMENTS_WITHOUT_TERMINALS = (
-    *("--dev", "/dev", "--perms", "0555", "--tmpfs", "/dev/pts", "--remount-ro", "/dev/pts", "--remount-ro", "/dev"),
+    *("--dev-bind", launcher.DEVICES_DIRECTORY, "/dev"),
+    *("--perms", "0555", "--tmpfs", "/dev/pts", "--remount-ro", "/dev/pts", "--remount-ro", "/dev"),
 )
 """For programs that need no terminals: the CPU time of the kernel threads for their input would have to be limited."""
 
