@@ -346,7 +346,7 @@ def test_rewritten_record_is_published_once(components, monkeypatch):
 
 
 def test_index_row_whose_task_does_not_match_its_offset_is_reloaded(components):
-    """After a power loss, the offset can match the journal while the task matches an earlier journal."""
+    """After a power loss, the index can contain a current offset and an older task."""
 
     async def before():
         async with components.server() as service:

@@ -1,4 +1,4 @@
-"""Checks the requests of workers for git credentials, and looks the credentials up.
+"""Answers workers that need git credentials for a task: checks each request, then looks up the credentials.
 
 A host may be compromised. It gets only the credentials of the repository that its task is about to clone.
 """

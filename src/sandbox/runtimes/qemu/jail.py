@@ -126,8 +126,8 @@ def build_program_spec(
 
 
 def _bwrap_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, status: str) -> Iterator[str]:
-    # Additional filters are allowed, because programs in the guest have a separate kernel, and QEMU and virtiofsd
-    # install filters for themselves.
+    # QEMU and virtiofsd install filters for themselves, so they may add some. Programs in the guest cannot: their calls
+    # reach the guest's kernel.
     machine = os.uname().machine
     guest_filter = seccomp.assemble_filter(machine, allows_filters=True)
     jail_filter = seccomp.assemble_filter(
