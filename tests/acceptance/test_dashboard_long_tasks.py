@@ -169,7 +169,9 @@ def test_page_of_an_ended_task_opens_at_the_outcome(open_task):
     ("is_error", "reason", "title"),
     [
         (True, "success", "Ended with an error"),
-        (True, "error_max_turns", "Ended: error_max_turns"),
+        (True, "error_max_turns", "Ended: the maximum number of turns was reached"),
+        (True, "error_during_execution", "Ended with an error"),
+        (True, "error_new", "Ended: error_new"),
         (False, "success", "Result"),
     ],
 )

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from sandbox.model.failure import FailureCode
+from sandbox.model.failure import FailureCode, FailureReason
 from sandbox.model.formatting import format_budget
 from sandbox.model.wire.bodies import FailureBody
 
@@ -27,7 +27,8 @@ class FailureNotice:
     @property
     def change(self) -> str:
         """The new value of the field in words, as in "Run again with more memory"; empty without a field."""
-        return _CHANGES[self.field][1] if self.field else ""
+        words = _find_words(self.field) if self.field else None
+        return words[1] if words else ""
 
     @property
     def anchor(self) -> str:
@@ -102,7 +103,11 @@ _CHANGES = {
 }
 """The words for each field and for its new value. Other fields appear under their names in the manifest."""
 
-_NAME = re.compile(r"(?<![\w.])(?:" + "|".join(map(re.escape, _CHANGES)) + r")(?!\w|\.\w)")
+_AGENT_CHANGES = {"max_turns": ("the maximum number of turns", "more turns")}
+"""The same for fields of an agent's section, without the key of the section."""
+
+_FIELDS = (*map(re.escape, _CHANGES), *(rf"[a-z_]+\.{name}" for name in _AGENT_CHANGES))
+_NAME = re.compile(r"(?<![\w.])(?:" + "|".join(_FIELDS) + r")(?!\w|\.\w)")
 
 _REMEDY_MARKS = ("; ", "Run the task again", "Submit the task again", "please report")
 """A message that contains one of these texts already says what to do, so the notice's remedy is left empty."""
@@ -116,7 +121,8 @@ def describe_failure(failure: FailureBody) -> FailureNotice:
     if code == FailureCode.OUT_OF_MEMORY and field is None:
         title, remedy = _KERNEL_LIMIT_NOTICE
     detail = message
-    if code in _SELF_EXPLANATORY_CODES and "; " in message:
+    is_self_explanatory = code in _SELF_EXPLANATORY_CODES or failure["reason"] == FailureReason.MAX_TURNS
+    if is_self_explanatory and "; " in message:
         title, _, remedy = message.partition("; ")
         detail = ""
     elif code == FailureCode.BUDGET_EXCEEDED and (spent := _SPENT.match(message)):
@@ -127,13 +133,18 @@ def describe_failure(failure: FailureBody) -> FailureNotice:
         remedy = ""
     if field is not None:
         title, detail, remedy = map(_use_words, (title, detail, remedy))
-    known_field = field if field in _CHANGES else None
+    known_field = field if field and _find_words(field) else None
     return FailureNotice(title, _capitalize(detail), _capitalize(remedy), code, message, known_field)
 
 
 def field_words(field: str) -> str:
     """Return the words for a field, such as "the memory"; return the field itself if there are none."""
-    return _CHANGES[field][0] if field in _CHANGES else field
+    words = _find_words(field)
+    return words[0] if words else field
+
+
+def _find_words(field: str) -> tuple[str, str] | None:
+    return _CHANGES.get(field) or _AGENT_CHANGES.get(field.partition(".")[2])
 
 
 def _format_limit(spent: re.Match[str]) -> str:

@@ -129,6 +129,9 @@ _CODES_THAT_NAME_A_FIELD = frozenset(
 )
 """Failures whose messages come from Sandbox and name a field for which another value may help."""
 
+_REASONS_THAT_NAME_A_FIELD = frozenset({FailureReason.MAX_TURNS})
+"""Reasons whose messages name a field of the agent's section for which another value may help."""
+
 _FIELD = re.compile(r"(?<![\w./@-])(lifecycle|repository|vm)\.([a-z_]+)(?![\w/@-]|\.\w)")
 """A field in a message, but not a part of a URL."""
 
@@ -151,14 +154,21 @@ class Remedy(NamedTuple):
 
 
 def find_remedy(
-    code: FailureCode, message: str, manifest: Manifest, spent: Mapping[str, float] | None = None
+    code: FailureCode,
+    message: str,
+    manifest: Manifest,
+    spent: Mapping[str, float] | None = None,
+    *,
+    reason: str = "",
 ) -> Remedy | None:
     """Return what to do about a failure; None if only the message says what to do.
 
     The field to change is the last one that the message names. A limit is doubled, such as `4G` for `2G`. A budget is
     doubled until it exceeds what the task spent, because the last response can cost many times the budget.
-    spent: what the task spent, keyed by the budget's field.
+    spent: what the task spent, keyed by the budget's field. reason: the failure's reason; empty if it has none.
     """
+    if code is FailureCode.AGENT_FAILED and reason in _REASONS_THAT_NAME_A_FIELD:
+        return _change_agent_field(message, manifest)
     names = reversed(_FIELD.findall(message)) if code in _CODES_THAT_NAME_A_FIELD else ()
     for section, name in names:
         values: Any = getattr(manifest, section)
@@ -166,6 +176,13 @@ def find_remedy(
             field = f"{section}.{name}"
             return _change_field(field, getattr(values, name), (spent or {}).get(field, 0))
     return Remedy("Run the task again.") if code in _RERUN_ADVISED_CODES else None
+
+
+def _change_agent_field(message: str, manifest: Manifest) -> Remedy | None:
+    """Return the remedy that changes the last field of the agent's section that the message names; None without one."""
+    kind, settings = manifest.agent.kind, manifest.agent.settings
+    names = re.findall(rf"(?<![\w./@-]){re.escape(kind)}\.(\w+)(?![\w/@-]|\.\w)", message)
+    return next((_change_field(f"{kind}.{name}", settings[name], 0) for name in reversed(names) if name in settings), None)
 
 
 def _change_field(field: str, value: object, spent: float) -> Remedy:

@@ -6,10 +6,10 @@ from sandbox.dashboard.failure_notice import describe_failure
 from sandbox.model.failure import FailureCode
 
 
-def describe(code, message, field=None):
+def describe(code, message, field=None, reason=None):
     """Describe a failure whose remedy, if any, changes this field."""
     remedy = field and {"text": f"Raise {field}.", "field": field, "overrides": []}
-    return describe_failure({"code": code, "reason": None, "message": message, "remedy": remedy})
+    return describe_failure({"code": code, "reason": reason, "message": message, "remedy": remedy})
 
 
 @pytest.mark.parametrize("code", FailureCode)
@@ -84,6 +84,14 @@ def test_notice_contains_each_fact_once_and_uses_the_labels_of_the_form(code, me
     notice = describe(code, message, field)
     assert (notice.title, notice.detail, notice.remedy) == (title, detail, remedy)
     assert notice.message == message
+
+
+def test_notice_of_a_limit_of_the_agent_names_it_in_words():
+    message = "The agent did not finish within the maximum number of turns; raise claude.max_turns."
+    notice = describe("agent_failed", message, "claude.max_turns", "max_turns")
+    assert (notice.title, notice.detail) == ("The agent did not finish within the maximum number of turns", "")
+    assert (notice.remedy, notice.change) == ("Raise the maximum number of turns.", "more turns")
+    assert notice.summary == f"{notice.title}. {notice.remedy}"
 
 
 def test_code_from_another_version_has_a_general_title():

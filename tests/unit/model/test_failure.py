@@ -45,6 +45,24 @@ def test_remedy_of_a_limit_has_an_override_with_twice_the_value(code, message, f
     assert found == Remedy(f"Raise {field}.", field, (f"{field}={value}",))
 
 
+@pytest.mark.parametrize(
+    ("reason", "code", "is_changed"),
+    [("max_turns", "agent_failed", True), ("agent_error", "agent_failed", False), ("max_turns", "timeout", False)],
+)
+def test_field_of_the_agents_section_is_changed_if_the_reason_is_its_limit(reason, code, is_changed):
+    message = "The agent did not finish; raise claude.max_turns."
+    limited = manifest(claude={"prompt": "Work.", "max_turns": 5})
+    found = find_remedy(FailureCode(code), message, limited, reason=reason)
+    raised = Remedy("Raise claude.max_turns.", "claude.max_turns", ("claude.max_turns=10",))
+    assert found == (raised if is_changed else None)
+
+
+@pytest.mark.parametrize("message", ["Raise claude.unknown.", "Raise other.max_turns.", "See https://x/claude.max_turns."])
+def test_field_that_the_agents_section_lacks_is_not_changed(message):
+    limited = manifest(claude={"prompt": "Work.", "max_turns": 5})
+    assert find_remedy(FailureCode.AGENT_FAILED, message, limited, reason="max_turns") is None
+
+
 @pytest.mark.parametrize(("spent", "value"), [(0.05, "0.1"), (0.0999, "0.1"), (0.1, "0.2"), (7.21, "12.8")])
 def test_proposed_budget_exceeds_what_the_task_spent(spent, value):
     message = "lifecycle.budget_usd (0.05 USD) is spent."

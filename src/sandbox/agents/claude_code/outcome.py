@@ -58,7 +58,7 @@ def _explain_error_result(result: dict[str, Any]) -> tuple[FailureReason, str]:
     text = _error_text(result)
     match result.get("terminal_reason"), result.get("stop_reason"):
         case "max_turns", _:
-            message = f"Claude Code did not finish within the maximum number of turns ({text}); raise claude.max_turns."
+            message = "Claude Code did not finish within the maximum number of turns; raise claude.max_turns."
             return FailureReason.MAX_TURNS, message
         case "aborted_tools" | "aborted_streaming", _:
             message = "Claude Code was interrupted before it had finished; submit the task again."

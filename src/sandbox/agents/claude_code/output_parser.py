@@ -376,15 +376,21 @@ def _relative(path: str) -> str:
     return path.removeprefix(f"{SANDBOX_WORKSPACE}/")
 
 
+_MAX_TURNS_SUBTYPE = "error_max_turns"
+
+
 def _convert_result(line: bytes, line_budget: _LineBudget) -> AgentResult:
     result, budget = read_result_event(line), _TextBudget(line_budget)
     subtype, cost = sanitize(to_text(result.subtype)), read_number(result.total_cost_usd)
     is_error = bytes(result.is_error) != b"false" or subtype != "success"
+    turns = read_integer(result.num_turns)
+    if turns and subtype == _MAX_TURNS_SUBTYPE:
+        turns -= 1  # Claude Code counts the turn that the limit prevented
     return AgentResult(
         text=budget.cut(read_string(result.result) or ""),
         is_error=is_error,
         reason=subtype if is_error else "",
-        turns=read_integer(result.num_turns),
+        turns=turns,
         duration_ms=read_integer(result.duration_ms),
         cost_usd=None if cost is None else round(cost, 9),
         omitted_characters=budget.omitted_characters,

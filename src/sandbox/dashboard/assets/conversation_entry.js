@@ -190,8 +190,14 @@ function outputElements(output) {
   return [first, more, last];
 }
 
-// An agent can report an error whose reason is "success".
-const endLabel = (reason) => (reason === "success" ? "Ended with an error" : `Ended: ${visible(label(reason))}`);
+const ENDED = "Ended with an error";
+// The agent's codes in words. An agent can report an error whose reason is "success".
+const END_LABELS = new Map([
+  ["success", ENDED],
+  ["error_during_execution", ENDED],
+  ["error_max_turns", "Ended: the maximum number of turns was reached"],
+]);
+const endLabel = (reason) => END_LABELS.get(reason) ?? `Ended: ${visible(label(reason))}`;
 
 function resultElement({ event, isRepeated, hasSuccessor }) {
   const facts = [

@@ -110,10 +110,15 @@ def _raise_limit(manifest: Manifest, remedy: RemedyBody) -> tuple[Manifest, Rais
         return manifest, None
     override = parse_override(remedy["overrides"][0])
     section, name = map(str, override.path)
-    values = getattr(manifest, section)
     field = f"{section}.{name}"
-    raised = RaisedLimit(field, field_words(field), *map(_format_limit, (getattr(values, name), override.value)))
-    return manifest.replace(**{section: replace(values, **{name: override.value})}), raised
+    if section == manifest.agent.kind:
+        before = manifest.agent.settings[name]
+        changed = manifest.replace(agent=manifest.agent.with_setting(name, override.value))
+    else:
+        values = getattr(manifest, section)
+        before = getattr(values, name)
+        changed = manifest.replace(**{section: replace(values, **{name: override.value})})
+    return changed, RaisedLimit(field, field_words(field), *map(_format_limit, (before, override.value)))
 
 
 def _format_limit(value: float | str) -> str:

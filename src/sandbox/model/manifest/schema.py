@@ -133,7 +133,11 @@ class AgentSection:
 
     def with_prompt(self, prompt: str) -> AgentSection:
         """Return the section with another prompt."""
-        return AgentSection(self.kind, {**self.settings, "prompt": prompt})
+        return self.with_setting("prompt", prompt)
+
+    def with_setting(self, name: str, value: object) -> AgentSection:
+        """Return the section with another value of a field."""
+        return AgentSection(self.kind, {**self.settings, name: value})
 
 
 class AgentSchema(Protocol):

@@ -298,7 +298,7 @@ def _failure_body(task: Task, failure: Failure | None, *, is_operator: bool) -> 
         "lifecycle.budget_usd": progress.cost_usd,
         "lifecycle.budget_tokens": progress.input_tokens + progress.output_tokens,
     }
-    remedy = find_remedy(failure.code, failure.message, task.manifest, spent)
+    remedy = find_remedy(failure.code, failure.message, task.manifest, spent, reason=failure.reason)
     return {
         "code": failure.code,
         "reason": failure.reason or None,

@@ -200,7 +200,7 @@ def test_conversation_of_a_subagent_refers_to_its_tool_call():
 
 def test_result_of_a_failed_run_has_a_reason():
     assert conversation("max_turns")[-1] == AgentResult(
-        is_error=True, reason="error_max_turns", turns=2, duration_ms=192, cost_usd=0.00375
+        is_error=True, reason="error_max_turns", turns=1, duration_ms=192, cost_usd=0.00375
     )
 
 

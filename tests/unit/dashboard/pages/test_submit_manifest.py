@@ -98,6 +98,18 @@ def test_limit_that_the_form_lacks_is_raised_in_the_yaml(pages):
     assert 'class="field raised"' not in page.text
 
 
+def test_limit_of_the_agent_is_raised_in_the_yaml(pages):
+    asyncio.run(pages.tasks.submit(manifest("task-001", claude={"prompt": "Work.", "max_turns": 5})))
+    failure = Failure(FailureCode.AGENT_FAILED, "Turns; raise claude.max_turns.", reason="max_turns")
+    pages.tasks.record("task-001", *TO_RUNNING, e.AgentExited(1, None, failure), e.TaskFinished())
+    button = re.search(r'id="fix" href="([^"]+)">([^<]+)<', pages.get("/tasks/task-001").text)
+    assert button[2] == "Run again with more turns"
+    page = pages.get(html.unescape(button[1]))
+    assert "This form raises the maximum number of turns from 5 to 10." in page.text
+    assert manifest_of(page).agent.settings["max_turns"] == 10
+    assert manifest_of(page).agent.prompt == "Work."
+
+
 @pytest.mark.parametrize(
     ("code", "message", "field"),
     [
