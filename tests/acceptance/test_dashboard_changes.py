@@ -12,6 +12,7 @@ from sandbox.model.events import Parent
 BLOCKED_MILLISECONDS_MAX = 5000
 """A busy machine renders these pages in one to three seconds; without limits it takes minutes."""
 FILE_COUNT, FILE_LINES = 151, 152
+EDITED_FILES = 20
 SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 RECORD_BLOCKED_TIME_SCRIPT = """window.longTasks = [];
 new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
@@ -75,6 +76,18 @@ def large_patch():
     )
 
 
+def patch_of_edits():
+    """Return a patch of EDITED_FILES files. Each replaces lines, which takes fewer rows side by side; some are long."""
+    tail = " and a longer text that is wrapped in a narrow window" * 2
+    return "".join(
+        f"diff --git a/src/edit_{at}.py b/src/edit_{at}.py\nindex 0..1 100644\n"
+        f"--- a/src/edit_{at}.py\n+++ b/src/edit_{at}.py\n@@ -1,8 +1,9 @@\n"
+        " first = 0\n-old = 1\n-older = 2\n-oldest = 3\n+new = 1\n+newer = 2\n+newest = 3\n+added = 4\n"
+        f" # {at}{tail}\n context = 1\n context = 2\n last = 0\n"
+        for at in range(EDITED_FILES)
+    )
+
+
 @pytest.fixture(scope="module")
 def server_url(tmp_path_factory):
     deployment = Deployment(tmp_path_factory.mktemp("changes"))
@@ -94,6 +107,7 @@ def server_url(tmp_path_factory):
     unchanged = [("unchanged.patch", b""), ("unchanged.chain.patch", patches["step.chain.patch"])]
     tasks.add_completed_task("unchanged", parent=parent, artifacts=unchanged)
     tasks.add_completed_task("cut", artifacts=[("cut.patch", b"# truncated: creating it took longer than 1.0 s\n")])
+    tasks.add_completed_task("edits", artifacts=[("edits.patch", patch_of_edits().encode())])
     tasks.add_completed_task("large", artifacts=[("large.patch", large_patch().encode())])
     tasks.index()
     deployment.model_url = "http://127.0.0.1:9"  # not used
@@ -289,6 +303,64 @@ def test_only_the_visible_part_of_a_large_patch_is_rendered(base_url, browser):
     file_of(page, last).locator("tr.add .word", has_text="new").first.wait_for()
     assert file_of(page, last).locator("button.file-toggle").evaluate("(it) => it === document.activeElement")
     assert page.evaluate("Math.max(0, ...window.longTasks)") < BLOCKED_MILLISECONDS_MAX
+
+
+@pytest.mark.parametrize(
+    ("layout", "width"),
+    [("Unified", 1280), ("Side by side", 1280), ("Unified", 390)],
+    ids=["unified", "split", "phone"],
+)
+def test_file_chosen_in_the_tree_is_scrolled_to_the_top(base_url, browser, layout, width):
+    page = open_changes(browser, base_url, "edits")
+    page.get_by_role("button", name=layout).click()
+    page.set_viewport_size({"width": width, "height": 900})
+    tops = {}
+    for step in range(EDITED_FILES):
+        at = (7 * step + 9) % EDITED_FILES
+        if step % 10 == 0:
+            page.reload()  # with the heights of no file measured
+            page.locator(".diff-block tr").first.wait_for()
+            if width == 390:
+                page.locator(".tree-panel > summary").click()
+        page.locator(".tree-file", has_text=f"edit_{at}.py").click()
+        file_of(page, f"src/edit_{at}.py").locator(".diff-block tr").first.wait_for()
+        tops[at] = settled_distance(page, f"src/edit_{at}.py")
+    assert {at: top for at, top in tops.items() if abs(top) > 2} == {}
+
+
+def settled_distance(page, name):
+    """Return the distance of a file from its place below the tabs in pixels, when it no longer changes."""
+    return page.evaluate(
+        """async (name) => {
+          const file = document.querySelector(`.file[aria-label="${name}"]`);
+          const wanted = Number.parseFloat(getComputedStyle(file).scrollMarginTop);
+          const isAtEnd = () => innerHeight + scrollY >= document.documentElement.scrollHeight - 1;
+          const distance = () => {
+            const top = file.getBoundingClientRect().top;
+            return isAtEnd() && top > wanted && top < innerHeight - 60 ? 0 : Math.round(top - wanted);
+          };
+          let [last, since] = [distance(), performance.now()];
+          const end = since + 3000;
+          while (performance.now() < Math.min(end, since + 150)) {
+            await new Promise(requestAnimationFrame);
+            if (distance() !== last) [last, since] = [distance(), performance.now()];
+          }
+          return last;
+        }""",
+        name,
+    )
+
+
+def test_page_stays_where_the_user_scrolls_after_choosing_a_file(base_url, browser):
+    page = open_changes(browser, base_url, "edits")
+    page.get_by_role("button", name="Side by side").click()
+    page.locator(".tree-file", has_text="edit_12.py").click()
+    assert abs(settled_distance(page, "src/edit_12.py")) <= 2
+    page.mouse.move(900, 500)
+    page.mouse.wheel(0, 600)
+    wait_until(lambda: settled_distance(page, "src/edit_12.py") == -600, 30, "the scrolled page")
+    page.mouse.wheel(0, -1500)
+    wait_until(lambda: settled_distance(page, "src/edit_12.py") > 600, 30, "the page scrolled back")
 
 
 def test_page_shows_the_first_files_of_a_huge_patch_and_counts_the_rest(base_url, browser):

@@ -1,13 +1,19 @@
 // Moves between files and changes with the keyboard.
 import { toast } from "/assets/page.js";
 
+// How long a chosen file is kept at its place while the files above it are rendered.
+const HELD_MILLISECONDS_MAX = 5000;
+
 export class DiffCursor {
   #view = null;
   #row = null; // { view, at, element }
+  #held = null; // { view, timer, height, scroll }
 
   // changes: { views, tree, setViewed, comments }
   constructor(container, changes) {
     Object.assign(this, { container, changes });
+    new ResizeObserver(() => this.#keepHeld()).observe(container);
+    window.addEventListener("scroll", () => this.#keepHeld(), { passive: true });
   }
 
   // The keys, as shown on the sheet of shortcuts. `run` returns false if the tab is not shown.
@@ -45,8 +51,37 @@ export class DiffCursor {
     if (shouldOpen) view.setOpen(true);
     this.#setCurrent(view);
     this.#setRow(null);
-    view.element.scrollIntoView({ block: "start" });
     view.toggle.focus({ preventScroll: true });
+    this.#hold(view);
+  }
+
+  // Files have estimated heights until they are rendered, so a file moves while those above it are rendered. The browser's
+  // own correction would compete with this one.
+  #hold(view) {
+    this.#release();
+    this.container.style.overflowAnchor = "none";
+    this.#held = { view, timer: setTimeout(() => this.#release(), HELD_MILLISECONDS_MAX) };
+    this.#scrollToHeld();
+  }
+
+  #release() {
+    clearTimeout(this.#held?.timer);
+    this.#held = null;
+    this.container.style.overflowAnchor = "";
+  }
+
+  #scrollToHeld() {
+    this.#held.view.element.scrollIntoView({ block: "start" });
+    Object.assign(this.#held, { height: this.container.offsetHeight, scroll: window.scrollY });
+  }
+
+  // A position that changes although the height is the same is the user's choice.
+  #keepHeld() {
+    if (!this.#held) return;
+    const { view, height, scroll } = this.#held;
+    if (this.container.hidden || !view.element.isConnected) this.#release();
+    else if (this.container.offsetHeight !== height) this.#scrollToHeld();
+    else if (Math.abs(window.scrollY - scroll) > 1) this.#release();
   }
 
   #setCurrent(view) {
@@ -97,6 +132,7 @@ export class DiffCursor {
     this.#row?.element.classList.remove("current");
     this.#row = row;
     if (!row) return;
+    this.#release();
     row.element.classList.add("current");
     row.element.tabIndex = -1;
     row.element.scrollIntoView({ block: "center" });

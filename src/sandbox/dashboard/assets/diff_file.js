@@ -1,7 +1,7 @@
 // One file of a patch: a sticky header, and lines that are rendered in blocks when they come into view.
 import { fillText, LineStyle, rowElement } from "/assets/diff_lines.js";
 import { h, lineCounts } from "/assets/page.js";
-import { kindOf, noteOf, rowsOf, sideTexts, splitRows } from "/assets/patch.js";
+import { kindOf, noteOf, rowsOf, sideTexts, splitRowCount, splitRows } from "/assets/patch.js";
 import { highlight, languageOf } from "/assets/syntax.js";
 import { elementLimit, visibleName } from "/assets/untrusted_text.js";
 import { pause } from "/assets/yield_to_browser.js";
@@ -90,8 +90,13 @@ export class FileView {
     const note = noteOf(this.file);
     if (note) this.body.append(h("p", { class: "empty-note muted" }, note));
     if (!this.lineCount) return;
-    this.body.style.height = `${this.lineCount * LINE_PIXELS + this.file.hunks.length * HUNK_PIXELS}px`;
+    this.body.style.height = `${this.#rowCount() * LINE_PIXELS + this.file.hunks.length * HUNK_PIXELS}px`;
     whenNear(this.body, () => this.#createBlocks());
+  }
+
+  #rowCount() {
+    if (!this.review.isSplit) return this.lineCount;
+    return this.file.hunks.reduce((sum, hunk) => sum + splitRowCount(hunk.lines), 0);
   }
 
   close() {

@@ -200,6 +200,29 @@ export function splitRows(rows) {
   return result;
 }
 
+// The number of rows of a hunk's lines in the side-by-side view, without the hunk's header.
+export function splitRowCount(lines) {
+  let [rows, removed, taken] = [0, 0, 0];
+  const flush = () => {
+    rows += removed - taken;
+    removed = taken = 0;
+  };
+  for (const [kind] of lines) {
+    if (kind === "-") {
+      if (taken) flush();
+      removed++;
+    } else if (kind === "+") {
+      if (taken < removed) taken++;
+      rows++;
+    } else if (kind === " ") {
+      flush();
+      rows++;
+    }
+  }
+  flush();
+  return rows;
+}
+
 // The texts of both sides of a hunk, for highlighting.
 export const sideTexts = (hunk) =>
   ["+", "-"].map((other) =>
