@@ -366,8 +366,9 @@ class Progress(_EventBase, frozen=True, tag="progress"):
 
     `input_tokens` includes cached tokens. `cost_usd` sums the requests that have a price. `egress_denied` counts all
     refusals by the gateway, including those without an event. `conversation_bytes` is the size of the task's
-    conversation events; clients do not see it. `current_subject` is what the call to `current_tool` is about; it is
-    untrusted, printable and at most CURRENT_SUBJECT_CHARACTERS_MAX characters long.
+    conversation events; clients do not see it. `current_subject` is what the call to `current_tool` is about. Without a
+    tool, it says that the agent waits for a call in the background. It is untrusted, printable and at most
+    CURRENT_SUBJECT_CHARACTERS_MAX characters long.
     """
 
     output_bytes: int = 0

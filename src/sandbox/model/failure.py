@@ -182,7 +182,9 @@ def _change_agent_field(message: str, manifest: Manifest) -> Remedy | None:
     """Return the remedy that changes the last field of the agent's section that the message names; None without one."""
     kind, settings = manifest.agent.kind, manifest.agent.settings
     names = re.findall(rf"(?<![\w./@-]){re.escape(kind)}\.(\w+)(?![\w/@-]|\.\w)", message)
-    return next((_change_field(f"{kind}.{name}", settings[name], 0) for name in reversed(names) if name in settings), None)
+    return next(
+        (_change_field(f"{kind}.{name}", settings[name], 0) for name in reversed(names) if name in settings), None
+    )
 
 
 def _change_field(field: str, value: object, spent: float) -> Remedy:

@@ -21,6 +21,7 @@ from sandbox.model.events import (
     Progress,
     ToolCallEnded,
     ToolCallStarted,
+    ToolResult,
     Usage,
 )
 from sandbox.model.fixed_limits import (
@@ -30,6 +31,7 @@ from sandbox.model.fixed_limits import (
     PROGRESS_INTERVAL_SECONDS,
     TOOL_CALL_EVENTS_MAX,
 )
+from sandbox.model.printable import replace_unprintable
 from sandbox.model.task import Task
 
 URGENT_INTERVAL_SECONDS = PROGRESS_INTERVAL_SECONDS / 10
@@ -41,18 +43,28 @@ _CONVERSATION_TYPES = get_args(ConversationEvent)
 
 
 class _Call(NamedTuple):
-    """A tool call. subject: the beginning of the call's summary; None if there is no summary."""
+    """A tool call. subject: the beginning of the call's summary; None if there is no summary.
+
+    wait: the text while the agent waits for the call, which continues in the background. The task's page forms the same
+    text.
+    """
 
     tool: str
     subject: str | None
+    wait: str
 
     @classmethod
     def of(cls, event: ToolCallStarted) -> Self:
-        return cls(event.tool, event.summary[:CURRENT_SUBJECT_CHARACTERS_MAX] or None)
+        subject = event.summary[:CURRENT_SUBJECT_CHARACTERS_MAX] or None
+        description = event.input.get("description", "")[:CURRENT_SUBJECT_CHARACTERS_MAX].partition("\n")[0]
+        about = replace_unprintable(description, lambda _: " ").strip() or subject or event.tool
+        kind = "task" if event.command is None else "command"
+        wait = f"Waiting for a background {kind}: {about}"[:CURRENT_SUBJECT_CHARACTERS_MAX]
+        return cls(event.tool, subject, wait)
 
 
 def _current(call: _Call | None) -> dict[str, str | None]:
-    """Return the counters that show the current tool call."""
+    """Return the fields that show the current tool call."""
     return {"current_tool": call.tool if call else None, "current_subject": call.subject if call else None}
 
 
@@ -83,6 +95,8 @@ class ProgressTracker:
         self._counters = baseline
         self._baseline_denied = baseline.egress_denied
         self._open_tools: dict[str, tuple[_Call, float]] = {}
+        self._background_calls: dict[str, _Call] = {}
+        self._has_ended_round = False
         self._last_activity_at: datetime | None = baseline.last_activity_at
         self._bounded_event_count = 0
         self._output_bytes = baseline.output_bytes
@@ -121,7 +135,14 @@ class ProgressTracker:
         match event:
             case AgentMessage(text=text, kind="text", parent_tool_use_id=None) | AgentResult(text=text):
                 self.last_message = text if text.strip() else self.last_message
+            case ToolResult(tool_use_id=id_, in_background=True) if id_ in self._open_tools:
+                self._background_calls[id_] = self._open_tools[id_][0]
+        match event:
+            case AgentResult() if self._background_calls:
+                self._has_ended_round = True
+                self._update(**self._current_activity())
             case ToolCallStarted():
+                self._has_ended_round = False
                 if len(self._open_tools) < OPEN_TOOL_CALLS_MAX:
                     self._open_tools[event.tool_use_id] = (_Call.of(event), monotonic)
                 self._update(tool_calls=self._counters.tool_calls + 1, **_current(_Call.of(event)))
@@ -129,11 +150,19 @@ class ProgressTracker:
                 _, started = self._open_tools.pop(event.tool_use_id, (None, monotonic))
                 duration_ms = round((monotonic - started) * 1000)
                 self._record_bounded(ToolCallEnded(event.tool, event.tool_use_id, duration_ms, event.is_error))
-                self._update(**_current(next(reversed(self._open_tools.values()))[0] if self._open_tools else None))
+                self._background_calls.pop(event.tool_use_id, None)
+                self._update(**self._current_activity())
             case TurnStarted():
-                self._update(turns=self._counters.turns + 1)
+                self._has_ended_round = False
+                self._update(turns=self._counters.turns + 1, **self._current_activity())
             case ApiRetry():
                 self._record_bounded(ErrorReported("model_retry", event.message))
+
+    def _current_activity(self) -> dict[str, str | None]:
+        """Return the fields that show the latest open call, or the background call that the agent waits for."""
+        if self._has_ended_round and self._background_calls:
+            return {"current_tool": None, "current_subject": next(reversed(self._background_calls.values())).wait}
+        return _current(next(reversed(self._open_tools.values()))[0] if self._open_tools else None)
 
     def record_if_due(self, monotonic: float) -> None:
         """Record a snapshot if one is due."""

@@ -57,7 +57,9 @@ def test_field_of_the_agents_section_is_changed_if_the_reason_is_its_limit(reaso
     assert found == (raised if is_changed else None)
 
 
-@pytest.mark.parametrize("message", ["Raise claude.unknown.", "Raise other.max_turns.", "See https://x/claude.max_turns."])
+@pytest.mark.parametrize(
+    "message", ["Raise claude.unknown.", "Raise other.max_turns.", "See https://x/claude.max_turns."]
+)
 def test_field_that_the_agents_section_lacks_is_not_changed(message):
     limited = manifest(claude={"prompt": "Work.", "max_turns": 5})
     assert find_remedy(FailureCode.AGENT_FAILED, message, limited, reason="max_turns") is None

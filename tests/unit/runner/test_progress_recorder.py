@@ -1,8 +1,10 @@
 """Progress is reported when it changes, at a limited rate."""
 
 from datetime import UTC, datetime
+from itertools import groupby
 
 import msgspec
+import pytest
 
 from sandbox.interfaces.agent import ApiRetry, ToolCallFinished, TurnStarted
 from sandbox.model.events import (
@@ -71,6 +73,37 @@ def test_current_tool_has_the_beginning_of_its_summary():
         (None, None),
         ("Other", None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        ({"command": "for i in 1 2; do x; done", "input": {"description": "Build it\nall"}}, "command: Build it"),
+        ({"command": "npm test", "summary": "npm test"}, "command: npm test"),
+        ({"command": "npm test", "input": {"description": "a\x1b[8mb"}}, "command: a [8mb"),
+        ({"input": {"description": "Read all"}}, "task: Read all"),
+        ({}, "task: Tool"),
+        ({"summary": "x" * 500}, f"task: {'x' * 169}"),
+    ],
+)
+def test_agent_that_waits_for_a_call_in_the_background_has_a_text_instead_of_a_tool(call, text):
+    tracker, events = create_tracker()
+    for step, event in enumerate(
+        (
+            ToolCallStarted("Tool", "t1", **call),
+            ToolResult("t1", in_background=True),
+            AgentResult(text="I wait."),
+            TurnStarted(),
+            AgentResult(text="I wait again."),
+            ToolCallFinished("t1", "Tool", is_error=False),
+        )
+    ):
+        tracker.handle_agent_event(event, float(step))
+        tracker.record_if_due(float(step))
+    subject = call.get("summary", "")[:200] or None
+    waits = (None, f"Waiting for a background {text}")
+    shown = [(one.current_tool, one.current_subject) for one in events.of_type(Progress)]
+    assert [one for one, _ in groupby(shown)] == [("Tool", subject), waits, ("Tool", subject), waits, (None, None)]
 
 
 def test_usage_is_summed_and_cached_tokens_count_as_input():

@@ -103,12 +103,12 @@ def pluralize(number: int, noun: str) -> str:
 
 
 def current_activity(progress: Progress) -> str:
-    """Return the running tool and the subject of its call; empty if none is running.
+    """Return the running tool and the subject of its call, or what the agent waits for; empty if there is neither.
 
     Older servers do not send subjects.
     """
     parts = (progress["current_tool"], progress.get("current_subject"))
-    return escape_name(" ".join(part for part in parts if part)) if parts[0] else ""
+    return escape_name(" ".join(part for part in parts if part))
 
 
 GENERATED_ID_PATTERN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")

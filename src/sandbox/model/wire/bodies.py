@@ -167,7 +167,8 @@ class ProgressBody(TypedDict):
     current_tool: str | None
     """The tool that is running."""
     current_subject: str | None
-    """What the call to this tool is about, such as a command or a path; null if unknown."""
+    """What the call to this tool is about, such as a command or a path; null if unknown. If no tool is running, it
+    says that the agent waits for a call in the background."""
     last_activity_at: Timestamp | None
     """When the agent last did something."""
     turns: int

@@ -319,8 +319,8 @@ def _progress_rows(task: Task) -> Iterator[tuple[str, str]]:
     progress = task["progress"]
     done = [(progress["turns"], "turn"), (progress["tool_calls"], "tool call")]
     parts = [pluralize(number, noun) for number, noun in done if number]
-    if progress["current_tool"]:
-        parts.append(f"{current_activity(progress)} now")
+    if activity := current_activity(progress):
+        parts.append(f"{activity} now" if progress["current_tool"] else activity)
     if parts:
         yield "Work", " · ".join(parts)
     if progress["input_tokens"] or progress["output_tokens"]:
