@@ -42,6 +42,10 @@ def store_tasks(data_dir):
     for task_id, name in (("long-name", LONG_NAME), ("short-name", "Repair the export")):
         kept = {"failure_action": "preserve"}
         tasks.add_failed_task(task_id, spent, name=name, labels=labels, lifecycle=kept, **options)
+    documented = {"prompt": "Read each module of the package, and add docstrings to all functions that have none. " * 3}
+    tasks.add_failed_task("documented", failure, name="Document it", labels=labels, claude=documented, **options)
+    for number in range(5):
+        tasks.add_failed_task(f"imports-{number}", failure, name=f"Sort the imports {number}", **options)
     hosted = {"url": "http://127.0.0.1:9643/example", "branch": "main"}
     tasks.add_failed_task("hosted", failure, name="Hosted", repository=hosted, **options)
     for number in range(FINISHED_COUNT):
@@ -93,6 +97,41 @@ def test_search_filters_the_list_while_the_user_types(base_url, browser):
     assert page.evaluate(READ_ROW_IDS_SCRIPT) == [f"task-{FAILED}"]
     search.fill("")
     wait_until(lambda: len(page.evaluate(READ_ROW_IDS_SCRIPT)) >= 50, 30, "all rows")
+
+
+@pytest.mark.parametrize("width", [1440, 1024, 800])
+def test_found_text_leaves_room_for_the_first_label(base_url, browser, width):
+    page = browser.open(f"{base_url}/?q=docstrings", width=width)
+    widths = {name: page.locator(name).bounding_box()["width"] for name in (".first-label > .label", ".found")}
+    assert widths[".first-label > .label"] >= 60
+    assert widths[".found"] > 0
+    assert page.locator(".row-link").evaluate("(link) => link.scrollWidth - link.clientWidth") <= 1
+
+
+def test_tasks_are_selected_with_shift_and_with_the_box_above_them(base_url, browser):
+    page = browser.open(f"{base_url}/?q=imports", width=1280)
+    boxes, all_of_them = (
+        page.locator("tbody .c-pick input"),
+        page.get_by_role("checkbox", name="Select all listed tasks"),
+    )
+    boxes.nth(0).click()
+    boxes.nth(3).click(modifiers=["Shift"])
+    assert [box.is_checked() for box in boxes.all()] == [True, True, True, True, False]
+    assert page.locator("#bulk-count").inner_text() == "4 selected"
+    assert all_of_them.evaluate("(box) => box.indeterminate")
+    boxes.nth(3).click()
+    boxes.nth(1).click(modifiers=["Shift"])
+    assert [box.is_checked() for box in boxes.all()] == [True, False, False, False, False]
+    all_of_them.click()
+    assert page.locator("#bulk-count").inner_text() == "5 selected"
+    assert all_of_them.is_checked()
+    page.evaluate("htmx.trigger('#tasks', 'refresh')")
+    page.wait_for_timeout(500)
+    assert all_of_them.is_checked()
+    assert accessibility_violations(page) == []
+    all_of_them.click()
+    assert page.locator("tbody .c-pick input:checked").count() == 0
+    assert page.locator("#bulk").is_hidden()
 
 
 def test_search_keeps_other_filters_and_each_filter_can_be_removed(base_url, browser):

@@ -39,7 +39,7 @@ const ACTIONS = {
 
 const selected = new Map(); // name and hasEnded, by id
 const plural = (number) => `${count(number)} task${number === 1 ? "" : "s"}`;
-const checkboxes = () => [...document.querySelectorAll(".c-pick input")];
+const checkboxes = () => [...document.querySelectorAll("tbody .c-pick input")];
 const taskOf = (box) => ({ name: box.dataset.name, hasEnded: "ended" in box.dataset });
 const selectedFor = ({ appliesTo }) => [...selected].filter(([, task]) => appliesTo(task));
 
@@ -53,6 +53,27 @@ function showSelection() {
     $(`bulk-${name}`).hidden = number === 0;
     $(`bulk-${name}`).textContent = `${action.verb} ${plural(number)}`;
   }
+  const all = document.querySelector(".pick-all");
+  if (!all) return;
+  const listed = checkboxes().length;
+  all.checked = listed > 0 && selected.size === listed;
+  all.indeterminate = selected.size > 0 && selected.size < listed;
+}
+
+function setSelected(box, isSelected) {
+  box.checked = isSelected;
+  if (isSelected) selected.set(box.value, taskOf(box));
+  else selected.delete(box.value);
+}
+
+// With the shift key, a click also applies to the rows since the last click.
+let lastPick = null; // a task's id
+function pick(box, isRange) {
+  const boxes = checkboxes();
+  const ends = [boxes.indexOf(box), isRange ? boxes.findIndex(({ value }) => value === lastPick) : -1];
+  const [first, last] = ends[1] < 0 ? [ends[0], ends[0]] : [Math.min(...ends), Math.max(...ends)];
+  for (const each of boxes.slice(first, last + 1)) setSelected(each, box.checked);
+  lastPick = box.value;
 }
 
 // Check the boxes of selected tasks again, and deselect tasks that are no longer listed.
@@ -87,17 +108,18 @@ function keepRows(isRefreshed) {
 function newTable(body) {
   const table = body.closest("table").cloneNode(true);
   table.tHead.classList.add("unseen");
+  table.tHead.querySelector(".c-pick")?.replaceChildren();
   table.ariaLabel = "More tasks";
   table.tBodies[0].replaceChildren();
   $("rest").prepend(h("div", { class: "list-frame next-rows" }, table));
   return table;
 }
 
-document.addEventListener("change", (event) => {
+document.addEventListener("click", (event) => {
   const box = event.target.closest(".c-pick input");
   if (!box) return;
-  if (box.checked) selected.set(box.value, taskOf(box));
-  else selected.delete(box.value);
+  if (box.classList.contains("pick-all")) for (const each of checkboxes()) setSelected(each, box.checked);
+  else pick(box, event.shiftKey);
   showSelection();
 });
 // On a phone, the menu of filters has the same counts as the filters above the list, which are refreshed less often.
