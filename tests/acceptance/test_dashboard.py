@@ -98,7 +98,7 @@ def test_user_submits_and_follows_a_task_and_downloads_its_results(deploy, brows
 
     with page.expect_download() as downloading:
         page.get_by_text("More", exact=True).click()
-        page.get_by_role("link", name="Proof bundle").click()
+        page.get_by_role("link", name="Download results").click()
     with tarfile.open(fileobj=io.BytesIO(downloading.value.path().read_bytes())) as archive:
         patch = archive.extractfile("greet/greet.patch").read()
     assert patch == deployment.artifact("greet.patch", "greet")
@@ -233,9 +233,11 @@ def test_preserved_sandbox_is_released_from_the_task_page(deploy, browser, dashb
     deployment.submit("kept", lifecycle={"timeout": "1s", "failure_action": "preserve"})
     page = browser.open(f"{dashboard_url(deployment)}/tasks/kept")
     page.locator("#head .pill.failed").wait_for()
+    page.get_by_role("button", name="Copy shell command").wait_for()
+    page.locator("#copy").click()
     page.get_by_role("button", name="Release sandbox").click()
     page.get_by_role("button", name="Release", exact=True).click()
-    page.get_by_role("button", name="Release sandbox").wait_for(state="detached")
+    page.locator("#release").wait_for(state="detached")
     assert deployment.http.delete("/api/v1/tasks/kept/vm").status_code == 404
     assert state_of(page) == "failed, released"
     page.goto(dashboard_url(deployment))

@@ -99,7 +99,7 @@ def test_search_filters_the_list_while_the_user_types(base_url, browser):
     wait_until(lambda: len(page.evaluate(READ_ROW_IDS_SCRIPT)) >= 50, 30, "all rows")
 
 
-@pytest.mark.parametrize("width", [1440, 1024, 800])
+@pytest.mark.parametrize("width", [1440, 1024])
 def test_found_text_leaves_room_for_the_first_label(base_url, browser, width):
     page = browser.open(f"{base_url}/?q=docstrings", width=width)
     widths = {name: page.locator(name).bounding_box()["width"] for name in (".first-label > .label", ".found")}

@@ -424,6 +424,17 @@ def test_unfinished_command_of_an_ended_agent_is_shown_as_stopped(open_running_t
     assert page.locator(".tool-took").all_inner_texts() == ["stopped with the agent", "exit 137"]
 
 
+def test_process_that_ran_out_of_memory_is_shown_at_the_top(open_running_task):
+    page, stream = open_running_task("chat")
+    message = "A process was killed because vm.memory (2G) was used up; raise it."
+    stream.send({"type": "error", "error": "out_of_memory", "message": message})
+    page.locator("#memory-note").get_by_text(message).wait_for()
+    assert page.locator("#talk").get_by_text(message).inner_text() == message
+    page.evaluate("htmx.trigger('#head', 'refresh')")
+    page.wait_for_timeout(300)
+    page.locator("#memory-note").get_by_text(message).wait_for()
+
+
 def test_expanded_details_survive_a_header_update(open_running_task, base_url):
     page, stream = open_running_task("chat")
     stream.send(agent_message("Here."))

@@ -31,6 +31,12 @@ class FailureNotice:
         return words[1] if words else ""
 
     @property
+    def note(self) -> str:
+        """Why the task cost more than its budget; empty for other failures."""
+        is_spent = self.code == FailureCode.BUDGET_EXCEEDED and _SPENT.match(self.message)
+        return "The last response is paid, even if it exceeds the budget." if is_spent else ""
+
+    @property
     def anchor(self) -> str:
         """The anchor of the code in the error reference. That of `internal_error` differs from the API error's."""
         return "internal_error-task" if self.code == FailureCode.INTERNAL else self.code

@@ -94,6 +94,21 @@ def test_notice_of_a_limit_of_the_agent_names_it_in_words():
     assert notice.summary == f"{notice.title}. {notice.remedy}"
 
 
+@pytest.mark.parametrize(
+    ("code", "message", "has_note"),
+    [
+        ("budget_exceeded", "lifecycle.budget_usd (0.5 USD) is spent; no more model requests are forwarded.", True),
+        ("budget_exceeded", "lifecycle.budget_tokens (30,000 tokens) is spent.", True),
+        ("budget_exceeded", "The price is unknown, so lifecycle.budget_usd cannot be enforced.", False),
+        ("timeout", "lifecycle.budget_usd (0.5 USD) is spent.", False),
+    ],
+)
+def test_note_says_why_a_task_costs_more_than_its_budget(code, message, has_note):
+    assert describe(code, message).note == (
+        "The last response is paid, even if it exceeds the budget." if has_note else ""
+    )
+
+
 def test_code_from_another_version_has_a_general_title():
     notice = describe("new_code", "It broke.")
     assert (notice.title, notice.remedy, notice.code) == ("The task failed", "", "new_code")

@@ -281,13 +281,15 @@ const HANDLERS = {
   tool_call: (conversation, event) => conversation.addDuration(event),
   agent_result: (conversation, event) => conversation.addResult(event),
   egress_denied: (conversation, event) => conversation.addDenial(event),
-  error: (conversation, { timestamp, error, message }) =>
-    conversation.addNotice(timestamp, `${error}: ${message}`, "errs", message),
+  error: (conversation, { timestamp, message }) => conversation.addNotice(timestamp, message, "errs", message),
   gap: (conversation, { timestamp, reason }) =>
     conversation.addNotice(timestamp, `Some entries are missing: ${reason}`, "warns"),
   attempt: (conversation) => conversation.endAttempt(),
   state_change(conversation, event) {
     if (event.new_state === "completing") conversation.endAttempt();
   },
-  end: (conversation, { error }) => error && conversation.removeErrors(error.message),
+  end(conversation, { error }) {
+    conversation.endAttempt();
+    if (error) conversation.removeErrors(error.message);
+  },
 };

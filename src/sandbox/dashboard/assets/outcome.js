@@ -21,6 +21,7 @@ export class Outcome {
   #waitsSince = null; // when the agent began to wait for a call in the background
   #activity = null;
   #shown = null;
+  #memoryNotice = null;
   #diff = null;
 
   constructor(artifactsUrl) {
@@ -33,6 +34,7 @@ export class Outcome {
     for (const each of event.conversation ?? []) this.handle({ ...each, timestamp: event.timestamp });
     if (event.type === "agent_result") this.#endRound(event);
     else if (event.type === "attempt") this.#startAttempt();
+    else if (event.type === "error" && event.error === "out_of_memory") this.#memoryNotice = event.message;
     else if (event.type === "agent_message") this.#addMessage(event);
     else if (isModelDenial(event)) this.#addDenial(event.reason);
     else if (event.type === "tool_call_started") this.#startCall(event);
@@ -86,6 +88,7 @@ export class Outcome {
 
   // Draw changes since the last call. finalState: undefined if the task has not ended.
   show(finalState) {
+    this.#showMemoryNotice();
     if (finalState) this.#showMessage(finalState);
     else this.#showActivity();
   }
@@ -94,6 +97,14 @@ export class Outcome {
   redraw(finalState) {
     this.show(finalState);
     this.#showDiff();
+  }
+
+  // A process that ran out of memory may have failed a command although the task did not fail.
+  #showMemoryNotice() {
+    const note = $("memory-note");
+    if (!note || !this.#memoryNotice) return;
+    note.textContent = visible(this.#memoryNotice);
+    note.hidden = $("failure-code")?.textContent === "out_of_memory";
   }
 
   #showActivity() {

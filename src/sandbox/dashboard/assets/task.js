@@ -334,6 +334,7 @@ function showDeleted() {
     pill.lastChild.data = "deleted";
   }
   $("refused-note").hidden = true;
+  $("memory-note").hidden = true;
   $("talk-empty").textContent = "The conversation was deleted with the task.";
   $("artifact-list").replaceChildren(
     h("p", { class: "empty-note muted" }, "The artifacts were deleted with the task."),
