@@ -17,8 +17,8 @@ from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_private_directory
 from sandbox.bootstrap.runtime_selection import AUTO, RuntimeChoice, choose_runtime, describe_failure, make_runtime
 from sandbox.bootstrap.settings.schema import OvercommitSection, ServerSettings
-from sandbox.disks.leftovers import DiskLeftovers
 from sandbox.disks.loop_disk import loop_unavailable_reason
+from sandbox.disks.mounted_leftovers import DiskLeftovers
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
@@ -31,8 +31,8 @@ from sandbox.placements.local.attempt_files import LocalAttemptFiles, SocketLeft
 from sandbox.placements.local.launch_message import NOT_RENEWED, HostSettings
 from sandbox.placements.local.placement import RUNNER_MODULE, LocalPlacement, RunnerProgram
 from sandbox.placements.local.probe_cleanup import probe_lock_async
-from sandbox.runtimes.host_processes import SandboxLeftovers
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
+from sandbox.runtimes.process_lookup import SandboxLeftovers
 
 RUNNER_COMMAND = (sys.executable, "-I", "-m", RUNNER_MODULE)
 RUNNER_VARIABLES = (

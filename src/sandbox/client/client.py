@@ -14,7 +14,6 @@ from uuid import uuid4
 
 from sandbox.client import requests, retried_operations
 from sandbox.client.connection_settings import ERROR_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
-from sandbox.client.download import READ_BYTES_MAX, Download, MemoryDownload
 from sandbox.client.errors import ClientError
 from sandbox.client.requests import PAGE_TASKS_MAX, Manifest, Request, StreamedBody, TaskFilters
 from sandbox.client.response_types import (
@@ -35,6 +34,7 @@ from sandbox.client.response_types import (
 )
 from sandbox.client.retried_operations import Operation, OperationActions, ResumableStream, Sleep
 from sandbox.client.sse import LineBuffer
+from sandbox.client.verified_download import READ_BYTES_MAX, Download, MemoryDownload
 from sandbox.model.wire.event_bodies import Event
 
 if TYPE_CHECKING:

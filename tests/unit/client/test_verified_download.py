@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from sandbox.client import ChecksumError
-from sandbox.client.download import Download
+from sandbox.client.verified_download import Download
 
 BYTES = [b"diff --git", b" a b\n"]
 
