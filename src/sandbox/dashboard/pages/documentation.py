@@ -56,9 +56,9 @@ GUIDE_GROUPS: Mapping[str, Sequence[str]] = {
 """The pages in the order of the documentation's site."""
 
 GUIDE_PAGES = frozenset(chain.from_iterable(GUIDE_GROUPS.values())) - {"rest-reference"}
-"""The pages of the documentation for users. Links to other pages become text. The REST reference is at `/docs`."""
+"""The pages of the documentation for users. Links to other pages become text. The REST API reference is at `/docs`."""
 
-_LIST_TITLES = {"index": "Overview", "rest-reference": "REST reference", "dashboard": "Dashboard"}
+_LIST_TITLES = {"index": "Overview", "rest-reference": "REST API reference", "dashboard": "Dashboard"}
 """Titles in the list of pages that differ from the titles of the pages."""
 
 RESULTS_MAX = 20
@@ -68,14 +68,40 @@ _PREFIX_LENGTH_MIN = 3
 
 _MARK_BEGIN, _MARK_END = "\x01", "\x02"
 _SEARCH = """
-SELECT page, anchor, title, heading, snippet(sections, 5, char(1), char(2), '…', 24)
+SELECT page, anchor, title, heading, snippet(sections, 6, char(1), char(2), '…', 24)
 FROM sections WHERE sections MATCH ?
-ORDER BY heading = ? COLLATE NOCASE DESC, is_minor, bm25(sections, 0, 0, 0, 6.0, 12.0, 1.0), rowid LIMIT ?
+ORDER BY heading = ? COLLATE NOCASE AND rank_group <> 1 DESC, rank_group,
+    bm25(sections, 0, 0, 0, 6.0, 12.0, 1.0, 1.0), rowid LIMIT ?
 """
 """A match in the heading or in the page's title counts more than one in the text."""
 
-_MINOR_PAGES = frozenset({"index", "benchmarks", "chaos", "gateway", "redaction", "glossary"})
+_UNSEARCHED_PAGES = frozenset({"benchmarks", "chaos"})
+"""Pages that describe tests of Sandbox, not its use."""
+
+_REFERENCE_PAGES = frozenset({"python-client", "configuration"})
+"""Pages whose sections come after those of commands and of how-to pages in search results."""
+
+_MINOR_PAGES = frozenset({"index", "gateway", "redaction", "glossary"})
 """Pages whose sections come last in search results, together with the rows of tables."""
+
+_KEYWORDS: Mapping[tuple[str, str], str] = {
+    ("troubleshooting", "why-did-my-task-fail"): "failed failure error task",
+    ("project", "allow-the-hosts-of-your-package-manager"): "npm pip install package packages",
+    ("run", "find-what-a-task-cost"): "cost price money",
+    ("operations", "remove-old-tasks"): "clean up full disk space prune",
+    ("configuration", "model"): "model",
+    ("cli", "sandbox-admin-prune"): "prune clean up full disk space",
+}
+"""Words that lead to a section before all other results, keyed by page and anchor.
+
+The section of a command also has the command's name.
+"""
+
+_COMMAND_HEADING = re.compile(r"sandbox (?:\w+ )?(?P<name>[\w-]+)")
+_STOP_WORDS = re.compile(
+    r"an?|and|are|can|did|do|does|for|how|i|in|is|it|me|my|of|on|or|the|to|was|what|when|where|which|why|with",
+    re.IGNORECASE,
+)
 
 _COMMENT_OR_IMAGE = re.compile(
     r"<!--.*?-->\n?|<picture>.*?</picture>\n?|^!\[[^\]]*\]\([^)]*\)\n", re.DOTALL | re.MULTILINE
@@ -170,15 +196,20 @@ def _render_search(request: Request, words: str) -> Response:
 
 
 def search_guide(text: str) -> list[SearchResult]:
-    """Return the best sections for these words: first those with all words, then those with some of them."""
+    """Return the best sections for these words.
+
+    Sections with all words in their keywords come first, then those with all words, then those with some of them.
+    """
     terms = _search_terms(text)
     if not terms:
         return []
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.deserialize(_index())
         found: dict[tuple[str, str], SearchResult] = {}
-        for operator in (" AND ", " OR ")[: len(terms)]:
-            for page, anchor, *parts in connection.execute(_SEARCH, (operator.join(terms), text.strip(), RESULTS_MAX)):
+        whole_words = " AND ".join(term.removesuffix("*") for term in terms)
+        queries = [f"keywords : ({whole_words})", " AND ".join(terms), " OR ".join(terms)]
+        for query in queries[: len(terms) + 1]:
+            for page, anchor, *parts in connection.execute(_SEARCH, (query, text.strip(), RESULTS_MAX)):
                 found.setdefault((page, anchor), _make_result(page, anchor, *parts))
     return list(found.values())[:RESULTS_MAX]
 
@@ -189,7 +220,8 @@ def _search_terms(text: str) -> list[str]:
     NUL characters are replaced, because SQLite ignores the rest of a query after one.
     """
     words = [word.replace('"', "") for word in text.replace("\0", " ").split()]
-    words = [word for word in words if any(character.isalnum() for character in word)][:SEARCHED_WORDS_MAX]
+    words = [word for word in words if any(character.isalnum() for character in word)]
+    words = ([word for word in words if not _STOP_WORDS.fullmatch(word)] or words)[:SEARCHED_WORDS_MAX]
     return [
         f'"{word}"*' if at == len(words) - 1 or len(word) >= _PREFIX_LENGTH_MIN else f'"{word}"'
         for at, word in enumerate(words)
@@ -216,18 +248,31 @@ def _index() -> bytes:
     """Return the full-text table as the content of a database. Each search opens its own copy."""
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.execute(
-            "CREATE VIRTUAL TABLE sections USING fts5 (page UNINDEXED, anchor UNINDEXED, is_minor UNINDEXED, "
-            "title, heading, text, tokenize = 'porter unicode61')"
+            "CREATE VIRTUAL TABLE sections USING fts5 (page UNINDEXED, anchor UNINDEXED, rank_group UNINDEXED, "
+            "title, heading, keywords, text, tokenize = 'porter unicode61')"
         )
         rows = [
-            (name, section.anchor, section.is_minor, section.title, section.heading, section.text)
+            (
+                name,
+                section.anchor,
+                2 if section.is_minor else 1 if name in _REFERENCE_PAGES else 0,
+                section.title,
+                section.heading,
+                _keywords(name, section),
+                section.text,
+            )
             for name in chain.from_iterable(GUIDE_GROUPS.values())
-            if name in GUIDE_PAGES
+            if name in GUIDE_PAGES - _UNSEARCHED_PAGES
             for section in split_sections(name, guide_file(name).read_text("utf-8"))
         ]
-        connection.executemany("INSERT INTO sections VALUES (?, ?, ?, ?, ?, ?)", rows)
+        connection.executemany("INSERT INTO sections VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         connection.commit()
         return connection.serialize()
+
+
+def _keywords(page: str, section: Section) -> str:
+    command = _COMMAND_HEADING.fullmatch(section.heading) if page == "cli" else None
+    return " ".join(filter(None, (command and command["name"], _KEYWORDS.get((page, section.anchor)))))
 
 
 def split_sections(page: str, text: str) -> Iterator[Section]:

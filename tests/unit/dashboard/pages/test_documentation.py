@@ -73,10 +73,32 @@ def test_list_of_pages_has_the_order_of_the_documentation(pages):
         ("rotate a tok", "/guide/access#rotate-a-token"),
         ("Upgrade", "/guide/operations#upgrade"),
         ("upgrade qqqq", "/guide/operations#upgrade"),
+        ("logs", "/guide/cli#sandbox-task-logs"),
+        ("failed", "/guide/troubleshooting#why-did-my-task-fail"),
+        ("npm install", "/guide/project#allow-the-hosts-of-your-package-manager"),
+        ("what did it cost", "/guide/run#find-what-a-task-cost"),
+        ("clean up disk", "/guide/cli#sandbox-admin-prune"),
+        ("how do I apply", "/guide/cli#sandbox-task-apply"),
+        ("gpu", "/guide/limits#sandboxes"),
     ],
 )
 def test_search_finds_the_section_first(words, best):
     assert documentation.search_guide(words)[0].href == best
+
+
+def test_keywords_belong_to_sections():
+    addresses = {
+        (page, section.anchor)
+        for page in documentation.GUIDE_PAGES
+        for section in documentation.split_sections(page, documentation.guide_file(page).read_text("utf-8"))
+    }
+    assert documentation._KEYWORDS.keys() <= addresses
+
+
+def test_pages_about_tests_are_not_found():
+    words = ("defects that the tests found", "benchmarks", "chaos")
+    found = [result.href for each in words for result in documentation.search_guide(each)]
+    assert not [href for href in found if href.startswith(("/guide/chaos", "/guide/benchmarks"))]
 
 
 @pytest.mark.parametrize(
