@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from sandbox.cli.checkout.downloaded_patch import (
     patch_lines,
     print_changed_files,
     print_omissions,
+    summarize_binary_files,
 )
 from sandbox.cli.checkout.worktree import ChangedFile, Checkout, Head
 from sandbox.cli.errors import ExitCode, fail
@@ -68,11 +70,11 @@ class ApplyPrompt:
         is_empty = not patch.stat().st_size
         changed = self.checkout.list_changed_files(patch) if has_diff else []
         is_json = self.options.format == "json"
-        applies, head, is_declined = self.should_apply, self.start_head, False
+        applies, head, is_prompted, is_declined = self.should_apply, self.start_head, False, False
         if applies is None and has_diff and not is_json:
             head = self._warn_if_moved()
-            applies = _confirm_apply(patch, self.options)
-            is_declined = applies is False
+            applies = _confirm_apply(patch, changed, self.options)
+            is_prompted, is_declined = applies is not None, applies is False
         blocked_reason = self._blocked_reason(task_id, head, has_diff=has_diff) if applies and not is_empty else None
         is_applied, stages = bool(applies and changed and blocked_reason is None), self._should_stage()
         if is_applied:
@@ -85,7 +87,7 @@ class ApplyPrompt:
         if not is_json:
             if is_declined:
                 click.echo("Nothing was applied.", err=True)
-            elif changed:
+            elif changed and not is_prompted:  # the prompt lists them
                 print_changed_files(changed, stderr_console(has_color=self.options.has_color))
             self._print_result(task_id, changed, is_applied=is_applied, is_staged=stages)
 
@@ -142,16 +144,19 @@ def _describe_head(head: Head) -> str:
     return escape_text(f"{commit[:12] if commit else 'no commit'}{f' ({branch})' if branch else ''}")
 
 
-def _confirm_apply(patch: Path, options: CliOptions) -> bool | None:
-    """Show the patch and ask whether to apply it; return None without a terminal."""
+def _confirm_apply(patch: Path, changed: Sequence[ChangedFile], options: CliOptions) -> bool | None:
+    """Show the patch and the changed files, and ask whether to apply it; return None without a terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
-    lines = patch_lines(patch)
+    lines = summarize_binary_files(patch_lines(patch))
     click.echo("", err=True)
     for line in colorize(islice(lines, PREVIEW_LINES_MAX), has_color=options.has_color):
         click.echo(line, err=True, color=True)
     if more := sum(1 for _ in lines):
         click.echo(f"… {pluralize(more, 'more line')}", err=True)
+    if changed:
+        click.echo("", err=True)
+        print_changed_files(changed, stderr_console(has_color=options.has_color), has_total=True)
     try:
         return confirm("Apply this to the checkout?")
     except click.Abort:  # ^C, or the terminal was closed: the task itself has succeeded

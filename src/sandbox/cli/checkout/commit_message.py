@@ -66,22 +66,43 @@ _CI_WORD = re.compile(r"(?<![a-z])(ci|cd|actions?|checks?|builds?|deploy|release
 """Every instruction for a CI service contains one of these words. The text of a Markdown link rarely does."""
 
 
-def build_commit_message(final_message: str, task_name: str, task_id: str) -> str:
+class CommittedTask(NamedTuple):
+    """A task whose changes become one commit, alone or together with those of the other tasks of its chain.
+
+    is_name_from_prompt: whether the name is only the beginning of the prompt.
+    """
+
+    id: str
+    name: str
+    final_message: str
+    is_name_from_prompt: bool = False
+
+
+def build_commit_message(task: CommittedTask) -> str:
     """Return a subject, a wrapped body and the `Sandbox-Task` trailer.
 
-    The subject is the first line of the message that is not a heading; if there is none, it is the task's name. The
-    trailer is in a separate last paragraph, so that no line of the message is read as a trailer. No line is an
-    instruction for git or for a CI service, and no line signs the commit off.
+    The subject is the task's name. If the name is only the beginning of the prompt, the subject is the first line of
+    the final message that is not a heading, and the name if there is no such line. The trailer is in a separate last
+    paragraph, so that no line of the message is read as a trailer. No line is an instruction for git or for a CI
+    service, and no line signs the commit off.
     """
-    lines = [escape_text(line.rstrip()) for line in final_message[:BODY_CHARACTERS_MAX].splitlines()]
-    is_cut = len(final_message) > BODY_CHARACTERS_MAX
-    first = _find_title(lines)
+    lines = [escape_text(line.rstrip()) for line in task.final_message[:BODY_CHARACTERS_MAX].splitlines()]
+    is_cut = len(task.final_message) > BODY_CHARACTERS_MAX
+    name = _name_title(task)
+    first = _find_title(lines) if task.is_name_from_prompt or not name else None
     title = _plain(lines[first]) if first is not None else ""
     if first is None or not title:
-        first, title = None, _plain(escape_text(task_name)) or "Apply the changes of a task"
+        first, title = None, name or "Apply the changes of a task"
     title, subject = _subject(title)
     others = lines if first is None or subject != title else [*lines[:first], *lines[first + 1 :]]
-    return _compose(subject, others, task_id, is_cut=is_cut)
+    if first is None and subject != title:
+        others = [title, "", *lines]
+    return _compose(subject, others, task.id, is_cut=is_cut)
+
+
+def _name_title(task: CommittedTask) -> str:
+    """Return the task's name without heading marks, because a heading is never used as the subject."""
+    return _plain(escape_text(task.name)).lstrip("# ")
 
 
 def _subject(title: str) -> tuple[str, str]:
@@ -99,18 +120,6 @@ def _compose(subject: str, lines: Sequence[str], task_id: str, *, is_cut: bool =
     return _CI_INSTRUCTION.sub(_escape_ci_instruction, message)
 
 
-class CommittedTask(NamedTuple):
-    """A task of a chain whose changes become one commit.
-
-    is_name_from_prompt: whether the name is only the beginning of the prompt.
-    """
-
-    id: str
-    name: str
-    final_message: str
-    is_name_from_prompt: bool = False
-
-
 def build_chain_message(tasks: Sequence[CommittedTask]) -> str:
     """Return a commit message for a chain of tasks, which are in the order in which they ran.
 
@@ -118,8 +127,7 @@ def build_chain_message(tasks: Sequence[CommittedTask]) -> str:
     line of the first final message. The body has the first line of each task's final message, except the subject.
     """
     titles = [_title(task.final_message) for task in tasks]
-    # Remove heading marks from the name, because a heading is never used as the subject.
-    name = _plain(escape_text(tasks[0].name)).lstrip("# ") or "Apply the changes of a chain of tasks"
+    name = _name_title(tasks[0]) or "Apply the changes of a chain of tasks"
     lines = [f"- {title or _plain(escape_text(task.name))}" for title, task in zip(titles, tasks, strict=True)]
     at = next((at for at, title in enumerate(titles) if title), None) if tasks[0].is_name_from_prompt else None
     title, subject = _subject(name if at is None else titles[at])

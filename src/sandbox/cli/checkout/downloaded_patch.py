@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import Artifact, Task
 
 
-def print_changed_files(changed: Sequence[ChangedFile], console: Console) -> None:
-    """Print one line per changed file; requires at least one file."""
+def print_changed_files(changed: Sequence[ChangedFile], console: Console, *, has_total: bool = False) -> None:
+    """Print one line per changed file; requires at least one file. has_total: also print the totals, as git does."""
     from rich.text import Text
 
     added_width, removed_width = (
@@ -42,6 +42,18 @@ def print_changed_files(changed: Sequence[ChangedFile], console: Console) -> Non
         binary = (("binary".rjust(added_width + removed_width + 1), "dim"),)
         line = Text.assemble(*(binary if file.added is None else numbers), "  ", escape_name(file.path))
         console.print(line, soft_wrap=True)
+    if has_total:
+        console.print(_total_line(changed), soft_wrap=True)
+
+
+def _total_line(changed: Sequence[ChangedFile]) -> str:
+    added, removed = sum(file.added or 0 for file in changed), sum(file.removed or 0 for file in changed)
+    parts = [f"{pluralize(len(changed), 'file')} changed"]
+    if added or not removed:
+        parts.append(f"{pluralize(added, 'insertion')}(+)")
+    if removed or not added:
+        parts.append(f"{pluralize(removed, 'deletion')}(-)")
+    return ", ".join(parts)
 
 
 def applied_message(files: int, *, is_staged: bool) -> str:
@@ -63,6 +75,9 @@ REMARKS_MAX = 50
 _CHAIN_PATCH = ".sandbox/{}.chain.patch"
 _HUNK = re.compile(r"@@ -[0-9]+(?:,([0-9]{1,9}))? \+[0-9]+(?:,([0-9]{1,9}))? @@")
 _INDEX_LINE = re.compile(r"\Aindex ([0-9a-f]{10})[0-9a-f]{30,54}\.\.([0-9a-f]{10})[0-9a-f]{30,54}")
+_FILE_HEADER = "diff --git "
+_HEADER_LINES_MAX = 20
+_BINARY_CONTENT = re.compile(r"(literal|delta) [0-9]{1,19}")
 _BOLD, _RED, _GREEN, _CYAN, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[36m", "\x1b[m"
 
 
@@ -166,6 +181,50 @@ def patch_lines(patch: Path) -> Iterator[str]:
     with patch.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         for line in file:
             yield line.removesuffix("\n")
+
+
+def summarize_binary_files(lines: Iterable[str]) -> Iterator[str]:
+    """Replace the part of a patch about each binary file with one line: `Binary file x: added, 377 bytes`.
+
+    All other lines are unchanged. Outside hunks, no line of a text file begins with one of git's headers.
+    """
+    headers: list[str] = []
+    sizes: list[str] | None = None  # the headers of the encoded contents; None outside a binary file
+    for line in lines:
+        if line.startswith(_FILE_HEADER):
+            yield from headers if sizes is None else (_binary_summary(headers, sizes),)
+            headers, sizes = [line], None
+        elif sizes is not None:
+            sizes += [line] if _BINARY_CONTENT.fullmatch(line) else []
+        elif headers and line == "GIT binary patch":
+            sizes = []
+        elif headers and len(headers) < _HEADER_LINES_MAX and not line.startswith(("@@", "# ")):
+            headers.append(line)
+        else:
+            yield from headers
+            headers = []
+            yield line
+    yield from headers if sizes is None else (_binary_summary(headers, sizes),)
+
+
+def _binary_summary(headers: Sequence[str], contents: Sequence[str]) -> str:
+    """Describe a binary file. contents: the headers of its new and its old content, such as `literal 377`."""
+    path = headers[0].removeprefix(_FILE_HEADER)
+    old, new = path[: len(path) // 2], path[len(path) // 2 + 1 :]
+    if old.replace("a/", "b/", 1) == new:
+        path = new.replace("b/", "", 1)
+    fields = {key: value for key, _, value in (line.rpartition(" ") for line in headers[1:])}
+    path = next((line.removeprefix("rename to ") for line in headers if line.startswith("rename to ")), path)
+    (new_kind, _, new_bytes), (old_kind, _, old_bytes) = (line.partition(" ") for line in (*contents[:2], "", "")[:2])
+    if "new file mode" in fields:
+        change = f"added, {new_bytes} bytes"
+    elif "deleted file mode" in fields:
+        change = f"deleted, {old_bytes} bytes"
+    elif new_kind == old_kind == "literal":
+        change = f"changed, {old_bytes} to {new_bytes} bytes"
+    else:
+        change = "changed"  # the patch contains only the difference, whose size says little
+    return f"Binary file {path}: {change}"
 
 
 def colorize(lines: Iterable[str], *, has_color: bool) -> Iterator[str]:

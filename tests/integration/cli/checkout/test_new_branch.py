@@ -130,6 +130,8 @@ def test_commit_on_a_new_branch_leaves_the_working_tree_alone(apply, task, check
     assert git("show", "fix/two:a.txt", cwd=checkout) == "one\nzwei\n"
     assert git("log", "-1", "--format=%an <%ae>%n%B", "fix/two", cwd=checkout).strip().splitlines() == [
         "Ada <ada@example.org>",
+        "Fix bug #42",
+        "",
         "Fixed the second line.",
         "",
         r"- `a.txt`: wrote \x1b[31mzwei\x1b[m.",

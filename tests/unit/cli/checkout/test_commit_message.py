@@ -18,8 +18,8 @@ from sandbox.cli.checkout.commit_message import (
 ID = "fix-42"
 
 
-def build(text: str, name: str = "Fix bug #42") -> str:
-    return build_commit_message(text, name, ID)
+def build(text: str, name: str = "Fix bug #42", *, is_name_from_prompt: bool = True) -> str:
+    return build_commit_message(CommittedTask(ID, name, text, is_name_from_prompt))
 
 
 def trailers(message: str) -> list[str]:
@@ -34,6 +34,16 @@ def test_first_line_is_the_subject_and_the_rest_is_the_body():
     assert build("The bug is fixed and all tests pass.\n- `basket.py`: sums all prices.\n") == (
         "The bug is fixed and all tests pass.\n\n- `basket.py`: sums all prices.\n\nSandbox-Task: fix-42\n"
     )
+
+
+def test_name_that_a_user_chose_is_the_subject():
+    message = build("I fixed the bug, and then I ran\nall tests.\n", is_name_from_prompt=False)
+    assert message == "Fix bug #42\n\nI fixed the bug, and then I ran\nall tests.\n\nSandbox-Task: fix-42\n"
+    assert build("", is_name_from_prompt=False) == "Fix bug #42\n\nSandbox-Task: fix-42\n"
+    long = "Fix the basket and " * 6
+    subject, _, body = build("Done.", long, is_name_from_prompt=False).splitlines()[:3]
+    assert len(subject) <= SUBJECT_CHARACTERS_MAX
+    assert body.startswith("Fix the basket")
 
 
 def test_message_of_one_line_has_no_body():

@@ -87,10 +87,10 @@ def apply(
     The checkout must have no uncommitted changes, unless --beside-changes is given. The patch is applied completely or
     not at all.
 
-    With --branch NAME, the changes are committed to a new branch, which starts at the task's commit. The commit message
-    is the agent's final message. The working tree and the current branch do not change. The changes of a chain of tasks
-    become a single commit, whose message has one line for each task. The subject is the first task's name; if the name
-    is only the beginning of the prompt, the subject is the first line of the first final message.
+    With --branch NAME, the changes are committed to a new branch, which starts at the task's commit. The working tree
+    and the current branch do not change. The subject of the commit is the task's name, and the body is the agent's
+    final message. The changes of a chain of tasks become one commit, named after the first task, with one line for each
+    task. If the name is only the beginning of the prompt, the subject is the first line of the final message.
     """
     options, checkout = current_options(), Checkout(directory)
     branch = _new_branch(checkout, **branch_options, allows_local_changes=allows_local_changes)
@@ -219,11 +219,7 @@ def _apply_to_branch(
     created: dict[str, Any] | None = None
     if changed:
         base = _fetch_base(branch, task, status["definition"].get("repository", {}))
-        last = tasks[-1]
-        is_single = len(tasks) == 1
-        message = (
-            build_commit_message(last.final_message, last.name, task.id) if is_single else build_chain_message(tasks)
-        )
+        message = build_commit_message(tasks[0]) if len(tasks) == 1 else build_chain_message(tasks)
         commit = branch.commit(base, task.patch, message)
         pushed_to, url = branch.push(commit) if pushes else (None, None)
         created = {"name": branch.name, "commit": commit, "pushed_to": pushed_to, "pull_request_url": url}

@@ -13,7 +13,14 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from sandbox.cli.checkout.downloaded_patch import CHAIN_HELP, colorize, fetch_patch, patch_lines, print_changed_files
+from sandbox.cli.checkout.downloaded_patch import (
+    CHAIN_HELP,
+    colorize,
+    fetch_patch,
+    patch_lines,
+    print_changed_files,
+    summarize_binary_files,
+)
 from sandbox.cli.checkout.worktree import count_lines
 from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.options import allow_secrets_option, common_options, current_options
@@ -98,7 +105,8 @@ def _wait_for_pager(paging: subprocess.Popen[bytes]) -> None:
 def diff(task_id: str, includes_chain: bool, stat: bool, allows_secrets: bool) -> None:
     """Show a task's changes as a patch.
 
-    On a terminal, the patch is colored and shown in git's pager. Otherwise, it is printed unchanged, for git apply.
+    On a terminal, the patch is colored and shown in git's pager, with one line for each binary file. Otherwise, it is
+    printed unchanged, for git apply.
     """
     options = current_options()
     with TemporaryDirectory() as directory:
@@ -111,9 +119,9 @@ def diff(task_id: str, includes_chain: bool, stat: bool, allows_secrets: bool) -
         elif not patch.stat().st_size:
             click.echo(f"Task {escape_text(task_id)} changed nothing.", err=True)
         elif stat:
-            print_changed_files(count_lines(patch), stdout_console(has_color=options.has_color))
+            print_changed_files(count_lines(patch), stdout_console(has_color=options.has_color), has_total=True)
         elif sys.stdout.isatty():
-            show_paged(colorize(patch_lines(patch), has_color=options.has_color))
+            show_paged(colorize(summarize_binary_files(patch_lines(patch)), has_color=options.has_color))
         else:
             with patch.open("rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)
