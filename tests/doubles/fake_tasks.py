@@ -254,7 +254,7 @@ class FakeTasks:
 
     async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
         self.pruned_by = (retention, dry_run)
-        return [PrunedTask("old", TaskState.COMPLETED, datetime(2026, 1, 29, tzinfo=UTC), 4096)]
+        return [PrunedTask("old", "Fix bug #42", TaskState.COMPLETED, datetime(2026, 1, 29, tzinfo=UTC), 4096)]
 
     async def release(self, task_id: str) -> None:
         task = self._entry(task_id).task

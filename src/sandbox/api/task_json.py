@@ -12,6 +12,7 @@ import msgspec
 from sandbox.api import paths
 from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.server_services import TaskQueries, TaskSandboxes
+from sandbox.model.formatting import prompt_hint
 from sandbox.model.isolation_tier import TIER_DESCRIPTIONS
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.repository_url import public_repository_url
@@ -33,7 +34,7 @@ from sandbox.model.wire.event_conversion import attempt_bodies, format_timestamp
 async def task_body(tasks: TaskQueries, sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) -> TaskBody:
     """Return the full status of a task."""
     is_preserved = await sandboxes.has_preserved_sandbox(task)
-    item = task_item_body(task, is_operator=is_operator, is_preserved=is_preserved)
+    item = task_item_body(task, task.manifest.agent.prompt, is_operator=is_operator, is_preserved=is_preserved)
     totals = chain_totals(await tasks.chain(task))
     chain = None if totals is None else cast("ChainBody", asdict(totals))
     definition, links, job = definition_body(task.manifest), links_body(task.id), job_body(tasks.job_status(task.id))
@@ -66,8 +67,11 @@ def links_body(task_id: str) -> LinksBody:
     }
 
 
-def task_item_body(task: Task, *, is_operator: bool, is_preserved: bool) -> TaskItemBody:
-    """Return the status of a task as it appears in lists."""
+def task_item_body(task: Task, prompt: str, *, is_operator: bool, is_preserved: bool) -> TaskItemBody:
+    """Return the status of a task as it appears in lists.
+
+    prompt: the beginning of the prompt; only needed for a task that continues or reruns another one.
+    """
     metadata, repository, attempt = task.manifest.metadata, task.manifest.repository, task.attempt
     return {
         "id": task.id,
@@ -96,9 +100,15 @@ def task_item_body(task: Task, *, is_operator: bool, is_preserved: bool) -> Task
         "duration_seconds": task.duration_seconds(datetime.now(UTC)),
         "parent": task.parent.task_id if task.parent else None,
         "rerun_of": task.rerun_of,
+        "prompt_beginning": prompt_hint(prompt, metadata.name) or None if is_derived(task) else None,
         "continues": _conversation_source(task),
         "sandbox_kept": is_preserved,
     }
+
+
+def is_derived(task: Task) -> bool:
+    """Return whether the task continues or reruns another one."""
+    return task.parent is not None or task.rerun_of is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,8 +148,11 @@ def fail(message: str, code: ExitCode) -> NoReturn:
 def print_error(error: SandboxError) -> ExitCode:
     """Print the error. Return the exit code of a command that fails with it."""
     from sandbox.client import ClientError
+    from sandbox.model.errors import FIRST_ERROR
 
-    print_message("\n".join([*_field_error_lines(error), f"Error: {escape_text(error.message)}"]))
+    lines = _field_error_lines(error)
+    message = error.message.partition(FIRST_ERROR)[0] if lines else error.message  # the lines contain the first error
+    print_message("\n".join([*lines, f"Error: {escape_text(message)}"]))
     return exit_code_for_client_error(error) if isinstance(error, ClientError) else exit_code_for_error(error.code)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from sandbox.cli.options import CliOptions
-    from sandbox.client import Client, TaskNotFoundError
+    from sandbox.client import Client, ClientError, TaskNotFoundError
     from sandbox.client.response_types import TaskSummary
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
@@ -85,11 +85,15 @@ def task_arguments(command: _Decorated) -> _Decorated:
     return argument(cast("_Decorated", run_command))
 
 
-def for_each_task(task_ids: Sequence[str], request: Callable[[str], Mapping[str, Any]]) -> None:
+def for_each_task(
+    task_ids: Sequence[str],
+    request: Callable[[str], Mapping[str, Any]],
+    advise: Callable[[ClientError, str], str] = lambda error, task_id: "",
+) -> None:
     """Send a request for each task and print the response. Continues even if the server refuses a request.
 
     Prints the server's message, or with `--format json` the response. Exits with the code of the last error. Raises the
-    error if there is only one task.
+    error if there is only one task. advise: returns a line to print below the error for a task; empty for none.
     """
     from sandbox.client import ClientError, UnreachableError
 
@@ -98,9 +102,12 @@ def for_each_task(task_ids: Sequence[str], request: Callable[[str], Mapping[str,
         try:
             response = request(task_id)
         except ClientError as error:
-            if len(task_ids) == 1 or isinstance(error, UnreachableError):
+            advice = advise(error, task_id)
+            if isinstance(error, UnreachableError) or (len(task_ids) == 1 and not advice):
                 raise
             code = print_error(error)
+            if advice:
+                click.echo(advice, err=True)
             continue
         if current_options().format == "json":
             print_json(response)

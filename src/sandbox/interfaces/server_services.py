@@ -13,6 +13,7 @@ from sandbox.interfaces.store import ChangeCursor, TaskPage, TaskQuery
 from sandbox.interfaces.terminal_frames import TerminalConnection
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact, Idempotency, Parent
+from sandbox.model.formatting import is_generated_id_prefix
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
@@ -38,9 +39,15 @@ class PrunedTask:
     """A task that was removed, or would be removed (dry run). size_bytes: its disk usage."""
 
     id: str
+    name: str
     state: TaskState
     finished_at: datetime
     size_bytes: int
+
+
+def _advice(task_id: str) -> str:
+    """Return the advice for the beginning of a generated id, which only commands and the dashboard accept."""
+    return " Give the whole id." if is_generated_id_prefix(task_id) else ""
 
 
 class TaskNotFoundError(SandboxError):
@@ -49,7 +56,7 @@ class TaskNotFoundError(SandboxError):
     code = "task_not_found"
 
     def __init__(self, task_id: str) -> None:
-        super().__init__(f"There is no task {task_id!r}; list the tasks to see their ids.")
+        super().__init__(f"There is no task {task_id!r}; list the tasks to see their ids.{_advice(task_id)}")
         self.task_id = task_id
 
 

@@ -100,6 +100,10 @@ class RuleViolation(NamedTuple):
     suggestion: str | None = None
 
 
+FIRST_ERROR = " The first one: "
+"""Separates the number of errors from the first one in the message of an InvalidInputError."""
+
+
 class InvalidInputError(SandboxError):
     """A request or a manifest has errors.
 
@@ -115,8 +119,10 @@ class InvalidInputError(SandboxError):
     def _describe(self, errors: Sequence[FieldError]) -> str:
         if len(errors) > 1:
             listed = f"; the first {len(self.errors)} are listed" if len(errors) > len(self.errors) else ""
-            return f"has {len(errors)} errors{listed}."
-        text = f"is invalid: {self._name(errors[0])} {errors[0].message}"
+            start = f"has {len(errors)} errors{listed}.{FIRST_ERROR}"
+        else:
+            start = "is invalid: "
+        text = f"{start}{self._name(errors[0])} {errors[0].message}"
         return text if text.endswith("?") else f"{text}."
 
     def _name(self, error: FieldError) -> str:

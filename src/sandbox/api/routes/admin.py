@@ -118,6 +118,7 @@ async def prune_tasks(
     items: list[PrunedTaskBody] = [
         {
             "id": one.id,
+            "name": one.name,
             "state": one.state.value,
             "finished_at": format_timestamp(one.finished_at),
             "size_bytes": one.size_bytes,

@@ -167,7 +167,7 @@ async def get_logs(
     query: Annotated[LogQuery, Query()],
     last_event_id: _LastEventId = "",
 ) -> Response:
-    """Get the agent's output and the task's events, ordered by `seq`.
+    """Get the agent's output and the task's events, ordered by seq.
 
     The header `Accept` selects the format. Without `follow`: `text/plain`, `application/x-ndjson`, or
     `application/json` for an array of events. With `follow`: `text/event-stream`, or `application/x-ndjson`.

@@ -1,6 +1,6 @@
 """Routes that list tasks, with filters, sorting and paging."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Annotated
 
@@ -14,11 +14,12 @@ from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.openapi import create_router, declare_parameters, problem_responses
 from sandbox.api.request_parsing import CURSOR, TIME, CommaSeparated, decode_cursor, encode_cursor, parse_time
 from sandbox.api.responses import JsonResponse
-from sandbox.api.task_json import task_item_body
+from sandbox.api.task_json import is_derived, task_item_body
 from sandbox.interfaces.server_services import TaskQueries
 from sandbox.interfaces.store import Sort, SortDirection, TaskPage, TaskQuery, TaskTotals
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
+from sandbox.model.formatting import PROMPT_BYTES_MAX
 from sandbox.model.task_state import OUTCOMES, TaskState, filter_states
 from sandbox.model.wire.bodies import TaskListBody
 from sandbox.primitives import client_fairness
@@ -113,18 +114,29 @@ async def list_tasks(
     async with client_fairness.thread_slot():
         page = await query_page(context.services.tasks, task_query, request.query_params)
         preserved = await context.services.sandboxes.preserved_sandboxes(page.tasks)
+        derived = [task.id for task in page.tasks if is_derived(task)]
+        prompts = await context.services.tasks.prompt_beginnings(derived, PROMPT_BYTES_MAX)
         return await client_fairness.to_thread(
-            _list_response, page, task_query, preserved, is_operator=get_caller(request).is_operator
+            _list_response, page, task_query, preserved, prompts, is_operator=get_caller(request).is_operator
         )
 
 
 def _list_response(
-    page: TaskPage, task_query: TaskQuery, preserved: Container[str], *, is_operator: bool
+    page: TaskPage,
+    task_query: TaskQuery,
+    preserved: Container[str],
+    prompts: Mapping[str, str],
+    *,
+    is_operator: bool,
 ) -> JsonResponse[TaskListBody]:
-    """Return a page of the list. preserved: the ids of the tasks with a preserved sandbox."""
+    """Return a page of the list.
+
+    preserved: the ids of the tasks with a preserved sandbox. prompts: the beginnings of prompts, keyed by task id.
+    """
     body: TaskListBody = {
         "tasks": [
-            task_item_body(task, is_operator=is_operator, is_preserved=task.id in preserved) for task in page.tasks
+            task_item_body(task, prompts.get(task.id, ""), is_operator=is_operator, is_preserved=task.id in preserved)
+            for task in page.tasks
         ],
         "total_count": page.total_count,
         "limit": task_query.limit,

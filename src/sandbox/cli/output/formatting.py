@@ -77,6 +77,18 @@ def state_text(task: Mapping[str, Any], *, on_terminal: bool) -> str:
     return format_state(state, is_preserved=task.get("sandbox_kept") is not False) if on_terminal else state
 
 
+def name_text(task: Mapping[str, Any], *, on_terminal: bool) -> str:
+    """Return a task's name. On a terminal, ↳ marks a continuation and ↻ a rerun, as in the dashboard.
+
+    The beginning of the prompt follows the mark, because such tasks often share their name. It comes before the name,
+    because a narrow window truncates the end. Older servers send neither the relations nor the prompt.
+    """
+    mark = "↻" if task.get("rerun_of") is not None else "↳" if task.get("parent") is not None else ""
+    if not on_terminal or not mark:
+        return str(task["name"])
+    return f"{mark} {' · '.join(filter(None, (task.get('prompt_beginning'), str(task['name']))))}"
+
+
 _CLAUSE_END = re.compile(r"[;.](?=\s)|[;.]$")
 _CLONE_PREFIX = re.compile(r"^Cannot clone \S+: (?=.)", re.DOTALL)
 

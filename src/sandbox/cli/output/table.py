@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 SHRUNK_COLUMN_CELLS_MIN = 20
 """Width to which columns are truncated before a column is omitted."""
 
+LEAST_COLUMN_CELLS = 16
+"""Width to which the least important column is truncated before any other one is."""
+
 MAIN_COLUMN_CELLS = 12
 """Width to which the most important column is truncated before another column is omitted."""
 
@@ -171,10 +174,14 @@ def _fitting_columns(
 
 
 def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int) -> None:
-    """Truncate the widest columns first, which keeps narrow columns complete."""
+    """Truncate the least important column first, then the widest ones, which keeps narrow columns complete."""
     widths = dict(zip(columns, _widths(columns, rows), strict=True))
     excess = sum(widths.values()) - width
     shrunk = {name: widths[name] for name in columns if name in shrinkable}
+    if least := next((name for name in shrinkable[:-1] if name in shrunk), ""):
+        cells = min(max(shrunk[least] - LEAST_COLUMN_CELLS, 0), max(excess, 0))
+        shrunk[least] -= cells
+        excess -= cells
     for minimum, main_minimum in (
         (SHRUNK_COLUMN_CELLS_MIN, MAIN_COLUMN_CELLS),
         (MAIN_COLUMN_CELLS_MIN, MAIN_COLUMN_CELLS_MIN),

@@ -1,4 +1,4 @@
-// The REST reference: Swagger UI follows the system's color scheme, and the page lists its sections and copies its commands.
+// The REST API reference: Swagger UI follows the system's color scheme, and the page lists its sections and copies its commands.
 import { addCopyButton, showContents } from "/assets/guide_frame.js";
 
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -6,7 +6,7 @@ const apply = () => document.documentElement.classList.toggle("dark-mode", dark.
 dark.addEventListener("change", apply);
 apply();
 
-// The fragment can be the anchor of an operation or an object in the REST reference, such as `#post-apiv1tasks` or
+// The fragment can be the anchor of an operation or an object in the REST API reference, such as `#post-apiv1tasks` or
 // `#remedy`, `#schema-NAME`, or the id of a section. Swagger UI, which starts later, has other fragments.
 const PAUSE_MILLISECONDS = 100;
 const TRIES_MAX = 300;
@@ -16,7 +16,7 @@ if (fragment) {
   openPlace(fragment[1], TRIES_MAX);
 }
 
-// The anchor of an operation, as in the REST reference.
+// The anchor of an operation, as in the REST API reference.
 function anchorOf(operation) {
   const [method, path] = [".opblock-summary-method", ".opblock-summary-path"].map(
     (part) => operation.querySelector(part).textContent,

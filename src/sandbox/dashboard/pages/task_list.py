@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
 from operator import attrgetter
-from textwrap import shorten
 from typing import Any
 from urllib.parse import urlencode
 from zlib import crc32
@@ -27,7 +26,7 @@ from sandbox.dashboard.templates import render_page, short_id
 from sandbox.interfaces.server_services import Health, TaskQueries
 from sandbox.interfaces.store import Sort, TaskPage, TaskQuery
 from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
-from sandbox.model.formatting import is_name_from_prompt
+from sandbox.model.formatting import HINT_CHARACTERS_MAX, PROMPT_BYTES_MAX, prompt_hint, shorten_line
 from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.repository_url import short_repository
 from sandbox.model.task import Task
@@ -39,20 +38,15 @@ _PAGE_ROWS = 50
 _ACTIVE_ROWS = 50
 _PENDING_ROWS = 20
 
-_HINT_LENGTH_MAX = 120
 _WORDS_BEFORE_LENGTH_MAX = 30
 """Maximum length of the text before a searched word in a hint, if the word is far from the start of its line."""
 
 _SEARCHED_WORDS_MAX = 10
 """Maximum number of distinct search words that are looked for in the prompts."""
 
-_LINE_LENGTH_MAX = 4 * _HINT_LENGTH_MAX
-"""Length to which a line is cut before its words are counted: a prompt can be a single long line."""
-
 _HEADLINE_LENGTH_MAX = 300
 _BLOCK_MARKS = re.compile(r"^(?:#{1,6}|>|[-*+]|\d+\.)\s+")
 _STRONG = re.compile(r"\*\*([^*]+)\*\*")
-_PROMPT_LENGTH_MAX = 500
 
 _ACTIVE_STATES = tuple(state for state in TaskState if state not in FINAL_STATES and state is not TaskState.PENDING)
 _STATE_FILTERS: Mapping[str, Sequence[TaskState]] = {
@@ -138,7 +132,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     shown = [*page.tasks, *(task for section in sections for task in section.tasks)]
     sharing = tasks_sharing_a_name(shown)
     explained = shown if query.search else sharing
-    length = SEARCHED_PROMPT_CHARACTERS_MAX if query.search else _PROMPT_LENGTH_MAX
+    length = SEARCHED_PROMPT_CHARACTERS_MAX if query.search else PROMPT_BYTES_MAX
     prompts = await tasks.prompt_beginnings([task.id for task in explained], length)
     values = {
         **_page_values(request, query, page, counts),
@@ -262,24 +256,13 @@ def _prompt_words(prompt: str, name: str, searched: Mapping[str, re.Pattern[str]
     patterns = [pattern for word, pattern in searched.items() if word in lower and not pattern.search(name)]
     found = next(filter(None, (pattern.search(prompt) for pattern in patterns)), None)
     if found is None:
-        return _first_words(prompt, name)
+        return prompt_hint(prompt, name)
     line_start = prompt.rfind("\n", 0, found.start()) + 1
     start = line_start
-    if found.start() - line_start > _HINT_LENGTH_MAX // 2:
+    if found.start() - line_start > HINT_CHARACTERS_MAX // 2:
         start = prompt.find(" ", found.start() - _WORDS_BEFORE_LENGTH_MAX, found.start()) + 1 or found.start()
-    line = _shorten(prompt[start:].split("\n", 1)[0])
+    line = shorten_line(prompt[start:].split("\n", 1)[0])
     return f"…{line}" if start > line_start else line
-
-
-def _first_words(prompt: str, name: str) -> str:
-    """Return the beginning of the prompt's first line; empty if it only repeats the task's name."""
-    line = prompt.strip().split("\n", 1)[0]
-    is_repeated = line.startswith(name) or is_name_from_prompt(name, prompt)
-    return "" if is_repeated else _shorten(line)
-
-
-def _shorten(line: str) -> str:
-    return shorten(line[:_LINE_LENGTH_MAX], _HINT_LENGTH_MAX, placeholder="…")
 
 
 async def _count_by_state_filter(

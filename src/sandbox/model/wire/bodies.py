@@ -286,6 +286,11 @@ class TaskItemBody(TypedDict):
     """Id of the task that this one continues; null for any other task. That task may have been removed."""
     rerun_of: str | None
     """Id of the task that this one runs again; null for any other task. That task may have been removed."""
+    prompt_beginning: str | None
+    """Beginning of the prompt, if the task continues or reruns another one and its name does not repeat the prompt.
+
+    Null otherwise. At most 120 characters.
+    """
     continues: Literal["session", "context"] | None
     """How the agent gets the earlier conversation: it resumes the `session`, or it gets the text as `context`."""
     sandbox_kept: bool

@@ -159,6 +159,8 @@ class PrunedTaskBody(TypedDict):
 
     id: str
     """Id of the task."""
+    name: str
+    """Name of the manifest."""
     state: State
     """Final state of the task."""
     finished_at: Timestamp

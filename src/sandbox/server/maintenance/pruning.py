@@ -168,7 +168,7 @@ class Pruner:
         Waits for a process that still uses the task, such as a runner that is exiting. Raises TaskNotFoundError if the
         task is already removed, UnavailableError if it is still in use, StoreError, OSError.
         """
-        pruned = PrunedTask(task.id, task.state, task.state_changed_at, 0)
+        pruned = PrunedTask(task.id, task.manifest.metadata.name, task.state, task.state_changed_at, 0)
         deadline = self._clock.monotonic() + DELETION_TIMEOUT_SECONDS
         while not await asyncio.to_thread(self._detach, pruned):
             if await asyncio.to_thread(self._store.load, task.id) is None:
@@ -298,7 +298,7 @@ class Pruner:
 
     def _measure_task(self, task: Task) -> PrunedTask:
         size_bytes = disk_usage_bytes(TaskLayout(self._data_dir, task.id).root)
-        return PrunedTask(task.id, task.state, task.state_changed_at, size_bytes)
+        return PrunedTask(task.id, task.manifest.metadata.name, task.state, task.state_changed_at, size_bytes)
 
     def _detach(self, pruned: PrunedTask) -> bool:
         """Delete a task from the index, and move its directory out of `tasks/`. Return False if the task must wait."""

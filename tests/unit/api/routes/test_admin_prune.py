@@ -13,7 +13,10 @@ def test_prune_uses_the_limits_of_the_query_and_lists_the_pruned_tasks(api, task
     assert response.status_code == 200
     assert tasks.pruned_by == (Retention(60, 5, 100), True)
     [pruned] = response.json()["tasks"]
-    assert pruned == {"id": "old", "state": "completed", "finished_at": "2026-01-29T00:00:00.000Z", "size_bytes": 4096}
+    assert pruned == {
+        "id": "old", "name": "Fix bug #42", "state": "completed", "finished_at": "2026-01-29T00:00:00.000Z",
+        "size_bytes": 4096,
+    }  # fmt: skip
     assert {**response.json(), "tasks": None} == {
         "dry_run": True, "tasks": None, "total_count": 1, "total_size_bytes": 4096,
     }  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 
 from doubles.example_requests import Example
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from doubles.manifests import manifest
 from sandbox.interfaces.cluster_engine import JobPhase, JobStatus
 from sandbox.interfaces.server_services import UnavailableError
 from sandbox.interfaces.store import TaskQuery
@@ -21,7 +22,7 @@ KEYS = {
     "id", "name", "state", "labels", "created_at", "started_at", "finished_at", "state_changed_at", "state_message",
     "vm_name", "vm_ip", "vm", "exit_code", "error", "attempts", "progress", "repository", "branch", "diff",
     "duration_seconds", "final_message", "parent", "rerun_of", "continues", "sandbox_kept",
-    "base_commit", "cancel", "host",
+    "base_commit", "cancel", "host", "prompt_beginning",
 }  # fmt: skip
 
 
@@ -438,3 +439,21 @@ def test_failure_recorded_by_an_earlier_version_has_no_reason(api, tasks):
     failure = Failure(FailureCode.AGENT_FAILED, "No credit.")
     tasks.add("task-001", *TO_RUNNING, e.AgentExited(1, failure=failure), e.TaskFinished())
     assert api.get("/api/v1/tasks/task-001").json()["error"]["reason"] is None
+
+
+def test_prompt_beginning_is_shown_for_reruns_and_continuations_whose_name_does_not_repeat_it(api, tasks):
+    for task_id, prompt, rerun_of in (
+        ("first", "Fix it.\nBe quick.", None),
+        ("second", "Now the docs.\nBe quick.", "first"),
+        ("third", "Fix bug #42", "first"),
+    ):
+        settings = manifest(task_id, name="Fix bug #42", claude={"prompt": prompt})
+        tasks._apply(task_id, e.TaskSubmitted(task_id, settings, None, None, rerun_of))
+    listed = {task["id"]: task["prompt_beginning"] for task in api.get("/api/v1/tasks").json()["tasks"]}
+    assert listed == {"first": None, "second": "Now the docs.", "third": None}
+    assert api.get("/api/v1/tasks/second").json()["prompt_beginning"] == "Now the docs."
+
+
+def test_unknown_short_id_needs_the_whole_id(api):
+    assert api.get("/api/v1/tasks/5e173eb5").json()["message"].endswith("to see their ids. Give the whole id.")
+    assert api.get("/api/v1/tasks/fix-tests").json()["message"].endswith("to see their ids.")

@@ -37,6 +37,13 @@ def test_widest_column_shrinks_first():
     assert print_lines("n" * 100, width=90)[1] == f"{ID}  {'n' * 36}…  team=platform"
 
 
+def test_least_important_column_shrinks_first():
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    rows = [[Text("a"), Text("n" * 50), Text("l" * 24)]]
+    print_table(console, ("ID", "NAME", "LABELS"), rows, has_border=False, shrinkable=("LABELS", "NAME"))
+    assert console.file.getvalue().splitlines()[1] == f"a   {'n' * 37}…  {'l' * 15}…"
+
+
 def test_column_is_dropped_before_a_more_important_one_becomes_unreadable(capsys):
     assert print_lines("n" * 100, width=65)[1] == f"{ID}  {'n' * 11}…  team=platform"
     assert print_lines("n" * 100, width=64)[1] == f"{ID}  {'n' * 25}…"

@@ -12,7 +12,7 @@ from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.options import current_options, output_options, server_options
 from sandbox.cli.output.formatting import pluralize, state_text
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.terminal_text import escape_name, escape_text
 from sandbox.cli.settings_options import data_dir_options, load_configuration
 from sandbox.model.formatting import format_size
 
@@ -85,8 +85,11 @@ def prune(
         return
     for task in result["tasks"]:
         size = format_size(task["size_bytes"])
-        state = state_text(task, on_terminal=sys.stdout.isatty())
-        click.echo(escape_text(f"{task['id']}  {state}  {task['finished_at']}  {size}"))
+        # A task is never removed while its sandbox is preserved, so the sandbox was released or has expired.
+        state = state_text({**task, "sandbox_kept": False}, on_terminal=sys.stdout.isatty())
+        texts = [escape_text(text) for text in (task["id"], state, task["finished_at"], size)]
+        name = task.get("name")  # older servers do not send it
+        click.echo("  ".join([*texts, escape_name(name)] if name else texts))
     verb, size = "Would remove" if dry_run else "Removed", format_size(result["total_size_bytes"])
     is_limited = any(limit is not None for limit in limits.values())
     advice = "" if result["total_count"] or is_limited else " Choose tasks with --older-than, --keep or --max-bytes."

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,8 @@ from sandbox.cli.output.formatting import outcome_summary
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.terminal_text import escape_name, escape_text, terminal_width
 from sandbox.cli.task_arguments import task_arguments
-from sandbox.model.task_state import FINAL_STATES
+from sandbox.model.fixed_limits import TERM_GRACE_SECONDS
+from sandbox.model.task_state import FINAL_STATES, TaskState
 
 if TYPE_CHECKING:
     from sandbox.client import Client
@@ -75,10 +76,17 @@ def _request(
             continue
         requested.append(task_id)
         if len(task_ids) == 1 and sys.stderr.isatty():
-            click.echo(f"{escape_text(response['message'])}", err=True)
+            click.echo(escape_text(response["message"]) + _grace_note(response, force=force), err=True)
         if current_options().format == "json":
             print_json(response)
     return code, requested
+
+
+def _grace_note(response: Mapping[str, Any], *, force: bool) -> str:
+    """Return how long the agent may take to exit; empty if it is not running or gets no time."""
+    if force or response["previous_state"] != TaskState.RUNNING:
+        return ""
+    return f" The agent has up to {TERM_GRACE_SECONDS:.0f} s to exit (--force skips this)."
 
 
 def _confirm(tasks: Sequence[Task]) -> None:

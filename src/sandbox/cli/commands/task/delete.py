@@ -12,11 +12,13 @@ from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.console import confirm
+from sandbox.cli.output.formatting import hint_id
 from sandbox.cli.output.terminal_text import escape_name, escape_text
 from sandbox.cli.task_arguments import for_each_task, task_arguments
 from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:
+    from sandbox.client import ClientError
     from sandbox.client.response_types import Task
 
 
@@ -43,7 +45,15 @@ def delete(task_ids: Sequence[str], yes: bool) -> None:
     with current_options().connect() as client:
         if not yes:
             _confirm([client.status(task_id) for task_id in task_ids])
-        for_each_task(task_ids, client.delete)
+        for_each_task(task_ids, client.delete, _advise)
+
+
+def _advise(error: ClientError, task_id: str) -> str:
+    """Return the command that ends a task which has not ended; empty for another error."""
+    from sandbox.client import TaskNotEndedError
+
+    is_unfinished = isinstance(error, TaskNotEndedError)
+    return f"  Cancel it: sandbox task cancel {hint_id(task_id)}" if is_unfinished else ""
 
 
 def _confirm(tasks: Sequence[Task]) -> None:

@@ -16,6 +16,7 @@ from sandbox.cli.output.formatting import (
     failure_text,
     format_age,
     format_changes,
+    name_text,
     pluralize,
     shorten_ids,
     state_text,
@@ -164,6 +165,7 @@ def list_tasks(
     """List tasks, newest first.
 
     On a terminal, generated ids are shortened, ↻ marks a rerun, and ↳ marks a task that continues another one. The
+    beginning of the prompt follows the mark, if the name does not repeat it. The
     cause of a failure is printed below the task if the window is too narrow for another column. Commands accept the
     shortened ids. If the output is piped, or with --format json, ids are complete, and REASON is the code of the error.
     """
@@ -240,12 +242,11 @@ def _all_pages(client: Client, first_page: TaskPage, query: dict[str, Any]) -> T
 
 def _cells(task: TaskSummary, shown_id: str, *, on_terminal: bool) -> dict[str, Text]:
     """Return the cells of a task, keyed by column."""
-    mark = _relation_mark(task) if on_terminal else ""
     return {
         "ID": cell(shown_id),
         "STATE": cell(state_text(task, on_terminal=on_terminal), STATE_STYLES.get(task["state"], "")),
         "AGE": cell(format_age(task["created_at"], datetime.now(UTC))),
-        "NAME": cell(f"{mark} {task['name']}" if mark else task["name"]),
+        "NAME": cell(name_text(task, on_terminal=on_terminal)),
         "REPOSITORY": cell(_short_repository(task)),
         "CHANGES": cell(format_changes(task)),
         "DURATION": cell(task_duration(task)),
@@ -253,11 +254,6 @@ def _cells(task: TaskSummary, shown_id: str, *, on_terminal: bool) -> dict[str, 
         "LABELS": cell(",".join(f"{key}={value}" for key, value in task["labels"].items())),
         "REASON": cell(failure_text(task, on_terminal=on_terminal)),
     }
-
-
-def _relation_mark(task: TaskSummary) -> str:
-    """Return the symbol for a rerun or a continuation, as in the dashboard. Older servers send neither relation."""
-    return "↳" if task.get("parent") is not None else "↻" if task.get("rerun_of") is not None else ""
 
 
 def _short_repository(task: TaskSummary) -> str:

@@ -57,7 +57,7 @@ def _print_once(options: CliOptions) -> None:
         print_json({"health": snapshot.health, "tasks": snapshot.tasks})
         return
     console = stdout_console(has_color=options.has_color)
-    rows = table_rows(snapshot.tasks, datetime.now(UTC))
+    rows = table_rows(snapshot.tasks, datetime.now(UTC), on_terminal=console.is_terminal)
     if rows:
         print_table(console, COLUMNS, rows, has_border=options.format == "table", shrinkable=SHRINKABLE)
     else:

@@ -16,6 +16,7 @@ from sandbox.cli.output.formatting import (
     failure_text,
     format_age,
     format_elapsed,
+    name_text,
     pluralize,
     shorten_ids,
     state_text,
@@ -276,7 +277,7 @@ def task_row(task: TaskSummary, now: datetime, *, on_terminal: bool = True, show
         cell(f"{tokens:,}" if tokens else ""),
         cell(format_cost(progress["cost_usd"]) if progress["cost_usd"] else ""),
         cell(_current_activity(task, on_terminal=on_terminal)),
-        cell(task["name"]),
+        cell(name_text(task, on_terminal=on_terminal)),
     ]
 
 
@@ -323,9 +324,9 @@ def _counts_line(snapshot: Snapshot) -> Text:
     return Text(" · ").join(parts)
 
 
-def table_rows(tasks: Sequence[TaskSummary], now: datetime) -> list[list[Text]]:
+def table_rows(tasks: Sequence[TaskSummary], now: datetime, *, on_terminal: bool) -> list[list[Text]]:
     """Return the rows of all tasks, for output without a screen."""
-    return [task_row(task, now, on_terminal=False) for task in tasks]
+    return [task_row(task, now, on_terminal=on_terminal) for task in tasks]
 
 
 UNFINISHED_MAX = 500

@@ -27,6 +27,7 @@ def test_offline_prune_removes_tasks(prune, stored, run_cli):
     dry_run = prune("--keep", "3", "--dry-run")
     assert dry_run.returncode == 0, dry_run.stderr
     assert dry_run.stdout.startswith(b"task-1  completed  2026-01-29T10:01:")
+    assert dry_run.stdout.endswith(b"B  A task\n")
     assert b"Would remove 1 task" in dry_run.stderr
     assert (stored.data_dir / "tasks" / "task-1").exists()
 
@@ -115,3 +116,12 @@ def test_server_output_is_escaped(run_cli, api):
     plain = run_cli("admin", "prune", "--keep", "2")
     escaped = rb"\x1b]0;x\x07"
     assert plain.stdout == b"  ".join([escaped, escaped, escaped, b"1 B\n"])
+
+
+def test_terminal_shows_that_a_sandbox_was_released(api, run_cli, on_terminal, terminal):
+    """Tasks with a preserved sandbox are never removed, so the sandbox of a task in this list was released."""
+    pruned = {"id": "old", "name": "N\x1b", "state": "failed_preserved", "finished_at": "t", "size_bytes": 1}
+    api.on("POST", "/admin/prune", json_response({"tasks": [pruned], "total_count": 1, "total_size_bytes": 1}))
+    text = terminal.read_to_end(on_terminal("admin", "prune", "--dry-run")).decode()
+    assert "old  failed, released  t  1 B  N\\x1b" in text
+    assert run_cli("admin", "prune", "--dry-run").stdout == b"old  failed_preserved  t  1 B  N\\x1b\n"

@@ -483,7 +483,9 @@ def test_status_shows_the_beginning_of_a_prompt_that_the_name_does_not_repeat(ru
 def test_diff_lists_the_changed_files_with_their_lines(run_cli, api):
     serve_chain(api, CHAIN_PATCH)
     result = run_cli("task", "diff", TASK_ID, "--chain", "--stat")
-    assert (result.returncode, result.stdout) == (0, b"+2 -1  a\n"), result.stderr
+    assert (result.returncode, result.stdout) == (0, b"+2 -1  a\n1 file changed, 2 insertions(+), 1 deletion(-)\n"), (
+        result.stderr
+    )
 
 
 @pytest.mark.parametrize("command", [("submit", "MANIFEST", "--follow"), ("status", TASK_ID, "--watch")])
@@ -1118,6 +1120,21 @@ def test_delete_without_a_terminal_needs_the_yes_option(run_cli, api, options):
     assert api.requests_to("DELETE", f"/tasks/{TASK_ID}/data") == []
 
 
+@pytest.mark.parametrize(("answer", "released_count"), [("n", 0), ("y", 1)])
+def test_release_asks_on_a_terminal(api, on_terminal, terminal, answer, released_count):
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed_preserved", name="Fix it")))
+    response = {"success": True, "task_id": TASK_ID, "message": "Released."}
+    api.on("DELETE", f"/tasks/{TASK_ID}/vm", json_response(response))
+    process = on_terminal("task", "release", TASK_ID)
+    question = terminal.read_until(b"[y/N]: ").decode()
+    assert question == f"Remove the preserved sandbox of task {TASK_ID} (Fix it)? [y/N]: "
+    terminal.type(f"{answer}\n".encode())
+    text = terminal.read_to_end(process).decode()
+    assert ("Released." in text, "The sandbox was not removed." in text) == (released_count == 1, released_count == 0)
+    assert len(api.requests_to("DELETE", f"/tasks/{TASK_ID}/vm")) == released_count
+    assert "[y/N]" not in terminal.read_to_end(on_terminal("task", "release", TASK_ID, "-y")).decode()
+
+
 @pytest.mark.parametrize(("answer", "deleted_count"), [("n", 0), ("y", 1)])
 def test_delete_asks_once_for_several_tasks(api, on_terminal, terminal, answer, deleted_count):
     for task_id in ("first", "last"):
@@ -1209,6 +1226,18 @@ def test_cancel_asks_once_for_several_tasks(api, cancellable, on_terminal, termi
     assert [len(api.requests_to("DELETE", f"/tasks/{task_id}")) for task_id in ("first", "last")] == [count] * 2
 
 
+def test_cancel_on_a_terminal_shows_how_long_the_agent_may_take(api, on_terminal, terminal, task):
+    task("cancelled")
+    response = {"success": True, "task_id": TASK_ID, "previous_state": "running", "message": "Stopping."}
+    api.on("DELETE", f"/tasks/{TASK_ID}", json_response(response))
+    bound = "Stopping. The agent has up to 30 s to exit (--force skips this)."
+    terminal.resize(120)
+    text = terminal.read_to_end(on_terminal("task", "cancel", TASK_ID, "-y")).decode()
+    assert bound in text
+    text = terminal.read_to_end(on_terminal("task", "cancel", TASK_ID, "-y", "--force")).decode()
+    assert ("Stopping." in text, "30 s" in text) == (True, False)
+
+
 @pytest.mark.parametrize("command", ["cancel", "delete", "release"])
 def test_command_for_several_tasks_suggests_a_similar_id_for_an_unknown_one(run_cli, api, command):
     options = ["--yes"] if command == "delete" else []
@@ -1231,6 +1260,7 @@ def test_delete_of_a_task_that_has_not_ended_exits_with_4(run_cli, api):
     api.on("DELETE", f"/tasks/{TASK_ID}/data", error_response(409, "task_not_ended", "Cancel it, then delete it."))
     result = run_cli("task", "delete", TASK_ID, "--yes")
     assert (result.returncode, b"Cancel it, then delete it." in result.stderr) == (4, True)
+    assert result.stderr.endswith(f"\n  Cancel it: sandbox task cancel {TASK_ID}\n".encode())
 
 
 def test_json_logs_are_lines_of_events(run_cli, api):

@@ -256,3 +256,16 @@ def test_failure_that_is_too_long_for_the_window_is_cut():
     lines = render_lines(make_view(task_status("failed", "b", error={"code": "x", "message": reason})), 80)
     assert lines[-2].endswith("…")
     assert all(len(line) <= 80 for line in lines)
+
+
+def test_continuations_and_reruns_have_their_marks_and_prompts():
+    name, prompt = "Fix the flaky ledger test", "Add a regression test"
+    tasks = [
+        task_status("running", "first", name=name),
+        task_status("running", "second", name=name, parent="first", prompt_beginning=prompt),
+        task_status("running", "third", name=name, parent="first", rerun_of="second"),
+    ]
+    lines = render_lines(make_view(*tasks), 240)
+    assert lines[4].endswith(f"  {name}")
+    assert lines[5].endswith(f"  ↳ {prompt} · {name}")
+    assert lines[6].endswith(f"  ↻ {name}")
