@@ -99,7 +99,9 @@ def test_suggestions_are_computed_only_for_listed_errors(api, monkeypatch):
     monkeypatch.setattr(request_parsing, "closest_name", search)
     names = [f"stat{number}" for number in range(1000)]
     problem = api.get(f"/api/v1/tasks?{'&'.join(names)}").json()
-    assert problem["message"] == "The request has 1000 errors; the first 100 are listed."
+    assert problem["message"].startswith(
+        "The request has 1000 errors; the first 100 are listed. The first one: query.stat0 "
+    )
     assert [(detail["field"], detail["suggestion"]) for detail in problem["details"]] == [
         (name, "state") for name in names[:INPUT_ERRORS_MAX]
     ]

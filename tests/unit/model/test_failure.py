@@ -123,3 +123,13 @@ def test_remedy_without_a_value_to_propose_has_no_override(code, message, text, 
 )
 def test_failure_whose_message_names_no_field_of_the_manifest_has_no_remedy(code, message):
     assert find_remedy(FailureCode(code), message, MANIFEST) is None
+
+
+def test_failure_of_an_unknown_model_names_the_field_of_the_model():
+    message = "The model could not be used: It may not exist or you may not have access to it; check claude.model."
+    reason = "model_request_invalid"
+    found = find_remedy(FailureCode.AGENT_FAILED, message, MANIFEST, reason=reason)
+    assert found == Remedy("Set claude.model to a model that the provider offers.", "claude.model")
+    assert find_remedy(FailureCode.AGENT_FAILED, message, MANIFEST, reason="agent_error") is None
+    both = "The model could not be used: x; check claude.model and claude.prompt."
+    assert find_remedy(FailureCode.AGENT_FAILED, both, MANIFEST, reason=reason) is None
