@@ -75,7 +75,7 @@ JSON_TYPES = {
 }
 ADDED_STATUS_FIELDS = {
     *("repository", "branch", "diff", "duration_seconds", "parent", "continues", "rerun_of", "chain", "final_message"),
-    *("base_commit", "cancel", "links", "host", "job"),
+    *("base_commit", "cancel", "links", "host", "job", "prompt_beginning"),
 }
 ADDED_SETTINGS = {"cluster"}
 EXTENDED_TYPES = {

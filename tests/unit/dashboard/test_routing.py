@@ -262,7 +262,7 @@ def test_pages_are_rendered_outside_the_event_loop(pages, monkeypatch):
 
 def test_api_reference_has_the_page_header_of_the_dashboard(pages):
     page = pages.get("/docs")
-    assert re.search(r'<a href="/docs" aria-current="page">REST API</a>', page.text)
+    assert re.search(r'<a href="/docs" aria-current="page">API</a>', page.text)
     assert 'href="/server"' in page.text
     assert re.findall(r"<script(?![^>]*src=)|<style| style=", page.text) == []
     policy = page.headers["content-security-policy"]
