@@ -93,7 +93,7 @@ def measure_patch() -> None:
         try:
             for attempt in ("first visit", "second visit"):
                 url = f"{deployment.server.ready_message['http']}/tasks/{TASK}#changes"
-                page = browser.open(url, before=RECORD_BLOCKED_TIME_SCRIPT + FIRST_LINES)
+                page = browser.open(url, init_script=RECORD_BLOCKED_TIME_SCRIPT + FIRST_LINES)
                 page.locator(".diff-block tr").first.wait_for()
                 measure_reading(page, attempt)
                 page.close()
@@ -135,7 +135,7 @@ def measure_one_page(server: Connection, port: int, seconds: int) -> None:
     from doubles.browser import open_chromium
 
     with open_chromium() as program, program.browser() as browser:
-        page = browser.open(f"http://127.0.0.1:{port}/tasks/{TASK}", before=RECORD_BLOCKED_TIME_SCRIPT)
+        page = browser.open(f"http://127.0.0.1:{port}/tasks/{TASK}", init_script=RECORD_BLOCKED_TIME_SCRIPT)
         page.wait_for_timeout(2000)
         page.evaluate("window.longTasks.length = 0")
         chromium = page.context.new_cdp_session(page)

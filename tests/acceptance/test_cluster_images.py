@@ -82,4 +82,4 @@ def test_image_that_only_the_host_has_is_refused(deploy, add_image):
     deployment.submit("task-2", vm={"profile": "basic"})
     status = deployment.wait("task-2")
     assert (status["state"], status["vm"]["image"]) == ("completed", "host"), deployment.diagnostics()
-    ReceivedImages(deployment.host_data_dir).check_none("basic")
+    ReceivedImages(deployment.host_data_dir).check_no_own_image("basic")

@@ -294,7 +294,7 @@ def test_marking_files_as_viewed_skips_no_file_and_the_count_stays_on_screen(bas
 
 
 def test_only_the_visible_part_of_a_large_patch_is_rendered(base_url, browser):
-    page = open_changes(browser, base_url, "large", before=RECORD_BLOCKED_TIME_SCRIPT)
+    page = open_changes(browser, base_url, "large", init_script=RECORD_BLOCKED_TIME_SCRIPT)
     page.get_by_text(f"{FILE_COUNT} files changed").wait_for()
     wait_until(lambda: page.locator(".file").count() == FILE_COUNT, 30, "all files")
     assert page.locator(".diff-block tr").count() < FILE_COUNT * FILE_LINES / 10
@@ -364,7 +364,7 @@ def test_page_stays_where_the_user_scrolls_after_choosing_a_file(base_url, brows
 
 
 def test_page_shows_the_first_files_of_a_huge_patch_and_counts_the_rest(base_url, browser):
-    page = browser.open(f"{base_url}/tasks/many#changes", before=RECORD_BLOCKED_TIME_SCRIPT)
+    page = browser.open(f"{base_url}/tasks/many#changes", init_script=RECORD_BLOCKED_TIME_SCRIPT)
     page.get_by_text("and 42000 more; download the patch to see all.").wait_for()
     page.get_by_text("45,000 files changed").wait_for()
     assert page.locator(".file").count() == 3000
@@ -452,7 +452,7 @@ def test_unfinished_comment_survives_a_reload_in_its_tab(base_url, browser):
 
 
 def test_comments_become_a_prompt(base_url, browser):
-    page = open_changes(browser, base_url, "same", before=RECORD_COPIES)
+    page = open_changes(browser, base_url, "same", init_script=RECORD_COPIES)
     dialog = open_request(page)
     assert dialog.get_by_role("button", name="Copy as prompt").is_disabled()
     assert dialog.get_by_role("button", name="Submit task").is_disabled()
@@ -550,17 +550,17 @@ def changed_files(page):
     return [head.split("\n")[0] for head in page.locator(".file-head").all_inner_texts()]
 
 
-def wait_for_scope(page, files):
+def wait_for_changed_files(page, files):
     wait_until(lambda: changed_files(page) == files, 20, "the changes")
 
 
 def test_changes_in_a_whole_chain_can_be_reviewed(base_url, browser):
     page = open_changes(browser, base_url, "step")
-    wait_for_scope(page, ["a.py", "b.py", "c.py"])
+    wait_for_changed_files(page, ["a.py", "b.py", "c.py"])
     task, chain = (page.get_by_role("button", name=name) for name in ("This task", "Whole chain"))
     assert [each.get_attribute("aria-pressed") for each in (task, chain)] == ["false", "true"]
     task.click()
-    wait_for_scope(page, ["a.py", "c.py"])
+    wait_for_changed_files(page, ["a.py", "c.py"])
     assert [each.get_attribute("aria-pressed") for each in (task, chain)] == ["true", "false"]
     assert page.locator("#tally-changes").inner_text() == "2"
     file_of(page, "c.py").get_by_role("button", name="Viewed").click()
@@ -592,25 +592,25 @@ def test_review_starts_in_the_scope_of_the_copied_command_until_another_scope_is
     page = browser.open(f"{base_url}/tasks/step")
     assert page.locator("#copy-apply").get_attribute("data-copy-command") == "task apply step --chain"
     page.get_by_role("link", name="Review changes").click()
-    wait_for_scope(page, ["a.py", "b.py", "c.py"])
+    wait_for_changed_files(page, ["a.py", "b.py", "c.py"])
     page.get_by_role("button", name="This task").click()
-    wait_for_scope(page, ["a.py", "c.py"])
+    wait_for_changed_files(page, ["a.py", "c.py"])
     page.reload()
-    wait_for_scope(page, ["a.py", "c.py"])
+    wait_for_changed_files(page, ["a.py", "c.py"])
     # The next task in the chain starts with the same choice.
     page.goto(f"{base_url}/tasks/unchanged#changes")
     page.get_by_text("The agent changed nothing.").wait_for()
     page.get_by_role("button", name="Whole chain").click()
-    wait_for_scope(page, ["a.py", "b.py", "c.py"])
+    wait_for_changed_files(page, ["a.py", "b.py", "c.py"])
     page.goto(f"{base_url}/tasks/step#changes")
-    wait_for_scope(page, ["a.py", "b.py", "c.py"])
+    wait_for_changed_files(page, ["a.py", "b.py", "c.py"])
 
 
 def test_comments_on_a_whole_chain_state_which_version_they_refer_to(base_url, browser):
-    page = open_changes(browser, base_url, "step", before=RECORD_COPIES)
-    wait_for_scope(page, ["a.py", "b.py", "c.py"])
+    page = open_changes(browser, base_url, "step", init_script=RECORD_COPIES)
+    wait_for_changed_files(page, ["a.py", "b.py", "c.py"])
     page.get_by_role("button", name="This task").click()
-    wait_for_scope(page, ["a.py", "c.py"])
+    wait_for_changed_files(page, ["a.py", "c.py"])
     file_of(page, "c.py").locator("tr.add").wait_for()
 
     def comment(kind, line, text):
@@ -805,7 +805,7 @@ def test_hostile_source_is_highlighted_within_a_time_limit(base_url, browser):
 def test_web_worker_that_does_not_respond_leaves_the_text_without_colors(base_url, browser):
     stuck = """window.ended = 0;
         window.Worker = class { postMessage() {} terminate() { window.ended++; } };"""
-    page = open_changes(browser, base_url, before=stuck)
+    page = open_changes(browser, base_url, init_script=stuck)
     app = file_of(page, "app.py")
     wait_until(lambda: page.evaluate("window.ended") == 1, 30, "the end of the worker")
     assert app.locator("tr.add .tx").first.inner_text() == "def total(values, start):"

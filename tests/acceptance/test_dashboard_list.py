@@ -198,7 +198,7 @@ def test_scrolling_a_thousand_tasks_does_not_block_the_page(base_url, browser):
     observe = """window.longest = 0; new PerformanceObserver((list) => {
         for (const each of list.getEntries()) window.longest = Math.max(window.longest, each.duration);
     }).observe({ type: "longtask" })"""
-    page = browser.open(f"{base_url}/?state=completed", before=observe)
+    page = browser.open(f"{base_url}/?state=completed", init_script=observe)
     page.locator(".row-link").first.wait_for()
 
     def scroll():

@@ -232,7 +232,7 @@ def test_failing_view_does_not_block_other_views(base_url, browser):
             if (new Error().stack.includes("metrics.js")) throw new Error("of the test");
             return parse(text);
         };"""
-    page = browser.open(f"{base_url}/tasks/hostile#output", before=failing)
+    page = browser.open(f"{base_url}/tasks/hostile#output", init_script=failing)
     page.get_by_text("1,000 tokens in").wait_for()
     assert len(browser.console_errors) > 1
     browser.ignore_errors("of the test")
@@ -406,7 +406,7 @@ def test_table_of_ordinary_size_is_rendered_completely(base_url, browser):
 
 
 def test_tool_call_with_many_fields_does_not_block_the_page(base_url, browser):
-    page = browser.open(f"{base_url}/tasks/wide", before=RECORD_BLOCKED_TIME_SCRIPT)
+    page = browser.open(f"{base_url}/tasks/wide", init_script=RECORD_BLOCKED_TIME_SCRIPT)
     page.get_by_text("19900 more fields").wait_for()
     page.get_by_text("large failed").wait_for()
     assert page.locator(".field-name", has_text="small-").count() == 3
@@ -415,7 +415,7 @@ def test_tool_call_with_many_fields_does_not_block_the_page(base_url, browser):
 
 
 def test_search_in_ten_thousand_lines_does_not_block_the_page(base_url, browser):
-    page = browser.open(f"{base_url}/tasks/endless#output", before=RECORD_BLOCKED_TIME_SCRIPT)
+    page = browser.open(f"{base_url}/tasks/endless#output", init_script=RECORD_BLOCKED_TIME_SCRIPT)
     page.get_by_text(f"line {LINES - 1} of endless").wait_for()
     page.get_by_role("searchbox").fill("line 424")
     page.get_by_text("11 lines", exact=True).wait_for()

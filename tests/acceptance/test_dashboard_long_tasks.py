@@ -67,14 +67,14 @@ def base_url(tmp_path_factory):
 def open_task(base_url, browser):
     """Opens a task's page; returns the page and its empty event stream."""
 
-    def open_task(path, before=None):
+    def open_task(path, init_script=None):
         stream = None
 
-        def play(page):
+        def attach_stream(page):
             nonlocal stream
             stream = FakeEventStream(page, path.partition("#")[0])
 
-        page = browser.open(f"{base_url}/tasks/{path}", before=before, prepare=play)
+        page = browser.open(f"{base_url}/tasks/{path}", init_script=init_script, prepare=attach_stream)
         return page, stream
 
     yield open_task
@@ -85,15 +85,15 @@ def open_task(base_url, browser):
 def open_running_task(base_url, browser):
     """Opens an ended task as if it were running; returns the page and its empty event stream."""
 
-    def open_running_task(task_id, before=None):
+    def open_running_task(task_id, init_script=None):
         stream = None
 
-        def play(page):
+        def attach_stream(page):
             nonlocal stream
             stream = FakeEventStream(page, task_id)
             page.route(f"{base_url}/tasks/{task_id}", show_as_running)
 
-        return browser.open(f"{base_url}/tasks/{task_id}", before=before, prepare=play), stream
+        return browser.open(f"{base_url}/tasks/{task_id}", init_script=init_script, prepare=attach_stream), stream
 
     yield open_running_task
     assert browser.console_errors == []
@@ -1072,7 +1072,7 @@ REFRESH_LIST = """() => new Promise((done) => {
 
 
 def test_list_refresh_preserves_focus_and_input_and_clicks(base_url, browser):
-    page = browser.open(base_url, before=DISABLE_TIMERS)
+    page = browser.open(base_url, init_script=DISABLE_TIMERS)
     routes = []
 
     def fulfill(route):

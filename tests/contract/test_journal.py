@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.interfaces.journal import JournalBusyError, Liveness
+from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 
@@ -82,17 +82,17 @@ def test_journal_without_records_is_not_listed(journals):
 def test_second_writer_is_rejected(journals):
     with open_writer(journals) as writer:
         writer.append(line("x"), at=TIMESTAMP)
-        assert journals.liveness("task-1") is Liveness.HELD
+        assert journals.lock_state("task-1") is LockState.HELD
         with pytest.raises(JournalBusyError):
             journals.open("task-1")
-    assert journals.liveness("task-1") is Liveness.FREE
+    assert journals.lock_state("task-1") is LockState.FREE
     journals.open("task-1").close()
 
 
 def test_close_is_idempotent(journals):
     with open_writer(journals) as writer:
         writer.close()
-    assert journals.liveness("task-1") is Liveness.FREE
+    assert journals.lock_state("task-1") is LockState.FREE
 
 
 def test_read_stops_at_the_byte_limit_after_at_least_one_record(journals):
@@ -133,7 +133,7 @@ def test_invalid_task_id_is_not_found(journals, tmp_path, task_id):
         journals.create,
         journals.open,
         journals.read,
-        journals.liveness,
+        journals.lock_state,
         lambda name: journals.find_offset(name, 1),
     ):
         with pytest.raises(FileNotFoundError):
@@ -150,7 +150,7 @@ def test_valid_task_id_is_accepted(journals, task_id):
 
 def test_unknown_task_has_no_journal(journals):
     assert journals.task_ids() == []
-    assert journals.liveness("task-1") is Liveness.FREE
+    assert journals.lock_state("task-1") is LockState.FREE
     for operation in (journals.open, journals.read, lambda name: journals.find_offset(name, 1)):
         with pytest.raises(FileNotFoundError):
             operation("task-1")
@@ -312,7 +312,7 @@ def test_discard_keeps_a_journal_created_during_the_removal(journals, tmp_path, 
 
     monkeypatch.setattr(Path, "rmdir", create_before_rmdir)
     journals.discard("task-1", discarded)
-    assert journals.liveness("task-1") is Liveness.HELD
+    assert journals.lock_state("task-1") is LockState.HELD
     assert texts(journals.read("task-1")) == ["x"]
     new_writers[0].close()
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Liveness
+from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, LockState
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 
@@ -81,7 +81,7 @@ def process(code, *arguments, pass_fds=()):
 
 def wait_until_free(journals):
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    while journals.liveness("task-1") is Liveness.HELD:
+    while journals.lock_state("task-1") is LockState.HELD:
         assert time.monotonic() < deadline, "the lock is still held"
         time.sleep(0.005)
 
@@ -89,7 +89,7 @@ def wait_until_free(journals):
 def test_journal_is_busy_until_the_holder_is_killed(journals, tmp_path):
     with process(HOLD_PROGRAM, tmp_path) as holder:
         assert holder.stdout.readline() == "held\n"
-        assert journals.liveness("task-1") is Liveness.HELD
+        assert journals.lock_state("task-1") is LockState.HELD
         with pytest.raises(JournalBusyError) as caught:
             journals.open("task-1")
         assert (caught.value.code, caught.value.retryable) == ("journal_busy", True)
@@ -105,7 +105,7 @@ def test_inherited_lock_survives_close_in_the_parent(journals, tmp_path):
         assert runner.stdout.readline() == "adopted\n"
         before = writer.append(e.ErrorReported("before", ""), at=datetime.now(UTC))
         writer.close()
-        assert journals.liveness("task-1") is Liveness.HELD
+        assert journals.lock_state("task-1") is LockState.HELD
         with pytest.raises(JournalBusyError):
             journals.open("task-1")
 
@@ -164,9 +164,9 @@ def test_adopted_lock_is_not_inheritable(journals):
     adopted = journals.adopt("task-1", inherited)
     assert not os.get_inheritable(adopted.lock_fd)
     writer.close()
-    assert journals.liveness("task-1") is Liveness.HELD
+    assert journals.lock_state("task-1") is LockState.HELD
     adopted.close()
-    assert journals.liveness("task-1") is Liveness.FREE
+    assert journals.lock_state("task-1") is LockState.FREE
 
 
 def test_adopt_rejects_a_file_other_than_the_lock(journals, tmp_path):
@@ -190,12 +190,12 @@ def test_open_keeps_a_journal_whose_first_record_is_damaged(journals, tmp_path, 
     with pytest.raises(JournalDamagedError, match="restore"):
         journals.open("task-1")
     assert records.read_bytes() == damaged
-    assert journals.liveness("task-1") is Liveness.FREE
+    assert journals.lock_state("task-1") is LockState.FREE
 
 
-def test_checking_liveness_does_not_block_writers(journals):
+def test_checking_lock_state_does_not_block_writers(journals):
     for _ in range(200):
-        assert journals.liveness("task-1") is Liveness.FREE
+        assert journals.lock_state("task-1") is LockState.FREE
         journals.open("task-1").close()
 
 

@@ -26,13 +26,13 @@ from doubles.placement_harnesses import (
     find_runners,
     serving,
     unresponsive_repository,
-    wait_for_liveness,
+    wait_for_lock_state,
     wait_until,
 )
 from doubles.random_seed import seed
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.file_layout import TaskLayout, new_attempt_id
-from sandbox.interfaces.journal import JournalBusyError, Liveness
+from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.interfaces.placement import (
     AttemptLocation,
     CancelAttempt,
@@ -109,7 +109,7 @@ def time_limit(seconds=REQUEST_TIMEOUT_SECONDS):
 async def cancel_and_wait_for_end(server, handle):
     """Cancel the attempt, and wait until its runner has ended."""
     assert (await wait_for_reply(handle)).done
-    await wait_for_liveness(handle, Liveness.FREE)
+    await wait_for_lock_state(handle, LockState.FREE)
 
 
 async def wait_for_reply(handle):
@@ -129,7 +129,7 @@ async def wait_for_reply(handle):
 async def test_runner_takes_over_the_journal(server, task_id):
     location, handle = await server.launch(task_id)
     assert handle.attempt_id == location.attempt_id
-    await wait_for_liveness(handle, Liveness.HELD)
+    await wait_for_lock_state(handle, LockState.HELD)
     await cancel_and_wait_for_end(server, handle)
     task = server.task(task_id)
     assert (task.state, task.cancel.reason) == (TaskState.CANCELLED, "enough")
@@ -169,13 +169,13 @@ async def test_lock_is_not_free_between_launch_and_end(server, task_id):
     """The lock is held while the server's writer is open, and stays held after the writer is closed."""
     recorder, location = server.submit(task_id)
     handle = await server.placement.launch(server.order(location), recorder.writer)
-    seen = {handle.liveness()}
+    seen = {handle.lock_state()}
     recorder.writer.close()
     deadline = time.monotonic() + 1
-    while Liveness.HELD not in seen or time.monotonic() < deadline:
-        seen.add(handle.liveness())
+    while LockState.HELD not in seen or time.monotonic() < deadline:
+        seen.add(handle.lock_state())
         await asyncio.sleep(0.001)
-    assert Liveness.FREE not in seen
+    assert LockState.FREE not in seen
     await cancel_and_wait_for_end(server, handle)
 
 
@@ -241,7 +241,7 @@ async def test_runner_that_dies_before_it_reads_its_order_counts_as_not_started(
             is_started = False
         location = server.location(attempt_task_id)
         handle = server.placement.find_runner(location)
-        await wait_for_liveness(handle, Liveness.FREE)
+        await wait_for_lock_state(handle, LockState.FREE)
         await check_finisher(server, location)
         if not is_started:
             break
@@ -274,15 +274,15 @@ async def check_one_runner(server, task_id):
 async def check_settled(server, location):
     """Wait until the host responds. Check that a launch with an unknown result has started at most one runner."""
     handle = server.placement.find_runner(location)
-    await wait_until(lambda: handle.liveness() is not Liveness.UNKNOWN, "a known state")
-    if handle.liveness() is Liveness.HELD:
+    await wait_until(lambda: handle.lock_state() is not LockState.UNKNOWN, "a known state")
+    if handle.lock_state() is LockState.HELD:
         await check_one_runner(server, location.task_id)
         await cancel_and_wait_for_end(server, handle)
     else:
         await check_finisher(server, location)
 
 
-# Liveness.
+# LockState.
 
 
 async def test_lock_of_an_attempt_whose_runner_was_never_started_is_free(server, task_id):
@@ -290,17 +290,17 @@ async def test_lock_of_an_attempt_whose_runner_was_never_started_is_free(server,
     recorder, location = server.submit(task_id)
     recorder.writer.close()
     handle = server.placement.find_runner(location)
-    await wait_for_liveness(handle, Liveness.FREE)
+    await wait_for_lock_state(handle, LockState.FREE)
     await check_finisher(server, location)
 
 
 async def test_lock_is_free_only_after_every_record_and_artifact(server, task_id):
     _, handle = await server.launch(task_id)
-    await wait_for_liveness(handle, Liveness.HELD)
+    await wait_for_lock_state(handle, LockState.HELD)
     assert (await wait_for_reply(handle)).done
     is_free = False
     while not is_free:
-        is_free = handle.liveness() is Liveness.FREE
+        is_free = handle.lock_state() is LockState.FREE
         events = server.events(task_id)
         for event in events:
             if isinstance(event, ArtifactCollected):
@@ -325,7 +325,7 @@ async def test_lock_of_a_killed_runner_is_free_and_a_finisher_ends_the_attempt(s
         case "random":
             await asyncio.sleep(random.Random(seed()).random())
     kill_runners(server.host, task_id)
-    await wait_for_liveness(handle, Liveness.FREE)
+    await wait_for_lock_state(handle, LockState.FREE)
     if not server.task(task_id).state.is_final:
         await check_finisher(server, location, is_cancelled=moment == "end")
 
@@ -333,10 +333,10 @@ async def test_lock_of_a_killed_runner_is_free_and_a_finisher_ends_the_attempt(s
 async def test_lock_of_a_killed_finisher_is_free_and_another_finisher_ends_the_attempt(server, task_id):
     location, handle = await server.launch(task_id)
     assert await kill_runner(server, task_id)
-    await wait_for_liveness(handle, Liveness.FREE)
+    await wait_for_lock_state(handle, LockState.FREE)
     finisher = await server.finish(location)
     kill_runners(server.host, task_id)
-    await wait_for_liveness(finisher, Liveness.FREE)
+    await wait_for_lock_state(finisher, LockState.FREE)
     if not server.task(task_id).state.is_final:
         await check_finisher(server, location)
 
@@ -362,7 +362,7 @@ async def wait_until_listening(handle):
 async def check_finisher(server, location, *, is_cancelled=False):
     """Check that a finisher ends the attempt of a runner that died."""
     finisher = await server.finish(location)
-    await wait_for_liveness(finisher, Liveness.FREE)
+    await wait_for_lock_state(finisher, LockState.FREE)
     task = server.task(location.task_id)
     if is_cancelled:
         assert task.state is TaskState.CANCELLED
@@ -395,8 +395,8 @@ async def check_runner_of_earlier_server(host, repository_url, location):
     async with serving(host, repository_url) as server:
         handle = server.placement.find_runner(location)
         assert handle.attempt_id == location.attempt_id
-        assert handle.liveness() is not Liveness.FREE
-        await wait_for_liveness(handle, Liveness.HELD)
+        assert handle.lock_state() is not LockState.FREE
+        await wait_for_lock_state(handle, LockState.HELD)
         assert await handle.is_responsive()
         assert find_runners(host.host_data_dir, location.task_id) == [runner]
         await cancel_and_wait_for_end(server, handle)
@@ -410,7 +410,7 @@ async def test_next_server_detects_that_a_runner_ended_while_no_server_was_runni
         await wait_for_reply(handle)
     await wait_until(lambda: not find_runners(host.host_data_dir, task_id), "the runner's end")
     async with serving(host, repository_url) as server:
-        await wait_for_liveness(server.placement.find_runner(location), Liveness.FREE)
+        await wait_for_lock_state(server.placement.find_runner(location), LockState.FREE)
         assert server.task(task_id).state is TaskState.CANCELLED
 
 
@@ -425,7 +425,7 @@ async def test_cancel_request_is_on_disk_when_its_reply_arrives(server, task_id)
     assert reply.done
     requests = [event for event in server.events_on_host(task_id) if isinstance(event, CancelRequested)]
     assert requests == [CancelRequested("enough", True)]
-    await wait_for_liveness(handle, Liveness.FREE)
+    await wait_for_lock_state(handle, LockState.FREE)
     assert server.task(task_id).cancel.force
 
 
@@ -469,7 +469,7 @@ async def test_stuck_runner_is_unresponsive_until_it_continues(server, task_id):
     [runner] = find_runners(server.host.host_data_dir, task_id)
     os.kill(runner, signal.SIGSTOP)
     await check_unreachable(handle, is_responsive=False)
-    assert handle.liveness() is Liveness.HELD
+    assert handle.lock_state() is LockState.HELD
     os.kill(runner, signal.SIGCONT)
     assert await handle.is_responsive()
 
@@ -481,7 +481,7 @@ async def test_kill_ends_a_stuck_runner(server, task_id):
     os.kill(runner, signal.SIGSTOP)
     with time_limit():
         assert await handle.kill()
-    await wait_for_liveness(handle, Liveness.FREE)
+    await wait_for_lock_state(handle, LockState.FREE)
     assert not await handle.kill()
     await check_finisher(server, location)
 
@@ -493,14 +493,14 @@ async def test_kill_spares_a_server_that_holds_the_lock(server, task_id):
 
 
 async def test_handle_of_another_attempt_can_kill_the_runner_but_not_send_requests(server, task_id):
-    """`liveness` and `kill` apply to the task's journal, whichever attempt holds it. Requests apply to one attempt."""
+    """`lock_state` and `kill` apply to the task's journal, whichever attempt holds it; requests to one attempt."""
     location, handle = await server.launch(task_id)
     await wait_until_listening(handle)
     other = server.placement.find_runner(location._replace(attempt_id=new_attempt_id()))
-    await wait_for_liveness(other, Liveness.HELD)
+    await wait_for_lock_state(other, LockState.HELD)
     await check_unreachable(other)
     assert await other.kill()
-    await wait_for_liveness(handle, Liveness.FREE)
+    await wait_for_lock_state(handle, LockState.FREE)
 
 
 async def test_placement_stops_running_when_it_is_cancelled(host):
@@ -540,12 +540,12 @@ def attempt_layout(server, location):
 @on_hosts_with_leftovers
 async def test_preserved_disk_can_be_locked_by_one_user_at_a_time(server, preserved):
     first, second = (server.placement.preserved_disk(preserved) for _ in range(2))
-    async with first.try_lock() as liveness:
-        assert liveness is Liveness.FREE
+    async with first.try_lock() as lock_state:
+        assert lock_state is LockState.FREE
         async with second.try_lock() as other:
-            assert other is Liveness.HELD
-    async with second.try_lock() as liveness:
-        assert liveness is Liveness.FREE
+            assert other is LockState.HELD
+    async with second.try_lock() as lock_state:
+        assert lock_state is LockState.FREE
 
 
 @on_hosts_with_leftovers
@@ -553,10 +553,10 @@ async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserv
     disk = server.placement.preserved_disk(preserved)
     with time_limit(), pytest.raises(RunnerUnreachableError):
         await disk.open_terminal(SHELL_REQUEST)
-    async with disk.try_lock() as liveness:
-        assert liveness is Liveness.FREE
+    async with disk.try_lock() as lock_state:
+        assert lock_state is LockState.FREE
         await disk.start_debug_session(DebugSession(preserved.task_id, preserved.attempt_id))
-    assert await disk_liveness(server, preserved) is Liveness.HELD
+    assert await disk_lock_state(server, preserved) is LockState.HELD
     terminal = await open_shell(server, preserved)
     await terminal.send(InputFrame(b"cat kept.txt; exit 7\n"))
     output, frame = b"", None
@@ -565,7 +565,7 @@ async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserv
             output += frame.data if isinstance(frame, OutputFrame) else b""
     await terminal.close()
     assert b"kept\r\n" in output
-    await wait_for_disk_liveness(server, preserved, Liveness.FREE)
+    await wait_for_disk_lock_state(server, preserved, LockState.FREE)
     assert server.placement.files.has_disk_or_handle(preserved)
 
 
@@ -578,14 +578,14 @@ async def open_shell(server, location):
             await asyncio.sleep(0.02)
 
 
-async def disk_liveness(server, location):
-    async with server.placement.preserved_disk(location).try_lock() as liveness:
-        return liveness
+async def disk_lock_state(server, location):
+    async with server.placement.preserved_disk(location).try_lock() as lock_state:
+        return lock_state
 
 
-async def wait_for_disk_liveness(server, location, expected):
+async def wait_for_disk_lock_state(server, location, expected):
     async with asyncio.timeout(placement_harnesses.TIMEOUT_SECONDS):
-        while await disk_liveness(server, location) is not expected:
+        while await disk_lock_state(server, location) is not expected:
             await asyncio.sleep(0.02)
 
 
@@ -595,8 +595,8 @@ async def test_removed_disk_leaves_only_the_log(server, preserved):
     assert files.has_disk_or_handle(preserved)
     assert files.has_disk(preserved)
     disk = server.placement.preserved_disk(preserved)
-    async with disk.try_lock() as liveness:
-        assert liveness is Liveness.FREE
+    async with disk.try_lock() as lock_state:
+        assert lock_state is LockState.FREE
         await disk.remove()
     assert not files.has_disk_or_handle(preserved)
     assert not files.has_disk(preserved)
@@ -624,7 +624,7 @@ async def test_leftovers_of_a_killed_runner_are_removed_once(server, task_id):
     location, handle = await server.launch(task_id)
     await wait_until_listening(handle)
     await kill_runner(server, task_id)
-    await wait_for_liveness(handle, Liveness.FREE)
+    await wait_for_lock_state(handle, LockState.FREE)
     layout, files = attempt_layout(server, location), server.placement.files
     layout.disk.mkdir(exist_ok=True)
     [leftover] = [each for each in (await files.scan()).leftovers if each.location.task_id == task_id]
@@ -666,23 +666,23 @@ async def unresponsive_runner(remote, server, task_id):
     """The location and the handle of a runner whose host has just stopped responding."""
     location, handle = await server.launch(task_id)
     await wait_until_listening(handle)
-    await wait_for_liveness(handle, Liveness.HELD)
+    await wait_for_lock_state(handle, LockState.HELD)
     remote.stop()
-    await wait_for_liveness(handle, Liveness.UNKNOWN)
+    await wait_for_lock_state(handle, LockState.UNKNOWN)
     return location, handle
 
 
 @on_any_remote_host
-async def test_liveness_of_a_runner_on_an_unresponsive_host_is_unknown(remote, server, unresponsive_runner, task_id):
+async def test_lock_state_of_a_runner_on_an_unresponsive_host_is_unknown(remote, server, unresponsive_runner, task_id):
     location, handle = unresponsive_runner
     [runner] = find_runners(remote.host_data_dir, task_id)
     with time_limit():
         assert await handle.is_responsive()
     for each in (handle, server.placement.find_runner(location)):
         with time_limit(0.5):
-            assert each.liveness() is Liveness.UNKNOWN
+            assert each.lock_state() is LockState.UNKNOWN
     remote.resume()
-    await wait_for_liveness(handle, Liveness.HELD)
+    await wait_for_lock_state(handle, LockState.HELD)
     assert find_runners(remote.host_data_dir, task_id) == [runner]
     await cancel_and_wait_for_end(server, handle)
 
@@ -693,9 +693,9 @@ async def test_requests_to_an_unresponsive_host_fail_in_time(remote, server, unr
     location, handle = unresponsive_runner
     _, killed = await asyncio.gather(check_unreachable(handle), handle.kill(), return_exceptions=True)
     assert isinstance(killed, HostUnreachableError)
-    assert handle.liveness() is Liveness.UNKNOWN
+    assert handle.lock_state() is LockState.UNKNOWN
     remote.resume()
-    await wait_for_liveness(handle, Liveness.FREE)
+    await wait_for_lock_state(handle, LockState.FREE)
     if not server.task(task_id).state.is_final:
         await check_finisher(server, location, is_cancelled=server.task(task_id).cancel is not None)
 
@@ -706,9 +706,9 @@ async def test_dead_runner_of_an_unresponsive_host_is_released_once_the_host_res
 ):
     location, handle = unresponsive_runner
     await kill_runner(server, task_id)
-    assert handle.liveness() is Liveness.UNKNOWN
+    assert handle.lock_state() is LockState.UNKNOWN
     remote.resume()
-    await wait_for_liveness(handle, Liveness.FREE)
+    await wait_for_lock_state(handle, LockState.FREE)
     await check_finisher(server, location)
 
 
@@ -720,18 +720,18 @@ async def test_unresponsive_host_starts_nothing_and_reveals_no_files(server, unr
     questions = (files.has_disk, files.has_disk_or_handle, partial(files.has_same_secrets, secrets={}))
     with time_limit():
         disk, launched, *answers = await asyncio.gather(
-            disk_liveness(server, location),
+            disk_lock_state(server, location),
             server.launch_recorded(recorder, other),
             files.scan(),
             *(asyncio.to_thread(question, location) for question in questions),
             asyncio.to_thread(files.has_sandbox_handle, task_id),
             return_exceptions=True,
         )
-    assert disk is Liveness.UNKNOWN
+    assert disk is LockState.UNKNOWN
     assert isinstance(launched, RunnerNotStartedError)
     assert [type(answer) for answer in answers] == [HostUnreachableError] * 5
     assert server.placement.host.blocked_reason() is not None
-    assert handle.liveness() is Liveness.UNKNOWN
+    assert handle.lock_state() is LockState.UNKNOWN
 
 
 @on_daemon_host
@@ -740,10 +740,10 @@ async def test_runner_survives_the_restart_of_its_daemon(remote, server, task_id
     await wait_until_listening(handle)
     [runner] = find_runners(remote.host_data_dir, task_id)
     remote.kill()
-    await wait_for_liveness(handle, Liveness.UNKNOWN)
+    await wait_for_lock_state(handle, LockState.UNKNOWN)
     await check_unreachable(handle)
     await asyncio.to_thread(remote.start)
-    await wait_for_liveness(handle, Liveness.HELD)
+    await wait_for_lock_state(handle, LockState.HELD)
     assert find_runners(remote.host_data_dir, task_id) == [runner]
     await cancel_and_wait_for_end(server, handle)
 
@@ -761,7 +761,7 @@ async def test_launch_that_loses_its_host_starts_at_most_one_runner(remote, serv
     killing = on_request(server, "launch", lambda: threading.Thread(target=kill_daemon).start())
     with killing, contextlib.suppress(RunnerNotStartedError):
         await server.launch_recorded(recorder, location)
-    assert server.placement.find_runner(location).liveness() is not Liveness.FREE
+    assert server.placement.find_runner(location).lock_state() is not LockState.FREE
     await asyncio.to_thread(remote.start)
     await check_settled(server, location)
 
@@ -785,10 +785,10 @@ def on_request(server, method, act):
 
 
 @on_daemon_host
-async def test_liveness_reports_from_before_a_slow_launch_are_ignored(remote, server, task_id):
+async def test_lock_state_reports_from_before_a_slow_launch_are_ignored(remote, server, task_id):
     location, handle = await server.launch(task_id)
     await kill_runner(server, task_id)
-    await wait_for_liveness(handle, Liveness.FREE)
+    await wait_for_lock_state(handle, LockState.FREE)
     started = threading.Event()
 
     def delay():
@@ -800,13 +800,13 @@ async def test_liveness_reports_from_before_a_slow_launch_are_ignored(remote, se
         launching = asyncio.create_task(server.finish(location))
         await wait_until(started.is_set, "the launch")
         while not launching.done():
-            seen.add(handle.liveness())
+            seen.add(handle.lock_state())
             await asyncio.sleep(0.001)
     finisher = await launching
-    seen.add(finisher.liveness())
-    assert Liveness.UNKNOWN in seen
-    assert Liveness.FREE not in seen, "a report from before the launch was used"
-    await wait_for_liveness(finisher, Liveness.FREE)
+    seen.add(finisher.lock_state())
+    assert LockState.UNKNOWN in seen
+    assert LockState.FREE not in seen, "a report from before the launch was used"
+    await wait_for_lock_state(finisher, LockState.FREE)
 
 
 @on_daemon_host
@@ -820,8 +820,8 @@ async def test_rejected_journal_copy_does_not_stop_the_copies_of_other_tasks(rem
     await wait_until(lambda: not find_runners(remote.host_data_dir, task_id), "the runner's end")
     _, other = await server.launch(f"{task_id}-b")
     await cancel_and_wait_for_end(server, other)
-    assert handle.liveness() is not Liveness.FREE, "the copy lacks records"
-    assert server.placement.find_runner(location).liveness() is not Liveness.FREE
+    assert handle.lock_state() is not LockState.FREE, "the copy lacks records"
+    assert server.placement.find_runner(location).lock_state() is not LockState.FREE
 
 
 async def test_placement_that_the_server_does_not_have_is_unreachable():
@@ -829,12 +829,12 @@ async def test_placement_that_the_server_does_not_have_is_unreachable():
     placements = Placements({}, {})
     handle = placements.find_runner(location)
     assert handle.attempt_id == location.attempt_id
-    assert handle.liveness() is Liveness.UNKNOWN
+    assert handle.lock_state() is LockState.UNKNOWN
     await check_unreachable(handle)
     assert not await handle.kill()
     disk = placements.preserved_disk(location)
-    async with disk.try_lock() as liveness:
-        assert liveness is Liveness.UNKNOWN
+    async with disk.try_lock() as lock_state:
+        assert lock_state is LockState.UNKNOWN
     with pytest.raises(RunnerUnreachableError):
         await disk.open_terminal(SHELL_REQUEST)
     with pytest.raises(HostUnreachableError):

@@ -470,7 +470,7 @@ def test_proc_locks_is_empty(runtime: Runtime, disk: Path):
     assert (result.output, result.errors) == (" True\n", "")
 
 
-_HOST_DRIVERS = """
+_LIST_PROC_DIRECTORIES = """
 import os
 print([os.listdir(f"/proc/{name}") for name in ("fs", "bus", "driver")])
 print(all(open(f"/proc/{name}").read() for name in ("filesystems", "mounts", "meminfo", "self/status", "net/tcp")))
@@ -481,7 +481,7 @@ def test_proc_lists_no_file_systems_of_the_host(runtime: Runtime, disk: Path):
     """Reading `/proc/fs/ext4/*/es_shrinker_info` walks all cached inodes of the disk while a spinlock is held."""
     if has_own_kernel(runtime):
         pytest.skip("/proc belongs to the sandbox's kernel")
-    result = run_python(runtime, disk, _HOST_DRIVERS)
+    result = run_python(runtime, disk, _LIST_PROC_DIRECTORIES)
     assert (result.output, result.errors) == ("[[], [], []]\nTrue\n", "")
 
 
@@ -740,7 +740,7 @@ async def test_connection_passed_to_the_output_does_not_block_the_runner(
 ):
     if kernel == "passes files":
         for module in (descriptors, launcher_client):
-            monkeypatch.setattr(module, "refuse_files", lambda _: False)
+            monkeypatch.setattr(module, "refuse_passed_descriptors", lambda _: False)
     async with ready_sandbox(runtime, disk) as sandbox:
         program = ["/usr/bin/python3", "-c", _PRELUDE + _LINGERING_CONNECTION]
         output, errors = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
@@ -780,7 +780,7 @@ def test_files_are_passed_between_programs_and_the_output_is_complete(
 ):
     if kernel == "passes files":
         for module in (descriptors, launcher_client):
-            monkeypatch.setattr(module, "refuse_files", lambda _: False)
+            monkeypatch.setattr(module, "refuse_passed_descriptors", lambda _: False)
     result = run_python(runtime, disk, _PRELUDE + _PASS_AMONG_PROGRAMS)
     assert (result.code, result.errors) == (0, "content\n")
     assert result.output == "".join(str(number % 10) * 16384 for number in range(256))

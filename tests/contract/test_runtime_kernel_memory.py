@@ -945,7 +945,7 @@ def test_lock_for_opening_terminals_is_not_held_for_long(
 # Buffers of system calls in progress
 
 
-_CALLS = """
+_BLOCKED_SYSCTL_READS = """
 THREADS, BYTES = {threads}, (4 << 20) - 4096
 file = os.open("/workspace/pages", os.O_RDWR | os.O_CREAT)
 EXTENTS = 2048
@@ -983,7 +983,7 @@ def test_buffers_of_blocked_sysctl_reads_are_limited(
 
     async def scenario() -> str:
         async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES, processes_max=512) as sandbox:
-            source = _PRELUDE + _CALLS.format(threads=threads)
+            source = _PRELUDE + _BLOCKED_SYSCTL_READS.format(threads=threads)
             await sandbox.kernel_usage()
             command = Command(["/usr/bin/python3", "-c", source], {"PATH": "/usr/bin:/bin"}, "/workspace")
             output, _ = await sandbox.start(command)
@@ -1000,7 +1000,7 @@ def test_buffers_of_blocked_sysctl_reads_are_limited(
     assert ("/proc/sys" in asyncio.run(scenario())) == exceeds
 
 
-_CALLS_WITH_CLOSED_FILES = (
+_BLOCKED_SYSCTL_READS_WITH_CLOSED_FILES = (
     _BUSY_PROCESSOR
     + _SLOW_PAGE_REMOVAL
     + """
@@ -1032,7 +1032,7 @@ def test_buffers_of_blocked_sysctl_reads_are_limited_after_their_file_is_closed(
         pytest.skip("the sandbox's kernel has the buffers")
     if "memory" not in enforced_limits or os.geteuid():
         pytest.skip("the threads cannot be inspected here")
-    source = _CALLS_WITH_CLOSED_FILES.replace("{threads}", str(threads))
+    source = _BLOCKED_SYSCTL_READS_WITH_CLOSED_FILES.replace("{threads}", str(threads))
     violation = measure_held(runtime, disk, source, 4 * MEMORY_BYTES, exceeds=exceeds).find_exceeded_limit()
     assert ("/proc/sys" in violation) == exceeds, violation
 

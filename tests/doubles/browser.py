@@ -94,11 +94,11 @@ class Browser:
         self.console_errors = []
         self._process = process
 
-    def open(self, url, *, width=1280, scheme="light", status=200, before=None, prepare=None):
+    def open(self, url, *, width=1280, scheme="light", status=200, init_script=None, prepare=None):
         """Open a page and load the URL.
 
-        width: the width of the page in CSS pixels. before: a script that runs before the scripts of the page. prepare:
-        a function that is called with the page before the first request.
+        width: the width of the page in CSS pixels. init_script: a script that runs before the scripts of the page.
+        prepare: a function that is called with the page before the first request.
         """
         page = self._process.new_page(
             viewport={"width": width, "height": HEIGHT},
@@ -107,8 +107,8 @@ class Browser:
             bypass_csp=False,
             locale="en-GB",
         )
-        if before is not None:
-            page.add_init_script(before)
+        if init_script is not None:
+            page.add_init_script(init_script)
         if prepare is not None:
             prepare(page)
         page.set_default_timeout(TIMEOUT_SECONDS * 1000)

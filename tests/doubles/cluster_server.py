@@ -26,7 +26,7 @@ from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.hosts import ClusterHosts, EngineHosts, SeenHosts
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import Jobs, JobSettings
-from sandbox.placements.cluster.worker_server import HostSources, WorkerServer
+from sandbox.placements.cluster.worker_server import HostRequestSources, WorkerServer
 from sandbox.primitives.message_stream import encode_message, read_message
 
 SMALL = Resources(1, 2**28, 2**28)
@@ -104,17 +104,17 @@ class ClusterServer:
         tls.load_cert_chain(self.certificate)
         self.drains = HostDrains(self.store.with_name("drained.json"))
         settings = JobSettings(self.lease_seconds, OVERHEAD_BYTES, make_request, self.verifier is None)
-        proof = self.verifier or (self.host_key and HostKey(self.host_key, self.fingerprint))
+        host_verifier = self.verifier or (self.host_key and HostKey(self.host_key, self.fingerprint))
         self.jobs = Jobs(JobStore(self.store), self.engine, settings, self.drains)
         self.hosts, self.engine_hosts = SeenHosts(self.store.with_name("hosts.json")), EngineHosts(self.engine)
         self.cluster_hosts = ClusterHosts(self.hosts, self.engine_hosts, self.drains, self.jobs)
         await WorkerServer(
-            Claims(self.jobs, self.drains, proof),
+            Claims(self.jobs, self.drains, host_verifier),
             self.hosts,
             self.replicas,
             partial(store_runner_log, self.data_dir),
             self.has_task_ended,
-            HostSources(self.find_credentials, self.images),
+            HostRequestSources(self.find_credentials, self.images),
             tls,
         ).listen("127.0.0.1", self.port)
         self.jobs.start()

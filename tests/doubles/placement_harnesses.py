@@ -38,7 +38,7 @@ from sandbox.bootstrap.local_host import (
 )
 from sandbox.bootstrap.settings.load import load
 from sandbox.interfaces.file_layout import TaskLayout, new_attempt_id
-from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import AttemptLocation, FinishAttempt, HostPendingError, RunAttempt
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
@@ -323,8 +323,8 @@ async def wait_until(condition, description, seconds=TIMEOUT_SECONDS):
     return value
 
 
-async def wait_for_liveness(handle, expected):
-    await wait_until(lambda: handle.liveness() is expected, f"{expected} of {handle.attempt_id}")
+async def wait_for_lock_state(handle, expected):
+    await wait_until(lambda: handle.lock_state() is expected, f"{expected} of {handle.attempt_id}")
 
 
 @contextlib.contextmanager
@@ -340,7 +340,7 @@ HOSTS = {host.kind: host for host in (LocalHost, HostWithDaemon, ClusterHost)}
 async def _launch_and_wait(kind, directory, repository_url, task_id):
     async with serving(HOSTS[kind](Path(directory)), repository_url) as server:
         location, handle = await server.launch(task_id)
-        await wait_for_liveness(handle, Liveness.HELD)
+        await wait_for_lock_state(handle, LockState.HELD)
         print(json.dumps(location), flush=True)
         await asyncio.sleep(3600)
 

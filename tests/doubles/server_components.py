@@ -76,7 +76,7 @@ class FakePlacement:
     def __init__(self, host, data_dir, journals, clock, files):
         self.host, self.files = host, files
         self.data_dir, self.journals, self.clock = data_dir, journals, clock
-        self.liveness, self.disk_liveness = journals.liveness, None
+        self.lock_state, self.disk_lock_state = journals.lock_state, None
         self.orders = []
         self.recorders = {}
         self.launch_error, self.failure_count = None, 0
@@ -138,8 +138,8 @@ class FakeRunnerHandle:
     def __init__(self, placement, task_id, attempt_id):
         self.placement, self.task_id, self.attempt_id = placement, task_id, attempt_id
 
-    def liveness(self):
-        return self.placement.liveness(self.task_id)
+    def lock_state(self):
+        return self.placement.lock_state(self.task_id)
 
     async def is_responsive(self):
         return await self.placement.is_responsive(self.attempt_id)
@@ -163,11 +163,11 @@ class FakePreservedDisk(LocalPreservedDisk):
 
     @asynccontextmanager
     async def try_lock(self):
-        if self.placement.disk_liveness is not None:
-            yield self.placement.disk_liveness
+        if self.placement.disk_lock_state is not None:
+            yield self.placement.disk_lock_state
             return
-        async with super().try_lock() as liveness:
-            yield liveness
+        async with super().try_lock() as lock_state:
+            yield lock_state
 
     async def start_debug_session(self, order):
         await self.placement.start_debug_session(order)

@@ -2,17 +2,17 @@
 
 from contextlib import contextmanager
 
-from sandbox.interfaces.journal import JournalBusyError, Liveness
+from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.journal.journals import FileJournals
 
 
 class UnreachableJournals(FileJournals):
-    """Implements `Journals`. While `is_unknown` is set, each writer's liveness is UNKNOWN. Reads are not affected."""
+    """Implements `Journals`. While `is_unknown` is set, each writer's lock state is UNKNOWN. Reads are not affected."""
 
     is_unknown = True
 
-    def liveness(self, task_id):
-        return Liveness.UNKNOWN if self.is_unknown else super().liveness(task_id)
+    def lock_state(self, task_id):
+        return LockState.UNKNOWN if self.is_unknown else super().lock_state(task_id)
 
     def open(self, task_id):
         self._check(task_id)

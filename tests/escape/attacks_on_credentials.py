@@ -83,7 +83,7 @@ def other_processes():
     return [path for path in glob.glob("/proc/[0-9]*") if int(os.path.basename(path)) < own]
 """
 
-OWN_SIGNAL = """
+SIGNAL_CONTROL = """
 started = subprocess.Popen(["sleep", "20"])
 started.terminate()
 if started.wait(10) == -15: succeeded()"""
@@ -144,13 +144,13 @@ _WRITE = "pathlib.Path('/tmp/control').write_text('x'); succeeded()"
 
 
 def _other_processes():
-    yield Attack("a signal to a host process", "os.kill(SERVER_PID, 15); succeeded()", OWN_SIGNAL, ("ESRCH",), unchanged_observers=("processes",))  # fmt: skip
+    yield Attack("a signal to a host process", "os.kill(SERVER_PID, 15); succeeded()", SIGNAL_CONTROL, ("ESRCH",), unchanged_observers=("processes",))  # fmt: skip
     yield Attack("a socket of a runner or container engine", """
 def connect(path): socket.socket(socket.AF_UNIX).connect(path)
 found = [os.path.join(top, name) for top, _, names in os.walk("/run") for name in names if name.endswith((".sock", "_socket", ".socket"))]
 usual = ("/var/run/docker.sock", "/run/containerd/containerd.sock", "/run/podman/podman.sock", "/run/dbus/system_bus_socket")
 try_calls(*[lambda path=path: connect(path) for path in (*usual, *found)])""", _UNIX, ("ENOENT", "EACCES", "ECONNREFUSED"), host_paths=("/run/sandbox",))  # fmt: skip
-    yield Attack("ptrace of the init process", "call('ptrace', 16, 1, 0, 0); succeeded()", OWN_SIGNAL)
+    yield Attack("ptrace of the init process", "call('ptrace', 16, 1, 0, 0); succeeded()", SIGNAL_CONTROL)
     yield Attack(
         "the memory of the init process",
         """

@@ -91,14 +91,14 @@ REACH_BY_ABSOLUTE_FORM = "expect_http_200(proxy(b'GET http://' + HOST.encode() +
 RESOLVE = "resolved(query(HOST))"
 TLS_DIRECT = "tls(HOST, 443, HOST, HOST)"
 TLS_BY_PROXY = "tls('127.0.0.1', 3128, HOST, HOST, by_proxy=True)"
-OWN_LISTENER = """
+LISTENER_CONTROL = """
 server = socket.create_server(("127.0.0.1", 0))
 answered(tcp("127.0.0.1", server.getsockname()[1]))"""
-OWN_UDP = """
+UDP_CONTROL = """
 server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); server.bind(("127.0.0.1", 0))
 threading.Thread(target=lambda: server.sendto(b"hello", server.recvfrom(100)[1]), daemon=True).start()
 answered(udp("127.0.0.1", server.getsockname()[1]))"""
-OWN_UNIX = """
+UNIX_CONTROL = """
 server = socket.socket(socket.AF_UNIX); server.bind("\\0control"); server.listen()
 connection = socket.socket(socket.AF_UNIX); connection.connect("\\0control"); succeeded()"""
 
@@ -151,7 +151,9 @@ def _by_address():
         ("the server's address", "SERVER"),
     ):
         yield Attack(f"TCP to {name}", f"answered(tcp({address}, 80))", REACH_DIRECTLY, NO_ROUTE, packet=("tcp", address, 80))  # fmt: skip
-        yield Attack(f"UDP to {name}", f"answered(udp({address}, 53))", OWN_UDP, NO_ROUTE, packet=("udp", address, 53))
+        yield Attack(
+            f"UDP to {name}", f"answered(udp({address}, 53))", UDP_CONTROL, NO_ROUTE, packet=("udp", address, 53)
+        )
 
 
 def _by_unusual_address():
@@ -180,12 +182,12 @@ def _without_a_name():
         GATEWAY,
     )
     yield Attack(
-        "the server's ports on loopback", "answered(tcp('127.0.0.1', SERVER_PORT))", OWN_LISTENER, ("ECONNREFUSED",)
+        "the server's ports on loopback", "answered(tcp('127.0.0.1', SERVER_PORT))", LISTENER_CONTROL, ("ECONNREFUSED",)
     )
     yield Attack(
         "the host's IPv6 loopback",
         "answered(tcp('::1', SERVER_PORT, family=socket.AF_INET6))",
-        OWN_LISTENER,
+        LISTENER_CONTROL,
         ("ECONNREFUSED",),
     )
 
@@ -299,15 +301,15 @@ def _by_other_families():
     yield Attack(
         "a raw IP socket",
         "socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP); succeeded()",
-        OWN_LISTENER,
+        LISTENER_CONTROL,
         UNSUPPORTED,
     )
     yield Attack(
         "a packet socket",
         "connection = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 3); connection.bind(('lo', 0)); succeeded()",
-        OWN_LISTENER,
+        LISTENER_CONTROL,
         UNSUPPORTED,
     )
-    yield Attack("a vsock connection to the host", "connection = socket.socket(socket.AF_VSOCK); connection.settimeout(4); connection.connect((2, 1024)); succeeded()", OWN_LISTENER, UNSUPPORTED)  # fmt: skip
-    yield Attack("an abstract Unix socket of the host", "connection = socket.socket(socket.AF_UNIX); connection.connect('\\0' + ABSTRACT); succeeded()", OWN_UNIX, ("ECONNREFUSED",))  # fmt: skip
-    yield Attack("a Unix socket file of the host", "connection = socket.socket(socket.AF_UNIX); connection.connect(SOCKET_FILE); succeeded()", OWN_UNIX, ("ENOENT",), host_paths=("SOCKET_FILE",))  # fmt: skip
+    yield Attack("a vsock connection to the host", "connection = socket.socket(socket.AF_VSOCK); connection.settimeout(4); connection.connect((2, 1024)); succeeded()", LISTENER_CONTROL, UNSUPPORTED)  # fmt: skip
+    yield Attack("an abstract Unix socket of the host", "connection = socket.socket(socket.AF_UNIX); connection.connect('\\0' + ABSTRACT); succeeded()", UNIX_CONTROL, ("ECONNREFUSED",))  # fmt: skip
+    yield Attack("a Unix socket file of the host", "connection = socket.socket(socket.AF_UNIX); connection.connect(SOCKET_FILE); succeeded()", UNIX_CONTROL, ("ENOENT",), host_paths=("SOCKET_FILE",))  # fmt: skip

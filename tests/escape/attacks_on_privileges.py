@@ -6,9 +6,9 @@ objects that the attacks create contain MARKER.
 
 from escape.attack import DENIED, Attack
 
-OWN_THREAD = "t = threading.Thread(target=succeeded); t.start(); t.join()"
-OWN_FILE = "pathlib.Path('/tmp/control').write_text('x'); succeeded()"
-OWN_FORK = """
+THREAD_CONTROL = "t = threading.Thread(target=succeeded); t.start(); t.join()"
+FILE_CONTROL = "pathlib.Path('/tmp/control').write_text('x'); succeeded()"
+FORK_CONTROL = """
 child = os.fork()
 if child == 0: os._exit(3)
 if os.waitpid(child, 0)[1] >> 8 == 3: succeeded()"""
@@ -57,25 +57,25 @@ refused("no new privileges")""", "if run('id', '-u').stdout.strip() == '1000': s
 sets = [line.split() for line in open("/proc/self/status") if line.startswith("Cap")]
 if not sets: sys.exit()
 held = {name for name, value in sets if int(value, 16) and name != "CapBnd:"}
-succeeded() if held else refused("absent")""", OWN_THREAD, ("absent",))  # fmt: skip
+succeeded() if held else refused("absent")""", THREAD_CONTROL, ("absent",))  # fmt: skip
 
 
 def _namespaces():
-    yield Attack("a new user namespace", f"call('unshare', {_CLONE_NEWUSER}); succeeded()", OWN_THREAD, allowed_inside=("gvisor",), unchanged_observers=("namespaces",))  # fmt: skip
-    yield Attack("a new mount namespace", f"call('unshare', {_CLONE_NEWNS}); succeeded()", OWN_THREAD, unchanged_observers=("namespaces",))  # fmt: skip
+    yield Attack("a new user namespace", f"call('unshare', {_CLONE_NEWUSER}); succeeded()", THREAD_CONTROL, allowed_inside=("gvisor",), unchanged_observers=("namespaces",))  # fmt: skip
+    yield Attack("a new mount namespace", f"call('unshare', {_CLONE_NEWNS}); succeeded()", THREAD_CONTROL, unchanged_observers=("namespaces",))  # fmt: skip
     yield Attack(
         "the namespace of another process",
         """
 try_calls(*[
     lambda path=f"{path}/ns/{kind}", own=os.readlink(f"/proc/self/ns/{kind}"): call("setns", os.open(path, os.O_RDONLY), 0)
     for path in other_processes() for kind in ("net", "mnt", "user", "pid")])""",
-        OWN_THREAD,
+        THREAD_CONTROL,
         (*DENIED, "ENOENT", "EINVAL"),
         unchanged_observers=("namespaces",),
         host_paths=("/proc/1",),
     )
-    yield Attack("a mount", _ROOT_INSIDE + "mount('/tmp', 'tmpfs'); succeeded()", OWN_THREAD, unchanged_observers=("mounts",))  # fmt: skip
-    yield Attack("pivot_root", "call('pivot_root', b'/tmp', b'/tmp', past=(16, 22)); succeeded()", OWN_THREAD, unchanged_observers=("mounts",))  # fmt: skip
+    yield Attack("a mount", _ROOT_INSIDE + "mount('/tmp', 'tmpfs'); succeeded()", THREAD_CONTROL, unchanged_observers=("mounts",))  # fmt: skip
+    yield Attack("pivot_root", "call('pivot_root', b'/tmp', b'/tmp', past=(16, 22)); succeeded()", THREAD_CONTROL, unchanged_observers=("mounts",))  # fmt: skip
     yield Attack("chroot", "os.chroot('/tmp'); succeeded()", "os.chdir('/tmp'); succeeded()", unchanged_observers=("mounts",))  # fmt: skip
     yield Attack("sethostname", "call('sethostname', MARKER.encode(), len(MARKER)); succeeded()", "if os.uname().nodename: succeeded()", unchanged_observers=("settings",))  # fmt: skip
 
@@ -129,7 +129,7 @@ succeeded()""", ("files",)),
         yield Attack(
             f"{name}, as root of a user namespace",
             _ROOT_INSIDE + code,
-            OWN_FORK,
+            FORK_CONTROL,
             (*DENIED, "ENODEV", "EBUSY", "ENOENT") if name in _NOT_IN_GVISOR else DENIED,
             allowed_inside=("gvisor",) if name not in _NOT_IN_GVISOR else (),
             unchanged_observers=observers,
@@ -141,7 +141,7 @@ def _kernel_calls():
     # `past` lists errors such as EINVAL, EFAULT and ENOEXEC. They show that the call has passed the permission check.
     yield Attack("the kernel keyring", """
 call("add_key", b"user", MARKER.encode(), b"x", 1, -4)
-succeeded()""", OWN_FILE, unchanged_observers=("keys",))  # fmt: skip
+succeeded()""", FILE_CONTROL, unchanged_observers=("keys",))  # fmt: skip
     for name, code, more in (
         ("a kernel module", "call('init_module', b'', 0, b'', past=(8, 14, 22))", ()),
         ("kexec", "call('kexec', 0, 0, 0, 0, past=(16, 22))", ()),
@@ -160,7 +160,7 @@ directory = os.open("/", os.O_RDONLY)
 handle = ctypes.create_string_buffer(struct.pack("=Iiq", 8, 1, 2) + bytes(120))
 call("open_by_handle", directory, handle, 0, past=(22, 116))""", ("ENOTSUP",)),
     ):  # fmt: skip
-        yield Attack(name, f"{code}\nsucceeded()", OWN_THREAD, (*DENIED, *more))
+        yield Attack(name, f"{code}\nsucceeded()", THREAD_CONTROL, (*DENIED, *more))
     yield Attack("terminal input injection (TIOCSTI)", """
 with setup(): leader, follower = pty.openpty()
 fcntl.ioctl(follower, 0x5412, b"x")
@@ -178,7 +178,7 @@ def _kernel_files():
         yield Attack(
             f"writing {name}",
             f"try_calls(*[lambda path=path: os.open(path, os.O_WRONLY) for path in {paths!r}])",
-            OWN_FILE,
+            FILE_CONTROL,
             ("EACCES", "EPERM", "EROFS", "ENOENT"),
             unchanged_observers=("settings",),
             host_paths=paths,
@@ -186,11 +186,11 @@ def _kernel_files():
     yield Attack("an existing or new control group", """
 def make(path): os.mkdir(os.path.join(path, MARKER))
 def enter(path): pathlib.Path(path).write_text(str(os.getpid()))
-try_calls(lambda: make("/sys/fs/cgroup"), *[lambda path=path: enter(path) for path in glob.glob("/sys/fs/cgroup/**/cgroup.procs", recursive=True)])""", OWN_FILE, ("EACCES", "EPERM", "EROFS", "ENOENT"), unchanged_observers=("control groups",), host_paths=("/sys/fs/cgroup",))  # fmt: skip
+try_calls(lambda: make("/sys/fs/cgroup"), *[lambda path=path: enter(path) for path in glob.glob("/sys/fs/cgroup/**/cgroup.procs", recursive=True)])""", FILE_CONTROL, ("EACCES", "EPERM", "EROFS", "ENOENT"), unchanged_observers=("control groups",), host_paths=("/sys/fs/cgroup",))  # fmt: skip
     yield Attack("the host's memory or disk devices", """
 devices = ("/dev/mem", "/dev/kmem", "/proc/kcore", *glob.glob("/dev/sd*"), *glob.glob("/dev/vd*"), *glob.glob("/dev/loop*"), *glob.glob("/dev/dm-*"))
 def read(path):
     with open(path, "rb") as device: device.read(16)
 try_calls(*[lambda path=path: read(path) for path in devices])""", "open('/dev/urandom', 'rb').read(16); succeeded()", ("EACCES", "EPERM", "ENOENT", "ENXIO"), host_paths=("/dev/loop0", "/dev/vda", "/dev/sda", "/dev/nvme0n1", "/dev/mem", "/proc/kcore"))  # fmt: skip
     yield Attack("a device node of a host disk (mknod)", "os.mknod('/tmp/' + MARKER, 0o60600, os.makedev(7, 0)); succeeded()", "os.mkfifo('/tmp/control-fifo'); succeeded()", unchanged_observers=("files",))  # fmt: skip
-    yield Attack("the kernel log", "os.open('/dev/kmsg', os.O_RDONLY); succeeded()", OWN_FILE, ("EACCES", "EPERM", "ENOENT"), host_paths=("/dev/kmsg",))  # fmt: skip
+    yield Attack("the kernel log", "os.open('/dev/kmsg', os.O_RDONLY); succeeded()", FILE_CONTROL, ("EACCES", "EPERM", "ENOENT"), host_paths=("/dev/kmsg",))  # fmt: skip

@@ -32,7 +32,7 @@ UNCONFINED_COMMAND_PREFIX = (
     "private",
 )
 ATTACK_TIMEOUT_SECONDS = 20
-CREDENTIALS = (
+CREDENTIAL_ATTACKS = (
     *("the host's /etc/shadow", "root's home directory", "writing to the image", "writing to /etc"),
     *("the memory of the init process", "the file descriptors of the init process"),
     *("the root directory of the init process", "the working directory of the init process"),
@@ -54,7 +54,7 @@ CREDENTIALS = (
     *("writing settings that start programs", "writing settings that halt the machine"),
     *("the host's memory or disk devices", "a device node of a host disk (mknod)", "the kernel log"),
 )
-RESOURCES = (
+RESOURCE_ATTACKS = (
     *("all pseudo-terminals of the machine", "all AIO contexts of the machine", "a higher priority"),
     "real-time scheduling",
     *("BPF filters on thousands of sockets", "reuseport filters on thousands of sockets"),
@@ -64,8 +64,8 @@ REDUCED_PRELUDE = f"{attacks_on_resources.PRELUDE}\nAIO_EVENTS, FILTERS = 8, 1 <
 """The numbers are reduced, so that the host watch of another test does not report an escape."""
 
 ALL = [
-    *(pytest.param("credentials", name, attacks_on_credentials.PRELUDE, id=name) for name in CREDENTIALS),
-    *(pytest.param("resources", name, REDUCED_PRELUDE, id=name) for name in RESOURCES),
+    *(pytest.param("credentials", name, attacks_on_credentials.PRELUDE, id=name) for name in CREDENTIAL_ATTACKS),
+    *(pytest.param("resources", name, REDUCED_PRELUDE, id=name) for name in RESOURCE_ATTACKS),
 ]
 
 

@@ -180,7 +180,7 @@ def test_marked_control_group_is_reported(watch, marker):
         group.rmdir()
 
 
-RAISED_THREAD = """
+RAISE_THREAD_PRIORITY_PROGRAM = """
 import threading
 up = threading.Event()
 def work():
@@ -196,7 +196,7 @@ up.wait()
     "code",
     [
         "os.setpriority(os.PRIO_PROCESS, 0, -5)",
-        RAISED_THREAD,
+        RAISE_THREAD_PRIORITY_PROGRAM,
         "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))",
     ],
 )

@@ -64,7 +64,7 @@ from sandbox.model.task import Task
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
 from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.primitives.log_context import ATTEMPT_ID, TASK_ID
-from sandbox.runner.attempt import AttemptEnding, AttemptRunner, DeadRunnerFinisher, check_order_is_current
+from sandbox.runner.attempt import AttemptCloser, AttemptRunner, DeadRunnerFinisher, check_order_is_current
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
 from sandbox.runner.control_socket import RenewHandler, record_cancel, serve_control_socket
@@ -479,26 +479,26 @@ def build_runner(
         StageStep(attempt, source, parts.runtime, parts.disk, parts.remove, parts.clock),
         ProvisionStep(attempt, driver, parts.runtime, parts.images),
         RunStep(attempt, agent, driver, gateways, terminals, parts.disk, parts.clock, parts.throttle),
-        _build_ending(attempt, parts, driver, confine),
+        _build_closer(attempt, parts, driver, confine),
     )
 
 
 def build_finisher(attempt: AttemptContext, parts: RunnerParts, driver: AgentDriver | None) -> DeadRunnerFinisher:
     """Connect an attempt's finisher to its components. driver: None if this version does not have the agent."""
-    ending = _build_ending(attempt, parts, driver, _choose_confine(attempt, parts))
-    return DeadRunnerFinisher(attempt, parts.runtime, parts.boot_id, ending)
+    closer = _build_closer(attempt, parts, driver, _choose_confine(attempt, parts))
+    return DeadRunnerFinisher(attempt, parts.runtime, parts.boot_id, closer)
 
 
 def _choose_confine(attempt: AttemptContext, parts: RunnerParts) -> Confine:
     return make_confine(attempt, parts.runtime) if parts.confine is None else parts.confine
 
 
-def _build_ending(
+def _build_closer(
     attempt: AttemptContext, parts: RunnerParts, driver: AgentDriver | None, confine: Confine
-) -> AttemptEnding:
+) -> AttemptCloser:
     collect = CollectStep(attempt, parts.journals, parts.workspaces, confine, parts.disk_space, parts.clock, driver)
     teardown = TeardownStep(attempt, parts.runtime, parts.disk, parts.remove)
-    return AttemptEnding(attempt, collect, teardown, parts.disk, parts.journals, driver)
+    return AttemptCloser(attempt, collect, teardown, parts.disk, parts.journals, driver)
 
 
 def choose_disk(order: Order, host_settings: HostSettings) -> Disk:

@@ -53,7 +53,7 @@ from sandbox.worker.credential_requests import RunnerCredentialRequests
 from sandbox.worker.server_session import Lease
 from sandbox.worker.task_image import TaskImage
 from sandbox.worker.worker import HostProofs, ServerAddress, Worker
-from sandbox.worker.worker_task import OtherTasks, WorkerTask
+from sandbox.worker.worker_task import OtherTaskLeftovers, WorkerTask
 
 TOKEN_VARIABLE = "SANDBOX_JOIN_TOKEN"
 """The environment variable that contains the join token (hex) of a worker."""
@@ -207,7 +207,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
             return WorkerTask(layout, placement, image, journals, replicas, sockets, remove_trees)
 
         locks = make_private_directory(data_dir / "workers")
-        others = OtherTasks(
+        others = OtherTaskLeftovers(
             data_dir, placement.files, journals, lambda task_id: lock_task(locks / task_id, waits=False), remove_trees
         )
         worker = Worker(
@@ -229,12 +229,12 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
 
 
 def _make_claim(attempt_id: str, token: bytes, boot_id: str, runtime: str) -> Claim:
-    host, packages = host_name(os.environ), identify_packages(Path("/"))
+    host, packages = host_name(os.environ), packages_digest(Path("/"))
     nonce, size = os.urandom(32), _host_size()
     return Claim(attempt_id, token, nonce, host, boot_id, runtime, __version__, *size, PROTOCOL_VERSION, packages)
 
 
-def identify_packages(root: Path) -> str:
+def packages_digest(root: Path) -> str:
     """Return a digest of the installed packages and their versions; empty if there is no database of dpkg."""
     try:
         packages = read_packages(RootFsWriter(root))

@@ -94,7 +94,7 @@ _NOTICES: dict[str, tuple[str, str]] = {
 _KERNEL_LIMIT_NOTICE = ("The sandbox reached a limit", "Let the agent use fewer of these resources.")
 """The notice of `out_of_memory` if more memory does not help. In this case, the message does not name `vm.memory`."""
 
-_CHANGES = {
+_FIELD_WORDS = {
     "lifecycle.budget_tokens": ("the token budget", "a larger budget"),
     "lifecycle.budget_usd": ("the budget in USD", "a larger budget"),
     "lifecycle.collect_timeout": ("the collection timeout", "more time"),
@@ -109,10 +109,10 @@ _CHANGES = {
 }
 """The words for each field and for its new value. Other fields appear under their names in the manifest."""
 
-_AGENT_CHANGES = {"max_turns": ("the maximum number of turns", "more turns")}
+_AGENT_FIELD_WORDS = {"max_turns": ("the maximum number of turns", "more turns")}
 """The same for fields of an agent's section, without the key of the section."""
 
-_FIELDS = (*map(re.escape, _CHANGES), *(rf"[a-z_]+\.{name}" for name in _AGENT_CHANGES))
+_FIELDS = (*map(re.escape, _FIELD_WORDS), *(rf"[a-z_]+\.{name}" for name in _AGENT_FIELD_WORDS))
 _NAME = re.compile(r"(?<![\w.])(?:" + "|".join(_FIELDS) + r")(?!\w|\.\w)")
 
 _REMEDY_MARKS = ("; ", "Run the task again", "Submit the task again", "please report")
@@ -150,7 +150,7 @@ def field_words(field: str) -> str:
 
 
 def _find_words(field: str) -> tuple[str, str] | None:
-    return _CHANGES.get(field) or _AGENT_CHANGES.get(field.partition(".")[2])
+    return _FIELD_WORDS.get(field) or _AGENT_FIELD_WORDS.get(field.partition(".")[2])
 
 
 def _format_limit(spent: re.Match[str]) -> str:

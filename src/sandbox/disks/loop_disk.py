@@ -329,7 +329,7 @@ def _check(result: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-_SIZE_BYTES = 1024 * 1024
+_PROBE_IMAGE_BYTES = 1024 * 1024
 
 
 async def loop_unavailable_reason(directory: Path) -> str | None:
@@ -340,7 +340,7 @@ async def loop_unavailable_reason(directory: Path) -> str | None:
         image, mount_point = Path(probe_dir) / "disk.img", Path(probe_dir) / "disk"
         mount_point.mkdir()
         try:
-            await make_file_system(image, _SIZE_BYTES)
+            await make_file_system(image, _PROBE_IMAGE_BYTES)
             # The mount namespace ends with the command, so nothing needs to be unmounted.
             await run_command("unshare", "--mount", "mount", "-t", "ext4", "-o", "loop", str(image), str(mount_point))
         except (CommandFailedError, OSError) as error:

@@ -174,10 +174,12 @@ class SocketGateway:
                     raise  # the socket is no longer listening: no connection will ever arrive
                 await asyncio.sleep(0.1)
                 continue
-            task = group.create_task(self._handle_isolated(handle, accepted))
+            task = group.create_task(self._handle_and_report_errors(handle, accepted))
             task.add_done_callback(partial(_close_connection, accepted, slots))
 
-    async def _handle_isolated(self, handle: Callable[[socket], Coroutine[Any, Any, None]], accepted: socket) -> None:
+    async def _handle_and_report_errors(
+        self, handle: Callable[[socket], Coroutine[Any, Any, None]], accepted: socket
+    ) -> None:
         """Run a handler; an error ends only its connection."""
         try:
             await handle(accepted)

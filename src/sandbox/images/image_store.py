@@ -291,7 +291,7 @@ class ImageLocks:
 
 
 _CHUNK_BYTES = 1024 * 1024
-_END = bytes(1024)
+_END_OF_ARCHIVE = bytes(1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +317,7 @@ def compute_digest(root: Path) -> TreeDigest:
         size += status.st_size if stat.S_ISREG(status.st_mode) else 0
         for chunk in _read_entry(path, name, status):
             digest.update(chunk)
-    digest.update(_END)
+    digest.update(_END_OF_ARCHIVE)
     return TreeDigest(f"sha256:{digest.hexdigest()}", size, entries)
 
 
@@ -325,7 +325,7 @@ def read_tree(root: Path) -> Iterator[bytes]:
     """Yield the tar of a tree of which its digest is the SHA-256. Raises OSError."""
     for path, name in _walk(str(root), "."):
         yield from _read_entry(path, name, os.lstat(path))
-    yield _END
+    yield _END_OF_ARCHIVE
 
 
 def _walk(path: str, name: str) -> Iterator[tuple[str, str]]:

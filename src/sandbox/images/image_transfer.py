@@ -23,7 +23,7 @@ from sandbox.interfaces.images import (
 from sandbox.model.errors import error_reason
 from sandbox.model.isolation_tier import TIERS, is_strong_enough
 
-RECEIVED = "the server"
+RECEIVED_IMAGE_SOURCE = "the server"
 """The source of an image that this host got from a server."""
 
 _PART_BYTES = 256 * 1024
@@ -111,11 +111,11 @@ class ReceivedImages:
         if (lock_fd := self._locks.pop(digest, None)) is not None:
             close(lock_fd)
 
-    def check_none(self, profile: str) -> None:
-        """Implements `ImageCopies.check_none`."""
+    def check_no_own_image(self, profile: str) -> None:
+        """Implements `ImageCopies.check_no_own_image`."""
         try:
             own = self._catalog.image_store(profile).read_current()
-            if own is None or own.source == RECEIVED:
+            if own is None or own.source == RECEIVED_IMAGE_SOURCE:
                 return
             found = f"{profile}@{own.digest}"
         except ImageUnusableError as error:
@@ -152,7 +152,7 @@ class ReceivedImages:
                 profile=image.profile,
                 digest=tree.digest,
                 created_at=datetime.now(UTC).replace(microsecond=0),
-                source=RECEIVED,
+                source=RECEIVED_IMAGE_SOURCE,
                 size_bytes=tree.size_bytes,
                 entries=tree.entries,
                 minimum_tier=image.minimum_tier,

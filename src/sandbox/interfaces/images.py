@@ -95,7 +95,7 @@ class ImageCopies(Protocol):
         """
         ...
 
-    def check_none(self, profile: str) -> None:
+    def check_no_own_image(self, profile: str) -> None:
         """Raise ImageUnusableError if this host has an image of the profile that it did not get from a server."""
         ...
 

@@ -14,7 +14,7 @@ from sandbox.model.state_machine import Effect
 from sandbox.model.task import Task
 
 
-class Liveness(Enum):
+class LockState(Enum):
     """Whether a writer holds a lock.
 
     UNKNOWN: the writer's host is not responding. UNKNOWN must never be treated as FREE, because the writer may still
@@ -199,7 +199,7 @@ class Journals(Protocol):
         """
         ...
 
-    def liveness(self, task_id: str) -> Liveness:
+    def lock_state(self, task_id: str) -> LockState:
         """Return whether a writer holds the lock now; FREE if the journal has no lock file. Raises OSError."""
         ...
 

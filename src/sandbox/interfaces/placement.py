@@ -12,7 +12,7 @@ from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image, ProfileCatalog
-from sandbox.interfaces.journal import JournalWriter, Liveness
+from sandbox.interfaces.journal import JournalWriter, LockState
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.terminal_frames import TerminalConnection
 from sandbox.model.errors import SandboxError
@@ -185,7 +185,7 @@ class Reply(msgspec.Struct, frozen=True, rename={"was_disk_write_rejected": "unw
 class RunnerHandle(Protocol):
     """The runner or finisher of one attempt, alive or dead, wherever it runs.
 
-    A task has one journal for all its attempts, and one lock. `liveness` and `kill` apply to the holder of this lock:
+    A task has one journal for all its attempts, and one lock. `lock_state` and `kill` apply to the holder of this lock:
     if another attempt has been launched since, the holder is the runner of that attempt. The other methods apply only
     to the attempt of this handle. A request to a host that is not responding fails, but may still be carried out when
     the host responds again.
@@ -196,7 +196,7 @@ class RunnerHandle(Protocol):
         """The id of the runner's attempt."""
         ...
 
-    def liveness(self) -> Liveness:
+    def lock_state(self) -> LockState:
         """Return whether a runner holds the task journal's lock now. Does not wait for other hosts. Raises OSError.
 
         FREE only after the server's data directory has every record that the runner wrote, or if no runner was ever
@@ -232,7 +232,7 @@ class RunnerHandle(Protocol):
 class PreservedDisk(Protocol):
     """The preserved disk of an attempt. At most one process uses it: the one that holds the disk's lock."""
 
-    def try_lock(self) -> AbstractAsyncContextManager[Liveness]:
+    def try_lock(self) -> AbstractAsyncContextManager[LockState]:
         """Acquire the lock for the duration of the block if it is FREE. Yields its previous state. Raises OSError.
 
         Yields UNKNOWN if the host does not respond within 5 s.
@@ -547,7 +547,7 @@ class Placement(Protocol):
         The runner gets every record of `writer`. A finisher, and an attempt that resumes another one, run on the host
         of the task's last attempt. A runner on this host also holds the lock of `writer` from then on; the caller still
         has to close `writer`. If the host does not respond after the order was sent, the runner may or may not start:
-        the handle's liveness is UNKNOWN. A cancelled call may also start a runner.
+        the handle's lock state is UNKNOWN. A cancelled call may also start a runner.
 
         Raises OSError if no runner was started or the runner did not read its order; RunnerNotStartedError if a later
         launch may succeed. Raises JournalBusyError if the task has a runner, or `writer` was passed to one; nothing is

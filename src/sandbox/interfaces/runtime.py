@@ -75,7 +75,7 @@ class Confinement(Protocol):
         """
         ...
 
-    async def grant(self, directory: Path) -> None:
+    async def transfer_ownership(self, directory: Path) -> None:
         """Make the programs' uid the owner of the files that this process has written to a directory. Raises OSError.
 
         No confined program may have written to the directory before.

@@ -19,7 +19,7 @@ from sandbox.interfaces.journal import (
     JournalBusyError,
     JournalDamagedError,
     JournalWriter,
-    Liveness,
+    LockState,
     RecordBatch,
     ReplayState,
     WatchJournal,
@@ -272,9 +272,9 @@ class FileJournals:
         """Return the path of the lock file."""
         return self._directory(task_id) / "lock"
 
-    def liveness(self, task_id: str) -> Liveness:
+    def lock_state(self, task_id: str) -> LockState:
         """Return HELD if a process of this host holds the lock now, otherwise FREE. Raises OSError."""
-        return Liveness.HELD if lock.is_locked(self._directory(task_id) / "lock") else Liveness.FREE
+        return LockState.HELD if lock.is_locked(self._directory(task_id) / "lock") else LockState.FREE
 
     def task_ids(self) -> Sequence[str]:
         """Return the ids of the tasks that have record 1, sorted."""

@@ -68,7 +68,7 @@ def check_order_is_current(order: RunAttempt | FinishAttempt, task: Task | None,
     return task
 
 
-class AttemptEnding:
+class AttemptCloser:
     """Ends an attempt: prepares for the next attempt, or collects the results and ends the task.
 
     driver: renders the last result, and determines whether the session can be resumed; None if this version of Sandbox
@@ -236,7 +236,7 @@ class AttemptRunner(msgspec.Struct, frozen=True):
     stage: StageStep
     provision: ProvisionStep
     agent_run: RunStep
-    ending: AttemptEnding
+    closer: AttemptCloser
 
     async def run(self) -> None:
         """Run all steps: stage, provision, run, collect and teardown. Always write a final record.
@@ -249,8 +249,8 @@ class AttemptRunner(msgspec.Struct, frozen=True):
             await self._run_steps()
             if self.attempt.resumes:
                 # The attempt may have failed before taking over the previous disk, which holds the agent's work.
-                await self.ending.reattach_disk()
-            await self.ending.follow_up_or_end()
+                await self.closer.reattach_disk()
+            await self.closer.follow_up_or_end()
 
     def _record_unredacted_secrets(self) -> None:
         redactor = self.attempt.redactor
@@ -307,17 +307,17 @@ class DeadRunnerFinisher(msgspec.Struct, frozen=True):
     attempt: AttemptContext
     runtime: Runtime
     boot_id: str
-    ending: AttemptEnding
+    closer: AttemptCloser
 
     async def finish(self) -> None:
         """Destroy the attempt's sandbox, then write the missing records."""
         async with self.attempt.recorder.flushing_periodically():
             await self._destroy_sandbox()
-            await self.ending.reattach_disk()
+            await self.closer.reattach_disk()
             task, lost = self.attempt.task, self._loss_failure()
             if task.attempt_state is TaskState.RUNNING or not (task.agent_has_exited or task.failure is not None):
                 self.attempt.record_failure(lost)
-            await self.ending.follow_up_or_end()
+            await self.closer.follow_up_or_end()
 
     async def _destroy_sandbox(self) -> None:
         """Destroy the sandbox before its files are read. Raises OSError, and the errors of `Runtime.destroy`.

@@ -75,8 +75,8 @@ class BubblewrapConfinement:
             program_spec.close()
         return code if code >= 0 else 128 - code
 
-    async def grant(self, directory: Path) -> None:
-        """Implements `Confinement.grant`."""
+    async def transfer_ownership(self, directory: Path) -> None:
+        """Implements `Confinement.transfer_ownership`."""
         if self._uid is not None:
             await asyncio.to_thread(disk_ownership.chown_tree, str(directory), self._uid)
 

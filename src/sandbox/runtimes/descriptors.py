@@ -56,7 +56,7 @@ _BUFFER_BYTES = 256 * 1024
 _SO_PASSRIGHTS = 83
 
 
-def refuse_files(receiver: socket.socket) -> bool:
+def refuse_passed_descriptors(receiver: socket.socket) -> bool:
     """Make the kernel refuse to pass files (SCM_RIGHTS) to a Unix socket. Returns False before Linux 6.16.
 
     If the receiver does not accept the files, the kernel closes them in the thread that reads or closes the socket. A
@@ -85,7 +85,7 @@ async def open_reader(source: socket.socket) -> tuple[asyncio.StreamReader, asyn
     """
     source.shutdown(socket.SHUT_WR)
     source.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-    if not refuse_files(source):
+    if not refuse_passed_descriptors(source):
         source = _relay_in_thread(source)
     reader = asyncio.StreamReader(limit=_BUFFER_BYTES)
     transport, _ = await asyncio.get_running_loop().create_connection(lambda: _ClosingProtocol(reader), sock=source)

@@ -14,7 +14,7 @@ import msgspec
 from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, Listeners
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, KILL_TIMEOUT_SECONDS
-from sandbox.runtimes.descriptors import create_memfd, refuse_files, wait_readable
+from sandbox.runtimes.descriptors import create_memfd, refuse_passed_descriptors, wait_readable
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.epoll_entries import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
@@ -264,7 +264,7 @@ def start_launcher(
     output, output_inside = socket.socketpair()
     errors, errors_inside = socket.socketpair()
     for one in (output, errors):
-        refuse_files(one)
+        refuse_passed_descriptors(one)
     uids = ["-" if uid is None else str(uid) for uid in (kernel_uid, files_uid)]
     filters = [create_memfd("filter", seccomp_filter)] if seccomp_filter else []
     options = (*uids, *(map(str, filters) if filters else "-"), ",".join(map(str, transparent_ports)))

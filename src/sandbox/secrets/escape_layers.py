@@ -52,7 +52,7 @@ class DecodedLayer:
         """Decode the tokens of this layer and return the next layer, or None if there are no tokens."""
         layer = self._replace(find_tokens(self.data))
         if layer is not None and find_tokens is not find_terminal_escapes:
-            self._remember_kinds(layer._token_starts, layer._token_ends)
+            self._note_token_kinds(layer._token_starts, layer._token_ends)
         return layer
 
     def remove_invisible_text(self) -> DecodedLayer | None:
@@ -67,7 +67,7 @@ class DecodedLayer:
         # Terminal escapes alone matter only in layer 0: the layers above it are also decoded without terminal escapes.
         return self._replace(find_terminal_escapes(self.data)) if self.source is None else None
 
-    def _remember_kinds(self, starts: array[int], ends: array[int]) -> None:
+    def _note_token_kinds(self, starts: array[int], ends: array[int]) -> None:
         first_bytes = {self.data[start] for start in starts}
         self._has_escapes |= not first_bytes.isdisjoint(ESCAPE_FIRST_BYTES)
         if self._has_escapes and not self._invisible_characters and not first_bytes <= ESCAPE_FIRST_BYTES:

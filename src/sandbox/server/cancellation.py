@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Journals, Liveness, Recorder
+from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Journals, LockState, Recorder
 from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, RunnerUnreachableError
 from sandbox.interfaces.server_services import TaskEndedError, UnavailableError
 from sandbox.model.events import CancelRequested, TaskFinished
@@ -78,7 +78,7 @@ class Canceller:
         self, tracked: TrackedTask, cancel_requested: CancelRequested, deadline: float
     ) -> str | None:
         """Record the request if no runner holds the journal. Return a message, or None to try again."""
-        if tracked.writer_liveness(self._journals) is not Liveness.FREE:
+        if tracked.writer_lock_state(self._journals) is not LockState.FREE:
             return None
         try:
             async with (

@@ -5,7 +5,7 @@ import contextlib
 import logging
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.journal import JournalOffsetError, Journals, Liveness, RecordBatch
+from sandbox.interfaces.journal import JournalOffsetError, Journals, LockState, RecordBatch
 from sandbox.interfaces.store import IndexedTask
 from sandbox.model import events as e
 from sandbox.model.fixed_limits import (
@@ -177,7 +177,7 @@ class JournalTailer:
         previous = tracked.task.attempt
         tracked.update(task, offset)
         if task.attempt is not None and (previous is None or previous.id != task.attempt.id):
-            self._recovery.find_runner(tracked)
+            self._recovery.transfer_to_runner(tracked)
 
     def _publish(self, task_id: str, record: e.Record) -> None:
         if record.transition is not None:
@@ -190,13 +190,13 @@ class JournalTailer:
         owner = tracked.owner
         if isinstance(owner, ServerOwned):
             return
-        match tracked.writer_liveness(self._journals):
-            case Liveness.HELD:
+        match tracked.writer_lock_state(self._journals):
+            case LockState.HELD:
                 tracked.status_message = ""
                 await self._recovery.check_silent(tracked)
-            case Liveness.UNKNOWN:
+            case LockState.UNKNOWN:
                 tracked.status_message = _UNKNOWN_WRITER_MESSAGE
-            case Liveness.FREE if not (await self._read_batch(tracked)).records and tracked.owner is owner:
+            case LockState.FREE if not (await self._read_batch(tracked)).records and tracked.owner is owner:
                 if not isinstance(owner, Orphaned):
                     tracked.transfer(Orphaned())
                 if await self._recovery.recover(tracked):

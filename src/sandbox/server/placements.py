@@ -7,7 +7,7 @@ from sandbox import __version__
 from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.images import Image
-from sandbox.interfaces.journal import JournalWriter, Liveness
+from sandbox.interfaces.journal import JournalWriter, LockState
 from sandbox.interfaces.placement import (
     AttemptFiles,
     AttemptLocation,
@@ -157,12 +157,12 @@ class Placements:
         return await placement.launch(order, writer)
 
     def find_runner(self, location: AttemptLocation) -> RunnerHandle:
-        """Return the runner of an attempt; its liveness is UNKNOWN if this server does not have its placement."""
+        """Return the runner of an attempt; its lock state is UNKNOWN if this server does not have its placement."""
         placement = self._by_name.get(location.placement)
         return UnreachableRunner(location.attempt_id) if placement is None else placement.find_runner(location)
 
     def preserved_disk(self, location: AttemptLocation) -> PreservedDisk:
-        """Return the preserved disk of an attempt; its liveness may be UNKNOWN, like that of a runner."""
+        """Return the preserved disk of an attempt; its lock state may be UNKNOWN, like that of a runner."""
         placement = self._by_name.get(location.placement)
         return UnreachableDisk(location.host) if placement is None else placement.preserved_disk(location)
 
@@ -191,9 +191,9 @@ class UnreachableRunner:
     def __init__(self, attempt_id: str) -> None:
         self.attempt_id = attempt_id
 
-    def liveness(self) -> Liveness:
+    def lock_state(self) -> LockState:
         """Return UNKNOWN."""
-        return Liveness.UNKNOWN
+        return LockState.UNKNOWN
 
     async def is_responsive(self) -> bool:
         """Return True, because only a proven lack of response counts as unresponsive."""
@@ -219,9 +219,9 @@ class UnreachableDisk:
         self._host = host
 
     @asynccontextmanager
-    async def try_lock(self) -> AsyncIterator[Liveness]:
+    async def try_lock(self) -> AsyncIterator[LockState]:
         """Yield UNKNOWN."""
-        yield Liveness.UNKNOWN
+        yield LockState.UNKNOWN
 
     async def start_debug_session(self, order: DebugSession) -> None:
         """Raise HostUnreachableError."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.images import ImageUnusableError
-from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import (
     AttemptFiles,
     AttemptLocation,
@@ -43,7 +43,7 @@ from sandbox.server.scheduler import describe_memory_shortfall
 from sandbox.server.task_secrets import TaskSecrets
 
 _log = logging.getLogger(__name__)
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 PRESERVED_STATES = frozenset({TaskState.FAILED_PRESERVED})
 _POLL_SECONDS = 0.1
@@ -53,8 +53,8 @@ _LIST_SECONDS = 5.0
 _CONCURRENT_RELEASE = "Another request is still releasing this sandbox; release it again later."
 _HOST_NOT_RESPONDING = "the host of the preserved sandbox is not responding"
 _RELEASE_REFUSALS = {
-    Liveness.HELD: "This sandbox has an open shell; release it after the shell has ended.",
-    Liveness.UNKNOWN: "The host of this sandbox is not responding; release it again later.",
+    LockState.HELD: "This sandbox has an open shell; release it after the shell has ended.",
+    LockState.UNKNOWN: "The host of this sandbox is not responding; release it again later.",
 }
 
 
@@ -66,9 +66,9 @@ FindFiles = Callable[[AttemptLocation], AttemptFiles]
 """Returns the files of an attempt's placement. Raises HostUnreachableError."""
 
 
-async def _ask(question: Callable[..., _Answer], *arguments: object) -> _Answer:
+async def _run_in_own_thread(function: Callable[..., _Result], *arguments: object) -> _Result:
     """Call a function in a dedicated thread. A slow host that delays it then occupies none of the shared threads."""
-    return await run_in_daemon_thread(partial(question, *arguments))
+    return await run_in_daemon_thread(partial(function, *arguments))
 
 
 class PreservedFiles:
@@ -171,30 +171,30 @@ class PreservedSandboxes(PreservedFiles):
         Raises SandboxNotPreservedError, UnavailableError.
         """
         while True:
-            async with self.try_lock(task) as (liveness, disk):
-                if liveness is Liveness.FREE:
+            async with self.try_lock(task) as (lock_state, disk):
+                if lock_state is LockState.FREE:
                     yield disk
                     return
             if asyncio.get_running_loop().time() > deadline:
-                refusal = SandboxInUseError if liveness is Liveness.HELD else UnavailableError
-                raise refusal(_RELEASE_REFUSALS[liveness])
+                refusal = SandboxInUseError if lock_state is LockState.HELD else UnavailableError
+                raise refusal(_RELEASE_REFUSALS[lock_state])
             await asyncio.sleep(_POLL_SECONDS)
 
     @asynccontextmanager
-    async def try_lock(self, task: Task) -> AsyncIterator[tuple[Liveness, PreservedDisk]]:
+    async def try_lock(self, task: Task) -> AsyncIterator[tuple[LockState, PreservedDisk]]:
         """Hold the lock on the preserved files if it is FREE; yield the lock's previous state, and the disk.
 
         Raises SandboxNotPreservedError, OSError.
         """
         await self._check_preserved(task)
         disk = await self.find_disk(task)
-        async with disk.try_lock() as liveness:
-            if liveness is Liveness.FREE:  # the files may have been released in the meantime
+        async with disk.try_lock() as lock_state:
+            if lock_state is LockState.FREE:  # the files may have been released in the meantime
                 await self._check_preserved(task)
-            yield liveness, disk
+            yield lock_state, disk
 
     async def _check_preserved(self, task: Task) -> None:
-        if not await _ask(self.is_preserved, task):
+        if not await _run_in_own_thread(self.is_preserved, task):
             raise SandboxNotPreservedError(task)
 
     async def find_disk(self, task: Task) -> PreservedDisk:
@@ -203,7 +203,7 @@ class PreservedSandboxes(PreservedFiles):
 
     async def locate(self, task: Task) -> AttemptLocation:
         """Return the attempt that has the preserved files. Raises SandboxNotPreservedError, OSError."""
-        location = await _ask(self.locate_disk, task)
+        location = await _run_in_own_thread(self.locate_disk, task)
         if location is None:
             raise SandboxNotPreservedError(task)
         return location
@@ -220,8 +220,8 @@ class PreservedSandboxes(PreservedFiles):
             return
         async with lock:
             try:
-                async with self.try_lock(task) as (liveness, _):
-                    yield liveness is Liveness.FREE
+                async with self.try_lock(task) as (lock_state, _):
+                    yield lock_state is LockState.FREE
             except SandboxNotPreservedError:
                 yield False
 
@@ -264,7 +264,7 @@ class DebugSessions:
 
     async def _open_terminal(self, task: Task, request: OpenTerminal) -> TerminalConnection:
         """Implement `open_terminal`. Also raises SandboxNotPreservedError and OSError."""
-        if not await _ask(self._preserved_sandboxes.is_preserved, task):
+        if not await _run_in_own_thread(self._preserved_sandboxes.is_preserved, task):
             raise SandboxNotPreservedError(task)
         if request.is_agent_terminal:
             raise TerminalRefusedError(
@@ -292,11 +292,11 @@ class DebugSessions:
             with suppress(RunnerUnreachableError):
                 disk = await self._preserved_sandboxes.find_disk(task)
                 return await disk.open_terminal(request)
-            async with self._preserved_sandboxes.try_lock(task) as (liveness, disk):
-                is_unknown = liveness is Liveness.UNKNOWN
-                if liveness is Liveness.FREE and has_launched:
+            async with self._preserved_sandboxes.try_lock(task) as (lock_state, disk):
+                is_unknown = lock_state is LockState.UNKNOWN
+                if lock_state is LockState.FREE and has_launched:
                     break
-                if liveness is Liveness.FREE:
+                if lock_state is LockState.FREE:
                     await self._start_debug_session(task, disk)
                     has_launched = True
             await asyncio.sleep(_SHELL_POLL_SECONDS)
@@ -318,10 +318,10 @@ class DebugSessions:
         self._starting[task.id] = host
         secrets = await self._resolve_secrets(task)
         try:
-            if not await _ask(self._preserved_sandboxes.has_same_secrets, task, secrets):
+            if not await _run_in_own_thread(self._preserved_sandboxes.has_same_secrets, task, secrets):
                 reason = "the task's secrets have changed since the agent ran, so the old values could not be redacted"
                 raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}.")
-            image = await _ask(self._placements.find_image, location, task.manifest.vm.profile)
+            image = await _run_in_own_thread(self._placements.find_image, location, task.manifest.vm.profile)
             await disk.start_debug_session(DebugSession(task.id, location.attempt_id, image, secrets))
         except ImageUnusableError as error:
             raise TerminalRefusedError(f"No shell can be opened for task {task.id}: {error.message}") from error

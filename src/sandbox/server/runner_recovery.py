@@ -55,7 +55,7 @@ class RunnerRecovery:
         self._conditions = conditions
         self._clock = clock
 
-    def find_runner(self, tracked: TrackedTask) -> None:
+    def transfer_to_runner(self, tracked: TrackedTask) -> None:
         """Transfer the journal to the runner of the current attempt, if an earlier server launched it."""
         attempt, owner = tracked.task.attempt, tracked.owner
         if attempt is None or isinstance(owner, ServerOwned):
@@ -112,7 +112,7 @@ class RunnerRecovery:
         if not tracked.has_been_idle(backoff_seconds(tracked.task), self._clock.monotonic()):
             return
         reserved = None
-        if _can_continue(tracked.task):
+        if _awaits_next_attempt(tracked.task):
             host_reason = self._placements.host_for_next_attempt(tracked.task).blocked_reason
             reason = host_reason or self._conditions.missing_key_reason(tracked.task.manifest)
             if reason is not None:
@@ -126,7 +126,7 @@ class RunnerRecovery:
                 tracked.status_message = f"Waiting for a host: {error.message}"
                 return
         if (
-            not _can_continue(tracked.task)
+            not _awaits_next_attempt(tracked.task)
             and not _is_force_cancelled(tracked.task)
             and not tracked.finishers.is_backoff_over(self._clock.monotonic())
         ):
@@ -161,7 +161,7 @@ class RunnerRecovery:
         attempt = recorder.task.attempt
         if attempt is None:
             tracked.transfer(await self._launcher.start_pending(recorder, secrets_or_failure, reserved))
-        elif _can_continue(recorder.task) and not self._has_lost_disk(recorder.task):
+        elif _awaits_next_attempt(recorder.task) and not self._has_lost_disk(recorder.task):
             if reserved is not None:  # otherwise the task has changed in the meantime
                 tracked.transfer(await self._launcher.start_follow_up(recorder, secrets_or_failure, reserved))
                 tracked.finishers.reset()
@@ -174,7 +174,7 @@ class RunnerRecovery:
             tracked.finishers.record_launch(self._clock.monotonic())
 
 
-def _can_continue(task: Task) -> bool:
+def _awaits_next_attempt(task: Task) -> bool:
     return task.is_between_attempts and task.cancel is None and task.failure is None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from sandbox.interfaces.journal import Journals, Liveness, Recorder, ReplayState
+from sandbox.interfaces.journal import Journals, LockState, Recorder, ReplayState
 from sandbox.interfaces.placement import RunnerHandle
 from sandbox.interfaces.store import IndexedTask, StoreError
 from sandbox.model.fixed_limits import FINISHER_BACKOFF_FACTOR, FINISHER_BACKOFF_SECONDS, FINISHERS_MAX
@@ -26,7 +26,7 @@ class ServerOwned:
 
 @dataclass(frozen=True, slots=True)
 class RunnerOwned:
-    """The journal was passed to a runner. Only `runner.liveness` shows whether the runner still holds it."""
+    """The journal was passed to a runner. Only `runner.lock_state` shows whether the runner still holds it."""
 
     runner: RunnerHandle
 
@@ -120,15 +120,15 @@ class TrackedTask:
         self._owner = owner
         self.wake()
 
-    def writer_liveness(self, journals: Journals) -> Liveness:
+    def writer_lock_state(self, journals: Journals) -> LockState:
         """Return whether the journal has a live writer. Raises OSError if this host cannot determine it."""
         match self._owner:
             case ServerOwned():
-                return Liveness.HELD
+                return LockState.HELD
             case RunnerOwned(runner):
-                return runner.liveness()
+                return runner.lock_state()
             case Orphaned():
-                return journals.liveness(self.task.id)
+                return journals.lock_state(self.task.id)
 
     @property
     def replay_state(self) -> ReplayState:

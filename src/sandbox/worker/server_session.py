@@ -13,7 +13,7 @@ import msgspec
 
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.git_credentials import CredentialAnswer, CredentialRequest
-from sandbox.interfaces.journal import JournalDamagedError, Liveness, RecordBatch
+from sandbox.interfaces.journal import JournalDamagedError, LockState, RecordBatch
 from sandbox.interfaces.worker_messages import (
     ARTIFACT_PART_BYTES,
     HEARTBEAT_SECONDS_MAX,
@@ -51,7 +51,7 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import Artifact, ArtifactCollected, TaskFinished
 from sandbox.primitives.message_stream import StreamPair, encode_message, read_message
-from sandbox.worker.worker_task import HostFilesError, OtherTasks, WorkerTask
+from sandbox.worker.worker_task import HostFilesError, OtherTaskLeftovers, WorkerTask
 
 decoder: "msgspec.msgpack.Decoder[ServerMessage]" = msgspec.msgpack.Decoder(ServerMessage)
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ _CREDENTIAL_SECONDS = 60.0
 _SILENCE_SECONDS = 15.0
 _LAST_ANSWER_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
-_UNREADABLE_SECONDS = 60.0
+_DAMAGED_JOURNAL_TIMEOUT_SECONDS = 60.0
 _RENEWAL_SECONDS_MAX = 5.0
 _MESSAGE_CHARACTERS_MAX = 4096
 _COPY_BYTES = 2**16
@@ -95,7 +95,7 @@ class Lease:
 class _RunnerState(NamedTuple):
     """What a heartbeat reports."""
 
-    liveness: Liveness
+    lock_state: LockState
     end_offset: int
     launches: int
     is_launching: bool
@@ -105,7 +105,13 @@ class ServerSession:
     """One connection to the server. `run` returns once the task has ended and nothing of it is left on this host."""
 
     def __init__(
-        self, task: WorkerTask, others: OtherTasks, lease: Lease, streams: StreamPair, claimed: Claimed, dial: Dial
+        self,
+        task: WorkerTask,
+        others: OtherTaskLeftovers,
+        lease: Lease,
+        streams: StreamPair,
+        claimed: Claimed,
+        dial: Dial,
     ) -> None:
         self._worker_task = task
         self._others = others
@@ -127,7 +133,7 @@ class ServerSession:
     @property
     def has_copied_all(self) -> bool:
         """Whether the server has every record of a journal that no runner writes."""
-        return self._worker_task.liveness() is Liveness.FREE and self._end_offset() <= self._copied_end_offset
+        return self._worker_task.lock_state() is LockState.FREE and self._end_offset() <= self._copied_end_offset
 
     async def run(self) -> None:
         """Serve the connection.
@@ -232,7 +238,7 @@ class ServerSession:
                 await self._send(
                     Heartbeat(
                         number,
-                        "held" if state.liveness is Liveness.HELD else "free",
+                        "held" if state.lock_state is LockState.HELD else "free",
                         state.end_offset,
                         state.launches,
                         is_launching=state.is_launching,
@@ -245,9 +251,9 @@ class ServerSession:
     def _state(self) -> _RunnerState:
         """Read the state of the runner. A launch that ends in the meantime counts as still running."""
         launches, is_launching = self._worker_task.launches, self._worker_task.is_launching
-        liveness, end = self._worker_task.liveness(), max(self._end_offset(), self._copied_end_offset)
+        lock_state, end = self._worker_task.lock_state(), max(self._end_offset(), self._copied_end_offset)
         is_launching = is_launching or self._worker_task.is_launching or self._worker_task.launches != launches
-        return _RunnerState(liveness, end, launches, is_launching)
+        return _RunnerState(lock_state, end, launches, is_launching)
 
     def _renew(self) -> None:
         """Pass the lease on to the runner if its agent may communicate, unless the runner got it a moment ago."""
@@ -338,7 +344,7 @@ class ServerSession:
         except JournalDamagedError:
             now = time.monotonic()
             self._unreadable_since = self._unreadable_since or now
-            if now - self._unreadable_since > _UNREADABLE_SECONDS:
+            if now - self._unreadable_since > _DAMAGED_JOURNAL_TIMEOUT_SECONDS:
                 raise
             await asyncio.sleep(_RETRY_SECONDS)
             return None

@@ -84,7 +84,7 @@ class TaskImage:
         """
         wanted = request.image
         if wanted is None:
-            await asyncio.to_thread(self._copies.check_none, request.profile)
+            await asyncio.to_thread(self._copies.check_no_own_image, request.profile)
             self._prepared = request.profile, None
             return ImagePreparation(is_ready=True)
         copy = await asyncio.to_thread(self._copies.find, wanted, self._tier)

@@ -25,17 +25,17 @@ from sandbox.model.errors import SandboxError, error_reason
 from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
 from sandbox.primitives.secret_fingerprint import compute_host_proof
 from sandbox.worker.server_session import FencedError, Lease, ServerSession, decoder, seconds_since_boot
-from sandbox.worker.worker_task import HostFailures, HostFilesError, OtherTasks, WorkerTask
+from sandbox.worker.worker_task import HostFailures, HostFilesError, OtherTaskLeftovers, WorkerTask
 
 _log = logging.getLogger(__name__)
 
 EXIT_DONE, EXIT_FENCED, EXIT_NO_CONTACT, EXIT_HOST_FAILED, EXIT_TERMINATED = 0, 3, 4, 5, 143
 """Exit codes of a worker. A worker that ends because of SIGTERM must not exit with 0 (ADR 33)."""
 
-CONTACT_SECONDS = 24 * 3600.0
+RECONNECT_TIMEOUT_SECONDS = 24 * 3600.0
 """How long a worker tries to reach its server again. Its sandbox cannot communicate after the lease."""
 
-FIRST_CONTACT_SECONDS = 300.0
+FIRST_CONNECT_TIMEOUT_SECONDS = 300.0
 """How long a worker that has claimed nothing tries to reach its server."""
 
 _CONNECT_SECONDS = 20.0
@@ -73,7 +73,7 @@ class Worker:
         claim: Claim,
         lease: Lease,
         create_worker_task: Callable[[str], WorkerTask],
-        others: OtherTasks,
+        others: OtherTaskLeftovers,
         lock_task: Callable[[str], contextlib.AbstractContextManager[None]],
         proofs: "HostProofs",
     ) -> None:
@@ -137,7 +137,7 @@ class Worker:
                     return EXIT_HOST_FAILED
             except (OSError, InvalidMessageError) as error:
                 _log.warning("No contact with the server: %s", error_reason(error))
-            limit = FIRST_CONTACT_SECONDS if self._worker_task is None else CONTACT_SECONDS
+            limit = FIRST_CONNECT_TIMEOUT_SECONDS if self._worker_task is None else RECONNECT_TIMEOUT_SECONDS
             if time.monotonic() - contact_at > limit:
                 return EXIT_NO_CONTACT
             # The pause is random, because all workers lose their server at the same time.

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness, RecordBatch, TaskReplicas
+from sandbox.interfaces.journal import JournalDamagedError, Journals, LockState, RecordBatch, TaskReplicas
 from sandbox.interfaces.placement import (
     AttemptFiles,
     AttemptLocation,
@@ -115,7 +115,7 @@ async def _remove_tasks(layouts: Sequence[TaskLayout], files: AttemptFiles, remo
     await remove([layout.root for layout in layouts if layout.root.exists()])
 
 
-class OtherTasks:
+class OtherTaskLeftovers:
     """The files that killed workers of other tasks left on this host."""
 
     def __init__(
@@ -149,7 +149,7 @@ class OtherTasks:
             for task_id in task_ids:
                 try:
                     locks.enter_context(self._lock_task(task_id))
-                    is_unused = self._journals.liveness(task_id) is Liveness.FREE
+                    is_unused = self._journals.lock_state(task_id) is LockState.FREE
                 except OSError:
                     is_unused = False
                 if is_unused:
@@ -208,9 +208,9 @@ class WorkerTask:
         """Whether a launch is running."""
         return self._launching_count > 0
 
-    def liveness(self) -> Liveness:
+    def lock_state(self) -> LockState:
         """Return whether a runner holds the journal's lock. Raises OSError."""
-        return self.journals.liveness(self.task_id)
+        return self.journals.lock_state(self.task_id)
 
     async def carry_out(self, request: Request) -> Any:
         """Carry out a request, and return its result. Raises OSError, SandboxError."""
@@ -247,7 +247,7 @@ class WorkerTask:
     async def wait_until_free(self) -> None:
         """Wait until no runner holds the journal's lock. Raises OSError."""
         while True:
-            if self.liveness() is Liveness.FREE:
+            if self.lock_state() is LockState.FREE:
                 return
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -279,7 +279,7 @@ class WorkerTask:
 
     async def is_done(self) -> bool:
         """Return whether nothing of the task, which has ended, is still needed on this host. Raises OSError."""
-        if self.liveness() is not Liveness.FREE or self.is_launching or self._disks:
+        if self.lock_state() is not LockState.FREE or self.is_launching or self._disks:
             return False
         return not await asyncio.to_thread(self._keeps_sandbox)
 
@@ -359,11 +359,11 @@ class WorkerTask:
         disk, stack = self._placement.preserved_disk(self._locate(request.attempt_id)), contextlib.AsyncExitStack()
         self._requested_locks.add(request.lock_id)
         try:
-            liveness = await stack.enter_async_context(disk.try_lock())
+            lock_state = await stack.enter_async_context(disk.try_lock())
         finally:
             is_requested = request.lock_id in self._requested_locks
             self._requested_locks.discard(request.lock_id)
-        if liveness is not Liveness.FREE or not is_requested:
+        if lock_state is not LockState.FREE or not is_requested:
             await stack.aclose()
             return "held"
         self._disks[request.lock_id] = stack, disk

@@ -57,7 +57,7 @@ class NoConfinement:
             await _kill(process)
         return code if code >= 0 else 128 - code
 
-    async def grant(self, directory: Path) -> None:
+    async def transfer_ownership(self, directory: Path) -> None:
         """Do nothing: the programs run with this process's uid."""
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from doubles.daemon_placement.messages import Report, Response
 from sandbox.interfaces.images import Image, ImageUnusableError
-from sandbox.interfaces.journal import JournalBusyError, Liveness
+from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.interfaces.placement import (
     HostIdentity,
     HostUnreachableError,
@@ -158,7 +158,7 @@ class DaemonPlacement:
         self._daemon, self._data_dir, self._replicas = daemon, data_dir, replicas
         self.host, self.files = DaemonHost(daemon), DaemonFiles(daemon)
         daemon.host = self.host.identity.name
-        self._liveness, self._launches, self._reported_launches = {}, Counter(), Counter()
+        self._lock_states, self._launches, self._reported_launches = {}, Counter(), Counter()
 
     async def run(self):
         while True:
@@ -178,7 +178,7 @@ class DaemonPlacement:
             except (SandboxError, OSError):  # the server is writing, or another writer has continued the journal
                 continue
             if self._launches[task_id] == launches[task_id]:
-                self._liveness[task_id] = Liveness[task.liveness]
+                self._lock_states[task_id] = LockState[task.lock_state]
         self.host.report, self._reported_launches, self.host.seen_at = report, launches, time.monotonic()
 
     def _copy(self, task_id, task):
@@ -206,7 +206,7 @@ class DaemonPlacement:
         finally:
             # Reports from before or during the launch do not include the new runner.
             self._launches[order.task_id] += 1
-            self._liveness.pop(order.task_id, None)
+            self._lock_states.pop(order.task_id, None)
 
     async def _send_order(self, order):
         try:
@@ -214,7 +214,9 @@ class DaemonPlacement:
         except HostUnreachableError as error:
             raise RunnerNotStartedError(*error.args) from error
         data = await asyncio.to_thread(self._replicas.read, order.task_id, offset, 2**26)
-        with contextlib.suppress(HostUnreachableError):  # the runner may have been started, so its liveness is unknown
+        with contextlib.suppress(
+            HostUnreachableError
+        ):  # the runner may have been started, so its lock state is unknown
             await asyncio.to_thread(self._daemon.call, "launch", order, offset, data, timeout=40)
 
     def find_runner(self, location):
@@ -223,16 +225,16 @@ class DaemonPlacement:
     def preserved_disk(self, location):
         return DaemonPreservedDisk(self._daemon, location)
 
-    def liveness(self, task_id):
+    def lock_state(self, task_id):
         is_launching = self._launches[task_id] % 2
         if is_launching or not self.host.responds:
-            return Liveness.UNKNOWN
-        if task_id in self._liveness:
-            return self._liveness[task_id]
+            return LockState.UNKNOWN
+        if task_id in self._lock_states:
+            return self._lock_states[task_id]
         is_reported = self._launches[task_id] == self._reported_launches[task_id]
         # The daemon does not have the task's journal if no runner was ever started.
         is_new = is_reported and task_id not in self.host.report.tasks
-        return Liveness.FREE if is_new else Liveness.UNKNOWN
+        return LockState.FREE if is_new else LockState.UNKNOWN
 
 
 class DaemonRunnerHandle(RunnerClient):
@@ -242,8 +244,8 @@ class DaemonRunnerHandle(RunnerClient):
         super().__init__(lambda: placement._daemon.open("relay", attempt_id))
         self._placement, self._task_id, self.attempt_id = placement, task_id, attempt_id
 
-    def liveness(self):
-        return self._placement.liveness(self._task_id)
+    def lock_state(self):
+        return self._placement.lock_state(self._task_id)
 
     async def is_responsive(self):
         """Let the daemon ping the runner, to distinguish an unresponsive host from an unresponsive runner."""
@@ -272,15 +274,15 @@ class DaemonPreservedDisk(RunnerClient):
         try:
             reader, writer = await self._daemon.open("lock_disk", self._location)
         except OSError:
-            yield Liveness.UNKNOWN
+            yield LockState.UNKNOWN
             return
         self._stream = reader, writer
         try:
             try:
-                liveness = Liveness[await self._receive(str)]
+                lock_state = LockState[await self._receive(str)]
             except HostUnreachableError:
-                liveness = Liveness.UNKNOWN
-            yield liveness
+                lock_state = LockState.UNKNOWN
+            yield lock_state
         finally:
             self._stream = None
             writer.close()

@@ -77,8 +77,8 @@ class RpcMethods:
     async def report(self):
         tasks = {}
         for task_id in self.journals.task_ids():
-            liveness = self.journals.liveness(task_id)
-            tasks[task_id] = TaskReport(liveness.name, self.replicas.end_offset(task_id))
+            lock_state = self.journals.lock_state(task_id)
+            tasks[task_id] = TaskReport(lock_state.name, self.replicas.end_offset(task_id))
         return Report(self.placement.host.memory_available_bytes(), tasks)
 
     async def end_offset(self, task_id: str):
@@ -176,10 +176,10 @@ class Daemon:
     async def lock_disk(self, location, reader, writer):
         """Hold the lock of a preserved disk until the server closes the connection."""
         disk = self.placement.preserved_disk(location)
-        async with disk.try_lock() as liveness:
+        async with disk.try_lock() as lock_state:
 
             async def lock():
-                return liveness.name
+                return lock_state.name
 
             async def start_debug_session(order: DebugSession):
                 await disk.start_debug_session(order)

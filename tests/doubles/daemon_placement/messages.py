@@ -6,7 +6,7 @@ import msgspec
 class TaskReport(msgspec.Struct, frozen=True):
     """Whether the lock of a task's journal is held, and the size of the journal, read in this order."""
 
-    liveness: str
+    lock_state: str
     end_offset: int
 
 

@@ -203,7 +203,7 @@ def snapshot(directory):
     return {path: (info.st_uid, info.st_mtime_ns) for path in directory.rglob("*") if (info := path.lstat())}
 
 
-KILLED_AFTER_FORK = """
+KILLED_AFTER_FORK_PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
@@ -219,7 +219,7 @@ with lock_data_dir(Path(sys.argv[1])):
 def test_lock_waits_for_a_forked_child_of_a_killed_server(tmp_path, monkeypatch, seconds, is_acquired):
     """Until a forked child calls `exec`, the child holds its server's lock."""
     monkeypatch.setattr(data_dir_lock, "FORKED_LOCK_WAIT_SECONDS", 2.0 if is_acquired else 0.1)
-    command = [sys.executable, "-c", KILLED_AFTER_FORK, str(tmp_path), str(seconds)]
+    command = [sys.executable, "-c", KILLED_AFTER_FORK_PROGRAM, str(tmp_path), str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         assert server.stdout.readline() == b"forked\n"
         server.wait(20)

@@ -11,7 +11,7 @@ import pytest
 
 from doubles.manifests import manifest
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import FinishAttempt, RunAttempt
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
@@ -21,7 +21,7 @@ from sandbox.model.manifest.schema import AgentSection
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
 
-SHORT_LAUNCH_TIMEOUT = """
+SHORT_LAUNCH_TIMEOUT_PROGRAM = """
 import sandbox.model.fixed_limits
 sandbox.model.fixed_limits.LAUNCH_TIMEOUT_SECONDS = 1
 from sandbox.bootstrap.runner import main
@@ -34,15 +34,15 @@ def test_runner_without_an_order_exits_and_releases_the_journal(tmp_path):
     writer = journals.create("task-1")
     order_read_fd, order_write_fd = os.pipe()
     runner = subprocess.Popen(
-        [sys.executable, "-c", SHORT_LAUNCH_TIMEOUT, f"--lock-fd={writer.lock_fd}"],
+        [sys.executable, "-c", SHORT_LAUNCH_TIMEOUT_PROGRAM, f"--lock-fd={writer.lock_fd}"],
         stdin=order_read_fd,
         pass_fds=(writer.lock_fd,),
     )
     try:
         writer.close()
-        assert journals.liveness("task-1") is Liveness.HELD
+        assert journals.lock_state("task-1") is LockState.HELD
         assert runner.wait(20) == -signal.SIGALRM
-        assert journals.liveness("task-1") is Liveness.FREE
+        assert journals.lock_state("task-1") is LockState.FREE
     finally:
         runner.kill()
         runner.wait()
@@ -58,7 +58,7 @@ def test_runner_rejects_an_option_of_another_version():
     assert "unknown option --other-fd" in runner.stderr
 
 
-WITH_PARENT_PIPE = """
+WITH_PARENT_PIPE_PROGRAM = """
 import os, sys, time
 from sandbox.bootstrap.runner import die_with_parent_pipe
 die_with_parent_pipe(int(sys.argv[1]))
@@ -79,7 +79,7 @@ def parent_pipe():
 
 def start_with_parent_pipe(reading):
     return subprocess.Popen(
-        [sys.executable, "-c", WITH_PARENT_PIPE, str(reading)], stdout=subprocess.PIPE, pass_fds=(reading,)
+        [sys.executable, "-c", WITH_PARENT_PIPE_PROGRAM, str(reading)], stdout=subprocess.PIPE, pass_fds=(reading,)
     )
 
 
@@ -121,7 +121,7 @@ def launch_message(order, data_dir, run_dir):
     return msgspec.json.encode(LaunchMessage(order, HostSettings(str(data_dir), str(run_dir), "bubblewrap")))
 
 
-SLOW_JOURNAL = """
+SLOW_JOURNAL_PROGRAM = """
 import time
 import sandbox.model.fixed_limits
 sandbox.model.fixed_limits.LAUNCH_TIMEOUT_SECONDS = 1
@@ -149,7 +149,7 @@ def test_launch_timeout_grows_with_the_size_of_the_journal(tmp_path, bytes_per_s
     message = launch_message(FinishAttempt("task-1", "abcdefghijkl"), tmp_path, tmp_path / "run")
     lock_fd = recorder.writer.lock_fd
     result = subprocess.run(
-        [sys.executable, "-c", SLOW_JOURNAL.format(rate=bytes_per_second), f"--lock-fd={lock_fd}"],
+        [sys.executable, "-c", SLOW_JOURNAL_PROGRAM.format(rate=bytes_per_second), f"--lock-fd={lock_fd}"],
         input=message, pass_fds=(lock_fd,), capture_output=True, timeout=60, check=False,
     )  # fmt: skip
     recorder.writer.close()

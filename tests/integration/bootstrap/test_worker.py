@@ -15,7 +15,7 @@ import pytest
 
 from sandbox.bootstrap import worker
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
-from sandbox.bootstrap.worker import HostKeyError, WorkerUnusableError, identify_packages, lock_task, read_host_key
+from sandbox.bootstrap.worker import HostKeyError, WorkerUnusableError, lock_task, packages_digest, read_host_key
 
 
 def test_only_one_worker_can_lock_a_task(tmp_path, monkeypatch):
@@ -161,7 +161,7 @@ Version: 1:2.47-1
 def identify(directory, status):
     (directory / "var/lib/dpkg").mkdir(parents=True, exist_ok=True)
     (directory / "var/lib/dpkg/status").write_text(status)
-    return identify_packages(directory)
+    return packages_digest(directory)
 
 
 def test_hosts_with_the_same_packages_and_versions_report_the_same(tmp_path):
@@ -178,4 +178,4 @@ def test_packages_without_a_valid_database_are_unknown(tmp_path, status):
 
 
 def test_packages_of_a_host_without_dpkg_are_unknown(tmp_path):
-    assert identify_packages(tmp_path) == ""
+    assert packages_digest(tmp_path) == ""

@@ -207,15 +207,15 @@ def test_copy_needs_the_tier_of_the_image(hosts, add):
 
 def test_host_may_have_no_image_of_its_own_if_the_server_has_none(hosts, add, root_layer, tmp_path):
     assert hosts.source.find_reference("basic") is None
-    hosts.host.check_none("basic")
+    hosts.host.check_no_own_image("basic")
     image = add()
     hosts.host.receive(image, hosts.reader(image))
-    hosts.host.check_none("tools")  # a copy does not count, because its server may have removed the image
+    hosts.host.check_no_own_image("tools")  # a copy does not count, because its server may have removed the image
     archive = oci_archive(tmp_path / "own.tar", root_layer)
     import_image(ProfileCatalog(hosts.host_data_dir).image_store("basic"), archive)
     remedy = f"sandbox profile remove basic --data-dir {hosts.host_data_dir}"
     with pytest.raises(ImageUnusableError, match=remedy):
-        hosts.host.check_none("basic")
+        hosts.host.check_no_own_image("basic")
 
 
 def test_names_from_outside_are_checked(hosts):

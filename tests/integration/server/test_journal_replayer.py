@@ -9,7 +9,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING
-from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.server_services import UnavailableError
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
@@ -105,10 +105,10 @@ async def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journa
                 await pending
             slow_journals.release_opens.set()
             async with asyncio.timeout(10):
-                while slow_journals.count or components.journals.liveness("task-1") is Liveness.HELD:
+                while slow_journals.count or components.journals.lock_state("task-1") is LockState.HELD:
                     await asyncio.sleep(0.005)
         writer = await asyncio.wait_for(open_with_slot(journals), 10)
-        assert components.journals.liveness("task-1") is Liveness.HELD
+        assert components.journals.lock_state("task-1") is LockState.HELD
         writer.close()
 
     await scenario()

@@ -13,7 +13,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import HostUnreachableError, OpenTerminal, RunnerUnreachableError
 from sandbox.interfaces.server_services import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
 from sandbox.interfaces.terminal_frames import TerminalRefusedError
@@ -178,14 +178,14 @@ async def test_sandbox_cannot_be_locked_during_its_release(components):
 
             async def remove_while_locking(paths):
                 await remove(paths)
-                async with service.preserved_sandboxes.try_lock(task) as (liveness, _):
-                    found.append(liveness)
+                async with service.preserved_sandboxes.try_lock(task) as (lock_state, _):
+                    found.append(lock_state)
 
             components.remove = remove_while_locking
             await service.release("task-1")
             return found, [file.name for file in preserved.root.iterdir()]
 
-    assert (await scenario()) == ([Liveness.HELD], ["runner.log"])
+    assert (await scenario()) == ([LockState.HELD], ["runner.log"])
 
 
 async def test_release_waits_for_the_end_of_a_debug_session(components):
@@ -223,11 +223,11 @@ async def test_release_while_the_host_does_not_respond_is_rejected(components, m
     monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_TIMEOUT_SECONDS", 0.2)
     async with components.server() as service:
         preserved = await fail(components, service, "task-1")
-        components.placement.disk_liveness = Liveness.UNKNOWN
+        components.placement.disk_lock_state = LockState.UNKNOWN
         with pytest.raises(UnavailableError, match="The host of this sandbox is not responding"):
             await service.release("task-1")
         assert preserved.workspace.exists()
-        components.placement.disk_liveness = None
+        components.placement.disk_lock_state = None
         await service.release("task-1")
         assert not preserved.workspace.exists()
 
@@ -241,8 +241,8 @@ async def test_shell_while_the_host_does_not_respond_is_rejected(components, mon
 
     async with components.server() as service:
         await fail(components, service, "task-1")
-        components.placement.disk_liveness, components.placement.start_debug_session = (
-            Liveness.UNKNOWN,
+        components.placement.disk_lock_state, components.placement.start_debug_session = (
+            LockState.UNKNOWN,
             start_debug_session,
         )
         with pytest.raises(UnavailableError, match="the host of the preserved sandbox is not responding"):
@@ -254,8 +254,8 @@ async def test_exclusive_access_is_not_granted_while_the_host_does_not_respond(c
     async with components.server() as service:
         await fail(components, service, "task-1")
         preserved, task = service.preserved_sandboxes, await service.status("task-1")
-        for liveness, is_exclusive in ((Liveness.UNKNOWN, False), (Liveness.HELD, False), (None, True)):
-            components.placement.disk_liveness = liveness
+        for lock_state, is_exclusive in ((LockState.UNKNOWN, False), (LockState.HELD, False), (None, True)):
+            components.placement.disk_lock_state = lock_state
             async with preserved.try_exclusive_use(task) as exclusive:
                 assert exclusive is is_exclusive
 

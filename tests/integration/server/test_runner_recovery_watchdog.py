@@ -18,7 +18,7 @@ from doubles.deployment import wait_until
 from doubles.manifests import manifest
 from doubles.server_components import ServerComponents
 from sandbox.interfaces.file_layout import runner_socket
-from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.journal import LockState
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import TaskFinished
 from sandbox.placements.local.placement import kill_lock_holder
@@ -64,10 +64,10 @@ def hold(journals, process, *arguments):
 def test_stopped_runner_is_killed_and_its_lock_released(journals, process, module):
     runner = hold(journals, process, module)
     assert processes.stop(runner.pid)
-    assert journals.liveness("task-1") is Liveness.HELD
+    assert journals.lock_state("task-1") is LockState.HELD
     assert kill_lock_holder(journals.lock_path("task-1"))
     assert runner.wait(20) == -signal.SIGKILL
-    assert journals.liveness("task-1") is Liveness.FREE
+    assert journals.lock_state("task-1") is LockState.FREE
 
 
 def test_processes_other_than_the_runner_of_the_task_are_not_killed(journals, process, tmp_path):
@@ -80,7 +80,7 @@ def test_processes_other_than_the_runner_of_the_task_are_not_killed(journals, pr
     assert not kill_lock_holder(journals.lock_path("task-2"))
     other_holder.kill()
     other_holder.wait()
-    wait_until(lambda: journals.liveness("task-1") is Liveness.FREE, description="the lock to be free")
+    wait_until(lambda: journals.lock_state("task-1") is LockState.FREE, description="the lock to be free")
     writer = journals.open("task-1")
     assert not kill_lock_holder(journals.lock_path("task-1"))
     writer.close()

@@ -7,7 +7,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_components import GIB, TO_END
 from doubles.unreachable_journals import UnreachableJournals
-from sandbox.interfaces.journal import JournalBusyError, Liveness
+from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.interfaces.placement import FinishAttempt, HostIdentity, RunAttempt
 from sandbox.interfaces.server_services import UnavailableError
 from sandbox.model.events import AgentExited, TaskFinished
@@ -25,12 +25,12 @@ def components(components, monkeypatch):
     return components
 
 
-def make_liveness_unknown(components):
-    components.placement.liveness = lambda _: Liveness.UNKNOWN
+def make_lock_state_unknown(components):
+    components.placement.lock_state = lambda _: LockState.UNKNOWN
 
 
-def restore_liveness(components):
-    components.placement.liveness = components.journals.liveness
+def restore_lock_state(components):
+    components.placement.lock_state = components.journals.lock_state
 
 
 def owner(service, task_id="task-1"):
@@ -82,13 +82,13 @@ async def test_no_finisher_starts_while_the_runner_may_be_alive(components):
     components.placement.is_responsive = ping
     async with components.server() as service:
         await components.start_running_task(service)
-        make_liveness_unknown(components)
+        make_lock_state_unknown(components)
         components.placement.kill("task-1")
         await wait_for_message(service, UNKNOWN_MESSAGE)
         await asyncio.sleep(0.3)
         assert [type(order) for order in components.placement.orders] == [RunAttempt]
         assert pings == []
-        restore_liveness(components)
+        restore_lock_state(components)
         await components.wait_for_launch("task-1", 2)
         assert isinstance(components.placement.orders[1], FinishAttempt)
         components.placement.record("task-1", *LOST)
@@ -98,9 +98,9 @@ async def test_no_finisher_starts_while_the_runner_may_be_alive(components):
 async def test_runner_that_responds_again_continues(components):
     async with components.server() as service:
         await components.start_running_task(service)
-        make_liveness_unknown(components)
+        make_lock_state_unknown(components)
         await wait_for_message(service, UNKNOWN_MESSAGE)
-        restore_liveness(components)
+        restore_lock_state(components)
         await wait_for_message(service, "The agent is working")
         components.placement.record("task-1", *TO_END)
         assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
@@ -111,13 +111,13 @@ async def test_cancel_is_not_recorded_while_the_runner_may_be_alive(components, 
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS_MIN", 0.1)
     async with components.server() as service:
         await components.start_running_task(service)
-        make_liveness_unknown(components)
+        make_lock_state_unknown(components)
         components.placement.kill("task-1")
         seq = components.journals.replay("task-1").task.last_seq
         with pytest.raises(UnavailableError, match="The runner of task task-1 is not responding; try again"):
             await service.cancel("task-1", reason="", force=False)
         assert components.journals.replay("task-1").task.last_seq == seq
-        restore_liveness(components)
+        restore_lock_state(components)
         cancelled = await service.cancel("task-1", reason="", force=False)
         assert cancelled.message == "The task is being stopped; its results so far are stored."
         await components.wait_for_launch("task-1", 2)
@@ -138,7 +138,7 @@ async def test_pending_task_waits_until_its_journal_is_known_to_be_free(componen
         await components.wait_for_launch("task-1")
 
 
-def test_journals_of_unknown_liveness_cannot_be_opened(tmp_path):
+def test_journals_of_unknown_lock_state_cannot_be_opened(tmp_path):
     journals = UnreachableJournals(tmp_path)
     journals.create("task-1").close()
     with pytest.raises(JournalBusyError):
@@ -161,7 +161,7 @@ async def test_cancel_reaches_a_runner_whose_attempt_is_not_indexed(components):
         components.placement.record("task-1", TaskFinished())
 
 
-async def test_liveness_of_a_runner_is_unknown_if_its_placement_is_missing(components, monkeypatch):
+async def test_lock_state_of_a_runner_is_unknown_if_its_placement_is_missing(components, monkeypatch):
     """The journal's lock on this host is free, but the runner may hold the lock on its own host."""
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS", 0.2)
     components.placement_names, components.identity = ["", "far"], HostIdentity("far:one", "b")
@@ -173,7 +173,7 @@ async def test_liveness_of_a_runner_is_unknown_if_its_placement_is_missing(compo
         await wait_for_message(service, UNKNOWN_MESSAGE)
         with pytest.raises(UnavailableError, match="is not responding"):
             await service.cancel("task-1", reason="", force=True)
-        assert owner(service).runner.liveness() is Liveness.UNKNOWN
+        assert owner(service).runner.lock_state() is LockState.UNKNOWN
         assert not await owner(service).runner.kill()
         assert len(components.placement.orders) == 1
     components.placement_names = ["far", ""]
@@ -189,6 +189,6 @@ async def test_renamed_host_still_has_the_runners_of_its_data_directory(componen
         await components.start_running_task(service)
     components.identity = HostIdentity("renamed", "b")
     async with components.server() as service:
-        assert owner(service).runner.liveness() is Liveness.HELD
+        assert owner(service).runner.lock_state() is LockState.HELD
         components.placement.record("task-1", *TO_END)
         assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED

@@ -20,7 +20,7 @@ from sandbox.images.image_transfer import ReceivedImages
 from sandbox.interfaces.cluster_engine import WorkerRejectedError
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.git_credentials import CredentialQuery, Credentials, NoCredentialsError
-from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError, Leftover, LeftoverScan, RunAttempt
 from sandbox.interfaces.worker_messages import (
     Claim,
@@ -63,7 +63,7 @@ from sandbox.worker.worker import (
     ServerAddress,
     Worker,
 )
-from sandbox.worker.worker_task import OtherTasks, WorkerTask
+from sandbox.worker.worker_task import OtherTaskLeftovers, WorkerTask
 from sandbox.workspace.clone.credentials import ServerCredentials
 
 LEASE_SECONDS = 30.0
@@ -131,11 +131,11 @@ class FakeHost:
     async def try_lock(self):
         await self.may_lock.wait()
         if self.is_disk_locked:
-            yield Liveness.HELD
+            yield LockState.HELD
             return
         self.is_disk_locked = True
         try:
-            yield Liveness.FREE
+            yield LockState.FREE
         finally:
             self.is_disk_locked = False
 
@@ -176,7 +176,7 @@ class RunningWorker:
         self.locks = 0
         self.lease = Lease()
         address = ServerAddress("127.0.0.1", server.port, server.fingerprint)
-        others = OtherTasks(host.data_dir, host, host.journals, self.lock_other_task, remove_trees)
+        others = OtherTaskLeftovers(host.data_dir, host, host.journals, self.lock_other_task, remove_trees)
         self.worker = Worker(
             address,
             server.claim(job, **host.claim_changes),
@@ -218,7 +218,7 @@ class RunningWorker:
         data = self.server.replicas.read("task-1", offset, 2**20)
         assert await session.call(ReceiveRecords(offset, data), int) == offset + len(data)
         await session.launch(Launch(RunAttempt("task-1", self.job.stored.attempt_id)), 10)
-        await self.wait_for_liveness(Liveness.HELD)
+        await self.wait_for_lock_state(LockState.HELD)
 
     async def fail_to_launch(self):
         """Launch repeatedly, as a server does, until the worker has ended."""
@@ -227,8 +227,8 @@ class RunningWorker:
                 await self.launch()
             await asyncio.sleep(0.02)
 
-    async def wait_for_liveness(self, expected):
-        await wait_until(lambda: self.server.jobs.liveness("task-1") is expected, expected)
+    async def wait_for_lock_state(self, expected):
+        await wait_until(lambda: self.server.jobs.lock_state("task-1") is expected, expected)
 
     async def wait_until_copied(self):
         records = self.host.journals.read("task-1").records
@@ -289,7 +289,7 @@ async def test_worker_copies_the_records_and_exits_when_the_task_has_ended(serve
 async def test_lock_is_free_without_a_runner_and_the_worker_exits_when_its_task_has_ended(server, start):
     worker = await start()
     await worker.session()
-    await worker.wait_for_liveness(Liveness.FREE)
+    await worker.wait_for_lock_state(LockState.FREE)
     server.jobs.notify_task_ended("task-1")
     assert await worker.exit_code() == EXIT_DONE
 
@@ -368,7 +368,7 @@ async def test_records_written_while_no_server_runs_are_copied_later(server, sta
     worker.job = server.jobs.of_task("task-1")
     await worker.session()
     await worker.wait_until_copied()
-    await worker.wait_for_liveness(Liveness.HELD)
+    await worker.wait_for_lock_state(LockState.HELD)
     worker.host.record(*ENDED)
     worker.host.end()
     assert await worker.exit_code() == EXIT_DONE
@@ -402,10 +402,10 @@ async def test_launch_during_which_the_server_dies_leaves_no_locked_journal(serv
     await server.restart()
     await asyncio.gather(launching, return_exceptions=True)
     worker.job = server.jobs.of_task("task-1")
-    await worker.wait_for_liveness(Liveness.HELD)
+    await worker.wait_for_lock_state(LockState.HELD)
     assert worker.host.order is not None
     worker.host.end()
-    await worker.wait_for_liveness(Liveness.FREE)
+    await worker.wait_for_lock_state(LockState.FREE)
 
 
 async def test_disk_is_locked_until_the_session_ends(server, start):
@@ -518,7 +518,7 @@ async def test_worker_that_fails_to_prepare_its_host_keeps_the_lock_and_continue
     worker = await start(scan_errors=2)
     await wait_until(lambda: worker.host.scan_errors == 0)
     await worker.session()
-    await worker.wait_for_liveness(Liveness.FREE)
+    await worker.wait_for_lock_state(LockState.FREE)
     assert worker.locks == 1
     await worker.launch()
 
@@ -527,7 +527,7 @@ async def test_search_for_leftovers_that_a_sandbox_delays_does_not_stop_the_work
     monkeypatch.setattr(worker_task, "SANDBOX_TEARDOWN_SECONDS", 0.2)
     worker = await start(hanging_scans=1)
     await wait_until(lambda: worker.host.hanging_scans == 0)
-    await worker.wait_for_liveness(Liveness.FREE)
+    await worker.wait_for_lock_state(LockState.FREE)
     await worker.launch()
     worker.host.hanging_scans = 1
     worker.host.record(PREPARED, *ENDED)
@@ -578,7 +578,7 @@ async def test_worker_whose_artifact_is_missing_ends_and_kills_its_runner(start,
 
 async def test_worker_whose_journal_is_damaged_ends(start, monkeypatch):
     monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
-    monkeypatch.setattr(session_module, "_UNREADABLE_SECONDS", 0.2)
+    monkeypatch.setattr(session_module, "_DAMAGED_JOURNAL_TIMEOUT_SECONDS", 0.2)
     worker = await start()
     await worker.launch()
     worker.host.record(PREPARED)
@@ -597,7 +597,7 @@ async def test_fenced_worker_kills_its_runner(server, start):
     assert worker.host.kills == 1
     assert not TaskLayout(worker.host.data_dir, "task-1").root.exists()
     await wait_until(lambda: worker.job.session is None)
-    assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
+    assert server.jobs.lock_state("task-1") is LockState.UNKNOWN
 
 
 async def test_terminated_worker_kills_its_runner_and_sends_the_last_records(server, start):

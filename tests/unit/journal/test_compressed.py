@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalOffsetError, Liveness
+from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalOffsetError, LockState
 from sandbox.journal import compressed as compressed_module
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
@@ -200,4 +200,4 @@ def test_compressed_journal_cannot_be_reopened(journals, directory):
     with pytest.raises(FileNotFoundError):
         journals.open("t")
     assert names(directory) == ["lock", "records.gz"]
-    assert journals.liveness("t") is Liveness.FREE
+    assert journals.lock_state("t") is LockState.FREE

@@ -5,7 +5,7 @@ from zlib import crc32
 
 import pytest
 
-from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError, Liveness
+from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError, LockState
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 
@@ -64,7 +64,7 @@ def test_bit_flips_are_detected(journals, records):
                     journals.read("t")
                 with pytest.raises(JournalDamagedError):
                     journals.open("t")
-                assert journals.liveness("t") is Liveness.FREE
+                assert journals.lock_state("t") is LockState.FREE
             else:
                 assert list(journals.read("t").records) == expected[:whole]
                 writer = journals.open("t")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from doubles.manifests import manifest
-from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.journal import LockState
 from sandbox.journal import record_format
 from sandbox.journal import writer as writer_module
 from sandbox.journal.journals import FileJournals
@@ -291,7 +291,7 @@ def test_failed_flush_on_close_raises_and_releases_the_lock(writer, syscalls, jo
     syscalls.fail("flush")
     with pytest.raises(OSError, match="Input/output"):
         writer.close()
-    assert journals.liveness("t") is Liveness.FREE
+    assert journals.lock_state("t") is LockState.FREE
 
 
 # Failed writes
@@ -398,7 +398,7 @@ def test_failed_truncation_of_a_torn_tail_raises_and_closes_all_files(writer, sy
     with pytest.raises(OSError, match="Input/output"):
         journals.open("t")
     assert descriptors() == before
-    assert journals.liveness("t") is Liveness.FREE
+    assert journals.lock_state("t") is LockState.FREE
 
 
 def test_lock_with_descriptor_0_is_released(journals, records):

@@ -17,7 +17,7 @@ from sandbox.runner.event_redaction import redact_event
 from sandbox.secrets.redactor import SecretRedactor
 
 SESSION = "5ddb80a7-f209-4a6e-9cd9-29f469dd8600"
-COUNTED = (AgentReady, ApiRetry, ToolCallFinished, TurnStarted)
+UNRECORDED_TYPES = (AgentReady, ApiRetry, ToolCallFinished, TurnStarted)
 
 
 def encode(kind, *blocks, ensure_ascii=True):
@@ -36,7 +36,7 @@ def process(chunks, secrets=None, *, marks_parsed=True):
     record = events.append if redactor is None else lambda event: events.append(redact_event(event, redactor))
 
     def handle(event):
-        if not isinstance(event, COUNTED):
+        if not isinstance(event, UNRECORDED_TYPES):
             record(event)
 
     async def read():

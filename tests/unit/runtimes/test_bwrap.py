@@ -28,9 +28,9 @@ def null():
     return os.open("/dev/null", os.O_RDWR)
 
 
-def sandbox(word=""):
+def sandbox(injected_text=""):
     spec = SandboxSpec(ATTEMPT_ID, Path("/data/attempt"), 2, 1 << 30, 64)
-    return build_program_spec(BWRAP, spec, Command(["program", "argument"], {"A": word}, "/workspace"), null())
+    return build_program_spec(BWRAP, spec, Command(["program", "argument"], {"A": injected_text}, "/workspace"), null())
 
 
 class FakeLauncher(LauncherProcess):
@@ -42,30 +42,30 @@ class FakeLauncher(LauncherProcess):
         return 0
 
 
-async def confined_program(word=""):
+async def confined_program(injected_text=""):
     launcher, directory = FakeLauncher(), Path("/data/attempt")
     programs = BubblewrapConfinement(
         ATTEMPT_ID, BWRAP, launcher, None, ConfinementSpec(1, 1 << 30, 10, [directory]), ControlGroup([]), None
     )
-    await programs.run(ConfinedCommand(["program", "argument"], {"A": word}, directory, 0, 1, 2))
+    await programs.run(ConfinedCommand(["program", "argument"], {"A": injected_text}, directory, 0, 1, 2))
     return launcher.started
 
 
-def guest(word=""):
+def guest(injected_text=""):
     components = GuestComponents(
-        "/virtiofsd", Path("/k"), [Path("/m/a.ko.xz")], Path("/py" + word), Path("/py/python3")
+        "/virtiofsd", Path("/k"), [Path("/m/a.ko.xz")], Path("/py" + injected_text), Path("/py/python3")
     )
     spec = SandboxSpec(ATTEMPT_ID, Path("/data/attempt"), 2, 1 << 30, 64)
     guest_spec = jail.GuestSpec(spec, components, {}, Accelerator.TCG, Path("/run/s"))
     return jail.build_program_spec(BWRAP, guest_spec, QemuDescriptors(null(), null(), null(), null()), null())
 
 
-async def start(program, word=""):
+async def start(program, injected_text=""):
     """Return the argv of bubblewrap and the arguments in its file, and close the descriptors."""
     if program is confined_program:
-        argv, descriptors = await confined_program(word)
+        argv, descriptors = await confined_program(injected_text)
     else:
-        program_spec = program(word)
+        program_spec = program(injected_text)
         argv, descriptors = program_spec.argv, program_spec.descriptors
     number = int(argv[argv.index("--args") + 1])
     text = os.pread(descriptors[number - FIRST_DESCRIPTOR], 1 << 20, 0)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from sandbox.interfaces.cluster_engine import JobPhase, JobStatus
-from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import (
     AttemptLocation,
     CancelAttempt,
@@ -61,13 +61,13 @@ async def test_host_selects_the_placement(placements, host, name):
 
 
 @pytest.mark.parametrize("host", ["gone:one", "Far:one"])
-async def test_liveness_on_a_host_without_a_placement_is_unknown(placements, host):
+async def test_lock_state_on_a_host_without_a_placement_is_unknown(placements, host):
     runner, disk = placements.find_runner(location(host)), placements.preserved_disk(location(host))
-    assert runner.liveness() is Liveness.UNKNOWN
+    assert runner.lock_state() is LockState.UNKNOWN
     assert await runner.is_responsive()
     assert not await runner.kill()
-    async with disk.try_lock() as liveness:
-        assert liveness is Liveness.UNKNOWN
+    async with disk.try_lock() as lock_state:
+        assert lock_state is LockState.UNKNOWN
     for action in (
         runner.cancel(CancelAttempt()),
         runner.open_terminal(OpenTerminal(24, 80)),

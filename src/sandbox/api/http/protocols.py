@@ -41,10 +41,10 @@ STALL_TIMEOUT_SECONDS = 600.0
 HEAD_TIMEOUT_SECONDS = 30.0
 """A client is disconnected if its request head is incomplete this long after connecting or after its last response."""
 
-_PARTS_BYTES = 28 * 1024
+_PARTS_CHARGE_BYTES = 28 * 1024
 """Bytes charged to a client's share of the event loop for each group of parsed parts, whatever their length."""
 
-_REJECTION_BYTES = 16 * 1024
+_REJECTION_CHARGE_BYTES = 16 * 1024
 """Bytes charged to the rejections' share of the event loop for each response to a malformed request."""
 
 _FRAMES_BYTES = 256
@@ -210,7 +210,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 
     async def _read_body(self) -> None:
         while self.conn.is_paused and not self.transport.is_closing():
-            await _share_of(self.scope).wait_for_turn(_PARTS_BYTES)
+            await _share_of(self.scope).wait_for_turn(_PARTS_CHARGE_BYTES)
             self.flow.is_held = False
             if self.cycle.response_complete or len(self.cycle.body) <= HIGH_WATER_LIMIT:
                 self.flow.resume_reading()
@@ -274,7 +274,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
             self._rejection = self.loop.create_task(self._reject())
 
     async def _reject(self) -> None:
-        await self._rejection_share.wait_for_turn(_REJECTION_BYTES)
+        await self._rejection_share.wait_for_turn(_REJECTION_CHARGE_BYTES)
         if self.transport.is_closing():
             return
         response = _bad_request_response(self.conn.framing_error or _BAD_REQUEST_CAUSE, self.client)
@@ -325,7 +325,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
         """Parse the buffered frames, a few at a time, once the handshake is complete."""
         await self._wait_until(lambda: self.handshake_complete)
         while self._unparsed and not self.transport.is_closing():
-            await _share_of(self.scope).wait_for_turn(_PARTS_BYTES)
+            await _share_of(self.scope).wait_for_turn(_PARTS_CHARGE_BYTES)
             frames, self._unparsed = self._unparsed[:_FRAMES_BYTES], self._unparsed[_FRAMES_BYTES:]
             super().data_received(bytes(frames))
             await self._wait_until(lambda: self.queue.empty() or self.close_sent)

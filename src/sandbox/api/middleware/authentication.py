@@ -28,7 +28,7 @@ from sandbox.primitives.log_context import TOKEN_ID
 RECHECK_INTERVAL_SECONDS = 5.0
 """Maximum time that a stream continues after its token is revoked or expires."""
 
-_REQUEST_BYTES = 16 * 1024
+_REQUEST_CHARGE_BYTES = 16 * 1024
 """Bytes charged to the client's share of the event loop for a request, even if it is rejected."""
 
 _RESPONSE_START = "http.response.start"
@@ -67,7 +67,7 @@ class AuthenticationMiddleware:
         share = self._authenticator.fair_share_of(result.principal)
         client_fairness.set_current_share(share)
         scope.setdefault("state", {})["share"] = share
-        await share.wait_for_turn(_REQUEST_BYTES)
+        await share.wait_for_turn(_REQUEST_CHARGE_BYTES)
         if isinstance(result, Denied):
             await _denied_response(connection, result)(scope, receive, send)
             return

@@ -32,7 +32,7 @@ _STATE_CELLS = 13
 
 _EDIT_STYLES = {"removed": "red", "added": "green", "context": "dim", "path": "bold", "note": "dim italic"}
 
-_CUT_CHARACTERS_MAX = 20_000
+_WRAPPED_CHARACTERS_MAX = 20_000
 """Maximum number of characters to wrap if a text is cut to a few lines."""
 
 
@@ -117,7 +117,7 @@ class EventLinePrinter:
     def _wrap(self, text: str, indent_cells: int, lines_max: int | None) -> list[str]:
         from rich.text import Text
 
-        lines = (line for line in text.strip()[: lines_max and _CUT_CHARACTERS_MAX].splitlines() if line.strip())
+        lines = (line for line in text.strip()[: lines_max and _WRAPPED_CHARACTERS_MAX].splitlines() if line.strip())
         written = Text("\n".join(map(escape_text, islice(lines, lines_max and lines_max + 1))))
         width_left = max(self._console.width - indent_cells - 1, 20)
         wrapped = [line.plain.rstrip() for line in written.wrap(self._console, width_left)]

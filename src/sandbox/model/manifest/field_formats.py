@@ -72,10 +72,10 @@ def parse_byte_size(text: str) -> int:
 def pattern_format(name: str, pattern: str, message: str) -> Format:
     """Return the format of strings that match the pattern as a whole."""
     compiled = re.compile(pattern, re.ASCII)
-    return Format(name, lambda value: None if compiled.fullmatch(value) else message, _matching(pattern))
+    return Format(name, lambda value: None if compiled.fullmatch(value) else message, _pattern_schema(pattern))
 
 
-def _matching(pattern: str, **keywords: Any) -> dict[str, Any]:
+def _pattern_schema(pattern: str, **keywords: Any) -> dict[str, Any]:
     """Return a JSON schema for strings that this pattern matches as a whole."""
     return {"pattern": f"^(?:{pattern})$", **keywords}
 
@@ -254,31 +254,35 @@ def _check_allowed_host(value: str) -> str | None:
     return _check_port(match["port"])
 
 
-def _unnamed(pattern: str) -> str:
+def _without_group_names(pattern: str) -> str:
     """Return a pattern without group names, whose syntax is different in ECMAScript."""
     return re.sub(r"\(\?P<\w+>", "(", pattern)
 
 
-VISIBLE = Format("visible", _check_visible, _matching(f"[^{_CONTROL}]*"))
-LABEL_KEY = Format("label_key", _check_label_key, _matching(f"[^={_CONTROL}]*"))
-TASK_ID = Format("task_id", _check_task_id, _matching(f"({_TASK_ID})?"))
+VISIBLE = Format("visible", _check_visible, _pattern_schema(f"[^{_CONTROL}]*"))
+LABEL_KEY = Format("label_key", _check_label_key, _pattern_schema(f"[^={_CONTROL}]*"))
+TASK_ID = Format("task_id", _check_task_id, _pattern_schema(f"({_TASK_ID})?"))
 REPOSITORY_URL = Format(
     "repository_url",
     _check_repository_url,
-    _matching(f"{_unnamed(_URL)}|{_SCP_URL}", maxLength=_URL_CHARACTERS_MAX),
+    _pattern_schema(f"{_without_group_names(_URL)}|{_SCP_URL}", maxLength=_URL_CHARACTERS_MAX),
 )
-BRANCH = Format("branch", _check_branch, _matching(f"[^{_NOT_IN_BRANCH}]+", maxLength=_BRANCH_CHARACTERS_MAX))
+BRANCH = Format("branch", _check_branch, _pattern_schema(f"[^{_NOT_IN_BRANCH}]+", maxLength=_BRANCH_CHARACTERS_MAX))
 COMMIT = pattern_format("commit", "[0-9a-fA-F]{7,64}", "must be 7 to 64 hexadecimal digits")
-SUBPATH = Format("subpath", _check_subpath, _matching(f"[^/{_CONTROL}][^{_CONTROL}]*", maxLength=_PATH_CHARACTERS_MAX))
-PROMPT = Format("prompt", _check_prompt, _matching(r"[^\x00]*[^\s\x00][^\x00]*", maxLength=PROMPT_BYTES_MAX))
+SUBPATH = Format(
+    "subpath", _check_subpath, _pattern_schema(f"[^/{_CONTROL}][^{_CONTROL}]*", maxLength=_PATH_CHARACTERS_MAX)
+)
+PROMPT = Format("prompt", _check_prompt, _pattern_schema(r"[^\x00]*[^\s\x00][^\x00]*", maxLength=PROMPT_BYTES_MAX))
 GIT_PATCH = Format("git_patch", _check_git_patch, {"contentEncoding": "base64", "minLength": 1})
-BYTE_SIZE = Format("byte_size", _check_byte_size, _matching(_BYTE_SIZE), _suggest_byte_size)
-DURATION = Format("duration", _check_duration, _matching(_DURATION))
-PATTERN = Format("pattern", _check_pattern, _matching(f"[^/{_CONTROL}][^{_CONTROL}]*", maxLength=_PATH_CHARACTERS_MAX))
+BYTE_SIZE = Format("byte_size", _check_byte_size, _pattern_schema(_BYTE_SIZE), _suggest_byte_size)
+DURATION = Format("duration", _check_duration, _pattern_schema(_DURATION))
+PATTERN = Format(
+    "pattern", _check_pattern, _pattern_schema(f"[^/{_CONTROL}][^{_CONTROL}]*", maxLength=_PATH_CHARACTERS_MAX)
+)
 ALLOWED_HOST = Format(
     "allowed_host",
     _check_allowed_host,
-    _matching(_unnamed(_ALLOWED_HOST), maxLength=_ALLOWED_HOST_CHARACTERS_MAX),
+    _pattern_schema(_without_group_names(_ALLOWED_HOST), maxLength=_ALLOWED_HOST_CHARACTERS_MAX),
 )
 ENVIRONMENT_NAME = pattern_format(
     "environment_name", "[A-Za-z_][A-Za-z0-9_]{0,127}", "must be an environment variable name"

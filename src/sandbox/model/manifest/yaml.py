@@ -67,12 +67,12 @@ def read_yaml(text: str) -> Node | None:
     return builder.root
 
 
-_KEYS_OF_LOST_LINES_MIN = 4
+_KEYS_IN_ONE_LINE_MIN = 4
 _LOST_LINE_BREAKS = "the manifest has only one line: if curl sent it, use --data-binary, because -d removes line breaks"
 
 
 def _has_lost_line_breaks(text: str) -> bool:
-    return "\n" not in text.strip() and len(re.findall(r"\w:\s", text)) >= _KEYS_OF_LOST_LINES_MIN
+    return "\n" not in text.strip() and len(re.findall(r"\w:\s", text)) >= _KEYS_IN_ONE_LINE_MIN
 
 
 def _reject_invalid(error: yaml.MarkedYAMLError, last_quoted: yaml.ScalarEvent | None) -> NoReturn:

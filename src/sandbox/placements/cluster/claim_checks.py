@@ -50,14 +50,14 @@ class HostKey(NamedTuple):
 class Claims:
     """Checks claims.
 
-    proof: the key with which workers prove their host, or the verifier of their identity tokens; None to accept any
-        host that the engine confirms.
+    host_verifier: the key with which workers prove their host, or the verifier of their identity tokens; None to accept
+        any host that the engine confirms.
     """
 
-    def __init__(self, jobs: Jobs, drains: HostDrains, proof: HostKey | WorkerVerifier | None) -> None:
+    def __init__(self, jobs: Jobs, drains: HostDrains, host_verifier: HostKey | WorkerVerifier | None) -> None:
         self.jobs = jobs
         self._drains = drains
-        self._proof = proof
+        self._host_verifier = host_verifier
 
     async def accept(self, claim: Claim, streams: StreamPair) -> Job | None:
         """Store a claim, and return the claimed job.
@@ -102,10 +102,10 @@ class Claims:
 
         Raises ClaimRejectedError, EngineUnavailableError, InvalidMessageError, OSError.
         """
-        match self._proof:
+        match self._host_verifier:
             case HostKey():
                 _check_version(claim, is_reconnection=False)
-                await _check_host_key(claim, self._proof, streams)
+                await _check_host_key(claim, self._host_verifier, streams)
             case None:
                 _check_version(claim, is_reconnection=False)
             case verifier:

@@ -17,7 +17,7 @@ import msgspec
 
 from sandbox.interfaces.cluster_engine import Engine, EngineRejectedError, JobPhase, JobRequest, JobStatus, job_name
 from sandbox.interfaces.file_layout import new_attempt_id
-from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import HostIdentity
 from sandbox.interfaces.worker_messages import NO_JOIN_TOKEN, Claim
 from sandbox.model.errors import SandboxError, error_reason
@@ -59,7 +59,7 @@ class JobSession(Protocol):
     """The connection of the worker that has claimed a job; implemented by `WorkerSession`."""
 
     @property
-    def liveness(self) -> Liveness:
+    def lock_state(self) -> LockState:
         """Whether a runner holds the journal's lock. Thread-safe."""
         ...
 
@@ -117,7 +117,7 @@ class Job:
         return time.monotonic() < self._not_before
 
     async def wait_for_change(self, timeout_seconds: float) -> None:
-        """Wait until the worker's connection or liveness has changed, or the timeout has passed."""
+        """Wait until the worker's connection or lock state has changed, or the timeout has passed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._changed.wait()
@@ -276,15 +276,15 @@ class Jobs:
         """Return the job of an attempt that has been reserved. Thread-safe."""
         return self._by_attempt.get(attempt_id)
 
-    def liveness(self, task_id: str) -> Liveness:
+    def lock_state(self, task_id: str) -> LockState:
         """Return whether a runner of the task may write. Thread-safe."""
         job = self.of_task(task_id)
         if job is None:
-            return Liveness.FREE if task_id in self._done or self.have_earlier_leases_ended else Liveness.UNKNOWN
+            return LockState.FREE if task_id in self._done or self.have_earlier_leases_ended else LockState.UNKNOWN
         if job.stored.is_given_up or not job.is_claimed:
-            return Liveness.FREE
+            return LockState.FREE
         session = job.session
-        return Liveness.UNKNOWN if session is None else session.liveness
+        return LockState.UNKNOWN if session is None else session.lock_state
 
     def status(self, task_id: str) -> JobStatus | None:
         """Return the latest known status of the task's job, with the reason for it. Thread-safe.

@@ -13,7 +13,7 @@ import msgspec
 
 from sandbox.interfaces.cluster_engine import Engine, EngineUnavailableError, JobStatus, WorkerVerifier
 from sandbox.interfaces.images import Image, ImageSource, ImageUnusableError, ProfileCatalog
-from sandbox.interfaces.journal import JournalBusyError, JournalWriter, Liveness, TaskReplicas
+from sandbox.interfaces.journal import JournalBusyError, JournalWriter, LockState, TaskReplicas
 from sandbox.interfaces.placement import (
     AttemptLocation,
     FinishAttempt,
@@ -59,7 +59,7 @@ from sandbox.placements.cluster.worker_requests import (
     WorkerRunnerHandle,
     Workers,
 )
-from sandbox.placements.cluster.worker_server import HostSources, StoreLog, WorkerServer
+from sandbox.placements.cluster.worker_server import HostRequestSources, StoreLog, WorkerServer
 from sandbox.placements.cluster.worker_session import WorkerSession, prepare_image
 from sandbox.primitives.files import write_durably
 from sandbox.primitives.message_stream import InvalidMessageError
@@ -244,7 +244,7 @@ def _raise(error: ImageUnusableError, _profile: str) -> Image | None:
 def _is_ready(job: Job) -> bool:
     """Return whether the worker has sent its first heartbeat, which means that its host is prepared."""
     session = job.session
-    return session is not None and session.liveness is not Liveness.UNKNOWN and not job.stored.is_given_up
+    return session is not None and session.lock_state is not LockState.UNKNOWN and not job.stored.is_given_up
 
 
 class ClusterPlacement:
@@ -344,7 +344,7 @@ class ClusterPlacement:
             raise RunnerNotStartedError(f"The worker of task {order.task_id} is not responding.")
         if order.attempt_id not in job.stored.attempt_ids:
             raise RunnerNotStartedError(f"Attempt {order.attempt_id} does not belong to this worker.")
-        if session.liveness is Liveness.HELD:
+        if session.lock_state is LockState.HELD:
             raise JournalBusyError(f"Task {order.task_id} has a runner on {job.identity.name}.")
         return job, session
 
@@ -426,7 +426,7 @@ async def create_cluster_placement(
             storage.replicas,
             storage.store_log,
             storage.has_task_ended,
-            HostSources(find_credentials, images),
+            HostRequestSources(find_credentials, images),
             address.tls,
         )
         await server.listen(address.host, address.port)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
-from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import (
     AttemptLocation,
     CancelAttempt,
@@ -105,9 +105,9 @@ class WorkerRunnerHandle:
         self._location = location
         self._client = RunnerClient(partial(workers.open_stream, location))
 
-    def liveness(self) -> Liveness:
-        """Implements `RunnerHandle.liveness`."""
-        return self._workers.jobs.liveness(self._location.task_id)
+    def lock_state(self) -> LockState:
+        """Implements `RunnerHandle.lock_state`."""
+        return self._workers.jobs.lock_state(self._location.task_id)
 
     async def is_responsive(self) -> bool:
         """Let the worker ping the runner. A silent host proves nothing. Implements `RunnerHandle.is_responsive`."""
@@ -145,31 +145,31 @@ class WorkerPreservedDisk:
         self._lock_id = 0
 
     @contextlib.asynccontextmanager
-    async def try_lock(self) -> AsyncIterator[Liveness]:
+    async def try_lock(self) -> AsyncIterator[LockState]:
         """Implements `PreservedDisk.try_lock`."""
-        lock_id, liveness = next(_lock_ids), Liveness.UNKNOWN
+        lock_id, lock_state = next(_lock_ids), LockState.UNKNOWN
         try:
-            liveness = await self._lock(lock_id)
+            lock_state = await self._lock(lock_id)
             self._lock_id = lock_id
-            yield liveness
+            yield lock_state
         finally:
             self._lock_id = 0
-            await self._unlock(lock_id, liveness)
+            await self._unlock(lock_id, lock_state)
 
-    async def _lock(self, lock_id: int) -> Liveness:
+    async def _lock(self, lock_id: int) -> LockState:
         request = LockDisk(lock_id, self._location.attempt_id)
         try:
-            return Liveness.FREE if await self._request(request, str) == "free" else Liveness.HELD
+            return LockState.FREE if await self._request(request, str) == "free" else LockState.HELD
         except HostUnreachableError:
-            return Liveness.UNKNOWN
+            return LockState.UNKNOWN
 
-    async def _unlock(self, lock_id: int, liveness: Liveness) -> None:
+    async def _unlock(self, lock_id: int, lock_state: LockState) -> None:
         """Release the lock, even if the worker has not acquired it yet."""
-        if liveness is Liveness.HELD:
+        if lock_state is LockState.HELD:
             return
         request = UnlockDisk(lock_id)
         try:
-            if liveness is Liveness.FREE:
+            if lock_state is LockState.FREE:
                 await self._request(request, None)
                 return
         except asyncio.CancelledError:

@@ -76,7 +76,7 @@ _first_decoder: "msgspec.msgpack.Decoder[FirstMessage]" = msgspec.msgpack.Decode
 _decoder: "msgspec.msgpack.Decoder[WorkerMessage]" = msgspec.msgpack.Decoder(WorkerMessage)
 
 
-class HostSources(NamedTuple):
+class HostRequestSources(NamedTuple):
     """Where the server gets what hosts request. find_credentials: see `FindCloneCredentials`."""
 
     find_credentials: FindCloneCredentials
@@ -98,7 +98,7 @@ class WorkerServer:
         replicas: TaskReplicas,
         store_log: StoreLog,
         has_task_ended: Callable[[str], bool],
-        sources: HostSources,
+        sources: HostRequestSources,
         tls: ssl.SSLContext,
     ) -> None:
         self._credential_requests = WorkerCredentialRequests(replicas, sources.find_credentials)
@@ -275,12 +275,12 @@ class WorkerServer:
             return False
         match message:
             case Heartbeat():
-                before = session.liveness
+                before = session.lock_state
                 session.receive(message)
                 self._hosts.record_contact(job.stored.host)
                 job.record_answer()
                 session.send(HeartbeatAnswer(message.number))
-                if session.liveness is not before:
+                if session.lock_state is not before:
                     job.notify()
             case Records() | FindEndedTasks() | CredentialRequest():
                 await self._answer(job, session, message)

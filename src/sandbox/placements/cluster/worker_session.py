@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from sandbox.interfaces.images import ImageReference, ImageUnusableError
-from sandbox.interfaces.journal import JournalBusyError, Liveness
+from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.interfaces.placement import HostUnreachableError, RunnerNotStartedError
 from sandbox.interfaces.worker_messages import (
     HEARTBEAT_SECONDS_MAX,
@@ -67,16 +67,16 @@ class WorkerSession:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
-    def liveness(self) -> Liveness:
+    def lock_state(self) -> LockState:
         """Whether a runner holds the journal's lock; UNKNOWN if no heartbeat covers the last launch. Thread-safe."""
         heartbeat = self._heartbeat
         if heartbeat is None or self._is_launching or heartbeat.is_launching or heartbeat.launches < self._launches:
-            return Liveness.UNKNOWN
+            return LockState.UNKNOWN
         if time.monotonic() - self._heartbeat_at >= _SILENCE_SECONDS:
-            return Liveness.UNKNOWN
+            return LockState.UNKNOWN
         if heartbeat.liveness == "held":
-            return Liveness.HELD
-        return Liveness.FREE if self.copied_end_offset >= heartbeat.end_offset else Liveness.UNKNOWN
+            return LockState.HELD
+        return LockState.FREE if self.copied_end_offset >= heartbeat.end_offset else LockState.UNKNOWN
 
     def has_key(self, key: bytes) -> bool:
         """Return whether this is the session's key."""
@@ -171,7 +171,7 @@ class WorkerSession:
         self.send(ServerCall(next(self._numbers), request))
 
     def begin_launch(self) -> None:
-        """Make the liveness UNKNOWN until `end_launch`. Thread-safe.
+        """Make the lock state UNKNOWN until `end_launch`. Thread-safe.
 
         Raises JournalBusyError during another launch.
         """

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, runner_socket
-from sandbox.interfaces.journal import JournalWriter, Liveness
+from sandbox.interfaces.journal import JournalWriter, LockState
 from sandbox.interfaces.placement import (
     AttemptLocation,
     DebugSession,
@@ -58,7 +58,7 @@ class JournalLocks(Protocol):
         """
         ...
 
-    def liveness(self, task_id: str) -> Liveness:
+    def lock_state(self, task_id: str) -> LockState:
         """Return whether a process holds the lock now. Raises OSError."""
         ...
 
@@ -76,9 +76,9 @@ class LocalRunnerHandle(LocalRunnerClient):
         self._task_id = task_id
         self._locks = locks
 
-    def liveness(self) -> Liveness:
-        """Return HELD or FREE: the kernel reports which process holds the lock. Implements `RunnerHandle.liveness`."""
-        return self._locks.liveness(self._task_id)
+    def lock_state(self) -> LockState:
+        """Return HELD or FREE: the kernel reports who holds the lock. Implements `RunnerHandle.lock_state`."""
+        return self._locks.lock_state(self._task_id)
 
     async def kill(self) -> bool:
         """Kill the process that holds the lock. Implements `RunnerHandle.kill`."""
@@ -378,7 +378,7 @@ class LocalPreservedDisk(LocalRunnerClient):
         self._lock_fd: int | None = None
 
     @contextlib.asynccontextmanager
-    async def try_lock(self) -> AsyncIterator[Liveness]:
+    async def try_lock(self) -> AsyncIterator[LockState]:
         """Acquire the lock and yield FREE; if it is held already, yield HELD. Implements `PreservedDisk.try_lock`.
 
         If the preserved files are removed in the meantime, the lock file is removed as well.
@@ -389,11 +389,11 @@ class LocalPreservedDisk(LocalRunnerClient):
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock_fd)
-            yield Liveness.HELD
+            yield LockState.HELD
             return
         self._lock_fd = lock_fd
         try:
-            yield Liveness.FREE
+            yield LockState.FREE
         finally:
             self._lock_fd = None
             try:

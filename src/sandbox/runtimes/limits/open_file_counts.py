@@ -251,7 +251,7 @@ _PORT_OFFSET = 4
 _TCP, _UDP = 6, 17
 _SYN_RECEIVED, _TIME_WAIT = 3, 6
 _STATES = 0xFFFFFFFF & ~(1 << _TIME_WAIT)
-_MEMORY = 7
+_SKMEMINFO = 7
 """INET_DIAG_SKMEMINFO: several numbers. The first is the memory used by the receive and error queues."""
 
 _COUNTED_SOCKETS_MAX = 65536
@@ -302,7 +302,7 @@ class SocketCounter:
 
     def _count(self, family: int, protocol: int, udp_ports: Counter[int]) -> SocketUsage:
         self._sequence += 1
-        body = struct.pack("=BBBxI48x", family, protocol, 1 << (_MEMORY - 1), _STATES)
+        body = struct.pack("=BBBxI48x", family, protocol, 1 << (_SKMEMINFO - 1), _STATES)
         header = struct.pack("=IHHII", _HEADER_BYTES + len(body), _REQUEST, _DUMP, self._sequence, 0)
         self._netlink.send(header + body)
         received, half_open, inspected_count = 0, 0, 0
@@ -343,7 +343,7 @@ def read_memory(messages: bytes, at: int, end: int) -> int:
     """Return the received bytes from the attributes of one socket."""
     while at + 4 < end:
         length, kind = struct.unpack_from("=HH", messages, at)
-        if kind == _MEMORY:
+        if kind == _SKMEMINFO:
             (received,) = struct.unpack_from("=I", messages, at + 4)
             return int(received)
         at += -(-max(length, 4) // 4) * 4

@@ -25,7 +25,7 @@ from sandbox.interfaces.runtime import (
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
-from sandbox.runtimes.descriptors import open_reader, refuse_files, wait_for_exit
+from sandbox.runtimes.descriptors import open_reader, refuse_passed_descriptors, wait_for_exit
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, reject_nul
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
 from sandbox.runtimes.limits.ext4_usage import CachedExtentMeter, DirectoryMeter
@@ -223,7 +223,7 @@ class QemuSandbox:
         """Make the launcher exec the jail and return the stream of bubblewrap's reports."""
         status, status_inside = socket.socketpair()
         host_socket, guest_socket = socket.socketpair()
-        refuse_files(host_socket)
+        refuse_passed_descriptors(host_socket)
         with status_inside, guest_socket:
             reports, self._report_transport = await open_reader(status)
             await self._channel.open(host_socket)

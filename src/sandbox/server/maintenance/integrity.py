@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from sandbox.interfaces.file_layout import TaskLayout, tasks_root
-from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness, ReplayState
+from sandbox.interfaces.journal import JournalDamagedError, Journals, LockState, ReplayState
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.events import Artifact
 from sandbox.model.manifest.field_formats import is_task_id
@@ -148,7 +148,7 @@ class IntegrityCheck:
 
     def _check_torn_tail(self, task_id: str, replay_state: ReplayState) -> Iterator[Discrepancy]:
         """Report bytes after the last whole record if no process could be writing them."""
-        if self._journals.liveness(task_id) is not Liveness.FREE:
+        if self._journals.lock_state(task_id) is not LockState.FREE:
             return
         torn_bytes = self._journals.size_bytes(task_id) - self._replay(task_id, replay_state, None).offset
         if torn_bytes > 0:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness, ReplayState
+from sandbox.interfaces.journal import JournalDamagedError, Journals, LockState, ReplayState
 from sandbox.interfaces.placement import AttemptFiles, Leftover
 from sandbox.interfaces.store import Store
 from sandbox.model.errors import SandboxError, error_reason
@@ -96,7 +96,7 @@ class LeftoverRemover:
         indexed = self._store.load(task_id)
         if indexed is None:
             return None
-        if indexed.task.state.is_final or self._journals.liveness(task_id) is not Liveness.FREE:
+        if indexed.task.state.is_final or self._journals.lock_state(task_id) is not LockState.FREE:
             return indexed.task
         try:
             return self._journals.replay(task_id, ReplayState(indexed.task, indexed.offset)).task

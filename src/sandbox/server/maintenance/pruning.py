@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout, pruned_root
-from sandbox.interfaces.journal import Journals, Liveness
+from sandbox.interfaces.journal import Journals, LockState
 from sandbox.interfaces.server_services import (
     PrunedTask,
     Retention,
@@ -304,7 +304,7 @@ class Pruner:
         """Delete a task from the index, and move its directory out of `tasks/`. Return False if the task must wait."""
         task_id = pruned.id
         with self._journals.try_lock(task_id) as has_lock:
-            if not has_lock and self._journals.liveness(task_id) is not Liveness.FREE:
+            if not has_lock and self._journals.lock_state(task_id) is not LockState.FREE:
                 return False
             indexed = self._store.load(task_id)
             if indexed is None or indexed.task.finished_at != pruned.finished_at:

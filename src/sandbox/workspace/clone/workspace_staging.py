@@ -226,7 +226,7 @@ class WorkspaceStaging:
                 commit = await self._prepare_commit(confinement)
                 # No git has run in the workspace yet, so no path there can be a link that leads elsewhere.
                 await run_in_thread(lambda stop: self._write_git_directory(commit, stop))
-                await confinement.grant(self._layout.workspace)
+                await confinement.transfer_ownership(self._layout.workspace)
                 await self._check_out(Git(self._path, confinement=confinement), commit)
             await run_in_thread(lambda _: self._check_subpath())
         except GitError as error:

@@ -494,17 +494,17 @@ def in_json(text: bytes) -> bytes:
     return json.dumps(text.decode())[1:-1].encode()
 
 
-SPELLED_KEY = b"".join(rb"\u%04X" % byte for byte in SERVER_KEY.encode())
-SPELLINGS = {
+ESCAPED_KEY = b"".join(rb"\u%04X" % byte for byte in SERVER_KEY.encode())
+KEY_ENCODINGS = {
     "plain": SERVER_KEY.encode(),
-    "JSON": SPELLED_KEY,
-    "JSON in JSON": in_json(SPELLED_KEY),
-    "JSON in JSON in JSON": in_json(in_json(SPELLED_KEY)),
+    "JSON": ESCAPED_KEY,
+    "JSON in JSON": in_json(ESCAPED_KEY),
+    "JSON in JSON in JSON": in_json(in_json(ESCAPED_KEY)),
 }
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
-@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+@pytest.mark.parametrize("encoded_key", KEY_ENCODINGS.values(), ids=KEY_ENCODINGS)
 @pytest.mark.parametrize(
     ("status", "content_type", "body"),
     [
@@ -514,9 +514,9 @@ SPELLINGS = {
     ],
     ids=["error", "response", "stream"],
 )
-def test_key_in_a_response_is_redacted_in_each_spelling(status, content_type, body, spelling, size):
+def test_key_in_a_response_is_redacted_in_each_spelling(status, content_type, body, encoded_key, size):
     async def repeat_key(_: UpstreamRequest, writer: asyncio.StreamWriter) -> None:
-        content = body % spelling
+        content = body % encoded_key
         head = b"HTTP/1.1 %d A\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
         writer.write(head % (status, content_type, len(content)))
         for at in range(0, len(content), size):
@@ -529,6 +529,6 @@ def test_key_in_a_response_is_redacted_in_each_spelling(status, content_type, bo
             client = await served.connect()
             send(client)
             response = await client.read_response()
-            assert (response[0], response[2]) == (status, body % (b"*" * len(spelling)))
+            assert (response[0], response[2]) == (status, body % (b"*" * len(encoded_key)))
 
     run(scenario)

@@ -217,7 +217,7 @@ async def test_limits_on_artifacts_apply_across_sessions(server, job, monkeypatc
     assert stored_artifact_names(server) == {"a.txt", "b.txt"}
 
 
-END_WITH_UPLOAD = """
+END_WITH_UPLOAD_PROGRAM = """
 import contextlib, sys
 from pathlib import Path
 from doubles.cluster_server import ClusterServer
@@ -239,7 +239,7 @@ print("closed", flush=True)
 def test_server_stops_despite_an_open_upload(tmp_path):
     """No thread waits for the rest of the file."""
     completed = subprocess.run(
-        [sys.executable, "-c", END_WITH_UPLOAD, tmp_path],
+        [sys.executable, "-c", END_WITH_UPLOAD_PROGRAM, tmp_path],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,

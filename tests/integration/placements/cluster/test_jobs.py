@@ -8,7 +8,7 @@ import pytest
 
 from doubles.cluster_server import SMALL, ClusterServer, wait_until
 from sandbox.interfaces.cluster_engine import EngineRejectedError, EngineUnavailableError, JobPhase, JobStatus
-from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.worker_messages import Claimed
 from sandbox.placements.cluster import jobs, takeover_rules
 
@@ -39,7 +39,7 @@ async def test_job_is_submitted_once_despite_a_restart(server, job):
     await wait_until(lambda: again.phase is JobPhase.RUNNING)
     assert again.stored == job.stored
     assert [request.name for request in server.engine.submitted] == [job.name]
-    assert server.jobs.liveness("task-1") is Liveness.FREE
+    assert server.jobs.lock_state("task-1") is LockState.FREE
 
 
 async def test_status_of_a_waiting_job_contains_the_reason_from_the_engine(server, job):
@@ -177,7 +177,7 @@ async def test_end_of_a_job_on_another_host_does_not_prove_the_end_of_the_worker
     await lose_contact(server, job)
     server.engine.statuses[job.name] = JobStatus(JobPhase.ENDED, host)
     await wait_until(lambda: job.phase is JobPhase.UNREACHABLE)
-    assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
+    assert server.jobs.lock_state("task-1") is LockState.UNKNOWN
     server.engine.set_phase(job, JobPhase.ENDED)
     await wait_until(lambda: job.stored.has_ended)
 
@@ -196,12 +196,12 @@ async def test_worker_of_a_job_that_was_started_again_must_run_on_the_new_host(s
 
 async def test_task_of_an_ended_worker_is_taken_over(server, job):
     await lose_contact(server, job)
-    assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
+    assert server.jobs.lock_state("task-1") is LockState.UNKNOWN
     server.engine.set_phase(job, JobPhase.ENDED)
-    await wait_until(lambda: server.jobs.liveness("task-1") is Liveness.FREE)
+    await wait_until(lambda: server.jobs.lock_state("task-1") is LockState.FREE)
     assert (job.stored.is_given_up, job.stored.has_ended) == (True, True)
     await server.restart()
-    assert server.jobs.liveness("task-1") is Liveness.FREE
+    assert server.jobs.lock_state("task-1") is LockState.FREE
     assert server.jobs.reserve("task-1", None, SMALL).stored.attempt_id != job.stored.attempt_id
 
 
@@ -215,7 +215,7 @@ async def test_task_of_a_worker_without_contact_is_taken_over_after_its_lease(tm
         await lose_contact(server, job)
         server.engine.set_phase(job, phase)
         assert not job.stored.is_given_up
-        await wait_until(lambda: server.jobs.liveness("task-1") is Liveness.FREE)
+        await wait_until(lambda: server.jobs.lock_state("task-1") is LockState.FREE)
         assert (job.stored.is_given_up, job.stored.has_ended) == (True, False)
         await wait_until(lambda: job.name in server.engine.withdrawn)
     finally:
@@ -240,7 +240,7 @@ async def test_restarted_server_waits_for_the_end_of_the_original_lease(tmp_path
         await server.stop()
 
 
-async def test_liveness_is_unknown_while_the_engine_does_not_respond(server, job):
+async def test_lock_state_is_unknown_while_the_engine_does_not_respond(server, job):
     await lose_contact(server, job)
 
     async def fail(names):
@@ -248,7 +248,7 @@ async def test_liveness_is_unknown_while_the_engine_does_not_respond(server, job
 
     server.engine.look_up = fail
     await wait_until(lambda: job.phase is None)
-    assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
+    assert server.jobs.lock_state("task-1") is LockState.UNKNOWN
 
 
 async def test_next_attempt_gets_a_new_id_on_the_same_worker(server, job):
@@ -310,10 +310,10 @@ async def test_workers_that_end_soon_after_their_claim_are_replaced_after_growin
     assert [round(pause) for pause in pauses] == [2, 4, 8, 0]
 
 
-async def test_liveness_is_unknown_for_the_duration_of_one_lease_if_the_stored_job_is_lost(server, monkeypatch):
-    assert server.jobs.liveness("task-9") is Liveness.UNKNOWN
+async def test_lock_state_is_unknown_for_the_duration_of_one_lease_if_the_stored_job_is_lost(server, monkeypatch):
+    assert server.jobs.lock_state("task-9") is LockState.UNKNOWN
     monkeypatch.setattr(jobs, "takeover_seconds", lambda _: 0.0)
-    assert server.jobs.liveness("task-9") is Liveness.FREE
+    assert server.jobs.lock_state("task-9") is LockState.FREE
 
 
 async def test_damaged_stored_job_is_reported(server, job):

@@ -11,7 +11,7 @@ import pytest
 from doubles.cluster_server import HOST, OVERHEAD_BYTES, SMALL, ClusterServer, make_request, wait_until
 from sandbox.interfaces.cluster_engine import EngineUnavailableError
 from sandbox.interfaces.images import Image, ImageReference, ImageUnusableError
-from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import (
     AttemptLocation,
     FinishAttempt,
@@ -144,7 +144,7 @@ async def test_reservation_waits_at_most_a_second_for_a_worker(placement):
         await placement.allocator.reserve_host("task-1", None, SMALL, "agentic-dev")
     assert asyncio.get_running_loop().time() - started_at < 5
     job = placement.allocator._workers.jobs.of_task("task-1")
-    assert placement.find_runner(LOCATION).liveness() is Liveness.FREE
+    assert placement.find_runner(LOCATION).lock_state() is LockState.FREE
     assert not await placement.find_runner(LOCATION).kill()
     order = FinishAttempt("task-1", job.stored.attempt_id)
     with pytest.raises(RunnerNotStartedError):
@@ -159,10 +159,10 @@ class UnusedWriter:
 
 
 async def test_attempt_of_an_unknown_job_is_lost_only_after_a_lease(placement, monkeypatch):
-    assert placement.find_runner(LOCATION).liveness() is Liveness.UNKNOWN
+    assert placement.find_runner(LOCATION).lock_state() is LockState.UNKNOWN
     assert placement.allocator.loss_code(LOCATION) is None
     monkeypatch.setattr(jobs, "takeover_seconds", lambda _: 0.0)
-    assert placement.find_runner(LOCATION).liveness() is Liveness.FREE
+    assert placement.find_runner(LOCATION).lock_state() is LockState.FREE
     assert placement.allocator.loss_code(LOCATION) is FailureCode.HOST_LOST
 
 
@@ -175,8 +175,8 @@ async def test_attempt_of_an_unknown_job_has_no_files(placement):
     scan = await files.scan()
     assert (scan.leftovers, scan.unowned) == ((), {})
     await files.clean_up(Leftover(LOCATION, (), has_sandbox_handle=False), keeps_disk=False)
-    async with placement.preserved_disk(LOCATION).try_lock() as liveness:
-        assert liveness is Liveness.UNKNOWN
+    async with placement.preserved_disk(LOCATION).try_lock() as lock_state:
+        assert lock_state is LockState.UNKNOWN
     with pytest.raises(HostUnreachableError):
         placement.allocator.find_image(LOCATION, "agentic-dev")
 
@@ -190,7 +190,7 @@ async def worker(server, placement):
     worker = FakeWorker(server, await reserve(server, placement))
     async with server.connect(server.claim(worker.job), Heartbeat(1, "free", 0, 0, is_launching=False)) as client:
         serving = asyncio.create_task(worker.serve(client))
-        await wait_until(lambda: worker.job.session and worker.job.session.liveness is Liveness.FREE)
+        await wait_until(lambda: worker.job.session and worker.job.session.lock_state is LockState.FREE)
         yield worker
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
@@ -330,8 +330,8 @@ async def test_disk_error_on_a_host_allows_another_attempt(placement, worker, re
 
 async def test_lock_that_the_worker_acquires_too_late_is_released(placement, worker):
     disk = placement.preserved_disk(LOCATION._replace(attempt_id=worker.job.stored.attempt_id))
-    async with disk.try_lock() as liveness:
-        assert liveness is Liveness.UNKNOWN  # the worker has not answered
+    async with disk.try_lock() as lock_state:
+        assert lock_state is LockState.UNKNOWN  # the worker has not answered
     [lock, unlock] = await wait_until(lambda: len(worker.requests) == 2 and worker.requests)
     assert (type(lock), unlock) == (LockDisk, UnlockDisk(lock.lock_id))
 
@@ -348,11 +348,11 @@ async def test_lock_of_a_cancelled_request_is_released(placement, worker):
 async def test_acquired_lock_is_released_once(placement, worker):
     worker.answers |= {LockDisk: lambda _: "free", UnlockDisk: lambda _: CallResult(0)}
     disk = placement.preserved_disk(LOCATION._replace(attempt_id=worker.job.stored.attempt_id))
-    async with disk.try_lock() as liveness:
-        assert liveness is Liveness.FREE
+    async with disk.try_lock() as lock_state:
+        assert lock_state is LockState.FREE
     worker.answers[LockDisk] = lambda _: "held"
-    async with disk.try_lock() as liveness:
-        assert liveness is Liveness.HELD
+    async with disk.try_lock() as lock_state:
+        assert lock_state is LockState.HELD
     assert worker.names() == ["LockDisk", "UnlockDisk", "LockDisk"]
 
 

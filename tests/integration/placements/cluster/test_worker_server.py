@@ -10,7 +10,7 @@ import pytest
 
 from doubles.cluster_server import BOOT_ID, wait_until
 from sandbox.interfaces.cluster_engine import EngineUnavailableError, JobPhase, JobStatus
-from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.worker_messages import (
     CallResult,
     Claimed,
@@ -170,7 +170,7 @@ async def test_claim_survives_a_restart_of_the_server(server, job):
     async with server.connect(claim) as client:
         await client.read()
     await server.restart()
-    assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
+    assert server.jobs.lock_state("task-1") is LockState.UNKNOWN
     await check_rejected(server, server.claim(job))
     async with server.connect(claim) as client:
         assert isinstance(await client.read(), Claimed)
@@ -357,7 +357,7 @@ async def test_illegal_message_fences_the_worker(server, job, number):
     await check_rejected(server, claim)
     await server.restart()
     await check_rejected(server, claim)
-    assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
+    assert server.jobs.lock_state("task-1") is LockState.UNKNOWN
     assert not server.jobs.of_task("task-1").stored.is_given_up
     assert server.replicas.end_offset("task-1") == before
 
@@ -394,7 +394,7 @@ async def test_records_are_copied_and_repeated_ones_have_no_effect(server, job):
         assert await client.read() is None
     assert server.has_task_ended("task-1")
     assert server.jobs.of_task("task-1") is None
-    assert server.jobs.liveness("task-1") is Liveness.FREE
+    assert server.jobs.lock_state("task-1") is LockState.FREE
     assert list(server.store.iterdir()) == []
 
 
@@ -424,13 +424,13 @@ async def test_lock_is_free_only_after_the_last_record(server, job):
     async with server.connect(server.claim(job), HELD) as client:
         await client.read()
         await client.read()
-        assert job.session.liveness is Liveness.HELD
+        assert job.session.lock_state is LockState.HELD
         await client.send(msgspec.structs.replace(FREE, end_offset=writer.end))
         await client.read()
-        assert job.session.liveness is Liveness.UNKNOWN
+        assert job.session.lock_state is LockState.UNKNOWN
         await client.send(message)
         await client.read()
-        assert job.session.liveness is Liveness.FREE
+        assert job.session.lock_state is LockState.FREE
 
 
 async def test_worker_receives_the_tasks_that_have_ended(server, job):

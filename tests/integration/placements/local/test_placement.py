@@ -21,7 +21,7 @@ import pytest
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import (
     AttemptLocation,
     CancelAttempt,
@@ -528,29 +528,29 @@ def preserved_disk(run_dir):
 
 async def test_preserved_disk_can_be_locked_by_one_user_at_a_time(run_dir):
     first, second = preserved_disk(run_dir), preserved_disk(run_dir)
-    async with first.try_lock() as liveness:
-        assert liveness is Liveness.FREE
+    async with first.try_lock() as lock_state:
+        assert lock_state is LockState.FREE
         async with second.try_lock() as other:
-            assert other is Liveness.HELD
-    async with second.try_lock() as liveness:
-        assert liveness is Liveness.FREE
+            assert other is LockState.HELD
+    async with second.try_lock() as lock_state:
+        assert lock_state is LockState.FREE
 
 
 async def test_debug_session_holds_the_lock_of_its_disk(run_dir):
     disk, other = preserved_disk(run_dir), preserved_disk(run_dir)
-    async with disk.try_lock() as liveness:
-        assert liveness is Liveness.FREE
+    async with disk.try_lock() as lock_state:
+        assert lock_state is LockState.FREE
         await disk.start_debug_session(DebugSession("task-1", "a" * 12))
     report = await wait_for_report(run_dir)
     assert json.loads(report["order"])["order"]["type"] == "debug_session"
 
-    async def liveness_now():
+    async def lock_state_now():
         async with other.try_lock() as found:
             return found
 
-    assert await liveness_now() is Liveness.HELD
+    assert await lock_state_now() is LockState.HELD
     (run_dir / "go").touch()
-    while await liveness_now() is not Liveness.FREE:
+    while await lock_state_now() is not LockState.FREE:
         await asyncio.sleep(0.005)
 
 
@@ -589,10 +589,10 @@ async def test_handle_reports_and_kills_a_runner_of_an_earlier_server(run_dir):
     await wait_for_report(run_dir)
     found = make().find_runner(AttemptLocation("task-1", "a" * 12, "renamed"))
     assert (launched.attempt_id, found.attempt_id) == ("a" * 12, "a" * 12)
-    assert launched.liveness() is found.liveness() is Liveness.HELD
+    assert launched.lock_state() is found.lock_state() is LockState.HELD
     with pytest.raises(RunnerUnreachableError):
         await found.cancel(CancelAttempt())
     assert await found.is_responsive()  # a socket without a listener does not prove that the runner is stuck
     assert await found.kill()
-    await wait_until(lambda: found.liveness() is Liveness.FREE)
+    await wait_until(lambda: found.lock_state() is LockState.FREE)
     assert not await found.kill()

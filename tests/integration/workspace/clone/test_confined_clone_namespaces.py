@@ -112,7 +112,7 @@ async def programs_see_only_their_own_directory(confinement):
     spec = ConfinementSpec(1, 512 * 1024**2, 64, [confinement.repository, workspace], [confinement.rules])
     async with confinement.runtime.confine(confinement.handle, spec) as confinement.confinement:
         (workspace / "from-host").write_text("host")
-        await confinement.confinement.grant(workspace)
+        await confinement.confinement.transfer_ownership(workspace)
         script = "ls ..; for one in repository.git workspace; do touch ../$one/mine && echo WROTE $one; done"
         _, output = await confinement.shell(script)
         assert output.splitlines()[:2] == ["ignore-rules", "repository.git"]

@@ -98,17 +98,17 @@ async def test_source_error_is_raised_after_earlier_messages():
             await prefetcher.next_batch()
 
 
-def test_encodings_of_a_batch_are_cached_for_a_limited_number_of_views():
+def test_encodings_of_a_batch_are_cached_for_a_limited_number_of_encoders():
     encodings = []
 
-    class View:
+    class FakeEncoder:
         def encode(self, events):
             encodings.append(self)
             return tuple(str(event["seq"]).encode() for event in events)
 
     batch = Batch(0, [{"seq": 1, "type": "output"}], 1, CacheMemory())
-    first, *others = [View() for _ in range(50)]
-    for view in (first, *others, *others, first):
-        assert batch.encode(view, 0) == (b"1",)
+    first, *others = [FakeEncoder() for _ in range(50)]
+    for encoder in (first, *others, *others, first):
+        assert batch.encode(encoder, 0) == (b"1",)
     assert encodings.count(first) == 1
     assert encodings.count(others[-1]) == 2

@@ -42,7 +42,7 @@ def test_short_key_is_not_redacted():
 
 
 ESCAPED_KEY = b"gw-live-9f8e7d6c5b4a/="
-SPELLINGS = {
+KEY_ENCODINGS = {
     "special characters": ESCAPED_KEY.replace(b"=", rb"\u003D").replace(b"/", rb"\/"),
     "all characters": b"".join(rb"\u%04x" % character for character in ESCAPED_KEY),
     "mixed": rb"\u0067" + ESCAPED_KEY[1:-1] + rb"\u003d",
@@ -51,18 +51,18 @@ SPELLINGS = {
 }
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
-def test_key_with_json_escapes_is_redacted_regardless_of_chunk_boundaries(spelling):
+@pytest.mark.parametrize("encoded_key", KEY_ENCODINGS.values(), ids=KEY_ENCODINGS)
+def test_key_with_json_escapes_is_redacted_regardless_of_chunk_boundaries(encoded_key):
     before, after = b'{"message": "The key ', rb" may not be used: \u00e9."
-    expected = before + b"*" * len(spelling) + after
-    for at in range(len(before + spelling + after) + 1):
-        body = before + spelling + after
+    expected = before + b"*" * len(encoded_key) + after
+    for at in range(len(before + encoded_key + after) + 1):
+        body = before + encoded_key + after
         assert redacted([body[:at], body[at:]], ESCAPED_KEY) == expected
     assert redacted(split(body, 1), ESCAPED_KEY) == expected
 
 
 KEY_WITH_BACKSLASHES = rb"domain\user\\u\key"
-SPELLINGS_OF_BACKSLASHES = {
+KEY_ENCODINGS_WITH_BACKSLASHES = {
     "Unicode escapes": KEY_WITH_BACKSLASHES.replace(b"\\", rb"\u005C"),
     "JSON": KEY_WITH_BACKSLASHES.replace(b"\\", rb"\\"),
     "JSON in JSON": KEY_WITH_BACKSLASHES.replace(b"\\", rb"\\\\"),
@@ -72,11 +72,11 @@ SPELLINGS_OF_BACKSLASHES = {
 }
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS_OF_BACKSLASHES.values(), ids=SPELLINGS_OF_BACKSLASHES)
-def test_key_with_backslashes_is_redacted_regardless_of_chunk_boundaries(spelling):
+@pytest.mark.parametrize("encoded_key", KEY_ENCODINGS_WITH_BACKSLASHES.values(), ids=KEY_ENCODINGS_WITH_BACKSLASHES)
+def test_key_with_backslashes_is_redacted_regardless_of_chunk_boundaries(encoded_key):
     before, after = b'{"message": "Not a key: ', rb'\\", "a": "\u005c"}'
-    body = before + spelling + after
-    expected = before + b"*" * len(spelling) + after
+    body = before + encoded_key + after
+    expected = before + b"*" * len(encoded_key) + after
     for at in range(len(body) + 1):
         assert redacted([body[:at], body[at:]], KEY_WITH_BACKSLASHES) == expected
     assert redacted(split(body, 1), KEY_WITH_BACKSLASHES) == expected

@@ -11,7 +11,7 @@ import pytest
 from doubles.bpf_interpreter import ALLOW, decide, errno_of
 from sandbox.runtimes.limits import allowed_sockopts_and_ioctls, seccomp
 
-AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 IOCTL = {"x86_64": 16, "aarch64": 29}
 NONE, WRITE, READ, BOTH = 0, 1, 2, 3
 TERMIOS2_BYTES, FSXATTR_BYTES, LABEL_BYTES, UUID_BYTES, TIME_BYTES = 44, 28, 256, 17, 16
@@ -104,12 +104,14 @@ UNKNOWN = {
     "a number that no kernel has": 0xFFFFFFFF,
 }
 TYPES = sorted({number >> 8 & 0xFF for number in (*ALLOWED.values(), *DENIED.values(), *UNKNOWN.values())})
-every_architecture = pytest.mark.parametrize("architecture", AUDIT)
+every_architecture = pytest.mark.parametrize("architecture", AUDIT_ARCH)
 
 
 def action(architecture: str, number: int, code: bytes | None = None) -> int:
     program = seccomp.assemble_filter(architecture) if code is None else code
-    return decide(program, audit=AUDIT[architecture], number=IOCTL[architecture], arguments=(3, number, 0x1000))
+    return decide(
+        program, audit_arch=AUDIT_ARCH[architecture], number=IOCTL[architecture], arguments=(3, number, 0x1000)
+    )
 
 
 @every_architecture

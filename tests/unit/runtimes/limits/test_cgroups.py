@@ -55,9 +55,9 @@ def _unified(folder: Path) -> tuple[Path, ControlGroup]:
 class DropCachesHarness:
     """A control group with files of cgroup v1 or v2, on a machine with cached names of nonexistent files."""
 
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, control: str) -> None:
-        self._control = directory / control
-        self._control.write_text("")
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, reclaim_file: str) -> None:
+        self._reclaim_file = directory / reclaim_file
+        self._reclaim_file.write_text("")
         (directory / "memory.current").write_text("900000000\n")
         self._charge = directory / "memory.kmem.usage_in_bytes"
         self._monkeypatch = monkeypatch
@@ -67,14 +67,14 @@ class DropCachesHarness:
         self._monkeypatch.setattr(cgroups, "count_negative_dentries", lambda: negative_dentries)
         self._charge.write_text(f"{kernel_bytes}\n")
         self._group.drop_caches(negative_dentries_before)
-        return self._control.read_text()
+        return self._reclaim_file.read_text()
 
 
-@pytest.mark.parametrize(("control", "written"), [("memory.force_empty", "0"), ("memory.reclaim", "900000000")])
+@pytest.mark.parametrize(("reclaim_file", "written"), [("memory.force_empty", "0"), ("memory.reclaim", "900000000")])
 def test_caches_with_many_negative_dentries_are_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, control: str, written: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reclaim_file: str, written: str
 ):
-    harness = DropCachesHarness(tmp_path, monkeypatch, control)
+    harness = DropCachesHarness(tmp_path, monkeypatch, reclaim_file)
     assert harness.drop(5_000_000, 900_000_000) == written
 
 

@@ -17,11 +17,11 @@ import os, sys
 held = [os.open(sys.argv[1], os.O_RDONLY | int(flags)) for flags in sys.argv[3:] for _ in range(int(sys.argv[2]))]
 print("held", flush=True); sys.stdin.read()
 """
-Holder = Callable[..., int]
+StartHolder = Callable[..., int]
 
 
 @pytest.fixture
-def start_holder(tmp_path: Path) -> Iterator[Holder]:
+def start_holder(tmp_path: Path) -> Iterator[StartHolder]:
     """Return a function that starts a process that opens the path repeatedly with each of the flags."""
     started: list[subprocess.Popen[str]] = []
 
@@ -43,7 +43,7 @@ def low_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_file_counts, "OPEN_DIRECTORIES_MAX", 20)
 
 
-def test_directories_are_counted_but_files_and_o_path_descriptors_are_not(start_holder: Holder, tmp_path: Path):
+def test_directories_are_counted_but_files_and_o_path_descriptors_are_not(start_holder: StartHolder, tmp_path: Path):
     (tmp_path / "file").touch()
     assert open_file_counts.count_directories([start_holder(0)], descriptors_per_directory=1).directories == _OPEN_COUNT
     assert open_file_counts.count_directories([start_holder(os.O_PATH)], descriptors_per_directory=1).directories == 0
@@ -57,26 +57,28 @@ def test_directories_are_counted_but_files_and_o_path_descriptors_are_not(start_
     assert (usage.directories, usage.open_files) == (_OPEN_COUNT, None)
 
 
-def test_directory_with_two_descriptors_is_counted_once(start_holder: Holder):
+def test_directory_with_two_descriptors_is_counted_once(start_holder: StartHolder):
     assert (
         open_file_counts.count_directories([start_holder(0, 0)], descriptors_per_directory=2).directories == _OPEN_COUNT
     )
 
 
-def test_files_shared_by_processes_are_counted_once(start_holder: Holder):
+def test_files_shared_by_processes_are_counted_once(start_holder: StartHolder):
     assert (
         open_file_counts.count_directories([start_holder(0), start_holder(0)], descriptors_per_directory=1).directories
         == _OPEN_COUNT
     )
 
 
-def test_usage_is_empty_if_there_are_few_files_or_no_processes(start_holder: Holder, monkeypatch: pytest.MonkeyPatch):
+def test_usage_is_empty_if_there_are_few_files_or_no_processes(
+    start_holder: StartHolder, monkeypatch: pytest.MonkeyPatch
+):
     assert open_file_counts.count_directories([], descriptors_per_directory=1) == FileUsage()
     monkeypatch.setattr(open_file_counts, "OPEN_DIRECTORIES_MAX", 1000)
     assert open_file_counts.count_directories([start_holder(0)], descriptors_per_directory=1) == FileUsage()
 
 
-def test_large_table_is_not_listed(start_holder: Holder, monkeypatch: pytest.MonkeyPatch):
+def test_large_table_is_not_listed(start_holder: StartHolder, monkeypatch: pytest.MonkeyPatch):
     """Listing a large table takes seconds."""
     listed: list[str] = []
     list_directory = open_file_counts.list_directory
@@ -89,7 +91,7 @@ def test_large_table_is_not_listed(start_holder: Holder, monkeypatch: pytest.Mon
     assert len(listed) == 1
 
 
-def test_directories_in_a_large_table_are_estimated(start_holder: Holder, monkeypatch: pytest.MonkeyPatch):
+def test_directories_in_a_large_table_are_estimated(start_holder: StartHolder, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(open_file_counts, "_LISTED_FILES_MAX", 20)
     monkeypatch.setattr(open_file_counts, "_TRIED_DESCRIPTORS_MAX", 64)
     pid = start_holder(0, 0, 0, 0, os.O_PATH, os.O_PATH)

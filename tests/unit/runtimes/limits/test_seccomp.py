@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sandbox.runtimes.limits import seccomp
 
 ALLOW, TRAP = 0x7FFF0000, 0x00030000
-AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 CLONE = {"x86_64": 56, "aarch64": 220}
 UNSHARE = {"x86_64": 272, "aarch64": 97}
 SOCKET = {"x86_64": 41, "aarch64": 198}
@@ -42,11 +42,13 @@ all_architectures = pytest.mark.parametrize("architecture", seccomp.ARCHITECTURE
 
 
 def evaluate(
-    architecture: str, number: int, *arguments: int, audit: int | None = None, code: bytes | None = None
+    architecture: str, number: int, *arguments: int, audit_arch: int | None = None, code: bytes | None = None
 ) -> int:
     """Return the kernel's decision: ALLOW, TRAP, an errno or IGNORED. `code` replaces the sandbox filter."""
     padded = [*arguments, 0, 0, 0, 0, 0, 0][:6]
-    data = struct.pack("=IIQ6Q", number & 0xFFFFFFFF, AUDIT[architecture] if audit is None else audit, 0, *padded)
+    data = struct.pack(
+        "=IIQ6Q", number & 0xFFFFFFFF, AUDIT_ARCH[architecture] if audit_arch is None else audit_arch, 0, *padded
+    )
     program = list(struct.iter_unpack("=HBBI", seccomp.assemble_filter(architecture) if code is None else code))
     accumulator, at = 0, 0
     while True:
@@ -92,9 +94,9 @@ def test_thread_filter_allows_threads_and_refuses_processes(architecture: str):
 
 @all_architectures
 def test_calls_of_another_architecture_are_trapped(architecture: str):
-    other = next(audit for name, audit in AUDIT.items() if name != architecture)
-    assert evaluate(architecture, READ[architecture], audit=other) == TRAP
-    assert evaluate(architecture, READ[architecture], audit=0x40000003) == TRAP  # 32-bit x86
+    other = next(audit_arch for name, audit_arch in AUDIT_ARCH.items() if name != architecture)
+    assert evaluate(architecture, READ[architecture], audit_arch=other) == TRAP
+    assert evaluate(architecture, READ[architecture], audit_arch=0x40000003) == TRAP  # 32-bit x86
 
 
 @all_architectures

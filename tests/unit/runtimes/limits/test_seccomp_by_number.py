@@ -118,21 +118,21 @@ CHECKED_CALLS: dict[str, tuple[int | None, int | None]] = {
     "mincore": (27, 232),
 }  # fmt: skip
 
-AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 LAST_KNOWN = 462  # mseal
 SUCCEEDS = 0x00050000  # SECCOMP_RET_ERRNO without an errno
-PROGRAMS = {architecture: seccomp.assemble_filter(architecture) for architecture in AUDIT}
+PROGRAMS = {architecture: seccomp.assemble_filter(architecture) for architecture in AUDIT_ARCH}
 
 
 def call_number(architecture: str, numbers: tuple[int | None, int | None]) -> int | None:
-    return numbers[list(AUDIT).index(architecture)]
+    return numbers[list(AUDIT_ARCH).index(architecture)]
 
 
 def rows(*tables: dict[str, tuple[int | None, int | None]]) -> list[tuple[str, str, int]]:
     """Return the architecture, name and number of each call, for the architectures that have the call."""
     numbered = [
         (architecture, name, call_number(architecture, numbers))
-        for architecture in AUDIT
+        for architecture in AUDIT_ARCH
         for table in tables
         for name, numbers in table.items()
     ]
@@ -140,7 +140,7 @@ def rows(*tables: dict[str, tuple[int | None, int | None]]) -> list[tuple[str, s
 
 
 def action(architecture: str, number: int, *arguments: int) -> int:
-    return decide(PROGRAMS[architecture], audit=AUDIT[architecture], number=number, arguments=arguments)
+    return decide(PROGRAMS[architecture], audit_arch=AUDIT_ARCH[architecture], number=number, arguments=arguments)
 
 
 @pytest.mark.parametrize(("architecture", "name", "number"), rows(DENIED))
@@ -179,7 +179,7 @@ def test_call_that_moves_a_thread_to_another_processor_succeeds_without_effect(
         assert action(architecture, number, process, 8, 0x1000) == SUCCEEDS, name
 
 
-@pytest.mark.parametrize("architecture", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT_ARCH)
 def test_higher_priority_is_denied(architecture: str):
     number = call_number(architecture, WITHOUT_EFFECT["setpriority"])
     assert number is not None
@@ -187,7 +187,7 @@ def test_higher_priority_is_denied(architecture: str):
         assert errno_of(action(architecture, number, 0, 0, priority & 0xFFFFFFFF)) == errno.EACCES
 
 
-@pytest.mark.parametrize("architecture", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT_ARCH)
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -205,7 +205,7 @@ def test_argument_without_effect_succeeds(architecture: str, name: str, argument
     assert action(architecture, number, *arguments) == SUCCEEDS
 
 
-@pytest.mark.parametrize("architecture", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT_ARCH)
 def test_core_dump_limit_can_be_read_but_not_changed(architecture: str):
     number = call_number(architecture, CHECKED_CALLS["prlimit64"])
     assert number is not None
@@ -226,7 +226,7 @@ def test_arguments_of_calls_without_an_argument_rule_are_not_checked(architectur
         assert action(architecture, number, *[argument] * 6) == ALLOW, name
 
 
-@pytest.mark.parametrize("architecture", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT_ARCH)
 @pytest.mark.parametrize("other", CHECKED_CALLS)
 def test_argument_is_not_mistaken_for_a_call_number(architecture: str, other: str):
     argument = call_number(architecture, CHECKED_CALLS[other])
@@ -236,7 +236,7 @@ def test_argument_is_not_mistaken_for_a_call_number(architecture: str, other: st
             assert action(architecture, number, *arguments, 99, 99) == ALLOW, name
 
 
-@pytest.mark.parametrize("architecture", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT_ARCH)
 def test_calls_that_are_not_listed_as_rejected_are_allowed(architecture: str):
     ordinary = {
         call_number(architecture, CHECKED_CALLS[name]): arguments for name, arguments in ORDINARY_ARGUMENTS.items()
@@ -251,21 +251,21 @@ def test_calls_that_are_not_listed_as_rejected_are_allowed(architecture: str):
     }
 
 
-@pytest.mark.parametrize("architecture", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT_ARCH)
 def test_unknown_calls_return_enosys(architecture: str):
     assert {errno_of(action(architecture, number)) for number in range(LAST_KNOWN + 1, LAST_KNOWN + 100)} == {
         errno.ENOSYS
     }
 
 
-@pytest.mark.parametrize("architecture", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT_ARCH)
 def test_filter_traps_calls_of_other_architectures(architecture: str):
-    for audit in (*AUDIT.values(), 0x40000003, 0x40000028, 0):  # 32-bit x86, 32-bit ARM
-        decision = decide(PROGRAMS[architecture], audit=audit, number=LAST_KNOWN)
-        assert decision == (ALLOW if audit == AUDIT[architecture] else TRAP)
+    for audit_arch in (*AUDIT_ARCH.values(), 0x40000003, 0x40000028, 0):  # 32-bit x86, 32-bit ARM
+        decision = decide(PROGRAMS[architecture], audit_arch=audit_arch, number=LAST_KNOWN)
+        assert decision == (ALLOW if audit_arch == AUDIT_ARCH[architecture] else TRAP)
 
 
-@pytest.mark.parametrize("architecture", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT_ARCH)
 def test_each_row_of_the_filter_has_a_row_in_the_independent_list(architecture: str):
     table = seccomp.ARCHITECTURES[architecture].denied | seccomp._DENIED_ON_ALL_ARCHITECTURES
     assert table == {
@@ -329,7 +329,7 @@ REFUSED_ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("architecture", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT_ARCH)
 @pytest.mark.parametrize(("name", "arguments"), ALLOWED_ARGUMENTS)
 def test_common_arguments_are_allowed(architecture: str, name: str, arguments: tuple[int, ...]):
     number = call_number(architecture, CHECKED_CALLS[name])
@@ -337,7 +337,7 @@ def test_common_arguments_are_allowed(architecture: str, name: str, arguments: t
     assert action(architecture, number, *arguments) == ALLOW
 
 
-@pytest.mark.parametrize("architecture", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT_ARCH)
 @pytest.mark.parametrize(("name", "arguments", "error"), REFUSED_ARGUMENTS)
 def test_dangerous_arguments_are_rejected(architecture: str, name: str, arguments: tuple[int, ...], error: int):
     number = call_number(architecture, CHECKED_CALLS[name])
@@ -347,7 +347,7 @@ def test_dangerous_arguments_are_rejected(architecture: str, name: str, argument
     assert errno_of(action(architecture, number, *high)) == error, "the kernel reads only the low half of these"
 
 
-@pytest.mark.parametrize("architecture", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT_ARCH)
 def test_filter_is_valid_bpf(architecture: str):
     instructions = list(struct.iter_unpack("=HBBI", PROGRAMS[architecture]))
     loads = [value for code, _, _, value in instructions if code == 0x20]
@@ -405,7 +405,7 @@ IGNORED_SOCKET_OPTIONS = {SO: {7, 8}, IP: {11}, TCP: {9}, UDP: {104}, IPV6: {25}
 
 
 @pytest.mark.parametrize("level", ALLOWED_SOCKET_OPTIONS)
-@pytest.mark.parametrize("architecture", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT_ARCH)
 def test_only_listed_socket_options_are_allowed(architecture: str, level: int):
     calls = {option: action(architecture, SETSOCKOPT[architecture], 3, level, option) for option in range(128)}
     assert {option for option, result in calls.items() if result == ALLOW} == set(

@@ -14,7 +14,7 @@ _OPENS = "[<0>] ptmx_open+0x45/0x1b0\n[<0>] do_dentry_open+0x2b1/0x470\n"
 _WAITS = "[<0>] __mutex_lock.constprop.0+0x392/0xa70\n" + _OPENS
 
 
-class WaitedLock:
+class TerminalLockHarness:
     """A probe that waits for the lock, a clock, and the threads of a sandbox."""
 
     def __init__(self, proc: Path) -> None:
@@ -38,8 +38,8 @@ class WaitedLock:
 
 
 @pytest.fixture
-def lock(tmp_path: Path) -> WaitedLock:
-    return WaitedLock(tmp_path)
+def lock(tmp_path: Path) -> TerminalLockHarness:
+    return TerminalLockHarness(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -54,18 +54,20 @@ def lock(tmp_path: Path) -> WaitedLock:
     ],
     ids=["holds", "was given the lock", "holds and waits for something else", "closes", "waits", "opens a file"],
 )
-def test_time_counts_while_a_thread_may_hold_the_lock(lock: WaitedLock, state: str, stack: str, seconds: float):
+def test_time_counts_while_a_thread_may_hold_the_lock(
+    lock: TerminalLockHarness, state: str, stack: str, seconds: float
+):
     lock.add_thread(8, state, stack)
     assert lock.measure(3) == seconds
 
 
-def test_time_does_not_count_while_the_lock_is_free(lock: WaitedLock):
+def test_time_does_not_count_while_the_lock_is_free(lock: TerminalLockHarness):
     lock.add_thread(8, "R", _OPENS)
     lock.waited_seconds = 0.9
     assert lock.measure(3) == 0.0
 
 
-def test_time_decreases_slowly_while_the_lock_is_free(lock: WaitedLock):
+def test_time_decreases_slowly_while_the_lock_is_free(lock: TerminalLockHarness):
     lock.add_thread(8, "R", _OPENS)
     assert lock.measure(3) == 3.0
     lock.waited_seconds = 0.0

@@ -62,14 +62,14 @@ async def _run_screen(options: CliOptions, console: Console, view: TopView) -> s
     """Return the id of the task to watch; None to quit."""
     async with AsyncClient(options.server, options.token) as client:
         view.update(await fetch_snapshot(client, view.filter))
-        changed, expired, keys = asyncio.Event(), asyncio.Event(), asyncio.Queue[bytes]()
+        changed, refresh_requested, keys = asyncio.Event(), asyncio.Event(), asyncio.Queue[bytes]()
         with _cbreak_mode(), Live(console=console, screen=True, auto_refresh=False) as live:
             descriptor = sys.stdin.fileno()
             asyncio.get_running_loop().add_reader(descriptor, lambda: _read(descriptor, keys))
-            work = (_poll(client, view, changed, expired), _draw(live, view, changed))
+            work = (_poll(client, view, changed, refresh_requested), _draw(live, view, changed))
             running = [asyncio.create_task(one) for one in work]
             try:
-                return await _KeyHandler(client, view, changed, expired).run(keys)
+                return await _KeyHandler(client, view, changed, refresh_requested).run(keys)
             finally:
                 asyncio.get_running_loop().remove_reader(descriptor)
                 for task in running:
@@ -77,13 +77,13 @@ async def _run_screen(options: CliOptions, console: Console, view: TopView) -> s
                 await asyncio.gather(*running, return_exceptions=True)
 
 
-async def _poll(client: AsyncClient, view: TopView, changed: asyncio.Event, expired: asyncio.Event) -> None:
-    """Fetch the data once per second, and immediately if it has expired, for example because the filter has changed."""
+async def _poll(client: AsyncClient, view: TopView, changed: asyncio.Event, refresh_requested: asyncio.Event) -> None:
+    """Fetch the data once per second, and immediately if a refresh was requested, for example by a new filter."""
     while True:
         changed.set()
         with suppress(TimeoutError):
-            await asyncio.wait_for(expired.wait(), REFRESH_INTERVAL_SECONDS)
-        expired.clear()
+            await asyncio.wait_for(refresh_requested.wait(), REFRESH_INTERVAL_SECONDS)
+        refresh_requested.clear()
         try:
             view.update(await fetch_snapshot(client, view.filter))
         except ClientError as error:
@@ -100,11 +100,13 @@ async def _draw(live: Live, view: TopView, changed: asyncio.Event) -> None:
 
 
 class _KeyHandler:
-    def __init__(self, client: AsyncClient, view: TopView, changed: asyncio.Event, expired: asyncio.Event) -> None:
+    def __init__(
+        self, client: AsyncClient, view: TopView, changed: asyncio.Event, refresh_requested: asyncio.Event
+    ) -> None:
         self._client = client
         self._view = view
         self._changed = changed
-        self._expired = expired
+        self._refresh_requested = refresh_requested
 
     async def run(self, keys: asyncio.Queue[bytes]) -> str | None:
         """Handle keys; return the id of the task to watch, or None to quit."""
@@ -114,7 +116,7 @@ class _KeyHandler:
             if view.is_help_open:
                 view.toggle_help()
             elif view.search_input is not None:
-                self._expire_if(view.type_search(typed))
+                self._request_refresh_if(view.type_search(typed))
             elif view.has_question:
                 await self._answer_cancel(typed)
             else:
@@ -134,7 +136,7 @@ class _KeyHandler:
                 self._view.open_search()
             case "filter":
                 self._view.filter_next_states()
-                self._expired.set()
+                self._refresh_requested.set()
             case "cancel":
                 self._view.ask_cancel()
             case "help":
@@ -148,11 +150,11 @@ class _KeyHandler:
             self._view.show_notice((await self._client.cancel(task_id))["message"])
         except ClientError as error:
             self._view.show_notice(error.message)
-        self._expired.set()
+        self._refresh_requested.set()
 
-    def _expire_if(self, is_expired: bool) -> None:
-        if is_expired:
-            self._expired.set()
+    def _request_refresh_if(self, is_requested: bool) -> None:
+        if is_requested:
+            self._refresh_requested.set()
 
 
 def _watch(options: CliOptions, console: Console, task_id: str) -> None:
