@@ -226,7 +226,7 @@ def _declare_listed_task() -> type[Any]:
         for each in msgspec.structs.fields(Task)
         if each.name in listed_types
     ]
-    methods = {"__eq__": _is_equal_task}
+    methods = {"__eq__": _is_equal_task, "__ne__": lambda task, other: not _is_equal_task(task, other)}
     return msgspec.defstruct("_ListedTask", declared, bases=(Task,), namespace=methods, frozen=True)
 
 

@@ -41,7 +41,10 @@ class _Fetch:
 
     async def _run(self, open_image: OpenImage) -> None:
         try:
-            reader, writer = await open_image(self.image.digest)
+            try:
+                reader, writer = await open_image(self.image.digest)
+            except OSError as error:
+                raise ConnectionError(error_reason(error)) from error
             with contextlib.closing(writer):
                 await self._receive(reader)
         finally:
@@ -61,7 +64,7 @@ class _Fetch:
         def read() -> bytes:
             try:
                 return asyncio.run_coroutine_threadsafe(read_part(), loop).result()
-            except InvalidMessageError as error:
+            except (InvalidMessageError, OSError) as error:
                 raise ConnectionError(error_reason(error)) from error
 
         await asyncio.to_thread(self._copies.receive, self.image, read)
@@ -100,9 +103,9 @@ class TaskImage:
             fetch = self._fetch = _Fetch(wanted, self._copies, open_image)
         if not fetch.running.done():
             return ImagePreparation(is_ready=False, received_bytes=fetch.received_bytes)
-        problem = _describe_end(fetch.running)
         if time.monotonic() - fetch.ended_at >= _RETRY_SECONDS:
             self._fetch = None
+        problem = _describe_end(fetch.running)
         return ImagePreparation(is_ready=False, problem=problem[:_PROBLEM_CHARACTERS_MAX])
 
     def find(self, profile: str) -> PreparedImage | None:

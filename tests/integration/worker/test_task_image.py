@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import os
+import socket
+import ssl
 
 import msgspec
 import pytest
@@ -264,3 +266,36 @@ class TestFetches:
             await wait_until(lambda: session.image_offer._is_taken)
             session.close()
             await wait_until(lambda: not session.image_offer._is_taken)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [socket.gaierror("Name or service not known"), OSError("Multiple exceptions: refused"), ssl.SSLError("bad record")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_error_of_the_network_is_not_the_error_of_the_host(worker, job, add, monkeypatch, error):
+    monkeypatch.setattr(task_image, "_RETRY_SECONDS", 0.0)
+    image, open_image, failures = add(), worker.open, [error]
+
+    async def fail_once(digest):
+        if failures:
+            raise failures.pop()
+        return await open_image(digest)
+
+    worker.open = fail_once
+    assert (await prepare_until_ready(job, image)).digest == image.digest
+
+
+async def test_fetch_is_repeated_after_an_error_of_the_host(worker, job, add, monkeypatch):
+    monkeypatch.setattr(task_image, "_RETRY_SECONDS", 0.0)
+    image, receive, failures = add(), ReceivedImages.receive, [OSError(28, "No space left on device")]
+
+    def fail_once(images, reference, read):
+        if failures:
+            raise failures.pop()
+        receive(images, reference, read)
+
+    monkeypatch.setattr(ReceivedImages, "receive", fail_once)
+    with pytest.raises(OSError, match="No space left"):
+        await prepare_until_ready(job, image)
+    assert (await prepare_until_ready(job, image)).digest == image.digest

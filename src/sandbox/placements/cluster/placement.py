@@ -171,7 +171,11 @@ class ClusterAllocator:
             status = jobs.status(task_id)
             reason = job.reason if status is None else status.reason
             raise HostPendingError(f"The host {job.identity.name} is not responding." if job.is_claimed else reason)
-        find_image = await self._prepare_image(job, profile)
+        try:
+            find_image = await self._prepare_image(job, profile)
+        except HostPendingError:
+            await asyncio.sleep(_RESERVE_SECONDS)  # the worker answers at once, and the caller asks again at once
+            raise
         return ReservedHost(job.stored.attempt_ids[-1], job.identity, job.stored.runtime, find_image)
 
     async def _prepare_image(self, job: Job, profile: str) -> Callable[[str], Image | None]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import ssl
+import time
 
 import msgspec
 import pytest
@@ -229,6 +230,18 @@ class TestImages:
             await self.reserve(placement)
         expected = f"The host {HOST} is fetching the image {self.WANTED.name} (43 %). It was not fetched: \ufffd[2J."
         assert caught.value.message == expected
+
+    @pytest.mark.parametrize(
+        "answer", [ImagePreparation(is_ready=False), CallResult(0, error="OSError", message="No space left on device")]
+    )
+    async def test_worker_is_asked_again_only_after_a_pause(self, worker, placement, monkeypatch, answer):
+        monkeypatch.setattr("sandbox.placements.cluster.placement._RESERVE_SECONDS", 0.5)
+        worker.answers[PrepareImage] = lambda _: answer
+        begin = time.monotonic()
+        for _ in range(3):
+            with pytest.raises(HostPendingError):
+                await self.reserve(placement)
+        assert time.monotonic() - begin >= 1.5
 
     async def test_image_that_cannot_be_used_fails_the_attempt(self, worker, placement):
         worker.answers[PrepareImage] = lambda request: CallResult(
