@@ -194,7 +194,7 @@ def long_call_attacks():
 import re
 os.mkdir("/tmp/listed")
 for number in range(300): open(f"/tmp/listed/{{number}}", "w").close()
-LIMIT = 1 << 30  # CLOSING_BYTES_MAX
+LIMIT = 1 << 30  # CLOSING_FILES_BYTES_MAX
 # A smaller number is enough for a kernel that the sandbox does not share with the host.
 BUSY, DIRECTORIES, PROCESSES = (10, 1000, 3) if HAS_OWN_KERNEL else (120, 7000, 40)
 

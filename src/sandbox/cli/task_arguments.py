@@ -15,6 +15,7 @@ import click
 
 from sandbox.cli.errors import ExitCode, fail, print_error
 from sandbox.cli.options import current_options
+from sandbox.cli.output.console import confirm
 from sandbox.cli.output.formatting import pluralize, state_text
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.terminal_text import escape_name, escape_text, terminal_width
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from sandbox.cli.options import CliOptions
     from sandbox.client import Client, ClientError, TaskNotFoundError
-    from sandbox.client.response_types import TaskSummary
+    from sandbox.client.response_types import Task, TaskSummary
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
@@ -117,6 +118,24 @@ def for_each_task(
             click.echo(message if is_named else f"{escape_text(task_id)}: {message}", err=True)
     if code is not ExitCode.SUCCESS:
         raise click.exceptions.Exit(code)
+
+
+def confirm_for_tasks(tasks: Sequence[Task], *, one: tuple[str, str], several: tuple[str, str]) -> None:
+    """Ask once about all tasks. Exits if the user declines; does nothing without a task.
+
+    one, several: the question, and the text to print if the user declines. `{}` in the question stands for the task's
+    id and name, or for the number of tasks.
+    """
+    if not tasks:
+        return
+    shown = [f"{escape_text(task['id'])} ({escape_name(task['name'])})" for task in tasks]
+    if len(shown) == 1:
+        (question, refusal), subject = one, shown[0]
+    else:
+        click.echo("\n".join(f"  {text}" for text in shown), err=True)
+        (question, refusal), subject = several, str(len(shown))
+    if not confirm(question.format(subject), default=False):
+        fail(refusal, ExitCode.INTERRUPTED)
 
 
 def find_task_id(connect: Callable[[], Client], text: str) -> str:

@@ -213,7 +213,7 @@ The first second of each wait does not count.
 TERMINAL_CPU_CHECK_INTERVAL_SECONDS = 0.25
 """Interval at which the CPU time for writes to terminals, and the lock for opening terminals, are measured."""
 
-CLOSING_BYTES_MAX = 1024 * 1024 * 1024
+CLOSING_FILES_BYTES_MAX = 1024 * 1024 * 1024
 """Maximum memory attributed to one sandbox for the files of ending processes while the kernel closes these files.
 
 These files are in no descriptor table. A program can delay the closing by keeping a processor busy.
@@ -251,7 +251,7 @@ OPEN_DIRECTORIES_MAX = 8192
 A partly read directory can use 20 KiB of uncharged kernel memory.
 """
 
-UNCHARGED_GROWTH_MAX = 128 * 1024 * 1024
+UNCHARGED_MEMORY_GROWTH_BYTES_MAX = 128 * 1024 * 1024
 """If the kernel memory that is not charged to a sandbox grows by more than this, the sandbox's files are counted early.
 
 One processor can create 0.4 GiB of partly read directories in a second. A count of many files takes 0.2 s, and the

@@ -11,7 +11,7 @@ import msgspec
 from sandbox.model.fixed_limits import (
     ANON_VMA_CHAIN_BYTES_MAX,
     CACHED_EXTENTS_MAX,
-    CLOSING_BYTES_MAX,
+    CLOSING_FILES_BYTES_MAX,
     DENTRIES_MAX,
     DISK_DIRECTORIES_MAX,
     EPOLL_ENTRIES_MAX,
@@ -31,7 +31,7 @@ from sandbox.model.fixed_limits import (
     TERMINAL_CPU_SECONDS_MAX,
     TERMINAL_LOCK_SECONDS_MAX,
     UDP_SOCKETS_ON_PORT_MAX,
-    UNCHARGED_GROWTH_MAX,
+    UNCHARGED_MEMORY_GROWTH_BYTES_MAX,
     VMA_BYTES_MAX,
 )
 from sandbox.primitives.concurrency import run_until_first_complete
@@ -147,10 +147,10 @@ class KernelUsage(msgspec.Struct, frozen=True):
                 f"The kernel held {self.syscall_buffer_bytes >> 20} MiB for threads of the sandbox that read /proc/sys "
                 "or sent netlink requests; use smaller buffers, or fewer threads."
             )
-        if self.closing_bytes is not None and self.closing_bytes > CLOSING_BYTES_MAX:
+        if self.closing_bytes is not None and self.closing_bytes > CLOSING_FILES_BYTES_MAX:
             return (
                 f"The kernel may have held {self.closing_bytes >> 20} MiB for files of the sandbox's ending processes; "
-                f"the limit is {CLOSING_BYTES_MAX >> 20} MiB. Close directories before a process ends."
+                f"the limit is {CLOSING_FILES_BYTES_MAX >> 20} MiB. Close directories before a process ends."
             )
         if self.oom_kills > OOM_KILLS_MAX:
             return (
@@ -299,7 +299,7 @@ async def _poll_for_violation(
 async def _pause_until_grown(
     seconds: float, seconds_min: float, lowest: int, uncharged_bytes: Callable[[], int | None]
 ) -> None:
-    """Sleep until the memory has grown by more than UNCHARGED_GROWTH_MAX since its lowest size.
+    """Sleep until the memory has grown by more than UNCHARGED_MEMORY_GROWTH_BYTES_MAX since its lowest size.
 
     Sleeps for at least `seconds_min`, so that a program cannot make the runner count all the time, and for at most
     `seconds`.
@@ -312,7 +312,7 @@ async def _pause_until_grown(
         if current is None:
             continue
         lowest = min(lowest, current)
-        if current - lowest > UNCHARGED_GROWTH_MAX and loop.time() - started_at >= seconds_min:
+        if current - lowest > UNCHARGED_MEMORY_GROWTH_BYTES_MAX and loop.time() - started_at >= seconds_min:
             return
 
 

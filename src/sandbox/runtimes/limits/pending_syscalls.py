@@ -27,7 +27,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.model.fixed_limits import CLOSING_BYTES_MAX, OPEN_FILES_GROWTH_MAX, SYSCALL_BUFFER_BYTES_MAX
+from sandbox.model.fixed_limits import CLOSING_FILES_BYTES_MAX, OPEN_FILES_GROWTH_MAX, SYSCALL_BUFFER_BYTES_MAX
 from sandbox.runtimes.limits.open_file_counts import find_fd_table, list_directory
 
 _SEIZE, _INTERRUPT = 0x4206, 0x4207
@@ -304,7 +304,7 @@ class ClosingFilesMeter:
             return None
         self._lowest = total if self._lowest is None else min(total, self._lowest)
         growth = total - self._lowest
-        if growth <= CLOSING_BYTES_MAX:
+        if growth <= CLOSING_FILES_BYTES_MAX:
             self._first = {}
             return 0
         found = {thread: closing for thread in thread_ids() if (closing := self._find(thread)) is not None}

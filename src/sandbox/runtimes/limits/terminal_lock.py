@@ -27,7 +27,7 @@ _RECOVERY_FACTOR = 0.25
 
 
 class TerminalLockProbe:
-    """Takes the lock again and again, in a thread of its own, because the wait for it cannot be interrupted."""
+    """Takes the lock repeatedly in its own thread, because a wait for the lock cannot be interrupted."""
 
     def __init__(self, take_lock: Callable[[], object] = _DRIVERS.read_bytes) -> None:
         self._take_lock = take_lock

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sandbox.model.fixed_limits import SOCKET_BUFFER_BYTES_MAX, UNCHARGED_GROWTH_MAX
+from sandbox.model.fixed_limits import SOCKET_BUFFER_BYTES_MAX, UNCHARGED_MEMORY_GROWTH_BYTES_MAX
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 
 
@@ -199,7 +199,10 @@ def counting_uses_cpu(monkeypatch):
 
 
 @pytest.mark.usefixtures("counting_uses_cpu")
-@pytest.mark.parametrize(("grown_bytes", "is_early"), [(UNCHARGED_GROWTH_MAX + 1, True), (UNCHARGED_GROWTH_MAX, False)])
+@pytest.mark.parametrize(
+    ("grown_bytes", "is_early"),
+    [(UNCHARGED_MEMORY_GROWTH_BYTES_MAX + 1, True), (UNCHARGED_MEMORY_GROWTH_BYTES_MAX, False)],
+)
 async def test_files_are_counted_early_if_uncharged_kernel_memory_grows(grown_bytes, is_early):
     sandbox = ScriptedSandbox(KernelUsage())
     sandbox.count_seconds, sandbox.uncharged = 0.3, 7 << 30  # a pause of 3 s follows
@@ -218,7 +221,7 @@ async def test_pause_before_an_early_count_is_at_least_the_duration_of_a_count()
     sandbox.count_seconds, sandbox.uncharged = 0.3, 0
 
     def grow():
-        sandbox.uncharged += UNCHARGED_GROWTH_MAX + 1
+        sandbox.uncharged += UNCHARGED_MEMORY_GROWTH_BYTES_MAX + 1
         return sandbox.uncharged
 
     sandbox.uncharged_bytes = grow

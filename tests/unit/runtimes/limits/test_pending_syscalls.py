@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from sandbox.model.fixed_limits import CLOSING_BYTES_MAX, SYSCALL_BUFFER_BYTES_MAX, TERMINAL_CPU_SECONDS_MAX
+from sandbox.model.fixed_limits import CLOSING_FILES_BYTES_MAX, SYSCALL_BUFFER_BYTES_MAX, TERMINAL_CPU_SECONDS_MAX
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.pending_syscalls import (
     ClosingFilesMeter,
@@ -211,7 +211,7 @@ class EndingProcesses:
         self.threads = {thread: ClosingThread(state, "500", 10, str(thread)) for thread in range(count)}
         self.bytes, self.now = 1 << 30, 100.0
         self._meter = ClosingFilesMeter(lambda: self.bytes, self._find, lambda: self.now)
-        self.bytes += CLOSING_BYTES_MAX + 100 * MEBIBYTE
+        self.bytes += CLOSING_FILES_BYTES_MAX + 100 * MEBIBYTE
 
     def _find(self, thread: int) -> ClosingThread | None:
         return self.threads.get(thread)
@@ -258,7 +258,7 @@ def test_threads_of_one_process_are_counted_once():
 
 def test_files_of_ending_processes_are_not_counted_without_growth_of_kernel_memory():
     processes = EndingProcesses(4)
-    processes.bytes = (1 << 30) + CLOSING_BYTES_MAX
+    processes.bytes = (1 << 30) + CLOSING_FILES_BYTES_MAX
     assert processes.measure() == processes.measure(seconds=2, time_slices=9) == 0
 
 
@@ -270,8 +270,8 @@ def test_later_process_with_the_same_id_does_not_count_as_slow():
 
 
 def test_files_of_ending_processes_above_the_limit_are_a_violation():
-    assert not KernelUsage(closing_bytes=CLOSING_BYTES_MAX).find_exceeded_limit()
-    assert "ending processes" in KernelUsage(closing_bytes=CLOSING_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
+    assert not KernelUsage(closing_bytes=CLOSING_FILES_BYTES_MAX).find_exceeded_limit()
+    assert "ending processes" in KernelUsage(closing_bytes=CLOSING_FILES_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
 
 
 def test_living_and_ended_processes_are_not_closing_files():
