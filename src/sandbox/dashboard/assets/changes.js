@@ -42,7 +42,7 @@ export class Changes {
     this.viewedCount = h("span", { class: "muted viewed-count", role: "status" });
     $("tabs")?.after(this.viewedCount);
     this.#applyWidth();
-    followTabs(this.#container);
+    followTabs(this.#container, () => this.cursor.keepHeld());
     NARROW.addEventListener("change", () => {
       this.#applyWidth();
       this.#redraw();
@@ -297,12 +297,13 @@ function keysElement(hasChain) {
 }
 
 // File headers stick below the tabs, whose position depends on the bars above them.
-function followTabs(container) {
+function followTabs(container, onChange) {
   const tabs = document.querySelector(".tabs");
   if (!tabs) return;
   const update = () => {
     const bottom = (Number.parseFloat(getComputedStyle(tabs).top) || 0) + tabs.offsetHeight;
     container.style.setProperty("--tabs-height", `${bottom}px`);
+    onChange();
   };
   new ResizeObserver(update).observe(tabs);
   new MutationObserver(update).observe(document.body, { attributeFilter: ["class"] });

@@ -7,13 +7,13 @@ const HELD_MILLISECONDS_MAX = 5000;
 export class DiffCursor {
   #view = null;
   #row = null; // { view, at, element }
-  #held = null; // { view, timer, height, scroll }
+  #held = null; // { view, timer, height, top, scroll }
 
   // changes: { views, tree, setViewed, comments }
   constructor(container, changes) {
     Object.assign(this, { container, changes });
-    new ResizeObserver(() => this.#keepHeld()).observe(container);
-    window.addEventListener("scroll", () => this.#keepHeld(), { passive: true });
+    new ResizeObserver(() => this.keepHeld()).observe(container);
+    window.addEventListener("scroll", () => this.keepHeld(), { passive: true });
   }
 
   // The keys, as shown on the sheet of shortcuts. `run` returns false if the tab is not shown.
@@ -72,15 +72,17 @@ export class DiffCursor {
 
   #scrollToHeld() {
     this.#held.view.element.scrollIntoView({ block: "start" });
-    Object.assign(this.#held, { height: this.container.offsetHeight, scroll: window.scrollY });
+    const { view } = this.#held;
+    Object.assign(this.#held, { height: this.container.offsetHeight, top: topOf(view), scroll: window.scrollY });
   }
 
-  // A position that changes although the height is the same is the user's choice.
-  #keepHeld() {
+  // Keep a chosen file at its place while the heights of files, or of the bars above the tabs, change. If only the
+  // position on the page changes, the user has scrolled.
+  keepHeld() {
     if (!this.#held) return;
-    const { view, height, scroll } = this.#held;
+    const { view, height, top, scroll } = this.#held;
     if (this.container.hidden || !view.element.isConnected) this.#release();
-    else if (this.container.offsetHeight !== height) this.#scrollToHeld();
+    else if (this.container.offsetHeight !== height || topOf(view) !== top) this.#scrollToHeld();
     else if (Math.abs(window.scrollY - scroll) > 1) this.#release();
   }
 
