@@ -32,7 +32,7 @@ def test_failing_system_calls_leave_consistent_journals(harness):
     )
     _check_completes(harness, "a-while", Fault("ENOSPC", 6, is_persistent=True), journal_path)
     assert harness.deployment.logs("a-while", "stdout").count('"number"') == 5
-    # A failing call on another file may fail the task, with a reason.
+    # If a call on any other file fails, the task may fail, but its journal must state the reason.
     for error, nth in (("ENOSPC", 2), ("EIO", 11)):
         _, hits = harness.run_task(f"anywhere-{error.lower()}-{nth}", Fault(error, nth))
         assert hits

@@ -71,7 +71,10 @@ class _Api(FastAPI):
 
 
 def create_app(context: AppContext) -> FastAPI:
-    """Create the REST API app. It also serves the event stream, under the same path as on the separate port."""
+    """Create the REST API app, which also serves the event stream.
+
+    The path of the event stream is the same as on the separate WebSocket port.
+    """
     app = create_api_schema_app(context.settings.version, context.settings.agents)
     _configure(app, context)
     return app

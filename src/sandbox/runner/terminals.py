@@ -122,7 +122,7 @@ class TerminalClient:
 
 
 def _skip_partial_sequence(data: bytes) -> bytes:
-    """Return the output from the next escape sequence or line on. The beginning of the output was cut off.
+    """Drop the beginning of cut-off output, up to the start of the next escape sequence or line.
 
     Otherwise, a terminal would print the rest of a cut sequence as text, such as `H`.
     """

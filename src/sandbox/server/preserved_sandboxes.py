@@ -273,7 +273,8 @@ class DebugSessions:
         deadline = asyncio.get_running_loop().time() + DEBUG_SESSION_START_TIMEOUT_SECONDS
         lock = self._start_locks.lock_for(task.id)
         try:
-            # One client of a task at a time starts the session or polls for its start, so waiting clients cost nothing.
+            # For each task, only the client that holds the lock starts the session or polls for its start. The other
+            # clients wait for the lock without polling.
             async with asyncio.timeout_at(deadline):
                 await lock.acquire()
         except TimeoutError:

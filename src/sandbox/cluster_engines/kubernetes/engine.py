@@ -338,6 +338,6 @@ async def _call_timeout(seconds: float) -> AsyncIterator[None]:
             yield
     except ApiError as error:
         advice = f"; {_ADVICE}" if error.status == 403 else ""
-        raise EngineUnavailableError(f"Kubernetes refuses a request: {error}{advice}.") from error
+        raise EngineUnavailableError(f"Kubernetes refused a request: {error}{advice}.") from error
     except TimeoutError as error:
         raise unavailable(f"no result within {seconds:g} s") from error
