@@ -190,8 +190,8 @@ class ServerSection:
 
     __pydantic_config__ = _FORBID_EXTRA
     host: Annotated[str, Len(1, 253), VISIBLE, Description("Address to listen on.")] = "127.0.0.1"
-    port: Annotated[Port, Description("Port of the API; 0 for any free one.")] = DEFAULT_API_PORT
-    ws_port: Annotated[Port, Description("Port of the WebSocket; 0 for any free one.")] = DEFAULT_WEBSOCKET_PORT
+    port: Annotated[Port, Description("Port of the API; 0 for any free port.")] = DEFAULT_API_PORT
+    ws_port: Annotated[Port, Description("Port of the WebSocket; 0 for any free port.")] = DEFAULT_WEBSOCKET_PORT
     data_dir: Annotated[DirectoryPath, Description("Directory where tasks are stored.")] = field(
         default_factory=default_data_dir
     )
@@ -389,7 +389,7 @@ class SlurmSection:
             str,
             Len(1, 4096),
             _ABSOLUTE_PATH,
-            Description("Directory of sbatch, squeue, scancel and sinfo; none to search."),
+            Description("Directory of sbatch, squeue, scancel and sinfo; none to search the standard directories."),
         ]
         | None
     ) = None
@@ -450,8 +450,8 @@ class ClusterSection:
         str,
         _ENGINE,
         Description(
-            "What starts the workers: slurm and kubernetes start them on the hosts of a cluster, processes on this "
-            "machine; none runs tasks without workers."
+            "What starts the workers: slurm or kubernetes on the hosts of a cluster, processes on this machine. With "
+            "none, tasks run without workers."
         ),
     ] = "none"
     host: Annotated[str, Len(1, 253), VISIBLE, Description("Address of this machine that workers connect to.")] = (
@@ -459,7 +459,12 @@ class ClusterSection:
     )
     port: Annotated[int, Ge(1), Le(65535), Description("Port for workers.")] = 8724
     listen_host: (
-        Annotated[str, Len(1, 253), VISIBLE, Description("Address to listen on for workers; none for cluster.host.")]
+        Annotated[
+            str,
+            Len(1, 253),
+            VISIBLE,
+            Description("Address to listen on for workers; none for the address in cluster.host."),
+        ]
         | None
     ) = None
     lease: Annotated[
