@@ -5,12 +5,13 @@ keeping a processor busy.
 """
 
 from escape.attack import OWN_KERNEL, Attack
-from escape.host_watch import COMPILED_FILTERS_BYTES, SOCKET_BUFFERS_BYTES
+from escape.host_watch import COMPILED_FILTERS_BYTES, SEMAPHORES, SOCKET_BUFFERS_BYTES
 
 PRELUDE = f"""
 import ctypes, errno, mmap, os, pathlib, resource, socket, struct, threading, time
 BUFFERS = {SOCKET_BUFFERS_BYTES}
 FILTERS = {COMPILED_FILTERS_BYTES}
+SEMAPHORES = {SEMAPHORES}
 libc = ctypes.CDLL(None, use_errno=True)
 
 def checked(result):
@@ -133,6 +134,30 @@ file = os.memfd_create("huge", 4)
 os.ftruncate(file, 2 << 20); mmap.mmap(file, 2 << 20).write(b"x"); succeeded()""", """
 file = os.memfd_create("ordinary"); os.ftruncate(file, 2 << 20)
 mmap.mmap(file, 2 << 20).write(b"x"); succeeded()""", ("EINVAL",))  # fmt: skip
+    yield Attack("more System V semaphores than the limit", """
+libc.semctl.restype = libc.semget.restype = ctypes.c_int
+arrays = []
+try:
+    while len(arrays) * 32000 < SEMAPHORES: arrays.append(checked(libc.semget(0, 32000, 0o1600)))
+    time.sleep(2)
+    succeeded()
+finally:
+    for array in arrays: libc.semctl(array, 0, 0)  # IPC_RMID""", """
+array = checked(libc.semget(0, 10, 0o1600))
+checked(libc.semctl(array, 0, 16, 7))  # SETVAL
+value = libc.semctl(array, 0, 12); libc.semctl(array, 0, 0)
+if value == 7: succeeded()""", ("ENOSPC",), allowed_inside=OWN_KERNEL, unchanged_observers=("semaphores",))  # fmt: skip
+    yield Attack("watches on device files that the host uses", """
+with setup(): instance = checked(libc.inotify_init1(os.O_NONBLOCK))
+checked(libc.inotify_add_watch(instance, b"/dev/full", 0xFFF))
+time.sleep(8)  # meanwhile, the host reads its own file several times
+try: os.read(instance, 65536)
+except BlockingIOError: refused("no event")
+else: succeeded()""", """
+with setup(): instance = checked(libc.inotify_init1(os.O_NONBLOCK))
+checked(libc.inotify_add_watch(instance, b"/dev/full", 0xFFF))
+open("/dev/full", "rb", 0).read(1)
+if os.read(instance, 65536): succeeded()""", ("no event",))  # fmt: skip
     yield Attack("a lower oom_score_adj", """
 with setup(): score = pathlib.Path("/proc/self/oom_score_adj"); before = int(score.read_text())
 score.write_text("-500" if before < 1 else "0")
@@ -295,3 +320,20 @@ for number in range(20):
     os.write(outer, b"typed %d\\n" % number)
     if os.read(inner, 100) != b"typed %d\\n" % number: break
 else: succeeded()""", ("out_of_memory",), allowed_inside=OWN_KERNEL, unchanged_observers=("terminals",))  # fmt: skip
+    yield Attack("the lock for opening terminals, held without CPU time", f"""{_BUSY_PROCESSOR}
+os.close(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
+
+def open_terminals():
+    while True:
+        try: os.close(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
+        except OSError: pass
+
+opening, busy, seconds = (4, 10, 3) if HAS_OWN_KERNEL else (40, 400, 60)
+started = [fork_to(open_terminals) for _ in range(opening)]
+for _ in range(busy): started.append(fork_to(use_processor))
+time.sleep(seconds)
+for pid in started: os.kill(pid, signal.SIGKILL)
+succeeded()""", """
+for _ in range(50):
+    for end in os.openpty(): os.close(end)
+succeeded()""", ("out_of_memory",), allowed_inside=OWN_KERNEL, unchanged_observers=("terminals",))  # fmt: skip

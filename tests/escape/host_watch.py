@@ -29,6 +29,9 @@ AIO_EVENTS = 20_000
 SOCKET_BUFFERS_BYTES, COMPILED_FILTERS_BYTES = 400 << 20, 12 << 20
 """Kernel memory that attacks try to use for socket buffers and compiled filters: more than all other programs use."""
 
+SEMAPHORES = 1_100_000
+"""The number of System V semaphores that an attack requests: more than a sandbox may have."""
+
 
 LONG_CALLS = ("do_exit", "pagemap_read", "proc_sys_call_handler")
 """Functions of the kernel that attacks delay, so that ending processes and readers of procfs files keep memory."""
@@ -84,6 +87,7 @@ class HostWatch:
 
     def sample(self):
         begin = time.time()
+        Path("/dev/full").open("rb", 0).close()  # an attack tries to watch the host's use of this file
         with self._lock:
             sandbox_processes = self._sandbox_processes()
             pairs = list(self._pairs(sandbox_processes))
@@ -153,6 +157,11 @@ class HostWatch:
         growth = host_state.bpf_filter_bytes() - self._bpf_filter_bytes
         return {f"{growth >> 20} MiB more"} if growth >= COMPILED_FILTERS_BYTES * 3 // 4 else set()
 
+    def _semaphores(self, sandbox_processes, _):
+        namespaces = {process.namespaces["ipc"]: pid for pid, process in sandbox_processes.items()}
+        counts = [host_state.semaphore_count(pid) for pid in namespaces.values()]
+        return {f"{count} semaphores" for count in counts if count >= SEMAPHORES}
+
     def _oom_scores(self, _, pairs):
         for pid, old, new in pairs:
             if new is not None and new.oom_score < old.oom_score:
@@ -212,10 +221,11 @@ OBSERVERS = {
     "terminals": HostWatch._terminals,
     "socket buffers": HostWatch._socket_buffers,
     "compiled filters": HostWatch._compiled_filters,
+    "semaphores": HostWatch._semaphores,
     "scores": HostWatch._oom_scores,
     "long calls": HostWatch._long_calls,
 }
 """The observers, keyed by the names that attack declarations use."""
 
-SANDBOX_OBSERVERS = {"namespaces", "keys", "control groups", "priorities", "terminals", "scores"}
+SANDBOX_OBSERVERS = {"namespaces", "keys", "control groups", "priorities", "terminals", "scores", "semaphores"}
 """Observers that need a running sandbox."""

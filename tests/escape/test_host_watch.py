@@ -15,7 +15,7 @@ import pytest
 
 from escape import host_state, host_watch
 from escape.attack import Evidence
-from escape.host_watch import HOLD_SECONDS, OBSERVERS, TERMINAL_DESCRIPTORS_MAX, HostWatch
+from escape.host_watch import HOLD_SECONDS, OBSERVERS, SEMAPHORES, TERMINAL_DESCRIPTORS_MAX, HostWatch
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change the host")
 
@@ -218,6 +218,14 @@ def test_process_that_selects_its_processor_is_reported(watch, sandbox):
 def test_many_terminals_are_reported(watch, sandbox):
     sandbox.run(f"held = [os.openpty() for _ in range({TERMINAL_DESCRIPTORS_MAX // 2 + 1})]")
     assert changed_observers(watch) == {"terminals"}
+
+
+def test_many_semaphores_in_another_namespace_are_reported(watch, sandbox):
+    sandbox.run("libc.unshare(0x08000000)")  # CLONE_NEWIPC
+    sandbox.run(f"arrays = [libc.semget(0, 32000, 0o1600) for _ in range({SEMAPHORES // 32000})]")
+    assert changed_observers(watch) == {"namespaces"}
+    sandbox.run("arrays.append(libc.semget(0, 32000, 0o1600))")
+    assert changed_observers(watch) == {"namespaces", "semaphores"}
 
 
 def test_short_lived_change_is_reported_by_the_watch_thread(watch, marker):
