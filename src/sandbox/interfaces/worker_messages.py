@@ -197,7 +197,7 @@ class WorkDone(msgspec.Struct, frozen=True, tag="done"):
 
 
 class FindEndedTasks(msgspec.Struct, frozen=True, tag="find_ended"):
-    """The host has files of these tasks, which other workers left. The server answers with `EndedTasks`."""
+    """On the host, other workers have left files of these tasks. The server answers with `EndedTasks`."""
 
     task_ids: Annotated[tuple[_TaskId, ...], msgspec.Meta(max_length=LEFTOVER_TASKS_MAX)]
 

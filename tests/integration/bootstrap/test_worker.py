@@ -144,7 +144,7 @@ def test_worker_without_a_join_token_does_not_start(tmp_path, token):
         check=False,
     )
     assert completed.returncode != 0
-    assert "has no join token" in completed.stderr
+    assert "contains no join token" in completed.stderr
 
 
 STATUS = """\

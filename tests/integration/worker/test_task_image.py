@@ -186,7 +186,7 @@ async def test_host_with_its_own_image_of_a_profile_without_one_is_refused(worke
 async def test_worker_that_claims_to_have_another_image_is_refused(worker, job, add, answer):
     image = add()
     worker.change = lambda _: answer
-    with pytest.raises(ImageUnusableError, match=rf"has prepared another image than {image.name}"):
+    with pytest.raises(ImageUnusableError, match=rf"has not prepared {image.name}, but another image"):
         await prepare(job, image)
 
 
@@ -199,7 +199,7 @@ async def test_worker_that_claims_to_have_another_image_is_refused(worker, job, 
 )
 async def test_worker_must_not_use_an_image_if_the_server_has_none(worker, job, answer):
     worker.change = lambda _: answer
-    with pytest.raises(ImageUnusableError, match="has prepared another image than the host's own /usr"):
+    with pytest.raises(ImageUnusableError, match="has not prepared the host's own /usr, but another image"):
         await prepare(job, None)
 
 

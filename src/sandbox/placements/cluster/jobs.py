@@ -457,7 +457,10 @@ class Jobs:
         return was_submitted and job.stored.excluded_hosts != self._drains.names
 
     def _resubmit_under_new_name(self, job: Job) -> None:
-        """Replace a job by one with another name, because a name must always have the same excluded hosts."""
+        """Replace a job with one that excludes the hosts which are drained now.
+
+        The new job has another name, because all submissions under one name must exclude the same hosts.
+        """
         task_id = job.stored.task_id
         _log.info("The job of task %s is submitted again, because the drained hosts have changed", task_id)
         self._save(job, is_given_up=True)

@@ -220,7 +220,7 @@ class ClusterAllocator:
         await self._workers.thread.run(self._hosts.undo_drain(name))
 
     def find_image(self, location: AttemptLocation, profile: str) -> Image | None:
-        """Ask the attempt's worker. Implements `HostAllocator.find_image`."""
+        """Request the image from the attempt's worker. Implements `HostAllocator.find_image`."""
         found: PreparedImage | None = self._workers.request_blocking(location, FindImage(profile), PreparedImage | None)
         return None if found is None else Image(profile, found.digest, found.directory)
 
