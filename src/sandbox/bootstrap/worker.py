@@ -161,7 +161,7 @@ def take_join_token(environment: MutableMapping[str, str]) -> bytes:
     except ValueError:
         token = b""
     if len(token) != 32:
-        raise WorkerUnusableError(f"{TOKEN_VARIABLE} contains no join token. Do not start workers yourself: the server starts them through Slurm or another engine.")
+        raise WorkerUnusableError(f"{TOKEN_VARIABLE} contains no join token. Only a cluster engine starts workers.")
     return token
 
 
