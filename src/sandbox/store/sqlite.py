@@ -42,7 +42,7 @@ from sandbox.store.listing import (
     to_nanodollars,
     without_patch,
 )
-from sandbox.store.schema import StoreUnusableError, check_current, migrate
+from sandbox.store.migrate import StoreUnusableError, check_current, migrate
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""The database schema, updated by the numbered migrations in `migrations/`."""
+"""Applies the numbered migrations in `migrations/` to the database, and checks its version."""
 
 import os
 import re
