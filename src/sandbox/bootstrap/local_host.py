@@ -32,7 +32,7 @@ from sandbox.placements.local.launch_message import NOT_RENEWED, HostSettings
 from sandbox.placements.local.placement import RUNNER_MODULE, LocalPlacement, RunnerProgram
 from sandbox.placements.local.probe_cleanup import probe_lock_async
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
-from sandbox.runtimes.process_lookup import SandboxLeftovers
+from sandbox.runtimes.sandbox_leftovers import SandboxLeftovers
 
 RUNNER_COMMAND = (sys.executable, "-I", "-m", RUNNER_MODULE)
 RUNNER_VARIABLES = (

@@ -17,7 +17,7 @@ from typing import Protocol
 from sandbox.interfaces.runtime import ConfinementSpec, Listeners, Sandbox, SandboxHandle, SandboxSpec
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
-from sandbox.runtimes import disk_ownership, process_lookup
+from sandbox.runtimes import disk_ownership, sandbox_processes
 from sandbox.runtimes.bubblewrap_confinement import BubblewrapConfinement, exposed_paths
 from sandbox.runtimes.bwrap import require_bwrap
 from sandbox.runtimes.disk_ownership import chown_disk, create_disk_directories, restore_disk_ownership
@@ -176,7 +176,7 @@ class BaseRuntime:
         try:
             self._subreaper.acquire(handle.attempt_id)
             # Zombies of an ended sandbox count toward the limit of its control group until they are reaped.
-            process_lookup.reap_orphans(_uid_of(handle))
+            sandbox_processes.reap_orphans(_uid_of(handle))
             try:
                 launcher = self._start_confinement(handle, spec)
                 await _run_uncancellable(
@@ -231,7 +231,7 @@ class BaseRuntime:
             return sorted(self.hierarchies.attempt_ids())
         marked = (
             marker.removeprefix(_ATTEMPT_MARKER_PREFIX)
-            for marker in process_lookup.list_markers(_ATTEMPT_MARKER_PREFIX, self._is_sandbox_uid)
+            for marker in sandbox_processes.list_markers(_ATTEMPT_MARKER_PREFIX, self._is_sandbox_uid)
         )
         return sorted(marked)
 
@@ -263,19 +263,21 @@ class BaseRuntime:
         """
         group = _group_of(handle)
         deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_SECONDS
-        process_lookup.reap_orphans(_uid_of(handle))  # if the uid has a zombie, all processes would be examined
+        sandbox_processes.reap_orphans(_uid_of(handle))  # if the uid has a zombie, all processes would be examined
         while not self._kill_processes(handle, group) <= ignored or not (ignored or group.remove()):
             if asyncio.get_running_loop().time() > deadline:
                 raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE)
             await asyncio.sleep(_POLL_SECONDS)
-        process_lookup.reap_orphans(_uid_of(handle))
+        sandbox_processes.reap_orphans(_uid_of(handle))
 
     def _find_processes(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
         """Return the sandbox's processes, found by control group if there is one, otherwise by kernel uid or marker."""
         if group.directories:
             return group.process_ids()
         uid = _uid_of(handle)
-        return _find_by_marker(attempt_marker(handle.attempt_id)) if uid is None else {*process_lookup.find_by_uid(uid)}
+        return (
+            _find_by_marker(attempt_marker(handle.attempt_id)) if uid is None else {*sandbox_processes.find_by_uid(uid)}
+        )
 
     def _kill_processes(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
         """Send SIGKILL to the sandbox's processes. Returns their ids."""
@@ -295,10 +297,10 @@ class BaseRuntime:
         if self._uids is None or uid not in self._uids:
             return frozenset()
         with self._uids.lock_if_unclaimed(uid, attempt_id) as is_owned:
-            pids = process_lookup.find_by_uid(uid) if is_owned() else []
+            pids = sandbox_processes.find_by_uid(uid) if is_owned() else []
             for pid in pids:
-                process_lookup.send_signal(
-                    pid, signal.SIGKILL, lambda one: is_owned() and uid in process_lookup.read_uids(one)
+                sandbox_processes.send_signal(
+                    pid, signal.SIGKILL, lambda one: is_owned() and uid in sandbox_processes.read_uids(one)
                 )
         return frozenset(pids)
 
@@ -314,13 +316,13 @@ def _uid_of(handle: SandboxHandle) -> int | None:
 
 def _find_by_marker(marker: str) -> Set[int]:
     own = os.getuid()
-    return frozenset(pid for pid in process_lookup.find_by_marker(marker) if own in process_lookup.read_uids(pid))
+    return frozenset(pid for pid in sandbox_processes.find_by_marker(marker) if own in sandbox_processes.read_uids(pid))
 
 
 def _kill_by_marker(marker: str) -> Set[int]:
     pids = _find_by_marker(marker)
     for pid in pids:
-        process_lookup.send_signal(pid, signal.SIGKILL, lambda one: one in process_lookup.find_by_marker(marker))
+        sandbox_processes.send_signal(pid, signal.SIGKILL, lambda one: one in sandbox_processes.find_by_marker(marker))
     return pids
 
 

@@ -18,7 +18,7 @@ from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.interfaces.runtime import Command, ExitStatus, TerminalSize
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.primitives.concurrency import run_in_daemon_thread
-from sandbox.runtimes import process_lookup
+from sandbox.runtimes import sandbox_processes
 from sandbox.runtimes.descriptors import create_memfd, wait_readable
 from sandbox.runtimes.launcher_client import attempt_marker
 from sandbox.runtimes.limits import seccomp
@@ -249,7 +249,7 @@ class ExecProcess:
         self._process.kill()
         await self.wait()
         deadline = asyncio.get_running_loop().time() + _REAP_SECONDS
-        while not process_lookup.reap_exec_children():
+        while not sandbox_processes.reap_exec_children():
             if asyncio.get_running_loop().time() > deadline:
                 return
             await asyncio.sleep(_POLL_SECONDS)

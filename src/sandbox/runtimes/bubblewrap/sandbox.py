@@ -14,7 +14,7 @@ from sandbox.interfaces.runtime import Command, ExitStatus, SandboxSpec, Stats, 
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import SHARED_MEMORY_FILES_MAX
-from sandbox.runtimes import bwrap, process_lookup
+from sandbox.runtimes import bwrap, sandbox_processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, SandboxSetup
 from sandbox.runtimes.bubblewrap.disk_root import DiskRoot, find_disk_root
 from sandbox.runtimes.descriptors import create_memfd, wait_for_exit
@@ -189,14 +189,14 @@ class BubblewrapSandbox(BaseSandbox):
         init_pid = self._reports.get(_CHILD_PID_KEY)
         pid = None if init_pid is None else await self._find_command(init_pid)
         if init_pid is not None and pid is not None:
-            process_lookup.send_signal(
-                pid, signal_number, lambda one: process_lookup.find_first_command(init_pid) == one
+            sandbox_processes.send_signal(
+                pid, signal_number, lambda one: sandbox_processes.find_first_command(init_pid) == one
             )
 
     async def _find_command(self, init_pid: int) -> int | None:
         """Return the pid of the command's own process; None if it does not start or has ended."""
         deadline = asyncio.get_running_loop().time() + _EXEC_SECONDS
-        while (pid := process_lookup.find_first_command(init_pid)) is None and self._is_running():
+        while (pid := sandbox_processes.find_first_command(init_pid)) is None and self._is_running():
             if asyncio.get_running_loop().time() > deadline:
                 return None
             await asyncio.sleep(_POLL_SECONDS)

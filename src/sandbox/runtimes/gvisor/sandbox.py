@@ -13,7 +13,7 @@ from sandbox.interfaces.runtime import Command, ExitStatus, Stats, Terminal, Ter
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
-from sandbox.runtimes import process_lookup
+from sandbox.runtimes import sandbox_processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, SandboxSetup
 from sandbox.runtimes.descriptors import create_memfd, wait_readable
 from sandbox.runtimes.exec_client import ExecProcess, ExecTerminal, start_on_pty, start_program
@@ -202,7 +202,7 @@ class GvisorSandbox(BaseSandbox):
         return bool(
             self._group.process_ids()
             if self._group.directories or uid is None
-            else process_lookup.find_by_uid(int(uid))
+            else sandbox_processes.find_by_uid(int(uid))
         )
 
     async def _read_exit_code(self) -> int | None:

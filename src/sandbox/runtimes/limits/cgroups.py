@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from sandbox.interfaces.runtime import Stats
 from sandbox.model.fixed_limits import RECEIVED_BYTES_HEADROOM, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
-from sandbox.runtimes import process_lookup
+from sandbox.runtimes import sandbox_processes
 from sandbox.runtimes.limits import open_file_counts
 from sandbox.runtimes.limits.epoll_entries import EpollCounter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
@@ -124,7 +124,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         if self._write("cgroup.kill", 1):
             return
         for pid in self.process_ids():
-            process_lookup.send_signal(pid, signal.SIGKILL, self._contains)
+            sandbox_processes.send_signal(pid, signal.SIGKILL, self._contains)
 
     def drop_caches(self, negative_dentries_before: int) -> None:
         """Free the kernel's caches for the group if they may contain many names of nonexistent files.

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.runtimes import process_lookup
+from sandbox.runtimes import sandbox_processes
 
 LOCK_DIRECTORY = Path("/run/sandbox-uids")
 SANDBOX_UIDS = range(1_900_000_000, 1_900_065_000)
@@ -113,7 +113,7 @@ class KernelUidPool:
         if descriptor is None:
             return
         try:
-            if not process_lookup.find_by_uid(uid) and _has_files_in_transit(uid, _RELEASE_CHECK_SECONDS) is False:
+            if not sandbox_processes.find_by_uid(uid) and _has_files_in_transit(uid, _RELEASE_CHECK_SECONDS) is False:
                 _write_owner(descriptor, _REUSABLE)
         finally:
             os.close(descriptor)
@@ -144,7 +144,7 @@ class KernelUidPool:
         is_reusable = os.pread(descriptor, len(_REUSABLE) + 1, 0) == _REUSABLE
         # Write the id before checking for processes, so that an earlier owner detects that it has lost the uid.
         _write_owner(descriptor, attempt_id.encode())
-        if process_lookup.find_by_uid(uid) or (not is_reusable and self._retire_if_files_in_transit(uid)):
+        if sandbox_processes.find_by_uid(uid) or (not is_reusable and self._retire_if_files_in_transit(uid)):
             os.close(descriptor)
             return False
         self._claims[attempt_id] = (uid, descriptor)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes import process_lookup
+from sandbox.runtimes import sandbox_processes
 from sandbox.runtimes.limits import kernel_uid
 from sandbox.runtimes.limits.kernel_uid import KernelUidPool
 
@@ -49,7 +49,7 @@ def test_uids_are_distinct_and_can_be_reused_after_their_release(directory: Path
 
 def test_uid_of_a_running_process_is_skipped(directory: Path, process_with_first_uid: subprocess.Popen[bytes]):
     uids = KernelUidPool(UIDS, directory)
-    assert process_lookup.find_by_uid(UIDS[0]) == [process_with_first_uid.pid]
+    assert sandbox_processes.find_by_uid(UIDS[0]) == [process_with_first_uid.pid]
     assert {uids.claim("a"), uids.claim("b")} == set(UIDS[1:])
     with pytest.raises(AttemptError, match="in use"):
         uids.claim("c")
@@ -112,7 +112,7 @@ def test_directory_writable_by_others_is_refused(directory: Path):
 def test_zombie_reserves_no_uid(process_with_first_uid: subprocess.Popen[bytes]):
     process_with_first_uid.kill()
     os.waitid(os.P_PID, process_with_first_uid.pid, os.WEXITED | os.WNOWAIT)
-    assert process_lookup.find_by_uid(UIDS[0]) == []
+    assert sandbox_processes.find_by_uid(UIDS[0]) == []
 
 
 def test_uid_with_files_in_transit_is_checked_only_once(directory: Path, monkeypatch):
