@@ -34,7 +34,9 @@ from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.placements.local.placement import LocalPreservedDisk, kill_lock_holder
-from sandbox.server.administration import Administration, HealthCheck, Hosts
+from sandbox.server.administration.administration import Administration
+from sandbox.server.administration.health import HealthCheck
+from sandbox.server.administration.hosts import Hosts
 from sandbox.server.cancellation import Canceller
 from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions

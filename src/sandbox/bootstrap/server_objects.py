@@ -26,7 +26,9 @@ from sandbox.model.events import ConversationEvent
 from sandbox.model.fixed_limits import UNFINISHED_TASKS_MAX
 from sandbox.model.manifest.schema import Manifest
 from sandbox.placements.local.probe_cleanup import ProbeCleanup
-from sandbox.server.administration import Administration, HealthCheck, Hosts
+from sandbox.server.administration.administration import Administration
+from sandbox.server.administration.health import HealthCheck
+from sandbox.server.administration.hosts import Hosts
 from sandbox.server.cancellation import Canceller
 from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions

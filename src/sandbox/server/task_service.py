@@ -1,7 +1,7 @@
 """What the server offers to its API and dashboard for existing tasks: status, cancellation, artifacts and terminals.
 
 One class implements each Protocol of `interfaces.server_services`. `Submissions` is in `server.submissions`,
-`EventStream` in `server.event_stream`, `Administration` and `Hosts` in `server.administration`.
+`EventStream` in `server.event_stream`, `Administration` and `Hosts` in `server/administration/`.
 """
 
 import asyncio

@@ -15,7 +15,7 @@ from sandbox.interfaces.placement import ProbeResult
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import StoreError
 from sandbox.model.disk_watermarks import DiskSpace, Watermark
-from sandbox.server.administration import HealthCheck
+from sandbox.server.administration.health import HealthCheck
 from sandbox.server.dispatcher import Drain, StartConditions
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.runtime_probing import ProbedHost

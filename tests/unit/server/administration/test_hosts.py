@@ -10,7 +10,7 @@ from sandbox import __version__
 from sandbox.interfaces.placement import HostDrainError, HostIdentity, HostNotFoundError, HostState, HostStatus
 from sandbox.interfaces.server_services import UnavailableError
 from sandbox.model.resources import Resources
-from sandbox.server.administration import Hosts
+from sandbox.server.administration.hosts import Hosts
 from sandbox.server.placements import Placements
 
 CAPACITY = Resources(4, 2**33, 2**40)

@@ -1,0 +1,1 @@
+"""Health, draining, pruning and the hosts of the server."""
