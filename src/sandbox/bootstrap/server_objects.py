@@ -30,6 +30,7 @@ from sandbox.server.administration.administration import Administration
 from sandbox.server.administration.health import HealthCheck
 from sandbox.server.administration.hosts import Hosts
 from sandbox.server.cancellation import Canceller
+from sandbox.server.debug_sessions import DebugSessions
 from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
 from sandbox.server.event_stream import Broadcast, EventStream
@@ -43,7 +44,7 @@ from sandbox.server.maintenance.leftover_removal import LeftoverRemover
 from sandbox.server.maintenance.load_history import LoadHistory
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.placements import Placements
-from sandbox.server.preserved_sandboxes import DebugSessions, PreservationExpiry, PreservedSandboxes
+from sandbox.server.preserved_sandboxes import PreservationExpiry, PreservedSandboxes
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit

@@ -42,9 +42,10 @@ from sandbox.model.task_state import TaskState
 from sandbox.primitives import client_fairness
 from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.server.cancellation import Canceller
+from sandbox.server.debug_sessions import DebugSessions
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.placements import Placements
-from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
+from sandbox.server.preserved_sandboxes import PreservedSandboxes
 from sandbox.server.tracked_task import RunnerOwned, TrackedTask, TrackedTasks
 
 _CANCEL_RECORD_SECONDS = 0.5
