@@ -13,7 +13,8 @@ from sandbox.cli.checkout.clone_source import find_clone_source
 from sandbox.cli.checkout.worktree import Checkout
 from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details, parse_overrides
+from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
+from sandbox.cli.manifest_overrides import parse_overrides
 from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
 from sandbox.model.formatting import name_from_prompt
 from sandbox.model.manifest.field_formats import (

@@ -14,7 +14,8 @@ from sandbox.cli.checkout.clone_source import CloneSource, create_local_patch, f
 from sandbox.cli.checkout.worktree import Checkout
 from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail, interrupt_hint
-from sandbox.cli.manifest_file import ManifestFile, id_override, parse_overrides
+from sandbox.cli.manifest_file import ManifestFile
+from sandbox.cli.manifest_overrides import id_override, parse_overrides
 from sandbox.cli.options import allow_secrets_option, common_options, current_options
 from sandbox.cli.output.formatting import has_no_changes, pluralize
 from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text

@@ -7,7 +7,8 @@ from typing import BinaryIO
 import click
 
 from sandbox.cli.command_groups import command, help_examples
-from sandbox.cli.manifest_file import ManifestFile, id_override, parse_overrides
+from sandbox.cli.manifest_file import ManifestFile
+from sandbox.cli.manifest_overrides import id_override, parse_overrides
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.submission import show_submitted, submit_manifest, wait_options
 from sandbox.model.manifest.overrides import Override

@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from sandbox.cli.manifest_file import parse_override
+from sandbox.cli.manifest_overrides import parse_override
 from sandbox.model.manifest.overrides import OverrideError
 
 
