@@ -24,10 +24,10 @@ from sandbox.store.listing import (
     PagePosition,
     cursor_position,
     position_of,
-    split_words,
     to_cursor,
     without_patch,
 )
+from sandbox.store.search_terms import split_words
 
 
 def as_task_item(task: Task) -> Task:

@@ -32,17 +32,15 @@ from sandbox.store.connections import SQLITE_ERRORS, Connections, is_disk_full
 from sandbox.store.listing import (
     ListedRow,
     PageReader,
-    content_digest,
     cursor_position,
     decode_task_item,
-    state_term,
-    task_terms,
     to_cursor,
     to_microseconds,
     to_nanodollars,
     without_patch,
 )
 from sandbox.store.migrate import StoreUnusableError, check_current, migrate
+from sandbox.store.search_terms import content_digest, state_term, task_terms
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
