@@ -1,7 +1,4 @@
-"""Checks secret values without revealing them.
-
-A salted fingerprint shows whether the values have changed. A proof shows that a host has a key.
-"""
+"""Fingerprints of secret values. They show whether the values have changed, without revealing them."""
 
 import hashlib
 import hmac
@@ -34,26 +31,3 @@ def matches_fingerprint(path: Path, secrets: Mapping[str, str]) -> bool:
 def _digest(secrets: Mapping[str, str], salt: bytes) -> bytes:
     values = json.dumps(secrets, sort_keys=True).encode()
     return hashlib.scrypt(values, salt=salt, n=_SCRYPT_COST, r=8, p=1)
-
-
-_PURPOSE = b"Sandbox: the host of a worker, 1"
-
-
-def compute_host_proof(
-    key: bytes, challenge: bytes, attempt_id: str, host: str, worker_nonce: bytes, fingerprint: str
-) -> bytes:
-    """Return the proof for one challenge.
-
-    worker_nonce: the random number in the worker's claim.
-    fingerprint: SHA-256 (hex) of the certificate that the server presented, so that no other server can pass the
-        proof on.
-    """
-    parts = (_PURPOSE, challenge, attempt_id.encode(), host.encode(), worker_nonce, bytes.fromhex(fingerprint))
-    # The lengths make the message unambiguous.
-    message = b"".join(len(part).to_bytes(4) + part for part in parts)
-    return hmac.digest(key, message, "sha256")
-
-
-def is_host_proof(proof: bytes, expected: bytes) -> bool:
-    """Return whether the proof is the expected one. The comparison takes constant time."""
-    return hmac.compare_digest(proof, expected)
