@@ -21,10 +21,10 @@ from sandbox.runtimes import disk_ownership, sandbox_processes
 from sandbox.runtimes.bubblewrap_confinement import BubblewrapConfinement, exposed_paths
 from sandbox.runtimes.bwrap import require_bwrap
 from sandbox.runtimes.disk_ownership import chown_disk, create_disk_directories, restore_disk_ownership
+from sandbox.runtimes.kernel_uid import SANDBOX_UIDS, KernelUidPool
 from sandbox.runtimes.launcher_client import LauncherProcess, attempt_marker, start_launcher
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
-from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS, KernelUidPool
 from sandbox.runtimes.limits.kernel_watch import wait_for_exceeded_limit
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter
 

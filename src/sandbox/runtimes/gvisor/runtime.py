@@ -11,10 +11,10 @@ from sandbox.runtimes.base_sandbox import SandboxSetup
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.gvisor.bundle import exposed_entries
 from sandbox.runtimes.gvisor.sandbox import GvisorSandbox
+from sandbox.runtimes.kernel_uid import FILES_UIDS_OFFSET, SANDBOX_UIDS
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import cgroups, seccomp
 from sandbox.runtimes.limits.cgroups import ControlGroup
-from sandbox.runtimes.limits.kernel_uid import FILES_UIDS_OFFSET, SANDBOX_UIDS
 from sandbox.runtimes.probe import RuntimeProperties, run_probe
 
 NAME = "gvisor"

@@ -13,10 +13,10 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.base_runtime import BaseRuntime
 from sandbox.runtimes.bwrap import require_bwrap
+from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import cgroups, seccomp
 from sandbox.runtimes.limits.cgroups import ControlGroup
-from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
 from sandbox.runtimes.probe import RuntimeProperties, is_machine_busy, run_probe
 from sandbox.runtimes.qemu import command_lines, jail
 from sandbox.runtimes.qemu.command_lines import Accelerator

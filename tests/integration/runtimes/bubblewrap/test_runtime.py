@@ -19,10 +19,10 @@ from sandbox.interfaces.runtime import SandboxHandle
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes import bwrap
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
+from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.limits.cgroups import ControlGroup
-from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
 
 NOBODY = 65534
 

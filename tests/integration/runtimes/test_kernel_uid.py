@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes import sandbox_processes
-from sandbox.runtimes.limits import kernel_uid
-from sandbox.runtimes.limits.kernel_uid import KernelUidPool
+from sandbox.runtimes import kernel_uid, sandbox_processes
+from sandbox.runtimes.kernel_uid import KernelUidPool
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can claim kernel uids")
 _FIRST = 270_000 + os.getpid() % 9_000 * 3  # another test run on this machine uses a different range
@@ -61,7 +60,7 @@ def _claim_and_die(directory: Path) -> int:
     """Claim a uid for the attempt "dead" in a process that is then killed. Return the uid."""
     source = f"""
 from pathlib import Path
-from sandbox.runtimes.limits.kernel_uid import KernelUidPool
+from sandbox.runtimes.kernel_uid import KernelUidPool
 import os, signal
 print(KernelUidPool(range({UIDS.start}, {UIDS.stop}), Path({str(directory)!r})).claim("dead"), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
