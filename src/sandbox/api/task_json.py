@@ -12,11 +12,11 @@ import msgspec
 from sandbox.api import paths
 from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.server_services import TaskQueries, TaskSandboxes
-from sandbox.model.formatting import prompt_hint
 from sandbox.model.isolation_tier import TIER_DESCRIPTIONS
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.repository_url import public_repository_url
 from sandbox.model.task import Task
+from sandbox.model.task_name import prompt_hint
 from sandbox.model.wire.bodies import (
     ChainBody,
     DefinitionBody,

@@ -2,76 +2,12 @@
 
 import math
 import re
-from textwrap import shorten
 
-from sandbox.model.printable import INVISIBLE
 from sandbox.model.task_state import TaskState
 
-NAME_CHARACTERS_MAX = 120
-"""Maximum length of a name that is made from a prompt."""
-
-HINT_CHARACTERS_MAX = 120
-"""Maximum length of a hint that is made from a prompt."""
-
-PROMPT_BYTES_MAX = 500
-"""Size of a prompt's beginning that is enough for its hint."""
-
-_LINE_CHARACTERS_MAX = 4 * HINT_CHARACTERS_MAX
-"""Length to which a line is cut before its words are counted: a prompt can be a single long line."""
-
-_LEADING_MARKS = re.compile(r"[#*>\-\s]*")
-_TRAILING_MARKS = re.compile(r"[:\s]*")
-"""Matches the marks at the end of a line, after the line is reversed. A search at its end takes quadratic time."""
 _SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP = 1024
-_GENERATED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_ANY_GENERATED_ID = "00000000-0000-0000-0000-000000000000"
 _LIMIT = re.compile(r"(?P<number>[1-9][0-9]{0,5})(?P<unit>[a-zA-Z]{1,3})")
-
-
-def name_from_prompt(prompt: str) -> str:
-    """Return the default name of a task: the prompt's first line, cut at a word. The dashboard's form does the same."""
-    line = _first_line(prompt)
-    if len(line) <= NAME_CHARACTERS_MAX:
-        return line
-    cut, space, _ = line[:NAME_CHARACTERS_MAX].rpartition(" ")
-    return (cut if space else line[: NAME_CHARACTERS_MAX - 1]) + "…"
-
-
-def is_name_from_prompt(name: str, prompt: str) -> bool:
-    """Return whether the name is the prompt's first line, or the beginning of that line followed by an ellipsis."""
-    line, beginning = _first_line(prompt), name.removesuffix("…")
-    return name == line or (beginning not in {name, ""} and line.startswith(beginning))
-
-
-def prompt_hint(prompt: str, name: str) -> str:
-    """Return the beginning of the prompt's first line; empty if it only repeats the task's name."""
-    line = prompt.strip().split("\n", 1)[0]
-    is_repeated = line.startswith(name) or is_name_from_prompt(name, prompt)
-    return "" if is_repeated else shorten_line(line)
-
-
-def shorten_line(line: str) -> str:
-    """Cut a line at a word to HINT_CHARACTERS_MAX."""
-    return shorten(line[:_LINE_CHARACTERS_MAX], HINT_CHARACTERS_MAX, placeholder="…")
-
-
-def _first_line(prompt: str) -> str:
-    """Return the first line with text, without Markdown markup and with single spaces."""
-    line = next((line for line in prompt.split("\n") if line.strip()), "")
-    for marks in (_LEADING_MARKS, _TRAILING_MARKS):
-        line = marks.sub("", line, count=1)[::-1]
-    return " ".join(INVISIBLE.sub(" ", line).split())
-
-
-def is_generated_id(text: str) -> bool:
-    """Return whether the text has the form of an id that the server generates."""
-    return _GENERATED_ID.fullmatch(text) is not None
-
-
-def is_generated_id_prefix(text: str) -> bool:
-    """Return whether the text can be the beginning of a generated id and is not a complete id."""
-    return 0 < len(text) < len(_ANY_GENERATED_ID) and is_generated_id(text + _ANY_GENERATED_ID[len(text) :])
 
 
 def double_limit(value: object) -> int | float | str | None:

@@ -1,10 +1,7 @@
 """Formatting of durations, sizes and costs."""
 
-import time
-
 import pytest
 
-from doubles.manifests import NAMES_BY_PROMPT
 from sandbox.model.formatting import (
     double_limit,
     format_budget,
@@ -12,10 +9,6 @@ from sandbox.model.formatting import (
     format_count,
     format_duration,
     format_size,
-    is_generated_id,
-    is_generated_id_prefix,
-    is_name_from_prompt,
-    name_from_prompt,
 )
 
 
@@ -80,27 +73,6 @@ def test_count_has_thousands_separators():
     assert [format_count(number) for number in (0, 999, 4153, 1_234_567)] == ["0", "999", "4,153", "1,234,567"]
 
 
-@pytest.mark.parametrize(("prompt", "name"), NAMES_BY_PROMPT.items())
-def test_name_is_the_first_line_of_the_prompt_cut_at_a_word(prompt: str, name: str):
-    assert name_from_prompt(prompt) == name
-
-
-@pytest.mark.parametrize("text", [": " * 250_000 + "x", "x" + " " * 500_000 + "x", "#" * 500_000 + "x"])
-def test_name_is_built_quickly_from_a_long_line(text: str):
-    begin = time.process_time()
-    assert name_from_prompt(f"Fix {text}").startswith("Fix")
-    assert is_name_from_prompt("Fix…", f"Fix {text}")
-    assert time.process_time() - begin < 1
-
-
-@pytest.mark.parametrize(
-    ("name", "is_from_prompt"),
-    [("Fix the login", True), ("Fix the l…", True), ("Fix", False), ("…", False), ("", False), ("Other…", False)],
-)
-def test_name_from_the_prompt_is_recognized(name: str, is_from_prompt: bool):
-    assert is_name_from_prompt(name, "# Fix the login:\nBe quick.") is is_from_prompt
-
-
 @pytest.mark.parametrize(
     ("usd", "text"),
     [(0.5, "$0.50"), (2.5, "$2.50"), (3, "$3.00"), (0, "$0.00"), (0.005, "$0.005"), (1234.5, "$1,234.50")],
@@ -115,21 +87,3 @@ def test_budget_has_two_decimals_unless_it_has_more(usd, text):
 )
 def test_suggested_limit_is_twice_the_given_one(value, doubled):
     assert double_limit(value) == doubled
-
-
-@pytest.mark.parametrize(
-    ("text", "is_prefix", "is_complete"),
-    [
-        ("2", True, False),
-        ("21d64869", True, False),
-        ("21d64869-6bb9-4f0e-8f0e-0123456789a", True, False),
-        ("21d64869-6bb9-4f0e-8f0e-0123456789ab", False, True),
-        ("21d64869-6bb9-4f0e-8f0e-0123456789abc", False, False),
-        ("21d648696", False, False),
-        ("21D64869", False, False),
-        ("fix-tests", False, False),
-        ("", False, False),
-    ],
-)
-def test_beginning_of_a_generated_id_is_recognized(text, is_prefix, is_complete):
-    assert (is_generated_id_prefix(text), is_generated_id(text)) == (is_prefix, is_complete)

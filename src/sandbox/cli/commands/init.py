@@ -16,7 +16,6 @@ from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.manifest_overrides import parse_overrides
 from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
-from sandbox.model.formatting import name_from_prompt
 from sandbox.model.manifest.field_formats import (
     ALLOWED_HOST,
     BRANCH,
@@ -28,6 +27,7 @@ from sandbox.model.manifest.field_formats import (
     Format,
 )
 from sandbox.model.manifest.overrides import Override, OverrideError
+from sandbox.model.task_name import name_from_prompt
 
 PROMPT_PLACEHOLDER = "Describe the work here, and how to verify it."
 NETWORK_MODES = ("isolated", "outbound", "full")

@@ -1,0 +1,57 @@
+"""Names and hints of tasks, which are made from their prompts."""
+
+import re
+from textwrap import shorten
+
+from sandbox.model.printable import INVISIBLE
+
+NAME_CHARACTERS_MAX = 120
+"""Maximum length of a name that is made from a prompt."""
+
+HINT_CHARACTERS_MAX = 120
+"""Maximum length of a hint that is made from a prompt."""
+
+PROMPT_BYTES_MAX = 500
+"""Size of a prompt's beginning that is enough for its hint."""
+
+_LINE_CHARACTERS_MAX = 4 * HINT_CHARACTERS_MAX
+"""Length to which a line is cut before its words are counted: a prompt can be a single long line."""
+
+_LEADING_MARKS = re.compile(r"[#*>\-\s]*")
+_TRAILING_MARKS = re.compile(r"[:\s]*")
+"""Matches the marks at the end of a line, after the line is reversed. A search at its end takes quadratic time."""
+
+
+def name_from_prompt(prompt: str) -> str:
+    """Return the default name of a task: the prompt's first line, cut at a word. The dashboard's form does the same."""
+    line = _first_line(prompt)
+    if len(line) <= NAME_CHARACTERS_MAX:
+        return line
+    cut, space, _ = line[:NAME_CHARACTERS_MAX].rpartition(" ")
+    return (cut if space else line[: NAME_CHARACTERS_MAX - 1]) + "…"
+
+
+def is_name_from_prompt(name: str, prompt: str) -> bool:
+    """Return whether the name is the prompt's first line, or the beginning of that line followed by an ellipsis."""
+    line, beginning = _first_line(prompt), name.removesuffix("…")
+    return name == line or (beginning not in {name, ""} and line.startswith(beginning))
+
+
+def prompt_hint(prompt: str, name: str) -> str:
+    """Return the beginning of the prompt's first line; empty if it only repeats the task's name."""
+    line = prompt.strip().split("\n", 1)[0]
+    is_repeated = line.startswith(name) or is_name_from_prompt(name, prompt)
+    return "" if is_repeated else shorten_line(line)
+
+
+def shorten_line(line: str) -> str:
+    """Cut a line at a word to HINT_CHARACTERS_MAX."""
+    return shorten(line[:_LINE_CHARACTERS_MAX], HINT_CHARACTERS_MAX, placeholder="…")
+
+
+def _first_line(prompt: str) -> str:
+    """Return the first line with text, without Markdown markup and with single spaces."""
+    line = next((line for line in prompt.split("\n") if line.strip()), "")
+    for marks in (_LEADING_MARKS, _TRAILING_MARKS):
+        line = marks.sub("", line, count=1)[::-1]
+    return " ".join(INVISIBLE.sub(" ", line).split())
