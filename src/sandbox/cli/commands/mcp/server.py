@@ -13,7 +13,7 @@ from pydantic import Field
 
 from sandbox import __version__
 from sandbox.agents import registered_agents
-from sandbox.cli.commands.mcp import tool_results
+from sandbox.cli.commands.mcp import tool_calls
 from sandbox.client import AsyncClient, ClientError
 from sandbox.model.task_state import TaskState
 
@@ -58,16 +58,14 @@ _Stream = Annotated[
         "conversation: the agent's messages, and inputs and results of its tool calls."
     ),
 ]
-_Wait = Annotated[
-    int, Field(ge=0, le=tool_results.WAIT_SECONDS_MAX, description="Seconds to wait for the task to end.")
-]
-_Limit = Annotated[int, Field(ge=1, le=tool_results.LISTED_TASKS_MAX, description="Number of tasks.")]
+_Wait = Annotated[int, Field(ge=0, le=tool_calls.WAIT_SECONDS_MAX, description="Seconds to wait for the task to end.")]
+_Limit = Annotated[int, Field(ge=1, le=tool_calls.LISTED_TASKS_MAX, description="Number of tasks.")]
 _Search = Annotated[
     str | None, Field(description="Words in a task's name, id, prompt or repository; the start of a word is enough.")
 ]
 _State = Annotated[TaskState | None, Field(description="Only tasks in this state; failed includes failed_preserved.")]
 _Repository = Annotated[str | None, Field(description="Only tasks of this repository: URL or OWNER/NAME.")]
-_Lines = Annotated[int, Field(ge=1, le=tool_results.LINES_MAX, description="Number of lines, from the end.")]
+_Lines = Annotated[int, Field(ge=1, le=tool_calls.LINES_MAX, description="Number of lines, from the end.")]
 
 
 def serve_tools(server: str, token: str | None) -> None:
@@ -92,7 +90,7 @@ class TaskTools:
     async def submit(self, manifest: Annotated[dict[str, Any] | str, Field(description=_MANIFEST)]) -> str:
         """Submit a task. Returns the task's id immediately."""
         async with self._client() as client:
-            return await tool_results.submit(client, manifest)
+            return await tool_calls.submit(client, manifest)
 
     async def list(
         self,
@@ -104,7 +102,7 @@ class TaskTools:
     ) -> str:
         """Find tasks, newest first. Returns their states, repositories, durations, costs, patch sizes and errors."""
         async with self._client() as client:
-            return await tool_results.list_tasks(client, search, state, repository, limit, offset)
+            return await tool_calls.list_tasks(client, search, state, repository, limit, offset)
 
     async def continue_task(
         self,
@@ -115,23 +113,23 @@ class TaskTools:
         new task's id immediately. The earlier task does not change; the new task's diff contains only the new
         changes."""
         async with self._client() as client:
-            return await tool_results.continue_task(client, task_id, prompt)
+            return await tool_calls.continue_task(client, task_id, prompt)
 
     async def status(self, task_id: _TaskId, wait_seconds: _Wait = 0) -> str:
         """Get a task's state, counters, cost and error. The task has ended if the state is completed, failed,
         failed_preserved or cancelled."""
         async with self._client() as client:
-            return await tool_results.status(client, task_id, wait_seconds)
+            return await tool_calls.status(client, task_id, wait_seconds)
 
     async def logs(self, task_id: _TaskId, stream: _Stream = "events", lines: _Lines = 100) -> str:
         """Get the last lines of a task's output or events."""
         async with self._client() as client:
-            return await tool_results.logs(client, task_id, stream, lines)
+            return await tool_calls.logs(client, task_id, stream, lines)
 
     async def diff(self, task_id: _TaskId, offset: _Offset = 0) -> str:
         """Get a finished task's changes, as a patch for git apply."""
         async with self._client() as client:
-            return await tool_results.diff(client, task_id, offset)
+            return await tool_calls.diff(client, task_id, offset)
 
     async def artifacts(
         self,
@@ -141,7 +139,7 @@ class TaskTools:
     ) -> str:
         """List a task's stored files, or read the text of one file."""
         async with self._client() as client:
-            return await tool_results.artifacts(client, task_id, name, offset)
+            return await tool_calls.artifacts(client, task_id, name, offset)
 
     async def cancel(
         self,
@@ -151,7 +149,7 @@ class TaskTools:
     ) -> str:
         """Cancel a task. The results so far are kept."""
         async with self._client() as client:
-            return await tool_results.cancel(client, task_id, reason, force=force)
+            return await tool_calls.cancel(client, task_id, reason, force=force)
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[AsyncClient]:
@@ -162,5 +160,5 @@ class TaskTools:
         except ClientError as error:
             field_errors = [f"{each.get('field')}: {each.get('message')}" for each in error.field_errors]
             raise ToolError("\n".join([f"{error.code}: {error.message}", *field_errors])) from error
-        except tool_results.ToolFailedError as error:
+        except tool_calls.ToolFailedError as error:
             raise ToolError(str(error)) from error
