@@ -53,7 +53,7 @@ from sandbox.placements.cluster.hosts import ClusterHosts, EngineHosts, SeenHost
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings
 from sandbox.placements.cluster.loop_thread import LoopThread
-from sandbox.placements.cluster.worker_requests import (
+from sandbox.placements.cluster.requests_to_workers import (
     LAUNCH_SECONDS,
     WorkerPreservedDisk,
     WorkerRunnerHandle,
