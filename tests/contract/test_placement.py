@@ -50,7 +50,7 @@ from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local import placement as local_placement
 from sandbox.primitives.secret_fingerprint import make_fingerprint
-from sandbox.server.placements import Placements
+from sandbox.server.placement_routing import Placements
 
 REQUEST_TIMEOUT_SECONDS = CONTROL_REQUEST_TIMEOUT_SECONDS + 3
 """The time limit for a request to a runner or a host, plus a margin for a busy machine."""

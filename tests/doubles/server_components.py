@@ -47,7 +47,7 @@ from sandbox.server.journal_tailer import JournalTailer, TaskTracker
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.load_history import LoadHistory
 from sandbox.server.maintenance.pruning import Pruner
-from sandbox.server.placements import Placements
+from sandbox.server.placement_routing import Placements
 from sandbox.server.preserved_sandboxes import PreservedSandboxes
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runner_recovery import RunnerRecovery

@@ -10,7 +10,7 @@ from sandbox.bootstrap.local_host import PlacementContext, create_local_placemen
 from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.interfaces.placement import Placement
-from sandbox.server.placements import Placements
+from sandbox.server.placement_routing import Placements
 from sandbox.server.runtime_probing import ProbedHost
 
 CreatePlacement = Callable[[PlacementContext], Awaitable[Placement]]

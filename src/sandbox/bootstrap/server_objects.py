@@ -43,7 +43,7 @@ from sandbox.server.maintenance.janitor import ClockCheck, Janitor, MaintenanceA
 from sandbox.server.maintenance.leftover_removal import LeftoverRemover
 from sandbox.server.maintenance.load_history import LoadHistory
 from sandbox.server.maintenance.pruning import Pruner
-from sandbox.server.placements import Placements
+from sandbox.server.placement_routing import Placements
 from sandbox.server.preserved_sandboxes import PreservationExpiry, PreservedSandboxes
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runner_recovery import RunnerRecovery

@@ -15,7 +15,7 @@ from sandbox.model.fixed_limits import DEBUG_SESSION_START_TIMEOUT_SECONDS, MEMO
 from sandbox.model.resources import Resources
 from sandbox.model.task import Task
 from sandbox.primitives.concurrency import KeyedLock, run_in_daemon_thread
-from sandbox.server.placements import Placements
+from sandbox.server.placement_routing import Placements
 from sandbox.server.preserved_sandboxes import PreservedSandboxes
 from sandbox.server.runtime_probing import ProbedHost
 from sandbox.server.scheduler import describe_memory_shortfall

@@ -20,7 +20,7 @@ from sandbox.model.fixed_limits import DEBUG_SESSION_END_TIMEOUT_SECONDS, SANDBO
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.concurrency import KeyedLock, run_in_daemon_thread
-from sandbox.server.placements import Placements, locate
+from sandbox.server.placement_routing import Placements, locate
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")

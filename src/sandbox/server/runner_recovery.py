@@ -17,7 +17,7 @@ from sandbox.model.retry import backoff_seconds
 from sandbox.model.task import Task
 from sandbox.server.dispatcher import StartConditions
 from sandbox.server.journal_replayer import JournalReplayer
-from sandbox.server.placements import Placements, locate, takes_over_disk
+from sandbox.server.placement_routing import Placements, locate, takes_over_disk
 from sandbox.server.runner_launcher import RunnerLauncher, end_lost_attempt, end_without_follow_up
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import JournalOwner, Orphaned, RunnerOwned, ServerOwned, TrackedTask

@@ -10,7 +10,7 @@ from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import TaskFinished
 from sandbox.model.task_state import TaskState
-from sandbox.server.placements import Placements, locate
+from sandbox.server.placement_routing import Placements, locate
 from sandbox.server.tracked_task import Orphaned, RunnerOwned, ServerOwned, TrackedTask
 
 _BATCH_SIZE = 200

@@ -44,7 +44,7 @@ from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.server.cancellation import Canceller
 from sandbox.server.debug_sessions import DebugSessions
 from sandbox.server.maintenance.pruning import Pruner
-from sandbox.server.placements import Placements
+from sandbox.server.placement_routing import Placements
 from sandbox.server.preserved_sandboxes import PreservedSandboxes
 from sandbox.server.tracked_task import RunnerOwned, TrackedTask, TrackedTasks
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from sandbox.interfaces.placement import HostAllocator, HostNotFoundError, HostState, HostStatus
 from sandbox.interfaces.server_services import HostWithTasks, UnavailableError
 from sandbox.model.errors import error_reason
-from sandbox.server.placements import Placements, locate
+from sandbox.server.placement_routing import Placements, locate
 from sandbox.server.tracked_task import TrackedTasks
 
 

@@ -11,7 +11,7 @@ from sandbox.interfaces.placement import HostDrainError, HostIdentity, HostNotFo
 from sandbox.interfaces.server_services import UnavailableError
 from sandbox.model.resources import Resources
 from sandbox.server.administration.hosts import Hosts
-from sandbox.server.placements import Placements
+from sandbox.server.placement_routing import Placements
 
 CAPACITY = Resources(4, 2**33, 2**40)
 

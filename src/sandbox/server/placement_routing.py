@@ -1,4 +1,4 @@
-"""The placements of a server. The host of an attempt selects its placement."""
+"""Selects the placement of an attempt: that of its host, or the one for new attempts."""
 
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager

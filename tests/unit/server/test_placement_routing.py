@@ -16,7 +16,7 @@ from sandbox.interfaces.placement import (
     RunnerNotStartedError,
     RunnerUnreachableError,
 )
-from sandbox.server.placements import Placements
+from sandbox.server.placement_routing import Placements
 
 ORDER = FinishAttempt("task-1", "a" * 12)
 
