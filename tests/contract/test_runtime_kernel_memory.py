@@ -20,7 +20,7 @@ from doubles.sandbox_lifecycle import (
     run_python,
 )
 from sandbox.interfaces.runtime import Command, Runtime, Sandbox
-from sandbox.runtimes import bwrap
+from sandbox.runtimes import bubblewrap_command
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.limits.cgroups import socket_buffer_bytes
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
@@ -699,9 +699,9 @@ def selectable_processors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if machine in seccomp.ARCHITECTURES:
         numbers = seccomp.ARCHITECTURES[machine]
         monkeypatch.setitem(seccomp.ARCHITECTURES, machine, replace(numbers, sched_setaffinity=numbers.io_setup))
-    bwrap._assemble_default_filter.cache_clear()
+    bubblewrap_command._assemble_default_filter.cache_clear()
     yield
-    bwrap._assemble_default_filter.cache_clear()
+    bubblewrap_command._assemble_default_filter.cache_clear()
 
 
 _BUSY_PROCESSOR = """

@@ -18,8 +18,8 @@ from sandbox.interfaces.runtime import ConfinementSpec, Listeners, Sandbox, Sand
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes import disk_ownership, sandbox_processes
+from sandbox.runtimes.bubblewrap_command import require_bwrap
 from sandbox.runtimes.bubblewrap_confinement import BubblewrapConfinement, exposed_paths
-from sandbox.runtimes.bwrap import require_bwrap
 from sandbox.runtimes.disk_ownership import chown_disk, create_disk_directories, restore_disk_ownership
 from sandbox.runtimes.kernel_uid import SANDBOX_UIDS, KernelUidPool
 from sandbox.runtimes.launcher_client import LauncherProcess, attempt_marker, start_launcher

@@ -11,7 +11,7 @@ from socket import socket
 
 from sandbox.interfaces.images import IMAGE_FILES
 from sandbox.interfaces.runtime import CERTIFICATE_DIRECTORIES, ConfinedCommand, ConfinementSpec
-from sandbox.runtimes import bwrap, disk_ownership, rootfs_spec
+from sandbox.runtimes import bubblewrap_command, disk_ownership, rootfs_spec
 from sandbox.runtimes.descriptors import create_memfd
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
 from sandbox.runtimes.limits.cgroups import ControlGroup
@@ -63,7 +63,7 @@ class BubblewrapConfinement:
 
         Raises OSError, and AttemptError (provision_failed) for NUL characters.
         """
-        program_spec = bwrap.build_program_spec(
+        program_spec = bubblewrap_command.build_program_spec(
             self._program,
             self._attempt_id,
             lambda program_spec: (self._arguments(program_spec, command), command.argv),
@@ -81,8 +81,8 @@ class BubblewrapConfinement:
             await asyncio.to_thread(disk_ownership.chown_tree, str(directory), self._uid)
 
     def _arguments(self, program_spec: ProgramSpec, command: ConfinedCommand) -> Iterator[str]:
-        yield from bwrap.isolation_arguments(self._attempt_id)
-        yield from bwrap.seccomp_arguments(program_spec)
+        yield from bubblewrap_command.isolation_arguments(self._attempt_id)
+        yield from bubblewrap_command.seccomp_arguments(program_spec)
         yield from self._root_arguments(command.directory)
         etc = rootfs_spec.etc_files(self._attempt_id)
         files = {**{path: etc[path] for path in IMAGE_FILES}, **command.files}
@@ -106,7 +106,11 @@ class BubblewrapConfinement:
             yield from ("--symlink", target, link)
         for path in _HOST_PATHS:
             yield from ("--ro-bind-try", path, path)
-        yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS_WITHOUT_TERMINALS)
+        yield from (
+            *bubblewrap_command.PROC_ARGUMENTS,
+            *bubblewrap_command.READ_ONLY_PROC_ARGUMENTS,
+            *bubblewrap_command.DEVICE_ARGUMENTS_WITHOUT_TERMINALS,
+        )
         yield from ("--size", str(_TMPFS_BYTES_MAX), "--perms", "1777", "--tmpfs", "/tmp")  # noqa: S108
         own = [one for one in self._spec.directories if working_directory.is_relative_to(one)]
         visible = {*(own or self._spec.directories), *self._spec.read_only}

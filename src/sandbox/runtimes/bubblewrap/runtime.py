@@ -9,7 +9,7 @@ from sandbox.runtimes.base_runtime import BaseRuntime
 from sandbox.runtimes.base_sandbox import SandboxSetup
 from sandbox.runtimes.bubblewrap.disk_root import prepare_disk_root
 from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox, exposed_entries, exposed_paths
-from sandbox.runtimes.bwrap import find_bwrap, require_bwrap
+from sandbox.runtimes.bubblewrap_command import find_bwrap, require_bwrap
 from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import cgroups, seccomp

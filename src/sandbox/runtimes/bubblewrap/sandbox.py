@@ -14,7 +14,7 @@ from sandbox.interfaces.runtime import Command, ExitStatus, SandboxSpec, Stats, 
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import SHARED_MEMORY_FILES_MAX
-from sandbox.runtimes import bwrap, sandbox_processes
+from sandbox.runtimes import bubblewrap_command, sandbox_processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, SandboxSetup
 from sandbox.runtimes.bubblewrap.disk_root import DiskRoot, find_disk_root
 from sandbox.runtimes.descriptors import create_memfd, wait_for_exit
@@ -58,7 +58,7 @@ def build_program_spec(program: str, spec: SandboxSpec, command: Command, status
     status_fd: descriptor for bubblewrap's reports; ownership passes to the result. Raises AttemptError
     (provision_failed) for NUL characters.
     """
-    return bwrap.build_program_spec(
+    return bubblewrap_command.build_program_spec(
         program,
         spec.attempt_id,
         lambda program_spec: (
@@ -69,9 +69,9 @@ def build_program_spec(program: str, spec: SandboxSpec, command: Command, status
 
 
 def _bwrap_arguments(program_spec: ProgramSpec, spec: SandboxSpec, command: Command, status: str) -> Iterator[str]:
-    yield from bwrap.isolation_arguments(spec.attempt_id)
+    yield from bubblewrap_command.isolation_arguments(spec.attempt_id)
     yield from ("--json-status-fd", status)
-    yield from bwrap.seccomp_arguments(program_spec)
+    yield from bubblewrap_command.seccomp_arguments(program_spec)
     root = describe_rootfs(spec)
     disk_root = find_disk_root(spec)
     yield from _root_arguments(root) if disk_root is None else _disk_root_arguments(root, disk_root)
@@ -119,10 +119,12 @@ def _content_arguments(root: RootFsSpec, tmpfs_mounts: Iterable[str], links: Map
 
 def _system_arguments() -> Iterator[str]:
     # /proc/sys is read-only as a second barrier: uid 0 could write to it without capabilities, but the uid is never 0.
-    yield from bwrap.PROC_ARGUMENTS
+    yield from bubblewrap_command.PROC_ARGUMENTS
     # pid 1 is bubblewrap with the agent's uid. A process that can write its memory can forge the command's exit code.
-    yield from ("--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1", *bwrap.READ_ONLY_PROC_ARGUMENTS)
-    yield from (*bwrap.DEVICE_ARGUMENTS, "--bind", f"{launcher.EXPOSED_DIRECTORY}/{_SHARED_MEMORY}", "/dev/shm")  # noqa: S108
+    yield from ("--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1")
+    yield from bubblewrap_command.READ_ONLY_PROC_ARGUMENTS
+    yield from bubblewrap_command.DEVICE_ARGUMENTS
+    yield from ("--bind", f"{launcher.EXPOSED_DIRECTORY}/{_SHARED_MEMORY}", "/dev/shm")  # noqa: S108
 
 
 def _disk_arguments() -> Iterator[str]:

@@ -18,7 +18,7 @@ import msgspec
 from sandbox.interfaces.file_layout import MODEL_PORT, PROXY_PORT
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.model.fixed_limits import SOCKETS_MAX
-from sandbox.runtimes import bwrap, rootfs_spec
+from sandbox.runtimes import bubblewrap_command, rootfs_spec
 from sandbox.runtimes.descriptors import create_memfd
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.launcher_client import ProgramSpec
@@ -122,7 +122,7 @@ def build_program_spec(
         words = (interpreter, "-ISE", "-c", _JAIL_SCRIPT, *map(str, counts), *qemu, *virtiofsd)
         return _bwrap_arguments(program_spec, guest_spec, status), words
 
-    return bwrap.build_program_spec(program, guest_spec.spec.attempt_id, describe)
+    return bubblewrap_command.build_program_spec(program, guest_spec.spec.attempt_id, describe)
 
 
 def _bwrap_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, status: str) -> Iterator[str]:
@@ -136,11 +136,15 @@ def _bwrap_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, status: s
         allows_kvm=guest_spec.accelerator is command_lines.Accelerator.KVM,
         polled_files_max=seccomp.POLLED_FILES_OF_QEMU_MAX,
     )
-    yield from bwrap.isolation_arguments(guest_spec.spec.attempt_id)
+    yield from bubblewrap_command.isolation_arguments(guest_spec.spec.attempt_id)
     yield from ("--json-status-fd", status)
-    yield from bwrap.seccomp_arguments(program_spec, jail_filter)
+    yield from bubblewrap_command.seccomp_arguments(program_spec, jail_filter)
     yield from _host_program_arguments(guest_spec, "")
-    yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS_WITHOUT_TERMINALS)
+    yield from (
+        *bubblewrap_command.PROC_ARGUMENTS,
+        *bubblewrap_command.READ_ONLY_PROC_ARGUMENTS,
+        *bubblewrap_command.DEVICE_ARGUMENTS_WITHOUT_TERMINALS,
+    )
     yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/kernel", command_lines.KERNEL)
     yield from _guest_root_arguments(program_spec, guest_spec, guest_filter)
     yield from _command_root_arguments(program_spec, guest_spec)
