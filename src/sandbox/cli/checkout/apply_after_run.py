@@ -22,7 +22,7 @@ from sandbox.cli.checkout.downloaded_patch import (
     print_omissions,
     summarize_binary_files,
 )
-from sandbox.cli.checkout.worktree import ChangedFile, Checkout, Head
+from sandbox.cli.checkout.user_checkout import ChangedFile, Checkout, Head
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import confirm, stderr_console

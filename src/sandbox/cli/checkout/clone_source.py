@@ -18,7 +18,7 @@ from sandbox.model.formatting import format_size
 from sandbox.model.manifest.field_formats import GIT_PATCH_BYTES_MAX, REPOSITORY_URL
 
 if TYPE_CHECKING:
-    from sandbox.cli.checkout.worktree import ChangedFile, Checkout
+    from sandbox.cli.checkout.user_checkout import ChangedFile, Checkout
 
 
 @dataclass(frozen=True)

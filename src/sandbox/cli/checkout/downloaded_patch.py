@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.checkout.worktree import ChangedFile
+from sandbox.cli.checkout.user_checkout import ChangedFile
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import reject_secrets
 from sandbox.cli.output.formatting import pluralize

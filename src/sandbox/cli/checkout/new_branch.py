@@ -14,7 +14,7 @@ from urllib.parse import quote, quote_plus
 
 import click
 
-from sandbox.cli.checkout.worktree import fail_with_git_output
+from sandbox.cli.checkout.user_checkout import fail_with_git_output
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.terminal_text import escape_text
 from sandbox.model.repository_url import public_repository_url, repository_location
@@ -22,7 +22,7 @@ from sandbox.model.repository_url import public_repository_url, repository_locat
 if TYPE_CHECKING:
     from subprocess import CompletedProcess
 
-    from sandbox.cli.checkout.worktree import Checkout
+    from sandbox.cli.checkout.user_checkout import Checkout
 
 _CONFIG = ("i18n.commitEncoding=UTF-8", "core.splitIndex=false")
 _FETCH_OPTIONS = (

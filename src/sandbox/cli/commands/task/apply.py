@@ -22,7 +22,7 @@ from sandbox.cli.checkout.downloaded_patch import (
     print_omissions,
 )
 from sandbox.cli.checkout.new_branch import NewBranch
-from sandbox.cli.checkout.worktree import ChangedFile, Checkout, can_apply
+from sandbox.cli.checkout.user_checkout import ChangedFile, Checkout, can_apply
 from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail, print_message
 from sandbox.cli.options import CliOptions, allow_secrets_option, common_options, current_options

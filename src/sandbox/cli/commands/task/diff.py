@@ -21,7 +21,7 @@ from sandbox.cli.checkout.downloaded_patch import (
     print_changed_files,
     summarize_binary_files,
 )
-from sandbox.cli.checkout.worktree import count_lines
+from sandbox.cli.checkout.user_checkout import count_lines
 from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.options import allow_secrets_option, common_options, current_options
 from sandbox.cli.output.console import stdout_console

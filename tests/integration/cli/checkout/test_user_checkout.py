@@ -11,7 +11,7 @@ import pytest
 from doubles.deployment import git, wait_until
 from doubles.fake_api import error_response, json_response
 from doubles.sample_task import TASK_ID, task_status
-from sandbox.cli.checkout.worktree import Checkout
+from sandbox.cli.checkout.user_checkout import Checkout
 
 BEFORE = {"a.txt": "one\ntwo\nthree\n", "b.sql": "-- x\nselect 1;\n"}
 SECRET_FLAG = "--allow-secrets"
@@ -204,7 +204,7 @@ def test_signal_is_deferred_until_the_patch_is_applied(
 
 
 def test_hanging_filter_is_killed_and_files_are_restored(checkout, install_filter, tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.cli.checkout.worktree.APPLY_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("sandbox.cli.checkout.user_checkout.APPLY_TIMEOUT_SECONDS", 1.0)
     (checkout / "a.txt").write_text("changed\n")
     (tmp_path / "patch").write_text(git("diff", "--full-index", cwd=checkout) + "\n")
     git("checkout", "-q", "a.txt", cwd=checkout)
