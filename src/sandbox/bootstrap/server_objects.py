@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.bootstrap.local_host import PlacementContext, make_leftover_sources, measure_host_load
+from sandbox.bootstrap.local_host import PlacementContext, make_leftover_sources
+from sandbox.placements.local.host_load import measure_host_load
 from sandbox.bootstrap.server_secrets import ServerSecretResolver, upstream_from_environment
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.profile_catalog import ProfileCatalog

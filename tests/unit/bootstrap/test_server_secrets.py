@@ -8,7 +8,7 @@ import pytest
 
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.agents import registered_agents
-from sandbox.bootstrap.local_host import read_memory_available_bytes
+from sandbox.placements.local.host_load import read_memory_available_bytes
 from sandbox.bootstrap.server_secrets import ServerSecretResolver
 from sandbox.bootstrap.settings.schema import SecretsSection, VaultSection
 from sandbox.interfaces.secrets import SecretUnavailableError
@@ -78,7 +78,3 @@ def test_vault_uses_the_variables_of_the_vault_cli(monkeypatch):
     assert (full.address, full.token, full.mount) == ("https://vault.example", "t", "kv")
     assert (full.namespace, full.ca_file) == ("n", "/ca.pem")
     assert (plain.namespace, plain.ca_file) == (None, None)
-
-
-def test_available_memory_of_this_machine_is_plausible():
-    assert 2**20 < read_memory_available_bytes() < 2**50
