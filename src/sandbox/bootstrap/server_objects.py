@@ -12,7 +12,6 @@ from pathlib import Path
 
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.local_host import PlacementContext, make_leftover_sources
-from sandbox.placements.local.host_load import measure_host_load
 from sandbox.bootstrap.server_secrets import ServerSecretResolver, upstream_from_environment
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.profile_catalog import ProfileCatalog
@@ -26,6 +25,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.events import ConversationEvent
 from sandbox.model.fixed_limits import UNFINISHED_TASKS_MAX
 from sandbox.model.manifest.schema import Manifest
+from sandbox.placements.local.host_load import measure_host_load
 from sandbox.placements.local.probe_cleanup import ProbeCleanup
 from sandbox.server.administration.administration import Administration
 from sandbox.server.administration.health import HealthCheck
@@ -38,9 +38,10 @@ from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.index_writer import IndexWriter
 from sandbox.server.inherited_files import discard_unrecorded
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
+from sandbox.server.maintenance.clock_check import ClockCheck
 from sandbox.server.maintenance.compression import JournalCompressor
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
-from sandbox.server.maintenance.janitor import ClockCheck, Janitor, MaintenanceAction
+from sandbox.server.maintenance.janitor import Janitor, MaintenanceAction
 from sandbox.server.maintenance.leftover_removal import LeftoverRemover
 from sandbox.server.maintenance.load_history import LoadHistory
 from sandbox.server.maintenance.pruning import Pruner

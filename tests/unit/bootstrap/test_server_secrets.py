@@ -8,7 +8,6 @@ import pytest
 
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.agents import registered_agents
-from sandbox.placements.local.host_load import read_memory_available_bytes
 from sandbox.bootstrap.server_secrets import ServerSecretResolver
 from sandbox.bootstrap.settings.schema import SecretsSection, VaultSection
 from sandbox.interfaces.secrets import SecretUnavailableError

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sandbox.server.maintenance.janitor import ClockCheck
+from sandbox.server.maintenance.clock_check import ClockCheck
 
 HOUR = 3600.0
 DAY = 24 * HOUR
