@@ -1,4 +1,4 @@
-"""Maps URLs to the pages of the dashboard, and errors to its error page. Also has the sign-in page."""
+"""Maps URLs to the pages of the dashboard, and errors to its error page."""
 
 from collections.abc import Awaitable, Callable
 
@@ -17,6 +17,7 @@ from sandbox.api.middleware.response_recording import set_route
 from sandbox.api.responses import reason_phrase
 from sandbox.dashboard.pages.documentation import show_docs, show_errors, show_guide, show_guide_search
 from sandbox.dashboard.pages.server import send_load, show_hosts, show_server
+from sandbox.dashboard.pages.sign_in import show_sign_in
 from sandbox.dashboard.pages.submit import show_submit
 from sandbox.dashboard.pages.task import send_events, show_task
 from sandbox.dashboard.pages.task_list import show_tasks
@@ -27,18 +28,6 @@ from sandbox.primitives.log_context import TASK_ID
 
 _API_ROOT = "/api/"
 _PageHandler = Callable[[Request, AppContext], Awaitable[Response]]
-
-
-async def show_sign_in(request: Request, _: AppContext) -> Response:
-    """Render the sign-in form; its script opens the session."""
-    return render_page(request, "sign_in", back=safe_redirect_path(request.query_params.get("to", "/")))
-
-
-def safe_redirect_path(target: str) -> str:
-    """Return `target` if it is a path on this server, else `/`."""
-    is_local_path = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
-    return target if is_local_path else "/"
-
 
 _ROUTES: dict[str, _PageHandler] = {
     "/": show_tasks,
