@@ -131,8 +131,8 @@ def misplaced_rows(tour: str, module: Path, function: str) -> list[str]:
     [
         ("api/auth/authenticator.py", "check_host"),
         ("bootstrap/runner.py", "_run_attempt"),
-        ("gateway/model_api/protocol.py", "_forward_pending"),
-        ("gateway/model_api/protocol.py", "upstream_data_received"),
+        ("gateway/model_api/connection_protocol.py", "_forward_pending"),
+        ("gateway/model_api/connection_protocol.py", "upstream_data_received"),
         ("runner/steps/run.py", "supervise"),
         ("server/submissions.py", "_accept"),
         ("workspace/diff/patch.py", "_write_patch"),

@@ -27,8 +27,8 @@ from sandbox.gateway.egress.proxy_inspector import ProxyInspector
 from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.model_api.connection import ModelConnection
+from sandbox.gateway.model_api.connection_protocol import ModelProtocol
 from sandbox.gateway.model_api.dialer import UpstreamDialer, parse_upstream
-from sandbox.gateway.model_api.protocol import ModelProtocol
 from sandbox.gateway.model_api.request_gate import ModelRequestGate
 from sandbox.gateway.model_api.request_policy import ModelPolicy
 from sandbox.gateway.network_lease import NetworkLease

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway import transport
-from sandbox.gateway.model_api.protocol import ModelProtocol
+from sandbox.gateway.model_api.connection_protocol import ModelProtocol
 from sandbox.gateway.sans_io import Phase
 from sandbox.interfaces.gateway import GatewayRules
 

@@ -7,8 +7,8 @@ from functools import partial
 
 from sandbox.gateway import limits
 from sandbox.gateway.connection import ConnectionHandler, PriorityCpuQueues
+from sandbox.gateway.model_api.connection_protocol import ModelProtocol
 from sandbox.gateway.model_api.dialer import UpstreamDialer, UpstreamUnreachableError
-from sandbox.gateway.model_api.protocol import ModelProtocol
 from sandbox.gateway.sans_io import Effects, Phase
 from sandbox.gateway.transport import FIRST_READ_BYTES, READ_BYTES, Stream
 

@@ -13,7 +13,7 @@ import pytest
 from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
 from doubles.served_gateway import SERVER_KEY, TASK_KEY, run, served_gateway, wait_until
 from sandbox.gateway import connection, limits
-from sandbox.gateway.model_api.protocol import ModelProtocol
+from sandbox.gateway.model_api.connection_protocol import ModelProtocol
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRules
 from sandbox.model.events import EgressDenied, ErrorReported, Usage

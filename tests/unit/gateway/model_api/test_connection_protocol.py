@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
+from sandbox.gateway.model_api.connection_protocol import ModelProtocol
 from sandbox.gateway.model_api.dialer import parse_upstream
-from sandbox.gateway.model_api.protocol import ModelProtocol
 from sandbox.gateway.model_api.request_gate import ModelRequestGate
 from sandbox.gateway.model_api.request_policy import ModelPolicy
 from sandbox.gateway.sans_io import Effects, Phase
