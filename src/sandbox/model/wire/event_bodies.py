@@ -1,7 +1,7 @@
 """The events that clients receive: the only declaration of each, as `bodies.py` declares the other JSON bodies.
 
-`events.py` converts records of the journal to these events. They are sent as lines of NDJSON, as data of server-sent
-events and as messages of a WebSocket. A newer server may send additional types and properties.
+`event_conversion.py` converts records of the journal to these events. They are sent as lines of NDJSON, as data of
+server-sent events and as messages of a WebSocket. A newer server may send additional types and properties.
 """
 
 from typing import Any, Literal, NotRequired, TypedDict, get_args
