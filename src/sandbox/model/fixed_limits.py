@@ -204,14 +204,21 @@ TERMINAL_CPU_SECONDS_MAX = 1.0
 Only the time in excess of half a processor counts.
 """
 
-TERMINAL_LOCK_SECONDS_MAX = 2.0
-"""Maximum time for which one sandbox may hold the lock for opening terminals while the machine waits for it.
+MACHINE_LOCK_SECONDS_MAX = 2.0
+"""Maximum time for which one sandbox may hold a lock of the kernel while the machine waits for it.
 
-The first second of each wait does not count.
+This applies to the lock for opening terminals and to the lock for network devices. The first second of each wait does
+not count.
+"""
+
+LISTING_SECONDS_MAX = 4.0
+"""Maximum time for which a program may wait for its own memory while it lists a directory of the host.
+
+Meanwhile, the host cannot change this directory.
 """
 
 TERMINAL_CPU_CHECK_INTERVAL_SECONDS = 0.25
-"""Interval at which the CPU time for writes to terminals, and the lock for opening terminals, are measured."""
+"""Interval at which the CPU time for writes to terminals, and locks that the machine needs, are measured."""
 
 CLOSING_FILES_BYTES_MAX = 1024 * 1024 * 1024
 """Maximum memory attributed to one sandbox for the files of ending processes while the kernel closes these files.

@@ -24,8 +24,8 @@ from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits.cgroups import measure_terminal_usage
 from sandbox.runtimes.limits.ext4_usage import DirectoryMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
+from sandbox.runtimes.limits.machine_locks import MachineLockMeters
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter, TerminalMeter
-from sandbox.runtimes.limits.terminal_lock import TerminalLockMeter
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
 
@@ -154,7 +154,7 @@ class BubblewrapSandbox(BaseSandbox):
         self._syscall_buffer_meter = SyscallBufferMeter()
         self._closing_files_meter = ClosingFilesMeter()
         self._terminal_meter = TerminalMeter()
-        self._terminal_lock_meter = TerminalLockMeter()
+        self._lock_meters = MachineLockMeters()
         self._directory_meter = DirectoryMeter(setup.spec.disk)
         self._report_reader: asyncio.StreamReader | None = None
         self._read_lock = asyncio.Lock()
@@ -222,10 +222,8 @@ class BubblewrapSandbox(BaseSandbox):
         return replace(usage, disk_directories=await asyncio.to_thread(self._directory_meter.count))
 
     async def terminal_usage(self) -> KernelUsage:
-        """Return only the usage of terminals."""
-        return await asyncio.to_thread(
-            measure_terminal_usage, self._group, self._terminal_meter, self._terminal_lock_meter
-        )
+        """Return only the usage of terminals, and of locks that the machine needs."""
+        return await asyncio.to_thread(measure_terminal_usage, self._group, self._terminal_meter, self._lock_meters)
 
     async def file_counts(self) -> FileUsage:
         """Return the number of open files and directories of all processes inside."""

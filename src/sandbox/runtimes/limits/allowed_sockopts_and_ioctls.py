@@ -57,6 +57,13 @@ Among those that are not allowed:
 - IP_MINTTL and IPV6_MINHOPCOUNT: a socket that drops replies leaves the peer's connection half-open for hours
 """
 
+REFUSED_GETSOCKOPTS: Mapping[int, tuple[int, ...]] = {_SOL_TCP: (35,), _SOL_IP: (41, 48), _SOL_IPV6: (48,)}
+"""getsockopt options by level that are refused.
+
+TCP_ZEROCOPY_RECEIVE maps pages of received data into the program. They are not charged to any control group.
+IP_MSFILTER, MCAST_MSFILTER: the kernel holds the lock for network devices while it accesses the program's memory.
+"""
+
 _TERMINAL_IOCTLS = (
     0x5401, 0x5402, 0x5403, 0x5404,  # TCGETS, TCSETS, TCSETSW, TCSETSF
     0x5405, 0x5406, 0x5407, 0x5408,  # TCGETA, TCSETA, TCSETAW, TCSETAF

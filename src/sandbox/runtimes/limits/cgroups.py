@@ -22,6 +22,7 @@ from sandbox.runtimes import sandbox_processes
 from sandbox.runtimes.limits import open_file_counts
 from sandbox.runtimes.limits.epoll_entries import EpollCounter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
+from sandbox.runtimes.limits.machine_locks import MachineLockMeters
 from sandbox.runtimes.limits.memory_mappings import MappingCounter, MappingOwner
 from sandbox.runtimes.limits.open_file_counts import SocketCounter
 from sandbox.runtimes.limits.pending_syscalls import (
@@ -38,7 +39,6 @@ from sandbox.runtimes.limits.slab_usage import (
     count_negative_dentries,
     reclaimable_free_slab_bytes_max,
 )
-from sandbox.runtimes.limits.terminal_lock import TerminalLockMeter
 
 PARENT_GROUP = "sandbox"
 """Parent directory of all attempts' groups."""
@@ -323,15 +323,20 @@ def count_uncharged_bytes(group: ControlGroup) -> int | None:
 
 
 def measure_terminal_usage(
-    group: ControlGroup, meter: TerminalMeter, lock_meter: TerminalLockMeter | None = None
+    group: ControlGroup, meter: TerminalMeter, lock_meters: MachineLockMeters | None = None
 ) -> KernelUsage:
-    """Return only the usage of the group's terminals. Takes 1 ms while its programs write to terminals.
+    """Return only the usage of the group's terminals and of locks. Takes 1 ms while its programs write to terminals.
 
-    lock_meter: None to omit the time for which the group's programs hold the lock for terminals.
+    lock_meters: None to omit the time for which the group's programs hold locks that the machine needs.
     """
+    cpu_seconds = meter.measure(group.process_ids, group._process_ids_of_others)
+    if lock_meters is None:
+        return KernelUsage(terminal_cpu_seconds=cpu_seconds)
     return KernelUsage(
-        terminal_cpu_seconds=meter.measure(group.process_ids, group._process_ids_of_others),
-        terminal_lock_seconds=lock_meter.measure(group._thread_ids) if lock_meter is not None else None,
+        terminal_cpu_seconds=cpu_seconds,
+        terminal_lock_seconds=lock_meters.terminals.measure(group._thread_ids),
+        network_lock_seconds=lock_meters.network_devices.measure(group._thread_ids),
+        listing_seconds=lock_meters.listings.measure(group._thread_ids),
     )
 
 

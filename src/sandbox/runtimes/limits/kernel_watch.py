@@ -19,7 +19,9 @@ from sandbox.model.fixed_limits import (
     FILE_USAGE_CHECK_INTERVAL_SECONDS,
     FREE_SLAB_BYTES_MAX,
     KERNEL_USAGE_CHECK_INTERVAL_SECONDS,
+    LISTING_SECONDS_MAX,
     LOCKS_ON_HOST_FILES_MAX,
+    MACHINE_LOCK_SECONDS_MAX,
     NETLINK_BYTES_MAX,
     OOM_KILLS_MAX,
     OPEN_DIRECTORIES_MAX,
@@ -29,7 +31,6 @@ from sandbox.model.fixed_limits import (
     SYSCALL_BUFFER_BYTES_MAX,
     TERMINAL_CPU_CHECK_INTERVAL_SECONDS,
     TERMINAL_CPU_SECONDS_MAX,
-    TERMINAL_LOCK_SECONDS_MAX,
     UDP_SOCKETS_ON_PORT_MAX,
     UNCHARGED_MEMORY_GROWTH_BYTES_MAX,
     VMA_BYTES_MAX,
@@ -62,6 +63,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
         a processor; 0 while it writes nothing.
     terminal_lock_seconds: time for which the sandbox held the lock for opening terminals while the machine waited for
         it.
+    network_lock_seconds: the same for the lock for network devices.
+    listing_seconds: time for which a program waited for its own memory while it listed a directory of the host.
     oom_kills: how many times a process was killed for lack of memory.
     """
 
@@ -84,11 +87,18 @@ class KernelUsage(msgspec.Struct, frozen=True):
     disk_directories: int | None = None
     terminal_cpu_seconds: float | None = None
     terminal_lock_seconds: float | None = None
+    network_lock_seconds: float | None = None
+    listing_seconds: float | None = None
     oom_kills: int = 0
 
     def find_exceeded_limit(self) -> str:
         """Return why the sandbox must end (human-readable); empty while everything is within limits."""
-        return self._find_socket_violation() or self._find_memory_violation() or self._find_file_violation()
+        return (
+            self._find_socket_violation()
+            or self._find_memory_violation()
+            or self._find_file_violation()
+            or self._find_lock_violation()
+        )
 
     def _find_socket_violation(self) -> str:
         if self.sockets is not None and self.sockets > SOCKETS_MAX:
@@ -180,10 +190,24 @@ class KernelUsage(msgspec.Struct, frozen=True):
                 "Threads of the kernel used more than half a processor for input that the sandbox wrote to its own "
                 "terminals. Write less to terminals, or write to pipes."
             )
-        if self.terminal_lock_seconds is not None and self.terminal_lock_seconds > TERMINAL_LOCK_SECONDS_MAX:
+        return ""
+
+    def _find_lock_violation(self) -> str:
+        if self.terminal_lock_seconds is not None and self.terminal_lock_seconds > MACHINE_LOCK_SECONDS_MAX:
             return (
                 "Programs of the sandbox opened or closed terminals so slowly that no other program on the machine "
                 "could open one. Open fewer terminals, or start fewer busy programs at the same time."
+            )
+        if self.network_lock_seconds is not None and self.network_lock_seconds > MACHINE_LOCK_SECONDS_MAX:
+            return (
+                "Programs of the sandbox listed network interfaces or joined multicast groups so slowly that no other "
+                "program on the machine could use network devices. Start fewer busy programs at the same time."
+            )
+        if self.listing_seconds is not None and self.listing_seconds > LISTING_SECONDS_MAX:
+            return (
+                f"A program of the sandbox listed a directory of the host and waited {self.listing_seconds:.0f} s for "
+                "its own memory, so the host could not change this directory. Start fewer busy programs at the same "
+                "time, or use less memory."
             )
         return ""
 
@@ -264,7 +288,7 @@ async def wait_for_exceeded_limit(
 
     uncharged_bytes: returns the machine's kernel memory that is not charged to the sandbox; None if unknown. If it
         grows, the files are counted early: partly read directories can use hundreds of MiB per second.
-    terminal_usage: measures terminals; None for confined programs, which have none. While the kernel's threads for
+    terminal_usage: measures terminals and locks; None for confined programs, which have none. While the kernel's threads for
         terminals keep all processors busy, each thread switch in the runner takes half a second.
     """
     return await run_until_first_complete(

@@ -28,9 +28,6 @@ MSG_MORE, SPLICE_F_MORE = 0x8000, 0x4
 TCP_CORK concerns only streams.
 """
 
-TCP_LEVEL, TCP_ZEROCOPY_RECEIVE = 6, 35
-"""A getsockopt option that maps pages of received data into the program. They are not charged to any control group."""
-
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 _AND = 0x54
 _NR_OFFSET, _ARCH_OFFSET, _ARGS_OFFSET = 0, 4, 16
@@ -158,16 +155,20 @@ _SEMAPHORE_OPERATIONS_MAX = 32
 Each call retries the operations of all waiting threads: 80 ms for 480 threads with 500 operations each.
 """
 
-_MERGEABLE, _ADVICE_MAX = 12, 101
-"""MADV_MERGEABLE, and the highest number of an allowed advice.
+_MERGEABLE, _COLLAPSE, _ADVICE_MAX = 12, 25, 101
+"""MADV_MERGEABLE, MADV_COLLAPSE, and the highest number of an allowed advice.
 
 MADV_MERGEABLE makes a kernel thread search for equal pages, which needs 64 bytes per page that are not charged to any
 control group. Since Linux 6.13, a process can give itself any advice with process_madvise.
+
+MADV_COLLAPSE empties caches of all processors, see Architecture.fadvise64.
 
 Advice with a number above the maximum fails, as on a kernel without it. The first such advice is MADV_GUARD_INSTALL:
 one call changes the page tables of a whole mapping without interruption. A call for 64 GiB takes 0.3 s and needs 128
 MiB of memory. The C library falls back to mprotect.
 """
+
+_FILE_NOT_NEEDED = 4  # POSIX_FADV_DONTNEED
 
 _PR_SET_SECCOMP = 22
 
@@ -200,6 +201,9 @@ class Architecture(msgspec.Struct, frozen=True):
     sched_setaffinity: succeeds without effect. A call that moves a running thread wakes up a kernel thread with the
     highest priority, whose time is charged to no control group. 400 threads that move themselves between two processors
     stop all other programs on both for 8 s at a time.
+
+    fadvise64: the advice that a file's pages are not needed succeeds without effect. For it, the kernel empties caches
+    of all processors with a lock that mounts need too. It would also remove the host's /usr from memory.
     """
 
     audit: int
@@ -239,6 +243,7 @@ class Architecture(msgspec.Struct, frozen=True):
     lseek: int
     mincore: int
     fallocate: int
+    fadvise64: int
     denied: dict[str, int]
 
 
@@ -248,7 +253,7 @@ _X86_64 = Architecture(
     setxattr_calls=(188, 189, 190),
     mmap=9, madvise=28, memfd_create=319, shmget=29, fcntl=72, prctl=157,
     poll_calls=(7, 271), select_calls=(23, 270), semop_calls=(65, 220), ioctl=16, personality=135, io_setup=206,
-    lseek=8, mincore=27, fallocate=285,
+    lseek=8, mincore=27, fallocate=285, fadvise64=221,
     setpriority=141, setrlimit=160, prlimit64=302, sched_setscheduler=144, sched_setaffinity=203,
     ioprio_set=251,
     denied={
@@ -271,7 +276,7 @@ _AARCH64 = Architecture(
     setxattr_calls=(5, 6, 7), mmap=222,
     madvise=233, memfd_create=279, shmget=194, fcntl=25, prctl=167,
     poll_calls=(73,), select_calls=(72,), semop_calls=(193, 192), ioctl=29, personality=92, io_setup=0,
-    lseek=62, mincore=232, fallocate=47,
+    lseek=62, mincore=232, fallocate=47, fadvise64=223,
     setpriority=140, setrlimit=164, prlimit64=261, sched_setscheduler=119, sched_setaffinity=122,
     ioprio_set=30,
     denied={
@@ -320,8 +325,7 @@ def assemble_filter(
         *(() if allows_filters else _refuse_filters(architecture)),
         *_refuse_flags(architecture.pipe2, _ARG1, _NOTIFICATION_PIPE, errno.ENOPKG),
         *_refuse_flags(architecture.mmap, _ARG3, _MAP_HUGETLB, errno.ENOMEM),
-        *_refuse_advice(architecture.madvise, _ARG2),
-        *_refuse_advice(_PROCESS_MADVISE, _ARG3),
+        *_restrict_advice(architecture),
         *_refuse_values(architecture.prctl, _ARG0, _PROCESS_OPTIONS, errno.EINVAL),
         *_refuse_unknown_process_options(architecture.prctl),
         *_refuse_flags(architecture.memfd_create, _ARG1, _MFD_HUGETLB, errno.EINVAL),
@@ -512,11 +516,12 @@ def _refuse_values(call: int, argument: int, values: Sequence[int], error: int) 
     return _for_call(call, [_load(argument), *_skip_unless_in(values, [_return_errno(error)])])
 
 
-def _refuse_advice(call: int, argument: int) -> list[bytes]:
-    return [
-        *_refuse_values(call, argument, (_MERGEABLE,), errno.EINVAL),
-        *_refuse_above(call, argument, _ADVICE_MAX, errno.EINVAL),
-    ]
+def _restrict_advice(architecture: Architecture) -> list[bytes]:
+    rules = _refuse_values(architecture.fadvise64, _ARG3, (_FILE_NOT_NEEDED,), 0)
+    for call, argument in ((architecture.madvise, _ARG2), (_PROCESS_MADVISE, _ARG3)):
+        rules += _refuse_values(call, argument, (_MERGEABLE, _COLLAPSE), errno.EINVAL)
+        rules += _refuse_above(call, argument, _ADVICE_MAX, errno.EINVAL)
+    return rules
 
 
 def _refuse_unknown_process_options(call: int) -> list[bytes]:
@@ -553,7 +558,7 @@ def _restrict_socket_use(architecture: Architecture) -> list[bytes]:
     """Refuse operations for which the kernel allocates memory that it does not charge to the control group."""
     return [
         *_restrict_socket_options(architecture.setsockopt),
-        *_refuse_zerocopy_receive(architecture.getsockopt),
+        *_refuse_getsockopts(architecture.getsockopt),
         *_refuse_flags(architecture.sendto, _ARG3, MSG_MORE, errno.EOPNOTSUPP),
         *_refuse_flags(architecture.sendmsg, _ARG2, MSG_MORE, errno.EOPNOTSUPP),
         *_refuse_flags(architecture.sendmmsg, _ARG3, MSG_MORE, errno.EOPNOTSUPP),
@@ -572,9 +577,12 @@ def _restrict_socket_options(call: int) -> list[bytes]:
     return _for_call(call, [_load(_ARG1), *levels, _return_errno(errno.ENOPROTOOPT)])
 
 
-def _refuse_zerocopy_receive(call: int) -> list[bytes]:
-    refused = [_load(_ARG2), *_skip_unless_in((TCP_ZEROCOPY_RECEIVE,), [_return_errno(errno.ENOPROTOOPT)])]
-    return _for_call(call, [_load(_ARG1), *_skip_unless_in((TCP_LEVEL,), refused)])
+def _refuse_getsockopts(call: int) -> list[bytes]:
+    levels: list[bytes] = []
+    for level, options in allowed_sockopts_and_ioctls.REFUSED_GETSOCKOPTS.items():
+        refused = [_load(_ARG2), *_skip_unless_in(options, [_return_errno(errno.ENOPROTOOPT)]), _return(_ALLOW)]
+        levels += _skip_unless_in((level,), refused)
+    return _for_call(call, [_load(_ARG1), *levels])
 
 
 def _refuse_unless_in(values: Sequence[int], error: int) -> list[bytes]:

@@ -1,0 +1,178 @@
+"""Measures how long a sandbox holds kernel locks that the whole machine needs.
+
+A program can wait while it holds such a lock: for a processor, for pages of its own memory, or for a lock of its own. It
+shares `vm.cpus` with all other programs in its sandbox, and they can delay it for minutes.
+
+- Terminals (tty_mutex): if 430 programs are busy and 40 others open terminals, a program on the host waits for more than
+  a minute to open a terminal.
+- Network devices (rtnl_mutex): the kernel holds the lock while it copies a list of interfaces into a program's memory,
+  and while a socket joins a multicast group. Meanwhile, the machine can create no network namespace, so no sandbox can
+  start.
+- Directories: the kernel holds the lock of a directory while it copies the names into a program's memory. If a program
+  on the host wants to create a file in this directory, all programs that look up other names in it wait too.
+"""
+
+import fcntl
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+_PROC = Path("/proc")
+_WAIT_FUNCTION, _RUNNABLE = "mutex_lock", "R"
+_WAITED_SECONDS_MIN = 1.0
+"""Shorter waits do not count. Without programs that wait while they hold the lock, it is free within milliseconds."""
+
+_RECOVERY_FACTOR = 0.25
+"""While nobody waits for the lock, the measured time decreases by this multiple of the time that passes."""
+
+_LISTING_FUNCTION, _PAGE_FAULT_FUNCTION = "ovl_iterate", "handle_mm_fault"
+"""Functions in the stack of a thread that lists a host directory and waits for a page of its own memory.
+
+The host's directories are visible through overlays. The task's disk is not an overlay.
+"""
+
+_LISTING_CHECK_INTERVAL_SECONDS = 1.0
+_SIOCGIFCONF = 0x8912
+
+
+def list_interfaces() -> None:
+    """Ask for the size of the list of interfaces. The kernel holds the lock for network devices. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCGIFCONF, struct.pack("@iP", 0, 0))
+
+
+class MachineLock(msgspec.Struct, frozen=True):
+    """A lock of the host's kernel.
+
+    name: for threads. take: takes and releases the lock, which needs some 20 µs; may raise OSError. functions: parts of
+    the names of kernel functions that take the lock. They are in the stack of a thread that holds it, or waits for it.
+    """
+
+    name: str
+    take: Callable[[], object]
+    functions: tuple[str, ...]
+
+
+TERMINAL_LOCK = MachineLock(
+    "terminal-lock", (_PROC / "tty/drivers").read_bytes, ("ptmx_open", "tty_open", "tty_release", "release_tty")
+)
+"""The kernel holds the lock while it lists this file."""
+
+NETWORK_LOCK = MachineLock(
+    "network-lock",
+    list_interfaces,
+    (
+        *("rtnl", "dev_ifconf", "dev_ioctl", "devinet_ioctl"),
+        *("ip_setsockopt", "ip_getsockopt", "ipv6_setsockopt", "ipv6_getsockopt", "ip_mc_", "ipv6_sock_mc"),
+    ),
+)
+
+
+class LockProbe:
+    """Takes a lock repeatedly in its own thread, because a wait for the lock cannot be interrupted."""
+
+    def __init__(self, lock: MachineLock) -> None:
+        self._lock = lock
+        self._thread: threading.Thread | None = None
+        self._started_at = 0.0
+
+    def waited_seconds(self) -> float:
+        """Return for how long the probe has waited for the lock; 0 if it has got the lock. Starts the next probe."""
+        if self._thread is not None and self._thread.is_alive():
+            return time.monotonic() - self._started_at
+        self._started_at = time.monotonic()
+        self._thread = threading.Thread(target=self._probe, name=self._lock.name, daemon=True)
+        self._thread.start()
+        return 0.0
+
+    def _probe(self) -> None:
+        with suppress(OSError):  # a kernel may be built without terminals
+            self._lock.take()
+
+
+class LockMeter:
+    """Measures the time for which programs of one sandbox hold a lock while the machine waits for it."""
+
+    def __init__(
+        self,
+        lock: MachineLock,
+        waited_seconds: Callable[[], float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        proc: Path = _PROC,
+    ) -> None:
+        self._functions = lock.functions
+        self._waited_seconds = LockProbe(lock).waited_seconds if waited_seconds is None else waited_seconds
+        self._clock = clock
+        self._proc = proc
+        self._measured_at = clock()
+        self._seconds = 0.0
+
+    def measure(self, thread_ids: Callable[[], Collection[int]]) -> float:
+        """Return the time in seconds. Reads files in /proc for each thread only while the probe waits."""
+        now = self._clock()
+        elapsed_seconds, self._measured_at = now - self._measured_at, now
+        if self._waited_seconds() < _WAITED_SECONDS_MIN:
+            self._seconds = max(0.0, self._seconds - _RECOVERY_FACTOR * elapsed_seconds)
+        elif any(self._may_hold_lock(thread) for thread in thread_ids()):
+            self._seconds += elapsed_seconds
+        return self._seconds
+
+    def _may_hold_lock(self, thread: int) -> bool:
+        """Return whether the thread is in one of the functions and does not wait for a lock.
+
+        A thread that was given the lock, and now waits for a processor, is runnable.
+        """
+        with suppress(OSError, IndexError):
+            stack = _read_stack(self._proc, thread)
+            if not any(name in stack for name in self._functions):
+                return False
+            state = (self._proc / str(thread) / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+            return state == _RUNNABLE or _WAIT_FUNCTION not in stack
+        return False
+
+
+class ListingMeter:
+    """Measures for how long a thread of one sandbox waits for its own memory while it lists a host directory.
+
+    Without a probe, because the host has too many directories. Therefore, the threads are inspected once a second.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, proc: Path = _PROC) -> None:
+        self._clock = clock
+        self._proc = proc
+        self._measured_at = clock() - _LISTING_CHECK_INTERVAL_SECONDS
+        self._waiting_since: dict[int, float] = {}
+
+    def measure(self, thread_ids: Callable[[], Collection[int]]) -> float:
+        """Return the longest time in seconds. Takes 10 ms for 500 threads."""
+        now = self._clock()
+        if now - self._measured_at >= _LISTING_CHECK_INTERVAL_SECONDS:
+            self._measured_at = now
+            waiting = filter(self._is_waiting, thread_ids())
+            self._waiting_since = {thread: self._waiting_since.get(thread, now) for thread in waiting}
+        return max((self._measured_at - since for since in self._waiting_since.values()), default=0.0)
+
+    def _is_waiting(self, thread: int) -> bool:
+        with suppress(OSError):
+            stack = _read_stack(self._proc, thread)
+            return _LISTING_FUNCTION in stack and _PAGE_FAULT_FUNCTION in stack
+        return False
+
+
+def _read_stack(proc: Path, thread: int) -> str:
+    return (proc / str(thread) / "stack").read_text()
+
+
+class MachineLockMeters:
+    """All meters of one sandbox."""
+
+    def __init__(self) -> None:
+        self.terminals = LockMeter(TERMINAL_LOCK)
+        self.network_devices = LockMeter(NETWORK_LOCK)
+        self.listings = ListingMeter()

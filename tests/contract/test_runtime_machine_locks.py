@@ -1,0 +1,149 @@
+"""A sandbox cannot keep locks that all programs on the machine need."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from doubles.sandbox_lifecycle import MEBIBYTE, has_own_kernel, read_until, ready_sandbox, run_python
+from sandbox.interfaces.runtime import Command, Runtime
+
+_PRELUDE = """
+import ctypes, errno, fcntl, mmap, os, signal, socket, struct, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+def attempt(result): return "done" if result >= 0 else errno.errorcode[ctypes.get_errno()]
+"""
+
+_SLOW_MEMORY = """
+# A program that accesses removed pages of the file waits until the kernel has removed all pages.
+PAGES_BYTES = 1200 << 20
+pages_file = os.memfd_create("pages"); os.ftruncate(pages_file, PAGES_BYTES)
+for offset in range(0, PAGES_BYTES, 1 << 20): os.pwrite(pages_file, b"x" * (1 << 20), offset)
+pages = memoryview(mmap.mmap(pages_file, PAGES_BYTES))
+
+start, busy = os.pipe(), os.pipe()
+
+def fork_to(run):
+    if os.fork() == 0: run(); os._exit(0)
+
+def use_processor():
+    os.read(busy[0], 1)
+    while True: pass
+
+def remove_pages():
+    os.read(start[0], 1); os.write(busy[1], b"x" * 250)
+    libc.fallocate(pages_file, 3, ctypes.c_long(0), ctypes.c_long(PAGES_BYTES))  # punch a hole, keep the size
+
+for _ in range(250): fork_to(use_processor)
+fork_to(remove_pages)
+slow, resident = ctypes.addressof(ctypes.c_char.from_buffer(pages)) + 4096, ctypes.c_ubyte(1)
+
+def make_slow():
+    os.write(start[1], b"x")
+    while resident.value & 1:
+        time.sleep(0.01)
+        libc.mincore(ctypes.c_void_p(slow - 4096), ctypes.c_size_t(4096), ctypes.byref(resident))
+
+print("held", flush=True)
+"""
+
+_LISTED_INTERFACES = """
+one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+make_slow()
+fcntl.ioctl(one, 0x8912, struct.pack("ixxxxP", 4096, slow))  # SIOCGIFCONF
+"""
+
+_JOINED_GROUP = """
+server = socket.create_server(("127.0.0.1", 0)); one = socket.create_connection(server.getsockname())
+make_slow()
+threading.Thread(target=libc.send, args=(one.fileno(), ctypes.c_void_p(slow), 16, 0), daemon=True).start()
+while True:
+    time.sleep(1)
+    try: one.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("224.0.1.5") + bytes(4))
+    except OSError: pass
+"""
+
+_LISTED_DIRECTORY = """
+listed = os.open("/usr/lib", os.O_RDONLY)
+make_slow()
+libc.syscall(61 if os.uname().machine == "aarch64" else 217, listed, ctypes.c_void_p(slow), 8192)  # getdents64
+"""
+
+_ORDINARY_USE = """
+print("held", flush=True)
+for _ in range(280):
+    if os.fork() == 0:
+        while True: pass
+server = socket.create_server(("127.0.0.1", 0)); one = socket.create_connection(server.getsockname())
+group = socket.inet_aton("224.0.1.5") + socket.inet_aton("127.0.0.1")
+while True:
+    socket.if_nameindex(); os.listdir("/usr/lib")
+    names = ctypes.create_string_buffer(4096)
+    fcntl.ioctl(one, 0x8912, struct.pack("ixxxxP", 4096, ctypes.addressof(names)))
+    assert names.raw.startswith(b"lo")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as joined:
+        joined.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (_SLOW_MEMORY + _LISTED_INTERFACES, "network devices"),
+        (_SLOW_MEMORY + _JOINED_GROUP, "network devices"),
+        (_SLOW_MEMORY + _LISTED_DIRECTORY, "listed a directory"),
+        (_ORDINARY_USE, ""),
+    ],
+    ids=["list of interfaces", "multicast group", "list of files", "ordinary use"],
+)
+def test_locks_of_the_machine_are_not_held_for_long(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str, reason: str
+):
+    """While a program waits for its own memory, the kernel can hold a lock that other programs need."""
+    if has_own_kernel(runtime):
+        pytest.skip("the locks belong to the sandbox's kernel")
+    if "memory" not in enforced_limits or os.geteuid():
+        pytest.skip("the threads of the sandbox cannot be inspected here")
+
+    async def scenario() -> str:
+        async with ready_sandbox(runtime, disk, memory_bytes=2048 * MEBIBYTE, processes_max=512) as sandbox:
+            command = Command(["/usr/bin/python3", "-c", _PRELUDE + source], {"PATH": "/usr/bin:/bin"}, "/workspace")
+            output, _ = await sandbox.start(command)
+            await read_until(output, b"held")
+            try:
+                async with asyncio.timeout(45 if reason else 10):
+                    return await sandbox.wait_for_exceeded_limit()
+            except TimeoutError:
+                return ""
+
+    violation = asyncio.run(scenario())
+    assert reason in violation
+    assert bool(violation) == bool(reason), violation
+
+
+_EMPTIED_CACHES = """
+file = os.open("/workspace/file", os.O_RDWR | os.O_CREAT)
+os.write(file, b"x" * 65536); os.fsync(file)
+os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+resident = ctypes.c_ubyte()
+mapped = mmap.mmap(file, 65536)
+address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(mapped)))
+libc.mincore(address, ctypes.c_size_t(4096), ctypes.byref(resident))
+print(resident.value & 1, attempt(libc.madvise(address, ctypes.c_size_t(65536), 25)))  # MADV_COLLAPSE
+os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+room, size = ctypes.create_string_buffer(256), ctypes.c_uint(256)
+for level, option in ((0, 41), (0, 48), (41, 48)):  # IP_MSFILTER, MCAST_MSFILTER
+    print(attempt(libc.getsockopt(one.fileno(), level, option, room, ctypes.byref(size))))
+"""
+
+
+def test_calls_that_need_locks_of_the_machine_have_no_effect(runtime: Runtime, disk: Path):
+    """To empty the caches of all processors, the kernel takes a lock that mounts need too."""
+    if has_own_kernel(runtime):
+        pytest.skip("the locks belong to the sandbox's kernel")
+    ended = run_python(runtime, disk, _PRELUDE + _EMPTIED_CACHES)
+    assert (ended.output.split(), ended.errors) == (["1", "EINVAL", *["ENOPROTOOPT"] * 3], "")

@@ -1,0 +1,181 @@
+"""Time for which a sandbox holds locks that the machine needs."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sandbox.model.fixed_limits import LISTING_SECONDS_MAX, MACHINE_LOCK_SECONDS_MAX
+from sandbox.runtimes.limits.kernel_watch import KernelUsage
+from sandbox.runtimes.limits.machine_locks import (
+    NETWORK_LOCK,
+    TERMINAL_LOCK,
+    ListingMeter,
+    LockMeter,
+    LockProbe,
+    MachineLock,
+)
+
+_OPENS = "[<0>] ptmx_open+0x45/0x1b0\n[<0>] do_dentry_open+0x2b1/0x470\n"
+_WAITS = "[<0>] __mutex_lock.constprop.0+0x392/0xa70\n" + _OPENS
+
+
+class LockHarness:
+    """A probe that waits for the lock, a clock, and the threads of a sandbox."""
+
+    def __init__(self, proc: Path) -> None:
+        self.waited_seconds, self.now, self.lock = 10.0, 100.0, TERMINAL_LOCK
+        self._proc = proc
+        self._meter: LockMeter | None = None
+
+    def add_thread(self, number: int, state: str, stack: str) -> None:
+        directory = self._proc / str(number)
+        directory.mkdir(exist_ok=True)
+        (directory / "stat").write_text(f"{number} (a) b) {state} 1 1 1")
+        (directory / "stack").write_text(stack)
+
+    def measure(self, seconds: int) -> float:
+        """Measure once per second for this many seconds. Return the last measured time."""
+        if self._meter is None:
+            self._meter = LockMeter(self.lock, lambda: self.waited_seconds, lambda: self.now, self._proc)
+        measured = 0.0
+        for _ in range(seconds):
+            self.now += 1
+            measured = self._meter.measure(lambda: [7, 8, 9])
+        return measured
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> LockHarness:
+    return LockHarness(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("state", "stack", "seconds"),
+    [
+        ("R", _OPENS, 3.0),
+        ("R", _WAITS, 3.0),
+        ("D", "[<0>] balance_dirty_pages+0x1/0x2\n" + _OPENS, 3.0),
+        ("R", "[<0>] tty_release+0x1/0x2\n", 3.0),
+        ("D", _WAITS, 0.0),
+        ("R", "[<0>] do_sys_openat2+0x1/0x2\n", 0.0),
+    ],
+    ids=["holds", "was given the lock", "holds and waits for something else", "closes", "waits", "opens a file"],
+)
+def test_time_counts_while_a_thread_may_hold_the_lock(lock: LockHarness, state: str, stack: str, seconds: float):
+    lock.add_thread(8, state, stack)
+    assert lock.measure(3) == seconds
+
+
+_IN_MEMORY = "[<0>] shmem_fault+0x2a9/0x390\n[<0>] handle_mm_fault+0xd0/0x310\n"
+_COPIES_INTERFACES = _IN_MEMORY + "[<0>] inet_gifconf+0xf4/0x240\n[<0>] dev_ifconf+0xc1/0x180\n"
+_JOINS = "[<0>] __lock_sock+0x6f/0xc0\n[<0>] sockopt_lock_sock+0x62/0x70\n[<0>] do_ip_setsockopt+0x7a/0x1680\n"
+_WAITS_FOR_NETWORK = "[<0>] __mutex_lock.constprop.0+0x392/0xa70\n[<0>] rtnl_lock+0x15/0x20\n" + _JOINS
+
+
+@pytest.mark.parametrize(
+    ("state", "stack", "seconds"),
+    [
+        ("D", _COPIES_INTERFACES, 3.0),
+        ("S", _JOINS, 3.0),
+        ("R", _WAITS_FOR_NETWORK, 3.0),
+        ("D", _WAITS_FOR_NETWORK, 0.0),
+    ],
+    ids=["waits for its memory", "waits for its socket", "was given the lock", "waits for the lock"],
+)
+def test_time_counts_while_a_thread_may_hold_the_lock_for_network_devices(
+    lock: LockHarness, state: str, stack: str, seconds: float
+):
+    lock.lock = NETWORK_LOCK
+    lock.add_thread(8, state, stack)
+    assert lock.measure(3) == seconds
+
+
+def test_time_does_not_count_while_the_lock_is_free(lock: LockHarness):
+    lock.add_thread(8, "R", _OPENS)
+    lock.waited_seconds = 0.9
+    assert lock.measure(3) == 0.0
+
+
+def test_time_decreases_slowly_while_the_lock_is_free(lock: LockHarness):
+    lock.add_thread(8, "R", _OPENS)
+    assert lock.measure(3) == 3.0
+    lock.waited_seconds = 0.0
+    assert lock.measure(4) == 2.0
+    assert lock.measure(9) == 0.0
+
+
+def test_time_above_the_limit_is_a_violation():
+    assert not KernelUsage(terminal_lock_seconds=MACHINE_LOCK_SECONDS_MAX).find_exceeded_limit()
+    assert "terminals" in KernelUsage(terminal_lock_seconds=MACHINE_LOCK_SECONDS_MAX + 0.1).find_exceeded_limit()
+
+
+def test_probe_reports_how_long_it_has_waited():
+    is_free = threading.Event()
+    probe = LockProbe(MachineLock("lock", is_free.wait, ()))
+    assert probe.waited_seconds() == 0.0
+    time.sleep(0.05)
+    assert 0.05 <= probe.waited_seconds() < 10
+    is_free.set()
+    deadline = time.monotonic() + 10
+    while probe.waited_seconds() > 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert probe.waited_seconds() < 0.05
+
+
+@pytest.mark.parametrize("lock", [TERMINAL_LOCK, NETWORK_LOCK], ids=lambda lock: lock.name)
+def test_probe_takes_the_lock_of_this_machine(lock: MachineLock):
+    lock.take()
+    probe = LockProbe(lock)
+    probe.waited_seconds()
+    time.sleep(0.5)
+    assert probe.waited_seconds() == 0.0
+
+
+_LISTS = _IN_MEMORY + "[<0>] iterate_dir+0xba/0x2a0\n[<0>] ovl_iterate+0x182/0x320\n"
+_LISTS_DISK = _IN_MEMORY + "[<0>] filldir64+0xc5/0x190\n[<0>] iterate_dir+0xba/0x2a0\n"
+_LISTS_WITHOUT_WAITING = "[<0>] iterate_dir+0xba/0x2a0\n[<0>] ovl_iterate+0x182/0x320\n"
+
+
+def measure_listings(lock: LockHarness, tmp_path: Path, seconds: float) -> list[float]:
+    """Measure four times a second; return the times."""
+    meter, times = ListingMeter(lambda: lock.now, tmp_path), []
+    for _ in range(int(4 * seconds)):
+        times.append(meter.measure(lambda: [7, 8, 9]))
+        lock.now += 0.25
+    return times
+
+
+@pytest.mark.parametrize(
+    ("stack", "seconds"),
+    [(_LISTS, 3.0), (_LISTS_DISK, 0.0), (_LISTS_WITHOUT_WAITING, 0.0)],
+    ids=["waits for its memory", "lists the disk", "does not wait"],
+)
+def test_time_counts_while_a_thread_that_lists_a_host_directory_waits(
+    lock: LockHarness, tmp_path: Path, stack: str, seconds: float
+):
+    lock.add_thread(8, "D", stack)
+    assert measure_listings(lock, tmp_path, 4)[-1] == seconds
+
+
+def test_time_of_a_listing_ends_with_it(lock: LockHarness, tmp_path: Path):
+    meter = ListingMeter(lambda: lock.now, tmp_path)
+    lock.add_thread(8, "D", _LISTS)
+    meter.measure(lambda: [8])
+    lock.now += 3
+    assert meter.measure(lambda: [8]) == 3.0
+    lock.now += 1
+    lock.add_thread(8, "R", "")
+    assert meter.measure(lambda: [8]) == 0.0
+
+
+def test_locks_and_listings_above_the_limits_are_violations():
+    for usage in (
+        KernelUsage(network_lock_seconds=MACHINE_LOCK_SECONDS_MAX),
+        KernelUsage(listing_seconds=LISTING_SECONDS_MAX),
+    ):
+        assert not usage.find_exceeded_limit()
+    network = KernelUsage(network_lock_seconds=MACHINE_LOCK_SECONDS_MAX + 0.1).find_exceeded_limit()
+    assert "network devices" in network
+    assert "listed a directory" in KernelUsage(listing_seconds=LISTING_SECONDS_MAX + 0.1).find_exceeded_limit()
