@@ -296,6 +296,7 @@ file = os.memfd_create("mapped"); os.ftruncate(file, 4096)
 if os.fork() == 0:
     os._exit(0 if [mmap.mmap(file, 4096, prot=mmap.PROT_READ) for _ in range(1000)] else 1)
 if os.wait()[1] == 0: succeeded()""", ("out_of_memory", "held back", "ENOENT"), unchanged_observers=("long calls",), host_paths=("/proc/self/pagemap",))  # fmt: skip
+    yield from _lock_attacks()
     yield Attack("kernel threads that process the input of terminals", """
 import termios
 outer, inner = os.openpty(); os.write(outer, b"typed\\n"); os.read(inner, 6)
@@ -337,3 +338,29 @@ succeeded()""", """
 for _ in range(50):
     for end in os.openpty(): os.close(end)
 succeeded()""", ("out_of_memory",), allowed_inside=OWN_KERNEL, unchanged_observers=("terminals",))  # fmt: skip
+
+
+def _lock_attacks():
+    """Yield attacks that wait for their own memory while the kernel holds a lock that the machine needs.
+
+    gVisor cannot remove pages of a memfd.
+    """
+    for name, call, control in (
+        ("the lock for network devices", """
+import fcntl
+fcntl.ioctl(opened, 0x8912, struct.pack("ixxxxP", 4096, slow))  # SIOCGIFCONF""", """
+import fcntl
+names = ctypes.create_string_buffer(4096)
+fcntl.ioctl(socket.socket(), 0x8912, struct.pack("ixxxxP", 4096, ctypes.addressof(names)))
+if names.raw.startswith(b"lo"): succeeded()"""),
+        ("the lock of a directory of the host", """
+libc.syscall(61 if os.uname().machine == "aarch64" else 217, opened, ctypes.c_void_p(slow), 8192)""", """
+if os.listdir("/usr"): succeeded()"""),
+    ):  # fmt: skip
+        opens = "socket.socket()" if "ioctl" in call else 'os.open("/usr/lib", os.O_RDONLY)'
+        yield Attack(name, f"""{_SLOW_PAGE_REMOVAL}
+opened = {opens}
+slow = ctypes.addressof(ctypes.c_char.from_buffer(pages)) + 4096
+if not HAS_OWN_KERNEL: start_to_remove_pages()
+{call}
+succeeded()""", control, ("out_of_memory", "ENOTSUP"), allowed_inside=("qemu",), unchanged_observers=("long calls",))  # fmt: skip

@@ -33,8 +33,12 @@ SEMAPHORES = 1_100_000
 """The number of System V semaphores that an attack requests: more than a sandbox may have."""
 
 
-LONG_CALLS = ("do_exit", "pagemap_read", "proc_sys_call_handler")
-"""Functions of the kernel that attacks delay, so that ending processes and readers of procfs files keep memory."""
+LONG_CALLS = ("do_exit", "pagemap_read", "proc_sys_call_handler", "dev_ifconf", "ovl_iterate")
+"""Functions of the kernel that attacks delay.
+
+Meanwhile, ending processes and readers of procfs files keep memory, and programs that list interfaces or directories
+keep locks.
+"""
 
 LONG_CALL_SECONDS = 3.0
 """A thread that executes one of LONG_CALLS for this time counts as a change. Ordinary calls take milliseconds."""

@@ -288,8 +288,8 @@ async def wait_for_exceeded_limit(
 
     uncharged_bytes: returns the machine's kernel memory that is not charged to the sandbox; None if unknown. If it
         grows, the files are counted early: partly read directories can use hundreds of MiB per second.
-    terminal_usage: measures terminals and locks; None for confined programs, which have none. While the kernel's threads for
-        terminals keep all processors busy, each thread switch in the runner takes half a second.
+    terminal_usage: measures terminals and locks; None for confined programs, which have no terminals. While the
+        kernel's threads for terminals keep all processors busy, each thread switch in the runner takes half a second.
     """
     return await run_until_first_complete(
         *(() if terminal_usage is None else [_poll_for_violation(terminal_usage, TERMINAL_CPU_CHECK_INTERVAL_SECONDS)]),

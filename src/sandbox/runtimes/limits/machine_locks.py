@@ -1,10 +1,10 @@
 """Measures how long a sandbox holds kernel locks that the whole machine needs.
 
-A program can wait while it holds such a lock: for a processor, for pages of its own memory, or for a lock of its own. It
-shares `vm.cpus` with all other programs in its sandbox, and they can delay it for minutes.
+A program can wait while it holds such a lock: for a processor, for pages of its own memory, or for a lock of its own.
+It shares `vm.cpus` with all other programs in its sandbox, and they can delay it for minutes.
 
-- Terminals (tty_mutex): if 430 programs are busy and 40 others open terminals, a program on the host waits for more than
-  a minute to open a terminal.
+- Terminals (tty_mutex): if 430 programs are busy and 40 others open terminals, a program on the host waits for more
+  than a minute to open a terminal.
 - Network devices (rtnl_mutex): the kernel holds the lock while it copies a list of interfaces into a program's memory,
   and while a socket joins a multicast group. Meanwhile, the machine can create no network namespace, so no sandbox can
   start.

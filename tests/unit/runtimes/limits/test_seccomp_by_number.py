@@ -101,6 +101,7 @@ ORDINARY_ARGUMENTS = {
     "lseek": (3, 0, 2),  # SEEK_END
     "mincore": (0, 16 << 20),
     "fallocate": (3, 1, 0, 4096),  # FALLOC_FL_KEEP_SIZE
+    "fadvise64": (3, 0, 0, 3),  # POSIX_FADV_WILLNEED
     "semop": (1, 1, 32),
     "semtimedop": (1, 1, 32, 1),
     "prctl": (38, 1),  # PR_SET_NO_NEW_PRIVS
@@ -115,7 +116,7 @@ CHECKED_CALLS: dict[str, tuple[int | None, int | None]] = {
     "close_range": (436, 436), "seccomp": (317, 277), "pipe2": (293, 59),
     "sched_setscheduler": (144, 119), "semop": (65, 193), "semtimedop": (220, 192),
     "prctl": (157, 167), "madvise": (28, 233), "process_madvise": (440, 440), "lseek": (8, 62), "fallocate": (285, 47),
-    "mincore": (27, 232),
+    "mincore": (27, 232), "fadvise64": (221, 223),
 }  # fmt: skip
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -194,6 +195,7 @@ def test_higher_priority_is_denied(architecture: str):
         ("sched_setscheduler", (0, 5)),  # SCHED_IDLE
         ("sched_setscheduler", (0, 0x40000005)),  # with SCHED_RESET_ON_FORK
         ("ioctl", (3, 0x5452)),  # FIOASYNC
+        ("fadvise64", (3, 0, 0, 4)),  # POSIX_FADV_DONTNEED
         ("setrlimit", (4, 0x1000)),  # RLIMIT_CORE
         ("prlimit64", (0, 4, 0x1000, 0)),
         ("prlimit64", (0, 4, 1 << 32, 0)),
