@@ -155,20 +155,17 @@ _SEMAPHORE_OPERATIONS_MAX = 32
 Each call retries the operations of all waiting threads: 80 ms for 480 threads with 500 operations each.
 """
 
-_MERGEABLE, _COLLAPSE, _ADVICE_MAX = 12, 25, 101
-"""MADV_MERGEABLE, MADV_COLLAPSE, and the highest number of an allowed advice.
+_MERGEABLE, _COLLAPSE, _ADVICE_MAX, _FILE_NOT_NEEDED = 12, 25, 101, 4
+"""MADV_MERGEABLE, MADV_COLLAPSE, the highest number of an allowed advice, and POSIX_FADV_DONTNEED.
 
 MADV_MERGEABLE makes a kernel thread search for equal pages, which needs 64 bytes per page that are not charged to any
 control group. Since Linux 6.13, a process can give itself any advice with process_madvise.
 
-MADV_COLLAPSE empties caches of all processors, see Architecture.fadvise64.
-
+MADV_COLLAPSE empties caches of all processors, see `Architecture`.
 Advice with a number above the maximum fails, as on a kernel without it. The first such advice is MADV_GUARD_INSTALL:
 one call changes the page tables of a whole mapping without interruption. A call for 64 GiB takes 0.3 s and needs 128
 MiB of memory. The C library falls back to mprotect.
 """
-
-_FILE_NOT_NEEDED = 4  # POSIX_FADV_DONTNEED
 
 _PR_SET_SECCOMP = 22
 
@@ -250,12 +247,10 @@ class Architecture(msgspec.Struct, frozen=True):
 _X86_64 = Architecture(
     audit=0xC000003E, clone=56, unshare=272, socket=41, socketpair=53, setsockopt=54, getsockopt=55, sendto=44,
     sendmsg=46, sendmmsg=307, splice=275, vmsplice=278, sendfile=40, seccomp=317, pipe2=293,
-    setxattr_calls=(188, 189, 190),
-    mmap=9, madvise=28, memfd_create=319, shmget=29, fcntl=72, prctl=157,
+    setxattr_calls=(188, 189, 190), mmap=9, madvise=28, memfd_create=319, shmget=29, fcntl=72, prctl=157,
     poll_calls=(7, 271), select_calls=(23, 270), semop_calls=(65, 220), ioctl=16, personality=135, io_setup=206,
     lseek=8, mincore=27, fallocate=285, fadvise64=221,
-    setpriority=141, setrlimit=160, prlimit64=302, sched_setscheduler=144, sched_setaffinity=203,
-    ioprio_set=251,
+    setpriority=141, setrlimit=160, prlimit64=302, sched_setscheduler=144, sched_setaffinity=203, ioprio_set=251,
     denied={
         "ptrace": 101, "syslog": 103, "uselib": 134, "ustat": 136, "sysfs": 139, "vhangup": 153, "pivot_root": 155,
         "_sysctl": 156, "adjtimex": 159, "chroot": 161, "acct": 163, "settimeofday": 164, "mount": 165,
@@ -273,12 +268,10 @@ _X86_64 = Architecture(
 _AARCH64 = Architecture(
     audit=0xC00000B7, clone=220, unshare=97, socket=198, socketpair=199, setsockopt=208, getsockopt=209, sendto=206,
     sendmsg=211, sendmmsg=269, splice=76, vmsplice=75, sendfile=71, seccomp=277, pipe2=59,
-    setxattr_calls=(5, 6, 7), mmap=222,
-    madvise=233, memfd_create=279, shmget=194, fcntl=25, prctl=167,
+    setxattr_calls=(5, 6, 7), mmap=222, madvise=233, memfd_create=279, shmget=194, fcntl=25, prctl=167,
     poll_calls=(73,), select_calls=(72,), semop_calls=(193, 192), ioctl=29, personality=92, io_setup=0,
     lseek=62, mincore=232, fallocate=47, fadvise64=223,
-    setpriority=140, setrlimit=164, prlimit64=261, sched_setscheduler=119, sched_setaffinity=122,
-    ioprio_set=30,
+    setpriority=140, setrlimit=164, prlimit64=261, sched_setscheduler=119, sched_setaffinity=122, ioprio_set=30,
     denied={
         "lookup_dcookie": 18, "umount2": 39, "mount": 40, "pivot_root": 41, "nfsservctl": 42, "chroot": 51,
         "vhangup": 58, "quotactl": 60, "acct": 89, "kexec_load": 104, "init_module": 105, "delete_module": 106,
