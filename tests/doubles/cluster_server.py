@@ -21,12 +21,12 @@ from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.events import AttemptStarted, TaskSubmitted
 from sandbox.model.resources import Resources
-from sandbox.placements.cluster.claim_checks import Claims, HostKey
+from sandbox.placements.cluster.claim_checks import Claims, SharedHostKey
 from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.hosts import ClusterHosts, EngineHosts, SeenHosts
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import Jobs, JobSettings
-from sandbox.placements.cluster.worker_server import HostRequestSources, WorkerServer
+from sandbox.placements.cluster.worker_server import HostRequestProviders, WorkerServer
 from sandbox.primitives.message_stream import encode_message, read_message
 
 SMALL = Resources(1, 2**28, 2**28)
@@ -90,7 +90,7 @@ class ClusterServer:
         self.data_dir, self.engine, self.lease_seconds = directory / "data", engine or FakeEngine(), lease_seconds
         self.store, self.host_key, self.verifier = directory / "jobs", None, None
         self.journals, self.replicas = FileJournals(self.data_dir), FileTaskReplicas(self.data_dir)
-        self.certificate, self.fingerprint = create_certificate(directory)
+        self.certificate, self.certificate_fingerprint = create_certificate(directory)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.images = SharedImages(self.data_dir)
@@ -104,7 +104,7 @@ class ClusterServer:
         tls.load_cert_chain(self.certificate)
         self.drains = HostDrains(self.store.with_name("drained.json"))
         settings = JobSettings(self.lease_seconds, OVERHEAD_BYTES, make_request, self.verifier is None)
-        host_verifier = self.verifier or (self.host_key and HostKey(self.host_key, self.fingerprint))
+        host_verifier = self.verifier or (self.host_key and SharedHostKey(self.host_key, self.certificate_fingerprint))
         self.jobs = Jobs(JobStore(self.store), self.engine, settings, self.drains)
         self.hosts, self.engine_hosts = SeenHosts(self.store.with_name("hosts.json")), EngineHosts(self.engine)
         self.cluster_hosts = ClusterHosts(self.hosts, self.engine_hosts, self.drains, self.jobs)
@@ -114,7 +114,7 @@ class ClusterServer:
             self.replicas,
             partial(store_runner_log, self.data_dir),
             self.has_task_ended,
-            HostRequestSources(self.find_credentials, self.images),
+            HostRequestProviders(self.find_credentials, self.images),
             tls,
         ).listen("127.0.0.1", self.port)
         self.jobs.start()

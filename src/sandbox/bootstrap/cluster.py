@@ -23,7 +23,7 @@ from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.private_directory import make_private_directory
 from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import ClusterSection, KubernetesSection, SlurmSection
-from sandbox.bootstrap.worker import TOKEN_VARIABLE, host_name, read_host_key
+from sandbox.bootstrap.worker import TOKEN_VARIABLE, host_name, read_shared_host_key
 from sandbox.cluster_engines.kubernetes.api_client import ApiAddress
 from sandbox.cluster_engines.kubernetes.engine import KubernetesEngine
 from sandbox.cluster_engines.kubernetes.worker_job import DATA_DIR, WorkerPodSettings
@@ -39,7 +39,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import TaskFinished
 from sandbox.model.resources import Resources
-from sandbox.placements.cluster.claim_checks import HostKey
+from sandbox.placements.cluster.claim_checks import SharedHostKey
 from sandbox.placements.cluster.credential_requests import CREDENTIAL_LOOKUP_SECONDS
 from sandbox.placements.cluster.jobs import JobSettings
 from sandbox.placements.cluster.placement import (
@@ -128,13 +128,13 @@ def worker_command(section: ClusterSection) -> tuple[str, ...]:
     return (sys.executable, "-I", "-m", "sandbox", "worker")
 
 
-def create_engine(context: PlacementContext, directory: Path, fingerprint: str) -> Engine:
+def create_engine(context: PlacementContext, directory: Path, certificate_fingerprint: str) -> Engine:
     """Create the engine that the settings name. Raises ConfigurationError.
 
-    directory: where an engine may store files. fingerprint: SHA-256 (hex) of the server's certificate.
+    directory: where an engine may store files. certificate_fingerprint: SHA-256 (hex) of the server's certificate.
     """
     if context.settings.cluster.engine == "kubernetes":
-        return create_kubernetes_engine(context.settings.cluster.kubernetes, fingerprint, os.environ)
+        return create_kubernetes_engine(context.settings.cluster.kubernetes, certificate_fingerprint, os.environ)
     if context.settings.cluster.engine == "slurm":
         return SlurmEngine(slurm_settings(context.settings.cluster.slurm))
     capacity = measure_capacity(context.data_dir, context.settings.capacity)
@@ -147,11 +147,12 @@ def slurm_settings(section: SlurmSection) -> SlurmSettings:
 
 
 def create_kubernetes_engine(
-    section: KubernetesSection, fingerprint: str, environment: Mapping[str, str]
+    section: KubernetesSection, certificate_fingerprint: str, environment: Mapping[str, str]
 ) -> KubernetesEngine:
     """Create the engine `kubernetes`. Raises ConfigurationError.
 
-    fingerprint: identifies the server among those that use the namespace. No other server accepts its workers' tokens.
+    certificate_fingerprint: identifies the server among those that use the namespace. No other server accepts its
+        workers' tokens.
     """
     if section.image is None:
         raise ConfigurationError("cluster.kubernetes.image is not set: it names the image of the workers.")
@@ -163,33 +164,35 @@ def create_kubernetes_engine(
             raise ConfigurationError(f"{message} Set it to the URL of the API server ('kubectl cluster-info').")
         server = f"https://{f'[{host}]' if ':' in host else host}:{port}"
     labels = dict(label.split("=", 1) for label in section.node_selector)
-    owner, audience = fingerprint[:_OWNER_CHARACTERS], f"sandbox-{fingerprint}"
+    owner, audience = certificate_fingerprint[:_OWNER_CHARACTERS], f"sandbox-{certificate_fingerprint}"
     pods = WorkerPodSettings(section.image, section.service_account, labels, section.tolerations, owner, audience)
     return KubernetesEngine(
         ApiAddress(server, Path(section.token_file), Path(section.ca_file)), section.namespace, pods
     )
 
 
-def choose_proof(section: ClusterSection, engine: Engine, fingerprint: str) -> HostKey | WorkerVerifier | None:
-    """Return what workers have to prove; see `Claims`. Raises HostKeyError, ConfigurationError.
+def choose_host_verifier(
+    section: ClusterSection, engine: Engine, certificate_fingerprint: str
+) -> SharedHostKey | WorkerVerifier | None:
+    """Return how the server verifies the hosts of workers; see `Claims`. Raises SharedHostKeyError, ConfigurationError.
 
-    fingerprint: SHA-256 (hex) of the server's certificate.
+    certificate_fingerprint: SHA-256 (hex) of the server's certificate.
     """
     if not isinstance(engine, KubernetesEngine):
-        return load_host_key(section, fingerprint)
+        return load_shared_host_key(section, certificate_fingerprint)
     if section.host_key_path is not None:
         message = "cluster.host_key_file has no effect with the engine kubernetes, which proves the hosts of workers."
         raise ConfigurationError(f"{message} Remove it.")
     return engine
 
 
-def load_host_key(section: ClusterSection, fingerprint: str) -> HostKey | None:
-    """Return the key of the hosts, and warn if there is none. Raises HostKeyError.
+def load_shared_host_key(section: ClusterSection, certificate_fingerprint: str) -> SharedHostKey | None:
+    """Return the key of the hosts, and warn if there is none. Raises SharedHostKeyError.
 
-    fingerprint: SHA-256 (hex) of the server's certificate.
+    certificate_fingerprint: SHA-256 (hex) of the server's certificate.
     """
     if section.host_key_path is not None:
-        return HostKey(read_host_key(section.host_key_path), fingerprint)
+        return SharedHostKey(read_shared_host_key(section.host_key_path), certificate_fingerprint)
     if section.engine == "slurm":
         _log.warning(
             "Workers do not prove that they run on a host of the cluster: cluster.host_key_file is not set. "
@@ -249,7 +252,7 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
     """Create the placement that runs tasks on workers. Implements `CreatePlacement`."""
     section, data_dir = context.settings.cluster, context.data_dir
     directory = make_private_directory(data_dir / "cluster")
-    certificate, fingerprint = create_certificate(directory)
+    certificate, certificate_fingerprint = create_certificate(directory)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.minimum_version = ssl.TLSVersion.TLSv1_3
     tls.load_cert_chain(certificate)
@@ -257,15 +260,15 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
     if section.engine == "processes":
         make_private_directory(directory / "host")
 
-    engine = create_engine(context, directory, fingerprint)
-    proof = choose_proof(section, engine, fingerprint)
+    engine = create_engine(context, directory, certificate_fingerprint)
+    host_verifier = choose_host_verifier(section, engine, certificate_fingerprint)
     has_join_tokens = not isinstance(engine, KubernetesEngine)
 
     def make_request(name: str, attempt_id: str, token: bytes, resources: Resources) -> JobRequest:
         address = f"{section.host}:{section.port}"
         return JobRequest(
             name,
-            (*worker_command(section), attempt_id, "--server", address, "--fingerprint", fingerprint),
+            (*worker_command(section), attempt_id, "--server", address, "--fingerprint", certificate_fingerprint),
             {**environment, **({TOKEN_VARIABLE: token.hex()} if has_join_tokens else {})},
             resources,
             section.time_limit_seconds,
@@ -279,7 +282,7 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
         directory / "jobs",
         engine,
         JobSettings(section.lease_seconds, WORKER_OVERHEAD_BYTES, make_request, has_join_tokens),
-        ListenAddress(section.listen_host or section.host, section.port, tls, proof),
+        ListenAddress(section.listen_host or section.host, section.port, tls, host_verifier),
         TaskStorage(
             context.replicas, partial(store_runner_log, data_dir), partial(has_task_ended, FileJournals(data_dir))
         ),

@@ -69,7 +69,7 @@ class WorkerUnusableError(SandboxError):
     code = "worker_unusable"
 
 
-class HostKeyError(SandboxError):
+class SharedHostKeyError(SandboxError):
     """The file with the key of the hosts is missing, damaged or accessible to other users."""
 
     code = "host_key_unusable"
@@ -80,13 +80,13 @@ _HOST_KEY_FILE_BYTES_MAX = 4096
 _UNREADABLE_REMEDY = "create it or copy it, and let the user of this process own it."
 
 
-def read_host_key(path: Path | None) -> bytes:
+def read_shared_host_key(path: Path | None) -> bytes:
     """Return the key of the hosts. path: None if the settings name no file.
 
-    Raises HostKeyError.
+    Raises SharedHostKeyError.
     """
     if path is None:
-        raise HostKeyError("cluster.host_key_file is not set.")
+        raise SharedHostKeyError("cluster.host_key_file is not set.")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
@@ -98,19 +98,19 @@ def read_host_key(path: Path | None) -> bytes:
             os.close(descriptor)
     except OSError as error:
         message = f"The key of the hosts, {path}, cannot be read: {error.strerror}"
-        raise HostKeyError(f"{message}; {_UNREADABLE_REMEDY}") from error
+        raise SharedHostKeyError(f"{message}; {_UNREADABLE_REMEDY}") from error
     if status.st_uid not in {0, os.geteuid()}:
         message = f"{path} contains the key of the hosts, so root or the user of this process must own it"
-        raise HostKeyError(f"{message}; fix it with: chown {os.geteuid()} {shlex.quote(str(path))}")
+        raise SharedHostKeyError(f"{message}; fix it with: chown {os.geteuid()} {shlex.quote(str(path))}")
     if status.st_mode & 0o077:
         message = f"{path} contains the key of the hosts, but other users have access to it"
-        raise HostKeyError(f"{message}; fix it with: chmod 600 {shlex.quote(str(path))}")
+        raise SharedHostKeyError(f"{message}; fix it with: chmod 600 {shlex.quote(str(path))}")
     try:
         key = binascii.a2b_base64(content.strip(), strict_mode=True)
     except binascii.Error:
         key = b""
     if len(key) != HOST_KEY_BYTES:
-        raise HostKeyError(
+        raise SharedHostKeyError(
             f"{path} does not contain {HOST_KEY_BYTES} bytes in base64, or it is not complete: copy it again."
         )
     return key
@@ -207,7 +207,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
             return WorkerTask(layout, placement, image, journals, replicas, sockets, remove_trees)
 
         locks = make_private_directory(data_dir / "workers")
-        others = OtherTaskLeftovers(
+        other_leftovers = OtherTaskLeftovers(
             data_dir, placement.files, journals, lambda task_id: lock_task(locks / task_id, waits=False), remove_trees
         )
         worker = Worker(
@@ -215,10 +215,10 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
             claim,
             lease,
             create_worker_task,
-            others,
+            other_leftovers,
             lambda task_id: lock_task(locks / task_id),
             HostProofs(
-                lambda: read_host_key(settings.cluster.host_key_path),
+                lambda: read_shared_host_key(settings.cluster.host_key_path),
                 partial(read_identity_token, Path(identity_file)) if identity_file else None,
             ),
         )

@@ -149,15 +149,15 @@ class ArtifactPart(msgspec.Struct, frozen=True, tag="artifact_part"):
     data: Annotated[bytes, msgspec.Meta(max_length=ARTIFACT_PART_BYTES)]
 
 
-class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
+class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat", rename={"lock_state": "liveness"}):
     """The state of the worker's runner and its journal. The server's answer extends the lease.
 
-    liveness: whether a runner holds the journal's lock. end_offset: the size of the journal, read after `liveness`.
+    lock_state: whether a runner holds the journal's lock. end_offset: the size of the journal, read after `lock_state`.
     launches: the number of launches that this worker has begun. is_launching: the last launch has not returned.
     """
 
     number: _Number
-    liveness: Literal["held", "free"]
+    lock_state: Literal["held", "free"]
     end_offset: _Number
     launches: _Number
     is_launching: bool

@@ -107,14 +107,14 @@ class ServerSession:
     def __init__(
         self,
         task: WorkerTask,
-        others: OtherTaskLeftovers,
+        other_leftovers: OtherTaskLeftovers,
         lease: Lease,
         streams: StreamPair,
         claimed: Claimed,
         dial: Dial,
     ) -> None:
         self._worker_task = task
-        self._others = others
+        self._other_leftovers = other_leftovers
         self._lease = lease
         self._reader, self._writer = streams
         self._claimed = claimed
@@ -382,14 +382,14 @@ class ServerSession:
         Errors are only logged.
         """
         try:
-            task_ids = await asyncio.to_thread(self._others.find, self._worker_task.task_id)
+            task_ids = await asyncio.to_thread(self._other_leftovers.find, self._worker_task.task_id)
             for start in range(0, len(task_ids), LEFTOVER_TASKS_MAX):
                 asked = tuple(task_ids[start : start + LEFTOVER_TASKS_MAX])
                 self._ended = asyncio.get_running_loop().create_future()
                 await self._send(FindEndedTasks(asked))
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     ended = await self._ended
-                await self._others.remove(set(asked) & set(ended.task_ids))
+                await self._other_leftovers.remove(set(asked) & set(ended.task_ids))
         except (OSError, SandboxError, TimeoutError) as error:
             _log.warning("Files of other tasks are not removed yet: %s", error_reason(error))
 

@@ -49,18 +49,18 @@ class ServerAddress(NamedTuple):
 
     host: str
     port: int
-    fingerprint: str
+    certificate_fingerprint: str
 
 
 class HostProofs(NamedTuple):
     """How a worker proves its host.
 
-    read_host_key: returns the key that proves the identity of this host; raises OSError, SandboxError.
+    read_shared_host_key: returns the key that proves the identity of this host; raises OSError, SandboxError.
     read_identity_token: returns the worker's identity token; raises OSError, SandboxError. None if the engine issues
         no such tokens.
     """
 
-    read_host_key: Callable[[], bytes]
+    read_shared_host_key: Callable[[], bytes]
     read_identity_token: Callable[[], str] | None = None
 
 
@@ -73,7 +73,7 @@ class Worker:
         claim: Claim,
         lease: Lease,
         create_worker_task: Callable[[str], WorkerTask],
-        others: OtherTaskLeftovers,
+        other_leftovers: OtherTaskLeftovers,
         lock_task: Callable[[str], contextlib.AbstractContextManager[None]],
         proofs: "HostProofs",
     ) -> None:
@@ -85,7 +85,7 @@ class Worker:
         self._address = address
         self._claim = claim
         self._create_worker_task = create_worker_task
-        self._others = others
+        self._other_leftovers = other_leftovers
         self._lease = lease
         self._lock_task = lock_task
         self._worker_task: WorkerTask | None = None
@@ -158,7 +158,7 @@ class Worker:
                 case Claimed():
                     self._lease.extend(sent_at, answer.lease_seconds)
                     task = await self._take_task(answer.task_id)
-                    yield ServerSession(task, self._others, self._lease, (reader, writer), answer, self._dial)
+                    yield ServerSession(task, self._other_leftovers, self._lease, (reader, writer), answer, self._dial)
                 case _:
                     raise ConnectionError("the server did not answer the claim")
         finally:
@@ -182,11 +182,13 @@ class Worker:
         try:
             if self._proofs.read_identity_token is not None:
                 return HostProof(None, self._proofs.read_identity_token())
-            key = self._proofs.read_host_key()
+            key = self._proofs.read_shared_host_key()
         except (OSError, SandboxError) as error:
             _log.error("The server requires a proof of this host: %s", error_reason(error))
             return HostProof(None)
-        proof = compute_host_proof(key, challenge, claim.attempt_id, claim.host, claim.nonce, self._address.fingerprint)
+        proof = compute_host_proof(
+            key, challenge, claim.attempt_id, claim.host, claim.nonce, self._address.certificate_fingerprint
+        )
         return HostProof(proof)
 
     async def _take_task(self, task_id: str) -> WorkerTask:
@@ -226,7 +228,7 @@ class Worker:
             reader, writer = await asyncio.open_connection(self._address.host, self._address.port, ssl=context)
             try:
                 certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-                if not compare_digest(hashlib.sha256(certificate).hexdigest(), self._address.fingerprint):
+                if not compare_digest(hashlib.sha256(certificate).hexdigest(), self._address.certificate_fingerprint):
                     raise ConnectionError("another server answered: its certificate has a different fingerprint")
                 writer.write(encode_message(first_message))
                 await writer.drain()

@@ -15,7 +15,13 @@ import pytest
 
 from sandbox.bootstrap import worker
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
-from sandbox.bootstrap.worker import HostKeyError, WorkerUnusableError, lock_task, packages_digest, read_host_key
+from sandbox.bootstrap.worker import (
+    SharedHostKeyError,
+    WorkerUnusableError,
+    lock_task,
+    packages_digest,
+    read_shared_host_key,
+)
 
 
 def test_only_one_worker_can_lock_a_task(tmp_path, monkeypatch):
@@ -72,18 +78,18 @@ def test_documented_command_creates_a_valid_key(tmp_path):
     path = tmp_path / "host.key"
     subprocess.run(["sh", "-c", command.replace("/etc/sandbox-host.key", str(path))], check=True, timeout=20)
     assert str(path) not in command
-    assert len(read_host_key(path)) == 32
+    assert len(read_shared_host_key(path)) == 32
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400])
 def test_private_key_is_read(tmp_path, mode):
-    assert read_host_key(write_host_key(tmp_path / "host.key", mode=mode)) == b"k" * 32
+    assert read_shared_host_key(write_host_key(tmp_path / "host.key", mode=mode)) == b"k" * 32
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o606, 0o620, 0o601])
 def test_key_that_others_can_access_is_refused(tmp_path, mode):
-    with pytest.raises(HostKeyError, match="fix it with: chmod 600"):
-        read_host_key(write_host_key(tmp_path / "host.key", mode=mode))
+    with pytest.raises(SharedHostKeyError, match="fix it with: chmod 600"):
+        read_shared_host_key(write_host_key(tmp_path / "host.key", mode=mode))
 
 
 def test_key_of_another_user_is_refused(tmp_path, monkeypatch):
@@ -92,12 +98,12 @@ def test_key_of_another_user_is_refused(tmp_path, monkeypatch):
     status = list(path.stat())
     status[stat.ST_UID] = 4711
     monkeypatch.setattr(worker.os, "fstat", lambda descriptor: os.stat_result(status))
-    with pytest.raises(HostKeyError, match="root or the user of this process must own it; fix it with: chown"):
-        read_host_key(path)
+    with pytest.raises(SharedHostKeyError, match="root or the user of this process must own it; fix it with: chown"):
+        read_shared_host_key(path)
     status[stat.ST_UID] = 0
-    assert read_host_key(path) == b"k" * 32
+    assert read_shared_host_key(path) == b"k" * 32
     status[stat.ST_UID] = os.geteuid()
-    assert read_host_key(path) == b"k" * 32
+    assert read_shared_host_key(path) == b"k" * 32
 
 
 @pytest.mark.parametrize(
@@ -115,8 +121,8 @@ def test_key_of_another_user_is_refused(tmp_path, monkeypatch):
     ],
 )
 def test_incomplete_key_is_refused(tmp_path, content):
-    with pytest.raises(HostKeyError, match="does not contain 32 bytes in base64"):
-        read_host_key(write_host_key(tmp_path / "host.key", content))
+    with pytest.raises(SharedHostKeyError, match="does not contain 32 bytes in base64"):
+        read_shared_host_key(write_host_key(tmp_path / "host.key", content))
 
 
 def test_path_without_a_regular_file_is_refused(tmp_path):
@@ -128,8 +134,8 @@ def test_path_without_a_regular_file_is_refused(tmp_path):
         (tmp_path / "missing", "No such file"),
         (None, "cluster.host_key_file is not set"),
     ):
-        with pytest.raises(HostKeyError, match=message):
-            read_host_key(path)
+        with pytest.raises(SharedHostKeyError, match=message):
+            read_shared_host_key(path)
 
 
 @pytest.mark.parametrize("token", ["", "zz", "00" * 31])

@@ -93,7 +93,7 @@ class FakeHost:
         self.worker_end, self.runner_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.credential_requests = RunnerCredentialRequests(self.worker_end)
 
-    def read_host_key(self):
+    def read_shared_host_key(self):
         if self.host_key is None:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/etc/sandbox-host.key")
         return self.host_key
@@ -175,16 +175,16 @@ class RunningWorker:
         self.server, self.job, self.host = server, job, host
         self.locks = 0
         self.lease = Lease()
-        address = ServerAddress("127.0.0.1", server.port, server.fingerprint)
-        others = OtherTaskLeftovers(host.data_dir, host, host.journals, self.lock_other_task, remove_trees)
+        address = ServerAddress("127.0.0.1", server.port, server.certificate_fingerprint)
+        other_leftovers = OtherTaskLeftovers(host.data_dir, host, host.journals, self.lock_other_task, remove_trees)
         self.worker = Worker(
             address,
             server.claim(job, **host.claim_changes),
             self.lease,
             self.create_worker_task,
-            others,
+            other_leftovers,
             self.lock_task,
-            HostProofs(host.read_host_key, host.read_identity_token),
+            HostProofs(host.read_shared_host_key, host.read_identity_token),
         )
         self.running = asyncio.create_task(self.worker.run())
 
@@ -734,7 +734,7 @@ async def test_token_is_not_sent_to_a_server_with_another_certificate(server, tm
     tls.load_cert_chain(certificate)
     attacker = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     port = attacker.sockets[0].getsockname()[1]
-    address = ServerAddress("127.0.0.1", port, server.fingerprint)
+    address = ServerAddress("127.0.0.1", port, server.certificate_fingerprint)
     worker = Worker(address, server.claim(job), Lease(), None, None, None, None)
     running = asyncio.create_task(worker.run())
     try:

@@ -14,13 +14,13 @@ from doubles.stored_tasks import StoredTasks
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.cluster import (
     IMAGE_COMMAND,
-    choose_proof,
+    choose_host_verifier,
     create_certificate,
     create_engine,
     create_kubernetes_engine,
     find_credentials,
     has_task_ended,
-    load_host_key,
+    load_shared_host_key,
     slurm_settings,
     worker_command,
     worker_environment,
@@ -28,7 +28,7 @@ from sandbox.bootstrap.cluster import (
 from sandbox.bootstrap.local_host import AgentsAndRunnerCommand, PlacementContext
 from sandbox.bootstrap.settings.load import ConfigurationError, load
 from sandbox.bootstrap.worker import (
-    HostKeyError,
+    SharedHostKeyError,
     WorkerUnusableError,
     choose_data_dir,
     host_name,
@@ -100,15 +100,15 @@ def test_workers_get_the_path_of_the_key_but_not_the_key(tmp_path, caplog):
     assert environment["SANDBOX_CLUSTER_HOST_KEY_FILE"] == str(path)
     settings = load({"config": "/dev/null"}, environment).settings
     assert settings.cluster.host_key_path == path
-    assert load_host_key(context.settings.cluster, "ab" * 32) == (key, "ab" * 32)
-    assert str(key) not in repr(load_host_key(context.settings.cluster, "ab" * 32))
+    assert load_shared_host_key(context.settings.cluster, "ab" * 32) == (key, "ab" * 32)
+    assert str(key) not in repr(load_shared_host_key(context.settings.cluster, "ab" * 32))
     assert caplog.messages == []
 
 
 @pytest.mark.parametrize(("engine", "warnings"), [("slurm", 1), ("processes", 0)])
 def test_server_warns_if_workers_on_other_hosts_do_not_prove_their_host(caplog, engine, warnings):
     context = make_context(CLUSTER_ENGINE=engine)
-    assert load_host_key(context.settings.cluster, "ab" * 32) is None
+    assert load_shared_host_key(context.settings.cluster, "ab" * 32) is None
     warning = "Workers do not prove that they run on a host of the cluster"
     assert [message.partition(":")[0] for message in caplog.messages] == [warning] * warnings
     assert "SANDBOX_CLUSTER_HOST_KEY_FILE" not in worker_environment(context, {})
@@ -116,8 +116,8 @@ def test_server_warns_if_workers_on_other_hosts_do_not_prove_their_host(caplog, 
 
 def test_server_does_not_start_if_the_configured_key_is_missing(tmp_path):
     context = make_context(CLUSTER_ENGINE="slurm", CLUSTER_HOST_KEY_FILE=str(tmp_path / "missing"))
-    with pytest.raises(HostKeyError, match="cannot be read: No such file"):
-        load_host_key(context.settings.cluster, "ab" * 32)
+    with pytest.raises(SharedHostKeyError, match="cannot be read: No such file"):
+        load_shared_host_key(context.settings.cluster, "ab" * 32)
 
 
 def test_worker_command_runs_the_configured_program():
@@ -175,10 +175,10 @@ def test_engine_kubernetes_proves_the_hosts(tmp_path):
     server = {"CLUSTER_KUBERNETES_SERVER": "https://192.0.2.9"}
     context = make_context(**KUBERNETES, **server)
     engine = create_engine(context, tmp_path, "ab" * 32)
-    assert choose_proof(context.settings.cluster, engine, "ab" * 32) is engine
+    assert choose_host_verifier(context.settings.cluster, engine, "ab" * 32) is engine
     section = make_context(**KUBERNETES, **server, CLUSTER_HOST_KEY_FILE="/etc/key").settings.cluster
     with pytest.raises(ConfigurationError, match="host_key_file has no effect"):
-        choose_proof(section, engine, "ab" * 32)
+        choose_host_verifier(section, engine, "ab" * 32)
 
 
 def test_worker_in_a_pod_gets_nothing_from_the_environment_of_the_server():

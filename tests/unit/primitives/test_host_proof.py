@@ -13,7 +13,7 @@ ARGUMENTS = {
     "attempt_id": "abcdefghijkl",
     "host": "n1",
     "worker_nonce": b"w" * 32,
-    "fingerprint": "ab" * 32,
+    "certificate_fingerprint": "ab" * 32,
 }
 PROOF = compute_host_proof(**ARGUMENTS)
 
@@ -36,7 +36,7 @@ def test_proof_is_an_hmac_of_all_fields_with_their_lengths():
         {"attempt_id": "abcdefghijkm"},
         {"host": "n2"},
         {"worker_nonce": b"W" + b"w" * 31},
-        {"fingerprint": "ac" + "ab" * 31},
+        {"certificate_fingerprint": "ac" + "ab" * 31},
         {"attempt_id": "abcdefghijk", "host": "ln1"},
         {"host": "n", "worker_nonce": b"1" + b"w" * 32},
     ],

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from sandbox.bootstrap.doctor import Finding, is_local_address
 from sandbox.bootstrap.settings.schema import ServerSettings, SlurmSection
-from sandbox.bootstrap.worker import HostKeyError, read_host_key
+from sandbox.bootstrap.worker import SharedHostKeyError, read_shared_host_key
 from sandbox.cluster_engines.slurm.engine import SYSTEM_PATH
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.cluster_engine import EngineUnavailableError
@@ -133,8 +133,8 @@ def _check_host_key(path: Path | None) -> list[Finding]:
     if path is None:
         return []
     try:
-        read_host_key(path)
-    except HostKeyError as error:
+        read_shared_host_key(path)
+    except SharedHostKeyError as error:
         return [Finding("host key", False, error.message)]
     return [Finding("host key", True, f"{path} is readable")]
 

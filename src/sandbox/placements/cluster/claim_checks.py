@@ -33,18 +33,19 @@ class ClaimRejectedError(Exception):
     """The worker must not try again."""
 
 
-class HostKey(NamedTuple):
+class SharedHostKey(NamedTuple):
     """The values against which the server checks the proof of a host.
 
-    key: the secret that the server and the hosts share. fingerprint: SHA-256 (hex) of the server's certificate.
+    key: the secret that the server and the hosts share.
+    certificate_fingerprint: SHA-256 (hex) of the server's certificate.
     """
 
     key: bytes
-    fingerprint: str
+    certificate_fingerprint: str
 
     def __repr__(self) -> str:
         """Omit the key."""
-        return f"HostKey({self.fingerprint!r})"
+        return f"SharedHostKey({self.certificate_fingerprint!r})"
 
 
 class Claims:
@@ -54,7 +55,7 @@ class Claims:
         any host that the engine confirms.
     """
 
-    def __init__(self, jobs: Jobs, drains: HostDrains, host_verifier: HostKey | WorkerVerifier | None) -> None:
+    def __init__(self, jobs: Jobs, drains: HostDrains, host_verifier: SharedHostKey | WorkerVerifier | None) -> None:
         self.jobs = jobs
         self._drains = drains
         self._host_verifier = host_verifier
@@ -103,9 +104,9 @@ class Claims:
         Raises ClaimRejectedError, EngineUnavailableError, InvalidMessageError, OSError.
         """
         match self._host_verifier:
-            case HostKey():
+            case SharedHostKey():
                 _check_version(claim, is_reconnection=False)
-                await _check_host_key(claim, self._host_verifier, streams)
+                await _check_shared_host_key(claim, self._host_verifier, streams)
             case None:
                 _check_version(claim, is_reconnection=False)
             case verifier:
@@ -168,7 +169,7 @@ async def _check_identity(job: Job, claim: Claim, verifier: WorkerVerifier, stre
         raise ClaimRejectedError(str(error)) from error
 
 
-async def _check_host_key(claim: Claim, host_key: HostKey, streams: StreamPair) -> None:
+async def _check_shared_host_key(claim: Claim, host_key: SharedHostKey, streams: StreamPair) -> None:
     """Let the worker prove that it can read the key. Raises ClaimRejectedError, InvalidMessageError, OSError."""
     challenge = os.urandom(_CHALLENGE_BYTES)
     answer = await _request_proof(challenge, streams)
@@ -177,7 +178,7 @@ async def _check_host_key(claim: Claim, host_key: HostKey, streams: StreamPair) 
             f"The worker on {claim.host} cannot read the key of its host: see its log, and check cluster.host_key_file."
         )
     expected = compute_host_proof(
-        host_key.key, challenge, claim.attempt_id, claim.host, claim.nonce, host_key.fingerprint
+        host_key.key, challenge, claim.attempt_id, claim.host, claim.nonce, host_key.certificate_fingerprint
     )
     if not is_host_proof(answer.proof, expected):
         raise ClaimRejectedError(

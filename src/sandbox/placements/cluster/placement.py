@@ -46,7 +46,7 @@ from sandbox.model.failure import FailureCode
 from sandbox.model.isolation_tier import TIERS
 from sandbox.model.printable import replace_unprintable, replacement_character
 from sandbox.model.resources import Resources
-from sandbox.placements.cluster.claim_checks import Claims, HostKey
+from sandbox.placements.cluster.claim_checks import Claims, SharedHostKey
 from sandbox.placements.cluster.credential_requests import FindCloneCredentials
 from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.hosts import ClusterHosts, EngineHosts, SeenHosts
@@ -59,7 +59,7 @@ from sandbox.placements.cluster.requests_to_workers import (
     WorkerRunnerHandle,
     Workers,
 )
-from sandbox.placements.cluster.worker_server import HostRequestSources, StoreLog, WorkerServer
+from sandbox.placements.cluster.worker_server import HostRequestProviders, StoreLog, WorkerServer
 from sandbox.placements.cluster.worker_session import WorkerSession, prepare_image
 from sandbox.primitives.files import write_durably
 from sandbox.primitives.message_stream import InvalidMessageError
@@ -362,12 +362,12 @@ class ClusterPlacement:
 
 
 class ListenAddress(NamedTuple):
-    """Where the server listens for workers, the certificate that it presents, and what workers prove; see `Claims`."""
+    """Where the server listens for workers, the certificate that it presents, and what verifies hosts; see `Claims`."""
 
     host: str
     port: int
     tls: ssl.SSLContext
-    proof: HostKey | WorkerVerifier | None = None
+    host_verifier: SharedHostKey | WorkerVerifier | None = None
 
 
 class TaskStorage(NamedTuple):
@@ -425,12 +425,12 @@ async def create_cluster_placement(
     async def start() -> Jobs:
         jobs = Jobs(JobStore(directory), engine, settings, drains)
         server = WorkerServer(
-            Claims(jobs, drains, address.proof),
+            Claims(jobs, drains, address.host_verifier),
             seen_hosts,
             storage.replicas,
             storage.store_log,
             storage.has_task_ended,
-            HostRequestSources(find_credentials, images),
+            HostRequestProviders(find_credentials, images),
             address.tls,
         )
         await server.listen(address.host, address.port)

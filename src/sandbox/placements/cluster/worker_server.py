@@ -76,8 +76,8 @@ _first_decoder: "msgspec.msgpack.Decoder[FirstMessage]" = msgspec.msgpack.Decode
 _decoder: "msgspec.msgpack.Decoder[WorkerMessage]" = msgspec.msgpack.Decoder(WorkerMessage)
 
 
-class HostRequestSources(NamedTuple):
-    """Where the server gets what hosts request. find_credentials: see `FindCloneCredentials`."""
+class HostRequestProviders(NamedTuple):
+    """The providers of what hosts request from the server. find_credentials: see `FindCloneCredentials`."""
 
     find_credentials: FindCloneCredentials
     images: ImageSource
@@ -98,10 +98,10 @@ class WorkerServer:
         replicas: TaskReplicas,
         store_log: StoreLog,
         has_task_ended: Callable[[str], bool],
-        sources: HostRequestSources,
+        providers: HostRequestProviders,
         tls: ssl.SSLContext,
     ) -> None:
-        self._credential_requests = WorkerCredentialRequests(replicas, sources.find_credentials)
+        self._credential_requests = WorkerCredentialRequests(replicas, providers.find_credentials)
         self._claims = claims
         self._jobs = claims.jobs
         self._hosts = hosts
@@ -113,7 +113,7 @@ class WorkerServer:
         """The tasks that serve unauthenticated connections, oldest first."""
         self._sessions: dict[WorkerSession, Job] = {}
         self._uploads = ArtifactUploads(replicas)
-        self._images = ImageTransfers(sources.images)
+        self._images = ImageTransfers(providers.images)
         self._serving: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
 

@@ -74,7 +74,7 @@ class WorkerSession:
             return LockState.UNKNOWN
         if time.monotonic() - self._heartbeat_at >= _SILENCE_SECONDS:
             return LockState.UNKNOWN
-        if heartbeat.liveness == "held":
+        if heartbeat.lock_state == "held":
             return LockState.HELD
         return LockState.FREE if self.copied_end_offset >= heartbeat.end_offset else LockState.UNKNOWN
 

@@ -40,7 +40,7 @@ def prove(server, claim, challenge, /, **changes):
         "attempt_id": claim.attempt_id,
         "host": claim.host,
         "worker_nonce": claim.nonce,
-        "fingerprint": server.fingerprint,
+        "certificate_fingerprint": server.certificate_fingerprint,
     }
     return HostProof(compute_host_proof(**fields | changes))
 
@@ -135,7 +135,7 @@ class TestProofOfTheHost:
             {"attempt_id": "abcdefghijkl"},
             {"worker_nonce": bytes(32)},
             {"challenge": bytes(32)},
-            {"fingerprint": "0" * 64},
+            {"certificate_fingerprint": "0" * 64},
         ],
         ids=lambda changes: next(iter(changes)),
     )

@@ -17,7 +17,7 @@ from sandbox.interfaces.git_credentials import (
     NoCredentialsError,
 )
 from sandbox.interfaces.worker_messages import Claimed, Fenced, Heartbeat, HeartbeatAnswer
-from sandbox.model.events import AttemptFailed, AttemptStarted, AttemptSuperseded, WorkspacePrepared
+from sandbox.model.events import AttemptFailed, AttemptStarted, AttemptTornDown, WorkspacePrepared
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.placements.cluster import credential_requests
@@ -128,7 +128,7 @@ async def test_only_the_newest_attempt_gets_credentials(server, job):
         assert second != first
         await check_refused(server, client, ask(job), "another attempt is running")
         await check_refused(server, client, ask(job, attempt_id=second), "has not started")
-        record(server, AttemptSuperseded(), AttemptStarted(second, "bubblewrap", "cluster:host-1"))
+        record(server, AttemptTornDown(), AttemptStarted(second, "bubblewrap", "cluster:host-1"))
         await check_refused(server, client, ask(job), "another attempt is running")
         await client.send(ask(job, attempt_id=second))
         assert (await client.read()).credentials == FOUND

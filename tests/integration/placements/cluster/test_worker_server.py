@@ -41,7 +41,7 @@ from sandbox.model.state_machine import advance
 from sandbox.placements.cluster import jobs, worker_server
 from sandbox.primitives.message_stream import encode_message
 
-FREE, HELD = (Heartbeat(1, liveness, 0, 0, is_launching=False) for liveness in ("free", "held"))
+FREE, HELD = (Heartbeat(1, lock_state, 0, 0, is_launching=False) for lock_state in ("free", "held"))
 
 
 async def check_rejected(server, claim):
@@ -328,7 +328,7 @@ def illegal_messages(server):
     yield b"\xff\xff\xff\xff"
     yield encode_message(server.claim(server.jobs.of_task("task-1")))
     yield encode_message(msgspec.structs.replace(FREE, number=-1))
-    yield encode_message(msgspec.structs.replace(FREE, liveness="maybe"))
+    yield encode_message(msgspec.structs.replace(FREE, lock_state="maybe"))
     yield encode_message(CallResult(1, error="x" * 65))
     yield encode_message(WorkDone())
     yield encode_message(RunnerLog("abcdefghijkl", b"of another task"))
