@@ -25,7 +25,7 @@ class FailureNotice:
     field: str | None = None
 
     @property
-    def change(self) -> str:
+    def new_value_words(self) -> str:
         """The new value of the field in words, as in "Run again with more memory"; empty without a field."""
         words = _find_words(self.field) if self.field else None
         return words[1] if words else ""

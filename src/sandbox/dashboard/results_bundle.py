@@ -1,4 +1,4 @@
-"""Proof bundle: a tar with patch, metadata, transcript, their checksums and the manifest."""
+"""Bundle of results: a tar with patch, metadata, transcript, their checksums and the manifest."""
 
 import tarfile
 from collections.abc import AsyncIterator, Sequence
@@ -18,7 +18,7 @@ from sandbox.primitives import client_fairness
 _CHUNK_BYTES = 64 * 1024
 
 
-async def send_proof_bundle(request: Request, context: AppContext) -> Response:
+async def send_results_bundle(request: Request, context: AppContext) -> Response:
     """Send the tar. `sha256sum -c SHA256SUMS` verifies its files; `metadata.json` describes them."""
     sees_all = get_caller(request).is_operator
     async with client_fairness.thread_slot():

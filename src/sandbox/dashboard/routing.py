@@ -21,7 +21,7 @@ from sandbox.dashboard.pages.sign_in import show_sign_in
 from sandbox.dashboard.pages.submit import show_submit
 from sandbox.dashboard.pages.task import send_events, show_task
 from sandbox.dashboard.pages.task_list import show_tasks
-from sandbox.dashboard.proof_bundle import send_proof_bundle
+from sandbox.dashboard.results_bundle import send_results_bundle
 from sandbox.dashboard.templates import render_page, send_asset
 from sandbox.model.errors import SandboxError
 from sandbox.primitives.log_context import TASK_ID
@@ -41,7 +41,7 @@ _ROUTES: dict[str, _PageHandler] = {
     "/guide/{name}": show_guide,
     "/tasks/{task_id}": show_task,
     "/tasks/{task_id}/story": send_events,
-    "/tasks/{task_id}/proof": send_proof_bundle,
+    "/tasks/{task_id}/proof": send_results_bundle,
     paths.SIGN_IN: show_sign_in,
     f"{paths.ASSETS}{{name}}": send_asset,
 }

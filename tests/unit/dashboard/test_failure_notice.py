@@ -90,7 +90,7 @@ def test_notice_of_a_limit_of_the_agent_names_it_in_words():
     message = "The agent did not finish within the maximum number of turns; raise claude.max_turns."
     notice = describe("agent_failed", message, "claude.max_turns", "max_turns")
     assert (notice.title, notice.detail) == ("The agent did not finish within the maximum number of turns", "")
-    assert (notice.remedy, notice.change) == ("Raise the maximum number of turns.", "more turns")
+    assert (notice.remedy, notice.new_value_words) == ("Raise the maximum number of turns.", "more turns")
     assert notice.summary == f"{notice.title}. {notice.remedy}"
 
 
@@ -150,13 +150,13 @@ def test_summary_starts_with_the_cause(code, message, summary):
 )
 def test_notice_offers_a_change_of_the_setting_in_the_remedy(field, change):
     notice = describe("new_code", "It broke.", field)
-    assert (notice.field, notice.change) == (field, change)
+    assert (notice.field, notice.new_value_words) == (field, change)
 
 
 @pytest.mark.parametrize("field", [None, "repository.subpath"])
 def test_notice_offers_no_change_of_a_field_without_a_description(field):
     notice = describe("clone_failed", "'a' is not a directory; check repository.subpath and vm.memory.", field)
-    assert (notice.field, notice.change) == (None, "")
+    assert (notice.field, notice.new_value_words) == (None, "")
 
 
 def test_full_disk_of_the_server_does_not_ask_for_a_larger_disk():

@@ -1,4 +1,4 @@
-"""The proof bundle: an archive whose checksums prove that the patch and the metadata were not changed afterwards."""
+"""The bundle of results: its checksums prove that the patch and the metadata were not changed afterwards."""
 
 import hashlib
 import io

@@ -131,9 +131,9 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     counts = await _count_by_state_filter(request, tasks, query, health)
     shown = [*page.tasks, *(task for section in sections for task in section.tasks)]
     sharing = tasks_sharing_a_name(shown)
-    explained = shown if query.search else sharing
+    hinted = shown if query.search else sharing
     length = SEARCHED_PROMPT_CHARACTERS_MAX if query.search else PROMPT_BYTES_MAX
-    prompts = await tasks.prompt_beginnings([task.id for task in explained], length)
+    prompts = await tasks.prompt_beginnings([task.id for task in hinted], length)
     values = {
         **_page_values(request, query, page, counts),
         "tasks": [task for task in page.tasks if task.state.is_final] if is_divided else page.tasks,
@@ -143,7 +143,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
         "is_continued": query.cursor is not None,
         "reasons": health.reasons,
         "sharing": {task.id for task in sharing},
-        "hints": await client_fairness.to_thread(distinguishing_hints, explained, prompts, query.search),
+        "hints": await client_fairness.to_thread(distinguishing_hints, hinted, prompts, query.search),
         "final_message_headline": final_message_headline,
         "failure": partial(_failure_notice, is_operator=get_caller(request).is_operator),
         "now": datetime.now(UTC),
