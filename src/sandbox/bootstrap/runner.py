@@ -99,8 +99,8 @@ class RunnerParts(msgspec.Struct, frozen=True):
     data_dir: Path
     journals: FileJournals
     disk: Disk
-    remove: RemovePaths
-    images: ImageLocks
+    remove_paths: RemovePaths
+    image_locks: ImageLocks
     runtime: Runtime
     workspaces: Workspaces
     disk_space: HostDiskSpace
@@ -392,7 +392,7 @@ async def _run_debug_session(
         order.image,
         parts.runtime,
         parts.disk,
-        parts.images,
+        parts.image_locks,
         parts.clock,
     )
     socket = _prepare_socket(host_settings, order.attempt_id)
@@ -438,8 +438,8 @@ def _create_parts(
         data_dir=data_dir,
         journals=journals,
         disk=choose_disk(order, host_settings),
-        remove=remove_trees,
-        images=HostImageLocks(data_dir),
+        remove_paths=remove_trees,
+        image_locks=HostImageLocks(data_dir),
         runtime=make_runtime(
             host_settings.runtime, Path(host_settings.run_dir), excludes_emulation=host_settings.excludes_emulation
         ),
@@ -476,8 +476,8 @@ def build_runner(
     source = ResumedWorkspace(attempt) if attempt.resumes else ClonedWorkspace(attempt, parts.workspaces, confine)
     return AttemptRunner(
         attempt,
-        StageStep(attempt, source, parts.runtime, parts.disk, parts.remove, parts.clock),
-        ProvisionStep(attempt, driver, parts.runtime, parts.images),
+        StageStep(attempt, source, parts.runtime, parts.disk, parts.remove_paths, parts.clock),
+        ProvisionStep(attempt, driver, parts.runtime, parts.image_locks),
         RunStep(attempt, agent, driver, gateways, terminals, parts.disk, parts.clock, parts.throttle),
         _build_closer(attempt, parts, driver, confine),
     )
@@ -497,7 +497,7 @@ def _build_closer(
     attempt: AttemptContext, parts: RunnerParts, driver: AgentDriver | None, confine: Confine
 ) -> AttemptCloser:
     collect = CollectStep(attempt, parts.journals, parts.workspaces, confine, parts.disk_space, parts.clock, driver)
-    teardown = TeardownStep(attempt, parts.runtime, parts.disk, parts.remove)
+    teardown = TeardownStep(attempt, parts.runtime, parts.disk, parts.remove_paths)
     return AttemptCloser(attempt, collect, teardown, parts.disk, parts.journals, driver)
 
 

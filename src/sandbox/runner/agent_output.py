@@ -162,7 +162,7 @@ class AgentOutput:
 
     record: records an event.
     on_chunk: called with the size of every chunk.
-    queue: the queue in which output waits for the runner's CPU budget.
+    cpu_queue: the queue in which output waits for the runner's CPU budget.
     progress_count: grows whenever output is read, recorded or handled. It has no unit; it only shows progress.
     """
 
@@ -174,9 +174,9 @@ class AgentOutput:
         *,
         redactor: Redactor | None,
         quota: OutputQuota,
-        queue: CpuQueue,
+        cpu_queue: CpuQueue,
     ) -> None:
-        self._queue = queue
+        self._cpu_queue = cpu_queue
         self.progress_count = 0
         self._quota = quota
         self._record = record
@@ -242,7 +242,7 @@ class AgentOutput:
             if chunk is None:
                 yield splitter.feed(stream.flush_lines() if stream is not None else b"")
                 continue
-            await self._queue.wait()
+            await self._cpu_queue.wait()
             self._count_chunk(len(chunk))
             yield splitter.feed(chunk if stream is None else stream.feed(chunk))
         if stream is not None:
@@ -253,7 +253,7 @@ class AgentOutput:
         """Yield to other coroutines, and wait for the CPU budget, before every _ITEMS_PER_TURN-th item."""
         if number % _ITEMS_PER_TURN == 0:
             await asyncio.sleep(0)
-            await self._queue.wait()
+            await self._cpu_queue.wait()
 
     async def _process_stdout_piece(self, piece: bytes, is_continued: bool) -> None:
         """Record a piece.
@@ -296,12 +296,12 @@ async def _read_chunk(reader: asyncio.StreamReader, stream: StreamRedactor | Non
 
 
 async def redacted_chunks(
-    reader: asyncio.StreamReader, redactor: Redactor | None, queue: CpuQueue
+    reader: asyncio.StreamReader, redactor: Redactor | None, cpu_queue: CpuQueue
 ) -> AsyncIterator[bytes]:
     """Yield redacted output. Data that may be the start of a secret value is held back for a short time."""
     stream = redactor.stream() if redactor is not None else None
     while (chunk := await _read_chunk(reader, stream)) != b"":
-        await queue.wait()
+        await cpu_queue.wait()
         if stream is None:
             yield chunk or b""
         elif redacted := stream.flush_lines() if chunk is None else stream.feed(chunk):

@@ -130,13 +130,13 @@ class SandboxKiller:
 
 
 async def drain_output(
-    readers: Sequence["asyncio.Task[None]"], output: AgentOutput, queue: CpuQueue, record: Callable[[Event], object]
+    readers: Sequence["asyncio.Task[None]"], output: AgentOutput, cpu_queue: CpuQueue, record: Callable[[Event], object]
 ) -> None:
     """Let the output readers finish after the agent has ended; record a gap if they cannot.
 
     Raises the error of a reader that failed.
     """
-    missing = await _wait_for_output(readers, output, queue)
+    missing = await _wait_for_output(readers, output, cpu_queue)
     done, late = await asyncio.wait(readers, timeout=0)
     for reader in late:
         reader.cancel()
@@ -147,7 +147,7 @@ async def drain_output(
         reader.result()
 
 
-async def _wait_for_output(readers: Sequence["asyncio.Task[None]"], output: AgentOutput, queue: CpuQueue) -> str:
+async def _wait_for_output(readers: Sequence["asyncio.Task[None]"], output: AgentOutput, cpu_queue: CpuQueue) -> str:
     """Drain the output pipes; return the reason if draining stopped early.
 
     A stall of the host counts as a single check, so output that is ready afterwards is not lost. Output that is waiting
@@ -158,7 +158,7 @@ async def _wait_for_output(readers: Sequence["asyncio.Task[None]"], output: Agen
     for _ in range(math.ceil(OUTPUT_DRAIN_TIMEOUT_SECONDS_MAX / check_seconds)):
         previous_count = output.progress_count
         _, late = await asyncio.wait(readers, timeout=check_seconds)
-        is_silent = output.progress_count == previous_count and not queue.is_waiting
+        is_silent = output.progress_count == previous_count and not cpu_queue.is_waiting
         silent_checks = silent_checks + 1 if is_silent else 0
         if not late or silent_checks == _DRAIN_CHECKS:
             return f"nothing was received for {OUTPUT_DRAIN_TIMEOUT_SECONDS:g} s"

@@ -77,7 +77,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
     image: Image | None
     runtime: Runtime
     disk: Disk
-    images: ImageLocks
+    image_locks: ImageLocks
     clock: Clock
 
     async def run(self, terminals: TerminalServer, serve_clients: ServeClients) -> None:
@@ -109,7 +109,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
     async def _create_sandbox(self) -> Sandbox:
         image = self.image
         if image is not None:
-            self.images.acquire(image)
+            self.image_locks.acquire(image)
         handle = self.runtime.prepare(self.attempt_id)
         write_handle(self.layout.handle, handle)
         spec = SandboxSpec(

@@ -208,12 +208,12 @@ class SandboxTerminals(msgspec.Struct, frozen=True):
 class TerminalServer:
     """Serves terminals to the clients of the control socket, between `enable` and `disable`; refuses them otherwise.
 
-    queue: the queue in which the output of shells waits for the runner's CPU budget.
+    cpu_queue: the queue in which the output of shells waits for the runner's CPU budget.
     """
 
-    def __init__(self, redactor: Redactor | None, queue: CpuQueue) -> None:
+    def __init__(self, redactor: Redactor | None, cpu_queue: CpuQueue) -> None:
         self._redactor = redactor
-        self._queue = queue
+        self._cpu_queue = cpu_queue
         self._terminals: SandboxTerminals | None = None
         self._is_closed = False
         self._connections: set[asyncio.Task[None]] = set()
@@ -328,7 +328,7 @@ class TerminalServer:
         await client.send_and_drain(EndFrame(exit_status.code))
 
     async def _forward_output(self, terminal: Terminal, client: TerminalClient) -> None:
-        async for chunk in redacted_chunks(terminal.output, self._redactor, self._queue):
+        async for chunk in redacted_chunks(terminal.output, self._redactor, self._cpu_queue):
             await client.send_and_drain(OutputFrame(chunk))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.agent import AgentReady, ApiRetry, ToolCallFinished, TurnStarted
+from sandbox.interfaces.agent import AgentReady, ApiRetry, ParsedToolCallEnd, TurnStarted
 from sandbox.model.events import AgentMessage, Output, ToolCallStarted, ToolResult
 from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.runner.agent_output import AgentOutput, OutputQuota, StdoutProcessing
@@ -17,7 +17,7 @@ from sandbox.runner.event_redaction import redact_event
 from sandbox.secrets.redactor import SecretRedactor
 
 SESSION = "5ddb80a7-f209-4a6e-9cd9-29f469dd8600"
-UNRECORDED_TYPES = (AgentReady, ApiRetry, ToolCallFinished, TurnStarted)
+UNRECORDED_TYPES = (AgentReady, ApiRetry, ParsedToolCallEnd, TurnStarted)
 
 
 def encode(kind, *blocks, ensure_ascii=True):
@@ -46,7 +46,7 @@ def process(chunks, secrets=None, *, marks_parsed=True):
             StdoutProcessing("stdout", ClaudeOutputParser(SESSION).parse_line, handle, marks_parsed=marks_parsed),
             redactor=redactor,
             quota=OutputQuota(SystemClock()),
-            queue=CpuThrottle().queue(),
+            cpu_queue=CpuThrottle().queue(),
         )
         reader = asyncio.StreamReader()
         for chunk in chunks:
@@ -92,7 +92,7 @@ def test_many_events_from_one_line_do_not_starve_other_coroutines():
         processing = StdoutProcessing("stdout", lambda _: [TurnStarted()] * 1000, events.append, marks_parsed=True)
         quota = OutputQuota(SystemClock())
         output = AgentOutput(
-            lambda _: None, lambda _: None, processing, redactor=None, quota=quota, queue=CountingQueue()
+            lambda _: None, lambda _: None, processing, redactor=None, quota=quota, cpu_queue=CountingQueue()
         )
         reader = asyncio.StreamReader()
         reader.feed_data(b"line\n")

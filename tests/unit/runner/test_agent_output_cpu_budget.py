@@ -47,7 +47,7 @@ def output(harness, written):
         StdoutProcessing("stdout", lambda _: None, lambda _: None, marks_parsed=True),
         redactor=None,
         quota=OutputQuota(SystemClock()),
-        queue=harness.throttle.queue(),
+        cpu_queue=harness.throttle.queue(),
     )
 
 

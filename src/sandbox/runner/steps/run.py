@@ -191,7 +191,7 @@ class RunStep(msgspec.Struct, frozen=True):
         self, provisioned: ProvisionedSandbox, gateway: Gateway, progress: ProgressTracker
     ) -> "_AgentRun":
         attempt, manifest, terminals = self.attempt, self.attempt.task.manifest, self.terminals
-        record, queue = attempt.recorder.record, self.throttle.queue()
+        record, cpu_queue = attempt.recorder.record, self.throttle.queue()
         parser = self.driver.create_parser(provisioned.launch_spec.session_id)
 
         def is_busy() -> bool:
@@ -219,8 +219,10 @@ class RunStep(msgspec.Struct, frozen=True):
             time_limit,
             ExhaustionDetector(manifest.vm, self.disk, record),
             parser,
-            AgentOutput(record, handler.count_output, stdout, redactor=attempt.redactor, quota=quota, queue=queue),
-            queue,
+            AgentOutput(
+                record, handler.count_output, stdout, redactor=attempt.redactor, quota=quota, cpu_queue=cpu_queue
+            ),
+            cpu_queue,
         )
 
 
@@ -263,7 +265,7 @@ class _OutputHandler(msgspec.Struct, frozen=True):
 class _AgentRun(msgspec.Struct, frozen=True):
     """One run of an agent, from its start to the record of its exit.
 
-    agent_name: the agent's name in messages. output_queue: where output waits for the runner's CPU budget.
+    agent_name: the agent's name in messages. cpu_queue: where output waits for the runner's CPU budget.
     """
 
     attempt: AttemptContext
@@ -278,7 +280,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
     exhaustion: ExhaustionDetector
     output_parser: OutputParser
     output: AgentOutput
-    output_queue: CpuQueue
+    cpu_queue: CpuQueue
 
     async def supervise(self, loops: RequiredLoops, killer: SandboxKiller) -> ExitStatus:
         """Run from the agent's start until its processes are gone and its output is read."""
@@ -302,7 +304,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
         finally:
             self.terminals.disable()
             await killer.kill()
-        await drain_output(reading, self.output, self.output_queue, self.attempt.recorder.record)
+        await drain_output(reading, self.output, self.cpu_queue, self.attempt.recorder.record)
         return ended
 
     async def record_exit(self, exit_status: ExitStatus) -> None:
@@ -347,7 +349,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
         except TimeoutError:
             message = "The agent did not start in the sandbox in time; submit the task again."
             raise AttemptError(FailureCode.PROVISION_FAILED, message) from None
-        chunks = redacted_chunks(agent.terminal.output, self.attempt.redactor, self.output_queue)
+        chunks = redacted_chunks(agent.terminal.output, self.attempt.redactor, self.cpu_queue)
         shared = SharedTerminal(agent.terminal)
         return agent, [partial(self.output.read_terminal, chunks, shared.broadcast)], shared
 

@@ -86,7 +86,7 @@ class StageStep(msgspec.Struct, frozen=True):
     source: WorkspaceSource
     runtime: Runtime
     disk: Disk
-    remove: RemovePaths
+    remove_paths: RemovePaths
     clock: Clock
 
     async def run(self) -> None:
@@ -102,7 +102,7 @@ class StageStep(msgspec.Struct, frozen=True):
             )
         await destroy_earlier_sandboxes(attempt, self.runtime)
         await self.source.prepare_disk()
-        await self.remove(earlier_attempt_files(attempt))
+        await self.remove_paths(earlier_attempt_files(attempt))
         await self.disk.open(manifest.vm.disk_bytes)
         for directory in (attempt.layout.home, attempt.layout.tmp):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)

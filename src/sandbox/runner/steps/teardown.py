@@ -25,7 +25,7 @@ class TeardownStep(msgspec.Struct, frozen=True):
     attempt: AttemptContext
     runtime: Runtime
     disk: Disk
-    remove: RemovePaths
+    remove_paths: RemovePaths
 
     async def run(self, handle: SandboxHandle | None) -> None:
         """Destroy the sandbox and remove its files. Never raises: an event reports a failure."""
@@ -77,7 +77,7 @@ class TeardownStep(msgspec.Struct, frozen=True):
             files.repository.rename(files.root / "repository.gone")
         kept_paths = {files.handle, files.runner_log, *preserved}
         earlier = [] if keeps_disk else earlier_attempt_files(self.attempt)
-        await self.remove([*(path for path in files.root.iterdir() if path not in kept_paths), *earlier])
+        await self.remove_paths([*(path for path in files.root.iterdir() if path not in kept_paths), *earlier])
         files.handle.unlink(missing_ok=True)
 
 
