@@ -11,7 +11,7 @@ from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.runner import RunnerParts, build_finisher, build_runner, create_recorder
 from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.tree_removal import remove_trees
-from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ToolCallFinished
+from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ParsedToolCallEnd
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.runtime import Command, ExitStatus, SandboxHandle, Stats
@@ -242,7 +242,7 @@ class ScriptedAgent:
             case b"+":
                 return [ToolCallStarted(tool, tool)]
             case b"-":
-                return [ToolCallFinished(tool, tool, is_error=False)]
+                return [ParsedToolCallEnd(tool, tool, is_error=False)]
             case b"<":
                 return [AgentMessage(tool[::-1])]
             case b"$":
@@ -323,8 +323,8 @@ class AttemptHarness:
         self.parts = RunnerParts(
             data_dir=data_dir,
             disk=DirectoryDisk(TaskLayout(data_dir, "task-1").attempt(ATTEMPT_ID)),
-            remove=remove_trees,
-            images=ScriptedImages(script),
+            remove_paths=remove_trees,
+            image_locks=ScriptedImages(script),
             journals=self.journals,
             runtime=ScriptedRuntime(script),
             workspaces=ScriptedWorkspaces(script),

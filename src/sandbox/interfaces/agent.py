@@ -34,8 +34,8 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
     model_variables: frozenset[str] = frozenset()
 
 
-class ToolCallFinished(msgspec.Struct, frozen=True):
-    """A tool call by the agent has finished."""
+class ParsedToolCallEnd(msgspec.Struct, frozen=True):
+    """The end of a tool call, as the agent reports it. The runner records it as `ToolCallEnded`, with the duration."""
 
     tool_use_id: str
     tool: str
@@ -63,7 +63,7 @@ class ApiRetry(msgspec.Struct, frozen=True):
     message: str
 
 
-AgentEvent = AgentReady | ToolCallFinished | TurnStarted | ApiRetry | ConversationEvent
+AgentEvent = AgentReady | ParsedToolCallEnd | TurnStarted | ApiRetry | ConversationEvent
 
 
 class AgentOutcome(msgspec.Struct, frozen=True):

@@ -183,7 +183,7 @@ def _write_all(records_fd: int, line: bytes) -> None:
 
 
 _DURABLE_EVENTS = (
-    *(e.AttemptStarted, e.AgentStarted, e.AgentExited, e.AttemptFailed, e.AttemptSuperseded, e.FollowUpSkipped),
+    *(e.AttemptStarted, e.AgentStarted, e.AgentExited, e.AttemptFailed, e.AttemptTornDown, e.FollowUpSkipped),
     *(e.CancelRequested, e.ArtifactCollected, e.Usage),
 )
 """Events that are flushed before `record` returns, although they do not change the state."""

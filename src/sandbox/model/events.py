@@ -177,10 +177,10 @@ class WorkspacePrepared(_EventBase, frozen=True, tag="workspace_prepared"):
     base_commit: CommitId
 
 
-class SandboxCreated(_EventBase, frozen=True, tag="sandbox_created"):
+class SandboxCreated(_EventBase, frozen=True, tag="sandbox_created", rename={"sandbox_name": "vm_name"}):
     """The sandbox is ready."""
 
-    vm_name: str
+    sandbox_name: str
     tier: str
     image: str
 
@@ -441,12 +441,12 @@ class FollowUp(StrEnum):
     its disk. retry: a failed agent starts again in a fresh workspace.
     """
 
-    AGAIN = "again"
+    RESTART = "again"
     RESUME = "resume"
     RETRY = "retry"
 
 
-class AttemptSuperseded(_EventBase, frozen=True, tag="attempt_ended"):
+class AttemptTornDown(_EventBase, frozen=True, tag="attempt_ended"):
     """A failed attempt was torn down completely; another attempt may start."""
 
 
@@ -508,7 +508,7 @@ Event = (
     | ErrorReported
     | CancelRequested
     | AttemptFailed
-    | AttemptSuperseded
+    | AttemptTornDown
     | FollowUpSkipped
     | AgentExited
     | ArtifactCollected

@@ -47,7 +47,7 @@ def next_follow_up(task: Task) -> FollowUp | None:
         return None
     is_lost = failure.code in LOST_CODES
     if attempt.session_id is None:
-        allowed = {FollowUp.AGAIN} if is_lost or failure.is_transient else set()
+        allowed = {FollowUp.RESTART} if is_lost or failure.is_transient else set()
     else:
         allowed = {FollowUp.RESUME} if is_lost and task.manifest.lifecycle.resume else set()
         allowed |= {FollowUp.RETRY} if failure.code in RETRYABLE_CODES else set()
@@ -69,13 +69,13 @@ def backoff_seconds(task: Task) -> float:
         return 0.0
     if attempt.follow_up is not FollowUp.RETRY and attempt.failure.code in LOST_CODES:
         return 0.0
-    is_again = attempt.follow_up is FollowUp.AGAIN
-    earlier = _count_unstarted_attempts(task) if is_again else _count_follow_ups(task, attempt.follow_up)
+    is_restart = attempt.follow_up is FollowUp.RESTART
+    earlier = _count_unstarted_attempts(task) if is_restart else _count_follow_ups(task, attempt.follow_up)
     return min(RETRY_BACKOFF_SECONDS * 2.0**earlier, RETRY_BACKOFF_SECONDS_MAX)
 
 
 def _is_within_limit(task: Task, kind: FollowUp) -> bool:
-    if kind is FollowUp.AGAIN:
+    if kind is FollowUp.RESTART:
         return _count_unstarted_attempts(task) + 1 < UNSTARTED_ATTEMPTS_MAX
     return _count_follow_ups(task, kind) < (RESUMES_MAX if kind is FollowUp.RESUME else task.manifest.lifecycle.retries)
 
@@ -93,7 +93,7 @@ def _count_unstarted_attempts(task: Task) -> int:
     """
     unstarted: list[Attempt] = []
     for attempt in reversed(task.past_attempts):
-        if attempt.follow_up not in (FollowUp.AGAIN, None):
+        if attempt.follow_up not in (FollowUp.RESTART, None):
             break
         unstarted.append(attempt)
     return len(unstarted)

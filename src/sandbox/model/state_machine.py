@@ -58,7 +58,7 @@ def advance(task: Task | None, event: e.Event, *, seq: int, at: datetime) -> Adv
     if apply is None:
         raise IllegalEventError(f"Task {task.id} was already submitted.")
     changes, target, effects = apply(task, event)
-    if isinstance(event, e.AttemptStarted | e.AttemptSuperseded):
+    if isinstance(event, e.AttemptStarted | e.AttemptTornDown):
         time = {"started_at": at} if isinstance(event, e.AttemptStarted) else {"ended_at": at}
         changes["attempt"] = msgspec.structs.replace(changes["attempt"], **time)
     if task.cancel is None and changes.get("cancel") is not None:
@@ -169,7 +169,9 @@ def _workspace_prepared(task: Task, event: e.WorkspacePrepared) -> _HandlerResul
 
 
 def _sandbox_created(task: Task, event: e.SandboxCreated) -> _HandlerResult:
-    changes = _update_attempt(task, TaskState.PROVISIONING, vm_name=event.vm_name, tier=event.tier, image=event.image)
+    changes = _update_attempt(
+        task, TaskState.PROVISIONING, sandbox_name=event.sandbox_name, tier=event.tier, image=event.image
+    )
     return changes, (TaskState.READY, "The sandbox is ready"), ()
 
 
@@ -204,7 +206,7 @@ def _attempt_failed(task: Task, event: e.AttemptFailed) -> _HandlerResult:
     return changes, None, () if task.attempt is None or task.agent_has_exited else (StopAttempt(),)
 
 
-def _attempt_superseded(task: Task, _: e.AttemptSuperseded) -> _HandlerResult:
+def _attempt_torn_down(task: Task, _: e.AttemptTornDown) -> _HandlerResult:
     """Move the failure from the task to the attempt. The task has no failure until its last attempt fails."""
     follow_up, attempt = next_follow_up(task), task.attempt
     if follow_up is None or attempt is None or task.failure is None:
@@ -303,7 +305,7 @@ _HANDLERS: dict[type, Callable[[Task, Any], _HandlerResult]] = {
     e.AgentStarted: _agent_started,
     e.CancelRequested: _cancel_requested,
     e.AttemptFailed: _attempt_failed,
-    e.AttemptSuperseded: _attempt_superseded,
+    e.AttemptTornDown: _attempt_torn_down,
     e.FollowUpSkipped: _follow_up_skipped,
     e.AgentExited: _agent_exited,
     e.ArtifactCollected: _artifact_collected,

@@ -33,7 +33,7 @@ class StateHistoryEntry(msgspec.Struct, frozen=True):
     at: datetime
 
 
-class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
+class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, rename={"sandbox_name": "vm_name"}):
     """One attempt of a task; its id names the sandbox, the directory and the cgroup.
 
     boot_id: id of the host's boot when the attempt started; empty in journals of versions that did not record it.
@@ -45,7 +45,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str
     runtime: str
     host: str
-    vm_name: str | None = None
+    sandbox_name: str | None = None
     tier: str | None = None
     image: str | None = None
     base_commit: str | None = None
@@ -61,7 +61,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def hands_over_disk(self, kind: FollowUp) -> bool:
         """Return whether the next attempt continues with this attempt's disk."""
-        return kind is FollowUp.RESUME or (kind is FollowUp.AGAIN and self.resumes)
+        return kind is FollowUp.RESUME or (kind is FollowUp.RESTART and self.resumes)
 
 
 class TotalUsage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -178,7 +178,7 @@ class Task(
             return TaskState.COMPLETING
         if attempt.base_commit is None:
             return TaskState.STAGING
-        if attempt.vm_name is None:
+        if attempt.sandbox_name is None:
             return TaskState.PROVISIONING
         return TaskState.READY if attempt.session_id is None else TaskState.RUNNING
 
@@ -239,4 +239,4 @@ class Task(
             return False
         if attempt.follow_up is not None:
             return attempt.hands_over_disk(attempt.follow_up)
-        return attempt.vm_name is not None or attempt.resumes
+        return attempt.sandbox_name is not None or attempt.resumes

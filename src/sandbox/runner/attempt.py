@@ -18,7 +18,7 @@ from sandbox.model.events import (
     AgentExited,
     AgentResult,
     AttemptStarted,
-    AttemptSuperseded,
+    AttemptTornDown,
     ErrorReported,
     FollowUp,
     FollowUpSkipped,
@@ -135,7 +135,7 @@ class AttemptCloser:
             return False
         if next_follow_up(attempt.task) is not follow_up:  # cancelled in the meantime
             return False
-        attempt.recorder.record(AttemptSuperseded())
+        attempt.recorder.record(AttemptTornDown())
         return True
 
     async def _require_resumable(self, driver: AgentDriver) -> None:

@@ -19,7 +19,7 @@ from sandbox.model.events import (
 
 _UNREDACTED_FIELDS: Mapping[type, frozenset[str]] = {
     WorkspacePrepared: frozenset({"base_commit"}),
-    SandboxCreated: frozenset({"vm_name", "tier", "image"}),
+    SandboxCreated: frozenset({"sandbox_name", "tier", "image"}),
     AgentStarted: frozenset({"session_id"}),
     AgentMessage: frozenset({"kind"}),
     Artifact: frozenset({"name", "content_type", "checksum"}),

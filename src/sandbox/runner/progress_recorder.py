@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self, get_args
 
 import msgspec
 
-from sandbox.interfaces.agent import AgentEvent, ApiRetry, ToolCallFinished, TurnStarted
+from sandbox.interfaces.agent import AgentEvent, ApiRetry, ParsedToolCallEnd, TurnStarted
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.gateway import Budget
 from sandbox.model.events import (
@@ -146,7 +146,7 @@ class ProgressTracker:
                 if len(self._open_tools) < OPEN_TOOL_CALLS_MAX:
                     self._open_tools[event.tool_use_id] = (_Call.of(event), monotonic)
                 self._update(tool_calls=self._counters.tool_calls + 1, **_current(_Call.of(event)))
-            case ToolCallFinished():
+            case ParsedToolCallEnd():
                 _, started = self._open_tools.pop(event.tool_use_id, (None, monotonic))
                 duration_ms = round((monotonic - started) * 1000)
                 self._record_bounded(ToolCallEnded(event.tool, event.tool_use_id, duration_ms, event.is_error))

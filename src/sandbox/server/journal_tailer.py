@@ -30,7 +30,7 @@ _POLL_SLOWDOWN_MAX = 10
 _UNKNOWN_WRITER_MESSAGE = "The runner's host is not responding; the task's current state is unknown."
 _log = logging.getLogger(__name__)
 _INDEXED_IMMEDIATELY = (
-    *(e.AttemptStarted, e.AgentExited, e.AttemptFailed, e.AttemptSuperseded),
+    *(e.AttemptStarted, e.AgentExited, e.AttemptFailed, e.AttemptTornDown),
     *(e.CancelRequested, e.Progress),
 )
 """Events that are indexed immediately.

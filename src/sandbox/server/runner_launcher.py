@@ -12,7 +12,7 @@ from sandbox.interfaces.placement import FinishAttempt, ReservedHost, RunAttempt
 from sandbox.model.events import (
     AttemptFailed,
     AttemptStarted,
-    AttemptSuperseded,
+    AttemptTornDown,
     FollowUp,
     FollowUpSkipped,
     TaskFinished,
@@ -205,7 +205,7 @@ def end_lost_attempt(recorder: Recorder, code: FailureCode) -> None:
         recorder.record(failure_event(task, failure))
     while (follow_up := next_follow_up(recorder.task)) is not None:
         if follow_up is not FollowUp.RESUME:
-            recorder.record(AttemptSuperseded())
+            recorder.record(AttemptTornDown())
             return
         recorder.record(FollowUpSkipped(follow_up, "The disk of the attempt was lost."))
     end_without_follow_up(recorder, failure)

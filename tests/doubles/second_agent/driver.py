@@ -9,7 +9,7 @@ from sandbox.interfaces.agent import (
     AgentEvent,
     AgentLaunchSpec,
     AgentOutcome,
-    ToolCallFinished,
+    ParsedToolCallEnd,
     TurnStarted,
 )
 from sandbox.interfaces.file_layout import MODEL_PORT, SANDBOX_HOME, SANDBOX_WORKSPACE
@@ -92,7 +92,7 @@ class ScriptedParser:
                 case "call":
                     return (ToolCallStarted(step["tool"], step["id"]),)
                 case "called":
-                    return (ToolCallFinished(step["id"], step["tool"], is_error=False),)
+                    return (ParsedToolCallEnd(step["id"], step["tool"], is_error=False),)
                 case "end":
                     self._end = {"is_error": not step["ok"], "result": step["text"]}
         except (ValueError, TypeError, KeyError):

@@ -21,7 +21,7 @@ from sandbox.model.events import (
     AgentStarted,
     AttemptFailed,
     AttemptStarted,
-    AttemptSuperseded,
+    AttemptTornDown,
     CancelRequested,
     FollowUpSkipped,
     Output,
@@ -75,7 +75,7 @@ async def test_failed_attempt_with_a_retry_left_is_torn_down_without_collection(
     await harness.run()
     assert (harness.task.state, harness.task.attempt.follow_up) == (TaskState.RUNNING, "retry")
     assert harness.task.attempt.failure.code == "agent_failed"
-    assert isinstance(harness.events(object)[-1], AttemptSuperseded)
+    assert isinstance(harness.events(object)[-1], AttemptTornDown)
     assert harness.script.recorded_calls[-1] == "destroy"
     assert (remaining_files(harness), harness.artifacts) == (set(), set())
 
@@ -203,7 +203,7 @@ async def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harnes
     [skipped] = harness.events(FollowUpSkipped)
     assert (skipped.follow_up, skipped.reason) == ("retry", "It does not end.")
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "agent_failed")
-    assert harness.events(AttemptSuperseded) == []
+    assert harness.events(AttemptTornDown) == []
     assert "task-1.patch" in harness.artifacts
 
 
@@ -215,7 +215,7 @@ async def test_partially_removed_workspace_produces_no_patch(make_harness):
         if paths:
             raise OSError("some files cannot be removed")
 
-    harness.parts = msgspec.structs.replace(harness.parts, remove=fail_removal)
+    harness.parts = msgspec.structs.replace(harness.parts, remove_paths=fail_removal)
     await harness.run()
     assert len(harness.events(FollowUpSkipped)) == 1
     assert harness.task.failure.code == "agent_failed"
@@ -515,7 +515,9 @@ async def test_cancel_during_the_release_of_the_disk_preserves_the_work(make_har
             harness.recorder.record(CancelRequested("enough"))
         await tree_removal.remove_trees(paths)
 
-    harness.parts = msgspec.structs.replace(harness.parts, remove=remove, disk=MountedDisk(harness.attempt.layout))
+    harness.parts = msgspec.structs.replace(
+        harness.parts, remove_paths=remove, disk=MountedDisk(harness.attempt.layout)
+    )
     await harness.finish()
     assert harness.task.state is TaskState.CANCELLED
     assert {"task-1.patch", "metadata.json"} <= harness.artifacts

@@ -20,7 +20,7 @@ def run_in_image(make_harness):
     def run(image, acquire=None):
         harness = make_harness(AttemptScript())
         if acquire is not None:
-            harness.parts.images.acquire = acquire
+            harness.parts.image_locks.acquire = acquire
         asyncio.run(harness.run(msgspec.structs.replace(harness.attempt, image=image)))
         return harness
 

@@ -15,7 +15,7 @@ from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import HostUnreachableError, OpenTerminal, RunnerUnreachableError
 from sandbox.interfaces.server_services import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
-from sandbox.model.events import AgentExited, AttemptSuperseded
+from sandbox.model.events import AgentExited, AttemptTornDown
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import DEBUG_SESSION_END_TIMEOUT_SECONDS
 from sandbox.model.task_state import TaskState
@@ -46,7 +46,7 @@ async def lose_before_disk_takeover(components, service):
     preserved = files(components, components.placement.orders[0])
     preserved.workspace.mkdir(parents=True)
     preserved.runner_log.write_text("log")
-    components.placement.record("task-1", *TO_RUNNING, LOST, AttemptSuperseded())
+    components.placement.record("task-1", *TO_RUNNING, LOST, AttemptTornDown())
     async with asyncio.timeout(30):
         while not (await service.status("task-1")).state.is_final:
             if "task-1" in components.placement.recorders:

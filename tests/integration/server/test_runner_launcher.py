@@ -20,7 +20,7 @@ from sandbox.model.events import (
     Artifact,
     ArtifactCollected,
     AttemptFailed,
-    AttemptSuperseded,
+    AttemptTornDown,
     CancelRequested,
     ErrorReported,
     Output,
@@ -73,7 +73,7 @@ def test_runner_that_never_started_is_followed_by_another_attempt(components):
     async def after():
         async with components.server() as service:
             await components.wait_for_launch("task-1", 2)
-            components.placement.record("task-1", LOST, AttemptSuperseded())
+            components.placement.record("task-1", LOST, AttemptTornDown())
             components.placement.kill("task-1")
             await components.wait_for_launch("task-1", 3)
             components.placement.record("task-1", *TO_RUNNING, *TO_END)
@@ -97,7 +97,7 @@ async def test_task_fails_if_its_runners_repeatedly_die_immediately(components):
             for count in range(1, 2 + FINISHERS_MAX):
                 await components.wait_for_launch("task-1", count)
                 if isinstance(components.placement.orders[-1], FinishAttempt):
-                    components.placement.record("task-1", LOST, AttemptSuperseded())
+                    components.placement.record("task-1", LOST, AttemptTornDown())
                 components.placement.kill("task-1")
             await components.wait_for_launch("task-1", 6)
             components.placement.record("task-1", LOST, TaskFinished())
@@ -116,7 +116,7 @@ async def test_task_whose_next_attempt_cannot_be_launched_is_ended_by_a_finisher
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.placement.record("task-1", LOST, AttemptSuperseded())
+            components.placement.record("task-1", LOST, AttemptTornDown())
             if failure_kind == "image":
                 components.image_error = "The image is gone."
             else:

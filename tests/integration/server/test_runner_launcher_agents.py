@@ -13,7 +13,7 @@ from sandbox.interfaces.placement import FinishAttempt
 from sandbox.interfaces.server_services import UnavailableError
 from sandbox.interfaces.store import TaskQuery
 from sandbox.model.disk_watermarks import DiskSpace
-from sandbox.model.events import AgentExited, AttemptSuperseded, FollowUp, FollowUpSkipped, Output, TaskFinished
+from sandbox.model.events import AgentExited, AttemptTornDown, FollowUp, FollowUpSkipped, Output, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import AgentSection
 from sandbox.model.task_state import TaskState
@@ -80,7 +80,7 @@ async def test_dead_runner_is_followed_by_a_finisher_that_collects_its_work(comp
 
 
 async def test_task_that_waits_for_another_attempt_fails_and_a_finisher_collects_its_work(components):
-    await start_on_a_server_with_the_agent(components, FAILED, AttemptSuperseded())
+    await start_on_a_server_with_the_agent(components, FAILED, AttemptTornDown())
     task, types = await finish_on_a_server_without_the_agent(components, TaskFinished())
     assert (task.state, task.failure, task.attempt_count) == (TaskState.FAILED, MISSING, 1)
     assert "output" in types
@@ -120,7 +120,7 @@ async def test_waiting_task_without_a_model_key_gets_no_runner_and_delays_no_oth
 
 
 async def test_next_attempt_without_a_model_key_waits_for_a_server_that_has_one(components):
-    await start_on_a_server_with_the_agent(components, FAILED, AttemptSuperseded())
+    await start_on_a_server_with_the_agent(components, FAILED, AttemptTornDown())
     components.kinds_without_key = {"other"}
     async with components.server() as service:
         async with asyncio.timeout(10):

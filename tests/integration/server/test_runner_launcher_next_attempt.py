@@ -8,7 +8,7 @@ from msgspec import structs
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING
 from sandbox.interfaces.placement import FinishAttempt, RunAttempt
-from sandbox.model.events import AgentExited, AttemptFailed, AttemptSuperseded, TaskFinished
+from sandbox.model.events import AgentExited, AttemptFailed, AttemptTornDown, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 
@@ -28,7 +28,7 @@ def long_backoff(monkeypatch):
 
 def end_attempt(components, end):
     """Record an attempt that ends and may be retried, then end its runner."""
-    components.placement.record("task-1", *TO_RUNNING, end, AttemptSuperseded())
+    components.placement.record("task-1", *TO_RUNNING, end, AttemptTornDown())
     components.placement.kill("task-1")
 
 
@@ -180,7 +180,7 @@ async def test_next_attempt_waits_for_a_working_runtime(components):
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
             components.placement.record(
-                "task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")), AttemptSuperseded()
+                "task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")), AttemptTornDown()
             )
             components.placement.kill("task-1")
         components.runtime_failure = "The runtime does not work here."
@@ -205,7 +205,7 @@ async def test_cancel_between_attempts_works_without_a_runtime(components):
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
             components.placement.record(
-                "task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")), AttemptSuperseded()
+                "task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")), AttemptTornDown()
             )
             components.placement.kill("task-1")
         components.runtime_failure = "The runtime does not work here."

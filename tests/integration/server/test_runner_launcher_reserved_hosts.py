@@ -20,7 +20,7 @@ from sandbox.model.events import (
     Artifact,
     ArtifactCollected,
     AttemptStarted,
-    AttemptSuperseded,
+    AttemptTornDown,
     FollowUp,
     FollowUpSkipped,
 )
@@ -152,7 +152,7 @@ async def test_agent_whose_results_are_lost_after_its_exit_is_retried(components
         components.placement.record("task-1", *TO_RUNNING, AgentExited(0, {}))
         allocator.failure_code = code
         components.placement.kill("task-1")
-        await wait_until(lambda: AttemptSuperseded() in events(components))
+        await wait_until(lambda: AttemptTornDown() in events(components))
         allocator.failure_code = None
         await components.wait_for_launch("task-1", 2)
         components.placement.record("task-1", *TO_RUNNING)
@@ -210,7 +210,7 @@ async def test_attempt_that_would_take_over_a_lost_disk_ends_the_task(components
         await service.submit(manifest(lifecycle={"resume": True}))
         await components.wait_for_launch("task-1")
         allocator.is_ready = False
-        components.placement.record("task-1", *TO_RUNNING, LOST_AGENT, AttemptSuperseded())
+        components.placement.record("task-1", *TO_RUNNING, LOST_AGENT, AttemptTornDown())
         components.placement.kill("task-1")
         await wait_for_message(service, "Waiting for a host: All hosts are busy.")
         allocator.failure_code = FailureCode.HOST_LOST

@@ -67,7 +67,7 @@ def test_start_of_a_later_attempt_is_flushed_although_the_state_is_unchanged(tmp
     for event in (
         *TO_RUNNING[:2],
         e.AttemptFailed(Failure(FailureCode.SANDBOX_LOST, "restarted")),
-        e.AttemptSuperseded(),
+        e.AttemptTornDown(),
     ):
         recorder.record(event)
     flushed = []
@@ -84,7 +84,7 @@ def test_supersession_of_an_attempt_is_flushed(tmp_path, monkeypatch):
         recorder.record(event)
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
-    record = recorder.record(e.AttemptSuperseded())
+    record = recorder.record(e.AttemptTornDown())
     assert (record.transition, len(flushed)) == (None, 1)
     writer.close()
 
@@ -96,7 +96,7 @@ def test_start_of_a_later_agent_is_flushed_although_the_state_is_unchanged(tmp_p
     again = e.AttemptStarted("lkjihgfedcba", "bubblewrap", "here")
     writer = FileJournals(tmp_path).create("task-1")
     recorder = JournalRecorder(writer, None, lambda: TIMESTAMP)
-    for event in (retried, *start, failed, e.AttemptSuperseded(), again, *start[1:3]):
+    for event in (retried, *start, failed, e.AttemptTornDown(), again, *start[1:3]):
         recorder.record(event)
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)

@@ -43,7 +43,7 @@ CREATED = e.SandboxCreated("sandbox-abcdefgh2345", "namespaces", "host")
 STARTED = e.AgentStarted("6a204bd8-9a83-4d2a-b0c5-0123456789ab", agent="Claude Code")
 SUCCESS = e.AgentExited(0, {"is_error": False}, final_message="It is done.")
 FINISHED = e.TaskFinished()
-SUPERSEDED = e.AttemptSuperseded()
+TORN_DOWN = e.AttemptTornDown()
 TO_RUNNING = (SUBMITTED, ATTEMPT, PREPARED, CREATED, STARTED)
 
 
@@ -80,7 +80,7 @@ def test_task_records_state_times_and_its_sandbox():
         START_TIME + timedelta(seconds=n) for n in (1, 5, 7)
     )
     assert task.attempt is not None
-    assert (task.attempt.vm_name, task.attempt.base_commit) == (CREATED.vm_name, PREPARED.base_commit)
+    assert (task.attempt.sandbox_name, task.attempt.base_commit) == (CREATED.sandbox_name, PREPARED.base_commit)
     assert (task.attempt.tier, task.attempt.image, task.attempt.session_id) == (
         "namespaces",
         "host",
@@ -311,7 +311,7 @@ EVENTS: st.SearchStrategy[e.Event] = st.one_of(
     st.just(CREATED),
     st.just(STARTED),
     st.just(FINISHED),
-    st.just(SUPERSEDED),
+    st.just(TORN_DOWN),
     st.builds(e.FollowUpSkipped, st.sampled_from(e.FollowUp), st.just("no")),
     st.builds(e.CancelRequested, st.sampled_from(["", "a", "b"]), st.booleans()),
     st.builds(e.AttemptFailed, FAILURES),
@@ -385,7 +385,7 @@ class TaskStateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.task is not None and next_follow_up(self.task) is not None)
     @rule()
     def start_next_attempt(self) -> None:
-        self.apply(SUPERSEDED)
+        self.apply(TORN_DOWN)
         self.apply(ATTEMPT)
 
     def apply(self, event: e.Event) -> None:
@@ -426,7 +426,7 @@ class TaskStateMachine(RuleBasedStateMachine):
             self.cancelled = True
         if isinstance(event, e.AgentStarted):
             self.attempt_log.append("agent")
-        if isinstance(event, e.AttemptSuperseded):
+        if isinstance(event, e.AttemptTornDown):
             assert self.task is not None
             self.attempt_log.append(str(next_follow_up(self.task)))
             self.first_failure = self.outcome = None
@@ -510,7 +510,7 @@ def test_only_final_states_have_no_transitions():
 def test_every_event_type_is_covered():
     covered = {type(event) for event in (SUBMITTED, ATTEMPT, PREPARED, CREATED, STARTED, FINISHED)}
     covered |= {
-        e.AttemptSuperseded,
+        e.AttemptTornDown,
         e.FollowUpSkipped,
         e.CancelRequested,
         e.AttemptFailed,
@@ -541,7 +541,7 @@ SECOND_ATTEMPT = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here", number=2
 @pytest.mark.parametrize("code", sorted(LOST_CODES))
 def test_attempt_lost_before_the_agent_starts_is_restarted(event_count, code):
     remaining = (PREPARED, CREATED, STARTED, SUCCESS, FINISHED)
-    results = replay_with(Lifecycle(), *TO_READY[:event_count], failed(code), SUPERSEDED, SECOND_ATTEMPT, *remaining)
+    results = replay_with(Lifecycle(), *TO_READY[:event_count], failed(code), TORN_DOWN, SECOND_ATTEMPT, *remaining)
     assert new_states(results) == new_states(replay(*TO_RUNNING, SUCCESS, FINISHED))
     task = results[-1].task
     assert (task.failure, task.attempt_count, task.attempt.number) == (None, 2, 2)
@@ -551,12 +551,10 @@ def test_attempt_lost_before_the_agent_starts_is_restarted(event_count, code):
 
 def test_consecutive_restarts_are_limited():
     lost = failed(FailureCode.RUNNER_LOST)
-    results = replay_with(
-        Lifecycle(), ATTEMPT, *(lost, SUPERSEDED, SECOND_ATTEMPT) * (UNSTARTED_ATTEMPTS_MAX - 1), lost
-    )
+    results = replay_with(Lifecycle(), ATTEMPT, *(lost, TORN_DOWN, SECOND_ATTEMPT) * (UNSTARTED_ATTEMPTS_MAX - 1), lost)
     assert next_follow_up(results[-1].task) is None
     with pytest.raises(IllegalEventError):
-        advance(results[-1].task, SUPERSEDED, seq=99, at=START_TIME)
+        advance(results[-1].task, TORN_DOWN, seq=99, at=START_TIME)
 
 
 @pytest.mark.parametrize(
@@ -570,7 +568,7 @@ def test_permanent_failure_before_the_agent_starts_has_no_follow_up(code):
 def test_transient_clone_failure_is_followed_by_another_attempt_with_backoff():
     transient_failure = e.AttemptFailed(Failure(FailureCode.CLONE_FAILED, "the connection broke", is_transient=True))
     results = replay_with(
-        Lifecycle(), ATTEMPT, transient_failure, SUPERSEDED, SECOND_ATTEMPT, transient_failure, SUPERSEDED
+        Lifecycle(), ATTEMPT, transient_failure, TORN_DOWN, SECOND_ATTEMPT, transient_failure, TORN_DOWN
     )
     assert [backoff_seconds(results[index].task) for index in (3, 6)] == [2.0, 4.0]
     assert results[3].task.state_message == "Attempt 1 ended with clone_failed; another attempt follows in 2 s"
@@ -594,9 +592,9 @@ def test_retried_task_remains_running_until_its_last_attempt_ends():
     results = replay_with(
         Lifecycle(retries=2),
         *attempt_events,
-        SUPERSEDED,
+        TORN_DOWN,
         *attempt_events,
-        SUPERSEDED,
+        TORN_DOWN,
         *TO_READY,
         STARTED,
         SUCCESS,
@@ -620,7 +618,7 @@ def test_interactive_task_message_names_the_attach_command():
 
 def test_last_failure_is_reported_when_no_retry_is_left():
     results = replay_with(
-        Lifecycle(retries=1), *TO_READY, STARTED, AGENT_LOST, SUPERSEDED, *TO_READY, STARTED, AGENT_FAILED
+        Lifecycle(retries=1), *TO_READY, STARTED, AGENT_LOST, TORN_DOWN, *TO_READY, STARTED, AGENT_FAILED
     )
     assert results[-1].transition.new_state is TaskState.COMPLETING
     assert results[-1].task.failure.code == "agent_failed"
@@ -630,7 +628,7 @@ def test_backoff_doubles_up_to_a_limit():
     events: list[e.Event] = []
     pauses = []
     for _ in range(12):
-        events += [*TO_READY, STARTED, AGENT_FAILED, SUPERSEDED]
+        events += [*TO_READY, STARTED, AGENT_FAILED, TORN_DOWN]
         pauses.append(backoff_seconds(replay_with(Lifecycle(retries=20), *events)[-1].task))
     assert pauses[:4] == [2.0, 4.0, 8.0, 16.0]
     assert pauses[-1] == RETRY_BACKOFF_SECONDS_MAX
@@ -643,13 +641,13 @@ def test_lost_agent_is_resumed_up_to_a_limit_and_then_retried():
     for _ in range(RESUMES_MAX + 2):
         events += attempt_events
         follow_ups.append(next_follow_up(replay_with(Lifecycle(retries=1, resume=True), *events)[-1].task))
-        events.append(SUPERSEDED)
+        events.append(TORN_DOWN)
     assert follow_ups == [*["resume"] * RESUMES_MAX, "retry", None]
 
 
 @pytest.mark.parametrize("event", [e.CancelRequested("enough"), failed(FailureCode.SECRET_UNAVAILABLE)])
 def test_ended_task_has_no_backoff(event):
-    results = replay_with(Lifecycle(retries=1), *TO_READY, STARTED, AGENT_FAILED, SUPERSEDED, event)
+    results = replay_with(Lifecycle(retries=1), *TO_READY, STARTED, AGENT_FAILED, TORN_DOWN, event)
     assert [backoff_seconds(result.task) for result in results[-2:]] == [2.0, 0.0]
     assert "another attempt follows in 2 s" in results[-2].task.state_message
 
@@ -661,16 +659,16 @@ def test_failed_agent_is_not_resumed():
 def test_resumed_attempt_lost_before_the_agent_starts_keeps_the_disk():
     resumed = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here", number=2, resumes=True)
     results = replay_with(
-        Lifecycle(resume=True), *TO_READY, STARTED, AGENT_LOST, SUPERSEDED, resumed, failed(FailureCode.RUNNER_LOST)
+        Lifecycle(resume=True), *TO_READY, STARTED, AGENT_LOST, TORN_DOWN, resumed, failed(FailureCode.RUNNER_LOST)
     )
     assert next_follow_up(results[-1].task) == "again"
-    assert results[-1].task.attempt.hands_over_disk(e.FollowUp.AGAIN)
+    assert results[-1].task.attempt.hands_over_disk(e.FollowUp.RESTART)
     assert results[-1].task.base_commit == PREPARED.base_commit
 
 
 @pytest.mark.parametrize("after", range(3))
 def test_cancel_between_or_during_attempts_ends_the_task(after):
-    events = (*TO_READY, STARTED, AGENT_FAILED, SUPERSEDED, SECOND_ATTEMPT)[: 5 + after]
+    events = (*TO_READY, STARTED, AGENT_FAILED, TORN_DOWN, SECOND_ATTEMPT)[: 5 + after]
     results = replay_with(Lifecycle(retries=1), *events, e.CancelRequested("enough"), FINISHED)
     assert [result.transition.new_state for result in results[-2:]] == [TaskState.COMPLETING, TaskState.CANCELLED]
 
@@ -691,7 +689,7 @@ def test_follow_up_is_predicted_for_an_unrecorded_exit():
 
 def test_usage_is_summed_over_attempts():
     usage = e.Usage("m", 1, 2, cache_read_tokens=3, cache_write_tokens=4, cost_usd=0.25)
-    task = replay_with(Lifecycle(retries=1), *TO_READY, STARTED, usage, AGENT_FAILED, SUPERSEDED, ATTEMPT, usage)[
+    task = replay_with(Lifecycle(retries=1), *TO_READY, STARTED, usage, AGENT_FAILED, TORN_DOWN, ATTEMPT, usage)[
         -1
     ].task
     assert (task.spent.input_tokens, task.spent.output_tokens, task.spent.usd) == (16, 4, 0.5)

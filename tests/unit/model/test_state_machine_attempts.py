@@ -33,7 +33,7 @@ CREATED = e.SandboxCreated("sandbox-abcdefgh2345", "namespaces", "host")
 LOST = Failure(FailureCode.RUNNER_LOST, "gone")
 BROKEN = Failure(FailureCode.AGENT_FAILED, "it failed")
 SUCCESS = e.AgentExited(0, {"is_error": False})
-SUPERSEDED, FINISHED = e.AttemptSuperseded(), e.TaskFinished()
+TORN_DOWN, FINISHED = e.AttemptTornDown(), e.TaskFinished()
 
 
 def attempt(number: int = 1, **fields: object) -> e.AttemptStarted:
@@ -82,19 +82,19 @@ def test_task_starts_when_its_first_agent_starts():
     task = final_task(*running(), retries=2)
     assert task.agent_start_time == first
     for number in (2, 3):
-        task = final_task(*running(), exited(), SUPERSEDED, *running(number, seconds=900.0), retries=2)
+        task = final_task(*running(), exited(), TORN_DOWN, *running(number, seconds=900.0), retries=2)
         assert task.agent_start_time == first
         assert task.attempt.boot_id == f"boot-{number}"
 
 
 def test_task_start_time_is_unset_before_the_first_agent():
     assert final_task(*running()[:3]).agent_start_time is None
-    task = final_task(*running()[:3], failed(), SUPERSEDED, *running(2, seconds=70.0))
+    task = final_task(*running()[:3], failed(), TORN_DOWN, *running(2, seconds=70.0))
     assert task.agent_start_time == AgentStartTime(70.0, "boot-2")
 
 
 def test_each_attempt_has_start_and_end_times():
-    task = final_task(*running(), exited(), SUPERSEDED, *running(2), retries=1)
+    task = final_task(*running(), exited(), TORN_DOWN, *running(2), retries=1)
     [first] = task.past_attempts
     assert (first.started_at, first.ended_at) == (at(2), at(7))
     assert (task.attempt.started_at, task.attempt.ended_at) == (at(8), None)
@@ -128,12 +128,12 @@ def test_each_state_has_a_message():
 
 
 def test_attempt_records_its_fields():
-    task = final_task(*running(), exited(code=7), SUPERSEDED, *running(2), retries=1)
+    task = final_task(*running(), exited(code=7), TORN_DOWN, *running(2), retries=1)
     [first] = task.past_attempts
     for number, record in ((1, first), (2, task.attempt)):
         assert (record.id, record.runtime, record.host) == (f"abcdefgh234{number}", "bubblewrap", f"host-{number}")
         assert (record.number, record.boot_id, record.resumes) == (number, f"boot-{number}", False)
-        assert (record.vm_name, record.tier, record.image) == (CREATED.vm_name, "namespaces", "host")
+        assert (record.sandbox_name, record.tier, record.image) == (CREATED.sandbox_name, "namespaces", "host")
         assert (record.base_commit, record.session_id) == (PREPARED.base_commit, agent().session_id)
     assert (first.failure, first.exit_code, first.follow_up) == (BROKEN, 7, e.FollowUp.RETRY)
     assert (task.attempt.failure, task.attempt.exit_code, task.attempt.follow_up) == (None, None, None)
@@ -142,7 +142,7 @@ def test_attempt_records_its_fields():
 
 def test_messages_of_later_attempts_have_the_attempt_number():
     second = [attempt(2), PREPARED, CREATED, agent(), exited(None), FINISHED]
-    results = replay(*running(), exited(), SUPERSEDED, *second, retries=1)
+    results = replay(*running(), exited(), TORN_DOWN, *second, retries=1)
     assert [result.task.state_message for result in results[6:]] == [
         "Attempt 1 ended with agent_failed; another attempt follows in 2 s",
         "Attempt 2: Cloning https://git.example/r (main)",
@@ -159,18 +159,18 @@ def test_messages_of_later_attempts_have_the_attempt_number():
 
 
 def test_resuming_attempt_takes_over_the_disk():
-    task = final_task(*running(), exited(LOST), SUPERSEDED, attempt(2, resumes=True), resume=True)
+    task = final_task(*running(), exited(LOST), TORN_DOWN, attempt(2, resumes=True), resume=True)
     assert task.attempt.resumes
     assert task.state_message == "Attempt 2: Taking over the disk"
-    lost = final_task(attempt(), failed(), SUPERSEDED)
+    lost = final_task(attempt(), failed(), TORN_DOWN)
     assert lost.state_message == "Attempt 1 ended with runner_lost; another attempt follows"
 
 
 def test_next_attempt_clears_the_previous_outcome():
-    task = final_task(*running(), exited(BROKEN, 7), SUPERSEDED, retries=1)
+    task = final_task(*running(), exited(BROKEN, 7), TORN_DOWN, retries=1)
     assert (task.failure, task.exit_code, task.result, task.agent_has_exited) == (None, None, None, False)
     failed_exit = e.AgentExited(3, {"is_error": True}, BROKEN, "I failed.")
-    lost = final_task(*running(), failed_exit, SUPERSEDED, attempt(2), retries=1)
+    lost = final_task(*running(), failed_exit, TORN_DOWN, attempt(2), retries=1)
     assert lost.final_message is None
     assert (lost.failure, lost.exit_code, lost.result, lost.agent_has_exited) == (None, None, None, False)
 
@@ -180,7 +180,7 @@ def test_skipped_follow_ups_are_reset_for_the_next_attempt():
     events = (*running(), exited(LOST), skipped)
     assert final_task(*events, retries=2, resume=True).skipped_follow_ups == (e.FollowUp.RESUME,)
     assert next_follow_up(final_task(*events, retries=2, resume=True)) is e.FollowUp.RETRY
-    second = final_task(*events, SUPERSEDED, *running(2), exited(LOST), retries=2, resume=True)
+    second = final_task(*events, TORN_DOWN, *running(2), exited(LOST), retries=2, resume=True)
     assert (second.skipped_follow_ups, next_follow_up(second)) == ((), e.FollowUp.RESUME)
     twice = final_task(*events, e.FollowUpSkipped(e.FollowUp.RETRY, "no"), retries=2, resume=True)
     assert twice.skipped_follow_ups == (e.FollowUp.RESUME, e.FollowUp.RETRY)
@@ -207,7 +207,7 @@ def test_lost_results_of_an_agent_that_has_exited_are_followed_by_a_retry(code):
     assert next_follow_up(final_task(*lost, retries=1)) is FollowUp.RETRY
     assert next_follow_up(final_task(*lost, retries=1, resume=True)) is FollowUp.RETRY
     assert next_follow_up(final_task(*lost, resume=True)) is None
-    second = (*lost, SUPERSEDED, *running(2))
+    second = (*lost, TORN_DOWN, *running(2))
     task = final_task(*second, retries=1)
     assert (task.state, task.attempt_state) == (TaskState.COMPLETING, TaskState.RUNNING)
     assert next_follow_up(task) is None
@@ -225,7 +225,7 @@ def test_other_failures_after_the_exit_end_the_task(code):
     task = final_task(*running(), SUCCESS, failed(Failure(code, "no")), retries=1, resume=True)
     assert (next_follow_up(task), task.state) == (None, TaskState.COMPLETING)
     with pytest.raises(IllegalEventError):
-        final_task(*running(), SUCCESS, failed(Failure(code, "no")), SUPERSEDED, retries=1, resume=True)
+        final_task(*running(), SUCCESS, failed(Failure(code, "no")), TORN_DOWN, retries=1, resume=True)
 
 
 def test_task_is_completing_after_the_last_agent_exit():
@@ -238,7 +238,7 @@ def test_task_is_completing_after_the_last_agent_exit():
 
 
 def test_task_is_completing_if_a_later_attempt_ends_before_its_agent_starts():
-    second = (*running(), exited(), SUPERSEDED, attempt(2))
+    second = (*running(), exited(), TORN_DOWN, attempt(2))
     assert final_task(*second, e.CancelRequested(), retries=1).state is TaskState.COMPLETING
     assert final_task(*second, failed(Failure(FailureCode.CLONE_FAILED, "no")), retries=1).state is TaskState.COMPLETING
     assert final_task(*second, failed(), retries=1).state is TaskState.RUNNING, "another attempt follows"
@@ -310,16 +310,16 @@ def test_predicting_a_follow_up_does_not_change_the_task():
         (failed(), attempt()),
         (*running(), attempt(2)),
         (*running(), exited(), attempt(2)),
-        (*running(), exited(), SUPERSEDED, e.CancelRequested(), attempt(2)),
-        (SUPERSEDED,),
-        (attempt(), SUPERSEDED),
-        (*running(), SUPERSEDED),
-        (*running(), SUCCESS, SUPERSEDED),
-        (*running(), exited(), SUPERSEDED, SUPERSEDED),
-        (*running(), exited(), SUPERSEDED, PREPARED),
-        (*running(), exited(), SUPERSEDED, CREATED),
-        (*running(), exited(), SUPERSEDED, agent()),
-        (*running(), exited(), SUPERSEDED, exited()),
+        (*running(), exited(), TORN_DOWN, e.CancelRequested(), attempt(2)),
+        (TORN_DOWN,),
+        (attempt(), TORN_DOWN),
+        (*running(), TORN_DOWN),
+        (*running(), SUCCESS, TORN_DOWN),
+        (*running(), exited(), TORN_DOWN, TORN_DOWN),
+        (*running(), exited(), TORN_DOWN, PREPARED),
+        (*running(), exited(), TORN_DOWN, CREATED),
+        (*running(), exited(), TORN_DOWN, agent()),
+        (*running(), exited(), TORN_DOWN, exited()),
         (attempt(), CREATED),
         (attempt(), PREPARED, agent()),
         (attempt(), PREPARED, CREATED, exited()),

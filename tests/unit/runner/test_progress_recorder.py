@@ -6,7 +6,7 @@ from itertools import groupby
 import msgspec
 import pytest
 
-from sandbox.interfaces.agent import ApiRetry, ToolCallFinished, TurnStarted
+from sandbox.interfaces.agent import ApiRetry, ParsedToolCallEnd, TurnStarted
 from sandbox.model.events import (
     AgentMessage,
     AgentResult,
@@ -38,7 +38,7 @@ def test_tool_is_current_while_it_runs_and_its_duration_is_recorded_when_it_ends
     tracker, events = create_tracker()
     tracker.handle_agent_event(ToolCallStarted("Bash", "t1"), 10.0)
     tracker.record_if_due(10.0)
-    tracker.handle_agent_event(ToolCallFinished("t1", "Bash", is_error=True), 11.5)
+    tracker.handle_agent_event(ParsedToolCallEnd("t1", "Bash", is_error=True), 11.5)
     tracker.record_if_due(12.0)
     assert events.of_type(ToolCallEnded) == [ToolCallEnded("Bash", "t1", 1500, is_error=True)]
     assert [(p.current_tool, p.tool_calls) for p in events.of_type(Progress)] == [("Bash", 1), (None, 1)]
@@ -48,7 +48,7 @@ def test_most_recent_open_tool_is_current():
     tracker, events = create_tracker()
     tracker.handle_agent_event(ToolCallStarted("Agent", "t1"), 1.0)
     tracker.handle_agent_event(ToolCallStarted("Read", "t2"), 2.0)
-    tracker.handle_agent_event(ToolCallFinished("t2", "Read", is_error=False), 3.0)
+    tracker.handle_agent_event(ParsedToolCallEnd("t2", "Read", is_error=False), 3.0)
     tracker.record_if_due(3.0)
     assert events.of_type(Progress)[-1].current_tool == "Agent"
 
@@ -59,8 +59,8 @@ def test_current_tool_has_the_beginning_of_its_summary():
         (
             ToolCallStarted("Bash", "t1", summary="npm test"),
             ToolCallStarted("Read", "t2", summary="x" * 500),
-            ToolCallFinished("t2", "Read", is_error=False),
-            ToolCallFinished("t1", "Bash", is_error=False),
+            ParsedToolCallEnd("t2", "Read", is_error=False),
+            ParsedToolCallEnd("t1", "Bash", is_error=False),
             ToolCallStarted("Other", "t3"),
         )
     ):
@@ -95,7 +95,7 @@ def test_agent_that_waits_for_a_call_in_the_background_has_a_text_instead_of_a_t
             AgentResult(text="I wait."),
             TurnStarted(),
             AgentResult(text="I wait again."),
-            ToolCallFinished("t1", "Tool", is_error=False),
+            ParsedToolCallEnd("t1", "Tool", is_error=False),
         )
     ):
         tracker.handle_agent_event(event, float(step))
@@ -138,7 +138,7 @@ def test_tools_over_the_timing_limit_are_still_counted(monkeypatch):
     for number in range(3):
         tracker.handle_agent_event(ToolCallStarted("Read", f"t{number}"), 0.0)
     for number in range(3):
-        tracker.handle_agent_event(ToolCallFinished(f"t{number}", "Read", is_error=False), 2.0)
+        tracker.handle_agent_event(ParsedToolCallEnd(f"t{number}", "Read", is_error=False), 2.0)
     tracker.close()
     assert [call.duration_ms for call in events.of_type(ToolCallEnded)] == [2000, 2000, 0]
     assert events[-1].tool_calls == 3
@@ -157,7 +157,7 @@ CONVERSATION = [AgentMessage("Hello."), ToolCallStarted("Bash", "t"), ToolResult
 
 def test_conversation_is_recorded_in_order():
     tracker, events = create_tracker()
-    for event in [*CONVERSATION[:3], ToolCallFinished("t", "Bash", is_error=False), CONVERSATION[3]]:
+    for event in [*CONVERSATION[:3], ParsedToolCallEnd("t", "Bash", is_error=False), CONVERSATION[3]]:
         tracker.handle_agent_event(event, 1.0)
     assert events == [*CONVERSATION[:3], ToolCallEnded("Bash", "t", 0), CONVERSATION[3]]
 
@@ -186,7 +186,7 @@ def test_conversation_is_not_recorded_for_a_server_that_cannot_read_it():
     tracker = ProgressTracker(
         events.append, lambda: datetime(2026, 1, 29, tzinfo=UTC), NO_PROGRESS, records_conversation=False
     )
-    for event in [*CONVERSATION, ToolCallFinished("t", "Bash", is_error=False)]:
+    for event in [*CONVERSATION, ParsedToolCallEnd("t", "Bash", is_error=False)]:
         tracker.handle_agent_event(event, 1.0)
     assert events == [ToolCallEnded("Bash", "t", 0)]
 
@@ -199,7 +199,7 @@ def test_conversation_size_is_limited_over_all_attempts(monkeypatch):
     tracker.handle_agent_event(message, 1.0)
     tracker.close()
     tracker, events = create_tracker(events[-1])
-    for event in [*[message] * 5, ToolCallStarted("Bash", "t"), ToolCallFinished("t", "Bash", is_error=False)]:
+    for event in [*[message] * 5, ToolCallStarted("Bash", "t"), ParsedToolCallEnd("t", "Bash", is_error=False)]:
         tracker.handle_agent_event(event, 1.0)
     assert events.of_type(AgentMessage) == [message] * 2
     assert len(events.of_type(Gap)) == 1

@@ -32,7 +32,7 @@ from sandbox.agents.claude_code.stream_json import (
     sanitize,
     to_text,
 )
-from sandbox.interfaces.agent import AgentEvent, AgentOutcome, ApiRetry, ToolCallFinished, TurnStarted
+from sandbox.interfaces.agent import AgentEvent, AgentOutcome, ApiRetry, ParsedToolCallEnd, TurnStarted
 from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.events import AgentMessage, AgentResult, ConversationEvent, FileEdit, ToolCallStarted, ToolResult
@@ -215,8 +215,8 @@ class ClaudeOutputParser:
         yield event
         yield self._finish_call(use_id, is_error=event.is_error)
 
-    def _finish_call(self, tool_use_id: str, *, is_error: bool) -> ToolCallFinished:
-        return ToolCallFinished(tool_use_id, self._close_call(tool_use_id), is_error=is_error)
+    def _finish_call(self, tool_use_id: str, *, is_error: bool) -> ParsedToolCallEnd:
+        return ParsedToolCallEnd(tool_use_id, self._close_call(tool_use_id), is_error=is_error)
 
     def _close_call(self, tool_use_id: str) -> str:
         self._calls_with_result.discard(tool_use_id)

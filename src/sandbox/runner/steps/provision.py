@@ -102,13 +102,13 @@ class ProvisionStep(msgspec.Struct, frozen=True):
     attempt: AttemptContext
     driver: AgentDriver
     runtime: Runtime
-    images: ImageLocks
+    image_locks: ImageLocks
 
     async def run(self) -> ProvisionedSandbox:
         """Store the handle, then create the sandbox. Raises AttemptError (provision_failed)."""
         attempt, image = self.attempt, self.attempt.image
         if image is not None:
-            self.images.acquire(image)
+            self.image_locks.acquire(image)
         manifest = attempt.task.manifest
         task_key = f"{self.driver.task_key_prefix}{secrets.token_urlsafe(32)}"
         launch_spec = self.driver.prepare(
@@ -136,7 +136,7 @@ class ProvisionStep(msgspec.Struct, frozen=True):
         sandbox = await self.runtime.create(handle, spec)
         attempt.recorder.record(
             SandboxCreated(
-                vm_name=attempt.id, tier=self.runtime.tier, image=HOST_IMAGE if image is None else image.name
+                sandbox_name=attempt.id, tier=self.runtime.tier, image=HOST_IMAGE if image is None else image.name
             )
         )
         if sandbox.slow_reason is not None:

@@ -28,7 +28,7 @@ from sandbox.agents.claude_code.stream_json import (
     read_message,
     read_result,
 )
-from sandbox.interfaces.agent import ApiRetry, ToolCallFinished, TurnStarted
+from sandbox.interfaces.agent import ApiRetry, ParsedToolCallEnd, TurnStarted
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.events import AgentMessage, AgentResult, FileEdit, ToolCallStarted, ToolResult
 from sandbox.model.failure import FailureCode
@@ -112,7 +112,7 @@ GARBAGE = [
 def test_garbage_is_skipped(garbage):
     parser = ClaudeOutputParser(SESSION)
     events = parser.parse_line(garbage) or ()
-    assert not [event for event in events if isinstance(event, ToolCallStarted | ToolResult | ToolCallFinished)]
+    assert not [event for event in events if isinstance(event, ToolCallStarted | ToolResult | ParsedToolCallEnd)]
     assert parser.parse_line(tool_use("t1")) in [
         (TurnStarted(), ToolCallStarted("Bash", "t1")),
         (ToolCallStarted("Bash", "t1"),),
@@ -235,7 +235,7 @@ def test_tool_result_counts_once_and_only_after_its_call():
     assert not parser.parse_line(tool_use("t\x1b2"))
     assert parser.parse_line(tool_result("t1", is_error=True)) == (
         ToolResult("t1", "x", is_error=True),
-        ToolCallFinished("t1", "Bash", is_error=True),
+        ParsedToolCallEnd("t1", "Bash", is_error=True),
     )
     assert not parser.parse_line(tool_result("t1"))
 
@@ -261,7 +261,7 @@ def test_later_result_of_a_background_call_is_ignored():
     assert result.in_background
     assert not parser.parse_line(tool_result("t1"))
     (end,) = parser.parse_line(background_task("task_notification", task_id="a", status="killed"))
-    assert end == ToolCallFinished("t1", "Bash", is_error=True)
+    assert end == ParsedToolCallEnd("t1", "Bash", is_error=True)
     assert not parser.parse_line(background_task("task_notification", task_id="a", status="completed"))
 
 
@@ -271,7 +271,7 @@ def test_background_task_that_ends_before_the_result_of_its_call_does_not_end_th
     parser.parse_line(background_task("task_started", task_id="a", tool_use_id="t1", is_backgrounded=True))
     assert not parser.parse_line(background_task("task_notification", task_id="a", status="completed"))
     result, end = parser.parse_line(tool_result("t1"))
-    assert (result.in_background, end) == (False, ToolCallFinished("t1", "Bash", is_error=False))
+    assert (result.in_background, end) == (False, ParsedToolCallEnd("t1", "Bash", is_error=False))
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_invalid_background_task_event_moves_no_call_to_the_background(subtype, 
     assert parser.parse_line(background_task(subtype, **fields)) == ()
     result, end = parser.parse_line(tool_result("t1"))
     assert not result.in_background
-    assert isinstance(end, ToolCallFinished)
+    assert isinstance(end, ParsedToolCallEnd)
 
 
 def test_tracked_background_tasks_are_bounded():
@@ -306,7 +306,7 @@ def test_tracked_background_tasks_are_bounded():
     (newest,) = parser.parse_line(tool_result(f"t{CLAUDE_TASKS_MAX}"))
     assert newest.in_background
     ends = parser.parse_line(background_task("background_tasks_changed", tasks=[]))
-    assert ends == (ToolCallFinished(f"t{CLAUDE_TASKS_MAX}", "Bash", is_error=False),)
+    assert ends == (ParsedToolCallEnd(f"t{CLAUDE_TASKS_MAX}", "Bash", is_error=False),)
 
 
 def test_memory_for_tracked_background_tasks_is_bounded():
@@ -340,7 +340,7 @@ def test_background_call_with_a_task_id_of_any_length_ends(length):
         (result,) = parser.parse_line(tool_result(f"t{number}"))
         assert result.in_background
         assert not parser.parse_line(background_task("background_tasks_changed", tasks=[{"task_id": task_id}]))
-        assert parser.parse_line(event) == (ToolCallFinished(f"t{number}", "Bash", is_error=False),)
+        assert parser.parse_line(event) == (ParsedToolCallEnd(f"t{number}", "Bash", is_error=False),)
 
 
 def test_retry_message_is_bounded_and_printable():
@@ -373,7 +373,7 @@ def test_tool_result_with_a_large_image_is_parsed():
     image = {"type": "image", "source": {"type": "base64", "data": "iVBORw0K" * 500_000}}
     assert parser.parse_line(tool_result("t1", content=[image])) == (
         ToolResult("t1", "[image]"),
-        ToolCallFinished("t1", "Read", is_error=False),
+        ParsedToolCallEnd("t1", "Read", is_error=False),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from sandbox.agents.claude_code.outcome import ClaudeReady
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
-from sandbox.interfaces.agent import ApiRetry, ToolCallFinished, TurnStarted
+from sandbox.interfaces.agent import ApiRetry, ParsedToolCallEnd, TurnStarted
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.events import AgentMessage, AgentResult, FileEdit, ToolCallStarted, ToolResult
 from sandbox.model.failure import FailureCode
@@ -33,7 +33,7 @@ def recorded(name):
 def summarize(events):
     """Abbreviate the events after the first: `turn`, `Bash(`, `)` for success, `!)` for an error, `retry`."""
     symbols = {TurnStarted: lambda e: "turn", ApiRetry: lambda e: "retry", ToolCallStarted: lambda e: f"{e.tool}("}
-    symbols[ToolCallFinished] = lambda e: "!)" if e.is_error else ")"
+    symbols[ParsedToolCallEnd] = lambda e: "!)" if e.is_error else ")"
     ready, *later = events
     assert isinstance(ready, ClaudeReady)
     return " ".join(symbols[type(event)](event) for event in later if type(event) in symbols)
@@ -72,7 +72,7 @@ def test_agent_readiness_is_reported_once(name, init_count):
 def test_finished_tools_match_started_tools():
     events, _ = replay("success_with_tools")
     started = {event.tool_use_id: event.tool for event in events if isinstance(event, ToolCallStarted)}
-    finished = {event.tool_use_id: event.tool for event in events if isinstance(event, ToolCallFinished)}
+    finished = {event.tool_use_id: event.tool for event in events if isinstance(event, ParsedToolCallEnd)}
     assert finished == started
     assert len(started) == 5
 

@@ -109,7 +109,7 @@ WIRE_EXAMPLES: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
         e.AttemptFailed(FAILURE),
         {"type": "error", "error": "timeout", "message": "It took too long.", "details": None},
     ),
-    e.AttemptSuperseded: (e.AttemptSuperseded(), None),
+    e.AttemptTornDown: (e.AttemptTornDown(), None),
     e.FollowUpSkipped: (e.FollowUpSkipped(e.FollowUp.RETRY, "not allowed"), None),
     e.AgentExited: (
         e.AgentExited(1, {"is_error": True}, FAILURE),
