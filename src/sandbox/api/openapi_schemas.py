@@ -53,7 +53,7 @@ def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
     schemas["Event"] = {"description": "An event of a task; `type` distinguishes them.", **described["prefixItems"][-1]}
     schemas = _with_discriminators(schemas, schemas)
     manifest = _manifest_schemas(agents)
-    definition = component_name(bodies.DefinitionBody)
+    definition = component_name(bodies.ResolvedManifestBody)
     schemas[definition] = _definition_schema(schemas[definition], manifest, agents)
     for body, name, words in (
         (bodies.ProblemBody, "error", ERROR_CODES),

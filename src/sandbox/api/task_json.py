@@ -19,10 +19,10 @@ from sandbox.model.task import Task
 from sandbox.model.task_name import prompt_hint
 from sandbox.model.wire.bodies import (
     ChainBody,
-    DefinitionBody,
     DiffBody,
     JobBody,
     LinksBody,
+    ResolvedManifestBody,
     TaskBody,
     TaskCancelBody,
     TaskItemBody,
@@ -37,7 +37,8 @@ async def task_body(tasks: TaskQueries, sandboxes: TaskSandboxes, task: Task, *,
     item = task_item_body(task, task.manifest.agent.prompt, is_operator=is_operator, is_preserved=is_preserved)
     totals = chain_totals(await tasks.chain(task))
     chain = None if totals is None else cast("ChainBody", asdict(totals))
-    definition, links, job = definition_body(task.manifest), links_body(task.id), job_body(tasks.job_status(task.id))
+    definition = resolved_manifest_body(task.manifest)
+    links, job = links_body(task.id), job_body(tasks.job_status(task.id))
     return {**item, "definition": definition, "result": task.result, "links": links, "job": job, "chain": chain}
 
 
@@ -84,7 +85,7 @@ def task_item_body(task: Task, prompt: str, *, is_operator: bool, is_preserved: 
         "state_changed_at": format_timestamp(task.state_changed_at),
         "state_message": task.state_message,
         "host": cluster_host(task),
-        "vm_name": attempt.vm_name if attempt else None,
+        "vm_name": attempt.sandbox_name if attempt else None,
         "vm_ip": None,
         "vm": _vm_body(task),
         "exit_code": task.exit_code,
@@ -176,7 +177,7 @@ def _patch_digest(patch: str | None) -> str | None:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def definition_body(manifest: Manifest) -> DefinitionBody:
+def resolved_manifest_body(manifest: Manifest) -> ResolvedManifestBody:
     """Return the manifest with defaults filled in, and with only the names of secrets."""
     definition: dict[str, Any] = {
         "repository": {**msgspec.to_builtins(manifest.repository), "patch": _patch_digest(manifest.repository.patch)},
@@ -185,4 +186,4 @@ def definition_body(manifest: Manifest) -> DefinitionBody:
         "secrets": [{"name": secret.name} for secret in manifest.secrets],
         "lifecycle": msgspec.to_builtins(manifest.lifecycle),
     }
-    return cast("DefinitionBody", definition)
+    return cast("ResolvedManifestBody", definition)

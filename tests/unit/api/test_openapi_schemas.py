@@ -82,13 +82,13 @@ def test_optional_members_are_not_required(components):
 
 
 def test_definition_has_the_sections_of_the_registered_agents():
-    only_claude = component_schemas({"claude": ClaudeCode()})["Definition"]
+    only_claude = component_schemas({"claude": ClaudeCode()})["ResolvedManifest"]
     assert only_claude["required"] == ["repository", "claude", "vm", "secrets", "lifecycle"]
-    several = component_schemas({"claude": ClaudeCode(), "other": OtherAgent()})["Definition"]
+    several = component_schemas({"claude": ClaudeCode(), "other": OtherAgent()})["ResolvedManifest"]
     assert several["required"] == ["repository", "vm", "secrets", "lifecycle"]
     assert several["oneOf"] == [{"required": ["claude"]}, {"required": ["other"]}]
     assert several["properties"]["other"]["description"] == "The manifest's section `other`."
-    without_claude = component_schemas({"other": OtherAgent()})["Definition"]
+    without_claude = component_schemas({"other": OtherAgent()})["ResolvedManifest"]
     assert list(without_claude["properties"]) == ["repository", "vm", "secrets", "lifecycle", "other"]
     assert without_claude["required"] == ["repository", "other", "vm", "secrets", "lifecycle"]
 

@@ -14,7 +14,7 @@ NAMES = {
     "Attempt": "AttemptBody",
     "Cancellation": "CancelledBody",
     "Checked": "DryRunBody",
-    "Definition": "DefinitionBody",
+    "Definition": "ResolvedManifestBody",
     "Draining": "DrainBody",
     "Host": "HostBody",
     "HostList": "HostListBody",

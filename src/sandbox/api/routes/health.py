@@ -79,11 +79,11 @@ def not_ready_reasons(health: Health, context: AppContext) -> list[str]:
 def _occupancy_body(occupancy: Occupancy) -> OccupancyBody:
     return {
         "cpus": occupancy.cpus,
-        "cpus_promised": occupancy.cpus_reserved,
+        "cpus_reserved": occupancy.cpus_reserved,
         "memory_bytes": occupancy.memory_bytes,
-        "memory_promised_bytes": occupancy.memory_reserved_bytes,
+        "memory_reserved_bytes": occupancy.memory_reserved_bytes,
         "disk_bytes": occupancy.disk_bytes,
-        "disk_promised_bytes": occupancy.disk_reserved_bytes,
+        "disk_reserved_bytes": occupancy.disk_reserved_bytes,
         "waiting": occupancy.waiting,
     }
 
@@ -96,7 +96,7 @@ def _runtime_body(probe: RuntimeProbe) -> RuntimeBody:
         "isolates": list(probe.isolation_notes),
         "gaps": list(probe.gaps),
         "limits": sorted(probe.enforced_limits),
-        "mend": probe.remedy,
+        "remedy": probe.remedy,
     }
 
 

@@ -23,7 +23,7 @@ from sandbox.api.openapi import (
 from sandbox.api.request_parsing import body_memory, has_json_body, parse_json_body, read_body, with_body_parser
 from sandbox.api.responses import JsonResponse
 from sandbox.api.streaming.response import wait_for_disconnect
-from sandbox.api.task_json import definition_body, links_body, task_body
+from sandbox.api.task_json import links_body, resolved_manifest_body, task_body
 from sandbox.interfaces.server_services import Submission, TaskNotFoundError
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.events import Idempotency
@@ -177,7 +177,7 @@ async def dry_run_response(context: AppContext, manifest: Manifest) -> JsonRespo
     """
     await context.services.submissions.check_acceptance(manifest)
     message = "The manifest is valid; nothing was submitted."
-    return JsonResponse({"dry_run": True, "message": message, "definition": definition_body(manifest)})
+    return JsonResponse({"dry_run": True, "message": message, "definition": resolved_manifest_body(manifest)})
 
 
 def submitted_response(submission: Submission) -> JsonResponse[SubmittedBody]:

@@ -73,7 +73,7 @@ def _to_json(finding: Finding) -> dict[str, Any]:
         "name": finding.name,
         "ok": finding.ok,
         "message": finding.message,
-        "mend": finding.remedy,
+        "remedy": finding.remedy,
         "is_needed": finding.is_needed,
     }
 

@@ -83,7 +83,7 @@ class TaskSecretBody(TypedDict):
     """Name of the environment variable."""
 
 
-class DefinitionBody(TypedDict):
+class ResolvedManifestBody(TypedDict):
     """The submitted manifest, with the defaults filled in."""
 
     # The section of any other agent is stored under the key of that agent. `openapi.json` lists the agents.
@@ -106,7 +106,7 @@ class DryRunBody(TypedDict):
     """Always true."""
     message: str
     """Human-readable confirmation."""
-    definition: DefinitionBody
+    definition: ResolvedManifestBody
     """The manifest with the defaults filled in."""
 
 
@@ -327,7 +327,7 @@ class JobBody(TypedDict):
 class TaskBody(TaskItemBody):
     """The status of a task."""
 
-    definition: DefinitionBody
+    definition: ResolvedManifestBody
     """The manifest with the defaults filled in."""
     result: dict[str, Any] | None
     """The agent's own report on its run. Its keys depend on the agent, unlike `final_message`.

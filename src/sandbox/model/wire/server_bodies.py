@@ -38,7 +38,7 @@ class RuntimeBody(TypedDict):
     """What the runtime does not isolate."""
     limits: list[str]
     """The limits that are enforced: `memory`, `cpus`, `processes`, `sockets`."""
-    mend: str
+    remedy: str
     """How to fix the runtime if it does not work."""
 
 
@@ -50,19 +50,19 @@ class StoreBody(TypedDict):
 
 
 class OccupancyBody(TypedDict):
-    """Capacity for unfinished tasks, the reserved part of it (`_promised`), and the number of waiting tasks."""
+    """Capacity for unfinished tasks, the reserved part of it (`_reserved`), and the number of waiting tasks."""
 
     cpus: int
     """Number of CPUs for tasks."""
-    cpus_promised: int
+    cpus_reserved: int
     """Number of CPUs that are reserved."""
     memory_bytes: int
     """Memory for tasks, in bytes."""
-    memory_promised_bytes: int
+    memory_reserved_bytes: int
     """Memory that is reserved, in bytes."""
     disk_bytes: int
     """Disk space for tasks, in bytes."""
-    disk_promised_bytes: int
+    disk_reserved_bytes: int
     """Disk space that is reserved, in bytes."""
     waiting: int
     """Number of tasks that are waiting for resources."""

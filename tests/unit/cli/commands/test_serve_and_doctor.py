@@ -234,7 +234,7 @@ def test_doctor_prints_json(bootstrap):
     result = invoke("doctor", "-f", "json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["can_run_tasks"] is False
-    assert json.loads(result.stdout)["findings"][0]["mend"] == BROKEN.remedy
+    assert json.loads(result.stdout)["findings"][0]["remedy"] == BROKEN.remedy
 
 
 @pytest.mark.parametrize(("demo_code", "code"), [(None, 0), (0, 0), (1, 1)])
