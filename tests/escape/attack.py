@@ -38,7 +38,7 @@ class Attack:
     `succeeded()` or `refused(*words)`; an OSError counts as `refused(<name of its errno>)`. The printed output never
     determines the outcome.
 
-    refused_by: the words that count as a denial. Any other report leaves the row unproven.
+    denial_words: the words that count as a denial. Any other report leaves the row unproven.
     allowed_inside: the runtimes whose own kernel allows the attack. With these runtimes, the attack must succeed
         without a change on the host.
     unchanged_observers: names of the observers in host_watch.py that must report no change on the host, whatever
@@ -51,7 +51,7 @@ class Attack:
     name: str
     attack: str
     control: str
-    refused_by: tuple[str, ...] = DENIED
+    denial_words: tuple[str, ...] = DENIED
     allowed_inside: tuple[str, ...] = ()
     unchanged_observers: tuple[str, ...] = ()
     host_paths: tuple[str, ...] = ()
@@ -61,8 +61,8 @@ class Attack:
         assert set(self.allowed_inside) <= set(OWN_KERNEL), f"{self.name}: only {OWN_KERNEL} have their own kernel"
         assert self.unchanged_observers or not self.allowed_inside, f"{self.name}: missing observer on the host"
         assert set(self.unchanged_observers) <= set(OBSERVERS), f"{self.name}: unknown observer"
-        assert "ENOENT" not in self.refused_by or self.host_paths, f"{self.name}: missing host_paths"
-        assert self.refused_by, f"{self.name}: missing refused_by"
+        assert "ENOENT" not in self.denial_words or self.host_paths, f"{self.name}: missing host_paths"
+        assert self.denial_words, f"{self.name}: missing denial_words"
 
     def expected_outcome(self, runtime):
         """Return the outcome expected with this runtime."""

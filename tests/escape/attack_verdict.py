@@ -65,6 +65,6 @@ def _unproven_by_report(attack, runtime, report, evidence):
     if has_succeeded and not evidence.covers(*report.get("held", (0, 0))):
         return f"no complete sample of the host was taken while the effects of the attack were kept: {report}"
     words = set(report.get("by", ()))
-    if not has_succeeded and not (words and words <= set(attack.refused_by)):
+    if not has_succeeded and not (words and words <= set(attack.denial_words)):
         return f"refused for an undeclared reason: {report}"
     return None

@@ -101,7 +101,7 @@ def credential_attacks():
 
 
 def _keys():
-    absent = {"refused_by": ("absent",)}
+    absent = {"denial_words": ("absent",)}
     yield Attack("the server's key in process environments", "search(NEEDLE, glob.glob('/proc/[0-9]*/environ'))", "child(CONTROL='control-value'); search(b'control-value', glob.glob('/proc/[0-9]*/environ'))", **absent)  # fmt: skip
     yield Attack("the server's key in process arguments", "search(NEEDLE, glob.glob('/proc/[0-9]*/cmdline'))", "child(); search(b'sleep\\x0027', glob.glob('/proc/[0-9]*/cmdline'))", **absent)  # fmt: skip
     yield Attack("the server's key in files", "search(NEEDLE, files())", "pathlib.Path('/dev/shm/needle').write_bytes(b'tw' + b'in-needle'); search(b'tw' + b'in-needle', files())", **absent)  # fmt: skip
@@ -113,7 +113,7 @@ if not {"SSH_AUTH_SOCK", "GIT_ASKPASS"} & os.environ.keys() and not run("git", "
     refused("absent")
 else: succeeded()""",
         "if run('git', 'config', '--get', 'user.name').stdout: succeeded()",
-        refused_by=("absent",),
+        denial_words=("absent",),
         host_paths=("CREDENTIALS",),
     )
 
@@ -130,7 +130,7 @@ def _files():
             name,
             f"path = {source}\n(os.listdir if os.path.isdir(path) else open)(path); succeeded()",
             f"path = {control!r}\n(os.listdir if os.path.isdir(path) else open)(path); succeeded()",
-            refused_by=("ENOENT", "EACCES", "EPERM"),
+            denial_words=("ENOENT", "EACCES", "EPERM"),
             host_paths=(path,),
         )
     yield Attack("writing to the image", "pathlib.Path('/usr/bin', MARKER).write_text('x'); succeeded()", _WRITE, ("EROFS", "EACCES"), unchanged_observers=("files",))  # fmt: skip

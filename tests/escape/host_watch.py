@@ -94,10 +94,10 @@ class HostWatch:
         Path("/dev/full").open("rb", 0).close()  # an attack tries to watch the host's use of this file
         with self._lock:
             sandbox_processes = self._sandbox_processes()
-            pairs = list(self._pairs(sandbox_processes))
+            process_comparisons = list(self._process_comparisons(sandbox_processes))
             for name, observe in OBSERVERS.items():
                 if self._ready_processes or name not in SANDBOX_OBSERVERS:
-                    self._changes.setdefault(name, set()).update(observe(self, sandbox_processes, pairs))
+                    self._changes.setdefault(name, set()).update(observe(self, sandbox_processes, process_comparisons))
             self.samples.append((begin, time.time()))
 
     def _watch(self):
@@ -114,7 +114,7 @@ class HostWatch:
         found = ((pid, host_state.read_process(pid)) for pid, _ in processes(self._data_dir))
         return {pid: process for pid, process in found if process is not None and pid not in self._protected_pids}
 
-    def _pairs(self, sandbox_processes):
+    def _process_comparisons(self, sandbox_processes):
         """Yield (pid, old, new) for every process that must not change; ended sandbox processes are omitted."""
         for pid, before in self._before.items():
             yield pid, before, host_state.read_process(pid)
@@ -122,20 +122,21 @@ class HostWatch:
             if pid in sandbox_processes and sandbox_processes[pid].start == before.start:
                 yield pid, before, sandbox_processes[pid]
 
-    def _processes(self, _, pairs):
-        return {f"process {pid} ended" for pid, old, new in pairs if new is None or new.start != old.start}
+    def _processes(self, _, process_comparisons):
+        ended = (pid for pid, old, new in process_comparisons if new is None or new.start != old.start)
+        return {f"process {pid} ended" for pid in ended}
 
-    def _mounts(self, _, pairs):
-        for pid, old, new in pairs:
+    def _mounts(self, _, process_comparisons):
+        for pid, old, new in process_comparisons:
             if new is not None and (new.mounts, new.root) != (old.mounts, old.root):
                 yield f"process {pid} has {new.root}, {sorted(new.mounts ^ old.mounts)}"
         for pid in host_state.mount_namespaces().values():
             yield from (line for line in host_state.mount_table(pid) if self._marker in line)
 
-    def _namespaces(self, _, pairs):
+    def _namespaces(self, _, process_comparisons):
         return {
             f"process {pid} is in {sorted(new.namespaces.items() - old.namespaces.items())}"
-            for pid, old, new in pairs
+            for pid, old, new in process_comparisons
             if new is not None and new.namespaces != old.namespaces
         }
 
@@ -166,8 +167,8 @@ class HostWatch:
         counts = [host_state.semaphore_count(pid) for pid in namespaces.values()]
         return {f"{count} semaphores" for count in counts if count >= SEMAPHORES}
 
-    def _oom_scores(self, _, pairs):
-        for pid, old, new in pairs:
+    def _oom_scores(self, _, process_comparisons):
+        for pid, old, new in process_comparisons:
             if new is not None and new.oom_score < old.oom_score:
                 yield f"process {pid} has {new.oom_score}, and had {old.oom_score}"
 
@@ -179,13 +180,13 @@ class HostWatch:
                 yield f"uid {uid} has {count} keys"
         yield from (line for line in host_state.key_names() if self._marker in line)
 
-    def _control_groups(self, _, pairs):
-        for pid, old, new in pairs:
+    def _control_groups(self, _, process_comparisons):
+        for pid, old, new in process_comparisons:
             if new is not None and new.cgroups != old.cgroups:
                 yield f"process {pid} is in {new.cgroups}"
         yield from (path for path in host_state.control_groups() if self._marker in path)
 
-    def _priorities(self, sandbox_processes, pairs):
+    def _priorities(self, sandbox_processes, process_comparisons):
         nice_min = min(process.nice for process in self._ready_processes.values())
         processors = frozenset().union(*(process.processors for process in self._ready_processes.values()))
         for pid, process in sandbox_processes.items():
@@ -193,7 +194,7 @@ class HostWatch:
                 yield f"process {pid} has {process.nice}, {sorted(process.policies)}"
             if selected := process.processors - processors:
                 yield f"process {pid} runs on {sorted(selected)}"
-        for pid, old, new in pairs:
+        for pid, old, new in process_comparisons:
             if new is not None and (new.nice < old.nice or new.policies != old.policies):
                 yield f"process {pid} has {new.nice}, {sorted(new.policies)}"
 

@@ -149,8 +149,8 @@ def test_packet_that_left_the_sandbox_is_an_escape_despite_a_refusal():
         {"allowed_inside": ("bubblewrap",), "unchanged_observers": ("files",)},
         {"allowed_inside": ("gvisor",)},
         {"unchanged_observers": ("no such observer",)},
-        {"refused_by": ("ENOENT",)},
-        {"refused_by": ()},
+        {"denial_words": ("ENOENT",)},
+        {"denial_words": ()},
     ],
 )
 def test_incomplete_or_contradictory_declaration_is_rejected(fields):
