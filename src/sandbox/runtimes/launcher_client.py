@@ -236,9 +236,9 @@ class LauncherProcess:
 def _create_counters() -> tuple[EpollCounter, Sequence[PendingSyscallInterrupter]]:
     """Count the machine's objects before the first program of the sandbox starts. Reads the slab statistics once."""
     entries = count_machine_entries()
-    return EpollCounter(first=entries), (
+    return EpollCounter(initial_count=entries), (
         PendingSyscallInterrupter(),
-        PendingSyscallInterrupter(count_machine_entries, EPOLL_ENTRIES_MAX, first=entries),
+        PendingSyscallInterrupter(count_machine_entries, EPOLL_ENTRIES_MAX, initial_count=entries),
     )
 
 

@@ -33,7 +33,7 @@ Applies to forms of at most 1 KiB (`TWICE_ENCODED_VALUE_BYTES_MAX`).
 TWICE_ENCODED_VALUE_BYTES_MAX = 1024
 """Maximum length of a value that is searched for in base64 or hex after being encoded twice."""
 
-VALUE_SPREAD_BYTES_MAX = 1024 * 1024
+VALUE_SPAN_BYTES_MAX = 1024 * 1024
 """Maximum number of bytes over which a value may be spread to be found.
 
 A value is also not found if it is spread over more than 32 times its longest searched form plus 4 KiB. A value spread

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sandbox.secrets.escape_layers import DecodedLayer, Normalizer, align_cut, decode_layers
 from sandbox.secrets.escapes import find_partial_escape, start_of_backslashes
-from sandbox.secrets.limits import DECODED_LAYERS_MAX, VALUE_SPREAD_BYTES_MAX
+from sandbox.secrets.limits import DECODED_LAYERS_MAX, VALUE_SPAN_BYTES_MAX
 from sandbox.secrets.value_patterns import SecretPattern, make_patterns, may_contain_escapes
 
 _WORD_BYTES = 4
@@ -126,7 +126,7 @@ class Scanner:
         ]
         self._keeps_escapes = any(map(may_contain_escapes, values.values()))
         longest = max((search.longest_bytes for _, search in self._searches), default=0)
-        span_limit = min(32 * longest + 4096, max(4 * longest, VALUE_SPREAD_BYTES_MAX))
+        span_limit = min(32 * longest + 4096, max(4 * longest, VALUE_SPAN_BYTES_MAX))
         self.span_bytes_max = span_limit if longest else 0
         """A value is not found if escapes or other bytes inside it spread it over more than this many bytes."""
 

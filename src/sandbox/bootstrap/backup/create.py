@@ -59,11 +59,11 @@ class BackupEntry(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class BackupManifest(msgspec.Struct, frozen=True):
+class BackupManifest(msgspec.Struct, frozen=True, rename={"sandbox_version": "sandbox"}):
     """The content of a backup. remarks: problems with the original data; damaged files are included unchanged."""
 
     version: int
-    sandbox: str
+    sandbox_version: str
     created_at: str
     files: dict[str, BackupEntry]
     remarks: list[str]

@@ -86,7 +86,7 @@ class EgressConnection:
 
     async def _relay(self, tunnel: Tunnel, host_stream: Stream) -> None:
         try:
-            self._client.write(tunnel.greeting)
+            self._client.write(tunnel.established_response)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._relay_to_host(tunnel.stream_filter, host_stream))
                 group.create_task(self._relay_to_client(tunnel.stream_filter, host_stream))

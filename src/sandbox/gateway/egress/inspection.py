@@ -49,14 +49,14 @@ class StreamFilter(Protocol):
 class Tunnel(msgspec.Struct, frozen=True):
     """An allowed connection to `host`.
 
-    greeting: sent to the client once the host is connected.
+    established_response: sent to the client once the host is connected.
     unreachable_response: builds the response for a failed dial from an HTTP status and a message.
     """
 
     host: str
     port: int
     stream_filter: StreamFilter
-    greeting: bytes = b""
+    established_response: bytes = b""
     unreachable_response: Callable[[int, str], bytes] = lambda _status, _sentence: b""
 
 

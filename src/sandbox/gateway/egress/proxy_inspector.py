@@ -47,7 +47,7 @@ class ProxyInspector:
             target.host,
             target.port,
             NestedConnectionFilter(inner_inspector, self._client_side.trailing_data[0]),
-            greeting=_ESTABLISHED,
+            established_response=_ESTABLISHED,
             unreachable_response=lambda status, message: http_messages.plain_text_error(status, message).encode(
                 self._client_side
             ),

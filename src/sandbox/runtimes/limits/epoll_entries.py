@@ -73,15 +73,15 @@ def _has_few_entries(capacity_file: Path) -> bool:
 class EpollCounter:
     """Counts the epoll entries of one sandbox. was_cut_short: whether the last count took too long.
 
-    first: the machine's number of entries before the sandbox starts, if that was already counted.
+    initial_count: the machine's number of entries before the sandbox starts, if that was already counted.
     """
 
     def __init__(
-        self, count_all: Callable[[], int | None] = count_machine_entries, *, first: int | None = None
+        self, count_all: Callable[[], int | None] = count_machine_entries, *, initial_count: int | None = None
     ) -> None:
         self.was_cut_short = False
         self._count_all = count_all
-        self._lowest = count_all() if first is None else first
+        self._lowest = count_all() if initial_count is None else initial_count
         self._in_transit_counts = 0
 
     def count(

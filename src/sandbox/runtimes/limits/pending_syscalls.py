@@ -70,7 +70,7 @@ class PendingSyscallInterrupter:
     """Interrupts a sandbox's blocked threads, which may hide kernel objects, when the number of objects has grown.
 
     count_all: counts the objects on the whole machine. growth_max: the growth above which threads are interrupted.
-    first: the number of objects before the sandbox starts, if they were counted already.
+    initial_count: the number of objects before the sandbox starts, if they were counted already.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class PendingSyscallInterrupter:
         interrupt: Callable[[Collection[int]], None] = interrupt_threads,
         clock: Callable[[], float] = time.monotonic,
         *,
-        first: int | None = None,
+        initial_count: int | None = None,
     ) -> None:
         self._count_all = count_all
         self._growth_max = growth_max
         self._interrupt = interrupt
         self._clock = clock
-        self._lowest = count_all() if first is None else first
+        self._lowest = count_all() if initial_count is None else initial_count
         self._counted_at = clock()
 
     def interrupt_if_grown(self, process_ids: Collection[int]) -> None:

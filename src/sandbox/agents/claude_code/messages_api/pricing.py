@@ -154,7 +154,7 @@ def _output_price(model: str) -> float:
     return 0.0 if price is None else price.output
 
 
-_LIST_PRICE_VALUES = {"speed": (None, "standard"), "inference_geo": (None, "global", "not_available")}
+_VALUES_WITHOUT_SURCHARGE = {"speed": (None, "standard"), "inference_geo": (None, "global", "not_available")}
 """Request fields, and the values for which the list price applies; fast mode and single-region inference cost more."""
 
 _SERVER_CHOSEN_FALLBACKS = "default"
@@ -171,7 +171,7 @@ def unpriced_reason(document: dict[str, Any], sanitize: Callable[[str], str]) ->
         fallbacks = []
     if not isinstance(fallbacks, list) or not all(isinstance(one, dict) for one in fallbacks):
         return _denial_text("The price of 'fallbacks' is not in Sandbox's table", "leave it out")
-    for name, listed in _LIST_PRICE_VALUES.items():
+    for name, listed in _VALUES_WITHOUT_SURCHARGE.items():
         if any(request.get(name) not in listed for request in (document, *fallbacks)):
             return _denial_text(f"A request with '{name}' costs more than the list price", "leave it out")
     fee_reason = unknown_fee_reason(document, sanitize)

@@ -30,7 +30,7 @@ _MODEL_CHARACTERS_MAX = 128
 _DELTA_OVERHEAD_BYTES = 80
 """Minimum size of a delta event's line, not counting its text."""
 
-_INCLUDED_ITERATIONS = ("message", "fallback_message")
+_ITERATIONS_IN_TOTALS = ("message", "fallback_message")
 """Types of iterations whose tokens are at least partly included in the response's total counts.
 
 The totals exclude input that the model reads again after an advisor's message, and output that another model began.
@@ -305,7 +305,7 @@ class _Tally:
 
     def _compute_usage(self, model: str) -> Usage:
         total = (model, TokenCounts(**self._counts))
-        included, additional = self._iteration_usages(is_included=True), self._iteration_usages(is_included=False)
+        included, additional = self._iteration_usages(is_in_totals=True), self._iteration_usages(is_in_totals=False)
         parts = [*included, (model, _remainder(total[1], included)), *additional]
         unpriced = next((name for name, _ in parts if not has_price(name)), None)
         usd = max(_cost(parts), _cost([total, *additional])) * self._price_factor + self._web_searches * WEB_SEARCH_USD
@@ -318,11 +318,11 @@ class _Tally:
             cost_usd=round(usd, 6) if unpriced is None else None,
         )
 
-    def _iteration_usages(self, *, is_included: bool) -> list[_ModelUsage]:
+    def _iteration_usages(self, *, is_in_totals: bool) -> list[_ModelUsage]:
         return [
             (_short_name(one.model or self._model or ""), TokenCounts(**_reported_counts(one)))
             for one in self._iterations
-            if (one.type in _INCLUDED_ITERATIONS) is is_included
+            if (one.type in _ITERATIONS_IN_TOTALS) is is_in_totals
         ]
 
 

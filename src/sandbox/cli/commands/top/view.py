@@ -47,7 +47,7 @@ _KEY_EFFECTS = (
 )
 _HELP_KEY_CELLS = 11
 _SUBMIT_HINT = "No tasks yet. Submit one: sandbox task submit task.yaml"
-NOW_CELLS_MIN = 26
+ACTIVITY_CELLS_MIN = 26
 """Width to which the column NOW is truncated before another column is omitted."""
 
 NAME_CELLS_MIN = 24
@@ -257,9 +257,9 @@ def _fit_rows(rows: list[list[Text]], width: int) -> tuple[Sequence[str], Sequen
     """Return the columns that fit. If NAME does not fit next to the other columns, NOW shrinks to make room for it."""
     for row in rows:
         row[COLUMNS.index("NAME")].truncate(max(width // 4, NAME_CELLS_MIN), overflow="ellipsis")
-    for now_cells_min in (NOW_CELLS_MIN, MAIN_COLUMN_CELLS):
+    for activity_cells_min in (ACTIVITY_CELLS_MIN, MAIN_COLUMN_CELLS):
         copies = [[each.copy() for each in row] for row in rows]
-        columns, fitted = fit_table(COLUMNS, copies, SHRINKABLE, width - 2, main_cells_min=now_cells_min)
+        columns, fitted = fit_table(COLUMNS, copies, SHRINKABLE, width - 2, main_cells_min=activity_cells_min)
         if "NAME" in columns:
             break
     return columns, fitted
