@@ -18,7 +18,7 @@ from doubles.remote_deployment import closing_deployment
 from doubles.runner_processes import find_runner
 
 PASSWORD, OTHER_PASSWORD = "password-of-a-0123456789abcdef", "password-of-b-0123456789abcdef"
-PLANTED = "planted-0123456789abcdef"
+SEARCH_CONTROL_VALUE = "planted-0123456789abcdef"
 
 HELPER = """#!{python} -ISs
 # A credential helper with the passwords of two servers. It has none for programs that a worker has started.
@@ -188,8 +188,8 @@ def test_private_repository_is_cloned_and_its_password_is_never_stored_on_the_ho
     def search():
         runner = find_runner(deployment.host_data_dir, "task-1")
         [disk] = Path(f"/proc/{runner}/root{deployment.host_data_dir}").glob("tasks/task-1/attempts/*/disk")
-        (disk / "planted").write_text(PLANTED)
-        for value in (PASSWORD, PLANTED, "SANDBOX_LOG_LEVEL", "--credentials-fd", "Do it."):
+        (disk / "planted").write_text(SEARCH_CONTROL_VALUE)
+        for value in (PASSWORD, SEARCH_CONTROL_VALUE, "SANDBOX_LOG_LEVEL", "--credentials-fd", "Do it."):
             during[value] = deployment.search(value, "task-1")
         holders.extend(credential_socket_holders(deployment.worker_pid(), runner))
 
@@ -201,11 +201,11 @@ def test_private_repository_is_cloned_and_its_password_is_never_stored_on_the_ho
     assert deployment.lookups() == [("get", host, "host"), ("get", host, "server")]
     assert set(holders) == {"worker", "sandbox.bootstrap.runner"}  # git does not have it
     assert during.pop(PASSWORD) == set()
-    # The search covers these places: it finds the values that are there.
+    # Control: the search finds the values that are in these places.
     assert "environ" in during["SANDBOX_LOG_LEVEL"]
     assert "cmdline" in during["--credentials-fd"]
     assert {"journal", "descriptors"} <= during["Do it."]
-    assert "files" in during[PLANTED]
+    assert "files" in during[SEARCH_CONTROL_VALUE]
     assert deployment.search(PASSWORD, "task-1") == set()
     planted = deployment.host_data_dir / "planted"
     planted.write_bytes(b"x" + base64.b64encode(f"me:{PASSWORD}".encode()))

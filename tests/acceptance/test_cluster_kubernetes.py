@@ -6,13 +6,13 @@ import signal
 import pytest
 
 from doubles.deployment import SERVER_KEY, make_repository, reply_turn, wait_until
-from doubles.kubernetes.deployment import SMALL, KubernetesDeployment
+from doubles.kubernetes.deployment import SMALL, SandboxOnKubernetes
 from doubles.remote_deployment import MAKE_FILE, WAIT_FOR_FIFO
 
 
 @pytest.fixture
 def deployment(tmp_path):
-    deployment = KubernetesDeployment(tmp_path)
+    deployment = SandboxOnKubernetes(tmp_path)
     try:
         make_repository(deployment.repositories / "repo.git", {"README.md": "Hello.\n"})
         deployment.start_git()

@@ -90,7 +90,7 @@ def task_id(host):
     """The id of a task. The task's runners are killed after the test."""
     task_id = f"task-{next(task_numbers)}"
     yield task_id
-    host.notify_task_ended(task_id)
+    host.kill_remaining_processes(task_id)
 
 
 def kill_runners(host, task_id):

@@ -48,16 +48,16 @@ class FloodHarness:
 
 
 @contextlib.contextmanager
-def flood_harness(spent_seconds: float = 0.0, factor: float = 1.0) -> Iterator[FloodHarness]:
+def flood_harness(spent_seconds: float = 0.0, cpu_time_factor: float = 1.0) -> Iterator[FloodHarness]:
     """Run a gateway and its upstream hosts. After the block, `final_report` contains the gateway's report.
 
     spent_seconds: CPU budget used before the start.
-    factor: multiplies the counted CPU time, so the limit is reached even on a busy machine.
+    cpu_time_factor: multiplies the counted CPU time, so the limit is reached even on a busy machine.
     """
     with contextlib.ExitStack() as stack:
         hosts = stack.enter_context(_running(_program(flood_hosts.__file__, stdout=subprocess.PIPE)))
         host_ports = json.loads(hosts.stdout.readline())
-        arguments = (str(host_ports["model"]), str(host_ports["host"]), str(spent_seconds), str(factor))
+        arguments = (str(host_ports["model"]), str(host_ports["host"]), str(spent_seconds), str(cpu_time_factor))
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         gateway = stack.enter_context(_running(_program(flooded_gateway.__file__, *arguments, **pipes)))
         harness = FloodHarness(gateway, json.loads(gateway.stdout.readline()))

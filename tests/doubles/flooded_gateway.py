@@ -60,9 +60,11 @@ def peak_memory_bytes() -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def throttle_with_debt(spent_seconds: float, factor: float) -> CpuThrottle:
+def throttle_with_debt(spent_seconds: float, cpu_time_factor: float) -> CpuThrottle:
     reads = count()
-    return CpuThrottle(cpu_seconds=lambda: factor * time.process_time() + (spent_seconds if next(reads) else 0.0))
+    return CpuThrottle(
+        cpu_seconds=lambda: cpu_time_factor * time.process_time() + (spent_seconds if next(reads) else 0.0)
+    )
 
 
 if __name__ == "__main__":

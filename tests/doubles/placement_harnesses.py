@@ -56,7 +56,7 @@ class SingleHost:
     def reserve(self, placement, task_id):
         return new_attempt_id(), placement.host.identity
 
-    def notify_task_ended(self, task_id):
+    def kill_remaining_processes(self, task_id):
         for pid in find_runners(self.host_data_dir, task_id):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -205,7 +205,7 @@ class ClusterHost:
     def _jobs(self):
         return (self.data_dir / "cluster" / "processes").glob("sandbox-*")
 
-    def notify_task_ended(self, task_id):
+    def kill_remaining_processes(self, task_id):
         """Kill the worker of a task together with its runners."""
         for path in (self.data_dir / "cluster" / "jobs").glob("*.json"):
             with contextlib.suppress(OSError):

@@ -163,12 +163,13 @@ def preload(modules: list[str]) -> None:
     gc.freeze()
 
 
-def run_tests(files: list[str], wanted: list[str] | None, seed: int, measured: list[Path]) -> Outcome:
+def run_tests(files: list[str], wanted: list[str] | None, seed: int, covered_files: list[Path]) -> Outcome:
     """Run tests from these files until the first failure.
 
-    wanted: the tests to run, in order; None runs all tests. measured: files whose covered lines are recorded per test.
+    wanted: the tests to run, in order; None runs all tests.
+    covered_files: files whose covered lines are recorded per test.
     """
-    plugin = _ResultPlugin(wanted, measured)
+    plugin = _ResultPlugin(wanted, covered_files)
     code = pytest.main([*_OPTIONS, f"--hypothesis-seed={seed}", "-x", *files], plugins=[plugin])
     outcome = plugin.outcome
     if not outcome.failed and code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -177,19 +178,21 @@ def run_tests(files: list[str], wanted: list[str] | None, seed: int, measured: l
 
 
 class _ResultPlugin:
-    def __init__(self, wanted: list[str] | None, measured: list[Path]) -> None:
+    def __init__(self, wanted: list[str] | None, covered_files: list[Path]) -> None:
         self.outcome = Outcome()
         self.collection_error = ""
         self._selected_tests = wanted
-        self._measured = measured
-        self._coverage = coverage.Coverage(data_file=None, include=[str(path) for path in measured], config_file=False)
+        self._covered_files = covered_files
+        self._coverage = coverage.Coverage(
+            data_file=None, include=[str(path) for path in covered_files], config_file=False
+        )
 
     def pytest_sessionstart(self) -> None:
         """Configure Hypothesis to neither shrink nor store failing examples."""
         phases = (Phase.explicit, Phase.generate)
         settings.register_profile("mutation", settings(), database=None, phases=phases)
         settings.load_profile("mutation")
-        if self._measured:
+        if self._covered_files:
             self._coverage.start()
 
     @pytest.hookimpl(trylast=True)
@@ -202,14 +205,14 @@ class _ResultPlugin:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         """Record each test's duration and covered lines."""
-        if self._measured:
+        if self._covered_files:
             self._coverage.switch_context(item.nodeid)
         started = time.monotonic()
         try:
             return (yield)
         finally:
             self.outcome.seconds[item.nodeid] = time.monotonic() - started
-            if self._measured:
+            if self._covered_files:
                 self._coverage.switch_context("")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -224,9 +227,9 @@ class _ResultPlugin:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
-        """Record which tests ran each line of each measured file."""
-        if not self._measured:
+        """Record which tests ran each line of each covered file."""
+        if not self._covered_files:
             return
         self._coverage.stop()
         data = self._coverage.get_data()
-        self.outcome.lines = {str(path): data.contexts_by_lineno(str(path)) for path in self._measured}
+        self.outcome.lines = {str(path): data.contexts_by_lineno(str(path)) for path in self._covered_files}

@@ -252,14 +252,14 @@ def _serve(checkout: Path, directory: Path, seed: int, pipe: connection.Connecti
     copy.enter()
     while True:
         match pipe.recv():
-            case "baseline", files, assigned_files, measured:
-                pipe.send(_baseline(copy, files, assigned_files, measured, seed))
+            case "baseline", files, assigned_files, covered_files:
+                pipe.send(_baseline(copy, files, assigned_files, covered_files, seed))
             case "mutant", mutant, tests, seconds:
                 pipe.send(_run_mutant(copy, mutant, tests, seconds, seed))
 
 
 def _baseline(
-    copy: CheckoutCopy, files: list[str], assigned_files: list[str], measured: list[str], seed: int
+    copy: CheckoutCopy, files: list[str], assigned_files: list[str], covered_files: list[str], seed: int
 ) -> Outcome:
     collected = copy.run(
         lambda: collect_libraries(files, copy.root), wall_seconds=BASELINE_SECONDS, cpu_seconds=BASELINE_SECONDS
@@ -267,7 +267,7 @@ def _baseline(
     if collected.failed:
         return collected
     preload(collected.modules)
-    paths = {str(copy.root / SOURCES / file): file for file in measured}
+    paths = {str(copy.root / SOURCES / file): file for file in covered_files}
     outcome = copy.run(
         lambda: run_tests(assigned_files, None, seed, list(map(Path, paths))) if assigned_files else Outcome(),
         wall_seconds=BASELINE_SECONDS,

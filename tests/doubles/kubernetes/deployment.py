@@ -15,7 +15,7 @@ LEASE_SECONDS = 30
 SMALL = {"cpus": 1, "memory": "512M", "disk": "1G"}
 
 
-class KubernetesDeployment(RemoteDeployment):
+class SandboxOnKubernetes(RemoteDeployment):
     """A server outside the cluster, and the API server of the double."""
 
     def __init__(self, directory):

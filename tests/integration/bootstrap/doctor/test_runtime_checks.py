@@ -8,7 +8,7 @@ from sandbox.bootstrap.doctor import runtime_checks
 from sandbox.bootstrap.runtime_selection import AUTO, RuntimeChoice
 from sandbox.interfaces.runtime import RuntimeProbe
 
-NAMESPACES = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)
+BUBBLEWRAP = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)
 NEEDS_KVM = RuntimeProbe("qemu", is_available=False, tier="vm", strength=30, remedy="Request it by name.")
 EMULATED = RuntimeProbe("qemu", is_available=True, tier="vm", strength=30, is_explicit_only=True)
 
@@ -17,9 +17,9 @@ EMULATED = RuntimeProbe("qemu", is_available=True, tier="vm", strength=30, is_ex
 def machine_without_kvm(monkeypatch):
     async def choose(requested, _):
         choices = {
-            AUTO: RuntimeChoice(NAMESPACES, [NEEDS_KVM, NAMESPACES]),
+            AUTO: RuntimeChoice(BUBBLEWRAP, [NEEDS_KVM, BUBBLEWRAP]),
             "qemu": RuntimeChoice(EMULATED, [EMULATED]),
-            "bubblewrap": RuntimeChoice(NAMESPACES, [NAMESPACES]),
+            "bubblewrap": RuntimeChoice(BUBBLEWRAP, [BUBBLEWRAP]),
         }
         return choices[requested]
 
@@ -35,7 +35,7 @@ def test_slow_runtime_is_not_reported_as_broken(tmp_path, monkeypatch):
     slow = RuntimeProbe("qemu", is_available=False, tier="vm", strength=30, remedy="…", is_explicit_only=True)
 
     async def choose(*_):
-        return RuntimeChoice(NAMESPACES, [slow, NAMESPACES])
+        return RuntimeChoice(BUBBLEWRAP, [slow, BUBBLEWRAP])
 
     monkeypatch.setattr(runtime_checks, "choose_runtime", choose)
     findings = runtime_checks.check_runtimes(AUTO, tmp_path)

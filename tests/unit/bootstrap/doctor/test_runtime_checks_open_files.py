@@ -9,7 +9,7 @@ from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.runtimes.programs.process_limits import HOST_PROGRAM_FILES_MAX
 
 SYSTEMD_FILE_MAX, SMALL_FILE_MAX = 2**63 - 1, 800_000
-NAMESPACES = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)
+BUBBLEWRAP = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)
 GVISOR = RuntimeProbe("gvisor", is_available=True, tier="gvisor", strength=20)
 
 
@@ -26,7 +26,7 @@ def set_file_max(tmp_path, monkeypatch):
 
 def test_small_limit_is_reported_with_the_fix(set_file_max):
     set_file_max(SMALL_FILE_MAX)
-    (finding,) = runtime_checks.check_open_files(NAMESPACES)
+    (finding,) = runtime_checks.check_open_files(BUBBLEWRAP)
     assert (finding.ok, finding.is_needed) == (False, False)
     assert "one task on bubblewrap can open all 800000 files" in finding.message
     assert "sysctl -w fs.file-max=9223372036854775807" in finding.remedy
@@ -34,9 +34,9 @@ def test_small_limit_is_reported_with_the_fix(set_file_max):
 
 def test_mapped_files_are_counted_even_if_closed(set_file_max):
     set_file_max(512 * 16384 + 1)
-    assert runtime_checks.check_open_files(NAMESPACES)
+    assert runtime_checks.check_open_files(BUBBLEWRAP)
     set_file_max(512 * (16384 + 65530) + 1)
-    assert not runtime_checks.check_open_files(NAMESPACES)
+    assert not runtime_checks.check_open_files(BUBBLEWRAP)
 
 
 def test_gvisor_counts_as_one_process_in_the_open_file_check(set_file_max):
@@ -48,7 +48,7 @@ def test_gvisor_counts_as_one_process_in_the_open_file_check(set_file_max):
 
 def test_nothing_is_reported_without_a_limit_or_without_a_sandbox(set_file_max):
     set_file_max(SYSTEMD_FILE_MAX)
-    assert not runtime_checks.check_open_files(NAMESPACES)
+    assert not runtime_checks.check_open_files(BUBBLEWRAP)
     set_file_max(SMALL_FILE_MAX)
     assert not runtime_checks.check_open_files(
         RuntimeProbe("bubblewrap", is_available=False, tier="namespaces", strength=10, remedy="no")

@@ -7,7 +7,7 @@ import pytest
 from sandbox.bootstrap.doctor import runtime_checks
 from sandbox.interfaces.runtime import RuntimeProbe
 
-NAMESPACES = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)
+BUBBLEWRAP = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)
 GVISOR = RuntimeProbe("gvisor", is_available=True, tier="gvisor", strength=20)
 BROKEN = RuntimeProbe("bubblewrap", is_available=False, tier="namespaces", strength=10, remedy="no")
 
@@ -40,7 +40,7 @@ def set_kernel(tmp_path, monkeypatch):
 )
 def test_kernel_without_preemption_is_reported_with_the_remedy(set_kernel, parameters, config):
     set_kernel(parameters, config)
-    (finding,) = runtime_checks.check_preemption(NAMESPACES)
+    (finding,) = runtime_checks.check_preemption(BUBBLEWRAP)
     assert (finding.ok, finding.is_needed) == (False, False)
     assert "one system call of a task on bubblewrap can occupy a processor" in finding.message
     assert "preempt=full" in finding.remedy
@@ -58,7 +58,7 @@ def test_kernel_without_preemption_is_reported_with_the_remedy(set_kernel, param
 )
 def test_kernel_with_preemption_or_an_unknown_mode_is_not_reported(set_kernel, parameters, config):
     set_kernel(parameters, config)
-    assert not runtime_checks.check_preemption(NAMESPACES)
+    assert not runtime_checks.check_preemption(BUBBLEWRAP)
 
 
 def test_runtimes_with_a_separate_kernel_and_unavailable_runtimes_are_not_reported(set_kernel):

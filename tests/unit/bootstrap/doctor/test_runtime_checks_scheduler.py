@@ -5,7 +5,7 @@ import pytest
 from sandbox.bootstrap.doctor import runtime_checks
 from sandbox.interfaces.runtime import RuntimeProbe
 
-NAMESPACES = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)
+BUBBLEWRAP = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)
 GVISOR = RuntimeProbe("gvisor", is_available=True, tier="gvisor", strength=20)
 BROKEN = RuntimeProbe("bubblewrap", is_available=False, tier="namespaces", strength=10, remedy="no")
 
@@ -17,7 +17,7 @@ def set_release(monkeypatch, release):
 @pytest.mark.parametrize("release", ["6.13.0", "6.13", "6.18.44-fc-v669", "6.17.9+deb14-amd64", "6.19.3"])
 def test_kernel_with_the_error_is_reported_with_the_remedy(monkeypatch, release):
     set_release(monkeypatch, release)
-    (finding,) = runtime_checks.check_scheduler(NAMESPACES)
+    (finding,) = runtime_checks.check_scheduler(BUBBLEWRAP)
     assert (finding.ok, finding.is_needed) == (False, False)
     assert "one task on bubblewrap" in finding.message
     assert "6.18.45" in finding.remedy
@@ -28,7 +28,7 @@ def test_kernel_with_the_error_is_reported_with_the_remedy(monkeypatch, release)
 )
 def test_kernel_without_the_error_is_not_reported(monkeypatch, release):
     set_release(monkeypatch, release)
-    assert not runtime_checks.check_scheduler(NAMESPACES)
+    assert not runtime_checks.check_scheduler(BUBBLEWRAP)
 
 
 def test_runtimes_with_a_separate_kernel_and_unavailable_runtimes_are_not_reported(monkeypatch):

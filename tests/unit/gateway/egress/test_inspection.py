@@ -86,7 +86,7 @@ def test_tls_tunnel_sends_no_plain_text_responses():
     full = EgressPolicy(EgressRules(is_unrestricted=True), "api.anthropic.com", allows_ip_addresses=True)
     tunnel = TlsInspector(full, "8.8.4.4", "8.8.4.4", 443).client_data_received(b"SSH-2.0-x\r\n")
     assert isinstance(tunnel, Tunnel)
-    assert (tunnel.greeting, tunnel.unreachable_response(504, "h is not responding.")) == (b"", b"")
+    assert (tunnel.established_response, tunnel.unreachable_response(504, "h is not responding.")) == (b"", b"")
 
 
 @pytest.mark.parametrize("address", ["8.8.4.4", "2606:4700::1", "::1"])

@@ -62,7 +62,7 @@ def test_tls_in_a_connect_tunnel_must_name_the_allowed_host(target):
     request = f"CONNECT {target}:443 HTTP/1.1\r\nHost: {target}:443\r\n\r\n".encode()
     tunnel = expect_tunnel(proxy().client_data_received(request))
     assert (tunnel.host, tunnel.port) == (target, 443)
-    assert tunnel.greeting.startswith(b"HTTP/1.1 200 ")
+    assert tunnel.established_response.startswith(b"HTTP/1.1 200 ")
     assert tunnel.stream_filter.start() == b""
     client_hello = hello(HOST)
     assert tunnel.stream_filter.client_data_received(client_hello[:100]) == b"", (
@@ -322,7 +322,7 @@ def test_tls_to_an_allowed_host_is_forwarded_from_its_first_byte():
     inspector = tls()
     assert inspector.client_data_received(client_hello[:50]) is None
     tunnel = expect_tunnel(inspector.client_data_received(client_hello[50:]))
-    assert (tunnel.host, tunnel.port, tunnel.greeting) == (HOST, 443, b"")
+    assert (tunnel.host, tunnel.port, tunnel.established_response) == (HOST, 443, b"")
     assert tunnel.stream_filter.start() == client_hello
 
 

@@ -13,7 +13,7 @@ LISTED = EgressRules((EgressRule("files.example.org"), EgressRule("*.example.net
 # The gateway sets allows_ip_addresses for the proxy of every task, regardless of the task's rules.
 ALLOW_LIST = EgressPolicy(LISTED, MODEL, allows_ip_addresses=True)
 FULL = EgressPolicy(EgressRules(is_unrestricted=True), MODEL, allows_ip_addresses=True)
-FULL_DIRECT = EgressPolicy(EgressRules(is_unrestricted=True), MODEL)
+FULL_TRANSPARENT = EgressPolicy(EgressRules(is_unrestricted=True), MODEL)
 
 LABEL = "a" * 63
 LONGEST = ".".join([LABEL] * 3 + ["a" * 61])
@@ -34,7 +34,7 @@ def test_proxy_denies_ip_addresses_with_an_allow_list(authority):
 
 def test_deny_reason_explains_how_addresses_can_be_reached():
     assert ALLOW_LIST.deny_reason("8.8.8.8", 443).endswith("IP addresses are reachable only with network_mode full.")
-    assert FULL_DIRECT.deny_reason("8.8.8.8", 443).endswith("IP addresses are reachable only through the proxy.")
+    assert FULL_TRANSPARENT.deny_reason("8.8.8.8", 443).endswith("IP addresses are reachable only through the proxy.")
     assert FULL.deny_reason("010.8.8.8", 443) == "an address must be four decimal numbers, or IPv6."
 
 

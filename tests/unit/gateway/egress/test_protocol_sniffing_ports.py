@@ -96,11 +96,11 @@ def test_only_one_http_request_for_the_host_is_forwarded():
         client_hello("other.example"),
     ],
 )
-@pytest.mark.parametrize("step", [1, 7, 10_000])
-def test_http_and_tls_for_another_host_are_denied(data, step):
+@pytest.mark.parametrize("piece_bytes", [1, 7, 10_000])
+def test_http_and_tls_for_another_host_are_denied(data, piece_bytes):
     inspector, outcome = create_inspector(), None
-    for begin in range(0, len(data), step):
-        outcome = inspector.client_data_received(data[begin : begin + step])
+    for begin in range(0, len(data), piece_bytes):
+        outcome = inspector.client_data_received(data[begin : begin + piece_bytes])
         if outcome is not None:
             break
     assert isinstance(outcome, Denial)

@@ -72,11 +72,11 @@ def hello_with_two_names() -> bytes:
     return records(message, message.index(first) + 20)
 
 
-def forward(data: bytes, *, step: int = 100_000) -> bytes | Denial:
+def forward(data: bytes, *, piece_bytes: int = 100_000) -> bytes | Denial:
     inspector, outcome, rest = TlsInspector(POLICY, HOST, "198.18.0.2", 443), None, b""
-    for begin in range(0, len(data), step):
-        outcome = inspector.client_data_received(data[begin : begin + step])
-        rest = data[begin + step :]
+    for begin in range(0, len(data), piece_bytes):
+        outcome = inspector.client_data_received(data[begin : begin + piece_bytes])
+        rest = data[begin + piece_bytes :]
         if outcome is not None:
             break
     if not isinstance(outcome, Tunnel):
@@ -89,20 +89,20 @@ def forward(data: bytes, *, step: int = 100_000) -> bytes | Denial:
     return forwarded + more
 
 
-@pytest.mark.parametrize("step", [1, 7, 100_000])
-def test_load_balancer_that_ignores_records_finds_the_allowed_name(step):
+@pytest.mark.parametrize("piece_bytes", [1, 7, 100_000])
+def test_load_balancer_that_ignores_records_finds_the_allowed_name(piece_bytes):
     data = hello_with_two_names()
     assert name_without_record_boundaries(data) == OTHER
-    forwarded = forward(data + APPLICATION_DATA, step=step)
+    forwarded = forward(data + APPLICATION_DATA, piece_bytes=piece_bytes)
     assert isinstance(forwarded, bytes)
     assert name_without_record_boundaries(forwarded) == HOST
 
 
-@pytest.mark.parametrize("step", [1, 7, 100_000])
+@pytest.mark.parametrize("piece_bytes", [1, 7, 100_000])
 @pytest.mark.parametrize("sizes", [(), (1,), (4,), (50, 1, 9), (1,) * 60])
-def test_fragmented_hello_is_forwarded_in_one_record(sizes, step):
+def test_fragmented_hello_is_forwarded_in_one_record(sizes, piece_bytes):
     hello = client_hello(HOST)
-    assert forward(records(hello[5:], *sizes) + APPLICATION_DATA, step=step) == hello + APPLICATION_DATA
+    assert forward(records(hello[5:], *sizes) + APPLICATION_DATA, piece_bytes=piece_bytes) == hello + APPLICATION_DATA
 
 
 @pytest.mark.parametrize(

@@ -26,28 +26,28 @@ def create_stream_filter(first: bytes = b""):
     return tunnel.stream_filter
 
 
-def forward(stream_filter, data: bytes, step: int):
-    """Return the forwarded data, or the denial, if the input arrives in pieces of `step` bytes."""
+def forward(stream_filter, data: bytes, piece_bytes: int):
+    """Return the forwarded data, or the denial, if the input arrives in pieces of `piece_bytes`."""
     forwarded = stream_filter.start()
-    for begin in range(0, len(data), step):
+    for begin in range(0, len(data), piece_bytes):
         if isinstance(forwarded, Denial):
             return forwarded
-        more = stream_filter.client_data_received(data[begin : begin + step])
+        more = stream_filter.client_data_received(data[begin : begin + piece_bytes])
         forwarded = more if isinstance(more, Denial) else forwarded + more
     return forwarded
 
 
-@pytest.mark.parametrize("step", [1, 6, 100_000])
+@pytest.mark.parametrize("piece_bytes", [1, 6, 100_000])
 @pytest.mark.parametrize(
     "before", [b"", CHANGE_CIPHER_SPEC, CHANGE_CIPHER_SPEC * 3, ALERT + CHANGE_CIPHER_SPEC + ALERT]
 )
-def test_second_hello_for_another_host_is_denied(before, step):
-    denial = forward(create_stream_filter(), before + client_hello(OTHER), step)
+def test_second_hello_for_another_host_is_denied(before, piece_bytes):
+    denial = forward(create_stream_filter(), before + client_hello(OTHER), piece_bytes)
     assert isinstance(denial, Denial)
     assert (denial.host, denial.port) == (OTHER, 443)
 
 
-@pytest.mark.parametrize("step", [1, 6, 100_000])
+@pytest.mark.parametrize("piece_bytes", [1, 6, 100_000])
 @pytest.mark.parametrize(
     "data",
     [
@@ -59,8 +59,8 @@ def test_second_hello_for_another_host_is_denied(before, step):
         ALERT + APPLICATION_DATA,
     ],
 )
-def test_records_of_one_connection_are_forwarded_unchanged(data, step):
-    assert forward(create_stream_filter(), data, step) == client_hello(HOST) + data
+def test_records_of_one_connection_are_forwarded_unchanged(data, piece_bytes):
+    assert forward(create_stream_filter(), data, piece_bytes) == client_hello(HOST) + data
 
 
 def in_one_record(*hellos: bytes) -> bytes:
@@ -68,15 +68,15 @@ def in_one_record(*hellos: bytes) -> bytes:
     return b"\x16\3\1" + len(messages).to_bytes(2) + messages
 
 
-@pytest.mark.parametrize("step", [1, 6, 100_000])
+@pytest.mark.parametrize("piece_bytes", [1, 6, 100_000])
 @pytest.mark.parametrize("following", [client_hello(OTHER), client_hello(HOST), client_hello(OTHER)[:10], b"-----x"])
-def test_second_hello_in_the_same_record_is_denied(following, step):
+def test_second_hello_in_the_same_record_is_denied(following, piece_bytes):
     inspector, outcome = TlsInspector(POLICY, HOST, "198.18.0.2", 443), None
     data = in_one_record(client_hello(HOST), following)
-    for begin in range(0, len(data), step):
-        outcome = outcome or inspector.client_data_received(data[begin : begin + step])
+    for begin in range(0, len(data), piece_bytes):
+        outcome = outcome or inspector.client_data_received(data[begin : begin + piece_bytes])
     assert isinstance(outcome, Denial)
-    assert isinstance(forward(create_stream_filter(), CHANGE_CIPHER_SPEC + data, step), Denial)
+    assert isinstance(forward(create_stream_filter(), CHANGE_CIPHER_SPEC + data, piece_bytes), Denial)
     split = in_one_record(client_hello(HOST)[:50]) + in_one_record(b"-----" + client_hello(HOST)[50:], following)
     assert isinstance(TlsInspector(POLICY, HOST, "198.18.0.2", 443).client_data_received(split), Denial)
 
@@ -113,7 +113,7 @@ def early_data_hello(name: str) -> bytes:
     return client_hello(name, extra_extensions=b"\0\x2a\0\0")
 
 
-@pytest.mark.parametrize("step", [1, 6, 100_000])
+@pytest.mark.parametrize("piece_bytes", [1, 6, 100_000])
 @pytest.mark.parametrize(
     "before",
     [
@@ -122,43 +122,45 @@ def early_data_hello(name: str) -> bytes:
         b"\x17\3\3\x40\0" + bytes(0x4000) + CHANGE_CIPHER_SPEC,
     ],
 )
-def test_second_hello_for_another_host_is_denied_after_early_data(before, step):
+def test_second_hello_for_another_host_is_denied_after_early_data(before, piece_bytes):
     tunnel = TlsInspector(POLICY, HOST, "198.18.0.2", 443).client_data_received(early_data_hello(HOST))
-    denial = forward(tunnel.stream_filter, before + client_hello(OTHER), step)
+    denial = forward(tunnel.stream_filter, before + client_hello(OTHER), piece_bytes)
     assert isinstance(denial, Denial)
     assert (denial.host, denial.port) == (OTHER, 443)
 
 
-@pytest.mark.parametrize("step", [1, 6, 100_000])
+@pytest.mark.parametrize("piece_bytes", [1, 6, 100_000])
 @pytest.mark.parametrize(
     "following",
     [b"", CHANGE_CIPHER_SPEC + APPLICATION_DATA * 9, client_hello(HOST) + CHANGE_CIPHER_SPEC + APPLICATION_DATA * 2],
 )
-def test_resumed_session_with_early_data_is_forwarded(following, step):
+def test_resumed_session_with_early_data_is_forwarded(following, piece_bytes):
     tunnel = TlsInspector(POLICY, HOST, "198.18.0.2", 443).client_data_received(early_data_hello(HOST))
     assert (
-        forward(tunnel.stream_filter, APPLICATION_DATA + following, step)
+        forward(tunnel.stream_filter, APPLICATION_DATA + following, piece_bytes)
         == early_data_hello(HOST) + APPLICATION_DATA + following
     )
 
 
-@pytest.mark.parametrize("step", [1, 6, 100_000])
+@pytest.mark.parametrize("piece_bytes", [1, 6, 100_000])
 @pytest.mark.parametrize("nonstandard", [b"\x16\4\1", b"\x16\3\1\0\0\x16\3\1"])
-def test_second_hello_in_nonstandard_records_is_denied(nonstandard, step):
+def test_second_hello_in_nonstandard_records_is_denied(nonstandard, piece_bytes):
     other = client_hello(OTHER)
-    assert isinstance(forward(create_stream_filter(), CHANGE_CIPHER_SPEC + nonstandard + other[3:], step), Denial)
+    assert isinstance(
+        forward(create_stream_filter(), CHANGE_CIPHER_SPEC + nonstandard + other[3:], piece_bytes), Denial
+    )
     split = other[:3] + b"\0\1" + other[5:6] + nonstandard + (len(other) - 6).to_bytes(2) + other[6:]
-    assert isinstance(forward(create_stream_filter(), split, step), Denial)
+    assert isinstance(forward(create_stream_filter(), split, piece_bytes), Denial)
 
 
-@pytest.mark.parametrize("step", [1, 6, 100_000])
+@pytest.mark.parametrize("piece_bytes", [1, 6, 100_000])
 @pytest.mark.parametrize("between", [CHANGE_CIPHER_SPEC, ALERT, CHANGE_CIPHER_SPEC * 2, APPLICATION_DATA])
 @pytest.mark.parametrize("cut", [1, 3, 10, 60])
-def test_second_hello_split_by_another_record_is_denied(cut, between, step):
+def test_second_hello_split_by_another_record_is_denied(cut, between, piece_bytes):
     """OpenSSL skips the record between the fragments and joins the fragments before and after it."""
     message = client_hello(OTHER)[5:]
     parts = [b"\x16\3\3" + len(part).to_bytes(2) + part for part in (message[:cut], message[cut:])]
-    assert isinstance(forward(create_stream_filter(), between.join(parts), step), Denial)
+    assert isinstance(forward(create_stream_filter(), between.join(parts), piece_bytes), Denial)
 
 
 @pytest.mark.parametrize("curve", [None, "secp384r1"])

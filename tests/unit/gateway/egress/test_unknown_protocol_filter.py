@@ -40,10 +40,10 @@ def create_stream_filter() -> StreamFilter:
     return tunnel.stream_filter
 
 
-def feed(stream_filter: StreamFilter, data: bytes, step: int) -> tuple[bytes, Denial | None]:
+def feed(stream_filter: StreamFilter, data: bytes, piece_bytes: int) -> tuple[bytes, Denial | None]:
     """Return the data forwarded to the host, and the denial that ends the stream, if any."""
     forwarded = bytearray()
-    for piece in [*(data[begin : begin + step] for begin in range(0, len(data), step)), b""]:
+    for piece in [*(data[begin : begin + piece_bytes] for begin in range(0, len(data), piece_bytes)), b""]:
         result = stream_filter.client_data_received(piece)
         if isinstance(result, Denial):
             return bytes(forwarded), result
@@ -203,10 +203,10 @@ LEGITIMATE = {
 }
 
 
-@pytest.mark.parametrize("step", [1, 7, 100_000])
+@pytest.mark.parametrize("piece_bytes", [1, 7, 100_000])
 @pytest.mark.parametrize("name", HTTP_ATTACKS)
-def test_http_for_another_host_is_denied_after_any_prefix(name, step):
-    forwarded, denial = feed(create_stream_filter(), HTTP_ATTACKS[name], step)
+def test_http_for_another_host_is_denied_after_any_prefix(name, piece_bytes):
+    forwarded, denial = feed(create_stream_filter(), HTTP_ATTACKS[name], piece_bytes)
     assert denial is not None
     assert denial.host in (HOST, OTHER)
     assert OTHER.encode() + b"\r\n" not in forwarded
@@ -214,32 +214,34 @@ def test_http_for_another_host_is_denied_after_any_prefix(name, step):
     assert request < 0 or len(forwarded) <= request + len("HTTP/1.1\0"), "the request line is incomplete"
 
 
-@pytest.mark.parametrize("step", [1, 7, 100_000])
+@pytest.mark.parametrize("piece_bytes", [1, 7, 100_000])
 @pytest.mark.parametrize(
     "line",
     [b"GET x HTTP/1.1", b'"GET" / HTTP/1.1', b"GET / HTTP/1X", b'GET / HTTP/1.1"', b"\0G1 /\x85HTTP/1;1"],
 )
-def test_line_that_may_be_a_request_must_name_this_host(line, step):
-    forwarded, denial = feed(create_stream_filter(), b"PING\r\n" + line + b"\r\nHost: other.example\r\n\r\n", step)
+def test_line_that_may_be_a_request_must_name_this_host(line, piece_bytes):
+    forwarded, denial = feed(
+        create_stream_filter(), b"PING\r\n" + line + b"\r\nHost: other.example\r\n\r\n", piece_bytes
+    )
     assert denial is not None
     assert OTHER.encode() + b"\r\n" not in forwarded
     matching = b"PING\r\n" + line + f"\r\nHost: {HOST}:{PORT}\r\n\r\n".encode()
-    assert feed(create_stream_filter(), matching, step) == (matching, None)
+    assert feed(create_stream_filter(), matching, piece_bytes) == (matching, None)
 
 
-@pytest.mark.parametrize("step", [1, 7, 100_000])
+@pytest.mark.parametrize("piece_bytes", [1, 7, 100_000])
 @pytest.mark.parametrize("name", TLS_ATTACKS)
-def test_tls_for_another_host_is_denied_after_any_prefix(name, step):
-    forwarded, denial = feed(create_stream_filter(), TLS_ATTACKS[name], step)
+def test_tls_for_another_host_is_denied_after_any_prefix(name, piece_bytes):
+    forwarded, denial = feed(create_stream_filter(), TLS_ATTACKS[name], piece_bytes)
     assert denial is not None
     assert denial.host in (HOST, OTHER)
     assert len(forwarded) < len(TLS_ATTACKS[name])
 
 
-@pytest.mark.parametrize("step", [1, 7, 100_000])
+@pytest.mark.parametrize("piece_bytes", [1, 7, 100_000])
 @pytest.mark.parametrize("name", LEGITIMATE)
-def test_other_protocol_is_forwarded_unchanged(name, step):
-    assert feed(create_stream_filter(), LEGITIMATE[name], step) == (LEGITIMATE[name], None)
+def test_other_protocol_is_forwarded_unchanged(name, piece_bytes):
+    assert feed(create_stream_filter(), LEGITIMATE[name], piece_bytes) == (LEGITIMATE[name], None)
 
 
 @pytest.mark.parametrize(
@@ -251,10 +253,13 @@ def test_other_protocol_is_forwarded_unchanged(name, step):
         b"AMQP\0\0\x09\1",
     ],
 )
-@pytest.mark.parametrize("step", [1, 100])
-def test_data_before_a_response_is_forwarded_immediately(data, step):
+@pytest.mark.parametrize("piece_bytes", [1, 100])
+def test_data_before_a_response_is_forwarded_immediately(data, piece_bytes):
     stream_filter = create_stream_filter()
-    forwarded = [stream_filter.client_data_received(data[begin : begin + step]) for begin in range(0, len(data), step)]
+    forwarded = [
+        stream_filter.client_data_received(data[begin : begin + piece_bytes])
+        for begin in range(0, len(data), piece_bytes)
+    ]
     assert b"".join(one for one in forwarded if isinstance(one, bytes)) == data
 
 
