@@ -11,7 +11,7 @@ State = bodies.State
 
 Submitted = bodies.SubmittedBody
 Checked = bodies.DryRunBody
-Definition = bodies.ResolvedManifestBody
+ResolvedManifest = bodies.ResolvedManifestBody
 Links = bodies.LinksBody
 
 Task = bodies.TaskBody

@@ -11,10 +11,17 @@ def compute_host_proof(
     """Return the proof for one challenge.
 
     worker_nonce: the random number in the worker's claim.
-    certificate_fingerprint: SHA-256 (hex) of the certificate that the server presented, so that no other server can pass the
-        proof on.
+    certificate_fingerprint: SHA-256 (hex) of the certificate that the server presented, so that no other server can
+        pass the proof on.
     """
-    parts = (_PURPOSE, challenge, attempt_id.encode(), host.encode(), worker_nonce, bytes.fromhex(certificate_fingerprint))
+    parts = (
+        _PURPOSE,
+        challenge,
+        attempt_id.encode(),
+        host.encode(),
+        worker_nonce,
+        bytes.fromhex(certificate_fingerprint),
+    )
     # The lengths make the message unambiguous.
     message = b"".join(len(part).to_bytes(4) + part for part in parts)
     return hmac.digest(key, message, "sha256")

@@ -14,7 +14,7 @@ NAMES = {
     "Attempt": "AttemptBody",
     "Cancellation": "CancelledBody",
     "Checked": "DryRunBody",
-    "Definition": "ResolvedManifestBody",
+    "ResolvedManifest": "ResolvedManifestBody",
     "Draining": "DrainBody",
     "Host": "HostBody",
     "HostList": "HostListBody",
