@@ -115,7 +115,8 @@ class ImageStore:
         """Remove the remains of a killed build. Does nothing during a build."""
         if not (self._root / _BUILD_DIRECTORY).exists():
             return
-        with suppress(ProfileBusyError), self._locked():
+        # Another process may remove the same build, or the whole profile.
+        with suppress(ProfileBusyError, FileNotFoundError), self._locked():
             shutil.rmtree(self._root / _BUILD_DIRECTORY)
 
     def install(self, build_directory: Path, metadata: ImageMetadata) -> ImageMetadata:
@@ -184,7 +185,11 @@ class ImageStore:
         raise self._unusable_error("is being removed" if image.exists() else "is gone")
 
     def _image_directory(self, digest: str) -> Path:
-        return self._root / digest.removeprefix("sha256:")
+        """Return the directory of an image. Raises ImageUnusableError if this is not a digest, such as `../x`."""
+        name = digest.removeprefix("sha256:")
+        if not _IMAGE_NAME.fullmatch(name):
+            raise self._unusable_error("has an invalid digest")
+        return self._root / name
 
     def _current_name(self) -> str | None:
         """Return the content of `current`; None if it does not exist. Raises ImageUnusableError."""
@@ -290,7 +295,9 @@ class ImageLocks:
             raise AttemptError(FailureCode.PROVISION_FAILED, error.message) from error
 
 
-_CHUNK_BYTES = 1024 * 1024
+CHUNK_BYTES = 256 * 1024
+"""Maximum size of the parts in which a tree is read."""
+
 _END_OF_ARCHIVE = bytes(1024)
 
 
@@ -322,7 +329,7 @@ def compute_digest(root: Path) -> TreeDigest:
 
 
 def read_tree(root: Path) -> Iterator[bytes]:
-    """Yield the tar of a tree of which its digest is the SHA-256. Raises OSError."""
+    """Yield the tar of a tree of which its digest is the SHA-256, in parts of at most CHUNK_BYTES. Raises OSError."""
     for path, name in _walk(str(root), "."):
         yield from _read_entry(path, name, os.lstat(path))
     yield _END_OF_ARCHIVE
@@ -354,6 +361,6 @@ def _read_entry(path: str, name: str, status: os.stat_result) -> Iterator[bytes]
     yield _header(path, name, status)
     if stat.S_ISREG(status.st_mode):
         with open(path, "rb") as file:  # noqa: PTH123
-            while chunk := file.read(_CHUNK_BYTES):
+            while chunk := file.read(CHUNK_BYTES):
                 yield chunk
         yield bytes(-status.st_size % 512)

@@ -1,15 +1,17 @@
 """Copies images from the server to other hosts. A copy has the same digest, which is computed again on its host."""
 
+import errno
+import os
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from io import BytesIO
-from os import close
 from pathlib import Path
 
 from sandbox.images.build import create_rootfs
 from sandbox.images.errors import ImageRefusedError, ProfileBusyError
 from sandbox.images.image_definition import IMAGE_BYTES_MAX, IMAGE_ENTRIES_MAX
-from sandbox.images.image_store import ImageMetadata, ImageStore, compute_digest, read_tree
+from sandbox.images.image_store import CHUNK_BYTES, ImageMetadata, ImageStore, compute_digest, read_tree
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.limited_streams import ByteBudget, TarStream
 from sandbox.images.profile_catalog import ProfileCatalog
@@ -21,12 +23,13 @@ from sandbox.interfaces.images import (
     ImageUnusableError,
 )
 from sandbox.model.errors import error_reason
+from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES
 from sandbox.model.isolation_tier import TIERS, is_strong_enough
 
 RECEIVED_IMAGE_SOURCE = "the server"
 """The source of an image that this host got from a server."""
 
-_PART_BYTES = 256 * 1024
+_PART_BYTES = CHUNK_BYTES
 _ENTRY_OVERHEAD_BYTES = 2048
 """Size of the header and the padding of an entry with a short path."""
 
@@ -53,7 +56,7 @@ class StoredImageContent:
     def close(self) -> None:
         """Implements `ImageContent.close`."""
         if self._lock_fd is not None:
-            close(self._lock_fd)
+            os.close(self._lock_fd)
             self._lock_fd = None
 
 
@@ -86,6 +89,7 @@ class ReceivedImages:
         self._catalog = ProfileCatalog(data_dir)
         self._locks: dict[str, int] = {}
         """The descriptors that protect copies from removal, keyed by digest."""
+        self._finding = threading.Lock()
 
     def find(self, image: ImageReference, tier: str) -> Image | None:
         """Implements `ImageCopies.find`."""
@@ -95,21 +99,30 @@ class ReceivedImages:
                 f"host's runtime has tier {tier}."
             )
         store = self._catalog.image_store(image.profile)
-        try:
-            if image.digest not in self._locks:
-                self._locks[image.digest] = store.lock_image(image.digest)
-            metadata = store.read(image.digest)
-        except ImageUnusableError:
-            self._unlock(image.digest)
-            return None
-        if metadata.layout_version != IMAGE_LAYOUT_VERSION:
-            self._unlock(image.digest)
-            return None
+        with self._finding:
+            try:
+                self._lock(store, image.digest)
+                metadata = store.read(image.digest)
+            except ImageUnusableError:
+                self._unlock(image.digest)
+                return None
+            if metadata.layout_version != IMAGE_LAYOUT_VERSION:
+                self._unlock(image.digest)
+                return None
         return Image(image.profile, image.digest, str(store.rootfs_path(image.digest)))
+
+    def _lock(self, store: ImageStore, digest: str) -> None:
+        """Lock the directory that now has the image's name: it may have been replaced since an earlier call.
+
+        Raises ImageUnusableError.
+        """
+        lock_fd = store.lock_image(digest)
+        self._unlock(digest)
+        self._locks[digest] = lock_fd
 
     def _unlock(self, digest: str) -> None:
         if (lock_fd := self._locks.pop(digest, None)) is not None:
-            close(lock_fd)
+            os.close(lock_fd)
 
     def check_no_own_image(self, profile: str) -> None:
         """Implements `ImageCopies.check_no_own_image`."""
@@ -140,12 +153,20 @@ class ReceivedImages:
             ) from error
 
     def _receive(self, store: ImageStore, part: Path, image: ImageReference, read: Callable[[], bytes]) -> None:
+        image_bytes = min(image.size_bytes, IMAGE_BYTES_MAX)
+        _check_free_space(part, image_bytes)
         rootfs = create_rootfs(part)
-        size_max = min(image.size_bytes, IMAGE_BYTES_MAX) + IMAGE_ENTRIES_MAX * _ENTRY_OVERHEAD_BYTES
-        digest = apply_layer(TarStream(_PartReader(read), ByteBudget(size_max)), rootfs)
-        tree = compute_digest(rootfs.root)
-        if not digest == tree.digest == image.digest:
+        size_max = image_bytes + IMAGE_ENTRIES_MAX * _ENTRY_OVERHEAD_BYTES
+        digest = apply_layer(TarStream(_PartReader(read), ByteBudget(size_max)), rootfs, has_whiteouts=False)
+        if digest != image.digest:
             raise ImageRefusedError("Its content has another digest.")
+        tree = compute_digest(rootfs.root)
+        if tree.digest != digest:
+            raise OSError(
+                errno.EIO,
+                f"The files of the image {image.name} differ from what the server sent after they were written to "
+                f"{part.parent}; check the disk of this host",
+            )
         store.install(
             part,
             ImageMetadata(
@@ -157,6 +178,18 @@ class ReceivedImages:
                 entries=tree.entries,
                 minimum_tier=image.minimum_tier,
             ),
+        )
+
+
+def _check_free_space(directory: Path, image_bytes: int) -> None:
+    """Check that an image of this size leaves enough space for the output of the tasks on this host. Raises OSError."""
+    found = os.statvfs(directory)
+    free_bytes = found.f_bavail * found.f_frsize
+    if free_bytes < image_bytes + OUTPUT_FREE_BYTES:
+        needed, reserved, free = (f"{size / 1024**3:.1f} GiB" for size in (image_bytes, OUTPUT_FREE_BYTES, free_bytes))
+        raise OSError(
+            errno.ENOSPC,
+            f"The image needs {needed}, and {reserved} must stay free, but {directory.parent} has {free} of free space",
         )
 
 

@@ -4,6 +4,7 @@ The files may come from hostile archives. Paths are resolved from the image's ro
 link to /etc refers to the image's own /etc. No other process may write to the directory at the same time.
 """
 
+import errno
 import os
 import shutil
 import stat
@@ -23,6 +24,7 @@ from sandbox.images.image_definition import (
 )
 
 _CHUNK_BYTES = 1024 * 1024
+_PATH_ERRNOS = (errno.EILSEQ, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR)
 _NAME_BYTES_MAX = 255  # the limit in common file systems
 
 
@@ -145,6 +147,8 @@ class RootFsWriter:
         try:
             path = os.path.join(self._walk(parts[:-1], creates_missing=True), parts[-1])  # noqa: PTH118
         except OSError as error:
+            if error.errno not in _PATH_ERRNOS:
+                raise  # the disk is the cause, not the image
             raise ImageRefusedError(f"The image has an invalid path: {error.strerror}.") from error
         self._mark_added(path)
         return path

@@ -66,7 +66,7 @@ def build(catalog, add, name="tools", definition=DEFINITION, components=None):
 
 def images(catalog, name="tools"):
     image_store = catalog.image_store(name)
-    return sorted(path.name for path in image_store.rootfs_path("").parent.iterdir() if len(path.name) == 64)
+    return sorted(path.name for path in image_store.rootfs_path("0" * 64).parent.parent.iterdir() if len(path.name) == 64)
 
 
 def image_of(catalog, name="tools", tier="namespaces"):

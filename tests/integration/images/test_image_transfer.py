@@ -1,17 +1,28 @@
 """Copies of images on other hosts: the digest of the content decides, never the name."""
 
 import dataclasses
+import errno
+import fcntl
 import hashlib
+import io
 import os
+import shutil
 import threading
+import tracemalloc
+from datetime import date
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from doubles.image_archives import directory, entry, layer, minimal_root, oci_archive, symlink
-from sandbox.images.build import import_image
-from sandbox.images.image_store import read_tree
+from sandbox.images import image_transfer
+from sandbox.images.build import build_image, import_image
+from sandbox.images.image_definition import ImageDefinition
+from sandbox.images.image_store import ImageStore, read_tree
 from sandbox.images.image_transfer import ReceivedImages, SharedImages
+from sandbox.images.oci.layer import apply_layer
+from sandbox.images.oci.limited_streams import ByteBudget, TarStream
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.images import ImageReceptionBusyError, ImageReference, ImageUnusableError
 
@@ -221,3 +232,153 @@ def test_host_may_have_no_image_of_its_own_if_the_server_has_none(hosts, add, ro
 def test_names_from_outside_are_checked(hosts):
     with pytest.raises(Exception, match="profile name"):
         hosts.host.find(ImageReference("../x", "sha256:" + "0" * 64, 1), "vm")
+
+
+@pytest.mark.parametrize("digest", ["sha256:../../outside", "{host}/outside"])
+def test_digest_does_not_lead_to_another_directory(hosts, add, digest):
+    image, digest = add(), digest.format(host=hosts.host_data_dir)
+    hosts.host.receive(image, hosts.reader(image))
+    copy = hosts.host_data_dir / "profiles/tools" / image.digest[7:]
+    outside = shutil.copytree(copy, hosts.host_data_dir / "outside", symlinks=True)
+    record = outside / "record.json"
+    record.write_text(record.read_text().replace(image.digest, digest))
+    assert hosts.host.find(msgspec.structs.replace(image, digest=digest), "vm") is None
+    assert hosts.host.find(image, "vm") is not None
+
+
+class TestHostErrors:
+    """An error of the host is not blamed on the image, so the task can run on another host."""
+
+    GIB = 1024**3
+
+    @pytest.fixture
+    def free_bytes(self, monkeypatch):
+        """Return a function that sets the free space of the host."""
+
+        def free_bytes(size):
+            monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=size, f_frsize=1))
+
+        return free_bytes
+
+    def test_image_that_is_too_large_for_the_disk_is_not_received(self, hosts, add, free_bytes):
+        image, reads = add(LARGE), []
+        free_bytes(self.GIB + image.size_bytes - 1)
+        with pytest.raises(OSError, match=r"The image needs 0\.0 GiB, and 1\.0 GiB must stay free") as caught:
+            hosts.host.receive(image, lambda: reads.append(1))
+        assert (caught.value.errno, reads, hosts.copies()) == (errno.ENOSPC, [], [])
+
+    def test_image_for_which_the_disk_is_just_large_enough_is_received(self, hosts, add, free_bytes):
+        image = add(LARGE)
+        free_bytes(self.GIB + image.size_bytes)
+        hosts.host.receive(image, hosts.reader(image))
+        assert hosts.host.find(image, "namespaces") is not None
+
+    def test_files_that_the_host_writes_wrongly_are_an_error_of_the_host(self, hosts, add, monkeypatch):
+        image, compute_digest = add(), image_transfer.compute_digest
+
+        def damage(root):
+            (root / "etc/passwd").write_bytes(b"damaged")
+            return compute_digest(root)
+
+        monkeypatch.setattr(image_transfer, "compute_digest", damage)
+        with pytest.raises(OSError, match="differ from what the server sent") as caught:
+            hosts.host.receive(image, hosts.reader(image))
+        assert (caught.value.errno, hosts.host.find(image, "namespaces"), hosts.copies()) == (errno.EIO, None, [])
+        monkeypatch.undo()
+        hosts.host.receive(image, hosts.reader(image))
+        assert hosts.host.find(image, "namespaces") is not None
+
+
+def test_little_of_an_image_is_in_memory(hosts, add):
+    content = hosts.source.open(add(layer(entry("large", b"x" * 4_000_000))))
+    tracemalloc.start()
+    try:
+        sizes = {len(content.read()) for _ in range(8)}
+        kept_bytes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        content.close()
+    assert (sizes, kept_bytes < 600_000) == ({256 * 1024}, True)
+
+
+def is_locked(copy):
+    """Return whether a process protects this copy from removal."""
+    descriptor = os.open(os.path.dirname(copy.directory), os.O_RDONLY)  # noqa: PTH120
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def test_copy_that_replaces_a_deleted_one_is_protected(hosts, add):
+    image = add()
+    hosts.host.receive(image, hosts.reader(image))
+    copy = hosts.host.find(image, "namespaces")
+    assert is_locked(copy)
+    shutil.rmtree(hosts.host_data_dir / "profiles")
+    ReceivedImages(hosts.host_data_dir).receive(image, hosts.reader(image))
+    assert hosts.host.find(image, "namespaces") == copy
+    assert is_locked(copy)
+
+
+def test_copy_stays_protected_if_another_search_finds_it_damaged(hosts, add, monkeypatch):
+    image, read = add(), ImageStore.read
+    hosts.host.receive(image, hosts.reader(image))
+    is_reading, is_found, results = threading.Event(), threading.Event(), []
+
+    def read_damaged(store, digest):
+        monkeypatch.setattr(ImageStore, "read", read)
+        is_reading.set()
+        is_found.wait(0.5)  # a search that does not wait for this one has ended by then
+        raise ImageUnusableError("It is damaged.")
+
+    monkeypatch.setattr(ImageStore, "read", read_damaged)
+    first = threading.Thread(target=lambda: results.append(hosts.host.find(image, "namespaces")))
+    first.start()
+    assert is_reading.wait(20)
+    copy = hosts.host.find(image, "namespaces")
+    is_found.set()
+    first.join(20)
+    assert results == [None]
+    assert is_locked(copy)
+
+
+def test_names_that_mean_whiteouts_in_layers_are_copied(hosts, root_layer):
+    def install(_, tree, __):
+        apply_layer(TarStream(io.BytesIO(root_layer), ByteBudget(2**30)), tree)
+
+    files = {"/opt/.wh.tool": "1", "/opt/tool": "2", "/opt/.wh..wh..opq": "3", "/opt/.wh.d/file": "4"}
+    build_image(hosts.source.image_store("tools"), ImageDefinition("x", date(2026, 1, 1), files=files), {}, install)
+    image = hosts.source.find_reference("tools")
+    hosts.host.receive(image, hosts.reader(image))
+    directory = hosts.host.find(image, "namespaces").directory
+    for path, text in files.items():
+        with open(f"{directory}{path}") as file:  # noqa: PTH123
+            assert file.read() == text
+
+
+class TestLayoutVersion:
+    """Images whose mount points may differ from those of this version of Sandbox."""
+
+    def change(self, store, digest):
+        record = store.rootfs_path(digest).with_name("record.json")
+        content = record.read_text()
+        record.write_text(content.replace('"layout": 1', '"layout": 99'))
+        assert record.read_text() != content
+
+    def test_image_of_the_server_is_refused(self, hosts, add):
+        image = add()
+        self.change(hosts.source.image_store("tools"), image.digest)
+        with pytest.raises(ImageUnusableError, match="different version of Sandbox; build it again"):
+            hosts.source.find_reference("tools")
+
+    def test_image_of_the_host_is_replaced_by_that_of_the_server(self, hosts, add):
+        image = add()
+        hosts.host.receive(image, hosts.reader(image))
+        self.change(ImageStore(hosts.host_data_dir, "tools"), image.digest)
+        assert hosts.host.find(image, "namespaces") is None
+        hosts.host.receive(image, hosts.reader(image))
+        assert hosts.host.find(image, "namespaces") is not None

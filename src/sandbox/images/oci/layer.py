@@ -16,8 +16,10 @@ _RESERVED_PREFIX = ".wh..wh."
 _GLOBAL_HEADERS_MAX = 100
 
 
-def apply_layer(stream: TarStream, rootfs: RootFsWriter) -> str:
+def apply_layer(stream: TarStream, rootfs: RootFsWriter, *, has_whiteouts: bool = True) -> str:
     """Apply a layer. Returns the digest of the stream.
+
+    has_whiteouts: names that start with `.wh.` remove files of earlier layers. Otherwise they are ordinary names.
 
     Owners and permissions are normalized: files are readable by everybody and writable by their owner, and have no
     setuid bits or capabilities.
@@ -30,7 +32,8 @@ def apply_layer(stream: TarStream, rootfs: RootFsWriter) -> str:
             stream.end_header()
             check_global_headers(tar)
             cast("Any", tar).members.clear()  # otherwise tarfile would keep up to a million members
-            _apply_member(tar, member, rootfs)
+            if not (has_whiteouts and _apply_whiteout(member.name, rootfs)):
+                _apply_member(tar, member, rootfs)
             stream.start_header()
     return stream.read_digest()
 
@@ -56,10 +59,7 @@ def converting_tar_errors() -> Iterator[None]:
 
 def _apply_member(tar: tarfile.TarFile, member: tarfile.TarInfo, rootfs: RootFsWriter) -> None:
     name = member.name
-    base = name.rstrip("/").rpartition("/")[2]
-    if base.startswith(_WHITEOUT):
-        _apply_whiteout(name, base, rootfs)
-    elif member.isdir():
+    if member.isdir():
         rootfs.add_directory(name)
     elif member.issym():
         rootfs.add_link(name, member.linkname)
@@ -73,7 +73,11 @@ def _apply_member(tar: tarfile.TarFile, member: tarfile.TarInfo, rootfs: RootFsW
         raise ImageRefusedError(f"The image has an entry of unknown type: {name[:200]}")
 
 
-def _apply_whiteout(name: str, base: str, rootfs: RootFsWriter) -> None:
+def _apply_whiteout(name: str, rootfs: RootFsWriter) -> bool:
+    """Apply an entry if it is a whiteout. Returns whether it is one. Raises ImageRefusedError."""
+    base = name.rstrip("/").rpartition("/")[2]
+    if not base.startswith(_WHITEOUT):
+        return False
     parent = name.rstrip("/").removesuffix(base)
     if base == _OPAQUE_WHITEOUT:
         rootfs.apply_opaque_whiteout(parent)
@@ -82,3 +86,4 @@ def _apply_whiteout(name: str, base: str, rootfs: RootFsWriter) -> None:
         if hidden in {"", "."}:
             raise ImageRefusedError(f"The image has a whiteout without a name: {name[:200]}")
         rootfs.apply_whiteout(parent + hidden)
+    return True

@@ -1,7 +1,9 @@
 """Layers are applied only inside their tree."""
 
 import contextlib
+import errno
 import io
+import os
 import stat
 import tarfile
 import tracemalloc
@@ -246,6 +248,16 @@ def test_layer_over_its_unpacked_limit_is_rejected(tree):
 def test_path_that_is_too_long_is_rejected(tree, name):
     with pytest.raises(ImageRefusedError):
         tree.apply(layer(entry(name, b"")))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+def test_error_of_the_disk_is_not_an_error_of_the_image(tree, monkeypatch, number):
+    def fail(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(rootfs_writer, "_make_directory", fail)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        tree.apply(layer(entry("parent/file", b"")))
 
 
 def test_huge_header_is_rejected_without_being_read(tree):
