@@ -4,6 +4,7 @@ import base64
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -19,6 +20,7 @@ def pruned_root(data_dir: Path) -> Path:
 
 
 ATTEMPT_ID_PATTERN = "[a-z2-7]{12}"
+AttemptId = Annotated[str, msgspec.Meta(pattern=rf"\A{ATTEMPT_ID_PATTERN}\Z")]
 
 
 def new_attempt_id() -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import msgspec
 
-from sandbox.interfaces.file_layout import ATTEMPT_ID_PATTERN
+from sandbox.interfaces.file_layout import AttemptId
 
 CREDENTIAL_REQUESTS_MAX = 8
 """Maximum number of requests per clone. Additional requests get no credentials."""
@@ -54,7 +54,7 @@ class CredentialRequest(msgspec.Struct, frozen=True, tag="credential_request"):
     """An attempt needs credentials for its clone. number: repeated in the `CredentialAnswer`."""
 
     number: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-    attempt_id: Annotated[str, msgspec.Meta(pattern=rf"\A{ATTEMPT_ID_PATTERN}\Z")]
+    attempt_id: AttemptId
     protocol: Annotated[str, msgspec.Meta(pattern=r"\Ahttps?\Z")]
     host: Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x20\x7f-\x9f]{1,300}\Z")]
 

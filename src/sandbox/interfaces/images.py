@@ -1,7 +1,7 @@
 """Images, the read-only root file systems that profiles resolve to."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 
@@ -25,6 +25,10 @@ IMAGE_LAYOUT_VERSION = 1
 """Version of IMAGE_DIRECTORIES and IMAGE_FILES. An image with a different version must be rebuilt."""
 
 
+ImageDigest = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
+"""SHA-256 of an image's tree. Messages with any other form are refused when they are decoded."""
+
+
 class Image(msgspec.Struct, frozen=True):
     """One image of a profile. Images are immutable; another build creates another image.
 
@@ -33,7 +37,7 @@ class Image(msgspec.Struct, frozen=True):
     """
 
     profile: str
-    digest: str
+    digest: ImageDigest
     directory: str
 
     @property
@@ -55,6 +59,20 @@ class ImageReceptionBusyError(SandboxError):
     retryable = True
 
 
+class ImageTransfersBusyError(SandboxError):
+    """The server is sending as many images as it can at once."""
+
+    code = "image_transfers_busy"
+    retryable = True
+
+
+class ImageUnreadableError(SandboxError):
+    """The server cannot read an image that it should send."""
+
+    code = "image_unreadable"
+    retryable = True
+
+
 class ImageReference(msgspec.Struct, frozen=True):
     """Identifies the image of a profile, wherever a copy of it is.
 
@@ -63,8 +81,8 @@ class ImageReference(msgspec.Struct, frozen=True):
     """
 
     profile: str
-    digest: str
-    size_bytes: int
+    digest: ImageDigest
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
     minimum_tier: str = ""
 
     @property
@@ -105,8 +123,8 @@ class ImageCopies(Protocol):
         read: returns the next part of its content; empty at the end. May raise OSError.
 
         Raises ImageUnusableError if the content does not have the image's digest or is larger than an image may be,
-        ImageReceptionBusyError if another process of this host is receiving an image of the profile, and OSError.
-        Nothing is stored then.
+        ImageReceptionBusyError if another process of this host is receiving an image of the profile, and OSError if
+        this host has too little space or cannot store the files as they arrive. Nothing is stored then.
         """
         ...
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from sandbox.interfaces.cluster_engine import JobStatus
-from sandbox.interfaces.file_layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptId, AttemptLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image, ProfileCatalog
 from sandbox.interfaces.journal import JournalWriter, LockState
@@ -37,7 +37,7 @@ class RunAttempt(msgspec.Struct, frozen=True, tag="run_attempt"):
     """
 
     task_id: str
-    attempt_id: str
+    attempt_id: AttemptId
     upstream: ModelUpstream | None = None
     image: Image | None = None
     secrets: dict[str, str] = {}
@@ -59,7 +59,7 @@ class FinishAttempt(msgspec.Struct, frozen=True, tag="finish_attempt"):
     """
 
     task_id: str
-    attempt_id: str
+    attempt_id: AttemptId
     secrets: dict[str, str] = {}
     keeps_session: bool = False
 
@@ -77,7 +77,7 @@ class DebugSession(msgspec.Struct, frozen=True, tag="debug_session"):
     """
 
     task_id: str
-    attempt_id: str
+    attempt_id: AttemptId
     image: Image | None = None
     secrets: dict[str, str] = {}
 

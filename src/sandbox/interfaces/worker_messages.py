@@ -4,7 +4,7 @@ The first message on a worker's connection is a `Claim`, a `JoinStream`, an `Upl
 answer a `Claim` with `ProveHost`, and the worker sends `HostProof`. After the `Claim` is accepted, both sides send the
 messages of `WorkerMessage` and `ServerMessage`. After a `JoinStream`, the connection carries the bytes of a runner's
 control socket. After an `Upload`, the worker sends the file in `ArtifactPart` messages. After a `FetchImage`, the
-server sends the image in `ImagePart` messages, and the worker closes the connection.
+server sends the image in `ImagePart` messages, or `ImageNotSent`, and the worker closes the connection.
 
 Messages from a worker are untrusted: the host of a worker may be compromised. The size of each message is limited,
 and an invalid message ends the worker.
@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 import msgspec
 
 from sandbox.interfaces.cluster_engine import IDENTITY_TOKEN_CHARACTERS_MAX
-from sandbox.interfaces.file_layout import ATTEMPT_ID_PATTERN
+from sandbox.interfaces.file_layout import AttemptId
 from sandbox.interfaces.git_credentials import CredentialAnswer, CredentialRequest
-from sandbox.interfaces.images import ImageReference
+from sandbox.interfaces.images import ImageDigest, ImageReference
 from sandbox.interfaces.placement import DebugSession, FinishAttempt, RunAttempt
 from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import WORKER_RECORD_BYTES_MAX
@@ -65,9 +65,7 @@ HOST_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}"
 HostName = Annotated[str, msgspec.Meta(pattern=rf"\A{HOST_NAME_PATTERN}\Z")]
 _Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _ShortText = Annotated[str, msgspec.Meta(max_length=64)]
-_AttemptId = Annotated[str, msgspec.Meta(pattern=rf"\A{ATTEMPT_ID_PATTERN}\Z")]
 _TaskId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")]
-_Digest = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
 _OptionalDigest = Annotated[str, msgspec.Meta(pattern=r"\A(sha256:[0-9a-f]{64})?\Z")]
 _Path = Annotated[str, msgspec.Meta(max_length=4096)]
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
@@ -87,7 +85,7 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
         only.
     """
 
-    attempt_id: _AttemptId
+    attempt_id: AttemptId
     token: _Bytes32
     nonce: _Bytes32
     host: HostName
@@ -122,7 +120,7 @@ class FetchImage(msgspec.Struct, frozen=True, tag="fetch_image"):
     """The connection carries the image that a `PrepareImage` of this session named last."""
 
     session_key: _Bytes32
-    digest: _Digest
+    digest: ImageDigest
 
 
 FirstMessage = Claim | JoinStream | Upload | FetchImage
@@ -188,7 +186,7 @@ class StreamRefused(msgspec.Struct, frozen=True, tag="stream_refused"):
 class RunnerLog(msgspec.Struct, frozen=True, tag="runner_log"):
     """The end of the log of an attempt's runner, for operators."""
 
-    attempt_id: _AttemptId
+    attempt_id: AttemptId
     data: Annotated[bytes, msgspec.Meta(max_length=RUNNER_LOG_BYTES_MAX)]
 
 
@@ -224,7 +222,7 @@ class Claimed(msgspec.Struct, frozen=True, tag="claimed"):
     """
 
     session_key: bytes
-    task_id: str
+    task_id: _TaskId
     lease_seconds: float
     end_offset: int
 
@@ -258,7 +256,7 @@ class RecordsReceived(msgspec.Struct, frozen=True, tag="records_received"):
 class EndedTasks(msgspec.Struct, frozen=True, tag="ended_tasks"):
     """The tasks of a `FindEndedTasks` that have ended, or that the server does not have."""
 
-    task_ids: tuple[str, ...]
+    task_ids: tuple[_TaskId, ...]
 
 
 class UploadReceived(msgspec.Struct, frozen=True, tag="upload_received"):
@@ -273,11 +271,21 @@ class ImagePart(msgspec.Struct, frozen=True, tag="image_part"):
     data: bytes
 
 
+class ImageNotSent(msgspec.Struct, frozen=True, tag="image_not_sent"):
+    """The server does not send the image, or not the rest of it. The worker asks again later.
+
+    code: the code of an `ImageTransfersBusyError` or an `ImageUnreadableError`. message: human-readable.
+    """
+
+    code: Annotated[str, msgspec.Meta(pattern=r"\A(image_transfers_busy|image_unreadable)\Z")]
+    message: Annotated[str, msgspec.Meta(max_length=1024)]
+
+
 class OpenStream(msgspec.Struct, frozen=True, tag="open_stream"):
     """The worker opens a new connection for the attempt's control socket, and sends `JoinStream` on that connection."""
 
     stream_id: int
-    attempt_id: str
+    attempt_id: AttemptId
 
 
 class TaskEnded(msgspec.Struct, frozen=True, tag="release_task"):
@@ -304,7 +312,7 @@ class ReadEndOffset(msgspec.Struct, frozen=True, tag="end_offset"):
 class IsResponsive(msgspec.Struct, frozen=True, tag="is_responsive"):
     """Return whether the runner of an attempt responds."""
 
-    attempt_id: str
+    attempt_id: AttemptId
 
 
 class KillRunner(msgspec.Struct, frozen=True, tag="kill_runner"):
@@ -327,7 +335,7 @@ class PreparedImage(msgspec.Struct, frozen=True):
     digest: as in `Image`. directory: the directory on this host.
     """
 
-    digest: _Digest
+    digest: ImageDigest
     directory: _Path
 
 
@@ -354,19 +362,19 @@ class FindImage(msgspec.Struct, frozen=True, tag="find_image"):
 class HasDisk(msgspec.Struct, frozen=True, tag="has_disk"):
     """Return whether the disk of an attempt exists."""
 
-    attempt_id: str
+    attempt_id: AttemptId
 
 
 class HasDiskOrHandle(msgspec.Struct, frozen=True, tag="is_preserved"):
     """Return whether an attempt has a disk or a handle."""
 
-    attempt_id: str
+    attempt_id: AttemptId
 
 
 class HasSameSecrets(msgspec.Struct, frozen=True, tag="has_same_secrets"):
     """Return whether the agent that wrote an attempt's files had exactly these secret values."""
 
-    attempt_id: str
+    attempt_id: AttemptId
     secrets: dict[str, str]
 
     def __repr__(self) -> str:
@@ -382,7 +390,7 @@ class LockDisk(msgspec.Struct, frozen=True, tag="lock_disk"):
     """Lock the preserved disk of an attempt until `UnlockDisk` or the end of the session. Returns "held" or "free"."""
 
     lock_id: int
-    attempt_id: str
+    attempt_id: AttemptId
 
 
 class StartDebugSession(msgspec.Struct, frozen=True, tag="start_session"):
@@ -439,6 +447,7 @@ ServerMessage = (
     | RecordsReceived
     | UploadReceived
     | ImagePart
+    | ImageNotSent
     | OpenStream
     | TaskEnded
     | ServerCall

@@ -28,7 +28,7 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task import METADATA_NAME
 from sandbox.model.task_state import TaskState
 
-IMAGE = Image("agentic-dev", "sha256:0", "/images/0")
+IMAGE = Image("agentic-dev", "sha256:" + "0" * 64, "/images/0")
 LOST_AGENT = AgentExited(None, None, Failure(FailureCode.SANDBOX_LOST, "gone"))
 HOST = HostIdentity("cluster:host-1", "boot-1")
 

@@ -10,7 +10,7 @@ from sandbox.model.disk_watermarks import Watermark
 from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
 
-IMAGE = Image("node", "sha256:0", "/var/lib/sandbox/profiles/node/0")
+IMAGE = Image("node", "sha256:" + "0" * 64, "/var/lib/sandbox/profiles/node/0")
 UPSTREAM = ModelUpstream("https://api.anthropic.com", "key")
 SECRETS = {"TOKEN": "value-of-token"}
 IDS = ("task-1", "abcdefghijkl")
@@ -32,7 +32,8 @@ OLD_MESSAGES = [
             b'"run_dir":"/run/sandbox/0123456789ab","runtime":"bubblewrap",'
             b'"upstream":{"base_url":"https://api.anthropic.com","api_key":"key"},"resumes":true,'
             b'"agent_program":"/var/lib/sandbox/agent/claude","disks":"loop","confines":true,"auto":true,'
-            b'"image":{"profile":"node","digest":"sha256:0","directory":"/var/lib/sandbox/profiles/node/0"},'
+            b'"image":{"profile":"node","digest":"sha256:0000000000000000000000000000000000000000000000000000000000000000",'
+            b'"directory":"/var/lib/sandbox/profiles/node/0"},'
             b'"secrets":{"TOKEN":"value-of-token"},"follow_redirects":false,'
             b'"output_watermark":{"percent":3.0,"bytes_max":2147483648}}'
         ),
@@ -52,7 +53,8 @@ OLD_MESSAGES = [
             b'{"task_id":"task-1","attempt_id":"abcdefghijkl","data_dir":"/var/lib/sandbox",'
             b'"run_dir":"/run/sandbox/0123456789ab","runtime":"bubblewrap","visit":true,'
             b'"agent_program":"/var/lib/sandbox/agent/claude","disks":"loop","confines":true,"auto":true,'
-            b'"image":{"profile":"node","digest":"sha256:0","directory":"/var/lib/sandbox/profiles/node/0"},'
+            b'"image":{"profile":"node","digest":"sha256:0000000000000000000000000000000000000000000000000000000000000000",'
+            b'"directory":"/var/lib/sandbox/profiles/node/0"},'
             b'"output_watermark":{"percent":3.0,"bytes_max":2147483648}}'
         ),
     ),
