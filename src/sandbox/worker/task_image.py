@@ -2,14 +2,24 @@
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from sandbox.interfaces.images import ImageCopies, ImageReceptionBusyError, ImageReference, ImageUnusableError
+from sandbox.interfaces.images import (
+    Image,
+    ImageCopies,
+    ImageReceptionBusyError,
+    ImageReference,
+    ImageTransfersBusyError,
+    ImageUnreadableError,
+    ImageUnusableError,
+)
 from sandbox.interfaces.worker_messages import (
     SERVER_MESSAGE_BYTES_MAX,
+    ImageNotSent,
     ImagePart,
     ImagePreparation,
     PreparedImage,
@@ -21,19 +31,23 @@ from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, r
 PART_SECONDS = 60.0
 """Time limit for each part of an image."""
 
-_RETRY_SECONDS = 5.0
+_RETRY_SECONDS, _RETRY_SECONDS_MAX = 5.0, 60.0
+"""The pause after the first failed attempt to fetch an image, and the maximum: each further pause is twice as long."""
+
 _PROBLEM_CHARACTERS_MAX = 1024
-_decoder = msgspec.msgpack.Decoder(ImagePart)
+_decoder: "msgspec.msgpack.Decoder[ImagePart | ImageNotSent]" = msgspec.msgpack.Decoder(ImagePart | ImageNotSent)
+_NOT_SENT = {error.code: error for error in (ImageTransfersBusyError, ImageUnreadableError)}
 
 OpenImage = Callable[[str], Awaitable[StreamPair]]
 """Opens a connection on which the server sends the image with this digest. Raises OSError."""
 
 
 class _Fetch:
-    """One attempt to fetch an image."""
+    """One attempt to fetch an image. retry_seconds: the pause before the next one if this one fails."""
 
-    def __init__(self, image: ImageReference, copies: ImageCopies, open_image: OpenImage) -> None:
+    def __init__(self, image: ImageReference, copies: ImageCopies, open_image: OpenImage, retry_seconds: float) -> None:
         self.image = image
+        self.retry_seconds = retry_seconds
         self.received_bytes = 0
         self.ended_at = 0.0
         self._copies = copies
@@ -58,6 +72,8 @@ class _Fetch:
                 part = await read_message(reader, _decoder, SERVER_MESSAGE_BYTES_MAX)
             if part is None:
                 raise ConnectionError("the server stopped sending the image")
+            if isinstance(part, ImageNotSent):
+                raise _NOT_SENT[part.code](part.message)
             self.received_bytes += len(part.data)
             return part.data
 
@@ -78,7 +94,11 @@ class TaskImage:
         self._tier = tier
         self._prepared: tuple[str, PreparedImage | None] | None = None
         """The profile and the image that were prepared last."""
+        self._found: set[Image] = set()
+        """All images that were prepared for the task. They stay locked until this process ends."""
         self._fetch: _Fetch | None = None
+        self._pause_seconds = 0.0
+        """The maximum pause after the last attempt to fetch an image; 0 after a success."""
 
     async def prepare(self, request: PrepareImage, open_image: OpenImage) -> ImagePreparation:
         """Carry out a request, without waiting for an image to arrive.
@@ -93,20 +113,29 @@ class TaskImage:
         copy = await asyncio.to_thread(self._copies.find, wanted, self._tier)
         if copy is not None:
             prepared = PreparedImage(copy.digest, copy.directory)
-            self._prepared, self._fetch = (request.profile, prepared), None
+            self._found.add(copy)
+            self._prepared, self._fetch, self._pause_seconds = (request.profile, prepared), None, 0.0
             return ImagePreparation(is_ready=True, image=prepared)
         return self._continue_fetch(wanted, open_image)
 
     def _continue_fetch(self, wanted: ImageReference, open_image: OpenImage) -> ImagePreparation:
         fetch = self._fetch
         if fetch is None or (fetch.running.done() and fetch.image.digest != wanted.digest):
-            fetch = self._fetch = _Fetch(wanted, self._copies, open_image)
+            self._pause_seconds = min(max(_RETRY_SECONDS, 2 * self._pause_seconds), _RETRY_SECONDS_MAX)
+            # The pause is random, because many workers may be refused at the same time.
+            pause = self._pause_seconds * random.uniform(0.5, 1)  # noqa: S311
+            fetch = self._fetch = _Fetch(wanted, self._copies, open_image, pause)
         if not fetch.running.done():
             return ImagePreparation(is_ready=False, received_bytes=fetch.received_bytes)
-        if time.monotonic() - fetch.ended_at >= _RETRY_SECONDS:
+        if time.monotonic() - fetch.ended_at >= fetch.retry_seconds:
             self._fetch = None
         problem = _describe_end(fetch.running)
         return ImagePreparation(is_ready=False, problem=problem[:_PROBLEM_CHARACTERS_MAX])
+
+    def check(self, image: Image) -> None:
+        """Check that the server orders an image that was prepared for the task. Raises InvalidMessageError."""
+        if image not in self._found:
+            raise InvalidMessageError(f"the image {image.name} in {image.directory} was not prepared for this task")
 
     def find(self, profile: str) -> PreparedImage | None:
         """Return the image that was prepared last; None for the host's own /usr. Raises ImageUnusableError."""
@@ -124,8 +153,10 @@ def _describe_end(running: "asyncio.Task[None]") -> str:
             raise error
         case ImageReceptionBusyError():
             return "Another worker on the host is fetching it."
+        case ImageTransfersBusyError() as error:
+            return error.message
         case (SandboxError() | ConnectionError() | TimeoutError()) as error:
-            return f"It was not fetched: {error_reason(error)}."
+            return f"It was not fetched: {error_reason(error).rstrip('.')}."
         case None:
             return ""
         case error:

@@ -10,10 +10,12 @@ from typing import Any, Protocol
 
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.images import Image
 from sandbox.interfaces.journal import JournalDamagedError, Journals, LockState, RecordBatch, TaskReplicas
 from sandbox.interfaces.placement import (
     AttemptFiles,
     AttemptLocation,
+    DebugSession,
     FinishAttempt,
     Placement,
     PreservedDisk,
@@ -211,6 +213,15 @@ class WorkerTask:
     def lock_state(self) -> LockState:
         """Return whether a runner holds the journal's lock. Raises OSError."""
         return self.journals.lock_state(self.task_id)
+
+    def check(self, request: Request) -> None:
+        """Check that a request names only an image that was prepared for the task. Raises InvalidMessageError."""
+        match request:
+            case (
+                Launch(order=RunAttempt(image=Image() as image))
+                | StartDebugSession(order=DebugSession(image=Image() as image))
+            ):
+                self._image.check(image)
 
     async def carry_out(self, request: Request) -> Any:
         """Carry out a request, and return its result. Raises OSError, SandboxError."""

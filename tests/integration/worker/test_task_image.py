@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+import errno
+import itertools
 import os
+import random
 import socket
 import ssl
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -12,16 +16,18 @@ import pytest
 from doubles.cluster_server import ClusterServer, wait_until
 from doubles.image_archives import entry, layer, minimal_root, oci_archive
 from sandbox.images.build import import_image
-from sandbox.images.image_transfer import ReceivedImages
+from sandbox.images.image_transfer import ReceivedImages, StoredImageContent
 from sandbox.images.profile_catalog import ProfileCatalog
-from sandbox.interfaces.images import ImageUnusableError
+from sandbox.interfaces.images import Image, ImageReference, ImageUnusableError
 from sandbox.interfaces.worker_messages import (
     CallResult,
     Claimed,
     FetchImage,
+    ImageNotSent,
     ImagePart,
     ImagePreparation,
     PreparedImage,
+    PrepareImage,
     ServerCall,
 )
 from sandbox.model.errors import SandboxError
@@ -89,16 +95,22 @@ async def job(server):
     return await server.submit()
 
 
-@pytest.fixture
-async def worker(server, job, tmp_path):
+@contextlib.asynccontextmanager
+async def running_worker(server, job, data_dir):
     async with server.connect(server.claim(job)) as client:
         claimed = await client.read()
         assert isinstance(claimed, Claimed)
-        worker = FakeWorker(server, client, claimed, tmp_path / "host")
+        worker = FakeWorker(server, client, claimed, data_dir)
         yield worker
         worker.serving.cancel()
         await asyncio.gather(worker.serving, return_exceptions=True)
         await worker.connections.aclose()
+
+
+@pytest.fixture
+async def worker(server, job, tmp_path):
+    async with running_worker(server, job, tmp_path / "host") as worker:
+        yield worker
 
 
 async def prepare(job, image):
@@ -110,6 +122,13 @@ async def prepare_until_ready(job, image):
         while not (preparation := await prepare(job, image)).is_ready:
             await asyncio.sleep(0.02)
     return preparation.image
+
+
+async def prepare_until_problem(job, image):
+    async with asyncio.timeout(20):
+        while not (preparation := await prepare(job, image)).problem:
+            await asyncio.sleep(0.02)
+    return preparation.problem
 
 
 async def test_worker_fetches_the_image_once(worker, job, add, tmp_path):
@@ -142,11 +161,9 @@ async def test_image_that_is_removed_while_it_is_requested_is_replaced_by_the_ne
     monkeypatch.setattr(task_image, "_RETRY_SECONDS", 0.0)
     removed = add()
     worker.server.images.image_store("tools").remove_images()
-    await prepare(job, removed)
-    async with asyncio.timeout(10):
-        while not (preparation := await prepare(job, removed)).problem:
-            await asyncio.sleep(0.02)
-    assert preparation.problem == "It was not fetched: the server stopped sending the image."
+    problem = await prepare_until_problem(job, removed)
+    expected = f"It was not fetched: The server cannot read the image {removed.name}; its log has the reason"
+    assert problem == f"{expected} and the remedy."
     assert await prepare_until_ready(job, add(b"2"))
 
 
@@ -299,3 +316,104 @@ async def test_fetch_is_repeated_after_an_error_of_the_host(worker, job, add, mo
     with pytest.raises(OSError, match="No space left"):
         await prepare_until_ready(job, image)
     assert (await prepare_until_ready(job, image)).digest == image.digest
+
+
+async def test_worker_waits_while_the_server_sends_as_many_images_as_it_can(server, worker, job, add, monkeypatch):
+    monkeypatch.setattr(task_image, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(image_transfers, "TRANSFERS_MAX", 1)
+    image, other_job = add(os.urandom(1000) * 20_000), await server.submit("task-2")
+    async with running_worker(server, other_job, server.data_dir.with_name("other")) as other:
+        other_job.session.image_offer.replace(image)
+        async with server.connect(FetchImage(other.claimed.session_key, image.digest)):
+            await wait_until(lambda: other_job.session.image_offer._is_taken)
+            problem = await prepare_until_problem(job, image)
+            assert problem == "The server is sending 1 images, the maximum; the worker asks again later."
+            job.session.image_offer.replace(image)
+            async with server.connect(FetchImage(worker.claimed.session_key, image.digest)) as refused:
+                assert await refused.read() == ImageNotSent("image_transfers_busy", problem)
+            assert not (await prepare(job, image)).is_ready
+        assert (await prepare_until_ready(job, image)).digest == image.digest
+
+
+async def test_as_many_images_as_the_server_can_send_are_sent_at_once(server, worker, job, add, monkeypatch):
+    monkeypatch.setattr(image_transfers, "TRANSFERS_MAX", 2)
+    image, other_job = add(os.urandom(1000) * 20_000), await server.submit("task-2")
+    async with running_worker(server, other_job, server.data_dir.with_name("other")) as other:
+        other_job.session.image_offer.replace(image)
+        async with server.connect(FetchImage(other.claimed.session_key, image.digest)):
+            await wait_until(lambda: other_job.session.image_offer._is_taken)
+            await prepare_until_ready(job, image)
+            assert other_job.session.image_offer._is_taken
+    assert worker.fetches == 1
+
+
+async def test_pause_between_failed_fetches_grows_to_a_limit_and_ends_with_success(monkeypatch):
+    now, opened_at, is_stored = 1000.0, [], False
+    monkeypatch.setattr(task_image, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(random, "uniform", lambda _, highest: highest)
+    image = ImageReference("tools", OTHER_DIGEST, 1)
+    copies = SimpleNamespace(find=lambda *_: Image("tools", OTHER_DIGEST, "/") if is_stored else None)
+    tested = TaskImage(copies, "namespaces")
+
+    async def refuse(_):
+        opened_at.append(now)
+        raise ConnectionRefusedError
+
+    async def prepare_for(seconds):
+        nonlocal now
+        for _ in range(seconds):
+            preparation = await tested.prepare(PrepareImage("tools", image), refuse)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            now += 1
+        return preparation
+
+    await prepare_for(400)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(opened_at)]
+    assert gaps[:6] == [6, 11, 21, 41, 61, 61]
+    is_stored = True
+    assert (await prepare_for(1)).is_ready
+    is_stored = False
+    opened_at.clear()
+    await prepare_for(10)
+    assert opened_at[1] - opened_at[0] == 6
+
+
+class TestUnreadableImage:
+    """The server cannot read its image."""
+
+    @pytest.fixture
+    def break_disk(self, monkeypatch):
+        def break_disk():
+            read, counter = StoredImageContent.read, itertools.count()
+
+            def fail(content):
+                if next(counter):
+                    raise OSError(errno.EIO, "Input/output error", "/data/profiles/tools/x")
+                return read(content)
+
+            monkeypatch.setattr(StoredImageContent, "read", fail)
+
+        return break_disk
+
+    async def test_server_logs_the_reason_and_the_worker_gets_a_code(self, worker, job, add, break_disk, caplog):
+        image = add()
+        break_disk()
+        job.session.image_offer.replace(image)
+        async with worker.server.connect(FetchImage(worker.claimed.session_key, image.digest)) as client:
+            assert isinstance(await client.read(), ImagePart)
+            answer = await client.read()
+        assert (answer.code, "/data" in answer.message) == ("image_unreadable", False)
+        [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert f"The image {image.name} is not sent to a worker: [Errno 5]" in record.getMessage()
+        assert "build or import the image again (sandbox profile build tools)." in record.getMessage()
+
+    async def test_task_waits_and_the_fetch_is_repeated(self, worker, job, add, break_disk, monkeypatch):
+        monkeypatch.setattr(task_image, "_RETRY_SECONDS", 0.0)
+        image = add()
+        with monkeypatch.context():
+            break_disk()
+            assert "The server cannot read the image" in await prepare_until_problem(job, image)
+        monkeypatch.undo()
+        monkeypatch.setattr(task_image, "_RETRY_SECONDS", 0.0)
+        assert (await prepare_until_ready(job, image)).digest == image.digest

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,20 +17,32 @@ from doubles.cluster_server import NOW, ClusterServer, wait_until
 from doubles.manifests import manifest
 from sandbox.bootstrap.cluster import create_certificate
 from sandbox.disks.tree_removal import remove_trees
+from sandbox.images.image_store import ImageMetadata, ImageStore
 from sandbox.images.image_transfer import ReceivedImages
 from sandbox.interfaces.cluster_engine import WorkerRejectedError
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.git_credentials import CredentialQuery, Credentials, NoCredentialsError
+from sandbox.interfaces.images import Image, ImageReference
 from sandbox.interfaces.journal import LockState
-from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError, Leftover, LeftoverScan, RunAttempt
+from sandbox.interfaces.placement import (
+    AttemptLocation,
+    DebugSession,
+    HostUnreachableError,
+    Leftover,
+    LeftoverScan,
+    RunAttempt,
+)
 from sandbox.interfaces.worker_messages import (
     Claim,
+    HasDisk,
     HostProof,
     Launch,
     LockDisk,
+    PrepareImage,
     ReadEndOffset,
     ReceiveRecords,
     RemoveDisk,
+    StartDebugSession,
     UnlockDisk,
 )
 from sandbox.journal.journals import FileJournals
@@ -211,13 +224,13 @@ class RunningWorker:
     async def session(self):
         return await wait_until(lambda: self.job.session, "the claim")
 
-    async def launch(self):
+    async def launch(self, image=None):
         """Send the records and the order, as the placement does."""
         session = await self.session()
         offset = await session.call(ReadEndOffset(), int)
         data = self.server.replicas.read("task-1", offset, 2**20)
         assert await session.call(ReceiveRecords(offset, data), int) == offset + len(data)
-        await session.launch(Launch(RunAttempt("task-1", self.job.stored.attempt_id)), 10)
+        await session.launch(Launch(RunAttempt("task-1", self.job.stored.attempt_id, image=image)), 10)
         await self.wait_for_lock_state(LockState.HELD)
 
     async def fail_to_launch(self):
@@ -804,3 +817,72 @@ async def test_late_answer_to_a_request_for_credentials_is_ignored(server, start
     may_answer.set()
     monkeypatch.setattr(session_module, "_CREDENTIAL_SECONDS", 20)
     assert await find_credentials(worker) == FOUND
+
+
+class TestImages:
+    """Which image the server may order."""
+
+    DIGEST = f"sha256:{'0' * 64}"
+
+    @pytest.fixture
+    def prepared(self, worker):
+        """An image that the host has, and that was prepared for the task."""
+        return Image("tools", self.DIGEST, str(ImageStore(worker.host.data_dir, "tools").rootfs_path(self.DIGEST)))
+
+    @pytest.fixture
+    async def worker(self, start):
+        """A worker on a host with an image."""
+        worker = await start()
+        root = ImageStore(worker.host.data_dir, "tools").rootfs_path(self.DIGEST)
+        root.mkdir(parents=True)
+        metadata = ImageMetadata("tools", self.DIGEST, NOW, "a test", 1, 1)
+        root.with_name("record.json").write_bytes(msgspec.json.encode(metadata))
+        session = await worker.session()
+        preparation = await session.call(PrepareImage("tools", ImageReference("tools", self.DIGEST, 1)), Any)
+        assert preparation["is_ready"]
+        return worker
+
+    async def test_prepared_image_is_used(self, worker, prepared):
+        await worker.launch(prepared)
+        assert worker.host.order.image == prepared
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"digest": "sha256:../../../etc"},
+            {"digest": "/etc"},
+            {"digest": f"sha256:{'1' * 64}"},
+            {"directory": "/"},
+            {"profile": "../tools"},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("order_type", [RunAttempt, DebugSession])
+    async def test_another_image_is_a_protocol_violation(self, worker, prepared, order_type, changes, caplog):
+        image = msgspec.structs.replace(prepared, **changes)
+        order = order_type("task-1", worker.job.stored.attempt_id, image=image)
+        request = Launch(order) if order_type is RunAttempt else StartDebugSession(1, order)
+        await self.check_violation(worker, request, caplog)
+        assert worker.host.order is None
+
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            PrepareImage("tools", ImageReference("tools", "sha256:../../../etc", 1)),
+            PrepareImage("tools", ImageReference("tools", DIGEST, -1)),
+            HasDisk("../../../etc"),
+            LockDisk(1, "../../../etc"),
+            Launch(RunAttempt("task-1", "../../../etc")),
+        ],
+        ids=str,
+    )
+    async def test_names_with_another_form_are_a_protocol_violation(self, worker, request_, caplog):
+        await self.check_violation(worker, request_, caplog)
+
+    async def check_violation(self, worker, request, caplog):
+        """Check that the worker ends the session, and connects again."""
+        session = worker.job.session
+        with pytest.raises(HostUnreachableError):
+            await session.call(request, Any, 20)
+        assert [each for each in caplog.messages if "was not prepared for this task" in each or "malformed" in each]
+        await wait_until(lambda: worker.job.session not in {None, session})

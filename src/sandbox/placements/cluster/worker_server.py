@@ -375,7 +375,7 @@ class WorkerServer:
         await writer.drain()
 
     async def _serve_image(self, fetch: FetchImage, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Send an image that the server has named to this worker. Raises OSError, SandboxError."""
+        """Send an image that the server has named to this worker. Raises OSError."""
         session = self._find_session(fetch.session_key)
         if session is None:
             return

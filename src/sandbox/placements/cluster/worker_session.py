@@ -9,7 +9,7 @@ import errno
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from hmac import compare_digest
 from typing import Any
 
@@ -21,26 +21,38 @@ from sandbox.interfaces.placement import HostUnreachableError, RunnerNotStartedE
 from sandbox.interfaces.worker_messages import (
     HEARTBEAT_SECONDS_MAX,
     CallResult,
+    FindImage,
     Heartbeat,
     ImagePreparation,
     JoinStream,
+    Launch,
     OpenStream,
     PrepareImage,
+    ReadEndOffset,
+    ReceiveRecords,
     Request,
     ServerCall,
     ServerMessage,
+    StartDebugSession,
     StreamRefused,
     TaskEnded,
 )
-from sandbox.model.errors import DECODE_ERRORS
+from sandbox.model.errors import DECODE_ERRORS, SandboxError
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.placements.cluster.image_transfers import ImageOffer
 from sandbox.primitives.message_stream import StreamPair, encode_message
 
 _SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS_MAX
-_ERRORS: dict[str, Callable[[str], Exception]] = {
-    error.__name__: error for error in (ImageUnusableError, JournalBusyError, RunnerNotStartedError)
+_JOURNAL_ERRORS = (JournalBusyError, RunnerNotStartedError)
+_ERRORS: dict[type[Request], tuple[type[SandboxError | OSError], ...]] = {
+    PrepareImage: (ImageUnusableError,),
+    FindImage: (ImageUnusableError,),
+    ReadEndOffset: _JOURNAL_ERRORS,
+    ReceiveRecords: _JOURNAL_ERRORS,
+    Launch: _JOURNAL_ERRORS,
+    StartDebugSession: (RunnerNotStartedError,),
 }
+"""The errors of each request, apart from OSError. A compromised worker could name any error."""
 
 
 class WorkerSession:
@@ -160,7 +172,7 @@ class WorkerSession:
         finally:
             del self._results[call_id]
         if answer.error:
-            raise _ERRORS.get(answer.error, OSError)(answer.message)
+            raise _convert_error(request, answer)
         try:
             return msgspec.json.decode(answer.value, type=result_type)
         except DECODE_ERRORS as error:
@@ -213,6 +225,12 @@ class WorkerSession:
     def _check_open(self) -> None:
         if self._writer.is_closing():
             raise HostUnreachableError(self._host)
+
+
+def _convert_error(request: Request, answer: CallResult) -> Exception:
+    """Return the worker's error; an OSError if requests of this type have no such error."""
+    expected = {error.__name__: error for error in _ERRORS.get(type(request), ())}
+    return expected.get(answer.error, OSError)(answer.message)
 
 
 async def prepare_image(

@@ -12,7 +12,7 @@ import pytest
 from doubles.cluster_server import HOST, OVERHEAD_BYTES, SMALL, ClusterServer, make_request, wait_until
 from sandbox.interfaces.cluster_engine import EngineUnavailableError
 from sandbox.interfaces.images import Image, ImageReference, ImageUnusableError
-from sandbox.interfaces.journal import LockState
+from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.interfaces.placement import (
     AttemptLocation,
     FinishAttempt,
@@ -26,6 +26,7 @@ from sandbox.interfaces.placement import (
 from sandbox.interfaces.worker_messages import (
     CallResult,
     Claimed,
+    HasDisk,
     Heartbeat,
     ImagePreparation,
     Launch,
@@ -251,6 +252,12 @@ class TestImages:
         with pytest.raises(ImageUnusableError, match="It is broken"):
             reserved.find_image("tools")
 
+    @pytest.mark.parametrize("error", ["JournalBusyError", "RunnerNotStartedError", "Unknown"])
+    async def test_task_waits_if_the_worker_names_an_error_that_images_do_not_have(self, worker, placement, error):
+        worker.answers[PrepareImage] = lambda request: CallResult(0, error=error, message="Another process")
+        with pytest.raises(HostPendingError, match=f"The host {HOST} cannot prepare the image .*: Another process"):
+            await self.reserve(placement)
+
     async def test_task_waits_while_the_host_cannot_store_the_image(self, worker, placement):
         worker.answers[PrepareImage] = lambda request: CallResult(0, error="OSError", message="No space left on device")
         with pytest.raises(HostPendingError, match=f"The host {HOST} cannot prepare the image .*: No space left"):
@@ -317,6 +324,19 @@ async def test_worker_without_progress_is_fenced(placement, worker, request_type
     await wait_until(lambda: worker.job.stored.is_fenced)
     with pytest.raises(RunnerNotStartedError):
         await worker.launch(placement)
+
+
+async def test_launch_fails_if_another_process_writes_the_journal_on_the_host(placement, worker):
+    worker.answers[Launch] = lambda _: CallResult(0, error="JournalBusyError", message="Another process")
+    with pytest.raises(JournalBusyError, match="Another process"):
+        await worker.launch(placement)
+
+
+async def test_error_that_a_request_does_not_have_is_an_error_of_the_host(placement, worker):
+    location = AttemptLocation("task-1", worker.job.stored.attempt_id, f"cluster:{HOST}")
+    worker.answers[HasDisk] = lambda _: CallResult(0, error="JournalBusyError", message="Another process")
+    with pytest.raises(OSError, match="Another process"):
+        await asyncio.to_thread(placement.files.has_disk, location)
 
 
 async def test_launch_times_out_if_its_records_are_received_slowly(placement, worker, monkeypatch):
