@@ -45,13 +45,16 @@ def check_task_used(deployment, task_id, image, marker):
 
 @pytest.mark.timeout(300)
 def test_host_gets_the_image_of_the_server(deploy, add_image):
-    """The host has another image of the same name, which no task uses."""
+    """The host has another image of the same name, which no task uses, and a part of an image from a killed worker."""
     deployment = deploy(SHOW_MARKER, reply_turn())
+    part = deployment.host_data_dir / "profiles/other/part"
+    part.mkdir(parents=True)
     own = add_image(deployment.host_data_dir, "of the host")
     image = add_image(deployment.data_dir, "of the server")
     assert image != own
     deployment.submit(vm={"profile": "my-tools"})
     check_task_used(deployment, "task-1", image, "of the server")
+    assert not part.exists()
     store = ImageStore(deployment.host_data_dir, "my-tools")
     copied_at = store.rootfs_path(image.partition("@")[2]).parent.stat().st_ctime_ns
     deployment.submit("task-2", vm={"profile": "my-tools"})

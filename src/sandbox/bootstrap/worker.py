@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import shlex
@@ -33,6 +34,7 @@ from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.debian_packages import read_packages
 from sandbox.images.image_transfer import ReceivedImages
+from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.images.rootfs_writer import RootFsWriter
 from sandbox.interfaces.cluster_engine import (
     HOST_NAME_VARIABLE,
@@ -46,7 +48,7 @@ from sandbox.interfaces.terminal_frames import FRAME_BYTES_MAX
 from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN, NO_JOIN_TOKEN, PROTOCOL_VERSION, Claim
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
-from sandbox.model.errors import SandboxError
+from sandbox.model.errors import SandboxError, error_reason
 from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.primitives.message_stream import StreamPair
 from sandbox.worker.credential_requests import RunnerCredentialRequests
@@ -57,6 +59,8 @@ from sandbox.worker.worker_task import OtherTaskLeftovers, WorkerTask
 
 TOKEN_VARIABLE = "SANDBOX_JOIN_TOKEN"
 """The environment variable that contains the join token (hex) of a worker."""
+
+_log = logging.getLogger(__name__)
 
 _NODE_NAME = re.compile(HOST_NAME_PATTERN)
 _LOCK_SECONDS = 60.0
@@ -200,6 +204,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
         claim = _make_claim(attempt_id, token, placement.host.identity.boot_id, probed.runtime)
         journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir, RunnerCredentialRequests(own_end))
         identity_file = os.environ.get(IDENTITY_FILE_VARIABLE)
+        await asyncio.to_thread(remove_stale_images, data_dir)
         images = ReceivedImages(data_dir)
 
         def create_worker_task(task_id: str) -> WorkerTask:
@@ -226,6 +231,17 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.terminate)
         return await worker.run()
+
+
+def remove_stale_images(data_dir: Path) -> None:
+    """Remove the parts of images whose transfers were killed, but not those of a running transfer. Blocks.
+
+    Errors are only logged.
+    """
+    try:
+        ProfileCatalog(data_dir).remove_stale_builds()
+    except OSError as error:
+        _log.warning("Parts of images are not removed yet; check %s: %s", data_dir / "profiles", error_reason(error))
 
 
 def _make_claim(attempt_id: str, token: bytes, boot_id: str, runtime: str) -> Claim:

@@ -1,6 +1,7 @@
 """What a worker requires from its host before it connects."""
 
 import base64
+import errno
 import fcntl
 import os
 import re
@@ -61,6 +62,47 @@ def test_workers_share_a_data_directory_that_no_server_uses(tmp_path):
         worker._shared_lock(tmp_path),
     ):
         pass
+
+
+RECEIVING_WORKER = """
+import sys
+from pathlib import Path
+from sandbox.images.image_transfer import ReceivedImages
+from sandbox.interfaces.images import ImageReference
+
+def read():
+    print("started", flush=True)
+    sys.stdin.read()
+    return b""
+
+ReceivedImages(Path(sys.argv[1])).receive(ImageReference("tools", "sha256:" + "0" * 64, 1), read)
+"""
+
+
+def test_parts_of_killed_transfers_are_removed_but_not_those_of_running_ones(tmp_path):
+    argv = [sys.executable, "-c", RECEIVING_WORKER, str(tmp_path)]
+    receiving = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    part = tmp_path / "profiles/tools/part"
+    try:
+        assert receiving.stdout.readline() == b"started\n"
+        worker.remove_stale_images(tmp_path)
+        assert (part / "root").is_dir()
+    finally:
+        receiving.kill()
+        receiving.communicate()
+    assert (part / "root").is_dir()
+    worker.remove_stale_images(tmp_path)
+    assert not part.exists()
+
+
+def test_worker_continues_if_parts_of_images_cannot_be_removed(tmp_path, monkeypatch, caplog):
+    def fail(_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("sandbox.images.image_store.ImageStore.remove_stale_build", fail)
+    (tmp_path / "profiles/tools/part").mkdir(parents=True)
+    worker.remove_stale_images(tmp_path)
+    assert f"Parts of images are not removed yet; check {tmp_path}/profiles: [Errno 13]" in caplog.text
 
 
 KEY_FILE_CONTENT = base64.b64encode(b"k" * 32) + b"\n"
