@@ -159,6 +159,12 @@ ROWS = [
         "Connections without a valid token",
         "placements.cluster.worker_server.UNAUTHENTICATED_CONNECTIONS_MAX",
     ),
+    (
+        "Workers",
+        "Images that the server sends at once",
+        "placements.cluster.image_transfers.TRANSFERS_MAX",
+    ),
+    ("Workers", "Free space on a host beside a new image", "model.fixed_limits.OUTPUT_FREE_BYTES"),
 ]
 
 DASHBOARD_SECTION = "Dashboard"

@@ -65,8 +65,8 @@ def build(catalog, add, name="tools", definition=DEFINITION, components=None):
 
 
 def images(catalog, name="tools"):
-    image_store = catalog.image_store(name)
-    return sorted(path.name for path in image_store.rootfs_path("0" * 64).parent.parent.iterdir() if len(path.name) == 64)
+    directory = catalog.image_store(name).rootfs_path("0" * 64).parent.parent
+    return sorted(path.name for path in directory.iterdir() if len(path.name) == 64)
 
 
 def image_of(catalog, name="tools", tier="namespaces"):
