@@ -38,7 +38,7 @@ LARGE = layer(entry("large", b"x" * 600_000))
 
 
 @dataclasses.dataclass
-class Hosts:
+class ServerAndHost:
     """A server with an image, and a host."""
 
     source: SharedImages
@@ -60,64 +60,64 @@ def root_layer():
 
 
 @pytest.fixture
-def hosts(tmp_path):
-    return Hosts(SharedImages(tmp_path / "server"), ReceivedImages(tmp_path / "host"), tmp_path / "host")
+def server_and_host(tmp_path):
+    return ServerAndHost(SharedImages(tmp_path / "server"), ReceivedImages(tmp_path / "host"), tmp_path / "host")
 
 
 @pytest.fixture
-def add(hosts, root_layer, tmp_path):
+def add(server_and_host, root_layer, tmp_path):
     """Return a function that imports an image with these layers on the server, and returns its reference."""
 
     def add(*layers, name="tools", tier=""):
         archive = oci_archive(tmp_path / "image.tar", root_layer, *layers)
-        import_image(hosts.source.image_store(name), archive, tier)
-        return hosts.source.find_reference(name)
+        import_image(server_and_host.source.image_store(name), archive, tier)
+        return server_and_host.source.find_reference(name)
 
     return add
 
 
-def test_digest_is_the_hash_of_the_content_that_is_sent(hosts, add):
+def test_digest_is_the_hash_of_the_content_that_is_sent(server_and_host, add):
     image = add(ODD_NAMES, LARGE)
-    content = hosts.source.open(image)
+    content = server_and_host.source.open(image)
     parts = list(iter(content.read, b""))
     content.close()
     assert image.digest == f"sha256:{hashlib.sha256(b''.join(parts)).hexdigest()}"
     assert {len(part) for part in parts[:-1]} == {256 * 1024}
-    root = hosts.source.image_store("tools").rootfs_path(image.digest)
+    root = server_and_host.source.image_store("tools").rootfs_path(image.digest)
     assert b"".join(parts) == b"".join(read_tree(root))
 
 
-def test_copy_is_the_same_image(hosts, add):
+def test_copy_is_the_same_image(server_and_host, add):
     image = add(ODD_NAMES)
-    assert hosts.host.find(image, "namespaces") is None
-    hosts.host.receive(image, hosts.reader(image))
-    copy = hosts.host.find(image, "namespaces")
+    assert server_and_host.host.find(image, "namespaces") is None
+    server_and_host.host.receive(image, server_and_host.reader(image))
+    copy = server_and_host.host.find(image, "namespaces")
     assert (copy.profile, copy.digest) == ("tools", image.digest)
     assert os.path.lexists(f"{copy.directory}/opt/link")
-    assert (hosts.host_data_dir / "profiles/tools/current").read_text().strip() == image.digest[7:]
+    assert (server_and_host.host_data_dir / "profiles/tools/current").read_text().strip() == image.digest[7:]
 
 
-def test_image_with_the_same_name_and_another_digest_is_not_used(hosts, add, root_layer, tmp_path):
+def test_image_with_the_same_name_and_another_digest_is_not_used(server_and_host, add, root_layer, tmp_path):
     """The host has its own image of the profile; the server's image is added and does not replace it at once."""
     archive = oci_archive(tmp_path / "other.tar", root_layer, layer(entry("other", b"other")))
-    own = import_image(ProfileCatalog(hosts.host_data_dir).image_store("tools"), archive)
+    own = import_image(ProfileCatalog(server_and_host.host_data_dir).image_store("tools"), archive)
     image = add()
-    assert hosts.host.find(image, "namespaces") is None
-    hosts.host.receive(image, hosts.reader(image))
-    assert hosts.host.find(image, "namespaces").digest == image.digest != own.digest
+    assert server_and_host.host.find(image, "namespaces") is None
+    server_and_host.host.receive(image, server_and_host.reader(image))
+    assert server_and_host.host.find(image, "namespaces").digest == image.digest != own.digest
 
 
-def test_own_image_with_the_same_digest_is_used(hosts, add, root_layer, tmp_path):
+def test_own_image_with_the_same_digest_is_used(server_and_host, add, root_layer, tmp_path):
     archive = oci_archive(tmp_path / "same.tar", root_layer)
-    import_image(ProfileCatalog(hosts.host_data_dir).image_store("tools"), archive)
+    import_image(ProfileCatalog(server_and_host.host_data_dir).image_store("tools"), archive)
     image = add()
-    assert hosts.host.find(image, "namespaces").digest == image.digest
+    assert server_and_host.host.find(image, "namespaces").digest == image.digest
 
 
 @pytest.mark.parametrize("damage", ["changed", "shortened", "extended", "empty", "not a tar"])
-def test_other_content_is_refused_and_nothing_is_left(hosts, add, damage):
+def test_other_content_is_refused_and_nothing_is_left(server_and_host, add, damage):
     image = add()
-    content = b"".join(iter(hosts.reader(image), b""))
+    content = b"".join(iter(server_and_host.reader(image), b""))
     damaged = {
         "changed": content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
         "shortened": content[:-2048],
@@ -127,23 +127,23 @@ def test_other_content_is_refused_and_nothing_is_left(hosts, add, damage):
     }[damage]
     parts = iter([damaged] if damaged else [])
     with pytest.raises(ImageUnusableError, match=rf"The server's image tools@{image.digest} cannot be copied: .*again"):
-        hosts.host.receive(image, lambda: next(parts, b""))
-    assert (hosts.host.find(image, "namespaces"), hosts.copies()) == (None, [])
-    hosts.host.receive(image, hosts.reader(image))
-    assert hosts.host.find(image, "namespaces") is not None
+        server_and_host.host.receive(image, lambda: next(parts, b""))
+    assert (server_and_host.host.find(image, "namespaces"), server_and_host.copies()) == (None, [])
+    server_and_host.host.receive(image, server_and_host.reader(image))
+    assert server_and_host.host.find(image, "namespaces") is not None
 
 
-def test_content_that_is_larger_than_an_image_may_be_is_refused(hosts, add, monkeypatch):
+def test_content_that_is_larger_than_an_image_may_be_is_refused(server_and_host, add, monkeypatch):
     image = add()
     monkeypatch.setattr("sandbox.images.image_transfer.IMAGE_ENTRIES_MAX", 1)
     with pytest.raises(ImageUnusableError, match="too large"):
-        hosts.host.receive(msgspec.structs.replace(image, size_bytes=1), hosts.reader(image))
-    assert hosts.copies() == []
+        server_and_host.host.receive(msgspec.structs.replace(image, size_bytes=1), server_and_host.reader(image))
+    assert server_and_host.copies() == []
 
 
-def test_interrupted_copy_leaves_nothing(hosts, add):
+def test_interrupted_copy_leaves_nothing(server_and_host, add):
     image, count = add(), 0
-    read = hosts.reader(image)
+    read = server_and_host.reader(image)
 
     def fail():
         nonlocal count
@@ -153,49 +153,49 @@ def test_interrupted_copy_leaves_nothing(hosts, add):
         return read()[:1000]
 
     with pytest.raises(ConnectionResetError):
-        hosts.host.receive(image, fail)
-    assert (hosts.host.find(image, "namespaces"), hosts.copies()) == (None, [])
+        server_and_host.host.receive(image, fail)
+    assert (server_and_host.host.find(image, "namespaces"), server_and_host.copies()) == (None, [])
 
 
-def test_two_workers_of_a_host_do_not_receive_the_same_image_at_once(hosts, add):
+def test_two_workers_of_a_host_do_not_receive_the_same_image_at_once(server_and_host, add):
     image = add()
-    read, has_started, may_continue = hosts.reader(image), threading.Event(), threading.Event()
+    read, has_started, may_continue = server_and_host.reader(image), threading.Event(), threading.Event()
 
     def wait():
         has_started.set()
         assert may_continue.wait(20)
         return read()
 
-    first = threading.Thread(target=hosts.host.receive, args=(image, wait))
+    first = threading.Thread(target=server_and_host.host.receive, args=(image, wait))
     first.start()
     assert has_started.wait(20)
-    second = ReceivedImages(hosts.host_data_dir)
+    second = ReceivedImages(server_and_host.host_data_dir)
     with pytest.raises(ImageReceptionBusyError):
-        second.receive(image, hosts.reader(image))
+        second.receive(image, server_and_host.reader(image))
     may_continue.set()
     first.join(20)
     assert second.find(image, "namespaces") is not None
 
 
-def test_copy_in_use_is_kept_and_an_unused_one_is_removed_with_the_next_copy(hosts, add):
+def test_copy_in_use_is_kept_and_an_unused_one_is_removed_with_the_next_copy(server_and_host, add):
     first = add(layer(entry("one", b"1")))
-    hosts.host.receive(first, hosts.reader(first))
-    user = ReceivedImages(hosts.host_data_dir)
+    server_and_host.host.receive(first, server_and_host.reader(first))
+    user = ReceivedImages(server_and_host.host_data_dir)
     assert user.find(first, "namespaces") is not None
     for number in (2, 3):
         newer = add(layer(entry("one", b"%d" % number)))
-        hosts.host.receive(newer, hosts.reader(newer))
+        server_and_host.host.receive(newer, server_and_host.reader(newer))
     assert user.find(first, "namespaces") is not None
     user._unlock(first.digest)
     newest = add(layer(entry("one", b"4")))
-    hosts.host.receive(newest, hosts.reader(newest))
-    assert ReceivedImages(hosts.host_data_dir).find(first, "namespaces") is None
-    assert len(hosts.copies()) == 3  # `current`, the newest copy and the one before it
+    server_and_host.host.receive(newest, server_and_host.reader(newest))
+    assert ReceivedImages(server_and_host.host_data_dir).find(first, "namespaces") is None
+    assert len(server_and_host.copies()) == 3  # `current`, the newest copy and the one before it
 
 
-def test_image_is_kept_on_the_server_while_it_is_sent(hosts, add):
+def test_image_is_kept_on_the_server_while_it_is_sent(server_and_host, add):
     image = add(LARGE)
-    content = hosts.source.open(image)
+    content = server_and_host.source.open(image)
     assert content.read()
     newer = add(layer(entry("one", b"1")))
     add(layer(entry("one", b"2")))
@@ -205,45 +205,47 @@ def test_image_is_kept_on_the_server_while_it_is_sent(hosts, add):
     add(layer(entry("one", b"3")))
     assert newer.digest != image.digest
     with pytest.raises(ImageUnusableError):
-        hosts.source.open(image)
+        server_and_host.source.open(image)
 
 
-def test_copy_needs_the_tier_of_the_image(hosts, add):
+def test_copy_needs_the_tier_of_the_image(server_and_host, add):
     image = add(tier="vm")
-    hosts.host.receive(image, hosts.reader(image))
+    server_and_host.host.receive(image, server_and_host.reader(image))
     with pytest.raises(ImageUnusableError, match="tier vm or stronger; this host's runtime has tier namespaces"):
-        hosts.host.find(image, "namespaces")
-    assert hosts.host.find(image, "vm") is not None
+        server_and_host.host.find(image, "namespaces")
+    assert server_and_host.host.find(image, "vm") is not None
 
 
-def test_host_may_have_no_image_of_its_own_if_the_server_has_none(hosts, add, root_layer, tmp_path):
-    assert hosts.source.find_reference("basic") is None
-    hosts.host.check_no_own_image("basic")
+def test_host_may_have_no_image_of_its_own_if_the_server_has_none(server_and_host, add, root_layer, tmp_path):
+    assert server_and_host.source.find_reference("basic") is None
+    server_and_host.host.check_no_own_image("basic")
     image = add()
-    hosts.host.receive(image, hosts.reader(image))
-    hosts.host.check_no_own_image("tools")  # a copy does not count, because its server may have removed the image
+    server_and_host.host.receive(image, server_and_host.reader(image))
+    server_and_host.host.check_no_own_image(
+        "tools"
+    )  # a copy does not count, because its server may have removed the image
     archive = oci_archive(tmp_path / "own.tar", root_layer)
-    import_image(ProfileCatalog(hosts.host_data_dir).image_store("basic"), archive)
-    remedy = f"sandbox profile remove basic --data-dir {hosts.host_data_dir}"
+    import_image(ProfileCatalog(server_and_host.host_data_dir).image_store("basic"), archive)
+    remedy = f"sandbox profile remove basic --data-dir {server_and_host.host_data_dir}"
     with pytest.raises(ImageUnusableError, match=remedy):
-        hosts.host.check_no_own_image("basic")
+        server_and_host.host.check_no_own_image("basic")
 
 
-def test_names_from_outside_are_checked(hosts):
+def test_names_from_outside_are_checked(server_and_host):
     with pytest.raises(Exception, match="profile name"):
-        hosts.host.find(ImageReference("../x", "sha256:" + "0" * 64, 1), "vm")
+        server_and_host.host.find(ImageReference("../x", "sha256:" + "0" * 64, 1), "vm")
 
 
 @pytest.mark.parametrize("digest", ["sha256:../../outside", "{host}/outside"])
-def test_digest_does_not_lead_to_another_directory(hosts, add, digest):
-    image, digest = add(), digest.format(host=hosts.host_data_dir)
-    hosts.host.receive(image, hosts.reader(image))
-    copy = hosts.host_data_dir / "profiles/tools" / image.digest[7:]
-    outside = shutil.copytree(copy, hosts.host_data_dir / "outside", symlinks=True)
+def test_digest_does_not_lead_to_another_directory(server_and_host, add, digest):
+    image, digest = add(), digest.format(host=server_and_host.host_data_dir)
+    server_and_host.host.receive(image, server_and_host.reader(image))
+    copy = server_and_host.host_data_dir / "profiles/tools" / image.digest[7:]
+    outside = shutil.copytree(copy, server_and_host.host_data_dir / "outside", symlinks=True)
     record = outside / "record.json"
     record.write_text(record.read_text().replace(image.digest, digest))
-    assert hosts.host.find(msgspec.structs.replace(image, digest=digest), "vm") is None
-    assert hosts.host.find(image, "vm") is not None
+    assert server_and_host.host.find(msgspec.structs.replace(image, digest=digest), "vm") is None
+    assert server_and_host.host.find(image, "vm") is not None
 
 
 class TestHostErrors:
@@ -260,20 +262,20 @@ class TestHostErrors:
 
         return free_bytes
 
-    def test_image_that_is_too_large_for_the_disk_is_not_received(self, hosts, add, free_bytes):
+    def test_image_that_is_too_large_for_the_disk_is_not_received(self, server_and_host, add, free_bytes):
         image, reads = add(LARGE), []
         free_bytes(self.GIB + image.size_bytes - 1)
         with pytest.raises(OSError, match=r"The image needs 0\.0 GiB, and 1\.0 GiB must stay free") as caught:
-            hosts.host.receive(image, lambda: reads.append(1))
-        assert (caught.value.errno, reads, hosts.copies()) == (errno.ENOSPC, [], [])
+            server_and_host.host.receive(image, lambda: reads.append(1))
+        assert (caught.value.errno, reads, server_and_host.copies()) == (errno.ENOSPC, [], [])
 
-    def test_image_for_which_the_disk_is_just_large_enough_is_received(self, hosts, add, free_bytes):
+    def test_image_for_which_the_disk_is_just_large_enough_is_received(self, server_and_host, add, free_bytes):
         image = add(LARGE)
         free_bytes(self.GIB + image.size_bytes)
-        hosts.host.receive(image, hosts.reader(image))
-        assert hosts.host.find(image, "namespaces") is not None
+        server_and_host.host.receive(image, server_and_host.reader(image))
+        assert server_and_host.host.find(image, "namespaces") is not None
 
-    def test_files_that_the_host_writes_wrongly_are_an_error_of_the_host(self, hosts, add, monkeypatch):
+    def test_files_that_the_host_writes_wrongly_are_an_error_of_the_host(self, server_and_host, add, monkeypatch):
         image, compute_digest = add(), image_transfer.compute_digest
 
         def damage(root):
@@ -282,15 +284,19 @@ class TestHostErrors:
 
         monkeypatch.setattr(image_transfer, "compute_digest", damage)
         with pytest.raises(OSError, match="differ from what the server sent") as caught:
-            hosts.host.receive(image, hosts.reader(image))
-        assert (caught.value.errno, hosts.host.find(image, "namespaces"), hosts.copies()) == (errno.EIO, None, [])
+            server_and_host.host.receive(image, server_and_host.reader(image))
+        assert (caught.value.errno, server_and_host.host.find(image, "namespaces"), server_and_host.copies()) == (
+            errno.EIO,
+            None,
+            [],
+        )
         monkeypatch.undo()
-        hosts.host.receive(image, hosts.reader(image))
-        assert hosts.host.find(image, "namespaces") is not None
+        server_and_host.host.receive(image, server_and_host.reader(image))
+        assert server_and_host.host.find(image, "namespaces") is not None
 
 
-def test_little_of_an_image_is_in_memory(hosts, add):
-    content = hosts.source.open(add(layer(entry("large", b"x" * 4_000_000))))
+def test_little_of_an_image_is_in_memory(server_and_host, add):
+    content = server_and_host.source.open(add(layer(entry("large", b"x" * 4_000_000))))
     tracemalloc.start()
     try:
         sizes = {len(content.read()) for _ in range(8)}
@@ -313,20 +319,20 @@ def is_locked(copy):
     return False
 
 
-def test_copy_that_replaces_a_deleted_one_is_protected(hosts, add):
+def test_copy_that_replaces_a_deleted_one_is_protected(server_and_host, add):
     image = add()
-    hosts.host.receive(image, hosts.reader(image))
-    copy = hosts.host.find(image, "namespaces")
+    server_and_host.host.receive(image, server_and_host.reader(image))
+    copy = server_and_host.host.find(image, "namespaces")
     assert is_locked(copy)
-    shutil.rmtree(hosts.host_data_dir / "profiles")
-    ReceivedImages(hosts.host_data_dir).receive(image, hosts.reader(image))
-    assert hosts.host.find(image, "namespaces") == copy
+    shutil.rmtree(server_and_host.host_data_dir / "profiles")
+    ReceivedImages(server_and_host.host_data_dir).receive(image, server_and_host.reader(image))
+    assert server_and_host.host.find(image, "namespaces") == copy
     assert is_locked(copy)
 
 
-def test_copy_stays_protected_if_another_search_finds_it_damaged(hosts, add, monkeypatch):
+def test_copy_stays_protected_if_another_search_finds_it_damaged(server_and_host, add, monkeypatch):
     image, read = add(), ImageStore.read
-    hosts.host.receive(image, hosts.reader(image))
+    server_and_host.host.receive(image, server_and_host.reader(image))
     is_reading, is_found, results = threading.Event(), threading.Event(), []
 
     def read_damaged(store, digest):
@@ -336,25 +342,27 @@ def test_copy_stays_protected_if_another_search_finds_it_damaged(hosts, add, mon
         raise ImageUnusableError("It is damaged.")
 
     monkeypatch.setattr(ImageStore, "read", read_damaged)
-    first = threading.Thread(target=lambda: results.append(hosts.host.find(image, "namespaces")))
+    first = threading.Thread(target=lambda: results.append(server_and_host.host.find(image, "namespaces")))
     first.start()
     assert is_reading.wait(20)
-    copy = hosts.host.find(image, "namespaces")
+    copy = server_and_host.host.find(image, "namespaces")
     is_found.set()
     first.join(20)
     assert results == [None]
     assert is_locked(copy)
 
 
-def test_names_that_mean_whiteouts_in_layers_are_copied(hosts, root_layer):
+def test_names_that_mean_whiteouts_in_layers_are_copied(server_and_host, root_layer):
     def install(_, tree, __):
         apply_layer(TarStream(io.BytesIO(root_layer), ByteBudget(2**30)), tree)
 
     files = {"/opt/.wh.tool": "1", "/opt/tool": "2", "/opt/.wh..wh..opq": "3", "/opt/.wh.d/file": "4"}
-    build_image(hosts.source.image_store("tools"), ImageDefinition("x", date(2026, 1, 1), files=files), {}, install)
-    image = hosts.source.find_reference("tools")
-    hosts.host.receive(image, hosts.reader(image))
-    directory = hosts.host.find(image, "namespaces").directory
+    build_image(
+        server_and_host.source.image_store("tools"), ImageDefinition("x", date(2026, 1, 1), files=files), {}, install
+    )
+    image = server_and_host.source.find_reference("tools")
+    server_and_host.host.receive(image, server_and_host.reader(image))
+    directory = server_and_host.host.find(image, "namespaces").directory
     for path, text in files.items():
         with open(f"{directory}{path}") as file:  # noqa: PTH123
             assert file.read() == text
@@ -369,16 +377,16 @@ class TestLayoutVersion:
         record.write_text(content.replace('"layout": 1', '"layout": 99'))
         assert record.read_text() != content
 
-    def test_image_of_the_server_is_refused(self, hosts, add):
+    def test_image_of_the_server_is_refused(self, server_and_host, add):
         image = add()
-        self.change(hosts.source.image_store("tools"), image.digest)
+        self.change(server_and_host.source.image_store("tools"), image.digest)
         with pytest.raises(ImageUnusableError, match="different version of Sandbox; build it again"):
-            hosts.source.find_reference("tools")
+            server_and_host.source.find_reference("tools")
 
-    def test_image_of_the_host_is_replaced_by_that_of_the_server(self, hosts, add):
+    def test_image_of_the_host_is_replaced_by_that_of_the_server(self, server_and_host, add):
         image = add()
-        hosts.host.receive(image, hosts.reader(image))
-        self.change(ImageStore(hosts.host_data_dir, "tools"), image.digest)
-        assert hosts.host.find(image, "namespaces") is None
-        hosts.host.receive(image, hosts.reader(image))
-        assert hosts.host.find(image, "namespaces") is not None
+        server_and_host.host.receive(image, server_and_host.reader(image))
+        self.change(ImageStore(server_and_host.host_data_dir, "tools"), image.digest)
+        assert server_and_host.host.find(image, "namespaces") is None
+        server_and_host.host.receive(image, server_and_host.reader(image))
+        assert server_and_host.host.find(image, "namespaces") is not None
