@@ -40,8 +40,8 @@ from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.free_space import ReserveFile, measure_disk_space
 from sandbox.disks.loop_disk import LoopDisk, unshare_mounts
 from sandbox.disks.tree_removal import remove_trees
+from sandbox.gateway.communication_lease import CommunicationLease
 from sandbox.gateway.egress.dialer import is_dialable
-from sandbox.gateway.network_lease import NetworkLease
 from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.images.image_store import ImageLocks as HostImageLocks
 from sandbox.interfaces.agent import Agent, AgentDriver
@@ -307,7 +307,7 @@ async def _run_attempt(
     agent = agents.get(task.manifest.agent.kind)
     if agent is None:
         raise ValueError(f"there is no agent {task.manifest.agent.kind!r}")
-    lease = None if host_settings.lease_deadline is None else NetworkLease(host_settings.lease_deadline)
+    lease = None if host_settings.lease_deadline is None else CommunicationLease(host_settings.lease_deadline)
     gateways = SocketGatewayFactory(agent.create_dialect(), throttle=parts.throttle, lease=lease)
     recorder = create_recorder(parts, writer, task)
     attempt = AttemptContext(

@@ -1,7 +1,7 @@
 """The gateway server: accepts connections from the sandbox and runs a handler for each.
 
 It runs in the task's runner, on the listeners that the runtime opened inside the sandbox's network namespace. Only this
-module, `transport`, `connection`, `network_lease`, `egress.connection`, `egress.dialer` and `model_api.dialer` use
+module, `transport`, `connection`, `communication_lease`, `egress.connection`, `egress.dialer` and `model_api.dialer` use
 sockets or the event loop.
 """
 
@@ -15,6 +15,7 @@ from socket import MSG_PEEK, socket
 from typing import Any, NamedTuple
 
 from sandbox.gateway import limits
+from sandbox.gateway.communication_lease import CommunicationLease
 from sandbox.gateway.connection import ConnectionHandler, PriorityCpuQueues
 from sandbox.gateway.dns import DnsResponder, DnsTcpProtocol, SyntheticIps
 from sandbox.gateway.egress.connection import EgressConnection
@@ -31,7 +32,6 @@ from sandbox.gateway.model_api.connection_protocol import ModelProtocol
 from sandbox.gateway.model_api.dialer import UpstreamDialer, parse_upstream
 from sandbox.gateway.model_api.request_gate import ModelRequestGate
 from sandbox.gateway.model_api.request_policy import ModelPolicy
-from sandbox.gateway.network_lease import NetworkLease
 from sandbox.gateway.transport import FullSizeBufferLimit, OutboundConnections, Stream
 from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelDialect, ModelUpstream, ReportEvent
 from sandbox.interfaces.runtime import Listeners
@@ -53,7 +53,7 @@ class SocketGatewayFactory:
         dialect: ModelDialect,
         address_policy: AddressPolicy = is_dialable,
         throttle: CpuThrottle | None = None,
-        lease: NetworkLease | None = None,
+        lease: CommunicationLease | None = None,
     ) -> None:
         self._dialect = dialect
         self._address_policy = address_policy

@@ -10,13 +10,13 @@ from socket import IPPROTO_TCP, SO_LINGER, SO_RCVBUF, SO_SNDBUF, SOCK_STREAM, SO
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from sandbox.gateway.communication_lease import CommunicationLease, LeasedSocket, LeaseExpiredError
 from sandbox.gateway.limits import (
     FULL_BUFFER_CONNECTIONS_MAX,
     REDUCED_BUFFER_BYTES,
     UNSENT_BYTES_MAX,
     UPSTREAM_RECEIVE_BYTES_MAX,
 )
-from sandbox.gateway.network_lease import LeasedSocket, LeaseExpiredError, NetworkLease
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -149,7 +149,7 @@ class OutboundConnections:
     lease: until when data may be sent; None means no limit.
     """
 
-    def __init__(self, lease: NetworkLease | None = None) -> None:
+    def __init__(self, lease: CommunicationLease | None = None) -> None:
         self._lease = lease
         self._streams: WeakSet[Stream] = WeakSet()
 
@@ -194,7 +194,7 @@ class OutboundConnections:
             await self._lease.wait_until_valid()
 
 
-async def _connect_leased(host: str, port: int, lease: NetworkLease) -> LeasedSocket:
+async def _connect_leased(host: str, port: int, lease: CommunicationLease) -> LeasedSocket:
     loop = asyncio.get_running_loop()
     error: OSError = LeaseExpiredError()
     if lease.is_valid:

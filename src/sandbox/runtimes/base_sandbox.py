@@ -17,7 +17,7 @@ from sandbox.runtimes.descriptors import open_reader
 from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
-from sandbox.runtimes.limits.ext4_usage import CachedExtentMeter
+from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import count_negative_dentries

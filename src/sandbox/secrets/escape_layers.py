@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, compress, islice
 
-from sandbox.secrets.escapes import (
+from sandbox.secrets.escape_decoding import (
     ESCAPE_FIRST_BYTES,
     EscapeToken,
     add_terminal_escapes,

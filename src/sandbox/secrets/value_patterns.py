@@ -10,6 +10,7 @@ from string import whitespace
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
+from sandbox.secrets.escape_decoding import find_partial_escape
 from sandbox.secrets.escape_layers import (
     ENCODED_NORMALIZER,
     EXACT_NORMALIZER,
@@ -17,7 +18,6 @@ from sandbox.secrets.escape_layers import (
     Normalizer,
     decoded_forms,
 )
-from sandbox.secrets.escapes import find_partial_escape
 from sandbox.secrets.limits import (
     NESTED_JSON_LEVELS_MAX,
     REDACTED_LINE_CHARACTERS_MIN,

@@ -38,7 +38,7 @@ from sandbox.model.manifest.parser import validate_document
 from sandbox.model.manifest.schema import Manifest, encode_manifest
 from sandbox.model.task_name import is_name_from_prompt, name_from_prompt
 from sandbox.model.wire.requests import ContinueRequest, RerunRequest
-from sandbox.primitives import client_fairness
+from sandbox.primitives import client_shares
 
 _RERUN_BODY = request_body(
     "Changes to the manifest. Without a body, the task is rerun as it was submitted.",
@@ -112,7 +112,7 @@ async def _submit(
             return submitted_response(before)
         changes = parse_json_body(content, request, kind)
         planned = await plan(task_id)
-        manifest = await client_fairness.to_thread(_change_manifest, planned, changes, context)
+        manifest = await client_shares.to_thread(_change_manifest, planned, changes, context)
         require_valid_credentials(request, context.authenticator)
         if dry_run:
             return await dry_run_response(context, manifest)

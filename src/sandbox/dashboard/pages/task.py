@@ -26,7 +26,7 @@ from sandbox.model.task import Task
 from sandbox.model.task_id import is_generated_id, is_generated_id_prefix
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.event_conversion import WireEvent, task_failure_body, wire_size_bytes
-from sandbox.primitives import client_fairness
+from sandbox.primitives import client_shares
 
 PAGE_EVENTS_MAX = 200_000
 """Maximum number of events that the page shows. It shows the latest ones; the log contains all of them."""
@@ -60,7 +60,7 @@ class StateEntry:
 
 async def show_task(request: Request, context: AppContext) -> Response:
     """Render the task's current status; its scripts load the events and update the page."""
-    async with client_fairness.thread_slot():
+    async with client_shares.thread_slot():
         try:
             task = await context.services.tasks.status(request.path_params["task_id"])
         except TaskNotFoundError as error:
@@ -92,8 +92,8 @@ async def _render_task(request: Request, context: AppContext, task: Task) -> Res
     children = await context.services.tasks.query(TaskQuery(parent=task.id, order="asc", limit=_CHILDREN_SHOWN))
     chain = await context.services.tasks.chain(task)
     repository_url = public_repository_url(task.manifest.repository.url)
-    manifest_text = await client_fairness.to_thread(manifest_yaml, task.manifest, agents, with_sources=is_operator)
-    return await client_fairness.to_thread(
+    manifest_text = await client_shares.to_thread(manifest_yaml, task.manifest, agents, with_sources=is_operator)
+    return await client_shares.to_thread(
         render_page,
         request,
         "task",

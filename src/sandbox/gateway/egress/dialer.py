@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 
 from sandbox.gateway import limits
+from sandbox.gateway.communication_lease import LEASE_EXPIRED_MESSAGE
 from sandbox.gateway.egress.policy import is_address
-from sandbox.gateway.network_lease import LEASE_EXPIRED_MESSAGE
 from sandbox.gateway.transport import (
     Address,
     ConnectionRateLimiter,

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sandbox.gateway import limits
+from sandbox.gateway.communication_lease import LEASE_EXPIRED_MESSAGE
 from sandbox.gateway.model_api.key_redactor import KeyRedactor
-from sandbox.gateway.network_lease import LEASE_EXPIRED_MESSAGE
 from sandbox.gateway.transport import (
     Address,
     ConnectionRateLimiter,

@@ -28,7 +28,7 @@ from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.descriptors import open_reader, refuse_passed_descriptors, wait_for_exit
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, reject_nul
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
-from sandbox.runtimes.limits.ext4_usage import CachedExtentMeter, DirectoryMeter
+from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter, DirectoryMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 from sandbox.runtimes.limits.slab_usage import count_negative_dentries
 from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal

@@ -22,7 +22,7 @@ from sandbox.model.failure import AttemptError
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime, sandbox
 from sandbox.runtimes.disk_ownership import create_disk_directories
 from sandbox.runtimes.limits import kernel_watch
-from sandbox.runtimes.limits.ext4_usage import DirectoryMeter
+from sandbox.runtimes.limits.ext4_kernel_objects import DirectoryMeter
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a disk")
 

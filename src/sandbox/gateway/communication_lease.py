@@ -32,7 +32,7 @@ class LeaseExpiredError(ConnectionError):
     """The lease has expired, so nothing is sent."""
 
 
-class NetworkLease:
+class CommunicationLease:
     """The deadline after which a gateway sends nothing.
 
     deadline: in seconds of `seconds_since_boot`.
@@ -87,15 +87,15 @@ class LeasedSocket(socket.socket):
     discarded at the deadline (TCP_USER_TIMEOUT, tcp(7)), even if this process is stopped.
     """
 
-    _lease: NetworkLease
+    _lease: CommunicationLease
 
     @property
-    def lease(self) -> NetworkLease:
+    def lease(self) -> CommunicationLease:
         """The lease, which must be set before the socket connects."""
         return self._lease
 
     @lease.setter
-    def lease(self, lease: NetworkLease) -> None:
+    def lease(self, lease: CommunicationLease) -> None:
         self._lease = lease
         lease.add(self)
 

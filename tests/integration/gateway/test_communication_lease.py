@@ -17,8 +17,8 @@ import pytest
 from doubles.egress_host import HOST
 from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway import limits
+from sandbox.gateway.communication_lease import CommunicationLease, LeasedSocket, LeaseExpiredError, seconds_since_boot
 from sandbox.gateway.egress import dialer
-from sandbox.gateway.network_lease import LeasedSocket, LeaseExpiredError, NetworkLease, seconds_since_boot
 from sandbox.gateway.transport import OutboundConnections
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
@@ -58,7 +58,7 @@ async def answer(reader, writer):
 
 
 def test_renewal_with_an_earlier_deadline_does_not_shorten_the_lease(clock):
-    lease = NetworkLease(10, clock)
+    lease = CommunicationLease(10, clock)
     lease.renew(30)
     lease.renew(20)
     assert lease.seconds_left == 30
@@ -67,7 +67,7 @@ def test_renewal_with_an_earlier_deadline_does_not_shorten_the_lease(clock):
 
 
 async def test_expired_lease_is_valid_again_after_a_renewal(clock):
-    lease = NetworkLease(10, clock)
+    lease = CommunicationLease(10, clock)
     await asyncio.wait_for(lease.wait_until_valid(), 1)
     clock.seconds = 10
     waiting = asyncio.ensure_future(lease.wait_until_valid())
@@ -82,7 +82,7 @@ async def test_expired_lease_is_valid_again_after_a_renewal(clock):
 @pytest.mark.parametrize("method", ["send", "sendmsg", "connect"])
 def test_socket_sends_nothing_after_the_deadline(clock, method):
     with socket.create_server(("127.0.0.1", 0)) as server, LeasedSocket() as connection:
-        connection.lease = NetworkLease(10, clock)
+        connection.lease = CommunicationLease(10, clock)
         arguments = {"send": b"data", "sendmsg": [b"data"], "connect": server.getsockname()}
         if method != "connect":
             connection.connect(server.getsockname())
@@ -108,7 +108,7 @@ def test_asyncio_sends_only_through_the_methods_that_check_the_lease(clock, monk
                 received.extend(data)
 
         async with listening(read) as port:
-            stream = await OutboundConnections(NetworkLease(10, clock)).open("127.0.0.1", port)
+            stream = await OutboundConnections(CommunicationLease(10, clock)).open("127.0.0.1", port)
             before = len(sent)
             stream.write(b"x" * (8 << 20))
             await wait_until(lambda: len(received) == 8 << 20)
@@ -127,7 +127,7 @@ def test_buffered_data_is_not_sent_after_the_deadline(clock):
             await asyncio.sleep(60)
 
         async with listening(read_later) as port:
-            stream = await OutboundConnections(NetworkLease(10, clock)).open("127.0.0.1", port)
+            stream = await OutboundConnections(CommunicationLease(10, clock)).open("127.0.0.1", port)
             stream.write(b"x" * WRITTEN_BYTES)
             reader = await accepted
             await asyncio.sleep(0.1)
@@ -148,7 +148,7 @@ def test_model_request_before_the_first_renewal_is_held(clock, monkeypatch):
 
     async def scenario():
         async with listening(answer) as port:
-            lease = NetworkLease(0, clock)
+            lease = CommunicationLease(0, clock)
             async with served_gateway(f"http://127.0.0.1:{port}", lease=lease) as served:
                 client = await served.connect()
                 client.send_request()
@@ -164,7 +164,7 @@ def test_model_request_before_the_first_renewal_is_held(clock, monkeypatch):
 def test_model_requests_are_held_until_the_lease_is_renewed(clock):
     async def scenario():
         async with listening(answer) as port:
-            lease = NetworkLease(10, clock)
+            lease = CommunicationLease(10, clock)
             async with served_gateway(f"http://127.0.0.1:{port}", lease=lease) as served:
                 client = await served.connect()
                 client.send_request()
@@ -185,7 +185,7 @@ def test_held_model_request_is_answered_with_503_in_time(clock, monkeypatch):
     monkeypatch.setattr(limits, "HOLD_TIMEOUT_SECONDS", 0.1)
 
     async def scenario():
-        async with served_gateway("http://127.0.0.1:9", lease=NetworkLease(10, clock)) as served:
+        async with served_gateway("http://127.0.0.1:9", lease=CommunicationLease(10, clock)) as served:
             client = await served.connect()
             await asyncio.sleep(0.1)
             clock.seconds = 10
@@ -214,7 +214,7 @@ def test_expiry_resets_tunnels_and_a_renewal_allows_new_ones(clock, monkeypatch)
                 writer.close()
 
         async with listening(hold) as port:
-            lease = NetworkLease(10, clock)
+            lease = CommunicationLease(10, clock)
             rules = GatewayRules(EgressRules((EgressRule(HOST, (port,)),), has_outbound_mode=True))
             monkeypatch.setattr(dialer, "_resolve", lambda host, **_: {"127.0.0.1" if host == HOST else "127.0.0.9"})
             async with served_gateway(
@@ -246,11 +246,11 @@ async def open_tunnel(served, port):
 
 SENDER = """
 import asyncio, sys
-from sandbox.gateway.network_lease import NetworkLease, seconds_since_boot
+from sandbox.gateway.communication_lease import CommunicationLease, seconds_since_boot
 from sandbox.gateway.transport import OutboundConnections
 
 async def main():
-    lease = NetworkLease(seconds_since_boot() + float(sys.argv[2]))
+    lease = CommunicationLease(seconds_since_boot() + float(sys.argv[2]))
     stream = await OutboundConnections(lease).open("127.0.0.1", int(sys.argv[1]))
     while True:
         stream.write(b"x" * 65536)
@@ -263,7 +263,7 @@ asyncio.run(main())
 def test_kernel_ends_a_connection_whose_data_is_not_acknowledged_at_the_deadline():
     """The process may be stopped, so only the kernel can prevent the data from being sent when the peer reads."""
     with socket.create_server(("127.0.0.1", 0)) as server, LeasedSocket() as connection:
-        connection.lease = NetworkLease(seconds_since_boot() + 1.0)
+        connection.lease = CommunicationLease(seconds_since_boot() + 1.0)
         connection.connect(server.getsockname())
         connection.setblocking(False)
         with suppress(BlockingIOError):
@@ -279,7 +279,7 @@ def test_kernel_ends_a_connection_whose_data_is_not_acknowledged_at_the_deadline
 def test_renewal_extends_the_deadline_of_data_that_was_sent_earlier():
     """A host that pauses for a moment must not lose a connection whose lease is valid."""
     with socket.create_server(("127.0.0.1", 0)) as server, LeasedSocket() as connection:
-        connection.lease = lease = NetworkLease(seconds_since_boot() + 1.0)
+        connection.lease = lease = CommunicationLease(seconds_since_boot() + 1.0)
         connection.connect(server.getsockname())
         connection.setblocking(False)
         with suppress(BlockingIOError):
