@@ -156,7 +156,7 @@ def _end_task(client: Client) -> None:
 def _print_patch(client: Client, console: Console) -> None:
     import click
 
-    from sandbox.cli.checkout.downloaded_patch import colorize, patch_lines
+    from sandbox.cli.checkout.patch_output import colorize, patch_lines
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "demo.patch"

@@ -1,8 +1,8 @@
 """The gateway server: accepts connections from the sandbox and runs a handler for each.
 
 It runs in the task's runner, on the listeners that the runtime opened inside the sandbox's network namespace. Only this
-module, `transport`, `connection`, `communication_lease`, `egress.connection`, `egress.dialer` and `model_api.dialer` use
-sockets or the event loop.
+module, `transport`, `connection`, `communication_lease`, `egress.connection`, `egress.dialer` and `model_api.dialer`
+use sockets or the event loop.
 """
 
 import asyncio

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.checkout.downloaded_patch import (
+from sandbox.cli.checkout.downloaded_patch import fetch_patch, print_omissions
+from sandbox.cli.checkout.patch_output import (
     applied_message,
     colorize,
-    fetch_patch,
     patch_lines,
     print_changed_files,
-    print_omissions,
     summarize_binary_files,
 )
 from sandbox.cli.checkout.user_checkout import ChangedFile, Checkout, Head

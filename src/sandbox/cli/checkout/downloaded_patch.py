@@ -1,9 +1,7 @@
-"""Downloads and prints patches and their changed files."""
+"""Downloads patches of tasks and of chains of tasks."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,56 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.checkout.user_checkout import ChangedFile
+from sandbox.cli.checkout.patch_output import format_line_counts, patch_lines
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import reject_secrets
-from sandbox.cli.output.formatting import pluralize
-from sandbox.cli.output.terminal_text import escape_name, escape_text
+from sandbox.cli.output.terminal_text import escape_text
 from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from sandbox.client import Client
     from sandbox.client.response_types import Artifact, Task
-
-
-def print_changed_files(changed: Sequence[ChangedFile], console: Console, *, has_total: bool = False) -> None:
-    """Print one line per changed file; requires at least one file. has_total: also print the totals, as git does."""
-    from rich.text import Text
-
-    added_width, removed_width = (
-        max(len(f"{number or 0}") + 1 for number in numbers)
-        for numbers in zip(*((file.added, file.removed) for file in changed), strict=True)
-    )
-    for file in changed:
-        numbers = (
-            (f"+{file.added}".rjust(added_width), "green"),
-            " ",
-            (f"-{file.removed}".rjust(removed_width), "red"),
-        )
-        binary = (("binary".rjust(added_width + removed_width + 1), "dim"),)
-        line = Text.assemble(*(binary if file.added is None else numbers), "  ", escape_name(file.path))
-        console.print(line, soft_wrap=True)
-    if has_total:
-        console.print(_total_line(changed), soft_wrap=True)
-
-
-def _total_line(changed: Sequence[ChangedFile]) -> str:
-    added, removed = sum(file.added or 0 for file in changed), sum(file.removed or 0 for file in changed)
-    parts = [f"{pluralize(len(changed), 'file')} changed"]
-    if added or not removed:
-        parts.append(f"{pluralize(added, 'insertion')}(+)")
-    if removed or not added:
-        parts.append(f"{pluralize(removed, 'deletion')}(-)")
-    return ", ".join(parts)
-
-
-def applied_message(files: int, *, is_staged: bool) -> str:
-    """Describe how many files changed, and how to view the changes."""
-    if is_staged:
-        return f"Applied to {pluralize(files, 'file')} and staged. See the changes with: git diff --cached"
-    return f"Applied to {pluralize(files, 'file')}, on top of your changes. See them with: git status"
 
 
 CHAIN_HELP = "Include the changes of the earlier tasks that this one continues."
@@ -73,12 +30,6 @@ REMARKS_MAX = 50
 """Maximum number of remarks to print; a server writes fewer."""
 
 _CHAIN_PATCH = ".sandbox/{}.chain.patch"
-_HUNK = re.compile(r"@@ -[0-9]+(?:,([0-9]{1,9}))? \+[0-9]+(?:,([0-9]{1,9}))? @@")
-_INDEX_LINE = re.compile(r"\Aindex ([0-9a-f]{10})[0-9a-f]{30,54}\.\.([0-9a-f]{10})[0-9a-f]{30,54}")
-_FILE_HEADER = "diff --git "
-_HEADER_LINES_MAX = 20
-_BINARY_CONTENT = re.compile(r"(literal|delta) [0-9]{1,19}")
-_BOLD, _RED, _GREEN, _CYAN, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[36m", "\x1b[m"
 
 
 def fetch_patch(
@@ -131,25 +82,9 @@ def chain_patch_size(client: Client, task: Task) -> str:
         with TemporaryDirectory() as directory:
             patch = Path(directory) / "patch"
             client.download(task["id"], entry["path"], patch)
-            return _format_line_counts(patch_lines(patch))
+            return format_line_counts(patch_lines(patch))
     except ClientError:
         return ""  # the size is only additional information
-
-
-def _format_line_counts(lines: Iterable[str]) -> str:
-    files = added = removed = old_lines_left = new_lines_left = 0
-    for line in lines:
-        hunk = _HUNK.match(line)
-        if old_lines_left > 0 or new_lines_left > 0:
-            added += line[:1] == "+"
-            removed += line[:1] == "-"
-            old_lines_left -= line[:1] not in {"+", "\\"}
-            new_lines_left -= line[:1] not in {"-", "\\"}
-        elif hunk:
-            old_lines_left, new_lines_left = int(hunk[1] or 1), int(hunk[2] or 1)
-        else:
-            files += line.startswith("diff --git ")
-    return f"+{added:,} −{removed:,} in {pluralize(files, 'file')}" if files else ""
 
 
 def _patch_entries(client: Client, task_id: str, path: str) -> list[Artifact]:
@@ -171,84 +106,3 @@ def print_omissions(client: Client, task_id: str, patch: Path) -> bool:
 
 def _is_remark(line: str) -> bool:
     return line.startswith("# ")
-
-
-def patch_lines(patch: Path) -> Iterator[str]:
-    """Iterate over the lines as git splits them: a carriage return is part of a line.
-
-    Bytes that are not UTF-8 become surrogates, which are escaped in names.
-    """
-    with patch.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        for line in file:
-            yield line.removesuffix("\n")
-
-
-def summarize_binary_files(lines: Iterable[str]) -> Iterator[str]:
-    """Replace the part of a patch about each binary file with one line: `Binary file x: added, 377 bytes`.
-
-    All other lines are unchanged. Outside hunks, no line of a text file begins with one of git's headers.
-    """
-    headers: list[str] = []
-    sizes: list[str] | None = None  # the headers of the encoded contents; None outside a binary file
-    for line in lines:
-        if line.startswith(_FILE_HEADER):
-            yield from headers if sizes is None else (_binary_summary(headers, sizes),)
-            headers, sizes = [line], None
-        elif sizes is not None:
-            sizes += [line] if _BINARY_CONTENT.fullmatch(line) else []
-        elif headers and line == "GIT binary patch":
-            sizes = []
-        elif headers and len(headers) < _HEADER_LINES_MAX and not line.startswith(("@@", "# ")):
-            headers.append(line)
-        else:
-            yield from headers
-            headers = []
-            yield line
-    yield from headers if sizes is None else (_binary_summary(headers, sizes),)
-
-
-def _binary_summary(headers: Sequence[str], contents: Sequence[str]) -> str:
-    """Describe a binary file. contents: the headers of its new and its old content, such as `literal 377`."""
-    path = headers[0].removeprefix(_FILE_HEADER)
-    old, new = path[: len(path) // 2], path[len(path) // 2 + 1 :]
-    if old.replace("a/", "b/", 1) == new:
-        path = new.replace("b/", "", 1)
-    fields = {key: value for key, _, value in (line.rpartition(" ") for line in headers[1:])}
-    path = next((line.removeprefix("rename to ") for line in headers if line.startswith("rename to ")), path)
-    (new_kind, _, new_bytes), (old_kind, _, old_bytes) = (line.partition(" ") for line in (*contents[:2], "", "")[:2])
-    if "new file mode" in fields:
-        change = f"added, {new_bytes} bytes"
-    elif "deleted file mode" in fields:
-        change = f"deleted, {old_bytes} bytes"
-    elif new_kind == old_kind == "literal":
-        change = f"changed, {old_bytes} to {new_bytes} bytes"
-    else:
-        change = "changed"  # the patch contains only the difference, whose size says little
-    return f"Binary file {path}: {change}"
-
-
-def colorize(lines: Iterable[str], *, has_color: bool) -> Iterator[str]:
-    """Escape the lines of a patch for the terminal and add git's colors."""
-    old_lines_left = new_lines_left = 0
-    for line in lines:
-        hunk = _HUNK.match(line)
-        if old_lines_left > 0 or new_lines_left > 0:
-            # Count the lines of the hunk, because a removed line that begins with `-- ` looks like a file header.
-            style = {"-": _RED, "+": _GREEN}.get(line[:1], "")
-            old_lines_left -= line[:1] not in {"+", "\\"}
-            new_lines_left -= line[:1] not in {"-", "\\"}
-        elif hunk:
-            style, old_lines_left, new_lines_left = _CYAN, int(hunk[1] or 1), int(hunk[2] or 1)
-        else:
-            style = "" if line.startswith("\\") else _BOLD
-        escaped = _escape_header(line) if style == _BOLD else escape_text(_replace_invalid_bytes(line))
-        yield f"{style}{escaped}{_RESET}" if has_color and style and escaped else escaped
-
-
-def _escape_header(line: str) -> str:
-    """Escape a line outside a hunk as a name, because it may contain paths. Git adds a tab to a path with spaces."""
-    return escape_name(_INDEX_LINE.sub(r"index \1..\2", line).removesuffix("\t"))
-
-
-def _replace_invalid_bytes(line: str) -> str:
-    return line if line.isascii() else line.encode(errors="surrogateescape").decode(errors="replace")

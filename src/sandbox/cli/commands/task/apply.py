@@ -13,15 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from sandbox.cli.checkout.commit_message import CommittedTask, build_chain_message, build_commit_message
-from sandbox.cli.checkout.downloaded_patch import (
-    CHAIN_HELP,
-    applied_message,
-    fetch_patch,
-    find_chain_patch,
-    print_changed_files,
-    print_omissions,
-)
+from sandbox.cli.checkout.downloaded_patch import CHAIN_HELP, fetch_patch, find_chain_patch, print_omissions
 from sandbox.cli.checkout.new_branch import NewBranch
+from sandbox.cli.checkout.patch_output import applied_message, print_changed_files
 from sandbox.cli.checkout.user_checkout import ChangedFile, Checkout, can_apply
 from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail, print_message

@@ -45,7 +45,8 @@ def top() -> None:
 
 
 def _print_once(options: CliOptions) -> None:
-    from sandbox.cli.commands.top.view import COLUMNS, SHRINKABLE, Snapshot, fetch_snapshot, table_rows
+    from sandbox.cli.commands.top.snapshot import Snapshot, fetch_snapshot
+    from sandbox.cli.commands.top.view import COLUMNS, SHRINKABLE, table_rows
     from sandbox.client import AsyncClient
 
     async def fetch() -> Snapshot:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.live import Live
 
-from sandbox.cli.commands.top.view import TopView, fetch_snapshot
+from sandbox.cli.commands.top.snapshot import fetch_snapshot
+from sandbox.cli.commands.top.view import TopView
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import PendingReasonPoller, print_events
 from sandbox.cli.output.terminal_text import escape_text

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from doubles.sample_task import task_status
-from sandbox.cli.commands.top.view import KEY_HELP, STATE_FILTERS, Snapshot, TaskFilter, TopView
+from sandbox.cli.commands.top.snapshot import STATE_FILTERS, Snapshot, TaskFilter
+from sandbox.cli.commands.top.view import KEY_HELP, TopView
 
 NOW = datetime(2026, 1, 29, 10, 12, tzinfo=UTC)
 HEALTH = {
