@@ -48,9 +48,11 @@ class RetryingWriter:
     state nor a cost are buffered only up to BUFFERED_OUTPUT_BYTES_MAX.
 
     release_reserve: called when a write fails; frees the reserve of the disk, and returns whether to try again.
+    needs_sync: whether a record may not be flushed yet. An earlier writer may have left such records.
     """
 
     def __init__(self, writer: JournalWriter, release_reserve: Callable[[], bool]) -> None:
+        self.needs_sync = True
         self._writer = writer
         self._release_reserve = release_reserve
         self._pending: deque[_PendingRecord] = deque()
@@ -96,7 +98,13 @@ class RetryingWriter:
 
     def sync(self) -> None:
         """See `JournalWriter.sync`."""
-        self._writer.sync()
+        # Records that are appended during the flush may not be included in it.
+        self.needs_sync = False
+        try:
+            self._writer.sync()
+        except BaseException:
+            self.needs_sync = True
+            raise
 
     def close(self) -> None:
         """See `JournalWriter.close`."""
@@ -115,7 +123,11 @@ class RetryingWriter:
         return self._append(pending)
 
     def _append(self, pending: _PendingRecord) -> e.Record:
-        return self._writer.append(pending.event, pending.transition, at=pending.at, durable=pending.durable)
+        try:
+            return self._writer.append(pending.event, pending.transition, at=pending.at, durable=pending.durable)
+        finally:
+            # Only after the write: a flush that began before it, in a thread, may not include the record.
+            self.needs_sync = True
 
 
 def is_droppable(event: e.Event) -> bool:
@@ -215,6 +227,7 @@ class AttemptRecorder:
         """Hashes of events, which use less memory than thousands of events with long paths."""
         self._should_keep_reserve = self._has_logged_reserve_failure = False
         self._is_dropping = False
+        self._has_recorded = asyncio.Event()
         self._dropped_bytes = self._dropped_events = 0
 
     @property
@@ -232,6 +245,7 @@ class AttemptRecorder:
 
     def _record_or_drop(self, event: e.Event) -> bool:
         """Record an event or drop it; return whether it was recorded."""
+        self._has_recorded.set()
         if self._is_dropping and (isinstance(event, e.AgentExited) or not self._is_blocked()):
             self._record_dropped()
         if isinstance(event, _OUTPUT_EVENTS) and (self._is_dropping or self._disk_space.is_short()):
@@ -302,6 +316,9 @@ class AttemptRecorder:
     async def _flush_periodically(self) -> None:
         logged = ""
         while True:
+            if not self._must_flush():
+                self._has_recorded.clear()
+                await self._has_recorded.wait()
             await asyncio.sleep(OUTPUT_SYNC_INTERVAL_SECONDS)
             try:
                 self.flush_pending()
@@ -323,6 +340,11 @@ class AttemptRecorder:
             if not self._has_logged_reserve_failure:
                 _log.warning("Disk space for the end of the task could not be reserved: %s", error)
             self._has_logged_reserve_failure = True
+
+    def _must_flush(self) -> bool:
+        """Return whether something is left to flush, to write or to reserve, even if no other event is recorded."""
+        lacks_reserve = self._should_keep_reserve and not self._reserve.is_allocated
+        return self._writer.needs_sync or self._writer.has_pending or lacks_reserve
 
     def _is_blocked(self) -> bool:
         return self._writer.has_pending or self._disk_space.is_short()

@@ -1,5 +1,6 @@
 """Records the counters and the conversation of a running task, and computes its remaining time and budget."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple, Self, get_args
@@ -77,6 +78,7 @@ class ProgressTracker:
     baseline: the counters of earlier attempts, from which counting continues.
     records_conversation: whether to record conversation events too.
     last_message: the agent's last message in the main conversation; empty before the first one.
+    changed: set when the next snapshot becomes due earlier; cleared by the caller.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class ProgressTracker:
         records_conversation: bool = True,
     ) -> None:
         self.last_message = ""
+        self.changed = asyncio.Event()
         self._record = record
         self._records_conversation = records_conversation
         self._has_recorded_conversation_gap = False
@@ -107,7 +110,7 @@ class ProgressTracker:
         """Count output bytes of the agent."""
         self._output_bytes += byte_count
         self._last_activity_at = self._now()
-        self._is_dirty = True
+        self._mark_dirty()
 
     def add_usage(self, usage: Usage) -> None:
         """Count the usage of a model request."""
@@ -126,7 +129,7 @@ class ProgressTracker:
         count += self._baseline_denied
         if count != self._counters.egress_denied:
             self._counters = msgspec.structs.replace(self._counters, egress_denied=count)
-            self._is_dirty = True
+            self._mark_dirty()
 
     def handle_agent_event(self, event: AgentEvent, monotonic: float) -> None:
         """Count an event of the agent's own event stream, and record it if it is part of the conversation."""
@@ -164,11 +167,16 @@ class ProgressTracker:
             return {"current_tool": None, "current_subject": next(reversed(self._background_calls.values())).wait}
         return _current(next(reversed(self._open_tools.values()))[0] if self._open_tools else None)
 
-    def record_if_due(self, monotonic: float) -> None:
-        """Record a snapshot if one is due."""
+    def record_if_due(self, monotonic: float) -> float:
+        """Record a snapshot if one is due. Returns the seconds until the next one is due, if nothing else changes."""
+        if not self._is_dirty:
+            return PROGRESS_INTERVAL_SECONDS
         interval = URGENT_INTERVAL_SECONDS if self._is_urgent else PROGRESS_INTERVAL_SECONDS
-        if self._is_dirty and monotonic - self._recorded_at >= interval:
-            self._record_snapshot(monotonic)
+        remaining_seconds = self._recorded_at + interval - monotonic
+        if remaining_seconds > 0:
+            return remaining_seconds
+        self._record_snapshot(monotonic)
+        return PROGRESS_INTERVAL_SECONDS
 
     def close(self) -> None:
         """Record the last snapshot, in which no tool is running."""
@@ -193,7 +201,7 @@ class ProgressTracker:
         if total_bytes <= CONVERSATION_BYTES_MAX:
             self._record(event)
             self._counters = msgspec.structs.replace(self._counters, conversation_bytes=total_bytes)
-            self._is_dirty = True
+            self._mark_dirty()
         elif not self._has_recorded_conversation_gap:
             self._has_recorded_conversation_gap = True
             limit = f"{CONVERSATION_BYTES_MAX // 1024**2} MiB"
@@ -201,7 +209,14 @@ class ProgressTracker:
 
     def _update(self, **counters: Any) -> None:
         self._counters = msgspec.structs.replace(self._counters, **counters)
-        self._is_dirty = self._is_urgent = True
+        if not self._is_urgent:
+            self._is_dirty = self._is_urgent = True
+            self.changed.set()
+
+    def _mark_dirty(self) -> None:
+        if not self._is_dirty:
+            self._is_dirty = True
+            self.changed.set()
 
     def _record_snapshot(self, monotonic: float) -> None:
         self._update(output_bytes=self._output_bytes, last_activity_at=self._last_activity_at)

@@ -305,3 +305,28 @@ async def test_output_is_flushed_when_the_disk_reserve_cannot_be_reallocated(mak
     assert harness.task.state is TaskState.CANCELLED
     messages = [record.getMessage() for record in caplog.records if "could not be reserved" in record.getMessage()]
     assert messages == ["Disk space for the end of the task could not be reserved: [Errno 122] Disk quota exceeded"]
+
+
+async def test_nothing_is_flushed_while_nothing_is_recorded(make_harness, monkeypatch):
+    monkeypatch.setattr("sandbox.runner.attempt_recorder.OUTPUT_SYNC_INTERVAL_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.runner.steps.run.METRICS_INTERVAL_SECONDS_MIN", 60.0)
+    monkeypatch.setattr("sandbox.runner.steps.run.METRICS_INTERVAL_SECONDS", 60.0)
+    harness = make_harness(AttemptScript(runs_until_signal=True, stdout=LINES))
+    sync, records = harness.writer.sync, []
+
+    def count():
+        records.append(harness.writer.last_seq)
+        sync()
+
+    monkeypatch.setattr(harness.writer, "sync", count)
+
+    async def scenario():
+        work = asyncio.create_task(harness.run())
+        await harness.wait_for_state(TaskState.RUNNING)
+        await wait_until(lambda: records and records[-1] == harness.writer.last_seq)
+        await asyncio.sleep(1.5)
+        assert len(records) - len(set(records)) <= len(set(records))
+        assert records[-1] == harness.writer.last_seq
+        await cancel_and_wait(harness, work)
+
+    await scenario()

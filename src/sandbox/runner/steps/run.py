@@ -1,6 +1,7 @@
 """Run step: runs the agent, serves its gateway and enforces limits."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
@@ -369,8 +370,12 @@ class _AgentRun(msgspec.Struct, frozen=True):
     async def _record_progress(self) -> None:
         while True:
             await asyncio.sleep(URGENT_INTERVAL_SECONDS)
+            self.progress.changed.clear()
             self.progress.set_denied_count(self.gateway.denied_count)
-            self.progress.record_if_due(self.clock.monotonic())
+            pause_seconds = self.progress.record_if_due(self.clock.monotonic()) - URGENT_INTERVAL_SECONDS
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_seconds):
+                    await self.progress.changed.wait()
 
     async def _record_metrics(self) -> None:
         sampler = MetricsSampler(self.attempt.task.manifest.vm.memory_bytes)
