@@ -3,11 +3,14 @@
 Run with the project's Python: python bench/busy_server.py [RUNNING [WAITING [FINISHED]]]  (default: 100 1000 10000)
 
 Runners and sandboxes are real; a fake agent prints two lines per second. At the end, the server is killed and
-restarted, to measure how soon the new server follows every task again. The latest results are in docs/benchmarks.md.
+restarted, to measure how soon the new server follows every task again. On SIGTERM and SIGINT, the tasks are cancelled
+before the benchmark ends. The latest results are in docs/benchmarks.md.
 """
 
 import asyncio
+import contextlib
 import json
+import os
 import signal
 import statistics
 import sys
@@ -23,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from store_list import fill
 
-from doubles.deployment import FINAL_STATES, Deployment, make_repository, reply_turn, wait_until
+from doubles.deployment import Deployment, make_repository, reply_turn, wait_until
 from doubles.fake_agent import make_fake_agent
 from doubles.reconnecting_sse_clients import ReconnectingClient
 
@@ -39,9 +42,25 @@ def resident_mb(pid):
 
 
 def cpu_seconds(pid):
-    """Return the CPU time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    """Return the CPU time that a process has used; 0 if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
     return (int(fields[11]) + int(fields[12])) / 100
+
+
+def find_runners(data_dir):
+    """Return the task of each runner, keyed by process id. A runner has the journal of its task open."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if b"sandbox.bootstrap.runner" in (process / "cmdline").read_bytes():
+                for descriptor in (process / "fd").iterdir():
+                    path = descriptor.readlink()
+                    if path.name == "records" and path.is_relative_to(data_dir / "tasks"):
+                        found[int(process.name)] = path.relative_to(data_dir / "tasks").parts[0]
+    return found
 
 
 def milliseconds(values):
@@ -76,12 +95,17 @@ def start_timed_server(deployment):
     return time.monotonic() - begin
 
 
-def print_usage(deployment, name, seconds=5.0):
-    """Print the server's memory and CPU usage."""
-    pid, before = deployment.server.ready_message["pid"], cpu_seconds(deployment.server.ready_message["pid"])
+def print_usage(deployment, name, seconds=10.0):
+    """Print the server's memory and CPU usage, and the CPU usage of the runners."""
+    pid, runners = deployment.server.ready_message["pid"], find_runners(deployment.data_dir)
+    begin, before = time.monotonic(), {one: cpu_seconds(one) for one in (pid, *runners)}
     time.sleep(seconds)
-    used = (cpu_seconds(pid) - before) / seconds
-    print(f"{name}: {resident_mb(pid):.0f} MB resident, {used:.0%} of a core", flush=True)
+    elapsed_seconds = time.monotonic() - begin
+    used = {one: (cpu_seconds(one) - before[one]) / elapsed_seconds for one in before}
+    print(f"{name}: {resident_mb(pid):.0f} MB resident, {used[pid]:.1%} of a core", flush=True)
+    if runners:
+        total = sum(used[one] for one in runners)
+        print(f"  {len(runners)} runners: {total:.0%} of a core, {total / len(runners):.2%} each", flush=True)
 
 
 def count(deployment, state):
@@ -135,24 +159,51 @@ def seconds_to_follow_again(deployment, names):
     return responded, time.monotonic() - begin
 
 
-def cancel_all(deployment, running):
-    """Cancel all tasks, pending ones first."""
+def cancel_all(deployment):
+    """Cancel all tasks and wait for the end of their runners. Starts the server again if a signal has ended it too.
+
+    If the server does not end the runners, they are killed.
+    """
+    if deployment.server is None:
+        return
+    try:
+        try:
+            _request_cancellations(deployment)
+        except httpx2.TransportError:
+            deployment.server.stop()
+            start_timed_server(deployment)
+            _request_cancellations(deployment)
+        wait_until(lambda: not find_runners(deployment.data_dir), TIMEOUT_SECONDS, "the end of the runners")
+    finally:
+        for pid in find_runners(deployment.data_dir):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _request_cancellations(deployment):
     with httpx2.Client(base_url=deployment.server.ready_message["http"], trust_env=False, timeout=60) as http:
         while waiting := http.get("/api/v1/tasks?state=pending&limit=1000").json()["tasks"]:
             for task in waiting:
                 http.delete(f"/api/v1/tasks/{task['id']}")
-        for name in running:
-            http.delete(f"/api/v1/tasks/{name}?force=true")
-        for name in running:
-            wait_until(
-                lambda name=name: http.get(f"/api/v1/tasks/{name}").json()["state"] in FINAL_STATES,
-                TIMEOUT_SECONDS,
-                name,
-            )
+        for task in find_runners(deployment.data_dir).values():
+            http.delete(f"/api/v1/tasks/{task}?force=true")
+
+
+def end_on_signals():
+    """Raise SystemExit on the first SIGTERM or SIGINT, so that the tasks are cancelled before the process ends."""
+
+    def end(number, _frame):
+        for one in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(one, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
 
 
 def main():
     """Run the benchmark and print the results."""
+    end_on_signals()
     running, waiting, finished = (
         int(sys.argv[n]) if len(sys.argv) > n else default for n, default in ((1, 100), (2, 1000), (3, 10_000))
     )
@@ -186,8 +237,10 @@ def main():
             print(f"after kill -9: responds after {responded:.2f} s, follows all {running} after {followed:.2f} s")
             print_usage(deployment, "the next server")
         finally:
-            cancel_all(deployment, names)
-            deployment.close()
+            try:
+                cancel_all(deployment)
+            finally:
+                deployment.close()
 
 
 if __name__ == "__main__":
