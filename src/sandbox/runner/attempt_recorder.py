@@ -227,7 +227,7 @@ class AttemptRecorder:
         """Hashes of events, which use less memory than thousands of events with long paths."""
         self._should_keep_reserve = self._has_logged_reserve_failure = False
         self._is_dropping = False
-        self._has_recorded = asyncio.Event()
+        self._has_flush_work = asyncio.Event()
         self._dropped_bytes = self._dropped_events = 0
 
     @property
@@ -245,7 +245,7 @@ class AttemptRecorder:
 
     def _record_or_drop(self, event: e.Event) -> bool:
         """Record an event or drop it; return whether it was recorded."""
-        self._has_recorded.set()
+        self._has_flush_work.set()
         if self._is_dropping and (isinstance(event, e.AgentExited) or not self._is_blocked()):
             self._record_dropped()
         if isinstance(event, _OUTPUT_EVENTS) and (self._is_dropping or self._disk_space.is_short()):
@@ -273,6 +273,7 @@ class AttemptRecorder:
         """Reserve disk space, if available, for the end of the task, until `stop_reallocating_reserve` is called."""
         self._should_keep_reserve = True
         self._allocate_reserve()
+        self._has_flush_work.set()  # the reserve may have to be allocated again
 
     def stop_reallocating_reserve(self) -> None:
         """Stop keeping a reserve, because the task is ending.
@@ -317,8 +318,8 @@ class AttemptRecorder:
         logged = ""
         while True:
             if not self._must_flush():
-                self._has_recorded.clear()
-                await self._has_recorded.wait()
+                self._has_flush_work.clear()
+                await self._has_flush_work.wait()
             await asyncio.sleep(OUTPUT_SYNC_INTERVAL_SECONDS)
             try:
                 self.flush_pending()

@@ -330,3 +330,29 @@ async def test_nothing_is_flushed_while_nothing_is_recorded(make_harness, monkey
         await cancel_and_wait(harness, work)
 
     await scenario()
+
+
+async def test_disk_reserve_is_allocated_later_although_nothing_is_recorded(make_harness, monkeypatch):
+    monkeypatch.setattr("sandbox.runner.attempt_recorder.OUTPUT_SYNC_INTERVAL_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.runner.steps.run.METRICS_INTERVAL_SECONDS_MIN", 60.0)
+    monkeypatch.setattr("sandbox.runner.steps.run.METRICS_INTERVAL_SECONDS", 60.0)
+    harness = make_harness(AttemptScript(runs_until_signal=True))
+    allocate, is_full = harness.reserve.allocate, True
+
+    def try_to_allocate():
+        if is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        allocate()
+
+    monkeypatch.setattr(harness.reserve, "allocate", try_to_allocate)
+
+    async def scenario():
+        nonlocal is_full
+        work = asyncio.create_task(harness.run())
+        await harness.wait_for_state(TaskState.RUNNING)
+        await asyncio.sleep(0.2)
+        is_full = False
+        await wait_until(lambda: harness.reserve.is_allocated)
+        await cancel_and_wait(harness, work)
+
+    await scenario()
