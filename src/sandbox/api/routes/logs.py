@@ -1,9 +1,8 @@
-"""Routes for a task's logs (plain text, server-sent events or NDJSON), and for state changes of all tasks."""
+"""Routes for a task's logs: plain text, server-sent events or NDJSON."""
 
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,9 +13,7 @@ from starlette.responses import Response
 
 from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
-from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.openapi import (
-    component_ref,
     create_router,
     problem_responses,
     raw_content,
@@ -30,10 +27,9 @@ from sandbox.api.streaming.response import (
     close_iterator,
     encode_each,
 )
-from sandbox.interfaces.server_services import StateChange, TaskEvents
-from sandbox.interfaces.store import ChangeCursor
+from sandbox.api.streaming.sse import EVENT_SCHEMA, SSE, SSE_SCHEMA, format_sse_event
+from sandbox.interfaces.server_services import TaskEvents
 from sandbox.model.errors import FieldError, InvalidParameterError
-from sandbox.model.manifest.field_formats import Format
 from sandbox.model.task import Task
 from sandbox.model.wire.event_conversion import (
     LogStream,
@@ -50,7 +46,6 @@ TEXT_LINE_BYTES_MAX = 16 * 1024 * 1024
 
 _JSON = "application/json"
 _NDJSON = "application/x-ndjson"
-_SSE = "text/event-stream"
 _TEXT = "text/plain; charset=utf-8"
 
 _TAIL_GROWTH_FACTOR = 4
@@ -124,7 +119,6 @@ _LastEventId = Annotated[
 ]
 
 _TEXT_SCHEMA = {"type": "string"}
-_EVENT_SCHEMA = component_ref("Event")
 _JSON_MEDIA_RANGE = "application/*"
 """The media type of JSON logs in the schema. Generated clients would parse every log as JSON if the schema listed
 `application/json`, because they send no `Accept` header and choose one of the listed types.
@@ -135,13 +129,7 @@ _LOG_SCHEMAS: dict[str, dict[str, Any]] = {
     "text_plain": _TEXT_SCHEMA,
     "text_event_stream": {},
     "application_x_ndjson": _TEXT_SCHEMA,
-    _JSON_MEDIA_RANGE: {"type": "array", "items": _EVENT_SCHEMA},
-}
-_SSE_DATA = {"type": "string", "contentMediaType": "application/json", "contentSchema": _EVENT_SCHEMA}
-_SSE_SCHEMA = {
-    "type": "object",
-    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": _SSE_DATA},
-    "required": ["id", "event", "data"],
+    _JSON_MEDIA_RANGE: {"type": "array", "items": EVENT_SCHEMA},
 }
 
 router = create_router("Logs")
@@ -153,8 +141,8 @@ router = create_router("Logs")
     responses={
         200: with_item_schemas(
             raw_content(_LOG_DESCRIPTION, **_LOG_SCHEMAS),
-            text_event_stream=_SSE_SCHEMA,
-            application_x_ndjson=_EVENT_SCHEMA,
+            text_event_stream=SSE_SCHEMA,
+            application_x_ndjson=EVENT_SCHEMA,
         ),
         204: {"description": "The client already has the last event"},
         **problem_responses("task_not_found", "service_unavailable"),
@@ -193,7 +181,7 @@ async def get_logs(
         context.stream_cache.follow(task, encoder, after=start),
         media_type,
         stop_event=context.shutting_down,
-        keep_alive=SSE_KEEP_ALIVE if media_type == _SSE else b"",
+        keep_alive=SSE_KEEP_ALIVE if media_type == SSE else b"",
         tracker=context.metrics.track_stream("logs"),
     )
 
@@ -218,87 +206,6 @@ async def _limit(source: AsyncIterator[MessageBatch], count: int) -> AsyncIterat
             del messages  # a stream that is waiting for memory must not hold any
     finally:
         await close_iterator(source)
-
-
-_POSITION_REGEX = re.compile("[0-9a-f]{1,32}-[0-9]{1,18}", re.ASCII)
-
-
-def _check_position(text: str) -> str | None:
-    if text and not _POSITION_REGEX.fullmatch(text):
-        return "must be the id of an earlier event; omit it for changes from now on"
-    return None
-
-
-_POSITION = Format("position", _check_position, {"pattern": f"^({_POSITION_REGEX.pattern})?$"})
-"""The id of an event in the stream of all tasks, or empty text."""
-
-_AfterPosition = Annotated[str, _POSITION, Query(description="Continue after the event with this `id`")]
-_LastPosition = Annotated[
-    str,
-    _POSITION,
-    Header(
-        alias="Last-Event-ID",
-        description="Continue after the event with this `id`; `after` in the query takes precedence",
-    ),
-]
-
-
-@router.get(
-    paths.EVENTS,
-    response_class=Response,
-    responses={
-        200: with_item_schemas(
-            raw_content("The changes, as server-sent events", text_event_stream={}), text_event_stream=_SSE_SCHEMA
-        ),
-        **problem_responses("service_unavailable"),
-    },
-)
-async def get_events(
-    request: Request,
-    context: ContextDep,
-    after: _AfterPosition = "",
-    last_event_id: _LastPosition = "",
-    *,
-    follow: Annotated[bool, Query(description="Stream without end")] = False,
-) -> Response:
-    """Get state changes of all tasks, as server-sent events.
-
-    Sends `state_change` when a task has changed its state, and then `end` if the task has ended. If a task changes its
-    state several times before the event is sent, only the latest state is sent. The stream begins with the current
-    position as an `id` without an event.
-    """
-    position = _parse_position(after or last_event_id)
-    changes = context.services.events.follow_states(position, is_live=follow)
-    stack = ExitStack()
-    stack.enter_context(context.authenticator.count_all_tasks_stream(get_caller(request)))
-    stack.enter_context(context.metrics.track_stream("events"))
-    return EventStreamResponse(
-        _encode_changes(changes),
-        _SSE,
-        stop_event=context.shutting_down,
-        keep_alive=SSE_KEEP_ALIVE,
-        tracker=stack,
-    )
-
-
-def _parse_position(text: str) -> ChangeCursor | None:
-    """Parse text that has the format `_POSITION`; return None for empty text."""
-    index_id, _, number = text.partition("-")
-    return ChangeCursor(index_id, int(number)) if text else None
-
-
-async def _encode_changes(changes: AsyncIterator[StateChange | ChangeCursor]) -> AsyncIterator[MessageBatch]:
-    """Encode each change. Only its last event has an id: a client that missed it gets all the events again."""
-    try:
-        async for each in changes:
-            if isinstance(each, ChangeCursor):
-                yield [f"id: {each.index_id}-{each.number}\n\n".encode()]
-                continue
-            position = f"id: {each.cursor.index_id}-{each.cursor.number}\n".encode()
-            *earlier, last = each.events
-            yield [*map(_format_sse_event, earlier), position + _format_sse_event(last)]
-    finally:
-        await close_iterator(changes)
 
 
 async def _find_tail_start(events: TaskEvents, task: Task, after: int, lines: int, encoder: LogEncoder) -> int:
@@ -383,7 +290,7 @@ async def _as_array(source: AsyncIterator[MessageBatch]) -> AsyncIterator[Messag
 def _choose_stream_format(request: Request) -> tuple[str, _Formatter]:
     if _NDJSON in request.headers.get("accept", "").lower():
         return _NDJSON, _format_ndjson
-    return _SSE, _format_sse
+    return SSE, _format_sse
 
 
 class _TextFormatter:
@@ -420,8 +327,4 @@ def _format_array_item(event: WireEvent) -> bytes:
 
 
 def _format_sse(event: WireEvent) -> bytes:
-    return f"id: {event['seq']}\n".encode() + _format_sse_event(event)
-
-
-def _format_sse_event(event: WireEvent) -> bytes:
-    return f"event: {event['type']}\ndata: ".encode() + msgspec.json.encode(event) + b"\n\n"
+    return f"id: {event['seq']}\n".encode() + format_sse_event(event)
