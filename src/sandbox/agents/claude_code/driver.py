@@ -39,7 +39,7 @@ _LEADING_WHITE_SPACE = re.compile(r"[\s\ufeff]*")
 
 
 def escape_commands(prompt: str, command_prefixes: tuple[str, ...]) -> str:
-    """Prepend PLAIN_TEXT_PREFIX to a prompt that starts with a command prefix, even after white space."""
+    """Prepend PLAIN_TEXT_PREFIX to a prompt that starts with a command prefix. Leading white space is ignored."""
     begin = _LEADING_WHITE_SPACE.match(prompt)
     return PLAIN_TEXT_PREFIX + prompt if begin and prompt.startswith(command_prefixes, begin.end()) else prompt
 
@@ -105,7 +105,7 @@ On a busy machine, a first `npx` run takes longer than the default of 30 s.
 
 
 def encode_mcp_config(config: McpConfig) -> bytes:
-    """Encode the file for `--mcp-config`. Claude Code expands `${NAME}` in it from environment variables."""
+    """Encode the file for `--mcp-config`. Claude Code expands `${NAME}` in this file from environment variables."""
     servers = {name: _server_entry(server) for name, server in config.mcpServers.items()}
     return msgspec.json.encode({"mcpServers": servers})
 
@@ -339,7 +339,7 @@ def _working_directory(subpath: str | None) -> str:
 
 
 def _instruction_directories(directory: str) -> Iterator[str]:
-    """Yield the workspace and each directory down to the start directory: the CLAUDE.md files in all of them apply."""
+    """Yield the directories whose CLAUDE.md files apply, from the workspace down to the start directory."""
     inside = PurePosixPath(directory).relative_to(SANDBOX_WORKSPACE).parts
     for depth in range(len(inside) + 1):
         yield str(PurePosixPath(SANDBOX_WORKSPACE, *inside[:depth]))

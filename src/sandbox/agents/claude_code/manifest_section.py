@@ -94,7 +94,7 @@ def find_violations(section: dict[str, Any], secret_names: Collection[str]) -> I
 
 
 def _invalid_tools(section: dict[str, Any]) -> Iterator[RuleViolation]:
-    """Check that each entry is one tool: Claude Code splits entries at commas and silently ignores unparsable parts."""
+    """Check that each entry is one tool. Claude Code splits entries at commas and silently ignores unparsable parts."""
     for index, entry in enumerate(as_list(section.get("allowed_tools"))):
         text = as_text(entry)
         if text and (not _TOOL.fullmatch(text) or _SECOND_TOOL.search(text)):

@@ -24,7 +24,7 @@ _AFTER_RESULT_MESSAGE = f"after it reported success; {_SEE_LOGS}"
 
 
 def determine_failure(exit_status: ExitStatus, result: dict[str, Any] | None, stderr_tail: bytes) -> Failure | None:
-    """Return the failure, or None for success: exit code 0 and a last result with `is_error: false`."""
+    """Return the failure; None for exit code 0 together with a last result that has `is_error: false`."""
     if exit_status.code == 0 and result is not None and result.get("is_error") is False:
         return None
     # An error that the agent reports takes precedence, because the OOM kill may have happened long before.
@@ -42,7 +42,7 @@ def determine_failure(exit_status: ExitStatus, result: dict[str, Any] | None, st
 
 
 def determine_interactive_failure(exit_status: ExitStatus) -> Failure | None:
-    """Return the failure, or None for success: exit code 0."""
+    """Return the failure; None for exit code 0."""
     if exit_status.code == 0:
         return None
     if exit_status.was_oom_killed:

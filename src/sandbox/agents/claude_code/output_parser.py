@@ -74,7 +74,7 @@ _EXIT_CODE = re.compile(r"Exit code (\d{1,3})\b")
 
 
 class _BackgroundCalls:
-    """Tracks the tool calls that run in the background, either from their start or because they took too long.
+    """Tracks tool calls in the background: calls that started there, and calls moved there because they took too long.
 
     Claude Code reports such a call as a task, before it returns a preliminary result to the model.
     """
@@ -150,7 +150,7 @@ class ClaudeOutputParser:
         return tuple(self._handle_event(event, line))
 
     def outcome(self, exit_status: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
-        """Return the outcome: success only for exit code 0 and a last result with `is_error: false`."""
+        """Return the outcome. Success requires exit code 0 and a last result with `is_error: false`."""
         result = read_result(self._result_line) if self._result_line is not None else None
         return AgentOutcome(result, determine_failure(exit_status, result, stderr_tail))
 

@@ -141,7 +141,7 @@ class StreamMeter:
         return self._has_content or not _is_readable(bytes(self._line))
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """Return an upper bound on the usage. A token has at least one byte, so the bytes limit the output tokens.
+        """Return an upper bound on the usage. A token has at least one byte, so there are no more tokens than bytes.
 
         This holds only for text in the API's format: compressed text, for example, may have more tokens than bytes.
         """
@@ -327,12 +327,12 @@ class _Tally:
 
 
 def _short_name(model: str) -> str:
-    """Return the model's name, or a fixed text if it is too long: a truncated name might contain part of a secret."""
+    """Return the model's name, or a fixed text if it is too long. A truncated name might contain part of a secret."""
     return model if len(model) <= _MODEL_CHARACTERS_MAX else "(too-long)"
 
 
 def _remainder(total: TokenCounts, parts: list[_ModelUsage]) -> TokenCounts:
-    """Subtract the parts from the whole, count by count, with a minimum of 0."""
+    """Subtract the counts of the parts from the total counts. Negative results become 0."""
     counts = zip(astuple(total), *(astuple(tokens) for _, tokens in parts), strict=True)
     return TokenCounts(*(max(0, first - sum(others)) for first, *others in counts))
 
