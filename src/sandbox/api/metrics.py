@@ -117,7 +117,7 @@ class _HostMetrics:
         )
 
     def set(self, hosts: Sequence[HostWithTasks]) -> None:
-        """Set the values of the HOST_LABELS_MAX hosts with the latest message or drain; remove those of all others."""
+        """Set the values of the HOST_LABELS_MAX hosts with the latest message or drain; remove all other hosts."""
         times = {host.status.name: _latest(host.status.last_contact_at, host.status.draining_since) for host in hosts}
         known = [host for host in hosts if times[host.status.name]]
         latest = sorted(known, key=lambda host: times[host.status.name], reverse=True)[:HOST_LABELS_MAX]

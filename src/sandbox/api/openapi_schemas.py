@@ -157,7 +157,7 @@ def _with_enum_refs(schema: Any) -> Any:
 
 
 def _with_discriminators(schema: Any, components: Mapping[str, Any]) -> Any:
-    """Describe each choice between objects with a `type` as OpenAPI does, so generated types are tagged unions."""
+    """Describe each choice between objects with a `type` as OpenAPI does. Generated types are then tagged unions."""
     if isinstance(schema, list):
         return [_with_discriminators(each, components) for each in schema]
     if not isinstance(schema, dict):

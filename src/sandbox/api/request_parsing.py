@@ -143,7 +143,7 @@ EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
 
 def with_body_parser(parse: BodyParser) -> Callable[[EndpointT], EndpointT]:
-    """Mark a route that reads a body. A response about invalid parameters then lists the errors in the body too."""
+    """Mark a route that reads a body. A response about invalid parameters then also lists the body's errors."""
 
     def mark(endpoint: EndpointT) -> EndpointT:
         vars(endpoint)["parse_body"] = parse
@@ -200,7 +200,7 @@ async def _body_errors(request: Request, parse_body: BodyParser | None) -> Seque
 
 
 def _require_empty_body(request: Request) -> None:
-    """Reject a body, which may contain misplaced parameters. Clients may send an empty object."""
+    """Reject a body, because it may contain misplaced parameters. An empty object is allowed."""
     declared = request.headers.get("content-length", "0")
     if declared not in _EMPTY_BODY_LENGTHS or "transfer-encoding" in request.headers:
         message = "must be empty; this request has only parameters in the URL."
@@ -320,7 +320,7 @@ class PageCursor(msgspec.Struct, frozen=True, array_like=True):
 
 
 def encode_cursor(cursor: Cursor | None, query: TaskQuery) -> str | None:
-    """Encode a cursor for this query; return None for None."""
+    """Encode a cursor for this query; return None if there is no cursor."""
     if cursor is None:
         return None
     page_cursor = PageCursor(_CURSOR_VERSION, query.sort, query.order, cursor.value, cursor.task_id)

@@ -16,7 +16,7 @@ BodyT = TypeVar("BodyT")
 
 
 class JsonResponse(Response, Generic[BodyT]):
-    """A JSON response with a body of this type. It is encoded with msgspec and ends with a newline for terminals.
+    """A JSON response. The body is encoded with msgspec and ends with a newline for terminals.
 
     As the return type of a route, `JsonResponse[TaskBody]` also describes the response in the schema.
     """

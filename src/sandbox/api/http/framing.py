@@ -65,7 +65,7 @@ class RequestFraming:
         self._parse_step: Callable[[], bytes | None] = self._read_head
 
     def feed(self, data: bytes) -> bytes:
-        """Add received bytes; return those that can be parsed now: a few parts, at most up to the end of a request.
+        """Add received bytes. Return the bytes that can be parsed now: a few parts, all of the same request.
 
         A client may send thousands of requests or chunks together. Parsing all of them in one call would delay other
         clients.
@@ -245,7 +245,7 @@ class FramedConnection(h11.Connection):
             super().receive_data(framed)
 
     def receive_data(self, data: bytes) -> None:
-        """Frame received data and pass it to h11, one request and a few parts at a time."""
+        """Frame received data. Pass a few parts of one request to h11, and buffer the remaining data."""
         if self.is_paused or (self._framing.has_more and self.their_state is not h11.IDLE):
             self._framing.buffer(data)
         elif framed := self._framing.feed(data):  # empty data would signal EOF to h11
@@ -267,7 +267,7 @@ class FramedConnection(h11.Connection):
         return event
 
     def send(self, event: Any) -> Any:
-        """Send an event. If 100 Continue was never sent, the client may omit its body, so close after the response."""
+        """Send an event. If 100 Continue was never sent, the body may never arrive, so close after the response."""
         if isinstance(event, h11.Response) and self.they_are_waiting_for_100_continue:
             headers = [*event.headers.raw_items(), (b"Connection", b"close")]
             event = h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)

@@ -79,7 +79,7 @@ class ClosableConnections:
         self._waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
 
     def add(self, connection: "HttpProtocol") -> None:
-        """Add a new connection, or move one to the end after its response; close the oldest ones beyond the limit.
+        """Add a connection at the end, or move it there after its response. Close the oldest ones beyond the limit.
 
         Connections with an authenticated request in progress are not closed, only removed.
         """

@@ -197,7 +197,7 @@ def bind(host: str, port: int, key: str = "port") -> list[socket.socket]:
 
 
 def listen(sockets: Sequence[socket.socket], key: str = "port") -> None:
-    """Start accepting connections. The kernel refused earlier connections, so their requests had no effect.
+    """Start accepting connections. The kernel refused all earlier connections, so no earlier request had an effect.
 
     Only listening reserves the port: with SO_REUSEADDR, another server can bind to it until then. Raises AddressError.
     """

@@ -167,7 +167,7 @@ def require_valid_credentials(connection: HTTPConnection, authenticator: Authent
 
 
 def _with_subprotocol(scope: Scope, send: Send) -> tuple[Scope, Send]:
-    """Remove the token from the offered subprotocols and accept with STREAM_PROTOCOL if it was offered."""
+    """Remove the token from the offered subprotocols and accept with STREAM_PROTOCOL if the client offered it."""
     protocols = strip_token_protocol(scope["subprotocols"])
 
     async def send_agreed(message: Message) -> None:

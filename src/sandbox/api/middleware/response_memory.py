@@ -110,4 +110,4 @@ def _size_bytes(message: Message) -> int:
 
 
 def _close_nothing() -> None:
-    """Do nothing: the request has no connection that can be aborted."""
+    """Do nothing, because the request has no connection that can be aborted."""

@@ -33,7 +33,7 @@ def set_route(connection: HTTPConnection, template: str) -> None:
 
 
 class MetricsMiddleware:
-    """The outermost middleware; it also sees rejected requests."""
+    """The outermost middleware, which also processes rejected requests."""
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
         self._app = app

@@ -208,7 +208,7 @@ class _ArtifactResponse(FileResponse):
         head: list[Message] = []
 
         async def send_with_body(message: Message) -> None:
-            """Delay the head until the first part of the body: Starlette opens the file after it sends the head."""
+            """Delay the head until the body's first part, because Starlette opens the file after it sends the head."""
             if message["type"] == "http.response.start":
                 head.append(message)
                 return

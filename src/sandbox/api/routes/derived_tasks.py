@@ -185,7 +185,7 @@ def _check_can_continue(earlier: Manifest, manifest: Manifest, overrides: Sequen
 
 
 def _override_error(section: str, message: str, overrides: Sequence[Override]) -> FieldError:
-    """Create an error about the last override that sets a section, or a field of it."""
+    """Create an error about the last override that sets a section or one of its fields."""
     path = next((each.path for each in reversed(overrides) if each.path[0] == section), (section,))
     return _locate(FieldError.at(path, "format", message), overrides)
 

@@ -269,7 +269,7 @@ async def wait_for_task(
 async def cancel_task(
     request: Request, context: ContextDep, task_id: paths.TaskId, reason: _Reason = "", *, force: _Force = False
 ) -> JsonResponse[CancelledBody]:
-    """Cancel a task. May be repeated with `force`, which skips the grace period."""
+    """Cancel a task. The request can be repeated with `force`, which skips the grace period."""
     async with body_memory(request):
         content = await read_body(request)
         cancel_request = parse_json_body(content, request, CancelRequest, {"reason": reason, "force": force})
