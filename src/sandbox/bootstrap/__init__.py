@@ -1,1 +1,1 @@
-"""Builds and starts server, runner and worker from their components. Also: settings, doctor, backup, machine setup."""
+"""Builds and starts server, runner and worker. Also contains the settings, doctor, backup and machine setup."""

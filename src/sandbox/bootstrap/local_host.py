@@ -168,7 +168,7 @@ class LocalHost:
         """The result of the first probe in which a runtime worked."""
 
     def blocked_reason(self) -> None:
-        """Return None: runners share this host and the data directory's disk, which the server checks itself."""
+        """Return None, because the server itself checks this host and its disk, which runners share."""
 
     def memory_available_bytes(self) -> int | None:
         """Implements `Host.memory_available_bytes`."""

@@ -68,7 +68,7 @@ def check_usable_data_dir(directory: Path) -> None:
 
 
 def check_owner(directory: Path) -> None:
-    """Check that this user owns a data directory. The owner could not use files that another user created in it.
+    """Check that this user owns a data directory. An owner could not use the files that another user creates in it.
 
     Raises UnsafeDirectoryError, OSError.
     """

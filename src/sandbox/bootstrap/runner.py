@@ -430,7 +430,7 @@ def _create_parts(
     reserve = ReserveFile(TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve, RUNNER_RESERVE_BYTES)
 
     def measure() -> DiskSpace:
-        """Measure the free space for output. Exclude a released reserve, which is for the records of the task's end."""
+        """Measure the free space for output. Exclude a released reserve, which is needed to record the task's end."""
         space = measure_disk_space(data_dir)
         return space if reserve.is_allocated else space.minus_reserve(RUNNER_RESERVE_BYTES)
 

@@ -158,7 +158,7 @@ async def _wait_until_set(event: asyncio.Event) -> None:
 
 
 def _make_disk_monitor(settings: ServerSettings, data_dir: Path) -> DiskMonitor:
-    """Create the monitor and check the disk before any file is opened. This releases the reserve on a full disk."""
+    """Create the monitor, and check the disk before any file is opened. If the disk is full, release the reserve."""
     reserve = ReserveFile(data_dir / "reserve", SERVER_RESERVE_BYTES)
     disk_monitor = DiskMonitor(data_dir, lambda: measure_disk_space(data_dir), settings.disk.new_tasks, reserve)
     disk_monitor.check()

@@ -234,7 +234,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
 
 
 def remove_stale_images(data_dir: Path) -> None:
-    """Remove the parts of images whose transfers were killed, but not those of a running transfer. Blocks.
+    """Remove the incomplete images of killed transfers. Does not affect running transfers. Blocks.
 
     Errors are only logged.
     """
@@ -251,7 +251,7 @@ def _make_claim(attempt_id: str, token: bytes, boot_id: str, runtime: str) -> Cl
 
 
 def packages_digest(root: Path) -> str:
-    """Return a digest of the installed packages and their versions; empty if there is no database of dpkg."""
+    """Return a digest of the installed packages and their versions; empty without a dpkg database."""
     try:
         packages = read_packages(RootFsWriter(root))
     except (OSError, SandboxError):
@@ -309,7 +309,7 @@ def _shared_lock(data_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_task(path: Path, *, waits: bool = True) -> Iterator[None]:
-    """Hold the lock of a task on this host, after waiting for a worker that is about to end. Raises OSError."""
+    """Hold the lock of a task on this host. First waits for a worker that is about to end. Raises OSError."""
     deadline = time.monotonic() + (_LOCK_SECONDS if waits else 0)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:

@@ -1,4 +1,4 @@
-"""Restores a data directory from a backup, which is untrusted until all of it is verified."""
+"""Restores a data directory from a backup. The backup is untrusted until it is completely verified."""
 
 from __future__ import annotations
 

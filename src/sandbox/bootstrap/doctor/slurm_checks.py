@@ -54,7 +54,7 @@ class _SlurmHost(NamedTuple):
 
     @property
     def is_usable(self) -> bool:
-        """Whether the host responds and runs jobs. A state with any other suffix, such as `*`, is not usable."""
+        """Whether the host responds and runs jobs. A host whose state ends with `*`, for example, is not usable."""
         return self.state.rstrip(_USABLE_MARKS) in _USABLE_STATES
 
     def __str__(self) -> str:
@@ -159,7 +159,7 @@ def _check_hosts(hosts: list[_SlurmHost], partition: str | None) -> list[Finding
 
 
 def _check_packages(data_dir: Path, hosts: list[_SlurmHost]) -> list[Finding]:
-    """Check whether tasks without an image get the same programs on all hosts, as their last workers reported."""
+    """Check whether all hosts have the same programs for tasks without an image. Uses the last workers' reports."""
     profiles = [entry.name for entry in ProfileCatalog(data_dir).entries() if entry.metadata is None]
     names = {host.name for host in hosts}
     by_packages = defaultdict(list)
