@@ -144,7 +144,7 @@ class LazyGroup(SuggestingGroup):
         self._hidden_commands = hidden_commands or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of the commands, in the order of the entries."""
+        """Return the names of the commands, in the order in which they were declared."""
         return list(self._entries)
 
     def has_command(self, ctx: click.Context, name: str) -> bool:
@@ -171,7 +171,7 @@ class LazyGroup(SuggestingGroup):
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Add the lists of commands to the help, with one column of names for all of them."""
+        """Add the lists of commands to the help. The column of names has the same width in all lists."""
         width = max(map(len, self._entries))
         for heading, names in self._sections.items():
             with formatter.section(heading):

@@ -216,7 +216,7 @@ def select_context(options: ServerSelection, variables: ServerSelection, file: C
 
 
 def _stored_token(server: str, file: ContextFile) -> str:
-    """Return the stored token for this server: that of the current context, or the only one, or an empty string."""
+    """Return the server's token from the current context, otherwise its only stored token; empty if neither exists."""
     try:
         contexts = file.load()
     except (ContextError, OSError):

@@ -1,4 +1,4 @@
-"""The options `--set PATH=VALUE` and `--id`, which set fields of a manifest, and the manifest with these fields."""
+"""Applies the options `--set PATH=VALUE` and `--id`, which set fields of a manifest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OverriddenManifest:
         self._locations = {field_name(path): (location.line, location.column) for path, location in marks.items()}
 
     def locate_errors(self, field_errors: object) -> list[dict[str, Any]]:
-        """Add the line in the file, or the option that set the field, to each of the API's `details`."""
+        """Add to each of the API's `details` the line in the file, or the option that set the field."""
         listed: Iterable[Any] = field_errors if isinstance(field_errors, list) else ()
         return [self._locate(dict(field_error)) for field_error in listed if isinstance(field_error, Mapping)]
 

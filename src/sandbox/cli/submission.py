@@ -90,7 +90,7 @@ def submit_again(submit: Callable[[], Submitted], task_id: str, overrides: Seque
 
 
 def _with_origin(detail: Mapping[str, Any], origin: str | None) -> dict[str, Any]:
-    """Add the option that set the field to the field's error. If a list is expected, add how to set an entry."""
+    """Extend a field's error with the option that set the field. If a list is expected, add how to set an entry."""
     message = str(detail.get("message", ""))
     if origin is not None and message.startswith("must be a list"):
         message += f"; set an entry with --set {detail.get('field')}[0]=VALUE"

@@ -229,7 +229,7 @@ def _raw_mode(descriptor: int) -> Iterator[None]:
 
 
 def _discard_replies(descriptor: int) -> None:
-    """Discard the terminal's replies to queries of programs in the sandbox, which may still be on their way.
+    """Discard the replies that the terminal may still send to queries from programs in the sandbox.
 
     The user's shell would read them as typed text, and some terminals reply with text that a program has chosen. A
     terminal replies in the order of the queries. This function moves the cursor to random positions, queries each

@@ -143,7 +143,7 @@ _TOO_LARGE_HINT = "  Commit and push it, or exclude large files: .gitignore"
 
 
 def create_local_patch(checkout: Checkout, commit: str) -> bytes:
-    """Create the patch from `commit` to the working tree and print which files it changes.
+    """Create a patch with the changes between `commit` and the working tree, and print the names of the changed files.
 
     The patch is empty if nothing has changed. Ignored files are excluded. Exits with an error if the patch is too large
     to send.

@@ -106,7 +106,7 @@ def _name_title(task: CommittedTask) -> str:
 
 
 def _subject(title: str) -> tuple[str, str]:
-    """Return the title without an instruction for `git rebase`, and the subject, which may be shorter."""
+    """Return the title without a prefix such as `fixup!`, and the subject, which may be shorter."""
     title = _REBASE_INSTRUCTION.sub(lambda match: match[0].replace("!", ":"), title)
     return title, _shorten(title)
 
@@ -121,7 +121,7 @@ def _compose(subject: str, lines: Sequence[str], task_id: str, *, is_cut: bool =
 
 
 def build_chain_message(tasks: Sequence[CommittedTask]) -> str:
-    """Return a commit message for a chain of tasks, which are in the order in which they ran.
+    """Return a commit message for a chain of tasks, given in the order in which they ran.
 
     The subject is the name of the first task. If this name is the beginning of its prompt, the subject is the first
     line of the first final message. The body has the first line of each task's final message, except the subject.

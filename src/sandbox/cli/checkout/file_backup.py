@@ -1,4 +1,4 @@
-"""Backup of files that git is about to write: git removes all of them before it writes the first file."""
+"""Backs up files that git is about to write, because git removes all of them before it writes the first one."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ class Checkout:
         return [entry[8] for entry in entries if entry[2].startswith("S") and entry[2][2:] != ".."]
 
     def write_diff(self, commit: str, target: Path, scratch: Path) -> None:
-        """Write the patch from a commit to the working tree, including untracked files.
+        """Write a patch with the changes between a commit and the working tree, including untracked files.
 
         scratch: directory for a temporary index and objects, so that the user's index and objects stay unchanged.
         """
@@ -310,7 +310,7 @@ def can_apply(checkout: Checkout, patch: Path, *, should_stage: bool) -> bool:
 
 
 def _restore_backup(backup: FileBackup) -> str:
-    """Restore files that git may have written; return the error message."""
+    """Restore files that git may have written; return the error message about the failed patch."""
     failed = backup.restore()
     if failed:
         names = "".join(f"\n  {escape_name(path)}" for path in sorted(failed))

@@ -94,10 +94,10 @@ _CLONE_PREFIX = re.compile(r"^Cannot clone \S+: (?=.)", re.DOTALL)
 
 
 def failure_text(task: Mapping[str, Any], *, on_terminal: bool) -> str:
-    """Return why a task failed, for a table: on a terminal the cause, without the remedy and the repository's URL.
+    """Return the error of a failed task as text for a table.
 
-    Without a terminal, the output is for scripts: the code of the error, and whether the sandbox was released. The
-    state does not show this.
+    On a terminal, the text is the cause, without the repository's URL and without the remedy. Otherwise, the text is
+    for scripts: the error code, and whether the sandbox was released, which the state does not show.
     """
     error = task["error"]
     if not error:

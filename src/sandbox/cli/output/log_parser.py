@@ -55,7 +55,7 @@ def _parse_event_line(content: bytes) -> Iterator[Mapping[str, Any]]:
 
 
 def find_denied_connections(client: Client, task: Task) -> tuple[int, Counter[DeniedConnection]]:
-    """Return the number of a task's refused connections, and how often the log contains each of them.
+    """Return the number of a task's refused connections, and how often each connection occurs in the log.
 
     The status also counts refused model requests, which are not connections. If the log is unavailable, the
     number includes these requests.

@@ -57,7 +57,7 @@ class StatusLine:
         return Text.assemble((f"{spinner} ", "cyan"), activity_text, (tail, "dim"), no_wrap=True, overflow="ellipsis")
 
     def _durations(self, activity_seconds: float) -> list[str]:
-        """Return the durations of the tool call and of the whole task or, before the agent starts, of the state."""
+        """Return the tool call's and the task's duration. Before the agent starts, return the state's duration."""
         total_seconds = self._activity.elapsed_seconds
         if total_seconds is None:
             return [_format_clock(activity_seconds)]

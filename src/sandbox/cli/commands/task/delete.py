@@ -51,7 +51,7 @@ def delete(task_ids: Sequence[str], yes: bool) -> None:
 
 
 def _advise(error: ClientError, task_id: str) -> str:
-    """Return the command that ends a task which has not ended; empty for another error."""
+    """Return the command that cancels the task if the error is that the task has not ended; otherwise empty."""
     from sandbox.client import TaskNotEndedError
 
     is_unfinished = isinstance(error, TaskNotEndedError)

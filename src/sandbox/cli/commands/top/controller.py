@@ -188,7 +188,7 @@ def _alternate_screen(console: Console) -> Iterator[None]:
 
 @contextmanager
 def _interrupting_keys(keys: Set[bytes]) -> Iterator[threading.Thread]:
-    """Read keys in a thread. The first pressed key in `keys` interrupts the main thread like ^C, even in a request."""
+    """Read keys in a thread. The first key from `keys` interrupts the main thread like ^C, even during a request."""
     descriptor, (stop_reader, stop_writer) = sys.stdin.fileno(), os.pipe()
 
     def read() -> None:

@@ -114,7 +114,7 @@ class TopView:
         self.notice = message
 
     def toggle_help(self) -> None:
-        """Replace the tasks with the list of keys, or show them again."""
+        """Show the list of keys in place of the tasks, or show the tasks again."""
         self.is_help_open = not self.is_help_open
 
     def filter_next_states(self) -> None:
