@@ -1,4 +1,4 @@
-"""Sends requests to the API server of Kubernetes. Every response is untrusted until it is parsed, and is bounded."""
+"""Sends requests to the API server of Kubernetes. Responses are limited in size, and are untrusted until parsed."""
 
 import asyncio
 import errno
@@ -47,7 +47,7 @@ _ADVICE = "check cluster.kubernetes, and the API server with 'kubectl cluster-in
 
 
 class ApiAddress(NamedTuple):
-    """server: the URL of the API server. token_file: the server's token. ca_file: the CA certificates."""
+    """Where to reach the API server. server: its URL. token_file: the token to send. ca_file: the CA certificates."""
 
     server: str
     token_file: Path
@@ -189,7 +189,7 @@ class ApiClient:
         raise ApiError(code, one_line(status.reason), message)
 
     def _read_credentials(self) -> _Credentials:
-        """Return the token and the TLS settings, as read at most CREDENTIALS_SECONDS ago."""
+        """Return the token and the TLS settings, which were read at most CREDENTIALS_SECONDS ago."""
         known = self._credentials
         is_fresh = time.monotonic() - self._read_at < CREDENTIALS_SECONDS and not self._is_expired
         if known is not None and is_fresh:

@@ -65,7 +65,7 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 class JobSpec(msgspec.Struct, frozen=True, rename="camel"):
-    """active_deadline_seconds: 0 if the Job was withdrawn before it had a Pod on a node."""
+    """The specification of a Job. active_deadline_seconds: 0 if the Job was withdrawn before it had a Pod on a node."""
 
     active_deadline_seconds: int | None = None
 
@@ -121,7 +121,10 @@ class ContainerStatus(msgspec.Struct, frozen=True):
 
 
 class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
-    """node_name: empty until the Pod is scheduled. active_deadline_seconds: 1 if the worker was withdrawn."""
+    """The specification of a Pod.
+
+    node_name: empty until the Pod is scheduled. active_deadline_seconds: 1 if the worker was withdrawn.
+    """
 
     node_name: Annotated[str, msgspec.Meta(pattern=rf"\A(?:{NAME_PATTERN})?\Z")] = ""
     active_deadline_seconds: int | None = None
@@ -157,21 +160,21 @@ class ApiPod(msgspec.Struct, frozen=True):
 
 
 class Taint(msgspec.Struct, frozen=True):
-    """Keeps Pods that do not tolerate the taint off a node."""
+    """A taint of a node: Pods that do not tolerate the taint are kept off the node."""
 
     key: str
     effect: str
 
 
 class NodeSpec(msgspec.Struct, frozen=True):
-    """unschedulable: the node is cordoned."""
+    """The specification of a node. unschedulable: whether the node is cordoned."""
 
     unschedulable: bool = False
     taints: tuple[Taint, ...] | None = None
 
 
 class NodeStatus(_Conditions, frozen=True):
-    """allocatable: quantities that Pods can request there in total, keyed by resource."""
+    """The status of a node. allocatable: the quantities that all Pods together can request there, keyed by resource."""
 
     allocatable: dict[str, str] = {}
 
@@ -184,13 +187,13 @@ class ApiNode(msgspec.Struct, frozen=True):
     status: NodeStatus = NodeStatus()
 
     def resources(self) -> Resources:
-        """Return what Pods can request in total. Raises ValueError."""
+        """Return the resources that all Pods together can request on the node. Raises ValueError."""
         names = ("cpu", "memory", "ephemeral-storage")
         return Resources(*(parse_quantity(self.status.allocatable.get(name, "0")) for name in names))
 
 
 class ListMeta(msgspec.Struct, frozen=True):
-    """continue_token: selects the next page of a list; empty after the last page."""
+    """The metadata of a page of a list. continue_token: selects the next page; empty on the last page."""
 
     continue_token: Annotated[str, msgspec.Meta(max_length=8192)] = msgspec.field(name="continue", default="")
 
@@ -210,7 +213,7 @@ class User(msgspec.Struct, frozen=True):
 
 
 class TokenReviewStatus(msgspec.Struct, frozen=True):
-    """The result of a TokenReview. audiences: those of the request for which the token is valid."""
+    """The result of a TokenReview. audiences: the requested audiences for which the token is valid."""
 
     authenticated: bool = False
     audiences: tuple[str, ...] = ()

@@ -70,7 +70,7 @@ _ADVICE = "check the Role and the ClusterRole of the server with 'sandbox doctor
 
 
 class Permission(NamedTuple):
-    """Something that the server must be allowed to do. is_namespaced: in the namespace of the workers only."""
+    """A permission that the server needs. is_namespaced: needed only in the namespace of the workers."""
 
     verb: str
     group: str
@@ -139,7 +139,7 @@ class KubernetesEngine:
         return job.metadata.labels.get(OWNER_LABEL) == self._settings.owner
 
     async def _check_hosts(self, request: JobRequest) -> Sequence[str]:
-        """Return the excluded hosts that exist. Kubernetes would accept a job that no node can run.
+        """Check that a node can run the job, because Kubernetes would not. Return the excluded hosts that exist.
 
         Raises EngineRejectedError.
         """
@@ -175,7 +175,7 @@ class KubernetesEngine:
                 await self._set_deadline(f"{self._jobs_path}/{name}", job, 0)
 
     async def _set_deadline(self, path: str, target: ApiPod | ApiJob, seconds: int) -> None:
-        """Lower the deadline of an object, unless it is gone.
+        """Set an earlier deadline for an object, unless the object is gone.
 
         If another object now has the name, Kubernetes refuses the change, because the uid differs. Raises ApiError.
         """

@@ -59,7 +59,7 @@ _RANKS = (JobPhase.RUNNING, JobPhase.UNREACHABLE, JobPhase.ENDED, JobPhase.WAITI
 
 
 def _status(job: ApiJob | None, pods: list[ApiPod]) -> JobStatus:
-    """Return the status of a job. In rare cases, Kubernetes starts a second Pod. A Pod on a node takes precedence."""
+    """Return the status of a job. If it has two Pods, which is rare, a Pod on a node takes precedence."""
     if not pods:
         return _status_without_pod(job)
     first, *others = sorted(pods, key=lambda pod: (_RANKS.index(pod_phase(pod)), pod.metadata.name))

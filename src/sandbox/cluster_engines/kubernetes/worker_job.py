@@ -178,5 +178,5 @@ def _environment(request: JobRequest) -> Mapping[str, str]:
 
 
 def escape_references(text: str) -> str:
-    """Escape text in which Kubernetes would replace `$(NAME)` by a variable's value, and `$$` by one dollar sign."""
+    """Escape text in which Kubernetes would replace `$(NAME)` with a variable's value, and `$$` with one `$`."""
     return text.replace("$", "$$")

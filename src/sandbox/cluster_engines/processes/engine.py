@@ -146,7 +146,7 @@ class ProcessEngine:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the directory's lock, so no other server or thread starts jobs. Raises EngineUnavailableError."""
+        """Hold the directory's lock, so that no other server or thread starts jobs. Raises EngineUnavailableError."""
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock_fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -243,7 +243,7 @@ class _JobDirectory:
             _log.warning("the job %s was not started; see %s", self.name, log)
 
     def withdraw(self) -> None:
-        """Prevent the start, or end the supervisor. A supervisor that has ended already is not affected."""
+        """Prevent the start of the supervisor or, if it is running, end it."""
         write_durably(self._path / "withdrawn", b"")
         self._environment.unlink(missing_ok=True)
         started = _decode(self._path / "started.json", _StartedSupervisor)
@@ -297,7 +297,7 @@ class _JobDirectory:
         return f"The worker ended by signal {-exit_code}." if exit_code < 0 else f"The worker exited with {exit_code}."
 
     def remove(self) -> None:
-        """Remove the files, the request first: without it, there is no job."""
+        """Remove the files, beginning with the request, because there is no job without a request."""
         (self._path / "request.json").unlink(missing_ok=True)
         shutil.rmtree(self._path)
 

@@ -151,7 +151,7 @@ def parse_jobs(output: str) -> Iterator[SlurmJob]:
 
 
 def _rank(job: SlurmJob) -> tuple[int, int]:
-    """Return the rank of a job among those with the same name: the first job determines the status.
+    """Return the rank of a job among jobs with the same name. The first of these jobs determines the status.
 
     A started job comes before a waiting one, because its worker may have claimed the attempt. A job that was cancelled
     before it started comes last: it was withdrawn as a duplicate.

@@ -114,7 +114,7 @@ class SlurmEngine:
         raise EngineRejectedError(f"Slurm refuses the job: {result.error}. Change the request or [cluster.slurm].")
 
     async def _find_excluded_hosts(self, request: JobRequest) -> Sequence[str]:
-        """Return the excluded hosts that Slurm has. Slurm refuses jobs that exclude unknown hosts, or all hosts."""
+        """Return the excluded hosts that exist in Slurm, which refuses jobs that exclude unknown hosts or all hosts."""
         if not request.excluded_hosts:
             return ()
         names = {host.name for host in await self.hosts()}
@@ -241,7 +241,7 @@ async def _run_command(
 
 
 async def _wait(process: asyncio.subprocess.Process) -> bool:
-    """Return whether the process ends in time. Kills it otherwise, and if the caller is cancelled."""
+    """Return whether the process ends in time. Kill it if it does not, or if the caller is cancelled."""
     try:
         async with asyncio.timeout(COMMAND_TIMEOUT_SECONDS):
             await process.wait()
