@@ -38,7 +38,7 @@ class FailureNotice:
 
     @property
     def anchor(self) -> str:
-        """The anchor of the code in the error reference. That of `internal_error` differs from the API error's."""
+        """The code's anchor in the error reference. `internal_error` is also an API error, so its anchor differs."""
         return "internal_error-task" if self.code == FailureCode.INTERNAL else self.code
 
     @property

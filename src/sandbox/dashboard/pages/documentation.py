@@ -140,7 +140,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """A section that was found. excerpt: parts of its text, each with whether it matches."""
+    """A section that was found. excerpt: parts of its text, and whether each part matches."""
 
     href: str
     title: str

@@ -34,7 +34,7 @@ RECENT_BRANCHES_MAX = 20
 
 @dataclass(frozen=True, slots=True)
 class RaisedLimit:
-    """A limit that the form raises. field: its field in the manifest; label: its name, such as "the memory"."""
+    """A limit that the form increases. field: its path in the manifest; label: its name, such as "the memory"."""
 
     field: str
     label: str

@@ -187,7 +187,7 @@ def _work_duration(task: Task) -> timedelta | None:
 
 @dataclass(frozen=True, slots=True)
 class PageEncoder:
-    """Encodes all events in a batch as one message: a page can handle only about a thousand messages per second."""
+    """Encodes a batch as one message, because a page can handle only about a thousand messages per second."""
 
     def encode(self, events: Sequence[WireEvent]) -> MessageBatch:
         """Encode the events as one JSON array, with the last seq as its id."""
@@ -216,7 +216,7 @@ async def send_events(request: Request, context: AppContext) -> Response:
 
 
 async def _encode_batches(events: AsyncIterator[WireEvent], encoder: PageEncoder) -> AsyncIterator[MessageBatch]:
-    """Encode an ended task's events in large messages: one message costs the page as much time as a hundred events."""
+    """Encode an ended task's events in large messages, because a message takes the page as long as a hundred events."""
     batch: list[WireEvent] = []
     batch_bytes = 0
     try:

@@ -154,7 +154,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
 
 
 def _is_refresh_of(request: Request, *parts: str) -> bool:
-    """Return whether this request refreshes only a part of the page. The id of this part begins with one of `parts`.
+    """Return whether this request refreshes only one page element, whose id begins with one of `parts`.
 
     The page refreshes the list (`tasks`) every two seconds, and the counts and the cost less often.
     """
@@ -222,7 +222,7 @@ def tasks_sharing_a_name(tasks: Sequence[Task]) -> list[Task]:
 
 
 def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str], search: str = "") -> dict[str, str]:
-    """Return texts that distinguish tasks with the same name, keyed by task id, in addition to the tasks' relations.
+    """Return texts, keyed by task id, that distinguish tasks with the same name and the same relations.
 
     prompts: the beginnings of the tasks' prompts, keyed by task id.
     search: the search query. A hint shows the first searched word that the prompt contains and the name does not.
@@ -268,7 +268,7 @@ def _prompt_words(prompt: str, name: str, searched: Mapping[str, re.Pattern[str]
 async def _count_by_state_filter(
     request: Request, tasks: TaskQueries, query: TaskQuery, health: Health
 ) -> Mapping[str, int]:
-    """Return the number of tasks for each state filter that match all other filters.
+    """Return how many tasks each state filter selects, with all other filters applied.
 
     Empty if the query continues an earlier page. Also empty if counting requires queries, and the request refreshes
     another part of the page.
