@@ -216,7 +216,7 @@ class LoopDisk:
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _return_space(self, usage: DiskUsage) -> None:
-        """Punch holes into the image for free space, if the image is much larger than the used space."""
+        """Punch holes into the unused parts of the image, if the image is much larger than the used space."""
         if not self._can_trim or self._disk_fd < 0:
             return
         image = self._image.stat()
@@ -301,7 +301,7 @@ async def make_file_system(image: Path, size_bytes: int) -> None:
 
 
 async def _wait_until_released(image: Path) -> None:
-    """Wait until no loop device uses the image: mounting it twice would destroy the file system. Raises OSError."""
+    """Wait until no loop device uses the image. Mounting it twice would destroy the file system. Raises OSError."""
     deadline = time.monotonic() + DISK_RELEASE_TIMEOUT_SECONDS
     while find_devices(image):
         if time.monotonic() > deadline:
