@@ -88,7 +88,7 @@ class EventReporter:
             self._report(ErrorReported(error, message))
 
     def report_dropped_headers(self, names: list[bytes]) -> None:
-        """Report headers of a model request that were not forwarded.
+        """Report the headers that were not forwarded with a model request.
 
         Each name is reported once, up to DROPPED_HEADERS_REPORTED_MAX names.
         """
@@ -103,7 +103,7 @@ class EventReporter:
             )
 
     def flush(self) -> None:
-        """Report the number of denials not listed, and of dropped headers. Call this when the gateway stops."""
+        """Report the numbers of unlisted denials and of dropped headers. Call this when the gateway stops."""
         self._flush_denials()
         if self._dropped_headers:
             message = f"{self._dropped_headers} headers of model requests were not forwarded in total."

@@ -122,7 +122,7 @@ def is_compressed(response: h11.Response) -> bool:
 
 
 def is_readable_stream(response: h11.Response) -> bool:
-    """Return whether the body is an event stream in which the gateway can read when the model starts to respond."""
+    """Return whether the body is an event stream that shows the gateway when the model starts to respond."""
     content_type = header(response.headers, b"content-type").split(b";")[0].strip().lower()
     return content_type == b"text/event-stream" and not is_compressed(response)
 

@@ -77,7 +77,7 @@ class EgressConnection:
         await self._send_and_linger(denial.response)
 
     async def _send_and_linger(self, response: bytes) -> None:
-        """Send the response, then read and discard the client's remaining data: a reset would lose the response."""
+        """Send the response, then discard the client's remaining data, because a reset would lose the response."""
         self._client.set_timeout(limits.LINGER_TIMEOUT_SECONDS)
         self._client.write(response)
         self._client.write_eof()

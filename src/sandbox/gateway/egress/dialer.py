@@ -1,4 +1,4 @@
-"""Dials public hosts: resolves the name, checks the addresses and connects to a checked address."""
+"""Dials public hosts: resolves the host's name, checks its addresses and connects to a checked address."""
 
 import asyncio
 import errno
@@ -89,7 +89,7 @@ class EgressHostUnreachableError(Exception):
 
 
 def is_dialable(address: Address) -> bool:
-    """Return whether this is the public address of another machine. Only tests use a different policy."""
+    """Return whether this is the public address of another machine. This is the policy outside tests."""
     return is_global(address) and not _is_local_address(address)
 
 
@@ -188,7 +188,7 @@ def _resolve(host: str, *, is_absolute: bool = True) -> set[str]:
 
 
 def _read_hosts_file(host: str) -> list[str]:
-    """Return the addresses of a host in /etc/hosts. The system does not find a name with a final dot there."""
+    """Return a host's addresses from /etc/hosts, where the system does not find a name with a final dot."""
     name = host.removesuffix(".").lower()
     with suppress(OSError):
         text = _HOSTS_FILE.read_text(errors="replace").lower()

@@ -35,7 +35,7 @@ class InflightRequest(msgspec.Struct):
 
     cost_bound: set if the response must be metered.
     is_sent: a connection to the upstream exists, so the request may incur cost.
-    may_have_cost: the response may incur its full cost whatever the meter has read.
+    may_have_cost: the response may incur its full cost, regardless of the meter's reading.
     head_start: the first bytes of the response's head, until the head is complete.
     interim_responses: number of responses with a status below 200, each of which extends the time limit.
     received: the part of the response's body that has not been forwarded yet.
@@ -75,11 +75,11 @@ class InflightRequest(msgspec.Struct):
         self.head_start = bytearray(rest[:_STATUS_LINE_BYTES])
 
     def assume_cost(self) -> None:
-        """Treat the response as one that may incur its full cost whatever the meter has read."""
+        """Treat the response as one that may incur its full cost, regardless of the meter's reading."""
         self.may_have_cost = True
 
     def fail_head(self, *, is_cut: bool) -> None:
-        """Handle a head that cannot be read: unless its status refuses the request, the response may incur cost.
+        """Handle an unreadable head. Unless its status refuses the request, the response may incur cost.
 
         is_cut: the connection ended within the head. A stream whose head is cut has not started.
         """
@@ -526,7 +526,7 @@ class ModelProtocol:
             self._respond_instead(effects, Rejected(status, message))
 
     def _respond_instead(self, effects: Effects, rejected: Rejected) -> None:
-        """Send a local response instead of the upstream's, of which the client has not received any part."""
+        """Send a local response instead of the upstream's response, which the client has not started to receive."""
         if self._is_client_gone:
             self._close(effects)
             return

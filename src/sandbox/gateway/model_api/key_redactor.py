@@ -110,7 +110,7 @@ class BodyRedactor:
 
 
 def _start_pattern(key: bytes) -> bytes:
-    """Return a pattern for the positions where the key may start, which rules out most positions quickly.
+    """Return a pattern for the positions where the key may start. The pattern rules out most positions quickly.
 
     The pattern matches the first few characters of the key, or fewer of them at the end of the text.
     """

@@ -90,7 +90,7 @@ class ModelRequestGate:
 
     @property
     def has_budget(self) -> bool:
-        """Whether there is a budget, so every response must be metered."""
+        """Whether there is a budget. If there is one, every response must be metered."""
         return self._spending.has_budget
 
     def release(self) -> None:
@@ -112,7 +112,7 @@ class ModelRequestGate:
         self._buffered_bytes -= byte_count
 
     def check(self) -> Rejected | None:
-        """Return a rejection if the next request must be rejected whatever its body is, otherwise None."""
+        """Return a rejection if the next request must be rejected regardless of its body, otherwise None."""
         if self._key_rejection is not None:
             return self._key_rejection
         exhausted_reason = self._spending.exhausted_reason()
