@@ -1,4 +1,4 @@
-"""The definition file of a profile, from which its image is built."""
+"""The definition file of a profile. The profile's image is built from this file."""
 
 import re
 import tomllib

@@ -146,7 +146,7 @@ class ImageStore:
         return metadata
 
     def _replace(self, final: Path, built: Path, backup: Path) -> None:
-        """Replace an image. If this is interrupted between the two renames, there is no image until the next build."""
+        """Replace an image. An interruption between the two renames leaves no image until the next build."""
         if final.exists():
             with _try_lock(final, fcntl.LOCK_EX) as is_free:
                 if not is_free:
@@ -329,7 +329,7 @@ def compute_digest(root: Path) -> TreeDigest:
 
 
 def read_tree(root: Path) -> Iterator[bytes]:
-    """Yield the tar of a tree of which its digest is the SHA-256, in parts of at most CHUNK_BYTES. Raises OSError."""
+    """Yield a tree as a tar, whose SHA-256 is the tree's digest, in parts of at most CHUNK_BYTES. Raises OSError."""
     for path, name in _walk(str(root), "."):
         yield from _read_entry(path, name, os.lstat(path))
     yield _END_OF_ARCHIVE

@@ -64,7 +64,7 @@ class SharedImages(ProfileCatalog):
     """Implements `interfaces.images.ImageSource`: the images of a data directory."""
 
     def find_reference(self, profile: str) -> ImageReference | None:
-        """Implements `ImageSource.find_reference`. The host of a copy compares its tier with that of the image."""
+        """Implements `ImageSource.find_reference`. The host that receives a copy checks its minimum tier."""
         image = self.find_image(profile, TIERS[-1])
         if image is None:
             return None
@@ -112,7 +112,7 @@ class ReceivedImages:
         return Image(image.profile, image.digest, str(store.rootfs_path(image.digest)))
 
     def _lock(self, store: ImageStore, digest: str) -> None:
-        """Lock the directory that now has the image's name: it may have been replaced since an earlier call.
+        """Lock the directory that now has the image's name, because an earlier one may have been replaced.
 
         Raises ImageUnusableError.
         """

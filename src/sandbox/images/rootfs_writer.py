@@ -67,7 +67,7 @@ class RootFsWriter:
             os.utime(descriptor, (seconds, seconds))
 
     def add_link(self, name: str, target: str) -> None:
-        """Create a symbolic link with any target: links are only ever resolved within the image.
+        """Create a symbolic link with any target, because links are only ever resolved within the image.
 
         Raises ImageRefusedError.
         """

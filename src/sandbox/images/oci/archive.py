@@ -143,7 +143,7 @@ def converting_gzip_errors() -> Iterator[None]:
 
 @contextmanager
 def _uncompressed_zstd(blob: BinaryIO, scratch: Path) -> Iterator[ByteSource]:
-    """Uncompress a layer with the zstd program: Python has no zstd, and hostile data can harm only that process."""
+    """Uncompress a layer with the zstd program. Python has no zstd, and hostile data can harm only that process."""
     if not Path(_PROGRAM).exists():
         raise ImageRefusedError("A layer of the image is compressed with zstd; install zstd: apt-get install zstd")
     with tempfile.TemporaryFile(dir=scratch) as copy:
