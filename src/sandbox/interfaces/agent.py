@@ -84,7 +84,7 @@ class OutputParser(Protocol):
         ...
 
     def outcome(self, exit_status: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
-        """Interpret the exit: it is a success only with exit code 0 and a last result with `is_error: false`."""
+        """Interpret the exit. Success requires exit code 0 and a last result with `is_error: false`."""
         ...
 
 

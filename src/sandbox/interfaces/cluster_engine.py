@@ -177,11 +177,11 @@ class Engine(Protocol):
 
 
 class WorkerRejectedError(Exception):
-    """The identity token of a worker does not prove that it is the worker of the job on the host that it names."""
+    """The identity token does not prove that the worker belongs to this job and runs on the host that it claims."""
 
 
 class WorkerVerifier(Protocol):
-    """Checks identity tokens, with which an engine proves which job a worker belongs to, and where it runs."""
+    """Checks the identity tokens of an engine. A token proves which job a worker belongs to and which host it is on."""
 
     async def verify(self, name: str, host: str, token: str) -> None:
         """Check that a token was issued to a worker of this job on this host.

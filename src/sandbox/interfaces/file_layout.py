@@ -91,7 +91,7 @@ class AttemptLayout(msgspec.Struct, frozen=True):
 
     @property
     def secret_fingerprint(self) -> Path:
-        """Fingerprint of the secret values that the agent had; it moves with the disk."""
+        """Fingerprint of the secret values that the agent had. The fingerprint moves with the disk."""
         return self.root / "secrets.fingerprint"
 
     @property

@@ -74,7 +74,7 @@ class ImageUnreadableError(SandboxError):
 
 
 class ImageReference(msgspec.Struct, frozen=True):
-    """Identifies the image of a profile, wherever a copy of it is.
+    """Identifies the image of a profile on every host that has a copy.
 
     digest: as in `Image`. size_bytes: total size of all regular files. minimum_tier: the weakest allowed tier; empty if
     every tier is allowed.
@@ -104,10 +104,10 @@ class ImageContent(Protocol):
 
 
 class ImageCopies(Protocol):
-    """The images on a host that gets them from a server. The methods block."""
+    """The images on a host that receives its images from a server. The methods block."""
 
     def find(self, image: ImageReference, tier: str) -> Image | None:
-        """Return the copy for a runtime of this tier; None if there is none. Nobody removes it until this process ends.
+        """Return the copy for a runtime of this tier, or None. The copy cannot be removed until this process ends.
 
         Raises ImageUnusableError if the tier is too weak, OSError.
         """

@@ -52,7 +52,7 @@ class RunAttempt(msgspec.Struct, frozen=True, tag="run_attempt"):
 
 
 class FinishAttempt(msgspec.Struct, frozen=True, tag="finish_attempt"):
-    """Run a finisher: it ends an attempt whose runner died, and collects the attempt's files.
+    """Run a finisher, which ends an attempt whose runner died and collects the attempt's files.
 
     secrets: values by name, to redact them in the collected files.
     keeps_session: as in `RunAttempt`.
@@ -513,7 +513,7 @@ class HostAllocator(Protocol):
 
 
 class Placement(Protocol):
-    """Starts runners on its hosts, and finds those that it or an earlier server started.
+    """Starts runners on its hosts, and finds the runners that this server or an earlier one started.
 
     The server reads journals and artifacts in its own data directory. A placement whose runners write elsewhere copies
     both to that directory with `interfaces.journal.TaskReplicas`, each artifact before the record that names it.
@@ -535,7 +535,7 @@ class Placement(Protocol):
         ...
 
     async def run(self) -> None:
-        """Do what the placement has to do while the server runs, such as copying what runners on other hosts write.
+        """Run the placement's background work, such as copying the files that runners write on other hosts.
 
         Runs until cancelled.
         """
@@ -577,7 +577,7 @@ class LeftoverSource(Protocol):
 
     @property
     def belongs_to_this_server(self) -> bool:
-        """Whether the location guarantees that leftovers belong to this server and nothing else uses them."""
+        """Whether the location guarantees that leftovers belong to this server and that nothing else uses them."""
         ...
 
     def attempt_ids(self) -> Collection[str]:

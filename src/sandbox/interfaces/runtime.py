@@ -252,7 +252,7 @@ class Terminal(Protocol):
         ...
 
     async def hang_up(self) -> None:
-        """Close the terminal (SIGHUP). Processes that ignore this are killed with the sandbox."""
+        """Close the terminal (SIGHUP). Processes that ignore the signal are killed with the sandbox."""
         ...
 
     async def wait(self) -> ExitStatus:

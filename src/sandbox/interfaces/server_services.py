@@ -46,7 +46,10 @@ class PrunedTask:
 
 
 def _advice(task_id: str) -> str:
-    """Return the advice for the beginning of a generated id, which only commands and the dashboard accept."""
+    """Return the advice to give the whole id if this is the beginning of a generated id; otherwise empty.
+
+    Only commands and the dashboard accept the beginning of an id.
+    """
     return " Give the whole id." if is_generated_id_prefix(task_id) else ""
 
 
@@ -405,7 +408,10 @@ class TaskDeletion(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StateChange:
-    """A task changed its state. cursor: the position after its latest change. events: describe the current state."""
+    """A task changed its state.
+
+    cursor: the position after the task's latest change. events: the events that describe the current state.
+    """
 
     cursor: ChangeCursor
     events: Sequence[WireEvent]
