@@ -75,7 +75,7 @@ class AsyncClient:
     async def submit(
         self, manifest: Manifest, content_type: str | None = None, *, idempotency_key: str | None = None
     ) -> Submitted:
-        """Submit a task. The task is durable once this returns.
+        """Submit a task. The task is durable once this method returns.
 
         manifest: data, YAML or JSON text, or the path of a file. If the connection is lost before the response, the
         submission is retried for a limited time, without creating a second task.
