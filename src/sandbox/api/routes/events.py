@@ -88,7 +88,7 @@ def _parse_position(text: str) -> ChangeCursor | None:
 
 
 async def _encode_changes(changes: AsyncIterator[StateChange | ChangeCursor]) -> AsyncIterator[MessageBatch]:
-    """Encode each change. Only its last event has an id: a client that missed it gets all the events again."""
+    """Encode each change. Only the last event has an id. A client that missed this event gets all of them again."""
     try:
         async for each in changes:
             if isinstance(each, ChangeCursor):
