@@ -62,7 +62,7 @@ def fetch_patch(
 
 
 def find_chain_patch(client: Client, task_id: str) -> Artifact | None:
-    """Return the task's patch that includes the changes from the tasks that it continues; None if there is none."""
+    """Return the patch of a task's whole chain: the changes of the task and of earlier tasks. None if there is none."""
     return next(iter(_patch_entries(client, task_id, _CHAIN_PATCH.format(task_id))), None)
 
 

@@ -88,7 +88,7 @@ def format_line_counts(lines: Iterable[str]) -> str:
 
 
 def summarize_binary_files(lines: Iterable[str]) -> Iterator[str]:
-    """Replace the part of a patch about each binary file with one line: `Binary file x: added, 377 bytes`.
+    """Replace each binary file's part of a patch with one line: `Binary file x: added, 377 bytes`.
 
     All other lines are unchanged. Outside hunks, no line of a text file begins with one of git's headers.
     """
