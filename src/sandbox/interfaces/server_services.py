@@ -379,7 +379,7 @@ class TaskQueries(Protocol):
         ...
 
     def job_status(self, task_id: str) -> JobStatus | None:
-        """Return the status of the job with which an engine runs the task; None if there is none."""
+        """Return the status of the task's job in the engine, or None if there is no such job."""
         ...
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
@@ -421,7 +421,7 @@ class TaskEvents(Protocol):
     """Events of tasks. Iterators about one task raise TaskNotFoundError."""
 
     def recorded_events(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
-        """Yield the journal's current events after `after`, and `end` if the task has finished."""
+        """Yield the events that the journal now contains after `after`, then `end` if the task has finished."""
         ...
 
     def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[WireEvent]:
@@ -443,7 +443,7 @@ class TaskEvents(Protocol):
         ...
 
     def follow_all(self) -> AsyncIterator[WireEvent]:
-        """Yield live events of all tasks. The subscription starts at the iterator's first step, before it waits."""
+        """Yield live events of all tasks. The subscription starts when the first event is requested."""
         ...
 
 
@@ -455,7 +455,7 @@ class TaskArtifacts(Protocol):
         ...
 
     async def find_artifact(self, task_id: str, name: str) -> StoredArtifact:
-        """Return the artifact with this name, or if there is none, with this path. Raises ArtifactNotFoundError."""
+        """Return the artifact with this name, otherwise the one with this path. Raises ArtifactNotFoundError."""
         ...
 
 
@@ -483,7 +483,7 @@ class Administration(Protocol):
     """Retention, drain and health of the server."""
 
     async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
-        """Remove finished tasks that exceed the limits of `retention` (None: the server's own), and return them.
+        """Remove the finished tasks that exceed `retention` (None: the server's own limits). Return the removed tasks.
 
         dry_run: only return what would be removed. Raises UnavailableError.
         """

@@ -58,7 +58,7 @@ class IndexedTask:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A position in a sorted list: after the task with this sort value (None if it has none) and this id."""
+    """A position in a sorted list: after the task with this sort value (None if the task has no value) and id."""
 
     value: str | None
     task_id: str
@@ -66,7 +66,7 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class ChangeCursor:
-    """A position in the state changes of all tasks, which the index numbers. index_id: identifies the index."""
+    """A position in the numbered sequence of all tasks' state changes. index_id: the index that numbers them."""
 
     index_id: str
     number: int
@@ -169,7 +169,7 @@ class Store(Protocol):
         ...
 
     def load(self, task_id: str) -> IndexedTask | None:
-        """Return the indexed task, None if it is unknown."""
+        """Return the indexed task, or None if the id is unknown."""
         ...
 
     def find_by_idempotency_key(self, key: str, since: datetime) -> IndexedTask | None:

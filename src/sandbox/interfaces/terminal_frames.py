@@ -83,7 +83,7 @@ def encode_frame(frame: RunnerFrame | ClientFrame) -> bytes:
 
 
 async def read_frame(reader: StreamReader, decoder: "msgspec.msgpack.Decoder[T]") -> T | None:
-    """Return the next frame, None at the end. Raises OSError, or ValueError if the data is invalid."""
+    """Return the next frame, or None at the end. Raises OSError, or ValueError if the data is invalid."""
     try:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
         if length > FRAME_BYTES_MAX:

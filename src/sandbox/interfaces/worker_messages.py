@@ -117,7 +117,7 @@ class Upload(msgspec.Struct, frozen=True, tag="upload"):
 
 
 class FetchImage(msgspec.Struct, frozen=True, tag="fetch_image"):
-    """The connection carries the image that a `PrepareImage` of this session named last."""
+    """The connection carries the image that this session's latest `PrepareImage` named."""
 
     session_key: _Bytes32
     digest: ImageDigest
@@ -244,7 +244,7 @@ class HeartbeatAnswer(msgspec.Struct, frozen=True, tag="heartbeat_answer"):
 
 
 class RecordsReceived(msgspec.Struct, frozen=True, tag="records_received"):
-    """The server's copy of the journal ends at `end_offset`, on disk.
+    """The server's copy of the journal is on disk up to `end_offset`.
 
     is_accepted: false if the server cannot store the records now; the worker sends them again later.
     """
@@ -260,7 +260,7 @@ class EndedTasks(msgspec.Struct, frozen=True, tag="ended_tasks"):
 
 
 class UploadReceived(msgspec.Struct, frozen=True, tag="upload_received"):
-    """The artifact is on disk, or could not be stored now."""
+    """The server has stored the artifact on disk, or cannot store it now."""
 
     is_accepted: bool
 
@@ -272,7 +272,7 @@ class ImagePart(msgspec.Struct, frozen=True, tag="image_part"):
 
 
 class ImageNotSent(msgspec.Struct, frozen=True, tag="image_not_sent"):
-    """The server does not send the image, or not the rest of it. The worker asks again later.
+    """The server sends no image, or stops before the end of the image. The worker asks again later.
 
     code: the code of an `ImageTransfersBusyError` or an `ImageUnreadableError`. message: human-readable.
     """
@@ -293,7 +293,7 @@ class TaskEnded(msgspec.Struct, frozen=True, tag="release_task"):
 
 
 class ReceiveRecords(msgspec.Struct, frozen=True, tag="receive_records"):
-    """Append records of the server to the journal on the worker's host. Returns the offset after them."""
+    """Append records of the server to the journal on the worker's host. Returns the journal's new end offset."""
 
     offset: int
     data: bytes
@@ -316,7 +316,7 @@ class IsResponsive(msgspec.Struct, frozen=True, tag="is_responsive"):
 
 
 class KillRunner(msgspec.Struct, frozen=True, tag="kill_runner"):
-    """Kill the runner that holds the journal's lock. Returns whether there was one."""
+    """Kill the runner that holds the journal's lock. Returns whether a runner held the lock."""
 
 
 class PrepareImage(msgspec.Struct, frozen=True, tag="prepare_image"):

@@ -37,7 +37,7 @@ FindSecret = Callable[[Iterable[bytes]], bool]
 
 
 class Workspaces(Protocol):
-    """Git and file operations. The caller sets time limits (cancellation ends child processes).
+    """Git and file operations. The caller sets time limits. Cancelling a call ends its child processes.
 
     `confine` creates the confinement of programs that read untrusted data.
     """
@@ -67,7 +67,7 @@ class Workspaces(Protocol):
         ...
 
     async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
-        """Write a tar of the files that the agent created or changed, for use when the patch lacks some of them.
+        """Write a tar of the files that the agent created or changed, for use when the patch lacks some of these files.
 
         Returns why the tar lacks some files (human-readable), or None if it contains all of them. Raises AttemptError
         (collect_failed).
