@@ -325,7 +325,7 @@ def _check_no_records(directory: Path) -> None:
 
 
 def create_directories(directory: Path) -> int:
-    """Create the directories and the lock file. Acquires the lock and returns its descriptor.
+    """Create the directories and the lock file. Acquire the lock and return its descriptor.
 
     Raises OSError, or FileExistsError if another process holds the lock.
     """

@@ -1,4 +1,4 @@
-"""Reads the records of a journal file and their offsets, and finds its end.
+"""Reads the records and the offsets of a journal file, and finds the file's end.
 
 The file may be written at the same time. Memory is bounded.
 """
@@ -120,7 +120,7 @@ def read_batch(records_path: Path, offset: int, bytes_max: int) -> RecordBatch:
 
 
 def decode_batch(records_path: Path, offset: int, texts: Iterable[bytes]) -> RecordBatch:
-    """Decode the lines that start at `offset`, up to the first incomplete one; errors name the file `records`.
+    """Decode the lines from `offset` up to the first incomplete one. Error messages contain `records_path`.
 
     Raises JournalDamagedError.
     """

@@ -352,7 +352,7 @@ def _check_id(task_id: str) -> str:
 
 
 def _check_lines(data: bytes) -> int:
-    """Check that the data are consecutive records. Return the number of the first one; 0 if there is none."""
+    """Check that the data are consecutive records. Return the first record's number, or 0 if there is no record."""
     first_seq = 0
     for number, line in enumerate(_split_lines(data)):
         if not record_format.is_complete(line):

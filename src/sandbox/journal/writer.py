@@ -54,7 +54,7 @@ class FileJournalWriter:
 
     @property
     def last_seq(self) -> int:
-        """Number of the last record, 0 if there is none."""
+        """Number of the last record, or 0 if there is no record."""
         return self._last_seq
 
     @property
