@@ -61,7 +61,7 @@ class EgressRules(msgspec.Struct, frozen=True, omit_defaults=True):
         return any(rule.allows(host, port) for rule in self.rules)
 
     def allows_host(self, host: str) -> bool:
-        """Return whether any rule allows the host, regardless of the port. Other names do not resolve."""
+        """Return whether any rule allows the host, regardless of the port. Only allowed hosts resolve."""
         if self.is_unrestricted:
             return is_public_name(host)
         return any(rule.matches_host(host) for rule in self.rules)
@@ -84,7 +84,7 @@ def transparent_ports(rules: EgressRules) -> tuple[int, ...]:
 
 
 def is_public_name(host: str) -> bool:
-    """Return whether a name can be public.
+    """Return whether a host name can be public.
 
     A public name has at least two labels, the last one is not a number, and the name is not in a special-use domain.
     """

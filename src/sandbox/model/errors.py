@@ -92,7 +92,7 @@ class FieldError(msgspec.Struct, frozen=True):
 
 
 class RuleViolation(NamedTuple):
-    """A violation of a rule by the value at `path`. suggestion: what a misspelled name or value resembles."""
+    """A violation of a rule by the value at `path`. suggestion: the known word that a misspelled one resembles."""
 
     path: FieldPath
     rule: RuleName
@@ -140,7 +140,7 @@ class InvalidManifestError(InvalidInputError):
 
 
 class InvalidParameterError(InvalidInputError):
-    """Parameters, headers or fields of the body of a request are invalid."""
+    """Parameters, headers or body fields of a request are invalid."""
 
     code = "invalid_parameter"
 

@@ -30,7 +30,7 @@ METADATA_NAME = "metadata.json"
 
 
 class Artifact(msgspec.Struct, frozen=True):
-    """A file that is kept after its sandbox was removed.
+    """A file that is kept after its sandbox is removed.
 
     name: unique in the task, without `/`.
     path: relative to the workspace root, or `.sandbox/<name>` if Sandbox generated it.
@@ -119,7 +119,7 @@ class Idempotency(msgspec.Struct, frozen=True):
 
 
 class Parent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The task that this one continues, and the files taken over from it. That task may be removed later.
+    """The task that this task continues, and the files taken over from it. The continued task may be removed later.
 
     The files are in the directory of this task's artifacts.
 
@@ -209,7 +209,7 @@ def _escape_overhead_bytes(data: bytes) -> int:
 
 
 class Output(_EventBase, frozen=True, tag="output", rename={"is_continued": "continued", "is_parsed": "parsed"}):
-    """Output of the agent process, one line per event, including its newline if there is one.
+    """Output of the agent process: one line per event, including the newline if the line has one.
 
     A line longer than the limit is split; in every part but the last, `continued` is true. Exactly one of `text` and
     `base64` is set: `base64` if the data is not UTF-8 or JSON escaping would more than double it.
@@ -362,7 +362,7 @@ class Usage(_EventBase, frozen=True, tag="usage"):
 
 
 class Progress(_EventBase, frozen=True, tag="progress"):
-    """A snapshot of a task's counters, recorded by the runner. Readers use the latest one.
+    """A snapshot of a task's counters, recorded by the runner. Readers use the latest snapshot.
 
     `input_tokens` includes cached tokens. `cost_usd` sums the requests that have a price. `egress_denied` counts all
     refusals by the gateway, including those without an event. `conversation_bytes` is the size of the task's
@@ -407,7 +407,7 @@ class EgressDenied(_EventBase, frozen=True, tag="egress_denied"):
 
 
 class Gap(_EventBase, frozen=True, tag="gap"):
-    """Events missing from the journal, and why. `first_seq` and `last_seq` are 0 if the events never had numbers."""
+    """Events missing from the journal, and the reason. `first_seq` and `last_seq` are 0 for events without numbers."""
 
     first_seq: int
     last_seq: int
@@ -461,7 +461,7 @@ class FollowUpSkipped(_EventBase, frozen=True, tag="follow_up_forgone"):
 
 
 class AgentExited(_EventBase, frozen=True, tag="agent_exited"):
-    """The agent process exited. `exit_code` is 128+n after signal n, null if it is unknown.
+    """The agent process exited. `exit_code` is 128+n after signal n, and null if the exit code is unknown.
 
     `failure` is null only if the process exited with 0 and its last result has `is_error: false`.
     `final_message` is the last message of the main conversation, at most FINAL_MESSAGE_CHARACTERS_MAX characters long;

@@ -71,7 +71,7 @@ BUSY_KERNEL_MESSAGE = (
 
 
 def missing_secrets_message(names: Iterable[str]) -> str:
-    """Return the public message about missing secrets. It omits their sources, which only operators may see."""
+    """Return the public message about missing secrets. It omits the secrets' sources, which only operators may see."""
     listed = ", ".join(dict.fromkeys(names))
     return (
         f"The server has no usable value for these secrets: {listed}. Operators find the reason in the status of the "
@@ -183,7 +183,7 @@ def find_remedy(
 
 
 def _change_agent_field(message: str, manifest: Manifest) -> Remedy | None:
-    """Return the remedy that changes the last field of the agent's section that the message names; None without one."""
+    """Return the remedy for the last agent setting that the message names, or None if the message names no setting."""
     kind, settings = manifest.agent.kind, manifest.agent.settings
     names = re.findall(rf"(?<![\w./@-]){re.escape(kind)}\.(\w+)(?![\w/@-]|\.\w)", message)
     return next(

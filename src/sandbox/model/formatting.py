@@ -57,7 +57,7 @@ def format_cost(usd: float) -> str:
 
 
 def format_budget(usd: float) -> str:
-    """Format a budget with at least two decimals, and with more if it has more: `$0.50`, `$2.50`, `$0.005`."""
+    """Format a budget with two decimals, or with more decimals if it needs them: `$0.50`, `$2.50`, `$0.005`."""
     return f"${usd:,.2f}" if math.isclose(usd, round(usd, 2)) else f"${usd:.6g}"
 
 

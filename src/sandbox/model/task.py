@@ -184,7 +184,7 @@ class Task(
 
     @property
     def final_progress(self) -> Progress:
-        """The final counters. A runner that died may not have counted its last requests."""
+        """The final counters. The last requests may be missing if the runner died before it counted them."""
         latest, spent = self.progress, self.spent
         return msgspec.structs.replace(
             latest,

@@ -20,7 +20,7 @@ _INVALID_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
 class InvalidValue(NamedTuple):
-    """A value that no manifest may contain, and why."""
+    """A value that no manifest may contain, and the reason."""
 
     rule: RuleName
     message: str
@@ -67,7 +67,7 @@ class Document:
     invalid_paths: set[FieldPath] = field(default_factory=set)
 
     def value_location(self, path: FieldPath) -> SourceLocation | None:
-        """Return the location of the value, or of the nearest enclosing value that has one."""
+        """Return the location of the value, or of the nearest enclosing value that has a location."""
         for length in range(len(path), -1, -1):
             location = self.value_locations.get(path[:length])
             if location is not None:

@@ -20,7 +20,7 @@ _UNIT_BYTES = {"M": 1024**2, "G": 1024**3}
 
 
 class RangeMessage(str):
-    """An error message about a value that is out of range, as opposed to one with a wrong format."""
+    """An error message about a value that is out of range, as opposed to a value with a wrong format."""
 
     __slots__ = ()
 

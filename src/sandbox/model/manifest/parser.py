@@ -109,7 +109,7 @@ def _object_validator(object_type: Any) -> Validator[Any]:
 
 
 def parse_object(body: bytes, object_type: type[ObjectT], defaults: Mapping[str, Any] | None = None) -> ObjectT:
-    """Parse a JSON object into a dataclass with `FORBID_EXTRA`. An empty body is an empty object.
+    """Parse a JSON object into a dataclass with `FORBID_EXTRA`. An empty body counts as an empty object.
 
     defaults: values of absent fields. Raises InvalidParameterError with all errors.
     """
@@ -144,7 +144,7 @@ def _missing_section(agents: Mapping[str, AgentSchema]) -> RuleViolation:
 
 
 def read_document(body: bytes, *, agents: Mapping[str, AgentSchema], is_json: bool) -> Document:
-    """Read the mapping in a request body, unwrapped, with source locations. The schema is not checked yet.
+    """Return the manifest in a request body as a document with source locations. The schema is not checked yet.
 
     Raises InvalidManifestError if the body is unreadable; other errors are in the document.
     """

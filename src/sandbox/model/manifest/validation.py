@@ -167,7 +167,7 @@ def _closest_field(failed_check: _FailedCheck) -> str | None:
 
 @cache
 def _sections_by_field(dataclass_type: Any) -> dict[str, str]:
-    """Return the names of sections, keyed by field. If several sections have a field, the first of them counts."""
+    """Return the names of sections, keyed by field. If several sections have a field, the first section counts."""
     sections: dict[str, str] = {}
     for section, kind in _field_types(dataclass_type).items():
         for name in _field_types(kind) if _is_dataclass_type(kind) else ():
