@@ -99,7 +99,7 @@ class Claims:
         return job
 
     async def _check_first_claim(self, job: Job, claim: Claim, streams: StreamPair) -> None:
-        """Check the version of the worker, and what it proves.
+        """Check the worker's version and, if the server requires a proof, the worker's proof of its host.
 
         Raises ClaimRejectedError, EngineUnavailableError, InvalidMessageError, OSError.
         """
@@ -154,7 +154,7 @@ async def _request_proof(challenge: bytes, streams: StreamPair) -> HostProof:
 
 
 async def _check_identity(job: Job, claim: Claim, verifier: WorkerVerifier, streams: StreamPair) -> None:
-    """Let the engine check the identity of the worker.
+    """Have the engine check the identity of the worker.
 
     Before that, anyone may have sent the claim. So no reason contains values of the claim, and a proof that is missing
     or malformed is no reason at all. Raises ClaimRejectedError, EngineUnavailableError, OSError.
@@ -170,7 +170,7 @@ async def _check_identity(job: Job, claim: Claim, verifier: WorkerVerifier, stre
 
 
 async def _check_shared_host_key(claim: Claim, host_key: SharedHostKey, streams: StreamPair) -> None:
-    """Let the worker prove that it can read the key. Raises ClaimRejectedError, InvalidMessageError, OSError."""
+    """Require a proof that the worker can read the key. Raises ClaimRejectedError, InvalidMessageError, OSError."""
     challenge = os.urandom(_CHALLENGE_BYTES)
     answer = await _request_proof(challenge, streams)
     if answer.proof is None:

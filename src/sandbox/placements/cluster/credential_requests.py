@@ -52,7 +52,7 @@ class WorkerCredentialRequests:
         self._threads = asyncio.Semaphore(_THREADS_MAX)
 
     async def find_url(self, job: Job, request: CredentialRequest) -> str:
-        """Return the URL that the attempt is about to clone. Raises NoCredentialsError if it may not get credentials.
+        """Return the URL that the attempt is about to clone. Raises NoCredentialsError if it must not get credentials.
 
         An attempt may send CREDENTIAL_REQUESTS_MAX requests, and only before its workspace is prepared.
         """

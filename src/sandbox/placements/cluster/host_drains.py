@@ -42,7 +42,7 @@ class HostDrains:
         return self._since.get(name)
 
     def describe(self) -> str:
-        """Return which hosts are drained (human-readable); empty if there are none."""
+        """Return which hosts are drained (human-readable); empty if no host is drained."""
         names = self.names
         if not names:
             return ""

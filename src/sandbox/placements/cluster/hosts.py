@@ -136,12 +136,12 @@ class EngineHosts:
         return self._by_name
 
     async def refresh(self) -> None:
-        """Ask the engine. Raises SandboxError, OSError, TimeoutError."""
+        """Ask the engine for its hosts. Raises SandboxError, OSError, TimeoutError."""
         async with asyncio.timeout(_ENGINE_SECONDS):
             self._by_name = {host.name: host for host in await self._engine.hosts()}
 
     def start(self) -> None:
-        """Ask the engine periodically, until the tasks of the event loop are cancelled."""
+        """Ask the engine for its hosts periodically, until the tasks of the event loop are cancelled."""
         self._refreshing = asyncio.create_task(self._refresh_periodically())
 
     async def _refresh_periodically(self) -> None:
@@ -208,7 +208,7 @@ def host_statuses(
     engine_hosts: Mapping[str, EngineHost] | None,
     drains: HostDrains,
 ) -> Sequence[HostStatus]:
-    """See `ClusterHosts.statuses`. now: in seconds since 1970. engine_hosts: None if they are unknown."""
+    """See `ClusterHosts.statuses`. now: in seconds since 1970. engine_hosts: None if the engine's hosts are unknown."""
     states: dict[str, tuple[HostState, str]] = {}
     for job in jobs:
         name, state, reason = _state_of_host(job)
@@ -241,7 +241,7 @@ _NO_RESPONSE = "No worker on the host is responding."
 
 
 def _state_of_host(job: Job) -> tuple[str, HostState, str]:
-    """Return the name of a job's host, the state of this host, and the reason. The name is empty without a worker."""
+    """Return the name of a job's host, the host's state, and the reason. The name is empty if the job has no host."""
     stored, status = job.stored, job.status
     if not job.is_claimed:
         is_starting = status is not None and status.phase is JobPhase.RUNNING and not stored.is_given_up

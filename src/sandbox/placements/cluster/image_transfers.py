@@ -36,7 +36,7 @@ _BYTES_PER_SECOND = 128 * 1024
 
 
 class ImageOffer:
-    """The image that a worker may fetch: the one that the server has named to it last.
+    """The image that a worker may fetch: the last one that the server named in a request to this worker.
 
     Each offer allows one transfer, and only one transfer runs at a time.
     """
@@ -72,7 +72,7 @@ class ImageTransfers:
         self._running_count = 0
 
     async def send(self, image: ImageReference, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Send an image, or why it is not sent, and wait until the worker has closed the connection. Raises OSError."""
+        """Send an image, or the reason why not; then wait until the worker closes the connection. Raises OSError."""
         try:
             with self._counted():
                 await self._send_content(image, writer)
@@ -132,6 +132,6 @@ async def _wait_for_close(reader: asyncio.StreamReader) -> None:
 
 
 def _close(opening: Future[ImageContent]) -> None:
-    """Close an image. If the transfer was cancelled, the image may still be opened, so wait for the end of that."""
+    """Close an image. A cancelled transfer's thread may still be opening the image, so wait for that thread."""
     with contextlib.suppress(OSError, SandboxError, CancelledError):
         opening.result().close()

@@ -161,7 +161,7 @@ class Job:
             self.session.notify_task_ended()
 
     def set_status(self, status: JobStatus | None, now: float) -> None:
-        """Set what the engine reported; None if it is not responding."""
+        """Set the engine's report, or None if the engine is not responding."""
         phase = None if status is None else self._phase_of_worker(status)
         if phase is not self.phase:
             self.phase, self.phase_since = phase, now
@@ -186,14 +186,14 @@ class Job:
         return status.phase
 
     def observe(self, now: float) -> Observation:
-        """Return the observations about the worker."""
+        """Return the server's observations about the worker."""
         return Observation(
             self.is_claimed, self.session is not None, now - self._answered_at, self.phase, now - self.phase_since
         )
 
 
 def confirmed_host(job: Job) -> str:
-    """Return the host on which the engine runs the job; empty if the engine does not run the job, or is ending it."""
+    """Return the job's host, according to the engine; empty if the engine does not run the job, or is ending it."""
     status = job.status
     return status.host if status is not None and status.phase is JobPhase.RUNNING and not status.is_ending else ""
 
@@ -220,11 +220,11 @@ class Rejections:
         self._reasons: dict[str, str] = {}
 
     def reason(self, task_id: str) -> str:
-        """Return the reason; empty if there is none."""
+        """Return why the task's last worker was rejected; empty if no rejection is recorded."""
         return self._reasons.get(task_id, "")
 
     def record(self, task_id: str, reason: str) -> None:
-        """Record a reason. The job can still be claimed, because the rejected process might not be the job's worker."""
+        """Record why a process was rejected. The job can still be claimed: that process might not be its worker."""
         if reason != self.reason(task_id):
             _log.error("A worker of task %s is rejected: %s", task_id, reason)
         self._reasons[task_id] = reason
@@ -269,11 +269,11 @@ class Jobs:
         return time.monotonic() - self._started_at >= takeover_seconds(self._settings.lease_seconds)
 
     def of_task(self, task_id: str) -> Job | None:
-        """Return the current job of a task: the one that was not abandoned, otherwise any. Thread-safe."""
+        """Return the task's current job; if all of its jobs were abandoned, return any of them. Thread-safe."""
         return self._by_task.get(task_id)
 
     def of_attempt(self, attempt_id: str) -> Job | None:
-        """Return the job of an attempt that has been reserved. Thread-safe."""
+        """Return the job of a reserved attempt, or None if the attempt was not reserved. Thread-safe."""
         return self._by_attempt.get(attempt_id)
 
     def lock_state(self, task_id: str) -> LockState:
@@ -299,7 +299,7 @@ class Jobs:
         return msgspec.structs.replace(status, host=job.stored.host or status.host, reason=reason)
 
     def reserve(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> Job:
-        """Return the task's current job, whose newest attempt id is unused. Creates the job if there is none.
+        """Return the task's current job, whose newest attempt id is unused. Creates the job if the task has none.
 
         last_attempt_id: the last attempt in the journal. Raises OSError.
         """
@@ -313,14 +313,14 @@ class Jobs:
         return job
 
     def find_claimable(self, claim: Claim) -> Job | None:
-        """Return the job that a worker may claim or has already claimed; None if there is none."""
+        """Return the job that a worker may claim or has already claimed, or None if there is no such job."""
         job = self._jobs.get(claim.attempt_id)
         if job is None or not may_claim(_claim_state(job.stored), _hash(claim.token), _hash(claim.nonce)):
             return None
         return job
 
     async def confirm_host(self, job: Job, host: str) -> bool:
-        """Ask the engine and wait; return whether the engine confirms that it runs the job on this host."""
+        """Wait for the engine's answer; return whether the engine confirms that it runs the job on this host."""
         deadline = time.monotonic() + _HOST_CONFIRMATION_TIMEOUT_SECONDS
         while confirmed_host(job) != host:
             if (rest := deadline - time.monotonic()) <= 0:
@@ -345,7 +345,7 @@ class Jobs:
         return job
 
     def fence(self, job: Job, reason: str) -> None:
-        """Stop answering a worker that sent an invalid message. The journal is taken over after the lease.
+        """Stop answering a worker that sent an invalid message. The journal is taken over after the lease ends.
 
         Raises OSError if this cannot be stored; in that case, the worker may connect to the next server.
         """
@@ -413,7 +413,7 @@ class Jobs:
             self._wake.clear()
 
     async def _repeat_on_error(self, step: Coroutine[Any, Any, None]) -> None:
-        """Log an error of the step, so the other jobs are not affected. The next iteration repeats the step."""
+        """Log an error in the step, so the other jobs are not affected. The next iteration repeats the step."""
         try:
             await step
         except Exception as error:
@@ -457,7 +457,7 @@ class Jobs:
         return was_submitted and job.stored.excluded_hosts != self._drains.names
 
     def _resubmit_under_new_name(self, job: Job) -> None:
-        """Replace a job with one that excludes the hosts which are drained now.
+        """Replace a job with one that excludes the hosts that are drained now.
 
         The new job has another name, because all submissions under one name must exclude the same hosts.
         """
@@ -469,7 +469,7 @@ class Jobs:
         self.remove(job)
 
     def _submit_later(self, job: Job) -> None:
-        """Submit the job after the jobs that are already waiting. No worker waits: this runs in the background."""
+        """Submit the job in the background, after the jobs that are already waiting, so no worker has to wait."""
         if job.is_postponed:
             return
         self._to_submit.setdefault(job.stored.attempt_id, job)
@@ -508,7 +508,7 @@ class Jobs:
             job.postpone(_RESUBMIT_SECONDS, f"The job could not be submitted: {error_reason(error)}")
 
     def _give_up(self, job: Job) -> None:
-        """Give up a worker that can no longer communicate. This is stored before anyone may continue the journal."""
+        """Give up a worker that can no longer communicate. Store this before another runner may write the journal."""
         task_id = job.stored.task_id
         _log.warning("The worker of task %s on %s is abandoned: %s", task_id, job.stored.host, job.reason)
         self._save(job, is_given_up=True, has_ended=job.phase is JobPhase.ENDED)
@@ -521,7 +521,7 @@ class Jobs:
             self.remove(job)
 
     def _withdraw(self, job: Job) -> None:
-        """Withdraw a job in the background, because nothing depends on it and the engine may not respond."""
+        """Withdraw a job in the background: nothing depends on it, and the engine might not respond."""
         withdrawing = asyncio.create_task(self._withdraw_now(job.name))
         self._withdrawing.add(withdrawing)
         withdrawing.add_done_callback(self._withdrawing.discard)

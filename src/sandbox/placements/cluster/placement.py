@@ -134,7 +134,7 @@ class ClusterFiles:
         """Do nothing; see `scan`."""
 
     def _ask(self, location: AttemptLocation, request: Request) -> bool:
-        """Ask the worker. A worker that was abandoned or never started has no files."""
+        """Send a request to the attempt's worker. A worker that was abandoned or never started has no files."""
         if not self._workers.has_files(location):
             return False
         return bool(self._workers.request_blocking(location, request, bool))
@@ -154,7 +154,7 @@ class ClusterAllocator:
     async def reserve_host(
         self, task_id: str, last_attempt_id: str | None, resources: Resources, profile: str
     ) -> ReservedHost:
-        """Return the host of the task's worker; submit a job if there is none.
+        """Return the host of the task's worker; submit a job if the task has no worker.
 
         Implements `HostAllocator.reserve_host`.
         """
@@ -179,7 +179,7 @@ class ClusterAllocator:
         return ReservedHost(job.stored.attempt_ids[-1], job.identity, job.stored.runtime, find_image)
 
     async def _prepare_image(self, job: Job, profile: str) -> Callable[[str], Image | None]:
-        """Let the worker fetch the server's image of a profile; return the attempt's `ReservedHost.find_image`.
+        """Have the worker fetch the server's image of a profile; return the attempt's `ReservedHost.find_image`.
 
         Raises HostPendingError until the host has the image.
         """
@@ -362,7 +362,7 @@ class ClusterPlacement:
 
 
 class ListenAddress(NamedTuple):
-    """Where the server listens for workers, the certificate that it presents, and what verifies hosts; see `Claims`."""
+    """The address for workers, the server's certificate, and the method of verifying hosts; see `Claims`."""
 
     host: str
     port: int
@@ -371,7 +371,7 @@ class ListenAddress(NamedTuple):
 
 
 class TaskStorage(NamedTuple):
-    """The server's files of tasks.
+    """The server's storage for the files of tasks.
 
     replicas: the copies of journals and artifacts. store_log: see `StoreLog`.
     has_task_ended: returns whether a task has ended or is gone. Blocks.
@@ -383,7 +383,7 @@ class TaskStorage(NamedTuple):
 
 
 async def load_largest_hosts(engine: Engine, file: Path) -> Sequence[Resources]:
-    """Return the largest hosts; if the engine is not responding, return the stored ones, so workers can reconnect.
+    """Return the largest hosts, or the stored ones if the engine is not responding, so that workers can reconnect.
 
     Raises EngineUnavailableError if none are stored, OSError.
     """

@@ -1,4 +1,4 @@
-"""Sends requests to the workers of attempts, from any thread, and implements runners and disks with them."""
+"""Sends requests to attempts' workers from any thread, and uses these requests to implement runners and disks."""
 
 import asyncio
 import contextlib
@@ -110,7 +110,7 @@ class WorkerRunnerHandle:
         return self._workers.jobs.lock_state(self._location.task_id)
 
     async def is_responsive(self) -> bool:
-        """Let the worker ping the runner. A silent host proves nothing. Implements `RunnerHandle.is_responsive`."""
+        """Have the worker ping the runner; True if the host is silent. Implements `RunnerHandle.is_responsive`."""
         request, timeout_seconds = IsResponsive(self.attempt_id), CONTROL_REQUEST_TIMEOUT_SECONDS + _MARGIN_SECONDS
         try:
             return bool(await self._workers.request(self._location, request, bool, timeout_seconds))

@@ -77,7 +77,7 @@ _decoder: "msgspec.msgpack.Decoder[WorkerMessage]" = msgspec.msgpack.Decoder(Wor
 
 
 class HostRequestProviders(NamedTuple):
-    """The providers of what hosts request from the server. find_credentials: see `FindCloneCredentials`."""
+    """The providers of the data that hosts request from the server. find_credentials: see `FindCloneCredentials`."""
 
     find_credentials: FindCloneCredentials
     images: ImageSource
@@ -224,7 +224,7 @@ class WorkerServer:
             await _close(writer)
 
     def _find_session(self, key: bytes) -> WorkerSession | None:
-        """Return the session with this key; if there is one, the current connection becomes authenticated."""
+        """Return the session with this key. If it exists, the current connection becomes authenticated."""
         session = next((session for session in self._sessions if session.has_key(key)), None)
         if session is not None:
             self._mark_authenticated()
@@ -337,7 +337,7 @@ class WorkerServer:
             _log.warning("The log of attempt %s was not stored: %s", message.attempt_id, error_reason(error))
 
     async def _receive_records(self, job: Job, session: WorkerSession, message: Records) -> RecordsReceived:
-        """Append records to the copy. Raises JournalDamagedError if the worker must not write them."""
+        """Append records to the copy. Raises JournalDamagedError if the worker must not write these records."""
         task_id = job.stored.task_id
         if message.offset > session.copied_end_offset:
             return RecordsReceived(session.copied_end_offset, is_accepted=False)

@@ -104,7 +104,7 @@ class WorkerSession:
         self.send(TaskEnded())
 
     def close(self) -> None:
-        """Close the connection, cancel its tasks, and fail everything that waits for it."""
+        """Close the connection, cancel its tasks, and raise an error in every caller that waits for the worker."""
         if not self._writer.is_closing():
             self._writer.close()
         for task in self._tasks:
@@ -116,7 +116,7 @@ class WorkerSession:
                 waiting.exception()  # otherwise, asyncio logs the error if nothing is waiting
 
     def receive(self, message: Heartbeat | CallResult | StreamRefused) -> None:
-        """Store the state of the worker's host, or pass a result on to its caller unless the caller has given up."""
+        """Store the state of the worker's host, or pass a result to its caller if the caller is still waiting."""
         match message:
             case Heartbeat():
                 self._heartbeat, self._heartbeat_at = message, time.monotonic()
@@ -228,7 +228,7 @@ class WorkerSession:
 
 
 def _convert_error(request: Request, answer: CallResult) -> Exception:
-    """Return the worker's error; an OSError if requests of this type have no such error."""
+    """Return the worker's error, or an OSError if requests of this type cannot fail with that error."""
     expected = {error.__name__: error for error in _ERRORS.get(type(request), ())}
     return expected.get(answer.error, OSError)(answer.message)
 

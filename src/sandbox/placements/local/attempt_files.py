@@ -167,7 +167,7 @@ def has_disk_or_handle(layout: AttemptLayout) -> bool:
 
 
 def _list_attempts(data_dir: Path, failures: list[str]) -> Iterator[tuple[str, tuple[str, bool]]]:
-    """Yield every attempt's id with its task id and whether it has files other than its log. Read errors are collected.
+    """Yield each attempt's id, its task's id, and whether it has files other than its log. Read errors are collected.
 
     Uses strings instead of paths for speed: most attempts ended long ago and left nothing.
     """

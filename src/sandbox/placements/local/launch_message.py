@@ -40,7 +40,7 @@ class HostSettings(msgspec.Struct, frozen=True):
     lease_deadline: float | None = None
 
     def agent_program(self, kind: str) -> str:
-        """Return the path of this agent's executable; empty if this host does not have one."""
+        """Return the path of this agent's executable; empty if the agent is not installed on this host."""
         return self.agent_programs.get(kind) or self.agent_programs.get("", "")
 
 

@@ -63,7 +63,7 @@ class JournalLocks(Protocol):
         ...
 
     def lock_path(self, task_id: str) -> Path:
-        """Return the path of the lock, which may not exist."""
+        """Return the path of the lock file, which might not exist."""
         ...
 
 
@@ -249,7 +249,7 @@ class LocalPlacement:
         return LocalRunnerHandle(order.task_id, order.attempt_id, self._socket(order.attempt_id), self._locks)
 
     def find_runner(self, location: AttemptLocation) -> LocalRunnerHandle:
-        """Return the runner's handle; its socket may not exist. Implements `Placement.find_runner`."""
+        """Return the runner's handle; its socket might not exist. Implements `Placement.find_runner`."""
         task_id, attempt_id, _ = location
         return LocalRunnerHandle(task_id, attempt_id, self._socket(attempt_id), self._locks)
 

@@ -41,7 +41,7 @@ class StreamTerminalConnection:
         return frame or EndFrame(message="The task's runner closed the connection; check the task's status.")
 
     async def send(self, frame: ClientFrame) -> None:
-        """Send a frame; ignored if the runner hung up. Implements `TerminalConnection.send`."""
+        """Send a frame; do nothing if the runner hung up. Implements `TerminalConnection.send`."""
         with suppress(OSError):
             self._writer.write(encode_frame(frame))
             await self._writer.drain()
@@ -94,7 +94,7 @@ is reset although it seemed to be established.
 
 
 class RunnerClient:
-    """Client of a runner's control socket, which may not exist."""
+    """Client of a runner's control socket, which might not exist."""
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
