@@ -62,7 +62,7 @@ class MemoryShare:
             self.release(size_bytes)
 
     async def try_reserve(self, size_bytes: int) -> bool:
-        """Reserve memory if there is room, closing stalled connections if needed. Returns whether it was reserved."""
+        """Reserve memory if there is room, closing stalled connections if needed. Returns whether this succeeded."""
         if not self.has_room(size_bytes) and self._close_stalled():
             await asyncio.sleep(_ABORT_SECONDS)
         if not self.has_room(size_bytes):
@@ -117,7 +117,7 @@ class MemoryShare:
                 waiter.set_result(None)
 
     def _close_stalled(self) -> bool:
-        """Close the connections that have accepted no data for STALLED_SECONDS; return whether there were any."""
+        """Close the connections that have accepted no data for STALLED_SECONDS; return whether any were closed."""
         latest = self._monotonic() - STALLED_SECONDS
         stalled = [close for since, close in self._sending.values() if since <= latest]
         for close in stalled:
@@ -189,7 +189,7 @@ def set_current_share(share: FairShare) -> None:
 
 @contextmanager
 def uncharged_work() -> Iterator[None]:
-    """Do not charge work in this context to a share: it serves several clients, and one client must not delay it."""
+    """Exempt the work in this context from the shares, because one client must not delay work for several clients."""
     token = _SHARE.set(None)
     try:
         yield
@@ -204,7 +204,7 @@ async def wait_for_turn(size_bytes: int) -> None:
 
 
 def current_memory_share() -> MemoryShare:
-    """Return the `MemoryShare` of the current share; without a share, an unlimited one."""
+    """Return the current share's `MemoryShare`, or an unlimited one if no share is in use."""
     share = _SHARE.get()
     return share.memory if share is not None else MemoryShare(sys.maxsize)
 

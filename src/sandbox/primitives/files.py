@@ -73,7 +73,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 @contextmanager
 def remove_on_failure(path: Path) -> Iterator[None]:
-    """Remove a partly written file if the block fails: on a full disk, the next attempt needs its space."""
+    """Remove a partly written file if the block fails: on a full disk, the next attempt needs the file's space."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""Context variables for the request, token, task and attempt of the current work. Every log line contains them."""
+"""Context variables for the current request, token, task and attempt. Every log line contains their values."""
 
 from contextvars import ContextVar
 
