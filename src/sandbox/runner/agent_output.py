@@ -285,7 +285,7 @@ class AgentOutput:
 
 
 async def _read_chunk(reader: asyncio.StreamReader, stream: StreamRedactor | None) -> bytes | None:
-    """Return a chunk, empty at EOF. None if output is held back and no more arrived for REDACTION_HOLD_SECONDS."""
+    """Return a chunk: empty at EOF; None if output is held back and no more came for REDACTION_HOLD_SECONDS."""
     if stream is None or not stream.pending_bytes:
         return await reader.read(_CHUNK_BYTES)
     try:

@@ -165,7 +165,7 @@ class HostDiskSpace:
         return self._is_short
 
     def has_space_for(self, size_bytes: int) -> bool:
-        """Return whether this much space is free now; True if it cannot be measured. Thread-safe."""
+        """Return whether this much space is free now; True if the free space cannot be measured. Thread-safe."""
         try:
             return self._measure().free_bytes >= size_bytes
         except OSError:

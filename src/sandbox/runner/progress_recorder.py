@@ -179,7 +179,7 @@ class ProgressTracker:
         return PROGRESS_INTERVAL_SECONDS
 
     def close(self) -> None:
-        """Record the last snapshot, in which no tool is running."""
+        """Record the last snapshot, which shows no running tool."""
         self._open_tools.clear()
         self._update(**_current(None))
         self._record_snapshot(float("inf"))

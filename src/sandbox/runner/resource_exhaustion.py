@@ -1,4 +1,4 @@
-"""Detects a sandbox's exhausted resources, and attributes failures of the agent to them."""
+"""Detects a sandbox's exhausted resources, and attributes the agent's failures to this exhaustion."""
 
 import asyncio
 from collections.abc import Callable
@@ -65,7 +65,7 @@ class ExhaustionDetector:
         return Failure(FailureCode.OUT_OF_MEMORY, await sandbox.wait_for_exceeded_limit())
 
     async def check_disk(self) -> str:
-        """Measure the disk. Returns why this failed, or an empty string; after a failure, the last values remain."""
+        """Measure the disk. Returns the reason for a failure, or an empty string. A failure leaves the last values."""
         try:
             self.disk_usage = await self._disk.usage()
         except OSError as error:

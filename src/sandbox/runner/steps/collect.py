@@ -121,7 +121,7 @@ class ArtifactRecorder(msgspec.Struct, frozen=True):
         return self.redactor is None and bool(self.attempt.task.manifest.secrets)
 
     def public_reason(self, reason: str) -> str:
-        """Return the reason, which may contain a path, or a replacement if the reason cannot be redacted."""
+        """Return the reason, or a replacement if the reason may contain a secret and cannot be redacted."""
         return _WITHHELD_REASON if self.is_unredactable else reason
 
     def find_secret(self, chunks: Iterable[bytes]) -> bool:
@@ -416,7 +416,7 @@ class CollectStep(msgspec.Struct, frozen=True):
             await artifacts.store_chunks(_TRANSCRIPT, "application/x-ndjson", self._read_transcript())
 
     def _read_transcript(self) -> Iterator[bytes]:
-        """Yield the agent's own events: its stdout, or the transcript if stdout is rendered from them."""
+        """Yield the agent's own events: its stdout, or the transcript if stdout is rendered from the events."""
         if not self._has_space_for_transcript():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield from self._read_agent_output()

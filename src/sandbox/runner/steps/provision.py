@@ -51,7 +51,7 @@ def write_home_files(home: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _open_or_make_directory(directory_fd: int, name: str) -> int:
-    """Open the directory with this name; create it if there is none."""
+    """Open the directory with this name; create it if it does not exist."""
     try:
         child_fd = _open_directory(name, directory_fd)
     except OSError:

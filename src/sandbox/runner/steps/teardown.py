@@ -90,7 +90,7 @@ async def destroy_earlier_sandboxes(attempt: AttemptContext, runtime: Runtime) -
 
 
 def earlier_attempt_files(attempt: AttemptContext) -> list[Path]:
-    """Return the files that the teardown of earlier attempts did not remove, except their logs."""
+    """Return the files that earlier attempts' teardowns did not remove, except the runners' logs."""
     return [path for files in attempt.earlier_layouts for path in files.root.iterdir() if path != files.runner_log]
 
 
@@ -100,7 +100,7 @@ def files_for_resume(layout: AttemptLayout) -> list[Path]:
 
 
 def _preserved_paths(attempt: AttemptContext) -> Collection[Path]:
-    """Return the files that a preserved sandbox keeps until it is released; empty if it is not preserved."""
+    """Return the files to keep until the sandbox is released; empty if the sandbox is not preserved."""
     if final_state(attempt.task)[0] is TaskState.FAILED_PRESERVED:
         return attempt.layout.disk, attempt.layout.disk_image, attempt.layout.secret_fingerprint
     return ()
