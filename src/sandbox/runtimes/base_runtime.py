@@ -349,7 +349,7 @@ def _assign_confinement(group: ControlGroup, launcher_pid: int, directories: Seq
 
 
 async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory_bytes: int) -> None:
-    """Kill confined programs when the kernel uses too much memory for them, or when that cannot be measured."""
+    """Kill confined programs when the kernel uses too much memory for them, or when this memory cannot be measured."""
     meters = SyscallBufferMeter(), ClosingFilesMeter()
     try:
         await wait_for_exceeded_limit(

@@ -216,7 +216,7 @@ class ExecProcess:
         self._pidfd = os.pidfd_open(process.pid)
 
     async def wait_opened(self) -> tuple[int, int]:
-        """Return the pty's master and the command's pidfd. Raises AttemptError (sandbox_lost), even on timeout."""
+        """Return the pty's master and the command's pidfd. Raises AttemptError (sandbox_lost), also on timeout."""
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await wait_readable(self.control.fileno())
@@ -231,7 +231,7 @@ class ExecProcess:
         return descriptors[0], descriptors[1]
 
     async def read_status(self) -> bytes:
-        """Return the final status message; empty if the process was killed before it sent one."""
+        """Return the final status message; empty if the process was killed before it sent this message."""
         await wait_readable(self.control.fileno())
         with suppress(ConnectionError):
             return self.control.recv(4096)

@@ -95,7 +95,7 @@ class KernelUidPool:
         return (self._directory / str(uid)).read_bytes() == attempt_id.encode()
 
     def find_uid(self, attempt_id: str) -> int | None:
-        """Return the uid whose latest claim, by any process, names the attempt, or None if there is none."""
+        """Return the uid whose latest claim, by any process, names the attempt, or None if no uid has such a claim."""
         name = attempt_id.encode()
         try:
             claim_files = [path for path in self._directory.iterdir() if path.name.isdigit()]

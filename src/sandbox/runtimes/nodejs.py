@@ -85,7 +85,7 @@ def _find_wheel() -> Path | None:
 
 
 def packages_directory() -> Path:
-    """Return the directory of the installed npm packages; it may not exist."""
+    """Return the directory of the installed npm packages; it might not exist."""
     return Path(sys.prefix, "share", "sandbox", "npm")
 
 

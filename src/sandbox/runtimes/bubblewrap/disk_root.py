@@ -154,7 +154,7 @@ def _describe_image_root(root: RootFsSpec, image: Path) -> DiskRoot:
 
 
 def _list_image(image: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield the entries of the image's root directory and of its /home, which the disk replaces, with their paths."""
+    """Yield the entries of the image's / and /home, except the agent's directories, each with its path."""
     for parent in _PARENTS:
         with os.scandir(_on_disk(image, parent)) as entries:
             for entry in entries:

@@ -95,7 +95,7 @@ def _root_arguments(root: RootFsSpec) -> Iterator[str]:
 
 
 def _disk_root_arguments(root: RootFsSpec, disk_root: DiskRoot) -> Iterator[str]:
-    """Yield bubblewrap's arguments that mount the disk, and over it the rest of the root directory.
+    """Yield bubblewrap's arguments that first mount the disk, and then the rest of the root directory over it.
 
     The mount points must exist, because bubblewrap cannot create them on the disk.
     """
@@ -260,7 +260,7 @@ class BubblewrapSandbox(BaseSandbox):
         return bool(line)
 
     async def _wait_for_exit(self) -> ExitStatus:
-        """Wait for bubblewrap, then for its init, which ends only after all other processes inside.
+        """Wait for bubblewrap, then for its init, which ends only after all other processes inside have ended.
 
         If processes inside do not end after SIGKILL, the exit code is returned after KILL_TIMEOUT_SECONDS. bubblewrap
         reports no exit code if the command could not be run or bubblewrap itself was killed.

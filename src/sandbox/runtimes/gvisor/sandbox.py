@@ -62,7 +62,7 @@ def is_lost_peer_error(error: str) -> bool:
 
 
 def last_error(log: bytes) -> str:
-    """Return the last error in a log of JSON lines; empty if there is none."""
+    """Return the last error in a log of JSON lines; empty if the log contains no error."""
     error = ""
     for line in log.splitlines():
         try:

@@ -325,7 +325,7 @@ def count_uncharged_bytes(group: ControlGroup) -> int | None:
 def measure_terminal_usage(
     group: ControlGroup, meter: TerminalMeter, lock_meters: MachineLockMeters | None = None
 ) -> KernelUsage:
-    """Return only the usage of the group's terminals and of locks. Takes 1 ms while its programs write to terminals.
+    """Return only the usage of the group's terminals and of locks. Takes 1 ms while programs write to the terminals.
 
     lock_meters: None to omit the time for which the group's programs hold locks that the machine needs.
     """

@@ -48,7 +48,7 @@ class CachedExtentMeter:
         self._counted_at: float | None = None
 
     def count(self) -> int | None:
-        """Return the number of extents; 0 while the machine has few, None if the disk is not a separate ext4."""
+        """Return the number of extents; 0 while the machine has few; None if the disk is not a separate ext4."""
         if self._counted_at is None or self._clock() - self._counted_at >= SLAB_INTERVAL_SECONDS:
             self._counted_at = self._clock()
             self._count = self._read()
@@ -119,7 +119,7 @@ class DirectoryMeter:
         self._files_min = files_min
 
     def count(self) -> int | None:
-        """Return the number of directories; 0 while the disk has few files, None if the disk is not a separate ext4."""
+        """Return the number of directories; 0 while the disk has few files; None if the disk is not a separate ext4."""
         try:
             if not os.path.ismount(self._disk):
                 return None

@@ -1,4 +1,4 @@
-"""The kernel resources that a sandbox uses on the host, and their limits. Polls them with bounded CPU usage."""
+"""Polls the kernel resources that a sandbox uses on the host, with bounded CPU usage, and checks their limits."""
 
 import asyncio
 import time
@@ -373,7 +373,7 @@ def read_cpu_seconds() -> float:
 
 
 def read_run_delays() -> dict[str, float]:
-    """Return the seconds for which each thread of this process has waited for a processor, keyed by thread id.
+    """Return how long each thread of this process has waited for a processor, in seconds, keyed by thread id.
 
     Empty if the kernel does not measure them.
     """

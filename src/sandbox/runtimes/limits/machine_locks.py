@@ -83,7 +83,7 @@ class LockProbe:
         self._started_at = 0.0
 
     def waited_seconds(self) -> float:
-        """Return for how long the probe has waited for the lock; 0 if it has got the lock. Starts the next probe."""
+        """Return how long the probe has waited for the lock; 0 if it has acquired the lock. Starts the next probe."""
         if self._thread is not None and self._thread.is_alive():
             return time.monotonic() - self._started_at
         self._started_at = time.monotonic()
@@ -97,7 +97,7 @@ class LockProbe:
 
 
 class LockMeter:
-    """Measures the time for which programs of one sandbox hold a lock while the machine waits for it."""
+    """Measures how long programs of one sandbox hold a lock while the machine waits for this lock."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class LockMeter:
         return self._seconds
 
     def _may_hold_lock(self, thread: int) -> bool:
-        """Return whether the thread is in one of the functions and does not wait for a lock.
+        """Return whether the thread is in one of the functions and is not waiting for a lock.
 
         A thread that was given the lock, and now waits for a processor, is runnable.
         """

@@ -72,7 +72,7 @@ def _count_mappings_of_thread(thread_directory: str, mappings_max: int, deadline
 def are_mappings_hidden(
     owners: Iterable[MappingOwner], mappings_max: int, slabs: Path = SLABS, proc: str = "/proc"
 ) -> bool:
-    """Return whether the machine has more than `mappings_max` mappings that are in no list; False if unknown.
+    """Return whether the machine has more than `mappings_max` mappings that /proc does not list; False if unknown.
 
     owners: all sandboxes. A sandbox counts for at most the number of mappings that its kernel memory can contain,
     because processes that share their memory list the same mappings. If counting a sandbox's mappings takes too long,

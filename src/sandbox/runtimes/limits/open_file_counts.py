@@ -121,7 +121,7 @@ def sum_locks(files: Collection[str]) -> FileLockCounts:
 
 
 def count_directories(process_ids: Collection[int], *, descriptors_per_directory: int) -> FileUsage:
-    """Count the open directories of a sandbox whose kernel is a host program. One of its processes opens all of them.
+    """Count the open directories of a sandbox whose kernel is a host program, which opens all of them in one process.
 
     Other processes may share that process's descriptor table, so the numbers are not added up. Descriptors opened with
     O_PATH do not count. descriptors_per_directory: number of descriptors that the program opens for a directory.
@@ -191,7 +191,7 @@ def is_directory(file: str) -> bool:
 
 
 def is_o_path_descriptor(file: str) -> bool:
-    """Return whether the file was opened with O_PATH; True if it is gone."""
+    """Return whether the file was opened with O_PATH; True if the file is gone."""
     with suppress(OSError):
         flags = _FLAGS.search(Path(file.format("fdinfo")).read_text())
         return flags is not None and bool(int(flags[1], 8) & os.O_PATH)
@@ -340,7 +340,7 @@ def read_port(messages: bytes, at: int) -> int:
 
 
 def read_memory(messages: bytes, at: int, end: int) -> int:
-    """Return the received bytes from the attributes of one socket."""
+    """Return the size of the received data, in bytes, from the attributes of one socket."""
     while at + 4 < end:
         length, kind = struct.unpack_from("=HH", messages, at)
         if kind == _SKMEMINFO:

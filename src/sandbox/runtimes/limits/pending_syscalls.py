@@ -1,4 +1,4 @@
-"""Interrupts threads that wait in a system call. Measures what system calls, ending processes and terminals use.
+"""Interrupts threads in system calls. Measures the resources used by system calls, ending processes and terminals.
 
 A system call keeps a file open until it returns, even if another thread closes the descriptor in the meantime. Such a
 file is in no descriptor table and cannot be counted. Interrupted calls return: the kernel restarts most of them with
@@ -223,7 +223,7 @@ class SyscallBufferMeter:
         self._lowest = count_all()
 
     def count(self, process_ids: Callable[[], Collection[int]]) -> int | None:
-        """Return the size in bytes; 0 if the kernel's memory has not grown beyond the limit, None if unknown."""
+        """Return the size in bytes; 0 if the kernel's memory has not grown beyond the limit; None if unknown."""
         total = self._count_all()
         if total is None:
             return None
@@ -252,7 +252,7 @@ _PROCESS_ID = re.compile(r"^Tgid:\s*(\d+)$", re.MULTILINE)
 
 
 class ClosingThread(msgspec.Struct, frozen=True):
-    """A thread of a process that has given up its descriptor table, but has not ended.
+    """A thread that has released its process's descriptor table, but has not ended.
 
     state: a letter as in /proc/PID/stat. started: when the thread was started, because ids are reused. time_slices: how
     many the thread has had. process: the id of its process.
@@ -279,7 +279,7 @@ def find_closing_thread(thread: int, proc: Path = _PROC) -> ClosingThread | None
 
 
 class ClosingFilesMeter:
-    """Measures the memory of the files that ending processes take long to close.
+    """Measures the memory of the files that ending processes are slow to close.
 
     Threads are inspected only while the machine's kernel memory has grown by more than the limit.
     """
@@ -298,7 +298,7 @@ class ClosingFilesMeter:
         """When each thread that is closing files was first found, and its state at that time."""
 
     def count(self, thread_ids: Callable[[], Collection[int]]) -> int | None:
-        """Return an upper bound in bytes; 0 if the kernel's memory has not grown beyond the limit, None if unknown."""
+        """Return an upper bound in bytes; 0 if the kernel's memory has not grown beyond the limit; None if unknown."""
         total = self._count_all()
         if total is None:
             return None
@@ -375,7 +375,7 @@ class TerminalThreads:
 
 
 def count_terminals_if_written(process_ids: Collection[int], proc: Path = _PROC) -> int:
-    """Return the number of a sandbox's terminals; 0 if no program has written to one recently."""
+    """Return the number of a sandbox's terminals; 0 if no program has written to any of them recently."""
     for pid in process_ids:
         directory = proc / str(pid) / "root/dev/pts"
         with suppress(OSError):
@@ -388,7 +388,7 @@ def count_terminals_if_written(process_ids: Collection[int], proc: Path = _PROC)
 
 
 def _has_pending_write(process_ids: Iterable[int], proc: Path) -> bool:
-    """Return whether a thread is writing to a terminal. The kernel stores the time of a write only when it ends."""
+    """Return whether a thread is writing to a terminal. The kernel stores the time of a write only after the write."""
     for pid in process_ids:
         for thread in list_directory(f"{proc}/{pid}/task"):
             with suppress(OSError):

@@ -363,7 +363,7 @@ def _refuse_extent_walks(architecture: Architecture) -> list[bytes]:
 
 
 def _restrict_requests(call: int, *, allows_kvm: bool) -> list[bytes]:
-    """Allow only the listed ioctl requests. Others fail as on a kernel without them."""
+    """Allow only the listed ioctl requests. Other requests fail as on a kernel that does not support them."""
     mask, kvm_type = allowed_sockopts_and_ioctls.IOCTL_TYPE_MASK, allowed_sockopts_and_ioctls.KVM_IOCTL_TYPE
     kvm = [_instruction(_AND, mask), *_refuse_unless_in((kvm_type,), errno.ENOTTY)]
     rules = [
@@ -461,7 +461,7 @@ def _for_call(call: int, body: Sequence[bytes]) -> list[bytes]:
 
 
 def _refuse_enosys_calls(architecture: Architecture) -> list[bytes]:
-    """Refuse the calls that fail with ENOSYS, and numbers above the last known one.
+    """Make the calls in `_ENOSYS_CALLS`, io_setup, and numbers above the last known one fail with ENOSYS.
 
     The latter include the x32 calls of x86_64, which have a high bit.
     """
@@ -523,7 +523,7 @@ def _refuse_unknown_process_options(call: int) -> list[bytes]:
 
 
 def _restrict_sockets(call: int) -> list[bytes]:
-    """Allow only ALLOWED_FAMILIES with their types and protocols. Others would make the kernel load modules."""
+    """Allow only ALLOWED_FAMILIES with their types and protocols. Other families would make the kernel load modules."""
     only_route = [_load(_ARG2), *_refuse_unless_in((0,), errno.EPROTONOSUPPORT)]
     return _for_call(
         call,

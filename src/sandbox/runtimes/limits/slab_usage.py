@@ -79,7 +79,7 @@ class SlabUsage(NamedTuple):
 
 
 class SlabObjects(NamedTuple):
-    """The kernel objects of one kind: those in use, the total with free ones, and the size of one object."""
+    """The kernel objects of one kind: those in use, the total including free ones, and the size of one object."""
 
     used: int
     total: int
@@ -96,7 +96,7 @@ class SlabStatistics:
         self._next_at: float | None = None
 
     def read(self) -> Mapping[str, SlabObjects] | None:
-        """Return the objects, keyed by the name of their kind; None if only root may read them."""
+        """Return the objects, keyed by the name of their kind; None if only root may read the statistics."""
         if self._next_at is None or self._clock() >= self._next_at:
             self._next_at = self._clock() + SLAB_INTERVAL_SECONDS
             self._kinds = self._parse()

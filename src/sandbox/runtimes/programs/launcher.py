@@ -147,7 +147,7 @@ def mount_unmasked_proc() -> None:
 
 
 def limit_kernel_objects() -> None:
-    """Limit message queues, and the memory of this network namespace's sockets that no control group counts.
+    """Limit message queues, and the socket memory in this network namespace that no control group counts.
 
     A container's /proc/sys may be read-only, and older kernels have some of these settings only for the whole machine.
     """
@@ -188,7 +188,7 @@ def configure_loopback() -> None:
 
 
 def open_listeners(transparent_ports: list[int]) -> list[_socket.socket]:
-    """Open the listeners in the order that the runner expects: model, proxy, DNS by UDP and TCP, the transparent ports.
+    """Open the listeners in the order that the runner expects: model, proxy, DNS over UDP and TCP, transparent ports.
 
     The first two ports are those of interfaces/file_layout.py, which this program cannot import.
     """
@@ -276,7 +276,7 @@ def expose_overlay(path: str, source: str, parent: int, name: str) -> bool:
 
 
 def _is_same_inode(file: str, source: str) -> bool:
-    """Return whether both paths have the same inode number. They differ if `file` is a mount point or a link."""
+    """Return whether both paths have the same inode number. The numbers differ if `file` is a mount point or a link."""
     return os.path.exists(file) and os.stat(file).st_ino == os.stat(source).st_ino  # noqa: PTH110, PTH116
 
 
@@ -528,7 +528,7 @@ def exec_program(argv_file: int, descriptors: list[int]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run until the exec. An error before that is reported over the control socket."""
+    """Run until the exec. An error before the exec is reported over the control socket."""
     control_number, parent, kernel_uid, files_uid, filter_number, ports, *words = arguments[:-1]
     control = _socket.socket(fileno=int(control_number))
     os.set_inheritable(control.fileno(), False)

@@ -154,7 +154,7 @@ def start_command(
 
 
 def main(arguments: list[str]) -> None:
-    """Run until the command ends and report its status. An error before that is reported over the control socket."""
+    """Run until the command ends, and report its status. Report an earlier error over the control socket."""
     control_number, parent, uid, rows, columns, directory = arguments[:-1]
     control = _socket.socket(fileno=int(control_number))
     os.set_inheritable(control.fileno(), False)

@@ -81,7 +81,7 @@ def run_on_pty(control: _socket.socket, argv: list[bytes], files: list[int], siz
 
 
 def main(arguments: list[str]) -> None:
-    """Run until the exec, or with a terminal until runsc ends. An error is reported over the control socket."""
+    """Run until the exec or, with a terminal, until runsc ends. An error is reported over the control socket."""
     control_number, parent, rows, columns = map(int, arguments[:-1])
     control = _socket.socket(fileno=control_number)
     os.set_inheritable(control.fileno(), False)

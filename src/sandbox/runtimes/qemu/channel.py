@@ -250,7 +250,7 @@ class QemuTerminal:
         return await asyncio.shield(self._exit)
 
     def handle_frame(self, kind: bytes, body: bytes) -> bool:
-        """Handle a frame for this terminal. Returns whether it was output. Invalid frames are ignored."""
+        """Handle a frame for this terminal. Returns whether the frame was output. Invalid frames are ignored."""
         if kind == frames.DATA:
             return self._stream.feed(body)
         self._handle_reply(kind, body)

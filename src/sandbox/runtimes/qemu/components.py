@@ -55,7 +55,7 @@ class GuestComponents(msgspec.Struct, frozen=True):
 
 
 def find_components() -> GuestComponents:
-    """Locate all components. Raises AttemptError (provision_failed) with the names of the missing ones."""
+    """Locate all components. Raises AttemptError (provision_failed), which names the missing components."""
     virtiofsd = next((path for path in _VIRTIOFSD if os.access(path, os.X_OK)), None)
     kernel = next((kernel_modules for root in _kernels() if (kernel_modules := _find_modules(*root)) is not None), None)
     missing = [
@@ -109,7 +109,7 @@ def build_start_script(interpreter: Path) -> bytes:
 
 @cache
 def compile_guest_agent() -> bytes:
-    """Compile the agent for the Python version that runs here, because the guest uses the same one."""
+    """Compile the agent for the Python version that runs here, because the guest uses the same version."""
     code = [("guest", compile("", "guest", "exec")), *((f"guest.{name}", _compile(name)) for name in _GUEST_MODULES)]
     return marshal.dumps(code)
 

@@ -93,7 +93,7 @@ def exposed_paths(guest_spec: GuestSpec) -> dict[str, Path]:
 
 
 def _disk_paths(disk: Path) -> dict[str, Path]:
-    """Return the disk, or its directories if it is a plain directory, which only its owner can enter."""
+    """Return the disk or, for a plain directory, its subdirectories: only its owner can enter the directory itself."""
     return {_DISK: disk} if os.path.ismount(disk) else {f"{_DISK}/{name}": disk / name for name in DISK_DIRECTORIES}
 
 

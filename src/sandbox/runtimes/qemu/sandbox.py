@@ -295,7 +295,7 @@ class QemuSandbox:
         self._group.kill()
 
     def _handle_frame(self, kind: bytes, number: int, body: bytes) -> bool:
-        """Handle a frame from the guest. Returns whether it was output. Invalid frames are ignored."""
+        """Handle a frame from the guest. Returns whether the frame was output. Invalid frames are ignored."""
         terminal = self._terminals.get(number)
         if terminal is not None:
             is_output = terminal.handle_frame(kind, body)

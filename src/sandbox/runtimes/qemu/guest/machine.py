@@ -209,7 +209,7 @@ def _redirect_to_gateway(group: str, ports: Sequence[int], target: str) -> None:
 
 
 def assemble_redirection(ports: Sequence[int], target: str) -> bytes:
-    """Assemble a program that allows all connections, and replaces 127.0.0.1 with `target` in those to `ports`."""
+    """Assemble a program that allows all connections and replaces 127.0.0.1 with `target` in connections to `ports`."""
     address, loopback = _address_number(target), _address_number("127.0.0.1")
     tests = [
         _instruction(_JUMP_EQUAL, 3, 0, len(ports) - index, _socket.htons(port)) for index, port in enumerate(ports)
