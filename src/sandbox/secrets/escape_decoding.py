@@ -79,7 +79,7 @@ LONGEST_NAME_BYTES = max(map(len, _NAMED_REFERENCES)) - 1
 
 
 def decode_html_entity(name: bytes) -> tuple[int, bytes] | None:
-    """Return the length of the character reference at the start of `name`, and its text in UTF-8; None without one.
+    """Return the length and the UTF-8 text of the character reference at the start of `name`; None without a reference.
 
     The length includes the semicolon, if present. As in HTML, the longest name matches, and some names need no
     semicolon.
@@ -364,7 +364,7 @@ def _is_utf_8(data: bytes) -> bool:
 
 
 def find_partial_escape(data: bytes, end: int) -> int:
-    """Return the start of a token that ends at `end` or continues there; `end` if no token does."""
+    """Return the start of a token that ends at `end` or continues there; return `end` if there is no such token."""
     found = _PARTIAL_ESCAPE.search(data, max(0, end - _TOKEN_BYTES_MAX, data.rfind(b"\n", 0, end) + 1), end)
     return found.start() if found else end
 
@@ -378,7 +378,7 @@ def start_of_character(data: bytes, position: int) -> int:
 
 
 def start_of_backslashes(data: bytes, position: int) -> int:
-    """Return where the run of backslashes around `position` starts. The last _BACKSLASHES_MAX of a long run count."""
+    """Return where the run of backslashes around `position` starts. Only the last _BACKSLASHES_MAX of a run count."""
     end = position
     while data[end : end + 1] == b"\\" and end < position + _BACKSLASHES_MAX:
         end += 1

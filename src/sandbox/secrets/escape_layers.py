@@ -195,7 +195,7 @@ def _alternative_layers(
     may_differ: Callable[[bytes], bool],
     find_tokens: FindTokens,
 ) -> Iterator[DecodedLayer]:
-    """Find the first layer that `find_tokens` decodes differently; yield the resulting layers above that layer."""
+    """Find the first layer from which `find_tokens` decodes a different layer; yield that layer and those above it."""
     for depth, layer in enumerate(layers):
         decoded_layer = layer.decode(find_tokens) if may_differ(layer.data) else None
         if decoded_layer is not None and [one.data for one in layers[depth + 1 : depth + 2]] != [decoded_layer.data]:
@@ -207,7 +207,7 @@ def _alternative_layers(
 
 
 def _layers_above_original_terminal_escapes(original: DecodedLayer) -> Iterator[DecodedLayer]:
-    """Yield the layers above the original without its terminal escapes, if they may contain other escapes."""
+    """If the original's terminal escapes may contain other escapes, strip them and yield the resulting layers."""
     stripped = original.decode(find_terminal_escapes) if may_contain_nested_escapes(original.data) else None
     if stripped is not None:
         layers = [*_strip_terminal_escapes(stripped, find_escapes, DECODED_LAYERS_MAX)]
@@ -218,7 +218,7 @@ def _layers_above_original_terminal_escapes(original: DecodedLayer) -> Iterator[
 
 
 def _terminal_escape_layers(layers: list[DecodedLayer], find_tokens: FindTokens, rounds: int) -> Iterator[DecodedLayer]:
-    """Yield the layers that result from removing the terminal escapes of the first layer that has any."""
+    """Strip the terminal escapes of the first layer that has any; yield the resulting layers."""
     for depth, layer in enumerate(layers):
         if (decoded_layer := layer.decode(find_terminal_escapes)) is not None:
             yield from _strip_terminal_escapes(decoded_layer, find_tokens, rounds - depth)

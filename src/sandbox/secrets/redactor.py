@@ -45,7 +45,7 @@ class SecretStreamRedactor:
         return self._release(is_end=False)
 
     def flush_lines(self) -> bytes:
-        """Return the complete lines that are held back, up to a line in which a value has probably started.
+        """Return the complete lines that are held back, up to a line that probably contains the start of a value.
 
         Call it after a pause of the input. The lines may contain the first few characters of wrapped base64, hex or a
         multi-line value; then only the rest of the value is redacted.

@@ -131,7 +131,7 @@ class Scanner:
         """A value is not found if escapes or other bytes inside it spread it over more than this many bytes."""
 
     def decode(self, data: bytes) -> list[DecodedLayer]:
-        """Decode the layers in which the values are searched for."""
+        """Decode the layers that are searched for the values."""
         return decode_layers(data, keeps_escapes=self._keeps_escapes)
 
     def find(self, layers: list[DecodedLayer]) -> list[Span]:

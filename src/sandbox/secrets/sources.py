@@ -38,7 +38,7 @@ class FileSource:
         self._directory = directory
 
     async def resolve(self, secret: Secret) -> str:
-        """Return the file's content without one newline at its end. Raises SecretUnavailableError."""
+        """Return the file's content, minus one trailing newline. Raises SecretUnavailableError."""
         return await asyncio.to_thread(self._read, secret)
 
     def _read(self, secret: Secret) -> str:
