@@ -207,7 +207,7 @@ OMISSION_NOTE = "[The beginning of the conversation is omitted.]"
 
 
 class ConversationText:
-    """Renders the conversation of one or more tasks as text, for the agent of a task that continues them.
+    """Renders the conversation of one or more tasks as text, for the agent of the next task in the chain.
 
     Entries are added oldest first; the beginning is dropped if the text is too long.
 

@@ -172,7 +172,7 @@ class Dispatcher:
 
     @property
     def is_closing(self) -> bool:
-        """Whether `close` was called. If so, no task is launched, so none may be accepted."""
+        """Whether `close` was called. If so, tasks are no longer launched, so none may be accepted."""
         return self._closing.is_set()
 
     @property
@@ -182,7 +182,7 @@ class Dispatcher:
 
     @property
     def occupancy(self) -> Occupancy:
-        """Capacity, and how much of it is reserved."""
+        """The server's capacity, and the reserved part of it."""
         return self._scheduler.occupancy
 
     def check_capacity(self, manifest: Manifest) -> None:
@@ -214,7 +214,7 @@ class Dispatcher:
             self._scheduler.reserve(task.id, Resources.requested_by(task.manifest.vm))
 
     def finish(self, tracked: TrackedTask) -> None:
-        """Free the resources of a task that has ended, and launch the next ones.
+        """Free the resources of a task that has ended, and launch the next tasks.
 
         If no sandbox could be created for the task, the runtime is probed again.
         """
@@ -293,7 +293,7 @@ class Dispatcher:
         return self._scheduler.waiting_messages(available_bytes)
 
     def _memory_available_bytes(self) -> int | None:
-        """Return the available memory minus what starting tasks will soon use."""
+        """Return the available memory, minus the memory that tasks being started will soon use."""
         available_bytes = self._host.memory_available_bytes()
         if available_bytes is None:
             return None

@@ -288,7 +288,7 @@ class EventStream:
         )
 
     async def _read_range(self, task: Task, offset: int, end: int, after: int) -> AsyncIterator[WireEvent]:
-        """Yield events in batches. Other coroutines run after each batch, even if it yields no events."""
+        """Yield events in batches. Other coroutines run after each batch, even after a batch without events."""
         task_id = task.id
         while offset < end:
             await asyncio.sleep(0)

@@ -20,7 +20,7 @@ class _Write(NamedTuple):
 
 
 class IndexWriter:
-    """Writes tasks in the order of the calls. Each transaction is flushed to disk, so calls at the same time share one.
+    """Writes tasks in the order of the calls. Each transaction is flushed to disk, so concurrent calls share one.
 
     Its methods are called in the event loop.
     """
@@ -50,7 +50,7 @@ class IndexWriter:
             )
 
     async def close(self) -> None:
-        """Stop writing. The next server reads from the journals what is missing."""
+        """Stop writing. The next server adds the missing data to the index from the journals."""
         if self._timer is not None:
             self._timer.cancel()
         if self._writing is not None:

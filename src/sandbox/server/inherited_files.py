@@ -121,7 +121,7 @@ def has_results(layout: TaskLayout) -> bool:
 
 
 def _has_empty_journal(journals: Journals, task_id: str) -> bool:
-    """Return whether the journal exists without a record. A missing or damaged one may belong to an accepted task."""
+    """Return whether the journal exists and has no record. Returns False if the journal is missing or damaged."""
     try:
         return journals.replay(task_id).task is None
     except (SandboxError, OSError):

@@ -240,7 +240,7 @@ class TaskTracker:
         self._dispatcher.dispatch()
 
     async def close(self) -> None:
-        """Finish running launches, stop following journals and release their locks. The tasks continue."""
+        """Wait for running launches, then stop following journals and release the journals' locks. Tasks continue."""
         await self._dispatcher.close()
         await self._journal_tailer.close()
         for tracked in self.tracked_tasks.values():

@@ -1,4 +1,4 @@
-"""Selects the placement of an attempt: that of its host, or the one for new attempts."""
+"""Selects the placement of an attempt: the placement of its host, or the one for new attempts."""
 
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -36,7 +36,7 @@ from sandbox.server.runtime_probing import ProbedHost
 
 
 def takes_over_disk(task: Task) -> bool:
-    """Return whether the task's next attempt takes over the disk of its last one."""
+    """Return whether the task's next attempt takes over the disk of the last attempt."""
     previous = task.attempt
     return previous is not None and previous.follow_up is not None and previous.hands_over_disk(previous.follow_up)
 
@@ -74,7 +74,7 @@ class Placements:
 
     @property
     def allocator(self) -> HostAllocator | None:
-        """Finds hosts for new attempts if a cluster's engine queues them; None if the server queues them."""
+        """Finds hosts for new attempts if a cluster's engine queues the tasks; None if the server queues the tasks."""
         return self._by_name[self._selected].allocator
 
     def host_for_next_attempt(self, task: Task) -> ProbedHost:
@@ -105,7 +105,7 @@ class Placements:
         return await allocator.reserve_host(task.id, last_attempt_id, Resources.requested_by(vm), vm.profile)
 
     def job_status(self, task_id: str) -> JobStatus | None:
-        """Return the status of the job that runs the task; None if there is none. See `HostAllocator.job_status`."""
+        """Return the status of the task's job, or None if there is no job. See `HostAllocator.job_status`."""
         allocators = [placement.allocator for placement in self._by_name.values() if placement.allocator is not None]
         return next(filter(None, (allocator.job_status(task_id) for allocator in allocators)), None)
 
@@ -157,7 +157,7 @@ class Placements:
         return await placement.launch(order, writer)
 
     def find_runner(self, location: AttemptLocation) -> RunnerHandle:
-        """Return the runner of an attempt; its lock state is UNKNOWN if this server does not have its placement."""
+        """Return the runner of an attempt; its lock state is UNKNOWN if this server lacks the attempt's placement."""
         placement = self._by_name.get(location.placement)
         return UnreachableRunner(location.attempt_id) if placement is None else placement.find_runner(location)
 

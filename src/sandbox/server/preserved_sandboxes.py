@@ -46,7 +46,7 @@ FindFiles = Callable[[AttemptLocation], AttemptFiles]
 
 
 async def _run_in_own_thread(function: Callable[..., _Result], *arguments: object) -> _Result:
-    """Call a function in a dedicated thread. A slow host that delays it then occupies none of the shared threads."""
+    """Call a function in a dedicated thread. If a slow host delays the call, no shared thread is blocked."""
     return await run_in_daemon_thread(partial(function, *arguments))
 
 
@@ -161,7 +161,7 @@ class PreservedSandboxes(PreservedFiles):
 
     @asynccontextmanager
     async def try_lock(self, task: Task) -> AsyncIterator[tuple[LockState, PreservedDisk]]:
-        """Hold the lock on the preserved files if it is FREE; yield the lock's previous state, and the disk.
+        """Hold the lock on the preserved files if the lock is FREE; yield the lock's previous state, and the disk.
 
         Raises SandboxNotPreservedError, OSError.
         """

@@ -62,7 +62,7 @@ _log = logging.getLogger(__name__)
 
 
 def recover(journals: Journals, store: Store, placements: Placements, clock: Clock) -> list[TrackedTask]:
-    """Update the index from the journals; return the unfinished tasks: running ones first, then waiting ones.
+    """Update the index from the journals; return the unfinished tasks: running tasks first, then waiting tasks.
 
     The server acquires the journal of a pending task to launch it; if another process may hold it, the task is
     orphaned. All other tasks belong to the runner of their last attempt, and the tailer detects a dead runner. An

@@ -97,7 +97,7 @@ class SubmissionStore:
         return TrackedTask(IndexedTask(recorder.task, self._find_end(task_id)), ServerOwned(recorder)), submission
 
     def _find_end(self, task_id: str) -> int:
-        """Return the offset of the end of a new journal; 0 if it cannot be read now, because the task is accepted."""
+        """Return the offset of a new journal's end, or 0 if it cannot be read: the task is accepted in any case."""
         try:
             return self._journals.size_bytes(task_id)
         except OSError:
@@ -114,7 +114,7 @@ class SubmissionStore:
 
 
 class Submissions:
-    """Implements `interfaces.server_services.Submissions`: refuses tasks that cannot run now, and tracks the others.
+    """Implements `interfaces.server_services.Submissions`: refuses tasks that cannot run now, and tracks the rest.
 
     A task is written to its journal first, then to the index, which is rebuilt from the journals after a crash.
     """

@@ -34,7 +34,7 @@ class TaskSecrets:
         raise SecretUnavailableError(problem)
 
     async def resolve_for_attempt(self, task: Task) -> Mapping[str, str] | Failure:
-        """Return the values, keyed by name. If a value is missing, return the failure with which to end the attempt."""
+        """Return the values, keyed by name. If a value is missing, return the failure that ends the attempt."""
         try:
             return await self.resolve(task)
         except SecretUnavailableError as error:

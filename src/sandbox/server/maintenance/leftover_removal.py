@@ -1,4 +1,4 @@
-"""Removes leftovers of crashed attempts that are over.
+"""Removes the leftovers of attempts that are over, for example after a crash.
 
 An attempt belongs to this server if it has a directory in the data directory of the server or of the attempt's
 placement: the directory is created before any other part of the attempt, and the log in it is kept. An attempt is over
@@ -76,7 +76,7 @@ class LeftoverRemover:
         return failures
 
     async def _sweep_task(self, files: AttemptFiles, task_id: str, leftovers: Sequence[Leftover]) -> list[str]:
-        """Remove one task's leftovers; return failures. Raises StoreError; OSError if a file is unreadable."""
+        """Remove one task's leftovers; return failures. Raises StoreError, and OSError if a file is unreadable."""
         task = await run_in_daemon_thread(partial(self._load_task, task_id))
         if task is None or not task.state.is_final:
             return []

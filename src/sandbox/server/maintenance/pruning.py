@@ -142,7 +142,7 @@ class Pruner:
             self._make_directory()
 
     async def prune(self, retention: Retention, *, dry_run: bool = False) -> Sequence[PrunedTask]:
-        """Remove tasks that exceed the retention limits and return them, oldest first. dry_run: only return them.
+        """Remove the tasks that exceed the retention limits. Return them, oldest first. dry_run: remove nothing.
 
         Only `max_bytes` needs a size measurement. The measurement may take longer than the caller waits; then the next
         call uses its result. A task that cannot be examined is kept and does not stop the others. Raises StoreError,
