@@ -161,7 +161,7 @@ EMPTY_AGENT_SECTION = AgentSection("", {"prompt": "", "model": ""})
 
 
 def decode_task_item(encoded: bytes) -> Task:
-    """Decode a task as lists show it: without its artifacts, patch and agent section, and the agent's own report."""
+    """Decode a task as lists show it: without its artifacts, patch, agent section and the agent's own report."""
     listed = _list_decoder.decode(encoded)
     manifest = Manifest.combine(listed.manifest, EMPTY_AGENT_SECTION)
     if manifest.repository.patch is not None:  # rows of earlier versions contain the patch
@@ -219,7 +219,7 @@ class PageReader:
         return ListedPage(read(connection, totals.tasks), totals)
 
     def _totals_statement(self) -> str:
-        """Return the statement that counts the matching tasks, and adds up their costs if the query requests that."""
+        """Return the statement that counts the matching tasks and, if the query requests it, adds up their costs."""
         if self._terms:
             if self._query.with_totals:
                 return self._format("totals_found", self._period_filters)

@@ -69,7 +69,7 @@ def content_digest(task: Task) -> bytes:
 
 
 def query_terms(query: TaskQuery) -> str:
-    """Return the full-text query of all terms that a task must have; empty if only its state is restricted.
+    """Return the full-text query for all terms that a task must have; empty if only its state is restricted.
 
     User input cannot contain query syntax of the full-text index, because each term is a quoted word or a digest.
     """

@@ -161,7 +161,7 @@ class SqliteStore:
         return ChangeCursor(*self._fetch_all("last_change")[0])
 
     def changed_tasks(self, after: ChangeCursor, limit: int) -> Sequence[ChangedTask]:
-        """Return the tasks whose state changed after a position, and the position after each."""
+        """Return the tasks whose state changed after a position, each with the position after its latest change."""
         last = self.last_change()
         is_known = after.index_id == last.index_id and after.number <= last.number
         position = after.number if is_known else 0
@@ -332,7 +332,7 @@ def _to_listed(row: ListedRow, query: TaskQuery) -> Task:
 
 
 def _cursor_after(row: ListedRow, query: TaskQuery) -> Cursor | None:
-    """Return the cursor that continues after a row, or None if the row is too damaged to yield one."""
+    """Return the cursor that continues after a row, or None if the row is too damaged for a cursor."""
     try:
         cursor = to_cursor((row.value, row.id))
         cursor_position(replace(query, cursor=cursor))
