@@ -1,4 +1,4 @@
-"""The requests of this host's runners for git credentials, which the server answers."""
+"""Requests for git credentials, which this host's runners send and the server answers."""
 
 import contextlib
 import logging

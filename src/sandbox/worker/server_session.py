@@ -102,7 +102,7 @@ class _RunnerState(NamedTuple):
 
 
 class ServerSession:
-    """One connection to the server. `run` returns once the task has ended and nothing of it is left on this host."""
+    """One connection to the server. `run` returns once the task has ended and no longer needs files on this host."""
 
     def __init__(
         self,
@@ -288,7 +288,7 @@ class ServerSession:
 
     @contextlib.contextmanager
     def _local_files(self) -> Iterator[None]:
-        """Convert the errors of this host's own files to HostFilesError, and record them."""
+        """Convert errors of this host's own files to HostFilesError, and record these errors."""
         try:
             yield
         except (OSError, JournalDamagedError) as error:
@@ -304,7 +304,7 @@ class ServerSession:
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _send_records(self) -> bool:
-        """Send the next records. Returns whether the server has stored any of them."""
+        """Send the next records. Returns whether the server has stored at least one of them."""
         task, task_id, offset = self._worker_task, self._worker_task.task_id, self._copied_end_offset
         with self._local_files():
             batch = await self._read_batch(offset)
@@ -378,7 +378,7 @@ class ServerSession:
     # Leftovers of other tasks.
 
     async def _remove_leftovers(self) -> None:
-        """Remove the files that killed workers left, if the server reports that their tasks have ended.
+        """Remove the files left by killed workers if the server reports that the tasks of these workers have ended.
 
         Errors are only logged.
         """
@@ -397,7 +397,7 @@ class ServerSession:
     # Git credentials.
 
     async def _serve_credentials(self) -> None:
-        """Pass the requests of the runner to the server. The next session continues if the connection breaks."""
+        """Pass the runner's requests to the server. If the connection breaks, the next session takes over."""
         with contextlib.suppress(ConnectionError):
             await self._worker_task.credential_requests.serve(self._ask_for_credentials)
 

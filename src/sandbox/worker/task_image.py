@@ -43,7 +43,7 @@ OpenImage = Callable[[str], Awaitable[StreamPair]]
 
 
 class _Fetch:
-    """One attempt to fetch an image. retry_seconds: the pause before the next one if this one fails."""
+    """One attempt to fetch an image. retry_seconds: the pause before the next attempt if this attempt fails."""
 
     def __init__(self, image: ImageReference, copies: ImageCopies, open_image: OpenImage, retry_seconds: float) -> None:
         self.image = image
@@ -145,7 +145,7 @@ class TaskImage:
 
 
 def _describe_end(running: "asyncio.Task[None]") -> str:
-    """Return why a fetch failed. Raises ImageUnusableError if repeating it is useless; OSError if this host failed."""
+    """Return why a fetch failed. Raises ImageUnusableError if a retry is useless, and OSError if this host failed."""
     if running.cancelled():
         return "The worker is ending."
     match running.exception():

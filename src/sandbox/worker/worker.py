@@ -53,7 +53,7 @@ class ServerAddress(NamedTuple):
 
 
 class HostProofs(NamedTuple):
-    """How a worker proves its host.
+    """How a worker proves that it runs on its host.
 
     read_shared_host_key: returns the key that proves the identity of this host; raises OSError, SandboxError.
     read_identity_token: returns the worker's identity token; raises OSError, SandboxError. None if the engine issues
@@ -177,7 +177,7 @@ class Worker:
         return answer
 
     def _prove_host(self, challenge: bytes) -> HostProof:
-        """Return the proof of this host's identity. It is valid only for the server whose certificate was compared."""
+        """Return the proof of this host's identity. It is valid only for the server whose certificate was checked."""
         claim = self._claim
         try:
             if self._proofs.read_identity_token is not None:

@@ -118,7 +118,7 @@ async def _remove_tasks(layouts: Sequence[TaskLayout], files: AttemptFiles, remo
 
 
 class OtherTaskLeftovers:
-    """The files that killed workers of other tasks left on this host."""
+    """The files that were left on this host by killed workers of other tasks."""
 
     def __init__(
         self,
