@@ -55,7 +55,7 @@ class Entry(msgspec.Struct, frozen=True):
 
     @property
     def is_directory(self) -> bool:
-        """Whether the entry is a directory and not a link to one."""
+        """Whether the entry is itself a directory, and not a link to a directory."""
         return stat.S_ISDIR(self.mode)
 
     @property

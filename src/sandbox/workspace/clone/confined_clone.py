@@ -44,7 +44,7 @@ async def serve_credentials(helper: CredentialHelper) -> AsyncIterator[Sequence[
 
 
 def unconfined_helper_settings(user_settings: Sequence[GitSetting], descriptors: Sequence[int]) -> Sequence[GitSetting]:
-    """Return the settings with which an unconfined git requests credentials only through the descriptors.
+    """Return settings that make an unconfined git request credentials only through the descriptors.
 
     A helper of the user would store the server's credentials on this host. A shell cannot redirect to a descriptor with
     two digits, so the command opens the pipes again.

@@ -75,7 +75,7 @@ class SocksProxy:
 
     @asynccontextmanager
     async def serving(self, listener: socket.socket) -> AsyncIterator[None]:
-        """Accept connections on the listener until the block ends, then close all of them."""
+        """Accept connections on the listener until the block ends, then close all connections."""
         serving: set[asyncio.Task[None]] = set()
         slots = asyncio.Semaphore(CLONE_CONNECTIONS_MAX)
 

@@ -160,7 +160,7 @@ def _route_through_proxy(
 
 
 def _applies_to_host(url: str | None, host: str) -> bool:
-    """Return whether settings of this URL may apply to the host. As in git, settings with an invalid URL never do."""
+    """Return whether settings of this URL may apply to the host. As in git, an invalid URL's settings never apply."""
     try:
         return url is None or fnmatchcase(host, canonical_host(urlsplit(url).hostname or ""))
     except ValueError:
@@ -270,7 +270,7 @@ def user_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def parse_settings(listing: bytes) -> Sequence[GitSetting]:
-    """Parse `git config --list -z` and return the used settings. A key without a value means true."""
+    """Parse `git config --list -z` and return the settings in `_USED_KEYS`. A key without a value means true."""
     settings = []
     for item in listing.decode(errors="surrogateescape").split("\0"):
         key, has_value, value = item.partition("\n")

@@ -168,7 +168,7 @@ def _temporary_directories(root: Path, paths: Iterable[bytes]) -> Iterator[None]
 
 @contextmanager
 def _set_aside(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
-    """Move existing directories among `paths` away for the duration of the block."""
+    """Move the directories that exist at `paths` away for the duration of the block."""
     renamed: list[tuple[bytes, bytes]] = []
     aside = os.path.join(os.fsencode(root), _SET_ASIDE_DIRECTORY)  # noqa: PTH118 (bytes)
     try:
@@ -198,7 +198,7 @@ def _make_directory(path: bytes) -> bool:
 
 
 def create_rules_directory(directory: Path) -> None:
-    """Create the directory, or replace it by an empty one. Raises OSError."""
+    """Create the directory, or replace it with an empty one. Raises OSError."""
     if directory.exists():
         rmtree(directory, ignore_errors=True)
     directory.mkdir()

@@ -35,7 +35,7 @@ _STALE_LOCK_SUFFIXES = {b"objects/pack": ".keep", _NEW_TREE_REF.rpartition("/")[
 
 
 async def write_empty_patch(layout: AttemptLayout, base: BaseTree, target: Path) -> bool:
-    """Write an empty patch to `target` and flush it, without git, if nothing changed. Returns whether nothing changed.
+    """If nothing changed, write an empty patch to `target` without git, and flush it. Returns whether nothing changed.
 
     Paths that no patch can contain count as changes, and so do ignore rules, which only git evaluates. Raises
     AttemptError (collect_failed).
@@ -228,7 +228,7 @@ async def _import_workspace(
 
 
 async def _run_fast_import(git: Git, repository: Path, stream: IO[bytes]) -> bytes:
-    """Run `git fast-import`, or nothing if no change was written."""
+    """Run `git fast-import`. Do nothing if no change was written."""
     with stream:
         if not await wait_for_data(stream):
             return b""
@@ -241,7 +241,7 @@ async def _run_fast_import(git: Git, repository: Path, stream: IO[bytes]) -> byt
 
 
 def _remove_stale_locks(repository: Path) -> None:
-    """Remove lock files of a git process that was killed with an earlier runner.
+    """Remove lock files left by a git process that was killed together with an earlier runner.
 
     git locks a new pack until its reference is written.
     """
@@ -280,7 +280,7 @@ _MEASURE_SECONDS = 20.0
 
 
 async def _measure_diff(git: Git, repository: Path, base_commit: str, renames: str) -> DiffStatistics | None:
-    """Return the size of the patch; None if git fails or is too slow: the patch is complete without its size."""
+    """Return the size of the patch, or None if git fails or is too slow: the patch is complete without its size."""
     try:
         async with asyncio.timeout(_MEASURE_SECONDS):
             output = await git.run(
@@ -321,7 +321,7 @@ def _flush(target: Path) -> None:
 
 
 def _exceeded_limit(error: GitError, memory_bytes_max: int) -> str | None:
-    """Return a message about the limit that stopped git; None if no limit did."""
+    """Return a message about the limit that stopped git, or None if git was not stopped by a limit."""
     if error.returncode == 128 + signal.SIGXFSZ:
         return f"it is larger than the limit of a patch ({PATCH_BYTES_MAX // 1024**2} MiB)"
     if error.is_out_of_memory:
