@@ -122,7 +122,7 @@ class TaskQuery:
 
 @dataclass(frozen=True, slots=True)
 class TaskTotals:
-    """Totals of all tasks that match a query, on all pages. cost_usd: the cost of their model requests so far."""
+    """Totals of all tasks that match a query, on all pages. cost_usd: the cost of the tasks' model requests so far."""
 
     tasks: int = 0
     cost_usd: float = 0.0

@@ -232,13 +232,13 @@ class Claimed(msgspec.Struct, frozen=True, tag="claimed"):
 
 
 class Fenced(msgspec.Struct, frozen=True, tag="fenced"):
-    """The worker must kill its runner and exit: it must not run the attempt, or it sent an invalid message."""
+    """The worker must kill its runner and exit, because it must not run the attempt or sent an invalid message."""
 
     reason: str
 
 
 class HeartbeatAnswer(msgspec.Struct, frozen=True, tag="heartbeat_answer"):
-    """Extends the lease, counted from the moment at which the worker sent the heartbeat with this number."""
+    """Extends the lease, counted from the time when the worker sent the heartbeat with this number."""
 
     number: int
 
