@@ -149,7 +149,7 @@ class FileJournals:
             raise
 
     def _create_records(self, directory: Path, lock_fd: int) -> FileJournalWriter:
-        """Create an empty records file. It is flushed with record 1, and so are its parent directories."""
+        """Create an empty records file. The file and its parent directories are flushed with record 1."""
         records_path = directory / "records"
         try:
             os.close(os.open(records_path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))

@@ -259,7 +259,7 @@ def _artifact_cost(line: bytes) -> int:
 
 
 def _split_lines(data: bytes) -> Iterator[bytes]:
-    """Yield each line with its newline. A list of all lines could need a hundred times the memory of the data."""
+    """Yield each line with its newline. A list of all lines could need a hundred times as much memory as the data."""
     begin = 0
     while begin < len(data):
         end = data.find(b"\n", begin) + 1 or len(data)
