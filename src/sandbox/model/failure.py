@@ -192,7 +192,7 @@ def _change_agent_field(message: str, manifest: Manifest) -> Remedy | None:
 
 
 def _change_field(field: str, value: object, spent: float) -> Remedy:
-    """Return the remedy that changes this field. Only the values of limits are proposed, not those of a repository."""
+    """Return the remedy that changes this field. New values are proposed only for limits, not for repository fields."""
     if value is None:
         return Remedy(f"Set {field}.", field)
     limit = None if field.startswith("repository.") else double_limit(value)

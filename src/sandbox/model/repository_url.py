@@ -27,7 +27,7 @@ def repository_location(url: str) -> str:
 
 
 def repository_names(url: str) -> frozenset[str]:
-    """Return the names of a repository: its location, the path in it, and the last one and two parts of the path."""
+    """Return the names of a repository: its location, the path in it, the path's last part, and its last two parts."""
     location = repository_location(url)
     path = location.partition("/")[2]
     ends = ("/".join(path.rsplit("/", count)[-count:]) for count in (1, 2))

@@ -163,7 +163,7 @@ class Task(
         return self.state_changed_at if self.state.is_final else None
 
     def duration_seconds(self, now: datetime) -> float | None:
-        """Return the time since the agent started, until the end of the task or now; None if it never started."""
+        """Return the time from the agent's start to the task's end, or until now; None if the agent never started."""
         if self.started_at is None:
             return None
         return max(((self.finished_at or now) - self.started_at).total_seconds(), 0.0)

@@ -42,7 +42,7 @@ def wire_size_bytes(event: WireEvent) -> int:
 
 
 def converted_size_bytes(event: WireEvent) -> int:
-    """Estimate the memory used by the conversation items in an event, which were converted from output."""
+    """Estimate the memory used by an event's conversation items, which were converted from output."""
     if event["type"] == "output" or event["type"] == "conversation":
         return sum(map(_item_size_bytes, event.get("conversation", ())))
     return 0
