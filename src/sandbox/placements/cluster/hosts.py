@@ -122,7 +122,7 @@ def load_seen_hosts(file: Path) -> Sequence[SeenHost]:
 
 
 class EngineHosts:
-    """The hosts of the engine, as it last reported them. Not thread-safe, except as noted."""
+    """The hosts that the engine reported last. Not thread-safe, except as noted."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -71,7 +71,7 @@ def decide(observed: Observation, lease_seconds: float) -> Decision:
 
 
 def takeover_seconds(lease_seconds: float) -> float:
-    """Return how long the server must wait after its last answer to a worker before it takes over the journal."""
+    """Return how long after its last answer to a worker the server must wait before taking over the journal."""
     return lease_seconds + max(LEASE_MARGIN_SECONDS, lease_seconds * LEASE_MARGIN_FRACTION)
 
 

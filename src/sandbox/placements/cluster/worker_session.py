@@ -236,7 +236,7 @@ def _convert_error(request: Request, answer: CallResult) -> Exception:
 async def prepare_image(
     session: WorkerSession, profile: str, image: ImageReference | None, timeout_seconds: float
 ) -> ImagePreparation:
-    """Ask a worker whether its host has an image; if not, the worker fetches it. Raises ImageUnusableError, OSError.
+    """Have a worker fetch an image unless its host has the image. Raises ImageUnusableError, OSError.
 
     image: None if the server has no image of the profile.
     """
