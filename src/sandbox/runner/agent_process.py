@@ -38,7 +38,7 @@ class AgentProcess(Protocol):
     """An agent that was started."""
 
     async def wait(self) -> ExitStatus:
-        """Return how the agent ended, or how its sandbox ended if that happened first."""
+        """Return how the agent ended, or how its sandbox ended if the sandbox ended first."""
         ...
 
     async def terminate(self) -> None:

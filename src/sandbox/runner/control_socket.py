@@ -101,7 +101,7 @@ def _handle_request(
 
 
 def record_cancel(recorder: AttemptRecorder, request: CancelAttempt) -> Reply:
-    """Record a cancel request; it is durable when the reply is returned. Raises OSError."""
+    """Record a cancel request, which is durable when the reply is returned. Raises OSError."""
     task = recorder.task
     if task.state.is_final:
         return Reply(done=False, message=f"Task {task.id} is already {task.state}.")

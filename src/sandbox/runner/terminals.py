@@ -59,7 +59,7 @@ _decoder: "msgspec.msgpack.Decoder[ClientFrame]" = msgspec.msgpack.Decoder(Clien
 
 
 class _InputTimer:
-    """Limits how long a client's input waits until the terminal accepts it, in total for all its frames.
+    """Limits how long a client's input waits for the terminal to accept it. All frames share one limit.
 
     With a limit per frame, a client that has left would stay connected until the last of its frames times out.
     """
@@ -206,7 +206,7 @@ class SandboxTerminals(msgspec.Struct, frozen=True):
 
 
 class TerminalServer:
-    """Serves terminals to the clients of the control socket, between `enable` and `disable`; refuses them otherwise.
+    """Serves terminals to clients of the control socket between `enable` and `disable`; refuses clients otherwise.
 
     cpu_queue: the queue in which the output of shells waits for the runner's CPU budget.
     """
@@ -317,7 +317,7 @@ class TerminalServer:
             await terminal.hang_up()
 
     async def _forward_shell(self, terminal: Terminal, client: TerminalClient) -> None:
-        """Forward the shell's output (no faster than the client reads it) and its exit code."""
+        """Forward the shell's output, no faster than the client reads the output, and the shell's exit code."""
         forwarding = asyncio.create_task(self._forward_output(terminal, client))
         try:
             exit_status = await terminal.wait()

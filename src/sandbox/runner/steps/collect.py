@@ -456,7 +456,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         yield msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
     def _read_egress_denials(self) -> tuple[list[dict[str, object]], int]:
-        """Return the first denials, and the number of all denials, which may be too many for a runner's memory."""
+        """Return the first denials and the number of all denials. All denials may be too many for a runner's memory."""
         first: list[dict[str, object]] = []
         count = 0
         for record in read_records(self.journals, self.attempt.task.id):
