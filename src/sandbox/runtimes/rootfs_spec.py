@@ -45,7 +45,7 @@ class RootFsSpec(msgspec.Struct, frozen=True):
 
 
 def describe_rootfs(spec: SandboxSpec) -> RootFsSpec:
-    """Describe the root file system of a sandbox. If it has an image, its programs must be mounted under /run."""
+    """Describe a sandbox's root file system. If it is an image, the sandbox's programs must be mounted under /run."""
     files = etc_files(spec.attempt_id, spec.git_author)
     if spec.image is None:
         return RootFsSpec(

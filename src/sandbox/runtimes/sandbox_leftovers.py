@@ -39,7 +39,7 @@ class SandboxLeftovers:
 
 
 def _read_handle(path: Path) -> SandboxHandle | None:
-    """Return the stored handle; None if it is missing or unreadable, because the sandbox may be found without it."""
+    """Return the stored handle, or None if it is missing or unreadable: the sandbox may be found without a handle."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=SandboxHandle)
     except (OSError, *DECODE_ERRORS):

@@ -187,7 +187,7 @@ class BubblewrapSandbox(BaseSandbox):
         return self._track_terminal(ExecTerminal(*opened, self._group.was_oom_killed))
 
     async def signal(self, signal_number: int) -> None:
-        """Signal the command's own process. If the command is still starting, wait for it first."""
+        """Signal the command's own process. If the command is still starting, first wait until it runs."""
         init_pid = self._reports.get(_CHILD_PID_KEY)
         pid = None if init_pid is None else await self._find_command(init_pid)
         if init_pid is not None and pid is not None:

@@ -138,7 +138,7 @@ class LockMeter:
 
 
 class ListingMeter:
-    """Measures for how long a thread of one sandbox waits for its own memory while it lists a host directory.
+    """Measures how long a thread of one sandbox waits for its own memory while it lists a host directory.
 
     Without a probe, because the host has too many directories. Therefore, the threads are inspected once a second.
     """

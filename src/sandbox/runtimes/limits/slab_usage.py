@@ -87,7 +87,7 @@ class SlabObjects(NamedTuple):
 
 
 class SlabStatistics:
-    """The machine's slabs, which are read at most once a second. The meters of a sandbox share them."""
+    """The machine's slabs, read at most once a second. The meters of a sandbox share one instance."""
 
     def __init__(self, slabs: Path = SLABS, clock: Callable[[], float] = time.monotonic) -> None:
         self._slabs = slabs
@@ -130,7 +130,7 @@ class SlabStatistics:
 
 
 def count_used_objects(kind: str, slabs: Path = SLABS) -> int | None:
-    """Read how many objects of a kind the whole machine uses now; None if only root may read it."""
+    """Read how many objects of a kind the whole machine uses now; None if only root may read the number."""
     with suppress(OSError):
         found = re.search(rf"^{re.escape(kind)} +(\d+) ", slabs.read_text(), re.MULTILINE)
         return int(found[1]) if found else None

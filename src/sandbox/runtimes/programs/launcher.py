@@ -448,7 +448,7 @@ def open_sock_diag() -> list[_socket.socket]:
 
 
 def send_sockets(control: _socket.socket, sockets: list[_socket.socket]) -> None:
-    """Send the sockets that the runner needs to the runner, and close them here."""
+    """Send the runner the sockets that it needs, and close them in this process."""
     numbers = struct.pack(f"{len(sockets)}i", *(one.fileno() for one in sockets))
     control.sendmsg([b"sockets"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
     for one in sockets:

@@ -203,7 +203,7 @@ def _open_port() -> int:
 
 
 def main() -> None:
-    """Prepare the guest and serve. On an error, write it to the console and power off."""
+    """Prepare the guest and serve. If this fails, write the error to the console and power off."""
     try:
         settings = machine.read(_SETTINGS).split("\0")
         machine.prepare(settings)

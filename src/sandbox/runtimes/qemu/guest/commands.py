@@ -19,7 +19,7 @@ class _SockFprog(ctypes.Structure):
 
 
 def start_init() -> int:
-    """Create a pid namespace for commands, with an init that reaps orphans. Killing init kills all its processes.
+    """Create a pid namespace for commands, with an init that reaps orphans. Killing the init ends the whole namespace.
 
     Every later child of this process is in the namespace. Returns init's pid. Raises OSError.
     """
