@@ -161,7 +161,7 @@ _INCOMPLETE_MARKS = (b"# truncated: ", b"# skipped, too large for a patch: ")
 
 
 def _chain_start_commit(task: Task) -> str:
-    """Return the commit of the remote repository from which this task's chain started.
+    """Return the commit of the remote repository that this task's chain started from.
 
     Raises TaskNotContinuableError.
     """

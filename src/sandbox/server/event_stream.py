@@ -274,7 +274,7 @@ class EventStream:
             yield self._journal_missing_event(tracked)
 
     async def _find_offset(self, task_id: str, seq: int) -> int:
-        """Find the offset of a record. The search counts as one batch, because it reads about as much data."""
+        """Find the offset of a record. The search counts as one batch, because it reads about as much data as one."""
         await client_shares.wait_for_turn(FOLLOW_BATCH_BYTES)
         return self._journals.find_offset(task_id, seq)
 

@@ -37,7 +37,7 @@ _SHUTTING_DOWN_MESSAGE = "The server is shutting down; submit the task again lat
 
 
 class SubmissionStore:
-    """Finds submissions, and writes new ones to their journals. Blocks on the disk."""
+    """Finds submissions, and writes new submissions to journals. Blocks on the disk."""
 
     def __init__(self, data_dir: Path, journals: Journals, store: Store, clock: Clock) -> None:
         self._data_dir = data_dir
@@ -70,7 +70,7 @@ class SubmissionStore:
         inheritance: Inheritance | None = None,
         rerun_of: str | None = None,
     ) -> tuple[TrackedTask, Record]:
-        """Create a task; return it and its record 1. The files that the task takes over are written before the record.
+        """Create a task; return it and its record 1. Files that the task takes over are written before the record.
 
         Raises DuplicateTaskError, UnavailableError, StoreError, OSError.
         """

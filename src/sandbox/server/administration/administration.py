@@ -72,7 +72,7 @@ class Administration:
         return dataclasses.replace(health, occupancy=self._dispatcher.occupancy)
 
     async def _check_health(self) -> Health:
-        """Run one check at a time, in its own thread, because requests may occupy the shared threads for long."""
+        """Run one check at a time, in a dedicated thread, because requests may keep the shared threads busy."""
         async with self._health_check_lock:
             self._next_health_check = None
             return await run_in_daemon_thread(self._health_check.run)
