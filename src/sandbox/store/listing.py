@@ -273,7 +273,7 @@ class PageReader:
     def _select_found(
         self, connection: sqlite3.Connection, positions: Sequence[tuple[str, int | str | None, int | None]], count: int
     ) -> list[IdAndSortValue]:
-        """Return the positions in a window that the search finds; empty if comparing them would take too long."""
+        """Return the positions in a window that the search finds; empty if the comparison would take too long."""
         numbers = [number for *_, number in positions if number is not None]
         if not numbers:
             return []

@@ -214,7 +214,7 @@ class SqliteStore:
             return connection.execute(self._sql[name], values or {}).fetchall()
 
     def _save(self, connection: sqlite3.Connection, indexed: IndexedTask) -> None:
-        """Write a task. Its texts and its searchable content are written only if they changed, which is rare."""
+        """Write a task. Its texts and its searchable content are written only if they changed, which happens rarely."""
         task, row = indexed.task, _row(indexed)
         known = connection.execute(self._sql["searchable"], row).fetchone()
         if known is None or known[1] != row["content"]:
