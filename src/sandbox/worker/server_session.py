@@ -69,7 +69,7 @@ _COPY_BYTES = 2**16
 
 
 def seconds_since_boot() -> float:
-    """Return the seconds since the host booted, including the time in which the host was suspended."""
+    """Return the seconds since the host booted, including any time for which the host was suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -157,7 +157,7 @@ class ServerSession:
             await self._worker_task.unlock_disks()
 
     async def _wait_for_end(self) -> None:
-        """Wait until the task has ended and needs nothing on this host; then remove its files and send `WorkDone`."""
+        """Wait until the task has ended and needs nothing on this host. Then remove its files and send `WorkDone`."""
         while True:
             with self._local_files():
                 if self._worker_task.has_task_ended and self.has_copied_all and await self._worker_task.is_done():

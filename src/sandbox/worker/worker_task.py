@@ -106,7 +106,7 @@ class HostFailures:
 
 
 async def _remove_tasks(layouts: Sequence[TaskLayout], files: AttemptFiles, remove: RemovePaths) -> None:
-    """Remove everything of these tasks from this host. None of them may have a runner. Raises OSError, SandboxError."""
+    """Remove everything of these tasks from this host. No task may have a runner. Raises OSError, SandboxError."""
     task_ids = {layout.task_id for layout in layouts}
     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):  # a program in a sandbox can delay the search
         leftovers = (await files.scan()).leftovers
@@ -248,7 +248,7 @@ class WorkerTask:
             raise
 
     def mark_task_ended(self) -> None:
-        """Remember that the server has the last record of the task or that it has ended the task."""
+        """Remember that the server has the task's last record, or that the server has ended the task."""
         self.has_task_ended = True
 
     async def kill(self) -> bool:
@@ -289,7 +289,7 @@ class WorkerTask:
             await self._unlock(lock_id)
 
     async def is_done(self) -> bool:
-        """Return whether nothing of the task, which has ended, is still needed on this host. Raises OSError."""
+        """Return whether nothing of the ended task is needed on this host any longer. Raises OSError."""
         if self.lock_state() is not LockState.FREE or self.is_launching or self._disks:
             return False
         return not await asyncio.to_thread(self._keeps_sandbox)
