@@ -42,7 +42,7 @@ class ArtifactNames:
         self._next_number: dict[str, int] = {}
 
     def allocate(self, path: bytes) -> str:
-        """Return the base name if it is free, otherwise the path with `__` for `/`, if necessary with a number."""
+        """Return the base name if it is free, otherwise the path with `__` for `/`, numbered if necessary."""
         base = _truncate(printable_path(path.rpartition(b"/")[2]))
         whole = _truncate(printable_path(path).replace("/", "__"))
         name = base if base not in self._used_names else whole

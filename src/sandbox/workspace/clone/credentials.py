@@ -1,4 +1,4 @@
-"""Credentials for a clone over HTTP: git's requests for them, and where they are looked up.
+"""Credentials for a clone over HTTP: git's requests for credentials, and the lookup of credentials.
 
 They come from the git configuration of this process's user. On a host of a cluster, those of the server follow.
 """

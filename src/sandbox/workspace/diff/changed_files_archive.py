@@ -71,7 +71,7 @@ class ChangedFilesTar:
 
 
 def _decode_path(path: bytes) -> str:
-    """Decode with surrogate escapes, which tarfile writes as the original bytes into a PAX header."""
+    """Decode with surrogate escapes. In a PAX header, tarfile writes these escapes as the original bytes."""
     return path.decode(errors="surrogateescape")
 
 

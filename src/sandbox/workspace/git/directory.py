@@ -1,4 +1,4 @@
-"""Writes git directories without running git, which is faster and puts nothing unexpected into them.
+"""Writes git directories without running git. This is faster, and the directories contain nothing unexpected.
 
 The workspace has its own `.git`: the agent can commit, branch, diff and log, and none of this affects the host. A
 remote may have compromised the git process that wrote the host's repository, so links in the repository are never
