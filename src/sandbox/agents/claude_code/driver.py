@@ -112,7 +112,7 @@ def encode_mcp_config(config: McpConfig) -> bytes:
 
 def _server_entry(server: McpServer) -> dict[str, Any]:
     if server.url is not None:
-        # Claude Code silently ignores a server that has a url and no type.
+        # Claude Code silently ignores an MCP server that has a URL but no type.
         return {"type": server.type or "http", "url": server.url, "headers": server.headers}
     return {"type": "stdio", "command": server.command, "args": server.args, "env": server.env}
 
@@ -276,8 +276,8 @@ class ClaudeCodeDriver:
             claude, directory, session=("--resume" if has_session else "--session-id", session_id)
         )
         environment = {**secrets, **_environment(task_key)}
-        # The MCP configuration is passed as a file: it may exceed the size limit of an argument, and every user of the
-        # host can read a process's arguments.
+        # Pass the MCP configuration in a file: the configuration may exceed the size limit of an argument, and every
+        # user of the host can read the arguments of a process.
         files = {_MCP_FILE: encode_mcp_config(claude.mcp_config)} if claude.mcp_config is not None else {}
         if session is not None:
             files[session_file(directory, session_id)] = session

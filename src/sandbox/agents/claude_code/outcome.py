@@ -27,7 +27,7 @@ def determine_failure(exit_status: ExitStatus, result: dict[str, Any] | None, st
     """Return the failure; None for exit code 0 together with a last result that has `is_error: false`."""
     if exit_status.code == 0 and result is not None and result.get("is_error") is False:
         return None
-    # An error that the agent reports takes precedence, because the OOM kill may have happened long before.
+    # An error that the agent reports takes precedence over an OOM kill, which may have happened long before the error.
     if exit_status.was_oom_killed and (result is None or result.get("is_error") is False):
         return Failure(FailureCode.OUT_OF_MEMORY, "The sandbox ran out of memory; raise vm.memory.")
     if exit_status.code is None:

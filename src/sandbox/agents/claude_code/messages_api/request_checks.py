@@ -103,7 +103,7 @@ def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], saniti
     """Return why a value is denied as a tool or as an object that may contain one; None if it is allowed."""
     if not isinstance(value, dict):
         return "A tool of unknown shape"
-    # Some servers accept `Tools` as well as `tools`; the API itself accepts only lower case.
+    # Some servers accept `Tools` as well as `tools`; the API itself accepts only `tools`.
     if any(_FIELD.fullmatch(key) is None for key in value):
         return "An unknown field name"
     kind = value.get("type") or "custom"
