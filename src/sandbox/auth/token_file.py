@@ -147,7 +147,9 @@ class TokenFile:
         Raises OSError, TokenFileError, InvalidTokenNameError.
         """
         if len(name) > NAME_CHARACTERS_MAX or not is_printable(name):
-            raise InvalidTokenNameError(f"A name has at most {NAME_CHARACTERS_MAX} printable characters.")
+            raise InvalidTokenNameError(
+                f"A token's name must have at most {NAME_CHARACTERS_MAX} characters, all printable."
+            )
         token, record = generate_token(role, name, self._now(), expires_at)
         with self._change_lock():
             self._write((*self.list(), record))

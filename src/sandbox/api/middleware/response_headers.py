@@ -45,8 +45,8 @@ class ResponseHeadersMiddleware:
         if _REQUEST_ID.fullmatch(request_id_header):
             state["request_id"] = request_id_header
         request_id = get_request_id(HTTPConnection(scope))
-        # Never reset the variable: the server runs each request in a separate context, and logs its errors in that
-        # context.
+        # Never reset the variable: the server runs each request in a separate context, and logs the errors of the
+        # request in that context.
         REQUEST_ID.set(request_id)
         if scope.get("method") == "HEAD":
             state["wants_head_only"] = True

@@ -62,7 +62,7 @@ class MetricsMiddleware:
         try:
             await self._app(scope, receive, send_measured)
         except Exception:
-            # Starlette's error middleware, which is outside this one, creates the response.
+            # Starlette's error middleware, which encloses this middleware, creates the error response.
             if not has_response_started:
                 record_start(HTTPStatus.INTERNAL_SERVER_ERROR.value)
             raise
