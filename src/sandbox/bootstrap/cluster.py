@@ -241,7 +241,7 @@ def find_credentials(url: str, query: CredentialQuery) -> Credentials:
         found = find_credentials_for_host(url, query, os.environ)
         return asyncio.run(asyncio.wait_for(found, CREDENTIAL_LOOKUP_SECONDS))
     except (GitError, OSError, ValueError) as error:
-        # A ValueError can contain a URL of the configuration with a password. The reason is sent to the host.
+        # The text of a ValueError can contain a URL with a password. `reason` has no details: it is sent to the host.
         detail = "a URL is not valid" if isinstance(error, ValueError) else error_reason(error)
         _log.error("The git configuration of the server's user cannot be used: %s", detail)
         reason = "The server cannot use its git configuration; its log has the reason."

@@ -71,7 +71,7 @@ def choose_run_dir(data_dir: Path) -> Path:
     status = data_dir.stat()
     name = hashlib.sha256(f"{status.st_dev}:{status.st_ino}".encode()).hexdigest()[:12]
     candidates = _run_dir_candidates()
-    # XDG_RUNTIME_DIR differs between login sessions; the runners of an earlier server keep their directory.
+    # XDG_RUNTIME_DIR differs between login sessions, so first look for the directory of an earlier server's runners.
     parent = next((candidate for candidate in candidates if (candidate / name).is_dir()), candidates[0])
     make_private_directory(parent)
     return make_private_directory(parent / name)

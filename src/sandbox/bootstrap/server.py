@@ -137,7 +137,7 @@ def _api_settings(
 ) -> ApiSettings:
     addresses, ports = zip(*(one.getsockname()[:2] for one in sockets), strict=True)
     own_names: set[str] = set() if needs_token else {*addresses}
-    # Any other name that resolves to a loopback address may belong to another site.
+    # Accept no name except the machine's own: a different name that resolves to loopback may belong to another site.
     if own_names and settings.server.host.lower() == gethostname().lower():
         own_names.add(settings.server.host)
     return ApiSettings(

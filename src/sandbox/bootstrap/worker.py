@@ -115,7 +115,7 @@ def read_shared_host_key(path: Path | None) -> bytes:
         key = b""
     if len(key) != HOST_KEY_BYTES:
         raise SharedHostKeyError(
-            f"{path} does not contain {HOST_KEY_BYTES} bytes in base64, or it is not complete: copy it again."
+            f"{path} does not contain {HOST_KEY_BYTES} bytes in base64; copy the complete key file again."
         )
     return key
 
@@ -142,7 +142,7 @@ def choose_data_dir(data_dir: Path, environment: Mapping[str, str]) -> Path:
     if not (node := environment.get(NODE_VARIABLE)):
         return data_dir
     if not _NODE_NAME.fullmatch(node):
-        raise WorkerUnusableError(f"{NODE_VARIABLE} is not the name of a host: {node!r}.")
+        raise WorkerUnusableError(f"{NODE_VARIABLE} does not contain a valid host name: {node!r}.")
     return data_dir / node
 
 

@@ -145,7 +145,7 @@ def _unpack(file: _BoundedReader, directory: Path) -> BackupManifest:
     except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
         raise BackupUnusableError(f"The backup is incomplete ({error}); use another one.") from error
     if manifest is None:
-        raise BackupUnusableError("The backup ends before its manifest; use another one.")
+        raise BackupUnusableError("The backup ends before its manifest; use another backup.")
     if manifest.files != entries:
         mismatched = sorted(
             name for name in manifest.files.keys() | entries if manifest.files.get(name) != entries.get(name)

@@ -218,7 +218,9 @@ def _list_hosts(section: SlurmSection) -> list[_SlurmHost]:
             name, state, cpus, memory_mib, partition, reason = line.strip().split("|", 5)
             numbers = int(cpus), int(memory_mib) * _MIB
         except ValueError:
-            raise EngineUnavailableError(f"sinfo printed an unknown format: {_printable(line[:100])}.") from None
+            raise EngineUnavailableError(
+                f"sinfo printed output in an unknown format: {_printable(line[:100])}."
+            ) from None
         if section.partition or partition.endswith("*"):
             reason = "" if reason == "none" else _printable(reason)
             hosts[name] = _SlurmHost(_printable(name), _printable(state), *numbers, reason)

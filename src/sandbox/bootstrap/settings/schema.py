@@ -180,7 +180,7 @@ def default_config_file() -> Path:
 
 def _user_directory(variable: str, default: str) -> Path:
     home = os.environ.get(variable, "")
-    # The specification requires ignoring relative paths here.
+    # The XDG Base Directory Specification requires that relative paths be ignored.
     return Path(home) if home.startswith("/") else Path.home() / default
 
 

@@ -222,7 +222,7 @@ class KubernetesEngine:
                 if not self._is_tainted(node)
             ]
         except ValueError as error:
-            raise unavailable(f"a node has an unknown quantity: {one_line(str(error))}") from error
+            raise unavailable(f"a node reports a quantity in an unknown format: {one_line(str(error))}") from error
         if not hosts:
             raise EngineUnavailableError(
                 "Kubernetes has no nodes for workers; set cluster.kubernetes.node_selector and tolerations."

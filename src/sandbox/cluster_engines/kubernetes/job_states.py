@@ -85,7 +85,7 @@ def _status_without_pod(job: ApiJob | None) -> JobStatus:
         advice = f"If this does not change, see the events of 'kubectl describe job {name}'."
         return JobStatus(JobPhase.WAITING, reason=f"Kubernetes has not created the Pod yet. {advice}", job_id=name)
     if job.is_withdrawn:
-        # A Pod may have been started at the same moment. As the host is empty, this does not prove that it ended.
+        # A Pod may have been started at the same moment. ENDED without a host does not prove that its worker has ended.
         return JobStatus(JobPhase.ENDED, reason="The job was withdrawn before it was started.", job_id=name)
     reason = f"The Pod was deleted, and no node has confirmed that the worker ended ({one_line(finished.reason)})."
     return JobStatus(JobPhase.UNREACHABLE, reason=reason, job_id=name)

@@ -266,7 +266,9 @@ def _unavailable(name: str, reason: str) -> EngineUnavailableError:
 
 
 def _unexpected(name: str, error: UnexpectedOutputError) -> EngineUnavailableError:
-    return EngineUnavailableError(f"{name} printed an unknown format: {error}. Use a supported version of Slurm.")
+    return EngineUnavailableError(
+        f"{name} printed output in an unknown format: {error}. Use a supported version of Slurm."
+    )
 
 
 def _batches(names: list[str], size: int) -> Iterator[list[str]]:

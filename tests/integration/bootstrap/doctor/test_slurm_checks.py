@@ -107,7 +107,7 @@ def test_hosts_that_are_too_small_are_reported(slurm):
     [
         ("sinfo", "Unable to contact slurm controller", 1, "sinfo fails: Unable to contact slurm controller; start"),
         ("scontrol", "", 1, "scontrol fails: exit code 1; start"),
-        ("sinfo", "something else", 0, "sinfo printed an unknown format: something else"),
+        ("sinfo", "something else", 0, "sinfo printed output in an unknown format: something else"),
     ],
 )
 def test_failing_command_is_reported(slurm, name, output, code, message):
