@@ -230,7 +230,7 @@ def _stored_token(server: str, file: ContextFile) -> str:
         url = validate_base_url(server)
     except InvalidParameterError:  # the client reports an invalid URL
         return ""
-    # `sandbox login` has stored normalized URLs.
+    # Compare with the normalized URL, because `sandbox login` stores normalized URLs.
     tokens = {name: context.token for name, context in contexts.by_name.items() if context.server == url}
     if contexts.current in tokens:
         return tokens[contexts.current]

@@ -33,7 +33,7 @@ class Download:
 
     def __enter__(self) -> Self:
         is_no_file = self._target.exists() and not self._target.is_file()
-        # Omit the target's name, because name and random part could exceed the length limit of a file name.
+        # Omit the target's name: together with the random part, it could exceed the length limit of a file name.
         self._temporary_path = None if is_no_file else self._target.with_name(f".{secrets.token_hex(8)}.part")
         try:
             self._file = self._temporary_path.open("xb") if self._temporary_path else TemporaryFile()

@@ -94,7 +94,7 @@ def restore(file: Path, **options: Any) -> None:
 def _check_stdout() -> None:
     """Refuse to write a backup to a terminal, or to mix it with a report."""
     if current_options().format == "json":
-        raise click.UsageError("--format json reports on standard output, to which - writes the backup; choose a file.")
+        raise click.UsageError("With --format json, standard output is for the report; write the backup to a file.")
     if sys.stdout.isatty():
         raise click.UsageError("A backup is not written to a terminal; redirect the output, or choose a file.")
 

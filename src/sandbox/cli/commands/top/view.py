@@ -296,7 +296,7 @@ def _header_line(snapshot: Snapshot, server: str, now: datetime) -> Text:
 def _counts_line(snapshot: Snapshot) -> Text:
     health = snapshot.health
     parts: list[Text] = []
-    # The counts do not show which sandboxes were released, so both states of a failed task are one count.
+    # The counts do not show which sandboxes were released, so add up the counts of both states of failed tasks.
     for state in (state for state in TaskState if state is not TaskState.FAILED_PRESERVED):
         states = {state, TaskState.FAILED_PRESERVED} if state is TaskState.FAILED else {state}
         number = sum(health["tasks"].get(counted, 0) for counted in states)
