@@ -21,7 +21,7 @@ def create_home(layout: AttemptLayout) -> None:
         parent.chmod(0o700)  # the owner of a directory needs write permission to move it
         parent.rename(new_parent / layout.home.name)
     marker.mkdir(exist_ok=True)
-    # If the parent exists, `home.new` must not be moved: it is the mount point of an entry of the image.
+    # If the parent exists, `home.new` is the mount point of an entry of the image, so it must not be moved.
     if not parent.exists():
         with suppress(FileNotFoundError):
             new_parent.rename(parent)

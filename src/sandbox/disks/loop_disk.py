@@ -305,7 +305,7 @@ async def _wait_until_released(image: Path) -> None:
     deadline = time.monotonic() + DISK_RELEASE_TIMEOUT_SECONDS
     while find_devices(image):
         if time.monotonic() > deadline:
-            raise OSError("an earlier process of the task still uses it")
+            raise OSError("an earlier process of the task still uses the disk")
         await asyncio.sleep(_POLL_SECONDS)
 
 

@@ -159,13 +159,13 @@ class ReceivedImages:
         size_max = image_bytes + IMAGE_ENTRIES_MAX * _ENTRY_OVERHEAD_BYTES
         digest = apply_layer(TarStream(_PartReader(read), ByteBudget(size_max)), rootfs, has_whiteouts=False)
         if digest != image.digest:
-            raise ImageRefusedError("Its content has another digest.")
+            raise ImageRefusedError("Its content does not match its digest.")
         tree = compute_digest(rootfs.root)
         if tree.digest != digest:
             raise OSError(
                 errno.EIO,
-                f"The files of the image {image.name} differ from what the server sent after they were written to "
-                f"{part.parent}; check the disk of this host",
+                f"The files of the image {image.name} that were written to {part.parent} differ from what the server "
+                "sent; check the disk of this host",
             )
         store.install(
             part,

@@ -66,7 +66,7 @@ def parse_client_hello(data: bytes) -> ClientHello:
             return ClientHello(is_complete=True)
         end = 4 + int.from_bytes(message[1:4])
         if len(message) >= 4 and len(message) >= end:
-            # No client appends data to the hello in its record. A server might treat that data as the actual hello.
+            # No real client puts data after the hello in the same record. A server might use that data as the hello.
             byte_count = offset + 5 + length
             is_only_message = len(message) == end and len(data) >= byte_count
             return (

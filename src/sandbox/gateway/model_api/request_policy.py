@@ -65,7 +65,7 @@ class ModelPolicy:
 
 
 def _content_length(request: h11.Request) -> int:
-    # h11 accepts digits only, at most 20 of them, and repeated headers only with equal values.
+    # h11 rejects values other than 1 to 20 digits, and repeated headers with different values.
     return next((int(value) for name, value in request.headers if name == b"content-length"), 0)
 
 

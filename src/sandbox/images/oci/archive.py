@@ -39,7 +39,7 @@ class OciArchive:
             check_global_headers(tar)
             if len(member.name) + len(member.linkname) > IMAGE_PATH_BYTES_MAX:
                 raise ImageRefusedError(f"The archive contains a name that is too long: {member.name[:200]}")
-            # tarfile has already applied the pax headers. They are removed, because all members stay in memory.
+            # All members stay in memory, so remove the pax headers, which tarfile has already applied.
             cast("Any", member).pax_headers = {}
             self._members[member.name.removeprefix("./")] = member
             count += 1

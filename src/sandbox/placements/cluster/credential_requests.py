@@ -61,7 +61,7 @@ class WorkerCredentialRequests:
             raise self._refuse(job, request, "another attempt is running")
         counts[request.attempt_id] += 1
         if counts[request.attempt_id] > CREDENTIAL_REQUESTS_MAX:
-            raise self._refuse(job, request, f"the attempt has asked {CREDENTIAL_REQUESTS_MAX} times")
+            raise self._refuse(job, request, f"the attempt has requested credentials {CREDENTIAL_REQUESTS_MAX} times")
         try:
             task = await asyncio.to_thread(self._replicas.read_task, job.stored.task_id)
         except (JournalDamagedError, OSError) as error:

@@ -245,7 +245,7 @@ async def prepare_image(
     has_image = (answer.image and answer.image.digest) == (image and image.digest)
     if not (has_image if answer.is_ready else image is not None):
         expected = "the host's own /usr" if image is None else image.name
-        raise ImageUnusableError(f"The worker has not prepared {expected}, but another image.")
+        raise ImageUnusableError(f"The worker has prepared another image instead of {expected}.")
     if answer.is_ready:
         session.image_offer.replace(None)
     return answer

@@ -106,7 +106,7 @@ async def test_number_of_requests_is_limited_also_after_a_reconnection(server, j
                 assert await client.read() == CredentialAnswer(number, FOUND)
     async with server.connect(claim) as client:
         await client.read()
-        await check_refused(server, client, ask(job), f"has asked {CREDENTIAL_REQUESTS_MAX} times")
+        await check_refused(server, client, ask(job), f"has requested credentials {CREDENTIAL_REQUESTS_MAX} times")
 
 
 async def test_requests_that_are_refused_count(server, job):
