@@ -160,7 +160,7 @@ def _write_verified(texts: Iterable[bytes], target: Path) -> None:
     checksum = _write_members(texts, target)
     with CompressedJournal(target) as written:
         if reduce(lambda value, data: zlib.crc32(data, value), written.iter_content(), 0) != checksum:
-            raise JournalDamagedError(f"{target} differs from the written data; check its disk.")
+            raise JournalDamagedError(f"{target} differs from the written data; check the disk.")
 
 
 def _write_members(texts: Iterable[bytes], target: Path) -> int:

@@ -175,7 +175,7 @@ class FileJournals:
         lock_fd = lock.acquire(directory / "lock")
         try:
             journal_end = _find_accepted_end(directory / "records")
-            # An earlier writer may have died after it wrote record 1, before it flushed the directories.
+            # An earlier writer may have died after it wrote record 1 but before it flushed the directories.
             has_one_record = journal_end.last_record is not None and journal_end.last_record.seq == 1
             new_directories = (directory, *directory.parents[:2]) if has_one_record else ()
             return FileJournalWriter(directory / "records", lock_fd, journal_end, new_directories)

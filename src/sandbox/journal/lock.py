@@ -67,7 +67,7 @@ def _lock(lock_fd: int, path: Path) -> None:
         if _try_lock(lock_fd, fcntl.LOCK_EX):
             return
         time.sleep(_PAUSE_SECONDS)
-    raise JournalBusyError(f"Another process is writing {path.parent}; wait until it has ended.")
+    raise JournalBusyError(f"Another process is writing {path.parent}; wait until that process has ended.")
 
 
 def _try_lock(lock_fd: int, kind: int) -> bool:

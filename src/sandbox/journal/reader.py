@@ -35,7 +35,9 @@ def find_journal_end(records_path: Path) -> JournalEnd:
             raise_if_damaged(records_path, offset)
             break
         if not record_format.has_seq(text, seq + 1):
-            raise JournalDamagedError(f"The record at byte {offset} is not number {seq + 1}; restore {records_path}.")
+            raise JournalDamagedError(
+                f"The record at byte {offset} does not have number {seq + 1}; restore {records_path}."
+            )
         seq, end, last_line = seq + 1, offset + len(text), text
     return JournalEnd(record_format.decode(last_line) if last_line else None, end)
 
@@ -132,7 +134,7 @@ def decode_batch(records_path: Path, offset: int, texts: Iterable[bytes]) -> Rec
             break
         record = record_format.decode(text)
         if found and record.seq != found[-1].seq + 1:
-            raise JournalDamagedError(f"Record {record.seq} follows {found[-1].seq}; restore {records_path}.")
+            raise JournalDamagedError(f"Record {record.seq} follows record {found[-1].seq}; restore {records_path}.")
         found.append(record)
         at += len(text)
     return RecordBatch(found, at)

@@ -72,7 +72,7 @@ class FileTaskReplicas:
         try:
             end = self.end_offset(task_id)
             if offset > end:
-                raise JournalOffsetError(f"The copy of the journal ends at byte {end}, before {offset}.")
+                raise JournalOffsetError(f"The copy of the journal ends at byte {end}, before byte {offset}.")
             with records_path.open("r+b", buffering=0) as copy:
                 os.ftruncate(copy.fileno(), end)
                 if os.pread(copy.fileno(), min(len(data), end - offset), offset) != data[: end - offset]:
@@ -91,7 +91,7 @@ class FileTaskReplicas:
         """Append whole records that a runner may write; see `TaskReplicas.receive_untrusted`."""
         verified = self._read_verified(task_id)
         if offset > verified.offset:
-            raise JournalOffsetError(f"The copy of the journal ends at byte {verified.offset}, before {offset}.")
+            raise JournalOffsetError(f"The copy of the journal ends at byte {verified.offset}, before byte {offset}.")
         verified = _verify(verified, data[verified.offset - offset :])
         end = self.receive(task_id, offset, data)
         if verified.task is not None and verified.task.state.is_final:
@@ -278,7 +278,7 @@ def _decode_untrusted(line: bytes) -> e.Record:
         if not isinstance(record.event, _LARGE_EVENTS) and len(line) > WORKER_SMALL_RECORD_BYTES_MAX:
             raise JournalDamagedError(f"Record {record.seq} has more than {WORKER_SMALL_RECORD_BYTES_MAX} bytes.")
         if isinstance(record.event, _SERVER_EVENTS):
-            raise JournalDamagedError(f"Record {record.seq} may only be written by a server.")
+            raise JournalDamagedError(f"Record {record.seq} has a type that only a server may write.")
         if not isinstance(record.event, e.Output):
             _check_values(record)
         if isinstance(record.event, e.Usage | e.Progress):
@@ -324,13 +324,15 @@ def _verify(verified: _Verified, data: bytes) -> _Verified:
         if task is None:
             raise JournalDamagedError("The server has no record of the task.")
         if not epoch <= record.epoch <= epoch + 1:
-            raise JournalDamagedError(f"Record {record.seq} has the epoch {record.epoch} after {epoch}.")
+            raise JournalDamagedError(
+                f"Record {record.seq} has the epoch {record.epoch}, but the previous epoch is {epoch}."
+            )
         try:
             result = advance(task, record.event, seq=record.seq, at=record.at)
         except IllegalEventError as error:
             raise JournalDamagedError(f"Record {record.seq} is not allowed: {error.message}") from error
         if _states(result.transition) != _states(record.transition):
-            raise JournalDamagedError(f"Record {record.seq} has a wrong change of state.")
+            raise JournalDamagedError(f"Record {record.seq} contains an incorrect state change.")
         task, epoch = with_recorded_message(result.task, record), record.epoch
         if len(task.artifacts) > WORKER_ARTIFACTS_MAX:
             raise JournalDamagedError(f"The task has more than {WORKER_ARTIFACTS_MAX} artifacts.")

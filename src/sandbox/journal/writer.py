@@ -152,7 +152,7 @@ class FileJournalWriter:
             else:
                 self._is_dirty = True
         except BaseException:
-            # If this fails too, the next append tries again before it writes.
+            # If the incomplete line cannot be removed either, the next append tries again before it writes.
             with contextlib.suppress(OSError):
                 self._drop_torn_tail()
             raise

@@ -170,7 +170,7 @@ def find_remedy(
     if code is FailureCode.AGENT_FAILED and reason in _REASONS_THAT_NAME_A_FIELD:
         return _change_agent_field(message, manifest)
     model_field = f"{manifest.agent.kind}.model"
-    # The reason also covers requests that are invalid for other causes.
+    # Other invalid requests have the same reason, so check that the message names only the model.
     if reason == FailureReason.MODEL_REQUEST_INVALID and message.endswith(f"; check {model_field}."):
         return Remedy(f"Set {model_field} to a model that the provider offers.", model_field)
     names = reversed(_FIELD.findall(message)) if code in _CODES_THAT_NAME_A_FIELD else ()

@@ -88,7 +88,7 @@ _HandlerResult = tuple[dict[str, Any], tuple[TaskState, str] | None, tuple[Effec
 
 def _task_submitted(event: e.Event, *, seq: int, at: datetime) -> AdvanceResult:
     if not isinstance(event, e.TaskSubmitted):
-        raise IllegalEventError("A task's first event is its submission.")
+        raise IllegalEventError("The first event of a task must be its submission.")
     message = "Waiting to be started"
     task = Task(
         id=event.task_id,
@@ -145,7 +145,7 @@ def _attempt_started(task: Task, event: e.AttemptStarted) -> _HandlerResult:
     """
     before, repository = task.attempt, task.manifest.repository
     if task.cancel is not None or task.failure is not None:
-        raise IllegalEventError(f"Task {task.id} must end; no attempt starts.")
+        raise IllegalEventError(f"Task {task.id} must end, so no attempt can start.")
     if before is not None and before.follow_up is None and task.attempt_state is not TaskState.STAGING:
         raise IllegalEventError(f"Attempt {before.id} of task {task.id} was not torn down.")
     attempt = Attempt(
@@ -210,7 +210,7 @@ def _attempt_torn_down(task: Task, _: e.AttemptTornDown) -> _HandlerResult:
     """Move the failure from the task to the attempt. The task has no failure until its last attempt fails."""
     follow_up, attempt = next_follow_up(task), task.attempt
     if follow_up is None or attempt is None or task.failure is None:
-        raise IllegalEventError(f"Task {task.id}: no other attempt follows.")
+        raise IllegalEventError(f"Task {task.id} cannot start another attempt.")
     ended = msgspec.structs.replace(attempt, failure=task.failure, exit_code=task.exit_code, follow_up=follow_up)
     changes = {"attempt": ended, "failure": None, "agent_has_exited": False}
     changes |= dict.fromkeys(("exit_code", "result", "final_message"))
@@ -287,7 +287,7 @@ def final_state(task: Task) -> tuple[TaskState, str]:
         return TaskState.FAILED_PRESERVED if task.is_preserved_on_failure else TaskState.FAILED, task.failure.message
     if task.state is TaskState.COMPLETING and task.agent_has_exited:
         return TaskState.COMPLETED, f"{task.agent_name} finished its work"
-    raise IllegalEventError(f"Task {task.id} is {task.state}: nothing has ended it.")
+    raise IllegalEventError(f"Task {task.id} is {task.state} and cannot end yet.")
 
 
 def _progress(_: Task, event: e.Progress) -> _HandlerResult:

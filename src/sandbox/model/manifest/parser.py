@@ -206,7 +206,7 @@ def _read_json_or_yaml(text: str, *, is_json: bool) -> Any:
             message = f"{error.errors[0].message}; the text looks like YAML: send it with {_YAML_HEADER}"
             raise InvalidManifestError([msgspec.structs.replace(error.errors[0], message=message)]) from None
     if text.lstrip().startswith("{"):
-        # The body may be JSON without its content type. YAML does not support all JSON escapes.
+        # The body may be JSON despite its content type. Try JSON first: YAML does not support all JSON escapes.
         with suppress(InvalidManifestError):
             return read_json(text)
     return read_yaml(text)
