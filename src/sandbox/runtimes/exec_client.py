@@ -42,7 +42,7 @@ class ExecTerminal:
         self._pty = PtyMaster(terminal_fd)
         self._command_pidfd = command_pidfd
         self._was_oom_killed = was_oom_killed
-        # Start the task immediately, because the sandbox's init cannot end before ended processes inside are reaped.
+        # Start waiting immediately: the sandbox's init cannot end before the ended processes in the sandbox are reaped.
         self._exit_task = asyncio.create_task(self._wait_for_exit())
 
     @property

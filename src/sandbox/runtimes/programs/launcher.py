@@ -93,7 +93,8 @@ RTM_NEWROUTE, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE = 24, 2, 1, 4,
 RTA_DST, RTA_OIF, RT_TABLE_LOCAL, RTPROT_BOOT, RT_SCOPE_HOST, RTN_LOCAL = 1, 4, 255, 3, 254, 2
 LOOPBACK_INDEX, SOCK_DIAG, SO_TIMESTAMP = 1, 4, 29
 
-# The same types as `ctypes.c_int`, `c_void_p` and `c_char_p`, and the functions of `ctypes.CDLL(None, use_errno=True)`.
+# Equivalents of the types `ctypes.c_int`, `c_void_p` and `c_char_p`, and of the functions of
+# `ctypes.CDLL(None, use_errno=True)`.
 _Int, _Pointer, _Text = (type(code, (_ctypes._SimpleCData,), {"_type_": code}) for code in "iPz")
 _FUNCTION_FLAGS = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
 _Function = type("_Function", (_ctypes.CFuncPtr,), {"_flags_": _FUNCTION_FLAGS, "_restype_": _Int})
@@ -264,7 +265,7 @@ def expose_overlay(path: str, source: str, parent: int, name: str) -> bool:
     target = f"{EXPOSED_DIRECTORY}/{name}"
     if os.path.isdir(source):  # noqa: PTH112
         return not _has_mounts_below(path) and _mount_overlay(source, target)
-    # An ordinary user's overlay opens files as that user, who may be allowed to execute but not to read them.
+    # An ordinary user's overlay opens files as that user, who may be allowed to execute them but not to read them.
     overlay = f"{EXPOSED_DIRECTORY}/overlays/{name}"
     if not os.access(source, os.R_OK) or not _mount_overlay(f"/proc/self/fd/{parent}", overlay):
         return False
@@ -504,7 +505,7 @@ def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors:
     poll.register(os.pidfd_open(child), select.POLLIN)
     poll.register(status, select.POLLIN)
     poll.poll()
-    # Kill the group too: a child that bubblewrap has just forked does not die with it yet and would keep the pipes
+    # Kill the process group too: a child that bubblewrap has just forked could outlive bubblewrap and keep the pipes
     # open.
     for kill in (os.kill, os.killpg):
         try:  # noqa: SIM105  (importing contextlib slows the start down)

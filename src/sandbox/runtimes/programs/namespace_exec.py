@@ -19,7 +19,7 @@ import struct
 import sys
 
 _signal = __import__("_signal")  # built in, and unknown to type checkers
-# Imported from this directory, not as modules of the package.
+# These are imported from this directory, not as modules of the package.
 launcher = __import__("launcher")
 process_limits = __import__("process_limits")
 
@@ -148,7 +148,7 @@ def start_command(
     child_socket.close()
     os.close(pty_peer)
     if parent_socket.recv(5) != b"ready":
-        raise OSError("the command's process ended before it started")
+        raise OSError("the command's process ended before the command started")
     parent_socket.send(b"go")
     return child, pty_master
 

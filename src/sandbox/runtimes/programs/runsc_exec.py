@@ -17,7 +17,7 @@ import os
 import struct
 import sys
 
-# Imported from this directory, not as modules of the package.
+# These are imported from this directory, not as modules of the package.
 namespace_exec = __import__("namespace_exec")
 launcher = __import__("launcher")
 process_limits = __import__("process_limits")

@@ -200,7 +200,7 @@ class QemuSandbox:
                 await self.wait()
         except TimeoutError:
             raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE) from None
-        # virtiofsd looks up names in the host's own directories, such as /usr, and the kernel caches these names.
+        # virtiofsd looked up names in the host's own directories, such as /usr, and the kernel has cached these names.
         await asyncio.to_thread(self._group.drop_caches, self._negative_dentries_before)
         for one in (self._channel, self._console, self._stderr, self._report_transport):
             if one is not None:

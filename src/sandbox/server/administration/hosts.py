@@ -28,7 +28,7 @@ class Hosts:
         if ":" in self._placements.selected_host.identity.name:  # new tasks run on other hosts
             own_host, own_tasks = statuses.pop(""), task_ids.pop("", [])
             if own_tasks:
-                # The cluster's engine may list this machine under the same name.
+                # The cluster's engine may also list this machine, under the same name.
                 key = next((key for key, status in statuses.items() if status.name == own_host.name), "")
                 statuses.setdefault(key, own_host)
                 task_ids[key] = [*task_ids.get(key, []), *own_tasks]

@@ -80,7 +80,7 @@ async def find_credentials_for_host(url: str, query: CredentialQuery, environmen
     url = apply_instead_of(url, settings)
     if (query.protocol, query.host.lower()) != _origin(url):
         raise NoCredentialsError("The server refused a request for credentials of another host or protocol.")
-    # `lower` maps some other characters to ASCII, so the helpers get the spelling of the URL.
+    # `lower` maps some non-ASCII characters to ASCII, so pass on the host from the URL, not the one from the query.
     own_query = CredentialQuery(query.protocol, _host(url))
     try:
         found = await UserCredentials(url, settings, user_environment(environment), path).find(own_query)
