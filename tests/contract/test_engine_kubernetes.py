@@ -637,6 +637,6 @@ async def test_job_that_is_sent_is_valid_and_minimal(engine, create_job, cluster
 )
 async def test_request_that_kubernetes_cannot_represent_is_refused(engine, api, changes):
     fields = {"command": ("/bin/true",), "environment": {}, "resources": SMALL, "time_limit_seconds": 60}
-    with pytest.raises(ValueError, match=r"must|not an absolute"):
+    with pytest.raises(ValueError, match="must"):
         await engine.submit(JobRequest(job_name(new_attempt_id()), **(fields | changes)))
     assert not any(request.startswith("POST") for request in api.requests)

@@ -126,7 +126,7 @@ def test_compressed_journal_corrupted_on_disk_is_discarded(journals, directory, 
 def test_compressed_journal_whose_records_differ_is_discarded(journals, directory, monkeypatch):
     plain, member = (directory / "records").read_bytes(), compressed_module._encode_member
     monkeypatch.setattr(compressed_module, "_encode_member", lambda data: member(data.replace(b"003003", b"004004")))
-    with pytest.raises(JournalDamagedError, match="check its disk"):
+    with pytest.raises(JournalDamagedError, match="check the disk"):
         journals.compress("t")
     assert names(directory) == ["lock", "records"]
     assert (directory / "records").read_bytes() == plain

@@ -165,7 +165,7 @@ def _command(request: JobRequest) -> Sequence[str]:
     if request.output_file == "/dev/null":
         return request.command
     if not Path(request.output_file).is_absolute() or "\0" in request.output_file:
-        raise ValueError(f"the path of the output file is not absolute: {request.output_file!r}")
+        raise ValueError(f"the path of the output file must be absolute and contain no NUL: {request.output_file!r}")
     return ("/bin/sh", "-c", 'exec "$@" >>"$0" 2>&1', request.output_file, *request.command)
 
 

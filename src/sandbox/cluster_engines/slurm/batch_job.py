@@ -96,7 +96,7 @@ def _time_limit_minutes(request: JobRequest) -> int:
 def _escape_file_name(path: str) -> str:
     """Escape a file name, so that sbatch uses it unchanged. Raises ValueError."""
     if not Path(path).is_absolute() or not path.isprintable() or "\\" in path:
-        raise ValueError(f"the path of the output file is not absolute: {path!r}")
+        raise ValueError(f"the path of the output file must be absolute and printable, without backslashes: {path!r}")
     return path.replace("%", "%%")
 
 
