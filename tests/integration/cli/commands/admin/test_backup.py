@@ -501,7 +501,7 @@ def test_remarks_do_not_mix_with_a_backup_on_standard_output(run_cli, restore, s
 def test_json_report_needs_a_backup_file(run_cli, stored):
     result = run_cli("admin", "backup", "-", "--data-dir", str(stored.data_dir), "-f", "json")
     assert (result.returncode, result.stdout) == (2, b"")
-    assert b"choose a file" in result.stderr
+    assert b"write the backup to a file" in result.stderr
 
 
 def test_backup_is_not_written_to_a_terminal(start_cli, terminal, stored):
