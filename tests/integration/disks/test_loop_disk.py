@@ -236,7 +236,7 @@ async def holds_until_released(disk, layout, opened, release):
 
 
 async def fails_to_open(disk, layout):
-    with pytest.raises(AttemptError, match="still uses it"):
+    with pytest.raises(AttemptError, match="still uses the disk"):
         await disk.open(32 * MIB)
 
 
