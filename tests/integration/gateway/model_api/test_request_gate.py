@@ -176,7 +176,17 @@ def test_response_that_exhausts_the_budget_is_delivered_to_its_end():
     run(scenario)
 
 
-def test_at_most_16_requests_in_flight_can_exceed_the_budget():
+IMAGE = '{"type":"image","source":{"type":"base64","media_type":"image/png","data":"iVBORw0KGgo="}}'
+
+
+@pytest.mark.parametrize(
+    ("budget_usd", "max_tokens", "content"),
+    [
+        pytest.param(0.006, 1000, '{"type":"text","text":"x"}', id="output"),
+        pytest.param(0.09, 1, ",".join([IMAGE] * 100), id="images"),
+    ],
+)
+def test_at_most_16_requests_in_flight_can_exceed_the_budget(budget_usd, max_tokens, content):
     async def scenario():
         release = asyncio.Event()
 
@@ -184,10 +194,11 @@ def test_at_most_16_requests_in_flight_can_exceed_the_budget():
             await release.wait()
             await respond_with()(_, writer)
 
-        body = b'{"model":"claude-haiku-4-5","stream":true,"max_tokens":1000}'
+        fields = f'"model":"claude-haiku-4-5","stream":true,"max_tokens":{max_tokens}'
+        body = f'{{{fields},"messages":[{{"role":"user","content":[{content}]}}]}}'.encode()
         async with (
             scripted_upstream(respond_when_released) as upstream,
-            served_gateway(upstream.base_url, rules_with_budget(0.006)) as served,
+            served_gateway(upstream.base_url, rules_with_budget(budget_usd)) as served,
         ):
             clients = [await served.connect() for _ in range(40)]
             for client in clients[:16]:

@@ -10,11 +10,14 @@ from typing import Any
 
 import msgspec
 
-from sandbox.agents.claude_code.messages_api.request_checks import additional_models, unknown_fee_reason
+from sandbox.agents.claude_code.messages_api.request_checks import additional_models, count_images, unknown_fee_reason
 from sandbox.interfaces.gateway import CostBound
 
 INPUT_TOKENS_MAX = 1_000_000
 """Maximum number of input tokens assumed for a response that ended before it reported usage; no model accepts more."""
+
+IMAGE_TOKENS_MAX = 5_000
+"""Input tokens assumed for one image; no model counts more. A file of 400 bytes can contain an image of this size."""
 
 OUTPUT_TOKENS_MAX = 1_000_000
 """Output tokens assumed for a response that ended early and whose request sets no limit; no model produces more."""
@@ -135,15 +138,20 @@ _INPUT_BYTES_PER_TOKEN = 3
 def estimate_cost_bound(document: dict[str, Any], byte_count: int) -> CostBound:
     """Estimate an upper bound on a request's cost from its untrusted body and the body's length.
 
-    If other models may serve the request too, the bound is for the most expensive one.
+    If other models may serve the request too, the bound is for the most expensive one. If the request has content whose
+    length is unknown, such as a PDF, the number of input tokens is INPUT_TOKENS_MAX.
     """
     models = (document.get("model", ""), *additional_models(document))
     output_tokens = document.get("max_tokens")
     if not isinstance(output_tokens, int) or not 0 < output_tokens < OUTPUT_TOKENS_MAX:
         output_tokens = OUTPUT_TOKENS_MAX
+    images = count_images(document)
+    input_tokens = (
+        INPUT_TOKENS_MAX if images is None else byte_count // _INPUT_BYTES_PER_TOKEN + images * IMAGE_TOKENS_MAX
+    )
     return CostBound(
         max(models, key=_output_price),
-        min(byte_count // _INPUT_BYTES_PER_TOKEN, INPUT_TOKENS_MAX),
+        min(input_tokens, INPUT_TOKENS_MAX),
         output_tokens,
         document.get("stream") is True,
     )

@@ -34,7 +34,8 @@ _TOOL_PART_TYPES = frozenset({"approximate", "ephemeral"})
 """Types of objects in a tool definition outside its schema: the user's location, the cache lifetime."""
 
 _TOOL_CHANGE_TYPES = frozenset({"tool_reference", "tool_definition"})
-_INLINE_SOURCES = frozenset({"base64", "content", "text"})
+_TEXT_SOURCES = ("content", "text")
+_INLINE_SOURCES = frozenset({"base64", *_TEXT_SOURCES})
 _SOURCE_BLOCKS = ("document", "image")
 _TOOL_CALLS = ("tool_use", "server_tool_use", "mcp_tool_use")
 _SELF_CONTAINED_SERVER_TOOLS = re.compile(r"advisor|tool_search_tool(_[a-z0-9]+)?")
@@ -72,11 +73,29 @@ def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], s
     sanitize: makes untrusted text safe to report.
     """
     for context, value in _iter_objects(document):
-        allowed = _TOOLS_WITHOUT_EXTERNAL_ACCESS
-        reason = _tool_deny_reason(context, value, allowed, sanitize) or _access_deny_reason(context, value, sanitize)
+        reason = _external_access_reason(context, value, sanitize)
         if reason is not None:
             return reason
     return None
+
+
+def count_images(document: dict[str, Any]) -> int | None:
+    """Return the number of images in a request.
+
+    None if the request has content whose number of tokens its length does not limit: a PDF, which may be compressed, or
+    content outside the request.
+    """
+    images = 0
+    for context, value in _iter_objects(document):
+        if _external_access_reason(context, value, str) is not None or _is_file(value):
+            return None
+        images += value.get("type") == "image"
+    return images
+
+
+def _is_file(block: dict[str, Any]) -> bool:
+    """Return whether a block is a document whose source is a file, not text or content blocks."""
+    return block.get("type") == "document" and block["source"].get("type") not in _TEXT_SOURCES
 
 
 def unknown_fee_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
@@ -116,6 +135,11 @@ def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], saniti
     if not _is_short_string(kind):
         return "A tool of unknown type"
     return None if allowed.fullmatch(kind) else f"The tool {sanitize(kind)}"
+
+
+def _external_access_reason(context: str, value: Any, sanitize: Callable[[str], str]) -> str | None:
+    allowed = _TOOLS_WITHOUT_EXTERNAL_ACCESS
+    return _tool_deny_reason(context, value, allowed, sanitize) or _access_deny_reason(context, value, sanitize)
 
 
 def _access_deny_reason(context: str, json_object: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:

@@ -3,6 +3,8 @@
 import pytest
 
 from sandbox.agents.claude_code.messages_api.pricing import (
+    IMAGE_TOKENS_MAX,
+    INPUT_TOKENS_MAX,
     PRICES_DATE,
     TokenCounts,
     cost_usd,
@@ -66,6 +68,48 @@ def test_long_prompt_price_applies_from_the_first_token():
 def test_cost_bound_uses_the_most_expensive_model_of_a_request(fields, model):
     bound = estimate_cost_bound({"model": "claude-haiku-4-5", "max_tokens": 5} | fields, 300)
     assert (bound.model, bound.input_tokens, bound.output_tokens_max) == (model, 100, 5)
+
+
+def input_tokens(**fields):
+    return estimate_cost_bound({"model": "claude-haiku-4-5", **fields}, 300).input_tokens
+
+
+def test_cost_bound_counts_images_because_a_small_file_can_contain_a_large_image():
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
+    result = {"type": "tool_result", "tool_use_id": "x", "content": [image, image]}
+    messages = [{"role": "user", "content": [image, {"type": "text", "text": "image"}, result]}]
+    assert input_tokens(messages=messages) == 100 + 3 * IMAGE_TOKENS_MAX
+    assert input_tokens(messages=[{"content": [image] * 600}]) == INPUT_TOKENS_MAX
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}},
+        {"type": "image", "source": {"type": "url", "url": "https://example.org/x"}},
+        {"type": "document", "source": {"type": "file", "file_id": "x"}},
+    ],
+)
+def test_cost_bound_is_the_maximum_if_the_length_of_the_content_is_unknown(content):
+    assert input_tokens(messages=[{"content": [content]}]) == INPUT_TOKENS_MAX
+
+
+def test_cost_bound_is_the_maximum_if_the_models_servers_fetch_content():
+    assert input_tokens(tools=[{"type": "web_fetch_20250910", "name": "web_fetch"}]) == INPUT_TOKENS_MAX
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"type": "text", "media_type": "text/plain", "data": "words"},
+        {"type": "content", "content": [{"type": "text", "text": "words"}]},
+    ],
+)
+def test_cost_bound_of_text_and_of_data_is_a_third_of_the_length(source):
+    call = {"type": "tool_use", "id": "x", "name": "Read", "input": {"type": "image", "url": "https://example.org/x"}}
+    content = [{"type": "document", "source": source}, call]
+    tools = [{"name": "Read", "input_schema": {"type": "image"}}, {"type": "bash_20250124", "name": "bash"}]
+    assert input_tokens(messages=[{"content": content}], tools=tools) == 100
 
 
 def test_price_table_has_a_date():
