@@ -18,7 +18,7 @@ TESTS_DIRECTORY = Path(__file__).parents[1]
 @pytest.fixture
 def deploy(deployment, monkeypatch, tmp_path):
     """Starts a deployment with failing probes, which are counted."""
-    monkeypatch.setattr("doubles.deployment.COMMAND_LINE", "doubles.failing_probes:main")
+    monkeypatch.setattr("doubles.deployment.CLI_MAIN", "doubles.failing_probes:main")
     log = tmp_path / "probes"
 
     def make(failing, pause="5", **environment):

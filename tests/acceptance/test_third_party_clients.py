@@ -116,19 +116,23 @@ def follow_all(deployment, programs, page, socket_page, base_urls):
         page_events, socket_events = (
             received + list(filter(None, rest)) for received, rest in zip(first_events, remaining_events, strict=True)
         )
-        streamed = [page_events, *(result.result(60) for result in stream_results)]
-        pushed = [socket_events, list(socket_page.events(sockets[1])), *(one.result(60) for one in socket_results)]
-    check_all_complete(deployment, task_id, streamed, pushed)
+        from_sse = [page_events, *(result.result(60) for result in stream_results)]
+        from_websockets = [
+            socket_events,
+            list(socket_page.events(sockets[1])),
+            *(one.result(60) for one in socket_results),
+        ]
+    check_all_complete(deployment, task_id, from_sse, from_websockets)
     submissions = [submission, *(client.submit(UNKNOWN_BRANCH_MANIFEST) for client in (*others, page))]
     assert [one["state"] for one in submissions] == ["pending"] * 4
     return task_id
 
 
-def check_all_complete(deployment, task_id, streamed, pushed):
-    for received in streamed:
+def check_all_complete(deployment, task_id, from_sse, from_websockets):
+    for received in from_sse:
         check_complete_events(deployment, task_id, received)
         assert {"output", "tool_call", "usage"} <= {event["type"] for event in received}
-    for received in pushed:
+    for received in from_websockets:
         check_complete_events(deployment, task_id, received, missing_types=("usage",))
         assert {"output", "tool_call", "progress"} <= {event["type"] for event in received}
 

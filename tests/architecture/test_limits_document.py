@@ -82,7 +82,7 @@ ROWS = [
         "workspace.artifacts.ARTIFACT_PATHS_BYTES_MAX",
     ),
     ("Artifacts and patches", "Files and directories of a commit", "workspace.files.ENTRIES_MAX"),
-    ("Artifacts and patches", "Number of patches in a chain of tasks", "model.fixed_limits.CHAIN_PATCHES_MAX"),
+    ("Artifacts and patches", "Number of patches in a chain of tasks", "model.fixed_limits.EARLIER_PATCHES_MAX"),
     ("Artifacts and patches", "Size of the patches in a chain of tasks", "model.fixed_limits.CHAIN_BYTES_MAX"),
     ("Artifacts and patches", "Session of an agent", "model.fixed_limits.SESSION_BYTES_MAX"),
     (

@@ -36,7 +36,7 @@ CLUSTER_BATCHES = (("tasks", "brief hosts"), ("stopped workers", "lost hosts"), 
 """The batches of a round, in groups. The batches of a group share a cluster and a server."""
 
 _TAKEOVER_SECONDS = LEASE_SECONDS + LEASE_MARGIN_SECONDS + 60
-_ENDLESS = {"runner", "sandbox", "worker", "stopped worker", *LOST_HOST_TARGETS}
+_ENDLESS_AGENT_TARGETS = {"runner", "sandbox", "worker", "stopped worker", *LOST_HOST_TARGETS}
 """The kill targets whose agents must not end before the fault."""
 
 
@@ -170,7 +170,7 @@ class _ClusterRound:
             self._deployment,
             rng,
             needs_sandbox=target in {"sandbox", "gateway", "paused sandbox"},
-            is_endless=target in _ENDLESS and not retries,
+            is_endless=target in _ENDLESS_AGENT_TARGETS and not retries,
             retries=retries,
         )
         task = driver.reach(state, name)

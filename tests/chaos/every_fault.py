@@ -64,7 +64,7 @@ def main(targets, errors):
                     start, harness = time.monotonic(), FaultHarness(Path(directory))
                     try:
                         counts, failures = run_faults(harness, target, error, is_persistent=is_persistent)
-                        harness.check_all()
+                        harness.check_after_restart()
                     except Exception:
                         failures.append(traceback.format_exc(limit=-2))
                     finally:

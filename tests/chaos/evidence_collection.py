@@ -63,7 +63,7 @@ def _collect_task(deployment, task_id, target, state_at_kill, stdout_before):
         patched_lines=None if patch is None else _apply(deployment, patch),
         agent_sessions=deployment.agent_sessions(task_id),
         retries=deployment.submitted[task_id]["retries"],
-        files=deployment.submitted[task_id]["files"],
+        file_count=deployment.submitted[task_id]["files"],
     )
 
 

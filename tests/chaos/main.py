@@ -144,7 +144,7 @@ def run_checked(results, runtime, target, seed, run):
 
 def write_document(results, restarted, summary):
     connections = sum(restarted.connections)
-    received = f"{restarted.clients} clients received {restarted.events:,} events"
+    received = f"{restarted.client_count} clients received {restarted.event_count:,} events"
     lines = [
         *head_lines(results, summary),
         *results.rows("bubblewrap"),
@@ -153,7 +153,7 @@ def write_document(results, restarted, summary):
         "",
         *results.outcome_rows(),
         "",
-        f"{restarted.restarts} restarts ({restarted.killed} with SIGKILL, the others with SIGTERM) "
+        f"{restarted.restarts} restarts ({restarted.kill_count} with SIGKILL, the others with SIGTERM) "
         "with 5 running tasks: "
         f"{received} over at least {connections} connections, "
         f"with {len(restarted.violations)} differences from the journal.",

@@ -94,9 +94,9 @@ class TaskEvidence:
     the kill.
     records: the journal, as JSON. stdout_before: stdout that was read before the kill. patched_lines:
     WRITTEN_LINES_FILE in a clone of the base commit after `git apply`, empty if missing; None if git rejected the
-    patch. agent_sessions: the session of the agent that sent each request to the model, in order of arrival. files: how
-    many files the agent creates, each with its number as content. late_requests: how many requests of an agent arrived
-    after its attempt had been given up.
+    patch. agent_sessions: the session of the agent that sent each request to the model, in order of arrival.
+    file_count: how many files the agent creates, each with its number as content. late_requests: how many requests of
+    an agent arrived after its attempt had been given up.
     """
 
     task_id: str
@@ -109,7 +109,7 @@ class TaskEvidence:
     patched_lines: bytes | None = None
     agent_sessions: list[str] = field(default_factory=list)
     retries: int = 0
-    files: int = 0
+    file_count: int = 0
     late_requests: int = 0
 
     @property
@@ -318,7 +318,7 @@ def _check_contents(task, contents):
     if contents.get("transcript.ndjson", task.stdout) != task.stdout:
         yield "the transcript differs from the output"
     if task.outcome == COMPLETED:
-        wrong = [n for n in range(task.files) if contents.get(f"made-{n}") != f"{n}\n".encode()]
+        wrong = [n for n in range(task.file_count) if contents.get(f"made-{n}") != f"{n}\n".encode()]
         if wrong:
             yield f"files of the agent are missing or changed: {wrong}"
 

@@ -23,14 +23,14 @@ END_TIMEOUT_SECONDS = 120
 class RestartResult:
     """The outcome of repeated restarts.
 
-    killed: the number of restarts after SIGKILL instead of SIGTERM.
+    kill_count: the number of restarts after SIGKILL instead of SIGTERM.
     connections: how often each client connected, except for command-line clients.
     """
 
     restarts: int
-    killed: int
-    clients: int
-    events: int
+    kill_count: int
+    client_count: int
+    event_count: int
     connections: list
     violations: list
 

@@ -36,7 +36,7 @@ def test_failing_system_calls_leave_consistent_journals(harness):
     for error, nth in (("ENOSPC", 2), ("EIO", 11)):
         _, hits = harness.run_task(f"anywhere-{error.lower()}-{nth}", Fault(error, nth))
         assert hits
-    harness.check_all()
+    harness.check_after_restart()
     assert harness.slowest_seconds < HEALTH_SECONDS_MAX
 
 
@@ -81,5 +81,5 @@ def _run_on_full_disk(harness, small):
     assert "task-2" in harness.final_statuses or harness.submit("task-3", 20)
     for task in deployment.http.get("/api/v1/tasks").json()["tasks"]:
         harness.check(deployment.wait(task["id"]))
-    harness.check_all()
+    harness.check_after_restart()
     assert harness.slowest_seconds < HEALTH_SECONDS_MAX

@@ -56,7 +56,7 @@ def task_evidence(
         ],
         patched_lines=text,
         agent_sessions=["a", "a"],
-        files=1,
+        file_count=1,
     )
 
 

@@ -19,6 +19,6 @@ RESTARTS = 2
 def test_clients_receive_the_whole_journal_across_restarts(tmp_path):
     result = run_restarts(tmp_path, RESTARTS, seed(), tasks=2, client_types=FEW_CLIENTS)
     assert result.violations == []
-    assert result.clients == len(FEW_CLIENTS)
+    assert result.client_count == len(FEW_CLIENTS)
     assert len(result.connections) == len(FEW_CLIENTS) - FEW_CLIENTS.count(CliClient)
     assert min(result.connections) > 1, "a client never lost its connection"

@@ -228,7 +228,7 @@ class TestApiServer:
             engine.withdraw(job.name),
             engine.look_up([job.name]),
             engine.hosts(),
-            engine.largest_hosts(),
+            engine.largest_host_sizes(),
             engine.verify(job.name, "n1", "a.b.c"),
         ):
             with pytest.raises(EngineUnavailableError, match="kubectl cluster-info"):
@@ -499,7 +499,10 @@ class TestHosts:
         assert hosts["n2"].problem == "The node is cordoned (kubectl cordon)."
         assert hosts["busy"].problem == "The node has the taint node.kubernetes.io/memory-pressure."
         assert "not ready (Kubelet stopped posting status)" in hosts["n1"].problem
-        assert await engine.largest_hosts() == [Resources(4, 1000 * MIB, 10 * GIB), Resources(3, 2048 * MIB, 10 * GIB)]
+        assert await engine.largest_host_sizes() == [
+            Resources(4, 1000 * MIB, 10 * GIB),
+            Resources(3, 2048 * MIB, 10 * GIB),
+        ]
 
     async def test_workers_run_on_selected_nodes_whose_taints_they_tolerate(self, cluster, harness, create_job):
         cluster.add_node("n2", labels={"pool": "agents"}, taints=[("agents", "NoSchedule")])

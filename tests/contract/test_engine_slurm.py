@@ -41,7 +41,7 @@ async def test_killed_controller_is_reported_as_unavailable_and_jobs_continue(cl
             engine.submit(create_job("wait").request),
             engine.withdraw(job.name),
             engine.look_up([job.name]),
-            engine.largest_hosts(),
+            engine.largest_host_sizes(),
             engine.hosts(),
         ):
             with pytest.raises(EngineUnavailableError, match="scontrol ping"):
@@ -287,12 +287,12 @@ async def test_extra_options_select_the_host(on_host, create_job):
 
 
 async def test_largest_hosts_are_limited_to_the_partition(harness):
-    (small,) = await harness.connect(partition="small").largest_hosts()
-    (large,) = await harness.connect(partition="all").largest_hosts()
+    (small,) = await harness.connect(partition="small").largest_host_sizes()
+    (large,) = await harness.connect(partition="all").largest_host_sizes()
     assert (large.cpus, large.memory_bytes) == (small.cpus, 2 * small.memory_bytes)
-    assert await harness.connect(partition=None).largest_hosts() == [large]
+    assert await harness.connect(partition=None).largest_host_sizes() == [large]
     with pytest.raises(EngineUnavailableError, match=r"none .*cluster\.slurm\.partition"):
-        await harness.connect(partition="none").largest_hosts()
+        await harness.connect(partition="none").largest_host_sizes()
 
 
 async def test_listed_hosts_belong_to_the_partition_and_have_a_state(harness, cluster):

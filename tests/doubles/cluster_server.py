@@ -59,7 +59,7 @@ class FakeEngine:
         host = next((each.name for each in self.host_list if each.name not in request.excluded_hosts), HOST)
         self.statuses.setdefault(request.name, JobStatus(JobPhase.RUNNING, host))
 
-    async def largest_hosts(self):
+    async def largest_host_sizes(self):
         return [SMALL, Resources(8, 2**33, 2**40), Resources(64, 2**32, 2**40)]
 
     async def hosts(self):

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from doubles.forked_commands import COMMAND_LINE, ForkedCommand
+from doubles.forked_commands import CLI_MAIN, ForkedCommand
 from doubles.network_namespace import NamespaceTransport
 from sandbox.agents.claude_code.binary_install import install_binary
 from sandbox.demo.scripted_model import Script, Text, ToolUse, Turn
@@ -27,7 +27,7 @@ from sandbox.demo.scripted_model import Script, Text, ToolUse, Turn
 SERVER_KEY = f"sk-ant-the-servers-own-key-{secrets.token_hex(8)}"
 ORGANIZATION = "https://github.com/org/"
 _GIT_SERVER, _MODEL = "sandbox.demo.git_server:main", "sandbox.demo.scripted_model:main"
-_MODULES = {COMMAND_LINE: "sandbox", _GIT_SERVER: "sandbox.demo.git_server", _MODEL: "sandbox.demo.scripted_model"}
+_MODULES = {CLI_MAIN: "sandbox", _GIT_SERVER: "sandbox.demo.git_server", _MODEL: "sandbox.demo.scripted_model"}
 START_SECONDS = 90
 """On a busy machine, a server that boots a guest without KVM needs most of this time."""
 
@@ -239,9 +239,9 @@ class Deployment:
         arguments += ["--format", "json"]
         environment = {**model, **environment}
         if python is not None:
-            self.server = self._start("server", [python, "-m", _MODULES[COMMAND_LINE], *arguments], environment, ())
+            self.server = self._start("server", [python, "-m", _MODULES[CLI_MAIN], *arguments], environment, ())
         else:
-            self.server = self._start_program("server", COMMAND_LINE, arguments, environment, self.command_prefix)
+            self.server = self._start_program("server", CLI_MAIN, arguments, environment, self.command_prefix)
         if self.http is not None:
             self.http.close()
         self.http = self._client()

@@ -92,7 +92,7 @@ class FaultHarness:
         assert journal_end.last_record.transition.new_state == status["state"]
         self.final_statuses[status["id"]] = status
 
-    def check_all(self):
+    def check_after_restart(self):
         """Check that a restarted server reports the same statuses, and that no leftovers remain."""
         wait_until(lambda: not self.leftovers(), 20, f"no leftovers: {self.leftovers()}")
         self.deployment.server.stop(9)

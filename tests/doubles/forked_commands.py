@@ -21,7 +21,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-COMMAND_LINE = "sandbox.cli.main:main"
+CLI_MAIN = "sandbox.cli.main:main"
 _PROGRAM = "import sys; sys.path.append(sys.argv[1]); from doubles.command_fork_server import serve; serve()"
 
 
@@ -31,7 +31,7 @@ class ForkedCommand(subprocess.Popen):
     main: entry point of another program of Sandbox, as `module:function`.
     """
 
-    def __init__(self, arguments, *, main=COMMAND_LINE, **keywords):
+    def __init__(self, arguments, *, main=CLI_MAIN, **keywords):
         self._main = main
         super().__init__(("sandbox", *map(os.fsdecode, arguments)), **keywords)
 

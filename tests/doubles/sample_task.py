@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 TASK_ID = "fix-42"
-NO_INPUT: dict[str, Any] = {
+TOOL_CALL_DEFAULTS: dict[str, Any] = {
     "command": None,
     "edits": [],
     "input": {},
@@ -46,7 +46,7 @@ def task_events(task_id: str = TASK_ID) -> list[dict[str, Any]]:
 
     def tool_use(use_id: str, tool: str, summary: str, **fields: Any) -> None:
         line({"type": "assistant", "message": {"id": "m", "content": [{"type": "tool_use", "id": use_id}]}})
-        add("tool_call_started", tool=tool, tool_use_id=use_id, summary=summary, **{**NO_INPUT, **fields})
+        add("tool_call_started", tool=tool, tool_use_id=use_id, summary=summary, **{**TOOL_CALL_DEFAULTS, **fields})
 
     def tool_result(use_id: str, tool: str, duration_ms: int, error: str | None = None) -> None:
         is_error = error is not None

@@ -213,7 +213,7 @@ class RunningServer:
         key_settings = {kind: f"{kind.upper()}_KEY" for kind in kinds}
         conditions = StartConditions(drain, host, disk_monitor, key_settings, missing_keys)
         scheduler, limit = (
-            Scheduler(components.capacity, components.largest_hosts),
+            Scheduler(components.capacity, components.largest_host_sizes),
             UnfinishedTaskLimit(components.unfinished_tasks_max),
         )
         dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, host, limit)
@@ -281,7 +281,7 @@ class ServerComponents:
     def __init__(self, data_dir, store, *, capacity=AMPLE_RESOURCES, upstream=UPSTREAM):
         self.upstream, self.agent_kinds, self.kinds_without_key = upstream, ["claude"], set()
         self.data_dir, self.store, self.capacity = data_dir, store, capacity
-        self.largest_hosts = None
+        self.largest_host_sizes = None
         self.unfinished_tasks_max = UNFINISHED_TASKS_MAX
         self.journals = FileJournals(data_dir)
         self.clock = AdjustableClock()

@@ -139,7 +139,7 @@ class WorkspaceHarness:
     credentials_server: Any = None
 
     @asynccontextmanager
-    async def confine(self, directories, read_only):
+    async def confine(self, directories, read_only_directories):
         """Confine commands as a runner does, with a sandbox's kernel uid and control group."""
         if not self.confined:
             yield NoConfinement()
@@ -147,7 +147,7 @@ class WorkspaceHarness:
         runtime = BubblewrapRuntime(self.root)
         handle = runtime.prepare(new_attempt_id())
         try:
-            spec = ConfinementSpec(2, self.memory_bytes, 512, directories, read_only)
+            spec = ConfinementSpec(2, self.memory_bytes, 512, directories, read_only_directories)
             async with runtime.confine(handle, spec) as confinement:
                 yield confinement
         finally:

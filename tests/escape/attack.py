@@ -73,13 +73,13 @@ class Attack:
 class Evidence:
     """Observations made on the host while the attacks ran.
 
-    changes: keyed by observer. missing: the paths that do not exist on the host, or the names of their settings.
+    changes: keyed by observer. missing_paths: the paths that do not exist on the host, or the names of their settings.
     packets: (protocol, address or setting, port) of packets that left the sandbox. samples: the start and end of each
     sample.
     """
 
     changes: Mapping[str, list[str]]
-    missing: frozenset[str] = frozenset()
+    missing_paths: frozenset[str] = frozenset()
     packets: frozenset[tuple[str, str, int]] = frozenset()
     samples: tuple[tuple[float, float], ...] = ()
 

@@ -51,7 +51,7 @@ def _unproven_reason_of_watch(attack, evidence):
     unwatched = [name for name in attack.unchanged_observers if name not in evidence.changes]
     if unwatched:
         return f"the host was not watched for: {unwatched}"
-    if attack.host_paths and evidence.missing.issuperset(attack.host_paths):
+    if attack.host_paths and evidence.missing_paths.issuperset(attack.host_paths):
         return f"the host has none of {attack.host_paths}"
     return None
 

@@ -130,8 +130,8 @@ def test_success_is_unproven_if_its_report_has_no_hold_time():
 
 def test_enoent_is_unproven_if_no_path_exists_on_the_host():
     not_found = {**REFUSED, "by": ["ENOENT"]}
-    one_missing = dataclasses.replace(UNCHANGED, missing=frozenset({"/etc/shadow"}))
-    all_missing = dataclasses.replace(UNCHANGED, missing=frozenset({"/etc/shadow", "CANARY"}))
+    one_missing = dataclasses.replace(UNCHANGED, missing_paths=frozenset({"/etc/shadow"}))
+    all_missing = dataclasses.replace(UNCHANGED, missing_paths=frozenset({"/etc/shadow", "CANARY"}))
     assert outcome(not_found, evidence=one_missing) is Outcome.REFUSED
     assert outcome(not_found, evidence=all_missing) is Outcome.UNPROVEN
 

@@ -58,7 +58,7 @@ WORKER_OVERHEAD_BYTES = 256 * 1024**2
 _log = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 30
-_OWNER_CHARACTERS = 40
+_OWNER_LENGTH = 40
 _VALID_DAYS = 36_500
 
 
@@ -164,7 +164,7 @@ def create_kubernetes_engine(
             raise ConfigurationError(f"{message} Set it to the URL of the API server ('kubectl cluster-info').")
         server = f"https://{f'[{host}]' if ':' in host else host}:{port}"
     labels = dict(label.split("=", 1) for label in section.node_selector)
-    owner, audience = certificate_fingerprint[:_OWNER_CHARACTERS], f"sandbox-{certificate_fingerprint}"
+    owner, audience = certificate_fingerprint[:_OWNER_LENGTH], f"sandbox-{certificate_fingerprint}"
     pods = WorkerPodSettings(section.image, section.service_account, labels, section.tolerations, owner, audience)
     return KubernetesEngine(
         ApiAddress(server, Path(section.token_file), Path(section.ca_file)), section.namespace, pods

@@ -91,7 +91,7 @@ class TaskServer:
         kinds_without_key = {kind for kind, upstream in upstreams.items() if upstream is None}
         conditions = StartConditions(drain, host, disk_monitor, key_settings, kinds_without_key)
         allocator, limit = placements.allocator, UnfinishedTaskLimit(unfinished_tasks_max())
-        scheduler = Scheduler(host.capacity, None if allocator is None else allocator.largest_hosts)
+        scheduler = Scheduler(host.capacity, None if allocator is None else allocator.largest_host_sizes)
         dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, host, limit)
         broadcast, recovery = Broadcast(), RunnerRecovery(journals, placements, launcher, secrets, conditions, clock)
         index_writer, submission_store = IndexWriter(store), SubmissionStore(data_dir, journals, store, clock)

@@ -120,7 +120,7 @@ def read_shared_host_key(path: Path | None) -> bytes:
     return key
 
 
-NODE_VARIABLE = "SLURMD_NODENAME"
+SLURM_HOST_VARIABLE = "SLURMD_NODENAME"
 """The environment variable that contains the name that Slurm uses for the host. Only Slurm jobs have this variable."""
 
 
@@ -129,7 +129,7 @@ def host_name(environment: Mapping[str, str]) -> str:
 
     It has no colon, because a colon separates the placement from the host in the journal.
     """
-    name = environment.get(NODE_VARIABLE) or environment.get(HOST_NAME_VARIABLE) or gethostname()
+    name = environment.get(SLURM_HOST_VARIABLE) or environment.get(HOST_NAME_VARIABLE) or gethostname()
     return name.replace(":", "-")
 
 
@@ -139,10 +139,10 @@ def choose_data_dir(data_dir: Path, environment: Mapping[str, str]) -> Path:
     Slurm hosts may share the configured directory, so each host uses a subdirectory.
     Raises WorkerUnusableError.
     """
-    if not (node := environment.get(NODE_VARIABLE)):
+    if not (node := environment.get(SLURM_HOST_VARIABLE)):
         return data_dir
     if not _NODE_NAME.fullmatch(node):
-        raise WorkerUnusableError(f"{NODE_VARIABLE} does not contain a valid host name: {node!r}.")
+        raise WorkerUnusableError(f"{SLURM_HOST_VARIABLE} does not contain a valid host name: {node!r}.")
     return data_dir / node
 
 
@@ -150,7 +150,7 @@ def run(settings: ServerSettings, attempt_id: str, address: ServerAddress) -> in
     """Run the attempts of one task; return the exit code. Raises SandboxError, OSError."""
     os.umask(0o077)
     data_dir = make_data_dir(choose_data_dir(settings.server.data_dir.absolute(), os.environ))
-    if NODE_VARIABLE in os.environ:
+    if SLURM_HOST_VARIABLE in os.environ:
         _redirect_output(data_dir / "worker.log")
     configure_logging(settings.log.format, settings.log.level)
     return asyncio.run(_run(settings, data_dir, attempt_id, address, take_join_token(os.environ)))
@@ -245,9 +245,9 @@ def remove_stale_images(data_dir: Path) -> None:
 
 
 def _make_claim(attempt_id: str, token: bytes, boot_id: str, runtime: str) -> Claim:
-    host, packages = host_name(os.environ), packages_digest(Path("/"))
+    host, digest = host_name(os.environ), packages_digest(Path("/"))
     nonce, size = os.urandom(32), _host_size()
-    return Claim(attempt_id, token, nonce, host, boot_id, runtime, __version__, *size, PROTOCOL_VERSION, packages)
+    return Claim(attempt_id, token, nonce, host, boot_id, runtime, __version__, *size, PROTOCOL_VERSION, digest)
 
 
 def packages_digest(root: Path) -> str:

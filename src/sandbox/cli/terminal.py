@@ -55,7 +55,7 @@ _NEXT_LINE_AND_ERASE_BELOW = b"\r\n\x1b[J"
 """Keeps a message from being printed over what a full-screen program left below the cursor."""
 
 
-_QUERIES = 4
+_QUERY_COUNT = 4
 """Number of queries whose replies mark the end of the replies to programs: no program can predict all of them."""
 
 _REPLY_SECONDS = 1.0
@@ -236,7 +236,7 @@ def _discard_replies(descriptor: int) -> None:
     position, and discards all input up to the replies with these positions. Raises OSError.
     """
     size = os.get_terminal_size(descriptor)
-    positions = [(randbelow(size.lines or 24) + 1, randbelow(size.columns or 80) + 1) for _ in range(_QUERIES)]
+    positions = [(randbelow(size.lines or 24) + 1, randbelow(size.columns or 80) + 1) for _ in range(_QUERY_COUNT)]
     queries = "".join(f"\x1b[{row};{column}H\x1b[6n" for row, column in positions)
     expected = "".join(f"\x1b[{row};{column}R" for row, column in positions).encode()
     _write_all(sys.stdout.fileno(), f"\x1b7{queries}\x1b8".encode())

@@ -22,23 +22,23 @@ def check_job_name(name: str) -> str:
     return name
 
 
-def keep_largest(hosts: Iterable[Resources]) -> Sequence[Resources]:
-    """Return the hosts that no other host matches or exceeds in every resource, sorted by descending number of CPUs.
+def keep_largest(sizes: Iterable[Resources]) -> Sequence[Resources]:
+    """Return the sizes that no other size matches or exceeds in every resource, sorted by descending number of CPUs.
 
-    Hosts are visited in this order. `frontier` contains the largest pairs of memory and disk among the visited hosts,
-    sorted by ascending memory and descending disk. A host is omitted if the first pair with at least as much memory
+    Sizes are visited in this order. `frontier` contains the largest pairs of memory and disk among the visited sizes,
+    sorted by ascending memory and descending disk. A size is omitted if the first pair with at least as much memory
     also has at least as much disk.
     """
     result: list[Resources] = []
     frontier: list[tuple[int, int]] = []
-    for host in sorted({*hosts}, key=lambda host: (host.cpus, host.memory_bytes, host.disk_bytes), reverse=True):
-        position = bisect_left(frontier, (host.memory_bytes, 0))
-        if position < len(frontier) and frontier[position][1] >= host.disk_bytes:
+    for size in sorted({*sizes}, key=lambda size: (size.cpus, size.memory_bytes, size.disk_bytes), reverse=True):
+        position = bisect_left(frontier, (size.memory_bytes, 0))
+        if position < len(frontier) and frontier[position][1] >= size.disk_bytes:
             continue
-        result.append(host)
-        end = bisect_right(frontier, host.memory_bytes, key=lambda pair: pair[0])
+        result.append(size)
+        end = bisect_right(frontier, size.memory_bytes, key=lambda pair: pair[0])
         begin = position
-        while begin > 0 and frontier[begin - 1][1] <= host.disk_bytes:
+        while begin > 0 and frontier[begin - 1][1] <= size.disk_bytes:
             begin -= 1
-        frontier[begin:end] = [(host.memory_bytes, host.disk_bytes)]
+        frontier[begin:end] = [(size.memory_bytes, size.disk_bytes)]
     return result

@@ -64,7 +64,7 @@ _SELF_EXPLANATORY_CODES = {
 }
 """Failures with messages such as "Cloning took too long; raise the limit.", to which a title adds nothing."""
 
-_AGAIN = "Run the task again."
+_RUN_AGAIN_REMEDY = "Run the task again."
 _NOTICES: dict[str, tuple[str, str]] = {
     FailureCode.AGENT_FAILED: ("The agent failed", "Read the end of the conversation and the output."),
     FailureCode.AGENT_NO_RESULT: ("The agent ended without a result", "Read the output."),
@@ -74,18 +74,18 @@ _NOTICES: dict[str, tuple[str, str]] = {
         "The repository could not be cloned",
         "Check the URL, the branch, the commit, and the server's access to the repository.",
     ),
-    FailureCode.COLLECT_FAILED: ("The results could not be collected", _AGAIN),
+    FailureCode.COLLECT_FAILED: ("The results could not be collected", _RUN_AGAIN_REMEDY),
     FailureCode.DISK_FULL: ("The disk was full", "Raise vm.disk."),
     FailureCode.HANG: ("The agent produced no output", "Raise lifecycle.hang_timeout for tasks without output."),
-    FailureCode.HOST_LOST: ("The machine was restarted", _AGAIN),
+    FailureCode.HOST_LOST: ("The machine was restarted", _RUN_AGAIN_REMEDY),
     FailureCode.INTERNAL: ("Sandbox failed", "Report this, with the runner's log."),
     FailureCode.MCP_FAILED: ("An MCP server did not connect", "Read the output, and check the server's entry."),
     FailureCode.OUT_OF_MEMORY: ("The sandbox ran out of memory", "Raise vm.memory."),
     FailureCode.PROCESS_LIMIT: ("The sandbox ran out of processes", "Let the agent start fewer at the same time."),
     FailureCode.PROVISION_FAILED: ("The sandbox could not be created", "Run `sandbox doctor` on the server."),
     FailureCode.PROVISION_TIMEOUT: ("Creating the sandbox took too long", "Raise lifecycle.provision_timeout."),
-    FailureCode.RUNNER_LOST: ("The task's runner died", _AGAIN),
-    FailureCode.SANDBOX_LOST: ("The sandbox ended unexpectedly", _AGAIN),
+    FailureCode.RUNNER_LOST: ("The task's runner died", _RUN_AGAIN_REMEDY),
+    FailureCode.SANDBOX_LOST: ("The sandbox ended unexpectedly", _RUN_AGAIN_REMEDY),
     FailureCode.SECRET_UNAVAILABLE: ("A secret is unavailable", "Check the secret's source on the server."),
     FailureCode.STAGE_TIMEOUT: ("Cloning took too long", "Raise lifecycle.stage_timeout."),
     FailureCode.TIMEOUT: ("The agent ran out of time", "Raise lifecycle.timeout, or make the task smaller."),

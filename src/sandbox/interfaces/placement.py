@@ -457,8 +457,11 @@ class HostAllocator(Protocol):
     """Finds a host for each task, if a placement has several."""
 
     @property
-    def largest_hosts(self) -> Sequence[Resources]:
-        """The largest hosts. A task that fits in one of them waits in the engine's queue, not in the server's."""
+    def largest_host_sizes(self) -> Sequence[Resources]:
+        """The sizes of the largest hosts.
+
+        A task that fits in one of them waits in the engine's queue, not in the server's.
+        """
         ...
 
     async def reserve_host(

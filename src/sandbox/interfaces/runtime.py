@@ -168,14 +168,14 @@ class ConfinementSpec(msgspec.Struct, frozen=True):
     """Resources and directories for host programs that run on behalf of an attempt.
 
     directories: writable; the confinement's uid becomes their owner.
-    read_only: readable; only files that all users may read are accessible.
+    read_only_directories: readable; only files that all users may read are accessible.
     """
 
     cpus: int
     memory_bytes: int
     processes_max: int
     directories: Sequence[Path]
-    read_only: Sequence[Path] = ()
+    read_only_directories: Sequence[Path] = ()
 
 
 class Command(msgspec.Struct, frozen=True):

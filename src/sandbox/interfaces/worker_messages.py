@@ -72,7 +72,7 @@ _Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 _Version = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Za-z.+_-]{0,64}\Z")]
 
 
-class Claim(msgspec.Struct, frozen=True, tag="claim"):
+class Claim(msgspec.Struct, frozen=True, tag="claim", rename={"packages_digest": "packages"}):
     """A worker claims its attempt, or reconnects.
 
     token: the join token of the job, or NO_JOIN_TOKEN.
@@ -81,8 +81,8 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
     version: the version of Sandbox on the host. cpus, memory_bytes: the resources of the whole host. They are for
         display only; workers of earlier versions do not send them.
     protocol: the worker's `PROTOCOL_VERSION`.
-    packages: identifies the installed packages of the host and their versions; empty if they are unknown. For display
-        only.
+    packages_digest: identifies the installed packages of the host and their versions; empty if they are unknown. For
+        display only.
     """
 
     attempt_id: AttemptId
@@ -95,7 +95,7 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
     cpus: _Number = 0
     memory_bytes: _Number = 0
     protocol: _Number = 1
-    packages: _OptionalDigest = ""
+    packages_digest: _OptionalDigest = ""
 
     def __repr__(self) -> str:
         """Omit the token."""

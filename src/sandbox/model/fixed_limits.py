@@ -211,7 +211,7 @@ This applies to the lock for opening terminals and to the lock for network devic
 not count.
 """
 
-LISTING_SECONDS_MAX = 4.0
+DIRECTORY_LISTING_SECONDS_MAX = 4.0
 """Maximum time for which a program may wait for its own memory while it lists a directory of the host.
 
 Meanwhile, the host cannot change this directory.
@@ -377,7 +377,7 @@ CHAIN_TASKS_MAX = 100
 CURRENT_SUBJECT_CHARACTERS_MAX = 200
 """Maximum length of `Progress.current_subject`."""
 
-CHAIN_PATCHES_MAX = 100
+EARLIER_PATCHES_MAX = 100
 """Maximum number of patches that a task takes over from the earlier tasks of its chain; a task with more gets 409."""
 
 CHAIN_BYTES_MAX = 512 * 1024 * 1024

@@ -113,11 +113,11 @@ class BubblewrapConfinement:
         )
         yield from ("--size", str(_TMPFS_BYTES_MAX), "--perms", "1777", "--tmpfs", "/tmp")  # noqa: S108
         own = [one for one in self._spec.directories if working_directory.is_relative_to(one)]
-        visible = {*(own or self._spec.directories), *self._spec.read_only}
+        visible = {*(own or self._spec.directories), *self._spec.read_only_directories}
         for number, confined_directory in enumerate(_confined_directories(self._spec)):
             if confined_directory not in visible:
                 continue
-            option = "--ro-bind" if confined_directory in self._spec.read_only else "--bind"
+            option = "--ro-bind" if confined_directory in self._spec.read_only_directories else "--bind"
             yield from (
                 option,
                 f"{launcher.EXPOSED_DIRECTORY}/{_exposed_name(number)}",
@@ -137,7 +137,7 @@ def exposed_paths(spec: ConfinementSpec) -> dict[str, Path]:
 
 
 def _confined_directories(spec: ConfinementSpec) -> Sequence[Path]:
-    return (*spec.directories, *spec.read_only)
+    return (*spec.directories, *spec.read_only_directories)
 
 
 def _exposed_name(number: int) -> str:

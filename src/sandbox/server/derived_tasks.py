@@ -20,9 +20,9 @@ from sandbox.interfaces.server_services import (
 from sandbox.model.events import GENERATED_DIRECTORY, SESSION_NAME, Artifact, Parent
 from sandbox.model.fixed_limits import (
     CHAIN_BYTES_MAX,
-    CHAIN_PATCHES_MAX,
     EARLIER_CONVERSATION_CHARACTERS_MAX,
     EARLIER_CONVERSATION_EVENTS_MAX,
+    EARLIER_PATCHES_MAX,
 )
 from sandbox.model.task import Task
 from sandbox.model.wire.event_bodies import ConversationItem
@@ -116,8 +116,8 @@ def _inherit_files(layout: TaskLayout, task: Task) -> Inheritance:
         name = f"{INHERITED_PREFIX}{len(patches) + 1}.patch"
         sources[name] = layout.artifacts / own_patch.name
         patches = (*patches, _copy_of(own_patch, name))
-    if len(patches) > CHAIN_PATCHES_MAX or sum(patch.size_bytes for patch in patches) > CHAIN_BYTES_MAX:
-        limits = f"{CHAIN_PATCHES_MAX} patches and {CHAIN_BYTES_MAX // 1024**2} MiB in total"
+    if len(patches) > EARLIER_PATCHES_MAX or sum(patch.size_bytes for patch in patches) > CHAIN_BYTES_MAX:
+        limits = f"{EARLIER_PATCHES_MAX} patches and {CHAIN_BYTES_MAX // 1024**2} MiB in total"
         raise TaskNotContinuableError(task.id, f"its chain exceeds the limit of {limits}", _APPLY_ADVICE)
     session_id = task.attempt.session_id if task.attempt is not None else None
     kept = next((artifact for artifact in task.artifacts if artifact.name == SESSION_NAME), None)

@@ -30,7 +30,7 @@ _POLL_SECONDS = 0.1
 _LIST_SECONDS = 5.0
 """How long the hosts may take to answer for one list of tasks."""
 
-_CONCURRENT_RELEASE = "Another request is still releasing this sandbox; release it again later."
+_CONCURRENT_RELEASE_MESSAGE = "Another request is still releasing this sandbox; release it again later."
 _RELEASE_REFUSALS = {
     LockState.HELD: "This sandbox has an open shell; release it after the shell has ended.",
     LockState.UNKNOWN: "The host of this sandbox is not responding; release it again later.",
@@ -128,7 +128,7 @@ class PreservedSandboxes(PreservedFiles):
             async with asyncio.timeout_at(deadline):
                 await lock.acquire()
         except TimeoutError:
-            raise SandboxInUseError(_CONCURRENT_RELEASE) from None
+            raise SandboxInUseError(_CONCURRENT_RELEASE_MESSAGE) from None
         try:
             await self._release_locked(task, deadline)
         finally:

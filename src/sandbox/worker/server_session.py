@@ -141,19 +141,19 @@ class ServerSession:
         Raises OSError if it breaks, InvalidMessageError, FencedError; HostFilesError if this host's own files cannot be
         used.
         """
-        jobs = [asyncio.create_task(job) for job in (self._read(), self._send_heartbeats(), self._replicate())]
+        loops = [asyncio.create_task(loop) for loop in (self._read(), self._send_heartbeats(), self._replicate())]
         ending = asyncio.create_task(self._wait_for_end())
         self._start(self._remove_leftovers())
         self._start(self._serve_credentials())
         try:
-            await asyncio.wait({ending, *jobs}, return_when=asyncio.FIRST_COMPLETED)
-            for each in (ending, *jobs):
+            await asyncio.wait({ending, *loops}, return_when=asyncio.FIRST_COMPLETED)
+            for each in (ending, *loops):
                 if each.done():
                     return each.result()
         finally:
-            for each in (ending, *jobs, *self._tasks):
+            for each in (ending, *loops, *self._tasks):
                 each.cancel()
-            await asyncio.gather(ending, *jobs, *self._tasks, return_exceptions=True)
+            await asyncio.gather(ending, *loops, *self._tasks, return_exceptions=True)
             await self._worker_task.unlock_disks()
 
     async def _wait_for_end(self) -> None:

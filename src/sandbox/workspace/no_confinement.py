@@ -62,7 +62,9 @@ class NoConfinement:
 
 
 @asynccontextmanager
-async def no_confinement(_directories: Sequence[Path], _read_only: Sequence[Path]) -> AsyncIterator[NoConfinement]:
+async def no_confinement(
+    _directories: Sequence[Path], _read_only_directories: Sequence[Path]
+) -> AsyncIterator[NoConfinement]:
     """Yield a confinement without restrictions. Implements `Confine` for machines that cannot confine programs."""
     yield NoConfinement()
 

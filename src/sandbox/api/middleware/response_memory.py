@@ -23,8 +23,8 @@ _SOCKET_BYTES = 2 * CHUNK_BYTES
 _SMALL_BYTES = 4 * 1024
 """Responses up to this size are never refused, because the change that they report has already taken effect."""
 
-_CONTENT = frozenset({"http.response.body", "websocket.send"})
-_MESSAGE = "Unread responses to this token use all memory that is available to it; read or close some of them."
+_CONTENT_MESSAGE_TYPES = frozenset({"http.response.body", "websocket.send"})
+_REFUSAL_TEXT = "Unread responses to this token use all memory that is available to it; read or close some of them."
 
 
 class ResponseRefusedError(OSError):
@@ -59,7 +59,7 @@ class _CountedResponse:
         """Send one message of the response."""
         if message["type"] == "http.response.start" and "content-length" in Headers(raw=message["headers"]):
             self._head = message
-        elif message["type"] not in _CONTENT:
+        elif message["type"] not in _CONTENT_MESSAGE_TYPES:
             await self._send(message)
         else:
             await self._send_content(message)
@@ -68,7 +68,9 @@ class _CountedResponse:
         """Send an error instead of the response."""
         connection = HTTPConnection(self._scope)
         headers = retry_after_header(None)
-        response = problem_response(connection, 429, code="response_memory_exceeded", message=_MESSAGE, headers=headers)
+        response = problem_response(
+            connection, 429, code="response_memory_exceeded", message=_REFUSAL_TEXT, headers=headers
+        )
         await response(self._scope, self._receive, self._send)
 
     async def _send_content(self, message: Message) -> None:

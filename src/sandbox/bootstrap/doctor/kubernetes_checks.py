@@ -57,14 +57,14 @@ def _check_nodes(hosts: Sequence[EngineHost]) -> list[Finding]:
     names = ", ".join(host.name for host in usable)
     findings = [Finding("hosts", True, f"{len(usable)} of {len(hosts)} nodes start workers: {names}")]
     if problems:
-        findings.append(Finding("hosts", False, f"these start no workers: {problems}", remedy, is_needed=False))
+        findings.append(Finding("hosts", False, f"these start no workers: {problems}", remedy, blocks_tasks=False))
     default = Vm()
     if not any(
         host.resources.cpus >= default.cpus and host.resources.memory_bytes >= default.memory_bytes for host in usable
     ):
         message = f"no node has {default.cpus} CPUs and the memory for a task without vm in its manifest"
         remedy = "Lower vm.cpus or vm.memory in manifests, or add larger nodes."
-        findings.append(Finding("hosts", False, message, remedy, is_needed=False))
+        findings.append(Finding("hosts", False, message, remedy, blocks_tasks=False))
     return findings
 
 
@@ -72,7 +72,7 @@ def _check_image(image: str) -> Finding:
     if "@sha256:" in image:
         return Finding("image", True, f"workers use {image}")
     message = f"{image} has no digest, so nodes may have different images"
-    return Finding("image", False, message, "Set cluster.kubernetes.image to NAME@sha256:DIGEST.", is_needed=False)
+    return Finding("image", False, message, "Set cluster.kubernetes.image to NAME@sha256:DIGEST.", blocks_tasks=False)
 
 
 def _check_host(cluster: ClusterSection) -> Finding:

@@ -36,7 +36,7 @@ def check_open_files(probe: RuntimeProbe) -> list[Finding]:
         f"sysctl -w fs.file-max={_UNLIMITED}, as systemd does; "
         "then the memory limit of each task bounds its open files."
     )
-    return [Finding("limits", False, message, remedy, is_needed=False)]
+    return [Finding("limits", False, message, remedy, blocks_tasks=False)]
 
 
 def check_preemption(probe: RuntimeProbe) -> list[Finding]:
@@ -48,7 +48,7 @@ def check_preemption(probe: RuntimeProbe) -> list[Finding]:
         "because the kernel does not interrupt system calls"
     )
     remedy = "Start the kernel with preempt=full, or use a kernel that is built with CONFIG_PREEMPT."
-    return [Finding("kernel", False, message, remedy, is_needed=False, runtime=probe.runtime)]
+    return [Finding("kernel", False, message, remedy, blocks_tasks=False, runtime=probe.runtime)]
 
 
 def check_scheduler(probe: RuntimeProbe) -> list[Finding]:
@@ -68,7 +68,7 @@ def check_scheduler(probe: RuntimeProbe) -> list[Finding]:
         f"running for many seconds, because Linux {major}.{minor}.{patch} has an error in its scheduler"
     )
     remedy = "Use Linux 6.18.45 or later, the current Linux 6.12 of Debian, or another runtime."
-    return [Finding("kernel", False, message, remedy, is_needed=False, runtime=probe.runtime)]
+    return [Finding("kernel", False, message, remedy, blocks_tasks=False, runtime=probe.runtime)]
 
 
 def _preemption_mode() -> str | None:
@@ -156,28 +156,28 @@ def _confinement_findings(chosen: RuntimeProbe, run_dir: Path) -> list[Finding]:
     except MachineBusyError as busy:
         message = f"two attempts to confine git failed, but a server still confines it: {busy}"
         remedy = "Run sandbox doctor again when the machine is less busy."
-        return [Finding("git", False, message, remedy, is_needed=False)]
+        return [Finding("git", False, message, remedy, blocks_tasks=False)]
     if reason is None:
         return [Finding("git", True, "runs confined when it reads repositories")]
     message = f"git reads repositories with the server's privileges, because it cannot be confined: {reason}"
     remedy = "Install bubblewrap, and allow ordinary users to create namespaces."
-    return [Finding("git", False, message, remedy, is_needed=False)]
+    return [Finding("git", False, message, remedy, blocks_tasks=False)]
 
 
 def _other_findings(probe: RuntimeProbe) -> list[Finding]:
     if not probe.is_available and probe.is_explicit_only:
         message = f"{probe.runtime} works only slowly without KVM, and is used only if selected by name"
-        return [Finding("runtime", False, message, is_needed=False, runtime=probe.runtime)]
+        return [Finding("runtime", False, message, blocks_tasks=False, runtime=probe.runtime)]
     if not probe.is_available:
         message = f"{probe.runtime} does not work here"
-        return [Finding("runtime", False, message, probe.remedy, is_needed=False)]
+        return [Finding("runtime", False, message, probe.remedy, blocks_tasks=False)]
     status_text = "works, and is used only if selected by name" if probe.is_explicit_only else "works too"
     return [Finding("runtime", True, f"{probe.runtime} {status_text}"), *_gap_findings(probe)]
 
 
 def _gap_findings(probe: RuntimeProbe) -> list[Finding]:
     return [
-        Finding("gap", False, f"{probe.runtime}: {sentence}", is_needed=False, runtime=probe.runtime)
+        Finding("gap", False, f"{probe.runtime}: {sentence}", blocks_tasks=False, runtime=probe.runtime)
         for sentence in probe.gaps
     ]
 
@@ -191,12 +191,12 @@ def _limit_findings(probe: RuntimeProbe) -> list[Finding]:
     if "memory" in probe.enforced_limits and missing.pop("sockets", ""):
         message = "vm.memory does not count socket buffers: the kernel was started with cgroup.memory=nosocket"
         remedy = "Start the kernel without nosocket in cgroup.memory."
-        findings.append(Finding("limits", False, message, remedy, is_needed=False))
+        findings.append(Finding("limits", False, message, remedy, blocks_tasks=False))
     if missing:
         advice = (
             "Run as root, or start the server in a separate control group: systemd-run --user --scope sandbox serve"
         )
         remedy = "Mount cgroups writable." if os.getuid() == 0 else advice
         message = f"on {', '.join(missing.values())} are not enforced: no cgroup is writable"
-        findings.append(Finding("limits", False, message, remedy, is_needed=False))
+        findings.append(Finding("limits", False, message, remedy, blocks_tasks=False))
     return findings

@@ -126,7 +126,7 @@ def _check_user() -> list[Finding]:
     if os.geteuid() == 0:
         return []
     message = "if the jobs run as this user, all sandboxes of this host share one user id, and limits are weaker"
-    return [Finding("user", False, message, "Start the server as root, so its jobs run as root.", is_needed=False)]
+    return [Finding("user", False, message, "Start the server as root, so its jobs run as root.", blocks_tasks=False)]
 
 
 def _check_host_key(path: Path | None) -> list[Finding]:
@@ -149,12 +149,12 @@ def _check_hosts(hosts: list[_SlurmHost], partition: str | None) -> list[Finding
     message = f"{len(usable)} of {len(hosts)} hosts of {where} run jobs"
     findings = [Finding("hosts", True, f"{message}: {', '.join(host.name for host in usable)}")]
     if lost:
-        findings.append(Finding("hosts", False, f"these run no jobs: {', '.join(lost)}", remedy, is_needed=False))
+        findings.append(Finding("hosts", False, f"these run no jobs: {', '.join(lost)}", remedy, blocks_tasks=False))
     default = Vm()
     if not any(host.cpus >= default.cpus and host.memory_bytes >= default.memory_bytes for host in usable):
         message = f"no host has {default.cpus} CPUs and the memory for a task without vm in its manifest"
         remedy = "Lower vm.cpus or vm.memory in manifests, or add larger hosts."
-        findings.append(Finding("hosts", False, message, remedy, is_needed=False))
+        findings.append(Finding("hosts", False, message, remedy, blocks_tasks=False))
     return findings
 
 
@@ -162,17 +162,17 @@ def _check_packages(data_dir: Path, hosts: list[_SlurmHost]) -> list[Finding]:
     """Check whether all hosts have the same programs for tasks without an image. Uses the last workers' reports."""
     profiles = [entry.name for entry in ProfileCatalog(data_dir).entries() if entry.metadata is None]
     names = {host.name for host in hosts}
-    by_packages = defaultdict(list)
+    by_packages_digest = defaultdict(list)
     for seen in load_seen_hosts(data_dir / "cluster" / "hosts.json"):
-        if seen.packages and seen.name in names:
-            by_packages[seen.packages].append(seen.name)
-    if len(by_packages) < 2 or not profiles:
+        if seen.packages_digest and seen.name in names:
+            by_packages_digest[seen.packages_digest].append(seen.name)
+    if len(by_packages_digest) < 2 or not profiles:
         return []
-    groups = sorted((sorted(group) for group in by_packages.values()), key=lambda group: (-len(group), group))
+    groups = sorted((sorted(group) for group in by_packages_digest.values()), key=lambda group: (-len(group), group))
     shown = "; ".join(", ".join(group[:_NAMES_MAX]) + (", …" if len(group) > _NAMES_MAX else "") for group in groups)
     message = f"the hosts have different packages ({shown}), and {', '.join(profiles)} use the host's own /usr"
     remedy = f"Build the images here, for example: sandbox profile build {profiles[0]}"
-    return [Finding("hosts", False, message, remedy, is_needed=False)]
+    return [Finding("hosts", False, message, remedy, blocks_tasks=False)]
 
 
 def _check_configuration(configuration: dict[str, str]) -> list[Finding]:
@@ -187,16 +187,16 @@ def _check_configuration(configuration: dict[str, str]) -> list[Finding]:
     if tracking == "proctrack/cgroup" or _NOT_TESTED_PLUGIN in task:
         message = "control groups of Slurm are not tested: a sandbox may be outside the control group of its job"
         remedy = f"Set ProctrackType={_TESTED_TRACKING} and a TaskPlugin without {_NOT_TESTED_PLUGIN} in slurm.conf."
-        findings.append(Finding("slurm", False, message, remedy, is_needed=False))
+        findings.append(Finding("slurm", False, message, remedy, blocks_tasks=False))
     elif tracking != _TESTED_TRACKING:
         message = f"{tracking} is not tested: Slurm may not find all processes of a worker"
         remedy = f"Set ProctrackType={_TESTED_TRACKING} in slurm.conf."
-        findings.append(Finding("slurm", False, message, remedy, is_needed=False))
+        findings.append(Finding("slurm", False, message, remedy, blocks_tasks=False))
     wait = re.match(r"\d+", configuration.get("KillWait", ""))
     if wait is not None and int(wait[0]) < _KILL_WAIT_SECONDS_MIN:
         message = f"KillWait={wait[0]} s is too short for a worker that has to send its last records"
         remedy = f"Set KillWait={_KILL_WAIT_SECONDS_MIN} or more in slurm.conf."
-        findings.append(Finding("slurm", False, message, remedy, is_needed=False))
+        findings.append(Finding("slurm", False, message, remedy, blocks_tasks=False))
     return findings
 
 
@@ -205,7 +205,7 @@ def _check_listen_address(host: str, port: int, hosts: list[_SlurmHost]) -> list
     if is_local_address(host) and others:
         message = f"workers on other hosts ({', '.join(others[:3])}) cannot connect to {host}:{port}"
         remedy = "Set cluster.host to an address of this machine that the hosts can reach."
-        return [Finding("cluster", False, message, remedy, is_needed=False)]
+        return [Finding("cluster", False, message, remedy, blocks_tasks=False)]
     return [Finding("cluster", True, f"workers connect to {host}:{port}")]
 
 

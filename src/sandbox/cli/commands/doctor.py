@@ -46,7 +46,7 @@ def doctor(shows_all: bool, worker_server: str | None, **server_options: Any) ->
     options = current_options()
     with activity_line("Checking this machine…"):
         findings = run_checks(settings, worker_server)
-    can_run = all(finding.ok or not finding.is_needed for finding in findings)
+    can_run = all(finding.ok or not finding.blocks_tasks for finding in findings)
     if options.format == "json":
         print_json({"can_run_tasks": can_run, "findings": [_to_json(finding) for finding in findings]})
     else:
@@ -74,7 +74,7 @@ def _to_json(finding: Finding) -> dict[str, Any]:
         "ok": finding.ok,
         "message": finding.message,
         "remedy": finding.remedy,
-        "is_needed": finding.is_needed,
+        "is_needed": finding.blocks_tasks,
     }
 
 
@@ -86,7 +86,7 @@ def _print_findings(findings: Sequence[Finding], *, shows_all: bool, has_color: 
         if not shows_all:
             findings = _summarize_gaps(findings)
         # Print problems last, because the first lines of a long list scroll out of the window.
-        findings = sorted(findings, key=lambda finding: (not finding.ok, not finding.ok and finding.is_needed))
+        findings = sorted(findings, key=lambda finding: (not finding.ok, not finding.ok and finding.blocks_tasks))
     width = max((len(finding.name) for finding in findings), default=0)
     width_left = console.width - width - 5 if console.is_terminal else None
     previous_name = None
@@ -105,7 +105,7 @@ def _mark(finding: Finding) -> tuple[str, str]:
     """Return the symbol of a finding and its style: `·` marks properties of a runtime, which nobody has to fix."""
     if finding.ok:
         return "✓", "green"
-    if finding.is_needed:
+    if finding.blocks_tasks:
         return "✗", "bold red"
     return ("·", "dim") if finding.runtime else ("!", "yellow")
 

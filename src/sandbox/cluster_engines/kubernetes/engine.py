@@ -203,8 +203,8 @@ class KubernetesEngine:
         pods = await self._api.list_all(self._pods_path, ObjectList[ApiPod], selector)
         return [pod for pod in pods if pod.job == name]
 
-    async def largest_hosts(self) -> Sequence[Resources]:
-        """Return the sizes of the largest nodes. Implements `Engine.largest_hosts`."""
+    async def largest_host_sizes(self) -> Sequence[Resources]:
+        """Return the sizes of the largest nodes. Implements `Engine.largest_host_sizes`."""
         return keep_largest(host.resources for host in await self.hosts())
 
     async def hosts(self) -> Sequence[EngineHost]:

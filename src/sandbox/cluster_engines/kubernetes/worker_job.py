@@ -24,7 +24,7 @@ START_SECONDS = 600
 DATA_DIR = "/var/lib/sandbox-worker"
 """The data directory of a worker in its container. It is removed with the Pod."""
 
-_UID_LOCKS = "/run/sandbox-uids"
+_UID_LOCK_DIRECTORY = "/run/sandbox-uids"
 """The directory of the node in which all sandboxes of the node claim their kernel uids."""
 
 _IDENTITY_DIR, _IDENTITY_FILE, _IDENTITY_SECONDS = "/var/run/secrets/sandbox", "token", 3600
@@ -103,7 +103,7 @@ def _pod_spec(request: JobRequest, settings: WorkerPodSettings, excluded_hosts: 
         "containers": [_container(request, settings)],
         "volumes": [
             {"name": "data", "emptyDir": {}},
-            {"name": "uids", "hostPath": {"path": _UID_LOCKS, "type": "DirectoryOrCreate"}},
+            {"name": "uids", "hostPath": {"path": _UID_LOCK_DIRECTORY, "type": "DirectoryOrCreate"}},
             {
                 "name": "identity",
                 "projected": {
@@ -152,7 +152,7 @@ def _container(request: JobRequest, settings: WorkerPodSettings) -> Mapping[str,
         "securityContext": {"privileged": True},
         "volumeMounts": [
             {"name": "data", "mountPath": DATA_DIR},
-            {"name": "uids", "mountPath": _UID_LOCKS},
+            {"name": "uids", "mountPath": _UID_LOCK_DIRECTORY},
             {"name": "identity", "mountPath": _IDENTITY_DIR, "readOnly": True},
         ],
     }

@@ -197,8 +197,8 @@ def summarize(names: Collection[str], jobs: Iterable[SlurmJob]) -> QueuedJobs:
     return QueuedJobs(statuses, waiting_duplicates)
 
 
-def parse_largest_hosts(output: str, partition: str | None) -> Sequence[Resources]:
-    """Return the largest hosts in the output of sinfo: those that no other host matches or exceeds in every resource.
+def parse_largest_host_sizes(output: str, partition: str | None) -> Sequence[Resources]:
+    """Return the sizes of the largest hosts in the output of sinfo (`keep_largest`).
 
     partition: None for the default partition, which sinfo marks with an asterisk. Raises UnexpectedOutputError.
     """

@@ -28,7 +28,7 @@ from sandbox.cluster_engines.slurm.command_output import (
     UnexpectedOutputError,
     parse_hosts,
     parse_jobs,
-    parse_largest_hosts,
+    parse_largest_host_sizes,
     summarize,
 )
 from sandbox.interfaces.cluster_engine import (
@@ -163,9 +163,9 @@ class SlurmEngine:
         if result.code != 0:  # the duplicate has ended or started, or the next look-up tries again
             _log.info("scancel: %s", result.error)
 
-    async def largest_hosts(self) -> Sequence[Resources]:
-        """Ask sinfo for the sizes of the partition's hosts. Implements `Engine.largest_hosts`."""
-        return await self._query_hosts(parse_largest_hosts, f"--format={SINFO_FORMAT}")
+    async def largest_host_sizes(self) -> Sequence[Resources]:
+        """Ask sinfo for the sizes of the partition's hosts. Implements `Engine.largest_host_sizes`."""
+        return await self._query_hosts(parse_largest_host_sizes, f"--format={SINFO_FORMAT}")
 
     async def hosts(self) -> Sequence[EngineHost]:
         """Ask sinfo for the hosts of the partition. Implements `Engine.hosts`."""

@@ -22,7 +22,7 @@ _SHORT_ESCAPES = b'"/\\'
 _BACKSLASHES_MAX = 8
 """Maximum number of backslashes before an escaped character: each of up to three levels of JSON doubles them."""
 
-_START_CHARACTERS = 8
+_START_LENGTH = 8
 """Number of characters at the start of the key that are searched for with a regular expression."""
 
 _SPELLING_BYTES_MAX = _BACKSLASHES_MAX + len("u0000")
@@ -115,7 +115,7 @@ def _start_pattern(key: bytes) -> bytes:
     The pattern matches the first few characters of the key, or fewer of them at the end of the text.
     """
     pattern = b""
-    for character in reversed(key[:_START_CHARACTERS]):
+    for character in reversed(key[:_START_LENGTH]):
         pattern = rb"(?:%b%b|%b\Z)" % (_spelling_pattern(character), pattern, _incomplete_pattern(character))
     return pattern
 

@@ -36,12 +36,12 @@ _SILENCE_SECONDS = 15.0
 _log = logging.getLogger(__name__)
 
 
-class SeenHost(msgspec.Struct, frozen=True):
+class SeenHost(msgspec.Struct, frozen=True, rename={"packages_digest": "packages"}):
     """A host on which a worker has claimed a task.
 
     last_contact: when a worker on the host last sent a message, in seconds since 1970.
-    version, cpus, memory_bytes, packages: sent by the last worker that connected (`Claim`); empty or 0 if it did not
-        send them.
+    version, cpus, memory_bytes, packages_digest: sent by the last worker that connected (`Claim`); empty or 0 if it did
+        not send them.
     """
 
     name: str
@@ -49,7 +49,7 @@ class SeenHost(msgspec.Struct, frozen=True):
     version: str = ""
     cpus: int = 0
     memory_bytes: int = 0
-    packages: str = ""
+    packages_digest: str = ""
 
 
 class SeenHosts:
@@ -68,7 +68,7 @@ class SeenHosts:
     def record_claim(self, claim: Claim) -> None:
         """Store what a worker reported about its host."""
         sizes = claim.cpus, claim.memory_bytes
-        self.add(SeenHost(claim.host, time.time(), claim.version, *sizes, claim.packages))
+        self.add(SeenHost(claim.host, time.time(), claim.version, *sizes, claim.packages_digest))
 
     def add(self, host: SeenHost) -> None:
         """Add or replace a host."""

@@ -144,9 +144,9 @@ class ClusterAllocator:
     """Implements `interfaces.placement.HostAllocator`: one worker for each task."""
 
     def __init__(
-        self, workers: Workers, hosts: ClusterHosts, images: ImageSource, largest_hosts: Sequence[Resources]
+        self, workers: Workers, hosts: ClusterHosts, images: ImageSource, largest_host_sizes: Sequence[Resources]
     ) -> None:
-        self.largest_hosts = largest_hosts
+        self.largest_host_sizes = largest_host_sizes
         self._images = images
         self._workers = workers
         self._hosts = hosts
@@ -254,7 +254,7 @@ def _is_ready(job: Job) -> bool:
 class ClusterPlacement:
     """Implements `interfaces.placement.Placement`.
 
-    largest_hosts: the resources for tasks on each of the largest hosts.
+    largest_host_sizes: the resources for tasks on each of the largest hosts.
     """
 
     def __init__(
@@ -262,13 +262,13 @@ class ClusterPlacement:
         workers: Workers,
         hosts: ClusterHosts,
         images: ImageSource,
-        largest_hosts: Sequence[Resources],
+        largest_host_sizes: Sequence[Resources],
         storage: "TaskStorage",
     ) -> None:
-        largest = max(largest_hosts, key=lambda each: (each.memory_bytes, each.cpus, each.disk_bytes))
+        largest = max(largest_host_sizes, key=lambda each: (each.memory_bytes, each.cpus, each.disk_bytes))
         self.host = ClusterHost(largest, images)
         self.files = ClusterFiles(workers)
-        self.allocator = ClusterAllocator(workers, hosts, images, largest_hosts)
+        self.allocator = ClusterAllocator(workers, hosts, images, largest_host_sizes)
         self._workers = workers
         self._replicas = storage.replicas
         self._has_task_ended = storage.has_task_ended
@@ -382,13 +382,14 @@ class TaskStorage(NamedTuple):
     has_task_ended: Callable[[str], bool]
 
 
-async def load_largest_hosts(engine: Engine, file: Path) -> Sequence[Resources]:
-    """Return the largest hosts, or the stored ones if the engine is not responding, so that workers can reconnect.
+async def load_largest_host_sizes(engine: Engine, file: Path) -> Sequence[Resources]:
+    """Return the sizes of the largest hosts.
 
+    If the engine is not responding, returns the stored ones, so that workers can reconnect.
     Raises EngineUnavailableError if none are stored, OSError.
     """
     try:
-        hosts = await engine.largest_hosts()
+        hosts = await engine.largest_host_sizes()
     except EngineUnavailableError as error:
         try:
             stored = msgspec.json.decode(file.read_bytes(), type=tuple[Resources, ...])
@@ -415,8 +416,8 @@ async def create_cluster_placement(
 
     directory: where the jobs are stored.
     """
-    hosts = await load_largest_hosts(engine, directory.with_name("largest-hosts.json"))
-    largest_hosts = [
+    hosts = await load_largest_host_sizes(engine, directory.with_name("largest-hosts.json"))
+    largest_host_sizes = [
         msgspec.structs.replace(host, memory_bytes=host.memory_bytes - settings.overhead_bytes) for host in hosts
     ]
     seen_hosts, drains = SeenHosts(directory.with_name("hosts.json")), HostDrains(directory.with_name("drained.json"))
@@ -442,7 +443,7 @@ async def create_cluster_placement(
     try:
         jobs = await thread.run(start())
         cluster_hosts = ClusterHosts(seen_hosts, engine_hosts, drains, jobs)
-        return ClusterPlacement(Workers(jobs, thread), cluster_hosts, images, largest_hosts, storage)
+        return ClusterPlacement(Workers(jobs, thread), cluster_hosts, images, largest_host_sizes, storage)
     except BaseException:
         await asyncio.to_thread(thread.close)
         raise

@@ -181,9 +181,9 @@ def make_confine(attempt: AttemptContext, runtime: Runtime) -> Confine:
     vm = attempt.task.manifest.vm
 
     @asynccontextmanager
-    async def confine(directories: Sequence[Path], read_only: Sequence[Path]) -> AsyncIterator[Confinement]:
+    async def confine(directories: Sequence[Path], read_only_directories: Sequence[Path]) -> AsyncIterator[Confinement]:
         handle = prepare_handle(attempt, runtime)
-        spec = ConfinementSpec(vm.cpus, vm.memory_bytes, SANDBOX_PROCESSES_MAX, directories, read_only)
+        spec = ConfinementSpec(vm.cpus, vm.memory_bytes, SANDBOX_PROCESSES_MAX, directories, read_only_directories)
         async with runtime.confine(handle, spec) as confinement:
             yield confinement
 

@@ -23,7 +23,7 @@ from sandbox.runtimes.limits import open_file_counts
 from sandbox.runtimes.limits.epoll_entries import EpollCounter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.machine_locks import MachineLockMeters
-from sandbox.runtimes.limits.memory_mappings import MappingCounter, MappingOwner
+from sandbox.runtimes.limits.memory_mappings import MappingCounter, SandboxProcesses
 from sandbox.runtimes.limits.open_file_counts import SocketCounter
 from sandbox.runtimes.limits.pending_syscalls import (
     ClosingFilesMeter,
@@ -192,7 +192,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         slabs = slab_meter.measure(self._group_usage(), self._group_usage_of_others) if slab_meter else None
         vma_bytes = None
         if slabs is not None and mapping_counter is not None:
-            vma_bytes = mapping_counter.measure(slabs, self.process_ids, self._mapping_owners)
+            vma_bytes = mapping_counter.measure(slabs, self.process_ids, self._all_sandboxes)
         return KernelUsage(
             sockets=None if sockets is None else sockets + (socket_usage.half_open if socket_usage else 0),
             udp_sockets_on_port=socket_usage.udp_sockets_on_port if socket_usage else None,
@@ -245,10 +245,10 @@ class ControlGroup(msgspec.Struct, frozen=True):
         listings = (_read(f"{directory}/{name}") for directory in self.directories for name in _THREADS_FILES)
         return frozenset(int(thread) for listing in listings for thread in listing.split())
 
-    def _mapping_owners(self) -> Iterator[MappingOwner]:
+    def _all_sandboxes(self) -> Iterator[SandboxProcesses]:
         for group in (self, *self._siblings().values()):
             if (usage := group._group_usage()) is not None:
-                yield MappingOwner(group.process_ids(), usage.kernel_bytes)
+                yield SandboxProcesses(group.process_ids(), usage.kernel_bytes)
 
     def _process_ids_of_others(self) -> Iterator[frozenset[int]]:
         return (group.process_ids() for group in self._siblings().values())
@@ -336,7 +336,7 @@ def measure_terminal_usage(
         terminal_cpu_seconds=cpu_seconds,
         terminal_lock_seconds=lock_meters.terminals.measure(group._thread_ids),
         network_lock_seconds=lock_meters.network_devices.measure(group._thread_ids),
-        listing_seconds=lock_meters.listings.measure(group._thread_ids),
+        directory_listing_seconds=lock_meters.directory_listings.measure(group._thread_ids),
     )
 
 

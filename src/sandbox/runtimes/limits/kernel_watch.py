@@ -13,13 +13,13 @@ from sandbox.model.fixed_limits import (
     CACHED_EXTENTS_MAX,
     CLOSING_FILES_BYTES_MAX,
     DENTRIES_MAX,
+    DIRECTORY_LISTING_SECONDS_MAX,
     DISK_DIRECTORIES_MAX,
     EPOLL_ENTRIES_MAX,
     FILE_LOCKS_MAX,
     FILE_USAGE_CHECK_INTERVAL_SECONDS,
     FREE_SLAB_BYTES_MAX,
     KERNEL_USAGE_CHECK_INTERVAL_SECONDS,
-    LISTING_SECONDS_MAX,
     LOCKS_ON_HOST_FILES_MAX,
     MACHINE_LOCK_SECONDS_MAX,
     NETLINK_BYTES_MAX,
@@ -64,7 +64,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
     terminal_lock_seconds: time for which the sandbox held the lock for opening terminals while the machine waited for
         it.
     network_lock_seconds: the same for the lock for network devices.
-    listing_seconds: time for which a program waited for its own memory while it listed a directory of the host.
+    directory_listing_seconds: time for which a program waited for its own memory while it listed a directory of the
+        host.
     oom_kills: how many times a process was killed for lack of memory.
     """
 
@@ -88,7 +89,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     terminal_cpu_seconds: float | None = None
     terminal_lock_seconds: float | None = None
     network_lock_seconds: float | None = None
-    listing_seconds: float | None = None
+    directory_listing_seconds: float | None = None
     oom_kills: int = 0
 
     def find_exceeded_limit(self) -> str:
@@ -203,11 +204,14 @@ class KernelUsage(msgspec.Struct, frozen=True):
                 "Programs of the sandbox listed network interfaces or joined multicast groups so slowly that no other "
                 "program on the machine could use network devices. Start fewer busy programs at the same time."
             )
-        if self.listing_seconds is not None and self.listing_seconds > LISTING_SECONDS_MAX:
+        if (
+            self.directory_listing_seconds is not None
+            and self.directory_listing_seconds > DIRECTORY_LISTING_SECONDS_MAX
+        ):
             return (
-                f"A program of the sandbox listed a directory of the host and waited {self.listing_seconds:.0f} s for "
-                "its own memory, so the host could not change this directory. Start fewer busy programs at the same "
-                "time, or use less memory."
+                "A program of the sandbox listed a directory of the host and waited "
+                f"{self.directory_listing_seconds:.0f} s for its own memory, so the host could not change this "
+                "directory. Start fewer busy programs at the same time, or use less memory."
             )
         return ""
 

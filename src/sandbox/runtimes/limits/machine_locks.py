@@ -41,7 +41,7 @@ _LISTING_CHECK_INTERVAL_SECONDS = 1.0
 _SIOCGIFCONF = 0x8912
 
 
-def list_interfaces() -> None:
+def take_network_lock() -> None:
     """Ask for the size of the list of interfaces. The kernel holds the lock for network devices. Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, _SIOCGIFCONF, struct.pack("@iP", 0, 0))
@@ -66,7 +66,7 @@ TERMINAL_LOCK = MachineLock(
 
 NETWORK_LOCK = MachineLock(
     "network-lock",
-    list_interfaces,
+    take_network_lock,
     (
         *("rtnl", "dev_ifconf", "dev_ioctl", "devinet_ioctl"),
         *("ip_setsockopt", "ip_getsockopt", "ipv6_setsockopt", "ipv6_getsockopt", "ip_mc_", "ipv6_sock_mc"),
@@ -137,7 +137,7 @@ class LockMeter:
         return False
 
 
-class ListingMeter:
+class DirectoryListingMeter:
     """Measures how long a thread of one sandbox waits for its own memory while it lists a host directory.
 
     Without a probe, because the host has too many directories. Therefore, the threads are inspected once a second.
@@ -175,4 +175,4 @@ class MachineLockMeters:
     def __init__(self) -> None:
         self.terminals = LockMeter(TERMINAL_LOCK)
         self.network_devices = LockMeter(NETWORK_LOCK)
-        self.listings = ListingMeter()
+        self.directory_listings = DirectoryListingMeter()

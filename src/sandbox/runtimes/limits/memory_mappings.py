@@ -31,7 +31,7 @@ _HIDDEN_CHECKS_MIN = 2
 """Number of consecutive checks that must find hidden mappings: processes may start or end during one check."""
 
 
-class MappingOwner(NamedTuple):
+class SandboxProcesses(NamedTuple):
     """A sandbox's processes, and the kernel memory that its control group is charged for."""
 
     process_ids: Collection[int]
@@ -70,23 +70,23 @@ def _count_mappings_of_thread(thread_directory: str, mappings_max: int, deadline
 
 
 def are_mappings_hidden(
-    owners: Iterable[MappingOwner], mappings_max: int, slabs: Path = SLABS, proc: str = "/proc"
+    sandboxes: Iterable[SandboxProcesses], mappings_max: int, slabs: Path = SLABS, proc: str = "/proc"
 ) -> bool:
     """Return whether the machine has more than `mappings_max` mappings that /proc does not list; False if unknown.
 
-    owners: all sandboxes. A sandbox counts for at most the number of mappings that its kernel memory can contain,
+    sandboxes: all sandboxes. A sandbox counts for at most the number of mappings that its kernel memory can contain,
     because processes that share their memory list the same mappings. If counting a sandbox's mappings takes too long,
     it counts for this maximum. If counting the host's mappings takes too long, the number of hidden mappings is
     unknown.
     """
     total = count_used_objects(VMA_KIND, slabs) or 0
     hidden, inspected = total, set[int]()
-    for owner in owners:
-        count, count_max = count_mappings(owner.process_ids, hidden), owner.kernel_bytes // VMA_BYTES
+    for sandbox in sandboxes:
+        count, count_max = count_mappings(sandbox.process_ids, hidden), sandbox.kernel_bytes // VMA_BYTES
         hidden -= count_max if count is None else min(count, count_max)
         if hidden <= mappings_max:
             return False
-        inspected.update(owner.process_ids)
+        inspected.update(sandbox.process_ids)
     others = {int(name) for name in list_directory(proc) if name.isdigit()} - inspected
     count = count_mappings(others, hidden)
     if count is None:
@@ -102,7 +102,7 @@ class MappingCounter:
     def __init__(
         self,
         count: Callable[[Iterable[int], int], int | None] = count_mappings,
-        are_hidden: Callable[[Iterable[MappingOwner], int], bool] = are_mappings_hidden,
+        are_hidden: Callable[[Iterable[SandboxProcesses], int], bool] = are_mappings_hidden,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._count = count
@@ -118,12 +118,12 @@ class MappingCounter:
         self,
         slabs: SlabUsage,
         process_ids: Callable[[], Collection[int]],
-        owners: Callable[[], Iterable[MappingOwner]],
+        sandboxes: Callable[[], Iterable[SandboxProcesses]],
     ) -> int:
         """Return the size of the sandbox's mappings according to the last count, in bytes.
 
         Mappings are counted only while their growth on the machine exceeds the limit. Otherwise, the growth is an upper
-        bound. While a count is blocked, returns the share that is attributed to the sandbox. owners: returns all
+        bound. While a count is blocked, returns the share that is attributed to the sandbox. sandboxes: returns all
         sandboxes.
         """
         if slabs.vma_growth_bytes <= VMA_BYTES_MAX:
@@ -132,7 +132,7 @@ class MappingCounter:
         if self._thread is not None and self._thread.is_alive():
             return slabs.vma_bytes if now - self._started_at > _BLOCKED_SECONDS else self._bytes
         if now >= self._next_at:
-            arguments = (slabs, process_ids, owners)
+            arguments = (slabs, process_ids, sandboxes)
             thread = threading.Thread(target=self._update, args=arguments, name="count-mappings", daemon=True)
             self._started_at = now
             with suppress(RuntimeError):  # the machine has too many threads; the next call tries again
@@ -144,11 +144,11 @@ class MappingCounter:
         self,
         slabs: SlabUsage,
         process_ids: Callable[[], Collection[int]],
-        owners: Callable[[], Iterable[MappingOwner]],
+        sandboxes: Callable[[], Iterable[SandboxProcesses]],
     ) -> None:
         started_at = self._clock()
         try:
-            self._bytes = self._measure(slabs, process_ids, owners)
+            self._bytes = self._measure(slabs, process_ids, sandboxes)
         finally:
             now = self._clock()
             self._next_at = now + max(_PAUSE_SECONDS, now - started_at)
@@ -157,12 +157,12 @@ class MappingCounter:
         self,
         slabs: SlabUsage,
         process_ids: Callable[[], Collection[int]],
-        owners: Callable[[], Iterable[MappingOwner]],
+        sandboxes: Callable[[], Iterable[SandboxProcesses]],
     ) -> int:
         mappings_max = VMA_BYTES_MAX // VMA_BYTES
         own = self._count(process_ids(), mappings_max)
         if own is None or own > mappings_max:
             return slabs.vma_growth_bytes
-        are_hidden = slabs.vma_bytes > VMA_BYTES_MAX and self._are_hidden(owners(), mappings_max)
+        are_hidden = slabs.vma_bytes > VMA_BYTES_MAX and self._are_hidden(sandboxes(), mappings_max)
         self._hidden_checks = self._hidden_checks + 1 if are_hidden else 0
         return slabs.vma_bytes if self._hidden_checks >= _HIDDEN_CHECKS_MIN else own * VMA_BYTES

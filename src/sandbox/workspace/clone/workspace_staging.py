@@ -55,7 +55,7 @@ _IDENTITY = "Sandbox <sandbox@localhost> 0 +0000"
 _STDERR_CHARACTERS_MAX = 300
 
 
-class InitialPatch(NamedTuple):
+class PatchToCommit(NamedTuple):
     """Changes to commit before the agent starts. name: for messages. open: returns the output of `git diff`."""
 
     name: str
@@ -63,9 +63,9 @@ class InitialPatch(NamedTuple):
     open: Callable[[], IO[bytes]]
 
 
-def initial_patch(patch: str) -> InitialPatch:
+def manifest_patch(patch: str) -> PatchToCommit:
     """Return the changes in the manifest's `repository.patch`. patch: base64."""
-    return InitialPatch("repository.patch", INITIAL_COMMIT_MESSAGE, lambda: _memory_file(base64.b64decode(patch)))
+    return PatchToCommit("repository.patch", INITIAL_COMMIT_MESSAGE, lambda: _memory_file(base64.b64decode(patch)))
 
 
 async def commit_patches(
@@ -73,7 +73,7 @@ async def commit_patches(
     confinement: Confinement,
     repository: Path,
     base: str,
-    patches: Sequence[InitialPatch],
+    patches: Sequence[PatchToCommit],
     *,
     bytes_max: int,
 ) -> str:
@@ -116,7 +116,7 @@ def _measure_loose_objects(repository: Path) -> int:
 _LOOSE_DIRECTORY_CHARACTERS = 2
 
 
-async def _commit_patch(run: Callable[..., Awaitable[bytes]], base: str, patch: InitialPatch) -> str:
+async def _commit_patch(run: Callable[..., Awaitable[bytes]], base: str, patch: PatchToCommit) -> str:
     """Apply the patch to the index, which contains `base`, and commit the index."""
     try:
         with patch.open() as file:
@@ -249,8 +249,8 @@ class WorkspaceStaging:
     async def _prepare_commit(self, confinement: Confinement) -> str:
         git = Git(self._path, confinement=confinement)
         commit = await self._find_commit(git)
-        sent = [] if self._repository.patch is None else [initial_patch(self._repository.patch)]
-        for patches in (sent, [_chain_patch(path) for path in self._patches]):
+        manifest_patches = [] if self._repository.patch is None else [manifest_patch(self._repository.patch)]
+        for patches in (manifest_patches, [_earlier_task_patch(path) for path in self._patches]):
             if patches:
                 arguments = (self._path, confinement, self._layout.repository, commit, patches)
                 commit = await commit_patches(*arguments, bytes_max=self._bytes_max)
@@ -430,8 +430,8 @@ def _keep_first(entries: Iterator[BaseTreeEntry], kept: list[BaseTreeEntry]) -> 
         yield entry
 
 
-def _chain_patch(path: Path) -> InitialPatch:
-    return InitialPatch(f"The work of an earlier task ({path.name})", CHAIN_COMMIT_MESSAGE, lambda: path.open("rb"))
+def _earlier_task_patch(path: Path) -> PatchToCommit:
+    return PatchToCommit(f"The work of an earlier task ({path.name})", CHAIN_COMMIT_MESSAGE, lambda: path.open("rb"))
 
 
 def _clone_failed(message: str) -> AttemptError:

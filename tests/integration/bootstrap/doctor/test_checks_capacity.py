@@ -19,4 +19,4 @@ def test_capacity_finding_compares_defaults_with_the_machine(tmp_path, monkeypat
     assert finding.ok == is_ok
     assert ("1000 CPUs, " if is_ok else "requests 4 CPUs (0 in all)") in finding.message
     assert is_ok or "capacity settings" in finding.remedy
-    assert not finding.is_needed or is_ok
+    assert not finding.blocks_tasks or is_ok

@@ -21,4 +21,4 @@ def test_model_finding_validates_the_base_url(monkeypatch, tmp_path, base_url, i
     settings = ServerSettings(server=ServerSection(data_dir=tmp_path / "data"))
     (finding,) = [one for one in run_checks(settings) if one.name == "model"]
     assert (finding.ok, finding.message) == (is_ok, message)
-    assert finding.is_needed
+    assert finding.blocks_tasks

@@ -19,7 +19,7 @@ def test_missing_ssh_client_is_reported(monkeypatch, tmp_path):
     programs.mkdir()
     monkeypatch.setenv("PATH", str(programs))
     missing = find_finding("ssh", tmp_path / "data")
-    assert (missing.ok, missing.is_needed, missing.remedy) == (False, False, "apt-get install openssh-client")
+    assert (missing.ok, missing.blocks_tasks, missing.remedy) == (False, False, "apt-get install openssh-client")
     (programs / "ssh").touch(mode=0o755)
     installed = find_finding("ssh", tmp_path / "data")
     assert (installed.ok, installed.message) == (True, str(programs / "ssh"))
@@ -28,5 +28,5 @@ def test_missing_ssh_client_is_reported(monkeypatch, tmp_path):
 def test_data_directory_whose_parent_is_a_file_is_reported(tmp_path):
     (tmp_path / "foreign.txt").touch()
     finding = find_finding("data directory", tmp_path / "foreign.txt" / "data")
-    assert (finding.ok, finding.is_needed) == (False, True)
+    assert (finding.ok, finding.blocks_tasks) == (False, True)
     assert f"{tmp_path / 'foreign.txt'} is not a directory that this user may write to" in finding.message

@@ -33,7 +33,7 @@ def make_settings(api, tmp_path):
 
 
 def problems(findings):
-    return {finding.message: finding.is_needed for finding in findings if not finding.ok}
+    return {finding.message: finding.blocks_tasks for finding in findings if not finding.ok}
 
 
 def test_usable_cluster_has_no_problems(make_settings):
@@ -66,9 +66,9 @@ def test_nodes_that_start_no_workers_are_listed(api, make_settings):
         "these start no workers: n2: The node is cordoned (kubectl cordon).": False
     }
     api.cluster.nodes["n1"]["spec"]["unschedulable"] = True
-    [(message, is_needed)] = problems(check_kubernetes(make_settings())).items()
+    [(message, blocks_tasks)] = problems(check_kubernetes(make_settings())).items()
     assert message.startswith("no node starts workers: n1: The node is cordoned")
-    assert is_needed
+    assert blocks_tasks
 
 
 def test_small_nodes_and_images_without_a_digest_are_hints(api, make_settings):
@@ -101,5 +101,5 @@ def test_doctor_shows_why_kubernetes_cannot_be_used(api, make_settings):
     api.server_tokens.clear()
     [finding] = [finding for finding in run_checks(make_settings()) if finding.name == "kubernetes"]
     assert not finding.ok
-    assert finding.is_needed
+    assert finding.blocks_tasks
     assert "rejects the token" in finding.message

@@ -65,7 +65,7 @@ def problems(findings):
 
 def test_usable_cluster_has_only_hints(slurm):
     findings = check_slurm(slurm.settings())
-    assert not any(finding.is_needed for finding in problems(findings))
+    assert not any(finding.blocks_tasks for finding in problems(findings))
     messages = [finding.message for finding in findings]
     assert any(message.startswith("slurm-wlm 24.11.5; the user ") for message in messages)
     assert "1 of 2 hosts of the default partition run jobs: n1" in messages
@@ -93,7 +93,7 @@ def test_host_in_a_healthy_state_is_usable(slurm, state):
 @pytest.mark.parametrize("state", ["idle*", "idle-*", "idle$", "idle@", "down", "down~", "drained", "inval"])
 def test_cluster_without_a_usable_host_cannot_run_tasks(slurm, state):
     slurm.define("sinfo", f"n1|{state}|4|8000|all*|none\n")
-    (problem,) = [finding for finding in problems(check_slurm(slurm.settings())) if finding.is_needed]
+    (problem,) = [finding for finding in problems(check_slurm(slurm.settings())) if finding.blocks_tasks]
     assert problem.message == f"no host of the default partition runs jobs: n1 ({state})"
 
 
@@ -113,7 +113,7 @@ def test_hosts_that_are_too_small_are_reported(slurm):
 def test_failing_command_is_reported(slurm, name, output, code, message):
     slurm.define(name, output, code)
     (finding,) = [one for one in run_checks(slurm.settings()) if one.name == "slurm"]
-    assert (finding.ok, finding.is_needed) == (False, True)
+    assert (finding.ok, finding.blocks_tasks) == (False, True)
     assert finding.message.startswith(message)
 
 
@@ -155,7 +155,7 @@ def test_configuration_without_control_groups_and_plugins_is_described(slurm):
 def test_unsuitable_configuration_is_a_hint(slurm, line, message):
     slurm.define("scontrol", f"{CONFIGURATION}{line}\n")
     (problem,) = [one for one in problems(check_slurm(slurm.settings())) if message in one.message]
-    assert not problem.is_needed
+    assert not problem.blocks_tasks
     assert "slurm.conf" in problem.remedy
 
 
@@ -171,7 +171,7 @@ def test_key_of_the_hosts_is_read(slurm, worker_server):
 
     def keys():
         findings = [*check_slurm(settings), *check_worker_host(settings, server)]
-        return [(one.ok, one.is_needed) for one in findings if one.name == "host key"]
+        return [(one.ok, one.blocks_tasks) for one in findings if one.name == "host key"]
 
     assert keys() == [(False, True), (False, True)]
     path.write_bytes(base64.b64encode(b"k" * 32))
@@ -209,14 +209,14 @@ def test_host_reports_the_certificate_of_its_server(slurm, worker_server):
     findings = check_worker_host(slurm.settings(), f"127.0.0.1:{port}")
     assert findings[0].ok
     assert findings[0].message == f"127.0.0.1:{port} responds; its certificate has the fingerprint {fingerprint}"
-    assert not any(finding.is_needed for finding in problems(findings))
+    assert not any(finding.blocks_tasks for finding in problems(findings))
 
 
 def test_server_that_does_not_respond_is_reported():
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     finding = check_server_address("127.0.0.1", port)
-    assert (finding.ok, finding.is_needed) == (False, True)
+    assert (finding.ok, finding.blocks_tasks) == (False, True)
     assert f"127.0.0.1:{port} does not accept workers: " in finding.message
 
 
@@ -239,7 +239,7 @@ def add_host(slurm, name, packages):
     directory = slurm.directory / "data" / "cluster"
     directory.mkdir(parents=True, exist_ok=True)
     seen = SeenHosts(directory / "hosts.json")
-    seen.add(SeenHost(name, 1.0, packages=packages))
+    seen.add(SeenHost(name, 1.0, packages_digest=packages))
     seen.save()
 
 
@@ -255,7 +255,7 @@ def test_hosts_with_different_packages_are_reported_unless_all_profiles_have_ima
     add_host(slurm, "n2", "sha256:2")
     [finding] = package_problems(slurm)
     expected = "the hosts have different packages (n1; n2), and agentic-dev, basic use the host's own /usr"
-    assert (finding.message, finding.is_needed) == (expected, False)
+    assert (finding.message, finding.blocks_tasks) == (expected, False)
     assert finding.remedy == "Build the images here, for example: sandbox profile build agentic-dev"
     archive = oci_archive(tmp_path / "image.tar", minimal_root(is_truncated=True))
     for name in ("agentic-dev", "basic"):

@@ -123,14 +123,14 @@ async def test_reconnection_does_not_write_the_file(server, job, monkeypatch):
 
 async def test_packages_of_a_host_are_stored(server, job):
     packages = "sha256:" + "1" * 64
-    async with server.connect(server.claim(job, packages=packages)) as client:
+    async with server.connect(server.claim(job, packages_digest=packages)) as client:
         assert isinstance(await client.read(), Claimed)
-    assert [host.packages for host in server.hosts.snapshot()] == [packages]
+    assert [host.packages_digest for host in server.hosts.snapshot()] == [packages]
 
 
 @pytest.mark.parametrize("packages", ["x", "sha256:1", "sha256:" + "1" * 64 + "\n", "x" * 5000])
 async def test_claim_with_malformed_packages_is_refused(server, job, packages):
-    async with server.connect(server.claim(job, packages=packages)) as client:
+    async with server.connect(server.claim(job, packages_digest=packages)) as client:
         assert await client.read() is None
     assert not job.is_claimed
 

@@ -117,27 +117,27 @@ async def test_capacity_is_the_largest_host_minus_the_overhead_of_a_worker(place
 
 
 async def test_each_of_the_largest_hosts_is_offered_without_the_overhead_of_a_worker(placement):
-    assert [host.cpus for host in placement.allocator.largest_hosts] == [1, 8, 64]
-    assert placement.allocator.largest_hosts[2].memory_bytes == 2**32 - OVERHEAD_BYTES
+    assert [host.cpus for host in placement.allocator.largest_host_sizes] == [1, 8, 64]
+    assert placement.allocator.largest_host_sizes[2].memory_bytes == 2**32 - OVERHEAD_BYTES
 
 
 async def test_restarted_server_can_start_while_the_engine_does_not_respond(server, tasks):
     """The server must start without delay, because workers have to reconnect before their leases end."""
-    available = server.engine.largest_hosts
+    available = server.engine.largest_host_sizes
 
     async def fail():
         raise EngineUnavailableError("It is not responding.")
 
-    server.engine.largest_hosts = fail
+    server.engine.largest_host_sizes = fail
     with pytest.raises(EngineUnavailableError):
         async with running_placement(server, tasks):
             pass
-    server.engine.largest_hosts = available
+    server.engine.largest_host_sizes = available
     async with running_placement(server, tasks) as placement:
-        expected = placement.allocator.largest_hosts
-    server.engine.largest_hosts = fail
+        expected = placement.allocator.largest_host_sizes
+    server.engine.largest_host_sizes = fail
     async with running_placement(server, tasks) as placement:
-        assert placement.allocator.largest_hosts == expected
+        assert placement.allocator.largest_host_sizes == expected
 
 
 async def test_reservation_waits_at_most_a_second_for_a_worker(placement):

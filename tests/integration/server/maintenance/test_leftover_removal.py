@@ -279,7 +279,7 @@ async def test_failing_removal_is_reported_and_retried(components):
     assert (await scenario()) == ([True, False], [["runner.log"], ["runner.log"]])
 
 
-async def test_exclusive_leftovers_without_a_directory_are_removed(components):
+async def test_unowned_leftovers_without_a_directory_are_removed(components):
     async def scenario():
         async with components.server() as service:
             sockets, sandboxes = FakeLeftovers(belongs_to_this_server=True), FakeLeftovers()
@@ -290,7 +290,7 @@ async def test_exclusive_leftovers_without_a_directory_are_removed(components):
     assert (await scenario()) == (set(), {"aaaaaaaaaaaa"})
 
 
-async def test_failing_removal_of_exclusive_leftovers_does_not_block_others(components):
+async def test_failing_removal_of_unowned_leftovers_does_not_block_others(components):
     leftovers = FakeLeftovers(belongs_to_this_server=True)
     leftovers.attempts, leftovers.stuck = {f"nobody{number}" for number in range(20)}, {"nobody7"}
 

@@ -307,8 +307,8 @@ def test_clone_receives_no_token_of_another_host(harness):
         return await type(confinement).run(confinement, command)
 
     @asynccontextmanager
-    async def recording_confine(directories, read_only):
-        async with confine(directories, read_only) as confinement:
+    async def recording_confine(directories, read_only_directories):
+        async with confine(directories, read_only_directories) as confinement:
             confinement.run = lambda command: record_command(confinement, command)
             yield confinement
 

@@ -184,9 +184,9 @@ def test_links_left_in_the_workspace_do_not_redirect_the_host(harness, tmp_path)
     original_confine = harness.confine
 
     @contextlib.asynccontextmanager
-    async def confine(directories, read_only):
+    async def confine(directories, read_only_directories):
         names.append([directory.name for directory in directories])
-        async with original_confine(directories, read_only) as confinement:
+        async with original_confine(directories, read_only_directories) as confinement:
             yield LinkPlantingConfinement(confinement, outside)
 
     harness.confine = confine

@@ -109,8 +109,8 @@ def replace_command(harness, monkeypatch):
 
     def replace(name, code, *, stderr=b"", stdout=b""):
         @asynccontextmanager
-        async def confine(directories, read_only):
-            async with original_confine(directories, read_only) as confinement:
+        async def confine(directories, read_only_directories):
+            async with original_confine(directories, read_only_directories) as confinement:
                 yield FailingConfinement(confinement, name, code, stderr, stdout)
 
         monkeypatch.setattr(harness, "confine", confine)
@@ -490,8 +490,8 @@ def test_confined_git_has_no_socket_to_the_runner(harness, monkeypatch):
     original_confine, socket_flags = harness.confine, []
 
     @asynccontextmanager
-    async def confine(directories, read_only):
-        async with original_confine(directories, read_only) as confinement:
+    async def confine(directories, read_only_directories):
+        async with original_confine(directories, read_only_directories) as confinement:
             yield RecordingConfinement(confinement, socket_flags)
 
     monkeypatch.setattr(harness, "confine", confine)

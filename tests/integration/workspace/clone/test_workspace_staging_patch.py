@@ -11,7 +11,7 @@ from sandbox.model.failure import AttemptError
 
 
 @pytest.fixture
-def initial_patch(harness):
+def manifest_patch(harness):
     """A user's local changes: an edited file, a new binary file, a deleted file, a changed mode and a link."""
     work = harness.upstream.work
     (work / "README.md").write_bytes(b"# Demo\r\nmine\n")
@@ -32,8 +32,8 @@ def encoded(patch):
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_initial_patch_is_committed_on_top_of_the_cloned_commit(harness, initial_patch, pinned):
-    patch, expected = initial_patch
+def test_manifest_patch_is_committed_on_top_of_the_cloned_commit(harness, manifest_patch, pinned):
+    patch, expected = manifest_patch
     tip = run_git("rev-parse", "HEAD", directory=harness.upstream.work)
 
     base = harness.stage(patch=patch, **({"commit": tip} if pinned else {}))
@@ -45,8 +45,8 @@ def test_initial_patch_is_committed_on_top_of_the_cloned_commit(harness, initial
     run_git("fsck", "--strict", directory=harness.workspace)
 
 
-def test_task_patch_contains_only_changes_made_by_the_agent(harness, initial_patch):
-    patch, _ = initial_patch
+def test_task_patch_contains_only_changes_made_by_the_agent(harness, manifest_patch):
+    patch, _ = manifest_patch
     base = harness.stage(patch=patch)
     (harness.workspace / "README.md").write_bytes(b"# Demo\r\nmine\nand the agent's\n")
     (harness.workspace / "new.txt").write_bytes(b"new\n")
@@ -63,11 +63,11 @@ def test_task_patch_contains_only_changes_made_by_the_agent(harness, initial_pat
     assert (harness.upstream.work / "README.md").read_bytes() == b"# Demo\r\nmine\nand the agent's\n"
 
 
-def test_initial_patch_gives_the_same_commit_in_each_attempt(harness, initial_patch):
-    assert harness.stage(patch=initial_patch[0]) == harness.stage(patch=initial_patch[0])
+def test_manifest_patch_gives_the_same_commit_in_each_attempt(harness, manifest_patch):
+    assert harness.stage(patch=manifest_patch[0]) == harness.stage(patch=manifest_patch[0])
 
 
-def test_initial_patch_applies_to_a_sha256_repository(make_harness):
+def test_manifest_patch_applies_to_a_sha256_repository(make_harness):
     harness = make_harness("--object-format=sha256")
     harness.upstream.commit({"a": b"1\n"})
     base = harness.stage(patch=encoded(new_file("b", content="2")))
@@ -128,11 +128,11 @@ def write_patches(tmp_path, *texts):
 
 
 @pytest.mark.parametrize("sends_patch", [False, True])
-def test_each_patch_of_an_earlier_task_becomes_one_commit(harness, initial_patch, tmp_path, sends_patch):
+def test_each_patch_of_an_earlier_task_becomes_one_commit(harness, manifest_patch, tmp_path, sends_patch):
     tip = run_git("rev-parse", "HEAD", directory=harness.upstream.work)
     change = "--- a/new\n+++ b/new\n@@ -1 +1 @@\n-owned\n+changed\n"
     paths = write_patches(tmp_path, new_file("new"), f"# skipped, a socket: x\ndiff --git a/new b/new\n{change}")
-    sent = {"patch": initial_patch[0]} if sends_patch else {}
+    sent = {"patch": manifest_patch[0]} if sends_patch else {}
 
     base = harness.stage(commit=tip, patches=paths, **sent)
 

@@ -18,7 +18,7 @@ def check_disks(monkeypatch, tmp_path):
         monkeypatch.setattr(checks, "can_share_preallocations", lambda: can_share_preallocations)
         monkeypatch.setattr(checks, "choose_run_dir", lambda _: tmp_path)
         findings = checks._check_disks(ServerSettings(server=ServerSection(data_dir=tmp_path)))
-        return [(finding.name, finding.ok, finding.is_needed) for finding in findings]
+        return [(finding.name, finding.ok, finding.blocks_tasks) for finding in findings]
 
     return run
 

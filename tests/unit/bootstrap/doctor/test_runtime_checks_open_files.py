@@ -27,7 +27,7 @@ def set_file_max(tmp_path, monkeypatch):
 def test_small_limit_is_reported_with_the_fix(set_file_max):
     set_file_max(SMALL_FILE_MAX)
     (finding,) = runtime_checks.check_open_files(BUBBLEWRAP)
-    assert (finding.ok, finding.is_needed) == (False, False)
+    assert (finding.ok, finding.blocks_tasks) == (False, False)
     assert "one task on bubblewrap can open all 800000 files" in finding.message
     assert "sysctl -w fs.file-max=9223372036854775807" in finding.remedy
 

@@ -41,7 +41,7 @@ def set_kernel(tmp_path, monkeypatch):
 def test_kernel_without_preemption_is_reported_with_the_remedy(set_kernel, parameters, config):
     set_kernel(parameters, config)
     (finding,) = runtime_checks.check_preemption(BUBBLEWRAP)
-    assert (finding.ok, finding.is_needed) == (False, False)
+    assert (finding.ok, finding.blocks_tasks) == (False, False)
     assert "one system call of a task on bubblewrap can occupy a processor" in finding.message
     assert "preempt=full" in finding.remedy
 

@@ -18,7 +18,7 @@ def set_release(monkeypatch, release):
 def test_kernel_with_the_error_is_reported_with_the_remedy(monkeypatch, release):
     set_release(monkeypatch, release)
     (finding,) = runtime_checks.check_scheduler(BUBBLEWRAP)
-    assert (finding.ok, finding.is_needed) == (False, False)
+    assert (finding.ok, finding.blocks_tasks) == (False, False)
     assert "one task on bubblewrap" in finding.message
     assert "6.18.45" in finding.remedy
 

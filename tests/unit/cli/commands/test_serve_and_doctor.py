@@ -110,7 +110,7 @@ def test_unexpected_error_exits_with_code_10(bootstrap):
 
 OK = Finding("bubblewrap", True, "version 0.11")
 BROKEN = Finding("namespaces", False, "user namespaces are switched off", "Switch them on with sysctl …")
-WEAK = Finding("cgroups", False, "not writable; limits do not hold", "Run as root", is_needed=False)
+WEAK = Finding("cgroups", False, "not writable; limits do not hold", "Run as root", blocks_tasks=False)
 
 
 def test_doctor_succeeds_without_problems(bootstrap):
@@ -135,7 +135,7 @@ def test_doctor_prints_a_warning_and_succeeds(bootstrap):
 
 
 def test_doctor_distinguishes_information_from_fixable_problems(bootstrap):
-    information = Finding("runtime", False, "qemu works only slowly", is_needed=False, runtime="qemu")
+    information = Finding("runtime", False, "qemu works only slowly", blocks_tasks=False, runtime="qemu")
     bootstrap.findings = [SELECTED, information, WEAK]
     lines = invoke("doctor").stdout.splitlines()
     assert [line[0] for line in lines if not line.startswith(" ")] == ["✓", "·", "!"]
@@ -184,10 +184,10 @@ def test_doctor_prints_problems_last_on_a_terminal(bootstrap, monkeypatch):
 
 SELECTED = Finding("sandbox", True, "sandboxes run with gvisor", runtime="gvisor")
 LIMITS = [
-    Finding("gap", False, "gvisor: starts are slow", is_needed=False, runtime="gvisor"),
-    Finding("gap", False, "gvisor: memory is shared", is_needed=False, runtime="gvisor"),
-    Finding("gap", False, "bubblewrap: the kernel is shared", is_needed=False, runtime="bubblewrap"),
-    Finding("kernel", False, "one system call takes long", is_needed=False, runtime="bubblewrap"),
+    Finding("gap", False, "gvisor: starts are slow", blocks_tasks=False, runtime="gvisor"),
+    Finding("gap", False, "gvisor: memory is shared", blocks_tasks=False, runtime="gvisor"),
+    Finding("gap", False, "bubblewrap: the kernel is shared", blocks_tasks=False, runtime="bubblewrap"),
+    Finding("kernel", False, "one system call takes long", blocks_tasks=False, runtime="bubblewrap"),
 ]
 
 
@@ -212,7 +212,7 @@ def test_doctor_lists_all_limits_on_request_and_without_a_terminal(bootstrap, mo
 def test_verdict_of_doctor_names_the_actions(bootstrap):
     bootstrap.findings = [
         SELECTED,
-        Finding("model", False, "no key", "export …", is_needed=False, short_remedy="set KEY"),
+        Finding("model", False, "no key", "export …", blocks_tasks=False, short_remedy="set KEY"),
     ]
     assert invoke("doctor").stderr == "Tasks can run with gvisor. To do: set KEY.\n"
     bootstrap.findings = [Finding("git", False, "git is not installed", "apt-get …", short_remedy="install git"), WEAK]

@@ -11,7 +11,7 @@ from sandbox.cluster_engines.slurm.command_output import (
     UnexpectedOutputError,
     parse_hosts,
     parse_jobs,
-    parse_largest_hosts,
+    parse_largest_host_sizes,
     summarize,
 )
 from sandbox.interfaces.cluster_engine import EngineHost, JobPhase
@@ -194,16 +194,18 @@ def test_withdrawn_duplicate_is_not_reported():
 def test_largest_hosts_are_found():
     output = "4|8000|50000|p*\n64|4000|50000|p*\n4|8000|40000|p*\n128|999999|0|other\n"
     expected = [Resources(64, 4000 * MIB, 50_000 * MIB), Resources(4, 8000 * MIB, 50_000 * MIB)]
-    assert parse_largest_hosts(output, None) == expected
-    assert parse_largest_hosts("128|999999|0|other\n", "other") == [Resources(128, 999_999 * MIB, UNLIMITED_DISK_BYTES)]
-    assert parse_largest_hosts("128|999999|0|other\n", None) == []
-    assert parse_largest_hosts("4+|8000+|0+|p*\n", None) == [Resources(4, 8000 * MIB, UNLIMITED_DISK_BYTES)]
+    assert parse_largest_host_sizes(output, None) == expected
+    assert parse_largest_host_sizes("128|999999|0|other\n", "other") == [
+        Resources(128, 999_999 * MIB, UNLIMITED_DISK_BYTES)
+    ]
+    assert parse_largest_host_sizes("128|999999|0|other\n", None) == []
+    assert parse_largest_host_sizes("4+|8000+|0+|p*\n", None) == [Resources(4, 8000 * MIB, UNLIMITED_DISK_BYTES)]
 
 
 @pytest.mark.parametrize("output", ["4|8000|p*\n", "x|8000|0|p*\n", "-4|8000|0|p*\n", "4|8000|0|\n"])
 def test_unknown_host_format_is_an_error(output):
     with pytest.raises(UnexpectedOutputError, match=re.escape(output.strip())):
-        parse_largest_hosts(output, None)
+        parse_largest_host_sizes(output, None)
 
 
 def test_largest_hosts_do_not_fit_in_any_other_host():
@@ -213,7 +215,7 @@ def test_largest_hosts_do_not_fit_in_any_other_host():
         output = "".join(f"{host.cpus}|{host.memory_bytes}|{host.disk_bytes}|p*\n" for host in hosts)
         parsed = {Resources(h.cpus, h.memory_bytes * MIB, h.disk_bytes * MIB or UNLIMITED_DISK_BYTES) for h in hosts}
         expected = {host for host in parsed if not any(host != other and host.fits_in(other) for other in parsed)}
-        found = parse_largest_hosts(output, None)
+        found = parse_largest_host_sizes(output, None)
         assert (set(found), len(found)) == (expected, len(expected))
         assert [host.cpus for host in found] == sorted((host.cpus for host in found), reverse=True)
 
@@ -221,7 +223,7 @@ def test_largest_hosts_do_not_fit_in_any_other_host():
 def test_many_different_hosts_are_parsed_in_a_short_time():
     output = "".join(f"{number}|{30_000 - number}|5000|p*\n" for number in range(1, 30_000))
     start = time.process_time()
-    assert len(parse_largest_hosts(output, None)) == 29_999
+    assert len(parse_largest_host_sizes(output, None)) == 29_999
     assert time.process_time() - start < 5
 
 

@@ -13,7 +13,7 @@ from sandbox.model.fixed_limits import OOM_KILLS_MAX
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
-from sandbox.runtimes.limits.memory_mappings import MappingCounter, MappingOwner
+from sandbox.runtimes.limits.memory_mappings import MappingCounter, SandboxProcesses
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter
 from sandbox.runtimes.limits.slab_usage import GroupUsage, SlabMeter, SlabUsage
 
@@ -294,9 +294,9 @@ def test_mapping_counter_gets_the_processes_of_the_group_and_of_its_siblings(tmp
             self,
             slabs: SlabUsage,
             process_ids: Callable[[], Collection[int]],
-            owners: Callable[[], Iterable[MappingOwner]],
+            sandboxes: Callable[[], Iterable[SandboxProcesses]],
         ) -> int:
-            seen.append((slabs, process_ids(), sorted(owners(), key=lambda owner: owner.kernel_bytes)))
+            seen.append((slabs, process_ids(), sorted(sandboxes(), key=lambda sandbox: sandbox.kernel_bytes)))
             return 77
 
     group = Hierarchies([tmp_path / "memory"]).group("attempt")
@@ -304,7 +304,7 @@ def test_mapping_counter_gets_the_processes_of_the_group_and_of_its_siblings(tmp
         os.getpid(), 1 << 30, slab_meter=FixedMeter(lambda: slabs), mapping_counter=RecordingCounter()
     )
     assert usage.vma_bytes == 77
-    assert seen == [(slabs, {101}, [MappingOwner({101}, 100), MappingOwner({701}, 700)])]
+    assert seen == [(slabs, {101}, [SandboxProcesses({101}, 100), SandboxProcesses({701}, 700)])]
 
 
 @pytest.mark.parametrize("name", ["tasks", "cgroup.threads"])

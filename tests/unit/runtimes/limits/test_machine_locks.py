@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.model.fixed_limits import LISTING_SECONDS_MAX, MACHINE_LOCK_SECONDS_MAX
+from sandbox.model.fixed_limits import DIRECTORY_LISTING_SECONDS_MAX, MACHINE_LOCK_SECONDS_MAX
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.machine_locks import (
     NETWORK_LOCK,
     TERMINAL_LOCK,
-    ListingMeter,
+    DirectoryListingMeter,
     LockMeter,
     LockProbe,
     MachineLock,
@@ -140,7 +140,7 @@ _LISTS_WITHOUT_WAITING = "[<0>] iterate_dir+0xba/0x2a0\n[<0>] ovl_iterate+0x182/
 
 def measure_listings(lock: LockHarness, tmp_path: Path, seconds: float) -> list[float]:
     """Measure four times a second; return the times."""
-    meter, times = ListingMeter(lambda: lock.now, tmp_path), []
+    meter, times = DirectoryListingMeter(lambda: lock.now, tmp_path), []
     for _ in range(int(4 * seconds)):
         times.append(meter.measure(lambda: [7, 8, 9]))
         lock.now += 0.25
@@ -160,7 +160,7 @@ def test_time_counts_while_a_thread_that_lists_a_host_directory_waits(
 
 
 def test_time_of_a_listing_ends_with_it(lock: LockHarness, tmp_path: Path):
-    meter = ListingMeter(lambda: lock.now, tmp_path)
+    meter = DirectoryListingMeter(lambda: lock.now, tmp_path)
     lock.add_thread(8, "D", _LISTS)
     meter.measure(lambda: [8])
     lock.now += 3
@@ -173,9 +173,12 @@ def test_time_of_a_listing_ends_with_it(lock: LockHarness, tmp_path: Path):
 def test_locks_and_listings_above_the_limits_are_violations():
     for usage in (
         KernelUsage(network_lock_seconds=MACHINE_LOCK_SECONDS_MAX),
-        KernelUsage(listing_seconds=LISTING_SECONDS_MAX),
+        KernelUsage(directory_listing_seconds=DIRECTORY_LISTING_SECONDS_MAX),
     ):
         assert not usage.find_exceeded_limit()
     network = KernelUsage(network_lock_seconds=MACHINE_LOCK_SECONDS_MAX + 0.1).find_exceeded_limit()
     assert "network devices" in network
-    assert "listed a directory" in KernelUsage(listing_seconds=LISTING_SECONDS_MAX + 0.1).find_exceeded_limit()
+    assert (
+        "listed a directory"
+        in KernelUsage(directory_listing_seconds=DIRECTORY_LISTING_SECONDS_MAX + 0.1).find_exceeded_limit()
+    )

@@ -14,7 +14,12 @@ import pytest
 
 from sandbox.model.fixed_limits import VMA_BYTES_MAX
 from sandbox.runtimes.limits import memory_mappings
-from sandbox.runtimes.limits.memory_mappings import MappingCounter, MappingOwner, are_mappings_hidden, count_mappings
+from sandbox.runtimes.limits.memory_mappings import (
+    MappingCounter,
+    SandboxProcesses,
+    are_mappings_hidden,
+    count_mappings,
+)
 from sandbox.runtimes.limits.slab_usage import VMA_BYTES, SlabUsage
 
 MAPPINGS_MAX = VMA_BYTES_MAX // VMA_BYTES
@@ -90,8 +95,8 @@ def test_mappings_that_no_process_lists_are_hidden(tmp_path: Path, hidden: int, 
     slabs, own = tmp_path / "slabinfo", count_own()
     (tmp_path / "proc").mkdir()
     slabs.write_text(f"vm_area_struct  {own + hidden}   {own + 900}    192   21    1 : tunables\n")
-    owners = [MappingOwner([OWN], kernel_bytes)]
-    assert are_mappings_hidden(owners, 100, slabs, str(tmp_path / "proc")) == is_hidden
+    sandboxes = [SandboxProcesses([OWN], kernel_bytes)]
+    assert are_mappings_hidden(sandboxes, 100, slabs, str(tmp_path / "proc")) == is_hidden
 
 
 def test_mappings_of_processes_outside_of_sandboxes_are_not_hidden(tmp_path: Path):
@@ -114,8 +119,8 @@ def test_mappings_that_take_too_long_to_count_are_estimated_from_kernel_memory(
 ):
     monkeypatch.setattr(memory_mappings, "count_mappings", lambda ids, _: None if OWN in ids else 0)
     (tmp_path / "slabinfo").write_text("vm_area_struct  1000000   1000000    192   21    1 : tunables\n")
-    owners = [MappingOwner([OWN], kernel_bytes)]
-    assert are_mappings_hidden(owners, 100, tmp_path / "slabinfo", str(tmp_path / "absent")) == is_hidden
+    sandboxes = [SandboxProcesses([OWN], kernel_bytes)]
+    assert are_mappings_hidden(sandboxes, 100, tmp_path / "slabinfo", str(tmp_path / "absent")) == is_hidden
 
 
 def test_mappings_of_a_large_host_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -152,20 +157,20 @@ class CountedSandbox:
         self.counts += 1
         return self.own
 
-    def _check(self, owners: Iterable[MappingOwner], mappings_max: int) -> bool:
+    def _check(self, sandboxes: Iterable[SandboxProcesses], mappings_max: int) -> bool:
         assert mappings_max == MAPPINGS_MAX
-        assert list(owners) == [MappingOwner([7], 1)]
+        assert list(sandboxes) == [SandboxProcesses([7], 1)]
         self.checks += 1
         return self.are_hidden
 
     def measure(self, growth_bytes: int, share_bytes: int = 0) -> int:
         """Return the size that is known once the counting thread has ended."""
         slabs = SlabUsage(0, 0, vma_bytes=share_bytes, vma_growth_bytes=growth_bytes)
-        self._counter.measure(slabs, lambda: [7], lambda: [MappingOwner([7], 1)])
+        self._counter.measure(slabs, lambda: [7], lambda: [SandboxProcesses([7], 1)])
         thread = self._counter._thread
         if thread is not None:
             thread.join(10)
-        return self._counter.measure(slabs, lambda: [7], lambda: [MappingOwner([7], 1)])
+        return self._counter.measure(slabs, lambda: [7], lambda: [SandboxProcesses([7], 1)])
 
 
 def test_mappings_are_not_counted_while_their_growth_is_within_the_limit():
