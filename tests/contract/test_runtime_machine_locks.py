@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from doubles.sandbox_lifecycle import MEBIBYTE, has_own_kernel, read_until, ready_sandbox, run_python
-from sandbox.interfaces.runtime import Command, Runtime
+from sandbox.interfaces.runtime import Command, Runtime, Sandbox
 
 _PRELUDE = """
 import ctypes, errno, fcntl, mmap, os, signal, socket, struct, threading, time
@@ -124,6 +124,48 @@ def test_locks_of_the_machine_are_not_held_for_long(
     assert bool(violation) == bool(reason), violation
 
 
+_WAITING_FOR_INTERFACES = """
+print("held", flush=True)
+def list_interfaces():
+    while True: socket.if_nameindex(); time.sleep(0.01)
+for _ in range(8): threading.Thread(target=list_interfaces, daemon=True).start()
+time.sleep(600)
+"""
+
+
+def test_sandbox_that_waits_for_a_lock_of_another_sandbox_does_not_end(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
+):
+    if has_own_kernel(runtime):
+        pytest.skip("the locks belong to the sandbox's kernel")
+    if "memory" not in enforced_limits or os.geteuid():
+        pytest.skip("the threads of the sandbox cannot be inspected here")
+
+    async def start(sandbox: Sandbox, source: str) -> None:
+        command = Command(["/usr/bin/python3", "-c", _PRELUDE + source], {"PATH": "/usr/bin:/bin"}, "/workspace")
+        output, _ = await sandbox.start(command)
+        await read_until(output, b"held")
+
+    async def scenario() -> tuple[str, bool]:
+        async with (
+            ready_sandbox(runtime, disk / "waits") as waits,
+            ready_sandbox(runtime, disk / "holds", memory_bytes=2048 * MEBIBYTE, processes_max=512) as holds,
+        ):
+            await start(waits, _WAITING_FOR_INTERFACES)
+            await start(holds, _SLOW_MEMORY + _LISTED_INTERFACES)
+            waiting = asyncio.create_task(waits.wait_for_exceeded_limit())
+            async with asyncio.timeout(45):
+                violation = await holds.wait_for_exceeded_limit()
+            await asyncio.wait([waiting], timeout=2)
+            ended = waiting.done()
+            waiting.cancel()
+            return violation, ended
+
+    violation, ended = asyncio.run(scenario())
+    assert "network devices" in violation
+    assert not ended
+
+
 _EMPTIED_CACHES = """
 file = os.open("/workspace/file", os.O_RDWR | os.O_CREAT)
 os.write(file, b"x" * 65536); os.fsync(file)
@@ -138,12 +180,18 @@ one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 room, size = ctypes.create_string_buffer(256), ctypes.c_uint(256)
 for level, option in ((0, 41), (0, 48), (41, 48)):  # IP_MSFILTER, MCAST_MSFILTER
     print(attempt(libc.getsockopt(one.fileno(), level, option, room, ctypes.byref(size))))
+os.sync()
+print(attempt(libc.syncfs(-1)), attempt(libc.syncfs(file)), attempt(libc.fsync(-1)), attempt(libc.fsync(file)))
 """
 
 
 def test_calls_that_need_locks_of_the_machine_have_no_effect(runtime: Runtime, disk: Path):
-    """To empty the caches of all processors, the kernel takes a lock that mounts need too."""
+    """To empty the caches of all processors, the kernel takes a lock that mounts need too.
+
+    To write all file systems, it takes locks of each.
+    """
     if has_own_kernel(runtime):
         pytest.skip("the locks belong to the sandbox's kernel")
     ended = run_python(runtime, disk, _PRELUDE + _EMPTIED_CACHES)
-    assert (ended.output.split(), ended.errors) == (["1", "EINVAL", *["ENOPROTOOPT"] * 3], "")
+    expected = ["1", "EINVAL", *["ENOPROTOOPT"] * 3, "done", "done", "EBADF", "done"]
+    assert (ended.output.split(), ended.errors) == (expected, "")

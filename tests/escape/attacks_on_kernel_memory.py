@@ -345,6 +345,11 @@ def _lock_attacks():
 
     gVisor cannot remove pages of a memfd.
     """
+    yield Attack("locks of all file systems of the machine, held by sync", """
+if libc.syncfs(-1) == 0: refused("no effect")
+else: os.sync(); succeeded()""", """
+with open("/tmp/written", "w") as file: file.write("x"); file.flush(); os.fsync(file); os.sync()
+succeeded()""", ("no effect",), allowed_inside=("gvisor",), unchanged_observers=("long calls",))  # fmt: skip
     for name, call, control in (
         ("the lock for network devices", """
 import fcntl

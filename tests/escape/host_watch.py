@@ -33,11 +33,11 @@ SEMAPHORES = 1_100_000
 """The number of System V semaphores that an attack requests: more than a sandbox may have."""
 
 
-LONG_CALLS = ("do_exit", "pagemap_read", "proc_sys_call_handler", "dev_ifconf", "ovl_iterate")
+LONG_CALLS = ("do_exit", "pagemap_read", "proc_sys_call_handler", "dev_ifconf", "ovl_iterate", "ksys_sync")
 """Functions of the kernel that attacks delay.
 
-Meanwhile, ending processes and readers of procfs files keep memory, and programs that list interfaces or directories
-keep locks.
+Meanwhile, ending processes and readers of procfs files keep memory, and programs that list interfaces or directories,
+or sync all file systems, keep locks.
 """
 
 LONG_CALL_SECONDS = 3.0

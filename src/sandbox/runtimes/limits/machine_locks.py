@@ -6,8 +6,8 @@ It shares `vm.cpus` with all other programs in its sandbox, and they can delay i
 - Terminals (tty_mutex): if 430 programs are busy and 40 others open terminals, a program on the host waits for more
   than a minute to open a terminal.
 - Network devices (rtnl_mutex): the kernel holds the lock while it copies a list of interfaces into a program's memory,
-  and while a socket joins a multicast group. Meanwhile, the machine can create no network namespace, so no sandbox can
-  start.
+  while a socket joins a multicast group, and while it answers a netlink request. Meanwhile, the machine can create no
+  network namespace, so no sandbox can start.
 - Directories: the kernel holds the lock of a directory while it copies the names into a program's memory. If a program
   on the host wants to create a file in this directory, all programs that look up other names in it wait too.
 """
@@ -60,15 +60,17 @@ class MachineLock(msgspec.Struct, frozen=True):
 
 
 TERMINAL_LOCK = MachineLock(
-    "terminal-lock", (_PROC / "tty/drivers").read_bytes, ("ptmx_open", "tty_open", "tty_release", "release_tty")
+    "terminal-lock",
+    (_PROC / "tty/drivers").read_bytes,
+    ("ptmx_open", "tty_open", "tty_release", "release_tty", " t_start+"),
 )
-"""The kernel holds the lock while it lists this file."""
+"""The kernel holds the lock while it lists this file. t_start begins the list."""
 
 NETWORK_LOCK = MachineLock(
     "network-lock",
     take_network_lock,
     (
-        *("rtnl", "dev_ifconf", "dev_ioctl", "devinet_ioctl"),
+        *("rtnl", "rtnetlink", "dev_ifconf", "dev_ioctl", "devinet_ioctl"),
         *("ip_setsockopt", "ip_getsockopt", "ipv6_setsockopt", "ipv6_getsockopt", "ip_mc_", "ipv6_sock_mc"),
     ),
 )
@@ -133,8 +135,17 @@ class LockMeter:
             if not any(name in stack for name in self._functions):
                 return False
             state = (self._proc / str(thread) / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-            return state == _RUNNABLE or _WAIT_FUNCTION not in stack
+            return state == _RUNNABLE or not self._waits_for_lock(stack)
         return False
+
+    def _waits_for_lock(self, stack: str) -> bool:
+        """Return whether a thread that sleeps waits for a lock.
+
+        Most kernels leave the functions of the scheduler and of locks out of the stack. The first function is then the
+        one that takes the lock. A thread that waits for something else is in another function.
+        """
+        first = stack.partition("\n")[0]
+        return _WAIT_FUNCTION in stack or any(name in first for name in self._functions)
 
 
 class DirectoryListingMeter:

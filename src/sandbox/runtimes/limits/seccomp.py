@@ -201,6 +201,7 @@ class Architecture(msgspec.Struct, frozen=True):
 
     fadvise64: the advice that a file's pages are not needed succeeds without effect. For it, the kernel empties caches
     of all processors with a lock that mounts need too. It would also remove the host's /usr from memory.
+    sync_calls: sync and syncfs succeed without effect, because sync holds locks of all file systems of the machine.
     """
 
     audit: int
@@ -241,6 +242,7 @@ class Architecture(msgspec.Struct, frozen=True):
     mincore: int
     fallocate: int
     fadvise64: int
+    sync_calls: tuple[int, ...]
     denied: dict[str, int]
 
 
@@ -249,7 +251,7 @@ _X86_64 = Architecture(
     sendmsg=46, sendmmsg=307, splice=275, vmsplice=278, sendfile=40, seccomp=317, pipe2=293,
     setxattr_calls=(188, 189, 190), mmap=9, madvise=28, memfd_create=319, shmget=29, fcntl=72, prctl=157,
     poll_calls=(7, 271), select_calls=(23, 270), semop_calls=(65, 220), ioctl=16, personality=135, io_setup=206,
-    lseek=8, mincore=27, fallocate=285, fadvise64=221,
+    lseek=8, mincore=27, fallocate=285, fadvise64=221, sync_calls=(162, 306),
     setpriority=141, setrlimit=160, prlimit64=302, sched_setscheduler=144, sched_setaffinity=203, ioprio_set=251,
     denied={
         "ptrace": 101, "syslog": 103, "uselib": 134, "ustat": 136, "sysfs": 139, "vhangup": 153, "pivot_root": 155,
@@ -270,7 +272,7 @@ _AARCH64 = Architecture(
     sendmsg=211, sendmmsg=269, splice=76, vmsplice=75, sendfile=71, seccomp=277, pipe2=59,
     setxattr_calls=(5, 6, 7), mmap=222, madvise=233, memfd_create=279, shmget=194, fcntl=25, prctl=167,
     poll_calls=(73,), select_calls=(72,), semop_calls=(193, 192), ioctl=29, personality=92, io_setup=0,
-    lseek=62, mincore=232, fallocate=47, fadvise64=223,
+    lseek=62, mincore=232, fallocate=47, fadvise64=223, sync_calls=(81, 267),
     setpriority=140, setrlimit=164, prlimit64=261, sched_setscheduler=119, sched_setaffinity=122, ioprio_set=30,
     denied={
         "lookup_dcookie": 18, "umount2": 39, "mount": 40, "pivot_root": 41, "nfsservctl": 42, "chroot": 51,
@@ -311,10 +313,9 @@ def assemble_filter(
         *_refuse_flags(architecture.unshare, _ARG0, _CLONE_NAMESPACES | _CLONE_NEWTIME | _CLONE_FILES, errno.EPERM),
         *_restrict_sharing(architecture.clone),
         *_refuse_flags(_CLOSE_RANGE, _ARG2, _CLOSE_RANGE_UNSHARE, errno.EINVAL),
-        *_refuse_call(architecture.splice, errno.EINVAL),
-        *_refuse_call(architecture.vmsplice, errno.EINVAL),
-        *_refuse_call(architecture.sendfile, errno.EINVAL),
-        *(word for call in architecture.setxattr_calls for word in _refuse_call(call, errno.EOPNOTSUPP)),
+        *_refuse_calls((architecture.splice, architecture.vmsplice, architecture.sendfile), errno.EINVAL),
+        *_refuse_calls(architecture.setxattr_calls, errno.EOPNOTSUPP),
+        *_refuse_calls(architecture.sync_calls, 0),
         *(() if allows_filters else _refuse_filters(architecture)),
         *_refuse_flags(architecture.pipe2, _ARG1, _NOTIFICATION_PIPE, errno.ENOPKG),
         *_refuse_flags(architecture.mmap, _ARG3, _MAP_HUGETLB, errno.ENOMEM),
@@ -386,10 +387,8 @@ def _ignore_scheduling_changes(architecture: Architecture) -> list[bytes]:
     """
     return [
         *_refuse_flags(architecture.setpriority, _ARG2, _SIGN_BIT, errno.EACCES),
-        *_refuse_call(architecture.setpriority, 0),
+        *_refuse_calls((architecture.setpriority, architecture.ioprio_set, architecture.sched_setaffinity), 0),
         *_refuse_values(architecture.sched_setscheduler, _ARG1, _IDLE_POLICIES, 0),
-        *_refuse_call(architecture.ioprio_set, 0),
-        *_refuse_call(architecture.sched_setaffinity, 0),
     ]
 
 
@@ -434,8 +433,7 @@ def assemble_thread_filter(machine: str) -> bytes:
     """Assemble an additional filter that allows new threads, but no new processes. Raises KeyError."""
     only_threads = [_load(_ARG0), _instruction(_JUMP_SET, _CLONE_THREAD, 1, 0), _return_errno(errno.EPERM)]
     clone = _for_call(ARCHITECTURES[machine].clone, only_threads)
-    forks = (word for call in _FORKS.get(machine, ()) for word in _refuse_call(call, errno.EPERM))
-    return b"".join([_load(_NR_OFFSET), *forks, *clone, _return(_ALLOW)])
+    return b"".join([_load(_NR_OFFSET), *_refuse_calls(_FORKS.get(machine, ()), errno.EPERM), *clone, _return(_ALLOW)])
 
 
 def _instruction(code: int, value: int, when_true: int = 0, when_false: int = 0) -> bytes:
@@ -466,14 +464,16 @@ def _refuse_enosys_calls(architecture: Architecture) -> list[bytes]:
     The latter include the x32 calls of x86_64, which have a high bit.
     """
     assert _X32_BIT > _SYSCALL_NUMBER_MAX
-    program = [_instruction(_JUMP_GREATER, _SYSCALL_NUMBER_MAX, 0, 1), _return_errno(errno.ENOSYS)]
-    for number in (*_ENOSYS_CALLS.values(), architecture.io_setup):
-        program += _refuse_call(number, errno.ENOSYS)
-    return program
+    unknown = [_instruction(_JUMP_GREATER, _SYSCALL_NUMBER_MAX, 0, 1), _return_errno(errno.ENOSYS)]
+    return [*unknown, *_refuse_calls((*_ENOSYS_CALLS.values(), architecture.io_setup), errno.ENOSYS)]
 
 
 def _refuse_call(call: int, error: int) -> list[bytes]:
     return [_instruction(_JUMP_EQUAL, call, 0, 1), _return_errno(error)]
+
+
+def _refuse_calls(calls: Sequence[int], error: int) -> list[bytes]:
+    return [word for call in calls for word in _refuse_call(call, error)]
 
 
 def _refuse_denied_calls(architecture: Architecture) -> list[bytes]:

@@ -59,9 +59,20 @@ def lock(tmp_path: Path) -> LockHarness:
         ("D", "[<0>] balance_dirty_pages+0x1/0x2\n" + _OPENS, 3.0),
         ("R", "[<0>] tty_release+0x1/0x2\n", 3.0),
         ("D", _WAITS, 0.0),
+        ("D", _OPENS, 0.0),
+        ("R", "[<0>] t_start+0x16/0x40\n[<0>] seq_read_iter+0xe6/0x480\n", 3.0),
         ("R", "[<0>] do_sys_openat2+0x1/0x2\n", 0.0),
     ],
-    ids=["holds", "was given the lock", "holds and waits for something else", "closes", "waits", "opens a file"],
+    ids=[
+        "holds",
+        "was given the lock",
+        "holds and waits for something else",
+        "closes",
+        "waits",
+        "waits without the lock's functions",
+        "lists drivers",
+        "opens a file",
+    ],
 )
 def test_time_counts_while_a_thread_may_hold_the_lock(lock: LockHarness, state: str, stack: str, seconds: float):
     lock.add_thread(8, state, stack)
@@ -71,6 +82,7 @@ def test_time_counts_while_a_thread_may_hold_the_lock(lock: LockHarness, state: 
 _IN_MEMORY = "[<0>] shmem_fault+0x2a9/0x390\n[<0>] handle_mm_fault+0xd0/0x310\n"
 _COPIES_INTERFACES = _IN_MEMORY + "[<0>] inet_gifconf+0xf4/0x240\n[<0>] dev_ifconf+0xc1/0x180\n"
 _JOINS = "[<0>] __lock_sock+0x6f/0xc0\n[<0>] sockopt_lock_sock+0x62/0x70\n[<0>] do_ip_setsockopt+0x7a/0x1680\n"
+_ASKS = "[<0>] rtnetlink_rcv_msg+0xd9/0x390\n[<0>] netlink_rcv_skb+0x4b/0x100\n[<0>] netlink_unicast+0x27e/0x3b0\n"
 _WAITS_FOR_NETWORK = "[<0>] __mutex_lock.constprop.0+0x392/0xa70\n[<0>] rtnl_lock+0x15/0x20\n" + _JOINS
 
 
@@ -79,10 +91,16 @@ _WAITS_FOR_NETWORK = "[<0>] __mutex_lock.constprop.0+0x392/0xa70\n[<0>] rtnl_loc
     [
         ("D", _COPIES_INTERFACES, 3.0),
         ("S", _JOINS, 3.0),
+        ("R", _ASKS, 3.0),
         ("R", _WAITS_FOR_NETWORK, 3.0),
+        ("D", _ASKS, 0.0),
+        ("D", "[<0>] rtnl_lock+0x15/0x20\n" + _JOINS, 0.0),
         ("D", _WAITS_FOR_NETWORK, 0.0),
     ],
-    ids=["waits for its memory", "waits for its socket", "was given the lock", "waits for the lock"],
+    ids=[
+        *("waits for its memory", "waits for its socket", "asks for a device", "was given the lock"),
+        *("waits for the lock to ask", "waits for the lock to join", "waits for the lock"),
+    ],
 )
 def test_time_counts_while_a_thread_may_hold_the_lock_for_network_devices(
     lock: LockHarness, state: str, stack: str, seconds: float

@@ -129,7 +129,8 @@ def test_each_known_call_is_allowed_or_in_a_table(architecture: str, number: int
     enosys = {*range(425, 428), 435, *range(444, 448), IO_SETUP[architecture]}
     zero_copy = {SPLICE[architecture], VMSPLICE[architecture], SENDFILE[architecture]}
     refused = {*numbers.denied.values(), *range(428, 434), 438, 442, 443, 450, *enosys, *zero_copy}
-    refused |= {*numbers.setxattr_calls, numbers.setpriority, numbers.ioprio_set, numbers.sched_setaffinity}
+    refused |= {*numbers.setxattr_calls, *numbers.sync_calls}
+    refused |= {numbers.setpriority, numbers.ioprio_set, numbers.sched_setaffinity}
     harmless = {numbers.socket: (1,), numbers.socketpair: (1,), numbers.setsockopt: (3, 1, 2)}
     harmless[numbers.ioctl] = (3, 0x5401)  # TCGETS
     harmless[numbers.seccomp] = (2,)  # SECCOMP_GET_ACTION_AVAIL

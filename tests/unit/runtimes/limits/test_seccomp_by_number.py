@@ -43,6 +43,7 @@ ATTRIBUTES: dict[str, tuple[int | None, int | None]] = {
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
 }  # fmt: skip
 WITHOUT_EFFECT: dict[str, tuple[int | None, int | None]] = {"setpriority": (141, 140), "ioprio_set": (251, 30)}
+SYNC: dict[str, tuple[int | None, int | None]] = {"sync": (162, 81), "syncfs": (306, 267)}
 AFFINITY: dict[str, tuple[int | None, int | None]] = {"sched_setaffinity": (203, 122)}
 ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "openat": (257, 56), "stat": (4, None),
@@ -180,6 +181,12 @@ def test_call_that_moves_a_thread_to_another_processor_succeeds_without_effect(
         assert action(architecture, number, process, 8, 0x1000) == SUCCEEDS, name
 
 
+@pytest.mark.parametrize(("architecture", "name", "number"), rows(SYNC))
+def test_call_that_writes_a_file_system_succeeds_without_effect(architecture: str, name: str, number: int):
+    for file in (0, 3, 0xFFFFFFFF):
+        assert action(architecture, number, file) == SUCCEEDS, name
+
+
 @pytest.mark.parametrize("architecture", AUDIT_ARCH)
 def test_higher_priority_is_denied(architecture: str):
     number = call_number(architecture, WITHOUT_EFFECT["setpriority"])
@@ -248,7 +255,7 @@ def test_calls_that_are_not_listed_as_rejected_are_allowed(architecture: str):
     }
     assert refused == {
         number
-        for row_architecture, _, number in rows(DENIED, ENOSYS, ZERO_COPY, ATTRIBUTES, WITHOUT_EFFECT, AFFINITY)
+        for row_architecture, _, number in rows(DENIED, ENOSYS, ZERO_COPY, ATTRIBUTES, WITHOUT_EFFECT, SYNC, AFFINITY)
         if row_architecture == architecture
     }
 
