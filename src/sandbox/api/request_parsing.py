@@ -233,7 +233,7 @@ def _name_errors(params: QueryParams, known: Collection[str], patterns: Collecti
             if len(params.getlist(name)) > 1:
                 yield _repeated(name, "query")
         elif not any(re.search(pattern, name) for pattern in patterns):
-            # Further errors are only counted, so do not look for suggestions.
+            # Errors above the maximum are only counted. Searching for suggestions would be wasted.
             if len(unknown) < fixed_limits.INPUT_ERRORS_MAX:
                 unknown.append(_unknown(name, known, patterns))
             yield unknown[-1]

@@ -113,7 +113,7 @@ class BaseSandbox(ABC):
         return replace(usage, cached_extents=await asyncio.to_thread(self._extent_meter.count))
 
     async def terminal_usage(self) -> KernelUsage:
-        """Return only the usage of terminals, without delay on a busy machine.
+        """Return only the usage of terminals. Unlike `kernel_usage`, it does not wait on a busy machine.
 
         This implementation measures nothing: only programs that share the host's kernel can use terminals of the host.
         """

@@ -394,8 +394,8 @@ class ModelProtocol:
         elif self._inflight is not None:
             self._send_to_upstream(effects, h11.EndOfMessage())
         else:
-            # The response was sent before the body of the request ended, so bytes that follow may belong to a
-            # legitimate next request.
+            # The response was sent before the request's body was complete. The bytes after the body may be a valid
+            # request.
             self._finish_cycle(effects, has_next_request=True)
 
     def _reject(self, effects: Effects, rejected: Rejected, method: bytes = b"") -> None:

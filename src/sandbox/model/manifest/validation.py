@@ -33,7 +33,7 @@ class Validator(Generic[ObjectT]):
             return self._adapter.validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
             details = error.errors(include_url=False)
-            # Further errors are only counted, so do not search all sections for the names of their fields.
+            # Errors above the maximum are only counted. Searching all sections for their field names would be wasted.
             violations = [
                 describe_violation(each, self.object_type, searches_sections=index < fixed_limits.INPUT_ERRORS_MAX)
                 for index, each in enumerate(details)

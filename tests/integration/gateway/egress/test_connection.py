@@ -211,7 +211,7 @@ def test_hanging_resolver_blocks_neither_clients_nor_the_gateway(monkeypatch):
 
 
 @pytest.mark.parametrize("host", [HOST, HOST.upper()])
-def test_unresolvable_host_is_reported_to_the_client_and_in_lower_case_in_an_event(monkeypatch, host):
+def test_unresolvable_host_is_reported_to_the_client_and_in_an_event(monkeypatch, host):
     async def scenario():
         async with gateway_with_egress_host(echo_after_eof, monkeypatch, addresses=()) as served:
             client = await tunnel(served, host=host)
