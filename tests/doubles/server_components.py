@@ -9,7 +9,7 @@ from pathlib import Path
 from doubles.manifests import manifest
 from sandbox.agents.claude_code.output_parser import convert_recorded_line
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.disks.free_space import ReserveFile
+from sandbox.disks.reserve_file import ReserveFile
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
@@ -38,6 +38,7 @@ from sandbox.server.administration.administration import Administration
 from sandbox.server.administration.health import HealthCheck
 from sandbox.server.administration.hosts import Hosts
 from sandbox.server.cancellation import Canceller
+from sandbox.server.dead_runner_recovery import RunnerRecovery
 from sandbox.server.debug_sessions import DebugSessions
 from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
@@ -50,7 +51,6 @@ from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.placement_routing import Placements
 from sandbox.server.preserved_sandboxes import PreservedSandboxes
 from sandbox.server.runner_launcher import RunnerLauncher
-from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.runtime_probing import ProbedHost
 from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
 from sandbox.server.startup_recovery import recover

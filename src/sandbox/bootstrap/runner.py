@@ -37,8 +37,9 @@ from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE, configure_log
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_private_directory
 from sandbox.bootstrap.runtime_selection import import_runtime, make_runtime
 from sandbox.disks.directory_disk import DirectoryDisk
-from sandbox.disks.free_space import ReserveFile, measure_disk_space
+from sandbox.disks.free_space import measure_disk_space
 from sandbox.disks.loop_disk import LoopDisk, unshare_mounts
+from sandbox.disks.reserve_file import ReserveFile
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.gateway.communication_lease import CommunicationLease
 from sandbox.gateway.egress.dialer import is_dialable

@@ -41,7 +41,8 @@ from sandbox.bootstrap.runtime_selection import make_profile_lister
 from sandbox.bootstrap.server_objects import TaskServer
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.dashboard.routing import add_dashboard
-from sandbox.disks.free_space import ReserveFile, measure_disk_space
+from sandbox.disks.free_space import measure_disk_space
+from sandbox.disks.reserve_file import ReserveFile
 from sandbox.interfaces.agent import Agent
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.fixed_limits import SERVER_RESERVE_BYTES

@@ -5,7 +5,7 @@ Requests from programs and the server's own pages are allowed.
 
 import pytest
 
-from sandbox.api.auth.authenticator import LOOPBACK_NAMES, check_fetch_site, check_host
+from sandbox.api.auth.cross_site_requests import LOOPBACK_NAMES, check_fetch_site, check_host
 
 NAMES = LOOPBACK_NAMES | {"builds.example.org"}
 
