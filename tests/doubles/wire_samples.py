@@ -31,8 +31,9 @@ _SCALAR_SAMPLES = {
     inspect.StrType: "text",
 }
 
-_FIELD_SAMPLES = {"checksum": f"sha256:{'5a' * 32}", "base_commit": "5a" * 20, "first_commit": "5a" * 20}
-"""The samples for fields with these names. In these fields, new versions accept only checksums or commit ids."""
+_SHA256 = f"sha256:{'5a' * 32}"
+_FIELD_SAMPLES = {"checksum": _SHA256, "digest": _SHA256, "base_commit": "5a" * 20, "first_commit": "5a" * 20}
+"""The samples for fields with these names. In these fields, new versions accept only digests or commit ids."""
 
 
 def encoded_samples(names, kind):
