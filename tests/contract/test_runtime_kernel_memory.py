@@ -917,6 +917,7 @@ while True: time.sleep(600)
 """
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("busy", "is_limited"), [(400, True), (0, False)], ids=["busy programs", "no other programs"])
 def test_lock_for_opening_terminals_is_not_held_for_long(
     runtime: Runtime, disk: Path, enforced_limits: frozenset[str], busy: int, is_limited: bool
@@ -927,19 +928,22 @@ def test_lock_for_opening_terminals_is_not_held_for_long(
     if "memory" not in enforced_limits or os.geteuid():
         pytest.skip("the threads of the sandbox cannot be inspected here")
 
-    async def scenario() -> str:
-        async with ready_sandbox(runtime, disk, cpus=1, processes_max=512) as sandbox:
+    async def scenario(directory: Path) -> str:
+        async with ready_sandbox(runtime, directory, cpus=1, processes_max=512) as sandbox:
             source = _OPENED_TERMINALS.format(busy=busy)
             command = Command(["/usr/bin/python3", "-c", _PRELUDE + source], {"PATH": "/usr/bin:/bin"}, "/workspace")
             output, _ = await sandbox.start(command)
             await read_until(output, b"held")
             try:
-                async with asyncio.timeout(60 if is_limited else 6):
+                async with asyncio.timeout(45 if is_limited else 6):
                     return await sandbox.wait_for_exceeded_limit()
             except TimeoutError:
                 return ""
 
-    assert ("opened or closed terminals" in asyncio.run(scenario())) == is_limited
+    # The scheduler decides whether a program gets the lock and loses the processor, so the attack has several tries.
+    tries = range(4 if is_limited else 1)
+    violation = next(filter(None, (asyncio.run(scenario(disk / str(number))) for number in tries)), "")
+    assert ("opened or closed terminals" in violation) == is_limited
 
 
 # Buffers of system calls in progress

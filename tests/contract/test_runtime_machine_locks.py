@@ -1,6 +1,7 @@
 """A sandbox cannot keep locks that all programs on the machine need."""
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 
 from doubles.sandbox_lifecycle import MEBIBYTE, has_own_kernel, read_until, ready_sandbox, run_python
 from sandbox.interfaces.runtime import Command, Runtime, Sandbox
+
+pytestmark = pytest.mark.timeout(240)
+ATTACK_TRIES = 4
 
 _PRELUDE = """
 import ctypes, errno, fcntl, mmap, os, signal, socket, struct, threading, time
@@ -108,18 +112,20 @@ def test_locks_of_the_machine_are_not_held_for_long(
     if "memory" not in enforced_limits or os.geteuid():
         pytest.skip("the threads of the sandbox cannot be inspected here")
 
-    async def scenario() -> str:
-        async with ready_sandbox(runtime, disk, memory_bytes=2048 * MEBIBYTE, processes_max=512) as sandbox:
+    async def scenario(directory: Path) -> str:
+        async with ready_sandbox(runtime, directory, memory_bytes=2048 * MEBIBYTE, processes_max=512) as sandbox:
             command = Command(["/usr/bin/python3", "-c", _PRELUDE + source], {"PATH": "/usr/bin:/bin"}, "/workspace")
             output, _ = await sandbox.start(command)
             await read_until(output, b"held")
             try:
-                async with asyncio.timeout(45 if reason else 10):
+                async with asyncio.timeout(30 if reason else 10):
                     return await sandbox.wait_for_exceeded_limit()
             except TimeoutError:
                 return ""
 
-    violation = asyncio.run(scenario())
+    # The scheduler decides whether an attack gets the lock and loses the processor, so each one has several tries.
+    tries = range(ATTACK_TRIES if reason else 1)
+    violation = next(filter(None, (asyncio.run(scenario(disk / str(number))) for number in tries)), "")
     assert reason in violation
     assert bool(violation) == bool(reason), violation
 
@@ -146,24 +152,31 @@ def test_sandbox_that_waits_for_a_lock_of_another_sandbox_does_not_end(
         output, _ = await sandbox.start(command)
         await read_until(output, b"held")
 
-    async def scenario() -> tuple[str, bool]:
+    async def scenario(directory: Path) -> tuple[str, bool]:
         async with (
-            ready_sandbox(runtime, disk / "waits") as waits,
-            ready_sandbox(runtime, disk / "holds", memory_bytes=2048 * MEBIBYTE, processes_max=512) as holds,
+            ready_sandbox(runtime, directory / "waits") as waits,
+            ready_sandbox(runtime, directory / "holds", memory_bytes=2048 * MEBIBYTE, processes_max=512) as holds,
         ):
             await start(waits, _WAITING_FOR_INTERFACES)
             await start(holds, _SLOW_MEMORY + _LISTED_INTERFACES)
             waiting = asyncio.create_task(waits.wait_for_exceeded_limit())
-            async with asyncio.timeout(45):
-                violation = await holds.wait_for_exceeded_limit()
+            violation = ""
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(30):
+                    violation = await holds.wait_for_exceeded_limit()
             await asyncio.wait([waiting], timeout=2)
             ended = waiting.done()
             waiting.cancel()
             return violation, ended
 
-    violation, ended = asyncio.run(scenario())
+    for number in range(ATTACK_TRIES):
+        directory = disk / str(number)
+        directory.mkdir()
+        violation, ended = asyncio.run(scenario(directory))
+        assert not ended
+        if violation:
+            break
     assert "network devices" in violation
-    assert not ended
 
 
 _EMPTIED_CACHES = """
