@@ -164,7 +164,7 @@ ROWS = [
         "Images that the server sends at once",
         "placements.cluster.image_transfers.TRANSFERS_MAX",
     ),
-    ("Workers", "Free space on a host beside a new image", "model.fixed_limits.OUTPUT_FREE_BYTES"),
+    ("Workers", "Free space on a host in addition to a new image", "model.fixed_limits.OUTPUT_FREE_BYTES"),
 ]
 
 DASHBOARD_SECTION = "Dashboard"

@@ -961,11 +961,12 @@ def test_lock_for_opening_terminals_is_not_held_for_long(
         finally:
             has_ended.set()
         measuring.result()
+    assert max(waits) < LOCK_WAIT_SECONDS_MAX
+    assert ("opened or closed terminals" in violation) == bool(violation), violation
+    assert may_hold_lock or not violation
     # The scheduler decides whether a program gets the lock and loses the processor. On an idle machine, this is rare.
-    if may_hold_lock:
-        assert "opened or closed terminals" in violation or max(waits) < LOCK_WAIT_SECONDS_MAX, max(waits)
-    else:
-        assert violation == ""
+    if may_hold_lock and not violation:
+        pytest.skip(f"the attack had no effect: no program waited longer than {max(waits):.1f} s")
 
 
 # Buffers of system calls in progress

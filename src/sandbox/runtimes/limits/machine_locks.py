@@ -1,6 +1,6 @@
 """Measures how long a sandbox holds kernel locks that the whole machine needs.
 
-A program can wait while it holds such a lock: for a processor, for pages of its own memory, or for a lock of its own.
+While a program holds such a lock, it can wait for a processor, for pages of its own memory, or for another lock.
 It shares `vm.cpus` with all other programs in its sandbox, and they can delay it for minutes.
 
 - Terminals (tty_mutex): if 430 programs are busy and 40 others open terminals, a program on the host waits for more
