@@ -14,8 +14,7 @@ export class DiffCursor {
     Object.assign(this, { container, changes });
     new ResizeObserver(() => this.keepHeld()).observe(container);
     window.addEventListener("scroll", () => this.keepHeld(), { passive: true });
-    for (const type of ["wheel", "touchmove"])
-      window.addEventListener(type, () => this.#release(), { passive: true });
+    for (const type of ["wheel", "touchmove"]) window.addEventListener(type, () => this.#release(), { passive: true });
   }
 
   // The keys, as shown on the sheet of shortcuts. `run` returns false if the tab is not shown.
