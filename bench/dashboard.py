@@ -205,7 +205,7 @@ async def serve_and_record(data_dir: Path, parent: Connection) -> None:
     from doubles.fake_token_store import FakeTokenStore
     from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
     from sandbox.agents import registered_agents
-    from sandbox.api.app import create_app, create_stream_app
+    from sandbox.api.app import create_app, create_websocket_app
     from sandbox.api.app_context import AppContext
     from sandbox.api.auth.authenticator import Authenticator
     from sandbox.api.http.server import bind, serve
@@ -214,7 +214,7 @@ async def serve_and_record(data_dir: Path, parent: Connection) -> None:
     from sandbox.store.sqlite import SqliteStore
 
     components = ServerComponents(data_dir, SqliteStore(data_dir / "index.sqlite"))
-    sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
+    sockets, websocket_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
     port = sockets[0].getsockname()[1]
     settings = ApiSettings("bench", frozenset({port}), agents=registered_agents())
     shutting_down = asyncio.Event()
@@ -225,7 +225,7 @@ async def serve_and_record(data_dir: Path, parent: Connection) -> None:
         app = create_app(context)
         add_dashboard(app, context)
         serving = asyncio.create_task(
-            serve(app, create_stream_app(context), sockets, stream_sockets, shutting_down=shutting_down)
+            serve(app, create_websocket_app(context), sockets, websocket_sockets, shutting_down=shutting_down)
         )
         await service.submit(manifest(TASK))
         await components.wait_for_launch(TASK)

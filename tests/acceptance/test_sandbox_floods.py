@@ -9,7 +9,7 @@ from doubles import floods
 from doubles.deployment import bash_turn, wait_until
 from doubles.flood_harness import cpu_seconds
 from doubles.runner_processes import runner_pid
-from sandbox.gateway.limits import NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS
+from sandbox.gateway.limits import NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX
 from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
 PORTS = {"model": 8123, "proxy": 3128, "dns_udp": 53, "dns_tcp": 53, "transparent_80": 80, "transparent_443": 443}
@@ -35,7 +35,7 @@ def test_flood_from_the_sandbox_is_bounded_and_task_can_be_cancelled(deploy):
     started_at, before = time.monotonic(), cpu_seconds(runner)
     time.sleep(FLOOD_SECONDS)
     used, elapsed = cpu_seconds(runner) - before, time.monotonic() - started_at
-    burst_seconds = RUNNER_CPU_BURST_SECONDS + NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS + BASE_CPU_SECONDS
+    burst_seconds = RUNNER_CPU_BURST_SECONDS + NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX + BASE_CPU_SECONDS
     assert used < RUNNER_CPU_CORES * elapsed + burst_seconds
     assert deployment.status()["progress"]["egress_denied"] > 100
     assert deployment.http.delete("/api/v1/tasks/task-1").status_code == 200

@@ -81,11 +81,11 @@ def create_app(context: AppContext) -> FastAPI:
     return app
 
 
-def create_stream_app(context: AppContext) -> Starlette:
+def create_websocket_app(context: AppContext) -> Starlette:
     """Create the app of the event stream. It shares the context of the REST API."""
-    stream_app = Starlette()
-    _configure(stream_app, context)
-    return stream_app
+    websocket_app = Starlette()
+    _configure(websocket_app, context)
+    return websocket_app
 
 
 def create_api_schema_app(

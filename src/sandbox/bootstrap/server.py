@@ -15,7 +15,7 @@ from typing import Literal
 
 from sandbox import __version__
 from sandbox.agents import registered_agents
-from sandbox.api.app import create_app, create_stream_app
+from sandbox.api.app import create_app, create_websocket_app
 from sandbox.api.app_context import AppContext
 from sandbox.api.auth.authenticator import Authenticator
 from sandbox.api.http.server import (
@@ -85,11 +85,11 @@ async def _serve(placement_context: PlacementContext, chosen: ChosenPlacements, 
     settings, data_dir, agents = placement_context.settings, placement_context.data_dir, placement_context.agents
     section, token_store = settings.server, TokenFile(data_dir)
     sockets = bind(section.host, section.port)
-    stream_sockets = bind(section.host, section.ws_port, "ws_port")
-    needs_token = is_externally_reachable([*sockets, *stream_sockets])
+    websocket_sockets = bind(section.host, section.ws_port, "ws_port")
+    needs_token = is_externally_reachable([*sockets, *websocket_sockets])
     if needs_token and not token_store.list_valid():
         raise UnprotectedAddressError(section.host)
-    port, stream_port = (bound[0].getsockname()[1] for bound in (sockets, stream_sockets))
+    port, websocket_port = (bound[0].getsockname()[1] for bound in (sockets, websocket_sockets))
     shutting_down = asyncio.Event()
     with set_on_signals(shutting_down):
         disk_monitor = _make_disk_monitor(settings, data_dir)
@@ -102,7 +102,7 @@ async def _serve(placement_context: PlacementContext, chosen: ChosenPlacements, 
         host = placements.selected_host
         profiles = make_profile_lister(host.images, lambda: host.result.tier)
         api_settings = _api_settings(
-            settings, [*sockets, *stream_sockets], needs_token=needs_token, agents=agents, profiles=profiles
+            settings, [*sockets, *websocket_sockets], needs_token=needs_token, agents=agents, profiles=profiles
         )
         server = TaskServer(placement_context, placements, token_store, disk_monitor)
         async with server.running():
@@ -111,17 +111,17 @@ async def _serve(placement_context: PlacementContext, chosen: ChosenPlacements, 
             app = create_app(context)
             add_dashboard(app, context)
             listen(sockets)
-            listen(stream_sockets, "ws_port")
+            listen(websocket_sockets, "ws_port")
             await serve(
                 app,
-                create_stream_app(context),
+                create_websocket_app(context),
                 sockets,
-                stream_sockets,
+                websocket_sockets,
                 shutting_down=shutting_down,
                 on_started=lambda: _announce(
                     section.host,
                     data_dir,
-                    (port, stream_port),
+                    (port, websocket_port),
                     announce,
                     list(server.start_conditions.rejection_reasons()),
                 ),

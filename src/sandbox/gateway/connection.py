@@ -6,7 +6,7 @@ from functools import partial
 from typing import TypeVar
 
 from sandbox.gateway import limits
-from sandbox.gateway.limits import MODEL_CONNECTION_CPU_DEBT_SECONDS, NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS
+from sandbox.gateway.limits import MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX, NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX
 from sandbox.gateway.sans_io import Effects, Phase, SansIOProtocol
 from sandbox.gateway.transport import READ_BYTES, Stream
 from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle
@@ -27,8 +27,8 @@ class PriorityCpuQueues:
     def __init__(self, throttle: CpuThrottle) -> None:
         self.low_priority = throttle.queue()
         self.dns = throttle.queue()
-        self.new_model = throttle.queue(NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS)
-        self.model = throttle.queue(MODEL_CONNECTION_CPU_DEBT_SECONDS)
+        self.new_model = throttle.queue(NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX)
+        self.model = throttle.queue(MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX)
         self._lock = asyncio.Lock()
 
     async def run(self, queue: CpuQueue, work: Callable[[], T]) -> T:

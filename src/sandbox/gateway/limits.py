@@ -51,16 +51,16 @@ MODEL_CONNECTIONS_BURST = 256
 MODEL_CONNECTIONS_PER_SECOND = 4
 """Rate of new connections to the model's address after the burst; additional ones wait."""
 
-NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS = 1.0
+NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX = 1.0
 """Maximum debt of the CPU budget, in seconds, at which new model connections are served.
 
 Other traffic waits until there is no debt.
 """
 
-MODEL_CONNECTION_CPU_DEBT_SECONDS = 3.0
+MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX = 3.0
 """Maximum debt of the CPU budget, in seconds, at which a model connection is served after a forwarded request."""
 
-MODEL_PRIORITY_CPU_SECONDS = 0.02
+MODEL_PRIORITY_CPU_SECONDS_MAX = 0.02
 """Maximum CPU time of a model connection without a forwarded request; above it, the connection loses its priority."""
 
 HEAD_TIMEOUT_SECONDS = 10.0

@@ -69,8 +69,8 @@ class BubblewrapConfinement:
             lambda program_spec: (self._arguments(program_spec, command), command.argv),
         )
         try:
-            first_fds = (command.stdin, command.stdout, command.stderr, *command.descriptors)
-            code = await self._launcher.run_command(program_spec.argv, first_fds, program_spec.descriptors)
+            low_fds = (command.stdin, command.stdout, command.stderr, *command.descriptors)
+            code = await self._launcher.run_command(program_spec.argv, low_fds, program_spec.descriptors)
         finally:
             program_spec.close()
         return code if code >= 0 else 128 - code

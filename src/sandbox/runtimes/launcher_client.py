@@ -108,7 +108,7 @@ class LauncherProcess:
     def exec_program(self, argv: Sequence[str], stdin: bytes, descriptors: Sequence[int]) -> None:
         """Make the launcher exec `argv`: the path, then the arguments starting with argv[0].
 
-        `descriptors` are numbered from FIRST_DESCRIPTOR. Raises OSError.
+        `descriptors` are numbered from FIRST_HIGH_DESCRIPTOR. Raises OSError.
         """
         words = _write_argv(argv)
         stdin_file = create_memfd("stdin", stdin)
@@ -141,10 +141,10 @@ class LauncherProcess:
             closing_files_meter,
         )
 
-    async def run_command(self, argv: Sequence[str], first_fds: Sequence[int], descriptors: Sequence[int]) -> int:
+    async def run_command(self, argv: Sequence[str], low_fds: Sequence[int], descriptors: Sequence[int]) -> int:
         """Make the launcher start `argv` as a child, and return its exit status.
 
-        first_fds: the program's descriptors from 0, starting with the three standard ones. `descriptors` are numbered
+        low_fds: the program's descriptors from 0, starting with the three standard ones. `descriptors` are numbered
         as in `exec_program`.
 
         On cancellation, the program is killed. CancelledError propagates once the program has ended, at the
@@ -155,8 +155,8 @@ class LauncherProcess:
         with status:
             try:
                 with status_inside:
-                    passed = [status_inside.fileno(), words, *first_fds, *descriptors]
-                    socket.send_fds(self._control, [b"run %d" % len(first_fds)], passed)
+                    passed = [status_inside.fileno(), words, *low_fds, *descriptors]
+                    socket.send_fds(self._control, [b"run %d" % len(low_fds)], passed)
             except (BrokenPipeError, ConnectionResetError) as error:
                 raise ConfinementLostError("the confinement was killed from outside") from error
             finally:
@@ -330,7 +330,7 @@ class ProgramSpec(msgspec.Struct):
     def add_descriptor(self, descriptor: int) -> str:
         """Take ownership of a descriptor. Returns its number in the launched program."""
         self.descriptors.append(descriptor)
-        return str(launcher.FIRST_DESCRIPTOR + len(self.descriptors) - 1)
+        return str(launcher.FIRST_HIGH_DESCRIPTOR + len(self.descriptors) - 1)
 
     def close(self) -> None:
         """Close the descriptors after they were sent."""

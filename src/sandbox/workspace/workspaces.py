@@ -20,7 +20,7 @@ from sandbox.workspace.clone.workspace_staging import REPOSITORY_BYTES_MAX, Work
 from sandbox.workspace.diff.base_tree import BaseTree
 from sandbox.workspace.diff.changed_files_archive import write_changed_files
 from sandbox.workspace.diff.ignore_rules import create_rules_directory
-from sandbox.workspace.diff.patch import write_empty_patch, write_patch
+from sandbox.workspace.diff.patch import write_patch, write_patch_if_unchanged
 from sandbox.workspace.git.command import Git
 
 _DEFAULT_DIAL_POLICY = DialPolicy(lambda address: address.is_global, follows_redirects=False)
@@ -75,7 +75,7 @@ class GitWorkspaces:
     ) -> PatchResult:
         """Write the agent's changes; the file is empty if there are none. Raises AttemptError (collect_failed)."""
         layout, base = AttemptLayout(attempt_dir), self._small_trees.get((attempt_dir, base_commit))
-        if base is not None and await write_empty_patch(layout, base, target):
+        if base is not None and await write_patch_if_unchanged(layout, base, target):
             return PatchResult(diff=DiffStatistics(0, 0, 0))
         async with self._confined_git(layout, confine) as git:
             return await write_patch(git, layout, base_commit, target, find_secret, base)

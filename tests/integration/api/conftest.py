@@ -12,7 +12,7 @@ import pytest
 from doubles.fake_tasks import FakeTasks
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.agents import registered_agents
-from sandbox.api.app import create_app, create_stream_app
+from sandbox.api.app import create_app, create_websocket_app
 from sandbox.api.app_context import AppContext
 from sandbox.api.auth.authenticator import Authenticator
 from sandbox.api.http.server import bind, serve
@@ -24,7 +24,7 @@ from sandbox.interfaces.auth import TokenStore
 class RunningApi:
     tasks: FakeTasks
     port: int
-    stream_port: int
+    websocket_port: int
     shutting_down: asyncio.Event
     serving: asyncio.Task[None]
     context: AppContext
@@ -34,7 +34,7 @@ class RunningApi:
         return f"http://localhost:{self.port}"
 
     def ws(self, query: str = "", *, port: int = 0) -> str:
-        return f"ws://localhost:{port or self.stream_port}/api/v1/tasks/stream{query}"
+        return f"ws://localhost:{port or self.websocket_port}/api/v1/tasks/stream{query}"
 
     def open_streams(self, kind: str) -> int:
         """Return the number of open streams according to the metrics."""
@@ -54,17 +54,19 @@ async def _running_api(
     token_store: TokenStore | None = None, *, clone_hosts: frozenset[str] = frozenset()
 ) -> AsyncIterator[RunningApi]:
     tasks, shutting_down, started = FakeTasks(), asyncio.Event(), asyncio.Event()
-    sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
-    port, stream_port = sockets[0].getsockname()[1], stream_sockets[0].getsockname()[1]
-    settings = ApiSettings("0.1.0", frozenset({port, stream_port}), clone_hosts=clone_hosts, agents=registered_agents())
+    sockets, websocket_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
+    port, websocket_port = sockets[0].getsockname()[1], websocket_sockets[0].getsockname()[1]
+    settings = ApiSettings(
+        "0.1.0", frozenset({port, websocket_port}), clone_hosts=clone_hosts, agents=registered_agents()
+    )
     authenticator = Authenticator(token_store or FakeTokenStore(), settings)
     context = AppContext.create(tasks.services, settings, shutting_down, authenticator)
-    app, stream_app = create_app(context), create_stream_app(context)
+    app, websocket_app = create_app(context), create_websocket_app(context)
     serving = asyncio.create_task(
-        serve(app, stream_app, sockets, stream_sockets, shutting_down=shutting_down, on_started=started.set)
+        serve(app, websocket_app, sockets, websocket_sockets, shutting_down=shutting_down, on_started=started.set)
     )
     await asyncio.wait_for(started.wait(), 10)
-    api = RunningApi(tasks, port, stream_port, shutting_down, serving, context)
+    api = RunningApi(tasks, port, websocket_port, shutting_down, serving, context)
     try:
         yield api
     finally:

@@ -13,7 +13,7 @@ import pytest
 
 from doubles import floods
 from doubles.flood_harness import flood_harness, send_model_request
-from sandbox.gateway.limits import MODEL_CONNECTION_CPU_DEBT_SECONDS, NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS
+from sandbox.gateway.limits import MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX, NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX
 from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
 FLOOD_SECONDS = 5.0
@@ -42,7 +42,7 @@ FLOODS = (
 @pytest.mark.parametrize("name", FLOODS)
 def test_flood_uses_limited_cpu_time_and_model_requests_continue(name):
     seconds = []
-    spent = RUNNER_CPU_BURST_SECONDS + NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS
+    spent = RUNNER_CPU_BURST_SECONDS + NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX
     with flood_harness(spent, CPU_TIME_FACTOR) as harness, harness.connected() as kept_alive:
         send_model_request(kept_alive)
         started, cpu_started = time.monotonic(), harness.cpu_seconds
@@ -62,7 +62,7 @@ def test_flood_uses_limited_cpu_time_and_model_requests_continue(name):
 
 
 def test_forwarded_requests_use_limited_cpu_time():
-    with flood_harness(RUNNER_CPU_BURST_SECONDS + MODEL_CONNECTION_CPU_DEBT_SECONDS, CPU_TIME_FACTOR) as harness:
+    with flood_harness(RUNNER_CPU_BURST_SECONDS + MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX, CPU_TIME_FACTOR) as harness:
         started, cpu_started = time.monotonic(), harness.cpu_seconds
         with harness.flooded("forwarded requests"):
             time.sleep(FLOOD_SECONDS)

@@ -11,7 +11,7 @@ from sandbox.runtimes.bubblewrap.sandbox import build_program_spec
 from sandbox.runtimes.bubblewrap_confinement import BubblewrapConfinement
 from sandbox.runtimes.launcher_client import LauncherProcess
 from sandbox.runtimes.limits.cgroups import ControlGroup
-from sandbox.runtimes.programs.launcher import FIRST_DESCRIPTOR
+from sandbox.runtimes.programs.launcher import FIRST_HIGH_DESCRIPTOR
 from sandbox.runtimes.qemu import jail
 from sandbox.runtimes.qemu.command_lines import Accelerator, QemuDescriptors
 from sandbox.runtimes.qemu.components import GuestComponents
@@ -37,7 +37,7 @@ class FakeLauncher(LauncherProcess):
     def __init__(self):
         pass
 
-    async def run_command(self, argv, first_fds, descriptors):
+    async def run_command(self, argv, low_fds, descriptors):
         self.started = [argv, [os.dup(each) for each in descriptors]]
         return 0
 
@@ -68,10 +68,10 @@ async def start(program, injected_text=""):
         program_spec = program(injected_text)
         argv, descriptors = program_spec.argv, program_spec.descriptors
     number = int(argv[argv.index("--args") + 1])
-    text = os.pread(descriptors[number - FIRST_DESCRIPTOR], 1 << 20, 0)
+    text = os.pread(descriptors[number - FIRST_HIGH_DESCRIPTOR], 1 << 20, 0)
     for descriptor in descriptors:
         os.close(descriptor)
-    assert number == FIRST_DESCRIPTOR + len(descriptors) - 1
+    assert number == FIRST_HIGH_DESCRIPTOR + len(descriptors) - 1
     return argv, text.decode().split("\0")[:-1]
 
 

@@ -19,8 +19,8 @@ class FakeLauncher:
         self._events = events
         self._kills = kills
 
-    async def run_command(self, _argv: object, first_fds: tuple[int, ...], _descriptors: object) -> int:
-        os.write(first_fds[2], b"fatal: write error: No space left on device\n")
+    async def run_command(self, _argv: object, low_fds: tuple[int, ...], _descriptors: object) -> int:
+        os.write(low_fds[2], b"fatal: write error: No space left on device\n")
         self._events.write_text(f"oom 1\noom_kill {self._kills}\n")
         return 128
 

@@ -47,7 +47,7 @@ _PARTS_CHARGE_BYTES = 28 * 1024
 _REJECTION_CHARGE_BYTES = 16 * 1024
 """Bytes charged to the rejections' share of the event loop for each response to a malformed request."""
 
-_FRAMES_BYTES = 256
+_FRAMES_BYTES_PER_STEP = 256
 """Number of bytes of WebSocket frames that are parsed in one step. A client's shortest frame is 6 bytes long."""
 
 MORE_TEXT = "sandbox.more_text"
@@ -326,7 +326,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
         await self._wait_until(lambda: self.handshake_complete)
         while self._unparsed and not self.transport.is_closing():
             await _share_of(self.scope).wait_for_turn(_PARTS_CHARGE_BYTES)
-            frames, self._unparsed = self._unparsed[:_FRAMES_BYTES], self._unparsed[_FRAMES_BYTES:]
+            frames, self._unparsed = self._unparsed[:_FRAMES_BYTES_PER_STEP], self._unparsed[_FRAMES_BYTES_PER_STEP:]
             super().data_received(bytes(frames))
             await self._wait_until(lambda: self.queue.empty() or self.close_sent)
         self._parser = None

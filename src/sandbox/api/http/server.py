@@ -40,9 +40,9 @@ PONG_TIMEOUT_SECONDS = 20.0
 
 async def serve(
     app: ASGIApp,
-    stream_app: ASGIApp,
+    websocket_app: ASGIApp,
     sockets: Sequence[socket.socket],
-    stream_sockets: Sequence[socket.socket],
+    websocket_sockets: Sequence[socket.socket],
     *,
     shutting_down: asyncio.Event,
     on_started: Callable[[], None] = lambda: None,
@@ -51,10 +51,10 @@ async def serve(
 
     on_started: called once both apps accept requests.
     """
-    servers = [_UvicornServer(app), _UvicornServer(stream_app)]
+    servers = [_UvicornServer(app), _UvicornServer(websocket_app)]
     try:
         async with asyncio.TaskGroup() as group:
-            for server, bound in zip(servers, (sockets, stream_sockets), strict=True):
+            for server, bound in zip(servers, (sockets, websocket_sockets), strict=True):
                 group.create_task(server.serve(sockets=list(bound)))
             group.create_task(_notify_started(servers, on_started))
             await shutting_down.wait()
@@ -65,7 +65,7 @@ async def serve(
             server.abort_connections()
         if requests := [request for server in servers for request in server.server_state.tasks]:
             await asyncio.wait(requests, timeout=CANCELLATION_TIMEOUT_SECONDS)
-        for bound_socket in (*sockets, *stream_sockets):
+        for bound_socket in (*sockets, *websocket_sockets):
             bound_socket.close()
 
 

@@ -116,7 +116,7 @@ async def _render_task(request: Request, context: AppContext, task: Task) -> Res
         child_count=children.total_count,
         after=max(0, task.last_seq - PAGE_EVENTS_MAX),
         is_preserved=is_preserved,
-        deleted_data_description=describe_deleted_data(task, is_preserved=is_preserved),
+        data_to_delete=describe_data_to_delete(task, is_preserved=is_preserved),
         refusal=await context.services.derived_tasks.continuation_refusal(task) if task.state.is_final else None,
         has_anything_to_continue=_has_anything_to_continue(task),
         chain=chain_totals(chain),
@@ -148,7 +148,7 @@ def _has_patch(task: Task) -> bool:
     return any(artifact.name == f"{task.id}.patch" and artifact.size_bytes for artifact in task.artifacts)
 
 
-def describe_deleted_data(task: Task, *, is_preserved: bool) -> str:
+def describe_data_to_delete(task: Task, *, is_preserved: bool) -> str:
     """Return what deleting a finished task removes, as the end of a sentence."""
     has_patch = _has_patch(task)
     parts = ["the conversation", "the output"]

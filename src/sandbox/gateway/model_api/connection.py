@@ -58,7 +58,7 @@ class ModelConnection(ConnectionHandler):
         effects = await super()._run_queued(partial(self._measure_cpu, work))
         if self._model_protocol.is_in_flight:
             self._queue, self._unforwarded_cpu_seconds, self._read_bytes = self._queues.model, 0.0, READ_BYTES
-        elif effects.to_client or self._unforwarded_cpu_seconds > limits.MODEL_PRIORITY_CPU_SECONDS:
+        elif effects.to_client or self._unforwarded_cpu_seconds > limits.MODEL_PRIORITY_CPU_SECONDS_MAX:
             self._queue = self._queues.low_priority
         return effects
 

@@ -86,12 +86,12 @@ class ModelRequestGate:
     @property
     def needs_body(self) -> bool:
         """Whether a request can only be checked together with its body."""
-        return self.is_holding or self.has_budget or not self._has_full_egress
+        return self.is_holding or self.has_budget_limit or not self._has_full_egress
 
     @property
-    def has_budget(self) -> bool:
+    def has_budget_limit(self) -> bool:
         """Whether there is a budget. If there is one, every response must be metered."""
-        return self._spending.has_budget
+        return self._spending.has_budget_limit
 
     def release(self) -> None:
         """Stop holding requests."""
@@ -128,7 +128,9 @@ class ModelRequestGate:
             rejected = self._price_rejection(document)
         if rejected is not None:
             return rejected
-        cost_bound = self._dialect.estimate_cost_bound(document, len(body)) if self.has_budget and is_metered else None
+        cost_bound = (
+            self._dialect.estimate_cost_bound(document, len(body)) if self.has_budget_limit and is_metered else None
+        )
         if cost_bound is not None and not (
             _is_token_count(cost_bound.input_tokens) and _is_token_count(cost_bound.output_tokens_max)
         ):
@@ -165,7 +167,7 @@ class ModelRequestGate:
 
     def record_progress(self, source: object, meter: UsageMeter) -> None:
         """Update the running cost of the response on the connection `source`."""
-        if self._spending.has_budget:
+        if self._spending.has_budget_limit:
             self._spending.update(source, valid_usage(meter.partial_usage()))
 
     def start(self, source: object, cost_bound: CostBound | None) -> None:
@@ -207,7 +209,7 @@ class Spending:
         self._bounds: dict[object, Usage | None] = {}
         self._unpriced: str | None = None
         self._exhausted_reason: str | None = None
-        self.has_budget = budget.usd is not None or budget.tokens is not None
+        self.has_budget_limit = budget.usd is not None or budget.tokens is not None
 
     def may_be_exceeded(self, bound: Usage | None) -> bool:
         """Return whether the requests in flight and one more may exceed the remaining budget.
@@ -252,7 +254,7 @@ class Spending:
         return _total_tokens(usage), usage.cost_usd or 0.0
 
     def _check_budget(self) -> None:
-        if self.has_budget and self._exhausted_reason is None:
+        if self.has_budget_limit and self._exhausted_reason is None:
             self._exhausted_reason = self._find_exhausted_reason()
             if self._exhausted_reason is not None:
                 self._reporter.report_budget_exhausted(self._exhausted_reason)

@@ -73,7 +73,7 @@ _RESERVE_SECONDS = 1.0
 _RELEASE_SECONDS, _RELEASE_SECONDS_MAX = 1.0, 60.0
 
 
-class ClusterHost:
+class AnyClusterHost:
     """Implements `interfaces.placement.Host`: any host of the cluster.
 
     capacity: the capacity of the host with the most memory.
@@ -266,7 +266,7 @@ class ClusterPlacement:
         storage: "TaskStorage",
     ) -> None:
         largest = max(largest_host_sizes, key=lambda each: (each.memory_bytes, each.cpus, each.disk_bytes))
-        self.host = ClusterHost(largest, images)
+        self.host = AnyClusterHost(largest, images)
         self.files = ClusterFiles(workers)
         self.allocator = ClusterAllocator(workers, hosts, images, largest_host_sizes)
         self._workers = workers

@@ -32,7 +32,7 @@ ExposedEntry = tuple[str, str, str]
 def exposed_entries(spec: SandboxSpec) -> Iterator[ExposedEntry]:
     """Yield additional entries for the launcher to expose: runsc's directories and the sandbox's /."""
     yield ("own", "state", "")
-    yield ("link", "bundle/config.json", f"/proc/self/fd/{launcher.FIRST_DESCRIPTOR}")
+    yield ("link", "bundle/config.json", f"/proc/self/fd/{launcher.FIRST_HIGH_DESCRIPTOR}")
     yield from _rootfs_entries(describe_rootfs(spec))
 
 
@@ -145,7 +145,7 @@ def build_program_spec(program: str, spec: SandboxSpec, command: Command, log_fd
     program_spec = ProgramSpec()
     try:
         config = encode_config(spec, command)
-        # Add this descriptor first: the bundle's config.json is a symbolic link to /proc/self/fd/FIRST_DESCRIPTOR.
+        # Add this descriptor first: the bundle's config.json is a symbolic link to /proc/self/fd/FIRST_HIGH_DESCRIPTOR.
         program_spec.add_descriptor(create_memfd("config", config))
         log_number = program_spec.add_descriptor(log_fd)
     except BaseException:

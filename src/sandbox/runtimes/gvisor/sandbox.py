@@ -85,7 +85,7 @@ _RUNSC_FAILED = 128
 
 _RUN_SECONDS = 10.0
 _RUNSC_EXEC_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import runsc_exec; runsc_exec.main(sys.argv[1:])"
-_PROCESS_FD, _LOG_FD, _STARTED_FD = range(launcher.FIRST_DESCRIPTOR, launcher.FIRST_DESCRIPTOR + 3)
+_PROCESS_FD, _LOG_FD, _STARTED_FD = range(launcher.FIRST_HIGH_DESCRIPTOR, launcher.FIRST_HIGH_DESCRIPTOR + 3)
 """Descriptors of a runsc process that runs on a pty."""
 
 

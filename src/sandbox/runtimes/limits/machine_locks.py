@@ -47,7 +47,7 @@ def take_network_lock() -> None:
         fcntl.ioctl(any_socket, _SIOCGIFCONF, struct.pack("@iP", 0, 0))
 
 
-class MachineLock(msgspec.Struct, frozen=True):
+class KernelLock(msgspec.Struct, frozen=True):
     """A lock of the host's kernel.
 
     name: for threads. take: takes and releases the lock, which needs some 20 µs; may raise OSError. functions: parts of
@@ -59,14 +59,14 @@ class MachineLock(msgspec.Struct, frozen=True):
     functions: tuple[str, ...]
 
 
-TERMINAL_LOCK = MachineLock(
+TERMINAL_LOCK = KernelLock(
     "terminal-lock",
     (_PROC / "tty/drivers").read_bytes,
     ("ptmx_open", "tty_open", "tty_release", "release_tty", " t_start+"),
 )
 """The kernel holds the lock while it lists this file. t_start begins the list."""
 
-NETWORK_LOCK = MachineLock(
+NETWORK_LOCK = KernelLock(
     "network-lock",
     take_network_lock,
     (
@@ -79,7 +79,7 @@ NETWORK_LOCK = MachineLock(
 class LockProbe:
     """Takes a lock repeatedly in its own thread, because a wait for the lock cannot be interrupted."""
 
-    def __init__(self, lock: MachineLock) -> None:
+    def __init__(self, lock: KernelLock) -> None:
         self._lock = lock
         self._thread: threading.Thread | None = None
         self._started_at = 0.0
@@ -103,7 +103,7 @@ class LockMeter:
 
     def __init__(
         self,
-        lock: MachineLock,
+        lock: KernelLock,
         waited_seconds: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
         proc: Path = _PROC,

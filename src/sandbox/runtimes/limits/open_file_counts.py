@@ -27,7 +27,7 @@ from sandbox.model.fixed_limits import OPEN_DIRECTORIES_MAX, OPEN_FILES_OF_SANDB
 from sandbox.runtimes.limits.kernel_watch import FileUsage
 
 _PROC_LOCKS = Path("/proc/locks")
-_MACHINE_LOCKS_MIN = 1024
+_FILE_LOCKS_OF_MACHINE_MIN = 1024
 """While the machine has fewer locks, a sandbox's locks are not counted, because counting takes a long time."""
 
 _SAMPLE_SIZE_MAX = 4096
@@ -146,7 +146,7 @@ def has_many_locks() -> bool:
     """Return whether the machine has so many file locks that a sandbox may exceed its limit."""
     try:
         with _PROC_LOCKS.open() as file:
-            return sum(1 for _ in islice(file, _MACHINE_LOCKS_MIN)) == _MACHINE_LOCKS_MIN
+            return sum(1 for _ in islice(file, _FILE_LOCKS_OF_MACHINE_MIN)) == _FILE_LOCKS_OF_MACHINE_MIN
     except OSError:
         return False
 

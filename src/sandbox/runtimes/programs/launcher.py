@@ -80,7 +80,7 @@ thread frees in the same way: 0.08 s for 16 million. The others are the kernel's
 """
 
 HOST_PATH_KINDS = ("bind", "image", "overlay", "program")
-FIRST_DESCRIPTOR = 100
+FIRST_HIGH_DESCRIPTOR = 100
 """The program's number for the third descriptor in the message; the following descriptors get the next numbers."""
 
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x40000000
@@ -458,7 +458,7 @@ def send_sockets(control: _socket.socket, sockets: list[_socket.socket]) -> None
 
 def serve(control: _socket.socket) -> None:
     """Handle messages: `run` starts a program, `start` passes the command to exec. Exits when the runner hangs up."""
-    buffer_bytes = _socket.CMSG_SPACE(4 * (FIRST_DESCRIPTOR - 10))
+    buffer_bytes = _socket.CMSG_SPACE(4 * (FIRST_HIGH_DESCRIPTOR - 10))
     while True:
         message, ancillary, _, _ = control.recvmsg(16, buffer_bytes, _socket.MSG_CMSG_CLOEXEC)
         numbers = [number for _, _, data in ancillary for (number,) in struct.iter_unpack("i", data)]
@@ -479,10 +479,10 @@ def serve(control: _socket.socket) -> None:
             os.close(number)
 
 
-def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors: int) -> None:
+def supervise(low_fd_count: int, status_fd: int, argv_file: int, *descriptors: int) -> None:
     """Start a program, kill it when the runner closes `status_fd`, and report its exit status there.
 
-    first_fd_count: how many descriptors are numbered from 0; the others are numbered from FIRST_DESCRIPTOR.
+    low_fd_count: how many descriptors are numbered from 0; the others are numbered from FIRST_HIGH_DESCRIPTOR.
     """
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     status, parent = _socket.socket(fileno=status_fd), os.getpid()
@@ -494,9 +494,9 @@ def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors:
             # Move all descriptors out of the way first: a target number may belong to a descriptor that is duplicated
             # later.
             high = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 300) for number in (argv_file, *descriptors)]
-            for target, number in enumerate(high[1 : first_fd_count + 1]):
+            for target, number in enumerate(high[1 : low_fd_count + 1]):
                 os.dup2(number, target)
-            exec_program(high[0], high[first_fd_count + 1 :])
+            exec_program(high[0], high[low_fd_count + 1 :])
         finally:
             os._exit(127)
     for number in descriptors:
@@ -522,7 +522,7 @@ def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors:
 def exec_program(argv_file: int, descriptors: list[int]) -> None:
     """Exec the argv in the file: the path, then the arguments starting with argv[0]."""
     program, *argv = os.pread(argv_file, os.fstat(argv_file).st_size, 0).split(b"\0")
-    for target, number in enumerate(descriptors, FIRST_DESCRIPTOR):
+    for target, number in enumerate(descriptors, FIRST_HIGH_DESCRIPTOR):
         os.dup2(number, target)
     # pid 1 inside keeps this environment readable in /proc, so the environment must not reveal anything about the host.
     os.execve(program, argv, {"PATH": "/usr/bin:/bin"})  # noqa: S606

@@ -5,9 +5,9 @@ sandbox's kernel uid, without privileges on the host. There it execs runsc, dire
 
 Arguments: control descriptor, parent's pid, rows and columns (0 for no terminal). The last argument is a marker for
 finding the process and is otherwise ignored. One message then passes the pidfd and runsc's argv in a memfd. For a
-terminal, it passes three more files, which runsc gets as descriptors numbered from the launcher's FIRST_DESCRIPTOR. The
-first one contains the command. The others are empty: runsc writes its log messages and the started command's pid into
-them.
+terminal, it passes three more files, which runsc gets as descriptors numbered from the launcher's
+FIRST_HIGH_DESCRIPTOR. The first one contains the command. The others are empty: runsc writes its log messages and the
+started command's pid into them.
 """
 
 import _socket
@@ -47,7 +47,7 @@ def exec_runsc(argv: list[bytes], pty: int, files: list[int]) -> None:
         fcntl.ioctl(pty, TIOCSCTTY, 0)
         for number in range(3):
             os.dup2(pty, number)
-        for number, file in enumerate(files, launcher.FIRST_DESCRIPTOR):
+        for number, file in enumerate(files, launcher.FIRST_HIGH_DESCRIPTOR):
             os.dup2(file, number)
         os.execve(argv[0], argv, ENVIRONMENT)  # noqa: S606
     finally:

@@ -34,7 +34,7 @@ _NEW_TREE_REF = "refs/sandbox/new"
 _STALE_LOCK_SUFFIXES = {b"objects/pack": ".keep", _NEW_TREE_REF.rpartition("/")[0].encode(): ".lock"}
 
 
-async def write_empty_patch(layout: AttemptLayout, base: BaseTree, target: Path) -> bool:
+async def write_patch_if_unchanged(layout: AttemptLayout, base: BaseTree, target: Path) -> bool:
     """If nothing changed, write an empty patch to `target` without git, and flush it. Returns whether nothing changed.
 
     Paths that no patch can contain count as changes, and so do ignore rules, which only git evaluates. Raises

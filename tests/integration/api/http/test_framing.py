@@ -36,7 +36,7 @@ AMBIGUOUS = {
     "handshake with too many fields": HANDSHAKE + b"X: y\r\n" * 130 + b"\r\n",
     "handshake with too long a field": HANDSHAKE + b"X: " + b"y" * 8200 + b"\r\n\r\n",
 }
-on_both_ports = pytest.mark.parametrize("port_name", ["port", "stream_port"])
+on_both_ports = pytest.mark.parametrize("port_name", ["port", "websocket_port"])
 
 
 async def exchange(port: int, *payloads: bytes) -> bytes:

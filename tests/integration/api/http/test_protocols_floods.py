@@ -121,7 +121,7 @@ async def test_short_frames_are_parsed_in_batches(running_api, wait_until, monke
     pings = CallsPerLoopIteration(monkeypatch, protocols.WebSocketProtocol, "handle_ping")
     async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
         watching = asyncio.create_task(pings.watch())
-        clients = [await flood(api.stream_port, HANDSHAKE % AS_VIEWER, PING * 10_000) for _ in range(CONNECTIONS)]
+        clients = [await flood(api.websocket_port, HANDSHAKE % AS_VIEWER, PING * 10_000) for _ in range(CONNECTIONS)]
         assert {first for first, _, _ in clients} == {b"HTTP/1.1 101 Switching Protocols\r\n"}
         await wait_until(lambda: pings.total >= 5000, 30)
         async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
@@ -138,7 +138,7 @@ async def test_frames_of_a_rejected_handshake_are_not_parsed(running_api, monkey
     async def scenario():
         async with running_api(FakeTokenStore(vera="viewer")) as api:
             for _ in range(20):
-                reader, writer = await asyncio.open_connection("127.0.0.1", api.stream_port)
+                reader, writer = await asyncio.open_connection("127.0.0.1", api.websocket_port)
                 writer.write(HANDSHAKE % b"")
                 for _ in range(20):
                     writer.write(PING * 1000)
@@ -163,7 +163,7 @@ async def test_empty_fragments_of_a_message_are_not_buffered(running_api, wait_u
     monkeypatch.setattr(protocols.WebSocketProtocol, "handle_cont", handle_cont)
     async with running_api(FakeTokenStore(vera="viewer")) as api:
         data = FIRST_FRAGMENT + FRAGMENT * 3000
-        first, _, writer = await flood(api.stream_port, HANDSHAKE % AS_VIEWER, data)
+        first, _, writer = await flood(api.websocket_port, HANDSHAKE % AS_VIEWER, data)
         assert first == b"HTTP/1.1 101 Switching Protocols\r\n"
         await wait_until(lambda: len(kept) == 3000, 30)
         writer.close()

@@ -33,7 +33,7 @@ async def exchange(port: int, payload: bytes) -> bytes:
     return response
 
 
-@pytest.mark.parametrize("port_name", ["port", "stream_port"])
+@pytest.mark.parametrize("port_name", ["port", "websocket_port"])
 @pytest.mark.parametrize("payload", INVALID.values(), ids=INVALID)
 async def test_invalid_http_gets_a_problem_response(running_api, caplog, payload, port_name):
     async def scenario():
@@ -119,7 +119,7 @@ CLOSE_1000 = b"\x88\x82\0\0\0\0\x03\xe8"
 )
 async def test_message_that_is_not_text_closes_the_connection_without_a_server_error(running_api, caplog, frames, code):
     async with running_api() as api:
-        reader, writer = await asyncio.open_connection("127.0.0.1", api.stream_port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.websocket_port)
         writer.write(HANDSHAKE)
         assert b" 101 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
         writer.write(frames)

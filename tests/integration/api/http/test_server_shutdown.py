@@ -85,7 +85,7 @@ async def test_responses_cut_off_by_a_shutdown_are_not_errors(running_api, wait_
             plain.sendall(b"GET /api/v1/tasks/task-001/logs HTTP/1.1\r\nHost: localhost\r\n\r\n")
         path, key = "/api/v1/tasks/stream?task_id=task-001&after=0", "dGhlIHNhbXBsZSBub25jZQ=="
         upgrade = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13"
-        events = stack.enter_context(socket.create_connection(("127.0.0.1", api.stream_port)))
+        events = stack.enter_context(socket.create_connection(("127.0.0.1", api.websocket_port)))
         events.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{upgrade}\r\n\r\n".encode())
         waiting = stack.enter_context(socket.create_connection(("127.0.0.1", api.port)))
         waiting.sendall(b"GET /api/v1/tasks/task-001/wait?timeout=600 HTTP/1.1\r\nHost: localhost\r\n\r\n")

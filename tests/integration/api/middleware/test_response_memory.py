@@ -154,7 +154,7 @@ async def test_unread_websocket_uses_response_memory(running_api, wait_until):
             path = f"{STREAM}?task_id=task-001&after=0"
             headers = f"{upgrade}Sec-WebSocket-Key: {'A' * 22}==\r\n"
             for _ in range(20):
-                opened.enter_context(connect_without_reading(api.stream_port, path, headers=headers))
+                opened.enter_context(connect_without_reading(api.websocket_port, path, headers=headers))
             await wait_until(lambda: reserved_bytes(api) > LIMIT_BYTES)
         await wait_until(lambda: reserved_bytes(api) == 0)
 

@@ -24,7 +24,7 @@ async def read_remaining(socket):
 async def test_stream_starts_with_the_current_state(running_api):
     async with running_api() as api:
         api.tasks.add("task-001", *TO_RUNNING)
-        for port in (api.stream_port, api.port):
+        for port in (api.websocket_port, api.port):
             async with connect(api.ws("?task_id=task-001", port=port)) as socket:
                 first = json.loads(await socket.recv())
                 assert (first["type"], first["previous_state"], first["new_state"], first["seq"]) == (
@@ -111,7 +111,7 @@ async def test_disconnect_is_detected_and_client_messages_are_ignored(running_ap
 )
 async def test_plain_http_request_gets_an_explanation(running_api, path, expected):
     async with running_api() as api, httpx2.AsyncClient(trust_env=False) as client:
-        response = await client.get(f"http://localhost:{api.stream_port}{path}")
+        response = await client.get(f"http://localhost:{api.websocket_port}{path}")
         assert (response.status_code, response.json()["error"]) == (404, "not_found")
         assert response.json()["message"].startswith(expected)
 
@@ -129,7 +129,7 @@ async def test_plain_http_request_gets_an_explanation(running_api, path, expecte
 async def test_invalid_query_rejects_the_handshake(running_api, query, status, code):
     async with running_api() as api:
         api.tasks.add("task-001")
-        for port in (api.stream_port, api.port):
+        for port in (api.websocket_port, api.port):
             with pytest.raises(InvalidStatus) as raised:
                 await connect(api.ws(query, port=port))
             response = raised.value.response
@@ -138,7 +138,7 @@ async def test_invalid_query_rejects_the_handshake(running_api, query, status, c
 
 async def test_foreign_origin_is_rejected_and_same_origin_is_accepted(running_api):
     async with running_api() as api:
-        for port in (api.stream_port, api.port):
+        for port in (api.websocket_port, api.port):
             with pytest.raises(InvalidStatus) as raised:
                 await connect(api.ws(port=port), origin="https://evil.example")
             assert raised.value.response.status_code == 403
@@ -149,7 +149,7 @@ async def test_foreign_origin_is_rejected_and_same_origin_is_accepted(running_ap
 async def test_unknown_path_on_the_stream_port_is_not_found(running_api):
     async with running_api() as api:
         with pytest.raises(InvalidStatus) as raised:
-            await connect(f"ws://localhost:{api.stream_port}/elsewhere")
+            await connect(f"ws://localhost:{api.websocket_port}/elsewhere")
         assert raised.value.response.status_code == 404
 
 
@@ -168,7 +168,7 @@ async def test_connection_without_pong_is_closed(running_api, wait_until, monkey
     async with running_api() as api:
         api.tasks.add("task-001")
         async with connect(api.ws("?task_id=task-001")) as responsive:
-            reader, writer = await asyncio.open_connection("127.0.0.1", api.stream_port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", api.websocket_port)
             writer.write(
                 b"GET /api/v1/tasks/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
                 b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"

@@ -25,7 +25,7 @@ async def first_event(api, *, port: int = 0, **options):
 async def test_header_token_authenticates_on_both_ports(running_api):
     async with running_api(token_store()) as api:
         api.tasks.add("task-001")
-        for port in (api.stream_port, api.port):
+        for port in (api.websocket_port, api.port):
             headers = {"Authorization": "Bearer vera"}
             event, protocol = await first_event(api, port=port, additional_headers=headers)
             assert (event["task_id"], protocol) == ("task-001", None)

@@ -62,7 +62,7 @@ def terminal_url(api, query="", *, port=0, task_id="task-001"):
 
 async def test_input_output_and_resize_work_on_both_ports(running_api):
     async with running_api() as api:
-        for port in (api.port, api.stream_port):
+        for port in (api.port, api.websocket_port):
             connection = FakeConnection(WriteAccessFrame(may_write=True), OutputFrame(b"\x1b[1mhi\xff"))
             orders = serve_terminal(api, connection, f"task-{port}")
             url = terminal_url(api, "?rows=50&columns=132", port=port, task_id=f"task-{port}")

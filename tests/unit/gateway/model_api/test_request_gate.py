@@ -210,7 +210,7 @@ def test_gate_without_a_budget_is_never_exhausted():
     gate, events = create_gate()
     gate.record_progress("first", streaming_meter(10**9))
     gate.charge("first", usage(10**9, usd=10.0**9))
-    assert not gate.has_budget
+    assert not gate.has_budget_limit
     assert (gate.check(), events) == (None, [])
 
 

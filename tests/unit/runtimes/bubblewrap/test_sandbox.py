@@ -8,7 +8,7 @@ import pytest
 from sandbox.interfaces.runtime import Command, SandboxSpec
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes.bubblewrap.sandbox import build_program_spec, exposed_entries
-from sandbox.runtimes.programs.launcher import FIRST_DESCRIPTOR
+from sandbox.runtimes.programs.launcher import FIRST_HIGH_DESCRIPTOR
 
 SPEC = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, programs={Path("/data/tool"): "/opt/tool"})
 
@@ -18,7 +18,7 @@ def _arguments(command: Command, spec: SandboxSpec = SPEC) -> tuple[list[str], l
     payload = build_program_spec("/usr/bin/bwrap", spec, command, os.open("/dev/null", os.O_WRONLY))
     try:
         number = int(payload.argv[payload.argv.index("--args") + 1])
-        text = os.pread(payload.descriptors[number - FIRST_DESCRIPTOR], 1 << 20, 0)
+        text = os.pread(payload.descriptors[number - FIRST_HIGH_DESCRIPTOR], 1 << 20, 0)
         return payload.argv, text.decode().split("\0")[:-1]
     finally:
         payload.close()

@@ -12,9 +12,9 @@ from sandbox.runtimes.limits.machine_locks import (
     NETWORK_LOCK,
     TERMINAL_LOCK,
     DirectoryListingMeter,
+    KernelLock,
     LockMeter,
     LockProbe,
-    MachineLock,
 )
 
 _OPENS = "[<0>] ptmx_open+0x45/0x1b0\n[<0>] do_dentry_open+0x2b1/0x470\n"
@@ -131,7 +131,7 @@ def test_time_above_the_limit_is_a_violation():
 
 def test_probe_reports_how_long_it_has_waited():
     is_free = threading.Event()
-    probe = LockProbe(MachineLock("lock", is_free.wait, ()))
+    probe = LockProbe(KernelLock("lock", is_free.wait, ()))
     assert probe.waited_seconds() == 0.0
     time.sleep(0.05)
     assert 0.05 <= probe.waited_seconds() < 10
@@ -143,7 +143,7 @@ def test_probe_reports_how_long_it_has_waited():
 
 
 @pytest.mark.parametrize("lock", [TERMINAL_LOCK, NETWORK_LOCK], ids=lambda lock: lock.name)
-def test_probe_takes_the_lock_of_this_machine(lock: MachineLock):
+def test_probe_takes_the_lock_of_this_machine(lock: KernelLock):
     lock.take()
     probe = LockProbe(lock)
     probe.waited_seconds()
