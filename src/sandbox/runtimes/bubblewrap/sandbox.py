@@ -23,8 +23,8 @@ from sandbox.runtimes.exec_client import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits.cgroups import measure_terminal_usage
 from sandbox.runtimes.limits.ext4_kernel_objects import DirectoryMeter
+from sandbox.runtimes.limits.kernel_locks import MachineLockMeters
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
-from sandbox.runtimes.limits.machine_locks import MachineLockMeters
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter, TerminalMeter
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.fixed_limits import DIRECTORY_LISTING_SECONDS_MAX, MACHINE_LOCK_SECONDS_MAX
-from sandbox.runtimes.limits.kernel_watch import KernelUsage
-from sandbox.runtimes.limits.machine_locks import (
+from sandbox.runtimes.limits.kernel_locks import (
     NETWORK_LOCK,
     TERMINAL_LOCK,
     DirectoryListingMeter,
@@ -16,6 +15,7 @@ from sandbox.runtimes.limits.machine_locks import (
     LockMeter,
     LockProbe,
 )
+from sandbox.runtimes.limits.kernel_watch import KernelUsage
 
 _OPENS = "[<0>] ptmx_open+0x45/0x1b0\n[<0>] do_dentry_open+0x2b1/0x470\n"
 _WAITS = "[<0>] __mutex_lock.constprop.0+0x392/0xa70\n" + _OPENS
