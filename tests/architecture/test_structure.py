@@ -26,7 +26,7 @@ SMALL_MODULES = {
     "dashboard.pages.sign_in": "one page, as the other modules of its package",
     "runner.event_redaction": "which texts of events are redacted; its importer only connects components",
     "runtimes.sandbox_leftovers": "as `disks.mounted_leftovers` for disks; its importer only connects components",
-    "server.maintenance.clock_check": "when the wall clock is trusted; its importer only connects components",
+    "server.maintenance.clock_trust": "when the wall clock is trusted; its importer only connects components",
     "server.maintenance.janitor": "runs all maintenance; its importer only connects components",
 }
 """Short modules with a single importer, and the reason why each is a separate module."""

@@ -19,6 +19,7 @@ from sandbox.model.fixed_limits import SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.repository_url import repository_location, repository_names
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
+from sandbox.store.full_text_terms import split_words
 from sandbox.store.listing import (
     EMPTY_AGENT_SECTION,
     PagePosition,
@@ -27,7 +28,6 @@ from sandbox.store.listing import (
     to_cursor,
     without_patch,
 )
-from sandbox.store.search_terms import split_words
 
 
 def as_task_item(task: Task) -> Task:

@@ -39,7 +39,7 @@ from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.index_writer import IndexWriter
 from sandbox.server.inherited_files import discard_unrecorded
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
-from sandbox.server.maintenance.clock_check import ClockCheck
+from sandbox.server.maintenance.clock_trust import ClockTrust
 from sandbox.server.maintenance.compression import JournalCompressor
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.janitor import Janitor, MaintenanceAction
@@ -181,7 +181,7 @@ def create_maintenance_actions(
     """Create the janitor's actions in execution order."""
     data_dir, run_dir, settings = context.data_dir, context.run_dir, context.settings
     time_to_live_seconds = settings.preserve.time_to_live_seconds
-    clock_check = ClockCheck(clock)
+    clock_trust = ClockTrust(clock)
     expiry = PreservationExpiry(store, preserved, clock, time_to_live_seconds)
     all_files = [placement.files for placement in placements]
     leftover_remover = LeftoverRemover(journals, store, preserved, all_files)
@@ -189,12 +189,12 @@ def create_maintenance_actions(
     compressor = JournalCompressor(journals, store, clock)
 
     async def expire() -> None:
-        if clock_check.is_trusted(time_to_live_seconds):
+        if clock_trust.is_trusted(time_to_live_seconds):
             await expiry.sweep()
 
     async def prune() -> None:
         bounds = settings.retention.retention
-        if not clock_check.is_trusted(bounds.older_than_seconds or 0):
+        if not clock_trust.is_trusted(bounds.older_than_seconds or 0):
             bounds = replace(bounds, older_than_seconds=None)
         await pruner.prune(bounds)
 

@@ -11,7 +11,8 @@ from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.secrets import SecretSource
 from sandbox.model.manifest.schema import Secret
 from sandbox.secrets.hashicorp_vault import VaultSettings, VaultSource
-from sandbox.secrets.sources import EnvironmentSource, FileSource, SecretResolver
+from sandbox.secrets.resolver import SecretResolver
+from sandbox.secrets.sources import EnvironmentSource, FileSource
 
 _SERVER_PREFIXES = ("SANDBOX_", "VAULT_TOKEN")
 

@@ -13,7 +13,7 @@ from sandbox.interfaces.store import Cursor, InvalidCursorError, TaskQuery, Task
 from sandbox.model.fixed_limits import LABELS_MAX
 from sandbox.model.manifest.schema import AgentSection, CommonFields, Manifest, Repository
 from sandbox.model.task import Task, message_in_result
-from sandbox.store.search_terms import query_terms
+from sandbox.store.full_text_terms import query_terms
 
 PagePosition = tuple[int | str | None, str]
 """The value of the sort field (times in microseconds since 1970, UTC; costs in nanodollars) and the task's id."""

@@ -29,6 +29,7 @@ from sandbox.model.manifest.schema import decode_manifest, encode_manifest
 from sandbox.model.task import INDEXED_TASK_VERSION, Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.connections import SQLITE_ERRORS, Connections, is_disk_full
+from sandbox.store.full_text_terms import content_digest, state_term, task_terms
 from sandbox.store.listing import (
     ListedRow,
     PageReader,
@@ -40,7 +41,6 @@ from sandbox.store.listing import (
     without_patch,
 )
 from sandbox.store.migrate import StoreUnusableError, check_current, migrate
-from sandbox.store.search_terms import content_digest, state_term, task_terms
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 

@@ -113,6 +113,27 @@ def test_message_length_uses_all_three_bytes(high_byte: int):
     assert deny_reason(record(message(content, high_byte << 16 | len(content)))) is None
 
 
+@pytest.mark.parametrize("split", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("header", "is_hello"),
+    [
+        (b"\1\0\0\x27\3", True),
+        (b"\1\0\0\x26\3", False),
+        (b"\1\2\xff\xff\3", True),
+        (b"\1\3\0\0\3", False),
+        (b"\1\0\0\x27\2", False),
+        (b"\1\0\0\x27\4", False),
+    ],
+)
+def test_start_of_a_message_in_two_records_determines_whether_a_hello_is_expected(
+    header: bytes, is_hello: bool, split: int
+):
+    content = header + bytes(20)
+    data = record(content[:split]) + record(content[split:]) + b"\x16\3\1\x40\0" + bytes(CLIENT_HELLO_BYTES_MAX)
+    expected = f"the connection to {HOST} contains an incomplete TLS ClientHello." if is_hello else None
+    assert deny_reason(data) == expected
+
+
 def test_body_of_the_minimum_length_is_checked_for_a_name():
     shortest = b"\3\3" + bytes(32) + b"\0" + b"\0\0" + b"\0" + b"\0"
     assert len(shortest) == 39

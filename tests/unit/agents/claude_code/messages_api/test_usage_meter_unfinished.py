@@ -187,10 +187,17 @@ UNKNOWN_TEXT = {"type": "content_block_delta", "delta": {"text": "x" * 500}}
         [b"event: error\n", line(ERROR), b"\n"],
         [b"retry: 3\nid: 1\n", b"da"],
         [line({"type": "ping"}), b'data: {"type":"mess'],
+        [b": comment\r"],
     ],
 )
 def test_stream_of_pings_and_errors_has_not_started(pieces):
     assert not stream_meter_fed(*pieces).has_started
+
+
+@pytest.mark.parametrize("text", [b":\r:", b":\r::", b": comment\rdata", b":\r\r"])
+def test_stream_with_carriage_returns_as_line_endings_has_started(text):
+    """Other clients accept them, but the gateway cannot find the response's start."""
+    assert stream_meter_fed(text).has_started
 
 
 @pytest.mark.parametrize(
