@@ -112,10 +112,9 @@ def _models() -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- | --- |"
     for model, price in PRICES.items():
         yield f"| `{model}` | {' | '.join(_amounts(price))} |"
-    for model, price in PRICES.items():
         if price.long_context is not None:
-            amounts, tokens = ", ".join(_amounts(price.long_context)), f"{price.long_context_above:,} tokens"
-            yield f"\nIf a prompt for `{model}` has more than {tokens}, the prices are {amounts}."
+            prompts = f"prompts of more than {price.long_context_above:,} tokens"
+            yield f"| `{model}`, {prompts} | {' | '.join(_amounts(price.long_context))} |"
     yield f"\nA web search by the model's servers costs {WEB_SEARCH_USD:g} USD."
     yield ""
 

@@ -162,13 +162,13 @@ def write_document(results, restarted, summary):
 
 
 def summarize(rounds, seed, started):
-    return f"{pluralize(rounds, 'round')}, seed {seed}, in {(time.monotonic() - started) / 60:.0f} minutes"
+    return f"{pluralize(rounds, 'round')} with seed {seed} took {(time.monotonic() - started) / 60:.0f} minutes"
 
 
 def head_lines(results, summary):
     return [
         f"{datetime.now(UTC):%Y-%m-%d}, Linux {os.uname().release}, {os.cpu_count()} cores: {summary}. "
-        f"{sum(results.runs.values())} tasks were affected, and {len(results.messages)} guarantees were violated.",
+        f"Affected tasks: {sum(results.runs.values())}. Violated guarantees: {len(results.messages)}.",
         "",
     ]
 

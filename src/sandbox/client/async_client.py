@@ -93,7 +93,9 @@ class AsyncClient:
         prompt: str | None = None,
         idempotency_key: str | None = None,
     ) -> Submitted:
-        """Submit a new task with the manifest of an earlier task, which may be in any state and does not change.
+        """Submit a new task with the manifest of an earlier task.
+
+        The earlier task may be in any state, and is not changed.
 
         overrides: fields to set, as `PATH=VALUE`, such as `vm.cpus=16`.
         prompt: the new task's prompt; None keeps the earlier one.
@@ -105,7 +107,7 @@ class AsyncClient:
     async def continue_task(
         self, task_id: str, prompt: str, *, overrides: Iterable[str] = (), idempotency_key: str | None = None
     ) -> Submitted:
-        """Submit a new task that starts from the result of a finished task, which does not change.
+        """Submit a new task that starts from the result of a finished task. The finished task is not changed.
 
         The new task's agent resumes the session of the earlier agent, or gets the earlier conversation as text;
         `continues` in the status shows which. overrides, idempotency_key: see `rerun`. Raises TaskNotEndedError,
@@ -173,7 +175,7 @@ class AsyncClient:
         return await self._request(requests.manifest(task_id))
 
     async def wait(self, task_id: str, *, timeout_seconds: float | None = None) -> Task:
-        """Wait until the task has ended, or for `timeout_seconds` (None: no limit); return the current status.
+        """Wait until the task has ended, but at most `timeout_seconds` (None: no limit), and return the current status.
 
         Retries for a limited time while the server restarts.
         """
@@ -203,7 +205,7 @@ class AsyncClient:
         max_bytes: int | None = None,
         dry_run: bool = False,
     ) -> Pruned:
-        """Remove finished tasks; return the removed tasks. Without limits, the server's retention settings apply."""
+        """Remove finished tasks, and return them. If no limits are given, the server's retention settings apply."""
         return await self._request(
             requests.prune(older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run)
         )
@@ -213,7 +215,7 @@ class AsyncClient:
         return await self._request(requests.hosts())
 
     async def drain_host(self, host: str) -> Host:
-        """Start no new tasks on a cluster host until `undo_host_drain`; running tasks continue there.
+        """Start no new tasks on a cluster host until `undo_host_drain` is called. Running tasks continue on the host.
 
         Raises HostNotFoundError.
         """
@@ -283,7 +285,7 @@ class AsyncClient:
                 await asyncio.sleep(stream_state.next_delay_seconds(failure))
 
     async def follow_states(self, *, after: str | None = None) -> AsyncGenerator[tuple[str, Event], None]:
-        """Iterate without end over state changes of all tasks: pairs of a position and a `state_change` or `end` event.
+        """Yield the state changes of all tasks, without end: a position and an event (`state_change` or `end`) each.
 
         A task that changes its state several times in quick succession may have only one event, with its latest state.
         To continue later without gaps, pass the last position as `after`; an event may then be repeated. Without
