@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from sandbox.interfaces.gateway import CostBound, ModelUpstream, Rejected, RequestHeaders, ResponseHeaders, UsageMeter
+from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.interfaces.model_dialect import CostBound, Rejected, RequestHeaders, ResponseHeaders, UsageMeter
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Usage
 

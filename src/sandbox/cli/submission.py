@@ -31,8 +31,8 @@ from sandbox.cli.output.formatting import (
     state_text,
 )
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.log_parser import find_denied_connections
 from sandbox.cli.output.terminal_text import escape_text, terminal_width
+from sandbox.cli.output.text_log_parser import find_denied_connections
 from sandbox.model.manifest.overrides import Override, OverrideError
 
 if TYPE_CHECKING:

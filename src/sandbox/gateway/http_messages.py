@@ -10,7 +10,7 @@ from sandbox.gateway.limits import HEAD_BYTES_MAX
 from sandbox.gateway.model_api.dialer import Upstream
 from sandbox.gateway.model_api.key_redactor import KeyRedactor
 from sandbox.gateway.model_api.request_policy import Headers, connection_header_names, select_headers
-from sandbox.interfaces.gateway import ModelDialect, ResponseHeaders
+from sandbox.interfaces.model_dialect import ModelDialect, ResponseHeaders
 
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}

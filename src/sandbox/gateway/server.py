@@ -33,7 +33,8 @@ from sandbox.gateway.model_api.dialer import UpstreamDialer, parse_upstream
 from sandbox.gateway.model_api.request_gate import ModelRequestGate
 from sandbox.gateway.model_api.request_policy import ModelPolicy
 from sandbox.gateway.transport import FullSizeBufferLimit, OutboundConnections, Stream
-from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelDialect, ModelUpstream, ReportEvent
+from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelUpstream, ReportEvent
+from sandbox.interfaces.model_dialect import ModelDialect
 from sandbox.interfaces.runtime import Listeners
 from sandbox.primitives.concurrency import wait_readable
 from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle

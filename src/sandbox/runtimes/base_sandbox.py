@@ -13,7 +13,6 @@ from msgspec.structs import replace
 from sandbox.interfaces.runtime import Command, ExitStatus, Listeners, SandboxHandle, SandboxSpec
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
-from sandbox.runtimes.descriptors import open_reader
 from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
@@ -21,6 +20,7 @@ from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import count_negative_dentries
+from sandbox.runtimes.sandbox_descriptors import open_reader
 
 KILLED_EXIT_CODE = 128 + signal.SIGKILL
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.runtimes.descriptors import create_memfd
 from sandbox.runtimes.launcher_client import ProgramSpec, attempt_marker, reject_nul
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher
+from sandbox.runtimes.sandbox_descriptors import create_memfd
 
 _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
 

@@ -14,7 +14,6 @@ import msgspec
 from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, Listeners
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, KILL_TIMEOUT_SECONDS
-from sandbox.runtimes.descriptors import create_memfd, refuse_passed_descriptors, wait_readable
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.epoll_entries import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
@@ -23,6 +22,7 @@ from sandbox.runtimes.limits.open_file_counts import SocketCounter
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, PendingSyscallInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import SlabMeter, SlabStatistics
 from sandbox.runtimes.programs import launcher
+from sandbox.runtimes.sandbox_descriptors import create_memfd, refuse_passed_descriptors, wait_readable
 
 _READY_SECONDS = 30.0
 _EXIT_SECONDS = 1.0

@@ -12,7 +12,8 @@ from annotated_types import Len
 
 from sandbox.agents import registered_agents
 from sandbox.interfaces.agent import Agent, AgentDriver, ManifestTemplate
-from sandbox.interfaces.gateway import ModelDialect, ModelUpstream
+from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.interfaces.model_dialect import ModelDialect
 from sandbox.model.errors import RuleViolation
 from sandbox.model.events import ConversationEvent
 from sandbox.model.manifest.field_formats import PROMPT, VISIBLE

@@ -13,7 +13,7 @@ from sandbox.model.errors import RuleViolation
 
 if TYPE_CHECKING:
     from sandbox.interfaces.agent import AgentDriver, ManifestTemplate
-    from sandbox.interfaces.gateway import ModelDialect
+    from sandbox.interfaces.model_dialect import ModelDialect
     from sandbox.model.events import ConversationEvent
     from sandbox.model.manifest.schema import Manifest
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.cli.output.edit_diffs import DiffLine, diff_edits
-from sandbox.cli.output.event_layout import STATE_STYLES, EventLinePrinter, one_line
 from sandbox.cli.output.formatting import format_elapsed, parse_timestamp, pluralize
+from sandbox.cli.output.timed_lines import STATE_STYLES, TimedLinePrinter, one_line
 from sandbox.model.failure import FailureCode
 from sandbox.model.formatting import format_cost, format_duration, format_state
 from sandbox.model.task_state import FINAL_STATES
@@ -119,7 +119,7 @@ class EventPrinter:
         self.state = ""
         self._detail = detail
         self._pending_reason = pending_reason
-        self._line_printer = EventLinePrinter(console)
+        self._line_printer = TimedLinePrinter(console)
         self._line_parts: list[str] = []
         self._line_characters = 0
         self._last_message = ""

@@ -26,7 +26,7 @@ from sandbox.gateway.model_api.key_redactor import BodyRedactor, KeyRedactor, ac
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, KeyRejection, ModelRequestGate, valid_usage
 from sandbox.gateway.model_api.request_policy import AllowedHead, ModelPolicy, too_large
 from sandbox.gateway.sans_io import Effects, Phase
-from sandbox.interfaces.gateway import CostBound, ModelDialect, Rejected, UsageMeter
+from sandbox.interfaces.model_dialect import CostBound, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage
 
 

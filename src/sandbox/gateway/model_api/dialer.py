@@ -17,7 +17,8 @@ from sandbox.gateway.transport import (
     OutboundConnections,
     Stream,
 )
-from sandbox.interfaces.gateway import ModelDialect, ModelUpstream
+from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.interfaces.model_dialect import ModelDialect
 
 if TYPE_CHECKING:
     from ssl import SSLContext

@@ -7,7 +7,7 @@ import h11
 import msgspec
 
 from sandbox.gateway.limits import REQUEST_BODY_BYTES_MAX
-from sandbox.interfaces.gateway import ModelDialect, Rejected
+from sandbox.interfaces.model_dialect import ModelDialect, Rejected
 
 
 class AllowedHead(msgspec.Struct, frozen=True):

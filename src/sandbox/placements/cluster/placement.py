@@ -53,12 +53,8 @@ from sandbox.placements.cluster.hosts import ClusterHosts, EngineHosts, SeenHost
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings
 from sandbox.placements.cluster.loop_thread import LoopThread
-from sandbox.placements.cluster.requests_to_workers import (
-    LAUNCH_SECONDS,
-    WorkerPreservedDisk,
-    WorkerRunnerHandle,
-    Workers,
-)
+from sandbox.placements.cluster.requests_to_workers import LAUNCH_SECONDS, Workers
+from sandbox.placements.cluster.worker_handles import WorkerPreservedDisk, WorkerRunnerHandle
 from sandbox.placements.cluster.worker_server import HostRequestProviders, StoreLog, WorkerServer
 from sandbox.placements.cluster.worker_session import WorkerSession, prepare_image
 from sandbox.primitives.files import write_durably

@@ -1,43 +1,19 @@
-"""Sends requests to attempts' workers from any thread, and uses these requests to implement runners and disks."""
+"""Sends requests to the workers of attempts from any thread."""
 
-import asyncio
 import contextlib
-import itertools
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
-from sandbox.interfaces.journal import LockState
-from sandbox.interfaces.placement import (
-    AttemptLocation,
-    CancelAttempt,
-    DebugSession,
-    HostUnreachableError,
-    OpenTerminal,
-    Reply,
-)
-from sandbox.interfaces.terminal_frames import TerminalConnection
-from sandbox.interfaces.worker_messages import (
-    IsResponsive,
-    KillRunner,
-    LockDisk,
-    RemoveDisk,
-    Request,
-    StartDebugSession,
-    UnlockDisk,
-)
-from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS, SANDBOX_TEARDOWN_SECONDS
+from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
+from sandbox.interfaces.worker_messages import Request
+from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.placements.cluster.jobs import Jobs
-from sandbox.placements.cluster.loop_thread import LoopThread, LoopThreadTerminal
+from sandbox.placements.cluster.loop_thread import LoopThread
 from sandbox.placements.cluster.worker_session import WorkerSession
-from sandbox.placements.local.runner_client import RunnerClient
 from sandbox.primitives.message_stream import StreamPair
 
 LAUNCH_SECONDS = 40.0
 """How long a worker may take to start a runner."""
-
-_MARGIN_SECONDS = 2.0
-_lock_ids = itertools.count(1)
 
 
 class Workers:
@@ -94,105 +70,3 @@ class Workers:
         """
         job = self.jobs.of_attempt(location.attempt_id)
         return job is not None and job.is_claimed and not job.stored.is_given_up
-
-
-class WorkerRunnerHandle:
-    """Implements `interfaces.placement.RunnerHandle`: the worker connects each stream to the runner's socket."""
-
-    def __init__(self, workers: Workers, location: AttemptLocation) -> None:
-        self.attempt_id = location.attempt_id
-        self._workers = workers
-        self._location = location
-        self._client = RunnerClient(partial(workers.open_stream, location))
-
-    def lock_state(self) -> LockState:
-        """Implements `RunnerHandle.lock_state`."""
-        return self._workers.jobs.lock_state(self._location.task_id)
-
-    async def is_responsive(self) -> bool:
-        """Have the worker ping the runner; True if the host is silent. Implements `RunnerHandle.is_responsive`."""
-        request, timeout_seconds = IsResponsive(self.attempt_id), CONTROL_REQUEST_TIMEOUT_SECONDS + _MARGIN_SECONDS
-        try:
-            return bool(await self._workers.request(self._location, request, bool, timeout_seconds))
-        except OSError:
-            return True
-
-    async def cancel(self, request: CancelAttempt) -> Reply:
-        """Implements `RunnerHandle.cancel`."""
-        return await self._workers.thread.run(self._client.cancel(request))
-
-    async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
-        """Implements `RunnerHandle.open_terminal`."""
-        thread = self._workers.thread
-        return LoopThreadTerminal(await thread.run(self._client.open_terminal(request)), thread)
-
-    async def kill(self) -> bool:
-        """Implements `RunnerHandle.kill`. A worker that was abandoned, or that never started, has no runner."""
-        job = self._workers.jobs.of_task(self._location.task_id)
-        if job is None or job.stored.is_given_up or not job.is_claimed:
-            return False
-        location = self._location._replace(attempt_id=job.stored.attempt_ids[-1])
-        return bool(await self._workers.request(location, KillRunner(), bool))
-
-
-class WorkerPreservedDisk:
-    """Implements `interfaces.placement.PreservedDisk`: the worker holds the lock until its session ends."""
-
-    def __init__(self, workers: Workers, location: AttemptLocation) -> None:
-        self._workers = workers
-        self._location = location
-        self._client = RunnerClient(partial(workers.open_stream, location))
-        self._lock_id = 0
-
-    @contextlib.asynccontextmanager
-    async def try_lock(self) -> AsyncIterator[LockState]:
-        """Implements `PreservedDisk.try_lock`."""
-        lock_id, lock_state = next(_lock_ids), LockState.UNKNOWN
-        try:
-            lock_state = await self._lock(lock_id)
-            self._lock_id = lock_id
-            yield lock_state
-        finally:
-            self._lock_id = 0
-            await self._unlock(lock_id, lock_state)
-
-    async def _lock(self, lock_id: int) -> LockState:
-        request = LockDisk(lock_id, self._location.attempt_id)
-        try:
-            return LockState.FREE if await self._request(request, str) == "free" else LockState.HELD
-        except HostUnreachableError:
-            return LockState.UNKNOWN
-
-    async def _unlock(self, lock_id: int, lock_state: LockState) -> None:
-        """Release the lock, even if the worker has not acquired it yet."""
-        if lock_state is LockState.HELD:
-            return
-        request = UnlockDisk(lock_id)
-        try:
-            if lock_state is LockState.FREE:
-                await self._request(request, None)
-                return
-        except asyncio.CancelledError:
-            self._workers.post(self._location, request)
-            raise
-        except HostUnreachableError:
-            pass
-        self._workers.post(self._location, request)
-
-    async def start_debug_session(self, order: DebugSession) -> None:
-        """Implements `PreservedDisk.start_debug_session`."""
-        await self._request(StartDebugSession(self._lock_id, order), None, LAUNCH_SECONDS)
-
-    async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
-        """Implements `PreservedDisk.open_terminal`."""
-        thread = self._workers.thread
-        return LoopThreadTerminal(await thread.run(self._client.open_terminal(request)), thread)
-
-    async def remove(self) -> None:
-        """Implements `PreservedDisk.remove`."""
-        await self._request(RemoveDisk(self._lock_id), None, SANDBOX_TEARDOWN_SECONDS)
-
-    async def _request(
-        self, request: Request, result_type: Any, timeout_seconds: float = CONTROL_REQUEST_TIMEOUT_SECONDS
-    ) -> Any:
-        return await self._workers.request(self._location, request, result_type, timeout_seconds)

@@ -17,17 +17,17 @@ from sandbox.model.fixed_limits import SHARED_MEMORY_FILES_MAX
 from sandbox.runtimes import bubblewrap_command, sandbox_processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, SandboxSetup
 from sandbox.runtimes.bubblewrap.disk_root import DiskRoot, find_disk_root
-from sandbox.runtimes.descriptors import create_memfd, wait_for_exit
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.exec_client import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits.cgroups import measure_terminal_usage
 from sandbox.runtimes.limits.ext4_kernel_objects import DirectoryMeter
-from sandbox.runtimes.limits.kernel_locks import MachineLockMeters
+from sandbox.runtimes.limits.kernel_lock_hold_times import MachineLockMeters
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter, TerminalMeter
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
+from sandbox.runtimes.sandbox_descriptors import create_memfd, wait_for_exit
 
 _SHARED_MEMORY, _DISK = "shared-memory", "disk"
 

@@ -15,13 +15,13 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes import sandbox_processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, SandboxSetup
-from sandbox.runtimes.descriptors import create_memfd, wait_readable
 from sandbox.runtimes.exec_client import ExecProcess, ExecTerminal, start_on_pty, start_program
 from sandbox.runtimes.gvisor import bundle
 from sandbox.runtimes.gvisor.bundle import STATE_DIRECTORY
 from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits.kernel_watch import FileUsage
 from sandbox.runtimes.programs import launcher
+from sandbox.runtimes.sandbox_descriptors import create_memfd, wait_readable
 
 _LOST_PEER_ERRORS = ("input/output error", "eof", "broken pipe", "connection reset by peer")
 

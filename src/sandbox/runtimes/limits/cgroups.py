@@ -21,7 +21,7 @@ from sandbox.model.fixed_limits import RECEIVED_BYTES_HEADROOM, SOCKET_BUFFER_BY
 from sandbox.runtimes import sandbox_processes
 from sandbox.runtimes.limits import open_file_counts
 from sandbox.runtimes.limits.epoll_entries import EpollCounter
-from sandbox.runtimes.limits.kernel_locks import MachineLockMeters
+from sandbox.runtimes.limits.kernel_lock_hold_times import MachineLockMeters
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingCounter, SandboxProcesses
 from sandbox.runtimes.limits.open_file_counts import SocketCounter

@@ -19,13 +19,13 @@ from sandbox.interfaces.file_layout import MODEL_PORT, PROXY_PORT
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.model.fixed_limits import SOCKETS_MAX
 from sandbox.runtimes import bubblewrap_command, rootfs_spec
-from sandbox.runtimes.descriptors import create_memfd
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher, process_limits
 from sandbox.runtimes.qemu import command_lines
 from sandbox.runtimes.qemu.components import GUEST_AGENT_PATH, GuestComponents, build_start_script, compile_guest_agent
+from sandbox.runtimes.sandbox_descriptors import create_memfd
 
 SHARE_DIRECTORY = "/share"
 _COMMAND_ROOT = f"{SHARE_DIRECTORY}/inside"

@@ -25,7 +25,6 @@ from sandbox.interfaces.runtime import (
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
-from sandbox.runtimes.descriptors import open_reader, refuse_passed_descriptors, wait_for_exit
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, reject_nul
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
 from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter, DirectoryMeter
@@ -35,6 +34,7 @@ from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, Qemu
 from sandbox.runtimes.qemu.command_lines import QemuDescriptors
 from sandbox.runtimes.qemu.guest import frames
 from sandbox.runtimes.qemu.jail import GuestSpec, build_program_spec
+from sandbox.runtimes.sandbox_descriptors import open_reader, refuse_passed_descriptors, wait_for_exit
 
 _START_SECONDS = 60.0
 _STATS_SECONDS = 1.0

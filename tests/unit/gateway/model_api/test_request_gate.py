@@ -14,7 +14,8 @@ from sandbox.gateway.limits import BUDGET_REQUESTS_IN_FLIGHT_MIN, BUFFERED_BYTES
 from sandbox.gateway.model_api.dialer import parse_upstream
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, Spending, valid_usage
 from sandbox.gateway.model_api.request_policy import Rejected
-from sandbox.interfaces.gateway import Budget, BudgetExhausted, CostBound, GatewayRules, ModelDialect, ModelUpstream
+from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules, ModelUpstream
+from sandbox.interfaces.model_dialect import CostBound, ModelDialect
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import Usage
 

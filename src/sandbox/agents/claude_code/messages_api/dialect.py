@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from sandbox.agents.claude_code.messages_api import pricing, request_checks, usage_meter
-from sandbox.interfaces.gateway import CostBound, ModelUpstream, Rejected, RequestHeaders, ResponseHeaders, UsageMeter
+from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.interfaces.model_dialect import CostBound, Rejected, RequestHeaders, ResponseHeaders, UsageMeter
 from sandbox.model.errors import DECODE_ERRORS
 
 

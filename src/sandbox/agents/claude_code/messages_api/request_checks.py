@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 import msgspec
 
-from sandbox.interfaces.gateway import Rejected
+from sandbox.interfaces.model_dialect import Rejected
 from sandbox.model.errors import DECODE_ERRORS
 
 MODEL_STRING_CHARACTERS_MAX = 256

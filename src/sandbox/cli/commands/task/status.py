@@ -32,8 +32,8 @@ from sandbox.cli.output.formatting import (
     task_prompt,
 )
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.log_parser import find_denied_connections, parse_log_events
 from sandbox.cli.output.terminal_text import escape_name, terminal_width, wrap_text
+from sandbox.cli.output.text_log_parser import find_denied_connections, parse_log_events
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_budget, format_cost, format_duration
 from sandbox.model.task_state import FINAL_STATES

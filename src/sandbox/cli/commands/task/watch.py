@@ -7,8 +7,8 @@ import click
 from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.event_layout import EventLinePrinter
 from sandbox.cli.output.json_output import print_json_lines
+from sandbox.cli.output.timed_lines import TimedLinePrinter
 
 
 @command(
@@ -30,7 +30,7 @@ def watch(after: str | None) -> None:
         if options.format == "json":
             print_json_lines({**event, "position": position} for position, event in changes)
             return
-        printer = EventLinePrinter(stdout_console(has_color=options.has_color))
+        printer = TimedLinePrinter(stdout_console(has_color=options.has_color))
         for _, event in changes:
             if event["type"] == "state_change":
                 printer.print_state(event, event["new_state"], f"{event['task_id']}  {event['state_message']}")

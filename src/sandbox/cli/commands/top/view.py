@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from sandbox.cli.commands.top.snapshot import STATE_FILTERS, Snapshot, TaskFilter
-from sandbox.cli.output.event_layout import one_line
 from sandbox.cli.output.event_printer import STATE_STYLES
 from sandbox.cli.output.formatting import (
     current_activity,
@@ -25,6 +24,7 @@ from sandbox.cli.output.formatting import (
 )
 from sandbox.cli.output.table import MAIN_COLUMN_CELLS, cell, fit_table, plain_lines
 from sandbox.cli.output.terminal_text import wrap_text
+from sandbox.cli.output.timed_lines import one_line
 from sandbox.model.formatting import format_cost, format_duration, format_size, format_state
 from sandbox.model.task_state import FINAL_STATES, TaskState
 

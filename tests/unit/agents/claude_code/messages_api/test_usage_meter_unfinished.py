@@ -13,7 +13,7 @@ from sandbox.agents.claude_code.messages_api.usage_meter import (
     create_meter,
 )
 from sandbox.gateway.model_api.request_gate import TOKENS_MAX, valid_usage
-from sandbox.interfaces.gateway import CostBound
+from sandbox.interfaces.model_dialect import CostBound
 from sandbox.model.events import Usage
 
 MODEL = "claude-haiku-4-5"

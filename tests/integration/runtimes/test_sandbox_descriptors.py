@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from sandbox.runtimes.descriptors import open_reader, wait_readable
+from sandbox.runtimes.sandbox_descriptors import open_reader, wait_readable
 
 
 async def test_two_waiters_are_both_notified():

@@ -1,4 +1,4 @@
-"""Layout of event lines: text next to its time, wrapped to the width of the window."""
+"""Lines of text next to the time of their event, wrapped to the width of the window."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _WRAPPED_CHARACTERS_MAX = 20_000
 """Maximum number of characters to wrap if a text is cut to a few lines."""
 
 
-class EventLinePrinter:
+class TimedLinePrinter:
     """Prints lines with the time of their event.
 
     A line is preceded by its date if the date differs from the previous line's or, for the first line, from today's.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.fixed_limits import DIRECTORY_LISTING_SECONDS_MAX, MACHINE_LOCK_SECONDS_MAX
-from sandbox.runtimes.limits.kernel_locks import (
+from sandbox.runtimes.limits.kernel_lock_hold_times import (
     NETWORK_LOCK,
     TERMINAL_LOCK,
     DirectoryListingMeter,

@@ -2,7 +2,7 @@
 
 import json
 
-from sandbox.cli.output.log_parser import mark_parsed_lines, parse_line, parse_log_events
+from sandbox.cli.output.text_log_parser import mark_parsed_lines, parse_line, parse_log_events
 
 TIME = "2026-01-29T10:10:15.123Z"
 
