@@ -371,4 +371,4 @@ if not HAS_OWN_KERNEL: start_to_remove_pages()
 called_at = time.monotonic()
 {call}
 if not HAS_OWN_KERNEL and time.monotonic() - called_at < {LONG_CALL_SECONDS}: refused("short")
-succeeded()""", control, ("out_of_memory", "ENOTSUP", "short"), allowed_inside=("qemu",), unchanged_observers=("long calls",))  # fmt: skip
+else: succeeded()""", control, ("out_of_memory", "ENOTSUP", "short"), allowed_inside=("qemu",), unchanged_observers=("long calls",))  # fmt: skip
