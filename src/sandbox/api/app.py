@@ -18,7 +18,18 @@ from sandbox.api.middleware.authentication import AuthenticationMiddleware
 from sandbox.api.middleware.response_headers import ResponseHeadersMiddleware
 from sandbox.api.middleware.response_recording import MetricsMiddleware
 from sandbox.api.openapi import DESCRIPTION, build_schema
-from sandbox.api.routes import admin, artifacts, derived_tasks, docs, events, health, logs, sessions, task_list, tasks
+from sandbox.api.routes import (
+    admin,
+    artifacts,
+    derived_tasks,
+    docs,
+    health,
+    logs,
+    sessions,
+    state_changes,
+    task_list,
+    tasks,
+)
 from sandbox.api.streaming.event_websocket import serve_event_stream
 from sandbox.api.streaming.terminal_websocket import serve_terminal
 from sandbox.interfaces.agent import Agent
@@ -28,7 +39,7 @@ _ROUTERS = (
     tasks.router,
     derived_tasks.router,
     logs.router,
-    events.router,
+    state_changes.router,
     artifacts.router,
     health.router,
     admin.router,

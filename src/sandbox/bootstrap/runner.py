@@ -69,7 +69,7 @@ from sandbox.runner.attempt import AttemptCloser, AttemptRunner, DeadRunnerFinis
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
 from sandbox.runner.control_socket import RenewHandler, record_cancel, serve_control_socket
-from sandbox.runner.debug_session import DebugSessionRunner, launch_spec_without_agent
+from sandbox.runner.debug_session_runner import DebugSessionRunner, launch_spec_without_agent
 from sandbox.runner.event_redaction import redact_event
 from sandbox.runner.steps.collect import CollectStep
 from sandbox.runner.steps.provision import ProvisionStep, make_confine

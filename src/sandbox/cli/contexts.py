@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from sandbox.model.default_server_address import DEFAULT_SERVER
 from sandbox.model.errors import SandboxError
-from sandbox.model.server_address import DEFAULT_SERVER
 
 DEFAULT_NAME = "default"
 """The name of the context that always exists: the default server, without a token."""

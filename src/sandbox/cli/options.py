@@ -16,7 +16,7 @@ from sandbox.cli.command_groups import GlobalOption, gc_frozen
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.console import is_color_enabled
 from sandbox.cli.output.terminal_text import escape_name, escape_text
-from sandbox.model.server_address import DEFAULT_SERVER
+from sandbox.model.default_server_address import DEFAULT_SERVER
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

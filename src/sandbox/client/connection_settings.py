@@ -22,7 +22,7 @@ from sandbox.client.errors import (
 from sandbox.client.requests import Request
 from sandbox.client.response_validation import matches_schema, parse_object
 from sandbox.client.url import is_loopback_url, translate_url_errors, validate_base_url
-from sandbox.model.server_address import DEFAULT_SERVER
+from sandbox.model.default_server_address import DEFAULT_SERVER
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 ERROR_BYTES_MAX = 1024 * 1024

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from sandbox.client.response_types import ExistingTask, FieldError
+from sandbox.model.default_server_address import DEFAULT_SERVER
 from sandbox.model.errors import SandboxError
-from sandbox.model.server_address import DEFAULT_SERVER
 
 _LISTED_ERRORS_MAX = 5
 """Maximum number of `field_errors` that the text of an exception lists."""

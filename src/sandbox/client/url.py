@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from urllib.parse import quote, urlsplit
 
 from sandbox.client.errors import HostNotFoundError, InvalidParameterError, TaskNotFoundError
-from sandbox.model.server_address import DEFAULT_SERVER
+from sandbox.model.default_server_address import DEFAULT_SERVER
 
 _LOOPBACK = re.compile(
     r"((?:[a-z0-9-]+\.)*localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?=[:/]|\Z)", re.ASCII | re.IGNORECASE

@@ -33,8 +33,8 @@ from sandbox.demo.walkthrough import (
     start_module,
     start_server,
 )
+from sandbox.model.default_server_address import DEFAULT_API_PORT, DEFAULT_WEBSOCKET_PORT
 from sandbox.model.errors import SandboxError
-from sandbox.model.server_address import DEFAULT_API_PORT, DEFAULT_WEBSOCKET_PORT
 
 START_TIMEOUT_SECONDS = 90.0
 STOP_TIMEOUT_SECONDS = 90.0

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 from sandbox.gateway import limits
 from sandbox.gateway.communication_lease import CommunicationLease
-from sandbox.gateway.connection import ConnectionHandler, PriorityCpuQueues
-from sandbox.gateway.dns import DnsResponder, DnsTcpProtocol, SyntheticIps
+from sandbox.gateway.connection_handler import ConnectionHandler, PriorityCpuQueues
 from sandbox.gateway.egress.connection import EgressConnection
 from sandbox.gateway.egress.dialer import AddressPolicy, PublicDialer, is_dialable
 from sandbox.gateway.egress.http_inspector import HttpInspector
@@ -32,6 +31,7 @@ from sandbox.gateway.model_api.connection_protocol import ModelProtocol
 from sandbox.gateway.model_api.dialer import UpstreamDialer, parse_upstream
 from sandbox.gateway.model_api.request_gate import ModelRequestGate
 from sandbox.gateway.model_api.request_policy import ModelPolicy
+from sandbox.gateway.synthetic_dns import DnsResponder, DnsTcpProtocol, SyntheticIps
 from sandbox.gateway.transport import FullSizeBufferLimit, OutboundConnections, Stream
 from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelUpstream, ReportEvent
 from sandbox.interfaces.model_dialect import ModelDialect

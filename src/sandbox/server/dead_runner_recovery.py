@@ -16,7 +16,7 @@ from sandbox.model.fixed_limits import RUNNER_PINGS_MAX, RUNNER_SILENCE_SECONDS
 from sandbox.model.retry import backoff_seconds
 from sandbox.model.task import Task
 from sandbox.server.dispatcher import StartConditions
-from sandbox.server.journal_replayer import JournalReplayer
+from sandbox.server.journal_replay_threads import JournalReplayer
 from sandbox.server.placement_routing import Placements, locate, takes_over_disk
 from sandbox.server.runner_launcher import RunnerLauncher, end_lost_attempt, end_without_follow_up
 from sandbox.server.task_secrets import TaskSecrets

@@ -22,7 +22,7 @@ from sandbox.server.dead_runner_recovery import RunnerRecovery
 from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.event_stream import Broadcast
 from sandbox.server.index_writer import IndexWriter
-from sandbox.server.journal_replayer import JournalReplayer
+from sandbox.server.journal_replay_threads import JournalReplayer
 from sandbox.server.tracked_task import Orphaned, ServerOwned, TrackedTask, TrackedTasks
 
 _POLL_SLOWDOWN_MAX = 10

@@ -17,7 +17,7 @@ from sandbox.workspace.cancellable_thread import run_in_thread
 from sandbox.workspace.clone.confined_clone import RemoteAccess
 from sandbox.workspace.clone.relay import DialPolicy
 from sandbox.workspace.clone.workspace_staging import REPOSITORY_BYTES_MAX, WorkspaceStaging
-from sandbox.workspace.diff.base_tree import BaseTree
+from sandbox.workspace.diff.base_commit_tree import BaseTree
 from sandbox.workspace.diff.changed_files_archive import write_changed_files
 from sandbox.workspace.diff.ignore_rules import create_rules_directory
 from sandbox.workspace.diff.patch import write_patch, write_patch_if_unchanged

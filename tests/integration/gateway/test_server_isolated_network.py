@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.served_gateway import run, served_gateway
-from sandbox.gateway.dns import DnsResponder
 from sandbox.gateway.egress.policy import ISOLATED_DENY_REASON
+from sandbox.gateway.synthetic_dns import DnsResponder
 from sandbox.model.events import EgressDenied, ErrorReported
 
 UNUSED_UPSTREAM = "http://127.0.0.1:9"

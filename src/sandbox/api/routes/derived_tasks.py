@@ -36,7 +36,7 @@ from sandbox.model.manifest.document import read_json, to_document, write_json
 from sandbox.model.manifest.overrides import Override, OverrideError, parse_override
 from sandbox.model.manifest.parser import validate_document
 from sandbox.model.manifest.schema import Manifest, encode_manifest
-from sandbox.model.task_name import is_name_from_prompt, name_from_prompt
+from sandbox.model.name_from_prompt import is_name_from_prompt, name_from_prompt
 from sandbox.model.wire.requests import ContinueRequest, RerunRequest
 from sandbox.primitives import client_shares
 

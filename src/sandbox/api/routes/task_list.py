@@ -19,7 +19,7 @@ from sandbox.interfaces.server_services import TaskQueries
 from sandbox.interfaces.store import Sort, SortDirection, TaskPage, TaskQuery, TaskTotals
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
-from sandbox.model.task_name import PROMPT_BYTES_MAX
+from sandbox.model.name_from_prompt import PROMPT_BYTES_MAX
 from sandbox.model.task_state import OUTCOMES, TaskState, filter_states
 from sandbox.model.wire.bodies import TaskListBody
 from sandbox.primitives import client_shares

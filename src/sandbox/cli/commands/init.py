@@ -27,7 +27,7 @@ from sandbox.model.manifest.field_formats import (
     Format,
 )
 from sandbox.model.manifest.overrides import Override, OverrideError
-from sandbox.model.task_name import name_from_prompt
+from sandbox.model.name_from_prompt import name_from_prompt
 
 PROMPT_PLACEHOLDER = "Describe the work here, and how to verify it."
 NETWORK_MODES = ("isolated", "outbound", "full")

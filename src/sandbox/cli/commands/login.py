@@ -13,7 +13,7 @@ from sandbox.cli.contexts import Context, ContextFile, Contexts, ServerSelection
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options, server_option, token_option
 from sandbox.cli.output.console import print_message
-from sandbox.model.server_address import DEFAULT_SERVER
+from sandbox.model.default_server_address import DEFAULT_SERVER
 
 TOKEN_BYTES_MAX = 16 * 1024
 NAME_CHARACTERS_MAX = 64

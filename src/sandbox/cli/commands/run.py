@@ -21,7 +21,7 @@ from sandbox.cli.output.formatting import has_no_changes, pluralize
 from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
 from sandbox.cli.submission import print_submitted, read_prompt, submit_manifest, wait_for_end
 from sandbox.model.manifest.overrides import Override
-from sandbox.model.task_name import name_from_prompt
+from sandbox.model.name_from_prompt import name_from_prompt
 
 _EXIT_CODES = """\
 Exit code: 0 the task completed (possibly without changes), 1 it failed, 8 it was cancelled; 4 local changes are not

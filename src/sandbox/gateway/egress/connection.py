@@ -4,7 +4,7 @@ import asyncio
 from functools import partial
 
 from sandbox.gateway import limits
-from sandbox.gateway.connection import PriorityCpuQueues
+from sandbox.gateway.connection_handler import PriorityCpuQueues
 from sandbox.gateway.egress.dialer import AddressDeniedError, EgressHostUnreachableError, PublicDialer
 from sandbox.gateway.egress.inspection import ConnectionInspector, Denial, StreamFilter, Tunnel
 from sandbox.gateway.egress.policy import denial_message

@@ -5,10 +5,10 @@ from typing import Any
 
 import h11
 
-from sandbox.gateway import http_messages
+from sandbox.gateway import http_forwarding
 from sandbox.gateway.egress.inspection import Denial, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy, denial_message, normalize_host
-from sandbox.gateway.http_messages import HostPort, parse_authority
+from sandbox.gateway.http_forwarding import HostPort, parse_authority
 from sandbox.gateway.model_api.request_policy import connection_header_names
 
 _MALFORMED = "this is not valid HTTP/1.1."
@@ -27,7 +27,7 @@ class HttpInspector:
         self._name = name
         self._address = address
         self._port = port
-        self._client_side = http_messages.client_side()
+        self._client_side = http_forwarding.client_side()
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
         """Wait for a complete request head and check it."""
@@ -68,7 +68,7 @@ class HttpInspector:
         return None
 
     def _deny(self, host: str, port: int, reason: str, method: bytes = b"", status: int = 403) -> Denial:
-        response = http_messages.plain_text_error(status, denial_message(host, port, reason)).encode(
+        response = http_forwarding.plain_text_error(status, denial_message(host, port, reason)).encode(
             self._client_side, method
         )
         return Denial(host, port, reason, response)
@@ -83,7 +83,7 @@ class SingleRequestFilter:
     def __init__(self, client_side: h11.Connection, request: h11.Request, authority: HostPort) -> None:
         self._client_side = client_side
         self._authority = authority
-        self._upstream_side = http_messages.upstream_side()
+        self._upstream_side = http_forwarding.upstream_side()
         self._head = self._upstream_side.send(request) or b""
         self.drops_rest = False
 
@@ -127,18 +127,18 @@ def open_single_request_tunnel(
     """Return a tunnel to `authority` for a request that the policy allows, or a denial if the request is ambiguous."""
     reason = _ambiguity(request)
     if reason is not None:
-        response = http_messages.plain_text_error(400, denial_message(authority.host, authority.port, reason)).encode(
+        response = http_forwarding.plain_text_error(400, denial_message(authority.host, authority.port, reason)).encode(
             client_side, request.method
         )
         return Denial(authority.host, authority.port, reason, response)
 
     def unreachable_response(status: int, message: str) -> bytes:
-        return http_messages.plain_text_error(status, message).encode(client_side, request.method)
+        return http_forwarding.plain_text_error(status, message).encode(client_side, request.method)
 
     return Tunnel(
         authority.host,
         authority.port,
-        SingleRequestFilter(client_side, http_messages.forwarded_single_request(request, target), authority),
+        SingleRequestFilter(client_side, http_forwarding.forwarded_single_request(request, target), authority),
         unreachable_response=unreachable_response,
     )
 
@@ -150,7 +150,7 @@ def _ambiguity(request: h11.Request) -> str | None:
         return "a request must not have both Content-Length and Transfer-Encoding."
     if (
         b"content-length" in names
-        and _LENGTH.fullmatch(http_messages.header(request.headers, b"content-length")) is None
+        and _LENGTH.fullmatch(http_forwarding.header(request.headers, b"content-length")) is None
     ):
         return "Content-Length must have at most 18 digits, without leading zeros."
     if b"host" in connection_header_names(request):

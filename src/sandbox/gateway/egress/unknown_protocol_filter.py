@@ -12,7 +12,7 @@ import re
 from sandbox.gateway.egress.client_hello import ClientHelloSearch
 from sandbox.gateway.egress.inspection import Denial
 from sandbox.gateway.egress.policy import EgressPolicy, normalize_host
-from sandbox.gateway.http_messages import parse_authority
+from sandbox.gateway.http_forwarding import parse_authority
 from sandbox.gateway.limits import UNKNOWN_PROTOCOL_BYTES_MAX
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from sandbox.gateway import limits
-from sandbox.gateway.connection import ConnectionHandler, PriorityCpuQueues
+from sandbox.gateway.connection_handler import ConnectionHandler, PriorityCpuQueues
 from sandbox.gateway.model_api.connection_protocol import ModelProtocol
 from sandbox.gateway.model_api.dialer import UpstreamDialer, UpstreamUnreachableError
 from sandbox.gateway.sans_io import Effects, Phase

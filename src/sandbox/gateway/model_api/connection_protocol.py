@@ -13,7 +13,7 @@ from typing import Any
 import h11
 import msgspec
 
-from sandbox.gateway import http_messages
+from sandbox.gateway import http_forwarding
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import (
     ERROR_BODY_BYTES_MAX,
@@ -159,7 +159,7 @@ class ModelProtocol:
         self._upstream = upstream
         self._reporter = reporter
         self._port = port
-        self._client_side = http_messages.client_side()
+        self._client_side = http_forwarding.client_side()
         self._upstream_side: h11.Connection | None = None
         self._pending: _PendingRequest | None = None
         self._inflight: InflightRequest | None = None
@@ -331,11 +331,11 @@ class ModelProtocol:
         self._inflight = InflightRequest(self._dialect, allowed.is_metered, body_redactor, cost_bound)
         self._request_gate.start(self, cost_bound)
         if self._upstream_side is None:
-            self._upstream_side = http_messages.upstream_side()
+            self._upstream_side = http_forwarding.upstream_side()
             effects.dial = True
         else:
             self._mark_sent()
-        forwarded, dropped = http_messages.forwarded_request(
+        forwarded, dropped = http_forwarding.forwarded_request(
             request, allowed.target, self._upstream, self._dialect, body
         )
         self._reporter.report_dropped_headers(dropped)
@@ -403,7 +403,7 @@ class ModelProtocol:
         self._reporter.report_denied("model", self._port, rejected.message)
         # Close the connection after a malformed or oversized request instead of reading the rest of it.
         is_last = rejected.status in (400, 413)
-        response = http_messages.model_error(self._dialect, rejected.status, rejected.message, should_close=is_last)
+        response = http_forwarding.model_error(self._dialect, rejected.status, rejected.message, should_close=is_last)
         effects.to_client += response.encode(self._client_side, method)
         self._has_responded = True
         if is_last:
@@ -413,7 +413,7 @@ class ModelProtocol:
         message = "The request is not valid HTTP/1.1."
         self._reporter.report_denied("model", self._port, message)
         if not self.should_read_full_response and self._client_side.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            response = http_messages.model_error(self._dialect, error.error_status_hint, message, should_close=True)
+            response = http_forwarding.model_error(self._dialect, error.error_status_hint, message, should_close=True)
             effects.to_client += response.encode(self._client_side)
         self._detach_client(effects)
 
@@ -469,9 +469,9 @@ class ModelProtocol:
             inflight.reject_key(response.status_code)
             return
         is_metered = inflight.is_metered and response.status_code < 300
-        if is_metered and not http_messages.is_readable_stream(response):
+        if is_metered and not http_forwarding.is_readable_stream(response):
             inflight.assume_cost()  # a document is sent only after the model has finished
-        if http_messages.is_compressed(response):
+        if http_forwarding.is_compressed(response):
             if is_metered:
                 inflight.meter = inflight.dialect.create_meter(b"")
             address = self._upstream.address
@@ -480,12 +480,12 @@ class ModelProtocol:
             return
         inflight.has_response = True
         if is_metered:
-            inflight.meter = inflight.dialect.create_meter(http_messages.header(response.headers, b"content-type"))
+            inflight.meter = inflight.dialect.create_meter(http_forwarding.header(response.headers, b"content-type"))
         rules, redactors = self._dialect.response_headers, [self._upstream.key_redactor]
         if response.status_code >= 400:  # the model's own text may contain such names legitimately
             redactors += account_redactors(response.headers, rules.account)
         inflight.redact(redactors)
-        self._send_to_client(effects, http_messages.forwarded_response(response, rules, redactors))
+        self._send_to_client(effects, http_forwarding.forwarded_response(response, rules, redactors))
 
     def _collect_key_rejection(self, effects: Effects, rejection: KeyRejection, event: Any) -> None:
         """Collect the upstream's message; send the gateway's response when it is complete or too long."""
@@ -532,7 +532,7 @@ class ModelProtocol:
             return
         self._charge_usage()
         self._close_upstream(effects)
-        effects.to_client += http_messages.model_error(self._dialect, rejected.status, rejected.message).encode(
+        effects.to_client += http_forwarding.model_error(self._dialect, rejected.status, rejected.message).encode(
             self._client_side
         )
         self._has_responded = True

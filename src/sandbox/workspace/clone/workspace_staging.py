@@ -39,10 +39,15 @@ from sandbox.workspace.clone.remote_settings import (
     read_user_config,
     user_environment,
 )
-from sandbox.workspace.diff.base_tree import TREE_MODE, BaseTree, BaseTreeEntry, ls_tree_arguments, parse_ls_tree
+from sandbox.workspace.diff.base_commit_tree import TREE_MODE, BaseTree, BaseTreeEntry, ls_tree_arguments, parse_ls_tree
 from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, RootedFiles
 from sandbox.workspace.git.command import Git, GitError, GitSetting, pipe, run_with_thread
-from sandbox.workspace.git.directory import OBJECT_ID, neutralize_attributes, read_branch_commit, write_git_directory
+from sandbox.workspace.git.directory_writer import (
+    OBJECT_ID,
+    neutralize_attributes,
+    read_branch_commit,
+    write_git_directory,
+)
 from sandbox.workspace.git.error_messages import DISK_FULL_MESSAGE, explain_clone_failure, is_transient
 
 T = TypeVar("T")

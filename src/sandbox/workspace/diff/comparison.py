@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.workspace.cancellable_thread import StopFlag
-from sandbox.workspace.diff.base_tree import (
+from sandbox.workspace.diff.base_commit_tree import (
     GITLINK_MODE,
     SYMLINK_MODE,
     BaseTree,

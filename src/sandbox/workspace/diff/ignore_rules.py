@@ -15,7 +15,7 @@ from shutil import rmtree
 from typing import IO
 
 from sandbox.workspace.cancellable_thread import StopFlag
-from sandbox.workspace.diff.base_tree import BaseTreeEntry, new_directories
+from sandbox.workspace.diff.base_commit_tree import BaseTreeEntry, new_directories
 from sandbox.workspace.files import Entry
 from sandbox.workspace.git.command import Git, GitError, pipe, read_exactly, run_with_thread, write_all
 

@@ -22,7 +22,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import PATCH_BYTES_MAX
 from sandbox.primitives.files import create_private_file, fsync_path, remove_on_failure
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
-from sandbox.workspace.diff.base_tree import SYMLINK_MODE, BaseTree, git_mode, read_base_tree
+from sandbox.workspace.diff.base_commit_tree import SYMLINK_MODE, BaseTree, git_mode, read_base_tree
 from sandbox.workspace.diff.comparison import SkippedPaths, TreeComparison, compare_workspace
 from sandbox.workspace.diff.ignore_rules import EmptyIgnoreMatcher
 from sandbox.workspace.files import Entry, RootedFiles, TooManyEntriesError, printable_path, read_chunks

@@ -25,7 +25,7 @@ from sandbox.cli.output.formatting import task_prompt
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.terminal_text import escape_text
 from sandbox.cli.task_arguments import task_argument
-from sandbox.model.task_name import is_name_from_prompt
+from sandbox.model.name_from_prompt import is_name_from_prompt
 
 if TYPE_CHECKING:
     from sandbox.client import Client

@@ -18,7 +18,7 @@ from sandbox.interfaces.terminal_frames import EndFrame, WriteAccessFrame
 from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.runner.control_socket import serve_control_socket
-from sandbox.runner.debug_session import DebugSessionRunner, launch_spec_without_agent
+from sandbox.runner.debug_session_runner import DebugSessionRunner, launch_spec_without_agent
 from sandbox.runner.terminals import TerminalServer
 
 ATTEMPT_ID = "abcdefghijkl"
@@ -87,7 +87,7 @@ class ShellRuntime(ScriptedRuntime):
 def _short_intervals(monkeypatch):
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS", 0.01)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS_MAX", 0.01)
-    monkeypatch.setattr("sandbox.runner.debug_session.DEBUG_SESSION_IDLE_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.runner.debug_session_runner.DEBUG_SESSION_IDLE_TIMEOUT_SECONDS", 0.2)
 
 
 @asynccontextmanager

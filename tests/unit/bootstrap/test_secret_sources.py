@@ -8,7 +8,7 @@ import pytest
 
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.agents import registered_agents
-from sandbox.bootstrap.server_secrets import ServerSecretResolver
+from sandbox.bootstrap.secret_sources import ServerSecretResolver
 from sandbox.bootstrap.settings.schema import SecretsSection, VaultSection
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.model.manifest.schema import Secret
@@ -67,7 +67,7 @@ def test_files_and_vault_need_configuration(tmp_path):
 
 def test_vault_uses_the_variables_of_the_vault_cli(monkeypatch):
     sources = []
-    monkeypatch.setattr("sandbox.bootstrap.server_secrets.VaultSource", sources.append)
+    monkeypatch.setattr("sandbox.bootstrap.secret_sources.VaultSource", sources.append)
     section = SecretsSection(vault=VaultSection(address="https://vault.example/", mount="kv"))
     ServerSecretResolver(
         section, {"VAULT_TOKEN": "t", "VAULT_NAMESPACE": "n", "VAULT_CACERT": "/ca.pem"}, FakeTokenStore(), AGENTS

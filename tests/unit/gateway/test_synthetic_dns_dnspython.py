@@ -11,7 +11,7 @@ import dns.rdatatype
 
 from doubles import random_seed
 from doubles.damaged_bytes import damage
-from sandbox.gateway.dns import respond
+from sandbox.gateway.synthetic_dns import respond
 
 NAME = "www.files.example.org"
 QUERY_COUNT = 5000

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.workspace.diff import base_tree, ignore_rules
-from sandbox.workspace.diff.base_tree import BaseTree, BaseTreeEntry
+from sandbox.workspace.diff.base_commit_tree import BaseTree, BaseTreeEntry
 from sandbox.workspace.diff.ignore_rules import write_ignore_files
 from sandbox.workspace.git.command import GitError
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway import dns
-from sandbox.gateway.dns import DnsResponder, DnsResponse, DnsTcpProtocol, SyntheticIps
+from sandbox.gateway import synthetic_dns
 from sandbox.gateway.egress.policy import ISOLATED_DENY_REASON, EgressPolicy
 from sandbox.gateway.event_reporter import EventReporter
+from sandbox.gateway.synthetic_dns import DnsResponder, DnsResponse, DnsTcpProtocol, SyntheticIps
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import EgressDenied
 
@@ -16,7 +16,7 @@ A, AAAA, TXT, SRV, ANY, HTTPS = 1, 28, 16, 33, 255, 65
 
 def respond_isolated(message: bytes) -> DnsResponse:
     """Return the response of a server that allows no names."""
-    return dns.respond(message, lambda _: None)
+    return synthetic_dns.respond(message, lambda _: None)
 
 
 def query(
@@ -150,7 +150,7 @@ def test_name_keeps_its_first_spelling_for_redaction():
 
 
 def test_number_of_names_is_limited(monkeypatch):
-    monkeypatch.setattr(dns, "SYNTHETIC_IPS_MAX", 2)
+    monkeypatch.setattr(synthetic_dns, "SYNTHETIC_IPS_MAX", 2)
     synthetic_ips = SyntheticIps(lambda _: True)
     assert [synthetic_ips.address_of(name) is None for name in ("a", "b", "c", "a")] == [False, False, True, False]
 
