@@ -9,7 +9,8 @@ from itertools import groupby
 from typing import Any
 from urllib.parse import quote_plus, urlencode
 
-from sandbox.api.openapi import COMMON_ERROR_CODES, error_codes
+from sandbox.api.openapi import error_codes
+from sandbox.api.route_declarations import COMMON_ERROR_CODES
 from sandbox.model.task_state import TaskState
 
 SERVER = "http://localhost:8122"

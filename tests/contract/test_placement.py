@@ -33,11 +33,10 @@ from doubles.random_seed import seed
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.file_layout import TaskLayout, new_attempt_id
 from sandbox.interfaces.journal import JournalBusyError, LockState
-from sandbox.interfaces.placement import (
-    AttemptLocation,
+from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
+from sandbox.interfaces.runner import (
     CancelAttempt,
     DebugSession,
-    HostUnreachableError,
     OpenTerminal,
     RunAttempt,
     RunnerNotStartedError,

@@ -12,7 +12,8 @@ import msgspec
 
 from doubles.manifests import parse_manifest
 from sandbox.interfaces.cluster_engine import JobStatus
-from sandbox.interfaces.placement import HostNotFoundError, HostState, HostStatus, OpenTerminal
+from sandbox.interfaces.placement import HostNotFoundError, HostState, HostStatus
+from sandbox.interfaces.runner import OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.server_services import (
     ArtifactNotFoundError,

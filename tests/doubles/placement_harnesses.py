@@ -39,7 +39,8 @@ from sandbox.bootstrap.local_host import (
 from sandbox.bootstrap.settings.load import load
 from sandbox.interfaces.file_layout import TaskLayout, new_attempt_id
 from sandbox.interfaces.journal import LockState
-from sandbox.interfaces.placement import AttemptLocation, FinishAttempt, HostPendingError, RunAttempt
+from sandbox.interfaces.placement import AttemptLocation, HostPendingError
+from sandbox.interfaces.runner import FinishAttempt, RunAttempt
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.events import TaskSubmitted

@@ -14,7 +14,8 @@ from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import ImageUnusableError
-from sandbox.interfaces.placement import HostIdentity, ProbeResult, Reply, RunnerUnreachableError
+from sandbox.interfaces.placement import HostIdentity, ProbeResult
+from sandbox.interfaces.runner import Reply, RunnerUnreachableError
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.server_services import HostLoad, Retention, TaskServices

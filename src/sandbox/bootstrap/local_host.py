@@ -26,11 +26,12 @@ from sandbox.interfaces.journal import TaskReplicas
 from sandbox.interfaces.placement import HostIdentity, LeftoverSource, ProbeResult
 from sandbox.journal.journals import FileJournals
 from sandbox.model.resources import Resources
-from sandbox.placements.local.attempt_files import LocalAttemptFiles, SocketLeftovers
+from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.placements.local.host_load import read_memory_available_bytes
 from sandbox.placements.local.launch_message import NOT_RENEWED, HostSettings
 from sandbox.placements.local.placement import RUNNER_MODULE, LocalPlacement, RunnerProgram
 from sandbox.placements.local.probe_cleanup import probe_lock_async
+from sandbox.placements.local.socket_leftovers import SocketLeftovers
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
 from sandbox.runtimes.sandbox_leftovers import SandboxLeftovers
 

@@ -53,7 +53,7 @@ from sandbox.interfaces.gateway import GatewayFactory
 from sandbox.interfaces.git_credentials import FindCredentials
 from sandbox.interfaces.images import ImageLocks
 from sandbox.interfaces.journal import JournalWriter
-from sandbox.interfaces.placement import DebugSession, FinishAttempt, Order, Reply, RunAttempt
+from sandbox.interfaces.runner import DebugSession, FinishAttempt, Order, Reply, RunAttempt
 from sandbox.interfaces.runtime import Confine, Runtime
 from sandbox.interfaces.secrets import Redactor
 from sandbox.interfaces.workspace import Workspaces

@@ -1,13 +1,10 @@
-"""Secrets that the server provides to tasks, and the key of the model API."""
+"""The sources of the secrets that the server provides to tasks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import SecretsSection
-from sandbox.gateway.model_api.dialer import parse_upstream
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.auth import TokenStore
-from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.secrets import SecretSource
 from sandbox.model.manifest.schema import Secret
 from sandbox.secrets.hashicorp_vault import VaultSettings, VaultSource
@@ -62,18 +59,3 @@ def _vault_settings(settings: SecretsSection, environment: Mapping[str, str]) ->
         namespace=environment.get("VAULT_NAMESPACE"),
         ca_file=environment.get("VAULT_CACERT"),
     )
-
-
-def upstream_from_environment(agent: Agent, environment: Mapping[str, str]) -> ModelUpstream | None:
-    """Return the base URL and the key of the agent's model API; None if there is no key.
-
-    Raises ConfigurationError if the gateway cannot use them.
-    """
-    upstream = agent.upstream_from_environment(environment)
-    if upstream is None:
-        return None
-    try:
-        parse_upstream(upstream, agent.create_dialect())
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
-    return upstream

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.local_host import PlacementContext, make_leftover_sources
-from sandbox.bootstrap.secret_sources import ServerSecretResolver, upstream_from_environment
+from sandbox.bootstrap.model_upstream import upstream_from_environment
+from sandbox.bootstrap.secret_sources import ServerSecretResolver
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent

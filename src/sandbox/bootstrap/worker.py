@@ -43,7 +43,7 @@ from sandbox.interfaces.cluster_engine import (
     IDENTITY_TOKEN_PATTERN,
 )
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
-from sandbox.interfaces.placement import RenewLease
+from sandbox.interfaces.runner import RenewLease
 from sandbox.interfaces.terminal_frames import FRAME_BYTES_MAX
 from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN, NO_JOIN_TOKEN, PROTOCOL_VERSION, Claim
 from sandbox.journal.journals import FileJournals
@@ -52,10 +52,11 @@ from sandbox.model.errors import SandboxError, error_reason
 from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.primitives.message_stream import StreamPair
 from sandbox.worker.credential_requests import RunnerCredentialRequests
+from sandbox.worker.other_task_leftovers import OtherTaskLeftovers
 from sandbox.worker.server_session import Lease
 from sandbox.worker.task_image import TaskImage
 from sandbox.worker.worker import HostProofs, ServerAddress, Worker
-from sandbox.worker.worker_task import OtherTaskLeftovers, WorkerTask
+from sandbox.worker.worker_task import WorkerTask
 
 TOKEN_VARIABLE = "SANDBOX_JOIN_TOKEN"
 """The environment variable that contains the join token (hex) of a worker."""

@@ -19,7 +19,8 @@ from sandbox.dashboard.pages.documentation import show_docs, show_errors, show_g
 from sandbox.dashboard.pages.server import send_load, show_hosts, show_server
 from sandbox.dashboard.pages.sign_in import show_sign_in
 from sandbox.dashboard.pages.submit import show_submit
-from sandbox.dashboard.pages.task import send_events, show_task
+from sandbox.dashboard.pages.task import show_task
+from sandbox.dashboard.pages.task_events import send_events
 from sandbox.dashboard.pages.task_list import show_tasks
 from sandbox.dashboard.results_bundle import send_results_bundle
 from sandbox.dashboard.templates import render_page, send_asset

@@ -1,10 +1,9 @@
-"""HTTP/1.1 on both sides of the gateway, using h11: forwarded headers and the gateway's own responses. No I/O."""
+"""Forwards HTTP/1.1 requests and responses, using h11: selects their headers. No I/O."""
 
 import re
 from collections.abc import Iterable, Sequence
 
 import h11
-import msgspec
 
 from sandbox.gateway.limits import HEAD_BYTES_MAX
 from sandbox.gateway.model_api.dialer import Upstream
@@ -137,34 +136,6 @@ def has_body(request: h11.Request) -> bool:
     return bool(_framing_headers(request.headers))
 
 
-class LocalResponse(msgspec.Struct, frozen=True):
-    """A response created by the gateway. should_close: the connection ends after the response."""
-
-    status: int
-    content_type: bytes
-    body: bytes
-    should_close: bool
-
-    def encode(self, connection: h11.Connection, method: bytes = b"") -> bytes:
-        """Encode the response to a request with this method."""
-        headers = [(b"content-type", self.content_type), (b"content-length", b"%d" % len(self.body))]
-        if self.should_close:
-            headers.append((b"connection", b"close"))
-        body = b"" if method == b"HEAD" else self.body
-        events = (h11.Response(status_code=self.status, headers=headers), h11.Data(data=body), h11.EndOfMessage())
-        return b"".join(connection.send(event) or b"" for event in events)
-
-
-def model_error(dialect: ModelDialect, status: int, message: str, *, should_close: bool = False) -> LocalResponse:
-    """Create an error in the format of the model API."""
-    return LocalResponse(status, b"application/json", dialect.encode_error(status, message), should_close)
-
-
-def plain_text_error(status: int, message: str) -> LocalResponse:
-    """Create a plain-text error that ends its connection."""
-    return LocalResponse(status, b"text/plain; charset=utf-8", message.encode() + b"\n", should_close=True)
-
-
 def _forwarded_headers(request: h11.Request, dropped: frozenset[bytes]) -> Headers:
     """Return the request headers that are forwarded to a host, spelled as received.
 
@@ -192,41 +163,3 @@ def _framing_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     framing = [(name, value) for name, value in headers if name in (b"content-length", b"transfer-encoding")]
     chunked = [pair for pair in framing if pair[0] == b"transfer-encoding"]
     return chunked or framing
-
-
-_AUTHORITY = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
-_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
-
-
-class HostPort(msgspec.Struct, frozen=True):
-    """A host (in its original spelling, without brackets) and a port."""
-
-    host: str
-    port: int
-
-
-class AbsoluteTarget(msgspec.Struct, frozen=True):
-    """An absolute-form target: scheme, authority, and the path and query to send to the host."""
-
-    scheme: str
-    authority: HostPort
-    path: bytes
-
-
-def parse_authority(authority: bytes, default_port: int) -> HostPort | None:
-    """Parse a host and an optional port; return None for anything else, including an authority with user info."""
-    match = _AUTHORITY.fullmatch(authority)
-    if match is None or (port := int(match[2] or default_port)) > 65535:
-        return None
-    return HostPort(match[1].decode().strip("[]"), port)
-
-
-def parse_absolute_form(target: bytes) -> AbsoluteTarget | None:
-    """Parse a target in absolute form; return None for anything else."""
-    match = _ABSOLUTE.fullmatch(target)
-    if match is None:
-        return None
-    scheme = match[1].decode().lower()
-    authority = parse_authority(match[2], default_port=443 if scheme == "https" else 80)
-    path = match[3] if match[3].startswith(b"/") else b"/" + match[3]
-    return AbsoluteTarget(scheme, authority, path) if authority is not None else None

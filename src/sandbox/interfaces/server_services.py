@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from sandbox.interfaces.cluster_engine import JobStatus
-from sandbox.interfaces.placement import HostStatus, OpenTerminal
+from sandbox.interfaces.placement import HostStatus
+from sandbox.interfaces.runner import OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import ChangeCursor, TaskPage, TaskQuery
 from sandbox.interfaces.terminal_frames import TerminalConnection

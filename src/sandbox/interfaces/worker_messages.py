@@ -18,7 +18,7 @@ from sandbox.interfaces.cluster_engine import IDENTITY_TOKEN_CHARACTERS_MAX
 from sandbox.interfaces.file_layout import AttemptId
 from sandbox.interfaces.git_credentials import CredentialAnswer, CredentialRequest
 from sandbox.interfaces.images import ImageDigest, ImageReference
-from sandbox.interfaces.placement import DebugSession, FinishAttempt, RunAttempt
+from sandbox.interfaces.runner import DebugSession, FinishAttempt, RunAttempt
 from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import WORKER_RECORD_BYTES_MAX
 

@@ -2,11 +2,10 @@
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import msgspec
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError
 from sandbox.journal import lock, record_format
+from sandbox.journal.artifact_copy import FileArtifactCopy, _partial_name
 from sandbox.journal.journals import create_directories
 from sandbox.journal.reader import find_record_offset, read_batch
 from sandbox.model import events as e
@@ -30,7 +30,7 @@ from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.state_machine import IllegalEventError, advance, replay, with_recorded_message
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.primitives.files import create_private_file, fsync_path
+from sandbox.primitives.files import fsync_path
 
 _AFTER_LAST_SEQ = 10**18
 _READ_BYTES = 2**20
@@ -167,66 +167,6 @@ class FileTaskReplicas:
 
     def _records_path(self, task_id: str) -> Path:
         return TaskLayout(self._data_dir, _check_id(task_id)).root / "journal" / "records"
-
-
-class FileArtifactCopy:
-    """Implements `interfaces.journal.ArtifactCopy`. A `close` in another thread waits for the call that is running."""
-
-    def __init__(self, artifact: Artifact, partial: Path, target: Path, on_close: Callable[[], None]) -> None:
-        self._artifact = artifact
-        self._partial = partial
-        self._target = target
-        self._on_close = on_close
-        self._lock = threading.Lock()
-        self._digest, self._size_bytes = hashlib.sha256(), 0
-        self._is_published = False
-        self._file = create_private_file(partial)
-
-    def write(self, data: bytes) -> None:
-        """Implements `ArtifactCopy.write`."""
-        with self._lock:
-            self._check_open()
-            self._digest.update(data)
-            self._size_bytes += len(data)
-            self._file.write(data)
-
-    def flush(self) -> None:
-        """Implements `ArtifactCopy.flush`."""
-        with self._lock:
-            self._check_open()
-            content = self._size_bytes, f"sha256:{self._digest.hexdigest()}"
-            if content != (self._artifact.size_bytes, self._artifact.checksum):
-                raise OSError(errno.EIO, "An artifact differs from its record", self._artifact.name)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def publish(self) -> None:
-        """Implements `ArtifactCopy.publish`."""
-        self._partial.rename(self._target)
-        self._is_published = True
-
-    def close(self) -> None:
-        """Implements `ArtifactCopy.close`."""
-        with self._lock:
-            if self._file.closed:
-                return
-            try:
-                with contextlib.suppress(OSError):  # what was not flushed is removed
-                    self._file.close()
-                if self._is_published:
-                    fsync_path(self._target.parent)
-                else:
-                    self._partial.unlink(missing_ok=True)
-            finally:
-                self._on_close()
-
-    def _check_open(self) -> None:
-        if self._file.closed:
-            raise OSError(errno.EBADF, "The artifact is closed", self._artifact.name)
-
-
-def _partial_name(number: str) -> str:
-    return f"artifact-{number}.part"
 
 
 class _Verified(NamedTuple):

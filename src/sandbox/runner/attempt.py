@@ -10,7 +10,7 @@ import msgspec
 from sandbox.interfaces.agent import AgentDriver
 from sandbox.interfaces.disks import Disk
 from sandbox.interfaces.journal import Journals
-from sandbox.interfaces.placement import FinishAttempt, RunAttempt
+from sandbox.interfaces.runner import FinishAttempt, RunAttempt
 from sandbox.interfaces.runtime import Runtime
 from sandbox.model.disk_watermarks import DISK_FULL_ERRNOS, transient_disk_error
 from sandbox.model.errors import SandboxError, error_reason

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, OpenTerminal, RenewLease, Reply
+from sandbox.interfaces.placement import CANCEL_TOO_LATE
+from sandbox.interfaces.runner import CancelAttempt, OpenTerminal, RenewLease, Reply
 from sandbox.interfaces.terminal_frames import TerminalRefusedError
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import CancelRequested

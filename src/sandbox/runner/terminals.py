@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping
 
 import msgspec
 
-from sandbox.interfaces.placement import OpenTerminal
+from sandbox.interfaces.runner import OpenTerminal
 from sandbox.interfaces.runtime import Command, ExitStatus, Sandbox, Terminal, TerminalSize
 from sandbox.interfaces.secrets import Redactor
 from sandbox.interfaces.terminal_frames import (

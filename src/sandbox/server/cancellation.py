@@ -6,7 +6,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Journals, LockState, Recorder
-from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, RunnerUnreachableError
+from sandbox.interfaces.placement import CANCEL_TOO_LATE
+from sandbox.interfaces.runner import CancelAttempt, RunnerUnreachableError
 from sandbox.interfaces.server_services import TaskEndedError, UnavailableError
 from sandbox.model.events import CancelRequested, TaskFinished
 from sandbox.model.fixed_limits import CANCEL_TIMEOUT_SECONDS, CANCEL_TIMEOUT_SECONDS_MIN

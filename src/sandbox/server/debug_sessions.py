@@ -6,7 +6,8 @@ from functools import partial
 
 from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import LockState
-from sandbox.interfaces.placement import DebugSession, OpenTerminal, PreservedDisk, RunnerUnreachableError
+from sandbox.interfaces.placement import PreservedDisk
+from sandbox.interfaces.runner import DebugSession, OpenTerminal, RunnerUnreachableError
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.server_services import SandboxNotPreservedError, UnavailableError
 from sandbox.interfaces.terminal_frames import TerminalConnection, TerminalRefusedError

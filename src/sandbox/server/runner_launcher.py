@@ -8,7 +8,8 @@ from functools import partial
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import Recorder
-from sandbox.interfaces.placement import FinishAttempt, ReservedHost, RunAttempt, RunnerNotStartedError
+from sandbox.interfaces.placement import ReservedHost
+from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunnerNotStartedError
 from sandbox.model.events import (
     AttemptFailed,
     AttemptStarted,

@@ -16,12 +16,8 @@ from pathlib import Path
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.placement import (
-    CANCEL_TOO_LATE,
-    CancelAttempt,
-    OpenTerminal,
-    RunnerUnreachableError,
-)
+from sandbox.interfaces.placement import CANCEL_TOO_LATE
+from sandbox.interfaces.runner import CancelAttempt, OpenTerminal, RunnerUnreachableError
 from sandbox.interfaces.server_services import (
     ArtifactNotFoundError,
     Cancellation,

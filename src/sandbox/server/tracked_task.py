@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from sandbox.interfaces.journal import Journals, LockState, Recorder, ReplayState
-from sandbox.interfaces.placement import RunnerHandle
+from sandbox.interfaces.runner import RunnerHandle
 from sandbox.interfaces.store import IndexedTask, StoreError
 from sandbox.model.fixed_limits import FINISHER_BACKOFF_FACTOR, FINISHER_BACKOFF_SECONDS, FINISHERS_MAX
 from sandbox.model.task import Task

@@ -4,23 +4,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.journal import JournalDamagedError, Journals, LockState, RecordBatch, TaskReplicas
-from sandbox.interfaces.placement import (
-    AttemptFiles,
-    AttemptLocation,
-    DebugSession,
-    FinishAttempt,
-    Placement,
-    PreservedDisk,
-    RunAttempt,
-)
+from sandbox.interfaces.placement import AttemptLocation, Placement, PreservedDisk
+from sandbox.interfaces.runner import DebugSession, FinishAttempt, RunAttempt
 from sandbox.interfaces.worker_messages import (
     FindImage,
     HasDisk,
@@ -42,11 +33,10 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import AgentStarted
-from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
-from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.message_stream import StreamPair
 from sandbox.worker.credential_requests import RunnerCredentialRequests
+from sandbox.worker.other_task_leftovers import remove_tasks
 from sandbox.worker.task_image import OpenImage, TaskImage
 
 PERMANENT_AFTER_SECONDS = 120.0
@@ -103,62 +93,6 @@ class HostFailures:
     def clear(self) -> None:
         """Record a success."""
         self._first_at = None
-
-
-async def _remove_tasks(layouts: Sequence[TaskLayout], files: AttemptFiles, remove: RemovePaths) -> None:
-    """Remove everything of these tasks from this host. No task may have a runner. Raises OSError, SandboxError."""
-    task_ids = {layout.task_id for layout in layouts}
-    async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):  # a program in a sandbox can delay the search
-        leftovers = (await files.scan()).leftovers
-    for leftover in leftovers:
-        if leftover.location.task_id in task_ids:
-            async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                await files.clean_up(leftover, keeps_disk=False)
-    await remove([layout.root for layout in layouts if layout.root.exists()])
-
-
-class OtherTaskLeftovers:
-    """The files that were left on this host by killed workers of other tasks."""
-
-    def __init__(
-        self,
-        data_dir: Path,
-        files: AttemptFiles,
-        journals: Journals,
-        lock_task: Callable[[str], contextlib.AbstractContextManager[None]],
-        remove: RemovePaths,
-    ) -> None:
-        """lock_task: locks a task on this host; raises OSError immediately if a worker holds the lock."""
-        self._data_dir = data_dir
-        self._files = files
-        self._journals = journals
-        self._lock_task = lock_task
-        self._remove = remove
-
-    def find(self, own_task_id: str) -> Sequence[str]:
-        """Return the other tasks with files on this host, including those that have a worker. Raises OSError."""
-        directory = TaskLayout(self._data_dir, own_task_id).root.parent
-        names = {path.name for path in directory.iterdir()} if directory.exists() else set()
-        return sorted(name for name in names - {own_task_id} if is_task_id(name))
-
-    async def remove(self, task_ids: Collection[str]) -> None:
-        """Remove tasks that have ended, except those that a worker or a runner still uses.
-
-        A worker keeps the lock of its task while a sandbox is preserved. Raises OSError, SandboxError.
-        """
-        with contextlib.ExitStack() as locks:
-            unused = []
-            for task_id in task_ids:
-                try:
-                    locks.enter_context(self._lock_task(task_id))
-                    is_unused = self._journals.lock_state(task_id) is LockState.FREE
-                except OSError:
-                    is_unused = False
-                if is_unused:
-                    unused.append(TaskLayout(self._data_dir, task_id))
-            if unused:
-                _log.info("Removing the files of ended tasks: %s", ", ".join(layout.task_id for layout in unused))
-                await _remove_tasks(unused, self._files, self._remove)
 
 
 class WorkerTask:
@@ -299,7 +233,7 @@ class WorkerTask:
 
         Call this only while no runner is running. Raises OSError, SandboxError.
         """
-        await _remove_tasks([self.layout], self._placement.files, self._remove)
+        await remove_tasks([self.layout], self._placement.files, self._remove)
 
     def _locate(self, attempt_id: str) -> AttemptLocation:
         return AttemptLocation(self.task_id, attempt_id, "")

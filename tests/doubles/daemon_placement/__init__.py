@@ -16,13 +16,8 @@ import msgspec
 from doubles.daemon_placement.messages import Report, Response
 from sandbox.interfaces.images import Image, ImageUnusableError
 from sandbox.interfaces.journal import JournalBusyError, LockState
-from sandbox.interfaces.placement import (
-    HostIdentity,
-    HostUnreachableError,
-    LeftoverScan,
-    ProbeResult,
-    RunnerNotStartedError,
-)
+from sandbox.interfaces.placement import HostIdentity, HostUnreachableError, LeftoverScan, ProbeResult
+from sandbox.interfaces.runner import RunnerNotStartedError
 from sandbox.interfaces.terminal_frames import FRAME_BYTES_MAX
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact

@@ -24,7 +24,8 @@ from sandbox.bootstrap.local_host import (
 )
 from sandbox.bootstrap.settings.load import load
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
-from sandbox.interfaces.placement import AttemptLocation, DebugSession, FinishAttempt, Leftover, RunAttempt
+from sandbox.interfaces.placement import AttemptLocation, Leftover
+from sandbox.interfaces.runner import DebugSession, FinishAttempt, RunAttempt
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.errors import SandboxError

@@ -12,7 +12,7 @@ import pytest
 from doubles.manifests import manifest
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import LockState
-from sandbox.interfaces.placement import FinishAttempt, RunAttempt
+from sandbox.interfaces.runner import FinishAttempt, RunAttempt
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import AttemptFailed, AttemptStarted, ErrorReported, TaskFinished, TaskSubmitted

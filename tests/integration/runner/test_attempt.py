@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.attempt_harness import ATTEMPT_ID, BOOT_ID, AttemptScript
-from sandbox.interfaces.placement import CancelAttempt
+from sandbox.interfaces.runner import CancelAttempt
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.events import (
     METADATA_NAME,

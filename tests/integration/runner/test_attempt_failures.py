@@ -9,7 +9,7 @@ import pytest
 
 from doubles.attempt_harness import ATTEMPT_ID, AttemptScript
 from sandbox.interfaces.disks import DiskUsage
-from sandbox.interfaces.placement import CancelAttempt
+from sandbox.interfaces.runner import CancelAttempt
 from sandbox.model.events import (
     AgentExited,
     AgentStarted,

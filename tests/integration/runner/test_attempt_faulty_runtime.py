@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from doubles.attempt_harness import AttemptHarness, AttemptScript
 from doubles.faulty_runtime import FaultyRuntime, RuntimeFaults
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
-from sandbox.interfaces.placement import CancelAttempt
+from sandbox.interfaces.runner import CancelAttempt
 from sandbox.interfaces.runtime import Runtime
 from sandbox.model.events import ErrorReported
 from sandbox.model.task_state import TaskState

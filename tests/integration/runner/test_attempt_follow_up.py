@@ -14,7 +14,7 @@ from sandbox.agents.claude_code.driver import render_result
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser, convert_recorded_line
 from sandbox.disks import tree_removal
 from sandbox.disks.directory_disk import DirectoryDisk
-from sandbox.interfaces.placement import CancelAttempt
+from sandbox.interfaces.runner import CancelAttempt
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.interfaces.store import IndexedTask
 from sandbox.model.events import (

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from doubles.attempt_harness import AttemptScript
-from sandbox.interfaces.placement import CancelAttempt
+from sandbox.interfaces.runner import CancelAttempt
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.runner.steps.collect import CollectStep

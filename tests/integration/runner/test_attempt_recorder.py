@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from doubles.attempt_harness import AttemptScript
-from sandbox.interfaces.placement import CancelAttempt, OpenTerminal
+from sandbox.interfaces.runner import CancelAttempt, OpenTerminal
 from sandbox.interfaces.terminal_frames import TerminalRefusedError
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.model.disk_watermarks import DiskSpace

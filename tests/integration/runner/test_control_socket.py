@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
-from sandbox.interfaces.placement import RenewLease, Reply
+from sandbox.interfaces.runner import RenewLease, Reply
 from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.terminals import TerminalServer

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sandbox.interfaces.placement import OpenTerminal, Reply
+from sandbox.interfaces.runner import OpenTerminal, Reply
 from sandbox.interfaces.runtime import ExitStatus, TerminalSize
 from sandbox.interfaces.terminal_frames import (
     EndFrame,

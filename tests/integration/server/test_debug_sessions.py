@@ -9,7 +9,7 @@ import pytest
 from doubles.failed_task import fail
 from doubles.server_components import ServerComponents
 from sandbox.interfaces.journal import LockState
-from sandbox.interfaces.placement import OpenTerminal, RunnerUnreachableError
+from sandbox.interfaces.runner import OpenTerminal, RunnerUnreachableError
 from sandbox.interfaces.server_services import UnavailableError
 from sandbox.interfaces.terminal_frames import TerminalRefusedError
 from sandbox.server.task_secrets import TaskSecrets

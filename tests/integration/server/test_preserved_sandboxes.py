@@ -13,7 +13,8 @@ from doubles.failed_task import fail, files
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.journal import LockState
-from sandbox.interfaces.placement import HostUnreachableError, OpenTerminal, RunnerUnreachableError
+from sandbox.interfaces.placement import HostUnreachableError
+from sandbox.interfaces.runner import OpenTerminal, RunnerUnreachableError
 from sandbox.interfaces.server_services import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
 from sandbox.model.events import AgentExited, AttemptTornDown
 from sandbox.model.failure import Failure, FailureCode

@@ -13,7 +13,7 @@ from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.placement import FinishAttempt
+from sandbox.interfaces.runner import FinishAttempt
 from sandbox.interfaces.store import IndexedTask
 from sandbox.model.events import (
     AgentExited,

@@ -9,7 +9,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import GIB, TO_RUNNING
-from sandbox.interfaces.placement import FinishAttempt
+from sandbox.interfaces.runner import FinishAttempt
 from sandbox.interfaces.server_services import UnavailableError
 from sandbox.interfaces.store import TaskQuery
 from sandbox.model.disk_watermarks import DiskSpace

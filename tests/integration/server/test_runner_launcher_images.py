@@ -9,7 +9,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING, ServerComponents
 from sandbox.interfaces.images import Image
-from sandbox.interfaces.placement import FinishAttempt
+from sandbox.interfaces.runner import FinishAttempt
 from sandbox.model.task_state import TaskState
 from sandbox.store.sqlite import SqliteStore
 

@@ -7,7 +7,7 @@ from msgspec import structs
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING
-from sandbox.interfaces.placement import FinishAttempt, RunAttempt
+from sandbox.interfaces.runner import FinishAttempt, RunAttempt
 from sandbox.model.events import AgentExited, AttemptFailed, AttemptTornDown, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState

@@ -8,13 +8,8 @@ from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.images import Image
-from sandbox.interfaces.placement import (
-    FinishAttempt,
-    HostIdentity,
-    HostPendingError,
-    ReservedHost,
-    RunAttempt,
-)
+from sandbox.interfaces.placement import HostIdentity, HostPendingError, ReservedHost
+from sandbox.interfaces.runner import FinishAttempt, RunAttempt
 from sandbox.model.events import (
     AgentExited,
     Artifact,

@@ -7,7 +7,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING, ServerComponents
-from sandbox.interfaces.placement import FinishAttempt
+from sandbox.interfaces.runner import FinishAttempt
 from sandbox.model.events import AttemptStarted
 from sandbox.model.manifest.schema import Secret
 from sandbox.model.resources import Resources

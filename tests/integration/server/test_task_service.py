@@ -9,7 +9,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING
-from sandbox.interfaces.placement import FinishAttempt
+from sandbox.interfaces.runner import FinishAttempt
 from sandbox.interfaces.server_services import (
     InsufficientResourcesError,
     TaskEndedError,

@@ -14,7 +14,7 @@ from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.placement import FinishAttempt, RunnerNotStartedError
+from sandbox.interfaces.runner import FinishAttempt, RunnerNotStartedError
 from sandbox.interfaces.server_services import TaskNotFoundError, UnavailableError
 from sandbox.interfaces.store import StoreError, TaskQuery
 from sandbox.journal.writer import FileJournalWriter, JournalRecorder

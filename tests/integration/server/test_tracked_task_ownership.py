@@ -8,7 +8,8 @@ from doubles.manifests import manifest
 from doubles.server_components import GIB, TO_END
 from doubles.unreachable_journals import UnreachableJournals
 from sandbox.interfaces.journal import JournalBusyError, LockState
-from sandbox.interfaces.placement import FinishAttempt, HostIdentity, RunAttempt
+from sandbox.interfaces.placement import HostIdentity
+from sandbox.interfaces.runner import FinishAttempt, RunAttempt
 from sandbox.interfaces.server_services import UnavailableError
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode

@@ -24,14 +24,8 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.git_credentials import CredentialQuery, Credentials, NoCredentialsError
 from sandbox.interfaces.images import Image, ImageReference
 from sandbox.interfaces.journal import LockState
-from sandbox.interfaces.placement import (
-    AttemptLocation,
-    DebugSession,
-    HostUnreachableError,
-    Leftover,
-    LeftoverScan,
-    RunAttempt,
-)
+from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError, Leftover, LeftoverScan
+from sandbox.interfaces.runner import DebugSession, RunAttempt
 from sandbox.interfaces.worker_messages import (
     Claim,
     HasDisk,
@@ -65,6 +59,7 @@ from sandbox.primitives.message_stream import encode_message, read_message
 from sandbox.worker import server_session as session_module
 from sandbox.worker import worker_task
 from sandbox.worker.credential_requests import RunnerCredentialRequests
+from sandbox.worker.other_task_leftovers import OtherTaskLeftovers
 from sandbox.worker.server_session import Lease, seconds_since_boot
 from sandbox.worker.task_image import TaskImage
 from sandbox.worker.worker import (
@@ -76,7 +71,7 @@ from sandbox.worker.worker import (
     ServerAddress,
     Worker,
 )
-from sandbox.worker.worker_task import OtherTaskLeftovers, WorkerTask
+from sandbox.worker.worker_task import WorkerTask
 from sandbox.workspace.clone.credentials import ServerCredentials
 
 LEASE_SECONDS = 30.0

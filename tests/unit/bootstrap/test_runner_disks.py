@@ -6,7 +6,7 @@ from sandbox.bootstrap.runner import choose_disk
 from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.loop_disk import LoopDisk
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.placement import DebugSession, FinishAttempt, RunAttempt
+from sandbox.interfaces.runner import DebugSession, FinishAttempt, RunAttempt
 from sandbox.placements.local.launch_message import HostSettings
 
 DISKS = {"loop": LoopDisk, "plain": DirectoryDisk}

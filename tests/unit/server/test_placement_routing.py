@@ -6,12 +6,11 @@ import pytest
 
 from sandbox.interfaces.cluster_engine import JobPhase, JobStatus
 from sandbox.interfaces.journal import LockState
-from sandbox.interfaces.placement import (
-    AttemptLocation,
+from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
+from sandbox.interfaces.runner import (
     CancelAttempt,
     DebugSession,
     FinishAttempt,
-    HostUnreachableError,
     OpenTerminal,
     RunnerNotStartedError,
     RunnerUnreachableError,

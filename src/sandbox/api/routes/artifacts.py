@@ -16,14 +16,14 @@ from sandbox.api.app_context import ContextDep
 from sandbox.api.errors import RangeNotSatisfiableError, SecretArtifactError
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.middleware.response_headers import is_head_request
-from sandbox.api.openapi import (
+from sandbox.api.responses import JsonResponse
+from sandbox.api.route_declarations import (
     create_router,
     declare_parameters,
     header_parameter,
     problem_responses,
     raw_content,
 )
-from sandbox.api.responses import JsonResponse
 from sandbox.interfaces.server_services import ArtifactNotFoundError, StoredArtifact
 from sandbox.model.wire.bodies import ArtifactBody, ArtifactListBody
 from sandbox.model.wire.event_conversion import format_timestamp

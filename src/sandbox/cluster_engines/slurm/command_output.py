@@ -20,11 +20,11 @@ started the worker all the same, so the end of such a job is never certain.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 from sandbox.cluster_engines import keep_largest
-from sandbox.interfaces.cluster_engine import JOB_NAME_PATTERN, EngineHost, JobPhase, JobStatus
+from sandbox.cluster_engines.slurm.job_states import NO_HOST, REASON_CHARACTERS_MAX, SlurmJob
+from sandbox.interfaces.cluster_engine import JOB_NAME_PATTERN, EngineHost
 from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN
 from sandbox.model.printable import replace_unprintable, replacement_character
 from sandbox.model.resources import Resources
@@ -46,16 +46,7 @@ The reason for a state (%E) is omitted, because it is free text with newlines.
 UNLIMITED_DISK_BYTES = 2**62
 """Disk size of a host for which the administrator has not configured `TmpDisk`."""
 
-_WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
-_RUNNING = frozenset(
-    {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}
-)
-_ENDING = frozenset({"COMPLETING", "STAGE_OUT"})
-_REPORTED_BY_HOST = frozenset({"COMPLETED", "FAILED", "OUT_OF_MEMORY"})
-_DECIDED_BY_CONTROLLER = frozenset({"CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE"})
 
-_NO_HOST = frozenset({"", "n/a", "(null)", "None"})
-_REASON_CHARACTERS_MAX = 200
 _MIB = 1024**2
 
 _LINE = re.compile(
@@ -80,53 +71,6 @@ class UnexpectedOutputError(ValueError):
         super().__init__(replace_unprintable(line[:100], replacement_character))
 
 
-class SlurmJob(NamedTuple):
-    """One job in the output of squeue. exit_status: the script's exit code and signal. restarts: number of restarts."""
-
-    job_id: str
-    state: str
-    host: str
-    exit_status: tuple[int, int]
-    restarts: int
-    name: str
-    reason: str
-
-    @property
-    def was_started(self) -> bool:
-        """Whether a host may have started the worker."""
-        return bool(self.host) or self.restarts > 0
-
-    @property
-    def was_refused(self) -> bool:
-        """Whether Slurm refused the submission. Slurm keeps a record of some jobs that it refused."""
-        return self.state == "FAILED" and not self.was_started
-
-    @property
-    def phase(self) -> JobPhase:
-        """The phase; see the module's table."""
-        if self.state in _WAITING:
-            return JobPhase.WAITING
-        if self.state in _RUNNING:
-            return JobPhase.RUNNING
-        has_report = self.state in _REPORTED_BY_HOST or (
-            self.state in _DECIDED_BY_CONTROLLER and (self.exit_status != (0, 0) or not self.was_started)
-        )
-        return JobPhase.ENDED if has_report and self.restarts == 0 else JobPhase.UNREACHABLE
-
-    def describe(self) -> str:
-        """Return why the job is in its phase (human-readable)."""
-        if self.phase is JobPhase.WAITING:
-            return f"The job waits in Slurm's queue ({self.reason})."
-        if self.phase is JobPhase.RUNNING:
-            return "" if self.state == "RUNNING" else f"Slurm reports the state {self.state}."
-        code, signal = self.exit_status
-        exit_text = f" with the exit code {code}" if code else f" by the signal {signal}" if signal else ""
-        if self.phase is JobPhase.ENDED:
-            return f"Slurm reports that the job ended{exit_text} ({self.state})."
-        subject = f"the host {self.host} has not" if self.host else "no host has"
-        return f"Slurm reports the state {self.state}, but {subject} confirmed that the worker ended."
-
-
 def parse_jobs(output: str) -> Iterator[SlurmJob]:
     """Yield the jobs in the output of squeue.
 
@@ -142,59 +86,12 @@ def parse_jobs(output: str) -> Iterator[SlurmJob]:
         yield SlurmJob(
             job_id=found["id"],
             state=found["state"],
-            host="" if host in _NO_HOST else host,
+            host="" if host in NO_HOST else host,
             exit_status=(int(found["status"]), int(found["signal"])),
             restarts=int(found["restarts"]),
             name=found["name"],
-            reason=reason[:_REASON_CHARACTERS_MAX],
+            reason=reason[:REASON_CHARACTERS_MAX],
         )
-
-
-def _rank(job: SlurmJob) -> tuple[int, int]:
-    """Return the rank of a job among jobs with the same name. The first of these jobs determines the status.
-
-    A started job comes before a waiting one, because its worker may have claimed the attempt. A job that was cancelled
-    before it started comes last: it was withdrawn as a duplicate.
-    """
-    if job.phase is JobPhase.ENDED:
-        rank = 2 if job.was_started else 4
-    else:
-        rank = {JobPhase.RUNNING: 0, JobPhase.UNREACHABLE: 1, JobPhase.WAITING: 3}[job.phase]
-    return rank, int(job.job_id)
-
-
-class QueuedJobs(NamedTuple):
-    """The jobs with the requested names. waiting_duplicates: waiting jobs with another job's name, keyed by name."""
-
-    statuses: Mapping[str, JobStatus]
-    waiting_duplicates: Mapping[str, Sequence[str]]
-
-
-def summarize(names: Collection[str], jobs: Iterable[SlurmJob]) -> QueuedJobs:
-    """Return the status of each name."""
-    by_name: dict[str, list[SlurmJob]] = {name: [] for name in names}
-    for job in jobs:
-        if job.name in by_name and not job.was_refused:
-            by_name[job.name].append(job)
-    statuses: dict[str, JobStatus] = {}
-    waiting_duplicates: dict[str, Sequence[str]] = {}
-    for name, found in by_name.items():
-        if not found:
-            statuses[name] = JobStatus(JobPhase.UNKNOWN, reason="Slurm has no job with this name.")
-            continue
-        first, *others = sorted(found, key=_rank)
-        duplicates = [job for job in others if job.was_started or job.phase is not JobPhase.ENDED]
-        statuses[name] = JobStatus(
-            first.phase,
-            first.host,
-            first.describe(),
-            first.job_id,
-            tuple(job.job_id for job in duplicates),
-            is_ending=first.state in _ENDING,
-        )
-        if waiting := [job.job_id for job in others if job.phase is JobPhase.WAITING]:
-            waiting_duplicates[name] = waiting
-    return QueuedJobs(statuses, waiting_duplicates)
 
 
 def parse_largest_host_sizes(output: str, partition: str | None) -> Sequence[Resources]:

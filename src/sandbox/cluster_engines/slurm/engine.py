@@ -24,13 +24,12 @@ from sandbox.cluster_engines.slurm.command_output import (
     SINFO_FORMAT,
     SINFO_HOST_FORMAT,
     SQUEUE_FORMAT,
-    QueuedJobs,
     UnexpectedOutputError,
     parse_hosts,
     parse_jobs,
     parse_largest_host_sizes,
-    summarize,
 )
+from sandbox.cluster_engines.slurm.job_states import QueuedJobs, summarize
 from sandbox.interfaces.cluster_engine import (
     EngineHost,
     EngineRejectedError,

@@ -5,11 +5,11 @@ from typing import Any
 
 import h11
 
-from sandbox.gateway import http_forwarding
+from sandbox.gateway import http_forwarding, local_responses
 from sandbox.gateway.egress.inspection import Denial, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy, denial_message, normalize_host
-from sandbox.gateway.http_forwarding import HostPort, parse_authority
 from sandbox.gateway.model_api.request_policy import connection_header_names
+from sandbox.gateway.request_target import HostPort, parse_authority
 
 _MALFORMED = "this is not valid HTTP/1.1."
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
@@ -68,7 +68,7 @@ class HttpInspector:
         return None
 
     def _deny(self, host: str, port: int, reason: str, method: bytes = b"", status: int = 403) -> Denial:
-        response = http_forwarding.plain_text_error(status, denial_message(host, port, reason)).encode(
+        response = local_responses.plain_text_error(status, denial_message(host, port, reason)).encode(
             self._client_side, method
         )
         return Denial(host, port, reason, response)
@@ -127,13 +127,13 @@ def open_single_request_tunnel(
     """Return a tunnel to `authority` for a request that the policy allows, or a denial if the request is ambiguous."""
     reason = _ambiguity(request)
     if reason is not None:
-        response = http_forwarding.plain_text_error(400, denial_message(authority.host, authority.port, reason)).encode(
+        response = local_responses.plain_text_error(400, denial_message(authority.host, authority.port, reason)).encode(
             client_side, request.method
         )
         return Denial(authority.host, authority.port, reason, response)
 
     def unreachable_response(status: int, message: str) -> bytes:
-        return http_forwarding.plain_text_error(status, message).encode(client_side, request.method)
+        return local_responses.plain_text_error(status, message).encode(client_side, request.method)
 
     return Tunnel(
         authority.host,

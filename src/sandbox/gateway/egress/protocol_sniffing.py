@@ -3,10 +3,11 @@
 import re
 
 from sandbox.gateway.egress.http_inspector import HttpInspector
+from sandbox.gateway.egress.http_request_search import TOKEN
 from sandbox.gateway.egress.inspection import ConnectionInspector, Denial, NestedConnectionFilter, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy
 from sandbox.gateway.egress.tls_inspector import TlsInspector
-from sandbox.gateway.egress.unknown_protocol_filter import TOKEN, UnknownProtocolFilter
+from sandbox.gateway.egress.unknown_protocol_filter import UnknownProtocolFilter
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 
 _TLS_RECORD = b"\x16"

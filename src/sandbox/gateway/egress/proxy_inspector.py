@@ -4,13 +4,13 @@ from typing import Any
 
 import h11
 
-from sandbox.gateway import http_forwarding
+from sandbox.gateway import http_forwarding, local_responses
 from sandbox.gateway.egress.http_inspector import HttpInspector, open_single_request_tunnel
 from sandbox.gateway.egress.inspection import ConnectionInspector, Denial, NestedConnectionFilter, Tunnel
 from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, EgressPolicy, denial_message, normalize_host
 from sandbox.gateway.egress.protocol_sniffing import SniffingInspector
 from sandbox.gateway.egress.tls_inspector import TlsInspector
-from sandbox.gateway.http_forwarding import HostPort, parse_absolute_form, parse_authority
+from sandbox.gateway.request_target import HostPort, parse_absolute_form, parse_authority
 
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
@@ -48,7 +48,7 @@ class ProxyInspector:
             target.port,
             NestedConnectionFilter(inner_inspector, self._client_side.trailing_data[0]),
             established_response=_ESTABLISHED,
-            unreachable_response=lambda status, message: http_forwarding.plain_text_error(status, message).encode(
+            unreachable_response=lambda status, message: local_responses.plain_text_error(status, message).encode(
                 self._client_side
             ),
         )
@@ -81,7 +81,7 @@ class ProxyInspector:
 
     def _deny(self, reason: str, method: bytes = b"", status: int = 403) -> Denial:
         host, port = self._target.host, self._target.port
-        response = http_forwarding.plain_text_error(status, denial_message(host, port, reason)).encode(
+        response = local_responses.plain_text_error(status, denial_message(host, port, reason)).encode(
             self._client_side, method
         )
         return Denial(host, port, reason, response)

@@ -13,7 +13,7 @@ from typing import Any
 import h11
 import msgspec
 
-from sandbox.gateway import http_forwarding
+from sandbox.gateway import http_forwarding, local_responses
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import (
     ERROR_BODY_BYTES_MAX,
@@ -403,7 +403,7 @@ class ModelProtocol:
         self._reporter.report_denied("model", self._port, rejected.message)
         # Close the connection after a malformed or oversized request instead of reading the rest of it.
         is_last = rejected.status in (400, 413)
-        response = http_forwarding.model_error(self._dialect, rejected.status, rejected.message, should_close=is_last)
+        response = local_responses.model_error(self._dialect, rejected.status, rejected.message, should_close=is_last)
         effects.to_client += response.encode(self._client_side, method)
         self._has_responded = True
         if is_last:
@@ -413,7 +413,7 @@ class ModelProtocol:
         message = "The request is not valid HTTP/1.1."
         self._reporter.report_denied("model", self._port, message)
         if not self.should_read_full_response and self._client_side.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            response = http_forwarding.model_error(self._dialect, error.error_status_hint, message, should_close=True)
+            response = local_responses.model_error(self._dialect, error.error_status_hint, message, should_close=True)
             effects.to_client += response.encode(self._client_side)
         self._detach_client(effects)
 
@@ -532,7 +532,7 @@ class ModelProtocol:
             return
         self._charge_usage()
         self._close_upstream(effects)
-        effects.to_client += http_forwarding.model_error(self._dialect, rejected.status, rejected.message).encode(
+        effects.to_client += local_responses.model_error(self._dialect, rejected.status, rejected.message).encode(
             self._client_side
         )
         self._has_responded = True

@@ -16,7 +16,6 @@ from sandbox.interfaces.images import Image, ImageSource, ImageUnusableError, Pr
 from sandbox.interfaces.journal import JournalBusyError, JournalWriter, LockState, TaskReplicas
 from sandbox.interfaces.placement import (
     AttemptLocation,
-    FinishAttempt,
     HostIdentity,
     HostPendingError,
     HostStatus,
@@ -24,9 +23,8 @@ from sandbox.interfaces.placement import (
     LeftoverScan,
     ProbeResult,
     ReservedHost,
-    RunAttempt,
-    RunnerNotStartedError,
 )
+from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunnerNotStartedError
 from sandbox.interfaces.worker_messages import (
     RECORD_BATCH_BYTES,
     SERVER_RECORD_BYTES_MAX,

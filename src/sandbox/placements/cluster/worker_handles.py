@@ -8,14 +8,8 @@ from functools import partial
 from typing import Any
 
 from sandbox.interfaces.journal import LockState
-from sandbox.interfaces.placement import (
-    AttemptLocation,
-    CancelAttempt,
-    DebugSession,
-    HostUnreachableError,
-    OpenTerminal,
-    Reply,
-)
+from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
+from sandbox.interfaces.runner import CancelAttempt, DebugSession, OpenTerminal, Reply
 from sandbox.interfaces.terminal_frames import TerminalConnection
 from sandbox.interfaces.worker_messages import (
     IsResponsive,

@@ -17,7 +17,8 @@ import msgspec
 
 from sandbox.interfaces.images import ImageReference, ImageUnusableError
 from sandbox.interfaces.journal import JournalBusyError, LockState
-from sandbox.interfaces.placement import HostUnreachableError, RunnerNotStartedError
+from sandbox.interfaces.placement import HostUnreachableError
+from sandbox.interfaces.runner import RunnerNotStartedError
 from sandbox.interfaces.worker_messages import (
     HEARTBEAT_SECONDS_MAX,
     CallResult,

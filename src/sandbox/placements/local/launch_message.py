@@ -6,7 +6,7 @@ import msgspec
 
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
-from sandbox.interfaces.placement import DebugSession, FinishAttempt, Order, RunAttempt
+from sandbox.interfaces.runner import DebugSession, FinishAttempt, Order, RunAttempt
 from sandbox.model.disk_watermarks import Watermark
 from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 

@@ -19,15 +19,8 @@ import msgspec
 
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, runner_socket
 from sandbox.interfaces.journal import JournalWriter, LockState
-from sandbox.interfaces.placement import (
-    AttemptLocation,
-    DebugSession,
-    FinishAttempt,
-    Host,
-    Order,
-    RunAttempt,
-    RunnerNotStartedError,
-)
+from sandbox.interfaces.placement import AttemptLocation, Host
+from sandbox.interfaces.runner import DebugSession, FinishAttempt, Order, RunAttempt, RunnerNotStartedError
 from sandbox.model.disk_watermarks import transient_disk_error
 from sandbox.placements.local.attempt_files import LocalAttemptFiles, has_disk_or_handle
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage

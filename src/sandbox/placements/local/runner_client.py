@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.placement import CancelAttempt, OpenTerminal, RenewLease, Reply, RunnerUnreachableError
+from sandbox.interfaces.runner import CancelAttempt, OpenTerminal, RenewLease, Reply, RunnerUnreachableError
 from sandbox.interfaces.terminal_frames import (
     FRAME_BYTES_MAX,
     ClientFrame,

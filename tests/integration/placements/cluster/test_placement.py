@@ -15,14 +15,12 @@ from sandbox.interfaces.images import Image, ImageReference, ImageUnusableError
 from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.interfaces.placement import (
     AttemptLocation,
-    FinishAttempt,
     HostNotFoundError,
     HostPendingError,
     HostUnreachableError,
     Leftover,
-    RunAttempt,
-    RunnerNotStartedError,
 )
+from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunnerNotStartedError
 from sandbox.interfaces.worker_messages import (
     CallResult,
     Claimed,

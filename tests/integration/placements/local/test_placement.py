@@ -22,8 +22,8 @@ from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.journal import LockState
-from sandbox.interfaces.placement import (
-    AttemptLocation,
+from sandbox.interfaces.placement import AttemptLocation
+from sandbox.interfaces.runner import (
     CancelAttempt,
     DebugSession,
     RunAttempt,
@@ -67,7 +67,7 @@ sys.argv[1:] = [f"--lock-fd={lock_fd}"]
 SERVER_PROGRAM = """
 import asyncio, contextlib, fcntl, os, pathlib, sys, time
 from types import SimpleNamespace
-from sandbox.interfaces.placement import RunAttempt
+from sandbox.interfaces.runner import RunAttempt
 from sandbox.placements.local.launch_message import HostSettings
 from sandbox.placements.local.placement import LocalPlacement, RunnerProgram
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from doubles.attempt_harness import ATTEMPT_ID, AttemptScript, ScriptedAgent, ScriptedGateway
-from sandbox.interfaces.placement import CancelAttempt, Reply
+from sandbox.interfaces.runner import CancelAttempt, Reply
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import (
     AgentStarted,

@@ -4,7 +4,7 @@ import pytest
 from starlette.datastructures import QueryParams
 
 from sandbox.api.streaming.terminal_websocket import parse_open_terminal
-from sandbox.interfaces.placement import OpenTerminal
+from sandbox.interfaces.runner import OpenTerminal
 from sandbox.model.errors import InvalidParameterError
 
 

@@ -12,8 +12,8 @@ from sandbox.cluster_engines.slurm.command_output import (
     parse_hosts,
     parse_jobs,
     parse_largest_host_sizes,
-    summarize,
 )
+from sandbox.cluster_engines.slurm.job_states import summarize
 from sandbox.interfaces.cluster_engine import EngineHost, JobPhase
 from sandbox.model.resources import Resources
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.gateway.egress.client_hello import ClientHelloSearch
+from sandbox.gateway.egress.client_hello_search import ClientHelloSearch
 from sandbox.gateway.egress.policy import EgressPolicy
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, PARTIAL_HELLOS_MAX, UNKNOWN_PROTOCOL_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules

@@ -5,7 +5,7 @@ import pytest
 
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
-from sandbox.interfaces.placement import DebugSession, FinishAttempt, RunAttempt
+from sandbox.interfaces.runner import DebugSession, FinishAttempt, RunAttempt
 from sandbox.model.disk_watermarks import Watermark
 from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
