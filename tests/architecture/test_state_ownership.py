@@ -59,7 +59,7 @@ OUTSIDE_ASSIGNMENTS = {
     "server.dispatcher: tracked.status_message": "the module that delays a task gives the reason",
     "server.journal_tailer: tracked.published_seq": "only the tailer publishes the task's records",
     "server.journal_tailer: tracked.status_message": "the module that delays a task gives the reason",
-    "server.dead_runner_recovery: tracked.status_message": "the module that delays a task gives the reason",
+    "server.recovery.dead_runner_recovery: tracked.status_message": "the module that delays a task gives the reason",
 }
 """Attributes assigned on objects that belong to another module or to a public class, and the reason for each."""
 

@@ -39,7 +39,6 @@ from sandbox.server.administration.administration import Administration
 from sandbox.server.administration.health import HealthCheck
 from sandbox.server.administration.hosts import Hosts
 from sandbox.server.cancellation import Canceller
-from sandbox.server.dead_runner_recovery import RunnerRecovery
 from sandbox.server.debug_sessions import DebugSessions
 from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
@@ -51,10 +50,11 @@ from sandbox.server.maintenance.load_history import LoadHistory
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.placement_routing import Placements
 from sandbox.server.preserved_sandboxes import PreservedSandboxes
+from sandbox.server.recovery.dead_runner_recovery import RunnerRecovery
+from sandbox.server.recovery.startup_recovery import recover
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runtime_probing import ProbedHost
 from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
-from sandbox.server.startup_recovery import recover
 from sandbox.server.submissions import Submissions, SubmissionStore
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import (

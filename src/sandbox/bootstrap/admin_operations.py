@@ -24,7 +24,7 @@ from sandbox.primitives.files import fsync_path
 from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind, IntegrityCheck
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import FindFiles, PreservedFiles
-from sandbox.server.startup_recovery import index_journals, update_index
+from sandbox.server.recovery.startup_recovery import index_journals, update_index
 from sandbox.store.connections import checkpoint_wal
 from sandbox.store.migrate import StoreUnusableError
 from sandbox.store.sqlite import SqliteStore

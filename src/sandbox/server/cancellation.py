@@ -13,7 +13,7 @@ from sandbox.model.events import CancelRequested, TaskFinished
 from sandbox.model.fixed_limits import CANCEL_TIMEOUT_SECONDS, CANCEL_TIMEOUT_SECONDS_MIN
 from sandbox.model.state_machine import IllegalEventError
 from sandbox.model.task import Task
-from sandbox.server.journal_replay_threads import JournalReplayer, ReplaySlot
+from sandbox.server.recovery.journal_replay_threads import JournalReplayer, ReplaySlot
 from sandbox.server.tracked_task import Orphaned, ServerOwned, TrackedTask
 
 _NOT_STARTED_MESSAGE = "The task was cancelled before it started."

@@ -18,11 +18,11 @@ from sandbox.model.state_machine import replay
 from sandbox.model.task import Task
 from sandbox.model.wire.event_conversion import end_event, to_wire_event
 from sandbox.primitives.log_context import bind_task
-from sandbox.server.dead_runner_recovery import RunnerRecovery
 from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.event_stream import Broadcast
 from sandbox.server.index_writer import IndexWriter
-from sandbox.server.journal_replay_threads import JournalReplayer
+from sandbox.server.recovery.dead_runner_recovery import RunnerRecovery
+from sandbox.server.recovery.journal_replay_threads import JournalReplayer
 from sandbox.server.tracked_task import Orphaned, ServerOwned, TrackedTask, TrackedTasks
 
 _POLL_SLOWDOWN_MAX = 10

@@ -14,7 +14,7 @@ from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.events import AttemptStarted, Idempotency, TaskFinished
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
-from sandbox.server.dead_runner_recovery import RunnerRecovery
+from sandbox.server.recovery.dead_runner_recovery import RunnerRecovery
 from sandbox.server.scheduler import Scheduler
 
 MIB = 1024**2

@@ -195,7 +195,7 @@ async def test_unreachable_runner_is_not_reported_as_unresponsive(tmp_path, has_
 @pytest.fixture
 def components(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.01)
-    monkeypatch.setattr("sandbox.server.dead_runner_recovery.RUNNER_SILENCE_SECONDS", 0.02)
+    monkeypatch.setattr("sandbox.server.recovery.dead_runner_recovery.RUNNER_SILENCE_SECONDS", 0.02)
     instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield instance
     for task_id in list(instance.placement.recorders):
@@ -262,7 +262,9 @@ async def test_runner_that_does_not_respond_and_is_not_found_is_logged_once(comp
                 await asyncio.sleep(0.01)
 
     await scenario()
-    messages = [record.message for record in caplog.records if record.name == "sandbox.server.dead_runner_recovery"]
+    messages = [
+        record.message for record in caplog.records if record.name == "sandbox.server.recovery.dead_runner_recovery"
+    ]
     assert messages == [
         f"The runner of attempt {pings[0]} did not respond 5 times: not killed, because no runner holds its journal"
     ]

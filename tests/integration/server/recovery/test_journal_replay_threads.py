@@ -15,7 +15,7 @@ from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import CONCURRENT_JOURNAL_REPLAYS_MAX
 from sandbox.model.task_state import TaskState
-from sandbox.server.journal_replay_threads import JournalReplayer
+from sandbox.server.recovery.journal_replay_threads import JournalReplayer
 
 SHARED_THREADS = 3
 LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskFinished())
