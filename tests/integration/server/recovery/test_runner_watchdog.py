@@ -262,9 +262,7 @@ async def test_runner_that_does_not_respond_and_is_not_found_is_logged_once(comp
                 await asyncio.sleep(0.01)
 
     await scenario()
-    messages = [
-        record.message for record in caplog.records if record.name == "sandbox.server.recovery.dead_runner_recovery"
-    ]
+    messages = [record.message for record in caplog.records if record.name == "sandbox.server.recovery.runner_watchdog"]
     assert messages == [
         f"The runner of attempt {pings[0]} did not respond 5 times: not killed, because no runner holds its journal"
     ]
