@@ -19,7 +19,7 @@ from sandbox.cli.output.console import confirm
 from sandbox.cli.output.formatting import pluralize, state_text
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.terminal_text import escape_name, escape_text, terminal_width
-from sandbox.model.generated_task_id import is_generated_id, is_generated_id_prefix
+from sandbox.model.task_id_format import is_generated_id, is_generated_id_prefix
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

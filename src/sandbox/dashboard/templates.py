@@ -17,10 +17,10 @@ from starlette.responses import HTMLResponse, Response
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.model.formatting import format_cost, format_count, format_duration, format_size, format_state
-from sandbox.model.generated_task_id import is_generated_id
 from sandbox.model.printable import replace_invisible, replace_unprintable
 from sandbox.model.repository_url import public_repository_url, short_repository
 from sandbox.model.task import Task
+from sandbox.model.task_id_format import is_generated_id
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.event_conversion import format_timestamp
 

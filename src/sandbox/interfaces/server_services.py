@@ -14,9 +14,9 @@ from sandbox.interfaces.store import ChangeCursor, TaskPage, TaskQuery
 from sandbox.interfaces.terminal_frames import TerminalConnection
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact, Idempotency, Parent
-from sandbox.model.generated_task_id import is_generated_id_prefix
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
+from sandbox.model.task_id_format import is_generated_id_prefix
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.event_conversion import WireEvent
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.model.generated_task_id import is_generated_id, is_generated_id_prefix
+from sandbox.model.task_id_format import is_generated_id, is_generated_id_prefix
 
 
 @pytest.mark.parametrize(
