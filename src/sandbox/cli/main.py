@@ -25,7 +25,7 @@ ROOT_ENTRIES = {
     "doctor": ("sandbox.cli.commands.doctor:doctor", "Check this machine and suggest fixes."),
     "config": (
         "sandbox.cli.commands.config:config",
-        "Show the server's settings and where each comes from.",
+        "Show the server's settings and the origin of each setting.",
     ),
     "profile": ("sandbox.cli.commands.profile:profile", "Manage sandbox images."),
     "token": ("sandbox.cli.commands.token:token", "Manage access tokens."),
@@ -55,7 +55,7 @@ TASK_ENTRIES = {
     "logs": ("sandbox.cli.commands.task.logs:logs", "Print a task's output and events."),
     "open": ("sandbox.cli.commands.task.open:open_task", "Open a task's dashboard page in the browser."),
     "watch": ("sandbox.cli.commands.task.watch:watch", "Print state changes of all tasks until interrupted."),
-    "manifest": ("sandbox.cli.commands.task.manifest:manifest", "Print a task's manifest, to submit it again."),
+    "manifest": ("sandbox.cli.commands.task.manifest:manifest", "Print a task's manifest, which you can submit again."),
     "wait": ("sandbox.cli.commands.task.wait:wait", "Wait until a task has ended."),
     "cancel": ("sandbox.cli.commands.task.cancel:cancel", "Cancel tasks and wait until they have ended."),
     "artifacts": ("sandbox.cli.commands.task.artifacts:artifacts", "List a task's artifacts."),
@@ -79,7 +79,7 @@ TASK_SECTIONS = {
 
 ADMIN_ENTRIES = {
     "check": ("sandbox.cli.commands.admin.check:check", "Check that index, journals and artifacts are consistent."),
-    "drain": ("sandbox.cli.commands.admin.drain:drain", "Let running tasks finish, and start no new ones."),
+    "drain": ("sandbox.cli.commands.admin.drain:drain", "Let running tasks finish, and start no new tasks."),
     "hosts": ("sandbox.cli.commands.admin.hosts:hosts", "List the hosts that run tasks."),
     "rebuild": ("sandbox.cli.commands.admin.rebuild:rebuild", "Rebuild the index from the journals."),
     "prune": ("sandbox.cli.commands.admin.prune:prune", "Remove finished tasks and all their data."),

@@ -85,7 +85,7 @@ def server_options(command: _Decorated) -> _Decorated:
         "--context",
         metavar="NAME",
         shell_complete=complete_context,
-        help="A server and its token, stored by sandbox login (SANDBOX_CONTEXT).",
+        help="A server and its token that sandbox login stored (SANDBOX_CONTEXT).",
     )
     return server_option(token_option()(context(command)))
 

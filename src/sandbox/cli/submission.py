@@ -129,7 +129,7 @@ def wait_options(command: Callable[..., None]) -> Callable[..., None]:
         "-w",
         "waits",
         is_flag=True,
-        help="Wait until the task ends. Exit code: 0 completed, 1 failed, 8 cancelled.",
+        help="Wait until the task ends. Exit code: 0 if completed, 1 if failed, 8 if cancelled.",
     )
     follow_help = "Show events until the task ends; implies --wait."
     return wait(click.option("--follow", "follows", is_flag=True, help=follow_help)(command))

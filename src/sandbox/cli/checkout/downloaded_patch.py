@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import Artifact, Task
 
 
-CHAIN_HELP = "Include the changes of the earlier tasks that this one continues."
+CHAIN_HELP = "Include the changes of the earlier tasks that this task continues."
 """Help text for the --chain option."""
 
 COUNTED_PATCH_BYTES_MAX = 8 * 1024 * 1024

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=SuggestingGroup, epilog=help_examples("sandbox config show --origin"))
 def config() -> None:
-    """Show the server's settings and where each comes from.
+    """Show the server's settings and the origin of each setting.
 
     Precedence, highest first: options, environment variables, sandbox.toml, defaults.
     """
@@ -40,9 +40,10 @@ def config() -> None:
 @settings_options
 @output_options("text", "json")
 def show(*, shows_origin: bool, **options: Any) -> None:
-    """Print the configuration that `sandbox serve` would use, as a sandbox.toml.
+    """Print the configuration that `sandbox serve` would use, in the format of sandbox.toml.
 
-    With --format json, print a JSON document. With --origin, each value in that document is {value, origin}.
+    With --format json, print a JSON document. With --format json and --origin, each value is an object with the fields
+    value and origin.
     """
     configuration = load_configuration(options)
     from sandbox.bootstrap.settings.key_names import setting_keys

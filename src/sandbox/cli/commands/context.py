@@ -24,16 +24,16 @@ _name_argument = click.argument("name", shell_complete=complete_context)
 def context() -> None:
     """Choose between the servers that you have logged in to.
 
-    A context is a server and its token, stored by sandbox login. Commands use the current one. It is overridden by the
-    --context, --server and --token options, and then by the SANDBOX_CONTEXT, SANDBOX_SERVER and SANDBOX_TOKEN
-    variables.
+    A context is a server and its token, stored by sandbox login. Commands use the server and the token of the
+    current context. The options --context, --server and --token override them, and so do the variables SANDBOX_CONTEXT,
+    SANDBOX_SERVER and SANDBOX_TOKEN. Options take precedence over variables.
     """
 
 
 @context.command("list", epilog=help_examples("sandbox context list"))
 @output_options("text", "json", "table")
 def list_contexts() -> None:
-    """List the contexts; a star marks the current one."""
+    """List the contexts; the current context is marked with a star."""
     from sandbox.cli.output.table import cell, print_table
 
     options, contexts = current_options(), ContextFile(default_file()).load()
@@ -62,7 +62,7 @@ def list_contexts() -> None:
 )
 @_name_argument
 def use(name: str) -> None:
-    """Make a context the current one."""
+    """Select the current context."""
     file = ContextFile(default_file())
     with file.changing():
         contexts = file.load().use(name)

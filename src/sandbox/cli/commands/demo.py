@@ -15,18 +15,20 @@ _PORT = click.IntRange(0, 65535)
 
 @command(epilog=help_examples("sandbox demo", "sandbox demo --keep", "sandbox demo --stop"))
 @click.option("--keep", "keeps_servers", is_flag=True, help="Keep the servers running in the background.")
-@click.option("--stop", "stops_servers", is_flag=True, help="Stop what --keep started, and remove its tasks and files.")
+@click.option(
+    "--stop", "stops_servers", is_flag=True, help="Stop the servers of --keep, and remove their tasks and files."
+)
 @click.option("--port", type=_PORT, metavar="PORT", help="With --keep: the server's port [default: 8122].")
 @click.option("--ws-port", type=_PORT, metavar="PORT", help="With --keep: the port for WebSockets [default: 8121].")
 @click.option("--git-port", type=_PORT, metavar="PORT", help="With --keep: the git server's port [default: 8130].")
 def demo(keeps_servers: bool, stops_servers: bool, **ports: int | None) -> None:
     """Run an example task from manifest to patch.
 
-    Starts a separate server on free ports and stops it at the end. Without a model key, a scripted model replaces the
-    API.
+    Starts a separate server on free ports and stops it at the end. Without a model API key, a scripted model replaces
+    the model API.
 
-    With --keep, the server and the example's repository stay available on the default ports until you run sandbox demo
-    --stop. Port 0 selects any free port.
+    With --keep, the server and a git server with the example's repository keep running until you run sandbox demo
+    --stop. They use the default ports, unless you set other ports. Port 0 selects any free port.
     """
     from sandbox.client import ClientError
     from sandbox.model.errors import SandboxError

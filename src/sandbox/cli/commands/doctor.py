@@ -36,7 +36,7 @@ _GAP_NAMES = frozenset({"gap", "kernel"})
 def doctor(shows_all: bool, worker_server: str | None, **server_options: Any) -> None:
     """Check this machine and suggest fixes.
 
-    On a terminal, problems come last, and known limits are only counted.
+    On a terminal, problems are printed last, and only the number of known limits is printed, unless --all is given.
 
     Exit code: 0 if tasks can run on this machine, otherwise 1.
     """

@@ -28,14 +28,17 @@ _TOKEN_ADVICE = "\n  Create one on the server's machine: sandbox token create --
     )
 )
 @click.argument("address", metavar="[SERVER]", required=False)
-@click.option("--context", "name", metavar="NAME", help="The name to store [default: the host name of the server].")
+@click.option(
+    "--context", "name", metavar="NAME", help="The name of the context [default: the host name of the server]."
+)
 @server_option
 @token_option(hidden=True)
 def login(address: str | None, name: str | None) -> None:
     """Log in to a server and store it as a context.
 
-    SERVER is its URL, such as https://sandbox.example.com. If the server needs a token, the command prompts for it, or
-    reads it from stdin if stdin is not a terminal. It stores the token only after the server has accepted it.
+    SERVER is the URL of the server, such as https://sandbox.example.com. If the server needs a token, the command
+    prompts for the token, or reads it from stdin if stdin is not a terminal. The token is stored only after the server
+    has accepted it.
     """
     from sandbox.client.url import validate_base_url
 

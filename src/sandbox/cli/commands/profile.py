@@ -37,8 +37,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def profile() -> None:
     """Manage sandbox images.
 
-    Works directly on the data directory, so run it on the server's machine. The server does not have to be running; a
-    running server uses changes immediately.
+    These commands work directly on the data directory, so run them on the server's machine. The server does not have to
+    be running; a running server uses the changes immediately.
     """
 
 
@@ -76,18 +76,18 @@ def show(*, name: str, **options: Any) -> None:
     )
 )
 @click.argument("name")
-@click.option("--from-file", type=_FILE, help="A definition file, for a profile that does not come with Sandbox.")
-@click.option("--from-oci", type=_FILE, help="An OCI archive, as written by 'docker save' or 'skopeo copy'.")
+@click.option("--from-file", type=_FILE, help="The definition file of a profile that is not included in Sandbox.")
+@click.option("--from-oci", type=_FILE, help="An OCI archive to import, as written by 'docker save' or 'skopeo copy'.")
 @click.option("--minimum-tier", type=click.Choice(TIERS), help="With --from-oci: the minimum runtime tier.")
 @data_dir_options
 @output_options("text", "json")
 def build(
     *, name: str, from_file: Path | None, from_oci: Path | None, minimum_tier: str | None, **options: Any
 ) -> None:
-    """Build the image of a profile, or import one.
+    """Build the image of a profile, or import an image.
 
-    Running tasks keep the image that they started with. Building requires root and mmdebstrap, and uses this machine's
-    apt sources.
+    A new image does not affect running tasks, which keep the image that they started with. Building requires root and
+    mmdebstrap, and uses this machine's apt sources.
     """
     if (from_file and from_oci) or (minimum_tier and not from_oci):
         raise click.UsageError("Give --from-file or --from-oci; --minimum-tier requires --from-oci.")
@@ -110,7 +110,7 @@ def build(
 @click.argument("name")
 @data_dir_options
 def remove(*, name: str, **options: Any) -> None:
-    """Remove the images of a profile. Fails while a task uses one of them."""
+    """Remove the images of a profile. The command fails if a task uses one of the images."""
     catalog = _catalog(options)
     with _translate_errors():
         catalog.image_store(name).remove_images()

@@ -24,9 +24,9 @@ from sandbox.model.manifest.overrides import Override
 from sandbox.model.name_from_prompt import name_from_prompt
 
 _EXIT_CODES = """\
-Exit code: 0 the task completed (possibly without changes), 1 it failed, 8 it was cancelled; 4 local changes are not
-pushed, the id is in use, the patch does not apply or contains nothing that git can apply, or a different commit is
-checked out; 5 a secret was found in the patch; 9 the manifest is invalid."""
+Exit code: 0 if the task completed (possibly without changes), 1 if it failed, 8 if it was cancelled; 4 if local changes
+are not pushed, the id is in use, the patch does not apply or contains nothing that git can apply, or a different commit
+is now checked out; 5 if a secret was found in the patch; 9 if the manifest is invalid."""
 
 
 @command(
@@ -48,9 +48,13 @@ checked out; 5 a secret was found in the patch; 9 the manifest is invalid."""
     "--include-dirty/--leave-dirty",
     "includes_dirty",
     default=None,
-    help="Include uncommitted and unpushed changes and new files, or start without them.",
+    help="Start with your uncommitted and unpushed changes and new files, or without them.",
 )
-@click.option("--remote", metavar="NAME", help="The remote to clone from [default: the upstream of the branch].")
+@click.option(
+    "--remote",
+    metavar="NAME",
+    help="The remote to clone from [default: the remote of the branch's upstream, then origin].",
+)
 @click.option("--id", "task_id", metavar="ID", help="The task's id [default: generated].")
 @click.option(
     "--set",
@@ -64,7 +68,7 @@ checked out; 5 a secret was found in the patch; 9 the manifest is invalid."""
     "--directory",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=".",
-    help="The checkout [default: the current directory].",
+    help="A directory of the checkout [default: the current directory].",
 )
 @allow_secrets_option
 @common_options
@@ -78,8 +82,8 @@ def run(
 ) -> None:
     """Run a task from this checkout and apply the task's changes.
 
-    PROMPT describes the work; '-' reads it from stdin. The task clones the checkout's remote at your last pushed
-    commit. The agent starts in the current directory.
+    PROMPT describes the work; '-' reads it from stdin. The task clones the remote of this checkout at the last commit
+    that you pushed. The agent starts in the current directory, or in the directory that you set with --directory.
     """
     from sandbox.agents import registered_agents
     from sandbox.model.manifest.document import write_json

@@ -13,8 +13,8 @@ from sandbox.cli.settings_options import load_configuration, settings_options
     epilog=help_examples(
         "sandbox serve",
         "sandbox serve --port 9122 --data-dir /srv/sandbox",
-        note="Set the agent's model key in the environment first; sandboxes have no access to it. Without a key, the "
-        "server prints the name of the missing setting when it starts.",
+        note="Before you start the server, set the model API key of the agent in the environment. Sandboxes have no "
+        "access to this key. If the key is missing, the server prints the name of the setting when it starts.",
     )
 )
 @settings_options
@@ -22,8 +22,9 @@ from sandbox.cli.settings_options import load_configuration, settings_options
 def serve(**options: Any) -> None:
     """Run the server.
 
-    Runs until it is stopped (SIGINT or SIGTERM). With --format json, it prints its addresses as one JSON line when it
-    is ready. All other settings come from sandbox.toml or the environment; see `sandbox config show`.
+    The server runs until it is stopped (SIGINT or SIGTERM). With --format json, the server prints its addresses as one
+    line of JSON when it is ready. All other settings come from sandbox.toml or the environment; see `sandbox config
+    show`.
     """
     settings = load_configuration(options).settings
     with gc_frozen():

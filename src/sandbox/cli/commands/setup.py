@@ -24,10 +24,11 @@ def setup(yes: bool, prints_only: bool) -> None:
     """Install missing software on this machine.
 
     Installs system packages (bubblewrap, git, curl, e2fsprogs and, if available, gVisor) and the pinned npm packages
-    for sandboxes. Prompts before it installs system packages. Without a terminal and without --yes, it only prints the
-    commands that install them. The agent comes with the Python package.
+    for sandboxes. The command prompts before it installs system packages. Without a terminal and without --yes, the
+    command prints the commands that install the system packages, but does not run them. The agent is installed together
+    with the Python package of Sandbox.
 
-    Exit code: 0 if everything required is installed, or if --print printed the commands; otherwise 1.
+    Exit code: 0 if all required software is installed, or if --print printed the commands; otherwise 1.
     """
     from sandbox.bootstrap import software_installation
 

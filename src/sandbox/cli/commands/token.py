@@ -48,7 +48,7 @@ def token() -> None:
     """Manage access tokens.
 
     Without tokens, anyone who can reach the port is an operator, and the server listens on loopback only. Once a token
-    exists, every request needs one. A running server uses changes immediately.
+    exists, every request needs a token. A running server uses the changes immediately.
     """
 
 
@@ -61,7 +61,7 @@ def token() -> None:
 @data_dir_options
 @output_options("text", "json")
 def create(*, role: str, name: str, lifetime: timedelta | None, **options: Any) -> None:
-    """Create a token and print it; it is not shown again."""
+    """Create a token and print it. The token is shown only once."""
     from sandbox.auth.token_file import InvalidTokenNameError
 
     expires_at = datetime.now(UTC) + lifetime if lifetime is not None else None

@@ -33,9 +33,9 @@ from sandbox.model.formatting import format_size
 def backup(file: str, **options: Any) -> None:
     """Back up tasks and tokens to a file.
 
-    If FILE is `-`, the backup is written to standard output. Works while a server is running. The backup of each task
-    ends with its last complete record. Damaged data is copied unchanged and reported (exit code 1). Preserved
-    sandboxes, images and the workspaces of running tasks are not included.
+    If FILE is '-', the backup is written to stdout. The command works while a server is running. For each task, the
+    backup contains the journal up to its last complete record. Damaged data is copied unchanged and reported (exit code
+    1). Preserved sandboxes, images and the workspaces of running tasks are not included.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     from sandbox.bootstrap.admin_operations import require_data_dir
@@ -69,8 +69,9 @@ def backup(file: str, **options: Any) -> None:
 def restore(file: Path, **options: Any) -> None:
     """Restore a backup to a new data directory.
 
-    The directory must be empty, or must not exist. The whole backup is verified first; the restore either completes or
-    leaves nothing behind. Tasks that had started end with host_lost; the next server starts the others.
+    The data directory must be empty or must not exist. The command verifies the whole backup first. The restore either
+    completes or leaves nothing behind. Tasks that had started end with the error host_lost. A server that uses the
+    restored data directory starts the pending tasks.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     from sandbox.bootstrap.backup import restore as backup_restore

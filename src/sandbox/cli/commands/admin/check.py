@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 def check(*, deep: bool, **options: Any) -> None:
     """Check that index, journals and artifacts are consistent.
 
-    Reads the data directory directly and changes nothing, so a server may be running. Exit code: 0 if everything is
-    consistent, otherwise 1.
+    The command only reads the data directory, so you can run it while a server is running. Exit code: 0 if everything
+    is consistent, otherwise 1.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     from sandbox.bootstrap.admin_operations import check_data_dir

@@ -37,21 +37,21 @@ _POLL_SECONDS = 0.5
 )
 @click.option("--host", metavar="NAME", help="Drain only this host of the cluster.")
 @click.option("--undo", is_flag=True, help="Accept and start tasks again.")
-@click.option("--wait/--no-wait", "-w", default=False, help="Wait until no task is running, or none on the host.")
+@click.option("--wait/--no-wait", "-w", default=False, help="Wait until no task is running; with --host, on that host.")
 @click.option(
     "--timeout",
     "timeout_seconds",
     callback=parse_duration_option,
     metavar="SPAN",
-    help="With --wait: timeout, such as 90s, 15m or 2h.",
+    help="With --wait: maximum time to wait, such as 90s, 15m or 2h.",
 )
 @common_options
 def drain(*, host: str | None, undo: bool, wait: bool, timeout_seconds: int | None) -> None:
-    """Let running tasks finish, and start no new ones.
+    """Let running tasks finish, and start no new tasks.
 
-    The server rejects new tasks, and pending tasks stay pending, until you run the command with --undo. The server
-    stays drained after a restart. With --host, tasks start only on the other hosts of the cluster. Exit code: 0 if
-    done, 7 if tasks are still running when --timeout expires.
+    Until you run the command with --undo, the server rejects new tasks, and pending tasks stay pending. The server
+    stays drained after a restart. With --host, tasks start only on the other hosts of the cluster. Exit code: 0 on
+    success, 7 if tasks are still running when --timeout expires.
     """
     if undo and (wait or timeout_seconds is not None):
         raise click.UsageError("--undo cannot be combined with --wait")

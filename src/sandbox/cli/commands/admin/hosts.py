@@ -28,9 +28,10 @@ _COLUMNS = ("NAME", "STATE", "CPUS", "MEMORY", "TASKS", "CONTACT", "VERSION", "R
 def hosts() -> None:
     """List the hosts that run tasks.
 
-    Without a cluster, this is the server's machine. With a cluster, these are the engine's hosts, and the hosts on
-    which workers have run. TASKS is the number of tasks that run on the host. CONTACT is the time since a worker on
-    the host last sent a message. A host that is drained (sandbox admin drain --host) gets no more tasks.
+    Without a cluster, the list contains only the server's machine. With a cluster, the list contains the hosts of the
+    cluster engine and the hosts on which workers have run. TASKS is the number of tasks that run on the host. CONTACT
+    is the time since a worker on the host last sent a message. No further tasks start on a host that is drained
+    (sandbox admin drain --host).
     """
     options = current_options()
     with options.connect() as client:

@@ -53,12 +53,17 @@ def _check_limit(value: str, error: str | None, unlimited: str) -> str:
     callback=_parse_age_option,
     help="Remove tasks that ended longer ago than this, such as 30d.",
 )
-@click.option("--keep", type=click.IntRange(min=1), help="Number of finished tasks to keep; the oldest are removed.")
 @click.option(
-    "--max-bytes", metavar="SIZE", callback=_parse_size_option, help="Disk space for all finished tasks, such as 20G."
+    "--keep", type=click.IntRange(min=1), help="Number of finished tasks to keep; the oldest tasks are removed."
 )
-@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
-@click.option("--offline", is_flag=True, help="Work on the data directory directly; no server may be using it.")
+@click.option(
+    "--max-bytes",
+    metavar="SIZE",
+    callback=_parse_size_option,
+    help="Maximum disk space for all finished tasks, such as 20G.",
+)
+@click.option("--dry-run", is_flag=True, help="Only list the tasks that would be removed.")
+@click.option("--offline", is_flag=True, help="Work directly on the data directory; fails if a server is using it.")
 @data_dir_options
 @server_options
 @output_options("text", "json")
@@ -68,8 +73,9 @@ def prune(
     """Remove finished tasks and all their data.
 
     The oldest tasks are removed first. Unfinished tasks and tasks with a preserved sandbox are never removed. Without
-    these options, the limits of [retention] in sandbox.toml apply; a running server also applies them periodically. The
-    server removes the tasks; with --offline, this command does.
+    --older-than, --keep and --max-bytes, the limits in the [retention] section of sandbox.toml apply, which a running
+    server also applies periodically. By default, the running server removes the tasks. With --offline, the command
+    removes them itself.
     """
     if not offline and any(value is not None for value in options.values()):
         message = "--data-dir and --config require --offline; add --offline, or set a server with --server."

@@ -21,8 +21,9 @@ from sandbox.cli.settings_options import data_dir_options, load_configuration
 def rebuild(**options: Any) -> None:
     """Rebuild the index from the journals.
 
-    No server may be using the data directory. Damaged journals are reported and left in place; all others are indexed.
-    The old index is kept as index.sqlite.before. Exit code: 0 if all journals were indexed, otherwise 1.
+    The command fails if a server is using the data directory. Damaged journals are reported and not changed; all other
+    journals are indexed. The old index is kept as index.sqlite.before. Exit code: 0 if all journals were indexed,
+    otherwise 1.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     from sandbox.bootstrap.admin_operations import rebuild_index

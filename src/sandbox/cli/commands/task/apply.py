@@ -43,7 +43,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
         "sandbox task apply 5e173eb5",
         "sandbox task apply 5e173eb5 --branch fix/basket --push",
         "sandbox task apply 5e173eb5 --chain",
-        note="Without --beside-changes or --branch, the changes are staged. Undo them with: git reset --hard",
+        note="Without --beside-changes or --branch, the changes are staged. Undo the changes with: git reset --hard",
     )
 )
 @task_argument
@@ -63,9 +63,13 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 @click.option(
     "--branch", "name", metavar="NAME", help="Commit the changes to this new branch; leave the working tree unchanged."
 )
-@click.option("--commit", "commits", is_flag=True, help="Implied by --branch.")
+@click.option("--commit", "commits", is_flag=True, help="Commit the changes; implied by --branch, which is required.")
 @click.option("--push", "pushes", is_flag=True, help="With --branch: push the branch, with your git credentials.")
-@click.option("--remote", metavar="NAME", help="With --branch: the remote [default: remote.pushDefault, then origin].")
+@click.option(
+    "--remote",
+    metavar="NAME",
+    help="With --branch: the remote to push to and fetch from [default for push: remote.pushDefault, then origin].",
+)
 @allow_secrets_option
 @common_options
 def apply(
@@ -82,9 +86,9 @@ def apply(
     not at all.
 
     With --branch NAME, the changes are committed to a new branch, which starts at the task's commit. The working tree
-    and the current branch do not change. The subject of the commit is the task's name, and the body is the agent's
-    final message. The changes of a chain of tasks become one commit, named after the first task, with one line for each
-    task. If the name is only the beginning of the prompt, the subject is the first line of the final message.
+    and the current branch do not change. The task's name becomes the subject of the commit, and the agent's final
+    message becomes the body. If the name is only the beginning of the prompt, the first line of the message becomes the
+    subject. The changes of a chain of tasks become one commit, named after the first task, with one line for each task.
     """
     options, checkout = current_options(), Checkout(directory)
     branch = _new_branch(checkout, **branch_options, allows_local_changes=allows_local_changes)

@@ -31,14 +31,15 @@ if TYPE_CHECKING:
     )
 )
 @task_arguments
-@click.option("--reason", metavar="TEXT", help="Stored with the task.")
+@click.option("--reason", metavar="TEXT", help="Why the tasks are cancelled; stored with each task.")
 @click.option("--force", is_flag=True, help="Do not wait for the agent to exit on its own.")
 @click.option("--yes", "-y", is_flag=True, help="Do not prompt.")
 @common_options
 def cancel(task_ids: Sequence[str], reason: str | None, force: bool, yes: bool) -> None:
     """Cancel tasks and wait until they have ended.
 
-    The results so far are kept. If one task cannot be cancelled, the others are still cancelled.
+    The results that a task has produced so far are kept. If one of several tasks cannot be cancelled, the other tasks
+    are still cancelled.
     """
     options = current_options()
     with options.connect() as client:

@@ -38,8 +38,8 @@ def continue_task(
     """Submit a task that continues a finished task.
 
     PROMPT describes the next change; '-' reads it from stdin. The new task starts with the changes of the earlier task
-    and of all tasks that the earlier task continued. The agent resumes the earlier session, or gets the earlier
-    conversation as text. The earlier task does not change.
+    and of all tasks that the earlier task continued. The agent resumes the session of the earlier task. If this is not
+    possible, the agent gets the earlier conversation as text. The earlier task is not changed.
     """
     options, text = current_options(), read_prompt(prompt)
     changes = [*overrides, *([] if new_id is None else [id_override(new_id)])]

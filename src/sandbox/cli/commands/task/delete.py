@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 def delete(task_ids: Sequence[str], yes: bool) -> None:
     """Delete tasks that have ended, with all their data.
 
-    Removes the logs, the artifacts and any preserved sandbox. If one task cannot be deleted, the others are still
-    deleted. To remove many tasks, use sandbox admin prune. Prompts before it deletes. Without a terminal, --yes is
-    required.
+    Deleting a task also removes its logs, artifacts and preserved sandbox. If one of several tasks cannot be deleted,
+    the other tasks are still deleted. To remove many tasks, use sandbox admin prune. The command prompts for
+    confirmation before it deletes tasks. Without a terminal, --yes is required.
     """
     has_terminal = sys.stdin.isatty() and sys.stderr.isatty()
     if not yes and not has_terminal:

@@ -88,19 +88,19 @@ def _wait_for_pager(paging: subprocess.Popen[bytes]) -> None:
         "sandbox task diff 5e173eb5",
         "sandbox task diff 5e173eb5 --chain",
         "sandbox task diff 5e173eb5 --stat",
-        note="Apply it to a checkout with: sandbox task apply TASK_ID",
+        note="Apply the patch to a checkout with: sandbox task apply TASK_ID",
     )
 )
 @task_argument
 @click.option("--chain", "includes_chain", is_flag=True, help=CHAIN_HELP)
-@click.option("--stat", is_flag=True, help="Print the changed files and their numbers of changed lines instead.")
+@click.option("--stat", is_flag=True, help="Print only the changed files and their numbers of changed lines.")
 @allow_secrets_option
 @common_options
 def diff(task_id: str, includes_chain: bool, stat: bool, allows_secrets: bool) -> None:
     """Show a task's changes as a patch.
 
-    On a terminal, the patch is colored and shown in git's pager, with one line for each binary file. Otherwise, it is
-    printed unchanged, for git apply.
+    On a terminal, the patch is colored and shown in git's pager, with one line for each binary file. If the output is
+    piped, the patch is printed unchanged, so that git apply can read it.
     """
     options = current_options()
     with TemporaryDirectory() as directory:

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 )
 @task_argument
 @click.argument("name", metavar="[NAME]", required=False)
-@click.option("--all", "downloads_all", is_flag=True, help="All artifacts, into a directory named after the task.")
+@click.option(
+    "--all", "downloads_all", is_flag=True, help="Download all artifacts to a directory named after the task."
+)
 @click.option("--output", "-o", metavar="PATH", help="The file or directory to write to; '-' for stdout.")
 @click.option("--verify", "verifies", is_flag=True, help="Read every file back from disk and print its SHA-256.")
 @allow_secrets_option

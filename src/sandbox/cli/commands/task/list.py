@@ -134,7 +134,7 @@ def _unknown_value(value: str, kind: str, known: Sequence[str]) -> str:
     help="Only tasks of this repository: URL, OWNER/NAME or NAME.",
 )
 @click.option("--parent", metavar="TASK_ID", help="Only tasks that continue this task.")
-@click.option("--rerun-of", metavar="TASK_ID", help="Only tasks that run this task again.")
+@click.option("--rerun-of", metavar="TASK_ID", help="Only reruns of this task.")
 @click.option(
     "--since",
     "created_after",
@@ -147,10 +147,10 @@ def _unknown_value(value: str, kind: str, known: Sequence[str]) -> str:
     "created_before",
     metavar="TIME",
     callback=parse_past_time_option,
-    help="Only tasks submitted before this time.",
+    help="Only tasks submitted before this time, or longer ago than this duration.",
 )
 @click.option("--limit", type=click.IntRange(1, PAGE_TASKS_MAX), help="Maximum number of tasks [default: 100]")
-@click.option("--all", "lists_all", is_flag=True, help="List all tasks.")
+@click.option("--all", "lists_all", is_flag=True, help="List all matching tasks.")
 @click.option(
     "--sort",
     type=click.Choice(SORTS),
@@ -164,10 +164,12 @@ def list_tasks(
 ) -> None:
     """List tasks, newest first.
 
-    On a terminal, generated ids are shortened, ↻ marks a rerun, and ↳ marks a task that continues another one. The
-    beginning of the prompt follows the mark, if the name does not repeat it. The
-    cause of a failure is printed below the task if the window is too narrow for another column. Commands accept the
-    shortened ids. If the output is piped, or with --format json, ids are complete, and REASON is the code of the error.
+    On a terminal, generated ids are shortened, ↻ marks a rerun, and ↳ marks a task that continues another task. The
+    mark is followed by the beginning of the prompt, unless the prompt begins with the task's name. If the window is too
+    narrow for the REASON column, the cause of a failure is printed below the task. Commands accept the shortened ids.
+
+    If the output is piped, ids are complete, and the REASON column contains the error code. With --format json, ids are
+    complete.
     """
     if lists_all and limit is not None:
         raise click.UsageError("Give --limit or --all.")

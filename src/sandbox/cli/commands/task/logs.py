@@ -33,8 +33,10 @@ _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
     )
 )
 @task_argument
-@click.option("--follow", "-f", "follows", is_flag=True, help="Follow until the task ends.")
-@click.option("--tail", type=click.IntRange(min=0), metavar="LINES", help="Only the last lines; 0 for all.")
+@click.option("--follow", "-f", "follows", is_flag=True, help="Also print new output and events until the task ends.")
+@click.option(
+    "--tail", type=click.IntRange(min=0), metavar="LINES", help="Only this many of the last lines; 0 for all."
+)
 @click.option(
     "--stream",
     type=click.Choice(["all", "stdout", "stderr", "events", "conversation"]),
@@ -59,10 +61,10 @@ _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
 def logs(task_id: str, follows: bool, has_times: bool, is_pretty: bool | None, **filters: Any) -> None:
     """Print a task's output and events.
 
-    On a terminal, the agent's messages, tool calls and edits are formatted. In a pipe, the lines are printed as the
-    agent wrote them, mostly as JSON; --pretty prints readable text instead. Lines that are not formatted are
+    On a terminal, the agent's messages, tool calls and edits are formatted. If the output is piped, the lines are
+    printed as the agent wrote them, mostly as JSON; use --pretty for readable text. Lines that are not formatted are
     prefixed with the name of their stream, except with --stream stdout or stderr. With --format json, each line is one
-    event, and output events have a seq only with --follow.
+    event; events of type output have the field seq only with --follow.
     """
     options, stream = current_options(), filters["stream"]
     if is_pretty and (has_times or options.format == "json"):

@@ -17,16 +17,16 @@ from sandbox.cli.task_arguments import task_argument
 @command(
     epilog=help_examples(
         "sandbox task manifest 5e173eb5 > task.yaml",
-        note="Submit it again with changes: sandbox task submit task.yaml",
+        note="Submit the manifest again, with or without changes: sandbox task submit task.yaml",
     )
 )
 @task_argument
 @common_options
 def manifest(task_id: str) -> None:
-    """Print a task's manifest, to submit it again.
+    """Print a task's manifest, which you can submit again.
 
-    Prints YAML, or JSON with --format json. The manifest has no id and no fields with default values. It contains the
-    sources of secrets, but not their values.
+    Prints YAML, or JSON with --format json. The printed manifest omits the id and all fields that have their default
+    values. It contains the sources of secrets, but not the values of secrets.
     """
     options = current_options()
     with options.connect() as client:

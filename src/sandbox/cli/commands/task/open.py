@@ -16,12 +16,12 @@ from sandbox.cli.task_arguments import task_argument
 
 @command("open", epilog=help_examples("sandbox task open 5e173eb5"))
 @task_argument
-@click.option("--no-browser", "prints_only", is_flag=True, help="Print the address, but do not open it.")
+@click.option("--no-browser", "prints_only", is_flag=True, help="Print the URL, but do not open it.")
 @common_options
 def open_task(task_id: str, prints_only: bool) -> None:
     """Open a task's dashboard page in the browser.
 
-    Prints the URL on stdout. Without a graphical display, it only prints the URL unless BROWSER is set.
+    Prints the URL on stdout. Without a graphical display, the command only prints the URL, unless BROWSER is set.
     """
     from sandbox.client.url import task_page_url
 

@@ -19,8 +19,8 @@ from sandbox.cli.task_arguments import confirm_for_tasks, for_each_task, task_ar
 def release(task_ids: Sequence[str], yes: bool) -> None:
     """Remove the preserved sandboxes of failed tasks.
 
-    A sandbox is preserved only with lifecycle.failure_action: preserve. Artifacts and logs are kept.
-    On a terminal, the command prompts before it removes files.
+    A sandbox is preserved only with lifecycle.failure_action: preserve. Artifacts and logs are kept. On a terminal, the
+    command prompts for confirmation before it removes a sandbox.
     """
     with current_options().connect() as client:
         if not yes and sys.stdin.isatty() and sys.stderr.isatty():

@@ -47,7 +47,7 @@ def rerun(
     PROMPT replaces the prompt of the earlier task; '-' reads it from stdin.
 
     The new task uses the manifest of the earlier task, with the changes that you specify as options. It starts from a
-    new clone. The earlier task may be in any state, and does not change.
+    new clone. The earlier task can be in any state and is not changed.
     """
     if prompt is not None and prompt_option is not None:
         raise click.UsageError("Give the prompt as PROMPT or with --prompt, not both.")

@@ -74,7 +74,7 @@ _MESSAGE_LINES_MAX = 10
 def status(task_id: str, watches: bool) -> None:
     """Show a task.
 
-    The commands that are useful now come last. On a terminal, the outcome comes first.
+    On a terminal, the outcome is printed first. The commands that are useful next are printed last.
     """
     options = current_options()
     with options.connect() as client:

@@ -23,7 +23,7 @@ from sandbox.model.manifest.overrides import Override
 )
 @click.argument("file", type=click.File("rb"))
 @wait_options
-@click.option("--id", "task_id", metavar="ID", help="The task's id; overrides the manifest's.")
+@click.option("--id", "task_id", metavar="ID", help="The task's id; overrides the id in the manifest.")
 @click.option(
     "--set",
     "overrides",

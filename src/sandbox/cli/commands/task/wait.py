@@ -24,13 +24,14 @@ from sandbox.model.task_state import FINAL_STATES
     "timeout_seconds",
     callback=parse_duration_option,
     metavar="SPAN",
-    help="Timeout, such as 90s, 15m or 2h.",
+    help="Maximum time to wait, such as 90s, 15m or 2h.",
 )
 @common_options
 def wait(task_id: str, timeout_seconds: int | None) -> None:
     """Wait until a task has ended.
 
-    Prints the task's final state. Exit code: 0 completed, 1 failed, 8 cancelled, 7 timed out.
+    Prints the task's final state. Exit code: 0 if the task completed, 1 if it failed, 8 if it was cancelled, 7 if the
+    task had not ended when --timeout expired.
     """
     options = current_options()
     with options.connect() as client, interrupt_hint(task_id):

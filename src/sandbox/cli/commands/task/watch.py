@@ -17,12 +17,13 @@ from sandbox.cli.output.timed_lines import TimedLinePrinter
         "sandbox task watch --format json",
     )
 )
-@click.option("--after", metavar="POSITION", help="Continue after this `position` of an earlier JSON event.")
+@click.option("--after", metavar="POSITION", help="Continue after the event that had this position in the JSON output.")
 @common_options
 def watch(after: str | None) -> None:
     """Print state changes of all tasks until interrupted.
 
-    Uses one connection for all tasks. With --format json, each line is an event with its position.
+    The command uses one connection for all tasks. With --format json, each line is an event, and the field position
+    contains its position, which --after accepts.
     """
     options = current_options()
     with options.connect() as client:

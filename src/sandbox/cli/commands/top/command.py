@@ -27,10 +27,12 @@ from sandbox.cli.output.table import print_table
 def top() -> None:
     """Watch all tasks on one screen.
 
-    Lists active tasks first, then pending tasks and why they are waiting, then the tasks that ended most recently.
-    Arrow keys select a task, and enter watches it until q or Esc is pressed. / searches, f filters tasks by state, c
-    cancels the selected task after confirmation, ? lists the keys and the filters, and q quits. Generated ids are
-    shortened.
+    Lists active tasks first, then pending tasks with the reason why they wait, then the tasks that ended most recently.
+    Generated ids are shortened.
+
+    Use the arrow keys to select a task, and Enter to watch it; q or Esc returns to the list. Press / to search, f to
+    filter by state, c to cancel the selected task after confirmation, ? to list the keys and the filters, and q to
+    quit.
     """
     options = current_options()
     if options.format != "text" or not (sys.stdout.isatty() and sys.stdin.isatty()):
