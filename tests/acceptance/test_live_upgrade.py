@@ -65,9 +65,9 @@ JSON_TYPES = {
     "sandbox.contracts.runtime:SandboxHandle": "sandbox.interfaces.runtime:SandboxHandle",
     "sandbox.contracts.placement:LaunchOrder": "sandbox.placements.local.launch_message:LegacyLaunchMessage",
     "sandbox.contracts.placement:CancelOrder|sandbox.contracts.placement:TerminalOrder": (
-        "sandbox.interfaces.placement:CancelAttempt|sandbox.interfaces.placement:OpenTerminal"
+        "sandbox.interfaces.runner:CancelAttempt|sandbox.interfaces.runner:OpenTerminal"
     ),
-    "sandbox.contracts.placement:Receipt": "sandbox.interfaces.placement:Reply",
+    "sandbox.contracts.placement:Receipt": "sandbox.interfaces.runner:Reply",
     "sandbox.access.token_file:_Document": "sandbox.auth.token_file:_TokenDocument",
     "sandbox.profiles.record:ImageRecord": "sandbox.images.image_store:ImageMetadata",
     "sandbox.wiring.backup:BackupManifest": "sandbox.bootstrap.backup.create:BackupManifest",
