@@ -30,7 +30,7 @@ _lock_ids = itertools.count(1)
 
 
 class WorkerRunnerHandle:
-    """Implements `interfaces.placement.RunnerHandle`: the worker connects each stream to the runner's socket."""
+    """Implements `interfaces.runner.RunnerHandle`: the worker connects each stream to the runner's socket."""
 
     def __init__(self, workers: Workers, location: AttemptLocation) -> None:
         self.attempt_id = location.attempt_id

@@ -61,7 +61,7 @@ class JournalLocks(Protocol):
 
 
 class LocalRunnerHandle(LocalRunnerClient):
-    """Implements `interfaces.placement.RunnerHandle` for this host."""
+    """Implements `interfaces.runner.RunnerHandle` for this host."""
 
     def __init__(self, task_id: str, attempt_id: str, path: Path, locks: JournalLocks) -> None:
         super().__init__(path)
