@@ -353,7 +353,7 @@ async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory
     meters = SyscallBufferMeter(), ClosingFilesMeter()
     try:
         await wait_for_exceeded_limit(
-            lambda: launcher.kernel_usage(group, memory_bytes, *meters),
+            lambda: asyncio.to_thread(launcher.kernel_usage, group, memory_bytes, *meters),
             lambda: asyncio.to_thread(group.file_counts),
             lambda: asyncio.to_thread(group.detailed_file_usage, launcher.epoll_counter),
             partial(count_uncharged_bytes, group),

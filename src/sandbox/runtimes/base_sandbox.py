@@ -108,9 +108,12 @@ class BaseSandbox(ABC):
 
         Cheap enough to call ten times a second.
         """
+        return await asyncio.to_thread(self._measure_kernel_usage)
+
+    def _measure_kernel_usage(self) -> KernelUsage:
         meters = self._syscall_buffer_meter, self._closing_files_meter
-        usage = await self._launcher.kernel_usage(self._group, self._spec.memory_bytes, *meters)
-        return replace(usage, cached_extents=await asyncio.to_thread(self._extent_meter.count))
+        usage = self._launcher.kernel_usage(self._group, self._spec.memory_bytes, *meters)
+        return replace(usage, cached_extents=self._extent_meter.count())
 
     async def terminal_usage(self) -> KernelUsage:
         """Return only the usage of terminals. Unlike `kernel_usage`, it does not wait on a busy machine.

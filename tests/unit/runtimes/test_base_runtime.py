@@ -19,7 +19,7 @@ class FakeLauncher:
     def kill(self) -> None:
         self.was_killed.set()
 
-    async def kernel_usage(self, group: "FakeGroup", memory_bytes: int, *_meters: object) -> KernelUsage:
+    def kernel_usage(self, group: "FakeGroup", memory_bytes: int, *_meters: object) -> KernelUsage:
         return group.kernel_usage(memory_bytes)
 
 

@@ -215,11 +215,10 @@ class BubblewrapSandbox(BaseSandbox):
         """Return the control group's counters."""
         return self._group.stats()
 
-    async def kernel_usage(self) -> KernelUsage:
+    def _measure_kernel_usage(self) -> KernelUsage:
         """Return the kernel usage. Blocked threads that may hide open files are interrupted first."""
-        await asyncio.to_thread(self._group.release_files_of_blocked_threads, self._launcher.thread_interrupters)
-        usage = await super().kernel_usage()
-        return replace(usage, disk_directories=await asyncio.to_thread(self._directory_meter.count))
+        self._group.release_files_of_blocked_threads(self._launcher.thread_interrupters)
+        return replace(super()._measure_kernel_usage(), disk_directories=self._directory_meter.count())
 
     async def terminal_usage(self) -> KernelUsage:
         """Return only the usage of terminals, and of locks that the machine needs."""

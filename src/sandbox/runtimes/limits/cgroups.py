@@ -232,7 +232,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
     def release_files_of_blocked_threads(self, interrupters: Sequence[PendingSyscallInterrupter]) -> None:
         """Free objects that only the group's blocked threads keep open, if the machine has many new objects."""
         for one in interrupters:
-            one.interrupt_if_grown(self.process_ids())
+            one.interrupt_if_grown(self.process_ids)
 
     def directory_usage(self, *, descriptors_per_directory: int) -> FileUsage:
         """Count only the open directories, for a sandbox whose kernel is a program in the group."""
@@ -263,7 +263,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
     def _siblings(self) -> Mapping[str, "ControlGroup"]:
         parents = [directory.parent for directory in self.directories]
-        names = {entry.name for parent in parents for entry in parent.glob("*/")}
+        names = {name for parent in parents for name in _list_groups(parent)}
         names -= {directory.name for directory in self.directories}
         return {name: ControlGroup([parent / name for parent in parents]) for name in names}
 
@@ -309,11 +309,18 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
     def _read_number(self, name: str, key: str = "") -> int | None:
         """Return the only number in a file, or the number after `key`."""
-        for directory in self.directories:
-            match = re.search(rf"^{key} ?(\d+)$", _read(f"{directory}/{name}"), re.MULTILINE)
+        first = _directory_indices.get(name, 0)
+        for index in (first, *(other for other in range(len(self.directories)) if other != first)):
+            text = _read(f"{self.directories[index]}/{name}") if index < len(self.directories) else ""
+            match = re.search(rf"^{key} ?(\d+)$", text, re.MULTILINE)
             if match:
+                _directory_indices[name] = index
                 return int(match[1])
         return None
+
+
+_directory_indices: dict[str, int] = {}
+"""The index of the hierarchy in which each file was last found. This hierarchy is tried first."""
 
 
 def count_uncharged_bytes(group: ControlGroup) -> int | None:
@@ -434,6 +441,14 @@ def _enable_controllers(directory: Path) -> None:
     for controller in _CONTROLLERS_V2 if (directory / "cgroup.subtree_control").exists() else ():
         with suppress(OSError):
             _write(directory / "cgroup.subtree_control", f"+{controller}")
+
+
+def _list_groups(parent: Path) -> list[str]:
+    try:
+        with os.scandir(parent) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
 
 
 def _first_known(*numbers: int | None) -> int | None:

@@ -72,9 +72,7 @@ def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> F
     With many files, the number of directories is an estimate. The number of locks is a lower bound and never
     extrapolated, because one file can have all of them.
     """
-    tables = {
-        table: count for pid in process_ids if (table := find_fd_table(pid)) and (count := count_open_files(table))
-    }
+    tables = dict(filter(None, map(_count_process_files, process_ids)))
     total = sum(tables.values())
     are_locks_counted, are_directories_counted = counts_locks and has_many_locks(), total > OPEN_DIRECTORIES_MAX
     if total > OPEN_FILES_OF_SANDBOX_MAX or not (are_locks_counted or are_directories_counted):
@@ -153,17 +151,23 @@ def has_many_locks() -> bool:
 
 def find_fd_table(pid: int) -> str | None:
     """Return the /proc directory with a process's open files. Its first thread may have ended before the others."""
+    found = _count_process_files(pid)
+    return None if found is None else found[0]
+
+
+def _count_process_files(pid: int) -> tuple[str, int] | None:
+    """Return the /proc directory with a process's open files, and their number; None if none is visible."""
     process_directory = f"/proc/{pid}"
-    if count_open_files(process_directory):
-        return process_directory
+    if count := count_open_files(process_directory):
+        return process_directory, count
     threads = (f"{process_directory}/task/{thread}" for thread in list_directory(f"{process_directory}/task"))
-    return next((thread for thread in threads if count_open_files(thread)), None)
+    return next(((thread, count) for thread in threads if (count := count_open_files(thread))), None)
 
 
 def count_open_files(table: str) -> int:
     """Return the number of open files; 0 if they are not visible. Before Linux 6.2, the size of the directory is 0."""
     with suppress(OSError):
-        return Path(f"{table}/fd").stat().st_size or len(list_directory(f"{table}/fd"))
+        return os.stat(f"{table}/fd").st_size or len(list_directory(f"{table}/fd"))  # noqa: PTH116  (Path is slow)
     return 0
 
 

@@ -89,7 +89,7 @@ class PendingSyscallInterrupter:
         self._lowest = count_all() if initial_count is None else initial_count
         self._counted_at = clock()
 
-    def interrupt_if_grown(self, process_ids: Collection[int]) -> None:
+    def interrupt_if_grown(self, process_ids: Callable[[], Collection[int]]) -> None:
         """Interrupt the threads if the number of objects on the machine has grown by more than `growth_max`."""
         if self._clock() - self._counted_at < _INTERVAL_SECONDS:
             return
@@ -99,7 +99,7 @@ class PendingSyscallInterrupter:
             return
         self._lowest = total if self._lowest is None else min(total, self._lowest)
         if total - self._lowest > self._growth_max:
-            self._interrupt(process_ids)
+            self._interrupt(process_ids())
             time.sleep(_INTERRUPT_SECONDS)
             after = self._count_all()
             self._lowest = total if after is None else min(total, after)
@@ -107,7 +107,8 @@ class PendingSyscallInterrupter:
 
 _PROC = Path("/proc")
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-_KERNEL_MEMORY_FIELDS = ("SUnreclaim:", "VmallocUsed:")
+_KERNEL_MEMORY_FIELDS = (b"\nSUnreclaim:", b"\nVmallocUsed:")
+_MEMINFO_BYTES_MAX = 16384
 _SYSCTL_DIRECTORY = "/proc/sys/"
 _SYSCTL_BUFFER_BYTES = 4 << 20
 """Maximum size of the buffer for one read of a setting: the kernel's KMALLOC_MAX_SIZE."""
@@ -122,8 +123,12 @@ _INODE_COLUMN = 9
 def count_machine_kernel_bytes(path: Path = _PROC / "meminfo") -> int | None:
     """Return the size of the unreclaimable memory that the kernel has allocated, in bytes; None if unknown."""
     try:
-        words = [line.split() for line in path.read_text().splitlines()]
-        return sum(int(word[1]) << 10 for word in words if word[0] in _KERNEL_MEMORY_FIELDS)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(descriptor, _MEMINFO_BYTES_MAX)
+        finally:
+            os.close(descriptor)
+        return sum(int(text.partition(field)[2].split(maxsplit=1)[0]) << 10 for field in _KERNEL_MEMORY_FIELDS)
     except (OSError, ValueError, IndexError):
         return None
 

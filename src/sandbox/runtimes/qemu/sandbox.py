@@ -169,11 +169,11 @@ class QemuSandbox:
 
     async def kernel_usage(self) -> KernelUsage:
         """Return the usage of QEMU and virtiofsd. Objects of the guest's kernel are in the guest's memory."""
-        usage = await self._launcher.kernel_usage(self._group, self._guest_spec.spec.memory_bytes)
-        extents = await asyncio.to_thread(self._extent_meter.count)
-        return replace(
-            usage, cached_extents=extents, disk_directories=await asyncio.to_thread(self._directory_meter.count)
-        )
+        return await asyncio.to_thread(self._measure_kernel_usage)
+
+    def _measure_kernel_usage(self) -> KernelUsage:
+        usage = self._launcher.kernel_usage(self._group, self._guest_spec.spec.memory_bytes)
+        return replace(usage, cached_extents=self._extent_meter.count(), disk_directories=self._directory_meter.count())
 
     async def file_counts(self) -> FileUsage:
         """Return no counts, because programs inside cannot block `detailed_file_usage` by holding a lock."""

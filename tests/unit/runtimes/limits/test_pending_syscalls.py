@@ -61,7 +61,7 @@ def test_threads_are_interrupted_after_growth(counts: list[int | None], interrup
         lambda: machine["objects"], 100, interrupted.append, itertools.count().__next__
     )
     for machine["objects"] in counts[1:]:
-        interrupter.interrupt_if_grown([7])
+        interrupter.interrupt_if_grown(lambda: [7])
     assert interrupted == [[7]] * interruptions
 
 
@@ -72,7 +72,7 @@ def test_growth_is_counted_from_the_objects_left_after_an_interruption():
     )
     for objects in (101, 110, 111):
         machine["objects"] = objects
-        interrupter.interrupt_if_grown([])
+        interrupter.interrupt_if_grown(list)
         assert machine["objects"] == (110 if objects == 110 else 10)
 
 
@@ -84,7 +84,7 @@ def test_objects_are_counted_twice_a_second():
     )
     for seconds in (0.1, 0.4, 0.5, 0.6, 1.1):
         times.append(seconds)
-        interrupter.interrupt_if_grown([])
+        interrupter.interrupt_if_grown(list)
     assert counts == [0.0, 0.5, 1.1]
 
 
