@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -1208,3 +1209,37 @@ async def test_command_with_full_socket_buffers_exits(runtime: Runtime, disk: Pa
 
     result = await scenario()
     assert result.code == 0, result
+
+
+@pytest.mark.parametrize(
+    ("source", "seconds_min", "seconds_max"), [("time.sleep(600)", 0.3, 0.9), ("while True: pass", 0.0, 0.3)]
+)
+def test_kernel_usage_is_measured_less_often_while_no_program_runs(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str, seconds_min: float, seconds_max: float
+):
+    """Blocked threads that may hide open files are interrupted twice a second, even if the sandbox is idle."""
+    if has_own_kernel(runtime):
+        pytest.skip("the kernel of an idle sandbox may run")
+    if "memory" not in enforced_limits:
+        pytest.skip("the CPU time of the sandbox is unknown here")
+
+    async def scenario() -> list[float]:
+        async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
+            times, measure_usage = list[float](), sandbox.kernel_usage
+
+            async def measure_and_record() -> KernelUsage:
+                times.append(time.monotonic())
+                return await measure_usage()
+
+            sandbox.kernel_usage = measure_and_record
+            program = ["/usr/bin/python3", "-c", _PRELUDE + 'report("held")\n' + source]
+            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+            await read_until(output, b"held")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(sandbox.wait_for_exceeded_limit(), 5)
+            await sandbox.kill()
+            await sandbox.wait()
+            return times
+
+    pauses = [later - earlier for earlier, later in itertools.pairwise(asyncio.run(scenario()))]
+    assert seconds_min < statistics.median(pauses) < seconds_max, pauses

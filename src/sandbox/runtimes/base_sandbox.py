@@ -15,10 +15,11 @@ from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
-from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
+from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes, read_group_cpu_seconds
+from sandbox.runtimes.limits.cpu_activity import CpuActivity
 from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
-from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter
+from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter, are_meters_due
 from sandbox.runtimes.limits.slab_usage import count_negative_dentries
 from sandbox.runtimes.sandbox_descriptors import open_reader
 
@@ -100,7 +101,20 @@ class BaseSandbox(ABC):
         """Poll the usage of the sandbox; see `Sandbox.wait_for_exceeded_limit`."""
         uncharged_bytes = partial(count_uncharged_bytes, self._group)
         return await wait_for_exceeded_limit(
-            self.kernel_usage, self.file_counts, self.detailed_file_usage, uncharged_bytes, self.terminal_usage
+            self.kernel_usage,
+            self.file_counts,
+            self.detailed_file_usage,
+            uncharged_bytes,
+            self.terminal_usage,
+            CpuActivity(partial(read_group_cpu_seconds, self._group), self._is_measurement_due),
+        )
+
+    def _is_measurement_due(self) -> bool:
+        """Return whether the kernel usage must be measured although no program has run. Takes 0.1 ms."""
+        return (
+            self._launcher.is_slab_reading_due()
+            or self._extent_meter.is_due()
+            or are_meters_due(self._syscall_buffer_meter, self._closing_files_meter)
         )
 
     async def kernel_usage(self) -> KernelUsage:

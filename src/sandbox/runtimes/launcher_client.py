@@ -140,6 +140,10 @@ class LauncherProcess:
             closing_files_meter,
         )
 
+    def is_slab_reading_due(self) -> bool:
+        """Return whether a second has passed since `kernel_usage` read the machine's slabs."""
+        return self._slab_meter.is_due()
+
     async def run_command(self, argv: Sequence[str], low_fds: Sequence[int], descriptors: Sequence[int]) -> int:
         """Make the launcher start `argv` as a child, and return its exit status.
 

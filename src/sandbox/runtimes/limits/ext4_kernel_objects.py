@@ -47,9 +47,13 @@ class CachedExtentMeter:
         self._count: int | None = None
         self._counted_at: float | None = None
 
+    def is_due(self) -> bool:
+        """Return whether the next call of `count` counts the extents again."""
+        return self._counted_at is None or self._clock() - self._counted_at >= SLAB_INTERVAL_SECONDS
+
     def count(self) -> int | None:
         """Return the number of extents; 0 while the machine has few; None if the disk is not a separate ext4."""
-        if self._counted_at is None or self._clock() - self._counted_at >= SLAB_INTERVAL_SECONDS:
+        if self.is_due():
             self._counted_at = self._clock()
             self._count = self._read()
         return self._count

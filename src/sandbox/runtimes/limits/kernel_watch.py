@@ -36,6 +36,7 @@ from sandbox.model.fixed_limits import (
     VMA_BYTES_MAX,
 )
 from sandbox.primitives.concurrency import run_until_first_complete
+from sandbox.runtimes.limits.cpu_activity import CpuActivity
 
 
 class KernelUsage(msgspec.Struct, frozen=True):
@@ -67,6 +68,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
     directory_listing_seconds: time for which a program waited for its own memory while it listed a directory of the
         host.
     oom_kills: how many times a process was killed for lack of memory.
+    is_settled: whether the usage cannot grow beyond a limit while no program of the sandbox runs, unless the machine's
+        kernel memory changes.
     """
 
     sockets: int | None = None
@@ -91,6 +94,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     network_lock_seconds: float | None = None
     directory_listing_seconds: float | None = None
     oom_kills: int = 0
+    is_settled: bool = False
 
     def find_exceeded_limit(self) -> str:
         """Return why the sandbox must end (human-readable); empty while everything is within limits."""
@@ -286,6 +290,7 @@ async def wait_for_exceeded_limit(
     detailed_file_usage: Callable[[], Awaitable[FileUsage]],
     uncharged_bytes: Callable[[], int | None],
     terminal_usage: Callable[[], Awaitable[KernelUsage]] | None = None,
+    cpu_activity: CpuActivity | None = None,
 ) -> str:
     """Wait until the sandbox exceeds a limit; return why it must end. Each kind of usage is polled separately.
 
@@ -295,10 +300,13 @@ async def wait_for_exceeded_limit(
         grows, the files are counted early: partly read directories can use hundreds of MiB per second.
     terminal_usage: measures terminals and locks; None for confined programs, which have no terminals. While the
         kernel's threads for terminals keep all processors busy, each thread switch in the runner takes half a second.
+        Never postponed: after a short write to a terminal, these threads can be busy for seconds, and a program that
+        waits for a lock can get it, and hold it, without running.
+    cpu_activity: postpones `kernel_usage` while no program of the sandbox runs; None to measure at the full rate.
     """
     return await run_until_first_complete(
         *(() if terminal_usage is None else [_poll_for_violation(terminal_usage, TERMINAL_CPU_CHECK_INTERVAL_SECONDS)]),
-        _poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_INTERVAL_SECONDS),
+        _poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_INTERVAL_SECONDS, cpu_activity=cpu_activity),
         _poll_for_violation(file_counts, FILE_USAGE_CHECK_INTERVAL_SECONDS, uncharged_bytes),
         _poll_for_violation(detailed_file_usage, FILE_USAGE_CHECK_INTERVAL_SECONDS),
     )
@@ -308,9 +316,12 @@ async def _poll_for_violation(
     measure: Callable[[], Awaitable[KernelUsage | FileUsage]],
     interval_seconds: float,
     uncharged_bytes: Callable[[], int | None] = lambda: None,
+    cpu_activity: CpuActivity | None = None,
 ) -> str:
     loop = asyncio.get_running_loop()
     while True:
+        if cpu_activity is not None:
+            cpu_activity.start_measurement()
         started_at, cpu_before, bytes_before = loop.time(), read_cpu_seconds(), uncharged_bytes()
         usage = await _measure_in_time(measure)
         violation = _NOT_MEASURED if usage is None else usage.find_exceeded_limit()
@@ -323,6 +334,8 @@ async def _poll_for_violation(
             await asyncio.sleep(pause_seconds)
         else:
             await _pause_until_grown(pause_seconds, measured_seconds, bytes_before, uncharged_bytes)
+        if cpu_activity is not None and isinstance(usage, KernelUsage) and usage.is_settled:
+            await cpu_activity.wait_until_due()
 
 
 async def _pause_until_grown(

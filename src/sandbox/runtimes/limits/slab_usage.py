@@ -205,6 +205,10 @@ class SlabMeter:
         self._cpu_seconds = 0.0
         self._cpu_seconds_of_others: Mapping[str, float] = {}
 
+    def is_due(self) -> bool:
+        """Return whether a second has passed since the machine's slabs were read."""
+        return self._clock() - self._updated_at >= SLAB_INTERVAL_SECONDS
+
     def measure(
         self, usage: GroupUsage | None, usage_of_others: Callable[[], Mapping[str, GroupUsage]]
     ) -> SlabUsage | None:
@@ -216,7 +220,7 @@ class SlabMeter:
         if usage is None:
             return None
         self._peak_charge_bytes = max(self._peak_charge_bytes, usage.kernel_bytes)
-        if self._growths is None or self._clock() - self._updated_at >= SLAB_INTERVAL_SECONDS:
+        if self._growths is None or self.is_due():
             self._update(usage, usage_of_others())
         if self._growths is None:
             return None

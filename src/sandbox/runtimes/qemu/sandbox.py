@@ -26,7 +26,8 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, reject_nul
-from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
+from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes, read_group_cpu_seconds
+from sandbox.runtimes.limits.cpu_activity import CpuActivity
 from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter, DirectoryMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 from sandbox.runtimes.limits.slab_usage import count_negative_dentries
@@ -164,8 +165,15 @@ class QemuSandbox:
         """Poll the usage of the sandbox; see `Sandbox.wait_for_exceeded_limit`."""
         uncharged_bytes = partial(count_uncharged_bytes, self._group)
         return await wait_for_exceeded_limit(
-            self.kernel_usage, self.file_counts, self.detailed_file_usage, uncharged_bytes
+            self.kernel_usage,
+            self.file_counts,
+            self.detailed_file_usage,
+            uncharged_bytes,
+            cpu_activity=CpuActivity(partial(read_group_cpu_seconds, self._group), self._is_measurement_due),
         )
+
+    def _is_measurement_due(self) -> bool:
+        return self._launcher.is_slab_reading_due() or self._extent_meter.is_due()
 
     async def kernel_usage(self) -> KernelUsage:
         """Return the usage of QEMU and virtiofsd. Objects of the guest's kernel are in the guest's memory."""

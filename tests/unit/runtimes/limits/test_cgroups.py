@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.interfaces.runtime import Stats
-from sandbox.model.fixed_limits import OOM_KILLS_MAX
+from sandbox.model.fixed_limits import OOM_KILLS_MAX, VMA_BYTES_MAX
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
@@ -142,6 +142,43 @@ def test_cgroup_v2_reports_socket_buffers_with_a_limit(tmp_path: Path):
     (root / "sandbox" / "attempt" / "memory.stat").write_text("anon 5\nsock 7340032\nshmem 9\n")
     usage = group.kernel_usage(os.getpid(), 1 << 30)
     assert (usage.buffer_bytes, usage.buffer_bytes_max) == (7 << 20, 128 << 20)
+
+
+@pytest.mark.parametrize(
+    ("memory_mib", "sockets", "is_settled"),
+    [(64, 8, True), (64, 9, False), (1024, 64, True), (1024, 65, False), (8192, 64, True), (8192, 65, False)],
+)
+def test_usage_of_sockets_that_may_receive_too_much_data_is_not_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_mib: int, sockets: int, is_settled: bool
+):
+    """The gateway sends data while no program of the sandbox runs. With cgroup v2, the runner enforces the limit."""
+    _, group = _unified(tmp_path)
+    monkeypatch.setattr(cgroups.open_file_counts, "count_sockets", lambda _pid: sockets)
+    assert group.kernel_usage(os.getpid(), memory_mib << 20).is_settled is is_settled
+
+
+@pytest.mark.parametrize(("sockets", "is_settled"), [(64, True), (65, False)])
+def test_few_sockets_are_settled_if_the_kernel_limits_their_buffers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sockets: int, is_settled: bool
+):
+    group = Hierarchies([tmp_path / "memory"]).group("attempt")
+    monkeypatch.setattr(cgroups.open_file_counts, "count_sockets", lambda _pid: sockets)
+    assert group.kernel_usage(os.getpid(), 64 << 20).is_settled is is_settled
+
+
+@pytest.mark.parametrize(("grown_bytes", "is_settled"), [(VMA_BYTES_MAX, True), (VMA_BYTES_MAX + 1, False)])
+def test_usage_is_not_settled_while_mappings_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown_bytes: int, is_settled: bool
+):
+    monkeypatch.setattr(cgroups.open_file_counts, "count_sockets", lambda _pid: 1)
+
+    class FixedMeter(SlabMeter):
+        def measure(self, *_: object) -> SlabUsage | None:
+            return SlabUsage(0, 0, vma_growth_bytes=grown_bytes)
+
+    _, group = _unified(tmp_path)
+    usage = group.kernel_usage(os.getpid(), 1 << 30, slab_meter=FixedMeter(lambda: None))
+    assert usage.is_settled is is_settled
 
 
 @pytest.mark.parametrize(("memory_mib", "mib"), [(64, 16), (512, 64), (1024, 128), (8192, 256)])

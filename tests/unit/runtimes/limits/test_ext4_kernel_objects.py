@@ -39,8 +39,10 @@ class FakeDisk:
 def test_cached_extents_of_the_disk_are_counted_once_a_second(tmp_path: Path):
     disk = FakeDisk(tmp_path)
     assert disk.count(9_000_000, 8_000_000) == 8_000_000
+    assert not disk.meter.is_due()
     assert disk.count(9_000_000, 5) == 8_000_000
     disk.now = 1.0
+    assert disk.meter.is_due()
     assert disk.count(9_000_000, 5) == 5
 
 

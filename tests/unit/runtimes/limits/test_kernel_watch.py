@@ -126,6 +126,28 @@ def test_count_that_waits_for_a_processor_is_not_a_violation(monkeypatch, delays
         watch_slow_count_on_a_busy_machine(monkeypatch, **delays)
 
 
+def test_wait_for_a_processor_at_the_beginning_of_a_count_is_not_a_violation(monkeypatch):
+    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch._WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch._WAITED_SECONDS_MAX", 0.9)
+
+    class WaitingSandbox(ScriptedSandbox):
+        delays = {"waiting": 0.0}  # noqa: RUF012  (one test has one sandbox)
+
+        async def detailed_file_usage(self):
+            self.detailed_counts += 1
+            if self.detailed_counts == 1:
+                await asyncio.sleep(0.1)
+                self.delays["waiting"] = 0.2
+                await asyncio.sleep(0.9)
+            return self.files
+
+    sandbox = WaitingSandbox(KernelUsage())
+    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.read_run_delays", lambda: dict(sandbox.delays))
+    with pytest.raises(TimeoutError):
+        watch_files(sandbox, seconds=2)
+    assert sandbox.detailed_counts > 1
+
+
 def test_delays_before_a_count_do_not_extend_it(monkeypatch):
     assert "could not be counted" in watch_slow_count_on_a_busy_machine(monkeypatch, waiting=lambda elapsed: 1000.0)
 

@@ -15,6 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from sandbox.model.fixed_limits import CLOSING_FILES_BYTES_MAX, SYSCALL_BUFFER_BYTES_MAX, TERMINAL_CPU_SECONDS_MAX
+from sandbox.runtimes.limits import pending_syscalls
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.pending_syscalls import (
     ClosingFilesMeter,
@@ -23,6 +24,7 @@ from sandbox.runtimes.limits.pending_syscalls import (
     SyscallBufferMeter,
     TerminalMeter,
     TerminalThreads,
+    are_meters_due,
     count_host_open_files,
     count_machine_kernel_bytes,
     count_terminals_if_written,
@@ -82,10 +84,21 @@ def test_objects_are_counted_twice_a_second():
     interrupter = PendingSyscallInterrupter(
         lambda: counts.append(times[-1]) or 1, 100, lambda _: None, lambda: times[-1]
     )
+    due = []
     for seconds in (0.1, 0.4, 0.5, 0.6, 1.1):
         times.append(seconds)
+        if interrupter.is_due():
+            due.append(seconds)
         interrupter.interrupt_if_grown(list)
-    assert counts == [0.0, 0.5, 1.1]
+    assert counts == [0.0, *due] == [0.0, 0.5, 1.1]
+
+
+def test_processes_are_listed_only_if_they_are_interrupted():
+    machine, listed = {"objects": 50}, []
+    interrupter = PendingSyscallInterrupter(lambda: machine["objects"], 100, lambda _: None, itertools.count().__next__)
+    for machine["objects"] in (150, 151):
+        interrupter.interrupt_if_grown(lambda: listed.append(machine["objects"]) or [])
+    assert listed == [151]
 
 
 def test_kernel_bytes_are_read_from_meminfo(tmp_path: Path):
@@ -174,6 +187,32 @@ def test_buffers_are_counted_only_after_growth_of_kernel_memory():
     assert SyscallBufferMeter(lambda: None, sum_buffers).count(lambda: [7]) is None
 
 
+def test_count_of_buffers_is_due_once_the_memory_has_grown():
+    machine = {"bytes": 500 * MEBIBYTE}
+    meter = SyscallBufferMeter(lambda: machine["bytes"], lambda _: 0)
+    due = []
+    for mebibytes in (756, 400, 657):
+        machine["bytes"] = mebibytes * MEBIBYTE
+        due.append(meter.is_due(machine["bytes"]))
+    assert due == [False, False, True]
+    assert meter.count(lambda: [7]) == 0
+    assert not meter.is_due(machine["bytes"])
+    machine["bytes"] = 500 * MEBIBYTE
+    assert meter.count(lambda: [7]) == 0
+    assert meter.is_due(657 * MEBIBYTE)
+    assert not meter.is_due(None)
+
+
+@pytest.mark.parametrize(("mebibytes", "is_due"), [(756, False), (757, True)])
+def test_all_meters_see_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch, mebibytes: int, is_due: bool):
+    lowest, current = SyscallBufferMeter(lambda: 500 * MEBIBYTE), mebibytes * MEBIBYTE
+    closing = ClosingFilesMeter(lambda: 2000 * MEBIBYTE)
+    monkeypatch.setattr(pending_syscalls, "count_machine_kernel_bytes", lambda: current)
+    assert are_meters_due(lowest, None, closing) is is_due
+    assert closing.is_due(current + CLOSING_FILES_BYTES_MAX + 1)
+    assert not are_meters_due(None, None)
+
+
 def test_buffers_above_the_limit_are_a_violation():
     assert not KernelUsage(syscall_buffer_bytes=SYSCALL_BUFFER_BYTES_MAX).find_exceeded_limit()
     assert "257 MiB" in KernelUsage(syscall_buffer_bytes=SYSCALL_BUFFER_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
@@ -216,6 +255,10 @@ class EndingProcesses:
     def _find(self, thread: int) -> ClosingThread | None:
         return self.threads.get(thread)
 
+    def is_due(self) -> bool:
+        """Return whether the next measurement is due although no program of the sandbox has run."""
+        return self._meter.is_due(self.bytes)
+
     def measure(self, *, seconds: float = 0.0, time_slices: int = 0) -> int:
         """Advance the clock and the time slices of each process. Return the measured MiB."""
         self.now += seconds
@@ -247,6 +290,17 @@ def test_files_of_processes_that_wait_for_five_seconds_are_counted():
     processes = EndingProcesses(4, "D")
     assert processes.measure() == processes.measure(seconds=4.9) == 0
     assert processes.measure(seconds=0.1) == 1124
+
+
+def test_measurement_is_due_while_processes_are_closing_files():
+    """A process that gets no processor does not run, but the time that it needs counts."""
+    processes = EndingProcesses(4)
+    assert processes.is_due()
+    processes.measure()
+    assert processes.is_due()
+    processes.threads = {}
+    processes.measure()
+    assert not processes.is_due()
 
 
 def test_threads_of_one_process_are_counted_once():

@@ -144,6 +144,27 @@ def test_measurements_are_at_least_a_second_apart():
     assert slabs.measure(400 * MEBIBYTE) == 100 * MEBIBYTE
 
 
+@pytest.mark.parametrize("first", [SlabUsage(0, 0), None])
+def test_measurement_is_due_a_second_after_the_slabs_were_read(first: SlabUsage | None):
+    now = 100.0
+    meter = SlabMeter(lambda: first, lambda: now)
+    assert meter.is_due()
+    meter.measure(GroupUsage(MEBIBYTE), dict)
+    now = 100.875
+    assert not meter.is_due()
+    meter.measure(GroupUsage(MEBIBYTE), dict)
+    now = 102.0
+    assert meter.is_due()
+
+
+def test_first_slabs_are_read_as_soon_as_possible():
+    """Slab memory that a sandbox causes before the first reading is not attributed to it."""
+    readings: list[SlabUsage | None] = [None, SlabUsage(0, 0)]
+    meter = SlabMeter(lambda: readings.pop(0), lambda: 100.0)
+    assert meter.measure(GroupUsage(MEBIBYTE), dict) is None
+    assert meter.measure(GroupUsage(MEBIBYTE), dict) == SlabUsage(0, 0)
+
+
 def test_growth_is_attributed_in_proportion_to_usage():
     machine = FakeSlabs()
     larger, smaller = machine.slabs(), machine.slabs()
