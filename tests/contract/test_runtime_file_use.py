@@ -703,6 +703,46 @@ def pass_file(file):
     return attempt(lambda: output.sendmsg([b"passed"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)]) and "passed")
 """
 
+_CLOSED_BY_A_KERNEL_THREAD = """
+import fcntl, struct
+def connect():
+    server = socket.socket(); server.bind(("127.0.0.1", 0)); server.listen()
+    client = socket.create_connection(server.getsockname())
+    return client, server.accept()[0]
+
+client, peer = connect()
+client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+client.setblocking(False)
+full_since = time.monotonic()
+while time.monotonic() < full_since + 0.5:
+    try: client.send(bytes(65536)); full_since = time.monotonic()
+    except BlockingIOError: time.sleep(0.01)
+client.setblocking(True)
+reading, writing = os.pipe()
+one, other = socket.socketpair()
+socket.send_fds(other, [b"x"], [one.fileno(), client.fileno(), peer.fileno(), writing])
+for each in (one, client, peer, other): each.close()
+os.close(writing)
+poll = select.poll(); poll.register(reading, 0)
+print("closed" if poll.poll(10_000) else "open", flush=True)
+
+client, peer = connect()
+client.send(b"sent before the end"); client.close()
+print(peer.recv(100).decode(), peer.recv(100))
+"""
+"""No program has received the connection, so a kernel thread closes it, and the pipe after it.
+
+The connection has unsent data, because nobody reads from its peer, which the thread would close next.
+"""
+
+
+def test_connections_do_not_delay_the_kernel_thread_that_closes_files(runtime: Runtime, disk: Path):
+    if has_own_kernel(runtime):
+        pytest.skip("the thread belongs to the sandbox's kernel")
+    ended = run_python(runtime, disk, _PRELUDE + "import select\n" + _CLOSED_BY_A_KERNEL_THREAD)
+    assert ended.output.splitlines() == ["closed", "sent before the end b''"], ended.errors
+
+
 _LINGERING_CONNECTION = (
     _PASS_TO_RUNNER
     + """

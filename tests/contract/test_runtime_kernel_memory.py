@@ -175,7 +175,7 @@ _CLOSED_AND_NEVER_ACCEPTED = """
 server = listener()
 for _ in range(1000):
     client = socket.create_connection(server.getsockname())
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    libc.connect(client.fileno(), bytes(16), 16)  # AF_UNSPEC: resets the connection
     client.close()
 report("held"); time.sleep(600)
 """

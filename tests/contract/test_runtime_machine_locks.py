@@ -76,6 +76,17 @@ make_slow()
 libc.syscall(61 if os.uname().machine == "aarch64" else 217, listed, ctypes.c_void_p(slow), 8192)  # getdents64
 """
 
+_NESTED_EPOLL = """
+import select
+inner, outer, event = select.epoll(), select.epoll(), os.eventfd(1)
+inner.register(event, select.EPOLLIN)
+def nest():
+    time.sleep(0.2); outer.register(inner.fileno(), select.EPOLLIN)
+make_slow()
+threading.Thread(target=nest, daemon=True).start()
+libc.epoll_wait(inner.fileno(), ctypes.c_void_p(slow), 1, 0)
+"""
+
 _ORDINARY_USE = """
 print("held", flush=True)
 for _ in range(280):
@@ -83,7 +94,13 @@ for _ in range(280):
         while True: pass
 server = socket.create_server(("127.0.0.1", 0)); one = socket.create_connection(server.getsockname())
 group = socket.inet_aton("224.0.1.5") + socket.inet_aton("127.0.0.1")
+import select
+inner, event = select.epoll(), os.eventfd(1)
+inner.register(event, select.EPOLLIN)
 while True:
+    with select.epoll() as outer:
+        outer.register(inner.fileno(), select.EPOLLIN); outer.register(event, select.EPOLLIN)
+        assert len(outer.poll(0)) == 2
     socket.if_nameindex(); os.listdir("/usr/lib")
     names = ctypes.create_string_buffer(4096)
     fcntl.ioctl(one, 0x8912, struct.pack("ixxxxP", 4096, ctypes.addressof(names)))
@@ -99,9 +116,10 @@ while True:
         (_SLOW_MEMORY + _LISTED_INTERFACES, "network devices"),
         (_SLOW_MEMORY + _JOINED_GROUP, "network devices"),
         (_SLOW_MEMORY + _LISTED_DIRECTORY, "listed a directory"),
+        (_SLOW_MEMORY + _NESTED_EPOLL, "nested epoll instances"),
         (_ORDINARY_USE, ""),
     ],
-    ids=["list of interfaces", "multicast group", "list of files", "ordinary use"],
+    ids=["list of interfaces", "multicast group", "list of files", "nested epoll instances", "ordinary use"],
 )
 def test_locks_of_the_machine_are_not_held_for_long(
     runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str, reason: str
@@ -193,6 +211,13 @@ one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 room, size = ctypes.create_string_buffer(256), ctypes.c_uint(256)
 for level, option in ((0, 41), (0, 48), (41, 48)):  # IP_MSFILTER, MCAST_MSFILTER
     print(attempt(libc.getsockopt(one.fileno(), level, option, room, ctypes.byref(size))))
+netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+netlink.setsockopt(270, 1, 1)  # NETLINK_ADD_MEMBERSHIP
+netlink.setsockopt(270, 11, 1)  # NETLINK_EXT_ACK
+print(attempt(libc.getsockopt(netlink.fileno(), 270, 9, room, ctypes.byref(size))))  # NETLINK_LIST_MEMBERSHIPS
+print(netlink.getsockopt(270, 11))
+sealed = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+print(*(attempt(libc.fcntl(sealed, 1033, seals)) for seals in (8, 0x20, 2)), libc.fcntl(sealed, 1034))  # F_ADD_SEALS
 os.sync()
 print(attempt(libc.syncfs(-1)), attempt(libc.syncfs(file)), attempt(libc.fsync(-1)), attempt(libc.fsync(file)))
 """
@@ -201,10 +226,12 @@ print(attempt(libc.syncfs(-1)), attempt(libc.syncfs(file)), attempt(libc.fsync(-
 def test_calls_that_need_locks_of_the_machine_have_no_effect(runtime: Runtime, disk: Path):
     """To empty the caches of all processors, the kernel takes a lock that mounts need too.
 
-    To write all file systems, it takes locks of each.
+    To write all file systems, it takes locks of each. To list the memberships of a netlink socket, it takes the lock of
+    the machine's table of netlink sockets.
     """
     if has_own_kernel(runtime):
         pytest.skip("the locks belong to the sandbox's kernel")
     ended = run_python(runtime, disk, _PRELUDE + _EMPTIED_CACHES)
-    expected = ["1", "EINVAL", *["ENOPROTOOPT"] * 3, "done", "done", "EBADF", "done"]
+    membership_and_seals = ["ENOPROTOOPT", "1", "EINVAL", "EINVAL", "done", "2"]
+    expected = ["1", "EINVAL", *["ENOPROTOOPT"] * 3, *membership_and_seals, "done", "done", "EBADF", "done"]
     assert (ended.output.split(), ended.errors) == (expected, "")

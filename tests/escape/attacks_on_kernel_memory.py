@@ -213,6 +213,30 @@ fork_to(remove_pages)
 """
 
 
+_LIMITED_LOCK_SECONDS = 6.0
+"""Within this time, the runner ends a sandbox that holds a lock: 2 s after the first second.
+
+The lock is taken, and the time is measured, after programs that are busy have used the processor.
+"""
+
+_UNRECEIVED_CONNECTION = """
+import select
+server = socket.socket(); server.bind(("127.0.0.1", 0)); server.listen()
+client = socket.create_connection(server.getsockname()); peer, _ = server.accept()
+client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30)); client.setblocking(False)
+full_since = time.monotonic()
+while time.monotonic() < full_since + 0.5:
+    try: client.send(bytes(65536)); full_since = time.monotonic()
+    except BlockingIOError: time.sleep(0.01)
+client.setblocking(True)
+reading, writing = os.pipe(); one, other = socket.socketpair()
+socket.send_fds(other, [b"x"], [one.fileno(), client.fileno(), peer.fileno(), writing])
+for each in (one, client, peer, other): each.close()
+os.close(writing)
+"""
+"""The kernel's thread closes the connection, which has unsent data, before its peer and before a pipe."""
+
+
 def long_call_attacks():
     """Yield attacks that keep kernel memory in use during long calls. With a shared kernel, the runner ends the sandbox."""
     yield Attack("files of processes that take long to end", f"""{_BUSY_PROCESSOR}
@@ -351,6 +375,42 @@ if libc.syncfs(-1) == 0: refused("no effect")
 else: os.sync(); succeeded()""", """
 with open("/tmp/written", "w") as file: file.write("x"); file.flush(); os.fsync(file); os.sync()
 succeeded()""", ("no effect",), allowed_inside=("gvisor",), unchanged_observers=("long calls",))  # fmt: skip
+    yield Attack("the lock of the machine's table of netlink sockets", """
+netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+netlink.setsockopt(270, 1, 1)  # NETLINK_ADD_MEMBERSHIP
+netlink.getsockopt(270, 9, 64)  # NETLINK_LIST_MEMBERSHIPS
+succeeded()""", """
+netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); netlink.bind((0, 0))
+if netlink.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_RAW and socket.if_nameindex(): succeeded()""",
+        ("ENOPROTOOPT",), unchanged_observers=("long calls",))  # fmt: skip
+    yield Attack("the kernel thread that closes files", f"""{_UNRECEIVED_CONNECTION}
+poll = select.poll(); poll.register(reading, 0)
+if HAS_OWN_KERNEL or not poll.poll(5000): succeeded()
+refused("closed")""", """
+one, other = socket.socketpair(); reading, writing = os.pipe()
+socket.send_fds(other, [b"x"], [writing]); os.close(writing)
+_, (received,), _, _ = socket.recv_fds(one, 1, 1)
+os.write(received, b"x"); os.close(received)
+if os.read(reading, 2) == b"x" and os.read(reading, 1) == b"": succeeded()""",
+        ("closed",), allowed_inside=OWN_KERNEL, unchanged_observers=("long calls",))  # fmt: skip
+    yield Attack("the lock for nested epoll instances", f"""{_SLOW_PAGE_REMOVAL}
+import select
+inner, outer, event = select.epoll(), select.epoll(), os.eventfd(1)
+inner.register(event, select.EPOLLIN)
+def nest():
+    while True: outer.register(inner.fileno(), select.EPOLLIN); outer.unregister(inner.fileno())
+fork_to(nest)
+slow = ctypes.addressof(ctypes.c_char.from_buffer(pages)) + 4096
+if not HAS_OWN_KERNEL: start_to_remove_pages()
+called_at = time.monotonic()
+libc.epoll_wait(inner.fileno(), ctypes.c_void_p(slow), 1, 0)
+if not HAS_OWN_KERNEL and time.monotonic() - called_at < {_LIMITED_LOCK_SECONDS}: refused("short")
+succeeded()""", """
+import select
+inner, outer, event = select.epoll(), select.epoll(), os.eventfd(1)
+inner.register(event, select.EPOLLIN); outer.register(inner.fileno(), select.EPOLLIN)
+if len(outer.poll(0)) == 1: succeeded()""",
+        ("out_of_memory", "ENOTSUP", "short"), allowed_inside=("qemu",), unchanged_observers=("long calls",))  # fmt: skip
     for name, call, control in (
         ("the lock for network devices", """
 import fcntl

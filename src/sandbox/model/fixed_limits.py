@@ -207,8 +207,8 @@ Only the time in excess of half a processor counts.
 MACHINE_LOCK_SECONDS_MAX = 2.0
 """Maximum time for which one sandbox may hold a lock of the kernel while the machine waits for it.
 
-This applies to the lock for opening terminals and to the lock for network devices. The first second of each wait does
-not count.
+This applies to the locks for opening terminals, for network devices and for nested epoll instances. The first second of
+each wait does not count.
 """
 
 DIRECTORY_LISTING_SECONDS_MAX = 4.0

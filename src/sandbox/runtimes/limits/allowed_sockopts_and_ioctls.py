@@ -6,7 +6,7 @@ _SOL_SOCKET = 1
 _SOL_IP, _SOL_TCP, _SOL_UDP, _SOL_IPV6, _SOL_NETLINK = 0, 6, 17, 41, 270
 
 IGNORED_SOCKOPTS: Mapping[int, tuple[int, ...]] = {
-    _SOL_SOCKET: (7, 8), _SOL_IP: (11,), _SOL_TCP: (9,), _SOL_UDP: (104,), _SOL_IPV6: (25,),
+    _SOL_SOCKET: (7, 8, 13), _SOL_IP: (11,), _SOL_TCP: (9,), _SOL_UDP: (104,), _SOL_IPV6: (25,),
 }  # fmt: skip
 """Options by level that succeed without effect.
 
@@ -15,15 +15,17 @@ of a request: 0.9 s for 8 MiB. SO_RCVBUF: each connection that nobody accepts in
 IPV6_RECVERR: no control group counts the error queue, and the C library requires them for DNS. TCP_DEFER_ACCEPT: a
 connection stays half-open for hours if its peer disappears silently. UDP_GRO: when the first socket enables it and when
 the last such socket is closed, the kernel changes its own code, which interrupts every processor of the machine.
-Without the option, a program gets each datagram separately.
+Without the option, a program gets each datagram separately. SO_LINGER: the kernel can take arbitrarily long to close a
+connection. If no program has received a connection that was sent through Unix sockets, a kernel thread closes it, and
+meanwhile closes no other file of the machine. The wait never ends if the thread has to close the peer next.
 """
 
 ALLOWED_SOCKOPTS: Mapping[int, frozenset[int]] = {
-    # REUSEADDR TYPE ERROR DONTROUTE BROADCAST KEEPALIVE OOBINLINE NO_CHECK PRIORITY LINGER REUSEPORT PASSCRED
+    # REUSEADDR TYPE ERROR DONTROUTE BROADCAST KEEPALIVE OOBINLINE NO_CHECK PRIORITY REUSEPORT PASSCRED
     # SNDLOWAT RCVTIMEO SNDTIMEO BINDTODEVICE TIMESTAMP PASSSEC TIMESTAMPNS RXQ_OVFL PEEK_OFF
     # MAX_PACING_RATE INCOMING_CPU and the variants with 64-bit times, PASSPIDFD
     _SOL_SOCKET: frozenset({
-        2, 3, 4, 5, 6, 9, 10, 11, 12, 13, 15, 16, 19, 20, 21, 25, 29, 34, 35, 40, 42, 47, 49,
+        2, 3, 4, 5, 6, 9, 10, 11, 12, 15, 16, 19, 20, 21, 25, 29, 34, 35, 40, 42, 47, 49,
         63, 64, 66, 67, 76,
     }),
     # TOS TTL RECVOPTS RETOPTS PKTINFO MTU_DISCOVER RECVTTL RECVTOS FREEBIND RECVORIGDSTADDR CHECKSUM
@@ -57,11 +59,15 @@ Among those that are not allowed:
 - IP_MINTTL and IPV6_MINHOPCOUNT: a socket that drops replies leaves the peer's connection half-open for hours
 """
 
-REFUSED_GETSOCKOPTS: Mapping[int, tuple[int, ...]] = {_SOL_TCP: (35,), _SOL_IP: (41, 48), _SOL_IPV6: (48,)}
+REFUSED_GETSOCKOPTS: Mapping[int, tuple[int, ...]] = {
+    _SOL_TCP: (35,), _SOL_IP: (41, 48), _SOL_IPV6: (48,), _SOL_NETLINK: (9,),
+}  # fmt: skip
 """getsockopt options by level that are refused.
 
 TCP_ZEROCOPY_RECEIVE maps pages of received data into the program. They are not charged to any control group.
 IP_MSFILTER, MCAST_MSFILTER: the kernel holds the lock for network devices while it accesses the program's memory.
+NETLINK_LIST_MEMBERSHIPS: the same with the lock of the machine's table of netlink sockets. Meanwhile, no netlink socket
+can be closed, and no network namespace can be created.
 """
 
 _TERMINAL_IOCTLS = (

@@ -8,11 +8,15 @@ It shares `vm.cpus` with all other programs in its sandbox, and they can delay i
 - Network devices (rtnl_mutex): the kernel holds the lock while it copies a list of interfaces into a program's memory,
   while a socket joins a multicast group, and while it answers a netlink request. Meanwhile, the machine can create no
   network namespace, so no sandbox can start.
+- Nested epoll instances (epnested_mutex): the kernel holds the lock while it waits for the lock of an inner instance.
+  It holds the inner lock while it copies events into a program's memory. Meanwhile, no program on the machine can add
+  a file to an epoll instance if the file is an epoll instance or is watched by another one.
 - Directories: the kernel holds the lock of a directory while it copies the names into a program's memory. If a program
   on the host wants to create a file in this directory, all programs that look up other names in it wait too.
 """
 
 import fcntl
+import select
 import socket
 import struct
 import threading
@@ -47,16 +51,24 @@ def take_network_lock() -> None:
         fcntl.ioctl(any_socket, _SIOCGIFCONF, struct.pack("@iP", 0, 0))
 
 
+def take_epoll_lock() -> None:
+    """Let one epoll instance watch another. Raises OSError."""
+    with select.epoll() as outer, select.epoll() as inner:
+        outer.register(inner.fileno(), select.EPOLLIN)
+
+
 class KernelLock(msgspec.Struct, frozen=True):
     """A lock of the host's kernel.
 
     name: for threads. take: takes and releases the lock, which needs some 20 µs; may raise OSError. functions: parts of
     the names of kernel functions that take the lock. They are in the stack of a thread that holds it, or waits for it.
+    holder_functions: the same for functions that only a thread with the lock executes. It may wait for another lock.
     """
 
     name: str
     take: Callable[[], object]
     functions: tuple[str, ...]
+    holder_functions: tuple[str, ...] = ()
 
 
 TERMINAL_LOCK = KernelLock(
@@ -74,6 +86,9 @@ NETWORK_LOCK = KernelLock(
         *("ip_setsockopt", "ip_getsockopt", "ipv6_setsockopt", "ipv6_getsockopt", "ip_mc_", "ipv6_sock_mc"),
     ),
 )
+
+EPOLL_LOCK = KernelLock("epoll-lock", take_epoll_lock, ("do_epoll_ctl", "ep_send_events"), ("ep_loop_check",))
+"""ep_send_events copies events. Meanwhile, it holds the lock of an instance for which ep_loop_check may wait."""
 
 
 class LockProbe:
@@ -109,6 +124,7 @@ class LockMeter:
         proc: Path = _PROC,
     ) -> None:
         self._functions = lock.functions
+        self._holder_functions = lock.holder_functions
         self._waited_seconds = LockProbe(lock).waited_seconds if waited_seconds is None else waited_seconds
         self._clock = clock
         self._proc = proc
@@ -132,6 +148,8 @@ class LockMeter:
         """
         with suppress(OSError, IndexError):
             stack = _read_stack(self._proc, thread)
+            if any(name in stack for name in self._holder_functions):
+                return True
             if not any(name in stack for name in self._functions):
                 return False
             state = (self._proc / str(thread) / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
@@ -186,4 +204,5 @@ class MachineLockMeters:
     def __init__(self) -> None:
         self.terminals = LockMeter(TERMINAL_LOCK)
         self.network_devices = LockMeter(NETWORK_LOCK)
+        self.nested_epoll = LockMeter(EPOLL_LOCK)
         self.directory_listings = DirectoryListingMeter()

@@ -106,6 +106,9 @@ time is charged to the cause of the event: a process of the host that reads a di
 kernel thread.
 """
 
+_ADD_SEALS, _WRITE_SEALS = 1033, 0x28
+"""F_ADD_SEALS; F_SEAL_WRITE and F_SEAL_EXEC, which empty caches of all processors, see `Architecture`."""
+
 _IDLE_POLICIES = (5, 0x40000005)
 """SCHED_IDLE, without and with SCHED_RESET_ON_FORK.
 
@@ -325,7 +328,8 @@ def assemble_filter(
         *_refuse_flags(architecture.memfd_create, _ARG1, _MFD_HUGETLB, errno.EINVAL),
         *_refuse_flags(architecture.shmget, _ARG2, _SHM_HUGETLB, errno.ENOMEM),
         *_refuse_values(architecture.fcntl, _ARG1, (*_OFD_LOCKS, *_SIGNALLING_COMMANDS), errno.EINVAL),
-        *_refuse_file_signals(architecture),
+        *_refuse_flags_of_command(architecture.fcntl, _SET_FLAGS, _ASYNC),
+        *_refuse_flags_of_command(architecture.fcntl, _ADD_SEALS, _WRITE_SEALS),
         *_ignore_scheduling_changes(architecture),
         *_ignore_core_limit_changes(architecture),
         *_refuse_long_lists(architecture, polled_files_max),
@@ -375,9 +379,9 @@ def _restrict_requests(call: int, *, allows_kvm: bool) -> list[bytes]:
     return _for_call(call, [_load(_ARG1), *rules, *_skip_if_in(allowed_sockopts_and_ioctls.ALLOWED_IOCTLS, others)])
 
 
-def _refuse_file_signals(architecture: Architecture) -> list[bytes]:
-    with_signals = [_load(_ARG2), _instruction(_JUMP_SET, _ASYNC, 0, 1), _return_errno(errno.EINVAL)]
-    return _for_call(architecture.fcntl, [_load(_ARG1), *_skip_unless_in((_SET_FLAGS,), with_signals)])
+def _refuse_flags_of_command(fcntl: int, command: int, flags: int) -> list[bytes]:
+    with_flags = [_load(_ARG2), _instruction(_JUMP_SET, flags, 0, 1), _return_errno(errno.EINVAL)]
+    return _for_call(fcntl, [_load(_ARG1), *_skip_unless_in((command,), with_flags)])
 
 
 def _ignore_scheduling_changes(architecture: Architecture) -> list[bytes]:
@@ -468,12 +472,8 @@ def _refuse_enosys_calls(architecture: Architecture) -> list[bytes]:
     return [*unknown, *_refuse_calls((*_ENOSYS_CALLS.values(), architecture.io_setup), errno.ENOSYS)]
 
 
-def _refuse_call(call: int, error: int) -> list[bytes]:
-    return [_instruction(_JUMP_EQUAL, call, 0, 1), _return_errno(error)]
-
-
 def _refuse_calls(calls: Sequence[int], error: int) -> list[bytes]:
-    return [word for call in calls for word in _refuse_call(call, error)]
+    return [word for call in calls for word in (_instruction(_JUMP_EQUAL, call, 0, 1), _return_errno(error))]
 
 
 def _refuse_denied_calls(architecture: Architecture) -> list[bytes]:

@@ -8,6 +8,7 @@ import pytest
 
 from sandbox.model.fixed_limits import DIRECTORY_LISTING_SECONDS_MAX, MACHINE_LOCK_SECONDS_MAX
 from sandbox.runtimes.limits.kernel_lock_hold_times import (
+    EPOLL_LOCK,
     NETWORK_LOCK,
     TERMINAL_LOCK,
     DirectoryListingMeter,
@@ -110,6 +111,36 @@ def test_time_counts_while_a_thread_may_hold_the_lock_for_network_devices(
     assert lock.measure(3) == seconds
 
 
+_ADDS = "[<0>] do_epoll_ctl+0x6d9/0xeb0\n[<0>] __x64_sys_epoll_ctl+0x60/0xa0\n"
+_CHECKS = "[<0>] ep_loop_check_proc+0x2c/0x140\n" + _ADDS
+_COPIES_EVENTS = "[<0>] ep_send_events+0x12a/0x250\n[<0>] do_epoll_wait+0x1a4/0x5a0\n"
+_WAITS_FOR_EVENTS = "[<0>] do_epoll_wait+0x479/0x5a0\n[<0>] __x64_sys_epoll_wait+0x5a/0x120\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "stack", "seconds"),
+    [
+        ("D", _CHECKS, 3.0),
+        ("D", "[<0>] __mutex_lock.constprop.0+0x392/0xa70\n" + _CHECKS, 3.0),
+        ("D", _IN_MEMORY + _COPIES_EVENTS, 3.0),
+        ("R", _ADDS, 3.0),
+        ("D", _ADDS, 0.0),
+        ("D", _COPIES_EVENTS, 0.0),
+        ("S", _WAITS_FOR_EVENTS, 0.0),
+    ],
+    ids=[
+        *("waits for an inner instance", "waits in a mutex function", "waits for its memory", "was given the lock"),
+        *("waits for the lock", "waits for its own instance", "waits for events"),
+    ],
+)
+def test_time_counts_while_a_thread_may_hold_the_lock_for_nested_epoll_instances(
+    lock: LockHarness, state: str, stack: str, seconds: float
+):
+    lock.lock = EPOLL_LOCK
+    lock.add_thread(8, state, stack)
+    assert lock.measure(3) == seconds
+
+
 def test_time_does_not_count_while_the_lock_is_free(lock: LockHarness):
     lock.add_thread(8, "R", _OPENS)
     lock.waited_seconds = 0.9
@@ -142,7 +173,7 @@ def test_probe_reports_how_long_it_has_waited():
     assert probe.waited_seconds() < 0.05
 
 
-@pytest.mark.parametrize("lock", [TERMINAL_LOCK, NETWORK_LOCK], ids=lambda lock: lock.name)
+@pytest.mark.parametrize("lock", [TERMINAL_LOCK, NETWORK_LOCK, EPOLL_LOCK], ids=lambda lock: lock.name)
 def test_probe_takes_the_lock_of_this_machine(lock: KernelLock):
     lock.take()
     probe = LockProbe(lock)
@@ -191,11 +222,14 @@ def test_time_of_a_listing_ends_with_it(lock: LockHarness, tmp_path: Path):
 def test_locks_and_listings_above_the_limits_are_violations():
     for usage in (
         KernelUsage(network_lock_seconds=MACHINE_LOCK_SECONDS_MAX),
+        KernelUsage(epoll_lock_seconds=MACHINE_LOCK_SECONDS_MAX),
         KernelUsage(directory_listing_seconds=DIRECTORY_LISTING_SECONDS_MAX),
     ):
         assert not usage.find_exceeded_limit()
     network = KernelUsage(network_lock_seconds=MACHINE_LOCK_SECONDS_MAX + 0.1).find_exceeded_limit()
     assert "network devices" in network
+    epoll = KernelUsage(epoll_lock_seconds=MACHINE_LOCK_SECONDS_MAX + 0.1).find_exceeded_limit()
+    assert "nested epoll instances" in epoll
     assert (
         "listed a directory"
         in KernelUsage(directory_listing_seconds=DIRECTORY_LISTING_SECONDS_MAX + 0.1).find_exceeded_limit()

@@ -183,10 +183,10 @@ both_filters = pytest.mark.parametrize("assemble", SOCKET_OPTION_FILTERS.values(
 @both_filters
 @pytest.mark.parametrize(
     ("level", "option"),
-    # SO_REUSEADDR, SO_KEEPALIVE, SO_LINGER, SO_REUSEPORT, SO_RCVTIMEO, SO_RCVTIMEO_NEW; IP_TTL,
+    # SO_REUSEADDR, SO_KEEPALIVE, SO_REUSEPORT, SO_RCVTIMEO, SO_RCVTIMEO_NEW; IP_TTL,
     # IP_MTU_DISCOVER, IP_ADD_MEMBERSHIP; TCP_NODELAY, TCP_CORK, TCP_USER_TIMEOUT; UDP_SEGMENT; IPV6_V6ONLY,
     # IPV6_RECVPKTINFO; NETLINK_EXT_ACK
-    [(1, 2), (1, 9), (1, 13), (1, 15), (1, 20), (1, 66), (0, 2), (0, 10), (0, 35), (6, 1), (6, 3), (6, 18),
+    [(1, 2), (1, 9), (1, 15), (1, 20), (1, 66), (0, 2), (0, 10), (0, 35), (6, 1), (6, 3), (6, 18),
      (17, 103), (41, 26), (41, 49), (270, 11)],
 )  # fmt: skip
 def test_ordinary_socket_options_are_allowed(architecture: str, assemble: Assemble, level: int, option: int):
@@ -216,7 +216,7 @@ def test_unlisted_socket_options_return_enoprotoopt(architecture: str, assemble:
 
 @all_architectures
 @both_filters
-@pytest.mark.parametrize(("level", "option"), [(1, 8), (0, 11), (6, 9), (41, 25)])
+@pytest.mark.parametrize(("level", "option"), [(1, 8), (1, 13), (0, 11), (6, 9), (41, 25)])
 def test_some_socket_options_succeed_without_effect(architecture: str, assemble: Assemble, level: int, option: int):
     assert evaluate(architecture, SETSOCKOPT[architecture], 3, level, option, code=assemble(architecture)) == IGNORED
     assert (
@@ -228,11 +228,11 @@ def test_some_socket_options_succeed_without_effect(architecture: str, assemble:
 @both_filters
 def test_getsockopt_is_allowed_except_for_a_few_options(architecture: str, assemble: Assemble):
     code = assemble(architecture)
-    # TCP_ZEROCOPY_RECEIVE, IP_MSFILTER, MCAST_MSFILTER
-    for level, option in ((6, 35), (0, 41), (0, 48), (41, 48)):
+    # TCP_ZEROCOPY_RECEIVE, IP_MSFILTER, MCAST_MSFILTER, NETLINK_LIST_MEMBERSHIPS
+    for level, option in ((6, 35), (0, 41), (0, 48), (41, 48), (270, 9)):
         assert evaluate(architecture, GETSOCKOPT[architecture], 3, level, option, code=code) == errno.ENOPROTOOPT
-    # TCP_INFO, TCP_NODELAY, SO_ERROR, SO_TIMESTAMPNS, IP_RECVTOS, IPV6_V6ONLY
-    for level, option in ((6, 11), (6, 1), (1, 4), (1, 35), (0, 13), (41, 26)):
+    # TCP_INFO, TCP_NODELAY, SO_ERROR, SO_TIMESTAMPNS, IP_RECVTOS, IPV6_V6ONLY, NETLINK_EXT_ACK
+    for level, option in ((6, 11), (6, 1), (1, 4), (1, 35), (0, 13), (41, 26), (270, 11)):
         assert evaluate(architecture, GETSOCKOPT[architecture], 3, level, option, code=code) == ALLOW
 
 
@@ -401,6 +401,16 @@ def test_open_file_description_locks_return_einval(architecture: str):
     assert {evaluate(architecture, fcntl, 3, command) for command in (36, 37, 38)} == {errno.EINVAL}
     # F_DUPFD, F_SETFL, F_SETLK, F_SETLKW, F_DUPFD_CLOEXEC, F_ADD_SEALS
     assert {evaluate(architecture, fcntl, 3, command) for command in (0, 4, 6, 7, 1030, 1033)} == {ALLOW}
+
+
+@all_architectures
+def test_seals_against_writing_return_einval(architecture: str):
+    fcntl = {"x86_64": 72, "aarch64": 25}[architecture]
+    # F_SEAL_WRITE, F_SEAL_EXEC, all seals
+    assert {evaluate(architecture, fcntl, 3, 1033, seals) for seals in (8, 0x20, 0x3F)} == {errno.EINVAL}
+    # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_FUTURE_WRITE; F_GET_SEALS
+    assert {evaluate(architecture, fcntl, 3, 1033, seals) for seals in (0, 1, 2, 4, 7, 0x10)} == {ALLOW}
+    assert evaluate(architecture, fcntl, 3, 1034, 8) == ALLOW
 
 
 @all_architectures

@@ -374,7 +374,7 @@ ALLOWED_SOCKET_OPTIONS = {
     SO: {
         "REUSEADDR": 2, "TYPE": 3, "ERROR": 4, "DONTROUTE": 5, "BROADCAST": 6, "KEEPALIVE": 9,
         "OOBINLINE": 10,
-        "NO_CHECK": 11, "PRIORITY": 12, "LINGER": 13, "REUSEPORT": 15, "PASSCRED": 16, "SNDLOWAT": 19,
+        "NO_CHECK": 11, "PRIORITY": 12, "REUSEPORT": 15, "PASSCRED": 16, "SNDLOWAT": 19,
         "RCVTIMEO_OLD": 20,
         "SNDTIMEO_OLD": 21, "BINDTODEVICE": 25, "TIMESTAMP_OLD": 29, "PASSSEC": 34, "TIMESTAMPNS_OLD": 35,
         "RXQ_OVFL": 40,
@@ -409,8 +409,11 @@ ALLOWED_SOCKET_OPTIONS = {
 }  # fmt: skip
 """Options by level, from the kernel's headers (asm-generic/socket.h, linux/in.h, tcp.h, udp.h, in6.h, netlink.h)."""
 
-IGNORED_SOCKET_OPTIONS = {SO: {7, 8}, IP: {11}, TCP: {9}, UDP: {104}, IPV6: {25}}
-"""SO_SNDBUF, SO_RCVBUF, IP_RECVERR, TCP_DEFER_ACCEPT, UDP_GRO, IPV6_RECVERR: the call succeeds without effect."""
+IGNORED_SOCKET_OPTIONS = {SO: {7, 8, 13}, IP: {11}, TCP: {9}, UDP: {104}, IPV6: {25}}
+"""The call succeeds without effect.
+
+SO_SNDBUF, SO_RCVBUF, SO_LINGER; IP_RECVERR; TCP_DEFER_ACCEPT; UDP_GRO; IPV6_RECVERR.
+"""
 
 
 @pytest.mark.parametrize("level", ALLOWED_SOCKET_OPTIONS)
