@@ -405,7 +405,7 @@ if not HAS_OWN_KERNEL: start_to_remove_pages()
 called_at = time.monotonic()
 libc.epoll_wait(inner.fileno(), ctypes.c_void_p(slow), 1, 0)
 if not HAS_OWN_KERNEL and time.monotonic() - called_at < {_LIMITED_LOCK_SECONDS}: refused("short")
-succeeded()""", """
+else: succeeded()""", """
 import select
 inner, outer, event = select.epoll(), select.epoll(), os.eventfd(1)
 inner.register(event, select.EPOLLIN); outer.register(inner.fileno(), select.EPOLLIN)
