@@ -10,7 +10,7 @@ It shares `vm.cpus` with all other programs in its sandbox, and they can delay i
   network namespace, so no sandbox can start.
 - Nested epoll instances (epnested_mutex): the kernel holds the lock while it waits for the lock of an inner instance.
   It holds the inner lock while it copies events into a program's memory. Meanwhile, no program on the machine can add
-  a file to an epoll instance if the file is an epoll instance or is watched by another one.
+  an epoll instance to another one, or any file to an instance that another one watches.
 - Directories: the kernel holds the lock of a directory while it copies the names into a program's memory. If a program
   on the host wants to create a file in this directory, all programs that look up other names in it wait too.
 """
@@ -87,8 +87,8 @@ NETWORK_LOCK = KernelLock(
     ),
 )
 
-EPOLL_LOCK = KernelLock("epoll-lock", take_epoll_lock, ("do_epoll_ctl", "ep_send_events"), ("ep_loop_check",))
-"""ep_send_events copies events. Meanwhile, it holds the lock of an instance for which ep_loop_check may wait."""
+EPOLL_LOCK = KernelLock("epoll-lock", take_epoll_lock, ("do_epoll_ctl",), ("ep_loop_check",))
+"""ep_loop_check waits for the locks of inner instances. Threads that keep these locks do not count: event loops do."""
 
 
 class LockProbe:
@@ -100,13 +100,25 @@ class LockProbe:
         self._started_at = 0.0
 
     def waited_seconds(self) -> float:
-        """Return how long the probe has waited for the lock; 0 if it has acquired the lock. Starts the next probe."""
+        """Return how long the probe has waited for the lock; 0 if it is not waiting. Starts the next probe.
+
+        A thread that waits for a processor, or for Python's own lock, is not waiting for the lock.
+        """
         if self._thread is not None and self._thread.is_alive():
-            return time.monotonic() - self._started_at
+            waited_seconds = time.monotonic() - self._started_at
+            return waited_seconds if waited_seconds < _WAITED_SECONDS_MIN or self._is_in_kernel() else 0.0
         self._started_at = time.monotonic()
         self._thread = threading.Thread(target=self._probe, name=self._lock.name, daemon=True)
         self._thread.start()
         return 0.0
+
+    def _is_in_kernel(self) -> bool:
+        """Return whether the probe's thread sleeps in one of the lock's functions."""
+        with suppress(OSError, IndexError):
+            thread = _PROC / "self/task" / str(self._thread.native_id if self._thread else None)
+            stack = (thread / "stack").read_text(errors="replace")
+            return _read_state(thread) != _RUNNABLE and any(name in stack for name in self._lock.functions)
+        return False
 
     def _probe(self) -> None:
         with suppress(OSError):  # a kernel may be built without terminals
@@ -135,10 +147,11 @@ class LockMeter:
         """Return the time in seconds. Reads files in /proc for each thread only while the probe waits."""
         now = self._clock()
         elapsed_seconds, self._measured_at = now - self._measured_at, now
-        if self._waited_seconds() < _WAITED_SECONDS_MIN:
+        counted_seconds = min(elapsed_seconds, self._waited_seconds() - _WAITED_SECONDS_MIN)
+        if counted_seconds < 0:
             self._seconds = max(0.0, self._seconds - _RECOVERY_FACTOR * elapsed_seconds)
         elif any(self._may_hold_lock(thread) for thread in thread_ids()):
-            self._seconds += elapsed_seconds
+            self._seconds += counted_seconds
         return self._seconds
 
     def _may_hold_lock(self, thread: int) -> bool:
@@ -152,8 +165,7 @@ class LockMeter:
                 return True
             if not any(name in stack for name in self._functions):
                 return False
-            state = (self._proc / str(thread) / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-            return state == _RUNNABLE or not self._waits_for_lock(stack)
+            return _read_state(self._proc / str(thread)) == _RUNNABLE or not self._waits_for_lock(stack)
         return False
 
     def _waits_for_lock(self, stack: str) -> bool:
@@ -196,6 +208,10 @@ class DirectoryListingMeter:
 
 def _read_stack(proc: Path, thread: int) -> str:
     return (proc / str(thread) / "stack").read_text()
+
+
+def _read_state(thread: Path) -> str:
+    return (thread / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
 
 
 class MachineLockMeters:

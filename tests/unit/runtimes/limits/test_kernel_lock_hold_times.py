@@ -1,11 +1,13 @@
 """Time for which a sandbox holds locks that the machine needs."""
 
+import os
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from doubles.deployment import wait_until
 from sandbox.model.fixed_limits import DIRECTORY_LISTING_SECONDS_MAX, MACHINE_LOCK_SECONDS_MAX
 from sandbox.runtimes.limits.kernel_lock_hold_times import (
     EPOLL_LOCK,
@@ -122,15 +124,16 @@ _WAITS_FOR_EVENTS = "[<0>] do_epoll_wait+0x479/0x5a0\n[<0>] __x64_sys_epoll_wait
     [
         ("D", _CHECKS, 3.0),
         ("D", "[<0>] __mutex_lock.constprop.0+0x392/0xa70\n" + _CHECKS, 3.0),
-        ("D", _IN_MEMORY + _COPIES_EVENTS, 3.0),
         ("R", _ADDS, 3.0),
+        ("D", _IN_MEMORY + _COPIES_EVENTS, 0.0),
+        ("R", _COPIES_EVENTS, 0.0),
         ("D", _ADDS, 0.0),
         ("D", _COPIES_EVENTS, 0.0),
         ("S", _WAITS_FOR_EVENTS, 0.0),
     ],
     ids=[
-        *("waits for an inner instance", "waits in a mutex function", "waits for its memory", "was given the lock"),
-        *("waits for the lock", "waits for its own instance", "waits for events"),
+        *("waits for an inner instance", "waits in a mutex function", "was given the lock", "waits for its memory"),
+        *("copies events", "waits for the lock", "waits for its own instance", "waits for events"),
     ],
 )
 def test_time_counts_while_a_thread_may_hold_the_lock_for_nested_epoll_instances(
@@ -160,17 +163,34 @@ def test_time_above_the_limit_is_a_violation():
     assert "terminals" in KernelUsage(terminal_lock_seconds=MACHINE_LOCK_SECONDS_MAX + 0.1).find_exceeded_limit()
 
 
-def test_probe_reports_how_long_it_has_waited():
-    is_free = threading.Event()
-    probe = LockProbe(KernelLock("lock", is_free.wait, ()))
+def test_late_measurement_counts_no_more_than_the_wait_after_its_first_second(lock: LockHarness):
+    lock.add_thread(8, "R", _OPENS)
+    assert lock.measure(1) == 1.0
+    lock.now += 6
+    lock.waited_seconds = 2.5
+    assert lock.measure(1) == 2.5
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may read the stacks of threads")
+def test_probe_reports_how_long_it_has_waited_in_the_kernel():
+    reading, writing = os.pipe()
+    probe = LockProbe(KernelLock("lock", lambda: os.read(reading, 1), ("pipe_read",)))
     assert probe.waited_seconds() == 0.0
-    time.sleep(0.05)
-    assert 0.05 <= probe.waited_seconds() < 10
-    is_free.set()
-    deadline = time.monotonic() + 10
-    while probe.waited_seconds() > 0 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert probe.waited_seconds() < 0.05
+    time.sleep(1.2)
+    assert 1.2 <= probe.waited_seconds() < 60
+    os.write(writing, b"x")
+    wait_until(lambda: probe.waited_seconds() == 0.0)
+    for descriptor in (reading, writing):
+        os.close(descriptor)
+
+
+def test_probe_that_waits_for_anything_else_than_the_lock_reports_no_wait():
+    may_continue = threading.Event()
+    probe = LockProbe(KernelLock("lock", may_continue.wait, ("mutex_lock",)))
+    assert probe.waited_seconds() == 0.0
+    time.sleep(1.2)
+    assert probe.waited_seconds() == 0.0
+    may_continue.set()
 
 
 @pytest.mark.parametrize("lock", [TERMINAL_LOCK, NETWORK_LOCK, EPOLL_LOCK], ids=lambda lock: lock.name)
