@@ -6,7 +6,11 @@ of HostWatch that returns the changes it finds in one sample.
 """
 
 import contextlib
+import fcntl
 import os
+import select
+import socket
+import struct
 import threading
 import time
 from pathlib import Path
@@ -44,6 +48,68 @@ LONG_CALL_SECONDS = 3.0
 """A thread that executes one of LONG_CALLS for this time counts as a change. Ordinary calls take milliseconds."""
 
 
+LOCK_WAIT_SECONDS = 15.0
+"""A program on the host that waits for a lock of the kernel for this time counts as a change.
+
+Without a limit, the attacks make it wait for more than a minute. The runner needs some seconds to end a sandbox.
+"""
+
+
+class LockWatch:
+    """A context manager. Its thread takes a lock of the host's kernel repeatedly and measures how long it waits."""
+
+    def __init__(self, take):
+        self._take, self._stop, self._thread = take, threading.Event(), threading.Thread(target=self._run, daemon=True)
+        self._asked_at, self._longest_seconds = None, 0.0
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    def longest_wait_seconds(self):
+        """Return the longest time, which includes the current wait."""
+        asked_at = self._asked_at
+        return max(self._longest_seconds, 0.0 if asked_at is None else time.monotonic() - asked_at)
+
+    def _run(self):
+        _take_priority()
+        while not self._stop.wait(0.1):
+            self._asked_at = time.monotonic()
+            self._take()
+            self._longest_seconds, self._asked_at = self.longest_wait_seconds(), None
+
+
+def _take_priority():
+    """Give this thread priority over the attacks, which use all available CPUs."""
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(threading.get_native_id(), os.SCHED_FIFO, os.sched_param(1))
+
+
+def list_terminal_drivers():
+    """Take the lock for terminals."""
+    Path("/proc/tty/drivers").read_bytes()
+
+
+def list_network_devices():
+    """Take the lock for network devices."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, 0x8912, struct.pack("iP", 0, 0))  # SIOCGIFCONF
+
+
+def nest_epoll():
+    """Take the lock for nested epoll instances."""
+    with select.epoll() as outer, select.epoll() as inner:
+        outer.register(inner.fileno(), select.EPOLLIN)
+
+
+WATCHED_LOCKS = {"terminals": list_terminal_drivers, "network devices": list_network_devices, "nested epoll": nest_epoll}
+"""Functions that take a lock of the host's kernel, keyed by the lock's name."""
+
+
 class HostWatch:
     """A context manager, to be entered before the attacks.
 
@@ -62,6 +128,8 @@ class HostWatch:
         self._failure = None
         self._stop = threading.Event()
         self._lock = threading.Lock()
+        self._lock_watches = {name: LockWatch(take) for name, take in WATCHED_LOCKS.items()}
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self):
         self._before = {pid: host_state.read_process(pid) for pid in self._protected_pids}
@@ -70,6 +138,8 @@ class HostWatch:
         self._etc = {pid: host_state.read_etc(root) for pid, root in self._roots.items()}
         self._settings, self._aio_events = host_state.read_settings(), host_state.aio_events()
         self._buffer_bytes, self._bpf_filter_bytes = host_state.socket_buffer_bytes(), host_state.bpf_filter_bytes()
+        for watch in self._lock_watches.values():
+            self._stack.enter_context(watch)
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
@@ -77,6 +147,7 @@ class HostWatch:
     def __exit__(self, *_):
         self._stop.set()
         self._thread.join()
+        self._stack.close()
 
     def mark_sandbox_ready(self):
         """Record the current processes of sandboxes. From now on, they must not gain privileges on the host."""
@@ -101,9 +172,7 @@ class HostWatch:
             self.samples.append((begin, time.time()))
 
     def _watch(self):
-        # This thread has priority over the attacks, which use all available CPUs.
-        with contextlib.suppress(PermissionError):
-            os.sched_setscheduler(threading.get_native_id(), os.SCHED_FIFO, os.sched_param(1))
+        _take_priority()
         try:
             while not self._stop.wait(INTERVAL_SECONDS):
                 self.sample()
@@ -208,6 +277,10 @@ class HostWatch:
         return {f"thread {thread}: {function}" for (thread, function), since in self._calls.items()
                 if now - since >= LONG_CALL_SECONDS}  # fmt: skip
 
+    def _locks(self, *_):
+        waits = {name: watch.longest_wait_seconds() for name, watch in self._lock_watches.items()}
+        return {f"{name}: {seconds:.0f} s" for name, seconds in waits.items() if seconds >= LOCK_WAIT_SECONDS}
+
     def _terminals(self, sandbox_processes, _):
         count = sum(process.terminals for process in sandbox_processes.values())
         return {f"{count} descriptors of terminals"} if count > TERMINAL_DESCRIPTORS_MAX else set()
@@ -229,6 +302,7 @@ OBSERVERS = {
     "semaphores": HostWatch._semaphores,
     "scores": HostWatch._oom_scores,
     "long calls": HostWatch._long_calls,
+    "locks": HostWatch._locks,
 }
 """The observers, keyed by the names that attack declarations use."""
 

@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -220,6 +221,21 @@ def test_many_terminals_are_reported(watch, sandbox):
     assert changed_observers(watch) == {"terminals"}
 
 
+def test_long_wait_for_a_lock_is_reported(marker, unrelated_process, tmp_path, monkeypatch):
+    held, free = threading.Lock(), threading.Lock()
+    locks = {"held": lambda: held.acquire() and held.release(), "free": lambda: free.acquire() and free.release()}
+    monkeypatch.setattr(host_watch, "WATCHED_LOCKS", locks)
+    monkeypatch.setattr(host_watch, "LOCK_WAIT_SECONDS", 0.5)
+    with HostWatch(marker, (unrelated_process.pid,), tmp_path / "data") as watch:
+        time.sleep(0.7)
+        watch.sample()
+        assert watch.changes()["locks"] == []
+        with held:
+            time.sleep(0.7)
+        watch.sample()
+        assert [change.partition(":")[0] for change in watch.changes()["locks"]] == ["held"]
+
+
 def test_many_semaphores_in_another_namespace_are_reported(watch, sandbox):
     sandbox.run("libc.unshare(0x08000000)")  # CLONE_NEWIPC
     sandbox.run(f"arrays = [libc.semget(0, 32000, 0o1600) for _ in range({SEMAPHORES // 32000})]")
@@ -239,7 +255,7 @@ def test_short_lived_change_is_reported_by_the_watch_thread(watch, marker):
 def test_sandbox_observers_do_not_run_without_a_sandbox(marker, unrelated_process, tmp_path):
     with HostWatch(marker, (unrelated_process.pid,), tmp_path / "data") as watch:
         watch.sample()
-    machine_observers = {"AIO contexts", "socket buffers", "compiled filters", "long calls"}
+    machine_observers = {"AIO contexts", "socket buffers", "compiled filters", "long calls", "locks"}
     assert set(watch.changes()) == {"processes", "mounts", "files", "settings"} | machine_observers
 
 
