@@ -106,7 +106,11 @@ def nest_epoll():
         outer.register(inner.fileno(), select.EPOLLIN)
 
 
-WATCHED_LOCKS = {"terminals": list_terminal_drivers, "network devices": list_network_devices, "nested epoll": nest_epoll}
+WATCHED_LOCKS = {
+    "terminals": list_terminal_drivers,
+    "network devices": list_network_devices,
+    "nested epoll": nest_epoll,
+}
 """Functions that take a lock of the host's kernel, keyed by the lock's name."""
 
 
