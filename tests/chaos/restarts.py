@@ -56,8 +56,8 @@ async def _run(deployment, restarts, rng, client_types):
     ]
     try:
         for number, signal_number in enumerate(signals):
-            # A command must connect within 30 s. So every second server runs until all clients have reconnected; the
-            # others are stopped while some clients are reconnecting.
+            # A command must reconnect within 30 s. So only every second server is stopped while clients are still
+            # reconnecting. The others are stopped after all clients have reconnected.
             if number % 2 == 0:
                 await _wait_for_new_events(clients, receiving)
             await asyncio.sleep(rng.uniform(0, 1.5))

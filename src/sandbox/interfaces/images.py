@@ -92,7 +92,7 @@ class ImageReference(msgspec.Struct, frozen=True):
 
 
 class ImageContent(Protocol):
-    """The content of an image, in parts. The methods block."""
+    """The content of an image, in parts. All methods are blocking."""
 
     def read(self) -> bytes:
         """Return the next part; empty at the end. Raises OSError."""
@@ -104,7 +104,7 @@ class ImageContent(Protocol):
 
 
 class ImageCopies(Protocol):
-    """The images on a host that receives its images from a server. The methods block."""
+    """The images on a host that receives its images from a server. All methods are blocking."""
 
     def find(self, image: ImageReference, tier: str) -> Image | None:
         """Return the copy for a runtime of this tier, or None. The copy cannot be removed until this process ends.
@@ -145,7 +145,7 @@ class ProfileCatalog(Protocol):
 
 
 class ImageSource(ProfileCatalog, Protocol):
-    """The profiles of the server, whose images other hosts copy. The methods block."""
+    """The profiles of the server, whose images other hosts copy. All methods are blocking."""
 
     def find_reference(self, profile: str) -> ImageReference | None:
         """Return the current image of a profile; None if the profile has no image. Raises ImageUnusableError."""

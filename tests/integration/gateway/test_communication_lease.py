@@ -93,7 +93,7 @@ def test_socket_sends_nothing_after_the_deadline(clock, method):
 
 
 def test_asyncio_sends_only_through_the_methods_that_check_the_lease(clock, monkeypatch):
-    """If asyncio sent data in another way, an expired lease would not stop the data.
+    """If asyncio called another method to send data, it could send under an expired lease.
 
     Written data is buffered until the peer reads.
     """

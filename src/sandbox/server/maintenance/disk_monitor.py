@@ -56,7 +56,7 @@ class DiskMonitor:
     def _find_shortage(self, *, was_short: bool) -> str | None:
         if self.space.is_read_only:
             return f"The disk of {self._data_dir} is read-only."
-        # A released reserve is not available to new tasks; it is allocated again before they start.
+        # New tasks cannot use the space of a released reserve: before they start, the reserve is allocated again.
         space = self.space if self._reserve.is_allocated else self.space.minus_reserve(SERVER_RESERVE_BYTES)
         if not self._watermark.is_low(space, was_low=was_short):
             return None
