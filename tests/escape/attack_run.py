@@ -1,5 +1,7 @@
 """Runs the attacks with one runtime, on a server in an isolated network that contains targets."""
 
+import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -7,6 +9,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -64,6 +67,10 @@ _PRELUDES = {
     "credentials": attacks_on_credentials.PRELUDE,
     "resources": attacks_on_resources.PRELUDE,
 }
+
+
+_LOAD_LOCK = Path(tempfile.gettempdir(), "sandbox-escape-load.lock")
+"""All runs on the machine lock this file, also those in other test processes."""
 
 
 _AGENT = f"""
@@ -177,7 +184,11 @@ class AttackRun:
         pids = (deployment.server.ready_message["pid"], self._settings["SERVER_PID"])
         watch = HostWatch(self.marker, pids, deployment.data_dir, has_own_kernel=self.runtime in OWN_KERNEL)
         with watch as self._watch:
-            self._run_tasks()
+            with _coordinated_load(is_heavy=False):
+                self._run_tasks()
+            if self.user is None and self.attacks["resources"]:
+                with _coordinated_load(is_heavy=self.runtime not in OWN_KERNEL):
+                    self._run_resource_attacks()
         self.sent_packets = set(network.packets[packets:])
         self.evidence = self._collect_evidence()
         ports = {
@@ -195,8 +206,6 @@ class AttackRun:
             vm={"network_mode": "outbound", "allowed_hosts": ALLOWED_HOSTS},
         )  # fmt: skip
         assert self.status["state"] == "completed", self.deployment.diagnostics()
-        if self.user is None and self.attacks["resources"]:
-            self._run_resource_attacks()
 
     def _collect_evidence(self):
         """Return the host observations, with addresses replaced by the names of their settings."""
@@ -334,6 +343,24 @@ class AttackRun:
         if self._has_fake_agent:
             files["agent.py"] = _AGENT
         return {**files, "lay_traps.py": header + attacks_on_collection.TRAP_SCRIPT}
+
+
+@contextlib.contextmanager
+def _coordinated_load(*, is_heavy):
+    """Wait until no other run prevents this one, and prevent others.
+
+    Resource attacks on a shared kernel are heavy: hundreds of processes are busy, and keep locks of other processes.
+    Meanwhile, another run could not observe the host in time.
+    """
+    deadline = time.monotonic() + TASK_TIMEOUT_SECONDS
+    with _LOAD_LOCK.open("w") as file:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, (fcntl.LOCK_EX if is_heavy else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                break
+            assert time.monotonic() < deadline, f"{_LOAD_LOCK} is still locked"
+            time.sleep(0.5)
+        yield
 
 
 def _bash_turn(command):

@@ -5,7 +5,7 @@ keeping a processor busy.
 """
 
 from escape.attack import OWN_KERNEL, Attack
-from escape.host_watch import COMPILED_FILTERS_BYTES, LONG_CALL_SECONDS, SEMAPHORES, SOCKET_BUFFERS_BYTES
+from escape.host_watch import COMPILED_FILTERS_BYTES, LOCK_WAIT_SECONDS, SEMAPHORES, SOCKET_BUFFERS_BYTES
 
 PRELUDE = f"""
 import ctypes, errno, mmap, os, pathlib, resource, socket, struct, threading, time
@@ -213,12 +213,6 @@ fork_to(remove_pages)
 """
 
 
-_LIMITED_LOCK_SECONDS = 6.0
-"""Within this time, the runner ends a sandbox that holds a lock: 2 s after the first second.
-
-The lock is taken, and the time is measured, after programs that are busy have used the processor.
-"""
-
 _UNRECEIVED_CONNECTION = """
 import select
 server = socket.socket(); server.bind(("127.0.0.1", 0)); server.listen()
@@ -411,7 +405,7 @@ slow = ctypes.addressof(ctypes.c_char.from_buffer(pages)) + 4096
 if not HAS_OWN_KERNEL: start_to_remove_pages()
 called_at = time.monotonic()
 libc.epoll_wait(inner.fileno(), ctypes.c_void_p(slow), 1, 0)
-if not HAS_OWN_KERNEL and time.monotonic() - called_at < {_LIMITED_LOCK_SECONDS}: refused("short")
+if not HAS_OWN_KERNEL and time.monotonic() - called_at < {LOCK_WAIT_SECONDS}: refused("short")
 else: succeeded()""", """
 import select
 inner, outer, event = select.epoll(), select.epoll(), os.eventfd(1)
@@ -437,6 +431,6 @@ slow = ctypes.addressof(ctypes.c_char.from_buffer(pages)) + 4096
 if not HAS_OWN_KERNEL: start_to_remove_pages()
 called_at = time.monotonic()
 {call}
-if not HAS_OWN_KERNEL and time.monotonic() - called_at < {LONG_CALL_SECONDS}: refused("short")
+if not HAS_OWN_KERNEL and time.monotonic() - called_at < {LOCK_WAIT_SECONDS}: refused("short")
 else: succeeded()""", control, ("out_of_memory", "ENOTSUP", "short"), allowed_inside=("qemu",),
             unchanged_observers=("long calls", "locks"))  # fmt: skip
