@@ -57,7 +57,7 @@ class ServerMetrics:
             registry=registry,
         )
         self._streams = Gauge("sandbox_streams_open", "Connected event streams.", ["kind"], registry=registry)
-        for kind in ("logs", "websocket"):
+        for kind in ("logs", "websocket", "events"):
             self._streams.labels(kind)
         self._ready = Gauge("sandbox_ready", "1 if the server accepts and runs tasks, otherwise 0.", registry=registry)
         self._uptime = Gauge("sandbox_uptime_seconds", "Time since the server started.", registry=registry)

@@ -285,7 +285,7 @@ class AsyncClient:
                 await asyncio.sleep(stream_state.next_delay_seconds(failure))
 
     async def follow_states(self, *, after: str | None = None) -> AsyncGenerator[tuple[str, Event], None]:
-        """Yield the state changes of all tasks, endlessly. Each item is a position and an event (`state_change` or `end`).
+        """Yield the state changes of all tasks, endlessly: pairs of a position and an event (`state_change` or `end`).
 
         A task that changes its state several times in quick succession may have only one event, with its latest state.
         To continue later without gaps, pass the last position as `after`; an event may then be repeated. Without

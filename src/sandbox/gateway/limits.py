@@ -88,7 +88,7 @@ LINGER_TIMEOUT_SECONDS = 1.0
 """Maximum time to wait for the client's EOF after the last response; above it, the connection is aborted."""
 
 CONNECT_TIMEOUT_SECONDS = 10.0
-"""Time limit for connecting to the upstream, including DNS and TLS; above it: 504."""
+"""Time limit for connecting to the upstream, including DNS and TLS; above it: 504 from the model, 502 from others."""
 
 UPSTREAM_TIMEOUT_SECONDS = 600.0
 """Maximum time between two reads of an incomplete upstream response; above it: 504, or a truncated response."""

@@ -1,7 +1,8 @@
 """The only network access of a confined clone: a SOCKS proxy in the runner, on the confinement's proxy listener.
 
 git resolves no names and opens no other connections. git requests a host, and the proxy connects git only to the
-clone's remote. Bytes are relayed unchanged; TLS ends in the confinement.
+clone's remote and, if redirects are allowed, to other public hosts. Bytes are relayed unchanged; TLS ends in the
+confinement.
 """
 
 import asyncio

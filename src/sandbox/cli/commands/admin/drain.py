@@ -50,7 +50,7 @@ def drain(*, host: str | None, undo: bool, wait: bool, timeout_seconds: int | No
     """Let running tasks finish, and start no new tasks.
 
     Until you run the command with --undo, the server rejects new tasks, and pending tasks stay pending. The server
-    stays drained after a restart. With --host, tasks start only on the other hosts of the cluster. Exit code: 0 on
+    stays drained after a restart. With --host, no tasks start on that host of the cluster. Exit code: 0 on
     success, 7 if tasks are still running when --timeout expires.
     """
     if undo and (wait or timeout_seconds is not None):
