@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import os
-import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -1211,13 +1210,11 @@ async def test_command_with_full_socket_buffers_exits(runtime: Runtime, disk: Pa
     assert result.code == 0, result
 
 
-@pytest.mark.parametrize(
-    ("source", "seconds_min", "seconds_max"), [("time.sleep(600)", 0.3, 0.9), ("while True: pass", 0.0, 0.3)]
-)
-def test_kernel_usage_is_measured_less_often_while_no_program_runs(
-    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str, seconds_min: float, seconds_max: float
+@pytest.mark.parametrize(("source", "count_min"), [("time.sleep(600)", 3), ("while True: pass", 12)])
+def test_kernel_usage_is_measured_while_programs_wait_or_run(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str, count_min: int
 ):
-    """Blocked threads that may hide open files are interrupted twice a second, even if the sandbox is idle."""
+    """An idle sandbox is measured twice a second, and another ten times. Both are rarer on a busy machine."""
     if has_own_kernel(runtime):
         pytest.skip("the kernel of an idle sandbox may run")
     if "memory" not in enforced_limits:
@@ -1241,5 +1238,4 @@ def test_kernel_usage_is_measured_less_often_while_no_program_runs(
             await sandbox.wait()
             return times
 
-    pauses = [later - earlier for earlier, later in itertools.pairwise(asyncio.run(scenario()))]
-    assert seconds_min < statistics.median(pauses) < seconds_max, pauses
+    assert len(asyncio.run(scenario())) >= count_min
