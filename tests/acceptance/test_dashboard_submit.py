@@ -3,7 +3,7 @@
 import pytest
 
 from doubles.browser import HEIGHT, accessibility_violations
-from doubles.deployment import Deployment, wait_until
+from doubles.deployment import FINAL_STATES, Deployment, wait_until
 from doubles.manifests import NAMES_BY_PROMPT
 from doubles.stored_tasks import StoredTasks
 from sandbox.model.failure import Failure, FailureCode
@@ -70,6 +70,13 @@ def base_url(submit_server, browser):
     yield address
     browser.ignore_errors("status of 400")  # the result of a validation
     browser.assert_no_errors(address)
+    # Until its clone has failed, the branch of a submitted task is suggested.
+    wait_until(lambda: are_tasks_finished(submit_server), 60, "the end of the submitted tasks")
+
+
+def are_tasks_finished(deployment):
+    tasks = deployment.http.get("/api/v1/tasks", params={"limit": 100}).json()["tasks"]
+    return all(task["state"] in FINAL_STATES for task in tasks)
 
 
 def yaml_of(page):
