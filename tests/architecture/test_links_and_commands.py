@@ -99,6 +99,25 @@ def test_named_symbols_exist(name: str):
     assert missing_symbols(ROOT / name) == []
 
 
+REPOSITORY_PATH = re.compile(r"(?<![\w/.-])((?:tests|src|docs|script|packaging)/[\w/.-]+\.(?:py|md|html|js|css|toml))")
+
+
+def missing_paths(page: Path) -> list[str]:
+    """Return the paths of repository files that a page names but that do not exist."""
+    return [path for path in REPOSITORY_PATH.findall(page.read_text()) if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("name", ["docs/code-tour.md", "docs/recipes.md", "CONTRIBUTING.md", "ARCHITECTURE.md"])
+def test_named_files_exist(name: str):
+    assert missing_paths(ROOT / name) == []
+
+
+def test_missing_file_is_detected(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("Run `pytest tests/unit/nowhere/test_nothing.py` and read `docs/index.md`.")
+    assert missing_paths(page) == ["tests/unit/nowhere/test_nothing.py"]
+
+
 def called_names(function: ast.AST) -> list[str]:
     """Return the names that a function calls, in the order in which the calls end in the source."""
     calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.model_dialect import CostBound, Rejected, RequestHeaders, ResponseHeaders, UsageMeter
+from sandbox.interfaces.model_dialect import CostBound, Endpoint, Rejected, RequestHeaders, ResponseHeaders, UsageMeter
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Usage
 
@@ -43,7 +43,10 @@ class ResponsesApi:
     """The dialect of the API."""
 
     base_url_setting = "RESPONSES_BASE_URL"
-    endpoints: Mapping[bytes, bool] = {b"/v1/responses": True, b"/v1/responses/input_tokens": False}
+    endpoints: Mapping[bytes, Endpoint] = {
+        b"/v1/responses": Endpoint(is_metered=True, refers_to_stored_data=True),
+        b"/v1/responses/input_tokens": Endpoint(is_metered=False, refers_to_stored_data=True),
+    }
     accepted_queries = frozenset({b""})
     credential_headers = frozenset({b"authorization"})
     request_headers = RequestHeaders(frozenset({b"accept", b"user-agent", b"openai-beta"}))

@@ -29,6 +29,17 @@ class CostBound(msgspec.Struct, frozen=True):
     is_streamed: bool
 
 
+class Endpoint(msgspec.Struct, frozen=True):
+    """A path to which POST requests are forwarded.
+
+    is_metered: the response uses tokens. refers_to_stored_data: a request can refer to data that other tasks have
+    stored with the same key. The gateway then decodes every request, so that `decode_request` can reject it.
+    """
+
+    is_metered: bool
+    refers_to_stored_data: bool = False
+
+
 class RequestHeaders(msgspec.Struct, frozen=True):
     """Lower-case names of request headers.
 
@@ -104,8 +115,8 @@ class ModelDialect(Protocol):
         ...
 
     @property
-    def endpoints(self) -> Mapping[bytes, bool]:
-        """The paths of POST requests to forward. The value of a path is true if its response uses tokens."""
+    def endpoints(self) -> Mapping[bytes, Endpoint]:
+        """The endpoints, keyed by path. The gateway rejects requests to other paths."""
         ...
 
     @property

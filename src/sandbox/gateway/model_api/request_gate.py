@@ -10,7 +10,7 @@ import msgspec
 
 from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.limits import BUDGET_REQUESTS_IN_FLIGHT_MIN, BUFFERED_BYTES_MAX
+from sandbox.gateway.limits import BUDGET_REQUESTS_IN_FLIGHT_MIN, BUFFERED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
 from sandbox.gateway.model_api.dialer import Upstream
 from sandbox.interfaces.gateway import Budget, GatewayRules
 from sandbox.interfaces.model_dialect import CostBound, ModelDialect, Rejected, UsageMeter
@@ -77,6 +77,7 @@ class ModelRequestGate:
         self._dialect = dialect
         self._reporter = reporter
         self._has_full_egress = rules.egress.is_unrestricted
+        self._may_refer_to_stored_data = any(one.refers_to_stored_data for one in dialect.endpoints.values())
         self._has_accepted_key = False
         self._key_rejection: Rejected | None = None
         self._budget = rules.budget
@@ -87,7 +88,7 @@ class ModelRequestGate:
     @property
     def needs_body(self) -> bool:
         """Whether a request can only be checked together with its body."""
-        return self.is_holding or self.has_budget_limit or not self._has_full_egress
+        return self.is_holding or self.has_budget_limit or not self._has_full_egress or self._may_refer_to_stored_data
 
     @property
     def has_budget_limit(self) -> bool:
@@ -129,8 +130,13 @@ class ModelRequestGate:
             rejected = self._price_rejection(document)
         if rejected is not None:
             return rejected
+        encoded = msgspec.json.encode(document)
+        if len(encoded) > REQUEST_BODY_BYTES_MAX:
+            return Rejected(413, "The numbers in the model request are too long when written out; send fewer.")
+        # Numbers such as 1e15 are longer in the forwarded body.
+        byte_count = max(len(body), len(encoded))
         cost_bound = (
-            self._dialect.estimate_cost_bound(document, len(body)) if self.has_budget_limit and is_metered else None
+            self._dialect.estimate_cost_bound(document, byte_count) if self.has_budget_limit and is_metered else None
         )
         if cost_bound is not None and not (
             _is_token_count(cost_bound.input_tokens) and _is_token_count(cost_bound.output_tokens_max)
@@ -139,7 +145,7 @@ class ModelRequestGate:
         if cost_bound is not None and self._spending.may_be_exceeded(self._usage_bound(cost_bound)):
             message = "The model requests in flight may spend the rest of the budget; send fewer at once."
             return Rejected(429, message)
-        return ApprovedRequest(msgspec.json.encode(document), cost_bound)
+        return ApprovedRequest(encoded, cost_bound)
 
     def is_key_rejection(self, status: int) -> bool:
         """Return whether the status of a response means that the upstream rejected the server's key.

@@ -55,13 +55,13 @@ class ModelPolicy:
 
     def _check_target(self, request: h11.Request) -> AllowedHead | Rejected:
         path, _, query = request.target.partition(b"?")
-        is_metered = self._dialect.endpoints.get(path)
-        if is_metered is None or request.method != b"POST" or query not in self._dialect.accepted_queries:
+        endpoint = self._dialect.endpoints.get(path)
+        if endpoint is None or request.method != b"POST" or query not in self._dialect.accepted_queries:
             served = " and ".join(served_path.decode() for served_path in self._dialect.endpoints)
             return Rejected(403, f"The gateway serves only POST {served}.")
         if _content_length(request) > REQUEST_BODY_BYTES_MAX:
             return too_large()
-        return AllowedHead(path + (b"?" + query if query else b""), is_metered)
+        return AllowedHead(path + (b"?" + query if query else b""), endpoint.is_metered)
 
 
 def _content_length(request: h11.Request) -> int:

@@ -270,11 +270,12 @@ STORED_DATA = {
 }
 
 
+@pytest.mark.parametrize("budget", [Budget(), Budget(usd=1)])
 @pytest.mark.parametrize("is_unrestricted", [False, True])
 @pytest.mark.parametrize("name", STORED_DATA)
-def test_reference_to_stored_data_is_rejected(name, is_unrestricted):
+def test_reference_to_stored_data_is_rejected(name, is_unrestricted, budget):
     async def scenario():
-        rules = GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted), budget=Budget(usd=1))
+        rules = GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted), budget=budget)
         async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url, rules) as served:
             client = await served.connect()
             send(client, json.dumps({"model": "scripted-1", **STORED_DATA[name]}).encode())

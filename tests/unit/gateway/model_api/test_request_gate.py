@@ -11,6 +11,7 @@ from sandbox.agents.claude_code.messages_api.usage_meter import JsonMeter, Strea
 from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUDGET_REQUESTS_IN_FLIGHT_MIN, BUFFERED_BYTES_MAX
+from sandbox.gateway.model_api import request_gate
 from sandbox.gateway.model_api.dialer import parse_upstream
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, Spending, valid_usage
 from sandbox.gateway.model_api.request_policy import Rejected
@@ -233,6 +234,13 @@ def test_body_is_needed_with_restricted_egress_or_a_budget(rules, needs_body):
     assert gate.needs_body is needs_body
 
 
+def test_body_is_needed_if_requests_can_refer_to_stored_data():
+    rules = GatewayRules(egress=EgressRules(is_unrestricted=True))
+    reporter = EventReporter([].append, lambda: 0.0)
+    assert ModelRequestGate(rules, reporter, ResponsesApi()).needs_body
+    assert not ModelRequestGate(rules, reporter, MessagesApi()).needs_body
+
+
 def test_body_is_needed_while_model_requests_are_held():
     gate, _ = create_gate(egress=EgressRules(is_unrestricted=True), hold_model_requests=True)
     assert gate.needs_body
@@ -248,6 +256,33 @@ def test_cost_bound_is_recorded_for_metered_requests_with_a_budget():
     assert (approved.cost_bound.output_tokens_max, approved.cost_bound.is_streamed) == (9, True)
     assert limited.check_body(REQUEST, is_metered=False).cost_bound is None
     assert unlimited.check_body(REQUEST, is_metered=True).cost_bound is None
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body"),
+    [
+        (MessagesApi(), b'{"model": "claude-haiku-4-5", "max_tokens": 9, "tools": [{"input_schema": {"enum": [%s]}}]}'),
+        (ResponsesApi(), b'{"model": "scripted-1", "tools": [{"type": "function", "parameters": {"enum": [%s]}}]}'),
+    ],
+)
+def test_cost_bound_counts_the_bytes_that_are_forwarded(dialect, body):
+    """The number 1e15 has 4 bytes in the request, and 18 bytes in the forwarded body."""
+    rules = GatewayRules(budget=Budget(tokens=10**9))
+    gate = ModelRequestGate(rules, EventReporter([].append, lambda: 0.0), dialect)
+    approved = gate.check_body(body % b", ".join([b"1e15"] * 1000), is_metered=True)
+    assert isinstance(approved, ApprovedRequest)
+    assert len(approved.body) > 18_000
+    assert approved.cost_bound.input_tokens >= len(approved.body) // 3
+
+
+def test_request_that_becomes_too_long_is_rejected(monkeypatch):
+    monkeypatch.setattr(request_gate, "REQUEST_BODY_BYTES_MAX", 1000)
+    gate, _ = create_gate()
+    body = b'{"model": "claude-haiku-4-5", "messages": [], "tools": [{"input_schema": {"enum": [%s]}}]}'
+    assert isinstance(gate.check_body(body % b"1e15, 1e15", is_metered=True), ApprovedRequest)
+    rejected = gate.check_body(body % b", ".join([b"1e15"] * 100), is_metered=True)
+    assert isinstance(rejected, Rejected)
+    assert rejected.status == 413
 
 
 def test_unpriced_model_is_rejected_only_for_metered_requests_in_usd():

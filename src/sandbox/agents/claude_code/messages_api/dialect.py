@@ -8,7 +8,7 @@ import msgspec
 
 from sandbox.agents.claude_code.messages_api import pricing, request_checks, usage_meter
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.model_dialect import CostBound, Rejected, RequestHeaders, ResponseHeaders, UsageMeter
+from sandbox.interfaces.model_dialect import CostBound, Endpoint, Rejected, RequestHeaders, ResponseHeaders, UsageMeter
 from sandbox.model.errors import DECODE_ERRORS
 
 
@@ -80,7 +80,10 @@ class MessagesApi:
     """Implements `ModelDialect` for the Messages API."""
 
     base_url_setting = "ANTHROPIC_BASE_URL"
-    endpoints: Mapping[bytes, bool] = {b"/v1/messages": True, b"/v1/messages/count_tokens": False}
+    endpoints: Mapping[bytes, Endpoint] = {
+        b"/v1/messages": Endpoint(is_metered=True),
+        b"/v1/messages/count_tokens": Endpoint(is_metered=False),
+    }
     accepted_queries = frozenset({b"", b"beta=true"})
     credential_headers = frozenset({_API_KEY, _AUTHORIZATION})
     request_headers = _REQUEST_HEADERS
