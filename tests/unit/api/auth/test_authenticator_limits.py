@@ -111,6 +111,15 @@ def test_streams_of_anonymous_callers_are_counted_together():
             pass
 
 
+def test_request_is_counted_until_it_ends(authenticator: Authenticator):
+    operator = caller(authenticator, "olga")
+    with authenticator.count_request(operator):
+        with authenticator.count_request(operator):
+            assert list(authenticator._requests_in_progress.values()) == [2]
+        assert list(authenticator._requests_in_progress.values()) == [1]
+    assert dict(authenticator._requests_in_progress) == {}
+
+
 def test_counters_of_idle_tokens_are_removed(authenticator: Authenticator):
     operator = caller(authenticator, "olga")
     with (

@@ -54,6 +54,13 @@ def test_hello_for_the_host_or_without_a_name_is_allowed(prefix: bytes, name: st
         assert deny_reason(*bytewise(prefix + data + b"\x17\3\3\0\1x")) is None
 
 
+@pytest.mark.parametrize("length", [0, 38, 0x30000])
+def test_message_with_an_impossible_length_is_no_hello(length: int):
+    data = record(message(b"\3\3" + bytes(length - 2) if 2 <= length < 100 else b"", length))
+    assert deny_reason(data) is None
+    assert deny_reason(*bytewise(data)) is None
+
+
 @pytest.mark.parametrize("prefix", [b"", b"\0", b"prefix", b"\x16", b"\x16\3\1\0\1"])
 def test_hello_for_another_server_is_denied(prefix: bytes):
     expected = f"the connection is to {HOST}, but its TLS handshake names another server (SNI)."
