@@ -30,6 +30,7 @@ def start(deployment, *turns):
 def test_task_runs_in_a_pod_that_contains_no_secret(deployment):
     start(deployment, MAKE_FILE, reply_turn())
     deployment.submit(vm=SMALL)
+    job_id = wait_until(lambda: (deployment.status()["job"] or {}).get("id"), 60, description="the job")
     status = deployment.wait()
     assert status["state"] == "completed", deployment.diagnostics()
     assert status["host"] == "n1"
@@ -37,7 +38,7 @@ def test_task_runs_in_a_pod_that_contains_no_secret(deployment):
     [started] = deployment.attempts()
     assert started.host == "cluster:n1"
     [pod] = deployment.pods()
-    assert status["job"]["id"] == pod["metadata"]["name"]
+    assert job_id == pod["metadata"]["name"]
     wait_until(lambda: pod["status"]["phase"] == "Succeeded", 30, description="the worker's end")
     stored = json.dumps([deployment.cluster.jobs, deployment.cluster.pods])
     assert SERVER_KEY not in stored
