@@ -6,17 +6,14 @@ of HostWatch that returns the changes it finds in one sample.
 """
 
 import contextlib
-import fcntl
 import os
-import select
-import socket
-import struct
 import threading
 import time
 from pathlib import Path
 
 from doubles.leftovers import processes
 from escape import host_state
+from sandbox.runtimes.limits.kernel_lock_hold_times import EPOLL_LOCK, NETWORK_LOCK, TERMINAL_LOCK
 from sandbox.runtimes.programs.launcher import PTYS_MAX
 
 INTERVAL_SECONDS = 0.4
@@ -89,28 +86,7 @@ def _take_priority():
         os.sched_setscheduler(threading.get_native_id(), os.SCHED_FIFO, os.sched_param(1))
 
 
-def list_terminal_drivers():
-    """Take the lock for terminals."""
-    Path("/proc/tty/drivers").read_bytes()
-
-
-def list_network_devices():
-    """Take the lock for network devices."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        fcntl.ioctl(any_socket, 0x8912, struct.pack("iP", 0, 0))  # SIOCGIFCONF
-
-
-def nest_epoll():
-    """Take the lock for nested epoll instances."""
-    with select.epoll() as outer, select.epoll() as inner:
-        outer.register(inner.fileno(), select.EPOLLIN)
-
-
-WATCHED_LOCKS = {
-    "terminals": list_terminal_drivers,
-    "network devices": list_network_devices,
-    "nested epoll": nest_epoll,
-}
+WATCHED_LOCKS = {lock.name: lock.take for lock in (TERMINAL_LOCK, NETWORK_LOCK, EPOLL_LOCK)}
 """Functions that take a lock of the host's kernel, keyed by the lock's name."""
 
 
