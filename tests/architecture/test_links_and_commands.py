@@ -164,7 +164,7 @@ def test_tour_lists_calls_in_their_order(module: str, function: str):
 
 TOUR_ORDER = [
     ("check_params", "submit_task", "_submit", "read_body"),
-    ("LocalPlacement.launch", "FileJournals.hand_over", "FileJournalWriter.hand_over", "_spawn"),
+    ("LocalPlacement.launch", "FileJournals.hand_over", "FileJournalWriter.hand_over", "RunnerForkServer.start"),
     ("_take_over_journal", "_create_driver", "build_runner"),
     ("ConfinedClone.run", "_over_http", "SocksProxy.serving", "Git.run"),
     ("RunStep.run", "create_gateway", "RunStep._create_agent_run", "_AgentRun.supervise", "_AgentRun._start_agent"),

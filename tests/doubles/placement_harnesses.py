@@ -31,7 +31,7 @@ from sandbox.agents import registered_agents
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.cluster import create_placement as create_cluster_placement
 from sandbox.bootstrap.local_host import (
-    AgentsAndRunnerCommand,
+    AgentsAndCommands,
     PlacementContext,
     choose_run_dir,
     create_local_placement,
@@ -80,7 +80,7 @@ class LocalHost(SingleHost):
             self.data_dir,
             choose_run_dir(self.data_dir),
             settings,
-            AgentsAndRunnerCommand(registered_agents()),
+            AgentsAndCommands(registered_agents()),
             FileTaskReplicas(self.data_dir),
         )
         placement = await create_local_placement(context)
@@ -165,7 +165,7 @@ class ClusterHost:
         port = (self.directory / "port").read_text()
         variables = {"SANDBOX_RUNTIME": RUNTIME, "SANDBOX_CLUSTER_ENGINE": "processes", "SANDBOX_CLUSTER_PORT": port}
         settings = load({"data_dir": str(self.data_dir)}, variables).settings
-        agents, replicas = AgentsAndRunnerCommand(registered_agents()), FileTaskReplicas(self.data_dir)
+        agents, replicas = AgentsAndCommands(registered_agents()), FileTaskReplicas(self.data_dir)
         context = PlacementContext(self.data_dir, choose_run_dir(self.data_dir), settings, agents, replicas)
         return await create_cluster_placement(context)
 

@@ -75,7 +75,7 @@ def _runner_fork_servers(server_pid):
     """Return the pids of the processes from which the server forks runners. After the first launch, there is one."""
     children = Path(f"/proc/{server_pid}/task").glob("*/children")
     pids = [pid for path in children for pid in path.read_text().split()]
-    return [pid for pid in pids if b"--fork-server-fd=" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in pids if b"sandbox.bootstrap.runner_fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def _is_traced(pid, tracer):

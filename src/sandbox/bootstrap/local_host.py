@@ -29,13 +29,21 @@ from sandbox.model.resources import Resources
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.placements.local.host_load import read_memory_available_bytes
 from sandbox.placements.local.launch_message import NOT_RENEWED, HostSettings
-from sandbox.placements.local.placement import RUNNER_MODULE, LocalPlacement, RunnerProgram
+from sandbox.placements.local.placement import LocalPlacement
 from sandbox.placements.local.probe_cleanup import probe_lock_async
+from sandbox.placements.local.runner_processes import (
+    FORK_SERVER_MODULE,
+    RUNNER_MODULE,
+    RunnerForkServer,
+    RunnerSpawner,
+    RunnerStarter,
+)
 from sandbox.placements.local.socket_leftovers import SocketLeftovers
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
 from sandbox.runtimes.sandbox_leftovers import SandboxLeftovers
 
 RUNNER_COMMAND = (sys.executable, "-I", "-m", RUNNER_MODULE)
+FORK_SERVER_COMMAND = (sys.executable, "-I", "-m", FORK_SERVER_MODULE)
 RUNNER_VARIABLES = (
     "HOME", "LANG", "LOGNAME", "PATH", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR",
     "GIT_CONFIG_GLOBAL", "SSH_AUTH_SOCK", "SSL_CERT_DIR", "SSL_CERT_FILE",
@@ -105,14 +113,15 @@ def _belongs_to_another_user(path: Path) -> bool:
         return False
 
 
-class AgentsAndRunnerCommand(NamedTuple):
-    """The agents, keyed by their manifest section, and the command that starts a runner with the same agents.
+class AgentsAndCommands(NamedTuple):
+    """The agents, keyed by their manifest section, and the commands that start runners with the same agents.
 
-    One of the command's arguments is RUNNER_MODULE, which marks a process as a runner.
+    runner_command: see `RunnerSpawner`. fork_server_command: see `RunnerForkServer`.
     """
 
     agents: Mapping[str, Agent]
     runner_command: Sequence[str] = RUNNER_COMMAND
+    fork_server_command: Sequence[str] = FORK_SERVER_COMMAND
 
 
 class PlacementContext(NamedTuple):
@@ -125,13 +134,13 @@ class PlacementContext(NamedTuple):
     data_dir: Path
     run_dir: Path
     settings: ServerSettings
-    agents_and_runner_command: AgentsAndRunnerCommand
+    agents_and_commands: AgentsAndCommands
     replicas: TaskReplicas
 
     @property
     def agents(self) -> Mapping[str, Agent]:
         """The agents, keyed by their manifest section."""
-        return self.agents_and_runner_command.agents
+        return self.agents_and_commands.agents
 
 
 async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
@@ -230,8 +239,9 @@ async def create_local_placement(
 ) -> LocalPlacement:
     """Install the agents and create this host's placement. The host must be probed before a runner starts.
 
-    parent_death_pipe_fd: see `RunnerProgram`; a runner with this pipe communicates only under a lease. None if runners
-    outlive this process, and may communicate without a limit. credentials_fd: see `RunnerProgram`.
+    parent_death_pipe_fd: see `RunnerSpawner`; a runner with this pipe communicates only under a lease. None if runners
+    outlive this process, and may communicate without a limit; a fork server then starts them.
+    credentials_fd: see `RunnerSpawner`.
     """
     data_dir, run_dir, log = context.data_dir, context.run_dir, context.settings.log
     programs = {kind: str(await asyncio.to_thread(agent.install, data_dir)) for kind, agent in context.agents.items()}
@@ -239,14 +249,14 @@ async def create_local_placement(
     environment |= {FORMAT_VARIABLE: log.format, LEVEL_VARIABLE: log.level}
     host = LocalHost(context, programs)
     files = LocalAttemptFiles(data_dir, make_leftover_sources(data_dir, run_dir), remove_trees)
+    commands = context.agents_and_commands
+    starter: RunnerStarter
+    if parent_death_pipe_fd is None:
+        starter = RunnerForkServer(commands.fork_server_command, environment)
+    else:
+        starter = RunnerSpawner(commands.runner_command, environment, parent_death_pipe_fd, credentials_fd)
     return LocalPlacement(
-        RunnerProgram(
-            context.agents_and_runner_command.runner_command,
-            environment,
-            parent_death_pipe_fd,
-            credentials_fd,
-            can_fork=parent_death_pipe_fd is None,
-        ),
+        starter,
         data_dir,
         run_dir,
         host,

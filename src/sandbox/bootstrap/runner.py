@@ -1,8 +1,7 @@
 """Entry point of a runner: `python -m sandbox.bootstrap.runner --lock-fd=N`.
 
-Reads its order from standard input. `placements.local.placement.RunnerProgram` describes the options
-`--parent-death-pipe-fd=N` and `--credentials-fd=N`. With `--fork-server-fd=N`, the program becomes a fork server
-instead: it forks a runner for each request from that socket (`RunnerForkServer` in the same module).
+Reads its order from standard input. `placements.local.runner_processes.RunnerSpawner` describes the options
+`--parent-death-pipe-fd=N` and `--credentials-fd=N`. `bootstrap.runner_fork_server` is the other entry point.
 
 Imports only a few server modules, so that it starts fast and uses little memory.
 """
@@ -15,7 +14,6 @@ if __name__ == "__main__":
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import logging
 import math
@@ -26,8 +24,8 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -35,7 +33,7 @@ from sandbox.agents import registered_agents
 from sandbox.bootstrap.clock import SystemClock, read_boot_id
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE, configure_logging
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_private_directory
-from sandbox.bootstrap.runtime_selection import import_runtime, make_runtime
+from sandbox.bootstrap.runtime_selection import make_runtime
 from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.free_space import measure_disk_space
 from sandbox.disks.loop_disk import LoopDisk, unshare_mounts
@@ -77,13 +75,12 @@ from sandbox.runner.steps.run import RunStep
 from sandbox.runner.steps.stage import ClonedWorkspace, ResumedWorkspace, StageStep
 from sandbox.runner.steps.teardown import TeardownStep
 from sandbox.runner.terminals import TerminalServer
-from sandbox.runtimes.limits.slab_usage import load_slab_kinds
 from sandbox.workspace.clone.credentials import ServerCredentials
 from sandbox.workspace.clone.relay import DialPolicy
 from sandbox.workspace.no_confinement import no_confinement
 from sandbox.workspace.workspaces import GitWorkspaces
 
-_OPTIONS = frozenset({"--lock-fd", "--fork-server-fd", "--parent-death-pipe-fd", "--credentials-fd"})
+_OPTIONS = frozenset({"--lock-fd", "--parent-death-pipe-fd", "--credentials-fd"})
 _log = logging.getLogger("sandbox.runner")  # the name of this module is __main__
 
 
@@ -114,19 +111,34 @@ class RunnerParts(msgspec.Struct, frozen=True):
 
 
 def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> None:
-    """Carry out the order: run an attempt, finish one whose runner died, or run a debug session. Then exit.
+    """Run a runner whose lock and other descriptors are options. Does not return.
 
     get_agents: returns the agents, keyed by their manifest section; the server must have the same agents.
     """
     arguments = [argument.partition("=") for argument in sys.argv[1:]]
-    options = {name: value for name, _, value in arguments if name.startswith("--")}
+    options = {name: int(value) for name, _, value in arguments if name.startswith("--")}
     if unknown := options.keys() - _OPTIONS:
         sys.exit(f"unknown option {', '.join(sorted(unknown))}: the caller has another version than this runner")
-    if "--fork-server-fd" in options:
-        import_for_attempts(get_agents())
-        lock_fd = fork_runners(socket.socket(fileno=int(options["--fork-server-fd"])))
-    else:
-        lock_fd = int(options["--lock-fd"])
+    run_order(
+        get_agents,
+        options["--lock-fd"],
+        parent_death_pipe_fd=options.get("--parent-death-pipe-fd"),
+        credentials_fd=options.get("--credentials-fd"),
+    )
+
+
+def run_order(
+    get_agents: Callable[[], Mapping[str, Agent]],
+    lock_fd: int,
+    *,
+    parent_death_pipe_fd: int | None = None,
+    credentials_fd: int | None = None,
+) -> NoReturn:
+    """Read the order from stdin: run an attempt, finish one whose runner died, or run a debug session. Then exit.
+
+    get_agents: see `main`. lock_fd: the journal's lock, which the runner holds until it exits.
+    parent_death_pipe_fd, credentials_fd: see `RunnerSpawner`.
+    """
     # The default action of SIGALRM ends the process, which releases the journal's lock even if the process is stuck.
     signal.alarm(int(LAUNCH_TIMEOUT_SECONDS))
     gc.freeze()  # modules are permanent; exclude them from garbage collection, even at exit
@@ -134,11 +146,11 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
     os.umask(0o077)
     log_format, log_level = os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info")
     configure_logging(log_format, log_level)
-    if "--parent-death-pipe-fd" in options:
-        die_with_parent_pipe(int(options["--parent-death-pipe-fd"]))
+    if parent_death_pipe_fd is not None:
+        die_with_parent_pipe(parent_death_pipe_fd)
     worker = None
-    if "--credentials-fd" in options:
-        worker = socket.socket(fileno=int(options["--credentials-fd"]))
+    if credentials_fd is not None:
+        worker = socket.socket(fileno=credentials_fd)
         worker.set_inheritable(False)
     message = _read_message()
     order, host_settings = message.order, message.host
@@ -161,110 +173,6 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
             asyncio.run(_run_debug_session(order, host_settings, parts, get_agents()))
     logging.shutdown()
     os._exit(0)  # otherwise, the interpreter would destroy every object and thus copy shared memory
-
-
-_REQUEST_BYTES_MAX = 256
-
-
-def import_for_attempts(agents: Mapping[str, Agent]) -> None:
-    """Import and read what runners would otherwise import or read only when they need it."""
-    for module in ("array", "concurrent.futures.thread", "encodings.idna", "sandbox.secrets.redactor"):
-        import_module(module)
-
-    for agent in agents.values():
-        agent.create_dialect()
-        agent.create_driver(Path("/nonexistent"))
-    load_slab_kinds()
-
-
-def fork_runners(control: socket.socket) -> int:
-    """Fork a runner for each request until the server closes the socket; then exit.
-
-    Returns only in the runners, with the descriptor of the journal's lock. This process must have no threads. It never
-    holds the lock: a runner receives its own descriptors from the socket.
-    """
-    control.set_inheritable(False)
-    null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    _replace_standard_files(null_fd, null_fd)
-    runner_pidfds: set[int] = set()
-    events = select.poll()
-    events.register(control, select.POLLIN)
-    while True:
-        for ready_fd, _ in events.poll():
-            if ready_fd in runner_pidfds:
-                os.waitid(os.P_PIDFD, ready_fd, os.WEXITED)
-                events.unregister(ready_fd)
-                runner_pidfds.remove(ready_fd)
-                os.close(ready_fd)
-                continue
-            _prepare_request(control)
-            ack_read_fd, ack_write_fd = os.pipe()
-            pid = _fork(control)
-            if pid == 0:
-                for descriptor in (ack_read_fd, *runner_pidfds):
-                    os.close(descriptor)
-                return _become_runner(control, ack_write_fd)
-            os.close(ack_write_fd)
-            if pid is not None and os.read(ack_read_fd, 1):
-                runner_pidfds.add(pidfd := os.pidfd_open(pid))
-                events.register(pidfd, select.POLLIN)
-                socket.send_fds(control, [b"forked"], [pidfd])
-            elif pid is not None:
-                os.waitpid(pid, 0)
-                _refuse(control, errno.EAGAIN)
-            os.close(ack_read_fd)
-
-
-def _prepare_request(control: socket.socket) -> None:
-    """Import the runtime that the next request names, and leave the request in the socket.
-
-    Exits when the server has closed the socket.
-    """
-    try:
-        runtime = control.recv(_REQUEST_BYTES_MAX, socket.MSG_PEEK)
-    except ConnectionError:
-        runtime = b""
-    if not runtime:
-        sys.exit(0)
-    import_runtime(runtime.decode())
-    gc.freeze()
-
-
-def _fork(control: socket.socket) -> int | None:
-    """Fork. Returns None, and reports the error to the server, if the host lacks resources."""
-    try:
-        return os.fork()
-    except OSError as error:
-        _refuse(control, error.errno or errno.EAGAIN)
-        return None
-
-
-def _refuse(control: socket.socket, error_number: int) -> None:
-    """Drop the next request, and report an error to the server."""
-    control.recv(_REQUEST_BYTES_MAX)
-    control.send(b"%d" % error_number)
-
-
-def _become_runner(control: socket.socket, ack_write_fd: int) -> int:
-    """Receive the descriptors of the order, the log and the lock, and start a session. Returns the lock."""
-    descriptors = socket.recv_fds(control, _REQUEST_BYTES_MAX, 3, socket.MSG_CMSG_CLOEXEC)[1]
-    control.close()
-    if not descriptors:
-        os._exit(1)
-    order_fd, log_fd, lock_fd = descriptors
-    os.write(ack_write_fd, b"1")
-    os.close(ack_write_fd)
-    os.setsid()
-    _replace_standard_files(order_fd, log_fd)
-    return lock_fd
-
-
-def _replace_standard_files(input_fd: int, output_fd: int) -> None:
-    """Replace stdin, stdout and stderr. Closes the given descriptors."""
-    for standard_fd, replacement_fd in enumerate((input_fd, output_fd, output_fd)):
-        os.dup2(replacement_fd, standard_fd)
-    for descriptor in {input_fd, output_fd}:
-        os.close(descriptor)
 
 
 def die_with_parent_pipe(inherited_fd: int) -> None:

@@ -30,7 +30,7 @@ from sandbox.api.settings import ApiSettings
 from sandbox.auth.token_file import TokenFile
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.local_host import (
-    AgentsAndRunnerCommand,
+    AgentsAndCommands,
     PlacementContext,
     choose_run_dir,
 )
@@ -60,13 +60,13 @@ def run(
     settings: ServerSettings,
     *,
     announce: AnnounceFormat = "text",
-    agents_and_runner_command: AgentsAndRunnerCommand | None = None,
+    agents_and_commands: AgentsAndCommands | None = None,
     placements: ChosenPlacements | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Raises SandboxError or OSError if the server cannot start.
 
     announce: whether the addresses are printed as text or as one JSON line once the server is ready.
-    agents_and_runner_command: None for Sandbox's own agents.
+    agents_and_commands: None for Sandbox's own agents.
     placements: None for those that the settings select.
     """
     os.umask(0o077)
@@ -74,9 +74,9 @@ def run(
     _raise_descriptor_limit()
     data_dir = make_data_dir(settings.server.data_dir.absolute())
     with lock_data_dir(data_dir):
-        agents_and_runner_command = agents_and_runner_command or AgentsAndRunnerCommand(registered_agents())
+        agents_and_commands = agents_and_commands or AgentsAndCommands(registered_agents())
         context = PlacementContext(
-            data_dir, choose_run_dir(data_dir), settings, agents_and_runner_command, FileTaskReplicas(data_dir)
+            data_dir, choose_run_dir(data_dir), settings, agents_and_commands, FileTaskReplicas(data_dir)
         )
         asyncio.run(_serve(context, placements or choose_placements(settings), announce))
 

@@ -23,7 +23,7 @@ import msgspec
 from sandbox import __version__
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.local_host import (
-    AgentsAndRunnerCommand,
+    AgentsAndCommands,
     PlacementContext,
     choose_run_dir,
     create_local_placement,
@@ -194,7 +194,7 @@ def _redirect_output(log: Path) -> None:
 
 async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, address: ServerAddress, token: bytes) -> int:
     run_dir, replicas = choose_run_dir(data_dir), FileTaskReplicas(data_dir)
-    context = PlacementContext(data_dir, run_dir, settings, AgentsAndRunnerCommand(registered_agents()), replicas)
+    context = PlacementContext(data_dir, run_dir, settings, AgentsAndCommands(registered_agents()), replicas)
     lease = Lease()
     own_end, runners_end = socketpair(AF_UNIX, SOCK_SEQPACKET)
     with _parent_death_pipe() as reading, own_end, runners_end, _shared_lock(data_dir):

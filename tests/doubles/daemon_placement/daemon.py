@@ -17,7 +17,7 @@ from doubles.daemon_placement.messages import Report, Response, TaskReport
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.local_host import (
-    AgentsAndRunnerCommand,
+    AgentsAndCommands,
     PlacementContext,
     choose_run_dir,
     create_local_placement,
@@ -206,7 +206,7 @@ async def main(settings, path):
         data_dir,
         choose_run_dir(data_dir),
         settings,
-        AgentsAndRunnerCommand(registered_agents()),
+        AgentsAndCommands(registered_agents()),
         FileTaskReplicas(data_dir),
     )
     with lock_data_dir(data_dir):

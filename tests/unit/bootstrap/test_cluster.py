@@ -25,7 +25,7 @@ from sandbox.bootstrap.cluster import (
     worker_command,
     worker_environment,
 )
-from sandbox.bootstrap.local_host import AgentsAndRunnerCommand, PlacementContext
+from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext
 from sandbox.bootstrap.settings.load import ConfigurationError, load
 from sandbox.bootstrap.worker import (
     SharedHostKeyError,
@@ -64,7 +64,7 @@ def test_two_servers_have_different_certificates(tmp_path):
 def make_context(**variables):
     variables = {f"SANDBOX_{name}": value for name, value in variables.items()}
     settings = load({"config": "/dev/null"}, {"SANDBOX_RUNTIME": "bubblewrap", **variables}).settings
-    return PlacementContext(Path("/data"), Path("/run"), settings, AgentsAndRunnerCommand(registered_agents()), None)
+    return PlacementContext(Path("/data"), Path("/run"), settings, AgentsAndCommands(registered_agents()), None)
 
 
 def test_worker_on_another_host_gets_no_paths_of_the_server():

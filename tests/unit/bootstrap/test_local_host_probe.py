@@ -6,7 +6,7 @@ import pytest
 from msgspec import structs
 
 from sandbox.bootstrap import local_host, runtime_selection
-from sandbox.bootstrap.local_host import AgentsAndRunnerCommand, LocalHost, PlacementContext
+from sandbox.bootstrap.local_host import AgentsAndCommands, LocalHost, PlacementContext
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.interfaces.runtime import RuntimeProbe
 
@@ -45,7 +45,7 @@ def host(tmp_path, monkeypatch):
 
     monkeypatch.setattr(local_host, "loop_unavailable_reason", find_no_problem)
     (tmp_path / "run").mkdir()
-    context = PlacementContext(tmp_path, tmp_path / "run", ServerSettings(), AgentsAndRunnerCommand({}), None)
+    context = PlacementContext(tmp_path, tmp_path / "run", ServerSettings(), AgentsAndCommands({}), None)
     return LocalHost(context, {})
 
 

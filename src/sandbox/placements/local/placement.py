@@ -7,13 +7,10 @@ import fcntl
 import os
 import select
 import signal
-import socket
-import subprocess
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -25,9 +22,7 @@ from sandbox.model.disk_watermarks import transient_disk_error
 from sandbox.placements.local.attempt_files import LocalAttemptFiles, has_disk_or_handle
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
 from sandbox.placements.local.runner_client import LocalRunnerClient
-
-RUNNER_MODULE = "sandbox.bootstrap.runner"
-"""The program of a runner. It must be an argument of the placement's command, because it identifies runners."""
+from sandbox.placements.local.runner_processes import FORK_SERVER_MODULE, RUNNER_MODULE, RunnerStarter
 
 ORDER_TIMEOUT_SECONDS = 30.0
 """A new runner is killed if it has not read its order within this time."""
@@ -78,126 +73,14 @@ class LocalRunnerHandle(LocalRunnerClient):
         return await asyncio.to_thread(kill_lock_holder, self._locks.lock_path(self._task_id))
 
 
-class RunnerProgram(NamedTuple):
-    """How a runner is started. command: contains RUNNER_MODULE. environment: the complete environment.
-
-    parent_death_pipe_fd: the read end of a pipe. When its write end is closed, the kernel kills the runner. None if the
-        runner may outlive this process.
-    credentials_fd: the runners' end of the socket pair through which they request git credentials from this process.
-        None if they do not.
-    can_fork: whether the program accepts `--fork-server-fd=N`, see `RunnerForkServer`. With a parent death pipe, it is
-        not used.
-    """
-
-    command: Sequence[str]
-    environment: Mapping[str, str]
-    parent_death_pipe_fd: int | None = None
-    credentials_fd: int | None = None
-    can_fork: bool = False
-
-    @property
-    def inherited_fds(self) -> Mapping[str, int]:
-        """The descriptors that the runner inherits in addition to the lock, keyed by their command-line options."""
-        descriptors = {"--parent-death-pipe-fd": self.parent_death_pipe_fd, "--credentials-fd": self.credentials_fd}
-        return {option: descriptor for option, descriptor in descriptors.items() if descriptor is not None}
-
-
-class RunnerForkServer:
-    """A process that has imported everything that runners need, and forks a runner for each request.
-
-    The import takes most of a runner's start-up time, and runners share the memory of the modules. A request after the
-    process's death starts a new one. The fork server ends with this process; its runners do not.
-    """
-
-    def __init__(self, program: RunnerProgram) -> None:
-        self._program = program
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
-
-    def fork(self, runtime: str, order_read_fd: int, log_fd: int, lock_fd: int) -> int:
-        """Fork a runner, which inherits the lock. Blocks. Returns the runner's pidfd.
-
-        runtime: name of the runtime whose modules the runner needs. order_read_fd: the runner's stdin. log_fd: the
-        runner's stdout and stderr.
-
-        If this raises OSError, a runner may have been forked nevertheless. A runner exits if it gets no order, so close
-        the write end of its stdin.
-        """
-        with self._lock:
-            control = self._connect()
-            try:
-                socket.send_fds(control, [runtime.encode()], [order_read_fd, log_fd, lock_fd])
-                message, descriptors, _, _ = socket.recv_fds(control, 16, 1, socket.MSG_CMSG_CLOEXEC)
-            except TimeoutError as error:
-                self._stop()
-                raise TimeoutError(errno.ETIMEDOUT, "The fork server of the runners does not respond") from error
-            except ConnectionError:
-                message, descriptors = b"", []
-            if descriptors:
-                return descriptors[0]
-            if message:
-                raise OSError(int(message), os.strerror(int(message)))
-            self._stop()
-            raise BrokenPipeError(errno.EPIPE, "The fork server of the runners ended")
-
-    def start(self) -> None:
-        """Start the fork server before the first request, if it is not running. Raises OSError."""
-        with self._lock:
-            self._connect()
-
-    def close(self) -> None:
-        """Stop the fork server. Its runners continue."""
-        with self._lock:
-            self._stop()
-
-    def _connect(self) -> socket.socket:
-        """Return the control socket of a live fork server."""
-        if self._process is not None and self._process.poll() is not None:
-            self._stop()
-        if self._control is None:
-            control, fork_server_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            control.settimeout(ORDER_TIMEOUT_SECONDS)
-            try:
-                with fork_server_control:
-                    self._process = self._start(fork_server_control.fileno())
-            except BaseException:
-                control.close()
-                raise
-            self._control = control
-        return self._control
-
-    def _start(self, fork_server_fd: int) -> subprocess.Popen[bytes]:
-        """Start the fork server. Until it has imported everything, its errors go to the stderr of this process."""
-        return subprocess.Popen(
-            [*self._program.command, f"--fork-server-fd={fork_server_fd}"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            cwd="/",
-            env=self._program.environment,
-            start_new_session=True,
-            pass_fds=(fork_server_fd,),
-        )
-
-    def _stop(self) -> None:
-        process, control = self._process, self._control
-        self._process = self._control = None
-        if control is not None:
-            control.close()
-        if process is not None:
-            process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(ORDER_TIMEOUT_SECONDS)
-
-
 class LocalPlacement:
-    """Starts one process of the runner program per order. Implements `interfaces.placement.Placement`."""
+    """Starts one runner process per order. Implements `interfaces.placement.Placement`."""
 
     allocator = None
 
     def __init__(
         self,
-        program: RunnerProgram,
+        starter: RunnerStarter,
         data_dir: Path,
         run_dir: Path,
         host: Host,
@@ -208,27 +91,23 @@ class LocalPlacement:
         """host_settings: returns the current settings for runners; called for each launch."""
         self.host = host
         self.files = files
-        self._program = program
-        is_forked = program.can_fork and program.parent_death_pipe_fd is None
-        self._fork_server = RunnerForkServer(program) if is_forked else None
+        self._starter = starter
         self._data_dir = data_dir
         self._run_dir = run_dir
         self._host_settings = host_settings
         self._locks = locks
 
     async def run(self) -> None:
-        """Start the fork server of the runners, and stop it when cancelled. Implements `Placement.run`.
+        """Prepare the starter of the runners, and close it when cancelled. Implements `Placement.run`.
 
         Nothing else is needed: local runners write directly to the server's data directory.
         """
         try:
-            if self._fork_server is not None:
-                with contextlib.suppress(OSError):  # the first launch tries again
-                    await asyncio.to_thread(self._fork_server.start)
+            with contextlib.suppress(OSError):  # the first launch tries again
+                await asyncio.to_thread(self._starter.prepare)
             await asyncio.get_running_loop().create_future()
         finally:
-            if self._fork_server is not None:
-                self._fork_server.close()
+            self._starter.close()
 
     async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> LocalRunnerHandle:
         """Start a runner that inherits the journal's lock. Implements `Placement.launch`."""
@@ -273,47 +152,17 @@ class LocalPlacement:
             stack.callback(os.close, order_write_fd)
             try:
                 log_path = _create_log_directory(message)
-                pidfd = self._spawn(message.host.runtime, order_read_fd, log_path, lock_fd)
+                log_fd = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    pidfd = self._starter.start(message.host.runtime, order_read_fd, log_fd, lock_fd)
+                finally:
+                    os.close(log_fd)
             finally:
                 os.close(order_read_fd)
             try:
                 _send_message(order_write_fd, msgspec.json.encode(message), pidfd, log_path)
             finally:
                 loop.call_soon_threadsafe(loop.add_reader, pidfd, _reap, loop, pidfd)
-
-    def _spawn(self, runtime: str, order_read_fd: int, log_path: Path, lock_fd: int) -> int:
-        """Start the process. Returns its pidfd."""
-        log_fd = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if self._fork_server is not None:
-                return self._fork_server.fork(runtime, order_read_fd, log_fd, lock_fd)
-            inherited = self._program.inherited_fds
-            process = subprocess.Popen(
-                [
-                    *self._program.command,
-                    *(f"{option}={fd}" for option, fd in inherited.items()),
-                    f"--lock-fd={lock_fd}",
-                ],
-                stdin=order_read_fd,
-                stdout=log_fd,
-                stderr=log_fd,
-                cwd="/",
-                env=self._program.environment,
-                start_new_session=True,
-                pass_fds=(lock_fd, *inherited.values()),
-            )
-        finally:
-            os.close(log_fd)
-        try:
-            pidfd = os.pidfd_open(process.pid)
-        except OSError:
-            process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(ORDER_TIMEOUT_SECONDS)
-            raise
-        # `_reap` waits for the process. Without a return code, Popen's destructor would warn about a running child.
-        process.returncode = 0
-        return pidfd
 
 
 def _send_message(order_write_fd: int, message: bytes, pidfd: int, log_path: Path) -> None:
@@ -406,8 +255,8 @@ class LocalPreservedDisk(LocalRunnerClient):
         await self._files.remove_preserved(self._layout)
 
 
-_RUNNER_MODULES = frozenset({RUNNER_MODULE.encode(), b"sandbox.wiring.runner"})
-"""Every runner has one of these arguments; other holders of a lock have neither.
+_RUNNER_MODULES = frozenset({RUNNER_MODULE.encode(), FORK_SERVER_MODULE.encode(), b"sandbox.wiring.runner"})
+"""Every runner has one of these arguments; other holders of a lock have none of them.
 
 Only version 0.1 uses `sandbox.wiring`.
 """

@@ -36,7 +36,8 @@ from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 from sandbox.placements.local import placement as local_placement
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.placements.local.launch_message import HostSettings
-from sandbox.placements.local.placement import LocalPlacement, LocalPreservedDisk, RunnerProgram
+from sandbox.placements.local.placement import LocalPlacement, LocalPreservedDisk
+from sandbox.placements.local.runner_processes import RunnerForkServer, RunnerSpawner
 
 TIMEOUT_SECONDS = 20
 RUNNER_PROGRAM = """
@@ -58,9 +59,9 @@ while not (run_dir / "go").exists() and time.monotonic() < deadline:
 """
 FORK_PROGRAM = """
 import socket, sys
-from sandbox.bootstrap.runner import fork_runners
+from sandbox.bootstrap.runner_fork_server import fork_runners
 [argument] = sys.argv[1:]
-lock_fd = fork_runners(socket.socket(fileno=int(argument.removeprefix("--fork-server-fd="))))
+lock_fd = fork_runners(socket.socket(fileno=int(argument.removeprefix("--control-fd="))))
 sys.argv[1:] = [f"--lock-fd={lock_fd}"]
 """
 """Makes the fake runner a fork server."""
@@ -69,7 +70,8 @@ import asyncio, contextlib, fcntl, os, pathlib, sys, time
 from types import SimpleNamespace
 from sandbox.interfaces.runner import RunAttempt
 from sandbox.placements.local.launch_message import HostSettings
-from sandbox.placements.local.placement import LocalPlacement, RunnerProgram
+from sandbox.placements.local.placement import LocalPlacement
+from sandbox.placements.local.runner_processes import RunnerForkServer, RunnerSpawner
 
 directory = pathlib.Path(sys.argv[1])
 lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
@@ -77,8 +79,8 @@ fcntl.flock(lock_fd, fcntl.LOCK_EX)
 command = [sys.executable, "-I", str(directory / "runner.py")]
 settings = HostSettings(str(directory), str(directory), "bubblewrap")
 locks = SimpleNamespace(hand_over=contextlib.nullcontext)
-program = RunnerProgram(command, {}, can_fork=sys.argv[2] == "forked")
-placement = LocalPlacement(program, directory, directory, None, lambda: settings, locks, None)
+starter = RunnerForkServer(command, {}) if sys.argv[2] == "forked" else RunnerSpawner(command, {})
+placement = LocalPlacement(starter, directory, directory, None, lambda: settings, locks, None)
 order = RunAttempt("task-1", "a" * 12)
 
 async def serve():
@@ -111,7 +113,7 @@ def forking_placement(run_dir):
     """A placement whose fork server ends at the end of the test."""
     placement = placement_of(run_dir, start="forked")
     yield placement
-    placement._fork_server.close()
+    placement._starter.close()
 
 
 @pytest.fixture
@@ -131,12 +133,11 @@ def log_of(run_dir):
     return TaskLayout(run_dir, "task-1").attempt("a" * 12).runner_log
 
 
-def make_placement(run_dir, command, environment=None, *, can_fork=False):
+def make_placement(run_dir, starter):
     """Return a placement that accepts file descriptors instead of journal writers."""
     settings = HostSettings(str(run_dir), str(run_dir), "bubblewrap")
     locks = SimpleNamespace(hand_over=contextlib.nullcontext)
-    program = RunnerProgram(command, environment or {}, can_fork=can_fork)
-    return LocalPlacement(program, run_dir, run_dir, None, lambda: settings, locks, files_of(run_dir))
+    return LocalPlacement(starter, run_dir, run_dir, None, lambda: settings, locks, files_of(run_dir))
 
 
 def files_of(run_dir):
@@ -146,7 +147,8 @@ def files_of(run_dir):
 def placement_of(run_dir, code=RUNNER_PROGRAM, environment=None, *, start="spawned"):
     (run_dir / "runner.py").write_text((FORK_PROGRAM if start == "forked" else "") + code)
     command = [sys.executable, "-I", str(run_dir / "runner.py")]
-    return make_placement(run_dir, command, environment, can_fork=start == "forked")
+    make_starter = RunnerForkServer if start == "forked" else RunnerSpawner
+    return make_placement(run_dir, make_starter(command, environment or {}))
 
 
 async def wait_until(condition):
@@ -351,7 +353,7 @@ async def test_fork_server_that_does_not_respond_is_replaced(forking_placement, 
     await forking_placement.launch(order_for(run_dir), lock_fd)
     first = parent_of((await wait_for_report(run_dir))["pid"])
     (run_dir / "report").unlink()
-    forking_placement._fork_server._control.settimeout(0.2)
+    forking_placement._starter._control.settimeout(0.2)
     os.kill(first, signal.SIGSTOP)
     with pytest.raises(RunnerNotStartedError) as caught:
         await forking_placement.launch(order_for(run_dir), lock_fd)
@@ -363,7 +365,7 @@ async def test_fork_server_that_does_not_respond_is_replaced(forking_placement, 
 
 
 async def test_fork_server_that_ends_immediately_starts_no_runner(run_dir, lock_fd):
-    placement = make_placement(run_dir, [sys.executable, "-I", "-c", ""], can_fork=True)
+    placement = make_placement(run_dir, RunnerForkServer([sys.executable, "-I", "-c", ""], {}))
     before = children()
     with pytest.raises(RunnerNotStartedError) as caught:
         await placement.launch(order_for(run_dir), lock_fd)
@@ -385,16 +387,15 @@ async def test_fork_server_reports_that_no_runner_was_forked(run_dir, lock_fd, f
         with pytest.raises(RunnerNotStartedError) as caught:
             await placement.launch(order_for(run_dir), lock_fd)
         assert caught.value.errno == errno.EAGAIN
-    placement._fork_server.close()
+    placement._starter.close()
     assert open_descriptors() == before
 
 
 async def test_forked_runner_whose_server_sends_no_order_exits(run_dir, lock_fd):
-    program = [sys.executable, "-I", "-m", "sandbox.bootstrap.runner"]
-    fork_server = local_placement.RunnerForkServer(RunnerProgram(program, {}, can_fork=True))
+    fork_server = RunnerForkServer([sys.executable, "-I", "-m", "sandbox.bootstrap.runner_fork_server"], {})
     order_read_fd, order_write_fd = os.pipe()
     log_fd = os.open(run_dir / "log", os.O_WRONLY | os.O_CREAT)
-    pidfd = await asyncio.to_thread(fork_server.fork, "bubblewrap", order_read_fd, log_fd, lock_fd)
+    pidfd = await asyncio.to_thread(fork_server.start, "bubblewrap", order_read_fd, log_fd, lock_fd)
     for descriptor in (order_read_fd, order_write_fd, log_fd):
         os.close(descriptor)
     poll = select.poll()
@@ -449,8 +450,8 @@ async def test_runner_that_does_not_read_its_order_is_killed(run_dir, lock_fd, m
 
 def test_failed_start_leaves_no_open_descriptor(run_dir, lock_fd):
     before = open_descriptors()
-    missing = make_placement(run_dir, [str(run_dir / "none")])
-    unwritable = make_placement(run_dir / "runner.py", [sys.executable])
+    missing = make_placement(run_dir, RunnerSpawner([str(run_dir / "none")], {}))
+    unwritable = make_placement(run_dir / "runner.py", RunnerSpawner([sys.executable], {}))
 
     for placement, error in ((missing, FileNotFoundError), (unwritable, NotADirectoryError)):
         with pytest.raises(error):
@@ -483,7 +484,7 @@ async def test_lack_of_descriptors_leaks_neither_lock_nor_descriptor(run_dir, lo
     def refuse(*_):
         raise OSError("no descriptor")
 
-    placement = make_placement(run_dir, ["true"])
+    placement = make_placement(run_dir, RunnerSpawner(["true"], {}))
     monkeypatch.setattr(f"sandbox.placements.local.placement.{step}", refuse)
     before = open_descriptors()
     with pytest.raises(OSError, match="no descriptor"):
@@ -503,9 +504,9 @@ async def test_temporary_causes_of_a_failed_start_are_distinguished(
     def refuse(*_, **__):
         raise OSError(error_number, "refused")
 
-    monkeypatch.setattr("sandbox.placements.local.placement.subprocess.Popen", refuse)
+    monkeypatch.setattr("sandbox.placements.local.runner_processes.subprocess.Popen", refuse)
     with pytest.raises(OSError, match="refused") as refused:
-        await make_placement(run_dir, ["true"]).launch(order_for(run_dir), lock_fd)
+        await make_placement(run_dir, RunnerSpawner(["true"], {})).launch(order_for(run_dir), lock_fd)
     assert (refused.value.errno, isinstance(refused.value, RunnerNotStartedError)) == (error_number, is_temporary)
 
 
@@ -513,7 +514,7 @@ async def test_runner_without_a_pidfd_is_killed_and_reaped(run_dir, lock_fd, mon
     def refuse(*_):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("sandbox.placements.local.placement.os.pidfd_open", refuse)
+    monkeypatch.setattr("sandbox.placements.local.runner_processes.os.pidfd_open", refuse)
     before = children()
     with pytest.raises(OSError, match="Too many open files"):
         await placement_of(run_dir, "import time; time.sleep(60)").launch(order_for(run_dir), lock_fd)
@@ -559,7 +560,7 @@ def test_runner_of_an_earlier_server_is_found_before_the_host_is_probed(run_dir)
         raise AssertionError("the host has not been probed")
 
     locks = FileJournals(run_dir)
-    placement = LocalPlacement(RunnerProgram(["runner"], {}), run_dir, run_dir, None, fail, locks, files_of(run_dir))
+    placement = LocalPlacement(RunnerSpawner(["runner"], {}), run_dir, run_dir, None, fail, locks, files_of(run_dir))
     location = AttemptLocation("task-1", "a" * 12, "here")
     assert placement.find_runner(location).attempt_id == "a" * 12
     assert isinstance(placement.preserved_disk(location), LocalPreservedDisk)
@@ -575,7 +576,7 @@ async def test_handle_reports_and_kills_a_runner_of_an_earlier_server(run_dir):
 
     def make():
         return LocalPlacement(
-            RunnerProgram(command, {}),
+            RunnerSpawner(command, {}),
             run_dir,
             run_dir,
             None,
