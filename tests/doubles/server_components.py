@@ -35,7 +35,7 @@ from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.placements.local.placement import LocalPreservedDisk, kill_lock_holder
-from sandbox.server.administration.administration import Administration
+from sandbox.server.administration.drain_and_prune import Administration
 from sandbox.server.administration.health import HealthCheck
 from sandbox.server.administration.hosts import Hosts
 from sandbox.server.cancellation import Canceller

@@ -26,9 +26,9 @@ from sandbox.api.routes import (
     health,
     logs,
     sessions,
+    single_task,
     state_changes,
     task_list,
-    tasks,
 )
 from sandbox.api.streaming.event_websocket import serve_event_stream
 from sandbox.api.streaming.terminal_websocket import serve_terminal
@@ -36,7 +36,7 @@ from sandbox.interfaces.agent import Agent
 
 _ROUTERS = (
     task_list.router,
-    tasks.router,
+    single_task.router,
     derived_tasks.router,
     logs.router,
     state_changes.router,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from sandbox.bootstrap.settings.load import ConfigurationError
-from sandbox.gateway.model_api.dialer import parse_upstream
+from sandbox.gateway.model_api.upstream import parse_upstream
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.gateway import ModelUpstream
 

@@ -28,7 +28,7 @@ from sandbox.model.fixed_limits import UNFINISHED_TASKS_MAX
 from sandbox.model.manifest.schema import Manifest
 from sandbox.placements.local.host_load import measure_host_load
 from sandbox.placements.local.probe_cleanup import ProbeCleanup
-from sandbox.server.administration.administration import Administration
+from sandbox.server.administration.drain_and_prune import Administration
 from sandbox.server.administration.health import HealthCheck
 from sandbox.server.administration.hosts import Hosts
 from sandbox.server.cancellation import Canceller

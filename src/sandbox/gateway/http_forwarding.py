@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 import h11
 
 from sandbox.gateway.limits import HEAD_BYTES_MAX
-from sandbox.gateway.model_api.dialer import Upstream
 from sandbox.gateway.model_api.key_redactor import KeyRedactor
 from sandbox.gateway.model_api.request_policy import Headers, connection_header_names, select_headers
+from sandbox.gateway.model_api.upstream import Upstream
 from sandbox.interfaces.model_dialect import ModelDialect, ResponseHeaders
 
 _HOP_BY_HOP = frozenset(

@@ -28,9 +28,10 @@ from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.model_api.connection import ModelConnection
 from sandbox.gateway.model_api.connection_protocol import ModelProtocol
-from sandbox.gateway.model_api.dialer import UpstreamDialer, parse_upstream
+from sandbox.gateway.model_api.dialer import UpstreamDialer
 from sandbox.gateway.model_api.request_gate import ModelRequestGate
 from sandbox.gateway.model_api.request_policy import ModelPolicy
+from sandbox.gateway.model_api.upstream import parse_upstream
 from sandbox.gateway.synthetic_dns import DnsResponder, DnsTcpProtocol, SyntheticIps
 from sandbox.gateway.transport import FullSizeBufferLimit, OutboundConnections, Stream
 from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelUpstream, ReportEvent

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from sandbox.interfaces.runtime import Command, ExitStatus, Listeners, SandboxHandle, SandboxSpec
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
-from sandbox.runtimes.exec_client import ExecTerminal
+from sandbox.runtimes.exec_terminal import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes, read_group_cpu_seconds
 from sandbox.runtimes.limits.cpu_activity import CpuActivity

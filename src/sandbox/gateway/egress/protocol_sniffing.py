@@ -7,7 +7,7 @@ from sandbox.gateway.egress.http_request_search import TOKEN
 from sandbox.gateway.egress.inspection import ConnectionInspector, Denial, NestedConnectionFilter, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy
 from sandbox.gateway.egress.tls_inspector import TlsInspector
-from sandbox.gateway.egress.unknown_protocol_filter import UnknownProtocolFilter
+from sandbox.gateway.egress.unknown_protocol_inspector import UnknownProtocolInspector
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 
 _TLS_RECORD = b"\x16"
@@ -49,7 +49,7 @@ class SniffingInspector:
         if data and _PARTIAL_FIRST_LINE.fullmatch(self._received):
             too_long = len(self._received) > CLIENT_HELLO_BYTES_MAX
             return self._deny("the connection's first line is too long.") if too_long else None
-        stream_filter = UnknownProtocolFilter(self._policy, self._name, self._port, self._received, is_eof=not data)
+        stream_filter = UnknownProtocolInspector(self._policy, self._name, self._port, self._received, is_eof=not data)
         return Tunnel(self._name, self._port, stream_filter)
 
     def _delegate_to(self, inspector: ConnectionInspector, data: bytes) -> Tunnel | Denial | None:

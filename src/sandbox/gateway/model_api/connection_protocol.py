@@ -21,10 +21,10 @@ from sandbox.gateway.limits import (
     PIPELINED_BYTES_MAX,
     REQUEST_BODY_BYTES_MAX,
 )
-from sandbox.gateway.model_api.dialer import Upstream
 from sandbox.gateway.model_api.key_redactor import BodyRedactor, KeyRedactor, account_redactors
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, KeyRejection, ModelRequestGate, valid_usage
 from sandbox.gateway.model_api.request_policy import AllowedHead, ModelPolicy, too_large
+from sandbox.gateway.model_api.upstream import Upstream
 from sandbox.gateway.sans_io import Effects, Phase
 from sandbox.interfaces.model_dialect import CostBound, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage

@@ -11,7 +11,7 @@ import msgspec
 from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUDGET_REQUESTS_IN_FLIGHT_MIN, BUFFERED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
-from sandbox.gateway.model_api.dialer import Upstream
+from sandbox.gateway.model_api.upstream import Upstream
 from sandbox.interfaces.gateway import Budget, GatewayRules
 from sandbox.interfaces.model_dialect import CostBound, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import COST_USD_MAX, Usage

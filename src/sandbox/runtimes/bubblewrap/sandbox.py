@@ -18,7 +18,7 @@ from sandbox.runtimes import bubblewrap_command, sandbox_processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, SandboxSetup
 from sandbox.runtimes.bubblewrap.disk_root import DiskRoot, find_disk_root
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
-from sandbox.runtimes.exec_client import ExecTerminal, start_exec
+from sandbox.runtimes.exec_terminal import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits.cgroups import measure_terminal_usage
 from sandbox.runtimes.limits.ext4_kernel_objects import DirectoryMeter

@@ -15,7 +15,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes import sandbox_processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, SandboxSetup
-from sandbox.runtimes.exec_client import ExecProcess, ExecTerminal, start_on_pty, start_program
+from sandbox.runtimes.exec_terminal import ExecProcess, ExecTerminal, start_on_pty, start_program
 from sandbox.runtimes.gvisor import bundle
 from sandbox.runtimes.gvisor.bundle import STATE_DIRECTORY
 from sandbox.runtimes.launcher_client import ProgramSpec

@@ -12,7 +12,7 @@ import pytest
 from doubles.responses_api import ResponsesApi
 from doubles.scripted_upstream import Script, UpstreamRequest, scripted_upstream
 from doubles.served_gateway import SERVER_KEY, TASK_KEY, Client, ServedGateway, run, served_gateway
-from sandbox.gateway.model_api.dialer import parse_upstream
+from sandbox.gateway.model_api.upstream import parse_upstream
 from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules, ModelUpstream
 from sandbox.interfaces.model_dialect import CostBound, UsageMeter

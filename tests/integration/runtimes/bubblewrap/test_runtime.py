@@ -211,14 +211,14 @@ _AS_ORDINARY_USER = """
 import asyncio, concurrent.futures.thread, ctypes, os, sys
 from pathlib import Path
 import msgspec, shutil
-import sandbox.runtimes.exec_client, sandbox.runtimes.launcher_client, sandbox.runtimes.bubblewrap.runtime
+import sandbox.runtimes.exec_terminal, sandbox.runtimes.launcher_client, sandbox.runtimes.bubblewrap.runtime
 from doubles.sandbox_lifecycle import ready_sandbox, run_in
 from sandbox.interfaces.runtime import Command, TerminalSize
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
 directory, interpreter, module = sys.argv[1:]
 OPEN_PTYS = "import pty\\nfor count in range(300):\\n try: pty.openpty()\\n except OSError: break\\nprint(count)"
-sandbox.runtimes.launcher_client.__file__ = sandbox.runtimes.exec_client.__file__ = module
+sandbox.runtimes.launcher_client.__file__ = sandbox.runtimes.exec_terminal.__file__ = module
 sys.executable = interpreter
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost by the change of uid

@@ -12,9 +12,9 @@ from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUDGET_REQUESTS_IN_FLIGHT_MIN, BUFFERED_BYTES_MAX
 from sandbox.gateway.model_api import request_gate
-from sandbox.gateway.model_api.dialer import parse_upstream
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, Spending, valid_usage
 from sandbox.gateway.model_api.request_policy import Rejected
+from sandbox.gateway.model_api.upstream import parse_upstream
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules, ModelUpstream
 from sandbox.interfaces.model_dialect import CostBound, ModelDialect
 from sandbox.model.egress import EgressRule, EgressRules

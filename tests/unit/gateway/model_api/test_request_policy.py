@@ -10,9 +10,9 @@ from sandbox.agents.claude_code.messages_api.request_checks import MODEL_STRING_
 from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.model_api.connection_protocol import ModelProtocol
-from sandbox.gateway.model_api.dialer import parse_upstream
 from sandbox.gateway.model_api.request_gate import ModelRequestGate
 from sandbox.gateway.model_api.request_policy import ModelPolicy
+from sandbox.gateway.model_api.upstream import parse_upstream
 from sandbox.interfaces.gateway import Budget, GatewayRules, KeyRejected, ModelUpstream
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import EgressDenied

@@ -3,7 +3,7 @@
 import pytest
 
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
-from sandbox.gateway.model_api.dialer import parse_upstream
+from sandbox.gateway.model_api.upstream import parse_upstream
 from sandbox.interfaces.gateway import ModelUpstream
 
 

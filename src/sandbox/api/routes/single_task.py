@@ -1,4 +1,4 @@
-"""Routes that submit, read, wait for and cancel tasks."""
+"""Routes of a single task: submit, read, wait for, cancel and delete it, and release its sandbox."""
 
 from __future__ import annotations
 
