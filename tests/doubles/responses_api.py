@@ -44,8 +44,8 @@ class ResponsesApi:
 
     base_url_setting = "RESPONSES_BASE_URL"
     endpoints: Mapping[bytes, Endpoint] = {
-        b"/v1/responses": Endpoint(is_metered=True, refers_to_stored_data=True),
-        b"/v1/responses/input_tokens": Endpoint(is_metered=False, refers_to_stored_data=True),
+        b"/v1/responses": Endpoint(is_metered=True, may_refer_to_stored_data=True),
+        b"/v1/responses/input_tokens": Endpoint(is_metered=False, may_refer_to_stored_data=True),
     }
     accepted_queries = frozenset({b""})
     credential_headers = frozenset({b"authorization"})

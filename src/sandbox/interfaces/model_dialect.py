@@ -32,12 +32,12 @@ class CostBound(msgspec.Struct, frozen=True):
 class Endpoint(msgspec.Struct, frozen=True):
     """A path to which POST requests are forwarded.
 
-    is_metered: the response uses tokens. refers_to_stored_data: a request can refer to data that other tasks have
+    is_metered: the response uses tokens. may_refer_to_stored_data: a request can refer to data that other tasks have
     stored with the same key. The gateway then decodes every request, so that `decode_request` can reject it.
     """
 
     is_metered: bool
-    refers_to_stored_data: bool = False
+    may_refer_to_stored_data: bool = False
 
 
 class RequestHeaders(msgspec.Struct, frozen=True):

@@ -77,7 +77,7 @@ class ModelRequestGate:
         self._dialect = dialect
         self._reporter = reporter
         self._has_full_egress = rules.egress.is_unrestricted
-        self._may_refer_to_stored_data = any(one.refers_to_stored_data for one in dialect.endpoints.values())
+        self._may_refer_to_stored_data = any(one.may_refer_to_stored_data for one in dialect.endpoints.values())
         self._has_accepted_key = False
         self._key_rejection: Rejected | None = None
         self._budget = rules.budget
