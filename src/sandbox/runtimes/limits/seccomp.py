@@ -97,7 +97,7 @@ memfd_create fails with EINVAL, as with unknown flags: Chromium calls it with al
 _OFD_LOCKS = (36, 37, 38)
 """F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW: locks that no process owns, so they cannot be attributed to a sandbox."""
 
-_SET_FLAGS, _ASYNC = 4, 0x2000
+_F_SETFL, _O_ASYNC = 4, 0x2000
 _SIGNALLING_COMMANDS = (1024, 1026)
 """F_SETFL, O_ASYNC; F_SETLEASE, F_NOTIFY: signals for events on files.
 
@@ -106,7 +106,7 @@ time is charged to the cause of the event: a process of the host that reads a di
 kernel thread.
 """
 
-_ADD_SEALS, _WRITE_SEALS = 1033, 0x28
+_F_ADD_SEALS, _REFUSED_SEALS = 1033, 0x28
 """F_ADD_SEALS; F_SEAL_WRITE and F_SEAL_EXEC, which empty caches of all processors, see `Architecture`."""
 
 _IDLE_POLICIES = (5, 0x40000005)
@@ -328,8 +328,8 @@ def assemble_filter(
         *_refuse_flags(architecture.memfd_create, _ARG1, _MFD_HUGETLB, errno.EINVAL),
         *_refuse_flags(architecture.shmget, _ARG2, _SHM_HUGETLB, errno.ENOMEM),
         *_refuse_values(architecture.fcntl, _ARG1, (*_OFD_LOCKS, *_SIGNALLING_COMMANDS), errno.EINVAL),
-        *_refuse_flags_of_command(architecture.fcntl, _SET_FLAGS, _ASYNC),
-        *_refuse_flags_of_command(architecture.fcntl, _ADD_SEALS, _WRITE_SEALS),
+        *_refuse_fcntl_flags(architecture.fcntl, _F_SETFL, _O_ASYNC),
+        *_refuse_fcntl_flags(architecture.fcntl, _F_ADD_SEALS, _REFUSED_SEALS),
         *_ignore_scheduling_changes(architecture),
         *_ignore_core_limit_changes(architecture),
         *_refuse_long_lists(architecture, polled_files_max),
@@ -379,7 +379,7 @@ def _restrict_requests(call: int, *, allows_kvm: bool) -> list[bytes]:
     return _for_call(call, [_load(_ARG1), *rules, *_skip_if_in(allowed_sockopts_and_ioctls.ALLOWED_IOCTLS, others)])
 
 
-def _refuse_flags_of_command(fcntl: int, command: int, flags: int) -> list[bytes]:
+def _refuse_fcntl_flags(fcntl: int, command: int, flags: int) -> list[bytes]:
     with_flags = [_load(_ARG2), _instruction(_JUMP_SET, flags, 0, 1), _return_errno(errno.EINVAL)]
     return _for_call(fcntl, [_load(_ARG1), *_skip_unless_in((command,), with_flags)])
 

@@ -404,7 +404,7 @@ def test_open_file_description_locks_return_einval(architecture: str):
 
 
 @all_architectures
-def test_seals_against_writing_return_einval(architecture: str):
+def test_write_and_exec_seals_return_einval(architecture: str):
     fcntl = {"x86_64": 72, "aarch64": 25}[architecture]
     # F_SEAL_WRITE, F_SEAL_EXEC, all seals
     assert {evaluate(architecture, fcntl, 3, 1033, seals) for seals in (8, 0x20, 0x3F)} == {errno.EINVAL}
