@@ -13,7 +13,7 @@ from pathlib import Path
 
 from doubles.leftovers import processes
 from escape import host_state
-from sandbox.runtimes.limits.kernel_lock_hold_times import EPOLL_LOCK, NETWORK_LOCK, TERMINAL_LOCK
+from sandbox.runtimes.limits.kernel_lock_hold_times import NESTED_EPOLL_LOCK, NETWORK_LOCK, TERMINAL_LOCK
 from sandbox.runtimes.programs.launcher import PTYS_MAX
 
 INTERVAL_SECONDS = 0.4
@@ -86,7 +86,7 @@ def _take_priority():
         os.sched_setscheduler(threading.get_native_id(), os.SCHED_FIFO, os.sched_param(1))
 
 
-WATCHED_LOCKS = {lock.name: lock.take for lock in (TERMINAL_LOCK, NETWORK_LOCK, EPOLL_LOCK)}
+WATCHED_LOCKS = {lock.name: lock.take for lock in (TERMINAL_LOCK, NETWORK_LOCK, NESTED_EPOLL_LOCK)}
 """Functions that take a lock of the host's kernel, keyed by the lock's name."""
 
 

@@ -375,7 +375,7 @@ def measure_terminal_usage(
         terminal_cpu_seconds=cpu_seconds,
         terminal_lock_seconds=lock_meters.terminals.measure(group._thread_ids),
         network_lock_seconds=lock_meters.network_devices.measure(group._thread_ids),
-        epoll_lock_seconds=lock_meters.nested_epoll.measure(group._thread_ids),
+        nested_epoll_lock_seconds=lock_meters.nested_epoll.measure(group._thread_ids),
         directory_listing_seconds=lock_meters.directory_listings.measure(group._thread_ids),
     )
 

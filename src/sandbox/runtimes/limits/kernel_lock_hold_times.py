@@ -28,7 +28,7 @@ from pathlib import Path
 import msgspec
 
 _PROC = Path("/proc")
-_WAIT_FUNCTION, _RUNNABLE = "mutex_lock", "R"
+_LOCK_WAIT_FUNCTION, _RUNNABLE = "mutex_lock", "R"
 _WAITED_SECONDS_MIN = 1.0
 """Shorter waits do not count. Without programs that wait while they hold the lock, it is free within milliseconds."""
 
@@ -51,7 +51,7 @@ def take_network_lock() -> None:
         fcntl.ioctl(any_socket, _SIOCGIFCONF, struct.pack("@iP", 0, 0))
 
 
-def take_epoll_lock() -> None:
+def take_nested_epoll_lock() -> None:
     """Let one epoll instance watch another. Raises OSError."""
     with select.epoll() as outer, select.epoll() as inner:
         outer.register(inner.fileno(), select.EPOLLIN)
@@ -87,7 +87,7 @@ NETWORK_LOCK = KernelLock(
     ),
 )
 
-EPOLL_LOCK = KernelLock("epoll-lock", take_epoll_lock, ("do_epoll_ctl",), ("ep_loop_check",))
+NESTED_EPOLL_LOCK = KernelLock("nested-epoll-lock", take_nested_epoll_lock, ("do_epoll_ctl",), ("ep_loop_check",))
 """ep_loop_check waits for the locks of inner instances. Threads that keep these locks do not count: event loops do."""
 
 
@@ -106,18 +106,18 @@ class LockProbe:
         """
         if self._thread is not None and self._thread.is_alive():
             waited_seconds = time.monotonic() - self._started_at
-            return waited_seconds if waited_seconds < _WAITED_SECONDS_MIN or self._is_in_kernel() else 0.0
+            return waited_seconds if waited_seconds < _WAITED_SECONDS_MIN or self._is_waiting_for_lock() else 0.0
         self._started_at = time.monotonic()
         self._thread = threading.Thread(target=self._probe, name=self._lock.name, daemon=True)
         self._thread.start()
         return 0.0
 
-    def _is_in_kernel(self) -> bool:
+    def _is_waiting_for_lock(self) -> bool:
         """Return whether the probe's thread sleeps in one of the lock's functions."""
         with suppress(OSError, IndexError):
-            thread = _PROC / "self/task" / str(self._thread.native_id if self._thread else None)
-            stack = (thread / "stack").read_text(errors="replace")
-            return _read_state(thread) != _RUNNABLE and any(name in stack for name in self._lock.functions)
+            directory = _PROC / "self/task" / str(self._thread.native_id if self._thread else None)
+            stack = (directory / "stack").read_text(errors="replace")
+            return _read_state(directory) != _RUNNABLE and any(name in stack for name in self._lock.functions)
         return False
 
     def _probe(self) -> None:
@@ -141,7 +141,7 @@ class LockMeter:
         self._clock = clock
         self._proc = proc
         self._measured_at = clock()
-        self._seconds = 0.0
+        self._held_seconds = 0.0
 
     def measure(self, thread_ids: Callable[[], Collection[int]]) -> float:
         """Return the time in seconds. Reads files in /proc for each thread only while the probe waits."""
@@ -149,10 +149,10 @@ class LockMeter:
         elapsed_seconds, self._measured_at = now - self._measured_at, now
         counted_seconds = min(elapsed_seconds, self._waited_seconds() - _WAITED_SECONDS_MIN)
         if counted_seconds < 0:
-            self._seconds = max(0.0, self._seconds - _RECOVERY_FACTOR * elapsed_seconds)
+            self._held_seconds = max(0.0, self._held_seconds - _RECOVERY_FACTOR * elapsed_seconds)
         elif any(self._may_hold_lock(thread) for thread in thread_ids()):
-            self._seconds += counted_seconds
-        return self._seconds
+            self._held_seconds += counted_seconds
+        return self._held_seconds
 
     def _may_hold_lock(self, thread: int) -> bool:
         """Return whether the thread is in one of the functions and is not waiting for a lock.
@@ -175,7 +175,7 @@ class LockMeter:
         one that takes the lock. A thread that waits for something else is in another function.
         """
         first = stack.partition("\n")[0]
-        return _WAIT_FUNCTION in stack or any(name in first for name in self._functions)
+        return _LOCK_WAIT_FUNCTION in stack or any(name in first for name in self._functions)
 
 
 class DirectoryListingMeter:
@@ -195,11 +195,11 @@ class DirectoryListingMeter:
         now = self._clock()
         if now - self._measured_at >= _LISTING_CHECK_INTERVAL_SECONDS:
             self._measured_at = now
-            waiting = filter(self._is_waiting, thread_ids())
+            waiting = filter(self._is_waiting_for_own_memory, thread_ids())
             self._waiting_since = {thread: self._waiting_since.get(thread, now) for thread in waiting}
         return max((self._measured_at - since for since in self._waiting_since.values()), default=0.0)
 
-    def _is_waiting(self, thread: int) -> bool:
+    def _is_waiting_for_own_memory(self, thread: int) -> bool:
         with suppress(OSError):
             stack = _read_stack(self._proc, thread)
             return _LISTING_FUNCTION in stack and _PAGE_FAULT_FUNCTION in stack
@@ -210,8 +210,8 @@ def _read_stack(proc: Path, thread: int) -> str:
     return (proc / str(thread) / "stack").read_text()
 
 
-def _read_state(thread: Path) -> str:
-    return (thread / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+def _read_state(thread_directory: Path) -> str:
+    return (thread_directory / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
 
 
 class MachineLockMeters:
@@ -220,5 +220,5 @@ class MachineLockMeters:
     def __init__(self) -> None:
         self.terminals = LockMeter(TERMINAL_LOCK)
         self.network_devices = LockMeter(NETWORK_LOCK)
-        self.nested_epoll = LockMeter(EPOLL_LOCK)
+        self.nested_epoll = LockMeter(NESTED_EPOLL_LOCK)
         self.directory_listings = DirectoryListingMeter()

@@ -65,7 +65,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     terminal_lock_seconds: time for which the sandbox held the lock for opening terminals while the machine waited for
         it.
     network_lock_seconds: the same for the lock for network devices.
-    epoll_lock_seconds: the same for the lock for nested epoll instances.
+    nested_epoll_lock_seconds: the same for the lock for nested epoll instances.
     directory_listing_seconds: time for which a program waited for its own memory while it listed a directory of the
         host.
     oom_kills: how many times a process was killed for lack of memory.
@@ -93,7 +93,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     terminal_cpu_seconds: float | None = None
     terminal_lock_seconds: float | None = None
     network_lock_seconds: float | None = None
-    epoll_lock_seconds: float | None = None
+    nested_epoll_lock_seconds: float | None = None
     directory_listing_seconds: float | None = None
     oom_kills: int = 0
     is_settled: bool = False
@@ -210,7 +210,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
                 "Programs of the sandbox listed network interfaces or joined multicast groups so slowly that no other "
                 "program on the machine could use network devices. Start fewer busy programs at the same time."
             )
-        if self.epoll_lock_seconds is not None and self.epoll_lock_seconds > MACHINE_LOCK_SECONDS_MAX:
+        if self.nested_epoll_lock_seconds is not None and self.nested_epoll_lock_seconds > MACHINE_LOCK_SECONDS_MAX:
             return (
                 "Programs of the sandbox used nested epoll instances so slowly that no other program on the machine "
                 "could use them. Start fewer busy programs at the same time."

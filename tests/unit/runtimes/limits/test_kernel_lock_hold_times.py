@@ -10,7 +10,7 @@ import pytest
 from doubles.deployment import wait_until
 from sandbox.model.fixed_limits import DIRECTORY_LISTING_SECONDS_MAX, MACHINE_LOCK_SECONDS_MAX
 from sandbox.runtimes.limits.kernel_lock_hold_times import (
-    EPOLL_LOCK,
+    NESTED_EPOLL_LOCK,
     NETWORK_LOCK,
     TERMINAL_LOCK,
     DirectoryListingMeter,
@@ -139,7 +139,7 @@ _WAITS_FOR_EVENTS = "[<0>] do_epoll_wait+0x479/0x5a0\n[<0>] __x64_sys_epoll_wait
 def test_time_counts_while_a_thread_may_hold_the_lock_for_nested_epoll_instances(
     lock: LockHarness, state: str, stack: str, seconds: float
 ):
-    lock.lock = EPOLL_LOCK
+    lock.lock = NESTED_EPOLL_LOCK
     lock.add_thread(8, state, stack)
     assert lock.measure(3) == seconds
 
@@ -193,7 +193,7 @@ def test_probe_that_waits_for_anything_else_than_the_lock_reports_no_wait():
     may_continue.set()
 
 
-@pytest.mark.parametrize("lock", [TERMINAL_LOCK, NETWORK_LOCK, EPOLL_LOCK], ids=lambda lock: lock.name)
+@pytest.mark.parametrize("lock", [TERMINAL_LOCK, NETWORK_LOCK, NESTED_EPOLL_LOCK], ids=lambda lock: lock.name)
 def test_probe_takes_the_lock_of_this_machine(lock: KernelLock):
     lock.take()
     probe = LockProbe(lock)
@@ -242,13 +242,13 @@ def test_time_of_a_listing_ends_with_it(lock: LockHarness, tmp_path: Path):
 def test_locks_and_listings_above_the_limits_are_violations():
     for usage in (
         KernelUsage(network_lock_seconds=MACHINE_LOCK_SECONDS_MAX),
-        KernelUsage(epoll_lock_seconds=MACHINE_LOCK_SECONDS_MAX),
+        KernelUsage(nested_epoll_lock_seconds=MACHINE_LOCK_SECONDS_MAX),
         KernelUsage(directory_listing_seconds=DIRECTORY_LISTING_SECONDS_MAX),
     ):
         assert not usage.find_exceeded_limit()
     network = KernelUsage(network_lock_seconds=MACHINE_LOCK_SECONDS_MAX + 0.1).find_exceeded_limit()
     assert "network devices" in network
-    epoll = KernelUsage(epoll_lock_seconds=MACHINE_LOCK_SECONDS_MAX + 0.1).find_exceeded_limit()
+    epoll = KernelUsage(nested_epoll_lock_seconds=MACHINE_LOCK_SECONDS_MAX + 0.1).find_exceeded_limit()
     assert "nested epoll instances" in epoll
     assert (
         "listed a directory"
