@@ -47,13 +47,13 @@ _LOCK_COUNT_SECONDS = 2.0
 For an epoll or inotify instance, the kernel also lists all files that the instance watches, which takes 0.5 s for a
 million entries.
 """
-_LOCK_BYTES_MAX = 1 << 20
+_FDINFO_BYTES_MAX = 1 << 20
 """Maximum number of bytes to read about one open file. Its locks come first, and more than FILE_LOCKS_MAX fit."""
 
 _TABLE_SIZE = re.compile(r"^FDSize:\s*(\d+)$", re.MULTILINE)
 _FLAGS = re.compile(r"^flags:\s*(\d+)$", re.MULTILINE)
 _LOCK_KIND = re.compile(r"^lock:\s+\d+: (\w+)", re.MULTILINE)
-_OWN_FILES = (
+_SANDBOX_PATH_PREFIXES = (
     *(SANDBOX_WORKSPACE, SANDBOX_HOME, "/tmp", "/dev/shm", "/dev/pts", "/proc"),  # noqa: S108
     *("/memfd:", "/SYSV", "pipe:", "socket:"),
 )
@@ -72,7 +72,7 @@ def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> F
     With many files, the number of directories is an estimate. The number of locks is a lower bound and never
     extrapolated, because one file can have all of them.
     """
-    tables = dict(filter(None, map(_count_process_files, process_ids)))
+    tables = dict(filter(None, map(_find_counted_fd_table, process_ids)))
     total = sum(tables.values())
     are_locks_counted, are_directories_counted = counts_locks and has_many_locks(), total > OPEN_DIRECTORIES_MAX
     if total > OPEN_FILES_OF_SANDBOX_MAX or not (are_locks_counted or are_directories_counted):
@@ -151,11 +151,11 @@ def has_many_locks() -> bool:
 
 def find_fd_table(pid: int) -> str | None:
     """Return the /proc directory with a process's open files. Its first thread may have ended before the others."""
-    found = _count_process_files(pid)
+    found = _find_counted_fd_table(pid)
     return None if found is None else found[0]
 
 
-def _count_process_files(pid: int) -> tuple[str, int] | None:
+def _find_counted_fd_table(pid: int) -> tuple[str, int] | None:
     """Return the /proc directory with a process's open files, and their number; None if none is visible."""
     process_directory = f"/proc/{pid}"
     if count := count_open_files(process_directory):
@@ -208,7 +208,7 @@ def list_locks(file: str) -> list[str]:
     There can be many POSIX locks, but at most one lock of each other kind.
     """
     with suppress(OSError), Path(file.format("fdinfo")).open() as info:
-        return _LOCK_KIND.findall(info.read(_LOCK_BYTES_MAX))
+        return _LOCK_KIND.findall(info.read(_FDINFO_BYTES_MAX))
     return []
 
 
@@ -216,7 +216,7 @@ def is_shared_with_host(file: str) -> bool:
     """Return whether the host uses this file too: a device, a file of /usr or of an image, an eventfd or similar."""
     with suppress(OSError):
         path = str(Path(file.format("fd")).readlink())
-        return path.startswith(_SYSCTL_DIRECTORY) or not path.startswith(_OWN_FILES)
+        return path.startswith(_SYSCTL_DIRECTORY) or not path.startswith(_SANDBOX_PATH_PREFIXES)
     return False
 
 
@@ -247,14 +247,14 @@ def count_netlink_bytes(pid: int) -> int | None:
 SOCK_DIAG = 4
 """Netlink protocol. Its sockets report on the network namespace in which they were created."""
 
-_REQUEST, _MESSAGES_BYTES = 20, 1 << 17
-_DUMP = 0x301
+_SOCK_DIAG_BY_FAMILY, _MESSAGES_BYTES = 20, 1 << 17
+_DUMP_FLAGS = 0x301
 _ERROR, _DONE = 2, 3
 _HEADER_BYTES, _RESPONSE_BYTES = 16, 72
 _PORT_OFFSET = 4
 _TCP, _UDP = 6, 17
 _SYN_RECEIVED, _TIME_WAIT = 3, 6
-_STATES = 0xFFFFFFFF & ~(1 << _TIME_WAIT)
+_COUNTED_STATES = 0xFFFFFFFF & ~(1 << _TIME_WAIT)
 _SKMEMINFO = 7
 """INET_DIAG_SKMEMINFO: several numbers. The first is the memory used by the receive and error queues."""
 
@@ -306,8 +306,8 @@ class SocketCounter:
 
     def _count(self, family: int, protocol: int, udp_ports: Counter[int]) -> SocketUsage:
         self._sequence += 1
-        body = struct.pack("=BBBxI48x", family, protocol, 1 << (_SKMEMINFO - 1), _STATES)
-        header = struct.pack("=IHHII", _HEADER_BYTES + len(body), _REQUEST, _DUMP, self._sequence, 0)
+        body = struct.pack("=BBBxI48x", family, protocol, 1 << (_SKMEMINFO - 1), _COUNTED_STATES)
+        header = struct.pack("=IHHII", _HEADER_BYTES + len(body), _SOCK_DIAG_BY_FAMILY, _DUMP_FLAGS, self._sequence, 0)
         self._netlink.send(header + body)
         received, half_open, inspected_count = 0, 0, 0
         while inspected_count < _COUNTED_SOCKETS_MAX:
@@ -323,7 +323,7 @@ class SocketCounter:
                     half_open += messages[at + _HEADER_BYTES + 1] == _SYN_RECEIVED
                     if protocol == _UDP:
                         udp_ports[read_port(messages, at)] += 1
-                    received += read_memory(messages, at + _HEADER_BYTES + _RESPONSE_BYTES, at + length)
+                    received += read_received_bytes(messages, at + _HEADER_BYTES + _RESPONSE_BYTES, at + length)
                 at += -(-length // 4) * 4
         return SocketUsage(received, half_open)
 
@@ -343,7 +343,7 @@ def read_port(messages: bytes, at: int) -> int:
     return int.from_bytes(messages[at + _HEADER_BYTES + _PORT_OFFSET :][:2])
 
 
-def read_memory(messages: bytes, at: int, end: int) -> int:
+def read_received_bytes(messages: bytes, at: int, end: int) -> int:
     """Return the size of the received data, in bytes, from the attributes of one socket."""
     while at + 4 < end:
         length, kind = struct.unpack_from("=HH", messages, at)
