@@ -16,10 +16,10 @@ from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.exec_terminal import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes, read_group_cpu_seconds
-from sandbox.runtimes.limits.cpu_activity import CpuActivity
 from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
-from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter, are_meters_due
+from sandbox.runtimes.limits.measurement_postponer import MeasurementPostponer
+from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter, may_any_count_differ
 from sandbox.runtimes.limits.slab_usage import count_negative_dentries
 from sandbox.runtimes.sandbox_descriptors import open_reader
 
@@ -106,15 +106,15 @@ class BaseSandbox(ABC):
             self.detailed_file_usage,
             uncharged_bytes,
             self.terminal_usage,
-            CpuActivity(partial(read_group_cpu_seconds, self._group), self._is_measurement_due),
+            MeasurementPostponer(partial(read_group_cpu_seconds, self._group), self._may_usage_change_while_idle),
         )
 
-    def _is_measurement_due(self) -> bool:
-        """Return whether the kernel usage must be measured although no program has run. Takes 0.1 ms."""
+    def _may_usage_change_while_idle(self) -> bool:
+        """Return whether the next kernel usage may differ from the last although no program has run. Takes 0.1 ms."""
         return (
             self._launcher.is_slab_reading_due()
             or self._extent_meter.is_due()
-            or are_meters_due(self._syscall_buffer_meter, self._closing_files_meter)
+            or may_any_count_differ(self._syscall_buffer_meter, self._closing_files_meter)
         )
 
     async def kernel_usage(self) -> KernelUsage:

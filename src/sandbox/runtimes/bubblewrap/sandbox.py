@@ -220,8 +220,8 @@ class BubblewrapSandbox(BaseSandbox):
         self._group.release_files_of_blocked_threads(self._launcher.thread_interrupters)
         return replace(super()._measure_kernel_usage(), disk_directories=self._directory_meter.count())
 
-    def _is_measurement_due(self) -> bool:
-        return any(one.is_due() for one in self._launcher.thread_interrupters) or super()._is_measurement_due()
+    def _may_usage_change_while_idle(self) -> bool:
+        return any(one.is_due() for one in self._launcher.thread_interrupters) or super()._may_usage_change_while_idle()
 
     async def terminal_usage(self) -> KernelUsage:
         """Return only the usage of terminals, and of locks that the machine needs."""

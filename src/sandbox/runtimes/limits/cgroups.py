@@ -66,12 +66,12 @@ _DEFAULT_TCP_MEMORY_DIVISOR = 16
 
 _SOCKET_MEMORY_DIVISOR = 8
 """Socket buffers may use 1/8 of the sandbox's memory (vm.memory)."""
-_FEW_SOCKETS = 64
+_UNMEASURED_SOCKETS_MAX = 64
 """Up to this number of sockets, receive queues are not measured.
 
 Each queue can hold at most 1 MiB and 4096 half-open connections.
 """
-_SOCKET_BYTES_MAX = 2 << 20
+_BUFFER_BYTES_PER_SOCKET_MAX = 2 << 20
 """Maximum size of both buffers of a socket."""
 
 _SANDBOXES_AT_LIMIT_MIN = 8
@@ -193,22 +193,24 @@ class ControlGroup(msgspec.Struct, frozen=True):
         closing_files_meter: None for a sandbox with a separate kernel.
         """
         sockets = open_file_counts.count_sockets(pid)
-        socket_usage = socket_counter.count() if socket_counter is not None and (sockets or 0) > _FEW_SOCKETS else None
-        buffers, buffers_max = self._read_number(f"{_TCP_CONTROLLER_V1}.usage_in_bytes"), None
+        has_many_sockets = (sockets or 0) > _UNMEASURED_SOCKETS_MAX
+        socket_usage = socket_counter.count() if socket_counter is not None and has_many_sockets else None
+        buffer_bytes, buffer_bytes_max = self._read_number(f"{_TCP_CONTROLLER_V1}.usage_in_bytes"), None
         if self._is_unified:
-            buffers, buffers_max = self._read_number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
+            buffer_bytes, buffer_bytes_max = self._read_number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
         slabs = slab_meter.measure(self._group_usage(), self._group_usage_of_others) if slab_meter else None
         vma_bytes = None
         if slabs is not None and mapping_counter is not None:
             vma_bytes = mapping_counter.measure(slabs, self.process_ids, self._all_sandboxes)
-        are_mappings_few = slabs is None or slabs.vma_growth_bytes <= VMA_BYTES_MAX
+        are_sockets_bounded = (sockets or 0) <= _bounded_sockets_max(buffer_bytes_max)
+        is_vma_growth_within_limit = slabs is None or slabs.vma_growth_bytes <= VMA_BYTES_MAX
         return KernelUsage(
             sockets=None if sockets is None else sockets + (socket_usage.half_open if socket_usage else 0),
             udp_sockets_on_port=socket_usage.udp_sockets_on_port if socket_usage else None,
             received_bytes=socket_usage.received_bytes if socket_usage else None,
             received_bytes_max=socket_buffer_bytes(memory_bytes) + RECEIVED_BYTES_HEADROOM,
-            buffer_bytes=buffers,
-            buffer_bytes_max=buffers_max,
+            buffer_bytes=buffer_bytes,
+            buffer_bytes_max=buffer_bytes_max,
             netlink_bytes=open_file_counts.count_netlink_bytes(pid),
             unreclaimable_free_slab_bytes=slabs.unreclaimable_free_bytes if slabs else None,
             reclaimable_free_slab_bytes=slabs.reclaimable_free_bytes if slabs else None,
@@ -219,7 +221,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             oom_kills=self.oom_kills(),
             syscall_buffer_bytes=syscall_buffer_meter.count(self.process_ids) if syscall_buffer_meter else None,
             closing_bytes=closing_files_meter.count(self._thread_ids) if closing_files_meter else None,
-            is_settled=(sockets or 0) <= _settled_sockets_max(buffers_max) and are_mappings_few,
+            is_bounded_while_idle=are_sockets_bounded and is_vma_growth_within_limit,
         )
 
     def file_counts(self) -> FileUsage:
@@ -270,7 +272,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         """
         parents = [str(directory.parent) for directory in self.directories]  # `pathlib` takes half of the time
         directories = {name: [f"{parent}/{name}" for parent in parents] for name in self._sibling_names()}
-        usages = {name: _read_usage(each) for name, each in directories.items()}
+        usages = {name: _read_group_usage(each) for name, each in directories.items()}
         return {name: usage for name, usage in usages.items() if usage is not None}
 
     def _siblings(self) -> Mapping[str, "ControlGroup"]:
@@ -282,7 +284,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return names - {directory.name for directory in self.directories}
 
     def _group_usage(self) -> GroupUsage | None:
-        return _read_usage(self.directories)
+        return _read_group_usage(self.directories)
 
     def _cpu_seconds(self) -> float | None:
         return _read_cpu_seconds(self.directories)
@@ -316,23 +318,23 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return _read_number(self.directories, name, key)
 
 
-_directory_indices: dict[str, int] = {}
+_hierarchy_index_by_file: dict[str, int] = {}
 """The index of the hierarchy in which each file was last found. This hierarchy is tried first."""
 
 
 def _read_number(directories: Sequence[Path | str], name: str, key: str = "") -> int | None:
     """Return the only number in a file of one of a group's directories, or the number after `key`."""
-    first = _directory_indices.get(name, 0)
+    first = _hierarchy_index_by_file.get(name, 0)
     for index in (first, *(other for other in range(len(directories)) if other != first)):
         text = _read(f"{directories[index]}/{name}") if index < len(directories) else ""
         match = re.search(rf"^{key} ?(\d+)$", text, re.MULTILINE)
         if match:
-            _directory_indices[name] = index
+            _hierarchy_index_by_file[name] = index
             return int(match[1])
     return None
 
 
-def _read_usage(directories: Sequence[Path | str]) -> GroupUsage | None:
+def _read_group_usage(directories: Sequence[Path | str]) -> GroupUsage | None:
     charged, reclaimable_bytes = _read_number(directories, "memory.kmem.usage_in_bytes"), 0
     if charged is None:  # v2; the statistics of v1 do not include the reclaimable memory
         charged = _read_number(directories, "memory.stat", "kernel")
@@ -431,12 +433,14 @@ def socket_buffer_bytes(memory_bytes: int) -> int:
     return min(max(memory_bytes // _SOCKET_MEMORY_DIVISOR, SOCKET_BUFFER_BYTES_MIN), SOCKET_BUFFER_BYTES_MAX)
 
 
-def _settled_sockets_max(buffers_max: int | None) -> int:
+def _bounded_sockets_max(buffer_bytes_max: int | None) -> int:
     """Return the number of sockets up to which received data cannot exceed a limit while no program runs.
 
-    buffers_max: the limit on the buffers of all sockets in bytes; None if the kernel enforces it.
+    buffer_bytes_max: the limit on the buffers of all sockets in bytes; None if the kernel enforces it.
     """
-    return _FEW_SOCKETS if buffers_max is None else min(_FEW_SOCKETS, buffers_max // _SOCKET_BYTES_MAX)
+    if buffer_bytes_max is None:
+        return _UNMEASURED_SOCKETS_MAX
+    return min(_UNMEASURED_SOCKETS_MAX, buffer_bytes_max // _BUFFER_BYTES_PER_SOCKET_MAX)
 
 
 def _limit_socket_buffers(directory: Path, buffer_bytes: int) -> None:

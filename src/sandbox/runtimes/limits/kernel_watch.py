@@ -36,7 +36,7 @@ from sandbox.model.fixed_limits import (
     VMA_BYTES_MAX,
 )
 from sandbox.primitives.concurrency import run_until_first_complete
-from sandbox.runtimes.limits.cpu_activity import CpuActivity
+from sandbox.runtimes.limits.measurement_postponer import MeasurementPostponer
 
 
 class KernelUsage(msgspec.Struct, frozen=True):
@@ -69,8 +69,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
     directory_listing_seconds: time for which a program waited for its own memory while it listed a directory of the
         host.
     oom_kills: how many times a process was killed for lack of memory.
-    is_settled: whether the usage cannot grow beyond a limit while no program of the sandbox runs, unless the machine's
-        kernel memory changes.
+    is_bounded_while_idle: whether the usage cannot grow beyond a limit while no program of the sandbox runs, unless the
+        machine's kernel memory changes.
     """
 
     sockets: int | None = None
@@ -96,7 +96,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     nested_epoll_lock_seconds: float | None = None
     directory_listing_seconds: float | None = None
     oom_kills: int = 0
-    is_settled: bool = False
+    is_bounded_while_idle: bool = False
 
     def find_exceeded_limit(self) -> str:
         """Return why the sandbox must end (human-readable); empty while everything is within limits."""
@@ -288,7 +288,7 @@ wait.
 """
 
 _THREADS_DIRECTORY = "/proc/self/task"
-_STATISTICS_BYTES_MAX = 256
+_SCHEDSTAT_BYTES_MAX = 256
 
 
 async def wait_for_exceeded_limit(
@@ -297,7 +297,7 @@ async def wait_for_exceeded_limit(
     detailed_file_usage: Callable[[], Awaitable[FileUsage]],
     uncharged_bytes: Callable[[], int | None],
     terminal_usage: Callable[[], Awaitable[KernelUsage]] | None = None,
-    cpu_activity: CpuActivity | None = None,
+    postponer: MeasurementPostponer | None = None,
 ) -> str:
     """Wait until the sandbox exceeds a limit; return why it must end. Each kind of usage is polled separately.
 
@@ -309,11 +309,11 @@ async def wait_for_exceeded_limit(
         kernel's threads for terminals keep all processors busy, each thread switch in the runner takes half a second.
         Never postponed: after a short write to a terminal, these threads can be busy for seconds, and a program that
         waits for a lock can get it, and hold it, without running.
-    cpu_activity: postpones `kernel_usage` while no program of the sandbox runs; None to measure at the full rate.
+    postponer: postpones `kernel_usage` while no program of the sandbox runs; None to measure at the full rate.
     """
     return await run_until_first_complete(
         *(() if terminal_usage is None else [_poll_for_violation(terminal_usage, TERMINAL_CPU_CHECK_INTERVAL_SECONDS)]),
-        _poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_INTERVAL_SECONDS, cpu_activity=cpu_activity),
+        _poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_INTERVAL_SECONDS, postponer=postponer),
         _poll_for_violation(file_counts, FILE_USAGE_CHECK_INTERVAL_SECONDS, uncharged_bytes),
         _poll_for_violation(detailed_file_usage, FILE_USAGE_CHECK_INTERVAL_SECONDS),
     )
@@ -323,30 +323,30 @@ async def _poll_for_violation(
     measure: Callable[[], Awaitable[KernelUsage | FileUsage]],
     interval_seconds: float,
     uncharged_bytes: Callable[[], int | None] = lambda: None,
-    cpu_activity: CpuActivity | None = None,
+    postponer: MeasurementPostponer | None = None,
 ) -> str:
     loop = asyncio.get_running_loop()
     while True:
-        if cpu_activity is not None:
-            cpu_activity.start_measurement()
-        started_at, cpu_before, bytes_before = loop.time(), read_cpu_seconds(), uncharged_bytes()
+        if postponer is not None:
+            postponer.record_cpu_time()
+        started_at, cpu_before, bytes_before = loop.time(), read_own_cpu_seconds(), uncharged_bytes()
         usage = await _measure_in_time(measure)
-        violation = _NOT_MEASURED if usage is None else usage.find_exceeded_limit()
+        violation = _NOT_MEASURED_MESSAGE if usage is None else usage.find_exceeded_limit()
         if violation:
             return violation
         # An upper bound: other threads of this process may have used a part of the CPU time.
-        measured_seconds = min(loop.time() - started_at, read_cpu_seconds() - cpu_before)
+        measured_seconds = min(loop.time() - started_at, read_own_cpu_seconds() - cpu_before)
         pause_seconds = max(interval_seconds, min(_PAUSE_FACTOR * measured_seconds, _PAUSE_SECONDS_MAX))
         if bytes_before is None:
             await asyncio.sleep(pause_seconds)
         else:
             await _pause_until_grown(pause_seconds, measured_seconds, bytes_before, uncharged_bytes)
-        if cpu_activity is not None and isinstance(usage, KernelUsage) and usage.is_settled:
-            await cpu_activity.wait_until_due()
+        if postponer is not None and isinstance(usage, KernelUsage) and usage.is_bounded_while_idle:
+            await postponer.wait_until_due()
 
 
 async def _pause_until_grown(
-    seconds: float, seconds_min: float, lowest: int, uncharged_bytes: Callable[[], int | None]
+    seconds: float, seconds_min: float, lowest_bytes: int, uncharged_bytes: Callable[[], int | None]
 ) -> None:
     """Sleep until the memory has grown by more than UNCHARGED_MEMORY_GROWTH_BYTES_MAX since its lowest size.
 
@@ -360,12 +360,12 @@ async def _pause_until_grown(
         current = uncharged_bytes()
         if current is None:
             continue
-        lowest = min(lowest, current)
-        if current - lowest > UNCHARGED_MEMORY_GROWTH_BYTES_MAX and loop.time() - started_at >= seconds_min:
+        lowest_bytes = min(lowest_bytes, current)
+        if current - lowest_bytes > UNCHARGED_MEMORY_GROWTH_BYTES_MAX and loop.time() - started_at >= seconds_min:
             return
 
 
-_NOT_MEASURED = (
+_NOT_MEASURED_MESSAGE = (
     f"The sandbox's files and sockets could not be counted within {_WAITED_SECONDS_MAX:.0f} s; use fewer, or run the "
     "task on a machine that is less busy."
 )
@@ -392,7 +392,7 @@ async def _measure_in_time(
         measurement.cancel()
 
 
-def read_cpu_seconds() -> float:
+def read_own_cpu_seconds() -> float:
     """Return the CPU time that this process has used."""
     return time.process_time()
 
@@ -406,14 +406,14 @@ def read_run_delays() -> dict[str, float]:
     with suppress(OSError), os.scandir(_THREADS_DIRECTORY) as threads:
         for thread in threads:
             with suppress(OSError, ValueError, IndexError):
-                delays[thread.name] = int(_read_statistics(thread.path).split()[1]) / 1e9
+                delays[thread.name] = int(_read_schedstat(thread.path).split()[1]) / 1e9
     return delays
 
 
-def _read_statistics(thread: str) -> bytes:
+def _read_schedstat(thread_directory: str) -> bytes:
     # `pathlib` takes several times as long, and this runs in each measurement for each thread.
-    descriptor = os.open(f"{thread}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(f"{thread_directory}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(descriptor, _STATISTICS_BYTES_MAX)
+        return os.read(descriptor, _SCHEDSTAT_BYTES_MAX)
     finally:
         os.close(descriptor)

@@ -30,11 +30,11 @@ import msgspec
 from sandbox.model.fixed_limits import CLOSING_FILES_BYTES_MAX, OPEN_FILES_GROWTH_MAX, SYSCALL_BUFFER_BYTES_MAX
 from sandbox.runtimes.limits.open_file_counts import find_fd_table, list_directory
 
-_SEIZE, _INTERRUPT = 0x4206, 0x4207
+_PTRACE_SEIZE, _PTRACE_INTERRUPT = 0x4206, 0x4207
 _INTERRUPT_SECONDS = 0.02
 """Time for interrupted threads to leave their system calls before the machine's objects are counted again."""
 
-_INTERVAL_SECONDS = 0.5
+_COUNT_INTERVAL_SECONDS = 0.5
 """Interval at which the machine's objects are counted."""
 
 _OPEN_FILES = Path("/proc/sys/fs/file-nr")
@@ -54,8 +54,8 @@ def interrupt_threads(process_ids: Iterable[int]) -> None:
 def _trace(process_ids: Iterable[int]) -> None:
     for pid in process_ids:
         for thread in list_directory(f"/proc/{pid}/task"):
-            if _libc.ptrace(_SEIZE, int(thread), None, None) == 0:
-                _libc.ptrace(_INTERRUPT, int(thread), None, None)
+            if _libc.ptrace(_PTRACE_SEIZE, int(thread), None, None) == 0:
+                _libc.ptrace(_PTRACE_INTERRUPT, int(thread), None, None)
 
 
 def count_host_open_files(path: Path = _OPEN_FILES) -> int | None:
@@ -91,7 +91,7 @@ class PendingSyscallInterrupter:
 
     def is_due(self) -> bool:
         """Return whether the next call of `interrupt_if_grown` counts the objects."""
-        return self._clock() - self._counted_at >= _INTERVAL_SECONDS
+        return self._clock() - self._counted_at >= _COUNT_INTERVAL_SECONDS
 
     def interrupt_if_grown(self, process_ids: Callable[[], Collection[int]]) -> None:
         """Interrupt the threads if the number of objects on the machine has grown by more than `growth_max`."""
@@ -147,9 +147,9 @@ def sum_syscall_buffer_bytes(process_ids: Iterable[int], proc: Path = _PROC) -> 
     request_bytes = _read_number(proc / "sys/net/core/wmem_default")
     processes = [_ProcessCalls(proc / str(pid) / "task", request_bytes) for pid in process_ids]
     threads_min = SYSCALL_BUFFER_BYTES_MAX // max(_SYSCTL_BUFFER_BYTES, request_bytes)
-    if sum(len(one.threads) for one in processes) <= threads_min:
+    if sum(len(one.thread_directories) for one in processes) <= threads_min:
         return 0
-    return sum(one.sum_buffers() for one in processes)
+    return sum(one.sum_buffer_bytes() for one in processes)
 
 
 class _ProcessCalls:
@@ -157,47 +157,47 @@ class _ProcessCalls:
 
     The first thread may have ended, so the files of all threads are read.
 
-    threads: directory of the process's threads in /proc. request_bytes: size of the largest netlink request.
+    task_directory: directory of the process's threads in /proc. request_bytes: size of the largest netlink request.
     """
 
-    def __init__(self, threads: Path, request_bytes: int) -> None:
-        self.threads = [threads / name for name in list_directory(str(threads))]
+    def __init__(self, task_directory: Path, request_bytes: int) -> None:
+        self.thread_directories = [task_directory / name for name in list_directory(str(task_directory))]
         self._request_bytes = request_bytes
         self._largest_open: int | None = None
         self._netlink_sockets: frozenset[str] | None = None
 
-    def sum_buffers(self) -> int:
-        return sum(map(self._measure_thread, self.threads))
+    def sum_buffer_bytes(self) -> int:
+        return sum(map(self._measure_thread, self.thread_directories))
 
-    def _measure_thread(self, thread: Path) -> int:
-        return self._measure_stack(thread) or self._measure_files(thread)
+    def _measure_thread(self, thread_directory: Path) -> int:
+        return self._measure_stack(thread_directory) or self._measure_files(thread_directory)
 
-    def _measure_stack(self, thread: Path) -> int:
+    def _measure_stack(self, thread_directory: Path) -> int:
         with suppress(OSError):
-            stack = (thread / "stack").read_text()
+            stack = (thread_directory / "stack").read_text()
             if _SYSCTL_FUNCTION in stack:
                 return _SYSCTL_BUFFER_BYTES
             return self._request_bytes if _NETLINK_FUNCTION in stack else 0
         return 0
 
-    def _measure_files(self, thread: Path) -> int:
+    def _measure_files(self, thread_directory: Path) -> int:
         with suppress(OSError, ValueError, IndexError):
-            call = (thread / "syscall").read_text().split()
+            call = (thread_directory / "syscall").read_text().split()
             if call[0] != _RUNNING:
-                return self._measure_file(thread, str(int(call[1], 16)))
+                return self._measure_file(thread_directory, str(int(call[1], 16)))
             if self._largest_open is None:
-                names = list_directory(f"{thread}/fd")
-                self._largest_open = max((self._measure_file(thread, name) for name in names), default=0)
+                names = list_directory(f"{thread_directory}/fd")
+                self._largest_open = max((self._measure_file(thread_directory, name) for name in names), default=0)
             return self._largest_open
         return 0
 
-    def _measure_file(self, thread: Path, descriptor: str) -> int:
+    def _measure_file(self, thread_directory: Path, descriptor: str) -> int:
         with suppress(OSError):
-            target = str((thread / "fd" / descriptor).readlink())
+            target = str((thread_directory / "fd" / descriptor).readlink())
             if target.startswith(_SYSCTL_DIRECTORY):
                 return _SYSCTL_BUFFER_BYTES
             if self._netlink_sockets is None:
-                self._netlink_sockets = _read_netlink_sockets(thread / "net/netlink")
+                self._netlink_sockets = _read_netlink_sockets(thread_directory / "net/netlink")
             return self._request_bytes if target in self._netlink_sockets else 0
         return 0
 
@@ -222,31 +222,31 @@ class _KernelMemoryGrowth:
     limit_bytes: the growth above which threads are inspected.
     """
 
-    def __init__(self, count_all: Callable[[], int | None], limit_bytes: int) -> None:
-        self._count_all = count_all
+    def __init__(self, count_kernel_bytes: Callable[[], int | None], limit_bytes: int) -> None:
+        self._count_kernel_bytes = count_kernel_bytes
         self._limit_bytes = limit_bytes
-        self._lowest = count_all()
-        self._was_exceeded = False
+        self._lowest_bytes = count_kernel_bytes()
+        self._was_above_limit = False
 
     def measure(self) -> int | None:
         """Return the growth in bytes since the lowest size; 0 if it is within the limit; None if unknown."""
-        growth = self._update(self._count_all())
-        self._was_exceeded = growth is not None and growth > self._limit_bytes
-        return growth if growth is None or self._was_exceeded else 0
+        growth = self._update(self._count_kernel_bytes())
+        self._was_above_limit = growth is not None and growth > self._limit_bytes
+        return growth if growth is None or self._was_above_limit else 0
 
-    def has_begun(self, total: int | None) -> bool:
+    def has_newly_exceeded_limit(self, kernel_bytes: int | None) -> bool:
         """Return whether the growth exceeds the limit now, but did not when it was last measured.
 
-        total: the current size of the kernel's memory; None if unknown.
+        kernel_bytes: the current size of the kernel's memory; None if unknown.
         """
-        growth = self._update(total)
-        return growth is not None and growth > self._limit_bytes and not self._was_exceeded
+        growth = self._update(kernel_bytes)
+        return growth is not None and growth > self._limit_bytes and not self._was_above_limit
 
-    def _update(self, total: int | None) -> int | None:
-        if total is None:
+    def _update(self, kernel_bytes: int | None) -> int | None:
+        if kernel_bytes is None:
             return None
-        self._lowest = total if self._lowest is None else min(total, self._lowest)
-        return total - self._lowest
+        self._lowest_bytes = kernel_bytes if self._lowest_bytes is None else min(kernel_bytes, self._lowest_bytes)
+        return kernel_bytes - self._lowest_bytes
 
 
 class SyscallBufferMeter:
@@ -257,10 +257,10 @@ class SyscallBufferMeter:
 
     def __init__(
         self,
-        count_all: Callable[[], int | None] = count_machine_kernel_bytes,
+        count_kernel_bytes: Callable[[], int | None] = count_machine_kernel_bytes,
         sum_buffers: Callable[[Collection[int]], int] = sum_syscall_buffer_bytes,
     ) -> None:
-        self._growth = _KernelMemoryGrowth(count_all, SYSCALL_BUFFER_BYTES_MAX)
+        self._growth = _KernelMemoryGrowth(count_kernel_bytes, SYSCALL_BUFFER_BYTES_MAX)
         self._sum_buffers = sum_buffers
 
     def count(self, process_ids: Callable[[], Collection[int]]) -> int | None:
@@ -268,12 +268,12 @@ class SyscallBufferMeter:
         growth = self._growth.measure()
         return min(growth, self._sum_buffers(process_ids())) if growth else growth
 
-    def is_due(self, total: int | None) -> bool:
+    def may_count_differ(self, kernel_bytes: int | None) -> bool:
         """Return whether the next count may differ from the last one although no program of the sandbox has run.
 
-        total: the current size of the kernel's memory; None if unknown.
+        kernel_bytes: the current size of the kernel's memory; None if unknown.
         """
-        return self._growth.has_begun(total)
+        return self._growth.has_newly_exceeded_limit(kernel_bytes)
 
 
 _FILES_OF_PROCESS_MAX, _FILE_BYTES_MAX = 16_384, 20 << 10
@@ -291,21 +291,21 @@ _CLOSING_TIME_SLICES = 2
 In a time slice, it closes hundreds of files.
 """
 
-_EXITING, _ZOMBIE_STATES, _RUNNABLE = 0x4, "ZX", "R"
+_PF_EXITING, _ZOMBIE_STATES, _RUNNABLE = 0x4, "ZX", "R"
 _PROCESS_ID = re.compile(r"^Tgid:\s*(\d+)$", re.MULTILINE)
 
 
 class ClosingThread(msgspec.Struct, frozen=True):
     """A thread that has released its process's descriptor table, but has not ended.
 
-    state: a letter as in /proc/PID/stat. started: when the thread was started, because ids are reused. time_slices: how
-    many the thread has had. process: the id of its process.
+    state: a letter as in /proc/PID/stat. start_time: a number as in that file, because ids are reused. time_slices: how
+    many the thread has had. process_id: the id of its process.
     """
 
     state: str
-    started: str
+    start_time: str
     time_slices: int
-    process: str
+    process_id: str
 
 
 def find_closing_thread(thread: int, proc: Path = _PROC) -> ClosingThread | None:
@@ -314,7 +314,7 @@ def find_closing_thread(thread: int, proc: Path = _PROC) -> ClosingThread | None
     with suppress(OSError, ValueError, IndexError):
         # The name of a thread may contain any bytes.
         fields = (directory / "stat").read_text(errors="replace").rpartition(")")[2].split()
-        if fields[0] in _ZOMBIE_STATES or not int(fields[6]) & _EXITING or find_fd_table(thread) is not None:
+        if fields[0] in _ZOMBIE_STATES or not int(fields[6]) & _PF_EXITING or find_fd_table(thread) is not None:
             return None
         time_slices = int((directory / "schedstat").read_text().split()[2])
         process = _PROCESS_ID.search((directory / "status").read_text(errors="replace"))
@@ -330,14 +330,14 @@ class ClosingFilesMeter:
 
     def __init__(
         self,
-        count_all: Callable[[], int | None] = count_machine_kernel_bytes,
+        count_kernel_bytes: Callable[[], int | None] = count_machine_kernel_bytes,
         find: Callable[[int], ClosingThread | None] = find_closing_thread,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._growth = _KernelMemoryGrowth(count_all, CLOSING_FILES_BYTES_MAX)
+        self._growth = _KernelMemoryGrowth(count_kernel_bytes, CLOSING_FILES_BYTES_MAX)
         self._find = find
         self._clock = clock
-        self._first: dict[int, tuple[float, ClosingThread]] = {}
+        self._first_seen: dict[int, tuple[float, ClosingThread]] = {}
         """When each thread that is closing files was first found, and its state at that time."""
 
     def count(self, thread_ids: Callable[[], Collection[int]]) -> int | None:
@@ -346,23 +346,23 @@ class ClosingFilesMeter:
         if growth is None:
             return None
         if not growth:
-            self._first = {}
+            self._first_seen = {}
             return 0
         found = {thread: closing for thread in thread_ids() if (closing := self._find(thread)) is not None}
-        now, earlier, self._first = self._clock(), self._first, {}
+        now, earlier, self._first_seen = self._clock(), self._first_seen, {}
         for thread, closing in found.items():
             seen_at, first = earlier.get(thread, (now, closing))
-            self._first[thread] = (seen_at, first) if first.started == closing.started else (now, closing)
-        slow = {one.process for thread, one in found.items() if self._is_slow(now, *self._first[thread], one)}
+            self._first_seen[thread] = (seen_at, first) if first.start_time == closing.start_time else (now, closing)
+        slow = {one.process_id for thread, one in found.items() if self._is_slow(now, *self._first_seen[thread], one)}
         return min(growth, len(slow) * _FILES_OF_PROCESS_MAX * _FILE_BYTES_MAX)
 
-    def is_due(self, total: int | None) -> bool:
+    def may_count_differ(self, kernel_bytes: int | None) -> bool:
         """Return whether the next count may differ from the last one although no program of the sandbox has run.
 
-        This is so while threads are closing files, because the time that they need counts. total: the current size of
-        the kernel's memory; None if unknown.
+        This is so while threads are closing files, because the time that they need counts. kernel_bytes: the current
+        size of the kernel's memory; None if unknown.
         """
-        return self._growth.has_begun(total) or bool(self._first)
+        return self._growth.has_newly_exceeded_limit(kernel_bytes) or bool(self._first_seen)
 
     @staticmethod
     def _is_slow(now: float, seen_at: float, first: ClosingThread, closing: ClosingThread) -> bool:
@@ -372,12 +372,12 @@ class ClosingFilesMeter:
         return now - seen_at >= _CLOSING_SECONDS and closing.time_slices - first.time_slices >= _CLOSING_TIME_SLICES
 
 
-def are_meters_due(*meters: SyscallBufferMeter | ClosingFilesMeter | None) -> bool:
-    """Return whether one of the meters must count again although no program of the sandbox has run. Takes 0.1 ms."""
+def may_any_count_differ(*meters: SyscallBufferMeter | ClosingFilesMeter | None) -> bool:
+    """Return whether the next count of one of the meters may differ although no program has run. Takes 0.1 ms."""
     present = [one for one in meters if one is not None]
-    total = count_machine_kernel_bytes() if present else None
-    due = [one.is_due(total) for one in present]  # each meter must see each size
-    return any(due)
+    kernel_bytes = count_machine_kernel_bytes() if present else None
+    answers = [one.may_count_differ(kernel_bytes) for one in present]  # each meter must see each size
+    return any(answers)
 
 
 _TERMINAL_FUNCTION = "flush_to_ldisc"
@@ -405,25 +405,25 @@ class TerminalThreads:
     def __init__(self, proc: Path = _PROC, listing: Path = _KERNEL_THREADS) -> None:
         self._proc = proc
         self._listing = listing
-        self._seconds: dict[str, float] = {}
+        self._cpu_seconds: dict[str, float] = {}
 
     def read_growth(self) -> float:
         """Return the CPU time that the threads now processing input have used since the last call; 0 if unknown.
 
         A thread that the last call did not find counts as 0.
         """
-        earlier, self._seconds = self._seconds, {}
+        earlier, self._cpu_seconds = self._cpu_seconds, {}
         with suppress(OSError):
             for thread in self._listing.read_text().split():
-                self._add(thread)
-        grown = {thread: now - earlier[thread] for thread, now in self._seconds.items() if thread in earlier}
+                self._add_cpu_seconds(thread)
+        grown = {thread: now - earlier[thread] for thread, now in self._cpu_seconds.items() if thread in earlier}
         return sum(growth for thread, growth in grown.items() if growth > 0 and self._is_processing_input(thread))
 
-    def _add(self, thread: str) -> None:
+    def _add_cpu_seconds(self, thread: str) -> None:
         with suppress(OSError, ValueError, IndexError):
             name, _, fields = (self._proc / thread / "stat").read_text().partition("(")[2].rpartition(") ")
             if name.startswith(_WORKER_PREFIX):
-                self._seconds[thread] = sum(map(int, fields.split()[11:13])) / _TICKS_PER_SECOND
+                self._cpu_seconds[thread] = sum(map(int, fields.split()[11:13])) / _TICKS_PER_SECOND
 
     def _is_processing_input(self, thread: str) -> bool:
         with suppress(OSError):
@@ -468,7 +468,7 @@ class TerminalMeter:
         self._clock = clock
         self._measured_at = clock()
         self._is_writing = False
-        self._seconds = 0.0
+        self._excess_cpu_seconds = 0.0
 
     def measure(
         self,
@@ -484,11 +484,11 @@ class TerminalMeter:
         was_writing, own = self._is_writing, self._count_terminals(process_ids())
         self._measured_at, self._is_writing = now, own > 0
         if not own:
-            self._seconds = 0.0
-            return self._seconds
+            self._excess_cpu_seconds = 0.0
+            return self._excess_cpu_seconds
         growth = self._read_growth()
         if was_writing and elapsed_seconds > 0:
             excess = growth - _TERMINAL_CPU_ALLOWANCE_CORES * elapsed_seconds
             total = own + sum(self._count_terminals(one) for one in other_sandboxes()) if excess > 0 else own
-            self._seconds = max(0.0, self._seconds + excess * own / total)
-        return self._seconds
+            self._excess_cpu_seconds = max(0.0, self._excess_cpu_seconds + excess * own / total)
+        return self._excess_cpu_seconds

@@ -27,9 +27,9 @@ from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, reject_nul
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes, read_group_cpu_seconds
-from sandbox.runtimes.limits.cpu_activity import CpuActivity
 from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter, DirectoryMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
+from sandbox.runtimes.limits.measurement_postponer import MeasurementPostponer
 from sandbox.runtimes.limits.slab_usage import count_negative_dentries
 from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal
 from sandbox.runtimes.qemu.command_lines import QemuDescriptors
@@ -169,10 +169,12 @@ class QemuSandbox:
             self.file_counts,
             self.detailed_file_usage,
             uncharged_bytes,
-            cpu_activity=CpuActivity(partial(read_group_cpu_seconds, self._group), self._is_measurement_due),
+            postponer=MeasurementPostponer(
+                partial(read_group_cpu_seconds, self._group), self._may_usage_change_while_idle
+            ),
         )
 
-    def _is_measurement_due(self) -> bool:
+    def _may_usage_change_while_idle(self) -> bool:
         return self._launcher.is_slab_reading_due() or self._extent_meter.is_due()
 
     async def kernel_usage(self) -> KernelUsage:

@@ -145,30 +145,30 @@ def test_cgroup_v2_reports_socket_buffers_with_a_limit(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("memory_mib", "sockets", "is_settled"),
+    ("memory_mib", "sockets", "is_bounded"),
     [(64, 8, True), (64, 9, False), (1024, 64, True), (1024, 65, False), (8192, 64, True), (8192, 65, False)],
 )
-def test_usage_of_sockets_that_may_receive_too_much_data_is_not_settled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_mib: int, sockets: int, is_settled: bool
+def test_usage_of_sockets_that_may_receive_too_much_data_is_not_bounded_while_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_mib: int, sockets: int, is_bounded: bool
 ):
     """The gateway sends data while no program of the sandbox runs. With cgroup v2, the runner enforces the limit."""
     _, group = _unified(tmp_path)
     monkeypatch.setattr(cgroups.open_file_counts, "count_sockets", lambda _pid: sockets)
-    assert group.kernel_usage(os.getpid(), memory_mib << 20).is_settled is is_settled
+    assert group.kernel_usage(os.getpid(), memory_mib << 20).is_bounded_while_idle is is_bounded
 
 
-@pytest.mark.parametrize(("sockets", "is_settled"), [(64, True), (65, False)])
-def test_few_sockets_are_settled_if_the_kernel_limits_their_buffers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sockets: int, is_settled: bool
+@pytest.mark.parametrize(("sockets", "is_bounded"), [(64, True), (65, False)])
+def test_few_sockets_are_bounded_while_idle_if_the_kernel_limits_their_buffers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sockets: int, is_bounded: bool
 ):
     group = Hierarchies([tmp_path / "memory"]).group("attempt")
     monkeypatch.setattr(cgroups.open_file_counts, "count_sockets", lambda _pid: sockets)
-    assert group.kernel_usage(os.getpid(), 64 << 20).is_settled is is_settled
+    assert group.kernel_usage(os.getpid(), 64 << 20).is_bounded_while_idle is is_bounded
 
 
-@pytest.mark.parametrize(("grown_bytes", "is_settled"), [(VMA_BYTES_MAX, True), (VMA_BYTES_MAX + 1, False)])
-def test_usage_is_not_settled_while_mappings_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown_bytes: int, is_settled: bool
+@pytest.mark.parametrize(("grown_bytes", "is_bounded"), [(VMA_BYTES_MAX, True), (VMA_BYTES_MAX + 1, False)])
+def test_usage_is_not_bounded_while_idle_if_mappings_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown_bytes: int, is_bounded: bool
 ):
     monkeypatch.setattr(cgroups.open_file_counts, "count_sockets", lambda _pid: 1)
 
@@ -178,7 +178,7 @@ def test_usage_is_not_settled_while_mappings_are_counted(
 
     _, group = _unified(tmp_path)
     usage = group.kernel_usage(os.getpid(), 1 << 30, slab_meter=FixedMeter(lambda: None))
-    assert usage.is_settled is is_settled
+    assert usage.is_bounded_while_idle is is_bounded
 
 
 @pytest.mark.parametrize(("memory_mib", "mib"), [(64, 16), (512, 64), (1024, 128), (8192, 256)])

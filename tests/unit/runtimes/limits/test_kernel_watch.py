@@ -217,7 +217,7 @@ def test_pause_after_a_count_that_waited_for_a_processor_is_short():
 @pytest.fixture
 def counting_uses_cpu(monkeypatch):
     """A count uses CPU time for its whole duration."""
-    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.read_cpu_seconds", time.monotonic)
+    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.read_own_cpu_seconds", time.monotonic)
 
 
 @pytest.mark.usefixtures("counting_uses_cpu")

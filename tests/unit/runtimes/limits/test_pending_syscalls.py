@@ -24,11 +24,11 @@ from sandbox.runtimes.limits.pending_syscalls import (
     SyscallBufferMeter,
     TerminalMeter,
     TerminalThreads,
-    are_meters_due,
     count_host_open_files,
     count_machine_kernel_bytes,
     count_terminals_if_written,
     find_closing_thread,
+    may_any_count_differ,
     sum_syscall_buffer_bytes,
 )
 
@@ -187,30 +187,30 @@ def test_buffers_are_counted_only_after_growth_of_kernel_memory():
     assert SyscallBufferMeter(lambda: None, sum_buffers).count(lambda: [7]) is None
 
 
-def test_count_of_buffers_is_due_once_the_memory_has_grown():
+def test_count_of_buffers_may_differ_once_the_memory_has_grown():
     machine = {"bytes": 500 * MEBIBYTE}
     meter = SyscallBufferMeter(lambda: machine["bytes"], lambda _: 0)
-    due = []
+    answers = []
     for mebibytes in (756, 400, 657):
         machine["bytes"] = mebibytes * MEBIBYTE
-        due.append(meter.is_due(machine["bytes"]))
-    assert due == [False, False, True]
+        answers.append(meter.may_count_differ(machine["bytes"]))
+    assert answers == [False, False, True]
     assert meter.count(lambda: [7]) == 0
-    assert not meter.is_due(machine["bytes"])
+    assert not meter.may_count_differ(machine["bytes"])
     machine["bytes"] = 500 * MEBIBYTE
     assert meter.count(lambda: [7]) == 0
-    assert meter.is_due(657 * MEBIBYTE)
-    assert not meter.is_due(None)
+    assert meter.may_count_differ(657 * MEBIBYTE)
+    assert not meter.may_count_differ(None)
 
 
-@pytest.mark.parametrize(("mebibytes", "is_due"), [(756, False), (757, True)])
-def test_all_meters_see_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch, mebibytes: int, is_due: bool):
+@pytest.mark.parametrize(("mebibytes", "may_differ"), [(756, False), (757, True)])
+def test_all_meters_see_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch, mebibytes: int, may_differ: bool):
     lowest, current = SyscallBufferMeter(lambda: 500 * MEBIBYTE), mebibytes * MEBIBYTE
     closing = ClosingFilesMeter(lambda: 2000 * MEBIBYTE)
     monkeypatch.setattr(pending_syscalls, "count_machine_kernel_bytes", lambda: current)
-    assert are_meters_due(lowest, None, closing) is is_due
-    assert closing.is_due(current + CLOSING_FILES_BYTES_MAX + 1)
-    assert not are_meters_due(None, None)
+    assert may_any_count_differ(lowest, None, closing) is may_differ
+    assert closing.may_count_differ(current + CLOSING_FILES_BYTES_MAX + 1)
+    assert not may_any_count_differ(None, None)
 
 
 def test_buffers_above_the_limit_are_a_violation():
@@ -255,9 +255,9 @@ class EndingProcesses:
     def _find(self, thread: int) -> ClosingThread | None:
         return self.threads.get(thread)
 
-    def is_due(self) -> bool:
-        """Return whether the next measurement is due although no program of the sandbox has run."""
-        return self._meter.is_due(self.bytes)
+    def may_count_differ(self) -> bool:
+        """Return whether the next count may differ although no program of the sandbox has run."""
+        return self._meter.may_count_differ(self.bytes)
 
     def measure(self, *, seconds: float = 0.0, time_slices: int = 0) -> int:
         """Advance the clock and the time slices of each process. Return the measured MiB."""
@@ -292,20 +292,20 @@ def test_files_of_processes_that_wait_for_five_seconds_are_counted():
     assert processes.measure(seconds=0.1) == 1124
 
 
-def test_measurement_is_due_while_processes_are_closing_files():
+def test_count_may_differ_while_processes_are_closing_files():
     """A process that gets no processor does not run, but the time that it needs counts."""
     processes = EndingProcesses(4)
-    assert processes.is_due()
+    assert processes.may_count_differ()
     processes.measure()
-    assert processes.is_due()
+    assert processes.may_count_differ()
     processes.threads = {}
     processes.measure()
-    assert not processes.is_due()
+    assert not processes.may_count_differ()
 
 
 def test_threads_of_one_process_are_counted_once():
     processes = EndingProcesses(4)
-    processes.threads = {thread: replace(closing, process="7") for thread, closing in processes.threads.items()}
+    processes.threads = {thread: replace(closing, process_id="7") for thread, closing in processes.threads.items()}
     assert processes.measure() == 0
     assert processes.measure(seconds=1, time_slices=2) == 320
 

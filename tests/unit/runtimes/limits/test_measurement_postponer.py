@@ -8,35 +8,35 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.fixed_limits import KERNEL_USAGE_CHECK_INTERVAL_SECONDS, SOCKETS_MAX
-from sandbox.runtimes.limits import cpu_activity
-from sandbox.runtimes.limits.cpu_activity import CpuActivity
+from sandbox.runtimes.limits import measurement_postponer
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
+from sandbox.runtimes.limits.measurement_postponer import MeasurementPostponer
 
 
 @pytest.fixture(autouse=True)
 def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_activity, "_CHECK_INTERVAL_SECONDS", 0.001)
+    monkeypatch.setattr(measurement_postponer, "_CPU_TIME_POLL_SECONDS", 0.001)
     for name in ("KERNEL_USAGE", "FILE_USAGE", "TERMINAL_CPU"):
         monkeypatch.setattr(f"sandbox.runtimes.limits.kernel_watch.{name}_CHECK_INTERVAL_SECONDS", 0.001)
-    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.read_cpu_seconds", lambda: 0.0)
+    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.read_own_cpu_seconds", lambda: 0.0)
 
 
 @pytest.fixture
 def endless_postponement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_activity, "_POSTPONED_SECONDS_MAX", 60.0)
+    monkeypatch.setattr(measurement_postponer, "_POSTPONED_SECONDS_MAX", 60.0)
 
 
 class FakeSandbox:
     """A sandbox whose CPU time the test sets. changes_alone: whether its usage changes without its programs."""
 
-    def __init__(self, cpu_seconds: float | None = 7.0, tickless_processors: Path = Path("/nonexistent")) -> None:
+    def __init__(self, cpu_seconds: float | None = 7.0, nohz_full_file: Path = Path("/nonexistent")) -> None:
         self.cpu_seconds, self.changes_alone = cpu_seconds, False
-        self.activity = CpuActivity(lambda: self.cpu_seconds, lambda: self.changes_alone, tickless_processors)
+        self.postponer = MeasurementPostponer(lambda: self.cpu_seconds, lambda: self.changes_alone, nohz_full_file)
 
     async def is_due(self, *, cpu: float = 0.0, changes_alone: bool = False) -> bool:
         """Return whether a measurement is due after the sandbox has used CPU time while the runner waits."""
-        self.activity.start_measurement()
-        waiting = asyncio.create_task(self.activity.wait_until_due())
+        self.postponer.record_cpu_time()
+        waiting = asyncio.create_task(self.postponer.wait_until_due())
         try:
             await asyncio.sleep(0.02)
             assert not waiting.done()
@@ -61,15 +61,15 @@ async def test_measurement_is_due_when_a_program_has_run_or_usage_changes_alone(
 
 async def test_measurement_of_an_idle_sandbox_is_postponed_for_a_second():
     sandbox, loop = FakeSandbox(), asyncio.get_running_loop()
-    sandbox.activity.start_measurement()
+    sandbox.postponer.record_cpu_time()
     started_at = loop.time()
     async with asyncio.timeout(10):
-        await sandbox.activity.wait_until_due()
+        await sandbox.postponer.wait_until_due()
     assert loop.time() - started_at > 0.99
 
 
 async def is_due_at_once(sandbox: FakeSandbox) -> bool:
-    waiting = asyncio.create_task(sandbox.activity.wait_until_due())
+    waiting = asyncio.create_task(sandbox.postponer.wait_until_due())
     await asyncio.sleep(0)
     try:
         return waiting.done()
@@ -85,14 +85,14 @@ async def test_measurement_is_due_at_once_after_a_change_during_the_last_one(
     cpu_seconds: float | None, changes_alone: bool, is_due: bool
 ):
     sandbox = FakeSandbox()
-    sandbox.activity.start_measurement()
+    sandbox.postponer.record_cpu_time()
     sandbox.cpu_seconds, sandbox.changes_alone = cpu_seconds, changes_alone
     assert await is_due_at_once(sandbox) is is_due
 
 
 async def test_measurement_is_due_at_once_if_the_cpu_time_is_unknown():
     sandbox = FakeSandbox(cpu_seconds=None)
-    sandbox.activity.start_measurement()
+    sandbox.postponer.record_cpu_time()
     assert await is_due_at_once(sandbox)
 
 
@@ -106,8 +106,8 @@ async def test_measurement_is_due_at_once_if_a_processor_may_have_no_ticks(
     path = tmp_path / "nohz_full"
     if text is not None:
         path.write_text(text)
-    sandbox = FakeSandbox(tickless_processors=path)
-    sandbox.activity.start_measurement()
+    sandbox = FakeSandbox(nohz_full_file=path)
+    sandbox.postponer.record_cpu_time()
     assert await is_due_at_once(sandbox) is is_due
 
 
@@ -116,7 +116,7 @@ def test_program_that_has_just_started_is_found_before_the_next_measurement_woul
 ):
     """The CPU time of a running program is updated at each tick, at least a hundred times a second."""
     monkeypatch.undo()
-    assert cpu_activity._CHECK_INTERVAL_SECONDS + 0.01 <= KERNEL_USAGE_CHECK_INTERVAL_SECONDS
+    assert measurement_postponer._CPU_TIME_POLL_SECONDS + 0.01 <= KERNEL_USAGE_CHECK_INTERVAL_SECONDS
 
 
 async def count_measurements(
@@ -139,7 +139,7 @@ async def count_measurements(
             measure("details", FileUsage()),
             lambda: None,
             measure("terminals", kernel_usage),
-            CpuActivity(cpu_seconds, lambda: changes_alone, Path("/nonexistent")),
+            MeasurementPostponer(cpu_seconds, lambda: changes_alone, Path("/nonexistent")),
         )
     )
     await asyncio.sleep(0.3)
@@ -148,13 +148,13 @@ async def count_measurements(
     return counts
 
 
-SETTLED = KernelUsage(is_settled=True)
+BOUNDED_WHILE_IDLE = KernelUsage(is_bounded_while_idle=True)
 
 
 @pytest.mark.usefixtures("endless_postponement")
 async def test_only_the_kernel_usage_of_an_idle_sandbox_is_postponed():
     """Threads of the kernel process the input of terminals, and a program can get a lock without running."""
-    counts = await count_measurements(SETTLED, lambda: 7.0)
+    counts = await count_measurements(BOUNDED_WHILE_IDLE, lambda: 7.0)
     assert counts.pop("kernel") == 1
     assert min(counts.values()) > 5
 
@@ -163,13 +163,13 @@ async def test_only_the_kernel_usage_of_an_idle_sandbox_is_postponed():
 @pytest.mark.parametrize(
     ("kernel_usage", "cpu_seconds", "changes_alone"),
     [
-        (SETTLED, itertools.count(7).__next__, False),
-        (SETTLED, lambda: None, False),
-        (SETTLED, lambda: 7.0, True),
-        (KernelUsage(is_settled=False), lambda: 7.0, False),
+        (BOUNDED_WHILE_IDLE, itertools.count(7).__next__, False),
+        (BOUNDED_WHILE_IDLE, lambda: None, False),
+        (BOUNDED_WHILE_IDLE, lambda: 7.0, True),
+        (KernelUsage(is_bounded_while_idle=False), lambda: 7.0, False),
         (KernelUsage(), lambda: 7.0, False),
     ],
-    ids=["busy", "unknown CPU time", "changes alone", "not settled", "not settled unless stated"],
+    ids=["busy", "unknown CPU time", "changes alone", "not bounded", "not bounded unless stated"],
 )
 async def test_kernel_usage_that_may_change_is_not_postponed(
     kernel_usage: KernelUsage, cpu_seconds: Callable[[], float | None], changes_alone: bool
@@ -183,13 +183,13 @@ async def test_limit_that_is_exceeded_during_a_short_run_is_found():
 
     async def kernel_usage() -> KernelUsage:
         measured.set()
-        return KernelUsage(sockets=1 if sandbox.cpu_seconds == 7.0 else SOCKETS_MAX + 1, is_settled=True)
+        return KernelUsage(sockets=1 if sandbox.cpu_seconds == 7.0 else SOCKETS_MAX + 1, is_bounded_while_idle=True)
 
     async def files() -> FileUsage:
         return FileUsage()
 
     watching = asyncio.create_task(
-        wait_for_exceeded_limit(kernel_usage, files, files, lambda: None, None, sandbox.activity)
+        wait_for_exceeded_limit(kernel_usage, files, files, lambda: None, None, sandbox.postponer)
     )
     async with asyncio.timeout(10):
         await measured.wait()
