@@ -99,12 +99,14 @@ def test_named_symbols_exist(name: str):
     assert missing_symbols(ROOT / name) == []
 
 
-REPOSITORY_PATH = re.compile(r"(?<![\w/.-])((?:tests|src|docs|script|packaging)/[\w/.-]+\.(?:py|md|html|js|css|toml))")
+REPOSITORY_FILE_PATTERN = re.compile(
+    r"(?<![\w/.-])((?:tests|src|docs|script|packaging)/[\w/.-]+\.(?:py|md|html|js|css|toml))"
+)
 
 
 def missing_paths(page: Path) -> list[str]:
     """Return the paths of repository files that a page names but that do not exist."""
-    return [path for path in REPOSITORY_PATH.findall(page.read_text()) if not (ROOT / path).exists()]
+    return [path for path in REPOSITORY_FILE_PATTERN.findall(page.read_text()) if not (ROOT / path).exists()]
 
 
 @pytest.mark.parametrize("name", ["docs/code-tour.md", "docs/recipes.md", "CONTRIBUTING.md", "ARCHITECTURE.md"])

@@ -69,7 +69,7 @@ _PRELUDES = {
 }
 
 
-_LOAD_LOCK = Path(tempfile.gettempdir(), "sandbox-escape-load.lock")
+_MACHINE_LOCK_FILE = Path(tempfile.gettempdir(), "sandbox-escape-load.lock")
 """All runs on the machine lock this file, also those in other test processes."""
 
 
@@ -101,24 +101,24 @@ class AttackRun:
         self.marker = f"battery-{secrets.token_hex(6)}"
         self.execution_marker_file, self.canary = self.directory / "executed", self.directory / "canary.txt"
         self.host_request_log = self.directory / "host.ndjson"
-        self._stack = ExitStack()
+        self._exit_stack = ExitStack()
 
     def __enter__(self):
-        self._stack.__enter__()
+        self._exit_stack.__enter__()
         try:
             self._prepare()
             self._run()
         except BaseException:
-            self._stack.close()
+            self._exit_stack.close()
             raise
         return self
 
     def __exit__(self, *_):
-        self._stack.close()
+        self._exit_stack.close()
 
     def _prepare(self):
         self.canary.write_text("the host's own\n")
-        network = self.network = self._stack.enter_context(FakeInternet())
+        network = self.network = self._exit_stack.enter_context(FakeInternet())
         _add_address(network.internet_command_prefix, HOST_ADDRESS)
         _add_address(network.server_command_prefix, SERVER_IP_ADDRESS)
         self.deployment = Deployment(
@@ -127,12 +127,12 @@ class AttackRun:
             address=INTERNET_ADDRESS,
             namespace=network.server_namespace,
         )
-        self._stack.callback(self.deployment.close)
+        self._exit_stack.callback(self.deployment.close)
         self.socket_file = self.directory / "host.sock"
         self.abstract_socket_name = f"sandbox-battery-{os.getpid()}-{self.runtime}"
         with in_namespace(network.server_namespace):
             for name in (str(self.socket_file), f"\0{self.abstract_socket_name}"):
-                listener = self._stack.enter_context(socket.socket(socket.AF_UNIX))
+                listener = self._exit_stack.enter_context(socket.socket(socket.AF_UNIX))
                 listener.bind(name)
                 listener.listen()
         self.socket_file.chmod(0o777)
@@ -184,10 +184,10 @@ class AttackRun:
         pids = (deployment.server.ready_message["pid"], self._settings["SERVER_PID"])
         watch = HostWatch(self.marker, pids, deployment.data_dir, has_own_kernel=self.runtime in OWN_KERNEL)
         with watch as self._watch:
-            with _coordinated_load(is_heavy=False):
+            with _machine_lock(is_exclusive=False):
                 self._run_tasks()
             if self.user is None and self.attacks["resources"]:
-                with _coordinated_load(is_heavy=self.runtime not in OWN_KERNEL):
+                with _machine_lock(is_exclusive=self.runtime not in OWN_KERNEL):
                     self._run_resource_attacks()
         self.sent_packets = set(network.packets[packets:])
         self.evidence = self._collect_evidence()
@@ -312,7 +312,7 @@ class AttackRun:
             "MODEL_PORT": int(self.deployment.model_url.rpartition(":")[2]),
             "SERVER": SERVER_ADDRESS,
             "SERVER_PORT": int(self.deployment.server.ready_message["http"].rpartition(":")[2]),
-            "SERVER_PID": self._stack.enter_context(host_process()).pid,
+            "SERVER_PID": self._exit_stack.enter_context(host_process()).pid,
             "ABSTRACT": self.abstract_socket_name,
             "SOCKET_FILE": str(self.socket_file),
             "CANARY": str(self.canary),
@@ -346,19 +346,19 @@ class AttackRun:
 
 
 @contextlib.contextmanager
-def _coordinated_load(*, is_heavy):
-    """Wait until no other run prevents this one, and prevent others.
+def _machine_lock(*, is_exclusive):
+    """Hold the lock that all runs on the machine share, or hold it exclusively.
 
-    Resource attacks on a shared kernel are heavy: hundreds of processes are busy, and keep locks of other processes.
-    Meanwhile, another run could not observe the host in time.
+    Resource attacks on a shared kernel need the machine exclusively: hundreds of processes are busy, and keep locks of
+    other processes. Meanwhile, another run could not observe the host in time.
     """
     deadline = time.monotonic() + TASK_TIMEOUT_SECONDS
-    with _LOAD_LOCK.open("w") as file:
+    with _MACHINE_LOCK_FILE.open("w") as file:
         while True:
             with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, (fcntl.LOCK_EX if is_heavy else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                fcntl.flock(file, (fcntl.LOCK_EX if is_exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
                 break
-            assert time.monotonic() < deadline, f"{_LOAD_LOCK} is still locked"
+            assert time.monotonic() < deadline, f"{_MACHINE_LOCK_FILE} is still locked"
             time.sleep(0.5)
         yield
 

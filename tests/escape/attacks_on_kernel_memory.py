@@ -5,7 +5,7 @@ keeping a processor busy.
 """
 
 from escape.attack import OWN_KERNEL, Attack
-from escape.host_watch import COMPILED_FILTERS_BYTES, LOCK_WAIT_SECONDS, SEMAPHORES, SOCKET_BUFFERS_BYTES
+from escape.host_watch import COMPILED_FILTERS_BYTES, REPORTED_LOCK_WAIT_SECONDS, SEMAPHORES, SOCKET_BUFFERS_BYTES
 
 PRELUDE = f"""
 import ctypes, errno, mmap, os, pathlib, resource, socket, struct, threading, time
@@ -237,7 +237,7 @@ def long_call_attacks():
 import re
 os.mkdir("/tmp/listed")
 for number in range(300): open(f"/tmp/listed/{{number}}", "w").close()
-LIMIT = 1 << 30  # CLOSING_FILES_BYTES_MAX
+CLOSING_FILES_BYTES_MAX = 1 << 30
 # A smaller number is enough for a kernel that the sandbox does not share with the host.
 BUSY, DIRECTORIES, PROCESSES = (10, 1000, 3) if HAS_OWN_KERNEL else (120, 7000, 40)
 
@@ -267,10 +267,10 @@ for _ in range(PROCESSES):
     while is_open(started[-1]): time.sleep(0.01)
     ending = sum(os.path.exists(f"/proc/{{pid}}") for pid in started)
     held = max(held, min(ending * DIRECTORIES * 300 * 64, kernel_bytes() - before))
-    if held > LIMIT or time.monotonic() > ends_at: break
+    if held > CLOSING_FILES_BYTES_MAX or time.monotonic() > ends_at: break
 print(held >> 20, "MiB")
 time.sleep(2)
-if held < LIMIT and not HAS_OWN_KERNEL: refused("held back")
+if held < CLOSING_FILES_BYTES_MAX and not HAS_OWN_KERNEL: refused("held back")
 else: succeeded()""", """
 os.makedirs("/tmp/few/one")
 for _ in range(3):
@@ -281,8 +281,8 @@ if all(os.wait()[1] == 0 for _ in range(3)): succeeded()""", ("out_of_memory", "
     yield Attack("mappings of ended processes, held by readers of pagemap", f"""
 os.close(os.open("/proc/self/pagemap", os.O_RDONLY))
 {_SLOW_PAGE_REMOVAL}
-PROCESSES, MAPPINGS = (5, 10000) if HAS_OWN_KERNEL else (20, 60000)
-LIMIT, ends_at = (160 << 20) // 192, time.monotonic() + 40
+PROCESSES, MAPPINGS_PER_PROCESS = (5, 10000) if HAS_OWN_KERNEL else (20, 60000)
+MAPPINGS_MAX, ends_at = (160 << 20) // 192, time.monotonic() + 40
 returned = mmap.mmap(-1, 4096)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -303,17 +303,17 @@ def hold_all():
 
 fork_to(hold_all)
 file = os.memfd_create("mapped"); os.ftruncate(file, 4096)
-for page in range(MAPPINGS): libc.mmap((1 << 40) + page * 8192, 4096, 1, 0x11, file, 0)  # MAP_SHARED, MAP_FIXED
+for page in range(MAPPINGS_PER_PROCESS): libc.mmap((1 << 40) + page * 8192, 4096, 1, 0x11, file, 0)  # MAP_SHARED, MAP_FIXED
 start_to_remove_pages()
 held = 0
 for _ in range(PROCESSES):
     if time.monotonic() > ends_at: break
     pid = fork_to(lambda: time.sleep(600))
     os.write(pids[1], struct.pack("i", pid)); os.read(opened[0], 1); time.sleep(0.02)
-    os.kill(pid, signal.SIGKILL); held += MAPPINGS
+    os.kill(pid, signal.SIGKILL); held += MAPPINGS_PER_PROCESS
 time.sleep(5)
 print(held, "mappings")
-refused("held back") if returned[0] or held < LIMIT and not HAS_OWN_KERNEL else succeeded()""", """
+refused("held back") if returned[0] or held < MAPPINGS_MAX and not HAS_OWN_KERNEL else succeeded()""", """
 file = os.memfd_create("mapped"); os.ftruncate(file, 4096)
 if os.fork() == 0:
     os._exit(0 if [mmap.mmap(file, 4096, prot=mmap.PROT_READ) for _ in range(1000)] else 1)
@@ -405,7 +405,7 @@ slow = ctypes.addressof(ctypes.c_char.from_buffer(pages)) + 4096
 if not HAS_OWN_KERNEL: start_to_remove_pages()
 called_at = time.monotonic()
 libc.epoll_wait(inner.fileno(), ctypes.c_void_p(slow), 1, 0)
-if not HAS_OWN_KERNEL and time.monotonic() - called_at < {LOCK_WAIT_SECONDS}: refused("short")
+if not HAS_OWN_KERNEL and time.monotonic() - called_at < {REPORTED_LOCK_WAIT_SECONDS}: refused("short")
 else: succeeded()""", """
 import select
 inner, outer, event = select.epoll(), select.epoll(), os.eventfd(1)
@@ -431,6 +431,6 @@ slow = ctypes.addressof(ctypes.c_char.from_buffer(pages)) + 4096
 if not HAS_OWN_KERNEL: start_to_remove_pages()
 called_at = time.monotonic()
 {call}
-if not HAS_OWN_KERNEL and time.monotonic() - called_at < {LOCK_WAIT_SECONDS}: refused("short")
+if not HAS_OWN_KERNEL and time.monotonic() - called_at < {REPORTED_LOCK_WAIT_SECONDS}: refused("short")
 else: succeeded()""", control, ("out_of_memory", "ENOTSUP", "short"), allowed_inside=("qemu",),
             unchanged_observers=("long calls", "locks"))  # fmt: skip

@@ -45,14 +45,14 @@ LONG_CALL_SECONDS = 3.0
 """A thread that executes one of LONG_CALLS for this time counts as a change. Ordinary calls take milliseconds."""
 
 
-LOCK_WAIT_SECONDS = 15.0
+REPORTED_LOCK_WAIT_SECONDS = 15.0
 """A program on the host that waits for a lock of the kernel for this time counts as a change.
 
 Without a limit, the attacks make it wait for more than a minute. The runner needs some seconds to end a sandbox.
 """
 
 
-class LockWatch:
+class HostLockProbe:
     """A context manager. Its thread takes a lock of the host's kernel repeatedly and measures how long it waits."""
 
     def __init__(self, take):
@@ -68,25 +68,25 @@ class LockWatch:
         self._thread.join()
 
     def longest_wait_seconds(self):
-        """Return the longest time, which includes the current wait."""
+        """Return the longest wait so far, which includes the current one."""
         asked_at = self._asked_at
         return max(self._longest_seconds, 0.0 if asked_at is None else time.monotonic() - asked_at)
 
     def _run(self):
-        _take_priority()
+        _raise_thread_priority()
         while not self._stop.wait(0.1):
             self._asked_at = time.monotonic()
             self._take()
             self._longest_seconds, self._asked_at = self.longest_wait_seconds(), None
 
 
-def _take_priority():
+def _raise_thread_priority():
     """Give this thread priority over the attacks, which use all available CPUs."""
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(threading.get_native_id(), os.SCHED_FIFO, os.sched_param(1))
 
 
-WATCHED_LOCKS = {lock.name: lock.take for lock in (TERMINAL_LOCK, NETWORK_LOCK, NESTED_EPOLL_LOCK)}
+PROBED_LOCKS = {lock.name: lock.take for lock in (TERMINAL_LOCK, NETWORK_LOCK, NESTED_EPOLL_LOCK)}
 """Functions that take a lock of the host's kernel, keyed by the lock's name."""
 
 
@@ -108,8 +108,8 @@ class HostWatch:
         self._failure = None
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._lock_watches = {name: LockWatch(take) for name, take in WATCHED_LOCKS.items()}
-        self._stack = contextlib.ExitStack()
+        self._lock_probes = {name: HostLockProbe(take) for name, take in PROBED_LOCKS.items()}
+        self._exit_stack = contextlib.ExitStack()
 
     def __enter__(self):
         self._before = {pid: host_state.read_process(pid) for pid in self._protected_pids}
@@ -118,8 +118,8 @@ class HostWatch:
         self._etc = {pid: host_state.read_etc(root) for pid, root in self._roots.items()}
         self._settings, self._aio_events = host_state.read_settings(), host_state.aio_events()
         self._buffer_bytes, self._bpf_filter_bytes = host_state.socket_buffer_bytes(), host_state.bpf_filter_bytes()
-        for watch in self._lock_watches.values():
-            self._stack.enter_context(watch)
+        for probe in self._lock_probes.values():
+            self._exit_stack.enter_context(probe)
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
@@ -127,7 +127,7 @@ class HostWatch:
     def __exit__(self, *_):
         self._stop.set()
         self._thread.join()
-        self._stack.close()
+        self._exit_stack.close()
 
     def mark_sandbox_ready(self):
         """Record the current processes of sandboxes. From now on, they must not gain privileges on the host."""
@@ -152,7 +152,7 @@ class HostWatch:
             self.samples.append((begin, time.time()))
 
     def _watch(self):
-        _take_priority()
+        _raise_thread_priority()
         try:
             while not self._stop.wait(INTERVAL_SECONDS):
                 self.sample()
@@ -258,8 +258,8 @@ class HostWatch:
                 if now - since >= LONG_CALL_SECONDS}  # fmt: skip
 
     def _locks(self, *_):
-        waits = {name: watch.longest_wait_seconds() for name, watch in self._lock_watches.items()}
-        return {f"{name}: {seconds:.0f} s" for name, seconds in waits.items() if seconds >= LOCK_WAIT_SECONDS}
+        waits = {name: probe.longest_wait_seconds() for name, probe in self._lock_probes.items()}
+        return {f"{name}: {seconds:.0f} s" for name, seconds in waits.items() if seconds >= REPORTED_LOCK_WAIT_SECONDS}
 
     def _terminals(self, sandbox_processes, _):
         count = sum(process.terminals for process in sandbox_processes.values())

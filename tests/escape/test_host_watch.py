@@ -224,8 +224,8 @@ def test_many_terminals_are_reported(watch, sandbox):
 def test_long_wait_for_a_lock_is_reported(marker, unrelated_process, tmp_path, monkeypatch):
     held, free = threading.Lock(), threading.Lock()
     locks = {"held": lambda: held.acquire() and held.release(), "free": lambda: free.acquire() and free.release()}
-    monkeypatch.setattr(host_watch, "WATCHED_LOCKS", locks)
-    monkeypatch.setattr(host_watch, "LOCK_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(host_watch, "PROBED_LOCKS", locks)
+    monkeypatch.setattr(host_watch, "REPORTED_LOCK_WAIT_SECONDS", 0.5)
     with HostWatch(marker, (unrelated_process.pid,), tmp_path / "data") as watch:
         time.sleep(0.7)
         watch.sample()

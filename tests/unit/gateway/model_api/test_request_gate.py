@@ -275,7 +275,7 @@ def test_cost_bound_counts_the_bytes_that_are_forwarded(dialect, body):
     assert approved.cost_bound.input_tokens >= len(approved.body) // 3
 
 
-def test_request_that_becomes_too_long_is_rejected(monkeypatch):
+def test_request_whose_forwarded_body_is_too_long_is_rejected(monkeypatch):
     monkeypatch.setattr(request_gate, "REQUEST_BODY_BYTES_MAX", 1000)
     gate, _ = create_gate()
     body = b'{"model": "claude-haiku-4-5", "messages": [], "tools": [{"input_schema": {"enum": [%s]}}]}'

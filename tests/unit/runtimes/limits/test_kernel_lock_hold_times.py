@@ -20,8 +20,8 @@ from sandbox.runtimes.limits.kernel_lock_hold_times import (
 )
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 
-_OPENS = "[<0>] ptmx_open+0x45/0x1b0\n[<0>] do_dentry_open+0x2b1/0x470\n"
-_WAITS = "[<0>] __mutex_lock.constprop.0+0x392/0xa70\n" + _OPENS
+_PTMX_OPEN_STACK = "[<0>] ptmx_open+0x45/0x1b0\n[<0>] do_dentry_open+0x2b1/0x470\n"
+_PTMX_MUTEX_LOCK_STACK = "[<0>] __mutex_lock.constprop.0+0x392/0xa70\n" + _PTMX_OPEN_STACK
 
 
 class LockHarness:
@@ -57,12 +57,12 @@ def lock(tmp_path: Path) -> LockHarness:
 @pytest.mark.parametrize(
     ("state", "stack", "seconds"),
     [
-        ("R", _OPENS, 3.0),
-        ("R", _WAITS, 3.0),
-        ("D", "[<0>] balance_dirty_pages+0x1/0x2\n" + _OPENS, 3.0),
+        ("R", _PTMX_OPEN_STACK, 3.0),
+        ("R", _PTMX_MUTEX_LOCK_STACK, 3.0),
+        ("D", "[<0>] balance_dirty_pages+0x1/0x2\n" + _PTMX_OPEN_STACK, 3.0),
         ("R", "[<0>] tty_release+0x1/0x2\n", 3.0),
-        ("D", _WAITS, 0.0),
-        ("D", _OPENS, 0.0),
+        ("D", _PTMX_MUTEX_LOCK_STACK, 0.0),
+        ("D", _PTMX_OPEN_STACK, 0.0),
         ("R", "[<0>] t_start+0x16/0x40\n[<0>] seq_read_iter+0xe6/0x480\n", 3.0),
         ("R", "[<0>] do_sys_openat2+0x1/0x2\n", 0.0),
     ],
@@ -82,23 +82,29 @@ def test_time_counts_while_a_thread_may_hold_the_lock(lock: LockHarness, state: 
     assert lock.measure(3) == seconds
 
 
-_IN_MEMORY = "[<0>] shmem_fault+0x2a9/0x390\n[<0>] handle_mm_fault+0xd0/0x310\n"
-_COPIES_INTERFACES = _IN_MEMORY + "[<0>] inet_gifconf+0xf4/0x240\n[<0>] dev_ifconf+0xc1/0x180\n"
-_JOINS = "[<0>] __lock_sock+0x6f/0xc0\n[<0>] sockopt_lock_sock+0x62/0x70\n[<0>] do_ip_setsockopt+0x7a/0x1680\n"
-_ASKS = "[<0>] rtnetlink_rcv_msg+0xd9/0x390\n[<0>] netlink_rcv_skb+0x4b/0x100\n[<0>] netlink_unicast+0x27e/0x3b0\n"
-_WAITS_FOR_NETWORK = "[<0>] __mutex_lock.constprop.0+0x392/0xa70\n[<0>] rtnl_lock+0x15/0x20\n" + _JOINS
+_PAGE_FAULT_FRAMES = "[<0>] shmem_fault+0x2a9/0x390\n[<0>] handle_mm_fault+0xd0/0x310\n"
+_DEV_IFCONF_PAGE_FAULT_STACK = _PAGE_FAULT_FRAMES + "[<0>] inet_gifconf+0xf4/0x240\n[<0>] dev_ifconf+0xc1/0x180\n"
+_IP_SETSOCKOPT_STACK = (
+    "[<0>] __lock_sock+0x6f/0xc0\n[<0>] sockopt_lock_sock+0x62/0x70\n[<0>] do_ip_setsockopt+0x7a/0x1680\n"
+)
+_RTNETLINK_STACK = (
+    "[<0>] rtnetlink_rcv_msg+0xd9/0x390\n[<0>] netlink_rcv_skb+0x4b/0x100\n[<0>] netlink_unicast+0x27e/0x3b0\n"
+)
+_RTNL_MUTEX_LOCK_STACK = (
+    "[<0>] __mutex_lock.constprop.0+0x392/0xa70\n[<0>] rtnl_lock+0x15/0x20\n" + _IP_SETSOCKOPT_STACK
+)
 
 
 @pytest.mark.parametrize(
     ("state", "stack", "seconds"),
     [
-        ("D", _COPIES_INTERFACES, 3.0),
-        ("S", _JOINS, 3.0),
-        ("R", _ASKS, 3.0),
-        ("R", _WAITS_FOR_NETWORK, 3.0),
-        ("D", _ASKS, 0.0),
-        ("D", "[<0>] rtnl_lock+0x15/0x20\n" + _JOINS, 0.0),
-        ("D", _WAITS_FOR_NETWORK, 0.0),
+        ("D", _DEV_IFCONF_PAGE_FAULT_STACK, 3.0),
+        ("S", _IP_SETSOCKOPT_STACK, 3.0),
+        ("R", _RTNETLINK_STACK, 3.0),
+        ("R", _RTNL_MUTEX_LOCK_STACK, 3.0),
+        ("D", _RTNETLINK_STACK, 0.0),
+        ("D", "[<0>] rtnl_lock+0x15/0x20\n" + _IP_SETSOCKOPT_STACK, 0.0),
+        ("D", _RTNL_MUTEX_LOCK_STACK, 0.0),
     ],
     ids=[
         *("waits for its memory", "waits for its socket", "asks for a device", "was given the lock"),
@@ -113,23 +119,23 @@ def test_time_counts_while_a_thread_may_hold_the_lock_for_network_devices(
     assert lock.measure(3) == seconds
 
 
-_ADDS = "[<0>] do_epoll_ctl+0x6d9/0xeb0\n[<0>] __x64_sys_epoll_ctl+0x60/0xa0\n"
-_CHECKS = "[<0>] ep_loop_check_proc+0x2c/0x140\n" + _ADDS
-_COPIES_EVENTS = "[<0>] ep_send_events+0x12a/0x250\n[<0>] do_epoll_wait+0x1a4/0x5a0\n"
-_WAITS_FOR_EVENTS = "[<0>] do_epoll_wait+0x479/0x5a0\n[<0>] __x64_sys_epoll_wait+0x5a/0x120\n"
+_EPOLL_CTL_STACK = "[<0>] do_epoll_ctl+0x6d9/0xeb0\n[<0>] __x64_sys_epoll_ctl+0x60/0xa0\n"
+_EPOLL_LOOP_CHECK_STACK = "[<0>] ep_loop_check_proc+0x2c/0x140\n" + _EPOLL_CTL_STACK
+_EPOLL_SEND_EVENTS_STACK = "[<0>] ep_send_events+0x12a/0x250\n[<0>] do_epoll_wait+0x1a4/0x5a0\n"
+_EPOLL_WAIT_STACK = "[<0>] do_epoll_wait+0x479/0x5a0\n[<0>] __x64_sys_epoll_wait+0x5a/0x120\n"
 
 
 @pytest.mark.parametrize(
     ("state", "stack", "seconds"),
     [
-        ("D", _CHECKS, 3.0),
-        ("D", "[<0>] __mutex_lock.constprop.0+0x392/0xa70\n" + _CHECKS, 3.0),
-        ("R", _ADDS, 3.0),
-        ("D", _IN_MEMORY + _COPIES_EVENTS, 0.0),
-        ("R", _COPIES_EVENTS, 0.0),
-        ("D", _ADDS, 0.0),
-        ("D", _COPIES_EVENTS, 0.0),
-        ("S", _WAITS_FOR_EVENTS, 0.0),
+        ("D", _EPOLL_LOOP_CHECK_STACK, 3.0),
+        ("D", "[<0>] __mutex_lock.constprop.0+0x392/0xa70\n" + _EPOLL_LOOP_CHECK_STACK, 3.0),
+        ("R", _EPOLL_CTL_STACK, 3.0),
+        ("D", _PAGE_FAULT_FRAMES + _EPOLL_SEND_EVENTS_STACK, 0.0),
+        ("R", _EPOLL_SEND_EVENTS_STACK, 0.0),
+        ("D", _EPOLL_CTL_STACK, 0.0),
+        ("D", _EPOLL_SEND_EVENTS_STACK, 0.0),
+        ("S", _EPOLL_WAIT_STACK, 0.0),
     ],
     ids=[
         *("waits for an inner instance", "waits in a mutex function", "was given the lock", "waits for its memory"),
@@ -145,13 +151,13 @@ def test_time_counts_while_a_thread_may_hold_the_lock_for_nested_epoll_instances
 
 
 def test_time_does_not_count_while_the_lock_is_free(lock: LockHarness):
-    lock.add_thread(8, "R", _OPENS)
+    lock.add_thread(8, "R", _PTMX_OPEN_STACK)
     lock.waited_seconds = 0.9
     assert lock.measure(3) == 0.0
 
 
 def test_time_decreases_slowly_while_the_lock_is_free(lock: LockHarness):
-    lock.add_thread(8, "R", _OPENS)
+    lock.add_thread(8, "R", _PTMX_OPEN_STACK)
     assert lock.measure(3) == 3.0
     lock.waited_seconds = 0.0
     assert lock.measure(4) == 2.0
@@ -163,8 +169,8 @@ def test_time_above_the_limit_is_a_violation():
     assert "terminals" in KernelUsage(terminal_lock_seconds=MACHINE_LOCK_SECONDS_MAX + 0.1).find_exceeded_limit()
 
 
-def test_late_measurement_counts_no_more_than_the_wait_after_its_first_second(lock: LockHarness):
-    lock.add_thread(8, "R", _OPENS)
+def test_late_measurement_counts_only_the_time_that_the_probe_has_waited_beyond_one_second(lock: LockHarness):
+    lock.add_thread(8, "R", _PTMX_OPEN_STACK)
     assert lock.measure(1) == 1.0
     lock.now += 6
     lock.waited_seconds = 2.5
@@ -202,9 +208,9 @@ def test_probe_takes_the_lock_of_this_machine(lock: KernelLock):
     assert probe.waited_seconds() == 0.0
 
 
-_LISTS = _IN_MEMORY + "[<0>] iterate_dir+0xba/0x2a0\n[<0>] ovl_iterate+0x182/0x320\n"
-_LISTS_DISK = _IN_MEMORY + "[<0>] filldir64+0xc5/0x190\n[<0>] iterate_dir+0xba/0x2a0\n"
-_LISTS_WITHOUT_WAITING = "[<0>] iterate_dir+0xba/0x2a0\n[<0>] ovl_iterate+0x182/0x320\n"
+_OVL_ITERATE_PAGE_FAULT_STACK = _PAGE_FAULT_FRAMES + "[<0>] iterate_dir+0xba/0x2a0\n[<0>] ovl_iterate+0x182/0x320\n"
+_ITERATE_DIR_PAGE_FAULT_STACK = _PAGE_FAULT_FRAMES + "[<0>] filldir64+0xc5/0x190\n[<0>] iterate_dir+0xba/0x2a0\n"
+_OVL_ITERATE_STACK = "[<0>] iterate_dir+0xba/0x2a0\n[<0>] ovl_iterate+0x182/0x320\n"
 
 
 def measure_listings(lock: LockHarness, tmp_path: Path, seconds: float) -> list[float]:
@@ -218,7 +224,7 @@ def measure_listings(lock: LockHarness, tmp_path: Path, seconds: float) -> list[
 
 @pytest.mark.parametrize(
     ("stack", "seconds"),
-    [(_LISTS, 3.0), (_LISTS_DISK, 0.0), (_LISTS_WITHOUT_WAITING, 0.0)],
+    [(_OVL_ITERATE_PAGE_FAULT_STACK, 3.0), (_ITERATE_DIR_PAGE_FAULT_STACK, 0.0), (_OVL_ITERATE_STACK, 0.0)],
     ids=["waits for its memory", "lists the disk", "does not wait"],
 )
 def test_time_counts_while_a_thread_that_lists_a_host_directory_waits(
@@ -230,7 +236,7 @@ def test_time_counts_while_a_thread_that_lists_a_host_directory_waits(
 
 def test_time_of_a_listing_ends_with_it(lock: LockHarness, tmp_path: Path):
     meter = DirectoryListingMeter(lambda: lock.now, tmp_path)
-    lock.add_thread(8, "D", _LISTS)
+    lock.add_thread(8, "D", _OVL_ITERATE_PAGE_FAULT_STACK)
     meter.measure(lambda: [8])
     lock.now += 3
     assert meter.measure(lambda: [8]) == 3.0

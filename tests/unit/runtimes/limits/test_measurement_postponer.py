@@ -27,13 +27,16 @@ def endless_postponement(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class FakeSandbox:
-    """A sandbox whose CPU time the test sets. changes_alone: whether its usage changes without its programs."""
+    """A sandbox whose CPU time the test sets.
+
+    changes_while_idle: whether its usage changes although none of its programs runs.
+    """
 
     def __init__(self, cpu_seconds: float | None = 7.0, nohz_full_file: Path = Path("/nonexistent")) -> None:
-        self.cpu_seconds, self.changes_alone = cpu_seconds, False
-        self.postponer = MeasurementPostponer(lambda: self.cpu_seconds, lambda: self.changes_alone, nohz_full_file)
+        self.cpu_seconds, self.changes_while_idle = cpu_seconds, False
+        self.postponer = MeasurementPostponer(lambda: self.cpu_seconds, lambda: self.changes_while_idle, nohz_full_file)
 
-    async def is_due(self, *, cpu: float = 0.0, changes_alone: bool = False) -> bool:
+    async def is_measurement_due_after(self, *, cpu_seconds: float = 0.0, changes_while_idle: bool = False) -> bool:
         """Return whether a measurement is due after the sandbox has used CPU time while the runner waits."""
         self.postponer.record_cpu_time()
         waiting = asyncio.create_task(self.postponer.wait_until_due())
@@ -41,9 +44,9 @@ class FakeSandbox:
             await asyncio.sleep(0.02)
             assert not waiting.done()
             if self.cpu_seconds is not None:
-                self.cpu_seconds += cpu
-            self.changes_alone = changes_alone
-            done, _ = await asyncio.wait([waiting], timeout=5.0 if cpu or changes_alone else 0.1)
+                self.cpu_seconds += cpu_seconds
+            self.changes_while_idle = changes_while_idle
+            done, _ = await asyncio.wait([waiting], timeout=5.0 if cpu_seconds or changes_while_idle else 0.1)
             return bool(done)
         finally:
             waiting.cancel()
@@ -51,12 +54,15 @@ class FakeSandbox:
 
 @pytest.mark.usefixtures("endless_postponement")
 @pytest.mark.parametrize(
-    ("cpu", "changes_alone", "is_due"), [(0.0, False, False), (1e-9, False, True), (0.0, True, True)]
+    ("cpu_seconds", "changes_while_idle", "is_due"), [(0.0, False, False), (1e-9, False, True), (0.0, True, True)]
 )
-async def test_measurement_is_due_when_a_program_has_run_or_usage_changes_alone(
-    cpu: float, changes_alone: bool, is_due: bool
+async def test_measurement_is_due_when_a_program_has_run_or_usage_changes_without_one(
+    cpu_seconds: float, changes_while_idle: bool, is_due: bool
 ):
-    assert await FakeSandbox().is_due(cpu=cpu, changes_alone=changes_alone) is is_due
+    assert (
+        await FakeSandbox().is_measurement_due_after(cpu_seconds=cpu_seconds, changes_while_idle=changes_while_idle)
+        is is_due
+    )
 
 
 async def test_measurement_of_an_idle_sandbox_is_postponed_for_a_second():
@@ -78,15 +84,15 @@ async def is_due_at_once(sandbox: FakeSandbox) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("cpu_seconds", "changes_alone", "is_due"),
+    ("cpu_seconds", "changes_while_idle", "is_due"),
     [(7.5, False, True), (7.0, True, True), (None, False, True), (7.0, False, False)],
 )
 async def test_measurement_is_due_at_once_after_a_change_during_the_last_one(
-    cpu_seconds: float | None, changes_alone: bool, is_due: bool
+    cpu_seconds: float | None, changes_while_idle: bool, is_due: bool
 ):
     sandbox = FakeSandbox()
     sandbox.postponer.record_cpu_time()
-    sandbox.cpu_seconds, sandbox.changes_alone = cpu_seconds, changes_alone
+    sandbox.cpu_seconds, sandbox.changes_while_idle = cpu_seconds, changes_while_idle
     assert await is_due_at_once(sandbox) is is_due
 
 
@@ -120,26 +126,26 @@ def test_program_that_has_just_started_is_found_before_the_next_measurement_woul
 
 
 async def count_measurements(
-    kernel_usage: KernelUsage, cpu_seconds: Callable[[], float | None], *, changes_alone: bool = False
+    kernel_usage: KernelUsage, cpu_seconds: Callable[[], float | None], *, changes_while_idle: bool = False
 ) -> dict[str, int]:
     """Return how often each kind of usage is measured in 0.3 s."""
     counts = dict.fromkeys(("kernel", "files", "details", "terminals"), 0)
 
-    def measure(name: str, usage: KernelUsage | FileUsage):
-        async def count():
+    def make_measurement(name: str, usage: KernelUsage | FileUsage):
+        async def measure():
             counts[name] += 1
             return usage
 
-        return count
+        return measure
 
     watching = asyncio.create_task(
         wait_for_exceeded_limit(
-            measure("kernel", kernel_usage),
-            measure("files", FileUsage()),
-            measure("details", FileUsage()),
+            make_measurement("kernel", kernel_usage),
+            make_measurement("files", FileUsage()),
+            make_measurement("details", FileUsage()),
             lambda: None,
-            measure("terminals", kernel_usage),
-            MeasurementPostponer(cpu_seconds, lambda: changes_alone, Path("/nonexistent")),
+            make_measurement("terminals", kernel_usage),
+            MeasurementPostponer(cpu_seconds, lambda: changes_while_idle, Path("/nonexistent")),
         )
     )
     await asyncio.sleep(0.3)
@@ -161,7 +167,7 @@ async def test_only_the_kernel_usage_of_an_idle_sandbox_is_postponed():
 
 @pytest.mark.usefixtures("endless_postponement")
 @pytest.mark.parametrize(
-    ("kernel_usage", "cpu_seconds", "changes_alone"),
+    ("kernel_usage", "cpu_seconds", "changes_while_idle"),
     [
         (BOUNDED_WHILE_IDLE, itertools.count(7).__next__, False),
         (BOUNDED_WHILE_IDLE, lambda: None, False),
@@ -169,12 +175,12 @@ async def test_only_the_kernel_usage_of_an_idle_sandbox_is_postponed():
         (KernelUsage(is_bounded_while_idle=False), lambda: 7.0, False),
         (KernelUsage(), lambda: 7.0, False),
     ],
-    ids=["busy", "unknown CPU time", "changes alone", "not bounded", "not bounded unless stated"],
+    ids=["busy", "unknown CPU time", "changes while idle", "not bounded", "not bounded unless stated"],
 )
 async def test_kernel_usage_that_may_change_is_not_postponed(
-    kernel_usage: KernelUsage, cpu_seconds: Callable[[], float | None], changes_alone: bool
+    kernel_usage: KernelUsage, cpu_seconds: Callable[[], float | None], changes_while_idle: bool
 ):
-    assert (await count_measurements(kernel_usage, cpu_seconds, changes_alone=changes_alone))["kernel"] > 5
+    assert (await count_measurements(kernel_usage, cpu_seconds, changes_while_idle=changes_while_idle))["kernel"] > 5
 
 
 @pytest.mark.usefixtures("endless_postponement")

@@ -205,11 +205,11 @@ def test_count_of_buffers_may_differ_once_the_memory_has_grown():
 
 @pytest.mark.parametrize(("mebibytes", "may_differ"), [(756, False), (757, True)])
 def test_all_meters_see_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch, mebibytes: int, may_differ: bool):
-    lowest, current = SyscallBufferMeter(lambda: 500 * MEBIBYTE), mebibytes * MEBIBYTE
-    closing = ClosingFilesMeter(lambda: 2000 * MEBIBYTE)
+    buffer_meter, current = SyscallBufferMeter(lambda: 500 * MEBIBYTE), mebibytes * MEBIBYTE
+    closing_files_meter = ClosingFilesMeter(lambda: 2000 * MEBIBYTE)
     monkeypatch.setattr(pending_syscalls, "count_machine_kernel_bytes", lambda: current)
-    assert may_any_count_differ(lowest, None, closing) is may_differ
-    assert closing.may_count_differ(current + CLOSING_FILES_BYTES_MAX + 1)
+    assert may_any_count_differ(buffer_meter, None, closing_files_meter) is may_differ
+    assert closing_files_meter.may_count_differ(current + CLOSING_FILES_BYTES_MAX + 1)
     assert not may_any_count_differ(None, None)
 
 

@@ -157,7 +157,7 @@ def test_measurement_is_due_a_second_after_the_slabs_were_read(first: SlabUsage 
     assert meter.is_due()
 
 
-def test_first_slabs_are_read_as_soon_as_possible():
+def test_slabs_are_read_again_immediately_if_the_first_reading_fails():
     """Slab memory that a sandbox causes before the first reading is not attributed to it."""
     readings: list[SlabUsage | None] = [None, SlabUsage(0, 0)]
     meter = SlabMeter(lambda: readings.pop(0), lambda: 100.0)
