@@ -11,7 +11,7 @@ from hypothesis import settings
 settings.register_profile("sandbox", deadline=None, print_blob=True)
 settings.load_profile("sandbox")
 
-LONGEST_FIRST = ("escape", "chaos", "acceptance", "contract", "integration", "architecture", "unit")
+TEST_DIRECTORIES_LONGEST_FIRST = ("escape", "chaos", "acceptance", "contract", "integration", "architecture", "unit")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -32,4 +32,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _rank(path: Path, root: Path) -> int:
-    return LONGEST_FIRST.index(path.relative_to(root / "tests").parts[0])
+    return TEST_DIRECTORIES_LONGEST_FIRST.index(path.relative_to(root / "tests").parts[0])

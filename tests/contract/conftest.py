@@ -114,7 +114,7 @@ def harness(request: pytest.FixtureRequest) -> Harness:
 @pytest.fixture
 def engine(harness: Harness) -> Engine:
     """The engine of the harness."""
-    return harness.connect()
+    return harness.create_engine()
 
 
 @pytest.fixture

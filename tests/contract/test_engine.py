@@ -83,10 +83,10 @@ async def test_output_is_appended_to_the_file(engine, create_job, tmp_path):
 
 async def test_job_submitted_repeatedly_starts_once(harness, create_job):
     job = create_job("wait")
-    engine = harness.connect()
+    engine = harness.create_engine()
     await asyncio.gather(*(engine.submit(job.request) for _ in range(3)))
     await job.wait_for_heartbeat()
-    await harness.connect().submit(job.request)  # a server without a record of the first submission
+    await harness.create_engine().submit(job.request)  # a server without a record of the first submission
     await engine.withdraw(job.name)
     await wait_for_end(engine, job)
     await engine.submit(job.request)
@@ -182,11 +182,11 @@ async def test_environment_is_not_in_repr(create_job):
 
 async def test_jobs_survive_the_server(harness, create_job):
     job, waiting = create_job("wait", resources=harness.whole_host), create_job("wait", resources=harness.whole_host)
-    first = harness.connect()
+    first = harness.create_engine()
     await first.submit(job.request)
     await job.wait_for_heartbeat()
     await first.submit(waiting.request)
-    second = harness.connect()
+    second = harness.create_engine()
     assert (await status_of(second, job)).phase is JobPhase.RUNNING
     await second.withdraw(job.name)
     await wait_for_phase(second, waiting, JobPhase.RUNNING)

@@ -25,8 +25,8 @@ from sandbox.interfaces.cluster_engine import (
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.model.resources import Resources
 
-JOBS, PODS = "GET /apis/batch/v1/namespaces/sandbox/jobs", "GET /api/v1/namespaces/sandbox/pods"
-CREATE = "POST /apis/batch/v1/namespaces/sandbox/jobs"
+LIST_JOBS, LIST_PODS = "GET /apis/batch/v1/namespaces/sandbox/jobs", "GET /api/v1/namespaces/sandbox/pods"
+CREATE_JOB = "POST /apis/batch/v1/namespaces/sandbox/jobs"
 HOSTILE_BODIES = {
     "empty": b"",
     "not JSON": b"<html>login</html>",
@@ -63,7 +63,7 @@ def cluster(harness):
 
 
 @pytest.fixture
-async def running(engine, create_job):
+async def running_job(engine, create_job):
     """A job whose worker is running."""
     job = create_job("wait")
     await engine.submit(job.request)
@@ -82,51 +82,51 @@ def container_of(cluster, job):
 
 
 class TestLostWorkers:
-    async def test_worker_on_a_lost_node_is_unreachable(self, cluster, engine, running):
+    async def test_worker_on_a_lost_node_is_unreachable(self, cluster, engine, running_job):
         cluster.lose_node("n1")
-        status = await status_of(engine, running)
+        status = await status_of(engine, running_job)
         assert (status.phase, status.host) == (JobPhase.UNREACHABLE, "n1")
         assert "DeletionByTaintManager" in status.reason
         assert "n1 has not confirmed" in status.reason
-        assert await running.is_alive()
+        assert await running_job.is_alive()
         cluster.return_node("n1")
-        await wait_until(lambda: running.activity.read("term"))
+        await wait_until(lambda: running_job.activity.read("term"))
 
-    async def test_pod_that_was_removed_by_force_does_not_prove_the_end(self, cluster, engine, running):
+    async def test_pod_that_was_removed_by_force_does_not_prove_the_end(self, cluster, engine, running_job):
         """`kubectl delete pod --force` removes the Pod, and its Job fails, although the worker is running."""
         cluster.lose_node("n1")
         with cluster.lock:
-            del cluster.pods[pod_of(cluster, running)["metadata"]["name"]]
-        status = await wait_for_phase(engine, running, JobPhase.UNREACHABLE)
+            del cluster.pods[pod_of(cluster, running_job)["metadata"]["name"]]
+        status = await wait_for_phase(engine, running_job, JobPhase.UNREACHABLE)
         assert "no node has confirmed" in status.reason
-        assert await running.is_alive()
+        assert await running_job.is_alive()
 
-    async def test_pod_that_the_control_plane_sets_to_failed_does_not_prove_the_end(self, cluster, engine, running):
+    async def test_pod_that_the_control_plane_sets_to_failed_does_not_prove_the_end(self, cluster, engine, running_job):
         cluster.lose_node("n1")
         with cluster.lock:
-            pod_of(cluster, running)["status"]["phase"] = "Failed"
-        status = await status_of(engine, running)
+            pod_of(cluster, running_job)["status"]["phase"] = "Failed"
+        status = await status_of(engine, running_job)
         assert status.phase is JobPhase.UNREACHABLE
-        assert await running.is_alive()
+        assert await running_job.is_alive()
 
-    async def test_container_that_the_node_cannot_find_does_not_prove_the_end(self, cluster, engine, running):
+    async def test_container_that_the_node_cannot_find_does_not_prove_the_end(self, cluster, engine, running_job):
         with cluster.lock:
             cluster.unresponsive.add("n1")
-            [status] = pod_of(cluster, running)["status"]["containerStatuses"]
+            [status] = pod_of(cluster, running_job)["status"]["containerStatuses"]
             status["state"] = {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}}
-        assert (await status_of(engine, running)).phase is JobPhase.UNREACHABLE
+        assert (await status_of(engine, running_job)).phase is JobPhase.UNREACHABLE
 
-    async def test_evicted_worker_gets_the_signal_and_is_not_started_again(self, cluster, engine, running):
-        cluster.delete_pod(pod_of(cluster, running)["metadata"]["name"])
-        status = await status_of(engine, running)
+    async def test_evicted_worker_gets_the_signal_and_is_not_started_again(self, cluster, engine, running_job):
+        cluster.delete_pod(pod_of(cluster, running_job)["metadata"]["name"])
+        status = await status_of(engine, running_job)
         assert status.phase is not JobPhase.RUNNING or status.is_ending
-        await wait_for_phase(engine, running, JobPhase.ENDED, JobPhase.UNREACHABLE)
-        await wait_until(lambda: running.activity.read("term"))
-        assert len(running.starts()) == 1
+        await wait_for_phase(engine, running_job, JobPhase.ENDED, JobPhase.UNREACHABLE)
+        await wait_until(lambda: running_job.activity.read("term"))
+        assert len(running_job.starts()) == 1
 
-    async def test_reason_shows_that_memory_was_exhausted(self, cluster, engine, running):
-        container_of(cluster, running).kill("OOMKilled")
-        status = await wait_for_end(engine, running)
+    async def test_reason_shows_that_memory_was_exhausted(self, cluster, engine, running_job):
+        container_of(cluster, running_job).kill("OOMKilled")
+        status = await wait_for_end(engine, running_job)
         assert status.reason == "The worker ended by signal 9 on n1 (OOMKilled)."
 
     async def test_time_limit_is_enforced_by_the_node(self, cluster, engine, create_job):
@@ -142,7 +142,7 @@ class TestLostWorkers:
 
 
 class TestWaitingJobs:
-    async def test_reason_is_that_of_the_scheduler(self, engine, running, harness, create_job):
+    async def test_reason_is_that_of_the_scheduler(self, engine, running_job, harness, create_job):
         job = create_job("wait", resources=harness.whole_host)
         await engine.submit(job.request)
         await wait_until(
@@ -171,7 +171,7 @@ class TestWaitingJobs:
 
     async def test_image_that_cannot_be_pulled_is_reported(self, cluster, harness, create_job):
         cluster.missing_images.add("missing:1")
-        engine, job = harness.connect(image="missing:1"), create_job("wait")
+        engine, job = harness.create_engine(image="missing:1"), create_job("wait")
         await engine.submit(job.request)
         await wait_until(lambda: cluster.pods and pod_of(cluster, job)["status"].get("containerStatuses"))
         status = await status_of(engine, job)
@@ -198,22 +198,22 @@ class TestWaitingJobs:
         assert (await status_of(engine, job)).phase is JobPhase.ENDED
         assert job.starts() == []
 
-    async def test_pod_that_is_started_while_the_job_is_withdrawn_ends(self, api, engine, running):
+    async def test_pod_that_is_started_while_the_job_is_withdrawn_ends(self, api, engine, running_job):
         """The engine does not see the Pod yet. The reported end then has no host."""
-        api.canned[PODS] = [CannedResponse(body=b'{"items": []}')]
-        await engine.withdraw(running.name)
-        await wait_until(lambda: running.activity.read("term"))
-        status = await wait_for_phase(engine, running, JobPhase.ENDED)
-        assert not status.host or not await running.is_alive()
-        assert len(running.starts()) == 1
+        api.canned[LIST_PODS] = [CannedResponse(body=b'{"items": []}')]
+        await engine.withdraw(running_job.name)
+        await wait_until(lambda: running_job.activity.read("term"))
+        status = await wait_for_phase(engine, running_job, JobPhase.ENDED)
+        assert not status.host or not await running_job.is_alive()
+        assert len(running_job.starts()) == 1
 
-    async def test_withdrawal_does_not_affect_a_pod_that_was_replaced(self, api, engine, running, cluster):
-        stale = json.loads(json.dumps(pod_of(cluster, running)))
+    async def test_withdrawal_does_not_affect_a_pod_that_was_replaced(self, api, engine, running_job, cluster):
+        stale = json.loads(json.dumps(pod_of(cluster, running_job)))
         stale["metadata"]["uid"] = "another"
-        api.canned[PODS] = [CannedResponse(body=json.dumps({"items": [stale]}).encode())]
+        api.canned[LIST_PODS] = [CannedResponse(body=json.dumps({"items": [stale]}).encode())]
         with pytest.raises(EngineUnavailableError, match="Precondition failed"):
-            await engine.withdraw(running.name)
-        assert await running.is_alive()
+            await engine.withdraw(running_job.name)
+        assert await running_job.is_alive()
 
 
 class TestApiServer:
@@ -222,7 +222,7 @@ class TestApiServer:
         with socket.create_server(("127.0.0.1", 0)) as closed:
             port = closed.getsockname()[1]
         api.url = f"https://127.0.0.1:{port}"
-        engine = harness.connect()
+        engine = harness.create_engine()
         for call in (
             engine.submit(job.request),
             engine.withdraw(job.name),
@@ -237,11 +237,14 @@ class TestApiServer:
     async def test_lost_response_to_a_submission_starts_one_worker(self, api, harness, create_job):
         """A crash between the submission and its record also leads to a second submission."""
         job = create_job("wait")
-        api.canned[CREATE] = [CannedResponse(code=504, is_performed=True), CannedResponse(code=500, is_performed=True)]
+        api.canned[CREATE_JOB] = [
+            CannedResponse(code=504, is_performed=True),
+            CannedResponse(code=500, is_performed=True),
+        ]
         for _ in range(2):
             with pytest.raises(EngineUnavailableError):
-                await harness.connect().submit(job.request)
-        engine = harness.connect()
+                await harness.create_engine().submit(job.request)
+        engine = harness.create_engine()
         await engine.submit(job.request)
         await job.wait_for_heartbeat()
         await engine.submit(job.request)
@@ -250,7 +253,7 @@ class TestApiServer:
 
     async def test_cancelled_submission_may_take_effect_and_can_be_repeated(self, api, engine, create_job):
         job = create_job("wait")
-        api.canned[CREATE] = [CannedResponse(delay_seconds=1.0, is_performed=True)]
+        api.canned[CREATE_JOB] = [CannedResponse(delay_seconds=1.0, is_performed=True)]
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
                 await engine.submit(job.request)
@@ -259,31 +262,31 @@ class TestApiServer:
         assert len(job.starts()) == 1
 
     @pytest.mark.parametrize("body", HOSTILE_BODIES.values(), ids=HOSTILE_BODIES)
-    async def test_invalid_response_is_an_error(self, api, engine, running, body):
-        api.canned[PODS] = [CannedResponse(body=body)]
+    async def test_invalid_response_is_an_error(self, api, engine, running_job, body):
+        api.canned[LIST_PODS] = [CannedResponse(body=body)]
         with pytest.raises(EngineUnavailableError, match="unknown format") as raised:
-            await engine.look_up([running.name])
+            await engine.look_up([running_job.name])
         assert len(raised.value.message) < 600
         assert raised.value.message.isprintable()
-        assert (await status_of(engine, running)).phase is JobPhase.RUNNING
+        assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
 
     @pytest.mark.parametrize("items", [b"null", b"[]"])
-    async def test_empty_list_is_valid(self, api, engine, running, items):
+    async def test_empty_list_is_valid(self, api, engine, running_job, items):
         body = b'{"kind": "PodList", "items": %s, "added": {"by": "a later version"}}' % items
-        api.canned[PODS] = [CannedResponse(body=body)]
-        assert (await status_of(engine, running)).phase is JobPhase.WAITING
+        api.canned[LIST_PODS] = [CannedResponse(body=body)]
+        assert (await status_of(engine, running_job)).phase is JobPhase.WAITING
 
-    async def test_large_response_is_not_read(self, api, engine, running, monkeypatch):
+    async def test_large_response_is_not_read(self, api, engine, running_job, monkeypatch):
         monkeypatch.setattr(api_client, "RESPONSE_BYTES_MAX", 1000)
-        api.canned[JOBS] = [CannedResponse(body=b" " * 1001)]
+        api.canned[LIST_JOBS] = [CannedResponse(body=b" " * 1001)]
         with pytest.raises(EngineUnavailableError, match="more than 1000 bytes"):
-            await engine.look_up([running.name])
+            await engine.look_up([running_job.name])
 
-    async def test_compressed_response_is_not_expanded(self, api, engine, running):
+    async def test_compressed_response_is_not_expanded(self, api, engine, running_job):
         body = gzip.compress(b'{"items": []}' + b" " * 100)
-        api.canned[JOBS] = [CannedResponse(body=body, headers=[("Content-Encoding", "gzip")])]
+        api.canned[LIST_JOBS] = [CannedResponse(body=body, headers=[("Content-Encoding", "gzip")])]
         with pytest.raises(EngineUnavailableError, match="unknown format"):
-            await engine.look_up([running.name])
+            await engine.look_up([running_job.name])
 
     @pytest.mark.parametrize(
         "headers",
@@ -295,99 +298,99 @@ class TestApiServer:
         ],
         ids=["two lengths", "chunked and a length", "long header", "many headers"],
     )
-    async def test_response_that_is_not_valid_http_is_an_error(self, api, engine, running, headers):
-        api.canned[JOBS] = [CannedResponse(body=b"x", headers=headers)]
+    async def test_response_that_is_not_valid_http_is_an_error(self, api, engine, running_job, headers):
+        api.canned[LIST_JOBS] = [CannedResponse(body=b"x", headers=headers)]
         with pytest.raises(EngineUnavailableError):
-            await engine.look_up([running.name])
-        assert (await status_of(engine, running)).phase is JobPhase.RUNNING
+            await engine.look_up([running_job.name])
+        assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
 
-    async def test_endless_list_is_an_error(self, api, engine, running, monkeypatch):
+    async def test_endless_list_is_an_error(self, api, engine, running_job, monkeypatch):
         monkeypatch.setattr(api_client, "PAGES_MAX", 5)
         page = CannedResponse(body=b'{"items": [], "metadata": {"continue": "again"}}')
-        api.canned[JOBS] = [page] * 10
+        api.canned[LIST_JOBS] = [page] * 10
         with pytest.raises(EngineUnavailableError, match="objects"):
-            await engine.look_up([running.name])
-        assert len(api.canned[JOBS]) == 5
+            await engine.look_up([running_job.name])
+        assert len(api.canned[LIST_JOBS]) == 5
         monkeypatch.setattr(api_client, "ITEMS_MAX", 2)
-        api.canned[JOBS] = [
+        api.canned[LIST_JOBS] = [
             CannedResponse(body=b'{"items": [%s]}' % b",".join([b'{"metadata": {"name": "a", "uid": "u"}}'] * 3))
         ]
         with pytest.raises(EngineUnavailableError, match="more than 2 objects"):
-            await engine.look_up([running.name])
+            await engine.look_up([running_job.name])
 
-    async def test_list_that_expired_between_two_pages_is_read_again(self, api, engine, running, create_job):
+    async def test_list_that_expired_between_two_pages_is_read_again(self, api, engine, running_job, create_job):
         others = [create_job("exit", "0") for _ in range(3)]
         for job in others:
             await engine.submit(job.request)
         expired = b'{"kind": "Status", "reason": "Expired", "message": "The continue parameter is too old"}'
         first = CannedResponse(body=b'{"items": [], "metadata": {"continue": "2"}}')
-        api.canned[JOBS] = [first, CannedResponse(code=410, body=expired)]
-        assert (await status_of(engine, running)).phase is JobPhase.RUNNING
-        api.canned[JOBS] = [CannedResponse(code=410, body=expired)] * 2
+        api.canned[LIST_JOBS] = [first, CannedResponse(code=410, body=expired)]
+        assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
+        api.canned[LIST_JOBS] = [CannedResponse(code=410, body=expired)] * 2
         with pytest.raises(EngineUnavailableError, match="too old"):
-            await engine.look_up([running.name])
+            await engine.look_up([running_job.name])
 
-    async def test_redirect_is_not_followed(self, api, engine, running):
-        api.canned[JOBS] = [CannedResponse(code=302, headers=[("Location", f"{api.url}/version")])]
+    async def test_redirect_is_not_followed(self, api, engine, running_job):
+        api.canned[LIST_JOBS] = [CannedResponse(code=302, headers=[("Location", f"{api.url}/version")])]
         with pytest.raises(EngineUnavailableError, match="HTTP status 302"):
-            await engine.look_up([running.name])
+            await engine.look_up([running_job.name])
         assert "GET /version" not in api.requests
 
-    async def test_slow_api_server_is_unavailable_in_time(self, api, engine, running, monkeypatch):
+    async def test_slow_api_server_is_unavailable_in_time(self, api, engine, running_job, monkeypatch):
         monkeypatch.setattr(api_client, "REQUEST_SECONDS", 0.3)
-        api.canned[JOBS] = [CannedResponse(delay_seconds=2.0)]
+        api.canned[LIST_JOBS] = [CannedResponse(delay_seconds=2.0)]
         started_at = time.monotonic()
         with pytest.raises(EngineUnavailableError, match=r"no response within 0\.3 s"):
-            await engine.look_up([running.name])
+            await engine.look_up([running_job.name])
         assert time.monotonic() - started_at < 1.9
 
     @pytest.mark.parametrize(("retry_after", "seconds"), [("7", 7), ("999999", 30), ("Wed, 21 Oct 2026", 1), ("-5", 1)])
     async def test_no_request_is_sent_while_the_api_server_wants_a_pause(
-        self, api, engine, running, monkeypatch, retry_after, seconds
+        self, api, engine, running_job, monkeypatch, retry_after, seconds
     ):
-        api.canned[JOBS] = [CannedResponse(code=429, headers=[("Retry-After", retry_after)])]
+        api.canned[LIST_JOBS] = [CannedResponse(code=429, headers=[("Retry-After", retry_after)])]
         with pytest.raises(EngineUnavailableError, match="HTTP status 429"):
-            await engine.look_up([running.name])
+            await engine.look_up([running_job.name])
         count, now = len(api.requests), time.monotonic()
         with pytest.raises(EngineUnavailableError, match="asked for a pause"):
-            await engine.look_up([running.name])
+            await engine.look_up([running_job.name])
         assert len(api.requests) == count
         monkeypatch.setattr(api_client.time, "monotonic", lambda: now + seconds + 0.1)
-        assert (await status_of(engine, running)).phase is JobPhase.RUNNING
+        assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
 
-    async def test_replaced_token_is_read_again(self, api, engine, running):
+    async def test_replaced_token_is_read_again(self, api, engine, running_job):
         api.server_tokens.clear()
         api.server_tokens.add("next-token")
         with pytest.raises(EngineUnavailableError, match=f"rejects the token in {api.token_file}"):
-            await engine.look_up([running.name])
+            await engine.look_up([running_job.name])
         api.token_file.write_text("next-token")
-        assert (await status_of(engine, running)).phase is JobPhase.RUNNING
+        assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
 
-    async def test_token_is_read_at_intervals(self, api, engine, running, monkeypatch):
+    async def test_token_is_read_at_intervals(self, api, engine, running_job, monkeypatch):
         api.token_file.write_text("next-token")
-        assert (await status_of(engine, running)).phase is JobPhase.RUNNING
+        assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
         api.server_tokens.add("next-token")
         api.server_tokens.discard(SERVER_TOKEN)
         monkeypatch.setattr(api_client, "CREDENTIALS_SECONDS", 0.0)
         count = len(api.requests)
-        assert (await status_of(engine, running)).phase is JobPhase.RUNNING
+        assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
         assert len(api.requests) == count + 2
 
     @pytest.mark.parametrize("content", [b"", b"a b", b"a\nb", b"\xff", b"x" * 70_000])
     async def test_invalid_token_is_not_sent(self, api, harness, content):
         api.token_file.write_bytes(content)
         with pytest.raises(EngineUnavailableError, match="contains no token"):
-            await harness.connect().hosts()
+            await harness.create_engine().hosts()
         assert api.requests == []
 
     @pytest.mark.parametrize("name", ["token_file", "ca_file"])
     async def test_missing_files_are_named(self, api, harness, tmp_path, name):
         setattr(api, name, tmp_path / "missing")
         with pytest.raises(EngineUnavailableError, match="missing, cannot be read: No such file"):
-            await harness.connect().hosts()
+            await harness.create_engine().hosts()
         setattr(api, name, tmp_path)
         with pytest.raises(EngineUnavailableError, match="cannot be read"):
-            await harness.connect().hosts()
+            await harness.create_engine().hosts()
 
     @pytest.mark.parametrize(
         "content", ["", "no certificate", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----"]
@@ -396,12 +399,12 @@ class TestApiServer:
         api.ca_file = tmp_path / "other.crt"
         api.ca_file.write_text(content)
         with pytest.raises(EngineUnavailableError, match="contains no certificates"):
-            await harness.connect().hosts()
+            await harness.create_engine().hosts()
 
     async def test_certificate_for_another_name_is_not_trusted(self, api, harness):
         api.url = api.url.replace("127.0.0.1", "localhost")
         with pytest.raises(EngineUnavailableError, match=r"(?i)certificate|hostname"):
-            await harness.connect().hosts()
+            await harness.create_engine().hosts()
         assert api.requests == []
 
     async def test_other_certificate_is_not_trusted(self, api, harness, tmp_path):
@@ -410,7 +413,7 @@ class TestApiServer:
         (tmp_path / "other").mkdir()
         api.ca_file, _ = create_certificate(tmp_path / "other")
         with pytest.raises(EngineUnavailableError, match=r"(?i)certificate"):
-            await harness.connect().hosts()
+            await harness.create_engine().hosts()
         assert api.requests == []
 
 
@@ -427,10 +430,10 @@ class TestPermissions:
         api.accounts.clear()
         assert await engine.missing_objects() == ["namespace sandbox", "service account sandbox-worker"]
 
-    async def test_denied_requests_name_the_remedy(self, api, engine, running, create_job):
+    async def test_denied_requests_name_the_remedy(self, api, engine, running_job, create_job):
         api.denied |= {("list", "pods"), ("create", "jobs")}
         with pytest.raises(EngineUnavailableError, match=r'cannot list resource "pods".*sandbox doctor'):
-            await engine.look_up([running.name])
+            await engine.look_up([running_job.name])
         with pytest.raises(EngineRejectedError, match='cannot create resource "jobs"'):
             await engine.submit(create_job("wait").request)
 
@@ -441,43 +444,43 @@ class TestPermissions:
 
 
 class TestTwoServers:
-    async def test_servers_see_only_their_own_jobs(self, harness, running):
-        other = harness.connect(owner="server-2")
-        assert (await status_of(other, running)).phase is JobPhase.UNKNOWN
+    async def test_servers_see_only_their_own_jobs(self, harness, running_job):
+        other = harness.create_engine(owner="server-2")
+        assert (await status_of(other, running_job)).phase is JobPhase.UNKNOWN
 
-    async def test_job_of_another_server_is_not_taken_over(self, harness, running):
-        other = harness.connect(owner="server-2")
+    async def test_job_of_another_server_is_not_taken_over(self, harness, running_job):
+        other = harness.create_engine(owner="server-2")
         with pytest.raises(EngineRejectedError, match="does not belong to this server"):
-            await other.submit(running.request)
-        assert len(running.starts()) == 1
+            await other.submit(running_job.request)
+        assert len(running_job.starts()) == 1
 
-    async def test_job_of_another_server_is_not_withdrawn(self, cluster, harness, running, create_job):
+    async def test_job_of_another_server_is_not_withdrawn(self, cluster, harness, running_job, create_job):
         cluster.paused = True
         waiting = create_job("wait")
-        await harness.connect().submit(waiting.request)
-        other = harness.connect(owner="server-2")
-        for job in (running, waiting):
+        await harness.create_engine().submit(waiting.request)
+        other = harness.create_engine(owner="server-2")
+        for job in (running_job, waiting):
             await other.withdraw(job.name)
         cluster.paused = False
         await waiting.wait_for_heartbeat()
-        assert await running.is_alive()
+        assert await running_job.is_alive()
 
     async def test_two_engines_of_one_server_submit_a_job_once(self, harness, create_job):
         job = create_job("wait")
-        engines = [harness.connect() for _ in range(4)]
+        engines = [harness.create_engine() for _ in range(4)]
         await asyncio.gather(*(engine.submit(job.request) for engine in engines))
         await job.wait_for_heartbeat()
         assert len(job.starts()) == 1
 
 
-async def test_objects_that_are_gone_are_no_error(api, engine, running, create_job):
+async def test_objects_that_are_gone_are_no_error(api, engine, running_job, create_job):
     """Kubernetes removes ended Jobs and Pods at any time."""
     body = b'{"kind": "Status", "reason": "NotFound", "message": "not found"}'
     path = "/api/v1/namespaces/sandbox/pods/.*"
     api.canned[f"PATCH {path}"] = [CannedResponse(code=404, body=body)]
-    await engine.withdraw(running.name)
+    await engine.withdraw(running_job.name)
     job = create_job("wait")
-    api.canned[CREATE] = [CannedResponse(code=409, body=b'{"reason": "AlreadyExists"}')]
+    api.canned[CREATE_JOB] = [CannedResponse(code=409, body=b'{"reason": "AlreadyExists"}')]
     await engine.submit(job.request)
     assert (await status_of(engine, job)).phase is JobPhase.UNKNOWN
     await engine.submit(job.request)
@@ -508,8 +511,8 @@ class TestHosts:
         cluster.add_node("n2", labels={"pool": "agents"}, taints=[("agents", "NoSchedule")])
         selected = {"pool": "agents"}
         with pytest.raises(EngineUnavailableError, match="node_selector"):
-            await harness.connect(node_selector=selected).hosts()
-        engine = harness.connect(node_selector=selected, tolerations=("agents",))
+            await harness.create_engine(node_selector=selected).hosts()
+        engine = harness.create_engine(node_selector=selected, tolerations=("agents",))
         assert [host.name for host in await engine.hosts()] == ["n2"]
         job = create_job("wait")
         await engine.submit(job.request)
@@ -537,28 +540,28 @@ class TestHosts:
 class TestIdentity:
     AUDIENCE = "audience-of-server-1"
 
-    async def test_worker_of_the_job_is_accepted(self, api, cluster, engine, running):
-        await engine.verify(running.name, "n1", api.issue_token(pod_of(cluster, running), self.AUDIENCE))
+    async def test_worker_of_the_job_is_accepted(self, api, cluster, engine, running_job):
+        await engine.verify(running_job.name, "n1", api.issue_token(pod_of(cluster, running_job), self.AUDIENCE))
 
-    async def test_token_that_proves_nothing_is_rejected(self, api, cluster, harness, engine, running, create_job):
+    async def test_token_that_proves_nothing_is_rejected(self, api, cluster, harness, engine, running_job, create_job):
         other = create_job("wait")
         await engine.submit(other.request)
         await other.wait_for_heartbeat()
-        pod, uid = pod_of(cluster, running), "authentication.kubernetes.io/pod-uid"
+        pod, uid = pod_of(cluster, running_job), "authentication.kubernetes.io/pod-uid"
         valid = api.issue_token(pod, self.AUDIENCE)
         for name, host, token in (
-            (running.name, "n1", valid[:-2] + "xx"),
-            (running.name, "n1", api.issue_token(pod, "audience-of-server-2")),
-            (running.name, "n1", api.issue_token(pod, self.AUDIENCE, account="default")),
-            (running.name, "n1", api.issue_token(pod_of(cluster, other), self.AUDIENCE)),
-            (running.name, "n1", api.issue_token(pod, self.AUDIENCE, **{uid: []})),
-            (running.name, "n1", api.issue_token(pod, self.AUDIENCE, **{uid: ["a", "b"]})),
-            (running.name, "n2", api.issue_token(pod, self.AUDIENCE)),
+            (running_job.name, "n1", valid[:-2] + "xx"),
+            (running_job.name, "n1", api.issue_token(pod, "audience-of-server-2")),
+            (running_job.name, "n1", api.issue_token(pod, self.AUDIENCE, account="default")),
+            (running_job.name, "n1", api.issue_token(pod_of(cluster, other), self.AUDIENCE)),
+            (running_job.name, "n1", api.issue_token(pod, self.AUDIENCE, **{uid: []})),
+            (running_job.name, "n1", api.issue_token(pod, self.AUDIENCE, **{uid: ["a", "b"]})),
+            (running_job.name, "n2", api.issue_token(pod, self.AUDIENCE)),
             (job_name(new_attempt_id()), "n1", api.issue_token(pod, self.AUDIENCE)),
         ):
             with pytest.raises(WorkerRejectedError):
                 await engine.verify(name, host, token)
-        await engine.verify(running.name, "n1", api.issue_token(pod, self.AUDIENCE))
+        await engine.verify(running_job.name, "n1", api.issue_token(pod, self.AUDIENCE))
 
     @pytest.mark.parametrize("token", ["", "a", "a.b", "a.b.c.d", "a.b.c\n", "a.b.ü", "a..c", "a.b." + "c" * 6200])
     async def test_text_that_is_no_token_is_not_sent_to_kubernetes(self, api, engine, token):
@@ -566,41 +569,41 @@ class TestIdentity:
             await engine.verify(job_name(new_attempt_id()), "n1", token)
         assert api.requests == []
 
-    async def test_label_of_a_foreign_pod_is_not_sufficient(self, api, cluster, engine, running):
+    async def test_label_of_a_foreign_pod_is_not_sufficient(self, api, cluster, engine, running_job):
         """Users who can create Pods in the namespace can set labels, but the Job must control the Pod."""
         with cluster.lock:
-            pod = json.loads(json.dumps(pod_of(cluster, running)))
+            pod = json.loads(json.dumps(pod_of(cluster, running_job)))
             pod["metadata"] |= {"name": "foreign", "uid": "foreign-uid"}
             pod["metadata"]["ownerReferences"][0]["controller"] = False
             cluster.paused = True
             cluster.pods["foreign"] = pod
         with pytest.raises(WorkerRejectedError, match="does not belong to a Pod of the job"):
-            await engine.verify(running.name, "n1", api.issue_token(pod, self.AUDIENCE))
+            await engine.verify(running_job.name, "n1", api.issue_token(pod, self.AUDIENCE))
 
-    async def test_answer_for_the_audience_of_the_api_server_is_rejected(self, api, engine, running):
+    async def test_answer_for_the_audience_of_the_api_server_is_rejected(self, api, engine, running_job):
         """A token authenticator that ignores audiences returns none."""
         status = {"authenticated": True, "user": {"username": "system:serviceaccount:sandbox:sandbox-worker"}}
         path = "POST /apis/authentication.k8s.io/v1/tokenreviews"
         api.canned[path] = [CannedResponse(code=201, body=json.dumps({"status": status}).encode())]
         with pytest.raises(WorkerRejectedError, match="not valid for this server"):
-            await engine.verify(running.name, "n1", "a.b.c")
+            await engine.verify(running_job.name, "n1", "a.b.c")
 
-    async def test_check_ends_before_the_worker_stops_waiting(self, api, engine, running, monkeypatch):
+    async def test_check_ends_before_the_worker_stops_waiting(self, api, engine, running_job, monkeypatch):
         monkeypatch.setattr(kubernetes_engine, "VERIFY_SECONDS", 0.3)
         path = "POST /apis/authentication.k8s.io/v1/tokenreviews"
         api.canned[path] = [CannedResponse(delay_seconds=2.0)] * CONCURRENT_REVIEWS_MAX
-        checks = [engine.verify(running.name, "n1", "a.b.c") for _ in range(2 * CONCURRENT_REVIEWS_MAX)]
+        checks = [engine.verify(running_job.name, "n1", "a.b.c") for _ in range(2 * CONCURRENT_REVIEWS_MAX)]
         started_at = time.monotonic()
         results = await asyncio.gather(*checks, return_exceptions=True)
         assert time.monotonic() - started_at < 1.9
         assert {type(result) for result in results} == {EngineUnavailableError}
         with pytest.raises(WorkerRejectedError):
-            await engine.verify(running.name, "n1", "a.b.c")
+            await engine.verify(running_job.name, "n1", "a.b.c")
 
-    async def test_error_does_not_contain_the_token(self, api, engine, running):
+    async def test_error_does_not_contain_the_token(self, api, engine, running_job):
         api.denied.add(("create", "tokenreviews"))
         with pytest.raises(EngineUnavailableError) as raised:
-            await engine.verify(running.name, "n1", "secret.secret.secret")
+            await engine.verify(running_job.name, "n1", "secret.secret.secret")
         assert "secret.secret" not in repr(raised.value)
 
 

@@ -40,7 +40,7 @@ def store(harness, job):
 async def test_job_is_started_by_the_next_server(harness, create_job):
     job = create_job("wait")
     store(harness, job)
-    engine = harness.connect()
+    engine = harness.create_engine()
     assert (await status_of(engine, job)).phase in {JobPhase.WAITING, JobPhase.RUNNING}
     await job.wait_for_heartbeat()
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
@@ -86,7 +86,7 @@ async def test_concurrent_supervisors_start_one_worker(harness, engine, create_j
 
 async def test_concurrent_servers_share_the_queue(harness, create_job):
     jobs = [create_job("wait") for _ in range(4)]
-    engines = [harness.connect() for _ in range(3)]
+    engines = [harness.create_engine() for _ in range(3)]
     await asyncio.gather(*(engine.submit(job.request) for engine in engines for job in jobs))
     for job in jobs:
         await job.wait_for_heartbeat()
@@ -218,7 +218,7 @@ async def test_environment_is_stored_only_until_the_worker_is_started(harness, c
         store(harness, job)
         [path] = [path for path in files_of(harness, job).iterdir() if b"secret" in path.read_bytes()]
         assert path.stat().st_mode & 0o777 == 0o600
-    engine = harness.connect()
+    engine = harness.create_engine()
     await engine.withdraw(withdrawn.name)
     await status_of(engine, started)
     await started.wait_for_heartbeat()
@@ -231,7 +231,7 @@ async def test_worker_without_its_environment_is_started(harness, create_job):
     job = create_job("exit", "3", environment={"TOKEN": "secret"})
     store(harness, job)
     (files_of(harness, job) / "environment").unlink()
-    status = await wait_for_phase(harness.connect(), job, JobPhase.ENDED)
+    status = await wait_for_phase(harness.create_engine(), job, JobPhase.ENDED)
     assert "exited with 3" in status.reason
 
 

@@ -18,9 +18,9 @@ def harness(slurm_harness):
 
 
 @pytest.fixture
-def on_host(harness):
+def engine_on_host(harness):
     """Return an engine whose jobs run on one host."""
-    return lambda host: harness.connect(partition="all", extra_options=(f"--nodelist={host}",))
+    return lambda host: harness.create_engine(partition="all", extra_options=(f"--nodelist={host}",))
 
 
 def submit_directly(cluster, job, *arguments):
@@ -34,7 +34,7 @@ async def test_killed_controller_is_reported_as_unavailable_and_jobs_continue(cl
     job = create_job("wait")
     await engine.submit(job.request)
     await job.wait_for_heartbeat()
-    cluster.save_state((await wait_for_phase(engine, job, JobPhase.RUNNING)).job_id)
+    cluster.wait_until_saved((await wait_for_phase(engine, job, JobPhase.RUNNING)).job_id)
     cluster.kill_controller()
     try:
         for call in (
@@ -76,10 +76,10 @@ async def lose_job(cluster, harness, create_job, saved_job_id):
 
     The controller saves its state at most every five seconds. On a busy machine, it may save a job before it is killed.
     """
-    engine = harness.connect()
+    engine = harness.create_engine()
     for _ in range(5):
         job = create_job("wait", resources=harness.whole_host)
-        cluster.save_state(saved_job_id)
+        cluster.wait_until_saved(saved_job_id)
         await engine.submit(job.request)
         status = await status_of(engine, job)
         assert status.phase is JobPhase.WAITING
@@ -112,11 +112,11 @@ async def test_job_that_a_killed_controller_lost_is_submitted_again(cluster, har
     assert [len(job.starts()) for job in (blocker, other, lost)] == [1, 1, 1]
 
 
-async def test_job_on_a_killed_host_is_unreachable(cluster, on_host, create_job):
+async def test_job_on_a_killed_host_is_unreachable(cluster, engine_on_host, create_job):
     job, other = create_job("wait"), create_job("wait")
-    engine = on_host("n2")
+    engine = engine_on_host("n2")
     await engine.submit(job.request)
-    await on_host("n3").submit(other.request)
+    await engine_on_host("n3").submit(other.request)
     await job.wait_for_heartbeat()
     await other.wait_for_heartbeat()
     cluster.kill_host("n2")
@@ -131,10 +131,10 @@ async def test_job_on_a_killed_host_is_unreachable(cluster, on_host, create_job)
     assert len(job.starts()) == 1
 
 
-async def test_withdrawn_job_on_a_host_without_network_has_not_ended(cluster, on_host, create_job):
+async def test_withdrawn_job_on_a_host_without_network_has_not_ended(cluster, engine_on_host, create_job):
     """Slurm reports CANCELLED, as for every withdrawn job, although the worker is running."""
     job, connected = create_job("wait"), create_job("wait")
-    engine = on_host("n2")
+    engine = engine_on_host("n2")
     await engine.submit(job.request)
     await engine.submit(connected.request)
     await job.wait_for_heartbeat()
@@ -154,10 +154,10 @@ async def test_withdrawn_job_on_a_host_without_network_has_not_ended(cluster, on
         cluster.start_host("n2")
 
 
-async def test_job_that_may_have_been_started_twice_has_not_ended(cluster, on_host, create_job):
+async def test_job_that_may_have_been_started_twice_has_not_ended(cluster, engine_on_host, create_job):
     """Despite `--no-requeue`, Slurm requeues a job if its host did not respond to the request to start the job."""
     job = create_job("wait")
-    engine = on_host("n2")
+    engine = engine_on_host("n2")
     cluster.cut_off("n2")
     try:
         await engine.submit(job.request)
@@ -279,43 +279,43 @@ async def test_job_specification_contains_no_environment_values(cluster, engine,
     assert "MinMemoryNode=100M" in specification
 
 
-async def test_extra_options_select_the_host(on_host, create_job):
+async def test_extra_options_select_the_host(engine_on_host, create_job):
     job = create_job("wait")
-    await on_host("n3").submit(job.request)
+    await engine_on_host("n3").submit(job.request)
     await job.wait_for_heartbeat()
-    assert (await status_of(on_host("n3"), job)).host == "n3"
+    assert (await status_of(engine_on_host("n3"), job)).host == "n3"
 
 
 async def test_largest_hosts_are_limited_to_the_partition(harness):
-    (small,) = await harness.connect(partition="small").largest_host_sizes()
-    (large,) = await harness.connect(partition="all").largest_host_sizes()
+    (small,) = await harness.create_engine(partition="small").largest_host_sizes()
+    (large,) = await harness.create_engine(partition="all").largest_host_sizes()
     assert (large.cpus, large.memory_bytes) == (small.cpus, 2 * small.memory_bytes)
-    assert await harness.connect(partition=None).largest_host_sizes() == [large]
+    assert await harness.create_engine(partition=None).largest_host_sizes() == [large]
     with pytest.raises(EngineUnavailableError, match=r"none .*cluster\.slurm\.partition"):
-        await harness.connect(partition="none").largest_host_sizes()
+        await harness.create_engine(partition="none").largest_host_sizes()
 
 
 async def test_listed_hosts_belong_to_the_partition_and_have_a_state(harness, cluster):
-    assert [host.name for host in await harness.connect(partition="small").hosts()] == ["n1"]
-    hosts = {host.name: host for host in await harness.connect(partition=None).hosts()}
+    assert [host.name for host in await harness.create_engine(partition="small").hosts()] == ["n1"]
+    hosts = {host.name: host for host in await harness.create_engine(partition=None).hosts()}
     assert list(hosts) == ["n1", "n2", "n3"]
     assert hosts["n3"].resources.memory_bytes == 2 * hosts["n1"].resources.memory_bytes
     assert {host.problem for host in hosts.values()} == {""}
     cluster.run("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=a|b\nn9|idle|4|1|1|all*")
     cluster.run("scontrol", "update", "NodeName=n3", "State=DOWN", "Reason=test")
     try:
-        hosts = await harness.connect(partition="all").hosts()
+        hosts = await harness.create_engine(partition="all").hosts()
         assert [host.name for host in hosts] == ["n1", "n2", "n3"]
         problems = ["", "Slurm reports the state drained.", "Slurm reports the state down."]
         assert [host.problem for host in hosts] == problems
     finally:
         cluster.restrict_to("n1", "n2", "n3")
     with pytest.raises(EngineUnavailableError, match=r"none .*cluster\.slurm\.partition"):
-        await harness.connect(partition="none").hosts()
+        await harness.create_engine(partition="none").hosts()
 
 
 async def test_jobs_start_on_hosts_that_are_not_excluded(harness, create_job):
-    engine = harness.connect(partition="all", extra_options=("--exclude=n[1]",))
+    engine = harness.create_engine(partition="all", extra_options=("--exclude=n[1]",))
     jobs = [create_job("wait", excluded_hosts=("n2", "no-host")) for _ in range(3)]
     for job in jobs:
         await engine.submit(job.request)
@@ -330,6 +330,6 @@ async def test_jobs_start_on_hosts_that_are_not_excluded(harness, create_job):
 async def test_job_for_a_missing_partition_is_rejected(harness, create_job):
     job = create_job("wait")
     with pytest.raises(EngineRejectedError, match="Invalid partition name"):
-        await harness.connect(partition="none").submit(job.request)
-    await harness.connect().submit(job.request)
+        await harness.create_engine(partition="none").submit(job.request)
+    await harness.create_engine().submit(job.request)
     await job.wait_for_heartbeat()

@@ -22,11 +22,11 @@ def journals(request, tmp_path):
     return request.param(tmp_path)
 
 
-def line(text):
+def make_output(text):
     return e.Output.from_bytes("stdout", text.encode() + b"\n")
 
 
-def texts(batch):
+def output_lines(batch):
     return [record.event.display_text.rstrip("\n") for record in batch.records]
 
 
@@ -42,30 +42,30 @@ def open_writer(journals, task_id="task-1"):
 def test_records_are_numbered_and_immediately_visible(journals):
     with open_writer(journals) as writer:
         assert writer.last_seq == 0
-        first = writer.append(line("one"), at=TIMESTAMP, durable=True)
+        first = writer.append(make_output("one"), at=TIMESTAMP, durable=True)
         batch = journals.read("task-1")
         assert (list(batch.records), first.seq, first.epoch, writer.last_seq) == ([first], 1, 1, 1)
 
-        writer.append(line("two"), at=TIMESTAMP)
-        assert texts(journals.read("task-1", batch.next_offset)) == ["two"]
+        writer.append(make_output("two"), at=TIMESTAMP)
+        assert output_lines(journals.read("task-1", batch.next_offset)) == ["two"]
 
 
 def test_each_writer_has_a_new_epoch(journals):
     for epoch in (1, 2, 3):
         writer = journals.create("task-1") if epoch == 1 else journals.open("task-1")
-        record = writer.append(line("x"), at=TIMESTAMP)
+        record = writer.append(make_output("x"), at=TIMESTAMP)
         assert (record.seq, record.epoch) == (epoch, epoch)
         writer.close()
 
 
 def test_creating_a_journal_twice_fails(journals):
     with open_writer(journals) as writer:
-        writer.append(line("x"), at=TIMESTAMP)
+        writer.append(make_output("x"), at=TIMESTAMP)
         with pytest.raises(FileExistsError):
             journals.create("task-1")
     with pytest.raises(FileExistsError):
         journals.create("task-1")
-    assert texts(journals.read("task-1")) == ["x"]
+    assert output_lines(journals.read("task-1")) == ["x"]
 
 
 def test_journal_without_records_is_not_listed(journals):
@@ -74,14 +74,14 @@ def test_journal_without_records_is_not_listed(journals):
     assert journals.task_ids() == []
 
     with open_writer(journals) as writer:
-        writer.append(line("x"), at=TIMESTAMP)
+        writer.append(make_output("x"), at=TIMESTAMP)
 
     assert journals.task_ids() == ["task-1"]
 
 
 def test_second_writer_is_rejected(journals):
     with open_writer(journals) as writer:
-        writer.append(line("x"), at=TIMESTAMP)
+        writer.append(make_output("x"), at=TIMESTAMP)
         assert journals.lock_state("task-1") is LockState.HELD
         with pytest.raises(JournalBusyError):
             journals.open("task-1")
@@ -97,17 +97,17 @@ def test_close_is_idempotent(journals):
 
 def test_read_stops_at_the_byte_limit_after_at_least_one_record(journals):
     with open_writer(journals) as writer:
-        writer.append(line("short"), at=TIMESTAMP)
-        writer.append(line("long" * 50_000), at=TIMESTAMP)
-        writer.append(line("end"), at=TIMESTAMP)
+        writer.append(make_output("short"), at=TIMESTAMP)
+        writer.append(make_output("long" * 50_000), at=TIMESTAMP)
+        writer.append(make_output("end"), at=TIMESTAMP)
 
     first = journals.read("task-1", bytes_max=1000)
     second = journals.read("task-1", first.next_offset, bytes_max=1000)
     third = journals.read("task-1", second.next_offset, bytes_max=1000)
 
-    assert texts(first) == ["short"]
-    assert texts(second)[0] == "long" * 50_000
-    assert texts(second) + texts(third) == ["long" * 50_000, "end"]
+    assert output_lines(first) == ["short"]
+    assert output_lines(second)[0] == "long" * 50_000
+    assert output_lines(second) + output_lines(third) == ["long" * 50_000, "end"]
     assert len(journals.read("task-1").records) == 3
 
 
@@ -115,15 +115,15 @@ def test_read_can_start_at_any_record(journals):
     with open_writer(journals) as writer:
         assert journals.find_offset("task-1", 1) == 0
         for text in ("one", "two" * 50_000, "three"):
-            writer.append(line(text), at=TIMESTAMP)
+            writer.append(make_output(text), at=TIMESTAMP)
         offsets = [journals.find_offset("task-1", seq) for seq in (1, 2, 3, 4, 99)]
-        first_texts = [texts(journals.read("task-1", offset))[0] for offset in offsets[:3]]
+        first_texts = [output_lines(journals.read("task-1", offset))[0] for offset in offsets[:3]]
         assert first_texts == ["one", "two" * 50_000, "three"]
         assert offsets[0] == 0
         assert offsets[3:] == [journals.read("task-1").next_offset] * 2
 
-        writer.append(line("four"), at=TIMESTAMP)
-        assert texts(journals.read("task-1", offsets[3])) == ["four"]
+        writer.append(make_output("four"), at=TIMESTAMP)
+        assert output_lines(journals.read("task-1", offsets[3])) == ["four"]
 
 
 @pytest.mark.parametrize("task_id", ["", ".", "..", "../up", "a/b", "a..b", "/etc", "a\0b", ".hidden", "a\n", "a."])
@@ -144,7 +144,7 @@ def test_invalid_task_id_is_not_found(journals, tmp_path, task_id):
 @pytest.mark.parametrize("task_id", ["a", "Fix-42_b.c", "0" * 128])
 def test_valid_task_id_is_accepted(journals, task_id):
     with open_writer(journals, task_id) as writer:
-        writer.append(line("x"), at=TIMESTAMP)
+        writer.append(make_output("x"), at=TIMESTAMP)
     assert journals.task_ids() == [task_id]
 
 
@@ -158,9 +158,9 @@ def test_unknown_task_has_no_journal(journals):
 
 def test_unrelated_files_are_not_listed(journals, tmp_path):
     with open_writer(journals, "b") as writer:
-        writer.append(line("x"), at=TIMESTAMP)
+        writer.append(make_output("x"), at=TIMESTAMP)
     with open_writer(journals, "a") as writer:
-        writer.append(line("x"), at=TIMESTAMP)
+        writer.append(make_output("x"), at=TIMESTAMP)
     (tmp_path / "tasks" / "file").write_text("x")
     (tmp_path / "tasks" / "empty").mkdir()
 
@@ -169,7 +169,7 @@ def test_unrelated_files_are_not_listed(journals, tmp_path):
 
 def test_journal_with_a_directory_in_place_of_records_is_listed(journals, tmp_path):
     with open_writer(journals, "a") as writer:
-        writer.append(line("x"), at=TIMESTAMP)
+        writer.append(make_output("x"), at=TIMESTAMP)
     (tmp_path / "tasks" / "b" / "journal" / "records").mkdir(parents=True)
 
     assert journals.task_ids() == ["a", "b"]
@@ -179,7 +179,7 @@ def test_journal_with_a_directory_in_place_of_records_is_listed(journals, tmp_pa
 
 def test_files_are_accessible_to_the_owner_only(journals, tmp_path):
     with open_writer(journals) as writer:
-        writer.append(line("x"), at=TIMESTAMP)
+        writer.append(make_output("x"), at=TIMESTAMP)
     for path in (tmp_path / "tasks").rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
@@ -209,15 +209,15 @@ def file_size_limit(size_bytes):
 
 def test_record_that_does_not_fit_is_removed(journals):
     with open_writer(journals) as writer:
-        writer.append(line("one"), at=TIMESTAMP)
+        writer.append(make_output("one"), at=TIMESTAMP)
         end = journals.read("task-1").next_offset
         with file_size_limit(end + 100), pytest.raises(OSError, match="File too large"):
-            writer.append(line("x" * 5000), at=TIMESTAMP)
+            writer.append(make_output("x" * 5000), at=TIMESTAMP)
 
         assert writer.last_seq == 1
-        assert texts(journals.read("task-1")) == ["one"]
-        assert writer.append(line("two"), at=TIMESTAMP).seq == 2
-        assert texts(journals.read("task-1")) == ["one", "two"]
+        assert output_lines(journals.read("task-1")) == ["one"]
+        assert writer.append(make_output("two"), at=TIMESTAMP).seq == 2
+        assert output_lines(journals.read("task-1")) == ["one", "two"]
 
 
 def test_record_that_cannot_be_flushed_is_removed(journals, monkeypatch):
@@ -225,13 +225,13 @@ def test_record_that_cannot_be_flushed_is_removed(journals, monkeypatch):
         raise OSError(5, "Input/output error")
 
     with open_writer(journals) as writer:
-        writer.append(line("one"), at=TIMESTAMP)
+        writer.append(make_output("one"), at=TIMESTAMP)
         with monkeypatch.context() as patched:
             patched.setattr(os, "fdatasync", fail)
             with pytest.raises(OSError, match="Input/output"):
-                writer.append(line("lost"), at=TIMESTAMP, durable=True)
-        assert writer.append(line("two"), at=TIMESTAMP).seq == 2
-        assert texts(journals.read("task-1")) == ["one", "two"]
+                writer.append(make_output("lost"), at=TIMESTAMP, durable=True)
+        assert writer.append(make_output("two"), at=TIMESTAMP).seq == 2
+        assert output_lines(journals.read("task-1")) == ["one", "two"]
 
 
 def test_next_append_retries_a_failed_cleanup(journals, monkeypatch):
@@ -239,16 +239,16 @@ def test_next_append_retries_a_failed_cleanup(journals, monkeypatch):
         raise OSError(5, "Input/output error")
 
     with open_writer(journals) as writer:
-        writer.append(line("one"), at=TIMESTAMP)
+        writer.append(make_output("one"), at=TIMESTAMP)
         with monkeypatch.context() as patched:
             patched.setattr(os, "fdatasync", fail)
             patched.setattr(os, "ftruncate", fail)
             with pytest.raises(OSError, match="Input/output"):
-                writer.append(line("lost"), at=TIMESTAMP, durable=True)
+                writer.append(make_output("lost"), at=TIMESTAMP, durable=True)
             with pytest.raises(OSError, match="Input/output"):
-                writer.append(line("lost"), at=TIMESTAMP)
-        assert writer.append(line("two"), at=TIMESTAMP).seq == 2
-        assert texts(journals.read("task-1")) == ["one", "two"]
+                writer.append(make_output("lost"), at=TIMESTAMP)
+        assert writer.append(make_output("two"), at=TIMESTAMP).seq == 2
+        assert output_lines(journals.read("task-1")) == ["one", "two"]
 
 
 def task_files(tmp_path):
@@ -296,7 +296,7 @@ def test_discarded_journal_is_removed_and_can_be_recreated(journals, tmp_path):
     journals.discard("task-1", writer)
     assert task_files(tmp_path) == []
     with open_writer(journals) as writer:
-        writer.append(line("x"), at=TIMESTAMP)
+        writer.append(make_output("x"), at=TIMESTAMP)
     assert journals.task_ids() == ["task-1"]
 
 
@@ -307,13 +307,13 @@ def test_discard_keeps_a_journal_created_during_the_removal(journals, tmp_path, 
     def create_before_rmdir(directory):
         if not new_writers:
             new_writers.append(journals.create("task-1"))
-            new_writers[0].append(line("x"), at=TIMESTAMP)
+            new_writers[0].append(make_output("x"), at=TIMESTAMP)
         rmdir(directory)
 
     monkeypatch.setattr(Path, "rmdir", create_before_rmdir)
     journals.discard("task-1", discarded)
     assert journals.lock_state("task-1") is LockState.HELD
-    assert texts(journals.read("task-1")) == ["x"]
+    assert output_lines(journals.read("task-1")) == ["x"]
     new_writers[0].close()
 
 
@@ -321,16 +321,16 @@ def test_discard_keeps_a_journal_that_replaced_the_discarded_one(journals, tmp_p
     discarded = journals.create("task-1")
     shutil.rmtree(tmp_path / "tasks" / "task-1")
     with open_writer(journals) as writer:
-        writer.append(line("x"), at=TIMESTAMP)
+        writer.append(make_output("x"), at=TIMESTAMP)
         journals.discard("task-1", discarded)
-        assert texts(journals.read("task-1")) == ["x"]
+        assert output_lines(journals.read("task-1")) == ["x"]
 
 
 def test_event_that_cannot_be_encoded_is_not_written(journals):
     with open_writer(journals) as writer:
         with pytest.raises(UnicodeEncodeError):
             writer.append(e.ErrorReported("x", "\ud800"), at=TIMESTAMP)
-        assert writer.append(line("one"), at=TIMESTAMP).seq == 1
+        assert writer.append(make_output("one"), at=TIMESTAMP).seq == 1
 
 
 def test_sync_without_new_records_does_not_flush(journals, monkeypatch):
@@ -339,19 +339,19 @@ def test_sync_without_new_records_does_not_flush(journals, monkeypatch):
         monkeypatch.setattr(os, "fdatasync", flushed.append)
         writer.sync()
         assert len(flushed) == 0
-        writer.append(line("x"), at=TIMESTAMP)
+        writer.append(make_output("x"), at=TIMESTAMP)
         assert len(flushed) == 0
         writer.sync()
         writer.sync()
         assert len(flushed) == 1
-        writer.append(line("x"), at=TIMESTAMP, durable=True)
+        writer.append(make_output("x"), at=TIMESTAMP, durable=True)
         writer.sync()
         assert len(flushed) == 2
 
 
 def test_open_flushes_records_of_a_dead_writer(journals, monkeypatch):
     with open_writer(journals) as writer:
-        writer.append(line("written, perhaps not on disk"), at=TIMESTAMP)
+        writer.append(make_output("written, perhaps not on disk"), at=TIMESTAMP)
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
     writer = journals.open("task-1")
@@ -365,10 +365,10 @@ def test_first_record_flushes_all_directories(journals, tmp_path, monkeypatch):
         monkeypatch.setattr(os, name, lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink()))
     with open_writer(journals) as writer:
         assert flushed == [tmp_path]
-        writer.append(line("x"), at=TIMESTAMP, durable=True)
+        writer.append(make_output("x"), at=TIMESTAMP, durable=True)
         directory = tmp_path / "tasks" / "task-1" / "journal"
         assert flushed[1:] == [directory / "records", directory, *directory.parents[:2]]
-        writer.append(line("y"), at=TIMESTAMP, durable=True)
+        writer.append(make_output("y"), at=TIMESTAMP, durable=True)
     assert flushed[5:] == [directory / "records"]
     flushed.clear()
     journals.create("task-2").close()
@@ -377,14 +377,14 @@ def test_first_record_flushes_all_directories(journals, tmp_path, monkeypatch):
 
 def test_open_flushes_the_directories_of_a_writer_that_died_after_record_1(journals, tmp_path, monkeypatch):
     with open_writer(journals) as writer:
-        writer.append(line("x"), at=TIMESTAMP)
+        writer.append(make_output("x"), at=TIMESTAMP)
     flushed = []
     monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink()))
     directory = tmp_path / "tasks" / "task-1" / "journal"
     with contextlib.closing(journals.open("task-1")) as writer:
-        writer.append(line("y"), at=TIMESTAMP, durable=True)
+        writer.append(make_output("y"), at=TIMESTAMP, durable=True)
         assert flushed == [directory, *directory.parents[:2]]
-        writer.append(line("z"), at=TIMESTAMP, durable=True)
+        writer.append(make_output("z"), at=TIMESTAMP, durable=True)
     journals.open("task-1").close()
     assert len(flushed) == 3
 
@@ -402,11 +402,11 @@ def test_first_record_is_dropped_if_a_directory_cannot_be_flushed(journals, tmp_
     with monkeypatch.context() as full:
         full.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="No space left"):
-            writer.append(line("x"), at=TIMESTAMP, durable=True)
+            writer.append(make_output("x"), at=TIMESTAMP, durable=True)
     assert journals.task_ids() == []
     flushed = []
     monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink()))
-    writer.append(line("x"), at=TIMESTAMP, durable=True)
+    writer.append(make_output("x"), at=TIMESTAMP, durable=True)
     assert len(flushed) == 3
     writer.close()
-    assert texts(journals.read("task-1")) == ["x"]
+    assert output_lines(journals.read("task-1")) == ["x"]

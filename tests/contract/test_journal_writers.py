@@ -64,7 +64,7 @@ def journals(tmp_path):
 
 
 @contextlib.contextmanager
-def process(code, *arguments, pass_fds=()):
+def child_process(code, *arguments, pass_fds=()):
     """Start a child process that prints lines, and kill it at the end of the block."""
     with subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
@@ -87,7 +87,7 @@ def wait_until_free(journals):
 
 
 def test_journal_is_busy_until_the_holder_is_killed(journals, tmp_path):
-    with process(HOLD_PROGRAM, tmp_path) as holder:
+    with child_process(HOLD_PROGRAM, tmp_path) as holder:
         assert holder.stdout.readline() == "held\n"
         assert journals.lock_state("task-1") is LockState.HELD
         with pytest.raises(JournalBusyError) as caught:
@@ -101,7 +101,7 @@ def test_journal_is_busy_until_the_holder_is_killed(journals, tmp_path):
 
 def test_inherited_lock_survives_close_in_the_parent(journals, tmp_path):
     writer = journals.open("task-1")
-    with process(ADOPT_PROGRAM, tmp_path, writer.lock_fd, pass_fds=(writer.lock_fd,)) as runner:
+    with child_process(ADOPT_PROGRAM, tmp_path, writer.lock_fd, pass_fds=(writer.lock_fd,)) as runner:
         assert runner.stdout.readline() == "adopted\n"
         before = writer.append(e.ErrorReported("before", ""), at=datetime.now(UTC))
         writer.close()
@@ -121,7 +121,7 @@ def test_writer_cannot_write_after_its_handover(journals, tmp_path):
     writer = journals.open("task-1")
     with (
         journals.hand_over(writer) as lock_fd,
-        process(ADOPT_PROGRAM, tmp_path, lock_fd, pass_fds=(lock_fd,)) as runner,
+        child_process(ADOPT_PROGRAM, tmp_path, lock_fd, pass_fds=(lock_fd,)) as runner,
     ):
         assert runner.stdout.readline() == "adopted\n"
         with pytest.raises(JournalBusyError):
@@ -148,7 +148,7 @@ def test_writer_continues_after_a_failed_handover(journals):
 def test_adopting_writer_has_the_next_epoch(journals, tmp_path):
     writer = journals.open("task-1")
     writer.append(e.ErrorReported("by the server", ""), at=datetime.now(UTC))
-    with process(ADOPT_PROGRAM, tmp_path, writer.lock_fd, pass_fds=(writer.lock_fd,)) as runner:
+    with child_process(ADOPT_PROGRAM, tmp_path, writer.lock_fd, pass_fds=(writer.lock_fd,)) as runner:
         writer.close()
         runner.stdin.write("\n")
         runner.stdin.flush()
@@ -202,7 +202,7 @@ def test_checking_lock_state_does_not_block_writers(journals):
 def test_journal_has_no_gaps_after_kills(journals, tmp_path):
     generator = random.Random(7)
     for _ in range(8):
-        with process(APPEND_FOREVER_PROGRAM, tmp_path) as runner:
+        with child_process(APPEND_FOREVER_PROGRAM, tmp_path) as runner:
             reported = int(runner.stdout.readline())
             time.sleep(generator.uniform(0, 0.02))
             os.kill(runner.pid, signal.SIGKILL)
@@ -223,7 +223,7 @@ def test_journal_has_no_gaps_after_kills(journals, tmp_path):
 
 
 def test_concurrent_reader_sees_each_record_once(journals, tmp_path):
-    with process(APPEND_FOREVER_PROGRAM, tmp_path) as runner:
+    with child_process(APPEND_FOREVER_PROGRAM, tmp_path) as runner:
         seqs, offset, deadline = [], 0, time.monotonic() + TIMEOUT_SECONDS
         while len(seqs) < 200:
             assert time.monotonic() < deadline

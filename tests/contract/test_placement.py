@@ -520,7 +520,7 @@ on_hosts_with_leftovers = pytest.mark.parametrize("host", ["local", "daemon"], i
 
 
 @pytest.fixture
-async def preserved(server, task_id):
+async def preserved_location(server, task_id):
     """The location of an ended attempt whose disk is preserved."""
     location, handle = await server.launch(task_id)
     await wait_until_listening(handle)
@@ -537,8 +537,8 @@ def attempt_layout(server, location):
 
 
 @on_hosts_with_leftovers
-async def test_preserved_disk_can_be_locked_by_one_user_at_a_time(server, preserved):
-    first, second = (server.placement.preserved_disk(preserved) for _ in range(2))
+async def test_preserved_disk_can_be_locked_by_one_user_at_a_time(server, preserved_location):
+    first, second = (server.placement.preserved_disk(preserved_location) for _ in range(2))
     async with first.try_lock() as lock_state:
         assert lock_state is LockState.FREE
         async with second.try_lock() as other:
@@ -548,15 +548,15 @@ async def test_preserved_disk_can_be_locked_by_one_user_at_a_time(server, preser
 
 
 @on_hosts_with_leftovers
-async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserved):
-    disk = server.placement.preserved_disk(preserved)
+async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserved_location):
+    disk = server.placement.preserved_disk(preserved_location)
     with time_limit(), pytest.raises(RunnerUnreachableError):
         await disk.open_terminal(SHELL_REQUEST)
     async with disk.try_lock() as lock_state:
         assert lock_state is LockState.FREE
-        await disk.start_debug_session(DebugSession(preserved.task_id, preserved.attempt_id))
-    assert await disk_lock_state(server, preserved) is LockState.HELD
-    terminal = await open_shell(server, preserved)
+        await disk.start_debug_session(DebugSession(preserved_location.task_id, preserved_location.attempt_id))
+    assert await disk_lock_state(server, preserved_location) is LockState.HELD
+    terminal = await open_shell(server, preserved_location)
     await terminal.send(InputFrame(b"cat kept.txt; exit 7\n"))
     output, frame = b"", None
     async with asyncio.timeout(placement_harnesses.TIMEOUT_SECONDS):
@@ -564,8 +564,8 @@ async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserv
             output += frame.data if isinstance(frame, OutputFrame) else b""
     await terminal.close()
     assert b"kept\r\n" in output
-    await wait_for_disk_lock_state(server, preserved, LockState.FREE)
-    assert server.placement.files.has_disk_or_handle(preserved)
+    await wait_for_disk_lock_state(server, preserved_location, LockState.FREE)
+    assert server.placement.files.has_disk_or_handle(preserved_location)
 
 
 async def open_shell(server, location):
@@ -589,16 +589,16 @@ async def wait_for_disk_lock_state(server, location, expected):
 
 
 @on_hosts_with_leftovers
-async def test_removed_disk_leaves_only_the_log(server, preserved):
-    files, layout = server.placement.files, attempt_layout(server, preserved)
-    assert files.has_disk_or_handle(preserved)
-    assert files.has_disk(preserved)
-    disk = server.placement.preserved_disk(preserved)
+async def test_removed_disk_leaves_only_the_log(server, preserved_location):
+    files, layout = server.placement.files, attempt_layout(server, preserved_location)
+    assert files.has_disk_or_handle(preserved_location)
+    assert files.has_disk(preserved_location)
+    disk = server.placement.preserved_disk(preserved_location)
     async with disk.try_lock() as lock_state:
         assert lock_state is LockState.FREE
         await disk.remove()
-    assert not files.has_disk_or_handle(preserved)
-    assert not files.has_disk(preserved)
+    assert not files.has_disk_or_handle(preserved_location)
+    assert not files.has_disk(preserved_location)
     assert list(layout.root.iterdir()) == [layout.runner_log]
 
 
@@ -639,11 +639,11 @@ async def test_leftovers_of_a_killed_runner_are_removed_once(server, task_id):
 
 
 @on_hosts_with_leftovers
-async def test_secrets_are_compared_with_those_of_the_attempt(server, preserved):
-    attempt_layout(server, preserved).secret_fingerprint.write_bytes(make_fingerprint({"NAME": "value"}))
+async def test_secrets_are_compared_with_those_of_the_attempt(server, preserved_location):
+    attempt_layout(server, preserved_location).secret_fingerprint.write_bytes(make_fingerprint({"NAME": "value"}))
     files = server.placement.files
-    assert files.has_same_secrets(preserved, {"NAME": "value"})
-    assert not files.has_same_secrets(preserved, {"NAME": "other"})
+    assert files.has_same_secrets(preserved_location, {"NAME": "value"})
+    assert not files.has_same_secrets(preserved_location, {"NAME": "other"})
 
 
 # Tests of hosts that do not respond. The server's own host always responds.
@@ -654,46 +654,48 @@ on_any_remote_host = pytest.mark.parametrize("host", ["daemon", "cluster"], indi
 
 
 @pytest.fixture
-def remote(host):
+def remote_host(host):
     """A host that the test can stop. It is resumed after the test."""
     yield host
     host.resume()
 
 
 @pytest.fixture
-async def unresponsive_runner(remote, server, task_id):
+async def unresponsive_runner(remote_host, server, task_id):
     """The location and the handle of a runner whose host has just stopped responding."""
     location, handle = await server.launch(task_id)
     await wait_until_listening(handle)
     await wait_for_lock_state(handle, LockState.HELD)
-    remote.stop()
+    remote_host.stop()
     await wait_for_lock_state(handle, LockState.UNKNOWN)
     return location, handle
 
 
 @on_any_remote_host
-async def test_lock_state_of_a_runner_on_an_unresponsive_host_is_unknown(remote, server, unresponsive_runner, task_id):
+async def test_lock_state_of_a_runner_on_an_unresponsive_host_is_unknown(
+    remote_host, server, unresponsive_runner, task_id
+):
     location, handle = unresponsive_runner
-    [runner] = find_runners(remote.host_data_dir, task_id)
+    [runner] = find_runners(remote_host.host_data_dir, task_id)
     with time_limit():
         assert await handle.is_responsive()
     for each in (handle, server.placement.find_runner(location)):
         with time_limit(0.5):
             assert each.lock_state() is LockState.UNKNOWN
-    remote.resume()
+    remote_host.resume()
     await wait_for_lock_state(handle, LockState.HELD)
-    assert find_runners(remote.host_data_dir, task_id) == [runner]
+    assert find_runners(remote_host.host_data_dir, task_id) == [runner]
     await cancel_and_wait_for_end(server, handle)
 
 
 @on_any_remote_host
-async def test_requests_to_an_unresponsive_host_fail_in_time(remote, server, unresponsive_runner, task_id):
+async def test_requests_to_an_unresponsive_host_fail_in_time(remote_host, server, unresponsive_runner, task_id):
     """The requests may still be carried out later, because the host may have received them."""
     location, handle = unresponsive_runner
     _, killed = await asyncio.gather(check_unreachable(handle), handle.kill(), return_exceptions=True)
     assert isinstance(killed, HostUnreachableError)
     assert handle.lock_state() is LockState.UNKNOWN
-    remote.resume()
+    remote_host.resume()
     await wait_for_lock_state(handle, LockState.FREE)
     if not server.task(task_id).state.is_final:
         await check_finisher(server, location, is_cancelled=server.task(task_id).cancel is not None)
@@ -701,12 +703,12 @@ async def test_requests_to_an_unresponsive_host_fail_in_time(remote, server, unr
 
 @on_any_remote_host
 async def test_dead_runner_of_an_unresponsive_host_is_released_once_the_host_responds(
-    remote, server, unresponsive_runner, task_id
+    remote_host, server, unresponsive_runner, task_id
 ):
     location, handle = unresponsive_runner
     await kill_runner(server, task_id)
     assert handle.lock_state() is LockState.UNKNOWN
-    remote.resume()
+    remote_host.resume()
     await wait_for_lock_state(handle, LockState.FREE)
     await check_finisher(server, location)
 
@@ -734,34 +736,34 @@ async def test_unresponsive_host_starts_nothing_and_reveals_no_files(server, unr
 
 
 @on_daemon_host
-async def test_runner_survives_the_restart_of_its_daemon(remote, server, task_id):
+async def test_runner_survives_the_restart_of_its_daemon(remote_host, server, task_id):
     _, handle = await server.launch(task_id)
     await wait_until_listening(handle)
-    [runner] = find_runners(remote.host_data_dir, task_id)
-    remote.kill()
+    [runner] = find_runners(remote_host.host_data_dir, task_id)
+    remote_host.kill()
     await wait_for_lock_state(handle, LockState.UNKNOWN)
     await check_unreachable(handle)
-    await asyncio.to_thread(remote.start)
+    await asyncio.to_thread(remote_host.start)
     await wait_for_lock_state(handle, LockState.HELD)
-    assert find_runners(remote.host_data_dir, task_id) == [runner]
+    assert find_runners(remote_host.host_data_dir, task_id) == [runner]
     await cancel_and_wait_for_end(server, handle)
 
 
 @on_daemon_host
 @pytest.mark.parametrize("delay_seconds", [0, 0.005, 0.02])
-async def test_launch_that_loses_its_host_starts_at_most_one_runner(remote, server, task_id, delay_seconds):
+async def test_launch_that_loses_its_host_starts_at_most_one_runner(remote_host, server, task_id, delay_seconds):
     """The runner's state is known again once the host responds."""
     recorder, location = server.submit(task_id)
 
     def kill_daemon():
         time.sleep(delay_seconds)
-        remote.kill()
+        remote_host.kill()
 
     killing = on_request(server, "launch", lambda: threading.Thread(target=kill_daemon).start())
     with killing, contextlib.suppress(RunnerNotStartedError):
         await server.launch_recorded(recorder, location)
     assert server.placement.find_runner(location).lock_state() is not LockState.FREE
-    await asyncio.to_thread(remote.start)
+    await asyncio.to_thread(remote_host.start)
     await check_settled(server, location)
 
 
@@ -784,7 +786,7 @@ def on_request(server, method, act):
 
 
 @on_daemon_host
-async def test_lock_state_reports_from_before_a_slow_launch_are_ignored(remote, server, task_id):
+async def test_lock_state_reports_from_before_a_slow_launch_are_ignored(remote_host, server, task_id):
     location, handle = await server.launch(task_id)
     await kill_runner(server, task_id)
     await wait_for_lock_state(handle, LockState.FREE)
@@ -809,14 +811,14 @@ async def test_lock_state_reports_from_before_a_slow_launch_are_ignored(remote, 
 
 
 @on_daemon_host
-async def test_rejected_journal_copy_does_not_stop_the_copies_of_other_tasks(remote, server, task_id):
+async def test_rejected_journal_copy_does_not_stop_the_copies_of_other_tasks(remote_host, server, task_id):
     location, handle = await server.launch(task_id)
     await wait_until_listening(handle)
     writer = server.journals.open(task_id)  # another writer appends to the server's copy
     writer.append(ErrorReported("test", "Not on the host."), at=SystemClock().now(), durable=True)
     writer.close()
     assert (await wait_for_reply(handle)).done
-    await wait_until(lambda: not find_runners(remote.host_data_dir, task_id), "the runner's end")
+    await wait_until(lambda: not find_runners(remote_host.host_data_dir, task_id), "the runner's end")
     _, other = await server.launch(f"{task_id}-b")
     await cancel_and_wait_for_end(server, other)
     assert handle.lock_state() is not LockState.FREE, "the copy lacks records"

@@ -31,7 +31,7 @@ from sandbox.interfaces.runtime import Command, Runtime, SandboxHandle
 from sandbox.model.failure import AttemptError
 
 
-def _need_limit(enforced_limits: frozenset[str], name: str) -> None:
+def _skip_without_limit(enforced_limits: frozenset[str], name: str) -> None:
     if name not in enforced_limits:
         pytest.skip(f"no {name} limit on this machine")
 
@@ -286,7 +286,7 @@ async def test_cancelled_create_leaves_nothing_behind(runtime: Runtime, disk: Pa
     assert handle.attempt_id not in runtime.attempt_ids()
 
 
-_CREATOR = """
+_SANDBOX_CREATOR_PROGRAM = """
 import asyncio, sys
 from pathlib import Path
 from sandbox.interfaces.runtime import Command, SandboxSpec
@@ -307,7 +307,7 @@ asyncio.run(main())
 
 
 def _start_creator(runtime: Runtime, disk: Path) -> tuple[subprocess.Popen[str], SandboxHandle]:
-    argv = [sys.executable, "-c", _CREATOR, runtime.name, str(disk), new_attempt_id()]
+    argv = [sys.executable, "-c", _SANDBOX_CREATOR_PROGRAM, runtime.name, str(disk), new_attempt_id()]
     creator = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert creator.stdout is not None
     return creator, msgspec.json.decode(creator.stdout.readline(), type=SandboxHandle)
@@ -380,7 +380,7 @@ async def test_another_process_can_destroy_a_sandbox(runtime: Runtime, disk: Pat
 
 
 def test_exceeding_the_memory_limit_is_reported_as_oom(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
-    _need_limit(enforced_limits, "memory")
+    _skip_without_limit(enforced_limits, "memory")
     result = run_python(runtime, disk, "x = bytearray(300 << 20)", memory_bytes=128 * MEBIBYTE)
     # The kernel kills either gVisor or the program's stub process; in the second case the exit code is 1.
     codes = {128 + signal.SIGKILL, 1} if runtime.name == "gvisor" else {128 + signal.SIGKILL}
@@ -394,7 +394,7 @@ def test_memory_below_the_limit_is_not_reported_as_oom(runtime: Runtime, disk: P
 
 
 def test_command_survives_the_oom_kill_of_a_child(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
-    _need_limit(enforced_limits, "memory")
+    _skip_without_limit(enforced_limits, "memory")
     script = "/usr/bin/python3 -c 'x = bytearray(300 << 20)' ; echo $?; exit 0"
     result = run_shell(runtime, disk, script, memory_bytes=128 * MEBIBYTE)
     if runtime.name == "gvisor":
@@ -406,7 +406,7 @@ def test_command_survives_the_oom_kill_of_a_child(runtime: Runtime, disk: Path, 
 
 
 def test_process_limit_is_enforced(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
-    _need_limit(enforced_limits, "processes")
+    _skip_without_limit(enforced_limits, "processes")
     source = """
 import os, time
 children = 0
@@ -424,7 +424,7 @@ except BlockingIOError:
 
 
 async def test_fork_bomb_is_killed_within_a_second(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
-    _need_limit(enforced_limits, "processes")
+    _skip_without_limit(enforced_limits, "processes")
     async with ready_sandbox(runtime, disk, processes_max=64) as sandbox:
         script = "echo up; bomb() { bomb | bomb & }; bomb; sleep 60"
         output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
@@ -436,7 +436,7 @@ async def test_fork_bomb_is_killed_within_a_second(runtime: Runtime, disk: Path,
 
 
 async def test_stats_report_usage(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
-    _need_limit(enforced_limits, "memory")
+    _skip_without_limit(enforced_limits, "memory")
     async with ready_sandbox(runtime, disk) as sandbox:
         source = "x = bytearray(80 << 20); [i * i for i in range(2_000_000)]; print('up', flush=True); input()"
         output, _ = await sandbox.start(

@@ -258,7 +258,7 @@ attempt("setgroups", lambda: os.setgroups([0]))
     assert set(results.values()) == {"EPERM"}, results
 
 
-_AS_ROOT = """
+_CHANGE_HOST_AS_NAMESPACE_ROOT = """
 import ctypes, os, socket
 libc = ctypes.CDLL(None, use_errno=True)
 print("unshare", libc.unshare(0x10000000 | 0x00020000 | 0x04000000))
@@ -291,7 +291,7 @@ def test_root_in_a_user_namespace_cannot_change_the_host(runtime: Runtime, disk:
         return os.uname().nodename, pattern, len(mounts), Path("/usr/bin/true").stat().st_mtime
 
     before = host_state()
-    run_python(runtime, disk, _AS_ROOT)
+    run_python(runtime, disk, _CHANGE_HOST_AS_NAMESPACE_ROOT)
     assert host_state() == before
     assert not Path("/usr/bin/stolen").exists()
     assert (disk / "workspace" / "own").stat().st_uid == os.getuid()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from doubles.sandbox_lifecycle import CommandResult, has_own_kernel, read_until, ready_sandbox, run_python, run_shell
+from doubles.sandbox_scripts import CLOSE_CONNECTION_IN_TRANSIT_SCRIPT
 from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, OPEN_FILES_GROWTH_MAX
 from sandbox.runtimes import launcher_client, sandbox_descriptors
@@ -649,11 +650,11 @@ report("held"); time.sleep(600)
 
 
 async def _count_freed(
-    runtime: Runtime, disk: Path, source: str, count_all: Callable[[], int | None], enough: int
+    runtime: Runtime, disk: Path, source: str, count_all: Callable[[], int | None], freed_min: int
 ) -> int:
     """Measure the sandbox's usage repeatedly; return how many objects of its blocked threads the kernel has freed.
 
-    Stop when the kernel has freed more than `enough` objects. count_all: counts the objects of the whole machine.
+    Stop when the kernel has freed more than `freed_min` objects. count_all: counts the objects of the whole machine.
     """
     async with ready_sandbox(runtime, disk, processes_max=512) as sandbox:
         program = ["/usr/bin/python3", "-c", _PRELUDE + source]
@@ -663,7 +664,7 @@ async def _count_freed(
         for _ in range(20):
             assert not (await sandbox.kernel_usage()).find_exceeded_limit()
             freed = held - (count_all() or 0)
-            if freed > enough:
+            if freed > freed_min:
                 break
             await asyncio.sleep(0.5)
         return freed
@@ -703,43 +704,22 @@ def pass_file(file):
     return attempt(lambda: output.sendmsg([b"passed"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)]) and "passed")
 """
 
-_CLOSED_BY_A_KERNEL_THREAD = """
-import fcntl, struct
-def connect():
-    server = socket.socket(); server.bind(("127.0.0.1", 0)); server.listen()
-    client = socket.create_connection(server.getsockname())
-    return client, server.accept()[0]
-
-client, peer = connect()
-client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
-client.setblocking(False)
-full_since = time.monotonic()
-while time.monotonic() < full_since + 0.5:
-    try: client.send(bytes(65536)); full_since = time.monotonic()
-    except BlockingIOError: time.sleep(0.01)
-client.setblocking(True)
-reading, writing = os.pipe()
-one, other = socket.socketpair()
-socket.send_fds(other, [b"x"], [one.fileno(), client.fileno(), peer.fileno(), writing])
-for each in (one, client, peer, other): each.close()
-os.close(writing)
-poll = select.poll(); poll.register(reading, 0)
+_CLOSED_CONNECTIONS = (
+    CLOSE_CONNECTION_IN_TRANSIT_SCRIPT
+    + """
 print("closed" if poll.poll(10_000) else "open", flush=True)
 
-client, peer = connect()
+client = socket.create_connection(server.getsockname()); peer, _ = server.accept()
 client.send(b"sent before the end"); client.close()
 print(peer.recv(100).decode(), peer.recv(100))
 """
-"""No program has received the connection, so a kernel thread closes it, and the pipe after it.
-
-The connection has unsent data, because nobody reads from its peer, which the thread would close next.
-"""
+)
 
 
 def test_connections_do_not_delay_the_kernel_thread_that_closes_files(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("the thread belongs to the sandbox's kernel")
-    ended = run_python(runtime, disk, _PRELUDE + "import select\n" + _CLOSED_BY_A_KERNEL_THREAD)
+    ended = run_python(runtime, disk, _CLOSED_CONNECTIONS)
     assert ended.output.splitlines() == ["closed", "sent before the end b''"], ended.errors
 
 

@@ -86,7 +86,7 @@ def test_number_of_terminals_is_limited(runtime: Runtime, disk: Path):
     assert (int(count), reopened) == (PTYS_MAX, "open"), result
 
 
-_COUNTED_PER_USER = """
+_INOTIFY_INSTANCES_AND_MESSAGE_QUEUES = """
 import ctypes, errno, time
 libc = ctypes.CDLL(None, use_errno=True)
 librt = libc if hasattr(libc, "mq_open") else ctypes.CDLL("librt.so.1", use_errno=True)
@@ -105,7 +105,9 @@ async def _counts_of_two_sandboxes(runtime: Runtime, directory: Path) -> list[li
         ready_sandbox(runtime, directory / "second") as second,
     ):
         for sandbox in (first, second):
-            command = Command(["/usr/bin/python3", "-c", _COUNTED_PER_USER], {"PATH": "/usr/bin"}, "/workspace")
+            command = Command(
+                ["/usr/bin/python3", "-c", _INOTIFY_INSTANCES_AND_MESSAGE_QUEUES], {"PATH": "/usr/bin"}, "/workspace"
+            )
             output, _ = await sandbox.start(command)
             counts.append([int(word) for word in (await read_until(output, b"held")).split()[:2]])
         instance = _libc.inotify_init1(os.O_CLOEXEC)
@@ -187,24 +189,25 @@ async def _count_metrics_after(runtime: Runtime, disk: Path, source: str) -> int
         await runtime.destroy(handle, disk)
 
 
-_GENERIC, _GET_FAMILY, _GET_METRICS, _DUMP, _ERROR, _DONE = 16, 3, 1, 0x301, 2, 3
+_NETLINK_GENERIC, _CTRL_CMD_GETFAMILY, _TCP_METRICS_CMD_GET = 16, 3, 1
+_NLM_F_REQUEST_AND_DUMP, _NLMSG_ERROR, _NLMSG_DONE = 0x301, 2, 3
 
 
 def _count_tcp_metrics() -> int:
     """Count this network namespace's entries in the machine's table of TCP metrics (as in `ip tcp_metrics show`)."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _GENERIC) as netlink:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_GENERIC) as netlink:
         name = b"tcp_metrics\0"
-        request = struct.pack("=BBHHH", _GET_FAMILY, 1, 0, 4 + len(name), 2) + name
-        netlink.send(struct.pack("=IHHII", 16 + len(request), _GENERIC, 1, 0, 0) + request)
+        request = struct.pack("=BBHHH", _CTRL_CMD_GETFAMILY, 1, 0, 4 + len(name), 2) + name
+        netlink.send(struct.pack("=IHHII", 16 + len(request), _NETLINK_GENERIC, 1, 0, 0) + request)
         description = netlink.recv(65536)
         (family,) = struct.unpack_from("=H", description, description.index(b"\x06\x00\x01\x00") + 4)
-        netlink.send(struct.pack("=IHHIIBBH", 20, family, _DUMP, 0, 0, _GET_METRICS, 1, 0))
+        netlink.send(struct.pack("=IHHIIBBH", 20, family, _NLM_F_REQUEST_AND_DUMP, 0, 0, _TCP_METRICS_CMD_GET, 1, 0))
         kinds: list[int] = []
-        while not {_ERROR, _DONE} & set(kinds):
+        while not {_NLMSG_ERROR, _NLMSG_DONE} & set(kinds):
             messages, at = netlink.recv(1 << 17), 0
             while at < len(messages):
                 length, kind = struct.unpack_from("=IH", messages, at)
                 kinds.append(kind)
                 at += -(-length // 4) * 4
-        assert _ERROR not in kinds
+        assert _NLMSG_ERROR not in kinds
         return kinds.count(family)

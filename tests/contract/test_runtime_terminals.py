@@ -427,7 +427,7 @@ async def test_processes_of_a_terminal_count_towards_the_limit(
 # Programs that get too little CPU time cannot block the runner
 
 
-_STARVE = """
+_STARVE_FUNCTION = """
 import ctypes, mmap, os, signal, threading, time, tty
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 def starve(doublings):
@@ -439,7 +439,7 @@ def starve(doublings):
 """
 
 _MANY_WRITERS = (
-    _STARVE
+    _STARVE_FUNCTION
     + """
 def write():
     try:
@@ -454,7 +454,7 @@ open("/workspace/prepared", "w").close()
 )
 
 _LOCKED_MEMORY = (
-    _STARVE
+    _STARVE_FUNCTION
     + """
 starve(8)
 size, libc = 1 << 30, ctypes.CDLL(None)
@@ -501,7 +501,7 @@ async def test_hangup_does_not_wait_for_writers_that_get_no_cpu_time(
 
 
 _SIZE_READERS = (
-    _STARVE
+    _STARVE_FUNCTION
     + """
 starve(7)
 signal.signal(signal.SIGWINCH, signal.SIG_IGN)

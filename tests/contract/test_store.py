@@ -37,7 +37,7 @@ def store(request, tmp_path):
     store.close()
 
 
-def at(minutes):
+def minutes_after_noon(minutes):
     return NOON + timedelta(minutes=minutes)
 
 
@@ -55,11 +55,11 @@ def task(
     cost=0.0,
 ):
     """Create a task whose history matches these times."""
-    history = [StateHistoryEntry(TaskState.PENDING, at(created))]
+    history = [StateHistoryEntry(TaskState.PENDING, minutes_after_noon(created))]
     if started is not None:
-        history.append(StateHistoryEntry(TaskState.RUNNING, at(started)))
+        history.append(StateHistoryEntry(TaskState.RUNNING, minutes_after_noon(started)))
     if state is not history[-1].state:
-        history.append(StateHistoryEntry(state, at(created + 100 if changed is None else changed)))
+        history.append(StateHistoryEntry(state, minutes_after_noon(created + 100 if changed is None else changed)))
     manifest = Manifest(
         metadata=Metadata(name=name, id=task_id, labels=labels or {}),
         repository=Repository(url=url, branch="main"),
@@ -365,9 +365,9 @@ def test_totals_cover_all_pages_and_only_matching_tasks(store):
         ({"states": failed}, TaskTotals(5, 0.5)),
         ({"labels": {"half": "0"}}, TaskTotals(5, 0.5)),
         ({"search": "alpha", "states": failed}, TaskTotals(5, 0.5)),
-        ({"created_after": at(3)}, TaskTotals(7, 0.7)),
-        ({"created_after": at(3), "states": failed}, TaskTotals(4, 0.4)),
-        ({"created_before": at(3), "search": "alpha"}, TaskTotals(3, 0.3)),
+        ({"created_after": minutes_after_noon(3)}, TaskTotals(7, 0.7)),
+        ({"created_after": minutes_after_noon(3), "states": failed}, TaskTotals(4, 0.4)),
+        ({"created_before": minutes_after_noon(3), "search": "alpha"}, TaskTotals(3, 0.3)),
         ({"search": "nowhere"}, TaskTotals(0, 0.0)),
     ):
         page = store.query(TaskQuery(**filters, with_totals=True))
@@ -476,8 +476,8 @@ def test_expired_idempotency_key_is_not_found_and_a_reused_key_finds_the_newest_
         store.save(IndexedTask(task_with_idempotency_key(name, "key", created=number), 0))
 
     assert store.find_by_idempotency_key("key", NOON).task.id == "newer"
-    assert store.find_by_idempotency_key("key", at(2)).task.id == "newer"
-    assert store.find_by_idempotency_key("key", at(2) + timedelta(microseconds=1)) is None
+    assert store.find_by_idempotency_key("key", minutes_after_noon(2)).task.id == "newer"
+    assert store.find_by_idempotency_key("key", minutes_after_noon(2) + timedelta(microseconds=1)) is None
 
 
 def test_tasks_are_filtered_by_state(store):
@@ -748,11 +748,11 @@ def test_tasks_are_filtered_by_creation_time(store):
     for number in range(5):
         store.save(IndexedTask(task(f"t{number}", created=number), 1))
 
-    assert find(store, created_after=at(1), created_before=at(3)) == ["t1", "t2"]
-    assert find(store, created_after=at(3)) == ["t3", "t4"]
-    assert find(store, created_before=at(1)) == ["t0"]
-    assert find(store, created_after=at(3), created_before=at(1)) == []
-    assert find(store, created_after=at(3).astimezone(timezone(timedelta(hours=5)))) == ["t3", "t4"]
+    assert find(store, created_after=minutes_after_noon(1), created_before=minutes_after_noon(3)) == ["t1", "t2"]
+    assert find(store, created_after=minutes_after_noon(3)) == ["t3", "t4"]
+    assert find(store, created_before=minutes_after_noon(1)) == ["t0"]
+    assert find(store, created_after=minutes_after_noon(3), created_before=minutes_after_noon(1)) == []
+    assert find(store, created_after=minutes_after_noon(3).astimezone(timezone(timedelta(hours=5)))) == ["t3", "t4"]
     assert find(store, created_after=datetime.min.replace(tzinfo=UTC), created_before=datetime.max.replace(tzinfo=UTC))
 
 
@@ -810,8 +810,8 @@ def test_search_results_match_a_search_without_an_index(tmp_path, monkeypatch, p
             search=rng.choice(["", "al", "alpha", "b", "t", "gamma delta", "nowhere", "repo"]),
             repository=rng.choice(["", "", "a/repo", "c/repo"]),
             parent=rng.choice(["", "", "", "p", "none"]),
-            created_after=rng.choice([None, None, at(40)]),
-            created_before=rng.choice([None, None, at(80)]),
+            created_after=rng.choice([None, None, minutes_after_noon(40)]),
+            created_before=rng.choice([None, None, minutes_after_noon(80)]),
             with_totals=rng.random() < 0.5,
         )
         while True:

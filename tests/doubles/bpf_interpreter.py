@@ -6,7 +6,7 @@ ALLOW, TRAP, ERRNO = 0x7FFF0000, 0x00030000, 0x00050000
 _INSTRUCTIONS_MAX = 4096
 
 
-def decide(program: bytes, *, audit_arch: int, number: int, arguments: tuple[int, ...] = ()) -> int:
+def run_filter(program: bytes, *, audit_arch: int, number: int, arguments: tuple[int, ...] = ()) -> int:
     """Return the action for a call, including the action's data. Fail if the kernel would reject the program."""
     padded = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
     data = struct.pack("=IIQ6Q", number, audit_arch, 0, *padded)

@@ -233,7 +233,7 @@ class Deployment:
         port, ws_port = map(str, ports)
         arguments = ["serve", "--port", port, "--ws-port", ws_port, "--data-dir", str(self.data_dir)]
         model = {"ANTHROPIC_BASE_URL": self.model_url, "ANTHROPIC_API_KEY": SERVER_KEY}
-        self.variables = environment
+        self.server_environment = environment
         if self.runtime is not None:
             environment = {"SANDBOX_RUNTIME": self.runtime, **environment}
         arguments += ["--format", "json"]

@@ -46,24 +46,24 @@ async def gateway_with_egress_host(handler, monkeypatch, addresses=("8.8.4.4",),
     server = await asyncio.start_server(run_handler, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
 
-    table = {HOST: addresses, **(names or {})}
+    addresses_by_name = {HOST: addresses, **(names or {})}
 
     def resolve(host, *_, **__):
-        addresses_found = table.get(host.removesuffix("."), ())
+        addresses_found = addresses_by_name.get(host.removesuffix("."), ())
         if not addresses_found:
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
         return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0)) for address in addresses_found]
 
-    dialed = []
+    dialed_addresses = []
 
     async def connect(_connections, host, _, allowed):
-        dialed.extend(map(str, allowed))
+        dialed_addresses.extend(map(str, allowed))
         return Stream(*await asyncio.open_connection("127.0.0.1", port))
 
     monkeypatch.setattr(dialer.socket, "getaddrinfo", resolve)
     monkeypatch.setattr(dialer, "_connect", connect)
     async with served_gateway(model, rules) as served:
-        served.dialed, served.table = dialed, table
+        served.dialed_addresses, served.addresses_by_name = dialed_addresses, addresses_by_name
         try:
             yield served
         finally:

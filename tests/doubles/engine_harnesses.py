@@ -37,7 +37,7 @@ class ProcessHarness:
     def __init__(self, directory):
         self.directory = directory / "jobs"
 
-    def connect(self):
+    def create_engine(self):
         """Return a new engine, like the one that a restarted server creates."""
         return ProcessEngine(self.directory, "this-host", self.whole_host)
 
@@ -60,7 +60,7 @@ class KubernetesHarness:
         self.cluster = self.api.cluster
         self.cluster.add_node("n1")
 
-    def connect(self, owner="server-1", **changes):
+    def create_engine(self, owner="server-1", **changes):
         """Return a new engine, like the one that a restarted server creates."""
         fields = {
             "image": "sandbox@sha256:abc",
@@ -87,7 +87,7 @@ class SlurmHarness:
     def __init__(self, cluster):
         self.cluster = cluster
 
-    def connect(self, partition="small", extra_options=()):
+    def create_engine(self, partition="small", extra_options=()):
         """Return a new engine, like the one that a restarted server creates."""
         return SlurmEngine(
             SlurmSettings(

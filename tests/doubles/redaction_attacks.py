@@ -81,7 +81,9 @@ NOISE = [
 ]
 
 
-REFERENCES = {meaning: name.removesuffix(";") for name, meaning in sorted(html5.items()) if name.endswith(";")}
+NAMED_CHARACTER_REFERENCES = {
+    meaning: name.removesuffix(";") for name, meaning in sorted(html5.items()) if name.endswith(";")
+}
 """A named character reference for each string that can be written as one."""
 
 ANY_ESCAPE = re.compile(
@@ -98,7 +100,7 @@ def escape_json_ascii(value: str) -> str:
     return json.dumps(value)[1:-1].replace("/", "\\/")
 
 
-def escape_all(value: str) -> str:
+def escape_utf16_units(value: str) -> str:
     units = value.encode("utf-16-be")
     return "".join(f"\\u{int.from_bytes(units[i : i + 2]):04X}" for i in range(0, len(units), 2))
 
@@ -138,7 +140,10 @@ def unicode_braces_escape(value: str) -> str:
 
 
 def html_by_name(value: str) -> str:
-    return "".join(f"&{REFERENCES[letter]};" if letter in REFERENCES else html.escape(letter) for letter in value)
+    return "".join(
+        f"&{NAMED_CHARACTER_REFERENCES[letter]};" if letter in NAMED_CHARACTER_REFERENCES else html.escape(letter)
+        for letter in value
+    )
 
 
 def html_by_number(value: str) -> str:
@@ -152,7 +157,7 @@ def html_by_number_without_semicolon(value: str) -> str:
 ESCAPES: list[Callable[[str], str]] = [
     escape_json,
     escape_json_ascii,
-    escape_all,
+    escape_utf16_units,
     lambda value: quote(value, safe=""),
     quote_plus,
     percent_lower,

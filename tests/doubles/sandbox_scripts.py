@@ -39,15 +39,38 @@ CONNECT_OUTPUT = [*["ENETUNREACH"] * 4, "198.18.3.4", "answer"]
 """The expected output: other hosts are unreachable, and the gateway gets the address that the client dialed."""
 
 
-async def respond_to_query(names: socket.socket) -> None:
+CLOSE_CONNECTION_IN_TRANSIT_SCRIPT = """
+import os, select, socket, struct, time
+server = socket.socket(); server.bind(("127.0.0.1", 0)); server.listen()
+client = socket.create_connection(server.getsockname()); peer, _ = server.accept()
+client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30)); client.setblocking(False)
+full_since = time.monotonic()
+while time.monotonic() < full_since + 0.5:
+    try: client.send(bytes(65536)); full_since = time.monotonic()
+    except BlockingIOError: time.sleep(0.01)
+client.setblocking(True)
+reading, writing = os.pipe(); one, other = socket.socketpair()
+socket.send_fds(other, [b"x"], [one.fileno(), client.fileno(), peer.fileno(), writing])
+for each in (one, client, peer, other): each.close()
+os.close(writing)
+poll = select.poll(); poll.register(reading, 0)
+"""
+"""A Python script that closes a connection whose only descriptors are in transit in a closed Unix socket.
+
+Therefore, a kernel thread closes the connection, which has unsent data, before the connection's peer and a pipe.
+`poll` waits until the thread has closed the pipe.
+"""
+
+
+async def respond_to_query(dns_listener: socket.socket) -> None:
     """Respond to one query at the DNS listener, like the gateway."""
-    question, client_address = await asyncio.get_running_loop().sock_recvfrom(names, 100)
+    question, client_address = await asyncio.get_running_loop().sock_recvfrom(dns_listener, 100)
     assert question == b"question"
-    names.sendto(b"answer", client_address)
+    dns_listener.sendto(b"answer", client_address)
 
 
-def accept_connection(transparent: socket.socket) -> None:
+def accept_connection(transparent_listener: socket.socket) -> None:
     """Accept one connection on port 443; its local address must be the one that the client dialed."""
-    connection, _ = transparent.accept()
+    connection, _ = transparent_listener.accept()
     assert connection.getsockname() == ("198.18.3.4", 443)
     connection.close()

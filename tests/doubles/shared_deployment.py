@@ -79,7 +79,7 @@ class SharedDeployment:
         names = sorted(process.log.stem for process in deployment.processes)
         return (
             names == ["git", "model", "server"]
-            and deployment.variables == self._environment
+            and deployment.server_environment == self._environment
             and deployment.data_dir == self._shared.data_dir
             and deployment.bearer is None
             and not (deployment.home / ".config").exists()

@@ -254,7 +254,7 @@ class SlurmCluster:
                     found[words[3]] = int(directory.name)
         return found
 
-    def save_state(self, job_id):
+    def wait_until_saved(self, job_id):
         """Wait until the controller has saved its current state, which includes this job."""
         mark = secrets.token_hex(8)
         self.run("scontrol", "update", f"JobId={job_id}", f"Comment={mark}")

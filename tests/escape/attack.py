@@ -12,7 +12,7 @@ OWN_KERNEL = ("gvisor", "qemu")
 CLOCK_SKEW_SECONDS = 1.5
 """The maximum difference between the clocks of a guest and the host. A guest reads the time in whole seconds."""
 
-DENIED = ("EPERM", "EACCES", "ENOSYS")
+PERMISSION_ERRORS = ("EPERM", "EACCES", "ENOSYS")
 """Errors with which a kernel denies a call."""
 
 
@@ -51,7 +51,7 @@ class Attack:
     name: str
     attack: str
     control: str
-    denial_words: tuple[str, ...] = DENIED
+    denial_words: tuple[str, ...] = PERMISSION_ERRORS
     allowed_inside: tuple[str, ...] = ()
     unchanged_observers: tuple[str, ...] = ()
     host_paths: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class Evidence:
     packets: frozenset[tuple[str, str, int]] = frozenset()
     samples: tuple[tuple[float, float], ...] = ()
 
-    def covers(self, begin, end):
+    def has_sample_between(self, begin, end):
         """Return whether a complete sample was taken while the attack's effects were kept. Allow for clock skew."""
         first, last = begin + CLOCK_SKEW_SECONDS, end - CLOCK_SKEW_SECONDS
         return any(first <= sample_begin and sample_end <= last for sample_begin, sample_end in self.samples)

@@ -73,7 +73,7 @@ _MACHINE_LOCK_FILE = Path(tempfile.gettempdir(), "sandbox-escape-load.lock")
 """All runs on the machine lock this file, also those in other test processes."""
 
 
-_AGENT = f"""
+_FAKE_AGENT_SOURCE = f"""
 import json, subprocess, sys
 session = {{"session_id": sys.argv[sys.argv.index("--session-id") + 1]}}
 print(json.dumps({{**{INIT!r}, **session}}), flush=True)
@@ -123,7 +123,11 @@ class AttackRun:
         _add_address(network.server_command_prefix, SERVER_IP_ADDRESS)
         self.deployment = Deployment(
             self.directory,
-            command_prefix=(*network.server_command_prefix, *self._with_hosts(), *self._as_user()),
+            command_prefix=(
+                *network.server_command_prefix,
+                *self._hosts_file_command_prefix(),
+                *self._user_command_prefix(),
+            ),
             address=INTERNET_ADDRESS,
             namespace=network.server_namespace,
         )
@@ -137,13 +141,13 @@ class AttackRun:
                 listener.listen()
         self.socket_file.chmod(0o777)
 
-    def _as_user(self):
+    def _user_command_prefix(self):
         if self.user is None:
             return ()
         os.chown(self.directory, self.user, self.user)
         return ("setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups")
 
-    def _with_hosts(self):
+    def _hosts_file_command_prefix(self):
         hosts, resolver = self.directory / "hosts", self.directory / "resolv.conf"
         hosts.write_text(
             "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in ADDRESSES_BY_NAME.items())
@@ -175,21 +179,23 @@ class AttackRun:
             str(self.host_request_log),
         ]
         deployment._start("host", program, {}, network.internet_command_prefix)
-        deployment.start_server(SANDBOX_RUNTIME=self.runtime, SSH_AUTH_SOCK=str(self.socket_file), **self._agent())
+        deployment.start_server(
+            SANDBOX_RUNTIME=self.runtime, SSH_AUTH_SOCK=str(self.socket_file), **self._fake_agent_environment()
+        )
         self._settings = self._attack_settings()
         public = certificate.read_text().partition("-----BEGIN CERTIFICATE")
-        self._files = {"README.md": "# Hi\n", "ca.pem": "".join(public[1:]), **self._programs()}
+        self._files = {"README.md": "# Hi\n", "ca.pem": "".join(public[1:]), **self._sandbox_files()}
         self._make_repository("repo", self._files, *self._sandbox_attacks_arguments("network 4", "credentials 3"), "")
-        packets = len(network.packets)
+        packet_count_before = len(network.packets)
         pids = (deployment.server.ready_message["pid"], self._settings["SERVER_PID"])
         watch = HostWatch(self.marker, pids, deployment.data_dir, has_own_kernel=self.runtime in OWN_KERNEL)
         with watch as self._watch:
             with _machine_lock(is_exclusive=False):
-                self._run_tasks()
+                self._run_network_and_credential_attacks()
             if self.user is None and self.attacks["resources"]:
                 with _machine_lock(is_exclusive=self.runtime not in OWN_KERNEL):
                     self._run_resource_attacks()
-        self.sent_packets = set(network.packets[packets:])
+        self.sent_packets = set(network.packets[packet_count_before:])
         self.evidence = self._collect_evidence()
         ports = {
             int(process.ready_message["url"].rpartition(":")[2])
@@ -200,8 +206,8 @@ class AttackRun:
         self.allowed_packets = services | {("tcp", HOST_ADDRESS, 80), ("tcp", HOST_ADDRESS, 443)}
         self.host_requests = [json.loads(line) for line in self.host_request_log.read_text().splitlines()]
 
-    def _run_tasks(self):
-        self.status = self._task(
+    def _run_network_and_credential_attacks(self):
+        self.status = self._run_task(
             "task-1", ["out/**", "nested/**", ".network.json", ".credentials.json"], ("network", "credentials"),
             vm={"network_mode": "outbound", "allowed_hosts": ALLOWED_HOSTS},
         )  # fmt: skip
@@ -211,20 +217,22 @@ class AttackRun:
         """Return the host observations, with addresses replaced by the names of their settings."""
         addresses = {address: name for name, address in self._settings.items() if isinstance(address, str)}
         packets = {(protocol, addresses.get(address, address), port) for protocol, address, port in self.sent_packets}
-        return Evidence(self._watch.changes(), frozenset(self._missing), frozenset(packets), tuple(self._watch.samples))
+        return Evidence(
+            self._watch.changes(), frozenset(self._missing_host_paths), frozenset(packets), tuple(self._watch.samples)
+        )
 
-    def _missing_paths(self):
+    def _find_missing_host_paths(self):
         """Return the attacks' paths that do not exist in the server's file system while a sandbox is running."""
         root = f"/proc/{self.deployment.server.ready_message['pid']}/root"
         paths = {path for attacks in self.attacks.values() for attack in attacks for path in attack.host_paths}
         return {path for path in paths if not os.path.lexists(root + self._settings.get(path, path))}
 
-    def _agent(self):
+    def _fake_agent_environment(self):
         if not self._has_fake_agent:
             return {}
         return {"PYTHONPATH": str(make_python_fake_agent(self.directory / "agent", "/workspace/agent.py"))}
 
-    def _task(self, task_id, patterns, kinds, **sections):
+    def _run_task(self, task_id, patterns, kinds, **sections):
         deployment = self.deployment
         deployment.submit(
             task_id, lifecycle={"artifact_patterns": patterns, "timeout": f"{TASK_TIMEOUT_SECONDS}s"}, **sections
@@ -243,7 +251,7 @@ class AttackRun:
             assert is_waiting, f"{state}\n{self.deployment.diagnostics(task_id)}"
             time.sleep(0.05)
         self._watch.mark_sandbox_ready()
-        self._missing = self._missing_paths()
+        self._missing_host_paths = self._find_missing_host_paths()
 
     def _agent_output(self, task_id):
         return self.deployment.logs(task_id, "stdout")
@@ -260,7 +268,7 @@ class AttackRun:
             files = {**self._files, "resources.json": json.dumps(entries)}
             self._make_repository(f"resources-{number}", files, *self._sandbox_attacks_arguments("resources 1"))
             repository = {"url": f"{ORGANIZATION}resources-{number}.git"}
-            status = self._task(f"task-{number}", [".resources.json"], ("resources",), vm=vm, repository=repository)
+            status = self._run_task(f"task-{number}", [".resources.json"], ("resources",), vm=vm, repository=repository)
             if status["state"] == "completed":
                 return
             results = self.results["resources"]
@@ -324,7 +332,7 @@ class AttackRun:
             "HAS_OWN_KERNEL": self.runtime in OWN_KERNEL,
         }
 
-    def _programs(self):
+    def _sandbox_files(self):
         header = "".join(f"{name} = {value!r}\n" for name, value in self._settings.items())
         # The key is reversed, so that attacks do not find it in their own code.
         header += f"NEEDLE = bytes(reversed({SERVER_KEY[::-1].encode()!r}))\n"
@@ -341,7 +349,7 @@ class AttackRun:
             ]
             files[f"{kind}.json"] = json.dumps({"prelude": header + _PRELUDES[kind], "attacks": entries})
         if self._has_fake_agent:
-            files["agent.py"] = _AGENT
+            files["agent.py"] = _FAKE_AGENT_SOURCE
         return {**files, "lay_traps.py": header + attacks_on_collection.TRAP_SCRIPT}
 
 

@@ -62,7 +62,7 @@ def _unproven_by_report(attack, runtime, report, evidence):
     has_succeeded, expected = report["outcome"] == "succeeded", attack.expected_outcome(runtime)
     if has_succeeded is not (expected is Outcome.INSIDE):
         return f"declared as {expected.value!r}: {report}"
-    if has_succeeded and not evidence.covers(*report.get("held", (0, 0))):
+    if has_succeeded and not evidence.has_sample_between(*report.get("held", (0, 0))):
         return f"no complete sample of the host was taken while the effects of the attack were kept: {report}"
     words = set(report.get("by", ()))
     if not has_succeeded and not (words and words <= set(attack.denial_words)):

@@ -4,7 +4,7 @@ The attacks on privileges are in attacks_on_privileges.py.
 """
 
 from escape.attack import Attack
-from escape.attacks_on_privileges import privilege_attacks
+from escape.attacks_on_privileges import FILE_CONTROL, privilege_attacks
 
 PRELUDE = r"""
 import ctypes, fcntl, glob, os, pathlib, platform, pty, re, signal, socket, struct, subprocess, sys, threading, time
@@ -18,11 +18,11 @@ SYSCALL_NUMBERS = dict(ptrace=117, add_key=217, keyctl=219, bpf=280, perf=241, u
     mount=165, pivot_root=155, init_module=175, kexec=246, name_to_handle=303, open_by_handle=304, process_vm_readv=310,
     process_vm_writev=311, pidfd_open=434, pidfd_getfd=438, sethostname=170)
 
-def call(name, *arguments, past=()):
-    # An errno in `past` occurs only after the permission check, so the call was allowed.
+def call(name, *arguments, errnos_after_check=()):
+    # An errno in `errnos_after_check` occurs only after the permission check, so the call was allowed.
     words = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
     result = libc.syscall(ctypes.c_long(SYSCALL_NUMBERS[name]), *words)
-    if result < 0 and ctypes.get_errno() not in past: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    if result < 0 and ctypes.get_errno() not in errnos_after_check: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
 
 def run(*argv):
@@ -87,8 +87,7 @@ SIGNAL_CONTROL = """
 started = subprocess.Popen(["sleep", "20"])
 started.terminate()
 if started.wait(10) == -15: succeeded()"""
-READ_ETC = "if 'agent' in pathlib.Path('/etc/passwd').read_text(): succeeded()"
-DENIED_ERRORS = ("EPERM", "EACCES", "ENOSYS", "ENOENT", "ESRCH")
+PROCESS_ACCESS_ERRORS = ("EPERM", "EACCES", "ENOSYS", "ENOENT", "ESRCH")
 """The errors for an inaccessible or invisible process. A process with the attacked pid exists on the host."""
 
 
@@ -133,14 +132,13 @@ def _files():
             denial_words=("ENOENT", "EACCES", "EPERM"),
             host_paths=(path,),
         )
-    yield Attack("writing to the image", "pathlib.Path('/usr/bin', MARKER).write_text('x'); succeeded()", _WRITE, ("EROFS", "EACCES"), unchanged_observers=("files",))  # fmt: skip
-    yield Attack("writing to /etc", "pathlib.Path('/etc', MARKER).write_text('x'); succeeded()", _WRITE, ("EROFS", "EACCES"), unchanged_observers=("files",))  # fmt: skip
+    yield Attack("writing to the image", "pathlib.Path('/usr/bin', MARKER).write_text('x'); succeeded()", FILE_CONTROL, ("EROFS", "EACCES"), unchanged_observers=("files",))  # fmt: skip
+    yield Attack("writing to /etc", "pathlib.Path('/etc', MARKER).write_text('x'); succeeded()", FILE_CONTROL, ("EROFS", "EACCES"), unchanged_observers=("files",))  # fmt: skip
 
 
-_UNIX = """
+UNIX_SOCKET_CONTROL = """
 server = socket.socket(socket.AF_UNIX); server.bind("/tmp/control.sock"); server.listen()
 socket.socket(socket.AF_UNIX).connect("/tmp/control.sock"); succeeded()"""
-_WRITE = "pathlib.Path('/tmp/control').write_text('x'); succeeded()"
 
 
 def _other_processes():
@@ -149,7 +147,7 @@ def _other_processes():
 def connect(path): socket.socket(socket.AF_UNIX).connect(path)
 found = [os.path.join(top, name) for top, _, names in os.walk("/run") for name in names if name.endswith((".sock", "_socket", ".socket"))]
 usual = ("/var/run/docker.sock", "/run/containerd/containerd.sock", "/run/podman/podman.sock", "/run/dbus/system_bus_socket")
-try_calls(*[lambda path=path: connect(path) for path in (*usual, *found)])""", _UNIX, ("ENOENT", "EACCES", "ECONNREFUSED"), host_paths=("/run/sandbox",))  # fmt: skip
+try_calls(*[lambda path=path: connect(path) for path in (*usual, *found)])""", UNIX_SOCKET_CONTROL, ("ENOENT", "EACCES", "ECONNREFUSED"), host_paths=("/run/sandbox",))  # fmt: skip
     yield Attack("ptrace of the init process", "call('ptrace', 16, 1, 0, 0); succeeded()", SIGNAL_CONTROL)
     yield Attack(
         "the memory of the init process",
@@ -159,9 +157,9 @@ space = ctypes.create_string_buffer(8)
 local = ctypes.create_string_buffer(struct.pack("=QQ", ctypes.addressof(space), 8))
 remote = ctypes.create_string_buffer(struct.pack("=QQ", 4096, 8))
 try_calls(lambda: open("/proc/1/mem", "r+b", 0), *[
-    lambda name=name: call(name, 1, local, 1, remote, 1, 0, past=(14,)) for name in ("process_vm_readv", "process_vm_writev")])""",
+    lambda name=name: call(name, 1, local, 1, remote, 1, 0, errnos_after_check=(14,)) for name in ("process_vm_readv", "process_vm_writev")])""",
         "open('/proc/self/mem', 'rb', 0); succeeded()",
-        DENIED_ERRORS,
+        PROCESS_ACCESS_ERRORS,
         host_paths=("/proc/1",),
     )
     for name, path in (
@@ -173,14 +171,14 @@ try_calls(lambda: open("/proc/1/mem", "r+b", 0), *[
             f"{name} of the init process",
             f"os.listdir('/proc/1/{path}'); succeeded()",
             f"os.listdir('/proc/self/{path}'); succeeded()",
-            DENIED_ERRORS,
+            PROCESS_ACCESS_ERRORS,
             allowed_inside=("gvisor",) if path == "fd" else (),
             unchanged_observers=("processes",),
             host_paths=("/proc/1",),
         )
-    yield Attack("the output of the init process", "try_calls(*[lambda number=number: os.open(f'/proc/1/fd/{number}', os.O_WRONLY | os.O_NONBLOCK) for number in (1, 2)])", "os.close(os.open('/proc/self/fd/1', os.O_WRONLY)); succeeded()", (*DENIED_ERRORS, "ENXIO"), host_paths=("/proc/1",))  # fmt: skip
+    yield Attack("the output of the init process", "try_calls(*[lambda number=number: os.open(f'/proc/1/fd/{number}', os.O_WRONLY | os.O_NONBLOCK) for number in (1, 2)])", "os.close(os.open('/proc/self/fd/1', os.O_WRONLY)); succeeded()", (*PROCESS_ACCESS_ERRORS, "ENXIO"), host_paths=("/proc/1",))  # fmt: skip
     yield Attack("a file descriptor of another process", """
 def take(path):
     process = call("pidfd_open", int(os.path.basename(path)), 0)
     call("pidfd_getfd", process, 1, 0)
-try_calls(*[lambda path=path: take(path) for path in other_processes()])""", "os.dup(1); succeeded()", DENIED_ERRORS, host_paths=("/proc/1",))  # fmt: skip
+try_calls(*[lambda path=path: take(path) for path in other_processes()])""", "os.dup(1); succeeded()", PROCESS_ACCESS_ERRORS, host_paths=("/proc/1",))  # fmt: skip

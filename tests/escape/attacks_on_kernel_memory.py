@@ -4,13 +4,14 @@ Some attacks need system calls that take a long time. A program can delay the ca
 keeping a processor busy.
 """
 
+from doubles.sandbox_scripts import CLOSE_CONNECTION_IN_TRANSIT_SCRIPT
 from escape.attack import OWN_KERNEL, Attack
 from escape.host_watch import COMPILED_FILTERS_BYTES, REPORTED_LOCK_WAIT_SECONDS, SEMAPHORES, SOCKET_BUFFERS_BYTES
 
 PRELUDE = f"""
 import ctypes, errno, mmap, os, pathlib, resource, socket, struct, threading, time
-BUFFERS = {SOCKET_BUFFERS_BYTES}
-FILTERS = {COMPILED_FILTERS_BYTES}
+BUFFER_BYTES = {SOCKET_BUFFERS_BYTES}
+FILTER_BYTES = {COMPILED_FILTERS_BYTES}
 SEMAPHORES = {SEMAPHORES}
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -53,10 +54,10 @@ for _ in range(150):
     client = socket.create_connection(server.getsockname()); keep_alive += [client, server.accept()[0]]
     client.setblocking(False)
     try:
-        while sent < BUFFERS: sent += client.send(bytes(65536))
+        while sent < BUFFER_BYTES: sent += client.send(bytes(65536))
     except BlockingIOError: pass
 print(sent >> 20, "MiB")
-if sent < BUFFERS: refused("held back")
+if sent < BUFFER_BYTES: refused("held back")
 else: succeeded()""", transfer, ("held back",), unchanged_observers=("socket buffers",))  # fmt: skip
     yield Attack("buffers of unaccepted TCP connections", """
 with setup():
@@ -67,10 +68,10 @@ for _ in range(150):
     client = socket.socket(); client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     client.connect(server.getsockname()); client.setblocking(False); keep_alive.append(client)
     try:
-        while sent < BUFFERS: sent += client.send(bytes(65536))
+        while sent < BUFFER_BYTES: sent += client.send(bytes(65536))
     except BlockingIOError: pass
 print(sent >> 20, "MiB")
-if sent < BUFFERS: refused("held back")
+if sent < BUFFER_BYTES: refused("held back")
 else: succeeded()""", transfer, ("held back",), unchanged_observers=("socket buffers",))  # fmt: skip
     yield Attack("unread UDP buffers", """
 with setup(): sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -86,7 +87,7 @@ for one in keep_alive:
         while True: held += len(one.recv(65536))
     except BlockingIOError: pass
 print(held >> 20, "MiB")
-if held < BUFFERS: refused("held back")
+if held < BUFFER_BYTES: refused("held back")
 else: succeeded()""", """
 one, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
 one.bind(("127.0.0.1", 0)); other.sendto(b"word", one.getsockname())
@@ -100,7 +101,7 @@ def _filters():
         ("reuseport filters on thousands of sockets", 51),
     ):
         yield Attack(name, f"""
-for _ in range(FILTERS // 8192):
+for _ in range(FILTER_BYTES // 8192):
     with setup():
         one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); keep_alive.append(one)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); one.bind(("127.0.0.1", 0))
@@ -110,7 +111,7 @@ succeeded()""", ordinary, ("ENOPROTOOPT",), allowed_inside=("gvisor",), unchange
 code = instruction(0x20, 0) + instruction(0x45, 0x12345678) * 4094 + instruction(0x06, 0x7FFF0000)
 reader, writer = os.pipe()
 children = []
-for _ in range(FILTERS // (7 * 4096 * 15) + 10):
+for _ in range(FILTER_BYTES // (7 * 4096 * 15) + 10):
     children.append(os.fork())
     if children[-1] == 0:
         libc.prctl(38, 1, 0, 0, 0)
@@ -211,24 +212,6 @@ def start_to_remove_pages():
 
 fork_to(remove_pages)
 """
-
-
-_UNRECEIVED_CONNECTION = """
-import select
-server = socket.socket(); server.bind(("127.0.0.1", 0)); server.listen()
-client = socket.create_connection(server.getsockname()); peer, _ = server.accept()
-client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30)); client.setblocking(False)
-full_since = time.monotonic()
-while time.monotonic() < full_since + 0.5:
-    try: client.send(bytes(65536)); full_since = time.monotonic()
-    except BlockingIOError: time.sleep(0.01)
-client.setblocking(True)
-reading, writing = os.pipe(); one, other = socket.socketpair()
-socket.send_fds(other, [b"x"], [one.fileno(), client.fileno(), peer.fileno(), writing])
-for each in (one, client, peer, other): each.close()
-os.close(writing)
-"""
-"""The kernel's thread closes the connection, which has unsent data, before its peer and before a pipe."""
 
 
 def long_call_attacks():
@@ -384,8 +367,7 @@ succeeded()""", """
 netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); netlink.bind((0, 0))
 if netlink.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_RAW and socket.if_nameindex(): succeeded()""",
         ("ENOPROTOOPT",), unchanged_observers=("long calls",))  # fmt: skip
-    yield Attack("the kernel thread that closes files", f"""{_UNRECEIVED_CONNECTION}
-poll = select.poll(); poll.register(reading, 0)
+    yield Attack("the kernel thread that closes files", f"""{CLOSE_CONNECTION_IN_TRANSIT_SCRIPT}
 if HAS_OWN_KERNEL or not poll.poll(5000): succeeded()
 refused("closed")""", """
 one, other = socket.socketpair(); reading, writing = os.pipe()

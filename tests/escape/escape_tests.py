@@ -15,7 +15,9 @@ from escape.attack_run import ATTACKS, HOST, AttackRun
 from escape.attack_verdict import judge_attack
 from escape.run_verdicts import Outcome, judge_watch
 
-ALL = [pytest.param(kind, one.name, id=f"{kind}: {one.name}") for kind, attacks in ATTACKS.items() for one in attacks]
+ATTACK_PARAMETERS = [
+    pytest.param(kind, one.name, id=f"{kind}: {one.name}") for kind, attacks in ATTACKS.items() for one in attacks
+]
 
 
 @contextmanager
@@ -40,7 +42,7 @@ def artifacts(attack_run):
 class EscapeTests:
     """Tests of the results of `attack_run`, a fixture that runs the attacks with one runtime."""
 
-    @pytest.mark.parametrize(("kind", "name"), ALL)
+    @pytest.mark.parametrize(("kind", "name"), ATTACK_PARAMETERS)
     def test_attack_has_the_expected_outcome_and_its_control_succeeds(self, attack_run, kind, name):
         if name not in {each.name for each in attack_run.attacks[kind]}:
             pytest.skip(f"only runtime-specific attacks run with {attack_run.runtime}; script/escape-battery runs all")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
-PROTECTED = ("/", "/etc", "/usr", "/proc", "/sys", "/root", "/home", "/dev")
-ETC = ("passwd", "group", "shadow", "ld.so.preload", "hosts", "resolv.conf")
-DIRECTORIES = ("", "etc", "usr/bin", "usr/local/bin", "root", "tmp", "dev", "dev/shm", "var/tmp")
-SETTINGS = (
+WATCHED_MOUNT_POINTS = ("/", "/etc", "/usr", "/proc", "/sys", "/root", "/home", "/dev")
+WATCHED_ETC_FILES = ("passwd", "group", "shadow", "ld.so.preload", "hosts", "resolv.conf")
+WATCHED_DIRECTORIES = ("", "etc", "usr/bin", "usr/local/bin", "root", "tmp", "dev", "dev/shm", "var/tmp")
+KERNEL_SETTING_FILES = (
     *("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/sys/kernel/uevent_helper"),
     *("/proc/sys/kernel/hostname", "/proc/sys/kernel/domainname", "/proc/sys/kernel/sysrq"),
     *("/proc/sys/kernel/panic", "/proc/sys/kernel/kptr_restrict", "/proc/sys/kernel/randomize_va_space"),
@@ -55,7 +55,7 @@ def read_process(pid):
             uid=int(re.search(r"(?m)^Uid:\s+(\d+)", _read(directory / "status"))[1]),
             namespaces={kind: _link(directory / "ns" / kind) for kind in NAMESPACES},
             root=_link(directory / "root"),
-            mounts=frozenset(line for line in mount_table(pid) if line.split()[4] in PROTECTED),
+            mounts=frozenset(line for line in mount_table(pid) if line.split()[4] in WATCHED_MOUNT_POINTS),
             nice=min(int(words[16]) for words in threads),
             policies=frozenset(int(words[38]) for words in threads) - _ORDINARY_POLICIES,
             processors=frozenset(
@@ -129,13 +129,13 @@ def mount_namespaces():
 
 def read_etc(root):
     """Return the security-relevant files in /etc, keyed by name."""
-    return {name: (root / "etc" / name).read_bytes() for name in ETC if (root / "etc" / name).exists()}
+    return {name: (root / "etc" / name).read_bytes() for name in WATCHED_ETC_FILES if (root / "etc" / name).exists()}
 
 
-def names_below(root):
+def list_watched_directories(root):
     """Return the paths in the directories where an attack would create files."""
     found = set()
-    for directory in DIRECTORIES:
+    for directory in WATCHED_DIRECTORIES:
         try:
             with os.scandir(root / directory) as entries:
                 found.update(f"/{directory}/{entry.name}" for entry in entries)
@@ -146,7 +146,7 @@ def names_below(root):
 
 def read_settings():
     """Return the host's kernel settings, keyed by path."""
-    return {path: Path(path).read_text() for path in SETTINGS if os.access(path, os.R_OK)}
+    return {path: Path(path).read_text() for path in KERNEL_SETTING_FILES if os.access(path, os.R_OK)}
 
 
 def socket_buffer_bytes():

@@ -193,7 +193,7 @@ class HostWatch:
         for pid, root in self._roots.items():
             if host_state.read_etc(root) != self._etc[pid]:
                 yield f"process {pid} has a different /etc"
-            yield from (path for path in host_state.names_below(root) if self._marker in path)
+            yield from (path for path in host_state.list_watched_directories(root) if self._marker in path)
 
     def _kernel_settings(self, *_):
         new = host_state.read_settings()

@@ -27,7 +27,7 @@ import ssl
 import sys
 import time
 
-PAUSE_SECONDS = 0.05
+POLL_SECONDS = 0.05
 
 
 class SetupFailedError(Exception):
@@ -57,7 +57,7 @@ class Reports:
     def report_refusal(self, *words):
         self._write({"outcome": "refused", "by": list(words)})
 
-    def report_setup_failure(self, error):
+    def report_error(self, error):
         self._write({"outcome": "error", "by": [f"{type(error).__qualname__}: {error}"[:300]]})
 
     def report_hold(self, begin, end):
@@ -99,7 +99,7 @@ class AttackProcess:
     def __init__(self, attacks, kind, code, hold_seconds, prelude_globals, seconds):
         self.attacks, self.kind = attacks, kind
         self.deadline = time.monotonic() + seconds
-        self.pipes, self.open = {}, set()
+        self.received, self.open_fds = {}, set()
         output, output_write = os.pipe()
         report_fd, report_write = os.pipe()
         self.pid = os.fork()
@@ -111,19 +111,19 @@ class AttackProcess:
         os.close(report_write)
         for fd in (output, report_fd):
             os.set_blocking(fd, False)
-            self.pipes[fd] = b""
-            self.open.add(fd)
+            self.received[fd] = b""
+            self.open_fds.add(fd)
         self.output_fd, self.report_fd = output, report_fd
 
     def read(self):
         """Read the available data."""
-        for fd in tuple(self.open):
+        for fd in tuple(self.open_fds):
             with contextlib.suppress(BlockingIOError):
                 while data := os.read(fd, 65536):
-                    self.pipes[fd] += data
-                self.open.remove(fd)
+                    self.received[fd] += data
+                self.open_fds.remove(fd)
 
-    def ended(self):
+    def poll_report(self):
         """Return the report once the process has ended or timed out."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         hung = time.monotonic() > self.deadline
@@ -134,10 +134,10 @@ class AttackProcess:
             os.killpg(self.pid, signal.SIGKILL)
         if not pid:
             os.waitpid(self.pid, 0)
-        for fd in self.pipes:
+        for fd in self.received:
             os.close(fd)
-        output = self.pipes[self.output_fd].decode(errors="replace").strip()[-300:]
-        return {**combine_reports(self.pipes[self.report_fd], status, hung=hung and not pid), "output": output}
+        output = self.received[self.output_fd].decode(errors="replace").strip()[-300:]
+        return {**combine_reports(self.received[self.report_fd], status, hung=hung and not pid), "output": output}
 
 
 def combine_reports(report_lines, status, *, hung):
@@ -177,7 +177,7 @@ def run(source, prelude_globals, output, report_fd, hold_seconds):
         print(repr(error))
         reports.report_refusal(error_word(error))
     except BaseException as error:
-        reports.report_setup_failure(error)
+        reports.report_error(error)
     finally:
         if reports.has_succeeded and os.getpid() == own_pid:
             # The effects of the attack are kept, so that the host can take a sample.
@@ -221,9 +221,9 @@ def main():
     while pending or running:
         while pending and len(running) < concurrency:
             running.append(AttackProcess(*pending.pop(0), prelude_globals, seconds))
-        select.select([fd for attack in running for fd in attack.open], [], [], PAUSE_SECONDS)
+        select.select([fd for attack in running for fd in attack.open_fds], [], [], POLL_SECONDS)
         for attack in list(running):
-            report = attack.ended()
+            report = attack.poll_report()
             if report is not None:
                 running.remove(attack)
                 for name in attack.attacks:

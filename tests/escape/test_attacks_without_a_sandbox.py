@@ -60,16 +60,16 @@ RESOURCE_ATTACKS = (
     *("BPF filters on thousands of sockets", "reuseport filters on thousands of sockets"),
     "large seccomp filters in many processes",
 )
-REDUCED_PRELUDE = f"{attacks_on_resources.PRELUDE}\nAIO_EVENTS, FILTERS = 8, 1 << 20"
+REDUCED_PRELUDE = f"{attacks_on_resources.PRELUDE}\nAIO_EVENTS, FILTER_BYTES = 8, 1 << 20"
 """The numbers are reduced, so that the host watch of another test does not report an escape."""
 
-ALL = [
+ATTACK_PARAMETERS = [
     *(pytest.param("credentials", name, attacks_on_credentials.PRELUDE, id=name) for name in CREDENTIAL_ATTACKS),
     *(pytest.param("resources", name, REDUCED_PRELUDE, id=name) for name in RESOURCE_ATTACKS),
 ]
 
 
-@pytest.mark.parametrize(("kind", "name", "prelude"), ALL)
+@pytest.mark.parametrize(("kind", "name", "prelude"), ATTACK_PARAMETERS)
 def test_attack_succeeds_without_a_sandbox(kind, name, prelude):
     marker = f"battery-{secrets.token_hex(6)}"
     attack = next(each for each in ATTACKS[kind] if each.name == name)

@@ -15,7 +15,7 @@ from escape.run_verdicts import Outcome, judge_watch
 
 pytestmark = pytest.mark.timeout(900)
 USER = 64_321
-ALL = [
+ATTACK_PARAMETERS = [
     pytest.param(kind, one.name, id=f"{kind}: {one.name}")
     for kind in ("network", "credentials")
     for one in ATTACKS[kind]
@@ -40,7 +40,7 @@ def attack_run():
             yield run
 
 
-@pytest.mark.parametrize(("kind", "name"), ALL)
+@pytest.mark.parametrize(("kind", "name"), ATTACK_PARAMETERS)
 def test_attack_has_the_expected_outcome_and_its_control_succeeds(attack_run, kind, name):
     attack = next(each for each in ATTACKS[kind] if each.name == name)
     verdict = judge_attack(attack, attack_run.runtime, attack_run.results[kind].get(name, {}), attack_run.evidence)

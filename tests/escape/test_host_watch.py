@@ -145,7 +145,7 @@ def test_changed_file_in_etc_is_reported(watch, unrelated_process, tmp_path):
 def test_changed_setting_is_reported(marker, unrelated_process, tmp_path, monkeypatch):
     setting = tmp_path / "core_pattern"
     setting.write_text("core\n")
-    monkeypatch.setattr(host_state, "SETTINGS", (str(setting),))
+    monkeypatch.setattr(host_state, "KERNEL_SETTING_FILES", (str(setting),))
     with HostWatch(marker, (unrelated_process.pid,), tmp_path / "data") as watch:
         setting.write_text("|/tmp/evil\n")
         watch.sample()
@@ -263,10 +263,10 @@ def test_evidence_covers_only_times_with_a_complete_sample(watch, monkeypatch):
     begin = time.time()
     time.sleep(HOLD_SECONDS)
     end = time.time()
-    assert Evidence({}, samples=tuple(watch.samples)).covers(begin, end)
+    assert Evidence({}, samples=tuple(watch.samples)).has_sample_between(begin, end)
     monkeypatch.setattr(host_state, "read_settings", lambda: time.sleep(HOLD_SECONDS) or {})
     time.sleep(HOLD_SECONDS)
-    assert not Evidence({}, samples=tuple(watch.samples)).covers(end, time.time())
+    assert not Evidence({}, samples=tuple(watch.samples)).has_sample_between(end, time.time())
 
 
 def test_error_in_the_watch_thread_is_raised(marker, unrelated_process, tmp_path, monkeypatch):

@@ -88,7 +88,7 @@ def test_remaining_child_process_does_not_block_other_attacks(run_attacks):
 def test_effects_of_a_successful_attack_are_kept_for_the_hold_time(code, is_held):
     attack_process = sandbox_attacks.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {}, 30)
     started_at = time.monotonic()
-    while (report := attack_process.ended()) is None:
+    while (report := attack_process.poll_report()) is None:
         time.sleep(0.01)
     assert (time.monotonic() - started_at >= HOLD_SECONDS) is is_held
     assert ("held" in report) is is_held
@@ -100,7 +100,7 @@ def test_effects_of_a_successful_attack_are_kept_for_the_hold_time(code, is_held
 def test_report_has_no_hold_time_if_the_attack_is_killed_during_it():
     code = "signal.signal(signal.SIGALRM, signal.SIG_DFL); succeeded(); signal.setitimer(signal.ITIMER_REAL, 0.5)"
     attack_process = sandbox_attacks.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {"signal": signal}, 30)
-    while (report := attack_process.ended()) is None:
+    while (report := attack_process.poll_report()) is None:
         time.sleep(0.01)
     assert report["outcome"] == "succeeded"
     assert "held" not in report

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from doubles.redaction_attacks import REFERENCES
+from doubles.redaction_attacks import NAMED_CHARACTER_REFERENCES
 from sandbox.secrets.escape_layers import decode_layers
 from sandbox.secrets.redactor import SecretRedactor
 
@@ -54,7 +54,10 @@ def test_name_without_semicolon_is_decoded_where_html_allows_it(name: str, after
         "".join(f"&#X{ord(letter):012x}" for letter in VALUE),
         f"&#{'0' * 1000}{ord(VALUE[0])};{html.escape(VALUE[1:])}",
         "gH7&lowbar;p&ampss&num;&sol;w&equals;rd&period;",
-        "".join(f"&{REFERENCES[letter]};" if letter in REFERENCES else letter for letter in VALUE),
+        "".join(
+            f"&{NAMED_CHARACTER_REFERENCES[letter]};" if letter in NAMED_CHARACTER_REFERENCES else letter
+            for letter in VALUE
+        ),
         "&zwj;".join(html.escape(letter) for letter in VALUE),
         "&ZeroWidthSpace;&NoBreak;&shy;&#x202e;&Tab;".join(map(html.escape, VALUE)),
     ],

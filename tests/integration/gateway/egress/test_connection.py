@@ -33,7 +33,7 @@ def test_data_is_forwarded_in_both_directions_and_either_side_can_end_first(monk
             client.writer.write(sent[1000:])
             client.writer.write_eof()
             assert await client.read_to_end() == sent
-            assert served.dialed == ["8.8.4.4"]
+            assert served.dialed_addresses == ["8.8.4.4"]
             assert served.events == []
 
     run(scenario)
@@ -164,7 +164,7 @@ def test_only_public_addresses_are_dialed(monkeypatch, addresses, dialed):
             status = await client.read_until(b"\r\n\r\n")
             assert (b" 200 " in status) is bool(dialed)
             assert (b" 403 " in status) is not bool(dialed)
-            assert served.dialed == dialed
+            assert served.dialed_addresses == dialed
             assert len(served.events_of(EgressDenied)) == (0 if dialed else 1)
 
     run(scenario)
@@ -177,7 +177,7 @@ def test_name_that_resolves_to_the_address_of_the_model_is_not_dialed(monkeypatc
             client = await tunnel(served)
             assert b" 403 " in await client.read_until(b"\r\n\r\n")
             assert "the model's" in served.events_of(EgressDenied)[0].reason
-            assert served.dialed == []
+            assert served.dialed_addresses == []
 
     run(scenario)
 
@@ -333,11 +333,11 @@ def test_hosts_are_not_dialed_while_the_name_of_the_model_is_unresolved(monkeypa
             client = await tunnel(served)
             assert b" 502 " in await client.read_until(b"\r\n\r\n")
             assert "model's host does not resolve" in (await client.read_to_end()).decode()
-            assert served.dialed == []
-            served.table["model.example"] = ("8.8.4.6",)
+            assert served.dialed_addresses == []
+            served.addresses_by_name["model.example"] = ("8.8.4.6",)
             client = await tunnel(served)
             assert b" 200 " in await client.read_until(b"\r\n\r\n")
-            assert served.dialed == ["8.8.4.4"]
+            assert served.dialed_addresses == ["8.8.4.4"]
 
     run(scenario)
 
@@ -352,14 +352,14 @@ def test_former_model_address_is_not_dialed(monkeypatch):
         ) as served:
             client = await tunnel(served)
             assert b" 200 " in await client.read_until(b"\r\n\r\n")
-            del served.table["model.example"]
-            served.table[HOST] = ("8.8.4.6",)
+            del served.addresses_by_name["model.example"]
+            served.addresses_by_name[HOST] = ("8.8.4.6",)
             client = await tunnel(served)
             assert b" 403 " in await client.read_until(b"\r\n\r\n")
-            served.table[HOST] = ("8.8.4.8",)
+            served.addresses_by_name[HOST] = ("8.8.4.8",)
             client = await tunnel(served)
             assert b" 200 " in await client.read_until(b"\r\n\r\n")
-            assert served.dialed == ["8.8.4.8", "8.8.4.8"]
+            assert served.dialed_addresses == ["8.8.4.8", "8.8.4.8"]
 
     run(scenario)
 
@@ -375,16 +375,16 @@ def test_name_is_resolved_once_per_connection(monkeypatch):
             def rebinding(host, *rest, **more):
                 lookups.append(host.removesuffix("."))
                 results = resolve(host, *rest, **more)
-                served.table[HOST] = ("169.254.169.254",)
+                served.addresses_by_name[HOST] = ("169.254.169.254",)
                 return results
 
             monkeypatch.setattr(dialer.socket, "getaddrinfo", rebinding)
             client = await tunnel(served)
             assert b" 200 " in await client.read_until(b"\r\n\r\n")
-            assert (lookups, served.dialed) == ([HOST], ["8.8.4.4"])
+            assert (lookups, served.dialed_addresses) == ([HOST], ["8.8.4.4"])
             client = await tunnel(served)
             assert b" 403 " in await client.read_until(b"\r\n\r\n")
-            assert served.dialed == ["8.8.4.4"]
+            assert served.dialed_addresses == ["8.8.4.4"]
 
     run(scenario)
 
@@ -412,7 +412,7 @@ def test_unrestricted_egress_dials_only_global_addresses(monkeypatch, address, i
             client = await tunnel(served, host=address, port=8443)
             response = await client.read_until(b"\r\n\r\n")
             assert (b" 200 " in response, b" 403 " in response) == (is_dialed, not is_dialed)
-            assert len(served.dialed) == is_dialed
+            assert len(served.dialed_addresses) == is_dialed
             assert len(served.events_of(EgressDenied)) == (not is_dialed)
 
     run(scenario)

@@ -8,7 +8,7 @@ import errno
 
 import pytest
 
-from doubles.bpf_interpreter import ALLOW, decide, errno_of
+from doubles.bpf_interpreter import ALLOW, errno_of, run_filter
 from sandbox.runtimes.limits import allowed_sockopts_and_ioctls, seccomp
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -109,7 +109,7 @@ every_architecture = pytest.mark.parametrize("architecture", AUDIT_ARCH)
 
 def action(architecture: str, number: int, code: bytes | None = None) -> int:
     program = seccomp.assemble_filter(architecture) if code is None else code
-    return decide(
+    return run_filter(
         program, audit_arch=AUDIT_ARCH[architecture], number=IOCTL[architecture], arguments=(3, number, 0x1000)
     )
 

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from doubles.bpf_interpreter import ALLOW, TRAP, decide, errno_of
+from doubles.bpf_interpreter import ALLOW, TRAP, errno_of, run_filter
 from sandbox.runtimes.limits import seccomp
 
 # Name: numbers on x86_64 and on aarch64; None if the architecture lacks the call.
@@ -142,7 +142,7 @@ def rows(*tables: dict[str, tuple[int | None, int | None]]) -> list[tuple[str, s
 
 
 def action(architecture: str, number: int, *arguments: int) -> int:
-    return decide(PROGRAMS[architecture], audit_arch=AUDIT_ARCH[architecture], number=number, arguments=arguments)
+    return run_filter(PROGRAMS[architecture], audit_arch=AUDIT_ARCH[architecture], number=number, arguments=arguments)
 
 
 @pytest.mark.parametrize(("architecture", "name", "number"), rows(DENIED))
@@ -270,7 +270,7 @@ def test_unknown_calls_return_enosys(architecture: str):
 @pytest.mark.parametrize("architecture", AUDIT_ARCH)
 def test_filter_traps_calls_of_other_architectures(architecture: str):
     for audit_arch in (*AUDIT_ARCH.values(), 0x40000003, 0x40000028, 0):  # 32-bit x86, 32-bit ARM
-        decision = decide(PROGRAMS[architecture], audit_arch=audit_arch, number=LAST_KNOWN)
+        decision = run_filter(PROGRAMS[architecture], audit_arch=audit_arch, number=LAST_KNOWN)
         assert decision == (ALLOW if audit_arch == AUDIT_ARCH[architecture] else TRAP)
 
 
