@@ -6,7 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -721,60 +721,6 @@ def test_connections_do_not_delay_the_kernel_thread_that_closes_files(runtime: R
         pytest.skip("the thread belongs to the sandbox's kernel")
     ended = run_python(runtime, disk, _CLOSED_CONNECTIONS)
     assert ended.output.splitlines() == ["closed", "sent before the end b''"], ended.errors
-
-
-_LINGERING_CONNECTION = (
-    _PASS_TO_RUNNER
-    + """
-server = socket.socket(); server.bind(("127.0.0.1", 0)); server.listen()
-client = socket.create_connection(server.getsockname()); peer, _ = server.accept()
-client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
-client.setblocking(False)
-try:
-    while True: client.send(bytes(65536))
-except BlockingIOError: pass
-os.set_blocking(1, False)
-full_since = time.monotonic()
-while time.monotonic() < full_since + 1:
-    try: os.write(1, bytes(4096)); full_since = time.monotonic()
-    except BlockingIOError: time.sleep(0.01)
-os.set_blocking(1, True)
-sender = threading.Thread(target=pass_file, args=[client], daemon=True); sender.start()
-time.sleep(0.5)
-threading.Thread(target=client.close, daemon=True).start()
-time.sleep(0.5)
-print("closed", file=sys.stderr, flush=True)
-time.sleep(600)
-"""
-)
-"""The program fills its output socket, passes a connection through the socket, and closes its own descriptor.
-
-The only remaining descriptor of the connection is then in the socket's buffer. Because the connection has unsent data,
-closing that descriptor takes 30 s.
-"""
-
-
-@pytest.mark.parametrize("kernel", ["refuses files", "passes files"])
-async def test_connection_passed_to_the_output_does_not_block_the_runner(
-    runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
-):
-    if kernel == "passes files":
-        for module in (sandbox_descriptors, launcher_client):
-            monkeypatch.setattr(module, "refuse_passed_descriptors", lambda _: False)
-    async with ready_sandbox(runtime, disk) as sandbox:
-        program = ["/usr/bin/python3", "-c", _PRELUDE + _LINGERING_CONNECTION]
-        output, errors = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
-        await read_until(errors, b"closed")
-        started_at = time.monotonic()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(3):
-                while await output.read(65536):
-                    pass
-        assert time.monotonic() - started_at < 15
-        assert (await sandbox.kernel_usage()).find_exceeded_limit() == ""
-        await sandbox.kill()
-        assert (await sandbox.wait()).code != 0
-    assert time.monotonic() - started_at < 25
 
 
 _PASS_AMONG_PROGRAMS = (
