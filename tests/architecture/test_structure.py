@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sandbox.agents import registered_agents
 
-MODULES_MAX = 345
+MODULES_MAX = 346
 IMPLEMENTATION_MODULES_MAX = 15
 MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 50
@@ -29,7 +29,7 @@ SMALL_MODULES = {
     "runner.event_redaction": "which texts of events are redacted; its importer only connects components",
     "runtimes.sandbox_leftovers": "as `disks.mounted_leftovers` for disks; its importer only connects components",
     "secrets.resolver": "resolves and validates secrets of any source; its importer only connects components",
-    "server.maintenance.clock_trust": "when the wall clock is trusted; its importer only connects components",
+    "server.maintenance.wall_clock_check": "when the wall clock is trusted; its importer only connects components",
     "server.maintenance.janitor": "runs all maintenance; its importer only connects components",
     "server.recovery.runner_watchdog": "kills runners that are alive; its importer only connects components",
 }

@@ -18,7 +18,7 @@ from sandbox.interfaces.cluster_engine import EngineHost, JobPhase, JobRequest, 
 from sandbox.interfaces.git_credentials import NoCredentialsError
 from sandbox.interfaces.worker_messages import PROTOCOL_VERSION, Claim, ServerMessage
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.replication import FileTaskReplicas
+from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.events import AttemptStarted, TaskSubmitted
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.claim_checks import Claims, SharedHostKey

@@ -42,7 +42,7 @@ from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import AttemptLocation, HostPendingError
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.replication import FileTaskReplicas
+from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.events import TaskSubmitted
 from sandbox.model.resources import Resources
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
 from sandbox.api import paths
-from sandbox.api.responses import problem_response
+from sandbox.api.json_responses import problem_response
 from sandbox.interfaces.placement import HostNotFoundError
 from sandbox.interfaces.server_services import (
     ArtifactNotFoundError,

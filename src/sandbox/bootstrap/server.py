@@ -44,7 +44,7 @@ from sandbox.dashboard.routing import add_dashboard
 from sandbox.disks.free_space import measure_disk_space
 from sandbox.disks.reserve_file import ReserveFile
 from sandbox.interfaces.agent import Agent
-from sandbox.journal.replication import FileTaskReplicas
+from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.fixed_limits import SERVER_RESERVE_BYTES
 from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.server.maintenance.disk_monitor import DiskMonitor

@@ -27,7 +27,7 @@ from sandbox.model.events import ConversationEvent
 from sandbox.model.fixed_limits import UNFINISHED_TASKS_MAX
 from sandbox.model.manifest.schema import Manifest
 from sandbox.placements.local.host_load import measure_host_load
-from sandbox.placements.local.probe_cleanup import ProbeCleanup
+from sandbox.placements.local.probe_leftovers import ProbeCleanup
 from sandbox.server.administration.drain_and_prune import Administration
 from sandbox.server.administration.health import HealthCheck
 from sandbox.server.administration.hosts import Hosts
@@ -39,13 +39,13 @@ from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.index_writer import IndexWriter
 from sandbox.server.inherited_files import discard_unrecorded
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
-from sandbox.server.maintenance.clock_trust import ClockTrust
 from sandbox.server.maintenance.compression import JournalCompressor
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.janitor import Janitor, MaintenanceAction
 from sandbox.server.maintenance.leftover_removal import LeftoverRemover
 from sandbox.server.maintenance.load_history import LoadHistory
 from sandbox.server.maintenance.pruning import Pruner
+from sandbox.server.maintenance.wall_clock_check import WallClockCheck
 from sandbox.server.placement_routing import Placements
 from sandbox.server.preserved_sandboxes import PreservationExpiry, PreservedSandboxes
 from sandbox.server.recovery.dead_runner_recovery import RunnerRecovery
@@ -182,7 +182,7 @@ def create_maintenance_actions(
     """Create the janitor's actions in execution order."""
     data_dir, run_dir, settings = context.data_dir, context.run_dir, context.settings
     time_to_live_seconds = settings.preserve.time_to_live_seconds
-    clock_trust = ClockTrust(clock)
+    wall_clock_check = WallClockCheck(clock)
     expiry = PreservationExpiry(store, preserved, clock, time_to_live_seconds)
     all_files = [placement.files for placement in placements]
     leftover_remover = LeftoverRemover(journals, store, preserved, all_files)
@@ -190,12 +190,12 @@ def create_maintenance_actions(
     compressor = JournalCompressor(journals, store, clock)
 
     async def expire() -> None:
-        if clock_trust.is_trusted(time_to_live_seconds):
+        if wall_clock_check.is_trusted(time_to_live_seconds):
             await expiry.sweep()
 
     async def prune() -> None:
         bounds = settings.retention.retention
-        if not clock_trust.is_trusted(bounds.older_than_seconds or 0):
+        if not wall_clock_check.is_trusted(bounds.older_than_seconds or 0):
             bounds = replace(bounds, older_than_seconds=None)
         await pruner.prune(bounds)
 

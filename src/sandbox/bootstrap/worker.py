@@ -47,14 +47,14 @@ from sandbox.interfaces.runner import RenewLease
 from sandbox.interfaces.terminal_frames import FRAME_BYTES_MAX
 from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN, NO_JOIN_TOKEN, PROTOCOL_VERSION, Claim
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.replication import FileTaskReplicas
+from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.primitives.message_stream import StreamPair
 from sandbox.worker.credential_requests import RunnerCredentialRequests
-from sandbox.worker.other_task_leftovers import OtherTaskLeftovers
 from sandbox.worker.server_session import Lease
 from sandbox.worker.task_image import TaskImage
+from sandbox.worker.task_removal import OtherTaskLeftovers
 from sandbox.worker.worker import HostProofs, ServerAddress, Worker
 from sandbox.worker.worker_task import WorkerTask
 

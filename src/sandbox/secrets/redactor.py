@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sandbox.secrets.limits import ALWAYS_RESCANNED_BYTES_MAX, REDACTED_VALUE_CHARACTERS_MIN
-from sandbox.secrets.scanner import Scanner, replace_spans
+from sandbox.secrets.value_scanner import Scanner, replace_spans
 
 
 class SecretStreamRedactor:

@@ -51,7 +51,7 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import Artifact, ArtifactCollected, TaskFinished
 from sandbox.primitives.message_stream import StreamPair, encode_message, read_message
-from sandbox.worker.other_task_leftovers import OtherTaskLeftovers
+from sandbox.worker.task_removal import OtherTaskLeftovers
 from sandbox.worker.worker_task import HostFilesError, WorkerTask
 
 decoder: "msgspec.msgpack.Decoder[ServerMessage]" = msgspec.msgpack.Decoder(ServerMessage)

@@ -36,8 +36,8 @@ from sandbox.model.events import AgentStarted
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.message_stream import StreamPair
 from sandbox.worker.credential_requests import RunnerCredentialRequests
-from sandbox.worker.other_task_leftovers import remove_tasks
 from sandbox.worker.task_image import OpenImage, TaskImage
+from sandbox.worker.task_removal import remove_tasks
 
 PERMANENT_AFTER_SECONDS = 120.0
 """How long errors of this host's own files may last before the worker gives up."""

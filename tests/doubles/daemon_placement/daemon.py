@@ -27,7 +27,7 @@ from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.placement import AttemptLocation, Leftover
 from sandbox.interfaces.runner import DebugSession, FinishAttempt, RunAttempt
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.replication import FileTaskReplicas
+from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import ArtifactCollected
 from sandbox.placements.local import placement as local_placement

@@ -40,7 +40,7 @@ from sandbox.interfaces.worker_messages import (
     UnlockDisk,
 )
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.replication import FileTaskReplicas
+from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import (
@@ -59,9 +59,9 @@ from sandbox.primitives.message_stream import encode_message, read_message
 from sandbox.worker import other_task_leftovers, worker_task
 from sandbox.worker import server_session as session_module
 from sandbox.worker.credential_requests import RunnerCredentialRequests
-from sandbox.worker.other_task_leftovers import OtherTaskLeftovers
 from sandbox.worker.server_session import Lease, seconds_since_boot
 from sandbox.worker.task_image import TaskImage
+from sandbox.worker.task_removal import OtherTaskLeftovers
 from sandbox.worker.worker import (
     EXIT_DONE,
     EXIT_FENCED,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from doubles.redaction_attacks import ESCAPES, VALUES, as_base64, encode_characters, values, with_noise
 from sandbox.secrets.redactor import SecretRedactor
-from sandbox.secrets.value_patterns import SecretPattern
+from sandbox.secrets.value_encodings import SecretPattern
 
 TOKEN = "ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6"
 REPLACEMENT = "[REDACTED:TOKEN]"

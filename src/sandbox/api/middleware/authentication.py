@@ -19,8 +19,8 @@ from sandbox.api.auth.authenticator import (
     strip_token_protocol,
     unauthorized,
 )
-from sandbox.api.middleware.response_memory import respond_within_memory
-from sandbox.api.responses import problem_response
+from sandbox.api.json_responses import problem_response
+from sandbox.api.middleware.response_memory_limit import respond_within_memory
 from sandbox.primitives import client_shares
 from sandbox.primitives.client_shares import MemoryShare
 from sandbox.primitives.log_context import TOKEN_ID

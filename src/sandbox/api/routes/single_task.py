@@ -11,10 +11,9 @@ from starlette.responses import Response
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.errors import ManifestForbiddenError
+from sandbox.api.json_responses import JsonResponse
 from sandbox.api.middleware.authentication import get_caller, require_valid_credentials
-from sandbox.api.request_parsing import body_memory, has_json_body, parse_json_body, read_body, with_body_parser
-from sandbox.api.responses import JsonResponse
-from sandbox.api.route_declarations import (
+from sandbox.api.openapi_declarations import (
     Responses,
     component_ref,
     create_router,
@@ -22,6 +21,7 @@ from sandbox.api.route_declarations import (
     problem_responses,
     request_body,
 )
+from sandbox.api.request_parsing import body_memory, has_json_body, parse_json_body, read_body, with_body_parser
 from sandbox.api.streaming.response import wait_for_disconnect
 from sandbox.api.task_json import links_body, resolved_manifest_body, task_body
 from sandbox.interfaces.server_services import Submission, TaskNotFoundError

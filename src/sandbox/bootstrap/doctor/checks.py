@@ -27,7 +27,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import DISK_CHECK_INTERVAL_SECONDS
 from sandbox.model.manifest.schema import Vm
 from sandbox.model.resources import Resources
-from sandbox.placements.local.probe_cleanup import probe_lock
+from sandbox.placements.local.probe_leftovers import probe_lock
 from sandbox.runtimes.limits.cgroups import find_hierarchies
 from sandbox.runtimes.nodejs import node_version, pinned_packages
 

@@ -9,8 +9,8 @@ from sandbox.gateway.egress.http_inspector import HttpInspector, open_single_req
 from sandbox.gateway.egress.inspection import ConnectionInspector, Denial, NestedConnectionFilter, Tunnel
 from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, EgressPolicy, denial_message, normalize_host
 from sandbox.gateway.egress.protocol_sniffing import SniffingInspector
+from sandbox.gateway.egress.proxy_request_target import HostPort, parse_absolute_form, parse_authority
 from sandbox.gateway.egress.tls_inspector import TlsInspector
-from sandbox.gateway.request_target import HostPort, parse_absolute_form, parse_authority
 
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 

@@ -46,11 +46,11 @@ from sandbox.model.printable import replace_unprintable, replacement_character
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.claim_checks import Claims, SharedHostKey
 from sandbox.placements.cluster.credential_requests import FindCloneCredentials
+from sandbox.placements.cluster.event_loop_thread import LoopThread
 from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.hosts import ClusterHosts, EngineHosts, SeenHosts
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings
-from sandbox.placements.cluster.loop_thread import LoopThread
 from sandbox.placements.cluster.requests_to_workers import LAUNCH_SECONDS, Workers
 from sandbox.placements.cluster.worker_handles import WorkerPreservedDisk, WorkerRunnerHandle
 from sandbox.placements.cluster.worker_server import HostRequestProviders, StoreLog, WorkerServer

@@ -7,8 +7,8 @@ from typing import Any
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
 from sandbox.interfaces.worker_messages import Request
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
+from sandbox.placements.cluster.event_loop_thread import LoopThread
 from sandbox.placements.cluster.jobs import Jobs
-from sandbox.placements.cluster.loop_thread import LoopThread
 from sandbox.placements.cluster.worker_session import WorkerSession
 from sandbox.primitives.message_stream import StreamPair
 

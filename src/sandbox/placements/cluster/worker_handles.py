@@ -21,7 +21,7 @@ from sandbox.interfaces.worker_messages import (
     UnlockDisk,
 )
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS, SANDBOX_TEARDOWN_SECONDS
-from sandbox.placements.cluster.loop_thread import LoopThreadTerminal
+from sandbox.placements.cluster.event_loop_thread import LoopThreadTerminal
 from sandbox.placements.cluster.requests_to_workers import LAUNCH_SECONDS, Workers
 from sandbox.placements.local.runner_client import RunnerClient
 

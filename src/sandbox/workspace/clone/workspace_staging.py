@@ -32,6 +32,12 @@ from sandbox.workspace.clone.confined_clone import (
     unconfined_helper_settings,
 )
 from sandbox.workspace.clone.credentials import CredentialHelper, UserCredentials
+from sandbox.workspace.clone.git_directory import (
+    OBJECT_ID,
+    neutralize_attributes,
+    read_branch_commit,
+    write_git_directory,
+)
 from sandbox.workspace.clone.remote_settings import (
     DEFAULT_SSH_COMMAND,
     apply_instead_of,
@@ -42,12 +48,6 @@ from sandbox.workspace.clone.remote_settings import (
 from sandbox.workspace.diff.base_commit_tree import TREE_MODE, BaseTree, BaseTreeEntry, ls_tree_arguments, parse_ls_tree
 from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, RootedFiles
 from sandbox.workspace.git.command import Git, GitError, GitSetting, pipe, run_with_thread
-from sandbox.workspace.git.directory_writer import (
-    OBJECT_ID,
-    neutralize_attributes,
-    read_branch_commit,
-    write_git_directory,
-)
 from sandbox.workspace.git.error_messages import DISK_FULL_MESSAGE, explain_clone_failure, is_transient
 
 T = TypeVar("T")

@@ -222,7 +222,7 @@ import contextlib, sys
 from pathlib import Path
 from doubles.cluster_server import ClusterServer
 from integration.placements.cluster.test_artifact_uploads import open_upload
-from sandbox.placements.cluster.loop_thread import LoopThread
+from sandbox.placements.cluster.event_loop_thread import LoopThread
 
 async def begin():
     server = ClusterServer(Path(sys.argv[1]))

@@ -16,9 +16,9 @@ from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.model.failure import AttemptError
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.cancellable_thread import StopFlag
+from sandbox.workspace.clone.git_directory import neutralize_attributes, read_branch_commit, write_git_directory
 from sandbox.workspace.clone.relay import DialPolicy, HostPort, SocksProxy
 from sandbox.workspace.clone.remote_settings import SETTINGS_FILES_MAX, resolve_remote
-from sandbox.workspace.git.directory_writer import neutralize_attributes, read_branch_commit, write_git_directory
 
 CREDENTIAL_RESPONSE = b"username=me\npassword=let-me-in\n"
 SOCKS_SUCCEEDED, FORBIDDEN, UNREACHABLE, UNKNOWN_NAME, REFUSED = 0, 2, 3, 4, 5

@@ -1,4 +1,4 @@
-"""JSON responses."""
+"""JSON responses, including those of errors (RFC 9457)."""
 
 from collections.abc import Mapping
 from http import HTTPStatus

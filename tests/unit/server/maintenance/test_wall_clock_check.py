@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sandbox.server.maintenance.clock_trust import ClockTrust
+from sandbox.server.maintenance.wall_clock_check import WallClockCheck
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -32,38 +32,38 @@ class FakeClock:
 
 def test_clock_is_trusted_after_one_hour():
     clock = FakeClock()
-    clock_trust = ClockTrust(clock)
-    assert not clock_trust.is_trusted(90 * DAY)
+    wall_clock_check = WallClockCheck(clock)
+    assert not wall_clock_check.is_trusted(90 * DAY)
     clock.advance(HOUR - 1)
-    assert not clock_trust.is_trusted(90 * DAY)
+    assert not wall_clock_check.is_trusted(90 * DAY)
     clock.advance(1)
-    assert clock_trust.is_trusted(90 * DAY)
+    assert wall_clock_check.is_trusted(90 * DAY)
     clock.advance(400 * DAY)
-    assert clock_trust.is_trusted(90 * DAY)
+    assert wall_clock_check.is_trusted(90 * DAY)
 
 
 @pytest.mark.parametrize("seconds", [90 * DAY, -90 * DAY, HOUR, -HOUR])
 def test_clock_adjustment_restarts_the_hour(seconds):
     clock = FakeClock()
-    clock_trust = ClockTrust(clock)
+    wall_clock_check = WallClockCheck(clock)
     clock.advance(2 * HOUR)
     clock.adjust(seconds)
-    assert not clock_trust.is_trusted(DAY)
+    assert not wall_clock_check.is_trusted(DAY)
     clock.advance(HOUR / 2)
     clock.adjust(-seconds)
-    assert not clock_trust.is_trusted(DAY)
+    assert not wall_clock_check.is_trusted(DAY)
     clock.advance(HOUR)
-    assert clock_trust.is_trusted(DAY)
+    assert wall_clock_check.is_trusted(DAY)
 
 
 def test_clock_with_small_adjustments_is_trusted():
     clock = FakeClock()
-    clock_trust = ClockTrust(clock)
+    wall_clock_check = WallClockCheck(clock)
     for _ in range(15):
         clock.advance(300)
         clock.adjust(0.1)
-    assert clock_trust.is_trusted(DAY)
+    assert wall_clock_check.is_trusted(DAY)
 
 
 def test_short_ages_are_always_trusted():
-    assert ClockTrust(FakeClock()).is_trusted(600)
+    assert WallClockCheck(FakeClock()).is_trusted(600)

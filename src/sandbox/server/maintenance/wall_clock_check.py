@@ -4,7 +4,7 @@ from sandbox.interfaces.clock import Clock
 from sandbox.model.fixed_limits import CLOCK_JUMP_SECONDS, CLOCK_TRUST_SECONDS
 
 
-class ClockTrust:
+class WallClockCheck:
     """Trusts the wall clock once it has not jumped for CLOCK_TRUST_SECONDS.
 
     A host may boot with its clock months ahead, until a time server corrects the clock. The clock is not checked for

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from sandbox.interfaces.placement import HostUnreachableError
-from sandbox.placements.cluster.loop_thread import LoopThread
+from sandbox.placements.cluster.event_loop_thread import LoopThread
 
 
 async def test_closed_thread_does_not_run_coroutines():

@@ -9,7 +9,7 @@ import pytest
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalOffsetError
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.replication import FileTaskReplicas
+from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.events import Artifact, Output
 
 NOW = datetime(2026, 1, 29, 10, tzinfo=UTC)

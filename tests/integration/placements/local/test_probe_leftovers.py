@@ -7,7 +7,7 @@ import pytest
 from doubles.fake_leftovers import FakeLeftovers
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import AttemptLayout, probe_directory
-from sandbox.placements.local.probe_cleanup import ProbeCleanup, probe_lock
+from sandbox.placements.local.probe_leftovers import ProbeCleanup, probe_lock
 
 
 def test_leftovers_of_a_dead_probe_are_removed_and_those_of_a_live_probe_are_kept(tmp_path):

@@ -1,4 +1,4 @@
-"""Removes what killed workers of other tasks left on the host."""
+"""Removes the files of tasks from this host: of the own task, and of tasks whose workers were killed."""
 
 import asyncio
 import contextlib

@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox.api.errors import retry_after_header
-from sandbox.api.responses import problem_response
+from sandbox.api.json_responses import problem_response
 from sandbox.primitives import client_shares
 from sandbox.primitives.client_shares import MemoryShare
 

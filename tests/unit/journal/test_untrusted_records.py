@@ -8,9 +8,9 @@ import pytest
 
 from doubles.manifests import manifest
 from sandbox.interfaces.journal import JournalDamagedError
-from sandbox.journal import record_format, replication
+from sandbox.journal import record_format, untrusted_records
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.replication import FileTaskReplicas
+from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.events import (
     AgentExited,
     AgentStarted,
@@ -126,7 +126,7 @@ def test_a_host_cannot_create_a_journal(tmp_path):
 
 
 def test_artifacts_are_limited_in_number(copy, monkeypatch):
-    monkeypatch.setattr(replication, "WORKER_ARTIFACTS_MAX", 3)
+    monkeypatch.setattr(untrusted_records, "WORKER_ARTIFACTS_MAX", 3)
 
     def receive(event):
         copy.receive(copy.line(event))
@@ -209,7 +209,7 @@ def test_values_that_no_runner_writes_are_rejected(copy, rejected, accepted):
 
 def test_records_of_artifacts_are_limited_in_size(copy, monkeypatch):
     """The size is also limited for artifacts that replace others, and across restarts of the server."""
-    monkeypatch.setattr(replication, "WORKER_ARTIFACT_RECORDS_BYTES_MAX", 100_000)
+    monkeypatch.setattr(untrusted_records, "WORKER_ARTIFACT_RECORDS_BYTES_MAX", 100_000)
 
     def artifact(path):
         return ArtifactCollected(Artifact("a", path, 1, "text/plain", "sha256:" + "0" * 64))
