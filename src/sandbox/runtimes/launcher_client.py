@@ -18,9 +18,9 @@ from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.epoll_entries import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingCounter
-from sandbox.runtimes.limits.open_file_counts import SocketCounter
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, PendingSyscallInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import SlabMeter, SlabStatistics
+from sandbox.runtimes.limits.socket_usage import SocketCounter
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.sandbox_descriptors import create_memfd, refuse_passed_descriptors, wait_readable
 

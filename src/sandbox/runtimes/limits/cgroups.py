@@ -24,12 +24,11 @@ from sandbox.model.fixed_limits import (
     VMA_BYTES_MAX,
 )
 from sandbox.runtimes import sandbox_processes
-from sandbox.runtimes.limits import open_file_counts
+from sandbox.runtimes.limits import directory_and_lock_counts, socket_usage
 from sandbox.runtimes.limits.epoll_entries import EpollCounter
 from sandbox.runtimes.limits.kernel_lock_hold_times import MachineLockMeters
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingCounter, SandboxProcesses
-from sandbox.runtimes.limits.open_file_counts import SocketCounter
 from sandbox.runtimes.limits.pending_syscalls import (
     ClosingFilesMeter,
     PendingSyscallInterrupter,
@@ -44,6 +43,7 @@ from sandbox.runtimes.limits.slab_usage import (
     count_negative_dentries,
     reclaimable_free_slab_bytes_max,
 )
+from sandbox.runtimes.limits.socket_usage import SocketCounter
 
 PARENT_GROUP = "sandbox"
 """Parent directory of all attempts' groups."""
@@ -192,9 +192,9 @@ class ControlGroup(msgspec.Struct, frozen=True):
         was created with. socket_counter: counts the sockets of that network namespace. syscall_buffer_meter,
         closing_files_meter: None for a sandbox with a separate kernel.
         """
-        sockets = open_file_counts.count_sockets(pid)
+        sockets = socket_usage.count_sockets(pid)
         has_many_sockets = (sockets or 0) > _UNMEASURED_SOCKETS_MAX
-        socket_usage = socket_counter.count() if socket_counter is not None and has_many_sockets else None
+        unread = socket_counter.count() if socket_counter is not None and has_many_sockets else None
         buffer_bytes, buffer_bytes_max = self._read_number(f"{_TCP_CONTROLLER_V1}.usage_in_bytes"), None
         if self._is_unified:
             buffer_bytes, buffer_bytes_max = self._read_number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
@@ -205,13 +205,13 @@ class ControlGroup(msgspec.Struct, frozen=True):
         are_sockets_bounded = (sockets or 0) <= _bounded_sockets_max(buffer_bytes_max)
         is_vma_growth_within_limit = slabs is None or slabs.vma_growth_bytes <= VMA_BYTES_MAX
         return KernelUsage(
-            sockets=None if sockets is None else sockets + (socket_usage.half_open if socket_usage else 0),
-            udp_sockets_on_port=socket_usage.udp_sockets_on_port if socket_usage else None,
-            received_bytes=socket_usage.received_bytes if socket_usage else None,
+            sockets=None if sockets is None else sockets + (unread.half_open if unread else 0),
+            udp_sockets_on_port=unread.udp_sockets_on_port if unread else None,
+            received_bytes=unread.received_bytes if unread else None,
             received_bytes_max=socket_buffer_bytes(memory_bytes) + RECEIVED_BYTES_HEADROOM,
             buffer_bytes=buffer_bytes,
             buffer_bytes_max=buffer_bytes_max,
-            netlink_bytes=open_file_counts.count_netlink_bytes(pid),
+            netlink_bytes=socket_usage.count_netlink_bytes(pid),
             unreclaimable_free_slab_bytes=slabs.unreclaimable_free_bytes if slabs else None,
             reclaimable_free_slab_bytes=slabs.reclaimable_free_bytes if slabs else None,
             reclaimable_free_slab_bytes_max=reclaimable_free_slab_bytes_max(),
@@ -226,7 +226,11 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
     def file_counts(self) -> FileUsage:
         """Return the number of files and directories that the group's processes have open; unknown without a cgroup."""
-        return open_file_counts.count_files(self.process_ids(), counts_locks=False) if self.directories else FileUsage()
+        return (
+            directory_and_lock_counts.count_files(self.process_ids(), counts_locks=False)
+            if self.directories
+            else FileUsage()
+        )
 
     def detailed_file_usage(self, epoll_counter: EpollCounter | None = None) -> FileUsage:
         """Return the open files of the group's processes; unknown without a cgroup. Reads many files in /proc.
@@ -235,7 +239,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         """
         if not self.directories:
             return FileUsage()
-        usage = open_file_counts.count_files(self.process_ids())
+        usage = directory_and_lock_counts.count_files(self.process_ids())
         if epoll_counter is None:
             return usage
         entries = epoll_counter.count(self.process_ids(), self._process_ids_of_others)
@@ -248,7 +252,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
     def directory_usage(self, *, descriptors_per_directory: int) -> FileUsage:
         """Count only the open directories, for a sandbox whose kernel is a program in the group."""
-        return open_file_counts.count_directories(
+        return directory_and_lock_counts.count_directories(
             self.process_ids(), descriptors_per_directory=descriptors_per_directory
         )
 

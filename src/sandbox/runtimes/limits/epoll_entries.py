@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX
-from sandbox.runtimes.limits.open_file_counts import find_fd_table, list_directory
+from sandbox.runtimes.limits.directory_and_lock_counts import find_fd_table, list_directory
 from sandbox.runtimes.limits.slab_usage import SLABS, count_used_objects
 
 _CAPACITY_FILE = Path("/sys/kernel/slab/eventpoll_epi/total_objects")

@@ -28,7 +28,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.model.fixed_limits import CLOSING_FILES_BYTES_MAX, OPEN_FILES_GROWTH_MAX, SYSCALL_BUFFER_BYTES_MAX
-from sandbox.runtimes.limits.open_file_counts import find_fd_table, list_directory
+from sandbox.runtimes.limits.directory_and_lock_counts import find_fd_table, list_directory
 
 _PTRACE_SEIZE, _PTRACE_INTERRUPT = 0x4206, 0x4207
 _INTERRUPT_SECONDS = 0.02

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from sandbox.model.fixed_limits import SOCKETS_MAX
-from sandbox.runtimes.limits import allowed_sockopts_and_ioctls
+from sandbox.runtimes.limits import sockopt_and_ioctl_rules
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 ALLOWED_FAMILIES = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
@@ -369,14 +369,14 @@ def _refuse_extent_walks(architecture: Architecture) -> list[bytes]:
 
 def _restrict_requests(call: int, *, allows_kvm: bool) -> list[bytes]:
     """Allow only the listed ioctl requests. Other requests fail as on a kernel that does not support them."""
-    mask, kvm_type = allowed_sockopts_and_ioctls.IOCTL_TYPE_MASK, allowed_sockopts_and_ioctls.KVM_IOCTL_TYPE
+    mask, kvm_type = sockopt_and_ioctl_rules.IOCTL_TYPE_MASK, sockopt_and_ioctl_rules.KVM_IOCTL_TYPE
     kvm = [_instruction(_AND, mask), *_refuse_unless_in((kvm_type,), errno.ENOTTY)]
     rules = [
-        *_skip_unless_in(allowed_sockopts_and_ioctls.DENIED_IOCTLS, [_return_errno(errno.EPERM)]),
-        *_skip_unless_in(allowed_sockopts_and_ioctls.IGNORED_IOCTLS, [_return_errno(0)]),
+        *_skip_unless_in(sockopt_and_ioctl_rules.DENIED_IOCTLS, [_return_errno(errno.EPERM)]),
+        *_skip_unless_in(sockopt_and_ioctl_rules.IGNORED_IOCTLS, [_return_errno(0)]),
     ]
     others = kvm if allows_kvm else [_return_errno(errno.ENOTTY)]
-    return _for_call(call, [_load(_ARG1), *rules, *_skip_if_in(allowed_sockopts_and_ioctls.ALLOWED_IOCTLS, others)])
+    return _for_call(call, [_load(_ARG1), *rules, *_skip_if_in(sockopt_and_ioctl_rules.ALLOWED_IOCTLS, others)])
 
 
 def _refuse_fcntl_flags(fcntl: int, command: int, flags: int) -> list[bytes]:
@@ -562,8 +562,8 @@ def _restrict_socket_use(architecture: Architecture) -> list[bytes]:
 def _restrict_socket_options(call: int) -> list[bytes]:
     """Let ignored options succeed without effect, and report unlisted levels and options as unsupported."""
     levels: list[bytes] = []
-    for level, options in allowed_sockopts_and_ioctls.ALLOWED_SOCKOPTS.items():
-        ignored = allowed_sockopts_and_ioctls.IGNORED_SOCKOPTS.get(level, ())
+    for level, options in sockopt_and_ioctl_rules.ALLOWED_SOCKOPTS.items():
+        ignored = sockopt_and_ioctl_rules.IGNORED_SOCKOPTS.get(level, ())
         rules = [_load(_ARG2), *(_skip_unless_in(ignored, [_return_errno(0)]) if ignored else ())]
         rules += [*_refuse_unless_in(sorted(options), errno.ENOPROTOOPT), _return(_ALLOW)]
         levels += _skip_unless_in((level,), rules)
@@ -572,7 +572,7 @@ def _restrict_socket_options(call: int) -> list[bytes]:
 
 def _refuse_getsockopts(call: int) -> list[bytes]:
     levels: list[bytes] = []
-    for level, options in allowed_sockopts_and_ioctls.REFUSED_GETSOCKOPTS.items():
+    for level, options in sockopt_and_ioctl_rules.REFUSED_GETSOCKOPTS.items():
         refused = [_load(_ARG2), *_skip_unless_in(options, [_return_errno(errno.ENOPROTOOPT)]), _return(_ALLOW)]
         levels += _skip_unless_in((level,), refused)
     return _for_call(call, [_load(_ARG1), *levels])

@@ -436,7 +436,7 @@ def _pointer(data: bytes) -> int:
 def open_sock_diag() -> list[_socket.socket]:
     """Open a socket that reports all sockets of this network namespace (SOCK_DIAG); none if it is not supported.
 
-    See `SocketCounter` in limits/open_file_counts.py. The socket keeps packet time stamps enabled (SO_TIMESTAMP): when
+    See `SocketCounter` in limits/socket_usage.py. The socket keeps packet time stamps enabled (SO_TIMESTAMP): when
     the first socket enables them and when the last one is closed, the kernel changes its own code, which interrupts
     every processor of the machine.
     """

@@ -153,7 +153,7 @@ def test_usage_of_sockets_that_may_receive_too_much_data_is_not_bounded_while_id
 ):
     """The gateway sends data while no program of the sandbox runs. With cgroup v2, the runner enforces the limit."""
     _, group = _unified(tmp_path)
-    monkeypatch.setattr(cgroups.open_file_counts, "count_sockets", lambda _pid: sockets)
+    monkeypatch.setattr(cgroups.socket_usage, "count_sockets", lambda _pid: sockets)
     assert group.kernel_usage(os.getpid(), memory_mib << 20).is_bounded_while_idle is is_bounded
 
 
@@ -162,7 +162,7 @@ def test_few_sockets_are_bounded_while_idle_if_the_kernel_limits_their_buffers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sockets: int, is_bounded: bool
 ):
     group = Hierarchies([tmp_path / "memory"]).group("attempt")
-    monkeypatch.setattr(cgroups.open_file_counts, "count_sockets", lambda _pid: sockets)
+    monkeypatch.setattr(cgroups.socket_usage, "count_sockets", lambda _pid: sockets)
     assert group.kernel_usage(os.getpid(), 64 << 20).is_bounded_while_idle is is_bounded
 
 
@@ -170,7 +170,7 @@ def test_few_sockets_are_bounded_while_idle_if_the_kernel_limits_their_buffers(
 def test_usage_is_not_bounded_while_idle_if_mappings_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown_bytes: int, is_bounded: bool
 ):
-    monkeypatch.setattr(cgroups.open_file_counts, "count_sockets", lambda _pid: 1)
+    monkeypatch.setattr(cgroups.socket_usage, "count_sockets", lambda _pid: 1)
 
     class FixedMeter(SlabMeter):
         def measure(self, *_: object) -> SlabUsage | None:

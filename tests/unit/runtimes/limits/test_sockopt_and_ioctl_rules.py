@@ -9,7 +9,7 @@ import errno
 import pytest
 
 from doubles.bpf_interpreter import ALLOW, errno_of, run_filter
-from sandbox.runtimes.limits import allowed_sockopts_and_ioctls, seccomp
+from sandbox.runtimes.limits import seccomp, sockopt_and_ioctl_rules
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 IOCTL = {"x86_64": 16, "aarch64": 29}
@@ -138,8 +138,8 @@ def test_only_listed_requests_are_allowed(architecture: str):
 
 
 def test_each_request_in_the_filter_has_a_row_in_the_independent_list():
-    assert set(allowed_sockopts_and_ioctls.ALLOWED_IOCTLS) == set(ALLOWED.values())
-    assert set(allowed_sockopts_and_ioctls.DENIED_IOCTLS) == set(DENIED.values())
+    assert set(sockopt_and_ioctl_rules.ALLOWED_IOCTLS) == set(ALLOWED.values())
+    assert set(sockopt_and_ioctl_rules.DENIED_IOCTLS) == set(DENIED.values())
 
 
 @every_architecture

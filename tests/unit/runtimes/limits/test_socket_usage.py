@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from sandbox.runtimes.limits.open_file_counts import SOCK_DIAG, SocketCounter, SocketUsage
+from sandbox.runtimes.limits.socket_usage import SOCK_DIAG, SocketCounter, SocketUsage
 
 SYN_RECEIVED, ESTABLISHED = 3, 1
 MEMORY, CONGESTION = 7, 4

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.runtimes.limits import open_file_counts
+from sandbox.runtimes.limits import directory_and_lock_counts
+from sandbox.runtimes.limits.directory_and_lock_counts import count_directories, descriptor_table_size, list_directory
 from sandbox.runtimes.limits.kernel_watch import FileUsage
 
 _OPEN_COUNT = 30
@@ -40,70 +41,61 @@ def start_holder(tmp_path: Path) -> Iterator[StartHolder]:
 
 @pytest.fixture(autouse=True)
 def low_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_file_counts, "OPEN_DIRECTORIES_MAX", 20)
+    monkeypatch.setattr(directory_and_lock_counts, "OPEN_DIRECTORIES_MAX", 20)
 
 
 def test_directories_are_counted_but_files_and_o_path_descriptors_are_not(start_holder: StartHolder, tmp_path: Path):
     (tmp_path / "file").touch()
-    assert open_file_counts.count_directories([start_holder(0)], descriptors_per_directory=1).directories == _OPEN_COUNT
-    assert open_file_counts.count_directories([start_holder(os.O_PATH)], descriptors_per_directory=1).directories == 0
-    assert (
-        open_file_counts.count_directories(
-            [start_holder(0, path=tmp_path / "file")], descriptors_per_directory=1
-        ).directories
-        == 0
-    )
-    usage = open_file_counts.count_directories([start_holder(0, os.O_PATH)], descriptors_per_directory=1)
+    assert count_directories([start_holder(0)], descriptors_per_directory=1).directories == _OPEN_COUNT
+    assert count_directories([start_holder(os.O_PATH)], descriptors_per_directory=1).directories == 0
+    assert count_directories([start_holder(0, path=tmp_path / "file")], descriptors_per_directory=1).directories == 0
+    usage = count_directories([start_holder(0, os.O_PATH)], descriptors_per_directory=1)
     assert (usage.directories, usage.open_files) == (_OPEN_COUNT, None)
 
 
 def test_directory_with_two_descriptors_is_counted_once(start_holder: StartHolder):
-    assert (
-        open_file_counts.count_directories([start_holder(0, 0)], descriptors_per_directory=2).directories == _OPEN_COUNT
-    )
+    assert count_directories([start_holder(0, 0)], descriptors_per_directory=2).directories == _OPEN_COUNT
 
 
 def test_files_shared_by_processes_are_counted_once(start_holder: StartHolder):
-    assert (
-        open_file_counts.count_directories([start_holder(0), start_holder(0)], descriptors_per_directory=1).directories
-        == _OPEN_COUNT
-    )
+    assert count_directories([start_holder(0), start_holder(0)], descriptors_per_directory=1).directories == _OPEN_COUNT
 
 
 def test_usage_is_empty_if_there_are_few_files_or_no_processes(
     start_holder: StartHolder, monkeypatch: pytest.MonkeyPatch
 ):
-    assert open_file_counts.count_directories([], descriptors_per_directory=1) == FileUsage()
-    monkeypatch.setattr(open_file_counts, "OPEN_DIRECTORIES_MAX", 1000)
-    assert open_file_counts.count_directories([start_holder(0)], descriptors_per_directory=1) == FileUsage()
+    assert count_directories([], descriptors_per_directory=1) == FileUsage()
+    monkeypatch.setattr(directory_and_lock_counts, "OPEN_DIRECTORIES_MAX", 1000)
+    assert count_directories([start_holder(0)], descriptors_per_directory=1) == FileUsage()
 
 
 def test_large_table_is_not_listed(start_holder: StartHolder, monkeypatch: pytest.MonkeyPatch):
     """Listing a large table takes seconds."""
     listed: list[str] = []
-    list_directory = open_file_counts.list_directory
-    monkeypatch.setattr(open_file_counts, "list_directory", lambda one: listed.append(one) or list_directory(one))
-    monkeypatch.setattr(open_file_counts, "_LISTED_FILES_MAX", 3 * _OPEN_COUNT)
+    monkeypatch.setattr(
+        directory_and_lock_counts, "list_directory", lambda one: listed.append(one) or list_directory(one)
+    )
+    monkeypatch.setattr(directory_and_lock_counts, "_LISTED_FILES_MAX", 3 * _OPEN_COUNT)
     large = start_holder(0, os.O_PATH, os.O_PATH, os.O_PATH)
-    usage = open_file_counts.count_directories([large], descriptors_per_directory=1)
+    usage = count_directories([large], descriptors_per_directory=1)
     assert (usage.directories, listed) == (_OPEN_COUNT, [])
-    open_file_counts.count_directories([start_holder(0, os.O_PATH)], descriptors_per_directory=1)
+    count_directories([start_holder(0, os.O_PATH)], descriptors_per_directory=1)
     assert len(listed) == 1
 
 
 def test_directories_in_a_large_table_are_estimated(start_holder: StartHolder, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(open_file_counts, "_LISTED_FILES_MAX", 20)
-    monkeypatch.setattr(open_file_counts, "_TRIED_DESCRIPTORS_MAX", 64)
+    monkeypatch.setattr(directory_and_lock_counts, "_LISTED_FILES_MAX", 20)
+    monkeypatch.setattr(directory_and_lock_counts, "_TRIED_DESCRIPTORS_MAX", 64)
     pid = start_holder(0, 0, 0, 0, os.O_PATH, os.O_PATH)
-    estimates = [open_file_counts.count_directories([pid], descriptors_per_directory=2).directories for _ in range(20)]
+    estimates = [count_directories([pid], descriptors_per_directory=2).directories for _ in range(20)]
     assert 0.7 * 2 * _OPEN_COUNT < sum(estimates) / len(estimates) < 1.3 * 2 * _OPEN_COUNT
 
 
 def test_descriptor_table_of_an_ended_process_is_empty():
-    assert open_file_counts.descriptor_table_size("/proc/0") == 0
+    assert descriptor_table_size("/proc/0") == 0
 
 
 @pytest.mark.parametrize("name", [b"program", b"\xff\xfe"])
 def test_size_of_a_descriptor_table_is_read_regardless_of_the_program_name(tmp_path: Path, name: bytes):
     (tmp_path / "status").write_bytes(b"Name:\t%b\nFDSize:\t256\n" % name)
-    assert open_file_counts.descriptor_table_size(str(tmp_path)) == 256
+    assert descriptor_table_size(str(tmp_path)) == 256

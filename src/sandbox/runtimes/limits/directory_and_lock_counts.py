@@ -1,20 +1,15 @@
-"""Counts the kernel objects behind a sandbox's open files, by reading the host's /proc.
+"""Counts a sandbox's open directories and file locks, by reading the host's /proc.
 
 Locks, partly read directories and similar objects are not charged to any control group. Only descriptors show which
 sandbox an object belongs to: /proc/locks names the process that took a lock, but that process may have ended and its id
 may have been reused.
 """
 
-import errno
 import os
 import random
 import re
-import socket
 import stat
-import struct
-import threading
 import time
-from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -218,137 +213,3 @@ def is_shared_with_host(file: str) -> bool:
         path = str(Path(file.format("fd")).readlink())
         return path.startswith(_SYSCTL_DIRECTORY) or not path.startswith(_SANDBOX_PATH_PREFIXES)
     return False
-
-
-_RMEM_COLUMN = 4
-
-
-def count_sockets(pid: int) -> int | None:
-    """Count all sockets in a process's network namespace: open, not yet accepted, or closed with data in flight.
-
-    Returns None if the process has ended.
-    """
-    try:
-        text = Path(f"/proc/{pid}/net/sockstat").read_text()
-    except OSError:
-        return None
-    return int(text.split(maxsplit=3)[2])
-
-
-def count_netlink_bytes(pid: int) -> int | None:
-    """Return the unread bytes in the network namespace's netlink sockets; None if the process has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/net/netlink").read_text().splitlines()
-    except OSError:
-        return None
-    return sum(int(line.split()[_RMEM_COLUMN]) for line in lines[1:])
-
-
-SOCK_DIAG = 4
-"""Netlink protocol. Its sockets report on the network namespace in which they were created."""
-
-_SOCK_DIAG_BY_FAMILY, _MESSAGES_BYTES = 20, 1 << 17
-_DUMP_FLAGS = 0x301
-_ERROR, _DONE = 2, 3
-_HEADER_BYTES, _RESPONSE_BYTES = 16, 72
-_PORT_OFFSET = 4
-_TCP, _UDP = 6, 17
-_SYN_RECEIVED, _TIME_WAIT = 3, 6
-_COUNTED_STATES = 0xFFFFFFFF & ~(1 << _TIME_WAIT)
-_SKMEMINFO = 7
-"""INET_DIAG_SKMEMINFO: several numbers. The first is the memory used by the receive and error queues."""
-
-_COUNTED_SOCKETS_MAX = 65536
-"""Maximum number of sockets to inspect. A larger number exceeds every limit."""
-_RESPONSE_SECONDS = 2.0
-
-
-class SocketUsage(msgspec.Struct, frozen=True):
-    """Received data that no program has read.
-
-    received_bytes: bytes in receive queues. half_open: number of connections in SYN_RECV, which belong to the listener.
-    udp_sockets_on_port: number of UDP sockets on the port that has the most. The kernel copies a broadcast to all of
-    them without interruption.
-    """
-
-    received_bytes: int = 0
-    half_open: int = 0
-    udp_sockets_on_port: int = 0
-
-
-class SocketCounter:
-    """Counts sockets through a SOCK_DIAG netlink socket. Takes ownership of the netlink socket."""
-
-    def __init__(self, netlink: socket.socket) -> None:
-        netlink.settimeout(_RESPONSE_SECONDS)
-        self._netlink = netlink
-        self._lock = threading.Lock()
-        self._sequence = 0
-
-    def count(self) -> SocketUsage | None:
-        """Return the current usage, or None if this kernel does not report it or did not respond in time."""
-        with self._lock:
-            try:
-                ports: Counter[int] = Counter()
-                kinds = [(family, protocol) for family in (2, 10) for protocol in (_TCP, _UDP)]
-                counts = [self._count(family, protocol, ports) for family, protocol in kinds]
-            except OSError:
-                return None
-        return SocketUsage(
-            sum(one.received_bytes for one in counts),
-            sum(one.half_open for one in counts),
-            max(ports.values(), default=0),
-        )
-
-    def close(self) -> None:
-        """Close the netlink socket."""
-        self._netlink.close()
-
-    def _count(self, family: int, protocol: int, udp_ports: Counter[int]) -> SocketUsage:
-        self._sequence += 1
-        body = struct.pack("=BBBxI48x", family, protocol, 1 << (_SKMEMINFO - 1), _COUNTED_STATES)
-        header = struct.pack("=IHHII", _HEADER_BYTES + len(body), _SOCK_DIAG_BY_FAMILY, _DUMP_FLAGS, self._sequence, 0)
-        self._netlink.send(header + body)
-        received, half_open, inspected_count = 0, 0, 0
-        while inspected_count < _COUNTED_SOCKETS_MAX:
-            messages = self._netlink.recv(_MESSAGES_BYTES)
-            at = 0
-            while at < len(messages):
-                length, kind, _, sequence = struct.unpack_from("=IHHI", messages, at)
-                if sequence == self._sequence:
-                    if kind in (_DONE, _ERROR):
-                        raise_netlink_error(messages, at, length)
-                        return SocketUsage(received, half_open)
-                    inspected_count += 1
-                    half_open += messages[at + _HEADER_BYTES + 1] == _SYN_RECEIVED
-                    if protocol == _UDP:
-                        udp_ports[read_port(messages, at)] += 1
-                    received += read_received_bytes(messages, at + _HEADER_BYTES + _RESPONSE_BYTES, at + length)
-                at += -(-length // 4) * 4
-        return SocketUsage(received, half_open)
-
-
-def raise_netlink_error(messages: bytes, at: int, length: int) -> None:
-    """Raise OSError for the error in the final message.
-
-    ENOENT is ignored: the kernel has no such sockets, or no sock_diag module for them.
-    """
-    (number,) = struct.unpack_from("=i", messages, at + _HEADER_BYTES) if length > _HEADER_BYTES else (0,)
-    if number and -number != errno.ENOENT:
-        raise OSError(-number, "sock_diag")
-
-
-def read_port(messages: bytes, at: int) -> int:
-    """Return the local port of the socket that a reply describes."""
-    return int.from_bytes(messages[at + _HEADER_BYTES + _PORT_OFFSET :][:2])
-
-
-def read_received_bytes(messages: bytes, at: int, end: int) -> int:
-    """Return the size of the received data, in bytes, from the attributes of one socket."""
-    while at + 4 < end:
-        length, kind = struct.unpack_from("=HH", messages, at)
-        if kind == _SKMEMINFO:
-            (received,) = struct.unpack_from("=I", messages, at + 4)
-            return int(received)
-        at += -(-max(length, 4) // 4) * 4
-    return 0
