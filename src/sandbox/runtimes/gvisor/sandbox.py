@@ -215,7 +215,10 @@ class GvisorSandbox(BaseSandbox):
 
 
 async def _run_runsc(attempt_id: str, runsc_pidfd: int, argv: Sequence[str]) -> bool:
-    """Run runsc until it exits, for at most 10 s. Returns whether it succeeded. Raises OSError."""
+    """Run runsc until it exits, for at most 10 s. Returns whether it succeeded. Raises OSError.
+
+    runsc does not run in the sandbox's control group, so that a busy sandbox does not delay it. It has separate limits.
+    """
     process, control = start_program(_RUNSC_EXEC_PROGRAM, attempt_id, 0, 0)
     ended_fd = os.pidfd_open(process.pid)
     try:

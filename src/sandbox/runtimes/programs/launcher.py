@@ -88,6 +88,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 1, 22, 38, 2
 PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP = 28, 4
+PR_CAPBSET_DROP, CAP_SYS_PTRACE = 24, 19
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 RTM_NEWROUTE, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE = 24, 2, 1, 4, 0x400
 RTA_DST, RTA_OIF, RT_TABLE_LOCAL, RTPROT_BOOT, RT_SCOPE_HOST, RTN_LOCAL = 1, 4, 255, 3, 254, 2
@@ -556,6 +557,9 @@ def main(arguments: list[str]) -> None:
             uids = {0: int(kernel_uid), 1000: int(files_uid)}  # 1000: the agent's uid, see file_layout.py
             enter_user_namespace(uids, int(kernel_uid))
             switch_to_uid(0)
+            # gVisor's kernel can trace the programs inside without this capability. With it, a program that has taken
+            # over gVisor's kernel could also trace runsc, which sees the host's files and may make most system calls.
+            check_errno(_prctl(PR_CAPBSET_DROP, CAP_SYS_PTRACE, 0, 0, 0), "capbset")
         elif as_root:
             enter_user_namespace({int(kernel_uid): int(kernel_uid)}, int(kernel_uid))
             switch_to_uid(int(kernel_uid))

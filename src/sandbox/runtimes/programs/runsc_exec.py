@@ -14,6 +14,7 @@ import _socket
 import ctypes
 import fcntl
 import os
+import resource
 import struct
 import sys
 
@@ -29,6 +30,12 @@ EXIT_NOT_STARTED = 127
 EXIT_RUNSC_FAILED = 128
 """Exit code of a runsc that failed; its log messages contain the reason for the failure."""
 EXIT_KILLED = 128 + 9
+DATA_BYTES_MAX = 256 * 1024 * 1024
+CPU_SECONDS_MAX = 5
+"""Limits of a runsc without a terminal, which runs outside the sandbox's control group.
+
+It reads responses of any size from gVisor's kernel, which a program in the sandbox may have taken over.
+"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -94,6 +101,8 @@ def main(arguments: list[str]) -> None:
         if files:
             run_on_pty(control, words, files, (rows, columns))
         else:
+            process_limits.lower_limit(resource.RLIMIT_DATA, DATA_BYTES_MAX)
+            process_limits.lower_limit(resource.RLIMIT_CPU, CPU_SECONDS_MAX)
             os.execve(words[0], words, ENVIRONMENT)  # noqa: S606
     except Exception as error:
         control.send(f"error {error}".encode(errors="replace")[:4096])
