@@ -41,7 +41,7 @@ from sandbox.server.administration.hosts import Hosts
 from sandbox.server.cancellation import Canceller
 from sandbox.server.debug_sessions import DebugSessions
 from sandbox.server.derived_tasks import DerivedTaskPlanner
-from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
+from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.index_writer import IndexWriter
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
@@ -55,6 +55,7 @@ from sandbox.server.recovery.startup_recovery import recover
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runtime_probing import ProbedHost
 from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
+from sandbox.server.start_conditions import Drain, StartConditions
 from sandbox.server.submissions import Submissions, SubmissionStore
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import (

@@ -28,7 +28,7 @@ from sandbox.model.task import Task
 from sandbox.model.wire.event_bodies import ConversationItem
 from sandbox.model.wire.event_conversion import WireEvent
 from sandbox.primitives import client_shares
-from sandbox.server.inherited_files import INHERITED_PREFIX
+from sandbox.server.parent_task_results import INHERITED_PREFIX
 
 _CONVERSATION_NAME = f"{INHERITED_PREFIX}conversation.txt"
 _SESSION_COPY_NAME = f"{INHERITED_PREFIX}{SESSION_NAME}"

@@ -22,8 +22,8 @@ from sandbox.interfaces.worker_messages import (
     ServerMessage,
 )
 from sandbox.model.errors import SandboxError, error_reason
-from sandbox.primitives.host_proof import compute_host_proof
 from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
+from sandbox.primitives.worker_host_proof import compute_host_proof
 from sandbox.worker.server_session import FencedError, Lease, ServerSession, decoder, seconds_since_boot
 from sandbox.worker.task_removal import OtherTaskLeftovers
 from sandbox.worker.worker_task import HostFailures, HostFilesError, WorkerTask

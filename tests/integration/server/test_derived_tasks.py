@@ -25,9 +25,9 @@ from sandbox.model import events as e
 from sandbox.model import fixed_limits
 from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.server import derived_tasks, inherited_files, submissions
-from sandbox.server.inherited_files import discard_unrecorded
+from sandbox.server import derived_tasks, parent_task_results, submissions
 from sandbox.server.maintenance.integrity import DiscrepancyKind, IntegrityCheck
+from sandbox.server.parent_task_results import discard_unrecorded
 
 PATCH = b"diff --git a/a b/a\n"
 CONVERSATION = (e.AgentMessage("I did it."),)
@@ -297,7 +297,7 @@ async def test_files_of_a_task_that_was_not_recorded_are_removed_at_the_next_sta
         continuation = await service.plan_continuation("task-1")
 
         def die(layout, inheritance):
-            inherited_files.store_inheritance(layout, inheritance)
+            parent_task_results.store_inheritance(layout, inheritance)
             raise KeyboardInterrupt
 
         store = submissions.SubmissionStore(
@@ -407,7 +407,7 @@ async def test_inherited_files_that_cannot_be_linked_are_copied(components, monk
 
     async with components.server() as service:
         await submit_ended(components, service, session=b"session 1")
-        monkeypatch.setattr(inherited_files.os, "link", refuse)
+        monkeypatch.setattr(parent_task_results.os, "link", refuse)
         await submit_continuation(components, service, "task-1", "task-2")
         parent, derived = (TaskLayout(components.data_dir, name).artifacts for name in ("task-1", "task-2"))
         assert not (derived / "inherited-1.patch").samefile(parent / "task-1.patch")
@@ -421,7 +421,7 @@ async def test_continuation_is_refused_after_any_other_link_error(components, mo
 
     async with components.server() as service:
         await submit_ended(components, service)
-        monkeypatch.setattr(inherited_files.os, "link", refuse)
+        monkeypatch.setattr(parent_task_results.os, "link", refuse)
         with pytest.raises(UnavailableError, match="could not be stored"):
             await submit_continuation(components, service, "task-1", "task-2")
 

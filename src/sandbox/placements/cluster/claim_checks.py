@@ -20,8 +20,8 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.model.errors import error_reason
 from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.jobs import Job, Jobs
-from sandbox.primitives.host_proof import compute_host_proof, is_host_proof
 from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
+from sandbox.primitives.worker_host_proof import compute_host_proof, is_host_proof
 
 _CHALLENGE_BYTES = 32
 _PROOF_SECONDS = 10.0

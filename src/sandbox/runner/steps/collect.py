@@ -41,7 +41,7 @@ from sandbox.primitives.files import fsync_path, remove_on_failure, replace_dura
 from sandbox.primitives.secret_fingerprint import matches_fingerprint
 from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.attempt_recorder import HostDiskSpace
-from sandbox.runner.inherited_files import compress_session
+from sandbox.runner.parent_task_results import compress_session
 
 _WITHHELD_REASON = "the reason is withheld, because the values of the secrets are unknown"
 

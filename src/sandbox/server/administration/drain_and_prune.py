@@ -9,8 +9,9 @@ from sandbox.interfaces.server_services import DrainStatus, Health, PrunedTask, 
 from sandbox.model.errors import error_reason
 from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.server.administration.health import HealthCheck
-from sandbox.server.dispatcher import Dispatcher, Drain
+from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.maintenance.pruning import Pruner
+from sandbox.server.start_conditions import Drain
 from sandbox.server.tracked_task import TrackedTasks
 
 

@@ -16,7 +16,7 @@ from sandbox.model.events import Artifact
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.state_machine import IllegalEventError, replay
 from sandbox.model.task import Task
-from sandbox.server.inherited_files import has_results
+from sandbox.server.parent_task_results import has_results
 
 _BATCH_BYTES = 1024 * 1024
 

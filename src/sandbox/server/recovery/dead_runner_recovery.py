@@ -12,11 +12,11 @@ from sandbox.model.events import ErrorReported
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.retry import backoff_seconds
 from sandbox.model.task import Task
-from sandbox.server.dispatcher import StartConditions
 from sandbox.server.placement_routing import Placements, locate, takes_over_disk
 from sandbox.server.recovery.journal_replay_threads import JournalReplayer
 from sandbox.server.recovery.runner_watchdog import RunnerWatchdog
 from sandbox.server.runner_launcher import RunnerLauncher, end_lost_attempt, end_without_follow_up
+from sandbox.server.start_conditions import StartConditions
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import Orphaned, RunnerOwned, ServerOwned, TrackedTask
 

@@ -25,8 +25,8 @@ from sandbox.interfaces.worker_messages import (
     ProveHost,
 )
 from sandbox.placements.cluster import claim_checks, jobs
-from sandbox.primitives.host_proof import compute_host_proof
 from sandbox.primitives.message_stream import encode_message
+from sandbox.primitives.worker_host_proof import compute_host_proof
 
 KEY = b"k" * 32
 HEARTBEAT_WITH_FREE_LOCK = Heartbeat(1, "free", 0, 0, is_launching=False)

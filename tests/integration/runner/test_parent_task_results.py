@@ -12,7 +12,7 @@ from doubles.attempt_harness import AttemptScript
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.model.events import SESSION_NAME, AgentResult, Artifact, ErrorReported, Parent
 from sandbox.model.fixed_limits import SESSION_BYTES_MAX
-from sandbox.runner.inherited_files import compress_session
+from sandbox.runner.parent_task_results import compress_session
 from sandbox.secrets.redactor import SecretRedactor
 
 SECRET = "s3cret-value-of-the-customer"
