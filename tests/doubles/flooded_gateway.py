@@ -20,7 +20,7 @@ from sandbox.gateway.egress import dialer
 from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.interfaces.gateway import GatewayRules, ModelUpstream
 from sandbox.model.egress import EgressRule, EgressRules
-from sandbox.primitives.cpu_throttle import CpuThrottle
+from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 
 MODEL_ADDRESS = "127.0.0.9"
 

@@ -9,7 +9,7 @@ import pytest
 
 from sandbox.bootstrap.runtime_selection import make_runtime
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes.qemu.components import find_components
+from sandbox.runtimes.qemu.guest_components import find_components
 from sandbox.runtimes.qemu.kvm import KvmStatus
 
 RUN_ALL_QEMU_TESTS = os.environ.get("SANDBOX_TESTS_QEMU") == "whole"

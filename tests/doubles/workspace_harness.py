@@ -18,7 +18,7 @@ from sandbox.interfaces.workspace import FindSecret, PatchResult
 from sandbox.model.manifest.schema import Repository
 from sandbox.runtimes import disk_ownership
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
-from sandbox.workspace.clone.relay import DialPolicy
+from sandbox.workspace.clone.socks_proxy import DialPolicy
 from sandbox.workspace.no_confinement import NoConfinement
 from sandbox.workspace.workspaces import GitWorkspaces
 

@@ -15,7 +15,7 @@ from escape.attack_run import AttackRun
 from sandbox.bootstrap.runtime_selection import make_runtime
 from sandbox.runtimes.bubblewrap_command import find_bwrap as find_bubblewrap
 from sandbox.runtimes.gvisor.runtime import find_runsc
-from sandbox.runtimes.qemu.components import QEMU
+from sandbox.runtimes.qemu.guest_components import QEMU
 
 
 def main(requested):

@@ -35,7 +35,7 @@ from sandbox.model.errors import (
 from sandbox.model.manifest.field_formats import Format
 from sandbox.model.manifest.parser import parse_object
 from sandbox.model.manifest.validation import describe_violation
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 
 SEQ_MAX = 2**63 - 1
 _SEQ_DIGITS_MAX = len(str(SEQ_MAX))
@@ -193,7 +193,7 @@ async def _body_errors(request: Request, parse_body: BodyParser | None) -> Seque
     async with body_memory(request):
         content = await read_body(request)
         try:
-            await client_shares.to_thread(parse_body, content, request)
+            await fair_client_shares.to_thread(parse_body, content, request)
         except InvalidInputError as error:
             return error.errors
     return ()
@@ -362,7 +362,7 @@ async def body_memory(request: Request, additional_bytes: int = 0) -> AsyncItera
     declared = request.headers.get("content-length", "")
     is_known = declared.isdecimal() and len(declared) <= 15
     size_bytes = min(int(declared), fixed_limits.BODY_BYTES_MAX) if is_known else fixed_limits.BODY_BYTES_MAX
-    async with client_shares.current_memory_share().reservation(_BODY_COPIES * (size_bytes + additional_bytes)):
+    async with fair_client_shares.current_memory_share().reservation(_BODY_COPIES * (size_bytes + additional_bytes)):
         yield
 
 

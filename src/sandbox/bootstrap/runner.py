@@ -61,8 +61,8 @@ from sandbox.model.events import Event
 from sandbox.model.fixed_limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_TIMEOUT_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
-from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.primitives.log_context import ATTEMPT_ID, TASK_ID
+from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner.attempt import AttemptCloser, AttemptRunner, DeadRunnerFinisher, check_order_is_current
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
@@ -76,7 +76,7 @@ from sandbox.runner.steps.stage import ClonedWorkspace, ResumedWorkspace, StageS
 from sandbox.runner.steps.teardown import TeardownStep
 from sandbox.runner.terminals import TerminalServer
 from sandbox.workspace.clone.credentials import ServerCredentials
-from sandbox.workspace.clone.relay import DialPolicy
+from sandbox.workspace.clone.socks_proxy import DialPolicy
 from sandbox.workspace.no_confinement import no_confinement
 from sandbox.workspace.workspaces import GitWorkspaces
 

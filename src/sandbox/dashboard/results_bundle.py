@@ -13,7 +13,7 @@ from sandbox.api.routes.artifacts import content_disposition
 from sandbox.interfaces.server_services import StoredArtifact
 from sandbox.model.manifest.writer import manifest_yaml
 from sandbox.model.task import Task
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 
 _CHUNK_BYTES = 64 * 1024
 
@@ -21,14 +21,14 @@ _CHUNK_BYTES = 64 * 1024
 async def send_results_bundle(request: Request, context: AppContext) -> Response:
     """Send the tar. `sha256sum -c SHA256SUMS` verifies its files; `metadata.json` describes them."""
     sees_all = get_caller(request).is_operator
-    async with client_shares.thread_slot():
+    async with fair_client_shares.thread_slot():
         task = await context.services.tasks.status(request.path_params["task_id"])
         stored = [
             one
             for one in await context.services.artifacts.list_artifacts(task.id)
             if one.artifact.is_generated and (sees_all or not one.artifact.contains_secret)
         ]
-        manifest = await client_shares.to_thread(
+        manifest = await fair_client_shares.to_thread(
             manifest_yaml, task.manifest, context.settings.agents, with_id=True, with_sources=sees_all
         )
     headers = {"content-disposition": content_disposition(f"{task.id}.proof.tar")}
@@ -52,9 +52,9 @@ async def _tar(task: Task, manifest: str, stored: Sequence[StoredArtifact]) -> A
 async def _read_artifact(stored: StoredArtifact) -> AsyncIterator[bytes]:
     """Yield the recorded number of bytes. Raises OSError if the file is shorter; the error aborts the download."""
     left = stored.artifact.size_bytes
-    with await client_shares.to_thread(stored.file.open, "rb") as file:
+    with await fair_client_shares.to_thread(stored.file.open, "rb") as file:
         while left > 0:
-            chunk = await client_shares.to_thread(file.read, min(left, _CHUNK_BYTES))
+            chunk = await fair_client_shares.to_thread(file.read, min(left, _CHUNK_BYTES))
             if not chunk:
                 raise OSError(f"{stored.artifact.name} is smaller than recorded.")
             left -= len(chunk)

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 from sandbox.gateway import limits
 from sandbox.gateway.communication_lease import CommunicationLease
-from sandbox.gateway.connection_handler import ConnectionHandler, PriorityCpuQueues
 from sandbox.gateway.egress.connection import EgressConnection
 from sandbox.gateway.egress.dialer import AddressPolicy, PublicDialer, is_dialable
 from sandbox.gateway.egress.http_inspector import HttpInspector
-from sandbox.gateway.egress.inspection import ConnectionInspector, Denial, Tunnel
+from sandbox.gateway.egress.inspector_interface import ConnectionInspector, Denial, Tunnel
 from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, EgressPolicy
 from sandbox.gateway.egress.protocol_sniffing import open_transparent_tunnel
 from sandbox.gateway.egress.proxy_inspector import ProxyInspector
@@ -32,13 +31,14 @@ from sandbox.gateway.model_api.dialer import UpstreamDialer
 from sandbox.gateway.model_api.request_gate import ModelRequestGate
 from sandbox.gateway.model_api.request_policy import ModelPolicy
 from sandbox.gateway.model_api.upstream import parse_upstream
+from sandbox.gateway.sans_io_driver import PriorityCpuQueues, SansIODriver
 from sandbox.gateway.synthetic_dns import DnsResponder, DnsTcpProtocol, SyntheticIps
 from sandbox.gateway.transport import FullSizeBufferLimit, OutboundConnections, Stream
 from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelUpstream, ReportEvent
 from sandbox.interfaces.model_dialect import ModelDialect
 from sandbox.interfaces.runtime import Listeners
 from sandbox.primitives.concurrency import wait_readable
-from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle
+from sandbox.primitives.runner_cpu_throttle import CpuQueue, CpuThrottle
 
 
 class SocketGatewayFactory:
@@ -238,7 +238,7 @@ class SocketGateway:
 
     async def _serve_dns_tcp(self, accepted: socket) -> None:
         stream = await self._open_stream(accepted)
-        await ConnectionHandler(DnsTcpProtocol(self._dns), stream, self._queues, self._queues.low_priority).run()
+        await SansIODriver(DnsTcpProtocol(self._dns), stream, self._queues, self._queues.low_priority).run()
 
     async def _serve_dns_udp(self, listener: socket) -> None:
         loop = asyncio.get_running_loop()

@@ -9,9 +9,9 @@ from pathlib import Path
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError
 from sandbox.journal import lock, record_format
-from sandbox.journal.artifact_copy import FileArtifactCopy, _partial_name
 from sandbox.journal.journals import create_directories
 from sandbox.journal.reader import find_record_offset, read_batch
+from sandbox.journal.received_artifact import ReceivedArtifactFile, _partial_name
 from sandbox.journal.untrusted_records import VerifiedCopy, artifact_cost, split_lines, verify_records
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
@@ -112,7 +112,7 @@ class FileTaskReplicas:
             return VerifiedCopy()
         return verified
 
-    def create_artifact(self, task_id: str, artifact: Artifact) -> "FileArtifactCopy":
+    def create_artifact(self, task_id: str, artifact: Artifact) -> "ReceivedArtifactFile":
         """Begin to store an artifact under its name; see `TaskReplicas.create_artifact`."""
         directory = TaskLayout(self._data_dir, _check_id(task_id)).artifacts
         if artifact.name in {"", ".", ".."} or "/" in artifact.name:
@@ -124,7 +124,7 @@ class FileTaskReplicas:
         partial = directory.parent / _partial_name(str(next(self._partial_numbers)))
         self._partials.add(partial)
         try:
-            return FileArtifactCopy(
+            return ReceivedArtifactFile(
                 artifact, partial, directory / artifact.name, lambda: self._partials.discard(partial)
             )
         except BaseException:

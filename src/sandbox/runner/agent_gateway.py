@@ -11,7 +11,8 @@ from sandbox.model.events import AttemptFailed, EgressDenied, ErrorReported, Eve
 from sandbox.model.failure import AttemptError, Failure, FailureCode, FailureReason
 from sandbox.model.task import Task
 from sandbox.runner.attempt_context import AttemptContext
-from sandbox.runner.progress_recorder import ProgressTracker, remaining_budget
+from sandbox.runner.progress_and_conversation_recorder import ProgressAndConversationRecorder
+from sandbox.runner.remaining_limits import remaining_budget
 from sandbox.runner.steps.provision import ProvisionedSandbox
 
 
@@ -21,7 +22,7 @@ class GatewayEventRecorder:
     The gateway cannot handle a recording error, so `raise_error` raises it in one of the runner's background loops.
     """
 
-    def __init__(self, record: Callable[[Event], object], progress: ProgressTracker) -> None:
+    def __init__(self, record: Callable[[Event], object], progress: ProgressAndConversationRecorder) -> None:
         self._record = record
         self._progress = progress
         self._errors: asyncio.Queue[Exception] = asyncio.Queue()

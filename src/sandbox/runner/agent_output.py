@@ -18,7 +18,7 @@ from sandbox.model.fixed_limits import (
     REDACTION_HOLD_SECONDS,
 )
 from sandbox.model.task import Task
-from sandbox.primitives.cpu_throttle import CpuQueue
+from sandbox.primitives.runner_cpu_throttle import CpuQueue
 
 _RECORD_OVERHEAD_BYTES = 128
 """Size of a record in the journal without its text. This size is counted, so a flood of empty lines uses quota too."""

@@ -20,7 +20,7 @@ from sandbox.model.fixed_limits import (
     TERM_GRACE_SECONDS,
 )
 from sandbox.primitives.concurrency import run_until_first_complete
-from sandbox.primitives.cpu_throttle import CpuQueue
+from sandbox.primitives.runner_cpu_throttle import CpuQueue
 from sandbox.runner.agent_output import AgentOutput
 from sandbox.runner.attempt_recorder import StopSignal
 from sandbox.runner.terminals import PAUSE_COMMAND

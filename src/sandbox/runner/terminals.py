@@ -32,7 +32,7 @@ from sandbox.model.fixed_limits import (
     TERMINALS_MAX,
 )
 from sandbox.primitives.concurrency import run_until_first_complete
-from sandbox.primitives.cpu_throttle import CpuQueue
+from sandbox.primitives.runner_cpu_throttle import CpuQueue
 from sandbox.runner.agent_output import redacted_chunks
 
 SHELL = ("/bin/bash",)

@@ -21,7 +21,7 @@ from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_fo
 from sandbox.runtimes.limits.measurement_postponer import MeasurementPostponer
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter, may_any_count_differ
 from sandbox.runtimes.limits.slab_usage import count_negative_dentries
-from sandbox.runtimes.sandbox_descriptors import open_reader
+from sandbox.runtimes.sandbox_file_descriptors import open_reader
 
 KILLED_EXIT_CODE = 128 + signal.SIGKILL
 

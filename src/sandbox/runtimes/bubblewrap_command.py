@@ -10,7 +10,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.launcher_client import ProgramSpec, attempt_marker, reject_nul
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher
-from sandbox.runtimes.sandbox_descriptors import create_memfd
+from sandbox.runtimes.sandbox_file_descriptors import create_memfd
 
 _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
 

@@ -21,7 +21,7 @@ from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.runtimes import sandbox_processes
 from sandbox.runtimes.launcher_client import attempt_marker
 from sandbox.runtimes.limits import seccomp
-from sandbox.runtimes.sandbox_descriptors import create_memfd, wait_readable
+from sandbox.runtimes.sandbox_file_descriptors import create_memfd, wait_readable
 
 _OPEN_SECONDS = 30.0
 _RESIZE_SECONDS = 1.0

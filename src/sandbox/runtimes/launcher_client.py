@@ -22,7 +22,7 @@ from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, PendingS
 from sandbox.runtimes.limits.slab_usage import SlabMeter, SlabStatistics
 from sandbox.runtimes.limits.socket_usage import SocketCounter
 from sandbox.runtimes.programs import launcher
-from sandbox.runtimes.sandbox_descriptors import create_memfd, refuse_passed_descriptors, wait_readable
+from sandbox.runtimes.sandbox_file_descriptors import create_memfd, refuse_passed_descriptors, wait_readable
 
 _READY_SECONDS = 30.0
 _EXIT_SECONDS = 1.0

@@ -27,7 +27,7 @@ from sandbox.model.fixed_limits import (
 from sandbox.model.task import Task
 from sandbox.model.wire.event_bodies import ConversationItem
 from sandbox.model.wire.event_conversion import WireEvent
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 from sandbox.server.parent_task_results import INHERITED_PREFIX
 
 _CONVERSATION_NAME = f"{INHERITED_PREFIX}conversation.txt"
@@ -71,7 +71,7 @@ class DerivedTaskPlanner:
         await self._queries.status(task.id)
 
     async def _plan_continuation(self, task: Task) -> DerivedTaskPlan:
-        inheritance = await client_shares.to_thread(_inherit_files, TaskLayout(self._data_dir, task.id), task)
+        inheritance = await fair_client_shares.to_thread(_inherit_files, TaskLayout(self._data_dir, task.id), task)
         conversation = (await self._read_conversation(task)).encode(errors="replace")
         described = _describe(_CONVERSATION_NAME, "text/plain", conversation)
         parent = msgspec.structs.replace(inheritance.parent, conversation=described)
@@ -82,7 +82,7 @@ class DerivedTaskPlanner:
     async def continuation_refusal(self, task: Task) -> str | None:
         """See `interfaces.server_services.DerivedTaskPlanner.continuation_refusal`."""
         try:
-            await client_shares.to_thread(_inherit_files, TaskLayout(self._data_dir, task.id), task)
+            await fair_client_shares.to_thread(_inherit_files, TaskLayout(self._data_dir, task.id), task)
         except TaskNotContinuableError as error:
             return error.message
         return None
@@ -92,7 +92,7 @@ class DerivedTaskPlanner:
         text = ConversationText()
         if task.parent is not None and task.parent.conversation is not None:
             earlier = TaskLayout(self._data_dir, task.id).artifacts / task.parent.conversation.name
-            text.add_earlier(await client_shares.to_thread(_read_text, earlier))
+            text.add_earlier(await fair_client_shares.to_thread(_read_text, earlier))
         text.add_prompt(task.manifest.agent.prompt)
         after = max(0, task.last_seq - EARLIER_CONVERSATION_EVENTS_MAX)
         async for event in self._events.recorded_events(task.id, after=after):

@@ -27,7 +27,7 @@ from sandbox.model.wire.event_conversion import (
     to_wire_event,
     wire_size_bytes,
 )
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 from sandbox.server.tracked_task import Orphaned, TrackedTask, TrackedTasks
 
 _CHANGE_WAIT_SECONDS = 60.0
@@ -88,7 +88,7 @@ class _Subscriber:
     def __init__(self) -> None:
         self._queue: deque[WireEvent] = deque()
         self._queued_bytes = 0
-        self._memory = client_shares.current_memory_share()
+        self._memory = fair_client_shares.current_memory_share()
         self._gaps: dict[str, GapEvent] = {}
         self._arrived = asyncio.Event()
 
@@ -211,11 +211,11 @@ class EventStream:
         self, after: ChangeCursor | None, *, is_live: bool = True
     ) -> AsyncIterator[StateChange | ChangeCursor]:
         """Yield the position of the stream, then the tasks whose state changes, as read from the index."""
-        position = await client_shares.to_thread(self._store.last_change) if after is None else after
+        position = await fair_client_shares.to_thread(self._store.last_change) if after is None else after
         yield position
         while True:
             next_change = self._broadcast.next_state_change
-            changed = await client_shares.to_thread(self._read_changes, position)
+            changed = await fair_client_shares.to_thread(self._read_changes, position)
             for each in changed:
                 position = each.cursor
                 yield each
@@ -275,7 +275,7 @@ class EventStream:
 
     async def _find_offset(self, task_id: str, seq: int) -> int:
         """Find the offset of a record. The search counts as one batch, because it reads about as much data as one."""
-        await client_shares.wait_for_turn(FOLLOW_BATCH_BYTES)
+        await fair_client_shares.wait_for_turn(FOLLOW_BATCH_BYTES)
         return self._journals.find_offset(task_id, seq)
 
     def _journal_missing_event(self, tracked: TrackedTask) -> WireEvent:
@@ -293,18 +293,20 @@ class EventStream:
         while offset < end:
             await asyncio.sleep(0)
             bytes_max = min(FOLLOW_BATCH_BYTES, end - offset)
-            await client_shares.wait_for_turn(bytes_max)
-            async with client_shares.current_memory_share().reservation(_DECODED_FACTOR * bytes_max):
+            await fair_client_shares.wait_for_turn(bytes_max)
+            async with fair_client_shares.current_memory_share().reservation(_DECODED_FACTOR * bytes_max):
                 batch = self._journals.read(task_id, offset, bytes_max=bytes_max)
                 if not batch.records:
                     return
                 longer_bytes = max(0, batch.next_offset - offset - bytes_max)
                 offset = batch.next_offset
-                with client_shares.current_memory_share().forced_reservation(_DECODED_FACTOR * longer_bytes):
+                with fair_client_shares.current_memory_share().forced_reservation(_DECODED_FACTOR * longer_bytes):
                     for record in batch.records:
                         if record.seq > after and (event := self._to_wire_event(task, record)) is not None:
                             # If the conversation was converted from output, the event contains each text twice.
-                            with client_shares.current_memory_share().forced_reservation(converted_size_bytes(event)):
+                            with fair_client_shares.current_memory_share().forced_reservation(
+                                converted_size_bytes(event)
+                            ):
                                 yield event
                                 del event
                 del batch, record

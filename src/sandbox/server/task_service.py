@@ -35,7 +35,7 @@ from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import CHAIN_TASKS_MAX
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.server.cancellation import Canceller
 from sandbox.server.debug_sessions import DebugSessions
@@ -66,12 +66,12 @@ class TaskQueries:
 
     async def query(self, query: TaskQuery) -> TaskPage:
         """See `interfaces.server_services.TaskQueries.query`."""
-        page = await client_shares.to_thread(self._store.query, query)
+        page = await fair_client_shares.to_thread(self._store.query, query)
         return dataclasses.replace(page, tasks=[self._with_status_message(task) for task in page.tasks])
 
     async def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
         """See `interfaces.server_services.TaskQueries.prompt_beginnings`."""
-        return await client_shares.to_thread(self._store.prompt_beginnings, task_ids, length)
+        return await fair_client_shares.to_thread(self._store.prompt_beginnings, task_ids, length)
 
     async def chain(self, task: Task) -> Sequence[Task]:
         """See `interfaces.server_services.TaskQueries.chain`."""
@@ -111,7 +111,7 @@ class TaskQueries:
         return tracked.with_status_message(task) if tracked is not None else task
 
     async def _load(self, task_id: str) -> Task:
-        indexed = await client_shares.to_thread(self._store.load, task_id)
+        indexed = await fair_client_shares.to_thread(self._store.load, task_id)
         if indexed is None:
             raise TaskNotFoundError(task_id)
         return indexed.task
@@ -196,11 +196,11 @@ class TaskArtifacts:
 
     async def list_artifacts(self, task_id: str) -> Sequence[StoredArtifact]:
         """See `interfaces.server_services.TaskArtifacts.list_artifacts`."""
-        return await client_shares.to_thread(self._list, await self._queries.status(task_id))
+        return await fair_client_shares.to_thread(self._list, await self._queries.status(task_id))
 
     async def find_artifact(self, task_id: str, name: str) -> StoredArtifact:
         """See `interfaces.server_services.TaskArtifacts.find_artifact`."""
-        return await client_shares.to_thread(self._find, await self._queries.status(task_id), name)
+        return await fair_client_shares.to_thread(self._find, await self._queries.status(task_id), name)
 
     def _list(self, task: Task) -> Sequence[StoredArtifact]:
         stored = (self._locate(task, artifact) for artifact in task.artifacts if not artifact.is_internal)
@@ -264,7 +264,7 @@ class TaskSandboxes:
         candidates = [task for task in tasks if task.state is TaskState.FAILED_PRESERVED]
         if not candidates:
             return frozenset()
-        async with client_shares.thread_slot():  # a slow host must not keep a shared thread busy
+        async with fair_client_shares.thread_slot():  # a slow host must not keep a shared thread busy
             return await run_in_daemon_thread(partial(self._preserved_sandboxes.find_preserved, candidates))
 
     async def release(self, task_id: str) -> None:

@@ -15,7 +15,7 @@ from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.artifacts import collect
 from sandbox.workspace.cancellable_thread import run_in_thread
 from sandbox.workspace.clone.confined_clone import RemoteAccess
-from sandbox.workspace.clone.relay import DialPolicy
+from sandbox.workspace.clone.socks_proxy import DialPolicy
 from sandbox.workspace.clone.workspace_staging import REPOSITORY_BYTES_MAX, WorkspaceStaging
 from sandbox.workspace.diff.base_commit_tree import BaseTree
 from sandbox.workspace.diff.changed_files_archive import write_changed_files

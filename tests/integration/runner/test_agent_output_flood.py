@@ -59,7 +59,7 @@ async def test_output_above_the_total_limit_is_parsed_but_not_stored(tmp_path, m
 
 async def test_flood_of_fake_tool_calls_is_counted_without_filling_the_journal(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
-    monkeypatch.setattr("sandbox.runner.progress_recorder.TOOL_CALL_EVENTS_MAX", 10, raising=False)
+    monkeypatch.setattr("sandbox.runner.progress_and_conversation_recorder.TOOL_CALL_EVENTS_MAX", 10, raising=False)
     harness = AttemptHarness(tmp_path, AttemptScript(stdout=b"+Bash\n-Bash\n" * 1000))
     await harness.run()
     harness.writer.close()

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from sandbox.interfaces.runner import RenewLease, Reply
-from sandbox.primitives.cpu_throttle import CpuThrottle
+from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.terminals import TerminalServer
 

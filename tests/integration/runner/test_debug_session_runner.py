@@ -16,7 +16,7 @@ from sandbox.interfaces.runner import OpenTerminal, Reply
 from sandbox.interfaces.runtime import Command, ExitStatus
 from sandbox.interfaces.terminal_frames import EndFrame, WriteAccessFrame
 from sandbox.placements.local.runner_client import LocalRunnerClient
-from sandbox.primitives.cpu_throttle import CpuThrottle
+from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.debug_session_runner import DebugSessionRunner, launch_spec_without_agent
 from sandbox.runner.terminals import TerminalServer

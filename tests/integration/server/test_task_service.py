@@ -24,8 +24,8 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import FINISHERS_MAX
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
-from sandbox.primitives import client_shares
-from sandbox.primitives.client_shares import CONCURRENT_THREADS_MAX, FairShares
+from sandbox.primitives import fair_client_shares
+from sandbox.primitives.fair_client_shares import CONCURRENT_THREADS_MAX, FairShares
 from sandbox.server.index_writer import IndexWriter
 
 
@@ -374,14 +374,14 @@ async def test_health_check_does_not_wait_for_the_threads_of_one_client(componen
     share, released = FairShares().of("vera"), asyncio.Event()
 
     async def read_a_long_list():
-        client_shares.set_current_share(share)
-        async with client_shares.thread_slot():
+        fair_client_shares.set_current_share(share)
+        async with fair_client_shares.thread_slot():
             await released.wait()
 
     async with components.server() as service, asyncio.TaskGroup() as lists:
         for _ in range(2 * CONCURRENT_THREADS_MAX):
             lists.create_task(read_a_long_list())
-        client_shares.set_current_share(share)
+        fair_client_shares.set_current_share(share)
         try:
             async with asyncio.timeout(30):
                 while not share.threads.locked():

@@ -9,7 +9,7 @@ from sandbox.interfaces.gateway import BudgetExhausted, KeyRejected
 from sandbox.model.events import AttemptFailed, EgressDenied, Progress, Usage
 from sandbox.model.failure import FailureCode, FailureReason
 from sandbox.runner.agent_gateway import GatewayEventRecorder, serve_gateway
-from sandbox.runner.progress_recorder import ProgressTracker
+from sandbox.runner.progress_and_conversation_recorder import ProgressAndConversationRecorder
 
 USAGE = Usage("m", 100, 10)
 TIMESTAMP = datetime(2026, 1, 29, tzinfo=UTC)
@@ -20,7 +20,7 @@ class FakeRecorder:
 
     def __init__(self):
         self.events, self.snapshots, self.error = [], [], None
-        self.progress = ProgressTracker(self.snapshots.append, lambda: TIMESTAMP, Progress())
+        self.progress = ProgressAndConversationRecorder(self.snapshots.append, lambda: TIMESTAMP, Progress())
         self.gateway_events = GatewayEventRecorder(self.record, self.progress)
 
     def record(self, event):

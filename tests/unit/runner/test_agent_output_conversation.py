@@ -11,7 +11,7 @@ from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.agent import AgentReady, ApiRetry, ParsedToolCallEnd, TurnStarted
 from sandbox.model.events import AgentMessage, Output, ToolCallStarted, ToolResult
-from sandbox.primitives.cpu_throttle import CpuThrottle
+from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner.agent_output import AgentOutput, OutputQuota, StdoutProcessing
 from sandbox.runner.event_redaction import redact_event
 from sandbox.secrets.redactor import SecretRedactor

@@ -6,7 +6,7 @@ import pytest
 
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS
-from sandbox.primitives.cpu_throttle import CpuThrottle
+from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner.agent_output import AgentOutput, OutputQuota, StdoutProcessing, redacted_chunks
 
 OUTPUT = b"".join(b"line %d\n" % number for number in range(3000))
@@ -28,7 +28,7 @@ class ThrottleHarness:
 def harness(monkeypatch):
     original_sleep = asyncio.sleep
     monkeypatch.setattr(
-        "sandbox.primitives.cpu_throttle.asyncio.sleep", lambda seconds: original_sleep(min(seconds, 0.02))
+        "sandbox.primitives.runner_cpu_throttle.asyncio.sleep", lambda seconds: original_sleep(min(seconds, 0.02))
     )
     return ThrottleHarness()
 

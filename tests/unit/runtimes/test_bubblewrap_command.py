@@ -14,7 +14,7 @@ from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.programs.launcher import FIRST_HIGH_DESCRIPTOR
 from sandbox.runtimes.qemu import jail
 from sandbox.runtimes.qemu.command_lines import Accelerator, QemuDescriptors
-from sandbox.runtimes.qemu.components import GuestComponents
+from sandbox.runtimes.qemu.guest_components import GuestComponents
 
 ATTEMPT_ID = "attemptattem"
 BWRAP = "/usr/bin/bwrap"

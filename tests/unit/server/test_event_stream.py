@@ -22,7 +22,7 @@ from sandbox.model import events as e
 from sandbox.model.fixed_limits import FOLLOW_BATCH_BYTES
 from sandbox.model.task import StateHistoryEntry, Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.tracked_task import Orphaned, TrackedTask
 
@@ -168,14 +168,14 @@ class ReadsPerLoopIteration:
 
 
 async def replay_with_share(streamed, share, after):
-    client_shares.set_current_share(share)
+    fair_client_shares.set_current_share(share)
     return await streamed.recorded_events(after)
 
 
 @pytest.mark.parametrize("client_count", [1, 3])
 async def test_readers_of_one_client_share_one_batch_per_loop_iteration(monkeypatch, client_count):
     async def replay_all(streamed, reads):
-        shares = client_shares.FairShares()
+        shares = fair_client_shares.FairShares()
         clients = [shares.of(f"client {number % client_count}") for number in range(12)]
         watching = asyncio.create_task(reads.watch())
         after = streamed.recorder.task.last_seq - UNPUBLISHED_LINES - 1
@@ -290,8 +290,8 @@ async def test_line_that_is_expensive_to_convert_has_no_conversation():
 
 
 async def test_memory_used_by_converted_output_is_counted():
-    share = client_shares.FairShare()
-    client_shares.set_current_share(share)
+    share = fair_client_shares.FairShare()
+    fair_client_shares.set_current_share(share)
     line = json.dumps({"type": "result", "result": "\U0001f600" * 90_000}, ensure_ascii=False).encode() + b"\n"
 
     async def reserved_bytes(*, is_parsed):

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from sandbox.primitives import client_shares
-from sandbox.primitives.client_shares import RESPONSE_BYTES_MAX, FairShare
+from sandbox.primitives import fair_client_shares
+from sandbox.primitives.fair_client_shares import RESPONSE_BYTES_MAX, FairShare
 from sandbox.server.event_stream import Broadcast
 
 
@@ -94,7 +94,7 @@ def test_slow_subscriber_does_not_affect_others():
 def use_share():
     """Use a fair share in the current test only. A fixture would also set the share for all later tests."""
     share = FairShare()
-    client_shares.set_current_share(share)
+    fair_client_shares.set_current_share(share)
     return share
 
 

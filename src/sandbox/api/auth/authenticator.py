@@ -31,7 +31,7 @@ from sandbox.api.errors import TooManyStreamsError
 from sandbox.api.rate_limit import RateLimiter, client_key
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import Principal, Role, TokenStore
-from sandbox.primitives.client_shares import FairShare, FairShares
+from sandbox.primitives.fair_client_shares import FairShare, FairShares
 
 BEARER_PROTOCOL = "sandbox.bearer."
 """Prefix of a token that is sent as a WebSocket subprotocol, because pages cannot set headers on a WebSocket."""

@@ -21,7 +21,7 @@ from websockets.frames import CloseCode, Frame
 from sandbox.api.http.framing import FramedConnection
 from sandbox.api.json_responses import problem_response, reason_phrase
 from sandbox.api.middleware.response_headers import get_request_id
-from sandbox.primitives.client_shares import FairShare
+from sandbox.primitives.fair_client_shares import FairShare
 
 UNAUTHENTICATED_CONNECTIONS_MAX = 1024
 """Maximum number of connections per port without an authenticated request; another connection closes the oldest.

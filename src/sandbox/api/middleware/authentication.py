@@ -21,8 +21,8 @@ from sandbox.api.auth.authenticator import (
 )
 from sandbox.api.json_responses import problem_response
 from sandbox.api.middleware.response_memory_limit import respond_within_memory
-from sandbox.primitives import client_shares
-from sandbox.primitives.client_shares import MemoryShare
+from sandbox.primitives import fair_client_shares
+from sandbox.primitives.fair_client_shares import MemoryShare
 from sandbox.primitives.log_context import TOKEN_ID
 
 RECHECK_INTERVAL_SECONDS = 5.0
@@ -65,7 +65,7 @@ class AuthenticationMiddleware:
         # Always set the context variable: with keep-alive, it may still hold the previous request's token.
         TOKEN_ID.set((result.principal.id or None) if result.principal is not None else None)
         share = self._authenticator.fair_share_of(result.principal)
-        client_shares.set_current_share(share)
+        fair_client_shares.set_current_share(share)
         scope.setdefault("state", {})["share"] = share
         await share.wait_for_turn(_REQUEST_CHARGE_BYTES)
         if isinstance(result, Denied):

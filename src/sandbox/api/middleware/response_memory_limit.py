@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox.api.errors import retry_after_header
 from sandbox.api.json_responses import problem_response
-from sandbox.primitives import client_shares
-from sandbox.primitives.client_shares import MemoryShare
+from sandbox.primitives import fair_client_shares
+from sandbox.primitives.fair_client_shares import MemoryShare
 
 CHUNK_BYTES = 64 * 1024
 """A body is sent in chunks of this size, so its memory is counted until the client has read most of it."""
@@ -99,7 +99,7 @@ class _CountedResponse:
             await self._send_in_turn({**message, "body": chunk, "more_body": has_more or not is_last}, len(chunk))
 
     async def _send_in_turn(self, message: Message, size_bytes: int) -> None:
-        await client_shares.wait_for_turn(size_bytes)
+        await fair_client_shares.wait_for_turn(size_bytes)
         with self._memory.forced_reservation(_SOCKET_BYTES), self._memory.sending(self._close):
             await self._send(message)
 

@@ -27,7 +27,7 @@ from sandbox.api.openapi_declarations import (
 from sandbox.interfaces.server_services import ArtifactNotFoundError, StoredArtifact
 from sandbox.model.wire.bodies import ArtifactBody, ArtifactListBody
 from sandbox.model.wire.event_conversion import format_timestamp
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 
 _MEDIA_TYPE = re.compile(r"([\w.+-]{1,100}/[\w.+-]{1,100})(; ?charset=[\w-]{1,40})?", re.ASCII)
 _PLAIN_TEXT = "text/plain; charset=utf-8"
@@ -56,9 +56,9 @@ router = create_router("Artifacts")
 @router.get(paths.ARTIFACTS, responses=problem_responses("task_not_found", "service_unavailable"))
 async def list_artifacts(context: ContextDep, task_id: paths.TaskId) -> JsonResponse[ArtifactListBody]:
     """List the artifacts of a task."""
-    async with client_shares.thread_slot():
+    async with fair_client_shares.thread_slot():
         stored = await context.services.artifacts.list_artifacts(task_id)
-        return await client_shares.to_thread(_artifact_list_response, task_id, stored)
+        return await fair_client_shares.to_thread(_artifact_list_response, task_id, stored)
 
 
 def _artifact_list_response(task_id: str, stored: Sequence[StoredArtifact]) -> JsonResponse[ArtifactListBody]:
@@ -109,11 +109,11 @@ async def download_artifact(
 
     Artifacts that contain a secret require the operator role.
     """
-    async with client_shares.thread_slot():
+    async with fair_client_shares.thread_slot():
         stored = await context.services.artifacts.find_artifact(task_id, name)
     if stored.artifact.contains_secret and not get_caller(request).is_operator:
         raise SecretArtifactError(stored.artifact.name)
-    stat_result = await client_shares.to_thread(_stat_regular_file, stored.file)
+    stat_result = await fair_client_shares.to_thread(_stat_regular_file, stored.file)
     if stat_result is None:
         raise ArtifactNotFoundError(task_id, name)
     etag = f'"{stored.artifact.checksum}"'

@@ -33,7 +33,7 @@ from sandbox.model.manifest.parser import validate_document
 from sandbox.model.manifest.schema import Manifest, encode_manifest
 from sandbox.model.name_from_prompt import is_name_from_prompt, name_from_prompt
 from sandbox.model.wire.requests import ContinueRequest, RerunRequest
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 
 _RERUN_BODY = request_body(
     "Changes to the manifest. Without a body, the task is rerun as it was submitted.",
@@ -107,7 +107,7 @@ async def _submit(
             return submitted_response(before)
         changes = parse_json_body(content, request, kind)
         planned = await plan(task_id)
-        manifest = await client_shares.to_thread(_change_manifest, planned, changes, context)
+        manifest = await fair_client_shares.to_thread(_change_manifest, planned, changes, context)
         require_valid_credentials(request, context.authenticator)
         if dry_run:
             return await dry_run_response(context, manifest)

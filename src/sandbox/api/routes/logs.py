@@ -34,7 +34,7 @@ from sandbox.model.wire.event_conversion import (
     log_stream_of,
     wire_size_bytes,
 )
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 
 TAIL_MAX = 1_000_000
 TEXT_LINE_BYTES_MAX = 16 * 1024 * 1024
@@ -237,7 +237,7 @@ async def _skip_lines(events: TaskEvents, task: Task, seq: int, skipped: int, en
 
 async def _matching_seqs(events: TaskEvents, task: Task, after: int, encoder: LogEncoder) -> AsyncIterator[int]:
     async for event in events.recorded_events(task.id, after=after):
-        await client_shares.wait_for_turn(wire_size_bytes(event))
+        await fair_client_shares.wait_for_turn(wire_size_bytes(event))
         if event["type"] != "end" and encoder.includes(event):
             yield event["seq"]
 

@@ -35,7 +35,7 @@ from sandbox.model.task import Task
 from sandbox.model.wire.bodies import CancelledBody, DeletedBody, DryRunBody, ReleasedBody, SubmittedBody, TaskBody
 from sandbox.model.wire.event_conversion import format_timestamp
 from sandbox.model.wire.requests import REASON_LENGTH_MAX, CancelRequest
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.primitives.log_context import TASK_ID
 
@@ -153,7 +153,7 @@ async def _submit(
     if idempotency is not None and not dry_run and (before := await submissions.find_submission(idempotency)):
         # Manifests that were accepted earlier may be rejected today; replay the submission before parsing.
         return submitted_response(before)
-    manifest = await client_shares.to_thread(_parse_submission, content, request, context)
+    manifest = await fair_client_shares.to_thread(_parse_submission, content, request, context)
     original_id = await _check_rerun_of(context, rerun_of) if rerun_of else None
     require_valid_credentials(request, context.authenticator)
     if dry_run:
@@ -233,7 +233,9 @@ async def get_manifest(request: Request, context: ContextDep, task_id: paths.Tas
     if not get_caller(request).is_operator:
         raise ManifestForbiddenError
     task = await context.services.tasks.status(task_id)
-    return await client_shares.to_thread(lambda: JsonResponse(manifest_data(task.manifest, context.settings.agents)))
+    return await fair_client_shares.to_thread(
+        lambda: JsonResponse(manifest_data(task.manifest, context.settings.agents))
+    )
 
 
 async def _current_task_body(request: Request, context: AppContext, task: Task) -> TaskBody:

@@ -22,7 +22,7 @@ from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_
 from sandbox.model.name_from_prompt import PROMPT_BYTES_MAX
 from sandbox.model.task_state import OUTCOMES, TaskState, filter_states
 from sandbox.model.wire.bodies import TaskListBody
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 
 LIMIT_MAX = 1000
 OFFSET_MAX = 2**53
@@ -111,12 +111,12 @@ async def list_tasks(
 ) -> JsonResponse[TaskListBody]:
     """List tasks. `label.KEY=VALUE` selects tasks by label; if it is repeated, a task must have all of the labels."""
     task_query = parse_query(query, request.query_params)
-    async with client_shares.thread_slot():
+    async with fair_client_shares.thread_slot():
         page = await query_page(context.services.tasks, task_query, request.query_params)
         preserved = await context.services.sandboxes.preserved_sandboxes(page.tasks)
         derived = [task.id for task in page.tasks if is_derived(task)]
         prompts = await context.services.tasks.prompt_beginnings(derived, PROMPT_BYTES_MAX)
-        return await client_shares.to_thread(
+        return await fair_client_shares.to_thread(
             _list_response, page, task_query, preserved, prompts, is_operator=get_caller(request).is_operator
         )
 

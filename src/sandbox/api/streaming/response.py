@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 from sandbox.api.middleware.response_headers import is_head_request
 from sandbox.interfaces.server_services import TaskNotFoundError
 from sandbox.model.wire.event_conversion import WireEvent
-from sandbox.primitives import client_shares
-from sandbox.primitives.client_shares import MemoryShare
+from sandbox.primitives import fair_client_shares
+from sandbox.primitives.fair_client_shares import MemoryShare
 
 MessageBatch = Sequence[bytes]
 """Messages to send together; empty if no event passed the filter."""
@@ -71,7 +71,7 @@ class Prefetcher:
 
     async def __aenter__(self) -> Self:
         """Start reading. On return, the source has run to its first suspension, so its subscription is active."""
-        self._memory = client_shares.current_memory_share()
+        self._memory = fair_client_shares.current_memory_share()
         self.stop_after(self._read())
         await asyncio.sleep(0)
         return self
@@ -126,7 +126,7 @@ class Prefetcher:
             async for messages in self._source:
                 size_bytes = sum(map(len, messages))
                 with self._memory.forced_reservation(size_bytes):
-                    await client_shares.wait_for_turn(size_bytes)
+                    await fair_client_shares.wait_for_turn(size_bytes)
                 skipped += not messages
                 if messages:
                     await self._enqueue(messages)

@@ -10,7 +10,7 @@ from sandbox.api.streaming.response import Encoder, MessageBatch, close_iterator
 from sandbox.interfaces.server_services import TaskEvents
 from sandbox.model.task import Task
 from sandbox.model.wire.event_conversion import WireEvent, wire_size_bytes
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 
 BATCH_SECONDS = 0.05
 BUFFER_BYTES_MAX = 1024 * 1024
@@ -106,7 +106,7 @@ class HistoryCache:
         events: reads all events after `after`. One client reads at a time, and waiting clients use its result. Each
             token can have only one stream waiting here, so one token's many streams do not delay other tokens' streams.
         """
-        async with client_shares.history_read_slot(), self._load_lock:
+        async with fair_client_shares.history_read_slot(), self._load_lock:
             return self.find(after) or await self.load(events(), after)
 
     def find(self, after: int) -> Batch | None:
@@ -125,7 +125,7 @@ class HistoryCache:
         """
         result: list[WireEvent] = []
         kept_bytes = 0
-        with client_shares.uncharged_work():
+        with fair_client_shares.uncharged_work():
             try:
                 async for event in events:
                     result.append(event)
@@ -170,7 +170,7 @@ class StreamBuffer:
         self._loop = asyncio.get_running_loop()
         self._published_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        with client_shares.uncharged_work():
+        with fair_client_shares.uncharged_work():
             self._reader = asyncio.create_task(self._read(events))
 
     async def wait_started(self) -> None:
@@ -284,7 +284,7 @@ class StreamCache:
                         await close_iterator(events)
                     continue
                 for batch in batches:
-                    async with client_shares.current_memory_share().reservation(batch.size_bytes):
+                    async with fair_client_shares.current_memory_share().reservation(batch.size_bytes):
                         yield batch.encode(encoder, position)
                     position = batch.last_seq
                     if batch.is_end:

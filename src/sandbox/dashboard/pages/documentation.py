@@ -22,7 +22,7 @@ from sandbox.api import paths
 from sandbox.api.app_context import AppContext
 from sandbox.dashboard.templates import CONTENT_SECURITY_POLICY, render_page
 from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 
 GUIDE_GROUPS: Mapping[str, Sequence[str]] = {
     "Start": ("index", "installation", "tutorial", "concepts"),
@@ -174,7 +174,7 @@ async def show_guide(request: Request, _: AppContext) -> Response:
     name = request.path_params.get("name", "index")
     if name not in GUIDE_PAGES:
         raise HTTPException(404)
-    return await client_shares.to_thread(_render_guide, request, name)
+    return await fair_client_shares.to_thread(_render_guide, request, name)
 
 
 def _render_guide(request: Request, name: str) -> Response:
@@ -187,7 +187,7 @@ def _render_guide(request: Request, name: str) -> Response:
 async def show_guide_search(request: Request, _: AppContext) -> Response:
     """Render the sections of the documentation that contain the words of `q`."""
     words = request.query_params.get("q", "")[:SEARCH_CHARACTERS_MAX]
-    return await client_shares.to_thread(_render_search, request, words)
+    return await fair_client_shares.to_thread(_render_search, request, words)
 
 
 def _render_search(request: Request, words: str) -> Response:
@@ -331,7 +331,7 @@ def _short_title(name: str) -> str:
 
 async def show_docs(request: Request, _: AppContext) -> Response:
     """Render the API reference in the site's frame; Swagger UI loads the schema."""
-    response = await client_shares.to_thread(_render_docs, request)
+    response = await fair_client_shares.to_thread(_render_docs, request)
     response.headers["content-security-policy"] = _DOCS_SECURITY_POLICY
     return response
 
@@ -370,7 +370,7 @@ class ErrorSection:
 
 async def show_errors(request: Request, _: AppContext) -> Response:
     """Render the error reference."""
-    return await client_shares.to_thread(_render_errors, request)
+    return await fair_client_shares.to_thread(_render_errors, request)
 
 
 def _render_errors(request: Request) -> Response:

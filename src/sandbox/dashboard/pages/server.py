@@ -20,7 +20,7 @@ from sandbox.model.fixed_limits import LOAD_SAMPLE_INTERVAL_SECONDS
 from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 
 _HOURS = 24
 STATS_TASKS_MAX = 1000
@@ -42,7 +42,7 @@ class HourStats:
 
 async def show_server(request: Request, context: AppContext) -> Response:
     """Render the server page."""
-    async with client_shares.thread_slot():
+    async with fair_client_shares.thread_slot():
         return await _render_server(request, context)
 
 
@@ -53,7 +53,7 @@ async def _render_server(request: Request, context: AppContext) -> Response:
     completed = [task for task in ended if task.state is TaskState.COMPLETED]
     hosts = context.services.hosts.list_hosts() if context.services.hosts.has_cluster else None
     cancelled_count = sum(task.state is TaskState.CANCELLED for task in ended)
-    return await client_shares.to_thread(
+    return await fair_client_shares.to_thread(
         render_page,
         request,
         "server",
@@ -79,7 +79,7 @@ async def _render_server(request: Request, context: AppContext) -> Response:
 async def show_hosts(request: Request, context: AppContext) -> Response:
     """Render the page of the hosts."""
     hosts = context.services.hosts
-    return await client_shares.to_thread(
+    return await fair_client_shares.to_thread(
         render_page, request, "hosts", hosts=hosts.list_hosts(), has_cluster=hosts.has_cluster, links_max=TASK_LINKS_MAX
     )
 

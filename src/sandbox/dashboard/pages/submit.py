@@ -21,7 +21,7 @@ from sandbox.model.repository_url import public_repository_url, short_repository
 from sandbox.model.task import Task
 from sandbox.model.wire.bodies import RemedyBody
 from sandbox.model.wire.event_conversion import task_failure_body
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 
 _RECENT_TASKS = 100
 RECENT_REPOSITORIES_MAX = 10
@@ -63,10 +63,10 @@ async def show_submit(request: Request, context: AppContext) -> Response:
     failure's remedy proposes.
     """
     rerun_of_id = request.query_params.get("from")
-    async with client_shares.thread_slot():
+    async with fair_client_shares.thread_slot():
         task = await context.services.tasks.status(rerun_of_id) if rerun_of_id else None
         recent = (await context.services.tasks.query(TaskQuery(limit=_RECENT_TASKS))).tasks
-        return await client_shares.to_thread(_render_submit, request, task, recent, context)
+        return await fair_client_shares.to_thread(_render_submit, request, task, recent, context)
 
 
 def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], context: AppContext) -> Response:

@@ -24,7 +24,7 @@ from sandbox.model.task import Task
 from sandbox.model.task_id_format import is_generated_id, is_generated_id_prefix
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.event_conversion import task_failure_body
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 
 _CHILDREN_SHOWN = 3
 _PREFIX_LENGTH_MIN = 4
@@ -54,7 +54,7 @@ class StateEntry:
 
 async def show_task(request: Request, context: AppContext) -> Response:
     """Render the task's current status; its scripts load the events and update the page."""
-    async with client_shares.thread_slot():
+    async with fair_client_shares.thread_slot():
         try:
             task = await context.services.tasks.status(request.path_params["task_id"])
         except TaskNotFoundError as error:
@@ -86,8 +86,8 @@ async def _render_task(request: Request, context: AppContext, task: Task) -> Res
     children = await context.services.tasks.query(TaskQuery(parent=task.id, order="asc", limit=_CHILDREN_SHOWN))
     chain = await context.services.tasks.chain(task)
     repository_url = public_repository_url(task.manifest.repository.url)
-    manifest_text = await client_shares.to_thread(manifest_yaml, task.manifest, agents, with_sources=is_operator)
-    return await client_shares.to_thread(
+    manifest_text = await fair_client_shares.to_thread(manifest_yaml, task.manifest, agents, with_sources=is_operator)
+    return await fair_client_shares.to_thread(
         render_page,
         request,
         "task",

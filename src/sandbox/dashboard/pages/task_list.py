@@ -32,7 +32,7 @@ from sandbox.model.repository_url import short_repository
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.model.wire.event_conversion import task_failure_body
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 
 _PAGE_ROWS = 50
 _ACTIVE_ROWS = 50
@@ -112,7 +112,7 @@ async def show_tasks(request: Request, context: AppContext) -> Response:
     query = parse_query(_parse_list_query(request), request.query_params)
     if since := request.query_params.get("since", ""):
         query = replace(query, created_after=datetime.now(UTC) - _parse_period(since))
-    async with client_shares.thread_slot():
+    async with fair_client_shares.thread_slot():
         return await _render_tasks(request, context, query)
 
 
@@ -143,14 +143,14 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
         "is_continued": query.cursor is not None,
         "reasons": health.reasons,
         "sharing": {task.id for task in sharing},
-        "hints": await client_shares.to_thread(distinguishing_hints, hinted, prompts, query.search),
+        "hints": await fair_client_shares.to_thread(distinguishing_hints, hinted, prompts, query.search),
         "final_message_headline": final_message_headline,
         "failure": partial(_failure_notice, is_operator=get_caller(request).is_operator),
         "now": datetime.now(UTC),
         "time_label": _TIME_LABELS[_time_field(query)],
         "shown_time": attrgetter(_time_field(query)),
     }
-    return await client_shares.to_thread(partial(render_page, request, "tasks", **values))
+    return await fair_client_shares.to_thread(partial(render_page, request, "tasks", **values))
 
 
 def _is_refresh_of(request: Request, *parts: str) -> bool:

@@ -4,11 +4,11 @@ import asyncio
 from functools import partial
 
 from sandbox.gateway import limits
-from sandbox.gateway.connection_handler import PriorityCpuQueues
 from sandbox.gateway.egress.dialer import AddressDeniedError, EgressHostUnreachableError, PublicDialer
-from sandbox.gateway.egress.inspection import ConnectionInspector, Denial, StreamFilter, Tunnel
+from sandbox.gateway.egress.inspector_interface import ConnectionInspector, Denial, StreamFilter, Tunnel
 from sandbox.gateway.egress.policy import denial_message
 from sandbox.gateway.event_reporter import EventReporter
+from sandbox.gateway.sans_io_driver import PriorityCpuQueues
 from sandbox.gateway.transport import READ_BYTES, RELAY_BYTES, Stream
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import h11
 
-from sandbox.gateway import http_forwarding, local_responses
-from sandbox.gateway.egress.inspection import Denial, Tunnel
+from sandbox.gateway import forwarded_http_heads, local_responses
+from sandbox.gateway.egress.inspector_interface import Denial, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy, denial_message, normalize_host
 from sandbox.gateway.egress.proxy_request_target import HostPort, parse_authority
 from sandbox.gateway.model_api.request_policy import connection_header_names
@@ -27,7 +27,7 @@ class HttpInspector:
         self._name = name
         self._address = address
         self._port = port
-        self._client_side = http_forwarding.client_side()
+        self._client_side = forwarded_http_heads.client_side()
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
         """Wait for a complete request head and check it."""
@@ -83,7 +83,7 @@ class SingleRequestFilter:
     def __init__(self, client_side: h11.Connection, request: h11.Request, authority: HostPort) -> None:
         self._client_side = client_side
         self._authority = authority
-        self._upstream_side = http_forwarding.upstream_side()
+        self._upstream_side = forwarded_http_heads.upstream_side()
         self._head = self._upstream_side.send(request) or b""
         self.drops_rest = False
 
@@ -138,7 +138,7 @@ def open_single_request_tunnel(
     return Tunnel(
         authority.host,
         authority.port,
-        SingleRequestFilter(client_side, http_forwarding.forwarded_single_request(request, target), authority),
+        SingleRequestFilter(client_side, forwarded_http_heads.forwarded_single_request(request, target), authority),
         unreachable_response=unreachable_response,
     )
 
@@ -150,7 +150,7 @@ def _ambiguity(request: h11.Request) -> str | None:
         return "a request must not have both Content-Length and Transfer-Encoding."
     if (
         b"content-length" in names
-        and _LENGTH.fullmatch(http_forwarding.header(request.headers, b"content-length")) is None
+        and _LENGTH.fullmatch(forwarded_http_heads.header(request.headers, b"content-length")) is None
     ):
         return "Content-Length must have at most 18 digits, without leading zeros."
     if b"host" in connection_header_names(request):

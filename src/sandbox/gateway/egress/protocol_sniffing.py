@@ -4,7 +4,7 @@ import re
 
 from sandbox.gateway.egress.http_inspector import HttpInspector
 from sandbox.gateway.egress.http_request_search import TOKEN
-from sandbox.gateway.egress.inspection import ConnectionInspector, Denial, NestedConnectionFilter, Tunnel
+from sandbox.gateway.egress.inspector_interface import ConnectionInspector, Denial, NestedConnectionFilter, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy
 from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.gateway.egress.unknown_protocol_inspector import UnknownProtocolInspector

@@ -4,9 +4,9 @@ from typing import Any
 
 import h11
 
-from sandbox.gateway import http_forwarding, local_responses
+from sandbox.gateway import forwarded_http_heads, local_responses
 from sandbox.gateway.egress.http_inspector import HttpInspector, open_single_request_tunnel
-from sandbox.gateway.egress.inspection import ConnectionInspector, Denial, NestedConnectionFilter, Tunnel
+from sandbox.gateway.egress.inspector_interface import ConnectionInspector, Denial, NestedConnectionFilter, Tunnel
 from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, EgressPolicy, denial_message, normalize_host
 from sandbox.gateway.egress.protocol_sniffing import SniffingInspector
 from sandbox.gateway.egress.proxy_request_target import HostPort, parse_absolute_form, parse_authority
@@ -21,7 +21,7 @@ class ProxyInspector:
     def __init__(self, policy: EgressPolicy, port: int) -> None:
         self._policy = policy
         self._target = HostPort("proxy", port)
-        self._client_side = http_forwarding.client_side()
+        self._client_side = forwarded_http_heads.client_side()
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
         """Wait for a complete request head and check it."""
@@ -36,7 +36,7 @@ class ProxyInspector:
 
     def _open_tunnel(self, request: h11.Request) -> Tunnel | Denial:
         target = parse_authority(request.target, default_port=HTTPS_PORT)
-        if target is None or http_forwarding.has_body(request):
+        if target is None or forwarded_http_heads.has_body(request):
             return self._deny("A CONNECT request must have a host and a port, and must not have a body.", status=400)
         self._target = target
         reason = self._policy.deny_reason(target.host, target.port)

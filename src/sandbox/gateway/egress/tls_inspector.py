@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from sandbox.gateway.egress.client_hello import ClientHello, join_records, parse_client_hello
-from sandbox.gateway.egress.inspection import Denial, Tunnel
+from sandbox.gateway.egress.inspector_interface import Denial, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy, is_address, normalize_host
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 

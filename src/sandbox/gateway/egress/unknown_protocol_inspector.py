@@ -11,7 +11,7 @@ import re
 
 from sandbox.gateway.egress.client_hello_search import ClientHelloSearch
 from sandbox.gateway.egress.http_request_search import LINE_ENDS, HttpRequestSearch
-from sandbox.gateway.egress.inspection import Denial
+from sandbox.gateway.egress.inspector_interface import Denial
 from sandbox.gateway.egress.policy import EgressPolicy
 from sandbox.gateway.limits import UNKNOWN_PROTOCOL_BYTES_MAX
 

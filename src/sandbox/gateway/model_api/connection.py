@@ -6,14 +6,14 @@ from collections.abc import Callable
 from functools import partial
 
 from sandbox.gateway import limits
-from sandbox.gateway.connection_handler import ConnectionHandler, PriorityCpuQueues
 from sandbox.gateway.model_api.connection_protocol import ModelProtocol
 from sandbox.gateway.model_api.dialer import UpstreamDialer, UpstreamUnreachableError
 from sandbox.gateway.sans_io import Effects, Phase
+from sandbox.gateway.sans_io_driver import PriorityCpuQueues, SansIODriver
 from sandbox.gateway.transport import FIRST_READ_BYTES, READ_BYTES, Stream
 
 
-class ModelConnection(ConnectionHandler):
+class ModelConnection(SansIODriver):
     """A client connection to the model's listener. Its upstream connection is reused for the client's next request.
 
     The connection gets the priority `model` once a request has been forwarded, and loses it when a request is rejected.

@@ -13,7 +13,7 @@ from typing import Any
 import h11
 import msgspec
 
-from sandbox.gateway import http_forwarding, local_responses
+from sandbox.gateway import forwarded_http_heads, local_responses
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import (
     ERROR_BODY_BYTES_MAX,
@@ -21,8 +21,9 @@ from sandbox.gateway.limits import (
     PIPELINED_BYTES_MAX,
     REQUEST_BODY_BYTES_MAX,
 )
+from sandbox.gateway.model_api.budget_spending import valid_usage
 from sandbox.gateway.model_api.key_redactor import BodyRedactor, KeyRedactor, account_redactors
-from sandbox.gateway.model_api.request_gate import ApprovedRequest, KeyRejection, ModelRequestGate, valid_usage
+from sandbox.gateway.model_api.request_gate import ApprovedRequest, KeyRejection, ModelRequestGate
 from sandbox.gateway.model_api.request_policy import AllowedHead, ModelPolicy, too_large
 from sandbox.gateway.model_api.upstream import Upstream
 from sandbox.gateway.sans_io import Effects, Phase
@@ -159,7 +160,7 @@ class ModelProtocol:
         self._upstream = upstream
         self._reporter = reporter
         self._port = port
-        self._client_side = http_forwarding.client_side()
+        self._client_side = forwarded_http_heads.client_side()
         self._upstream_side: h11.Connection | None = None
         self._pending: _PendingRequest | None = None
         self._inflight: InflightRequest | None = None
@@ -331,11 +332,11 @@ class ModelProtocol:
         self._inflight = InflightRequest(self._dialect, allowed.is_metered, body_redactor, cost_bound)
         self._request_gate.start(self, cost_bound)
         if self._upstream_side is None:
-            self._upstream_side = http_forwarding.upstream_side()
+            self._upstream_side = forwarded_http_heads.upstream_side()
             effects.dial = True
         else:
             self._mark_sent()
-        forwarded, dropped = http_forwarding.forwarded_request(
+        forwarded, dropped = forwarded_http_heads.forwarded_request(
             request, allowed.target, self._upstream, self._dialect, body
         )
         self._reporter.report_dropped_headers(dropped)
@@ -469,9 +470,9 @@ class ModelProtocol:
             inflight.reject_key(response.status_code)
             return
         is_metered = inflight.is_metered and response.status_code < 300
-        if is_metered and not http_forwarding.is_readable_stream(response):
+        if is_metered and not forwarded_http_heads.is_readable_stream(response):
             inflight.assume_cost()  # a document is sent only after the model has finished
-        if http_forwarding.is_compressed(response):
+        if forwarded_http_heads.is_compressed(response):
             if is_metered:
                 inflight.meter = inflight.dialect.create_meter(b"")
             address = self._upstream.address
@@ -480,12 +481,14 @@ class ModelProtocol:
             return
         inflight.has_response = True
         if is_metered:
-            inflight.meter = inflight.dialect.create_meter(http_forwarding.header(response.headers, b"content-type"))
+            inflight.meter = inflight.dialect.create_meter(
+                forwarded_http_heads.header(response.headers, b"content-type")
+            )
         rules, redactors = self._dialect.response_headers, [self._upstream.key_redactor]
         if response.status_code >= 400:  # the model's own text may contain such names legitimately
             redactors += account_redactors(response.headers, rules.account)
         inflight.redact(redactors)
-        self._send_to_client(effects, http_forwarding.forwarded_response(response, rules, redactors))
+        self._send_to_client(effects, forwarded_http_heads.forwarded_response(response, rules, redactors))
 
     def _collect_key_rejection(self, effects: Effects, rejection: KeyRejection, event: Any) -> None:
         """Collect the upstream's message; send the gateway's response when it is complete or too long."""

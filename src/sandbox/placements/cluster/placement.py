@@ -51,8 +51,8 @@ from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.hosts import ClusterHosts, EngineHosts, SeenHosts
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings
+from sandbox.placements.cluster.remote_runners_and_disks import RemotePreservedDisk, RemoteRunnerHandle
 from sandbox.placements.cluster.requests_to_workers import LAUNCH_SECONDS, Workers
-from sandbox.placements.cluster.worker_handles import WorkerPreservedDisk, WorkerRunnerHandle
 from sandbox.placements.cluster.worker_server import HostRequestProviders, StoreLog, WorkerServer
 from sandbox.placements.cluster.worker_session import WorkerSession, prepare_image
 from sandbox.primitives.files import write_durably
@@ -290,7 +290,7 @@ class ClusterPlacement:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _RELEASE_SECONDS_MAX)
 
-    async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> WorkerRunnerHandle:
+    async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> RemoteRunnerHandle:
         """Send the records that the worker lacks, then the order. Implements `Placement.launch`."""
         await asyncio.to_thread(writer.sync)
         job, session = self._check_session(self._workers.jobs.of_task(order.task_id), order)
@@ -346,13 +346,13 @@ class ClusterPlacement:
             raise JournalBusyError(f"Task {order.task_id} has a runner on {job.identity.name}.")
         return job, session
 
-    def find_runner(self, location: AttemptLocation) -> WorkerRunnerHandle:
+    def find_runner(self, location: AttemptLocation) -> RemoteRunnerHandle:
         """Implements `Placement.find_runner`."""
-        return WorkerRunnerHandle(self._workers, location)
+        return RemoteRunnerHandle(self._workers, location)
 
-    def preserved_disk(self, location: AttemptLocation) -> WorkerPreservedDisk:
+    def preserved_disk(self, location: AttemptLocation) -> RemotePreservedDisk:
         """Implements `Placement.preserved_disk`."""
-        return WorkerPreservedDisk(self._workers, location)
+        return RemotePreservedDisk(self._workers, location)
 
 
 class ListenAddress(NamedTuple):

@@ -24,7 +24,7 @@ from sandbox.model.fixed_limits import (
 from sandbox.model.manifest.schema import Lifecycle
 from sandbox.model.state_machine import will_be_followed_up
 from sandbox.model.task import cut_final_message
-from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle
+from sandbox.primitives.runner_cpu_throttle import CpuQueue, CpuThrottle
 from sandbox.runner.agent_gateway import GatewayEventRecorder, create_gateway, serve_gateway
 from sandbox.runner.agent_output import (
     AgentOutput,
@@ -42,7 +42,11 @@ from sandbox.runner.agent_process import (
     start_terminal_agent,
 )
 from sandbox.runner.attempt_context import AttemptContext
-from sandbox.runner.progress_recorder import URGENT_INTERVAL_SECONDS, ProgressTracker, remaining_seconds
+from sandbox.runner.progress_and_conversation_recorder import (
+    URGENT_INTERVAL_SECONDS,
+    ProgressAndConversationRecorder,
+)
+from sandbox.runner.remaining_limits import remaining_seconds
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import ProvisionedSandbox
 from sandbox.runner.terminals import SandboxTerminals, SharedTerminal, TerminalServer, without_secrets
@@ -172,7 +176,7 @@ class RunStep(msgspec.Struct, frozen=True):
         """
         self.throttle.start()
         attempt, record = self.attempt, self.attempt.recorder.record
-        progress = ProgressTracker(
+        progress = ProgressAndConversationRecorder(
             record, self.clock.now, attempt.task.final_progress, records_conversation=attempt.records_conversation
         )
         gateway_events = GatewayEventRecorder(record, progress)
@@ -189,7 +193,7 @@ class RunStep(msgspec.Struct, frozen=True):
         await agent_run.record_exit(ended)
 
     def _create_agent_run(
-        self, provisioned: ProvisionedSandbox, gateway: Gateway, progress: ProgressTracker
+        self, provisioned: ProvisionedSandbox, gateway: Gateway, progress: ProgressAndConversationRecorder
     ) -> "_AgentRun":
         attempt, manifest, terminals = self.attempt, self.attempt.task.manifest, self.terminals
         record, cpu_queue = attempt.recorder.record, self.throttle.queue()
@@ -232,7 +236,7 @@ class _OutputHandler(msgspec.Struct, frozen=True):
 
     attempt: AttemptContext
     gateway: Gateway
-    progress: ProgressTracker
+    progress: ProgressAndConversationRecorder
     time_limit: TimeLimit
     clock: Clock
 
@@ -276,7 +280,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
     gateway: Gateway
     terminals: TerminalServer
     clock: Clock
-    progress: ProgressTracker
+    progress: ProgressAndConversationRecorder
     time_limit: TimeLimit
     exhaustion: ExhaustionDetector
     output_parser: OutputParser

@@ -15,7 +15,7 @@ from sandbox.primitives.files import fsync_path, write_durably
 from sandbox.primitives.secret_fingerprint import make_fingerprint, matches_fingerprint
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.parent_task_results import find_inherited_patches
-from sandbox.runner.progress_recorder import remaining_seconds
+from sandbox.runner.remaining_limits import remaining_seconds
 from sandbox.runner.steps.teardown import destroy_earlier_sandboxes, earlier_attempt_files, files_for_resume
 
 

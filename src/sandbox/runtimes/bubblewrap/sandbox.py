@@ -27,7 +27,7 @@ from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter, TerminalMeter
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
-from sandbox.runtimes.sandbox_descriptors import create_memfd, wait_for_exit
+from sandbox.runtimes.sandbox_file_descriptors import create_memfd, wait_for_exit
 
 _SHARED_MEMORY, _DISK = "shared-memory", "disk"
 

@@ -19,7 +19,7 @@ from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul
 from sandbox.runtimes.programs import launcher, process_limits
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
-from sandbox.runtimes.sandbox_descriptors import create_memfd
+from sandbox.runtimes.sandbox_file_descriptors import create_memfd
 
 STATE_DIRECTORY = f"{launcher.EXPOSED_DIRECTORY}/state"
 BUNDLE_DIRECTORY = f"{launcher.EXPOSED_DIRECTORY}/bundle"

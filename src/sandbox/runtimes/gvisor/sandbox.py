@@ -21,7 +21,7 @@ from sandbox.runtimes.gvisor.bundle import STATE_DIRECTORY
 from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits.kernel_watch import FileUsage
 from sandbox.runtimes.programs import launcher
-from sandbox.runtimes.sandbox_descriptors import create_memfd, wait_readable
+from sandbox.runtimes.sandbox_file_descriptors import create_memfd, wait_readable
 
 _LOST_PEER_ERRORS = ("input/output error", "eof", "broken pipe", "connection reset by peer")
 

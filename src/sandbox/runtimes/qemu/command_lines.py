@@ -11,7 +11,7 @@ from functools import cache
 from typing import NamedTuple
 
 from sandbox.interfaces.runtime import SandboxSpec
-from sandbox.runtimes.qemu.components import QEMU
+from sandbox.runtimes.qemu.guest_components import QEMU
 
 KERNEL = "/boot/vmlinuz"
 """Path of the guest's kernel in the jail."""

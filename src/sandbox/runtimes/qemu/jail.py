@@ -24,8 +24,13 @@ from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher, process_limits
 from sandbox.runtimes.qemu import command_lines
-from sandbox.runtimes.qemu.components import GUEST_AGENT_PATH, GuestComponents, build_start_script, compile_guest_agent
-from sandbox.runtimes.sandbox_descriptors import create_memfd
+from sandbox.runtimes.qemu.guest_components import (
+    GUEST_AGENT_PATH,
+    GuestComponents,
+    build_start_script,
+    compile_guest_agent,
+)
+from sandbox.runtimes.sandbox_file_descriptors import create_memfd
 
 SHARE_DIRECTORY = "/share"
 _COMMAND_ROOT = f"{SHARE_DIRECTORY}/inside"

@@ -20,7 +20,7 @@ from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.probe import RuntimeProperties, is_machine_busy, run_probe
 from sandbox.runtimes.qemu import command_lines, jail
 from sandbox.runtimes.qemu.command_lines import Accelerator
-from sandbox.runtimes.qemu.components import find_components
+from sandbox.runtimes.qemu.guest_components import find_components
 from sandbox.runtimes.qemu.kvm import KvmStatus
 from sandbox.runtimes.qemu.sandbox import BootError, QemuSandbox
 

@@ -35,7 +35,7 @@ from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, Qemu
 from sandbox.runtimes.qemu.command_lines import QemuDescriptors
 from sandbox.runtimes.qemu.guest import frames
 from sandbox.runtimes.qemu.jail import GuestSpec, build_program_spec
-from sandbox.runtimes.sandbox_descriptors import open_reader, refuse_passed_descriptors, wait_for_exit
+from sandbox.runtimes.sandbox_file_descriptors import open_reader, refuse_passed_descriptors, wait_for_exit
 
 _START_SECONDS = 60.0
 _STATS_SECONDS = 1.0

@@ -11,7 +11,6 @@ from typing import IO, Any, NamedTuple
 from sandbox.interfaces.git_credentials import FindCredentials, NoCredentialsError
 from sandbox.interfaces.runtime import FIRST_EXTRA_DESCRIPTOR, Confinement
 from sandbox.workspace.clone.credentials import CredentialHelper, UserCredentials
-from sandbox.workspace.clone.relay import DialPolicy, SocksProxy
 from sandbox.workspace.clone.remote_settings import (
     FILES_DIRECTORY,
     STUB_SSH_COMMAND,
@@ -24,6 +23,7 @@ from sandbox.workspace.clone.remote_settings import (
     run_ssh,
     user_environment,
 )
+from sandbox.workspace.clone.socks_proxy import DialPolicy, SocksProxy
 from sandbox.workspace.git.command import Git, GitError, GitSetting, capture_output, pipe
 
 _HELPER_COMMAND = '!f() {{ test "$1" != get || {{ {{ cat; echo; }} >{requests}; sed "/^$/q" <{responses}; }}; }}; f'

@@ -14,7 +14,7 @@ import msgspec
 
 from sandbox.interfaces.file_layout import PROXY_PORT
 from sandbox.interfaces.runtime import CERTIFICATE_DIRECTORIES, FIRST_EXTRA_DESCRIPTOR, ConfinedCommand
-from sandbox.workspace.clone.relay import HostPort, canonical_host
+from sandbox.workspace.clone.socks_proxy import HostPort, canonical_host
 from sandbox.workspace.git.command import Git, GitSetting
 from sandbox.workspace.no_confinement import NoConfinement
 

@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 from doubles.fake_tasks import TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.http import framing, protocols
-from sandbox.primitives.client_shares import MESSAGES_PER_TURN_MAX
+from sandbox.primitives.fair_client_shares import MESSAGES_PER_TURN_MAX
 
 CONNECTIONS = 8
 PER_LOOP_ITERATION_MAX = 1000

@@ -15,7 +15,7 @@ from sandbox.api.middleware import authentication
 from sandbox.api.routes import single_task
 from sandbox.api.streaming import event_websocket
 from sandbox.model import events as e
-from sandbox.primitives.client_shares import CONCURRENT_THREADS_MAX, MESSAGES_PER_TURN_MAX
+from sandbox.primitives.fair_client_shares import CONCURRENT_THREADS_MAX, MESSAGES_PER_TURN_MAX
 
 STREAMS, LINES = 20, 300
 

@@ -14,7 +14,7 @@ from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 
 ARTIFACT_LIST_PATH = "/api/v1/tasks/task-001/artifacts"
 STREAM = "/api/v1/tasks/stream"
@@ -26,7 +26,7 @@ LARGE_OUTPUT = [e.Output.from_bytes("stdout", os.urandom(30_000).hex().encode() 
 
 @pytest.fixture(autouse=True)
 def _low_memory_limit(monkeypatch):
-    monkeypatch.setattr(client_shares, "RESPONSE_BYTES_MAX", LIMIT_BYTES)
+    monkeypatch.setattr(fair_client_shares, "RESPONSE_BYTES_MAX", LIMIT_BYTES)
 
 
 def store_many_artifacts(api, file):
@@ -84,7 +84,7 @@ async def test_unread_responses_are_limited(running_api, wait_until, tmp_path, p
 
 
 async def test_stalled_connection_is_closed_when_its_token_needs_memory(running_api, tmp_path, monkeypatch):
-    monkeypatch.setattr(client_shares, "STALLED_SECONDS", 0.3)
+    monkeypatch.setattr(fair_client_shares, "STALLED_SECONDS", 0.3)
     async with api_with_two_tokens(running_api) as api, httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
         store_many_artifacts(api, tmp_path / "file")
         with ExitStack() as opened:
@@ -97,7 +97,7 @@ async def test_stalled_connection_is_closed_when_its_token_needs_memory(running_
 
 
 async def test_slow_steady_client_receives_everything(running_api, tmp_path, monkeypatch):
-    monkeypatch.setattr(client_shares, "STALLED_SECONDS", 5.0)
+    monkeypatch.setattr(fair_client_shares, "STALLED_SECONDS", 5.0)
     async with api_with_two_tokens(running_api) as api, httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
         content = store_many_artifacts(api, tmp_path / "file")
         with ExitStack() as opened:

@@ -18,7 +18,7 @@ from sandbox.api.streaming import response as streaming_response
 from sandbox.api.streaming import stream_cache
 from sandbox.model import events as e
 from sandbox.model.task_state import TaskState
-from sandbox.primitives import client_shares
+from sandbox.primitives import fair_client_shares
 
 LOGS = "/api/v1/tasks/task-001/logs?follow=true"
 
@@ -207,11 +207,11 @@ async def test_history_reads_are_shared_fairly_between_tokens(has_many_readers, 
         return events
 
     async def read(client, share, position, batches):
-        client_shares.set_current_share(share)
+        fair_client_shares.set_current_share(share)
         for _ in range(batches):
             position = (await history.get_or_load(position, events_after(client, position))).last_seq
 
-    other, own = client_shares.FairShare(), client_shares.FairShare()
+    other, own = fair_client_shares.FairShare(), fair_client_shares.FairShare()
     readers = [
         asyncio.create_task(read("other", other, number * 20, 10)) for number in range(200 if has_many_readers else 1)
     ]

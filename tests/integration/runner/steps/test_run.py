@@ -26,7 +26,7 @@ from sandbox.model.events import (
 from sandbox.model.fixed_limits import OUTPUT_LINE_BYTES_MAX, RUNNER_CPU_CORES
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.runner_client import LocalRunnerClient
-from sandbox.primitives.cpu_throttle import CpuThrottle
+from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner.agent_output import AgentOutput
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.steps.provision import write_handle

@@ -19,7 +19,7 @@ from sandbox.agents.claude_code.binary_install import find_binary
 from sandbox.interfaces.runtime import Command, Sandbox, TerminalSize
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.limits.cgroups import ControlGroup
-from sandbox.runtimes.qemu import QemuRuntime, components, kvm_selftest
+from sandbox.runtimes.qemu import QemuRuntime, guest_components, kvm_selftest
 from sandbox.runtimes.qemu import sandbox as qemu_sandbox
 from sandbox.runtimes.qemu.kvm import KvmStatus
 
@@ -40,7 +40,7 @@ def disk(tmp_path: Path) -> Path:
 
 
 async def test_probe_reports_missing_components_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(components, "QEMU", "/nowhere/qemu")
+    monkeypatch.setattr(guest_components, "QEMU", "/nowhere/qemu")
     monkeypatch.setattr("os.getuid", lambda: 0)
     result = await QemuRuntime(tmp_path / "run").probe()
     assert not result.is_available

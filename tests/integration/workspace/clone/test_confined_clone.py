@@ -17,8 +17,8 @@ from sandbox.model.failure import AttemptError
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.cancellable_thread import StopFlag
 from sandbox.workspace.clone.git_directory import neutralize_attributes, read_branch_commit, write_git_directory
-from sandbox.workspace.clone.relay import DialPolicy, HostPort, SocksProxy
 from sandbox.workspace.clone.remote_settings import SETTINGS_FILES_MAX, resolve_remote
+from sandbox.workspace.clone.socks_proxy import DialPolicy, HostPort, SocksProxy
 
 CREDENTIAL_RESPONSE = b"username=me\npassword=let-me-in\n"
 SOCKS_SUCCEEDED, FORBIDDEN, UNREACHABLE, UNKNOWN_NAME, REFUSED = 0, 2, 3, 4, 5
@@ -99,7 +99,7 @@ def test_addresses_match_in_any_notation(banner_server, requested):
 
 
 async def test_connections_of_a_compromised_git_are_limited(banner_server, monkeypatch):
-    monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("sandbox.workspace.clone.socks_proxy.CLONE_CONNECTIONS_MAX", 2)
     relay = SocksProxy(HostPort("localhost", banner_server), upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
 
     async def greet(listener):
@@ -173,7 +173,7 @@ def test_only_public_addresses_of_a_mixed_host_are_dialed(monkeypatch, resolve, 
         dialed.extend(addresses)
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
-    monkeypatch.setattr("sandbox.workspace.clone.relay._dial_any", dial)
+    monkeypatch.setattr("sandbox.workspace.clone.socks_proxy._dial_any", dial)
     relay = SocksProxy(
         HostPort("git.example", 443),
         upstream_proxy=None,
@@ -204,7 +204,7 @@ def test_translated_addresses_are_checked_by_their_target(monkeypatch, resolve, 
         dialed.extend(addresses)
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
-    monkeypatch.setattr("sandbox.workspace.clone.relay._dial_any", dial)
+    monkeypatch.setattr("sandbox.workspace.clone.socks_proxy._dial_any", dial)
     relay = SocksProxy(
         HostPort("git.example", 443),
         upstream_proxy=None,
@@ -251,15 +251,15 @@ def test_git_receives_a_connect_timeout(monkeypatch):
     async def hang(_addresses):
         await asyncio.sleep(60)
 
-    monkeypatch.setattr("sandbox.workspace.clone.relay._dial_any", hang)
-    monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECT_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.workspace.clone.socks_proxy._dial_any", hang)
+    monkeypatch.setattr("sandbox.workspace.clone.socks_proxy.CLONE_CONNECT_TIMEOUT_SECONDS", 0.1)
     relay = SocksProxy(HostPort("localhost", 80), upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
 
     assert connect(relay, "localhost", 80) == (UNREACHABLE, b"")
 
 
 async def test_idle_proxy_client_is_disconnected(monkeypatch):
-    monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECT_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.workspace.clone.socks_proxy.CLONE_CONNECT_TIMEOUT_SECONDS", 0.1)
     relay = SocksProxy(HostPort("localhost", 80), upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         async with relay.serving(listener):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from doubles.egress_host import client_hello
 from sandbox.gateway.egress.http_inspector import HttpInspector
-from sandbox.gateway.egress.inspection import Denial, NestedConnectionFilter, Tunnel
+from sandbox.gateway.egress.inspector_interface import Denial, NestedConnectionFilter, Tunnel
 from sandbox.gateway.egress.policy import ISOLATED_DENY_REASON, EgressPolicy
 from sandbox.gateway.egress.proxy_inspector import ProxyInspector
 from sandbox.gateway.egress.tls_inspector import TlsInspector

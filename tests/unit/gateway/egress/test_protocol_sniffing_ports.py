@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.egress_host import client_hello
-from sandbox.gateway.egress.inspection import Denial, Tunnel
+from sandbox.gateway.egress.inspector_interface import Denial, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy
 from sandbox.gateway.egress.protocol_sniffing import SniffingInspector, open_transparent_tunnel
 from sandbox.gateway.egress.proxy_inspector import ProxyInspector

@@ -12,7 +12,8 @@ from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUDGET_REQUESTS_IN_FLIGHT_MIN, BUFFERED_BYTES_MAX
 from sandbox.gateway.model_api import request_gate
-from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, Spending, valid_usage
+from sandbox.gateway.model_api.budget_spending import BudgetSpending, valid_usage
+from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate
 from sandbox.gateway.model_api.request_policy import Rejected
 from sandbox.gateway.model_api.upstream import parse_upstream
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules, ModelUpstream
@@ -444,14 +445,14 @@ def test_bound_of_the_next_request_is_added_to_those_of_earlier_requests(
     usd = spent_usd + 0.5 * requests - (0.001 if is_exceeded else 0.0)
     limits = {"tokens": tokens} if kind == "tokens" else {"usd": usd}
     budget = Budget(spent_tokens=spent_tokens, spent_usd=spent_usd, **limits)
-    spending = Spending(budget, EventReporter([].append, lambda: 0.0))
+    spending = BudgetSpending(budget, EventReporter([].append, lambda: 0.0))
     for source in range(BUDGET_REQUESTS_IN_FLIGHT_MIN):
         spending.start(source, bound)
     assert spending.may_be_exceeded(bound) is is_exceeded
 
 
 def test_request_without_a_cost_bound_adds_no_cost():
-    spending = Spending(Budget(usd=0.5), EventReporter([].append, lambda: 0.0))
+    spending = BudgetSpending(Budget(usd=0.5), EventReporter([].append, lambda: 0.0))
     for source in range(BUDGET_REQUESTS_IN_FLIGHT_MIN):
         spending.start(source, usage(100, 50, usd=None))
     assert not spending.may_be_exceeded(usage(100, 50, usd=0.5))

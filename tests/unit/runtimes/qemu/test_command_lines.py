@@ -13,7 +13,7 @@ import pytest
 
 from sandbox.interfaces.runtime import Command, SandboxSpec, Stats
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes.qemu import components, jail
+from sandbox.runtimes.qemu import guest_components, jail
 from sandbox.runtimes.qemu.channel import (
     CONSOLE_BYTES_MAX,
     CONSOLE_PAUSE_SECONDS,
@@ -31,12 +31,12 @@ from sandbox.runtimes.qemu.command_lines import (
     qemu_arguments,
     virtiofsd_arguments,
 )
-from sandbox.runtimes.qemu.guest import frames, machine
+from sandbox.runtimes.qemu.guest import frames, guest_setup
 from sandbox.runtimes.qemu.kvm import KvmStatus
 from sandbox.runtimes.qemu.sandbox import merge_stats
 
 SPEC = SandboxSpec("abcdefghijkl", Path("/disk"), 2, 512 << 20, 64, {Path("/host/claude"): "/run/sandbox/claude"})
-COMPONENTS = components.GuestComponents(
+COMPONENTS = guest_components.GuestComponents(
     "/usr/libexec/virtiofsd", Path("/k"), [Path("/m/a.ko.xz")], Path("/py"), Path("/py/bin/python3")
 )
 
@@ -104,10 +104,10 @@ def test_unreadable_program_is_exposed_for_virtiofsd_only():
 
 
 def test_missing_components_error_names_the_fix(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(components, "QEMU", "/nowhere/qemu")
-    monkeypatch.setattr(components, "_VIRTIOFSD", ("/nowhere/virtiofsd",))
+    monkeypatch.setattr(guest_components, "QEMU", "/nowhere/qemu")
+    monkeypatch.setattr(guest_components, "_VIRTIOFSD", ("/nowhere/virtiofsd",))
     with pytest.raises(AttemptError, match=r"Not found: QEMU, virtiofsd.*script/setup --with-qemu"):
-        components.find_components()
+        guest_components.find_components()
 
 
 def test_measured_tsc_frequency_is_plausible():
@@ -127,10 +127,10 @@ print(json.dumps([name for name, origin in origins.items() if origin.endswith(".
 
 def test_guest_agent_is_precompiled_with_few_imports(tmp_path: Path):
     code = tmp_path / "code"
-    code.write_bytes(components.compile_guest_agent())
-    start = components.build_start_script(Path("/py/bin/python3")).decode()
+    code.write_bytes(guest_components.compile_guest_agent())
+    start = guest_components.build_start_script(Path("/py/bin/python3")).decode()
     assert start.startswith("#!/py/bin/python3 -ISE\n")
-    local_start = start.replace(repr(components.GUEST_AGENT_PATH), repr(str(code))).replace(".main()", ".main")
+    local_start = start.replace(repr(guest_components.GUEST_AGENT_PATH), repr(str(code))).replace(".main()", ".main")
     python = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
     command = [str(python), "-ISEc", _IMPORTS_OF_GUEST_AGENT.format(start=local_start)]
     completed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -393,4 +393,4 @@ def run_redirection(program: bytes, address: str, port: int) -> str:
     ],
 )
 def test_only_gateway_ports_on_loopback_are_redirected(address: str, port: int, expected: str):
-    assert run_redirection(machine.assemble_redirection([8123, 3128], "10.0.2.2"), address, port) == expected
+    assert run_redirection(guest_setup.assemble_redirection([8123, 3128], "10.0.2.2"), address, port) == expected

@@ -7,7 +7,7 @@ import pytest
 
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes.qemu import components, runtime
+from sandbox.runtimes.qemu import guest_components, runtime
 from sandbox.runtimes.qemu.command_lines import Accelerator
 from sandbox.runtimes.qemu.kvm import KvmStatus
 from sandbox.runtimes.qemu.runtime import (
@@ -53,7 +53,7 @@ class FakeQemuRuntime(QemuRuntime):
 def machine(monkeypatch):
     """An idle machine with all guest components and /dev/kvm."""
     set_load(monkeypatch, 0)
-    found = components.GuestComponents("/v", Path("/k"), [], Path("/py"), Path("/py/bin/python3"))
+    found = guest_components.GuestComponents("/v", Path("/k"), [], Path("/py"), Path("/py/bin/python3"))
     monkeypatch.setattr(runtime, "find_components", lambda: found)
     monkeypatch.setattr("os.access", lambda path, mode: path == "/dev/kvm")
     set_kvm_speed(monkeypatch, is_too_slow=False)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.workspace.clone.relay import HostPort
 from sandbox.workspace.clone.remote_settings import (
     SETTINGS_FILES_MAX,
     SshRemote,
@@ -13,6 +12,7 @@ from sandbox.workspace.clone.remote_settings import (
     parse_ssh_url,
     resolve_remote,
 )
+from sandbox.workspace.clone.socks_proxy import HostPort
 
 RELAY = ("http.proxy", "socks5h://127.0.0.1:3128")
 

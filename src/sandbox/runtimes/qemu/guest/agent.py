@@ -8,7 +8,7 @@ import termios
 import time
 from _collections_abc import Callable
 
-from . import commands, frames, machine
+from . import commands, frames, guest_setup
 from .streams import Streams, create_output_pairs
 
 _signal = __import__("_signal")  # built in, and unknown to type checkers
@@ -65,7 +65,7 @@ class GuestAgent:
                 self._handle_event(descriptor, events)
             self._report_exit_if_done()
             if time.monotonic() > dropped_at + _POLL_MILLISECONDS / 1000:
-                machine.drop_file_caches(self._cached_files_max)
+                guest_setup.drop_file_caches(self._cached_files_max)
                 dropped_at = time.monotonic()
 
     def _handle_event(self, descriptor: int, events: int) -> None:
@@ -122,10 +122,10 @@ class GuestAgent:
         self._streams.add(frames.ERRORS, errors)
 
     def _start_terminal(self, number: int, command: list[list[bytes]], size: bytes) -> None:
-        master_fd = os.open(f"{machine.COMMAND_ROOT}/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        master_fd = os.open(f"{guest_setup.COMMAND_ROOT}/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         fcntl.ioctl(master_fd, _TIOCSPTLCK, struct.pack("i", 0))
         (name,) = struct.unpack("i", fcntl.ioctl(master_fd, _TIOCGPTN, bytes(4)))
-        inner = f"{machine.COMMAND_ROOT}/dev/pts/{name}"
+        inner = f"{guest_setup.COMMAND_ROOT}/dev/pts/{name}"
         os.chown(inner, commands.UID, commands.UID)
         self._streams.add(number, master_fd)
         self._resize(number, size)
@@ -190,14 +190,14 @@ def _encode_stats() -> bytes:
 
 
 def _read_number(name: str, key: str = "") -> int:
-    text = machine.read(f"{machine.COMMAND_CGROUP}/{name}")
+    text = guest_setup.read(f"{guest_setup.COMMAND_CGROUP}/{name}")
     line = next((line for line in text.splitlines() if line.startswith(key)), "")
     return int(line.removeprefix(key) or 0)
 
 
 def _open_port() -> int:
     for name in os.listdir(_PORTS):  # noqa: PTH208
-        if machine.read(f"{_PORTS}/{name}/name").strip() == _PORT_NAME:
+        if guest_setup.read(f"{_PORTS}/{name}/name").strip() == _PORT_NAME:
             return os.open(f"/dev/{name}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     raise OSError(0, "the host provides no port for the agent")
 
@@ -205,12 +205,12 @@ def _open_port() -> int:
 def main() -> None:
     """Prepare the guest and serve. If this fails, write the error to the console and power off."""
     try:
-        settings = machine.read(_SETTINGS).split("\0")
-        machine.prepare(settings)
+        settings = guest_setup.read(_SETTINGS).split("\0")
+        guest_setup.prepare(settings)
         first = commands.start_init()
         GuestAgent(_open_port(), first, int(settings[_CACHED_FILES_INDEX])).run()
     except BaseException as error:
         console = os.open("/dev/console", os.O_WRONLY)
         os.write(console, f"agent: {error!r}\n".encode())
     finally:
-        machine.libc.reboot(_POWER_OFF)
+        guest_setup.libc.reboot(_POWER_OFF)

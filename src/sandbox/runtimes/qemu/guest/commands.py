@@ -4,7 +4,7 @@ import ctypes
 import os
 import resource
 
-from . import machine
+from . import guest_setup
 
 _signal = __import__("_signal")  # built in, and unknown to type checkers
 
@@ -23,7 +23,7 @@ def start_init() -> int:
 
     Every later child of this process is in the namespace. Returns init's pid. Raises OSError.
     """
-    machine.check_errno(machine.libc.unshare(_CLONE_NEWPID | _CLONE_NEWIPC), "unshare")
+    guest_setup.check_errno(guest_setup.libc.unshare(_CLONE_NEWPID | _CLONE_NEWIPC), "unshare")
     done, done_write_fd = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -38,7 +38,7 @@ def start_init() -> int:
 
 def _run_init(ready_fd: int) -> None:
     try:
-        machine.mount_proc()
+        guest_setup.mount_proc()
         os.write(ready_fd, b"ready")
         _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGCHLD])
         while True:
@@ -78,7 +78,7 @@ def _run_child(
     try:
         status_fd = os.dup2(status_fd, 1023, inheritable=False)
         os.setsid()
-        machine.write(f"{machine.COMMAND_CGROUP}/cgroup.procs", str(os.getpid()))
+        guest_setup.write(f"{guest_setup.COMMAND_CGROUP}/cgroup.procs", str(os.getpid()))
         opened = None if terminal is None else os.open(terminal, os.O_RDWR)
         for number, descriptor in enumerate(standard_fds if opened is None else (opened,) * 3):
             os.dup2(descriptor, number)
@@ -104,7 +104,7 @@ def _exec_command(command: list[list[bytes]]) -> None:
             _signal.signal(number, _signal.SIG_DFL)
     os.umask(0o022)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.chroot(machine.COMMAND_ROOT)
+    os.chroot(guest_setup.COMMAND_ROOT)
     _drop_privileges()
     os.chdir(directory)
     _install_seccomp_filter(program)
@@ -113,7 +113,7 @@ def _exec_command(command: list[list[bytes]]) -> None:
 
 def _drop_privileges() -> None:
     number = 0
-    while machine.libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
+    while guest_setup.libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
         number += 1
     os.setgroups([])
     os.setresgid(UID, UID, UID)
@@ -123,7 +123,7 @@ def _drop_privileges() -> None:
 def _install_seccomp_filter(program: bytes) -> None:
     buffer = ctypes.create_string_buffer(program, len(program))
     header = _SockFprog(len(program) // 8, ctypes.addressof(buffer))
-    machine.check_errno(machine.libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    machine.check_errno(
-        machine.libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(header), 0, 0), "seccomp"
+    guest_setup.check_errno(guest_setup.libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    guest_setup.check_errno(
+        guest_setup.libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(header), 0, 0), "seccomp"
     )

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS
-from sandbox.primitives.cpu_throttle import CpuThrottle
+from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 
 
 class ThrottleHarness:
@@ -26,7 +26,7 @@ class ThrottleHarness:
 def harness(monkeypatch):
     original_sleep = asyncio.sleep
     monkeypatch.setattr(
-        "sandbox.primitives.cpu_throttle.asyncio.sleep", lambda seconds: original_sleep(min(seconds, 0.02))
+        "sandbox.primitives.runner_cpu_throttle.asyncio.sleep", lambda seconds: original_sleep(min(seconds, 0.02))
     )
     return ThrottleHarness()
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from sandbox.primitives import client_shares
-from sandbox.primitives.client_shares import CONCURRENT_THREADS_MAX, MESSAGES_PER_TURN_MAX, FairShares
+from sandbox.primitives import fair_client_shares
+from sandbox.primitives.fair_client_shares import CONCURRENT_THREADS_MAX, MESSAGES_PER_TURN_MAX, FairShares
 
 
 async def acquire_repeatedly(share, count, taken, size_bytes=100):
@@ -79,12 +79,12 @@ def test_share_is_reused_while_it_is_held():
 
 async def test_shared_work_is_not_charged_to_any_client():
     share, taken = FairShares().of("vera"), []
-    client_shares.set_current_share(share)
+    fair_client_shares.set_current_share(share)
     streams = [asyncio.create_task(acquire_repeatedly(share, 1000, [])) for _ in range(5)]
     await asyncio.sleep(0)
-    with client_shares.uncharged_work():
+    with fair_client_shares.uncharged_work():
         reader = asyncio.create_task(acquire_from_current_share(100, taken))
-        await client_shares.wait_for_turn(1024 * 1024)
+        await fair_client_shares.wait_for_turn(1024 * 1024)
     await asyncio.sleep(0)
     assert len(taken) == 100
     charged_reader = asyncio.create_task(acquire_from_current_share(100, []))
@@ -97,7 +97,7 @@ async def test_shared_work_is_not_charged_to_any_client():
 
 async def acquire_from_current_share(count, taken):
     for _ in range(count):
-        await client_shares.wait_for_turn(100)
+        await fair_client_shares.wait_for_turn(100)
         taken.append(count)
 
 
@@ -117,8 +117,8 @@ async def test_threads_per_client_are_limited(use_share):
 
         async def use_thread(share):
             if use_share:
-                client_shares.set_current_share(share)
-            await client_shares.to_thread(read)
+                fair_client_shares.set_current_share(share)
+            await fair_client_shares.to_thread(read)
 
         lock, first_share, second_share = threading.Lock(), shares.of("vera"), shares.of("otto")
         readers = [asyncio.create_task(use_thread(first_share)) for _ in range(40)]
@@ -138,12 +138,12 @@ async def test_thread_slot_is_held_for_several_steps():
 
     async def use_slot():
         nonlocal active, maximum
-        client_shares.set_current_share(share)
-        async with client_shares.thread_slot():
+        fair_client_shares.set_current_share(share)
+        async with fair_client_shares.thread_slot():
             active += 1
             maximum = max(maximum, active)
-            await client_shares.to_thread(time.sleep, 0.002)
-            await client_shares.to_thread(time.sleep, 0.002)
+            await fair_client_shares.to_thread(time.sleep, 0.002)
+            await fair_client_shares.to_thread(time.sleep, 0.002)
             active -= 1
 
     async with asyncio.timeout(10):

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple, Self, get_args
 import msgspec
 
 from sandbox.interfaces.agent import AgentEvent, ApiRetry, ParsedToolCallEnd, TurnStarted
-from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.gateway import Budget
 from sandbox.model.events import (
     COST_USD_MAX,
     TOKENS_TOTAL_MAX,
@@ -33,7 +31,6 @@ from sandbox.model.fixed_limits import (
     TOOL_CALL_EVENTS_MAX,
 )
 from sandbox.model.printable import replace_unprintable
-from sandbox.model.task import Task
 
 URGENT_INTERVAL_SECONDS = PROGRESS_INTERVAL_SECONDS / 10
 
@@ -69,7 +66,7 @@ def _current(call: _Call | None) -> dict[str, str | None]:
     return {"current_tool": call.tool if call else None, "current_subject": call.subject if call else None}
 
 
-class ProgressTracker:
+class ProgressAndConversationRecorder:
     """Counts events and records a snapshot when one is due.
 
     A snapshot is due URGENT_INTERVAL_SECONDS after the last one if the tool, turn or usage has changed, and
@@ -223,23 +220,3 @@ class ProgressTracker:
         self._record(self._counters)
         self._recorded_at = monotonic
         self._is_dirty = self._is_urgent = False
-
-
-def remaining_seconds(task: Task, clock: Clock) -> float:
-    """Return the seconds left of `lifecycle.timeout`, which runs from the first agent's start.
-
-    The time is measured by the monotonic clock, or by the wall clock after a reboot.
-    """
-    timeout, agent_start_time, attempt = task.manifest.lifecycle.timeout_seconds, task.agent_start_time, task.attempt
-    if agent_start_time is None or attempt is None or task.started_at is None:
-        return timeout
-    if agent_start_time.boot_id and agent_start_time.boot_id == attempt.boot_id:
-        return timeout - (clock.monotonic() - agent_start_time.monotonic_seconds)
-    return timeout - max(0.0, (clock.now() - task.started_at).total_seconds())
-
-
-def remaining_budget(task: Task) -> Budget:
-    """Return the task's budget and the usage that the gateways of earlier attempts counted."""
-    lifecycle, spent = task.manifest.lifecycle, task.spent
-    tokens = spent.input_tokens + spent.output_tokens
-    return Budget(lifecycle.budget_usd, lifecycle.budget_tokens, spent_usd=spent.usd, spent_tokens=tokens)

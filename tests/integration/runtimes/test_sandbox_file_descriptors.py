@@ -11,8 +11,8 @@ from contextlib import suppress
 
 import pytest
 
-from sandbox.runtimes import sandbox_descriptors
-from sandbox.runtimes.sandbox_descriptors import open_reader, wait_readable
+from sandbox.runtimes import sandbox_file_descriptors
+from sandbox.runtimes.sandbox_file_descriptors import open_reader, wait_readable
 
 
 async def test_two_waiters_are_both_notified():
@@ -86,7 +86,7 @@ def _lingering_connection():
 
 async def test_passed_connection_that_closes_slowly_does_not_block_the_event_loop(monkeypatch):
     """Before Linux 6.16, the kernel passes files to the output. If nobody accepts a file, reading closes it."""
-    monkeypatch.setattr(sandbox_descriptors, "refuse_passed_descriptors", lambda _: False)
+    monkeypatch.setattr(sandbox_file_descriptors, "refuse_passed_descriptors", lambda _: False)
     source, writer = socket.socketpair()
     client, peer = _lingering_connection()
     with writer, peer:
@@ -112,7 +112,7 @@ async def _pause_seconds():
 
 async def test_files_are_refused_if_the_kernel_can_refuse_them():
     source, writer = socket.socketpair()
-    if not sandbox_descriptors.refuse_passed_descriptors(source):
+    if not sandbox_file_descriptors.refuse_passed_descriptors(source):
         pytest.skip("Linux before 6.16 passes files")
     reader, transport = await open_reader(source)
     with writer:

@@ -18,7 +18,7 @@ from sandbox.model.events import (
     ToolResult,
     Usage,
 )
-from sandbox.runner.progress_recorder import ProgressTracker
+from sandbox.runner.progress_and_conversation_recorder import ProgressAndConversationRecorder
 
 
 class RecordedEvents(list):
@@ -31,7 +31,7 @@ NO_PROGRESS = Progress()
 
 def create_tracker(before=NO_PROGRESS):
     events = RecordedEvents()
-    return ProgressTracker(events.append, lambda: datetime(2026, 1, 29, tzinfo=UTC), before), events
+    return ProgressAndConversationRecorder(events.append, lambda: datetime(2026, 1, 29, tzinfo=UTC), before), events
 
 
 def test_tool_is_current_while_it_runs_and_its_duration_is_recorded_when_it_ends():
@@ -133,7 +133,7 @@ def test_tool_change_is_reported_sooner_than_output():
 
 
 def test_tools_over_the_timing_limit_are_still_counted(monkeypatch):
-    monkeypatch.setattr("sandbox.runner.progress_recorder.OPEN_TOOL_CALLS_MAX", 2)
+    monkeypatch.setattr("sandbox.runner.progress_and_conversation_recorder.OPEN_TOOL_CALLS_MAX", 2)
     tracker, events = create_tracker()
     for number in range(3):
         tracker.handle_agent_event(ToolCallStarted("Read", f"t{number}"), 0.0)
@@ -183,7 +183,7 @@ def test_last_message_is_the_latest_text_of_the_main_conversation():
 
 def test_conversation_is_not_recorded_for_a_server_that_cannot_read_it():
     events = RecordedEvents()
-    tracker = ProgressTracker(
+    tracker = ProgressAndConversationRecorder(
         events.append, lambda: datetime(2026, 1, 29, tzinfo=UTC), NO_PROGRESS, records_conversation=False
     )
     for event in [*CONVERSATION, ParsedToolCallEnd("t", "Bash", is_error=False)]:
@@ -194,7 +194,7 @@ def test_conversation_is_not_recorded_for_a_server_that_cannot_read_it():
 def test_conversation_size_is_limited_over_all_attempts(monkeypatch):
     message = AgentMessage("x" * 1000)
     size_bytes = 128 + len(msgspec.json.encode(message))
-    monkeypatch.setattr("sandbox.runner.progress_recorder.CONVERSATION_BYTES_MAX", 3 * size_bytes)
+    monkeypatch.setattr("sandbox.runner.progress_and_conversation_recorder.CONVERSATION_BYTES_MAX", 3 * size_bytes)
     tracker, events = create_tracker()
     tracker.handle_agent_event(message, 1.0)
     tracker.close()

@@ -27,7 +27,7 @@ INSTALL_HINT = (
 )
 
 _GUEST_PACKAGE = Path(__file__).parent / "guest"
-_GUEST_MODULES = ("frames", "machine", "commands", "streams", "agent")
+_GUEST_MODULES = ("frames", "guest_setup", "commands", "streams", "agent")
 """Modules of the guest agent. Each module comes after the modules that it imports."""
 
 GUEST_AGENT_PATH = "/agent"

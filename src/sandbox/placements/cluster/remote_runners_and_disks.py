@@ -29,7 +29,7 @@ _MARGIN_SECONDS = 2.0
 _lock_ids = itertools.count(1)
 
 
-class WorkerRunnerHandle:
+class RemoteRunnerHandle:
     """Implements `interfaces.runner.RunnerHandle`: the worker connects each stream to the runner's socket."""
 
     def __init__(self, workers: Workers, location: AttemptLocation) -> None:
@@ -68,7 +68,7 @@ class WorkerRunnerHandle:
         return bool(await self._workers.request(location, KillRunner(), bool))
 
 
-class WorkerPreservedDisk:
+class RemotePreservedDisk:
     """Implements `interfaces.placement.PreservedDisk`: the worker holds the lock until its session ends."""
 
     def __init__(self, workers: Workers, location: AttemptLocation) -> None:

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from sandbox.primitives import client_shares
-from sandbox.primitives.client_shares import STALLED_SECONDS, MemoryShare
+from sandbox.primitives import fair_client_shares
+from sandbox.primitives.fair_client_shares import STALLED_SECONDS, MemoryShare
 
 
 class FakeClock:
@@ -108,11 +108,11 @@ async def test_waiter_closes_stalled_connections():
 
 
 async def test_shares_have_separate_memory_and_work_without_a_share_is_unlimited():
-    shares = client_shares.FairShares()
+    shares = fair_client_shares.FairShares()
     first_share, second_share = shares.of("vera"), shares.of("otto")
     assert await first_share.memory.try_reserve(10**12)
     assert await second_share.memory.try_reserve(1)
     assert not await first_share.memory.try_reserve(1)
-    assert await client_shares.current_memory_share().try_reserve(10**12)
-    client_shares.set_current_share(second_share)
-    assert client_shares.current_memory_share() is second_share.memory
+    assert await fair_client_shares.current_memory_share().try_reserve(10**12)
+    fair_client_shares.set_current_share(second_share)
+    assert fair_client_shares.current_memory_share() is second_share.memory

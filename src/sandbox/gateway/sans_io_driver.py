@@ -9,7 +9,7 @@ from sandbox.gateway import limits
 from sandbox.gateway.limits import MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX, NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX
 from sandbox.gateway.sans_io import Effects, Phase, SansIOProtocol
 from sandbox.gateway.transport import READ_BYTES, Stream
-from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle
+from sandbox.primitives.runner_cpu_throttle import CpuQueue, CpuThrottle
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ PHASE_TIMEOUT_SECONDS = {
 """Timeout for a client connection in each phase, in seconds."""
 
 
-class ConnectionHandler:
+class SansIODriver:
     """Passes the data of one connection from the sandbox to a protocol. Received data waits for its turn in `queue`."""
 
     def __init__(self, protocol: SansIOProtocol, client: Stream, queues: PriorityCpuQueues, queue: CpuQueue) -> None:

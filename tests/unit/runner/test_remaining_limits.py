@@ -12,7 +12,7 @@ from sandbox.model.events import Progress
 from sandbox.model.task import AgentStartTime, Attempt, StateHistoryEntry, Task, TotalUsage
 from sandbox.model.task_state import TaskState
 from sandbox.runner import agent_output
-from sandbox.runner.progress_recorder import remaining_budget, remaining_seconds
+from sandbox.runner.remaining_limits import remaining_budget, remaining_seconds
 
 START_TIME = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES, RUNNER_CPU_DEBT_SECONDS_MAX
-from sandbox.primitives.cpu_throttle import CpuBudget
+from sandbox.primitives.runner_cpu_throttle import CpuBudget
 
 BURST, CORES = RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 

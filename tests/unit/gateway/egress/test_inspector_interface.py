@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.gateway.egress.inspection import Denial, NestedConnectionFilter, Tunnel
+from sandbox.gateway.egress.inspector_interface import Denial, NestedConnectionFilter, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy, is_address
 from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.model.egress import EgressRules

@@ -12,7 +12,7 @@ from sandbox.model.events import Artifact
 from sandbox.primitives.files import create_private_file, fsync_path
 
 
-class FileArtifactCopy:
+class ReceivedArtifactFile:
     """Implements `interfaces.journal.ArtifactCopy`. A `close` in another thread waits for the call that is running."""
 
     def __init__(self, artifact: Artifact, partial: Path, target: Path, on_close: Callable[[], None]) -> None:
