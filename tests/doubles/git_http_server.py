@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox.demo.git_server import git_response
-from sandbox.demo.http_server import HttpService, request_target
+from sandbox.demo.loopback_http_service import HttpService, request_target
 
 
 class GitHttpServer:

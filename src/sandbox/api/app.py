@@ -14,9 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
 from sandbox.api.errors import add_error_handlers
+from sandbox.api.middleware.access_log_and_metrics import AccessLogAndMetricsMiddleware
 from sandbox.api.middleware.authentication import AuthenticationMiddleware
 from sandbox.api.middleware.response_headers import ResponseHeadersMiddleware
-from sandbox.api.middleware.response_recording import MetricsMiddleware
 from sandbox.api.openapi import DESCRIPTION, build_schema
 from sandbox.api.routes import (
     admin,
@@ -27,7 +27,7 @@ from sandbox.api.routes import (
     logs,
     sessions,
     single_task,
-    state_changes,
+    state_change_stream,
     task_list,
 )
 from sandbox.api.streaming.event_websocket import serve_event_stream
@@ -39,7 +39,7 @@ _ROUTERS = (
     single_task.router,
     derived_tasks.router,
     logs.router,
-    state_changes.router,
+    state_change_stream.router,
     artifacts.router,
     health.router,
     admin.router,
@@ -128,7 +128,7 @@ def _configure(app: Starlette, context: AppContext) -> None:
     app.add_middleware(AuthenticationMiddleware, authenticator=context.authenticator)
     app.add_middleware(EncodedSlashMiddleware)
     app.add_middleware(ResponseHeadersMiddleware)
-    app.add_middleware(MetricsMiddleware, metrics=context.metrics)
+    app.add_middleware(AccessLogAndMetricsMiddleware, metrics=context.metrics)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 
 from sandbox.api.errors import STATUS_BY_CODE
 from sandbox.api.json_responses import JsonResponse, reason_phrase
-from sandbox.api.middleware.response_recording import set_api_route
+from sandbox.api.middleware.access_log_and_metrics import set_api_route
 from sandbox.api.request_parsing import check_params
 
 Responses = dict[int | str, dict[str, Any]]

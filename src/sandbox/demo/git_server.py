@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from sandbox.demo.example_repository import git_environment
-from sandbox.demo.http_server import HttpService, request_target
+from sandbox.demo.loopback_http_service import HttpService, request_target
 
 DEFAULT_PORT = 8130
 """The default port of the tutorial's git server."""

@@ -20,7 +20,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from sandbox.demo.http_server import HttpService, request_target
+from sandbox.demo.loopback_http_service import HttpService, request_target
 from sandbox.model.errors import DECODE_ERRORS
 
 _DELTA_CHARACTERS = 4096

@@ -23,7 +23,7 @@ from sandbox.client import (
     UnexpectedResponseError,
     UnreachableError,
 )
-from sandbox.client.connection_settings import resolve_connection
+from sandbox.client.http_connection import resolve_connection
 from sandbox.client.terminal import open_terminal
 
 LOGS = f"/tasks/{TASK_ID}/logs"

@@ -14,8 +14,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, get_context
 from sandbox.api.http.protocols import MORE_TEXT
+from sandbox.api.middleware.access_log_and_metrics import set_route
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.api.middleware.response_recording import set_route
 from sandbox.api.request_parsing import SEQ, CommaSeparated, parse_query_params, parse_seq
 from sandbox.api.streaming.response import MessageBatch, Prefetcher, encode_each, wait_for_disconnect
 from sandbox.interfaces.server_services import TaskNotFoundError

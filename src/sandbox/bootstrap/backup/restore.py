@@ -17,9 +17,9 @@ from typing import IO, Any, cast
 
 import msgspec
 
-from sandbox.bootstrap.admin_operations import check_data_dir, rebuild_index
 from sandbox.bootstrap.backup.create import BACKUP_VERSION, MANIFEST_NAME, TOKENS_NAME, BackupEntry, BackupManifest
 from sandbox.bootstrap.clock import SystemClock
+from sandbox.bootstrap.data_dir_maintenance import check_data_dir, rebuild_index
 from sandbox.bootstrap.private_directory import private_umask
 from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.journal.journals import FileJournals

@@ -1,23 +1,4 @@
-"""Parses the output of squeue and sinfo, and determines the phase of a job.
-
-| state in Slurm | phase |
-| --- | --- |
-| PENDING, REQUEUED, REQUEUE_FED, REQUEUE_HOLD, RESV_DEL_HOLD, SPECIAL_EXIT | waiting |
-| RUNNING, CONFIGURING, COMPLETING, SUSPENDED, STOPPED, SIGNALING, RESIZING, STAGE_OUT | running |
-| COMPLETED, FAILED, OUT_OF_MEMORY | ended: the host reported the end of the script |
-| CANCELLED, TIMEOUT, PREEMPTED, DEADLINE | ended if the job has no host, or if its host reported an exit status |
-| the same with the exit status 0 | unreachable |
-| NODE_FAIL, BOOT_FAIL, REVOKED and all others | unreachable |
-
-The controller itself decides on CANCELLED, TIMEOUT and PREEMPTED. While the job's host is connected, the job is
-COMPLETING until the host confirms the end of all processes. If the host does not respond, the job leaves COMPLETING
-once `SlurmdTimeout` has passed, although its processes may still be running on a host that is cut off. Only the exit
-status shows the difference: the controller sets it when the host reports how the script ended. The status 0 is also the
-initial value.
-
-Slurm starts a job again despite `--no-requeue` if a host did not respond to the request to start it. That host may have
-started the worker all the same, so the end of such a job is never certain.
-"""
+"""Parses the output of squeue and sinfo."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -13,7 +13,7 @@ from doubles.manifests import encode_json
 from doubles.server_components import ServerComponents
 from doubles.stored_tasks import StoredTasks
 from doubles.unreachable_journals import UnreachableJournals
-from sandbox.bootstrap.admin_operations import prune_data_dir
+from sandbox.bootstrap.data_dir_maintenance import prune_data_dir
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.server_services import Retention, TaskNotFoundError, UnavailableError

@@ -38,8 +38,8 @@ def backup(file: str, **options: Any) -> None:
     1). Preserved sandboxes, images and the workspaces of running tasks are not included.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
-    from sandbox.bootstrap.admin_operations import require_data_dir
     from sandbox.bootstrap.backup.create import create_backup, stream_backup
+    from sandbox.bootstrap.data_dir_maintenance import require_data_dir
 
     is_stdout = file == "-"
     if is_stdout:

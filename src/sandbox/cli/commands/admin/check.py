@@ -37,7 +37,7 @@ def check(*, deep: bool, **options: Any) -> None:
     is consistent, otherwise 1.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
-    from sandbox.bootstrap.admin_operations import check_data_dir
+    from sandbox.bootstrap.data_dir_maintenance import check_data_dir
 
     tasks_count, discrepancies = check_data_dir(data_dir, deep=deep)
     if current_options().format == "json":

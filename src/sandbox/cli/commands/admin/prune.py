@@ -104,7 +104,7 @@ def prune(
 
 def _prune_offline(limits: Mapping[str, int | None], options: Mapping[str, Any], *, dry_run: bool) -> Pruned:
     settings = load_configuration(options).settings
-    from sandbox.bootstrap.admin_operations import prune_data_dir
+    from sandbox.bootstrap.data_dir_maintenance import prune_data_dir
     from sandbox.interfaces.server_services import Retention
     from sandbox.model.wire.event_conversion import format_timestamp
 

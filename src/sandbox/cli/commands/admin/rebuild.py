@@ -26,7 +26,7 @@ def rebuild(**options: Any) -> None:
     otherwise 1.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
-    from sandbox.bootstrap.admin_operations import rebuild_index
+    from sandbox.bootstrap.data_dir_maintenance import rebuild_index
 
     result = rebuild_index(data_dir)
     if current_options().format == "json":

@@ -12,12 +12,12 @@ import pytest
 from doubles.stored_tasks import StoredTasks
 from doubles.unreachable_journals import UnreachableJournals
 from sandbox.auth.token_file import TokenFile
-from sandbox.bootstrap.admin_operations import prune_data_dir
 from sandbox.bootstrap.backup import create as backups
 from sandbox.bootstrap.backup import restore as backup_restore
 from sandbox.bootstrap.backup.create import BackupExistsError, BackupTooLargeError, create_backup
 from sandbox.bootstrap.backup.restore import BackupUnusableError, RestoreTargetUnusableError
 from sandbox.bootstrap.backup.restore import restore as restore_here
+from sandbox.bootstrap.data_dir_maintenance import prune_data_dir
 from sandbox.interfaces.auth import Role
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from doubles.stored_tasks import StoredTasks
-from sandbox.bootstrap import admin_operations
-from sandbox.bootstrap.admin_operations import rebuild_index
+from sandbox.bootstrap import data_dir_maintenance
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
+from sandbox.bootstrap.data_dir_maintenance import rebuild_index
 from sandbox.interfaces.store import IndexedTask, TaskQuery
 
 
@@ -118,7 +118,7 @@ def test_full_disk_keeps_the_index_and_leaves_no_files(stored, monkeypatch):
         raise OSError(28, "No space left on device")
 
     before, index = rows(stored), (stored.data_dir / "index.sqlite").read_bytes()
-    monkeypatch.setattr("sandbox.bootstrap.admin_operations.index_journals", raise_error)
+    monkeypatch.setattr("sandbox.bootstrap.data_dir_maintenance.index_journals", raise_error)
     with pytest.raises(OSError, match="No space"):
         rebuild_index(stored.data_dir)
     assert list(stored.data_dir.glob("index.sqlite.*")) == []
@@ -195,7 +195,7 @@ class CrashError(BaseException):
 
 def crash_at(step, monkeypatch):
     """Crash before the given file operation of the index replacement."""
-    steps, replace = itertools.count(1), admin_operations._replace_index
+    steps, replace = itertools.count(1), data_dir_maintenance._replace_index
 
     def crashing(real):
         def call(*arguments, **options):
@@ -211,7 +211,7 @@ def crash_at(step, monkeypatch):
                 patch.setattr(owner, name, crashing(getattr(owner, name)))
             replace(index, new)
 
-    monkeypatch.setattr(admin_operations, "_replace_index", replace_and_crash)
+    monkeypatch.setattr(data_dir_maintenance, "_replace_index", replace_and_crash)
 
 
 def test_crash_at_any_step_leaves_the_old_or_the_new_index(stored, restore_killed_index, monkeypatch):

@@ -25,7 +25,7 @@ REBUILD_WITH_GROWING_SPACE = """
 import os, sys
 from pathlib import Path
 from sandbox.interfaces.store import StoreError
-from sandbox.bootstrap.admin_operations import check_data_dir, rebuild_index
+from sandbox.bootstrap.data_dir_maintenance import check_data_dir, rebuild_index
 from sandbox.store.migrate import StoreUnusableError
 
 data = Path(sys.argv[1])

@@ -32,7 +32,7 @@ def set_route(connection: HTTPConnection, template: str) -> None:
     connection.scope["state"]["route"] = template
 
 
-class MetricsMiddleware:
+class AccessLogAndMetricsMiddleware:
     """The outermost middleware, which also processes rejected requests."""
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:

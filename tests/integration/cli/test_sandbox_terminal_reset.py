@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux
 
 PROGRAM = """
 import os, sys, time
-from sandbox.cli.terminal import _RESET
+from sandbox.cli.sandbox_terminal import _RESET
 sys.stdout.write({before!r})
 sys.stdout.flush()
 os.write(1, _RESET)

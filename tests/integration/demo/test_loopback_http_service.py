@@ -7,7 +7,7 @@ import httpx2
 import pytest
 from starlette.responses import PlainTextResponse, StreamingResponse
 
-from sandbox.demo.http_server import HttpService, request_target
+from sandbox.demo.loopback_http_service import HttpService, request_target
 
 
 async def endless(_):

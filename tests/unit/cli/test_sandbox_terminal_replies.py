@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from sandbox.cli import terminal
+from sandbox.cli import sandbox_terminal
 
 _SEQUENCES = re.compile(rb"\x1b\[(?:(?P<row>\d+);(?P<column>\d+)H|(?P<query>6n))")
 LATENCY_SECONDS = 0.1
@@ -73,7 +73,7 @@ def read_typed(descriptor: int, seconds: float) -> bytes:
 
 def test_replies_to_queries_of_the_sandbox_do_not_reach_the_users_shell(monkeypatch: pytest.MonkeyPatch):
     with connect_terminal(monkeypatch, replies=True) as (_, slave):
-        with terminal._raw_mode(slave):
+        with sandbox_terminal._raw_mode(slave):
             os.write(slave, b"\x1b[6n" * 20)
         assert read_typed(slave, 5 * LATENCY_SECONDS) == b""
 
@@ -81,9 +81,9 @@ def test_replies_to_queries_of_the_sandbox_do_not_reach_the_users_shell(monkeypa
 def test_what_the_user_types_after_the_end_reaches_the_shell(monkeypatch: pytest.MonkeyPatch):
     with connect_terminal(monkeypatch, replies=True) as (master, slave):
         started_at = time.monotonic()
-        with terminal._raw_mode(slave):
+        with sandbox_terminal._raw_mode(slave):
             pass
-        assert time.monotonic() - started_at < terminal._REPLY_SECONDS
+        assert time.monotonic() - started_at < sandbox_terminal._REPLY_SECONDS
         os.write(master, b"ls\n")
         assert read_typed(slave, 5.0) == b"ls\n"
 
@@ -91,7 +91,7 @@ def test_what_the_user_types_after_the_end_reaches_the_shell(monkeypatch: pytest
 def test_wait_for_a_terminal_that_does_not_reply_is_limited(monkeypatch: pytest.MonkeyPatch):
     with connect_terminal(monkeypatch, replies=False) as (master, slave):
         started_at = time.monotonic()
-        with terminal._raw_mode(slave):
+        with sandbox_terminal._raw_mode(slave):
             os.write(master, b"\x1b[1;1R" * 20)
-        assert time.monotonic() - started_at < terminal._REPLY_SECONDS + 2
+        assert time.monotonic() - started_at < sandbox_terminal._REPLY_SECONDS + 2
         assert read_typed(slave, 0.1) == b""

@@ -5,8 +5,8 @@ import re
 import click
 import pytest
 
-from sandbox.cli import terminal
-from sandbox.cli.terminal import DetachKeyDetector, parse_detach_keys
+from sandbox.cli import sandbox_terminal
+from sandbox.cli.sandbox_terminal import DetachKeyDetector, parse_detach_keys
 
 
 def parse(value: str) -> bytes:
@@ -69,15 +69,15 @@ def test_partial_sequence_is_passed_on():
     ],
 )
 def test_terminal_mode_that_a_program_has_set_is_reset(enabled: bytes, reset: bytes):
-    assert re.search(reset, terminal._RESET) is not None, enabled
+    assert re.search(reset, sandbox_terminal._RESET) is not None, enabled
 
 
 def test_reset_does_not_clear_the_screen():
-    assert re.search(rb"\x1bc|\x1b\[[0-9]*J", terminal._RESET) is None
+    assert re.search(rb"\x1bc|\x1b\[[0-9]*J", sandbox_terminal._RESET) is None
 
 
 @pytest.mark.parametrize(
     ("keys", "shown"), [(b"\x10\x11", "Ctrl-P Ctrl-Q"), (b"\x1d", "Ctrl-]"), (b"\x00a", "Ctrl-@ a"), (b"~.", "~ .")]
 )
 def test_keys_are_shown_in_readable_form(keys: bytes, shown: str):
-    assert terminal.format_keys(keys) == shown
+    assert sandbox_terminal.format_keys(keys) == shown
