@@ -15,7 +15,7 @@ WALL_CLOCK_READERS = {
     "dashboard/pages/server.py": "the last day is grouped by wall clock hours",
     "dashboard/pages/task_list.py": "a filter such as the last hour ends now",
     "server/task_service.py": "an artifact has a creation date",
-    "server/dispatcher.py": "a drain has a start date",
+    "server/start_conditions.py": "a drain has a start date",
     "bootstrap/backup/create.py": "a backup has a creation date",
     "placements/cluster/hosts.py": "the last contact of a host is a date",
     "runtimes/limits/pending_syscalls.py": "the kernel stores the date of the last write to a terminal",

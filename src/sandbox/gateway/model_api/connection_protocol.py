@@ -461,8 +461,7 @@ class ModelProtocol:
 
     def _start_response(self, effects: Effects, inflight: InflightRequest, response: h11.Response) -> None:
         if 300 <= response.status_code < 400:
-            address = self._upstream.address
-            setting = self._dialect.base_url_setting
+            address, setting = self._upstream.address, self._dialect.base_url_setting
             message = f"The model at {address} redirects to another address; set {setting} to that address."
             self._fail_upstream(effects, 502, message)
             return
@@ -481,9 +480,8 @@ class ModelProtocol:
             return
         inflight.has_response = True
         if is_metered:
-            inflight.meter = inflight.dialect.create_meter(
-                forwarded_http_heads.header(response.headers, b"content-type")
-            )
+            content_type = forwarded_http_heads.header(response.headers, b"content-type")
+            inflight.meter = inflight.dialect.create_meter(content_type)
         rules, redactors = self._dialect.response_headers, [self._upstream.key_redactor]
         if response.status_code >= 400:  # the model's own text may contain such names legitimately
             redactors += account_redactors(response.headers, rules.account)
