@@ -60,6 +60,31 @@ make_slow()
 fcntl.ioctl(one, 0x8912, struct.pack("ixxxxP", 4096, slow))  # SIOCGIFCONF
 """
 
+_BLOCKED_LIST_OF_TERMINALS = """
+# While one program lists the terminals and waits for its memory, and another one waits to create a file there, no other
+# program can list them. Kernel threads that process the input of the terminals delay the runner.
+terminals = [os.openpty()[0] for _ in range(20)]
+for terminal in terminals: os.set_blocking(terminal, False); os.write(terminal, b"a" * 4000)
+directory = os.open("/dev/pts", os.O_RDONLY)
+def create_file():
+    while True:
+        time.sleep(0.01)
+        try: os.open("/dev/pts/file", os.O_WRONLY | os.O_CREAT)
+        except OSError: pass
+def list_terminals():
+    while resident.value & 1: time.sleep(0.01)
+    libc.syscall(61 if os.uname().machine == "aarch64" else 217, directory, ctypes.c_void_p(slow + 8192), 8192)
+def fill_terminals():
+    while resident.value & 1: time.sleep(0.01)
+    time.sleep(0.6)
+    for terminal in terminals:
+        try:
+            while True: os.write(terminal, b"\x12" * 2000)  # each byte repeats the line
+        except BlockingIOError: pass
+fork_to(create_file)
+for run in (list_terminals, fill_terminals): threading.Thread(target=run, daemon=True).start()
+"""
+
 _JOINED_GROUP = """
 server = socket.create_server(("127.0.0.1", 0)); one = socket.create_connection(server.getsockname())
 make_slow()
@@ -114,12 +139,20 @@ while True:
     ("source", "reason"),
     [
         (_SLOW_MEMORY + _LISTED_INTERFACES, "network devices"),
+        (_SLOW_MEMORY + _BLOCKED_LIST_OF_TERMINALS + _LISTED_INTERFACES, "network devices"),
         (_SLOW_MEMORY + _JOINED_GROUP, "network devices"),
         (_SLOW_MEMORY + _LISTED_DIRECTORY, "listed a directory"),
         (_SLOW_MEMORY + _NESTED_EPOLL, "nested epoll instances"),
         (_ORDINARY_USE, ""),
     ],
-    ids=["list of interfaces", "multicast group", "list of files", "nested epoll instances", "ordinary use"],
+    ids=[
+        "list of interfaces",
+        "blocked list of terminals",
+        "multicast group",
+        "list of files",
+        "nested epoll instances",
+        "ordinary use",
+    ],
 )
 def test_locks_of_the_machine_are_not_held_for_long(
     runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str, reason: str

@@ -26,6 +26,7 @@ from sandbox.runtimes.launcher_client import LauncherProcess, attempt_marker, st
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
 from sandbox.runtimes.limits.kernel_watch import wait_for_exceeded_limit
+from sandbox.runtimes.limits.measurement_threads import measure_in_thread
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -353,9 +354,9 @@ async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory
     meters = SyscallBufferMeter(), ClosingFilesMeter()
     try:
         await wait_for_exceeded_limit(
-            lambda: asyncio.to_thread(launcher.kernel_usage, group, memory_bytes, *meters),
-            lambda: asyncio.to_thread(group.file_counts),
-            lambda: asyncio.to_thread(group.detailed_file_usage, launcher.epoll_counter),
+            lambda: measure_in_thread(launcher.kernel_usage, group, memory_bytes, *meters),
+            lambda: measure_in_thread(group.file_counts),
+            lambda: measure_in_thread(group.detailed_file_usage, launcher.epoll_counter),
             partial(count_uncharged_bytes, group),
         )
     except Exception:

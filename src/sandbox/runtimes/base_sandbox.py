@@ -19,6 +19,7 @@ from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes,
 from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 from sandbox.runtimes.limits.measurement_postponer import MeasurementPostponer
+from sandbox.runtimes.limits.measurement_threads import measure_in_thread
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter, may_any_count_differ
 from sandbox.runtimes.limits.slab_usage import count_negative_dentries
 from sandbox.runtimes.sandbox_file_descriptors import open_reader
@@ -106,6 +107,7 @@ class BaseSandbox(ABC):
             self.detailed_file_usage,
             uncharged_bytes,
             self.terminal_usage,
+            self.lock_usage,
             MeasurementPostponer(partial(read_group_cpu_seconds, self._group), self._may_usage_change_while_idle),
         )
 
@@ -122,7 +124,7 @@ class BaseSandbox(ABC):
 
         Cheap enough to call ten times a second.
         """
-        return await asyncio.to_thread(self._measure_kernel_usage)
+        return await measure_in_thread(self._measure_kernel_usage)
 
     def _measure_kernel_usage(self) -> KernelUsage:
         meters = self._syscall_buffer_meter, self._closing_files_meter
@@ -133,6 +135,13 @@ class BaseSandbox(ABC):
         """Return only the usage of terminals. Unlike `kernel_usage`, it does not wait on a busy machine.
 
         This implementation measures nothing: only programs that share the host's kernel can use terminals of the host.
+        """
+        return KernelUsage()
+
+    async def lock_usage(self) -> KernelUsage:
+        """Return only the time for which the sandbox holds locks that the machine needs.
+
+        This implementation measures nothing: only programs that share the host's kernel can hold its locks.
         """
         return KernelUsage()
 

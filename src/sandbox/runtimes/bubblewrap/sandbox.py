@@ -20,10 +20,11 @@ from sandbox.runtimes.bubblewrap.disk_root import DiskRoot, find_disk_root
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.exec_terminal import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec
-from sandbox.runtimes.limits.cgroups import measure_terminal_usage
+from sandbox.runtimes.limits.cgroups import measure_lock_usage, measure_terminal_usage
 from sandbox.runtimes.limits.ext4_kernel_objects import DirectoryMeter
 from sandbox.runtimes.limits.kernel_lock_hold_times import MachineLockMeters
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
+from sandbox.runtimes.limits.measurement_threads import measure_in_thread
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter, TerminalMeter
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
@@ -224,16 +225,20 @@ class BubblewrapSandbox(BaseSandbox):
         return any(one.is_due() for one in self._launcher.thread_interrupters) or super()._may_usage_change_while_idle()
 
     async def terminal_usage(self) -> KernelUsage:
-        """Return only the usage of terminals, and of locks that the machine needs."""
-        return await asyncio.to_thread(measure_terminal_usage, self._group, self._terminal_meter, self._lock_meters)
+        """Return only the usage of terminals."""
+        return await measure_in_thread(measure_terminal_usage, self._group, self._terminal_meter)
+
+    async def lock_usage(self) -> KernelUsage:
+        """Return only the time for which programs inside hold locks that the machine needs."""
+        return await measure_in_thread(measure_lock_usage, self._group, self._lock_meters)
 
     async def file_counts(self) -> FileUsage:
         """Return the number of open files and directories of all processes inside."""
-        return await asyncio.to_thread(self._group.file_counts)
+        return await measure_in_thread(self._group.file_counts)
 
     async def detailed_file_usage(self) -> FileUsage:
         """Return the open files of all processes inside; they are processes of the host's kernel."""
-        return await asyncio.to_thread(self._group.detailed_file_usage, self._launcher.epoll_counter)
+        return await measure_in_thread(self._group.detailed_file_usage, self._launcher.epoll_counter)
 
     async def _wait_started(self, status: asyncio.StreamReader, errors: asyncio.StreamReader) -> None:
         try:

@@ -20,6 +20,7 @@ from sandbox.runtimes.gvisor import bundle
 from sandbox.runtimes.gvisor.bundle import STATE_DIRECTORY
 from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits.kernel_watch import FileUsage
+from sandbox.runtimes.limits.measurement_threads import measure_in_thread
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.sandbox_file_descriptors import create_memfd, wait_readable
 
@@ -167,7 +168,7 @@ class GvisorSandbox(BaseSandbox):
 
         The memory of other open files is charged to the control group.
         """
-        return await asyncio.to_thread(
+        return await measure_in_thread(
             self._group.directory_usage, descriptors_per_directory=_DESCRIPTORS_PER_DIRECTORY
         )
 

@@ -367,18 +367,14 @@ def read_group_cpu_seconds(group: ControlGroup) -> float | None:
     return group._cpu_seconds()
 
 
-def measure_terminal_usage(
-    group: ControlGroup, meter: TerminalMeter, lock_meters: MachineLockMeters | None = None
-) -> KernelUsage:
-    """Return only the usage of the group's terminals and of locks. Takes 1 ms while programs write to the terminals.
+def measure_terminal_usage(group: ControlGroup, meter: TerminalMeter) -> KernelUsage:
+    """Return only the usage of the group's terminals. Takes 1 ms while programs write to the terminals."""
+    return KernelUsage(terminal_cpu_seconds=meter.measure(group.process_ids, group._process_ids_of_others))
 
-    lock_meters: None to omit the time for which the group's programs hold locks that the machine needs.
-    """
-    cpu_seconds = meter.measure(group.process_ids, group._process_ids_of_others)
-    if lock_meters is None:
-        return KernelUsage(terminal_cpu_seconds=cpu_seconds)
+
+def measure_lock_usage(group: ControlGroup, lock_meters: MachineLockMeters) -> KernelUsage:
+    """Return only the time for which the group's programs hold locks that the machine needs."""
     return KernelUsage(
-        terminal_cpu_seconds=cpu_seconds,
         terminal_lock_seconds=lock_meters.terminals.measure(group._thread_ids),
         network_lock_seconds=lock_meters.network_devices.measure(group._thread_ids),
         nested_epoll_lock_seconds=lock_meters.nested_epoll.measure(group._thread_ids),

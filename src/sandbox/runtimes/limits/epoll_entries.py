@@ -19,6 +19,7 @@ import msgspec
 
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX
 from sandbox.runtimes.limits.directory_and_lock_counts import find_fd_table, list_directory
+from sandbox.runtimes.limits.measurement_threads import OtherSandboxMeasurement
 from sandbox.runtimes.limits.slab_usage import SLABS, count_used_objects
 
 _CAPACITY_FILE = Path("/sys/kernel/slab/eventpoll_epi/total_objects")
@@ -83,6 +84,7 @@ class EpollCounter:
         self._count_all = count_all
         self._lowest = count_all() if initial_count is None else initial_count
         self._in_transit_counts = 0
+        self._other_sandboxes = OtherSandboxMeasurement(_inspect)
 
     def count(
         self,
@@ -110,8 +112,21 @@ class EpollCounter:
             self._in_transit_counts + 1 if found.has_descriptors_in_transit and growth > EPOLL_ENTRIES_MAX else 0
         )
         if self._in_transit_counts >= _IN_TRANSIT_COUNTS_MAX:
-            return max(found.entries, growth - _sum_entries(other_sandboxes(), growth))
+            return max(found.entries, growth - self._sum_entries(other_sandboxes(), growth))
         return found.entries if total is None else min(found.entries, total)
+
+    def _sum_entries(self, sandboxes: Iterable[Collection[int]], entries_max: int) -> int:
+        """Return the number of visible entries of several sandboxes, at most `entries_max`.
+
+        A sandbox that has too many entries, or cannot be inspected in time, counts for `entries_max`: it is ended by
+        its own runner.
+        """
+        entries = 0
+        for found in self._other_sandboxes.measure_all(sandboxes):
+            if found is None or found.was_cut_short or found.entries > EPOLL_ENTRIES_MAX:
+                return entries_max
+            entries += found.entries
+        return min(entries, entries_max)
 
 
 class _Inspection(msgspec.Struct, frozen=True):
@@ -120,21 +135,6 @@ class _Inspection(msgspec.Struct, frozen=True):
     entries: int = 0
     has_descriptors_in_transit: bool = False
     was_cut_short: bool = False
-
-
-def _sum_entries(sandboxes: Iterable[Collection[int]], entries_max: int) -> int:
-    """Return the number of visible entries of several sandboxes, at most `entries_max`.
-
-    A sandbox that has too many entries, or cannot be inspected in time, counts for `entries_max`: it is ended by its
-    own runner.
-    """
-    entries = 0
-    for process_ids in sandboxes:
-        found = _inspect(process_ids)
-        if found.was_cut_short or found.entries > EPOLL_ENTRIES_MAX:
-            return entries_max
-        entries += found.entries
-    return min(entries, entries_max)
 
 
 def _inspect(process_ids: Collection[int]) -> _Inspection:

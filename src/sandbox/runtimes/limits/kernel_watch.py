@@ -37,6 +37,7 @@ from sandbox.model.fixed_limits import (
 )
 from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.runtimes.limits.measurement_postponer import MeasurementPostponer
+from sandbox.runtimes.limits.measurement_threads import start_measurement
 
 
 class KernelUsage(msgspec.Struct, frozen=True):
@@ -283,8 +284,9 @@ _WAITS_MAX = 120
 
 Time in which threads of this process waited for a processor does not count, because the cause is a busy machine. The
 times of all threads are added up, because the threads take turns. Some threads may do other work, so the number of
-waits also limits one measurement. A stop of the event loop, for example while the machine is suspended, counts as one
-wait.
+waits also limits one measurement. A wait always counts if the thread of the measurement slept in a system call
+meanwhile: programs inside can keep the machine busy and hold a lock at the same time. A stop of the event loop, for
+example while the machine is suspended, counts as one wait.
 """
 
 _THREADS_DIRECTORY = "/proc/self/task"
@@ -297,6 +299,7 @@ async def wait_for_exceeded_limit(
     detailed_file_usage: Callable[[], Awaitable[FileUsage]],
     uncharged_bytes: Callable[[], int | None],
     terminal_usage: Callable[[], Awaitable[KernelUsage]] | None = None,
+    lock_usage: Callable[[], Awaitable[KernelUsage]] | None = None,
     postponer: MeasurementPostponer | None = None,
 ) -> str:
     """Wait until the sandbox exceeds a limit; return why it must end. Each kind of usage is polled separately.
@@ -305,14 +308,19 @@ async def wait_for_exceeded_limit(
 
     uncharged_bytes: returns the machine's kernel memory that is not charged to the sandbox; None if unknown. If it
         grows, the files are counted early: partly read directories can use hundreds of MiB per second.
-    terminal_usage: measures terminals and locks; None for confined programs, which have no terminals. While the
-        kernel's threads for terminals keep all processors busy, each thread switch in the runner takes half a second.
-        Never postponed: after a short write to a terminal, these threads can be busy for seconds, and a program that
-        waits for a lock can get it, and hold it, without running.
+    terminal_usage, lock_usage: measure terminals and locks; None for confined programs, which have no terminals. While
+        the kernel's threads for terminals keep all processors busy, each thread switch in the runner takes half a
+        second. Never postponed: after a short write to a terminal, these threads can be busy for seconds, and a program
+        that waits for a lock can get it, and hold it, without running. Measured separately: a program can block the
+        list of its terminals while it holds a lock.
     postponer: postpones `kernel_usage` while no program of the sandbox runs; None to measure at the full rate.
     """
     return await run_until_first_complete(
-        *(() if terminal_usage is None else [_poll_for_violation(terminal_usage, TERMINAL_CPU_CHECK_INTERVAL_SECONDS)]),
+        *(
+            _poll_for_violation(measure, TERMINAL_CPU_CHECK_INTERVAL_SECONDS)
+            for measure in (terminal_usage, lock_usage)
+            if measure is not None
+        ),
         _poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_INTERVAL_SECONDS, postponer=postponer),
         _poll_for_violation(file_counts, FILE_USAGE_CHECK_INTERVAL_SECONDS, uncharged_bytes),
         _poll_for_violation(detailed_file_usage, FILE_USAGE_CHECK_INTERVAL_SECONDS),
@@ -374,9 +382,10 @@ _NOT_MEASURED_MESSAGE = (
 async def _measure_in_time(
     measure: Callable[[], Awaitable[KernelUsage | FileUsage]],
 ) -> KernelUsage | FileUsage | None:
-    measurement = asyncio.ensure_future(measure())
+    measurement, sleep = start_measurement(measure)
     first = read_run_delays()
     latest: dict[str, float] = {}
+    slept_seconds = 0.0
     try:
         for count in range(1, _WAITS_MAX + 1):
             done, _ = await asyncio.wait([measurement], timeout=_WAIT_SECONDS)
@@ -385,7 +394,8 @@ async def _measure_in_time(
             # The kernel adds a wait to a thread's delay when the wait is over. The delay of an ended thread is kept.
             latest |= read_run_delays()
             delayed_seconds = sum(max(0.0, delay - first.get(thread, 0.0)) for thread, delay in latest.items())
-            if count * _WAIT_SECONDS - delayed_seconds >= _WAITED_SECONDS_MAX:
+            slept_seconds += _WAIT_SECONDS if sleep.has_lasted() else 0.0
+            if max(count * _WAIT_SECONDS - delayed_seconds, slept_seconds) >= _WAITED_SECONDS_MAX:
                 return None
         return None
     finally:

@@ -29,6 +29,8 @@ import msgspec
 
 from sandbox.model.fixed_limits import CLOSING_FILES_BYTES_MAX, OPEN_FILES_GROWTH_MAX, SYSCALL_BUFFER_BYTES_MAX
 from sandbox.runtimes.limits.directory_and_lock_counts import find_fd_table, list_directory
+from sandbox.runtimes.limits.measurement_threads import OtherSandboxMeasurement, measure_in_further_thread
+from sandbox.runtimes.programs.launcher import PTYS_MAX
 
 _PTRACE_SEIZE, _PTRACE_INTERRUPT = 0x4206, 0x4207
 _INTERRUPT_SECONDS = 0.02
@@ -47,8 +49,7 @@ def interrupt_threads(process_ids: Iterable[int]) -> None:
     """Interrupt all threads of the processes, except those that this process is not allowed to trace."""
     # The kernel stops tracing when the tracing thread ends, so no traced thread stays stopped.
     tracer = threading.Thread(target=_trace, args=(list(process_ids),), name="interrupt-threads")
-    tracer.start()
-    tracer.join()
+    measure_in_further_thread(tracer)
 
 
 def _trace(process_ids: Iterable[int]) -> None:
@@ -465,6 +466,7 @@ class TerminalMeter:
     ) -> None:
         self._read_growth = TerminalThreads().read_growth if read_growth is None else read_growth
         self._count_terminals = count_terminals
+        self._other_sandboxes = OtherSandboxMeasurement(count_terminals)
         self._clock = clock
         self._measured_at = clock()
         self._is_writing = False
@@ -489,6 +491,11 @@ class TerminalMeter:
         growth = self._read_growth()
         if was_writing and elapsed_seconds > 0:
             excess = growth - _TERMINAL_CPU_ALLOWANCE_CORES * elapsed_seconds
-            total = own + sum(self._count_terminals(one) for one in other_sandboxes()) if excess > 0 else own
+            total = own + self._count_terminals_of_others(other_sandboxes()) if excess > 0 else own
             self._excess_cpu_seconds = max(0.0, self._excess_cpu_seconds + excess * own / total)
         return self._excess_cpu_seconds
+
+    def _count_terminals_of_others(self, sandboxes: Iterable[Collection[int]]) -> int:
+        """Return the number of the other sandboxes' terminals; PTYS_MAX for each one whose programs delay the count."""
+        counts = self._other_sandboxes.measure_all(sandboxes)
+        return sum(PTYS_MAX if count is None else count for count in counts)

@@ -30,6 +30,7 @@ from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes,
 from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter, DirectoryMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 from sandbox.runtimes.limits.measurement_postponer import MeasurementPostponer
+from sandbox.runtimes.limits.measurement_threads import measure_in_thread
 from sandbox.runtimes.limits.slab_usage import count_negative_dentries
 from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal
 from sandbox.runtimes.qemu.command_lines import QemuDescriptors
@@ -179,7 +180,7 @@ class QemuSandbox:
 
     async def kernel_usage(self) -> KernelUsage:
         """Return the usage of QEMU and virtiofsd. Objects of the guest's kernel are in the guest's memory."""
-        return await asyncio.to_thread(self._measure_kernel_usage)
+        return await measure_in_thread(self._measure_kernel_usage)
 
     def _measure_kernel_usage(self) -> KernelUsage:
         usage = self._launcher.kernel_usage(self._group, self._guest_spec.spec.memory_bytes)
@@ -194,7 +195,7 @@ class QemuSandbox:
 
         The memory of other files is charged to the group.
         """
-        return await asyncio.to_thread(self._group.directory_usage, descriptors_per_directory=1)
+        return await measure_in_thread(self._group.directory_usage, descriptors_per_directory=1)
 
     async def stats(self) -> Stats:
         """Return the statistics: CPU time from the host, because QEMU uses it there, and all others from the guest."""

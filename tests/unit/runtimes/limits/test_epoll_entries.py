@@ -3,6 +3,8 @@
 import os
 import select
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -175,6 +177,24 @@ def test_growth_found_in_other_sandboxes_is_not_attributed(monkeypatch: pytest.M
     assert all(counter.count([os.getpid()], lambda: [[], []]) <= EPOLL_ENTRIES_MAX for _ in range(5))
     machine.entries += MANY
     assert counter.count([os.getpid()], lambda: [[], []]) == MANY
+
+
+@pytest.mark.usefixtures("descriptors_in_flight")
+def test_growth_is_not_attributed_while_another_sandbox_delays_its_inspection(monkeypatch: pytest.MonkeyPatch):
+    """A program can hold the lock of an instance, which the kernel needs to list the entries."""
+    inspect, ended = epoll_entries._inspect, threading.Event()
+    monkeypatch.setattr(
+        epoll_entries, "_inspect", lambda ids: inspect(ids) if ids else ended.wait(20) and epoll_entries._Inspection()
+    )
+    machine = FakeEpollUsage(100)
+    counter = EpollCounter(machine.count)
+    machine.entries = 100 + 10 * MANY
+    started_at = time.monotonic()
+    try:
+        assert all(counter.count([os.getpid()], lambda: [[]]) <= EPOLL_ENTRIES_MAX for _ in range(4))
+    finally:
+        ended.set()
+    assert time.monotonic() - started_at < 19
 
 
 @pytest.mark.usefixtures("descriptors_in_flight")

@@ -1,14 +1,17 @@
 """A sandbox must end if it uses too many of the host kernel's resources, or if the usage cannot be measured."""
 
 import asyncio
+import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from sandbox.model.fixed_limits import SOCKET_BUFFER_BYTES_MAX, UNCHARGED_MEMORY_GROWTH_BYTES_MAX
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
+from sandbox.runtimes.limits.measurement_threads import measure_in_thread
 
 
 async def watch(sandbox):
@@ -163,6 +166,35 @@ def test_delays_of_other_threads_do_not_extend_a_count_forever(monkeypatch):
     assert "could not be counted" in watch_slow_count_on_a_busy_machine(
         monkeypatch, waiting=lambda elapsed: elapsed * 100
     )
+
+
+@pytest.mark.parametrize("sleeps", [True, False])
+def test_delays_do_not_extend_a_count_that_waits_for_a_lock_of_the_kernel(monkeypatch, sleeps):
+    """A program inside can keep all processors busy while it holds the lock."""
+    watched = "sandbox.runtimes.limits.kernel_watch."
+    monkeypatch.setattr(f"{watched}_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(f"{watched}_WAITED_SECONDS_MAX", 0.5)
+    monkeypatch.setattr(f"{watched}read_run_delays", lambda: {"busy": time.monotonic() * 100})
+    reader, writer = os.pipe()
+    released = threading.Event()
+
+    class WaitingSandbox(ScriptedSandbox):
+        async def detailed_file_usage(self):
+            await measure_in_thread((lambda: os.read(reader, 1)) if sleeps else (lambda: released.wait(20)))
+            return self.files
+
+    class Releaser(threading.Thread):
+        def run(self):
+            time.sleep(3)
+            released.set()
+            os.write(writer, b"x")
+
+    Releaser(daemon=True).start()
+    if sleeps:
+        assert "could not be counted" in watch_files(WaitingSandbox(KernelUsage()), seconds=2.5)
+    else:
+        with pytest.raises(TimeoutError):
+            watch_files(WaitingSandbox(KernelUsage()), seconds=1.5)
 
 
 def test_run_delays_grow_while_a_thread_waits_for_a_processor():

@@ -129,7 +129,7 @@ async def count_measurements(
     kernel_usage: KernelUsage, cpu_seconds: Callable[[], float | None], *, changes_while_idle: bool = False
 ) -> dict[str, int]:
     """Return how often each kind of usage is measured in 0.3 s."""
-    counts = dict.fromkeys(("kernel", "files", "details", "terminals"), 0)
+    counts = dict.fromkeys(("kernel", "files", "details", "terminals", "locks"), 0)
 
     def make_measurement(name: str, usage: KernelUsage | FileUsage):
         async def measure():
@@ -145,6 +145,7 @@ async def count_measurements(
             make_measurement("details", FileUsage()),
             lambda: None,
             make_measurement("terminals", kernel_usage),
+            make_measurement("locks", kernel_usage),
             MeasurementPostponer(cpu_seconds, lambda: changes_while_idle, Path("/nonexistent")),
         )
     )
@@ -195,7 +196,7 @@ async def test_limit_that_is_exceeded_during_a_short_run_is_found():
         return FileUsage()
 
     watching = asyncio.create_task(
-        wait_for_exceeded_limit(kernel_usage, files, files, lambda: None, None, sandbox.postponer)
+        wait_for_exceeded_limit(kernel_usage, files, files, lambda: None, None, None, sandbox.postponer)
     )
     async with asyncio.timeout(10):
         await measured.wait()

@@ -7,6 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -426,6 +427,24 @@ def test_time_for_terminals_beyond_half_a_processor_is_divided_by_the_number_of_
     processors: float, terminals: int, others: int, seconds: float
 ):
     assert WrittenTerminals(processors, terminals, others).measure(4) == seconds
+
+
+def test_sandbox_that_delays_its_count_counts_with_all_terminals_and_delays_no_other_sandbox():
+    """A program can list its terminals so slowly that nobody else can list them."""
+    ended = threading.Event()
+
+    def count(process_ids: Collection[int]) -> int:
+        return 10 if 1 in process_ids else 40 * ended.wait(20)
+
+    now = itertools.count(100.0)
+    meter = TerminalMeter(lambda: 1.5, count, lambda: next(now))
+    started_at = time.monotonic()
+    try:
+        measured = [meter.measure(lambda: [1], lambda: [[2]]) for _ in range(6)]
+    finally:
+        ended.set()
+    assert measured == [0.0, 0.2, 0.4, pytest.approx(0.6), 0.8, 1.0]
+    assert time.monotonic() - started_at < 10
 
 
 def test_time_for_terminals_decreases_when_the_threads_have_little_to_do():
