@@ -45,7 +45,7 @@ ROWS = [
     ("Sandboxes", "Processes that are killed for lack of memory", "model.fixed_limits.OOM_KILLS_MAX"),
     ("Sandboxes", "Pseudo-terminals", "runtimes.programs.launcher.PTYS_MAX"),
     ("Sandboxes", "Memory that must be available on the host", "model.fixed_limits.MEMORY_AVAILABLE_BYTES_MIN"),
-    ("Sandboxes", "Start of the agent", "model.fixed_limits.SANDBOX_START_TIMEOUT_SECONDS"),
+    ("Sandboxes", "Start of the agent", "model.fixed_limits.AGENT_START_TIMEOUT_SECONDS"),
     ("Sandboxes", "Grace period after TERM", "model.fixed_limits.TERM_GRACE_SECONDS"),
     ("Sandboxes", "Removal of a sandbox", "model.fixed_limits.SANDBOX_TEARDOWN_SECONDS"),
     ("Gateway", "Headers of a request", "gateway.limits.HEAD_BYTES_MAX"),

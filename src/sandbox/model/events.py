@@ -441,7 +441,7 @@ class FollowUp(StrEnum):
     its disk. retry: a failed agent starts again in a fresh workspace.
     """
 
-    RESTART = "again"
+    AGAIN = "again"
     RESUME = "resume"
     RETRY = "retry"
 

@@ -88,7 +88,7 @@ FINAL_MESSAGE_CHARACTERS_MAX = 10_000
 OPEN_TOOL_CALLS_MAX = 1000
 """Maximum number of an agent's concurrent tool calls that are timed; others are counted without a duration."""
 
-SANDBOX_START_TIMEOUT_SECONDS = 60.0
+AGENT_START_TIMEOUT_SECONDS = 60.0
 """Time limit for the agent's start in its sandbox; after that, the attempt ends with `provision_failed`."""
 
 SANDBOX_TEARDOWN_SECONDS = 60.0

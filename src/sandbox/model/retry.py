@@ -16,8 +16,8 @@ from sandbox.model.task_state import TaskState
 LOST_CODES = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST, FailureCode.SANDBOX_LOST})
 """Failures of the host, the runner or the sandbox; neither the agent nor the task caused them."""
 
-LOST_RESULTS_CODES = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST})
-"""Failures after which the results of an agent that has exited cannot be collected any more."""
+LOST_ARTIFACTS_CODES = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST})
+"""Failures after which the artifacts of an agent that has exited cannot be collected any more."""
 
 RETRYABLE_CODES = LOST_CODES | {
     FailureCode.AGENT_FAILED,
@@ -38,7 +38,7 @@ def next_follow_up(task: Task) -> FollowUp | None:
     Returns None while the attempt is running, and if no other attempt follows. If the agent had not started, the
     attempt is run again if it was lost (LOST_CODES) or failed temporarily. If the agent had started, a lost agent is
     resumed if the manifest allows it. Otherwise the agent is retried if the manifest allows retries. A failure after
-    the agent's exit is followed by a retry only if the results were lost (LOST_RESULTS_CODES).
+    the agent's exit is followed by a retry only if the artifacts were lost (LOST_ARTIFACTS_CODES).
     """
     attempt, failure = task.attempt, task.failure
     if attempt is None or failure is None or task.cancel is not None or attempt.follow_up is not None:
@@ -47,7 +47,7 @@ def next_follow_up(task: Task) -> FollowUp | None:
         return None
     is_lost = failure.code in LOST_CODES
     if attempt.session_id is None:
-        allowed = {FollowUp.RESTART} if is_lost or failure.is_transient else set()
+        allowed = {FollowUp.AGAIN} if is_lost or failure.is_transient else set()
     else:
         allowed = {FollowUp.RESUME} if is_lost and task.manifest.lifecycle.resume else set()
         allowed |= {FollowUp.RETRY} if failure.code in RETRYABLE_CODES else set()
@@ -69,13 +69,13 @@ def backoff_seconds(task: Task) -> float:
         return 0.0
     if attempt.follow_up is not FollowUp.RETRY and attempt.failure.code in LOST_CODES:
         return 0.0
-    is_restart = attempt.follow_up is FollowUp.RESTART
-    earlier = _count_unstarted_attempts(task) if is_restart else _count_follow_ups(task, attempt.follow_up)
+    runs_again = attempt.follow_up is FollowUp.AGAIN
+    earlier = _count_unstarted_attempts(task) if runs_again else _count_follow_ups(task, attempt.follow_up)
     return min(RETRY_BACKOFF_SECONDS * 2.0**earlier, RETRY_BACKOFF_SECONDS_MAX)
 
 
 def _is_within_limit(task: Task, kind: FollowUp) -> bool:
-    if kind is FollowUp.RESTART:
+    if kind is FollowUp.AGAIN:
         return _count_unstarted_attempts(task) + 1 < UNSTARTED_ATTEMPTS_MAX
     return _count_follow_ups(task, kind) < (RESUMES_MAX if kind is FollowUp.RESUME else task.manifest.lifecycle.retries)
 
@@ -93,7 +93,7 @@ def _count_unstarted_attempts(task: Task) -> int:
     """
     unstarted: list[Attempt] = []
     for attempt in reversed(task.past_attempts):
-        if attempt.follow_up not in (FollowUp.RESTART, None):
+        if attempt.follow_up not in (FollowUp.AGAIN, None):
             break
         unstarted.append(attempt)
     return len(unstarted)

@@ -12,7 +12,7 @@ from sandbox.model import events as e
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifacts, FollowUp
 from sandbox.model.failure import Failure
-from sandbox.model.retry import LOST_RESULTS_CODES, backoff_seconds, next_follow_up
+from sandbox.model.retry import LOST_ARTIFACTS_CODES, backoff_seconds, next_follow_up
 from sandbox.model.task import AgentStartTime, Attempt, StateHistoryEntry, Task, TotalUsage
 from sandbox.model.task_state import ALLOWED_TRANSITIONS, STATE_ORDER, TaskState
 
@@ -201,7 +201,7 @@ def _cancel_requested(task: Task, event: e.CancelRequested) -> _HandlerResult:
 def _attempt_failed(task: Task, event: e.AttemptFailed) -> _HandlerResult:
     changes: dict[str, Any] = {} if task.failure else {"failure": event.failure}
     if task.agent_has_exited and not task.failure:
-        allowed = {FollowUp.RETRY} if event.failure.code in LOST_RESULTS_CODES else set()
+        allowed = {FollowUp.RETRY} if event.failure.code in LOST_ARTIFACTS_CODES else set()
         changes["skipped_follow_ups"] = tuple(one for one in FollowUp if one not in allowed)
     return changes, None, () if task.attempt is None or task.agent_has_exited else (StopAttempt(),)
 

@@ -61,7 +61,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, rename={"sandbox_
 
     def hands_over_disk(self, kind: FollowUp) -> bool:
         """Return whether the next attempt continues with this attempt's disk."""
-        return kind is FollowUp.RESUME or (kind is FollowUp.RESTART and self.resumes)
+        return kind is FollowUp.RESUME or (kind is FollowUp.AGAIN and self.resumes)
 
 
 class TotalUsage(msgspec.Struct, frozen=True, omit_defaults=True):

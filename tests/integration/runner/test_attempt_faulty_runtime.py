@@ -79,7 +79,7 @@ def test_sandbox_that_is_never_ready_can_be_cancelled(run_attempt):
 
 
 def test_command_that_never_starts_fails_after_the_start_timeout(run_attempt, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.steps.run.SANDBOX_START_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.runner.steps.run.AGENT_START_TIMEOUT_SECONDS", 0.1)
     faults = RuntimeFaults(start_hangs=True)
     harness = run_attempt(faults)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "provision_failed")

@@ -662,7 +662,7 @@ def test_resumed_attempt_lost_before_the_agent_starts_keeps_the_disk():
         Lifecycle(resume=True), *TO_READY, STARTED, AGENT_LOST, TORN_DOWN, resumed, failed(FailureCode.RUNNER_LOST)
     )
     assert next_follow_up(results[-1].task) == "again"
-    assert results[-1].task.attempt.hands_over_disk(e.FollowUp.RESTART)
+    assert results[-1].task.attempt.hands_over_disk(e.FollowUp.AGAIN)
     assert results[-1].task.base_commit == PREPARED.base_commit
 
 

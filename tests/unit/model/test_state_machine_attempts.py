@@ -10,7 +10,7 @@ from sandbox.model import events as e
 from sandbox.model.events import Artifact, FollowUp
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Metadata, Repository
-from sandbox.model.retry import LOST_RESULTS_CODES, RETRYABLE_CODES, next_follow_up
+from sandbox.model.retry import LOST_ARTIFACTS_CODES, RETRYABLE_CODES, next_follow_up
 from sandbox.model.state_machine import (
     AdvanceResult,
     IllegalEventError,
@@ -200,7 +200,7 @@ def test_costs_are_summed_to_a_billionth_of_a_dollar():
 # Ends
 
 
-@pytest.mark.parametrize("code", sorted(LOST_RESULTS_CODES))
+@pytest.mark.parametrize("code", sorted(LOST_ARTIFACTS_CODES))
 def test_lost_results_of_an_agent_that_has_exited_are_followed_by_a_retry(code):
     """The state stays `completing`. A cancel request stops the later attempt, whose failures follow the usual rules."""
     lost = (*running(), SUCCESS, failed(Failure(code, "lost")))
@@ -220,7 +220,7 @@ def test_lost_results_of_an_agent_that_has_exited_are_followed_by_a_retry(code):
     assert final_task(*second, exited(), e.TaskFinished(), retries=1).state is TaskState.FAILED
 
 
-@pytest.mark.parametrize("code", sorted(RETRYABLE_CODES - LOST_RESULTS_CODES))
+@pytest.mark.parametrize("code", sorted(RETRYABLE_CODES - LOST_ARTIFACTS_CODES))
 def test_other_failures_after_the_exit_end_the_task(code):
     task = final_task(*running(), SUCCESS, failed(Failure(code, "no")), retries=1, resume=True)
     assert (next_follow_up(task), task.state) == (None, TaskState.COMPLETING)

@@ -19,7 +19,7 @@ from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.fixed_limits import (
     METRICS_INTERVAL_SECONDS,
     METRICS_INTERVAL_SECONDS_MIN,
-    SANDBOX_START_TIMEOUT_SECONDS,
+    AGENT_START_TIMEOUT_SECONDS,
 )
 from sandbox.model.manifest.schema import Lifecycle
 from sandbox.model.state_machine import will_be_followed_up
@@ -347,7 +347,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
         """
         command = self.provisioned.launch_spec.command
         try:
-            async with asyncio.timeout(SANDBOX_START_TIMEOUT_SECONDS):
+            async with asyncio.timeout(AGENT_START_TIMEOUT_SECONDS):
                 if not self.attempt.task.manifest.agent.is_interactive:
                     return *await start_headless_agent(self.provisioned.sandbox, command, self.output), None
                 agent = await start_terminal_agent(self.provisioned.sandbox, command)
