@@ -17,7 +17,7 @@ from doubles.remote_deployment import MAKE_FILE, WAIT_FOR_FIFO, closing_deployme
 from sandbox import __version__
 from sandbox.demo.scripted_model import Fault, Turn
 from sandbox.placements.cluster.takeover_rules import LEASE_MARGIN_SECONDS
-from sandbox.worker.worker import EXIT_FENCED
+from sandbox.worker.worker import EXIT_DISMISSED
 
 HEARTBEAT_SECONDS = 3
 
@@ -241,7 +241,7 @@ def test_worker_without_the_key_of_the_server_gets_no_task_until_the_key_is_corr
     write_host_key(path, key)
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
     first, *_, last = deployment.jobs()
-    assert deployment.exit_code(first) == EXIT_FENCED
+    assert deployment.exit_code(first) == EXIT_DISMISSED
     deployment.wait_for_clean_exit(last)
     stored = [path for path in deployment.data_dir.rglob("*") if is_stored(path)]
     for encoding in (key, base64.b64encode(key), key.hex().encode()):

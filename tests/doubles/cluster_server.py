@@ -104,12 +104,12 @@ class ClusterServer:
         tls.load_cert_chain(self.certificate)
         self.drains = HostDrains(self.store.with_name("drained.json"))
         settings = JobSettings(self.lease_seconds, OVERHEAD_BYTES, make_request, self.verifier is None)
-        host_verifier = self.verifier or (self.host_key and SharedHostKey(self.host_key, self.certificate_fingerprint))
+        proof_method = self.verifier or (self.host_key and SharedHostKey(self.host_key, self.certificate_fingerprint))
         self.jobs = Jobs(JobStore(self.store), self.engine, settings, self.drains)
         self.hosts, self.engine_hosts = SeenHosts(self.store.with_name("hosts.json")), EngineHosts(self.engine)
         self.cluster_hosts = ClusterHosts(self.hosts, self.engine_hosts, self.drains, self.jobs)
         await WorkerServer(
-            Claims(self.jobs, self.drains, host_verifier),
+            Claims(self.jobs, self.drains, proof_method),
             self.hosts,
             self.replicas,
             partial(store_runner_log, self.data_dir),

@@ -171,10 +171,10 @@ def create_kubernetes_engine(
     )
 
 
-def choose_host_verifier(
+def choose_proof_method(
     section: ClusterSection, engine: Engine, certificate_fingerprint: str
 ) -> SharedHostKey | WorkerVerifier | None:
-    """Return how the server verifies the hosts of workers; see `Claims`. Raises SharedHostKeyError, ConfigurationError.
+    """Return how workers prove their claims; see `Claims`. Raises SharedHostKeyError, ConfigurationError.
 
     certificate_fingerprint: SHA-256 (hex) of the server's certificate.
     """
@@ -261,7 +261,7 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
         make_private_directory(directory / "host")
 
     engine = create_engine(context, directory, certificate_fingerprint)
-    host_verifier = choose_host_verifier(section, engine, certificate_fingerprint)
+    proof_method = choose_proof_method(section, engine, certificate_fingerprint)
     has_join_tokens = not isinstance(engine, KubernetesEngine)
 
     def make_request(name: str, attempt_id: str, token: bytes, resources: Resources) -> JobRequest:
@@ -282,7 +282,7 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
         directory / "jobs",
         engine,
         JobSettings(section.lease_seconds, WORKER_OVERHEAD_BYTES, make_request, has_join_tokens),
-        ListenAddress(section.listen_host or section.host, section.port, tls, host_verifier),
+        ListenAddress(section.listen_host or section.host, section.port, tls, proof_method),
         TaskStorage(
             context.replicas, partial(store_runner_log, data_dir), partial(has_task_ended, FileJournals(data_dir))
         ),

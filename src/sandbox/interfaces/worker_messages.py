@@ -25,8 +25,8 @@ from sandbox.model.fixed_limits import WORKER_RECORD_BYTES_MAX
 PROTOCOL_VERSION = 2
 """The version of these messages. Increase it for every change that an earlier version cannot read.
 
-A server and a worker with different versions can still exchange `Claim` and `Fenced`: their fields are never removed,
-and new fields have defaults.
+A server and a worker with different versions can still exchange `Claim` and `WorkerDismissed`: their fields are never
+removed, and new fields have defaults.
 """
 
 FIRST_MESSAGE_BYTES_MAX = 8 * 1024
@@ -231,7 +231,7 @@ class Claimed(msgspec.Struct, frozen=True, tag="claimed"):
         return f"Claimed({self.task_id!r})"
 
 
-class Fenced(msgspec.Struct, frozen=True, tag="fenced"):
+class WorkerDismissed(msgspec.Struct, frozen=True, tag="fenced"):
     """The worker must kill its runner and exit, because it must not run the attempt or sent an invalid message."""
 
     reason: str
@@ -442,7 +442,7 @@ class ServerCall(msgspec.Struct, frozen=True, tag="call"):
 ServerMessage = (
     ProveHost
     | Claimed
-    | Fenced
+    | WorkerDismissed
     | HeartbeatAnswer
     | RecordsReceived
     | UploadReceived

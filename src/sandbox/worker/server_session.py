@@ -25,7 +25,6 @@ from sandbox.interfaces.worker_messages import (
     CallResult,
     Claimed,
     EndedTasks,
-    Fenced,
     FetchImage,
     FindEndedTasks,
     FirstMessage,
@@ -46,6 +45,7 @@ from sandbox.interfaces.worker_messages import (
     Upload,
     UploadReceived,
     WorkDone,
+    WorkerDismissed,
     WorkerMessage,
 )
 from sandbox.model.errors import SandboxError, error_reason
@@ -74,8 +74,8 @@ def seconds_since_boot() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class FencedError(Exception):
-    """The server does not accept this worker."""
+class DismissedError(Exception):
+    """The server does not accept this worker, or it has abandoned the attempt."""
 
 
 Dial = Callable[[FirstMessage], Awaitable[StreamPair]]
@@ -139,8 +139,8 @@ class ServerSession:
     async def run(self) -> None:
         """Serve the connection.
 
-        Raises OSError if it breaks, InvalidMessageError, FencedError; HostFilesError if this host's own files cannot be
-        used.
+        Raises OSError if it breaks, InvalidMessageError, DismissedError; HostFilesError if this host's own files
+        cannot be used.
         """
         loops = [asyncio.create_task(loop) for loop in (self._read(), self._send_heartbeats(), self._replicate())]
         ending = asyncio.create_task(self._wait_for_end())
@@ -192,8 +192,8 @@ class ServerSession:
                     self._start(self._serve_stream(message))
                 case TaskEnded():
                     self._worker_task.mark_task_ended()
-                case Fenced():
-                    raise FencedError(message.reason)
+                case WorkerDismissed():
+                    raise DismissedError(message.reason)
                 case None if self._is_done:
                     return
                 case None:

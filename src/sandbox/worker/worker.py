@@ -15,22 +15,22 @@ from sandbox.interfaces.worker_messages import (
     FIRST_MESSAGE_BYTES_MAX,
     Claim,
     Claimed,
-    Fenced,
     FirstMessage,
     HostProof,
     ProveHost,
     ServerMessage,
+    WorkerDismissed,
 )
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
 from sandbox.primitives.worker_host_proof import compute_host_proof
-from sandbox.worker.server_session import FencedError, Lease, ServerSession, decoder, seconds_since_boot
+from sandbox.worker.server_session import DismissedError, Lease, ServerSession, decoder, seconds_since_boot
 from sandbox.worker.task_removal import OtherTaskLeftovers
 from sandbox.worker.worker_task import HostFailures, HostFilesError, WorkerTask
 
 _log = logging.getLogger(__name__)
 
-EXIT_DONE, EXIT_FENCED, EXIT_NO_CONTACT, EXIT_HOST_FAILED, EXIT_TERMINATED = 0, 3, 4, 5, 143
+EXIT_DONE, EXIT_DISMISSED, EXIT_NO_CONTACT, EXIT_HOST_FAILED, EXIT_TERMINATED = 0, 3, 4, 5, 143
 """Exit codes of a worker. A worker that ends because of SIGTERM must not exit with 0 (ADR 33)."""
 
 RECONNECT_TIMEOUT_SECONDS = 24 * 3600.0
@@ -129,9 +129,9 @@ class Worker:
                     finally:
                         self._session, contact_at = None, time.monotonic()
                 return EXIT_DONE
-            except FencedError as error:
+            except DismissedError as error:
                 _log.error("The server does not accept this worker: %s", error)
-                return EXIT_FENCED
+                return EXIT_DISMISSED
             except HostFilesError as error:
                 _log.error("The task cannot run on this host: %s", error)
                 if self._failures.are_permanent:
@@ -147,15 +147,15 @@ class Worker:
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[ServerSession]:
-        """Claim the attempt. Raises OSError, InvalidMessageError, FencedError, HostFilesError."""
+        """Claim the attempt. Raises OSError, InvalidMessageError, DismissedError, HostFilesError."""
         sent_at = seconds_since_boot()
         reader, writer = await self._dial(self._claim)
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 answer = await self._read_answer(reader, writer)
             match answer:
-                case Fenced():
-                    raise FencedError(answer.reason)
+                case WorkerDismissed():
+                    raise DismissedError(answer.reason)
                 case Claimed():
                     self._lease.extend(sent_at, answer.lease_seconds)
                     task = await self._take_task(answer.task_id)
@@ -195,10 +195,10 @@ class Worker:
     async def _take_task(self, task_id: str) -> WorkerTask:
         """Lock the task on this host, and remove the files that an earlier worker of the task left.
 
-        Raises HostFilesError, FencedError.
+        Raises HostFilesError, DismissedError.
         """
         if self._locked_task_id not in {None, task_id}:
-            raise FencedError("The attempt belongs to another task.")
+            raise DismissedError("The attempt belongs to another task.")
         if self._worker_task is None:
             try:
                 self._worker_task = await self._prepare(task_id)

@@ -63,8 +63,8 @@ from sandbox.worker.server_session import Lease, seconds_since_boot
 from sandbox.worker.task_image import TaskImage
 from sandbox.worker.task_removal import OtherTaskLeftovers
 from sandbox.worker.worker import (
+    EXIT_DISMISSED,
     EXIT_DONE,
-    EXIT_FENCED,
     EXIT_HOST_FAILED,
     EXIT_TERMINATED,
     HostProofs,
@@ -601,7 +601,7 @@ async def test_fenced_worker_kills_its_runner(server, start):
     worker = await start()
     await worker.launch()
     server.jobs.fence(worker.job, "a test")
-    assert await worker.exit_code() == EXIT_FENCED
+    assert await worker.exit_code() == EXIT_DISMISSED
     assert worker.host.kills == 1
     assert not TaskLayout(worker.host.data_dir, "task-1").root.exists()
     await wait_until(lambda: worker.job.session is None)
@@ -656,7 +656,7 @@ async def test_worker_that_cannot_prove_its_host_ends(server, start, caplog, hos
     """The reason is in the logs of both, and in the status of the task."""
     await require_host_key(server)
     worker = await start(host_key=host_key)
-    assert await worker.exit_code() == EXIT_FENCED
+    assert await worker.exit_code() == EXIT_DISMISSED
     assert f"The server does not accept this worker: {reason}" in caplog.text
     assert f"A worker of task task-1 is rejected: {reason}" in caplog.text
     assert cause in caplog.text
@@ -686,14 +686,14 @@ async def test_worker_that_cannot_read_its_identity_token_ends(server, start, ca
     server.verifier = FakeVerifier()
     await server.restart()
     worker = await start(read_identity_token=fail)
-    assert await worker.exit_code() == EXIT_FENCED
+    assert await worker.exit_code() == EXIT_DISMISSED
     assert "/var/run/secrets/sandbox/token" in caplog.text
     assert "The token is not valid." in server.jobs.status("task-1").reason
 
 
 async def test_worker_of_another_version_ends(server, start, caplog):
     worker = await start(claim_changes={"version": "0.0.9"})
-    assert await worker.exit_code() == EXIT_FENCED
+    assert await worker.exit_code() == EXIT_DISMISSED
     assert "The server does not accept this worker: The host host-1 has Sandbox 0.0.9, and the server" in caplog.text
 
 
@@ -719,7 +719,7 @@ async def test_another_server_cannot_pass_on_the_proof_of_a_worker(server, tmp_p
     attacker = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=tls)
     address = ServerAddress("127.0.0.1", attacker.sockets[0].getsockname()[1], fingerprint)
     worker = Worker(address, server.claim(job), Lease(), None, None, None, HostProofs(lambda: b"k" * 32))
-    assert await worker.run() == EXIT_FENCED
+    assert await worker.run() == EXIT_DISMISSED
     assert proofs[0].proof is not None
     assert not job.is_claimed
     attacker.close()

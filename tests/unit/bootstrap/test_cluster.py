@@ -14,7 +14,7 @@ from doubles.stored_tasks import StoredTasks
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.cluster import (
     IMAGE_COMMAND,
-    choose_host_verifier,
+    choose_proof_method,
     create_certificate,
     create_engine,
     create_kubernetes_engine,
@@ -175,10 +175,10 @@ def test_engine_kubernetes_proves_the_hosts(tmp_path):
     server = {"CLUSTER_KUBERNETES_SERVER": "https://192.0.2.9"}
     context = make_context(**KUBERNETES, **server)
     engine = create_engine(context, tmp_path, "ab" * 32)
-    assert choose_host_verifier(context.settings.cluster, engine, "ab" * 32) is engine
+    assert choose_proof_method(context.settings.cluster, engine, "ab" * 32) is engine
     section = make_context(**KUBERNETES, **server, CLUSTER_HOST_KEY_FILE="/etc/key").settings.cluster
     with pytest.raises(ConfigurationError, match="host_key_file has no effect"):
-        choose_host_verifier(section, engine, "ab" * 32)
+        choose_proof_method(section, engine, "ab" * 32)
 
 
 def test_worker_in_a_pod_gets_nothing_from_the_environment_of_the_server():

@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 
-from sandbox.bootstrap.cluster import choose_host_verifier, create_kubernetes_engine
+from sandbox.bootstrap.cluster import choose_proof_method, create_kubernetes_engine
 from sandbox.bootstrap.doctor import Finding, is_local_address
 from sandbox.bootstrap.settings.schema import ClusterSection, ServerSettings
 from sandbox.cluster_engines.kubernetes.engine import KubernetesEngine
@@ -25,7 +25,7 @@ def check_kubernetes(settings: ServerSettings) -> list[Finding]:
     """
     cluster = settings.cluster
     engine = create_kubernetes_engine(cluster.kubernetes, _NO_FINGERPRINT, os.environ)
-    choose_host_verifier(cluster, engine, _NO_FINGERPRINT)
+    choose_proof_method(cluster, engine, _NO_FINGERPRINT)
     return [
         *asyncio.run(_check_api(engine, cluster)),
         _check_image(cluster.kubernetes.image or ""),

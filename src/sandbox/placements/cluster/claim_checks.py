@@ -51,14 +51,14 @@ class SharedHostKey(NamedTuple):
 class Claims:
     """Checks claims.
 
-    host_verifier: the key with which workers prove their host, or the verifier of their identity tokens; None to accept
+    proof_method: the key with which workers prove their host, or the verifier of their identity tokens; None to accept
         any host that the engine confirms.
     """
 
-    def __init__(self, jobs: Jobs, drains: HostDrains, host_verifier: SharedHostKey | WorkerVerifier | None) -> None:
+    def __init__(self, jobs: Jobs, drains: HostDrains, proof_method: SharedHostKey | WorkerVerifier | None) -> None:
         self.jobs = jobs
         self._drains = drains
-        self._host_verifier = host_verifier
+        self._proof_method = proof_method
 
     async def accept(self, claim: Claim, streams: StreamPair) -> Job | None:
         """Store a claim, and return the claimed job.
@@ -103,10 +103,10 @@ class Claims:
 
         Raises ClaimRejectedError, EngineUnavailableError, InvalidMessageError, OSError.
         """
-        match self._host_verifier:
+        match self._proof_method:
             case SharedHostKey():
                 _check_version(claim, is_reconnection=False)
-                await _check_shared_host_key(claim, self._host_verifier, streams)
+                await _check_shared_host_key(claim, self._proof_method, streams)
             case None:
                 _check_version(claim, is_reconnection=False)
             case verifier:

@@ -244,9 +244,9 @@ def _state_of_host(job: Job) -> tuple[str, HostState, str]:
     """Return the name of a job's host, the host's state, and the reason. The name is empty if the job has no host."""
     stored, status = job.stored, job.status
     if not job.is_claimed:
-        is_starting = status is not None and status.phase is JobPhase.RUNNING and not stored.is_given_up
+        is_starting = status is not None and status.phase is JobPhase.RUNNING and not stored.is_abandoned
         return status.host if status and is_starting else "", HostState.IDLE, "A worker is starting on the host."
-    if stored.has_ended or stored.is_given_up or job.phase is JobPhase.ENDED:
+    if stored.was_end_confirmed or stored.is_abandoned or job.phase is JobPhase.ENDED:
         return "", HostState.IDLE, ""
     if job.session is not None:
         return stored.host, HostState.READY, ""

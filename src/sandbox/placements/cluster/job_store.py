@@ -10,7 +10,7 @@ from sandbox.model.resources import Resources
 from sandbox.primitives.files import fsync_path, write_durably
 
 
-class StoredJob(msgspec.Struct, frozen=True):
+class StoredJob(msgspec.Struct, frozen=True, rename={"is_abandoned": "is_given_up", "was_end_confirmed": "has_ended"}):
     """What the server stores about a job.
 
     lease_seconds: how long the worker may communicate after an answer. The server's setting may change later.
@@ -19,8 +19,8 @@ class StoredJob(msgspec.Struct, frozen=True):
     nonce_hash: SHA-256 of the random number of the worker that has claimed the job; None before the claim.
     host, boot_id, runtime: sent by the worker that has claimed the job.
     is_fenced: the worker sent an invalid message. It gets no more answers, so its lease ends.
-    is_given_up: the worker can no longer communicate, and the journal may be continued elsewhere.
-    has_ended: the engine confirmed the end of the abandoned worker.
+    is_abandoned: the worker can no longer communicate, and the journal may be continued elsewhere.
+    was_end_confirmed: the engine confirmed the end of the abandoned worker.
     excluded_hosts: the hosts that were drained when the job was submitted, sorted.
     """
 
@@ -35,8 +35,8 @@ class StoredJob(msgspec.Struct, frozen=True):
     boot_id: str = ""
     runtime: str = ""
     is_fenced: bool = False
-    is_given_up: bool = False
-    has_ended: bool = False
+    is_abandoned: bool = False
+    was_end_confirmed: bool = False
     excluded_hosts: tuple[str, ...] = ()
 
 

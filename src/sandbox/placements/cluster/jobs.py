@@ -109,7 +109,7 @@ class Job:
     @property
     def may_answer_worker(self) -> bool:
         """Whether the server may answer the worker. An answer extends the worker's lease."""
-        return not (self.stored.is_given_up or self.stored.is_fenced)
+        return not (self.stored.is_abandoned or self.stored.is_fenced)
 
     @property
     def is_postponed(self) -> bool:
@@ -281,7 +281,7 @@ class Jobs:
         job = self.of_task(task_id)
         if job is None:
             return LockState.FREE if task_id in self._done or self.have_earlier_leases_ended else LockState.UNKNOWN
-        if job.stored.is_given_up or not job.is_claimed:
+        if job.stored.is_abandoned or not job.is_claimed:
             return LockState.FREE
         session = job.session
         return LockState.UNKNOWN if session is None else session.lock_state
@@ -304,7 +304,7 @@ class Jobs:
         last_attempt_id: the last attempt in the journal. Raises OSError.
         """
         job = self.of_task(task_id)
-        if job is None or job.stored.is_given_up:
+        if job is None or job.stored.is_abandoned:
             return self._create(task_id, resources, job)
         if last_attempt_id == job.stored.attempt_ids[-1]:
             attempt_id = new_attempt_id()
@@ -364,10 +364,10 @@ class Jobs:
         self.rejections.remove(task_id)
         for job in [each for each in self._jobs.values() if each.stored.task_id == task_id]:
             job.mark_task_ended()
-            if job.is_claimed and not job.stored.is_given_up:
+            if job.is_claimed and not job.stored.is_abandoned:
                 continue
-            if not job.stored.is_given_up:
-                self._save(job, is_given_up=True)
+            if not job.stored.is_abandoned:
+                self._save(job, is_abandoned=True)
                 self._withdraw(job)
             self.remove(job)
 
@@ -403,7 +403,7 @@ class Jobs:
         while True:
             await self._repeat_on_error(self._look_up())
             for job in list(self._jobs.values()):
-                if not job.stored.is_given_up:
+                if not job.stored.is_abandoned:
                     await self._repeat_on_error(self._act(job))
             try:
                 async with asyncio.timeout(POLL_SECONDS):
@@ -420,7 +420,7 @@ class Jobs:
             _log.error("A job could not be checked: %s", error_reason(error), exc_info=error)
 
     async def _look_up(self) -> None:
-        jobs = [job for job in self._jobs.values() if not job.stored.is_given_up]
+        jobs = [job for job in self._jobs.values() if not job.stored.is_abandoned]
         if not jobs:
             return
         try:
@@ -441,11 +441,11 @@ class Jobs:
             case Decision.SUBMIT:
                 self._submit_later(job)
             case Decision.REPLACE:
-                self._give_up(job)
+                self._abandon(job)
                 self._create(job.stored.task_id, job.stored.resources, job)
                 self.remove(job)
             case Decision.TAKE_OVER:
-                self._give_up(job)
+                self._abandon(job)
 
     def _has_outdated_exclusions(self, job: Job) -> bool:
         """Return whether a job without a worker may start on a drained host, or excludes a host that is not drained."""
@@ -463,7 +463,7 @@ class Jobs:
         """
         task_id = job.stored.task_id
         _log.info("The job of task %s is submitted again, because the drained hosts have changed", task_id)
-        self._save(job, is_given_up=True)
+        self._save(job, is_abandoned=True)
         self._withdraw(job)
         self._create(task_id, job.stored.resources, None)
         self.remove(job)
@@ -480,7 +480,7 @@ class Jobs:
         try:
             while self._to_submit:
                 attempt_id, job = next(iter(self._to_submit.items()))
-                if attempt_id in self._jobs and not job.stored.is_given_up:
+                if attempt_id in self._jobs and not job.stored.is_abandoned:
                     await self._repeat_on_error(self._submit(job))
                 del self._to_submit[attempt_id]  # not earlier: the job must not be queued twice
         finally:
@@ -507,11 +507,11 @@ class Jobs:
         except (SandboxError, OSError, TimeoutError) as error:
             job.postpone(_RESUBMIT_SECONDS, f"The job could not be submitted: {error_reason(error)}")
 
-    def _give_up(self, job: Job) -> None:
-        """Give up a worker that can no longer communicate. Store this before another runner may write the journal."""
+    def _abandon(self, job: Job) -> None:
+        """Abandon a worker that can no longer communicate. Store this before another runner may write the journal."""
         task_id = job.stored.task_id
         _log.warning("The worker of task %s on %s is abandoned: %s", task_id, job.stored.host, job.reason)
-        self._save(job, is_given_up=True, has_ended=job.phase is JobPhase.ENDED)
+        self._save(job, is_abandoned=True, was_end_confirmed=job.phase is JobPhase.ENDED)
         was_stable = job.is_claimed and time.monotonic() - job.claimed_at >= _STABLE_SECONDS
         self._losses[task_id] = 0 if was_stable else self._losses[task_id] + 1
         if job.session is not None:
@@ -553,7 +553,7 @@ class Jobs:
         stored = job.stored
         self._jobs[stored.attempt_id] = job
         self._by_attempt |= dict.fromkeys(stored.attempt_ids, job)
-        if stored.task_id not in self._by_task or not stored.is_given_up:
+        if stored.task_id not in self._by_task or not stored.is_abandoned:
             self._by_task[stored.task_id] = job
 
     def _save(self, job: Job, **changes: object) -> None:
@@ -564,7 +564,7 @@ class Jobs:
 
 
 def _claim_state(stored: StoredJob) -> ClaimState:
-    return ClaimState(stored.token_hashes, stored.nonce_hash, stored.is_fenced or stored.is_given_up)
+    return ClaimState(stored.token_hashes, stored.nonce_hash, stored.is_fenced or stored.is_abandoned)
 
 
 def _hash(secret: bytes) -> bytes:

@@ -223,9 +223,9 @@ class ClusterAllocator:
         job = self._workers.jobs.of_attempt(location.attempt_id)
         if job is None:
             return FailureCode.HOST_LOST if self._workers.jobs.have_earlier_leases_ended else None
-        if not job.stored.is_given_up:
+        if not job.stored.is_abandoned:
             return None
-        return FailureCode.RUNNER_LOST if job.stored.has_ended else FailureCode.HOST_LOST
+        return FailureCode.RUNNER_LOST if job.stored.was_end_confirmed else FailureCode.HOST_LOST
 
     async def release_host(self, task_id: str) -> None:
         """Implements `HostAllocator.release_host`."""
@@ -242,7 +242,7 @@ def _raise(error: ImageUnusableError, _profile: str) -> Image | None:
 def _is_ready(job: Job) -> bool:
     """Return whether the worker has sent its first heartbeat, which means that its host is prepared."""
     session = job.session
-    return session is not None and session.lock_state is not LockState.UNKNOWN and not job.stored.is_given_up
+    return session is not None and session.lock_state is not LockState.UNKNOWN and not job.stored.is_abandoned
 
 
 class ClusterPlacement:
@@ -337,7 +337,7 @@ class ClusterPlacement:
         return data or self._replicas.read(task_id, offset, SERVER_RECORD_BYTES_MAX)
 
     def _check_session(self, job: Job | None, order: RunAttempt | FinishAttempt) -> tuple[Job, WorkerSession]:
-        session = None if job is None or job.stored.is_given_up else job.session
+        session = None if job is None or job.stored.is_abandoned else job.session
         if job is None or not isinstance(session, WorkerSession):
             raise RunnerNotStartedError(f"The worker of task {order.task_id} is not responding.")
         if order.attempt_id not in job.stored.attempt_ids:
@@ -356,12 +356,12 @@ class ClusterPlacement:
 
 
 class ListenAddress(NamedTuple):
-    """The address for workers, the server's certificate, and the method of verifying hosts; see `Claims`."""
+    """The address for workers, the server's certificate, and how workers prove their claims; see `Claims`."""
 
     host: str
     port: int
     tls: ssl.SSLContext
-    host_verifier: SharedHostKey | WorkerVerifier | None = None
+    proof_method: SharedHostKey | WorkerVerifier | None = None
 
 
 class TaskStorage(NamedTuple):
@@ -420,7 +420,7 @@ async def create_cluster_placement(
     async def start() -> Jobs:
         jobs = Jobs(JobStore(directory), engine, settings, drains)
         server = WorkerServer(
-            Claims(jobs, drains, address.host_verifier),
+            Claims(jobs, drains, address.proof_method),
             seen_hosts,
             storage.replicas,
             storage.store_log,

@@ -62,7 +62,7 @@ class RemoteRunnerHandle:
     async def kill(self) -> bool:
         """Implements `RunnerHandle.kill`. A worker that was abandoned, or that never started, has no runner."""
         job = self._workers.jobs.of_task(self._location.task_id)
-        if job is None or job.stored.is_given_up or not job.is_claimed:
+        if job is None or job.stored.is_abandoned or not job.is_claimed:
             return False
         location = self._location._replace(attempt_id=job.stored.attempt_ids[-1])
         return bool(await self._workers.request(location, KillRunner(), bool))

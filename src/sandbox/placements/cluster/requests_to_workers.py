@@ -58,7 +58,7 @@ class Workers:
     def session_of(self, location: AttemptLocation) -> WorkerSession:
         """Return the session of an attempt's worker, or of the task's current worker. Raises HostUnreachableError."""
         job = self.jobs.of_attempt(location.attempt_id) or self.jobs.of_task(location.task_id)
-        session = None if job is None or job.stored.is_given_up else job.session
+        session = None if job is None or job.stored.is_abandoned else job.session
         if not isinstance(session, WorkerSession):
             raise HostUnreachableError(location.host)
         return session
@@ -69,4 +69,4 @@ class Workers:
         The worker removes the files before the server deletes the job.
         """
         job = self.jobs.of_attempt(location.attempt_id)
-        return job is not None and job.is_claimed and not job.stored.is_given_up
+        return job is not None and job.is_claimed and not job.stored.is_abandoned

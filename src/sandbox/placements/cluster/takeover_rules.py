@@ -91,12 +91,12 @@ class ClaimState(NamedTuple):
 
     token_hashes: the hashes of the join tokens of all submissions.
     nonce_hash: the hash of the random number of the worker that has claimed the attempt; None before the claim.
-    is_given_up: the attempt was replaced or taken over.
+    is_abandoned: the attempt was replaced or taken over.
     """
 
     token_hashes: tuple[bytes, ...]
     nonce_hash: bytes | None
-    is_given_up: bool
+    is_abandoned: bool
 
 
 def may_claim(state: ClaimState, token_hash: bytes, nonce_hash: bytes) -> bool:
@@ -105,7 +105,7 @@ def may_claim(state: ClaimState, token_hash: bytes, nonce_hash: bytes) -> bool:
     The first worker with a valid token gets the attempt. It may repeat its claim, because the answer may be lost.
     """
     is_valid = any(compare_digest(token_hash, known) for known in state.token_hashes)
-    if state.is_given_up or not is_valid:
+    if state.is_abandoned or not is_valid:
         return False
     return state.nonce_hash is None or compare_digest(state.nonce_hash, nonce_hash)
 

@@ -28,7 +28,6 @@ from sandbox.interfaces.worker_messages import (
     Claim,
     Claimed,
     EndedTasks,
-    Fenced,
     FetchImage,
     FindEndedTasks,
     FirstMessage,
@@ -42,6 +41,7 @@ from sandbox.interfaces.worker_messages import (
     Upload,
     UploadReceived,
     WorkDone,
+    WorkerDismissed,
     WorkerMessage,
 )
 from sandbox.model.errors import SandboxError, error_reason
@@ -240,7 +240,7 @@ class WorkerServer:
             if not job.may_answer_worker:
                 raise ClaimRejectedError("The attempt is over.")
         except ClaimRejectedError as error:
-            writer.write(encode_message(Fenced(str(error))))
+            writer.write(encode_message(WorkerDismissed(str(error))))
             await writer.drain()
             return
         task_id = job.stored.task_id
@@ -257,7 +257,7 @@ class WorkerServer:
                     await writer.drain()
                 await asyncio.sleep(0)  # a worker that has sent thousands of messages must not delay the others
         except (InvalidMessageError, JournalDamagedError) as error:
-            session.send(Fenced(error_reason(error)))
+            session.send(WorkerDismissed(error_reason(error)))
             self._jobs.fence(job, error_reason(error))
         finally:
             job.disconnect(session)
@@ -271,7 +271,7 @@ class WorkerServer:
         """
         message = await read_message(reader, _decoder, WORKER_MESSAGE_BYTES_MAX)
         if not job.may_answer_worker:
-            session.send(Fenced("The attempt was abandoned."))
+            session.send(WorkerDismissed("The attempt was abandoned."))
             return False
         match message:
             case Heartbeat():

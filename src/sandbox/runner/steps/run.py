@@ -17,9 +17,9 @@ from sandbox.interfaces.runtime import ExitStatus, Stats
 from sandbox.model.events import AgentExited, AgentResult, AgentStarted, AttemptFailed, Metrics
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.fixed_limits import (
+    AGENT_START_TIMEOUT_SECONDS,
     METRICS_INTERVAL_SECONDS,
     METRICS_INTERVAL_SECONDS_MIN,
-    AGENT_START_TIMEOUT_SECONDS,
 )
 from sandbox.model.manifest.schema import Lifecycle
 from sandbox.model.state_machine import will_be_followed_up

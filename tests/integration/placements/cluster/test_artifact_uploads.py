@@ -130,12 +130,12 @@ async def test_upload_that_ends_after_a_takeover_does_not_replace_the_artifact(s
         copy = created(task_id, artifact)
         flush = copy.flush
 
-        async def give_up():
-            server.jobs._give_up(job)
+        async def abandon():
+            server.jobs._abandon(job)
 
         def flush_and_lose_the_worker():
             flush()
-            asyncio.run_coroutine_threadsafe(give_up(), loop).result()
+            asyncio.run_coroutine_threadsafe(abandon(), loop).result()
 
         monkeypatch.setattr(copy, "flush", flush_and_lose_the_worker)
         return copy
@@ -144,7 +144,7 @@ async def test_upload_that_ends_after_a_takeover_does_not_replace_the_artifact(s
     async with open_upload(server, job) as (_, uploading):
         await finish_upload(uploading)
         assert await uploading.read() is None
-    assert job.stored.is_given_up
+    assert job.stored.is_abandoned
     await wait_until(lambda: not incomplete_artifact_files(server))
     assert stored_artifact_names(server) == set()
 

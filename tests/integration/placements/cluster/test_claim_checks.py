@@ -18,11 +18,11 @@ from sandbox.interfaces.worker_messages import (
     NO_JOIN_TOKEN,
     PROTOCOL_VERSION,
     Claimed,
-    Fenced,
     Heartbeat,
     HeartbeatAnswer,
     HostProof,
     ProveHost,
+    WorkerDismissed,
 )
 from sandbox.placements.cluster import claim_checks, jobs
 from sandbox.primitives.message_stream import encode_message
@@ -66,7 +66,7 @@ async def check_not_accepted(client, reason=None):
     if reason is None:
         assert answer is None
     else:
-        assert isinstance(answer, Fenced)
+        assert isinstance(answer, WorkerDismissed)
         assert reason in answer.reason
         assert await client.read() is None
 
@@ -321,7 +321,7 @@ async def test_reason_is_shown_until_another_worker_claims_the_next_job(server, 
     for name in ("POLL_SECONDS", "_RESUBMIT_SECONDS", "_REPLACE_SECONDS_MAX"):
         monkeypatch.setattr(jobs, name, 0.02)
     async with server.connect(server.claim(job, version="0.0.9")) as client:
-        assert isinstance(await client.read(), Fenced)
+        assert isinstance(await client.read(), WorkerDismissed)
     server.engine.set_phase(job, JobPhase.ENDED)
     replaced = await wait_until(lambda: (now := server.jobs.of_task("task-1")) is not job and now)
     reason = server.jobs.status("task-1").reason

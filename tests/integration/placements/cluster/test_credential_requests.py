@@ -16,7 +16,7 @@ from sandbox.interfaces.git_credentials import (
     Credentials,
     NoCredentialsError,
 )
-from sandbox.interfaces.worker_messages import Claimed, Fenced, Heartbeat, HeartbeatAnswer
+from sandbox.interfaces.worker_messages import Claimed, Heartbeat, HeartbeatAnswer, WorkerDismissed
 from sandbox.model.events import AttemptFailed, AttemptStarted, AttemptTornDown, WorkspacePrepared
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
@@ -184,7 +184,7 @@ def raise_os_error(task_id):
 async def test_invalid_request_fences_the_worker(server, job, changes):
     async with connected(server, job) as client:
         await client.send(encode_message(ask(job, **changes)))
-        assert isinstance(await client.read(), Fenced)
+        assert isinstance(await client.read(), WorkerDismissed)
     assert server.credential_lookups == []
     assert job.stored.is_fenced
 
@@ -235,7 +235,7 @@ async def test_result_of_a_lookup_is_not_sent_to_a_worker_that_was_fenced(server
     async with connected(server, job) as client:
         await client.send(ask(job))
         await client.send(b"\xff\xff\xff\xff")
-        assert isinstance(await client.read(), Fenced)
+        assert isinstance(await client.read(), WorkerDismissed)
         blocked.set()
         assert await client.read() is None
 

@@ -13,7 +13,7 @@ from sandbox.interfaces.cluster_engine import (
     JobStatus,
 )
 from sandbox.interfaces.placement import HostDrainError, HostNotFoundError
-from sandbox.interfaces.worker_messages import Claimed, Fenced, Heartbeat, HeartbeatAnswer
+from sandbox.interfaces.worker_messages import Claimed, Heartbeat, HeartbeatAnswer, WorkerDismissed
 from sandbox.placements.cluster import host_drains, jobs
 from sandbox.placements.cluster.host_drains import HostDrains
 
@@ -95,12 +95,12 @@ async def test_worker_that_was_started_on_a_host_before_its_drain_is_rejected(se
     server.drains.start(HOST, datetime.now(UTC))
     async with server.connect(claim) as client:
         answer = await client.read()
-    assert isinstance(answer, Fenced) or answer is None
+    assert isinstance(answer, WorkerDismissed) or answer is None
     moved = await wait_until_excluded(server, HOST)
     assert not moved.is_claimed
     await wait_until(lambda: job.name in server.engine.withdrawn)
     async with server.connect(claim) as client:
-        assert isinstance(await client.read(), Fenced)
+        assert isinstance(await client.read(), WorkerDismissed)
     server.engine.statuses[moved.name] = JobStatus(JobPhase.RUNNING, OTHER)
     async with server.connect(server.claim(moved, host=OTHER)) as client:
         assert isinstance(await client.read(), Claimed)
@@ -114,7 +114,7 @@ async def test_claim_is_rejected_even_if_the_job_has_not_been_checked_since_the_
     server.drains.start(HOST, datetime.now(UTC))
     async with server.connect(server.claim(job)) as client:
         answer = await client.read()
-    assert isinstance(answer, Fenced)
+    assert isinstance(answer, WorkerDismissed)
     assert "The host host-1 is drained." in answer.reason
     assert not job.is_claimed
 

@@ -72,12 +72,12 @@ async def test_host_is_unreachable_without_a_connection_and_idle_after_the_end_o
     await wait_until(lambda: statuses(server)[HOST].state == "idle")
 
 
-async def test_host_of_a_worker_that_was_given_up_is_idle(server, job):
+async def test_host_of_an_abandoned_worker_is_idle(server, job):
     """The journal was taken over, and the task may run on another host."""
     async with server.connect(server.claim(job)) as client:
         assert isinstance(await client.read(), Claimed)
     await wait_until(lambda: statuses(server)[HOST].state == "unreachable")
-    server.jobs._give_up(job)
+    server.jobs._abandon(job)
     assert job in server.jobs.snapshot()
     assert statuses(server)[HOST].state == "idle"
 

@@ -179,7 +179,7 @@ async def test_end_of_a_job_on_another_host_does_not_prove_the_end_of_the_worker
     await wait_until(lambda: job.phase is JobPhase.UNREACHABLE)
     assert server.jobs.lock_state("task-1") is LockState.UNKNOWN
     server.engine.set_phase(job, JobPhase.ENDED)
-    await wait_until(lambda: job.stored.has_ended)
+    await wait_until(lambda: job.stored.was_end_confirmed)
 
 
 async def test_worker_of_a_job_that_was_started_again_must_run_on_the_new_host(server, job, monkeypatch):
@@ -199,7 +199,7 @@ async def test_task_of_an_ended_worker_is_taken_over(server, job):
     assert server.jobs.lock_state("task-1") is LockState.UNKNOWN
     server.engine.set_phase(job, JobPhase.ENDED)
     await wait_until(lambda: server.jobs.lock_state("task-1") is LockState.FREE)
-    assert (job.stored.is_given_up, job.stored.has_ended) == (True, True)
+    assert (job.stored.is_abandoned, job.stored.was_end_confirmed) == (True, True)
     await server.restart()
     assert server.jobs.lock_state("task-1") is LockState.FREE
     assert server.jobs.reserve("task-1", None, SMALL).stored.attempt_id != job.stored.attempt_id
@@ -214,9 +214,9 @@ async def test_task_of_a_worker_without_contact_is_taken_over_after_its_lease(tm
         job = await server.submit()
         await lose_contact(server, job)
         server.engine.set_phase(job, phase)
-        assert not job.stored.is_given_up
+        assert not job.stored.is_abandoned
         await wait_until(lambda: server.jobs.lock_state("task-1") is LockState.FREE)
-        assert (job.stored.is_given_up, job.stored.has_ended) == (True, False)
+        assert (job.stored.is_abandoned, job.stored.was_end_confirmed) == (True, False)
         await wait_until(lambda: job.name in server.engine.withdrawn)
     finally:
         await server.stop()
@@ -234,7 +234,7 @@ async def test_restarted_server_waits_for_the_end_of_the_original_lease(tmp_path
         await server.restart()
         started_at = time.monotonic()
         job = server.jobs.of_task("task-1")
-        await wait_until(lambda: job.stored.is_given_up)
+        await wait_until(lambda: job.stored.is_abandoned)
         assert time.monotonic() - started_at > 1.9
     finally:
         await server.stop()
@@ -273,7 +273,7 @@ async def test_job_of_a_task_that_ended_before_its_worker_started_is_removed(ser
 async def test_job_of_a_lost_worker_is_removed_with_its_task(server, job):
     await lose_contact(server, job)
     server.engine.set_phase(job, JobPhase.ENDED)
-    await wait_until(lambda: job.stored.is_given_up)
+    await wait_until(lambda: job.stored.is_abandoned)
     server.jobs.notify_task_ended("task-1")
     assert list(server.store.iterdir()) == []
 
@@ -297,7 +297,7 @@ async def test_workers_that_end_soon_after_their_claim_are_replaced_after_growin
         await wait_until(lambda job=job: server.tokens(job), "the submission")
         await lose_contact(server, job)
         server.engine.set_phase(job, JobPhase.ENDED)
-        await wait_until(lambda job=job: job.stored.is_given_up)
+        await wait_until(lambda job=job: job.stored.is_abandoned)
         lost, job = job, server.jobs.reserve("task-1", None, SMALL)
         pauses.append(job._not_before - time.monotonic())
         if number < 3:

@@ -15,7 +15,6 @@ from sandbox.interfaces.worker_messages import (
     CallResult,
     Claimed,
     EndedTasks,
-    Fenced,
     FindEndedTasks,
     Heartbeat,
     HeartbeatAnswer,
@@ -25,6 +24,7 @@ from sandbox.interfaces.worker_messages import (
     RunnerLog,
     Upload,
     WorkDone,
+    WorkerDismissed,
 )
 from sandbox.journal import record_format
 from sandbox.model.events import (
@@ -46,7 +46,7 @@ FREE, HELD = (Heartbeat(1, lock_state, 0, 0, is_launching=False) for lock_state 
 
 async def check_rejected(server, claim):
     async with server.connect(claim) as client:
-        assert isinstance(await client.read(), Fenced)
+        assert isinstance(await client.read(), WorkerDismissed)
         assert await client.read() is None
 
 
@@ -98,17 +98,17 @@ async def test_worker_can_repeat_its_claim(server, job):
         await check_rejected(server, server.claim(job, nonce=claim.nonce, boot_id="boot-2"))
 
 
-async def test_worker_that_is_given_up_during_its_claim_gets_no_answer(server, job, monkeypatch):
+async def test_worker_that_is_abandoned_during_its_claim_gets_no_answer(server, job, monkeypatch):
     """The answer would extend the lease."""
     claim, end_offset = server.claim(job), server.replicas.end_offset
     async with server.connect(claim) as client:
         await client.read()
 
-    def give_up(task_id):
-        server.jobs._save(job, is_given_up=True)
+    def abandon(task_id):
+        server.jobs._save(job, is_abandoned=True)
         return end_offset(task_id)
 
-    monkeypatch.setattr(server.replicas, "end_offset", give_up)
+    monkeypatch.setattr(server.replicas, "end_offset", abandon)
     await check_rejected(server, claim)
     assert job.session is None
 
@@ -351,14 +351,14 @@ async def test_illegal_message_fences_the_worker(server, job, number):
         assert await client.read() == HeartbeatAnswer(1)
         await client.send(illegal)
         await client.send(FREE)
-        assert isinstance(await client.read(), Fenced)
+        assert isinstance(await client.read(), WorkerDismissed)
         assert await client.read() is None
     await wait_until(lambda: job.name in server.engine.withdrawn)
     await check_rejected(server, claim)
     await server.restart()
     await check_rejected(server, claim)
     assert server.jobs.lock_state("task-1") is LockState.UNKNOWN
-    assert not server.jobs.of_task("task-1").stored.is_given_up
+    assert not server.jobs.of_task("task-1").stored.is_abandoned
     assert server.replicas.end_offset("task-1") == before
 
 

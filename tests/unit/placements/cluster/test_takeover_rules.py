@@ -116,13 +116,13 @@ class Job:
 
     number: int
     nonce: bytes | None = None
-    is_given_up: bool = False
+    is_abandoned: bool = False
     answered_at: float = 0.0
     phase: JobPhase | None = None
 
     @property
     def claim(self):
-        return ClaimState((b"token",), self.nonce, self.is_given_up)
+        return ClaimState((b"token",), self.nonce, self.is_abandoned)
 
 
 class ClusterModel(RuleBasedStateMachine):
@@ -158,7 +158,7 @@ class ClusterModel(RuleBasedStateMachine):
     @precondition(lambda self: self.submitted and len(self.workers) < 6)
     @rule(data=st.data(), rate=RATES, seconds_since_boot=st.floats(0, 1e4))
     def engine_starts_a_worker(self, data, rate, seconds_since_boot):
-        """An engine may also start a job that the server has given up on, or start a job twice."""
+        """An engine may also start a job that the server has abandoned, or start a job twice."""
         number = data.draw(st.sampled_from(sorted(self.submitted)))
         self.workers.append(Worker(number, b"%d" % next(self.nonces), rate, seconds_since_boot))
 
@@ -246,7 +246,7 @@ class ClusterModel(RuleBasedStateMachine):
             case Decision.SUBMIT:
                 self.submitted |= {job.number} - self.ended
             case Decision.REPLACE | Decision.TAKE_OVER:
-                job.is_given_up = True
+                job.is_abandoned = True
                 self.replace()
 
     @invariant()
