@@ -85,7 +85,7 @@ class AttemptLayout(msgspec.Struct, frozen=True):
         return self.root / "reserve"
 
     @property
-    def debug_session_lock(self) -> Path:
+    def preserved_disk_lock(self) -> Path:
         """Lock on a preserved disk, held by the runner of a debug session and during a release of the disk."""
         return self.root / "visit.lock"
 

@@ -98,7 +98,7 @@ def assert_shell_is_rejected(components, break_sandbox, match):
 
 def test_shell_with_a_failing_lock_file_is_rejected(components):
     def break_sandbox(_, preserved):
-        preserved.debug_session_lock.symlink_to("/nowhere")
+        preserved.preserved_disk_lock.symlink_to("/nowhere")
 
     assert_shell_is_rejected(components, break_sandbox, r"No shell can be opened for task task-1: .*; try again\.")
 

@@ -95,11 +95,11 @@ class LocalAttemptFiles:
         """
         for source in self._leftover_sources if layout.handle.exists() else ():
             await source.clean_up(layout.root.name, layout)
-        removed_last = (layout.handle, layout.debug_session_lock, layout.runner_log)
+        removed_last = (layout.handle, layout.preserved_disk_lock, layout.runner_log)
         paths = await asyncio.to_thread(lambda: list(layout.root.iterdir()))
         await self._remove([path for path in paths if path not in removed_last])
         layout.handle.unlink(missing_ok=True)
-        layout.debug_session_lock.unlink(missing_ok=True)
+        layout.preserved_disk_lock.unlink(missing_ok=True)
 
     def _layout(self, location: AttemptLocation) -> AttemptLayout:
         return TaskLayout(self._data_dir, location.task_id).attempt(location.attempt_id)

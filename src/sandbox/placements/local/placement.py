@@ -226,7 +226,7 @@ class LocalPreservedDisk(LocalRunnerClient):
         If the preserved files are removed in the meantime, the lock file is removed as well.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        lock_fd = os.open(self._layout.debug_session_lock, flags, 0o600)
+        lock_fd = os.open(self._layout.preserved_disk_lock, flags, 0o600)
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -240,7 +240,7 @@ class LocalPreservedDisk(LocalRunnerClient):
             self._lock_fd = None
             try:
                 if not has_disk_or_handle(self._layout):
-                    self._layout.debug_session_lock.unlink(missing_ok=True)
+                    self._layout.preserved_disk_lock.unlink(missing_ok=True)
             finally:
                 os.close(lock_fd)
 

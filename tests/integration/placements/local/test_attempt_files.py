@@ -86,7 +86,7 @@ class RecordingSource:
 def test_release_destroys_the_sandbox_of_a_killed_debug_session(tmp_path, has_session_died):
     layout = TaskLayout(tmp_path, "task-1").attempt("aaaaaaaaaaaa")
     layout.disk.mkdir(parents=True)
-    layout.debug_session_lock.touch()
+    layout.preserved_disk_lock.touch()
     layout.runner_log.touch()
     if has_session_died:
         layout.handle.write_text("{}")
