@@ -45,7 +45,7 @@ class NewBranch:
         if self.checkout.git_output("check-ref-format", "--branch", self.name) != self.name:
             raise click.BadParameter(f"{self.name!r} is not a valid branch name", param_hint="'--branch'")
         checked_out = self.checkout.git_output("worktree", "list", "--porcelain") or ""
-        if self._commit() is not None or f"branch {self._ref}" in checked_out.splitlines():
+        if self._existing_commit() is not None or f"branch {self._ref}" in checked_out.splitlines():
             self._fail_because_it_exists("in this checkout")
 
     def commit(self, base: str, patch: Path, message: str) -> str:
@@ -112,7 +112,7 @@ class NewBranch:
     def _shown(self) -> str:
         return escape_text(self.name)
 
-    def _commit(self) -> str | None:
+    def _existing_commit(self) -> str | None:
         return self.checkout.git_output("rev-parse", "--verify", "--quiet", "--end-of-options", self._ref)
 
     def _is_branch_ref(self, ref: str) -> bool:
