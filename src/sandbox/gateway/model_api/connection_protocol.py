@@ -62,7 +62,7 @@ class InflightRequest(msgspec.Struct):
         """Redact the body with these redactors."""
         self.body_redactor = BodyRedactor(redactors)
 
-    def reject_key(self, status: int) -> None:
+    def record_key_rejection(self, status: int) -> None:
         """Treat the response as one that rejects the server's key."""
         self.key_rejection = KeyRejection(status)
 
@@ -466,7 +466,7 @@ class ModelProtocol:
             self._fail_upstream(effects, 502, message)
             return
         if self._request_gate.is_key_rejection(response.status_code):
-            inflight.reject_key(response.status_code)
+            inflight.record_key_rejection(response.status_code)
             return
         is_metered = inflight.is_metered and response.status_code < 300
         if is_metered and not forwarded_http_heads.is_readable_stream(response):
@@ -497,7 +497,7 @@ class ModelProtocol:
 
     def _finish_key_rejection(self, effects: Effects, rejection: KeyRejection) -> None:
         body = bytes(rejection.body[:ERROR_BODY_BYTES_MAX])
-        rejected = self._request_gate.reject_key(rejection.status, self._upstream, body)
+        rejected = self._request_gate.report_key_rejection(rejection.status, self._upstream, body)
         self._respond_instead(effects, rejected)
 
     def _finish_response(self, effects: Effects) -> None:

@@ -136,7 +136,7 @@ class ModelRequestGate:
         self._has_accepted_key |= status < 300
         return status == 401 or (status == 403 and not self._has_accepted_key)
 
-    def reject_key(self, status: int, upstream: Upstream, body: bytes) -> Rejected:
+    def report_key_rejection(self, status: int, upstream: Upstream, body: bytes) -> Rejected:
         """Report that the key was rejected; return the response to send instead of the upstream's.
 
         body: the upstream's response. Only the report contains its message, because the sandbox must not receive

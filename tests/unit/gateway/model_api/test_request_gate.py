@@ -400,9 +400,9 @@ def test_key_is_accepted_after_the_first_successful_response():
 def test_rejected_key_is_reported_once_and_rejects_later_requests():
     gate, events = create_gate()
     upstream = parse_upstream(ModelUpstream("https://up.example", api_key="key"), MessagesApi())
-    rejection = gate.reject_key(401, upstream, b"")
+    rejection = gate.report_key_rejection(401, upstream, b"")
     assert rejection.status == 403
-    assert gate.reject_key(401, upstream, b"") == rejection
+    assert gate.report_key_rejection(401, upstream, b"") == rejection
     assert gate.check() == rejection
     assert len(events) == 1
 
