@@ -11,7 +11,7 @@ import pytest
 from doubles.manifests import claude
 from doubles.memory_store import MemoryStore
 from sandbox.interfaces.store import (
-    ChangeCursor,
+    ChangePosition,
     Cursor,
     IndexedTask,
     InvalidCursorError,
@@ -408,8 +408,8 @@ def test_changed_tasks_are_sorted_by_their_latest_change(store):
     store.save_all([IndexedTask(task("a", TaskState.RUNNING), 2), IndexedTask(task("c", TaskState.FAILED), 3)])
     changed = store.changed_tasks(middle, 10)
     assert [(each.task.id, each.task.state) for each in changed] == [("a", "running"), ("c", "failed")]
-    assert changed[-1].cursor == store.last_change()
-    assert changed_ids(store, changed[0].cursor) == ["c"]
+    assert changed[-1].position == store.last_change()
+    assert changed_ids(store, changed[0].position) == ["c"]
     assert changed_ids(store, begin) == ["b", "a", "c"]
     assert changed_ids(store, begin, limit=2) == ["b", "a"]
 
@@ -425,7 +425,7 @@ def test_deleted_tasks_are_not_changes_and_their_numbers_are_not_reused(store):
     store.save(IndexedTask(task("a"), 1))
     before = store.last_change()
     store.delete("a")
-    assert store.changed_tasks(ChangeCursor(before.index_id, 0), 10) == []
+    assert store.changed_tasks(ChangePosition(before.index_id, 0), 10) == []
     store.save(IndexedTask(task("a"), 1))
     assert changed_ids(store, before) == ["a"]
 
@@ -434,7 +434,11 @@ def test_query_with_a_position_from_another_index_returns_all_tasks(store):
     for task_id in "ab":
         store.save(IndexedTask(task(task_id), 1))
     last = store.last_change()
-    for unknown in (ChangeCursor("0", 0), ChangeCursor("0", last.number), ChangeCursor(last.index_id, last.number + 1)):
+    for unknown in (
+        ChangePosition("0", 0),
+        ChangePosition("0", last.number),
+        ChangePosition(last.index_id, last.number + 1),
+    ):
         assert changed_ids(store, unknown) == ["a", "b"]
     assert changed_ids(store, last) == []
 
@@ -442,7 +446,7 @@ def test_query_with_a_position_from_another_index_returns_all_tasks(store):
 def test_changed_tasks_have_no_large_fields(store):
     original = with_texts(msgspec.structs.replace(task("a"), artifacts=ARTIFACTS), "Do it.", "ZGlmZg==")
     store.save(IndexedTask(original, 1))
-    [changed] = store.changed_tasks(ChangeCursor("0", 0), 10)
+    [changed] = store.changed_tasks(ChangePosition("0", 0), 10)
     expected = as_task_item(msgspec.structs.replace(original, artifacts=()))
     assert changed.task == expected
     assert not changed.task != expected  # noqa: SIM202

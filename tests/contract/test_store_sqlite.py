@@ -15,7 +15,7 @@ import pytest
 
 from doubles.manifests import claude, encode_json
 from doubles.memory_store import as_task_item
-from sandbox.interfaces.store import ChangeCursor, IndexDamagedError, IndexedTask, StoreError, TaskQuery, TaskTotals
+from sandbox.interfaces.store import ChangePosition, IndexDamagedError, IndexedTask, StoreError, TaskQuery, TaskTotals
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
@@ -906,7 +906,7 @@ def test_listed_tasks_contain_no_agent_reports_or_settings(path):
     tracemalloc.start()
     try:
         listed = store.query(TaskQuery()).tasks
-        changed = store.changed_tasks(ChangeCursor("", 0), 100)
+        changed = store.changed_tasks(ChangePosition("", 0), 100)
         held_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -914,7 +914,7 @@ def test_listed_tasks_contain_no_agent_reports_or_settings(path):
     assert len(listed) == len(changed) == 10
     assert {task.final_message for task in listed} == {"Done."}
     assert {(task.manifest.agent.model, task.result) for task in listed} == {("", None)}
-    assert changed[-1].cursor == begin
+    assert changed[-1].position == begin
     loaded = store.load("t0").task
     assert (loaded.result, loaded.manifest.agent.settings["mcp_config"]) == (report, servers)
     store.close()

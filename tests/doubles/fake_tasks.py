@@ -38,7 +38,7 @@ from sandbox.interfaces.server_services import (
     TaskServices,
 )
 from sandbox.interfaces.store import (
-    ChangeCursor,
+    ChangePosition,
     Cursor,
     DuplicateTaskError,
     TaskPage,
@@ -313,11 +313,11 @@ class FakeTasks:
             self.open_followers -= 1
 
     async def follow_states(
-        self, after: ChangeCursor | None, *, is_live: bool = True
-    ) -> AsyncIterator[StateChange | ChangeCursor]:
+        self, after: ChangePosition | None, *, is_live: bool = True
+    ) -> AsyncIterator[StateChange | ChangePosition]:
         is_known = after is not None and after.index_id == "fade"
         number = len(self.changes) if after is None else after.number if is_known else 0
-        yield ChangeCursor("fade", number)
+        yield ChangePosition("fade", number)
         self.open_followers += 1
         try:
             while True:
@@ -327,7 +327,7 @@ class FakeTasks:
                     if change > number and task_id in self.entries:
                         task = self.entries[task_id].task
                         final_events = (end_event(task),) if task.state.is_final else ()
-                        yield StateChange(ChangeCursor("fade", change), (current_state_event(task), *final_events))
+                        yield StateChange(ChangePosition("fade", change), (current_state_event(task), *final_events))
                 number = end
                 if number == len(self.changes) and not is_live:
                     return

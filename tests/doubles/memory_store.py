@@ -8,8 +8,8 @@ from operator import gt, itemgetter, lt
 import msgspec
 
 from sandbox.interfaces.store import (
-    ChangeCursor,
     ChangedTask,
+    ChangePosition,
     IndexedTask,
     TaskPage,
     TaskQuery,
@@ -64,17 +64,17 @@ class MemoryStore:
             self._changes[indexed.task.id] = self._last_change
         self._tasks[indexed.task.id] = indexed
 
-    def last_change(self) -> ChangeCursor:
+    def last_change(self) -> ChangePosition:
         """Return the position after the latest state change."""
-        return ChangeCursor("memory", self._last_change)
+        return ChangePosition("memory", self._last_change)
 
-    def changed_tasks(self, after: ChangeCursor, limit: int) -> Sequence[ChangedTask]:
+    def changed_tasks(self, after: ChangePosition, limit: int) -> Sequence[ChangedTask]:
         """Return the tasks whose state changed after a position, and the position after each change."""
         is_known = after.index_id == "memory" and after.number <= self._last_change
         start = after.number if is_known else 0
         changes = sorted((number, task_id) for task_id, number in self._changes.items() if task_id in self._tasks)
         return [
-            ChangedTask(ChangeCursor("memory", number), as_task_item(self._tasks[task_id].task))
+            ChangedTask(ChangePosition("memory", number), as_task_item(self._tasks[task_id].task))
             for number, task_id in changes
             if number > start
         ][:limit]

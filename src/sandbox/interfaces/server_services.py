@@ -10,7 +10,7 @@ from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.placement import HostStatus
 from sandbox.interfaces.runner import OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
-from sandbox.interfaces.store import ChangeCursor, TaskPage, TaskQuery
+from sandbox.interfaces.store import ChangePosition, TaskPage, TaskQuery
 from sandbox.interfaces.terminal_frames import TerminalConnection
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact, Idempotency, Parent
@@ -411,10 +411,10 @@ class TaskDeletion(Protocol):
 class StateChange:
     """A task changed its state.
 
-    cursor: the position after the task's latest change. events: the events that describe the current state.
+    position: the position after the task's latest change. events: the events that describe the current state.
     """
 
-    cursor: ChangeCursor
+    position: ChangePosition
     events: Sequence[WireEvent]
 
 
@@ -433,8 +433,8 @@ class TaskEvents(Protocol):
         ...
 
     def follow_states(
-        self, after: ChangeCursor | None, *, is_live: bool = True
-    ) -> AsyncIterator[StateChange | ChangeCursor]:
+        self, after: ChangePosition | None, *, is_live: bool = True
+    ) -> AsyncIterator[StateChange | ChangePosition]:
         """Yield the position of the stream, then each task that changed its state after `after`, then live changes.
 
         With `after=None`, yield only live changes. If `is_live` is false, yield no live changes. A task that

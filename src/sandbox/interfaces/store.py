@@ -65,7 +65,7 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeCursor:
+class ChangePosition:
     """A position in the numbered sequence of all tasks' state changes. index_id: the index that numbers them."""
 
     index_id: str
@@ -74,9 +74,9 @@ class ChangeCursor:
 
 @dataclass(frozen=True, slots=True)
 class ChangedTask:
-    """A task that changed its state. cursor: the position after its latest change. task: as in `TaskPage`."""
+    """A task that changed its state. position: the position after its latest change. task: as in `TaskPage`."""
 
-    cursor: ChangeCursor
+    position: ChangePosition
     task: Task
 
 
@@ -184,11 +184,11 @@ class Store(Protocol):
         """Return a page of tasks. Raises InvalidCursorError."""
         ...
 
-    def last_change(self) -> ChangeCursor:
+    def last_change(self) -> ChangePosition:
         """Return the position after the latest state change."""
         ...
 
-    def changed_tasks(self, after: ChangeCursor, limit: int) -> Sequence[ChangedTask]:
+    def changed_tasks(self, after: ChangePosition, limit: int) -> Sequence[ChangedTask]:
         """Return up to `limit` tasks whose state changed after a position, in order of their latest change.
 
         A position from another index comes before all changes, so all tasks follow it. Empty if no task changed.

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from sandbox.interfaces.agent import ConvertLine
 from sandbox.interfaces.journal import JournalDamagedError, Journals
 from sandbox.interfaces.server_services import StateChange, TaskNotFoundError
-from sandbox.interfaces.store import ChangeCursor, Store
+from sandbox.interfaces.store import ChangePosition, Store
 from sandbox.model.events import Output, Record
 from sandbox.model.fixed_limits import (
     FOLLOW_BATCH_BYTES,
@@ -208,8 +208,8 @@ class EventStream:
                 yield event
 
     async def follow_states(
-        self, after: ChangeCursor | None, *, is_live: bool = True
-    ) -> AsyncIterator[StateChange | ChangeCursor]:
+        self, after: ChangePosition | None, *, is_live: bool = True
+    ) -> AsyncIterator[StateChange | ChangePosition]:
         """Yield the position of the stream, then the tasks whose state changes, as read from the index."""
         position = await fair_client_shares.to_thread(self._store.last_change) if after is None else after
         yield position
@@ -217,7 +217,7 @@ class EventStream:
             next_change = self._broadcast.next_state_change
             changed = await fair_client_shares.to_thread(self._read_changes, position)
             for each in changed:
-                position = each.cursor
+                position = each.position
                 yield each
             if not changed:
                 if not is_live:
@@ -227,13 +227,13 @@ class EventStream:
                         await next_change.wait()
                 await asyncio.sleep(_CHANGE_BATCH_SECONDS)
 
-    def _read_changes(self, position: ChangeCursor) -> Sequence[StateChange]:
+    def _read_changes(self, position: ChangePosition) -> Sequence[StateChange]:
         """Return the next changes with their events.
 
         The tasks are omitted, because the result stays in memory while a slow client reads it.
         """
         return [
-            StateChange(each.cursor, (current_state_event(each.task), *_final_events(each.task)))
+            StateChange(each.position, (current_state_event(each.task), *_final_events(each.task)))
             for each in self._store.changed_tasks(position, _CHANGED_TASKS_PER_READ)
         ]
 

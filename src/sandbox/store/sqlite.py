@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from sandbox.interfaces.store import (
-    ChangeCursor,
     ChangedTask,
+    ChangePosition,
     Cursor,
     IndexDamagedError,
     IndexedTask,
@@ -156,11 +156,11 @@ class SqliteStore:
         cursor = _cursor_after(rows[-1], query) if has_more else None
         return TaskPage(tasks, totals.tasks, cursor, damaged, totals if query.with_totals else None)
 
-    def last_change(self) -> ChangeCursor:
+    def last_change(self) -> ChangePosition:
         """Return the position after the latest state change."""
-        return ChangeCursor(*self._fetch_all("last_change")[0])
+        return ChangePosition(*self._fetch_all("last_change")[0])
 
-    def changed_tasks(self, after: ChangeCursor, limit: int) -> Sequence[ChangedTask]:
+    def changed_tasks(self, after: ChangePosition, limit: int) -> Sequence[ChangedTask]:
         """Return the tasks whose state changed after a position, each with the position after its latest change."""
         last = self.last_change()
         is_known = after.index_id == last.index_id and after.number <= last.number
@@ -175,7 +175,7 @@ class SqliteStore:
                 except IndexDamagedError as error:
                     self._log_once(task_id, error)
                 else:
-                    changed.append(ChangedTask(ChangeCursor(last.index_id, number), task))
+                    changed.append(ChangedTask(ChangePosition(last.index_id, number), task))
             if not rows:
                 break
         return changed

@@ -325,7 +325,7 @@ class FollowedStates:
         async with asyncio.timeout(10):
             changed = [await anext(iterator) for _ in range(count)]
         events = [each.events[0] for each in changed]
-        return [(event["task_id"], event["new_state"]) for event in events], changed[-1].cursor
+        return [(event["task_id"], event["new_state"]) for event in events], changed[-1].position
 
 
 async def test_states_are_followed_and_resumed_without_gaps():
@@ -360,6 +360,6 @@ async def test_many_changed_tasks_are_read_in_parts(monkeypatch):
         followed.save(f"t{number}", TaskState.PENDING)
     iterator = followed.stream.follow_states(begin)
     await anext(iterator)
-    changes, cursor = await followed.next_changes(iterator, 10)
+    changes, position = await followed.next_changes(iterator, 10)
     assert [task_id for task_id, _ in changes] == [f"t{number}" for number in range(10)]
-    assert cursor == followed.store.last_change()
+    assert position == followed.store.last_change()

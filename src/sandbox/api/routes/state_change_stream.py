@@ -15,7 +15,7 @@ from sandbox.api.openapi_declarations import create_router, problem_responses, r
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, MessageBatch, close_iterator
 from sandbox.api.streaming.sse import SSE, SSE_SCHEMA, format_sse_event
 from sandbox.interfaces.server_services import StateChange
-from sandbox.interfaces.store import ChangeCursor
+from sandbox.interfaces.store import ChangePosition
 from sandbox.model.manifest.field_formats import Format
 
 router = create_router("Logs")
@@ -44,7 +44,7 @@ _LastPosition = Annotated[
 
 
 @router.get(
-    paths.EVENTS,
+    paths.STATE_CHANGES,
     response_class=Response,
     responses={
         200: with_item_schemas(
@@ -81,20 +81,20 @@ async def get_events(
     )
 
 
-def _parse_position(text: str) -> ChangeCursor | None:
+def _parse_position(text: str) -> ChangePosition | None:
     """Parse text that has the format `_POSITION`; return None for empty text."""
     index_id, _, number = text.partition("-")
-    return ChangeCursor(index_id, int(number)) if text else None
+    return ChangePosition(index_id, int(number)) if text else None
 
 
-async def _encode_changes(changes: AsyncIterator[StateChange | ChangeCursor]) -> AsyncIterator[MessageBatch]:
+async def _encode_changes(changes: AsyncIterator[StateChange | ChangePosition]) -> AsyncIterator[MessageBatch]:
     """Encode each change. Only the last event has an id. A client that missed this event gets all of them again."""
     try:
         async for each in changes:
-            if isinstance(each, ChangeCursor):
+            if isinstance(each, ChangePosition):
                 yield [f"id: {each.index_id}-{each.number}\n\n".encode()]
                 continue
-            position = f"id: {each.cursor.index_id}-{each.cursor.number}\n".encode()
+            position = f"id: {each.position.index_id}-{each.position.number}\n".encode()
             *earlier, last = each.events
             yield [*map(format_sse_event, earlier), position + format_sse_event(last)]
     finally:
