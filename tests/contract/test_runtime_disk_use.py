@@ -21,7 +21,7 @@ def is_full_during(runtime: Runtime, files: AttemptLayout, script: str) -> bool:
         async with ready_sandbox(runtime, files.disk) as sandbox:
             output, _ = await sandbox.start(Command(("/bin/sh", "-c", script), {"PATH": "/usr/bin:/bin"}, "/workspace"))
             await read_until(output, b"ready")
-            return (await attempt_disk.usage()).is_full
+            return (await attempt_disk.measure_and_trim()).is_full
 
     return asyncio.run(scenario())
 

@@ -108,7 +108,7 @@ class DirectoryDisk:
         create_home(self._layout)
         self._size_bytes = size_bytes
 
-    async def usage(self) -> DiskUsage:
+    async def measure_and_trim(self) -> DiskUsage:
         """Measure with du(1), which handles any depth of directories, and add deleted files that are still open.
 
         A file that is deleted during the measurement may be missed, but is never counted twice.
@@ -119,7 +119,7 @@ class DirectoryDisk:
         is_full = used_bytes >= self._size_bytes or file_count >= self._size_bytes // _BYTES_PER_FILE
         return DiskUsage(used_bytes, self._size_bytes, is_full)
 
-    async def verify(self) -> None:
+    async def sync(self) -> None:
         """Do nothing, because the host's file system reports errors directly to the processes that write."""
 
     async def close(self) -> None:

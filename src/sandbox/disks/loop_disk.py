@@ -167,7 +167,7 @@ class LoopDisk:
                 FailureCode.PROVISION_FAILED, f"The task's disk could not be created: {error}."
             ) from error
 
-    async def usage(self) -> DiskUsage:
+    async def measure_and_trim(self) -> DiskUsage:
         """Return the usage that statvfs(3) reports.
 
         Also return some of the space freed by removed files to the host, and drop the image's extents from the kernel's
@@ -182,7 +182,7 @@ class LoopDisk:
         await self._return_space(usage)
         return usage
 
-    async def verify(self) -> None:
+    async def sync(self) -> None:
         """Flush the disk and raise the first write error.
 
         The kernel caches an agent's writes in memory. If the host cannot store them, no process in the sandbox gets an

@@ -25,7 +25,10 @@ class Disk(Protocol):
 
     @property
     def enforces_size(self) -> bool:
-        """Whether writes beyond the size limit fail inside the sandbox (ENOSPC). If not, callers must poll `usage`."""
+        """Whether writes beyond the size limit fail inside the sandbox (ENOSPC).
+
+        If not, callers must poll `measure_and_trim`.
+        """
         ...
 
     async def open(self, size_bytes: int) -> None:
@@ -35,12 +38,12 @@ class Disk(Protocol):
         """
         ...
 
-    async def usage(self) -> DiskUsage:
-        """Return the usage of the open disk. Raises OSError."""
+    async def measure_and_trim(self) -> DiskUsage:
+        """Return the usage of the open disk. A disk image also returns unused space to the host. Raises OSError."""
         ...
 
-    async def verify(self) -> None:
-        """Raise OSError if data written to the open disk was lost because the host could not store it.
+    async def sync(self) -> None:
+        """Flush the open disk. Raise OSError if data written to it was lost because the host could not store it.
 
         A loss is permanent: every later call raises too, even after the disk was closed.
         """

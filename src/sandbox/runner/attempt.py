@@ -175,7 +175,7 @@ class AttemptCloser:
     async def _collect_with_retries(self) -> None:
         """Collect the results, and retry while the disk rejects writes, so finished work is not lost."""
         try:
-            await self._teardown.verify_disk()
+            await self._teardown.sync_disk()
         except AttemptError as error:
             self._attempt.record_failure(error.failure)
         while True:

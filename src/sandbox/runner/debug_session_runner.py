@@ -133,7 +133,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
         disk, size_bytes = self.disk, self.vm.disk_bytes
         await disk.open(size_bytes)
         with contextlib.suppress(OSError):  # the disk watch handles errors
-            while not disk.enforces_size and (use := await disk.usage()).is_full:
+            while not disk.enforces_size and (use := await disk.measure_and_trim()).is_full:
                 size_bytes = 2 * max(size_bytes, use.used_bytes)
                 await disk.open(size_bytes)
 

@@ -67,7 +67,7 @@ class ExhaustionDetector:
     async def check_disk(self) -> str:
         """Measure the disk. Returns the reason for a failure, or an empty string. A failure leaves the last values."""
         try:
-            self.disk_usage = await self._disk.usage()
+            self.disk_usage = await self._disk.measure_and_trim()
         except OSError as error:
             self._report(FailureCode.INTERNAL, f"{error}.")
             return str(error)

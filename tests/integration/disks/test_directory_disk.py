@@ -22,7 +22,7 @@ async def writes_to_an_unreadable_directory(directory):
     (unreadable / "large").write_bytes(b"x" * 5 * MIB)
     # An agent can write to a file in a directory that the agent cannot list.
     unreadable.chmod(0o300)
-    assert (await disk.usage()).is_full
+    assert (await disk.measure_and_trim()).is_full
 
 
 @contextmanager
@@ -47,10 +47,10 @@ async def keeps_a_deleted_file_open(directory):
     disk = DirectoryDisk(layout)
     await disk.open(4 * MIB)
     with held_by_children(layout.disk / "large", 5 * MIB, unlinks=True):
-        usage = await disk.usage()
+        usage = await disk.measure_and_trim()
         assert usage.is_full
         assert usage.used_bytes >= 5 * MIB
-    assert not (await disk.usage()).is_full
+    assert not (await disk.measure_and_trim()).is_full
 
 
 async def keeps_a_small_file_open(directory):
@@ -58,10 +58,10 @@ async def keeps_a_small_file_open(directory):
     disk = DirectoryDisk(layout)
     await disk.open(4 * MIB)
     with held_by_children(layout.disk / "named", 3 * MIB, unlinks=False):
-        assert not (await disk.usage()).is_full
+        assert not (await disk.measure_and_trim()).is_full
     (layout.disk / "named").unlink()
     with held_by_children(layout.disk / "unlinked", 3 * MIB, unlinks=True, children=2):
-        assert not (await disk.usage()).is_full
+        assert not (await disk.measure_and_trim()).is_full
 
 
 async def exceeds_the_inspection_timeout(directory):
@@ -71,17 +71,17 @@ async def exceeds_the_inspection_timeout(directory):
     with held_by_children(layout.disk / "large", 5 * MIB, unlinks=True), pytest.MonkeyPatch.context() as patched:
         patched.setattr("sandbox.disks.directory_disk.DISK_COMMAND_TIMEOUT_SECONDS", -1)
         with pytest.raises(OSError, match="disk usage cannot be measured"):
-            await disk.usage()
+            await disk.measure_and_trim()
 
 
 async def needs_more_memory_than_allowed(directory):
     disk = DirectoryDisk(AttemptLayout(directory))
     await disk.open(4 * MIB)
-    assert not (await disk.usage()).is_full
+    assert not (await disk.measure_and_trim()).is_full
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("sandbox.disks.directory_disk._MEASURE_BYTES_MAX", 64 * 1024)
         with pytest.raises(OSError, match="disk usage cannot be measured"):
-            await disk.usage()
+            await disk.measure_and_trim()
 
 
 async def leaves_restrictive_modes(directory):

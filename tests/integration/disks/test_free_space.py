@@ -72,7 +72,7 @@ async def _write_and_verify(small_file_system_root, written_bytes, is_lost):
 
 async def verify(disk, is_lost):
     if not is_lost:
-        await disk.verify()
+        await disk.sync()
         return
     with pytest.raises(OSError, match=r"Input/output error|No space left|Read-only"):
-        await disk.verify()
+        await disk.sync()

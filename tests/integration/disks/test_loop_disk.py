@@ -73,14 +73,14 @@ def loop_files():
 
 async def fills_up(disk, layout):
     await disk.open(32 * MIB)
-    usage = await disk.usage()
+    usage = await disk.measure_and_trim()
     assert not usage.is_full
     assert usage.total_bytes <= 32 * MIB
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         (layout.disk / "large").write_bytes(b"x" * 33 * MIB)
-    assert (await disk.usage()).is_full
+    assert (await disk.measure_and_trim()).is_full
     (layout.disk / "large").unlink()
-    assert not (await disk.usage()).is_full
+    assert not (await disk.measure_and_trim()).is_full
     (layout.disk / "small").write_bytes(b"kept")
     await disk.close()
     await disk.close()
@@ -101,11 +101,11 @@ def test_disk_enforces_its_size_and_persists_files(loop_works, layout):
 
 async def starts_with_space(disk, layout):
     await disk.open(MIB)
-    assert not (await disk.usage()).is_full
+    assert not (await disk.measure_and_trim()).is_full
     (layout.disk / "small").write_bytes(b"x" * (MIB // 4))
-    assert not (await disk.usage()).is_full
+    assert not (await disk.measure_and_trim()).is_full
     (layout.disk / "large").write_bytes(b"x" * (MIB // 4))
-    assert (await disk.usage()).is_full
+    assert (await disk.measure_and_trim()).is_full
 
 
 def test_smallest_disk_initially_has_free_space(loop_works, layout):
@@ -121,7 +121,7 @@ async def runs_out_of_inodes(disk, layout):
     await disk.open(4 * MIB)
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         make_files(layout.disk, 100_000)
-    assert (await disk.usage()).is_full
+    assert (await disk.measure_and_trim()).is_full
 
 
 def test_disk_without_free_inodes_is_full(loop_works, layout):
@@ -286,9 +286,9 @@ async def test_directory_disk_is_measured_recursively(layout):
     await disk.open(2 * MIB)
     deep = layout.disk / "workspace" / "a" / "b"
     deep.mkdir(parents=True)
-    assert not (await disk.usage()).is_full
+    assert not (await disk.measure_and_trim()).is_full
     (deep / "large").write_bytes(b"x" * 3 * MIB)
-    usage = await disk.usage()
+    usage = await disk.measure_and_trim()
     assert usage.is_full
     assert usage.used_bytes >= 3 * MIB
     assert usage.total_bytes == 2 * MIB
@@ -300,9 +300,9 @@ async def test_directory_disk_limits_the_number_of_empty_files(layout):
     disk = DirectoryDisk(layout)
     await disk.open(2 * MIB)
     make_files(layout.disk, 100)
-    assert not (await disk.usage()).is_full
+    assert not (await disk.measure_and_trim()).is_full
     make_files(layout.disk, 600)
-    usage = await disk.usage()
+    usage = await disk.measure_and_trim()
     assert usage.used_bytes < usage.total_bytes
     assert usage.is_full
 
@@ -312,7 +312,7 @@ async def test_missing_directory_disk_is_an_error(layout):
         disk = DirectoryDisk(layout)
         await disk.open(2 * MIB)
         shutil.rmtree(layout.disk)
-        await disk.usage()
+        await disk.measure_and_trim()
 
     with pytest.raises(OSError, match="disk usage cannot be measured"):
         await scenario()
@@ -391,7 +391,7 @@ async def stores_large_files(disk, layout):
             os.fsync(file.fileno())
     for file in files.values():
         file.close()
-    await disk.verify()
+    await disk.sync()
     await disk.close()
     await disk.open(256 * MIB)
     assert {name: (layout.disk / name).read_bytes() for name in contents} == contents
@@ -426,7 +426,7 @@ async def truncates_without_discards(disk, layout):
     os.ftruncate(file, 0)
     os.close(file)
     (layout.disk / "fragments").unlink()
-    await disk.verify()
+    await disk.sync()
     assert count_discards(layout.disk_image) == before
 
 
@@ -444,11 +444,11 @@ async def returns_space(disk, layout, trim_seconds):
     await disk.open(128 * MIB)
     (layout.disk / "kept").write_bytes(b"kept" * MIB)
     (layout.disk / "removed").write_bytes(b"x" * 64 * MIB)
-    await disk.verify()
+    await disk.sync()
     (layout.disk / "removed").unlink()
     assert allocated_bytes(layout.disk_image) > 64 * MIB
     async with asyncio.timeout(CHILD_SECONDS):
-        while allocated_bytes(layout.disk_image) - (await disk.usage()).used_bytes > 16 * MIB:
+        while allocated_bytes(layout.disk_image) - (await disk.measure_and_trim()).used_bytes > 16 * MIB:
             await asyncio.sleep(0.01)
     await disk.close()
     await disk.open(128 * MIB)
@@ -480,9 +480,9 @@ async def forgets_the_extents_of_the_image(disk, layout):
         os.posix_fallocate(file.fileno(), 0, 2 * 4096 * len(blocks))
         for number, block in enumerate(blocks):
             os.pwrite(file.fileno(), block, 2 * 4096 * number)
-    await disk.verify()
+    await disk.sync()
     assert count_cached_extents(layout.disk_image) > len(blocks)
-    await disk.usage()
+    await disk.measure_and_trim()
     assert count_cached_extents(layout.disk_image) < len(blocks)
     await disk.close()
     await disk.open(1024 * MIB)
@@ -511,9 +511,9 @@ async def closes_while_trimming(disk, layout):
     loop_disk._UNUSED_BYTES_MAX = 0
     await disk.open(64 * MIB)
     (layout.disk / "removed").write_bytes(b"x" * 32 * MIB)
-    await disk.verify()
+    await disk.sync()
     (layout.disk / "removed").unlink()
-    measurement = asyncio.create_task(disk.usage())
+    measurement = asyncio.create_task(disk.measure_and_trim())
     await asyncio.sleep(0)
     measurement.cancel()
     await disk.close()
@@ -528,10 +528,10 @@ def test_disk_can_be_closed_while_it_is_trimmed(loop_works, layout):
 async def keeps_a_little_unused_space(disk, layout):
     await disk.open(64 * MIB)
     (layout.disk / "removed").write_bytes(b"x" * 32 * MIB)
-    await disk.verify()
+    await disk.sync()
     (layout.disk / "removed").unlink()
     before = count_discards(layout.disk_image)
-    await disk.usage()
+    await disk.measure_and_trim()
     assert count_discards(layout.disk_image) == before
     await disk.close()
 
@@ -544,11 +544,11 @@ async def survives_a_host_without_holes(disk, layout):
     loop_disk._UNUSED_BYTES_MAX, loop_disk._FITRIM = 0, 0  # no file system supports this request
     await disk.open(64 * MIB)
     (layout.disk / "removed").write_bytes(b"x" * 32 * MIB)
-    await disk.verify()
+    await disk.sync()
     (layout.disk / "removed").unlink()
     descriptors = [*Path("/proc/self/fd").iterdir()]
     for _ in range(3):
-        assert not (await disk.usage()).is_full
+        assert not (await disk.measure_and_trim()).is_full
     assert [*Path("/proc/self/fd").iterdir()] == descriptors
     await disk.close()
 

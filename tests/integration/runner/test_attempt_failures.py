@@ -155,10 +155,10 @@ async def test_collection_timeout_leaves_no_partial_files(make_harness):
 async def test_full_disk_without_size_enforcement_stops_the_agent(make_harness, monkeypatch):
     """The other tests cover the control: a disk with free space."""
 
-    async def usage(self):
+    async def measure_and_trim(self):
         return DiskUsage(2, 1, is_full=True)
 
-    monkeypatch.setattr("sandbox.disks.directory_disk.DirectoryDisk.usage", usage)
+    monkeypatch.setattr("sandbox.disks.directory_disk.DirectoryDisk.measure_and_trim", measure_and_trim)
     harness = make_harness(AttemptScript(runs_until_signal=True, ignores_term=True))
     await asyncio.wait_for(harness.run(), 10)
     assert (harness.states[-1], harness.task.failure.code) == ("failed", "disk_full")
@@ -167,10 +167,10 @@ async def test_full_disk_without_size_enforcement_stops_the_agent(make_harness, 
 
 
 async def test_disk_usage_errors_stop_the_agent(make_harness, monkeypatch):
-    async def usage(self):
+    async def measure_and_trim(self):
         raise OSError("The disk usage cannot be measured")
 
-    monkeypatch.setattr("sandbox.disks.directory_disk.DirectoryDisk.usage", usage)
+    monkeypatch.setattr("sandbox.disks.directory_disk.DirectoryDisk.measure_and_trim", measure_and_trim)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS", 0.01)
     harness = make_harness(AttemptScript(runs_until_signal=True, ignores_term=True))
     await asyncio.wait_for(harness.run(), 10)
@@ -182,13 +182,13 @@ async def test_disk_usage_errors_stop_the_agent(make_harness, monkeypatch):
 async def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness, monkeypatch):
     calls = []
 
-    async def usage(self):
+    async def measure_and_trim(self):
         calls.append(self)
         if len(calls) % 3:
             raise OSError("The disk usage cannot be measured")
         return DiskUsage(1, 2, is_full=False)
 
-    monkeypatch.setattr("sandbox.disks.directory_disk.DirectoryDisk.usage", usage)
+    monkeypatch.setattr("sandbox.disks.directory_disk.DirectoryDisk.measure_and_trim", measure_and_trim)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS", 0.01)
     harness = make_harness(AttemptScript(runs_until_signal=True))
 

@@ -460,18 +460,18 @@ async def test_sandbox_is_lost_if_its_gateway_fails(make_harness, retries, follo
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
 async def test_data_loss_on_the_disk_prevents_a_resume(make_harness, monkeypatch, retries, follow_up):
-    """The disk is verified after the sandbox is destroyed, because data can still be lost until then.
+    """The disk is flushed after the sandbox is destroyed, because data can still be lost until then.
 
     The control is `test_resume_hands_over_the_disk_and_the_session`.
     """
     harness = make_harness(AttemptScript(), lifecycle={"resume": True, "retries": retries})
     kill_after(harness, *TO_RUNNING)
 
-    async def verify(self):
+    async def sync(self):
         assert harness.script.recorded_calls[-1] == "destroy"
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(DirectoryDisk, "verify", verify)
+    monkeypatch.setattr(DirectoryDisk, "sync", sync)
     await harness.finish()
     [skipped] = harness.events(FollowUpSkipped)
     assert skipped.follow_up == "resume"
@@ -496,7 +496,7 @@ class MountedDisk(DirectoryDisk):
             self._layout.disk_image.rename(self._layout.disk)
         await super().open(size_bytes)
 
-    async def verify(self):
+    async def sync(self):
         """Check that the content is visible, because collection and handover start with this call."""
         assert (self._layout.workspace / "edited.txt").exists()
 

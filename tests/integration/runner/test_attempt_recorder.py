@@ -254,10 +254,10 @@ async def test_full_disk_during_the_collection_fails_the_task_with_disk_full(mak
 async def test_data_loss_on_the_workspace_disk_fails_the_task(make_harness, monkeypatch):
     """The other tests cover the control: a disk without data loss."""
 
-    async def verify(self):
+    async def sync(self):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("sandbox.disks.directory_disk.DirectoryDisk.verify", verify)
+    monkeypatch.setattr("sandbox.disks.directory_disk.DirectoryDisk.sync", sync)
     harness = make_harness(AttemptScript())
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "disk_full")

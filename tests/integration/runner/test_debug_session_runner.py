@@ -35,7 +35,7 @@ class FillingDisk:
     async def open(self, size_bytes):
         self.size_bytes = size_bytes
 
-    async def usage(self):
+    async def measure_and_trim(self):
         if self.is_broken:
             raise OSError("The disk usage cannot be measured")
         return DiskUsage(self.used_bytes, self.size_bytes, self.used_bytes >= self.size_bytes)

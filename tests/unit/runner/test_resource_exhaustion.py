@@ -25,7 +25,7 @@ class ScriptedDisk:
     def __init__(self):
         self.is_full, self.is_lost = False, False
 
-    async def usage(self):
+    async def measure_and_trim(self):
         if self.is_lost:
             raise OSError("gone")
         return DiskUsage(100 if self.is_full else 50, 100, self.is_full)

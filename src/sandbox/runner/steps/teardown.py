@@ -48,13 +48,13 @@ class TeardownStep(msgspec.Struct, frozen=True):
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
             await self._destroy_and_remove(handle, preserved, keeps_disk=keeps_disk)
 
-    async def verify_disk(self) -> None:
-        """Require that the disk lost no written data, because a patch of incomplete files would be wrong.
+    async def sync_disk(self) -> None:
+        """Flush the disk, and require that it lost no written data, because a patch of incomplete files would be wrong.
 
         Raises AttemptError (disk_full).
         """
         try:
-            await self.disk.verify()
+            await self.disk.sync()
         except OSError as error:
             message = f"The server's disk could not store everything that the agent wrote ({error.strerror})"
             raise AttemptError(
@@ -70,7 +70,7 @@ class TeardownStep(msgspec.Struct, frozen=True):
         if handle is not None:
             await self.runtime.destroy(handle, files.disk if files.disk in preserved else None)
         if keeps_disk:
-            await self.verify_disk()
+            await self.sync_disk()
         await self.disk.close()
         if files.repository not in preserved and files.repository.is_dir():
             # Move the repository away first, so it is never compared with a half-removed workspace.
