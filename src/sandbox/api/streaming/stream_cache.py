@@ -31,7 +31,7 @@ class CacheMemory:
         self.used_bytes = 0
         self._batches: OrderedDict[Batch, int] = OrderedDict()
 
-    def count(self, batch: Batch, cached_bytes: int) -> None:
+    def add(self, batch: Batch, cached_bytes: int) -> None:
         """Add to a batch's counted memory. If the total exceeds the maximum, drop other batches."""
         self._batches[batch] = self._batches.get(batch, 0) + cached_bytes
         self.used_bytes += cached_bytes
@@ -78,7 +78,7 @@ class Batch:
             result = encoder.encode(self._events)
             if len(self._encoded) < CACHED_ENCODERS_MAX and not self.is_dropped:
                 self._encoded[encoder] = result
-                self._memory.count(self, sum(len(message) + _MESSAGE_OVERHEAD_BYTES for message in result))
+                self._memory.add(self, sum(len(message) + _MESSAGE_OVERHEAD_BYTES for message in result))
         return result
 
     def drop(self) -> None:
@@ -139,7 +139,7 @@ class HistoryCache:
     def _store(self, batch: Batch) -> Batch:
         self._batches.append(batch)
         self._cached_bytes += batch.size_bytes
-        self._memory.count(batch, batch.size_bytes)
+        self._memory.add(batch, batch.size_bytes)
         while self._cached_bytes > HISTORY_BYTES_MAX and len(self._batches) > 1:
             self._batches[0].drop()
         return batch
