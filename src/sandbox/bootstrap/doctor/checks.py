@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.doctor import Finding
 from sandbox.bootstrap.doctor.runtime_checks import check_runtimes
-from sandbox.bootstrap.doctor.slurm_checks import as_worker_host, check_slurm, check_worker_host
+from sandbox.bootstrap.doctor.slurm_checks import check_slurm, check_worker_host, settings_of_worker_host
 from sandbox.bootstrap.local_host import choose_run_dir, measure_capacity
 from sandbox.bootstrap.model_upstream import upstream_from_environment
 from sandbox.bootstrap.private_directory import check_usable_data_dir
@@ -62,7 +62,7 @@ def run_checks(settings: ServerSettings, worker_server: str | None = None) -> li
     agents = registered_agents().values()
     is_host = worker_server is not None
     if is_host:
-        settings = as_worker_host(settings)
+        settings = settings_of_worker_host(settings)
     checks: list[tuple[str, Callable[[ServerSettings], list[Finding]]]] = [
         ("data directory", _check_data_dir),
         ("git", _check_git),
@@ -75,7 +75,7 @@ def run_checks(settings: ServerSettings, worker_server: str | None = None) -> li
         # Hosts copy the images of their server.
         *(() if is_host else (("profiles", check_images),)),
         ("agentic-dev", _check_programs),
-        ("node", _check_node),
+        ("node", _check_nodejs),
         # Workers get the key from their server.
         *(("model", partial(_check_model, agent)) for agent in agents if not is_host),
         _engine_check(settings, worker_server),
@@ -235,7 +235,7 @@ def _check_programs(_: ServerSettings) -> list[Finding]:
     return [Finding("agentic-dev", True, f"sandboxes have {', '.join(_PROGRAMS)}")]
 
 
-def _check_node(_: ServerSettings) -> list[Finding]:
+def _check_nodejs(_: ServerSettings) -> list[Finding]:
     try:
         version = node_version()
     except (OSError, subprocess.SubprocessError) as error:

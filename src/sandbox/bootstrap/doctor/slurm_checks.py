@@ -80,7 +80,7 @@ def check_slurm(settings: ServerSettings) -> list[Finding]:
     ]
 
 
-def as_worker_host(settings: ServerSettings) -> ServerSettings:
+def settings_of_worker_host(settings: ServerSettings) -> ServerSettings:
     """Return the settings with the data directory of this host's workers, so that its disk and locks are checked."""
     return replace(settings, server=replace(settings.server, data_dir=Path(settings.cluster.slurm.data_dir)))
 
