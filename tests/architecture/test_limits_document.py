@@ -142,7 +142,7 @@ ROWS = [
     ("Server", "Threads that read for one token", "primitives.fair_client_shares.CONCURRENT_THREADS_MAX"),
     ("Server", "Requests of one token at once", "api.auth.authenticator.CONCURRENT_REQUESTS_MAX"),
     ("Server", "Streams with the events of all tasks, for one token", "api.auth.authenticator.ALL_TASKS_STREAMS_MAX"),
-    ("Server", "Memory of the responses to one token", "primitives.fair_client_shares.RESPONSE_BYTES_MAX"),
+    ("Server", "Memory of the responses to one token", "primitives.fair_client_shares.RESPONSES_BYTES_MAX"),
     ("Server", "Time in which a client reads nothing of a response", "api.http.protocols.STALL_TIMEOUT_SECONDS"),
     ("Server", "Session of a browser", "api.auth.sessions.SESSION_SECONDS"),
     ("Server", "Events of all tasks that wait for a slow subscriber", "model.fixed_limits.SUBSCRIBER_EVENTS_MAX"),

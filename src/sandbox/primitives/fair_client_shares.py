@@ -18,11 +18,11 @@ MESSAGES_PER_TURN_MAX = 64
 CONCURRENT_THREADS_MAX = 2
 """Maximum number of threads that read for one client concurrently, so threads stay free for other clients."""
 
-RESPONSE_BYTES_MAX = 128 * 1024 * 1024
+RESPONSES_BYTES_MAX = 128 * 1024 * 1024
 """Maximum memory for the responses to one client. Above it, streams wait and other responses are refused."""
 
 STALLED_SECONDS = 10.0
-"""Once RESPONSE_BYTES_MAX is used up, the client's connections that have accepted no data for this long are closed."""
+"""Once RESPONSES_BYTES_MAX is used up, the client's connections that have accepted no data for this long are closed."""
 
 _CHECK_SECONDS = 1.0
 _ABORT_SECONDS = 0.1
@@ -38,7 +38,7 @@ class MemoryShare:
 
     def __init__(self, bytes_max: int | None = None, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.reserved_bytes = 0
-        self._bytes_max = RESPONSE_BYTES_MAX if bytes_max is None else bytes_max
+        self._bytes_max = RESPONSES_BYTES_MAX if bytes_max is None else bytes_max
         self._monotonic = monotonic
         self._sending: dict[object, tuple[float, Callable[[], None]]] = {}
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()

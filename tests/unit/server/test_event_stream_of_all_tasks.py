@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from sandbox.primitives import fair_client_shares
-from sandbox.primitives.fair_client_shares import RESPONSE_BYTES_MAX, FairShare
+from sandbox.primitives.fair_client_shares import RESPONSES_BYTES_MAX, FairShare
 from sandbox.server.event_stream import Broadcast
 
 
@@ -112,7 +112,7 @@ def fill_unread_queues(broadcast, monkeypatch, count):
 async def test_unread_queues_of_one_client_use_its_memory(monkeypatch):
     share, broadcast = use_share(), Broadcast()
     subscribers = fill_unread_queues(broadcast, monkeypatch, 20)
-    assert share.memory.reserved_bytes < 1.1 * RESPONSE_BYTES_MAX
+    assert share.memory.reserved_bytes < 1.1 * RESPONSES_BYTES_MAX
     received = [await read(each, 1) for each in subscribers]
     assert [one["type"] for (one,) in received[:2]] == ["output"] * 2
     assert [one["type"] for one in received[-1]] == ["gap"]
@@ -125,7 +125,7 @@ async def test_large_event_is_queued_only_if_there_is_memory():
     """Otherwise, each subscriber would keep one event of up to 16 MiB after its client's memory is used up."""
     share, broadcast = use_share(), Broadcast()
     subscribers = [broadcast.subscribe() for _ in range(100)]
-    broadcast.publish({**event(1), "data": "x" * (RESPONSE_BYTES_MAX // 10)})
+    broadcast.publish({**event(1), "data": "x" * (RESPONSES_BYTES_MAX // 10)})
     received = [(await read(each, 1))[0]["type"] for each in subscribers]
     assert (received.count("output"), received.count("gap")) == (9, 91)
     broadcast.publish(event(2))

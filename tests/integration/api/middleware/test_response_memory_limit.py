@@ -26,7 +26,7 @@ LARGE_OUTPUT = [e.Output.from_bytes("stdout", os.urandom(30_000).hex().encode() 
 
 @pytest.fixture(autouse=True)
 def _low_memory_limit(monkeypatch):
-    monkeypatch.setattr(fair_client_shares, "RESPONSE_BYTES_MAX", LIMIT_BYTES)
+    monkeypatch.setattr(fair_client_shares, "RESPONSES_BYTES_MAX", LIMIT_BYTES)
 
 
 def store_many_artifacts(api, file):
