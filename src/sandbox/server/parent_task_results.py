@@ -96,7 +96,7 @@ def discard_unrecorded(data_dir: Path, journals: Journals, store: Store) -> None
         if task_id in accepted:
             continue
         try:
-            was_accepted = has_results(layout)
+            was_accepted = has_own_artifacts(layout)
         except OSError as error:
             _log.error("Task %s has no record, and its files cannot be listed (%s); check the disk", task_id, error)
             continue
@@ -112,7 +112,7 @@ def discard_unrecorded(data_dir: Path, journals: Journals, store: Store) -> None
                 journals.discard(task_id, journals.create(task_id))
 
 
-def has_results(layout: TaskLayout) -> bool:
+def has_own_artifacts(layout: TaskLayout) -> bool:
     """Return whether a task has stored files that it has not taken over from another task. Raises OSError."""
     try:
         return any(not path.name.startswith(INHERITED_PREFIX) for path in layout.artifacts.iterdir())

@@ -16,7 +16,7 @@ from sandbox.model.events import Artifact
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.state_machine import IllegalEventError, replay
 from sandbox.model.task import Task
-from sandbox.server.parent_task_results import has_results
+from sandbox.server.parent_task_results import has_own_artifacts
 
 _BATCH_BYTES = 1024 * 1024
 
@@ -62,12 +62,12 @@ class IntegrityCheck:
 
     def find_discrepancies(self) -> Iterator[Discrepancy]:
         """Yield every discrepancy, ordered by task id. Raises StoreError, OSError."""
-        with_results = self._find_tasks_with_results()  # first, because tasks may end during the check
+        with_artifacts = self._find_tasks_with_artifacts()  # first, because tasks may end during the check
         written, indexed = set(self._journals.task_ids()), self._store.task_ids()
         if written - indexed:
             self._wait_for_indexing()
             indexed = self._store.task_ids()
-        for task_id in sorted(written | indexed | with_results):
+        for task_id in sorted(written | indexed | with_artifacts):
             self.tasks_count += 1
             try:
                 yield from self._check_task(task_id, is_in_index=task_id in indexed)
@@ -78,7 +78,7 @@ class IntegrityCheck:
                         "from a backup, or discard the task with: sandbox admin rebuild"
                     )
                     yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_MISSING, message)
-                elif self._has_results(task_id):
+                elif self._has_own_artifacts(task_id):
                     message = (
                         "The task has results, but its journal does not exist; restore the journal from a backup, or "
                         f"remove {TaskLayout(self._data_dir, task_id).root}"
@@ -97,16 +97,16 @@ class IntegrityCheck:
                 message = f"The journal cannot be read ({error}); check the data directory's disk, or restore a backup."
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_UNREADABLE, message)
 
-    def _find_tasks_with_results(self) -> set[str]:
-        """Return the tasks that have results, or whose results cannot be checked. Only accepted tasks have results."""
+    def _find_tasks_with_artifacts(self) -> set[str]:
+        """Return the tasks that have artifacts of their own, also if that is unknown. Only accepted tasks have them."""
         root = tasks_root(self._data_dir)
         names = {path.name for path in root.iterdir() if is_task_id(path.name)} if root.exists() else set()
-        return set(filter(self._has_results, names))
+        return set(filter(self._has_own_artifacts, names))
 
-    def _has_results(self, task_id: str) -> bool:
-        """Return whether the task has results; True if that is unknown."""
+    def _has_own_artifacts(self, task_id: str) -> bool:
+        """Return whether the task has artifacts of its own; True if that is unknown."""
         try:
-            return has_results(TaskLayout(self._data_dir, task_id))
+            return has_own_artifacts(TaskLayout(self._data_dir, task_id))
         except OSError:
             return True
 
