@@ -43,13 +43,13 @@ _CONVERSATION_TYPES = get_args(ConversationEvent)
 class _Call(NamedTuple):
     """A tool call. subject: the beginning of the call's summary; None if there is no summary.
 
-    wait: the text while the agent waits for the call, which continues in the background. The task's page forms the same
-    text.
+    waiting_text: the text while the agent waits for the call, which continues in the background. The task's page forms
+    the same text.
     """
 
     tool: str
     subject: str | None
-    wait: str
+    waiting_text: str
 
     @classmethod
     def of(cls, event: ToolCallStarted) -> Self:
@@ -57,8 +57,8 @@ class _Call(NamedTuple):
         description = event.input.get("description", "")[:CURRENT_SUBJECT_CHARACTERS_MAX].partition("\n")[0]
         about = replace_unprintable(description, lambda _: " ").strip() or subject or event.tool
         kind = "task" if event.command is None else "command"
-        wait = f"Waiting for a background {kind}: {about}"[:CURRENT_SUBJECT_CHARACTERS_MAX]
-        return cls(event.tool, subject, wait)
+        waiting_text = f"Waiting for a background {kind}: {about}"[:CURRENT_SUBJECT_CHARACTERS_MAX]
+        return cls(event.tool, subject, waiting_text)
 
 
 def _current(call: _Call | None) -> dict[str, str | None]:
@@ -161,7 +161,8 @@ class ProgressAndConversationRecorder:
     def _current_activity(self) -> dict[str, str | None]:
         """Return the fields that show the latest open call, or the background call that the agent waits for."""
         if self._has_ended_round and self._background_calls:
-            return {"current_tool": None, "current_subject": next(reversed(self._background_calls.values())).wait}
+            latest = next(reversed(self._background_calls.values()))
+            return {"current_tool": None, "current_subject": latest.waiting_text}
         return _current(next(reversed(self._open_tools.values()))[0] if self._open_tools else None)
 
     def record_if_due(self, monotonic: float) -> float:
