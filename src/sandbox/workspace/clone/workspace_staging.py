@@ -47,7 +47,7 @@ from sandbox.workspace.clone.remote_settings import (
 )
 from sandbox.workspace.diff.base_commit_tree import TREE_MODE, BaseTree, BaseTreeEntry, ls_tree_arguments, parse_ls_tree
 from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, RootedFiles
-from sandbox.workspace.git.command import Git, GitError, GitSetting, pipe, run_with_thread
+from sandbox.workspace.git.command import Git, GitError, GitSetting, pipe, run_thread_with_git
 from sandbox.workspace.git.error_messages import DISK_FULL_MESSAGE, explain_clone_failure, is_transient
 
 T = TypeVar("T")
@@ -361,7 +361,7 @@ class WorkspaceStaging:
 
             repository = self._layout.repository
             listing = git.run(*ls_tree_arguments(commit, "-t"), directory=repository, stdout=writer)
-            await run_with_thread(work, listing)
+            await run_thread_with_git(work, listing)
 
     def _write_git_directory(self, commit: str, stop: StopFlag) -> None:
         write_git_directory(self._layout.workspace, self._layout.repository, self._repository, commit, stop)

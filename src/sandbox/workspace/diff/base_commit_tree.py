@@ -7,7 +7,7 @@ from typing import IO, NamedTuple
 
 from sandbox.workspace.cancellable_thread import StopFlag
 from sandbox.workspace.files import ENTRIES_MAX, PATHS_BYTES_MAX, Entry
-from sandbox.workspace.git.command import Git, GitError, pipe, run_with_thread
+from sandbox.workspace.git.command import Git, GitError, pipe, run_thread_with_git
 
 GITLINK_MODE = b"160000"
 TREE_MODE = b"040000"
@@ -110,7 +110,7 @@ async def read_base_tree(git: Git, repository: Path, commit: str) -> BaseTree:
             return BaseTree(parse_ls_tree(reader))
 
         listing = git.run(*ls_tree_arguments(commit), directory=repository, stdout=writer)
-        return await run_with_thread(read, listing)
+        return await run_thread_with_git(read, listing)
 
 
 def ls_tree_arguments(commit: str, *options: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from sandbox.workspace.diff.base_commit_tree import (
 )
 from sandbox.workspace.diff.ignore_rules import EmptyIgnoreMatcher, GitIgnoreMatcher, write_ignore_files
 from sandbox.workspace.files import Entry, RootedFiles, read_chunks
-from sandbox.workspace.git.command import Git, pipe, run_with_thread
+from sandbox.workspace.git.command import Git, pipe, run_thread_with_git
 
 _GITMODULES_HASHED_SHORT_NAME = "gi7eba"
 _SHORT_NAMES = "|".join(
@@ -195,7 +195,7 @@ async def compare_workspace(
             return changes, dict(sorted(comparison.skipped.items()))
 
     if not base.ignore_files:
-        return await run_with_thread(lambda stop: walk(stop, EmptyIgnoreMatcher()), *background)
+        return await run_thread_with_git(lambda stop: walk(stop, EmptyIgnoreMatcher()), *background)
     return await _walk_with_ignore_rules(walk, git, layout, background)
 
 
@@ -220,4 +220,4 @@ async def _walk_with_ignore_rules(
             stdout=response_writer,
             ok_exit_codes=(0, 1),
         )
-        return await run_with_thread(work, *background, check_ignore)
+        return await run_thread_with_git(work, *background, check_ignore)

@@ -17,7 +17,7 @@ from typing import IO
 from sandbox.workspace.cancellable_thread import StopFlag
 from sandbox.workspace.diff.base_commit_tree import BaseTreeEntry, new_directories
 from sandbox.workspace.files import Entry
-from sandbox.workspace.git.command import Git, GitError, pipe, read_exactly, run_with_thread, write_all
+from sandbox.workspace.git.command import Git, GitError, pipe, read_exactly, run_thread_with_git, write_all
 
 _BATCH_BYTES = 4096
 _SET_ASIDE_DIRECTORY = b".git"
@@ -229,7 +229,7 @@ async def write_ignore_files(git: Git, repository: Path, entries: Sequence[BaseT
             stdin=request_reader,
             stdout=response_writer,
         )
-        await run_with_thread(write, contents)
+        await run_thread_with_git(write, contents)
 
 
 def count_created_entries(entries: Sequence[BaseTreeEntry]) -> int:

@@ -65,7 +65,7 @@ async def wait_for_data(reader: IO[bytes]) -> bool:
     return any(events & select.POLLIN for _, events in poll.poll(0))
 
 
-async def run_with_thread(work: Callable[[StopFlag], T], *git_runs: Coroutine[Any, Any, bytes]) -> T:
+async def run_thread_with_git(work: Callable[[StopFlag], T], *git_runs: Coroutine[Any, Any, bytes]) -> T:
     """Run `work` in a thread, and git at the other ends of its pipes. Returns the result of `work`.
 
     If one of them fails or the caller is cancelled, the others are stopped before the error propagates. If git failed,

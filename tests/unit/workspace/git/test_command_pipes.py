@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.workspace.git.command import Git, capture_output, pipe, run_with_thread
+from sandbox.workspace.git.command import Git, capture_output, pipe, run_thread_with_git
 
 
 class EndlessGit:
@@ -26,7 +26,7 @@ class EndlessGit:
 def start(directory, reader, writer):
     """Start a thread that reads all output of git."""
     listing = Git(os.defpath, confinement=EndlessGit()).run("ls-tree", directory=directory, stdout=writer)
-    return asyncio.ensure_future(run_with_thread(lambda _stop: reader.read(), listing))
+    return asyncio.ensure_future(run_thread_with_git(lambda _stop: reader.read(), listing))
 
 
 async def ends_in_time(work, writer):
