@@ -135,7 +135,7 @@ def _install_image(
         created_at=datetime.now(UTC).replace(microsecond=0),
         source=source,
         size_bytes=digest.size_bytes,
-        entries=digest.entries,
+        entry_count=digest.entry_count,
         versions={**read_packages(rootfs), **versions},
         minimum_tier=minimum_tier,
     )

@@ -28,7 +28,7 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 
 
-class ImageMetadata(msgspec.Struct, frozen=True, rename={"layout_version": "layout"}):
+class ImageMetadata(msgspec.Struct, frozen=True, rename={"layout_version": "layout", "entry_count": "entries"}):
     """Metadata of an image.
 
     digest: digest of the root file system. source: describes what the image was built from. versions: versions of
@@ -40,7 +40,7 @@ class ImageMetadata(msgspec.Struct, frozen=True, rename={"layout_version": "layo
     created_at: datetime
     source: str
     size_bytes: int
-    entries: int
+    entry_count: int
     versions: Mapping[str, str] = {}
     minimum_tier: str = ""
     layout_version: int = IMAGE_LAYOUT_VERSION
@@ -306,26 +306,26 @@ class TreeDigest:
     """Identifies the content of an image.
 
     digest: SHA-256 of a tar of the tree, in which names are sorted and owners omitted. size_bytes: total size of all
-    regular files. entries: number of files, directories and links.
+    regular files. entry_count: number of files, directories and links.
     """
 
     digest: str
     size_bytes: int
-    entries: int
+    entry_count: int
 
 
 def compute_digest(root: Path) -> TreeDigest:
     """Read the whole tree once and compute its digest."""
     digest = hashlib.sha256()
-    size = entries = 0
+    size = entry_count = 0
     for path, name in _walk(str(root), "."):
         status = os.lstat(path)
-        entries += 1
+        entry_count += 1
         size += status.st_size if stat.S_ISREG(status.st_mode) else 0
         for chunk in _read_entry(path, name, status):
             digest.update(chunk)
     digest.update(_END_OF_ARCHIVE)
-    return TreeDigest(f"sha256:{digest.hexdigest()}", size, entries)
+    return TreeDigest(f"sha256:{digest.hexdigest()}", size, entry_count)
 
 
 def read_tree(root: Path) -> Iterator[bytes]:

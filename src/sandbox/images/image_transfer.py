@@ -175,7 +175,7 @@ class ReceivedImages:
                 created_at=datetime.now(UTC).replace(microsecond=0),
                 source=RECEIVED_IMAGE_SOURCE,
                 size_bytes=tree.size_bytes,
-                entries=tree.entries,
+                entry_count=tree.entry_count,
                 minimum_tier=image.minimum_tier,
             ),
         )

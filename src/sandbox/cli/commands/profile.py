@@ -102,7 +102,7 @@ def build(
         print_json(_image_json(metadata))
         return
     click.echo(f"{metadata.profile}@{metadata.digest}")
-    summary = f"{pluralize(metadata.entries, 'file')}, {format_size(metadata.size_bytes)}"
+    summary = f"{pluralize(metadata.entry_count, 'file')}, {format_size(metadata.size_bytes)}"
     click.echo(f"Built the image ({summary}). New tasks with the profile {name} will use it.", err=True)
 
 
@@ -173,7 +173,7 @@ def _image_json(metadata: ImageMetadata) -> dict[str, Any]:
         "created_at": format_timestamp(metadata.created_at),
         "source": metadata.source,
         "size_bytes": metadata.size_bytes,
-        "entries": metadata.entries,
+        "entries": metadata.entry_count,
     }
 
 
@@ -202,7 +202,7 @@ def _detail_lines(entry: ProfileEntry) -> Iterator[tuple[str, str]]:
         image = _image_json(entry.metadata)
         yield "image", image["name"]
         yield "created", f"{image['created_at']} from {entry.metadata.source}"
-        yield "size", f"{format_size(entry.metadata.size_bytes)} in {pluralize(entry.metadata.entries, 'file')}"
+        yield "size", f"{format_size(entry.metadata.size_bytes)} in {pluralize(entry.metadata.entry_count, 'file')}"
         yield "versions", f"of {pluralize(len(entry.metadata.versions), 'package')}; see --format json"
 
 

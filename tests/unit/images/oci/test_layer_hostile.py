@@ -209,7 +209,7 @@ def test_long_paths_are_not_kept_in_memory(tree):
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert digest.entries == 1011
+    assert digest.entry_count == 1011
     assert max(kept_bytes, peak_bytes - kept_bytes) < 1_000_000
 
 
