@@ -56,8 +56,8 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.primitives.message_stream import encode_message, read_message
-from sandbox.worker import other_task_leftovers, worker_task
 from sandbox.worker import server_session as session_module
+from sandbox.worker import task_removal, worker_task
 from sandbox.worker.credential_requests import RunnerCredentialRequests
 from sandbox.worker.server_session import Lease, seconds_since_boot
 from sandbox.worker.task_image import TaskImage
@@ -532,7 +532,7 @@ async def test_worker_that_fails_to_prepare_its_host_keeps_the_lock_and_continue
 
 
 async def test_search_for_leftovers_that_a_sandbox_delays_does_not_stop_the_worker(server, start, monkeypatch):
-    monkeypatch.setattr(other_task_leftovers, "SANDBOX_TEARDOWN_SECONDS", 0.2)
+    monkeypatch.setattr(task_removal, "SANDBOX_TEARDOWN_SECONDS", 0.2)
     worker = await start(hanging_scans=1)
     await wait_until(lambda: worker.host.hanging_scans == 0)
     await worker.wait_for_lock_state(LockState.FREE)
