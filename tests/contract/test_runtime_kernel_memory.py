@@ -124,6 +124,106 @@ def test_unread_socket_buffers_are_limited(runtime: Runtime, disk: Path, enforce
     )
 
 
+_SMALL_PACKETS = """
+server, held, block = listener(), [], bytes(32767)
+drained_from = socket.create_connection(server.getsockname()); drained_to = server.accept()[0]
+
+def fill_block():
+    drained_from.sendall(block); left = len(block)
+    while left: left -= len(drained_to.recv(left))
+
+def connect():
+    client = socket.create_connection(server.getsockname()); client.setblocking(False)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1); held.append(client)
+    return client
+
+def keep_blocks(clients):
+    # In turn: the kernel copies bytes of one connection that it acknowledges at once into one packet.
+    for _ in range((4 << 30) // (32 << 10) // len(clients)):
+        for client in clients:
+            try: client.send(b"x")
+            except BlockingIOError: continue
+            fill_block()
+
+clients = [connect() for _ in range(200)]
+report("held")
+"""
+
+_UNREAD_PACKETS = """
+held += [server.accept()[0] for _ in clients]
+keep_blocks(clients); time.sleep(600)
+"""
+
+_UNSENT_PACKETS = """
+held += [server.accept()[0] for _ in clients]
+for client in clients: client.send(bytes(100_000))
+keep_blocks(clients); time.sleep(600)
+"""
+
+_RESET_CONNECTIONS = """
+while True:
+    for number in range(0, len(clients), 40):
+        for _ in range(400):
+            for client in clients[number:][:40]:
+                try: client.send(b"x")
+                except BlockingIOError: continue
+                fill_block()
+        for client in clients[number:][:40]: libc.connect(client.fileno(), bytes(16), 16)  # AF_UNSPEC resets it
+    time.sleep(600)
+"""
+
+_ORDINARY_CONNECTIONS = """
+for number, client in enumerate(clients):
+    accepted, _ = server.accept(); held.append(accepted); client.send(bytes(100))
+    if number % 20 == 0: accepted.close()
+receivers = []
+for _ in range(4):
+    client = connect(); client.setblocking(True); accepted, _ = server.accept()
+    threading.Thread(target=client.sendall, args=(bytes(256 << 20),), daemon=True).start()
+    def receive(accepted=accepted):
+        left = 256 << 20
+        while left: left -= len(accepted.recv(min(left, 100_000)))
+    receivers.append(threading.Thread(target=receive)); receivers[-1].start()
+for one in receivers: one.join()
+report("received"); time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (_UNREAD_PACKETS, "Small packets"),
+        (_UNSENT_PACKETS, "Small packets"),
+        (_RESET_CONNECTIONS, "Small packets"),
+        (_ORDINARY_CONNECTIONS, ""),
+    ],
+    ids=["unread", "unsent", "reset", "ordinary"],
+)
+def test_memory_that_small_packets_keep_is_limited(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str, reason: str
+):
+    """One byte keeps a block of 32 KiB, whose other bytes were sent over another connection."""
+    if has_own_kernel(runtime) and runtime.name != "gvisor":
+        pytest.skip("the packets are in the guest's memory")
+    if "sockets" not in enforced_limits:
+        pytest.skip("this machine does not count socket buffers")
+
+    async def scenario() -> str:
+        async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
+            program = ["/usr/bin/python3", "-c", _PRELUDE + _SMALL_PACKETS + source]
+            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+            await read_until(output, b"held")
+            try:
+                async with asyncio.timeout(60 if reason else 10):
+                    return await sandbox.wait_for_exceeded_limit()
+            except TimeoutError:
+                return ""
+
+    violation = asyncio.run(scenario())
+    assert reason in violation
+    assert bool(violation) == bool(reason), violation
+
+
 _TRANSFER = """
 server, total = listener(), 256 << 20
 def receive():

@@ -301,6 +301,37 @@ file = os.memfd_create("mapped"); os.ftruncate(file, 4096)
 if os.fork() == 0:
     os._exit(0 if [mmap.mmap(file, 4096, prot=mmap.PROT_READ) for _ in range(1000)] else 1)
 if os.wait()[1] == 0: succeeded()""", ("out_of_memory", "held back", "ENOENT"), unchanged_observers=("long calls",), host_paths=("/proc/self/pagemap",))  # fmt: skip
+    yield Attack("blocks that small TCP packets keep", """
+import re
+LIMIT, packets = 3 << 30, 0
+server = listener(); full = bytes(32767)
+drained = socket.create_connection(server.getsockname()), server.accept()[0]
+
+def available_bytes():
+    return int(re.search(r"MemAvailable: +(\\d+)", pathlib.Path("/proc/meminfo").read_text())[1]) << 10
+
+def keep_block(client):
+    client.send(b"x"); drained[0].sendall(full); left = len(full)
+    while left: left -= len(drained[1].recv(left))
+
+ends_at = time.monotonic() + 60
+while packets << 15 < LIMIT and time.monotonic() < ends_at and available_bytes() > 200 << 20:
+    client = socket.create_connection(server.getsockname()); keep_alive += [client, server.accept()[0]]
+    client.setblocking(False); client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try: client.send(bytes(100_000))
+    except BlockingIOError: pass
+    try:
+        for _ in range(4000): keep_block(client); packets += 1
+    except BlockingIOError: pass
+print(packets, "packets")
+time.sleep(3)
+refused("held back") if packets << 15 < LIMIT else succeeded()""", """
+server = listener(); client = socket.create_connection(server.getsockname()); served = server.accept()[0]
+client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+for _ in range(1000): client.send(b"x")
+received = 0
+while received < 1000: received += len(served.recv(1000))
+succeeded()""", ("out_of_memory", "held back"))  # fmt: skip
     yield from _lock_attacks()
     yield Attack("kernel threads that process the input of terminals", """
 import termios

@@ -275,6 +275,9 @@ RECEIVED_BYTES_HEADROOM = 160 * 1024 * 1024
 The kernel accepts 20 KiB for each of SOCKETS_MAX sockets.
 """
 
+PAGE_FRAGMENT_BYTES_MAX = 1024 * 1024 * 1024
+"""Maximum memory, attributed to one sandbox, that small packets in TCP and UDP sockets keep allocated."""
+
 SECRET_SCAN_SECONDS_MIN = 5.0
 """Minimum time for the secret scan of collected files, even if its share of `collect_timeout` is less."""
 

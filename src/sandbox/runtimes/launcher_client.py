@@ -18,6 +18,7 @@ from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.epoll_entries import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingCounter
+from sandbox.runtimes.limits.page_fragments import PageFragmentMeter, SocketMemoryMeter
 from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, PendingSyscallInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import SlabMeter, SlabStatistics
 from sandbox.runtimes.limits.socket_usage import SocketCounter
@@ -67,6 +68,7 @@ class LauncherProcess:
         """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
         self._slab_meter = SlabMeter(self.slab_statistics.measure_usage)
         self._mapping_counter = MappingCounter()
+        self._page_fragment_meter = PageFragmentMeter()
         self._process = process
         self._control = control
         self._transparent_ports = transparent_ports
@@ -133,7 +135,7 @@ class LauncherProcess:
         return group.kernel_usage(
             self.pid,
             memory_bytes,
-            self._socket_counter,
+            SocketMemoryMeter(self._socket_counter, self._page_fragment_meter),
             self._slab_meter,
             self._mapping_counter,
             syscall_buffer_meter,

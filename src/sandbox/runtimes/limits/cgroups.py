@@ -29,6 +29,7 @@ from sandbox.runtimes.limits.epoll_entries import EpollCounter
 from sandbox.runtimes.limits.kernel_lock_hold_times import MachineLockMeters
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingCounter, SandboxProcesses
+from sandbox.runtimes.limits.page_fragments import SocketMemoryMeter
 from sandbox.runtimes.limits.pending_syscalls import (
     ClosingFilesMeter,
     PendingSyscallInterrupter,
@@ -43,7 +44,6 @@ from sandbox.runtimes.limits.slab_usage import (
     count_negative_dentries,
     reclaimable_free_slab_bytes_max,
 )
-from sandbox.runtimes.limits.socket_usage import SocketCounter
 
 PARENT_GROUP = "sandbox"
 """Parent directory of all attempts' groups."""
@@ -180,7 +180,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         self,
         pid: int,
         memory_bytes: int,
-        socket_counter: SocketCounter | None = None,
+        socket_meter: SocketMemoryMeter | None = None,
         slab_meter: SlabMeter | None = None,
         mapping_counter: MappingCounter | None = None,
         syscall_buffer_meter: SyscallBufferMeter | None = None,
@@ -189,15 +189,17 @@ class ControlGroup(msgspec.Struct, frozen=True):
         """Return the kernel usage of the group, and of the network namespace of its process `pid`. May take 0.1 s.
 
         In v1, the kernel limits socket buffers; in v2, it counts them as memory. memory_bytes: the limit that the group
-        was created with. socket_counter: counts the sockets of that network namespace. syscall_buffer_meter,
+        was created with. socket_meter: measures the sockets of that network namespace. syscall_buffer_meter,
         closing_files_meter: None for a sandbox with a separate kernel.
         """
         sockets = socket_usage.count_sockets(pid)
-        has_many_sockets = (sockets or 0) > _UNMEASURED_SOCKETS_MAX
-        unread = socket_counter.count() if socket_counter is not None and has_many_sockets else None
         buffer_bytes, buffer_bytes_max = self._read_number(f"{_TCP_CONTROLLER_V1}.usage_in_bytes"), None
         if self._is_unified:
             buffer_bytes, buffer_bytes_max = self._read_number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
+        unread, fragment_bytes = None, None
+        if socket_meter is not None:
+            counts_received = (sockets or 0) > _UNMEASURED_SOCKETS_MAX
+            unread, fragment_bytes = socket_meter.measure(pid, buffer_bytes, counts_received=counts_received)
         slabs = slab_meter.measure(self._group_usage(), self._group_usage_of_others) if slab_meter else None
         vma_bytes = None
         if slabs is not None and mapping_counter is not None:
@@ -209,6 +211,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             udp_sockets_on_port=unread.udp_sockets_on_port if unread else None,
             received_bytes=unread.received_bytes if unread else None,
             received_bytes_max=socket_buffer_bytes(memory_bytes) + RECEIVED_BYTES_HEADROOM,
+            page_fragment_bytes=fragment_bytes,
             buffer_bytes=buffer_bytes,
             buffer_bytes_max=buffer_bytes_max,
             netlink_bytes=socket_usage.count_netlink_bytes(pid),

@@ -26,6 +26,7 @@ from sandbox.model.fixed_limits import (
     OOM_KILLS_MAX,
     OPEN_DIRECTORIES_MAX,
     OPEN_FILES_OF_SANDBOX_MAX,
+    PAGE_FRAGMENT_BYTES_MAX,
     SOCKET_BUFFER_BYTES_MAX,
     SOCKETS_MAX,
     SYSCALL_BUFFER_BYTES_MAX,
@@ -50,6 +51,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     netlink_bytes: unread data in netlink sockets.
     received_bytes: unread data in TCP and UDP sockets, including errors and time stamps.
     received_bytes_max: the limit on received_bytes.
+    page_fragment_bytes: memory that small packets in TCP and UDP sockets keep allocated, without their charged memory.
     unreclaimable_free_slab_bytes: memory that is still allocated for freed kernel objects of unreclaimable kinds.
     reclaimable_free_slab_bytes: the same for reclaimable kinds, such as cached inodes and file names.
     reclaimable_free_slab_bytes_max: the limit on reclaimable_free_slab_bytes.
@@ -80,6 +82,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     netlink_bytes: int | None = None
     received_bytes: int | None = None
     received_bytes_max: int | None = None
+    page_fragment_bytes: int | None = None
     unreclaimable_free_slab_bytes: int | None = None
     reclaimable_free_slab_bytes: int | None = None
     reclaimable_free_slab_bytes_max: int | None = None
@@ -128,6 +131,11 @@ class KernelUsage(msgspec.Struct, frozen=True):
             return (
                 f"The sandbox left {received >> 20} MiB unread in TCP and UDP sockets, including errors and time "
                 f"stamps of sent data; the limit is {received_max >> 20} MiB. Read or close these sockets."
+            )
+        if self.page_fragment_bytes is not None and self.page_fragment_bytes > PAGE_FRAGMENT_BYTES_MAX:
+            return (
+                f"Small packets in the sandbox's sockets kept {self.page_fragment_bytes >> 20} MiB of kernel memory; "
+                f"the limit is {PAGE_FRAGMENT_BYTES_MAX >> 20} MiB. Read received data, or close these sockets."
             )
         if self.udp_sockets_on_port is not None and self.udp_sockets_on_port > UDP_SOCKETS_ON_PORT_MAX:
             return (

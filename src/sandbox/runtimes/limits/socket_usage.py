@@ -6,10 +6,12 @@ import struct
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-_RMEM_COLUMN = 4
+_RMEM_COLUMN, _SOCKETS_COLUMN = 4, 2
+_OTHER_PROTOCOLS = ("UNIX", "NETLINK")
 
 
 def count_sockets(pid: int) -> int | None:
@@ -40,12 +42,19 @@ _SOCK_DIAG_BY_FAMILY, _MESSAGES_BYTES = 20, 1 << 17
 _DUMP_FLAGS = 0x301
 _ERROR, _DONE = 2, 3
 _HEADER_BYTES, _RESPONSE_BYTES = 16, 72
-_PORT_OFFSET = 4
+_PORT_OFFSET, _QUEUES_OFFSET = 4, 56
 _TCP, _UDP = 6, 17
 _SYN_RECEIVED, _TIME_WAIT = 3, 6
 _COUNTED_STATES = 0xFFFFFFFF & ~(1 << _TIME_WAIT)
 _SKMEMINFO = 7
-"""INET_DIAG_SKMEMINFO: several numbers. The first is the memory used by the receive and error queues."""
+"""INET_DIAG_SKMEMINFO: several numbers, see `SocketMemory`."""
+
+_DATAGRAM_OVERHEAD_DIVISOR = 8
+"""This share of a UDP socket's memory counts as overhead.
+
+The kernel does not report how much of the memory is data. A datagram is in at most two blocks that it shares, and a TCP
+packet in seventeen.
+"""
 
 _COUNTED_SOCKETS_MAX = 65536
 """Maximum number of sockets to inspect. A larger number exceeds every limit."""
@@ -56,6 +65,9 @@ class SocketUsage(msgspec.Struct, frozen=True):
     """Received data that no program has read.
 
     received_bytes: bytes in receive queues. half_open: number of connections in SYN_RECV, which belong to the listener.
+    overhead_bytes: memory of unread and unsent packets, without their data.
+    listed: number of sockets, without half-open connections. The kernel lists neither reset connections nor sockets
+    without an address.
     udp_sockets_on_port: number of UDP sockets on the port that has the most. The kernel copies a broadcast to all of
     them without interruption.
     """
@@ -63,6 +75,16 @@ class SocketUsage(msgspec.Struct, frozen=True):
     received_bytes: int = 0
     half_open: int = 0
     udp_sockets_on_port: int = 0
+    overhead_bytes: int = 0
+    listed: int = 0
+
+
+class SocketMemory(NamedTuple):
+    """The memory of one socket in bytes: received packets, packets to be sent, and packets that wait for its lock."""
+
+    received: int = 0
+    unsent: int = 0
+    waiting: int = 0
 
 
 class SocketCounter:
@@ -87,6 +109,8 @@ class SocketCounter:
             sum(one.received_bytes for one in counts),
             sum(one.half_open for one in counts),
             max(ports.values(), default=0),
+            sum(one.overhead_bytes for one in counts),
+            sum(one.listed for one in counts),
         )
 
     def close(self) -> None:
@@ -98,7 +122,7 @@ class SocketCounter:
         body = struct.pack("=BBBxI48x", family, protocol, 1 << (_SKMEMINFO - 1), _COUNTED_STATES)
         header = struct.pack("=IHHII", _HEADER_BYTES + len(body), _SOCK_DIAG_BY_FAMILY, _DUMP_FLAGS, self._sequence, 0)
         self._netlink.send(header + body)
-        received, half_open, inspected_count = 0, 0, 0
+        received, half_open, overhead, inspected_count = 0, 0, 0, 0
         while inspected_count < _COUNTED_SOCKETS_MAX:
             messages = self._netlink.recv(_MESSAGES_BYTES)
             at = 0
@@ -107,14 +131,16 @@ class SocketCounter:
                 if sequence == self._sequence:
                     if kind in (_DONE, _ERROR):
                         raise_netlink_error(messages, at, length)
-                        return SocketUsage(received, half_open)
+                        return SocketUsage(received, half_open, 0, overhead, inspected_count - half_open)
                     inspected_count += 1
                     half_open += messages[at + _HEADER_BYTES + 1] == _SYN_RECEIVED
                     if protocol == _UDP:
                         udp_ports[read_port(messages, at)] += 1
-                    received += read_received_bytes(messages, at + _HEADER_BYTES + _RESPONSE_BYTES, at + length)
+                    memory = read_memory(messages, at + _HEADER_BYTES + _RESPONSE_BYTES, at + length)
+                    received += memory.received
+                    overhead += find_overhead(messages, at, memory, protocol)
                 at += -(-length // 4) * 4
-        return SocketUsage(received, half_open)
+        return SocketUsage(received, half_open, 0, overhead, inspected_count - half_open)
 
 
 def raise_netlink_error(messages: bytes, at: int, length: int) -> None:
@@ -132,12 +158,38 @@ def read_port(messages: bytes, at: int) -> int:
     return int.from_bytes(messages[at + _HEADER_BYTES + _PORT_OFFSET :][:2])
 
 
-def read_received_bytes(messages: bytes, at: int, end: int) -> int:
-    """Return the size of the received data, in bytes, from the attributes of one socket."""
+def read_memory(messages: bytes, at: int, end: int) -> SocketMemory:
+    """Return the memory of the queues of one socket, from its attributes."""
     while at + 4 < end:
         length, kind = struct.unpack_from("=HH", messages, at)
         if kind == _SKMEMINFO:
-            (received,) = struct.unpack_from("=I", messages, at + 4)
-            return int(received)
+            return SocketMemory(*struct.unpack_from("=I16xI4xI", messages, at + 4))
         at += -(-max(length, 4) // 4) * 4
-    return 0
+    return SocketMemory()
+
+
+def find_overhead(messages: bytes, at: int, memory: SocketMemory, protocol: int) -> int:
+    """Return the memory of the socket's packets, without their data. The reply contains the sizes of the data."""
+    if protocol == _UDP:
+        return memory.received // _DATAGRAM_OVERHEAD_DIVISOR
+    unread, unsent = struct.unpack_from("=II", messages, at + _HEADER_BYTES + _QUEUES_OFFSET)
+    return max(0, memory.received - int(unread)) + max(0, memory.unsent - int(unsent)) + memory.waiting
+
+
+def count_unlisted_sockets(pid: int, listed: int) -> int | None:
+    """Count the TCP and UDP sockets of a process's network namespace that the kernel does not list.
+
+    These are reset connections, which keep unread data, and sockets without an address. Sockets of other kinds that the
+    kernel does not count either are included. Returns None if the process has ended.
+
+    listed: number of listed sockets.
+    """
+    sockets = count_sockets(pid)
+    try:
+        lines = Path(f"/proc/{pid}/net/protocols").read_text().splitlines()
+    except OSError:
+        return None
+    if sockets is None:
+        return None
+    others = sum(int(line.split()[_SOCKETS_COLUMN]) for line in lines[1:] if line.startswith(_OTHER_PROTOCOLS))
+    return max(0, sockets - others - listed)
