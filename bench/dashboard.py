@@ -5,8 +5,8 @@ agent's messages, tool calls and their results, some refused connections and met
 first the conversation, then the output. Prints the page's long tasks (as defined by the browser: periods in which the
 page does not respond), its memory, and whether the page received all events. Then PAGES (default 200) clients follow
 the task in the same way as a page. Prints the growth of the server's memory. Before both measurements, Chromium opens
-the Changes tab for a patch with 151 files and 23,000 lines, scrolls through it and changes the layout. Prints the first
-paint, the first lines, and the long tasks.
+the Changes tab for a patch with 151 files and 23,000 lines, scrolls through it, jumps to the start and changes the
+layout. Prints the first paint, the first lines, and the long tasks.
 """
 
 import asyncio
@@ -102,13 +102,16 @@ def measure_patch() -> None:
 
 
 def measure_reading(page, attempt: str) -> None:
-    """Print the long tasks during loading, scrolling to the end, and switching to the other layout."""
+    """Print the long tasks while loading, scrolling to the end, jumping to the start, and changing the layout."""
     paint, lines = page.evaluate(PAINT_TIMES)
     page.wait_for_timeout(2000)
     print(f"patch, {attempt}: first contentful paint after {paint:.0f} ms, first lines after {lines:.0f} ms")
     print_long_tasks(page, "while loading")
     page.evaluate(SCROLL_TO_END)
     print_long_tasks(page, "while scrolling to the end")
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(1000)
+    print_long_tasks(page, "while jumping to the start")
     page.get_by_role("button", name="Side by side").click()
     page.wait_for_timeout(3000)
     print_long_tasks(page, "while changing the layout")

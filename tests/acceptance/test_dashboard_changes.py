@@ -17,6 +17,18 @@ SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 
 RECORD_BLOCKED_TIME_SCRIPT = """window.longTasks = [];
 new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
   .observe({ type: "longtask", buffered: true });"""
+RENDERED_ROWS = 8000
+RENDER_LINES_SCRIPT = """async (wanted) => {
+  const rows = document.querySelector(".files").getElementsByTagName("tr");
+  while (rows.length < wanted) {
+    window.scrollBy(0, 2000);
+    await new Promise((done) => setTimeout(done, 30));
+  }
+}"""
+RESTYLE_SCRIPT = """() => {
+  document.body.style.setProperty("--restyled", performance.now());
+  return getComputedStyle(document.querySelector(".tabs")).color;
+}"""
 DELAY_INTERSECTIONS_SCRIPT = """{
   const Observer = window.IntersectionObserver;
   window.IntersectionObserver = class extends Observer {
@@ -337,10 +349,51 @@ def test_file_chosen_in_the_tree_is_scrolled_to_the_top(base_url, browser, layou
 def test_chosen_file_is_not_covered_by_a_title_bar_that_appears_later(base_url, browser):
     page = open_changes(browser, base_url, "edits", init_script=DELAY_INTERSECTIONS_SCRIPT)
     page.evaluate("scrollTo(0, 0)")
-    page.locator("body:not(.has-title-bar)").wait_for()
+    page.locator(".tabs:not(.below-title-bar)").wait_for()
     page.locator(".tree-file", has_text="edit_12.py").dispatch_event("click")
-    page.locator("body.has-title-bar").wait_for()
+    page.locator(".tabs.below-title-bar").wait_for()
     assert abs(settled_distance(page, "src/edit_12.py")) <= 2
+
+
+def test_title_bar_appears_without_new_styles_for_the_lines(base_url, browser):
+    """A patch has so many elements that the page would be blocked if the browser visited or styled all of them."""
+    page = open_changes(browser, base_url, "large")
+    page.evaluate(RENDER_LINES_SCRIPT, RENDERED_ROWS)
+    page.evaluate("scrollTo(0, 0)")
+    title_bar = page.locator("#title-bar")
+    title_bar.wait_for(state="hidden")
+    chromium = page.context.new_cdp_session(page)
+    chromium.send("Performance.enable")
+
+    def style_seconds(change):
+        before = read_metric(chromium, "RecalcStyleDuration")
+        change()
+        return read_metric(chromium, "RecalcStyleDuration") - before
+
+    def show_title_bar():
+        page.evaluate("scrollTo(0, 400)")
+        title_bar.wait_for()
+
+    def hide_title_bar():
+        page.evaluate("scrollTo(0, 0)")
+        title_bar.wait_for(state="hidden")
+
+    def style_everything():
+        page.evaluate(RESTYLE_SCRIPT)
+
+    everything = min(style_seconds(style_everything) for _ in range(5))
+    for change in (show_title_bar, hide_title_bar):
+        seconds = []
+        for _ in range(5):
+            (hide_title_bar if change is show_title_bar else show_title_bar)()
+            seconds.append(style_seconds(change))
+        assert min(seconds) < everything, (change, seconds, everything)
+
+
+def read_metric(chromium, name):
+    """Return a performance metric of the page."""
+    metrics = chromium.send("Performance.getMetrics")["metrics"]
+    return next(metric["value"] for metric in metrics if metric["name"] == name)
 
 
 def settled_distance(page, name):

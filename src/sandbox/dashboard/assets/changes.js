@@ -306,7 +306,7 @@ function followTabs(container, onChange) {
     onChange();
   };
   new ResizeObserver(update).observe(tabs);
-  new MutationObserver(update).observe(document.body, { attributeFilter: ["class"] });
+  new MutationObserver(update).observe(tabs, { attributeFilter: ["class"] });
 }
 
 // storage: that of this browser, or that of this tab.

@@ -173,7 +173,8 @@ function redraw() {
 const titleObserver = new IntersectionObserver(
   ([{ isIntersecting }]) => {
     $("title-bar").hidden = isIntersecting;
-    document.body.classList.toggle("has-title-bar", !isIntersecting);
+    // The class is not on an ancestor of the lines: the browser would search all lines for elements with other styles.
+    document.querySelector(".tabs").classList.toggle("below-title-bar", !isIntersecting);
     updateJump();
   },
   { rootMargin: "-44px 0px 0px" },
