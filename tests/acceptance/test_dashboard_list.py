@@ -3,6 +3,7 @@
 The module also tests the actions on a task's page that need stored tasks.
 """
 
+import re
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
 
@@ -97,6 +98,61 @@ def test_search_filters_the_list_while_the_user_types(base_url, browser):
     assert page.evaluate(READ_ROW_IDS_SCRIPT) == [f"task-{FAILED}"]
     search.fill("")
     wait_until(lambda: len(page.evaluate(READ_ROW_IDS_SCRIPT)) >= 50, 30, "all rows")
+
+
+def type_search(page, text):
+    page.get_by_role("searchbox", name="Search tasks").focus()
+    page.keyboard.type(text)
+
+
+def shown_query(page, url):
+    """Return the query of the page that replaces this one."""
+    page.wait_for_url(lambda current: current != url)
+    return parse_qs(urlsplit(page.url).query)
+
+
+def test_link_clicked_right_after_typing_keeps_the_search(base_url, browser):
+    page = browser.open(base_url)
+    type_search(page, "login")
+    page.locator("#group-failed").click()
+    assert shown_query(page, f"{base_url}/") == {"q": ["login"], "state": ["failed,failed_preserved"]}
+    assert page.evaluate(READ_ROW_IDS_SCRIPT) == [f"task-{FAILED}"]
+    url = page.url
+    page.get_by_role("searchbox", name="Search tasks").fill("")
+    page.locator("#group-all").click()
+    assert shown_query(page, url) == {}
+
+
+def test_link_clicked_before_the_search_is_answered_keeps_the_search(base_url, browser):
+    page = browser.open(f"{base_url}/?q=page")
+    page.route(re.compile(r"/\?q=login$"), lambda _: None)  # no response
+    with page.expect_request(re.compile("q=login$")):
+        page.get_by_role("searchbox", name="Search tasks").fill("login")
+    page.locator("#group-failed").click()
+    assert shown_query(page, f"{base_url}/?q=page") == {"q": ["login"], "state": ["failed,failed_preserved"]}
+
+
+def test_filter_added_right_after_typing_keeps_the_search(base_url, browser):
+    page = browser.open(base_url)
+    page.locator("#filter").click()
+    page.locator("#label-filter").fill("team=platform")
+    type_search(page, "login")
+    page.locator("#label-filter").press("Enter")
+    assert shown_query(page, f"{base_url}/") == {"q": ["login"], "label.team": ["platform"]}
+
+
+@pytest.mark.parametrize(
+    ("query", "link", "kept"),
+    [
+        ("?q=page&state=completed", "“page” remove filter", {"state": ["completed"]}),
+        ("?label.team=platform&state=failed", "Clear all", {}),
+    ],
+)
+def test_link_that_removes_the_search_also_removes_what_was_typed(base_url, browser, query, link, kept):
+    page = browser.open(f"{base_url}/{query}")
+    type_search(page, "login")
+    page.get_by_role("link", name=link).click()
+    assert shown_query(page, f"{base_url}/{query}") == kept
 
 
 @pytest.mark.parametrize("width", [1440, 1024])

@@ -142,6 +142,31 @@ document.addEventListener("htmx:replacedInHistory", () => {
   $("search-kept").replaceChildren(...params.map(([name, value]) => h("input", { type: "hidden", name, value })));
 });
 
+// While the user types, and until the server responds, the links and forms of the list still have the earlier search. Those
+// that keep the search must keep the typed one. `typedSearch` returns null if the list already shows it.
+const shownSearch = () => new URLSearchParams(location.search).get("q") ?? "";
+const typedSearch = () => ($("q").value === shownSearch() ? null : $("q").value);
+
+function keepTypedSearch(event) {
+  const link = event.target.closest("#list a");
+  const typed = typedSearch();
+  if (!link || typed === null || "clearsSearch" in link.dataset) return;
+  const url = new URL(link.href);
+  const isSameSearch = (url.searchParams.get("q") ?? "") === shownSearch();
+  if (url.origin !== location.origin || url.pathname !== "/" || !isSameSearch) return;
+  for (const name of ["q", "cursor", "offset"]) url.searchParams.delete(name);
+  if (typed) url.searchParams.set("q", typed);
+  link.href = url;
+}
+for (const type of ["click", "auxclick"]) document.addEventListener(type, keepTypedSearch, true);
+
+document.addEventListener("submit", ({ target: form }) => {
+  const typed = typedSearch();
+  if (typed === null || !form.closest("#list")) return;
+  form.querySelector("[name=q]")?.remove();
+  if (typed) form.append(h("input", { type: "hidden", name: "q", value: typed }));
+});
+
 // Remove the row of a deleted task, even if its part of the list is not refreshed.
 function removeRow(id) {
   deleted.add(`task-${id}`);
