@@ -21,6 +21,19 @@ REASON = "The model's provider refused the request: overloaded. Submit the task 
 LONG_NAME = "Repair the export of yearly reports now, and check all of its totals once again"
 BLOCKED_MILLISECONDS_MAX = 2000
 """On a busy machine, a page of 50 rows takes 200 ms; without content-visibility and paging, 1,000 rows take seconds."""
+FIND_WORD_SCRIPT = """(word) => [...document.querySelectorAll("td.c-name")].map((line) => {
+  for (const element of line.querySelectorAll(".found, .hint")) {
+    const at = element.textContent.indexOf(word);
+    if (at < 0) continue;
+    const range = document.createRange();
+    range.setStart(element.firstChild, at);
+    range.setEnd(element.firstChild, at + word.length);
+    const [box, frame] = [range.getBoundingClientRect(), element.getBoundingClientRect()];
+    const isOnTop = document.elementFromPoint((box.left + box.right) / 2, (box.top + box.bottom) / 2)?.closest("tr");
+    return box.width > 0 && box.left >= frame.left && box.right <= frame.right && isOnTop === line.closest("tr");
+  }
+  return false;
+})"""
 READ_ROW_IDS_SCRIPT = "[...document.querySelectorAll('.row-link')].map((link) => link.id)"
 
 
@@ -45,6 +58,11 @@ def store_tasks(data_dir):
         tasks.add_failed_task(task_id, spent, name=name, labels=labels, lifecycle=kept, **options)
     documented = {"prompt": "Read each module of the package, and add docstrings to all functions that have none. " * 3}
     tasks.add_failed_task("documented", failure, name="Document it", labels=labels, claude=documented, **options)
+    glossary = {"prompt": "Collect the terms that the pages of the guide do not explain, and add a glossary. " * 2}
+    name = "Explain all of the terms that new users of the guide would otherwise have to look up in another book"
+    for task_id, options_of_task in (("terms-1", {}), ("terms-2", {"labels": labels}), ("terms-3", {"labels": labels})):
+        own_name = f"{name}, part 1" if task_id == "terms-1" else name
+        tasks.add_failed_task(task_id, failure, name=own_name, claude=glossary, **options_of_task, **options)
     for number in range(5):
         tasks.add_failed_task(f"imports-{number}", failure, name=f"Sort the imports {number}", **options)
     hosted = {"url": "http://127.0.0.1:9643/example", "branch": "main"}
@@ -158,10 +176,22 @@ def test_link_that_removes_the_search_also_removes_what_was_typed(base_url, brow
 @pytest.mark.parametrize("width", [1440, 1024])
 def test_found_text_leaves_room_for_the_first_label(base_url, browser, width):
     page = browser.open(f"{base_url}/?q=docstrings", width=width)
-    widths = {name: page.locator(name).bounding_box()["width"] for name in (".first-label > .label", ".found")}
+    widths = {name: page.locator(name).bounding_box()["width"] for name in (".first-label > .label", ".beginning")}
     assert widths[".first-label > .label"] >= 60
-    assert widths[".found"] > 0
+    assert widths[".beginning"] > 0
     assert page.locator(".row-link").evaluate("(link) => link.scrollWidth - link.clientWidth") <= 1
+
+
+@pytest.mark.parametrize("width", [1440, 1280, 1024, 820, 390])
+def test_found_word_is_visible_next_to_a_long_name(base_url, browser, width):
+    """Two of the tasks share their name, and two have labels."""
+    page = browser.open(f"{base_url}/?q=glossary", width=width)
+    assert sorted(page.evaluate(READ_ROW_IDS_SCRIPT)) == [f"task-terms-{number}" for number in (1, 2, 3)]
+    assert page.evaluate(FIND_WORD_SCRIPT, "glossary") == [True] * 3
+    for link in page.locator(".row-link").all():
+        assert link.bounding_box()["width"] > 100
+    assert page.locator(".hint", has_text="id terms-2").bounding_box()["width"] > 50
+    assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
 def test_tasks_are_selected_with_shift_and_with_the_box_above_them(base_url, browser):

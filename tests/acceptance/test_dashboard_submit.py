@@ -190,7 +190,7 @@ def test_form_and_yaml_stay_in_sync_and_comments_survive(base_url, browser):
 
     page.get_by_label("Branch", exact=True).fill("main")
     page.get_by_label("CPUs", exact=True).fill("8")
-    page.get_by_label("Access", exact=True).select_option("outbound")
+    page.get_by_label("Network access", exact=True).select_option("outbound")
     page.get_by_label("Timeout", exact=True).fill("")
     expected = (
         QUICK_REFERENCE_AUDIT.replace('"production"', '"main"')
@@ -213,6 +213,23 @@ def test_form_and_yaml_stay_in_sync_and_comments_survive(base_url, browser):
     assert definition["claude"]["prompt"] == "Only\n  this: #1"
     assert definition["claude"]["allowed_tools"] == ["Read", "Bash", "Grep", "Write"]
     assert [comment in yaml_of(page) for comment in ("# An audit", "# No network for security")] == [True, True]
+
+
+def test_form_offers_an_interactive_session(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    open_yaml(page, QUICK_REFERENCE_AUDIT)
+    open_advanced(page)
+    session = page.get_by_label("Session", exact=True)
+    written = {}
+    for value in ("false", "true", ""):
+        session.select_option(value)
+        written[value] = [line.strip() for line in yaml_of(page).splitlines() if "headless" in line]
+    assert written == {"false": ["headless: false"], "true": ["headless: true"], "": []}
+    open_yaml(page, QUICK_REFERENCE_AUDIT.replace("claude:\n", "claude:\n  headless: false\n"))
+    page.locator("#tab-form").click()
+    assert session.input_value() == "false"
+    assert "headless" not in page.locator("#form-others").inner_text()
+    page.get_by_text("Ready to submit.").wait_for()
 
 
 def test_typed_text_reaches_the_server_unchanged(base_url, browser):

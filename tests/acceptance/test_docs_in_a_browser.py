@@ -183,6 +183,10 @@ def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_h
         ("opus", "docs/configuration.html#select-a-model"),
         ("parallel tasks", "docs/operations.html#how-many-tasks-run-at-once"),
         ("how many tasks", "docs/operations.html#how-many-tasks-run-at-once"),
+        ("api key", "docs/configuration.html#set-the-api-key"),
+        ("subscription", "docs/configuration.html#claude-subscriptions-and-other-providers"),
+        ("change the prompt", "docs/run.html#change-the-prompt-of-a-task"),
+        ("refused host", "docs/dashboard.html#allow-a-refused-host"),
     ],
 )
 def test_site_search_finds_the_page_for_users_first(search, words, best):

@@ -181,7 +181,7 @@ def _validator(text_format: Format) -> Callable[[str], str]:
 
 def _parse_network_mode(value: str) -> str:
     if value not in NETWORK_MODES:
-        raise click.UsageError(f"The network mode must be one of {', '.join(NETWORK_MODES)}.")
+        raise click.UsageError(f"The network access must be one of {', '.join(NETWORK_MODES)}.")
     return value
 
 

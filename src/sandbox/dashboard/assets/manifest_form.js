@@ -48,6 +48,7 @@ function recentBranches(url) {
 const KINDS = {
   text: { read: (manifest, path) => manifest.readText(path), value: (text) => text },
   number: { read: (manifest, path) => manifest.readText(path), value: toNumber },
+  boolean: { read: (manifest, path) => manifest.readText(path), value: (text) => text && text === "true" },
   repository: { read: (manifest, path) => manifest.readText(path), value: repositoryUrl },
   lines: { read: (manifest, path) => manifest.readList(path)?.join("\n") ?? null, value: linesOf },
   labels: {

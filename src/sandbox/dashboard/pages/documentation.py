@@ -67,13 +67,18 @@ _PREFIX_LENGTH_MIN = 3
 """Minimum length of a word that also matches longer words. The last word, which may be incomplete, always does."""
 
 _MARK_BEGIN, _MARK_END = "\x01", "\x02"
-_SEARCH = """
+_FIND = """
 SELECT page, anchor, title, heading, snippet(sections, 6, char(1), char(2), '…', 24)
-FROM sections WHERE sections MATCH ?
-ORDER BY heading = ? COLLATE NOCASE AND rank_group <> 1 DESC, rank_group,
-    bm25(sections, 0, 0, 0, 6.0, 12.0, 1.0, 1.0), rowid LIMIT ?
+FROM sections WHERE sections MATCH :query AND (rank_group <= :group_max OR heading = :text COLLATE NOCASE)
+ORDER BY heading = :text COLLATE NOCASE AND rank_group <> 1 DESC,
 """
+_SEARCH = f"{_FIND} rank_group, bm25(sections, 0, 0, 0, 6.0, 12.0, 1.0, 1.0), rowid LIMIT :results_max"
 """A match in the heading or in the page's title counts more than one in the text."""
+
+_SEARCH_HEADINGS = f"{_FIND} length(heading), rowid LIMIT :results_max"
+"""Headings with few other words come first, also those of reference pages."""
+
+_REFERENCE_GROUP, _MINOR_GROUP = 1, 2
 
 _UNSEARCHED_PAGES = frozenset({"benchmarks", "chaos"})
 """Pages that describe tests of Sandbox, not its use."""
@@ -198,7 +203,8 @@ def _render_search(request: Request, words: str) -> Response:
 def search_guide(text: str) -> list[SearchResult]:
     """Return the best sections for these words.
 
-    Sections with all words in their keywords come first, then those with all words, then those with some of them.
+    Sections with all words in their keywords come first, then those with all words in their heading, then those with
+    all words, then those with some of them.
     """
     terms = _search_terms(text)
     if not terms:
@@ -207,9 +213,17 @@ def search_guide(text: str) -> list[SearchResult]:
         connection.deserialize(_index())
         found: dict[tuple[str, str], SearchResult] = {}
         whole_words = " AND ".join(term.removesuffix("*") for term in terms)
-        queries = [f"keywords : ({whole_words})", " AND ".join(terms), " OR ".join(terms)]
-        for query in queries[: len(terms) + 1]:
-            for page, anchor, *parts in connection.execute(_SEARCH, (query, text.strip(), RESULTS_MAX)):
+        all_terms = " AND ".join(terms)
+        searches = (
+            (_SEARCH, f"keywords : ({whole_words})", _MINOR_GROUP),
+            # The second part of the query marks the words in the excerpt.
+            (_SEARCH_HEADINGS, f"(heading : ({all_terms})) AND {all_terms}", _REFERENCE_GROUP),
+            (_SEARCH, all_terms, _MINOR_GROUP),
+            (_SEARCH, " OR ".join(terms), _MINOR_GROUP),
+        )
+        for statement, query, group_max in searches:
+            values = {"query": query, "group_max": group_max, "text": text.strip(), "results_max": RESULTS_MAX}
+            for page, anchor, *parts in connection.execute(statement, values):
                 found.setdefault((page, anchor), _make_result(page, anchor, *parts))
     return list(found.values())[:RESULTS_MAX]
 
@@ -235,7 +249,13 @@ def _make_result(page: str, anchor: str, title: str, heading: str, excerpt: str)
         for part, is_match in _split_match(piece, has_match=_MARK_END in piece)
         if part
     ]
-    return SearchResult(guide_path(page) + (f"#{anchor}" if anchor else ""), title.partition(":")[0], heading, parts)
+    # The text before the first heading has no anchor, and the page's title as its heading.
+    href, heading = (f"{guide_path(page)}#{anchor}", heading) if anchor else (guide_path(page), "")
+    return SearchResult(href, _without_subtitle(title), heading, parts)
+
+
+def _without_subtitle(title: str) -> str:
+    return title.partition(":")[0]
 
 
 def _split_match(piece: str, *, has_match: bool) -> Sequence[tuple[str, bool]]:
@@ -255,9 +275,9 @@ def _index() -> bytes:
             (
                 name,
                 section.anchor,
-                2 if section.is_minor else 1 if name in _REFERENCE_PAGES else 0,
+                _MINOR_GROUP if section.is_minor else _REFERENCE_GROUP if name in _REFERENCE_PAGES else 0,
                 section.title,
-                section.heading,
+                section.heading or _without_subtitle(section.title),
                 _keywords(name, section),
                 section.text,
             )
@@ -326,7 +346,7 @@ def _short_title(name: str) -> str:
     if name in _LIST_TITLES:
         return _LIST_TITLES[name]
     with guide_file(name).open(encoding="utf-8") as file:
-        return file.readline().removeprefix("# ").strip().partition(":")[0]
+        return _without_subtitle(file.readline().removeprefix("# ").strip())
 
 
 async def show_docs(request: Request, _: AppContext) -> Response:

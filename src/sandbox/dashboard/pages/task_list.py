@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 from zlib import crc32
 
@@ -27,7 +27,7 @@ from sandbox.interfaces.server_services import Health, TaskQueries
 from sandbox.interfaces.store import Sort, TaskPage, TaskQuery
 from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.field_formats import pattern_format
-from sandbox.model.name_from_prompt import HINT_CHARACTERS_MAX, PROMPT_BYTES_MAX, prompt_hint, shorten_line
+from sandbox.model.name_from_prompt import PROMPT_BYTES_MAX, prompt_hint, shorten_line
 from sandbox.model.repository_url import short_repository
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
@@ -38,8 +38,8 @@ _PAGE_ROWS = 50
 _ACTIVE_ROWS = 50
 _PENDING_ROWS = 20
 
-_WORDS_BEFORE_LENGTH_MAX = 30
-"""Maximum length of the text before a searched word in a hint, if the word is far from the start of its line."""
+_WORDS_BEFORE_LENGTH_MAX = 15
+"""Maximum length of the text before a searched word, so that the word is visible in a narrow row."""
 
 _SEARCHED_WORDS_MAX = 10
 """Maximum number of distinct search words that are looked for in the prompts."""
@@ -101,6 +101,17 @@ class Section:
     tasks: Sequence[Task]
     count: int
     query: str
+
+
+class Hint(NamedTuple):
+    """Texts next to a task's name.
+
+    text: distinguishes the task from others with the same name, or is the beginning of the prompt; may be empty.
+    match: the part of the prompt with a searched word; empty if there is none.
+    """
+
+    text: str
+    match: str = ""
 
 
 async def show_tasks(request: Request, context: AppContext) -> Response:
@@ -221,14 +232,18 @@ def tasks_sharing_a_name(tasks: Sequence[Task]) -> list[Task]:
     return [task for task in unique if task.parent or task.rerun_of or names[task.manifest.metadata.name] > 1]
 
 
-def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str], search: str = "") -> dict[str, str]:
+def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str], search: str = "") -> dict[str, Hint]:
     """Return texts, keyed by task id, that distinguish tasks with the same name and the same relations.
 
     prompts: the beginnings of the tasks' prompts, keyed by task id.
-    search: the search query. A hint shows the first searched word that the prompt contains and the name does not.
+    search: the search query. A match shows the first searched word that the prompt contains and the name does not.
     """
     searched = _searched_words(search)
-    words = {task.id: _prompt_words(prompts.get(task.id, ""), task.manifest.metadata.name, searched) for task in tasks}
+    matches = {task.id: _find_match(prompts.get(task.id, ""), task.manifest.metadata.name, searched) for task in tasks}
+    words = {
+        task.id: matches[task.id] or prompt_hint(prompts.get(task.id, ""), task.manifest.metadata.name)
+        for task in tasks
+    }
     names = Counter(task.manifest.metadata.name for task in tasks)
     keys = {
         task.id: (task.manifest.metadata.name, bool(task.rerun_of), bool(task.parent), words[task.id]) for task in tasks
@@ -238,9 +253,10 @@ def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str], sear
     for task_id, key in keys.items():
         is_ambiguous = counts[key] > 1 or (not words[task_id] and names[key[0]] > 1)
         # The id comes first, because a narrow window truncates the end of the hint.
-        shown_id = f"id {short_id(task_id)}" if is_ambiguous else ""
-        if text := " · ".join(filter(None, (shown_id, words[task_id]))):
-            hints[task_id] = text
+        parts = [f"id {short_id(task_id)}" if is_ambiguous else "", "" if matches[task_id] else words[task_id]]
+        hint = Hint(" · ".join(filter(None, parts)), matches[task_id])
+        if any(hint):
+            hints[task_id] = hint
     return hints
 
 
@@ -250,16 +266,16 @@ def _searched_words(search: str) -> Mapping[str, re.Pattern[str]]:
     return {word: re.compile(rf"\b{re.escape(word)}", re.IGNORECASE) for word in islice(words, _SEARCHED_WORDS_MAX)}
 
 
-def _prompt_words(prompt: str, name: str, searched: Mapping[str, re.Pattern[str]]) -> str:
-    """Return the part of the prompt with a searched word that the name lacks; otherwise, the prompt's first words."""
+def _find_match(prompt: str, name: str, searched: Mapping[str, re.Pattern[str]]) -> str:
+    """Return the part of the prompt with a searched word that the name lacks; empty if there is none."""
     lower = prompt.lower()
     patterns = [pattern for word, pattern in searched.items() if word in lower and not pattern.search(name)]
     found = next(filter(None, (pattern.search(prompt) for pattern in patterns)), None)
     if found is None:
-        return prompt_hint(prompt, name)
+        return ""
     line_start = prompt.rfind("\n", 0, found.start()) + 1
     start = line_start
-    if found.start() - line_start > HINT_CHARACTERS_MAX // 2:
+    if found.start() - line_start > _WORDS_BEFORE_LENGTH_MAX:
         start = prompt.find(" ", found.start() - _WORDS_BEFORE_LENGTH_MAX, found.start()) + 1 or found.start()
     line = shorten_line(prompt[start:].split("\n", 1)[0])
     return f"…{line}" if start > line_start else line
