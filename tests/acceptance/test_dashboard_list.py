@@ -174,8 +174,8 @@ def test_link_that_removes_the_search_also_removes_what_was_typed(base_url, brow
 
 
 @pytest.mark.parametrize("width", [1440, 1024])
-def test_found_text_leaves_room_for_the_first_label(base_url, browser, width):
-    page = browser.open(f"{base_url}/?q=docstrings", width=width)
+def test_beginning_of_a_prompt_leaves_room_for_the_first_label(base_url, browser, width):
+    page = browser.open(f"{base_url}/?q=document", width=width)
     widths = {name: page.locator(name).bounding_box()["width"] for name in (".first-label > .label", ".beginning")}
     assert widths[".first-label > .label"] >= 60
     assert widths[".beginning"] > 0
@@ -189,7 +189,7 @@ def test_found_word_is_visible_next_to_a_long_name(base_url, browser, width):
     assert sorted(page.evaluate(READ_ROW_IDS_SCRIPT)) == [f"task-terms-{number}" for number in (1, 2, 3)]
     assert page.evaluate(FIND_WORD_SCRIPT, "glossary") == [True] * 3
     for link in page.locator(".row-link").all():
-        assert link.bounding_box()["width"] > 100
+        assert link.bounding_box()["width"] > 80
     assert page.locator(".hint", has_text="id terms-2").bounding_box()["width"] > 50
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
