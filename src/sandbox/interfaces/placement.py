@@ -266,6 +266,16 @@ class HostStatus(msgspec.Struct, frozen=True):
     draining_since: datetime | None = None
 
 
+class Loss(NamedTuple):
+    """How an attempt on another host was lost.
+
+    code: `runner_lost` or `host_lost`. reason: what the engine reports about the job, as a sentence; empty if unknown.
+    """
+
+    code: FailureCode
+    reason: str = ""
+
+
 class ReservedHost(NamedTuple):
     """A host on which an attempt can start now.
 
@@ -329,8 +339,8 @@ class HostAllocator(Protocol):
         """
         ...
 
-    def loss_code(self, location: AttemptLocation) -> FailureCode | None:
-        """Return `runner_lost` or `host_lost` if the attempt can no longer communicate and its files are gone."""
+    def find_loss(self, location: AttemptLocation) -> Loss | None:
+        """Return how the attempt was lost if it can no longer communicate and its files are gone."""
         ...
 
     async def release_host(self, task_id: str) -> None:

@@ -15,6 +15,7 @@ from sandbox.interfaces.placement import (
     HostState,
     HostStatus,
     HostUnreachableError,
+    Loss,
     Placement,
     PreservedDisk,
     ReservedHost,
@@ -31,7 +32,6 @@ from sandbox.interfaces.runner import (
     RunnerUnreachableError,
 )
 from sandbox.interfaces.terminal_frames import TerminalConnection
-from sandbox.model.failure import FailureCode
 from sandbox.model.resources import Resources
 from sandbox.model.task import Attempt, Task
 from sandbox.server.runtime_probing import ProbedHost
@@ -134,10 +134,10 @@ class Placements:
             return self.host_of(location).find_image(profile)
         return allocator.find_image(location, profile)
 
-    def loss_code(self, location: AttemptLocation) -> FailureCode | None:
-        """Return the failure code of an attempt whose host was lost, otherwise None. See `HostAllocator.loss_code`."""
+    def find_loss(self, location: AttemptLocation) -> Loss | None:
+        """Return how an attempt was lost, otherwise None. See `HostAllocator.find_loss`."""
         placement = self._by_name.get(location.placement)
-        return None if placement is None or placement.allocator is None else placement.allocator.loss_code(location)
+        return None if placement is None or placement.allocator is None else placement.allocator.find_loss(location)
 
     async def release_host(self, task_id: str) -> None:
         """Give back the hosts of a task that has ended; see `HostAllocator.release_host`. Raises OSError."""

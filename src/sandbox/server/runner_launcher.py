@@ -8,7 +8,7 @@ from functools import partial
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import Recorder
-from sandbox.interfaces.placement import ReservedHost
+from sandbox.interfaces.placement import Loss, ReservedHost
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunnerNotStartedError
 from sandbox.model.events import (
     AttemptFailed,
@@ -196,12 +196,12 @@ def end_without_follow_up(recorder: Recorder, failure: Failure) -> None:
     recorder.record(TaskFinished())
 
 
-def end_lost_attempt(recorder: Recorder, code: FailureCode) -> None:
+def end_lost_attempt(recorder: Recorder, loss: Loss) -> None:
     """End an attempt whose host was abandoned; if no other attempt follows, end the task.
 
     The disk is gone, so no attempt can take it over, and nothing can be collected.
     """
-    task, failure = recorder.task, Failure(code, _LOST_MESSAGES[code])
+    task, failure = recorder.task, Failure(loss.code, _lost_message(loss))
     if task.attempt_state is TaskState.RUNNING or not (task.needs_only_teardown or task.failure is not None):
         recorder.record(failure_event(task, failure))
     while (follow_up := next_follow_up(recorder.task)) is not None:
@@ -212,9 +212,15 @@ def end_lost_attempt(recorder: Recorder, code: FailureCode) -> None:
     end_without_follow_up(recorder, failure)
 
 
-_LOST_MESSAGES = {
-    FailureCode.RUNNER_LOST: "The worker of the task was ended; its work is lost. Submit the task again.",
-    FailureCode.HOST_LOST: "The task's host is no longer responding; its work is lost. Submit the task again.",
+def _lost_message(loss: Loss) -> str:
+    """Return the engine's reason, such as `OOMKilled`, and what to do. The reason replaces the general cause."""
+    cause = loss.reason.rstrip(".") or _LOSS_CAUSES[loss.code]
+    return f"{cause}. The work of the task is lost. Submit the task again."
+
+
+_LOSS_CAUSES = {
+    FailureCode.RUNNER_LOST: "The worker of the task was ended",
+    FailureCode.HOST_LOST: "The task's host is no longer responding",
 }
 
 

@@ -8,7 +8,7 @@ from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.images import Image
-from sandbox.interfaces.placement import HostIdentity, HostPendingError, ReservedHost
+from sandbox.interfaces.placement import HostIdentity, HostPendingError, Loss, ReservedHost
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt
 from sandbox.model.events import (
     AgentExited,
@@ -32,7 +32,7 @@ class FakeAllocator:
     """Implements `HostAllocator`."""
 
     def __init__(self):
-        self.is_ready, self.failure_code = True, None
+        self.is_ready, self.failure_code, self.reason = True, None, ""
         self.reserved, self.released = [], []
 
     async def reserve_host(self, task_id, last_attempt_id, resources, profile):
@@ -42,8 +42,9 @@ class FakeAllocator:
         self.reserved.append((task_id, last_attempt_id, resources, profile))
         return ReservedHost(new_attempt_id(), HOST, "gvisor", lambda _: IMAGE)
 
-    def loss_code(self, location):
-        return self.failure_code if location.host == HOST.name else None
+    def find_loss(self, location):
+        is_lost = self.failure_code is not None and location.host == HOST.name
+        return Loss(self.failure_code, self.reason) if is_lost else None
 
     async def release_host(self, task_id):
         self.released.append(task_id)
@@ -136,6 +137,30 @@ async def test_attempt_on_a_lost_host_is_retried_without_a_finisher(components, 
 
 def events(components):
     return [one.event for one in components.journals.read("task-1").records]
+
+
+OOM_REASON = "The worker ended by signal 9 on host-1 (OOMKilled)."
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "cause"),
+    [
+        (FailureCode.RUNNER_LOST, OOM_REASON, OOM_REASON),
+        (FailureCode.RUNNER_LOST, "", "The worker of the task was ended."),
+        (FailureCode.HOST_LOST, "Kubernetes has no Job with this name", "Kubernetes has no Job with this name."),
+        (FailureCode.HOST_LOST, "", "The task's host is no longer responding."),
+    ],
+)
+async def test_failure_of_a_lost_attempt_contains_the_reason_of_the_engine(components, allocator, code, reason, cause):
+    async with components.server() as service:
+        await service.submit(manifest())
+        await components.wait_for_launch("task-1")
+        components.placement.record("task-1", *TO_RUNNING)
+        allocator.failure_code, allocator.reason = code, reason
+        components.placement.kill("task-1")
+        task = await service.wait("task-1", 10)
+    assert task.failure.code is code
+    assert task.failure.message == f"{cause} The work of the task is lost. Submit the task again."
 
 
 @pytest.mark.parametrize("code", [FailureCode.RUNNER_LOST, FailureCode.HOST_LOST])

@@ -110,8 +110,8 @@ async def test_allocator_of_a_placement_reserves_hosts_and_finds_images():
         async def release_host(self, task_id):
             calls.append(task_id)
 
-        def loss_code(self, location):
-            return "host_lost"
+        def find_loss(self, location):
+            return "lost"
 
     local, far = NamedPlacement("local"), NamedPlacement("remote")
     local.allocator, far.allocator = None, Allocator()
@@ -121,11 +121,7 @@ async def test_allocator_of_a_placement_reserves_hosts_and_finds_images():
     assert placements.find_image(location("far:one"), "p") is None
     await placements.release_host("task-1")
     assert calls == [("far:one", "p"), "task-1"]
-    assert [placements.loss_code(location(name)) for name in ("here", "far:one", "gone:one")] == [
-        None,
-        "host_lost",
-        None,
-    ]
+    assert [placements.find_loss(location(name)) for name in ("here", "far:one", "gone:one")] == [None, "lost", None]
     with pytest.raises(HostUnreachableError):
         placements.find_image(location("gone:one"), "p")
 

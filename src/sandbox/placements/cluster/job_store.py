@@ -21,6 +21,7 @@ class StoredJob(msgspec.Struct, frozen=True, rename={"is_abandoned": "is_given_u
     is_fenced: the worker sent an invalid message. It gets no more answers, so its lease ends.
     is_abandoned: the worker can no longer communicate, and the journal may be continued elsewhere.
     was_end_confirmed: the engine confirmed the end of the abandoned worker.
+    loss_reason: what the engine reported about the abandoned worker; empty if it reported no problem.
     excluded_hosts: the hosts that were drained when the job was submitted, sorted.
     """
 
@@ -38,6 +39,7 @@ class StoredJob(msgspec.Struct, frozen=True, rename={"is_abandoned": "is_given_u
     is_abandoned: bool = False
     was_end_confirmed: bool = False
     excluded_hosts: tuple[str, ...] = ()
+    loss_reason: str = ""
 
 
 class JobStore:

@@ -511,7 +511,8 @@ class Jobs:
         """Abandon a worker that can no longer communicate. Store this before another runner may write the journal."""
         task_id = job.stored.task_id
         _log.warning("The worker of task %s on %s is abandoned: %s", task_id, job.stored.host, job.reason)
-        self._save(job, is_abandoned=True, was_end_confirmed=job.phase is JobPhase.ENDED)
+        was_end_confirmed, loss_reason = job.phase is JobPhase.ENDED, _loss_reason(job)
+        self._save(job, is_abandoned=True, was_end_confirmed=was_end_confirmed, loss_reason=loss_reason)
         was_stable = job.is_claimed and time.monotonic() - job.claimed_at >= _STABLE_SECONDS
         self._losses[task_id] = 0 if was_stable else self._losses[task_id] + 1
         if job.session is not None:
@@ -569,3 +570,10 @@ def _claim_state(stored: StoredJob) -> ClaimState:
 
 def _hash(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()
+
+
+def _loss_reason(job: Job) -> str:
+    """Return what the engine reports about a job that no longer runs; empty if the engine reports that it runs."""
+    if job.status is None or job.status.phase in {JobPhase.WAITING, JobPhase.RUNNING}:
+        return ""
+    return job.status.reason

@@ -21,6 +21,7 @@ from sandbox.interfaces.placement import (
     HostStatus,
     Leftover,
     LeftoverScan,
+    Loss,
     ProbeResult,
     ReservedHost,
 )
@@ -218,14 +219,15 @@ class ClusterAllocator:
         found: PreparedImage | None = self._workers.request_blocking(location, FindImage(profile), PreparedImage | None)
         return None if found is None else Image(profile, found.digest, found.directory)
 
-    def loss_code(self, location: AttemptLocation) -> FailureCode | None:
-        """Return the failure code if the attempt's worker was abandoned. Implements `HostAllocator.loss_code`."""
+    def find_loss(self, location: AttemptLocation) -> Loss | None:
+        """Return how the attempt was lost if its worker was abandoned. Implements `HostAllocator.find_loss`."""
         job = self._workers.jobs.of_attempt(location.attempt_id)
         if job is None:
-            return FailureCode.HOST_LOST if self._workers.jobs.have_earlier_leases_ended else None
+            return Loss(FailureCode.HOST_LOST) if self._workers.jobs.have_earlier_leases_ended else None
         if not job.stored.is_abandoned:
             return None
-        return FailureCode.RUNNER_LOST if job.stored.was_end_confirmed else FailureCode.HOST_LOST
+        code = FailureCode.RUNNER_LOST if job.stored.was_end_confirmed else FailureCode.HOST_LOST
+        return Loss(code, job.stored.loss_reason)
 
     async def release_host(self, task_id: str) -> None:
         """Implements `HostAllocator.release_host`."""

@@ -147,7 +147,7 @@ class RunnerRecovery:
         """Return whether the next attempt would take over a disk whose host was lost."""
         if task.attempt is None or not takes_over_disk(task):
             return False
-        return self._placements.loss_code(locate(task, task.attempt)) is not None
+        return self._placements.find_loss(locate(task, task.attempt)) is not None
 
     async def _recover(
         self,
@@ -163,8 +163,8 @@ class RunnerRecovery:
             if reserved is not None:  # otherwise the task has changed in the meantime
                 tracked.transfer(await self._launcher.start_follow_up(recorder, secrets_or_failure, reserved))
                 tracked.finishers.reset()
-        elif (code := self._placements.loss_code(locate(recorder.task, attempt))) is not None:
-            await asyncio.to_thread(end_lost_attempt, recorder, code)
+        elif (loss := self._placements.find_loss(locate(recorder.task, attempt))) is not None:
+            await asyncio.to_thread(end_lost_attempt, recorder, loss)
         elif tracked.finishers.is_exhausted:
             await asyncio.to_thread(_finalize_lost, recorder, tracked)
         else:

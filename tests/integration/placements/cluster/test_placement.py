@@ -19,6 +19,7 @@ from sandbox.interfaces.placement import (
     HostPendingError,
     HostUnreachableError,
     Leftover,
+    Loss,
 )
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunnerNotStartedError
 from sandbox.interfaces.worker_messages import (
@@ -160,10 +161,10 @@ class UnusedWriter:
 
 async def test_attempt_of_an_unknown_job_is_lost_only_after_a_lease(placement, monkeypatch):
     assert placement.find_runner(LOCATION).lock_state() is LockState.UNKNOWN
-    assert placement.allocator.loss_code(LOCATION) is None
+    assert placement.allocator.find_loss(LOCATION) is None
     monkeypatch.setattr(jobs, "takeover_seconds", lambda _: 0.0)
     assert placement.find_runner(LOCATION).lock_state() is LockState.FREE
-    assert placement.allocator.loss_code(LOCATION) is FailureCode.HOST_LOST
+    assert placement.allocator.find_loss(LOCATION) == Loss(FailureCode.HOST_LOST)
 
 
 async def test_attempt_of_an_unknown_job_has_no_files(placement):
