@@ -113,7 +113,8 @@ def test_admin_commands_work_with_a_running_task(deployment, admin, tmp_path):
     assert b"stop it" in refused.stderr
 
     pruned = wait_until(
-        lambda: admin("prune", "--older-than", "1s")["tasks"], description="the finished task is older than a second"
+        lambda: admin("prune", "--yes", "--older-than", "1s")["tasks"],
+        description="the finished task is older than a second",
     )
     assert [task["id"] for task in pruned] == ["over"]
     for path in ("", "/logs", "/artifacts", "/artifacts/metadata.json"):

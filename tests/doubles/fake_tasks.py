@@ -26,6 +26,7 @@ from sandbox.interfaces.server_services import (
     Inheritance,
     LoadSample,
     PrunedTask,
+    PruneResult,
     Retention,
     SandboxNotPreservedError,
     StateChange,
@@ -253,9 +254,10 @@ class FakeTasks:
         after = self.record(task_id, e.CancelRequested(reason, force))
         return Cancellation(task, after.state, after.cancel_requested_at or START_TIME, STOPPING_MESSAGE)
 
-    async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
+    async def prune(self, retention: Retention | None, *, dry_run: bool) -> PruneResult:
         self.pruned_by = (retention, dry_run)
-        return [PrunedTask("old", "Fix bug #42", TaskState.COMPLETED, datetime(2026, 1, 29, tzinfo=UTC), 4096)]
+        pruned = PrunedTask("old", "Fix bug #42", TaskState.COMPLETED, datetime(2026, 1, 29, tzinfo=UTC), 4096)
+        return PruneResult([pruned], {"broken": "Input/output error; check the disk"} if dry_run else {})
 
     async def release(self, task_id: str) -> None:
         task = self._entry(task_id).task

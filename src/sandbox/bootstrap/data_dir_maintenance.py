@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.private_directory import private_umask, try_link
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
-from sandbox.interfaces.server_services import PrunedTask, Retention
+from sandbox.interfaces.server_services import PruneResult, Retention
 from sandbox.interfaces.store import StoreError
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
@@ -114,7 +114,7 @@ def _build_index(journals: FileJournals, file: Path) -> RebuildResult:
     return RebuildResult(tasks_count, skipped)
 
 
-def prune_data_dir(data_dir: Path, retention: Retention, *, dry_run: bool) -> Sequence[PrunedTask]:
+def prune_data_dir(data_dir: Path, retention: Retention, *, dry_run: bool) -> PruneResult:
     """Remove finished tasks that exceed the retention limits, and return them. dry_run: only return them.
 
     Raises DataDirNotFoundError, DataDirBusyError, UnsafeDirectoryError, StoreUnusableError, StoreError, OSError.

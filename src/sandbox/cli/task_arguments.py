@@ -120,6 +120,13 @@ def for_each_task(
         raise click.exceptions.Exit(code)
 
 
+def require_terminal_for_prompt(action: str) -> None:
+    """Exit with an error if the command cannot prompt. action: what `--yes` does, such as `Delete the task`."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        message = "Error: This command prompts for confirmation and needs a terminal."
+        fail(f"{message}\n  {action} without a prompt: add --yes", ExitCode.USAGE)
+
+
 def confirm_for_tasks(tasks: Sequence[Task], *, one: tuple[str, str], several: tuple[str, str]) -> None:
     """Ask once about all tasks. Exits if the user declines; does nothing without a task.
 

@@ -37,6 +37,7 @@ HostList = server_bodies.HostListBody
 Draining = server_bodies.DrainBody
 Pruned = server_bodies.PrunedBody
 PrunedTask = server_bodies.PrunedTaskBody
+UnexaminedTask = server_bodies.UnexaminedTaskBody
 
 FieldError = bodies.FieldErrorBody
 ExistingTask = bodies.ExistingTaskBody

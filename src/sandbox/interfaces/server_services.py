@@ -46,6 +46,17 @@ class PrunedTask:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """The tasks that were removed, or would be removed (dry run), oldest first.
+
+    unexamined: why finished tasks could not be examined and are kept, keyed by task id; each reason names the remedy.
+    """
+
+    tasks: Sequence[PrunedTask]
+    unexamined: Mapping[str, str]
+
+
 def _advice(task_id: str) -> str:
     """Return the advice to give the whole id if this is the beginning of a generated id; otherwise empty.
 
@@ -483,10 +494,11 @@ class TaskSandboxes(Protocol):
 class Administration(Protocol):
     """Retention, drain and health of the server."""
 
-    async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
+    async def prune(self, retention: Retention | None, *, dry_run: bool) -> PruneResult:
         """Remove the finished tasks that exceed `retention` (None: the server's own limits). Return the removed tasks.
 
-        dry_run: only return what would be removed. Raises UnavailableError.
+        dry_run: only return what would be removed. Raises UnavailableError; without `dry_run`, also for tasks that
+        could not be examined.
         """
         ...
 

@@ -185,7 +185,7 @@ def test_commands_of_another_user_are_rejected_without_changes(tmp_path):
     before = snapshot(stored.data_dir)
     changes = (
         ("admin", "rebuild"),
-        ("admin", "prune", "--offline", "--keep", "1"),
+        ("admin", "prune", "--yes", "--offline", "--keep", "1"),
         ("token", "revoke", token.id),
         ("token", "create", "--role", "viewer"),
     )

@@ -241,7 +241,9 @@ async def prune_pending_task(components, service, task_id):
     following = next(task for task in asyncio.all_tasks() if task.get_name() == f"follow {task_id}")
     await service.cancel(task_id, reason="", force=False)
     await service.wait(task_id, 10)
-    assert [task.id for task in await service.prune(Retention(older_than_seconds=0), dry_run=False)] == [task_id]
+    assert [task.id for task in (await service.prune(Retention(older_than_seconds=0), dry_run=False)).tasks] == [
+        task_id
+    ]
     assert not following.done()
     return following
 

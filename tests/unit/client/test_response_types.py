@@ -30,6 +30,7 @@ NAMES = {
     "Progress": "ProgressBody",
     "Pruned": "PrunedBody",
     "PrunedTask": "PrunedTaskBody",
+    "UnexaminedTask": "UnexaminedTaskBody",
     "Release": "ReleasedBody",
     "Remedy": "RemedyBody",
     "Runtime": "RuntimeBody",

@@ -111,10 +111,14 @@ async def prune_tasks(
     *,
     dry_run: Annotated[bool, Query(description="Only list what would be removed")] = False,
 ) -> JsonResponse[PrunedBody]:
-    """Remove finished tasks and their data. Without limits in the request, the server's retention settings apply."""
+    """Remove finished tasks and their data. Without limits in the request, the server's retention settings apply.
+
+    Finished tasks that cannot be examined are kept. A dry run lists them; otherwise, the request then fails with
+    `service_unavailable` after the other tasks have been removed.
+    """
     bounds = (older_than_seconds, keep, max_bytes)
     retention = None if bounds == (None, None, None) else Retention(*bounds)
-    pruned = await context.services.administration.prune(retention, dry_run=dry_run)
+    result = await context.services.administration.prune(retention, dry_run=dry_run)
     items: list[PrunedTaskBody] = [
         {
             "id": one.id,
@@ -123,7 +127,14 @@ async def prune_tasks(
             "finished_at": format_timestamp(one.finished_at),
             "size_bytes": one.size_bytes,
         }
-        for one in pruned
+        for one in result.tasks
     ]
-    total = sum(one.size_bytes for one in pruned)
-    return JsonResponse({"dry_run": dry_run, "tasks": items, "total_count": len(items), "total_size_bytes": total})
+    return JsonResponse(
+        {
+            "dry_run": dry_run,
+            "tasks": items,
+            "total_count": len(items),
+            "total_size_bytes": sum(one.size_bytes for one in result.tasks),
+            "unexamined": [{"id": task_id, "reason": reason} for task_id, reason in result.unexamined.items()],
+        }
+    )

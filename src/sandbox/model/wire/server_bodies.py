@@ -169,6 +169,15 @@ class PrunedTaskBody(TypedDict):
     """Disk usage of the task, in bytes."""
 
 
+class UnexaminedTaskBody(TypedDict):
+    """A finished task that cannot be examined."""
+
+    id: str
+    """Id of the task."""
+    reason: str
+    """Why it cannot be examined, and what to do."""
+
+
 class PrunedBody(TypedDict):
     """The tasks that were removed or, with `dry_run`, would be removed, in the order in which they ended."""
 
@@ -180,6 +189,8 @@ class PrunedBody(TypedDict):
     """Number of tasks in `tasks`."""
     total_size_bytes: int
     """Total disk usage of these tasks, in bytes."""
+    unexamined: list[UnexaminedTaskBody]
+    """Finished tasks that cannot be examined and would be kept. Empty without `dry_run`."""
 
 
 class SessionBody(TypedDict):

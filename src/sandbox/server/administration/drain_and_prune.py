@@ -2,10 +2,9 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.server_services import DrainStatus, Health, PrunedTask, Retention, UnavailableError
+from sandbox.interfaces.server_services import DrainStatus, Health, PruneResult, Retention, UnavailableError
 from sandbox.model.errors import error_reason
 from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.server.administration.health import HealthCheck
@@ -39,7 +38,7 @@ class Administration:
         self._next_health_check: asyncio.Task[Health] | None = None
         """The check that has not started yet. All requests that arrive before its start share it."""
 
-    async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
+    async def prune(self, retention: Retention | None, *, dry_run: bool) -> PruneResult:
         """See `interfaces.server_services.Administration.prune`."""
         try:
             return await self._pruner.prune(retention or self._retention, dry_run=dry_run)

@@ -24,6 +24,7 @@ from sandbox.interfaces.file_layout import TaskLayout, pruned_root
 from sandbox.interfaces.journal import Journals, LockState
 from sandbox.interfaces.server_services import (
     PrunedTask,
+    PruneResult,
     Retention,
     TaskNotFoundError,
     UnavailableError,
@@ -141,12 +142,13 @@ class Pruner:
         with contextlib.suppress(OSError):
             self._make_directory()
 
-    async def prune(self, retention: Retention, *, dry_run: bool = False) -> Sequence[PrunedTask]:
-        """Remove the tasks that exceed the retention limits. Return them, oldest first. dry_run: remove nothing.
+    async def prune(self, retention: Retention, *, dry_run: bool = False) -> PruneResult:
+        """Remove the tasks that exceed the retention limits, and return them. dry_run: remove nothing.
 
         Only `max_bytes` needs a size measurement. The measurement may take longer than the caller waits; then the next
         call uses its result. A task that cannot be examined is kept and does not stop the others. Raises StoreError,
-        OSError; UnavailableError at the end if such tasks remain, or if parts of others could not be removed.
+        OSError; without `dry_run`, UnavailableError at the end if such tasks remain, or if parts of others could not be
+        removed.
         """
         skipped: _Skipped = {}
         pruned, failure = await self._prune_selected(self._select(retention, skipped), skipped, dry_run=dry_run)
@@ -160,7 +162,7 @@ class Pruner:
             raise UnavailableError(
                 f"Finished tasks removed: {len(pruned)}. {self._describe_incomplete(skipped, failure)}"
             )
-        return pruned
+        return PruneResult(pruned, {task_id: _describe_skip(error) for task_id, error in skipped.items()})
 
     async def delete(self, task: Task) -> str:
         """Remove one finished task. Returns the reason why some of its files remain in `pruned/`; empty if none do.
@@ -187,12 +189,9 @@ class Pruner:
         reasons = []
         if skipped:
             details = "; ".join(
-                f"{task_id}: {_describe_skip(error)}" for task_id, error in list(skipped.items())[:_REASONS_SHOWN_MAX]
+                f"{task_id}: {_skip_reason(error)}" for task_id, error in list(skipped.items())[:_REASONS_SHOWN_MAX]
             )
-            remedies = dict.fromkeys(
-                error.remedy if isinstance(error, IndexDamagedError) else "check the disk" for error in skipped.values()
-            )
-            advice = "; ".join(remedies)
+            advice = "; ".join(dict.fromkeys(map(_skip_remedy, skipped.values())))
             reasons.append(f"Kept, because they could not be checked: {len(skipped)} ({details}); {advice}.")
         if failure:
             directory = pruned_root(self._data_dir)
@@ -361,9 +360,17 @@ class Pruner:
 
 
 def _describe_skip(error: OSError | IndexDamagedError) -> str:
+    return f"{_skip_reason(error)}; {_skip_remedy(error)}"
+
+
+def _skip_reason(error: OSError | IndexDamagedError) -> str:
     if isinstance(error, IndexDamagedError):
         return f"its entry in the index is damaged ({error.reason})"
     return error_reason(error)
+
+
+def _skip_remedy(error: OSError | IndexDamagedError) -> str:
+    return error.remedy if isinstance(error, IndexDamagedError) else "check the disk"
 
 
 def disk_usage_bytes(directory: Path) -> int:

@@ -47,7 +47,19 @@ def prune(components, retention, **options):
         async with components.server() as service:
             pruned = await service.prune(retention, **{"dry_run": False, **options})
             page = await service.query(TaskQuery(order="asc"))
-            return [task.id for task in pruned], [task.id for task in page.tasks]
+            return [task.id for task in pruned.tasks], [task.id for task in page.tasks]
+
+    components.store.close()
+    components.store = SqliteStore(components.data_dir / "index.sqlite")
+    return asyncio.run(scenario())
+
+
+def dry_run(components, retention):
+    """Return the complete result of a dry run."""
+
+    async def scenario():
+        async with components.server() as service:
+            return await service.prune(retention, dry_run=True)
 
     components.store.close()
     components.store = SqliteStore(components.data_dir / "index.sqlite")
@@ -326,8 +338,9 @@ def test_unreadable_preserved_sandbox_is_kept_and_does_not_block_others(
         return False
 
     monkeypatch.setattr("sandbox.server.preserved_sandboxes.PreservedSandboxes.is_preserved", raise_error)
-    pruned = [f"task-{number}" for number in range(1, 6)]
-    assert prune(components, Retention(**retention_limits), dry_run=True)[0] == pruned
+    result = dry_run(components, Retention(**retention_limits))
+    assert [task.id for task in result.tasks] == [f"task-{number}" for number in range(1, 6)]
+    assert result.unexamined == {"preserved": "[Errno 5] Input/output error; check the disk"}
     with pytest.raises(UnavailableError, match=r"Finished tasks removed: 5\. .*preserved: .*Input/output error"):
         prune(components, Retention(**retention_limits))
     assert directories(stored) == ["preserved"]
@@ -437,7 +450,7 @@ async def test_slow_measurement_is_shared_by_later_sweeps(stored, components, sl
                 before = len(started)
                 may_finish.set()
                 pruned = await service.prune(size_limit, dry_run=False)
-            return before, [task.id for task in pruned]
+            return before, [task.id for task in pruned.tasks]
 
     assert (await scenario()) == (1, ["task-1", "task-2"])
 
@@ -455,7 +468,7 @@ async def test_measurement_ignores_tasks_that_are_removed_in_the_meantime(stored
                     await asyncio.sleep(0.005)
             components.store.delete("task-1")
             may_finish.set()
-            return [task.id for task in await size_prune]
+            return [task.id for task in (await size_prune).tasks]
 
     assert (await scenario()) == ["task-2"]
 

@@ -19,11 +19,13 @@ def test_prune_uses_the_limits_of_the_query_and_lists_the_pruned_tasks(api, task
     }  # fmt: skip
     assert {**response.json(), "tasks": None} == {
         "dry_run": True, "tasks": None, "total_count": 1, "total_size_bytes": 4096,
+        "unexamined": [{"id": "broken", "reason": "Input/output error; check the disk"}],
     }  # fmt: skip
 
 
 def test_prune_without_limits_uses_the_retention_of_the_server(api, tasks):
-    assert api.post("/api/v1/admin/prune").status_code == 200
+    response = api.post("/api/v1/admin/prune")
+    assert (response.status_code, response.json()["unexamined"]) == (200, [])
     assert tasks.pruned_by == (None, False)
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from sandbox.cli.command_groups import command, help_examples
-from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.formatting import hint_id
-from sandbox.cli.task_arguments import confirm_for_tasks, for_each_task, task_arguments
+from sandbox.cli.task_arguments import confirm_for_tasks, for_each_task, require_terminal_for_prompt, task_arguments
 from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:
@@ -35,10 +33,8 @@ def delete(task_ids: Sequence[str], yes: bool) -> None:
     the other tasks are still deleted. To remove many tasks, use sandbox admin prune. The command prompts for
     confirmation before it deletes tasks. Without a terminal, --yes is required.
     """
-    has_terminal = sys.stdin.isatty() and sys.stderr.isatty()
-    if not yes and not has_terminal:
-        message = "Error: This command prompts for confirmation and needs a terminal."
-        fail(f"{message}\n  Delete the task without a prompt: add --yes", ExitCode.USAGE)
+    if not yes:
+        require_terminal_for_prompt("Delete the task")
     with current_options().connect() as client:
         if not yes:
             tasks = [client.status(task_id) for task_id in task_ids]

@@ -44,7 +44,7 @@ def test_rebuild_reports_the_unreadable_journal_and_indexes_other_tasks(admin):
 
 
 def test_unreadable_journal_does_not_block_prune_of_other_tasks(admin, stored):
-    result = admin("prune", "--offline", "--keep", "1")
+    result = admin("prune", "--yes", "--offline", "--keep", "1")
     assert result.returncode == 0, result.stderr
     assert not stored.records("task-1").exists()
 
