@@ -17,6 +17,7 @@ from sandbox.agents import registered_agents
 from sandbox.api.app import create_api_schema_app, create_app
 from sandbox.api.app_context import AppContext
 from sandbox.api.auth.authenticator import Authenticator
+from sandbox.api.openapi_declarations import ITEM_SCHEMA
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import TokenStore
 
@@ -88,8 +89,8 @@ class Api:
         assert ranges & media_types.keys() or not (media_types or response.content), f"{media_type} is not documented"
         headers = documented.get("headers", {})
         assert {name.lower() for name, header in headers.items() if header.get("required")} <= set(response.headers)
-        if "itemSchema" in media_types.get(media_type, {}):
-            self._validate_items(media_types[media_type]["itemSchema"], media_type, response.text)
+        if ITEM_SCHEMA in media_types.get(media_type, {}):
+            self._validate_items(media_types[media_type][ITEM_SCHEMA], media_type, response.text)
         if media_type not in {"application/json", "application/problem+json"} or media_type not in media_types:
             return
         schema = {**documented["content"][media_type]["schema"], "components": self.schema["components"]}

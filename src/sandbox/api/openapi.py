@@ -75,6 +75,13 @@ A task that failed is not an error response: its status has `error` with `code`,
 """The description of the API, as Markdown. `build_schema` replaces AGENT_KIND with the first agent's section."""
 
 
+SERVERS: list[dict[str, Any]] = [
+    {"url": "/", "description": "The server that sends this document"},
+    {"url": "http://localhost:8122", "description": "A server on this machine, with the default port"},
+]
+LICENSE: dict[str, Any] = {"name": "Apache License 2.0", "identifier": "Apache-2.0"}
+
+
 def recorded_examples() -> dict[str, Any]:
     """Return the examples that `script/reference` recorded, keyed by operation or error code."""
     examples: dict[str, Any] = msgspec.json.decode(Path(__file__).with_name("examples.json").read_bytes())
@@ -89,7 +96,14 @@ def build_schema(
         from sandbox.api.openapi_schemas import component_schemas
 
         description = app.description.replace("AGENT_KIND", next(iter(agents)))
-        described = get_openapi(title=app.title, version=app.version, description=description, routes=app.routes)
+        described = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=description,
+            routes=app.routes,
+            servers=SERVERS,
+            license_info=LICENSE,
+        )
         schema = deepcopy(described)  # `described` contains the routes' dicts, which all apps share
         _remove_unused(schema)
         schema["components"]["schemas"] |= component_schemas(agents)

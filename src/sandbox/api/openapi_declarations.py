@@ -119,9 +119,13 @@ def raw_content(description: str, **media_types: dict[str, Any]) -> dict[str, An
     return {"description": description, "content": _content(media_types)}
 
 
+ITEM_SCHEMA = "x-itemSchema"
+"""The extension for the schema of the items of a stream, named after the keyword of OpenAPI 3.2."""
+
+
 def with_item_schemas(response: dict[str, Any], **media_types: dict[str, Any]) -> dict[str, Any]:
-    """Describe the items of each media type that is a sequence, as OpenAPI 3.2 does."""
-    items = {name: {"itemSchema": each["schema"]} for name, each in _content(media_types).items()}
+    """Describe the items of each media type that is a sequence. OpenAPI 3.1 has no keyword for this; 3.2 has one."""
+    items = {name: {ITEM_SCHEMA: each["schema"]} for name, each in _content(media_types).items()}
     return {**response, "content": {name: each | items.get(name, {}) for name, each in response["content"].items()}}
 
 

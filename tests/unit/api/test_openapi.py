@@ -35,6 +35,27 @@ def operations(schema):
     return [each for operations in schema["paths"].values() for each in operations.values()]
 
 
+MEDIA_TYPE_KEYWORDS = {"schema", "example", "examples", "encoding"}
+"""The keywords of a media type in OpenAPI 3.1. Extensions start with `x-`."""
+
+
+def test_media_types_have_only_keywords_of_openapi_3_1(api):
+    assert api.schema["openapi"].startswith("3.1.")
+    bodies = [body for each in operations(api.schema) for body in each["responses"].values()]
+    bodies += [each["requestBody"] for each in operations(api.schema) if "requestBody" in each]
+    media_types = [media_type for body in bodies for media_type in body.get("content", {}).values()]
+    keywords = {keyword for media_type in media_types for keyword in media_type if not keyword.startswith("x-")}
+    assert keywords <= MEDIA_TYPE_KEYWORDS
+    streams = [media_type for media_type in media_types if "x-itemSchema" in media_type]
+    assert len(streams) >= 2
+    assert all("schema" in stream for stream in streams)
+
+
+def test_schema_names_the_servers_and_the_license(api):
+    assert [server["url"] for server in api.schema["servers"]] == ["/", "http://localhost:8122"]
+    assert api.schema["info"]["license"] == {"name": "Apache License 2.0", "identifier": "Apache-2.0"}
+
+
 def test_operation_ids_are_function_names(api):
     names = [operation["operationId"] for operation in operations(api.schema)]
     assert len(set(names)) == len(names)
