@@ -96,9 +96,8 @@ def check_shell_session(terminal):
 def test_agent_terminal_has_one_writer_and_many_viewers(deploy, open_terminal):
     deployment = deploy(reply_turn("GOODDAY"), reply_turn("WELLCOME"), reply_turn("GOODBYE"))
     deployment.submit(claude={"prompt": "Say good day.", "headless": False})
-    deployment.wait_for_state("running")
     server = deployment.server.ready_message["http"]
-    first = open_terminal(server, "task", "attach", "task-1")
+    first = open_terminal(server, "task", "attach", "task-1")  # waits until the agent starts
     first.expect("Detach: Ctrl-P Ctrl-Q")
     first.expect("GOODDAY")
     second = open_terminal(server, "task", "attach", "task-1")

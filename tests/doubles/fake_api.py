@@ -54,6 +54,8 @@ class FakeApi:
         api = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # clients of WebSockets accept no other version
+
             def _handle(self) -> None:
                 parts = urlsplit(self.path)
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -69,6 +71,7 @@ class FakeApi:
                     self.send_response(response.status)
                     for key, value in response.headers.items():
                         self.send_header(key, value)
+                    self.send_header("Connection", "close")
                     self.end_headers()
                     for chunk in response.chunks:
                         self.wfile.write(chunk)

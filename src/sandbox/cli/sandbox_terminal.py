@@ -19,21 +19,35 @@ import tty
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from secrets import randbelow
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sandbox.cli.errors import ExitCode, exit_code_for_client_error, fail
-from sandbox.cli.output.terminal_text import escape_text
-from sandbox.model.task_state import FINAL_STATES
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.output.formatting import hint_id
+from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
+from sandbox.model.formatting import format_duration
+from sandbox.model.task_state import FINAL_STATES, STATE_ORDER, TaskState
 
 if TYPE_CHECKING:
     from sandbox.cli.options import CliOptions
+    from sandbox.client import Client
+    from sandbox.client.response_types import Task
     from sandbox.client.terminal import Exit, Terminal
 
 DETACH_KEYS = "ctrl-p,ctrl-q"
 SIZE_MAX = 1000
+START_TIMEOUT_SECONDS = 3600.0
+"""Maximum time to wait until a task's sandbox is running."""
+
+OPEN_TIMEOUT_SECONDS = 5.0
+"""Maximum time between the start of the agent and the moment when its sandbox accepts terminals."""
+
+_POLL_SECONDS = 0.5
+_AGENT = "agent"
 _NO_TERMINAL = "no_terminal"
+_UNAVAILABLE = "service_unavailable"
+_STATES_BEFORE_RUNNING = frozenset(STATE_ORDER[: STATE_ORDER.index(TaskState.RUNNING)])
 _CHUNK_BYTES = 4096
 _POP_KEY_MODES = b"\x1b[<99u"  # each screen has a stack of key modes
 _RESET = (
@@ -109,7 +123,8 @@ class DetachKeyDetector:
 def run_terminal(options: CliOptions, task_id: str, keys: bytes, *, notice: str = "", **parameters: Any) -> Exit | None:
     """Run until the terminal ends; return None if the user detached. Raises ClientError.
 
-    notice: printed before the terminal opens.
+    If the task has not started yet, the function first waits until its sandbox is running. notice: printed before the
+    terminal opens.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         fail("Error: This command needs a terminal as stdin and stdout.", ExitCode.USAGE)
@@ -118,27 +133,85 @@ def run_terminal(options: CliOptions, task_id: str, keys: bytes, *, notice: str 
     parameters |= {"term": term} if (term := os.environ.get("TERM")) else {}
     from sandbox.client import ClientError
 
-    try:
-        return asyncio.run(_run(options, task_id, DetachKeyDetector(keys), notice, parameters))
-    except ClientError as error:
-        if error.code != _NO_TERMINAL:
-            raise
-        message = "\n".join([f"Error: {escape_text(error.message)}", *_other_commands(options, task_id, parameters)])
-        fail(message, exit_code_for_client_error(error))
-
-
-def _other_commands(options: CliOptions, task_id: str, parameters: Mapping[str, Any]) -> Iterator[str]:
-    """Yield commands that are useful if the requested terminal does not exist, each with a label."""
-    escaped_id = escape_text(task_id)
     with options.connect() as client:
-        has_ended = client.status(task_id)["state"] in FINAL_STATES
-    if has_ended:
-        yield f"  Output:  sandbox task logs {escaped_id}"
-        yield f"  Changes: sandbox task diff {escaped_id}"
-        return
-    yield f"  Output: sandbox task logs {escaped_id} --follow"
-    if parameters.get("of") == "agent":
-        yield f"  Shell:  sandbox task shell {escaped_id}"
+        task = _wait_for_sandbox(client, task_id, is_agent=parameters.get("of") == _AGENT)
+        deadline = time.monotonic() + (0 if task["state"] in FINAL_STATES else OPEN_TIMEOUT_SECONDS)
+        while True:
+            try:
+                return asyncio.run(_run(options, task_id, DetachKeyDetector(keys), notice, parameters))
+            except ClientError as error:
+                # A terminal opens shortly after the task has begun to run.
+                if error.code in {_NO_TERMINAL, _UNAVAILABLE} and time.monotonic() < deadline:
+                    time.sleep(_POLL_SECONDS)
+                elif error.code == _NO_TERMINAL:
+                    _fail_without_terminal(client.status(task_id), error.message, parameters)
+                else:
+                    raise
+
+
+def _wait_for_sandbox(client: Client, task_id: str, *, is_agent: bool) -> Task:
+    """Wait until the task's sandbox is running or the task has ended, and print what the task waits for.
+
+    is_agent: the agent's terminal is requested. Exits with an error if the agent will have no terminal, if the user
+    presses ^C, or if the time is over. Raises ClientError.
+    """
+    escaped_id = escape_text(task_id)
+    again = f"sandbox task {'attach' if is_agent else 'shell'} {hint_id(task_id)}"
+    deadline, shown = time.monotonic() + START_TIMEOUT_SECONDS, ""
+    try:
+        while True:
+            task = client.status(task_id)
+            if is_agent and not _has_terminal(task):
+                message = f"The agent of task {task_id} has no terminal, because headless is true."
+                _fail_without_terminal(task, message, {"of": _AGENT})
+            if task["state"] not in _STATES_BEFORE_RUNNING:
+                return task
+            if time.monotonic() > deadline:
+                waited = format_duration(START_TIMEOUT_SECONDS)
+                message = f"Error: The sandbox of task {escaped_id} has not started within {waited}."
+                fail(f"{message}\n  Try again: {again}", ExitCode.WAIT_TIMEOUT)
+            if not shown:
+                started = "the agent starts" if is_agent else "the sandbox is running"
+                click.echo(f"Waiting until {started}. Press ^C to stop waiting.", err=True)
+            reason = f"  {task['state']:<13} {task['state_message'] or ''}".rstrip()
+            if reason != shown:
+                click.echo("\n".join(wrap_text(reason, terminal_width(sys.stderr), " " * 16)), err=True)
+            shown = reason
+            time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        lines = [f"  Wait again: {again}", f"  Cancel it:  sandbox task cancel {hint_id(task_id)}"]
+        fail("\n".join([f"\nStopped waiting. Task {escaped_id} continues.", *lines]), ExitCode.INTERRUPTED)
+
+
+def _has_terminal(task: Task) -> bool:
+    """Return whether the task's agent has a terminal. Older servers do not send the setting."""
+    sections = [section for section in task["definition"].values() if isinstance(section, dict)]
+    return not any(section.get("headless") is True for section in sections)
+
+
+def _fail_without_terminal(task: Task, message: str, parameters: Mapping[str, Any]) -> NoReturn:
+    """Exit with an error that names the commands that are useful if the requested terminal does not exist."""
+    shown_id, commands = hint_id(task["id"]), {}
+    is_agent = parameters.get("of") == _AGENT
+    if is_agent and not _has_terminal(task):
+        commands["Run it again with a terminal"] = f"sandbox task rerun {shown_id}{_interactive_options(task)}"
+    if task["state"] in FINAL_STATES:
+        commands |= {"Output": f"sandbox task logs {shown_id}", "Changes": f"sandbox task diff {shown_id}"}
+    else:
+        commands["Output"] = f"sandbox task logs {shown_id} --follow"
+        commands |= {"Shell": f"sandbox task shell {shown_id}"} if is_agent else {}
+    cells = max(map(len, commands)) + 1
+    lines = [f"  {f'{label}:':<{cells}} {command}" for label, command in commands.items()]
+    fail("\n".join([f"Error: {escape_text(message)}", *lines]), ExitCode.CONFLICT)
+
+
+def _interactive_options(task: Task) -> str:
+    """Return the options that give the task's agent a terminal. A task with a terminal cannot be resumed."""
+    sections = {key: value for key, value in task["definition"].items() if isinstance(value, dict)}
+    changes = [f"{escape_text(key)}.headless=false" for key, section in sections.items() if "headless" in section]
+    lifecycle = sections.get("lifecycle", {})
+    changes += ["lifecycle.resume=false"] if lifecycle.get("resume") else []
+    return "".join(f" --set {change}" for change in changes)
 
 
 async def _run(

@@ -79,8 +79,9 @@ def test_unique_prefix_selects_the_task(run_cli, api, search, tmp_path, command)
 @pytest.mark.parametrize("command", ["shell", "attach"])
 def test_unique_prefix_selects_the_task_for_a_terminal(on_terminal, terminal, api, search, command):
     search(FIRST)
+    api.on("GET", f"/tasks/{FIRST}", json_response(task_status("completed", task_id=FIRST)))
     terminal.read_to_end(on_terminal("task", command, "5e17"))
-    assert [request.path for request in api.requests[2:]] == [f"/tasks/{FIRST}/terminal"]
+    assert [request.path for request in api.requests[2:4]] == [f"/tasks/{FIRST}", f"/tasks/{FIRST}/terminal"]
 
 
 def test_cancel_sends_the_whole_id(run_cli, api, search):

@@ -36,9 +36,10 @@ TASK_END_TIMEOUT_SECONDS = 30.0
 def attach(task_id: str, watch: bool, keys: bytes) -> None:
     """Attach to the terminal of a task's agent.
 
-    An agent has a terminal only if its section of the manifest sets headless: false. The first client can type, and the
-    other clients are read-only. When the first client detaches, the next client can type. The agent keeps running even
-    after all clients have detached. When the agent exits, the command exits with the agent's exit code.
+    An agent has a terminal only if its section of the manifest sets headless: false. If the agent has not started yet,
+    the command waits until it starts, but at most an hour. The first client can type, and the other clients are
+    read-only. When the first client detaches, the next client can type. The agent keeps running even after all clients
+    have detached. When the agent exits, the command exits with the agent's exit code.
     """
     options = current_options()
     notice = f"Detach: {format_keys(keys)}"
