@@ -166,7 +166,8 @@ def take_join_token(environment: MutableMapping[str, str]) -> bytes:
     except ValueError:
         token = b""
     if len(token) != 32:
-        raise WorkerUnusableError(f"{TOKEN_VARIABLE} contains no join token. Only a cluster engine starts workers.")
+        message = f"{TOKEN_VARIABLE} contains no join token, and {IDENTITY_FILE_VARIABLE} is not set."
+        raise WorkerUnusableError(f"{message} Only a cluster engine starts workers.")
     return token
 
 

@@ -9,8 +9,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from sandbox.bootstrap.worker import SLURM_HOST_VARIABLE, TOKEN_VARIABLE
 from sandbox.cli import commands, main, options
 from sandbox.cli.commands import admin, task
+from sandbox.interfaces.cluster_engine import HOST_NAME_VARIABLE, IDENTITY_FILE_VARIABLE
 
 SLOW_MODULES = (
     "rich",
@@ -79,7 +81,10 @@ def test_every_command_module_is_listed_in_its_group():
 def test_commands_for_other_programs_are_not_listed():
     runner = CliRunner()
     assert "worker" not in runner.invoke(main.root, ["--help"]).output
-    assert "An engine starts workers." in runner.invoke(main.root, ["worker", "--help"]).output
+    text = runner.invoke(main.root, ["worker", "--help"]).output
+    assert "An engine starts workers." in text
+    assert all(name in text for name in (TOKEN_VARIABLE, IDENTITY_FILE_VARIABLE, HOST_NAME_VARIABLE))
+    assert all(name in text for name in (SLURM_HOST_VARIABLE, "SANDBOX_CLUSTER_HOST_KEY_FILE"))
 
 
 @pytest.fixture

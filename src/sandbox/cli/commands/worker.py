@@ -15,8 +15,19 @@ from sandbox.cli.settings_options import load_configuration
 def worker(attempt_id: str, server: str, fingerprint: str) -> None:
     """Run the attempts of one task on this host.
 
-    An engine starts workers. A worker reads its join token from SANDBOX_JOIN_TOKEN, and its other settings from the
-    environment and sandbox.toml of its host.
+    An engine starts workers. A worker needs:
+
+    \b
+    - a credential of its job: the join token in SANDBOX_JOIN_TOKEN or, with Kubernetes,
+      the path of the file with the identity token in SANDBOX_IDENTITY_FILE
+    - if the server requires it, the key of the hosts: cluster.host_key_file, or
+      SANDBOX_CLUSTER_HOST_KEY_FILE
+    - the engine's name of the host, if it differs from the hostname: SLURMD_NODENAME
+      with Slurm, SANDBOX_HOST_NAME with other engines
+    - a data directory that no server uses, and a runtime that works on the host
+    - the same version of Sandbox as the server
+
+    A worker reads its other settings from the environment and sandbox.toml of its host.
     """
     settings = load_configuration({}).settings
     host, _, port = server.rpartition(":")
