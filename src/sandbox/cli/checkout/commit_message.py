@@ -10,9 +10,8 @@ from typing import NamedTuple
 from sandbox.cli.output.terminal_text import escape_text
 
 SUBJECT_CHARACTERS_MAX = 72
-SENTENCE_CHARACTERS_MIN = 12
 CLAUSE_CHARACTERS_MIN = 30
-"""Minimum length of a sentence or clause to which a longer subject is cut. Otherwise, the subject is cut at a word."""
+"""Minimum length to which a subject is cut at the end of a sentence or clause. Otherwise, it is cut at a word."""
 
 BODY_CELLS_MAX = 72
 """Width of the body. Code, and words that exceed the width, are not wrapped."""
@@ -67,41 +66,29 @@ _CI_WORD = re.compile(r"(?<![a-z])(ci|cd|actions?|checks?|builds?|deploy|release
 
 
 class CommittedTask(NamedTuple):
-    """A task whose changes become one commit, alone or together with those of the other tasks of its chain.
-
-    is_name_from_prompt: whether the name is only the beginning of the prompt.
-    """
+    """A task whose changes become one commit, alone or together with those of the other tasks of its chain."""
 
     id: str
     name: str
     final_message: str
-    is_name_from_prompt: bool = False
 
 
 def build_commit_message(task: CommittedTask) -> str:
     """Return a subject, a wrapped body and the `Sandbox-Task` trailer.
 
-    The subject is the task's name. If the name is only the beginning of the prompt, the subject is the first line of
-    the final message that is not a heading, and the name if there is no such line. The trailer is in a separate last
-    paragraph, so that no line of the message is read as a trailer. No line is an instruction for git or for a CI
-    service, and no line signs the commit off.
+    The subject is the task's name, which says what was requested; the final message says what the agent claims. A name
+    that is too long is cut, and the body starts with the whole name. The trailer is in a separate last paragraph, so
+    that no line of the message is read as a trailer. No line is an instruction for git or for a CI service, and no line
+    signs the commit off.
     """
     lines = [escape_text(line.rstrip()) for line in task.final_message[:BODY_CHARACTERS_MAX].splitlines()]
     is_cut = len(task.final_message) > BODY_CHARACTERS_MAX
-    name = _name_title(task)
-    first = _find_title(lines) if task.is_name_from_prompt or not name else None
-    title = _plain(lines[first]) if first is not None else ""
-    if first is None or not title:
-        first, title = None, name or "Apply the changes of a task"
-    title, subject = _subject(title)
-    others = lines if first is None or subject != title else [*lines[:first], *lines[first + 1 :]]
-    if first is None and subject != title:
-        others = [title, "", *lines]
-    return _compose(subject, others, task.id, is_cut=is_cut)
+    title, subject = _subject(_name_title(task) or "Apply the changes of a task")
+    return _compose(subject, lines if subject == title else [title, "", *lines], task.id, is_cut=is_cut)
 
 
 def _name_title(task: CommittedTask) -> str:
-    """Return the task's name without heading marks, because a heading is never used as the subject."""
+    """Return the task's name without Markdown, such as the marks of a heading."""
     return _plain(escape_text(task.name)).lstrip("# ")
 
 
@@ -123,19 +110,12 @@ def _compose(subject: str, lines: Sequence[str], task_id: str, *, is_cut: bool =
 def build_chain_message(tasks: Sequence[CommittedTask]) -> str:
     """Return a commit message for a chain of tasks, given in the order in which they ran.
 
-    The subject is the name of the first task. If this name is the beginning of its prompt, the subject is the first
-    line of the first final message. The body has the first line of each task's final message, except the subject.
+    The subject is the name of the first task. The body has one line for each task: the first line of its final message,
+    or its name if it has no final message.
     """
-    titles = [_title(task.final_message) for task in tasks]
-    name = _name_title(tasks[0]) or "Apply the changes of a chain of tasks"
-    lines = [f"- {title or _plain(escape_text(task.name))}" for title, task in zip(titles, tasks, strict=True)]
-    at = next((at for at, title in enumerate(titles) if title), None) if tasks[0].is_name_from_prompt else None
-    title, subject = _subject(name if at is None else titles[at])
-    if at is None and subject != title:
-        lines = [title, "", *lines]
-    elif at is not None and subject == title:
-        del lines[at]
-    return _compose(subject, lines, tasks[-1].id)
+    lines = [f"- {_title(task.final_message) or _plain(escape_text(task.name))}" for task in tasks]
+    title, subject = _subject(_name_title(tasks[0]) or "Apply the changes of a chain of tasks")
+    return _compose(subject, lines if subject == title else [title, "", *lines], tasks[-1].id)
 
 
 def _title(message: str) -> str:
@@ -173,8 +153,8 @@ def _shorten(title: str) -> str:
     if len(title) <= SUBJECT_CHARACTERS_MAX:
         return title
     start = title[: SUBJECT_CHARACTERS_MAX + 1]
-    for pattern, length_min in ((_SENTENCE_END, SENTENCE_CHARACTERS_MIN), (_CLAUSE_END, CLAUSE_CHARACTERS_MIN)):
-        ends = [match.end() for match in pattern.finditer(start) if match.end() >= length_min]
+    for pattern in (_SENTENCE_END, _CLAUSE_END):
+        ends = [match.end() for match in pattern.finditer(start) if match.end() >= CLAUSE_CHARACTERS_MIN]
         if ends:
             return start[: ends[-1]].rstrip()
     words = _DANGLING_WORDS.sub("", start.rpartition(" ")[0].rstrip(" ,;:"))

@@ -352,9 +352,7 @@ def test_message_of_a_chain_names_the_first_task_and_every_later_task(apply, cha
     )
 
 
-def test_subject_of_a_chain_is_the_first_final_message_if_the_name_only_repeats_the_prompt(
-    apply, chain_task, api, base, checkout
-):
+def test_subject_of_a_chain_is_the_name_of_the_first_task(apply, chain_task, api, base, checkout):
     prompt = "The tests fail. Find the bug, fix it, and add a test for the missing price in the basket.\nBe brief."
     definition = {
         "repository": {"url": "https://example.org/x.git", "branch": "main", "commit": base},
@@ -368,7 +366,11 @@ def test_subject_of_a_chain_is_the_first_final_message_if_the_name_only_repeats_
     result = apply(*BRANCH_OPTIONS, "--chain")
     assert result.returncode == 0, result.stderr
     message = git("log", "-1", "--format=%B", "fix/two", cwd=checkout).strip()
-    assert message == f"The bug is fixed.\n\n- Added a test.\n\nSandbox-Task: {TASK_ID}"
+    assert message == (
+        "The tests fail. Find the bug, fix it, and add a test\n\n"
+        "The tests fail. Find the bug, fix it, and add a test…\n\n"
+        f"- The bug is fixed.\n- Added a test.\n\nSandbox-Task: {TASK_ID}"
+    )
 
 
 def test_changes_of_a_whole_chain_are_applied_to_the_working_tree(apply, chain_task, checkout):

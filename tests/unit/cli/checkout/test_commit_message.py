@@ -18,8 +18,8 @@ from sandbox.cli.checkout.commit_message import (
 ID = "fix-42"
 
 
-def build(text: str, name: str = "Fix bug #42", *, is_name_from_prompt: bool = True) -> str:
-    return build_commit_message(CommittedTask(ID, name, text, is_name_from_prompt))
+def build(text: str, name: str = "Fix bug #42") -> str:
+    return build_commit_message(CommittedTask(ID, name, text))
 
 
 def trailers(message: str) -> list[str]:
@@ -30,28 +30,16 @@ def trailers(message: str) -> list[str]:
     return completed.stdout.decode().splitlines()
 
 
-def test_first_line_is_the_subject_and_the_rest_is_the_body():
-    assert build("The bug is fixed and all tests pass.\n- `basket.py`: sums all prices.\n") == (
-        "The bug is fixed and all tests pass.\n\n- `basket.py`: sums all prices.\n\nSandbox-Task: fix-42\n"
+def test_name_is_the_subject_and_the_final_message_is_the_body():
+    assert build("All tests pass now!\n- `basket.py`: sums all prices.\n", "Fix the failing test.") == (
+        "Fix the failing test.\n\nAll tests pass now!\n- `basket.py`: sums all prices.\n\nSandbox-Task: fix-42\n"
     )
+    assert build("## Summary\n\nAdded a retry.\n").startswith("Fix bug #42\n\n## Summary\n\nAdded a retry.\n\n")
 
 
-def test_name_that_a_user_chose_is_the_subject():
-    message = build("I fixed the bug, and then I ran\nall tests.\n", is_name_from_prompt=False)
-    assert message == "Fix bug #42\n\nI fixed the bug, and then I ran\nall tests.\n\nSandbox-Task: fix-42\n"
-    assert build("", is_name_from_prompt=False) == "Fix bug #42\n\nSandbox-Task: fix-42\n"
-    long = "Fix the basket and " * 6
-    subject, _, body = build("Done.", long, is_name_from_prompt=False).splitlines()[:3]
-    assert len(subject) <= SUBJECT_CHARACTERS_MAX
-    assert body.startswith("Fix the basket")
-
-
-def test_message_of_one_line_has_no_body():
-    assert build("Fixed.") == "Fixed.\n\nSandbox-Task: fix-42\n"
-
-
-def test_heading_is_not_the_subject():
-    assert build("## Summary\n\nAdded a retry.\n").splitlines()[0] == "Added a retry."
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_task_without_a_final_message_has_no_body(text):
+    assert build(text) == "Fix bug #42\n\nSandbox-Task: fix-42\n"
 
 
 @pytest.mark.parametrize(
@@ -61,33 +49,30 @@ def test_heading_is_not_the_subject():
         ("- Fix the loop", "Fix the loop"),
         ("1. Fix the loop", "Fix the loop"),
         ("Fix   the\tloop", "Fix the loop"),
+        ("# Fix the loop", "Fix the loop"),
         ("**", "**"),
     ],
 )
 def test_subject_has_no_markdown(line, subject):
-    assert build(line).splitlines()[0] == subject
-
-
-@pytest.mark.parametrize("text", ["", "\n \n", "# Done\n"])
-def test_subject_is_the_task_name_if_there_is_no_message(text):
-    assert build(text).splitlines()[0] == "Fix bug #42"
+    assert build("Done.", line).splitlines()[0] == subject
 
 
 def test_subject_without_a_task_name_has_a_default():
-    assert build("", "").splitlines()[0] == "Apply the changes of a task"
+    assert build("Done.", "").splitlines()[0] == "Apply the changes of a task"
 
 
-def test_long_first_line_is_shortened_and_repeated_in_the_body():
+def test_long_name_is_cut_and_repeated_in_the_body():
     text = "The total left out the last price because the loop ended one element too early, so I replaced it."
-    subject, gap, *body = build(text).splitlines()
+    subject, gap, *body = build("Done.", text).splitlines()
     assert (subject, gap) == ("The total left out the last price because the loop ended one element", "")
-    assert " ".join(body[:-2]) == text
+    assert " ".join(body[:-4]) == text
+    assert body[-4:] == ["", "Done.", "", "Sandbox-Task: fix-42"]
     assert max(map(len, body)) <= 72
 
 
 @pytest.mark.parametrize("text", ["x" * 500, "word " * 500, "x" * 71 + " y"])
 def test_subject_of_the_commit_message_is_bounded(text):
-    subject = build(text).splitlines()[0]
+    subject = build("Done.", text).splitlines()[0]
     assert 60 < len(subject) <= SUBJECT_CHARACTERS_MAX
     assert "…" not in subject
 
@@ -95,7 +80,10 @@ def test_subject_of_the_commit_message_is_bounded(text):
 @pytest.mark.parametrize(
     ("line", "subject"),
     [
-        ("Fixed the loop. It ended one element too early, and the total left out the price.", "Fixed the loop."),
+        ("Fix the loop in the basket module. It ends one element too early, and leaves out the price.",
+         "Fix the loop in the basket module."),
+        ("The tests fail. Find the bug, fix it, and add a test for the case that is missing there.",
+         "The tests fail. Find the bug, fix it"),
         ("Ok. The total left out the last price of every basket, so that nobody paid for the last item.",
          "Ok. The total left out the last price of every basket"),
         ("The total left out the last price (the loop ended one element too early in each basket).",
@@ -112,7 +100,7 @@ def test_subject_of_the_commit_message_is_bounded(text):
     ],
 )  # fmt: skip
 def test_long_subject_is_cut_at_the_end_of_a_sentence_or_clause_or_word(line, subject):
-    assert build(line).splitlines()[0] == subject
+    assert build("Done.", line).splitlines()[0] == subject
 
 
 def test_list_items_are_wrapped_with_an_indent_but_code_is_not():
@@ -124,9 +112,9 @@ def test_list_items_are_wrapped_with_an_indent_but_code_is_not():
 
 
 def test_control_and_bidi_characters_are_escaped():
-    message = build("Fix \x1b[31mred\x1b[m \u202eevil\u202c\x00\n\nBody\x07 \u2066x")
+    message = build("Body\x07 \u2066x", "Fix \x1b[31mred\x1b[m \u202eevil\u202c\x00")
     assert message.startswith("Fix \\x1b[31mred\\x1b[m \\u202eevil\\u202c\\x00\n\nBody\\x07 \\u2066x\n\n")
-    assert build("Grüße: 値段 ✅").startswith("Grüße: 値段 ✅\n")
+    assert build("Done.", "Grüße: 値段 ✅").startswith("Grüße: 値段 ✅\n")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +211,8 @@ def test_message_is_built_quickly_from_any_text(text):
     ],
 )
 def test_message_contains_no_instruction_for_a_ci_service(text, shown):
-    message = build(text)
+    name, _, final_message = text.partition("\n\n")
+    message = build(final_message, name)
     assert shown in message
     assert not any(mark in message.lower() for mark in ("ci]", "[ci", "***", "ci skip]", "-skip]", "[skip a", "[skip-"))
 
@@ -237,7 +226,7 @@ def test_message_contains_no_instruction_for_a_ci_service(text, shown):
     ],
 )
 def test_subject_contains_no_instruction_for_a_rebase(text, subject):
-    assert build(text).splitlines()[0] == subject
+    assert build("Done.", text).splitlines()[0] == subject
 
 
 def test_body_contains_no_sign_off():
@@ -267,30 +256,13 @@ def test_subject_of_a_chain_is_cut_at_a_word():
     assert set(subject.split()) == {"Restructure"}
 
 
-def chain_of(*messages: str) -> list[CommittedTask]:
-    """Return tasks whose names are the beginnings of their prompts."""
-    return [CommittedTask(f"fix-{at}", "The tests fail. Find the…", text, True) for at, text in enumerate(messages)]
-
-
-def test_subject_of_a_chain_without_its_own_name_is_the_first_final_message():
-    assert build_chain_message(chain_of("The bug is fixed.\nMore.", "# Done\n\nAdded a `test`.")) == (
-        "The bug is fixed.\n\n- Added a test.\n\nSandbox-Task: fix-1\n"
+def test_long_name_of_a_chain_is_repeated_in_the_body():
+    name = "The tests fail. Find the bug, fix it, and add a test for the case that is missing there."
+    message = build_chain_message([CommittedTask("a", name, "All tests pass now!"), CommittedTask("b", "Second", "")])
+    assert message == (
+        f"The tests fail. Find the bug, fix it\n\n{name[:70]}\n{name[71:]}\n\n"
+        "- All tests pass now!\n- Second\n\nSandbox-Task: b\n"
     )
-    assert build_chain_message(chain_of("", "Added a test.", "Renamed it.")) == (
-        "Added a test.\n\n- The tests fail. Find the…\n- Renamed it.\n\nSandbox-Task: fix-2\n"
-    )
-
-
-def test_first_line_that_is_too_long_for_the_subject_of_a_chain_stays_in_the_body():
-    line = f"The bug is fixed. {'Every price is summed. ' * 5}"
-    subject, *body = build_chain_message(chain_of(line, "Added a test.")).splitlines()
-    assert subject == "The bug is fixed. Every price is summed. Every price is summed."
-    assert " ".join(body[1:-3]).startswith("- The bug is fixed. Every")
-    assert body[-3] == "- Added a test."
-
-
-def test_subject_of_a_chain_without_any_message_is_the_name_of_the_chain():
-    assert build_chain_message(chain_of("", "")).startswith("The tests fail. Find the\n")
 
 
 def test_message_of_a_chain_has_no_instructions_and_its_lines_are_bounded():
