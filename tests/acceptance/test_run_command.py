@@ -37,8 +37,10 @@ def test_documented_session_matches_the_real_output(deploy, tmp_path):
     assert re.findall(r"[▸✗] \w+  [\w .]+?(?=  [0-9])", captured) == re.findall(
         r"[▸✗] \w+  [\w .]+?(?=  [0-9])", result.stderr.decode()
     )
-    assert captured.splitlines()[-3:] == result.stderr.decode().splitlines()[-3:]
-    documented_patch = captured[captured.index("diff --git") : captured.index("\nApply this")]
+    assert captured.splitlines()[-2:] == result.stderr.decode().splitlines()[-2:]
+    files = " +1 -4  basket.py\n+15 -0  test_small_baskets.py\n"
+    assert files in result.stderr.decode()
+    documented_patch = captured[captured.index("diff --git") : captured.index(f"\n{files}")]
     actual_patch = deployment.artifact("fix-basket.patch", "fix-basket").decode()
     shortened = re.sub(r"\b([0-9a-f]{10})[0-9a-f]{30}\b", r"\1", actual_patch)
     assert [line.strip() for line in documented_patch.splitlines()] == [line.strip() for line in shortened.splitlines()]

@@ -160,8 +160,13 @@ def _hint(client: Client, status: Task, options: CliOptions) -> None:
         click.echo("\n".join(f"  {label + ':':<10} {value}" for label, value in rows), err=True)
 
 
-def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_follow: bool) -> Task:
-    """Wait for the task to end, printing events if `should_follow`. Exits with an error unless the task completed."""
+def wait_for_end(
+    client: Client, task_id: str, options: CliOptions, *, should_follow: bool, omits_refusals: bool = False
+) -> Task:
+    """Wait for the task to end, printing events if `should_follow`. Exits with an error unless the task completed.
+
+    omits_refusals: if the task completed, the caller prints the connections that were refused.
+    """
     if should_follow:
         events = client.events(task_id)
         if options.format == "json":
@@ -173,7 +178,7 @@ def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_fo
     if options.format == "json" and not should_follow:
         print_json(status)
     code = exit_code_for_state(status["state"])
-    if should_follow and options.format != "json":
+    if should_follow and options.format != "json" and not (omits_refusals and code is ExitCode.SUCCESS):
         _print_allow_command(client, status)
     if code is not ExitCode.SUCCESS:
         on_terminal = terminal_width(sys.stderr) is not None

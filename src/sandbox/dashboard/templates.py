@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +15,10 @@ from starlette.responses import HTMLResponse, Response
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.model.formatting import format_cost, format_count, format_duration, format_size, format_state
+from sandbox.model.name_from_prompt import branch_name
 from sandbox.model.printable import replace_invisible, replace_unprintable
 from sandbox.model.repository_url import public_repository_url, short_repository
 from sandbox.model.task import Task
-from sandbox.model.task_id_format import is_generated_id
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.event_conversion import format_timestamp
 
@@ -86,7 +84,7 @@ def _environment() -> Environment:
         "segment": quote_segment,
         "as_name": escape_name,
         "activity": current_activity,
-        "branch_name": branch_name,
+        "branch_name": lambda task: branch_name(task.id, task.manifest.metadata.name),
         "as_prose": escape_text,
         "state_sign": state_sign,
         "public_url": public_repository_url,
@@ -127,26 +125,6 @@ def _asset_files() -> dict[str, Path]:
     return {
         file.name: file for file in (Path(__file__).parent / "assets").iterdir() if file.suffix in _ASSET_MEDIA_TYPES
     }
-
-
-_WORD = re.compile("[a-z0-9]+")
-
-
-def branch_name(task: Task) -> str:
-    """Return a name for a branch with the task's changes, such as `sandbox/fix-the-login-5e173eb5`.
-
-    A generated id is cut, and follows the words of the task's name. An id that the user chose stands alone.
-    """
-    if not is_generated_id(task.id):
-        return f"sandbox/{task.id}"
-    name = unicodedata.normalize("NFKD", task.manifest.metadata.name).encode("ascii", "ignore").decode()
-    slug = "-".join(_WORD.findall(name.lower()))
-    if len(slug) > _SLUG_LENGTH_MAX:
-        slug = slug[: _SLUG_LENGTH_MAX + 1].rpartition("-")[0] or slug[:_SLUG_LENGTH_MAX]
-    return f"sandbox/{slug}-{task.id[:8]}" if slug else f"sandbox/{task.id[:8]}"
-
-
-_SLUG_LENGTH_MAX = 40
 
 
 def current_activity(task: Task) -> str:

@@ -157,6 +157,9 @@ def _print_patch(client: Client, console: Console) -> None:
     import click
 
     from sandbox.cli.checkout.patch_output import colorize, patch_lines
+    from sandbox.cli.output.outcome_rows import closing_lines
+    from sandbox.cli.output.terminal_text import terminal_width
+    from sandbox.cli.output.text_log_parser import find_denied_connections
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "demo.patch"
@@ -164,6 +167,12 @@ def _print_patch(client: Client, console: Console) -> None:
         lines = list(patch_lines(path))
     console.print("\nThe patch:\n")
     for line in colorize(lines[:_PATCH_LINES_MAX], has_color=console.color_system is not None):
+        click.echo(line)
+    # The patch may have scrolled the final message and the cost off the screen.
+    status = client.status("demo")
+    refusals = find_denied_connections(client, status)
+    console.print()
+    for line in closing_lines(status, *refusals, width_cells=terminal_width(sys.stdout), has_message=True):
         click.echo(line)
 
 

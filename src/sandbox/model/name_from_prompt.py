@@ -1,9 +1,11 @@
-"""Names and hints of tasks, which are made from their prompts."""
+"""Names and hints of tasks, which are made from their prompts, and names of branches, which are made from both."""
 
 import re
+import unicodedata
 from textwrap import shorten
 
 from sandbox.model.printable import INVISIBLE
+from sandbox.model.task_id_format import is_generated_id
 
 NAME_CHARACTERS_MAX = 120
 """Maximum length of a name that is made from a prompt."""
@@ -35,6 +37,25 @@ def is_name_from_prompt(name: str, prompt: str) -> bool:
     """Return whether the name is the prompt's first line, or the beginning of that line followed by an ellipsis."""
     line, beginning = _first_line(prompt), name.removesuffix("…")
     return name == line or (beginning not in {name, ""} and line.startswith(beginning))
+
+
+_WORD = re.compile("[a-z0-9]+")
+_SLUG_CHARACTERS_MAX = 40
+
+
+def branch_name(task_id: str, name: str = "") -> str:
+    """Return a name for a branch with the task's changes, such as `sandbox/fix-the-login-5e173eb5`.
+
+    A generated id is cut, and follows the words of the task's name. An id that the user chose stands alone. git accepts
+    no branch whose name ends in `.lock`.
+    """
+    if not is_generated_id(task_id):
+        return f"sandbox/{task_id.replace('.lock', '-lock')}"
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    slug = "-".join(_WORD.findall(ascii_name.lower()))
+    if len(slug) > _SLUG_CHARACTERS_MAX:
+        slug = slug[: _SLUG_CHARACTERS_MAX + 1].rpartition("-")[0] or slug[:_SLUG_CHARACTERS_MAX]
+    return f"sandbox/{slug}-{task_id[:8]}" if slug else f"sandbox/{task_id[:8]}"
 
 
 def prompt_hint(prompt: str, name: str) -> str:

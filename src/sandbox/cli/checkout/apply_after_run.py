@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -25,14 +26,25 @@ from sandbox.cli.checkout.user_checkout import ChangedFile, Checkout, Head
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import confirm, stderr_console
-from sandbox.cli.output.formatting import hint_id, pluralize
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.formatting import (
+    DeniedConnection,
+    branch_option,
+    can_commit_to_branch,
+    has_no_changes,
+    hint_id,
+)
+from sandbox.cli.output.outcome_rows import closing_lines
+from sandbox.cli.output.pager import show_paged
+from sandbox.cli.output.terminal_text import escape_text, terminal_height, terminal_width
+from sandbox.cli.output.text_log_parser import find_denied_connections
 
 if TYPE_CHECKING:
     from sandbox.client import Client
+    from sandbox.client.response_types import Task
 
-PREVIEW_LINES_MAX = 200
-"""Maximum number of patch lines to show before the prompt."""
+DEFAULT_LINES = 24
+DEFAULT_COLUMNS = 80
+"""The assumed size of a terminal that does not report its size."""
 
 
 @dataclass(frozen=True)
@@ -51,33 +63,37 @@ class ApplyPrompt:
     started_with_local_changes: bool
     start_head: Head
 
-    def run(self, client: Client, task_id: str, *, is_empty_reported: bool = False) -> None:
-        """Show the changes, and apply them if requested.
-
-        is_empty_reported: whether the user has been told that there are no changes.
-        """
+    def run(self, client: Client, status: Task) -> None:
+        """Show the changes of the completed task, and apply them if requested."""
         with TemporaryDirectory() as directory:
-            patch = Path(directory) / "patch"
+            patch, task_id = Path(directory) / "patch", status["id"]
             # Suggest `sandbox task apply`: repeating the original command would create another task.
             advice = f"{self.apply_command(task_id)} --allow-secrets"
             fetch_patch(client, task_id, patch, allows_secrets=self.allows_secrets, secrets_advice=advice)
-            self._show_and_apply(patch, task_id, has_diff=print_omissions(client, task_id, patch))
-            if not patch.stat().st_size and not is_empty_reported and self.options.format != "json":
+            has_diff = print_omissions(client, task_id, patch)
+            refusals = (0, Counter[DeniedConnection]())
+            if self.options.format != "json":
+                refusals = find_denied_connections(client, status)
+            self._show_and_apply(patch, status, refusals, has_diff=has_diff)
+            if not patch.stat().st_size and not has_no_changes(status) and self.options.format != "json":
                 click.echo("The task changed nothing.", err=True)
 
-    def _show_and_apply(self, patch: Path, task_id: str, *, has_diff: bool) -> None:
-        is_empty = not patch.stat().st_size
+    def _show_and_apply(
+        self, patch: Path, status: Task, refusals: tuple[int, Counter[DeniedConnection]], *, has_diff: bool
+    ) -> None:
+        is_empty, task_id = not patch.stat().st_size, status["id"]
         changed = self.checkout.list_changed_files(patch) if has_diff else []
         is_json = self.options.format == "json"
         applies, head, is_prompted, is_declined = self.should_apply, self.start_head, False, False
+        closing = partial(closing_lines, status, *refusals, width_cells=terminal_width(sys.stderr))
         if applies is None and has_diff and not is_json:
             head = self._warn_if_moved()
-            applies = _confirm_apply(patch, changed, self.options)
+            applies = _confirm_apply(patch, changed, task_id, closing(has_message=True), self.options)
             is_prompted, is_declined = applies is not None, applies is False
-        blocked_reason = self._blocked_reason(task_id, head, has_diff=has_diff) if applies and not is_empty else None
+        blocked_reason = self._blocked_reason(status, head, has_diff=has_diff) if applies and not is_empty else None
         is_applied, stages = bool(applies and changed and blocked_reason is None), self._should_stage()
         if is_applied:
-            self.checkout.apply(patch, should_stage=stages, advice=_diff_hint(task_id))
+            self.checkout.apply(patch, should_stage=stages, advice="\n  ".join(self._other_commands(status)))
         if is_json:
             files = [asdict(file) for file in changed]
             click.echo(json.dumps({"type": "patch", "task_id": task_id, "applied": is_applied, "files": files}))
@@ -87,8 +103,10 @@ class ApplyPrompt:
             if is_declined:
                 click.echo("Nothing was applied.", err=True)
             elif changed and not is_prompted:  # the prompt lists them
-                print_changed_files(changed, stderr_console(has_color=self.options.has_color))
-            self._print_result(task_id, changed, is_applied=is_applied, is_staged=stages)
+                _print_files(changed, self.options)
+            self._print_result(status, changed, is_applied=is_applied, is_staged=stages)
+            if not is_prompted:  # the prompt includes them
+                _print_lines(closing(has_message=False))
 
     def _should_stage(self) -> bool:
         """Return whether to stage the patch.
@@ -107,7 +125,7 @@ class ApplyPrompt:
             click.echo(self._moved_message(head), err=True)
         return head
 
-    def _blocked_reason(self, task_id: str, expected: Head, *, has_diff: bool) -> str | None:
+    def _blocked_reason(self, status: Task, expected: Head, *, has_diff: bool) -> str | None:
         """Return why a requested patch is not applied; None if it is applied.
 
         A different commit or branch requires confirmation.
@@ -115,27 +133,44 @@ class ApplyPrompt:
         if not has_diff:
             return "Error: The patch contains nothing that git can apply."
         if (head := self.checkout.head()) != expected:
-            advice = f"Apply it anyway: {self.apply_command(task_id)}"
-            return f"Error: {self._moved_message(head)} Nothing was applied.\n  {advice}"
+            rows = [("Apply it anyway", self.apply_command(status["id"])), *_commit_row(status)]
+            advice = "".join(f"\n  {f'{label}:':<16} {command}" for label, command in rows)
+            return f"Error: {self._moved_message(head)} Nothing was applied.{advice}"
         return None
 
     def _moved_message(self, head: Head) -> str:
         previous, current = _describe_head(self.start_head), _describe_head(head)
         return f"This checkout was at {previous} when the task started, and is at {current} now."
 
-    def _print_result(self, task_id: str, changed: list[ChangedFile], *, is_applied: bool, is_staged: bool) -> None:
+    def _print_result(self, status: Task, changed: list[ChangedFile], *, is_applied: bool, is_staged: bool) -> None:
         lines = []
         if is_applied:
             lines.append(applied_message(len(changed), is_staged=is_staged))
         elif changed:
-            lines += [f"  {_diff_hint(task_id)}", f"  Apply:     {self.apply_command(task_id)}"]
+            diff, *others = self._other_commands(status)
+            lines += [
+                f"  {diff}",
+                f"  Apply:     {self.apply_command(status['id'])}",
+                *(f"  {each}" for each in others),
+            ]
         if changed:
-            lines.append(f'  Continue:  sandbox task continue {hint_id(task_id)} "…"')
+            lines.append(f'  Continue:  sandbox task continue {hint_id(status["id"])} "…"')
             click.echo("\n".join(lines), err=True)
 
+    def _other_commands(self, status: Task) -> list[str]:
+        """Return the commands that show the changes and, if possible, commit them to a new branch."""
+        rows = [("Diff", _diff_command(status["id"])), *_commit_row(status)]
+        return [f"{f'{label}:':<10} {command}" for label, command in rows]
 
-def _diff_hint(task_id: str) -> str:
-    return f"Diff:      sandbox task diff {hint_id(task_id)}"
+
+def _diff_command(task_id: str) -> str:
+    return f"sandbox task diff {hint_id(task_id)}"
+
+
+def _commit_row(status: Task) -> list[tuple[str, str]]:
+    if not can_commit_to_branch(status):
+        return []
+    return [("Commit", f"sandbox task apply {hint_id(status['id'])}{branch_option(status['id'])}")]
 
 
 def _describe_head(head: Head) -> str:
@@ -143,21 +178,66 @@ def _describe_head(head: Head) -> str:
     return escape_text(f"{commit[:12] if commit else 'no commit'}{f' ({branch})' if branch else ''}")
 
 
-def _confirm_apply(patch: Path, changed: Sequence[ChangedFile], options: CliOptions) -> bool | None:
-    """Show the patch and the changed files, and ask whether to apply it; return None without a terminal."""
+def _confirm_apply(
+    patch: Path, changed: Sequence[ChangedFile], task_id: str, closing: Sequence[str], options: CliOptions
+) -> bool | None:
+    """Show the changes, and ask whether to apply them; return None without a terminal.
+
+    The patch is shown if everything fits on the screen. closing: lines to print below the changes.
+    """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
-    lines = summarize_binary_files(patch_lines(patch))
+    fits = _fits_on_screen(patch, len(changed) + len(closing) + _PROMPT_LINES)
     click.echo("", err=True)
-    for line in colorize(islice(lines, PREVIEW_LINES_MAX), has_color=options.has_color):
-        click.echo(line, err=True, color=True)
-    if more := sum(1 for _ in lines):
-        click.echo(f"… {pluralize(more, 'more line')}", err=True)
-    if changed:
+    if fits:
+        for line in _formatted_patch(patch, options):
+            click.echo(line, err=True, color=True)
         click.echo("", err=True)
-        print_changed_files(changed, stderr_console(has_color=options.has_color), has_total=True)
+    if changed:
+        _print_files(changed, options, has_total=True)
+    _print_lines([*([] if fits else [f"  Diff:      {_diff_command(task_id)}"]), *closing])
+    pages = not fits and sys.stdout.isatty()
+    question = "Apply this to the checkout?"
     try:
-        return confirm("Apply this to the checkout?")
+        return confirm(
+            f"{question} (d: show the diff)" if pages else question,
+            show_details=(lambda: show_paged(_formatted_patch(patch, options))) if pages else None,
+        )
     except click.Abort:  # ^C, or the terminal was closed: the task itself has succeeded
         click.echo("", err=True)
         return False
+
+
+_PROMPT_LINES = 5
+"""Number of lines besides the patch, the files and the closing lines: empty lines, the total and the question."""
+
+
+def _formatted_patch(patch: Path, options: CliOptions) -> Iterator[str]:
+    return colorize(summarize_binary_files(patch_lines(patch)), has_color=options.has_color)
+
+
+def _fits_on_screen(patch: Path, other_lines: int) -> bool:
+    """Return whether the patch and this number of other lines fit on the terminal."""
+    columns, lines_left = terminal_width(sys.stderr) or DEFAULT_COLUMNS, _screen_lines() - other_lines
+    for line in summarize_binary_files(patch_lines(patch)):
+        lines_left -= 1 + len(line) // columns
+        if lines_left < 0:
+            return False
+    return True
+
+
+def _screen_lines() -> int:
+    return terminal_height(sys.stderr) or DEFAULT_LINES
+
+
+def _print_files(changed: Sequence[ChangedFile], options: CliOptions, *, has_total: bool = False) -> None:
+    """List the changed files; on a terminal, no more than fit into half of it."""
+    listed_max = max(_screen_lines() // 2, 1) if sys.stderr.isatty() else len(changed)
+    print_changed_files(
+        changed, stderr_console(has_color=options.has_color), has_total=has_total, listed_max=listed_max
+    )
+
+
+def _print_lines(lines: Sequence[str]) -> None:
+    for line in lines:
+        click.echo(line, err=True)

@@ -100,13 +100,16 @@ def _find_pushed_base(checkout: Checkout, remote: str, head: str) -> tuple[str, 
     containing_refs = [ref for ref in containing.splitlines() if ref != f"{prefix}HEAD"]
     default_branch_ref = checkout.git_output("symbolic-ref", "--quiet", f"{prefix}HEAD")
     upstream_ref = f"{prefix}{upstream_branch}" if upstream_branch else None
+    # A branch that was started from `origin/main` and pushed without `-u` still has `origin/main` as its upstream.
+    own_ref = f"{prefix}{checkout.branch()}"
     if (
         upstream_ref
         and upstream_ref not in containing_refs
+        and own_ref not in containing_refs
         and checkout.git_output("rev-parse", "--verify", "--quiet", upstream_ref)
     ):
         containing_refs = [upstream_ref]
-    preferred = [ref for ref in (upstream_ref, default_branch_ref) if ref in containing_refs]
+    preferred = [ref for ref in (upstream_ref, own_ref, default_branch_ref) if ref in containing_refs]
     bases = (
         (ref, checkout.git_output("merge-base", head, ref))
         for ref in (*preferred, *containing_refs, default_branch_ref)

@@ -22,15 +22,20 @@ _BINARY_CONTENT = re.compile(r"(literal|delta) [0-9]{1,19}")
 _BOLD, _RED, _GREEN, _CYAN, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[36m", "\x1b[m"
 
 
-def print_changed_files(changed: Sequence[ChangedFile], console: Console, *, has_total: bool = False) -> None:
-    """Print one line per changed file; requires at least one file. has_total: also print the totals, as git does."""
+def print_changed_files(
+    changed: Sequence[ChangedFile], console: Console, *, has_total: bool = False, listed_max: int | None = None
+) -> None:
+    """Print one line per changed file; requires at least one file.
+
+    has_total: also print the totals, as git does. listed_max: maximum number of files to list; None lists all.
+    """
     from rich.text import Text
 
     added_width, removed_width = (
         max(len(f"{number or 0}") + 1 for number in numbers)
         for numbers in zip(*((file.added, file.removed) for file in changed), strict=True)
     )
-    for file in changed:
+    for file in changed[:listed_max]:
         numbers = (
             (f"+{file.added}".rjust(added_width), "green"),
             " ",
@@ -39,6 +44,8 @@ def print_changed_files(changed: Sequence[ChangedFile], console: Console, *, has
         binary = (("binary".rjust(added_width + removed_width + 1), "dim"),)
         line = Text.assemble(*(binary if file.added is None else numbers), "  ", escape_name(file.path))
         console.print(line, soft_wrap=True)
+    if listed_max is not None and (more := len(changed) - listed_max) > 0:
+        console.print(f"… {pluralize(more, 'more file')}")
     if has_total:
         console.print(_total_line(changed), soft_wrap=True)
 

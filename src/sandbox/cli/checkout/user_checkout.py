@@ -181,7 +181,10 @@ class Checkout:
         """Fail if tracked files have uncommitted changes."""
         if self.count_changed():
             message = f"{escape_name(str(self.root))} has uncommitted changes, so nothing was applied."
-            advice = "  Commit them, or stash them: git stash\n  Apply on top of them: add --beside-changes"
+            advice = (
+                "  Commit them, or stash them: git stash\n  Apply on top of them: add --beside-changes\n"
+                "  Commit the task's changes to a new branch: add --branch NAME"
+            )
             fail(f"Error: {message}\n{advice}", ExitCode.CONFLICT)
 
     def apply(self, patch: Path, *, should_stage: bool = True, advice: str = "") -> list[ChangedFile]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sandbox.cli.errors import ExitCode, fail, interrupt_hint
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.manifest_overrides import id_override, parse_overrides
 from sandbox.cli.options import allow_secrets_option, common_options, current_options
-from sandbox.cli.output.formatting import has_no_changes, pluralize
+from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
 from sandbox.cli.submission import print_submitted, read_prompt, submit_manifest, wait_for_end
 from sandbox.model.manifest.overrides import Override
@@ -96,7 +97,11 @@ def run(
     overrides: list[Override] = run_options["overrides"]
     if run_options["task_id"] is not None:
         overrides.append(id_override(run_options["task_id"]))
-    _print_clone_source(source, checkout, includes_dirty=bool(includes_dirty))
+    repository = _build_repository(source, overrides)
+    if includes_dirty and "commit" not in repository:
+        reason = f"your changes are based on {source.branch} of {source.url}"
+        raise click.UsageError(f"Leave out --include-dirty, or do not set another repository or branch: {reason}.")
+    _print_clone_source(repository, source, checkout, includes_dirty=bool(includes_dirty))
     starts_with_local_changes = bool(includes_dirty) and bool(
         checkout.count_changed() or checkout.count_changed(untracked=True)
     )
@@ -104,7 +109,7 @@ def run(
     patch = create_local_patch(checkout, source.commit) if includes_dirty else b""
     manifest = ManifestFile(
         "sandbox run",
-        write_json(_build_manifest(text, source, checkout.subpath(), patch, next(iter(registered_agents())))),
+        write_json(_build_manifest(text, repository, checkout.subpath(), patch, next(iter(registered_agents())))),
     )
     with options.connect() as client:
         submitted = submit_manifest(client, manifest, overrides)
@@ -112,8 +117,8 @@ def run(
         if options.format != "json":
             print_submitted(submitted, options.server, is_watched=True)
         with interrupt_hint(task_id, apply_prompt.apply_command(task_id)):
-            status = wait_for_end(client, task_id, options, should_follow=True)
-        apply_prompt.run(client, task_id, is_empty_reported=has_no_changes(status))
+            status = wait_for_end(client, task_id, options, should_follow=True, omits_refusals=True)
+        apply_prompt.run(client, status)
 
 
 def _require_pushed(checkout: Checkout, source: CloneSource) -> None:
@@ -126,9 +131,26 @@ def _require_pushed(checkout: Checkout, source: CloneSource) -> None:
         fail(f"{escape_text(message)}\n{advice}", ExitCode.CONFLICT)
 
 
-def _build_manifest(prompt: str, source: CloneSource, subpath: str, patch: bytes, agent_kind: str) -> dict[str, Any]:
-    repository = {"url": source.url, "branch": source.branch, "commit": source.commit}
-    repository |= {"patch": base64.b64encode(patch).decode()} if patch else {}
+def _build_repository(source: CloneSource, overrides: Sequence[Override]) -> dict[str, Any]:
+    """Return what the task clones: the source, with the URL, the branch and the commit that `--set` changes.
+
+    The source's commit is left out for another URL or branch, which may not contain it: without a commit, a task starts
+    at the latest commit of its branch.
+    """
+    start = {"url": source.url, "branch": source.branch}
+    repository: dict[str, Any] = {}
+    for override in overrides:
+        match override.path:
+            case ("repository", "url" | "branch" | "commit" as field):
+                repository[field] = override.value
+    is_source = all(repository.get(field, value) == value for field, value in start.items())
+    return {**start, **({"commit": source.commit} if is_source else {}), **repository}
+
+
+def _build_manifest(
+    prompt: str, repository: Mapping[str, Any], subpath: str, patch: bytes, agent_kind: str
+) -> dict[str, Any]:
+    repository = {**repository, **({"patch": base64.b64encode(patch).decode()} if patch else {})}
     return {
         "version": "1",
         "kind": "Task",
@@ -138,8 +160,12 @@ def _build_manifest(prompt: str, source: CloneSource, subpath: str, patch: bytes
     }
 
 
-def _print_clone_source(source: CloneSource, checkout: Checkout, *, includes_dirty: bool) -> None:
-    lines = [f"From {source.url}, {source.branch} at {source.commit[:12]}."]
+def _print_clone_source(
+    repository: Mapping[str, Any], source: CloneSource, checkout: Checkout, *, includes_dirty: bool
+) -> None:
+    url, branch, commit = repository["url"], repository["branch"], repository.get("commit")
+    start = f"{branch} at {str(commit)[:12]}" if commit else f"the latest commit of {branch}"
+    lines = [escape_text(f"From {url}, {start}.")]
     if source.has_credentials:
         lines.append(f"The credentials in the address of {source.remote} are not sent; the server clones with its own.")
     untracked = 0 if includes_dirty else checkout.count_changed(untracked=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -59,9 +59,12 @@ def _console(stream: TextIO, *, has_color: bool) -> Console:
     )
 
 
-def confirm(question: str, *, default: bool | None = None) -> bool:
-    """Ask on stderr until the answer is yes or no. default: the answer for an empty line; None to ask again."""
-    hint = {None: "y/n", True: "Y/n", False: "y/N"}[default]
+def confirm(question: str, *, default: bool | None = None, show_details: Callable[[], None] | None = None) -> bool:
+    """Ask on stderr until the answer is yes or no.
+
+    default: the answer for an empty line; None to ask again. show_details: called for the answer `d`.
+    """
+    hint = {None: "y/n", True: "Y/n", False: "y/N"}[default] + ("/d" if show_details else "")
     while True:
         answer = click.prompt(f"{question} [{hint}]", default="", show_default=False, err=True).strip().lower()
         if answer in {"y", "yes"}:
@@ -70,7 +73,10 @@ def confirm(question: str, *, default: bool | None = None) -> bool:
             return False
         if not answer and default is not None:
             return default
-        click.echo("Type y or n.", err=True)
+        if answer == "d" and show_details is not None:
+            show_details()
+        else:
+            click.echo("Type y or n." if show_details is None else "Type y, n or d.", err=True)
 
 
 def print_message(text: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.cli.output.terminal_text import escape_name, escape_text
 from sandbox.model.formatting import format_duration, format_state
+from sandbox.model.name_from_prompt import branch_name
 from sandbox.model.task_state import FINAL_STATES, TaskState
 
 if TYPE_CHECKING:
@@ -200,11 +201,28 @@ def _next_commands(task: Mapping[str, Any], *, has_chain_changes: bool) -> list[
     commands = [("Diff", "diff", chain) if has_changes else ("Logs", "logs", "")]
     if has_changes and is_completed:
         commands.append(("Apply", "apply", chain))
+        if can_commit_to_branch(task):
+            commands.append(("Commit", "apply", branch_option(str(task.get("id") or task.get("task_id")))))
     if has_changes or is_completed:
         commands.append(("Continue", "continue", ' "…"'))
     if not is_completed:
         commands.append(("Rerun", "rerun", _rerun_options(task)))
     return commands
+
+
+def can_commit_to_branch(task: Mapping[str, Any]) -> bool:
+    """Return whether a branch can start from the task's commit: the task started without uncommitted changes."""
+    repository = (task.get("definition") or {}).get("repository") or {}
+    return not repository.get("patch")
+
+
+def branch_option(task_id: str) -> str:
+    """Return the option of `sandbox task apply` that commits the task's changes to a new branch.
+
+    The branch contains the changes of the whole chain, so the option replaces `--chain`. The branch is named after the
+    id alone, so that the command fits on a line.
+    """
+    return f" --branch {branch_name(escape_text(task_id))}"
 
 
 _PLAIN_OVERRIDE = re.compile(r"[a-z_]+\.[a-z_]+=[\w.…]+", re.ASCII)

@@ -43,6 +43,14 @@ def terminal_width(stream: TextIO) -> int | None:
         return None
 
 
+def terminal_height(stream: TextIO) -> int | None:
+    """Return the number of lines of the terminal that `stream` writes to; None for a file or a pipe."""
+    try:
+        return os.get_terminal_size(stream.fileno()).lines or None
+    except (OSError, ValueError):
+        return None
+
+
 def wrap_text(text: str, width_cells: int | None, hanging: str = "") -> list[str]:
     """Escape and wrap `text`; all lines but the first begin with `hanging`. width_cells: None for one line."""
     escaped = escape_text(text).expandtabs(1)

@@ -126,6 +126,62 @@ def test_terminal_shows_the_patch_and_prompts(completed_task, on_terminal, termi
     assert b"new.txt" not in end, "the files are listed above the question"
 
 
+@pytest.fixture
+def long_patch_task(api, checkout):
+    """A task whose patch is longer than the terminal, with a final message, a cost and a refused connection."""
+    for number in range(40):
+        (checkout / f"new-{number:02}.txt").write_text("".join(f"line {line}\n" for line in range(10)))
+    git("add", "-A", ".", cwd=checkout)
+    patch = git("diff", "--cached", "--binary", "--full-index", cwd=checkout).encode()
+    git("reset", "-q", "--hard", cwd=checkout)
+    serve_task(api, patch)
+    refused = {"host": "files.example.org", "port": 443, "reason": "vm.network_mode is isolated"}
+    event = json.dumps({"type": "egress_denied", "seq": 9, "timestamp": "2026-01-29T10:00:00.000Z", **refused})
+    log = ApiResponse(200, [f"[2026-01-29T10:00:00.000Z] [EVENT] {event}\n".encode()], {"Content-Type": "text/plain"})
+    api.on(
+        "GET",
+        f"/tasks/{TASK_ID}/logs",
+        lambda request: sse_response(task_events()) if "follow" in request.query else log,
+    )
+    task = task_status("completed", final_message="Added the files.\nAll tests pass.")
+    task["progress"]["egress_denied"] = 1
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task))
+
+
+def test_patch_that_exceeds_the_screen_is_summarized_above_the_outcome(
+    long_patch_task, on_terminal, terminal, checkout, environment
+):
+    environment["GIT_PAGER"] = "sed s/^/paged:/"
+    terminal.resize(80, 30)
+    process = on_terminal("run", "Add files.", "--directory", str(checkout), "--no-color")
+    output = terminal.read_until(b"[y/n/d]:").decode().replace("\r", "")
+    assert "+line 1" not in output
+    assert output.partition("new-14.txt\n")[2].splitlines()[:9] == [
+        "… 25 more files",
+        "40 files changed, 400 insertions(+)",
+        f"  Diff:      sandbox task diff {TASK_ID}",
+        "  Message:   Added the files.",
+        "             All tests pass.",
+        "  Cost:      $0.0895",
+        "  Refused:   1 connection to files.example.org:443: vm.network_mode is isolated",
+        f"  Allow:     sandbox task rerun {TASK_ID} --set vm.network_mode=outbound --set "
+        "'vm.allowed_hosts[0]=files.example.org'",
+        "Apply this to the checkout? (d: show the diff) [y/n/d]: ",
+    ]
+    terminal.type(b"d\n")
+    terminal.read_until(b"paged:+line 1")
+    terminal.type(b"n\n")
+    assert b"Nothing was applied." in terminal.read_to_end(process)
+
+
+def test_refused_hosts_are_printed_last_without_a_terminal(long_patch_task, run_cli, checkout):
+    result = run_cli("run", "Add files.", "--apply", cwd=checkout)
+    lines = result.stderr.decode().splitlines()
+    assert (result.returncode, sum(line.endswith(".txt") for line in lines)) == (0, 40)
+    assert lines[-2] == "  Refused:   1 connection to files.example.org:443: vm.network_mode is isolated"
+    assert lines[-1].startswith(f"  Allow:     sandbox task rerun {TASK_ID} --set vm.network_mode=outbound")
+
+
 def test_carriage_return_in_the_patch_is_escaped(api, on_terminal, terminal, checkout):
     (checkout / "src" / "app.py").write_bytes(b"good()\r-evil()\n")
     serve_task(api, git("diff", cwd=checkout).encode())
@@ -396,7 +452,10 @@ def test_conflicting_patch_is_not_partially_applied(api, completed_task, run_cli
     result = run_cli("run", "Go.", "--leave-dirty", "--apply", cwd=checkout)
     assert result.returncode == 4
     assert not (checkout / "new.txt").exists()
-    assert result.stderr.decode().endswith(f"  Diff:      sandbox task diff {TASK_ID}\n")
+    assert result.stderr.decode().splitlines()[-2:] == [
+        f"  Diff:      sandbox task diff {TASK_ID}",
+        f"  Commit:    sandbox task apply {TASK_ID} --branch sandbox/{TASK_ID}",
+    ]
 
 
 def test_patch_with_a_secret_suggests_allow_secrets(api, completed_task, run_cli, checkout):
@@ -422,10 +481,11 @@ def test_patch_is_not_applied_to_another_branch(switched_branch, run_cli, checko
     result = run_cli("run", "Go.", "--apply", cwd=checkout)
     assert (result.returncode, git("status", "--porcelain", cwd=checkout)) == (4, "")
     at = head(checkout)[:12]
-    assert result.stderr.decode().splitlines()[-2:] == [
+    assert result.stderr.decode().splitlines()[-3:] == [
         f"Error: This checkout was at {at} (main) when the task started, and is at {at} (other) now. "
         "Nothing was applied.",
         f"  Apply it anyway: sandbox task apply {TASK_ID}",
+        f"  Commit:          sandbox task apply {TASK_ID} --branch sandbox/{TASK_ID}",
     ]
 
 
@@ -558,6 +618,48 @@ def test_commit_on_another_remote_branch_is_cloned(api, completed_task, run_cli,
     git("checkout", "-q", *(["--detach"] if detached else ["-b", "new"]), cwd=checkout)
     assert run_cli("run", "Go.", cwd=checkout).returncode == 0
     assert (submitted(api)["repository"]["branch"], submitted(api)["repository"]["commit"]) == ("main", head(checkout))
+
+
+def test_pushed_branch_is_cloned_although_its_upstream_is_another_branch(api, completed_task, run_cli, checkout):
+    git("checkout", "-q", "-b", "feature", cwd=checkout)
+    git("config", "branch.feature.remote", "origin", cwd=checkout)
+    git("config", "branch.feature.merge", "refs/heads/main", cwd=checkout)
+    (checkout / "feature.txt").write_text("new\n")
+    commit(checkout, "Add a feature")
+    refused = run_cli("run", "Go.", cwd=checkout)
+    assert (refused.returncode, b"1 commit not on origin" in refused.stderr) == (4, True)
+    push(checkout, "feature")
+    result = run_cli("run", "Go.", cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.decode().startswith(f"From {URL}, feature at {head(checkout)[:12]}.\n")
+    repository = submitted(api)["repository"]
+    assert (repository["branch"], repository["commit"]) == ("feature", head(checkout))
+
+
+def test_branch_that_is_set_is_cloned_at_its_latest_commit(api, completed_task, run_cli, checkout):
+    result = run_cli("run", "Go.", "--set", "repository.branch=release", cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    assert submitted(api)["repository"] == {"url": URL, "branch": "release"}
+    assert result.stderr.decode().startswith(f"From {URL}, the latest commit of release.\n")
+
+
+def test_commit_that_is_set_is_cloned(api, completed_task, run_cli, checkout):
+    options = ("--set", "repository.branch=release", "--set", "repository.commit=0123456789abcdef")
+    result = run_cli("run", "Go.", *options, cwd=checkout)
+    assert submitted(api)["repository"] == {"url": URL, "branch": "release", "commit": "0123456789abcdef"}
+    assert result.stderr.decode().startswith(f"From {URL}, release at 0123456789ab.\n")
+
+
+def test_branch_of_the_checkout_that_is_set_keeps_its_commit(api, completed_task, run_cli, checkout):
+    assert run_cli("run", "Go.", "--set", "repository.branch=main", cwd=checkout).returncode == 0
+    assert submitted(api)["repository"] == {"url": URL, "branch": "main", "commit": head(checkout)}
+
+
+def test_local_changes_are_not_sent_to_a_branch_that_is_set(api, run_cli, checkout):
+    (checkout / "notes.txt").write_text("mine\n")
+    result = run_cli("run", "Go.", "--include-dirty", "--set", "repository.branch=release", cwd=checkout)
+    assert (result.returncode, api.requests) == (2, [])
+    assert b"your changes are based on main of" in result.stderr
 
 
 def delete_tracking_branch(directory):

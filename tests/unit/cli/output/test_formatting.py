@@ -46,14 +46,21 @@ def error(field=None, *overrides):
     return {"error": {"code": "x", "message": "vm.memory is 2G; raise it.", "remedy": remedy}}
 
 
+BRANCH = "--branch sandbox/3f2c1d7e"
+
+
 @pytest.mark.parametrize(
     ("changes", "commands"),
     [
         ({"state": "running"}, ["status ID --watch", "cancel ID"]),
-        ({"state": "completed", "diff": DIFF}, ["diff ID", "apply ID", 'continue ID "…"']),
+        ({"state": "completed", "diff": DIFF}, ["diff ID", "apply ID", f"apply ID {BRANCH}", 'continue ID "…"']),
+        (
+            {"state": "completed", "diff": DIFF, "definition": {"repository": {"patch": "…"}}},
+            ["diff ID", "apply ID", 'continue ID "…"'],
+        ),
         (
             {"state": "completed", "diff": DIFF, "parent": "a"},
-            ["diff ID --chain", "apply ID --chain", 'continue ID "…"'],
+            ["diff ID --chain", "apply ID --chain", f"apply ID {BRANCH}", 'continue ID "…"'],
         ),
         ({"state": "completed", "diff": {**DIFF, "files": 0}}, ["logs ID", 'continue ID "…"']),
         ({}, ["logs ID", "rerun ID"]),

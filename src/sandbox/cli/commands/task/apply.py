@@ -21,11 +21,9 @@ from sandbox.cli.command_groups import command, help_examples
 from sandbox.cli.errors import ExitCode, fail, print_message
 from sandbox.cli.options import CliOptions, allow_secrets_option, common_options, current_options
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.formatting import task_prompt
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.terminal_text import escape_text
 from sandbox.cli.task_arguments import task_argument
-from sandbox.model.name_from_prompt import is_name_from_prompt
 
 if TYPE_CHECKING:
     from sandbox.client import Client
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
 CHAIN_TASKS_MAX = 100
 """Maximum number of a chain's tasks that are named in a commit message."""
 
+_BRANCH_ADVICE = "Commit the changes to a new branch: add --branch NAME"
 METADATA_BYTES_MAX = 64 * 1024 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
@@ -86,9 +85,9 @@ def apply(
     not at all.
 
     With --branch NAME, the changes are committed to a new branch, which starts at the task's commit. The working tree
-    and the current branch do not change. The task's name becomes the subject of the commit, and the agent's final
-    message becomes the body. If the name is only the beginning of the prompt, the first line of the message becomes the
-    subject. The changes of a chain of tasks become one commit, named after the first task, with one line for each task.
+    and the current branch do not change. The task's name becomes the subject of the commit, cut to 72 characters, and
+    the agent's final message becomes the body. The changes of a chain of tasks become one commit, named after the first
+    task, with one line for each task.
     """
     options, checkout = current_options(), Checkout(directory)
     branch = _new_branch(checkout, **branch_options, allows_local_changes=allows_local_changes)
@@ -119,7 +118,7 @@ def apply(
             note = _chain_note(client, checkout, task, other, is_staged=is_staged)
             if note and not can_apply(checkout, patch, should_stage=is_staged):
                 note, advice = "", note
-        _apply_to_worktree(checkout, task, options, is_staged=is_staged, advice=advice)
+        _apply_to_worktree(checkout, task, options, is_staged=is_staged, advice=advice or _BRANCH_ADVICE)
         if note:
             click.echo(note, err=True)
 
@@ -162,9 +161,7 @@ def _chain_note(client: Client, checkout: Checkout, task: _Task, target: Path, *
     return f"{message}\n  Apply all: sandbox task apply {escape_text(task.id)} --chain"
 
 
-def _apply_to_worktree(
-    checkout: Checkout, task: _Task, options: CliOptions, *, is_staged: bool, advice: str = ""
-) -> None:
+def _apply_to_worktree(checkout: Checkout, task: _Task, options: CliOptions, *, is_staged: bool, advice: str) -> None:
     commit = checkout.commit()
     if task.base and task.base != commit:
         head_description = f"this checkout is at {commit[:12]}" if commit else "this checkout has no commit yet"
@@ -197,8 +194,7 @@ def _chain_of(client: Client, status: Task) -> Sequence[CommittedTask]:
 def _committed_task(status: Task) -> CommittedTask:
     # The message of a failed agent describes the error. Older servers do not send the message.
     final_message = "" if status["error"] else status.get("final_message") or ""
-    is_named_by_prompt = is_name_from_prompt(status["name"], task_prompt(status))
-    return CommittedTask(status["id"], status["name"], final_message, is_named_by_prompt)
+    return CommittedTask(status["id"], status["name"], final_message)
 
 
 def _apply_to_branch(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,6 @@ from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReasonPoller, print_events
 from sandbox.cli.output.formatting import (
-    DeniedConnection,
-    allow_command,
     changes_summary,
     command_id,
     current_activity,
@@ -32,6 +29,7 @@ from sandbox.cli.output.formatting import (
     task_prompt,
 )
 from sandbox.cli.output.json_output import print_json, print_json_lines
+from sandbox.cli.output.outcome_rows import denied_connection_rows, message_lines
 from sandbox.cli.output.terminal_text import escape_name, terminal_width, wrap_text
 from sandbox.cli.output.text_log_parser import find_denied_connections, parse_log_events
 from sandbox.cli.task_arguments import task_argument
@@ -53,13 +51,10 @@ _OUTCOME_ROWS = ("State", "Error", "Cost", "Budget")
 """Rows that are printed first on a terminal, together with those of `_outcome_rows`."""
 
 _COMMAND_LABELS = frozenset(
-    {"Allow", "Apply", "Cancel", "Continue", "Diff", "Logs", "Release it", "Rerun", "Shell", "Watch"}
+    {"Allow", "Apply", "Cancel", "Commit", "Continue", "Diff", "Logs", "Release it", "Rerun", "Shell", "Watch"}
 )
 _LABEL_CELLS = 12
 _PROMPT_CHARACTERS_MAX = 300
-_DENIED_HOSTS_MAX = 5
-_DENIED_REASONS_MAX = 3
-_MESSAGE_LINES_MAX = 10
 
 
 @command(
@@ -131,7 +126,7 @@ def _show(client: Client, task: Task, options: CliOptions) -> None:
     console = stdout_console(has_color=options.has_color)
     state_style = STATE_STYLES.get(task["state"], "")
     rows = list(_rows(task, on_terminal=console.is_terminal))
-    rows += _denied_connection_rows(task, denied_count, denied, on_terminal=console.is_terminal)
+    rows += denied_connection_rows(task, denied_count, denied, on_terminal=console.is_terminal)
     commands = list(_command_rows(task, on_terminal=console.is_terminal, has_chain_changes=bool(chain_size)))
     if not console.is_terminal:
         _print_rows([*rows, *results, *commands], console, state_style)
@@ -199,16 +194,10 @@ def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: 
         style = state_style if label == "State" else ""
         # A command is one line, so that it can be copied.
         cells = None if label in _COMMAND_LABELS else width_left
-        lines = _message_lines(value, width_left) if label == "Message" else wrap_text(value, cells)
+        lines = message_lines(value, width_left) if label == "Message" else wrap_text(value, cells)
         for number, line in enumerate(lines):
             label_text = label if number == 0 else ""
             console.print(Text.assemble((f"{label_text:<{_LABEL_CELLS}}", "dim"), (line, style)), soft_wrap=True)
-
-
-def _message_lines(message: str, width_left: int | None) -> list[str]:
-    """Return the beginning of the agent's final message."""
-    lines = [line for part in message.splitlines() if part.strip() for line in wrap_text(part, width_left)]
-    return lines if len(lines) <= _MESSAGE_LINES_MAX else [*lines[: _MESSAGE_LINES_MAX - 1], "…"]
 
 
 def _rows(task: Task, *, on_terminal: bool) -> Iterator[tuple[str, str]]:
@@ -260,33 +249,6 @@ def _attempt_rows(task: Task) -> Iterator[tuple[str, str]]:
         error = attempt["error"]
         ended = f"{error['message']} ({error['code']})" if error else "no failure"
         yield f"Attempt {attempt['number']}", f"{'resumed · ' if attempt['resumes'] else ''}{ended}"
-
-
-def _denied_connection_rows(
-    task: Task, count: int, denied: Counter[DeniedConnection], *, on_terminal: bool
-) -> Iterator[tuple[str, str]]:
-    """Yield the refused hosts for each reason, and the command that allows them."""
-    if not count:
-        return
-    by_reason = defaultdict[str, Counter[str]](Counter)
-    for connection, number in denied.items():
-        by_reason[connection.reason][f"{connection.host}:{connection.port}"] += number
-    others = count
-    for reason, hosts in list(by_reason.items())[:_DENIED_REASONS_MAX]:
-        others -= hosts.total()
-        yield "Refused", f"{_refused_text(hosts)}: {reason}"
-    if others > 0:
-        shown_id = command_id(task, on_terminal=on_terminal)
-        yield "Refused", f"{pluralize(others, 'connection')}: sandbox task logs {shown_id} --stream events"
-    if command := allow_command(task, denied, on_terminal=on_terminal):
-        yield "Allow", command
-
-
-def _refused_text(hosts: Counter[str]) -> str:
-    """Return the number of refused connections, and the hosts with the most refused connections."""
-    shown = [escape_name(host) for host, _ in hosts.most_common(_DENIED_HOSTS_MAX)]
-    more = [f"{len(hosts) - len(shown)} more"] if len(hosts) > len(shown) else []
-    return f"{pluralize(hosts.total(), 'connection')} to {', '.join([*shown, *more])}"
 
 
 def _prompt_row(task: Task) -> Iterator[tuple[str, str]]:

@@ -248,10 +248,11 @@ def test_status_on_a_terminal_begins_with_the_outcome(api, on_terminal, terminal
     ]
     details = lines[lines.index("") + 1 :]
     assert details[:2] == ["Task        fix-42", "Name        Fix bug #42"]
-    assert details[-4:] == [
+    assert details[-5:] == [
         "",
         f"Diff        sandbox task diff {TASK_ID}",
         f"Apply       sandbox task apply {TASK_ID}",
+        f"Commit      sandbox task apply {TASK_ID} --branch sandbox/{TASK_ID}",
         f'Continue    sandbox task continue {TASK_ID} "…"',
     ]
     assert not [line for line in details if line.startswith(("State", "Cost"))]
@@ -262,12 +263,13 @@ def test_status_in_a_pipe_ends_with_the_result_and_the_next_commands(run_cli, ap
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task))
     lines = run_cli("task", "status", TASK_ID).stdout.decode().splitlines()
     assert lines[0] == "Task        fix-42"
-    assert lines[-6:] == [
+    assert lines[-7:] == [
         "Changes     +1,016 −4 in 2 files",
         r"Message     Fixed \x1b[31m.",
         f"{'':12}All tests pass.",
         "Diff        sandbox task diff fix-42",
         "Apply       sandbox task apply fix-42",
+        "Commit      sandbox task apply fix-42 --branch sandbox/fix-42",
         'Continue    sandbox task continue fix-42 "…"',
     ]
 
@@ -846,18 +848,18 @@ def test_list_shortens_only_generated_ids_and_only_on_a_terminal(api, run_cli, o
 LOG = b'[2026-01-29T10:10:15.123Z] [STDOUT] {"raw": "\x1b[31m\xff"}\n[2026-01-29T10:10:15.124Z] [STDERR] oh [x] y\n'
 
 
-def test_logs_without_a_terminal_are_raw_bytes(run_cli, api):
+def test_raw_logs_without_a_terminal_are_raw_bytes(run_cli, api):
     api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, [LOG[:40], LOG[40:]]))
     assert run_cli("task", "logs", TASK_ID, "--timestamps").stdout == LOG
-    assert run_cli("task", "logs", TASK_ID).stdout == b'[STDOUT] {"raw": "\x1b[31m\xff"}\n[STDERR] oh [x] y\n'
-    assert run_cli("task", "logs", TASK_ID, "--stream", "stdout", "--tail", "5").stdout.startswith(
+    assert run_cli("task", "logs", TASK_ID, "--raw").stdout == b'[STDOUT] {"raw": "\x1b[31m\xff"}\n[STDERR] oh [x] y\n'
+    assert run_cli("task", "logs", TASK_ID, "--raw", "--stream", "stdout", "--tail", "5").stdout.startswith(
         b'{"raw": "\x1b[31m\xff"}\n'
     )
     assert api.requests[-1].query == {"stream": ["stdout"], "tail": ["5"]}
 
 
-def test_followed_logs_have_the_log_format_and_end_when_the_task_ends(run_cli, task):
-    result = run_cli("task", "logs", TASK_ID, "--follow")
+def test_followed_raw_logs_have_the_log_format_and_end_when_the_task_ends(run_cli, task):
+    result = run_cli("task", "logs", TASK_ID, "--follow", "--raw")
     assert result.returncode == 0
     lines = result.stdout.decode().splitlines()
     assert lines[0].startswith('[EVENT] {"type":"state_change","task_id":"fix-42","seq":1,')
@@ -870,7 +872,7 @@ def test_followed_raw_output_joins_parts_of_a_line(run_cli, api, task):
     parts = [{**base, "seq": 1, "data": "one ", "continued": True}, {**base, "seq": 2, "data": "line\n"}]
     parts += [{**base, "seq": 3, "data": "no newline"}, {"type": "end", "seq": 4, "state": "completed"}]
     api.on("GET", f"/tasks/{TASK_ID}/logs", sse_response(parts))
-    assert run_cli("task", "logs", TASK_ID, "-f", "--stream", "stdout").stdout == b"one line\nno newline"
+    assert run_cli("task", "logs", TASK_ID, "-f", "--raw", "--stream", "stdout").stdout == b"one line\nno newline"
 
 
 def test_followed_logs_join_parts_of_a_line(run_cli, api, task):
@@ -1360,7 +1362,7 @@ WRONG_TYPES = task_status("running", created_at=5, progress={"turns": "many"})
         (("task", "artifacts", TASK_ID), "GET", f"/tasks/{TASK_ID}/artifacts", {"artifacts": [{"name": "a"}]}),
         (("task", "cancel", TASK_ID), "DELETE", f"/tasks/{TASK_ID}", FOREIGN),
         (("admin", "drain"), "POST", "/admin/drain", {"draining": True}),
-        (("admin", "prune", "--keep", "1"), "POST", "/admin/prune", {"tasks": [{"id": "a"}]}),
+        (("admin", "prune", "--yes", "--keep", "1"), "POST", "/admin/prune", {"tasks": [{"id": "a"}]}),
     ],
 )
 def test_malformed_response_is_reported_in_one_message(run_cli, api, manifest, arguments, method, path, response):

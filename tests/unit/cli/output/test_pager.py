@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.cli.commands.task.diff import find_pager
+from sandbox.cli.output.pager import find_pager
 
 
 @pytest.fixture
