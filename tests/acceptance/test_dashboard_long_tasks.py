@@ -293,7 +293,7 @@ def test_expanded_command_repeats_neither_the_command_nor_the_exit_code(open_tas
     assert accessibility_violations(page) == []
 
 
-MODEL_REFUSAL = {"type": "egress_denied", "timestamp": "2026-01-29T10:00:00.000Z", "host": "model", "port": 80}
+MODEL_DENIAL = {"type": "egress_denied", "timestamp": "2026-01-29T10:00:00.000Z", "host": "model", "port": 80}
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ MODEL_REFUSAL = {"type": "egress_denied", "timestamp": "2026-01-29T10:00:00.000Z
 )
 def test_last_message_is_not_shown_if_it_repeats_a_refusal(open_task, task_id, message, reason, is_shown):
     page, stream = open_task(task_id)
-    stream.send({**MODEL_REFUSAL, "reason": reason}, agent_message(message), {**MODEL_REFUSAL, "reason": reason})
+    stream.send({**MODEL_DENIAL, "reason": reason}, agent_message(message), {**MODEL_DENIAL, "reason": reason})
     page.locator(".says").wait_for()
     stream.send({"type": "end", "state": "failed", "exit_code": 1, "error": {"message": FAILURES[task_id]}})
     wait_until(
@@ -327,9 +327,9 @@ def test_last_message_is_not_shown_if_it_repeats_a_refusal(open_task, task_id, m
 
 def test_model_gateway_refusals_are_not_shown_as_refused_connections(open_task):
     page, stream = open_task("chat#network")
-    denied = {**MODEL_REFUSAL, "host": "example.com", "port": 443, "reason": "vm.allowed_hosts does not list it."}
+    denied = {**MODEL_DENIAL, "host": "example.com", "port": 443, "reason": "vm.allowed_hosts does not list it."}
     stream.send(
-        {**MODEL_REFUSAL, "reason": BUDGET_SPENT_MESSAGE}, {**MODEL_REFUSAL, "reason": BUDGET_SPENT_MESSAGE}, denied
+        {**MODEL_DENIAL, "reason": BUDGET_SPENT_MESSAGE}, {**MODEL_DENIAL, "reason": BUDGET_SPENT_MESSAGE}, denied
     )
     counters = dict.fromkeys(("cost_usd", "input_tokens", "output_tokens", "turns", "tool_calls"), 0)
     stream.send({"type": "progress", "progress": {**counters, "egress_denied": 3}})

@@ -469,7 +469,7 @@ slow_guest = pytest.mark.timeout(2 * GUEST_SECONDS)  # guests are slow without K
 
 
 @pytest.fixture(scope="module", params=["gvisor", *(["qemu"] if RUN_ALL_QEMU_TESTS else [])])
-def connected_user(request, tmp_path_factory):
+def connected_deployment(request, tmp_path_factory):
     """A deployment with a fake internet that includes api.github.com.
 
     Uses the available runtimes with a separate kernel; tests/integration/runtimes covers npx in bubblewrap.
@@ -510,8 +510,8 @@ def connected_user(request, tmp_path_factory):
 
 
 @slow_guest
-def test_bug_fix_reads_the_issue_from_the_allowed_host(connected_user):
-    deployment = connected_user
+def test_bug_fix_reads_the_issue_from_the_allowed_host(connected_deployment):
+    deployment = connected_deployment
     manifest = yaml.safe_load(BUG_FIX)
     # The fake GitHub has a self-signed certificate; everything else is as printed.
     manifest["claude"]["mcp_config"]["mcpServers"]["github"]["env"]["NODE_EXTRA_CA_CERTS"] = "/workspace/ca.pem"

@@ -16,7 +16,7 @@ from chaos.cluster_deployment import ClusterChaosDeployment
 from chaos.evidence_collection import collect_evidence
 from chaos.oracle import CLUSTER_OUTCOMES, STATES, evaluate
 from chaos.rounds import RoundResult
-from chaos.state_driver import LONG_LINES, HeldTask, StateDriver
+from chaos.state_driver import ENDLESS_LINE_COUNT, HeldTask, StateDriver
 from doubles.deployment import wait_until
 from doubles.slurm_cluster import HOSTS, SlurmCluster
 from doubles.slurm_deployment import LEASE_SECONDS
@@ -25,7 +25,7 @@ from sandbox.placements.cluster.takeover_rules import LEASE_MARGIN_SECONDS
 PAUSE_SECONDS = 8.0
 """Shorter than the lease."""
 
-MANY_LINES = 2000
+MANY_LINES_COUNT = 2000
 """Number of lines at which the agent is still running at the fault, but completes in time afterwards."""
 
 TASK_TARGETS = ("runner", "sandbox", "gateway", "worker", "paused runner", "paused sandbox", "paused worker")
@@ -52,7 +52,7 @@ class _ClusterStateDriver(StateDriver):
         return HeldTask(task_id)
 
     def _lines(self):
-        return LONG_LINES if self._is_endless else MANY_LINES
+        return ENDLESS_LINE_COUNT if self._is_endless else MANY_LINES_COUNT
 
 
 def task_faults(targets):

@@ -15,7 +15,7 @@ from sandbox.model.wire.event_conversion import end_event, to_wire_event
 
 MANY_CLIENTS = (*[SseClient] * 8, *[WebSocketClient] * 6, *[CliClient] * 6)
 FEW_CLIENTS = (*[SseClient] * 2, *[WebSocketClient] * 2, *[CliClient] * 2)
-LONG_LINES = 100_000
+ENDLESS_LINE_COUNT = 100_000
 END_TIMEOUT_SECONDS = 120
 
 
@@ -39,7 +39,7 @@ def run_restarts(directory, restarts, seed, *, tasks=5, client_types=MANY_CLIENT
     """Restart the server while one client of each type in client_types follows one of the tasks."""
     with ChaosDeployment(directory) as deployment:
         for number in range(tasks):
-            deployment.submit_instructions(f"task-{number}", lines=LONG_LINES, pause_seconds=0.05)
+            deployment.submit_instructions(f"task-{number}", lines=ENDLESS_LINE_COUNT, pause_seconds=0.05)
         for task_id in deployment.submitted:
             wait_until(lambda task_id=task_id: deployment.state(task_id) == "running", 60, "all to run")
         return asyncio.run(_run(deployment, restarts, random.Random(seed), client_types))

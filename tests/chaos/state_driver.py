@@ -15,7 +15,7 @@ from doubles.deployment import wait_until
 REACH_TIMEOUT_SECONDS = 60.0
 TRIES_MAX = 15
 TIME_SLICES_MAX = 20
-LONG_LINES, SHORT_LINES = 100_000, 500
+ENDLESS_LINE_COUNT, FEW_LINES_COUNT = 100_000, 500
 
 
 @dataclass
@@ -93,7 +93,7 @@ class StateDriver:
         return HeldTask(task_id, runner=self._find_runner(task_id))
 
     def _lines(self):
-        return LONG_LINES if self._is_endless else SHORT_LINES
+        return ENDLESS_LINE_COUNT if self._is_endless else FEW_LINES_COUNT
 
     def _reach_completing(self, task_id, time_slices):
         """Return a task whose runner is storing many artifacts."""

@@ -23,12 +23,12 @@ def harness(process_harness):
     return process_harness
 
 
-def files_of(harness, job):
+def job_directory(harness, job):
     return harness.directory / job.name
 
 
 def supervisor_pid(harness, job):
-    return json.loads((files_of(harness, job) / "started.json").read_bytes())["pid"]
+    return json.loads((job_directory(harness, job) / "started.json").read_bytes())["pid"]
 
 
 def store(harness, job):
@@ -48,8 +48,8 @@ async def test_job_is_started_by_the_next_server(harness, create_job):
 
 async def test_incomplete_request_is_not_a_job(harness, engine, create_job):
     job = create_job("wait")
-    files_of(harness, job).mkdir(parents=True)
-    (files_of(harness, job) / "request.part").write_text("{")
+    job_directory(harness, job).mkdir(parents=True)
+    (job_directory(harness, job) / "request.part").write_text("{")
     assert (await status_of(engine, job)).phase is JobPhase.UNKNOWN
     await engine.submit(job.request)
     await job.wait_for_heartbeat()
@@ -60,11 +60,11 @@ async def test_started_job_is_never_started_again(harness, engine, create_job):
     job = create_job("exit", "0")
     await engine.submit(job.request)
     await wait_for_end(engine, job)
-    (files_of(harness, job) / "ended.json").unlink()
+    (job_directory(harness, job) / "ended.json").unlink()
     await wait_for_end(engine, job)  # the supervisor may still hold its lock
     assert "restarted" in (await status_of(engine, job)).reason
     await engine.submit(job.request)
-    start_supervisor(files_of(harness, job))
+    start_supervisor(job_directory(harness, job))
     assert len(job.starts()) == 1
 
 
@@ -76,7 +76,7 @@ def start_supervisor(directory):
 async def test_concurrent_supervisors_start_one_worker(harness, engine, create_job):
     job = create_job("wait")
     store(harness, job)
-    await asyncio.gather(*(asyncio.to_thread(start_supervisor, files_of(harness, job)) for _ in range(6)))
+    await asyncio.gather(*(asyncio.to_thread(start_supervisor, job_directory(harness, job)) for _ in range(6)))
     await job.wait_for_heartbeat()
     assert len(job.starts()) == 1
     await engine.withdraw(job.name)
@@ -139,14 +139,14 @@ async def test_process_with_a_reused_id_is_not_signaled(harness, engine, create_
     await engine.submit(other.request)
     await job.wait_for_heartbeat()
     await other.wait_for_heartbeat()
-    started = json.loads((files_of(harness, other) / "started.json").read_bytes())
+    started = json.loads((job_directory(harness, other) / "started.json").read_bytes())
     for change in ({"start_time": started["start_time"] + 1}, {"boot_id": "another boot"}):
-        (files_of(harness, job) / "started.json").write_text(json.dumps(started | change))
+        (job_directory(harness, job) / "started.json").write_text(json.dumps(started | change))
         await engine.withdraw(job.name)
     assert await other.is_alive()
     assert other.activity.read("term") == []
     # Control: with the right start time and boot id, the process is signaled.
-    (files_of(harness, job) / "started.json").write_text(json.dumps(started))
+    (job_directory(harness, job) / "started.json").write_text(json.dumps(started))
     await engine.withdraw(job.name)
     await wait_for_end(engine, other)
 
@@ -197,7 +197,7 @@ async def test_old_ended_jobs_are_forgotten(harness, engine, create_job, monkeyp
     assert [statuses[job.name].phase for job in (*jobs, running)] == [
         *(JobPhase.UNKNOWN, JobPhase.ENDED, JobPhase.ENDED, JobPhase.RUNNING)
     ]
-    assert not files_of(harness, jobs[0]).exists()
+    assert not job_directory(harness, jobs[0]).exists()
 
 
 async def test_engine_files_are_private(harness, engine, create_job):
@@ -205,7 +205,7 @@ async def test_engine_files_are_private(harness, engine, create_job):
     await engine.submit(job.request)
     await job.wait_for_heartbeat()
     assert harness.directory.stat().st_mode & 0o077 == 0
-    assert files_of(harness, job).stat().st_mode & 0o077 == 0
+    assert job_directory(harness, job).stat().st_mode & 0o077 == 0
     arguments = Path(f"/proc/{supervisor_pid(harness, job)}/cmdline").read_bytes()
     environment = Path(f"/proc/{supervisor_pid(harness, job)}/environ").read_bytes()
     assert b"secret" not in arguments + environment
@@ -216,7 +216,7 @@ async def test_environment_is_stored_only_until_the_worker_is_started(harness, c
     started, withdrawn = (create_job("wait", environment={"TOKEN": "secret"}) for _ in range(2))
     for job in (started, withdrawn):
         store(harness, job)
-        [path] = [path for path in files_of(harness, job).iterdir() if b"secret" in path.read_bytes()]
+        [path] = [path for path in job_directory(harness, job).iterdir() if b"secret" in path.read_bytes()]
         assert path.stat().st_mode & 0o777 == 0o600
     engine = harness.create_engine()
     await engine.withdraw(withdrawn.name)
@@ -230,7 +230,7 @@ async def test_worker_without_its_environment_is_started(harness, create_job):
     """Without its join token, the worker exits. A job that waited forever would not be replaced."""
     job = create_job("exit", "3", environment={"TOKEN": "secret"})
     store(harness, job)
-    (files_of(harness, job) / "environment").unlink()
+    (job_directory(harness, job) / "environment").unlink()
     status = await wait_for_phase(harness.create_engine(), job, JobPhase.ENDED)
     assert "exited with 3" in status.reason
 

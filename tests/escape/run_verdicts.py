@@ -17,10 +17,10 @@ from escape.attacks_on_collection import (
 )
 from escape.host_watch import OBSERVERS
 
-UNEXPECTED_PACKET = "no packet to a destination that is not allowed"
-DENIED_REQUEST = "no denied request at the allowed host"
-HOST_CHANGE = "no change of host processes, mounts, files, settings, keys, control groups or priorities"
-HOST_OBSERVATIONS = (UNEXPECTED_PACKET, DENIED_REQUEST, HOST_CHANGE)
+NO_UNEXPECTED_PACKET = "no packet to a destination that is not allowed"
+NO_DENIED_REQUEST = "no denied request at the allowed host"
+NO_HOST_CHANGE = "no change of host processes, mounts, files, settings, keys, control groups or priorities"
+HOST_OBSERVATIONS = (NO_UNEXPECTED_PACKET, NO_DENIED_REQUEST, NO_HOST_CHANGE)
 """Rows whose outcome is observed on the host while all attacks run."""
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -57,9 +57,9 @@ def _judge_host_observations(attack_run):
     ]
     has_expected_packet = ("tcp", HOST_ADDRESS, 443) in attack_run.sent_packets
     return {
-        UNEXPECTED_PACKET: _verdict(not unexpected and has_expected_packet, f"sent: {sorted(unexpected)}"),
-        DENIED_REQUEST: _verdict(hosts == {HOST} and not denied_requests, f"requested: {hosts}, {denied_requests}"),
-        HOST_CHANGE: judge_watch(attack_run.evidence),
+        NO_UNEXPECTED_PACKET: _verdict(not unexpected and has_expected_packet, f"sent: {sorted(unexpected)}"),
+        NO_DENIED_REQUEST: _verdict(hosts == {HOST} and not denied_requests, f"requested: {hosts}, {denied_requests}"),
+        NO_HOST_CHANGE: judge_watch(attack_run.evidence),
     }
 
 

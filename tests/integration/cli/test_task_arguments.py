@@ -34,14 +34,14 @@ ARGUMENTS = {"download": ["--all"], "continue": ["Add a test."], "delete": ["--y
 
 
 @pytest.fixture
-def search(api):
+def set_search_results(api):
     """Set the tasks that each search finds."""
 
-    def find(*ids: str, **changes):
+    def set_results(*ids: str, **changes):
         tasks = [task_status("running", task_id=task_id, **changes) for task_id in ids]
         api.on("GET", "/tasks", json_response({"tasks": tasks, "total_count": len(tasks), "next_cursor": None}))
 
-    return find
+    return set_results
 
 
 def test_all_commands_with_a_task_id_are_tested():
@@ -52,8 +52,8 @@ def test_all_commands_with_a_task_id_are_tested():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_ambiguous_prefix_lists_the_tasks_and_changes_nothing(run_cli, api, search, command):
-    search(FIRST, SECOND, OTHER)
+def test_ambiguous_prefix_lists_the_tasks_and_changes_nothing(run_cli, api, set_search_results, command):
+    set_search_results(FIRST, SECOND, OTHER)
     result = run_cli("task", command, "5e17", *ARGUMENTS.get(command, []))
     assert (result.returncode, result.stdout) == (2, b"")
     assert result.stderr.decode().splitlines() == [
@@ -65,9 +65,9 @@ def test_ambiguous_prefix_lists_the_tasks_and_changes_nothing(run_cli, api, sear
 
 
 @pytest.mark.parametrize("command", sorted({*COMMANDS} - {"shell", "attach"}))
-def test_unique_prefix_selects_the_task(run_cli, api, search, tmp_path, command):
+def test_unique_prefix_selects_the_task(run_cli, api, set_search_results, tmp_path, command):
     git("init", "-q", cwd=tmp_path)  # for `apply`
-    search(FIRST, OTHER)
+    set_search_results(FIRST, OTHER)
     run_cli("task", command, "5e173eb5-58", *ARGUMENTS.get(command, []))
     assert api.requests_to("GET", "/tasks")[0].query["q"] == ["5e173eb5-58"]
     # If the task is not found, the latest tasks are requested for a suggestion.
@@ -77,15 +77,15 @@ def test_unique_prefix_selects_the_task(run_cli, api, search, tmp_path, command)
 
 
 @pytest.mark.parametrize("command", ["shell", "attach"])
-def test_unique_prefix_selects_the_task_for_a_terminal(on_terminal, terminal, api, search, command):
-    search(FIRST)
+def test_unique_prefix_selects_the_task_for_a_terminal(on_terminal, terminal, api, set_search_results, command):
+    set_search_results(FIRST)
     api.on("GET", f"/tasks/{FIRST}", json_response(task_status("completed", task_id=FIRST)))
     terminal.read_to_end(on_terminal("task", command, "5e17"))
     assert [request.path for request in api.requests[2:4]] == [f"/tasks/{FIRST}", f"/tasks/{FIRST}/terminal"]
 
 
-def test_cancel_sends_the_whole_id(run_cli, api, search):
-    search(FIRST)
+def test_cancel_sends_the_whole_id(run_cli, api, set_search_results):
+    set_search_results(FIRST)
     cancelled = {"success": True, "task_id": FIRST, "previous_state": "running", "new_state": "cancelled"}
     api.on("DELETE", f"/tasks/{FIRST}", json_response({**cancelled, "message": "m", "cancelled_at": ""}))
     for path in (f"/tasks/{FIRST}", f"/tasks/{FIRST}/wait"):
@@ -94,39 +94,39 @@ def test_cancel_sends_the_whole_id(run_cli, api, search):
     assert (result.returncode, result.stderr.decode()) == (0, f"Task {FIRST} was cancelled.\n")
 
 
-def test_exact_id_takes_precedence_over_a_prefix(run_cli, api, search):
-    search(FIRST, SECOND)
+def test_exact_id_takes_precedence_over_a_prefix(run_cli, api, set_search_results):
+    set_search_results(FIRST, SECOND)
     api.on("GET", "/tasks/5e17", json_response(task_status("running", task_id="5e17")))
     assert run_cli("task", "status", "5e17").stdout.startswith(b"Task        5e17\n")
     assert api.requests_to("GET", "/tasks") == []
 
 
 @pytest.mark.parametrize("text", ["5", "1d", "5e1"])
-def test_short_prefix_is_not_searched_and_needs_more_characters(run_cli, api, search, text):
-    search(FIRST)
+def test_short_prefix_is_not_searched_and_needs_more_characters(run_cli, api, set_search_results, text):
+    set_search_results(FIRST)
     result = run_cli("task", "status", text)
     message = b"Error: There is no such task. Give at least 4 characters of a generated id.\n"
     assert (result.returncode, result.stdout, result.stderr) == (3, b"", message)
     assert [request.path for request in api.requests] == [f"/tasks/{text}"]
 
 
-def test_short_id_that_a_user_chose_selects_its_task(run_cli, api, search):
-    search(FIRST)
+def test_short_id_that_a_user_chose_selects_its_task(run_cli, api, set_search_results):
+    set_search_results(FIRST)
     api.on("GET", "/tasks/5e1", json_response(task_status("running", task_id="5e1")))
     assert run_cli("task", "status", "5e1").stdout.startswith(b"Task        5e1\n")
 
 
 @pytest.mark.parametrize("text", [FIRST, "fix-1", "5e173eb5x", "5e173eb558f6", "../5e17"])
-def test_other_arguments_are_sent_unchanged(run_cli, api, search, text):
+def test_other_arguments_are_sent_unchanged(run_cli, api, set_search_results, text):
     """A whole id needs no search. An id that a user chose, such as `fix-1`, must not become `fix-10`."""
-    search(FIRST, "fix-10")
+    set_search_results(FIRST, "fix-10")
     result = run_cli("task", "cancel", text)
     assert result.returncode == 3
     assert not [request for request in api.requests_to("GET", "/tasks") if "q" in request.query]
 
 
-def test_prefix_of_a_custom_id_selects_nothing(run_cli, api, search):
-    search("beef-stew")
+def test_prefix_of_a_custom_id_selects_nothing(run_cli, api, set_search_results):
+    set_search_results("beef-stew")
     result = run_cli("task", "cancel", "beef")
     assert (result.returncode, result.stderr) == (
         3,
@@ -135,8 +135,8 @@ def test_prefix_of_a_custom_id_selects_nothing(run_cli, api, search):
     assert [request.path for request in api.requests] == ["/tasks/beef", "/tasks", "/tasks/beef", "/tasks"]
 
 
-def test_ids_that_begin_with_the_argument_are_suggested(run_cli, search):
-    search("fix-basket-2", "prefix", "fix-basket", "fix-login", "fix-9")
+def test_ids_that_begin_with_the_argument_are_suggested(run_cli, set_search_results):
+    set_search_results("fix-basket-2", "prefix", "fix-basket", "fix-login", "fix-9")
     result = run_cli("task", "cancel", "fix")
     assert result.returncode == 3
     assert b" Did you mean fix-basket-2 or fix-basket or fix-login?\n" in result.stderr
@@ -160,8 +160,10 @@ def test_endless_search_selects_no_task(run_cli, api):
     assert b"Give the whole id." in result.stderr
 
 
-def test_at_most_ten_tasks_are_listed(run_cli, api, search):
-    search(*(f"5e17{number:04}-58f6-4bd5-9b43-6f1d6ab4f6a0" for number in range(13)), name="a\x1b[31m\n" + "x" * 200)
+def test_at_most_ten_tasks_are_listed(run_cli, api, set_search_results):
+    set_search_results(
+        *(f"5e17{number:04}-58f6-4bd5-9b43-6f1d6ab4f6a0" for number in range(13)), name="a\x1b[31m\n" + "x" * 200
+    )
     lines = run_cli("task", "status", "5e17").stderr.decode().splitlines()
     assert len(lines) == 12
     assert lines[1] == r"  5e170000-58f6-4bd5-9b43-6f1d6ab4f6a0  running  a\x1b[31m\n" + "x" * 48 + "…"
@@ -171,8 +173,8 @@ def test_at_most_ten_tasks_are_listed(run_cli, api, search):
 NO_SUCH_TASK = b"Error: There is no such task.\n  List the tasks: sandbox task list\n"
 
 
-def test_error_of_the_server_is_reported_if_no_id_has_the_prefix(run_cli, search):
-    search()
+def test_error_of_the_server_is_reported_if_no_id_has_the_prefix(run_cli, set_search_results):
+    set_search_results()
     result = run_cli("task", "status", "5e17")
     assert (result.returncode, result.stderr) == (3, NO_SUCH_TASK)
 
@@ -183,7 +185,7 @@ def test_unknown_task_is_reported_if_the_server_has_no_search(run_cli, api):
     assert (result.returncode, result.stderr) == (3, NO_SUCH_TASK)
 
 
-def test_json_output_has_the_whole_id(run_cli, api, search):
-    search(FIRST)
+def test_json_output_has_the_whole_id(run_cli, api, set_search_results):
+    set_search_results(FIRST)
     api.on("GET", f"/tasks/{FIRST}/artifacts", json_response({"task_id": FIRST, "artifacts": []}))
     assert json.loads(run_cli("task", "artifacts", "5e17", "-f", "json").stdout)["task_id"] == FIRST

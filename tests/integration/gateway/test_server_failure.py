@@ -28,7 +28,7 @@ def network():
 
 
 @pytest.fixture
-def sandbox():
+def sandbox_namespace():
     """Create a network namespace like the launcher's; yield its path."""
     namespace_holder = subprocess.Popen(
         ["unshare", "--net", "sh", "-c", "ip link set lo up && echo ready && exec sleep 600"], stdout=subprocess.PIPE
@@ -43,9 +43,9 @@ def sandbox():
 
 
 @pytest.fixture
-def gateway(network, sandbox):
+def gateway(network, sandbox_namespace):
     """Run the gateway in a process in the server's namespace; its listeners are in the sandbox's namespace."""
-    with in_namespace(sandbox):
+    with in_namespace(sandbox_namespace):
         tcp = [
             socket.create_server((address, port))
             for address, port in (("127.0.0.1", 8123), ("127.0.0.1", 3128), ("0.0.0.0", 53), ("0.0.0.0", 443))
@@ -81,10 +81,10 @@ def tunnel(namespace):
     return connection
 
 
-def test_killed_gateway_closes_all_connections_and_listeners(network, sandbox, gateway):
+def test_killed_gateway_closes_all_connections_and_listeners(network, sandbox_namespace, gateway):
     with in_namespace(f"/proc/{network.internet_command_prefix[3]}/ns/net"):
         host = socket.create_server((HOST_ADDRESS, 22))
-    with host, tunnel(sandbox) as connection:
+    with host, tunnel(sandbox_namespace) as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
         accepted, _ = host.accept()
         with accepted:
@@ -99,8 +99,8 @@ def test_killed_gateway_closes_all_connections_and_listeners(network, sandbox, g
             assert accepted.recv(1000) == b""
     for address, port in (("127.0.0.1", 8123), ("127.0.0.1", 3128), ("198.18.0.2", 443), ("198.18.0.1", 53)):
         with pytest.raises(ConnectionRefusedError):
-            connect(sandbox, address, port)
+            connect(sandbox_namespace, address, port)
     for address in (HOST_ADDRESS, "203.0.113.1"):
         with pytest.raises(OSError, match="unreachable"):
-            connect(sandbox, address, 22)
+            connect(sandbox_namespace, address, 22)
     assert network.packets == before

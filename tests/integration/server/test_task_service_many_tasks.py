@@ -29,7 +29,7 @@ def components(tmp_path):
     instance.store.close()
 
 
-def files_of(components, name):
+def count_journal_files(components, name):
     return len(list(components.data_dir.glob(f"tasks/*/journal/{name}")))
 
 
@@ -67,7 +67,7 @@ async def test_only_retained_tasks_remain_after_a_day_of_tasks(components):
     stored_count = await scenario()
     assert RETAINED - 1 <= stored_count <= RETAINED + 1
     assert len(list((components.data_dir / "tasks").iterdir())) == stored_count
-    assert files_of(components, "records") <= UNCOMPRESSED + 1
+    assert count_journal_files(components, "records") <= UNCOMPRESSED + 1
 
 
 async def test_tasks_that_wait_behind_many_others_are_not_examined_for_each_submission(components, monkeypatch):

@@ -60,7 +60,7 @@ def guest(injected_text=""):
     return jail.build_program_spec(BWRAP, guest_spec, QemuDescriptors(null(), null(), null(), null()), null())
 
 
-async def start(program, injected_text=""):
+async def bubblewrap_arguments(program, injected_text=""):
     """Return the argv of bubblewrap and the arguments in its file, and close the descriptors."""
     if program is confined_program:
         argv, descriptors = await confined_program(injected_text)
@@ -75,12 +75,12 @@ async def start(program, injected_text=""):
     return argv, text.decode().split("\0")[:-1]
 
 
-PROGRAMS = pytest.mark.parametrize("program", [sandbox, confined_program, guest])
+every_program = pytest.mark.parametrize("program", [sandbox, confined_program, guest])
 
 
-@PROGRAMS
+@every_program
 async def test_isolation_arguments_come_first_for_every_program(program):
-    argv, arguments = await start(program)
+    argv, arguments = await bubblewrap_arguments(program)
     assert arguments[: len(ISOLATION)] == ISOLATION
     assert arguments.count("--add-seccomp-fd") == 1
     assert not any(word.startswith(("--share", "--cap-add")) for word in arguments)
@@ -90,9 +90,9 @@ async def test_isolation_arguments_come_first_for_every_program(program):
         assert argv[5:] == ["program", "argument"]
 
 
-@PROGRAMS
+@every_program
 async def test_nul_character_is_refused_and_every_descriptor_is_closed(program):
     before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
     with pytest.raises(AttemptError, match="NUL"):
-        await start(program, "a\0--bind")
+        await bubblewrap_arguments(program, "a\0--bind")
     assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

@@ -156,7 +156,7 @@ def test_apply_never_overwrites_an_untracked_file(run_cli, served_patch, checkou
     assert (checkout / "new.bin").read_bytes() == b"mine"
 
 
-ESCAPE = b"""\
+ESCAPING_PATCH = b"""\
 diff --git a/%s b/%s
 new file mode 100644
 --- /dev/null
@@ -168,7 +168,7 @@ new file mode 100644
 
 @pytest.mark.parametrize("path", [b"../escaped", b".git/hooks/post-checkout", b"/tmp/escaped-from-a-checkout"])
 def test_patch_cannot_escape_the_checkout(run_cli, serve_patch, checkout, tmp_path, path):
-    serve_patch(ESCAPE.replace(b"%s", path), None)
+    serve_patch(ESCAPING_PATCH.replace(b"%s", path), None)
     assert run_cli("task", "apply", TASK_ID, cwd=checkout).returncode == 4
     assert not (tmp_path / "escaped").exists()
     assert not (checkout / ".git" / "hooks" / "post-checkout").exists()

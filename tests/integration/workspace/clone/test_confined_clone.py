@@ -143,7 +143,7 @@ PUBLIC, OWN = "127.0.0.2", "127.0.0.1"
 
 
 @pytest.fixture
-def resolve(monkeypatch):
+def set_resolved_addresses(monkeypatch):
     """Return a function that sets the addresses to which every name resolves."""
 
     def set_addresses(*addresses):
@@ -154,18 +154,20 @@ def resolve(monkeypatch):
 
 
 @pytest.mark.parametrize("follows_redirects", [True, False])
-def test_local_addresses_of_a_name_with_a_public_address_are_not_dialed(banner_server, resolve, follows_redirects):
+def test_local_addresses_of_a_name_with_a_public_address_are_not_dialed(
+    banner_server, set_resolved_addresses, follows_redirects
+):
     policy = DialPolicy(lambda address: str(address) == PUBLIC, follows_redirects)
     relay = SocksProxy(HostPort("git.example", banner_server), upstream_proxy=None, dial_policy=policy)
 
-    resolve(PUBLIC, OWN)
+    set_resolved_addresses(PUBLIC, OWN)
     assert connect(relay, "git.example", banner_server)[0] == REFUSED
-    resolve(OWN)
+    set_resolved_addresses(OWN)
     assert connect(relay, "git.example", banner_server)[0] == FORBIDDEN
 
 
 @pytest.mark.parametrize("addresses", [(PUBLIC, OWN), (OWN, PUBLIC)])
-def test_only_public_addresses_of_a_mixed_host_are_dialed(monkeypatch, resolve, addresses):
+def test_only_public_addresses_of_a_mixed_host_are_dialed(monkeypatch, set_resolved_addresses, addresses):
     """A private address is never dialed, because the owner of the name could add an address of this machine."""
     dialed = []
 
@@ -180,24 +182,24 @@ def test_only_public_addresses_of_a_mixed_host_are_dialed(monkeypatch, resolve, 
         dial_policy=DialPolicy(lambda address: str(address) == PUBLIC, False),
     )
 
-    resolve(*addresses)
+    set_resolved_addresses(*addresses)
     assert connect(relay, "git.example", 443)[0] == REFUSED
     assert [address.host for address in dialed] == [PUBLIC]
 
 
-def test_name_with_only_local_addresses_is_allowed(banner_server, resolve):
+def test_name_with_only_local_addresses_is_allowed(banner_server, set_resolved_addresses):
     relay = SocksProxy(
         HostPort("git.example", banner_server),
         upstream_proxy=None,
         dial_policy=DialPolicy(lambda address: str(address) == PUBLIC, True),
     )
 
-    resolve(OWN)
+    set_resolved_addresses(OWN)
     assert connect(relay, "git.example", banner_server) == (SOCKS_SUCCEEDED, b"hello")
 
 
 @pytest.mark.parametrize(("requested", "is_allowed"), [("64:ff9b::7f00:2", True), ("64:ff9b::7f00:1", False)])
-def test_translated_addresses_are_checked_by_their_target(monkeypatch, resolve, requested, is_allowed):
+def test_translated_addresses_are_checked_by_their_target(monkeypatch, set_resolved_addresses, requested, is_allowed):
     dialed = []
 
     async def dial(addresses):
@@ -211,7 +213,7 @@ def test_translated_addresses_are_checked_by_their_target(monkeypatch, resolve, 
         dial_policy=DialPolicy(lambda address: str(address) == PUBLIC, True),
     )
 
-    resolve(requested, PUBLIC)
+    set_resolved_addresses(requested, PUBLIC)
     assert connect(relay, "git.example", 443)[0] == REFUSED
     assert [address.host for address in dialed] == ([requested] if is_allowed else []) + [PUBLIC]
 
