@@ -18,7 +18,7 @@ SERVER = {
 SECRETS = [{"name": "GITHUB_TOKEN", "source": "env", "key": "MY_TOKEN"}]
 
 
-def call(tool, **arguments):
+def tool_turn(tool, **arguments):
     return Turn((ToolUse(tool, arguments),))
 
 
@@ -43,7 +43,7 @@ def task_output(server):
 
 
 def test_mcp_server_gets_its_secret_and_no_output_contains_it(deployment):
-    server = deployment(call("mcp__github__tell"))
+    server = deployment(tool_turn("mcp__github__tell"))
     claude = {"mcp_config": {"mcpServers": {"github": SERVER}}, "output_format": "text"}
     status = run(server, claude=claude, secrets=SECRETS)
     assert (status["state"], status["error"]) == ("completed", None), server.diagnostics()
@@ -71,8 +71,8 @@ def test_missing_tool_fails_the_task_before_the_first_model_request(deployment, 
 
 
 def test_allowed_tools_and_their_rules_are_enforced(deployment):
-    write = call("Write", file_path="written", content="x")
-    server = deployment(bash_turn("git tag made"), bash_turn("touch touched"), write)
+    write_turn = tool_turn("Write", file_path="written", content="x")
+    server = deployment(bash_turn("git tag made"), bash_turn("touch touched"), write_turn)
     ample = {"budget_usd": 1.0, "budget_tokens": 100_000}
     status = run(server, claude={"allowed_tools": ["Bash(git *)"], "output_format": "json"}, lifecycle=ample)
     assert status["state"] == "completed", server.diagnostics()

@@ -153,13 +153,13 @@ def contains(path, forms):
             return False
         with path.open("rb") as file:
             if path.stat().st_size == 0:  # /proc
-                return find(file.read(), forms)
-            return any(find(data, forms) for data in segments(file))
+                return contains_any(file.read(), forms)
+            return any(contains_any(data, forms) for data in segments(file))
     except OSError:
         return False
 
 
-def find(data, forms):
+def contains_any(data, forms):
     return any(form in data for form in forms)
 
 

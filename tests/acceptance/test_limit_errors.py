@@ -42,7 +42,7 @@ RESPONSE_SECONDS = 1.0
 """The default timeout of health checks. With four busy processes on two cores, the slowest response took 0.4 s."""
 
 
-def pause(seconds):
+def pause_command(seconds):
     """Return a command that waits without a plain `sleep`, which Claude Code does not run."""
     return f"python3 -c 'import time; time.sleep({seconds})'"
 
@@ -54,7 +54,7 @@ def has_disk_limit(tmp_path):
 
 
 FILL_DISK_TURNS = (
-    bash_turn(f"{FILL_DISK_COMMAND}; {pause(4)}"),
+    bash_turn(f"{FILL_DISK_COMMAND}; {pause_command(4)}"),
     bash_turn("rm $HOME/filler; echo again > again.txt; cat small.txt again.txt"),
 )
 
@@ -120,7 +120,7 @@ def test_server_responds_and_reports_metrics_under_resource_exhaustion(
     has_disk_limit, deploy_and_check_leftovers, measured_responses
 ):
     """Memory is exhausted last, since the OOM killer may kill the agent."""
-    fits = bash_turn(f"dd if=/dev/zero of=filler bs=1M count=60 2>&1; {pause(6)}; rm filler")
+    fits = bash_turn(f"dd if=/dev/zero of=filler bs=1M count=60 2>&1; {pause_command(6)}; rm filler")
     outputs = bash_turn("dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' 'x'")
     exhausting_turns = (
         outputs,

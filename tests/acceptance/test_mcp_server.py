@@ -222,15 +222,15 @@ def claude(deploy, tmp_path):
     return run
 
 
-def calls(tool, **arguments):
+def tool_turn(tool, **arguments):
     return Turn((Text("I hand it over."), ToolUse(f"mcp__sandbox__{tool}", arguments)))
 
 
 def test_claude_code_submits_a_task_through_its_mcp_configuration(claude):
     deployment, result = claude(
-        calls("submit", manifest=MANIFEST),
-        calls("status", task_id="mine", wait_seconds=60),
-        calls("diff", task_id="mine"),
+        tool_turn("submit", manifest=MANIFEST),
+        tool_turn("status", task_id="mine", wait_seconds=60),
+        tool_turn("diff", task_id="mine"),
         reply_turn("The patch adds new.txt."),
     )
     assert (result["is_error"], result["result"]) == (False, "The patch adds new.txt.")

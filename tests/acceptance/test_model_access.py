@@ -28,7 +28,7 @@ DENIED_BLOCKS = (
 )
 
 
-def send_block(block):
+def send_block_turn(block):
     body = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": [block]}]}
     return bash_turn(f"""
 curl -sS -m 20 "$ANTHROPIC_BASE_URL/v1/messages" -H "x-api-key: $ANTHROPIC_API_KEY" -d '{json.dumps(body)}'
@@ -43,7 +43,7 @@ def count_messages_with(deployment, block):
 
 def test_server_side_tools_are_denied_without_full_network(deploy):
     """Claude Code's WebSearch and other programs' server-side tools are denied. WebFetch uses the sandbox's network."""
-    commands = [send_block(block) for block, _ in DENIED_BLOCKS]
+    commands = [send_block_turn(block) for block, _ in DENIED_BLOCKS]
     # The model also reports once that it is overloaded (529).
     deployment = deploy(Turn(SEARCH_TURN.content, faults=(Fault(status=529),)), FETCH_TURN, *commands, reply_turn())
     deployment.submit(vm={"network_mode": "outbound", "allowed_hosts": ["other.example.org"]})
@@ -61,7 +61,7 @@ def test_server_side_tools_are_denied_without_full_network(deploy):
 
 
 def test_server_side_tools_are_allowed_with_full_network(deploy):
-    commands = [send_block(block) for block, _ in DENIED_BLOCKS]
+    commands = [send_block_turn(block) for block, _ in DENIED_BLOCKS]
     deployment = deploy(SEARCH_TURN, *commands, reply_turn(), reply_turn())
     deployment.submit(vm={"network_mode": "full"})
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()

@@ -19,7 +19,7 @@ BASE_CPU_SECONDS = 1.0
 """CPU time that a runner uses for the journal, progress and samples, without load from the sandbox."""
 
 
-def start_floods(*names):
+def start_floods_turn(*names):
     source = base64.b64encode(Path(floods.__file__).read_bytes()).decode()
     ports = json.dumps({**PORTS, "host": 443})
     begin = [f"setsid python3 -I -S /tmp/floods.py '{name}' '{ports}' >/dev/null 2>&1 &" for name in names]
@@ -27,7 +27,7 @@ def start_floods(*names):
 
 
 def test_flood_from_the_sandbox_is_bounded_and_task_can_be_cancelled(deploy):
-    deployment = deploy(start_floods(*NAMES), bash_turn("python3 -c 'import time; time.sleep(600)'"))
+    deployment = deploy(start_floods_turn(*NAMES), bash_turn("python3 -c 'import time; time.sleep(600)'"))
     deployment.submit(vm={"cpus": 1})
     # The second tool call needs a model request in the middle of the flood.
     wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 2, 90, "the second tool call")

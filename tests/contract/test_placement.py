@@ -99,7 +99,7 @@ def kill_runners(host, task_id):
 
 
 @contextlib.contextmanager
-def time_limit(seconds=REQUEST_TIMEOUT_SECONDS):
+def assert_faster_than(seconds=REQUEST_TIMEOUT_SECONDS):
     started_at = time.monotonic()
     yield
     assert time.monotonic() - started_at < seconds
@@ -419,7 +419,7 @@ async def test_next_server_detects_that_a_runner_ended_while_no_server_was_runni
 async def test_cancel_request_is_on_disk_when_its_reply_arrives(server, task_id):
     _, handle = await server.launch(task_id)
     await wait_until_listening(handle)
-    with time_limit():
+    with assert_faster_than():
         reply = await handle.cancel(CancelAttempt("enough", force=True))
     assert reply.done
     requests = [event for event in server.events_on_host(task_id) if isinstance(event, CancelRequested)]
@@ -447,7 +447,7 @@ async def test_ended_runner_is_unreachable_but_not_unresponsive(server, task_id)
 async def check_unreachable(handle, *, is_responsive=True):
     """Check that requests fail in time, and that they allow no conclusion about the runner."""
     requests = handle.is_responsive(), handle.cancel(CancelAttempt()), handle.open_terminal(SHELL_REQUEST)
-    with time_limit():
+    with assert_faster_than():
         response, *errors = await asyncio.gather(*requests, return_exceptions=True)
     assert response is is_responsive
     assert [type(error) for error in errors] == [RunnerUnreachableError] * 2
@@ -456,7 +456,7 @@ async def check_unreachable(handle, *, is_responsive=True):
 async def test_terminal_is_refused_while_there_is_no_sandbox(server, task_id):
     _, handle = await server.launch(task_id)
     await wait_until_listening(handle)
-    with time_limit(), pytest.raises(TerminalRefusedError):
+    with assert_faster_than(), pytest.raises(TerminalRefusedError):
         await handle.open_terminal(SHELL_REQUEST)
     await cancel_and_wait_for_end(server, handle)
 
@@ -478,7 +478,7 @@ async def test_kill_ends_a_stuck_runner(server, task_id):
     await wait_until_listening(handle)
     [runner] = find_runners(server.host.host_data_dir, task_id)
     os.kill(runner, signal.SIGSTOP)
-    with time_limit():
+    with assert_faster_than():
         assert await handle.kill()
     await wait_for_lock_state(handle, LockState.FREE)
     assert not await handle.kill()
@@ -508,7 +508,7 @@ async def test_placement_stops_running_when_it_is_cancelled(host):
     await asyncio.wait({running}, timeout=0.3)
     assert not running.done()
     running.cancel()
-    with time_limit(2):
+    with assert_faster_than(2):
         await asyncio.wait({running})
 
 
@@ -550,7 +550,7 @@ async def test_preserved_disk_can_be_locked_by_one_user_at_a_time(server, preser
 @on_hosts_with_leftovers
 async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserved_location):
     disk = server.placement.preserved_disk(preserved_location)
-    with time_limit(), pytest.raises(RunnerUnreachableError):
+    with assert_faster_than(), pytest.raises(RunnerUnreachableError):
         await disk.open_terminal(SHELL_REQUEST)
     async with disk.try_lock() as lock_state:
         assert lock_state is LockState.FREE
@@ -666,7 +666,7 @@ async def unresponsive_runner(remote_host, server, task_id):
     location, handle = await server.launch(task_id)
     await wait_until_listening(handle)
     await wait_for_lock_state(handle, LockState.HELD)
-    remote_host.stop()
+    remote_host.pause()
     await wait_for_lock_state(handle, LockState.UNKNOWN)
     return location, handle
 
@@ -677,10 +677,10 @@ async def test_lock_state_of_a_runner_on_an_unresponsive_host_is_unknown(
 ):
     location, handle = unresponsive_runner
     [runner] = find_runners(remote_host.host_data_dir, task_id)
-    with time_limit():
+    with assert_faster_than():
         assert await handle.is_responsive()
     for each in (handle, server.placement.find_runner(location)):
-        with time_limit(0.5):
+        with assert_faster_than(0.5):
             assert each.lock_state() is LockState.UNKNOWN
     remote_host.resume()
     await wait_for_lock_state(handle, LockState.HELD)
@@ -719,7 +719,7 @@ async def test_unresponsive_host_starts_nothing_and_reveals_no_files(server, unr
     recorder, other = server.submit(f"{task_id}-b")
     files = server.placement.files
     questions = (files.has_disk, files.has_disk_or_handle, partial(files.has_same_secrets, secrets={}))
-    with time_limit():
+    with assert_faster_than():
         disk, launched, *answers = await asyncio.gather(
             disk_lock_state(server, location),
             server.launch_recorded(recorder, other),

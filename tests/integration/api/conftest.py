@@ -36,7 +36,7 @@ class RunningApi:
     def ws(self, query: str = "", *, port: int = 0) -> str:
         return f"ws://localhost:{port or self.websocket_port}/api/v1/tasks/stream{query}"
 
-    def open_streams(self, kind: str) -> int:
+    def count_open_streams(self, kind: str) -> int:
         """Return the number of open streams according to the metrics."""
         metrics = self.context.metrics.render(self.tasks.health_report, is_ready=True).decode()
         return int(float(re.search(rf'sandbox_streams_open{{kind="{kind}"}} (\S+)', metrics)[1]))

@@ -11,18 +11,18 @@ from sandbox.disks.tree_removal import remove_trees
 
 
 @pytest.fixture
-def unkillable(monkeypatch):
+def kill_all(monkeypatch):
     """Disable `Process.kill`; yield a function that kills the started processes."""
     started = []
     monkeypatch.setattr("asyncio.subprocess.Process.kill", lambda process: started.append(process.pid))
     monkeypatch.setattr("sandbox.disks.tree_removal.KILL_TIMEOUT_SECONDS", 0.1, raising=False)
     monkeypatch.setattr("sandbox.disks.loop_disk.KILL_TIMEOUT_SECONDS", 0.1, raising=False)
 
-    def kill_all():
+    def kill_started():
         for process_id in started:
             os.kill(process_id, signal.SIGKILL)
 
-    yield kill_all
+    yield kill_started
     assert started
 
 
@@ -35,13 +35,13 @@ async def with_timeout(awaitable, kill_all):
         await asyncio.sleep(0.1)  # until the event loop detects the exit
 
 
-async def test_unkillable_disk_command_is_abandoned(unkillable, monkeypatch):
+async def test_unkillable_disk_command_is_abandoned(kill_all, monkeypatch):
     monkeypatch.setattr("sandbox.disks.loop_disk.DISK_COMMAND_TIMEOUT_SECONDS", 0.1)
     with pytest.raises(CommandFailedError, match="did not finish within"):
-        await with_timeout(run_command("sleep", "60"), unkillable)
+        await with_timeout(run_command("sleep", "60"), kill_all)
 
 
-async def test_unkillable_removal_is_abandoned(unkillable, monkeypatch, tmp_path):
+async def test_unkillable_removal_is_abandoned(kill_all, monkeypatch, tmp_path):
     (tmp_path / "rm").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "rm").chmod(0o755)
     monkeypatch.setattr("sandbox.disks.tree_removal._PATH", f"{tmp_path}:/usr/bin:/bin", raising=False)
@@ -51,4 +51,4 @@ async def test_unkillable_removal_is_abandoned(unkillable, monkeypatch, tmp_path
             await remove_trees([tmp_path / "x"])
 
     with pytest.raises(TimeoutError):
-        await with_timeout(removal(), unkillable)
+        await with_timeout(removal(), kill_all)

@@ -35,7 +35,7 @@ def make_harness(serve_upstream: ServeUpstream, tmp_path: Path) -> MakeHarness:
 
 
 @pytest.fixture(scope="session")
-def first_commit(tmp_path_factory: pytest.TempPathFactory) -> UpstreamRepository:
+def repository_with_first_commit(tmp_path_factory: pytest.TempPathFactory) -> UpstreamRepository:
     """A repository with a first commit. Copying it saves eight runs of git."""
     upstream = UpstreamRepository.empty(tmp_path_factory.mktemp("first commit"))
     upstream.commit({"README.md": b"# Demo\n", "src/app.py": b"print(1)\n", "src/lib.py": b"x = 1\n" * 40})
@@ -43,9 +43,11 @@ def first_commit(tmp_path_factory: pytest.TempPathFactory) -> UpstreamRepository
 
 
 @pytest.fixture
-def harness(serve_upstream: ServeUpstream, first_commit: UpstreamRepository, tmp_path: Path) -> WorkspaceHarness:
+def harness(
+    serve_upstream: ServeUpstream, repository_with_first_commit: UpstreamRepository, tmp_path: Path
+) -> WorkspaceHarness:
     """A harness whose repository has a first commit."""
-    return serve_upstream(first_commit.copy_to(tmp_path / "upstream"))
+    return serve_upstream(repository_with_first_commit.copy_to(tmp_path / "upstream"))
 
 
 @pytest.fixture

@@ -28,16 +28,16 @@ TOKEN_SERVER = McpServer(
 SECRETS = {"GITHUB_TOKEN": "sesame-open"}
 
 
-def call(tool, **arguments):
+def tool_turn(tool, **arguments):
     return Turn((ToolUse(tool, arguments),))
 
 
-def bash(command):
-    return call("Bash", command=command, description="work")
+def bash_turn(command):
+    return tool_turn("Bash", command=command, description="work")
 
 
-def write(path):
-    return call("Write", file_path=path, content="made\n")
+def write_turn(path):
+    return tool_turn("Write", file_path=path, content="made\n")
 
 
 class AgentRun:
@@ -96,11 +96,11 @@ def mcp_config(**named):
 
 
 GITHUB = mcp_config(github=TOKEN_SERVER)
-MCP_CALLS = (call("mcp__github__tell"), call("mcp__github__other"))
+MCP_TURNS = (tool_turn("mcp__github__tell"), tool_turn("mcp__github__other"))
 
 
 def test_agent_without_options_has_all_tools(tmp_path):
-    agent_run = AgentRun(tmp_path, write("a"), bash("touch b"))
+    agent_run = AgentRun(tmp_path, write_turn("a"), bash_turn("touch b"))
     assert (agent_run.failure, agent_run.outcome.failure) == (None, None)
     assert {"Bash", "Edit", "Read", "Task", "Write"} <= agent_run.ready.tools
     assert agent_run.has("a")
@@ -123,7 +123,7 @@ def _command(manifest_):
 
 def test_only_listed_tools_exist_and_they_need_no_permission(tmp_path):
     agent_run = AgentRun(
-        tmp_path, bash("touch a"), write("b"), allowed_tools=("Read", "Bash", "Agent"), prompt="--help"
+        tmp_path, bash_turn("touch a"), write_turn("b"), allowed_tools=("Read", "Bash", "Agent"), prompt="--help"
     )
     assert (agent_run.failure, agent_run.outcome.failure) == (None, None)
     assert agent_run.ready.tools == {"Bash", "Read", "Task"}
@@ -135,7 +135,7 @@ def test_only_listed_tools_exist_and_they_need_no_permission(tmp_path):
 
 
 def test_empty_list_allows_no_tool(tmp_path):
-    turns = (*MCP_CALLS, bash("touch a"), write("b"))
+    turns = (*MCP_TURNS, bash_turn("touch a"), write_turn("b"))
     agent_run = AgentRun(tmp_path, *turns, mcp_config=GITHUB, secrets=SECRETS, allowed_tools=())
     assert (agent_run.failure, agent_run.outcome.failure) == (None, None)
     assert not {tool for tool in agent_run.offered_tools | agent_run.ready.tools if not tool.startswith("mcp__")}
@@ -156,9 +156,13 @@ def assert_unknown_tools(failure, tools):
 def test_rule_allows_matching_calls_and_a_denial_does_not_end_the_run(tmp_path):
     rules = ("Bash(git *)", "Bash(touch a, b)", "Read", "Task", "Write(src/(a)/**)")
     commands = ("git init -q made", "touch a, b", "touch c", "git status; touch d")
-    write_calls = (write("src/(a)/b"), write("e"), call("Edit", file_path="f", old_string="", new_string="made"))
+    write_turns = (
+        write_turn("src/(a)/b"),
+        write_turn("e"),
+        tool_turn("Edit", file_path="f", old_string="", new_string="made"),
+    )
     agent_run = AgentRun(
-        tmp_path, *map(bash, commands), *write_calls, allowed_tools=(*rules, *UNKNOWN_TOOLS), prompt="@missing.txt"
+        tmp_path, *map(bash_turn, commands), *write_turns, allowed_tools=(*rules, *UNKNOWN_TOOLS), prompt="@missing.txt"
     )
     assert (agent_run.check_ready(allowed_tools=rules), agent_run.outcome.failure) == (None, None)
     assert_unknown_tools(agent_run.failure, UNKNOWN_TOOLS)
@@ -179,7 +183,7 @@ def test_unknown_tools_are_reported(tmp_path):
 
 
 def test_permission_checks_deny_calls_that_write(tmp_path):
-    turns = (bash("touch a"), write("b"), bash("ls"))
+    turns = (bash_turn("touch a"), write_turn("b"), bash_turn("ls"))
     agent_run = AgentRun(tmp_path, *turns, skip_permissions=False, prompt="!ls")
     assert (agent_run.failure, agent_run.outcome.failure) == (None, None)
     assert not agent_run.has("a")
@@ -197,11 +201,11 @@ def test_permission_checks_allow_listed_tools_except_in_the_git_directory(tmp_pa
     }
     tools = [(server, tool) for server in tools_by_server for tool in ("tell", "other")]
     turns = (
-        *(call(f"mcp__{server}__{tool}") for server, tool in tools),
-        bash("git init -q . && git tag -l; touch a"),
-        write(".git/hooks/pre-commit"),
-        bash("echo x > .git/hooks/x"),
-        call("Edit", file_path="b", old_string="", new_string="made"),
+        *(tool_turn(f"mcp__{server}__{tool}") for server, tool in tools),
+        bash_turn("git init -q . && git tag -l; touch a"),
+        write_turn(".git/hooks/pre-commit"),
+        bash_turn("echo x > .git/hooks/x"),
+        tool_turn("Edit", file_path="b", old_string="", new_string="made"),
     )
     allowed_tools = (*(entry for entry, _ in tools_by_server.values()), "Write")
     config = mcp_config(**dict.fromkeys(tools_by_server, TOKEN_SERVER))
@@ -233,8 +237,8 @@ def mcp_run(tmp_path_factory):
 
     Yield the run and the working servers.
     """
-    calls = (call("mcp__github__tell"), call("mcp__typed__tell"), call("mcp__untyped__tell"))
-    inspect_call = bash(
+    mcp_turns = (tool_turn("mcp__github__tell"), tool_turn("mcp__typed__tell"), tool_turn("mcp__untyped__tell"))
+    inspect_turn = bash_turn(
         "echo =$GITHUB_TOKEN=; tr '\\0' ' ' < /proc/$PPID/cmdline; cat $HOME/.sandbox/mcp.json | head -c 2000"
     )
     with mcp_token_server.served_over_http() as url:
@@ -249,7 +253,7 @@ def mcp_run(tmp_path_factory):
         large = {f"large{number}": McpServer(command="false", env={"X": "x" * 50_000}) for number in range(3)}
         config = mcp_config(**working, **broken, **large, workspace=TOKEN_SERVER)
         yield (
-            AgentRun(tmp_path_factory.mktemp("served"), *calls, inspect_call, mcp_config=config, secrets=SECRETS),
+            AgentRun(tmp_path_factory.mktemp("served"), *mcp_turns, inspect_turn, mcp_config=config, secrets=SECRETS),
             working,
         )
 

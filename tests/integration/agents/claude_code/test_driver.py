@@ -103,11 +103,11 @@ RUNS = {
 def run(request, tmp_path_factory):
     """A task in a hostile repository: its directory, the completed run, the model and the options."""
     directory = tmp_path_factory.mktemp("run")
-    turns = (PRINT_ENVIRONMENT_TURN, write("new.txt", "made\n"), write("big.txt", "x" * 300_000), DONE)
+    turns = (PRINT_ENVIRONMENT_TURN, write_turn("new.txt", "made\n"), write_turn("big.txt", "x" * 300_000), DONE)
     return directory, *run_agent(directory, *turns, prepare=make_hostile, **RUNS[request.param]), RUNS[request.param]
 
 
-def write(path, content):
+def write_turn(path, content):
     return Turn((ToolUse("Write", {"file_path": path, "content": content}),))
 
 

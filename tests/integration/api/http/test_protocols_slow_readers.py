@@ -43,9 +43,9 @@ async def test_stalled_stream_is_closed_and_others_continue(running_api, wait_un
         api.tasks.add("task-001", *TO_RUNNING)
         with stalled_client(api.port):
             following = asyncio.create_task(follow(client))
-            await wait_until(lambda: api.open_streams("logs") == 2)
+            await wait_until(lambda: api.count_open_streams("logs") == 2)
             api.tasks.record("task-001", *LARGE_OUTPUT)
-            await wait_until(lambda: api.open_streams("logs") == 1)
+            await wait_until(lambda: api.count_open_streams("logs") == 1)
             api.tasks.record("task-001", *TO_COMPLETED)
             assert (await following)[-1]["type"] == "end"
 
@@ -54,13 +54,13 @@ async def test_reused_task_id_streams_only_the_new_events(running_api, wait_unti
     async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=30) as client:
         api.tasks.add("task-001", *TO_RUNNING)
         with stalled_client(api.port):
-            await wait_until(lambda: api.open_streams("logs") == 1)
+            await wait_until(lambda: api.count_open_streams("logs") == 1)
             api.tasks.record("task-001", *LARGE_OUTPUT, *TO_COMPLETED)
             assert (await follow(client))[-1]["type"] == "end"
             del api.tasks.entries["task-001"]
             api.tasks.add("task-001", *TO_RUNNING)
             following = asyncio.create_task(follow(client))
-            await wait_until(lambda: api.open_streams("logs") == 2)
+            await wait_until(lambda: api.count_open_streams("logs") == 2)
             api.tasks.record("task-001", e.ErrorReported("slow", "Slow."), *TO_COMPLETED)
             events = await asyncio.wait_for(following, 10)
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))

@@ -24,14 +24,14 @@ PAYLOADS = {
 }
 
 
-def with_viewer_token(api, **options):
+def viewer_client(api, **options):
     return httpx2.AsyncClient(base_url=api.http, timeout=10, headers={"Authorization": "Bearer vera"}, **options)
 
 
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
 async def test_unauthenticated_connections_are_limited(running_api, wait_until, monkeypatch, payload):
     monkeypatch.setattr(protocols, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
-    async with running_api(FakeTokenStore(vera="viewer")) as api, with_viewer_token(api) as client:
+    async with running_api(FakeTokenStore(vera="viewer")) as api, viewer_client(api) as client:
         api.tasks.add("task-001", *TO_RUNNING)
         async with client.stream("GET", "/api/v1/tasks/task-001/logs?follow=true") as stream:
             sockets = [socket.create_connection(("127.0.0.1", api.port)) for _ in range(60)]
@@ -100,10 +100,10 @@ def is_closed(client: socket.socket) -> bool:
 
 async def test_concurrent_requests_are_limited_per_token(running_api, wait_until, monkeypatch):
     monkeypatch.setattr(authenticator, "CONCURRENT_REQUESTS_MAX", 3)
-    async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api, with_viewer_token(api) as client:
+    async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api, viewer_client(api) as client:
         api.tasks.add("task-001", *TO_RUNNING)
         streams = [asyncio.create_task(client.get("/api/v1/tasks/task-001/logs?follow=true")) for _ in range(3)]
-        await wait_until(lambda: api.open_streams("logs") == 3)
+        await wait_until(lambda: api.count_open_streams("logs") == 3)
         rejected = await client.get("/api/v1/tasks")
         assert (rejected.status_code, rejected.json()["error"]) == (429, "rate_limit_exceeded")
         other_response = await client.get("/api/v1/tasks", headers={"Authorization": "Bearer otto"})

@@ -35,7 +35,7 @@ async def test_shutdown_closes_twenty_streams_in_time(running_api, wait_until):
             logs = [asyncio.create_task(read_to_the_end(client)) for _ in range(10)]
             sockets = [await stack.enter_async_context(connect(api.ws("?task_id=task-001"))) for _ in range(5)]
             sockets += [await stack.enter_async_context(connect(api.ws())) for _ in range(5)]
-            await wait_until(lambda: (api.open_streams("logs"), api.open_streams("websocket")) == (10, 10))
+            await wait_until(lambda: (api.count_open_streams("logs"), api.count_open_streams("websocket")) == (10, 10))
             await wait_until(lambda: api.tasks.open_followers == 1 and len(api.tasks.subscribers) == 5)
             with set_on_signals(api.shutting_down):
                 started = time.monotonic()
@@ -89,7 +89,7 @@ async def test_responses_cut_off_by_a_shutdown_are_not_errors(running_api, wait_
         events.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{upgrade}\r\n\r\n".encode())
         waiting = stack.enter_context(socket.create_connection(("127.0.0.1", api.port)))
         waiting.sendall(b"GET /api/v1/tasks/task-001/wait?timeout=600 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        await wait_until(lambda: api.open_streams("websocket") == 1)
+        await wait_until(lambda: api.count_open_streams("websocket") == 1)
         await wait_until(lambda: len(_open_responses()) == 12)
         assert await api.stop() < fixed_limits.SHUTDOWN_TIMEOUT_SECONDS
         assert not _open_responses()

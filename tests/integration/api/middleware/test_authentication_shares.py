@@ -20,7 +20,7 @@ from sandbox.primitives.fair_client_shares import CONCURRENT_THREADS_MAX, MESSAG
 STREAMS, LINES = 20, 300
 
 
-def with_viewer_token(api, query=""):
+def connect_as_viewer(api, query=""):
     return connect(api.ws(query), additional_headers={"Authorization": "Bearer vera"}, max_queue=None)
 
 
@@ -60,7 +60,7 @@ async def test_streams_of_one_token_are_sent_in_small_batches(running_api, wait_
     async def scenario():
         async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
             api.tasks.add("task-001", *TO_RUNNING)
-            streams = [await with_viewer_token(api) for _ in range(STREAMS)]
+            streams = [await connect_as_viewer(api) for _ in range(STREAMS)]
             received = [[] for _ in streams]
             receivers = [asyncio.create_task(receive(*each)) for each in zip(streams, received, strict=True)]
             watching = asyncio.create_task(counter.watch())
@@ -81,17 +81,17 @@ async def test_streams_of_all_tasks_are_limited_per_token(running_api, wait_unti
     monkeypatch.setattr(authenticator, "ALL_TASKS_STREAMS_MAX", 2)
     async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
         api.tasks.add("task-001", *TO_RUNNING)
-        first, second = await with_viewer_token(api), await with_viewer_token(api)
+        first, second = await connect_as_viewer(api), await connect_as_viewer(api)
         with pytest.raises(InvalidStatus) as raised:
-            await with_viewer_token(api)
+            await connect_as_viewer(api)
         assert raised.value.response.status_code == 429
         assert raised.value.response.headers["Retry-After"]
-        async with with_viewer_token(api, "?task_id=task-001") as stream:
+        async with connect_as_viewer(api, "?task_id=task-001") as stream:
             assert await stream.recv()
         async with connect(api.ws(), additional_headers={"Authorization": "Bearer otto"}):
             await first.close()
-            await wait_until(lambda: api.open_streams("websocket") == 2)
-        async with with_viewer_token(api):
+            await wait_until(lambda: api.count_open_streams("websocket") == 2)
+        async with connect_as_viewer(api):
             await second.close()
 
 

@@ -112,8 +112,8 @@ async def test_disconnected_clients_are_not_counted(running_api, wait_until):
     async with running_api() as api:
         async with following(api) as follower:
             await follower.next_message()
-            assert (api.open_streams("events"), api.tasks.open_followers) == (1, 1)
-        await wait_until(lambda: api.open_streams("events") == 0 and api.tasks.open_followers == 0)
+            assert (api.count_open_streams("events"), api.tasks.open_followers) == (1, 1)
+        await wait_until(lambda: api.count_open_streams("events") == 0 and api.tasks.open_followers == 0)
 
 
 async def test_number_of_streams_is_limited(running_api, wait_until, monkeypatch):
@@ -124,7 +124,7 @@ async def test_number_of_streams_is_limited(running_api, wait_until, monkeypatch
             await follower.next_message()
             refused = await client.get(f"{api.http}{EVENTS}")
             assert (refused.status_code, refused.json()["error"]) == (429, "rate_limit_exceeded")
-        await wait_until(lambda: api.open_streams("events") == 0)
+        await wait_until(lambda: api.count_open_streams("events") == 0)
         async with following(api) as follower:
             await follower.next_message()
 

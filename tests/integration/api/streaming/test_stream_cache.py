@@ -88,7 +88,7 @@ async def test_events_are_encoded_once_and_sent_in_batches(running_api, monkeypa
             api.tasks.add("task-001", *TO_RUNNING)
             followers = [asyncio.create_task(follow(client, 0)) for _ in range(12)]
             async with asyncio.timeout(5):
-                while api.open_streams("logs") < 12:
+                while api.count_open_streams("logs") < 12:
                     await asyncio.sleep(0.005)
             for number in range(50):
                 api.tasks.record("task-001", *lines(number * 20, 20))
@@ -132,7 +132,7 @@ async def test_history_is_encoded_once_for_all_clients(running_api, monkeypatch)
             api.tasks.add("task-001", *TO_RUNNING, *lines(0, 3000))
             followers = [asyncio.create_task(follow(client, after)) for after in [0] * 10 + [1500] * 10]
             async with asyncio.timeout(5):
-                while api.open_streams("logs") < 20:
+                while api.count_open_streams("logs") < 20:
                     await asyncio.sleep(0.005)
             api.tasks.record("task-001", *TO_COMPLETED)
             last = 5 + 3000 + len(TO_COMPLETED) + 1
@@ -154,7 +154,7 @@ async def test_each_client_has_a_separate_filter(running_api):
         output = asyncio.create_task(received_types(api, "&filter=output"))
         metrics = asyncio.create_task(received_types(api, "&filter=metrics"))
         async with asyncio.timeout(5):
-            while api.open_streams("websocket") != 3:
+            while api.count_open_streams("websocket") != 3:
                 await asyncio.sleep(0.005)
         sample = e.Metrics(cpu_percent=12.5, memory_used_bytes=1024)
         api.tasks.record("task-001", *lines(0, 2), sample, *TO_COMPLETED)
@@ -170,7 +170,7 @@ async def test_client_that_starts_after_the_last_event_gets_only_the_end_event(r
         api.tasks.add("task-001", *TO_RUNNING)
         waiting = asyncio.create_task(follow(client, 10_000))
         async with asyncio.timeout(5):
-            while api.open_streams("logs") != 1:
+            while api.count_open_streams("logs") != 1:
                 await asyncio.sleep(0.005)
         api.tasks.record("task-001", *lines(0, 5), *TO_COMPLETED)
         assert await asyncio.wait_for(waiting, 5) == [5 + 5 + len(TO_COMPLETED) + 1]

@@ -153,19 +153,19 @@ USAGE_EVENT = (
     b'data: {"type":"response.%s","response":{"model":"scripted-1","usage":{"input_tokens":9,"output_tokens":%d}}}\n\n'
 )
 TEXT_EVENT = b'data: {"type":"response.output_text.delta","delta":"Hello"}\n\n'
-DOCUMENT, EVENTS = b"Content-Type: application/json\r\n", b"Content-Type: text/event-stream\r\n"
+JSON_HEADER, SSE_HEADER = b"Content-Type: application/json\r\n", b"Content-Type: text/event-stream\r\n"
 RESPONSES_WITHOUT_USAGE = {
-    "compressed": (200, DOCUMENT + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n", b"abcde"),
-    "compressed stream": (200, EVENTS + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n", b"abcde"),
-    "empty": (200, DOCUMENT + b"Content-Length: 0\r\n", b""),
+    "compressed": (200, JSON_HEADER + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n", b"abcde"),
+    "compressed stream": (200, SSE_HEADER + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n", b"abcde"),
+    "empty": (200, JSON_HEADER + b"Content-Length: 0\r\n", b""),
     "no content": (204, b"", b""),
-    "cut after the head": (200, DOCUMENT + b"Content-Length: 500\r\n", b""),
-    "unreadable head": (200, DOCUMENT + b"Transfer-Encoding: gzip, chunked\r\n", b""),
-    "cut stream": (200, EVENTS, TEXT_EVENT),
-    "stream that is cut within its first event": (200, EVENTS, TEXT_EVENT[:30]),
-    "stream in another format": (200, EVENTS, b"event: a\rdata: {}\r"),
-    "stream that reports usage at its start": (200, EVENTS, USAGE_EVENT % (b"created", 1) + TEXT_EVENT),
-    "long document": (200, DOCUMENT, b'{"output": "' + b"x" * 5_000_000 + b'", ' + RESPONSE[1:]),
+    "cut after the head": (200, JSON_HEADER + b"Content-Length: 500\r\n", b""),
+    "unreadable head": (200, JSON_HEADER + b"Transfer-Encoding: gzip, chunked\r\n", b""),
+    "cut stream": (200, SSE_HEADER, TEXT_EVENT),
+    "stream that is cut within its first event": (200, SSE_HEADER, TEXT_EVENT[:30]),
+    "stream in another format": (200, SSE_HEADER, b"event: a\rdata: {}\r"),
+    "stream that reports usage at its start": (200, SSE_HEADER, USAGE_EVENT % (b"created", 1) + TEXT_EVENT),
+    "long document": (200, JSON_HEADER, b'{"output": "' + b"x" * 5_000_000 + b'", ' + RESPONSE[1:]),
 }
 
 
@@ -201,13 +201,13 @@ def test_response_without_final_usage_is_charged_with_its_upper_bound(name):
 @pytest.mark.parametrize(
     ("status", "headers", "body"),
     [
-        (200, EVENTS, b": ping\n\n" * 5 + b'event: keepalive\ndata: {"type":"keepalive"}\n\n'),
-        (200, EVENTS, b'event: error\ndata: {"type":"error","message":"Overloaded"}\n\n'),
-        (200, EVENTS, b""),
-        (400, DOCUMENT, b'{"error": {"message": "No."}}'),
-        (429, DOCUMENT + b"Content-Length: 500\r\n", b""),
-        (500, DOCUMENT + b"Content-Encoding: gzip\r\n", b"abcde"),
-        (500, DOCUMENT + b"Transfer-Encoding: gzip, chunked\r\n", b""),
+        (200, SSE_HEADER, b": ping\n\n" * 5 + b'event: keepalive\ndata: {"type":"keepalive"}\n\n'),
+        (200, SSE_HEADER, b'event: error\ndata: {"type":"error","message":"Overloaded"}\n\n'),
+        (200, SSE_HEADER, b""),
+        (400, JSON_HEADER, b'{"error": {"message": "No."}}'),
+        (429, JSON_HEADER + b"Content-Length: 500\r\n", b""),
+        (500, JSON_HEADER + b"Content-Encoding: gzip\r\n", b"abcde"),
+        (500, JSON_HEADER + b"Transfer-Encoding: gzip, chunked\r\n", b""),
     ],
     ids=["pings", "error event", "empty stream", "400", "cut 429", "compressed 500", "500 with an unreadable head"],
 )
@@ -222,10 +222,10 @@ def test_highest_reported_usage_of_a_stream_is_counted():
     async def scenario():
         for counts in ((50, 20), (20, 50)):
             events = b"".join(USAGE_EVENT % (b"completed", count) for count in counts)
-            [usage] = await usages_of(respond_and_close(200, EVENTS, events))
+            [usage] = await usages_of(respond_and_close(200, SSE_HEADER, events))
             assert (usage.input_tokens, usage.output_tokens) == (9, 50)
         created_and_completed = USAGE_EVENT % (b"created", 60) + USAGE_EVENT % (b"incomplete", 30)
-        [usage] = await usages_of(respond_and_close(200, EVENTS, created_and_completed))
+        [usage] = await usages_of(respond_and_close(200, SSE_HEADER, created_and_completed))
         assert usage.output_tokens == 60
 
     run(scenario)
@@ -381,7 +381,7 @@ def test_request_without_external_access_is_forwarded(rules):
 def test_upper_bound_follows_the_limit_in_the_request(limit, status, expected):
     async def scenario():
         rules = GatewayRules(budget=Budget(tokens=10**6))
-        handler = respond_and_close(200, DOCUMENT + b"Content-Length: 500\r\n", b"")
+        handler = respond_and_close(200, JSON_HEADER + b"Content-Length: 500\r\n", b"")
         async with scripted_upstream(handler) as upstream, gateway_for(upstream.base_url, rules) as served:
             client = await served.connect()
             send(client, json.dumps({"model": "scripted-1", "max_output_tokens": limit}).encode())
