@@ -45,7 +45,7 @@ def lock_often(name, count):
 """
 
 
-def run_lines(runtime: Runtime, disk: Path, source: str) -> list[str]:
+def output_lines(runtime: Runtime, disk: Path, source: str) -> list[str]:
     """Run a program that must succeed, and return its output lines."""
     result = run_python(runtime, disk, _PRELUDE + source)
     assert (result.code, result.errors) == (0, ""), result
@@ -362,7 +362,7 @@ thread = threading.Thread(target=report, args=("thread",)); thread.start(); thre
 def test_threads_cannot_unshare_open_files(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime) and runtime.name == "gvisor":
         pytest.skip("files belong to the sandbox's kernel")
-    assert run_lines(runtime, disk, _FILES_OF_ONE_THREAD) == ["EPERM", "EINVAL done", "thread"]
+    assert output_lines(runtime, disk, _FILES_OF_ONE_THREAD) == ["EPERM", "EINVAL done", "thread"]
 
 
 # Pages that are charged to no control group
@@ -383,7 +383,7 @@ for target in (ours.fileno(), writes):
 def test_zero_copy_calls_are_denied(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime) and runtime.name == "gvisor":
         pytest.skip("pipes belong to the sandbox's kernel")
-    assert run_lines(runtime, disk, _ZERO_COPY) == ["EINVAL"] * 4
+    assert output_lines(runtime, disk, _ZERO_COPY) == ["EINVAL"] * 4
 
 
 _ORDINARY_COPY = """
@@ -411,7 +411,7 @@ report(asyncio.run(serve()) == data)
 
 
 def test_python_falls_back_from_zero_copy_calls(runtime: Runtime, disk: Path):
-    assert run_lines(runtime, disk, _ORDINARY_COPY) == ["True"] * 3
+    assert output_lines(runtime, disk, _ORDINARY_COPY) == ["True"] * 3
 
 
 def test_shell_commands_fall_back_from_zero_copy_calls(runtime: Runtime, disk: Path):
@@ -446,7 +446,7 @@ def test_extended_attributes_cannot_be_set(runtime: Runtime, disk: Path):
     """A file in memory can have millions of attributes, which the kernel lists and removes without interruption."""
     if runtime.name == "gvisor":
         pytest.skip("attributes belong to the sandbox's kernel")
-    *lines, link = run_lines(runtime, disk, _ATTRIBUTES)
+    *lines, link = output_lines(runtime, disk, _ATTRIBUTES)
     assert (lines, link) == (["ENOTSUP []"] * 10, "ENOTSUP")
 
 

@@ -60,7 +60,7 @@ def fill_send_buffer(connection):
 """
 
 
-def run_lines(runtime: Runtime, disk: Path, source: str) -> list[str]:
+def output_lines(runtime: Runtime, disk: Path, source: str) -> list[str]:
     """Run a program that must succeed, and return its output lines."""
     result = run_python(runtime, disk, _PRELUDE + source)
     assert (result.code, result.errors) == (0, ""), result
@@ -247,7 +247,7 @@ report("pairs", all(len(theirs.recv(10000, socket.MSG_WAITALL)) == 10000 for our
 
 
 def test_data_sent_through_sockets_arrives_completely(runtime: Runtime, disk: Path):
-    assert run_lines(runtime, disk, _TRANSFER) == ["received True", "pairs True"]
+    assert output_lines(runtime, disk, _TRANSFER) == ["received True", "pairs True"]
 
 
 _NEVER_ACCEPTED = """
@@ -266,7 +266,7 @@ report(sent - struct.unpack("i", fcntl.ioctl(client, 0x5411, bytes(4)))[0])  # S
 def test_unaccepted_connection_has_a_small_buffer(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime) and runtime.name != "gvisor":
         pytest.skip("socket buffers use the guest's memory")
-    (received,) = run_lines(runtime, disk, _NEVER_ACCEPTED)
+    (received,) = output_lines(runtime, disk, _NEVER_ACCEPTED)
     assert 0 < int(received) < 256 * 1024
 
 
@@ -377,7 +377,7 @@ report(name)
 def test_socket_errors_are_not_queued(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("errors belong to the sandbox's kernel")
-    assert run_lines(runtime, disk, _ERRORS_NEVER_READ) in (["EAGAIN", "127.0.0.1"], ["EAGAIN", "::1"])
+    assert output_lines(runtime, disk, _ERRORS_NEVER_READ) in (["EAGAIN", "127.0.0.1"], ["EAGAIN", "::1"])
 
 
 _POLL_AND_SELECT = """
@@ -398,7 +398,7 @@ report(len(waiting.poll(0, 6000)))
 def test_poll_and_select_are_limited_but_epoll_is_not(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("polling belongs to the sandbox's kernel")
-    assert run_lines(runtime, disk, _POLL_AND_SELECT) == ["EINVAL 1000", "EINVAL", "5000"]
+    assert output_lines(runtime, disk, _POLL_AND_SELECT) == ["EINVAL 1000", "EINVAL", "5000"]
 
 
 # Memory per socket
@@ -426,7 +426,7 @@ report("TCP_ZEROCOPY_RECEIVE", attempt(lambda: tcp.getsockopt(6, 35, 40)))
 def test_memory_consuming_socket_options_are_denied(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("options belong to the sandbox's kernel")
-    lines = run_lines(runtime, disk, _OPTIONS)
+    lines = output_lines(runtime, disk, _OPTIONS)
     assert len(lines) == 16
     assert {line.split()[1] for line in lines} == {"ENOPROTOOPT"}, lines
 
@@ -444,7 +444,7 @@ report(attempt(lambda: system_call(splice, source, None, udp.fileno(), None, 600
 def test_datagrams_cannot_be_corked(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("corked data uses the guest's memory")
-    assert run_lines(runtime, disk, _CORKED) == ["ENOTSUP", "ENOTSUP", "EINVAL"]
+    assert output_lines(runtime, disk, _CORKED) == ["ENOTSUP", "ENOTSUP", "EINVAL"]
 
 
 _ORDINARY_OPTIONS = """
@@ -467,7 +467,7 @@ report(len(if_nameindex()) > 0)
 
 
 def test_ordinary_socket_options_are_accepted(runtime: Runtime, disk: Path):
-    assert run_lines(runtime, disk, _ORDINARY_OPTIONS) == ["both ways", "True"]
+    assert output_lines(runtime, disk, _ORDINARY_OPTIONS) == ["both ways", "True"]
 
 
 _LARGE_REQUESTS = """
@@ -487,7 +487,7 @@ def test_netlink_requests_above_the_default_size_are_refused(runtime: Runtime, d
     # The kernel handles all messages of one request without interruption: 0.9 s for 8 MiB, 54 ms for 400 kB.
     if has_own_kernel(runtime):
         pytest.skip("the sandbox's kernel handles the request")
-    assert run_lines(runtime, disk, _LARGE_REQUESTS) == ["16 16 EMSGSIZE", "True"]
+    assert output_lines(runtime, disk, _LARGE_REQUESTS) == ["16 16 EMSGSIZE", "True"]
 
 
 _DATAGRAM_OPTIONS = """
@@ -504,7 +504,7 @@ report([(level, kind) for level, kind, _ in ancillary])
 
 
 def test_datagrams_arrive_separately_and_with_timestamps(runtime: Runtime, disk: Path):
-    assert run_lines(runtime, disk, _DATAGRAM_OPTIONS) == ["first second", "[(1, 29)]"]
+    assert output_lines(runtime, disk, _DATAGRAM_OPTIONS) == ["first second", "[(1, 29)]"]
 
 
 _SILENT_CLIENTS = """
@@ -518,7 +518,7 @@ report(len([server.accept() for _ in clients]))
 def test_connections_of_silent_clients_are_accepted(runtime: Runtime, disk: Path):
     if runtime.name == "qemu":
         pytest.skip("connections use the guest's memory")
-    assert run_lines(runtime, disk, _SILENT_CLIENTS) == ["20"]
+    assert output_lines(runtime, disk, _SILENT_CLIENTS) == ["20"]
 
 
 _LINE_DISCIPLINES = """
@@ -532,7 +532,7 @@ report(os.isatty(inner), len(fcntl.ioctl(inner, 0x5401, bytes(60))))
 def test_line_disciplines_cannot_be_changed(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("modules belong to the sandbox's kernel")
-    assert run_lines(runtime, disk, _LINE_DISCIPLINES) == ["EPERM"] * 4 + ["True 60"]
+    assert output_lines(runtime, disk, _LINE_DISCIPLINES) == ["EPERM"] * 4 + ["True 60"]
 
 
 # Socket families and protocols for which the host would load a kernel module
@@ -552,7 +552,7 @@ for family, kind, protocol in (
 
 
 def test_uncommon_socket_families_types_and_protocols_are_denied(runtime: Runtime, disk: Path):
-    lines = run_lines(runtime, disk, _ODD_SOCKETS)
+    lines = output_lines(runtime, disk, _ODD_SOCKETS)
     results = {line.rpartition(" ")[2] for line in lines}
     assert len(lines) == 28
     if has_own_kernel(runtime):
@@ -1189,8 +1189,8 @@ report(status["Seccomp"].strip())
 def test_seccomp_filters_cannot_be_installed(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("filters belong to the sandbox's kernel")
-    assert run_lines(runtime, disk, _FILTERS) == ["EINVAL"] * 6
-    assert run_lines(runtime, disk, _FILTER_QUERIES) == ["done 1", "2"]
+    assert output_lines(runtime, disk, _FILTERS) == ["EINVAL"] * 6
+    assert output_lines(runtime, disk, _FILTER_QUERIES) == ["done 1", "2"]
 
 
 _NOTIFICATION_PIPES = """
@@ -1202,7 +1202,7 @@ report(attempt(lambda: os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK | os.O_DIRECT) and 
 def test_notification_pipes_are_denied(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("pipes belong to the sandbox's kernel")
-    assert run_lines(runtime, disk, _NOTIFICATION_PIPES) == ["ENOPKG", "made"]
+    assert output_lines(runtime, disk, _NOTIFICATION_PIPES) == ["ENOPKG", "made"]
 
 
 _HUGE_PAGES = """
@@ -1226,7 +1226,7 @@ report(attempt(lambda: system_call(shmget, 0, 4096, 0o1600) and "shared"))
 def test_huge_pages_are_denied(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("pages belong to the sandbox's kernel")
-    assert run_lines(runtime, disk, _HUGE_PAGES) == ["ENOMEM", "EINVAL", "EINVAL", "ENOMEM", "ENOSYS"]
+    assert output_lines(runtime, disk, _HUGE_PAGES) == ["ENOMEM", "EINVAL", "EINVAL", "ENOMEM", "ENOSYS"]
 
 
 def test_page_merging_is_denied(runtime: Runtime, disk: Path):
@@ -1241,11 +1241,11 @@ def advise(advice): system_call(440, this_process, ranges, 1, advice, 0)  # proc
 report(attempt(lambda: advise(mmap.MADV_MERGEABLE)), attempt(lambda: advise(20)))  # MADV_COLD
 memory.madvise(mmap.MADV_DONTNEED); memory.madvise(mmap.MADV_WILLNEED); report(libc.prctl(15, b"name", 0, 0, 0))
 """
-    assert run_lines(runtime, disk, source) == ["EINVAL -1", "EINVAL done", "0"]
+    assert output_lines(runtime, disk, source) == ["EINVAL -1", "EINVAL done", "0"]
 
 
 def test_ordinary_memory_calls_succeed(runtime: Runtime, disk: Path):
-    assert run_lines(runtime, disk, _ORDINARY_PAGES)[-1] in {"shared", "done"}
+    assert output_lines(runtime, disk, _ORDINARY_PAGES)[-1] in {"shared", "done"}
 
 
 _OUT_OF_MEMORY_SCORE = """
@@ -1265,7 +1265,7 @@ threading.Thread(target=lambda: libc.prctl(15, b"renamed")).start()
 def test_oom_score_cannot_be_lowered(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("scores belong to the sandbox's kernel")
-    before, *attempts, after, child_score = run_lines(runtime, disk, _OUT_OF_MEMORY_SCORE)
+    before, *attempts, after, child_score = output_lines(runtime, disk, _OUT_OF_MEMORY_SCORE)
     assert (before, after, child_score) == ("500", "500", "500")
     assert set(attempts) <= {"EROFS", "EACCES", "ENOENT"}, attempts
     assert len(attempts) == 12
@@ -1297,7 +1297,7 @@ def test_timers_message_queues_and_priorities_are_limited(runtime: Runtime, disk
     source = """
 for kind in (11, 12, resource.RLIMIT_NICE, resource.RLIMIT_RTPRIO): report(*resource.getrlimit(kind))
 """
-    lines = run_lines(runtime, disk, source)
+    lines = output_lines(runtime, disk, source)
     assert lines == ["1024 1024", "819200 819200", "0 0", "0 0"]
 
 

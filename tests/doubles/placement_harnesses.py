@@ -118,7 +118,7 @@ class HostWithDaemon(SingleHost):
 
         self.daemon = Process(start, log=self.directory / "daemon.log")
 
-    def stop(self):
+    def pause(self):
         """Make the host unresponsive, like a host behind a broken network: connections get no response."""
         self.daemon.send_signal(signal.SIGSTOP)
 
@@ -191,7 +191,7 @@ class ClusterHost:
                     found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         return found
 
-    def stop(self):
+    def pause(self):
         """Stop the workers, so that they do not respond."""
         self._signal(signal.SIGSTOP)
 

@@ -15,7 +15,7 @@ class ThrottleHarness:
         self.now = self.used = 0.0
         self.throttle = CpuThrottle(lambda: self.now, lambda: self.used)
 
-    async def tick(self):
+    async def let_waiters_check(self):
         """Give all waiters time to check the budget again."""
         await asyncio.sleep(0.02)
         await asyncio.sleep(0.02)
@@ -57,9 +57,9 @@ async def test_preferred_queue_overtakes_other_waiters(harness):
 
     harness.used = RUNNER_CPU_BURST_SECONDS + 0.5
     tasks = [asyncio.create_task(enter_queue(common, number)) for number in range(3)]
-    await harness.tick()
+    await harness.let_waiters_check()
     tasks.append(asyncio.create_task(enter_queue(preferred, "preferred")))
-    await harness.tick()
+    await harness.let_waiters_check()
     assert done == ["preferred"]
     harness.now = 100.0
     await asyncio.gather(*tasks)
@@ -70,9 +70,9 @@ async def test_cancelled_waiter_does_not_block_others(harness):
     queue = harness.throttle.queue()
     harness.used = RUNNER_CPU_BURST_SECONDS + 0.5
     first, second = (asyncio.create_task(queue.wait()) for _ in range(2))
-    await harness.tick()
+    await harness.let_waiters_check()
     first.cancel()
-    await harness.tick()
+    await harness.let_waiters_check()
     harness.now = 100.0
     async with asyncio.timeout(5):
         await second

@@ -103,7 +103,7 @@ def run_dir(tmp_path):
 
 
 @pytest.fixture(params=["spawned", "forked"])
-def start(request):
+def start_method(request):
     """How runners start: as new processes, or as forks of a fork server."""
     return request.param
 
@@ -111,7 +111,7 @@ def start(request):
 @pytest.fixture
 def forking_placement(run_dir):
     """A placement whose fork server ends at the end of the test."""
-    placement = placement_of(run_dir, start="forked")
+    placement = placement_of(run_dir, start_method="forked")
     yield placement
     placement._starter.close()
 
@@ -144,10 +144,10 @@ def files_of(run_dir):
     return LocalAttemptFiles(run_dir, (), remove_trees)
 
 
-def placement_of(run_dir, code=RUNNER_PROGRAM, environment=None, *, start="spawned"):
-    (run_dir / "runner.py").write_text((FORK_PROGRAM if start == "forked" else "") + code)
+def placement_of(run_dir, code=RUNNER_PROGRAM, environment=None, *, start_method="spawned"):
+    (run_dir / "runner.py").write_text((FORK_PROGRAM if start_method == "forked" else "") + code)
     command = [sys.executable, "-I", str(run_dir / "runner.py")]
-    make_starter = RunnerForkServer if start == "forked" else RunnerSpawner
+    make_starter = RunnerForkServer if start_method == "forked" else RunnerSpawner
     return make_placement(run_dir, make_starter(command, environment or {}))
 
 
@@ -194,12 +194,12 @@ def children():
     return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
 
 
-async def test_runner_receives_only_its_order_and_lock(run_dir, lock_fd, monkeypatch, start):
+async def test_runner_receives_only_its_order_and_lock(run_dir, lock_fd, monkeypatch, start_method):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "of-the-server")
     leak_fd = os.open(run_dir, os.O_RDONLY)
-    placement = placement_of(run_dir, environment={"HOME": "/nowhere"}, start=start)
+    placement = placement_of(run_dir, environment={"HOME": "/nowhere"}, start_method=start_method)
     running = asyncio.create_task(placement.run())
-    if start == "forked":  # the second runner must not inherit anything that belongs to the first
+    if start_method == "forked":  # the second runner must not inherit anything that belongs to the first
         await placement.launch(order_for(run_dir), lock_fd)
         await wait_for_report(run_dir)
         (run_dir / "report").unlink()
@@ -284,9 +284,9 @@ async def test_runner_holds_the_lock_after_the_caller_closed_it(run_dir):
 
 
 @pytest.mark.parametrize("end", ["exits", "is killed"])
-def test_runner_outlives_its_server(run_dir, end, start):
-    placement_of(run_dir, start=start)
-    command = [sys.executable, "-X", "dev", "-W", "error", "-c", SERVER_PROGRAM, str(run_dir), start]
+def test_runner_outlives_its_server(run_dir, end, start_method):
+    placement_of(run_dir, start_method=start_method)
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", SERVER_PROGRAM, str(run_dir), start_method]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
         assert server.stdout.readline() == b"launched\n"
         report = asyncio.run(wait_for_report(run_dir))
@@ -379,7 +379,7 @@ async def test_fork_server_that_ends_immediately_starts_no_runner(run_dir, lock_
     ids=["no process", "dies at once"],
 )
 async def test_fork_server_reports_that_no_runner_was_forked(run_dir, lock_fd, fault):
-    placement = placement_of(run_dir, start="forked")
+    placement = placement_of(run_dir, start_method="forked")
     program = (run_dir / "runner.py").read_text()
     (run_dir / "runner.py").write_text(f"import errno, os, socket\n{fault}\n{program}")
     before = open_descriptors()

@@ -118,7 +118,7 @@ def test_patch_contains_every_kind_of_change(harness):
     assert b"old mode 100644\nnew mode 100755\n" in task_patch
 
 
-def measure(harness, base):
+def patch_result(harness, base):
     _, result = harness.patch_and_result(base, lambda _: False)
     return result
 
@@ -126,7 +126,7 @@ def measure(harness, base):
 def test_size_of_the_patch_counts_files_and_lines(harness):
     harness.upstream.commit({"gone": b"1\n2\n", "picture": BINARY, "moved": b"a\nb\nc\nd\ne\nf\n"})
     base = harness.stage()
-    assert measure(harness, base) == PatchResult(diff=DiffStatistics(0, 0, 0))
+    assert patch_result(harness, base) == PatchResult(diff=DiffStatistics(0, 0, 0))
     root = harness.workspace
 
     (root / "gone").unlink()
@@ -134,7 +134,7 @@ def test_size_of_the_patch_counts_files_and_lines(harness):
     (root / "picture").write_bytes(BINARY[::-1])
     (root / "moved").rename(root / "renamed")
 
-    assert measure(harness, base) == PatchResult(diff=DiffStatistics(4, 3, 2))
+    assert patch_result(harness, base) == PatchResult(diff=DiffStatistics(4, 3, 2))
 
 
 @pytest.mark.parametrize("error", [GitError(1, b"no"), TimeoutError()])
@@ -150,7 +150,7 @@ def test_patch_is_complete_even_if_its_size_cannot_be_measured(harness, monkeypa
     (harness.workspace / "new").touch()
     monkeypatch.setattr(Git, "run", fail_to_measure)
 
-    assert measure(harness, base) == PatchResult()
+    assert patch_result(harness, base) == PatchResult()
     harness.verify_patch(base)
 
 
