@@ -42,7 +42,7 @@ ALLOWED_OUTCOMES["all"] = {**ALLOWED_OUTCOMES["runner"], "running": {LOST_RUNNER
 _EARLY_STATES = ("staging", "provisioning", "ready")
 
 
-def _lost_worker(*lost):
+def _lost_worker_outcomes(*lost):
     """Return the allowed outcomes if the disk is lost, because nothing can be collected from it."""
     early = {state: {COMPLETED} for state in _EARLY_STATES}
     return {**early, "running": set(lost), "completing": {COMPLETED, *lost}}
@@ -53,15 +53,15 @@ CLUSTER_OUTCOMES = {
     **{target: ALLOWED_OUTCOMES[target] for target in ("server", "runner", "sandbox", "gateway")},
     **{f"paused {target}": _UNHARMED for target in ("server", "controller", "worker", "runner", "host")},
     "paused sandbox": {state: {COMPLETED} for state in ("provisioning", "ready", "running")},
-    "worker": _lost_worker(LOST_RUNNER),
+    "worker": _lost_worker_outcomes(LOST_RUNNER),
     # A controller that is killed within 5 s after it started a job may forget the job; then Slurm ends the worker.
-    "controller": {"pending": {COMPLETED}, **_lost_worker(COMPLETED, LOST_RUNNER)},
+    "controller": {"pending": {COMPLETED}, **_lost_worker_outcomes(COMPLETED, LOST_RUNNER)},
     # Slurm confirms the end of the jobs if the host was started again before Slurm noticed its loss.
-    "host": _lost_worker(LOST_RUNNER, LOST_HOST),
-    "stopped worker": _lost_worker(LOST_HOST),
-    "stopped host": _lost_worker(LOST_HOST),
+    "host": _lost_worker_outcomes(LOST_RUNNER, LOST_HOST),
+    "stopped worker": _lost_worker_outcomes(LOST_HOST),
+    "stopped host": _lost_worker_outcomes(LOST_HOST),
     "interrupted link": _UNHARMED,
-    "cut link": _lost_worker(LOST_HOST),
+    "cut link": _lost_worker_outcomes(LOST_HOST),
 }
 """The allowed outcomes on a cluster, in the same format.
 
@@ -144,7 +144,7 @@ class TaskEvidence:
         return self.target in LOST_WORKER_TARGETS and self.outcome in {LOST_RUNNER, LOST_HOST}
 
     @property
-    def lost_sandbox(self):
+    def recorded_sandbox_loss(self):
         """Whether the runner recorded the loss of the sandbox."""
         exits = [record["event"] for record in self.records if record["event"]["type"] == "agent_exited"]
         return any((event.get("failure") or {}).get("code") == "sandbox_lost" for event in exits)
@@ -264,7 +264,7 @@ def _allowed_outcomes(task: TaskEvidence) -> set:
 def _corrected_state_at_kill(task: TaskEvidence) -> str:
     """Return the state at the kill, corrected by what the runner recorded after the end of its sandbox."""
     recorded_start = task.target == "sandbox" and task.state_at_kill == "ready" and task.has_event("agent_started")
-    recorded_sandbox_loss = task.target == "all" and task.state_at_kill == "completing" and task.lost_sandbox
+    recorded_sandbox_loss = task.target == "all" and task.state_at_kill == "completing" and task.recorded_sandbox_loss
     return "running" if recorded_sandbox_loss or (recorded_start and task.outcome != COMPLETED) else task.state_at_kill
 
 

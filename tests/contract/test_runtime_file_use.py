@@ -215,7 +215,7 @@ def test_locks_on_own_files_are_not_locks_on_host_files(runtime: Runtime, disk: 
     assert (usage.locks_on_host_files, usage.find_exceeded_limit()) == (100, ""), result
 
 
-_EPOLL_ENTRIES = """
+_WATCH_FILES_FUNCTION = """
 import select
 def watch(files, count):
     "Watch each file under many descriptors, which are then closed."
@@ -229,7 +229,7 @@ def watch(files, count):
     return poll, held
 """
 
-_SLOWLY_COUNTED_ENTRIES = f"""{_EPOLL_ENTRIES}
+_SLOWLY_COUNTED_ENTRIES = f"""{_WATCH_FILES_FUNCTION}
 poll = watch(12, 12000)
 copies = [os.dup(poll[0].fileno()) for _ in range(400)]
 file = lock_often("many", 2000)
@@ -250,7 +250,8 @@ def test_open_files_that_take_too_long_to_count_are_a_violation(
 def test_locks_are_counted_despite_thousands_of_epoll_entries(
     runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
 ):
-    held = f'{_EPOLL_ENTRIES}\npoll, file = watch(2, 4000), lock_often("many", 2000)\nreport("held")\ntime.sleep(600)'
+    lines = 'poll, file = watch(2, 4000), lock_often("many", 2000)\nreport("held")\ntime.sleep(600)'
+    held = f"{_WATCH_FILES_FUNCTION}\n{lines}"
     usage, _ = measure(runtime, disk, enforced_limits, held)
     assert (usage.find_exceeded_limit(), usage.locks) == ("", 2000)
 
@@ -455,7 +456,7 @@ def test_programs_copy_files_without_extended_attributes(runtime: Runtime, disk:
     assert (ended.output.split(), ended.errors) == (["640", "640", "755", "640"], "")
 
 
-_LOCKED = """
+_READ_PROC_LOCKS = """
 import fcntl, os
 file = os.open("/tmp/locked", os.O_RDWR | os.O_CREAT)
 fcntl.lockf(file, fcntl.LOCK_EX)
@@ -467,7 +468,7 @@ def test_proc_locks_is_empty(runtime: Runtime, disk: Path):
     """Reading the host's `/proc/locks` would block all file locking on the machine, so sandboxes see an empty file."""
     if has_own_kernel(runtime):
         pytest.skip("locks belong to the sandbox's kernel")
-    result = run_python(runtime, disk, _LOCKED)
+    result = run_python(runtime, disk, _READ_PROC_LOCKS)
     assert (result.output, result.errors) == (" True\n", "")
 
 
@@ -489,7 +490,7 @@ def test_proc_lists_no_file_systems_of_the_host(runtime: Runtime, disk: Path):
 # Epoll entries: one event on a file wakes all entries of the file
 
 
-_EPOLL = """
+_WATCH_TIMER_FUNCTION = """
 import array, select
 timer = system_call(283 if is_x86 else 85, time.CLOCK_MONOTONIC, 0)
 def watch(instances, copies):
@@ -501,7 +502,7 @@ def watch(instances, copies):
 """
 
 _MANY_EPOLL_ENTRIES = (
-    _EPOLL
+    _WATCH_TIMER_FUNCTION
     + """
 kept = watch(40, 1000)
 report("held"); time.sleep(600)
@@ -509,7 +510,7 @@ report("held"); time.sleep(600)
 )
 
 _EPOLL_ENTRIES_IN_TRANSIT = (
-    _EPOLL
+    _WATCH_TIMER_FUNCTION
     + """
 polls, copies = watch(40, 1000)
 left, right = socket.socketpair()
@@ -522,7 +523,7 @@ report("held"); time.sleep(600)
 )
 
 _EPOLL_ENTRIES_AMONG_MANY_FILES = (
-    _EPOLL
+    _WATCH_TIMER_FUNCTION
     + """
 for _ in range(4):
     if os.fork() == 0:
@@ -539,7 +540,7 @@ report("held"); time.sleep(600)
 )
 
 _FEW_EPOLL_ENTRIES = (
-    _EPOLL
+    _WATCH_TIMER_FUNCTION
     + """
 kept = watch(2, 10000)
 left, right = socket.socketpair()
@@ -605,7 +606,7 @@ async def test_epoll_entries_of_other_sandboxes_do_not_count(
 
 
 _EPOLL_ENTRIES_OF_BLOCKED_THREADS = (
-    _EPOLL
+    _WATCH_TIMER_FUNCTION
     + """
 import threading
 timers = [os.dup(timer) for _ in range(1000)]
@@ -696,7 +697,7 @@ async def test_files_held_only_by_blocked_threads_are_freed(
 # Files that are passed to the runner
 
 
-_PASS_TO_RUNNER = """
+_PASS_FILE_FUNCTION = """
 import array, struct, threading
 def pass_file(file):
     output = socket.socket(fileno=os.dup(1))
@@ -724,7 +725,7 @@ def test_connections_do_not_delay_the_kernel_thread_that_closes_files(runtime: R
 
 
 _PASS_AMONG_PROGRAMS = (
-    _PASS_TO_RUNNER
+    _PASS_FILE_FUNCTION
     + """
 left, right = socket.socketpair()
 if os.fork() == 0:

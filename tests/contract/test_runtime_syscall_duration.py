@@ -96,7 +96,7 @@ def test_file_events_send_no_signals(runtime: Runtime, disk: Path):
     assert (ended.output.split(), ended.errors) == (expected, "")
 
 
-_WATCH = """
+_ORDINARY_WATCH = """
 import ctypes, os, select
 libc = ctypes.CDLL(None)
 watch = libc.inotify_init1(os.O_NONBLOCK)
@@ -108,7 +108,7 @@ print(b"new" in os.read(watch, 4096) if poll.poll(5000) else "nothing")
 
 
 def test_inotify_watches_directories(runtime: Runtime, disk: Path):
-    assert run_python(runtime, disk, _WATCH).output.split() == ["True"]
+    assert run_python(runtime, disk, _ORDINARY_WATCH).output.split() == ["True"]
 
 
 _PRIORITIES = """
@@ -385,7 +385,7 @@ def test_sparse_files_are_copied_and_allocated(runtime: Runtime, disk: Path):
     assert (ended.output.split(), ended.errors) == ([str(1 << 20)], "")
 
 
-_WATCHES = """
+_ADD_WATCHES = """
 import ctypes, errno, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
 wanted, files = int(sys.argv[1]), int(sys.argv[2])
@@ -404,7 +404,7 @@ print(added, "done")
 
 
 def _add_watches(runtime: Runtime, disk: Path, wanted: int, files: int) -> tuple[int, str]:
-    program = ["/usr/bin/python3", "-c", _WATCHES, str(wanted), str(files)]
+    program = ["/usr/bin/python3", "-c", _ADD_WATCHES, str(wanted), str(files)]
     count, result = asyncio.run(run_once(runtime, disk, program)).output.split()
     return int(count), result
 

@@ -67,7 +67,7 @@ class AttemptScript:
     patch_seconds: float = 0.0
     patch_incomplete_reason: str | None = None
     patch_content: bytes = b""
-    tar_seconds: float = 0.0
+    changed_files_seconds: float = 0.0
     gateway_rules: object = None
     redact: Callable[[str], str] = str
     start_check_failure: Failure | None = None
@@ -279,7 +279,7 @@ class ScriptedWorkspaces:
 
     async def changed_files(self, attempt_dir, base_commit, target, confine):
         target.write_bytes(b"tar")
-        await asyncio.sleep(self._script.tar_seconds)
+        await asyncio.sleep(self._script.changed_files_seconds)
 
     async def collect(self, workspace, patterns, target, taken_names):
         for name, content in self._script.files_to_collect.items():

@@ -1,8 +1,8 @@
 """Leftovers of attempts in memory."""
 
 
-class FakeLeftovers:
-    """Leftover sandboxes, keyed by attempt id; those in `stuck` cannot be removed."""
+class FakeLeftoverSource:
+    """A source of leftovers, keyed by attempt id; those in `stuck` cannot be removed."""
 
     def __init__(self, *, belongs_to_this_server=False):
         self.belongs_to_this_server, self.kind = (

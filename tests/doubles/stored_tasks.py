@@ -113,13 +113,13 @@ class StoredTasks:
 
     def index(self, *task_ids):
         """Add these tasks, or all tasks, to the index."""
-        store = self.store()
+        store = self.open_store()
         for task_id in task_ids or self.journals.task_ids():
             replay = self.journals.replay(task_id)
             store.save(IndexedTask(replay.task, replay.offset))
         store.close()
 
-    def store(self):
+    def open_store(self):
         return SqliteStore(self.data_dir / "index.sqlite")
 
     def damage_row(self, task_id, column="task", value=b"{"):

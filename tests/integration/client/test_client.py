@@ -26,7 +26,7 @@ from sandbox.client import (
 from sandbox.client.http_connection import resolve_connection
 from sandbox.client.terminal import open_terminal
 
-LOGS = f"/tasks/{TASK_ID}/logs"
+LOGS_PATH = f"/tasks/{TASK_ID}/logs"
 
 
 def test_every_request_contains_the_token(api, client):
@@ -177,9 +177,9 @@ def test_manifest_with_invalid_unicode_is_rejected_by_the_server(api, client):
 
 
 def test_followed_events_arrive_completely(api, client):
-    api.on("GET", LOGS, sse_response(task_events()))
+    api.on("GET", LOGS_PATH, sse_response(task_events()))
     assert list(client.events(TASK_ID)) == task_events()
-    assert api.requests_to("GET", LOGS)[0].query == {"stream": ["all"], "follow": ["true"]}
+    assert api.requests_to("GET", LOGS_PATH)[0].query == {"stream": ["all"], "follow": ["true"]}
 
 
 def test_broken_stream_resumes_without_loss_or_duplicates(api, client):
@@ -187,14 +187,14 @@ def test_broken_stream_resumes_without_loss_or_duplicates(api, client):
     truncated_response = ApiResponse(200, [*sse_response(events[3:9]).chunks, b'data: {"type": "output", "seq": 10'])
     api.on(
         "GET",
-        LOGS,
+        LOGS_PATH,
         sse_response(events[:3]),
         truncated_response,
         error_response(503, "service_unavailable", "Starting."),
         sse_response(events[9:]),
     )
     assert list(client.events(TASK_ID, tail=1000, since="2026-01-01T00:00:00Z")) == events
-    requests = api.requests_to("GET", LOGS)
+    requests = api.requests_to("GET", LOGS_PATH)
     assert [request.headers.get("last-event-id") for request in requests] == [None, "3", "9", "9"]
     assert [request.query.get("after") for request in requests] == [None, ["3"], ["9"], ["9"]]
     assert [request.query.get("tail") for request in requests] == [["1000"], None, None, None]
@@ -261,20 +261,20 @@ def test_error_of_the_first_connection_is_not_retried(api, client):
 
 
 def test_repeatedly_broken_stream_raises_unreachable(api, client):
-    api.on("GET", LOGS, ApiResponse(200, []))
+    api.on("GET", LOGS_PATH, ApiResponse(200, []))
     with pytest.raises(UnreachableError, match="closed the stream"):
         list(client.events(TASK_ID))
-    assert len(api.requests_to("GET", LOGS)) == 6
+    assert len(api.requests_to("GET", LOGS_PATH)) == 6
 
 
 def test_idle_stream_survives_connections_closed_by_a_proxy(api, client):
     keep_alives = [ApiResponse(200, [b": keep-alive\n\n"])] * 20
-    api.on("GET", LOGS, *keep_alives, sse_response(task_events()))
+    api.on("GET", LOGS_PATH, *keep_alives, sse_response(task_events()))
     assert list(client.events(TASK_ID)) == task_events()
 
 
 def test_status_204_ends_the_event_stream(api, client):
-    api.on("GET", LOGS, ApiResponse(204))
+    api.on("GET", LOGS_PATH, ApiResponse(204))
     assert list(client.events(TASK_ID, after=99)) == []
 
 
@@ -457,7 +457,7 @@ def test_all_tasks_method_follows_the_page_cursor(api, client):
 
 
 def test_log_lines_are_reassembled_across_chunks(api, client):
-    api.on("GET", LOGS, ApiResponse(200, [b"[t] [STDOUT] o", b"ne\n[t] [STDERR] two\n", b"[t] [STDOUT] three"]))
+    api.on("GET", LOGS_PATH, ApiResponse(200, [b"[t] [STDOUT] o", b"ne\n[t] [STDERR] two\n", b"[t] [STDOUT] three"]))
     assert list(client.logs(TASK_ID)) == [b"[t] [STDOUT] one\n", b"[t] [STDERR] two\n", b"[t] [STDOUT] three\n"]
 
 

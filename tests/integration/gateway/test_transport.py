@@ -97,7 +97,7 @@ def test_unsent_data_to_a_stalled_host_is_limited():
 
 
 @asynccontextmanager
-async def flooding_host(monkeypatch):
+async def gateway_with_flooding_host(monkeypatch):
     """Yield a gateway, and the port of an upstream host that sends data endlessly."""
 
     async def flood(reader, writer):
@@ -145,7 +145,7 @@ def buffered_bytes(connections):
 
 def test_connections_of_a_stalled_task_use_little_kernel_memory(monkeypatch):
     async def scenario():
-        async with flooding_host(monkeypatch) as (served, port):
+        async with gateway_with_flooding_host(monkeypatch) as (served, port):
             for _ in range(TUNNELS):
                 await tunnel(served, port)
             proxy_port = served.listeners.proxy.getsockname()[1]
@@ -164,7 +164,7 @@ def test_connections_of_a_stalled_task_use_little_kernel_memory(monkeypatch):
 
 def test_first_concurrent_host_connections_have_full_buffers(monkeypatch):
     async def scenario():
-        async with flooding_host(monkeypatch) as (served, port):
+        async with gateway_with_flooding_host(monkeypatch) as (served, port):
             proxy_port = served.listeners.proxy.getsockname()[1]
 
             def count_reduced_buffers():

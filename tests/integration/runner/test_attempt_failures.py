@@ -142,7 +142,9 @@ async def test_finisher_collects_a_partially_collected_attempt_once(make_harness
 
 async def test_collection_timeout_leaves_no_partial_files(make_harness):
     """Neither the patch nor the archive of changed files is completed, so the work is lost, but not the events."""
-    harness = make_harness(AttemptScript(patch_seconds=60, tar_seconds=60), lifecycle={"collect_timeout": "5s"})
+    harness = make_harness(
+        AttemptScript(patch_seconds=60, changed_files_seconds=60), lifecycle={"collect_timeout": "5s"}
+    )
     harness.attempt.layout.runner_log.write_bytes(b"a log\n")
     await asyncio.wait_for(harness.run(), 20)
     assert harness.task.failure.code == "collect_failed"

@@ -256,7 +256,7 @@ def member(
     return header + struct.pack("<H", zlib.crc32(header) & 0xFFFF) + body + trailer
 
 
-def text(seq: int, more: str = "") -> bytes:
+def record_line(seq: int, more: str = "") -> bytes:
     payload = b'{"seq":%d,"more":"%s"}' % (seq, more.encode())
     return b"%08x %b\n" % (zlib.crc32(payload), payload)
 
@@ -268,35 +268,35 @@ def open_compressed(tmp_path: Path, *parts: bytes) -> CompressedJournal:
     return CompressedJournal(path)
 
 
-FIRST, SECOND = member(text(1) + text(2)), member(text(3), seq=3)
-PLAIN = text(1) + text(2) + text(3)
+FIRST, SECOND = member(record_line(1) + record_line(2)), member(record_line(3), seq=3)
+PLAIN = record_line(1) + record_line(2) + record_line(3)
 
 
 def test_file_with_members_of_different_sizes_is_readable(tmp_path):
     with open_compressed(tmp_path, FIRST, SECOND) as journal:
         assert journal.size_bytes == len(PLAIN)
-        assert list(journal.iter_content()) == [text(1) + text(2), text(3)]
+        assert list(journal.iter_content()) == [record_line(1) + record_line(2), record_line(3)]
         assert [journal.find_offset(seq) for seq in (0, 1, 2, 3, 4)] == [
-            *(0, 0, len(text(1)), len(text(1) + text(2)), len(PLAIN)),
+            *(0, 0, len(record_line(1)), len(record_line(1) + record_line(2)), len(PLAIN)),
         ]
 
 
 @pytest.mark.parametrize(
     "parts",
     [
-        (FIRST, member(text(2), seq=1)),
-        (FIRST, member(text(1), seq=0)),
-        (member(text(1), seq=0),),
-        (member(text(1), size=0),),
-        (member(text(1), size=1001),),
+        (FIRST, member(record_line(2), seq=1)),
+        (FIRST, member(record_line(1), seq=0)),
+        (member(record_line(1), seq=0),),
+        (member(record_line(1), size=0),),
+        (member(record_line(1), size=1001),),
         (member(b"", size=1, body=b"\3\0", member_size=HEADER_BYTES + CRC_BYTES + TRAILER_BYTES),),
         (member(b"", size=1, body=b""),),
-        (member(text(1), member_size=1),),
+        (member(record_line(1), member_size=1),),
         (FIRST, SECOND[:-1]),
         (FIRST, SECOND, b"\0"),
         (FIRST, SECOND[: HEADER_BYTES + CRC_BYTES - 1]),
         (FIRST, b"\x1f\x8b\x08\x08" + SECOND[4:]),
-        (gzip.compress(text(1), mtime=0),),
+        (gzip.compress(record_line(1), mtime=0),),
     ],
 )
 def test_invalid_header_is_reported_as_damage(tmp_path, monkeypatch, parts):
@@ -325,24 +325,28 @@ def test_header_bit_flip_is_detected_by_its_checksum(tmp_path, at):
 
 
 def test_member_over_the_line_limit_is_reported_as_damage(tmp_path, monkeypatch):
-    longest = text(1, "x" * 500)
+    longest = record_line(1, "x" * 500)
     monkeypatch.setattr(record_format, "LINE_BYTES_MAX", len(longest))
     with open_compressed(tmp_path, member(longest)) as journal:
         assert list(journal.iter_content()) == [longest]
     with pytest.raises(JournalDamagedError):
-        open_compressed(tmp_path, member(text(1, "x" * 501)))
+        open_compressed(tmp_path, member(record_line(1, "x" * 501)))
 
 
 @pytest.mark.parametrize(
     "damaged",
     [
-        member(text(1)[:-1]),
-        member(text(1), size=len(text(1)) + 1),
-        member(text(1), trailer=struct.pack("<II", 0, len(text(1)))),
-        member(text(1), trailer=struct.pack("<II", zlib.crc32(text(1)), 0)),
+        member(record_line(1)[:-1]),
+        member(record_line(1), size=len(record_line(1)) + 1),
+        member(record_line(1), trailer=struct.pack("<II", 0, len(record_line(1)))),
+        member(record_line(1), trailer=struct.pack("<II", zlib.crc32(record_line(1)), 0)),
         # More content than the header declares, with a trailer that matches the header.
-        member(text(1) + b"x", size=len(text(1)), trailer=struct.pack("<II", zlib.crc32(text(1)), len(text(1)))),
-        member(text(1), body=b"\xff" * 20),
+        member(
+            record_line(1) + b"x",
+            size=len(record_line(1)),
+            trailer=struct.pack("<II", zlib.crc32(record_line(1)), len(record_line(1))),
+        ),
+        member(record_line(1), body=b"\xff" * 20),
     ],
 )
 def test_content_that_contradicts_its_header_is_reported_as_damage(tmp_path, damaged):
@@ -376,9 +380,9 @@ def test_decompression_stops_at_the_declared_size(tmp_path, monkeypatch):
 def test_truncation_of_an_open_file_is_reported_as_damage(tmp_path):
     with open_compressed(tmp_path, FIRST, SECOND) as journal:
         os.truncate(tmp_path / "records.gz", len(FIRST) + len(SECOND) - 1)
-        assert journal.lines(0, 10_000) == [text(1), text(2)]
+        assert journal.lines(0, 10_000) == [record_line(1), record_line(2)]
         with pytest.raises(JournalDamagedError, match=f"at byte {len(FIRST)} "):
-            journal.lines(len(text(1) + text(2)), 10_000)
+            journal.lines(len(record_line(1) + record_line(2)), 10_000)
 
 
 def test_file_modified_in_place_is_revalidated(tmp_path):
@@ -400,7 +404,7 @@ def test_file_modified_in_place_is_revalidated(tmp_path):
 
 
 def test_lines_fit_the_byte_limit_unless_the_first_line_is_longer(tmp_path):
-    one, two, three = text(1), text(2), text(3)
+    one, two, three = record_line(1), record_line(2), record_line(3)
     with open_compressed(tmp_path, FIRST, SECOND) as journal:
         assert journal.lines(0, len(one)) == [one]
         assert journal.lines(0, len(one) + len(two) - 1) == [one]
@@ -414,7 +418,7 @@ def test_lines_fit_the_byte_limit_unless_the_first_line_is_longer(tmp_path):
 
 def test_offset_inside_a_record_is_an_error(tmp_path):
     with open_compressed(tmp_path, FIRST, SECOND) as journal:
-        ends = (0, len(text(1)), len(text(1) + text(2)), len(PLAIN))
+        ends = (0, len(record_line(1)), len(record_line(1) + record_line(2)), len(PLAIN))
         for offset in set(range(-3, len(PLAIN) + 3)) - {*ends}:
             with pytest.raises(JournalOffsetError, match=f"byte {offset} of .*; read the journal from its start"):
                 journal.lines(offset, 10_000)

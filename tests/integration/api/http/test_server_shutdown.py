@@ -18,12 +18,12 @@ from sandbox.api.http.server import AddressError, bind, set_on_signals
 from sandbox.model import events as e
 from sandbox.model import fixed_limits
 
-LOGS = "/api/v1/tasks/task-001/logs?follow=true"
+LOGS_PATH = "/api/v1/tasks/task-001/logs?follow=true"
 
 
 async def test_shutdown_closes_twenty_streams_in_time(running_api, wait_until):
     async def read_to_the_end(client):
-        async with client.stream("GET", LOGS) as response:
+        async with client.stream("GET", LOGS_PATH) as response:
             return "".join([text async for text in response.aiter_text()])
 
     async def scenario():
@@ -64,7 +64,7 @@ async def test_stalled_client_does_not_delay_shutdown(running_api, wait_until):
         for number in range(300):
             api.tasks.record("task-001", e.Output.from_bytes("stdout", b"%d" % number + b"x" * 100_000))
         stalled = socket.create_connection(("127.0.0.1", api.port))
-        stalled.sendall(f"GET {LOGS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        stalled.sendall(f"GET {LOGS_PATH} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         plain = socket.create_connection(("127.0.0.1", api.port))
         plain.sendall(b"GET /api/v1/tasks/task-001/logs HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await wait_until(lambda: api.tasks.open_followers == 1)

@@ -17,8 +17,8 @@ from sandbox.model.events import Artifact
 from sandbox.primitives import fair_client_shares
 
 ARTIFACT_LIST_PATH = "/api/v1/tasks/task-001/artifacts"
-STREAM = "/api/v1/tasks/stream"
-LOGS = "/api/v1/tasks/task-001/logs"
+STREAM_PATH = "/api/v1/tasks/stream"
+LOGS_PATH = "/api/v1/tasks/task-001/logs"
 LIMIT_BYTES = 4 * 1024 * 1024
 VIEWER_HEADERS, OPERATOR_HEADERS = ({"Authorization": f"Bearer {name}"} for name in ("vera", "otto"))
 LARGE_OUTPUT = [e.Output.from_bytes("stdout", os.urandom(30_000).hex().encode() + b"\n") for _ in range(100)]
@@ -125,7 +125,7 @@ async def test_parallel_downloads_are_complete(running_api, tmp_path):
         assert reserved_bytes(api) == 0
 
 
-@pytest.mark.parametrize("path", [LOGS, f"{LOGS}?follow=true&after=0"])
+@pytest.mark.parametrize("path", [LOGS_PATH, f"{LOGS_PATH}?follow=true&after=0"])
 async def test_unread_streams_use_response_memory_until_they_end(running_api, wait_until, path):
     async with api_with_two_tokens(running_api) as api, httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
         api.tasks.add("task-001", *TO_RUNNING, *LARGE_OUTPUT, *TO_COMPLETED)
@@ -133,11 +133,11 @@ async def test_unread_streams_use_response_memory_until_they_end(running_api, wa
             for _ in range(20):
                 opened.enter_context(connect_without_reading(api.port, path))
             await wait_until(lambda: reserved_bytes(api) > LIMIT_BYTES)
-            assert (await client.get(LOGS, headers=VIEWER_HEADERS)).status_code == 429
-            whole = await client.get(LOGS, headers=OPERATOR_HEADERS)
+            assert (await client.get(LOGS_PATH, headers=VIEWER_HEADERS)).status_code == 429
+            whole = await client.get(LOGS_PATH, headers=OPERATOR_HEADERS)
             assert whole.text.count("STDOUT") == len(LARGE_OUTPUT)
         await wait_until(lambda: reserved_bytes(api) == 0)
-        whole = await client.get(LOGS, headers=VIEWER_HEADERS)
+        whole = await client.get(LOGS_PATH, headers=VIEWER_HEADERS)
         assert whole.text.count("STDOUT") == len(LARGE_OUTPUT)
 
 
@@ -151,7 +151,7 @@ async def test_unread_websocket_uses_response_memory(running_api, wait_until):
         await wait_until(lambda: reserved_bytes(api) == 0)
         upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         with ExitStack() as opened:
-            path = f"{STREAM}?task_id=task-001&after=0"
+            path = f"{STREAM_PATH}?task_id=task-001&after=0"
             headers = f"{upgrade}Sec-WebSocket-Key: {'A' * 22}==\r\n"
             for _ in range(20):
                 opened.enter_context(connect_without_reading(api.websocket_port, path, headers=headers))

@@ -14,7 +14,7 @@ from sandbox.interfaces.server_services import TaskNotFoundError
 from sandbox.model import events as e
 from sandbox.model.wire.event_conversion import current_state_event
 
-LOGS = "/api/v1/tasks/task-001/logs?follow=true"
+LOGS_PATH = "/api/v1/tasks/task-001/logs?follow=true"
 
 
 async def events(response):
@@ -26,7 +26,7 @@ async def events(response):
 async def test_follow_streams_events_live_until_the_end(running_api):
     async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
         api.tasks.add("task-001")
-        async with client.stream("GET", LOGS) as response:
+        async with client.stream("GET", LOGS_PATH) as response:
             received = events(response)
             assert (await anext(received))["new_state"] == "pending"
             api.tasks.record("task-001", *TO_RUNNING, e.Output.from_bytes("stdout", b"hello\n"))
@@ -62,7 +62,7 @@ async def test_idle_stream_sends_keep_alive_comments(running_api, monkeypatch):
     monkeypatch.setattr(streaming_response, "KEEP_ALIVE_INTERVAL_SECONDS", 0.02)
     async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
         api.tasks.add("task-001")
-        async with client.stream("GET", LOGS) as response:
+        async with client.stream("GET", LOGS_PATH) as response:
             comments = 0
             async for line in response.aiter_lines():
                 comments += line == ": keep-alive"
@@ -73,7 +73,7 @@ async def test_idle_stream_sends_keep_alive_comments(running_api, monkeypatch):
 async def test_disconnected_stream_is_detected_immediately(running_api, wait_until):
     async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
         api.tasks.add("task-001")
-        async with client.stream("GET", LOGS):
+        async with client.stream("GET", LOGS_PATH):
             await wait_until(lambda: api.tasks.open_followers == 1)
         await wait_until(lambda: api.tasks.open_followers == 0)
 
@@ -105,7 +105,7 @@ async def test_oversized_body_is_rejected_with_and_without_content_length(runnin
 async def test_head_response_has_no_body(running_api):
     async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
         api.tasks.add("task-001")
-        for path in ("/api/v1/tasks/task-001", LOGS, "/api/v1/tasks/task-001/logs"):
+        for path in ("/api/v1/tasks/task-001", LOGS_PATH, "/api/v1/tasks/task-001/logs"):
             for _ in range(2):
                 response = await client.head(path)
                 assert (response.status_code, response.content) == (200, b"")

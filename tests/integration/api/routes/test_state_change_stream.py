@@ -10,7 +10,7 @@ import pytest
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.api.auth import authenticator
 
-EVENTS = "/api/v1/events?follow=true"
+EVENTS_PATH = "/api/v1/events?follow=true"
 
 
 class Follower:
@@ -41,7 +41,7 @@ class Follower:
 async def following(api, query="", **headers):
     async with (
         httpx2.AsyncClient(trust_env=False, timeout=10) as client,
-        client.stream("GET", f"{api.http}{EVENTS}{query}", headers=headers) as response,
+        client.stream("GET", f"{api.http}{EVENTS_PATH}{query}", headers=headers) as response,
     ):
         yield Follower(response)
 
@@ -119,10 +119,10 @@ async def test_disconnected_clients_are_not_counted(running_api, wait_until):
 async def test_number_of_streams_is_limited(running_api, wait_until, monkeypatch):
     monkeypatch.setattr(authenticator, "ALL_TASKS_STREAMS_MAX", 1)
     async with running_api() as api, httpx2.AsyncClient(trust_env=False) as client:
-        assert (await client.head(f"{api.http}{EVENTS}")).status_code == 200
+        assert (await client.head(f"{api.http}{EVENTS_PATH}")).status_code == 200
         async with following(api) as follower:
             await follower.next_message()
-            refused = await client.get(f"{api.http}{EVENTS}")
+            refused = await client.get(f"{api.http}{EVENTS_PATH}")
             assert (refused.status_code, refused.json()["error"]) == (429, "rate_limit_exceeded")
         await wait_until(lambda: api.count_open_streams("events") == 0)
         async with following(api) as follower:

@@ -20,13 +20,13 @@ from sandbox.model import events as e
 from sandbox.model.task_state import TaskState
 from sandbox.primitives import fair_client_shares
 
-LOGS = "/api/v1/tasks/task-001/logs?follow=true"
+LOGS_PATH = "/api/v1/tasks/task-001/logs?follow=true"
 
 
 async def follow(client, after, *, disconnect_after=None):
     """Return the sequence numbers received over one connection."""
     seqs = []
-    async with client.stream("GET", f"{LOGS}&after={after}") as response:
+    async with client.stream("GET", f"{LOGS_PATH}&after={after}") as response:
         async for line in response.aiter_lines():
             if line.startswith("id: "):
                 seqs.append(int(line[4:]))

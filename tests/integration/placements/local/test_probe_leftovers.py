@@ -4,14 +4,14 @@ import asyncio
 
 import pytest
 
-from doubles.fake_leftovers import FakeLeftovers
+from doubles.fake_leftovers import FakeLeftoverSource
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import AttemptLayout, probe_directory
 from sandbox.placements.local.probe_leftovers import ProbeCleanup, probe_lock
 
 
 def test_leftovers_of_a_dead_probe_are_removed_and_those_of_a_live_probe_are_kept(tmp_path):
-    leftovers, directory = FakeLeftovers(), probe_directory(tmp_path, "aaaaaaaaaaaa")
+    leftovers, directory = FakeLeftoverSource(), probe_directory(tmp_path, "aaaaaaaaaaaa")
     AttemptLayout(directory).disk.mkdir(parents=True)
     leftovers.attempts = {"aaaaaaaaaaaa", "bbbbbbbbbbbb"}
     probes = ProbeCleanup(tmp_path, [leftovers], remove_trees)
@@ -24,7 +24,7 @@ def test_leftovers_of_a_dead_probe_are_removed_and_those_of_a_live_probe_are_kep
 
 
 def test_failing_removal_of_one_probe_does_not_block_others(tmp_path):
-    leftovers, probe_ids = FakeLeftovers(), [letter * 12 for letter in "abc"]
+    leftovers, probe_ids = FakeLeftoverSource(), [letter * 12 for letter in "abc"]
     for probe_id in probe_ids:
         AttemptLayout(probe_directory(tmp_path, probe_id)).disk.mkdir(parents=True)
     leftovers.attempts, leftovers.stuck = set(probe_ids), {probe_ids[0], probe_ids[1]}

@@ -10,7 +10,7 @@ from sandbox.server.maintenance.integrity import DiscrepancyKind, IntegrityCheck
 
 
 def find_kinds(stored, journals):
-    store = stored.store()
+    store = stored.open_store()
     try:
         check = IntegrityCheck(journals, store, stored.data_dir, deep=False, wait_for_indexing=lambda: None)
         return [discrepancy.kind for discrepancy in check.find_discrepancies()]
@@ -41,7 +41,7 @@ def test_task_with_results_but_without_a_journal_is_reported(tmp_path):
     without_results = TaskLayout(tmp_path, "task-3")
     for name in ("task-2", "task-3"):
         shutil.rmtree(TaskLayout(tmp_path, name).root / "journal")
-        store = stored.store()
+        store = stored.open_store()
         store.delete(name)
         store.close()
     for path in without_results.artifacts.iterdir():
@@ -61,7 +61,7 @@ def test_task_that_ends_during_the_check_is_in_the_index(tmp_path):
                 stored.add_completed_task("task-4")
             return listed
 
-    store = stored.store()
+    store = stored.open_store()
     indexed = store.task_ids
 
     def end_task():

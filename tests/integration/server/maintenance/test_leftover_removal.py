@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from doubles.fake_leftovers import FakeLeftovers
+from doubles.fake_leftovers import FakeLeftoverSource
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from doubles.unreachable_journals import UnreachableJournals
@@ -35,12 +35,12 @@ def components(tmp_path):
         instance.placement.kill(task_id)
 
 
-def leftover_remover(components, service, *kinds):
-    return remover_with(components, service, kinds)
+def leftover_remover(components, service, *leftover_sources):
+    return remover_with(components, service, leftover_sources)
 
 
-def remover_with(components, service, kinds, **changes):
-    found = LocalAttemptFiles(components.data_dir, kinds, remove_trees)
+def remover_with(components, service, leftover_sources, **changes):
+    found = LocalAttemptFiles(components.data_dir, leftover_sources, remove_trees)
     arguments = {"journals": components.journals, "store": components.store, **changes}
     return LeftoverRemover(**arguments, preserved_sandboxes=service.preserved_sandboxes, all_files=[found])
 
@@ -70,7 +70,7 @@ async def end(components, service, task_id, *events):
 async def test_leftovers_of_an_ended_attempt_are_removed(components):
     async def scenario():
         async with components.server() as service:
-            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+            files, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
             leftovers.attempts.add(files.root.name)
             await end(components, service, "task-1", *TO_END)
             await leftover_remover(components, service, leftovers).sweep()
@@ -82,7 +82,7 @@ async def test_leftovers_of_an_ended_attempt_are_removed(components):
 async def test_running_sandboxes_and_sandboxes_of_other_servers_are_kept(components):
     async def scenario():
         async with components.server() as service:
-            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+            files, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
             leftovers.attempts |= {files.root.name, "of-another-server"}
             before = names(files)
             await leftover_remover(components, service, leftovers).sweep()
@@ -95,7 +95,7 @@ async def test_running_sandboxes_and_sandboxes_of_other_servers_are_kept(compone
 async def test_leftovers_of_a_locked_journal_are_kept(components):
     async def scenario():
         async with components.server() as service:
-            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+            files, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
             leftovers.attempts.add(files.root.name)
             recorder = components.placement.recorders["task-1"]
             for event in TO_END:
@@ -115,7 +115,7 @@ async def test_leftovers_of_a_locked_journal_are_kept(components):
 async def test_leftovers_of_an_attempt_that_may_be_alive_are_kept(components, is_indexed):
     """The end of the task is recorded in the index and the journal, or only in the journal."""
     async with components.server() as service:
-        files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+        files, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
         leftovers.attempts.add(files.root.name)
         row = components.store.load("task-1")
         await end(components, service, "task-1", *TO_END)
@@ -133,7 +133,7 @@ async def test_leftovers_of_an_attempt_that_may_be_alive_are_kept(components, is
 async def test_leftovers_of_a_task_that_ended_while_no_server_ran_are_removed(components):
     async def scenario():
         async with components.server() as service:
-            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+            files, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
             leftovers.attempts.add(files.root.name)
         for event in TO_END:
             components.placement.recorders["task-1"].record(event)
@@ -178,8 +178,8 @@ async def test_unreadable_directory_does_not_block_other_tasks(components, monke
             await start(components, service, "task-1")
             files, leftovers, sockets = (
                 await start(components, service, "task-2"),
-                FakeLeftovers(),
-                FakeLeftovers(belongs_to_this_server=True),
+                FakeLeftoverSource(),
+                FakeLeftoverSource(belongs_to_this_server=True),
             )
             sockets.attempts = {"of-task-1"}
             leftovers.attempts.add(files.root.name)
@@ -198,7 +198,7 @@ async def test_lock_that_cannot_be_opened_does_not_block_other_tasks(components)
     async def scenario():
         async with components.server() as service:
             broken, files = await start(components, service, "task-1"), await start(components, service, "task-2")
-            leftovers = FakeLeftovers()
+            leftovers = FakeLeftoverSource()
             leftovers.attempts |= {broken.root.name, files.root.name}
             for task_id in ("task-1", "task-2"):
                 await end(components, service, task_id, *TO_END)
@@ -222,7 +222,7 @@ async def test_damaged_index_row_does_not_block_other_tasks(components):
                 connection.execute("UPDATE tasks SET task = X'7B' WHERE id = 'task-1'")
             before = names(damaged)
             with pytest.raises(LeftoverRemovalError, match="task task-1: The index of tasks is damaged"):
-                await leftover_remover(components, service, FakeLeftovers()).sweep()
+                await leftover_remover(components, service, FakeLeftoverSource()).sweep()
             return names(files), names(damaged) == before
 
     assert (await scenario()) == (["runner.log"], True)
@@ -231,7 +231,7 @@ async def test_damaged_index_row_does_not_block_other_tasks(components):
 async def test_leftovers_of_a_task_that_waits_for_a_finisher_are_kept(components):
     async def scenario():
         async with components.server() as service:
-            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+            files, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
             leftovers.attempts.add(files.root.name)
             components.placement.launch_error = OSError("no more processes")
             components.placement.kill("task-1")
@@ -246,7 +246,7 @@ async def test_preserved_files_are_kept_and_a_dead_session_is_removed(components
     async def scenario():
         async with components.server() as service:
             files = await start(components, service, "task-1", lifecycle={"failure_action": "preserve"})
-            leftovers = FakeLeftovers()
+            leftovers = FakeLeftoverSource()
             await end(components, service, "task-1", *FAILED)
             leftovers.attempts.add(files.root.name)
             task = await service.status("task-1")
@@ -262,7 +262,7 @@ async def test_preserved_files_are_kept_and_a_dead_session_is_removed(components
 async def test_failing_removal_is_reported_and_retried(components):
     async def scenario():
         async with components.server() as service:
-            leftovers, all_files = FakeLeftovers(), []
+            leftovers, all_files = FakeLeftoverSource(), []
             for task_id in ("a", "b"):
                 files = await start(components, service, task_id)
                 leftovers.attempts.add(files.root.name)
@@ -282,7 +282,7 @@ async def test_failing_removal_is_reported_and_retried(components):
 async def test_unowned_leftovers_without_a_directory_are_removed(components):
     async def scenario():
         async with components.server() as service:
-            sockets, sandboxes = FakeLeftovers(belongs_to_this_server=True), FakeLeftovers()
+            sockets, sandboxes = FakeLeftoverSource(belongs_to_this_server=True), FakeLeftoverSource()
             sockets.attempts, sandboxes.attempts = {"aaaaaaaaaaaa"}, {"aaaaaaaaaaaa"}
             await leftover_remover(components, service, sandboxes, sockets).sweep()
             return sockets.attempts, sandboxes.attempts
@@ -291,7 +291,7 @@ async def test_unowned_leftovers_without_a_directory_are_removed(components):
 
 
 async def test_failing_removal_of_unowned_leftovers_does_not_block_others(components):
-    leftovers = FakeLeftovers(belongs_to_this_server=True)
+    leftovers = FakeLeftoverSource(belongs_to_this_server=True)
     leftovers.attempts, leftovers.stuck = {f"nobody{number}" for number in range(20)}, {"nobody7"}
 
     async def scenario():

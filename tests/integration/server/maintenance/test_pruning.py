@@ -285,7 +285,7 @@ def damage_task(stored):
 
 
 def damage_task_into_another(stored):
-    with contextlib.closing(stored.store()) as store:
+    with contextlib.closing(stored.open_store()) as store:
         other = store.load("task-2").task
     stored.damage_row("task-1", "task", encode_json(other))
     return REBUILD_MESSAGE.format("contains task task-2")

@@ -9,7 +9,7 @@ from sandbox.api.auth.sessions import SESSION_SECONDS
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import Role
 
-STREAM, TERMINAL = "/api/v1/tasks/stream", "/api/v1/tasks/task-001/terminal"
+STREAM_PATH, TERMINAL_PATH = "/api/v1/tasks/stream", "/api/v1/tasks/task-001/terminal"
 
 
 class AuthenticatorHarness:
@@ -50,69 +50,69 @@ class AuthenticatorHarness:
 
 
 @pytest.fixture
-def server() -> AuthenticatorHarness:
+def harness() -> AuthenticatorHarness:
     return AuthenticatorHarness(FakeTokenStore(olga="operator", vera="viewer"))
 
 
 # Revalidation of streams
 
 
-@pytest.mark.parametrize("path", [STREAM, "/api/v1/tasks/task-001/logs"])
-def test_stream_is_invalid_after_its_token_is_revoked(server, path):
-    operator, viewer = (server.caller(path=path, authorization=f"Bearer {name}") for name in ("olga", "vera"))
-    assert server.authenticator.is_still_valid(operator)
-    assert server.authenticator.is_still_valid(viewer)
-    del server.token_store.roles["vera"]
-    assert not server.authenticator.is_still_valid(viewer)
-    assert server.authenticator.is_still_valid(operator), "another token's stream continues"
+@pytest.mark.parametrize("path", [STREAM_PATH, "/api/v1/tasks/task-001/logs"])
+def test_stream_is_invalid_after_its_token_is_revoked(harness, path):
+    operator, viewer = (harness.caller(path=path, authorization=f"Bearer {name}") for name in ("olga", "vera"))
+    assert harness.authenticator.is_still_valid(operator)
+    assert harness.authenticator.is_still_valid(viewer)
+    del harness.token_store.roles["vera"]
+    assert not harness.authenticator.is_still_valid(viewer)
+    assert harness.authenticator.is_still_valid(operator), "another token's stream continues"
 
 
-def test_stream_is_invalid_after_its_session_ends(server):
-    closed_session, open_session = server.session_of("vera"), server.session_of("vera")
-    first, second = server.caller(cookie=closed_session), server.caller(cookie=open_session)
-    assert server.authenticator.is_still_valid(first)
-    server.authenticator.sessions.close(closed_session.partition("=")[2])
-    assert not server.authenticator.is_still_valid(first)
-    assert server.authenticator.is_still_valid(second), "another page's session continues"
-    server.now += SESSION_SECONDS
-    assert not server.authenticator.is_still_valid(second)
+def test_stream_is_invalid_after_its_session_ends(harness):
+    closed_session, open_session = harness.session_of("vera"), harness.session_of("vera")
+    first, second = harness.caller(cookie=closed_session), harness.caller(cookie=open_session)
+    assert harness.authenticator.is_still_valid(first)
+    harness.authenticator.sessions.close(closed_session.partition("=")[2])
+    assert not harness.authenticator.is_still_valid(first)
+    assert harness.authenticator.is_still_valid(second), "another page's session continues"
+    harness.now += SESSION_SECONDS
+    assert not harness.authenticator.is_still_valid(second)
 
 
-def test_stream_of_a_session_is_invalid_after_its_token_is_revoked(server):
-    viewer = server.caller(cookie=server.session_of("vera"))
-    del server.token_store.roles["vera"]
-    assert not server.authenticator.is_still_valid(viewer)
+def test_stream_of_a_session_is_invalid_after_its_token_is_revoked(harness):
+    viewer = harness.caller(cookie=harness.session_of("vera"))
+    del harness.token_store.roles["vera"]
+    assert not harness.authenticator.is_still_valid(viewer)
 
 
 def test_anonymous_stream_is_invalid_after_the_first_token_is_created():
-    server = AuthenticatorHarness(FakeTokenStore())
-    caller = server.caller(path=STREAM)
+    harness = AuthenticatorHarness(FakeTokenStore())
+    caller = harness.caller(path=STREAM_PATH)
     assert caller == Caller(LOCAL_OPERATOR)
-    assert server.authenticator.is_still_valid(caller)
-    server.token_store.has_tokens = True
-    assert not server.authenticator.is_still_valid(caller)
+    assert harness.authenticator.is_still_valid(caller)
+    harness.token_store.has_tokens = True
+    assert not harness.authenticator.is_still_valid(caller)
 
 
 def test_stream_with_an_unknown_token_is_invalid_after_the_first_token_is_created():
-    server = AuthenticatorHarness(FakeTokenStore())
-    caller = server.caller(authorization="Bearer of another server")
-    server.token_store.has_tokens = True
-    assert not server.authenticator.is_still_valid(caller)
+    harness = AuthenticatorHarness(FakeTokenStore())
+    caller = harness.caller(authorization="Bearer of another server")
+    harness.token_store.has_tokens = True
+    assert not harness.authenticator.is_still_valid(caller)
 
 
-def test_anonymous_caller_of_the_health_endpoint_remains_valid(server):
-    probe = server.caller(path="/api/v1/health")
+def test_anonymous_caller_of_the_health_endpoint_remains_valid(harness):
+    probe = harness.caller(path="/api/v1/health")
     assert probe.principal is None
     assert not probe.is_operator
-    del server.token_store.roles["vera"]
-    assert server.authenticator.is_still_valid(probe)
+    del harness.token_store.roles["vera"]
+    assert harness.authenticator.is_still_valid(probe)
 
 
 # Authentication
 
 
-def test_caller_has_principal_and_credentials(server):
-    operator, viewer = (server.caller(authorization=f"Bearer {name}") for name in ("olga", "vera"))
+def test_caller_has_principal_and_credentials(harness):
+    operator, viewer = (harness.caller(authorization=f"Bearer {name}") for name in ("olga", "vera"))
     assert (operator.principal.id, operator.credentials.kind, operator.credentials.value, operator.is_operator) == (
         "olga",
         "token",
@@ -120,28 +120,28 @@ def test_caller_has_principal_and_credentials(server):
         True,
     )
     assert (viewer.principal.role, viewer.is_operator) == (Role.VIEWER, False)
-    session = server.caller(cookie=server.session_of("vera"))
+    session = harness.caller(cookie=harness.session_of("vera"))
     assert (session.principal.id, session.credentials.kind) == ("vera", "session")
 
 
-def test_wrong_token_on_public_path_is_ignored(server):
-    probe = server.caller(path="/api/v1/health", authorization="Bearer mallory")
+def test_wrong_token_on_public_path_is_ignored(harness):
+    probe = harness.caller(path="/api/v1/health", authorization="Bearer mallory")
     assert (probe.principal, probe.credentials) == (None, None)
 
 
-def test_session_secret_and_token_are_not_interchangeable(server):
-    secret = server.session_of("olga").partition("=")[2]
-    assert server.denied(authorization=f"Bearer {secret}").status == 401
-    assert server.denied(cookie="sandbox_session=olga").status == 401
-    assert server.caller(cookie=f"sandbox_session={secret}").is_operator
+def test_session_secret_and_token_are_not_interchangeable(harness):
+    secret = harness.session_of("olga").partition("=")[2]
+    assert harness.denied(authorization=f"Bearer {secret}").status == 401
+    assert harness.denied(cookie="sandbox_session=olga").status == 401
+    assert harness.caller(cookie=f"sandbox_session={secret}").is_operator
     for cookies in (
         f"a=b; sandbox_session={secret}",
         f"sandbox_session={secret};a",
         "a;" * 4000 + f"\tsandbox_session ={secret} ",
     ):
-        assert server.caller(cookie=cookies).is_operator
+        assert harness.caller(cookie=cookies).is_operator
     for cookies in (f"my_sandbox_session={secret}", f"a={secret}", f"sandbox_session={secret}; sandbox_session=x"):
-        assert server.denied(cookie=cookies).status == 401
+        assert harness.denied(cookie=cookies).status == 401
 
 
 def test_local_operator_has_the_operator_role_but_no_id():
@@ -149,34 +149,34 @@ def test_local_operator_has_the_operator_role_but_no_id():
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
-def test_viewer_may_read(server, method):
-    assert server.caller(method=method, authorization="Bearer vera").principal.id == "vera"
+def test_viewer_may_read(harness, method):
+    assert harness.caller(method=method, authorization="Bearer vera").principal.id == "vera"
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "TRACE", "get"])
-def test_viewer_may_change_only_its_session(server, method):
-    denied = server.denied(method=method, authorization="Bearer vera")
+def test_viewer_may_change_only_its_session(harness, method):
+    denied = harness.denied(method=method, authorization="Bearer vera")
     assert (denied.status, denied.code, denied.principal.id) == (403, "forbidden", "vera")
-    assert server.caller(method=method, path="/api/v1/session", authorization="Bearer vera")
-    assert server.caller(method=method, authorization="Bearer olga")
+    assert harness.caller(method=method, path="/api/v1/session", authorization="Bearer vera")
+    assert harness.caller(method=method, authorization="Bearer olga")
 
 
-def test_viewer_may_stream_but_not_open_terminals(server):
-    assert server.caller(path=STREAM, kind="websocket", authorization="Bearer vera")
-    for path in (TERMINAL, "/api/v1/session", "/nowhere"):
-        assert server.denied(path=path, kind="websocket", authorization="Bearer vera").status == 403
-        assert server.caller(path=path, kind="websocket", authorization="Bearer olga")
+def test_viewer_may_stream_but_not_open_terminals(harness):
+    assert harness.caller(path=STREAM_PATH, kind="websocket", authorization="Bearer vera")
+    for path in (TERMINAL_PATH, "/api/v1/session", "/nowhere"):
+        assert harness.denied(path=path, kind="websocket", authorization="Bearer vera").status == 403
+        assert harness.caller(path=path, kind="websocket", authorization="Bearer olga")
 
 
 @pytest.mark.parametrize("path", ["/api/v1/health", "/sign-in", "/assets/x.js"])
-def test_public_path_allows_only_read_requests_without_a_token(server, path):
-    assert server.caller(path=path)
-    assert server.denied(path=path, method="POST").status == 401
-    assert server.denied(path=path, kind="websocket").status == 401
+def test_public_path_allows_only_read_requests_without_a_token(harness, path):
+    assert harness.caller(path=path)
+    assert harness.denied(path=path, method="POST").status == 401
+    assert harness.denied(path=path, kind="websocket").status == 401
 
 
-def test_missing_and_invalid_credentials_have_different_challenges(server):
-    without_token, wrong = server.denied(), server.denied(authorization="Bearer mallory")
+def test_missing_and_invalid_credentials_have_different_challenges(harness):
+    without_token, wrong = harness.denied(), harness.denied(authorization="Bearer mallory")
     assert [(result.status, result.code, result.principal) for result in (without_token, wrong)] == [
         (401, "unauthorized", None)
     ] * 2
@@ -194,53 +194,53 @@ EMBEDDED = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "no-cors"}
 
 
 @pytest.mark.parametrize("headers", [EVIL_ORIGIN, EMBEDDED])
-def test_cross_site_request_without_token_is_denied(server, headers):
-    session = {"cookie": server.session_of("olga")}
-    for current in (server, AuthenticatorHarness(FakeTokenStore())):
+def test_cross_site_request_without_token_is_denied(harness, headers):
+    session = {"cookie": harness.session_of("olga")}
+    for current in (harness, AuthenticatorHarness(FakeTokenStore())):
         denied = current.denied(**session, **headers)
         assert (denied.status, denied.code, denied.principal) == (403, "forbidden", None)
-    assert server.caller(authorization="Bearer olga", **headers), "other sites do not have the token"
-    assert server.denied(**headers).status == 401
-    assert server.caller(authorization="Bearer olga", **session, **headers).credentials.kind == "token"
+    assert harness.caller(authorization="Bearer olga", **headers), "other sites do not have the token"
+    assert harness.denied(**headers).status == 401
+    assert harness.caller(authorization="Bearer olga", **session, **headers).credentials.kind == "token"
 
 
-def test_host_header_is_checked_only_without_tokens(server):
+def test_host_header_is_checked_only_without_tokens(harness):
     for host in ("evil.example", "sandbox.example.net"):
-        assert server.caller(host=host, authorization="Bearer olga")
-        assert server.caller(host=host, cookie=server.session_of("olga"))
+        assert harness.caller(host=host, authorization="Bearer olga")
+        assert harness.caller(host=host, cookie=harness.session_of("olga"))
         assert AuthenticatorHarness(FakeTokenStore()).denied(host=host).status == 403
     for host in ("localhost", "127.0.0.1:8122", "builds.example.org", "BUILDS.example.org:8122"):
         assert AuthenticatorHarness(FakeTokenStore()).caller(host=host)
 
 
-def test_same_origin_page_may_use_a_session(server):
-    session = server.session_of("olga")
-    assert server.caller(cookie=session, origin="http://localhost:8122")
-    assert server.denied(cookie=session, origin="http://localhost:3000").status == 403
+def test_same_origin_page_may_use_a_session(harness):
+    session = harness.session_of("olga")
+    assert harness.caller(cookie=session, origin="http://localhost:8122")
+    assert harness.denied(cookie=session, origin="http://localhost:3000").status == 403
 
 
 def test_cross_site_requests_do_not_count_against_the_rate_limit():
-    server = AuthenticatorHarness(FakeTokenStore(), requests_per_minute=1)
-    assert [server.denied(**EVIL_ORIGIN).status for _ in range(3)] == [403] * 3
-    assert server.caller()
-    assert server.denied().status == 429
+    harness = AuthenticatorHarness(FakeTokenStore(), requests_per_minute=1)
+    assert [harness.denied(**EVIL_ORIGIN).status for _ in range(3)] == [403] * 3
+    assert harness.caller()
+    assert harness.denied().status == 429
 
 
 # Rate limit
 
 
 def test_rate_limit_is_per_token_or_per_address():
-    server = AuthenticatorHarness(FakeTokenStore(olga="operator", vera="viewer"), requests_per_minute=2)
+    harness = AuthenticatorHarness(FakeTokenStore(olga="operator", vera="viewer"), requests_per_minute=2)
     for name in ("olga", "vera"):
-        outcomes = [server.authenticate(authorization=f"Bearer {name}") for _ in range(3)]
+        outcomes = [harness.authenticate(authorization=f"Bearer {name}") for _ in range(3)]
         assert [type(result) for result in outcomes] == [Caller, Caller, Denied]
         denied = outcomes[-1]
         assert (denied.status, denied.code, denied.principal.id) == (429, "rate_limit_exceeded", name)
         assert denied.headers == {"retry-after": "30"}
         assert denied.message == "Too many requests; try again in 30 s."
-    assert [server.denied().status for _ in range(3)] == [401, 401, 429]
-    server.now += 30
-    assert server.caller(authorization="Bearer olga")
+    assert [harness.denied().status for _ in range(3)] == [401, 401, 429]
+    harness.now += 30
+    assert harness.caller(authorization="Bearer olga")
 
 
 # Clone hosts
@@ -257,9 +257,9 @@ def test_clone_hosts_are_restricted_on_a_server_with_tokens():
 
 
 def test_required_token_denies_anonymous_callers():
-    server = AuthenticatorHarness(FakeTokenStore(), requires_token=True)
-    assert server.denied().status == 401
-    assert not server.authenticator.is_still_valid(Caller(LOCAL_OPERATOR))
+    harness = AuthenticatorHarness(FakeTokenStore(), requires_token=True)
+    assert harness.denied().status == 401
+    assert not harness.authenticator.is_still_valid(Caller(LOCAL_OPERATOR))
 
 
 @pytest.mark.parametrize("name", ["authorization", "cookie"])

@@ -18,7 +18,7 @@ EXAMPLES = (
 
 DATA = bytes(range(256)) * 40
 CHECKSUM = hashlib.sha256(DATA).hexdigest()
-ARTIFACTS = "/api/v1/tasks/task-001/artifacts"
+ARTIFACTS_PATH = "/api/v1/tasks/task-001/artifacts"
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def add_artifact(tasks, tmp_path):
 
 @pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-3"}])
 def test_artifact_that_is_deleted_before_it_is_opened_is_not_found(api, monkeypatch, tasks, headers):
-    assert api.get(f"{ARTIFACTS}/report.bin", headers=headers).status_code == (206 if headers else 200)
+    assert api.get(f"{ARTIFACTS_PATH}/report.bin", headers=headers).status_code == (206 if headers else 200)
     stat_file = artifacts._stat_regular_file
 
     def stat_and_delete(file):
@@ -50,7 +50,7 @@ def test_artifact_that_is_deleted_before_it_is_opened_is_not_found(api, monkeypa
         return result
 
     monkeypatch.setattr(artifacts, "_stat_regular_file", stat_and_delete)
-    response = api.get(f"{ARTIFACTS}/report.bin", headers=headers)
+    response = api.get(f"{ARTIFACTS_PATH}/report.bin", headers=headers)
     assert (response.status_code, response.json()["error"]) == (404, "artifact_not_found")
     assert "x-checksum-sha256" not in response.headers
 
@@ -64,20 +64,20 @@ def test_artifact_with_a_secret_is_available_to_operators_only(
     add_artifact("leaky.bin", "out/leaky.bin", contains_secret=True)
     api = api_with_tokens(FakeTokenStore(olga="operator", vera="viewer"))
     viewer, operator = ({"authorization": f"Bearer {name}"} for name in ("vera", "olga"))
-    denied = api(method, f"{ARTIFACTS}/{reference}", headers=headers | viewer)
+    denied = api(method, f"{ARTIFACTS_PATH}/{reference}", headers=headers | viewer)
     assert denied.status_code == 403
     assert "x-checksum-sha256" not in denied.headers
     if method == "GET":
         assert denied.json()["error"] == "artifact_contains_secret"
         assert DATA not in denied.content
-    assert api(method, f"{ARTIFACTS}/{reference}", headers=headers | operator).status_code in {200, 206, 304}
-    assert api(method, f"{ARTIFACTS}/report.bin", headers=headers | viewer).status_code in {200, 206, 304}
-    assert api.get(ARTIFACTS, headers=viewer).json()["artifacts"][1]["contains_secret"] is True
+    assert api(method, f"{ARTIFACTS_PATH}/{reference}", headers=headers | operator).status_code in {200, 206, 304}
+    assert api(method, f"{ARTIFACTS_PATH}/report.bin", headers=headers | viewer).status_code in {200, 206, 304}
+    assert api.get(ARTIFACTS_PATH, headers=viewer).json()["artifacts"][1]["contains_secret"] is True
 
 
 def test_artifact_list_has_metadata_and_urls(api, add_artifact):
     add_artifact("a b#?%.md", data=b"x")
-    response = api.get(ARTIFACTS).json()
+    response = api.get(ARTIFACTS_PATH).json()
     assert (response["task_id"], response["total_count"], response["total_size_bytes"]) == (
         "task-001",
         2,
@@ -90,22 +90,22 @@ def test_artifact_list_has_metadata_and_urls(api, add_artifact):
         "content_type": "application/octet-stream",
         "checksum": f"sha256:{CHECKSUM}",
         "created_at": START_TIME.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "download_url": f"{ARTIFACTS}/report.bin",
+        "download_url": f"{ARTIFACTS_PATH}/report.bin",
         "contains_secret": False,
     }
-    assert response["artifacts"][1]["download_url"] == f"{ARTIFACTS}/a%20b%23%3F%25.md"
+    assert response["artifacts"][1]["download_url"] == f"{ARTIFACTS_PATH}/a%20b%23%3F%25.md"
 
 
 @pytest.mark.parametrize("name", ["a b#?%.md", "näïve.txt", 'quo"te\\;.md', "line\nbreak\r\n", "%2e%2e", "🦊"])
 def test_download_url_returns_an_artifact_with_any_name(api, add_artifact, name):
     add_artifact(name, data=name.encode())
-    url = api.get(ARTIFACTS).json()["artifacts"][1]["download_url"]
+    url = api.get(ARTIFACTS_PATH).json()["artifacts"][1]["download_url"]
     response = api.get(url)
     assert (response.status_code, response.content) == (200, name.encode())
 
 
 def test_download_has_checksum_and_safe_headers(api):
-    response = api.get(f"{ARTIFACTS}/report.bin")
+    response = api.get(f"{ARTIFACTS_PATH}/report.bin")
     assert (response.status_code, response.content) == (200, DATA)
     assert response.headers["x-checksum-sha256"] == CHECKSUM
     assert response.headers["etag"] == f'"sha256:{CHECKSUM}"'
@@ -115,13 +115,13 @@ def test_download_has_checksum_and_safe_headers(api):
 
 
 def test_artifact_is_found_by_escaped_or_plain_path(api):
-    assert api.get(f"{ARTIFACTS}/out%2Freport.bin").content == DATA
-    assert api.get(f"{ARTIFACTS}/out/report.bin").content == DATA
+    assert api.get(f"{ARTIFACTS_PATH}/out%2Freport.bin").content == DATA
+    assert api.get(f"{ARTIFACTS_PATH}/out/report.bin").content == DATA
 
 
 @pytest.mark.parametrize("name", ["other.bin", "..%2f..%2fetc%2fpasswd", "out", "report.bin/"])
 def test_unknown_artifact_is_not_found(api, name):
-    response = api.get(f"{ARTIFACTS}/{name}")
+    response = api.get(f"{ARTIFACTS_PATH}/{name}")
     assert (response.status_code, response.json()["error"]) == (404, "artifact_not_found")
 
 
@@ -129,29 +129,29 @@ def test_symlink_in_place_of_a_file_is_not_followed(api, add_artifact, tmp_path)
     file = add_artifact("link", data=b"x")
     file.unlink()
     file.symlink_to("/etc/hostname")
-    assert api.get(f"{ARTIFACTS}/link").json()["error"] == "artifact_not_found"
+    assert api.get(f"{ARTIFACTS_PATH}/link").json()["error"] == "artifact_not_found"
 
 
 def test_head_request_returns_the_size_without_a_body(api):
-    response = api("HEAD", f"{ARTIFACTS}/report.bin")
+    response = api("HEAD", f"{ARTIFACTS_PATH}/report.bin")
     assert (response.status_code, response.content, response.headers["content-length"]) == (200, b"", str(len(DATA)))
 
 
 @pytest.mark.parametrize("etag_list", ['"sha256:%s"', 'W/"sha256:%s"', '"other", "sha256:%s"', "*%.0s"])
 def test_matching_etag_returns_304(api, etag_list):
-    response = api.get(f"{ARTIFACTS}/report.bin", headers={"if-none-match": etag_list % CHECKSUM})
+    response = api.get(f"{ARTIFACTS_PATH}/report.bin", headers={"if-none-match": etag_list % CHECKSUM})
     assert (response.status_code, response.content) == (304, b"")
     assert response.headers["etag"] == f'"sha256:{CHECKSUM}"'
-    assert api.get(f"{ARTIFACTS}/report.bin", headers={"if-none-match": '"other"'}).status_code == 200
+    assert api.get(f"{ARTIFACTS_PATH}/report.bin", headers={"if-none-match": '"other"'}).status_code == 200
 
 
 def test_etags_may_span_several_headers(api):
     lines = [("if-none-match", '"other"'), ("if-none-match", f'"sha256:{CHECKSUM}"')]
-    assert api("GET", f"{ARTIFACTS}/report.bin", headers=lines).status_code == 304
+    assert api("GET", f"{ARTIFACTS_PATH}/report.bin", headers=lines).status_code == 304
 
 
 def test_download_has_no_last_modified_header(api):
-    assert "last-modified" not in api.get(f"{ARTIFACTS}/report.bin").headers
+    assert "last-modified" not in api.get(f"{ARTIFACTS_PATH}/report.bin").headers
 
 
 @pytest.mark.parametrize(
@@ -175,16 +175,16 @@ def test_download_has_no_last_modified_header(api):
 @pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-3"}])
 def test_download_has_a_safe_type_but_the_list_has_the_declared_type(api, add_artifact, declared, served, headers):
     add_artifact("a.txt", data="grün".encode("latin-1"), content_type=declared)
-    response = api.get(f"{ARTIFACTS}/a.txt", headers=headers)
+    response = api.get(f"{ARTIFACTS_PATH}/a.txt", headers=headers)
     assert response.headers["content-type"] == served
     assert "x-evil" not in response.headers
-    assert api.get(ARTIFACTS).json()["artifacts"][1]["content_type"] == declared
+    assert api.get(ARTIFACTS_PATH).json()["artifacts"][1]["content_type"] == declared
 
 
 @pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-3"}, {"if-none-match": "*"}])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_download_policy_forbids_scripts_and_frames(api, method, headers):
-    policy = api(method, f"{ARTIFACTS}/report.bin", headers=headers).headers["content-security-policy"]
+    policy = api(method, f"{ARTIFACTS_PATH}/report.bin", headers=headers).headers["content-security-policy"]
     assert {part.strip() for part in policy.split(";")} >= {"default-src 'none'", "frame-ancestors 'none'", "sandbox"}
 
 
@@ -202,20 +202,20 @@ def test_download_policy_forbids_scripts_and_frames(api, method, headers):
     ],
 )
 def test_single_range_is_served_but_other_ranges_return_the_whole_file(api, range_header, status, part):
-    response = api.get(f"{ARTIFACTS}/report.bin", headers={"range": range_header})
+    response = api.get(f"{ARTIFACTS_PATH}/report.bin", headers={"range": range_header})
     assert (response.status_code, response.content) == (status, part)
 
 
 def test_if_range_header_resumes_only_a_file_with_a_matching_digest(api):
     same, other = f'"sha256:{CHECKSUM}"', '"sha256:other"'
-    path, range_header = f"{ARTIFACTS}/report.bin", "bytes=5-"
+    path, range_header = f"{ARTIFACTS_PATH}/report.bin", "bytes=5-"
     assert api.get(path, headers={"range": range_header, "if-range": same}).content == DATA[5:]
     assert api.get(path, headers={"range": range_header, "if-range": other}).content == DATA
 
 
 @pytest.mark.parametrize("range_header", ["bytes=10240-", "bytes=99999-99999", "bytes=-0"])
 def test_range_past_the_end_returns_416_with_size(api, range_header):
-    response = api.get(f"{ARTIFACTS}/report.bin", headers={"range": range_header})
+    response = api.get(f"{ARTIFACTS_PATH}/report.bin", headers={"range": range_header})
     assert (response.status_code, response.json()["error"]) == (416, "range_not_satisfiable")
     assert response.headers["content-range"] == f"bytes */{len(DATA)}"
 
@@ -223,7 +223,7 @@ def test_range_past_the_end_returns_416_with_size(api, range_header):
 @pytest.mark.parametrize("declared", ["text/html\r\nx-evil: 1", "nonsense", ""])
 def test_invalid_content_type_becomes_octet_stream(api, add_artifact, declared):
     add_artifact("page", content_type=declared)
-    response = api.get(f"{ARTIFACTS}/page")
+    response = api.get(f"{ARTIFACTS_PATH}/page")
     assert response.headers["content-type"] == "application/octet-stream"
     assert "x-evil" not in response.headers
 

@@ -18,7 +18,7 @@ EXAMPLES = (
     Example("get_events", query={"after": "0-0"}),
 )
 
-LOGS = "/api/v1/tasks/task-001/logs"
+LOGS_PATH = "/api/v1/tasks/task-001/logs"
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def sse(response):
 
 
 def test_plain_logs_have_time_and_source(api):
-    response = api.get(LOGS)
+    response = api.get(LOGS_PATH)
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
     log_lines = response.text.split("\n")
     assert "[2026-01-29T10:10:15.129Z] [STDOUT] first" in log_lines
@@ -106,7 +106,7 @@ def test_endless_line_is_split(api, tasks, monkeypatch):
 
 @pytest.mark.parametrize(("stream", "count"), [("all", 11), ("", 11), ("stdout", 2), ("stderr", 1), ("events", 8)])
 def test_each_line_is_in_its_own_stream_and_in_the_stream_named_all(api, stream, count):
-    assert len(lines(api.get(LOGS, params={"stream": stream} if stream else {}))) == count
+    assert len(lines(api.get(LOGS_PATH, params={"stream": stream} if stream else {}))) == count
 
 
 def test_conversation_is_a_separate_stream(api, tasks):
@@ -144,16 +144,18 @@ def test_converted_conversation_is_selected_like_its_output(stream, is_following
 
 
 def test_tail_counts_lines_after_filtering(api):
-    assert [line[-5:] for line in lines(api.get(f"{LOGS}?stream=stdout&tail=1"))] == ["wline"]
-    assert len(lines(api.get(f"{LOGS}?tail=3"))) == 3
-    assert lines(api.get(f"{LOGS}?tail=1000")) == lines(api.get(f"{LOGS}?tail=0")) == lines(api.get(LOGS))
+    assert [line[-5:] for line in lines(api.get(f"{LOGS_PATH}?stream=stdout&tail=1"))] == ["wline"]
+    assert len(lines(api.get(f"{LOGS_PATH}?tail=3"))) == 3
+    assert (
+        lines(api.get(f"{LOGS_PATH}?tail=1000")) == lines(api.get(f"{LOGS_PATH}?tail=0")) == lines(api.get(LOGS_PATH))
+    )
 
 
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
 @pytest.mark.parametrize("stream", ["all", "events", "stdout"])
 def test_limit_parameter_pages_through_the_log(api, stream, accept):
     def read(query):
-        text = api.get(f"{LOGS}?stream={stream}{query}", headers={"Accept": accept}).text
+        text = api.get(f"{LOGS_PATH}?stream={stream}{query}", headers={"Accept": accept}).text
         return json.loads(text) if accept == "application/json" else list(map(json.loads, text.splitlines()))
 
     expected, pages = read(""), []
@@ -165,7 +167,7 @@ def test_limit_parameter_pages_through_the_log(api, stream, accept):
 
 
 def test_limit_counts_lines_of_text(api):
-    assert lines(api.get(f"{LOGS}?limit=3")) == lines(api.get(LOGS))[:3]
+    assert lines(api.get(f"{LOGS_PATH}?limit=3")) == lines(api.get(LOGS_PATH))[:3]
 
 
 @pytest.mark.parametrize(
@@ -173,10 +175,10 @@ def test_limit_counts_lines_of_text(api):
     [("tail=1", ["tail"]), ("follow=true", ["follow"]), ("tail=1&follow=true", ["tail", "follow"])],
 )
 def test_limit_cannot_be_combined_with_other_parameters(api, query, fields):
-    response = api.get(f"{LOGS}?limit=1&{query}")
+    response = api.get(f"{LOGS_PATH}?limit=1&{query}")
     assert (response.status_code, response.json()["error"]) == (400, "invalid_parameter")
     assert [detail["field"] for detail in response.json()["details"]] == fields
-    assert api.get(f"{LOGS}?limit=0&{query}").status_code == 200
+    assert api.get(f"{LOGS_PATH}?limit=0&{query}").status_code == 200
 
 
 def test_limit_stops_reading_the_log(api, tasks):
@@ -189,7 +191,7 @@ def test_limit_stops_reading_the_log(api, tasks):
             yield event
 
     tasks.recorded_events = record
-    assert len(lines(api.get(f"{LOGS}?limit=2"))) == 2
+    assert len(lines(api.get(f"{LOGS_PATH}?limit=2"))) == 2
     assert max(read) < 5
 
 
@@ -237,25 +239,25 @@ def test_memory_used_by_a_long_tail_is_bounded(api, replay_positions, monkeypatc
 
 
 def test_since_parameter_is_inclusive(api):
-    assert len(lines(api.get(f"{LOGS}?stream=stdout&since=2026-01-29T10:10:15.133Z"))) == 1
-    assert len(lines(api.get(f"{LOGS}?stream=stdout&since=2026-01-29T10:10:15.134Z"))) == 0
+    assert len(lines(api.get(f"{LOGS_PATH}?stream=stdout&since=2026-01-29T10:10:15.133Z"))) == 1
+    assert len(lines(api.get(f"{LOGS_PATH}?stream=stdout&since=2026-01-29T10:10:15.134Z"))) == 0
     # An unescaped plus sign arrives as a space.
-    assert len(lines(api.get(f"{LOGS}?stream=stdout&since=2026-01-29T12:10:15.129+02:00"))) == 2
+    assert len(lines(api.get(f"{LOGS_PATH}?stream=stdout&since=2026-01-29T12:10:15.129+02:00"))) == 2
 
 
 def test_after_parameter_skips_earlier_records(api):
-    assert len(lines(api.get(f"{LOGS}?stream=stdout&after=6"))) == 1
-    assert len(lines(api.get(f"{LOGS}?after=99"))) == 0
+    assert len(lines(api.get(f"{LOGS_PATH}?stream=stdout&after=6"))) == 1
+    assert len(lines(api.get(f"{LOGS_PATH}?after=99"))) == 0
 
 
 def test_following_a_finished_task_returns_all_events_and_ends(api):
-    events = sse(api.get(f"{LOGS}?follow=true"))
+    events = sse(api.get(f"{LOGS_PATH}?follow=true"))
     assert [seq for seq, _ in events] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13]
     assert events[-1] == (13, "end")
 
 
 def test_follow_supports_ndjson(api):
-    response = api.get(f"{LOGS}?follow=true&stream=stdout", headers={"accept": "application/x-ndjson"})
+    response = api.get(f"{LOGS_PATH}?follow=true&stream=stdout", headers={"accept": "application/x-ndjson"})
     assert response.headers["content-type"].startswith("application/x-ndjson")
     events = [json.loads(line) for line in response.text.splitlines()]
     assert [event.get("data", event["type"]) for event in events] == ["first\n", "last, without a newline", "end"]
@@ -263,19 +265,19 @@ def test_follow_supports_ndjson(api):
 
 
 def test_log_without_follow_is_text_or_ndjson_or_json(api):
-    ndjson = api.get(f"{LOGS}?stream=stdout", headers={"accept": "application/x-ndjson"})
+    ndjson = api.get(f"{LOGS_PATH}?stream=stdout", headers={"accept": "application/x-ndjson"})
     assert ndjson.headers["content-type"].startswith("application/x-ndjson")
     events = [json.loads(line) for line in ndjson.text.splitlines()]
     assert [event["data"] for event in events] == ["first\n", "last, without a newline"]
-    array = api.get(f"{LOGS}?stream=stdout", headers={"accept": "application/json"})
+    array = api.get(f"{LOGS_PATH}?stream=stdout", headers={"accept": "application/json"})
     assert array.headers["content-type"] == "application/json"
     assert array.json() == events
-    whole = api.get(LOGS, headers={"accept": "application/json"}).json()
+    whole = api.get(LOGS_PATH, headers={"accept": "application/json"}).json()
     assert [event["seq"] for event in whole] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12]
-    last = api.get(f"{LOGS}?tail=1", headers={"accept": "application/json"}).json()
+    last = api.get(f"{LOGS_PATH}?tail=1", headers={"accept": "application/json"}).json()
     assert last == whole[-1:]
-    assert api.get(f"{LOGS}?after=100", headers={"accept": "application/json"}).json() == []
-    assert api.get(f"{LOGS}?after=100", headers={"accept": "application/x-ndjson"}).text == ""
+    assert api.get(f"{LOGS_PATH}?after=100", headers={"accept": "application/json"}).json() == []
+    assert api.get(f"{LOGS_PATH}?after=100", headers={"accept": "application/x-ndjson"}).text == ""
 
 
 @pytest.mark.parametrize(
@@ -296,19 +298,22 @@ def test_log_without_follow_is_text_or_ndjson_or_json(api):
     ],
 )
 def test_log_without_follow_has_the_preferred_format(api, accept, media_type):
-    response = api.get(f"{LOGS}?stream=stderr", headers={"accept": accept})
+    response = api.get(f"{LOGS_PATH}?stream=stderr", headers={"accept": accept})
     assert response.headers["content-type"].partition(";")[0] == media_type
 
 
 def test_follow_resumes_after_the_event_that_the_header_or_parameter_names(api):
-    assert sse(api.get(f"{LOGS}?follow=true", headers={"last-event-id": "11"})) == [(12, "state_change"), (13, "end")]
-    assert sse(api.get(f"{LOGS}?follow=true&after=12")) == [(13, "end")]
-    with_both = api.get(f"{LOGS}?follow=true&after=12", headers={"last-event-id": "6"})
+    assert sse(api.get(f"{LOGS_PATH}?follow=true", headers={"last-event-id": "11"})) == [
+        (12, "state_change"),
+        (13, "end"),
+    ]
+    assert sse(api.get(f"{LOGS_PATH}?follow=true&after=12")) == [(13, "end")]
+    with_both = api.get(f"{LOGS_PATH}?follow=true&after=12", headers={"last-event-id": "6"})
     assert sse(with_both) == [(13, "end")]
 
 
 def test_tail_is_ignored_on_reconnect(api):
-    path = f"{LOGS}?follow=true&tail=1"
+    path = f"{LOGS_PATH}?follow=true&tail=1"
     assert sse(api.get(path)) == [(12, "state_change"), (13, "end")]
     assert sse(api.get(path, headers={"last-event-id": "10"})) == [
         (11, "state_change"),
@@ -318,16 +323,16 @@ def test_tail_is_ignored_on_reconnect(api):
 
 
 def test_reconnect_after_the_end_returns_204(api):
-    response = api.get(f"{LOGS}?follow=true", headers={"last-event-id": "13"})
+    response = api.get(f"{LOGS_PATH}?follow=true", headers={"last-event-id": "13"})
     assert (response.status_code, response.content) == (204, b"")
 
 
 def test_largest_seq_is_accepted_and_a_larger_one_rejected(api):
     largest = str(2**63 - 1)
-    assert api.get(f"{LOGS}?after={largest}").status_code == 200
-    assert api.get(f"{LOGS}?follow=true", headers={"last-event-id": largest}).status_code == 204
+    assert api.get(f"{LOGS_PATH}?after={largest}").status_code == 200
+    assert api.get(f"{LOGS_PATH}?follow=true", headers={"last-event-id": largest}).status_code == 204
     assert StreamRequest.parse(QueryParams({"task_id": "task-001", "after": largest})).after == 2**63 - 1
-    assert api.get(f"{LOGS}?after={2**63}").status_code == 400
+    assert api.get(f"{LOGS_PATH}?after={2**63}").status_code == 400
     with pytest.raises(InvalidParameterError, match="from 0 to 9223372036854775807"):
         StreamRequest.parse(QueryParams({"task_id": "task-001", "after": str(2**63)}))
 
@@ -345,7 +350,7 @@ def test_all_invalid_parameters_of_an_event_stream_are_listed():
 
 @pytest.mark.parametrize("event_id", ["x", "-1", "9" * 5000, "9" * 19])
 def test_invalid_last_event_id_is_rejected(api, event_id):
-    response = api.get(f"{LOGS}?follow=true", headers={"last-event-id": event_id})
+    response = api.get(f"{LOGS_PATH}?follow=true", headers={"last-event-id": event_id})
     assert (response.status_code, response.json()["details"][0]["field"]) == (400, "Last-Event-ID")
 
 

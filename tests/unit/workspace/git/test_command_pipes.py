@@ -10,7 +10,7 @@ import pytest
 from sandbox.workspace.git.command import Git, capture_output, pipe, run_thread_with_git
 
 
-class EndlessGit:
+class EndlessConfinement:
     """A confinement in which programs never exit."""
 
     proxy_listener = None
@@ -25,7 +25,7 @@ class EndlessGit:
 
 def start(directory, reader, writer):
     """Start a thread that reads all output of git."""
-    listing = Git(os.defpath, confinement=EndlessGit()).run("ls-tree", directory=directory, stdout=writer)
+    listing = Git(os.defpath, confinement=EndlessConfinement()).run("ls-tree", directory=directory, stdout=writer)
     return asyncio.ensure_future(run_thread_with_git(lambda _stop: reader.read(), listing))
 
 

@@ -71,7 +71,7 @@ def test_all_kinds_of_findings_are_reported_together(check, stored, run_cli):
     (stored.data_dir / "tasks" / "task-6" / "artifacts" / "notes.txt").write_bytes(b"KEPT\n")
     with stored.records("task-7").open("ab") as records:
         records.write(b"torn")
-    store = stored.store()
+    store = stored.open_store()
     store.save(IndexedTask(store.load("task-7").task, store.load("task-8").offset))
     row = store.load("task-7")
     store.save(IndexedTask(row.task, stored.journals.find_offset("task-7", 5)))

@@ -34,7 +34,7 @@ def admin(run_cli, stored):
 
 
 def rows(stored):
-    store = stored.store()
+    store = stored.open_store()
     indexed_tasks = {task_id: store.load(task_id) for task_id in store.task_ids()}
     labelled_count = store.query(TaskQuery(labels={"number": "3"})).total_count
     store.close()
@@ -57,7 +57,7 @@ def test_rebuild_restores_a_damaged_index(admin, stored, damage):
         (stored.data_dir / "index.sqlite.new").write_bytes(b"half")
         (stored.data_dir / "index.sqlite.new-wal").write_bytes(b"half")
     else:
-        store = stored.store()
+        store = stored.open_store()
         store.save(IndexedTask(store.load("task-6").task, 1))
         store.close()
 
@@ -170,12 +170,12 @@ def test_rebuild_recovers_from_an_interrupted_replacement(stored):
 @pytest.fixture
 def restore_killed_index(stored):
     """Return a function that restores the index of a killed server, in which one task is only in the WAL."""
-    store = stored.store()
+    store = stored.open_store()
     indexed = store.load("task-1")
     assert indexed is not None
     store.delete("task-1")
     store.close()
-    store = stored.store()
+    store = stored.open_store()
     store.save(indexed)
     files = {name: (stored.data_dir / name).read_bytes() for name in ("index.sqlite", "index.sqlite-wal")}
     store.close()
