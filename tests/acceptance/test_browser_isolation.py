@@ -6,7 +6,7 @@ import threading
 import pytest
 from playwright.sync_api import Error
 
-STORE = "document.cookie = 'who=me'; localStorage.who = 'me'; caches.open('mine')"
+STORE_DATA_SCRIPT = "document.cookie = 'who=me'; localStorage.who = 'me'; caches.open('mine')"
 READ_STORED_DATA_SCRIPT = "(async () => [document.cookie, localStorage.length, await caches.keys()])()"
 
 
@@ -33,7 +33,7 @@ def page_url():
 def test_browsers_share_no_state_between_tests(chromium, page_url):
     with chromium.browser() as before:
         left_open = before.open(page_url)
-        left_open.evaluate(STORE)
+        left_open.evaluate(STORE_DATA_SCRIPT)
         left_open.evaluate("window.open('about:blank')")
         left_open.evaluate("setInterval(() => { fetch('/'); console.error('still here'); }, 10)")
         assert left_open.evaluate(READ_STORED_DATA_SCRIPT) == ["who=me", 1, ["mine"]]

@@ -446,7 +446,7 @@ def test_hostile_patch_and_comments_are_shown_as_text(base_url, browser):
     page.locator("td.ln").last.click()
     page.get_by_role("textbox", name="Comment on line 2 of <i>/x.html").fill(f"{SCRIPT}\u202e")
     page.get_by_role("button", name="Add comment").click()
-    open_request(page)
+    open_change_dialog(page)
     assert page.locator(".comment-text").all_inner_texts() == [f"{SCRIPT}‹U+202E›"] * 2
     page.reload()
     page.locator(".comment-row").wait_for()
@@ -454,14 +454,14 @@ def test_hostile_patch_and_comments_are_shown_as_text(base_url, browser):
     assert page.locator("#main script, #main img, #main i").count() == 0
 
 
-def open_request(page):
+def open_change_dialog(page):
     """Open and return the dialog that asks for a change."""
     page.locator("#continue").click()
     return page.get_by_role("dialog", name="Ask for a change")
 
 
 def copied_prompt(page):
-    dialog = open_request(page)
+    dialog = open_change_dialog(page)
     dialog.get_by_role("button", name="Copy as prompt").click()
     dialog.get_by_role("button", name="Back").click()
     return page.evaluate("window.copied")
@@ -521,7 +521,7 @@ def test_unfinished_comment_survives_a_reload_in_its_tab(base_url, browser):
 
 def test_comments_become_a_prompt(base_url, browser):
     page = open_changes(browser, base_url, "same", init_script=RECORD_COPIES)
-    dialog = open_request(page)
+    dialog = open_change_dialog(page)
     assert dialog.get_by_role("button", name="Copy as prompt").is_disabled()
     assert dialog.get_by_role("button", name="Submit task").is_disabled()
     dialog.get_by_role("button", name="Back").click()
@@ -581,7 +581,7 @@ def test_comment_can_be_edited(base_url, browser):
     assert comment.all_inner_texts() == ["Rename this."]
     page.get_by_role("button", name="Edit").click()
     assert accessibility_violations(page) == []
-    dialog = open_request(page)
+    dialog = open_change_dialog(page)
     dialog.get_by_role("button", name="Remove").click()
     page.locator(".comment-row").wait_for(state="detached")
 
@@ -600,7 +600,7 @@ def test_comments_are_submitted_as_a_continuation(base_url, browser):
     page = browser.open(
         f"{base_url}/tasks/same#changes", prepare=lambda page: page.route("**/tasks/same/continue", respond)
     )
-    dialog = open_request(page)
+    dialog = open_change_dialog(page)
     ask = dialog.get_by_role("button", name="Submit task")
     dialog.get_by_role("textbox", name="What should change").fill("Add tests.")
     ask.click()
@@ -611,7 +611,7 @@ def test_comments_are_submitted_as_a_continuation(base_url, browser):
     assert [body for body, _ in requests] == [{"prompt": "Add tests."}] * 2
     assert requests[0][1] == requests[1][1]
     page.goto(f"{base_url}/tasks/same#changes")
-    assert open_request(page).get_by_role("textbox", name="What should change").input_value() == ""
+    assert open_change_dialog(page).get_by_role("textbox", name="What should change").input_value() == ""
 
 
 def changed_files(page):

@@ -41,10 +41,10 @@ NAMES = {
 }
 NON_PUBLIC_NAMES = ("inside.example.com", "metadata.example.com", "own.example.com")
 UNRESOLVABLE = "nowhere.example.com"
-PORTS = (f"{HOST}:8443", f"{HOST}:8080", f"{SSH}:22", f"{HTTP2}:9443")
+HOSTS_WITH_PORTS = (f"{HOST}:8443", f"{HOST}:8080", f"{SSH}:22", f"{HTTP2}:9443")
 OUTBOUND = {
     "network_mode": "outbound",
-    "allowed_hosts": ["*.example.org", *PORTS, PLAIN, MODEL, *NON_PUBLIC_NAMES, UNRESOLVABLE],
+    "allowed_hosts": ["*.example.org", *HOSTS_WITH_PORTS, PLAIN, MODEL, *NON_PUBLIC_NAMES, UNRESOLVABLE],
 }
 FULL = {"network_mode": "full"}
 

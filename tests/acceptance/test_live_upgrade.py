@@ -223,7 +223,7 @@ def finished_tasks(deployment):
     """Return everything that a server reports about finished tasks, except the text that describes their isolation."""
     return {
         name: (
-            status_without_texts(deployment, name),
+            status_without_additions(deployment, name),
             without_additions(deployment.wire_events(name)),
             [line for line in deployment.logs(name).splitlines() if '"type":"conversation"' not in line],
             deployment.http.get(f"/api/v1/tasks/{name}/artifacts").json(),
@@ -246,7 +246,7 @@ def without_additions(events):
     return [{key: event[key] for key in event if key not in {"parsed", "conversation"}} for event in events]
 
 
-def status_without_texts(deployment, name):
+def status_without_additions(deployment, name):
     """Return the status without the isolation's description and without the fields that old servers do not send."""
     status = deployment.status(name)
     del status["vm"]["isolates"]

@@ -28,7 +28,7 @@ def upgraded(request, deployment):
     return deployment
 
 
-def check(deployment):
+def admin_check(deployment):
     command = [sys.executable, "-m", "sandbox", "admin", "check", "--deep", "--format", "json"]
     done = subprocess.run(
         [*command, "--data-dir", str(deployment.data_dir)],
@@ -99,5 +99,5 @@ def test_current_server_continues_with_data_of_an_older_version(upgraded):
         assert artifact["checksum"] == f"sha256:{hashlib.sha256(content).hexdigest()}"
     assert b"return sum(prices)" in upgraded.artifact("whole.patch", "whole")
 
-    report, stderr = check(upgraded)
+    report, stderr = admin_check(upgraded)
     assert report == {"clean": True, "tasks": 2, "findings": []}, stderr

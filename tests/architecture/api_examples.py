@@ -194,20 +194,20 @@ def _errors_of_tasks(directory: Path) -> Iterator[dict[str, Any]]:
     api = Api(tasks)
 
     def get(path: str, **options: Any) -> dict[str, Any]:
-        return _fail(api, "GET", path, **options)
+        return _error_body(api, "GET", path, **options)
 
     yield get("/api/v1/tasks?sort=nam&limit=5000")
     yield get("/api/v1/tasks/fix-test")
     yield get(f"/api/v1/tasks/{TASK}/artifacts/report.xml")
     yield get(f"/api/v1/tasks/{TASK}/artifacts/{TASK}.patch", headers={"Range": "bytes=5000-"})
-    yield _fail(api, "POST", "/api/v1/hosts/build-2/drain")
-    yield _fail(api, "DELETE", f"/api/v1/tasks/{TASK}/vm")
-    yield _fail(api, "DELETE", f"/api/v1/tasks/{TASK}")
+    yield _error_body(api, "POST", "/api/v1/hosts/build-2/drain")
+    yield _error_body(api, "DELETE", f"/api/v1/tasks/{TASK}/vm")
+    yield _error_body(api, "DELETE", f"/api/v1/tasks/{TASK}")
     tasks.inheritances.clear()
-    yield _fail(api, "POST", f"/api/v1/tasks/{TASK}/continue", json={"prompt": "Add a test for it."})
+    yield _error_body(api, "POST", f"/api/v1/tasks/{TASK}/continue", json={"prompt": "Add a test for it."})
     running = FakeTasks()
     _add_task(running, directory, *RUNNING_EVENTS)
-    yield _fail(Api(running), "POST", f"/api/v1/tasks/{TASK}/continue", json={"prompt": "Add a test for it."})
+    yield _error_body(Api(running), "POST", f"/api/v1/tasks/{TASK}/continue", json={"prompt": "Add a test for it."})
 
 
 def _errors_of_submissions(directory: Path) -> Iterator[dict[str, Any]]:
@@ -215,7 +215,7 @@ def _errors_of_submissions(directory: Path) -> Iterator[dict[str, Any]]:
     api = Api(tasks)
 
     def submit(**options: Any) -> dict[str, Any]:
-        return _fail(api, "POST", "/api/v1/tasks", **options)
+        return _error_body(api, "POST", "/api/v1/tasks", **options)
 
     wrong = {**MANIFEST, "vm": {"memry": "8G", "network_mode": "isolatd"}}
     yield submit(json=wrong)
@@ -243,14 +243,14 @@ def _errors_of_access(directory: Path) -> Iterator[dict[str, Any]]:
     tasks.add_artifact(TASK, leaked, directory / "log.txt")
     api = Api(tasks, FakeTokenStore(olga="operator", vera="viewer"), requests_per_minute=3, monotonic=lambda: 0.0)
     viewer = {"Authorization": "Bearer vera"}
-    yield _fail(api, "GET", "/api/v1/tasks")
-    yield _fail(api, "POST", "/api/v1/tasks", headers=viewer)
-    yield _fail(api, "GET", f"/api/v1/tasks/{TASK}/artifacts/log.txt", headers=viewer)
-    yield _fail(api, "POST", "/api/v1/tasks", headers=viewer)
-    yield _fail(api, "GET", "/api/v1/tasks", headers=viewer)
+    yield _error_body(api, "GET", "/api/v1/tasks")
+    yield _error_body(api, "POST", "/api/v1/tasks", headers=viewer)
+    yield _error_body(api, "GET", f"/api/v1/tasks/{TASK}/artifacts/log.txt", headers=viewer)
+    yield _error_body(api, "POST", "/api/v1/tasks", headers=viewer)
+    yield _error_body(api, "GET", "/api/v1/tasks", headers=viewer)
 
 
-def _fail(api: Api, method: str, path: str, **options: Any) -> dict[str, Any]:
+def _error_body(api: Api, method: str, path: str, **options: Any) -> dict[str, Any]:
     headers = {"X-Request-Id": REQUEST_ID, **options.pop("headers", {})}
     response = api(method, path, headers=headers, **options)
     assert response.status_code >= 400, (method, path, response.text)

@@ -17,7 +17,7 @@ DOCUMENTS = [
     *ROOT.glob("docs/**/*.md"),
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "ARCHITECTURE", "CHANGELOG")),
 ]
-PAGES = sorted(str(path.relative_to(ROOT)) for path in DOCUMENTS)
+DOCUMENT_NAMES = sorted(str(path.relative_to(ROOT)) for path in DOCUMENTS)
 FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 IMAGE = re.compile(r'\b(?:src|srcset)="(?!https?:)([^"]+)"')
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
@@ -52,7 +52,7 @@ def broken_links(page: Path) -> list[str]:
     return invalid
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", DOCUMENT_NAMES)
 def test_links_and_anchors_exist(name: str):
     assert broken_links(ROOT / name) == []
 

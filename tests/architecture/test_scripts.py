@@ -93,11 +93,11 @@ def test_repeated_setup_installs_nothing(
 
 
 SYSTEM_PYTHON = shutil.which("python3", path="/usr/bin")
-COMPLETENESS_CHECK = "import ensurepip, venv, sys; sys.exit(not 11 <= sys.version_info[1] <= 13)"
+PYTHON_CHECK_PROGRAM = "import ensurepip, venv, sys; sys.exit(not 11 <= sys.version_info[1] <= 13)"
 
 
 @pytest.mark.skipif(
-    SYSTEM_PYTHON is None or subprocess.run([SYSTEM_PYTHON, "-c", COMPLETENESS_CHECK], check=False).returncode != 0,
+    SYSTEM_PYTHON is None or subprocess.run([SYSTEM_PYTHON, "-c", PYTHON_CHECK_PROGRAM], check=False).returncode != 0,
     reason="the system's Python cannot make virtual environments",
 )
 @pytest.mark.parametrize(("minor", "is_selected"), [(1, False), (99, True)])

@@ -13,7 +13,7 @@ import pytest
 from doubles.multiprocessing_forkserver import MULTIPROCESSING_FORKSERVER
 
 _UID = 65534
-_SECONDS = 60
+_TIMEOUT_SECONDS = 60
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def run_as_ordinary_user(coroutine_function, *arguments):
     """Run a coroutine function in a process of the ordinary user; a failed assertion fails the test."""
     child = MULTIPROCESSING_FORKSERVER.Process(target=_run_unprivileged, args=(coroutine_function, *arguments))
     child.start()
-    child.join(_SECONDS)
+    child.join(_TIMEOUT_SECONDS)
     if child.exitcode is None:
         child.kill()
         child.join()

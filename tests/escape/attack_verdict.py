@@ -42,7 +42,7 @@ def _unproven_reason(attack, runtime, result, evidence):
         return f"not run: {result}"
     if result["control"].get("outcome") != "succeeded":
         return f"its control failed: {result['control']}"
-    return _unproven_reason_of_watch(attack, evidence) or _unproven_by_report(
+    return _unproven_reason_of_watch(attack, evidence) or _unproven_reason_of_report(
         attack, runtime, result["attack"], evidence
     )
 
@@ -56,7 +56,7 @@ def _unproven_reason_of_watch(attack, evidence):
     return None
 
 
-def _unproven_by_report(attack, runtime, report, evidence):
+def _unproven_reason_of_report(attack, runtime, report, evidence):
     if report.get("outcome") not in {"succeeded", "refused"}:
         return f"the attack reported no outcome: {report}"
     has_succeeded, expected = report["outcome"] == "succeeded", attack.expected_outcome(runtime)

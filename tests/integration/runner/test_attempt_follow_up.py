@@ -51,7 +51,7 @@ def remaining_files(harness, attempt_id=ATTEMPT_ID):
     return {path.name for path in root.iterdir()} - {"runner.log"}
 
 
-def kill_after(harness, *events):
+def leave_files_after(harness, *events):
     """Create the leftovers of a runner that was killed after it recorded these events."""
     for event in events:
         harness.recorder.record(event)
@@ -226,7 +226,7 @@ async def test_partially_removed_workspace_produces_no_patch(make_harness):
 @pytest.mark.parametrize("events_recorded", range(3))
 async def test_finisher_schedules_another_attempt_before_the_agent_starts(make_harness, events_recorded):
     harness = make_harness(AttemptScript())
-    kill_after(harness, *TO_RUNNING[:events_recorded])
+    leave_files_after(harness, *TO_RUNNING[:events_recorded])
     await harness.finish()
     assert (harness.task.attempt.follow_up, harness.task.attempt.failure.code) == ("again", "runner_lost")
     assert harness.script.recorded_calls[0] == "destroy"
@@ -235,7 +235,7 @@ async def test_finisher_schedules_another_attempt_before_the_agent_starts(make_h
 
 async def test_finisher_does_not_repeat_a_started_agent(make_harness):
     harness = make_harness(AttemptScript())
-    kill_after(harness, *TO_RUNNING)
+    leave_files_after(harness, *TO_RUNNING)
     await harness.finish()
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "runner_lost")
 
@@ -243,7 +243,7 @@ async def test_finisher_does_not_repeat_a_started_agent(make_harness):
 async def test_second_finisher_completes_the_work_of_a_killed_finisher(make_harness):
     """The first finisher recorded the failure and removed part of the workspace."""
     harness = make_harness(AttemptScript())
-    kill_after(harness, AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")))
+    leave_files_after(harness, AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")))
     (harness.attempt.layout.workspace / "edited.txt").unlink()
     await harness.finish()
     assert harness.task.attempt.follow_up == "again"
@@ -252,7 +252,7 @@ async def test_second_finisher_completes_the_work_of_a_killed_finisher(make_harn
 
 def test_resume_hands_over_the_disk_and_the_session(make_harness):
     harness = make_harness(AttemptScript(), lifecycle={"resume": True})
-    kill_after(harness, *TO_RUNNING)
+    leave_files_after(harness, *TO_RUNNING)
     asyncio.run(harness.finish())
     assert harness.task.attempt.follow_up == "resume"
     assert remaining_files(harness) == {"disk", "repository.git"}
@@ -269,7 +269,7 @@ def test_resume_hands_over_the_disk_and_the_session(make_harness):
 def test_resume_with_changed_secrets_fails_instead_of_using_the_old_disk(make_harness, secrets):
     original = {"TOKEN": "first of all"}
     harness = make_harness(AttemptScript(), secrets=original, manifest_secrets=("TOKEN",), lifecycle={"resume": True})
-    kill_after(harness, *TO_RUNNING)
+    leave_files_after(harness, *TO_RUNNING)
     harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
     asyncio.run(harness.finish())
     assert harness.task.attempt.follow_up == "resume"  # the secrets still had their original values
@@ -287,7 +287,7 @@ async def test_resume_with_changed_secrets_falls_back_to_a_retry(make_harness, r
     harness = make_harness(
         AttemptScript(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True, "retries": retries}
     )
-    kill_after(harness, *TO_RUNNING)
+    leave_files_after(harness, *TO_RUNNING)
     harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
     attempt = msgspec.structs.replace(harness.attempt, secrets=rotated, redactor=SecretRedactor(rotated))
     await harness.finish(attempt)
@@ -297,7 +297,7 @@ async def test_resume_with_changed_secrets_falls_back_to_a_retry(make_harness, r
 
 def test_resume_with_unchanged_secrets_continues_the_agent(make_harness):
     harness = make_harness(AttemptScript(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True})
-    kill_after(harness, *TO_RUNNING)
+    leave_files_after(harness, *TO_RUNNING)
     harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
     asyncio.run(harness.finish())
     asyncio.run(harness.run(next_attempt(harness, resumes=True)))
@@ -307,7 +307,7 @@ def test_resume_with_unchanged_secrets_continues_the_agent(make_harness):
 
 async def test_finisher_adds_uncounted_usage_and_clears_the_current_tool(make_harness):
     harness = make_harness(AttemptScript())
-    kill_after(harness, *TO_RUNNING, Progress(turns=2, current_tool="Bash"), Usage("m", 100, 20, 0, 0, 0.25))
+    leave_files_after(harness, *TO_RUNNING, Progress(turns=2, current_tool="Bash"), Usage("m", 100, 20, 0, 0, 0.25))
     await harness.finish()
     progress = harness.task.progress
     assert (progress.turns, progress.current_tool) == (2, None)
@@ -316,7 +316,7 @@ async def test_finisher_adds_uncounted_usage_and_clears_the_current_tool(make_ha
 
 def test_finisher_completes_an_interrupted_disk_takeover(make_harness):
     harness = make_harness(AttemptScript(), lifecycle={"resume": True})
-    kill_after(harness, *TO_RUNNING)
+    leave_files_after(harness, *TO_RUNNING)
     asyncio.run(harness.finish())
     attempt = next_attempt(harness, resumes=True)
     files = harness.attempt.task_layout
@@ -329,7 +329,7 @@ def test_finisher_completes_an_interrupted_disk_takeover(make_harness):
 
 def test_cancel_before_a_resume_preserves_the_work(make_harness):
     harness = make_harness(AttemptScript(), lifecycle={"resume": True})
-    kill_after(harness, *TO_RUNNING)
+    leave_files_after(harness, *TO_RUNNING)
     asyncio.run(harness.finish())
     attempt = next_attempt(harness, resumes=True)
     assert harness.cancel(CancelAttempt("enough")).done
@@ -340,7 +340,7 @@ def test_cancel_before_a_resume_preserves_the_work(make_harness):
 
 def test_cancel_during_a_disk_takeover_preserves_the_work(make_harness):
     harness = make_harness(AttemptScript(), lifecycle={"resume": True})
-    kill_after(harness, *TO_RUNNING)
+    leave_files_after(harness, *TO_RUNNING)
     asyncio.run(harness.finish())
     attempt = next_attempt(harness, resumes=True)
     assert harness.cancel(CancelAttempt("enough")).done
@@ -352,7 +352,7 @@ def test_cancel_during_a_disk_takeover_preserves_the_work(make_harness):
 def test_timeout_before_a_resume_preserves_the_work(make_harness):
     """A timeout before the resume means that the machine was down for longer than `lifecycle.timeout`."""
     harness = make_harness(AttemptScript(), lifecycle={"resume": True, "timeout": "1s"})
-    kill_after(harness, *TO_RUNNING[:-1], AgentStarted("session", harness.parts.clock.monotonic() - 3600))
+    leave_files_after(harness, *TO_RUNNING[:-1], AgentStarted("session", harness.parts.clock.monotonic() - 3600))
     asyncio.run(harness.finish())
     assert harness.task.attempt.follow_up == "resume"
     asyncio.run(harness.run(next_attempt(harness, resumes=True)))
@@ -363,7 +363,7 @@ def test_timeout_before_a_resume_preserves_the_work(make_harness):
 
 def test_failure_action_preserve_applies_to_a_failed_resume(make_harness):
     harness = make_harness(AttemptScript(), lifecycle={"resume": True, "timeout": "1s", "failure_action": "preserve"})
-    kill_after(harness, *TO_RUNNING[:-1], AgentStarted("session", harness.parts.clock.monotonic() - 3600))
+    leave_files_after(harness, *TO_RUNNING[:-1], AgentStarted("session", harness.parts.clock.monotonic() - 3600))
     asyncio.run(harness.finish())
     asyncio.run(harness.run(next_attempt(harness, resumes=True)))
     assert harness.task.state is TaskState.FAILED_PRESERVED
@@ -383,7 +383,7 @@ def test_failure_between_attempts_preserves_nothing(make_harness):
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
 async def test_missing_session_prevents_a_resume(make_harness, retries, follow_up):
     harness = make_harness(AttemptScript(has_session=False), lifecycle={"resume": True, "retries": retries})
-    kill_after(harness, *TO_RUNNING)
+    leave_files_after(harness, *TO_RUNNING)
     await harness.finish()
     [skipped] = harness.events(FollowUpSkipped)
     assert skipped.follow_up == "resume"
@@ -465,7 +465,7 @@ async def test_data_loss_on_the_disk_prevents_a_resume(make_harness, monkeypatch
     The control is `test_resume_hands_over_the_disk_and_the_session`.
     """
     harness = make_harness(AttemptScript(), lifecycle={"resume": True, "retries": retries})
-    kill_after(harness, *TO_RUNNING)
+    leave_files_after(harness, *TO_RUNNING)
 
     async def sync(self):
         assert harness.script.recorded_calls[-1] == "destroy"
@@ -508,7 +508,7 @@ class MountedDisk(DirectoryDisk):
 
 async def test_cancel_during_the_release_of_the_disk_preserves_the_work(make_harness):
     harness = make_harness(AttemptScript(), lifecycle={"resume": True})
-    kill_after(harness, *TO_RUNNING)
+    leave_files_after(harness, *TO_RUNNING)
 
     async def remove(paths):
         if harness.task.cancel is None:
@@ -528,7 +528,7 @@ async def test_cancel_during_the_release_of_the_disk_preserves_the_work(make_har
 async def test_finisher_without_the_agent_collects_the_workspace_instead_of_preparing_an_attempt(make_harness, events):
     harness = make_harness(AttemptScript(), lifecycle={"retries": 1, "resume": True})
     harness.agent = None
-    kill_after(harness, *events)
+    leave_files_after(harness, *events)
     await harness.finish()
     task = harness.task
     assert (task.state, task.failure.code) == (TaskState.FAILED, FailureCode.RUNNER_LOST)

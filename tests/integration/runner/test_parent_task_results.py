@@ -21,7 +21,7 @@ FIRST_COMMIT = "f1" * 20
 SCAN_BYTES = 256 * 1024
 
 
-def describe(name, content):
+def artifact_of(name, content):
     checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
     return Artifact(name, f".sandbox/{name}", len(content), "text/plain", checksum, is_internal=True)
 
@@ -36,7 +36,7 @@ FILES = {
 
 
 def parent(*, has_session):
-    files = {name: describe(name, content) for name, content in FILES.items()}
+    files = {name: artifact_of(name, content) for name, content in FILES.items()}
     one, two, conversation, session = files.values()
     kept = ("session-1", session) if has_session else (None, None)
     return Parent("earlier", FIRST_COMMIT, (one, two), conversation, *kept)
@@ -158,7 +158,7 @@ def kept_session(harness):
         assert not (harness.attempt.task_layout.artifacts / SESSION_NAME).exists()
         return None
     content = (harness.attempt.task_layout.artifacts / SESSION_NAME).read_bytes()
-    assert found == [msgspec.structs.replace(describe(SESSION_NAME, content), content_type="application/gzip")]
+    assert found == [msgspec.structs.replace(artifact_of(SESSION_NAME, content), content_type="application/gzip")]
     return gzip.decompress(content)
 
 

@@ -29,7 +29,7 @@ async def receive(stream, received):
         received.append(message)
 
 
-def outputs(received):
+def count_outputs(received):
     return [sum('"type":"output"' in message for message in events) for events in received]
 
 
@@ -67,7 +67,7 @@ async def test_streams_of_one_token_are_sent_in_small_batches(running_api, wait_
             api.tasks.record("task-001", *(e.Output.from_bytes("stdout", b"a line\n") for _ in range(LINES)))
             async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as other_client:
                 assert (await other_client.get("/api/v1/tasks/task-001")).status_code == 200
-            await wait_until(lambda: outputs(received) == [LINES] * STREAMS, 30)
+            await wait_until(lambda: count_outputs(received) == [LINES] * STREAMS, 30)
             watching.cancel()
             for stream in streams:
                 await stream.close()

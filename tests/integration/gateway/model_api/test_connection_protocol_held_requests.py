@@ -17,7 +17,7 @@ async def respond(_, writer):
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
 
 
-def held_requests(served):
+def count_held_requests(served):
     return sum(protocol.phase.value == "held" for protocol in served.gateway._model_protocols)
 
 
@@ -27,7 +27,7 @@ def test_held_requests_are_forwarded_unchanged_on_release():
             clients = [await served.connect() for _ in range(3)]
             for number, client in enumerate(clients):
                 client.send_request(b'{"n":%d}' % number)
-            await wait_until(lambda: held_requests(served) == 3)
+            await wait_until(lambda: count_held_requests(served) == 3)
             assert (upstream.connections, served.gateway.requests_in_flight) == (0, 0)
             served.gateway.release_model_requests()
             for client in clients:
@@ -45,7 +45,7 @@ def test_body_that_ends_after_the_release_is_forwarded():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()
             client.send_request(b"{}")
-            await wait_until(lambda: held_requests(served) == 1)
+            await wait_until(lambda: count_held_requests(served) == 1)
             late_client = await served.connect()
             head = (
                 f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nX-Api-Key: task-key-of-this-task\r\n"
@@ -92,7 +92,7 @@ def test_held_request_of_a_disconnected_client_is_dropped():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()
             client.send_request()
-            await wait_until(lambda: held_requests(served) == 1)
+            await wait_until(lambda: count_held_requests(served) == 1)
             client.abort()
             await wait_until(lambda: not served.gateway._model_protocols)
             served.gateway.release_model_requests()
@@ -117,7 +117,7 @@ def test_disconnect_during_upstream_dial_sends_no_request(monkeypatch, stays_con
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()
             client.send_request()
-            await wait_until(lambda: held_requests(served) == 1)
+            await wait_until(lambda: count_held_requests(served) == 1)
             served.gateway.release_model_requests()
             await wait_until(dialing.is_set)
             if not stays_connected:

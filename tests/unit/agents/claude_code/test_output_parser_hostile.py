@@ -407,12 +407,12 @@ def assistant(*blocks, **fields):
     return line(type="assistant", message={"id": "msg_1", "model": "m", "content": list(blocks)}, **fields)
 
 
-def use(tool, **tool_input):
+def tool_use_block(tool, **tool_input):
     return {"type": "tool_use", "id": "t1", "name": tool, "input": tool_input}
 
 
 def started(*args, **tool_input):
-    _, call = ClaudeOutputParser(SESSION).parse_line(assistant(use(*args, **tool_input)))
+    _, call = ClaudeOutputParser(SESSION).parse_line(assistant(tool_use_block(*args, **tool_input)))
     return call
 
 
@@ -452,7 +452,9 @@ def test_wide_input_has_a_limited_number_of_fields():
 
 def test_large_nested_input_is_not_indented():
     deep = b'{"a":' * 500 + b"[" + b"1," * 1000 + b"1]" + b"}" * 500
-    _, call = ClaudeOutputParser(SESSION).parse_line(assistant(use("Other", deep="DEEP")).replace(b'"DEEP"', deep))
+    _, call = ClaudeOutputParser(SESSION).parse_line(
+        assistant(tool_use_block("Other", deep="DEEP")).replace(b'"DEEP"', deep)
+    )
     assert call.input["deep"] == deep.decode()
 
 
@@ -529,7 +531,7 @@ def test_cost_of_a_result_is_rounded(reported, cost):
 
 
 def test_recorded_line_yields_a_limited_number_of_events():
-    few, many = ([use("Tool", number=number) for number in range(count)] for count in (50, 5000))
+    few, many = ([tool_use_block("Tool", number=number) for number in range(count)] for count in (50, 5000))
     assert len(convert_recorded_line(manifest(), assistant(*few))) == 50
     assert len(convert_recorded_line(manifest(), assistant(*many))) == CONVERTED_EVENTS_MAX
 
@@ -541,7 +543,7 @@ def test_recorded_malformed_line_has_no_tool_calls(garbage):
 
 
 def test_line_of_an_interactive_task_is_not_converted():
-    recorded = assistant(use("Tool"))
+    recorded = assistant(tool_use_block("Tool"))
     assert convert_recorded_line(manifest(claude={"headless": False}), recorded) is None
     assert len(convert_recorded_line(manifest(), recorded)) == 1
 

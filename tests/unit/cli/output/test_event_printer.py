@@ -107,24 +107,27 @@ def print_without_failure(*events):
     return [line.strip() for line in strip_times(file.getvalue())]
 
 
-def state(name, message):
-    return {"type": "state_change", "new_state": name, "state_message": message}
+def state_change(state: str, **fields: str) -> dict:
+    return {"type": "state_change", "new_state": state, **fields}
 
 
 CLONE_ERROR = {"type": "error", "error": "clone_failed", "message": "Cannot clone it."}
 
 
 def test_reason_of_a_failure_can_be_omitted():
-    completing = state("completing", "Collecting artifacts")
-    printed = print_without_failure(CLONE_ERROR, completing, state("failed", "Cannot clone it."))
+    completing = state_change("completing", state_message="Collecting artifacts")
+    printed = print_without_failure(CLONE_ERROR, completing, state_change("failed", state_message="Cannot clone it."))
     assert printed == ["completing    Collecting artifacts", "failed"]
 
 
 def test_errors_other_than_the_failure_reason_are_printed():
     attempt = {"type": "attempt", "attempt": 2, "resumes": False}
     assert print_without_failure(CLONE_ERROR, attempt) == ["Cannot clone it.", "Attempt 2 starts over"]
-    assert print_without_failure(CLONE_ERROR, state("failed", "Other.")) == ["Cannot clone it.", "failed"]
-    completed = [state("completed", "Done."), {"type": "end", "state": "completed"}]
+    assert print_without_failure(CLONE_ERROR, state_change("failed", state_message="Other.")) == [
+        "Cannot clone it.",
+        "failed",
+    ]
+    completed = [state_change("completed", state_message="Done."), {"type": "end", "state": "completed"}]
     assert "Cannot clone it." in print_without_failure(CLONE_ERROR, *completed)
     assert print_without_failure(CLONE_ERROR) == ["Cannot clone it."]
 
@@ -275,21 +278,17 @@ def test_detail_level_states_prints_states_and_totals():
     assert lines[-1].strip() == "35 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895"
 
 
-def state_change(state: str, at: str) -> dict:
-    return {"type": "state_change", "new_state": state, "timestamp": at}
-
-
 def test_duration_is_measured_from_the_start_of_the_agent():
     """The printed duration matches the task's `duration_seconds`. A log without the agent's start has no duration."""
     end = {"type": "end", "state": "completed", "timestamp": "2026-01-29T10:10:09.300Z"}
-    events = [state_change("pending", NOW), state_change("running", "2026-01-29T10:10:02.000Z")]
-    again = state_change("running", "2026-01-29T10:10:05.000Z")  # the second attempt
+    events = [state_change("pending", timestamp=NOW), state_change("running", timestamp="2026-01-29T10:10:02.000Z")]
+    again = state_change("running", timestamp="2026-01-29T10:10:05.000Z")  # the second attempt
     assert strip_times(print_to_text([*events, again, end]))[-1] == "  7.3 s"
     assert strip_times(print_to_text([events[0], end]))[1:] == []
 
 
 def test_states_on_a_terminal_are_formatted_as_in_the_dashboard():
-    events = [{**state_change(state, NOW), "state_message": "m"} for state in ("running", "failed_preserved")]
+    events = [state_change(state, timestamp=NOW, state_message="m") for state in ("running", "failed_preserved")]
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None, _environ={})
     print_events(events, console, is_live=False)
     lines = console.file.getvalue().splitlines()[-2:]
