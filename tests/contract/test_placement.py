@@ -655,7 +655,7 @@ on_any_remote_host = pytest.mark.parametrize("host", ["daemon", "cluster"], indi
 
 @pytest.fixture
 def remote_host(host):
-    """A host that the test can stop. It is resumed after the test."""
+    """A host that the test can pause. It is resumed after the test."""
     yield host
     host.resume()
 

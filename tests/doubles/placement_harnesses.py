@@ -192,7 +192,7 @@ class ClusterHost:
         return found
 
     def pause(self):
-        """Stop the workers, so that they do not respond."""
+        """Pause the workers, so that they do not respond."""
         self._signal(signal.SIGSTOP)
 
     def resume(self):
