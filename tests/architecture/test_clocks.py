@@ -18,7 +18,7 @@ WALL_CLOCK_READERS = {
     "server/start_conditions.py": "a drain has a start date",
     "bootstrap/backup/create.py": "a backup has a creation date",
     "placements/cluster/hosts.py": "the last contact of a host is a date",
-    "runtimes/limits/pending_syscalls.py": "the kernel stores the date of the last write to a terminal",
+    "runtimes/limits/terminal_cpu_time.py": "the kernel stores the date of the last write to a terminal",
     "bootstrap/log.py": "log lines have a timestamp",
 }
 CLIENT_PACKAGES = ("cli", "client", "demo")

@@ -25,8 +25,8 @@ from sandbox.interfaces.runtime import Command, Runtime, Sandbox
 from sandbox.runtimes import bubblewrap_command
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.limits.cgroups import socket_buffer_bytes
+from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
-from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter
 
 MEMORY_BYTES = 512 * MEBIBYTE
 BUFFERS_MAX = socket_buffer_bytes(MEMORY_BYTES)

@@ -16,11 +16,12 @@ from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.exec_terminal import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes, read_group_cpu_seconds
+from sandbox.runtimes.limits.closing_files import ClosingFilesMeter, may_any_count_differ
 from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 from sandbox.runtimes.limits.measurement_postponer import MeasurementPostponer
 from sandbox.runtimes.limits.measurement_threads import measure_in_thread
-from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter, may_any_count_differ
+from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import count_negative_dentries
 from sandbox.runtimes.sandbox_file_descriptors import open_reader
 

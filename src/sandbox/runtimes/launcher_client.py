@@ -15,11 +15,12 @@ from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, 
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.limits.cgroups import ControlGroup
+from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
 from sandbox.runtimes.limits.epoll_entries import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingCounter
 from sandbox.runtimes.limits.page_fragments import PageFragmentMeter, SocketMemoryMeter
-from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, PendingSyscallInterrupter, SyscallBufferMeter
+from sandbox.runtimes.limits.pending_syscalls import PendingSyscallInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import SlabMeter, SlabStatistics
 from sandbox.runtimes.limits.socket_usage import SocketCounter
 from sandbox.runtimes.programs import launcher

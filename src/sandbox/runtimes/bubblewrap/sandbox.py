@@ -21,11 +21,13 @@ from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.exec_terminal import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits.cgroups import measure_lock_usage, measure_terminal_usage
+from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
 from sandbox.runtimes.limits.ext4_kernel_objects import DirectoryMeter
 from sandbox.runtimes.limits.kernel_lock_hold_times import MachineLockMeters
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.measurement_threads import measure_in_thread
-from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter, TerminalMeter
+from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
+from sandbox.runtimes.limits.terminal_cpu_time import TerminalMeter
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
 from sandbox.runtimes.sandbox_file_descriptors import create_memfd, wait_for_exit

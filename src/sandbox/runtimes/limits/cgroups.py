@@ -25,18 +25,14 @@ from sandbox.model.fixed_limits import (
 )
 from sandbox.runtimes import sandbox_processes
 from sandbox.runtimes.limits import directory_and_lock_counts, socket_usage
+from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
 from sandbox.runtimes.limits.epoll_entries import EpollCounter
 from sandbox.runtimes.limits.kernel_lock_hold_times import MachineLockMeters
+from sandbox.runtimes.limits.kernel_memory_growth import count_machine_kernel_bytes
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingCounter, SandboxProcesses
 from sandbox.runtimes.limits.page_fragments import SocketMemoryMeter
-from sandbox.runtimes.limits.pending_syscalls import (
-    ClosingFilesMeter,
-    PendingSyscallInterrupter,
-    SyscallBufferMeter,
-    TerminalMeter,
-    count_machine_kernel_bytes,
-)
+from sandbox.runtimes.limits.pending_syscalls import PendingSyscallInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import (
     DENTRY_BYTES,
     GroupUsage,
@@ -44,6 +40,7 @@ from sandbox.runtimes.limits.slab_usage import (
     count_negative_dentries,
     reclaimable_free_slab_bytes_max,
 )
+from sandbox.runtimes.limits.terminal_cpu_time import TerminalMeter
 
 PARENT_GROUP = "sandbox"
 """Parent directory of all attempts' groups."""

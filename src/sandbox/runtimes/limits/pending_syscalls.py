@@ -1,4 +1,4 @@
-"""Interrupts threads in system calls. Measures the resources used by system calls, ending processes and terminals.
+"""Interrupts threads in system calls, and measures the buffers of system calls.
 
 A system call keeps a file open until it returns, even if another thread closes the descriptor in the meantime. Such a
 file is in no descriptor table and cannot be counted. Interrupted calls return: the kernel restarts most of them with
@@ -7,30 +7,19 @@ the same descriptor, and others fail with EINTR, as they do when a process is st
 A call may also use a buffer that is not charged to any control group. A program that reads a setting in /proc/sys or
 sends a netlink request determines the size of this buffer. The program can make the call wait by causing a page fault
 in its own memory.
-
-A process that ends gives up its descriptor table before the kernel closes its files. A program can delay this for
-minutes by keeping a processor busy.
-
-Kernel threads process what programs write to the masters of pseudo-terminals. These threads are in no control group,
-and each terminal can keep one thread busy. One byte can cost 20 µs: a reprint character repeats the whole line, and an
-interrupt character signals all processes of the foreground group.
 """
 
 import ctypes
-import os
-import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
-from sandbox.model.fixed_limits import CLOSING_FILES_BYTES_MAX, OPEN_FILES_GROWTH_MAX, SYSCALL_BUFFER_BYTES_MAX
-from sandbox.runtimes.limits.directory_and_lock_counts import find_fd_table, list_directory
-from sandbox.runtimes.limits.measurement_threads import OtherSandboxMeasurement, measure_in_further_thread
-from sandbox.runtimes.programs.launcher import PTYS_MAX
+from sandbox.model.fixed_limits import OPEN_FILES_GROWTH_MAX, SYSCALL_BUFFER_BYTES_MAX
+from sandbox.runtimes.limits.directory_and_lock_counts import list_directory
+from sandbox.runtimes.limits.kernel_memory_growth import KernelMemoryGrowth, count_machine_kernel_bytes
+from sandbox.runtimes.limits.measurement_threads import measure_in_further_thread
 
 _PTRACE_SEIZE, _PTRACE_INTERRUPT = 0x4206, 0x4207
 _INTERRUPT_SECONDS = 0.02
@@ -111,9 +100,6 @@ class PendingSyscallInterrupter:
 
 
 _PROC = Path("/proc")
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-_KERNEL_MEMORY_FIELDS = (b"\nSUnreclaim:", b"\nVmallocUsed:")
-_MEMINFO_BYTES_MAX = 16384
 _SYSCTL_DIRECTORY = "/proc/sys/"
 _SYSCTL_BUFFER_BYTES = 4 << 20
 """Maximum size of the buffer for one read of a setting: the kernel's KMALLOC_MAX_SIZE."""
@@ -123,19 +109,6 @@ _SYSCTL_FUNCTION, _NETLINK_FUNCTION = "proc_sys_call_handler", "netlink_sendmsg"
 
 _RUNNING = "running"
 _INODE_COLUMN = 9
-
-
-def count_machine_kernel_bytes(path: Path = _PROC / "meminfo") -> int | None:
-    """Return the size of the unreclaimable memory that the kernel has allocated, in bytes; None if unknown."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            text = os.read(descriptor, _MEMINFO_BYTES_MAX)
-        finally:
-            os.close(descriptor)
-        return sum(int(text.partition(field)[2].split(maxsplit=1)[0]) << 10 for field in _KERNEL_MEMORY_FIELDS)
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def sum_syscall_buffer_bytes(process_ids: Iterable[int], proc: Path = _PROC) -> int:
@@ -217,39 +190,6 @@ def _read_netlink_sockets(path: Path) -> frozenset[str]:
     return frozenset()
 
 
-class _KernelMemoryGrowth:
-    """The growth of the machine's kernel memory, which decides whether a meter inspects the threads of a sandbox.
-
-    limit_bytes: the growth above which threads are inspected.
-    """
-
-    def __init__(self, count_kernel_bytes: Callable[[], int | None], limit_bytes: int) -> None:
-        self._count_kernel_bytes = count_kernel_bytes
-        self._limit_bytes = limit_bytes
-        self._lowest_bytes = count_kernel_bytes()
-        self._was_above_limit = False
-
-    def measure(self) -> int | None:
-        """Return the growth in bytes since the lowest size; 0 if it is within the limit; None if unknown."""
-        growth = self._update(self._count_kernel_bytes())
-        self._was_above_limit = growth is not None and growth > self._limit_bytes
-        return growth if growth is None or self._was_above_limit else 0
-
-    def has_newly_exceeded_limit(self, kernel_bytes: int | None) -> bool:
-        """Return whether the growth exceeds the limit now, but did not when it was last measured.
-
-        kernel_bytes: the current size of the kernel's memory; None if unknown.
-        """
-        growth = self._update(kernel_bytes)
-        return growth is not None and growth > self._limit_bytes and not self._was_above_limit
-
-    def _update(self, kernel_bytes: int | None) -> int | None:
-        if kernel_bytes is None:
-            return None
-        self._lowest_bytes = kernel_bytes if self._lowest_bytes is None else min(kernel_bytes, self._lowest_bytes)
-        return kernel_bytes - self._lowest_bytes
-
-
 class SyscallBufferMeter:
     """Measures the buffers of the system calls that a sandbox's threads are executing.
 
@@ -261,7 +201,7 @@ class SyscallBufferMeter:
         count_kernel_bytes: Callable[[], int | None] = count_machine_kernel_bytes,
         sum_buffers: Callable[[Collection[int]], int] = sum_syscall_buffer_bytes,
     ) -> None:
-        self._growth = _KernelMemoryGrowth(count_kernel_bytes, SYSCALL_BUFFER_BYTES_MAX)
+        self._growth = KernelMemoryGrowth(count_kernel_bytes, SYSCALL_BUFFER_BYTES_MAX)
         self._sum_buffers = sum_buffers
 
     def count(self, process_ids: Callable[[], Collection[int]]) -> int | None:
@@ -275,227 +215,3 @@ class SyscallBufferMeter:
         kernel_bytes: the current size of the kernel's memory; None if unknown.
         """
         return self._growth.has_newly_exceeded_limit(kernel_bytes)
-
-
-_FILES_OF_PROCESS_MAX, _FILE_BYTES_MAX = 16_384, 20 << 10
-"""Limit on the open files of one process, and the maximum uncharged memory of one file (a partly read directory)."""
-
-_CLOSING_SECONDS, _WAITING_SECONDS = 1.0, 5.0
-"""How long a process must have been closing its files to be counted: if it is runnable, and if it waits.
-
-A process that waits must take longer, because ordinary processes also wait for a slow disk.
-"""
-
-_CLOSING_TIME_SLICES = 2
-"""Number of time slices that a runnable process must have had during that time to be counted.
-
-In a time slice, it closes hundreds of files.
-"""
-
-_PF_EXITING, _ZOMBIE_STATES, _RUNNABLE = 0x4, "ZX", "R"
-_PROCESS_ID = re.compile(r"^Tgid:\s*(\d+)$", re.MULTILINE)
-
-
-class ClosingThread(msgspec.Struct, frozen=True):
-    """A thread that has released its process's descriptor table, but has not ended.
-
-    state: a letter as in /proc/PID/stat. start_time: a number as in that file, because ids are reused. time_slices: how
-    many the thread has had. process_id: the id of its process.
-    """
-
-    state: str
-    start_time: str
-    time_slices: int
-    process_id: str
-
-
-def find_closing_thread(thread: int, proc: Path = _PROC) -> ClosingThread | None:
-    """Return the thread if it is closing the files of its process; None for other threads."""
-    directory = proc / str(thread)
-    with suppress(OSError, ValueError, IndexError):
-        # The name of a thread may contain any bytes.
-        fields = (directory / "stat").read_text(errors="replace").rpartition(")")[2].split()
-        if fields[0] in _ZOMBIE_STATES or not int(fields[6]) & _PF_EXITING or find_fd_table(thread) is not None:
-            return None
-        time_slices = int((directory / "schedstat").read_text().split()[2])
-        process = _PROCESS_ID.search((directory / "status").read_text(errors="replace"))
-        return ClosingThread(fields[0], fields[19], time_slices, process[1] if process else str(thread))
-    return None
-
-
-class ClosingFilesMeter:
-    """Measures the memory of the files that ending processes are slow to close.
-
-    Threads are inspected only while the machine's kernel memory has grown by more than the limit.
-    """
-
-    def __init__(
-        self,
-        count_kernel_bytes: Callable[[], int | None] = count_machine_kernel_bytes,
-        find: Callable[[int], ClosingThread | None] = find_closing_thread,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._growth = _KernelMemoryGrowth(count_kernel_bytes, CLOSING_FILES_BYTES_MAX)
-        self._find = find
-        self._clock = clock
-        self._first_seen: dict[int, tuple[float, ClosingThread]] = {}
-        """When each thread that is closing files was first found, and its state at that time."""
-
-    def count(self, thread_ids: Callable[[], Collection[int]]) -> int | None:
-        """Return an upper bound in bytes; 0 if the kernel's memory has not grown beyond the limit; None if unknown."""
-        growth = self._growth.measure()
-        if growth is None:
-            return None
-        if not growth:
-            self._first_seen = {}
-            return 0
-        found = {thread: closing for thread in thread_ids() if (closing := self._find(thread)) is not None}
-        now, earlier, self._first_seen = self._clock(), self._first_seen, {}
-        for thread, closing in found.items():
-            seen_at, first = earlier.get(thread, (now, closing))
-            self._first_seen[thread] = (seen_at, first) if first.start_time == closing.start_time else (now, closing)
-        slow = {one.process_id for thread, one in found.items() if self._is_slow(now, *self._first_seen[thread], one)}
-        return min(growth, len(slow) * _FILES_OF_PROCESS_MAX * _FILE_BYTES_MAX)
-
-    def may_count_differ(self, kernel_bytes: int | None) -> bool:
-        """Return whether the next count may differ from the last one although no program of the sandbox has run.
-
-        This is so while threads are closing files, because the time that they need counts. kernel_bytes: the current
-        size of the kernel's memory; None if unknown.
-        """
-        return self._growth.has_newly_exceeded_limit(kernel_bytes) or bool(self._first_seen)
-
-    @staticmethod
-    def _is_slow(now: float, seen_at: float, first: ClosingThread, closing: ClosingThread) -> bool:
-        """Return whether the thread needs more time than it would need for the files of an ordinary program."""
-        if closing.state != _RUNNABLE:
-            return now - seen_at >= _WAITING_SECONDS
-        return now - seen_at >= _CLOSING_SECONDS and closing.time_slices - first.time_slices >= _CLOSING_TIME_SLICES
-
-
-def may_any_count_differ(*meters: SyscallBufferMeter | ClosingFilesMeter | None) -> bool:
-    """Return whether the next count of one of the meters may differ although no program has run. Takes 0.1 ms."""
-    present = [one for one in meters if one is not None]
-    kernel_bytes = count_machine_kernel_bytes() if present else None
-    answers = [one.may_count_differ(kernel_bytes) for one in present]  # each meter must see each size
-    return any(answers)
-
-
-_TERMINAL_FUNCTION = "flush_to_ldisc"
-"""The kernel function that processes the input of a terminal. It is in the stack of a thread that does this."""
-
-_TERMINAL_WRITE_FUNCTION = "tty_write"
-"""Text that is in the name of each kernel function that writes to a terminal."""
-
-_KERNEL_THREADS = Path("/proc/2/task/2/children")
-_WORKER_PREFIX = "kworker/u"
-"""Name prefix of kernel threads that are not bound to a processor. They process the input of terminals."""
-
-_WRITTEN_SECONDS = 20.0
-"""A write to a terminal counts as recent for this time. The kernel stores the time of a write in steps of 8 s."""
-
-_TERMINAL_CPU_ALLOWANCE_CORES = 0.5
-"""Cores of CPU time that kernel threads may spend on terminals before the time counts against a sandbox."""
-
-_MULTIPLEXER = "ptmx"
-
-
-class TerminalThreads:
-    """The kernel threads that process the input of the machine's terminals."""
-
-    def __init__(self, proc: Path = _PROC, listing: Path = _KERNEL_THREADS) -> None:
-        self._proc = proc
-        self._listing = listing
-        self._cpu_seconds: dict[str, float] = {}
-
-    def read_growth(self) -> float:
-        """Return the CPU time that the threads now processing input have used since the last call; 0 if unknown.
-
-        A thread that the last call did not find counts as 0.
-        """
-        earlier, self._cpu_seconds = self._cpu_seconds, {}
-        with suppress(OSError):
-            for thread in self._listing.read_text().split():
-                self._add_cpu_seconds(thread)
-        grown = {thread: now - earlier[thread] for thread, now in self._cpu_seconds.items() if thread in earlier}
-        return sum(growth for thread, growth in grown.items() if growth > 0 and self._is_processing_input(thread))
-
-    def _add_cpu_seconds(self, thread: str) -> None:
-        with suppress(OSError, ValueError, IndexError):
-            name, _, fields = (self._proc / thread / "stat").read_text().partition("(")[2].rpartition(") ")
-            if name.startswith(_WORKER_PREFIX):
-                self._cpu_seconds[thread] = sum(map(int, fields.split()[11:13])) / _TICKS_PER_SECOND
-
-    def _is_processing_input(self, thread: str) -> bool:
-        with suppress(OSError):
-            return _TERMINAL_FUNCTION in (self._proc / thread / "stack").read_text()
-        return False
-
-
-def count_terminals_if_written(process_ids: Collection[int], proc: Path = _PROC) -> int:
-    """Return the number of a sandbox's terminals; 0 if no program has written to any of them recently."""
-    for pid in process_ids:
-        directory = proc / str(pid) / "root/dev/pts"
-        with suppress(OSError):
-            terminals = sum(entry.name != _MULTIPLEXER for entry in directory.iterdir())
-            if not terminals:
-                return 0
-            is_recent = time.time() - (directory / _MULTIPLEXER).stat().st_mtime <= _WRITTEN_SECONDS
-            return terminals if is_recent or _has_pending_write(process_ids, proc) else 0
-    return 0
-
-
-def _has_pending_write(process_ids: Iterable[int], proc: Path) -> bool:
-    """Return whether a thread is writing to a terminal. The kernel stores the time of a write only after the write."""
-    for pid in process_ids:
-        for thread in list_directory(f"{proc}/{pid}/task"):
-            with suppress(OSError):
-                if _TERMINAL_WRITE_FUNCTION in (proc / str(pid) / "task" / thread / "stack").read_text():
-                    return True
-    return False
-
-
-class TerminalMeter:
-    """Measures the CPU time of kernel threads that is attributed to the input of one sandbox's terminals."""
-
-    def __init__(
-        self,
-        read_growth: Callable[[], float] | None = None,
-        count_terminals: Callable[[Collection[int]], int] = count_terminals_if_written,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._read_growth = TerminalThreads().read_growth if read_growth is None else read_growth
-        self._count_terminals = count_terminals
-        self._other_sandboxes = OtherSandboxMeasurement(count_terminals)
-        self._clock = clock
-        self._measured_at = clock()
-        self._is_writing = False
-        self._excess_cpu_seconds = 0.0
-
-    def measure(
-        self,
-        process_ids: Callable[[], Collection[int]],
-        other_sandboxes: Callable[[], Iterable[Collection[int]]] = tuple,
-    ) -> float:
-        """Return the CPU time beyond _TERMINAL_CPU_ALLOWANCE_CORES, in seconds; 0 while nothing is written.
-
-        The time is divided between the sandboxes that write to terminals, in proportion to their terminals.
-        """
-        now = self._clock()
-        elapsed_seconds = now - self._measured_at
-        was_writing, own = self._is_writing, self._count_terminals(process_ids())
-        self._measured_at, self._is_writing = now, own > 0
-        if not own:
-            self._excess_cpu_seconds = 0.0
-            return self._excess_cpu_seconds
-        growth = self._read_growth()
-        if was_writing and elapsed_seconds > 0:
-            excess = growth - _TERMINAL_CPU_ALLOWANCE_CORES * elapsed_seconds
-            total = own + self._count_terminals_of_others(other_sandboxes()) if excess > 0 else own
-            self._excess_cpu_seconds = max(0.0, self._excess_cpu_seconds + excess * own / total)
-        return self._excess_cpu_seconds
-
-    def _count_terminals_of_others(self, sandboxes: Iterable[Collection[int]]) -> int:
-        """Return the number of the other sandboxes' terminals; PTYS_MAX for each one whose programs delay the count."""
-        counts = self._other_sandboxes.measure_all(sandboxes)
-        return sum(PTYS_MAX if count is None else count for count in counts)
