@@ -17,7 +17,7 @@ WALL_CLOCK_READERS = {
     "server/task_service.py": "an artifact has a creation date",
     "server/start_conditions.py": "a drain has a start date",
     "bootstrap/backup/create.py": "a backup has a creation date",
-    "placements/cluster/hosts.py": "the last contact of a host is a date",
+    "placements/cluster/host_statuses.py": "the last contact of a host is a date",
     "runtimes/limits/terminal_cpu_time.py": "the kernel stores the date of the last write to a terminal",
     "bootstrap/log.py": "log lines have a timestamp",
 }

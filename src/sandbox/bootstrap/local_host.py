@@ -31,7 +31,7 @@ from sandbox.placements.local.host_load import read_memory_available_bytes
 from sandbox.placements.local.launch_message import NOT_RENEWED, HostSettings
 from sandbox.placements.local.placement import LocalPlacement
 from sandbox.placements.local.probe_leftovers import probe_lock_async
-from sandbox.placements.local.runner_processes import (
+from sandbox.placements.local.runner_starters import (
     FORK_SERVER_MODULE,
     RUNNER_MODULE,
     RunnerForkServer,

@@ -1,6 +1,6 @@
 """Entry point of a runner: `python -m sandbox.bootstrap.runner --lock-fd=N`.
 
-Reads its order from standard input. `placements.local.runner_processes.RunnerSpawner` describes the options
+Reads its order from standard input. `placements.local.runner_starters.RunnerSpawner` describes the options
 `--parent-death-pipe-fd=N` and `--credentials-fd=N`. `bootstrap.runner_fork_server` is the other entry point.
 
 Imports only a few server modules, so that it starts fast and uses little memory.
@@ -70,9 +70,9 @@ from sandbox.runner.control_socket import RenewHandler, record_cancel, serve_con
 from sandbox.runner.debug_session_runner import DebugSessionRunner, launch_spec_without_agent
 from sandbox.runner.event_redaction import redact_event
 from sandbox.runner.steps.collect import CollectStep
+from sandbox.runner.steps.prepare_workspace import ClonedWorkspace, PrepareWorkspaceStep, ResumedWorkspace
 from sandbox.runner.steps.provision import ProvisionStep, make_confine
 from sandbox.runner.steps.run import RunStep
-from sandbox.runner.steps.stage import ClonedWorkspace, ResumedWorkspace, StageStep
 from sandbox.runner.steps.teardown import TeardownStep
 from sandbox.runner.terminals import TerminalServer
 from sandbox.workspace.clone.credentials import ServerCredentials
@@ -385,7 +385,7 @@ def build_runner(
     source = ResumedWorkspace(attempt) if attempt.resumes else ClonedWorkspace(attempt, parts.workspaces, confine)
     return AttemptRunner(
         attempt,
-        StageStep(attempt, source, parts.runtime, parts.disk, parts.remove_paths, parts.clock),
+        PrepareWorkspaceStep(attempt, source, parts.runtime, parts.disk, parts.remove_paths, parts.clock),
         ProvisionStep(attempt, driver, parts.runtime, parts.image_locks),
         RunStep(attempt, agent, driver, gateways, terminals, parts.disk, parts.clock, parts.throttle),
         _build_closer(attempt, parts, driver, confine),

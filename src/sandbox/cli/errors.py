@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sandbox.cli.command_groups import LazyGroup
+from sandbox.cli.click_extensions import LazyGroup
 from sandbox.cli.output.console import is_color_enabled
 from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
 from sandbox.cli.standard_streams import STDOUT, discard_stdout

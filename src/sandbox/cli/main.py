@@ -8,7 +8,7 @@ from typing import cast
 
 import click
 
-from sandbox.cli.command_groups import LazyGroup, help_examples
+from sandbox.cli.click_extensions import LazyGroup, help_examples
 from sandbox.cli.errors import RootGroup
 from sandbox.cli.options import common_options
 from sandbox.cli.standard_streams import set_up_streams

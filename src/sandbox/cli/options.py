@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from sandbox.cli.command_groups import GlobalOption, gc_frozen
+from sandbox.cli.click_extensions import GlobalOption, gc_frozen
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.console import is_color_enabled
 from sandbox.cli.output.terminal_text import escape_name, escape_text

@@ -34,9 +34,9 @@ from sandbox.model.task_state import TaskState
 from sandbox.runner.agent_output import rendered_output
 from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.steps.collect import CollectStep
+from sandbox.runner.steps.prepare_workspace import PrepareWorkspaceStep, require_same_secrets, take_over_files
 from sandbox.runner.steps.provision import ProvisionStep, read_handle
 from sandbox.runner.steps.run import RunStep
-from sandbox.runner.steps.stage import StageStep, require_same_secrets, take_over_files
 from sandbox.runner.steps.teardown import TeardownStep
 
 T = TypeVar("T")
@@ -233,7 +233,7 @@ class AttemptRunner(msgspec.Struct, frozen=True):
     """Runs one attempt."""
 
     attempt: AttemptContext
-    stage: StageStep
+    stage: PrepareWorkspaceStep
     provision: ProvisionStep
     agent_run: RunStep
     closer: AttemptCloser

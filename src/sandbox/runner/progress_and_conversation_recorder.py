@@ -1,4 +1,4 @@
-"""Records the counters and the conversation of a running task, and computes its remaining time and budget."""
+"""Records the counters and the conversation of a running task."""
 
 import asyncio
 from collections.abc import Callable

@@ -19,7 +19,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import ARTIFACT_BYTES_MAX
 from sandbox.primitives.files import create_private_file, fsync_path
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
-from sandbox.workspace.files import (
+from sandbox.workspace.rooted_files import (
     Entry,
     RootedFiles,
     TooManyEntriesError,

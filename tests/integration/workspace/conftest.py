@@ -8,7 +8,7 @@ import pytest
 
 from doubles.git_http_server import GitHttpServer
 from doubles.workspace_harness import UpstreamRepository, WorkspaceHarness
-from sandbox.workspace.files import Entry, RootedFiles
+from sandbox.workspace.rooted_files import Entry, RootedFiles
 
 MakeHarness = Callable[..., WorkspaceHarness]
 ServeUpstream = Callable[[UpstreamRepository], WorkspaceHarness]

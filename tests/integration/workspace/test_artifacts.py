@@ -13,9 +13,9 @@ from sandbox.interfaces.workspace import SkippedFile
 from sandbox.model.events import Artifact
 from sandbox.model.failure import AttemptError
 from sandbox.workspace import artifacts as workspace_artifacts
-from sandbox.workspace import files
+from sandbox.workspace import rooted_files
 from sandbox.workspace.artifacts import TEMPORARY_FILE_NAME
-from sandbox.workspace.files import RootedFiles
+from sandbox.workspace.rooted_files import RootedFiles
 from sandbox.workspace.workspaces import GitWorkspaces
 
 
@@ -210,7 +210,7 @@ def test_many_files_with_ordinary_paths_are_all_collected(harness):
 
 
 def test_files_found_before_the_entry_limit_are_stored(harness, monkeypatch):
-    monkeypatch.setattr(files, "ENTRIES_MAX", 5)
+    monkeypatch.setattr(rooted_files, "ENTRIES_MAX", 5)
     harness.file("report").touch()
     for number in range(10):
         harness.file(f"many/f{number}").touch()
@@ -222,7 +222,7 @@ def test_files_found_before_the_entry_limit_are_stored(harness, monkeypatch):
 
 
 def test_total_length_of_the_searched_paths_is_limited(harness, monkeypatch):
-    monkeypatch.setattr(files, "PATHS_BYTES_MAX", 1024**2)
+    monkeypatch.setattr(rooted_files, "PATHS_BYTES_MAX", 1024**2)
     harness.file("report").touch()
     for number in range(1000):
         harness.file(f"{'d' * 200}/{'e' * 200}/{'f' * 200}/{'g' * 200}/{'h' * 200}/{number:0200}").touch()

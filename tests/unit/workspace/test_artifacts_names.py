@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sandbox.model.printable import is_printable
 from sandbox.workspace.artifacts import TEMPORARY_FILE_NAME, ArtifactNames, content_type
-from sandbox.workspace.files import printable_path
+from sandbox.workspace.rooted_files import printable_path
 
 
 def test_base_name_in_use_is_numbered_or_replaced_by_the_path():

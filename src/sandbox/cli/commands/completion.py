@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 
 SHELLS = ("bash", "zsh", "fish")
 COMPLETION_VARIABLE = "_SANDBOX_COMPLETE"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.command_groups import SuggestingGroup, help_examples
+from sandbox.cli.click_extensions import SuggestingGroup, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.json_output import print_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sandbox.cli.command_groups import SuggestingGroup, help_examples
+from sandbox.cli.click_extensions import SuggestingGroup, help_examples
 from sandbox.cli.commands.login import print_overriding_variables
 from sandbox.cli.contexts import DEFAULT_CONTEXT, DEFAULT_NAME, ContextFile, default_file
 from sandbox.cli.options import complete_context, current_options, output_options

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, exit_code_for_error, fail
 from sandbox.cli.output.terminal_text import escape_text
 

@@ -11,7 +11,7 @@ import click
 
 from sandbox.cli.checkout.clone_source import find_clone_source
 from sandbox.cli.checkout.user_checkout import Checkout
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.manifest_overrides import parse_overrides

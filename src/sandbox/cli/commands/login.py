@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.contexts import Context, ContextFile, Contexts, ServerSelection, check_name, default_file
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options, server_option, token_option

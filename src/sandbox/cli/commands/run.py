@@ -13,7 +13,7 @@ import click
 from sandbox.cli.checkout.apply_after_run import ApplyPrompt
 from sandbox.cli.checkout.clone_source import CloneSource, create_local_patch, find_clone_source
 from sandbox.cli.checkout.user_checkout import Checkout
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail, interrupt_hint
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.manifest_overrides import id_override, parse_overrides

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sandbox.cli.command_groups import command, gc_frozen, help_examples
+from sandbox.cli.click_extensions import command, gc_frozen, help_examples
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.settings_options import load_configuration, settings_options
 

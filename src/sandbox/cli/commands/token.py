@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.command_groups import SuggestingGroup, help_examples
+from sandbox.cli.click_extensions import SuggestingGroup, help_examples
 from sandbox.cli.errors import ExitCode, fail, hint_if_output_fails
 from sandbox.cli.options import UNIT_SECONDS, current_options, output_options
 from sandbox.cli.output.console import stdout_console

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sandbox.cli.command_groups import command, gc_frozen
+from sandbox.cli.click_extensions import command, gc_frozen
 from sandbox.cli.settings_options import load_configuration
 
 

@@ -49,7 +49,7 @@ from sandbox.placements.cluster.claim_checks import Claims, SharedHostKey
 from sandbox.placements.cluster.credential_requests import FindCloneCredentials
 from sandbox.placements.cluster.event_loop_thread import LoopThread
 from sandbox.placements.cluster.host_drains import HostDrains
-from sandbox.placements.cluster.hosts import ClusterHosts, EngineHosts, SeenHosts
+from sandbox.placements.cluster.host_statuses import ClusterHosts, EngineHosts, SeenHosts
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings
 from sandbox.placements.cluster.remote_runners_and_disks import RemotePreservedDisk, RemoteRunnerHandle

@@ -48,7 +48,7 @@ from sandbox.model.errors import SandboxError, error_reason
 from sandbox.placements.cluster.artifact_uploads import ArtifactsTooLargeError, ArtifactUploads
 from sandbox.placements.cluster.claim_checks import ClaimRejectedError, Claims
 from sandbox.placements.cluster.credential_requests import FindCloneCredentials, WorkerCredentialRequests
-from sandbox.placements.cluster.hosts import SeenHosts
+from sandbox.placements.cluster.host_statuses import SeenHosts
 from sandbox.placements.cluster.image_transfers import ImageTransfers
 from sandbox.placements.cluster.jobs import Job
 from sandbox.placements.cluster.worker_session import WorkerSession

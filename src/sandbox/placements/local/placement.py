@@ -22,7 +22,7 @@ from sandbox.model.disk_watermarks import transient_disk_error
 from sandbox.placements.local.attempt_files import LocalAttemptFiles, has_disk_or_handle
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
 from sandbox.placements.local.runner_client import LocalRunnerClient
-from sandbox.placements.local.runner_processes import FORK_SERVER_MODULE, RUNNER_MODULE, RunnerStarter
+from sandbox.placements.local.runner_starters import FORK_SERVER_MODULE, RUNNER_MODULE, RunnerStarter
 
 ORDER_TIMEOUT_SECONDS = 30.0
 """A new runner is killed if it has not read its order within this time."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.cancellable_thread import StopFlag
-from sandbox.workspace.files import RootedFiles, read_chunks
+from sandbox.workspace.rooted_files import RootedFiles, read_chunks
 
 OBJECT_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REFS_BYTES_MAX = 1024 * 1024

@@ -11,9 +11,9 @@ from sandbox.primitives.files import create_private_file, fsync_path, remove_on_
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.diff.base_commit_tree import EXECUTABLE_MODE, git_mode, read_base_tree
 from sandbox.workspace.diff.comparison import compare_workspace
-from sandbox.workspace.files import Entry, RootedFiles, TooManyEntriesError, read_chunks
 from sandbox.workspace.git.command import Git, GitError
 from sandbox.workspace.git.error_messages import last_error_line
+from sandbox.workspace.rooted_files import Entry, RootedFiles, TooManyEntriesError, read_chunks
 
 _END_OF_ARCHIVE = b"\0" * 2 * tarfile.BLOCKSIZE
 

@@ -25,9 +25,9 @@ from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.diff.base_commit_tree import SYMLINK_MODE, BaseTree, git_mode, read_base_tree
 from sandbox.workspace.diff.comparison import SkippedPaths, TreeComparison, compare_workspace
 from sandbox.workspace.diff.ignore_rules import EmptyIgnoreMatcher
-from sandbox.workspace.files import Entry, RootedFiles, TooManyEntriesError, printable_path, read_chunks
 from sandbox.workspace.git.command import Git, GitError, pipe, wait_for_data, write_all
 from sandbox.workspace.git.error_messages import last_error_line
+from sandbox.workspace.rooted_files import Entry, RootedFiles, TooManyEntriesError, printable_path, read_chunks
 
 _SKIPPED_LISTED_MAX = 20
 _NEW_TREE_REF = "refs/sandbox/new"

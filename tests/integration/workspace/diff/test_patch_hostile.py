@@ -15,7 +15,7 @@ import pytest
 from doubles.workspace_harness import descendant_names, run_git
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes import disk_ownership
-from sandbox.workspace import files
+from sandbox.workspace import rooted_files
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_deeply_nested_directories_are_excluded(staged):
 
 
 def test_patch_is_truncated_above_the_file_limit(staged, monkeypatch):
-    monkeypatch.setattr(files, "ENTRIES_MAX", 20)
+    monkeypatch.setattr(rooted_files, "ENTRIES_MAX", 20)
     for number in range(20):
         (staged.workspace / f"file{number}").touch()
 

@@ -7,7 +7,7 @@ from io import RawIOBase
 import pytest
 
 from sandbox.workspace.diff.ignore_rules import GitIgnoreMatcher
-from sandbox.workspace.files import Entry
+from sandbox.workspace.rooted_files import Entry
 
 
 class FakeGit(RawIOBase):

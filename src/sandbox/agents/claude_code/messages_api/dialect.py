@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.agents.claude_code.messages_api import pricing, request_checks, usage_meter
+from sandbox.agents.claude_code.messages_api import external_access, pricing, usage_meter
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.model_dialect import CostBound, Endpoint, Rejected, RequestHeaders, ResponseHeaders, UsageMeter
 from sandbox.model.errors import DECODE_ERRORS
@@ -120,11 +120,11 @@ class MessagesApi:
 
     def decode_request(self, body: bytes | bytearray) -> dict[str, Any] | Rejected:
         """Decode the body, or reject it."""
-        return request_checks.decode_body(body)
+        return external_access.decode_body(body)
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
         """Return a noun phrase for a part of the request that has external access; None if there is no such part."""
-        return request_checks.external_access_reason(request, sanitize)
+        return external_access.external_access_reason(request, sanitize)
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
         """Return why the cost of the request cannot be bounded and what to do instead; None if it can be bounded."""

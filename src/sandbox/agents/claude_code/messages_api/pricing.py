@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.agents.claude_code.messages_api.request_checks import additional_models, count_images, unknown_fee_reason
+from sandbox.agents.claude_code.messages_api.external_access import additional_models, count_images, unknown_fee_reason
 from sandbox.interfaces.model_dialect import CostBound
 
 INPUT_TOKENS_MAX = 1_000_000

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.commands.admin.check import print_discrepancies
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options, output_options

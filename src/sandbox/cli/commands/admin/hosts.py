@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.formatting import format_age

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options, server_options
 
@@ -28,7 +28,7 @@ def mcp() -> None:
     """
     if sys.stdin.isatty():
         fail(_ADVICE, ExitCode.USAGE)
-    from sandbox.cli.commands.mcp.tool_declarations import serve_tools
+    from sandbox.cli.commands.mcp.tool_server import serve_tools
 
     options = current_options()
     serve_tools(options.server, options.token)

@@ -17,7 +17,7 @@ from sandbox.cli.checkout.downloaded_patch import CHAIN_HELP, fetch_patch, find_
 from sandbox.cli.checkout.new_branch import NewBranch
 from sandbox.cli.checkout.patch_output import applied_message, print_changed_files
 from sandbox.cli.checkout.user_checkout import ChangedFile, Checkout, can_apply
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail, print_message
 from sandbox.cli.options import CliOptions, allow_secrets_option, common_options, current_options
 from sandbox.cli.output.console import stdout_console

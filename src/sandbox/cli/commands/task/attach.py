@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import CliOptions, current_options, server_options
 from sandbox.cli.output.formatting import hint_id, next_commands, outcome_summary
 from sandbox.cli.output.terminal_text import escape_text

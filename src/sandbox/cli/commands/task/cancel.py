@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail, print_error
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.console import confirm

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.formatting import hint_id
 from sandbox.cli.task_arguments import confirm_for_tasks, for_each_task, require_terminal_for_prompt, task_arguments

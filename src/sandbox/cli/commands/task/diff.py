@@ -12,7 +12,7 @@ import click
 from sandbox.cli.checkout.downloaded_patch import CHAIN_HELP, fetch_patch
 from sandbox.cli.checkout.patch_output import colorize, patch_lines, print_changed_files, summarize_binary_files
 from sandbox.cli.checkout.user_checkout import count_lines
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import allow_secrets_option, common_options, current_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.checkout.patch_output import patch_lines
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import allow_secrets_option, common_options, current_options, reject_secrets
 from sandbox.cli.output.json_output import print_json

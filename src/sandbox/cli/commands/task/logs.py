@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.options import current_options, output_options, parse_past_time_option, server_options
 from sandbox.cli.output.console import stdout_console

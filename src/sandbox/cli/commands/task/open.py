@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.terminal_text import escape_text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.manifest_overrides import id_override, parse_overrides
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.submission import read_prompt, show_submitted, submit_again, wait_options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import current_options, server_options
 from sandbox.cli.sandbox_terminal import DETACH_KEYS, exit_with_terminal, parse_detach_keys, run_terminal
 from sandbox.cli.task_arguments import task_argument

@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.manifest_overrides import id_override, parse_overrides
 from sandbox.cli.options import common_options, current_options

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.manifest_file import ManifestFile, field_error_details, field_error_lines
 from sandbox.cli.options import current_options, output_options

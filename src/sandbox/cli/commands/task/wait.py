@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hint
 from sandbox.cli.options import common_options, current_options, parse_duration_option
 from sandbox.cli.output.formatting import outcome_summary, state_text

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import click
 
-from sandbox.cli.command_groups import command, help_examples
+from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode
 from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console

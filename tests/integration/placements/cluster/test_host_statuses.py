@@ -10,7 +10,7 @@ from sandbox import __version__
 from sandbox.interfaces.cluster_engine import EngineHost, EngineUnavailableError, JobPhase, JobStatus
 from sandbox.interfaces.worker_messages import Claimed, Heartbeat
 from sandbox.placements.cluster import hosts, jobs
-from sandbox.placements.cluster.hosts import SeenHost, SeenHosts, host_statuses
+from sandbox.placements.cluster.host_statuses import SeenHost, SeenHosts, host_statuses
 
 REPORTED = {"cpus": 4, "memory_bytes": 2**34}
 

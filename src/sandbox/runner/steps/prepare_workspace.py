@@ -79,7 +79,7 @@ class ResumedWorkspace(msgspec.Struct, frozen=True):
         return base_commit
 
 
-class StageStep(msgspec.Struct, frozen=True):
+class PrepareWorkspaceStep(msgspec.Struct, frozen=True):
     """Prepares the disk and the workspace of an attempt. runtime: destroys sandboxes of earlier attempts."""
 
     attempt: AttemptContext

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from sandbox.agents.claude_code.messages_api.request_checks import (
+from sandbox.agents.claude_code.messages_api.external_access import (
     additional_models,
     decode_body,
     external_access_reason,

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import gc
-from sandbox.cli.command_groups import gc_frozen
+from sandbox.cli.click_extensions import gc_frozen
 
 before = gc.get_freeze_count()
 try:

@@ -6,7 +6,7 @@ import click
 import pytest
 
 from sandbox.cli import main
-from sandbox.cli.command_groups import GlobalOption
+from sandbox.cli.click_extensions import GlobalOption
 
 HEADING = "\nGlobal options (see sandbox --help):\n"
 

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from sandbox.primitives.files import create_private_file
-from sandbox.workspace.files import RootedFiles
+from sandbox.workspace.rooted_files import RootedFiles
 
 
 @pytest.fixture
