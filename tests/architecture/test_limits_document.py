@@ -81,7 +81,7 @@ ROWS = [
         "Paths of the files that match the artifact patterns",
         "workspace.artifacts.ARTIFACT_PATHS_BYTES_MAX",
     ),
-    ("Artifacts and patches", "Files and directories of a commit", "workspace.files.ENTRIES_MAX"),
+    ("Artifacts and patches", "Files and directories of a commit", "workspace.rooted_files.ENTRIES_MAX"),
     ("Artifacts and patches", "Number of patches in a chain of tasks", "model.fixed_limits.EARLIER_PATCHES_MAX"),
     ("Artifacts and patches", "Size of the patches in a chain of tasks", "model.fixed_limits.CHAIN_BYTES_MAX"),
     ("Artifacts and patches", "Session of an agent", "model.fixed_limits.SESSION_BYTES_MAX"),
