@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from doubles.kubernetes import schemas
-from sandbox.bootstrap.cluster import IMAGE_COMMAND
+from sandbox.bootstrap.cluster import KUBERNETES_WORKER_COMMAND
 from sandbox.bootstrap.settings.schema import KubernetesSection
 from sandbox.bootstrap.software_installation import PACKAGES
 from sandbox.cluster_engines.kubernetes.engine import PERMISSIONS, Permission
@@ -83,7 +83,7 @@ def test_server_has_only_the_rights_that_it_needs_in_kubernetes(kubernetes_objec
 
 
 def test_image_contains_the_command_of_workers(root: Path):
-    program, _, script = IMAGE_COMMAND
+    program, _, script = KUBERNETES_WORKER_COMMAND
     assert "tini" in (root / "packaging" / "Containerfile").read_text()
     assert program == "/usr/bin/tini"
     assert (root / Path(script).relative_to("/opt/sandbox")).stat().st_mode & 0o111

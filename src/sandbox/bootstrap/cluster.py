@@ -49,7 +49,7 @@ from sandbox.placements.cluster.placement import (
     create_cluster_placement,
 )
 from sandbox.primitives.files import create_private_file, replace_durably
-from sandbox.workspace.clone.credentials import find_credentials_for_host
+from sandbox.workspace.clone.credentials import find_credentials_for_worker
 from sandbox.workspace.git.command import GitError
 
 WORKER_OVERHEAD_BYTES = 256 * 1024**2
@@ -95,7 +95,7 @@ def create_certificate(directory: Path) -> tuple[Path, str]:
 SLURM_VARIABLES = ("HOME", "LANG", "LOGNAME", "PATH", "USER")
 """Environment variables that workers on other hosts get. The user is the same on all hosts, but paths may differ."""
 
-IMAGE_COMMAND = ("/usr/bin/tini", "--", "/opt/sandbox/packaging/kubernetes/start-worker")
+KUBERNETES_WORKER_COMMAND = ("/usr/bin/tini", "--", "/opt/sandbox/packaging/kubernetes/start-worker")
 """The command of a worker in the image that packaging/Containerfile describes."""
 
 
@@ -122,7 +122,7 @@ def worker_environment(context: PlacementContext, environment: Mapping[str, str]
 def worker_command(section: ClusterSection) -> tuple[str, ...]:
     """Return the command that starts a worker, without its arguments."""
     if section.engine == "kubernetes":
-        return IMAGE_COMMAND
+        return KUBERNETES_WORKER_COMMAND
     if section.engine == "slurm" and section.slurm.sandbox is not None:
         return (section.slurm.sandbox, "worker")
     return (sys.executable, "-I", "-m", "sandbox", "worker")
@@ -238,7 +238,7 @@ def store_runner_log(data_dir: Path, task_id: str, attempt_id: str, data: bytes)
 def find_credentials(url: str, query: CredentialQuery) -> Credentials:
     """Find credentials with the git configuration of the server's user. Implements `FindCloneCredentials`."""
     try:
-        found = find_credentials_for_host(url, query, os.environ)
+        found = find_credentials_for_worker(url, query, os.environ)
         return asyncio.run(asyncio.wait_for(found, CREDENTIAL_LOOKUP_SECONDS))
     except (GitError, OSError, ValueError) as error:
         # The text of a ValueError can contain a URL with a password. `reason` has no details: it is sent to the host.

@@ -157,7 +157,7 @@ def print_error(error: SandboxError) -> ExitCode:
 
 
 @contextmanager
-def interrupt_hint(task_id: str, apply_command: str | None = None) -> Iterator[None]:
+def hint_if_interrupted(task_id: str, apply_command: str | None = None) -> Iterator[None]:
     """On ^C, stop watching and print that the task continues.
 
     apply_command: the command that applies the task's changes.

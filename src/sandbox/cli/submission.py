@@ -14,8 +14,8 @@ from sandbox.cli.errors import (
     exit_code_for_client_error,
     exit_code_for_state,
     fail,
+    hint_if_interrupted,
     hint_if_output_fails,
-    interrupt_hint,
 )
 from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.options import CliOptions
@@ -144,7 +144,7 @@ def show_submitted(client: Client, submitted: Submitted, options: CliOptions, *,
         else:
             print_submitted(submitted, options.server, is_watched=waits or follows)
     if waits or follows:
-        with interrupt_hint(submitted["task_id"]):
+        with hint_if_interrupted(submitted["task_id"]):
             status = wait_for_end(client, submitted["task_id"], options, should_follow=follows)
             _hint(client, status, options)
 

@@ -22,7 +22,7 @@ QUOTE_CHARACTERS_MAX = 300
 PIPELINED_BYTES_MAX = 64 * 1024
 """Maximum number of bytes that a client may send while waiting for a response; above it, the connection ends."""
 
-UPSTREAM_RECEIVE_BYTES_MAX = 1024 * 1024
+OUTBOUND_RECEIVE_BUFFER_BYTES = 1024 * 1024
 """Receive buffer size of one connection to a host or to the model; the kernel allocates the same amount for itself."""
 
 UNSENT_BYTES_MAX = 128 * 1024

@@ -13,9 +13,9 @@ from weakref import WeakSet
 from sandbox.gateway.communication_lease import CommunicationLease, LeasedSocket, LeaseExpiredError
 from sandbox.gateway.limits import (
     FULL_BUFFER_CONNECTIONS_MAX,
+    OUTBOUND_RECEIVE_BUFFER_BYTES,
     REDUCED_BUFFER_BYTES,
     UNSENT_BYTES_MAX,
-    UPSTREAM_RECEIVE_BYTES_MAX,
 )
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def limit_buffers(connection: socket) -> None:
     Only root may exceed the machine's rmem_max. For other users, the system's default sizes apply.
     """
     with suppress(PermissionError):
-        connection.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, UPSTREAM_RECEIVE_BYTES_MAX)
+        connection.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, OUTBOUND_RECEIVE_BUFFER_BYTES)
     connection.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
 
 

@@ -382,7 +382,7 @@ class TaskQueries(Protocol):
         ...
 
     async def chain(self, task: Task) -> Sequence[Task]:
-        """Return a task's chain, at most CHAIN_TASKS_MAX tasks.
+        """Return a task's chain, at most CHAIN_TOTALS_TASKS_MAX tasks.
 
         The tasks that this task continues, oldest first, are followed by the task itself, and by the tasks that
         continue it, directly or indirectly. Removed tasks are missing, and so are tasks that only a removed task

@@ -374,7 +374,7 @@ IDEMPOTENCY_SECONDS = 24 * 3600.0
 PATCH_BYTES_MAX = 256 * 1024 * 1024
 """Maximum size of a patch; changes beyond it are stored as files instead (`patch_truncated`)."""
 
-CHAIN_TASKS_MAX = 100
+CHAIN_TOTALS_TASKS_MAX = 100
 """Maximum number of tasks in the totals of a chain."""
 
 CURRENT_SUBJECT_CHARACTERS_MAX = 200

@@ -13,7 +13,7 @@ NAME_CHARACTERS_MAX = 120
 HINT_CHARACTERS_MAX = 120
 """Maximum length of a hint that is made from a prompt."""
 
-PROMPT_BYTES_MAX = 500
+PROMPT_BEGINNING_BYTES = 500
 """Size of a prompt's beginning that is enough for its hint."""
 
 _LINE_CHARACTERS_MAX = 4 * HINT_CHARACTERS_MAX

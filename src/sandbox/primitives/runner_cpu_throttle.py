@@ -71,7 +71,7 @@ class CpuQueue:
         self._turn = asyncio.Lock()
 
     @property
-    def is_waiting(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether any work is waiting or running."""
         return self._turn.locked()
 

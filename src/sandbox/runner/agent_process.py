@@ -158,7 +158,7 @@ async def _wait_for_output(readers: Sequence["asyncio.Task[None]"], output: Agen
     for _ in range(math.ceil(OUTPUT_DRAIN_TIMEOUT_SECONDS_MAX / check_seconds)):
         previous_count = output.progress_count
         _, late = await asyncio.wait(readers, timeout=check_seconds)
-        is_silent = output.progress_count == previous_count and not cpu_queue.is_waiting
+        is_silent = output.progress_count == previous_count and not cpu_queue.is_busy
         silent_checks = silent_checks + 1 if is_silent else 0
         if not late or silent_checks == _DRAIN_CHECKS:
             return f"nothing was received for {OUTPUT_DRAIN_TIMEOUT_SECONDS:g} s"

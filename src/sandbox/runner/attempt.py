@@ -235,7 +235,7 @@ class AttemptRunner(msgspec.Struct, frozen=True):
     attempt: AttemptContext
     stage: PrepareWorkspaceStep
     provision: ProvisionStep
-    agent_run: RunStep
+    run_step: RunStep
     closer: AttemptCloser
 
     async def run(self) -> None:
@@ -274,7 +274,7 @@ class AttemptRunner(msgspec.Struct, frozen=True):
                     "Creating the sandbox took too long; raise lifecycle.provision_timeout.",
                 ),
             )
-            await self.agent_run.run(provisioned)
+            await self.run_step.run(provisioned)
         except AttemptStoppedError:
             pass
         except AttemptError as error:

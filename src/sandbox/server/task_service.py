@@ -32,7 +32,7 @@ from sandbox.interfaces.store import Store, TaskPage, TaskQuery
 from sandbox.interfaces.terminal_frames import TerminalConnection, TerminalRefusedError
 from sandbox.model.errors import error_reason
 from sandbox.model.events import Artifact
-from sandbox.model.fixed_limits import CHAIN_TASKS_MAX
+from sandbox.model.fixed_limits import CHAIN_TOTALS_TASKS_MAX
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.primitives import fair_client_shares
@@ -77,7 +77,11 @@ class TaskQueries:
         """See `interfaces.server_services.TaskQueries.chain`."""
         # The id of a removed task can be used again, even by a task that continues a later task of the chain.
         earlier, later, ids = [task], [task], {task.id}
-        while (parent := earlier[-1].parent) is not None and parent.task_id not in ids and len(ids) < CHAIN_TASKS_MAX:
+        while (
+            (parent := earlier[-1].parent) is not None
+            and parent.task_id not in ids
+            and len(ids) < CHAIN_TOTALS_TASKS_MAX
+        ):
             try:
                 earlier.append(await self.status(parent.task_id))
             except TaskNotFoundError:
@@ -85,7 +89,7 @@ class TaskQueries:
             ids.add(parent.task_id)
         for each in later:  # grows in the loop
             # Only a task that has ended can be continued.
-            if each.state.is_final and (left := CHAIN_TASKS_MAX - len(ids)) > 0:
+            if each.state.is_final and (left := CHAIN_TOTALS_TASKS_MAX - len(ids)) > 0:
                 page = await self.query(TaskQuery(parent=each.id, order="asc", limit=left))
                 later += [child for child in page.tasks if child.id not in ids]
                 ids |= {child.id for child in page.tasks}

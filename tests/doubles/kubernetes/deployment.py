@@ -7,7 +7,7 @@ from doubles.deployment import preinstall_agent
 from doubles.kubernetes.api_server import KubernetesApi
 from doubles.kubernetes.cluster import Volumes
 from doubles.remote_deployment import RemoteDeployment
-from sandbox.bootstrap.cluster import IMAGE_COMMAND
+from sandbox.bootstrap.cluster import KUBERNETES_WORKER_COMMAND
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import AttemptStarted
 
@@ -23,7 +23,7 @@ class SandboxOnKubernetes(RemoteDeployment):
         self.api = KubernetesApi(directory / "kubernetes")
         self.cluster = self.api.cluster
         self.cluster.add_node("n1", cpu="8", memory="8192Mi", disk="100Gi")
-        programs = {IMAGE_COMMAND: (sys.executable, "-I", "-m", "sandbox", "worker")}
+        programs = {KUBERNETES_WORKER_COMMAND: (sys.executable, "-I", "-m", "sandbox", "worker")}
         image = {"HOME": str(self.home)}
         self.cluster.volumes = Volumes(directory / "pods", programs, image, self.api.issue_token, prepare_data_dir)
 

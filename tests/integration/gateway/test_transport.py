@@ -15,9 +15,9 @@ from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway.egress import dialer
 from sandbox.gateway.limits import (
     FULL_BUFFER_CONNECTIONS_MAX,
+    OUTBOUND_RECEIVE_BUFFER_BYTES,
     REDUCED_BUFFER_BYTES,
     UNSENT_BYTES_MAX,
-    UPSTREAM_RECEIVE_BYTES_MAX,
 )
 from sandbox.gateway.transport import OutboundConnections
 from sandbox.interfaces.gateway import GatewayRules
@@ -57,12 +57,12 @@ def test_unread_data_from_a_host_is_limited_to_one_receive_buffer():
             received += len(await transport.read())
         transport._writer.transport.pause_reading()
         # On a fast network with a long delay, the kernel would enlarge the buffer if its size were not fixed.
-        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * UPSTREAM_RECEIVE_BYTES_MAX
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * OUTBOUND_RECEIVE_BUFFER_BYTES
 
         def buffered():
             return struct.unpack("9I", connection.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[0]
 
-        assert 0 < await _wait_until_stable(buffered) <= 2 * UPSTREAM_RECEIVE_BYTES_MAX + 256 * 1024
+        assert 0 < await _wait_until_stable(buffered) <= 2 * OUTBOUND_RECEIVE_BUFFER_BYTES + 256 * 1024
         transport.abort()
         server.close()
 

@@ -129,7 +129,7 @@ async def test_chain_has_earlier_and_later_tasks(components, monkeypatch):
         assert await chain("task-1") == await chain("task-2") == ["task-1", "task-2", "task-3", "task-4"]
         assert await chain("task-3") == ["task-1", "task-2", "task-3"]
         assert await chain("other") == ["other"]
-        monkeypatch.setattr("sandbox.server.task_service.CHAIN_TASKS_MAX", 3)
+        monkeypatch.setattr("sandbox.server.task_service.CHAIN_TOTALS_TASKS_MAX", 3)
         assert await chain("task-1") == ["task-1", "task-2", "task-3"]
 
 

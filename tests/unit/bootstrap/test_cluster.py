@@ -13,7 +13,7 @@ import pytest
 from doubles.stored_tasks import StoredTasks
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.cluster import (
-    IMAGE_COMMAND,
+    KUBERNETES_WORKER_COMMAND,
     choose_proof_method,
     create_certificate,
     create_engine,
@@ -186,7 +186,7 @@ def test_worker_in_a_pod_gets_nothing_from_the_environment_of_the_server():
     environment = worker_environment(context, {"HOME": "/root", "PATH": "/opt/bin", "VAULT_TOKEN": "v"})
     assert not {"HOME", "PATH", "VAULT_TOKEN"} & set(environment)
     assert environment["SANDBOX_DATA_DIR"] == "/var/lib/sandbox-worker"
-    assert worker_command(context.settings.cluster) == IMAGE_COMMAND
+    assert worker_command(context.settings.cluster) == KUBERNETES_WORKER_COMMAND
 
 
 def test_worker_in_a_pod_has_no_join_token(tmp_path):

@@ -19,7 +19,7 @@ from sandbox.interfaces.server_services import TaskQueries
 from sandbox.interfaces.store import Sort, SortDirection, TaskPage, TaskQuery, TaskTotals
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
-from sandbox.model.name_from_prompt import PROMPT_BYTES_MAX
+from sandbox.model.name_from_prompt import PROMPT_BEGINNING_BYTES
 from sandbox.model.task_state import OUTCOMES, TaskState, filter_states
 from sandbox.model.wire.bodies import TaskListBody
 from sandbox.primitives import fair_client_shares
@@ -115,7 +115,7 @@ async def list_tasks(
         page = await query_page(context.services.tasks, task_query, request.query_params)
         preserved = await context.services.sandboxes.preserved_sandboxes(page.tasks)
         derived = [task.id for task in page.tasks if is_derived(task)]
-        prompts = await context.services.tasks.prompt_beginnings(derived, PROMPT_BYTES_MAX)
+        prompts = await context.services.tasks.prompt_beginnings(derived, PROMPT_BEGINNING_BYTES)
         return await fair_client_shares.to_thread(
             _list_response, page, task_query, preserved, prompts, is_operator=get_caller(request).is_operator
         )

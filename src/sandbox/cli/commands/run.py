@@ -14,7 +14,7 @@ from sandbox.cli.checkout.apply_after_run import ApplyPrompt
 from sandbox.cli.checkout.clone_source import CloneSource, create_local_patch, find_clone_source
 from sandbox.cli.checkout.user_checkout import Checkout
 from sandbox.cli.click_extensions import command, help_examples
-from sandbox.cli.errors import ExitCode, fail, interrupt_hint
+from sandbox.cli.errors import ExitCode, fail, hint_if_interrupted
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.manifest_overrides import id_override, parse_overrides
 from sandbox.cli.options import allow_secrets_option, common_options, current_options
@@ -116,7 +116,7 @@ def run(
         task_id = submitted["task_id"]
         if options.format != "json":
             print_submitted(submitted, options.server, is_watched=True)
-        with interrupt_hint(task_id, apply_prompt.apply_command(task_id)):
+        with hint_if_interrupted(task_id, apply_prompt.apply_command(task_id)):
             status = wait_for_end(client, task_id, options, should_follow=True, omits_refusals=True)
         apply_prompt.run(client, status)
 

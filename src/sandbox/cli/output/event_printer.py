@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FULL",
     "SHORT",
-    "STATES",
+    "STATES_ONLY",
     "STATE_STYLES",
     "DetailLevel",
     "EventPrinter",
@@ -67,7 +67,7 @@ class DetailLevel:
 
 SHORT = DetailLevel()
 FULL = DetailLevel(text_lines_max=None, result_lines_max=3, edit_lines_max=24, diffs_need_terminal=False)
-STATES = DetailLevel(shows_activity=False)
+STATES_ONLY = DetailLevel(shows_activity=False)
 
 
 def print_events(

@@ -27,7 +27,7 @@ from sandbox.interfaces.server_services import Health, TaskQueries
 from sandbox.interfaces.store import Sort, TaskPage, TaskQuery
 from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.field_formats import pattern_format
-from sandbox.model.name_from_prompt import PROMPT_BYTES_MAX, prompt_hint, shorten_line
+from sandbox.model.name_from_prompt import PROMPT_BEGINNING_BYTES, prompt_hint, shorten_line
 from sandbox.model.repository_url import short_repository
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
@@ -143,7 +143,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     shown = [*page.tasks, *(task for section in sections for task in section.tasks)]
     sharing = tasks_sharing_a_name(shown)
     hinted = shown if query.search else sharing
-    length = SEARCHED_PROMPT_CHARACTERS_MAX if query.search else PROMPT_BYTES_MAX
+    length = SEARCHED_PROMPT_CHARACTERS_MAX if query.search else PROMPT_BEGINNING_BYTES
     prompts = await tasks.prompt_beginnings([task.id for task in hinted], length)
     values = {
         **_page_values(request, query, page, counts),

@@ -36,7 +36,7 @@ class InflightRequest(msgspec.Struct):
 
     cost_bound: set if the response must be metered.
     is_sent: a connection to the upstream exists, so the request may incur cost.
-    may_have_cost: the response may incur its full cost, regardless of the meter's reading.
+    may_have_full_cost: the response may incur its full cost, regardless of the meter's reading.
     head_start: the first bytes of the response's head, until the head is complete.
     interim_responses: number of responses with a status below 200, each of which extends the time limit.
     received: the part of the response's body that has not been forwarded yet.
@@ -49,7 +49,7 @@ class InflightRequest(msgspec.Struct):
     body_redactor: BodyRedactor
     cost_bound: CostBound | None = None
     is_sent: bool = False
-    may_have_cost: bool = False
+    may_have_full_cost: bool = False
     head_start: bytearray = bytearray()
     interim_responses: int = 0
     has_response: bool = False
@@ -75,9 +75,9 @@ class InflightRequest(msgspec.Struct):
         """Handle the end of an interim response's head. rest: the received part of the next head."""
         self.head_start = bytearray(rest[:_STATUS_LINE_BYTES])
 
-    def assume_cost(self) -> None:
+    def assume_full_cost(self) -> None:
         """Treat the response as one that may incur its full cost, regardless of the meter's reading."""
-        self.may_have_cost = True
+        self.may_have_full_cost = True
 
     def fail_head(self, *, is_cut: bool) -> None:
         """Handle an unreadable head. Unless its status refuses the request, the response may incur cost.
@@ -86,7 +86,7 @@ class InflightRequest(msgspec.Struct):
         """
         if self.cost_bound is None or self.meter is not None or (is_cut and self.cost_bound.is_streamed):
             return
-        self.may_have_cost |= bool(self.head_start) and _REFUSED_STATUS_LINE.match(self.head_start) is None
+        self.may_have_full_cost |= bool(self.head_start) and _REFUSED_STATUS_LINE.match(self.head_start) is None
 
     def report_usage(self, reporter: EventReporter, *, is_complete: bool, is_abandoned: bool) -> Usage | None:
         """Report and return the usage of the finished request.
@@ -120,10 +120,10 @@ class InflightRequest(msgspec.Struct):
         is_reported = meter is not None and reported is not None and meter.is_complete
         if is_refused or is_reported:
             return None
-        has_started = self.may_have_cost or (meter is not None and meter.has_started)
+        has_started = self.may_have_full_cost or (meter is not None and meter.has_started)
         if not (has_started or is_abandoned or self.has_timed_out):
             return None
-        is_fully_received = not (self.has_timed_out or (self.may_have_cost and meter is None))
+        is_fully_received = not (self.has_timed_out or (self.may_have_full_cost and meter is None))
         meter = meter or self.dialect.create_meter(b"text/event-stream" if cost_bound.is_streamed else b"")
         return valid_usage(meter.upper_bound(cost_bound, is_fully_received=is_fully_received))
 
@@ -433,7 +433,7 @@ class ModelProtocol:
                 self._inflight.interim_responses += 1
                 self._inflight.finish_interim_head(self._upstream_side.trailing_data[0])
                 if self._inflight.interim_responses > INTERIM_RESPONSES_MAX:
-                    self._inflight.assume_cost()  # the gateway ends a request that the model may be processing
+                    self._inflight.assume_full_cost()  # the gateway ends a request that the model may be processing
                     self._fail_upstream(effects, 502, f"The model at {self._upstream.address} is not responding.")
             elif isinstance(event, h11.Response):
                 self._start_response(effects, self._inflight, event)
@@ -465,12 +465,12 @@ class ModelProtocol:
             message = f"The model at {address} redirects to another address; set {setting} to that address."
             self._fail_upstream(effects, 502, message)
             return
-        if self._request_gate.is_key_rejection(response.status_code):
+        if self._request_gate.observe_status(response.status_code):
             inflight.record_key_rejection(response.status_code)
             return
         is_metered = inflight.is_metered and response.status_code < 300
         if is_metered and not forwarded_http_heads.is_readable_stream(response):
-            inflight.assume_cost()  # a document is sent only after the model has finished
+            inflight.assume_full_cost()  # a document is sent only after the model has finished
         if forwarded_http_heads.is_compressed(response):
             if is_metered:
                 inflight.meter = inflight.dialect.create_meter(b"")

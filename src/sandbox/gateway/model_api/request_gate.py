@@ -127,8 +127,8 @@ class ModelRequestGate:
             return Rejected(429, message)
         return ApprovedRequest(encoded, cost_bound)
 
-    def is_key_rejection(self, status: int) -> bool:
-        """Return whether the status of a response means that the upstream rejected the server's key.
+    def observe_status(self, status: int) -> bool:
+        """Record the status of a response. Returns whether it means that the upstream rejected the server's key.
 
         403 may refer to the requested resource, so it counts as a rejected key only until the key has been accepted
         once.

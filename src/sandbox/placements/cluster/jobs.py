@@ -144,7 +144,7 @@ class Job:
         """Record that the server is answering the worker now, which extends the worker's lease."""
         self._answered_at = time.monotonic()
 
-    def store(self, stored: StoredJob) -> None:
+    def set_stored(self, stored: StoredJob) -> None:
         """Set what was stored."""
         if stored.nonce_hash != self.stored.nonce_hash:
             self.claimed_at = time.monotonic()
@@ -350,7 +350,7 @@ class Jobs:
         Raises OSError if this cannot be stored; in that case, the worker may connect to the next server.
         """
         _log.error("The worker of task %s on %s is fenced: %s", job.stored.task_id, job.stored.host, reason)
-        job.store(msgspec.structs.replace(job.stored, is_fenced=True))  # takes effect even if `save` fails
+        job.set_stored(msgspec.structs.replace(job.stored, is_fenced=True))  # takes effect even if `save` fails
         self._wake.set()
         self._withdraw(job)
         self._store.save(job.stored)
@@ -561,7 +561,7 @@ class Jobs:
         """Store changes, then apply them."""
         stored = msgspec.structs.replace(job.stored, **changes)
         self._store.save(stored)
-        job.store(stored)
+        job.set_stored(stored)
 
 
 def _claim_state(stored: StoredJob) -> ClaimState:

@@ -69,7 +69,7 @@ class UserCredentials:
         return Credentials(known[0].encode(), known[2].encode())
 
 
-async def find_credentials_for_host(url: str, query: CredentialQuery, environment: Mapping[str, str]) -> Credentials:
+async def find_credentials_for_worker(url: str, query: CredentialQuery, environment: Mapping[str, str]) -> Credentials:
     """Find the credentials for a clone of `url` that runs on another host, which sent `query` and is not trusted.
 
     They are looked up with the git configuration of this process's user. Raises NoCredentialsError, also if the query

@@ -23,7 +23,7 @@ from sandbox.workspace.clone.credentials import (
     CredentialHelper,
     ServerCredentials,
     UserCredentials,
-    find_credentials_for_host,
+    find_credentials_for_worker,
 )
 from sandbox.workspace.git.command import pipe
 
@@ -213,7 +213,7 @@ def lookup(tmp_path, credential_helper):
         '[url "https://mirror.example/"]\n\tinsteadOf = https://mirrored.example/\n'
     )
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_GLOBAL": str(config)}
-    return lambda url, *query: asyncio.run(find_credentials_for_host(url, CredentialQuery(*query), environment))
+    return lambda url, *query: asyncio.run(find_credentials_for_worker(url, CredentialQuery(*query), environment))
 
 
 def test_credentials_for_another_host_come_from_the_configuration_of_the_servers_user(lookup, credential_helper):
@@ -258,7 +258,7 @@ def test_missing_credentials_are_reported_with_the_host(tmp_path):
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     with pytest.raises(NoCredentialsError, match=r"The server has no credentials for https://git\.example\."):
         asyncio.run(
-            find_credentials_for_host("https://git.example/a", CredentialQuery("https", "git.example"), environment)
+            find_credentials_for_worker("https://git.example/a", CredentialQuery("https", "git.example"), environment)
         )
 
 
@@ -266,7 +266,7 @@ def test_netrc_of_the_servers_user_is_read(tmp_path):
     (tmp_path / ".netrc").write_text("machine git.example login me password let-me-in\n")
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     query = CredentialQuery("https", "git.example")
-    assert asyncio.run(find_credentials_for_host("https://git.example/a", query, environment)) == FOUND
+    assert asyncio.run(find_credentials_for_worker("https://git.example/a", query, environment)) == FOUND
 
 
 def test_password_that_is_too_long_is_not_sent(lookup, credential_helper):

@@ -391,10 +391,10 @@ def test_request_is_forwarded_only_if_both_upper_bounds_are_valid(input_tokens, 
 def test_key_is_accepted_after_the_first_successful_response():
     for good, other in ((200, 300), (299, 404)):
         known, unknown = create_gate()[0], create_gate()[0]
-        assert not known.is_key_rejection(good)
-        assert not unknown.is_key_rejection(other)
-        assert not known.is_key_rejection(403)
-        assert unknown.is_key_rejection(403)
+        assert not known.observe_status(good)
+        assert not unknown.observe_status(other)
+        assert not known.observe_status(403)
+        assert unknown.observe_status(403)
 
 
 def test_rejected_key_is_reported_once_and_rejects_later_requests():

@@ -63,13 +63,13 @@ def drain(*, host: str | None, undo: bool, wait: bool, timeout_seconds: int | No
         if host is None:
             server = client.undo_drain() if undo else client.drain()
             if wait:
-                with _interrupt_hint(""):
+                with _hint_if_interrupted(""):
                     server = _wait_until_drained(server, client.drain_status, timeout_seconds)
             status, message = server, _drain_message(server)
         else:
             one = client.undo_host_drain(host) if undo else client.drain_host(host)
             if wait:
-                with _interrupt_hint(f" --host {escape_text(host)}"):
+                with _hint_if_interrupted(f" --host {escape_text(host)}"):
                     one = _wait_until_drained(one, partial(_read_host, client, one), timeout_seconds)
             status, message = one, _host_message(one)
     if options.format == "json":
@@ -82,7 +82,7 @@ def drain(*, host: str | None, undo: bool, wait: bool, timeout_seconds: int | No
 
 
 @contextmanager
-def _interrupt_hint(option: str) -> Iterator[None]:
+def _hint_if_interrupted(option: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:

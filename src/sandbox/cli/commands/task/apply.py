@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sandbox.client import Client
     from sandbox.client.response_types import Task
 
-CHAIN_TASKS_MAX = 100
+COMMIT_MESSAGE_TASKS_MAX = 100
 """Maximum number of a chain's tasks that are named in a commit message."""
 
 _BRANCH_ADVICE = "Commit the changes to a new branch: add --branch NAME"
@@ -182,7 +182,7 @@ def _chain_of(client: Client, status: Task) -> Sequence[CommittedTask]:
 
     found = {status["id"]: status}
     parent = status.get("parent")
-    while parent is not None and parent not in found and len(found) < CHAIN_TASKS_MAX:
+    while parent is not None and parent not in found and len(found) < COMMIT_MESSAGE_TASKS_MAX:
         try:
             found[parent] = earlier = client.status(parent)
         except (ForbiddenError, TaskNotFoundError):

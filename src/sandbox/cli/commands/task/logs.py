@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.click_extensions import command, help_examples
-from sandbox.cli.errors import interrupt_hint
+from sandbox.cli.errors import hint_if_interrupted
 from sandbox.cli.options import current_options, output_options, parse_past_time_option, server_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import FULL, PendingReasonPoller, print_events
@@ -70,7 +70,7 @@ def logs(task_id: str, follows: bool, has_times: bool, is_pretty: bool | None, *
     if is_pretty and (has_times or options.format == "json"):
         raise click.UsageError(f"Give --pretty or {'--timestamps' if has_times else '--format json'}.")
     formats = not has_times if is_pretty is None else is_pretty
-    with options.connect() as client, interrupt_hint(task_id):
+    with options.connect() as client, hint_if_interrupted(task_id):
         if options.format == "json":
             print_json_lines(_events(client, task_id, is_following=follows, **filters))
         elif formats:

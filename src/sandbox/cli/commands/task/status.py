@@ -11,10 +11,10 @@ import click
 
 from sandbox.cli.checkout.downloaded_patch import chain_patch_size
 from sandbox.cli.click_extensions import command, help_examples
-from sandbox.cli.errors import interrupt_hint
+from sandbox.cli.errors import hint_if_interrupted
 from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReasonPoller, print_events
+from sandbox.cli.output.event_printer import STATE_STYLES, STATES_ONLY, PendingReasonPoller, print_events
 from sandbox.cli.output.formatting import (
     changes_summary,
     command_id,
@@ -76,7 +76,7 @@ def status(task_id: str, watches: bool) -> None:
         if not watches:
             _show(client, client.status(task_id), options)
             return
-        with interrupt_hint(task_id):
+        with hint_if_interrupted(task_id):
             _watch(client, task_id, options)
 
 
@@ -95,7 +95,7 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
     print_events(
         _events_with_history(client, task_id),
         console,
-        STATES,
+        STATES_ONLY,
         pending_reason=reason,
         omits_failure=True,
     )

@@ -7,7 +7,7 @@ import sys
 import click
 
 from sandbox.cli.click_extensions import command, help_examples
-from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hint
+from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, hint_if_interrupted
 from sandbox.cli.options import common_options, current_options, parse_duration_option
 from sandbox.cli.output.formatting import outcome_summary, state_text
 from sandbox.cli.output.json_output import print_json
@@ -34,7 +34,7 @@ def wait(task_id: str, timeout_seconds: int | None) -> None:
     task had not ended when --timeout expired.
     """
     options = current_options()
-    with options.connect() as client, interrupt_hint(task_id):
+    with options.connect() as client, hint_if_interrupted(task_id):
         status = client.wait(task_id, timeout_seconds=timeout_seconds)
     if options.format == "json":
         print_json(status)
