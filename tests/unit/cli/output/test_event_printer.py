@@ -13,7 +13,7 @@ from doubles.fake_event_stream import agent_message, tool_call_started, tool_res
 from sandbox.cli.output.event_printer import (
     FULL,
     SHORT,
-    STATES,
+    STATES_ONLY,
     DetailLevel,
     EventPrinter,
     print_events,
@@ -271,7 +271,7 @@ def test_full_detail_prints_complete_messages():
 
 
 def test_detail_level_states_prints_states_and_totals():
-    lines = strip_times(print_to_text(sample_task.task_events(), detail=STATES))
+    lines = strip_times(print_to_text(sample_task.task_events(), detail=STATES_ONLY))
     assert [line.split()[0] for line in lines[:-2]] == [
         "pending", "staging", "provisioning", "ready", "running", "Refused", "completing",
     ]  # fmt: skip
