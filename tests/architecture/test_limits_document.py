@@ -28,7 +28,7 @@ ROWS = [
     ("Output and journal", "`final_message` in the status", "model.fixed_limits.FINAL_MESSAGE_CHARACTERS_MAX"),
     ("Output and journal", "Conversation events of a task", "model.fixed_limits.CONVERSATION_BYTES_MAX"),
     ("Sandboxes", "Processes and threads", "model.fixed_limits.SANDBOX_PROCESSES_MAX"),
-    ("Sandboxes", "Open files of one process", "runtimes.programs.process_limits.OPEN_FILES_MAX"),
+    ("Sandboxes", "Open files of one process", "runtimes.programs.inherited_limits.OPEN_FILES_MAX"),
     ("Sandboxes", "Open files of all processes", "model.fixed_limits.OPEN_FILES_OF_SANDBOX_MAX"),
     ("Sandboxes", "Open directories", "model.fixed_limits.OPEN_DIRECTORIES_MAX"),
     ("Sandboxes", "Files and directories on the disk", "model.fixed_limits.DISK_FILES_MAX"),

@@ -48,7 +48,7 @@ from sandbox.model.failure import FailureCode
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local import placement as local_placement
-from sandbox.primitives.secret_fingerprint import make_fingerprint
+from sandbox.primitives.secret_values_fingerprint import make_fingerprint
 from sandbox.server.placement_routing import Placements
 
 REQUEST_TIMEOUT_SECONDS = CONTROL_REQUEST_TIMEOUT_SECONDS + 3

@@ -21,8 +21,8 @@ from doubles.sandbox_lifecycle import (
 )
 from sandbox.interfaces.runtime import Command, Runtime, TerminalSize
 from sandbox.runtimes.limits.cgroups import find_hierarchies
+from sandbox.runtimes.programs.inherited_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX
 from sandbox.runtimes.programs.launcher import PTYS_MAX
-from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -16,14 +16,10 @@ from pathlib import Path
 from typing import IO
 
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
-from sandbox.images.image_definition import (
-    BUILD_TIMEOUT_SECONDS,
-    IMAGE_BYTES_MAX,
-    IMAGE_PACKAGES_BYTES_MAX,
-    ImageDefinition,
-)
+from sandbox.images.limits import BUILD_TIMEOUT_SECONDS, IMAGE_BYTES_MAX, IMAGE_PACKAGES_BYTES_MAX
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.limited_streams import ByteBudget, TarStream
+from sandbox.images.profile_definition import ImageDefinition
 from sandbox.images.rootfs_writer import RootFsWriter
 
 _PROGRAM = "/usr/bin/mmdebstrap"

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.images.errors import ProfileBusyError, ProfileNotFoundError
-from sandbox.images.image_definition import SYNC_TIMEOUT_SECONDS
+from sandbox.images.limits import SYNC_TIMEOUT_SECONDS
 from sandbox.interfaces.images import IMAGE_LAYOUT_VERSION, Image, ImageUnusableError
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sandbox.images.build import create_rootfs
 from sandbox.images.errors import ImageRefusedError, ProfileBusyError
-from sandbox.images.image_definition import IMAGE_BYTES_MAX, IMAGE_ENTRIES_MAX
 from sandbox.images.image_store import CHUNK_BYTES, ImageMetadata, ImageStore, compute_digest, read_tree
+from sandbox.images.limits import IMAGE_BYTES_MAX, IMAGE_ENTRIES_MAX
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.limited_streams import ByteBudget, TarStream
 from sandbox.images.profile_catalog import ProfileCatalog

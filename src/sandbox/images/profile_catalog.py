@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.images.errors import ProfileNotFoundError
-from sandbox.images.image_definition import check_profile_name, is_profile_name, read_shipped, shipped_profiles
 from sandbox.images.image_store import ImageMetadata, ImageStore, profiles_root
+from sandbox.images.profile_definition import check_profile_name, is_profile_name, read_shipped, shipped_profiles
 from sandbox.interfaces.images import IMAGE_LAYOUT_VERSION, Image, ImageUnusableError
 from sandbox.model.isolation_tier import is_strong_enough
 

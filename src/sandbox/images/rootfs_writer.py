@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sandbox.images.errors import ImageRefusedError
-from sandbox.images.image_definition import (
+from sandbox.images.limits import (
     IMAGE_BYTES_MAX,
     IMAGE_DEPTH_MAX,
     IMAGE_ENTRIES_MAX,

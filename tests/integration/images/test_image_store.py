@@ -20,9 +20,9 @@ from sandbox.bootstrap.doctor.checks import check_images
 from sandbox.images import image_store
 from sandbox.images.build import Component, build_image, import_image
 from sandbox.images.errors import BuildFailedError, ImageRefusedError, ProfileBusyError, ProfileNotFoundError
-from sandbox.images.image_definition import ImageDefinition
 from sandbox.images.image_store import ImageLocks
 from sandbox.images.profile_catalog import ProfileCatalog
+from sandbox.images.profile_definition import ImageDefinition
 from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES, Image, ImageUnusableError
 from sandbox.model.failure import AttemptError
 
@@ -178,7 +178,7 @@ from types import SimpleNamespace
 from pathlib import Path
 from sandbox.images.build import build_image
 from sandbox.images.profile_catalog import ProfileCatalog
-from sandbox.images.image_definition import ImageDefinition
+from sandbox.images.profile_definition import ImageDefinition
 
 def add(definition, tree, scratch):
     tree.add_directory("usr/half")

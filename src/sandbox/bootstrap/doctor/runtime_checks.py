@@ -14,7 +14,7 @@ from sandbox.bootstrap.runtime_selection import AUTO, choose_runtime, make_runti
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.fixed_limits import SANDBOX_PROCESSES_MAX
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
-from sandbox.runtimes.programs.process_limits import HOST_PROGRAM_FILES_MAX, OPEN_FILES_MAX
+from sandbox.runtimes.programs.inherited_limits import HOST_PROGRAM_FILES_MAX, OPEN_FILES_MAX
 
 _SYSCTL_ROOT = Path("/proc/sys")
 _KERNEL_COMMAND_LINE = Path("/proc/cmdline")

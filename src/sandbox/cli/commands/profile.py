@@ -130,7 +130,7 @@ def _catalog(options: Mapping[str, Any], *, makes_directory: bool = False) -> Pr
 def _build_image(catalog: ProfileCatalog, name: str, from_file: Path | None) -> ImageMetadata:
     from sandbox.bootstrap.runtime_selection import image_components
     from sandbox.images.build import build_image
-    from sandbox.images.image_definition import read_definition, read_shipped, shipped_profiles
+    from sandbox.images.profile_definition import read_definition, read_shipped, shipped_profiles
 
     image_store = catalog.image_store(name)
     if from_file is None and name not in shipped_profiles():

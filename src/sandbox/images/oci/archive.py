@@ -15,7 +15,7 @@ from typing import IO, Any, BinaryIO, TypeVar, cast
 import msgspec
 
 from sandbox.images.errors import ImageRefusedError
-from sandbox.images.image_definition import ARCHIVE_MEMBERS_MAX, IMAGE_METADATA_BYTES_MAX, IMAGE_PATH_BYTES_MAX
+from sandbox.images.limits import ARCHIVE_MEMBERS_MAX, IMAGE_METADATA_BYTES_MAX, IMAGE_PATH_BYTES_MAX
 from sandbox.images.oci.layer import check_global_headers, converting_tar_errors
 from sandbox.images.oci.limited_streams import ByteSource, HeaderLimitedFile
 from sandbox.model.errors import DECODE_ERRORS

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import IO, Any, cast
 
 from sandbox.images.errors import ImageRefusedError
-from sandbox.images.image_definition import IMAGE_METADATA_BYTES_MAX
+from sandbox.images.limits import IMAGE_METADATA_BYTES_MAX
 from sandbox.images.oci.limited_streams import TarStream
 from sandbox.images.rootfs_writer import RootFsWriter
 

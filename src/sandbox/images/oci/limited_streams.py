@@ -4,7 +4,7 @@ import hashlib
 from typing import BinaryIO, Protocol
 
 from sandbox.images.errors import ImageRefusedError
-from sandbox.images.image_definition import IMAGE_METADATA_BYTES_MAX
+from sandbox.images.limits import IMAGE_METADATA_BYTES_MAX
 
 _CHUNK_BYTES = 1024 * 1024
 

@@ -13,7 +13,7 @@ from sandbox.interfaces.file_layout import (
 )
 from sandbox.interfaces.placement import AttemptLocation, Leftover, LeftoverScan, LeftoverSource
 from sandbox.primitives.concurrency import run_in_daemon_thread
-from sandbox.primitives.secret_fingerprint import matches_fingerprint
+from sandbox.primitives.secret_values_fingerprint import matches_fingerprint
 
 
 class LocalAttemptFiles:

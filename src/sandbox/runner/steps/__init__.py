@@ -1,1 +1,1 @@
-"""The steps of an attempt, one per module: stage, provision, run, collect, teardown."""
+"""The steps of an attempt, one per module: prepare the workspace, provision, run, collect, teardown."""

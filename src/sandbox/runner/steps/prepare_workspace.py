@@ -1,4 +1,4 @@
-"""Stage step: prepares the workspace, from a clone or from the previous attempt's disk."""
+"""Prepares the workspace (the state `staging`), from a clone or from the previous attempt's disk."""
 
 import asyncio
 from typing import Protocol
@@ -12,7 +12,7 @@ from sandbox.interfaces.workspace import Workspaces
 from sandbox.model.events import WorkspacePrepared
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.primitives.files import fsync_path, write_durably
-from sandbox.primitives.secret_fingerprint import make_fingerprint, matches_fingerprint
+from sandbox.primitives.secret_values_fingerprint import make_fingerprint, matches_fingerprint
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.parent_task_results import find_inherited_patches
 from sandbox.runner.remaining_limits import remaining_seconds

@@ -17,7 +17,7 @@ from sandbox.interfaces.runtime import Command, SandboxSpec
 from sandbox.runtimes import launcher_client
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul
-from sandbox.runtimes.programs import launcher, process_limits
+from sandbox.runtimes.programs import inherited_limits, launcher
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
 from sandbox.runtimes.sandbox_file_descriptors import create_memfd
 
@@ -99,7 +99,7 @@ def _rlimits(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
     for name, soft, hard in (
         ("NPROC", spec.processes_max, spec.processes_max),
         ("CORE", 0, 0),
-        ("NOFILE", process_limits.OPEN_FILES_SOFT_MAX, process_limits.OPEN_FILES_MAX),
+        ("NOFILE", inherited_limits.OPEN_FILES_SOFT_MAX, inherited_limits.OPEN_FILES_MAX),
     ):
         yield {"type": f"RLIMIT_{name}", "soft": soft, "hard": hard}
 

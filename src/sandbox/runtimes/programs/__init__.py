@@ -1,1 +1,1 @@
-"""Programs that become a sandbox or run alongside one. They do not import the package."""
+"""Programs that become a sandbox or run alongside one, and their shared limits. They do not import the package."""

@@ -534,7 +534,7 @@ def main(arguments: list[str]) -> None:
     control_number, parent, kernel_uid, files_uid, filter_number, ports, *words = arguments[:-1]
     control = _socket.socket(fileno=int(control_number))
     os.set_inheritable(control.fileno(), False)
-    process_limits = __import__("process_limits")  # from this directory; the program is not part of the package
+    inherited_limits = __import__("inherited_limits")  # from this directory; the program is not part of the package
     try:
         set_parent_death_signal(int(parent))
         os.umask(0o022)
@@ -550,7 +550,7 @@ def main(arguments: list[str]) -> None:
         )
         mount_devpts()
         create_devices()
-        process_limits.apply_process_limits(limits_open_files=filter_number == "-")
+        inherited_limits.apply_process_limits(limits_open_files=filter_number == "-")
         # Send the sockets as root: with the sandbox's uid, files in transit from an earlier sandbox could prevent that.
         send_sockets(control, sockets)
         if files_uid != "-":

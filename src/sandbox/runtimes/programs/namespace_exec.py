@@ -21,7 +21,7 @@ import sys
 _signal = __import__("_signal")  # built in, and unknown to type checkers
 # These are imported from this directory, not as modules of the package.
 launcher = __import__("launcher")
-process_limits = __import__("process_limits")
+inherited_limits = __import__("inherited_limits")
 
 PTMX_PATH = "/dev/pts/ptmx"
 """A path under a mount point, which no process in the sandbox can move. `/dev/ptmx` may have been replaced."""
@@ -160,7 +160,7 @@ def main(arguments: list[str]) -> None:
     os.set_inheritable(control.fileno(), False)
     try:
         launcher.set_parent_death_signal(int(parent))
-        process_limits.apply_process_limits(limits_open_files=True)
+        inherited_limits.apply_process_limits(limits_open_files=True)
         launcher.check_errno(_prctl(PR_SET_DUMPABLE, 0), "prctl")
         first_process, *descriptors = receive_descriptors(control)
         child, terminal = start_command(first_process, descriptors, int(uid), (int(rows), int(columns)), directory)

@@ -21,7 +21,7 @@ import sys
 # These are imported from this directory, not as modules of the package.
 namespace_exec = __import__("namespace_exec")
 launcher = __import__("launcher")
-process_limits = __import__("process_limits")
+inherited_limits = __import__("inherited_limits")
 
 NAMESPACES = launcher.CLONE_NEWNS | launcher.CLONE_NEWUSER | launcher.CLONE_NEWNET
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
@@ -94,15 +94,15 @@ def main(arguments: list[str]) -> None:
     os.set_inheritable(control.fileno(), False)
     try:
         launcher.set_parent_death_signal(parent)
-        process_limits.apply_process_limits(limits_open_files=False)
+        inherited_limits.apply_process_limits(limits_open_files=False)
         runsc, words_file, *files = namespace_exec.receive_descriptors(control)
         words = namespace_exec.read_file(words_file).split(b"\0")
         enter_sandbox(runsc, parent)
         if files:
             run_on_pty(control, words, files, (rows, columns))
         else:
-            process_limits.lower_limit(resource.RLIMIT_DATA, DATA_BYTES_MAX)
-            process_limits.lower_limit(resource.RLIMIT_CPU, CPU_SECONDS_MAX)
+            inherited_limits.lower_limit(resource.RLIMIT_DATA, DATA_BYTES_MAX)
+            inherited_limits.lower_limit(resource.RLIMIT_CPU, CPU_SECONDS_MAX)
             os.execve(words[0], words, ENVIRONMENT)  # noqa: S606
     except Exception as error:
         control.send(f"error {error}".encode(errors="replace")[:4096])

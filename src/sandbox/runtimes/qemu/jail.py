@@ -22,7 +22,7 @@ from sandbox.runtimes import bubblewrap_command, rootfs_spec
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits import seccomp
-from sandbox.runtimes.programs import launcher, process_limits
+from sandbox.runtimes.programs import inherited_limits, launcher
 from sandbox.runtimes.qemu import command_lines
 from sandbox.runtimes.qemu.guest_components import (
     GUEST_AGENT_PATH,
@@ -201,7 +201,7 @@ def _encode_settings(guest_spec: GuestSpec) -> bytes:
     spec = guest_spec.spec
     numbers = (spec.memory_bytes, spec.processes_max, spec.memory_bytes // 2)
     ports = f"{MODEL_PORT},{PROXY_PORT}"
-    files = (command_lines.cached_files_max(), process_limits.OPEN_FILES_SOFT_MAX, process_limits.OPEN_FILES_MAX)
+    files = (command_lines.cached_files_max(), inherited_limits.OPEN_FILES_SOFT_MAX, inherited_limits.OPEN_FILES_MAX)
     arguments = (
         spec.attempt_id,
         *map(str, numbers),

@@ -255,7 +255,7 @@ print(msgspec.json.encode(asyncio.run(scenario())).decode())
 def test_ordinary_user_can_create_and_destroy_sandboxes(shared_directory: Path):
     # Another user may not be able to read the interpreter and this checkout, so the launcher is copied.
     (programs := shared_directory / "programs").mkdir()
-    for name in ("launcher", "namespace_exec", "process_limits"):
+    for name in ("launcher", "namespace_exec", "inherited_limits"):
         shutil.copy(importlib.util.find_spec(f"sandbox.runtimes.programs.{name}").origin, programs)
     os.chown(shared_directory, NOBODY, NOBODY)
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -12,7 +12,7 @@ from doubles.sandbox_lifecycle import MEBIBYTE, TIMEOUT_SECONDS, ready_sandbox
 from doubles.syscall_faults import small_file_system
 from sandbox.interfaces.runtime import Runtime
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
-from sandbox.runtimes.programs.process_limits import HOST_PROGRAM_FILES_MAX
+from sandbox.runtimes.programs.inherited_limits import HOST_PROGRAM_FILES_MAX
 from sandbox.runtimes.qemu import QemuRuntime, command_lines
 from sandbox.runtimes.qemu.jail import QEMU_FILES_MAX
 from sandbox.runtimes.qemu.sandbox import QemuSandbox

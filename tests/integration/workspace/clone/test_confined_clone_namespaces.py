@@ -23,8 +23,8 @@ from sandbox.interfaces.runtime import ConfinedCommand, ConfinementSpec
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes import launcher_client
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
-from sandbox.runtimes.programs import launcher, process_limits
-from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX
+from sandbox.runtimes.programs import inherited_limits, launcher
+from sandbox.runtimes.programs.inherited_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX
 
 VARIABLES = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 
@@ -363,6 +363,6 @@ def test_git_of_an_ordinary_user_is_confined():
     with ordinary_user_directory(for_sandboxes=True) as directory:
         (programs := Path(directory) / "programs").mkdir()
         programs.chmod(0o755)
-        for program in (launcher, process_limits):
+        for program in (launcher, inherited_limits):
             Path(shutil.copy(program.__file__, programs)).chmod(0o644)
         run_as_ordinary_user(run_as_user, str(directory), *SCENARIOS)

@@ -6,7 +6,7 @@ import pytest
 
 from sandbox.bootstrap.doctor import runtime_checks
 from sandbox.interfaces.runtime import RuntimeProbe
-from sandbox.runtimes.programs.process_limits import HOST_PROGRAM_FILES_MAX
+from sandbox.runtimes.programs.inherited_limits import HOST_PROGRAM_FILES_MAX
 
 SYSTEMD_FILE_MAX, SMALL_FILE_MAX = 2**63 - 1, 800_000
 BUBBLEWRAP = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)

@@ -11,7 +11,7 @@ import tracemalloc
 import pytest
 
 from doubles.image_archives import directory, entry, hardlink, layer, symlink
-from sandbox.images import image_definition, rootfs_writer
+from sandbox.images import limits, rootfs_writer
 from sandbox.images.debian_packages import read_packages
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.image_store import compute_digest
@@ -244,7 +244,7 @@ def test_layer_over_its_unpacked_limit_is_rejected(tree):
         apply(tree, data, bytes_max=50_000)
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000 + "x", "x" * (image_definition.IMAGE_PATH_BYTES_MAX + 1)])
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000 + "x", "x" * (limits.IMAGE_PATH_BYTES_MAX + 1)])
 def test_path_that_is_too_long_is_rejected(tree, name):
     with pytest.raises(ImageRefusedError):
         tree.apply(layer(entry(name, b"")))

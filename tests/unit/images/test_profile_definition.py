@@ -4,7 +4,7 @@ import pytest
 
 from sandbox.bootstrap.runtime_selection import image_components
 from sandbox.images.errors import InvalidProfileError
-from sandbox.images.image_definition import check_profile_name, read_definition, read_shipped, shipped_profiles
+from sandbox.images.profile_definition import check_profile_name, read_definition, read_shipped, shipped_profiles
 from sandbox.model.isolation_tier import TIERS, is_strong_enough
 from sandbox.model.manifest.parser import SHIPPED_PROFILES
 

@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from sandbox.runtimes.programs import process_limits
+from sandbox.runtimes.programs import inherited_limits
 
 
 @pytest.mark.parametrize("hard_limit", [0, 40, resource.RLIM_INFINITY])
@@ -13,7 +13,7 @@ def test_priority_limits_are_zero(monkeypatch: pytest.MonkeyPatch, hard_limit: i
     limits: dict[int, tuple[int, int]] = {}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, hard_limit))
     monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
-    process_limits.lower_limits()
+    inherited_limits.lower_limits()
     assert limits[resource.RLIMIT_RTPRIO] == limits[resource.RLIMIT_NICE] == (0, 0)
 
 
@@ -22,7 +22,7 @@ def test_lower_existing_limit_is_not_raised(monkeypatch: pytest.MonkeyPatch, har
     limits: dict[int, tuple[int, int]] = {}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, hard_limit))
     monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
-    process_limits.lower_limits()
+    inherited_limits.lower_limits()
     assert limits[resource.RLIMIT_SIGPENDING] == (expected, expected)
 
 
@@ -30,11 +30,11 @@ def test_lower_existing_limit_is_not_raised(monkeypatch: pytest.MonkeyPatch, har
     ("host_limits", "expected"),
     [
         ((1024, 4096), (1024, 4096)),
-        ((1024, resource.RLIM_INFINITY), (1024, process_limits.HOST_PROGRAM_FILES_MAX)),
-        ((10**9, 10**9), (process_limits.HOST_PROGRAM_FILES_MAX, process_limits.HOST_PROGRAM_FILES_MAX)),
+        ((1024, resource.RLIM_INFINITY), (1024, inherited_limits.HOST_PROGRAM_FILES_MAX)),
+        ((10**9, 10**9), (inherited_limits.HOST_PROGRAM_FILES_MAX, inherited_limits.HOST_PROGRAM_FILES_MAX)),
         (
             (resource.RLIM_INFINITY, resource.RLIM_INFINITY),
-            (process_limits.HOST_PROGRAM_FILES_MAX, process_limits.HOST_PROGRAM_FILES_MAX),
+            (inherited_limits.HOST_PROGRAM_FILES_MAX, inherited_limits.HOST_PROGRAM_FILES_MAX),
         ),
     ],
 )
@@ -44,5 +44,5 @@ def test_open_files_of_host_programs_are_limited(
     limits: dict[int, tuple[int, int]] = {}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: host_limits)
     monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
-    process_limits.limit_host_program_files()
+    inherited_limits.limit_host_program_files()
     assert limits == {resource.RLIMIT_NOFILE: expected}

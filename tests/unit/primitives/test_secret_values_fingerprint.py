@@ -1,6 +1,6 @@
 """Fingerprints identify a set of secret values without revealing them."""
 
-from sandbox.primitives.secret_fingerprint import make_fingerprint, matches_fingerprint
+from sandbox.primitives.secret_values_fingerprint import make_fingerprint, matches_fingerprint
 
 SECRETS = {"TOKEN": "hunter2-hunter2", "KEY": "pässwort\n"}
 
