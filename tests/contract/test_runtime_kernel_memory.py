@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -250,6 +251,43 @@ def test_data_sent_through_sockets_arrives_completely(runtime: Runtime, disk: Pa
     assert output_lines(runtime, disk, _TRANSFER) == ["received True", "pairs True"]
 
 
+_PACED_CONNECTIONS = """
+server, pairs = listener(), []
+def read_all(connection):
+    try:
+        while connection.recv(1 << 20): pass
+    except BlockingIOError: pass
+for _ in range(100):
+    client = socket.create_connection(server.getsockname()); accepted, _ = server.accept()
+    for _ in range(14): client.send(b"x"); accepted.recv(1)  # the kernel sends the first packets at once
+    client.setsockopt(socket.SOL_SOCKET, 47, 1)  # SO_MAX_PACING_RATE: one byte per second
+    client.setblocking(False); accepted.setblocking(False); pairs.append((client, accepted))
+    for _ in range(3): client.send(bytes(60_000)); read_all(accepted)
+for client, accepted in pairs: client.close()
+for client, accepted in pairs: read_all(accepted); accepted.close()
+report("closed")
+"""
+
+
+def test_closed_connections_end_with_the_sandbox(runtime: Runtime, disk: Path):
+    """Unsent data that waits for a pacing rate would keep its connection for two minutes."""
+    if has_own_kernel(runtime) and runtime.name != "gvisor":
+        pytest.skip("connections use the guest's memory")
+    before = _count_orphans()
+    assert output_lines(runtime, disk, _PACED_CONNECTIONS) == ["closed"]
+    deadline = time.monotonic() + 10
+    while (after := _count_orphans()) >= before + 50 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert after < before + 50
+
+
+def _count_orphans() -> int:
+    """Return the number of the machine's TCP connections that no process has open."""
+    found = re.search(r"^TCP:.* orphan (\d+)", Path("/proc/net/sockstat").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
 _NEVER_ACCEPTED = """
 server = socket.socket()
 server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
@@ -454,6 +492,7 @@ for one, level, option, value in (
     (tcp, SOL_SOCKET, SO_REUSEADDR, 1), (tcp, SOL_SOCKET, SO_KEEPALIVE, 1),
     (tcp, SOL_SOCKET, SO_SNDBUF, 65536), (tcp, SOL_SOCKET, SO_RCVBUF, 65536),
     (tcp, SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 5)), (tcp, IPPROTO_TCP, TCP_NODELAY, 1),
+    (tcp, SOL_SOCKET, 47, 1 << 20),
     (tcp, SOL_SOCKET, SO_RCVTIMEO, struct.pack("ll", 5, 0)), (udp, SOL_SOCKET, SO_BROADCAST, 1),
     (tcp, IPPROTO_TCP, TCP_CORK, 1), (tcp, IPPROTO_TCP, TCP_DEFER_ACCEPT, 5), (tcp, IPPROTO_TCP, TCP_KEEPIDLE, 60),
     (udp, IPPROTO_IP, IP_TTL, 5), (six, IPPROTO_IPV6, IPV6_V6ONLY, 1),

@@ -6,7 +6,7 @@ _SOL_SOCKET = 1
 _SOL_IP, _SOL_TCP, _SOL_UDP, _SOL_IPV6, _SOL_NETLINK = 0, 6, 17, 41, 270
 
 IGNORED_SOCKOPTS: Mapping[int, tuple[int, ...]] = {
-    _SOL_SOCKET: (7, 8, 13), _SOL_IP: (11,), _SOL_TCP: (9,), _SOL_UDP: (104,), _SOL_IPV6: (25,),
+    _SOL_SOCKET: (7, 8, 13, 47), _SOL_IP: (11,), _SOL_TCP: (9,), _SOL_UDP: (104,), _SOL_IPV6: (25,),
 }  # fmt: skip
 """Options by level that succeed without effect.
 
@@ -18,14 +18,16 @@ the last such socket is closed, the kernel changes its own code, which interrupt
 Without the option, a program gets each datagram separately. SO_LINGER: the kernel can take arbitrarily long to close a
 connection. If no program has received a connection that was sent through Unix sockets, a kernel thread closes it, and
 meanwhile closes no other file of the machine. The wait never ends if the thread has to close the peer next.
+SO_MAX_PACING_RATE: the kernel keeps a closed connection for 2 minutes if its unsent data waits for the pacing rate,
+even after the sandbox has ended. Nothing counts such connections, and the memory that they keep.
 """
 
 ALLOWED_SOCKOPTS: Mapping[int, frozenset[int]] = {
     # REUSEADDR TYPE ERROR DONTROUTE BROADCAST KEEPALIVE OOBINLINE NO_CHECK PRIORITY REUSEPORT PASSCRED
     # SNDLOWAT RCVTIMEO SNDTIMEO BINDTODEVICE TIMESTAMP PASSSEC TIMESTAMPNS RXQ_OVFL PEEK_OFF
-    # MAX_PACING_RATE INCOMING_CPU and the variants with 64-bit times, PASSPIDFD
+    # INCOMING_CPU and the variants with 64-bit times, PASSPIDFD
     _SOL_SOCKET: frozenset({
-        2, 3, 4, 5, 6, 9, 10, 11, 12, 15, 16, 19, 20, 21, 25, 29, 34, 35, 40, 42, 47, 49,
+        2, 3, 4, 5, 6, 9, 10, 11, 12, 15, 16, 19, 20, 21, 25, 29, 34, 35, 40, 42, 49,
         63, 64, 66, 67, 76,
     }),
     # TOS TTL RECVOPTS RETOPTS PKTINFO MTU_DISCOVER RECVTTL RECVTOS FREEBIND RECVORIGDSTADDR CHECKSUM

@@ -378,7 +378,7 @@ ALLOWED_SOCKET_OPTIONS = {
         "RCVTIMEO_OLD": 20,
         "SNDTIMEO_OLD": 21, "BINDTODEVICE": 25, "TIMESTAMP_OLD": 29, "PASSSEC": 34, "TIMESTAMPNS_OLD": 35,
         "RXQ_OVFL": 40,
-        "PEEK_OFF": 42, "MAX_PACING_RATE": 47, "INCOMING_CPU": 49, "TIMESTAMP_NEW": 63, "TIMESTAMPNS_NEW": 64,
+        "PEEK_OFF": 42, "INCOMING_CPU": 49, "TIMESTAMP_NEW": 63, "TIMESTAMPNS_NEW": 64,
         "RCVTIMEO_NEW": 66, "SNDTIMEO_NEW": 67, "PASSPIDFD": 76,
     },
     IP: {
@@ -409,10 +409,10 @@ ALLOWED_SOCKET_OPTIONS = {
 }  # fmt: skip
 """Options by level, from the kernel's headers (asm-generic/socket.h, linux/in.h, tcp.h, udp.h, in6.h, netlink.h)."""
 
-IGNORED_SOCKET_OPTIONS = {SO: {7, 8, 13}, IP: {11}, TCP: {9}, UDP: {104}, IPV6: {25}}
+IGNORED_SOCKET_OPTIONS = {SO: {7, 8, 13, 47}, IP: {11}, TCP: {9}, UDP: {104}, IPV6: {25}}
 """The call succeeds without effect.
 
-SO_SNDBUF, SO_RCVBUF, SO_LINGER; IP_RECVERR; TCP_DEFER_ACCEPT; UDP_GRO; IPV6_RECVERR.
+SO_SNDBUF, SO_RCVBUF, SO_LINGER, SO_MAX_PACING_RATE; IP_RECVERR; TCP_DEFER_ACCEPT; UDP_GRO; IPV6_RECVERR.
 """
 
 
