@@ -20,6 +20,7 @@ from sandbox.client import (
     NotFoundError,
     RateLimitError,
     ServerError,
+    TaskNotFoundError,
     UnexpectedResponseError,
     UnreachableError,
 )
@@ -384,7 +385,7 @@ async def test_terminal_accepts_an_uppercase_url_scheme(api):
         async with open_terminal(api.url.replace("http", "HTTP"), None, "other"):
             pass
 
-    with pytest.raises(UnreachableError):  # the fake API does not support terminals
+    with pytest.raises(TaskNotFoundError):  # the fake API does not have the terminal
         await open_and_close()
     assert api.requests[0].path == "/tasks/other/terminal"
 
