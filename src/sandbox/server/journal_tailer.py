@@ -113,13 +113,14 @@ class JournalTailer:
                 if (await self._apply(tracked, batch)).state.is_final:
                     return
                 last_record_at, pause = now, FOLLOW_POLL_INTERVAL_SECONDS
-            elif now - last_record_at >= LOSS_CHECK_INTERVAL_SECONDS:
+                # A batch may end before the journal does. The writer may have ended, so do not wait for its next write.
+                await asyncio.sleep(FOLLOW_POLL_INTERVAL_SECONDS)
+                continue
+            if now - last_record_at >= LOSS_CHECK_INTERVAL_SECONDS:
                 last_record_at = now
                 await self._check_writer(tracked)
             await tracked.wait_for_wake(_wait_seconds(tracked, pause, is_watched=is_watched))
             pause = min(pause * 1.2, FOLLOW_POLL_INTERVAL_SECONDS * _POLL_SLOWDOWN_MAX)
-            if is_watched and batch.records:  # read a busy journal no more often than if it were polled
-                await asyncio.sleep(now + FOLLOW_POLL_INTERVAL_SECONDS - self._clock.monotonic())
 
     async def _read_batch(self, tracked: TrackedTask) -> RecordBatch:
         """Return new records.

@@ -134,3 +134,29 @@ async def test_busy_journal_is_not_read_for_each_record(tailed_task, monkeypatch
             await asyncio.sleep(0.001)
     await tailed_task.tailer.close()
     assert len(reads) < len(ARTIFACTS)
+
+
+async def test_long_journal_of_an_ended_runner_is_read_without_pauses(tailed_task, monkeypatch):
+    """A batch ends before a long journal does, and no further write wakes the tailer."""
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 600.0)
+    read = tailed_task.journals.read
+    monkeypatch.setattr(tailed_task.journals, "read", lambda *arguments: read(*arguments, bytes_max=1))
+    for event in (*ARTIFACTS, e.TaskFinished()):
+        tailed_task.recorder.record(event)
+    tailed_task.tailer.start(tailed_task.tracked)
+    async with asyncio.timeout(20):
+        while tailed_task.tailer._tracked_tasks:
+            await asyncio.sleep(0.001)
+    await tailed_task.tailer.close()
+    assert tailed_task.tracked.task.state.is_final
+
+
+async def test_silent_journal_is_not_read_until_it_is_written(tailed_task, monkeypatch):
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 600.0)
+    offsets = []
+    read = tailed_task.journals.read
+    monkeypatch.setattr(
+        tailed_task.journals, "read", lambda task_id, offset: offsets.append(offset) or read(task_id, offset)
+    )
+    await tailed_task.write_events(ARTIFACTS[:3])
+    assert max(map(offsets.count, offsets)) <= 3
