@@ -39,7 +39,7 @@ def deploy(deployment, monkeypatch, tmp_path):
     return make
 
 
-def manifest(deploy, task_id="task-1"):
+def manifest(task_id="task-1"):
     return {
         "version": "1",
         "kind": "Task",
@@ -51,7 +51,7 @@ def manifest(deploy, task_id="task-1"):
 
 def test_failing_runtime_is_probed_until_it_works(deploy):
     deployment = deploy("2", pause="0.5")
-    rejected = deployment.http.post("/api/v1/tasks", json=manifest(deployment))
+    rejected = deployment.http.post("/api/v1/tasks", json=manifest())
     assert rejected.status_code == 503
     assert failing_probes.FAILURE_REASON in rejected.json()["message"]
     wait_until(lambda: deployment.http.get("/api/v1/health/ready").status_code == 200, 20, "the server to be ready")
@@ -79,7 +79,7 @@ def test_failing_runtime_reports_reason_and_next_probe(deploy):
     assert 0 < (at - datetime.now(UTC)).total_seconds() <= 5
     for response in (
         deployment.http.get("/api/v1/health/ready"),
-        deployment.http.post("/api/v1/tasks", json=manifest(deployment)),
+        deployment.http.post("/api/v1/tasks", json=manifest()),
     ):
         assert response.status_code == 503
         assert 1 <= int(response.headers["retry-after"]) <= 5

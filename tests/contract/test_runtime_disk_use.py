@@ -12,13 +12,13 @@ _UNLINKED = "exec 3>/tmp/large; head -c 5000000 /dev/zero >&3; rm /tmp/large; ec
 _CLOSED = "exec 3>/tmp/large; head -c 5000000 /dev/zero >&3; rm /tmp/large; exec 3>&-; echo ready; sleep 60"
 
 
-def is_full_during(runtime: Runtime, files: AttemptLayout, script: str) -> bool:
+def is_full_during(runtime: Runtime, layout: AttemptLayout, script: str) -> bool:
     """Return whether a 4 MiB disk is full while the script is running."""
 
     async def scenario() -> bool:
-        attempt_disk = DirectoryDisk(files)
+        attempt_disk = DirectoryDisk(layout)
         await attempt_disk.open(4 * MEBIBYTE)
-        async with ready_sandbox(runtime, files.disk) as sandbox:
+        async with ready_sandbox(runtime, layout.disk) as sandbox:
             output, _ = await sandbox.start(Command(("/bin/sh", "-c", script), {"PATH": "/usr/bin:/bin"}, "/workspace"))
             await read_until(output, b"ready")
             return (await attempt_disk.measure_and_trim()).is_full

@@ -9,7 +9,7 @@ from sandbox.model.failure import Failure, FailureCode
 FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished())
 
 
-def files(components, order):
+def attempt_layout(components, order):
     return TaskLayout(components.data_dir, order.task_id).attempt(order.attempt_id)
 
 
@@ -19,7 +19,7 @@ async def fail(components, service, task_id, failure_action="preserve"):
     await components.wait_for_launch(task_id)
     components.placement.record(task_id, *TO_RUNNING, *FAILED)
     await service.wait(task_id, 10)
-    preserved = files(components, components.placement.orders[-1])
+    preserved = attempt_layout(components, components.placement.orders[-1])
     deep = preserved.workspace / "a" / "b"
     deep.mkdir(parents=True)
     (deep / "file").write_text("x")

@@ -14,7 +14,7 @@ class FakeLeftoverSource:
     def attempt_ids(self):
         return set(self.attempts)
 
-    async def clean_up(self, attempt_id, files):
+    async def clean_up(self, attempt_id, layout):
         if attempt_id in self.stuck:
             raise OSError("It does not end")
         self.attempts.discard(attempt_id)

@@ -42,7 +42,7 @@ class RuntimeFaults:
     slow_reason: str | None = None
     slow_stop_seconds: float = 0.0
     slow_destroy_seconds: float = 0.0
-    calls: list[str] = field(default_factory=list)
+    recorded_calls: list[str] = field(default_factory=list)
 
 
 class FaultySandbox:
@@ -57,7 +57,7 @@ class FaultySandbox:
         self._exit: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
 
     async def start(self, command: Command) -> tuple[StreamReader, StreamReader]:
-        self._faults.calls.append("start")
+        self._faults.recorded_calls.append("start")
         if self._faults.start_hangs:
             await asyncio.Event().wait()
         if self._faults.start_error:
@@ -71,12 +71,12 @@ class FaultySandbox:
         raise AttemptError(FailureCode.SANDBOX_LOST, "No terminals.")
 
     async def signal(self, signal_number: int) -> None:
-        self._faults.calls.append(signal.Signals(signal_number).name)
+        self._faults.recorded_calls.append(signal.Signals(signal_number).name)
         if not self._faults.slow_stop_seconds:
             self._end(128 + signal_number)
 
     async def kill(self) -> None:
-        self._faults.calls.append("kill")
+        self._faults.recorded_calls.append("kill")
         asyncio.get_running_loop().call_later(self._faults.slow_stop_seconds, self._end, 128 + signal.SIGKILL)
 
     async def wait(self) -> ExitStatus:
@@ -111,7 +111,7 @@ class FaultyRuntime:
         return SandboxHandle(self.name, attempt_id)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> FaultySandbox:
-        self._faults.calls.append("create")
+        self._faults.recorded_calls.append("create")
         if self._faults.create_hangs:
             await asyncio.Event().wait()
         return FaultySandbox(handle, self._faults)
@@ -121,7 +121,7 @@ class FaultyRuntime:
         yield NoConfinement()
 
     async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
-        self._faults.calls.append("destroy")
+        self._faults.recorded_calls.append("destroy")
         await asyncio.sleep(self._faults.slow_destroy_seconds)
 
     def attempt_ids(self) -> Sequence[str]:

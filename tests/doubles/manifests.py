@@ -21,9 +21,9 @@ from sandbox.model.manifest.schema import (
 )
 from sandbox.model.task import Task
 
-CLAUDE = {"claude": ClaudeCode()}
-parse_manifest = partial(parser.parse_manifest, agents=CLAUDE)
-read_document = partial(parser.read_document, agents=CLAUDE)
+AGENTS = {"claude": ClaudeCode()}
+parse_manifest = partial(parser.parse_manifest, agents=AGENTS)
+read_document = partial(parser.read_document, agents=AGENTS)
 encode_json = msgspec.json.Encoder(enc_hook=encode_manifest).encode
 decode_task = msgspec.json.Decoder(Task, dec_hook=decode_manifest).decode
 decode_record = msgspec.json.Decoder(Record, dec_hook=decode_manifest).decode

@@ -51,7 +51,7 @@ TIMEOUT_SECONDS = 40
 PACKAGE = Path(daemon_placement.__file__).parent
 
 
-class SingleHost:
+class SingleHostPlacementHarness:
     """A placement with one host."""
 
     def reserve(self, placement, task_id):
@@ -63,7 +63,7 @@ class SingleHost:
                 os.kill(pid, signal.SIGKILL)
 
 
-class LocalHost(SingleHost):
+class LocalPlacementHarness(SingleHostPlacementHarness):
     """A host that also runs the servers."""
 
     kind = "local"
@@ -94,7 +94,7 @@ class LocalHost(SingleHost):
         shutil.rmtree(choose_run_dir(self.data_dir), ignore_errors=True)
 
 
-class HostWithDaemon(SingleHost):
+class DaemonPlacementHarness(SingleHostPlacementHarness):
     """A host with a separate data directory, which servers reach through the socket of a daemon."""
 
     kind = "daemon"
@@ -141,7 +141,7 @@ class HostWithDaemon(SingleHost):
         shutil.rmtree(choose_run_dir(self.host_data_dir), ignore_errors=True)
 
 
-class ClusterHost:
+class ClusterPlacementHarness:
     """This machine as a host of a cluster: the engine `processes` starts one worker for each task."""
 
     kind = "cluster"
@@ -335,7 +335,7 @@ def unresponsive_repository():
         yield f"http://127.0.0.1:{server.getsockname()[1]}/repository.git"
 
 
-HOSTS = {host.kind: host for host in (LocalHost, HostWithDaemon, ClusterHost)}
+HOSTS = {host.kind: host for host in (LocalPlacementHarness, DaemonPlacementHarness, ClusterPlacementHarness)}
 
 
 async def _launch_and_wait(kind, directory, repository_url, task_id):

@@ -34,7 +34,7 @@ def run_attempt(tmp_path):
             if cancel_in is not None:
                 await harness.wait_for_state(cancel_in)
                 async with asyncio.timeout(TIMEOUT_SECONDS):
-                    while not faults.calls:  # the state changes shortly before the runtime is called
+                    while not faults.recorded_calls:  # the state changes shortly before the runtime is called
                         await asyncio.sleep(0.005)
                 harness.cancel(CancelAttempt(force=True))
             await asyncio.wait_for(work, TIMEOUT_SECONDS)
@@ -52,7 +52,7 @@ def test_command_that_cannot_start_fails_with_the_reason(run_attempt):
     harness = run_attempt(faults)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "provision_failed")
     assert "disk of the image" in harness.task.failure.message
-    assert faults.calls[-1] == "destroy"
+    assert faults.recorded_calls[-1] == "destroy"
 
 
 def test_sandbox_that_dies_silently_is_lost_and_its_output_is_stored(run_attempt):
@@ -61,21 +61,21 @@ def test_sandbox_that_dies_silently_is_lost_and_its_output_is_stored(run_attempt
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "sandbox_lost")
     assert harness.outputs("stdout") == [b"half a line"]
     assert "task-1.patch" in harness.artifacts
-    assert faults.calls[-1] == "destroy"
+    assert faults.recorded_calls[-1] == "destroy"
 
 
 def test_sandbox_that_is_never_ready_fails_with_provision_timeout(run_attempt):
     faults = RuntimeFaults(create_hangs=True)
     harness = run_attempt(faults, lifecycle={"provision_timeout": "1s"})
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "provision_timeout")
-    assert faults.calls == ["create", "destroy"]
+    assert faults.recorded_calls == ["create", "destroy"]
 
 
 def test_sandbox_that_is_never_ready_can_be_cancelled(run_attempt):
     faults = RuntimeFaults(create_hangs=True)
     harness = run_attempt(faults, cancel_in=TaskState.PROVISIONING)
     assert harness.task.state is TaskState.CANCELLED
-    assert faults.calls == ["create", "destroy"]
+    assert faults.recorded_calls == ["create", "destroy"]
 
 
 def test_command_that_never_starts_fails_after_the_start_timeout(run_attempt, monkeypatch):
@@ -84,14 +84,14 @@ def test_command_that_never_starts_fails_after_the_start_timeout(run_attempt, mo
     harness = run_attempt(faults)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "provision_failed")
     assert "did not start" in harness.task.failure.message
-    assert faults.calls[-1] == "destroy"
+    assert faults.recorded_calls[-1] == "destroy"
 
 
 def test_slow_kill_within_the_time_limit_is_awaited(run_attempt):
     faults = RuntimeFaults(slow_stop_seconds=0.5)
     harness = run_attempt(faults, cancel_in=TaskState.RUNNING)
     assert (harness.task.state, harness.task.exit_code) == (TaskState.CANCELLED, 137)
-    assert "kill" in faults.calls
+    assert "kill" in faults.recorded_calls
 
 
 def test_sandbox_is_lost_if_its_kill_exceeds_the_time_limit(run_attempt, monkeypatch):
@@ -99,7 +99,7 @@ def test_sandbox_is_lost_if_its_kill_exceeds_the_time_limit(run_attempt, monkeyp
     faults = RuntimeFaults(slow_stop_seconds=3600)
     harness = run_attempt(faults, cancel_in=TaskState.RUNNING)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.CANCELLED, "sandbox_lost")
-    assert faults.calls[-1] == "destroy"
+    assert faults.recorded_calls[-1] == "destroy"
 
 
 def test_destroy_timeout_does_not_change_the_outcome(run_attempt, monkeypatch):

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from doubles.failed_task import fail, files
+from doubles.failed_task import attempt_layout, fail
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.journal import LockState
@@ -44,7 +44,7 @@ async def lose_before_disk_takeover(components, service):
     """
     await service.submit(manifest(lifecycle={"failure_action": "preserve", "resume": True}))
     await components.wait_for_launch("task-1")
-    preserved = files(components, components.placement.orders[0])
+    preserved = attempt_layout(components, components.placement.orders[0])
     preserved.workspace.mkdir(parents=True)
     preserved.runner_log.write_text("log")
     components.placement.record("task-1", *TO_RUNNING, LOST, AttemptTornDown())
@@ -468,7 +468,7 @@ class SlowFiles:
         return self.go_on.wait(20)
 
 
-async def ask_for_a_list(service, task):
+async def ask_whether_preserved(service, task):
     return await service.has_preserved_sandbox(task)
 
 
@@ -477,7 +477,7 @@ async def ask_for_a_lock(service, task):
         return is_exclusive
 
 
-@pytest.mark.parametrize("ask", [ask_for_a_list, ask_for_a_lock])
+@pytest.mark.parametrize("ask", [ask_whether_preserved, ask_for_a_lock])
 async def test_slow_hosts_do_not_use_up_the_shared_threads(components, monkeypatch, ask):
     files = SlowFiles()
     async with components.server() as service:

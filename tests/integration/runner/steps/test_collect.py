@@ -63,7 +63,7 @@ async def test_retries_on_a_full_disk_do_not_duplicate_renamed_artifacts(make_ha
     assert harness.artifacts == {*stored, "task-1.patch", "transcript.ndjson", "metadata.json"}
 
 
-def find_files(monkeypatch, paths):
+def simulate_workspace_files(monkeypatch, paths):
     """Simulate a workspace with these files. The artifacts get the names that they would get from a real workspace."""
 
     async def collect_files(self, workspace, patterns, target, taken_names):
@@ -79,7 +79,7 @@ def find_files(monkeypatch, paths):
 async def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypatch):
     """Truncation removes the start of a name, and thus part of the secret. Only the path contains directories."""
     paths = (f"{SECRET}-{'x' * 180}.md", f"{SECRET}/{'y' * 230}.md", f"{SECRET}/notes.md", f"out/{'z' * 230}.md")
-    find_files(monkeypatch, paths)
+    simulate_workspace_files(monkeypatch, paths)
     harness = make_harness(AttemptScript(), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("**",)})
     await harness.run()
     paths_by_name = {artifact.name: artifact.path for artifact in harness.task.artifacts if not artifact.is_generated}
@@ -93,7 +93,7 @@ async def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypa
 async def test_name_equal_to_the_end_of_a_secret_with_slashes_is_redacted(make_harness, monkeypatch):
     """The path contains the whole value and is redacted. The name would reveal the text after the last slash."""
     value = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
-    find_files(monkeypatch, [f"out/{value}", f"out/{value}.md", f"{value}/notes.md", "K7MDENG/report.md"])
+    simulate_workspace_files(monkeypatch, [f"out/{value}", f"out/{value}.md", f"{value}/notes.md", "K7MDENG/report.md"])
     harness = make_harness(AttemptScript(), secrets={"KEY": value}, lifecycle={"artifact_patterns": ("**",)})
     await harness.run()
     replacement = "[REDACTED:KEY]"

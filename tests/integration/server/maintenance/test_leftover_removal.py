@@ -49,17 +49,17 @@ async def start(components, service, task_id, **sections):
     """Start a task with the files of a real attempt."""
     await service.submit(manifest(task_id, **sections))
     await components.wait_for_launch(task_id)
-    files = TaskLayout(components.data_dir, task_id).attempt(components.placement.orders[-1].attempt_id)
-    files.workspace.mkdir(parents=True)
-    files.repository.mkdir()
-    files.handle.write_text("{}")
-    files.runner_log.write_text("log")
+    layout = TaskLayout(components.data_dir, task_id).attempt(components.placement.orders[-1].attempt_id)
+    layout.workspace.mkdir(parents=True)
+    layout.repository.mkdir()
+    layout.handle.write_text("{}")
+    layout.runner_log.write_text("log")
     components.placement.record(task_id, *TO_RUNNING)
-    return files
+    return layout
 
 
-def names(files):
-    return sorted(path.name for path in files.root.iterdir())
+def names(layout):
+    return sorted(path.name for path in layout.root.iterdir())
 
 
 async def end(components, service, task_id, *events):
@@ -70,11 +70,11 @@ async def end(components, service, task_id, *events):
 async def test_leftovers_of_an_ended_attempt_are_removed(components):
     async def scenario():
         async with components.server() as service:
-            files, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
-            leftovers.attempts.add(files.root.name)
+            layout, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
+            leftovers.attempts.add(layout.root.name)
             await end(components, service, "task-1", *TO_END)
             await leftover_remover(components, service, leftovers).sweep()
-            return names(files), leftovers.attempts
+            return names(layout), leftovers.attempts
 
     assert (await scenario()) == (["runner.log"], set())
 
@@ -82,12 +82,12 @@ async def test_leftovers_of_an_ended_attempt_are_removed(components):
 async def test_running_sandboxes_and_sandboxes_of_other_servers_are_kept(components):
     async def scenario():
         async with components.server() as service:
-            files, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
-            leftovers.attempts |= {files.root.name, "of-another-server"}
-            before = names(files)
+            layout, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
+            leftovers.attempts |= {layout.root.name, "of-another-server"}
+            before = names(layout)
             await leftover_remover(components, service, leftovers).sweep()
             components.placement.record("task-1", *TO_END)
-            return before == names(files), len(leftovers.attempts)
+            return before == names(layout), len(leftovers.attempts)
 
     assert (await scenario()) == (True, 2)
 
@@ -95,18 +95,18 @@ async def test_running_sandboxes_and_sandboxes_of_other_servers_are_kept(compone
 async def test_leftovers_of_a_locked_journal_are_kept(components):
     async def scenario():
         async with components.server() as service:
-            files, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
-            leftovers.attempts.add(files.root.name)
+            layout, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
+            leftovers.attempts.add(layout.root.name)
             recorder = components.placement.recorders["task-1"]
             for event in TO_END:
                 recorder.record(event)
             await components.wait_for_state(service, "task-1", TaskState.COMPLETED)
-            before = names(files)
+            before = names(layout)
             await leftover_remover(components, service, leftovers).sweep()
-            while_locked = (before == names(files), len(leftovers.attempts))
+            while_locked = (before == names(layout), len(leftovers.attempts))
             components.placement.kill("task-1")
             await leftover_remover(components, service, leftovers).sweep()
-            return while_locked, names(files), leftovers.attempts
+            return while_locked, names(layout), leftovers.attempts
 
     assert (await scenario()) == ((True, 1), ["runner.log"], set())
 
@@ -115,33 +115,33 @@ async def test_leftovers_of_a_locked_journal_are_kept(components):
 async def test_leftovers_of_an_attempt_that_may_be_alive_are_kept(components, is_indexed):
     """The end of the task is recorded in the index and the journal, or only in the journal."""
     async with components.server() as service:
-        files, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
-        leftovers.attempts.add(files.root.name)
+        layout, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
+        leftovers.attempts.add(layout.root.name)
         row = components.store.load("task-1")
         await end(components, service, "task-1", *TO_END)
         if not is_indexed:
             components.store.save(row)
-        before, journals = names(files), UnreachableJournals(components.data_dir)
+        before, journals = names(layout), UnreachableJournals(components.data_dir)
         remover = remover_with(components, service, [leftovers], journals=journals)
         await remover.sweep()
-        assert (names(files), len(leftovers.attempts)) == (before, 1)
+        assert (names(layout), len(leftovers.attempts)) == (before, 1)
         journals.is_unknown = False
         await remover.sweep()
-        assert (names(files), leftovers.attempts) == (["runner.log"], set())
+        assert (names(layout), leftovers.attempts) == (["runner.log"], set())
 
 
 async def test_leftovers_of_a_task_that_ended_while_no_server_ran_are_removed(components):
     async def scenario():
         async with components.server() as service:
-            files, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
-            leftovers.attempts.add(files.root.name)
+            layout, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
+            leftovers.attempts.add(layout.root.name)
         for event in TO_END:
             components.placement.recorders["task-1"].record(event)
         components.placement.kill("task-1")
         with closing(SqliteStore(components.data_dir / "index.sqlite")) as store:
             assert not store.load("task-1").task.state.is_final
             await remover_with(components, service, [leftovers], store=store).sweep()
-        return names(files), leftovers.attempts
+        return names(layout), leftovers.attempts
 
     assert (await scenario()) == (["runner.log"], set())
 
@@ -152,7 +152,7 @@ async def test_host_that_does_not_respond_does_not_block_other_hosts(components)
             raise HostUnreachableError("far:one")
 
     async with components.server() as service:
-        files = await start(components, service, "task-1")
+        layout = await start(components, service, "task-1")
         await end(components, service, "task-1", *TO_END)
         remover = LeftoverRemover(
             components.journals,
@@ -162,7 +162,7 @@ async def test_host_that_does_not_respond_does_not_block_other_hosts(components)
         )
         with pytest.raises(LeftoverRemovalError, match="the host far:one is not responding"):
             await remover.sweep()
-        assert names(files) == ["runner.log"]
+        assert names(layout) == ["runner.log"]
 
 
 async def test_unreadable_directory_does_not_block_other_tasks(components, monkeypatch):
@@ -176,20 +176,20 @@ async def test_unreadable_directory_does_not_block_other_tasks(components, monke
     async def scenario():
         async with components.server() as service:
             await start(components, service, "task-1")
-            files, leftovers, sockets = (
+            layout, leftovers, sockets = (
                 await start(components, service, "task-2"),
                 FakeLeftoverSource(),
                 FakeLeftoverSource(belongs_to_this_server=True),
             )
             sockets.attempts = {"of-task-1"}
-            leftovers.attempts.add(files.root.name)
+            leftovers.attempts.add(layout.root.name)
             for task_id in ("task-1", "task-2"):
                 await end(components, service, task_id, *TO_END)
             monkeypatch.setattr("os.listdir", failing_listdir)
             with pytest.raises(LeftoverRemovalError, match="attempts of task task-1"):
                 await leftover_remover(components, service, leftovers, sockets).sweep()
             monkeypatch.undo()
-            return names(files), leftovers.attempts, sockets.attempts
+            return names(layout), leftovers.attempts, sockets.attempts
 
     assert (await scenario()) == (["runner.log"], set(), {"of-task-1"})
 
@@ -197,9 +197,9 @@ async def test_unreadable_directory_does_not_block_other_tasks(components, monke
 async def test_lock_that_cannot_be_opened_does_not_block_other_tasks(components):
     async def scenario():
         async with components.server() as service:
-            broken, files = await start(components, service, "task-1"), await start(components, service, "task-2")
+            broken, layout = await start(components, service, "task-1"), await start(components, service, "task-2")
             leftovers = FakeLeftoverSource()
-            leftovers.attempts |= {broken.root.name, files.root.name}
+            leftovers.attempts |= {broken.root.name, layout.root.name}
             for task_id in ("task-1", "task-2"):
                 await end(components, service, task_id, *TO_END)
             lock = TaskLayout(components.data_dir, "task-1").root / "journal" / "lock"
@@ -207,7 +207,7 @@ async def test_lock_that_cannot_be_opened_does_not_block_other_tasks(components)
             lock.mkdir()
             with pytest.raises(LeftoverRemovalError, match="lock of task task-1"):
                 await leftover_remover(components, service, leftovers).sweep()
-            return names(files), leftovers.attempts == {broken.root.name}
+            return names(layout), leftovers.attempts == {broken.root.name}
 
     assert (await scenario()) == (["runner.log"], True)
 
@@ -215,7 +215,7 @@ async def test_lock_that_cannot_be_opened_does_not_block_other_tasks(components)
 async def test_damaged_index_row_does_not_block_other_tasks(components):
     async def scenario():
         async with components.server() as service:
-            damaged, files = await start(components, service, "task-1"), await start(components, service, "task-2")
+            damaged, layout = await start(components, service, "task-1"), await start(components, service, "task-2")
             for task_id in ("task-1", "task-2"):
                 await end(components, service, task_id, *TO_END)
             with closing(sqlite3.connect(components.data_dir / "index.sqlite")) as connection, connection:
@@ -223,7 +223,7 @@ async def test_damaged_index_row_does_not_block_other_tasks(components):
             before = names(damaged)
             with pytest.raises(LeftoverRemovalError, match="task task-1: The index of tasks is damaged"):
                 await leftover_remover(components, service, FakeLeftoverSource()).sweep()
-            return names(files), names(damaged) == before
+            return names(layout), names(damaged) == before
 
     assert (await scenario()) == (["runner.log"], True)
 
@@ -231,13 +231,13 @@ async def test_damaged_index_row_does_not_block_other_tasks(components):
 async def test_leftovers_of_a_task_that_waits_for_a_finisher_are_kept(components):
     async def scenario():
         async with components.server() as service:
-            files, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
-            leftovers.attempts.add(files.root.name)
+            layout, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
+            leftovers.attempts.add(layout.root.name)
             components.placement.launch_error = OSError("no more processes")
             components.placement.kill("task-1")
-            before = names(files)
+            before = names(layout)
             await leftover_remover(components, service, leftovers).sweep()
-            return before == names(files), len(leftovers.attempts)
+            return before == names(layout), len(leftovers.attempts)
 
     assert (await scenario()) == (True, 1)
 
@@ -245,16 +245,16 @@ async def test_leftovers_of_a_task_that_waits_for_a_finisher_are_kept(components
 async def test_preserved_files_are_kept_and_a_dead_session_is_removed(components):
     async def scenario():
         async with components.server() as service:
-            files = await start(components, service, "task-1", lifecycle={"failure_action": "preserve"})
+            layout = await start(components, service, "task-1", lifecycle={"failure_action": "preserve"})
             leftovers = FakeLeftoverSource()
             await end(components, service, "task-1", *FAILED)
-            leftovers.attempts.add(files.root.name)
+            leftovers.attempts.add(layout.root.name)
             task = await service.status("task-1")
             async with service.preserved_sandboxes.try_lock(task):
                 await leftover_remover(components, service, leftovers).sweep()
                 during_session = len(leftovers.attempts)
             await leftover_remover(components, service, leftovers).sweep()
-            return during_session, leftovers.attempts, files.workspace.is_dir(), files.handle.exists()
+            return during_session, leftovers.attempts, layout.workspace.is_dir(), layout.handle.exists()
 
     assert (await scenario()) == (1, set(), True, False)
 
@@ -262,19 +262,19 @@ async def test_preserved_files_are_kept_and_a_dead_session_is_removed(components
 async def test_failing_removal_is_reported_and_retried(components):
     async def scenario():
         async with components.server() as service:
-            leftovers, all_files = FakeLeftoverSource(), []
+            leftovers, layouts = FakeLeftoverSource(), []
             for task_id in ("a", "b"):
-                files = await start(components, service, task_id)
-                leftovers.attempts.add(files.root.name)
+                layout = await start(components, service, task_id)
+                leftovers.attempts.add(layout.root.name)
                 await end(components, service, task_id, *TO_END)
-                all_files.append(files)
-            leftovers.stuck = {all_files[0].root.name}
+                layouts.append(layout)
+            leftovers.stuck = {layouts[0].root.name}
             with pytest.raises(LeftoverRemovalError, match="task a: It does not end"):
                 await leftover_remover(components, service, leftovers).sweep()
-            first = [path.handle.exists() for path in all_files]
+            first = [layout.handle.exists() for layout in layouts]
             leftovers.stuck = set()
             await leftover_remover(components, service, leftovers).sweep()
-            return first, [names(path) for path in all_files]
+            return first, [names(layout) for layout in layouts]
 
     assert (await scenario()) == ([True, False], [["runner.log"], ["runner.log"]])
 

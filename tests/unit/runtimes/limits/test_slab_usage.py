@@ -40,7 +40,7 @@ CHARGED_KINDS = ("anon_vma_chain_bytes", "dentry_bytes", "vma_bytes", "undivided
 class SingleKindMeter:
     """Measures one kind of slab memory."""
 
-    def __init__(self, machine: "FakeSlabs") -> None:
+    def __init__(self, machine: "FakeMachine") -> None:
         self._meter = SlabMeter(machine.measure, lambda: machine.now)
         self._kind = machine.kind
 
@@ -53,14 +53,14 @@ class SingleKindMeter:
         return None if found is None else getattr(found, self._kind)
 
 
-class FakeSlabs:
+class FakeMachine:
     def __init__(self, used_bytes: int | None = 0, kind: str = "unreclaimable_free_bytes") -> None:
         self.bytes, self.kind, self.now = used_bytes, kind, 100.0
 
     def measure(self) -> SlabUsage | None:
         return None if self.bytes is None else SlabUsage(0, 0)._replace(**{self.kind: self.bytes})
 
-    def slabs(self) -> SingleKindMeter:
+    def create_meter(self) -> SingleKindMeter:
         return SingleKindMeter(self)
 
     def grow(self, added_bytes: int) -> None:
@@ -117,31 +117,31 @@ def test_dentries_count_as_zero_if_their_number_is_unknown(tmp_path: Path, state
 
 def test_unreadable_slabinfo_counts_as_zero(tmp_path: Path):
     assert SlabStatistics(tmp_path / "absent").measure_usage(tmp_path) is None
-    assert FakeSlabs(None).slabs().measure(MEBIBYTE) is None
-    assert FakeSlabs().slabs().measure(None) is None
+    assert FakeMachine(None).create_meter().measure(MEBIBYTE) is None
+    assert FakeMachine().create_meter().measure(None) is None
 
 
 @pytest.mark.parametrize("kind", SlabUsage._fields)
 def test_growth_is_attributed_to_the_only_sandbox(kind: str):
-    machine = FakeSlabs(700 * MEBIBYTE, kind)
-    slabs = machine.slabs()
-    assert slabs.measure(400 * MEBIBYTE) == 0
+    machine = FakeMachine(700 * MEBIBYTE, kind)
+    meter = machine.create_meter()
+    assert meter.measure(400 * MEBIBYTE) == 0
     machine.grow(300 * MEBIBYTE)
     charged = 350 * MEBIBYTE if kind in CHARGED_KINDS else 50 * MEBIBYTE
-    assert slabs.measure(charged) == 300 * MEBIBYTE
+    assert meter.measure(charged) == 300 * MEBIBYTE
     machine.grow(-200 * MEBIBYTE)
-    assert slabs.measure(charged) == 100 * MEBIBYTE
+    assert meter.measure(charged) == 100 * MEBIBYTE
 
 
 def test_measurements_are_at_least_a_second_apart():
-    machine = FakeSlabs()
-    slabs = machine.slabs()
-    slabs.measure(400 * MEBIBYTE)
+    machine = FakeMachine()
+    meter = machine.create_meter()
+    meter.measure(400 * MEBIBYTE)
     machine.grow(100 * MEBIBYTE)
     machine.now -= 0.1
-    assert slabs.measure(400 * MEBIBYTE) == 0
+    assert meter.measure(400 * MEBIBYTE) == 0
     machine.now += 0.1
-    assert slabs.measure(400 * MEBIBYTE) == 100 * MEBIBYTE
+    assert meter.measure(400 * MEBIBYTE) == 100 * MEBIBYTE
 
 
 @pytest.mark.parametrize("first", [SlabUsage(0, 0), None])
@@ -166,8 +166,8 @@ def test_slabs_are_read_again_immediately_if_the_first_reading_fails():
 
 
 def test_growth_is_attributed_in_proportion_to_usage():
-    machine = FakeSlabs()
-    larger, smaller = machine.slabs(), machine.slabs()
+    machine = FakeMachine()
+    larger, smaller = machine.create_meter(), machine.create_meter()
     for _ in range(5):
         larger.measure(400 * MEBIBYTE, 40 * MEBIBYTE)
         smaller.measure(40 * MEBIBYTE, 400 * MEBIBYTE)
@@ -182,8 +182,8 @@ def test_growth_is_attributed_in_proportion_to_usage():
 
 @pytest.mark.parametrize("kind", SHARED_KINDS)
 def test_growth_is_attributed_to_a_running_sandbox_and_not_to_an_idle_one(kind: str):
-    machine = FakeSlabs(kind=kind)
-    busy, idle = machine.slabs(), machine.slabs()
+    machine = FakeMachine(kind=kind)
+    busy, idle = machine.create_meter(), machine.create_meter()
     busy_bytes = idle_bytes = None
     for second in range(6):
         busy_bytes = busy.measure(300 * MEBIBYTE, 900 * MEBIBYTE, cpu=100.0 + second, other_cpu=500.0)
@@ -197,28 +197,28 @@ def test_growth_is_attributed_to_a_running_sandbox_and_not_to_an_idle_one(kind: 
 
 def test_growth_in_mappings_is_attributed_to_an_idle_sandbox_too():
     """The sandbox's own mappings are counted afterwards, so that another, busy sandbox cannot hide them."""
-    machine = FakeSlabs(kind="undivided_vma_bytes")
-    idle = machine.slabs()
+    machine = FakeMachine(kind="undivided_vma_bytes")
+    idle = machine.create_meter()
     idle.measure(900 * MEBIBYTE, 300 * MEBIBYTE, cpu=500.0, other_cpu=100.0)
     machine.grow(250 * MEBIBYTE)
     assert idle.measure(900 * MEBIBYTE, 300 * MEBIBYTE, cpu=500.0, other_cpu=101.0) == 250 * MEBIBYTE
 
 
 def test_growth_is_attributed_to_all_running_sandboxes():
-    machine = FakeSlabs()
-    slabs = machine.slabs()
+    machine = FakeMachine()
+    meter = machine.create_meter()
     for second in range(6):
-        found = slabs.measure(300 * MEBIBYTE, 300 * MEBIBYTE, cpu=second, other_cpu=7.0 + second)
+        found = meter.measure(300 * MEBIBYTE, 300 * MEBIBYTE, cpu=second, other_cpu=7.0 + second)
         machine.grow(40 * MEBIBYTE)
     assert found == 100 * MEBIBYTE
 
 
 def test_host_growth_alone_is_not_a_violation_by_a_small_sandbox():
-    machine = FakeSlabs()
-    slabs = machine.slabs()
-    slabs.measure(30 * MEBIBYTE)
+    machine = FakeMachine()
+    meter = machine.create_meter()
+    meter.measure(30 * MEBIBYTE)
     machine.grow(4096 * MEBIBYTE)
-    count = slabs.measure(30 * MEBIBYTE)
+    count = meter.measure(30 * MEBIBYTE)
     assert count == 480 * MEBIBYTE
     assert not KernelUsage(unreclaimable_free_slab_bytes=count).find_exceeded_limit()
 
@@ -244,17 +244,17 @@ def test_reclaimable_slab_memory_above_the_limit_is_a_violation():
 
 @pytest.mark.parametrize("kind", CHARGED_KINDS)
 def test_objects_in_use_that_are_not_charged_to_the_sandbox_are_not_attributed(kind: str):
-    machine = FakeSlabs(kind=kind)
-    slabs = machine.slabs()
-    slabs.measure(400 * MEBIBYTE)
+    machine = FakeMachine(kind=kind)
+    meter = machine.create_meter()
+    meter.measure(400 * MEBIBYTE)
     machine.grow(300 * MEBIBYTE)
-    assert slabs.measure(90 * MEBIBYTE) == 90 * MEBIBYTE
+    assert meter.measure(90 * MEBIBYTE) == 90 * MEBIBYTE
 
 
 @pytest.mark.parametrize("kind", ["anon_vma_chain_bytes", "vma_bytes"])
 def test_mappings_of_another_sandbox_are_not_attributed_to_cached_inodes(kind: str):
     """A program that creates mappings slowly must not end a busy task that has read many files."""
-    machine = FakeSlabs(kind=kind)
+    machine = FakeMachine(kind=kind)
     victim, attacker = (SlabMeter(machine.measure, lambda: machine.now) for _ in range(2))
     charged = GroupUsage(1024 * MEBIBYTE, 0.0, reclaimable_bytes=1000 * MEBIBYTE)
     idle = GroupUsage(10 * MEBIBYTE)
@@ -268,7 +268,7 @@ def test_mappings_of_another_sandbox_are_not_attributed_to_cached_inodes(kind: s
 
 @pytest.mark.parametrize("kind", ["anon_vma_chain_bytes", "vma_bytes"])
 def test_cached_inodes_do_not_hide_mappings(kind: str):
-    machine = FakeSlabs(kind=kind)
+    machine = FakeMachine(kind=kind)
     meter = SlabMeter(machine.measure, lambda: machine.now)
     meter.measure(GroupUsage(10 * MEBIBYTE), dict)
     machine.grow(300 * MEBIBYTE)
