@@ -13,7 +13,7 @@ import pytest
 
 from doubles.cluster_deployment import LEASE_SECONDS, ClusterDeployment, kill
 from doubles.deployment import SERVER_KEY, bash_turn, reply_turn, wait_until
-from doubles.remote_deployment import MAKE_FILE, WAIT_FOR_FIFO, closing_deployment
+from doubles.remote_deployment import MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, closing_deployment
 from sandbox import __version__
 from sandbox.demo.scripted_model import Fault, Turn
 from sandbox.placements.cluster.takeover_rules import LEASE_MARGIN_SECONDS
@@ -30,7 +30,7 @@ def deploy(tmp_path):
 
 @pytest.mark.timeout(240)
 def test_task_runs_on_a_worker_and_the_worker_exits(deploy):
-    deployment = deploy(MAKE_FILE, reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, reply_turn())
     deployment.submit()
     status = deployment.wait()
     assert status["state"] == "completed", deployment.diagnostics()
@@ -49,7 +49,7 @@ def test_task_runs_on_a_worker_and_the_worker_exits(deploy):
 @pytest.mark.timeout(240)
 def test_task_on_a_worker_survives_a_killed_server(deploy):
     """The worker and its runner continue, and the next server gets what was recorded in the meantime."""
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     wait_until(lambda: [host["state"] for host in deployment.hosts()] == ["idle"], 30, description="the engine's host")
     deployment.submit()
     deployment.wait_for_second_tool_call()
@@ -79,7 +79,7 @@ def test_task_on_a_worker_survives_a_killed_server(deploy):
 def test_model_requests_wait_while_the_lease_is_expired(deploy):
     """The agent's next request comes after the lease has expired. The request is held until the server is back."""
     wait = f"mkfifo /tmp/gate; read -t {LEASE_SECONDS + 10} _ <> /tmp/gate"  # Claude Code rejects a long `sleep`
-    deployment = deploy(MAKE_FILE, bash_turn(f"{wait}; echo late > late.txt"), reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, bash_turn(f"{wait}; echo late > late.txt"), reply_turn())
     deployment.submit()
     deployment.wait_for_second_tool_call()
     requests = deployment.count_model_requests()
@@ -95,7 +95,7 @@ def test_model_requests_wait_while_the_lease_is_expired(deploy):
 
 @pytest.mark.timeout(240)
 def test_task_of_a_killed_worker_is_retried_by_another_worker(deploy):
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     deployment.submit(lifecycle={"retries": 1})
     deployment.wait_for_second_tool_call()
     runner, worker = deployment.runner_pid(), deployment.worker_pid()
@@ -117,7 +117,7 @@ def test_task_of_a_killed_worker_is_retried_by_another_worker(deploy):
 
 @pytest.mark.timeout(240)
 def test_next_worker_removes_leftovers_of_a_killed_worker(deploy):
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     deployment.submit()
     deployment.wait_for_second_tool_call()
     kill(deployment.worker_pid())
@@ -132,7 +132,7 @@ def test_next_worker_removes_leftovers_of_a_killed_worker(deploy):
 
 @pytest.mark.timeout(240)
 def test_cancelled_task_ends_on_its_worker(deploy):
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     deployment.submit()
     deployment.wait_for_second_tool_call()
     assert deployment.http.delete("/api/v1/tasks/task-1", timeout=60).status_code == 200
@@ -143,7 +143,7 @@ def test_cancelled_task_ends_on_its_worker(deploy):
 
 @pytest.mark.timeout(240)
 def test_finisher_and_retry_of_a_killed_runner_run_on_the_same_worker(deploy):
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     deployment.submit(lifecycle={"retries": 1})
     deployment.wait_for_second_tool_call()
     worker = deployment.worker_pid()
@@ -180,7 +180,7 @@ def test_preserved_sandbox_keeps_its_worker(deploy):
 @pytest.mark.timeout(300)
 def test_task_of_a_lost_host_is_retried_after_the_lease(deploy):
     """A worker that is stopped together with its runner is silent. After the lease, the engine withdraws its job."""
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     deployment.submit(lifecycle={"retries": 1})
     deployment.wait_for_second_tool_call()
     runner, worker = deployment.runner_pid(), deployment.worker_pid()
@@ -199,7 +199,7 @@ def test_task_of_a_lost_host_is_retried_after_the_lease(deploy):
 
 @pytest.mark.timeout(240)
 def test_terminated_worker_sends_the_last_records_and_exits_with_an_error(deploy):
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     deployment.submit()
     deployment.wait_for_second_tool_call()
     runner, worker = deployment.runner_pid(), deployment.worker_pid()
@@ -220,7 +220,7 @@ def write_host_key(path, key):
 
 @pytest.mark.timeout(240)
 def test_worker_without_the_key_of_the_server_gets_no_task_until_the_key_is_corrected(deploy, tmp_path):
-    deployment = deploy(MAKE_FILE, reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, reply_turn())
     path, key = tmp_path / "host.key", os.urandom(32)
     write_host_key(path, key)
     deployment.server.stop()
@@ -264,7 +264,7 @@ runpy.run_module("sandbox", run_name="__main__", alter_sys=True)
 @pytest.mark.timeout(240)
 def test_worker_of_another_version_gets_no_task_until_the_server_is_restarted(deploy, tmp_path):
     """The installation was replaced while the server was running. A task that is running meanwhile continues."""
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     deployment.submit()
     deployment.wait_for_second_tool_call()
     python = tmp_path / "python"
@@ -296,7 +296,7 @@ SECRET = "secret-value-of-the-task-0123456789"
 
 @pytest.mark.timeout(240)
 def test_nothing_that_an_engine_stores_contains_keys_or_secrets(deploy):
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     deployment.server.stop()
     deployment.start_server(TOKEN=SECRET)
     deployment.submit(secrets=[{"name": "TOKEN", "source": "env", "key": "TOKEN"}])
@@ -330,7 +330,7 @@ def find_values(paths):
 @pytest.mark.timeout(240)
 def test_tasks_wait_while_the_only_host_is_drained(deploy):
     """The task that is running on the host continues, even across a restart of the server."""
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     [host] = deployment.hosts()
     assert (host["name"], host["state"], host["last_contact_at"]) == (socket.gethostname(), "idle", None)
     assert host["cpus"] > 0

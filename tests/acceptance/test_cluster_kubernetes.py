@@ -7,7 +7,7 @@ import pytest
 
 from doubles.deployment import SERVER_KEY, make_repository, reply_turn, wait_until
 from doubles.kubernetes.deployment import SMALL, SandboxOnKubernetes
-from doubles.remote_deployment import MAKE_FILE, WAIT_FOR_FIFO
+from doubles.remote_deployment import MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def start(deployment, *turns):
 
 @pytest.mark.timeout(240)
 def test_task_runs_in_a_pod_that_contains_no_secret(deployment):
-    start(deployment, MAKE_FILE, reply_turn())
+    start(deployment, MAKE_FILE_TURN, reply_turn())
     deployment.submit(vm=SMALL)
     job_id = wait_until(lambda: (deployment.status()["job"] or {}).get("id"), 60, description="the job")
     status = deployment.wait()
@@ -49,7 +49,7 @@ def test_task_runs_in_a_pod_that_contains_no_secret(deployment):
 @pytest.mark.timeout(240)
 def test_task_survives_a_killed_server_and_a_killed_worker(deployment):
     """The Pod survives the server. If the Pod is killed, Kubernetes confirms the end, and another Pod follows."""
-    start(deployment, MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    start(deployment, MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     deployment.submit(vm=SMALL, lifecycle={"retries": 1})
     deployment.wait_for_second_tool_call()
     [pod] = deployment.pods()
@@ -72,7 +72,7 @@ def test_worker_whose_token_is_not_valid_gets_no_task(deployment):
     """A Pod of another server has a token for another audience."""
     issue_token = deployment.cluster.volumes.issue_token
     deployment.cluster.volumes.issue_token = lambda pod, audience: issue_token(pod, "another-server")
-    start(deployment, MAKE_FILE, reply_turn())
+    start(deployment, MAKE_FILE_TURN, reply_turn())
     deployment.submit(vm=SMALL)
     reason = "token is not valid for this server"
     wait_until(lambda: reason in deployment.status()["state_message"], 60, description="the reason")

@@ -10,7 +10,7 @@ import pytest
 from doubles import slurm_cluster
 from doubles.deployment import SERVER_KEY, bash_turn, make_repository, reply_turn, wait_until
 from doubles.image_archives import entry, layer, minimal_root, oci_archive
-from doubles.remote_deployment import MAKE_FILE
+from doubles.remote_deployment import MAKE_FILE_TURN
 from doubles.slurm_cluster import HOSTS
 from doubles.slurm_deployment import SMALL, SlurmDeployment
 from sandbox.bootstrap.worker import TOKEN_VARIABLE
@@ -39,7 +39,7 @@ def deployment(tmp_path, cluster):
 
 @pytest.mark.timeout(300)
 def test_task_runs_on_a_host_of_the_cluster(deployment):
-    deployment.start_model(MAKE_FILE, reply_turn())
+    deployment.start_model(MAKE_FILE_TURN, reply_turn())
     deployment.start_server()
     deployment.submit(vm=SMALL)
     status = deployment.wait(seconds=180)
@@ -75,7 +75,7 @@ def test_host_gets_the_image_of_the_server(deployment, tmp_path):
 @pytest.mark.timeout(300)
 def test_host_with_another_key_gets_no_task_until_the_key_is_corrected(deployment):
     """The hosts share the key file of this test, so the file is replaced after the server has read it."""
-    deployment.start_model(MAKE_FILE, reply_turn())
+    deployment.start_model(MAKE_FILE_TURN, reply_turn())
     deployment.start_server()
     path, correct = deployment.host_key_file, deployment.host_key_file.read_bytes()
     path.write_bytes(base64.b64encode(bytes(32)))
@@ -112,7 +112,7 @@ WHOLE_HOST = {**SMALL, "cpus": slurm_cluster.CPUS}
 def test_tasks_of_lost_hosts_are_retried_and_a_task_without_a_host_waits(deployment, cluster):
     """Three tasks occupy three hosts. One host is killed and one is cut off; then only the third one runs jobs."""
     wait = bash_turn(f"mkfifo /tmp/gate; read -t {WAIT_SECONDS} _ <> /tmp/gate; echo late > late.txt")
-    deployment.start_model(MAKE_FILE, wait, reply_turn())
+    deployment.start_model(MAKE_FILE_TURN, wait, reply_turn())
     deployment.start_server()
     task_ids = [f"task-{number}" for number in range(1, 5)]
     for task_id in task_ids:
@@ -157,7 +157,7 @@ def test_tasks_of_lost_hosts_are_retried_and_a_task_without_a_host_waits(deploym
 def test_drained_host_gets_no_new_task_while_its_task_continues(deployment, cluster):
     """Three tasks occupy three hosts, and one waits in Slurm's queue when a host is drained."""
     cluster.wait_until_idle()  # another test may have lost a host
-    deployment.start_model(MAKE_FILE, bash_turn("mkfifo /tmp/gate; read -t 40 _ <> /tmp/gate"), reply_turn())
+    deployment.start_model(MAKE_FILE_TURN, bash_turn("mkfifo /tmp/gate; read -t 40 _ <> /tmp/gate"), reply_turn())
     deployment.start_server()
 
     def submit(*task_ids):

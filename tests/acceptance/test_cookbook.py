@@ -40,7 +40,7 @@ pathlib.Path("report/index.html").write_text("<p>Revenue fell.</p>")
 """
 
 
-def write(name, content):
+def write_turn(name, content):
     return Turn((ToolUse("Write", {"file_path": f"/workspace/{name}", "content": content}),))
 
 
@@ -53,11 +53,11 @@ SCRIPTS = {
     ),
     "Read GitHub issue 42": (bash_turn("echo length ${#GITHUB_TOKEN}"), reply_turn()),
     "Upgrade the HTTP library": (bash_turn("echo $PIP_INDEX_URL; sed -i s/1.4/2.0/ requirements.txt"), reply_turn()),
-    "Look for injection": (write("security-report.md", "# Findings\n"), reply_turn()),
+    "Look for injection": (write_turn("security-report.md", "# Findings\n"), reply_turn()),
     "Review the last commit": (
         bash_turn("git show --stat HEAD"),
         bash_turn("python3 calc.py"),
-        write("review.md", "Merge it.\n"),
+        write_turn("review.md", "Merge it.\n"),
         reply_turn(),
     ),
     "Which function computes": (reply_turn("calc.py:1"),),

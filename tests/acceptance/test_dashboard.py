@@ -149,7 +149,7 @@ def test_page_recovers_from_a_restart_and_a_failed_refresh_and_being_hidden(depl
     page.get_by_text("Still here.").first.wait_for()
     page.locator("#live:empty").wait_for(state="attached")
     assert page.locator(".tool").count() == 1
-    check_head_is_requested_until_it_arrives(page, refused)
+    check_page_header_is_requested_until_it_arrives(page, refused)
 
     page.get_by_role("tab", name="Output").click()
     page.get_by_role("button", name="Events", exact=True).click()
@@ -169,7 +169,7 @@ def check_stream_closes_while_hidden(page, deployment):
     assert page.locator(".tool").count() == 1
 
 
-def check_head_is_requested_until_it_arrives(page, refused):
+def check_page_header_is_requested_until_it_arrives(page, refused):
     """Check that the page retries the failed header request, and updates the header once the menu is closed."""
     page.get_by_text("More", exact=True).click()
     refused.clear()

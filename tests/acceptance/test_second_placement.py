@@ -11,7 +11,7 @@ import pytest
 
 from doubles import daemon_placement
 from doubles.deployment import SERVER_KEY, bash_turn, preinstall_agent, reply_turn, wait_until
-from doubles.remote_deployment import MAKE_FILE, WAIT_FOR_FIFO, RemoteDeployment, closing_deployment
+from doubles.remote_deployment import MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, RemoteDeployment, closing_deployment
 from sandbox.demo.scripted_model import Fault, Turn
 
 PACKAGE = Path(daemon_placement.__file__).parent
@@ -57,7 +57,7 @@ def deploy(tmp_path):
 
 @pytest.mark.timeout(240)
 def test_task_survives_a_server_restart_and_an_unresponsive_host(deploy):
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     deployment.submit()
     deployment.wait_for_second_tool_call()
     runner = deployment.runner_pid()
@@ -101,7 +101,7 @@ def check_copy(deployment):
 
 @pytest.mark.timeout(240)
 def test_cancelled_task_ends_on_its_host(deploy):
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     deployment.submit()
     deployment.wait_for_second_tool_call()
     cancel = partial(deployment.http.delete, "/api/v1/tasks/task-1", timeout=60)
@@ -118,7 +118,7 @@ def test_cancelled_task_ends_on_its_host(deploy):
 
 @pytest.mark.timeout(240)
 def test_finisher_of_a_killed_runner_runs_on_its_host(deploy):
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment = deploy(MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     deployment.submit()
     deployment.wait_for_second_tool_call()
     os.kill(deployment.runner_pid(), signal.SIGKILL)

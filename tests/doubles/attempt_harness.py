@@ -197,7 +197,7 @@ class ScriptedReady(AgentReady, frozen=True):
         return self.failure
 
 
-class ScriptedAgent:
+class ScriptedAgentDriver:
     """Lines `+Tool` and `-Tool` on stdout start and end a tool call; `!` means that the agent is ready.
 
     A line `<text` is a message. Its text is written backwards, so redaction does not find a secret in the line.
@@ -334,7 +334,7 @@ class AttemptHarness:
             boot_id=BOOT_ID,
             redactor=SecretRedactor(secrets) if secrets else None,
         )
-        self.agent, self.gateways = ScriptedAgent(script), ScriptedGateway(script)
+        self.agent, self.gateways = ScriptedAgentDriver(script), ScriptedGateway(script)
         self.recorder = self.make_recorder(None)
         self.recorder.record(TaskSubmitted("task-1", manifest(**sections), parent=parent))
         self.recorder.record(AttemptStarted(ATTEMPT_ID, "scripted", "here", boot_id))

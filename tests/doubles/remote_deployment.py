@@ -7,8 +7,8 @@ from doubles.deployment import Deployment, bash_turn, make_repository, wait_unti
 from doubles.runner_processes import find_runner
 from doubles.terminal_user import TerminalUser
 
-MAKE_FILE = bash_turn("echo made > made.txt")
-WAIT_FOR_FIFO = bash_turn("mkfifo /tmp/gate && read _ < /tmp/gate; cat answer.txt")
+MAKE_FILE_TURN = bash_turn("echo made > made.txt")
+WAIT_FOR_FIFO_TURN = bash_turn("mkfifo /tmp/gate && read _ < /tmp/gate; cat answer.txt")
 """A command that runs until the test calls `RemoteDeployment.finish_second_command`."""
 
 

@@ -34,7 +34,7 @@ scripted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScriptedSection:
+class SecondAgentSection:
     """Prompt and settings of the scripted agent."""
 
     __pydantic_config__ = FORBID_EXTRA
@@ -48,7 +48,7 @@ class SecondAgent:
 
     kind = "scripted"
     display_name = "Scripted Agent"
-    section = ScriptedSection
+    section = SecondAgentSection
     field_summary = "scripted.model, scripted.effort"
     priced_models = ()
     manifest_templates: Sequence[ManifestTemplate] = (ManifestTemplate("Scripted", "A second agent.", TEMPLATE),)
@@ -63,7 +63,7 @@ class SecondAgent:
         return name.startswith(self.server_variable_prefix)
 
     def used_models(self, section: dict[str, Any]) -> Iterator[tuple[str, str]]:
-        yield "model", as_text(section.get("model", ScriptedSection.model))
+        yield "model", as_text(section.get("model", SecondAgentSection.model))
 
     def has_price(self, model: str) -> bool:
         from doubles.responses_api import USD_PER_TOKEN
@@ -95,9 +95,9 @@ class SecondAgent:
         return ResponsesApi()
 
     def create_driver(self, program: Path) -> AgentDriver:
-        from doubles.second_agent.driver import ScriptedDriver
+        from doubles.second_agent.driver import SecondAgentDriver
 
-        return ScriptedDriver(program)
+        return SecondAgentDriver(program)
 
 
 def all_agents() -> Mapping[str, Agent]:

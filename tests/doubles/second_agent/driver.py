@@ -21,7 +21,7 @@ from sandbox.model.manifest.schema import Manifest
 PROGRAM = "/run/sandbox/bin/scripted"
 
 
-class ScriptedDriver:
+class SecondAgentDriver:
     """Implements `AgentDriver`."""
 
     task_key_prefix = "sandbox-"
@@ -67,8 +67,8 @@ class ScriptedDriver:
     def read_session(self, home: Path, session_id: str, bytes_max: int) -> bytes | None:
         return None
 
-    def create_parser(self, session_id: str) -> "ScriptedParser":
-        return ScriptedParser()
+    def create_parser(self, session_id: str) -> "SecondAgentParser":
+        return SecondAgentParser()
 
     def check_interactive_exit(self, exit_status: ExitStatus) -> Failure | None:
         return None if exit_status.code == 0 else Failure(FailureCode.AGENT_FAILED, "The scripted agent failed.")
@@ -77,7 +77,7 @@ class ScriptedDriver:
         return b""
 
 
-class ScriptedParser:
+class SecondAgentParser:
     """Parses lines such as `{"step": "call", "id": "1", "tool": "write_file"}`."""
 
     def __init__(self) -> None:

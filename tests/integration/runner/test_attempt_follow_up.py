@@ -8,7 +8,7 @@ import time
 import msgspec
 import pytest
 
-from doubles.attempt_harness import ATTEMPT_ID, BASE_COMMIT, BOOT_ID, AttemptScript, ScriptedAgent
+from doubles.attempt_harness import ATTEMPT_ID, BASE_COMMIT, BOOT_ID, AttemptScript, ScriptedAgentDriver
 from doubles.memory_store import MemoryStore
 from sandbox.agents.claude_code.driver import render_result
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser, convert_recorded_line
@@ -138,7 +138,7 @@ def test_rendered_output_is_shown_when_the_task_is_cancelled_before_the_retry(ma
     assert harness.outputs("stdout") == [b"rendered\n"]
 
 
-class ClaudeCodeLines(ScriptedAgent):
+class ClaudeCodeLines(ScriptedAgentDriver):
     """Prints a failed result in Claude Code's format, and renders it in the output format of the task."""
 
     stdout = json.dumps({"type": "result", "session_id": "s", "is_error": True, "result": "Failed."}).encode() + b"\n"

@@ -228,7 +228,7 @@ class RunningWorker:
         await session.launch(Launch(RunAttempt("task-1", self.job.stored.attempt_id, image=image)), 10)
         await self.wait_for_lock_state(LockState.HELD)
 
-    async def fail_to_launch(self):
+    async def launch_until_ended(self):
         """Launch repeatedly, as a server does, until the worker has ended."""
         while not self.running.done():
             with contextlib.suppress(OSError):
@@ -556,7 +556,7 @@ async def test_worker_that_cannot_launch_ends(start, monkeypatch):
     monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
     worker = await start(launch_error=OSError(errno.EROFS, "Read-only file system"))
     await worker.session()
-    launching = asyncio.create_task(worker.fail_to_launch())
+    launching = asyncio.create_task(worker.launch_until_ended())
     assert await worker.exit_code() == EXIT_HOST_FAILED
     launching.cancel()
     await asyncio.gather(launching, return_exceptions=True)

@@ -50,15 +50,15 @@ class AgentRun:
         events = [event for line in self.completed.lines for event in self._parser.parse_line(line)]
         (self.ready,) = [event for event in events if isinstance(event, AgentReady)]
         self.manifest = manifest(**claude)
-        self.failure = self.check_ready(**claude)
+        self.failure = self.find_start_failure(**claude)
 
     async def _run(self, directory, turns, secrets, claude):
         host_run = ClaudeOnHost(directory)
         async with ScriptedModel(Script((*turns, DONE))) as model:
             return await host_run.run(model.url, secrets=secrets, **claude), model
 
-    def check_ready(self, **claude):
-        """Check that the agent started with the given options."""
+    def find_start_failure(self, **claude):
+        """Return why the agent did not start with the given options, or None."""
         return self.ready.find_failure(manifest(**claude), str)
 
     @property
@@ -87,7 +87,7 @@ class AgentRun:
     def denied(self):
         return [denial["tool_name"] for denial in self.outcome.result["permission_denials"]]
 
-    def has(self, name):
+    def has_file(self, name):
         return (self.workspace / name).exists()
 
 
@@ -103,8 +103,8 @@ def test_agent_without_options_has_all_tools(tmp_path):
     agent_run = AgentRun(tmp_path, write_turn("a"), bash_turn("touch b"))
     assert (agent_run.failure, agent_run.outcome.failure) == (None, None)
     assert {"Bash", "Edit", "Read", "Task", "Write"} <= agent_run.ready.tools
-    assert agent_run.has("a")
-    assert agent_run.has("b")
+    assert agent_run.has_file("a")
+    assert agent_run.has_file("b")
     # The command line does not depend on the output format.
     rendered = {}
     for output_format in ("text", "json", "stream-json"):
@@ -128,8 +128,8 @@ def test_only_listed_tools_exist_and_they_need_no_permission(tmp_path):
     assert (agent_run.failure, agent_run.outcome.failure) == (None, None)
     assert agent_run.ready.tools == {"Bash", "Read", "Task"}
     assert agent_run.offered_tools == {"Agent", "Bash", "Read"}
-    assert agent_run.has("a")
-    assert not agent_run.has("b")
+    assert agent_run.has_file("a")
+    assert not agent_run.has_file("b")
     assert "No such tool available: Write" in agent_run.results[1]
     assert agent_run.prompt == "--help"
 
@@ -141,8 +141,8 @@ def test_empty_list_allows_no_tool(tmp_path):
     assert not {tool for tool in agent_run.offered_tools | agent_run.ready.tools if not tool.startswith("mcp__")}
     assert len(agent_run.results) == 4
     assert not [result for result in agent_run.results if "TOKEN=" in result]
-    assert not agent_run.has("a")
-    assert not agent_run.has("b")
+    assert not agent_run.has_file("a")
+    assert not agent_run.has_file("b")
 
 
 UNKNOWN_TOOLS = ("bash", "TodoWrite", "Raed(src/**)", "mcp__nobody", "mcp__nobody__tell")
@@ -164,11 +164,11 @@ def test_rule_allows_matching_calls_and_a_denial_does_not_end_the_run(tmp_path):
     agent_run = AgentRun(
         tmp_path, *map(bash_turn, commands), *write_turns, allowed_tools=(*rules, *UNKNOWN_TOOLS), prompt="@missing.txt"
     )
-    assert (agent_run.check_ready(allowed_tools=rules), agent_run.outcome.failure) == (None, None)
+    assert (agent_run.find_start_failure(allowed_tools=rules), agent_run.outcome.failure) == (None, None)
     assert_unknown_tools(agent_run.failure, UNKNOWN_TOOLS)
     assert agent_run.ready.tools == {"Bash", "Read", "Task", "Write"}
     assert agent_run.offered_tools == {"Agent", "Bash", "Read", "Write"}
-    created = {name for name in ("made/.git", "a,", "b", "c", "d", "src/(a)/b", "e", "f") if agent_run.has(name)}
+    created = {name for name in ("made/.git", "a,", "b", "c", "d", "src/(a)/b", "e", "f") if agent_run.has_file(name)}
     assert created == {"made/.git", "a,", "b", "src/(a)/b"}
     assert agent_run.denied == ["Bash", "Bash", "Write"]
     assert "No such tool available: Edit" in agent_run.results[-1]
@@ -179,15 +179,15 @@ def test_rule_allows_matching_calls_and_a_denial_does_not_end_the_run(tmp_path):
 def test_unknown_tools_are_reported(tmp_path):
     agent_run = AgentRun(tmp_path, allowed_tools=UNKNOWN_TOOLS)
     assert_unknown_tools(agent_run.failure, UNKNOWN_TOOLS)
-    assert_unknown_tools(agent_run.check_ready(allowed_tools=UNKNOWN_TOOLS[:1]), UNKNOWN_TOOLS[:1])
+    assert_unknown_tools(agent_run.find_start_failure(allowed_tools=UNKNOWN_TOOLS[:1]), UNKNOWN_TOOLS[:1])
 
 
 def test_permission_checks_deny_calls_that_write(tmp_path):
     turns = (bash_turn("touch a"), write_turn("b"), bash_turn("ls"))
     agent_run = AgentRun(tmp_path, *turns, skip_permissions=False, prompt="!ls")
     assert (agent_run.failure, agent_run.outcome.failure) == (None, None)
-    assert not agent_run.has("a")
-    assert not agent_run.has("b")
+    assert not agent_run.has_file("a")
+    assert not agent_run.has_file("b")
     assert agent_run.denied == ["Bash", "Write"]
     assert agent_run.prompt == "!ls"
 
@@ -218,7 +218,9 @@ def test_permission_checks_allow_listed_tools_except_in_the_git_directory(tmp_pa
     succeeded = {each for each, result in zip(tools, agent_run.results, strict=False) if "TOKEN=" in result}
     assert succeeded == {(server, tool) for server, (_, expected) in tools_by_server.items() for tool in expected}
     assert [name for name in agent_run.denied if not name.startswith("mcp__")] == ["Write", "Bash"]
-    created = {name for name in ("a", ".git/HEAD", ".git/hooks/pre-commit", ".git/hooks/x", "b") if agent_run.has(name)}
+    created = {
+        name for name in ("a", ".git/HEAD", ".git/hooks/pre-commit", ".git/hooks/x", "b") if agent_run.has_file(name)
+    }
     assert created == {"a", ".git/HEAD"}
     assert agent_run.prompt == "#note"
 
@@ -260,7 +262,7 @@ def mcp_run(tmp_path_factory):
 
 def test_mcp_server_receives_its_secret(mcp_run):
     agent_run, working = mcp_run
-    assert (agent_run.check_ready(mcp_config=mcp_config(**working)), agent_run.outcome.failure) == (None, None)
+    assert (agent_run.find_start_failure(mcp_config=mcp_config(**working)), agent_run.outcome.failure) == (None, None)
     assert "TOKEN=sesame-open WORDS=--key=sesame-open default" in agent_run.results[0]
 
 
@@ -284,14 +286,14 @@ def test_failed_mcp_server_is_reported_by_name(mcp_run):
     assert agent_run.ready.mcp_servers == {**dict.fromkeys(working, "connected"), **dict.fromkeys(failed, "failed")}
     assert agent_run.failure.code is FailureCode.MCP_FAILED
     for name, (server, advice) in BROKEN.items():
-        failure = agent_run.check_ready(mcp_config=mcp_config(**working, **{name: server}))
+        failure = agent_run.find_start_failure(mcp_config=mcp_config(**working, **{name: server}))
         assert failure.code is FailureCode.MCP_FAILED
         assert f"The MCP server {name} is not connected (status: failed)" in failure.message
         assert advice in failure.message
 
 
 def test_reserved_mcp_server_name_is_reported(mcp_run):
-    failure = mcp_run[0].check_ready(mcp_config=mcp_config(workspace=TOKEN_SERVER))
+    failure = mcp_run[0].find_start_failure(mcp_config=mcp_config(workspace=TOKEN_SERVER))
     assert failure.code is FailureCode.MCP_FAILED
     assert "workspace is not connected (status: not started)" in failure.message
 

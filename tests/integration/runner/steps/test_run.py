@@ -9,7 +9,7 @@ import time
 import msgspec
 import pytest
 
-from doubles.attempt_harness import ATTEMPT_ID, AttemptScript, ScriptedAgent, ScriptedGateway
+from doubles.attempt_harness import ATTEMPT_ID, AttemptScript, ScriptedAgentDriver, ScriptedGateway
 from sandbox.interfaces.runner import CancelAttempt, Reply
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import (
@@ -66,8 +66,10 @@ async def test_conversation_is_recorded_only_if_the_server_reads_it(make_harness
 
 
 async def test_line_stored_in_parts_is_parsed_whole_and_redacted(make_harness, monkeypatch):
-    parsed, parse_line = [], ScriptedAgent.parse_line
-    monkeypatch.setattr(ScriptedAgent, "parse_line", lambda agent, line: parsed.append(line) or parse_line(agent, line))
+    parsed, parse_line = [], ScriptedAgentDriver.parse_line
+    monkeypatch.setattr(
+        ScriptedAgentDriver, "parse_line", lambda agent, line: parsed.append(line) or parse_line(agent, line)
+    )
     middle = OUTPUT_LINE_BYTES_MAX - 4  # the limit splits the value
     harness = make_harness(
         AttemptScript(stdout=b"+" + b"x" * middle + b"open sesame" + b"y" * 2_000_000 + b"\n"), secrets=SECRET

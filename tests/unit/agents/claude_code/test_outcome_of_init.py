@@ -19,7 +19,7 @@ def init(session_id="the-session", **fields):
     return json.dumps({"type": "system", "subtype": "init", "session_id": session_id, **fields}).encode() + b"\n"
 
 
-def check_ready(ready, redact=str, **claude):
+def find_start_failure(ready, redact=str, **claude):
     return ready.find_failure(manifest(**claude), redact)
 
 
@@ -50,21 +50,22 @@ def test_only_the_first_init_message_of_the_session_counts():
 def test_malformed_init_has_no_tools_or_servers(fields):
     ready, _ = ClaudeOutputParser("the-session").parse_line(init(**fields))
     assert ready == ClaudeReady(frozenset(), {})
-    assert check_ready(ready, allowed_tools=("Bash",)).code is FailureCode.TOOL_UNKNOWN
-    assert check_ready(ready, mcp_config=McpConfig(mcpServers={"github": LOCAL})).code is FailureCode.MCP_FAILED
-    assert check_ready(ready) is None
+    assert find_start_failure(ready, allowed_tools=("Bash",)).code is FailureCode.TOOL_UNKNOWN
+    assert find_start_failure(ready, mcp_config=McpConfig(mcpServers={"github": LOCAL})).code is FailureCode.MCP_FAILED
+    assert find_start_failure(ready) is None
 
 
 @pytest.mark.parametrize("status", ["failed", "pending", "needs-auth", "disabled", "Connected", ""])
 @pytest.mark.parametrize(("server", "advice"), [(LOCAL, "check its command"), (REMOTE, "check its url")])
 def test_each_mcp_server_must_be_connected(status, server, advice):
     config = McpConfig(mcpServers={"fine": LOCAL, "github": server})
-    failure = check_ready(ClaudeReady(frozenset(), {"fine": "connected", "github": status}), mcp_config=config)
+    failure = find_start_failure(ClaudeReady(frozenset(), {"fine": "connected", "github": status}), mcp_config=config)
     assert failure.code is FailureCode.MCP_FAILED
     assert f"The MCP server github is not connected (status: {status})" in failure.message
     assert advice in failure.message
     assert (
-        check_ready(ClaudeReady(frozenset(), {"fine": "connected", "github": "connected"}), mcp_config=config) is None
+        find_start_failure(ClaudeReady(frozenset(), {"fine": "connected", "github": "connected"}), mcp_config=config)
+        is None
     )
 
 
@@ -77,14 +78,14 @@ def test_redacted_names_match_the_manifest():
     config = McpConfig(mcpServers={"postgres": LOCAL})
     ready = ClaudeReady(frozenset({redact("mcp__postgres__query")}), {redact("postgres"): redact("connected")})
     for ending in ("gres", "gres__*", "gres__query", "gres__q*", "*"):
-        assert check_ready(ready, redact, mcp_config=config, allowed_tools=(f"mcp__post{ending}",)) is None
-    unknown = check_ready(ready, redact, mcp_config=config, allowed_tools=("mcp__postgres__drop",))
+        assert find_start_failure(ready, redact, mcp_config=config, allowed_tools=(f"mcp__post{ending}",)) is None
+    unknown = find_start_failure(ready, redact, mcp_config=config, allowed_tools=("mcp__postgres__drop",))
     assert unknown.code is FailureCode.TOOL_UNKNOWN
 
 
 def test_message_for_many_unknown_tools_is_short():
     unknown = tuple(f"Tool{number}" for number in range(200))
-    failure = check_ready(ClaudeReady(frozenset({"Read"}), {}), allowed_tools=("Read", *unknown))
+    failure = find_start_failure(ClaudeReady(frozenset({"Read"}), {}), allowed_tools=("Read", *unknown))
     assert "has no tool named Tool0, Tool1," in failure.message
     assert "and 190 more; correct claude.allowed_tools" in failure.message
     assert len(failure.message) < 400
@@ -93,11 +94,11 @@ def test_message_for_many_unknown_tools_is_short():
 def test_unknown_mcp_tool_message_lists_servers():
     ready = ClaudeReady(frozenset({"mcp__github__x"}), {"github": "connected"})
     with_server = McpConfig(mcpServers={"github": LOCAL})
-    assert "are: github." in check_ready(ready, allowed_tools=("mcp__gitlab",), mcp_config=with_server).message
-    assert "are: none." in check_ready(ClaudeReady(frozenset(), {}), allowed_tools=("mcp__gitlab",)).message
+    assert "are: github." in find_start_failure(ready, allowed_tools=("mcp__gitlab",), mcp_config=with_server).message
+    assert "are: none." in find_start_failure(ClaudeReady(frozenset(), {}), allowed_tools=("mcp__gitlab",)).message
 
 
 def test_failure_message_is_one_printable_line():
     config = McpConfig(mcpServers={"two\nlines": LOCAL})
-    failure = check_ready(ClaudeReady(frozenset(), {"two lines": "red \x1b[31m"}), mcp_config=config)
+    failure = find_start_failure(ClaudeReady(frozenset(), {"two lines": "red \x1b[31m"}), mcp_config=config)
     assert failure.message.isprintable()

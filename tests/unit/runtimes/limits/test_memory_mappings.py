@@ -23,7 +23,7 @@ from sandbox.runtimes.limits.memory_mappings import (
 from sandbox.runtimes.limits.slab_usage import VMA_BYTES, SlabUsage
 
 MAPPINGS_MAX = VMA_BYTES_MAX // VMA_BYTES
-OWN = os.getpid()
+OWN_PID = os.getpid()
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def more_mappings() -> Iterator[Callable[[int], None]]:
 
 
 def count_own() -> int:
-    count = count_mappings([OWN], 1 << 30)
+    count = count_mappings([OWN_PID], 1 << 30)
     assert count is not None
     return count
 
@@ -50,12 +50,12 @@ def test_mappings_of_processes_are_summed(more_mappings: Callable[[int], None]):
     before = count_own()
     more_mappings(300)
     assert before + 290 < count_own() < before + 400
-    assert count_mappings([OWN, OWN], 1 << 30) == 2 * count_own()
+    assert count_mappings([OWN_PID, OWN_PID], 1 << 30) == 2 * count_own()
     assert count_mappings([1 << 22], 10) == 0
 
 
 def test_count_stops_above_the_maximum():
-    count = count_mappings(iter([OWN, OWN, 0, 0]), 10)
+    count = count_mappings(iter([OWN_PID, OWN_PID, 0, 0]), 10)
     assert count is not None
     assert 10 < count <= count_own()
 
@@ -80,7 +80,7 @@ ctypes.CDLL(None).pthread_exit(None)
 
 def test_count_that_takes_too_long_has_no_result(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory_mappings, "_COUNT_SECONDS", -1.0)
-    assert count_mappings([OWN], 1 << 30) is None
+    assert count_mappings([OWN_PID], 1 << 30) is None
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def test_mappings_that_no_process_lists_are_hidden(tmp_path: Path, hidden: int, 
     slabs, own = tmp_path / "slabinfo", count_own()
     (tmp_path / "proc").mkdir()
     slabs.write_text(f"vm_area_struct  {own + hidden}   {own + 900}    192   21    1 : tunables\n")
-    sandboxes = [SandboxProcesses([OWN], kernel_bytes)]
+    sandboxes = [SandboxProcesses([OWN_PID], kernel_bytes)]
     assert are_mappings_hidden(sandboxes, 100, slabs, str(tmp_path / "proc")) == is_hidden
 
 
 def test_mappings_of_processes_outside_of_sandboxes_are_not_hidden(tmp_path: Path):
     slabs, own = tmp_path / "slabinfo", count_own()
-    (tmp_path / "proc" / str(OWN)).mkdir(parents=True)
+    (tmp_path / "proc" / str(OWN_PID)).mkdir(parents=True)
     slabs.write_text(f"vm_area_struct  {own + 50}   {own + 900}    192   21    1 : tunables\n")
     assert not are_mappings_hidden([], 100, slabs, str(tmp_path / "proc"))
     assert not are_mappings_hidden([], 100, tmp_path / "absent")
@@ -117,9 +117,9 @@ def test_mappings_of_processes_outside_of_sandboxes_are_not_hidden(tmp_path: Pat
 def test_mappings_that_take_too_long_to_count_are_estimated_from_kernel_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel_bytes: int, is_hidden: bool
 ):
-    monkeypatch.setattr(memory_mappings, "count_mappings", lambda ids, _: None if OWN in ids else 0)
+    monkeypatch.setattr(memory_mappings, "count_mappings", lambda ids, _: None if OWN_PID in ids else 0)
     (tmp_path / "slabinfo").write_text("vm_area_struct  1000000   1000000    192   21    1 : tunables\n")
-    sandboxes = [SandboxProcesses([OWN], kernel_bytes)]
+    sandboxes = [SandboxProcesses([OWN_PID], kernel_bytes)]
     assert are_mappings_hidden(sandboxes, 100, tmp_path / "slabinfo", str(tmp_path / "absent")) == is_hidden
 
 
