@@ -206,7 +206,7 @@ async def serve_and_record(data_dir: Path, parent: Connection) -> None:
     """Handle orders: a number of seconds for which to record events, "memory" to report its memory, None to stop."""
     from doubles.fake_tasks import manifest
     from doubles.fake_token_store import FakeTokenStore
-    from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
+    from doubles.server_components import TO_COMPLETED, TO_RUNNING, ServerComponents
     from sandbox.agents import registered_agents
     from sandbox.api.app import create_app, create_websocket_app
     from sandbox.api.app_context import AppContext
@@ -236,7 +236,7 @@ async def serve_and_record(data_dir: Path, parent: Connection) -> None:
         parent.send(port)
         while (order := await asyncio.to_thread(parent.recv)) is not None:
             parent.send(memory_megabytes() if order == "memory" else await record_events(components, order))
-        components.placement.record(TASK, *TO_END)
+        components.placement.record(TASK, *TO_COMPLETED)
         shutting_down.set()
         await serving
 

@@ -100,7 +100,7 @@ async def serve_and_record(data_dir: Path, parent: Connection, seconds: int) -> 
     """Serve until the task has ended and its followers have disconnected."""
     from doubles.fake_tasks import manifest
     from doubles.fake_token_store import FakeTokenStore
-    from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
+    from doubles.server_components import TO_COMPLETED, TO_RUNNING, ServerComponents
     from sandbox.agents import registered_agents
     from sandbox.api.app import create_app, create_websocket_app
     from sandbox.api.app_context import AppContext
@@ -139,7 +139,7 @@ async def serve_and_record(data_dir: Path, parent: Connection, seconds: int) -> 
             components.placement.record("task-001", *lines)
             await asyncio.sleep(max(0.0, began + (tick + 1) / TICKS_PER_SECOND - time.monotonic()))
         cpu_seconds = time.process_time() - cpu_before
-        components.placement.record("task-001", *TO_END)
+        components.placement.record("task-001", *TO_COMPLETED)
         await asyncio.to_thread(parent.recv)
         shutting_down.set()
         await serving

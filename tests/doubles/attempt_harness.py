@@ -75,7 +75,7 @@ class AttemptScript:
     session: bytes | None = None
     recorded_prepare_arguments: tuple = ()
     recorded_staged_patches: list[bytes] = field(default_factory=list)
-    violation: str = ""
+    exceeded_limit: str = ""
     files_to_collect: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
     recorded_destroyed_disks: list = field(default_factory=list)
     recorded_calls: list[str] = field(default_factory=list)
@@ -123,9 +123,9 @@ class ScriptedSandbox:
         return Stats(cpu_seconds=1.0, memory_bytes=4096, processes=2)
 
     async def wait_for_exceeded_limit(self):
-        while not self._script.violation:
+        while not self._script.exceeded_limit:
             await asyncio.sleep(0.005)
-        return self._script.violation
+        return self._script.exceeded_limit
 
 
 class ScriptedTerminal:

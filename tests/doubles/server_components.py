@@ -70,7 +70,7 @@ GIB = 1024**3
 TO_RUNNING = (WorkspacePrepared("c" * 40), SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"))
 UPSTREAM = ModelUpstream("http://model.example", api_key="k")
 AMPLE_RESOURCES = Resources(100, 1000 * GIB, 1000 * GIB)
-TO_END = (AgentExited(0, {"is_error": False}), TaskFinished())
+TO_COMPLETED = (AgentExited(0, {"is_error": False}), TaskFinished())
 
 
 class FakePlacement:

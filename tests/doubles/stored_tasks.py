@@ -6,7 +6,7 @@ import sqlite3
 from datetime import UTC, datetime, timedelta
 
 from doubles.manifests import manifest
-from doubles.server_components import TO_END, TO_RUNNING
+from doubles.server_components import TO_COMPLETED, TO_RUNNING
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
@@ -87,7 +87,7 @@ class StoredTasks:
 
     def complete(self, recorder):
         """Complete a running task and close its writer; return the task."""
-        for event in TO_END:
+        for event in TO_COMPLETED:
             recorder.record(event)
         recorder.writer.close()
         return recorder.task

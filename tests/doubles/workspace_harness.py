@@ -131,7 +131,7 @@ class WorkspaceHarness:
     config: Path
     root: Path
     variables: dict[str, str] | None = None
-    base: str = ""
+    base_commit: str = ""
     follow_redirects: bool = True
     confined: bool = True
     disk_bytes: int = 40 * 1024**3
@@ -184,10 +184,12 @@ class WorkspaceHarness:
     ) -> str:
         """Clone the repository into the attempt's workspace."""
         repository = Repository(url=url, branch=branch, **repository_fields)
-        base = asyncio.run(self.workspaces.stage(repository, self.attempt_dir, self.confine, self.disk_bytes, patches))
+        base_commit = asyncio.run(
+            self.workspaces.stage(repository, self.attempt_dir, self.confine, self.disk_bytes, patches)
+        )
         if self.confined and os.geteuid() == 0:
             disk_ownership.restore_ownership(str(self.workspace))
-        return base
+        return base_commit
 
     def patch(self, base_commit: str) -> bytes:
         """Return the patch of the current workspace."""

@@ -59,7 +59,7 @@ class SilentTerminal:
 
 
 class ShellSandbox(ScriptedSandbox):
-    """A sandbox in which shells can be opened. shared: the script whose limit violation this sandbox reports."""
+    """A sandbox in which shells can be opened. shared: the script whose exceeded limit this sandbox reports."""
 
     def __init__(self, handle, script, shared):
         super().__init__(handle, script)
@@ -67,9 +67,9 @@ class ShellSandbox(ScriptedSandbox):
         self._shared = shared
 
     async def wait_for_exceeded_limit(self):
-        while not self._shared.violation:
+        while not self._shared.exceeded_limit:
             await asyncio.sleep(0.005)
-        return self._shared.violation
+        return self._shared.exceeded_limit
 
     def close(self):
         pass
@@ -177,6 +177,6 @@ async def test_session_ends_when_its_full_disk_grows_further(tmp_path):
 async def test_too_many_sockets_end_the_session(tmp_path):
     script = AttemptScript()
     async with open_session(tmp_path, FillingDisk(), script) as (connection, running):
-        script.violation = "The sandbox had 9000 sockets."
+        script.exceeded_limit = "The sandbox had 9000 sockets."
         assert "9000 sockets" in (await connection.read()).message
         await running

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from doubles.manifests import manifest
-from doubles.server_components import TO_END
+from doubles.server_components import TO_COMPLETED
 from sandbox.interfaces.server_services import UnavailableError
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import AgentExited, TaskFinished, TaskSubmitted
@@ -21,8 +21,8 @@ LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskF
     [
         ((), LOST, "The task is being stopped; its results so far are stored.", TaskState.CANCELLED),
         (
-            TO_END[:1],
-            TO_END[1:],
+            TO_COMPLETED[:1],
+            TO_COMPLETED[1:],
             "The agent had already ended; the outcome is unchanged.",
             TaskState.COMPLETED,
         ),

@@ -11,7 +11,7 @@ import pytest
 
 from doubles.failed_task import attempt_layout, fail
 from doubles.manifests import manifest
-from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
+from doubles.server_components import TO_COMPLETED, TO_RUNNING, ServerComponents
 from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import HostUnreachableError
 from sandbox.interfaces.runner import OpenTerminal, RunnerUnreachableError
@@ -261,7 +261,7 @@ async def test_release_without_a_preserved_sandbox_is_rejected(components):
                     await service.release(task_id)
             with pytest.raises(TaskNotFoundError):
                 await service.release("nobody")
-            components.placement.record("running", *TO_END)
+            components.placement.record("running", *TO_COMPLETED)
             return preserved
 
     assert (await scenario()).disk.exists()

@@ -11,7 +11,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
+from doubles.server_components import TO_COMPLETED, TO_RUNNING, ServerComponents
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.runner import FinishAttempt
 from sandbox.interfaces.store import IndexedTask
@@ -76,7 +76,7 @@ def test_runner_that_never_started_is_followed_by_another_attempt(components):
             components.placement.record("task-1", LOST, AttemptTornDown())
             components.placement.kill("task-1")
             await components.wait_for_launch("task-1", 3)
-            components.placement.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_COMPLETED)
             return await service.wait("task-1", 10)
 
     asyncio.run(before())
@@ -245,7 +245,7 @@ async def test_successful_task_with_collected_artifacts_completes_without_a_tear
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
     metadata = Artifact("metadata.json", ".sandbox/metadata.json", 2, "application/json", "sha256:0")
 
-    task = await run_until_finishers_are_exhausted(components, TO_END[0], ArtifactCollected(metadata))
+    task = await run_until_finishers_are_exhausted(components, TO_COMPLETED[0], ArtifactCollected(metadata))
     assert (task.state, task.failure) == (TaskState.COMPLETED, None)
     *_, error, finished = [record.event for record in read_records(components.journals, "task-1")]
     assert isinstance(error, ErrorReported)
@@ -256,7 +256,7 @@ async def test_successful_task_with_partially_collected_artifacts_fails(componen
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
     patch = Artifact("task-1.patch", ".sandbox/task-1.patch", 2, "text/x-diff", "sha256:0")
 
-    task = await run_until_finishers_are_exhausted(components, TO_END[0], ArtifactCollected(patch))
+    task = await run_until_finishers_are_exhausted(components, TO_COMPLETED[0], ArtifactCollected(patch))
     assert (task.state, task.failure.code) == (TaskState.FAILED, "collect_failed")
     assert "The agent had ended" in task.failure.message
 
@@ -274,7 +274,7 @@ def test_replay_after_a_position_has_no_gaps_or_duplicates(components):
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
             lines = [Output.from_bytes("stdout", b"%d\n" % number) for number in range(5)]
-            components.placement.record("task-1", *TO_RUNNING, *lines, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *lines, *TO_COMPLETED)
             await service.wait("task-1", 10)
             events = await collect(service.recorded_events("task-1"))
             for position in (0, 1, 6, 8, events[-2]["seq"]):
@@ -335,7 +335,7 @@ def test_rewritten_record_is_published_once(components, monkeypatch):
             with pytest.raises(OSError, match="Input/output"):
                 await asyncio.to_thread(components.placement.record, "task-1", TO_RUNNING[2])
             await components.wait_for_state(service, "task-1", TaskState.READY)
-            components.placement.record("task-1", TO_RUNNING[2], *TO_END)
+            components.placement.record("task-1", TO_RUNNING[2], *TO_COMPLETED)
             await asyncio.wait_for(asyncio.gather(*receivers), 10)
             return task_events, all_events
 

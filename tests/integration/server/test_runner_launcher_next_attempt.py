@@ -6,7 +6,7 @@ import pytest
 from msgspec import structs
 
 from doubles.manifests import manifest
-from doubles.server_components import TO_END, TO_RUNNING
+from doubles.server_components import TO_COMPLETED, TO_RUNNING
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt
 from sandbox.model.events import AgentExited, AttemptFailed, AttemptTornDown, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
@@ -46,7 +46,7 @@ async def test_retry_is_launched_with_a_new_attempt_id(components, no_backoff):
             await components.wait_for_launch("task-1")
             end_attempt(components, FAILED)
             await components.wait_for_launch("task-1", 2)
-            components.placement.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_COMPLETED)
             return await service.wait("task-1", 10)
 
     task = await scenario()
@@ -193,7 +193,7 @@ async def test_next_attempt_waits_for_a_working_runtime(components):
             probe_result = service.host.result
             service.host.result = structs.replace(probe_result, failure=None)
             await components.wait_for_launch("task-1", 2)
-            components.placement.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_COMPLETED)
             return await service.wait("task-1", 10)
 
     assert (await scenario()).state is TaskState.COMPLETED

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from doubles.manifests import manifest
-from doubles.server_components import TO_END, TO_RUNNING
+from doubles.server_components import TO_COMPLETED, TO_RUNNING
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.placement import HostIdentity, HostPendingError, Loss, ReservedHost
@@ -84,7 +84,7 @@ async def test_attempt_starts_on_its_reserved_host(components, allocator):
         [event], [order] = started(components), components.placement.orders
         assert (event.host, event.boot_id, event.runtime) == (*HOST, "gvisor")
         assert (order.attempt_id, order.image) == (event.attempt_id, IMAGE)
-        components.placement.record("task-1", *TO_RUNNING, *TO_END)
+        components.placement.record("task-1", *TO_RUNNING, *TO_COMPLETED)
         assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
         await wait_until(lambda: "task-1" in allocator.released)
 
@@ -127,7 +127,7 @@ async def test_attempt_on_a_lost_host_is_retried_without_a_finisher(components, 
         )
         allocator.failure_code = None
         await components.wait_for_launch("task-1", 2)
-        components.placement.record("task-1", *TO_RUNNING, *TO_END)
+        components.placement.record("task-1", *TO_RUNNING, *TO_COMPLETED)
         task = await service.wait("task-1", 10)
     assert [type(order) for order in components.placement.orders] == [RunAttempt] * 2
     assert not components.placement.orders[1].resumes
@@ -180,7 +180,7 @@ async def test_agent_whose_results_are_lost_after_its_exit_is_retried(components
             while (running := await service.status("task-1")).attempt_state is not TaskState.RUNNING:
                 await asyncio.sleep(0.005)
         assert running.state is TaskState.COMPLETING
-        components.placement.record("task-1", *TO_END)
+        components.placement.record("task-1", *TO_COMPLETED)
         task = await service.wait("task-1", 10)
     assert (task.state, task.past_attempts[0].failure.code) == (TaskState.COMPLETED, code)
     assert not components.placement.orders[1].resumes

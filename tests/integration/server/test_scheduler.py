@@ -6,7 +6,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
+from doubles.server_components import GIB, TO_COMPLETED, TO_RUNNING, ServerComponents
 from sandbox.interfaces.server_services import Retention, UnavailableError
 from sandbox.interfaces.store import TaskQuery
 from sandbox.journal.writer import FileJournalWriter
@@ -74,7 +74,7 @@ async def test_admitted_task_clears_its_pending_reason(components):
         await service.submit(manifest("second"))
         assert "CPUs" in await message(service, "second")
         await components.wait_for_launch("first")
-        components.placement.record("first", *TO_RUNNING, *TO_END)
+        components.placement.record("first", *TO_RUNNING, *TO_COMPLETED)
         async with asyncio.timeout(10):
             while "CPUs" in await message(service, "second"):
                 await asyncio.sleep(0.005)
@@ -95,7 +95,7 @@ def test_oversized_task_after_a_restart_does_not_block_others(components):
         async with components.server() as service:
             await service.submit(manifest("small", vm={"cpus": 4}))
             assert "larger machine: requests 8 CPUs (4 in all)" in await message(service, "huge")
-            components.placement.record("running", *TO_RUNNING, *TO_END)
+            components.placement.record("running", *TO_RUNNING, *TO_COMPLETED)
             await components.wait_for_launch("small")
             await service.cancel("huge", reason="", force=False)
             return (await service.wait("huge", 10)).state
@@ -147,7 +147,7 @@ async def test_draining_server_starts_no_tasks_and_finishes_running_tasks(compon
         assert "being drained" in (await service.status("task-2")).state_message
         draining = await service.drain_status()
         assert (draining.running, draining.waiting) == (1, 1)
-        components.placement.record("task-1", *TO_RUNNING, *TO_END)
+        components.placement.record("task-1", *TO_RUNNING, *TO_COMPLETED)
         await components.wait_for_state(service, "task-1", TaskState.COMPLETED)
         assert (await service.drain_status()).running == 0
     async with components.server() as service:  # the drain survives a restart
@@ -258,9 +258,9 @@ async def test_task_with_the_id_of_a_pruned_task_keeps_its_queue_position(compon
             resume_tailer.set()
             await asyncio.wait_for(following, 10)
             assert "Waiting for" in await message(service, "again")
-            components.placement.record("before", *TO_RUNNING, *TO_END)
+            components.placement.record("before", *TO_RUNNING, *TO_COMPLETED)
             await components.wait_for_launch("again")
-            components.placement.record("again", *TO_RUNNING, *TO_END)
+            components.placement.record("again", *TO_RUNNING, *TO_COMPLETED)
             return (await service.wait("again", 10)).state
 
     assert (await scenario()) is TaskState.COMPLETED
@@ -270,7 +270,7 @@ async def test_task_with_the_id_of_a_pruned_task_keeps_its_resources(components,
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
     async with components.server() as service:
         following = await prune_pending_task(components, service, "again")
-        components.placement.record("before", *TO_RUNNING, *TO_END)
+        components.placement.record("before", *TO_RUNNING, *TO_COMPLETED)
         await service.wait("before", 10)
         await service.submit(manifest("again"))
         await components.wait_for_launch("again")
@@ -278,6 +278,6 @@ async def test_task_with_the_id_of_a_pruned_task_keeps_its_resources(components,
         await asyncio.wait_for(following, 10)
         await service.submit(manifest("after"))
         assert "Waiting for 4 CPUs (0 free)" in await message(service, "after")
-        components.placement.record("again", *TO_RUNNING, *TO_END)
+        components.placement.record("again", *TO_RUNNING, *TO_COMPLETED)
         await service.wait("again", 10)
         await components.wait_for_launch("after")

@@ -7,7 +7,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
+from doubles.server_components import TO_COMPLETED, TO_RUNNING, ServerComponents
 from sandbox.interfaces.server_services import IdempotencyKeyReusedError, InsufficientResourcesError, UnavailableError
 from sandbox.interfaces.store import DuplicateTaskError, StoreError
 from sandbox.model.events import Idempotency
@@ -36,7 +36,7 @@ async def test_repeated_submission_returns_the_original_task(components):
             assert (first.is_replayed, first.task.state) == (False, TaskState.PENDING)
             early_replay = await service.submit(manifest(""), KEY)
             await components.wait_for_launch(first.task.id)
-            components.placement.record(first.task.id, *TO_RUNNING, *TO_END)
+            components.placement.record(first.task.id, *TO_RUNNING, *TO_COMPLETED)
             await service.wait(first.task.id, 10)
             late_replay = await service.submit(manifest(""), KEY)
             assert (early_replay.is_replayed, late_replay.is_replayed) == (True, True)
@@ -55,7 +55,7 @@ async def test_key_that_is_reused_with_another_body_is_rejected(components):
             with pytest.raises(IdempotencyKeyReusedError):
                 await service.submit(manifest("task-2"), KEY_WITH_OTHER_BODY)
             await components.wait_for_launch("task-1")
-            components.placement.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_COMPLETED)
             await service.wait("task-1", 10)
             with pytest.raises(IdempotencyKeyReusedError):
                 await service.submit(manifest("task-2"), KEY_WITH_OTHER_BODY)

@@ -8,7 +8,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import GIB, TO_END, TO_RUNNING
+from doubles.server_components import GIB, TO_COMPLETED, TO_RUNNING
 from sandbox.interfaces.runner import FinishAttempt
 from sandbox.interfaces.server_services import (
     InsufficientResourcesError,
@@ -55,7 +55,7 @@ async def test_check_acceptance_matches_submit_and_has_no_effect(components):
             await service.check_acceptance(manifest())
         await service.check_acceptance(manifest("task-2"))
         await components.wait_for_launch("task-1")
-        components.placement.record("task-1", *TO_RUNNING, *TO_END)
+        components.placement.record("task-1", *TO_RUNNING, *TO_COMPLETED)
         await service.wait("task-1", 10)
 
 
@@ -67,7 +67,7 @@ async def test_task_is_submitted_launched_followed_and_completed(components):
             assert submitted.task.state is TaskState.PENDING
             await components.wait_for_launch("task-1")
             followed = asyncio.create_task(collect(service.follow("task-1", after=0)))
-            components.placement.record("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"hello\n"), *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"hello\n"), *TO_COMPLETED)
             task = await service.wait("task-1", 10)
             assert task.state is TaskState.COMPLETED
             return await followed
@@ -128,7 +128,7 @@ async def test_oversized_task_is_rejected_and_task_without_free_resources_waits(
         await components.wait_for_launch("first")
         waiting = await service.status("second")
         assert (waiting.state, waiting.state_message) == (TaskState.PENDING, "Waiting for 1 CPUs (0 free)")
-        components.placement.record("first", *TO_RUNNING, *TO_END)
+        components.placement.record("first", *TO_RUNNING, *TO_COMPLETED)
         await components.wait_for_launch("second")
 
 
@@ -157,7 +157,7 @@ async def test_submission_above_the_limit_of_unfinished_tasks_is_refused(compone
         with pytest.raises(UnavailableError, match="unfinished"):
             await service.check_acceptance(manifest("another"))
         await components.wait_for_launch("task-0")
-        components.placement.record("task-0", *TO_RUNNING, *TO_END)
+        components.placement.record("task-0", *TO_RUNNING, *TO_COMPLETED)
         await service.wait("task-0", 10)
         await asyncio.sleep(0.1)
         await service.check_acceptance(manifest("another"))
@@ -218,7 +218,7 @@ async def test_pending_task_is_cancelled_without_a_runner(components):
             with pytest.raises(TaskEndedError):
                 await service.cancel("second", reason="", force=False)
             await components.wait_for_launch("first")
-            components.placement.record("first", *TO_RUNNING, *TO_END)
+            components.placement.record("first", *TO_RUNNING, *TO_COMPLETED)
             await service.wait("first", 10)
         return [order.task_id for order in components.placement.orders]
 
@@ -265,7 +265,7 @@ def test_restarted_server_resumes_all_tasks(components):
 
     async def after():
         async with components.server() as service:
-            components.placement.record("running", Output.from_bytes("stdout", b"2\n"), *TO_END)
+            components.placement.record("running", Output.from_bytes("stdout", b"2\n"), *TO_COMPLETED)
             await service.wait("running", 10)
             await components.wait_for_launch("waiting")
             return await collect(service.follow("running", after=0))
@@ -286,7 +286,7 @@ def test_lost_index_is_rebuilt_from_the_journals(components):
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.placement.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_COMPLETED)
             await service.wait("task-1", 10)
 
     async def after():
@@ -463,7 +463,7 @@ async def test_follow_during_submit_gets_every_event(components, monkeypatch):
             may_continue.set()
             await submitting
             await components.wait_for_launch("task-1")
-            components.placement.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_COMPLETED)
             return await asyncio.wait_for(following, 10)
 
     events = await scenario()
@@ -489,7 +489,7 @@ async def test_follow_from_now_starts_with_the_current_state(components):
                     await asyncio.sleep(0.005)
             stream = service.follow("task-1")
             first = await anext(stream)
-            components.placement.record("task-1", Output.from_bytes("stdout", b"new\n"), *TO_END)
+            components.placement.record("task-1", Output.from_bytes("stdout", b"new\n"), *TO_COMPLETED)
             return first, await collect(stream)
 
     first, rest = await scenario()
@@ -510,7 +510,7 @@ async def test_follow_all_includes_every_task(components):
             events.append(await next_event)
             for name in ("a", "b"):
                 await components.wait_for_launch(name)
-                components.placement.record(name, *TO_RUNNING, *TO_END)
+                components.placement.record(name, *TO_RUNNING, *TO_COMPLETED)
             async with asyncio.timeout(10):
                 while sum(event["type"] == "end" for event in events) < 2:
                     events.append(await anext(stream))

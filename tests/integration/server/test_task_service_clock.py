@@ -10,7 +10,7 @@ import pytest
 from doubles.attempt_harness import AttemptHarness, AttemptScript
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
+from doubles.server_components import GIB, TO_COMPLETED, TO_RUNNING, ServerComponents
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
@@ -56,7 +56,7 @@ async def test_task_order_and_waits_ignore_clock_jumps(tmp_path):
             assert time.monotonic() - started > 0.9
             for number in range(6):
                 await components.wait_for_launch(f"task-{number}")
-                components.placement.record(f"task-{number}", *TO_RUNNING, *TO_END)
+                components.placement.record(f"task-{number}", *TO_RUNNING, *TO_COMPLETED)
                 assert (await service.wait(f"task-{number}", 30)).state is TaskState.COMPLETED
 
     await asyncio.wait_for(scenario(), 60)

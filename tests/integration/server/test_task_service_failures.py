@@ -10,7 +10,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
+from doubles.server_components import GIB, TO_COMPLETED, TO_RUNNING, ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.file_layout import TaskLayout
@@ -122,7 +122,7 @@ async def test_submit_succeeds_with_a_broken_index(components):
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
             components.store.is_failing = False
-            components.placement.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_COMPLETED)
             assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
             assert (await service.status("task-1")).state is TaskState.COMPLETED
 
@@ -139,7 +139,7 @@ async def test_index_that_was_temporarily_broken_is_updated_later(components):
             components.placement.record("task-1", *TO_RUNNING)
             await wait_for_failures(components.store)
             components.store.is_failing = False
-            components.placement.record("task-1", *TO_END)
+            components.placement.record("task-1", *TO_COMPLETED)
             return await service.wait("task-1", 10)
 
     assert (await scenario()).state is TaskState.COMPLETED
@@ -165,7 +165,7 @@ async def test_failing_finisher_launch_is_retried(components):
         await wait_for_failures(components.placement)
         components.placement.launch_error = None
         await components.wait_for_launch("task-1", 2)
-        components.placement.record("task-1", *TO_END)
+        components.placement.record("task-1", *TO_COMPLETED)
         await service.wait("task-1", 10)
 
 
@@ -200,7 +200,7 @@ async def test_cancel_persists_if_the_end_cannot_be_written(components, disk):
                 await service.cancel("second", reason="", force=False)
             disk.is_full = False
             await components.wait_for_launch("first")
-            components.placement.record("first", *TO_RUNNING, *TO_END)
+            components.placement.record("first", *TO_RUNNING, *TO_COMPLETED)
             return (await service.wait("second", 10)).state
 
     assert (await scenario()) is TaskState.CANCELLED
@@ -312,7 +312,7 @@ async def test_invalid_journal_does_not_affect_other_tasks(components):
             recorder.writer.append(AttemptStarted("another", "x", "here"), at=components.clock.now())
             await service.submit(manifest("task-2"))
             await components.wait_for_launch("task-2")
-            components.placement.record("task-2", *TO_RUNNING, *TO_END)
+            components.placement.record("task-2", *TO_RUNNING, *TO_COMPLETED)
             return (await service.wait("task-2", 10)).state
 
     assert (await scenario()) is TaskState.COMPLETED
@@ -325,7 +325,7 @@ async def test_unreadable_journal_does_not_affect_other_tasks(components, caplog
         async with components.server() as service:
             await service.submit(manifest("other"))
             await components.wait_for_launch("other")
-            components.placement.record("other", *TO_RUNNING, *TO_END)
+            components.placement.record("other", *TO_RUNNING, *TO_COMPLETED)
             return await service.wait("other", 10)
 
     assert (await scenario()).state is TaskState.COMPLETED
@@ -338,7 +338,7 @@ async def test_journal_damage_is_shown_in_the_status(components):
         records = components.data_dir / "tasks/task-1/journal/records"
         with records.open("ab") as file:
             file.write(b"00000000 {}\n")
-        components.placement.record("task-1", *TO_END)
+        components.placement.record("task-1", *TO_COMPLETED)
         async with asyncio.timeout(10):
             while "checksum" not in (await service.status("task-1")).state_message:
                 await asyncio.sleep(0.01)
@@ -358,7 +358,7 @@ async def test_journal_with_a_damaged_tail_is_not_reread_from_the_start(componen
             monkeypatch.setattr(components.journals, "read", recording_read)
             with (components.data_dir / "tasks/task-1/journal/records").open("ab") as file:
                 file.write(b"00000000 {}\n")
-            components.placement.record("task-1", *TO_END)
+            components.placement.record("task-1", *TO_COMPLETED)
             offsets.clear()
             async with asyncio.timeout(10):
                 while len(offsets) < 4:
@@ -436,7 +436,7 @@ async def test_sixty_tasks_start_roughly_in_order_and_complete_on_three_slots(co
             async with asyncio.timeout(60):
                 while len(components.placement.orders) < len(names) or components.placement.recorders:
                     for name in list(components.placement.recorders):
-                        components.placement.record(name, *TO_RUNNING, *TO_END)
+                        components.placement.record(name, *TO_RUNNING, *TO_COMPLETED)
                     await asyncio.sleep(0.002)
             return [(await service.wait(name, 10)).state for name in names]
 
@@ -461,7 +461,7 @@ def test_pending_tasks_keep_their_order_across_a_restart(components):
         async with components.server() as service:
             for name in names:
                 await components.wait_for_launch(name)
-                components.placement.record(name, *TO_RUNNING, *TO_END)
+                components.placement.record(name, *TO_RUNNING, *TO_COMPLETED)
             return [(await service.wait(name, 10)).state for name in names]
 
     asyncio.run(before())
@@ -484,7 +484,7 @@ def test_running_task_gets_its_resources_before_an_older_pending_task(components
         async with components.server():
             await asyncio.sleep(0.1)
             assert len(components.placement.orders) == 1
-            components.placement.record("running", *TO_RUNNING, *TO_END)
+            components.placement.record("running", *TO_RUNNING, *TO_COMPLETED)
             await components.wait_for_launch("waiting")
 
     asyncio.run(before())
@@ -499,7 +499,7 @@ async def test_tasks_leak_no_descriptors_or_asyncio_tasks(components):
             for number in range(60):
                 await service.submit(manifest(f"task-{number}"))
                 await components.wait_for_launch(f"task-{number}")
-                components.placement.record(f"task-{number}", *TO_RUNNING, *TO_END)
+                components.placement.record(f"task-{number}", *TO_RUNNING, *TO_COMPLETED)
                 await service.wait(f"task-{number}", 10)
                 if number in (20, 59):
                     await asyncio.sleep(0.3)
@@ -614,7 +614,7 @@ async def test_record_that_can_be_neither_flushed_nor_truncated_is_not_read(comp
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.placement.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_COMPLETED)
             return await service.wait("task-1", 10)
 
     task = await scenario()
@@ -641,7 +641,7 @@ async def test_record_that_is_truncated_after_a_failed_flush_is_not_read(compone
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.placement.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_COMPLETED)
             return await service.wait("task-1", 10)
 
     task = await scenario()
@@ -674,6 +674,6 @@ async def test_artifact_with_an_invalid_file_name_is_missing(components, name):
         is_possible = len(name.encode()) <= 255
         if is_possible:
             (directory / name).write_bytes(b"x")
-        components.placement.record("task-1", *TO_RUNNING, ArtifactCollected(artifact), *TO_END)
+        components.placement.record("task-1", *TO_RUNNING, ArtifactCollected(artifact), *TO_COMPLETED)
         await service.wait("task-1", 10)
         assert [each.artifact.name for each in await service.artifacts("task-1")] == [name] * is_possible

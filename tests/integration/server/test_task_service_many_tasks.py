@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from doubles.manifests import manifest
-from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
+from doubles.server_components import TO_COMPLETED, TO_RUNNING, ServerComponents
 from sandbox.interfaces.server_services import Retention
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
@@ -46,7 +46,7 @@ async def test_only_retained_tasks_remain_after_a_day_of_tasks(components):
         task_id = f"task-{number}"
         await service.submit(manifest(task_id))
         await components.wait_for_launch(task_id)
-        components.placement.record(task_id, *TO_RUNNING, *TO_END)
+        components.placement.record(task_id, *TO_RUNNING, *TO_COMPLETED)
         await components.wait_for_state(service, task_id, TaskState.COMPLETED)
         components.placement.orders.clear()
         components.clock.set_back_by -= INTERVAL
@@ -100,6 +100,6 @@ async def test_slow_examination_of_waiting_tasks_delays_no_start_for_long(compon
         for number in range(5):
             await service.submit(manifest(f"task-{number}"))
         await components.wait_for_launch("task-0")
-        components.placement.record("task-0", *TO_RUNNING, *TO_END)
+        components.placement.record("task-0", *TO_RUNNING, *TO_COMPLETED)
         async with asyncio.timeout(5):
             await components.wait_for_launch("task-1")

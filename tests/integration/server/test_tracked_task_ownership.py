@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from doubles.manifests import manifest
-from doubles.server_components import GIB, TO_END
+from doubles.server_components import GIB, TO_COMPLETED
 from doubles.unreachable_journals import UnreachableJournals
 from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.interfaces.placement import HostIdentity
@@ -103,7 +103,7 @@ async def test_runner_that_responds_again_continues(components):
         await wait_for_message(service, UNKNOWN_MESSAGE)
         restore_lock_state(components)
         await wait_for_message(service, "The agent is working")
-        components.placement.record("task-1", *TO_END)
+        components.placement.record("task-1", *TO_COMPLETED)
         assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
 
 
@@ -191,5 +191,5 @@ async def test_renamed_host_still_has_the_runners_of_its_data_directory(componen
     components.identity = HostIdentity("renamed", "b")
     async with components.server() as service:
         assert owner(service).runner.lock_state() is LockState.HELD
-        components.placement.record("task-1", *TO_END)
+        components.placement.record("task-1", *TO_COMPLETED)
         assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED

@@ -15,7 +15,7 @@ vm: {memry: 8G, cpus: many, network_mode: isolatd}
 """
 
 
-def located(response, code="invalid_parameter"):
+def error_locations(response, code="invalid_parameter"):
     problem = response.json()
     assert (response.status_code, problem["error"]) == (400, code)
     return {(each["location"], each["rule"], each["suggestion"]) for each in problem["details"]}
@@ -23,7 +23,7 @@ def located(response, code="invalid_parameter"):
 
 def test_all_errors_of_a_query_are_listed(api, tasks):
     query = "sot=name&state=runing&limit=0&offset=x&order=up&order=down&created_after=yesterday&cursor=a"
-    assert located(api.get(f"/api/v1/tasks?{query}")) == {
+    assert error_locations(api.get(f"/api/v1/tasks?{query}")) == {
         ("query.sot", "unknown_field", "sort"),
         ("query.state", "enum", "running"),
         ("query.limit", "range", None),
@@ -38,7 +38,7 @@ def test_all_errors_of_a_query_are_listed(api, tasks):
 
 def test_all_invalid_values_are_listed_if_every_name_is_known(api):
     response = api.get("/api/v1/tasks?sort=nam&limit=1001")
-    assert located(response) == {("query.sort", "enum", "name"), ("query.limit", "range", None)}
+    assert error_locations(response) == {("query.sort", "enum", "name"), ("query.limit", "range", None)}
     messages = {each["field"]: each["message"] for each in response.json()["details"]}
     first = response.json()["details"][0]
     text = f"The request has 2 errors. The first one: {first['location']} {first['message']}"
@@ -63,7 +63,7 @@ def test_message_describes_a_single_error(api):
 def test_errors_in_headers_and_parameters_are_listed_together(api, tasks):
     tasks.add("task-001")
     response = api.get("/api/v1/tasks/task-001/logs?tail=-1&folow=true", headers={"Last-Event-ID": "x"})
-    assert located(response) == {
+    assert error_locations(response) == {
         ("query.folow", "unknown_field", "follow"),
         ("query.tail", "range", None),
         ("header.Last-Event-ID", "format", None),
@@ -74,7 +74,7 @@ def test_errors_in_headers_and_parameters_are_listed_together(api, tasks):
 def test_errors_in_headers_and_parameters_and_the_manifest_are_listed_together(api, tasks):
     headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
     response = api.post("/api/v1/tasks?dry_run=maybe", headers=headers, content=MANIFEST.replace("memry: 8G, ", ""))
-    assert located(response) == {
+    assert error_locations(response) == {
         ("query.dry_run", "type", None),
         ("header.Idempotency-Key", "format", None),
         ("body.vm.cpus", "type", None),
@@ -95,13 +95,13 @@ def test_errors_in_headers_and_parameters_and_the_manifest_are_listed_together(a
 def test_errors_in_parameters_and_a_json_body_are_listed_together(api, tasks, method, path, body, locations):
     tasks.add("task-001", *TO_RUNNING)
     response = api(method, f"/api/v1/tasks/{path}?x=1", content=body)
-    assert {location for location, _, _ in located(response)} == locations
+    assert {location for location, _, _ in error_locations(response)} == locations
     assert tasks.cancels == []
 
 
 def test_all_errors_of_a_manifest_have_locations_and_suggestions(api):
     response = api.post("/api/v1/tasks", content=MANIFEST)
-    assert located(response, "invalid_manifest") == {
+    assert error_locations(response, "invalid_manifest") == {
         ("body.vm.memry", "unknown_field", "memory"),
         ("body.vm.cpus", "type", None),
         ("body.vm.network_mode", "enum", "isolated"),
@@ -134,7 +134,7 @@ def test_all_errors_of_a_manifest_have_locations_and_suggestions(api):
 )
 def test_all_errors_of_a_json_body_are_listed(api, tasks, path, body, expected):
     tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
-    assert located(api.post(f"/api/v1/tasks/task-001/{path}", json=body)) == expected
+    assert error_locations(api.post(f"/api/v1/tasks/task-001/{path}", json=body)) == expected
 
 
 def test_an_error_in_a_changed_manifest_has_the_location_of_its_override(api, tasks):
@@ -152,7 +152,7 @@ def test_an_error_in_a_changed_manifest_has_the_location_of_its_override(api, ta
 def test_cancel_lists_the_errors_of_its_body(api, tasks):
     tasks.add("task-001")
     response = api("DELETE", "/api/v1/tasks/task-001", json={"reson": "x", "force": "yes", "reason": "two\nlines"})
-    assert located(response) == {
+    assert error_locations(response) == {
         ("body.reson", "unknown_field", "reason"),
         ("body.force", "type", None),
         ("body.reason", "format", None),

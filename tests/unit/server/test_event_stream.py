@@ -47,7 +47,7 @@ def test_status_message_is_shown_for_unfinished_tasks_only():
     assert states_with_message == set(TaskState) - FINAL_STATES
 
 
-TO_END = (e.AgentExited(0, {"is_error": False}), e.TaskFinished())
+TO_COMPLETED = (e.AgentExited(0, {"is_error": False}), e.TaskFinished())
 
 PUBLISHED_OUTPUT = e.Output.from_bytes("stdout", b"seen\n")
 TRANSCRIPT_OUTPUT = e.Output.from_bytes("transcript", b"not streamed to clients\n")
@@ -205,7 +205,7 @@ def test_resuming_client_receives_all_later_events(before, during, resumptions, 
 
     async def run(streamed):
         followers = {}
-        for step, event in enumerate([*during, *TO_END]):
+        for step, event in enumerate([*during, *TO_COMPLETED]):
             if step == restart_at:
                 streamed.start_server()
             for resumption in resumptions:

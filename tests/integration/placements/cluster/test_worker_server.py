@@ -41,7 +41,9 @@ from sandbox.model.state_machine import advance
 from sandbox.placements.cluster import jobs, worker_server
 from sandbox.primitives.message_stream import encode_message
 
-FREE, HELD = (Heartbeat(1, lock_state, 0, 0, is_launching=False) for lock_state in ("free", "held"))
+HEARTBEAT_WITH_FREE_LOCK, HEARTBEAT_WITH_HELD_LOCK = (
+    Heartbeat(1, lock_state, 0, 0, is_launching=False) for lock_state in ("free", "held")
+)
 
 
 async def check_rejected(server, claim):
@@ -81,7 +83,7 @@ async def test_second_worker_is_rejected_and_the_first_one_continues(server, job
     async with server.connect(server.claim(job)) as first:
         assert isinstance(await first.read(), Claimed)
         await check_rejected(server, server.claim(job))
-        await first.send(FREE)
+        await first.send(HEARTBEAT_WITH_FREE_LOCK)
         assert await first.read() == HeartbeatAnswer(1)
 
 
@@ -93,7 +95,7 @@ async def test_worker_can_repeat_its_claim(server, job):
         async with server.connect(claim) as second:
             assert isinstance(await second.read(), Claimed)
             assert await first.read() is None
-            await second.send(FREE)
+            await second.send(HEARTBEAT_WITH_FREE_LOCK)
             assert await second.read() == HeartbeatAnswer(1)
         await check_rejected(server, server.claim(job, nonce=claim.nonce, boot_id="boot-2"))
 
@@ -199,7 +201,7 @@ async def test_tokens_of_all_submissions_are_valid(server, job):
         b"\x00\x00\x20\x01" + bytes(0x2001),
         b"\xff\xff\xff\xff",
         b"GET / HTTP/1.1\r\n\r\n",
-        encode_message(FREE),
+        encode_message(HEARTBEAT_WITH_FREE_LOCK),
         encode_message(JoinStream(bytes(32), 1)),
         encode_message(Upload(bytes(32), Artifact("a", "a", 1, "text/plain", "sha256:" + "0" * 64))),
         b"",
@@ -279,7 +281,7 @@ async def test_idle_connections_do_not_block_workers(server, job, monkeypatch, u
                 assert await client.read() is None
         async with server.connect(server.claim(await server.submit("task-2"))) as other:
             assert isinstance(await other.read(), Claimed)
-        await claimed.send(FREE)
+        await claimed.send(HEARTBEAT_WITH_FREE_LOCK)
         assert await claimed.read() == HeartbeatAnswer(1)
 
 
@@ -327,8 +329,8 @@ def illegal_messages(server):
     yield b"\x00\x00\x00\x05hello"
     yield b"\xff\xff\xff\xff"
     yield encode_message(server.claim(server.jobs.of_task("task-1")))
-    yield encode_message(msgspec.structs.replace(FREE, number=-1))
-    yield encode_message(msgspec.structs.replace(FREE, lock_state="maybe"))
+    yield encode_message(msgspec.structs.replace(HEARTBEAT_WITH_FREE_LOCK, number=-1))
+    yield encode_message(msgspec.structs.replace(HEARTBEAT_WITH_FREE_LOCK, lock_state="maybe"))
     yield encode_message(CallResult(1, error="x" * 65))
     yield encode_message(WorkDone())
     yield encode_message(RunnerLog("abcdefghijkl", b"of another task"))
@@ -346,11 +348,11 @@ async def test_illegal_message_fences_the_worker(server, job, number):
     """The worker gets no further answers. It may still be running, so its journal is not taken over yet."""
     illegal, before = list(illegal_messages(server))[number], server.replicas.end_offset("task-1")
     claim = server.claim(job)
-    async with server.connect(claim, FREE) as client:
+    async with server.connect(claim, HEARTBEAT_WITH_FREE_LOCK) as client:
         await client.read()
         assert await client.read() == HeartbeatAnswer(1)
         await client.send(illegal)
-        await client.send(FREE)
+        await client.send(HEARTBEAT_WITH_FREE_LOCK)
         assert isinstance(await client.read(), WorkerDismissed)
         assert await client.read() is None
     await wait_until(lambda: job.name in server.engine.withdrawn)
@@ -372,11 +374,11 @@ async def test_worker_with_many_messages_does_not_delay_the_others(server, job):
             turns += 1
             await asyncio.sleep(0)
 
-    async with server.connect(server.claim(job), FREE) as client:
+    async with server.connect(server.claim(job), HEARTBEAT_WITH_FREE_LOCK) as client:
         for _ in range(2):
             await client.read()
         counting = asyncio.create_task(count_turns())
-        await client.send(encode_message(FREE) * 1000)
+        await client.send(encode_message(HEARTBEAT_WITH_FREE_LOCK) * 1000)
         before = turns
         for _ in range(1000):
             await client.read()
@@ -421,11 +423,11 @@ async def test_records_wait_while_the_server_writes(server, job):
 async def test_lock_is_free_only_after_the_last_record(server, job):
     writer = RecordEncoder(server)
     message = writer.records(OUTPUT)
-    async with server.connect(server.claim(job), HELD) as client:
+    async with server.connect(server.claim(job), HEARTBEAT_WITH_HELD_LOCK) as client:
         await client.read()
         await client.read()
         assert job.session.lock_state is LockState.HELD
-        await client.send(msgspec.structs.replace(FREE, end_offset=writer.end))
+        await client.send(msgspec.structs.replace(HEARTBEAT_WITH_FREE_LOCK, end_offset=writer.end))
         await client.read()
         assert job.session.lock_state is LockState.UNKNOWN
         await client.send(message)
@@ -443,7 +445,7 @@ async def test_worker_receives_the_tasks_that_have_ended(server, job):
 
 async def test_log_of_an_attempt_is_stored(server, job):
     attempt_id = job.stored.attempt_id
-    async with server.connect(server.claim(job), RunnerLog(attempt_id, b"line\n"), FREE) as client:
+    async with server.connect(server.claim(job), RunnerLog(attempt_id, b"line\n"), HEARTBEAT_WITH_FREE_LOCK) as client:
         await client.read()
         assert await client.read() == HeartbeatAnswer(1)
     log = server.data_dir / "tasks" / "task-1" / "attempts" / attempt_id / "runner.log"

@@ -36,7 +36,7 @@ SECRET = {"WORD": "open sesame"}
 
 
 async def test_agent_that_exceeds_the_socket_limit_is_stopped_with_a_reason(make_harness):
-    harness = make_harness(AttemptScript(runs_until_signal=True, violation="The sandbox had 9000 sockets."))
+    harness = make_harness(AttemptScript(runs_until_signal=True, exceeded_limit="The sandbox had 9000 sockets."))
     await asyncio.wait_for(harness.run(), 10)
     assert harness.task.state is TaskState.FAILED
     assert harness.task.failure.code == "out_of_memory"

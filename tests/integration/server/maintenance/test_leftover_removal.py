@@ -9,7 +9,7 @@ import pytest
 
 from doubles.fake_leftovers import FakeLeftoverSource
 from doubles.manifests import manifest
-from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
+from doubles.server_components import TO_COMPLETED, TO_RUNNING, ServerComponents
 from doubles.unreachable_journals import UnreachableJournals
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
@@ -72,7 +72,7 @@ async def test_leftovers_of_an_ended_attempt_are_removed(components):
         async with components.server() as service:
             layout, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
             leftovers.attempts.add(layout.root.name)
-            await end(components, service, "task-1", *TO_END)
+            await end(components, service, "task-1", *TO_COMPLETED)
             await leftover_remover(components, service, leftovers).sweep()
             return names(layout), leftovers.attempts
 
@@ -86,7 +86,7 @@ async def test_running_sandboxes_and_sandboxes_of_other_servers_are_kept(compone
             leftovers.attempts |= {layout.root.name, "of-another-server"}
             before = names(layout)
             await leftover_remover(components, service, leftovers).sweep()
-            components.placement.record("task-1", *TO_END)
+            components.placement.record("task-1", *TO_COMPLETED)
             return before == names(layout), len(leftovers.attempts)
 
     assert (await scenario()) == (True, 2)
@@ -98,7 +98,7 @@ async def test_leftovers_of_a_locked_journal_are_kept(components):
             layout, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
             leftovers.attempts.add(layout.root.name)
             recorder = components.placement.recorders["task-1"]
-            for event in TO_END:
+            for event in TO_COMPLETED:
                 recorder.record(event)
             await components.wait_for_state(service, "task-1", TaskState.COMPLETED)
             before = names(layout)
@@ -118,7 +118,7 @@ async def test_leftovers_of_an_attempt_that_may_be_alive_are_kept(components, is
         layout, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
         leftovers.attempts.add(layout.root.name)
         row = components.store.load("task-1")
-        await end(components, service, "task-1", *TO_END)
+        await end(components, service, "task-1", *TO_COMPLETED)
         if not is_indexed:
             components.store.save(row)
         before, journals = names(layout), UnreachableJournals(components.data_dir)
@@ -135,7 +135,7 @@ async def test_leftovers_of_a_task_that_ended_while_no_server_ran_are_removed(co
         async with components.server() as service:
             layout, leftovers = await start(components, service, "task-1"), FakeLeftoverSource()
             leftovers.attempts.add(layout.root.name)
-        for event in TO_END:
+        for event in TO_COMPLETED:
             components.placement.recorders["task-1"].record(event)
         components.placement.kill("task-1")
         with closing(SqliteStore(components.data_dir / "index.sqlite")) as store:
@@ -153,7 +153,7 @@ async def test_host_that_does_not_respond_does_not_block_other_hosts(components)
 
     async with components.server() as service:
         layout = await start(components, service, "task-1")
-        await end(components, service, "task-1", *TO_END)
+        await end(components, service, "task-1", *TO_COMPLETED)
         remover = LeftoverRemover(
             components.journals,
             components.store,
@@ -184,7 +184,7 @@ async def test_unreadable_directory_does_not_block_other_tasks(components, monke
             sockets.attempts = {"of-task-1"}
             leftovers.attempts.add(layout.root.name)
             for task_id in ("task-1", "task-2"):
-                await end(components, service, task_id, *TO_END)
+                await end(components, service, task_id, *TO_COMPLETED)
             monkeypatch.setattr("os.listdir", failing_listdir)
             with pytest.raises(LeftoverRemovalError, match="attempts of task task-1"):
                 await leftover_remover(components, service, leftovers, sockets).sweep()
@@ -201,7 +201,7 @@ async def test_lock_that_cannot_be_opened_does_not_block_other_tasks(components)
             leftovers = FakeLeftoverSource()
             leftovers.attempts |= {broken.root.name, layout.root.name}
             for task_id in ("task-1", "task-2"):
-                await end(components, service, task_id, *TO_END)
+                await end(components, service, task_id, *TO_COMPLETED)
             lock = TaskLayout(components.data_dir, "task-1").root / "journal" / "lock"
             lock.unlink()
             lock.mkdir()
@@ -217,7 +217,7 @@ async def test_damaged_index_row_does_not_block_other_tasks(components):
         async with components.server() as service:
             damaged, layout = await start(components, service, "task-1"), await start(components, service, "task-2")
             for task_id in ("task-1", "task-2"):
-                await end(components, service, task_id, *TO_END)
+                await end(components, service, task_id, *TO_COMPLETED)
             with closing(sqlite3.connect(components.data_dir / "index.sqlite")) as connection, connection:
                 connection.execute("UPDATE tasks SET task = X'7B' WHERE id = 'task-1'")
             before = names(damaged)
@@ -266,7 +266,7 @@ async def test_failing_removal_is_reported_and_retried(components):
             for task_id in ("a", "b"):
                 layout = await start(components, service, task_id)
                 leftovers.attempts.add(layout.root.name)
-                await end(components, service, task_id, *TO_END)
+                await end(components, service, task_id, *TO_COMPLETED)
                 layouts.append(layout)
             leftovers.stuck = {layouts[0].root.name}
             with pytest.raises(LeftoverRemovalError, match="task a: It does not end"):

@@ -21,7 +21,7 @@ from sandbox.workspace import rooted_files
 @pytest.fixture
 def staged(harness):
     """The harness, with a workspace and its base commit."""
-    harness.base = harness.stage()
+    harness.base_commit = harness.stage()
     return harness
 
 
@@ -56,7 +56,7 @@ def test_programs_in_the_git_directory_of_the_agent_are_not_run(staged):
     (staged.workspace / ".gitattributes").write_text("* filter=x diff=x -text\n*.md binary\n")
     (staged.workspace / "README.md").write_text("# Edited\n")
 
-    patch = staged.patch(staged.base)
+    patch = staged.patch(staged.base_commit)
 
     assert not canary.exists()
     assert b"+# Edited\n" in patch
@@ -77,7 +77,7 @@ def test_agent_can_replace_its_git_directory(staged, shape):
         os.mkfifo(git)
     (staged.workspace / "README.md").write_text("# Edited\n")
 
-    assert b"+# Edited\n" in staged.patch(staged.base)
+    assert b"+# Edited\n" in staged.patch(staged.base_commit)
 
 
 def test_link_in_place_of_a_directory_is_not_followed(staged):
@@ -89,7 +89,7 @@ def test_link_in_place_of_a_directory_is_not_followed(staged):
     (staged.workspace / "README.md").unlink()
     (staged.workspace / "README.md").symlink_to(outside / "app.py")
 
-    patch = staged.patch(staged.base)
+    patch = staged.patch(staged.base_commit)
 
     assert b"secret" not in patch
     assert f"+{outside}\n".encode() in patch
@@ -120,10 +120,10 @@ def test_special_files_are_excluded(staged):
         os.mknod(staged.workspace / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
     (staged.workspace / "new").write_text("1\n")
 
-    patch = staged.patch(staged.base)
+    patch = staged.patch(staged.base_commit)
 
     assert not patch.startswith(b"#")
-    clone = staged.apply(staged.base, patch)
+    clone = staged.apply(staged.base_commit, patch)
     changed = run_git("diff", "--cached", "--name-status", directory=clone).splitlines()
     assert changed == ["D\tREADME.md", "A\tnew"]
 
@@ -132,7 +132,7 @@ def test_pipe_in_an_unchanged_tree_is_not_a_change(staged):
     """If the pipe counted as a change, the user could not see that the agent changed nothing."""
     os.mkfifo(staged.workspace / "pipe")
 
-    assert staged.patch(staged.base) == b""
+    assert staged.patch(staged.base_commit) == b""
 
 
 def test_nested_repository_is_included_without_its_git_directory(staged):
@@ -145,13 +145,13 @@ def test_nested_repository_is_included_without_its_git_directory(staged):
     (staged.workspace / "sly").mkdir()
     (staged.workspace / "sly" / ".GIT").write_text("gitdir: /nowhere\n")
 
-    patch = staged.patch(staged.base)
+    patch = staged.patch(staged.base_commit)
 
     assert patch.splitlines()[:2] == [
         b"# skipped, git does not support this path: sly/.GIT",
         b"# skipped, git does not support this path: vendor/lib/.git",
     ]
-    clone = staged.apply(staged.base, patch)
+    clone = staged.apply(staged.base_commit, patch)
     assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["vendor/lib/code.py"]
 
 
@@ -168,7 +168,7 @@ def test_paths_refused_by_git_are_excluded(staged):
     (staged.workspace / "kept").write_text("1\n")
     (staged.workspace / "kept\\too").symlink_to("~12345")
 
-    clone = staged.apply(staged.base, staged.patch(staged.base))
+    clone = staged.apply(staged.base_commit, staged.patch(staged.base_commit))
 
     changed = run_git("-c", "core.quotePath=false", "diff", "--cached", "--name-only", "-z", directory=clone)
     assert changed.rstrip("\0").split("\0") == ["kept", "kept\\too"]
@@ -185,11 +185,11 @@ def test_deeply_nested_directories_are_excluded(staged):
     os.close(directory)
     (staged.workspace / "kept").write_text("1\n")
 
-    patch = staged.patch(staged.base)
+    patch = staged.patch(staged.base_commit)
 
     subprocess.run(["rm", "-rf", str(staged.workspace)], check=True)  # pytest cannot remove directories of this depth
     assert patch.startswith(b"# skipped, the path is too long or too deep: deep/deep/")
-    clone = staged.apply(staged.base, patch)
+    clone = staged.apply(staged.base_commit, patch)
     assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["kept"]
 
 
@@ -198,13 +198,13 @@ def test_patch_is_truncated_above_the_file_limit(staged, monkeypatch):
     for number in range(20):
         (staged.workspace / f"file{number}").touch()
 
-    patch, reason = staged.patch_and_reason(staged.base)
+    patch, reason = staged.patch_and_reason(staged.base_commit)
     assert "files that are not ignored" in reason
     assert patch == f"# truncated: {reason}\n".encode()
 
     for number in range(10):
         (staged.workspace / f"file{number}").unlink()
-    staged.verify_patch(staged.base)
+    staged.verify_patch(staged.base_commit)
 
 
 def test_files_with_restrictive_modes_are_read(staged):
@@ -226,7 +226,7 @@ def test_files_with_restrictive_modes_are_read(staged):
     )
     disk_ownership.restore_ownership(str(staged.attempt_dir / "repository.git"))
     target = staged.root / "locked.patch"
-    arguments = [json.dumps(staged.environment), str(staged.attempt_dir), staged.base, str(target)]
+    arguments = [json.dumps(staged.environment), str(staged.attempt_dir), staged.base_commit, str(target)]
     setpriv_command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 
     subprocess.run([*setpriv_command, sys.executable, "-c", program, *arguments], check=True, timeout=60)
@@ -245,7 +245,7 @@ async def test_cancellation_leaves_no_process_and_no_partial_patch(staged):
 
     async def cancel():
         making = asyncio.create_task(
-            staged.workspaces.patch(staged.attempt_dir, staged.base, target, staged.confine, lambda _: False)
+            staged.workspaces.patch(staged.attempt_dir, staged.base_commit, target, staged.confine, lambda _: False)
         )
         async with asyncio.timeout(60):
             while b"bwrap" not in descendant_names(os.getpid()):
@@ -264,6 +264,6 @@ def test_missing_repository_is_reported(staged):
     shutil.rmtree(staged.attempt_dir / "repository.git")
 
     with pytest.raises(AttemptError, match="The patch could not be created") as raised:
-        staged.patch(staged.base)
+        staged.patch(staged.base_commit)
 
     assert raised.value.code == "collect_failed"

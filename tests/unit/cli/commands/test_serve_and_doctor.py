@@ -183,7 +183,7 @@ def test_doctor_prints_problems_last_on_a_terminal(bootstrap, monkeypatch):
 
 
 SELECTED = Finding("sandbox", True, "sandboxes run with gvisor", runtime="gvisor")
-LIMITS = [
+GAPS = [
     Finding("gap", False, "gvisor: starts are slow", blocks_tasks=False, runtime="gvisor"),
     Finding("gap", False, "gvisor: memory is shared", blocks_tasks=False, runtime="gvisor"),
     Finding("gap", False, "bubblewrap: the kernel is shared", blocks_tasks=False, runtime="bubblewrap"),
@@ -192,7 +192,7 @@ LIMITS = [
 
 
 def test_doctor_counts_the_limits_of_the_selected_runtime_on_a_terminal(bootstrap, monkeypatch):
-    lines, verdict = print_on_terminal(bootstrap, monkeypatch, [SELECTED, *LIMITS])
+    lines, verdict = print_on_terminal(bootstrap, monkeypatch, [SELECTED, *GAPS])
     assert lines == [
         "✓ sandbox  sandboxes run with gvisor",
         "· gap      2 known limits of gvisor on this kernel; show them with --all",
@@ -201,12 +201,12 @@ def test_doctor_counts_the_limits_of_the_selected_runtime_on_a_terminal(bootstra
 
 
 def test_doctor_lists_all_limits_on_request_and_without_a_terminal(bootstrap, monkeypatch):
-    bootstrap.findings = [SELECTED, *LIMITS]
+    bootstrap.findings = [SELECTED, *GAPS]
     piped = invoke("doctor").stdout
-    lines, _ = print_on_terminal(bootstrap, monkeypatch, [SELECTED, *LIMITS], "--all")
-    for limit in LIMITS:
-        assert any(limit.message in line for line in lines)
-        assert limit.message in piped
+    lines, _ = print_on_terminal(bootstrap, monkeypatch, [SELECTED, *GAPS], "--all")
+    for gap in GAPS:
+        assert any(gap.message in line for line in lines)
+        assert gap.message in piped
 
 
 def test_verdict_of_doctor_names_the_actions(bootstrap):

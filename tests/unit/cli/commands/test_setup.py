@@ -8,15 +8,15 @@ from sandbox.bootstrap.software_installation import SetupError, SetupPlan
 from sandbox.cli.main import root
 
 INSTALL, GVISOR = ("apt-get", "install", "-y", "bubblewrap"), ("apt-get", "install", "-y", "runsc")
-MISSING = SetupPlan(("bubblewrap",), (("apt-get", "update"), INSTALL), (GVISOR,))
-COMPLETE = SetupPlan((), ())
+PACKAGES_MISSING = SetupPlan(("bubblewrap",), (("apt-get", "update"), INSTALL), (GVISOR,))
+NOTHING_MISSING = SetupPlan((), ())
 
 
 class Machine:
     """Records the commands that are run. failing: the commands that fail."""
 
     def __init__(self):
-        self.plan, self.failing, self.commands = MISSING, set(), []
+        self.plan, self.failing, self.commands = PACKAGES_MISSING, set(), []
         self.has_npm_packages, self.npm_error = False, None
 
     def run_command(self, command):
@@ -59,14 +59,14 @@ def test_commands_are_printed_but_not_run_without_a_terminal(machine):
 def test_yes_option_installs_packages_and_npm_packages(machine):
     result = invoke("--yes")
     assert result.exit_code == 0, result.output
-    assert machine.commands == [*MISSING.commands, GVISOR]
+    assert machine.commands == [*PACKAGES_MISSING.commands, GVISOR]
     assert machine.has_npm_packages
 
 
 def test_failure_of_a_required_command_ends_the_setup(machine):
     machine.failing = {INSTALL}
     result = invoke("--yes")
-    assert (result.exit_code, machine.commands) == (1, list(MISSING.commands))
+    assert (result.exit_code, machine.commands) == (1, list(PACKAGES_MISSING.commands))
     assert "apt-get install -y bubblewrap" in result.stderr
 
 
@@ -79,7 +79,7 @@ def test_missing_optional_parts_do_not_fail_the_setup(machine):
 
 
 def test_complete_machine_needs_no_commands(machine):
-    machine.plan, machine.has_npm_packages = COMPLETE, True
+    machine.plan, machine.has_npm_packages = NOTHING_MISSING, True
     result = invoke()
     assert (result.exit_code, result.stdout, machine.commands) == (0, "", [])
 

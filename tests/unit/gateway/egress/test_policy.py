@@ -32,15 +32,15 @@ def hello(name: str | None) -> bytes:
     return sent.read()
 
 
-def proxy(policy=OUTBOUND):
+def proxy_inspector(policy=OUTBOUND):
     return ProxyInspector(policy, 3128)
 
 
-def plain(name=HOST, policy=OUTBOUND):
+def http_inspector(name=HOST, policy=OUTBOUND):
     return HttpInspector(policy, name, "198.18.0.2", 80)
 
 
-def tls(name=HOST, policy=OUTBOUND):
+def tls_inspector(name=HOST, policy=OUTBOUND):
     return TlsInspector(policy, name, "198.18.0.2", 443)
 
 
@@ -60,7 +60,7 @@ def expect_denial(outcome) -> Denial:
 @pytest.mark.parametrize("target", [HOST, HOST.upper(), HOST + "."])
 def test_tls_in_a_connect_tunnel_must_name_the_allowed_host(target):
     request = f"CONNECT {target}:443 HTTP/1.1\r\nHost: {target}:443\r\n\r\n".encode()
-    tunnel = expect_tunnel(proxy().client_data_received(request))
+    tunnel = expect_tunnel(proxy_inspector().client_data_received(request))
     assert (tunnel.host, tunnel.port) == (target, 443)
     assert tunnel.established_response.startswith(b"HTTP/1.1 200 ")
     assert tunnel.stream_filter.start() == b""
@@ -76,7 +76,9 @@ def test_tls_in_a_connect_tunnel_must_name_the_allowed_host(target):
 def test_data_after_the_connect_request_belongs_to_the_tunnel():
     client_hello = hello(HOST)
     tunnel = expect_tunnel(
-        proxy().client_data_received(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode() + client_hello)
+        proxy_inspector().client_data_received(
+            f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode() + client_hello
+        )
     )
     assert tunnel.stream_filter.start() == client_hello
 
@@ -85,19 +87,21 @@ def test_data_after_the_connect_request_belongs_to_the_tunnel():
     "payload", [hello("other.example"), hello(None), b"GET / HTTP/1.1\r\n\r\n", b"SSH-2.0-x\r\n", b""]
 )
 def test_tunnel_to_port_443_accepts_only_tls_for_its_host(payload):
-    tunnel = expect_tunnel(proxy().client_data_received(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
+    tunnel = expect_tunnel(
+        proxy_inspector().client_data_received(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    )
     assert expect_denial(tunnel.stream_filter.client_data_received(payload)).port == 443
 
 
 def test_tunnel_to_port_80_accepts_one_request_for_its_host():
     request = f"CONNECT {HOST}:80 HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-    stream_filter = expect_tunnel(proxy().client_data_received(request)).stream_filter
+    stream_filter = expect_tunnel(proxy_inspector().client_data_received(request)).stream_filter
     assert isinstance(stream_filter, NestedConnectionFilter)
     assert stream_filter.client_data_received(f"GET /a HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()).startswith(
         b"GET /a HTTP/1.1\r\n"
     )
     assert stream_filter.drops_rest
-    stream_filter = expect_tunnel(proxy().client_data_received(request)).stream_filter
+    stream_filter = expect_tunnel(proxy_inspector().client_data_received(request)).stream_filter
     assert (
         expect_denial(stream_filter.client_data_received(b"GET /a HTTP/1.1\r\nHost: other.example\r\n\r\n")).host
         == "other.example"
@@ -108,7 +112,7 @@ def test_plain_proxy_request_is_forwarded_without_hop_by_hop_headers():
     hop_by_hop = "Proxy-Authorization: Basic eA==\r\nProxy-Connection: keep-alive\r\nConnection: X-Hop\r\nX-Hop: 1\r\n"
     end_to_end = f"Host: {HOST}\r\nCookie: a=b\r\n"
     request = f"POST http://{HOST}/a?b=c HTTP/1.1\r\n{hop_by_hop}{end_to_end}Content-Length: 4\r\n\r\nab".encode()
-    tunnel = expect_tunnel(proxy().client_data_received(request))
+    tunnel = expect_tunnel(proxy_inspector().client_data_received(request))
     sent = tunnel.stream_filter.start().decode()
     expected = f"POST /a?b=c HTTP/1.1\r\n{end_to_end}Content-Length: 4\r\nConnection: close\r\n\r\nab"
     assert sent.lower() == expected.lower()
@@ -155,7 +159,7 @@ def test_forwarded_host_headers_are_removed(header):
     others = f"Origin: http://{HOST}\r\nDestination: http://{HOST}/b\r\nX-Callback-URL: http://me.example/\r\n"
     forwarded = f"Host: {HOST}\r\nX-Hosted-By: me\r\n{others}"
     request = f"GET http://{HOST}/ HTTP/1.1\r\n{header}\r\n{forwarded}\r\n".encode()
-    sent = expect_tunnel(proxy().client_data_received(request)).stream_filter.start().decode()
+    sent = expect_tunnel(proxy_inspector().client_data_received(request)).stream_filter.start().decode()
     assert sent.lower() == f"GET / HTTP/1.1\r\n{forwarded}Connection: close\r\n\r\n".lower()
 
 
@@ -201,7 +205,7 @@ def test_forwarded_host_headers_are_removed(header):
     ],
 )
 def test_proxy_denies_disallowed_and_invalid_requests_with_a_reason(data, host, port):
-    denial = expect_denial(proxy().client_data_received(data))
+    denial = expect_denial(proxy_inspector().client_data_received(data))
     assert (denial.host, denial.port) == (host, port)
     assert not data or denial.response.startswith((b"HTTP/1.1 403 ", b"HTTP/1.1 400 "))
     assert not data or b"connection: close" in denial.response.lower()
@@ -209,7 +213,7 @@ def test_proxy_denies_disallowed_and_invalid_requests_with_a_reason(data, host, 
 
 
 def test_partial_connect_request_is_incomplete():
-    inspector = proxy()
+    inspector = proxy_inspector()
     assert inspector.client_data_received(b"CONNECT files.example") is None
     expect_tunnel(inspector.client_data_received(b".org:443 HTTP/1.1\r\nHost: x\r\n\r\n"))
 
@@ -221,7 +225,7 @@ def test_partial_connect_request_is_incomplete():
 def test_plain_request_to_an_allowed_host_is_forwarded_once(host):
     first = f"GET /a HTTP/1.1\r\nHost: {host}\r\nConnection: keep-alive\r\n\r\n".encode()
     smuggled = b"GET /b HTTP/1.1\r\nHost: other.example\r\n\r\n"
-    tunnel = expect_tunnel(plain().client_data_received(first + smuggled))
+    tunnel = expect_tunnel(http_inspector().client_data_received(first + smuggled))
     sent = tunnel.stream_filter.start()
     assert sent.startswith(b"GET /a HTTP/1.1\r\n")
     assert sent.lower().endswith(b"connection: close\r\n\r\n")
@@ -245,7 +249,7 @@ def test_plain_request_to_an_allowed_host_is_forwarded_once(host):
 )
 def test_content_length_that_servers_may_read_differently_is_denied(length, is_allowed):
     """18446744073709551619 is 3 modulo 2**64: a server might treat the rest of the body as a request to any host."""
-    for inspector, target in ((plain(), "/"), (proxy(), f"http://{HOST}/")):
+    for inspector, target in ((http_inspector(), "/"), (proxy_inspector(), f"http://{HOST}/")):
         data = f"POST {target} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {length}\r\n\r\n".encode()
         outcome = inspector.client_data_received(data + b"abcGET / HTTP/1.1\r\nHost: other.example\r\n\r\n")
         if is_allowed:
@@ -258,14 +262,14 @@ def test_content_length_that_servers_may_read_differently_is_denied(length, is_a
 
 def test_chunked_body_is_reframed():
     head = f"POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-    stream_filter = expect_tunnel(plain().client_data_received(head + b"2;x=y\r\nab\r\n")).stream_filter
+    stream_filter = expect_tunnel(http_inspector().client_data_received(head + b"2;x=y\r\nab\r\n")).stream_filter
     assert stream_filter.start().endswith(b"\r\n\r\n2\r\nab\r\n")
     assert stream_filter.client_data_received(b"0\r\nTrailer: x\r\n\r\nGET /b HTTP/1.1\r\n\r\n") == b"0\r\n\r\n"
 
 
 def test_truncated_body_ends_the_connection():
     head = f"POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 9\r\n\r\nab".encode()
-    stream_filter = expect_tunnel(plain().client_data_received(head)).stream_filter
+    stream_filter = expect_tunnel(http_inspector().client_data_received(head)).stream_filter
     stream_filter.start()
     expect_denial(stream_filter.client_data_received(b""))
 
@@ -282,7 +286,7 @@ def test_truncated_body_ends_the_connection():
     ],
 )
 def test_port_80_denies_disallowed_and_invalid_requests_with_a_response(head):
-    assert expect_denial(plain().client_data_received(head.encode() + b"\r\n\r\n")).response.startswith(
+    assert expect_denial(http_inspector().client_data_received(head.encode() + b"\r\n\r\n")).response.startswith(
         (b"HTTP/1.1 403 ", b"HTTP/1.1 400 ")
     )
 
@@ -290,8 +294,8 @@ def test_port_80_denies_disallowed_and_invalid_requests_with_a_response(head):
 @pytest.mark.parametrize("token", ["host", "Host", "close, HOST"])
 def test_connection_header_that_lists_host_is_denied_with_a_reason(token):
     head = f"Host: {HOST}\r\nConnection: {token}\r\n\r\n"
-    direct = expect_denial(plain().client_data_received(f"GET / HTTP/1.1\r\n{head}".encode()))
-    by_proxy = expect_denial(proxy().client_data_received(f"GET http://{HOST}/ HTTP/1.1\r\n{head}".encode()))
+    direct = expect_denial(http_inspector().client_data_received(f"GET / HTTP/1.1\r\n{head}".encode()))
+    by_proxy = expect_denial(proxy_inspector().client_data_received(f"GET http://{HOST}/ HTTP/1.1\r\n{head}".encode()))
     for denial in (direct, by_proxy):
         assert denial.response.startswith(b"HTTP/1.1 400 ")
         assert b"Connection" in denial.response
@@ -299,7 +303,7 @@ def test_connection_header_that_lists_host_is_denied_with_a_reason(token):
 
 
 def test_oversized_request_head_is_denied():
-    inspector = plain()
+    inspector = http_inspector()
     pieces = [f"GET / HTTP/1.1\r\nHost: {HOST}\r\nX: ".encode(), *[b"a" * 16_384] * 2]
     outcomes = [inspector.client_data_received(piece) for piece in pieces]
     assert outcomes[:2] == [None, None]
@@ -309,9 +313,11 @@ def test_oversized_request_head_is_denied():
 def test_unassigned_address_is_denied_even_for_an_allowed_host():
     assert (
         "not assigned to a host name"
-        in expect_denial(plain(None).client_data_received(f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())).reason
+        in expect_denial(
+            http_inspector(None).client_data_received(f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        ).reason
     )
-    assert "not assigned to a host name" in expect_denial(tls(None).client_data_received(hello(HOST))).reason
+    assert "not assigned to a host name" in expect_denial(tls_inspector(None).client_data_received(hello(HOST))).reason
 
 
 # Port 443
@@ -319,7 +325,7 @@ def test_unassigned_address_is_denied_even_for_an_allowed_host():
 
 def test_tls_to_an_allowed_host_is_forwarded_from_its_first_byte():
     client_hello = hello(HOST)
-    inspector = tls()
+    inspector = tls_inspector()
     assert inspector.client_data_received(client_hello[:50]) is None
     tunnel = expect_tunnel(inspector.client_data_received(client_hello[50:]))
     assert (tunnel.host, tunnel.port, tunnel.established_response) == (HOST, 443, b"")
@@ -337,17 +343,17 @@ def test_tls_to_an_allowed_host_is_forwarded_from_its_first_byte():
     ],
 )
 def test_tls_for_another_host_is_denied_without_a_response(data, host):
-    denial = expect_denial(tls().client_data_received(data))
+    denial = expect_denial(tls_inspector().client_data_received(data))
     assert (denial.host, denial.port, denial.response) == (host, 443, b"")
 
 
 def test_encrypted_client_hello_is_denied_with_an_allow_list():
-    expect_tunnel(tls().client_data_received(client_hello(HOST)))
-    assert "ECH" in expect_denial(tls().client_data_received(client_hello(HOST, has_ech=True))).reason
+    expect_tunnel(tls_inspector().client_data_received(client_hello(HOST)))
+    assert "ECH" in expect_denial(tls_inspector().client_data_received(client_hello(HOST, has_ech=True))).reason
 
 
 def test_model_host_is_denied_even_if_a_rule_allows_it():
-    assert "model" in expect_denial(tls(MODEL).client_data_received(hello(MODEL))).reason
+    assert "model" in expect_denial(tls_inspector(MODEL).client_data_received(hello(MODEL))).reason
     assert not OUTBOUND.allows_host(MODEL)
 
 
@@ -356,10 +362,10 @@ def test_model_host_is_denied_even_if_a_rule_allows_it():
 
 def test_isolated_policy_denies_every_request_and_reports_its_host():
     requests = [
-        (proxy(NO_HOSTS), f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode()),
-        (proxy(NO_HOSTS), f"GET http://{HOST}/ HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()),
-        (plain(None, NO_HOSTS), f"HEAD / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()),
-        (tls(None, NO_HOSTS), hello(HOST)),
+        (proxy_inspector(NO_HOSTS), f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode()),
+        (proxy_inspector(NO_HOSTS), f"GET http://{HOST}/ HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()),
+        (http_inspector(None, NO_HOSTS), f"HEAD / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()),
+        (tls_inspector(None, NO_HOSTS), hello(HOST)),
     ]
     for inspector, data in requests:
         denial = expect_denial(inspector.client_data_received(data))
@@ -377,7 +383,7 @@ def test_deny_reason_names_the_setting_that_isolates_the_task(vm, reason):
     assert EgressPolicy(egress_rules(vm), MODEL).deny_reason(HOST, 443) == reason
 
 
-@given(st.lists(st.binary(max_size=60), max_size=6), st.sampled_from([proxy, plain, tls]))
+@given(st.lists(st.binary(max_size=60), max_size=6), st.sampled_from([proxy_inspector, http_inspector, tls_inspector]))
 def test_arbitrary_bytes_are_eventually_denied(pieces, kind):
     inspector, outcome = kind(), None
     for piece in [*pieces, b""]:
@@ -389,7 +395,7 @@ def test_arbitrary_bytes_are_eventually_denied(pieces, kind):
 
 @given(st.text(max_size=40), st.sampled_from(["CONNECT {} HTTP/1.1", "GET http://{}/ HTTP/1.1", "GET {} HTTP/1.1"]))
 def test_arbitrary_request_target_is_denied(target, line):
-    inspector = proxy()
+    inspector = proxy_inspector()
     outcome = inspector.client_data_received(
         line.format(target).encode() + b"\r\nHost: a\r\n\r\n"
     ) or inspector.client_data_received(b"")

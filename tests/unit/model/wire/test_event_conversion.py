@@ -134,7 +134,7 @@ def test_every_event_is_converted_or_omitted(event, fields):
     assert msgspec.json.encode(wire_event) == msgspec.json.encode(expected)  # in this order
 
 
-DECLARED = TypeAdapter(event_bodies.Event, config=ConfigDict(extra="forbid", strict=True))
+EVENT_ADAPTER = TypeAdapter(event_bodies.Event, config=ConfigDict(extra="forbid", strict=True))
 
 
 def wire_events():
@@ -152,7 +152,7 @@ def wire_events():
 def test_wire_events_match_their_declarations():
     events = [event for event in wire_events() if event is not None]
     for event in events:
-        DECLARED.validate_json(msgspec.json.encode(event))
+        EVENT_ADAPTER.validate_json(msgspec.json.encode(event))
     assert {event["type"] for event in events} == event_bodies.EVENT_TYPES
 
 
