@@ -277,7 +277,8 @@ def test_server_without_the_agent_fails_pending_tasks_and_shows_ended_tasks(tmp_
         assert "effort: high" in server.http.get("/tasks/ended", headers={"accept": "text/html"}).text
         logs = server.sandbox("task", "logs", "ended")
         assert (logs.returncode, logs.stderr) == (0, "")
-        assert "It is written." in logs.stdout
+        assert "Scripted Agent finished its work" in logs.stdout
+        assert "It is written." in server.sandbox("task", "logs", "ended", "--raw").stdout
 
 
 def test_work_of_a_killed_runner_is_collected_and_its_sandbox_can_be_inspected(tmp_path, model):
