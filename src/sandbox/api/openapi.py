@@ -75,10 +75,7 @@ A task that failed is not an error response: its status has `error` with `code`,
 """The description of the API, as Markdown. `build_schema` replaces AGENT_KIND with the first agent's section."""
 
 
-SERVERS: list[dict[str, Any]] = [
-    {"url": "/", "description": "The server that sends this document"},
-    {"url": "http://localhost:8122", "description": "A server on this machine, with the default port"},
-]
+SERVERS: list[dict[str, Any]] = [{"url": "/", "description": "The server that sends this document"}]
 LICENSE: dict[str, Any] = {"name": "Apache License 2.0", "identifier": "Apache-2.0"}
 
 

@@ -121,7 +121,7 @@ new MutationObserver(complete).observe(page, { childList: true, subtree: true })
 _STYLE = """body { margin: 0; }
 .swagger-ui .info { margin: 1.5rem 0; }
 .swagger-ui .scheme-container { margin: 0 0 1rem; padding: 0 0 1rem; box-shadow: none; }
-.swagger-ui .response-col_links { display: none; }
+.swagger-ui :is(.info__license, .response-col_links, .servers-title, .servers) { display: none; }
 .swagger-ui .parameters textarea { min-height: 5rem; }
 .swagger-ui .curl { overflow-x: auto; }
 @media (max-width: 640px) {
