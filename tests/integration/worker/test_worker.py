@@ -341,7 +341,7 @@ async def test_renewal_that_fails_is_repeated_after_the_next_answer(start, monke
     """A successful renewal is repeated only once the lease has grown by a minute."""
     monkeypatch.setattr(session_module, "_RENEWAL_SECONDS_MAX", 60.0)
     worker = await start(renewal_errors=1)
-    worker.job.store(msgspec.structs.replace(worker.job.stored, lease_seconds=1200.0))
+    worker.job.set_stored(msgspec.structs.replace(worker.job.stored, lease_seconds=1200.0))
     await worker.launch()
     worker.host.record(PREPARED, CREATED, STARTED)
     await wait_until(lambda: worker.host.renewal_errors == 0)
