@@ -9,14 +9,19 @@ _KERNEL_MEMORY_FIELDS = (b"\nSUnreclaim:", b"\nVmallocUsed:")
 _MEMINFO_BYTES_MAX = 16384
 
 
+def read_meminfo(path: Path = _MEMINFO) -> bytes:
+    """Return the text of /proc/meminfo. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, _MEMINFO_BYTES_MAX)
+    finally:
+        os.close(descriptor)
+
+
 def count_machine_kernel_bytes(path: Path = _MEMINFO) -> int | None:
     """Return the size of the unreclaimable memory that the kernel has allocated, in bytes; None if unknown."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            text = os.read(descriptor, _MEMINFO_BYTES_MAX)
-        finally:
-            os.close(descriptor)
+        text = read_meminfo(path)
         return sum(int(text.partition(field)[2].split(maxsplit=1)[0]) << 10 for field in _KERNEL_MEMORY_FIELDS)
     except (OSError, ValueError, IndexError):
         return None

@@ -26,10 +26,10 @@ from pathlib import Path
 
 from sandbox.model.fixed_limits import PAGE_FRAGMENT_BYTES_MAX
 from sandbox.runtimes.limits.directory_and_lock_counts import list_directory
+from sandbox.runtimes.limits.kernel_memory_growth import read_meminfo
 from sandbox.runtimes.limits.socket_usage import SocketCounter, SocketUsage, count_unlisted_sockets
 
 _MEMINFO, _ZONES = Path("/proc/meminfo"), Path("/proc/zoneinfo")
-_MEMINFO_BYTES_MAX = 16384
 _FIELD = re.compile(rb"^(\w+):\s+(\d+) kB$", re.MULTILINE)
 _KNOWN_USES = (
     *(b"MemFree", b"Buffers", b"Cached", b"SwapCached", b"AnonPages", b"Slab"),
@@ -67,11 +67,7 @@ def count_unknown_bytes(path: Path = _MEMINFO) -> int | None:
     Includes the free pages that each processor keeps for itself, which can be gigabytes. Takes 0.1 ms.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            text = os.read(descriptor, _MEMINFO_BYTES_MAX)
-        finally:
-            os.close(descriptor)
+        text = read_meminfo(path)
     except OSError:
         return None
     sizes = {name: int(kibibytes) << 10 for name, kibibytes in _FIELD.findall(text)}
