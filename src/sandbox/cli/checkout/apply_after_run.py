@@ -231,7 +231,7 @@ def _screen_lines() -> int:
 
 
 def _print_files(changed: Sequence[ChangedFile], options: CliOptions, *, has_total: bool = False) -> None:
-    """List the changed files; on a terminal, no more than fit into half of it."""
+    """List the changed files. On a terminal, the list takes up at most half of the screen."""
     listed_max = max(_screen_lines() // 2, 1) if sys.stderr.isatty() else len(changed)
     print_changed_files(
         changed, stderr_console(has_color=options.has_color), has_total=has_total, listed_max=listed_max

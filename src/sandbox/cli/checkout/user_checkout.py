@@ -182,7 +182,8 @@ class Checkout:
         if self.count_changed():
             message = f"{escape_name(str(self.root))} has uncommitted changes, so nothing was applied."
             advice = (
-                "  Commit them, or stash them: git stash\n  Apply on top of them: add --beside-changes\n"
+                "  Stash your changes, or commit them: git stash\n"
+                "  Apply the patch on top of your changes: add --beside-changes\n"
                 "  Commit the task's changes to a new branch: add --branch NAME"
             )
             fail(f"Error: {message}\n{advice}", ExitCode.CONFLICT)

@@ -93,15 +93,15 @@ class BudgetSpending:
         costs = [self._finished, *self._running.values()]
         tokens = sum(cost[0] for cost in costs)
         usd = round(sum(cost[1] for cost in costs), 6)
-        end = "no more model requests are forwarded"
+        consequence = "no more model requests are forwarded"
         if self._budget.usd is not None and self._unpriced is not None:
             model = self._reporter.sanitize(self._unpriced)
             return (
                 f"A response came from the model {model}, which has no known price, so lifecycle.budget_usd cannot be "
-                f"enforced; {end}. Set lifecycle.budget_tokens instead."
+                f"enforced; {consequence}. Set lifecycle.budget_tokens instead."
             )
         # The message omits the cost so far: the response continues, and the task's status will contain the final cost.
-        spent = f"is spent; {end}. Raise the budget."
+        spent = f"is spent; {consequence}. Raise the budget."
         if self._budget.usd is not None and usd >= self._budget.usd:
             return f"lifecycle.budget_usd ({self._budget.usd:.6g} USD) {spent}"
         if self._budget.tokens is not None and tokens >= self._budget.tokens:

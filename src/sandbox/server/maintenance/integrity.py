@@ -98,13 +98,13 @@ class IntegrityCheck:
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_UNREADABLE, message)
 
     def _find_tasks_with_artifacts(self) -> set[str]:
-        """Return the tasks that have artifacts of their own, also if that is unknown. Only accepted tasks have them."""
+        """Return the tasks that themselves have artifacts, or may have some. Only accepted tasks have artifacts."""
         root = tasks_root(self._data_dir)
         names = {path.name for path in root.iterdir() if is_task_id(path.name)} if root.exists() else set()
         return set(filter(self._has_own_artifacts, names))
 
     def _has_own_artifacts(self, task_id: str) -> bool:
-        """Return whether the task has artifacts of its own; True if that is unknown."""
+        """Return whether the task itself, not only an earlier task, has artifacts. Returns True if this is unknown."""
         try:
             return has_own_artifacts(TaskLayout(self._data_dir, task_id))
         except OSError:
