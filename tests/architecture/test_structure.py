@@ -24,6 +24,7 @@ SMALL_MODULES = {
     "api.rate_limit": "token buckets, without HTTP",
     "api.routes.sessions": "routes of one resource; the sessions themselves are in api.auth",
     "bootstrap.secret_sources": "the sources of task secrets; its importer only connects components",
+    "bootstrap.settings.placement_selection": "which settings select a placement; its importer connects components",
     "dashboard.pages.sign_in": "one page, as the other modules of its package",
     "placements.local.socket_leftovers": "leftovers in the run directory; its importer only connects components",
     "runner.event_redaction": "which texts of events are redacted; its importer only connects components",

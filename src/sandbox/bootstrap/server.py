@@ -28,17 +28,19 @@ from sandbox.api.http.server import (
 )
 from sandbox.api.settings import ApiSettings
 from sandbox.auth.token_file import TokenFile
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.local_host import (
     AgentsAndCommands,
     PlacementContext,
     choose_run_dir,
+    create_local_placement,
 )
 from sandbox.bootstrap.log import configure_logging
-from sandbox.bootstrap.placement_registry import ChosenPlacements, choose_placements, create_placements
 from sandbox.bootstrap.private_directory import make_data_dir
 from sandbox.bootstrap.runtime_selection import make_profile_lister
 from sandbox.bootstrap.server_objects import TaskServer
+from sandbox.bootstrap.settings.placement_selection import ChosenPlacements, choose_placements
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.dashboard.routing import add_dashboard
 from sandbox.disks.free_space import measure_disk_space
@@ -48,6 +50,8 @@ from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.fixed_limits import SERVER_RESERVE_BYTES
 from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
+from sandbox.server.placement_routing import Placements
+from sandbox.server.runtime_probing import ProbedHost
 
 AnnounceFormat = Literal["text", "json"]
 _log = logging.getLogger(__name__)
@@ -94,7 +98,7 @@ async def _serve(placement_context: PlacementContext, chosen: ChosenPlacements, 
     with set_on_signals(shutting_down):
         disk_monitor = _make_disk_monitor(settings, data_dir)
         placements = await run_until_first_complete(
-            create_placements(placement_context, chosen), _wait_until_set(shutting_down)
+            _create_placements(placement_context, chosen), _wait_until_set(shutting_down)
         )
         if placements is None:
             _log.warning("Stopped during the first probe of the runtimes.")
@@ -126,6 +130,17 @@ async def _serve(placement_context: PlacementContext, chosen: ChosenPlacements, 
                     list(server.start_conditions.rejection_reasons()),
                 ),
             )
+
+
+async def _create_placements(context: PlacementContext, chosen: ChosenPlacements) -> Placements:
+    """Create the placements and probe their hosts for the first time."""
+    creators = {"": create_local_placement, **chosen.by_name}
+    by_name = {name: await create(context) for name, create in creators.items()}
+    hosts = {
+        name: ProbedHost(await placement.host.probe(), placement.host, SystemClock())
+        for name, placement in by_name.items()
+    }
+    return Placements(by_name, hosts, chosen.selected)
 
 
 def _api_settings(

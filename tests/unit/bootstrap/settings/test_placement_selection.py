@@ -1,7 +1,7 @@
 import pytest
 
-from sandbox.bootstrap.placement_registry import REGISTERED_PLACEMENTS, RegisteredPlacement, choose_placements
 from sandbox.bootstrap.settings.load import ConfigurationError
+from sandbox.bootstrap.settings.placement_selection import REGISTERED_PLACEMENTS, RegisteredPlacement, choose_placements
 from sandbox.bootstrap.settings.schema import ClusterSection, ServerSettings
 
 

@@ -1,17 +1,14 @@
-"""The registry of placements, and the placements that a server creates from it."""
+"""Which placements a server uses: each placement is registered here with the settings that select it."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
-from sandbox.bootstrap.clock import SystemClock
-from sandbox.bootstrap.local_host import PlacementContext, create_local_placement
+from sandbox.bootstrap.local_host import PlacementContext
 from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.interfaces.placement import Placement
-from sandbox.server.placement_routing import Placements
-from sandbox.server.runtime_probing import ProbedHost
 
 CreatePlacement = Callable[[PlacementContext], Awaitable[Placement]]
 """Creates a placement for a server. Raises OSError, SandboxError."""
@@ -58,14 +55,3 @@ def choose_placements(
     if len(names) > 1:
         raise ConfigurationError(f"Only one of these can run new tasks, but all are configured: {', '.join(names)}.")
     return ChosenPlacements({name: registered[name].load() for name in names}, "".join(names))
-
-
-async def create_placements(context: PlacementContext, chosen: ChosenPlacements) -> Placements:
-    """Create the placements and probe their hosts for the first time."""
-    creators = {"": create_local_placement, **chosen.by_name}
-    by_name = {name: await create(context) for name, create in creators.items()}
-    hosts = {
-        name: ProbedHost(await placement.host.probe(), placement.host, SystemClock())
-        for name, placement in by_name.items()
-    }
-    return Placements(by_name, hosts, chosen.selected)
