@@ -179,7 +179,7 @@ def test_output_and_pages_of_the_second_agent_are_shown(server, model):
     manifest = MANIFEST.replace("id: second", "id: shown")
     server.http.post("/api/v1/tasks", content=manifest, headers={"content-type": "application/yaml"})
     server.wait("shown")
-    logs = server.sandbox("task", "logs", "shown", "--stream", "stdout", "--raw")
+    logs = server.sandbox("task", "logs", "shown", "--stream", "stdout")
     assert logs.returncode == 0, logs.stderr
     assert '{"step": "end", "ok": true, "text": "It is written."}' in logs.stdout
     page = server.http.get("/tasks/shown", headers={"accept": "text/html"}).text

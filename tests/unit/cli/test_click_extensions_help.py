@@ -60,10 +60,10 @@ def test_narrow_list_does_not_break_an_option():
     assert max(map(len, lines)) <= 40
 
 
-def test_help_of_logs_explains_how_to_print_unchanged_lines():
+def test_help_of_logs_explains_how_to_print_readable_text_in_a_pipe():
     text = " ".join(COMMANDS["sandbox task logs"].get_help(click.Context(COMMANDS["sandbox task logs"])).split())
-    assert "With --raw, the lines are printed as the agent wrote them" in text
-    assert "[default: --pretty]" in text
+    assert "If the output is piped, the lines are printed as the agent wrote them" in text
+    assert "use --pretty for readable text" in text
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
     epilog=help_examples(
         "sandbox task logs 5e173eb5 --follow",
         "sandbox task logs 5e173eb5 --stream events --since 10m",
-        "sandbox task logs 5e173eb5 --stream stdout --raw >stdout.ndjson",
+        "sandbox task logs 5e173eb5 --pretty | less",
     )
 )
 @task_argument
@@ -54,22 +54,22 @@ _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
     "--pretty/--raw",
     "is_pretty",
     default=None,
-    help="Format the output for people, or print the lines unchanged [default: --pretty].",
+    help="Format the output for people, or print unformatted lines [default: --pretty on a terminal].",
 )
 @server_options
 @output_options("text", "json", short=False)
 def logs(task_id: str, follows: bool, has_times: bool, is_pretty: bool | None, **filters: Any) -> None:
     """Print a task's output and events.
 
-    The agent's messages, tool calls and edits are formatted, with colors only on a terminal. With --raw, the lines are
-    printed as the agent wrote them, mostly as JSON. These lines are prefixed with the name of their stream, except with
-    --stream stdout or stderr. With --format json, each line is one event; events of type output have the field seq only
-    with --follow.
+    On a terminal, the agent's messages, tool calls and edits are formatted. If the output is piped, the lines are
+    printed as the agent wrote them, mostly as JSON; use --pretty for readable text. Lines that are not formatted are
+    prefixed with the name of their stream, except with --stream stdout or stderr. With --format json, each line is one
+    event; events of type output have the field seq only with --follow.
     """
     options, stream = current_options(), filters["stream"]
     if is_pretty and (has_times or options.format == "json"):
         raise click.UsageError(f"Give --pretty or {'--timestamps' if has_times else '--format json'}.")
-    formats = not has_times if is_pretty is None else is_pretty
+    formats = sys.stdout.isatty() and not has_times if is_pretty is None else is_pretty
     with options.connect() as client, hint_if_interrupted(task_id):
         if options.format == "json":
             print_json_lines(_events(client, task_id, is_following=follows, **filters))
