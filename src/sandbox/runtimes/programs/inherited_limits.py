@@ -34,16 +34,12 @@ _LIMITS = (
 )
 
 
-def apply_process_limits(*, limits_open_files: bool) -> None:
+def apply_process_limits() -> None:
     """Apply the settings that the command inherits: limits, default signal handling, no core dumps, the OOM score.
 
-    The core limit is one byte, because a core_pattern with a pipe ignores a limit of zero.
+    Does not limit open files. The core limit is one byte, because a core_pattern with a pipe ignores a limit of zero.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-    if limits_open_files:
-        limit_open_files()
-    else:
-        limit_host_program_files()
     lower_limits()
     with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
         file.write("500")

@@ -550,7 +550,7 @@ def main(arguments: list[str]) -> None:
         )
         mount_devpts()
         create_devices()
-        inherited_limits.apply_process_limits(limits_open_files=filter_number == "-")
+        inherited_limits.apply_process_limits()
         # Send the sockets as root: with the sandbox's uid, files in transit from an earlier sandbox could prevent that.
         send_sockets(control, sockets)
         if files_uid != "-":
@@ -563,6 +563,9 @@ def main(arguments: list[str]) -> None:
         elif as_root:
             enter_user_namespace({int(kernel_uid): int(kernel_uid)}, int(kernel_uid))
             switch_to_uid(int(kernel_uid))
+        # Not earlier: the limit also applies to files in transit, and other programs of root may have many of them.
+        limit = inherited_limits.limit_open_files if filter_number == "-" else inherited_limits.limit_host_program_files
+        limit()
         set_parent_death_signal(int(parent))
         if filter_number != "-":
             install_seccomp_filter(os.pread(int(filter_number), 65536, 0))

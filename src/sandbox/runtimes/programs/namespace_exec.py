@@ -160,7 +160,8 @@ def main(arguments: list[str]) -> None:
     os.set_inheritable(control.fileno(), False)
     try:
         launcher.set_parent_death_signal(int(parent))
-        inherited_limits.apply_process_limits(limits_open_files=True)
+        inherited_limits.apply_process_limits()
+        inherited_limits.limit_open_files()
         launcher.check_errno(_prctl(PR_SET_DUMPABLE, 0), "prctl")
         first_process, *descriptors = receive_descriptors(control)
         child, terminal = start_command(first_process, descriptors, int(uid), (int(rows), int(columns)), directory)

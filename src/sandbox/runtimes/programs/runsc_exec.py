@@ -94,7 +94,8 @@ def main(arguments: list[str]) -> None:
     os.set_inheritable(control.fileno(), False)
     try:
         launcher.set_parent_death_signal(parent)
-        inherited_limits.apply_process_limits(limits_open_files=False)
+        inherited_limits.apply_process_limits()
+        inherited_limits.limit_host_program_files()
         runsc, words_file, *files = namespace_exec.receive_descriptors(control)
         words = namespace_exec.read_file(words_file).split(b"\0")
         enter_sandbox(runsc, parent)
