@@ -43,6 +43,19 @@ except (OSError, ValueError) as error:
 """
 
 
+def test_files_in_transit_of_other_programs_do_not_prevent_a_start(runtime: Runtime, disk: Path):
+    """The kernel counts files in transit for each user. Cycles of sockets in transit can count forever."""
+    held = [socket.socketpair() for _ in range(20)]
+    try:
+        for one, _ in held:
+            socket.send_fds(one, [b"x"], [one.fileno()] * 250)
+        assert run_python(runtime, disk, "print('started')").output == "started\n"
+    finally:
+        for pair in held:
+            for one in pair:
+                one.close()
+
+
 def test_open_files_per_process_are_limited(runtime: Runtime, disk: Path):
     result = run_python(runtime, disk, _FILES)
     expected = f"{OPEN_FILES_SOFT_MAX} {OPEN_FILES_MAX}\nToo many open files\nhard limit\n"

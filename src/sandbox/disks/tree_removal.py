@@ -17,10 +17,16 @@ NAMESPACE_ROOT_COMMAND = ("unshare", "--user", "--map-root-user")
 async def remove_trees(paths: Sequence[Path]) -> None:
     """Remove trees with rm(1), which handles any depth, follows no links and can be stopped. Raises OSError.
 
+    The disk space of the files in `paths` becomes free even if they are still in use.
+
     An ordinary user cannot empty a directory that lacks write permission; the root user of a user namespace can.
     """
     if not paths:
         return
+    # The kernel may keep a removed disk in use: files that a sandbox sent over a socket can outlive the sandbox.
+    files = [str(path) for path in paths if path.is_file() and not path.is_symlink()]
+    if files:
+        await _run(("truncate", "--no-create", "--size=0", "--", *files))
     command = ("rm", "-rf", "--one-file-system", "--", *map(str, paths))
     stderr = await _run(command)
     if stderr and os.geteuid() != 0 and not await _run((*NAMESPACE_ROOT_COMMAND, *command)):
