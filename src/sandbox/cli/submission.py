@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sandbox.cli.checkout.downloaded_patch import chain_patch_size
+from sandbox.cli.checkout.downloaded_patch import chain_changes_summary
 from sandbox.cli.errors import (
     ExitCode,
     exit_code_for_client_error,
@@ -70,7 +70,7 @@ def submit_manifest(client: Client, manifest: ManifestFile, overrides: Sequence[
         fail_with_field_errors(manifest.name, error.message, field_errors)
 
 
-def submit_again(submit: Callable[[], Submitted], task_id: str, overrides: Sequence[Override] = ()) -> Submitted:
+def submit_derived_task(submit: Callable[[], Submitted], task_id: str, overrides: Sequence[Override] = ()) -> Submitted:
     """Submit a task created from an earlier one. If the new manifest is invalid, prints its errors and exits."""
     from sandbox import client as api
     from sandbox.model.errors import field_name
@@ -151,11 +151,11 @@ def show_submitted(client: Client, submitted: Submitted, options: CliOptions, *,
 
 def _hint(client: Client, status: Task, options: CliOptions) -> None:
     if options.format != "json":
-        chain_size = chain_patch_size(client, status)
-        size = changes_summary(status, chain_size)
+        chain_changes = chain_changes_summary(client, status)
+        size = changes_summary(status, chain_changes)
         rows = [("Changes", size)] if size else []
         # Print one line per command, so that it can be copied even from a narrow window.
-        rows += next_commands(status, on_terminal=sys.stderr.isatty(), has_chain_changes=bool(chain_size))
+        rows += next_commands(status, on_terminal=sys.stderr.isatty(), has_chain_changes=bool(chain_changes))
         rows.append(("Artifacts", f"sandbox task artifacts {hint_id(status['id'])}"))
         click.echo("\n".join(f"  {label + ':':<10} {value}" for label, value in rows), err=True)
 

@@ -66,10 +66,10 @@ def find_chain_patch(client: Client, task_id: str) -> Artifact | None:
     return next(iter(_patch_entries(client, task_id, _CHAIN_PATCH.format(task_id))), None)
 
 
-def chain_patch_size(client: Client, task: Task) -> str:
-    """Return the size of the whole chain's patch, such as `+31 −4 in 3 files`.
+def chain_changes_summary(client: Client, task: Task) -> str:
+    """Return what the task and the earlier tasks of its chain changed in total, such as `+31 −4 in 3 files`.
 
-    Empty if the task does not continue another one, or if the size cannot be determined.
+    Empty if the task does not continue another one, or if the number of lines cannot be determined.
     """
     from sandbox.client import ClientError
 

@@ -50,7 +50,7 @@ def list_contexts() -> None:
         ]
         console, has_border = stdout_console(has_color=options.has_color), options.format == "table"
         columns = ("CURRENT", "NAME", "SERVER", "TOKEN")
-        print_table(console, columns, [[*map(cell, row)] for row in rows], has_border=has_border, shrinkable=("TOKEN",))
+        print_table(console, columns, [[*map(cell, row)] for row in rows], has_border=has_border, omittable=("TOKEN",))
     print_overriding_variables()
 
 

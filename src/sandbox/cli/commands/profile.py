@@ -215,7 +215,7 @@ def _print_table(entries: list[ProfileEntry]) -> None:
     rows = [[Text(escape_text(cell)) for cell in _cells(entry)] for entry in entries]
     console = stdout_console(has_color=options.has_color)
     columns = ("NAME", "IMAGE", "SIZE", "CREATED", "TIER", "DESCRIPTION")
-    print_table(console, columns, rows, has_border=options.format == "table", shrinkable=("DESCRIPTION",))
+    print_table(console, columns, rows, has_border=options.format == "table", omittable=("DESCRIPTION",))
 
 
 def _cells(entry: ProfileEntry) -> tuple[str, ...]:

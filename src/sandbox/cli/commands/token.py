@@ -153,7 +153,7 @@ def _print_tokens(records: Any) -> None:
     options = current_options()
     columns = ("ID", "ROLE", "NAME", "CREATED", "EXPIRES")
     console = stdout_console(has_color=options.has_color)
-    print_table(console, columns, rows, has_border=options.format == "table", shrinkable=("NAME",))
+    print_table(console, columns, rows, has_border=options.format == "table", omittable=("NAME",))
 
 
 def _cells(record: StoredToken, now: datetime) -> tuple[str, ...]:

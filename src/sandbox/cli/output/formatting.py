@@ -147,17 +147,15 @@ def format_changes(task: Mapping[str, Any]) -> str:
     return f"+{diff['additions']:,} −{diff['deletions']:,}" if diff and diff["files"] else ""
 
 
-def changes_summary(task: Mapping[str, Any], chain_patch_size: str = "") -> str:
+def changes_summary(task: Mapping[str, Any], chain_changes: str = "") -> str:
     """Format the size of a task's patch: `+16 −4 in 2 files`; empty if it is unknown or no file changed.
 
-    chain_patch_size: the size of the patch that includes the changes of the earlier tasks; empty if there is none.
+    chain_changes: the same for the task and the earlier tasks of its chain; empty if there are none.
     """
     diff, changes = task.get("diff"), format_changes(task)
     if not diff or not changes:
-        return f"none (chain: {chain_patch_size})" if diff and chain_patch_size else ""
-    return f"{changes} in {pluralize(diff['files'], 'file')}" + (
-        f" (chain: {chain_patch_size})" if chain_patch_size else ""
-    )
+        return f"none (chain: {chain_changes})" if diff and chain_changes else ""
+    return f"{changes} in {pluralize(diff['files'], 'file')}" + (f" (chain: {chain_changes})" if chain_changes else "")
 
 
 def task_prompt(task: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ MAIN_COLUMN_CELLS = 12
 """Width to which the most important column is truncated before another column is omitted."""
 
 MAIN_COLUMN_CELLS_MIN = 6
-"""Minimum width of the most important column, once all other shrinkable columns are omitted or compact."""
+"""Minimum width of the most important column, once no other omittable column can be truncated further."""
 
 UNLIMITED_WIDTH_CELLS = 100_000
 
@@ -35,23 +35,25 @@ def print_table(
     rows: Sequence[Sequence[Text]],
     *,
     has_border: bool,
-    shrinkable: Sequence[str],
-    compact: Sequence[str] = (),
+    omittable: Sequence[str],
+    never_truncated: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> None:
     """Print rows with headings.
 
     has_border: draw a border.
-    shrinkable: columns that are truncated, and then omitted, if the terminal is too narrow, in this order. If the
+    omittable: columns that are truncated, and then omitted, if the terminal is too narrow, in this order. If the
     output is not a terminal, no column is truncated. On a terminal, columns without any value are omitted.
-    compact: those shrinkable columns that are never truncated, and are omitted only if the most important column is at
-    its minimum width.
+    never_truncated: those omittable columns that are never truncated, and are omitted only if the most important column
+    is at its minimum width.
     notes: a text for each row, printed below it; empty for none. A table with a border has no notes.
     """
     width = console.width
     if console.is_terminal:
-        columns, rows = _drop_empty(columns, rows, shrinkable)
-        columns, rows = fit_table(columns, rows, shrinkable, console.width, has_border=has_border, compact=compact)
+        columns, rows = _drop_empty(columns, rows, omittable)
+        columns, rows = fit_table(
+            columns, rows, omittable, console.width, has_border=has_border, never_truncated=never_truncated
+        )
     console.width = UNLIMITED_WIDTH_CELLS  # at the terminal's width, Rich would truncate every column, even ids
     if has_border:
         _print_bordered(console, columns, rows)
@@ -71,24 +73,30 @@ def _print_note(console: Console, note: str, width: int) -> None:
 def fit_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[Text]],
-    shrinkable: Sequence[str],
+    omittable: Sequence[str],
     width: int,
     *,
     has_border: bool = False,
-    compact: Sequence[str] = (),
+    never_truncated: Sequence[str] = (),
     main_cells_min: int = MAIN_COLUMN_CELLS,
 ) -> tuple[Sequence[str], Sequence[Sequence[Text]]]:
     """Return the columns that fit, and their cells, truncated where necessary.
 
-    main_cells_min: width to which the most important column, the last of `shrinkable`, is truncated before another one
+    main_cells_min: width to which the most important column, the last of `omittable`, is truncated before another one
     is omitted.
     """
     kept_columns = _fitting_columns(
-        columns, rows, shrinkable, width, has_border=has_border, compact=compact, main_cells_min=main_cells_min
+        columns,
+        rows,
+        omittable,
+        width,
+        has_border=has_border,
+        never_truncated=never_truncated,
+        main_cells_min=main_cells_min,
     )
     rows = _select(kept_columns, columns, rows)
-    truncated = [name for name in shrinkable if name not in compact]
-    _shrink(kept_columns, rows, truncated, width - _border_cells(kept_columns, has_border=has_border))
+    truncatable = [name for name in omittable if name not in never_truncated]
+    _shrink(kept_columns, rows, truncatable, width - _border_cells(kept_columns, has_border=has_border))
     return kept_columns, rows
 
 
@@ -120,10 +128,10 @@ def _select(kept_columns: Sequence[str], columns: Sequence[str], rows: Sequence[
 
 
 def _drop_empty(
-    columns: Sequence[str], rows: Sequence[Sequence[Text]], optional: Sequence[str]
+    columns: Sequence[str], rows: Sequence[Sequence[Text]], omittable: Sequence[str]
 ) -> tuple[Sequence[str], Sequence[Sequence[Text]]]:
     kept_columns = [
-        name for at, name in enumerate(columns) if name not in optional or any(row[at].plain for row in rows)
+        name for at, name in enumerate(columns) if name not in omittable or any(row[at].plain for row in rows)
     ]
     return kept_columns, _select(kept_columns, columns, rows)
 
@@ -150,35 +158,35 @@ def _border_cells(columns: Sequence[str], *, has_border: bool) -> int:
 def _fitting_columns(
     columns: Sequence[str],
     rows: Sequence[Sequence[Text]],
-    shrinkable: Sequence[str],
+    omittable: Sequence[str],
     width: int,
     *,
     has_border: bool,
-    compact: Sequence[str],
+    never_truncated: Sequence[str],
     main_cells_min: int,
 ) -> list[str]:
-    """Return the columns that fit once all shrinkable columns are truncated."""
+    """Return the columns that fit once all columns that may be truncated are truncated."""
     widths = dict(zip(columns, _widths(columns, rows), strict=True))
-    fixed_columns = [name for name in columns if name not in shrinkable]
+    fixed_columns = [name for name in columns if name not in omittable]
     kept_columns = fixed_columns
-    truncated = [name for name in shrinkable if name not in compact]
-    for name in reversed([name for name in shrinkable if name in columns]):
+    truncatable = [name for name in omittable if name not in never_truncated]
+    for name in reversed([name for name in omittable if name in columns]):
         candidate = [*kept_columns, name]
-        is_compact = kept_columns == fixed_columns or name in compact
-        minimums = dict.fromkeys(truncated, MAIN_COLUMN_CELLS_MIN if is_compact else SHRUNK_COLUMN_CELLS_MIN)
-        minimums[shrinkable[-1]] = MAIN_COLUMN_CELLS_MIN if is_compact else main_cells_min
+        uses_least_widths = kept_columns == fixed_columns or name in never_truncated
+        minimums = dict.fromkeys(truncatable, MAIN_COLUMN_CELLS_MIN if uses_least_widths else SHRUNK_COLUMN_CELLS_MIN)
+        minimums[omittable[-1]] = MAIN_COLUMN_CELLS_MIN if uses_least_widths else main_cells_min
         needed = sum(min(widths[column], minimums.get(column, widths[column])) for column in candidate)
         if needed + _border_cells(candidate, has_border=has_border) <= width:
             kept_columns = candidate
     return [name for name in columns if name in kept_columns]
 
 
-def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int) -> None:
+def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], truncatable: Sequence[str], width: int) -> None:
     """Truncate the least important column first, then the widest ones, which keeps narrow columns complete."""
     widths = dict(zip(columns, _widths(columns, rows), strict=True))
     excess = sum(widths.values()) - width
-    shrunk = {name: widths[name] for name in columns if name in shrinkable}
-    if least := next((name for name in shrinkable[:-1] if name in shrunk), ""):
+    shrunk = {name: widths[name] for name in columns if name in truncatable}
+    if least := next((name for name in truncatable[:-1] if name in shrunk), ""):
         cells = min(max(shrunk[least] - LEAST_COLUMN_CELLS, 0), max(excess, 0))
         shrunk[least] -= cells
         excess -= cells
@@ -186,7 +194,7 @@ def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: 
         (SHRUNK_COLUMN_CELLS_MIN, MAIN_COLUMN_CELLS),
         (MAIN_COLUMN_CELLS_MIN, MAIN_COLUMN_CELLS_MIN),
     ):
-        minimums = dict.fromkeys(shrunk, minimum) | {shrinkable[-1]: main_minimum}
+        minimums = dict.fromkeys(shrunk, minimum) | {truncatable[-1]: main_minimum}
         while excess > 0 and (wide := [name for name in shrunk if shrunk[name] > minimums[name]]):
             shrunk[max(wide, key=shrunk.__getitem__)] -= 1
             excess -= 1

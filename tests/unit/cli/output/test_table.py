@@ -14,7 +14,7 @@ ID = "3f2c1d7e-2222-4222-8222-abcdefabcdef"
 def print_lines(name: str, *, width: int, is_terminal: bool = True, has_border: bool = False) -> list[str]:
     console = Console(file=io.StringIO(), width=width, force_terminal=is_terminal, color_system=None)
     rows = [[Text(ID), Text(name), Text("team=platform")], [Text("b"), Text("c"), Text("")]]
-    print_table(console, ("ID", "NAME", "LABELS"), rows, has_border=has_border, shrinkable=("LABELS", "NAME"))
+    print_table(console, ("ID", "NAME", "LABELS"), rows, has_border=has_border, omittable=("LABELS", "NAME"))
     return console.file.getvalue().splitlines()
 
 
@@ -40,7 +40,7 @@ def test_widest_column_shrinks_first():
 def test_least_important_column_shrinks_first():
     console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
     rows = [[Text("a"), Text("n" * 50), Text("l" * 24)]]
-    print_table(console, ("ID", "NAME", "LABELS"), rows, has_border=False, shrinkable=("LABELS", "NAME"))
+    print_table(console, ("ID", "NAME", "LABELS"), rows, has_border=False, omittable=("LABELS", "NAME"))
     assert console.file.getvalue().splitlines()[1] == f"a   {'n' * 37}…  {'l' * 15}…"
 
 
@@ -62,26 +62,26 @@ def test_columns_are_dropped_in_a_very_narrow_window(has_border, capsys):
 def test_column_is_kept_if_dropping_it_does_not_help():
     console = Console(file=io.StringIO(), width=50, force_terminal=True, color_system=None)
     rows = [[Text(ID), Text("12 min"), Text("n" * 30)]]
-    print_table(console, ("ID", "AGE", "NAME"), rows, has_border=False, shrinkable=("AGE", "NAME"))
+    print_table(console, ("ID", "AGE", "NAME"), rows, has_border=False, omittable=("AGE", "NAME"))
     assert console.file.getvalue().splitlines()[-1] == f"{ID}  nnnnnnnnnnn…"
     console = Console(file=io.StringIO(), width=43, force_terminal=True, color_system=None)
     rows = [[Text(ID), Text("3 h"), Text("n" * 30)]]
-    print_table(console, ("ID", "AGE", "NAME"), rows, has_border=False, shrinkable=("AGE", "NAME"))
+    print_table(console, ("ID", "AGE", "NAME"), rows, has_border=False, omittable=("AGE", "NAME"))
     assert console.file.getvalue().splitlines()[-1] == f"{ID}  3 h"
 
 
 def print_tasks(width: int, *, is_terminal: bool = True, labels: str = "") -> list[str]:
     console = Console(file=io.StringIO(), width=width, force_terminal=is_terminal, color_system=None)
     rows = [[Text(ID), Text("12 min"), Text("n" * 30), Text("+1 −2"), Text("$0.0895"), Text(labels)]]
-    columns, shrinkable = (
+    columns, omittable = (
         ("ID", "AGE", "NAME", "CHANGES", "COST", "LABELS"),
         ("LABELS", "CHANGES", "COST", "AGE", "NAME"),
     )
-    print_table(console, columns, rows, has_border=False, shrinkable=shrinkable, compact=("AGE", "COST"))
+    print_table(console, columns, rows, has_border=False, omittable=omittable, never_truncated=("AGE", "COST"))
     return console.file.getvalue().splitlines()
 
 
-def test_name_is_truncated_before_compact_columns_are_omitted():
+def test_name_is_truncated_before_other_columns_are_omitted():
     assert print_tasks(61)[1] == f"{ID}  12 min  nnnnn…  $0.0895"
     assert print_tasks(60)[1] == f"{ID}  12 min  {'n' * 13}…"
     assert print_tasks(75)[1] == f"{ID}  12 min  {'n' * 19}…  $0.0895"  # CHANGES would leave 11 cells for the name

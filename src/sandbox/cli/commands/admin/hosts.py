@@ -45,7 +45,7 @@ def hosts() -> None:
             _COLUMNS,
             [_row(host, now) for host in response["hosts"]],
             has_border=options.format == "table",
-            shrinkable=("REASON", "VERSION", "MEMORY", "CPUS"),
+            omittable=("REASON", "VERSION", "MEMORY", "CPUS"),
         )
     else:
         click.echo("No hosts yet. The engine has not listed its hosts, and no worker has started.", err=True)

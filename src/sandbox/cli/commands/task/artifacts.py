@@ -36,7 +36,7 @@ def artifacts(task_id: str) -> None:
             ("NAME", "SIZE", "TYPE", "PATH"),
             [_row(artifact) for artifact in response["artifacts"]],
             has_border=options.format == "table",
-            shrinkable=("TYPE", "PATH"),
+            omittable=("TYPE", "PATH"),
         )
     else:
         click.echo("No artifacts yet. They are collected when the agent has ended.", err=True)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 PAGE_TASKS_MAX = 1000
 _COLUMNS = ("ID", "STATE", "AGE", "NAME", "REPOSITORY", "CHANGES", "DURATION", "COST", "LABELS", "REASON")
-_SHRINKABLE = ("LABELS", "DURATION", "REASON", "REPOSITORY", "CHANGES", "COST", "AGE", "NAME")
+_OMITTABLE_COLUMNS = ("LABELS", "DURATION", "REASON", "REPOSITORY", "CHANGES", "COST", "AGE", "NAME")
 SORTS = ("created_at", "started_at", "state_changed_at", "name", "cost")
 
 
@@ -213,8 +213,8 @@ def _print_tasks(tasks: Sequence[TaskSummary], options: CliOptions, *, shows_who
         columns,
         [[row[name] for name in columns] for row in rows],
         has_border=has_border,
-        shrinkable=_SHRINKABLE,
-        compact=("AGE",),
+        omittable=_OMITTABLE_COLUMNS,
+        never_truncated=("AGE",),
         notes=reasons,
     )
 

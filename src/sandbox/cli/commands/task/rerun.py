@@ -7,7 +7,7 @@ import click
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.manifest_overrides import id_override, parse_overrides
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.submission import read_prompt, show_submitted, submit_again, wait_options
+from sandbox.cli.submission import read_prompt, show_submitted, submit_derived_task, wait_options
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.manifest.overrides import Override
 
@@ -56,5 +56,7 @@ def rerun(
     changes = [*overrides, *([] if new_id is None else [id_override(new_id)])]
     assignments = [change.assignment for change in changes]
     with options.connect() as client:
-        submitted = submit_again(lambda: client.rerun(task_id, overrides=assignments, prompt=text), task_id, changes)
+        submitted = submit_derived_task(
+            lambda: client.rerun(task_id, overrides=assignments, prompt=text), task_id, changes
+        )
         show_submitted(client, submitted, options, waits=waits, follows=follows)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.checkout.downloaded_patch import chain_patch_size
+from sandbox.cli.checkout.downloaded_patch import chain_changes_summary
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import hint_if_interrupted
 from sandbox.cli.options import CliOptions, common_options, current_options
@@ -121,13 +121,13 @@ def _show(client: Client, task: Task, options: CliOptions) -> None:
         print_json(task)
         return
     denied_count, denied = find_denied_connections(client, task)
-    chain_size = chain_patch_size(client, task)
-    results = list(_result_rows(task, chain_size))
+    chain_changes = chain_changes_summary(client, task)
+    results = list(_result_rows(task, chain_changes))
     console = stdout_console(has_color=options.has_color)
     state_style = STATE_STYLES.get(task["state"], "")
     rows = list(_rows(task, on_terminal=console.is_terminal))
     rows += denied_connection_rows(task, denied_count, denied, on_terminal=console.is_terminal)
-    commands = list(_command_rows(task, on_terminal=console.is_terminal, has_chain_changes=bool(chain_size)))
+    commands = list(_command_rows(task, on_terminal=console.is_terminal, has_chain_changes=bool(chain_changes)))
     if not console.is_terminal:
         _print_rows([*rows, *results, *commands], console, state_style)
         return

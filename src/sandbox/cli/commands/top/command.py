@@ -48,7 +48,7 @@ def top() -> None:
 
 def _print_once(options: CliOptions) -> None:
     from sandbox.cli.commands.top.snapshot import Snapshot, fetch_snapshot
-    from sandbox.cli.commands.top.view import COLUMNS, SHRINKABLE, table_rows
+    from sandbox.cli.commands.top.view import COLUMNS, OMITTABLE_COLUMNS, table_rows
     from sandbox.client import AsyncClient
 
     async def fetch() -> Snapshot:
@@ -62,6 +62,6 @@ def _print_once(options: CliOptions) -> None:
     console = stdout_console(has_color=options.has_color)
     rows = table_rows(snapshot.tasks, datetime.now(UTC), on_terminal=console.is_terminal)
     if rows:
-        print_table(console, COLUMNS, rows, has_border=options.format == "table", shrinkable=SHRINKABLE)
+        print_table(console, COLUMNS, rows, has_border=options.format == "table", omittable=OMITTABLE_COLUMNS)
     else:
         click.echo("No tasks yet.", err=True)

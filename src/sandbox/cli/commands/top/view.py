@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sandbox.client import TaskSummary
 
 COLUMNS = ("ID", "STATE", "AGE", "TURNS", "TOKENS", "COST", "NOW", "NAME")
-SHRINKABLE = ("TURNS", "TOKENS", "COST", "AGE", "NAME", "NOW")
+OMITTABLE_COLUMNS = ("TURNS", "TOKENS", "COST", "AGE", "NAME", "NOW")
 """Columns that are truncated in a narrow window, in this order."""
 
 KEY_HELP = "enter watch  / search  f filter  c cancel  ? help  q quit"
@@ -242,7 +242,7 @@ def _fit_rows(rows: list[list[Text]], width: int) -> tuple[Sequence[str], Sequen
         row[COLUMNS.index("NAME")].truncate(max(width // 4, NAME_CELLS_MIN), overflow="ellipsis")
     for activity_cells_min in (ACTIVITY_CELLS_MIN, MAIN_COLUMN_CELLS):
         copies = [[each.copy() for each in row] for row in rows]
-        columns, fitted = fit_table(COLUMNS, copies, SHRINKABLE, width - 2, main_cells_min=activity_cells_min)
+        columns, fitted = fit_table(COLUMNS, copies, OMITTABLE_COLUMNS, width - 2, main_cells_min=activity_cells_min)
         if "NAME" in columns:
             break
     return columns, fitted
