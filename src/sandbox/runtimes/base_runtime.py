@@ -24,7 +24,7 @@ from sandbox.runtimes.disk_ownership import chown_disk, create_disk_directories,
 from sandbox.runtimes.kernel_uid import SANDBOX_UIDS, KernelUidPool
 from sandbox.runtimes.launcher_client import LauncherProcess, attempt_marker, start_launcher
 from sandbox.runtimes.limits import cgroups
-from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
+from sandbox.runtimes.limits.cgroups import ControlGroup, count_kernel_bytes_outside_cgroup
 from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
 from sandbox.runtimes.limits.kernel_watch import wait_for_exceeded_limit
 from sandbox.runtimes.limits.measurement_threads import measure_in_thread
@@ -356,9 +356,9 @@ async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory
     try:
         await wait_for_exceeded_limit(
             lambda: measure_in_thread(launcher.kernel_usage, group, memory_bytes, *meters),
-            lambda: measure_in_thread(group.file_counts),
+            lambda: measure_in_thread(group.basic_file_usage),
             lambda: measure_in_thread(group.detailed_file_usage, launcher.epoll_counter),
-            partial(count_uncharged_bytes, group),
+            partial(count_kernel_bytes_outside_cgroup, group),
         )
     except Exception:
         _log.exception(

@@ -15,7 +15,7 @@ from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.exec_terminal import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
-from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes, read_group_cpu_seconds
+from sandbox.runtimes.limits.cgroups import ControlGroup, count_kernel_bytes_outside_cgroup, read_group_cpu_seconds
 from sandbox.runtimes.limits.closing_files import ClosingFilesMeter, may_any_count_differ
 from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
@@ -101,14 +101,14 @@ class BaseSandbox(ABC):
 
     async def wait_for_exceeded_limit(self) -> str:
         """Poll the usage of the sandbox; see `Sandbox.wait_for_exceeded_limit`."""
-        uncharged_bytes = partial(count_uncharged_bytes, self._group)
+        kernel_bytes_outside_cgroup = partial(count_kernel_bytes_outside_cgroup, self._group)
         return await wait_for_exceeded_limit(
             self.kernel_usage,
-            self.file_counts,
+            self.basic_file_usage,
             self.detailed_file_usage,
-            uncharged_bytes,
+            kernel_bytes_outside_cgroup,
             self.terminal_usage,
-            self.lock_usage,
+            self.kernel_lock_usage,
             MeasurementPostponer(partial(read_group_cpu_seconds, self._group), self._may_usage_change_while_idle),
         )
 
@@ -139,14 +139,14 @@ class BaseSandbox(ABC):
         """
         return KernelUsage()
 
-    async def lock_usage(self) -> KernelUsage:
+    async def kernel_lock_usage(self) -> KernelUsage:
         """Return only the time for which the sandbox holds locks that the machine needs.
 
         This implementation measures nothing: only programs that share the host's kernel can hold its locks.
         """
         return KernelUsage()
 
-    async def file_counts(self) -> FileUsage:
+    async def basic_file_usage(self) -> FileUsage:
         """Return the number of open files and directories. Takes no lock that programs inside can hold for long.
 
         This implementation counts nothing: only programs that share the host's kernel can block `detailed_file_usage`

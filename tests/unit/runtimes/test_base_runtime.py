@@ -37,7 +37,7 @@ class FakeGroup:
             raise usage
         return usage
 
-    def file_counts(self) -> FileUsage:
+    def basic_file_usage(self) -> FileUsage:
         return FileUsage(1)
 
     def detailed_file_usage(self, _epolls: object) -> FileUsage:
@@ -75,5 +75,5 @@ async def test_confined_programs_are_killed_if_usage_exceeds_a_limit_or_cannot_b
     monkeypatch: pytest.MonkeyPatch, usages: list[KernelUsage | Exception], expected: bool
 ):
     monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.KERNEL_USAGE_CHECK_INTERVAL_SECONDS", 0.001)
-    monkeypatch.setattr("sandbox.runtimes.base_runtime.count_uncharged_bytes", lambda _group: None)
+    monkeypatch.setattr("sandbox.runtimes.base_runtime.count_kernel_bytes_outside_cgroup", lambda _group: None)
     assert (await is_killed_after(FakeGroup(*usages), check_count=3)) is expected

@@ -20,10 +20,10 @@ from sandbox.runtimes.bubblewrap.disk_root import DiskRoot, find_disk_root
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.exec_terminal import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec
-from sandbox.runtimes.limits.cgroups import measure_lock_usage, measure_terminal_usage
+from sandbox.runtimes.limits.cgroups import measure_kernel_lock_usage, measure_terminal_usage
 from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
 from sandbox.runtimes.limits.ext4_kernel_objects import DirectoryMeter
-from sandbox.runtimes.limits.kernel_lock_hold_times import MachineLockMeters
+from sandbox.runtimes.limits.kernel_lock_hold_times import KernelLockMeters
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.measurement_threads import measure_in_thread
 from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
@@ -157,7 +157,7 @@ class BubblewrapSandbox(BaseSandbox):
         self._syscall_buffer_meter = SyscallBufferMeter()
         self._closing_files_meter = ClosingFilesMeter()
         self._terminal_meter = TerminalMeter()
-        self._lock_meters = MachineLockMeters()
+        self._lock_meters = KernelLockMeters()
         self._directory_meter = DirectoryMeter(setup.spec.disk)
         self._report_reader: asyncio.StreamReader | None = None
         self._read_lock = asyncio.Lock()
@@ -230,13 +230,13 @@ class BubblewrapSandbox(BaseSandbox):
         """Return only the usage of terminals."""
         return await measure_in_thread(measure_terminal_usage, self._group, self._terminal_meter)
 
-    async def lock_usage(self) -> KernelUsage:
+    async def kernel_lock_usage(self) -> KernelUsage:
         """Return only the time for which programs inside hold locks that the machine needs."""
-        return await measure_in_thread(measure_lock_usage, self._group, self._lock_meters)
+        return await measure_in_thread(measure_kernel_lock_usage, self._group, self._lock_meters)
 
-    async def file_counts(self) -> FileUsage:
+    async def basic_file_usage(self) -> FileUsage:
         """Return the number of open files and directories of all processes inside."""
-        return await measure_in_thread(self._group.file_counts)
+        return await measure_in_thread(self._group.basic_file_usage)
 
     async def detailed_file_usage(self) -> FileUsage:
         """Return the open files of all processes inside; they are processes of the host's kernel."""

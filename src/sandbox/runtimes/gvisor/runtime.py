@@ -101,7 +101,7 @@ class GvisorDriver:
             paths_by_name,
             files_uid=files_uid,
             entries=exposed_entries(spec),
-            seccomp_filter=seccomp.assemble_socket_filter(os.uname().machine),
+            seccomp_filter=seccomp.assemble_socket_and_extent_filter(os.uname().machine),
             transparent_ports=spec.transparent_ports,
         )
 

@@ -27,7 +27,7 @@ from sandbox.runtimes import sandbox_processes
 from sandbox.runtimes.limits import directory_and_lock_counts, socket_usage
 from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
 from sandbox.runtimes.limits.epoll_entries import EpollCounter
-from sandbox.runtimes.limits.kernel_lock_hold_times import MachineLockMeters
+from sandbox.runtimes.limits.kernel_lock_hold_times import KernelLockMeters
 from sandbox.runtimes.limits.kernel_memory_growth import count_machine_kernel_bytes
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingCounter, SandboxProcesses
@@ -224,7 +224,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             is_bounded_while_idle=are_sockets_bounded and is_vma_growth_within_limit,
         )
 
-    def file_counts(self) -> FileUsage:
+    def basic_file_usage(self) -> FileUsage:
         """Return the number of files and directories that the group's processes have open; unknown without a cgroup."""
         return (
             directory_and_lock_counts.count_files(self.process_ids(), counts_locks=False)
@@ -356,7 +356,7 @@ def _read_cpu_seconds(directories: Sequence[Path | str]) -> float | None:
     return None if microseconds is None else microseconds / 1e6
 
 
-def count_uncharged_bytes(group: ControlGroup) -> int | None:
+def count_kernel_bytes_outside_cgroup(group: ControlGroup) -> int | None:
     """Return the machine's kernel memory that is not charged to the group; None if unknown. Takes 0.1 ms."""
     total, usage = count_machine_kernel_bytes(), group._group_usage()
     return None if total is None or usage is None else total - usage.kernel_bytes
@@ -372,7 +372,7 @@ def measure_terminal_usage(group: ControlGroup, meter: TerminalMeter) -> KernelU
     return KernelUsage(terminal_cpu_seconds=meter.measure(group.process_ids, group._process_ids_of_others))
 
 
-def measure_lock_usage(group: ControlGroup, lock_meters: MachineLockMeters) -> KernelUsage:
+def measure_kernel_lock_usage(group: ControlGroup, lock_meters: KernelLockMeters) -> KernelUsage:
     """Return only the time for which the group's programs hold locks that the machine needs."""
     return KernelUsage(
         terminal_lock_seconds=lock_meters.terminals.measure(group._thread_ids),

@@ -214,7 +214,7 @@ def _read_state(thread_directory: Path) -> str:
     return (thread_directory / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
 
 
-class MachineLockMeters:
+class KernelLockMeters:
     """All meters of one sandbox."""
 
     def __init__(self) -> None:

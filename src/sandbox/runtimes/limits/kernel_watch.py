@@ -303,34 +303,35 @@ _SCHEDSTAT_BYTES_MAX = 256
 
 async def wait_for_exceeded_limit(
     kernel_usage: Callable[[], Awaitable[KernelUsage]],
-    file_counts: Callable[[], Awaitable[FileUsage]],
+    basic_file_usage: Callable[[], Awaitable[FileUsage]],
     detailed_file_usage: Callable[[], Awaitable[FileUsage]],
-    uncharged_bytes: Callable[[], int | None],
+    kernel_bytes_outside_cgroup: Callable[[], int | None],
     terminal_usage: Callable[[], Awaitable[KernelUsage]] | None = None,
-    lock_usage: Callable[[], Awaitable[KernelUsage]] | None = None,
+    kernel_lock_usage: Callable[[], Awaitable[KernelUsage]] | None = None,
     postponer: MeasurementPostponer | None = None,
 ) -> str:
     """Wait until the sandbox exceeds a limit; return why it must end. Each kind of usage is polled separately.
 
     Measuring one kind may take a long time and must not delay the others.
 
-    uncharged_bytes: returns the machine's kernel memory that is not charged to the sandbox; None if unknown. If it
-        grows, the files are counted early: partly read directories can use hundreds of MiB per second.
-    terminal_usage, lock_usage: measure terminals and locks; None for confined programs, which have no terminals. While
-        the kernel's threads for terminals keep all processors busy, each thread switch in the runner takes half a
-        second. Never postponed: after a short write to a terminal, these threads can be busy for seconds, and a program
-        that waits for a lock can get it, and hold it, without running. Measured separately: a program can block the
-        list of its terminals while it holds a lock.
+    kernel_bytes_outside_cgroup: returns the machine's kernel memory that is not charged to the sandbox's cgroup; None
+        if unknown. If it grows, the files are counted early: partly read directories can use hundreds of MiB per
+        second.
+    terminal_usage, kernel_lock_usage: measure terminals and locks; None for confined programs, which have no
+        terminals. While the kernel's threads for terminals keep all processors busy, each thread switch in the runner
+        takes half a second. Never postponed: after a short write to a terminal, these threads can be busy for seconds,
+        and a program that waits for a lock can get it, and hold it, without running. Measured separately: a program can
+        block the list of its terminals while it holds a lock.
     postponer: postpones `kernel_usage` while no program of the sandbox runs; None to measure at the full rate.
     """
     return await run_until_first_complete(
         *(
             _poll_for_violation(measure, TERMINAL_CPU_CHECK_INTERVAL_SECONDS)
-            for measure in (terminal_usage, lock_usage)
+            for measure in (terminal_usage, kernel_lock_usage)
             if measure is not None
         ),
         _poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_INTERVAL_SECONDS, postponer=postponer),
-        _poll_for_violation(file_counts, FILE_USAGE_CHECK_INTERVAL_SECONDS, uncharged_bytes),
+        _poll_for_violation(basic_file_usage, FILE_USAGE_CHECK_INTERVAL_SECONDS, kernel_bytes_outside_cgroup),
         _poll_for_violation(detailed_file_usage, FILE_USAGE_CHECK_INTERVAL_SECONDS),
     )
 
@@ -338,14 +339,14 @@ async def wait_for_exceeded_limit(
 async def _poll_for_violation(
     measure: Callable[[], Awaitable[KernelUsage | FileUsage]],
     interval_seconds: float,
-    uncharged_bytes: Callable[[], int | None] = lambda: None,
+    kernel_bytes_outside_cgroup: Callable[[], int | None] = lambda: None,
     postponer: MeasurementPostponer | None = None,
 ) -> str:
     loop = asyncio.get_running_loop()
     while True:
         if postponer is not None:
             postponer.record_cpu_time()
-        started_at, cpu_before, bytes_before = loop.time(), read_own_cpu_seconds(), uncharged_bytes()
+        started_at, cpu_before, bytes_before = loop.time(), read_own_cpu_seconds(), kernel_bytes_outside_cgroup()
         usage = await _measure_in_time(measure)
         violation = _NOT_MEASURED_MESSAGE if usage is None else usage.find_exceeded_limit()
         if violation:
@@ -356,13 +357,13 @@ async def _poll_for_violation(
         if bytes_before is None:
             await asyncio.sleep(pause_seconds)
         else:
-            await _pause_until_grown(pause_seconds, measured_seconds, bytes_before, uncharged_bytes)
+            await _pause_until_grown(pause_seconds, measured_seconds, bytes_before, kernel_bytes_outside_cgroup)
         if postponer is not None and isinstance(usage, KernelUsage) and usage.is_bounded_while_idle:
             await postponer.wait_until_due()
 
 
 async def _pause_until_grown(
-    seconds: float, seconds_min: float, lowest_bytes: int, uncharged_bytes: Callable[[], int | None]
+    seconds: float, seconds_min: float, lowest_bytes: int, kernel_bytes_outside_cgroup: Callable[[], int | None]
 ) -> None:
     """Sleep until the memory has grown by more than UNCHARGED_MEMORY_GROWTH_BYTES_MAX since its lowest size.
 
@@ -373,7 +374,7 @@ async def _pause_until_grown(
     started_at = loop.time()
     while (remaining_seconds := started_at + seconds - loop.time()) > 0:
         await asyncio.sleep(min(KERNEL_USAGE_CHECK_INTERVAL_SECONDS, remaining_seconds))
-        current = uncharged_bytes()
+        current = kernel_bytes_outside_cgroup()
         if current is None:
             continue
         lowest_bytes = min(lowest_bytes, current)

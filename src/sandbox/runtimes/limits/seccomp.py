@@ -424,7 +424,7 @@ def _refuse_filters(architecture: Architecture) -> list[bytes]:
     ]
 
 
-def assemble_socket_filter(machine: str) -> bytes:
+def assemble_socket_and_extent_filter(machine: str) -> bytes:
     """Assemble only the rules for sockets and extents, for sandboxes whose kernel uses the host's sockets and extents.
 
     Raises KeyError for an unknown architecture.

@@ -134,7 +134,7 @@ class QemuDriver:
             kernel_uid,
             jail.exposed_paths(guest_spec),
             entries=jail.exposed_program_entries(guest_spec),
-            seccomp_filter=seccomp.assemble_socket_filter(os.uname().machine),
+            seccomp_filter=seccomp.assemble_socket_and_extent_filter(os.uname().machine),
             transparent_ports=spec.transparent_ports,
         )
 

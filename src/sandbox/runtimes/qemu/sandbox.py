@@ -26,7 +26,7 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, reject_nul
-from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes, read_group_cpu_seconds
+from sandbox.runtimes.limits.cgroups import ControlGroup, count_kernel_bytes_outside_cgroup, read_group_cpu_seconds
 from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter, DirectoryMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 from sandbox.runtimes.limits.measurement_postponer import MeasurementPostponer
@@ -164,12 +164,12 @@ class QemuSandbox:
 
     async def wait_for_exceeded_limit(self) -> str:
         """Poll the usage of the sandbox; see `Sandbox.wait_for_exceeded_limit`."""
-        uncharged_bytes = partial(count_uncharged_bytes, self._group)
+        kernel_bytes_outside_cgroup = partial(count_kernel_bytes_outside_cgroup, self._group)
         return await wait_for_exceeded_limit(
             self.kernel_usage,
-            self.file_counts,
+            self.basic_file_usage,
             self.detailed_file_usage,
-            uncharged_bytes,
+            kernel_bytes_outside_cgroup,
             postponer=MeasurementPostponer(
                 partial(read_group_cpu_seconds, self._group), self._may_usage_change_while_idle
             ),
@@ -186,7 +186,7 @@ class QemuSandbox:
         usage = self._launcher.kernel_usage(self._group, self._guest_spec.spec.memory_bytes)
         return replace(usage, cached_extents=self._extent_meter.count(), disk_directories=self._directory_meter.count())
 
-    async def file_counts(self) -> FileUsage:
+    async def basic_file_usage(self) -> FileUsage:
         """Return no counts, because programs inside cannot block `detailed_file_usage` by holding a lock."""
         return FileUsage()
 

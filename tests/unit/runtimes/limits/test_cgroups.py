@@ -94,11 +94,11 @@ def test_caches_are_kept_if_the_kernel_cannot_drop_them(tmp_path: Path, monkeypa
 
 def test_memory_charged_to_the_group_does_not_count_as_uncharged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cgroups, "count_machine_kernel_bytes", lambda: 900_000_000)
-    assert cgroups.count_uncharged_bytes(ControlGroup([tmp_path])) is None
+    assert cgroups.count_kernel_bytes_outside_cgroup(ControlGroup([tmp_path])) is None
     (tmp_path / "memory.stat").write_text("anon 5\nkernel 200000000\n")
-    assert cgroups.count_uncharged_bytes(ControlGroup([tmp_path])) == 700_000_000
+    assert cgroups.count_kernel_bytes_outside_cgroup(ControlGroup([tmp_path])) == 700_000_000
     monkeypatch.setattr(cgroups, "count_machine_kernel_bytes", lambda: None)
-    assert cgroups.count_uncharged_bytes(ControlGroup([tmp_path])) is None
+    assert cgroups.count_kernel_bytes_outside_cgroup(ControlGroup([tmp_path])) is None
 
 
 @pytest.mark.parametrize(("line", "reclaimable"), [("slab_reclaimable 150000000\n", 150_000_000), ("", 0)])

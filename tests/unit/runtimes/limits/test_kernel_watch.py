@@ -16,7 +16,7 @@ from sandbox.runtimes.limits.measurement_threads import measure_in_thread
 
 async def watch(sandbox):
     return await wait_for_exceeded_limit(
-        sandbox.kernel_usage, sandbox.file_counts, sandbox.detailed_file_usage, sandbox.uncharged_bytes
+        sandbox.kernel_usage, sandbox.basic_file_usage, sandbox.detailed_file_usage, sandbox.kernel_bytes_outside_cgroup
     )
 
 
@@ -30,13 +30,13 @@ class ScriptedSandbox:
         self.detailed_counts = self.counts = 0
         self.count_seconds, self.uncharged = 0.0, None
 
-    def uncharged_bytes(self):
+    def kernel_bytes_outside_cgroup(self):
         return self.uncharged
 
     async def kernel_usage(self):
         return self.usages.pop(0) if len(self.usages) > 1 else self.usages[0]
 
-    async def file_counts(self):
+    async def basic_file_usage(self):
         self.counts += 1
         await asyncio.sleep(self.count_seconds)
         return self.open_files
@@ -278,7 +278,7 @@ async def test_pause_before_an_early_count_is_at_least_the_duration_of_a_count()
         sandbox.uncharged += UNCHARGED_MEMORY_GROWTH_BYTES_MAX + 1
         return sandbox.uncharged
 
-    sandbox.uncharged_bytes = grow
+    sandbox.kernel_bytes_outside_cgroup = grow
     watching = asyncio.create_task(watch(sandbox))
     await asyncio.sleep(2.9)
     assert 3 <= sandbox.counts <= 5

@@ -175,7 +175,7 @@ def test_socket_families_and_types_and_protocols_are_limited(architecture: str, 
     assert evaluate(architecture, number, 16, 3, 12) == errno.EPROTONOSUPPORT
 
 
-SOCKET_OPTION_FILTERS = {"sandbox": seccomp.assemble_filter, "socket": seccomp.assemble_socket_filter}
+SOCKET_OPTION_FILTERS = {"sandbox": seccomp.assemble_filter, "socket": seccomp.assemble_socket_and_extent_filter}
 both_filters = pytest.mark.parametrize("assemble", SOCKET_OPTION_FILTERS.values(), ids=SOCKET_OPTION_FILTERS)
 
 
@@ -262,7 +262,15 @@ def test_zero_copy_calls_return_einval(architecture: str):
     assert evaluate(architecture, copy_file_range, 3, 0, 4, 0, 9) == ALLOW
     assert (
         evaluate(
-            architecture, SPLICE[architecture], 3, 0, 4, 0, 9, 1, code=seccomp.assemble_socket_filter(architecture)
+            architecture,
+            SPLICE[architecture],
+            3,
+            0,
+            4,
+            0,
+            9,
+            1,
+            code=seccomp.assemble_socket_and_extent_filter(architecture),
         )
         == ALLOW
     )
@@ -293,7 +301,7 @@ def test_processes_cannot_share_signal_handlers(architecture: str):
 
 @all_architectures
 def test_socket_filter_allows_the_calls_that_the_full_filter_rejects(architecture: str):
-    code = seccomp.assemble_socket_filter(architecture)
+    code = seccomp.assemble_socket_and_extent_filter(architecture)
     for number in (
         *seccomp.ARCHITECTURES[architecture].denied.values(),
         SOCKET[architecture],
@@ -375,7 +383,7 @@ def test_length_of_mincore_is_limited(architecture: str):
 
 @all_architectures
 def test_socket_filter_limits_extent_walks(architecture: str):
-    code = seccomp.assemble_socket_filter(architecture)
+    code = seccomp.assemble_socket_and_extent_filter(architecture)
     fallocate = {"x86_64": 285, "aarch64": 47}[architecture]
     assert evaluate(architecture, fallocate, 3, 0, 0, 1 << 31, code=code) == errno.EOPNOTSUPP
     assert evaluate(architecture, fallocate, 3, 0, 0, 1 << 20, code=code) == ALLOW
