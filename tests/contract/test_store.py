@@ -398,17 +398,17 @@ def changed_ids(store, after, limit=100):
 
 
 def test_changed_tasks_are_sorted_by_their_latest_change(store):
-    begin = store.last_change()
+    begin = store.last_change_position()
     assert store.changed_tasks(begin, 10) == []
     for task_id in "abc":
         store.save(IndexedTask(task(task_id), 1))
     assert changed_ids(store, begin) == ["a", "b", "c"]
-    middle = store.last_change()
+    middle = store.last_change_position()
     store.save(IndexedTask(task("c", TaskState.RUNNING), 2))
     store.save_all([IndexedTask(task("a", TaskState.RUNNING), 2), IndexedTask(task("c", TaskState.FAILED), 3)])
     changed = store.changed_tasks(middle, 10)
     assert [(each.task.id, each.task.state) for each in changed] == [("a", "running"), ("c", "failed")]
-    assert changed[-1].position == store.last_change()
+    assert changed[-1].position == store.last_change_position()
     assert changed_ids(store, changed[0].position) == ["c"]
     assert changed_ids(store, begin) == ["b", "a", "c"]
     assert changed_ids(store, begin, limit=2) == ["b", "a"]
@@ -416,14 +416,14 @@ def test_changed_tasks_are_sorted_by_their_latest_change(store):
 
 def test_only_a_state_change_counts_as_a_change(store):
     store.save(IndexedTask(task("a", TaskState.RUNNING), 1))
-    before = store.last_change()
+    before = store.last_change_position()
     store.save(IndexedTask(task("a", TaskState.RUNNING, cost=2.0, name="new", prompt="new"), 2))
-    assert (store.last_change(), store.changed_tasks(before, 10)) == (before, [])
+    assert (store.last_change_position(), store.changed_tasks(before, 10)) == (before, [])
 
 
 def test_deleted_tasks_are_not_changes_and_their_numbers_are_not_reused(store):
     store.save(IndexedTask(task("a"), 1))
-    before = store.last_change()
+    before = store.last_change_position()
     store.delete("a")
     assert store.changed_tasks(ChangePosition(before.index_id, 0), 10) == []
     store.save(IndexedTask(task("a"), 1))
@@ -433,7 +433,7 @@ def test_deleted_tasks_are_not_changes_and_their_numbers_are_not_reused(store):
 def test_query_with_a_position_from_another_index_returns_all_tasks(store):
     for task_id in "ab":
         store.save(IndexedTask(task(task_id), 1))
-    last = store.last_change()
+    last = store.last_change_position()
     for unknown in (
         ChangePosition("0", 0),
         ChangePosition("0", last.number),

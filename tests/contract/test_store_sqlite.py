@@ -377,17 +377,17 @@ def test_stream_of_changes_continues_after_a_restart_and_an_upgrade(path):
     store = SqliteStore(path)
     for task_id in "ab":
         store.save(IndexedTask(submitted(task_id), 1))
-    before = store.last_change()
+    before = store.last_change_position()
     store.close()
     store = SqliteStore(path)
-    assert (store.last_change(), store.changed_tasks(before, 10)) == (before, [])
+    assert (store.last_change_position(), store.changed_tasks(before, 10)) == (before, [])
     store.close()
     connection = sqlite3.connect(path)
     connection.executescript(DOWNGRADE_TO_VERSION_10)
     connection.close()
 
     store = SqliteStore(path)
-    after = store.last_change()
+    after = store.last_change_position()
     assert (after.number, after.index_id != before.index_id) == (2, True)
     assert [each.task.id for each in store.changed_tasks(before, 10)] == ["a", "b"]
     store.save(IndexedTask(submitted("c"), 1))
@@ -397,7 +397,7 @@ def test_stream_of_changes_continues_after_a_restart_and_an_upgrade(path):
 
 def test_list_of_changed_tasks_continues_after_damaged_rows(path):
     store = SqliteStore(path)
-    begin = store.last_change()
+    begin = store.last_change_position()
     for number in range(5):
         store.save(IndexedTask(submitted(f"t{number}"), 1))
     execute(path, "UPDATE tasks SET task = X'7B' WHERE id < 't3'")
@@ -902,7 +902,7 @@ def test_listed_tasks_contain_no_agent_reports_or_settings(path):
         agent = AgentSection("claude", {**known.manifest.agent.settings, "mcp_config": servers})
         manifest = known.manifest.replace(agent=agent)
         store.save(IndexedTask(msgspec.structs.replace(known, manifest=manifest, result=report), 1))
-    begin = store.last_change()
+    begin = store.last_change_position()
     tracemalloc.start()
     try:
         listed = store.query(TaskQuery()).tasks

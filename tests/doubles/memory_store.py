@@ -64,7 +64,7 @@ class MemoryStore:
             self._changes[indexed.task.id] = self._last_change
         self._tasks[indexed.task.id] = indexed
 
-    def last_change(self) -> ChangePosition:
+    def last_change_position(self) -> ChangePosition:
         """Return the position after the latest state change."""
         return ChangePosition("memory", self._last_change)
 

@@ -31,7 +31,7 @@ class FailureNotice:
         return words[1] if words else ""
 
     @property
-    def note(self) -> str:
+    def overspending_note(self) -> str:
         """Why the task cost more than its budget; empty for other failures."""
         is_spent = self.code == FailureCode.BUDGET_EXCEEDED and _SPENT.match(self.message)
         return "The last response is paid, even if it exceeds the budget." if is_spent else ""

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 import h11
 
 from sandbox.gateway.limits import HEAD_BYTES_MAX
-from sandbox.gateway.model_api.key_redactor import KeyRedactor
 from sandbox.gateway.model_api.request_policy import Headers, connection_header_names, select_headers
 from sandbox.gateway.model_api.upstream import Upstream
+from sandbox.gateway.model_api.value_redactor import ValueRedactor
 from sandbox.interfaces.model_dialect import ModelDialect, ResponseHeaders
 
 _HOP_BY_HOP = frozenset(
@@ -91,7 +91,7 @@ def forwarded_single_request(request: h11.Request, target: bytes) -> h11.Request
 
 
 def forwarded_response(
-    response: h11.Response, rules: ResponseHeaders, redactors: Sequence[KeyRedactor]
+    response: h11.Response, rules: ResponseHeaders, redactors: Sequence[ValueRedactor]
 ) -> h11.Response:
     """Build the response for the client. h11 uses chunked framing if there is no length."""
 

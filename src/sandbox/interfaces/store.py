@@ -184,7 +184,7 @@ class Store(Protocol):
         """Return a page of tasks. Raises InvalidCursorError."""
         ...
 
-    def last_change(self) -> ChangePosition:
+    def last_change_position(self) -> ChangePosition:
         """Return the position after the latest state change."""
         ...
 

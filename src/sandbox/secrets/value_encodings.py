@@ -54,13 +54,13 @@ def make_patterns(values: Mapping[str, str]) -> Iterator[tuple[Normalizer, list[
     for name, value in values.items():
         stripped = value.strip()
         whole = stripped if len(stripped) >= REDACTED_VALUE_CHARACTERS_MIN else value
-        usable = set(filter(None, map(_usable_pattern, _text_variants(whole)))) or {
+        usable = set(filter(None, map(_usable_pattern, _text_forms(whole)))) or {
             TEXT_NORMALIZER.normalize(whole.encode("utf-8", "surrogatepass"))
         }
         names_by_pattern[TEXT_NORMALIZER].update(
             (text, name) for text in usable if len(text) >= REDACTED_VALUE_CHARACTERS_MIN
         )
-        names_by_pattern[ENCODED_NORMALIZER].update(dict.fromkeys(_encoded_variants(value), name))
+        names_by_pattern[ENCODED_NORMALIZER].update(dict.fromkeys(_encoded_forms(value), name))
         for text in (whole, *_long_lines(whole)):
             if not _survives_normalization(text):
                 names_by_pattern[EXACT_NORMALIZER].update(
@@ -107,7 +107,7 @@ _WINDOWS_1252_CODES = {
 """In HTML, `&#128;` is a euro sign. In XML, it is a control character; the layers decode it as in XML."""
 
 
-def _text_variants(value: str) -> Iterator[bytes]:
+def _text_forms(value: str) -> Iterator[bytes]:
     """Yield all forms of the value, of its lower-case form (as host names are shown), and of its long lines."""
     for data in chain.from_iterable(map(_byte_encodings, (value, value.lower(), *_long_lines(value)))):
         for form in decoded_forms(data):
@@ -201,7 +201,7 @@ def _strip_quotes_and_backslashes(form: bytes) -> bytes:
     return rest if len(rest) >= REDACTED_VALUE_CHARACTERS_MIN else form
 
 
-def _encoded_variants(value: str) -> Iterator[bytes]:
+def _encoded_forms(value: str) -> Iterator[bytes]:
     for form in _escaped_forms(value) | _escaped_forms(value.strip()) | _escaped_forms(_strip_quotes(value)):
         for code in _encodings(form):
             yield from _normalized_encodings(code)

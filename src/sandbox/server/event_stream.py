@@ -28,7 +28,7 @@ from sandbox.model.wire.event_conversion import (
     wire_size_bytes,
 )
 from sandbox.primitives import fair_client_shares
-from sandbox.server.tracked_task import Orphaned, TrackedTask, TrackedTasks
+from sandbox.server.tracked_task import NoKnownOwner, TrackedTask, TrackedTasks
 
 _CHANGE_WAIT_SECONDS = 60.0
 _CHANGE_BATCH_SECONDS = 0.05
@@ -211,7 +211,7 @@ class EventStream:
         self, after: ChangePosition | None, *, is_live: bool = True
     ) -> AsyncIterator[StateChange | ChangePosition]:
         """Yield the position of the stream, then the tasks whose state changes, as read from the index."""
-        position = await fair_client_shares.to_thread(self._store.last_change) if after is None else after
+        position = await fair_client_shares.to_thread(self._store.last_change_position) if after is None else after
         yield position
         while True:
             next_change = self._broadcast.next_state_change
@@ -256,7 +256,7 @@ class EventStream:
         indexed = self._store.load(task_id)
         if indexed is None:
             raise TaskNotFoundError(task_id)
-        return TrackedTask(indexed, Orphaned())
+        return TrackedTask(indexed, NoKnownOwner())
 
     async def _replay_range(
         self, tracked: TrackedTask, offset: int | None, end: int, after: int

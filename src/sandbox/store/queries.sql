@@ -83,7 +83,7 @@ SELECT id FROM tasks WHERE number IS NULL ORDER BY created_at, id;
 -- Numbers a change of a task's state.
 UPDATE changes SET last = last + 1 RETURNING last;
 
--- name: last_change
+-- name: last_change_position
 -- The id of the index, and the number of the latest change.
 SELECT index_id, last FROM changes;
 

@@ -156,13 +156,13 @@ class SqliteStore:
         cursor = _cursor_after(rows[-1], query) if has_more else None
         return TaskPage(tasks, totals.tasks, cursor, damaged, totals if query.with_totals else None)
 
-    def last_change(self) -> ChangePosition:
+    def last_change_position(self) -> ChangePosition:
         """Return the position after the latest state change."""
-        return ChangePosition(*self._fetch_all("last_change")[0])
+        return ChangePosition(*self._fetch_all("last_change_position")[0])
 
     def changed_tasks(self, after: ChangePosition, limit: int) -> Sequence[ChangedTask]:
         """Return the tasks whose state changed after a position, each with the position after its latest change."""
-        last = self.last_change()
+        last = self.last_change_position()
         is_known = after.index_id == last.index_id and after.number <= last.number
         position = after.number if is_known else 0
         changed: list[ChangedTask] = []

@@ -24,7 +24,7 @@ from sandbox.model.task import StateHistoryEntry, Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.primitives import fair_client_shares
 from sandbox.server.event_stream import Broadcast, EventStream
-from sandbox.server.tracked_task import Orphaned, TrackedTask
+from sandbox.server.tracked_task import NoKnownOwner, TrackedTask
 
 TO_RUNNING = (
     e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),
@@ -37,7 +37,7 @@ UNPUBLISHED_LINES = 50
 
 def test_status_message_is_shown_for_unfinished_tasks_only():
     states = {state: Task("t", manifest("t"), state, "Status", (), last_seq=1) for state in TaskState}
-    tracked_task = TrackedTask(IndexedTask(states[TaskState.PENDING], 0), Orphaned())
+    tracked_task = TrackedTask(IndexedTask(states[TaskState.PENDING], 0), NoKnownOwner())
     tracked_task.status_message = "Waiting for 4 CPUs (0 free)"
     states_with_message = {
         state
@@ -77,7 +77,7 @@ class StreamedJournal:
     def start_server(self):
         """Start a server that has read the journal up to its current end."""
         replayed = self.journals.replay("task-1")
-        self.tracked_tasks.append(TrackedTask(IndexedTask(replayed.task, replayed.offset), Orphaned()))
+        self.tracked_tasks.append(TrackedTask(IndexedTask(replayed.task, replayed.offset), NoKnownOwner()))
         self.stream = EventStream(
             {"task-1": self.tracked_tasks[-1]}, self.journals, self.store, Broadcast(), convert_recorded_line
         )
@@ -355,11 +355,11 @@ async def test_states_are_followed_and_resumed_without_gaps():
 async def test_many_changed_tasks_are_read_in_parts(monkeypatch):
     monkeypatch.setattr("sandbox.server.event_stream._CHANGED_TASKS_PER_READ", 3)
     followed = FollowedStates()
-    begin = followed.store.last_change()
+    begin = followed.store.last_change_position()
     for number in range(10):
         followed.save(f"t{number}", TaskState.PENDING)
     iterator = followed.stream.follow_states(begin)
     await anext(iterator)
     changes, position = await followed.next_changes(iterator, 10)
     assert [task_id for task_id, _ in changes] == [f"t{number}" for number in range(10)]
-    assert position == followed.store.last_change()
+    assert position == followed.store.last_change_position()

@@ -22,10 +22,10 @@ from sandbox.gateway.limits import (
     REQUEST_BODY_BYTES_MAX,
 )
 from sandbox.gateway.model_api.budget_spending import valid_usage
-from sandbox.gateway.model_api.key_redactor import BodyRedactor, KeyRedactor, account_redactors
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, KeyRejection, ModelRequestGate
 from sandbox.gateway.model_api.request_policy import AllowedHead, ModelPolicy, too_large
 from sandbox.gateway.model_api.upstream import Upstream
+from sandbox.gateway.model_api.value_redactor import BodyRedactor, ValueRedactor, account_redactors
 from sandbox.gateway.sans_io import Effects, Phase
 from sandbox.interfaces.model_dialect import CostBound, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage
@@ -58,7 +58,7 @@ class InflightRequest(msgspec.Struct):
     meter: UsageMeter | None = None
     key_rejection: KeyRejection | None = None
 
-    def redact(self, redactors: Sequence[KeyRedactor]) -> None:
+    def redact(self, redactors: Sequence[ValueRedactor]) -> None:
         """Redact the body with these redactors."""
         self.body_redactor = BodyRedactor(redactors)
 
@@ -461,8 +461,8 @@ class ModelProtocol:
 
     def _start_response(self, effects: Effects, inflight: InflightRequest, response: h11.Response) -> None:
         if 300 <= response.status_code < 400:
-            address, setting = self._upstream.address, self._dialect.base_url_setting
-            message = f"The model at {address} redirects to another address; set {setting} to that address."
+            address, variable = self._upstream.address, self._dialect.base_url_variable
+            message = f"The model at {address} redirects to another address; set {variable} to that address."
             self._fail_upstream(effects, 502, message)
             return
         if self._request_gate.observe_status(response.status_code):

@@ -59,7 +59,7 @@ class UpstreamDialer:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             message = (
-                f"The model at {upstream.address} cannot be reached ({reason}); check {upstream.base_url_setting}."
+                f"The model at {upstream.address} cannot be reached ({reason}); check {upstream.base_url_variable}."
             )
             raise UpstreamUnreachableError(502, message) from None
         self.addresses.add(stream.peer_address)

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from sandbox.gateway.model_api.key_redactor import KeyRedactor
+from sandbox.gateway.model_api.value_redactor import ValueRedactor
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.model_dialect import ModelDialect
 
@@ -16,7 +16,7 @@ class Upstream(msgspec.Struct, frozen=True):
     path_prefix: the path of the base URL without trailing slashes.
     credential: the name and value of the header.
     key_redactor: replaces the server's key, without the authentication scheme of the header.
-    base_url_setting: the name of the setting that contains the address, for messages.
+    base_url_variable: the name of the environment variable that contains the address, for messages.
     """
 
     host: str
@@ -25,8 +25,8 @@ class Upstream(msgspec.Struct, frozen=True):
     path_prefix: bytes
     authority: bytes
     credential: tuple[bytes, bytes]
-    key_redactor: KeyRedactor
-    base_url_setting: str
+    key_redactor: ValueRedactor
+    base_url_variable: str
 
     def __repr__(self) -> str:
         """Omit the credential."""
@@ -40,32 +40,32 @@ class Upstream(msgspec.Struct, frozen=True):
 
 def parse_upstream(upstream: ModelUpstream, dialect: ModelDialect) -> Upstream:
     """Parse and validate the upstream. Raises ValueError, with a message that never contains the credential."""
-    setting = dialect.base_url_setting
+    variable = dialect.base_url_variable
     try:
         parts = urlsplit(upstream.base_url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise ValueError(f"{setting} has an invalid host or port.") from None
+        raise ValueError(f"{variable} has an invalid host or port.") from None
     if parts.scheme not in ("http", "https") or not host:
-        raise ValueError(f"{setting} must be an http:// or https:// address with a host.")
+        raise ValueError(f"{variable} must be an http:// or https:// address with a host.")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise ValueError(f"{setting} must have no user, password, query or fragment.")
+        raise ValueError(f"{variable} must have no user, password, query or fragment.")
     if port == 0:
-        raise ValueError(f"{setting} has port 0, which is invalid.")
+        raise ValueError(f"{variable} has port 0, which is invalid.")
     is_tls = parts.scheme == "https"
-    host, port = _normalize_host(host, setting), port or (443 if is_tls else 80)
+    host, port = _normalize_host(host, variable), port or (443 if is_tls else 80)
     prefix = parts.path.rstrip("/")
     if not re.fullmatch(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*", prefix):
-        raise ValueError(f"{setting} has invalid characters in its path.")
+        raise ValueError(f"{variable} has invalid characters in its path.")
     display_host = f"[{host}]" if ":" in host else host
     authority = display_host if port == (443 if is_tls else 80) else f"{display_host}:{port}"
     credential = dialect.credential(upstream)  # raises ValueError for an invalid key
-    key_redactor = KeyRedactor(dialect.presented_key(*credential))
-    return Upstream(host, port, is_tls, prefix.encode(), authority.encode(), credential, key_redactor, setting)
+    key_redactor = ValueRedactor(dialect.presented_key(*credential))
+    return Upstream(host, port, is_tls, prefix.encode(), authority.encode(), credential, key_redactor, variable)
 
 
-def _normalize_host(host: str, setting: str) -> str:
+def _normalize_host(host: str, variable: str) -> str:
     try:
         return host if ":" in host else host.encode("idna").decode()
     except UnicodeError:
-        raise ValueError(f"{setting} has an invalid host name.") from None
+        raise ValueError(f"{variable} has an invalid host name.") from None

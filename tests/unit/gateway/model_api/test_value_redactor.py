@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway.model_api.key_redactor import BodyRedactor, KeyRedactor
+from sandbox.gateway.model_api.value_redactor import BodyRedactor, ValueRedactor
 
 KEY = b"sk-ant-the-servers-own"
 MASKED = b"*" * len(KEY)
 
 
 def redacted(chunks, key=KEY):
-    redactor = BodyRedactor([KeyRedactor(key)])
+    redactor = BodyRedactor([ValueRedactor(key)])
     return b"".join([*map(redactor.feed, chunks), redactor.flush()])
 
 
@@ -34,7 +34,7 @@ def test_data_without_the_key_is_unchanged(parts, size):
 
 
 def test_complete_event_is_not_buffered():
-    assert BodyRedactor([KeyRedactor(KEY)]).feed(b"data: {}\n\n") == b"data: {}\n\n"
+    assert BodyRedactor([ValueRedactor(KEY)]).feed(b"data: {}\n\n") == b"data: {}\n\n"
 
 
 def test_short_key_is_not_redacted():
@@ -108,7 +108,7 @@ def test_similar_text_with_escapes_is_unchanged(body):
 
 
 def test_one_redactor_serves_several_bodies():
-    redactor = KeyRedactor(KEY)
+    redactor = ValueRedactor(KEY)
     first, second = BodyRedactor([redactor]), BodyRedactor([redactor])
     assert first.feed(KEY[:5]) == b""
     assert second.feed(b"data") == b"data"

@@ -6,8 +6,8 @@ Responses may repeat a request's headers, and error messages may name the accoun
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 
-_KEY_BYTES_MIN = 8
-"""Minimum length of a key to redact; shorter keys cannot be distinguished from other text."""
+_VALUE_BYTES_MIN = 8
+"""Minimum length of a value to redact; shorter values cannot be distinguished from other text."""
 
 _ACCOUNT_BYTES_MAX = 256
 """Maximum length of an account's name that is redacted.
@@ -23,48 +23,48 @@ _BACKSLASHES_MAX = 8
 """Maximum number of backslashes before an escaped character: each of up to three levels of JSON doubles them."""
 
 _START_LENGTH = 8
-"""Number of characters at the start of the key that are searched for with a regular expression."""
+"""Number of characters at the start of the value that are searched for with a regular expression."""
 
 _SPELLING_BYTES_MAX = _BACKSLASHES_MAX + len("u0000")
 
 
-class KeyRedactor:
-    """Replaces the key with asterisks. Lengths do not change.
+class ValueRedactor:
+    """Replaces one value, such as a key, with asterisks. Lengths do not change.
 
-    Each character of the key may be escaped as in JSON (`\\u003d`, `\\/`), even in nested JSON. Thread-safe: all
+    Each character of the value may be escaped as in JSON (`\\u003d`, `\\/`), even in nested JSON. Thread-safe: all
     connections of a gateway share one redactor.
     """
 
-    def __init__(self, key: bytes) -> None:
-        self._key = key if len(key) >= _KEY_BYTES_MIN else b""
-        self._mask = b"*" * len(self._key)
-        self._pattern = re.compile(b"".join(map(_spelling_pattern, self._key)))
-        self._starts = re.compile(_start_pattern(self._key))
-        self._escapes = [rb"\u00", *(b"\\" + bytes([one]) for one in _SHORT_ESCAPES if one in self._key)]
+    def __init__(self, value: bytes) -> None:
+        self._value = value if len(value) >= _VALUE_BYTES_MIN else b""
+        self._mask = b"*" * len(self._value)
+        self._pattern = re.compile(b"".join(map(_spelling_pattern, self._value)))
+        self._starts = re.compile(_start_pattern(self._value))
+        self._escapes = [rb"\u00", *(b"\\" + bytes([one]) for one in _SHORT_ESCAPES if one in self._value)]
 
     def redact(self, text: bytes) -> bytes:
-        """Replace the key in a complete text."""
-        if not self._key:
+        """Replace the value in a complete text."""
+        if not self._value:
             return text
         if b"\\" not in text or not any(escape in text for escape in self._escapes):
-            return text.replace(self._key, self._mask)
+            return text.replace(self._value, self._mask)
         return self._pattern.sub(lambda match: b"*" * len(match[0]), text)
 
     def find_unfinished(self, text: bytes) -> int:
-        """Return the position in `text` from which the rest may be the start of the key, or the length of `text`."""
-        if not self._key:
+        """Return the position in `text` from which the rest may be the start of the value, or the length of `text`."""
+        if not self._value:
             return len(text)
-        first = max(0, len(text) - _SPELLING_BYTES_MAX * len(self._key) + 1)
+        first = max(0, len(text) - _SPELLING_BYTES_MAX * len(self._value) + 1)
         starts = (match.start() for match in self._starts.finditer(text, first))
         return next((at for at in starts if self._may_start(text, at)), len(text))
 
     def _may_start(self, text: bytes, at: int) -> bool:
-        """Return whether the text from offset `at` to the end may be the start of the key, plain or escaped.
+        """Return whether the text from offset `at` to the end may be the start of the value, plain or escaped.
 
-        A backslash may be a character of the key or the start of an escape, so several positions are possible.
+        A backslash may be a character of the value or the start of an escape, so several positions are possible.
         """
         positions = {at}
-        for character in self._key:
+        for character in self._value:
             rests = {position: text[position : position + _SPELLING_BYTES_MAX] for position in positions}
             if any(_is_unfinished(rest, character) for rest in rests.values()):
                 return True
@@ -74,22 +74,22 @@ class KeyRedactor:
         return False
 
 
-def account_redactors(headers: Iterable[tuple[bytes, bytes]], names: Container[bytes]) -> list[KeyRedactor]:
+def account_redactors(headers: Iterable[tuple[bytes, bytes]], names: Container[bytes]) -> list[ValueRedactor]:
     """Return redactors for the values of the headers that identify the account of the server's key.
 
     Error messages may repeat these values.
     """
     values = {value for name, value in headers if name in names and len(value) <= _ACCOUNT_BYTES_MAX}
-    return [KeyRedactor(value) for value in sorted(values)]
+    return [ValueRedactor(value) for value in sorted(values)]
 
 
 class BodyRedactor:
-    """Replaces keys in one response body, however the body is split.
+    """Replaces values in one response body, however the body is split.
 
-    Only bytes that may be the start of a key are held back until more bytes arrive.
+    Only bytes that may be the start of a value are held back until more bytes arrive.
     """
 
-    def __init__(self, redactors: Sequence[KeyRedactor]) -> None:
+    def __init__(self, redactors: Sequence[ValueRedactor]) -> None:
         self._pending = [(redactor, b"") for redactor in redactors]
 
     def feed(self, data: bytes) -> bytes:
@@ -109,13 +109,13 @@ class BodyRedactor:
         return data
 
 
-def _start_pattern(key: bytes) -> bytes:
-    """Return a pattern for the positions where the key may start. The pattern rules out most positions quickly.
+def _start_pattern(value: bytes) -> bytes:
+    """Return a pattern for the positions where the value may start. The pattern rules out most positions quickly.
 
-    The pattern matches the first few characters of the key, or fewer of them at the end of the text.
+    The pattern matches the first few characters of the value, or fewer of them at the end of the text.
     """
     pattern = b""
-    for character in reversed(key[:_START_LENGTH]):
+    for character in reversed(value[:_START_LENGTH]):
         pattern = rb"(?:%b%b|%b\Z)" % (_spelling_pattern(character), pattern, _incomplete_pattern(character))
     return pattern
 
