@@ -10,7 +10,7 @@ from doubles.image_archives import directory, entry, layer, minimal_root, oci_ar
 from doubles.remote_deployment import closing_deployment
 from sandbox.images.build import import_image
 from sandbox.images.image_store import ImageStore
-from sandbox.images.image_transfer import ReceivedImages
+from sandbox.images.image_transfer import HostImageCopies
 from sandbox.images.profile_catalog import ProfileCatalog
 
 SHOW_MARKER = bash_turn("cat /opt/tools/marker")
@@ -85,4 +85,4 @@ def test_image_that_only_the_host_has_is_refused(deploy, add_image):
     deployment.submit("task-2", vm={"profile": "basic"})
     status = deployment.wait("task-2")
     assert (status["state"], status["vm"]["image"]) == ("completed", "host"), deployment.diagnostics()
-    ReceivedImages(deployment.host_data_dir).check_no_own_image("basic")
+    HostImageCopies(deployment.host_data_dir).check_no_own_image("basic")

@@ -88,7 +88,7 @@ def test_each_failure_code_has_advice(root: Path):
     assert set(documented) == {str(code) for code in FailureCode}
 
 
-MANIFEST = declare_manifest({agent.kind: agent.section for agent in registered_agents().values()})
+MANIFEST = declare_manifest({agent.kind: agent.section_type for agent in registered_agents().values()})
 
 
 def fields(record: Any = MANIFEST, path: str = "") -> Iterator[tuple[str, str]]:

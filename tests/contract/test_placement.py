@@ -36,9 +36,9 @@ from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
 from sandbox.interfaces.runner import (
     CancelAttempt,
-    DebugSession,
     OpenTerminal,
     RunAttempt,
+    RunDebugSession,
     RunnerNotStartedError,
     RunnerUnreachableError,
 )
@@ -554,7 +554,7 @@ async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserv
         await disk.open_terminal(SHELL_REQUEST)
     async with disk.try_lock() as lock_state:
         assert lock_state is LockState.FREE
-        await disk.start_debug_session(DebugSession(preserved_location.task_id, preserved_location.attempt_id))
+        await disk.start_debug_session(RunDebugSession(preserved_location.task_id, preserved_location.attempt_id))
     assert await disk_lock_state(server, preserved_location) is LockState.HELD
     terminal = await open_shell(server, preserved_location)
     await terminal.send(InputFrame(b"cat kept.txt; exit 7\n"))

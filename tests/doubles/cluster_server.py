@@ -13,7 +13,7 @@ import msgspec
 from doubles.manifests import manifest
 from sandbox import __version__
 from sandbox.bootstrap.cluster import create_certificate, has_task_ended, store_runner_log
-from sandbox.images.image_transfer import SharedImages
+from sandbox.images.image_transfer import ServerImageSource
 from sandbox.interfaces.cluster_engine import EngineHost, JobPhase, JobRequest, JobStatus
 from sandbox.interfaces.git_credentials import NoCredentialsError
 from sandbox.interfaces.worker_messages import PROTOCOL_VERSION, Claim, ServerMessage
@@ -93,7 +93,7 @@ class ClusterServer:
         self.certificate, self.certificate_fingerprint = create_certificate(directory)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        self.images = SharedImages(self.data_dir)
+        self.images = ServerImageSource(self.data_dir)
         self.tasks = set()
         self.credentials, self.credential_lookups = NoCredentialsError("The server has no credentials."), []
         self.find_credentials_now = lambda: None

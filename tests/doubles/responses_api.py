@@ -42,7 +42,7 @@ _DATA_FIELDS = {"function": "parameters", "json_schema": "schema"}
 class ResponsesApi:
     """The dialect of the API."""
 
-    base_url_setting = "RESPONSES_BASE_URL"
+    base_url_variable = "RESPONSES_BASE_URL"
     endpoints: Mapping[bytes, Endpoint] = {
         b"/v1/responses": Endpoint(is_metered=True, may_refer_to_stored_data=True),
         b"/v1/responses/input_tokens": Endpoint(is_metered=False, may_refer_to_stored_data=True),

@@ -212,8 +212,8 @@ class RunningServer:
         kinds, missing_keys = components.agent_kinds, components.kinds_without_key
         upstreams = {kind: None if kind in missing_keys else components.upstream for kind in kinds}
         launcher = RunnerLauncher(placements, secrets, upstreams, lambda: False)
-        key_settings = {kind: f"{kind.upper()}_KEY" for kind in kinds}
-        conditions = StartConditions(drain, host, disk_monitor, key_settings, missing_keys)
+        api_key_variables = {kind: f"{kind.upper()}_KEY" for kind in kinds}
+        conditions = StartConditions(drain, host, disk_monitor, api_key_variables, missing_keys)
         scheduler, limit = (
             Scheduler(components.capacity, components.largest_host_sizes),
             UnfinishedTaskLimit(components.unfinished_tasks_max),

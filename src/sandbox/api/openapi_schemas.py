@@ -181,11 +181,11 @@ def _manifest_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
 
     They allow null for absent fields, and a number for the version.
     """
-    declared = declare_manifest({agent.kind: agent.section for agent in agents.values()})
+    declared = declare_manifest({agent.kind: agent.section_type for agent in agents.values()})
     manifest = TypeAdapter(declared).json_schema(ref_template=COMPONENT_REF, schema_generator=_SchemaGenerator)
     manifest = _describe(manifest, CommonFields)
     for agent in agents.values():
-        manifest["properties"][agent.kind] |= {"description": inspect.getdoc(agent.section)}
+        manifest["properties"][agent.kind] |= {"description": inspect.getdoc(agent.section_type)}
     if len(agents) > 1:
         manifest["required"] = [name for name in manifest["required"] if name not in agents]
         manifest["oneOf"] = [{"required": [kind]} for kind in agents]

@@ -30,7 +30,7 @@ from sandbox.cluster_engines.kubernetes.worker_job import DATA_DIR, WorkerPodSet
 from sandbox.cluster_engines.processes.engine import ProcessEngine
 from sandbox.cluster_engines.slurm.batch_job import SlurmSettings
 from sandbox.cluster_engines.slurm.engine import SlurmEngine
-from sandbox.images.image_transfer import SharedImages
+from sandbox.images.image_transfer import ServerImageSource
 from sandbox.interfaces.cluster_engine import Engine, JobRequest, WorkerVerifier
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.git_credentials import CredentialQuery, Credentials, NoCredentialsError
@@ -286,6 +286,6 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
         TaskStorage(
             context.replicas, partial(store_runner_log, data_dir), partial(has_task_ended, FileJournals(data_dir))
         ),
-        SharedImages(data_dir),
+        ServerImageSource(data_dir),
         find_credentials,
     )

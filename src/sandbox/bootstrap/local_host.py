@@ -28,7 +28,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.resources import Resources
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.placements.local.host_load import read_memory_available_bytes
-from sandbox.placements.local.launch_message import NOT_RENEWED, HostSettings
+from sandbox.placements.local.launch_message import NOT_RENEWED, RunnerSettings
 from sandbox.placements.local.placement import LocalPlacement
 from sandbox.placements.local.probe_leftovers import probe_lock_async
 from sandbox.placements.local.runner_starters import (
@@ -173,7 +173,7 @@ class LocalHost:
         self.images = ProfileCatalog(context.data_dir)
         self._context = context
         self._agent_programs = dict(agent_programs)
-        self._host_settings: HostSettings | None = None
+        self._runner_settings: RunnerSettings | None = None
         self._working_result: ProbeResult | None = None
         """The result of the first probe in which a runtime worked."""
 
@@ -193,7 +193,7 @@ class LocalHost:
             choice = await choose_runtime(settings.server.runtime, run_dir)
             no_loop_reason = await loop_unavailable_reason(run_dir)
             confines = await can_confine_git(choice, run_dir)
-        self._host_settings = HostSettings(
+        self._runner_settings = RunnerSettings(
             data_dir=str(self._context.data_dir),
             run_dir=str(run_dir),
             runtime=choice.chosen.runtime,
@@ -217,10 +217,10 @@ class LocalHost:
         probes = [probe if other.runtime == probe.runtime else other for other in working.probes]
         return replace(working, probes=probes, failure=describe_failure(RuntimeChoice(probe, [probe])))
 
-    def runner_settings(self) -> HostSettings:
+    def runner_settings(self) -> RunnerSettings:
         """Return the settings from the last probe. Must be called after `probe`."""
-        assert self._host_settings is not None
-        return self._host_settings
+        assert self._runner_settings is not None
+        return self._runner_settings
 
 
 def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSource]:

@@ -51,7 +51,7 @@ from sandbox.interfaces.gateway import GatewayFactory
 from sandbox.interfaces.git_credentials import FindCredentials
 from sandbox.interfaces.images import ImageLocks
 from sandbox.interfaces.journal import JournalWriter
-from sandbox.interfaces.runner import DebugSession, FinishAttempt, Order, Reply, RunAttempt
+from sandbox.interfaces.runner import FinishAttempt, Order, Reply, RunAttempt, RunDebugSession
 from sandbox.interfaces.runtime import Confine, Runtime
 from sandbox.interfaces.secrets import Redactor
 from sandbox.interfaces.workspace import Workspaces
@@ -60,7 +60,7 @@ from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.events import Event
 from sandbox.model.fixed_limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_TIMEOUT_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
-from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
+from sandbox.placements.local.launch_message import LaunchMessage, RunnerSettings, decode_launch_message
 from sandbox.primitives.log_context import ATTEMPT_ID, TASK_ID
 from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner.attempt import AttemptCloser, AttemptRunner, DeadRunnerFinisher, check_order_is_current
@@ -153,24 +153,24 @@ def run_order(
         worker = socket.socket(fileno=credentials_fd)
         worker.set_inheritable(False)
     message = _read_message()
-    order, host_settings = message.order, message.host
-    journals = FileJournals(Path(host_settings.data_dir))
+    order, runner_settings = message.order, message.settings
+    journals = FileJournals(Path(runner_settings.data_dir))
     signal.alarm(_startup_timeout_seconds(journals, order.task_id))
     TASK_ID.set(order.task_id)
     ATTEMPT_ID.set(order.attempt_id)
     if (redactor := _make_redactor(order.secrets)) is not None:
         configure_logging(log_format, log_level, redactor.redact_text)
     find_credentials = None if worker is None else ServerCredentials(worker, order.attempt_id).find
-    parts = _create_parts(order, host_settings, journals, redactor, find_credentials)
+    parts = _create_parts(order, runner_settings, journals, redactor, find_credentials)
     if isinstance(parts.disk, LoopDisk):
         unshare_mounts()
     match order:
         case RunAttempt():
-            asyncio.run(_run_attempt(order, host_settings, lock_fd, parts, get_agents()))
+            asyncio.run(_run_attempt(order, runner_settings, lock_fd, parts, get_agents()))
         case FinishAttempt():
-            asyncio.run(_finish_attempt(order, host_settings, lock_fd, parts, get_agents()))
-        case DebugSession():
-            asyncio.run(_run_debug_session(order, host_settings, parts, get_agents()))
+            asyncio.run(_finish_attempt(order, runner_settings, lock_fd, parts, get_agents()))
+        case RunDebugSession():
+            asyncio.run(_run_debug_session(order, runner_settings, parts, get_agents()))
     logging.shutdown()
     os._exit(0)  # otherwise, the interpreter would destroy every object and thus copy shared memory
 
@@ -210,13 +210,13 @@ def _startup_timeout_seconds(journals: FileJournals, task_id: str) -> int:
 
 
 async def _run_attempt(
-    order: RunAttempt, host_settings: HostSettings, lock_fd: int, parts: RunnerParts, agents: Mapping[str, Agent]
+    order: RunAttempt, runner_settings: RunnerSettings, lock_fd: int, parts: RunnerParts, agents: Mapping[str, Agent]
 ) -> None:
     writer, task = _take_over_journal(order, parts.journals, lock_fd)
     agent = agents.get(task.manifest.agent.kind)
     if agent is None:
         raise ValueError(f"there is no agent {task.manifest.agent.kind!r}")
-    lease = None if host_settings.lease_deadline is None else CommunicationLease(host_settings.lease_deadline)
+    lease = None if runner_settings.lease_deadline is None else CommunicationLease(runner_settings.lease_deadline)
     gateways = SocketGatewayFactory(agent.create_dialect(), throttle=parts.throttle, lease=lease)
     recorder = create_recorder(parts, writer, task)
     attempt = AttemptContext(
@@ -231,9 +231,9 @@ async def _run_attempt(
         order.keeps_session,
     )
     terminals = TerminalServer(parts.redactor, parts.throttle.queue())
-    runner = build_runner(attempt, parts, agent, _create_driver(agent, host_settings), gateways, terminals)
+    runner = build_runner(attempt, parts, agent, _create_driver(agent, runner_settings), gateways, terminals)
     signal.alarm(0)
-    async with _control_socket(host_settings, attempt, terminals, None if lease is None else lease.renew):
+    async with _control_socket(runner_settings, attempt, terminals, None if lease is None else lease.renew):
         _log.info("The attempt starts")
         await runner.run()
     _log.info("The attempt has ended", extra={"state": attempt.task.state})
@@ -241,7 +241,7 @@ async def _run_attempt(
 
 
 async def _finish_attempt(
-    order: FinishAttempt, host_settings: HostSettings, lock_fd: int, parts: RunnerParts, agents: Mapping[str, Agent]
+    order: FinishAttempt, runner_settings: RunnerSettings, lock_fd: int, parts: RunnerParts, agents: Mapping[str, Agent]
 ) -> None:
     writer, task = _take_over_journal(order, parts.journals, lock_fd)
     agent = agents.get(task.manifest.agent.kind)
@@ -249,12 +249,12 @@ async def _finish_attempt(
     attempt = AttemptContext(
         order.attempt_id, parts.data_dir, recorder, order.secrets, parts.redactor, keeps_session=order.keeps_session
     )
-    finisher = build_finisher(attempt, parts, None if agent is None else _create_driver(agent, host_settings))
+    finisher = build_finisher(attempt, parts, None if agent is None else _create_driver(agent, runner_settings))
     signal.alarm(0)
     async with contextlib.AsyncExitStack() as stack:
         try:
             terminals = TerminalServer(None, parts.throttle.queue())  # rejects every client: there is no sandbox
-            await stack.enter_async_context(_control_socket(host_settings, attempt, terminals))
+            await stack.enter_async_context(_control_socket(runner_settings, attempt, terminals))
         except (OSError, UnsafeDirectoryError) as error:
             _log.warning(
                 "The control socket could not be opened; collecting the dead runner's results without it: %s", error
@@ -266,23 +266,26 @@ async def _finish_attempt(
 
 
 def _control_socket(
-    host_settings: HostSettings, attempt: AttemptContext, terminals: TerminalServer, renew: RenewHandler | None = None
+    runner_settings: RunnerSettings,
+    attempt: AttemptContext,
+    terminals: TerminalServer,
+    renew: RenewHandler | None = None,
 ) -> contextlib.AbstractAsyncContextManager[None]:
     """Serve the control socket. Recreate its directory, which may have been removed as an old temporary file."""
-    socket = _prepare_socket(host_settings, attempt.id)
+    socket = _prepare_socket(runner_settings, attempt.id)
     return serve_control_socket(socket, partial(record_cancel, attempt.recorder), terminals, renew)
 
 
-def _prepare_socket(host_settings: HostSettings, attempt_id: str) -> Path:
+def _prepare_socket(runner_settings: RunnerSettings, attempt_id: str) -> Path:
     """Create the directory of the control socket if it is missing; return the path of the socket."""
-    run_dir = Path(host_settings.run_dir)
+    run_dir = Path(runner_settings.run_dir)
     make_private_directory(run_dir.parent)
     make_private_directory(run_dir)
     return runner_socket(run_dir, attempt_id)
 
 
 async def _run_debug_session(
-    order: DebugSession, host_settings: HostSettings, parts: RunnerParts, agents: Mapping[str, Agent]
+    order: RunDebugSession, runner_settings: RunnerSettings, parts: RunnerParts, agents: Mapping[str, Agent]
 ) -> None:
     """Run a debug session. The inherited descriptor holds the session's lock until this process ends."""
     task = parts.journals.replay(order.task_id).task
@@ -297,14 +300,14 @@ async def _run_debug_session(
         task.manifest.vm,
         launch_spec_without_agent(task.manifest)
         if agent is None
-        else _create_driver(agent, host_settings).prepare(task.manifest, session_id="", task_key="", secrets={}),
+        else _create_driver(agent, runner_settings).prepare(task.manifest, session_id="", task_key="", secrets={}),
         order.image,
         parts.runtime,
         parts.disk,
         parts.image_locks,
         parts.clock,
     )
-    socket = _prepare_socket(host_settings, order.attempt_id)
+    socket = _prepare_socket(runner_settings, order.attempt_id)
     reply = Reply(done=False, message=f"Task {task.id} is already {task.state}.")
     _log.info("A debug session starts")
     await session.run(terminals, lambda: serve_control_socket(socket, lambda _: reply, terminals))
@@ -322,19 +325,19 @@ def _take_over_journal(
     return writer, check_order_is_current(order, task, last_record)
 
 
-def _create_driver(agent: Agent, host_settings: HostSettings) -> AgentDriver:
-    return agent.create_driver(Path(host_settings.agent_program(agent.kind)))
+def _create_driver(agent: Agent, runner_settings: RunnerSettings) -> AgentDriver:
+    return agent.create_driver(Path(runner_settings.agent_program(agent.kind)))
 
 
 def _create_parts(
     order: Order,
-    host_settings: HostSettings,
+    runner_settings: RunnerSettings,
     journals: FileJournals,
     redactor: Redactor | None,
     find_credentials_on_server: FindCredentials | None,
 ) -> RunnerParts:
     """Create the components."""
-    data_dir, clock = Path(host_settings.data_dir), SystemClock()
+    data_dir, clock = Path(runner_settings.data_dir), SystemClock()
     follow_redirects = isinstance(order, RunAttempt) and order.follow_redirects
     reserve = ReserveFile(TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve, RUNNER_RESERVE_BYTES)
 
@@ -346,18 +349,20 @@ def _create_parts(
     return RunnerParts(
         data_dir=data_dir,
         journals=journals,
-        disk=choose_disk(order, host_settings),
+        disk=choose_disk(order, runner_settings),
         remove_paths=remove_trees,
         image_locks=HostImageLocks(data_dir),
         runtime=make_runtime(
-            host_settings.runtime, Path(host_settings.run_dir), excludes_emulation=host_settings.excludes_emulation
+            runner_settings.runtime,
+            Path(runner_settings.run_dir),
+            excludes_emulation=runner_settings.excludes_emulation,
         ),
         workspaces=GitWorkspaces(os.environ, DialPolicy(is_dialable, follow_redirects), find_credentials_on_server),
-        disk_space=HostDiskSpace(measure, host_settings.output_watermark, clock),
+        disk_space=HostDiskSpace(measure, runner_settings.output_watermark, clock),
         reserve=reserve,
         clock=clock,
         boot_id=read_boot_id(),
-        confine=None if host_settings.can_confine else no_confinement,
+        confine=None if runner_settings.can_confine else no_confinement,
         redactor=redactor,
     )
 
@@ -410,11 +415,11 @@ def _build_closer(
     return AttemptCloser(attempt, collect, teardown, parts.disk, parts.journals, driver)
 
 
-def choose_disk(order: Order, host_settings: HostSettings) -> Disk:
+def choose_disk(order: Order, runner_settings: RunnerSettings) -> Disk:
     """Choose the kind of disk: the kind that the task already uses or, for a new disk, the one the host supports."""
-    layout = TaskLayout(Path(host_settings.data_dir), order.task_id)
+    layout = TaskLayout(Path(runner_settings.data_dir), order.task_id)
     if isinstance(order, RunAttempt) and not order.resumes:
-        is_loop = host_settings.disk_kind == "loop"
+        is_loop = runner_settings.disk_kind == "loop"
     else:
         is_loop = any(files.disk_image.exists() for files in layout.attempts())
     return (LoopDisk if is_loop else DirectoryDisk)(layout.attempt(order.attempt_id))

@@ -83,15 +83,15 @@ class TaskServer:
     ) -> None:
         """Construct the objects; background work starts only in `running`. Raises StoreError, OSError."""
         data_dir, settings, agents, clock = context.data_dir, context.settings, context.agents, SystemClock()
-        tracked_tasks = dict[str, TrackedTask]()
+        tracked_tasks, host = dict[str, TrackedTask](), placements.selected_host
         journals, store, drain = FileJournals(data_dir), SqliteStore(data_dir / "index.sqlite"), Drain(data_dir)
         upstreams = {kind: upstream_from_environment(agent, os.environ) for kind, agent in agents.items()}
         secrets = TaskSecrets(ServerSecretResolver(settings.secrets, os.environ, token_store, agents.values()).resolve)
         # `may_follow_redirects` is called at each launch, because tokens may be created while the server runs.
         launcher = RunnerLauncher(placements, secrets, upstreams, lambda: not token_store.has_tokens)
-        host, key_settings = placements.selected_host, {kind: agent.key_setting for kind, agent in agents.items()}
+        api_key_variables = {kind: agent.api_key_variable for kind, agent in agents.items()}
         kinds_without_key = {kind for kind, upstream in upstreams.items() if upstream is None}
-        conditions = StartConditions(drain, host, disk_monitor, key_settings, kinds_without_key)
+        conditions = StartConditions(drain, host, disk_monitor, api_key_variables, kinds_without_key)
         allocator, limit = placements.allocator, UnfinishedTaskLimit(unfinished_tasks_max())
         scheduler = Scheduler(host.capacity, None if allocator is None else allocator.largest_host_sizes)
         dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, host, limit)

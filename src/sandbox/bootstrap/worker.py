@@ -33,7 +33,7 @@ from sandbox.bootstrap.private_directory import make_data_dir, make_private_dire
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.debian_packages import read_packages
-from sandbox.images.image_transfer import ReceivedImages
+from sandbox.images.image_transfer import HostImageCopies
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.images.rootfs_writer import RootFsWriter
 from sandbox.interfaces.cluster_engine import (
@@ -207,7 +207,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
         journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir, RunnerCredentialRequests(own_end))
         identity_file = os.environ.get(IDENTITY_FILE_VARIABLE)
         await asyncio.to_thread(remove_stale_images, data_dir)
-        images = ReceivedImages(data_dir)
+        images = HostImageCopies(data_dir)
 
         def create_worker_task(task_id: str) -> WorkerTask:
             layout, image = TaskLayout(data_dir, task_id), TaskImage(images, probed.tier)

@@ -60,7 +60,7 @@ class StoredImageContent:
             self._lock_fd = None
 
 
-class SharedImages(ProfileCatalog):
+class ServerImageSource(ProfileCatalog):
     """Implements `interfaces.images.ImageSource`: the images of a data directory."""
 
     def find_reference(self, profile: str) -> ImageReference | None:
@@ -77,7 +77,7 @@ class SharedImages(ProfileCatalog):
         return StoredImageContent(store.rootfs_path(image.digest), store.lock_image(image.digest))
 
 
-class ReceivedImages:
+class HostImageCopies:
     """Implements `interfaces.images.ImageCopies`: the copies in the data directory of a host's workers.
 
     The workers of a host share the copies. A copy that no worker uses is removed when a newer one of the same profile

@@ -184,7 +184,7 @@ class Agent(AgentSchema, Protocol):
         ...
 
     @property
-    def key_setting(self) -> str:
+    def api_key_variable(self) -> str:
         """The server's environment variable that contains the key of the model API, for messages."""
         ...
 

@@ -110,7 +110,7 @@ class ModelDialect(Protocol):
     """
 
     @property
-    def base_url_setting(self) -> str:
+    def base_url_variable(self) -> str:
         """The server's environment variable that contains the address of the API, for messages."""
         ...
 

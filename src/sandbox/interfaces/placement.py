@@ -13,10 +13,10 @@ from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.images import Image, ProfileCatalog
 from sandbox.interfaces.journal import JournalWriter, LockState
 from sandbox.interfaces.runner import (
-    DebugSession,
     FinishAttempt,
     OpenTerminal,
     RunAttempt,
+    RunDebugSession,
     RunnerHandle,
 )
 from sandbox.interfaces.runtime import RuntimeProbe
@@ -65,7 +65,7 @@ class PreservedDisk(Protocol):
         """
         ...
 
-    async def start_debug_session(self, order: DebugSession) -> None:
+    async def start_debug_session(self, order: RunDebugSession) -> None:
         """Start a runner that takes over the lock. Call it in a `try_lock` block that yielded FREE. Raises OSError."""
         ...
 

@@ -59,7 +59,7 @@ class FinishAttempt(msgspec.Struct, frozen=True, tag="finish_attempt"):
         return _describe(self)
 
 
-class DebugSession(msgspec.Struct, frozen=True, tag="debug_session"):
+class RunDebugSession(msgspec.Struct, frozen=True, tag="debug_session"):
     """Create a sandbox with a preserved disk, for shells. The session writes no journal.
 
     attempt_id: the attempt whose disk is preserved.
@@ -77,8 +77,8 @@ class DebugSession(msgspec.Struct, frozen=True, tag="debug_session"):
         return _describe(self)
 
 
-Order = RunAttempt | FinishAttempt | DebugSession
-"""What the server requests from a runner. The placement adds the settings of the runner's host."""
+Order = RunAttempt | FinishAttempt | RunDebugSession
+"""What the server requests from a runner. The placement adds the settings of its host's runners."""
 
 
 def _describe(order: Order) -> str:

@@ -18,7 +18,7 @@ from sandbox.interfaces.cluster_engine import IDENTITY_TOKEN_CHARACTERS_MAX
 from sandbox.interfaces.file_layout import AttemptId
 from sandbox.interfaces.git_credentials import CredentialAnswer, CredentialRequest
 from sandbox.interfaces.images import ImageDigest, ImageReference
-from sandbox.interfaces.runner import DebugSession, FinishAttempt, RunAttempt
+from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunDebugSession
 from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import WORKER_RECORD_BYTES_MAX
 
@@ -397,7 +397,7 @@ class StartDebugSession(msgspec.Struct, frozen=True, tag="start_session"):
     """Start a debug session on a locked disk."""
 
     lock_id: int
-    order: DebugSession
+    order: RunDebugSession
 
 
 class RemoveDisk(msgspec.Struct, frozen=True, tag="remove_disk"):

@@ -38,7 +38,7 @@ OUTCOMES: dict[str, frozenset[TaskState]] = {
 """All states, grouped by what became of the task. A failed task is `failed_preserved` if its sandbox was preserved."""
 
 
-def filter_states(states: Iterable[TaskState]) -> frozenset[TaskState]:
+def states_matching_filter(states: Iterable[TaskState]) -> frozenset[TaskState]:
     """Return the states that a filter selects: `failed` includes `failed_preserved`, but not the other way around.
 
     Users who look for failed tasks do not know which of them have a preserved sandbox.

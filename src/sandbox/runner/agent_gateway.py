@@ -55,17 +55,17 @@ def create_gateway(
     attempt: AttemptContext,
     provisioned: ProvisionedSandbox,
     gateways: GatewayFactory,
-    key_setting: str,
+    api_key_variable: str,
     report: ReportEvent,
 ) -> Gateway:
     """Create the gateway, which listens once `serve_gateway` runs. Raises AttemptError (provision_failed).
 
-    key_setting: the name of the server setting that contains the model API key.
+    api_key_variable: the name of the server's environment variable that contains the model API key.
     """
     if attempt.upstream is None:
         raise AttemptError(
             FailureCode.PROVISION_FAILED,
-            f"The server has no model key; set {key_setting} and restart the server.",
+            f"The server has no model key; set {api_key_variable} and restart the server.",
         )
     rules = _gateway_rules(attempt.task, hold_model_requests=provisioned.launch_spec.hold_model_requests)
     redact = attempt.redactor.redact_text if attempt.redactor is not None else str

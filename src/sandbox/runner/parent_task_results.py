@@ -51,7 +51,7 @@ def read_inherited_session(attempt: AttemptContext) -> bytes | None:
     return session
 
 
-def add_conversation(attempt: AttemptContext) -> Manifest:
+def manifest_with_earlier_conversation(attempt: AttemptContext) -> Manifest:
     """Return the manifest for the agent: its prompt begins with the earlier conversation unless a session is resumed.
 
     Raises AttemptError (provision_failed).

@@ -14,7 +14,7 @@ from sandbox.model.fixed_limits import CANCEL_TIMEOUT_SECONDS, CANCEL_TIMEOUT_SE
 from sandbox.model.state_machine import IllegalEventError
 from sandbox.model.task import Task
 from sandbox.server.recovery.journal_replay_threads import JournalReplayer, ReplaySlot
-from sandbox.server.tracked_task import Orphaned, ServerOwned, TrackedTask
+from sandbox.server.tracked_task import NoKnownOwner, ServerOwned, TrackedTask
 
 _NOT_STARTED_MESSAGE = "The task was cancelled before it started."
 STOPPING_MESSAGE = "The task is being stopped; its results so far are stored."
@@ -59,11 +59,11 @@ class Canceller:
             owner = tracked.owner
             if isinstance(owner, ServerOwned):
                 await asyncio.to_thread(_cancel_pending, owner.recorder, cancel_requested)
-                tracked.transfer(Orphaned())
+                tracked.transfer(NoKnownOwner())
                 return _NOT_STARTED_MESSAGE
         if tracked.task.state.is_final:
             raise TaskEndedError(tracked.task)
-        if isinstance(owner, Orphaned):
+        if isinstance(owner, NoKnownOwner):
             return await self._record_cancel(tracked, cancel_requested, deadline)
         try:
             reply = await owner.runner.cancel(request)

@@ -7,7 +7,7 @@ from functools import partial
 from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import PreservedDisk
-from sandbox.interfaces.runner import DebugSession, OpenTerminal, RunnerUnreachableError
+from sandbox.interfaces.runner import OpenTerminal, RunDebugSession, RunnerUnreachableError
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.server_services import SandboxNotPreservedError, UnavailableError
 from sandbox.interfaces.terminal_frames import TerminalConnection, TerminalRefusedError
@@ -88,7 +88,7 @@ class DebugSessions:
         has_launched = is_unknown = False
         while asyncio.get_running_loop().time() < deadline:
             with suppress(RunnerUnreachableError):
-                disk = await self._preserved_sandboxes.find_disk(task)
+                disk = await self._preserved_sandboxes.get_disk(task)
                 return await disk.open_terminal(request)
             async with self._preserved_sandboxes.try_lock(task) as (lock_state, disk):
                 is_unknown = lock_state is LockState.UNKNOWN
@@ -105,7 +105,7 @@ class DebugSessions:
 
     async def _start_debug_session(self, task: Task, disk: PreservedDisk) -> None:
         """Start the session's runner. Raises UnavailableError if a retry may help, otherwise TerminalRefusedError."""
-        location = await self._preserved_sandboxes.locate(task)
+        location = await self._preserved_sandboxes.get_location(task)
         host = self._placements.host_of(location)
         if (blocked_reason := host.blocked_reason) is not None:
             problem = f"No shell can be opened for task {task.id}. {blocked_reason}"
@@ -120,7 +120,7 @@ class DebugSessions:
                 reason = "the task's secrets have changed since the agent ran, so the old values could not be redacted"
                 raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}.")
             image = await run_in_daemon_thread(partial(self._placements.find_image, location, task.manifest.vm.profile))
-            await disk.start_debug_session(DebugSession(task.id, location.attempt_id, image, secrets))
+            await disk.start_debug_session(RunDebugSession(task.id, location.attempt_id, image, secrets))
         except ImageUnusableError as error:
             raise TerminalRefusedError(f"No shell can be opened for task {task.id}: {error.message}") from error
         except OSError as error:

@@ -73,8 +73,8 @@ class DerivedTaskPlanner:
     async def _plan_continuation(self, task: Task) -> DerivedTaskPlan:
         inheritance = await fair_client_shares.to_thread(_inherit_files, TaskLayout(self._data_dir, task.id), task)
         conversation = (await self._read_conversation(task)).encode(errors="replace")
-        described = _describe(_CONVERSATION_NAME, "text/plain", conversation)
-        parent = msgspec.structs.replace(inheritance.parent, conversation=described)
+        artifact = _new_artifact(_CONVERSATION_NAME, "text/plain", conversation)
+        parent = msgspec.structs.replace(inheritance.parent, conversation=artifact)
         repository = dataclasses.replace(task.manifest.repository, commit=_chain_start_commit(task))
         manifest = task.manifest.replace(repository=repository)
         return DerivedTaskPlan(manifest, Inheritance(parent, inheritance.sources, conversation))
@@ -115,7 +115,7 @@ def _inherit_files(layout: TaskLayout, task: Task) -> Inheritance:
     if own_patch is not None:
         name = f"{INHERITED_PREFIX}{len(patches) + 1}.patch"
         sources[name] = layout.artifacts / own_patch.name
-        patches = (*patches, _copy_of(own_patch, name))
+        patches = (*patches, _inherited_artifact(own_patch, name))
     if len(patches) > EARLIER_PATCHES_MAX or sum(patch.size_bytes for patch in patches) > CHAIN_BYTES_MAX:
         limits = f"{EARLIER_PATCHES_MAX} patches and {CHAIN_BYTES_MAX // 1024**2} MiB in total"
         raise TaskNotContinuableError(task.id, f"its chain exceeds the limit of {limits}", _APPLY_ADVICE)
@@ -123,7 +123,7 @@ def _inherit_files(layout: TaskLayout, task: Task) -> Inheritance:
     kept = next((artifact for artifact in task.artifacts if artifact.name == SESSION_NAME), None)
     session = None
     if kept is not None and kept.is_internal and session_id is not None and (layout.artifacts / kept.name).is_file():
-        session = _copy_of(kept, _SESSION_COPY_NAME)
+        session = _inherited_artifact(kept, _SESSION_COPY_NAME)
         sources[session.name] = layout.artifacts / kept.name
     first_commit = base_commit if earlier is None else earlier.first_commit
     parent = Parent(task.id, first_commit, patches, None, session_id if session is not None else None, session)
@@ -178,14 +178,14 @@ def _chain_start_commit(task: Task) -> str:
     raise TaskNotContinuableError(task.id, reason, "Submit the task again with repository.commit.")
 
 
-def _copy_of(artifact: Artifact, name: str) -> Artifact:
+def _inherited_artifact(artifact: Artifact, name: str) -> Artifact:
     return Artifact(
         name, f"{GENERATED_DIRECTORY}/{name}", artifact.size_bytes, artifact.content_type, artifact.checksum,
         is_internal=True,
     )  # fmt: skip
 
 
-def _describe(name: str, content_type: str, content: bytes) -> Artifact:
+def _new_artifact(name: str, content_type: str, content: bytes) -> Artifact:
     checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
     return Artifact(name, f"{GENERATED_DIRECTORY}/{name}", len(content), content_type, checksum, is_internal=True)
 

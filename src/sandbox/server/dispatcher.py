@@ -83,7 +83,7 @@ class Dispatcher:
     def check_capacity(self, manifest: Manifest) -> None:
         """Raise InsufficientResourcesError if no host for new attempts has enough resources in total for the task."""
         requested = Resources.requested_by(manifest.vm)
-        total = self._scheduler.best_fitting_host(requested)
+        total = self._scheduler.closest_host_capacity(requested)
         if not requested.fits_in(total):
             raise InsufficientResourcesError(
                 requested.describe_shortfall(total, "in all"),
@@ -119,7 +119,7 @@ class Dispatcher:
         self._scheduler.remove(tracked.task.id)
         self.dispatch()
 
-    def enqueue(self, tracked: TrackedTask) -> None:
+    def enqueue_recovered(self, tracked: TrackedTask) -> None:
         """Queue a task whose journal was in use at the server's start, which is why `add` did not queue it."""
         self._enqueue(tracked.task)
         self.dispatch()

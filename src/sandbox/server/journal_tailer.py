@@ -23,7 +23,7 @@ from sandbox.server.event_stream import Broadcast
 from sandbox.server.index_writer import IndexWriter
 from sandbox.server.recovery.dead_runner_recovery import RunnerRecovery
 from sandbox.server.recovery.journal_replay_threads import JournalReplayer
-from sandbox.server.tracked_task import Orphaned, ServerOwned, TrackedTask, TrackedTasks
+from sandbox.server.tracked_task import NoKnownOwner, ServerOwned, TrackedTask, TrackedTasks
 
 _POLL_SLOWDOWN_MAX = 10
 """The pause between reads of a silent journal grows by up to this factor."""
@@ -198,10 +198,10 @@ class JournalTailer:
             case LockState.UNKNOWN:
                 tracked.status_message = _UNKNOWN_WRITER_MESSAGE
             case LockState.FREE if not (await self._read_batch(tracked)).records and tracked.owner is owner:
-                if not isinstance(owner, Orphaned):
-                    tracked.transfer(Orphaned())
+                if not isinstance(owner, NoKnownOwner):
+                    tracked.transfer(NoKnownOwner())
                 if await self._recovery.recover(tracked):
-                    self._dispatcher.enqueue(tracked)
+                    self._dispatcher.enqueue_recovered(tracked)
 
 
 def _wait_seconds(tracked: TrackedTask, poll_pause_seconds: float, *, is_watched: bool) -> float:

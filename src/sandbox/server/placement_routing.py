@@ -22,11 +22,11 @@ from sandbox.interfaces.placement import (
 )
 from sandbox.interfaces.runner import (
     CancelAttempt,
-    DebugSession,
     FinishAttempt,
     OpenTerminal,
     Reply,
     RunAttempt,
+    RunDebugSession,
     RunnerHandle,
     RunnerNotStartedError,
     RunnerUnreachableError,
@@ -43,7 +43,7 @@ def takes_over_disk(task: Task) -> bool:
     return previous is not None and previous.follow_up is not None and previous.hands_over_disk(previous.follow_up)
 
 
-def locate(task: Task, attempt: Attempt) -> AttemptLocation:
+def attempt_location(task: Task, attempt: Attempt) -> AttemptLocation:
     """Return the location of one of the task's attempts."""
     return AttemptLocation(task.id, attempt.id, attempt.host)
 
@@ -89,7 +89,7 @@ class Placements:
     def _placement_of_next_attempt(self, task: Task) -> str:
         if task.attempt is None or not takes_over_disk(task):
             return self._selected
-        location = locate(task, task.attempt)
+        location = attempt_location(task, task.attempt)
         self._find(location)
         return location.placement
 
@@ -225,7 +225,7 @@ class UnreachableDisk:
         """Yield UNKNOWN."""
         yield LockState.UNKNOWN
 
-    async def start_debug_session(self, order: DebugSession) -> None:
+    async def start_debug_session(self, order: RunDebugSession) -> None:
         """Raise HostUnreachableError."""
         raise HostUnreachableError(self._host)
 

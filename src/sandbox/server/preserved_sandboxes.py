@@ -20,7 +20,7 @@ from sandbox.model.fixed_limits import DEBUG_SESSION_END_TIMEOUT_SECONDS, SANDBO
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.concurrency import KeyedLock, run_in_daemon_thread
-from sandbox.server.placement_routing import Placements, locate
+from sandbox.server.placement_routing import Placements, attempt_location
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -58,7 +58,7 @@ class PreservedFiles:
 
     def is_preserved(self, task: Task) -> bool:
         """Return whether files of the task's sandbox are still preserved."""
-        location = self.locate_disk(task)
+        location = self.find_location(task)
         return location is not None and self._find_files(location).has_disk_or_handle(location)
 
     def find_preserved(self, tasks: Sequence[Task]) -> Set[str]:
@@ -78,7 +78,7 @@ class PreservedFiles:
                 unreachable |= {host} if isinstance(error, HostUnreachableError) else set()
         return found
 
-    def locate_disk(self, task: Task) -> AttemptLocation | None:
+    def find_location(self, task: Task) -> AttemptLocation | None:
         """Return the attempt whose directory contains the files; None if the task does not preserve any.
 
         This is an earlier attempt if the last one did not take over the disk.
@@ -87,20 +87,21 @@ class PreservedFiles:
         if task.state is not TaskState.FAILED_PRESERVED or last is None:
             return None
         attempts = (last, *reversed(task.past_attempts)) if last.resumes else ()
-        locations = (locate(task, attempt) for attempt in attempts)
+        locations = (attempt_location(task, attempt) for attempt in attempts)
         return next(
-            (location for location in locations if self._find_files(location).has_disk(location)), locate(task, last)
+            (location for location in locations if self._find_files(location).has_disk(location)),
+            attempt_location(task, last),
         )
 
     def has_same_secrets(self, task: Task, secrets: Mapping[str, str]) -> bool:
         """Return whether the agent that wrote the files had exactly these secrets; True if `secrets` is empty."""
-        location = self.locate_disk(task)
+        location = self.find_location(task)
         return not secrets or (location is not None and self._find_files(location).has_same_secrets(location, secrets))
 
     def has_sandbox_handle(self, task: Task) -> bool:
         """Return whether a handle of the task exists. Only a handle identifies the remaining parts of a sandbox."""
         attempts = (*task.past_attempts, *((task.attempt,) if task.attempt is not None else ()))
-        locations = {one.placement: one for one in (locate(task, attempt) for attempt in attempts)}
+        locations = {one.placement: one for one in (attempt_location(task, attempt) for attempt in attempts)}
         return any(self._find_files(one).has_sandbox_handle(task.id) for one in locations.values())
 
 
@@ -166,7 +167,7 @@ class PreservedSandboxes(PreservedFiles):
         Raises SandboxNotPreservedError, OSError.
         """
         await self._check_preserved(task)
-        disk = await self.find_disk(task)
+        disk = await self.get_disk(task)
         async with disk.try_lock() as lock_state:
             if lock_state is LockState.FREE:  # the files may have been released in the meantime
                 await self._check_preserved(task)
@@ -176,13 +177,13 @@ class PreservedSandboxes(PreservedFiles):
         if not await _run_in_own_thread(self.is_preserved, task):
             raise SandboxNotPreservedError(task)
 
-    async def find_disk(self, task: Task) -> PreservedDisk:
+    async def get_disk(self, task: Task) -> PreservedDisk:
         """Return the disk with the preserved files. Raises SandboxNotPreservedError, OSError."""
-        return self._placements.preserved_disk(await self.locate(task))
+        return self._placements.preserved_disk(await self.get_location(task))
 
-    async def locate(self, task: Task) -> AttemptLocation:
+    async def get_location(self, task: Task) -> AttemptLocation:
         """Return the attempt that has the preserved files. Raises SandboxNotPreservedError, OSError."""
-        location = await _run_in_own_thread(self.locate_disk, task)
+        location = await _run_in_own_thread(self.find_location, task)
         if location is None:
             raise SandboxNotPreservedError(task)
         return location

@@ -26,7 +26,7 @@ from sandbox.model.task_state import TaskState
 from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.server.placement_routing import Placements, takes_over_disk
 from sandbox.server.task_secrets import TaskSecrets
-from sandbox.server.tracked_task import JournalOwner, Orphaned, RunnerOwned, ServerOwned, TrackedTask
+from sandbox.server.tracked_task import JournalOwner, NoKnownOwner, RunnerOwned, ServerOwned, TrackedTask
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class RunnerLauncher:
             if not isinstance(tracked.owner, ServerOwned):
                 return
             recorder = tracked.owner.recorder
-            next_owner: JournalOwner = Orphaned()
+            next_owner: JournalOwner = NoKnownOwner()
             try:
                 next_owner = await self.start_pending(recorder, secrets_or_failure, reserved)
             finally:
@@ -87,13 +87,13 @@ class RunnerLauncher:
         reserved: the host of the attempt; None if the task is expected to end. Raises OSError.
         """
         if recorder.task.state is not TaskState.PENDING:
-            return Orphaned()
+            return NoKnownOwner()
         if recorder.task.cancel is not None or recorder.task.failure is not None:
             await asyncio.to_thread(recorder.record, TaskFinished())
-            return Orphaned()
+            return NoKnownOwner()
         if isinstance(secrets_or_failure, Failure):
             return await _fail_start(recorder, secrets_or_failure, is_first=True)
-        return Orphaned() if reserved is None else await self._start_attempt(recorder, secrets_or_failure, reserved)
+        return NoKnownOwner() if reserved is None else await self._start_attempt(recorder, secrets_or_failure, reserved)
 
     async def start_follow_up(
         self, recorder: Recorder, secrets_or_failure: Mapping[str, str] | Failure, reserved: ReservedHost
@@ -148,7 +148,7 @@ class RunnerLauncher:
             # The lock is free now. As soon as a finisher can be started, the finisher ends this attempt; another
             # attempt may follow.
             _log.warning("The runner of task %s could not be started: %s", recorder.task.id, error)
-            return Orphaned()
+            return NoKnownOwner()
         except OSError as error:
             failure = Failure(FailureCode.INTERNAL, f"The runner could not be started: {error}.")
             return await _fail_start(recorder, failure, is_first=is_first)
@@ -173,7 +173,7 @@ def _next_attempt(task: Task, reserved: ReservedHost) -> AttemptStarted:
     )
 
 
-async def _fail_start(recorder: Recorder, failure: Failure, *, is_first: bool) -> Orphaned:
+async def _fail_start(recorder: Recorder, failure: Failure, *, is_first: bool) -> NoKnownOwner:
     """Record that an attempt could not be started; return the next owner. Raises OSError.
 
     If it was the first attempt, nothing is left over, so the task ends. Otherwise a finisher removes the leftovers of
@@ -183,7 +183,7 @@ async def _fail_start(recorder: Recorder, failure: Failure, *, is_first: bool) -
         await asyncio.to_thread(end_without_follow_up, recorder, failure)
     else:
         await asyncio.to_thread(recorder.record, AttemptFailed(failure))
-    return Orphaned()
+    return NoKnownOwner()
 
 
 def end_without_follow_up(recorder: Recorder, failure: Failure) -> None:

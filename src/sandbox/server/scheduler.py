@@ -131,12 +131,12 @@ class Scheduler:
             waiting=len(self._queue),
         )
 
-    def best_fitting_host(self, requested: Resources) -> Resources:
+    def closest_host_capacity(self, requested: Resources) -> Resources:
         """Return a host whose total resources suffice; if there is none, the one that lacks the fewest resources."""
         return min(self._hosts, key=lambda host: len(requested.describe_shortfall(host)))
 
     def _can_ever_fit(self, requested: Resources) -> bool:
-        return requested.fits_in(self.best_fitting_host(requested))
+        return requested.fits_in(self.closest_host_capacity(requested))
 
     def enqueue(self, task_id: str, requested: Resources, blocked_reason: str | None = None) -> None:
         """Append a task to the queue. blocked_reason: why this server cannot start it."""
@@ -199,7 +199,7 @@ class Scheduler:
                 continue
             if not waiting.can_ever_fit:
                 shortfall = " and ".join(
-                    waiting.requested.describe_shortfall(self.best_fitting_host(waiting.requested), "in all")
+                    waiting.requested.describe_shortfall(self.closest_host_capacity(waiting.requested), "in all")
                 )
                 waiting_messages[task_id] = (
                     f"Waiting for a larger machine: requests {shortfall}; cancel the task, or raise the capacity"

@@ -61,7 +61,7 @@ class StartConditions:
     Each call to `blocking_reasons` measures the free disk space again.
 
     host: the host that runs new attempts.
-    key_settings: the name of the setting that contains the model key, keyed by the agent's kind.
+    api_key_variables: the name of the environment variable that contains the model key, keyed by the agent's kind.
     missing_keys: the kinds of agents without a model key.
     """
 
@@ -70,13 +70,13 @@ class StartConditions:
         drain: Drain,
         host: ProbedHost,
         disk_monitor: DiskMonitor,
-        key_settings: Mapping[str, str],
+        api_key_variables: Mapping[str, str],
         missing_keys: Collection[str],
     ) -> None:
         self._drain = drain
         self._host = host
         self._disk_monitor = disk_monitor
-        self._key_settings = key_settings
+        self._api_key_variables = api_key_variables
         self._missing_keys = missing_keys
 
     def rejection_reasons(self) -> Iterator[str]:
@@ -85,8 +85,8 @@ class StartConditions:
             yield DRAINING_REASON
         if (reason := self._host.blocked_reason) is not None:
             yield reason
-        if self._key_settings.keys() <= set(self._missing_keys):
-            yield _missing_key_reason(self._key_settings.values())
+        if self._api_key_variables.keys() <= set(self._missing_keys):
+            yield _missing_key_reason(self._api_key_variables.values())
 
     def blocking_reasons(self) -> Iterator[str]:
         """Yield the reasons why the server starts no tasks: `rejection_reasons`, then a shortage of disk space."""
@@ -97,7 +97,7 @@ class StartConditions:
     def missing_key_reason(self, manifest: Manifest) -> str | None:
         """Return why a task's agent cannot use its model until the server restarts; None if it can."""
         kind = manifest.agent.kind
-        return _missing_key_reason([self._key_settings[kind]]) if kind in self._missing_keys else None
+        return _missing_key_reason([self._api_key_variables[kind]]) if kind in self._missing_keys else None
 
     def check_acceptance(self, manifest: Manifest) -> None:
         """Raise UnavailableError if the server does not accept the task now."""

@@ -32,14 +32,14 @@ class RunnerOwned:
 
 
 @dataclass(frozen=True, slots=True)
-class Orphaned:
-    """No writer is known.
+class NoKnownOwner:
+    """No process that writes the journal is known.
 
     No runner was started, the last runner has died, another process has the journal open, or the task has ended.
     """
 
 
-JournalOwner = ServerOwned | RunnerOwned | Orphaned
+JournalOwner = ServerOwned | RunnerOwned | NoKnownOwner
 """Who writes a task's journal."""
 
 
@@ -127,7 +127,7 @@ class TrackedTask:
                 return LockState.HELD
             case RunnerOwned(runner):
                 return runner.lock_state()
-            case Orphaned():
+            case NoKnownOwner():
                 return journals.lock_state(self.task.id)
 
     @property

@@ -11,7 +11,7 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.journal import JournalDamagedError, Journals, LockState, RecordBatch, TaskReplicas
 from sandbox.interfaces.placement import AttemptLocation, Placement, PreservedDisk
-from sandbox.interfaces.runner import DebugSession, FinishAttempt, RunAttempt
+from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunDebugSession
 from sandbox.interfaces.worker_messages import (
     FindImage,
     HasDisk,
@@ -153,7 +153,7 @@ class WorkerTask:
         match request:
             case (
                 Launch(order=RunAttempt(image=Image() as image))
-                | StartDebugSession(order=DebugSession(image=Image() as image))
+                | StartDebugSession(order=RunDebugSession(image=Image() as image))
             ):
                 self._image.check(image)
 
@@ -163,7 +163,7 @@ class WorkerTask:
             case ReceiveRecords() | ReadEndOffset() | Launch():
                 return await self._prepare_or_launch(request)
             case IsResponsive():
-                return await self._placement.find_runner(self._locate(request.attempt_id)).is_responsive()
+                return await self._placement.find_runner(self._attempt_location(request.attempt_id)).is_responsive()
             case KillRunner():
                 return await self.kill()
             case FindImage():
@@ -187,7 +187,7 @@ class WorkerTask:
 
     async def kill(self) -> bool:
         """Kill the runner that holds the journal's lock. Raises OSError."""
-        return await self._placement.find_runner(self._locate(self._attempt_id)).kill()
+        return await self._placement.find_runner(self._attempt_location(self._attempt_id)).kill()
 
     async def wait_until_free(self) -> None:
         """Wait until no runner holds the journal's lock. Raises OSError."""
@@ -235,7 +235,7 @@ class WorkerTask:
         """
         await remove_tasks([self.layout], self._placement.files, self._remove)
 
-    def _locate(self, attempt_id: str) -> AttemptLocation:
+    def _attempt_location(self, attempt_id: str) -> AttemptLocation:
         return AttemptLocation(self.task_id, attempt_id, "")
 
     async def _prepare_or_launch(self, request: ReceiveRecords | ReadEndOffset | Launch) -> int:
@@ -301,7 +301,10 @@ class WorkerTask:
         return self._disks[lock_id][1]
 
     async def _lock(self, request: LockDisk) -> str:
-        disk, stack = self._placement.preserved_disk(self._locate(request.attempt_id)), contextlib.AsyncExitStack()
+        disk, stack = (
+            self._placement.preserved_disk(self._attempt_location(request.attempt_id)),
+            contextlib.AsyncExitStack(),
+        )
         self._requested_locks.add(request.lock_id)
         try:
             lock_state = await stack.enter_async_context(disk.try_lock())
@@ -324,11 +327,11 @@ class WorkerTask:
         files = self._placement.files
         match request:
             case HasDisk():
-                return files.has_disk(self._locate(request.attempt_id))
+                return files.has_disk(self._attempt_location(request.attempt_id))
             case HasDiskOrHandle():
-                return files.has_disk_or_handle(self._locate(request.attempt_id))
+                return files.has_disk_or_handle(self._attempt_location(request.attempt_id))
             case HasSameSecrets():
-                return files.has_same_secrets(self._locate(request.attempt_id), request.secrets)
+                return files.has_same_secrets(self._attempt_location(request.attempt_id), request.secrets)
             case HasSandboxHandle():
                 return files.has_sandbox_handle(self.task_id)
         raise SandboxError(f"This worker does not support {type(request).__name__}.")
@@ -342,4 +345,4 @@ class WorkerTask:
         if task is None or task.state is not TaskState.FAILED_PRESERVED:
             return False
         attempts = (*task.past_attempts, *((task.attempt,) if task.attempt is not None else ()))
-        return any(self._placement.files.has_disk_or_handle(self._locate(attempt.id)) for attempt in attempts)
+        return any(self._placement.files.has_disk_or_handle(self._attempt_location(attempt.id)) for attempt in attempts)

@@ -25,7 +25,7 @@ from sandbox.bootstrap.local_host import (
 from sandbox.bootstrap.settings.load import load
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.placement import AttemptLocation, Leftover
-from sandbox.interfaces.runner import DebugSession, FinishAttempt, RunAttempt
+from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunDebugSession
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.errors import SandboxError
@@ -182,7 +182,7 @@ class Daemon:
             async def lock():
                 return lock_state.name
 
-            async def start_debug_session(order: DebugSession):
+            async def start_debug_session(order: RunDebugSession):
                 await disk.start_debug_session(order)
 
             await respond(writer, lock)

@@ -48,11 +48,11 @@ class SecondAgent:
 
     kind = "scripted"
     display_name = "Scripted Agent"
-    section = SecondAgentSection
+    section_type = SecondAgentSection
     field_summary = "scripted.model, scripted.effort"
     priced_models = ()
     manifest_templates: Sequence[ManifestTemplate] = (ManifestTemplate("Scripted", "A second agent.", TEMPLATE),)
-    key_setting = "RESPONSES_API_KEY"
+    api_key_variable = "RESPONSES_API_KEY"
     server_variable_prefix = "RESPONSES_"
 
     def find_violations(self, section: dict[str, Any], secret_names: Collection[str]) -> Iterator[RuleViolation]:

@@ -19,7 +19,7 @@ from sandbox.model.events import AttemptFailed, AttemptStarted, ErrorReported, T
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import AgentSection
 from sandbox.model.task_state import TaskState
-from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
+from sandbox.placements.local.launch_message import LaunchMessage, RunnerSettings
 
 SHORT_LAUNCH_TIMEOUT_PROGRAM = """
 import sandbox.model.fixed_limits
@@ -118,7 +118,7 @@ ORDERS = {False: RunAttempt("task-1", "abcdefghijkl"), True: FinishAttempt("task
 
 
 def launch_message(order, data_dir, run_dir):
-    return msgspec.json.encode(LaunchMessage(order, HostSettings(str(data_dir), str(run_dir), "bubblewrap")))
+    return msgspec.json.encode(LaunchMessage(order, RunnerSettings(str(data_dir), str(run_dir), "bubblewrap")))
 
 
 SLOW_JOURNAL_PROGRAM = """

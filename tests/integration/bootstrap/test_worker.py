@@ -67,7 +67,7 @@ def test_workers_share_a_data_directory_that_no_server_uses(tmp_path):
 RECEIVING_WORKER = """
 import sys
 from pathlib import Path
-from sandbox.images.image_transfer import ReceivedImages
+from sandbox.images.image_transfer import HostImageCopies
 from sandbox.interfaces.images import ImageReference
 
 def read():
@@ -75,7 +75,7 @@ def read():
     sys.stdin.read()
     return b""
 
-ReceivedImages(Path(sys.argv[1])).receive(ImageReference("tools", "sha256:" + "0" * 64, 1), read)
+HostImageCopies(Path(sys.argv[1])).receive(ImageReference("tools", "sha256:" + "0" * 64, 1), read)
 """
 
 

@@ -19,7 +19,7 @@ from doubles.image_archives import directory, entry, layer, minimal_root, oci_ar
 from sandbox.images import image_transfer
 from sandbox.images.build import build_image, import_image
 from sandbox.images.image_store import ImageStore, read_tree
-from sandbox.images.image_transfer import ReceivedImages, SharedImages
+from sandbox.images.image_transfer import HostImageCopies, ServerImageSource
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.limited_streams import ByteBudget, TarStream
 from sandbox.images.profile_catalog import ProfileCatalog
@@ -41,8 +41,8 @@ LARGE = layer(entry("large", b"x" * 600_000))
 class ServerAndHost:
     """A server with an image, and a host."""
 
-    source: SharedImages
-    host: ReceivedImages
+    source: ServerImageSource
+    host: HostImageCopies
     host_data_dir: object
 
     def reader(self, image):
@@ -61,7 +61,7 @@ def root_layer():
 
 @pytest.fixture
 def server_and_host(tmp_path):
-    return ServerAndHost(SharedImages(tmp_path / "server"), ReceivedImages(tmp_path / "host"), tmp_path / "host")
+    return ServerAndHost(ServerImageSource(tmp_path / "server"), HostImageCopies(tmp_path / "host"), tmp_path / "host")
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_two_workers_of_a_host_do_not_receive_the_same_image_at_once(server_and_
     first = threading.Thread(target=server_and_host.host.receive, args=(image, wait))
     first.start()
     assert has_started.wait(20)
-    second = ReceivedImages(server_and_host.host_data_dir)
+    second = HostImageCopies(server_and_host.host_data_dir)
     with pytest.raises(ImageReceptionBusyError):
         second.receive(image, server_and_host.reader(image))
     may_continue.set()
@@ -180,7 +180,7 @@ def test_two_workers_of_a_host_do_not_receive_the_same_image_at_once(server_and_
 def test_copy_in_use_is_kept_and_an_unused_one_is_removed_with_the_next_copy(server_and_host, add):
     first = add(layer(entry("one", b"1")))
     server_and_host.host.receive(first, server_and_host.reader(first))
-    user = ReceivedImages(server_and_host.host_data_dir)
+    user = HostImageCopies(server_and_host.host_data_dir)
     assert user.find(first, "namespaces") is not None
     for number in (2, 3):
         newer = add(layer(entry("one", b"%d" % number)))
@@ -189,7 +189,7 @@ def test_copy_in_use_is_kept_and_an_unused_one_is_removed_with_the_next_copy(ser
     user._unlock(first.digest)
     newest = add(layer(entry("one", b"4")))
     server_and_host.host.receive(newest, server_and_host.reader(newest))
-    assert ReceivedImages(server_and_host.host_data_dir).find(first, "namespaces") is None
+    assert HostImageCopies(server_and_host.host_data_dir).find(first, "namespaces") is None
     assert len(server_and_host.copies()) == 3  # `current`, the newest copy and the one before it
 
 
@@ -325,7 +325,7 @@ def test_copy_that_replaces_a_deleted_one_is_protected(server_and_host, add):
     copy = server_and_host.host.find(image, "namespaces")
     assert is_locked(copy)
     shutil.rmtree(server_and_host.host_data_dir / "profiles")
-    ReceivedImages(server_and_host.host_data_dir).receive(image, server_and_host.reader(image))
+    HostImageCopies(server_and_host.host_data_dir).receive(image, server_and_host.reader(image))
     assert server_and_host.host.find(image, "namespaces") == copy
     assert is_locked(copy)
 

@@ -36,7 +36,7 @@ from sandbox.primitives.secret_values_fingerprint import make_fingerprint
 from sandbox.runner.steps.provision import write_handle
 from sandbox.secrets.redactor import SecretRedactor
 from sandbox.server.event_stream import Broadcast, EventStream
-from sandbox.server.tracked_task import Orphaned, TrackedTask
+from sandbox.server.tracked_task import NoKnownOwner, TrackedTask
 
 TO_RUNNING = (
     WorkspacePrepared(BASE_COMMIT),
@@ -153,7 +153,7 @@ class ClaudeCodeLines(ScriptedAgentDriver):
 async def shown_results(harness):
     """Return the types of the events that show the agent's result to clients, including converted events."""
     replayed = harness.journals.replay("task-1")
-    tracked = {"task-1": TrackedTask(IndexedTask(replayed.task, replayed.offset), Orphaned())}
+    tracked = {"task-1": TrackedTask(IndexedTask(replayed.task, replayed.offset), NoKnownOwner())}
     stream = EventStream(tracked, harness.journals, MemoryStore(), Broadcast(), convert_recorded_line)
     shown = []
     async for event in stream.recorded_events("task-1"):

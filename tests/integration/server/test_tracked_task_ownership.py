@@ -14,7 +14,7 @@ from sandbox.interfaces.server_services import UnavailableError
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
-from sandbox.server.tracked_task import Orphaned, RunnerOwned, ServerOwned
+from sandbox.server.tracked_task import NoKnownOwner, RunnerOwned, ServerOwned
 
 LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskFinished())
 UNKNOWN_MESSAGE = "The runner's host is not responding; the task's current state is unknown."
@@ -69,7 +69,7 @@ async def test_owner_is_the_server_then_the_runner_then_nobody(components, monke
         components.placement.launch_error = OSError("no more processes")
         components.placement.kill("task-1")
         async with asyncio.timeout(10):
-            while not isinstance(owner(service), Orphaned):
+            while not isinstance(owner(service), NoKnownOwner):
                 await asyncio.sleep(0.005)
 
 
@@ -131,7 +131,7 @@ async def test_pending_task_waits_until_its_journal_is_known_to_be_free(componen
     components.available_memory_bytes = 100 * GIB
     journals = components.journals = UnreachableJournals(components.data_dir)
     async with components.server() as service:
-        assert isinstance(owner(service), Orphaned)
+        assert isinstance(owner(service), NoKnownOwner)
         await wait_for_message(service, UNKNOWN_MESSAGE)
         await asyncio.sleep(0.3)
         assert components.placement.orders == []

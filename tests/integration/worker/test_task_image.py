@@ -16,7 +16,7 @@ import pytest
 from doubles.cluster_server import ClusterServer, wait_until
 from doubles.image_archives import entry, layer, minimal_root, oci_archive
 from sandbox.images.build import import_image
-from sandbox.images.image_transfer import ReceivedImages, StoredImageContent
+from sandbox.images.image_transfer import HostImageCopies, StoredImageContent
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.images import Image, ImageReference, ImageUnusableError
 from sandbox.interfaces.worker_messages import (
@@ -69,7 +69,7 @@ class FakeWorker:
 
     def __init__(self, server, client, claimed, data_dir):
         self.server, self.client, self.claimed = server, client, claimed
-        self.image = TaskImage(ReceivedImages(data_dir), "namespaces")
+        self.image = TaskImage(HostImageCopies(data_dir), "namespaces")
         self.connections = contextlib.AsyncExitStack()
         self.fetches, self.change = 0, lambda preparation: preparation
         self.serving = asyncio.create_task(self._serve())
@@ -146,7 +146,7 @@ async def test_worker_fetches_the_image_once(worker, job, add, tmp_path):
 
 async def test_host_that_has_the_image_fetches_nothing(worker, job, add, tmp_path):
     image = add()
-    ReceivedImages(tmp_path / "host").receive(image, worker.server.images.open(image).read)
+    HostImageCopies(tmp_path / "host").receive(image, worker.server.images.open(image).read)
     assert (await prepare(job, image)).is_ready
     assert worker.fetches == 0
 
@@ -305,14 +305,14 @@ async def test_error_of_the_network_is_not_the_error_of_the_host(worker, job, ad
 
 async def test_fetch_is_repeated_after_an_error_of_the_host(worker, job, add, monkeypatch):
     monkeypatch.setattr(task_image, "_RETRY_SECONDS", 0.0)
-    image, receive, failures = add(), ReceivedImages.receive, [OSError(28, "No space left on device")]
+    image, receive, failures = add(), HostImageCopies.receive, [OSError(28, "No space left on device")]
 
     def fail_once(images, reference, read):
         if failures:
             raise failures.pop()
         receive(images, reference, read)
 
-    monkeypatch.setattr(ReceivedImages, "receive", fail_once)
+    monkeypatch.setattr(HostImageCopies, "receive", fail_once)
     with pytest.raises(OSError, match="No space left"):
         await prepare_until_ready(job, image)
     assert (await prepare_until_ready(job, image)).digest == image.digest

@@ -18,14 +18,14 @@ from doubles.manifests import manifest
 from sandbox.bootstrap.cluster import create_certificate
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.image_store import ImageMetadata, ImageStore
-from sandbox.images.image_transfer import ReceivedImages
+from sandbox.images.image_transfer import HostImageCopies
 from sandbox.interfaces.cluster_engine import WorkerRejectedError
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.git_credentials import CredentialQuery, Credentials, NoCredentialsError
 from sandbox.interfaces.images import Image, ImageReference
 from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError, Leftover, LeftoverScan
-from sandbox.interfaces.runner import DebugSession, RunAttempt
+from sandbox.interfaces.runner import RunAttempt, RunDebugSession
 from sandbox.interfaces.worker_messages import (
     Claim,
     HasDisk,
@@ -96,7 +96,7 @@ class FakeHost:
         self.launch_error, self.scan_errors, self.may_lock = None, 0, asyncio.Event()
         self.hanging_scans, self.renewal_errors = 0, 0
         self.may_lock.set()
-        self.images = ReceivedImages(data_dir)
+        self.images = HostImageCopies(data_dir)
         self.host_key, self.claim_changes, self.read_identity_token = None, {}, None
         self.worker_end, self.runner_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.credential_requests = RunnerCredentialRequests(self.worker_end)
@@ -852,7 +852,7 @@ class TestImages:
         ],
         ids=str,
     )
-    @pytest.mark.parametrize("order_type", [RunAttempt, DebugSession])
+    @pytest.mark.parametrize("order_type", [RunAttempt, RunDebugSession])
     async def test_another_image_is_a_protocol_violation(self, worker, prepared, order_type, changes, caplog):
         image = msgspec.structs.replace(prepared, **changes)
         order = order_type("task-1", worker.job.stored.attempt_id, image=image)

@@ -205,7 +205,7 @@ def test_schema_lists_the_known_codes(api):
 def test_definition_has_the_sections_of_the_manifest(api):
     components = api.schema["components"]["schemas"]
     properties = components["ResolvedManifest"]["properties"]
-    sections = {name: agent.section.__name__ for name, agent in registered_agents().items()}
+    sections = {name: agent.section_type.__name__ for name, agent in registered_agents().items()}
     for name, component in {"vm": "Vm", "lifecycle": "Lifecycle", **sections}.items():
         alternatives = properties[name].get("anyOf", [properties[name]])  # with several agents, a section is optional
         assert alternatives[0]["$ref"] == f"#/components/schemas/{component}"

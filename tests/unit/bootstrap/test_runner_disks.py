@@ -6,16 +6,16 @@ from sandbox.bootstrap.runner import choose_disk
 from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.loop_disk import LoopDisk
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.runner import DebugSession, FinishAttempt, RunAttempt
-from sandbox.placements.local.launch_message import HostSettings
+from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunDebugSession
+from sandbox.placements.local.launch_message import RunnerSettings
 
 DISKS = {"loop": LoopDisk, "plain": DirectoryDisk}
 IDS = ("task-1", "abcdefghijkl")
-LATER_ORDERS = [FinishAttempt(*IDS), DebugSession(*IDS), RunAttempt(*IDS, resumes=True)]
+LATER_ORDERS = [FinishAttempt(*IDS), RunDebugSession(*IDS), RunAttempt(*IDS, resumes=True)]
 
 
 def host_with(tmp_path, kind):
-    return HostSettings(str(tmp_path), "/run", "scripted", disk_kind=kind)
+    return RunnerSettings(str(tmp_path), "/run", "scripted", disk_kind=kind)
 
 
 @pytest.mark.parametrize("kind", DISKS)

@@ -16,7 +16,7 @@ from sandbox.model import events as e
 from sandbox.server.event_stream import Broadcast
 from sandbox.server.index_writer import IndexWriter
 from sandbox.server.journal_tailer import JournalTailer
-from sandbox.server.tracked_task import Orphaned, TrackedTask
+from sandbox.server.tracked_task import NoKnownOwner, TrackedTask
 
 TO_AGENT_EXIT = (
     e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),
@@ -55,7 +55,7 @@ class TailedTask:
         self.tailer = JournalTailer(
             {}, self.journals, IndexWriter(self.store), SystemClock(), Broadcast(), Mock(), AsyncMock()
         )
-        self.tracked = TrackedTask(IndexedTask(reading.task, reading.offset), Orphaned())
+        self.tracked = TrackedTask(IndexedTask(reading.task, reading.offset), NoKnownOwner())
 
     @property
     def indexed_artifacts(self):

@@ -9,9 +9,9 @@ from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
 from sandbox.interfaces.runner import (
     CancelAttempt,
-    DebugSession,
     FinishAttempt,
     OpenTerminal,
+    RunDebugSession,
     RunnerNotStartedError,
     RunnerUnreachableError,
 )
@@ -74,7 +74,7 @@ async def test_lock_state_on_a_host_without_a_placement_is_unknown(placements, h
     ):
         with pytest.raises(RunnerUnreachableError, match="is not responding"):
             await action
-    for action in (disk.remove(), disk.start_debug_session(DebugSession("task-1", ORDER.attempt_id))):
+    for action in (disk.remove(), disk.start_debug_session(RunDebugSession("task-1", ORDER.attempt_id))):
         with pytest.raises(HostUnreachableError, match=host):
             await action
     for find in (placements.files, placements.host_of):

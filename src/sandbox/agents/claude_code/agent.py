@@ -25,9 +25,9 @@ class ClaudeCode:
 
     kind = KIND
     display_name = DISPLAY_NAME
-    section = Claude
+    section_type = Claude
     field_summary = "claude.model, claude.allowed_tools, claude.max_turns"
-    key_setting = "ANTHROPIC_API_KEY"
+    api_key_variable = "ANTHROPIC_API_KEY"
     server_variable_prefix = "ANTHROPIC_"
 
     @property

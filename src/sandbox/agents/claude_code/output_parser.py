@@ -17,16 +17,16 @@ from sandbox.agents.claude_code.stream_json import (
     InitEvent,
     StreamEvent,
     content_text,
+    read_all_result_fields,
     read_blocks,
     read_claude_task,
+    read_displayed_result_fields,
     read_event,
     read_fields,
     read_init,
     read_integer,
     read_message,
     read_number,
-    read_result,
-    read_result_event,
     read_retry,
     read_string,
     sanitize,
@@ -151,7 +151,7 @@ class ClaudeOutputParser:
 
     def outcome(self, exit_status: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
         """Return the outcome. Success requires exit code 0 and a last result with `is_error: false`."""
-        result = read_result(self._result_line) if self._result_line is not None else None
+        result = read_all_result_fields(self._result_line) if self._result_line is not None else None
         return AgentOutcome(result, determine_failure(exit_status, result, stderr_tail))
 
     def _handle_event(self, event: StreamEvent, line: bytes) -> Iterator[AgentEvent]:
@@ -380,7 +380,7 @@ _MAX_TURNS_SUBTYPE = "error_max_turns"
 
 
 def _convert_result(line: bytes, line_budget: _LineBudget) -> AgentResult:
-    result, budget = read_result_event(line), _TextBudget(line_budget)
+    result, budget = read_displayed_result_fields(line), _TextBudget(line_budget)
     subtype, cost = sanitize(to_text(result.subtype)), read_number(result.total_cost_usd)
     is_error = bytes(result.is_error) != b"false" or subtype != "success"
     turns = read_integer(result.num_turns)

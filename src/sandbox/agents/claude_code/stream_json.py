@@ -182,7 +182,7 @@ def read_claude_task(line: bytes) -> ClaudeTaskEvent:
     return _decode_unless_too_many_values(_CLAUDE_TASK, line) or ClaudeTaskEvent()
 
 
-def read_result(line: bytes) -> dict[str, Any] | None:
+def read_all_result_fields(line: bytes) -> dict[str, Any] | None:
     """Decode a result event; None for any other line.
 
     The size, depth and integers of the returned event are limited, so every encoder accepts it.
@@ -195,7 +195,7 @@ def read_result(line: bytes) -> dict[str, Any] | None:
     return {sanitize(key): _bound_depth(value, _DEPTH_MAX) for key, value in list(result.items())[:64]}
 
 
-def read_result_event(line: bytes) -> ResultEvent:
+def read_displayed_result_fields(line: bytes) -> ResultEvent:
     """Decode the displayed fields of a result event."""
     return _decode_unless_too_many_values(_RESULT_EVENT, line) or ResultEvent()
 

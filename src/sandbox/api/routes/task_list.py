@@ -20,7 +20,7 @@ from sandbox.interfaces.store import Sort, SortDirection, TaskPage, TaskQuery, T
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
 from sandbox.model.name_from_prompt import PROMPT_BEGINNING_BYTES
-from sandbox.model.task_state import OUTCOMES, TaskState, filter_states
+from sandbox.model.task_state import OUTCOMES, TaskState, states_matching_filter
 from sandbox.model.wire.bodies import TaskListBody
 from sandbox.primitives import fair_client_shares
 
@@ -150,7 +150,7 @@ def _list_response(
 
 def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
     """Build the query from the parameters. Raises InvalidParameterError."""
-    states = filter_states(map(TaskState, _STATES.parse(list_query.state)))
+    states = states_matching_filter(map(TaskState, _STATES.parse(list_query.state)))
     outcomes = _OUTCOMES.parse(list_query.outcome)
     if states and outcomes:
         raise InvalidParameterError(

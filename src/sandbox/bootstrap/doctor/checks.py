@@ -255,7 +255,7 @@ def _check_nodejs(_: ServerSettings) -> list[Finding]:
 def _check_model(agent: Agent, _: ServerSettings) -> list[Finding]:
     upstream = upstream_from_environment(agent, os.environ)
     if upstream is None:
-        remedy = f"export {agent.key_setting}=… before sandbox serve (sandbox demo needs none)."
-        short_remedy = f"set {agent.key_setting}"
+        remedy = f"export {agent.api_key_variable}=… before sandbox serve (sandbox demo needs none)."
+        short_remedy = f"set {agent.api_key_variable}"
         return [Finding("model", False, "no key for the model", remedy, blocks_tasks=False, short_remedy=short_remedy)]
     return [Finding("model", True, f"requests go to {upstream.base_url}")]

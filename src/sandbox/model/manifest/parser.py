@@ -80,7 +80,7 @@ def validate_document(
         if key in agents and (section is not None or (key,) in document.invalid_paths)
     ]
     agent = agents[kinds[0] if kinds else _probable_kind(document.data, agents)]
-    validator = _manifest_validator(((agent.kind, agent.section),))
+    validator = _manifest_validator(((agent.kind, agent.section_type),))
     data = without_nulls(document.data, validator.object_type)
     extra_sections = [RuleViolation((key,), "format", f"cannot be given with {kinds[0]}") for key in kinds[1:]]
     for key in kinds[1:]:
@@ -99,8 +99,8 @@ def validate_document(
 
 
 @cache
-def _manifest_validator(sections: tuple[tuple[str, Any], ...]) -> Validator[Any]:
-    return Validator(declare_manifest(dict(sections)))
+def _manifest_validator(section_types: tuple[tuple[str, Any], ...]) -> Validator[Any]:
+    return Validator(declare_manifest(dict(section_types)))
 
 
 @cache

@@ -149,7 +149,7 @@ class AgentSchema(Protocol):
         ...
 
     @property
-    def section(self) -> Any:
+    def section_type(self) -> Any:
         """The type of the section: a dataclass with `FORBID_EXTRA` and the fields that `AgentSection` reads.
 
         `prompt` is a required string. `model` is a string with a default. `headless` (default true) and `output_format`
@@ -350,13 +350,13 @@ class Manifest:
         return f"Manifest({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"
 
 
-def declare_manifest(sections: Mapping[str, Any]) -> type:
+def declare_manifest(section_types: Mapping[str, Any]) -> type:
     """Declare the dataclass of a manifest with these required agent sections (types, keyed by section key)."""
     hints = get_type_hints(CommonFields, include_extras=True)
     common = [(each.name, hints[each.name], copy(each)) for each in fields(CommonFields)]
     return make_dataclass(
         Manifest.__name__,
-        [*common[:_AGENT_POSITION], *sections.items(), *common[_AGENT_POSITION:]],
+        [*common[:_AGENT_POSITION], *section_types.items(), *common[_AGENT_POSITION:]],
         namespace={
             "__doc__": CommonFields.__doc__,
             "__module__": CommonFields.__module__,

@@ -75,7 +75,7 @@ def _read_section(manifest: Manifest, agents: Mapping[str, AgentSchema]) -> Any:
     agent = agents.get(manifest.agent.kind)
     if agent is not None:
         with suppress(msgspec.ValidationError):
-            return msgspec.convert(manifest.agent.settings, agent.section)
+            return msgspec.convert(manifest.agent.settings, agent.section_type)
     return manifest.agent.settings
 
 

@@ -87,7 +87,7 @@ class Claims:
             except InvalidMessageError:
                 self._record_rejection(job, claim, f"The worker on {claim.host} sent an invalid proof of its host.")
                 raise
-            if not job.is_claimed and not await self.jobs.confirm_host(job, claim.host):
+            if not job.is_claimed and not await self.jobs.wait_for_host_confirmation(job, claim.host):
                 task_id = job.stored.task_id
                 _log.warning("The engine does not report that the worker of task %s runs on %s", task_id, claim.host)
                 return None

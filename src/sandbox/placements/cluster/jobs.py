@@ -319,7 +319,7 @@ class Jobs:
             return None
         return job
 
-    async def confirm_host(self, job: Job, host: str) -> bool:
+    async def wait_for_host_confirmation(self, job: Job, host: str) -> bool:
         """Wait for the engine's answer; return whether the engine confirms that it runs the job on this host."""
         deadline = time.monotonic() + _HOST_CONFIRMATION_TIMEOUT_SECONDS
         while confirmed_host(job) != host:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
-from sandbox.interfaces.runner import CancelAttempt, DebugSession, OpenTerminal, Reply
+from sandbox.interfaces.runner import CancelAttempt, OpenTerminal, Reply, RunDebugSession
 from sandbox.interfaces.terminal_frames import TerminalConnection
 from sandbox.interfaces.worker_messages import (
     IsResponsive,
@@ -112,7 +112,7 @@ class RemotePreservedDisk:
             pass
         self._workers.post(self._location, request)
 
-    async def start_debug_session(self, order: DebugSession) -> None:
+    async def start_debug_session(self, order: RunDebugSession) -> None:
         """Implements `PreservedDisk.start_debug_session`."""
         await self._request(StartDebugSession(self._lock_id, order), None, LAUNCH_SECONDS)
 

@@ -1,4 +1,4 @@
-"""The message that a runner reads from its standard input: the server's order and the settings of this host."""
+"""The message that a runner reads from its standard input: the server's order and the runner's settings."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ import msgspec
 
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
-from sandbox.interfaces.runner import DebugSession, FinishAttempt, Order, RunAttempt
+from sandbox.interfaces.runner import FinishAttempt, Order, RunAttempt, RunDebugSession
 from sandbox.model.disk_watermarks import Watermark
 from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 
@@ -14,7 +14,7 @@ NOT_RENEWED = 0.0
 """The deadline of a lease that has not been renewed yet."""
 
 
-class HostSettings(msgspec.Struct, frozen=True):
+class RunnerSettings(msgspec.Struct, frozen=True):
     """Settings of every runner on this host, regardless of its order.
 
     data_dir, run_dir: paths of the journals and attempts, and of the control sockets.
@@ -44,11 +44,11 @@ class HostSettings(msgspec.Struct, frozen=True):
         return self.agent_programs.get(kind) or self.agent_programs.get("", "")
 
 
-class LaunchMessage(msgspec.Struct, frozen=True):
-    """An order and the settings of the runner's host. It is sent through a pipe, because it contains secrets."""
+class LaunchMessage(msgspec.Struct, frozen=True, rename={"settings": "host"}):
+    """An order and the runner's settings. It is sent through a pipe, because it contains secrets."""
 
     order: Order
-    host: HostSettings
+    settings: RunnerSettings
 
 
 class LegacyLaunchMessage(
@@ -62,7 +62,7 @@ class LegacyLaunchMessage(
         "excludes_emulation": "auto",
     },
 ):
-    """The message of earlier versions: one record for all orders and for the host's settings.
+    """The message of earlier versions: one record for all orders and for the runner's settings.
 
     A server of such a version starts runners of this version if the installation is upgraded while the server is
     running.
@@ -93,7 +93,7 @@ class LegacyLaunchMessage(
 
     def to_message(self) -> LaunchMessage:
         """Return the same order in the current form."""
-        host = HostSettings(
+        settings = RunnerSettings(
             self.data_dir,
             self.run_dir,
             self.runtime,
@@ -103,13 +103,13 @@ class LegacyLaunchMessage(
             can_confine=self.can_confine,
             output_watermark=self.output_watermark,
         )
-        return LaunchMessage(self._order(), host)
+        return LaunchMessage(self._order(), settings)
 
     def _order(self) -> Order:
         if self.finish:
             return FinishAttempt(self.task_id, self.attempt_id, self.secrets)
         if self.is_debug_session:
-            return DebugSession(self.task_id, self.attempt_id, self.image, self.secrets)
+            return RunDebugSession(self.task_id, self.attempt_id, self.image, self.secrets)
         return RunAttempt(
             self.task_id,
             self.attempt_id,

@@ -17,10 +17,10 @@ import msgspec
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, runner_socket
 from sandbox.interfaces.journal import JournalWriter, LockState
 from sandbox.interfaces.placement import AttemptLocation, Host
-from sandbox.interfaces.runner import DebugSession, FinishAttempt, Order, RunAttempt, RunnerNotStartedError
+from sandbox.interfaces.runner import FinishAttempt, Order, RunAttempt, RunDebugSession, RunnerNotStartedError
 from sandbox.model.disk_watermarks import transient_disk_error
 from sandbox.placements.local.attempt_files import LocalAttemptFiles, has_disk_or_handle
-from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
+from sandbox.placements.local.launch_message import LaunchMessage, RunnerSettings
 from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.placements.local.runner_starters import FORK_SERVER_MODULE, RUNNER_MODULE, RunnerStarter
 
@@ -84,17 +84,17 @@ class LocalPlacement:
         data_dir: Path,
         run_dir: Path,
         host: Host,
-        host_settings: Callable[[], HostSettings],
+        runner_settings: Callable[[], RunnerSettings],
         locks: JournalLocks,
         files: LocalAttemptFiles,
     ) -> None:
-        """host_settings: returns the current settings for runners; called for each launch."""
+        """runner_settings: returns the current settings for runners; called for each launch."""
         self.host = host
         self.files = files
         self._starter = starter
         self._data_dir = data_dir
         self._run_dir = run_dir
-        self._host_settings = host_settings
+        self._runner_settings = runner_settings
         self._locks = locks
 
     async def run(self) -> None:
@@ -147,14 +147,14 @@ class LocalPlacement:
         """Start the runner. Blocks, so it runs in a thread."""
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, lock_fd)
-            message = LaunchMessage(order, self._host_settings())
+            message = LaunchMessage(order, self._runner_settings())
             order_read_fd, order_write_fd = os.pipe()
             stack.callback(os.close, order_write_fd)
             try:
                 log_path = _create_log_directory(message)
                 log_fd = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 try:
-                    pidfd = self._starter.start(message.host.runtime, order_read_fd, log_fd, lock_fd)
+                    pidfd = self._starter.start(message.settings.runtime, order_read_fd, log_fd, lock_fd)
                 finally:
                     os.close(log_fd)
             finally:
@@ -198,7 +198,7 @@ def _reap(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
 def _create_log_directory(message: LaunchMessage) -> Path:
     """Create the attempt's directory; return the path of the runner's log in it."""
     order = message.order
-    path = TaskLayout(Path(message.host.data_dir), order.task_id).attempt(order.attempt_id).runner_log
+    path = TaskLayout(Path(message.settings.data_dir), order.task_id).attempt(order.attempt_id).runner_log
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 
@@ -244,7 +244,7 @@ class LocalPreservedDisk(LocalRunnerClient):
             finally:
                 os.close(lock_fd)
 
-    async def start_debug_session(self, order: DebugSession) -> None:
+    async def start_debug_session(self, order: RunDebugSession) -> None:
         """Start a runner that inherits the lock. Implements `PreservedDisk.start_debug_session`."""
         assert self._lock_fd is not None
         await self._start_runner(order, self._lock_fd)

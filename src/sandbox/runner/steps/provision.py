@@ -28,7 +28,7 @@ from sandbox.model.events import ErrorReported, SandboxCreated
 from sandbox.model.fixed_limits import SANDBOX_PROCESSES_MAX
 from sandbox.primitives.files import open_granting_access, write_durably
 from sandbox.runner.attempt_context import AttemptContext
-from sandbox.runner.parent_task_results import add_conversation, read_inherited_session
+from sandbox.runner.parent_task_results import manifest_with_earlier_conversation, read_inherited_session
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -112,7 +112,7 @@ class ProvisionStep(msgspec.Struct, frozen=True):
         manifest = attempt.task.manifest
         task_key = f"{self.driver.task_key_prefix}{secrets.token_urlsafe(32)}"
         launch_spec = self.driver.prepare(
-            add_conversation(attempt),
+            manifest_with_earlier_conversation(attempt),
             session_id=_session_id(attempt),
             task_key=task_key,
             secrets=attempt.secrets,

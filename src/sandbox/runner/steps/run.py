@@ -180,7 +180,9 @@ class RunStep(msgspec.Struct, frozen=True):
             record, self.clock.now, attempt.task.final_progress, records_conversation=attempt.records_conversation
         )
         gateway_events = GatewayEventRecorder(record, progress)
-        gateway = create_gateway(attempt, provisioned, self.gateways, self.agent.key_setting, gateway_events.report)
+        gateway = create_gateway(
+            attempt, provisioned, self.gateways, self.agent.api_key_variable, gateway_events.report
+        )
         agent_run = self._create_agent_run(provisioned, gateway, progress)
         ended = ExitStatus(None)
         killer = SandboxKiller(provisioned.sandbox)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from sandbox.interfaces.placement import HostAllocator, HostNotFoundError, HostState, HostStatus
 from sandbox.interfaces.server_services import HostWithTasks, UnavailableError
 from sandbox.model.errors import error_reason
-from sandbox.server.placement_routing import Placements, locate
+from sandbox.server.placement_routing import Placements, attempt_location
 from sandbox.server.tracked_task import TrackedTasks
 
 
@@ -68,6 +68,6 @@ class Hosts:
         for tracked in self._tracked_tasks.values():
             task = tracked.task
             if task.attempt is not None and not task.state.is_final and not task.is_between_attempts:
-                location = locate(task, task.attempt)
+                location = attempt_location(task, task.attempt)
                 task_ids[location.host if location.placement else ""].append(task.id)
         return dict(task_ids)

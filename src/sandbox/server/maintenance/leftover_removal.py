@@ -118,7 +118,7 @@ class LeftoverRemover:
 
     def _has_preserved_disk(self, task: Task, leftover: Leftover) -> bool:
         """Return whether the attempt has the disk of a preserved sandbox. Blocks. Raises OSError."""
-        location = self._preserved_sandboxes.locate_disk(task)
+        location = self._preserved_sandboxes.find_location(task)
         is_same = location is not None and location.attempt_id == leftover.location.attempt_id
         return is_same and self._preserved_sandboxes.is_preserved(task)
 

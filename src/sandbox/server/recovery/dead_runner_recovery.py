@@ -12,13 +12,13 @@ from sandbox.model.events import ErrorReported
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.retry import backoff_seconds
 from sandbox.model.task import Task
-from sandbox.server.placement_routing import Placements, locate, takes_over_disk
+from sandbox.server.placement_routing import Placements, attempt_location, takes_over_disk
 from sandbox.server.recovery.journal_replay_threads import JournalReplayer
 from sandbox.server.recovery.runner_watchdog import RunnerWatchdog
 from sandbox.server.runner_launcher import RunnerLauncher, end_lost_attempt, end_without_follow_up
 from sandbox.server.start_conditions import StartConditions
 from sandbox.server.task_secrets import TaskSecrets
-from sandbox.server.tracked_task import Orphaned, RunnerOwned, ServerOwned, TrackedTask
+from sandbox.server.tracked_task import NoKnownOwner, RunnerOwned, ServerOwned, TrackedTask
 
 _log = logging.getLogger(__name__)
 
@@ -58,8 +58,8 @@ class RunnerRecovery:
         attempt, owner = tracked.task.attempt, tracked.owner
         if attempt is None or isinstance(owner, ServerOwned):
             return
-        if isinstance(owner, Orphaned) or owner.runner.attempt_id != attempt.id:
-            tracked.transfer(RunnerOwned(self._placements.find_runner(locate(tracked.task, attempt))))
+        if isinstance(owner, NoKnownOwner) or owner.runner.attempt_id != attempt.id:
+            tracked.transfer(RunnerOwned(self._placements.find_runner(attempt_location(tracked.task, attempt))))
 
     async def check_silent(self, tracked: TrackedTask) -> None:
         """Check the runner of a task whose journal is held but has had no new record for a while."""
@@ -147,7 +147,7 @@ class RunnerRecovery:
         """Return whether the next attempt would take over a disk whose host was lost."""
         if task.attempt is None or not takes_over_disk(task):
             return False
-        return self._placements.find_loss(locate(task, task.attempt)) is not None
+        return self._placements.find_loss(attempt_location(task, task.attempt)) is not None
 
     async def _recover(
         self,
@@ -163,7 +163,7 @@ class RunnerRecovery:
             if reserved is not None:  # otherwise the task has changed in the meantime
                 tracked.transfer(await self._launcher.start_follow_up(recorder, secrets_or_failure, reserved))
                 tracked.finishers.reset()
-        elif (loss := self._placements.find_loss(locate(recorder.task, attempt))) is not None:
+        elif (loss := self._placements.find_loss(attempt_location(recorder.task, attempt))) is not None:
             await asyncio.to_thread(end_lost_attempt, recorder, loss)
         elif tracked.finishers.is_exhausted:
             await asyncio.to_thread(_finalize_lost, recorder, tracked)

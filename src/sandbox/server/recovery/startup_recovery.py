@@ -10,8 +10,8 @@ from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import TaskFinished
 from sandbox.model.task_state import TaskState
-from sandbox.server.placement_routing import Placements, locate
-from sandbox.server.tracked_task import Orphaned, RunnerOwned, ServerOwned, TrackedTask
+from sandbox.server.placement_routing import Placements, attempt_location
+from sandbox.server.tracked_task import NoKnownOwner, RunnerOwned, ServerOwned, TrackedTask
 
 _BATCH_SIZE = 200
 
@@ -64,10 +64,10 @@ _log = logging.getLogger(__name__)
 def recover(journals: Journals, store: Store, placements: Placements, clock: Clock) -> list[TrackedTask]:
     """Update the index from the journals; return the unfinished tasks: running tasks first, then waiting tasks.
 
-    The server acquires the journal of a pending task to launch it; if another process may hold it, the task is
-    orphaned. All other tasks belong to the runner of their last attempt, and the tailer detects a dead runner. An
-    unreadable or locked journal affects only its own task; if the index row is damaged as well, the task can no longer
-    be found.
+    The server acquires the journal of a pending task to launch it; if another process may hold it, the task
+    has no known owner. All other tasks belong to the runner of their last attempt, and the tailer detects a dead
+    runner. An unreadable or locked journal affects only its own task; if the index row is damaged as well, the task can
+    no longer be found.
     """
     for task_id, reason in update_index(journals, store).items():
         _log.error("Task %s cannot be added to the index: %s", task_id, reason, extra={"task_id": task_id})
@@ -88,7 +88,7 @@ def _drop_damaged(store: Store, task_id: str) -> None:
 def _track(journals: Journals, placements: Placements, clock: Clock, indexed: IndexedTask) -> TrackedTask:
     task = indexed.task
     if task.attempt is not None:
-        return TrackedTask(indexed, RunnerOwned(placements.find_runner(locate(task, task.attempt))))
+        return TrackedTask(indexed, RunnerOwned(placements.find_runner(attempt_location(task, task.attempt))))
     return _acquire(journals, clock, indexed)
 
 
@@ -97,19 +97,19 @@ def _acquire(journals: Journals, clock: Clock, indexed: IndexedTask) -> TrackedT
     try:
         writer = journals.open(indexed.task.id)
     except (SandboxError, OSError):
-        return TrackedTask(indexed, Orphaned())
+        return TrackedTask(indexed, NoKnownOwner())
     try:
         replay_state = journals.replay(indexed.task.id)
     except (SandboxError, OSError):
         replay_state = ReplayState(None, 0)
     if replay_state.task is None or replay_state.task.state is not TaskState.PENDING:
         writer.close()
-        return TrackedTask(indexed, Orphaned())
+        return TrackedTask(indexed, NoKnownOwner())
     recorder = journals.recorder(writer, replay_state.task, clock.now)
     if replay_state.task.cancel is not None or replay_state.task.failure is not None:
         # If the end cannot be recorded here, the launcher records it later.
         with contextlib.suppress(OSError):
             recorder.record(TaskFinished())
             writer.close()
-            return TrackedTask(indexed, Orphaned())
+            return TrackedTask(indexed, NoKnownOwner())
     return TrackedTask(IndexedTask(replay_state.task, replay_state.offset), ServerOwned(recorder))

@@ -25,8 +25,8 @@ from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import AttemptLocation
 from sandbox.interfaces.runner import (
     CancelAttempt,
-    DebugSession,
     RunAttempt,
+    RunDebugSession,
     RunnerNotStartedError,
     RunnerUnreachableError,
 )
@@ -35,7 +35,7 @@ from sandbox.model.events import TaskFinished
 from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 from sandbox.placements.local import placement as local_placement
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
-from sandbox.placements.local.launch_message import HostSettings
+from sandbox.placements.local.launch_message import RunnerSettings
 from sandbox.placements.local.placement import LocalPlacement, LocalPreservedDisk
 from sandbox.placements.local.runner_starters import RunnerForkServer, RunnerSpawner
 
@@ -69,7 +69,7 @@ SERVER_PROGRAM = """
 import asyncio, contextlib, fcntl, os, pathlib, sys, time
 from types import SimpleNamespace
 from sandbox.interfaces.runner import RunAttempt
-from sandbox.placements.local.launch_message import HostSettings
+from sandbox.placements.local.launch_message import RunnerSettings
 from sandbox.placements.local.placement import LocalPlacement
 from sandbox.placements.local.runner_starters import RunnerForkServer, RunnerSpawner
 
@@ -77,7 +77,7 @@ directory = pathlib.Path(sys.argv[1])
 lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
 fcntl.flock(lock_fd, fcntl.LOCK_EX)
 command = [sys.executable, "-I", str(directory / "runner.py")]
-settings = HostSettings(str(directory), str(directory), "bubblewrap")
+settings = RunnerSettings(str(directory), str(directory), "bubblewrap")
 locks = SimpleNamespace(hand_over=contextlib.nullcontext)
 starter = RunnerForkServer(command, {}) if sys.argv[2] == "forked" else RunnerSpawner(command, {})
 placement = LocalPlacement(starter, directory, directory, None, lambda: settings, locks, None)
@@ -135,7 +135,7 @@ def log_of(run_dir):
 
 def make_placement(run_dir, starter):
     """Return a placement that accepts file descriptors instead of journal writers."""
-    settings = HostSettings(str(run_dir), str(run_dir), "bubblewrap")
+    settings = RunnerSettings(str(run_dir), str(run_dir), "bubblewrap")
     locks = SimpleNamespace(hand_over=contextlib.nullcontext)
     return LocalPlacement(starter, run_dir, run_dir, None, lambda: settings, locks, files_of(run_dir))
 
@@ -541,7 +541,7 @@ async def test_debug_session_holds_the_lock_of_its_disk(run_dir):
     disk, other = preserved_disk(run_dir), preserved_disk(run_dir)
     async with disk.try_lock() as lock_state:
         assert lock_state is LockState.FREE
-        await disk.start_debug_session(DebugSession("task-1", "a" * 12))
+        await disk.start_debug_session(RunDebugSession("task-1", "a" * 12))
     report = await wait_for_report(run_dir)
     assert json.loads(report["order"])["order"]["type"] == "debug_session"
 
@@ -571,7 +571,7 @@ async def test_handle_reports_and_kills_a_runner_of_an_earlier_server(run_dir):
     journals = FileJournals(run_dir)
     writer = journals.create("task-1")
     writer.append(TaskFinished(), at=datetime.now(UTC))
-    settings = HostSettings(str(run_dir), str(run_dir), "bubblewrap")
+    settings = RunnerSettings(str(run_dir), str(run_dir), "bubblewrap")
     command = [sys.executable, "-I", str(run_dir / "runner.py"), "sandbox.bootstrap.runner"]
 
     def make():

@@ -22,11 +22,11 @@ from sandbox.agents.claude_code.stream_json import (
     BLOCKS_MAX,
     RESULT_BYTES_MAX,
     TEXT_CHARACTERS_MAX,
+    read_all_result_fields,
     read_blocks,
     read_event,
     read_init,
     read_message,
-    read_result,
 )
 from sandbox.interfaces.agent import ApiRetry, ParsedToolCallEnd, TurnStarted
 from sandbox.interfaces.runtime import ExitStatus
@@ -388,7 +388,7 @@ def test_result_with_large_denials_keeps_short_fields():
 def test_line_with_too_many_values_is_not_parsed(values):
     """Parsing the line would take a minute and half a gigabyte of memory."""
     values = values[:-1].encode()
-    assert read_result(b'{"type":"result","is_error":false,"x":[%s]}\n' % values) is None
+    assert read_all_result_fields(b'{"type":"result","is_error":false,"x":[%s]}\n' % values) is None
     message = b'{"type":"user","session_id":"%s","message":{"content":[%s]}}\n' % (SESSION.encode(), values)
     assert read_blocks(read_message(read_event(message))) == []
     assert read_init(b'{"type":"system","tools":[%s]}\n' % values).tools == []

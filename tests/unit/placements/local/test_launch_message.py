@@ -5,16 +5,16 @@ import pytest
 
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
-from sandbox.interfaces.runner import DebugSession, FinishAttempt, RunAttempt
+from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunDebugSession
 from sandbox.model.disk_watermarks import Watermark
 from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
-from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
+from sandbox.placements.local.launch_message import LaunchMessage, RunnerSettings, decode_launch_message
 
 IMAGE = Image("node", "sha256:" + "0" * 64, "/var/lib/sandbox/profiles/node/0")
 UPSTREAM = ModelUpstream("https://api.anthropic.com", "key")
 SECRETS = {"TOKEN": "value-of-token"}
 IDS = ("task-1", "abcdefghijkl")
-HOST = HostSettings(
+HOST = RunnerSettings(
     "/var/lib/sandbox",
     "/run/sandbox/0123456789ab",
     "bubblewrap",
@@ -48,7 +48,7 @@ OLD_MESSAGES = [
         ),
     ),
     (
-        DebugSession(*IDS, IMAGE),
+        RunDebugSession(*IDS, IMAGE),
         (
             b'{"task_id":"task-1","attempt_id":"abcdefghijkl","data_dir":"/var/lib/sandbox",'
             b'"run_dir":"/run/sandbox/0123456789ab","runtime":"bubblewrap","visit":true,'
@@ -74,7 +74,7 @@ def test_message_of_the_current_version_is_read(order, message):
 
 
 def test_agent_program_is_found_by_kind():
-    host = HostSettings("/d", "/r", "qemu", agent_programs={"one": "/one", "two": "/two"})
+    host = RunnerSettings("/d", "/r", "qemu", agent_programs={"one": "/one", "two": "/two"})
     assert [host.agent_program(kind) for kind in ("one", "two", "three")] == ["/one", "/two", ""]
     assert HOST.agent_program("one") == "/var/lib/sandbox/agent/claude"
 
@@ -84,7 +84,7 @@ def test_omitted_fields_in_a_message_of_an_earlier_version_have_their_defaults()
     message = b'{"task_id":"task-1","attempt_id":"abcdefghijkl","data_dir":"/d","run_dir":"/r","runtime":"qemu"}'
     decoded = decode_launch_message(message)
     order = RunAttempt(*IDS, records_conversation=False)  # the server would reject a journal with such events
-    assert decoded == LaunchMessage(order, HostSettings("/d", "/r", "qemu", agent_programs={"": ""}))
+    assert decoded == LaunchMessage(order, RunnerSettings("/d", "/r", "qemu", agent_programs={"": ""}))
     assert decoded.host.output_watermark == Watermark(OUTPUT_FREE_PERCENT, OUTPUT_FREE_BYTES)
 
 
@@ -102,7 +102,7 @@ def test_incomplete_message_is_a_decode_error_but_not_a_validation_error():
         assert not isinstance(raised.value, msgspec.ValidationError)
 
 
-@pytest.mark.parametrize("order_type", [RunAttempt, FinishAttempt, DebugSession])
+@pytest.mark.parametrize("order_type", [RunAttempt, FinishAttempt, RunDebugSession])
 def test_repr_does_not_contain_secrets(order_type):
     order = order_type(*IDS, secrets=SECRETS)
     assert repr(order) == f"{order_type.__name__}('task-1', 'abcdefghijkl')"

@@ -37,8 +37,8 @@ class SimulatedHealthCheck:
         probes = [RuntimeProbe("bubblewrap", True, "namespaces", 1)]
         host = ProbedHost(ProbeResult(probes, "bubblewrap", "namespaces"), machine, SystemClock())
         self.missing_keys = set()
-        key_settings = {"claude": "CLAUDE_KEY", "other": "OTHER_KEY"}
-        conditions = StartConditions(self.drain, host, self.disk_monitor, key_settings, self.missing_keys)
+        api_key_variables = {"claude": "CLAUDE_KEY", "other": "OTHER_KEY"}
+        conditions = StartConditions(self.drain, host, self.disk_monitor, api_key_variables, self.missing_keys)
         self.health_check = HealthCheck(MemoryStore(), SystemClock(), conditions, self.disk_monitor, self.drain, host)
 
     def measure(self):

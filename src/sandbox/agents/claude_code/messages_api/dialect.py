@@ -79,7 +79,7 @@ _API_KEY, _AUTHORIZATION = b"x-api-key", b"authorization"
 class MessagesApi:
     """Implements `ModelDialect` for the Messages API."""
 
-    base_url_setting = "ANTHROPIC_BASE_URL"
+    base_url_variable = "ANTHROPIC_BASE_URL"
     endpoints: Mapping[bytes, Endpoint] = {
         b"/v1/messages": Endpoint(is_metered=True),
         b"/v1/messages/count_tokens": Endpoint(is_metered=False),
