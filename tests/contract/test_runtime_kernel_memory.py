@@ -988,7 +988,7 @@ def test_files_of_processes_that_take_a_long_time_to_end_are_counted(
             await read_until(output, b"held")
             most, ends_at = 0, time.monotonic() + 10
             while not most and time.monotonic() < ends_at:
-                most = (await sandbox.kernel_usage()).closing_bytes or 0
+                most = (await sandbox.kernel_usage()).closing_files_bytes or 0
                 await asyncio.sleep(0.1)
             return most
 

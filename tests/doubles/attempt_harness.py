@@ -270,12 +270,12 @@ class ScriptedWorkspaces:
         (attempt_dir / "repository.git").mkdir()
         return BASE_COMMIT
 
-    async def patch(self, attempt_dir, base_commit, target, confine, find_secret):
+    async def patch(self, attempt_dir, base_commit, target, confine, detect_secret):
         if self._script.patch_error:
             raise self._script.patch_error
         target.write_bytes(b"diff --git a/a b/a\n")
         await asyncio.sleep(self._script.patch_seconds)
-        return PatchResult(self._script.patch_incomplete_reason, find_secret([self._script.patch_content]))
+        return PatchResult(self._script.patch_incomplete_reason, detect_secret([self._script.patch_content]))
 
     async def changed_files(self, attempt_dir, base_commit, target, confine):
         target.write_bytes(b"tar")

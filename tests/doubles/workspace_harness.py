@@ -14,7 +14,7 @@ from doubles.git_http_server import GitHttpServer
 from doubles.sandbox_lifecycle import new_attempt_id
 from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.interfaces.runtime import ConfinementSpec
-from sandbox.interfaces.workspace import FindSecret, PatchResult
+from sandbox.interfaces.workspace import DetectSecret, PatchResult
 from sandbox.model.manifest.schema import Repository
 from sandbox.runtimes import disk_ownership
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
@@ -202,10 +202,10 @@ class WorkspaceHarness:
         patch_text, result = self.patch_and_result(base_commit, lambda _: False)
         return patch_text, result.incomplete_reason
 
-    def patch_and_result(self, base_commit: str, find_secret: FindSecret) -> tuple[bytes, PatchResult]:
+    def patch_and_result(self, base_commit: str, detect_secret: DetectSecret) -> tuple[bytes, PatchResult]:
         """Return the patch, and the result of creating it."""
         target = self.root / "task.patch"
-        creation = self.workspaces.patch(self.attempt_dir, base_commit, target, self.confine, find_secret)
+        creation = self.workspaces.patch(self.attempt_dir, base_commit, target, self.confine, detect_secret)
         result = asyncio.run(creation)
         return target.read_bytes(), result
 

@@ -45,7 +45,7 @@ from sandbox.server.maintenance.leftover_removal import LeftoverRemover
 from sandbox.server.maintenance.load_history import LoadHistory
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.maintenance.wall_clock_check import WallClockCheck
-from sandbox.server.parent_task_results import discard_unrecorded
+from sandbox.server.parent_task_results import discard_unrecorded_tasks
 from sandbox.server.placement_routing import Placements
 from sandbox.server.preserved_sandboxes import PreservationExpiry, PreservedSandboxes
 from sandbox.server.recovery.dead_runner_recovery import RunnerRecovery
@@ -167,7 +167,7 @@ def _recover(
     data_dir: Path, journals: Journals, store: Store, placements: Placements, clock: Clock
 ) -> list[TrackedTask]:
     """Remove the files of tasks that a dead server had not yet accepted; return the unfinished tasks."""
-    discard_unrecorded(data_dir, journals, store)
+    discard_unrecorded_tasks(data_dir, journals, store)
     return recover(journals, store, placements, clock)
 
 

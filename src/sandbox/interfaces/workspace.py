@@ -32,7 +32,7 @@ class PatchResult(msgspec.Struct, frozen=True):
     diff: DiffStatistics | None = None
 
 
-FindSecret = Callable[[Iterable[bytes]], bool]
+DetectSecret = Callable[[Iterable[bytes]], bool]
 """Returns whether the concatenated chunks contain a secret value; may stop reading before the last chunk."""
 
 
@@ -61,7 +61,7 @@ class Workspaces(Protocol):
         ...
 
     async def patch(
-        self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, find_secret: FindSecret
+        self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, detect_secret: DetectSecret
     ) -> PatchResult:
         """Write the agent's changes to `target`. Raises AttemptError (collect_failed)."""
         ...

@@ -12,7 +12,7 @@ from sandbox.model.failure import AttemptError, Failure, FailureCode, FailureRea
 from sandbox.model.task import Task
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.progress_and_conversation_recorder import ProgressAndConversationRecorder
-from sandbox.runner.remaining_limits import remaining_budget
+from sandbox.runner.remaining_limits import budget_with_earlier_usage
 from sandbox.runner.steps.provision import ProvisionedSandbox
 
 
@@ -82,7 +82,7 @@ def _gateway_rules(task: Task, *, hold_model_requests: bool) -> GatewayRules:
     """
     return GatewayRules(
         egress=egress_rules(task.manifest.vm),
-        budget=remaining_budget(task),
+        budget=budget_with_earlier_usage(task),
         hold_model_requests=hold_model_requests,
     )
 

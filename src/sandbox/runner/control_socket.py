@@ -95,7 +95,7 @@ def _handle_request(
         except OSError as error:
             return Reply(done=False, message=str(error), was_disk_write_rejected=True)
     try:
-        terminals.check(request)
+        terminals.check_can_open(request)
     except TerminalRefusedError as error:
         return Reply(done=False, message=error.message)
     return Reply(done=True)

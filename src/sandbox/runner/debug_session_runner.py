@@ -32,7 +32,7 @@ from sandbox.model.manifest.schema import Manifest, Vm
 from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import read_handle, write_handle
-from sandbox.runner.terminals import PAUSE_COMMAND, SHELL, SandboxTerminals, TerminalServer, without_secrets
+from sandbox.runner.terminals import PAUSE_COMMAND, SHELL, SandboxTerminals, TerminalServer, shell_environment
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
         try:
             sandbox = await self._create_sandbox()
             command = self.launch_spec.command
-            variables = without_secrets(command.environment, self.launch_spec.model_variables)
+            variables = shell_environment(command.environment, self.launch_spec.model_variables)
             terminals.enable(SandboxTerminals(sandbox, variables, command.directory))
             async with serve_clients():
                 await self._wait_until_over(sandbox, terminals)

@@ -18,7 +18,7 @@ def remaining_seconds(task: Task, clock: Clock) -> float:
     return timeout - max(0.0, (clock.now() - task.started_at).total_seconds())
 
 
-def remaining_budget(task: Task) -> Budget:
+def budget_with_earlier_usage(task: Task) -> Budget:
     """Return the task's budget and the usage that the gateways of earlier attempts counted."""
     lifecycle, spent = task.manifest.lifecycle, task.spent
     tokens = spent.input_tokens + spent.output_tokens

@@ -255,7 +255,7 @@ class TerminalServer:
             except TimeoutError:
                 return
 
-    def check(self, request: OpenTerminal) -> None:
+    def check_can_open(self, request: OpenTerminal) -> None:
         """Raise TerminalRefusedError if the terminal cannot be opened."""
         if self._is_closed or self._terminals is None:
             raise TerminalRefusedError("The task's sandbox is not running; check the task's status.")
@@ -332,7 +332,7 @@ class TerminalServer:
             await client.send_and_drain(OutputFrame(chunk))
 
 
-def without_secrets(variables: Mapping[str, str], secrets: Container[str]) -> dict[str, str]:
+def shell_environment(variables: Mapping[str, str], secrets: Container[str]) -> dict[str, str]:
     """Return the agent's variables for a shell, without secrets and model access."""
     return {name: text for name, text in variables.items() if name not in secrets}
 

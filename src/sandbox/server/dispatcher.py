@@ -114,7 +114,7 @@ class Dispatcher:
         If no sandbox could be created for the task, the runtime is probed again.
         """
         if tracked.task.failure is not None and tracked.task.failure.code in _PROVISION_FAILURES:
-            self._host.recheck()
+            self._host.request_probe()
         self._unfinished_task_limit.remove(tracked.task.id)
         self._scheduler.remove(tracked.task.id)
         self.dispatch()

@@ -194,7 +194,7 @@ class JournalTailer:
         match tracked.writer_lock_state(self._journals):
             case LockState.HELD:
                 tracked.status_message = ""
-                await self._recovery.check_silent(tracked)
+                await self._recovery.check_silent_runner(tracked)
             case LockState.UNKNOWN:
                 tracked.status_message = _UNKNOWN_WRITER_MESSAGE
             case LockState.FREE if not (await self._read_batch(tracked)).records and tracked.owner is owner:

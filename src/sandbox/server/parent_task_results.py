@@ -80,7 +80,7 @@ def discard_inheritance(layout: TaskLayout) -> None:
     shutil.rmtree(layout.artifacts, ignore_errors=True)
 
 
-def discard_unrecorded(data_dir: Path, journals: Journals, store: Store) -> None:
+def discard_unrecorded_tasks(data_dir: Path, journals: Journals, store: Store) -> None:
     """Remove the files and journals of tasks for which an earlier server died before it wrote the first record.
 
     Such a task was never acknowledged: its journal exists and is empty, and the task is not in the index. Call this

@@ -26,8 +26,8 @@ _RANDOM = SystemRandom()
 class ProbedHost:
     """A host, and what it can run according to the last probe.
 
-    A runtime that has worked is used until the server ends, so a task's tier never changes. `recheck` detects that it
-    no longer works.
+    A runtime that has worked is used until the server ends, so a task's tier never changes. `request_probe` makes the
+    host detect that it no longer works.
 
     While no runtime works, the pause before a probe doubles from PROBE_PAUSE_SECONDS to PROBE_PAUSE_SECONDS_MAX,
     and is shortened at random by up to PROBE_JITTER.
@@ -40,7 +40,7 @@ class ProbedHost:
         self._pause_seconds = PROBE_PAUSE_SECONDS
         self._due_at: float | None = None
         self._probed_at = clock.monotonic()
-        self._recheck_requested = asyncio.Event()
+        self._probe_requested = asyncio.Event()
         self._schedule_next()
 
     @property
@@ -96,21 +96,21 @@ class ProbedHost:
         """Return the host's image of a profile, None for the host's own /usr. Raises ImageUnusableError."""
         return self.images.find_image(profile, self.result.tier)
 
-    def recheck(self) -> None:
+    def request_probe(self) -> None:
         """Probe a working runtime again, because a sandbox could not be created.
 
         Probes start at least PROBE_INTERVAL_SECONDS apart, because a task itself may be the cause.
         """
         if self.result.failure is None and self._due_at is None:
             self._due_at = max(self._clock.monotonic(), self._probed_at + PROBE_INTERVAL_SECONDS)
-            self._recheck_requested.set()
+            self._probe_requested.set()
 
     async def run(self) -> None:
-        """Probe while no runtime works, and after `recheck`, until cancelled. Never raises for a failed probe."""
+        """Probe while no runtime works, and after `request_probe`, until cancelled. Never raises for a failed probe."""
         while True:
-            self._recheck_requested.clear()
+            self._probe_requested.clear()
             if self._due_at is None:
-                await self._recheck_requested.wait()
+                await self._probe_requested.wait()
             else:
                 await asyncio.sleep(self._due_at - self._clock.monotonic())
                 self._due_at = None

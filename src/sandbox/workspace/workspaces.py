@@ -8,7 +8,7 @@ from pathlib import Path
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.git_credentials import FindCredentials
 from sandbox.interfaces.runtime import Confine
-from sandbox.interfaces.workspace import FindSecret, PatchResult, SkippedFile
+from sandbox.interfaces.workspace import DetectSecret, PatchResult, SkippedFile
 from sandbox.model.events import Artifact, DiffStatistics
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.manifest.schema import Repository
@@ -71,14 +71,14 @@ class GitWorkspaces:
         return commit
 
     async def patch(
-        self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, find_secret: FindSecret
+        self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, detect_secret: DetectSecret
     ) -> PatchResult:
         """Write the agent's changes; the file is empty if there are none. Raises AttemptError (collect_failed)."""
         layout, base = AttemptLayout(attempt_dir), self._small_trees.get((attempt_dir, base_commit))
         if base is not None and await write_patch_if_unchanged(layout, base, target):
             return PatchResult(diff=DiffStatistics(0, 0, 0))
         async with self._confined_git(layout, confine) as git:
-            return await write_patch(git, layout, base_commit, target, find_secret, base)
+            return await write_patch(git, layout, base_commit, target, detect_secret, base)
 
     async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
         """Write a tar of new and changed files. Raises AttemptError (collect_failed)."""

@@ -129,11 +129,11 @@ async def test_gateway_and_terminals_open_only_after_the_start_of_the_agent_is_r
     work = asyncio.create_task(harness.run())
     await wait_until(lambda: disk.rejected_count > 2)
     with pytest.raises(TerminalRefusedError):
-        harness.terminals.check(OpenTerminal(24, 80))
+        harness.terminals.check_can_open(OpenTerminal(24, 80))
     assert not harness.script.is_gateway_serving
     disk.is_full = False
     await wait_until(lambda: harness.script.is_gateway_serving)
-    harness.terminals.check(OpenTerminal(24, 80))
+    harness.terminals.check_can_open(OpenTerminal(24, 80))
     await cancel_and_wait(harness, work)
 
 
@@ -225,7 +225,7 @@ async def test_collection_is_retried_on_a_full_disk_until_the_collect_timeout(ma
     harness = make_harness(AttemptScript(), lifecycle={"collect_timeout": "10m"})
     targets = []
 
-    async def patch(self, attempt_dir, base_commit, target, confine, find_secret):
+    async def patch(self, attempt_dir, base_commit, target, confine, detect_secret):
         targets.append(target)
         if len(targets) < 3:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -242,7 +242,7 @@ async def test_collection_is_retried_on_a_full_disk_until_the_collect_timeout(ma
 async def test_full_disk_during_the_collection_fails_the_task_with_disk_full(make_harness, monkeypatch):
     harness = make_harness(AttemptScript(), lifecycle={"collect_timeout": "1s"})
 
-    async def patch(self, attempt_dir, base_commit, target, confine, find_secret):
+    async def patch(self, attempt_dir, base_commit, target, confine, detect_secret):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.patch", patch)

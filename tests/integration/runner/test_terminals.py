@@ -293,7 +293,7 @@ def test_disabled_terminals_cannot_be_enabled_later():
     terminals.disable()
     terminals.enable(SandboxTerminals(RecordingTerminal(), {}, "/"))
     with pytest.raises(TerminalRefusedError, match="is not running"):
-        terminals.check(OpenTerminal(24, 80))
+        terminals.check_can_open(OpenTerminal(24, 80))
 
 
 async def test_client_that_leaves_during_output_causes_no_unhandled_error(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.server import derived_tasks, parent_task_results, submissions
 from sandbox.server.maintenance.integrity import DiscrepancyKind, IntegrityCheck
-from sandbox.server.parent_task_results import discard_unrecorded
+from sandbox.server.parent_task_results import discard_unrecorded_tasks
 
 PATCH = b"diff --git a/a b/a\n"
 CONVERSATION = (e.AgentMessage("I did it."),)
@@ -313,7 +313,7 @@ async def test_files_of_a_task_that_was_not_recorded_are_removed_at_the_next_sta
     lost = TaskLayout(components.data_dir, "lost").artifacts
     lost.mkdir(parents=True)
     before = inherited(components, "task-3")
-    discard_unrecorded(components.data_dir, components.journals, components.store)
+    discard_unrecorded_tasks(components.data_dir, components.journals, components.store)
     assert not TaskLayout(components.data_dir, "task-2").root.exists()
     assert (TaskLayout(components.data_dir, "task-1").artifacts / "task-1.patch").exists()
     assert inherited(components, "task-3") == before
@@ -331,7 +331,7 @@ async def test_directories_of_a_task_that_was_not_recorded_are_removed_at_the_ne
     for name in leftovers or ():
         (begun / name).touch()
     (damaged / "records").write_bytes(b"damaged\n" * 9)
-    discard_unrecorded(components.data_dir, components.journals, components.store)
+    discard_unrecorded_tasks(components.data_dir, components.journals, components.store)
     assert not begun.parent.exists()
     assert (damaged / "records").exists()
     async with components.server() as service:
@@ -348,7 +348,7 @@ async def test_results_of_a_task_whose_journal_consists_of_zeros_are_kept(compon
     layout = TaskLayout(components.data_dir, "task-2")
     (layout.root / "journal" / "records").write_bytes(bytes(4096))
     components.store.delete("task-2")
-    discard_unrecorded(components.data_dir, components.journals, components.store)
+    discard_unrecorded_tasks(components.data_dir, components.journals, components.store)
     assert (layout.artifacts / "task-2.patch").read_bytes() == b"diff --git 2\n"
     assert (layout.artifacts / "inherited-1.patch").exists()
     assert "Task task-2 has results, but its journal has no record" in caplog.text
@@ -365,7 +365,7 @@ async def test_files_of_a_task_are_kept_if_they_cannot_be_listed_at_the_start(co
     (layout.root / "journal").mkdir(parents=True)
     (layout.root / "journal" / "records").touch()
     layout.artifacts.symlink_to(layout.artifacts)
-    discard_unrecorded(components.data_dir, components.journals, components.store)
+    discard_unrecorded_tasks(components.data_dir, components.journals, components.store)
     assert layout.artifacts.is_symlink()
     assert "Task unreadable has no record, and its files cannot be listed" in caplog.text
     async with components.server() as service:

@@ -12,7 +12,7 @@ from sandbox.model.events import Progress
 from sandbox.model.task import AgentStartTime, Attempt, StateHistoryEntry, Task, TotalUsage
 from sandbox.model.task_state import TaskState
 from sandbox.runner import agent_output
-from sandbox.runner.remaining_limits import remaining_budget, remaining_seconds
+from sandbox.runner.remaining_limits import budget_with_earlier_usage, remaining_seconds
 
 START_TIME = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 
@@ -65,7 +65,7 @@ def test_remaining_time_uses_the_wall_clock_after_a_reboot(later, left):
 
 def test_usage_of_earlier_attempts_reduces_the_budget():
     spent = TotalUsage(input_tokens=300, output_tokens=20, usd=0.5)
-    assert remaining_budget(task(spent=spent)) == Budget(2.0, 1000, spent_usd=0.5, spent_tokens=320)
+    assert budget_with_earlier_usage(task(spent=spent)) == Budget(2.0, 1000, spent_usd=0.5, spent_tokens=320)
 
 
 def test_output_quota_counts_lines_of_earlier_attempts(monkeypatch):

@@ -64,8 +64,8 @@ async def run_until_idle(host):
         await running
 
 
-def run(clock, first, *later, rechecks=0):
-    """Run a host with these probe results; request `rechecks`, each when the host is idle."""
+def run(clock, first, *later, probe_requests=0):
+    """Run a host with these probe results; request `probe_requests`, each when the host is idle."""
     results = iter(later)
 
     async def probe():
@@ -76,8 +76,8 @@ def run(clock, first, *later, rechecks=0):
 
     async def scenario():
         await run_until_idle(host)
-        for _ in range(rechecks):
-            host.recheck()
+        for _ in range(probe_requests):
+            host.request_probe()
             await run_until_idle(host)
 
     host = ProbedHost(first, host_with(probe), clock)
@@ -93,7 +93,7 @@ def test_working_runtime_is_not_probed_again(clock):
 
 def test_runtime_that_fails_later_blocks_tasks_until_it_works_again(clock, caplog):
     caplog.set_level("INFO")
-    host = run(clock, AVAILABLE, UNAVAILABLE, UNAVAILABLE, UNAVAILABLE, AVAILABLE, rechecks=1)
+    host = run(clock, AVAILABLE, UNAVAILABLE, UNAVAILABLE, UNAVAILABLE, AVAILABLE, probe_requests=1)
     assert (host.result, host.blocked_reason, host.next_probe_at) == (AVAILABLE, None, None)
     assert clock.slept[:2] == [PROBE_INTERVAL_SECONDS, PROBE_PAUSE_SECONDS]
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING", "INFO"]
@@ -108,33 +108,33 @@ async def test_runtime_that_fails_later_is_reported(clock):
         return next(results)
 
     host = ProbedHost(AVAILABLE, host_with(probe), clock)
-    host.recheck()
+    host.request_probe()
     await run_until_idle(host)
     assert reports == [None, None, "It does not work."]
 
 
-def test_working_runtime_stays_available_after_a_recheck(clock, caplog):
-    host = run(clock, AVAILABLE, AVAILABLE, UNAVAILABLE, AVAILABLE, OSError("busy"), rechecks=3)
+def test_working_runtime_stays_available_after_a_requested_probe(clock, caplog):
+    host = run(clock, AVAILABLE, AVAILABLE, UNAVAILABLE, AVAILABLE, OSError("busy"), probe_requests=3)
     assert (host.result, host.blocked_reason) == (AVAILABLE, None)
     assert "does not accept tasks" not in caplog.text
 
 
-def test_rechecks_of_a_working_runtime_are_rare(clock):
-    run(clock, AVAILABLE, *[AVAILABLE] * 5, rechecks=5)
+def test_requested_probes_of_a_working_runtime_are_rare(clock):
+    run(clock, AVAILABLE, *[AVAILABLE] * 5, probe_requests=5)
     assert clock.slept == [PROBE_INTERVAL_SECONDS] * 5
 
 
-async def test_requested_recheck_is_not_announced_while_the_runtime_works(clock):
+async def test_requested_probe_is_not_announced_while_the_runtime_works(clock):
     host = ProbedHost(AVAILABLE, host_with(None), clock)
-    host.recheck()
-    host.recheck()
+    host.request_probe()
+    host.request_probe()
     assert (host.next_probe_at, host.retry_after_seconds, host.blocked_reason) == (None, None, None)
 
 
 def test_failed_runtime_is_not_probed_earlier_on_request(clock):
     host = ProbedHost(UNAVAILABLE, host_with(None), clock)
     before = host.retry_after_seconds
-    host.recheck()
+    host.request_probe()
     assert host.retry_after_seconds == before
 
 

@@ -17,7 +17,7 @@ from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.runtime import Confine
 from sandbox.interfaces.secrets import Redactor, StreamRedactor
-from sandbox.interfaces.workspace import FindSecret, PatchResult, SkippedFile, Workspaces
+from sandbox.interfaces.workspace import DetectSecret, PatchResult, SkippedFile, Workspaces
 from sandbox.model.disk_watermarks import transient_disk_error
 from sandbox.model.events import (
     GENERATED_DIRECTORY,
@@ -120,11 +120,11 @@ class ArtifactRecorder(msgspec.Struct, frozen=True):
         """Whether the task has secrets that may be in any file and cannot be detected."""
         return self.redactor is None and bool(self.attempt.task.manifest.secrets)
 
-    def public_reason(self, reason: str) -> str:
+    def reason_or_placeholder(self, reason: str) -> str:
         """Return the reason, or a replacement if the reason may contain a secret and cannot be redacted."""
         return _WITHHELD_REASON if self.is_unredactable else reason
 
-    def find_secret(self, chunks: Iterable[bytes]) -> bool:
+    def detect_secret(self, chunks: Iterable[bytes]) -> bool:
         """Return whether the chunks contain a secret value or were not all scanned in time."""
         return self.redactor is not None and self.redactor.contains(chunks)
 
@@ -214,7 +214,7 @@ class ArtifactRecorder(msgspec.Struct, frozen=True):
         """Flag an artifact that contains a secret value or was not scanned in time."""
         if self.redactor is None or artifact.contains_secret:
             return artifact
-        contains_secret = await _scan_for_secrets(self.find_secret, _read_chunks(self.directory / artifact.name))
+        contains_secret = await _scan_for_secrets(self.detect_secret, _read_chunks(self.directory / artifact.name))
         return msgspec.structs.replace(artifact, contains_secret=contains_secret)
 
 
@@ -302,7 +302,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         if patch.incomplete_reason is None:
             await self._collect_chain_patch(artifacts)
         else:
-            reason = artifacts.public_reason(patch.incomplete_reason)
+            reason = artifacts.reason_or_placeholder(patch.incomplete_reason)
             await self._collect_changed_files(artifacts, base_commit, reason)
 
     async def _collect_chain_patch(self, artifacts: ArtifactRecorder) -> None:
@@ -315,7 +315,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         has_secret = patch.contains_secret or artifacts.is_unredactable
         await artifacts.store_file(name, "text/x-diff", artifacts.partial_path(name), contains_secret=has_secret)
         if patch.incomplete_reason is not None:
-            reason = artifacts.public_reason(patch.incomplete_reason)
+            reason = artifacts.reason_or_placeholder(patch.incomplete_reason)
             message = f"{name} is incomplete: {reason}. Apply the patches of the chain one by one."
             self.attempt.recorder.record_once(ErrorReported("chain_patch_truncated", message))
 
@@ -324,7 +324,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         root, partial, seconds = self.attempt.layout.root, artifacts.partial_path(name), self._seconds(share)
         try:
             async with asyncio.timeout(seconds):
-                return await self.workspaces.patch(root, base_commit, partial, self.confine, artifacts.find_secret)
+                return await self.workspaces.patch(root, base_commit, partial, self.confine, artifacts.detect_secret)
         except TimeoutError:
             reason = f"creating it took longer than {seconds:.1f} s"
             partial.write_text(f"# truncated: {reason}\n")
@@ -361,7 +361,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         if attempt.task.manifest.agent.is_interactive or artifacts.is_unredactable or not home.is_dir():
             return
         content = await asyncio.to_thread(driver.read_session, home, present.session_id, SESSION_BYTES_MAX)
-        if content is None or await _scan_for_secrets(artifacts.find_secret, _split_chunks(content)):
+        if content is None or await _scan_for_secrets(artifacts.detect_secret, _split_chunks(content)):
             return
         compressed = await asyncio.to_thread(compress_session, content)
         await artifacts.store_chunks(SESSION_NAME, "application/gzip", [compressed])
@@ -500,10 +500,10 @@ def _finalize_file(partial: Path, target: Path, abandoned: threading.Event) -> t
     return checksum, size_bytes
 
 
-async def _scan_for_secrets(find_secret: FindSecret, chunks: Iterable[bytes]) -> bool:
+async def _scan_for_secrets(detect_secret: DetectSecret, chunks: Iterable[bytes]) -> bool:
     abandoned = threading.Event()
     try:
-        return await asyncio.to_thread(find_secret, itertools.takewhile(lambda _: not abandoned.is_set(), chunks))
+        return await asyncio.to_thread(detect_secret, itertools.takewhile(lambda _: not abandoned.is_set(), chunks))
     finally:
         abandoned.set()  # after a cancellation the thread continues, but scans only the chunk that it has started
 

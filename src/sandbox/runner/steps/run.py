@@ -49,7 +49,7 @@ from sandbox.runner.progress_and_conversation_recorder import (
 from sandbox.runner.remaining_limits import remaining_seconds
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import ProvisionedSandbox
-from sandbox.runner.terminals import SandboxTerminals, SharedTerminal, TerminalServer, without_secrets
+from sandbox.runner.terminals import SandboxTerminals, SharedTerminal, TerminalServer, shell_environment
 
 
 class MetricsSampler:
@@ -367,7 +367,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
         """
         await self.attempt.recorder.wait_until_written()
         command = self.provisioned.launch_spec.command
-        variables = without_secrets(
+        variables = shell_environment(
             command.environment, {*self.attempt.secrets, *self.provisioned.launch_spec.model_variables}
         )
         self.terminals.enable(SandboxTerminals(self.provisioned.sandbox, variables, command.directory, agent_terminal))

@@ -202,7 +202,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         if slabs is not None and mapping_counter is not None:
             vma_bytes = mapping_counter.measure(slabs, self.process_ids, self._all_sandboxes)
         are_sockets_bounded = (sockets or 0) <= _bounded_sockets_max(buffer_bytes_max)
-        is_vma_growth_within_limit = slabs is None or slabs.undivided_vma_bytes <= VMA_BYTES_MAX
+        is_vma_growth_within_limit = slabs is None or slabs.vma_bytes_upper_bound <= VMA_BYTES_MAX
         return KernelUsage(
             sockets=None if sockets is None else sockets + (unread.half_open if unread else 0),
             udp_sockets_on_port=unread.udp_sockets_on_port if unread else None,
@@ -220,7 +220,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             dentries=slabs.dentry_bytes // DENTRY_BYTES if slabs else None,
             oom_kills=self.oom_kills(),
             syscall_buffer_bytes=syscall_buffer_meter.count(self.process_ids) if syscall_buffer_meter else None,
-            closing_bytes=closing_files_meter.count(self._thread_ids) if closing_files_meter else None,
+            closing_files_bytes=closing_files_meter.count(self._thread_ids) if closing_files_meter else None,
             is_bounded_while_idle=are_sockets_bounded and is_vma_growth_within_limit,
         )
 

@@ -60,7 +60,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
     dentries: number of file names that the kernel has cached, including names of nonexistent files.
     udp_sockets_on_port: number of UDP sockets on the port with the most sockets.
     syscall_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
-    closing_bytes: memory of files that ending processes take long to close; 0 while the kernel's memory has not grown.
+    closing_files_bytes: memory of files that ending processes take long to close; 0 while the kernel's memory has not
+        grown.
     cached_extents: number of extents and holes of the disk's files that the kernel has cached.
     disk_directories: number of directories on the disk; 0 while the disk has few files.
     terminal_cpu_seconds: CPU time of the kernel threads that process what the sandbox writes to terminals, beyond half
@@ -91,7 +92,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     dentries: int | None = None
     udp_sockets_on_port: int | None = None
     syscall_buffer_bytes: int | None = None
-    closing_bytes: int | None = None
+    closing_files_bytes: int | None = None
     cached_extents: int | None = None
     disk_directories: int | None = None
     terminal_cpu_seconds: float | None = None
@@ -173,9 +174,10 @@ class KernelUsage(msgspec.Struct, frozen=True):
                 f"The kernel held {self.syscall_buffer_bytes >> 20} MiB for threads of the sandbox that read /proc/sys "
                 "or sent netlink requests; use smaller buffers, or fewer threads."
             )
-        if self.closing_bytes is not None and self.closing_bytes > CLOSING_FILES_BYTES_MAX:
+        if self.closing_files_bytes is not None and self.closing_files_bytes > CLOSING_FILES_BYTES_MAX:
             return (
-                f"The kernel may have held {self.closing_bytes >> 20} MiB for files of the sandbox's ending processes; "
+                f"The kernel may have held {self.closing_files_bytes >> 20} MiB for files of the sandbox's ending "
+                "processes; "
                 f"the limit is {CLOSING_FILES_BYTES_MAX >> 20} MiB. Close directories before a process ends."
             )
         if self.oom_kills > OOM_KILLS_MAX:

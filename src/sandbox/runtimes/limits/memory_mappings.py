@@ -126,8 +126,8 @@ class MappingCounter:
         bound. While a count is blocked, returns the share that is attributed to the sandbox. sandboxes: returns all
         sandboxes.
         """
-        if slabs.undivided_vma_bytes <= VMA_BYTES_MAX:
-            return slabs.undivided_vma_bytes
+        if slabs.vma_bytes_upper_bound <= VMA_BYTES_MAX:
+            return slabs.vma_bytes_upper_bound
         now = self._clock()
         if self._thread is not None and self._thread.is_alive():
             return slabs.vma_bytes if now - self._started_at > _BLOCKED_SECONDS else self._bytes
@@ -162,7 +162,7 @@ class MappingCounter:
         mappings_max = VMA_BYTES_MAX // VMA_BYTES
         own = self._count(process_ids(), mappings_max)
         if own is None or own > mappings_max:
-            return slabs.undivided_vma_bytes
+            return slabs.vma_bytes_upper_bound
         are_hidden = slabs.vma_bytes > VMA_BYTES_MAX and self._are_hidden(sandboxes(), mappings_max)
         self._hidden_checks = self._hidden_checks + 1 if are_hidden else 0
         return slabs.vma_bytes if self._hidden_checks >= _HIDDEN_CHECKS_MIN else own * VMA_BYTES

@@ -61,7 +61,7 @@ _CHECKS_MIN = 3
 """Number of consecutive checks that must find too much memory, because sizes are not read at the same time."""
 
 
-def count_unknown_bytes(path: Path = _MEMINFO) -> int | None:
+def count_unattributed_bytes(path: Path = _MEMINFO) -> int | None:
     """Return the machine's memory that is in use for no known purpose, in bytes; None if the host does not show it.
 
     Includes the free pages that each processor keeps for itself, which can be gigabytes. Takes 0.1 ms.
@@ -120,7 +120,7 @@ class PageFragmentMeter:
 
     def __init__(
         self,
-        count_all: Callable[[], int | None] = count_unknown_bytes,
+        count_all: Callable[[], int | None] = count_unattributed_bytes,
         count_free: Callable[[], int] = count_free_bytes_of_processors,
         count_own: Callable[[], int] = count_own_overhead_bytes,
         clock: Callable[[], float] = time.monotonic,
@@ -196,7 +196,7 @@ def _sum_overhead(
     """Return an upper bound on the packets' memory. Without a list of the sockets, all charged memory counts."""
     if usage is None:
         return charged_bytes or 0
-    unlisted = count_unlisted(usage.listed) or 0
+    unlisted = count_unlisted(usage.listed_sockets) or 0
     unlisted_bytes = unlisted * _UNLISTED_SOCKET_BYTES_MAX
     charged_unlisted_bytes = unlisted_bytes if charged_bytes is None else min(unlisted_bytes, charged_bytes)
     return usage.overhead_bytes + unlisted * _UNACCEPTED_SOCKET_BYTES_MAX + charged_unlisted_bytes

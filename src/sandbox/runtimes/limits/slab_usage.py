@@ -67,7 +67,7 @@ class SlabUsage(NamedTuple):
         ancestor with which its process may share pages of the mapping.
     dentry_bytes: the cached names of files (dentries), including names of nonexistent files.
     vma_bytes: the mappings of all processes, which are in use.
-    undivided_vma_bytes: equal to vma_bytes, but a `SlabMeter` does not divide its growth between the sandboxes.
+    vma_bytes_upper_bound: equal to vma_bytes, but a `SlabMeter` does not divide its growth between the sandboxes.
     """
 
     unreclaimable_free_bytes: int
@@ -75,7 +75,7 @@ class SlabUsage(NamedTuple):
     anon_vma_chain_bytes: int = 0
     dentry_bytes: int = 0
     vma_bytes: int = 0
-    undivided_vma_bytes: int = 0
+    vma_bytes_upper_bound: int = 0
 
 
 class SlabObjects(NamedTuple):
@@ -230,7 +230,7 @@ class SlabMeter:
             anon_vma_chain_bytes=min(found.anon_vma_chain_bytes, unreclaimable_bytes),
             dentry_bytes=min(found.dentry_bytes, usage.kernel_bytes),
             vma_bytes=min(found.vma_bytes, unreclaimable_bytes),
-            undivided_vma_bytes=min(found.undivided_vma_bytes, unreclaimable_bytes),
+            vma_bytes_upper_bound=min(found.vma_bytes_upper_bound, unreclaimable_bytes),
         )
 
     def _update(self, usage: GroupUsage, others: Mapping[str, GroupUsage]) -> None:
@@ -242,7 +242,7 @@ class SlabMeter:
         if self._growths is None:
             self._growths = tuple(_Growth(first) for first in slabs)
         for kind, growth, current in zip(SlabUsage._fields, self._growths, slabs, strict=True):
-            growth.update(current, 1.0 if kind == "undivided_vma_bytes" else share)
+            growth.update(current, 1.0 if kind == "vma_bytes_upper_bound" else share)
 
     def _share(self, usage: GroupUsage, others: Mapping[str, GroupUsage]) -> float:
         """Return the sandbox's share of the growth since the last call."""

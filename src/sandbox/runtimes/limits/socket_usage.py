@@ -66,8 +66,8 @@ class SocketUsage(msgspec.Struct, frozen=True):
 
     received_bytes: bytes in receive queues. half_open: number of connections in SYN_RECV, which belong to the listener.
     overhead_bytes: memory of unread and unsent packets, without their data.
-    listed: number of sockets, without half-open connections. The kernel lists neither reset connections nor sockets
-    without an address.
+    listed_sockets: number of sockets, without half-open connections. The kernel lists neither reset connections nor
+    sockets without an address.
     udp_sockets_on_port: number of UDP sockets on the port that has the most. The kernel copies a broadcast to all of
     them without interruption.
     """
@@ -76,7 +76,7 @@ class SocketUsage(msgspec.Struct, frozen=True):
     half_open: int = 0
     udp_sockets_on_port: int = 0
     overhead_bytes: int = 0
-    listed: int = 0
+    listed_sockets: int = 0
 
 
 class SocketMemory(NamedTuple):
@@ -110,7 +110,7 @@ class SocketCounter:
             sum(one.half_open for one in counts),
             max(ports.values(), default=0),
             sum(one.overhead_bytes for one in counts),
-            sum(one.listed for one in counts),
+            sum(one.listed_sockets for one in counts),
         )
 
     def close(self) -> None:
@@ -135,10 +135,10 @@ class SocketCounter:
                     inspected_count += 1
                     half_open += messages[at + _HEADER_BYTES + 1] == _SYN_RECEIVED
                     if protocol == _UDP:
-                        udp_ports[read_port(messages, at)] += 1
-                    memory = read_memory(messages, at + _HEADER_BYTES + _RESPONSE_BYTES, at + length)
+                        udp_ports[read_local_port(messages, at)] += 1
+                    memory = read_socket_memory(messages, at + _HEADER_BYTES + _RESPONSE_BYTES, at + length)
                     received += memory.received
-                    overhead += find_overhead(messages, at, memory, protocol)
+                    overhead += packet_overhead_bytes(messages, at, memory, protocol)
                 at += -(-length // 4) * 4
         return SocketUsage(received, half_open, 0, overhead, inspected_count - half_open)
 
@@ -153,12 +153,12 @@ def raise_netlink_error(messages: bytes, at: int, length: int) -> None:
         raise OSError(-number, "sock_diag")
 
 
-def read_port(messages: bytes, at: int) -> int:
+def read_local_port(messages: bytes, at: int) -> int:
     """Return the local port of the socket that a reply describes."""
     return int.from_bytes(messages[at + _HEADER_BYTES + _PORT_OFFSET :][:2])
 
 
-def read_memory(messages: bytes, at: int, end: int) -> SocketMemory:
+def read_socket_memory(messages: bytes, at: int, end: int) -> SocketMemory:
     """Return the memory of the queues of one socket, from its attributes."""
     while at + 4 < end:
         length, kind = struct.unpack_from("=HH", messages, at)
@@ -168,7 +168,7 @@ def read_memory(messages: bytes, at: int, end: int) -> SocketMemory:
     return SocketMemory()
 
 
-def find_overhead(messages: bytes, at: int, memory: SocketMemory, protocol: int) -> int:
+def packet_overhead_bytes(messages: bytes, at: int, memory: SocketMemory, protocol: int) -> int:
     """Return the memory of the socket's packets, without their data. The reply contains the sizes of the data."""
     if protocol == _UDP:
         return memory.received // _DATAGRAM_OVERHEAD_DIVISOR
@@ -176,13 +176,13 @@ def find_overhead(messages: bytes, at: int, memory: SocketMemory, protocol: int)
     return max(0, memory.received - int(unread)) + max(0, memory.unsent - int(unsent)) + memory.waiting
 
 
-def count_unlisted_sockets(pid: int, listed: int) -> int | None:
+def count_unlisted_sockets(pid: int, listed_sockets: int) -> int | None:
     """Count the TCP and UDP sockets of a process's network namespace that the kernel does not list.
 
     These are reset connections, which keep unread data, and sockets without an address. Sockets of other kinds that the
     kernel does not count either are included. Returns None if the process has ended.
 
-    listed: number of listed sockets.
+    listed_sockets: number of listed sockets.
     """
     sockets = count_sockets(pid)
     try:
@@ -192,4 +192,4 @@ def count_unlisted_sockets(pid: int, listed: int) -> int | None:
     if sockets is None:
         return None
     others = sum(int(line.split()[_SOCKETS_COLUMN]) for line in lines[1:] if line.startswith(_OTHER_PROTOCOLS))
-    return max(0, sockets - others - listed)
+    return max(0, sockets - others - listed_sockets)

@@ -61,7 +61,7 @@ class RunnerRecovery:
         if isinstance(owner, NoKnownOwner) or owner.runner.attempt_id != attempt.id:
             tracked.transfer(RunnerOwned(self._placements.find_runner(attempt_location(tracked.task, attempt))))
 
-    async def check_silent(self, tracked: TrackedTask) -> None:
+    async def check_silent_runner(self, tracked: TrackedTask) -> None:
         """Check the runner of a task whose journal is held but has had no new record for a while."""
         await self._watchdog.check(tracked)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from sandbox.interfaces.file_layout import AttemptLayout
-from sandbox.interfaces.workspace import FindSecret, PatchResult
+from sandbox.interfaces.workspace import DetectSecret, PatchResult
 from sandbox.model.events import DiffStatistics
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import PATCH_BYTES_MAX
@@ -79,7 +79,7 @@ async def write_patch(
     layout: AttemptLayout,
     base_commit: str,
     target: Path,
-    find_secret: FindSecret,
+    detect_secret: DetectSecret,
     base: BaseTree | None = None,
 ) -> PatchResult:
     """Write the patch to `target` and flush it; the file is empty if nothing changed. Raises AttemptError.
@@ -89,7 +89,7 @@ async def write_patch(
     """
     try:
         base = base or await read_base_tree(git, layout.repository, base_commit)
-        return await _write_patch(git, layout, base_commit, base, target, find_secret)
+        return await _write_patch(git, layout, base_commit, base, target, detect_secret)
     except TooManyEntriesError as error:
         reason: str | None = f"the files that are not ignored exceed a limit: {error}"
     except GitError as error:
@@ -103,9 +103,9 @@ async def write_patch(
 
 
 async def _write_patch(
-    git: Git, layout: AttemptLayout, base_commit: str, base: BaseTree, target: Path, find_secret: FindSecret
+    git: Git, layout: AttemptLayout, base_commit: str, base: BaseTree, target: Path, detect_secret: DetectSecret
 ) -> PatchResult:
-    tree, skipped = await _import_workspace(git, layout, base, base_commit, find_secret)
+    tree, skipped = await _import_workspace(git, layout, base, base_commit, detect_secret)
     too_large = sorted(tree.too_large)
     preamble = _preamble(skipped, too_large)
     diff: DiffStatistics | None = DiffStatistics(0, 0, 0)
@@ -138,12 +138,12 @@ class FastImportWriter:
     """
 
     def __init__(
-        self, files: RootedFiles, stream: IO[bytes], stop: StopFlag, find_secret: FindSecret, base_commit: str
+        self, files: RootedFiles, stream: IO[bytes], stop: StopFlag, detect_secret: DetectSecret, base_commit: str
     ) -> None:
         self.is_changed = self.has_replaced_link = False
         self.too_large: list[bytes] = []
         self.contains_secret = False
-        self._find_secret = find_secret
+        self._detect_secret = detect_secret
         self._files = files
         self._stream = stream
         self._stop = stop
@@ -185,7 +185,7 @@ class FastImportWriter:
 
     def _write_content(self, content: Iterable[bytes]) -> None:
         chunks = self._write_chunks(content)
-        self.contains_secret = self.contains_secret or self._find_secret(chunks)
+        self.contains_secret = self.contains_secret or self._detect_secret(chunks)
         for _ in chunks:
             pass
         self._write(b"\n")
@@ -213,7 +213,7 @@ def _quote(path: bytes) -> bytes:
 
 
 async def _import_workspace(
-    git: Git, layout: AttemptLayout, base: BaseTree, base_commit: str, find_secret: FindSecret
+    git: Git, layout: AttemptLayout, base: BaseTree, base_commit: str, detect_secret: DetectSecret
 ) -> tuple[FastImportWriter, SkippedPaths]:
     """Import the agent's tree into the host's repository. Returns the import's result and the skipped paths."""
     repository = layout.repository
@@ -221,7 +221,7 @@ async def _import_workspace(
     with pipe() as (reader, writer):
 
         def open_writer(files: RootedFiles, stop: StopFlag) -> FastImportWriter:
-            return FastImportWriter(files, writer, stop, find_secret, base_commit)
+            return FastImportWriter(files, writer, stop, detect_secret, base_commit)
 
         importing = _run_fast_import(git, repository, reader)
         return await compare_workspace(git, layout, base, open_writer, FastImportWriter.finish, importing)

@@ -158,7 +158,7 @@ async def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_h
         refused.append(step)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    async def patch(self, attempt_dir, base_commit, target, confine, find_secret):
+    async def patch(self, attempt_dir, base_commit, target, confine, detect_secret):
         leftovers.append(part.exists())
         target.write_bytes(b"diff --git a/a b/a\n")
         return PatchResult()
@@ -251,9 +251,9 @@ async def test_artifact_without_time_for_a_secret_scan_is_stored_and_flagged(mak
 
 
 async def test_slow_secret_scan_does_not_lose_the_patch(make_harness, slow_secret_scan, monkeypatch):
-    async def patch(self, attempt_dir, base_commit, target, confine, find_secret):
+    async def patch(self, attempt_dir, base_commit, target, confine, detect_secret):
         target.write_bytes(b"diff --git a/a b/a\n")
-        return PatchResult(contains_secret=await asyncio.to_thread(find_secret, [b"slow"] * 50))
+        return PatchResult(contains_secret=await asyncio.to_thread(detect_secret, [b"slow"] * 50))
 
     monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.patch", patch)
     harness = make_harness(AttemptScript(), secrets={"KEY": SECRET}, lifecycle={"collect_timeout": "5s"})

@@ -85,7 +85,7 @@ def test_omitted_fields_in_a_message_of_an_earlier_version_have_their_defaults()
     decoded = decode_launch_message(message)
     order = RunAttempt(*IDS, records_conversation=False)  # the server would reject a journal with such events
     assert decoded == LaunchMessage(order, RunnerSettings("/d", "/r", "qemu", agent_programs={"": ""}))
-    assert decoded.host.output_watermark == Watermark(OUTPUT_FREE_PERCENT, OUTPUT_FREE_BYTES)
+    assert decoded.settings.output_watermark == Watermark(OUTPUT_FREE_PERCENT, OUTPUT_FREE_BYTES)
 
 
 @pytest.mark.parametrize("order", [b'{"type":"rest"}', b'{"type":"finish_attempt"}', b"{}", b"7"])

@@ -174,7 +174,7 @@ def test_usage_is_not_bounded_while_idle_if_mappings_are_counted(
 
     class FixedMeter(SlabMeter):
         def measure(self, *_: object) -> SlabUsage | None:
-            return SlabUsage(0, 0, undivided_vma_bytes=grown_bytes)
+            return SlabUsage(0, 0, vma_bytes_upper_bound=grown_bytes)
 
     _, group = _unified(tmp_path)
     usage = group.kernel_usage(os.getpid(), 1 << 30, slab_meter=FixedMeter(lambda: None))
@@ -318,7 +318,7 @@ def test_mapping_counter_gets_the_processes_of_the_group_and_of_its_siblings(tmp
     for name, kernel_bytes in (("attempt", 100), ("neighbour", 700)):
         line = f"kernel {kernel_bytes}\n" if kernel_file == "memory.stat" else f"{kernel_bytes}\n"
         _write_group(tmp_path / "memory/sandbox" / name, {kernel_file: line, "cgroup.procs": f"{kernel_bytes + 1}\n"})
-    slabs, seen = SlabUsage(0, 0, undivided_vma_bytes=1 << 40), []
+    slabs, seen = SlabUsage(0, 0, vma_bytes_upper_bound=1 << 40), []
 
     class FixedMeter(SlabMeter):
         def measure(
@@ -354,7 +354,7 @@ def test_meter_of_closing_files_gets_the_threads_of_the_group(tmp_path: Path, na
             return sum(thread_ids())
 
     group = Hierarchies([tmp_path / "memory"]).group("attempt")
-    assert group.kernel_usage(os.getpid(), 1 << 30, closing_files_meter=RecordingMeter()).closing_bytes == 7 + 8
+    assert group.kernel_usage(os.getpid(), 1 << 30, closing_files_meter=RecordingMeter()).closing_files_bytes == 7 + 8
 
 
 def test_cgroup_v1_socket_limit_without_tcp_mem_is_a_share_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -140,8 +140,10 @@ def test_later_process_with_the_same_id_does_not_count_as_slow():
 
 
 def test_files_of_ending_processes_above_the_limit_are_a_violation():
-    assert not KernelUsage(closing_bytes=CLOSING_FILES_BYTES_MAX).find_exceeded_limit()
-    assert "ending processes" in KernelUsage(closing_bytes=CLOSING_FILES_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
+    assert not KernelUsage(closing_files_bytes=CLOSING_FILES_BYTES_MAX).find_exceeded_limit()
+    assert (
+        "ending processes" in KernelUsage(closing_files_bytes=CLOSING_FILES_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
+    )
 
 
 def test_living_and_ended_processes_are_not_closing_files():

@@ -165,7 +165,7 @@ class CountedSandbox:
 
     def measure(self, growth_bytes: int, share_bytes: int = 0) -> int:
         """Return the size that is known once the counting thread has ended."""
-        slabs = SlabUsage(0, 0, vma_bytes=share_bytes, undivided_vma_bytes=growth_bytes)
+        slabs = SlabUsage(0, 0, vma_bytes=share_bytes, vma_bytes_upper_bound=growth_bytes)
         self._counter.measure(slabs, lambda: [7], lambda: [SandboxProcesses([7], 1)])
         thread = self._counter._thread
         if thread is not None:
@@ -211,7 +211,7 @@ def test_mappings_must_be_hidden_in_two_consecutive_checks():
 def test_mappings_are_attributed_by_share_while_a_program_blocks_the_count():
     is_blocked, now = threading.Event(), [100.0]
     counter = MappingCounter(lambda *_: 1000 if is_blocked.wait(30) else None, lambda *_: False, lambda: now[0])
-    slabs = SlabUsage(0, 0, vma_bytes=VMA_BYTES_MAX + 1, undivided_vma_bytes=1 << 40)
+    slabs = SlabUsage(0, 0, vma_bytes=VMA_BYTES_MAX + 1, vma_bytes_upper_bound=1 << 40)
     measured = []
     for now[0] in (100.0, 129.0, 131.0):
         measured.append(counter.measure(slabs, list, list))
@@ -232,7 +232,7 @@ def test_failed_count_is_repeated_after_a_pause():
 
     counter = MappingCounter(count, lambda *_: False, lambda: now[0])
     for now[0] in (100.0, 100.2, 100.6):
-        counter.measure(SlabUsage(0, 0, undivided_vma_bytes=1 << 40), list, list)
+        counter.measure(SlabUsage(0, 0, vma_bytes_upper_bound=1 << 40), list, list)
         assert counter._thread is not None
         counter._thread.join(10)
     assert counts == [100.0, 100.6]

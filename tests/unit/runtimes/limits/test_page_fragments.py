@@ -13,12 +13,12 @@ from sandbox.runtimes.limits.page_fragments import (
     PageFragmentMeter,
     count_free_bytes_of_processors,
     count_own_overhead_bytes,
-    count_unknown_bytes,
+    count_unattributed_bytes,
 )
 from sandbox.runtimes.limits.socket_usage import SocketUsage
 
 MEBIBYTE = 1 << 20
-MANY_PACKETS = SocketUsage(overhead_bytes=8 * MEBIBYTE, listed=30)
+MANY_PACKETS = SocketUsage(overhead_bytes=8 * MEBIBYTE, listed_sockets=30)
 
 
 class Machine:
@@ -74,7 +74,7 @@ def test_single_check_is_not_enough():
 
 @pytest.mark.parametrize(
     "usage",
-    [SocketUsage(), SocketUsage(received_bytes=1 << 30, overhead_bytes=MEBIBYTE, listed=30)],
+    [SocketUsage(), SocketUsage(received_bytes=1 << 30, overhead_bytes=MEBIBYTE, listed_sockets=30)],
     ids=["no sockets", "much data"],
 )
 def test_growth_that_the_packets_cannot_have_caused_does_not_count(usage: SocketUsage):
@@ -176,17 +176,17 @@ def test_sizes_are_read_from_the_kernels_files(tmp_path: Path):
         "AnonPages:       100 kB\nSlab:             50 kB\nPageTables:       5 kB\nVmallocUsed:     35 kB\n"
         "HugePages_Total:   7\n"
     )
-    assert count_unknown_bytes(memory) == 300 << 10
+    assert count_unattributed_bytes(memory) == 300 << 10
     zones = tmp_path / "zoneinfo"
     zones.write_text(
         "Node 0, zone Normal\n  pagesets\n    cpu: 0\n              count:    3\n    cpu: 1\n   count: 4\n"
     )
     assert count_free_bytes_of_processors(zones) % 7 == 0
     assert count_free_bytes_of_processors(zones) >= 7 * 4096
-    assert count_unknown_bytes(tmp_path / "none") is None
+    assert count_unattributed_bytes(tmp_path / "none") is None
     assert count_free_bytes_of_processors(tmp_path / "none") == 0
 
 
 def test_real_machine_shows_its_memory():
-    assert count_unknown_bytes() is not None
+    assert count_unattributed_bytes() is not None
     assert count_free_bytes_of_processors() > 0

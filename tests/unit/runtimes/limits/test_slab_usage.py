@@ -30,10 +30,10 @@ dentry             100  90000    192   21    1 : tunables    0    0    0 : slabd
 """
 
 
-SHARED_KINDS = tuple(kind for kind in SlabUsage._fields if kind != "undivided_vma_bytes")
+SHARED_KINDS = tuple(kind for kind in SlabUsage._fields if kind != "vma_bytes_upper_bound")
 """Kinds of slab memory whose growth is divided among the sandboxes."""
 
-CHARGED_KINDS = ("anon_vma_chain_bytes", "dentry_bytes", "vma_bytes", "undivided_vma_bytes")
+CHARGED_KINDS = ("anon_vma_chain_bytes", "dentry_bytes", "vma_bytes", "vma_bytes_upper_bound")
 """Kinds of slab memory that consist of objects in use. All of it is charged to a control group."""
 
 
@@ -197,7 +197,7 @@ def test_growth_is_attributed_to_a_running_sandbox_and_not_to_an_idle_one(kind: 
 
 def test_growth_in_mappings_is_attributed_to_an_idle_sandbox_too():
     """The sandbox's own mappings are counted afterwards, so that another, busy sandbox cannot hide them."""
-    machine = FakeMachine(kind="undivided_vma_bytes")
+    machine = FakeMachine(kind="vma_bytes_upper_bound")
     idle = machine.create_meter()
     idle.measure(900 * MEBIBYTE, 300 * MEBIBYTE, cpu=500.0, other_cpu=100.0)
     machine.grow(250 * MEBIBYTE)

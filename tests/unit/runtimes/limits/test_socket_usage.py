@@ -78,7 +78,9 @@ def test_all_four_socket_kinds_are_summed():
         end(4),
     ]
     with socket_counter(responses) as counter:
-        assert counter.count() == SocketUsage(1230, half_open=2, udp_sockets_on_port=1, overhead_bytes=3, listed=4)
+        assert counter.count() == SocketUsage(
+            1230, half_open=2, udp_sockets_on_port=1, overhead_bytes=3, listed_sockets=4
+        )
 
 
 def test_overhead_is_the_memory_of_packets_without_their_data():
@@ -89,7 +91,7 @@ def test_overhead_is_the_memory_of_packets_without_their_data():
         + socket_response(LISTENING, 0, 1, queues=(3, 4096))
     )
     with socket_counter([streams, end(1), end(2), end(3), end(4)]) as counter:
-        assert counter.count() == SocketUsage(900, overhead_bytes=899 + 700 + 50, listed=4)
+        assert counter.count() == SocketUsage(900, overhead_bytes=899 + 700 + 50, listed_sockets=4)
 
 
 def test_udp_sockets_per_port_are_counted_over_both_address_families():
@@ -98,7 +100,7 @@ def test_udp_sockets_per_port_are_counted_over_both_address_families():
     ]
     streams = [socket_response(ESTABLISHED, 0, sequence, 53) * 5 + end(sequence) for sequence in (1, 3)]
     with socket_counter([streams[0], datagrams[0], streams[1], datagrams[1]]) as counter:
-        assert counter.count() == SocketUsage(udp_sockets_on_port=2, listed=14)
+        assert counter.count() == SocketUsage(udp_sockets_on_port=2, listed_sockets=14)
 
 
 def test_responses_to_an_earlier_request_are_ignored():
@@ -111,13 +113,13 @@ def test_responses_to_an_earlier_request_are_ignored():
         end(4),
     ]
     with socket_counter(responses) as counter:
-        assert counter.count() == SocketUsage(received_bytes=1, listed=1)
+        assert counter.count() == SocketUsage(received_bytes=1, listed_sockets=1)
 
 
 def test_missing_socket_kind_is_skipped():
     responses = [socket_response(ESTABLISHED, 5, 1) + end(1), end(2, -errno.ENOENT), end(3), end(4, -errno.ENOENT)]
     with socket_counter(responses) as counter:
-        assert counter.count() == SocketUsage(received_bytes=5, listed=1)
+        assert counter.count() == SocketUsage(received_bytes=5, listed_sockets=1)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EBUSY])
@@ -159,7 +161,7 @@ def test_reset_connections_are_not_listed():
         after = counter.count()
         assert before is not None
         assert after is not None
-        unlisted = count_unlisted_sockets(os.getpid(), after.listed)
+        unlisted = count_unlisted_sockets(os.getpid(), after.listed_sockets)
         for _, accepted in pairs:
             accepted.close()
     counter.close()

@@ -10,11 +10,11 @@ from sandbox.model.events import AgentExited, AttemptFailed, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 
 
-async def count_rechecks(components, monkeypatch, *events):
+async def count_probe_requests(components, monkeypatch, *events):
     """Run a task with these events; return how many probes were requested from the host."""
     requests = []
     async with components.server() as service:
-        monkeypatch.setattr(service.host, "recheck", lambda: requests.append(1))
+        monkeypatch.setattr(service.host, "request_probe", lambda: requests.append(1))
         await service.submit(manifest())
         await components.wait_for_launch("task-1")
         components.placement.record("task-1", *events, TaskFinished())
@@ -28,13 +28,13 @@ async def count_rechecks(components, monkeypatch, *events):
 @pytest.mark.parametrize("code", [FailureCode.PROVISION_FAILED, FailureCode.PROVISION_TIMEOUT])
 async def test_failed_provisioning_causes_a_probe(components, monkeypatch, code):
     failed = AttemptFailed(Failure(code, "The sandbox could not be created."))
-    assert await count_rechecks(components, monkeypatch, *TO_RUNNING[:1], failed) == 1
+    assert await count_probe_requests(components, monkeypatch, *TO_RUNNING[:1], failed) == 1
 
 
 async def test_other_task_outcomes_cause_no_probe(components, monkeypatch):
     failed = AttemptFailed(Failure(FailureCode.CLONE_FAILED, "The repository does not exist."))
-    assert await count_rechecks(components, monkeypatch, failed) == 0
+    assert await count_probe_requests(components, monkeypatch, failed) == 0
 
 
 async def test_completed_task_causes_no_probe(components, monkeypatch):
-    assert await count_rechecks(components, monkeypatch, *TO_RUNNING, AgentExited(0, {"is_error": False})) == 0
+    assert await count_probe_requests(components, monkeypatch, *TO_RUNNING, AgentExited(0, {"is_error": False})) == 0
