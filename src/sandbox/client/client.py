@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from uuid import uuid4
 
 from sandbox.client import requests, retried_operations
+from sandbox.client.connection_settings import ERROR_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
 from sandbox.client.errors import ClientError
-from sandbox.client.http_connection import ERROR_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
 from sandbox.client.requests import PAGE_TASKS_MAX, Manifest, Request, StreamedBody, TaskFilters
 from sandbox.client.response_types import (
     ArtifactList,

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sandbox.client.connection_settings import authorization_header, unreachable_error
 from sandbox.client.errors import UnexpectedResponseError, UnreachableError, error_from_response, refine_not_found
-from sandbox.client.http_connection import authorization_header, unreachable_error
 from sandbox.client.response_validation import parse_object
 from sandbox.client.url import task_path, translate_url_errors, validate_base_url
 

@@ -24,7 +24,7 @@ from sandbox.client import (
     UnexpectedResponseError,
     UnreachableError,
 )
-from sandbox.client.http_connection import resolve_connection
+from sandbox.client.connection_settings import resolve_connection
 from sandbox.client.terminal import open_terminal
 
 LOGS_PATH = f"/tasks/{TASK_ID}/logs"

@@ -8,7 +8,7 @@ import pytest
 
 from doubles.sample_task import task_status
 from sandbox.client import InvalidParameterError, UnexpectedResponseError, requests
-from sandbox.client.http_connection import resolve_connection
+from sandbox.client.connection_settings import resolve_connection
 from sandbox.client.response_types import Health, Task
 from sandbox.client.response_validation import matches_schema
 from sandbox.client.terminal import OPEN_TIMEOUT_SECONDS, Exit, Terminal, open_terminal

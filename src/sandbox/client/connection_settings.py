@@ -1,4 +1,4 @@
-"""HTTP settings and error translation shared by both clients."""
+"""The connection settings of a client: base URL, token and timeouts. Checks responses and translates errors."""
 
 from __future__ import annotations
 
