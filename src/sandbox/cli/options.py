@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from sandbox.cli.click_extensions import GlobalOption, gc_frozen
-from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.console import is_color_enabled
-from sandbox.cli.output.terminal_text import escape_name, escape_text
+from sandbox.cli.output.terminal_text import escape_text
 from sandbox.model.default_server_address import DEFAULT_SERVER
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     from sandbox.cli.contexts import Context, ServerSelection
     from sandbox.client import Client
-    from sandbox.client.response_types import Artifact
 
 OutputFormat = Literal["text", "json", "table"]
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
@@ -180,15 +178,3 @@ def allow_secrets_option(command: _Decorated) -> _Decorated:
     """Add `--allow-secrets`."""
     help_text = "Also download artifacts that contain one of the task's secrets; by default, they are skipped."
     return click.option("--allow-secrets", "allows_secrets", is_flag=True, help=help_text)(command)
-
-
-def reject_secrets(entries: Iterable[Artifact], *, allows_secrets: bool, advice: str = "add --allow-secrets") -> None:
-    """Exit with an error if an artifact contains a secret and `--allow-secrets` was not given.
-
-    advice: how to allow the download.
-    """
-    names = [escape_name(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
-    if names:
-        contain = "contains a secret of the task and was" if len(names) == 1 else "contain secrets and were"
-        message = f"Error: {', '.join(names)} {contain} skipped."
-        fail(f"{message}\n  Download it anyway: {advice}", ExitCode.REFUSED)

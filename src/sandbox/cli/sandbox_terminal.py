@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.formatting import hint_id
+from sandbox.cli.output.next_commands import hint_id
 from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
 from sandbox.model.formatting import format_duration
 from sandbox.model.task_state import FINAL_STATES, STATE_ORDER, TaskState

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sandbox.cli.checkout.downloaded_patch import chain_changes_summary
 from sandbox.cli.errors import (
     ExitCode,
     exit_code_for_client_error,
@@ -20,19 +19,14 @@ from sandbox.cli.errors import (
 from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import stderr_console
+from sandbox.cli.output.denied_connections import allow_command, find_denied_connections
 from sandbox.cli.output.event_printer import PendingReasonPoller, print_events
-from sandbox.cli.output.formatting import (
-    allow_command,
-    changes_summary,
-    hint_id,
-    next_commands,
-    outcome_summary,
-    pluralize,
-    state_text,
-)
+from sandbox.cli.output.formatting import changes_summary, pluralize, state_text
 from sandbox.cli.output.json_output import print_json, print_json_lines
+from sandbox.cli.output.next_commands import hint_id, next_commands
+from sandbox.cli.output.task_outcome import outcome_summary
 from sandbox.cli.output.terminal_text import escape_text, terminal_width
-from sandbox.cli.output.text_log_parser import find_denied_connections
+from sandbox.cli.patch_download import chain_changes_summary
 from sandbox.model.manifest.overrides import Override, OverrideError
 
 if TYPE_CHECKING:

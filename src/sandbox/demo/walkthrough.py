@@ -156,10 +156,10 @@ def _end_task(client: Client) -> None:
 def _print_patch(client: Client, console: Console) -> None:
     import click
 
-    from sandbox.cli.checkout.patch_output import colorize, patch_lines
-    from sandbox.cli.output.outcome_rows import closing_lines
+    from sandbox.cli.output.denied_connections import find_denied_connections
+    from sandbox.cli.output.patch_text import colorize, patch_lines
+    from sandbox.cli.output.task_outcome import closing_lines
     from sandbox.cli.output.terminal_text import terminal_width
-    from sandbox.cli.output.text_log_parser import find_denied_connections
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "demo.patch"

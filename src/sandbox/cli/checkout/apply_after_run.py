@@ -14,29 +14,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.checkout.downloaded_patch import fetch_patch, print_omissions
-from sandbox.cli.checkout.patch_output import (
+from sandbox.cli.checkout.user_checkout import Checkout, Head
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.options import CliOptions
+from sandbox.cli.output.console import confirm, stderr_console
+from sandbox.cli.output.denied_connections import DeniedConnection, find_denied_connections
+from sandbox.cli.output.next_commands import branch_option, can_commit_to_branch, hint_id
+from sandbox.cli.output.pager import show_paged
+from sandbox.cli.output.patch_text import (
+    ChangedFile,
     applied_message,
     colorize,
     patch_lines,
     print_changed_files,
     summarize_binary_files,
 )
-from sandbox.cli.checkout.user_checkout import ChangedFile, Checkout, Head
-from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import CliOptions
-from sandbox.cli.output.console import confirm, stderr_console
-from sandbox.cli.output.formatting import (
-    DeniedConnection,
-    branch_option,
-    can_commit_to_branch,
-    has_no_changes,
-    hint_id,
-)
-from sandbox.cli.output.outcome_rows import closing_lines
-from sandbox.cli.output.pager import show_paged
+from sandbox.cli.output.task_outcome import closing_lines, has_no_changes
 from sandbox.cli.output.terminal_text import escape_text, terminal_height, terminal_width
-from sandbox.cli.output.text_log_parser import find_denied_connections
+from sandbox.cli.patch_download import fetch_patch, print_omissions
 
 if TYPE_CHECKING:
     from sandbox.client import Client

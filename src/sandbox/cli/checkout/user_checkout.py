@@ -8,7 +8,6 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn, Self
@@ -17,6 +16,7 @@ import click
 
 from sandbox.cli.checkout.file_backup import FileBackup, backed_up
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.output.patch_text import ChangedFile
 from sandbox.cli.output.terminal_text import escape_name, escape_text
 
 GIT_TIMEOUT_SECONDS = 300.0
@@ -45,15 +45,6 @@ _DIFF_OPTIONS = (
 
 _SAFE_CONFIG = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 """Prevents programs configured in the checkout's git directory from running: the directory may be untrusted."""
-
-
-@dataclass(frozen=True)
-class ChangedFile:
-    """One file of a patch. `added` and `removed` count lines, and are None for a binary file."""
-
-    path: str
-    added: int | None
-    removed: int | None
 
 
 class Checkout:

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from sandbox.cli.checkout.apply_after_run import ApplyPrompt
-from sandbox.cli.checkout.clone_source import CloneSource, create_local_patch, find_clone_source
+from sandbox.cli.checkout.clone_source import CloneSource, find_clone_source
+from sandbox.cli.checkout.local_changes import create_local_patch
 from sandbox.cli.checkout.user_checkout import Checkout
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail, hint_if_interrupted

@@ -1,19 +1,16 @@
-"""Formats times, counts and outcomes of tasks for people."""
+"""Formats times, counts, states, names, ids and changes of tasks for people."""
 
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from itertools import islice, pairwise, takewhile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import pairwise, takewhile
+from typing import TYPE_CHECKING, Any
 
-from sandbox.cli.output.terminal_text import escape_name, escape_text
+from sandbox.cli.output.terminal_text import escape_name
 from sandbox.model.formatting import format_duration, format_state
-from sandbox.model.name_from_prompt import branch_name
-from sandbox.model.task_state import FINAL_STATES, TaskState
+from sandbox.model.task_state import TaskState
 
 if TYPE_CHECKING:
     from sandbox.client.response_types import Progress
@@ -162,164 +159,3 @@ def task_prompt(task: Mapping[str, Any]) -> str:
     """Return the prompt in a task's manifest; empty if there is none."""
     sections = [section for section in (task.get("definition") or {}).values() if isinstance(section, dict)]
     return next((section["prompt"] for section in sections if isinstance(section.get("prompt"), str)), "")
-
-
-def next_commands(
-    task: Mapping[str, Any], *, on_terminal: bool = False, has_chain_changes: bool = False
-) -> list[tuple[str, str]]:
-    """Return the commands that are useful now, each with a label. On a terminal, generated ids are shortened.
-
-    has_chain_changes: whether the task or one that it continues changed anything.
-    """
-    task_id = command_id(task, on_terminal=on_terminal)
-    commands = _next_commands(task, has_chain_changes=has_chain_changes)
-    return [(label, f"sandbox task {verb} {task_id}{rest}") for label, verb, rest in commands]
-
-
-def command_id(task: Mapping[str, Any], *, on_terminal: bool) -> str:
-    """Return a task's id for a command that people copy, shortened on a terminal if it was generated."""
-    task_id = escape_text(str(task.get("id") or task.get("task_id")))
-    is_shortened = on_terminal and GENERATED_ID_PATTERN.fullmatch(task_id)
-    return task_id[:SHORT_ID_CHARACTERS] if is_shortened else task_id
-
-
-def hint_id(task_id: str) -> str:
-    """Return the id for a command in a hint on stderr, shortened if stderr is a terminal and the id was generated."""
-    return command_id({"id": task_id}, on_terminal=sys.stderr.isatty())
-
-
-def _next_commands(task: Mapping[str, Any], *, has_chain_changes: bool) -> list[tuple[str, str, str]]:
-    """Return the label, the subcommand and the further arguments of each command."""
-    if task["state"] not in FINAL_STATES:
-        return [("Watch", "status", " --watch"), ("Cancel", "cancel", "")]
-    is_completed = task["state"] == TaskState.COMPLETED
-    # Older servers do not send the size of the patch.
-    has_changes = has_chain_changes or bool(format_changes(task)) or (is_completed and "diff" not in task)
-    chain = " --chain" if task.get("parent") is not None else ""
-    commands = [("Diff", "diff", chain) if has_changes else ("Logs", "logs", "")]
-    if has_changes and is_completed:
-        commands.append(("Apply", "apply", chain))
-        if can_commit_to_branch(task):
-            commands.append(("Commit", "apply", branch_option(str(task.get("id") or task.get("task_id")))))
-    if has_changes or is_completed:
-        commands.append(("Continue", "continue", ' "…"'))
-    if not is_completed:
-        commands.append(("Rerun", "rerun", _rerun_options(task)))
-    return commands
-
-
-def can_commit_to_branch(task: Mapping[str, Any]) -> bool:
-    """Return whether a branch can start from the task's commit: the task started without uncommitted changes."""
-    repository = (task.get("definition") or {}).get("repository") or {}
-    return not repository.get("patch")
-
-
-def branch_option(task_id: str) -> str:
-    """Return the option of `sandbox task apply` that commits the task's changes to a new branch.
-
-    The branch contains the changes of the whole chain, so the option replaces `--chain`. The branch is named after the
-    id alone, so that the command fits on a line.
-    """
-    return f" --branch {branch_name(escape_text(task_id))}"
-
-
-_PLAIN_OVERRIDE = re.compile(r"[a-z_]+\.[a-z_]+=[\w.…]+", re.ASCII)
-"""Matches an override that a shell passes on unchanged without quotes."""
-
-
-def _rerun_options(task: Mapping[str, Any]) -> str:
-    """Return the options that change the field that caused the failure; `…` stands for a value that the user chooses.
-
-    Servers of earlier versions may omit the remedy or its field.
-    """
-    remedy = (task.get("error") or {}).get("remedy") or {}
-    field = remedy.get("field")
-    changes = remedy.get("overrides") or ([f"{field}=…"] if field else [])
-    return "".join(f" --set {change}" for change in changes if _PLAIN_OVERRIDE.fullmatch(change))
-
-
-class DeniedConnection(NamedTuple):
-    """A connection that the sandbox tried to make and that was refused."""
-
-    host: str
-    port: int
-    reason: str
-
-
-ALLOWED_HOSTS_MAX = 10
-"""Maximum number of hosts in a command that allows refused hosts."""
-
-_HOST_NAME = re.compile(r"[a-z0-9_][a-z0-9._-]*", re.IGNORECASE)  # a program may also request a wildcard: *.com
-_MANIFEST_REASON = re.compile(r"vm\.(allowed_hosts|network_mode)")
-_DEFAULT_PORTS = {80, 443}
-"""The ports that an allowed host covers if it has no port."""
-
-
-def allow_command(task: Mapping[str, Any], denied: Iterable[DeniedConnection], *, on_terminal: bool = False) -> str:
-    """Return the command that runs the task again with the refused hosts allowed; empty if no host can be allowed."""
-    hosts = dict.fromkeys(
-        each.host if each.port in _DEFAULT_PORTS else f"{each.host}:{each.port}"
-        for each in denied
-        if _HOST_NAME.fullmatch(each.host) and _MANIFEST_REASON.match(each.reason)
-    )
-    if not hosts:
-        return ""
-    vm = (task.get("definition") or {}).get("vm") or {}
-    # A manifest with another mode has no allowed hosts.
-    is_outbound = vm.get("network_mode") == "outbound"
-    assignments = [] if is_outbound else ["vm.network_mode=outbound"]
-    listed = len(vm.get("allowed_hosts") or ()) if is_outbound else 0
-    assignments += [
-        f"vm.allowed_hosts[{number}]={host}" for number, host in enumerate(islice(hosts, ALLOWED_HOSTS_MAX), listed)
-    ]
-    options = "".join(f" --set {shlex.quote(assignment)}" for assignment in assignments)
-    return f"sandbox task rerun {command_id(task, on_terminal=on_terminal)}{options}"
-
-
-def has_no_changes(task: Mapping[str, Any]) -> bool:
-    """Return whether the patch is empty. Older servers do not send its size."""
-    diff = task.get("diff")
-    return diff is not None and not diff["files"]
-
-
-def outcome_summary(status: Mapping[str, Any], *, ends_with_outcome: bool = False, on_terminal: bool = False) -> str:
-    """Describe how a task ended and what to do next.
-
-    ends_with_outcome: print how the task ended as one sentence in the last line, after the commands. on_terminal: list
-    all commands that are useful now.
-    """
-    task_id, error = escape_text(str(status.get("id") or status.get("task_id"))), status.get("error")
-    outcome = f"Task {task_id} {_OUTCOMES.get(str(status.get('state')), 'ended')}"
-    if status.get("state") == TaskState.COMPLETED and has_no_changes(status):
-        outcome += " without changes"
-    lines: list[str] = []
-    if isinstance(error, Mapping):
-        message, code = str(error.get("message")), error.get("code")
-        sentence = f"{' '.join(message.split()).removesuffix('.')}." if ends_with_outcome else f"{message} ({code})"
-        outcome += f": {escape_text(sentence)}"
-        lines += _failure_commands(status, on_terminal=on_terminal)
-    else:
-        outcome += "."
-    if status.get("sandbox_kept"):
-        shown_id = command_id(status, on_terminal=on_terminal)
-        lines += [
-            "  Its sandbox is preserved.",
-            f"  Open a shell:      sandbox task shell {shown_id}",
-            f"  Remove it:         sandbox task release {shown_id}",
-        ]
-    return "\n".join([*lines, outcome] if ends_with_outcome else [outcome, *lines])
-
-
-def _failure_commands(status: Mapping[str, Any], *, on_terminal: bool) -> list[str]:
-    if not on_terminal:
-        return [f"  See what happened: sandbox task logs {command_id(status, on_terminal=False)}"]
-    commands = next_commands(status, on_terminal=True)
-    return [f"  {label + ':':<18} {command}" for label, command in commands]
-
-
-_OUTCOMES = {
-    "completed": "completed",
-    "cancelled": "was cancelled",
-    "failed": "failed",
-    "failed_preserved": "failed",
-}

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from sandbox.cli.output.event_printer import MODEL_HOST
-from sandbox.cli.output.formatting import DeniedConnection
 from sandbox.model.wire.event_bodies import CONVERSATION_TYPES
-
-if TYPE_CHECKING:
-    from sandbox.client import Client
-    from sandbox.client.response_types import Task
 
 _LINE = re.compile(rb"(\[[^\] ]{1,40}\] )(\[(?:STDOUT|STDERR|EVENT)\] )(.*\n)", re.DOTALL)
 
@@ -52,27 +45,6 @@ def _parse_event_line(content: bytes) -> Iterator[Mapping[str, Any]]:
 
     with suppress(UnexpectedResponseError):
         yield parse_event(content)
-
-
-def find_denied_connections(client: Client, task: Task) -> tuple[int, Counter[DeniedConnection]]:
-    """Return the number of a task's refused connections, and how often each connection occurs in the log.
-
-    The status also counts refused model requests, which are not connections. If the log is unavailable, the
-    number includes these requests.
-    """
-    from sandbox.client import ClientError
-
-    count, denied = task["progress"].get("egress_denied") or 0, Counter[DeniedConnection]()
-    if count:
-        with suppress(ClientError):
-            for event in parse_log_events(client.logs(task["id"], stream="events"), task["id"]):
-                if event["type"] != "egress_denied":
-                    continue
-                if event["host"] == MODEL_HOST:
-                    count -= 1
-                else:
-                    denied[DeniedConnection(event["host"], event["port"], event["reason"])] += 1
-    return max(count, 0), denied
 
 
 def mark_parsed_lines(events: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

@@ -6,7 +6,8 @@ import click
 
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import CliOptions, current_options, server_options
-from sandbox.cli.output.formatting import hint_id, next_commands, outcome_summary
+from sandbox.cli.output.next_commands import hint_id, next_commands
+from sandbox.cli.output.task_outcome import outcome_summary
 from sandbox.cli.output.terminal_text import escape_text
 from sandbox.cli.sandbox_terminal import DETACH_KEYS, exit_with_terminal, format_keys, parse_detach_keys, run_terminal
 from sandbox.cli.task_arguments import task_argument

@@ -9,7 +9,7 @@ import click
 
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.output.formatting import hint_id
+from sandbox.cli.output.next_commands import hint_id
 from sandbox.cli.task_arguments import confirm_for_tasks, for_each_task, require_terminal_for_prompt, task_arguments
 from sandbox.model.task_state import FINAL_STATES
 

@@ -9,29 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.checkout.downloaded_patch import chain_changes_summary
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import hint_if_interrupted
 from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console
+from sandbox.cli.output.denied_connections import denied_connection_rows, find_denied_connections
 from sandbox.cli.output.event_printer import STATE_STYLES, STATES_ONLY, PendingReasonPoller, print_events
 from sandbox.cli.output.formatting import (
     changes_summary,
-    command_id,
     current_activity,
     format_datetime,
     format_elapsed,
-    next_commands,
-    outcome_summary,
     pluralize,
     state_text,
     task_duration,
     task_prompt,
 )
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.outcome_rows import denied_connection_rows, message_lines
+from sandbox.cli.output.next_commands import command_id, next_commands
+from sandbox.cli.output.task_outcome import message_lines, outcome_summary
 from sandbox.cli.output.terminal_text import escape_name, terminal_width, wrap_text
-from sandbox.cli.output.text_log_parser import find_denied_connections, parse_log_events
+from sandbox.cli.output.text_log_parser import parse_log_events
+from sandbox.cli.patch_download import chain_changes_summary
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_budget, format_cost, format_duration
 from sandbox.model.task_state import FINAL_STATES

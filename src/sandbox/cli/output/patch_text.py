@@ -1,13 +1,13 @@
-"""Formats patches and their changed files for people."""
+"""The text of patches, and the changed files in them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sandbox.cli.checkout.user_checkout import ChangedFile
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.terminal_text import escape_name, escape_text
 
@@ -20,6 +20,15 @@ _FILE_HEADER = "diff --git "
 _HEADER_LINES_MAX = 20
 _BINARY_CONTENT = re.compile(r"(literal|delta) [0-9]{1,19}")
 _BOLD, _RED, _GREEN, _CYAN, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[36m", "\x1b[m"
+
+
+@dataclass(frozen=True)
+class ChangedFile:
+    """One file of a patch. `added` and `removed` count lines, and are None for a binary file."""
+
+    path: str
+    added: int | None
+    removed: int | None
 
 
 def print_changed_files(

@@ -1,7 +1,8 @@
-"""Downloads patches of tasks and of chains of tasks."""
+"""Downloads patches of tasks and of chains of tasks. Rejects artifacts that contain secrets."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.checkout.patch_output import format_line_counts, patch_lines
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import reject_secrets
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.patch_text import format_line_counts, patch_lines
+from sandbox.cli.output.terminal_text import escape_name, escape_text
 from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:
@@ -59,6 +59,18 @@ def fetch_patch(
         fail(f"{message}\n  Wait for it: sandbox task wait {escaped}", ExitCode.NOT_FOUND)
     reject_secrets(entries, allows_secrets=allows_secrets, advice=secrets_advice)
     client.download(task_id, path, target)
+
+
+def reject_secrets(entries: Iterable[Artifact], *, allows_secrets: bool, advice: str = "add --allow-secrets") -> None:
+    """Exit with an error if an artifact contains a secret and `--allow-secrets` was not given.
+
+    advice: how to allow the download.
+    """
+    names = [escape_name(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
+    if names:
+        contain = "contains a secret of the task and was" if len(names) == 1 else "contain secrets and were"
+        message = f"Error: {', '.join(names)} {contain} skipped."
+        fail(f"{message}\n  Download it anyway: {advice}", ExitCode.REFUSED)
 
 
 def find_chain_patch(client: Client, task_id: str) -> Artifact | None:

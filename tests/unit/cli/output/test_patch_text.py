@@ -2,7 +2,7 @@
 
 import subprocess
 
-from sandbox.cli.checkout.patch_output import colorize, patch_lines, summarize_binary_files
+from sandbox.cli.output.patch_text import colorize, patch_lines, summarize_binary_files
 
 LINES = [
     "diff --git a/q.sql b/q.sql",
