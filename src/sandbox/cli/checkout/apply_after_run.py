@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandbox.cli.checkout.patch_application import apply_patch, list_changed_files
 from sandbox.cli.checkout.user_checkout import Checkout, Head
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import CliOptions
@@ -77,7 +78,7 @@ class ApplyPrompt:
         self, patch: Path, status: Task, refusals: tuple[int, Counter[DeniedConnection]], *, has_diff: bool
     ) -> None:
         is_empty, task_id = not patch.stat().st_size, status["id"]
-        changed = self.checkout.list_changed_files(patch) if has_diff else []
+        changed = list_changed_files(self.checkout, patch) if has_diff else []
         is_json = self.options.format == "json"
         applies, head, is_prompted, is_declined = self.should_apply, self.start_head, False, False
         closing = partial(closing_lines, status, *refusals, width_cells=terminal_width(sys.stderr))
@@ -88,7 +89,7 @@ class ApplyPrompt:
         blocked_reason = self._blocked_reason(status, head, has_diff=has_diff) if applies and not is_empty else None
         is_applied, stages = bool(applies and changed and blocked_reason is None), self._should_stage()
         if is_applied:
-            self.checkout.apply(patch, should_stage=stages, advice="\n  ".join(self._other_commands(status)))
+            apply_patch(self.checkout, patch, should_stage=stages, advice="\n  ".join(self._other_commands(status)))
         if is_json:
             files = [asdict(file) for file in changed]
             click.echo(json.dumps({"type": "patch", "task_id": task_id, "applied": is_applied, "files": files}))

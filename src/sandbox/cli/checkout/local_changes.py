@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandbox.cli.checkout.patch_application import list_changed_files
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.terminal_text import escape_name, terminal_width, wrap_text
@@ -51,7 +52,7 @@ def create_local_patch(checkout: Checkout, commit: str) -> bytes:
             )
         patch = path.read_bytes()
         if patch:
-            _print_files(checkout.list_changed_files(path))
+            _print_files(list_changed_files(checkout, path))
         return patch
 
 

@@ -1,37 +1,20 @@
-"""The user's checkout. Patches are applied by the user's own git."""
+"""The user's checkout: its commit, branch and changes, and runs of the user's own git in it."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NoReturn, Self
 
 import click
 
-from sandbox.cli.checkout.file_backup import FileBackup, backed_up
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.patch_text import ChangedFile
 from sandbox.cli.output.terminal_text import escape_name, escape_text
 
 GIT_TIMEOUT_SECONDS = 300.0
-APPLY_TIMEOUT_SECONDS = 3600.0
-"""Timeout for git to apply a patch, including filters.
-
-After this time, git is terminated and the files are restored.
-"""
-
-TERMINATE_GRACE_SECONDS = 10.0
-"""How long git may take to release its locks after SIGTERM."""
-
-_PATCH_REJECTED = 1
-"""Exit code of git for a patch that does not apply; no file has been written."""
-
 GIT_ERROR_LINES_MAX = 20
 
 Head = tuple[str | None, str | None]
@@ -43,7 +26,7 @@ _DIFF_OPTIONS = (
 )
 """Options that make diffs independent of the user's configuration."""
 
-_SAFE_CONFIG = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+SAFE_CONFIG = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 """Prevents programs configured in the checkout's git directory from running: the directory may be untrusted."""
 
 
@@ -92,7 +75,7 @@ class Checkout:
         stdin: bytes = b"",
     ) -> subprocess.CompletedProcess[bytes]:
         """Run git without hooks and return its output, even if it fails. config: settings such as `name=value`."""
-        options = [*_SAFE_CONFIG, *(option for setting in config for option in ("-c", setting))]
+        options = [*SAFE_CONFIG, *(option for setting in config for option in ("-c", setting))]
         return self._start(arguments, options, environment=environment, stdin=stdin)
 
     def run_with_user_config(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -179,68 +162,8 @@ class Checkout:
             )
             fail(f"Error: {message}\n{advice}", ExitCode.CONFLICT)
 
-    def apply(self, patch: Path, *, should_stage: bool = True, advice: str = "") -> list[ChangedFile]:
-        """Apply a patch to the files, completely or not at all; return the changed files.
-
-        advice: what to do if the patch cannot be applied.
-        """
-        index_options = ["--index"] if should_stage else []
-        with backed_up(self.root, self._git_directory(), self._patched_paths(patch)) as backup:
-            code, stderr = self._run_in_new_session(*_apply_arguments(*index_options, patch=patch))
-            if code == _PATCH_REJECTED:
-                backup.discard()
-                fail_with_git_output(
-                    "The patch does not apply to this checkout, so nothing was applied.", stderr, advice
-                )
-            if code:
-                fail_with_git_output(_restore_backup(backup), stderr, advice)
-            backup.discard()
-            if backup.was_interrupted:
-                click.echo("The patch is already applied.", err=True)
-        return self.list_changed_files(patch)
-
-    def _git_directory(self) -> Path:
-        return Path(self.git_output("rev-parse", "--absolute-git-dir") or self.root / ".git")
-
-    def _patched_paths(self, patch: Path) -> set[str]:
-        """Return all paths that a patch writes or removes.
-
-        Only the reversed patch contains the old names of renamed files.
-        """
-        completed_runs = [self._git_apply("--numstat", "-z", *back, patch=patch) for back in ([], ["--reverse"])]
-        for one in completed_runs:
-            if one.returncode:
-                fail_with_git_output("The patch is malformed, so nothing was applied.", one.stderr)
-        entries = [entry for one in completed_runs for entry in one.stdout.split(b"\0") if entry]
-        return {os.fsdecode(entry.split(b"\t", 2)[2]) for entry in entries}
-
-    def list_changed_files(self, patch: Path) -> list[ChangedFile]:
-        """Return the changed files of a patch."""
-        counted = self._git_apply("--numstat", "-z", patch=patch)
-        return [_parse_numstat(entry) for entry in counted.stdout.split(b"\0") if entry]
-
-    def _git_apply(self, *options: str, patch: Path) -> subprocess.CompletedProcess[bytes]:
-        return self._git(*_apply_arguments(*options, patch=patch))
-
-    def _run_in_new_session(self, *arguments: str) -> tuple[int, bytes]:
-        """Run git in a separate session and return its exit code and stderr.
-
-        In the same session, ^C could terminate git while it removes files.
-        """
-        process = subprocess.Popen(
-            ["git", *_SAFE_CONFIG, *arguments],  # noqa: S607
-            cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            start_new_session=True,
-        )  # fmt: skip
-        for seconds, number in ((APPLY_TIMEOUT_SECONDS, signal.SIGTERM), (TERMINATE_GRACE_SECONDS, signal.SIGKILL)):
-            with suppress(subprocess.TimeoutExpired):
-                stderr = process.communicate(timeout=seconds)[1]
-                return process.returncode, stderr
-            os.killpg(process.pid, number)
-        return process.wait(TERMINATE_GRACE_SECONDS), b""
-
     def _git(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
-        return self._start(arguments, _SAFE_CONFIG, environment=environment)
+        return self._start(arguments, SAFE_CONFIG, environment=environment)
 
     def _start(
         self,
@@ -250,17 +173,18 @@ class Checkout:
         environment: Mapping[str, str] | None,
         stdin: bytes = b"",
     ) -> subprocess.CompletedProcess[bytes]:
-        return _run_git(self.root, arguments, options, environment=environment, stdin=stdin)
+        return run_git(self.root, arguments, options, environment=environment, stdin=stdin)
 
 
-def _run_git(
+def run_git(
     directory: Path,
     arguments: Sequence[str],
-    options: Sequence[str] = _SAFE_CONFIG,
+    options: Sequence[str] = SAFE_CONFIG,
     *,
     environment: Mapping[str, str] | None = None,
     stdin: bytes = b"",
 ) -> subprocess.CompletedProcess[bytes]:
+    """Run git in a directory and return its output, even if it fails. Exits with an error after GIT_TIMEOUT_SECONDS."""
     try:
         return subprocess.run(
             ["git", *options, *arguments],  # noqa: S607
@@ -293,31 +217,6 @@ def _quote_path(path: str) -> str:
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _apply_arguments(*options: str, patch: Path) -> tuple[str, ...]:
-    """Return arguments that make git ignore the user's whitespace configuration and apply the patch unchanged."""
-    return ("apply", "--whitespace=nowarn", *options, "--", str(patch.resolve()))
-
-
-def can_apply(checkout: Checkout, patch: Path, *, should_stage: bool) -> bool:
-    """Return whether `Checkout.apply` would apply the patch. Changes nothing."""
-    index_options = ["--index"] if should_stage else []
-    return checkout.run(*_apply_arguments("--check", *index_options, patch=patch)).returncode == 0
-
-
-def _restore_backup(backup: FileBackup) -> str:
-    """Restore files that git may have written; return the error message about the failed patch."""
-    failed = backup.restore()
-    if failed:
-        names = "".join(f"\n  {escape_name(path)}" for path in sorted(failed))
-        copies = escape_name(str(backup.copies))
-        return f"git did not apply the whole patch, and the copies in {copies} could not be restored:{names}"
-    backup.discard()
-    location_hint = (
-        f" The replaced content is in {escape_name(str(backup.replaced))}." if backup.replaced.exists() else ""
-    )
-    return f"git did not apply the whole patch, so all files were restored.{location_hint}"
-
-
 def fail_with_git_output(sentence: str, stderr: bytes, advice: str = "") -> NoReturn:
     """Exit with an error that consists of a sentence, the first lines of git's output, and the lines of advice."""
     lines = [line for line in stderr.decode(errors="replace").splitlines() if line.strip()]
@@ -325,17 +224,3 @@ def fail_with_git_output(sentence: str, stderr: bytes, advice: str = "") -> NoRe
     shown = [f"  {escape_text(line.removeprefix('error: '))}" for line in lines[:GIT_ERROR_LINES_MAX]]
     advised = [f"  {advice}"] if advice else []
     fail("\n".join([f"Error: {sentence}", *shown, *more, *advised]), ExitCode.CONFLICT)
-
-
-def count_lines(patch: Path) -> list[ChangedFile]:
-    """Return the changed files of a patch, without a checkout. Exits with an error if git cannot parse the patch."""
-    with TemporaryDirectory() as directory:  # in a checkout, git would ignore the files outside the current directory
-        completed = _run_git(Path(directory), _apply_arguments("--numstat", "-z", patch=patch))
-    if completed.returncode:
-        fail_with_git_output("git cannot read the patch.", completed.stderr)
-    return [_parse_numstat(entry) for entry in completed.stdout.split(b"\0") if entry]
-
-
-def _parse_numstat(entry: bytes) -> ChangedFile:
-    added, removed, path = entry.decode(errors="replace").split("\t", 2)
-    return ChangedFile(path, *(int(number) if number.isdecimal() else None for number in (added, removed)))

@@ -14,7 +14,8 @@ import click
 
 from sandbox.cli.checkout.commit_message import CommittedTask, build_chain_message, build_commit_message
 from sandbox.cli.checkout.new_branch import NewBranch
-from sandbox.cli.checkout.user_checkout import Checkout, can_apply
+from sandbox.cli.checkout.patch_application import apply_patch, can_apply, list_changed_files
+from sandbox.cli.checkout.user_checkout import Checkout
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail, print_message
 from sandbox.cli.options import CliOptions, allow_secrets_option, common_options, current_options
@@ -166,7 +167,9 @@ def _apply_to_worktree(checkout: Checkout, task: _Task, options: CliOptions, *, 
     if task.base and task.base != commit:
         head_description = f"this checkout is at {commit[:12]}" if commit else "this checkout has no commit yet"
         click.echo(f"The patch was made on commit {task.base[:12]}; {head_description}.", err=True)
-    changed = checkout.apply(task.patch, should_stage=is_staged, advice=advice) if task.patch.stat().st_size else []
+    changed = (
+        apply_patch(checkout, task.patch, should_stage=is_staged, advice=advice) if task.patch.stat().st_size else []
+    )
     if options.format == "json":
         print_json(_json_fields(checkout, task, commit, changed))
     elif _print_changed_files(task, changed, options):
@@ -208,7 +211,7 @@ def _apply_to_branch(
 ) -> None:
     """Commit the changes to the branch. tasks: the tasks that made the changes."""
     checkout = branch.checkout
-    changed = checkout.list_changed_files(task.patch) if task.patch.stat().st_size else []
+    changed = list_changed_files(checkout, task.patch) if task.patch.stat().st_size else []
     head = checkout.commit()
     created: dict[str, Any] | None = None
     if changed:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from sandbox.cli.checkout.user_checkout import count_lines
+from sandbox.cli.checkout.patch_application import count_lines
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import allow_secrets_option, common_options, current_options
 from sandbox.cli.output.console import stdout_console

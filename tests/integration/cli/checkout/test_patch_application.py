@@ -11,6 +11,7 @@ import pytest
 from doubles.deployment import git, wait_until
 from doubles.fake_api import error_response, json_response
 from doubles.sample_task import TASK_ID, task_status
+from sandbox.cli.checkout.patch_application import apply_patch
 from sandbox.cli.checkout.user_checkout import Checkout
 
 BEFORE = {"a.txt": "one\ntwo\nthree\n", "b.sql": "-- x\nselect 1;\n"}
@@ -204,13 +205,13 @@ def test_signal_is_deferred_until_the_patch_is_applied(
 
 
 def test_hanging_filter_is_killed_and_files_are_restored(checkout, install_filter, tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.cli.checkout.user_checkout.APPLY_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("sandbox.cli.checkout.patch_application.APPLY_TIMEOUT_SECONDS", 1.0)
     (checkout / "a.txt").write_text("changed\n")
     (tmp_path / "patch").write_text(git("diff", "--full-index", cwd=checkout) + "\n")
     git("checkout", "-q", "a.txt", cwd=checkout)
     install_filter("sleep 600")
     with pytest.raises(click.exceptions.Exit) as raised:
-        Checkout(checkout).apply(tmp_path / "patch")
+        apply_patch(Checkout(checkout), tmp_path / "patch")
     assert (raised.value.exit_code, (checkout / "a.txt").read_text()) == (4, BEFORE["a.txt"])
     assert not (checkout / ".git" / "index.lock").exists()
 
