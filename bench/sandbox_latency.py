@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 
 from sandbox.bootstrap.runtime_selection import make_runtime
-from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE
-from sandbox.interfaces.runtime import Command, Runtime, SandboxSpec
+from sandbox.interfaces.runtime import SANDBOX_WORKSPACE, Command, Runtime, SandboxSpec
 
 MEMORY_BYTES = 512 * 1024 * 1024
 RUNTIMES = ("bubblewrap", "gvisor")

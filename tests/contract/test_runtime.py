@@ -26,7 +26,7 @@ from doubles.sandbox_lifecycle import (
     run_shell,
     sandbox_spec,
 )
-from sandbox.interfaces import file_layout
+from sandbox.interfaces import gateway
 from sandbox.interfaces.runtime import Command, Runtime, SandboxHandle
 from sandbox.model.failure import AttemptError
 
@@ -470,8 +470,8 @@ async def test_listeners_close_with_the_sandbox(runtime: Runtime, disk: Path):
     handle = runtime.prepare(new_attempt_id())
     sandbox = await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
     listeners = sandbox.listeners
-    assert listeners.model.getsockname() == ("127.0.0.1", file_layout.MODEL_PORT)
-    assert listeners.proxy.getsockname() == ("127.0.0.1", file_layout.PROXY_PORT)
+    assert listeners.model.getsockname() == ("127.0.0.1", gateway.MODEL_PORT)
+    assert listeners.proxy.getsockname() == ("127.0.0.1", gateway.PROXY_PORT)
     assert {port: item.getsockname()[1] for port, item in listeners.transparent.items()} == {80: 80, 443: 443}
     await runtime.destroy(handle, disk)
     assert listeners.model.fileno() == listeners.dns_udp.fileno() == listeners.transparent[443].fileno() == -1

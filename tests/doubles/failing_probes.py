@@ -11,8 +11,7 @@ from pathlib import Path
 
 from sandbox.bootstrap import runtime_selection
 from sandbox.cli import main as cli_main
-from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE
-from sandbox.interfaces.runtime import Command, RuntimeProbe, SandboxSpec
+from sandbox.interfaces.runtime import SANDBOX_WORKSPACE, Command, RuntimeProbe, SandboxSpec
 from sandbox.runtimes import probe as runtimes_probe
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.server import runtime_probing

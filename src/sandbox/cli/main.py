@@ -84,7 +84,7 @@ ADMIN_ENTRIES = {
     "rebuild": ("sandbox.cli.commands.admin.rebuild:rebuild", "Rebuild the index from the journals."),
     "prune": ("sandbox.cli.commands.admin.prune:prune", "Remove finished tasks and all their data."),
     "backup": ("sandbox.cli.commands.admin.backup:backup", "Back up tasks and tokens to a file."),
-    "restore": ("sandbox.cli.commands.admin.backup:restore", "Restore a backup to a new data directory."),
+    "restore": ("sandbox.cli.commands.admin.restore:restore", "Restore a backup to a new data directory."),
 }
 
 

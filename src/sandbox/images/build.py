@@ -14,8 +14,8 @@ from sandbox.images.image_store import ImageMetadata, ImageStore, compute_digest
 from sandbox.images.oci.importer import import_layers
 from sandbox.images.profile_definition import ImageDefinition, check_tier
 from sandbox.images.rootfs_writer import RootFsWriter
-from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES
+from sandbox.interfaces.runtime import SANDBOX_HOME, SANDBOX_WORKSPACE
 
 _EMPTIED_DIRECTORIES = ("/dev", SANDBOX_HOME, "/proc", "/run", "/sys", "/tmp", SANDBOX_WORKSPACE)  # noqa: S108
 _PRIVATE_FILES = ("passwd-", "group-", "shadow", "shadow-", "gshadow", "gshadow-", "machine-id")

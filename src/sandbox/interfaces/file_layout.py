@@ -133,17 +133,3 @@ class AttemptLayout(msgspec.Struct, frozen=True):
     def runner_log(self) -> Path:
         """The runner's log for operators; contains no task content."""
         return self.root / "runner.log"
-
-
-SANDBOX_UID = 1000
-SANDBOX_USER = "agent"
-SANDBOX_HOME = "/home/agent"
-SANDBOX_WORKSPACE = "/workspace"
-NODE_DIRECTORY = "/opt/node"
-"""The directory of Node.js in the sandbox; `bin` in it contains the programs."""
-
-MODEL_PORT = 8123
-"""Port of the gateway's model API on 127.0.0.1."""
-
-PROXY_PORT = 3128
-"""Port of the gateway's HTTP proxy on 127.0.0.1."""

@@ -1,4 +1,4 @@
-"""The gateway, a sandbox's only network access."""
+"""The gateway, a sandbox's only network access, and its ports."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -8,6 +8,12 @@ import msgspec
 from sandbox.interfaces.runtime import Listeners
 from sandbox.model.egress import EgressRules
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
+
+MODEL_PORT = 8123
+"""Port of the gateway's model API on 127.0.0.1."""
+
+PROXY_PORT = 3128
+"""Port of the gateway's HTTP proxy on 127.0.0.1."""
 
 
 class ModelUpstream(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -5,7 +5,7 @@ from typing import Annotated, Protocol
 
 import msgspec
 
-from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
+from sandbox.interfaces.runtime import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.model.errors import SandboxError
 
 HOST_IMAGE = "host"

@@ -1,4 +1,7 @@
-"""Runtimes and sandboxes. A serializable handle identifies a sandbox from its preparation to its removal."""
+"""Runtimes, sandboxes, and the fixed paths in a sandbox.
+
+A serializable handle identifies a sandbox from its preparation to its removal.
+"""
 
 from asyncio import StreamReader
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +11,13 @@ from socket import socket
 from typing import Protocol
 
 import msgspec
+
+SANDBOX_UID = 1000
+SANDBOX_USER = "agent"
+SANDBOX_HOME = "/home/agent"
+SANDBOX_WORKSPACE = "/workspace"
+NODE_DIRECTORY = "/opt/node"
+"""The directory of Node.js in the sandbox; `bin` in it contains the programs."""
 
 
 class ConfinedCommand(msgspec.Struct, frozen=True):
@@ -51,7 +61,7 @@ class Confinement(Protocol):
 
     @property
     def proxy_listener(self) -> socket | None:
-        """The listener at 127.0.0.1:PROXY_PORT (`interfaces.file_layout`), the only reachable address.
+        """The listener at 127.0.0.1:PROXY_PORT (`interfaces.gateway`), the only reachable address.
 
         None means that nothing is confined and programs use the host's network.
         """
@@ -211,7 +221,7 @@ class Stats(msgspec.Struct, frozen=True):
 class Listeners(msgspec.Struct, frozen=True):
     """Listening sockets in the sandbox's own network namespace, which has no others.
 
-    model, proxy: TCP on 127.0.0.1, ports as in `interfaces.file_layout`.
+    model, proxy: TCP on 127.0.0.1, ports as in `interfaces.gateway`.
     dns_udp, dns_tcp: port 53 on every address.
     transparent: TCP sockets, keyed by port, on every address of 198.18.0.0/15.
     """

@@ -1,4 +1,7 @@
-"""The resources that tasks request and hosts have."""
+"""The resources that tasks request and hosts have, and the largest of several sizes."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -43,3 +46,25 @@ class Resources(msgspec.Struct, frozen=True):
                     f"{format_gib(required)} of {name} ({format_gib(max(available_bytes, 0))} {qualifier})"
                 )
         return shortfall
+
+
+def keep_largest(sizes: Iterable[Resources]) -> Sequence[Resources]:
+    """Return the sizes that no other size matches or exceeds in every resource, sorted by descending number of CPUs.
+
+    Sizes are visited in this order. `frontier` contains the largest pairs of memory and disk among the visited sizes,
+    sorted by ascending memory and descending disk. A size is omitted if the first pair with at least as much memory
+    also has at least as much disk.
+    """
+    result: list[Resources] = []
+    frontier: list[tuple[int, int]] = []
+    for size in sorted({*sizes}, key=lambda size: (size.cpus, size.memory_bytes, size.disk_bytes), reverse=True):
+        position = bisect_left(frontier, (size.memory_bytes, 0))
+        if position < len(frontier) and frontier[position][1] >= size.disk_bytes:
+            continue
+        result.append(size)
+        end = bisect_right(frontier, size.memory_bytes, key=lambda pair: pair[0])
+        begin = position
+        while begin > 0 and frontier[begin - 1][1] <= size.disk_bytes:
+            begin -= 1
+        frontier[begin:end] = [(size.memory_bytes, size.disk_bytes)]
+    return result

@@ -12,15 +12,19 @@ import msgspec
 from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import Disk
-from sandbox.interfaces.file_layout import (
+from sandbox.interfaces.file_layout import AttemptLayout
+from sandbox.interfaces.images import Image, ImageLocks
+from sandbox.interfaces.runtime import (
+    DEFAULT_GIT_AUTHOR,
     NODE_DIRECTORY,
     SANDBOX_HOME,
     SANDBOX_USER,
     SANDBOX_WORKSPACE,
-    AttemptLayout,
+    Command,
+    Runtime,
+    Sandbox,
+    SandboxSpec,
 )
-from sandbox.interfaces.images import Image, ImageLocks
-from sandbox.interfaces.runtime import DEFAULT_GIT_AUTHOR, Command, Runtime, Sandbox, SandboxSpec
 from sandbox.model.events import ErrorReported, Event
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import (

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from sandbox.interfaces.file_layout import SANDBOX_UID
+from sandbox.interfaces.runtime import SANDBOX_UID
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.launcher_client import ProgramSpec, attempt_marker, reject_nul
 from sandbox.runtimes.limits import seccomp

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
+from sandbox.interfaces.runtime import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.model.failure import AttemptError, FailureCode
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW

@@ -14,8 +14,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from sandbox.interfaces.file_layout import SANDBOX_UID
-from sandbox.interfaces.runtime import Command, ExitStatus, TerminalSize
+from sandbox.interfaces.runtime import SANDBOX_UID, Command, ExitStatus, TerminalSize
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.runtimes import sandbox_processes

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.file_layout import NODE_DIRECTORY
+from sandbox.interfaces.runtime import NODE_DIRECTORY
 
 PACKAGES_DIRECTORY = "/opt/npm"
 NPM_CONFIGURATION = f"{NODE_DIRECTORY}/etc/npmrc"

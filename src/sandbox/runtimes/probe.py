@@ -9,8 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE, new_attempt_id, probe_directory
+from sandbox.interfaces.file_layout import new_attempt_id, probe_directory
 from sandbox.interfaces.runtime import (
+    SANDBOX_WORKSPACE,
     Command,
     ConfinedCommand,
     Confinement,

@@ -5,9 +5,15 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_UID, SANDBOX_USER, SANDBOX_WORKSPACE
 from sandbox.interfaces.images import IMAGE_FILES
-from sandbox.interfaces.runtime import DEFAULT_GIT_AUTHOR, SandboxSpec
+from sandbox.interfaces.runtime import (
+    DEFAULT_GIT_AUTHOR,
+    SANDBOX_HOME,
+    SANDBOX_UID,
+    SANDBOX_USER,
+    SANDBOX_WORKSPACE,
+    SandboxSpec,
+)
 from sandbox.runtimes import nodejs
 
 DIRECTORIES = ("/etc", "/etc/ssl", "/home", "/run", "/run/sandbox", "/var")

@@ -12,8 +12,8 @@ from sandbox.interfaces.agent import (
     ParsedToolCallEnd,
     TurnStarted,
 )
-from sandbox.interfaces.file_layout import MODEL_PORT, SANDBOX_HOME, SANDBOX_WORKSPACE
-from sandbox.interfaces.runtime import Command, ExitStatus
+from sandbox.interfaces.gateway import MODEL_PORT
+from sandbox.interfaces.runtime import SANDBOX_HOME, SANDBOX_WORKSPACE, Command, ExitStatus
 from sandbox.model.events import ToolCallStarted
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Manifest

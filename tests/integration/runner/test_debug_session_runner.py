@@ -11,9 +11,9 @@ from doubles.manifests import manifest
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.disks import DiskUsage
-from sandbox.interfaces.file_layout import SANDBOX_HOME, AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runner import OpenTerminal, Reply
-from sandbox.interfaces.runtime import Command, ExitStatus
+from sandbox.interfaces.runtime import SANDBOX_HOME, Command, ExitStatus
 from sandbox.interfaces.terminal_frames import EndFrame, WriteAccessFrame
 from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.primitives.runner_cpu_throttle import CpuThrottle

@@ -15,15 +15,15 @@ from sandbox.agents.claude_code.outcome import determine_interactive_failure
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.agents.claude_code.session_files import has_session_file, read_session_file, session_file
 from sandbox.interfaces.agent import AgentLaunchSpec
-from sandbox.interfaces.file_layout import (
-    MODEL_PORT,
+from sandbox.interfaces.gateway import MODEL_PORT, PROXY_PORT
+from sandbox.interfaces.runtime import (
     NODE_DIRECTORY,
-    PROXY_PORT,
     SANDBOX_HOME,
     SANDBOX_USER,
     SANDBOX_WORKSPACE,
+    Command,
+    ExitStatus,
 )
-from sandbox.interfaces.runtime import Command, ExitStatus
 from sandbox.model.failure import Failure
 from sandbox.model.manifest.schema import Manifest
 

@@ -33,8 +33,7 @@ from sandbox.agents.claude_code.stream_json import (
     to_text,
 )
 from sandbox.interfaces.agent import AgentEvent, AgentOutcome, ApiRetry, ParsedToolCallEnd, TurnStarted
-from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE
-from sandbox.interfaces.runtime import ExitStatus
+from sandbox.interfaces.runtime import SANDBOX_WORKSPACE, ExitStatus
 from sandbox.model.events import AgentMessage, AgentResult, ConversationEvent, FileEdit, ToolCallStarted, ToolResult
 from sandbox.model.fixed_limits import CONVERSATION_TEXT_CHARACTERS_MAX, OUTPUT_LINE_BYTES_MAX
 from sandbox.model.manifest.schema import Manifest

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-from sandbox.cluster_engines import check_job_name, keep_largest
+from sandbox.cluster_engines import check_job_name
 from sandbox.cluster_engines.kubernetes.api_client import (
     MERGE_PATCH,
     ApiAddress,
@@ -44,7 +44,7 @@ from sandbox.interfaces.cluster_engine import (
     JobStatus,
     WorkerRejectedError,
 )
-from sandbox.model.resources import Resources
+from sandbox.model.resources import Resources, keep_largest
 
 CALL_SECONDS = 50.0
 """Time limit for one call of the engine, which may send several requests."""

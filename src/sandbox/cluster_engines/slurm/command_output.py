@@ -3,12 +3,11 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from sandbox.cluster_engines import keep_largest
 from sandbox.cluster_engines.slurm.job_states import NO_HOST, REASON_CHARACTERS_MAX, SlurmJob
 from sandbox.interfaces.cluster_engine import JOB_NAME_PATTERN, EngineHost
 from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN
 from sandbox.model.printable import replace_unprintable, replacement_character
-from sandbox.model.resources import Resources
+from sandbox.model.resources import Resources, keep_largest
 
 SQUEUE_FORMAT = ",".join(
     f"{field}:|" for field in ("JobID", "State", "BatchHost", "exit_code", "restartcnt", "Name", "Reason")

@@ -12,8 +12,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.interfaces.file_layout import SANDBOX_UID
-from sandbox.interfaces.runtime import Command, SandboxSpec
+from sandbox.interfaces.runtime import SANDBOX_UID, Command, SandboxSpec
 from sandbox.runtimes import launcher_client
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
+from sandbox.interfaces.runtime import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.model.fixed_limits import OPEN_DIRECTORIES_MAX, OPEN_FILES_OF_SANDBOX_MAX
 from sandbox.runtimes.limits.kernel_watch import FileUsage
 

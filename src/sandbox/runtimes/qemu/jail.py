@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from sandbox.interfaces.file_layout import MODEL_PORT, PROXY_PORT
+from sandbox.interfaces.gateway import MODEL_PORT, PROXY_PORT
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.model.fixed_limits import SOCKETS_MAX
 from sandbox.runtimes import bubblewrap_command, rootfs_spec

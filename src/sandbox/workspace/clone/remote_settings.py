@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import msgspec
 
-from sandbox.interfaces.file_layout import PROXY_PORT
+from sandbox.interfaces.gateway import PROXY_PORT
 from sandbox.interfaces.runtime import CERTIFICATE_DIRECTORIES, FIRST_EXTRA_DESCRIPTOR, ConfinedCommand
 from sandbox.workspace.clone.socks_proxy import HostPort, canonical_host
 from sandbox.workspace.git.command import Git, GitSetting

@@ -1,17 +1,14 @@
-"""The `sandbox admin backup` and `sandbox admin restore` commands."""
+"""The `sandbox admin backup` command."""
 
 from __future__ import annotations
 
-import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from sandbox.cli.click_extensions import command, help_examples
-from sandbox.cli.commands.admin.check import print_discrepancies
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.formatting import pluralize
@@ -54,42 +51,12 @@ def backup(file: str, **options: Any) -> None:
     if current_options().format == "json":
         print_json({"file": file, "tasks": tasks_count, "size_bytes": size_bytes, "remarks": manifest.remarks})
     else:
-        _print_remarks(manifest.remarks, to_stderr=is_stdout)
+        print_remarks(manifest.remarks, to_stderr=is_stdout)
     target = "The backup" if is_stdout else escape_text(file)
     message = f"{target} has {pluralize(tasks_count, 'task')}, {format_size(size_bytes)}"
     if manifest.remarks:
         fail(f"{message}; {pluralize(len(manifest.remarks), 'problem')} found.", ExitCode.TASK_FAILED)
     click.echo(f"{message}.", err=True)
-
-
-@command(epilog=help_examples("sandbox admin restore sandbox.tar --data-dir /srv/restored"))
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@data_dir_options
-@output_options("text", "json")
-def restore(file: Path, **options: Any) -> None:
-    """Restore a backup to a new data directory.
-
-    The data directory must be empty or must not exist. The command verifies the whole backup first. The restore either
-    completes or leaves nothing behind. Tasks that had started end with the error host_lost. A server that uses the
-    restored data directory starts the pending tasks.
-    """
-    data_dir = load_configuration(options).settings.server.data_dir.absolute()
-    from sandbox.bootstrap.backup import restore as backup_restore
-
-    result = backup_restore.restore(file, data_dir)
-    if current_options().format == "json":
-        print_json(asdict(result))
-    else:
-        _print_remarks(result.remarks)
-        print_discrepancies(result.discrepancies)
-        for task_id in result.lost:
-            click.echo(f"{escape_text(task_id)}  was running, and has ended as host_lost")
-    message = f"{escape_text(str(data_dir))} has {pluralize(result.tasks_count, 'task')}"
-    if result.discrepancies:
-        fail(f"{message}; {pluralize(len(result.discrepancies), 'problem')} found.", ExitCode.TASK_FAILED)
-    command = f"sandbox serve --data-dir {shlex.quote(escape_text(str(data_dir)))}"
-    advice = "If no server uses the old directory, start a server on the new one"
-    click.echo(f"{message}.\n{advice}:\n  {command}", err=True)
 
 
 def _check_stdout() -> None:
@@ -100,6 +67,7 @@ def _check_stdout() -> None:
         raise click.UsageError("A backup is not written to a terminal; redirect the output, or choose a file.")
 
 
-def _print_remarks(remarks: Any, *, to_stderr: bool = False) -> None:
+def print_remarks(remarks: Any, *, to_stderr: bool = False) -> None:
+    """Print the remarks about damaged data in a backup."""
     for remark in remarks:
         click.echo(escape_text(remark), err=to_stderr)
