@@ -8,7 +8,7 @@ from doubles.cluster_deployment import ClusterDeployment
 from doubles.deployment import bash_turn, reply_turn
 from doubles.image_archives import directory, entry, layer, minimal_root, oci_archive
 from doubles.remote_deployment import closing_deployment
-from sandbox.images.build import import_image
+from sandbox.images.image_builder import import_image
 from sandbox.images.image_store import ImageStore
 from sandbox.images.image_transfer import HostImageCopies
 from sandbox.images.profile_catalog import ProfileCatalog

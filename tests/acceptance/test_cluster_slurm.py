@@ -14,7 +14,7 @@ from doubles.remote_deployment import MAKE_FILE_TURN
 from doubles.slurm_cluster import HOSTS
 from doubles.slurm_deployment import SMALL, SlurmDeployment
 from sandbox.bootstrap.worker import TOKEN_VARIABLE
-from sandbox.images.build import import_image
+from sandbox.images.image_builder import import_image
 from sandbox.images.image_store import ImageStore
 from sandbox.interfaces.cluster_engine import job_name
 

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from doubles.image_archives import entry, layer, minimal_root
-from sandbox.images.build import finalize
+from sandbox.images.image_builder import finalize
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.limited_streams import ByteBudget, TarStream
 from sandbox.images.rootfs_writer import RootFsWriter

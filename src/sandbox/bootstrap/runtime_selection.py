@@ -16,7 +16,7 @@ from sandbox.model.isolation_tier import is_strong_enough
 from sandbox.runtimes import nodejs, rootfs_spec
 
 if TYPE_CHECKING:
-    from sandbox.images.build import Component
+    from sandbox.images.image_builder import Component
 
 AUTO = "auto"
 
@@ -126,7 +126,7 @@ def describe_failure(choice: RuntimeChoice) -> str | None:
 
 def image_components() -> Mapping[str, "Component"]:
     """Return the components, keyed by the names that profile definitions use."""
-    from sandbox.images.build import Component  # runners build no images
+    from sandbox.images.image_builder import Component  # runners build no images
 
     try:
         version = nodejs.node_version()

@@ -1,17 +1,22 @@
-"""The `sandbox` command with its groups. Commands are imported when they run."""
+"""The `sandbox` command with its groups. It imports commands when they run, and converts errors to exit codes."""
 
 from __future__ import annotations
 
+import errno
+import io
 import sys
+import traceback
+from contextlib import suppress
 from types import ModuleType
-from typing import cast
+from typing import Any, NoReturn, cast
 
 import click
 
 from sandbox.cli.click_extensions import LazyGroup, help_examples
-from sandbox.cli.errors import RootGroup
+from sandbox.cli.errors import ExitCode, fail, print_error
 from sandbox.cli.options import common_options
-from sandbox.cli.standard_streams import set_up_streams
+from sandbox.cli.output.terminal_text import escape_text, terminal_width
+from sandbox.cli.standard_streams import STDOUT, discard_stdout, set_up_streams
 
 ROOT_ENTRIES = {
     "run": ("sandbox.cli.commands.run:run", "Run a task from this checkout and apply the task's changes."),
@@ -86,6 +91,101 @@ ADMIN_ENTRIES = {
     "backup": ("sandbox.cli.commands.admin.backup:backup", "Back up tasks and tokens to a file."),
     "restore": ("sandbox.cli.commands.admin.restore:restore", "Restore a backup to a new data directory."),
 }
+
+
+HELP_CELLS_MIN = 50
+HELP_CELLS_MAX = 100
+"""Minimum and maximum width of help texts on a terminal."""
+
+
+class RootGroup(LazyGroup):
+    """The root group, which converts the errors of all commands to messages and exit codes."""
+
+    describes_global_options = True
+
+    def main(self, *arguments: Any, **keywords: Any) -> Any:
+        """Run click's main; also handle output errors of shell completion, which runs outside any click context."""
+        try:
+            return super().main(*arguments, **keywords)
+        except OSError as error:
+            with suppress(click.exceptions.Exit):
+                _fail_with_os_error(error)
+            sys.exit(_os_error_exit_code(error))
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Create the context and handle output errors, because click prints `--help` and `--version` here.
+
+        Click itself cannot find the width of the terminal, because the standard streams have been replaced.
+        """
+        width = terminal_width(sys.stdout)
+        if width is not None:
+            extra.setdefault("terminal_width", max(min(width, HELP_CELLS_MAX), HELP_CELLS_MIN) - 2)
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.ClickException as error:
+            _fail_with_click_error(error)
+        except OSError as error:
+            _fail_with_os_error(error)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            fail("Interrupted.", ExitCode.INTERRUPTED)
+        except click.Abort:
+            raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
+        except OSError as error:
+            _fail_with_os_error(error)
+        except click.ClickException as error:
+            _fail_with_click_error(error)
+        except click.exceptions.Exit:
+            raise
+        except Exception as error:
+            _fail_with_exception(error)
+        return result
+
+
+def _fail_with_click_error(error: click.ClickException) -> NoReturn:
+    """On a terminal, print the error in the same format as other errors, because click breaks lines within words."""
+    if terminal_width(sys.stderr) is None:
+        raise error
+    shown = io.StringIO()
+    error.show(shown)
+    fail(shown.getvalue().rstrip("\n"), ExitCode(error.exit_code))
+
+
+def _fail_with_os_error(error: OSError) -> NoReturn:
+    if isinstance(error, BrokenPipeError) or error.filename == STDOUT:
+        discard_stdout()
+    code = _os_error_exit_code(error)
+    if code is ExitCode.BROKEN_PIPE:
+        raise click.exceptions.Exit(code) from None
+    fail(f"Error: {_os_error_message(error)}", code)
+
+
+def _os_error_exit_code(error: OSError) -> ExitCode:
+    return ExitCode.BROKEN_PIPE if isinstance(error, BrokenPipeError) else ExitCode.SERVER_ERROR
+
+
+def _fail_with_exception(error: Exception) -> NoReturn:
+    from sandbox.model.errors import SandboxError
+
+    if not isinstance(error, SandboxError):
+        # This is a bug or an unexpected response. Python's own exit code, 1, would mean that the task failed.
+        fail(
+            "\n".join(map(escape_text, "".join(traceback.format_exception(error)).splitlines())), ExitCode.SERVER_ERROR
+        )
+    raise click.exceptions.Exit(print_error(error))
+
+
+def _os_error_message(error: OSError) -> str:
+    prefix = f"{escape_text(str(error.filename))}: " if error.filename else ""
+    advice = "; free disk space and try again" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
+    return f"{prefix}{error.strerror or error}{advice}"
 
 
 @click.group(

@@ -1,6 +1,9 @@
-"""Maps URLs to the pages of the dashboard, and errors to its error page."""
+"""Maps URLs to the pages and static files of the dashboard, and errors to its error page."""
 
+import hashlib
 from collections.abc import Awaitable, Callable
+from functools import cache
+from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -23,9 +26,41 @@ from sandbox.dashboard.pages.task import show_task
 from sandbox.dashboard.pages.task_events import send_events
 from sandbox.dashboard.pages.task_list import show_tasks
 from sandbox.dashboard.results_bundle import send_results_bundle
-from sandbox.dashboard.templates import render_page, send_asset
+from sandbox.dashboard.templates import render_page
 from sandbox.model.errors import SandboxError
 from sandbox.primitives.log_context import TASK_ID
+
+_ASSET_SECURITY_POLICY = "default-src 'none'; script-src 'self'"
+"""The policy that applies to a web worker, which can import the server's scripts but has no network access."""
+
+_ASSET_MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".LICENSE": "text/plain; charset=utf-8",
+}
+
+
+async def send_asset(request: Request, _: AppContext) -> Response:
+    """Send a static file; browsers cache it and revalidate by ETag."""
+    file = _asset_files().get(request.path_params["name"])
+    if file is None:
+        raise HTTPException(404)
+    content = file.read_bytes()
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = {"etag": etag, "cache-control": "no-cache", "content-security-policy": _ASSET_SECURITY_POLICY}
+    if request.headers.get("if-none-match", "").removeprefix("W/") == etag:
+        return Response(status_code=304, headers=headers)
+    return Response(content, headers=headers, media_type=_ASSET_MEDIA_TYPES[file.suffix])
+
+
+@cache
+def _asset_files() -> dict[str, Path]:
+    """Return the assets by name; no other file can be requested."""
+    return {
+        file.name: file for file in (Path(__file__).parent / "assets").iterdir() if file.suffix in _ASSET_MEDIA_TYPES
+    }
+
 
 _API_ROOT = "/api/"
 _PageHandler = Callable[[Request, AppContext], Awaitable[Response]]

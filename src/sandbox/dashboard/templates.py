@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse
 
-from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.model.formatting import format_cost, format_count, format_duration, format_size, format_state
 from sandbox.model.name_from_prompt import branch_name
@@ -93,38 +90,6 @@ def _environment() -> Environment:
         "short_id": short_id,
     }
     return environment
-
-
-_ASSET_SECURITY_POLICY = "default-src 'none'; script-src 'self'"
-"""The policy that applies to a web worker, which can import the server's scripts but has no network access."""
-
-_ASSET_MEDIA_TYPES = {
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-    ".LICENSE": "text/plain; charset=utf-8",
-}
-
-
-async def send_asset(request: Request, _: AppContext) -> Response:
-    """Send a static file; browsers cache it and revalidate by ETag."""
-    file = _asset_files().get(request.path_params["name"])
-    if file is None:
-        raise HTTPException(404)
-    content = file.read_bytes()
-    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = {"etag": etag, "cache-control": "no-cache", "content-security-policy": _ASSET_SECURITY_POLICY}
-    if request.headers.get("if-none-match", "").removeprefix("W/") == etag:
-        return Response(status_code=304, headers=headers)
-    return Response(content, headers=headers, media_type=_ASSET_MEDIA_TYPES[file.suffix])
-
-
-@cache
-def _asset_files() -> dict[str, Path]:
-    """Return the assets by name; no other file can be requested."""
-    return {
-        file.name: file for file in (Path(__file__).parent / "assets").iterdir() if file.suffix in _ASSET_MEDIA_TYPES
-    }
 
 
 def current_activity(task: Task) -> str:

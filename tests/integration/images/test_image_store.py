@@ -18,8 +18,8 @@ import pytest
 from doubles.image_archives import directory, entry, layer, minimal_root, oci_archive, symlink
 from sandbox.bootstrap.doctor.checks import check_images
 from sandbox.images import image_store
-from sandbox.images.build import Component, build_image, import_image
 from sandbox.images.errors import BuildFailedError, ImageRefusedError, ProfileBusyError, ProfileNotFoundError
+from sandbox.images.image_builder import Component, build_image, import_image
 from sandbox.images.image_store import ImageLocks
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.images.profile_definition import ImageDefinition
@@ -176,7 +176,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from pathlib import Path
-from sandbox.images.build import build_image
+from sandbox.images.image_builder import build_image
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.images.profile_definition import ImageDefinition
 

@@ -15,7 +15,7 @@ import pytest
 
 from doubles.cluster_server import ClusterServer, wait_until
 from doubles.image_archives import entry, layer, minimal_root, oci_archive
-from sandbox.images.build import import_image
+from sandbox.images.image_builder import import_image
 from sandbox.images.image_transfer import HostImageCopies, StoredImageContent
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.images import Image, ImageReference, ImageUnusableError

@@ -129,7 +129,7 @@ def _catalog(options: Mapping[str, Any], *, makes_directory: bool = False) -> Pr
 
 def _build_image(catalog: ProfileCatalog, name: str, from_file: Path | None) -> ImageMetadata:
     from sandbox.bootstrap.runtime_selection import image_components
-    from sandbox.images.build import build_image
+    from sandbox.images.image_builder import build_image
     from sandbox.images.profile_definition import read_definition, read_shipped, shipped_profiles
 
     image_store = catalog.image_store(name)
@@ -144,7 +144,7 @@ def _build_image(catalog: ProfileCatalog, name: str, from_file: Path | None) -> 
 
 
 def _import_image(catalog: ProfileCatalog, name: str, file: Path, minimum_tier: str | None) -> ImageMetadata:
-    from sandbox.images.build import import_image
+    from sandbox.images.image_builder import import_image
 
     return import_image(catalog.image_store(name), file, minimum_tier or "")
 

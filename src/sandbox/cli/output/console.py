@@ -1,4 +1,4 @@
-"""Rich consoles for output; plain text if the stream is not a terminal."""
+"""Rich consoles, messages and prompts; plain text if the stream is not a terminal."""
 
 from __future__ import annotations
 
@@ -79,9 +79,21 @@ def confirm(question: str, *, default: bool | None = None, show_details: Callabl
             click.echo("Type y or n." if show_details is None else "Type y, n or d.", err=True)
 
 
-def print_message(text: str) -> None:
-    """Print a message on stderr, wrapped to the width of the terminal."""
-    click.echo("\n".join(wrap_text(text, terminal_width(sys.stderr), "  ")), err=True)
+_ERROR_PREFIX = "Error:"
+
+
+def print_message(message: str) -> None:
+    """Print the message on stderr. On a terminal, lines that are not indented are wrapped."""
+    width = terminal_width(sys.stderr)
+    lines = [part for line in message.split("\n") for part in (_wrap_line(line, width) if line[:1] != " " else [line])]
+    click.echo("\n".join(lines), err=True)
+
+
+def _wrap_line(line: str, width_cells: int | None) -> list[str]:
+    lines = wrap_text(line, width_cells, "  ")
+    if width_cells is not None and lines[0].startswith(_ERROR_PREFIX) and is_color_enabled():
+        lines[0] = click.style(_ERROR_PREFIX, fg="red", bold=True) + lines[0].removeprefix(_ERROR_PREFIX)
+    return lines
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import msgspec
 
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.limits import IMAGE_BYTES_MAX, IMAGE_LAYERS_MAX
-from sandbox.images.oci.archive import DIGEST, OciArchive, open_archive, uncompressed
+from sandbox.images.oci.archive import DIGEST, OciArchive, open_archive
+from sandbox.images.oci.decompression import uncompressed
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.limited_streams import ByteBudget, TarStream
 from sandbox.images.rootfs_writer import RootFsWriter

@@ -14,7 +14,7 @@ from sandbox.bootstrap.cluster import create_certificate
 from sandbox.bootstrap.doctor.checks import run_checks
 from sandbox.bootstrap.doctor.slurm_checks import check_server_address, check_slurm, check_worker_host
 from sandbox.bootstrap.settings.schema import ClusterSection, ServerSection, ServerSettings, SlurmSection
-from sandbox.images.build import import_image
+from sandbox.images.image_builder import import_image
 from sandbox.images.image_store import ImageStore
 from sandbox.placements.cluster.host_statuses import SeenHost, SeenHosts
 

@@ -13,7 +13,7 @@ from doubles.image_archives import directory, entry, layer, minimal_root, symlin
 from doubles.runtime_availability import require_runtime
 from doubles.sandbox_lifecycle import read_until, ready_sandbox, run_python, run_shell
 from doubles.syscall_faults import fill_file_system, small_file_system
-from sandbox.images.build import finalize
+from sandbox.images.image_builder import finalize
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.limited_streams import ByteBudget, TarStream
 from sandbox.images.rootfs_writer import RootFsWriter

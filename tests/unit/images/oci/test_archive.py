@@ -26,7 +26,7 @@ from doubles.image_archives import (
     zstd,
 )
 from sandbox.images.errors import ImageRefusedError
-from sandbox.images.oci import archive, importer
+from sandbox.images.oci import archive, decompression, importer
 from sandbox.images.oci.importer import import_layers
 from sandbox.images.rootfs_writer import RootFsWriter
 
@@ -193,8 +193,8 @@ def test_decompressor_that_does_not_exit_is_rejected(unpack, tmp_path, monkeypat
     (tmp_path / "plain").write_bytes(BASE)
     program.write_text(f"#!/bin/sh\ncat {tmp_path}/plain\nexec >&-\nexec sleep 60\n")
     program.chmod(0o755)
-    monkeypatch.setattr(archive, "_PROGRAM", str(program))
-    monkeypatch.setattr(archive, "_EXIT_SECONDS", 0.5)
+    monkeypatch.setattr(decompression, "_PROGRAM", str(program))
+    monkeypatch.setattr(decompression, "_EXIT_SECONDS", 0.5)
     with pytest.raises(ImageRefusedError, match="did not finish in time"):
         unpack(oci_archive(tmp_path / "image.tar", BASE, compression="+zstd"))
 

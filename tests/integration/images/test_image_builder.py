@@ -11,9 +11,9 @@ import pytest
 
 from sandbox.bootstrap.runtime_selection import image_components
 from sandbox.images import debian_packages
-from sandbox.images.build import build_image
 from sandbox.images.debian_packages import find_sources, install_packages
 from sandbox.images.errors import BuildFailedError
+from sandbox.images.image_builder import build_image
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.images.profile_definition import ImageDefinition, read_shipped
 from sandbox.images.rootfs_writer import RootFsWriter
