@@ -17,7 +17,7 @@ from sandbox.agents.claude_code.binary_install import find_binary
 from sandbox.client import Client
 from sandbox.demo.example_repository import make_example_repository
 from sandbox.demo.scripted_model import Fault, Script, Text, Turn
-from sandbox.demo.walkthrough import start_module, start_server
+from sandbox.demo.server_processes import start_module, start_server
 
 IDLE_TASKS = 4
 

@@ -13,6 +13,7 @@ import pytest
 from doubles.engine_harnesses import GIB, MIB, ProcessHarness, status_of, wait_for_end, wait_for_phase, wait_until
 from sandbox.cluster_engines.processes import engine as process_engine
 from sandbox.cluster_engines.processes.engine import ProcessEngine
+from sandbox.cluster_engines.processes.job_directory import JobDirectory, StoredRequest
 from sandbox.cluster_engines.processes.supervisor import read_boot_id, read_start_time
 from sandbox.interfaces.cluster_engine import EngineUnavailableError, JobPhase
 from sandbox.model.resources import Resources
@@ -34,7 +35,7 @@ def supervisor_pid(harness, job):
 def store(harness, job):
     """Store a job without starting it, as if the server had died before the start."""
     harness.directory.mkdir(exist_ok=True)
-    process_engine._JobDirectory(harness.directory, job.name).create(process_engine._StoredRequest(1, job.request))
+    JobDirectory(harness.directory, job.name).create(StoredRequest(1, job.request))
 
 
 async def test_job_is_started_by_the_next_server(harness, create_job):

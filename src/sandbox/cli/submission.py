@@ -20,10 +20,11 @@ from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, fiel
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import stderr_console
 from sandbox.cli.output.denied_connections import allow_command, find_denied_connections
-from sandbox.cli.output.event_printer import PendingReasonPoller, print_events
+from sandbox.cli.output.event_printer import print_events
 from sandbox.cli.output.formatting import changes_summary, pluralize, state_text
 from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.next_commands import hint_id, next_commands
+from sandbox.cli.output.pending_reason import PendingReasonPoller
 from sandbox.cli.output.task_outcome import outcome_summary
 from sandbox.cli.output.terminal_text import escape_text, terminal_width
 from sandbox.cli.patch_download import chain_changes_summary

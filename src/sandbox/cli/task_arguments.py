@@ -6,18 +6,16 @@ An id that a user chose must be complete: `fix-1` must not become `fix-10` after
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import click
 
-from sandbox.cli.errors import ExitCode, fail, print_error
+from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options
-from sandbox.cli.output.console import confirm
 from sandbox.cli.output.formatting import pluralize, state_text
-from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.terminal_text import escape_name, escape_text, terminal_width
 from sandbox.model.task_id_format import is_generated_id, is_generated_id_prefix
 
@@ -25,8 +23,8 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from sandbox.cli.options import CliOptions
-    from sandbox.client import Client, ClientError, TaskNotFoundError
-    from sandbox.client.response_types import Task, TaskSummary
+    from sandbox.client import Client, TaskNotFoundError
+    from sandbox.client.response_types import TaskSummary
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
@@ -84,65 +82,6 @@ def task_arguments(command: _Decorated) -> _Decorated:
         "task_ids", metavar="TASK_ID...", nargs=-1, required=True, shell_complete=_complete_task_id
     )
     return argument(cast("_Decorated", run_command))
-
-
-def for_each_task(
-    task_ids: Sequence[str],
-    request: Callable[[str], Mapping[str, Any]],
-    advise: Callable[[ClientError, str], str] = lambda error, task_id: "",
-) -> None:
-    """Send a request for each task and print the response. Continues even if the server refuses a request.
-
-    Prints the server's message, or with `--format json` the response. Exits with the code of the last error. Raises the
-    error if there is only one task. advise: returns a line to print below the error for a task; empty for none.
-    """
-    from sandbox.client import ClientError, UnreachableError
-
-    code = ExitCode.SUCCESS
-    for task_id in task_ids:
-        try:
-            response = request(task_id)
-        except ClientError as error:
-            advice = advise(error, task_id)
-            if isinstance(error, UnreachableError) or (len(task_ids) == 1 and not advice):
-                raise
-            code = print_error(error)
-            if advice:
-                click.echo(advice, err=True)
-            continue
-        if current_options().format == "json":
-            print_json(response)
-        else:
-            message = escape_text(response["message"])
-            is_named = len(task_ids) == 1 or escape_text(task_id) in message
-            click.echo(message if is_named else f"{escape_text(task_id)}: {message}", err=True)
-    if code is not ExitCode.SUCCESS:
-        raise click.exceptions.Exit(code)
-
-
-def require_terminal_for_prompt(action: str) -> None:
-    """Exit with an error if the command cannot prompt. action: what `--yes` does, such as `Delete the task`."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        message = "Error: This command prompts for confirmation and needs a terminal."
-        fail(f"{message}\n  {action} without a prompt: add --yes", ExitCode.USAGE)
-
-
-def confirm_for_tasks(tasks: Sequence[Task], *, one: tuple[str, str], several: tuple[str, str]) -> None:
-    """Ask once about all tasks. Exits if the user declines; does nothing without a task.
-
-    one, several: the question, and the text to print if the user declines. `{}` in the question stands for the task's
-    id and name, or for the number of tasks.
-    """
-    if not tasks:
-        return
-    shown = [f"{escape_text(task['id'])} ({escape_name(task['name'])})" for task in tasks]
-    if len(shown) == 1:
-        (question, refusal), subject = one, shown[0]
-    else:
-        click.echo("\n".join(f"  {text}" for text in shown), err=True)
-        (question, refusal), subject = several, str(len(shown))
-    if not confirm(question.format(subject), default=False):
-        fail(refusal, ExitCode.INTERRUPTED)
 
 
 def find_task_id(connect: Callable[[], Client], text: str) -> str:

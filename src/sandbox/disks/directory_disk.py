@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from sandbox.disks.command_execution import CommandFailedError, run_command
 from sandbox.disks.home_directory import create_home
-from sandbox.disks.loop_disk import CommandFailedError, run_command
 from sandbox.disks.tree_removal import NAMESPACE_ROOT_COMMAND
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from doubles.deployment import wait_until
-from sandbox.demo.walkthrough import exit_on_signals, next_steps
+from sandbox.demo.walkthrough import next_steps
 
 
 @pytest.fixture
@@ -58,15 +58,6 @@ def test_signal_ends_the_demo_its_task_and_all_processes(demo, tmp_path, number,
     assert "Traceback" not in screen.read_text()
     wait_until(lambda: not processes_of(tmp_path), 5, f"the end of {processes_of(tmp_path)}")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("sandbox-demo-")] == []
-
-
-def test_sigterm_and_sighup_exit_with_128_plus_the_signal():
-    before = signal.getsignal(signal.SIGTERM)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        with pytest.raises(SystemExit) as raised, exit_on_signals():
-            signal.raise_signal(number)
-        assert raised.value.code == 128 + number
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_next_steps_set_path_only_if_the_command_is_not_found_on_path(monkeypatch, tmp_path):

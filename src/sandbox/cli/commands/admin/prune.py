@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from sandbox.cli.bulk_requests import require_terminal_for_prompt
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options, output_options, server_options
@@ -17,7 +18,6 @@ from sandbox.cli.output.formatting import pluralize, state_text
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.terminal_text import escape_name, escape_text
 from sandbox.cli.settings_options import data_dir_options, load_configuration
-from sandbox.cli.task_arguments import require_terminal_for_prompt
 from sandbox.model.formatting import format_size
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandbox.cli.bulk_requests import confirm_for_tasks, for_each_task, require_terminal_for_prompt
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.next_commands import hint_id
-from sandbox.cli.task_arguments import confirm_for_tasks, for_each_task, require_terminal_for_prompt, task_arguments
+from sandbox.cli.task_arguments import task_arguments
 from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:

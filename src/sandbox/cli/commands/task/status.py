@@ -14,7 +14,7 @@ from sandbox.cli.errors import hint_if_interrupted
 from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.denied_connections import denied_connection_rows, find_denied_connections
-from sandbox.cli.output.event_printer import STATE_STYLES, STATES_ONLY, PendingReasonPoller, print_events
+from sandbox.cli.output.event_printer import STATE_STYLES, STATES_ONLY, print_events
 from sandbox.cli.output.formatting import (
     changes_summary,
     current_activity,
@@ -27,6 +27,7 @@ from sandbox.cli.output.formatting import (
 )
 from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.next_commands import command_id, next_commands
+from sandbox.cli.output.pending_reason import PendingReasonPoller
 from sandbox.cli.output.task_outcome import message_lines, outcome_summary
 from sandbox.cli.output.terminal_text import escape_name, terminal_width, wrap_text
 from sandbox.cli.output.text_log_parser import parse_log_events

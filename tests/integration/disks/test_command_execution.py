@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from sandbox.disks.loop_disk import CommandFailedError, run_command
+from sandbox.disks.command_execution import CommandFailedError, run_command
 from sandbox.disks.tree_removal import remove_trees
 
 
@@ -16,7 +16,7 @@ def kill_all(monkeypatch):
     started = []
     monkeypatch.setattr("asyncio.subprocess.Process.kill", lambda process: started.append(process.pid))
     monkeypatch.setattr("sandbox.disks.tree_removal.KILL_TIMEOUT_SECONDS", 0.1, raising=False)
-    monkeypatch.setattr("sandbox.disks.loop_disk.KILL_TIMEOUT_SECONDS", 0.1, raising=False)
+    monkeypatch.setattr("sandbox.disks.command_execution.KILL_TIMEOUT_SECONDS", 0.1, raising=False)
 
     def kill_started():
         for process_id in started:
@@ -36,7 +36,7 @@ async def with_timeout(awaitable, kill_all):
 
 
 async def test_unkillable_disk_command_is_abandoned(kill_all, monkeypatch):
-    monkeypatch.setattr("sandbox.disks.loop_disk.DISK_COMMAND_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.disks.command_execution.DISK_COMMAND_TIMEOUT_SECONDS", 0.1)
     with pytest.raises(CommandFailedError, match="did not finish within"):
         await with_timeout(run_command("sleep", "60"), kill_all)
 

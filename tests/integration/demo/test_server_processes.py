@@ -2,11 +2,21 @@
 
 import os
 import re
+import signal
 
 import pytest
 
-from sandbox.demo.walkthrough import read_first_line, scripted_model_variables, start_server
+from sandbox.demo.server_processes import exit_on_signals, read_first_line, scripted_model_variables, start_server
 from sandbox.model.errors import SandboxError
+
+
+def test_sigterm_and_sighup_exit_with_128_plus_the_signal():
+    before = signal.getsignal(signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with pytest.raises(SystemExit) as raised, exit_on_signals():
+            signal.raise_signal(number)
+        assert raised.value.code == 128 + number
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_started_server_prints_no_warnings(tmp_path, capfd):
