@@ -15,7 +15,7 @@ from sandbox.bootstrap.cluster import KUBERNETES_WORKER_COMMAND
 from sandbox.bootstrap.settings.schema import KubernetesSection
 from sandbox.bootstrap.software_installation import PACKAGES
 from sandbox.cluster_engines.kubernetes.engine import PERMISSIONS, Permission
-from sandbox.dashboard.pages.documentation import GUIDE_PAGES
+from sandbox.dashboard.guide_pages import GUIDE_PAGES
 
 DATA_SUFFIXES = {".css", ".html", ".js", ".json", ".svg", ".toml"}
 

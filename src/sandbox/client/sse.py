@@ -1,4 +1,4 @@
-"""Parser for server-sent events: bytes in, events out."""
+"""Parses server-sent events, and defines the size limits of events and of log lines."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ from sandbox.api.errors import status_of
 from sandbox.api.json_responses import reason_phrase
 from sandbox.api.middleware.access_log_and_metrics import set_route
 from sandbox.api.middleware.authentication import accepts_html
-from sandbox.dashboard.pages.documentation import show_docs, show_errors, show_guide, show_guide_search
+from sandbox.dashboard.pages.documentation import show_docs, show_guide, show_guide_search
+from sandbox.dashboard.pages.error_reference import show_errors
 from sandbox.dashboard.pages.server import send_load, show_hosts, show_server
 from sandbox.dashboard.pages.sign_in import show_sign_in
 from sandbox.dashboard.pages.submit import show_submit

@@ -1,1 +1,1 @@
-"""Rendering for terminals."""
+"""Output for terminals and pipes: text, tables, patches, messages and prompts."""

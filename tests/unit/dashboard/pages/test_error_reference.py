@@ -3,7 +3,8 @@
 import re
 
 from doubles.fake_tasks import TO_RUNNING
-from sandbox.dashboard.pages import documentation
+from sandbox.dashboard.guide_pages import guide_file
+from sandbox.dashboard.pages import error_reference
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
 
@@ -17,8 +18,8 @@ def test_failure_links_to_the_entry_of_its_code(pages):
 
 
 def test_error_reference_has_all_codes_of_the_document():
-    text = documentation.guide_file("errors").read_text()
-    sections = documentation.parse_error_reference(text)
+    text = guide_file("errors").read_text()
+    sections = error_reference.parse_error_reference(text)
     codes = [row.code for section in sections for row in section.rows]
     assert codes == re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     rows = [row for section in sections for row in section.rows if len(row.cells) == len(section.columns) - 1]
@@ -29,12 +30,12 @@ def test_error_reference_has_all_codes_of_the_document():
 def test_links_in_the_error_reference_lead_to_pages_of_the_dashboard():
     text = "# E\n\nIntro.\n\n## A\n\nSee [b](limits.md#c).\n\n| code | meaning |\n| --- | --- |\n"
     text += '| `x` | <a id="x-1"></a>An [own](#o) `y`, [other](errors.md#z). |\n'
-    (section,) = documentation.parse_error_reference(text)
-    link = documentation.LinkedText
+    (section,) = error_reference.parse_error_reference(text)
+    link = error_reference.LinkedText
     assert (section.title, section.depth) == ("A", 2)
     assert section.notes == [[link("See "), link("b", "/guide/limits#c"), link(".")]]
     parts = [link("An "), link("own", "#o"), link(" `y`, "), link("other", "/errors#z"), link(".")]
-    assert section.rows == [documentation.ErrorRow("x-1", "x", [parts])]
+    assert section.rows == [error_reference.ErrorRow("x-1", "x", [parts])]
 
 
 def test_links_of_the_error_page_have_a_target(pages):
