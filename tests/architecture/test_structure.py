@@ -296,6 +296,7 @@ MODULES_THAT_NAME_AN_AGENT = {
     "cli/main.py": "the summary in the help: what Sandbox does today",
     "demo/example_repository.py": "a file of the example repository",
     "demo/scripted_model.py": "the API that it implements",
+    "demo/server_processes.py": "the variables that configure the scripted model",
     "demo/walkthrough.py": "the demo's manifest and its text",
     "model/wire/bodies.py": "a public type of the Python client: the section of a task's `definition`",
 }

@@ -1,4 +1,4 @@
-"""Parses server-sent events, and defines the size limits of events and of log lines."""
+"""Reassembles the events and the log lines of a stream: bytes in, events and lines out."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def _apply_arguments(*options: str, patch: Path) -> tuple[str, ...]:
 
 
 def can_apply(checkout: Checkout, patch: Path, *, should_stage: bool) -> bool:
-    """Return whether `Checkout.apply` would apply the patch. Changes nothing."""
+    """Return whether `apply_patch` would apply the patch. Changes nothing."""
     index_options = ["--index"] if should_stage else []
     return checkout.run(*_apply_arguments("--check", *index_options, patch=patch)).returncode == 0
 
