@@ -345,7 +345,15 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
         return message
 
     async def send(self, message: Any) -> None:
-        """Send a message; return when the client has read most of it. Mark a rejected handshake as complete."""
+        """Send a message; return when the client has read most of it. Mark a rejected handshake as complete.
+
+        Once the protocol has closed the connection, because the client closed it or sent an invalid frame, another
+        close message has no effect. Raises ClientDisconnected for any other message.
+        """
+        if self.close_sent:
+            if message["type"] != "websocket.close":
+                raise ClientDisconnected
+            return
         is_fragment = message.get(MORE_TEXT, False) or self.conn.expect_continuation_frame
         if is_fragment and message["type"] == "websocket.send":
             await self._send_fragment(message["text"], has_more=message[MORE_TEXT])

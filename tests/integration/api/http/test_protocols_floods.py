@@ -12,6 +12,7 @@ from websockets.asyncio.client import connect
 from doubles.fake_tasks import TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.http import framing, protocols
+from sandbox.model import events as e
 from sandbox.primitives.fair_client_shares import MESSAGES_PER_TURN_MAX
 
 CONNECTIONS = 8
@@ -179,3 +180,19 @@ async def test_every_ping_from_a_reading_client_is_answered(running_api):
             await stream.send("x" * 60_000)  # ignored
             pongs.append(await stream.ping())
             await asyncio.wait_for(asyncio.gather(*pongs), 20)
+
+
+TOO_LARGE_FRAME = b"\x82\xff" + (2**62).to_bytes(8) + bytes(4)
+
+
+async def test_invalid_frame_during_a_stream_is_not_logged_as_an_error(running_api, caplog):
+    """Otherwise, a client could fill the server's log with tracebacks."""
+    async with running_api(FakeTokenStore(vera="viewer")) as api:
+        api.tasks.add("task-001", *TO_RUNNING, *[e.Output.from_bytes("stdout", b"line\n")] * 2000)
+        handshake = HANDSHAKE.replace(b"stream HTTP", b"stream?task_id=task-001&after=0 HTTP") % AS_VIEWER
+        for _ in range(10):
+            first, reader, writer = await flood(api.websocket_port, handshake, TOO_LARGE_FRAME)
+            assert first == b"HTTP/1.1 101 Switching Protocols\r\n"
+            assert (1009).to_bytes(2) in await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
