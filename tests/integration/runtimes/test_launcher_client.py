@@ -1,6 +1,9 @@
 """Waiting for the launcher to be ready."""
 
+import contextlib
 import os
+import resource
+import socket
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,31 @@ async def test_ready_launcher_is_confined():
         listeners.close()
     finally:
         await end(launcher)
+
+
+_IN_TRANSIT_MAX = 20_000
+"""More files would take too long to send. On a machine with a higher limit on open files, the test proves less."""
+
+
+@contextlib.contextmanager
+def files_of_root_in_transit(count: int):
+    """Have at least this many files in transit that root has sent. They are regular files, which the kernel frees."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(Path(__file__).open())
+        while count > 0:
+            _, sender = (stack.enter_context(end) for end in socket.socketpair())
+            for _ in range(8):
+                socket.send_fds(sender, [b"x"], [file.fileno()] * 200)
+                count -= 200
+        yield
+
+
+@pytest.mark.skipif(KERNEL_UID is None, reason="only root may exceed its limit on files in transit")
+async def test_files_that_other_programs_of_root_have_in_transit_do_not_prevent_the_start():
+    _, open_files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with files_of_root_in_transit(min(open_files_max, _IN_TRANSIT_MAX) + 1):
+        launcher = start_launcher("abcdefghijkl", KERNEL_UID, {})
+        try:
+            (await launcher.wait_ready()).close()
+        finally:
+            await end(launcher)

@@ -100,9 +100,7 @@ _Int, _Pointer, _Text = (type(code, (_ctypes._SimpleCData,), {"_type_": code}) f
 _FUNCTION_FLAGS = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
 _Function = type("_Function", (_ctypes.CFuncPtr,), {"_flags_": _FUNCTION_FLAGS, "_restype_": _Int})
 _libc = _ctypes.dlopen(None, os.RTLD_NOW)
-_mount_call, _prctl, _setns, _unshare = (
-    _Function(_ctypes.dlsym(_libc, name)) for name in ("mount", "prctl", "setns", "unshare")
-)
+_mount_call, _prctl, _unshare = (_Function(_ctypes.dlsym(_libc, name)) for name in ("mount", "prctl", "unshare"))
 
 
 def check_errno(result: int, operation: str) -> None:
@@ -374,46 +372,51 @@ def create_devices() -> None:
 def enter_user_namespace(uids: dict[int, int], owner: int) -> None:
     """Enter a new user namespace with these uids and gids of the host, keyed by the ids in the namespace.
 
-    A child creates the namespace, because a process that is already in it cannot map two uids.
+    A child that stays outside maps the ids, because a process that is already in the namespace cannot map two uids.
+    The child does not pass the namespace as a file: a process in the namespace is not privileged, so files that any
+    program of root has in transit could prevent that.
 
     owner: the uid of the host that the kernel counts the sandbox's inotify instances and watches, bytes in POSIX queues
     and queued signals for. If root created the namespace, one sandbox could use up what root and all other sandboxes
     may have.
     """
-    parent_socket, child_socket = _socket.socketpair()
+    launcher_socket, child_socket = _socket.socketpair()
+    launcher = os.getpid()
     child = os.fork()
     if child == 0:
-        parent_socket.close()
-        _create_user_namespace(child_socket, owner)
-        child_socket.recv(1)
-        os._exit(0)
+        launcher_socket.close()
+        try:
+            _map_ids(launcher, uids, child_socket)
+        finally:
+            os._exit(1)
     child_socket.close()
-    message, ancillary, _, _ = parent_socket.recvmsg(4, _socket.CMSG_SPACE(4))
-    if message != b"made":
-        raise OSError("a user namespace could not be created")
-    for name in ("uid_map", "gid_map"):
-        with open(f"/proc/{child}/{name}", "w") as file:  # noqa: PTH123
-            file.write("".join(f"{inside} {uid} 1\n" for inside, uid in uids.items()))
-    (user_namespace,) = struct.unpack("i", ancillary[0][2])
-    check_errno(_setns(user_namespace, CLONE_NEWUSER), "setns")
-    os.close(user_namespace)
-    parent_socket.close()
+    _create_user_namespace(owner)
+    launcher_socket.send(b"made")
+    if launcher_socket.recv(6) != b"mapped":
+        raise OSError("the ids of a user namespace could not be mapped")
+    launcher_socket.close()
     os.waitpid(child, 0)
     limit_watches()
 
 
-def _create_user_namespace(report: _socket.socket, owner: int) -> None:
-    """Create a user namespace that the host's uid `owner` owns, and send it.
+def _map_ids(launcher: int, uids: dict[int, int], report: _socket.socket) -> None:
+    """Map the ids of the launcher's namespace as soon as the launcher has created it."""
+    if report.recv(4) != b"made":
+        return
+    for name in ("uid_map", "gid_map"):
+        with open(f"/proc/{launcher}/{name}", "w") as file:  # noqa: PTH123
+            file.write("".join(f"{inside} {uid} 1\n" for inside, uid in uids.items()))
+    report.send(b"mapped")
+
+
+def _create_user_namespace(owner: int) -> None:
+    """Enter a new user namespace that the host's uid `owner` owns.
 
     The capabilities are kept, because some hosts allow only privileged processes to create user namespaces.
     """
     _prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
     os.seteuid(owner)
-    if _unshare(CLONE_NEWUSER) != 0:
-        report.send(b"not")
-        return
-    namespace = struct.pack("i", os.open("/proc/self/ns/user", os.O_RDONLY))
-    report.sendmsg([b"made"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, namespace)])
+    check_errno(_unshare(CLONE_NEWUSER), "a user namespace could not be created")
 
 
 def switch_to_uid(uid: int) -> None:
