@@ -12,8 +12,8 @@ import yaml
 
 from doubles.kubernetes import schemas
 from sandbox.bootstrap.cluster import KUBERNETES_WORKER_COMMAND
+from sandbox.bootstrap.machine_setup import PACKAGES
 from sandbox.bootstrap.settings.schema import KubernetesSection
-from sandbox.bootstrap.software_installation import PACKAGES
 from sandbox.cluster_engines.kubernetes.engine import PERMISSIONS, Permission
 from sandbox.dashboard.guide_pages import GUIDE_PAGES
 

@@ -28,6 +28,7 @@ from sandbox.api.routes import (
     sessions,
     single_task,
     state_change_stream,
+    submission,
     task_list,
 )
 from sandbox.api.streaming.event_websocket import serve_event_stream
@@ -36,6 +37,7 @@ from sandbox.interfaces.agent import Agent
 
 _ROUTERS = (
     task_list.router,
+    submission.router,
     single_task.router,
     derived_tasks.router,
     logs.router,

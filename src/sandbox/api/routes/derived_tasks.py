@@ -14,7 +14,7 @@ from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.middleware.authentication import require_valid_credentials
 from sandbox.api.openapi_declarations import component_ref, create_router, problem_responses, request_body
 from sandbox.api.request_parsing import body_memory, parse_json_body, read_body, with_body_parser
-from sandbox.api.routes.single_task import (
+from sandbox.api.routes.submission import (
     SUBMISSION_ERROR_CODES,
     SUBMITTED_RESPONSES,
     DryRun,

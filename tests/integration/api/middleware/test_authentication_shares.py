@@ -12,7 +12,7 @@ from doubles.fake_tasks import TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.auth import authenticator
 from sandbox.api.middleware import authentication
-from sandbox.api.routes import single_task
+from sandbox.api.routes import submission
 from sandbox.api.streaming import event_websocket
 from sandbox.model import events as e
 from sandbox.primitives.fair_client_shares import CONCURRENT_THREADS_MAX, MESSAGES_PER_TURN_MAX
@@ -162,7 +162,7 @@ async def test_pipelined_unauthenticated_requests_are_answered_in_small_batches(
 
 async def test_manifests_for_one_token_are_parsed_in_a_limited_number_of_threads(running_api, monkeypatch):
     active, maximum, may_continue, lock = 0, 0, threading.Event(), threading.Lock()
-    parse = single_task._parse_submission
+    parse = submission._parse_submission
 
     def count(body, *others):
         nonlocal active, maximum
@@ -176,7 +176,7 @@ async def test_manifests_for_one_token_are_parsed_in_a_limited_number_of_threads
             active -= 1
         return parse(body, *others)
 
-    monkeypatch.setattr(single_task, "_parse_submission", count)
+    monkeypatch.setattr(submission, "_parse_submission", count)
     async with (
         running_api(FakeTokenStore(olga="operator", otto="operator")) as api,
         httpx2.AsyncClient(base_url=api.http, timeout=20) as client,
