@@ -1,4 +1,4 @@
-"""Installs what a Python package cannot contain: system packages, and the pinned npm packages for sandboxes."""
+"""Installs on this machine what a Python package cannot contain: system packages, and npm packages for sandboxes."""
 
 from __future__ import annotations
 
