@@ -33,7 +33,7 @@ class ClaudeCode:
     @property
     def manifest_templates(self) -> Sequence[ManifestTemplate]:
         """The manifest templates. The first template has only the required fields."""
-        from sandbox.agents.claude_code.submit_form_templates import MANIFEST_TEMPLATES
+        from sandbox.agents.claude_code.manifest_templates import MANIFEST_TEMPLATES
 
         return MANIFEST_TEMPLATES
 

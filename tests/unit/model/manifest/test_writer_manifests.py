@@ -7,7 +7,7 @@ import pytest
 from doubles.fake_tasks import FakeTasks
 from doubles.manifests import parse_manifest
 from sandbox.agents import registered_agents
-from sandbox.agents.claude_code.submit_form_templates import MANIFEST_TEMPLATES
+from sandbox.agents.claude_code.manifest_templates import MANIFEST_TEMPLATES
 from sandbox.model.manifest import writer
 from sandbox.model.manifest.schema import AgentSection
 
