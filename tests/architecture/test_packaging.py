@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from doubles.kubernetes import schemas
-from sandbox.bootstrap.cluster import KUBERNETES_WORKER_COMMAND
+from sandbox.bootstrap.cluster_placement import KUBERNETES_WORKER_COMMAND
 from sandbox.bootstrap.machine_setup import PACKAGES
 from sandbox.bootstrap.settings.schema import KubernetesSection
 from sandbox.cluster_engines.kubernetes.engine import PERMISSIONS, Permission

@@ -12,12 +12,12 @@ import msgspec
 
 from doubles.manifests import manifest
 from sandbox import __version__
-from sandbox.bootstrap.cluster import create_certificate, has_task_ended, store_runner_log
+from sandbox.bootstrap.cluster_placement import create_certificate, store_runner_log
 from sandbox.images.image_transfer import ServerImageSource
 from sandbox.interfaces.cluster_engine import EngineHost, JobPhase, JobRequest, JobStatus
 from sandbox.interfaces.git_credentials import NoCredentialsError
 from sandbox.interfaces.worker_messages import PROTOCOL_VERSION, Claim, ServerMessage
-from sandbox.journal.journals import FileJournals
+from sandbox.journal.journals import FileJournals, has_task_ended
 from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.events import AttemptStarted, TaskSubmitted
 from sandbox.model.resources import Resources

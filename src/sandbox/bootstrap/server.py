@@ -30,14 +30,10 @@ from sandbox.api.settings import ApiSettings
 from sandbox.auth.token_file import TokenFile
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
-from sandbox.bootstrap.local_host import (
-    AgentsAndCommands,
-    PlacementContext,
-    choose_run_dir,
-    create_local_placement,
-)
+from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext, create_local_placement
 from sandbox.bootstrap.log import configure_logging
 from sandbox.bootstrap.private_directory import make_data_dir
+from sandbox.bootstrap.run_directory import choose_run_dir
 from sandbox.bootstrap.runtime_selection import make_profile_lister
 from sandbox.bootstrap.server_objects import TaskServer
 from sandbox.bootstrap.settings.placement_selection import ChosenPlacements, choose_placements

@@ -1,41 +1,30 @@
 """Builds and runs a worker."""
 
 import asyncio
-import binascii
 import contextlib
-import errno
 import fcntl
-import hashlib
 import logging
 import os
 import re
-import shlex
 import signal
-import stat
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from functools import partial
 from pathlib import Path
 from socket import AF_UNIX, SOCK_SEQPACKET, gethostname, socketpair
 
-import msgspec
-
 from sandbox import __version__
 from sandbox.agents import registered_agents
-from sandbox.bootstrap.local_host import (
-    AgentsAndCommands,
-    PlacementContext,
-    choose_run_dir,
-    create_local_placement,
-)
+from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext, create_local_placement
 from sandbox.bootstrap.log import configure_logging
 from sandbox.bootstrap.private_directory import make_data_dir, make_private_directory
+from sandbox.bootstrap.run_directory import choose_run_dir
 from sandbox.bootstrap.settings.schema import ServerSettings
+from sandbox.bootstrap.shared_host_key import read_shared_host_key
 from sandbox.disks.tree_removal import remove_trees
-from sandbox.images.debian_packages import read_packages
+from sandbox.images.debian_packages import packages_digest
 from sandbox.images.image_transfer import HostImageCopies
 from sandbox.images.profile_catalog import ProfileCatalog
-from sandbox.images.rootfs_writer import RootFsWriter
 from sandbox.interfaces.cluster_engine import (
     HOST_NAME_VARIABLE,
     IDENTITY_FILE_VARIABLE,
@@ -72,53 +61,6 @@ class WorkerUnusableError(SandboxError):
     """This host cannot run the task, or the worker has no valid join token."""
 
     code = "worker_unusable"
-
-
-class SharedHostKeyError(SandboxError):
-    """The file with the key of the hosts is missing, damaged or accessible to other users."""
-
-    code = "host_key_unusable"
-
-
-HOST_KEY_BYTES = 32
-_HOST_KEY_FILE_BYTES_MAX = 4096
-_UNREADABLE_REMEDY = "create it or copy it, and let the user of this process own it."
-
-
-def read_shared_host_key(path: Path | None) -> bytes:
-    """Return the key of the hosts. path: None if the settings name no file.
-
-    Raises SharedHostKeyError.
-    """
-    if path is None:
-        raise SharedHostKeyError("cluster.host_key_file is not set.")
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "it is not a regular file")
-            content = os.read(descriptor, _HOST_KEY_FILE_BYTES_MAX)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        message = f"The key of the hosts, {path}, cannot be read: {error.strerror}"
-        raise SharedHostKeyError(f"{message}; {_UNREADABLE_REMEDY}") from error
-    if status.st_uid not in {0, os.geteuid()}:
-        message = f"{path} contains the key of the hosts, so root or the user of this process must own it"
-        raise SharedHostKeyError(f"{message}; fix it with: chown {os.geteuid()} {shlex.quote(str(path))}")
-    if status.st_mode & 0o077:
-        message = f"{path} contains the key of the hosts, but other users have access to it"
-        raise SharedHostKeyError(f"{message}; fix it with: chmod 600 {shlex.quote(str(path))}")
-    try:
-        key = binascii.a2b_base64(content.strip(), strict_mode=True)
-    except binascii.Error:
-        key = b""
-    if len(key) != HOST_KEY_BYTES:
-        raise SharedHostKeyError(
-            f"{path} does not contain {HOST_KEY_BYTES} bytes in base64; copy the complete key file again."
-        )
-    return key
 
 
 SLURM_HOST_VARIABLE = "SLURMD_NODENAME"
@@ -250,17 +192,6 @@ def _make_claim(attempt_id: str, token: bytes, boot_id: str, runtime: str) -> Cl
     host, digest = host_name(os.environ), packages_digest(Path("/"))
     nonce, size = os.urandom(32), _host_size()
     return Claim(attempt_id, token, nonce, host, boot_id, runtime, __version__, *size, PROTOCOL_VERSION, digest)
-
-
-def packages_digest(root: Path) -> str:
-    """Return a digest of the installed packages and their versions; empty without a dpkg database."""
-    try:
-        packages = read_packages(RootFsWriter(root))
-    except (OSError, SandboxError):
-        return ""
-    if not packages:
-        return ""
-    return f"sha256:{hashlib.sha256(msgspec.json.encode(sorted(packages.items()))).hexdigest()}"
 
 
 def _host_size() -> tuple[int, int]:

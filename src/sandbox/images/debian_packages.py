@@ -1,9 +1,10 @@
-"""Installs packages of the machine's distribution into a root file system, and reads its package database.
+"""Installs packages of the machine's distribution into a root file system, and reads package databases.
 
 mmdebstrap installs them. It uses the sources, keys, proxy and certificates of this machine's apt, because the machine's
 operator decides where packages come from. No file of apt is copied into the image.
 """
 
+import hashlib
 import os
 import re
 import stat
@@ -15,12 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+import msgspec
+
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
 from sandbox.images.limits import BUILD_TIMEOUT_SECONDS, IMAGE_BYTES_MAX, IMAGE_PACKAGES_BYTES_MAX
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.limited_streams import ByteBudget, TarStream
 from sandbox.images.profile_definition import ImageDefinition
 from sandbox.images.rootfs_writer import RootFsWriter
+from sandbox.model.errors import SandboxError
 
 _PROGRAM = "/usr/bin/mmdebstrap"
 _APT_CONFIG = "/usr/bin/apt-config"
@@ -181,3 +185,14 @@ def _is_installed(package: Mapping[str, str]) -> bool:
 def _fields(paragraph: str) -> dict[str, str]:
     pairs = (line.partition(": ") for line in paragraph.split("\n"))
     return {name: value for name, mark, value in pairs if mark and not name.startswith(" ")}
+
+
+def packages_digest(root: Path) -> str:
+    """Return a digest of the installed packages and their versions; empty without a dpkg database."""
+    try:
+        packages = read_packages(RootFsWriter(root))
+    except (OSError, SandboxError):
+        return ""
+    if not packages:
+        return ""
+    return f"sha256:{hashlib.sha256(msgspec.json.encode(sorted(packages.items()))).hexdigest()}"

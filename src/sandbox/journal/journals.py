@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import struct
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
@@ -18,6 +19,7 @@ from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.interfaces.journal import (
     JournalBusyError,
     JournalDamagedError,
+    Journals,
     JournalWriter,
     LockState,
     RecordBatch,
@@ -35,7 +37,8 @@ from sandbox.journal.reader import (
     read_batch,
 )
 from sandbox.journal.writer import FileJournalWriter, JournalRecorder
-from sandbox.model.events import Event
+from sandbox.model.errors import SandboxError
+from sandbox.model.events import Event, TaskFinished
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.state_machine import Effect, replay
 from sandbox.model.task import Task
@@ -357,3 +360,26 @@ def _remove_empty_directories(directory: Path) -> None:
     for emptied in (directory, directory.parent):
         with suppress(OSError):
             emptied.rmdir()
+
+
+_AFTER_LAST_SEQ = 10**18
+_RECORD_BYTES_MIN, _LAST_RECORD_BYTES = 64, 4096
+
+
+def has_task_ended(journals: Journals, task_id: str) -> bool:
+    """Return whether a task has ended or is gone. A task whose journal cannot be read now counts as not ended.
+
+    Only a few records are read, whatever the journal's length: any worker may ask about any task, again and again.
+    """
+    try:
+        end = journals.find_offset(task_id, _AFTER_LAST_SEQ)
+        if not end:
+            return True
+        seqs = range(1, end // _RECORD_BYTES_MIN + 2)
+        last_seq = bisect_left(seqs, end, key=lambda seq: journals.find_offset(task_id, seq))
+        records = journals.read(task_id, journals.find_offset(task_id, last_seq), bytes_max=_LAST_RECORD_BYTES).records
+    except FileNotFoundError:
+        return True
+    except (SandboxError, OSError):
+        return False
+    return bool(records) and isinstance(records[-1].event, TaskFinished)

@@ -7,7 +7,7 @@ from doubles.deployment import preinstall_agent
 from doubles.kubernetes.api_server import KubernetesApi
 from doubles.kubernetes.cluster import Volumes
 from doubles.remote_deployment import RemoteDeployment
-from sandbox.bootstrap.cluster import KUBERNETES_WORKER_COMMAND
+from sandbox.bootstrap.cluster_placement import KUBERNETES_WORKER_COMMAND
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import AttemptStarted
 

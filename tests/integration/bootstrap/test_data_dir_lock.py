@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 
 from doubles.forked_commands import run
-from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
 from doubles.stored_tasks import StoredTasks
 from sandbox.auth.token_file import TokenFile
-from sandbox.bootstrap import data_dir_lock, local_host
+from sandbox.bootstrap import data_dir_lock
 from sandbox.bootstrap.data_dir_lock import DataDirBusyError, lock_data_dir
 from sandbox.bootstrap.doctor.checks import _probe_dir
-from sandbox.bootstrap.local_host import choose_run_dir
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_data_dir
+from sandbox.bootstrap.run_directory import choose_run_dir
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 from sandbox.cli.errors import ExitCode
 from sandbox.interfaces.auth import Role
@@ -245,71 +244,3 @@ def test_two_data_directories_have_separate_locks_and_run_dirs(tmp_path):
     other.mkdir()
     with lock_data_dir(one), lock_data_dir(other):
         assert choose_run_dir(one) != choose_run_dir(other)
-
-
-def test_run_dir_is_found_from_another_login_session():
-    with ordinary_user_directory() as directory:
-        run_as_ordinary_user(_restart_in_other_sessions, directory)
-
-
-async def _restart_in_other_sessions(base):
-    local_host._USER_RUNTIME_ROOT = base / "logins"
-    data_dir, session, other = base / "data", local_host._USER_RUNTIME_ROOT / str(os.geteuid()), base / "other"
-    for directory in (data_dir, session, other):
-        directory.mkdir(mode=0o700, parents=True)
-    os.environ["XDG_RUNTIME_DIR"] = str(session)
-    first = choose_run_dir(data_dir)
-    assert first.is_relative_to(session)
-    for runtime_dir in (str(other), ""):
-        os.environ["XDG_RUNTIME_DIR"] = runtime_dir
-        assert choose_run_dir(data_dir) == first
-    # The login session ended and its directory was removed.
-    shutil.rmtree(session)
-    os.environ["XDG_RUNTIME_DIR"] = str(other)
-    assert choose_run_dir(data_dir).is_relative_to(other)
-    # A symbolic link in place of the run directory is not followed.
-    (other / "sandbox").rename(base / "elsewhere")
-    (other / "sandbox").symlink_to(base / "elsewhere")
-    with pytest.raises(UnsafeDirectoryError):
-        choose_run_dir(data_dir)
-
-
-def test_run_dir_is_not_blocked_by_another_user():
-    with ordinary_user_directory() as directory:
-        shared = directory / "shared"
-        shared.mkdir()
-        shared.chmod(0o1777)
-        planted = shared / f"sandbox-{directory.stat().st_uid}"
-        planted.mkdir(0o700)  # as root, which is another user
-        run_as_ordinary_user(_start_beside_planted_run_dir, directory)
-        planted.rmdir()
-        planted.symlink_to(directory)
-        run_as_ordinary_user(_start_beside_planted_run_dir, directory)
-        planted.unlink()
-        run_as_ordinary_user(_start_with_own_run_dir, directory)
-
-
-async def _start_beside_planted_run_dir(base):
-    data_dir, session = _prepare_run_dirs(base)
-    with pytest.raises(UnsafeDirectoryError, match="XDG_RUNTIME_DIR"):
-        choose_run_dir(data_dir)
-    session.mkdir(mode=0o700, parents=True)
-    assert choose_run_dir(data_dir).is_relative_to(session)
-    shutil.rmtree(session)
-    other = base / "other"
-    other.mkdir(exist_ok=True)
-    os.environ["XDG_RUNTIME_DIR"] = str(other)
-    assert choose_run_dir(data_dir).is_relative_to(other)
-
-
-async def _start_with_own_run_dir(base):
-    data_dir, _ = _prepare_run_dirs(base)
-    assert choose_run_dir(data_dir).is_relative_to(base / "shared")
-
-
-def _prepare_run_dirs(base):
-    local_host._USER_RUNTIME_ROOT, local_host._SHARED_ROOT = base / "logins", base / "shared"
-    os.environ["XDG_RUNTIME_DIR"] = ""
-    data_dir = base / "data"
-    data_dir.mkdir(exist_ok=True)
-    return data_dir, local_host._USER_RUNTIME_ROOT / str(os.geteuid())

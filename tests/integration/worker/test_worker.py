@@ -15,7 +15,7 @@ import pytest
 
 from doubles.cluster_server import NOW, ClusterServer, wait_until
 from doubles.manifests import manifest
-from sandbox.bootstrap.cluster import create_certificate
+from sandbox.bootstrap.cluster_placement import create_certificate
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.image_store import ImageMetadata, ImageStore
 from sandbox.images.image_transfer import HostImageCopies

@@ -11,7 +11,10 @@ from sandbox.bootstrap import server
 from sandbox.bootstrap.settings.placement_selection import choose_placements
 from sandbox.bootstrap.settings.load import load
 chosen = choose_placements(load({"config": "/dev/null"}, {"SANDBOX_CLUSTER_ENGINE": sys.argv[1]}).settings)
-packages = ("sandbox.placements.cluster", "sandbox.worker", "sandbox.cluster_engines", "sandbox.bootstrap.cluster")
+packages = (
+    *("sandbox.placements.cluster", "sandbox.worker", "sandbox.cluster_engines"),
+    "sandbox.bootstrap.cluster_placement",
+)
 loaded = [name for name in packages if name in sys.modules]
 print(chosen.selected, sorted(chosen.by_name), len(loaded))
 """

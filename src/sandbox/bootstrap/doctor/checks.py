@@ -14,9 +14,10 @@ from sandbox.agents import registered_agents
 from sandbox.bootstrap.doctor import Finding
 from sandbox.bootstrap.doctor.runtime_checks import check_runtimes
 from sandbox.bootstrap.doctor.slurm_checks import check_slurm, check_worker_host, settings_of_worker_host
-from sandbox.bootstrap.local_host import choose_run_dir, measure_capacity
+from sandbox.bootstrap.local_host import measure_capacity
 from sandbox.bootstrap.model_upstream import upstream_from_environment
 from sandbox.bootstrap.private_directory import check_usable_data_dir
+from sandbox.bootstrap.run_directory import choose_run_dir
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.free_space import measure_disk_space
 from sandbox.disks.loop_disk import can_share_preallocations, loop_unavailable_reason

@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 
-from sandbox.bootstrap.cluster import choose_proof_method, create_kubernetes_engine
+from sandbox.bootstrap.cluster_placement import choose_proof_method, create_kubernetes_engine
 from sandbox.bootstrap.doctor import Finding, is_local_address
 from sandbox.bootstrap.settings.schema import ClusterSection, ServerSettings
 from sandbox.cluster_engines.kubernetes.engine import KubernetesEngine

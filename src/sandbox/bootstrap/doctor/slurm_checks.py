@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from sandbox.bootstrap.doctor import Finding, is_local_address
 from sandbox.bootstrap.settings.schema import ServerSettings, SlurmSection
-from sandbox.bootstrap.worker import SharedHostKeyError, read_shared_host_key
+from sandbox.bootstrap.shared_host_key import SharedHostKeyError, read_shared_host_key
 from sandbox.cluster_engines.slurm.engine import SYSTEM_PATH
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.cluster_engine import EngineUnavailableError

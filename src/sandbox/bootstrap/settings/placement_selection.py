@@ -36,7 +36,7 @@ class ChosenPlacements(NamedTuple):
 
 
 def _load_cluster() -> CreatePlacement:
-    from sandbox.bootstrap.cluster import create_placement
+    from sandbox.bootstrap.cluster_placement import create_placement
 
     return create_placement
 

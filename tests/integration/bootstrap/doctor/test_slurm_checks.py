@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from doubles.image_archives import minimal_root, oci_archive
-from sandbox.bootstrap.cluster import create_certificate
+from sandbox.bootstrap.cluster_placement import create_certificate
 from sandbox.bootstrap.doctor.checks import run_checks
 from sandbox.bootstrap.doctor.slurm_checks import check_server_address, check_slurm, check_worker_host
 from sandbox.bootstrap.settings.schema import ClusterSection, ServerSection, ServerSettings, SlurmSection

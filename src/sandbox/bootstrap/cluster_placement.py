@@ -1,4 +1,4 @@
-"""The server's side of a cluster: its engine, its certificate, and the jobs that start workers."""
+"""The placement that runs tasks on the hosts of a cluster: its engine, its certificate and its workers' jobs."""
 
 import asyncio
 import datetime
@@ -7,7 +7,6 @@ import logging
 import os
 import ssl
 import sys
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,8 @@ from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.private_directory import make_private_directory
 from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import ClusterSection, KubernetesSection, SlurmSection
-from sandbox.bootstrap.worker import TOKEN_VARIABLE, host_name, read_shared_host_key
+from sandbox.bootstrap.shared_host_key import read_shared_host_key
+from sandbox.bootstrap.worker import TOKEN_VARIABLE, host_name
 from sandbox.cluster_engines.kubernetes.api_client import ApiAddress
 from sandbox.cluster_engines.kubernetes.engine import KubernetesEngine
 from sandbox.cluster_engines.kubernetes.worker_job import DATA_DIR, WorkerPodSettings
@@ -34,10 +34,8 @@ from sandbox.images.image_transfer import ServerImageSource
 from sandbox.interfaces.cluster_engine import Engine, JobRequest, WorkerVerifier
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.git_credentials import CredentialQuery, Credentials, NoCredentialsError
-from sandbox.interfaces.journal import Journals
-from sandbox.journal.journals import FileJournals
-from sandbox.model.errors import SandboxError, error_reason
-from sandbox.model.events import TaskFinished
+from sandbox.journal.journals import FileJournals, has_task_ended
+from sandbox.model.errors import error_reason
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.claim_checks import SharedHostKey
 from sandbox.placements.cluster.credential_requests import CREDENTIAL_LOOKUP_SECONDS
@@ -199,29 +197,6 @@ def load_shared_host_key(section: ClusterSection, certificate_fingerprint: str) 
             "Any process that can read a job's join token can get the job's task."
         )
     return None
-
-
-_AFTER_LAST_SEQ = 10**18
-_RECORD_BYTES_MIN, _LAST_RECORD_BYTES = 64, 4096
-
-
-def has_task_ended(journals: Journals, task_id: str) -> bool:
-    """Return whether a task has ended or is gone. A task whose journal cannot be read now counts as not ended.
-
-    Only a few records are read, whatever the journal's length: any worker may ask about any task, again and again.
-    """
-    try:
-        end = journals.find_offset(task_id, _AFTER_LAST_SEQ)
-        if not end:
-            return True
-        seqs = range(1, end // _RECORD_BYTES_MIN + 2)
-        last_seq = bisect_left(seqs, end, key=lambda seq: journals.find_offset(task_id, seq))
-        records = journals.read(task_id, journals.find_offset(task_id, last_seq), bytes_max=_LAST_RECORD_BYTES).records
-    except FileNotFoundError:
-        return True
-    except (SandboxError, OSError):
-        return False
-    return bool(records) and isinstance(records[-1].event, TaskFinished)
 
 
 def store_runner_log(data_dir: Path, task_id: str, attempt_id: str, data: bytes) -> None:

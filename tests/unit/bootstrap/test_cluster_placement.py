@@ -10,16 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from doubles.stored_tasks import StoredTasks
 from sandbox.agents import registered_agents
-from sandbox.bootstrap.cluster import (
+from sandbox.bootstrap.cluster_placement import (
     KUBERNETES_WORKER_COMMAND,
     choose_proof_method,
     create_certificate,
     create_engine,
     create_kubernetes_engine,
     find_credentials,
-    has_task_ended,
     load_shared_host_key,
     slurm_settings,
     worker_command,
@@ -27,8 +25,8 @@ from sandbox.bootstrap.cluster import (
 )
 from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext
 from sandbox.bootstrap.settings.load import ConfigurationError, load
+from sandbox.bootstrap.shared_host_key import SharedHostKeyError
 from sandbox.bootstrap.worker import (
-    SharedHostKeyError,
     WorkerUnusableError,
     choose_data_dir,
     host_name,
@@ -217,36 +215,6 @@ def test_environment_of_a_worker_has_no_keys():
     assert environment["PATH"] == "/bin"
     assert environment["SANDBOX_RUNTIME"] == "bubblewrap"
     assert {"k", "v", "t"} & set(environment.values()) == set()
-
-
-def test_worker_can_ask_repeatedly_whether_long_tasks_have_ended(tmp_path, monkeypatch):
-    tasks = StoredTasks(tmp_path)
-    for task_id in ("ended", "compressed"):
-        tasks.add_completed_task(task_id, lines=3000, line_bytes=300)
-    tasks.add_completed_task("short")
-    tasks.journals.compress("compressed")
-    tasks.add_running_task("running", lines=3000, line_bytes=300)
-    tasks.journals.create("empty").close()
-    read, sizes = tasks.journals.read, []
-
-    def measure(*arguments, **options):
-        batch = read(*arguments, **options)
-        sizes.append(len(batch.records))
-        return batch
-
-    monkeypatch.setattr(tasks.journals, "read", measure)
-    ended = [each for each in (*tasks.journals.task_ids(), "empty", "gone") if has_task_ended(tasks.journals, each)]
-    assert sorted(ended) == ["compressed", "empty", "ended", "gone", "short"]
-    assert sum(sizes) < 20
-
-
-def test_task_whose_last_record_is_incomplete_has_not_ended(tmp_path):
-    tasks = StoredTasks(tmp_path)
-    tasks.add_completed_task("task-1", lines=500)
-    records = tmp_path / "tasks" / "task-1" / "journal" / "records"
-    assert has_task_ended(tasks.journals, "task-1")
-    records.write_bytes(records.read_bytes()[:-1])
-    assert not has_task_ended(tasks.journals, "task-1")
 
 
 @pytest.mark.parametrize("url", ["https://git.example/demo.git", "https://six.example/demo.git"])
