@@ -21,7 +21,6 @@ MEANINGLESS_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "co
 
 SMALL_MODULES = {
     "api.auth.cross_site_requests": "checks of headers, without tokens and state",
-    "api.rate_limit": "token buckets, without HTTP",
     "api.routes.sessions": "routes of one resource; the sessions themselves are in api.auth",
     "bootstrap.secret_sources": "the sources of task secrets; its importer only connects components",
     "bootstrap.settings.placement_selection": "which settings select a placement; its importer connects components",

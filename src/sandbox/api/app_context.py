@@ -37,6 +37,10 @@ class AppContext:
         metrics, stream_cache = ServerMetrics(settings.version), StreamCache(services.events)
         return cls(services, settings, shutting_down, authenticator, metrics, stream_cache)
 
+    def clone_hosts(self) -> frozenset[str] | None:
+        """Return the hosts from which repositories may be cloned; None means any."""
+        return self.settings.clone_hosts if self.authenticator.requires_token() else None
+
 
 async def get_context(connection: HTTPConnection) -> AppContext:
     """Return the context of the app that serves this connection."""

@@ -8,17 +8,14 @@ a page cannot forge a request that contains a token. But the page can trigger a 
 
 from __future__ import annotations
 
-import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from starlette.requests import HTTPConnection
 
 from sandbox.api import paths
+from sandbox.api.auth.credentials import Credentials, extract_credentials
 from sandbox.api.auth.cross_site_requests import (
     LOOPBACK_NAMES,
     check_fetch_destination,
@@ -26,73 +23,13 @@ from sandbox.api.auth.cross_site_requests import (
     check_host,
     check_origin,
 )
-from sandbox.api.auth.sessions import SESSION_COOKIE, SessionStore
-from sandbox.api.errors import TooManyStreamsError
-from sandbox.api.rate_limit import RateLimiter, client_key
+from sandbox.api.auth.sessions import SessionStore
+from sandbox.api.client_limits import ClientLimits
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import Principal, Role, TokenStore
-from sandbox.primitives.fair_client_shares import FairShare, FairShares
-
-BEARER_PROTOCOL = "sandbox.bearer."
-"""Prefix of a token that is sent as a WebSocket subprotocol, because pages cannot set headers on a WebSocket."""
-
-STREAM_PROTOCOL = "sandbox.v1"
-"""The negotiated subprotocol. The server must select a subprotocol that the browser offered, but not the token."""
-
-_CREDENTIALS_CHARACTERS_MAX = 512
-_SESSION_COOKIE = re.compile(rf"(?:^|;)[ \t]*{SESSION_COOKIE}[ \t]*=([^;]*)")
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """Credentials from a request. `value` is untrusted."""
-
-    kind: Literal["token", "session"]
-    value: str
-
-
-def extract_credentials(connection: HTTPConnection) -> Credentials | None:
-    """Return the credentials of a request; a token takes precedence over a cookie.
-
-    Values that exceed the length limit are truncated and therefore invalid.
-    """
-    token = _bearer_token(connection.headers.get("authorization", "")) or _subprotocol_token(
-        connection.scope.get("subprotocols", ())
-    )
-    if token is not None:
-        return Credentials("token", token[:_CREDENTIALS_CHARACTERS_MAX])
-    session = session_cookie(connection)
-    return Credentials("session", session[:_CREDENTIALS_CHARACTERS_MAX]) if session else None
-
-
-def session_cookie(connection: HTTPConnection) -> str | None:
-    """Return the last session cookie. The other cookies, of which there may be thousands, are not parsed."""
-    values = [value for line in connection.headers.getlist("cookie") for value in _SESSION_COOKIE.findall(line)]
-    return values[-1].strip() if values else None
-
-
-def strip_token_protocol(protocols: Iterable[str]) -> list[str]:
-    """Return the offered subprotocols, except the token."""
-    return [protocol for protocol in protocols if not protocol.startswith(BEARER_PROTOCOL)]
-
-
-def _bearer_token(header: str) -> str | None:
-    scheme, _, token = header.strip().partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
-
-
-def _subprotocol_token(protocols: Iterable[str]) -> str | None:
-    return next((name.removeprefix(BEARER_PROTOCOL) for name in protocols if name.startswith(BEARER_PROTOCOL)), None)
-
 
 LOCAL_OPERATOR = Principal("", "local", Role.OPERATOR)
 """The principal of every client of a server without tokens."""
-
-CONCURRENT_REQUESTS_MAX = 1000
-"""Maximum number of concurrent requests per token, including streams; further requests get 429."""
-
-ALL_TASKS_STREAMS_MAX = 100
-"""Maximum number of concurrent all-task streams per token; further streams get 429. Each stream encodes every event."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPERATOR_REQUIRED = "This token is read-only; use one with the operator role."
@@ -137,31 +74,26 @@ class Authenticator:
         self, token_store: TokenStore, settings: ApiSettings, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self.sessions = SessionStore(monotonic)
+        self.client_limits = ClientLimits(settings.requests_per_minute, monotonic)
         self._token_store = token_store
         self._settings = settings
         self._host_names = LOOPBACK_NAMES | {name.lower() for name in settings.host_names}
-        self._rate_limiter = RateLimiter(settings.requests_per_minute, monotonic)
-        self._requests_in_progress: Counter[str] = Counter()
-        self._all_tasks_streams: Counter[str] = Counter()
-        self._shares = FairShares()
 
-    def clone_hosts(self) -> frozenset[str] | None:
-        """Return the hosts from which repositories may be cloned; None means any."""
-        return self._settings.clone_hosts if self._requires_token() else None
+    def requires_token(self) -> bool:
+        """Return whether requests need a token: the settings require one, or there is a token."""
+        return self._settings.requires_token or self._token_store.has_tokens
 
     def authenticate(self, connection: HTTPConnection) -> Caller | Denied:
         """Authenticate and authorize a request."""
         credentials = extract_credentials(connection)
         principal = self._find_principal(credentials)
-        requires_token = self._requires_token()
+        requires_token = self.requires_token()
         # Deny before counting: cross-site requests must not use up the operator's rate limit.
         if denied := self._deny_cross_site(connection, credentials, requires_token=requires_token):
             return denied
-        client = f"token {principal.id}" if principal else client_key(connection.client and connection.client.host)
-        if wait_seconds := self._rate_limiter.acquire(client):
+        address = connection.client.host if connection.client is not None else None
+        if wait_seconds := self.client_limits.acquire(principal, address):
             return _rate_limited(wait_seconds, principal)
-        if principal and self._requests_in_progress[principal.id] >= CONCURRENT_REQUESTS_MAX:
-            return _rate_limited(1, principal)
         if not requires_token:
             return Caller(LOCAL_OPERATOR)
         return _authorize(
@@ -170,48 +102,15 @@ class Authenticator:
             has_invalid_credentials=credentials is not None,
         )
 
-    @contextmanager
-    def count_request(self, caller: Caller) -> Iterator[None]:
-        """Count a request while it is being processed. Does nothing on a server without tokens."""
-        name = caller.principal.id if caller.principal else LOCAL_OPERATOR.id
-        self._requests_in_progress[name] += bool(name)
-        try:
-            yield
-        finally:
-            self._requests_in_progress[name] -= bool(name)
-            if not self._requests_in_progress[name]:
-                del self._requests_in_progress[name]
-
-    def fair_share_of(self, principal: Principal | None) -> FairShare:
-        """Return the caller's share of the event loop. All anonymous callers share one."""
-        return self._shares.of(principal.id if principal else "-")
-
-    @contextmanager
-    def count_all_tasks_stream(self, caller: Caller) -> Iterator[None]:
-        """Count an all-task stream while it is open. Raises TooManyStreamsError."""
-        name = caller.principal.id if caller.principal else "-"
-        if self._all_tasks_streams[name] >= ALL_TASKS_STREAMS_MAX:
-            raise TooManyStreamsError(ALL_TASKS_STREAMS_MAX)
-        self._all_tasks_streams[name] += 1
-        try:
-            yield
-        finally:
-            self._all_tasks_streams[name] -= 1
-            if not self._all_tasks_streams[name]:
-                del self._all_tasks_streams[name]
-
     def is_still_valid(self, caller: Caller) -> bool:
         """Return whether the caller's credentials are still valid and still have the same role."""
         if caller.principal is None:
             return True
         if caller.credentials is None:
-            return not self._requires_token()
+            return not self.requires_token()
         is_open = caller.credentials.kind == "token" or self.sessions.find(caller.credentials.value) is not None
         current = self._token_store.find_principal(caller.principal.id)
         return is_open and current is not None and current.role is caller.principal.role
-
-    def _requires_token(self) -> bool:
-        return self._settings.requires_token or self._token_store.has_tokens
 
     def _find_principal(self, credentials: Credentials | None) -> Principal | None:
         if credentials is None:

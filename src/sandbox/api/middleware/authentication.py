@@ -11,14 +11,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox.api import paths
-from sandbox.api.auth.authenticator import (
-    STREAM_PROTOCOL,
-    Authenticator,
-    Caller,
-    Denied,
-    strip_token_protocol,
-    unauthorized,
-)
+from sandbox.api.auth.authenticator import Authenticator, Caller, Denied, unauthorized
+from sandbox.api.auth.credentials import STREAM_PROTOCOL, strip_token_protocol
 from sandbox.api.json_responses import problem_response
 from sandbox.api.middleware.response_memory_limit import respond_within_memory
 from sandbox.primitives import fair_client_shares
@@ -64,7 +58,7 @@ class AuthenticationMiddleware:
         result = self._authenticator.authenticate(connection)
         # Always set the context variable: with keep-alive, it may still hold the previous request's token.
         TOKEN_ID.set((result.principal.id or None) if result.principal is not None else None)
-        share = self._authenticator.fair_share_of(result.principal)
+        share = self._authenticator.client_limits.fair_share_of(result.principal)
         fair_client_shares.set_current_share(share)
         scope.setdefault("state", {})["share"] = share
         await share.wait_for_turn(_REQUEST_CHARGE_BYTES)
@@ -77,7 +71,7 @@ class AuthenticationMiddleware:
             scope, send = _with_subprotocol(scope, send)
         channel = _CheckedChannel(result, scope["type"], (receive, send), self._authenticator)
         try:
-            with self._authenticator.count_request(result):
+            with self._authenticator.client_limits.count_request(result.principal):
                 await respond_within_memory(self._app, scope, channel.receive, channel.send, memory)
         except CredentialsRevokedError:
             if scope["type"] == "http" and not channel.has_response:

@@ -144,7 +144,7 @@ def _change_manifest(
             to_document(read_json(write_json(data).decode())),
             agents=context.settings.agents,
             profiles=None if profiles is None else profiles(),
-            clone_hosts=context.authenticator.clone_hosts(),
+            clone_hosts=context.clone_hosts(),
         )
     except InvalidManifestError as error:
         raise InvalidManifestError([_locate(each, overrides) for each in error.errors]) from None

@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
-from sandbox.api.auth.authenticator import session_cookie
+from sandbox.api.auth.credentials import session_cookie
 from sandbox.api.auth.sessions import SESSION_COOKIE, SESSION_SECONDS
 from sandbox.api.json_responses import JsonResponse
 from sandbox.api.middleware.authentication import get_caller

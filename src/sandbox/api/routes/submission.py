@@ -185,5 +185,5 @@ def _parse_submission(body: bytes, request: Request, context: ContextDep) -> Man
         agents=context.settings.agents,
         is_json=has_json_body(request),
         profiles=None if profiles is None else profiles(),
-        clone_hosts=context.authenticator.clone_hosts(),
+        clone_hosts=context.clone_hosts(),
     )

@@ -11,7 +11,7 @@ import pytest
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
-from sandbox.api.auth import authenticator
+from sandbox.api import client_limits
 from sandbox.api.http import protocols
 
 PAYLOADS = {
@@ -99,7 +99,7 @@ def is_closed(client: socket.socket) -> bool:
 
 
 async def test_concurrent_requests_are_limited_per_token(running_api, wait_until, monkeypatch):
-    monkeypatch.setattr(authenticator, "CONCURRENT_REQUESTS_MAX", 3)
+    monkeypatch.setattr(client_limits, "CONCURRENT_REQUESTS_MAX", 3)
     async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api, viewer_client(api) as client:
         api.tasks.add("task-001", *TO_RUNNING)
         streams = [asyncio.create_task(client.get("/api/v1/tasks/task-001/logs?follow=true")) for _ in range(3)]

@@ -10,7 +10,7 @@ from websockets.exceptions import InvalidStatus
 
 from doubles.fake_tasks import TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
-from sandbox.api.auth import authenticator
+from sandbox.api import client_limits
 from sandbox.api.middleware import authentication
 from sandbox.api.routes import submission
 from sandbox.api.streaming import event_websocket
@@ -78,7 +78,7 @@ async def test_streams_of_one_token_are_sent_in_small_batches(running_api, wait_
 
 
 async def test_streams_of_all_tasks_are_limited_per_token(running_api, wait_until, monkeypatch):
-    monkeypatch.setattr(authenticator, "ALL_TASKS_STREAMS_MAX", 2)
+    monkeypatch.setattr(client_limits, "ALL_TASKS_STREAMS_MAX", 2)
     async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
         api.tasks.add("task-001", *TO_RUNNING)
         first, second = await connect_as_viewer(api), await connect_as_viewer(api)

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.api.auth import authenticator
+from sandbox.api import client_limits
 
 EVENTS_PATH = "/api/v1/events?follow=true"
 
@@ -117,7 +117,7 @@ async def test_disconnected_clients_are_not_counted(running_api, wait_until):
 
 
 async def test_number_of_streams_is_limited(running_api, wait_until, monkeypatch):
-    monkeypatch.setattr(authenticator, "ALL_TASKS_STREAMS_MAX", 1)
+    monkeypatch.setattr(client_limits, "ALL_TASKS_STREAMS_MAX", 1)
     async with running_api() as api, httpx2.AsyncClient(trust_env=False) as client:
         assert (await client.head(f"{api.http}{EVENTS_PATH}")).status_code == 200
         async with following(api) as follower:

@@ -4,7 +4,8 @@ import pytest
 from starlette.requests import HTTPConnection
 
 from doubles.fake_token_store import FakeTokenStore
-from sandbox.api.auth.authenticator import LOCAL_OPERATOR, Authenticator, Caller, Denied, extract_credentials
+from sandbox.api import client_limits
+from sandbox.api.auth.authenticator import LOCAL_OPERATOR, Authenticator, Caller, Denied
 from sandbox.api.auth.sessions import SESSION_SECONDS
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import Role
@@ -243,30 +244,19 @@ def test_rate_limit_is_per_token_or_per_address():
     assert harness.caller(authorization="Bearer olga")
 
 
-# Clone hosts
-
-
-def test_clone_hosts_are_restricted_on_a_server_with_tokens():
-    hosts = frozenset({"github.com"})
-    assert AuthenticatorHarness(FakeTokenStore(olga="operator"), clone_hosts=hosts).authenticator.clone_hosts() == hosts
-    assert (
-        AuthenticatorHarness(FakeTokenStore(), clone_hosts=hosts, requires_token=True).authenticator.clone_hosts()
-        == hosts
-    )
-    assert AuthenticatorHarness(FakeTokenStore(), clone_hosts=hosts).authenticator.clone_hosts() is None
+def test_client_over_the_limit_of_concurrent_requests_is_denied(harness, monkeypatch):
+    monkeypatch.setattr(client_limits, "CONCURRENT_REQUESTS_MAX", 1)
+    authorization = {"authorization": "Bearer olga"}
+    with harness.authenticator.client_limits.count_request(harness.caller(**authorization).principal):
+        denied = harness.denied(**authorization)
+        assert (denied.status, denied.code, denied.headers) == (429, "rate_limit_exceeded", {"retry-after": "1"})
+        assert denied.message == "Too many requests; try again in 1 s."
+        assert denied.principal is not None
+        assert denied.principal.id == "olga"
+        assert harness.caller(authorization="Bearer vera").principal.id == "vera"
 
 
 def test_required_token_denies_anonymous_callers():
     harness = AuthenticatorHarness(FakeTokenStore(), requires_token=True)
     assert harness.denied().status == 401
     assert not harness.authenticator.is_still_valid(Caller(LOCAL_OPERATOR))
-
-
-@pytest.mark.parametrize("name", ["authorization", "cookie"])
-def test_long_credentials_are_truncated(name: str):
-    prefix = {"authorization": "Bearer ", "cookie": "sandbox_session="}[name]
-    for length, kept in ((511, 511), (512, 512), (513, 512)):
-        headers = [(name.encode(), f"{prefix}{'x' * length}".encode())]
-        credentials = extract_credentials(HTTPConnection({"type": "http", "headers": headers}))
-        assert credentials is not None
-        assert credentials.value == "x" * kept

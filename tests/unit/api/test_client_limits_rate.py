@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.api.rate_limit import CLIENTS_MAX, RateLimiter, client_key
+from sandbox.api.client_limits import CLIENTS_MAX, RateLimiter, client_key
 
 
 class FakeTime:
