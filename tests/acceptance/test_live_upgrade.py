@@ -71,7 +71,7 @@ JSON_TYPES = {
     "sandbox.access.token_file:_Document": "sandbox.auth.token_file:_TokenDocument",
     "sandbox.profiles.record:ImageRecord": "sandbox.images.image_store:ImageMetadata",
     "sandbox.wiring.backup:BackupManifest": "sandbox.bootstrap.backup.create:BackupManifest",
-    "sandbox.api.cursor:Bookmark": "sandbox.api.request_parsing:PageCursor",
+    "sandbox.api.cursor:Bookmark": "sandbox.api.page_cursor:PageCursor",
 }
 ADDED_STATUS_FIELDS = {
     *("repository", "branch", "diff", "duration_seconds", "parent", "continues", "rerun_of", "chain", "final_message"),
@@ -80,7 +80,7 @@ ADDED_STATUS_FIELDS = {
 ADDED_SETTINGS = {"cluster"}
 EXTENDED_TYPES = {
     *("sandbox.model.events:Record", "sandbox.model.task:Task"),
-    "sandbox.api.request_parsing:PageCursor",
+    "sandbox.api.page_cursor:PageCursor",
 }
 """Types with additional fields, events or values. The new version reads what the old one writes, but not vice versa."""
 

@@ -1,30 +1,23 @@
-"""Parsing and strict validation of parameters, page cursors and request bodies."""
+"""Parsing and strict validation of parameters, headers and JSON bodies."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import binascii
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-import msgspec
 from fastapi.dependencies.utils import get_flat_params, request_params_to_args
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 from starlette.datastructures import QueryParams
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 
-from sandbox.api.errors import PayloadTooLargeError, RequestTimeoutError
-from sandbox.interfaces.store import Cursor, Sort, SortDirection, TaskQuery
+from sandbox.api.request_body import body_memory, read_body
 from sandbox.model import fixed_limits
 from sandbox.model.errors import (
-    DECODE_ERRORS,
     FieldError,
     FieldPath,
     InvalidInputError,
@@ -298,102 +291,6 @@ def parse_query_params(
     return parsed
 
 
-CURSOR_LENGTH_MAX = 2048
-
-CURSOR_PATTERN = rf"^[A-Za-z0-9_-]{{1,{CURSOR_LENGTH_MAX}}}$"
-_CURSOR_VERSION = 1
-
-
-class PageCursor(msgspec.Struct, frozen=True, array_like=True):
-    """A cursor with the sort order of its list; it is invalid for other lists."""
-
-    version: int
-    sort: Sort
-    order: SortDirection
-    value: str | None
-    task_id: str
-
-    @property
-    def cursor(self) -> Cursor:
-        """The position in the list."""
-        return Cursor(self.value, self.task_id)
-
-
-def encode_cursor(cursor: Cursor | None, query: TaskQuery) -> str | None:
-    """Encode a cursor for this query; return None if there is no cursor."""
-    if cursor is None:
-        return None
-    page_cursor = PageCursor(_CURSOR_VERSION, query.sort, query.order, cursor.value, cursor.task_id)
-    return base64.urlsafe_b64encode(msgspec.json.encode(page_cursor)).rstrip(b"=").decode()
-
-
-def _check_cursor(text: str) -> str | None:
-    try:
-        is_valid = re.fullmatch(CURSOR_PATTERN.strip("^$"), text) is not None and _is_consistent(decode_cursor(text))
-    except (binascii.Error, ValueError, *DECODE_ERRORS):
-        is_valid = False
-    return None if is_valid else "must be the next_cursor of an earlier response; omit it to start at the beginning"
-
-
-def _is_consistent(cursor: PageCursor) -> bool:
-    return cursor.version == _CURSOR_VERSION and (cursor.value is not None or cursor.sort == "started_at")
-
-
-CURSOR = Format("cursor", _check_cursor, {"maxLength": CURSOR_LENGTH_MAX, "pattern": CURSOR_PATTERN})
-"""A cursor that `encode_cursor` returned."""
-
-
-def decode_cursor(text: str) -> PageCursor:
-    """Decode text that has the format `CURSOR`."""
-    return msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=PageCursor)
-
-
-BODY_TIMEOUT_SECONDS = 30.0
-_BODY_COPIES = 2
-"""Number of copies of a body in memory: while its chunks are joined, there are two."""
-
-
-@asynccontextmanager
-async def body_memory(request: Request, additional_bytes: int = 0) -> AsyncIterator[None]:
-    """Reserve memory for the body from the client's share; wait until it is available.
-
-    additional_bytes: size of other data that the request loads and copies in the same way as its body.
-    """
-    declared = request.headers.get("content-length", "")
-    is_known = declared.isdecimal() and len(declared) <= 15
-    size_bytes = min(int(declared), fixed_limits.BODY_BYTES_MAX) if is_known else fixed_limits.BODY_BYTES_MAX
-    async with fair_client_shares.current_memory_share().reservation(_BODY_COPIES * (size_bytes + additional_bytes)):
-        yield
-
-
-async def read_body(request: Request) -> bytes:
-    """Read the whole body.
-
-    Raises RequestTimeoutError, or PayloadTooLargeError as soon as the size is known to exceed the limit.
-    """
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and (len(declared) > 15 or int(declared) > fixed_limits.BODY_BYTES_MAX):
-        raise _too_large()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
-            return await _read_bounded(request)
-    except TimeoutError:
-        raise RequestTimeoutError.after(BODY_TIMEOUT_SECONDS) from None
-
-
-async def _read_bounded(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > fixed_limits.BODY_BYTES_MAX:
-            raise _too_large()
-        body += chunk
-    return bytes(body)
-
-
-def _too_large() -> PayloadTooLargeError:
-    return PayloadTooLargeError(f"The body can have at most {fixed_limits.BODY_BYTES_MAX} bytes.")
-
-
 ObjectT = TypeVar("ObjectT")
 
 
@@ -418,3 +315,8 @@ def has_json_body(request: Request) -> bool:
     """Return whether the client declares a JSON body; everything else is parsed as YAML."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     return kind == "application/json" or kind.endswith("+json")
+
+
+def accepts_html(connection: HTTPConnection) -> bool:
+    """Return whether the client accepts HTML. Browsers that request a page do; programs that request data do not."""
+    return "text/html" in connection.headers.get("accept", "").lower()

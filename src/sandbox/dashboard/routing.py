@@ -17,7 +17,7 @@ from sandbox.api.app_context import AppContext
 from sandbox.api.errors import status_of
 from sandbox.api.json_responses import reason_phrase
 from sandbox.api.middleware.access_log_and_metrics import set_route
-from sandbox.api.middleware.authentication import accepts_html
+from sandbox.api.request_parsing import accepts_html
 from sandbox.dashboard.pages.documentation import show_docs, show_guide, show_guide_search
 from sandbox.dashboard.pages.error_reference import show_errors
 from sandbox.dashboard.pages.server import send_load, show_hosts, show_server

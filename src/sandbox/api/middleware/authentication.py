@@ -15,6 +15,7 @@ from sandbox.api.auth.authenticator import Authenticator, Caller, Denied, unauth
 from sandbox.api.auth.credentials import STREAM_PROTOCOL, strip_token_protocol
 from sandbox.api.json_responses import problem_response
 from sandbox.api.middleware.response_memory_limit import respond_within_memory
+from sandbox.api.request_parsing import accepts_html
 from sandbox.primitives import fair_client_shares
 from sandbox.primitives.fair_client_shares import MemoryShare
 from sandbox.primitives.log_context import TOKEN_ID
@@ -137,11 +138,6 @@ def _is_page_request(connection: HTTPConnection) -> bool:
     scope = connection.scope
     is_get = scope["type"] == "http" and scope["method"] == "GET"
     return is_get and accepts_html(connection) and not scope["path"].startswith("/api/")
-
-
-def accepts_html(connection: HTTPConnection) -> bool:
-    """Return whether the client accepts HTML. Browsers that request a page do; programs that request data do not."""
-    return "text/html" in connection.headers.get("accept", "").lower()
 
 
 def get_caller(connection: HTTPConnection) -> Caller:

@@ -19,7 +19,8 @@ from sandbox.api.openapi_declarations import (
     problem_responses,
     request_body,
 )
-from sandbox.api.request_parsing import body_memory, has_json_body, read_body, with_body_parser
+from sandbox.api.request_body import body_memory, read_body
+from sandbox.api.request_parsing import has_json_body, with_body_parser
 from sandbox.api.task_json import links_body, resolved_manifest_body
 from sandbox.interfaces.server_services import Submission, TaskNotFoundError
 from sandbox.model.errors import FieldError, InvalidParameterError

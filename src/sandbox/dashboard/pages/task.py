@@ -9,7 +9,8 @@ from starlette.responses import RedirectResponse, Response
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
-from sandbox.api.middleware.authentication import accepts_html, get_caller
+from sandbox.api.middleware.authentication import get_caller
+from sandbox.api.request_parsing import accepts_html
 from sandbox.api.task_json import chain_totals, cluster_host, job_body
 from sandbox.dashboard.failure_notice import describe_failure
 from sandbox.dashboard.pages.task_events import PAGE_EVENTS_MAX

@@ -18,8 +18,9 @@ from starlette.responses import RedirectResponse, Response
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
 from sandbox.api.json_responses import JsonResponse
-from sandbox.api.middleware.authentication import accepts_html, get_caller
-from sandbox.api.request_parsing import check_format, encode_cursor, parse_query_params
+from sandbox.api.middleware.authentication import get_caller
+from sandbox.api.page_cursor import encode_cursor
+from sandbox.api.request_parsing import accepts_html, check_format, parse_query_params
 from sandbox.api.routes.task_list import OFFSET_MAX, ListQuery, parse_query, query_page
 from sandbox.dashboard.failure_notice import FailureNotice, describe_failure
 from sandbox.dashboard.templates import render_page, short_id

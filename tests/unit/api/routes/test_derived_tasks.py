@@ -127,7 +127,7 @@ def test_memory_is_reserved_for_the_manifest_of_the_earlier_task(api, tasks, mon
             reserved.append(size_bytes)
             yield
 
-    monkeypatch.setattr("sandbox.api.request_parsing.fair_client_shares.current_memory_share", RecordingShare)
+    monkeypatch.setattr("sandbox.api.request_body.fair_client_shares.current_memory_share", RecordingShare)
     tasks.add("task-001")
     assert api.post(RERUN, json={"prompt": "x"}).status_code == 202
     assert api.post("/api/v1/tasks", content=b"{").status_code == 400
