@@ -13,7 +13,7 @@ from websockets.sync.client import connect
 from doubles.deployment import Deployment, bash_turn, make_repository, reply_turn, wait_until
 from doubles.fake_internet import SERVER_ADDRESS, FakeInternet
 from doubles.network_namespace import NamespaceTransport
-from sandbox.auth.token_file import TokenFile
+from sandbox.access_tokens.token_file import TokenFile
 from sandbox.interfaces.auth import Role
 
 CONFIGURATION = '[git]\nallowed_hosts = ["github.com"]\n'

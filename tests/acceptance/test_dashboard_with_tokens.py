@@ -9,7 +9,7 @@ import pytest
 
 from doubles.browser import accessibility_violations
 from doubles.deployment import ORGANIZATION, Deployment, wait_until
-from sandbox.auth.token_file import TokenFile
+from sandbox.access_tokens.token_file import TokenFile
 from sandbox.interfaces.auth import Role
 
 MINIMAL = {

@@ -68,7 +68,7 @@ JSON_TYPES = {
         "sandbox.interfaces.runner:CancelAttempt|sandbox.interfaces.runner:OpenTerminal"
     ),
     "sandbox.contracts.placement:Receipt": "sandbox.interfaces.runner:Reply",
-    "sandbox.access.token_file:_Document": "sandbox.auth.token_file:_TokenDocument",
+    "sandbox.access.token_file:_Document": "sandbox.access_tokens.token_file:_TokenDocument",
     "sandbox.profiles.record:ImageRecord": "sandbox.images.image_store:ImageMetadata",
     "sandbox.wiring.backup:BackupManifest": "sandbox.bootstrap.backup.create:BackupManifest",
     "sandbox.api.cursor:Bookmark": "sandbox.api.page_cursor:PageCursor",

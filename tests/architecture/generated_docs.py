@@ -3,8 +3,9 @@
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,7 +14,7 @@ from architecture.generated_rest import cell, reference_contents, rest_reference
 from sandbox import __version__
 from sandbox.agents import registered_agents
 from sandbox.agents.claude_code.messages_api.pricing import PRICES, PRICES_DATE, WEB_SEARCH_USD, Price
-from sandbox.api.app import create_api_schema_app, schema_text
+from sandbox.api.app import create_api_schema_app
 from sandbox.cli.main import root as command_line
 from sandbox.client import Client
 from sandbox.client.requests import TaskFilters
@@ -38,13 +39,18 @@ def generated() -> dict[str, str]:
     reference = rest_reference(schema, examples, record_failed_status())
     return {
         EXAMPLES_FILE: json.dumps(examples, indent=1, ensure_ascii=False) + "\n",
-        "openapi.json": schema_text(schema),
+        "openapi.json": _schema_text(schema),
         "docs/rest.md": _with_block("docs/rest.md", reference_contents(schema, reference)),
         "docs/rest-reference.md": _with_block("docs/rest-reference.md", reference),
         "docs/cli.md": _with_block("docs/cli.md", "\n".join(_commands())),
         "docs/configuration.md": _with_block("docs/configuration.md", "\n".join(_models())),
         "docs/python-client.md": _with_block("docs/python-client.md", "\n".join(_methods())),
     }
+
+
+def _schema_text(schema: Mapping[str, Any]) -> str:
+    """Return the schema as JSON with sorted keys and one value per line, which keeps diffs readable."""
+    return json.dumps(schema, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _with_block(name: str, block: str) -> str:

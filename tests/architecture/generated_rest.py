@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote_plus, urlencode
 
 from sandbox.api.openapi import error_codes
-from sandbox.api.openapi_declarations import COMMON_ERROR_CODES
+from sandbox.api.route_declarations import COMMON_ERROR_CODES
 from sandbox.model.task_state import TaskState
 
 SERVER = "http://localhost:8122"

@@ -8,7 +8,7 @@ CLOCK_MODULES = {"time", "datetime", "date", "dt"}
 
 WALL_CLOCK_READERS = {
     "bootstrap/clock.py": "the clock of server and runners",
-    "auth/token_file.py": "tokens expire at a date",
+    "access_tokens/token_file.py": "tokens expire at a date",
     "images/image_builder.py": "an image has a build date",
     "images/image_transfer.py": "time at which a host got its copy",
     "api/task_json.py": "the duration of a running task is measured until now",

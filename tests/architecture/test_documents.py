@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from sandbox.agents import registered_agents
-from sandbox.bootstrap.settings.key_names import setting_keys
+from sandbox.bootstrap.settings.keys import setting_keys
 from sandbox.bootstrap.settings.load import load
 from sandbox.client import Client
 from sandbox.images.profile_definition import read_definition

@@ -21,6 +21,7 @@ MEANINGLESS_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "co
 
 SMALL_MODULES = {
     "api.auth.cross_site_requests": "checks of headers, without tokens and state",
+    "api.middleware.encoded_slashes": "one middleware, as the other modules of its package",
     "api.routes.sessions": "routes of one resource; the sessions themselves are in api.auth",
     "bootstrap.secret_sources": "the sources of task secrets; its importer only connects components",
     "bootstrap.settings.placement_selection": "which settings select a placement; its importer connects components",

@@ -17,7 +17,7 @@ from sandbox.agents import registered_agents
 from sandbox.api.app import create_api_schema_app, create_app
 from sandbox.api.app_context import AppContext
 from sandbox.api.auth.authenticator import Authenticator
-from sandbox.api.openapi_declarations import ITEM_SCHEMA
+from sandbox.api.route_declarations import ITEM_SCHEMA
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import TokenStore
 

@@ -8,7 +8,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from sandbox.api.auth.authenticator import Authenticator
-from sandbox.api.metrics import ServerMetrics
+from sandbox.api.server_metrics import ServerMetrics
 from sandbox.api.settings import ApiSettings
 from sandbox.api.streaming.stream_cache import StreamCache
 from sandbox.interfaces.server_services import TaskServices

@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 
 from sandbox.api import paths
 from sandbox.api.auth.sessions import SESSION_COOKIE
-from sandbox.api.openapi_declarations import PROBLEM_JSON
+from sandbox.api.route_declarations import PROBLEM_JSON
 from sandbox.model.manifest.schema import AgentSchema
 
 TAGS = {

@@ -16,7 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
 from sandbox.api.errors import ERROR_CODES
-from sandbox.api.openapi_declarations import COMPONENT_REF, component_name, component_ref
+from sandbox.api.route_declarations import COMPONENT_REF, component_name, component_ref
 from sandbox.model.events import FollowUp
 from sandbox.model.failure import FailureCode, FailureReason
 from sandbox.model.manifest.schema import (

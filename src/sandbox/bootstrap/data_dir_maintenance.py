@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
-from sandbox.bootstrap.private_directory import private_umask, try_link
+from sandbox.bootstrap.private_directory import private_umask
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
 from sandbox.interfaces.server_services import PruneResult, Retention
@@ -20,7 +20,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import INDEX_INTERVAL_SECONDS
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
-from sandbox.primitives.files import fsync_path
+from sandbox.primitives.files import fsync_path, try_link
 from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind, IntegrityCheck
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import FindFiles, PreservedFiles

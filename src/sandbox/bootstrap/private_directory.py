@@ -1,6 +1,5 @@
-"""Private directories and files."""
+"""Private directories, and checks of a data directory's owner and permissions."""
 
-import errno
 import os
 import pwd
 import shlex
@@ -100,17 +99,3 @@ def _is_open_to_others(status: os.stat_result) -> bool:
 def _has_foreign_files(directory: Path) -> bool:
     names = {entry.name for entry in directory.iterdir()} - _FILE_SYSTEM_FILES
     return bool(names) and not names & _SERVER_FILES
-
-
-_UNSUPPORTED_ERRNOS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
-
-
-def try_link(file: Path, name: Path) -> bool:
-    """Create a hard link; return False if the disk does not support links. Raises OSError."""
-    try:
-        os.link(file, name)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED_ERRNOS:
-            raise
-        return False
-    return True

@@ -8,33 +8,29 @@ import json
 import logging
 import os
 import resource
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from socket import gethostname, socket
 from typing import Literal
 
 from sandbox import __version__
+from sandbox.access_tokens.token_file import TokenFile
 from sandbox.agents import registered_agents
 from sandbox.api.app import create_app, create_websocket_app
 from sandbox.api.app_context import AppContext
 from sandbox.api.auth.authenticator import Authenticator
-from sandbox.api.http.server import (
-    UnprotectedAddressError,
-    bind,
-    is_externally_reachable,
-    listen,
-    serve,
-    set_on_signals,
-)
+from sandbox.api.http.listening_sockets import UnprotectedAddressError, bind, is_externally_reachable, listen
+from sandbox.api.http.server import serve
 from sandbox.api.settings import ApiSettings
-from sandbox.auth.token_file import TokenFile
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext, create_local_placement
 from sandbox.bootstrap.log import configure_logging
 from sandbox.bootstrap.private_directory import make_data_dir
+from sandbox.bootstrap.profiles import make_profile_lister
 from sandbox.bootstrap.run_directory import choose_run_dir
-from sandbox.bootstrap.runtime_selection import make_profile_lister
 from sandbox.bootstrap.server_objects import TaskServer
 from sandbox.bootstrap.settings.placement_selection import ChosenPlacements, choose_placements
 from sandbox.bootstrap.settings.schema import ServerSettings
@@ -126,6 +122,20 @@ async def _serve(placement_context: PlacementContext, chosen: ChosenPlacements, 
                     list(server.start_conditions.rejection_reasons()),
                 ),
             )
+
+
+@contextmanager
+def set_on_signals(event: asyncio.Event) -> Iterator[None]:
+    """Set the event on SIGTERM and SIGINT. Requires a running event loop."""
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, event.set)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
 
 
 async def _create_placements(context: PlacementContext, chosen: ChosenPlacements) -> Placements:

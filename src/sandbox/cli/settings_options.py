@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from sandbox.bootstrap.settings.key_names import SettingKey, setting_keys
+from sandbox.bootstrap.settings.keys import SettingKey, setting_keys
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.terminal_text import escape_text
 

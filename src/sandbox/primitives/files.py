@@ -1,5 +1,6 @@
-"""File helpers: restricted modes, durable writes, private files."""
+"""File helpers: restricted modes, durable writes, private files, hard links."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 _PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_LINKS_ERRNOS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def open_granting_access(
@@ -89,3 +91,14 @@ def create_private_file(path: Path) -> IO[bytes]:
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o600), "wb")
+
+
+def try_link(file: Path, name: Path) -> bool:
+    """Create a hard link; return False if the disk does not support links. Raises OSError."""
+    try:
+        os.link(file, name)
+    except OSError as error:
+        if error.errno not in _NO_LINKS_ERRNOS:
+            raise
+        return False
+    return True

@@ -13,10 +13,10 @@ import pytest
 
 from doubles.forked_commands import run
 from doubles.stored_tasks import StoredTasks
-from sandbox.auth.token_file import TokenFile
+from sandbox.access_tokens.token_file import TokenFile
 from sandbox.bootstrap import data_dir_lock
 from sandbox.bootstrap.data_dir_lock import DataDirBusyError, lock_data_dir
-from sandbox.bootstrap.doctor.checks import _probe_dir
+from sandbox.bootstrap.doctor.machine_checks import _probe_dir
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_data_dir
 from sandbox.bootstrap.run_directory import choose_run_dir
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from doubles.image_archives import directory, entry, layer, minimal_root, oci_archive, symlink
-from sandbox.bootstrap.doctor.checks import check_images
+from sandbox.bootstrap.doctor.machine_checks import check_images
 from sandbox.images import image_store
 from sandbox.images.errors import BuildFailedError, ImageRefusedError, ProfileBusyError, ProfileNotFoundError
 from sandbox.images.image_builder import Component, build_image, import_image

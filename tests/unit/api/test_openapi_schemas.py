@@ -11,8 +11,8 @@ from pydantic import TypeAdapter
 from doubles.manifests import parse_manifest
 from sandbox.agents import registered_agents
 from sandbox.agents.claude_code.agent import ClaudeCode
-from sandbox.api.openapi_declarations import component_name
 from sandbox.api.openapi_schemas import component_schemas
+from sandbox.api.route_declarations import component_name
 from sandbox.model.errors import InvalidManifestError
 from sandbox.model.events import FollowUp
 from sandbox.model.manifest.schema import declare_manifest

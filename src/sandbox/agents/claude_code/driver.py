@@ -13,6 +13,7 @@ from sandbox.agents.claude_code.allowed_tools import tool_options
 from sandbox.agents.claude_code.manifest_section import DISPLAY_NAME, Claude, McpConfig, McpServer, claude_section
 from sandbox.agents.claude_code.outcome import determine_interactive_failure
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
+from sandbox.agents.claude_code.ready_check import needs_ready_check
 from sandbox.agents.claude_code.session_files import has_session_file, read_session_file, session_file
 from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.gateway import MODEL_PORT, PROXY_PORT
@@ -246,11 +247,6 @@ def encode_prompt(prompt: str) -> bytes:
     meaning on stdin.
     """
     return escape_commands(prompt, ("/",)).encode(errors="replace")
-
-
-def needs_ready_check(claude: Claude) -> bool:
-    """Return whether `ClaudeReady` has tools or MCP servers to check before the first model request."""
-    return claude.allowed_tools is not None or claude.mcp_config is not None
 
 
 def _working_directory(subpath: str | None) -> str:

@@ -8,7 +8,8 @@ from itertools import islice
 
 import msgspec
 
-from sandbox.agents.claude_code.outcome import ClaudeReady, determine_failure
+from sandbox.agents.claude_code.outcome import determine_failure
+from sandbox.agents.claude_code.ready_check import ClaudeReady
 from sandbox.agents.claude_code.stream_json import (
     TEXT_CHARACTERS_MAX,
     ApiRetryEvent,

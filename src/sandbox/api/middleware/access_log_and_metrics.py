@@ -11,7 +11,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox.api import paths
-from sandbox.api.metrics import NO_ROUTE, ServerMetrics
+from sandbox.api.server_metrics import NO_ROUTE, ServerMetrics
 from sandbox.primitives.log_context import TASK_ID
 
 _START_MESSAGES = {"http.response.start", "websocket.http.response.start"}

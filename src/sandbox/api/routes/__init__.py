@@ -1,1 +1,1 @@
-"""Routes of the REST API."""
+"""Routes of the REST API, and the WebSocket endpoints."""

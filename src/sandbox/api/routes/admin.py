@@ -7,7 +7,7 @@ from fastapi import Query
 from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
 from sandbox.api.json_responses import JsonResponse
-from sandbox.api.openapi_declarations import create_router, problem_responses
+from sandbox.api.route_declarations import create_router, problem_responses
 from sandbox.interfaces.server_services import DrainStatus, HostWithTasks, Retention
 from sandbox.model.wire.event_conversion import format_timestamp
 from sandbox.model.wire.server_bodies import DrainBody, HostBody, HostListBody, PrunedBody, PrunedTaskBody

@@ -17,7 +17,7 @@ from sandbox.api.errors import RangeNotSatisfiableError, SecretArtifactError
 from sandbox.api.json_responses import JsonResponse
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.middleware.response_headers import is_head_request
-from sandbox.api.openapi_declarations import (
+from sandbox.api.route_declarations import (
     create_router,
     declare_parameters,
     header_parameter,

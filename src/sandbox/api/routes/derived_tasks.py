@@ -12,9 +12,9 @@ from fastapi import Request
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.middleware.authentication import require_valid_credentials
-from sandbox.api.openapi_declarations import component_ref, create_router, problem_responses, request_body
 from sandbox.api.request_body import body_memory, read_body
 from sandbox.api.request_parsing import parse_json_body, with_body_parser
+from sandbox.api.route_declarations import component_ref, create_router, problem_responses, request_body
 from sandbox.api.routes.submission import (
     SUBMISSION_ERROR_CODES,
     SUBMITTED_RESPONSES,

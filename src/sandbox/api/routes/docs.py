@@ -11,7 +11,7 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from sandbox.api import paths
 from sandbox.api.json_responses import JsonResponse
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.api.openapi_declarations import create_router
+from sandbox.api.route_declarations import create_router
 
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "

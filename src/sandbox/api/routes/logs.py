@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
-from sandbox.api.openapi_declarations import create_router, problem_responses, raw_content, with_item_schemas
 from sandbox.api.request_parsing import SEQ, SEQ_MAX, TIME, parse_seq, parse_time
+from sandbox.api.route_declarations import create_router, problem_responses, raw_content, with_item_schemas
 from sandbox.api.streaming.response import (
     SSE_KEEP_ALIVE,
     EventStreamResponse,

@@ -9,7 +9,7 @@ from sandbox.api.auth.credentials import session_cookie
 from sandbox.api.auth.sessions import SESSION_COOKIE, SESSION_SECONDS
 from sandbox.api.json_responses import JsonResponse
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.api.openapi_declarations import create_router, problem_responses
+from sandbox.api.route_declarations import create_router, problem_responses
 from sandbox.model.wire.server_bodies import SessionBody
 
 router = create_router("Sessions")

@@ -12,9 +12,9 @@ from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.errors import ManifestForbiddenError
 from sandbox.api.json_responses import JsonResponse
 from sandbox.api.middleware.authentication import get_caller, require_valid_credentials
-from sandbox.api.openapi_declarations import component_ref, create_router, problem_responses, request_body
 from sandbox.api.request_body import body_memory, read_body
 from sandbox.api.request_parsing import parse_json_body, with_body_parser
+from sandbox.api.route_declarations import component_ref, create_router, problem_responses, request_body
 from sandbox.api.streaming.response import wait_for_disconnect
 from sandbox.api.task_json import task_body
 from sandbox.model.manifest.field_formats import VISIBLE

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.api.openapi_declarations import create_router, problem_responses, raw_content, with_item_schemas
+from sandbox.api.route_declarations import create_router, problem_responses, raw_content, with_item_schemas
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, MessageBatch, close_iterator
 from sandbox.api.streaming.sse import SSE, SSE_SCHEMA, format_sse_event
 from sandbox.interfaces.server_services import StateChange

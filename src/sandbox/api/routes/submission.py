@@ -11,7 +11,9 @@ from sandbox.api import paths
 from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.json_responses import JsonResponse
 from sandbox.api.middleware.authentication import require_valid_credentials
-from sandbox.api.openapi_declarations import (
+from sandbox.api.request_body import body_memory, read_body
+from sandbox.api.request_parsing import has_json_body, with_body_parser
+from sandbox.api.route_declarations import (
     Responses,
     component_ref,
     create_router,
@@ -19,8 +21,6 @@ from sandbox.api.openapi_declarations import (
     problem_responses,
     request_body,
 )
-from sandbox.api.request_body import body_memory, read_body
-from sandbox.api.request_parsing import has_json_body, with_body_parser
 from sandbox.api.task_json import links_body, resolved_manifest_body
 from sandbox.interfaces.server_services import Submission, TaskNotFoundError
 from sandbox.model.errors import FieldError, InvalidParameterError

@@ -12,9 +12,9 @@ from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
 from sandbox.api.json_responses import JsonResponse
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.api.openapi_declarations import create_router, declare_parameters, problem_responses
 from sandbox.api.page_cursor import CURSOR, decode_cursor, encode_cursor
 from sandbox.api.request_parsing import TIME, CommaSeparated, parse_time
+from sandbox.api.route_declarations import create_router, declare_parameters, problem_responses
 from sandbox.api.task_json import is_derived, task_item_body
 from sandbox.interfaces.server_services import TaskQueries
 from sandbox.interfaces.store import Sort, SortDirection, TaskPage, TaskQuery, TaskTotals

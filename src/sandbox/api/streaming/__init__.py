@@ -1,1 +1,1 @@
-"""Live streams: server-sent events, NDJSON, WebSockets."""
+"""Live streams: responses, server-sent events, and the events that streams share."""

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from sandbox.api.openapi_declarations import component_ref
+from sandbox.api.route_declarations import component_ref
 from sandbox.model.wire.event_conversion import WireEvent
 
 SSE = "text/event-stream"

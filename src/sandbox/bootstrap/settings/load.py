@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from sandbox.bootstrap.settings.key_names import SettingKey, sections, setting_keys
+from sandbox.bootstrap.settings.keys import SettingKey, sections, setting_keys
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings, default_config_file
 from sandbox.model.errors import SandboxError
 from sandbox.model.printable import replace_unprintable, replacement_character

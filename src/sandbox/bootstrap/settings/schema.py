@@ -1,6 +1,6 @@
 """The configuration schema: the settings of `sandbox.toml`, environment and options.
 
-Each record is a section of the file, and each field a key. `settings.key_names` and `settings.load` read types,
+Each record is a section of the file, and each field a key. `settings.keys` and `settings.load` read types,
 bounds and defaults from here.
 """
 

@@ -18,7 +18,7 @@ from sandbox.cli.output.terminal_text import escape_text
 from sandbox.cli.settings_options import load_configuration, settings_options
 
 if TYPE_CHECKING:
-    from sandbox.bootstrap.settings.key_names import SettingKey
+    from sandbox.bootstrap.settings.keys import SettingKey
     from sandbox.bootstrap.settings.load import Configuration
 
 
@@ -46,7 +46,7 @@ def show(*, shows_origin: bool, **options: Any) -> None:
     value and origin.
     """
     configuration = load_configuration(options)
-    from sandbox.bootstrap.settings.key_names import setting_keys
+    from sandbox.bootstrap.settings.keys import setting_keys
 
     if current_options().format == "json":
         print_json(_document(configuration, setting_keys(), shows_origin=shows_origin))

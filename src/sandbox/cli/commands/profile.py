@@ -128,7 +128,7 @@ def _catalog(options: Mapping[str, Any], *, makes_directory: bool = False) -> Pr
 
 
 def _build_image(catalog: ProfileCatalog, name: str, from_file: Path | None) -> ImageMetadata:
-    from sandbox.bootstrap.runtime_selection import image_components
+    from sandbox.bootstrap.profiles import image_components
     from sandbox.images.image_builder import build_image
     from sandbox.images.profile_definition import read_definition, read_shipped, shipped_profiles
 

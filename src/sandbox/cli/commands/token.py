@@ -18,7 +18,7 @@ from sandbox.cli.settings_options import data_dir_options, load_configuration
 from sandbox.interfaces.auth import Role
 
 if TYPE_CHECKING:
-    from sandbox.auth.token_file import StoredToken, TokenFile
+    from sandbox.access_tokens.token_file import StoredToken, TokenFile
     from sandbox.bootstrap.settings.schema import ServerSettings
 
 
@@ -62,7 +62,7 @@ def token() -> None:
 @output_options("text", "json")
 def create(*, role: str, name: str, lifetime: timedelta | None, **options: Any) -> None:
     """Create a token and print it. The token is shown only once."""
-    from sandbox.auth.token_file import InvalidTokenNameError
+    from sandbox.access_tokens.token_file import InvalidTokenNameError
 
     expires_at = datetime.now(UTC) + lifetime if lifetime is not None else None
     settings = load_configuration(options).settings
@@ -107,7 +107,7 @@ def list_tokens(**options: Any) -> None:
 @data_dir_options
 def revoke(token_id: str, **options: Any) -> None:
     """Revoke a token and end its sessions."""
-    from sandbox.auth.token_file import TokenNotFoundError
+    from sandbox.access_tokens.token_file import TokenNotFoundError
     from sandbox.bootstrap.private_directory import check_owner
 
     file = _token_file(load_configuration(options).settings)
@@ -126,7 +126,7 @@ def revoke(token_id: str, **options: Any) -> None:
 
 
 def _token_file(settings: ServerSettings, *, makes_directory: bool = False) -> TokenFile:
-    from sandbox.auth.token_file import TokenFile
+    from sandbox.access_tokens.token_file import TokenFile
     from sandbox.bootstrap.private_directory import make_data_dir
 
     data_dir = settings.server.data_dir.absolute()

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from doubles.fake_tasks import TO_RUNNING
-from sandbox.api.http import protocols
+from sandbox.api.http import connections
 
 HEALTH = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/yaml\r\n"
@@ -123,7 +123,7 @@ async def test_rejected_request_with_expect_continue_closes_the_connection(runni
 
 
 async def test_body_sent_after_the_response_times_out(running_api, monkeypatch):
-    monkeypatch.setattr(protocols, "HEAD_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_SECONDS", 1.0)
     async with running_api() as api:
         reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
         writer.write(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n")

@@ -12,8 +12,7 @@ from doubles.fake_tasks import TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.api import client_limits
 from sandbox.api.middleware import authentication
-from sandbox.api.routes import submission
-from sandbox.api.streaming import event_websocket
+from sandbox.api.routes import event_websocket, submission
 from sandbox.model import events as e
 from sandbox.primitives.fair_client_shares import CONCURRENT_THREADS_MAX, MESSAGES_PER_TURN_MAX
 

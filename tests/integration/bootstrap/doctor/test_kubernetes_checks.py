@@ -5,8 +5,8 @@ from contextlib import closing
 import pytest
 
 from doubles.kubernetes.api_server import KubernetesApi
-from sandbox.bootstrap.doctor.checks import run_checks
 from sandbox.bootstrap.doctor.kubernetes_checks import check_kubernetes
+from sandbox.bootstrap.doctor.machine_checks import run_checks
 from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import ClusterSection, KubernetesSection, ServerSection, ServerSettings
 from sandbox.interfaces.cluster_engine import EngineUnavailableError

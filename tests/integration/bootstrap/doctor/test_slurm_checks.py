@@ -11,7 +11,7 @@ import pytest
 
 from doubles.image_archives import minimal_root, oci_archive
 from sandbox.bootstrap.cluster_placement import create_certificate
-from sandbox.bootstrap.doctor.checks import run_checks
+from sandbox.bootstrap.doctor.machine_checks import run_checks
 from sandbox.bootstrap.doctor.slurm_checks import check_server_address, check_slurm, check_worker_host
 from sandbox.bootstrap.settings.schema import ClusterSection, ServerSection, ServerSettings, SlurmSection
 from sandbox.images.image_builder import import_image

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.bootstrap.settings.key_names import setting_keys
+from sandbox.bootstrap.settings.keys import setting_keys
 from sandbox.bootstrap.settings.load import ConfigurationError, load
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.interfaces.server_services import Retention

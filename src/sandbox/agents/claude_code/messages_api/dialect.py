@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.agents.claude_code.messages_api import external_access, pricing, usage_meter
+from sandbox.agents.claude_code.messages_api import pricing, request_inspection, usage_meter
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.model_dialect import CostBound, Endpoint, Rejected, RequestHeaders, ResponseHeaders, UsageMeter
 from sandbox.model.errors import DECODE_ERRORS
@@ -120,11 +120,17 @@ class MessagesApi:
 
     def decode_request(self, body: bytes | bytearray) -> dict[str, Any] | Rejected:
         """Decode the body, or reject it."""
-        return external_access.decode_body(body)
+        try:
+            document = msgspec.json.decode(body)
+        except DECODE_ERRORS:
+            document = None
+        if not isinstance(document, dict) or not request_inspection.is_short_string(document.get("model", "")):
+            return Rejected(400, "The request's body must be a JSON object that names a model.")
+        return document
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
         """Return a noun phrase for a part of the request that has external access; None if there is no such part."""
-        return external_access.external_access_reason(request, sanitize)
+        return request_inspection.external_access_reason(request, sanitize)
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
         """Return why the cost of the request cannot be bounded and what to do instead; None if it can be bounded."""

@@ -10,7 +10,11 @@ from typing import Any
 
 import msgspec
 
-from sandbox.agents.claude_code.messages_api.external_access import additional_models, count_images, unknown_fee_reason
+from sandbox.agents.claude_code.messages_api.request_inspection import (
+    additional_models,
+    count_images,
+    unknown_fee_reason,
+)
 from sandbox.interfaces.model_dialect import CostBound
 
 INPUT_TOKENS_MAX = 1_000_000

@@ -11,7 +11,7 @@ import pytest
 
 from doubles.stored_tasks import StoredTasks
 from doubles.unreachable_journals import UnreachableJournals
-from sandbox.auth.token_file import TokenFile
+from sandbox.access_tokens.token_file import TokenFile
 from sandbox.bootstrap.backup import create as backups
 from sandbox.bootstrap.backup import restore as backup_restore
 from sandbox.bootstrap.backup.create import BackupExistsError, BackupTooLargeError, create_backup

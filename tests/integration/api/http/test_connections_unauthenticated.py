@@ -12,7 +12,7 @@ import pytest
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.api import client_limits
-from sandbox.api.http import protocols
+from sandbox.api.http import connections
 
 PAYLOADS = {
     "nothing": b"",
@@ -30,7 +30,7 @@ def viewer_client(api, **options):
 
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
 async def test_unauthenticated_connections_are_limited(running_api, wait_until, monkeypatch, payload):
-    monkeypatch.setattr(protocols, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
+    monkeypatch.setattr(connections, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
     async with running_api(FakeTokenStore(vera="viewer")) as api, viewer_client(api) as client:
         api.tasks.add("task-001", *TO_RUNNING)
         async with client.stream("GET", "/api/v1/tasks/task-001/logs?follow=true") as stream:
@@ -49,7 +49,7 @@ AUTHENTICATED_REQUEST = b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nAutho
 
 
 async def test_idle_connections_of_users_stay_open_during_a_flood_of_others(running_api, wait_until, monkeypatch):
-    monkeypatch.setattr(protocols, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
+    monkeypatch.setattr(connections, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
     async with running_api(FakeTokenStore(vera="viewer")) as api:
         user = await connect_idle_user(api.port)
         strangers = [socket.create_connection(("127.0.0.1", api.port)) for _ in range(60)]
@@ -61,7 +61,7 @@ async def test_idle_connections_of_users_stay_open_during_a_flood_of_others(runn
 
 
 async def test_number_of_idle_connections_of_users_is_limited(running_api, wait_until, monkeypatch):
-    monkeypatch.setattr(protocols, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
+    monkeypatch.setattr(connections, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
     async with running_api(FakeTokenStore(vera="viewer")) as api:
         users = [await connect_idle_user(api.port) for _ in range(25)]
         await wait_until(lambda: [*map(is_closed, users)] == [True] * 5 + [False] * 20)

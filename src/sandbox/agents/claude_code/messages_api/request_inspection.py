@@ -1,17 +1,13 @@
-"""Checks a model request's body: the model's servers must not access anything outside the request.
+"""Searches a model request for external access, tools with unknown fees, images and additional models.
 
-Otherwise, an agent without egress could send data out of its sandbox: through server-side tools, MCP servers, or URLs
-that the model's servers access. A checked body is re-encoded, so the model parses the same document as the gateway.
+The model's servers must not access anything outside the request. Otherwise, an agent without egress could send data out
+of its sandbox: through server-side tools, MCP servers, or URLs that the model's servers access. An inspected request is
+encoded again, so the model parses the same document as the gateway.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeGuard
-
-import msgspec
-
-from sandbox.interfaces.model_dialect import Rejected
-from sandbox.model.errors import DECODE_ERRORS
 
 MODEL_STRING_CHARACTERS_MAX = 256
 """Maximum length of a model name, type or field name; a longer one is rejected, and its text is not reported."""
@@ -54,17 +50,6 @@ _TOOL_DATA = frozenset({"input_examples", "input_schema", "output_schema"})
 
 Such content is neither a tool nor an address, even if it looks like one.
 """
-
-
-def decode_body(body: bytes | bytearray) -> dict[str, Any] | Rejected:
-    """Decode the body, or reject it."""
-    try:
-        document = msgspec.json.decode(body)
-    except DECODE_ERRORS:
-        document = None
-    if not isinstance(document, dict) or not _is_short_string(document.get("model", "")):
-        return Rejected(400, "The request's body must be a JSON object that names a model.")
-    return document
 
 
 def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
@@ -115,7 +100,7 @@ def additional_models(document: dict[str, Any]) -> Iterator[str]:
         kind = _get_field(value, "type")
         if context == "fallbacks" or (isinstance(kind, str) and kind.startswith("advisor_")):
             model = _get_field(value, "model")
-            yield model if _is_short_string(model) else ""
+            yield model if is_short_string(model) else ""
 
 
 def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], sanitize: Callable[[str], str]) -> str | None:
@@ -127,12 +112,12 @@ def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], saniti
         return "An unknown field name"
     kind = value.get("type") or "custom"
     if context == "tool":
-        return None if _is_short_string(kind) and kind in _TOOL_CHANGE_TYPES else "A change of tools of unknown type"
-    if context == _INSIDE_TOOL_CONTEXT and _is_short_string(kind) and kind in _TOOL_PART_TYPES:
+        return None if is_short_string(kind) and kind in _TOOL_CHANGE_TYPES else "A change of tools of unknown type"
+    if context == _INSIDE_TOOL_CONTEXT and is_short_string(kind) and kind in _TOOL_PART_TYPES:
         return None
     if not _is_tool(context, value):
         return None
-    if not _is_short_string(kind):
+    if not is_short_string(kind):
         return "A tool of unknown type"
     return None if allowed.fullmatch(kind) else f"The tool {sanitize(kind)}"
 
@@ -150,8 +135,8 @@ def _access_deny_reason(context: str, json_object: dict[str, Any], sanitize: Cal
         return "A call to a server tool"
     if kind in _SOURCE_BLOCKS and not isinstance(json_object.get("source"), dict):
         return "A source of unknown shape"
-    if context == "source" and not (_is_short_string(kind) and kind in _INLINE_SOURCES):
-        return f"A source of type {sanitize(kind)}" if _is_short_string(kind) else "A source of unknown type"
+    if context == "source" and not (is_short_string(kind) and kind in _INLINE_SOURCES):
+        return f"A source of type {sanitize(kind)}" if is_short_string(kind) else "A source of unknown type"
     reference_keys = (key for key, value in json_object.items() if value and _is_external_reference(key))
     return next((f"'{sanitize(key)}'" for key in reference_keys), None)
 
@@ -164,7 +149,7 @@ def _is_self_contained_call(call: dict[str, Any]) -> bool:
     name = call.get("name")
     return (
         call["type"] == "server_tool_use"
-        and _is_short_string(name)
+        and is_short_string(name)
         and _SELF_CONTAINED_SERVER_TOOLS.fullmatch(name) is not None
     )
 
@@ -210,7 +195,8 @@ def _is_tool(context: str, json_object: dict[str, Any]) -> bool:
     return context in _TOOL_CONTEXTS or is_typed_part or is_server_tool
 
 
-def _is_short_string(value: Any) -> TypeGuard[str]:
+def is_short_string(value: Any) -> TypeGuard[str]:
+    """Return whether the value is a string of at most `MODEL_STRING_CHARACTERS_MAX` characters."""
     return isinstance(value, str) and len(value) <= MODEL_STRING_CHARACTERS_MAX
 
 

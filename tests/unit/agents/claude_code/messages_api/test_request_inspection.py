@@ -1,17 +1,14 @@
 """Requests can use tools that run in the client. Such tools are matched by their exact type, anywhere in the body."""
 
-import json
 import time
 
 import pytest
 
-from sandbox.agents.claude_code.messages_api.external_access import (
+from sandbox.agents.claude_code.messages_api.request_inspection import (
     additional_models,
-    decode_body,
     external_access_reason,
     unknown_fee_reason,
 )
-from sandbox.gateway.model_api.request_policy import Rejected
 
 CLIENT_TOOLS = [
     *("custom", "bash_20250124", "computer_20251124", "memory_20250818", "text_editor_20250728"),
@@ -260,20 +257,6 @@ def test_advisors_and_fallbacks_count_as_additional_models():
 
 def test_tools_that_are_not_objects_add_no_models():
     assert list(additional_models({"tools": ["advisor_20260301", 7], "tool": "x"})) == []
-
-
-# Decoding
-
-
-def test_request_must_be_an_object_with_a_string_model():
-    for body in (b"{}", b'{"model": ""}', json.dumps({"model": LONGEST_STRING}).encode()):
-        assert decode_body(body) == json.loads(body)
-    for body in (b"[]", b'"x"', b"null", b"", b'{"model": 1}', b'{"model": null}', b'{"model": ["m"]}'):
-        rejection = decode_body(body)
-        assert isinstance(rejection, Rejected)
-        assert rejection.status == 400
-    assert isinstance(decode_body(json.dumps({"model": f"{LONGEST_STRING}x"}).encode()), Rejected)
-    assert decode_body(bytearray(b'{"a": 1}')) == {"a": 1}
 
 
 @pytest.mark.parametrize("field", ["url", "uri", "file_id", "file_ids"])

@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 
 from doubles.fake_tasks import TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
-from sandbox.api.http import framing, protocols
+from sandbox.api.http import connections, framing
 from sandbox.model import events as e
 from sandbox.primitives.fair_client_shares import MESSAGES_PER_TURN_MAX
 
@@ -78,7 +78,7 @@ async def test_short_chunks_are_parsed_in_batches(running_api, wait_until, monke
 
 
 async def test_malformed_requests_are_answered_in_batches(running_api, monkeypatch):
-    response_calls = CallsPerLoopIteration(monkeypatch, protocols, "_bad_request_response")
+    response_calls = CallsPerLoopIteration(monkeypatch, connections, "_bad_request_response")
 
     async def scenario():
         async with running_api(FakeTokenStore(vera="viewer")) as api:
@@ -119,7 +119,7 @@ async def test_body_in_chunks_of_any_size_is_read(running_api, size):
 
 
 async def test_short_frames_are_parsed_in_batches(running_api, wait_until, monkeypatch):
-    pings = CallsPerLoopIteration(monkeypatch, protocols.WebSocketProtocol, "handle_ping")
+    pings = CallsPerLoopIteration(monkeypatch, connections.WebSocketProtocol, "handle_ping")
     async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
         watching = asyncio.create_task(pings.watch())
         clients = [await flood(api.websocket_port, HANDSHAKE % AS_VIEWER, PING * 10_000) for _ in range(CONNECTIONS)]
@@ -134,7 +134,7 @@ async def test_short_frames_are_parsed_in_batches(running_api, wait_until, monke
 
 
 async def test_frames_of_a_rejected_handshake_are_not_parsed(running_api, monkeypatch):
-    pings = CallsPerLoopIteration(monkeypatch, protocols.WebSocketProtocol, "handle_ping")
+    pings = CallsPerLoopIteration(monkeypatch, connections.WebSocketProtocol, "handle_ping")
 
     async def scenario():
         async with running_api(FakeTokenStore(vera="viewer")) as api:
@@ -155,13 +155,13 @@ async def test_frames_of_a_rejected_handshake_are_not_parsed(running_api, monkey
 async def test_empty_fragments_of_a_message_are_not_buffered(running_api, wait_until, monkeypatch):
     """A message can have any number of empty fragments, which do not increase its size."""
     kept = []
-    original = protocols.WebSocketProtocol.handle_cont
+    original = connections.WebSocketProtocol.handle_cont
 
     def handle_cont(connection, event):
         original(connection, event)
         kept.append(len(connection.frames))
 
-    monkeypatch.setattr(protocols.WebSocketProtocol, "handle_cont", handle_cont)
+    monkeypatch.setattr(connections.WebSocketProtocol, "handle_cont", handle_cont)
     async with running_api(FakeTokenStore(vera="viewer")) as api:
         data = FIRST_FRAGMENT + FRAGMENT * 3000
         first, _, writer = await flood(api.websocket_port, HANDSHAKE % AS_VIEWER, data)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.bootstrap.doctor.checks import run_checks
+from sandbox.bootstrap.doctor.machine_checks import run_checks
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 
 pytestmark = pytest.mark.usefixtures("without_sandboxes")

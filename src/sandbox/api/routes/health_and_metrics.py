@@ -7,8 +7,8 @@ from sandbox.api import paths
 from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.errors import retry_after_header
 from sandbox.api.json_responses import JsonResponse, problem_response
-from sandbox.api.metrics import CONTENT_TYPE
-from sandbox.api.openapi_declarations import create_router, problem_responses, raw_content
+from sandbox.api.route_declarations import create_router, problem_responses, raw_content
+from sandbox.api.server_metrics import CONTENT_TYPE
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.server_services import Health, Occupancy
 from sandbox.model.task_state import TaskState

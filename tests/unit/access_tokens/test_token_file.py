@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from sandbox.auth.token_file import generate_token, parse_token_id, verify_token
+from sandbox.access_tokens.token_file import generate_token, parse_token_id, verify_token
 from sandbox.interfaces.auth import Principal, Role
 
 NOW = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)

@@ -8,14 +8,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Literal
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from sandbox.interfaces.server_services import Health, HostWithTasks
 from sandbox.model.task_state import TaskState

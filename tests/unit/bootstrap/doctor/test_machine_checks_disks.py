@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.bootstrap.doctor import checks
+from sandbox.bootstrap.doctor import machine_checks
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 
 
@@ -14,10 +14,10 @@ def check_disks(monkeypatch, tmp_path):
         async def find_reason(_):
             return reason
 
-        monkeypatch.setattr(checks, "loop_unavailable_reason", find_reason)
-        monkeypatch.setattr(checks, "can_share_preallocations", lambda: can_share_preallocations)
-        monkeypatch.setattr(checks, "choose_run_dir", lambda _: tmp_path)
-        findings = checks._check_disks(ServerSettings(server=ServerSection(data_dir=tmp_path)))
+        monkeypatch.setattr(machine_checks, "loop_unavailable_reason", find_reason)
+        monkeypatch.setattr(machine_checks, "can_share_preallocations", lambda: can_share_preallocations)
+        monkeypatch.setattr(machine_checks, "choose_run_dir", lambda _: tmp_path)
+        findings = machine_checks._check_disks(ServerSettings(server=ServerSection(data_dir=tmp_path)))
         return [(finding.name, finding.ok, finding.blocks_tasks) for finding in findings]
 
     return run

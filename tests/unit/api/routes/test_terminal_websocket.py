@@ -3,7 +3,7 @@
 import pytest
 from starlette.datastructures import QueryParams
 
-from sandbox.api.streaming.terminal_websocket import parse_open_terminal
+from sandbox.api.routes.terminal_websocket import parse_open_terminal
 from sandbox.interfaces.runner import OpenTerminal
 from sandbox.model.errors import InvalidParameterError
 

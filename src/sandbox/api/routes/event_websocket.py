@@ -13,7 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, get_context
-from sandbox.api.http.protocols import MORE_TEXT
+from sandbox.api.http.connections import MORE_TEXT
 from sandbox.api.middleware.access_log_and_metrics import set_route
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.request_parsing import SEQ, CommaSeparated, parse_query_params, parse_seq

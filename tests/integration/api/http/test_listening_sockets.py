@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from sandbox.api.http.server import UNREAD_BYTES_MAX, UNSENT_BYTES_MAX, AddressError, bind, listen
+from sandbox.api.http.listening_sockets import UNREAD_BYTES_MAX, UNSENT_BYTES_MAX, AddressError, bind, listen
 
 
 def close(sockets):

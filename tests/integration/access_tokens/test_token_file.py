@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sandbox.auth.token_file import InvalidTokenNameError, TokenFile, TokenFileError, TokenNotFoundError
+from sandbox.access_tokens.token_file import InvalidTokenNameError, TokenFile, TokenFileError, TokenNotFoundError
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.interfaces.auth import Role
 
@@ -114,7 +114,7 @@ def test_unprintable_or_long_name_is_rejected(tokens, name):
 
 def test_concurrently_created_tokens_are_all_stored(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from sandbox.auth.token_file import TokenFile;"
+        "import sys; from pathlib import Path; from sandbox.access_tokens.token_file import TokenFile;"
         "from sandbox.interfaces.auth import Role;"
         "[TokenFile(Path(sys.argv[1])).create(Role.VIEWER, sys.argv[2]) for _ in range(5)]"
     )
@@ -132,7 +132,7 @@ def test_tokens_can_be_changed_while_a_server_holds_the_directory_lock(tokens, t
 
 
 def test_lock_timeout_raises_timeout_error(tokens, tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.auth.token_file.LOCK_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.access_tokens.token_file.LOCK_TIMEOUT_SECONDS", 0.05)
     tokens.create(Role.VIEWER, "wall")
     with (tmp_path / "tokens.lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)

@@ -9,6 +9,7 @@ EXAMPLES = (
     Example("get_liveness"),
     Example("get_health"),
     Example("get_readiness"),
+    Example("get_metrics", shown_lines_contain="sandbox_tasks"),
 )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sandbox.auth.token_file import LOCK_TIMEOUT_SECONDS, NAME_CHARACTERS_MAX, InvalidTokenNameError, TokenFile
+from sandbox.access_tokens.token_file import LOCK_TIMEOUT_SECONDS, NAME_CHARACTERS_MAX, InvalidTokenNameError, TokenFile
 from sandbox.interfaces.auth import Role
 
 TIMESTAMP = datetime(2026, 1, 29, tzinfo=UTC)

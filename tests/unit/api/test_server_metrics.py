@@ -4,13 +4,10 @@ from datetime import UTC, datetime
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from doubles.example_requests import Example
 from doubles.fake_token_store import FakeTokenStore
-from sandbox.api.metrics import HOST_LABELS_MAX
+from sandbox.api.server_metrics import HOST_LABELS_MAX
 from sandbox.interfaces.placement import HostState, HostStatus
 from sandbox.interfaces.server_services import HostWithTasks
-
-EXAMPLES = (Example("get_metrics", shown_lines_contain="sandbox_tasks"),)
 
 
 def read_metrics(api):

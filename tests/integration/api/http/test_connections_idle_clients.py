@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.api.http import protocols
+from sandbox.api.http import connections
 
 HEAD = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 PARTIAL_REQUESTS = {"nothing": b"", "partial head": HEAD[:30], "request and partial head": HEAD + HEAD[:30]}
@@ -16,7 +16,7 @@ PARTIAL_REQUESTS = {"nothing": b"", "partial head": HEAD[:30], "request and part
 
 @pytest.fixture
 def short_head_timeout(monkeypatch):
-    monkeypatch.setattr(protocols, "HEAD_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_SECONDS", 1.0)
 
 
 @pytest.mark.usefixtures("short_head_timeout")
@@ -53,7 +53,7 @@ async def test_slow_request_and_long_stream_do_not_time_out(running_api):
 
 def test_connection_with_unsent_data_is_not_aborted():
     timers, aborts, buffered_bytes = [], [], [4096, 0]
-    connection = protocols.HttpProtocol.__new__(protocols.HttpProtocol)
+    connection = connections.HttpProtocol.__new__(connections.HttpProtocol)
     connection.loop = SimpleNamespace(call_later=lambda seconds, call: timers.append((seconds, call)))
     connection.conn = SimpleNamespace(their_state=h11.IDLE)
     connection.transport = SimpleNamespace(

@@ -6,8 +6,8 @@ import pytest
 
 from doubles.claude_on_host import manifest
 from sandbox.agents.claude_code.manifest_section import McpConfig, McpServer
-from sandbox.agents.claude_code.outcome import ClaudeReady
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
+from sandbox.agents.claude_code.ready_check import ClaudeReady
 from sandbox.model.events import AgentMessage
 from sandbox.model.failure import FailureCode
 

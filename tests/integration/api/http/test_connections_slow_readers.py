@@ -15,7 +15,7 @@ from websockets.frames import Opcode
 from websockets.uri import parse_uri
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.api.http import protocols
+from sandbox.api.http import connections
 from sandbox.model import events as e
 
 PATH = "/api/v1/tasks/task-001/logs?follow=true&after=0"
@@ -38,7 +38,7 @@ async def follow(client: httpx2.AsyncClient) -> list[dict]:
 
 
 async def test_stalled_stream_is_closed_and_others_continue(running_api, wait_until, monkeypatch):
-    monkeypatch.setattr(protocols, "STALL_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "STALL_TIMEOUT_SECONDS", 0.3)
     async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=30) as client:
         api.tasks.add("task-001", *TO_RUNNING)
         with stalled_client(api.port):
@@ -97,9 +97,9 @@ class RecordingTransport(asyncio.Transport):
 
 async def open_websocket(app):
     """Return a connection to the app after the handshake, its transport, and the client's protocol."""
-    config = uvicorn.Config(app, ws=protocols.WebSocketProtocol, lifespan="off", log_config=None)
+    config = uvicorn.Config(app, ws=connections.WebSocketProtocol, lifespan="off", log_config=None)
     config.load()
-    connection, transport = protocols.WebSocketProtocol(config, ServerState(), {}), RecordingTransport()
+    connection, transport = connections.WebSocketProtocol(config, ServerState(), {}), RecordingTransport()
     connection.connection_made(transport)
     client = ClientProtocol(parse_uri("ws://localhost/"))
     client.send_request(client.connect())
@@ -148,7 +148,7 @@ async def test_part_of_a_message_is_sent_once_the_client_has_read_the_previous_p
         await send({"type": "websocket.accept"})
         await may_send.wait()
         for text, has_more in (("one ", True), ("two ", True), ("three", False), ("four", False)):
-            await send({"type": "websocket.send", "text": text, protocols.MORE_TEXT: has_more})
+            await send({"type": "websocket.send", "text": text, connections.MORE_TEXT: has_more})
         await send({"type": "websocket.close"})
 
     connection, transport, client = await open_websocket(app)
@@ -180,9 +180,9 @@ async def test_rest_of_a_message_is_not_sent_after_the_client_disconnected():
         await receive()
         await send({"type": "websocket.accept"})
         await may_send.wait()
-        await send({"type": "websocket.send", "text": "one ", protocols.MORE_TEXT: True})
+        await send({"type": "websocket.send", "text": "one ", connections.MORE_TEXT: True})
         try:
-            await send({"type": "websocket.send", "text": "two", protocols.MORE_TEXT: False})
+            await send({"type": "websocket.send", "text": "two", connections.MORE_TEXT: False})
         except ClientDisconnected:
             is_refused.set()
 
