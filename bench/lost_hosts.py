@@ -32,7 +32,7 @@ from doubles.deployment import FINAL_STATES, bash_turn, make_repository, reply_t
 from doubles.slurm_deployment import LEASE_SECONDS, SMALL, SlurmDeployment
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import AgentExited, AgentStarted, AttemptStarted
-from sandbox.placements.cluster.takeover_rules import LEASE_MARGIN_SECONDS
+from sandbox.placements.cluster.claim_and_takeover_rules import LEASE_MARGIN_SECONDS
 
 STEPS, STEP_SECONDS = 6, 4
 RUNNING_MIN, TOOL_CALLS_MIN = 3, 2

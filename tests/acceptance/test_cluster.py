@@ -16,7 +16,7 @@ from doubles.deployment import SERVER_KEY, bash_turn, reply_turn, wait_until
 from doubles.remote_deployment import MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, closing_deployment
 from sandbox import __version__
 from sandbox.demo.scripted_model import Fault, Turn
-from sandbox.placements.cluster.takeover_rules import LEASE_MARGIN_SECONDS
+from sandbox.placements.cluster.claim_and_takeover_rules import LEASE_MARGIN_SECONDS
 from sandbox.worker.worker import EXIT_DISMISSED
 
 HEARTBEAT_SECONDS = 3

@@ -23,7 +23,7 @@ from doubles.old_version import OldVersion, lock_retired_uids, missing_reason
 from doubles.runner_processes import finalize_journal, read_journal, runner_pid
 from doubles.terminal_user import TerminalUser
 from sandbox.demo.scripted_model import Fault, Turn
-from sandbox.placements.local.placement import kill_lock_holder
+from sandbox.placements.local.runners_and_disks import kill_lock_holder
 
 OLD_COMMIT = "087898174e4eb7f8436a4b28756aadbbe9c04233"
 SETTINGS = """[git]

@@ -14,10 +14,10 @@ WALL_CLOCK_READERS = {
     "api/task_json.py": "the duration of a running task is measured until now",
     "dashboard/pages/server.py": "the last day is grouped by wall clock hours",
     "dashboard/pages/task_list.py": "a filter such as the last hour ends now",
-    "server/task_service.py": "an artifact has a creation date",
-    "server/start_conditions.py": "a drain has a start date",
+    "server/task_services.py": "an artifact has a creation date",
+    "server/drain.py": "a drain has a start date",
     "bootstrap/backup/create.py": "a backup has a creation date",
-    "placements/cluster/host_statuses.py": "the last contact of a host is a date",
+    "placements/cluster/host_inventory.py": "the last contact of a host is a date",
     "runtimes/limits/terminal_cpu_time.py": "the kernel stores the date of the last write to a terminal",
     "bootstrap/log.py": "log lines have a timestamp",
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sandbox.agents import registered_agents
 
-MODULES_MAX = 374
+MODULES_MAX = 380
 IMPLEMENTATION_MODULES_MAX = 18
 MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 50
@@ -28,7 +28,8 @@ SMALL_MODULES = {
     "dashboard.pages.sign_in": "one page, as the other modules of its package",
     "placements.local.socket_leftovers": "leftovers in the run directory; its importer only connects components",
     "runner.event_redaction": "which texts of events are redacted; its importer only connects components",
-    "runtimes.sandbox_leftovers": "as `disks.mounted_leftovers` for disks; its importer only connects components",
+    "runtimes.gvisor.command_lines": "as `runtimes.bubblewrap.command_line`; its importer runs the commands",
+    "runtimes.leftover_sandboxes": "as `disks.mounted_leftovers` for disks; its importer only connects components",
     "secrets.resolver": "resolves and validates secrets of any source; its importer only connects components",
     "server.maintenance.wall_clock_check": "when the wall clock is trusted; its importer only connects components",
     "server.maintenance.janitor": "runs all maintenance; its importer only connects components",

@@ -20,7 +20,7 @@ from chaos.state_driver import ENDLESS_LINE_COUNT, HeldTask, StateDriver
 from doubles.deployment import wait_until
 from doubles.slurm_cluster import HOSTS, SlurmCluster
 from doubles.slurm_deployment import LEASE_SECONDS
-from sandbox.placements.cluster.takeover_rules import LEASE_MARGIN_SECONDS
+from sandbox.placements.cluster.claim_and_takeover_rules import LEASE_MARGIN_SECONDS
 
 PAUSE_SECONDS = 8.0
 """Shorter than the lease."""

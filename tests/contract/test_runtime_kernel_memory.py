@@ -24,10 +24,10 @@ from doubles.sandbox_lifecycle import (
 )
 from sandbox.interfaces.runtime import Command, Runtime, Sandbox
 from sandbox.runtimes import bubblewrap_command
-from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.limits.cgroups import socket_buffer_bytes
 from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
-from sandbox.runtimes.limits.kernel_watch import KernelUsage
+from sandbox.runtimes.limits.kernel_usage import KernelUsage
+from sandbox.runtimes.seccomp import syscall_filter
 
 MEMORY_BYTES = 512 * MEBIBYTE
 BUFFERS_MAX = socket_buffer_bytes(MEMORY_BYTES)
@@ -837,9 +837,9 @@ def test_mappings_are_limited_only_in_the_sandbox_that_has_them(
 def selectable_processors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Allow programs in the sandbox to select a processor and keep it busy. In production, they cannot select one."""
     machine = os.uname().machine
-    if machine in seccomp.ARCHITECTURES:
-        numbers = seccomp.ARCHITECTURES[machine]
-        monkeypatch.setitem(seccomp.ARCHITECTURES, machine, replace(numbers, sched_setaffinity=numbers.io_setup))
+    if machine in syscall_filter.ARCHITECTURES:
+        numbers = syscall_filter.ARCHITECTURES[machine]
+        monkeypatch.setitem(syscall_filter.ARCHITECTURES, machine, replace(numbers, sched_setaffinity=numbers.io_setup))
     bubblewrap_command._assemble_default_filter.cache_clear()
     yield
     bubblewrap_command._assemble_default_filter.cache_clear()

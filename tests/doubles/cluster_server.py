@@ -23,7 +23,7 @@ from sandbox.model.events import AttemptStarted, TaskSubmitted
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.claim_checks import Claims, SharedHostKey
 from sandbox.placements.cluster.host_drains import HostDrains
-from sandbox.placements.cluster.host_statuses import ClusterHosts, EngineHosts, SeenHosts
+from sandbox.placements.cluster.host_inventory import ClusterHosts, EngineHosts, SeenHosts
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import Jobs, JobSettings
 from sandbox.placements.cluster.worker_server import HostRequestProviders, WorkerServer

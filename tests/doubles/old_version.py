@@ -10,7 +10,7 @@ import venv
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from sandbox.runtimes.kernel_uid import LOCK_DIRECTORY
+from sandbox.runtimes.kernel_uid_pool import LOCK_DIRECTORY
 
 REPLACED_MODULES = {"httpx": "httpx2"}
 """Dependencies of old versions that are no longer installed, and the installed modules that replace them."""

@@ -34,19 +34,20 @@ from sandbox.model.fixed_limits import UNFINISHED_TASKS_MAX
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
-from sandbox.placements.local.placement import LocalPreservedDisk, kill_lock_holder
+from sandbox.placements.local.runners_and_disks import LocalPreservedDisk, kill_lock_holder
 from sandbox.server.administration.drain_and_prune import Administration
 from sandbox.server.administration.health import HealthCheck
 from sandbox.server.administration.hosts import Hosts
+from sandbox.server.administration.load_history import LoadHistory
 from sandbox.server.cancellation import Canceller
 from sandbox.server.debug_sessions import DebugSessions
 from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher
+from sandbox.server.drain import Drain
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.index_writer import IndexWriter
-from sandbox.server.journal_tailer import JournalTailer, TaskTracker
+from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
-from sandbox.server.maintenance.load_history import LoadHistory
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.placement_routing import Placements
 from sandbox.server.preserved_sandboxes import PreservedSandboxes
@@ -54,17 +55,11 @@ from sandbox.server.recovery.dead_runner_recovery import RunnerRecovery
 from sandbox.server.recovery.startup_recovery import recover
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runtime_probing import ProbedHost
-from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
-from sandbox.server.start_conditions import Drain, StartConditions
-from sandbox.server.submissions import Submissions, SubmissionStore
+from sandbox.server.scheduler import Scheduler
+from sandbox.server.start_conditions import StartConditions, UnfinishedTaskLimit
+from sandbox.server.submissions import Submissions, SubmissionStore, TaskTracker
 from sandbox.server.task_secrets import TaskSecrets
-from sandbox.server.task_service import (
-    TaskArtifacts,
-    TaskCancellation,
-    TaskDeletion,
-    TaskQueries,
-    TaskSandboxes,
-)
+from sandbox.server.task_services import TaskArtifacts, TaskCancellation, TaskDeletion, TaskQueries, TaskSandboxes
 
 GIB = 1024**3
 TO_RUNNING = (WorkspacePrepared("c" * 40), SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"))

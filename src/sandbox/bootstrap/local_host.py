@@ -37,8 +37,8 @@ from sandbox.placements.local.runner_starters import (
     RunnerStarter,
 )
 from sandbox.placements.local.socket_leftovers import SocketLeftovers
+from sandbox.runtimes.leftover_sandboxes import SandboxLeftovers
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
-from sandbox.runtimes.sandbox_leftovers import SandboxLeftovers
 
 RUNNER_COMMAND = (sys.executable, "-I", "-m", RUNNER_MODULE)
 FORK_SERVER_COMMAND = (sys.executable, "-I", "-m", FORK_SERVER_MODULE)

@@ -63,7 +63,8 @@ from sandbox.model.task import Task
 from sandbox.placements.local.launch_message import LaunchMessage, RunnerSettings, decode_launch_message
 from sandbox.primitives.log_context import ATTEMPT_ID, TASK_ID
 from sandbox.primitives.runner_cpu_throttle import CpuThrottle
-from sandbox.runner.attempt import AttemptCloser, AttemptRunner, DeadRunnerFinisher, check_order_is_current
+from sandbox.runner.attempt import AttemptRunner, check_order_is_current
+from sandbox.runner.attempt_closing import AttemptCloser, DeadRunnerFinisher
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
 from sandbox.runner.control_socket import RenewHandler, record_cancel, serve_control_socket

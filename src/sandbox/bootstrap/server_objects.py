@@ -31,37 +31,31 @@ from sandbox.placements.local.probe_leftovers import ProbeCleanup
 from sandbox.server.administration.drain_and_prune import Administration
 from sandbox.server.administration.health import HealthCheck
 from sandbox.server.administration.hosts import Hosts
+from sandbox.server.administration.load_history import LoadHistory
 from sandbox.server.cancellation import Canceller
 from sandbox.server.debug_sessions import DebugSessions
 from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher
+from sandbox.server.drain import Drain
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.index_writer import IndexWriter
-from sandbox.server.journal_tailer import JournalTailer, TaskTracker
+from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.maintenance.compression import JournalCompressor
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.janitor import Janitor, MaintenanceAction
 from sandbox.server.maintenance.leftover_removal import LeftoverRemover
-from sandbox.server.maintenance.load_history import LoadHistory
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.maintenance.wall_clock_check import WallClockCheck
-from sandbox.server.parent_task_results import discard_unrecorded_tasks
 from sandbox.server.placement_routing import Placements
 from sandbox.server.preserved_sandboxes import PreservationExpiry, PreservedSandboxes
 from sandbox.server.recovery.dead_runner_recovery import RunnerRecovery
-from sandbox.server.recovery.startup_recovery import recover
+from sandbox.server.recovery.startup_recovery import discard_unrecorded_tasks, recover
 from sandbox.server.runner_launcher import RunnerLauncher
-from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
-from sandbox.server.start_conditions import Drain, StartConditions
-from sandbox.server.submissions import Submissions, SubmissionStore
+from sandbox.server.scheduler import Scheduler
+from sandbox.server.start_conditions import StartConditions, UnfinishedTaskLimit
+from sandbox.server.submissions import Submissions, SubmissionStore, TaskTracker
 from sandbox.server.task_secrets import TaskSecrets
-from sandbox.server.task_service import (
-    TaskArtifacts,
-    TaskCancellation,
-    TaskDeletion,
-    TaskQueries,
-    TaskSandboxes,
-)
+from sandbox.server.task_services import TaskArtifacts, TaskCancellation, TaskDeletion, TaskQueries, TaskSandboxes
 from sandbox.server.tracked_task import TrackedTask
 from sandbox.store.sqlite import SqliteStore
 

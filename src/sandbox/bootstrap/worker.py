@@ -38,7 +38,7 @@ from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN, NO_JOIN_TOKEN,
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.errors import SandboxError, error_reason
-from sandbox.placements.local.runner_client import LocalRunnerClient
+from sandbox.placements.runner_client import LocalRunnerClient
 from sandbox.primitives.message_stream import StreamPair
 from sandbox.worker.credential_requests import RunnerCredentialRequests
 from sandbox.worker.server_session import Lease

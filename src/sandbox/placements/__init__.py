@@ -1,1 +1,1 @@
-"""Placements, which start runners. One package per placement."""
+"""Placements, which start runners, one package per placement; and the client of runners that placements share."""

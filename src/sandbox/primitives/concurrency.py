@@ -1,13 +1,15 @@
-"""Runs coroutines and blocking work concurrently, and waits for sockets."""
+"""Runs coroutines and blocking work concurrently, and waits for descriptors."""
 
 import asyncio
 import concurrent.futures
 import contextlib
 import errno
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 T = TypeVar("T")
@@ -48,13 +50,38 @@ async def run_in_daemon_thread(work: Callable[[], T], on_exit: Callable[[], None
 
 
 async def wait_readable(watched: socket.socket | IO[bytes]) -> None:
-    """Return once the socket or pipe is readable or at its end, or once a connection is waiting on the listener."""
+    """Return once the socket or pipe is readable or at its end, or once a connection is waiting on the listener.
+
+    Only one task can wait for an object; see `wait_readable_shared`.
+    """
     loop, readable = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(watched, readable.set)
     try:
         await readable.wait()
     finally:
         loop.remove_reader(watched)
+
+
+async def wait_readable_shared(descriptor: int) -> None:
+    """Wait until the descriptor is readable or, for a pidfd, the process has ended.
+
+    Several tasks can wait at the same time.
+    """
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+    # An event loop keeps one reader per descriptor; a second one would replace it.
+    duplicate_fd = os.dup(descriptor)
+    loop.add_reader(duplicate_fd, _set_readable, readable)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(duplicate_fd)
+        os.close(duplicate_fd)
+
+
+def _set_readable(readable: asyncio.Future[None]) -> None:
+    if not readable.done():
+        readable.set_result(None)
 
 
 async def accept_connection(listener: socket.socket) -> socket.socket:
@@ -101,3 +128,45 @@ class KeyedLock:
         if lock is None:
             lock = self._locks[name] = asyncio.Lock()
         return lock
+
+
+class SingleFlight(Generic[T]):
+    """Runs one measurement at a time; concurrent callers share the result.
+
+    max_age_seconds: how long after the end of a measurement its result may be used.
+    monotonic: returns seconds.
+    """
+
+    def __init__(
+        self, measure: Callable[[], T], max_age_seconds: float, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._measure = measure
+        self._max_age_seconds = max_age_seconds
+        self._monotonic = monotonic
+        self._running: asyncio.Task[T] | None = None
+        self._ended_at = 0.0
+
+    async def result(self) -> T:
+        """Return the result of `measure`, or raise its error.
+
+        If a call is cancelled, the measurement continues. The next caller gets its result unless it is too old.
+        """
+        if self._running is None or self._is_stale(self._running):
+            self._running = asyncio.create_task(run_in_daemon_thread(self._measure), name="measure")
+            self._running.add_done_callback(self._record_end)
+        running = self._running
+        try:
+            return await asyncio.shield(running)
+        finally:
+            if running.done() and self._running is running:
+                self._running = None
+
+    def _record_end(self, _: "asyncio.Task[T]") -> None:
+        self._ended_at = self._monotonic()
+
+    def _is_stale(self, running: "asyncio.Task[T]") -> bool:
+        """Return whether the measurement failed, or ended too long ago."""
+        if not running.done():
+            return False
+        has_failed = running.cancelled() or running.exception() is not None
+        return has_failed or self._monotonic() - self._ended_at > self._max_age_seconds

@@ -4,7 +4,6 @@ A runtime adds a `RuntimeDriver`, which implements the operations that differ be
 """
 
 import asyncio
-import ctypes
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from sandbox.runtimes import disk_ownership, sandbox_processes
 from sandbox.runtimes.bubblewrap_command import require_bwrap
 from sandbox.runtimes.bubblewrap_confinement import BubblewrapConfinement, exposed_paths
 from sandbox.runtimes.disk_ownership import chown_disk, create_disk_directories, restore_disk_ownership
-from sandbox.runtimes.kernel_uid import SANDBOX_UIDS, KernelUidPool
+from sandbox.runtimes.kernel_uid_pool import SANDBOX_UIDS, KernelUidPool
 from sandbox.runtimes.launcher_client import LauncherProcess, attempt_marker, start_launcher
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_kernel_bytes_outside_cgroup
@@ -29,34 +28,7 @@ from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
 from sandbox.runtimes.limits.kernel_watch import wait_for_exceeded_limit
 from sandbox.runtimes.limits.measurement_threads import measure_in_thread
 from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
-
-_PR_SET_CHILD_SUBREAPER = 36
-_PR_GET_CHILD_SUBREAPER = 37
-
-
-class Subreaper:
-    """Makes this process a child subreaper while at least one attempt needs it, then restores the previous state."""
-
-    def __init__(self) -> None:
-        self._attempts: set[str] = set()
-        self._was_subreaper = False
-
-    def acquire(self, attempt_id: str) -> None:
-        """Adopt orphaned descendants (PR_SET_CHILD_SUBREAPER) until the attempt is released."""
-        if not self._attempts:
-            before = ctypes.c_int(0)
-            ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
-            self._was_subreaper = bool(before.value)
-            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self._attempts.add(attempt_id)
-
-    def release(self, attempt_id: str) -> None:
-        """Stop adopting descendants for the attempt. Does nothing if the attempt was not acquired."""
-        had_any = bool(self._attempts)
-        self._attempts.discard(attempt_id)
-        if had_any and not self._attempts and not self._was_subreaper:
-            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-
+from sandbox.runtimes.sandbox_processes import Subreaper
 
 _log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from sandbox.interfaces.runtime import SANDBOX_UID
 from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.runtimes.descriptor_passing import create_memfd
 from sandbox.runtimes.launcher_client import ProgramSpec, attempt_marker, reject_nul
-from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher
-from sandbox.runtimes.sandbox_file_descriptors import create_memfd
+from sandbox.runtimes.seccomp import syscall_filter
 
 _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
 
@@ -90,7 +90,7 @@ def seccomp_arguments(program_spec: ProgramSpec, filter_: bytes | None = None) -
 
 @cache
 def _assemble_default_filter() -> bytes:
-    return seccomp.assemble_filter(os.uname().machine)
+    return syscall_filter.assemble_filter(os.uname().machine)
 
 
 def find_bwrap() -> str | None:

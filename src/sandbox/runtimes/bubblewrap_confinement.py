@@ -12,10 +12,10 @@ from socket import socket
 from sandbox.interfaces.images import IMAGE_FILES
 from sandbox.interfaces.runtime import CERTIFICATE_DIRECTORIES, ConfinedCommand, ConfinementSpec
 from sandbox.runtimes import bubblewrap_command, disk_ownership, rootfs_spec
+from sandbox.runtimes.descriptor_passing import create_memfd
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.programs import launcher
-from sandbox.runtimes.sandbox_file_descriptors import create_memfd
 
 _ATTEMPT_ROOT = PurePosixPath("/attempt")
 """Directory in the confinement that contains the attempt's directories by name, so their host paths are hidden."""

@@ -6,8 +6,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from sandbox.interfaces.runtime import SANDBOX_HOME, SANDBOX_WORKSPACE
+from sandbox.interfaces.runtime import SANDBOX_HOME
 from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.runtimes.rootfs_spec import DISK_DIRECTORIES
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
@@ -92,10 +93,6 @@ def _reject_hard_link(entry: os.DirEntry[str]) -> None:
             f"'{entry.name}' in the workspace has several hard links, so the sandbox could change a file "
             "outside the workspace; clone without hard links.",
         )
-
-
-DISK_DIRECTORIES = {path.removeprefix("/"): path for path in (SANDBOX_WORKSPACE, SANDBOX_HOME, "/tmp")}  # noqa: S108
-"""The agent's directories: paths in the sandbox, keyed by paths on the disk."""
 
 
 def create_disk_directories(disk: Path) -> None:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from sandbox.interfaces.runtime import SANDBOX_UID, Command, ExitStatus, TerminalSize
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.primitives.concurrency import run_in_daemon_thread
+from sandbox.primitives.concurrency import run_in_daemon_thread, wait_readable_shared
 from sandbox.runtimes import sandbox_processes
+from sandbox.runtimes.descriptor_passing import create_memfd
 from sandbox.runtimes.launcher_client import attempt_marker
-from sandbox.runtimes.limits import seccomp
-from sandbox.runtimes.sandbox_file_descriptors import create_memfd, wait_readable
+from sandbox.runtimes.seccomp import syscall_filter
 
 _OPEN_SECONDS = 30.0
 _RESIZE_SECONDS = 1.0
@@ -77,7 +77,7 @@ class ExecTerminal:
         """
         status = await self._process.read_status()
         await self._process.wait()
-        await wait_readable(self._command_pidfd)
+        await wait_readable_shared(self._command_pidfd)
         _reap(self._command_pidfd)
         kind, _, number = status.partition(b" ")
         code = int(number) if kind == b"exit" else None
@@ -218,7 +218,7 @@ class ExecProcess:
         """Return the pty's master and the command's pidfd. Raises AttemptError (sandbox_lost), also on timeout."""
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
-                await wait_readable(self.control.fileno())
+                await wait_readable_shared(self.control.fileno())
         except TimeoutError:
             raise AttemptError(FailureCode.SANDBOX_LOST, "The terminal was not ready in time; try again.") from None
         message, descriptors, _, _ = socket.recv_fds(self.control, 4096, 4)
@@ -231,14 +231,14 @@ class ExecProcess:
 
     async def read_status(self) -> bytes:
         """Return the final status message; empty if the process was killed before it sent this message."""
-        await wait_readable(self.control.fileno())
+        await wait_readable_shared(self.control.fileno())
         with suppress(ConnectionError):
             return self.control.recv(4096)
         return b""
 
     async def wait(self) -> None:
         """Wait for the process to end, reap it and close its descriptors."""
-        await wait_readable(self._pidfd)
+        await wait_readable_shared(self._pidfd)
         self._process.wait()
         self.control.close()
         os.close(self._pidfd)
@@ -299,7 +299,7 @@ def _send_command(control: socket.socket, init_pidfd: int, command: Command) -> 
     files = [
         create_memfd("argv", _join_nul(command.argv)),
         create_memfd("environment", _join_nul([f"{name}={value}" for name, value in variables.items()])),
-        create_memfd("filter", seccomp.assemble_filter(os.uname().machine)),
+        create_memfd("filter", syscall_filter.assemble_filter(os.uname().machine)),
     ]
     try:
         socket.send_fds(control, [b"join"], [init_pidfd, *files])

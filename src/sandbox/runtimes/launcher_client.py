@@ -14,17 +14,18 @@ import msgspec
 from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, Listeners
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, KILL_TIMEOUT_SECONDS
+from sandbox.primitives.concurrency import wait_readable_shared
+from sandbox.runtimes.descriptor_passing import create_memfd, refuse_passed_descriptors
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
 from sandbox.runtimes.limits.epoll_entries import EpollCounter, count_machine_entries
-from sandbox.runtimes.limits.kernel_watch import KernelUsage
+from sandbox.runtimes.limits.kernel_usage import KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingCounter
 from sandbox.runtimes.limits.page_fragments import PageFragmentMeter, SocketMemoryMeter
 from sandbox.runtimes.limits.pending_syscalls import PendingSyscallInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import SlabMeter, SlabStatistics
 from sandbox.runtimes.limits.socket_usage import SocketCounter
 from sandbox.runtimes.programs import launcher
-from sandbox.runtimes.sandbox_file_descriptors import create_memfd, refuse_passed_descriptors, wait_readable
 
 _READY_SECONDS = 30.0
 _EXIT_SECONDS = 1.0
@@ -95,7 +96,7 @@ class LauncherProcess:
         return self._build_listeners(sockets)
 
     async def _receive(self, expected: bytes) -> list[socket.socket]:
-        await wait_readable(self._control.fileno())
+        await wait_readable_shared(self._control.fileno())
         message, descriptors, _, _ = socket.recv_fds(self._control, 4096, _DESCRIPTORS_MAX)
         if message == expected:
             return [socket.socket(fileno=descriptor) for descriptor in descriptors]
@@ -168,11 +169,11 @@ class LauncherProcess:
             finally:
                 os.close(words)
             try:
-                await wait_readable(status.fileno())
+                await wait_readable_shared(status.fileno())
             except asyncio.CancelledError:
                 status.shutdown(socket.SHUT_WR)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(wait_readable(status.fileno()), KILL_TIMEOUT_SECONDS)
+                    await asyncio.wait_for(wait_readable_shared(status.fileno()), KILL_TIMEOUT_SECONDS)
                 raise
             code = status.recv(16)
         if not code:
@@ -203,7 +204,7 @@ class LauncherProcess:
     async def wait(self) -> None:
         """Wait for the process to end and reap it."""
         if self._process.returncode is None:
-            await wait_readable(self._pidfd)
+            await wait_readable_shared(self._pidfd)
             self._process.wait()
 
     async def end(self) -> None:

@@ -1,4 +1,4 @@
-"""A sandbox's root file system: an image or the host's /usr, and an /etc without information about the host."""
+"""A sandbox's root file system: an image or the host's /usr, a separate /etc, and the directories of the disk."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -92,3 +92,7 @@ def etc_files(host_name: str, git_author: str = DEFAULT_GIT_AUTHOR) -> Mapping[s
         "fetch-retry-mintimeout=500\nfetch-retry-maxtimeout=2000\n",
     }
     return {path: text.encode() for path, text in texts.items()}
+
+
+DISK_DIRECTORIES = {path.removeprefix("/"): path for path in (SANDBOX_WORKSPACE, SANDBOX_HOME, "/tmp")}  # noqa: S108
+"""The agent's directories: paths in the sandbox, keyed by paths on the disk."""

@@ -1,9 +1,17 @@
-"""Finds, signals and reaps processes on this machine, through /proc. Zombies are treated as gone."""
+"""Finds, signals, waits for, adopts and reaps the processes of sandboxes on this machine.
 
+Processes are found through /proc. Zombies are treated as gone.
+"""
+
+import asyncio
+import ctypes
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+
+from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
+from sandbox.primitives.concurrency import wait_readable_shared
 
 _FLAGS_FIELD = 6
 """Index of a process's flags among the fields of /proc/PID/stat that follow the name."""
@@ -57,6 +65,16 @@ def find_first_command(init_pid: int) -> int | None:
     children = map(int, _read(init_pid, f"task/{init_pid}/children").split())
     first = next((pid for pid in children if read_namespace_pid(pid) == 2), None)
     return first if first is not None and _has_executed(first) else None
+
+
+async def wait_for_exit(pidfd: int) -> bool:
+    """Wait for a killed process. Return whether it ended within KILL_TIMEOUT_SECONDS."""
+    try:
+        async with asyncio.timeout(KILL_TIMEOUT_SECONDS):
+            await wait_readable_shared(pidfd)
+    except TimeoutError:
+        return False
+    return True
 
 
 @contextmanager
@@ -145,3 +163,31 @@ def _read(pid: int, name: str) -> bytes:
         return b""
     finally:
         os.close(descriptor)
+
+
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_GET_CHILD_SUBREAPER = 37
+
+
+class Subreaper:
+    """Makes this process a child subreaper while at least one attempt needs it, then restores the previous state."""
+
+    def __init__(self) -> None:
+        self._attempts: set[str] = set()
+        self._was_subreaper = False
+
+    def acquire(self, attempt_id: str) -> None:
+        """Adopt orphaned descendants (PR_SET_CHILD_SUBREAPER) until the attempt is released."""
+        if not self._attempts:
+            before = ctypes.c_int(0)
+            ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+            self._was_subreaper = bool(before.value)
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._attempts.add(attempt_id)
+
+    def release(self, attempt_id: str) -> None:
+        """Stop adopting descendants for the attempt. Does nothing if the attempt was not acquired."""
+        had_any = bool(self._attempts)
+        self._attempts.discard(attempt_id)
+        if had_any and not self._attempts and not self._was_subreaper:
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)

@@ -22,8 +22,8 @@ from sandbox.model.task_state import TaskState
 from sandbox.primitives.log_context import bind_task
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runtime_probing import ProbedHost
-from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
-from sandbox.server.start_conditions import StartConditions
+from sandbox.server.scheduler import Scheduler
+from sandbox.server.start_conditions import StartConditions, UnfinishedTaskLimit
 from sandbox.server.tracked_task import ServerOwned, TrackedTask, TrackedTasks
 
 _PROVISION_FAILURES = frozenset({FailureCode.PROVISION_FAILED, FailureCode.PROVISION_TIMEOUT})

@@ -1,12 +1,15 @@
-"""Writes tasks to the index, many in one transaction."""
+"""Writes tasks to the index, many in one transaction: after each change, and from the journals."""
 
 import asyncio
 import logging
+from collections.abc import Collection, Iterable
 from contextvars import Context
 from functools import partial
 from typing import NamedTuple
 
+from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.store import IndexedTask, Store
+from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import INDEX_INTERVAL_SECONDS
 
 _log = logging.getLogger(__name__)
@@ -106,3 +109,48 @@ def _complete(written: asyncio.Future[None], error: Exception | None = None) -> 
         written.set_result(None)
     else:
         written.set_exception(error)
+
+
+_BATCH_SIZE = 200
+
+
+def update_index(journals: Journals, store: Store) -> dict[str, str]:
+    """Index tasks that the store lacks or that another version indexed. Return the result of `index_journals`."""
+    unknown, outdated = set(journals.task_ids()) - store.task_ids(), frozenset(store.outdated_task_ids())
+    return index_journals(journals, store, sorted(unknown | outdated), previously_indexed=outdated)
+
+
+def index_journals(
+    journals: Journals, store: Store, task_ids: Iterable[str], *, previously_indexed: Collection[str] = ()
+) -> dict[str, str]:
+    """Index the current journals of these tasks. Return why tasks could not be indexed, keyed by task id.
+
+    The rows of such tasks in the store are left unchanged. previously_indexed: for these tasks, a journal without a
+    task is an error. For others, the journal is left over from a crash before the submission was acknowledged. Raises
+    StoreError.
+    """
+    skipped: dict[str, str] = {}
+    indexed: list[IndexedTask] = []
+    for task_id in task_ids:
+        try:
+            indexed += _read_indexed(journals, task_id, is_indexed=task_id in previously_indexed)
+        except (SandboxError, OSError) as error:
+            skipped[task_id] = str(error)
+        if len(indexed) >= _BATCH_SIZE:
+            store.save_all(indexed)
+            indexed.clear()
+    store.save_all(indexed)
+    return skipped
+
+
+def _read_indexed(journals: Journals, task_id: str, *, is_indexed: bool) -> list[IndexedTask]:
+    replay_state = journals.replay(task_id)
+    if replay_state.task is None:
+        if is_indexed:
+            raise OSError(f"The journal of {task_id} contains no task; restore the journal from a backup.")
+        return []
+    if replay_state.task.id != task_id:
+        raise OSError(
+            f"The journal in the directory of {task_id} belongs to task {replay_state.task.id}; move the journal back."
+        )
+    return [IndexedTask(replay_state.task, replay_state.offset)]

@@ -1,7 +1,6 @@
 """Tails the journals of unfinished tasks, updates the index and notifies subscribers."""
 
 import asyncio
-import contextlib
 import logging
 
 from sandbox.interfaces.clock import Clock
@@ -23,7 +22,7 @@ from sandbox.server.event_stream import Broadcast
 from sandbox.server.index_writer import IndexWriter
 from sandbox.server.recovery.dead_runner_recovery import RunnerRecovery
 from sandbox.server.recovery.journal_replay_threads import JournalReplayer
-from sandbox.server.tracked_task import NoKnownOwner, ServerOwned, TrackedTask, TrackedTasks
+from sandbox.server.tracked_task import NoKnownOwner, ServerOwned, TrackedTask
 
 _POLL_SLOWDOWN_MAX = 10
 """The pause between reads of a silent journal grows by up to this factor."""
@@ -213,41 +212,6 @@ def _wait_seconds(tracked: TrackedTask, poll_pause_seconds: float, *, is_watched
     if isinstance(tracked.owner, ServerOwned):
         return RUNNER_SILENCE_SECONDS if is_watched else LOSS_CHECK_INTERVAL_SECONDS
     return LOSS_CHECK_INTERVAL_SECONDS if is_watched else poll_pause_seconds
-
-
-class TaskTracker:
-    """Tracks unfinished tasks: the dispatcher launches them, and the tailer follows their journals.
-
-    tracked_tasks: the tasks, keyed by id. Other components only read this mapping.
-    """
-
-    def __init__(self, tracked_tasks: TrackedTasks, dispatcher: Dispatcher, journal_tailer: JournalTailer) -> None:
-        self.tracked_tasks = tracked_tasks
-        self._dispatcher = dispatcher
-        self._journal_tailer = journal_tailer
-
-    def track(self, *tracked_tasks: TrackedTask, submission: e.Record | None = None) -> None:
-        """Start tracking tasks that are in the journal and the store. Pending tasks are queued.
-
-        submission: record 1 of a new task, which is published to subscribers.
-        """
-        for tracked in tracked_tasks:
-            self._dispatcher.add(tracked)
-            self._journal_tailer.start(tracked, submission)
-        self._dispatcher.dispatch()
-
-    def dispatch(self) -> None:
-        """Launch the tasks that fit now that resources of the host have become free."""
-        self._dispatcher.dispatch()
-
-    async def close(self) -> None:
-        """Wait for running launches, then stop following journals and release the journals' locks. Tasks continue."""
-        await self._dispatcher.close()
-        await self._journal_tailer.close()
-        for tracked in self.tracked_tasks.values():
-            if isinstance(tracked.owner, ServerOwned):
-                with contextlib.suppress(OSError):
-                    tracked.owner.recorder.writer.close()
 
 
 def _log_transition(task: Task, transition: e.Transition) -> None:

@@ -8,23 +8,15 @@ from functools import partial
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import Recorder
-from sandbox.interfaces.placement import Loss, ReservedHost
+from sandbox.interfaces.placement import ReservedHost
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunnerNotStartedError
-from sandbox.model.events import (
-    AttemptFailed,
-    AttemptStarted,
-    AttemptTornDown,
-    FollowUp,
-    FollowUpSkipped,
-    TaskFinished,
-)
+from sandbox.model.events import AttemptFailed, AttemptStarted, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.retry import next_follow_up
-from sandbox.model.state_machine import failure_event
 from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.server.placement_routing import Placements, takes_over_disk
+from sandbox.server.recovery.task_ending import end_without_follow_up
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import JournalOwner, NoKnownOwner, RunnerOwned, ServerOwned, TrackedTask
 
@@ -184,47 +176,3 @@ async def _fail_start(recorder: Recorder, failure: Failure, *, is_first: bool) -
     else:
         await asyncio.to_thread(recorder.record, AttemptFailed(failure))
     return NoKnownOwner()
-
-
-def end_without_follow_up(recorder: Recorder, failure: Failure) -> None:
-    """End the task without another attempt, because parts of the last one may still be running.
-
-    If the outcome is complete and its files are collected, the outcome is kept. Otherwise, the task fails.
-    """
-    if not recorder.task.needs_only_teardown:
-        _record_failure(recorder, failure)
-    recorder.record(TaskFinished())
-
-
-def end_lost_attempt(recorder: Recorder, loss: Loss) -> None:
-    """End an attempt whose host was abandoned; if no other attempt follows, end the task.
-
-    The disk is gone, so no attempt can take it over, and nothing can be collected.
-    """
-    task, failure = recorder.task, Failure(loss.code, _lost_message(loss))
-    if task.attempt_state is TaskState.RUNNING or not (task.needs_only_teardown or task.failure is not None):
-        recorder.record(failure_event(task, failure))
-    while (follow_up := next_follow_up(recorder.task)) is not None:
-        if follow_up is not FollowUp.RESUME:
-            recorder.record(AttemptTornDown())
-            return
-        recorder.record(FollowUpSkipped(follow_up, "The disk of the attempt was lost."))
-    end_without_follow_up(recorder, failure)
-
-
-def _lost_message(loss: Loss) -> str:
-    """Return the engine's reason, such as `OOMKilled`, and what to do. The reason replaces the general cause."""
-    cause = loss.reason.rstrip(".") or _LOSS_CAUSES[loss.code]
-    return f"{cause}. The work of the task is lost. Submit the task again."
-
-
-_LOSS_CAUSES = {
-    FailureCode.RUNNER_LOST: "The worker of the task was ended",
-    FailureCode.HOST_LOST: "The task's host is no longer responding",
-}
-
-
-def _record_failure(recorder: Recorder, failure: Failure) -> None:
-    recorder.record(failure_event(recorder.task, failure))
-    while (follow_up := next_follow_up(recorder.task)) is not None:
-        recorder.record(FollowUpSkipped(follow_up, failure.message))

@@ -1,64 +1,13 @@
 """The scheduler: starts the oldest task that fits. Smaller tasks may overtake a larger one, up to a limit."""
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
-
-from sandbox.interfaces.server_services import Occupancy, UnavailableError
-from sandbox.model import fixed_limits
+from sandbox.interfaces.server_services import Occupancy
 from sandbox.model.fixed_limits import MEMORY_AVAILABLE_BYTES_MIN, QUEUE_OVERTAKES_MAX
 from sandbox.model.formatting import format_gib
-from sandbox.model.manifest.schema import Manifest, encode_manifest
 from sandbox.model.resources import Resources
-
-
-class UnfinishedTaskLimit:
-    """Limits the number of unfinished tasks and the total size of their manifests, which the server keeps in memory."""
-
-    def __init__(self, tasks_max: int) -> None:
-        self._tasks_max = tasks_max
-        self._sizes: dict[object, int] = {}
-        self._total_bytes = 0
-
-    def add(self, task_id: str, manifest: Manifest) -> None:
-        """Count a task, even above the limits."""
-        self._count(task_id, _size_bytes(manifest))
-
-    def remove(self, task_id: object) -> None:
-        """Stop counting a task; unknown ids are ignored."""
-        self._total_bytes -= self._sizes.pop(task_id, 0)
-
-    @contextmanager
-    def reserved(self, manifest: Manifest) -> Iterator[None]:
-        """Count a task that is being accepted. Raises UnavailableError if a limit would be exceeded."""
-        size_bytes = _size_bytes(manifest)
-        if len(self._sizes) >= self._tasks_max:
-            raise UnavailableError(
-                f"The server has {self._tasks_max} unfinished tasks, its maximum; submit the task again later."
-            )
-        if self._sizes and self._total_bytes + size_bytes > fixed_limits.UNFINISHED_MANIFEST_BYTES_MAX:
-            limit = f"{fixed_limits.UNFINISHED_MANIFEST_BYTES_MAX // 1024**2} MiB"
-            raise UnavailableError(
-                f"The manifests of unfinished tasks would exceed {limit}; submit the task again later."
-            )
-        key = object()
-        self._count(key, size_bytes)
-        try:
-            yield
-        finally:
-            self.remove(key)
-
-    def _count(self, key: object, size_bytes: int) -> None:
-        self.remove(key)
-        self._sizes[key] = size_bytes
-        self._total_bytes += size_bytes
-
-
-def _size_bytes(manifest: Manifest) -> int:
-    return len(msgspec.json.encode(manifest, enc_hook=encode_manifest))
 
 
 @dataclass(slots=True)

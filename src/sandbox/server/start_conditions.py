@@ -1,58 +1,19 @@
-"""What prevents tasks from starting: a drain, an unusable host, missing model keys, a full disk."""
+"""What prevents tasks from starting: a drain, an unusable host, missing model keys, a full disk.
 
-import threading
+Also the limit on unfinished tasks, which prevents the server from accepting more.
+"""
+
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
-from pathlib import Path
+from contextlib import contextmanager
+
+import msgspec
 
 from sandbox.interfaces.server_services import UnavailableError
-from sandbox.model.manifest.schema import Manifest
-from sandbox.primitives.files import fsync_path, write_durably
+from sandbox.model import fixed_limits
+from sandbox.model.manifest.schema import Manifest, encode_manifest
+from sandbox.server.drain import DRAINING_REASON, Drain
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.runtime_probing import ProbedHost
-
-DRAINING_REASON = "The server is being drained: it accepts and starts no tasks until `sandbox admin drain --undo`."
-
-
-class Drain:
-    """Drain mode, stored in a file, so it survives restarts. since: None if the server is not draining."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self._file = data_dir / "draining"
-        self._lock = threading.Lock()
-        self.since = self._read()
-
-    def start(self, now: datetime) -> None:
-        """Start draining. Idempotent: the first start time is kept. Raises UnavailableError."""
-        with self._lock:
-            if self.since is None:
-                self._write(now)
-                self.since = now
-
-    def undo(self) -> None:
-        """Stop draining. Idempotent. Raises UnavailableError."""
-        with self._lock:
-            try:
-                self._file.unlink(missing_ok=True)
-                fsync_path(self._file.parent)
-            except OSError as error:
-                raise UnavailableError(f"The drain could not be undone: {error}; try again.") from error
-            self.since = None
-
-    def _write(self, now: datetime) -> None:
-        try:
-            write_durably(self._file, now.astimezone(UTC).isoformat().encode())
-        except OSError as error:
-            raise UnavailableError(f"The drain could not be stored: {error}; try again.") from error
-
-    def _read(self) -> datetime | None:
-        """Return when the drain started. An unreadable file counts as a drain."""
-        try:
-            return datetime.fromisoformat(self._file.read_text())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError):
-            return datetime.fromtimestamp(0, UTC)
 
 
 class StartConditions:
@@ -110,3 +71,49 @@ class StartConditions:
 
 def _missing_key_reason(settings: Iterable[str]) -> str:
     return f"No model key is set: set {' or '.join(settings)} and restart the server."
+
+
+class UnfinishedTaskLimit:
+    """Limits the number of unfinished tasks and the total size of their manifests, which the server keeps in memory."""
+
+    def __init__(self, tasks_max: int) -> None:
+        self._tasks_max = tasks_max
+        self._sizes: dict[object, int] = {}
+        self._total_bytes = 0
+
+    def add(self, task_id: str, manifest: Manifest) -> None:
+        """Count a task, even above the limits."""
+        self._count(task_id, _size_bytes(manifest))
+
+    def remove(self, task_id: object) -> None:
+        """Stop counting a task; unknown ids are ignored."""
+        self._total_bytes -= self._sizes.pop(task_id, 0)
+
+    @contextmanager
+    def reserved(self, manifest: Manifest) -> Iterator[None]:
+        """Count a task that is being accepted. Raises UnavailableError if a limit would be exceeded."""
+        size_bytes = _size_bytes(manifest)
+        if len(self._sizes) >= self._tasks_max:
+            raise UnavailableError(
+                f"The server has {self._tasks_max} unfinished tasks, its maximum; submit the task again later."
+            )
+        if self._sizes and self._total_bytes + size_bytes > fixed_limits.UNFINISHED_MANIFEST_BYTES_MAX:
+            limit = f"{fixed_limits.UNFINISHED_MANIFEST_BYTES_MAX // 1024**2} MiB"
+            raise UnavailableError(
+                f"The manifests of unfinished tasks would exceed {limit}; submit the task again later."
+            )
+        key = object()
+        self._count(key, size_bytes)
+        try:
+            yield
+        finally:
+            self.remove(key)
+
+    def _count(self, key: object, size_bytes: int) -> None:
+        self.remove(key)
+        self._sizes[key] = size_bytes
+        self._total_bytes += size_bytes
+
+
+def _size_bytes(manifest: Manifest) -> int:
+    return len(msgspec.json.encode(manifest, enc_hook=encode_manifest))

@@ -1,4 +1,4 @@
-"""Accepts tasks, and records each submission exactly once."""
+"""Accepts tasks, records each submission exactly once, and starts tracking the tasks."""
 
 import asyncio
 import contextlib
@@ -20,6 +20,7 @@ from sandbox.interfaces.server_services import (
     UnavailableError,
 )
 from sandbox.interfaces.store import DuplicateTaskError, IndexedTask, Store, StoreError
+from sandbox.model import events as e
 from sandbox.model.events import Idempotency, Record, TaskSubmitted
 from sandbox.model.fixed_limits import IDEMPOTENCY_SECONDS
 from sandbox.model.manifest.schema import Manifest
@@ -28,10 +29,10 @@ from sandbox.model.task import Task
 from sandbox.primitives.concurrency import KeyedLock
 from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.index_writer import IndexWriter
-from sandbox.server.journal_tailer import TaskTracker
+from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.parent_task_results import discard_inheritance, store_inheritance
 from sandbox.server.start_conditions import StartConditions
-from sandbox.server.tracked_task import ServerOwned, TrackedTask
+from sandbox.server.tracked_task import ServerOwned, TrackedTask, TrackedTasks
 
 _log = logging.getLogger(__name__)
 _SHUTTING_DOWN_MESSAGE = "The server is shutting down; submit the task again later."
@@ -112,6 +113,41 @@ class SubmissionStore:
         except (JournalDamagedError, IllegalEventError) as error:
             return UnavailableError(f"Task {task_id} already exists, but cannot be read: {error.message}")
         return DuplicateTaskError(existing) if existing else UnavailableError(f"Task {task_id} is being submitted.")
+
+
+class TaskTracker:
+    """Tracks unfinished tasks: the dispatcher launches them, and the tailer follows their journals.
+
+    tracked_tasks: the tasks, keyed by id. Other components only read this mapping.
+    """
+
+    def __init__(self, tracked_tasks: TrackedTasks, dispatcher: Dispatcher, journal_tailer: JournalTailer) -> None:
+        self.tracked_tasks = tracked_tasks
+        self._dispatcher = dispatcher
+        self._journal_tailer = journal_tailer
+
+    def track(self, *tracked_tasks: TrackedTask, submission: e.Record | None = None) -> None:
+        """Start tracking tasks that are in the journal and the store. Pending tasks are queued.
+
+        submission: record 1 of a new task, which is published to subscribers.
+        """
+        for tracked in tracked_tasks:
+            self._dispatcher.add(tracked)
+            self._journal_tailer.start(tracked, submission)
+        self._dispatcher.dispatch()
+
+    def dispatch(self) -> None:
+        """Launch the tasks that fit now that resources of the host have become free."""
+        self._dispatcher.dispatch()
+
+    async def close(self) -> None:
+        """Wait for running launches, then stop following journals and release the journals' locks. Tasks continue."""
+        await self._dispatcher.close()
+        await self._journal_tailer.close()
+        for tracked in self.tracked_tasks.values():
+            if isinstance(tracked.owner, ServerOwned):
+                with contextlib.suppress(OSError):
+                    tracked.owner.recorder.writer.close()
 
 
 class Submissions:

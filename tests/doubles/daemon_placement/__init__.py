@@ -23,7 +23,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.model.resources import Resources
-from sandbox.placements.local.runner_client import RunnerClient
+from sandbox.placements.runner_client import RunnerClient
 
 NAME = "daemon"
 POLL_SECONDS = 0.1

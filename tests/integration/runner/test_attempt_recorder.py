@@ -233,7 +233,7 @@ async def test_collection_is_retried_on_a_full_disk_until_the_collect_timeout(ma
         return PatchResult()
 
     monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.patch", patch)
-    monkeypatch.setattr("sandbox.runner.attempt.RETRY_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt_closing.RETRY_PAUSE_SECONDS", 0.01)
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, len(targets)) == (TaskState.COMPLETED, 3)
     assert "task-1.patch" in harness.artifacts

@@ -15,7 +15,7 @@ from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runner import OpenTerminal, Reply
 from sandbox.interfaces.runtime import SANDBOX_HOME, Command, ExitStatus
 from sandbox.interfaces.terminal_frames import EndFrame, WriteAccessFrame
-from sandbox.placements.local.runner_client import LocalRunnerClient
+from sandbox.placements.runner_client import LocalRunnerClient
 from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.debug_session_runner import DebugSessionRunner, launch_spec_without_agent

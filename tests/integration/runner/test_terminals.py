@@ -18,7 +18,7 @@ from sandbox.interfaces.terminal_frames import (
 )
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import TERMINAL_REPLAY_BYTES, TERMINALS_MAX
-from sandbox.placements.local.runner_client import LocalRunnerClient
+from sandbox.placements.runner_client import LocalRunnerClient
 from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner import terminals as terminals_module
 from sandbox.runner.control_socket import serve_control_socket

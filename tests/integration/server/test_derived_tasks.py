@@ -25,9 +25,9 @@ from sandbox.model import events as e
 from sandbox.model import fixed_limits
 from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.server import derived_tasks, parent_task_results, submissions
-from sandbox.server.maintenance.integrity import DiscrepancyKind, IntegrityCheck
-from sandbox.server.parent_task_results import discard_unrecorded_tasks
+from sandbox.server import conversation_text, derived_tasks, parent_task_results, submissions
+from sandbox.server.administration.integrity import DiscrepancyKind, IntegrityCheck
+from sandbox.server.recovery.startup_recovery import discard_unrecorded_tasks
 
 PATCH = b"diff --git a/a b/a\n"
 CONVERSATION = (e.AgentMessage("I did it."),)
@@ -129,7 +129,7 @@ async def test_chain_has_earlier_and_later_tasks(components, monkeypatch):
         assert await chain("task-1") == await chain("task-2") == ["task-1", "task-2", "task-3", "task-4"]
         assert await chain("task-3") == ["task-1", "task-2", "task-3"]
         assert await chain("other") == ["other"]
-        monkeypatch.setattr("sandbox.server.task_service.CHAIN_TOTALS_TASKS_MAX", 3)
+        monkeypatch.setattr("sandbox.server.task_services.CHAIN_TOTALS_TASKS_MAX", 3)
         assert await chain("task-1") == ["task-1", "task-2", "task-3"]
 
 
@@ -271,7 +271,7 @@ async def test_plan_reports_that_the_earlier_task_was_deleted_in_the_meantime(co
         owner, name = (
             (derived_tasks, "_inherit_files")
             if moment == "before its files are read"
-            else (derived_tasks.ConversationText, "add_event")
+            else (conversation_text.ConversationText, "add_event")
         )
         original, deleted = getattr(owner, name), []
 

@@ -32,7 +32,7 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import SandboxError
 from sandbox.placements.cluster import image_transfers
-from sandbox.placements.cluster.worker_session import prepare_image
+from sandbox.placements.cluster.host_allocator import prepare_image
 from sandbox.worker import task_image
 from sandbox.worker.task_image import TaskImage
 

@@ -7,7 +7,7 @@ import pytest
 
 from sandbox.interfaces.runtime import Command, ConfinedCommand, ConfinementSpec, SandboxSpec
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes.bubblewrap.sandbox import build_program_spec
+from sandbox.runtimes.bubblewrap.command_line import build_program_spec
 from sandbox.runtimes.bubblewrap_confinement import BubblewrapConfinement
 from sandbox.runtimes.launcher_client import LauncherProcess
 from sandbox.runtimes.limits.cgroups import ControlGroup

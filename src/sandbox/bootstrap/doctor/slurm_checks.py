@@ -22,7 +22,7 @@ from sandbox.interfaces.cluster_engine import EngineUnavailableError
 from sandbox.model.errors import error_reason
 from sandbox.model.manifest.schema import Vm
 from sandbox.model.printable import replace_unprintable, replacement_character
-from sandbox.placements.cluster.host_statuses import load_seen_hosts
+from sandbox.placements.cluster.host_inventory import load_seen_hosts
 
 _COMMANDS = ("sbatch", "squeue", "scancel", "sinfo")
 _COMMAND_SECONDS = 15.0

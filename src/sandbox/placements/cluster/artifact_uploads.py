@@ -19,7 +19,7 @@ from sandbox.interfaces.worker_messages import WORKER_MESSAGE_BYTES_MAX, Artifac
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import WORKER_ARTIFACTS_MAX
-from sandbox.placements.cluster.jobs import Job
+from sandbox.placements.cluster.job_state import Job
 from sandbox.primitives.message_stream import InvalidMessageError, read_message
 
 T = TypeVar("T")

@@ -19,7 +19,8 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import error_reason
 from sandbox.placements.cluster.host_drains import HostDrains
-from sandbox.placements.cluster.jobs import Job, Jobs
+from sandbox.placements.cluster.job_state import Job
+from sandbox.placements.cluster.jobs import Jobs
 from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
 from sandbox.primitives.worker_host_proof import compute_host_proof, is_host_proof
 

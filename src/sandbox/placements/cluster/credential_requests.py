@@ -21,7 +21,7 @@ from sandbox.interfaces.git_credentials import (
 )
 from sandbox.interfaces.journal import JournalDamagedError, TaskReplicas
 from sandbox.model.errors import error_reason
-from sandbox.placements.cluster.jobs import Job
+from sandbox.placements.cluster.job_state import Job
 
 FindCloneCredentials = Callable[[str, CredentialQuery], Credentials]
 """Finds the credentials for a clone of a repository URL, if the query is for its protocol and host.

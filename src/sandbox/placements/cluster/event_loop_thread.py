@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from sandbox.interfaces.placement import HostUnreachableError
-from sandbox.interfaces.terminal_frames import ClientFrame, RunnerFrame, TerminalConnection
 
 T = TypeVar("T")
 
@@ -67,23 +66,3 @@ async def _cancel_all() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
     for _ in range(_CLOSING_STEPS):
         await asyncio.sleep(0)
-
-
-class LoopThreadTerminal:
-    """Implements `interfaces.terminal_frames.TerminalConnection` for a connection in the event loop's thread."""
-
-    def __init__(self, inner: TerminalConnection, thread: LoopThread) -> None:
-        self._inner = inner
-        self._thread = thread
-
-    async def read(self) -> RunnerFrame:
-        """Implements `TerminalConnection.read`."""
-        return await self._thread.run(self._inner.read())
-
-    async def send(self, frame: ClientFrame) -> None:
-        """Implements `TerminalConnection.send`."""
-        await self._thread.run(self._inner.send(frame))
-
-    async def close(self) -> None:
-        """Implements `TerminalConnection.close`."""
-        await self._thread.run(self._inner.close())

@@ -1,17 +1,21 @@
-"""Runners and preserved disks on the hosts of workers, as the server uses them."""
+"""Runners, terminals, preserved disks and files of attempts on the hosts of workers, as the server uses them."""
 
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any
 
 from sandbox.interfaces.journal import LockState
-from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
+from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError, Leftover, LeftoverScan
 from sandbox.interfaces.runner import CancelAttempt, OpenTerminal, Reply, RunDebugSession
-from sandbox.interfaces.terminal_frames import TerminalConnection
+from sandbox.interfaces.terminal_frames import ClientFrame, RunnerFrame, TerminalConnection
 from sandbox.interfaces.worker_messages import (
+    HasDisk,
+    HasDiskOrHandle,
+    HasSameSecrets,
+    HasSandboxHandle,
     IsResponsive,
     KillRunner,
     LockDisk,
@@ -21,9 +25,9 @@ from sandbox.interfaces.worker_messages import (
     UnlockDisk,
 )
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS, SANDBOX_TEARDOWN_SECONDS
-from sandbox.placements.cluster.event_loop_thread import LoopThreadTerminal
+from sandbox.placements.cluster.event_loop_thread import LoopThread
 from sandbox.placements.cluster.requests_to_workers import LAUNCH_SECONDS, Workers
-from sandbox.placements.local.runner_client import RunnerClient
+from sandbox.placements.runner_client import RunnerClient
 
 _MARGIN_SECONDS = 2.0
 _lock_ids = itertools.count(1)
@@ -129,3 +133,65 @@ class RemotePreservedDisk:
         self, request: Request, result_type: Any, timeout_seconds: float = CONTROL_REQUEST_TIMEOUT_SECONDS
     ) -> Any:
         return await self._workers.request(self._location, request, result_type, timeout_seconds)
+
+
+class ClusterFiles:
+    """Implements `interfaces.placement.AttemptFiles`. Workers remove the leftovers on their hosts themselves."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+
+    def has_disk(self, location: AttemptLocation) -> bool:
+        """Implements `AttemptFiles.has_disk`."""
+        return self._ask(location, HasDisk(location.attempt_id))
+
+    def has_disk_or_handle(self, location: AttemptLocation) -> bool:
+        """Implements `AttemptFiles.has_disk_or_handle`."""
+        return self._ask(location, HasDiskOrHandle(location.attempt_id))
+
+    def has_same_secrets(self, location: AttemptLocation, secrets: Mapping[str, str]) -> bool:
+        """Implements `AttemptFiles.has_same_secrets`."""
+        return self._ask(location, HasSameSecrets(location.attempt_id, dict(secrets)))
+
+    def has_sandbox_handle(self, task_id: str) -> bool:
+        """Implements `AttemptFiles.has_sandbox_handle`."""
+        job = self._workers.jobs.of_task(task_id)
+        if job is None:
+            return False
+        return self._ask(AttemptLocation(task_id, job.stored.attempt_ids[-1], job.identity.name), HasSandboxHandle())
+
+    async def scan(self) -> LeftoverScan:
+        """Return no leftovers, because each worker removes the leftovers on its host when it starts."""
+        return LeftoverScan((), {})
+
+    async def clean_up(self, leftover: Leftover, *, keeps_disk: bool) -> None:
+        """Do nothing; see `scan`."""
+
+    async def clean_up_unowned(self, kind: str, attempt_id: str) -> None:
+        """Do nothing; see `scan`."""
+
+    def _ask(self, location: AttemptLocation, request: Request) -> bool:
+        """Send a request to the attempt's worker. A worker that was abandoned or never started has no files."""
+        if not self._workers.has_files(location):
+            return False
+        return bool(self._workers.request_blocking(location, request, bool))
+
+
+class LoopThreadTerminal:
+    """Implements `interfaces.terminal_frames.TerminalConnection` for a connection in the event loop's thread."""
+
+    def __init__(self, inner: TerminalConnection, thread: LoopThread) -> None:
+        self._inner = inner
+        self._thread = thread
+
+    async def read(self) -> RunnerFrame:
+        """Implements `TerminalConnection.read`."""
+        return await self._thread.run(self._inner.read())
+
+    async def send(self, frame: ClientFrame) -> None:
+        """Implements `TerminalConnection.send`."""
+        await self._thread.run(self._inner.send(frame))
+
+    async def close(self) -> None:
+        """Implements `TerminalConnection.close`."""
+        await self._thread.run(self._inner.close())

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.interfaces.images import ImageReference, ImageUnusableError
+from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.interfaces.placement import HostUnreachableError
 from sandbox.interfaces.runner import RunnerNotStartedError
@@ -24,7 +24,6 @@ from sandbox.interfaces.worker_messages import (
     CallResult,
     FindImage,
     Heartbeat,
-    ImagePreparation,
     JoinStream,
     Launch,
     OpenStream,
@@ -232,21 +231,3 @@ def _convert_error(request: Request, answer: CallResult) -> Exception:
     """Return the worker's error, or an OSError if requests of this type cannot fail with that error."""
     expected = {error.__name__: error for error in _ERRORS.get(type(request), ())}
     return expected.get(answer.error, OSError)(answer.message)
-
-
-async def prepare_image(
-    session: WorkerSession, profile: str, image: ImageReference | None, timeout_seconds: float
-) -> ImagePreparation:
-    """Have a worker fetch an image unless its host has the image. Raises ImageUnusableError, OSError.
-
-    image: None if the server has no image of the profile.
-    """
-    session.image_offer.replace(image)
-    answer: ImagePreparation = await session.call(PrepareImage(profile, image), ImagePreparation, timeout_seconds)
-    has_image = (answer.image and answer.image.digest) == (image and image.digest)
-    if not (has_image if answer.is_ready else image is not None):
-        expected = "the host's own /usr" if image is None else image.name
-        raise ImageUnusableError(f"The worker has prepared another image instead of {expected}.")
-    if answer.is_ready:
-        session.image_offer.replace(None)
-    return answer

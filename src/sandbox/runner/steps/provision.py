@@ -12,23 +12,14 @@ import msgspec
 
 from sandbox.interfaces.agent import AgentDriver, AgentLaunchSpec
 from sandbox.interfaces.images import HOST_IMAGE, ImageLocks
-from sandbox.interfaces.runtime import (
-    HANDLE_VERSION,
-    Confine,
-    Confinement,
-    ConfinementSpec,
-    Runtime,
-    Sandbox,
-    SandboxHandle,
-    SandboxSpec,
-)
+from sandbox.interfaces.runtime import Confine, Confinement, ConfinementSpec, Runtime, Sandbox, SandboxSpec
 from sandbox.model.egress import egress_rules, transparent_ports
-from sandbox.model.errors import SandboxError
 from sandbox.model.events import ErrorReported, SandboxCreated
 from sandbox.model.fixed_limits import SANDBOX_PROCESSES_MAX
-from sandbox.primitives.files import open_granting_access, write_durably
+from sandbox.primitives.files import open_granting_access
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.parent_task_results import manifest_with_earlier_conversation, read_inherited_session
+from sandbox.runner.sandbox_handles import prepare_handle
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -80,12 +71,6 @@ def _remove_entry(directory_fd: int, name: str) -> None:
         return
     except IsADirectoryError:
         os.rename(name, f"{name}.aside-{secrets.token_hex(4)}", src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
-
-
-class HandleTooNewError(SandboxError):
-    """The sandbox was created by a newer version, and only that version can destroy it."""
-
-    code = "handle_too_new"
 
 
 class ProvisionedSandbox(msgspec.Struct, frozen=True):
@@ -142,30 +127,6 @@ class ProvisionStep(msgspec.Struct, frozen=True):
         if sandbox.slow_reason is not None:
             attempt.recorder.record(ErrorReported("sandbox_slow", sandbox.slow_reason))
         return ProvisionedSandbox(sandbox, launch_spec, task_key)
-
-
-def prepare_handle(attempt: AttemptContext, runtime: Runtime) -> SandboxHandle:
-    """Create the sandbox's handle and store it before the sandbox exists. Raises AttemptError (provision_failed)."""
-    handle = runtime.prepare(attempt.id)
-    if read_handle(attempt.layout.handle) != handle:
-        write_handle(attempt.layout.handle, handle)
-    return handle
-
-
-def write_handle(path: Path, handle: SandboxHandle) -> None:
-    """Write the handle to disk atomically and durably."""
-    write_durably(path, msgspec.json.encode(handle))
-
-
-def read_handle(path: Path) -> SandboxHandle | None:
-    """Return the handle that an attempt stored, or None if it stored none. Raises HandleTooNewError."""
-    try:
-        handle = msgspec.json.decode(path.read_bytes(), type=SandboxHandle)
-    except FileNotFoundError:
-        return None
-    if handle.version > HANDLE_VERSION:
-        raise HandleTooNewError(f"{path} has version {handle.version}; remove it with a newer version of Sandbox.")
-    return handle
 
 
 def _session_id(attempt: AttemptContext) -> str:

@@ -16,7 +16,7 @@ from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state_machine import final_state
 from sandbox.model.task_state import TaskState
 from sandbox.runner.attempt_context import AttemptContext
-from sandbox.runner.steps.provision import read_handle
+from sandbox.runner.sandbox_handles import read_handle
 
 
 class TeardownStep(msgspec.Struct, frozen=True):

@@ -18,8 +18,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from sandbox.interfaces.runtime import SandboxSpec
-from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
-from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
+from sandbox.runtimes.rootfs_spec import DISK_DIRECTORIES, RootFsSpec, describe_rootfs
 
 _PARENTS = ("/", "/home")
 """Directories on the disk that contain directories of the agent."""

@@ -7,14 +7,16 @@ from sandbox.interfaces.runtime import Listeners, Runtime, RuntimeProbe, Sandbox
 from sandbox.model.errors import SandboxError
 from sandbox.runtimes.base_runtime import BaseRuntime
 from sandbox.runtimes.base_sandbox import SandboxSetup
+from sandbox.runtimes.bubblewrap.command_line import exposed_entries, exposed_paths
 from sandbox.runtimes.bubblewrap.disk_root import prepare_disk_root
-from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox, exposed_entries, exposed_paths
+from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox
 from sandbox.runtimes.bubblewrap_command import find_bwrap, require_bwrap
-from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
+from sandbox.runtimes.kernel_uid_pool import SANDBOX_UIDS
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
-from sandbox.runtimes.limits import cgroups, seccomp
+from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.probe import RuntimeProperties, run_probe
+from sandbox.runtimes.seccomp import syscall_filter
 
 NAME = "bubblewrap"
 TIER = "namespaces"
@@ -47,7 +49,7 @@ _SYSCTLS = (
 
 async def probe_bubblewrap(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> RuntimeProbe:
     """Create a sandbox, run `true` in it and destroy it, within 10 s."""
-    if os.uname().machine not in seccomp.ARCHITECTURES:
+    if os.uname().machine not in syscall_filter.ARCHITECTURES:
         remedy = f"There is no system call filter for {os.uname().machine}; use another runtime."
         return _PROPERTIES.unavailable(remedy, is_final=True)
     if find_bwrap() is None:

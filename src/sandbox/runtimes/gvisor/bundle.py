@@ -1,11 +1,10 @@
-"""The input of runsc: a root file system under the launcher's EXPOSED_DIRECTORY, and config.json.
+"""The bundle that runsc runs: a root file system under the launcher's EXPOSED_DIRECTORY, and config.json.
 
 config.json contains the environment, and so does the state file that runsc writes. Both are kept in memory: config.json
 is a nameless memfd; the state file is in a file system that is visible only to the sandbox's runsc and that disappears
 with it.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,9 @@ from typing import Any
 import msgspec
 
 from sandbox.interfaces.runtime import SANDBOX_UID, Command, SandboxSpec
-from sandbox.runtimes import launcher_client
-from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
-from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul
+from sandbox.runtimes.launcher_client import reject_nul
 from sandbox.runtimes.programs import inherited_limits, launcher
-from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
-from sandbox.runtimes.sandbox_file_descriptors import create_memfd
+from sandbox.runtimes.rootfs_spec import DISK_DIRECTORIES, RootFsSpec, describe_rootfs
 
 STATE_DIRECTORY = f"{launcher.EXPOSED_DIRECTORY}/state"
 BUNDLE_DIRECTORY = f"{launcher.EXPOSED_DIRECTORY}/bundle"
@@ -121,48 +117,3 @@ def _disk_mounts() -> Iterator[Mapping[str, Any]]:
             "source": f"{launcher.EXPOSED_DIRECTORY}/{name}",
             "options": options,
         }
-
-
-_RUNSC_FLAGS = (
-    f"--root={STATE_DIRECTORY}",
-    "--platform=systrap",
-    # The "host" is the sandbox's own network namespace, in which only the gateway listens.
-    "--network=host",
-    # Without this option, files stay in memory and are never written to the workspace.
-    "--overlay2=none",
-    # The launcher is already in the sandbox's control group, so all programs that it starts are too.
-    "--ignore-cgroups",
-)
-
-
-def build_program_spec(program: str, spec: SandboxSpec, command: Command, log_fd: int) -> ProgramSpec:
-    """Build the argv and descriptors that start the sandbox.
-
-    log_fd: descriptor for runsc's log messages; ownership passes to the result. Raises AttemptError (provision_failed)
-    for NUL characters.
-    """
-    program_spec = ProgramSpec()
-    try:
-        config = encode_config(spec, command)
-        # Add this descriptor first: the bundle's config.json is a symbolic link to /proc/self/fd/FIRST_HIGH_DESCRIPTOR.
-        program_spec.add_descriptor(create_memfd("config", config))
-        log_number = program_spec.add_descriptor(log_fd)
-    except BaseException:
-        program_spec.close()
-        os.close(log_fd)
-        raise
-    marker = launcher_client.attempt_marker(spec.attempt_id)
-    flags = (*_RUNSC_FLAGS, f"--log-fd={log_number}", "--log-format=json")
-    program_spec.argv = [program, marker, *flags, "run", f"--bundle={BUNDLE_DIRECTORY}", spec.attempt_id]
-    return program_spec
-
-
-def kill_arguments(program: str, attempt_id: str, number: int) -> list[str]:
-    """Return the argv that signals the sandbox's command and no other process."""
-    return [program, *_RUNSC_FLAGS, "kill", attempt_id, str(number)]
-
-
-def exec_arguments(program: str, attempt_id: str, process: int, log: int, started: int) -> list[str]:
-    """Return the argv that runs another command on runsc's own terminal. The numbers are descriptors of memfds."""
-    files = [f"--process=/proc/self/fd/{process}", f"--internal-pid-file=/proc/self/fd/{started}"]
-    return [program, *_RUNSC_FLAGS, f"--log-fd={log}", "exec", *files, attempt_id]

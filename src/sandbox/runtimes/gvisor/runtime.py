@@ -8,14 +8,15 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.base_runtime import BaseRuntime
 from sandbox.runtimes.base_sandbox import SandboxSetup
-from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.gvisor.bundle import exposed_entries
 from sandbox.runtimes.gvisor.sandbox import GvisorSandbox
-from sandbox.runtimes.kernel_uid import FILES_UIDS_OFFSET, SANDBOX_UIDS
+from sandbox.runtimes.kernel_uid_pool import FILES_UIDS_OFFSET, SANDBOX_UIDS
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
-from sandbox.runtimes.limits import cgroups, seccomp
+from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.probe import RuntimeProperties, run_probe
+from sandbox.runtimes.rootfs_spec import DISK_DIRECTORIES
+from sandbox.runtimes.seccomp import syscall_filter
 
 NAME = "gvisor"
 TIER = "gvisor"
@@ -101,7 +102,7 @@ class GvisorDriver:
             paths_by_name,
             files_uid=files_uid,
             entries=exposed_entries(spec),
-            seccomp_filter=seccomp.assemble_socket_and_extent_filter(os.uname().machine),
+            seccomp_filter=syscall_filter.assemble_socket_and_extent_filter(os.uname().machine),
             transparent_ports=spec.transparent_ports,
         )
 

@@ -13,16 +13,17 @@ from sandbox.interfaces.runtime import Command, ExitStatus, Stats, Terminal, Ter
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
+from sandbox.primitives.concurrency import wait_readable_shared
 from sandbox.runtimes import sandbox_processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, SandboxSetup
+from sandbox.runtimes.descriptor_passing import create_memfd
 from sandbox.runtimes.exec_terminal import ExecProcess, ExecTerminal, start_on_pty, start_program
-from sandbox.runtimes.gvisor import bundle
+from sandbox.runtimes.gvisor import bundle, command_lines
 from sandbox.runtimes.gvisor.bundle import STATE_DIRECTORY
 from sandbox.runtimes.launcher_client import ProgramSpec
-from sandbox.runtimes.limits.kernel_watch import FileUsage
+from sandbox.runtimes.limits.kernel_usage import FileUsage
 from sandbox.runtimes.limits.measurement_threads import measure_in_thread
 from sandbox.runtimes.programs import launcher
-from sandbox.runtimes.sandbox_file_descriptors import create_memfd, wait_readable
 
 _LOST_PEER_ERRORS = ("input/output error", "eof", "broken pipe", "connection reset by peer")
 
@@ -110,7 +111,7 @@ class GvisorSandbox(BaseSandbox):
 
     def _build_program_spec(self, command: Command, status_fd: int) -> ProgramSpec:
         self._runsc_pidfd = os.pidfd_open(self._launcher.pid)
-        return bundle.build_program_spec(self._program, self._spec, command, status_fd)
+        return command_lines.build_program_spec(self._program, self._spec, command, status_fd)
 
     async def _wait_started(self) -> None:
         """Wait until the command runs according to runsc's state file, or has ended."""
@@ -135,7 +136,7 @@ class GvisorSandbox(BaseSandbox):
         if self._runsc_pidfd is None or not self._has_command_started or not self._is_running():
             raise AttemptError(FailureCode.SANDBOX_LOST, "The sandbox has ended.")
         numbers = (_PROCESS_FD, _LOG_FD, _STARTED_FD)
-        words = bundle.exec_arguments(self._program, self.handle.attempt_id, *numbers)
+        words = command_lines.exec_arguments(self._program, self.handle.attempt_id, *numbers)
         # Duplicate the pidfd: the original is closed as soon as the sandbox ends.
         runsc_fd = os.dup(self._runsc_pidfd)
         try:
@@ -152,7 +153,7 @@ class GvisorSandbox(BaseSandbox):
             return
         runsc_fd = os.dup(self._runsc_pidfd)
         try:
-            words = bundle.kill_arguments(self._program, self.handle.attempt_id, signal_number)
+            words = command_lines.kill_arguments(self._program, self.handle.attempt_id, signal_number)
             with suppress(OSError):
                 await _run_runsc(self.handle.attempt_id, runsc_fd, words)
         finally:
@@ -226,7 +227,7 @@ async def _run_runsc(attempt_id: str, runsc_pidfd: int, argv: Sequence[str]) -> 
         with control, suppress(OSError):
             _send(control, runsc_pidfd, argv)
             async with asyncio.timeout(_RUN_SECONDS):
-                await wait_readable(ended_fd)
+                await wait_readable_shared(ended_fd)
     finally:
         # The wait does not block: the process has ended or was just killed.
         process.kill()

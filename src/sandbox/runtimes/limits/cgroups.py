@@ -29,7 +29,7 @@ from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
 from sandbox.runtimes.limits.epoll_entries import EpollCounter
 from sandbox.runtimes.limits.kernel_lock_hold_times import KernelLockMeters
 from sandbox.runtimes.limits.kernel_memory_growth import count_machine_kernel_bytes
-from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
+from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingCounter, SandboxProcesses
 from sandbox.runtimes.limits.page_fragments import SocketMemoryMeter
 from sandbox.runtimes.limits.pending_syscalls import PendingSyscallInterrupter, SyscallBufferMeter

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.model.fixed_limits import CLOSING_FILES_BYTES_MAX
-from sandbox.runtimes.limits.directory_and_lock_counts import find_fd_table
+from sandbox.runtimes.limits.descriptor_tables import find_fd_table
 from sandbox.runtimes.limits.kernel_memory_growth import KernelMemoryGrowth, count_machine_kernel_bytes
 from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
 

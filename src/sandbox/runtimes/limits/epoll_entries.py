@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX
-from sandbox.runtimes.limits.directory_and_lock_counts import find_fd_table, list_directory
+from sandbox.runtimes.limits.descriptor_tables import find_fd_table, list_directory
 from sandbox.runtimes.limits.measurement_threads import OtherSandboxMeasurement
 from sandbox.runtimes.limits.slab_usage import SLABS, count_used_objects
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sandbox.model.fixed_limits import VMA_BYTES_MAX
-from sandbox.runtimes.limits.directory_and_lock_counts import list_directory
+from sandbox.runtimes.limits.descriptor_tables import list_directory
 from sandbox.runtimes.limits.slab_usage import SLABS, VMA_BYTES, VMA_KIND, SlabUsage, count_used_objects
 
 _MAPS_CHUNK_BYTES = 1 << 20

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from sandbox.model.fixed_limits import PAGE_FRAGMENT_BYTES_MAX
-from sandbox.runtimes.limits.directory_and_lock_counts import list_directory
+from sandbox.runtimes.limits.descriptor_tables import list_directory
 from sandbox.runtimes.limits.kernel_memory_growth import read_meminfo
 from sandbox.runtimes.limits.socket_usage import SocketCounter, SocketUsage, count_unlisted_sockets
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sandbox.model.fixed_limits import OPEN_FILES_GROWTH_MAX, SYSCALL_BUFFER_BYTES_MAX
-from sandbox.runtimes.limits.directory_and_lock_counts import list_directory
+from sandbox.runtimes.limits.descriptor_tables import list_directory
 from sandbox.runtimes.limits.kernel_memory_growth import KernelMemoryGrowth, count_machine_kernel_bytes
 from sandbox.runtimes.limits.measurement_threads import measure_in_further_thread
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.runtimes.limits.directory_and_lock_counts import list_directory
+from sandbox.runtimes.limits.descriptor_tables import list_directory
 from sandbox.runtimes.limits.measurement_threads import OtherSandboxMeasurement
 from sandbox.runtimes.programs.launcher import PTYS_MAX
 

@@ -4,7 +4,6 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from sandbox.interfaces.runtime import ExitStatus, TerminalSize
 from sandbox.runtimes.qemu.guest import frames
 
 GUEST_BACKLOG_BYTES_MAX = 4 * 1024 * 1024
@@ -23,9 +22,6 @@ READ_COST = 20
 COST_PER_SECOND_MAX = 100_000
 """Maximum number of frames handled per second; each read counts as READ_COST frames. The rest waits in the guest."""
 
-CONSOLE_BYTES_MAX = 64 * 1024
-CONSOLE_PAUSE_SECONDS = 0.1
-"""Interval between reads of the console, once it has written more than CONSOLE_BYTES_MAX."""
 
 _BUFFER_BYTES = 256 * 1024
 
@@ -160,121 +156,3 @@ class GuestStream(asyncio.ReadTransport):
     def _send(self, kind: bytes) -> None:
         if not self._has_ended:  # otherwise, another terminal may use the number
             self._channel.send(kind, self._number)
-
-
-class OutputTail(asyncio.Protocol):
-    """The last output of a host process, for error messages.
-
-    Reading is throttled: a guest can make QEMU write to the console byte by byte forever.
-    """
-
-    def __init__(self) -> None:
-        self.text = b""
-        self._received_bytes = 0
-        self._transport: asyncio.Transport | None = None
-
-    async def open(self, source: socket.socket) -> None:
-        """Read from a connected socket, and take ownership of it."""
-        await asyncio.get_running_loop().create_connection(lambda: self, sock=source)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """Keep the last 2048 bytes, and pause after too much output."""
-        self.text = (self.text + data)[-2048:]
-        self._received_bytes += len(data)
-        if self._received_bytes > CONSOLE_BYTES_MAX and self._transport is not None:
-            self._transport.pause_reading()
-            asyncio.get_running_loop().call_later(CONSOLE_PAUSE_SECONDS, self._resume_reading)
-
-    def abort(self) -> None:
-        """Close the connection immediately."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _resume_reading(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
-
-
-_CHUNK_BYTES = 4096
-_REASON_CHARACTERS_MAX = 300
-
-
-class QemuTerminal:
-    """A terminal in the guest. Implements `Terminal`."""
-
-    def __init__(self, channel: Channel, number: int) -> None:
-        loop = asyncio.get_running_loop()
-        self.started: asyncio.Future[str] = loop.create_future()
-        self._channel = channel
-        self._number = number
-        self._stream = GuestStream(channel, number)
-        self._write_lock = asyncio.Lock()
-        self._write_ack: asyncio.Future[None] | None = None
-        self._exit: asyncio.Future[ExitStatus] = loop.create_future()
-
-    @property
-    def output(self) -> asyncio.StreamReader:
-        """The terminal's output."""
-        return self._stream.reader
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the command has exited and its output has ended. The guest sends no more frames with this number."""
-        return self._exit.done() and not self._stream.is_reading()
-
-    async def write(self, data: bytes) -> None:
-        """Write in chunks. After each chunk, wait until the guest acknowledges that the terminal accepted it."""
-        async with self._write_lock:
-            for start in range(0, len(data), _CHUNK_BYTES):
-                if self._stream.is_reading():
-                    self._write_ack = asyncio.get_running_loop().create_future()
-                    self._channel.send(frames.INPUT, self._number, data[start : start + _CHUNK_BYTES])
-                    await self._write_ack
-
-    async def resize(self, size: TerminalSize) -> None:
-        """Change the terminal's size."""
-        if self._stream.is_reading():
-            self._channel.send(frames.RESIZE, self._number, frames.SIZE_BODY.pack(size.rows, size.columns))
-
-    async def hang_up(self) -> None:
-        """Make the guest agent close the pty's master."""
-        if self._stream.is_reading():
-            self._channel.send(frames.HANG_UP, self._number)
-
-    async def wait(self) -> ExitStatus:
-        """Return the command's exit status."""
-        return await asyncio.shield(self._exit)
-
-    def handle_frame(self, kind: bytes, body: bytes) -> bool:
-        """Handle a frame for this terminal. Returns whether the frame was output. Invalid frames are ignored."""
-        if kind == frames.DATA:
-            return self._stream.feed(body)
-        self._handle_reply(kind, body)
-        return False
-
-    def _handle_reply(self, kind: bytes, body: bytes) -> None:
-        if kind == frames.CLOSED:
-            self._stream.finish()
-            self._finish_write()
-        elif kind == frames.INPUT_WRITTEN:
-            self._finish_write()
-        elif kind in (frames.READY, frames.FAILED) and not self.started.done():
-            self.started.set_result(body.decode(errors="replace")[:_REASON_CHARACTERS_MAX])
-        elif kind == frames.EXIT and len(body) == frames.EXIT_BODY.size and not self._exit.done():
-            code, was_oom_killed = frames.EXIT_BODY.unpack(body)
-            self._exit.set_result(ExitStatus(code if 0 <= code < 256 else None, was_oom_killed))
-
-    def finish(self, exit_status: ExitStatus) -> None:
-        """End the terminal, because the guest has ended."""
-        self._stream.finish()
-        self._finish_write()
-        if not self._exit.done():
-            self._exit.set_result(exit_status)
-
-    def _finish_write(self) -> None:
-        if self._write_ack is not None and not self._write_ack.done():
-            self._write_ack.set_result(None)

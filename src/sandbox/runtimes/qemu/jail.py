@@ -19,9 +19,8 @@ from sandbox.interfaces.gateway import MODEL_PORT, PROXY_PORT
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.model.fixed_limits import SOCKETS_MAX
 from sandbox.runtimes import bubblewrap_command, rootfs_spec
-from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
+from sandbox.runtimes.descriptor_passing import create_memfd
 from sandbox.runtimes.launcher_client import ProgramSpec
-from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import inherited_limits, launcher
 from sandbox.runtimes.qemu import command_lines
 from sandbox.runtimes.qemu.guest_components import (
@@ -30,7 +29,8 @@ from sandbox.runtimes.qemu.guest_components import (
     build_start_script,
     compile_guest_agent,
 )
-from sandbox.runtimes.sandbox_file_descriptors import create_memfd
+from sandbox.runtimes.rootfs_spec import DISK_DIRECTORIES
+from sandbox.runtimes.seccomp import syscall_filter
 
 SHARE_DIRECTORY = "/share"
 _COMMAND_ROOT = f"{SHARE_DIRECTORY}/inside"
@@ -118,7 +118,7 @@ def build_program_spec(
     def describe(program_spec: ProgramSpec) -> tuple[Iterator[str], Sequence[str]]:
         numbers = command_lines.QemuDescriptors(*(int(program_spec.add_descriptor(one)) for one in descriptors))
         status = program_spec.add_descriptor(status_fd)
-        thread_filter = create_memfd("filter", seccomp.assemble_thread_filter(os.uname().machine))
+        thread_filter = create_memfd("filter", syscall_filter.assemble_thread_filter(os.uname().machine))
         filter_number = program_spec.add_descriptor(thread_filter)
         qemu = command_lines.qemu_arguments(guest_spec.spec, guest_spec.accelerator, numbers)
         virtiofsd = command_lines.virtiofsd_arguments(guest_spec.components.virtiofsd, SHARE_DIRECTORY, numbers)
@@ -134,12 +134,12 @@ def _bwrap_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, status: s
     # QEMU and virtiofsd install filters for themselves, so they may add some. Programs in the guest cannot: their calls
     # reach the guest's kernel.
     machine = os.uname().machine
-    guest_filter = seccomp.assemble_filter(machine, allows_filters=True)
-    jail_filter = seccomp.assemble_filter(
+    guest_filter = syscall_filter.assemble_filter(machine, allows_filters=True)
+    jail_filter = syscall_filter.assemble_filter(
         machine,
         allows_filters=True,
         allows_kvm=guest_spec.accelerator is command_lines.Accelerator.KVM,
-        polled_files_max=seccomp.POLLED_FILES_OF_QEMU_MAX,
+        polled_files_max=syscall_filter.POLLED_FILES_OF_QEMU_MAX,
     )
     yield from bubblewrap_command.isolation_arguments(guest_spec.spec.attempt_id)
     yield from ("--json-status-fd", status)

@@ -13,9 +13,9 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.base_runtime import BaseRuntime
 from sandbox.runtimes.bubblewrap_command import require_bwrap
-from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
+from sandbox.runtimes.kernel_uid_pool import SANDBOX_UIDS
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
-from sandbox.runtimes.limits import cgroups, seccomp
+from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.probe import RuntimeProperties, is_machine_busy, run_probe
 from sandbox.runtimes.qemu import command_lines, jail
@@ -23,6 +23,7 @@ from sandbox.runtimes.qemu.command_lines import Accelerator
 from sandbox.runtimes.qemu.guest_components import find_components
 from sandbox.runtimes.qemu.kvm import KvmStatus
 from sandbox.runtimes.qemu.sandbox import BootError, QemuSandbox
+from sandbox.runtimes.seccomp import syscall_filter
 
 NAME = "qemu"
 TIER = "vm"
@@ -134,7 +135,7 @@ class QemuDriver:
             kernel_uid,
             jail.exposed_paths(guest_spec),
             entries=jail.exposed_program_entries(guest_spec),
-            seccomp_filter=seccomp.assemble_socket_and_extent_filter(os.uname().machine),
+            seccomp_filter=syscall_filter.assemble_socket_and_extent_filter(os.uname().machine),
             transparent_ports=spec.transparent_ports,
         )
 

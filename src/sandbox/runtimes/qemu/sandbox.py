@@ -25,18 +25,21 @@ from sandbox.interfaces.runtime import (
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
+from sandbox.runtimes.descriptor_passing import open_reader, refuse_passed_descriptors
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, reject_nul
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_kernel_bytes_outside_cgroup, read_group_cpu_seconds
 from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter, DirectoryMeter
-from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
-from sandbox.runtimes.limits.measurement_postponer import MeasurementPostponer
+from sandbox.runtimes.limits.idle_measurement_postponer import MeasurementPostponer
+from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
+from sandbox.runtimes.limits.kernel_watch import wait_for_exceeded_limit
 from sandbox.runtimes.limits.measurement_threads import measure_in_thread
 from sandbox.runtimes.limits.slab_usage import count_negative_dentries
-from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal
+from sandbox.runtimes.qemu.channel import Channel, GuestStream
 from sandbox.runtimes.qemu.command_lines import QemuDescriptors
 from sandbox.runtimes.qemu.guest import frames
 from sandbox.runtimes.qemu.jail import GuestSpec, build_program_spec
-from sandbox.runtimes.sandbox_file_descriptors import open_reader, refuse_passed_descriptors, wait_for_exit
+from sandbox.runtimes.qemu.terminal import QemuTerminal
+from sandbox.runtimes.sandbox_processes import wait_for_exit
 
 _START_SECONDS = 60.0
 _STATS_SECONDS = 1.0
@@ -398,3 +401,45 @@ def _connect_virtiofsd(run_dir: Path, attempt_id: str) -> tuple[int, int]:
                 os.unlink(name, dir_fd=directory)
             os.close(directory)
         return listener.detach(), connection.detach()
+
+
+class OutputTail(asyncio.Protocol):
+    """The last output of a host process, for error messages.
+
+    Reading is throttled: a guest can make QEMU write to the console byte by byte forever.
+    """
+
+    def __init__(self) -> None:
+        self.text = b""
+        self._received_bytes = 0
+        self._transport: asyncio.Transport | None = None
+
+    async def open(self, source: socket.socket) -> None:
+        """Read from a connected socket, and take ownership of it."""
+        await asyncio.get_running_loop().create_connection(lambda: self, sock=source)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Keep the last 2048 bytes, and pause after too much output."""
+        self.text = (self.text + data)[-2048:]
+        self._received_bytes += len(data)
+        if self._received_bytes > CONSOLE_BYTES_MAX and self._transport is not None:
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(CONSOLE_PAUSE_SECONDS, self._resume_reading)
+
+    def abort(self) -> None:
+        """Close the connection immediately."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _resume_reading(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+
+CONSOLE_BYTES_MAX = 64 * 1024
+CONSOLE_PAUSE_SECONDS = 0.1
+"""Interval between reads of the console, once it has written more than CONSOLE_BYTES_MAX."""

@@ -1,1 +1,1 @@
-"""Health, draining, pruning and the hosts of the server."""
+"""What the server offers to its operator: health, load, hosts, draining, pruning, and the integrity check."""

@@ -9,8 +9,8 @@ from sandbox.model.errors import error_reason
 from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.server.administration.health import HealthCheck
 from sandbox.server.dispatcher import Dispatcher
+from sandbox.server.drain import Drain
 from sandbox.server.maintenance.pruning import Pruner
-from sandbox.server.start_conditions import Drain
 from sandbox.server.tracked_task import TrackedTasks
 
 

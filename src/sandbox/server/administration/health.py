@@ -7,9 +7,10 @@ from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.server_services import Health
 from sandbox.interfaces.store import Store, StoreError
 from sandbox.model.task_state import TaskState
+from sandbox.server.drain import Drain
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.runtime_probing import ProbedHost
-from sandbox.server.start_conditions import Drain, StartConditions
+from sandbox.server.start_conditions import StartConditions
 
 
 class HealthCheck:

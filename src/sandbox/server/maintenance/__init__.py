@@ -1,1 +1,1 @@
-"""Periodic work: removal of leftovers, pruning, compression and integrity checks."""
+"""Periodic work: removal of leftovers, pruning, compression, and checks of free space and of the wall clock."""

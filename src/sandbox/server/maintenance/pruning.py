@@ -10,25 +10,17 @@ import contextlib
 import logging
 import os
 import secrets
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout, pruned_root
 from sandbox.interfaces.journal import Journals, LockState
-from sandbox.interfaces.server_services import (
-    PrunedTask,
-    PruneResult,
-    Retention,
-    TaskNotFoundError,
-    UnavailableError,
-)
+from sandbox.interfaces.server_services import PrunedTask, PruneResult, Retention, TaskNotFoundError, UnavailableError
 from sandbox.interfaces.store import Cursor, IndexDamagedError, IndexedTask, Store, TaskQuery
 from sandbox.model.errors import error_reason
 from sandbox.model.fixed_limits import (
@@ -38,50 +30,9 @@ from sandbox.model.fixed_limits import (
 )
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
-from sandbox.primitives.concurrency import run_in_daemon_thread
+from sandbox.primitives.concurrency import SingleFlight, run_in_daemon_thread
 from sandbox.primitives.files import fsync_path
 from sandbox.server.preserved_sandboxes import PRESERVED_STATES, PreservedFiles
-
-T = TypeVar("T")
-
-
-class SingleFlight(Generic[T]):
-    """Runs one measurement at a time; concurrent callers share the result.
-
-    monotonic: returns seconds.
-    """
-
-    def __init__(self, measure: Callable[[], T], monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._measure = measure
-        self._monotonic = monotonic
-        self._running: asyncio.Task[T] | None = None
-        self._ended_at = 0.0
-
-    async def result(self) -> T:
-        """Return the result of `measure`, or raise its error.
-
-        If a call is cancelled, the measurement continues. The next caller gets its result unless it is too old.
-        """
-        if self._running is None or self._is_stale(self._running):
-            self._running = asyncio.create_task(run_in_daemon_thread(self._measure), name="measure")
-            self._running.add_done_callback(self._record_end)
-        running = self._running
-        try:
-            return await asyncio.shield(running)
-        finally:
-            if running.done() and self._running is running:
-                self._running = None
-
-    def _record_end(self, _: "asyncio.Task[T]") -> None:
-        self._ended_at = self._monotonic()
-
-    def _is_stale(self, running: "asyncio.Task[T]") -> bool:
-        """Return whether the measurement failed, or ended too long ago."""
-        if not running.done():
-            return False
-        has_failed = running.cancelled() or running.exception() is not None
-        return has_failed or self._monotonic() - self._ended_at > DISK_MEASUREMENT_CACHE_SECONDS
-
 
 _DISK_BLOCK_BYTES = 512
 _REMOVE_BATCH_SIZE = 500
@@ -135,7 +86,7 @@ class Pruner:
         self._clock = clock
         self._remove_paths = remove
         self._lock = asyncio.Lock()
-        self._size_measurement = SingleFlight(self._measure_sizes)
+        self._size_measurement = SingleFlight(self._measure_sizes, DISK_MEASUREMENT_CACHE_SECONDS)
 
     def prepare(self) -> None:
         """Create the directory for pruned tasks early, because it cannot be created on a full disk."""

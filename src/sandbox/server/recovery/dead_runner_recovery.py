@@ -15,7 +15,8 @@ from sandbox.model.task import Task
 from sandbox.server.placement_routing import Placements, attempt_location, takes_over_disk
 from sandbox.server.recovery.journal_replay_threads import JournalReplayer
 from sandbox.server.recovery.runner_watchdog import RunnerWatchdog
-from sandbox.server.runner_launcher import RunnerLauncher, end_lost_attempt, end_without_follow_up
+from sandbox.server.recovery.task_ending import end_lost_attempt, end_without_follow_up
+from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.start_conditions import StartConditions
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import NoKnownOwner, RunnerOwned, ServerOwned, TrackedTask

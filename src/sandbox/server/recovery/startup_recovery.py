@@ -1,62 +1,22 @@
-"""Recovery at the server's start: waiting tasks, running tasks, tasks whose runner is gone."""
+"""Recovery at the server's start: waiting tasks, running tasks, tasks whose runner is gone, and unrecorded tasks."""
 
 import contextlib
 import logging
-from collections.abc import Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
 
 from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.interfaces.journal import Journals, ReplayState
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import TaskFinished
+from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.task_state import TaskState
+from sandbox.server.index_writer import update_index
+from sandbox.server.parent_task_results import discard_inheritance, has_own_artifacts
 from sandbox.server.placement_routing import Placements, attempt_location
 from sandbox.server.tracked_task import NoKnownOwner, RunnerOwned, ServerOwned, TrackedTask
-
-_BATCH_SIZE = 200
-
-
-def update_index(journals: Journals, store: Store) -> dict[str, str]:
-    """Index tasks that the store lacks or that another version indexed. Return the result of `index_journals`."""
-    unknown, outdated = set(journals.task_ids()) - store.task_ids(), frozenset(store.outdated_task_ids())
-    return index_journals(journals, store, sorted(unknown | outdated), previously_indexed=outdated)
-
-
-def index_journals(
-    journals: Journals, store: Store, task_ids: Iterable[str], *, previously_indexed: Collection[str] = ()
-) -> dict[str, str]:
-    """Index the current journals of these tasks. Return why tasks could not be indexed, keyed by task id.
-
-    The rows of such tasks in the store are left unchanged. previously_indexed: for these tasks, a journal without a
-    task is an error. For others, the journal is left over from a crash before the submission was acknowledged. Raises
-    StoreError.
-    """
-    skipped: dict[str, str] = {}
-    indexed: list[IndexedTask] = []
-    for task_id in task_ids:
-        try:
-            indexed += _read_indexed(journals, task_id, is_indexed=task_id in previously_indexed)
-        except (SandboxError, OSError) as error:
-            skipped[task_id] = str(error)
-        if len(indexed) >= _BATCH_SIZE:
-            store.save_all(indexed)
-            indexed.clear()
-    store.save_all(indexed)
-    return skipped
-
-
-def _read_indexed(journals: Journals, task_id: str, *, is_indexed: bool) -> list[IndexedTask]:
-    replay_state = journals.replay(task_id)
-    if replay_state.task is None:
-        if is_indexed:
-            raise OSError(f"The journal of {task_id} contains no task; restore the journal from a backup.")
-        return []
-    if replay_state.task.id != task_id:
-        raise OSError(
-            f"The journal in the directory of {task_id} belongs to task {replay_state.task.id}; move the journal back."
-        )
-    return [IndexedTask(replay_state.task, replay_state.offset)]
-
 
 _log = logging.getLogger(__name__)
 
@@ -113,3 +73,46 @@ def _acquire(journals: Journals, clock: Clock, indexed: IndexedTask) -> TrackedT
             writer.close()
             return TrackedTask(indexed, NoKnownOwner())
     return TrackedTask(IndexedTask(replay_state.task, replay_state.offset), ServerOwned(recorder))
+
+
+_log = logging.getLogger(__name__)
+
+
+def discard_unrecorded_tasks(data_dir: Path, journals: Journals, store: Store) -> None:
+    """Remove the files and journals of tasks for which an earlier server died before it wrote the first record.
+
+    Such a task was never acknowledged: its journal exists and is empty, and the task is not in the index. Call this
+    function before the server accepts tasks. Raises StoreError.
+    """
+    try:
+        names = [path.name for path in tasks_root(data_dir).iterdir() if is_task_id(path.name)]
+    except FileNotFoundError:
+        return
+    accepted = frozenset(journals.task_ids()) | store.task_ids()
+    for task_id in names:
+        layout = TaskLayout(data_dir, task_id)
+        if task_id in accepted:
+            continue
+        try:
+            was_accepted = has_own_artifacts(layout)
+        except OSError as error:
+            _log.error("Task %s has no record, and its files cannot be listed (%s); check the disk", task_id, error)
+            continue
+        if was_accepted:
+            # A backup contains zeros in place of a journal that could not be read. They look like an unfinished record.
+            _log.error("Task %s has results, but its journal has no record; restore the journal from a backup", task_id)
+            continue
+        if layout.artifacts.is_dir() and _has_empty_journal(journals, task_id):
+            discard_inheritance(layout)
+            _log.info("Removed the files of task %s, which was never accepted", task_id)
+        with suppress(OSError):  # the journal may be damaged
+            if [path.name for path in layout.root.iterdir()] in ([], ["journal"]):
+                journals.discard(task_id, journals.create(task_id))
+
+
+def _has_empty_journal(journals: Journals, task_id: str) -> bool:
+    """Return whether the journal exists and has no record. Returns False if the journal is missing or damaged."""
+    try:
+        return journals.replay(task_id).task is None
+    except (SandboxError, OSError):
+        return False

@@ -10,7 +10,7 @@ from doubles.cluster_server import SMALL, ClusterServer, wait_until
 from sandbox.interfaces.cluster_engine import EngineRejectedError, EngineUnavailableError, JobPhase, JobStatus
 from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.worker_messages import Claimed
-from sandbox.placements.cluster import jobs, takeover_rules
+from sandbox.placements.cluster import claim_and_takeover_rules, job_state, jobs
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +186,7 @@ async def test_worker_of_a_job_that_was_started_again_must_run_on_the_new_host(s
     """Both workers have the token. The attempt goes to the worker on the host that the engine reports."""
     monkeypatch.setattr(jobs, "_HOST_CONFIRMATION_TIMEOUT_SECONDS", 0.2)
     server.engine.statuses[job.name] = JobStatus(JobPhase.RUNNING, "host-2")
-    await wait_until(lambda: jobs.confirmed_host(job) == "host-2")
+    await wait_until(lambda: job_state.confirmed_host(job) == "host-2")
     async with server.connect(server.claim(job)) as first:
         assert await first.read() is None
     async with server.connect(server.claim(job, host="host-2")) as second:
@@ -209,7 +209,7 @@ async def test_task_of_an_ended_worker_is_taken_over(server, job):
 
 @pytest.mark.parametrize("phase", [JobPhase.RUNNING, JobPhase.WAITING, JobPhase.UNREACHABLE, JobPhase.UNKNOWN])
 async def test_task_of_a_worker_without_contact_is_taken_over_after_its_lease(tmp_path, monkeypatch, phase):
-    monkeypatch.setattr(takeover_rules, "LEASE_MARGIN_SECONDS", 0.5)
+    monkeypatch.setattr(claim_and_takeover_rules, "LEASE_MARGIN_SECONDS", 0.5)
     server = ClusterServer(tmp_path, lease_seconds=0.5)
     await server.start()
     try:
@@ -226,7 +226,7 @@ async def test_task_of_a_worker_without_contact_is_taken_over_after_its_lease(tm
 
 async def test_restarted_server_waits_for_the_end_of_the_original_lease(tmp_path, monkeypatch):
     """The server waits until the worker's lease has expired, even if its own setting is now shorter."""
-    monkeypatch.setattr(takeover_rules, "LEASE_MARGIN_SECONDS", 0.0)
+    monkeypatch.setattr(claim_and_takeover_rules, "LEASE_MARGIN_SECONDS", 0.0)
     server = ClusterServer(tmp_path, lease_seconds=2.0)
     await server.start()
     try:

@@ -235,7 +235,7 @@ class TestImages:
         "answer", [ImagePreparation(is_ready=False), CallResult(0, error="OSError", message="No space left on device")]
     )
     async def test_worker_is_asked_again_only_after_a_pause(self, worker, placement, monkeypatch, answer):
-        monkeypatch.setattr("sandbox.placements.cluster.placement._RESERVE_SECONDS", 0.5)
+        monkeypatch.setattr("sandbox.placements.cluster.host_allocator._RESERVE_SECONDS", 0.5)
         worker.answers[PrepareImage] = lambda _: answer
         begin = time.monotonic()
         for _ in range(3):

@@ -38,7 +38,7 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.state_machine import advance
-from sandbox.placements.cluster import jobs, worker_server
+from sandbox.placements.cluster import job_state, jobs, worker_server
 from sandbox.primitives.message_stream import encode_message
 
 HEARTBEAT_WITH_FREE_LOCK, HEARTBEAT_WITH_HELD_LOCK = (
@@ -147,7 +147,7 @@ async def test_worker_gets_its_task_only_on_the_host_where_the_engine_runs_the_j
     async with server.connect(claim) as client:
         assert isinstance(await client.read(), Claimed)
         server.engine.look_up = report
-        await wait_until(lambda: jobs.confirmed_host(job) != "host-1")
+        await wait_until(lambda: job_state.confirmed_host(job) != "host-1")
         async with server.connect(claim) as again:  # a reconnection
             assert isinstance(await again.read(), Claimed)
 

@@ -36,8 +36,9 @@ from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 from sandbox.placements.local import placement as local_placement
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.placements.local.launch_message import RunnerSettings
-from sandbox.placements.local.placement import LocalPlacement, LocalPreservedDisk
+from sandbox.placements.local.placement import LocalPlacement
 from sandbox.placements.local.runner_starters import RunnerForkServer, RunnerSpawner
+from sandbox.placements.local.runners_and_disks import LocalPreservedDisk
 
 TIMEOUT_SECONDS = 20
 RUNNER_PROGRAM = """

@@ -25,11 +25,11 @@ from sandbox.model.events import (
 )
 from sandbox.model.fixed_limits import OUTPUT_LINE_BYTES_MAX, RUNNER_CPU_CORES
 from sandbox.model.task_state import TaskState
-from sandbox.placements.local.runner_client import LocalRunnerClient
+from sandbox.placements.runner_client import LocalRunnerClient
 from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner.agent_output import AgentOutput
 from sandbox.runner.control_socket import serve_control_socket
-from sandbox.runner.steps.provision import write_handle
+from sandbox.runner.sandbox_handles import write_handle
 from sandbox.runner.terminals import TerminalServer
 
 SECRET = {"WORD": "open sesame"}

@@ -21,7 +21,7 @@ from sandbox.interfaces.runtime import Command
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime, sandbox
 from sandbox.runtimes.disk_ownership import create_disk_directories
-from sandbox.runtimes.limits import kernel_watch
+from sandbox.runtimes.limits import kernel_usage
 from sandbox.runtimes.limits.ext4_kernel_objects import DirectoryMeter
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a disk")
@@ -205,7 +205,7 @@ async def _violation_of(
     runtime: BubblewrapRuntime, disk: Path, script: str, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, str]:
     """Run a script with a limit of 1000 directories. Return the violation and the output."""
-    monkeypatch.setattr(kernel_watch, "DISK_DIRECTORIES_MAX", 1000)
+    monkeypatch.setattr(kernel_usage, "DISK_DIRECTORIES_MAX", 1000)
     monkeypatch.setattr(sandbox, "DirectoryMeter", lambda disk: DirectoryMeter(disk, files_min=1000))
     async with ready_sandbox(runtime, disk) as started:
         violation = asyncio.create_task(started.wait_for_exceeded_limit())

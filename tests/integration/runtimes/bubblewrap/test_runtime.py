@@ -19,10 +19,10 @@ from sandbox.interfaces.runtime import SandboxHandle
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes import bubblewrap_command
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
-from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
+from sandbox.runtimes.kernel_uid_pool import SANDBOX_UIDS
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
-from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.limits.cgroups import ControlGroup
+from sandbox.runtimes.seccomp import syscall_filter
 
 NOBODY = 65534
 
@@ -109,7 +109,7 @@ async def test_probe_reports_the_bubblewrap_error(
 async def test_missing_seccomp_architecture_makes_the_runtime_unavailable(
     runtime: BubblewrapRuntime, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(seccomp, "ARCHITECTURES", {})
+    monkeypatch.setattr(syscall_filter, "ARCHITECTURES", {})
     result = await runtime.probe()
     assert not result.is_available
     assert "filter" in result.remedy

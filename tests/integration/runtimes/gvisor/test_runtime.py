@@ -14,7 +14,7 @@ from sandbox.runtimes.gvisor import GvisorRuntime
 from sandbox.runtimes.gvisor import runtime as gvisor_runtime
 from sandbox.runtimes.gvisor import sandbox as gvisor_sandbox
 from sandbox.runtimes.gvisor.sandbox import RunscState
-from sandbox.runtimes.kernel_uid import FILES_UIDS_OFFSET
+from sandbox.runtimes.kernel_uid_pool import FILES_UIDS_OFFSET
 
 
 @pytest.fixture

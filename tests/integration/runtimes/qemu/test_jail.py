@@ -11,11 +11,11 @@ from doubles.runtime_availability import require_qemu_components
 from doubles.sandbox_lifecycle import MEBIBYTE, TIMEOUT_SECONDS, ready_sandbox
 from doubles.syscall_faults import small_file_system
 from sandbox.interfaces.runtime import Runtime
-from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.programs.inherited_limits import HOST_PROGRAM_FILES_MAX
 from sandbox.runtimes.qemu import QemuRuntime, command_lines
 from sandbox.runtimes.qemu.jail import QEMU_FILES_MAX
 from sandbox.runtimes.qemu.sandbox import QemuSandbox
+from sandbox.runtimes.rootfs_spec import DISK_DIRECTORIES
 
 _PROGRAM = """
 import ctypes, errno, json, os, resource, sys, threading

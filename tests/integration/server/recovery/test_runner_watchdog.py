@@ -21,8 +21,8 @@ from sandbox.interfaces.file_layout import runner_socket
 from sandbox.interfaces.journal import LockState
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import TaskFinished
-from sandbox.placements.local.placement import kill_lock_holder
-from sandbox.placements.local.runner_client import LocalRunnerClient
+from sandbox.placements.local.runners_and_disks import kill_lock_holder
+from sandbox.placements.runner_client import LocalRunnerClient
 from sandbox.store.sqlite import SqliteStore
 
 RUNNER = "sandbox.bootstrap.runner"
@@ -162,7 +162,7 @@ def filled_backlog(path):
 
 @pytest.mark.parametrize("clients", [lambda _: contextlib.nullcontext(), filled_backlog], ids=["none", "many"])
 def test_stopped_runner_is_unresponsive_until_continued(process, tmp_path, monkeypatch, clients):
-    monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_REQUEST_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("sandbox.placements.runner_client.CONTROL_REQUEST_TIMEOUT_SECONDS", 1.0)
     path = runner_socket(tmp_path, "abcdefghijkl")
     runner_client = LocalRunnerClient(path)
     runner = process(LISTENER_PROGRAM, str(path))

@@ -7,13 +7,7 @@ import pytest
 
 from sandbox.interfaces.runtime import Command, SandboxSpec
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes.gvisor.bundle import (
-    encode_config,
-    encode_process,
-    exec_arguments,
-    exposed_entries,
-    kill_arguments,
-)
+from sandbox.runtimes.gvisor.bundle import encode_config, encode_process, exposed_entries
 from sandbox.runtimes.gvisor.sandbox import RunscState, is_lost_peer_error, last_error, read_state
 
 PROGRAM = Path("/data/tool")
@@ -77,15 +71,6 @@ def test_exec_process_has_a_terminal_and_the_privileges_of_the_first_process():
     exec_process = json.loads(encode_process(COMMAND))
     assert exec_process.pop("terminal") is True
     assert exec_process.items() <= config()["process"].items()
-
-
-def test_signal_is_sent_to_the_command_only():
-    arguments = kill_arguments("/usr/bin/runsc", "attemptattem", 15)
-    assert arguments[-3:] == ["kill", "attemptattem", "15"]
-    assert "-all" not in arguments
-    assert exec_arguments("/usr/bin/runsc", "attemptattem", 100, 101, 102)[-4:] == [
-        "exec", "--process=/proc/self/fd/100", "--internal-pid-file=/proc/self/fd/102", "attemptattem",
-    ]  # fmt: skip
 
 
 def test_last_error_of_the_log_is_returned():

@@ -13,7 +13,7 @@ from sandbox.model.fixed_limits import OOM_KILLS_MAX, VMA_BYTES_MAX
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
 from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
-from sandbox.runtimes.limits.kernel_watch import KernelUsage
+from sandbox.runtimes.limits.kernel_usage import KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingCounter, SandboxProcesses
 from sandbox.runtimes.limits.slab_usage import GroupUsage, SlabMeter, SlabUsage
 

@@ -16,10 +16,8 @@ from sandbox.runtimes.limits.closing_files import (
     find_closing_thread,
     may_any_count_differ,
 )
-from sandbox.runtimes.limits.kernel_watch import KernelUsage
-from sandbox.runtimes.limits.pending_syscalls import (
-    SyscallBufferMeter,
-)
+from sandbox.runtimes.limits.kernel_usage import KernelUsage
+from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
 
 MEBIBYTE = 1 << 20
 

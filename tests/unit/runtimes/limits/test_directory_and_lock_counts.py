@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.runtimes.limits import directory_and_lock_counts
-from sandbox.runtimes.limits.directory_and_lock_counts import count_directories, descriptor_table_size, list_directory
-from sandbox.runtimes.limits.kernel_watch import FileUsage
+from sandbox.runtimes.limits import descriptor_tables, directory_and_lock_counts
+from sandbox.runtimes.limits.descriptor_tables import list_directory
+from sandbox.runtimes.limits.directory_and_lock_counts import count_directories
+from sandbox.runtimes.limits.kernel_usage import FileUsage
 
 _OPEN_COUNT = 30
 _HOLDER = """
@@ -72,9 +73,8 @@ def test_usage_is_empty_if_there_are_few_files_or_no_processes(
 def test_large_table_is_not_listed(start_holder: StartHolder, monkeypatch: pytest.MonkeyPatch):
     """Listing a large table takes seconds."""
     listed: list[str] = []
-    monkeypatch.setattr(
-        directory_and_lock_counts, "list_directory", lambda one: listed.append(one) or list_directory(one)
-    )
+    for module in (descriptor_tables, directory_and_lock_counts):
+        monkeypatch.setattr(module, "list_directory", lambda one: listed.append(one) or list_directory(one))
     monkeypatch.setattr(directory_and_lock_counts, "_LISTED_FILES_MAX", 3 * _OPEN_COUNT)
     large = start_holder(0, os.O_PATH, os.O_PATH, os.O_PATH)
     usage = count_directories([large], descriptors_per_directory=1)
@@ -89,13 +89,3 @@ def test_directories_in_a_large_table_are_estimated(start_holder: StartHolder, m
     pid = start_holder(0, 0, 0, 0, os.O_PATH, os.O_PATH)
     estimates = [count_directories([pid], descriptors_per_directory=2).directories for _ in range(20)]
     assert 0.7 * 2 * _OPEN_COUNT < sum(estimates) / len(estimates) < 1.3 * 2 * _OPEN_COUNT
-
-
-def test_descriptor_table_of_an_ended_process_is_empty():
-    assert descriptor_table_size("/proc/0") == 0
-
-
-@pytest.mark.parametrize("name", [b"program", b"\xff\xfe"])
-def test_size_of_a_descriptor_table_is_read_regardless_of_the_program_name(tmp_path: Path, name: bytes):
-    (tmp_path / "status").write_bytes(b"Name:\t%b\nFDSize:\t256\n" % name)
-    assert descriptor_table_size(str(tmp_path)) == 256

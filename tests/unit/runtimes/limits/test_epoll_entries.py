@@ -14,7 +14,7 @@ import pytest
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX
 from sandbox.runtimes.limits import epoll_entries
 from sandbox.runtimes.limits.epoll_entries import EpollCounter, count_machine_entries
-from sandbox.runtimes.limits.kernel_watch import FileUsage
+from sandbox.runtimes.limits.kernel_usage import FileUsage
 
 MANY = EPOLL_ENTRIES_MAX + 1
 SLABS = """slabinfo - version: 2.1

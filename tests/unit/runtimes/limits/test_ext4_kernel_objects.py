@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.model.fixed_limits import CACHED_EXTENTS_MAX, DISK_DIRECTORIES_MAX
 from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter, DirectoryMeter
-from sandbox.runtimes.limits.kernel_watch import KernelUsage
+from sandbox.runtimes.limits.kernel_usage import KernelUsage
 from sandbox.runtimes.limits.slab_usage import SlabStatistics
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.fixed_limits import PAGE_FRAGMENT_BYTES_MAX
-from sandbox.runtimes.limits.directory_and_lock_counts import list_directory
-from sandbox.runtimes.limits.kernel_watch import KernelUsage
+from sandbox.runtimes.limits.descriptor_tables import list_directory
+from sandbox.runtimes.limits.kernel_usage import KernelUsage
 from sandbox.runtimes.limits.page_fragments import (
     PageFragmentMeter,
     count_free_bytes_of_processors,

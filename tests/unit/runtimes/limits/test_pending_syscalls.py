@@ -11,7 +11,7 @@ import pytest
 
 from sandbox.model.fixed_limits import SYSCALL_BUFFER_BYTES_MAX
 from sandbox.runtimes.limits.kernel_memory_growth import count_machine_kernel_bytes
-from sandbox.runtimes.limits.kernel_watch import KernelUsage
+from sandbox.runtimes.limits.kernel_usage import KernelUsage
 from sandbox.runtimes.limits.pending_syscalls import (
     PendingSyscallInterrupter,
     SyscallBufferMeter,

@@ -4,13 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.model.fixed_limits import (
-    ANON_VMA_CHAIN_BYTES_MAX,
-    DENTRIES_MAX,
-    FREE_SLAB_BYTES_MAX,
-    VMA_BYTES_MAX,
-)
-from sandbox.runtimes.limits.kernel_watch import KernelUsage
+from sandbox.model.fixed_limits import ANON_VMA_CHAIN_BYTES_MAX, DENTRIES_MAX, FREE_SLAB_BYTES_MAX, VMA_BYTES_MAX
+from sandbox.runtimes.limits.kernel_usage import KernelUsage
 from sandbox.runtimes.limits.slab_usage import (
     GroupUsage,
     SlabMeter,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.fixed_limits import TERMINAL_CPU_SECONDS_MAX
-from sandbox.runtimes.limits.kernel_watch import KernelUsage
+from sandbox.runtimes.limits.kernel_usage import KernelUsage
 from sandbox.runtimes.limits.terminal_cpu_time import TerminalMeter, TerminalThreads, count_terminals_if_written
 
 

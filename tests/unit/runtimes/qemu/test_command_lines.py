@@ -14,16 +14,7 @@ import pytest
 from sandbox.interfaces.runtime import Command, SandboxSpec, Stats
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes.qemu import guest_components, jail
-from sandbox.runtimes.qemu.channel import (
-    CONSOLE_BYTES_MAX,
-    CONSOLE_PAUSE_SECONDS,
-    COST_PER_SECOND_MAX,
-    READ_COST,
-    UNSOLICITED_FRAMES_MAX,
-    Channel,
-    GuestStream,
-    OutputTail,
-)
+from sandbox.runtimes.qemu.channel import COST_PER_SECOND_MAX, READ_COST, UNSOLICITED_FRAMES_MAX, Channel, GuestStream
 from sandbox.runtimes.qemu.command_lines import (
     Accelerator,
     QemuDescriptors,
@@ -296,53 +287,6 @@ def test_stats_reported_by_the_guest_are_clamped_to_the_limits():
     stats = merge_stats(Stats(1.5, 5000, 4, oom_kills=1), (2**64 - 1, 2**64 - 1, 2, 3), spec)
     assert stats == Stats(1.5, 1000, 10, oom_kills=3, fork_failures=3)
     assert merge_stats(Stats(1.5, 5000, 4), (700, 7, 0, 0), spec) == Stats(1.5, 700, 7)
-
-
-async def test_large_console_output_is_throttled():
-    async def run() -> tuple[bytes, int]:
-        host_end, guest_end = socket.socketpair()
-        guest_end.setblocking(False)
-        tail, reads = OutputTail(), 0
-        data_received = tail.data_received
-
-        def count_read(data: bytes) -> None:
-            nonlocal reads
-            reads += 1
-            data_received(data)
-
-        tail.data_received = count_read  # type: ignore[method-assign]
-        await tail.open(host_end)
-        loop = asyncio.get_running_loop()
-        await loop.sock_sendall(guest_end, b"x" * (CONSOLE_BYTES_MAX + 1))
-        reads, deadline = 0, loop.time() + 10 * CONSOLE_PAUSE_SECONDS
-        while loop.time() < deadline:
-            await loop.sock_sendall(guest_end, b"y")
-            await asyncio.sleep(0)
-        await loop.sock_sendall(guest_end, b"end")
-        await asyncio.sleep(3 * CONSOLE_PAUSE_SECONDS)
-        tail.abort()
-        guest_end.close()
-        return tail.text, reads
-
-    text, reads = await run()
-    assert text.endswith(b"yend")
-    assert reads <= 20
-
-
-async def test_early_console_output_is_read_immediately():
-    async def run() -> bytes:
-        host_end, guest_end = socket.socketpair()
-        tail = OutputTail()
-        await tail.open(host_end)
-        with guest_end:
-            for line in (b"one\n", b"two\n", b"three\n"):
-                guest_end.send(line)
-                for _ in range(3):
-                    await asyncio.sleep(0)
-        tail.abort()
-        return tail.text
-
-    assert (await run()) == b"one\ntwo\nthree\n"
 
 
 def test_encoded_command_sets_pwd_and_rejects_nul_characters():

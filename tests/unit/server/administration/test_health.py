@@ -16,9 +16,10 @@ from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import StoreError
 from sandbox.model.disk_watermarks import DiskSpace, Watermark
 from sandbox.server.administration.health import HealthCheck
+from sandbox.server.drain import Drain
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.runtime_probing import ProbedHost
-from sandbox.server.start_conditions import Drain, StartConditions
+from sandbox.server.start_conditions import StartConditions
 
 GIB = 1024**3
 AMPLE_SPACE = DiskSpace(100 * GIB, 1000 * GIB, 10**6, 10**7)

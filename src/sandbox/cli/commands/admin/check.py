@@ -18,7 +18,7 @@ from sandbox.cli.settings_options import data_dir_options, load_configuration
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sandbox.server.maintenance.integrity import Discrepancy
+    from sandbox.server.administration.integrity import Discrepancy
 
 
 @command(

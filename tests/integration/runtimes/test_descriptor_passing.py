@@ -1,46 +1,17 @@
-"""Waiting for a process to exit, through its pidfd, and reading output."""
+"""Reading output, and descriptors that programs pass with it."""
 
 import asyncio
 import errno
 import os
 import socket
 import struct
-import subprocess
 import time
 from contextlib import suppress
 
 import pytest
 
-from sandbox.runtimes import sandbox_file_descriptors
-from sandbox.runtimes.sandbox_file_descriptors import open_reader, wait_readable
-
-
-async def test_two_waiters_are_both_notified():
-    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
-        pidfd = os.pidfd_open(process.pid)
-        try:
-            waiters = [asyncio.create_task(wait_readable(pidfd)) for _ in range(2)]
-            await asyncio.sleep(0)
-            process.stdin.close()
-            async with asyncio.timeout(30):
-                await asyncio.gather(*waiters)
-        finally:
-            os.close(pidfd)
-
-
-async def test_cancelled_waiter_does_not_affect_another_waiter():
-    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
-        pidfd = os.pidfd_open(process.pid)
-        try:
-            waiter, cancelled = (asyncio.create_task(wait_readable(pidfd)) for _ in range(2))
-            await asyncio.sleep(0)
-            cancelled.cancel()
-            await asyncio.sleep(0)
-            process.stdin.close()
-            async with asyncio.timeout(30):
-                await waiter
-        finally:
-            os.close(pidfd)
+from sandbox.runtimes import descriptor_passing
+from sandbox.runtimes.descriptor_passing import open_reader
 
 
 def send_urgently(sender: socket.socket, data: bytes) -> None:
@@ -86,7 +57,7 @@ def _lingering_connection():
 
 async def test_passed_connection_that_closes_slowly_does_not_block_the_event_loop(monkeypatch):
     """Before Linux 6.16, the kernel passes files to the output. If nobody accepts a file, reading closes it."""
-    monkeypatch.setattr(sandbox_file_descriptors, "refuse_passed_descriptors", lambda _: False)
+    monkeypatch.setattr(descriptor_passing, "refuse_passed_descriptors", lambda _: False)
     source, writer = socket.socketpair()
     client, peer = _lingering_connection()
     with writer, peer:
@@ -112,7 +83,7 @@ async def _pause_seconds():
 
 async def test_files_are_refused_if_the_kernel_can_refuse_them():
     source, writer = socket.socketpair()
-    if not sandbox_file_descriptors.refuse_passed_descriptors(source):
+    if not descriptor_passing.refuse_passed_descriptors(source):
         pytest.skip("Linux before 6.16 passes files")
     reader, transport = await open_reader(source)
     with writer:

@@ -7,7 +7,7 @@ import pytest
 
 from sandbox.interfaces.runtime import Command, SandboxSpec
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes.bubblewrap.sandbox import build_program_spec, exposed_entries
+from sandbox.runtimes.bubblewrap.command_line import build_program_spec, exposed_entries
 from sandbox.runtimes.programs.launcher import FIRST_HIGH_DESCRIPTOR
 
 SPEC = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, programs={Path("/data/tool"): "/opt/tool"})

@@ -1,44 +1,10 @@
-"""Creates, reads and waits for file descriptors that are shared with a sandbox."""
+"""Passes memfds to a sandbox, and reads its output without accepting descriptors that programs pass."""
 
 import asyncio
 import os
 import socket
 import threading
 from contextlib import suppress
-
-from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
-
-
-async def wait_readable(descriptor: int) -> None:
-    """Wait until the descriptor is readable or, for a pidfd, the process has ended.
-
-    Several tasks can wait at the same time.
-    """
-    loop = asyncio.get_running_loop()
-    readable: asyncio.Future[None] = loop.create_future()
-    # An event loop keeps one reader per descriptor; a second one would replace it.
-    duplicate_fd = os.dup(descriptor)
-    loop.add_reader(duplicate_fd, _set_readable, readable)
-    try:
-        await readable
-    finally:
-        loop.remove_reader(duplicate_fd)
-        os.close(duplicate_fd)
-
-
-async def wait_for_exit(pidfd: int) -> bool:
-    """Wait for a killed process. Return whether it ended within KILL_TIMEOUT_SECONDS."""
-    try:
-        async with asyncio.timeout(KILL_TIMEOUT_SECONDS):
-            await wait_readable(pidfd)
-    except TimeoutError:
-        return False
-    return True
-
-
-def _set_readable(readable: asyncio.Future[None]) -> None:
-    if not readable.done():
-        readable.set_result(None)
 
 
 def create_memfd(name: str, content: bytes) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from sandbox.model.fixed_limits import SOCKETS_MAX
-from sandbox.runtimes.limits import sockopt_and_ioctl_rules
+from sandbox.runtimes.seccomp import sockopt_and_ioctl_rules
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 ALLOWED_FAMILIES = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)

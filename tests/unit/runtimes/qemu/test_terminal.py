@@ -1,8 +1,9 @@
 """The host's end of a terminal in a guest. Frames from the guest are untrusted."""
 
 from sandbox.interfaces.runtime import TerminalSize
-from sandbox.runtimes.qemu.channel import Channel, QemuTerminal
+from sandbox.runtimes.qemu.channel import Channel
 from sandbox.runtimes.qemu.guest import frames
+from sandbox.runtimes.qemu.terminal import QemuTerminal
 
 NUMBER = frames.TERMINALS
 

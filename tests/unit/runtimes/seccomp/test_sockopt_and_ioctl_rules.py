@@ -9,7 +9,7 @@ import errno
 import pytest
 
 from doubles.bpf_interpreter import ALLOW, errno_of, run_filter
-from sandbox.runtimes.limits import seccomp, sockopt_and_ioctl_rules
+from sandbox.runtimes.seccomp import sockopt_and_ioctl_rules, syscall_filter
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 IOCTL = {"x86_64": 16, "aarch64": 29}
@@ -108,7 +108,7 @@ every_architecture = pytest.mark.parametrize("architecture", AUDIT_ARCH)
 
 
 def action(architecture: str, number: int, code: bytes | None = None) -> int:
-    program = seccomp.assemble_filter(architecture) if code is None else code
+    program = syscall_filter.assemble_filter(architecture) if code is None else code
     return run_filter(
         program, audit_arch=AUDIT_ARCH[architecture], number=IOCTL[architecture], arguments=(3, number, 0x1000)
     )
@@ -130,7 +130,7 @@ def test_requests_that_are_not_examined_return_enotty(architecture: str, name: s
 
 @every_architecture
 def test_only_listed_requests_are_allowed(architecture: str):
-    code = seccomp.assemble_filter(architecture)
+    code = syscall_filter.assemble_filter(architecture)
     forms = {number & 0xFFFF0000 for number in (*ALLOWED.values(), *UNKNOWN.values())}
     numbers = {form | type_ << 8 | number for form in (0, *forms) for type_ in TYPES for number in (0, 1, 2, 9, 31)}
     numbers |= {type_ << 8 | number for type_ in TYPES for number in range(256)} | set(ALLOWED.values())
@@ -150,7 +150,7 @@ def test_requests_that_type_into_terminals_or_load_modules_return_eperm(architec
 
 @every_architecture
 def test_requests_of_kvm_are_allowed_only_with_kvm(architecture: str):
-    code = seccomp.assemble_filter(architecture, allows_kvm=True)
+    code = syscall_filter.assemble_filter(architecture, allows_kvm=True)
     requests = {name: number for name, number in UNKNOWN.items() if name.startswith("KVM")}
     assert {action(architecture, number, code) for number in (*requests.values(), *ALLOWED.values())} == {ALLOW}
     others = {action(architecture, number, code) for name, number in UNKNOWN.items() if name not in requests}

@@ -10,7 +10,7 @@ from sandbox import __version__
 from sandbox.interfaces.cluster_engine import EngineHost, EngineUnavailableError, JobPhase, JobStatus
 from sandbox.interfaces.worker_messages import Claimed, Heartbeat
 from sandbox.placements.cluster import jobs
-from sandbox.placements.cluster.host_statuses import SeenHost, SeenHosts, host_statuses
+from sandbox.placements.cluster.host_inventory import SeenHost, SeenHosts, host_statuses
 
 REPORTED = {"cpus": 4, "memory_bytes": 2**34}
 
@@ -115,7 +115,7 @@ async def test_reconnection_does_not_write_the_file(server, job, monkeypatch):
     """All workers reconnect at the same time after a restart of the server."""
     saved, nonce = [], bytes(32)
     monkeypatch.setattr(
-        "sandbox.placements.cluster.host_statuses.write_durably", lambda *arguments: saved.append(arguments)
+        "sandbox.placements.cluster.host_inventory.write_durably", lambda *arguments: saved.append(arguments)
     )
     for _ in range(3):
         async with server.connect(server.claim(job, nonce=nonce)) as client:
@@ -145,7 +145,7 @@ def test_damaged_file_counts_as_empty(tmp_path, content):
 
 async def test_number_of_remembered_hosts_is_limited(server, job, monkeypatch, tmp_path):
     """The host with the earliest contact is forgotten."""
-    monkeypatch.setattr("sandbox.placements.cluster.host_statuses.HOSTS_MAX", 3)
+    monkeypatch.setattr("sandbox.placements.cluster.host_inventory.HOSTS_MAX", 3)
     seen = SeenHosts(tmp_path / "seen.json")
     for number in range(5):
         seen.record_claim(server.claim(job, host=f"host-{number}", boot_id=BOOT_ID))
@@ -154,7 +154,7 @@ async def test_number_of_remembered_hosts_is_limited(server, job, monkeypatch, t
 
 
 def test_contact_does_not_add_a_host_that_was_forgotten(monkeypatch, tmp_path):
-    monkeypatch.setattr("sandbox.placements.cluster.host_statuses.HOSTS_MAX", 2)
+    monkeypatch.setattr("sandbox.placements.cluster.host_inventory.HOSTS_MAX", 2)
     seen = SeenHosts(tmp_path / "seen.json")
     for number in range(3):
         seen.add(SeenHost(f"host-{number}", float(number)))
@@ -204,7 +204,7 @@ async def test_host_that_the_engine_does_not_list_is_not_ready(server):
 
 
 async def test_last_list_of_the_engine_is_kept_while_it_does_not_respond(server, monkeypatch, caplog):
-    monkeypatch.setattr("sandbox.placements.cluster.host_statuses.ENGINE_POLL_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.placements.cluster.host_inventory.ENGINE_POLL_SECONDS", 0.01)
     server.engine_hosts.start()
     await wait_until(lambda: statuses(server))
     server.engine.error = EngineUnavailableError("It is not responding.")
@@ -217,7 +217,7 @@ async def test_last_list_of_the_engine_is_kept_while_it_does_not_respond(server,
 
 
 async def test_number_of_hosts_listed_by_the_engine_is_limited(server, monkeypatch):
-    monkeypatch.setattr("sandbox.placements.cluster.host_statuses.HOSTS_MAX", 3)
+    monkeypatch.setattr("sandbox.placements.cluster.host_inventory.HOSTS_MAX", 3)
     server.engine.host_list = [EngineHost(f"host-{number}", SMALL) for number in range(9)]
     await server.engine_hosts.refresh()
     await server.cluster_hosts.drain("host-8")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.runtimes.limits import seccomp
+from sandbox.runtimes.seccomp import syscall_filter
 
 ALLOW, TRAP = 0x7FFF0000, 0x00030000
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -38,7 +38,7 @@ IGNORED = 0
 IO_SETUP = {"x86_64": 206, "aarch64": 0}
 IO_DESTROY = {"x86_64": 207, "aarch64": 1}
 Assemble = Callable[[str], bytes]
-all_architectures = pytest.mark.parametrize("architecture", seccomp.ARCHITECTURES)
+all_architectures = pytest.mark.parametrize("architecture", syscall_filter.ARCHITECTURES)
 
 
 def evaluate(
@@ -49,7 +49,7 @@ def evaluate(
     data = struct.pack(
         "=IIQ6Q", number & 0xFFFFFFFF, AUDIT_ARCH[architecture] if audit_arch is None else audit_arch, 0, *padded
     )
-    program = list(struct.iter_unpack("=HBBI", seccomp.assemble_filter(architecture) if code is None else code))
+    program = list(struct.iter_unpack("=HBBI", syscall_filter.assemble_filter(architecture) if code is None else code))
     accumulator, at = 0, 0
     while True:
         operation, when_true, when_false, value = program[at]
@@ -73,7 +73,7 @@ def test_ordinary_calls_are_allowed(architecture: str):
 
 @all_architectures
 def test_only_the_guest_filter_allows_installing_filters(architecture: str):
-    guest = seccomp.assemble_filter(architecture, allows_filters=True)
+    guest = syscall_filter.assemble_filter(architecture, allows_filters=True)
     seccomp_call, prctl = {"x86_64": (317, 157), "aarch64": (277, 167)}[architecture]
     for number, operation in ((seccomp_call, 0), (seccomp_call, 1), (prctl, 22)):
         assert evaluate(architecture, number, operation) == errno.EINVAL
@@ -83,7 +83,7 @@ def test_only_the_guest_filter_allows_installing_filters(architecture: str):
 
 @all_architectures
 def test_thread_filter_allows_threads_and_refuses_processes(architecture: str):
-    code = seccomp.assemble_thread_filter(architecture)
+    code = syscall_filter.assemble_thread_filter(architecture)
     clone, forks = CLONE[architecture], {"x86_64": (57, 58), "aarch64": ()}[architecture]
     assert evaluate(architecture, clone, 0x3D0F00, code=code) == ALLOW  # a thread created by the C library
     for number, flags in ((clone, 0x1200011), (clone, 0x4111), *((fork, 0) for fork in forks)):
@@ -117,7 +117,7 @@ def test_io_setup_returns_enosys(architecture: str):
 
 @all_architectures
 def test_denied_calls_return_eperm(architecture: str):
-    table = {**seccomp.ARCHITECTURES[architecture].denied, "mount_setattr": 442, "pidfd_getfd": 438}
+    table = {**syscall_filter.ARCHITECTURES[architecture].denied, "mount_setattr": 442, "pidfd_getfd": 438}
     assert {evaluate(architecture, number) for number in table.values()} == {errno.EPERM}
     assert evaluate(architecture, PTRACE[architecture]) == errno.EPERM
 
@@ -125,7 +125,7 @@ def test_denied_calls_return_eperm(architecture: str):
 @all_architectures
 @given(number=st.integers(0, 462))
 def test_each_known_call_is_allowed_or_in_a_table(architecture: str, number: int):
-    numbers = seccomp.ARCHITECTURES[architecture]
+    numbers = syscall_filter.ARCHITECTURES[architecture]
     enosys = {*range(425, 428), 435, *range(444, 448), IO_SETUP[architecture]}
     zero_copy = {SPLICE[architecture], VMSPLICE[architecture], SENDFILE[architecture]}
     refused = {*numbers.denied.values(), *range(428, 434), 438, 442, 443, 450, *enosys, *zero_copy}
@@ -175,7 +175,10 @@ def test_socket_families_and_types_and_protocols_are_limited(architecture: str, 
     assert evaluate(architecture, number, 16, 3, 12) == errno.EPROTONOSUPPORT
 
 
-SOCKET_OPTION_FILTERS = {"sandbox": seccomp.assemble_filter, "socket": seccomp.assemble_socket_and_extent_filter}
+SOCKET_OPTION_FILTERS = {
+    "sandbox": syscall_filter.assemble_filter,
+    "socket": syscall_filter.assemble_socket_and_extent_filter,
+}
 both_filters = pytest.mark.parametrize("assemble", SOCKET_OPTION_FILTERS.values(), ids=SOCKET_OPTION_FILTERS)
 
 
@@ -270,7 +273,7 @@ def test_zero_copy_calls_return_einval(architecture: str):
             0,
             9,
             1,
-            code=seccomp.assemble_socket_and_extent_filter(architecture),
+            code=syscall_filter.assemble_socket_and_extent_filter(architecture),
         )
         == ALLOW
     )
@@ -301,9 +304,9 @@ def test_processes_cannot_share_signal_handlers(architecture: str):
 
 @all_architectures
 def test_socket_filter_allows_the_calls_that_the_full_filter_rejects(architecture: str):
-    code = seccomp.assemble_socket_and_extent_filter(architecture)
+    code = syscall_filter.assemble_socket_and_extent_filter(architecture)
     for number in (
-        *seccomp.ARCHITECTURES[architecture].denied.values(),
+        *syscall_filter.ARCHITECTURES[architecture].denied.values(),
         SOCKET[architecture],
         MMAP[architecture],
         CLONE[architecture],
@@ -383,7 +386,7 @@ def test_length_of_mincore_is_limited(architecture: str):
 
 @all_architectures
 def test_socket_filter_limits_extent_walks(architecture: str):
-    code = seccomp.assemble_socket_and_extent_filter(architecture)
+    code = syscall_filter.assemble_socket_and_extent_filter(architecture)
     fallocate = {"x86_64": 285, "aarch64": 47}[architecture]
     assert evaluate(architecture, fallocate, 3, 0, 0, 1 << 31, code=code) == errno.EOPNOTSUPP
     assert evaluate(architecture, fallocate, 3, 0, 0, 1 << 20, code=code) == ALLOW
@@ -432,8 +435,8 @@ def test_poll_and_select_counts_are_limited(architecture: str):
 
 @all_architectures
 def test_guest_jail_may_poll_more_files(architecture: str):
-    ppoll, limit = {"x86_64": 271, "aarch64": 73}[architecture], seccomp.POLLED_FILES_OF_QEMU_MAX
-    jail = seccomp.assemble_filter(architecture, polled_files_max=limit)
+    ppoll, limit = {"x86_64": 271, "aarch64": 73}[architecture], syscall_filter.POLLED_FILES_OF_QEMU_MAX
+    jail = syscall_filter.assemble_filter(architecture, polled_files_max=limit)
     assert [evaluate(architecture, ppoll, 1, count, code=jail) for count in (limit, limit + 1)] == [ALLOW, errno.EINVAL]
 
 
@@ -475,4 +478,4 @@ def test_personality_may_be_queried_and_may_disable_address_randomization(archit
 
 def test_unknown_architecture_has_no_filter():
     with pytest.raises(KeyError):
-        seccomp.assemble_filter("riscv64")
+        syscall_filter.assemble_filter("riscv64")

@@ -108,8 +108,3 @@ def may_claim(state: ClaimState, token_hash: bytes, nonce_hash: bytes) -> bool:
     if state.is_abandoned or not is_valid:
         return False
     return state.nonce_hash is None or compare_digest(state.nonce_hash, nonce_hash)
-
-
-def lease_deadline(sent_at: float, lease_seconds: float) -> float:
-    """Return when a worker's lease ends, given when the worker sent a message that the server answered."""
-    return sent_at + lease_seconds

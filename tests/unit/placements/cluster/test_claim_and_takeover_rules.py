@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sandbox.interfaces.cluster_engine import JobPhase
-from sandbox.placements.cluster.takeover_rules import (
+from sandbox.placements.cluster.claim_and_takeover_rules import (
     CLAIM_SECONDS,
     LAST_RECORDS_TIMEOUT_SECONDS,
     LEASE_MARGIN_SECONDS,
@@ -17,7 +17,6 @@ from sandbox.placements.cluster.takeover_rules import (
     Decision,
     Observation,
     decide,
-    lease_deadline,
     may_claim,
     takeover_seconds,
 )
@@ -210,7 +209,7 @@ class ClusterModel(RuleBasedStateMachine):
 
     def receive(self, worker, index, *, starts):
         sent_at = worker.answers.pop(index)
-        worker.deadline = max(worker.deadline, lease_deadline(sent_at, LEASE))
+        worker.deadline = max(worker.deadline, sent_at + LEASE)
         worker.has_runner = worker.has_runner or starts
 
     @precondition(lambda self: any(worker.is_alive for worker in self.workers))

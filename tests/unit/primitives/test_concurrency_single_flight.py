@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from sandbox.model.fixed_limits import DISK_MEASUREMENT_CACHE_SECONDS
-from sandbox.server.maintenance.pruning import SingleFlight
+from sandbox.primitives.concurrency import SingleFlight
 
 
 class SlowMeasurement:
@@ -19,7 +19,7 @@ class SlowMeasurement:
             itertools.count(1),
             threading.Event(),
         )
-        self.cache = SingleFlight(self._measure, lambda: self.now)
+        self.cache = SingleFlight(self._measure, DISK_MEASUREMENT_CACHE_SECONDS, lambda: self.now)
 
     def _measure(self):
         self.release_measurement.wait(20)

@@ -6,7 +6,7 @@ import pytest
 
 from sandbox.model import events as e
 from sandbox.model.wire.event_conversion import to_wire_event
-from sandbox.server.derived_tasks import OMISSION_NOTE, ConversationText
+from sandbox.server.conversation_text import OMISSION_NOTE, ConversationText
 
 
 def render(*events, text=None):

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from sandbox.interfaces.runtime import HANDLE_VERSION, SandboxHandle
-from sandbox.runner.steps.provision import HandleTooNewError, read_handle, write_handle
+from sandbox.runner.sandbox_handles import HandleTooNewError, read_handle, write_handle
 
 VERSION_1_HANDLE = b'{"runtime":"bubblewrap","attempt_id":"a","details":{"kernel_uid":"200000"}}'
 

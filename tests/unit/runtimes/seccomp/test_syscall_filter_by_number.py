@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from doubles.bpf_interpreter import ALLOW, TRAP, errno_of, run_filter
-from sandbox.runtimes.limits import seccomp
+from sandbox.runtimes.seccomp import syscall_filter
 
 # Name: numbers on x86_64 and on aarch64; None if the architecture lacks the call.
 DENIED: dict[str, tuple[int | None, int | None]] = {
@@ -123,7 +123,7 @@ CHECKED_CALLS: dict[str, tuple[int | None, int | None]] = {
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 LAST_KNOWN = 462  # mseal
 SUCCEEDS = 0x00050000  # SECCOMP_RET_ERRNO without an errno
-PROGRAMS = {architecture: seccomp.assemble_filter(architecture) for architecture in AUDIT_ARCH}
+PROGRAMS = {architecture: syscall_filter.assemble_filter(architecture) for architecture in AUDIT_ARCH}
 
 
 def call_number(architecture: str, numbers: tuple[int | None, int | None]) -> int | None:
@@ -276,11 +276,11 @@ def test_filter_traps_calls_of_other_architectures(architecture: str):
 
 @pytest.mark.parametrize("architecture", AUDIT_ARCH)
 def test_each_row_of_the_filter_has_a_row_in_the_independent_list(architecture: str):
-    table = seccomp.ARCHITECTURES[architecture].denied | seccomp._DENIED_ON_ALL_ARCHITECTURES
+    table = syscall_filter.ARCHITECTURES[architecture].denied | syscall_filter._DENIED_ON_ALL_ARCHITECTURES
     assert table == {
         name: number for row_architecture, name, number in rows(DENIED) if row_architecture == architecture
     }
-    enosys_calls = seccomp._ENOSYS_CALLS | {"io_setup": seccomp.ARCHITECTURES[architecture].io_setup}
+    enosys_calls = syscall_filter._ENOSYS_CALLS | {"io_setup": syscall_filter.ARCHITECTURES[architecture].io_setup}
     assert enosys_calls == {
         name: number for row_architecture, name, number in rows(ENOSYS) if row_architecture == architecture
     }

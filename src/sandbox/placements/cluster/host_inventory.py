@@ -9,12 +9,14 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.cluster_engine import Engine, EngineHost, JobPhase
+from sandbox.interfaces.cluster_engine import Engine, EngineHost, EngineUnavailableError, JobPhase
 from sandbox.interfaces.placement import HostDrainError, HostNotFoundError, HostState, HostStatus
 from sandbox.interfaces.worker_messages import Claim
 from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
+from sandbox.model.resources import Resources
 from sandbox.placements.cluster.host_drains import HostDrains
-from sandbox.placements.cluster.jobs import Job, Jobs
+from sandbox.placements.cluster.job_state import Job
+from sandbox.placements.cluster.jobs import Jobs
 from sandbox.primitives.files import write_durably
 
 HOSTS_MAX = 1000
@@ -261,3 +263,24 @@ def _status(name: str, seen: SeenHost | None, state: HostState, reason: str, now
         state, reason = HostState.UNREACHABLE, _NO_RESPONSE
     last_contact_at = datetime.fromtimestamp(seen.last_contact, UTC)
     return HostStatus(name, state, reason, seen.cpus or None, seen.memory_bytes or None, seen.version, last_contact_at)
+
+
+async def load_largest_host_sizes(engine: Engine, file: Path) -> Sequence[Resources]:
+    """Return the sizes of the largest hosts.
+
+    If the engine is not responding, returns the stored ones, so that workers can reconnect.
+    Raises EngineUnavailableError if none are stored, OSError.
+    """
+    try:
+        hosts = await engine.largest_host_sizes()
+    except EngineUnavailableError as error:
+        try:
+            stored = msgspec.json.decode(file.read_bytes(), type=tuple[Resources, ...])
+        except (OSError, *DECODE_ERRORS):
+            raise error from None
+        if not stored:
+            raise
+        _log.warning("The sizes of the hosts are those that the last server found: %s", error.message)
+        return stored
+    write_durably(file, msgspec.json.encode(tuple(hosts)))
+    return hosts

@@ -6,7 +6,7 @@ from doubles.stored_tasks import StoredTasks
 from doubles.unreachable_journals import UnreachableJournals
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.journal.journals import FileJournals
-from sandbox.server.maintenance.integrity import DiscrepancyKind, IntegrityCheck
+from sandbox.server.administration.integrity import DiscrepancyKind, IntegrityCheck
 
 
 def find_kinds(stored, journals):

@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import SandboxHandle
-from sandbox.runtimes.sandbox_leftovers import SandboxLeftovers
+from sandbox.runtimes.leftover_sandboxes import SandboxLeftovers
 
 HANDLE = b'{"runtime":"bubblewrap","attempt_id":"a","details":{"kernel_uid":"200000"}}'
 

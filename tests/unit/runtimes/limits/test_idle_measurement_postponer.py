@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.fixed_limits import KERNEL_USAGE_CHECK_INTERVAL_SECONDS, SOCKETS_MAX
-from sandbox.runtimes.limits import measurement_postponer
-from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
-from sandbox.runtimes.limits.measurement_postponer import MeasurementPostponer
+from sandbox.runtimes.limits import idle_measurement_postponer
+from sandbox.runtimes.limits.idle_measurement_postponer import MeasurementPostponer
+from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
+from sandbox.runtimes.limits.kernel_watch import wait_for_exceeded_limit
 
 
 @pytest.fixture(autouse=True)
 def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurement_postponer, "_CPU_TIME_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(idle_measurement_postponer, "_CPU_TIME_POLL_SECONDS", 0.001)
     for name in ("KERNEL_USAGE", "FILE_USAGE", "TERMINAL_CPU"):
         monkeypatch.setattr(f"sandbox.runtimes.limits.kernel_watch.{name}_CHECK_INTERVAL_SECONDS", 0.001)
     monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.read_own_cpu_seconds", lambda: 0.0)
@@ -23,7 +24,7 @@ def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def endless_postponement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurement_postponer, "_POSTPONED_SECONDS_MAX", 60.0)
+    monkeypatch.setattr(idle_measurement_postponer, "_POSTPONED_SECONDS_MAX", 60.0)
 
 
 class FakeSandbox:
@@ -122,7 +123,7 @@ def test_program_that_has_just_started_is_found_before_the_next_measurement_woul
 ):
     """The CPU time of a running program is updated at each tick, at least a hundred times a second."""
     monkeypatch.undo()
-    assert measurement_postponer._CPU_TIME_POLL_SECONDS + 0.01 <= KERNEL_USAGE_CHECK_INTERVAL_SECONDS
+    assert idle_measurement_postponer._CPU_TIME_POLL_SECONDS + 0.01 <= KERNEL_USAGE_CHECK_INTERVAL_SECONDS
 
 
 async def count_measurements(

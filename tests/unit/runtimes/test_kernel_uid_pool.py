@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
+from sandbox.runtimes.kernel_uid_pool import SANDBOX_UIDS
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes import kernel_uid, sandbox_processes
-from sandbox.runtimes.kernel_uid import KernelUidPool
+from sandbox.runtimes import kernel_uid_pool, sandbox_processes
+from sandbox.runtimes.kernel_uid_pool import KernelUidPool
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can claim kernel uids")
 _FIRST = 270_000 + os.getpid() % 9_000 * 3  # another test run on this machine uses a different range
@@ -60,7 +60,7 @@ def _claim_and_die(directory: Path) -> int:
     """Claim a uid for the attempt "dead" in a process that is then killed. Return the uid."""
     source = f"""
 from pathlib import Path
-from sandbox.runtimes.kernel_uid import KernelUidPool
+from sandbox.runtimes.kernel_uid_pool import KernelUidPool
 import os, signal
 print(KernelUidPool(range({UIDS.start}, {UIDS.stop}), Path({str(directory)!r})).claim("dead"), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -122,7 +122,7 @@ def test_uid_with_files_in_transit_is_checked_only_once(directory: Path, monkeyp
         probed.append(uid)
         return uid == probed[0]
 
-    monkeypatch.setattr(kernel_uid, "_has_files_in_transit", is_first)
+    monkeypatch.setattr(kernel_uid_pool, "_has_files_in_transit", is_first)
     uids = KernelUidPool(UIDS, directory)
     for name in ("a", "b", "c"):
         assert uids.claim(name) != probed[0]
@@ -139,7 +139,7 @@ def checked_uids(monkeypatch) -> list[int]:
         checked.append(uid)
         return False
 
-    monkeypatch.setattr(kernel_uid, "_has_files_in_transit", has_files_in_flight)
+    monkeypatch.setattr(kernel_uid_pool, "_has_files_in_transit", has_files_in_flight)
     return checked
 
 
@@ -158,7 +158,7 @@ def test_uid_that_failed_the_check_at_its_release_is_checked_when_it_is_claimed(
     directory: Path, monkeypatch, result: bool | None
 ):
     results = [False, result, False]
-    monkeypatch.setattr(kernel_uid, "_has_files_in_transit", lambda *_: results.pop(0))
+    monkeypatch.setattr(kernel_uid_pool, "_has_files_in_transit", lambda *_: results.pop(0))
     uids = KernelUidPool(UIDS, directory)
     uid = uids.claim("a")
     uids.release("a")
