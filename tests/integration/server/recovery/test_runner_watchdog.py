@@ -99,7 +99,7 @@ KILL_LOCK_HOLDER_PROGRAM = f"""
 import subprocess, sys
 from pathlib import Path
 from sandbox.journal.journals import FileJournals
-from sandbox.placements.local.placement import kill_lock_holder
+from sandbox.placements.local.runners_and_disks import kill_lock_holder
 
 journals = FileJournals(Path(sys.argv[1]))
 lock = journals.create("task-1")
