@@ -40,7 +40,7 @@ from sandbox.disks.loop_disk import LoopDisk, unshare_mounts
 from sandbox.disks.reserve_file import ReserveFile
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.gateway.communication_lease import CommunicationLease
-from sandbox.gateway.egress.dialer import is_dialable
+from sandbox.gateway.egress.public_addresses import is_dialable
 from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.images.image_store import ImageLocks as HostImageLocks
 from sandbox.interfaces.agent import Agent, AgentDriver

@@ -1,20 +1,18 @@
-"""Forwards HTTP/1.1 requests and responses, using h11: selects their headers. No I/O."""
+"""Heads of HTTP/1.1 messages that the gateway forwards, using h11: selects their headers. No I/O."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import h11
 
 from sandbox.gateway.limits import HEAD_BYTES_MAX
-from sandbox.gateway.model_api.request_policy import Headers, connection_header_names, select_headers
-from sandbox.gateway.model_api.upstream import Upstream
-from sandbox.gateway.model_api.value_redactor import ValueRedactor
-from sandbox.interfaces.model_dialect import ModelDialect, ResponseHeaders
+
+Headers = list[tuple[bytes, bytes]]
 
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
-_BODY_HEADERS = frozenset({b"content-encoding", b"content-type"})
+BODY_HEADERS = frozenset({b"content-encoding", b"content-type"})
 _HOST_WORDS = frozenset({b"authority", b"host", b"hostname", b"uri", b"url", b"vhost"})
 _HOST_QUALIFIERS = frozenset(
     {
@@ -61,69 +59,17 @@ def upstream_side() -> h11.Connection:
     return h11.Connection(h11.CLIENT)
 
 
-def forwarded_request(
-    request: h11.Request, target: bytes, upstream: Upstream, dialect: ModelDialect, body: bytes | None = None
-) -> tuple[h11.Request, list[bytes]]:
-    """Build the upstream request. It has the server's key instead of the task's and asks for an uncompressed response.
-
-    body: the complete JSON body if known; if None, the client's framing is kept. Returns the request and the names of
-    the dropped headers.
-    """
-    forwarded_headers, dropped = select_headers(request, dialect, is_body_unchanged=body is None)
-    headers = [
-        (b"host", upstream.authority),
-        upstream.credential,
-        (b"accept-encoding", b"identity"),
-        *forwarded_headers,
-    ]
-    if body is None:
-        framing = _framing_headers(request.headers) or [(b"content-length", b"0")]
-    else:
-        framing = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    return h11.Request(method=request.method, target=upstream.path_prefix + target, headers=headers + framing), dropped
-
-
 def forwarded_single_request(request: h11.Request, target: bytes) -> h11.Request:
     """Build a request to a host other than the model. It is the only request on its connection."""
     dropped = _HOP_BY_HOP | _FORWARDED_HOST_HEADERS | {b"http2-settings", b"content-length"}
-    headers = [*_forwarded_headers(request, dropped), *_framing_headers(request.headers)]
+    headers = [*_forwarded_headers(request, dropped), *framing_headers(request.headers)]
     return h11.Request(method=request.method, target=target, headers=[*headers, (b"connection", b"close")])
-
-
-def forwarded_response(
-    response: h11.Response, rules: ResponseHeaders, redactors: Sequence[ValueRedactor]
-) -> h11.Response:
-    """Build the response for the client. h11 uses chunked framing if there is no length."""
-
-    def redact(text: bytes) -> bytes:
-        for redactor in redactors:
-            text = redactor.redact(text)
-        return text
-
-    named = connection_header_names(response)
-    headers = [
-        (redact(original), redact(value))
-        for original, value in response.headers.raw_items()
-        if (name := original.lower()) not in named and _is_returned(name, rules)
-    ]
-    framing = [(name, value) for name, value in _framing_headers(response.headers) if name == b"content-length"]
-    return h11.Response(status_code=response.status_code, reason=redact(response.reason), headers=headers + framing)
-
-
-def _is_returned(name: bytes, rules: ResponseHeaders) -> bool:
-    return name in _BODY_HEADERS or name in rules.forwarded or name.startswith(rules.forwarded_prefixes)
 
 
 def is_compressed(response: h11.Response) -> bool:
     """Return whether the body is encoded. The gateway cannot find a key or read the usage in an encoded body."""
     encodings = [value.strip().lower() for name, value in response.headers if name == b"content-encoding"]
     return any(encoding not in (b"", b"identity") for encoding in encodings)
-
-
-def is_readable_stream(response: h11.Response) -> bool:
-    """Return whether the body is an event stream that shows the gateway when the model starts to respond."""
-    content_type = header(response.headers, b"content-type").split(b";")[0].strip().lower()
-    return content_type == b"text/event-stream" and not is_compressed(response)
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], header_name: bytes) -> bytes:
@@ -133,7 +79,7 @@ def header(headers: Iterable[tuple[bytes, bytes]], header_name: bytes) -> bytes:
 
 def has_body(request: h11.Request) -> bool:
     """Return whether the request declares a body."""
-    return bool(_framing_headers(request.headers))
+    return bool(framing_headers(request.headers))
 
 
 def _forwarded_headers(request: h11.Request, dropped: frozenset[bytes]) -> Headers:
@@ -159,7 +105,14 @@ def _names_host(name: bytes) -> bool:
     return name != b"host" and bool(words & _HOST_WORDS) and words <= _HOST_WORDS | _HOST_QUALIFIERS
 
 
-def _framing_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+def framing_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return the headers that determine the length of the body."""
     framing = [(name, value) for name, value in headers if name in (b"content-length", b"transfer-encoding")]
     chunked = [pair for pair in framing if pair[0] == b"transfer-encoding"]
     return chunked or framing
+
+
+def connection_header_names(message: h11.Request | h11.Response) -> set[bytes]:
+    """Return the names that the Connection header declares as hop-by-hop."""
+    connection = b",".join(value for name, value in message.headers if name == b"connection")
+    return {token.strip().lower() for token in connection.split(b",")}

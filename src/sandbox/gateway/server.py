@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 from sandbox.gateway import limits
 from sandbox.gateway.communication_lease import CommunicationLease
 from sandbox.gateway.egress.connection import EgressConnection
-from sandbox.gateway.egress.dialer import AddressPolicy, PublicDialer, is_dialable
+from sandbox.gateway.egress.dialer import PublicDialer
 from sandbox.gateway.egress.http_inspector import HttpInspector
 from sandbox.gateway.egress.inspector_interface import ConnectionInspector, Denial, Tunnel
 from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, EgressPolicy
 from sandbox.gateway.egress.protocol_sniffing import open_transparent_tunnel
 from sandbox.gateway.egress.proxy_inspector import ProxyInspector
+from sandbox.gateway.egress.public_addresses import AddressPolicy, is_dialable
 from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.model_api.connection import ModelConnection

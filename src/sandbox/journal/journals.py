@@ -39,9 +39,9 @@ from sandbox.journal.reader import (
 from sandbox.journal.writer import FileJournalWriter, JournalRecorder
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Event, TaskFinished
-from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.state_machine import Effect, replay
 from sandbox.model.task import Task
+from sandbox.model.task_id_format import is_task_id
 from sandbox.primitives.files import fsync_path
 
 _IN_MODIFY, _IN_Q_OVERFLOW = 0x2, 0x4000

@@ -15,9 +15,9 @@ from sandbox.journal.received_artifact import ReceivedArtifactFile, _partial_nam
 from sandbox.journal.untrusted_records import VerifiedCopy, artifact_cost, split_lines, verify_records
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
-from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.state_machine import replay
 from sandbox.model.task import Task
+from sandbox.model.task_id_format import is_task_id
 from sandbox.primitives.files import fsync_path
 
 _AFTER_LAST_SEQ = 10**18

@@ -11,7 +11,7 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Journals, LockState
 from sandbox.interfaces.placement import AttemptFiles
 from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
-from sandbox.model.manifest.field_formats import is_task_id
+from sandbox.model.task_id_format import is_task_id
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from sandbox.gateway import forwarded_http_heads, local_responses
 from sandbox.gateway.egress.inspector_interface import Denial, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy, denial_message, normalize_host
 from sandbox.gateway.egress.proxy_request_target import HostPort, parse_authority
-from sandbox.gateway.model_api.request_policy import connection_header_names
+from sandbox.gateway.forwarded_http_heads import connection_header_names
 
 _MALFORMED = "this is not valid HTTP/1.1."
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")

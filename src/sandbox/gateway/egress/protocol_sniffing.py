@@ -4,10 +4,10 @@ import re
 
 from sandbox.gateway.egress.http_inspector import HttpInspector
 from sandbox.gateway.egress.http_request_search import TOKEN
-from sandbox.gateway.egress.inspector_interface import ConnectionInspector, Denial, NestedConnectionFilter, Tunnel
+from sandbox.gateway.egress.inspector_interface import ConnectionInspector, Denial, StreamFilter, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy
 from sandbox.gateway.egress.tls_inspector import TlsInspector
-from sandbox.gateway.egress.unknown_protocol_inspector import UnknownProtocolInspector
+from sandbox.gateway.egress.unknown_protocol_filter import UnknownProtocolFilter
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 
 _TLS_RECORD = b"\x16"
@@ -49,7 +49,7 @@ class SniffingInspector:
         if data and _PARTIAL_FIRST_LINE.fullmatch(self._received):
             too_long = len(self._received) > CLIENT_HELLO_BYTES_MAX
             return self._deny("the connection's first line is too long.") if too_long else None
-        stream_filter = UnknownProtocolInspector(self._policy, self._name, self._port, self._received, is_eof=not data)
+        stream_filter = UnknownProtocolFilter(self._policy, self._name, self._port, self._received, is_eof=not data)
         return Tunnel(self._name, self._port, stream_filter)
 
     def _delegate_to(self, inspector: ConnectionInspector, data: bytes) -> Tunnel | Denial | None:
@@ -59,6 +59,56 @@ class SniffingInspector:
 
     def _deny(self, reason: str) -> Denial:
         return Denial(self._name, self._port, reason)
+
+
+class NestedConnectionFilter:
+    """The stream filter of a tunnel that contains another connection, on which `inspector` decides.
+
+    initial_data: data inside the tunnel that has already arrived.
+    """
+
+    def __init__(self, inspector: ConnectionInspector, initial_data: bytes) -> None:
+        self._inspector = inspector
+        self._initial_data = initial_data
+        self._stream_filter: StreamFilter | None = None
+        self._has_host_data = False
+
+    @property
+    def drops_rest(self) -> bool:
+        """Whether the inner connection is allowed and its filter drops the rest of the data."""
+        return self._stream_filter is not None and self._stream_filter.drops_rest
+
+    @property
+    def is_passthrough(self) -> bool:
+        """Whether the inner connection is allowed and its filter forwards data without inspection."""
+        return self._stream_filter is not None and self._stream_filter.is_passthrough
+
+    @property
+    def may_end_in_denied_line(self) -> bool:
+        """Whether the inner connection is allowed and its filter forwards data that it still searches."""
+        return self._stream_filter is not None and self._stream_filter.may_end_in_denied_line
+
+    def start(self) -> bytes | Denial:
+        """Inspect the initial data and return what to forward."""
+        return self.client_data_received(self._initial_data) if self._initial_data else b""
+
+    def client_data_received(self, data: bytes) -> bytes | Denial:
+        """Return no data until the inspector has selected a filter, then the output of that filter."""
+        if self._stream_filter is not None:
+            return self._stream_filter.client_data_received(data)
+        outcome = self._inspector.client_data_received(data)
+        if outcome is None or isinstance(outcome, Denial):
+            return outcome or b""
+        self._stream_filter = outcome.stream_filter
+        if self._has_host_data:
+            self._stream_filter.host_data_received()
+        return self._stream_filter.start()
+
+    def host_data_received(self) -> None:
+        """Record that the host has sent data, and notify the inner connection's filter."""
+        self._has_host_data = True
+        if self._stream_filter is not None:
+            self._stream_filter.host_data_received()
 
 
 def open_transparent_tunnel(policy: EgressPolicy, name: str | None, address: str, port: int) -> Tunnel | Denial:

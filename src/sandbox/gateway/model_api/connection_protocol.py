@@ -22,6 +22,7 @@ from sandbox.gateway.limits import (
     REQUEST_BODY_BYTES_MAX,
 )
 from sandbox.gateway.model_api.budget_spending import valid_usage
+from sandbox.gateway.model_api.forwarded_heads import forwarded_request, forwarded_response, is_readable_stream
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, KeyRejection, ModelRequestGate
 from sandbox.gateway.model_api.request_policy import AllowedHead, ModelPolicy, too_large
 from sandbox.gateway.model_api.upstream import Upstream
@@ -336,9 +337,7 @@ class ModelProtocol:
             effects.dial = True
         else:
             self._mark_sent()
-        forwarded, dropped = forwarded_http_heads.forwarded_request(
-            request, allowed.target, self._upstream, self._dialect, body
-        )
+        forwarded, dropped = forwarded_request(request, allowed.target, self._upstream, self._dialect, body)
         self._reporter.report_dropped_headers(dropped)
         self._send_to_upstream(effects, forwarded)
 
@@ -469,7 +468,7 @@ class ModelProtocol:
             inflight.record_key_rejection(response.status_code)
             return
         is_metered = inflight.is_metered and response.status_code < 300
-        if is_metered and not forwarded_http_heads.is_readable_stream(response):
+        if is_metered and not is_readable_stream(response):
             inflight.assume_full_cost()  # a document is sent only after the model has finished
         if forwarded_http_heads.is_compressed(response):
             if is_metered:
@@ -486,7 +485,7 @@ class ModelProtocol:
         if response.status_code >= 400:  # the model's own text may contain such names legitimately
             redactors += account_redactors(response.headers, rules.account)
         inflight.redact(redactors)
-        self._send_to_client(effects, forwarded_http_heads.forwarded_response(response, rules, redactors))
+        self._send_to_client(effects, forwarded_response(response, rules, redactors))
 
     def _collect_key_rejection(self, effects: Effects, rejection: KeyRejection, event: Any) -> None:
         """Collect the upstream's message; send the gateway's response when it is complete or too long."""

@@ -1,6 +1,5 @@
 """Allows only model requests that the dialect defines and that are authenticated with the task's key."""
 
-from functools import cache
 from hmac import compare_digest
 
 import h11
@@ -77,60 +76,3 @@ def too_large() -> Rejected:
 
 def _invalid(message: str) -> Rejected:
     return Rejected(400, message)
-
-
-Headers = list[tuple[bytes, bytes]]
-
-_BODY_HEADERS = frozenset({b"content-type", b"content-encoding"})
-_CONNECTION_HEADERS = frozenset(
-    {
-        b"accept-encoding",
-        b"connection",
-        b"content-length",
-        b"expect",
-        b"host",
-        b"keep-alive",
-        b"proxy-connection",
-        b"te",
-        b"transfer-encoding",
-    }
-)
-"""Headers that clients send to the gateway itself; the gateway handles them or sets its own values."""
-
-
-def connection_header_names(message: h11.Request | h11.Response) -> set[bytes]:
-    """Return the names that the Connection header declares as hop-by-hop."""
-    connection = b",".join(value for name, value in message.headers if name == b"connection")
-    return {token.strip().lower() for token in connection.split(b",")}
-
-
-@cache
-def _expected_headers(credential_headers: frozenset[bytes], body_headers: frozenset[bytes]) -> frozenset[bytes]:
-    """Return the headers that are neither forwarded unchanged nor reported as dropped."""
-    return (_CONNECTION_HEADERS | credential_headers | _BODY_HEADERS) - body_headers
-
-
-def select_headers(
-    request: h11.Request, dialect: ModelDialect, *, is_body_unchanged: bool
-) -> tuple[Headers, list[bytes]]:
-    """Return the headers to forward, spelled as received, and the names of the dropped ones.
-
-    is_body_unchanged: the body is forwarded unchanged, so the headers that describe its encoding are forwarded too.
-    """
-    body_headers = _BODY_HEADERS if is_body_unchanged else frozenset()
-    expected = _expected_headers(dialect.credential_headers, body_headers)
-    named, rules = connection_header_names(request), dialect.request_headers
-    forwarded: Headers = []
-    dropped: list[bytes] = []
-    seen_names: set[bytes] = set()
-    for original, value in request.headers.raw_items():
-        name = original.lower()
-        if name in expected:
-            continue
-        is_known = name in body_headers or name in rules.forwarded or name.startswith(rules.forwarded_prefixes)
-        if is_known and name not in named and (name not in seen_names or name in rules.repeatable):
-            seen_names.add(name)
-            forwarded.append((original, value))
-        else:
-            dropped.append(name)
-    return forwarded, dropped

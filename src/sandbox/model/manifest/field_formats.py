@@ -10,6 +10,8 @@ from ipaddress import IPv6Address
 from typing import Any
 from urllib.parse import unquote
 
+from sandbox.model.task_id_format import TASK_ID_PATTERN, is_task_id
+
 PROMPT_BYTES_MAX = 512 * 1024
 GIT_PATCH_BYTES_MAX = 512 * 1024
 """Maximum size of the patch before base64 encoding."""
@@ -93,14 +95,6 @@ def _check_label_key(value: str) -> str | None:
     if "=" in value:
         return "must not contain '='"
     return _check_visible(value)
-
-
-_TASK_ID = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?"
-
-
-def is_task_id(text: str) -> bool:
-    """Return whether the text has the format of a task id, which is also a safe path component."""
-    return re.fullmatch(_TASK_ID, text) is not None and ".." not in text
 
 
 def _check_task_id(value: str) -> str | None:
@@ -261,7 +255,7 @@ def _without_group_names(pattern: str) -> str:
 
 VISIBLE = Format("visible", _check_visible, _pattern_schema(f"[^{_CONTROL}]*"))
 LABEL_KEY = Format("label_key", _check_label_key, _pattern_schema(f"[^={_CONTROL}]*"))
-TASK_ID = Format("task_id", _check_task_id, _pattern_schema(f"({_TASK_ID})?"))
+TASK_ID = Format("task_id", _check_task_id, _pattern_schema(f"({TASK_ID_PATTERN})?"))
 REPOSITORY_URL = Format(
     "repository_url",
     _check_repository_url,

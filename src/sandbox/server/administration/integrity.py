@@ -13,9 +13,9 @@ from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.interfaces.journal import JournalDamagedError, Journals, LockState, ReplayState
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.events import Artifact
-from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.state_machine import IllegalEventError, replay
 from sandbox.model.task import Task
+from sandbox.model.task_id_format import is_task_id
 from sandbox.server.parent_task_results import has_own_artifacts
 
 _BATCH_BYTES = 1024 * 1024

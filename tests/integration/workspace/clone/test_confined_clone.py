@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from doubles.git_http_server import GitHttpServer
-from sandbox.gateway.egress.dialer import is_dialable
+from sandbox.gateway.egress.public_addresses import is_dialable
 from sandbox.model.failure import AttemptError
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.cancellable_thread import StopFlag

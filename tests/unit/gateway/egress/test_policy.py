@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from doubles.egress_host import client_hello
 from sandbox.gateway.egress.http_inspector import HttpInspector
-from sandbox.gateway.egress.inspector_interface import Denial, NestedConnectionFilter, Tunnel
-from sandbox.gateway.egress.policy import ISOLATED_DENY_REASON, EgressPolicy
+from sandbox.gateway.egress.inspector_interface import Denial, Tunnel
+from sandbox.gateway.egress.policy import ISOLATED_DENY_REASON, EgressPolicy, is_address
+from sandbox.gateway.egress.protocol_sniffing import NestedConnectionFilter
 from sandbox.gateway.egress.proxy_inspector import ProxyInspector
 from sandbox.gateway.egress.tls_inspector import TlsInspector
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
@@ -400,3 +401,19 @@ def test_arbitrary_request_target_is_denied(target, line):
         line.format(target).encode() + b"\r\nHost: a\r\n\r\n"
     ) or inspector.client_data_received(b"")
     assert expect_denial(outcome).reason
+
+
+@pytest.mark.parametrize("address", ["8.8.4.4", "2606:4700::1", "::1"])
+def test_address_check_accepts_only_the_canonical_form(address):
+    assert is_address(address)
+    for other in (
+        f"{address}%1",
+        f"{address}%eth0",
+        f"0{address}x",
+        f"[{address}]",
+        f" {address}",
+        "8.8.4",
+        "host",
+        "",
+    ):
+        assert not is_address(other)

@@ -154,3 +154,10 @@ def test_handshake_succeeds_although_its_hello_is_forwarded_in_one_record(sizes)
         to_client.write(from_server.read())
         to_server.write(from_client.read())
     assert finished == (True, True)
+
+
+def test_tls_tunnel_sends_no_plain_text_responses():
+    full = EgressPolicy(EgressRules(is_unrestricted=True), "api.anthropic.com", allows_ip_addresses=True)
+    tunnel = TlsInspector(full, "8.8.4.4", "8.8.4.4", 443).client_data_received(b"SSH-2.0-x\r\n")
+    assert isinstance(tunnel, Tunnel)
+    assert (tunnel.established_response, tunnel.unreachable_response(504, "h is not responding.")) == (b"", b"")

@@ -25,7 +25,7 @@ _NONSTANDARD_TLS = re.compile(
 )
 
 
-class UnknownProtocolInspector:
+class UnknownProtocolFilter:
     """Searches a connection to `name` for TLS and HTTP.
 
     initial_data: bytes already received.

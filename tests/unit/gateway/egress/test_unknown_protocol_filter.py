@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway.egress.inspector_interface import Denial, NestedConnectionFilter, StreamFilter, Tunnel
+from sandbox.gateway.egress.inspector_interface import Denial, StreamFilter, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy
-from sandbox.gateway.egress.protocol_sniffing import SniffingInspector, open_transparent_tunnel
+from sandbox.gateway.egress.protocol_sniffing import NestedConnectionFilter, SniffingInspector, open_transparent_tunnel
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, PARTIAL_HELLOS_MAX, UNKNOWN_PROTOCOL_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules
 
