@@ -12,7 +12,8 @@ import pytest
 from doubles.browser import accessibility_violations
 from doubles.deployment import Deployment, wait_until
 from doubles.stored_tasks import StoredTasks
-from sandbox.model.events import Artifact, ArtifactCollected, DiffStatistics, Parent, Progress
+from sandbox.model.artifacts import Artifact, DiffStatistics
+from sandbox.model.events import ArtifactCollected, Parent, Progress
 from sandbox.model.failure import Failure, FailureCode
 
 FINISHED_COUNT = 1000

@@ -44,6 +44,7 @@ from sandbox.interfaces.server_services import (
     UnavailableError,
 )
 from sandbox.model import events as e
+from sandbox.model.artifacts import Artifact
 from sandbox.model.fixed_limits import BODY_BYTES_MAX
 from sandbox.model.task_state import TaskState
 
@@ -239,7 +240,7 @@ def _errors_of_submissions(directory: Path) -> Iterator[dict[str, Any]]:
 
 def _errors_of_access(directory: Path) -> Iterator[dict[str, Any]]:
     tasks = _prepare(directory)
-    leaked = e.Artifact("log.txt", "log.txt", len(PATCH), "text/plain", "sha256:0", contains_secret=True)
+    leaked = Artifact("log.txt", "log.txt", len(PATCH), "text/plain", "sha256:0", contains_secret=True)
     tasks.add_artifact(TASK, leaked, directory / "log.txt")
     api = Api(tasks, FakeTokenStore(olga="operator", vera="viewer"), requests_per_minute=3, monotonic=lambda: 0.0)
     viewer = {"Authorization": "Bearer vera"}

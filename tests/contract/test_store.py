@@ -19,7 +19,7 @@ from sandbox.interfaces.store import (
     TaskTotals,
 )
 from sandbox.model import events as e
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import LABELS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.schema import AgentSection, Manifest, Metadata, Repository

@@ -17,7 +17,7 @@ from doubles.manifests import claude, encode_json
 from doubles.memory_store import as_task_item
 from sandbox.interfaces.store import ChangePosition, IndexDamagedError, IndexedTask, StoreError, TaskQuery, TaskTotals
 from sandbox.model import events as e
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import AgentSection, Manifest, Metadata, Repository
 from sandbox.model.state_machine import advance

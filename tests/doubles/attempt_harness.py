@@ -17,16 +17,9 @@ from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.runtime import Command, ExitStatus, SandboxHandle, Stats
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.journal.journals import FileJournals
+from sandbox.model.artifacts import Artifact
 from sandbox.model.disk_watermarks import DiskSpace, Watermark
-from sandbox.model.events import (
-    AgentMessage,
-    AgentResult,
-    Artifact,
-    AttemptStarted,
-    Output,
-    TaskSubmitted,
-    ToolCallStarted,
-)
+from sandbox.model.events import AgentMessage, AgentResult, AttemptStarted, Output, TaskSubmitted, ToolCallStarted
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.attempt_recorder import HostDiskSpace

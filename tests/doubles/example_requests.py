@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sandbox.model import events as e
+from sandbox.model.artifacts import Artifact, DiffStatistics
 from sandbox.model.failure import Failure, FailureCode, FailureReason
 
 TASK = "fix-tests"
@@ -30,7 +31,7 @@ index 3f0a1c2..9b1d4e7 100644
 +        return []
      return tokens[0]
 """
-PATCH_ARTIFACT = e.Artifact(
+PATCH_ARTIFACT = Artifact(
     f"{TASK}.patch",
     f".sandbox/{TASK}.patch",
     len(PATCH),
@@ -48,7 +49,7 @@ RUNNING_EVENTS: tuple[e.Event, ...] = (
 COMPLETED_EVENTS: tuple[e.Event, ...] = (
     *RUNNING_EVENTS,
     e.AgentExited(0, {"is_error": False, "num_turns": 6, "result": "The tests pass."}),
-    e.ArtifactCollected(PATCH_ARTIFACT, e.DiffStatistics(1, 2, 0)),
+    e.ArtifactCollected(PATCH_ARTIFACT, DiffStatistics(1, 2, 0)),
     e.TaskFinished(),
 )
 _FAILURE = Failure(FailureCode.AGENT_FAILED, "Claude Code exited with code 1.", reason=FailureReason.AGENT_EXIT)

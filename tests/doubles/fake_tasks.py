@@ -48,18 +48,13 @@ from sandbox.interfaces.store import (
 )
 from sandbox.interfaces.terminal_frames import TerminalConnection, TerminalRefusedError
 from sandbox.model import events as e
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import advance
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.event_conversion import (
-    WireEvent,
-    current_state_event,
-    end_event,
-    format_timestamp,
-    to_wire_event,
-)
+from sandbox.model.wire.event_conversion import WireEvent, current_state_event, end_event, to_wire_event
+from sandbox.model.wire.task_conversion import format_timestamp
 from sandbox.server.cancellation import STOPPING_MESSAGE
 
 START_TIME = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)

@@ -20,14 +20,8 @@ from sandbox.model.repository_url import repository_location, repository_names
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.full_text_terms import split_words
-from sandbox.store.listing import (
-    EMPTY_AGENT_SECTION,
-    PagePosition,
-    cursor_position,
-    position_of,
-    to_cursor,
-    without_patch,
-)
+from sandbox.store.listed_task import EMPTY_AGENT_SECTION, without_patch
+from sandbox.store.listing import PagePosition, cursor_position, position_of, to_cursor
 
 
 def as_task_item(task: Task) -> Task:

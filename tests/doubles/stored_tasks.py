@@ -11,15 +11,8 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
-from sandbox.model.events import (
-    AgentExited,
-    Artifact,
-    ArtifactCollected,
-    AttemptStarted,
-    Output,
-    TaskFinished,
-    TaskSubmitted,
-)
+from sandbox.model.artifacts import Artifact
+from sandbox.model.events import AgentExited, ArtifactCollected, AttemptStarted, Output, TaskFinished, TaskSubmitted
 from sandbox.store.sqlite import SqliteStore
 from sandbox.workspace.artifacts import content_type
 

@@ -28,7 +28,7 @@ from sandbox.interfaces.store import DuplicateTaskError, StoreError
 from sandbox.interfaces.terminal_frames import TerminalRefusedError
 from sandbox.model.errors import InvalidInputError, InvalidManifestError, InvalidParameterError, SandboxError
 from sandbox.model.wire.bodies import FieldErrorBody, ProblemExtensions
-from sandbox.model.wire.event_conversion import format_timestamp
+from sandbox.model.wire.task_conversion import format_timestamp
 
 DEFAULT_RETRY_AFTER_SECONDS = 5
 

@@ -28,7 +28,7 @@ from sandbox.model.wire.bodies import (
     TaskItemBody,
     TaskVmBody,
 )
-from sandbox.model.wire.event_conversion import attempt_bodies, format_timestamp, progress_body, task_failure_body
+from sandbox.model.wire.task_conversion import attempt_bodies, format_timestamp, progress_body, task_failure_body
 
 
 async def task_body(tasks: TaskQueries, sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) -> TaskBody:

@@ -21,7 +21,7 @@ class OverriddenManifest:
 
     def __init__(self, document: Document, overrides: Sequence[Override]) -> None:
         from sandbox.model.errors import field_name
-        from sandbox.model.manifest.document import write_json
+        from sandbox.model.manifest.json import write_json
 
         self.body = write_json(document.data)
         self._overridden = {field_name(override.path): override.origin for override in overrides}

@@ -17,7 +17,7 @@ from sandbox.model.printable import replace_invisible, replace_unprintable
 from sandbox.model.repository_url import public_repository_url, short_repository
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.event_conversion import format_timestamp
+from sandbox.model.wire.task_conversion import format_timestamp
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -8,8 +8,9 @@ from typing import Protocol
 
 import msgspec
 
+from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError
-from sandbox.model.events import Artifact, Event, Record, Transition
+from sandbox.model.events import Event, Record, Transition
 from sandbox.model.state_machine import Effect
 from sandbox.model.task import Task
 

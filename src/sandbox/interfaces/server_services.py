@@ -12,8 +12,9 @@ from sandbox.interfaces.runner import OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import ChangePosition, TaskPage, TaskQuery
 from sandbox.interfaces.terminal_frames import TerminalConnection
+from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError
-from sandbox.model.events import Artifact, Idempotency, Parent
+from sandbox.model.events import Idempotency, Parent
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
 from sandbox.model.task_id_format import is_generated_id_prefix

@@ -19,7 +19,7 @@ from sandbox.interfaces.file_layout import AttemptId
 from sandbox.interfaces.git_credentials import CredentialAnswer, CredentialRequest
 from sandbox.interfaces.images import ImageDigest, ImageReference
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunDebugSession
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.model.fixed_limits import WORKER_RECORD_BYTES_MAX
 
 PROTOCOL_VERSION = 2

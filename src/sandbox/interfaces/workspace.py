@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 
 from sandbox.interfaces.runtime import Confine
-from sandbox.model.events import Artifact, DiffStatistics
+from sandbox.model.artifacts import Artifact, DiffStatistics
 from sandbox.model.manifest.schema import Repository
 
 

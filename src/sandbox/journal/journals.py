@@ -4,11 +4,8 @@ The journal of a finished task may be compressed: it then has `records.gz` inste
 the plain file is used. Readers try the plain file first, because it is removed only after `records.gz` is complete.
 """
 
-import asyncio
-import ctypes
 import errno
 import os
-import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -28,6 +25,7 @@ from sandbox.interfaces.journal import (
 )
 from sandbox.journal import lock
 from sandbox.journal.compressed import CompressedJournal, compress_journal
+from sandbox.journal.inotify_watch import FileJournalWatch
 from sandbox.journal.reader import (
     JournalEnd,
     decode_batch,
@@ -43,85 +41,6 @@ from sandbox.model.state_machine import Effect, replay
 from sandbox.model.task import Task
 from sandbox.model.task_id_format import is_task_id
 from sandbox.primitives.files import fsync_path
-
-_IN_MODIFY, _IN_Q_OVERFLOW = 0x2, 0x4000
-_EVENT = struct.Struct("iIII")
-_EVENTS_BYTES = 64 * 1024
-_NOTIFY_INTERVAL_SECONDS = 0.005
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class FileJournalWatch:
-    """Reports writes to journals with inotify(7). Its methods are called in the event loop.
-
-    A journal that is written all the time is reported at most once per _NOTIFY_INTERVAL_SECONDS.
-    """
-
-    def __init__(self, data_dir: Path) -> None:
-        self._data_dir = data_dir
-        self._inotify_fd = -1
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._callbacks: dict[int, list[Callable[[], None]]] = {}
-        """The callbacks of each watch, keyed by the kernel's number of the watch, which is never reused."""
-
-    @contextmanager
-    def watch(self, task_id: str, notify: Callable[[], None]) -> Iterator[bool]:
-        """Call `notify` after each write to the journal; see `WatchJournal`."""
-        number = self._add(TaskLayout(self._data_dir, task_id).root / "journal" / "records")
-        if number < 0:
-            yield False
-            return
-        self._callbacks.setdefault(number, []).append(notify)
-        try:
-            yield True
-        finally:
-            self._callbacks[number].remove(notify)
-            if not self._callbacks[number]:
-                del self._callbacks[number]
-                _libc.inotify_rm_watch(self._inotify_fd, number)
-            if not self._callbacks:
-                self._close()
-
-    def _add(self, path: Path) -> int:
-        """Return the number of the watch; -1 if the kernel rejects it."""
-        if self._inotify_fd < 0:
-            self._inotify_fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-            if self._inotify_fd < 0:
-                return -1
-            self._loop = asyncio.get_running_loop()
-            self._resume()
-        number: int = _libc.inotify_add_watch(self._inotify_fd, os.fsencode(path), _IN_MODIFY)
-        if number < 0 and not self._callbacks:
-            self._close()
-        return number
-
-    def _close(self) -> None:
-        assert self._loop is not None
-        if self._timer is not None:
-            self._timer.cancel()
-        self._loop.remove_reader(self._inotify_fd)
-        os.close(self._inotify_fd)
-        self._inotify_fd, self._loop, self._timer = -1, None, None
-
-    def _resume(self) -> None:
-        assert self._loop is not None
-        self._timer = None
-        self._loop.add_reader(self._inotify_fd, self._read_events)
-
-    def _read_events(self) -> None:
-        assert self._loop is not None
-        self._loop.remove_reader(self._inotify_fd)
-        self._timer = self._loop.call_later(_NOTIFY_INTERVAL_SECONDS, self._resume)
-        changed: set[int] = set()
-        data = os.read(self._inotify_fd, _EVENTS_BYTES)
-        while data:
-            number, mask, _, name_bytes = _EVENT.unpack_from(data)
-            changed |= set(self._callbacks) if mask & _IN_Q_OVERFLOW else {number}
-            data = data[_EVENT.size + name_bytes :]
-        for number in changed:
-            for notify in self._callbacks.get(number, ()):
-                notify()
 
 
 class FileJournals:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.primitives.files import create_private_file, fsync_path
 
 

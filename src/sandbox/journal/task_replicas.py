@@ -14,7 +14,7 @@ from sandbox.journal.reader import find_record_offset, read_batch
 from sandbox.journal.received_artifact import ReceivedArtifactFile, _partial_name
 from sandbox.journal.untrusted_records import VerifiedCopy, artifact_cost, split_lines, verify_records
 from sandbox.model import events as e
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.model.state_machine import replay
 from sandbox.model.task import Task
 from sandbox.model.task_id_format import is_task_id

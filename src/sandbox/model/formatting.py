@@ -1,21 +1,11 @@
 """Formats sizes, durations, costs and states for people. The command line and the dashboard use the same formats."""
 
 import math
-import re
 
 from sandbox.model.task_state import TaskState
 
 _SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP = 1024
-_LIMIT = re.compile(r"(?P<number>[1-9][0-9]{0,5})(?P<unit>[a-zA-Z]{1,3})")
-
-
-def double_limit(value: object) -> int | float | str | None:
-    """Return twice the value of a manifest's limit, such as `4G` for `2G`; None if the value is not a limit."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return 2 * value
-    limit = _LIMIT.fullmatch(value) if isinstance(value, str) else None
-    return f"{2 * int(limit['number'])}{limit['unit']}" if limit else None
 
 
 def format_size(size_bytes: int) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from sandbox.model import events as e
+from sandbox.model.artifacts import GENERATED_DIRECTORY, Artifacts
 from sandbox.model.errors import SandboxError
-from sandbox.model.events import Artifacts, FollowUp
+from sandbox.model.events import FollowUp
 from sandbox.model.failure import Failure
 from sandbox.model.retry import LOST_ARTIFACTS_CODES, backoff_seconds, next_follow_up
 from sandbox.model.task import AgentStartTime, Attempt, StateHistoryEntry, Task, TotalUsage
@@ -266,7 +267,7 @@ def _usage(task: Task, event: e.Usage) -> _HandlerResult:
 def _artifact_collected(task: Task, event: e.ArtifactCollected) -> _HandlerResult:
     artifacts = task.artifacts if isinstance(task.artifacts, Artifacts) else Artifacts(task.artifacts)
     changes: dict[str, Any] = {"artifacts": artifacts.with_artifact(event.artifact)}
-    if event.artifact.path == f"{e.GENERATED_DIRECTORY}/{task.id}.patch":
+    if event.artifact.path == f"{GENERATED_DIRECTORY}/{task.id}.patch":
         changes["diff"] = event.diff
     return changes, None, ()
 

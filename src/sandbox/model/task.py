@@ -7,16 +7,8 @@ from typing import Any
 
 import msgspec
 
-from sandbox.model.events import (
-    METADATA_NAME,
-    Artifact,
-    CancelRequested,
-    DiffStatistics,
-    FollowUp,
-    Idempotency,
-    Parent,
-    Progress,
-)
+from sandbox.model.artifacts import METADATA_NAME, Artifact, DiffStatistics
+from sandbox.model.events import CancelRequested, FollowUp, Idempotency, Parent, Progress
 from sandbox.model.failure import Failure
 from sandbox.model.fixed_limits import FINAL_MESSAGE_CHARACTERS_MAX
 from sandbox.model.manifest.schema import Manifest

@@ -6,10 +6,10 @@ from typing import Any
 import msgspec
 
 from sandbox.interfaces.secrets import Redactor
+from sandbox.model.artifacts import Artifact
 from sandbox.model.events import (
     AgentMessage,
     AgentStarted,
-    Artifact,
     ErrorReported,
     Event,
     Output,

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import SESSION_BYTES_MAX
 from sandbox.model.manifest.schema import Manifest

@@ -5,11 +5,14 @@ base64 (both alphabets, any alignment, wrapped) or in hex, even of an escaped va
 escapes, carriage returns and zero-width characters.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sandbox.secrets.limits import ALWAYS_RESCANNED_BYTES_MAX, REDACTED_VALUE_CHARACTERS_MIN
-from sandbox.secrets.value_scanner import Scanner, replace_spans
+from sandbox.secrets.value_scanner import Scanner, Span
+
+_QUOTE = re.compile(rb'\\{0,64}+"')
 
 
 class SecretStreamRedactor:
@@ -69,7 +72,7 @@ class SecretStreamRedactor:
         safe_length = len(data) if is_end else self._scanner.safe_length(layers)
         spans = [span for span in self._scanner.find(layers) if span.start < safe_length]
         self.has_redacted = self.has_redacted or bool(spans)
-        released = replace_spans(data, spans, self._emitted, safe_length)
+        released = _replace_spans(data, spans, self._emitted, safe_length)
         self._emitted = max(0, max([self._emitted, *(span.end for span in spans)]) - safe_length)
         self._pending = data[safe_length:]
         self._started_value = None
@@ -93,7 +96,7 @@ class SecretRedactor:
     def redact(self, data: bytes) -> bytes:
         """Return the bytes with all values redacted; the same object if there is nothing to redact."""
         spans = self._scanner.find(self._scanner.decode(data)) if self._scanner.span_bytes_max else []
-        return replace_spans(data, spans) if spans else data
+        return _replace_spans(data, spans) if spans else data
 
     def redact_text(self, text: str) -> str:
         """Return the text without values."""
@@ -129,3 +132,24 @@ class SecretRedactor:
     def stream(self) -> SecretStreamRedactor:
         """Return a redactor for another stream."""
         return SecretStreamRedactor(self._scanner)
+
+
+def _replace_spans(data: bytes, spans: Iterable[Span], begin: int = 0, end: int | None = None) -> bytes:
+    """Return `data[begin:end]` with one placeholder for each group of overlapping spans."""
+    pieces: list[bytes] = []
+    for span in spans:
+        if span.start >= begin:
+            pieces += (data[begin : span.start], _placeholder(data[span.start : span.end], span.name))
+        begin = max(begin, span.end)
+    return b"".join((*pieces, data[begin:end]))
+
+
+def _placeholder(matched: bytes, name: str) -> bytes:
+    """Return the placeholder of a value. JSON remains valid: outer quotes are kept, and objects become strings."""
+    placeholder = f"[REDACTED:{name}]".encode()
+    quote = _QUOTE.search(matched)
+    if quote and matched[:1] + matched[-1:] in (b"{}", b"[]"):
+        return quote[0] + placeholder + quote[0]
+    opening_quote = quote[0] if quote and quote.start() == 0 else b""
+    closing = matched[len(matched[:-1].rstrip(b"\\")) :] if matched.endswith(b'"') else b""
+    return opening_quote + placeholder + closing

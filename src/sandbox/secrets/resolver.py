@@ -3,11 +3,10 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from sandbox.interfaces.secrets import SecretSource, SecretUnavailableError
+from sandbox.interfaces.secrets import SecretSource, SecretUnavailableError, unavailable_error
 from sandbox.model.failure import missing_secrets_message
 from sandbox.model.manifest.schema import Secret
 from sandbox.secrets.limits import SECRET_VALUE_BYTES_MAX, TASK_SECRETS_BYTES_MAX
-from sandbox.secrets.sources import unavailable_error
 
 _SOURCE_REMEDIES = {
     "file": "this server has no secrets directory; its operator sets secrets.directory (SANDBOX_SECRETS_DIRECTORY).",

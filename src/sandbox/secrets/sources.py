@@ -7,20 +7,9 @@ import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from sandbox.interfaces.secrets import SecretUnavailableError
-from sandbox.model.failure import missing_secrets_message
+from sandbox.interfaces.secrets import unavailable_error
 from sandbox.model.manifest.schema import Secret
 from sandbox.secrets.limits import SECRET_VALUE_BYTES_MAX
-
-
-def unavailable_error(secret: Secret, reason: str) -> SecretUnavailableError:
-    """Build the error for a secret whose value cannot be used.
-
-    reason: the problem and its fix, for operators. It must not contain the value.
-    """
-    detail = f"Secret {secret.name} (source {secret.source}, key {secret.key}): {reason}"
-    return SecretUnavailableError(missing_secrets_message([secret.name]), detail)
-
 
 _DIRECTORY_TEXT = "the server's secrets directory (secrets.directory, SANDBOX_SECRETS_DIRECTORY)"
 _REASONS = {

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import filterfalse
 from typing import NamedTuple
 
 from sandbox.secrets.escape_decoding import find_partial_escape, start_of_backslashes
-from sandbox.secrets.escape_layers import DecodedLayer, Normalizer, align_cut, decode_layers
+from sandbox.secrets.escape_layers import DecodedLayer, align_cut, decode_layers
 from sandbox.secrets.limits import DECODED_LAYERS_MAX, VALUE_SPAN_BYTES_MAX
+from sandbox.secrets.normalizer import Normalizer
 from sandbox.secrets.value_encodings import SecretPattern, make_patterns, may_contain_escapes
 
 _WORD_BYTES = 4
@@ -100,8 +100,6 @@ class MultiPatternSearch:
 _QUICK_CHECK_BYTES = 64
 _PARTIAL_VALUE_BYTES = 8
 """Minimum length at which the start of a pattern is unlikely to match other text."""
-
-_QUOTE = re.compile(rb'\\{0,64}+"')
 
 
 class Span(NamedTuple):
@@ -211,24 +209,3 @@ def _possible_cuts(data: bytes, cuts: set[int]) -> set[int]:
         new_cuts = {find_partial_escape(data, end) for end in new_cuts} - ends
         ends = ends | new_cuts
     return ends
-
-
-def replace_spans(data: bytes, spans: Iterable[Span], begin: int = 0, end: int | None = None) -> bytes:
-    """Return `data[begin:end]` with one placeholder for each group of overlapping spans."""
-    pieces: list[bytes] = []
-    for span in spans:
-        if span.start >= begin:
-            pieces += (data[begin : span.start], _placeholder(data[span.start : span.end], span.name))
-        begin = max(begin, span.end)
-    return b"".join((*pieces, data[begin:end]))
-
-
-def _placeholder(matched: bytes, name: str) -> bytes:
-    """Return the placeholder of a value. JSON remains valid: outer quotes are kept, and objects become strings."""
-    placeholder = f"[REDACTED:{name}]".encode()
-    quote = _QUOTE.search(matched)
-    if quote and matched[:1] + matched[-1:] in (b"{}", b"[]"):
-        return quote[0] + placeholder + quote[0]
-    opening_quote = quote[0] if quote and quote.start() == 0 else b""
-    closing = matched[len(matched[:-1].rstrip(b"\\")) :] if matched.endswith(b'"') else b""
-    return opening_quote + placeholder + closing

@@ -17,7 +17,7 @@ from sandbox.model.fixed_limits import (
     PROBE_PAUSE_SECONDS_MAX,
 )
 from sandbox.model.resources import Resources
-from sandbox.model.wire.event_conversion import format_timestamp
+from sandbox.model.wire.task_conversion import format_timestamp
 
 _log = logging.getLogger(__name__)
 _RANDOM = SystemRandom()

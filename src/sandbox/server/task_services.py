@@ -30,8 +30,8 @@ from sandbox.interfaces.server_services import (
 )
 from sandbox.interfaces.store import Store, TaskPage, TaskQuery
 from sandbox.interfaces.terminal_frames import TerminalConnection, TerminalRefusedError
+from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import error_reason
-from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import CHAIN_TOTALS_TASKS_MAX
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState

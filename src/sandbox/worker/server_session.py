@@ -48,8 +48,9 @@ from sandbox.interfaces.worker_messages import (
     WorkerDismissed,
     WorkerMessage,
 )
+from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError, error_reason
-from sandbox.model.events import Artifact, ArtifactCollected, TaskFinished
+from sandbox.model.events import ArtifactCollected, TaskFinished
 from sandbox.primitives.message_stream import StreamPair, encode_message, read_message
 from sandbox.worker.task_removal import OtherTaskLeftovers
 from sandbox.worker.worker_task import HostFilesError, WorkerTask

@@ -9,7 +9,7 @@ from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.git_credentials import FindCredentials
 from sandbox.interfaces.runtime import Confine
 from sandbox.interfaces.workspace import DetectSecret, PatchResult, SkippedFile
-from sandbox.model.events import Artifact, DiffStatistics
+from sandbox.model.artifacts import Artifact, DiffStatistics
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.artifacts import collect

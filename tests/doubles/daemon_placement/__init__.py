@@ -19,8 +19,8 @@ from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.interfaces.placement import HostIdentity, HostUnreachableError, LeftoverScan, ProbeResult
 from sandbox.interfaces.runner import RunnerNotStartedError
 from sandbox.interfaces.terminal_frames import FRAME_BYTES_MAX
+from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError
-from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.model.resources import Resources
 from sandbox.placements.runner_client import RunnerClient

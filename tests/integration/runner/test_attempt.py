@@ -9,11 +9,10 @@ import pytest
 from doubles.attempt_harness import ATTEMPT_ID, BOOT_ID, AttemptScript
 from sandbox.interfaces.runner import CancelAttempt
 from sandbox.interfaces.runtime import ExitStatus
+from sandbox.model.artifacts import METADATA_NAME, Artifact
 from sandbox.model.events import (
-    METADATA_NAME,
     AgentExited,
     AgentStarted,
-    Artifact,
     ArtifactCollected,
     ErrorReported,
     Output,

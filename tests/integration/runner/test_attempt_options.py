@@ -10,10 +10,10 @@ import pytest
 from doubles.attempt_harness import AttemptScript
 from sandbox.interfaces.gateway import BudgetExhausted
 from sandbox.interfaces.runtime import ExitStatus
+from sandbox.model.artifacts import Artifact
 from sandbox.model.egress import EgressRule
 from sandbox.model.events import (
     AgentStarted,
-    Artifact,
     ArtifactCollected,
     EgressDenied,
     ErrorReported,

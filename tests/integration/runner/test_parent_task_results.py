@@ -10,7 +10,8 @@ import pytest
 
 from doubles.attempt_harness import AttemptScript
 from sandbox.interfaces.workspace import PatchResult
-from sandbox.model.events import SESSION_NAME, AgentResult, Artifact, ErrorReported, Parent
+from sandbox.model.artifacts import SESSION_NAME, Artifact
+from sandbox.model.events import AgentResult, ErrorReported, Parent
 from sandbox.model.fixed_limits import SESSION_BYTES_MAX
 from sandbox.runner.parent_task_results import compress_session
 from sandbox.secrets.redactor import SecretRedactor

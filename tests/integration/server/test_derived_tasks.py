@@ -23,6 +23,7 @@ from sandbox.interfaces.server_services import (
 )
 from sandbox.model import events as e
 from sandbox.model import fixed_limits
+from sandbox.model.artifacts import SESSION_NAME, Artifact
 from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.server import conversation_text, derived_tasks, parent_task_results, submissions
@@ -48,7 +49,7 @@ def store(components, task_id, name, content, **fields):
     (directory / name).write_bytes(content)
     checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
     path = fields.pop("path", f".sandbox/{name}")
-    return e.ArtifactCollected(e.Artifact(name, path, len(content), "text/plain", checksum, **fields))
+    return e.ArtifactCollected(Artifact(name, path, len(content), "text/plain", checksum, **fields))
 
 
 async def run_to_end(components, service, task_id, *events):
@@ -64,7 +65,7 @@ async def submit_ended(components, service, task_id="task-1", patch=PATCH, *, se
     await components.wait_for_launch(task_id)
     events = [] if patch is None else [store(components, task_id, f"{task_id}.patch", patch, **fields)]
     if session is not None:
-        events.append(store(components, task_id, e.SESSION_NAME, session, is_internal=True))
+        events.append(store(components, task_id, SESSION_NAME, session, is_internal=True))
     await run_to_end(components, service, task_id, *events)
 
 

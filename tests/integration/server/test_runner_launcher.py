@@ -15,9 +15,9 @@ from doubles.server_components import TO_COMPLETED, TO_RUNNING, ServerComponents
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.runner import FinishAttempt
 from sandbox.interfaces.store import IndexedTask
+from sandbox.model.artifacts import Artifact
 from sandbox.model.events import (
     AgentExited,
-    Artifact,
     ArtifactCollected,
     AttemptFailed,
     AttemptTornDown,

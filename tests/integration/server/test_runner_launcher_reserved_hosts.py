@@ -10,9 +10,9 @@ from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.placement import HostIdentity, HostPendingError, Loss, ReservedHost
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt
+from sandbox.model.artifacts import Artifact
 from sandbox.model.events import (
     AgentExited,
-    Artifact,
     ArtifactCollected,
     AttemptStarted,
     AttemptTornDown,

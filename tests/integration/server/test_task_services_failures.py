@@ -18,9 +18,9 @@ from sandbox.interfaces.runner import FinishAttempt, RunnerNotStartedError
 from sandbox.interfaces.server_services import TaskNotFoundError, UnavailableError
 from sandbox.interfaces.store import StoreError, TaskQuery
 from sandbox.journal.writer import FileJournalWriter, JournalRecorder
+from sandbox.model.artifacts import Artifact
 from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.events import (
-    Artifact,
     ArtifactCollected,
     AttemptFailed,
     AttemptStarted,

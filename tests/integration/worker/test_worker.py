@@ -42,10 +42,10 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.journal.writer import JournalRecorder
+from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import (
     AgentStarted,
-    Artifact,
     ArtifactCollected,
     AttemptFailed,
     Output,

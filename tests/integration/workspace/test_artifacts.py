@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.interfaces.workspace import SkippedFile
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.model.failure import AttemptError
 from sandbox.workspace import artifacts as workspace_artifacts
 from sandbox.workspace import rooted_files

@@ -8,7 +8,7 @@ import pytest
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 
 
 @pytest.fixture

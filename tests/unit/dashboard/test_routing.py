@@ -17,6 +17,7 @@ from sandbox.dashboard.pages import submit as submit_page
 from sandbox.dashboard.pages import task as pages_of_task
 from sandbox.dashboard.pages import task_list as pages_of_task_list
 from sandbox.model import events as e
+from sandbox.model.artifacts import Artifact, DiffStatistics
 from sandbox.model.failure import Failure, FailureCode
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"
@@ -139,15 +140,15 @@ def test_progress_steps_mark_the_current_state(pages):
 
 
 def record_patch(pages, size_bytes, diff=None, **fields):
-    patch = e.Artifact("task-001.patch", ".sandbox/task-001.patch", size_bytes, "text/x-diff", "sha256:0", **fields)
+    patch = Artifact("task-001.patch", ".sandbox/task-001.patch", size_bytes, "text/x-diff", "sha256:0", **fields)
     pages.tasks.record("task-001", e.ArtifactCollected(patch, diff))
 
 
 @pytest.mark.parametrize(
     ("diff", "shown"),
     [
-        (e.DiffStatistics(12, 376, 3), ["+376", "−3", " in 12 files"]),
-        (e.DiffStatistics(1, 0, 1), ["−1 in 1 file"]),
+        (DiffStatistics(12, 376, 3), ["+376", "−3", " in 12 files"]),
+        (DiffStatistics(1, 0, 1), ["−1 in 1 file"]),
         (None, ["12 B"]),  # recorded by an earlier version; the page counts the lines
     ],
 )

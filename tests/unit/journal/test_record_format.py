@@ -12,7 +12,7 @@ from doubles.manifests import claude
 from sandbox.agents.claude_code.manifest_section import McpConfig, McpServer
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Manifest, Metadata, Repository
 from sandbox.model.task_state import TaskState

@@ -10,7 +10,8 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalOffsetError
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.task_replicas import FileTaskReplicas
-from sandbox.model.events import Artifact, Output
+from sandbox.model.artifacts import Artifact
+from sandbox.model.events import Output
 
 NOW = datetime(2026, 1, 29, 10, tzinfo=UTC)
 

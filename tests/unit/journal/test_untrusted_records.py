@@ -11,10 +11,10 @@ from sandbox.interfaces.journal import JournalDamagedError
 from sandbox.journal import record_format, untrusted_records
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.task_replicas import FileTaskReplicas
+from sandbox.model.artifacts import Artifact
 from sandbox.model.events import (
     AgentExited,
     AgentStarted,
-    Artifact,
     ArtifactCollected,
     AttemptFailed,
     AttemptStarted,

@@ -16,7 +16,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.journal.reader import JournalEnd
 from sandbox.journal.writer import FileJournalWriter
 from sandbox.model import events as e
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.model.failure import Failure, FailureCode
 
 TIMESTAMP = datetime(2026, 1, 29, tzinfo=UTC)

@@ -9,7 +9,7 @@ from doubles.manifests import manifest
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.state_machine import IllegalEventError
 

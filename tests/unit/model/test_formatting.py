@@ -2,14 +2,7 @@
 
 import pytest
 
-from sandbox.model.formatting import (
-    double_limit,
-    format_budget,
-    format_cost,
-    format_count,
-    format_duration,
-    format_size,
-)
+from sandbox.model.formatting import format_budget, format_cost, format_count, format_duration, format_size
 
 
 @pytest.mark.parametrize(
@@ -79,11 +72,3 @@ def test_count_has_thousands_separators():
 )
 def test_budget_has_two_decimals_unless_it_has_more(usd, text):
     assert format_budget(usd) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "doubled"),
-    [("2G", "4G"), ("512M", "1024M"), ("90m", "180m"), (3, 6), (0.5, 1.0), (True, None), (None, None), ("full", None)],
-)
-def test_suggested_limit_is_twice_the_given_one(value, doubled):
-    assert double_limit(value) == doubled

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from doubles.manifests import claude, decode_task, encode_json
 from sandbox.model import events as e
-from sandbox.model.events import Artifact, DiffStatistics
+from sandbox.model.artifacts import Artifact, DiffStatistics
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import RESUMES_MAX, RETRY_BACKOFF_SECONDS_MAX, UNSTARTED_ATTEMPTS_MAX
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Metadata, Repository

@@ -7,7 +7,8 @@ import pytest
 
 from doubles.manifests import claude, encode_json
 from sandbox.model import events as e
-from sandbox.model.events import Artifact, FollowUp
+from sandbox.model.artifacts import Artifact
+from sandbox.model.events import FollowUp
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Metadata, Repository
 from sandbox.model.retry import LOST_ARTIFACTS_CODES, RETRYABLE_CODES, next_follow_up

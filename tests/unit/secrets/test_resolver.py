@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from sandbox.interfaces.secrets import SecretUnavailableError
+from sandbox.interfaces.secrets import SecretUnavailableError, unavailable_error
 from sandbox.model.manifest.schema import Secret
 from sandbox.secrets.resolver import SecretResolver
-from sandbox.secrets.sources import EnvironmentSource, unavailable_error
+from sandbox.secrets.sources import EnvironmentSource
 
 VARIABLES = {
     "GITHUB_TOKEN": "ghp_the-value",

@@ -13,6 +13,7 @@ from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
+from sandbox.model.artifacts import Artifact
 from sandbox.server.event_stream import Broadcast
 from sandbox.server.index_writer import IndexWriter
 from sandbox.server.journal_tailer import JournalTailer
@@ -26,7 +27,7 @@ TO_AGENT_EXIT = (
     e.AgentExited(0, {"is_error": False}),
 )
 ARTIFACTS = [
-    e.ArtifactCollected(e.Artifact(f"a{number}", f"out/a{number}", 0, "text/plain", "sha256:" + "0" * 64))
+    e.ArtifactCollected(Artifact(f"a{number}", f"out/a{number}", 0, "text/plain", "sha256:" + "0" * 64))
     for number in range(40)
 ]
 

@@ -9,8 +9,8 @@ from sandbox.api.app_context import ContextDep
 from sandbox.api.json_responses import JsonResponse
 from sandbox.api.route_declarations import create_router, problem_responses
 from sandbox.interfaces.server_services import DrainStatus, HostWithTasks, Retention
-from sandbox.model.wire.event_conversion import format_timestamp
 from sandbox.model.wire.server_bodies import DrainBody, HostBody, HostListBody, PrunedBody, PrunedTaskBody
+from sandbox.model.wire.task_conversion import format_timestamp
 
 HOST_TASK_IDS_MAX = 100
 """Maximum number of task ids for each host in a response."""

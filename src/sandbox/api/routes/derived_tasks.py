@@ -28,7 +28,8 @@ from sandbox.api.routes.submission import (
 from sandbox.interfaces.server_services import DerivedTaskPlan
 from sandbox.model import fixed_limits
 from sandbox.model.errors import FieldError, InvalidManifestError, InvalidParameterError, field_name
-from sandbox.model.manifest.document import read_json, to_document, write_json
+from sandbox.model.manifest.document import to_document
+from sandbox.model.manifest.json import read_json, write_json
 from sandbox.model.manifest.overrides import Override, OverrideError, parse_override
 from sandbox.model.manifest.parser import validate_document
 from sandbox.model.manifest.schema import Manifest, encode_manifest

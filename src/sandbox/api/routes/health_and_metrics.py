@@ -12,8 +12,8 @@ from sandbox.api.server_metrics import CONTENT_TYPE
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.server_services import Health, Occupancy
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.event_conversion import format_timestamp
 from sandbox.model.wire.server_bodies import AliveBody, HealthBody, OccupancyBody, ReadyBody, RuntimeBody
+from sandbox.model.wire.task_conversion import format_timestamp
 
 _SHUTTING_DOWN = "The server is shutting down."
 

@@ -30,10 +30,10 @@ from sandbox.model.wire.event_conversion import (
     LogStream,
     WireEvent,
     extract_conversation,
-    format_timestamp,
     log_stream_of,
     wire_size_bytes,
 )
+from sandbox.model.wire.task_conversion import format_timestamp
 from sandbox.primitives import fair_client_shares
 
 TAIL_MAX = 1_000_000

@@ -24,10 +24,10 @@ import msgspec
 from sandbox import __version__
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.journal.journals import FileJournals
+from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError
-from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import BACKUP_MANIFEST_BYTES_MAX
-from sandbox.model.wire.event_conversion import format_timestamp
+from sandbox.model.wire.task_conversion import format_timestamp
 from sandbox.primitives.files import fsync_path, try_link
 
 if TYPE_CHECKING:

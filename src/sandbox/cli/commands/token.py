@@ -134,7 +134,7 @@ def _token_file(settings: ServerSettings, *, makes_directory: bool = False) -> T
 
 
 def _token_json(record: StoredToken) -> dict[str, Any]:
-    from sandbox.model.wire.event_conversion import format_timestamp
+    from sandbox.model.wire.task_conversion import format_timestamp
 
     return {
         "id": record.id,

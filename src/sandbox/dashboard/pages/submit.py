@@ -20,7 +20,7 @@ from sandbox.model.manifest.writer import manifest_yaml, write_yaml
 from sandbox.model.repository_url import public_repository_url, short_repository
 from sandbox.model.task import Task
 from sandbox.model.wire.bodies import RemedyBody
-from sandbox.model.wire.event_conversion import task_failure_body
+from sandbox.model.wire.task_conversion import task_failure_body
 from sandbox.primitives import fair_client_shares
 
 _RECENT_TASKS = 100

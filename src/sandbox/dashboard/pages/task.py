@@ -17,14 +17,14 @@ from sandbox.dashboard.pages.task_events import PAGE_EVENTS_MAX
 from sandbox.dashboard.templates import quote_segment, render_page
 from sandbox.interfaces.server_services import TaskNotFoundError, TaskQueries
 from sandbox.interfaces.store import TaskQuery
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.model.isolation_tier import TIER_DESCRIPTIONS
 from sandbox.model.manifest.writer import manifest_yaml
 from sandbox.model.repository_url import public_repository_url, short_repository
 from sandbox.model.task import Task
 from sandbox.model.task_id_format import is_generated_id, is_generated_id_prefix
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.event_conversion import task_failure_body
+from sandbox.model.wire.task_conversion import task_failure_body
 from sandbox.primitives import fair_client_shares
 
 _CHILDREN_SHOWN = 3

@@ -32,7 +32,7 @@ from sandbox.model.name_from_prompt import PROMPT_BEGINNING_BYTES, prompt_hint, 
 from sandbox.model.repository_url import short_repository
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
-from sandbox.model.wire.event_conversion import task_failure_body
+from sandbox.model.wire.task_conversion import task_failure_body
 from sandbox.primitives import fair_client_shares
 
 _PAGE_ROWS = 50

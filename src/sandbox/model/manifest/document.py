@@ -1,20 +1,24 @@
 """A manifest's text as plain data, with source locations.
 
-The readers (`yaml.read_yaml`, `read_json`) turn text into nodes. This module turns nodes into dicts and lists, and
+The readers (`yaml.read_yaml`, `json.read_json`) turn text into nodes. This module turns nodes into dicts and lists, and
 expands aliases. Limits are checked before the result grows. No step is recursive, so deep nesting cannot exhaust the
 stack.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 from sandbox.model import fixed_limits
-from sandbox.model.errors import FieldError, FieldPath, InvalidManifestError, RuleName, SourceLocation
+from sandbox.model.errors import (
+    FieldError,
+    FieldPath,
+    InvalidManifestError,
+    RuleName,
+    SourceLocation,
+)
 
 _INVALID_TEXT = re.compile("[\x00\ud800-\udfff]")
 
@@ -180,65 +184,16 @@ class _DocumentBuilder:
             reject("exceeds 1 MiB when its aliases are expanded", rule="range")
 
 
-_INTEGER_DIGITS_MAX = 18
-# The closing quote is optional: otherwise an unterminated string would be scanned again from every quote in it.
-_STRING_OR_PUNCTUATION = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL)
+def as_mapping(value: Any) -> dict[str, Any]:
+    """Return the value if it is a mapping, otherwise an empty mapping."""
+    return value if isinstance(value, dict) else {}
 
 
-def read_json(text: str) -> Any:
-    """Return the root of a JSON text. Raises InvalidManifestError if it is not valid JSON."""
-    _check_bounds(text)
-    try:
-        return json.loads(
-            text,
-            object_pairs_hook=_to_pairs,
-            parse_int=_parse_integer,
-            parse_float=_parse_float,
-            parse_constant=_reject_constant,
-        )
-    except json.JSONDecodeError as error:
-        message = error.msg[:1].lower() + error.msg[1:]
-        reject(f"is not valid JSON: {message}", location=SourceLocation(error.lineno, error.colno))
+def as_list(value: Any) -> list[Any]:
+    """Return the value if it is a list, otherwise an empty list."""
+    return value if isinstance(value, list) else []
 
 
-def write_json(data: Any) -> bytes:
-    """Encode plain data as UTF-8. Lone surrogates, which UTF-8 cannot represent, are escaped."""
-    try:
-        return json.dumps(data, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return json.dumps(data).encode()
-
-
-def _check_bounds(text: str) -> None:
-    """Check the limits before parsing, because the parser is recursive and has no limits."""
-    depth = opened = commas = 0
-    for token in _STRING_OR_PUNCTUATION.finditer(text):
-        character = token[0]
-        if character in "[{":
-            depth += 1
-            opened += 1
-        elif character in "]}":
-            depth = max(depth - 1, 0)
-        elif character == ",":
-            commas += 1
-        if depth > fixed_limits.MANIFEST_DEPTH_MAX:
-            reject_depth()
-        if max(opened, commas) >= fixed_limits.MANIFEST_VALUES_MAX:
-            reject_count()
-
-
-def _to_pairs(pairs: list[tuple[str, Any]]) -> Pairs:
-    return Pairs(Pair(key, value) for key, value in pairs)
-
-
-def _parse_integer(text: str) -> int | InvalidValue:
-    return int(text) if len(text.lstrip("-")) <= _INTEGER_DIGITS_MAX else TOO_LARGE
-
-
-def _parse_float(text: str) -> float | InvalidValue:
-    value = float(text)
-    return value if math.isfinite(value) else TOO_LARGE
-
-
-def _reject_constant(_: str) -> InvalidValue:
-    return TOO_LARGE
+def as_text(value: Any) -> str:
+    """Return the value if it is a string, otherwise an empty string."""
+    return value if isinstance(value, str) else ""

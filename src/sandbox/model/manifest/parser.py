@@ -20,7 +20,8 @@ from sandbox.model.errors import (
     SourceLocation,
     closest_name,
 )
-from sandbox.model.manifest.document import Document, Pairs, read_json, reject, to_document
+from sandbox.model.manifest.document import Document, Pairs, reject, to_document
+from sandbox.model.manifest.json import read_json
 from sandbox.model.manifest.rules import find_violations
 from sandbox.model.manifest.schema import AgentSchema, AgentSection, Manifest, declare_manifest
 from sandbox.model.manifest.validation import Validator, without_nulls

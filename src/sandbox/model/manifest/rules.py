@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from sandbox.model.clone_hosts import clone_endpoint, is_clone_allowed
 from sandbox.model.errors import RuleViolation, closest_name
+from sandbox.model.manifest.document import as_list, as_mapping, as_text
 from sandbox.model.manifest.schema import HEADLESS_DEFAULT, AgentSchema, Vm
-from sandbox.model.repository_url import clone_endpoint, is_clone_allowed
 
 _RESERVED_NAMES = frozenset(
     {
@@ -102,18 +103,3 @@ def _unpriced_models(data: dict[str, Any], section: dict[str, Any], agent: Agent
 def _resume_without_headless(data: dict[str, Any], section: dict[str, Any]) -> Iterator[RuleViolation]:
     if section.get("headless", HEADLESS_DEFAULT) is False and as_mapping(data.get("lifecycle")).get("resume") is True:
         yield RuleViolation(("lifecycle", "resume"), "format", "can only be given with headless: true")
-
-
-def as_mapping(value: Any) -> dict[str, Any]:
-    """Return the value if it is a mapping, otherwise an empty mapping."""
-    return value if isinstance(value, dict) else {}
-
-
-def as_list(value: Any) -> list[Any]:
-    """Return the value if it is a list, otherwise an empty list."""
-    return value if isinstance(value, list) else []
-
-
-def as_text(value: Any) -> str:
-    """Return the value if it is a string, otherwise an empty string."""
-    return value if isinstance(value, str) else ""

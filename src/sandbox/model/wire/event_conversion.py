@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Literal
 
-import msgspec
-
 from sandbox.model import events as e
-from sandbox.model.failure import Failure, Remedy, find_remedy
-from sandbox.model.task import Attempt, Task
+from sandbox.model.failure import Failure
+from sandbox.model.task import Task
 from sandbox.model.wire import event_bodies as b
-from sandbox.model.wire.bodies import AttemptBody, FailureBody, ProgressBody, RemedyBody
+from sandbox.model.wire.task_conversion import format_timestamp, progress_body, task_failure_body
 
 WireEvent = b.Event
 
@@ -58,11 +55,6 @@ def _item_size_bytes(item: b.ConversationItem) -> int:
 
 def _text_size_bytes(text: str) -> int:
     return len(text) if text.isascii() else _CHARACTER_BYTES_MAX * len(text)
-
-
-def format_timestamp(at: datetime) -> str:
-    """Format a time in UTC as RFC 3339, with milliseconds and `Z`."""
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def to_wire_event(
@@ -282,76 +274,6 @@ def current_state_event(task: Task) -> b.StateChangeEvent:
         "previous_state": None,
         "new_state": task.state.value,
         "state_message": task.state_message,
-    }
-
-
-def task_failure_body(task: Task, *, is_operator: bool = False) -> FailureBody | None:
-    """Return why a task failed, or None if it did not fail."""
-    return None if task.cancel is not None else _failure_body(task, task.failure, is_operator=is_operator)
-
-
-def _failure_body(task: Task, failure: Failure | None, *, is_operator: bool) -> FailureBody | None:
-    if failure is None:
-        return None
-    progress = task.progress
-    spent = {
-        "lifecycle.budget_usd": progress.cost_usd,
-        "lifecycle.budget_tokens": progress.input_tokens + progress.output_tokens,
-    }
-    remedy = find_remedy(failure.code, failure.message, task.manifest, spent, reason=failure.reason)
-    return {
-        "code": failure.code,
-        "reason": failure.reason or None,
-        "message": failure.message_for(is_operator=is_operator),
-        "remedy": None if remedy is None else _remedy_body(remedy),
-    }
-
-
-def _remedy_body(remedy: Remedy) -> RemedyBody:
-    return {"text": remedy.text, "field": remedy.field or None, "overrides": list(remedy.overrides)}
-
-
-def attempt_bodies(task: Task, *, is_operator: bool = False) -> list[AttemptBody]:
-    """Return every attempt of a task, oldest first. The last one has the outcome of the task.
-
-    A cancelled attempt has no error, because the cancel request caused the agent's end.
-    """
-    last = task.attempt
-    if last is None:
-        return []
-    if not task.is_between_attempts:
-        failure = None if task.cancel is not None else task.failure
-        last = msgspec.structs.replace(last, failure=failure, exit_code=task.exit_code, ended_at=task.finished_at)
-    return [_attempt_body(task, attempt, is_operator=is_operator) for attempt in (*task.past_attempts, last)]
-
-
-def _attempt_body(task: Task, attempt: Attempt, *, is_operator: bool) -> AttemptBody:
-    return {
-        "number": attempt.number,
-        "id": attempt.id,
-        "started_at": format_timestamp(attempt.started_at) if attempt.started_at else None,
-        "ended_at": format_timestamp(attempt.ended_at) if attempt.ended_at else None,
-        "resumes": attempt.resumes,
-        "exit_code": attempt.exit_code,
-        "error": _failure_body(task, attempt.failure, is_operator=is_operator),
-        "followed_by": attempt.follow_up.value if attempt.follow_up else None,
-    }
-
-
-def progress_body(progress: e.Progress) -> ProgressBody:
-    """Return a task's progress. Unknown values are null."""
-    at = progress.last_activity_at
-    return {
-        "output_bytes": progress.output_bytes,
-        "tool_calls": progress.tool_calls,
-        "current_tool": progress.current_tool,
-        "current_subject": progress.current_subject,
-        "last_activity_at": format_timestamp(at) if at else None,
-        "turns": progress.turns,
-        "input_tokens": progress.input_tokens,
-        "output_tokens": progress.output_tokens,
-        "cost_usd": progress.cost_usd,
-        "egress_denied": progress.egress_denied,
     }
 
 

@@ -16,8 +16,8 @@ import msgspec
 
 from sandbox.interfaces.journal import ArtifactCopy, TaskReplicas
 from sandbox.interfaces.worker_messages import WORKER_MESSAGE_BYTES_MAX, ArtifactPart
+from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError, error_reason
-from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import WORKER_ARTIFACTS_MAX
 from sandbox.placements.cluster.job_state import Job
 from sandbox.primitives.message_stream import InvalidMessageError, read_message

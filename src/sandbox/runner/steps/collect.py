@@ -18,25 +18,21 @@ from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.runtime import Confine
 from sandbox.interfaces.secrets import Redactor, StreamRedactor
 from sandbox.interfaces.workspace import DetectSecret, PatchResult, SkippedFile, Workspaces
-from sandbox.model.disk_watermarks import transient_disk_error
-from sandbox.model.events import (
+from sandbox.model.artifacts import (
     GENERATED_DIRECTORY,
     METADATA_NAME,
     SESSION_NAME,
     Artifact,
-    ArtifactCollected,
     Artifacts,
-    AttemptFailed,
     DiffStatistics,
-    EgressDenied,
-    ErrorReported,
-    Output,
 )
+from sandbox.model.disk_watermarks import transient_disk_error
+from sandbox.model.events import ArtifactCollected, AttemptFailed, EgressDenied, ErrorReported, Output
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.fixed_limits import SECRET_SCAN_SECONDS_MIN, SESSION_BYTES_MAX
 from sandbox.model.state_machine import final_state
 from sandbox.model.task import Task
-from sandbox.model.wire.event_conversion import attempt_bodies, format_timestamp, task_failure_body
+from sandbox.model.wire.task_conversion import attempt_bodies, format_timestamp, task_failure_body
 from sandbox.primitives.files import fsync_path, remove_on_failure, replace_durably
 from sandbox.primitives.secret_values_fingerprint import matches_fingerprint
 from sandbox.runner.attempt_context import AttemptContext, read_records

@@ -12,7 +12,7 @@ from pathlib import Path
 from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.interfaces.journal import JournalDamagedError, Journals, LockState, ReplayState
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.model.state_machine import IllegalEventError, replay
 from sandbox.model.task import Task
 from sandbox.model.task_id_format import is_task_id

@@ -13,17 +13,14 @@ from sandbox.interfaces.runtime import FIRST_EXTRA_DESCRIPTOR, Confinement
 from sandbox.workspace.clone.credentials import CredentialHelper, UserCredentials
 from sandbox.workspace.clone.remote_settings import (
     FILES_DIRECTORY,
-    STUB_SSH_COMMAND,
     CloneRemote,
-    SshRemote,
     apply_instead_of,
     find_proxy,
-    parse_ssh_url,
     resolve_remote,
-    run_ssh,
     user_environment,
 )
 from sandbox.workspace.clone.socks_proxy import DialPolicy, SocksProxy
+from sandbox.workspace.clone.ssh import STUB_SSH_COMMAND, SshRemote, parse_ssh_url, run_ssh
 from sandbox.workspace.git.command import Git, GitError, GitSetting, capture_output, pipe
 
 _HELPER_COMMAND = '!f() {{ test "$1" != get || {{ {{ cat; echo; }} >{requests}; sed "/^$/q" <{responses}; }}; }}; f'

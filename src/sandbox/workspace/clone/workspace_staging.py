@@ -6,14 +6,12 @@ full history of the branch, because only that shows whether the commit is on the
 """
 
 import asyncio
-import base64
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from pathlib import Path
 from shutil import rmtree
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.git_credentials import NoCredentialsError
@@ -22,7 +20,6 @@ from sandbox.model.disk_watermarks import DISK_FULL_ERRNOS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import GIT_KILLED_GRACE_SECONDS
 from sandbox.model.manifest.schema import Repository
-from sandbox.model.printable import escape_character, replace_unprintable
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.clone.confined_clone import (
     ConfinedClone,
@@ -38,122 +35,15 @@ from sandbox.workspace.clone.git_directory import (
     read_branch_commit,
     write_git_directory,
 )
-from sandbox.workspace.clone.remote_settings import (
-    DEFAULT_SSH_COMMAND,
-    apply_instead_of,
-    find_secrets,
-    read_user_config,
-    user_environment,
-)
+from sandbox.workspace.clone.patch_commits import commit_patches, earlier_task_patch, manifest_patch
+from sandbox.workspace.clone.remote_settings import apply_instead_of, find_secrets, read_user_config, user_environment
+from sandbox.workspace.clone.ssh import DEFAULT_SSH_COMMAND
 from sandbox.workspace.diff.base_commit_tree import TREE_MODE, BaseTree, BaseTreeEntry, ls_tree_arguments, parse_ls_tree
 from sandbox.workspace.git.command import Git, GitError, GitSetting, pipe, run_thread_with_git
 from sandbox.workspace.git.error_messages import DISK_FULL_MESSAGE, explain_clone_failure, is_transient
 from sandbox.workspace.rooted_files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, RootedFiles
 
 T = TypeVar("T")
-
-INITIAL_COMMIT_MESSAGE = "Work that came with the task"
-CHAIN_COMMIT_MESSAGE = "Changes of an earlier task"
-_IDENTITY = "Sandbox <sandbox@localhost> 0 +0000"
-"""Fixed, so that the same patch results in the same commit in every attempt."""
-
-_STDERR_CHARACTERS_MAX = 300
-
-
-class PatchToCommit(NamedTuple):
-    """Changes to commit before the agent starts. name: for messages. open: returns the output of `git diff`."""
-
-    name: str
-    message: str
-    open: Callable[[], IO[bytes]]
-
-
-def manifest_patch(patch: str) -> PatchToCommit:
-    """Return the changes in the manifest's `repository.patch`. patch: base64."""
-    return PatchToCommit("repository.patch", INITIAL_COMMIT_MESSAGE, lambda: _memory_file(base64.b64decode(patch)))
-
-
-async def commit_patches(
-    path: str,
-    confinement: Confinement,
-    repository: Path,
-    base: str,
-    patches: Sequence[PatchToCommit],
-    *,
-    bytes_max: int,
-) -> str:
-    """Commit each patch on top of the one before, starting at `base`, in a separate pack. Returns the last commit.
-
-    repository: the host's bare repository. bytes_max: limit on the total size of the files that the commits change:
-    even a one-line patch stores the whole file again. Raises AttemptError (clone_failed) if a patch does not
-    apply or the limit is exceeded; GitError, OSError.
-    """
-    git = Git(path, variables={"GIT_INDEX_FILE": "sent.index"}, confinement=confinement)
-    run = partial(git.run, "--git-dir=.", directory=repository)
-    commit = base
-    await run("read-tree", base)
-    for patch in patches:
-        commit = await _commit_patch(run, commit, patch)
-        if await run_in_thread(lambda _: _measure_loose_objects(repository)) > bytes_max:
-            limit = f"{bytes_max / 1024**3:.3g} GiB"
-            raise _clone_failed(
-                f"{patch.name} cannot be applied: the files that it and the earlier changes replace total more than "
-                f"{limit}; raise vm.disk (up to 32G)."
-            )
-    # Only packs are copied into the workspace's git directory.
-    revisions = _memory_file(f"{commit}\n^{base}\n".encode())
-    await run("pack-objects", "--quiet", "--revs", "objects/pack/pack", stdin=revisions)
-    await run("prune-packed", "--quiet")
-    return commit
-
-
-def _measure_loose_objects(repository: Path) -> int:
-    """Return the disk space that objects outside packs use, in bytes. Raises OSError."""
-    size = 0
-    with RootedFiles(repository) as files:
-        for directory in files.entries(b"objects"):
-            if len(directory.name) == _LOOSE_DIRECTORY_CHARACTERS and directory.is_directory:
-                with files.open_directory(directory.path) as opened, os.scandir(opened) as objects:
-                    size += sum(one.stat(follow_symlinks=False).st_blocks * 512 for one in objects)
-    return size
-
-
-_LOOSE_DIRECTORY_CHARACTERS = 2
-
-
-async def _commit_patch(run: Callable[..., Awaitable[bytes]], base: str, patch: PatchToCommit) -> str:
-    """Apply the patch to the index, which contains `base`, and commit the index."""
-    try:
-        with patch.open() as file:
-            await run("apply", "--cached", "--whitespace=nowarn", "-", stdin=file)
-    except GitError as error:
-        if error.is_inconclusive:
-            raise
-        stderr = replace_unprintable(error.stderr.strip().replace("error: ", ""), escape_character)[
-            :_STDERR_CHARACTERS_MAX
-        ]
-        message = f"{patch.name} does not apply to commit {base[:12]}: {stderr or 'git failed'}."
-        raise AttemptError(FailureCode.CLONE_FAILED, message) from None
-    tree = _parse_object_id(await run("write-tree"))
-    text = f"tree {tree}\nparent {base}\nauthor {_IDENTITY}\ncommitter {_IDENTITY}\n\n{patch.message}\n"
-    return _parse_object_id(
-        await run("hash-object", "-t", "commit", "-w", "--stdin", stdin=_memory_file(text.encode()))
-    )
-
-
-def _parse_object_id(output: bytes) -> str:
-    object_id = output.decode(errors="replace").strip()
-    if not OBJECT_ID.fullmatch(object_id):
-        raise GitError(0, b"fatal: git printed no valid object id")
-    return object_id
-
-
-def _memory_file(data: bytes) -> IO[bytes]:
-    """Return a memfd with this content, positioned at its start."""
-    file = os.fdopen(os.memfd_create("sent"), "w+b")
-    file.write(data)
-    file.seek(0)
-    return file
 
 
 REPOSITORY_BYTES_MAX = 32 * 1024**3
@@ -255,7 +145,7 @@ class WorkspaceStaging:
         git = Git(self._path, confinement=confinement)
         commit = await self._find_commit(git)
         manifest_patches = [] if self._repository.patch is None else [manifest_patch(self._repository.patch)]
-        for patches in (manifest_patches, [_earlier_task_patch(path) for path in self._patches]):
+        for patches in (manifest_patches, [earlier_task_patch(path) for path in self._patches]):
             if patches:
                 arguments = (self._path, confinement, self._layout.repository, commit, patches)
                 commit = await commit_patches(*arguments, bytes_max=self._bytes_max)
@@ -433,10 +323,6 @@ def _keep_first(entries: Iterator[BaseTreeEntry], kept: list[BaseTreeEntry]) -> 
         if len(kept) <= _KEPT_ENTRIES_MAX:
             kept.append(entry)
         yield entry
-
-
-def _earlier_task_patch(path: Path) -> PatchToCommit:
-    return PatchToCommit(f"The work of an earlier task ({path.name})", CHAIN_COMMIT_MESSAGE, lambda: path.open("rb"))
 
 
 def _clone_failed(message: str) -> AttemptError:

@@ -17,7 +17,7 @@ from typing import IO
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.workspace import DetectSecret, PatchResult
-from sandbox.model.events import DiffStatistics
+from sandbox.model.artifacts import DiffStatistics
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import PATCH_BYTES_MAX
 from sandbox.primitives.files import create_private_file, fsync_path, remove_on_failure

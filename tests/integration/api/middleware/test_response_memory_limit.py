@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.model import events as e
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.primitives import fair_client_shares
 
 ARTIFACT_LIST_PATH = "/api/v1/tasks/task-001/artifacts"

@@ -13,7 +13,7 @@ import pytest
 
 from doubles.cluster_server import wait_until
 from sandbox.interfaces.worker_messages import ArtifactPart, Heartbeat, HeartbeatAnswer, Upload, UploadReceived
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.placements.cluster import artifact_uploads
 
 HEARTBEAT_WITH_FREE_LOCK = Heartbeat(1, "free", 0, 0, is_launching=False)

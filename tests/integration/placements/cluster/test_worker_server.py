@@ -27,15 +27,8 @@ from sandbox.interfaces.worker_messages import (
     WorkerDismissed,
 )
 from sandbox.journal import record_format
-from sandbox.model.events import (
-    Artifact,
-    AttemptFailed,
-    AttemptStarted,
-    Output,
-    Record,
-    TaskFinished,
-    WorkspacePrepared,
-)
+from sandbox.model.artifacts import Artifact
+from sandbox.model.events import AttemptFailed, AttemptStarted, Output, Record, TaskFinished, WorkspacePrepared
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.state_machine import advance
 from sandbox.placements.cluster import job_state, jobs, worker_server

@@ -11,8 +11,9 @@ import pytest
 
 from doubles.attempt_harness import BASE_COMMIT, AttemptScript
 from sandbox.interfaces.workspace import PatchResult, SkippedFile
+from sandbox.model.artifacts import Artifact
 from sandbox.model.disk_watermarks import DiskSpace
-from sandbox.model.events import Artifact, ArtifactCollected, AttemptFailed, EgressDenied, ErrorReported
+from sandbox.model.events import ArtifactCollected, AttemptFailed, EgressDenied, ErrorReported
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.runner import attempt_closing

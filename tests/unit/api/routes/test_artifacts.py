@@ -9,7 +9,7 @@ from doubles.fake_tasks import START_TIME
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.routes import artifacts
 from sandbox.api.routes.artifacts import content_disposition
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 
 EXAMPLES = (
     Example("list_artifacts"),

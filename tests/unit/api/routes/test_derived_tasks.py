@@ -12,6 +12,7 @@ from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.interfaces.server_services import Inheritance
 from sandbox.model import events as e
+from sandbox.model.artifacts import Artifact
 from sandbox.model.fixed_limits import BODY_BYTES_MAX
 from sandbox.model.manifest.schema import Secret
 
@@ -153,7 +154,7 @@ CONTINUE = "/api/v1/tasks/task-001/continue"
 def ended(tasks):
     """A task that has ended and can be continued."""
     tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
-    session = e.Artifact("inherited-agent-session.gz", ".sandbox/x", 1, "application/gzip", "sha256:0")
+    session = Artifact("inherited-agent-session.gz", ".sandbox/x", 1, "application/gzip", "sha256:0")
     parent = e.Parent("task-001", "0" * 40, (), None, "session-1", session)
     tasks.inheritances["task-001"] = Inheritance(parent, {})
     return tasks

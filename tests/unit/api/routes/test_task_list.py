@@ -12,7 +12,7 @@ from sandbox.interfaces.cluster_engine import JobPhase, JobStatus
 from sandbox.interfaces.server_services import UnavailableError
 from sandbox.interfaces.store import TaskQuery
 from sandbox.model import events as e
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact, DiffStatistics
 from sandbox.model.failure import Failure, FailureCode, FailureReason
 from sandbox.model.task_state import TaskState
 
@@ -186,7 +186,7 @@ def test_invalid_date_is_an_error(api, text):
 
 def test_listed_task_has_duration_and_patch_size_and_repository(api, tasks):
     patch = Artifact("task-001.patch", ".sandbox/task-001.patch", 7, "text/x-diff", "sha256:00")
-    collected = e.ArtifactCollected(patch, e.DiffStatistics(2, 30, 4))
+    collected = e.ArtifactCollected(patch, DiffStatistics(2, 30, 4))
     tasks.add("task-001", *TO_RUNNING, TO_COMPLETED[0], collected, *TO_COMPLETED[1:])
     tasks.add("task-002", *TO_RUNNING)
     tasks.add("task-003")

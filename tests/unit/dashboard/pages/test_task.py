@@ -10,12 +10,13 @@ from doubles.fake_token_store import FakeTokenStore
 from doubles.manifests import manifest
 from sandbox.interfaces.server_services import Inheritance
 from sandbox.model import events as e
+from sandbox.model.artifacts import Artifact, DiffStatistics
 from sandbox.model.failure import Failure, FailureCode
 
 PARENT = e.Parent("task-001", "0" * 40, ())
-PATCH = e.Artifact("task-001.patch", ".sandbox/task-001.patch", 9, "text/x-diff", "sha256:" + "0" * 64)
+PATCH = Artifact("task-001.patch", ".sandbox/task-001.patch", 9, "text/x-diff", "sha256:" + "0" * 64)
 
-REPORT = e.Artifact("report.md", "report.md", 9, "text/markdown", "sha256:" + "0" * 64)
+REPORT = Artifact("report.md", "report.md", 9, "text/markdown", "sha256:" + "0" * 64)
 
 FAILURE = Failure(FailureCode.AGENT_FAILED, "It failed.")
 
@@ -182,7 +183,7 @@ def test_title_starts_with_the_state(pages):
 
 
 def test_changed_files_are_counted_on_the_page(pages):
-    collected = e.ArtifactCollected(PATCH, diff=e.DiffStatistics(28, 212, 245))
+    collected = e.ArtifactCollected(PATCH, diff=DiffStatistics(28, 212, 245))
     add_ended(pages.tasks, "task-001", collected)
     chain, patch = (
         msgspec.structs.replace(PATCH, name=name, path=f".sandbox/{name}")

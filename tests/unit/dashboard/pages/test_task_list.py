@@ -15,10 +15,11 @@ from doubles.manifests import manifest
 from sandbox.dashboard.pages import task_list
 from sandbox.dashboard.pages.task_list import distinguishing_hints
 from sandbox.model import events as e
+from sandbox.model.artifacts import Artifact, DiffStatistics
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.schema import Repository
-from sandbox.model.wire.event_conversion import format_timestamp
+from sandbox.model.wire.task_conversion import format_timestamp
 
 
 def rows(page):
@@ -229,8 +230,8 @@ def test_row_has_cost_and_failure_and_changes_and_repository(pages):
     assert 'class="mono" title="Bash npm &lt;test&gt;">Bash npm &lt;test&gt;</span>' in pages.get("/").text
     pages.tasks.record("done", e.Progress(cost_usd=1.5, current_tool="Bash"))
     assert 'class="mono" title="Bash">Bash</span>' in pages.get("/").text
-    patch = e.Artifact("done.patch", ".sandbox/done.patch", 9, "text/x-diff", "sha256:" + "0" * 64)
-    pages.tasks.record("done", e.ArtifactCollected(patch, diff=e.DiffStatistics(2, 376, 3)), *TO_COMPLETED)
+    patch = Artifact("done.patch", ".sandbox/done.patch", 9, "text/x-diff", "sha256:" + "0" * 64)
+    pages.tasks.record("done", e.ArtifactCollected(patch, diff=DiffStatistics(2, 376, 3)), *TO_COMPLETED)
     text = pages.get("/").text
     assert ("The agent exited with 1." in text, "$1.50" in text, "+376" in text, "−3" in text) == (True,) * 4
     assert re.search(

@@ -1,7 +1,7 @@
 """Wire events for journal records, and the log stream of each event."""
 
 import sys
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime
 from typing import Any, get_args
 
 import msgspec
@@ -10,22 +10,19 @@ from pydantic import ConfigDict, TypeAdapter
 
 from doubles.manifests import claude, decode_record, encode_json
 from sandbox.model import events as e
-from sandbox.model.events import Artifact
+from sandbox.model.artifacts import Artifact
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Manifest, Metadata, Repository
-from sandbox.model.task import Attempt, StateHistoryEntry, Task
+from sandbox.model.task import StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire import event_bodies
 from sandbox.model.wire.event_conversion import (
     LogStream,
-    attempt_bodies,
     current_state_event,
     end_event,
     error_event,
     extract_conversation,
-    format_timestamp,
     log_stream_of,
-    task_failure_body,
     to_wire_event,
     wire_size_bytes,
 )
@@ -294,11 +291,6 @@ def test_unknown_event_type_is_rejected():
         msgspec.json.decode(b'{"type": "party"}', type=e.Event)
 
 
-def test_timestamps_are_utc_with_milliseconds():
-    assert format_timestamp(TIMESTAMP.astimezone(timezone(timedelta(hours=5, minutes=30)))) == FORMATTED_TIMESTAMP
-    assert format_timestamp(datetime(2026, 1, 1, tzinfo=UTC)) == "2026-01-01T00:00:00.000Z"
-
-
 def task(**changes: Any) -> Task:
     history = (StateHistoryEntry(TaskState.PENDING, TIMESTAMP), StateHistoryEntry(TaskState.FAILED, TIMESTAMP))
     fields: dict[str, Any] = {"state": TaskState.FAILED, "state_message": "x", "failure": FAILURE, "exit_code": 143}
@@ -315,15 +307,6 @@ def test_end_event_contains_the_outcome_and_an_unused_seq():
         "exit_code": 143,
         "error": {"code": "timeout", "reason": None, "message": "It took too long.", "remedy": None},
     }
-
-
-def test_cancelled_task_has_no_error():
-    assert task_failure_body(task(cancel=e.CancelRequested())) is None
-    assert task_failure_body(task(failure=None)) is None
-    attempt = Attempt("attempt-1", "bubblewrap", "here")
-    failed, cancelled = task(attempt=attempt), task(attempt=attempt, cancel=e.CancelRequested())
-    assert [body["error"] is None for body in attempt_bodies(failed)] == [False]
-    assert [body["error"] is None for body in attempt_bodies(cancelled)] == [True]
 
 
 def test_current_state_event_has_no_previous_state():

@@ -24,7 +24,8 @@ from sandbox.interfaces.journal import JournalDamagedError
 from sandbox.interfaces.server_services import Retention
 from sandbox.journal import compressed
 from sandbox.journal.journals import FileJournals
-from sandbox.model.events import AgentExited, Artifact, ArtifactCollected, Output, TaskFinished
+from sandbox.model.artifacts import Artifact
+from sandbox.model.events import AgentExited, ArtifactCollected, Output, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.formatting import format_size
 

@@ -1,9 +1,10 @@
-"""The remedy of a failure, for programs."""
+"""A remedy names the field to change, and proposes a value only for a limit."""
 
 import pytest
 
 from doubles.manifests import manifest
-from sandbox.model.failure import FailureCode, Remedy, find_remedy
+from sandbox.model.failure import FailureCode
+from sandbox.model.remedy import Remedy, double_limit, find_remedy
 
 MANIFEST = manifest(
     repository={"subpath": "a"},
@@ -133,3 +134,11 @@ def test_failure_of_an_unknown_model_names_the_field_of_the_model():
     assert find_remedy(FailureCode.AGENT_FAILED, message, MANIFEST, reason="agent_error") is None
     both = "The model could not be used: x; check claude.model and claude.prompt."
     assert find_remedy(FailureCode.AGENT_FAILED, both, MANIFEST, reason=reason) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "doubled"),
+    [("2G", "4G"), ("512M", "1024M"), ("90m", "180m"), (3, 6), (0.5, 1.0), (True, None), (None, None), ("full", None)],
+)
+def test_suggested_limit_is_twice_the_given_one(value, doubled):
+    assert double_limit(value) == doubled

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.workspace.artifacts import GlobSet
+from sandbox.workspace.glob_set import GlobSet
 
 
 def matches(pattern, path):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.journal import journals as journals_module
-from sandbox.journal.journals import FileJournals, FileJournalWatch
+from sandbox.journal import inotify_watch
+from sandbox.journal.inotify_watch import FileJournalWatch
+from sandbox.journal.journals import FileJournals
 from sandbox.model.events import TaskFinished
 
 TIMEOUT_SECONDS = 20
@@ -70,7 +71,7 @@ async def test_ended_watch_is_not_notified(watched):
 
 
 async def test_many_writes_are_reported_together(watched, monkeypatch):
-    monkeypatch.setattr(journals_module, "_NOTIFY_INTERVAL_SECONDS", 0.2)
+    monkeypatch.setattr(inotify_watch, "_NOTIFY_INTERVAL_SECONDS", 0.2)
     reports = []
     with watched.watch("task-1", lambda: reports.append(1)):
         for _ in range(20):
@@ -84,9 +85,9 @@ async def test_many_writes_are_reported_together(watched, monkeypatch):
 
 async def test_lost_events_are_reported_to_all_watches(watched, monkeypatch):
     first, second = asyncio.Event(), asyncio.Event()
-    overflow = journals_module._EVENT.pack(-1, journals_module._IN_Q_OVERFLOW, 0, 0)
+    overflow = inotify_watch._EVENT.pack(-1, inotify_watch._IN_Q_OVERFLOW, 0, 0)
     with watched.watch("task-1", first.set), watched.watch("task-2", second.set):
-        monkeypatch.setattr(journals_module.os, "read", lambda *_: overflow)
+        monkeypatch.setattr(inotify_watch.os, "read", lambda *_: overflow)
         watched.write("task-1")
         async with asyncio.timeout(TIMEOUT_SECONDS):
             await first.wait()
@@ -97,11 +98,11 @@ async def test_lost_events_are_reported_to_all_watches(watched, monkeypatch):
 @pytest.mark.parametrize("function", ["inotify_init1", "inotify_add_watch"])
 async def test_watch_without_inotify_is_refused(watched, monkeypatch, function):
     class Libc:
-        inotify_init1 = journals_module._libc.inotify_init1
-        inotify_add_watch = journals_module._libc.inotify_add_watch
+        inotify_init1 = inotify_watch._libc.inotify_init1
+        inotify_add_watch = inotify_watch._libc.inotify_add_watch
 
     monkeypatch.setattr(Libc, function, staticmethod(lambda *_: -1))
-    monkeypatch.setattr(journals_module, "_libc", Libc)
+    monkeypatch.setattr(inotify_watch, "_libc", Libc)
     before = count_descriptors()
     with watched.watch("task-1", os.abort) as is_watched:
         assert not is_watched
