@@ -131,7 +131,7 @@ ROWS = [
     ("Server", "`timeout` of a wait", "api.routes.single_task.WAIT_SECONDS_MAX"),
     ("Server", "`tail` of logs", "api.routes.logs.TAIL_MAX"),
     ("Server", "`Idempotency-Key`", "api.routes.submission.IDEMPOTENCY_KEY_LENGTH_MAX"),
-    ("Server", "`reason` of a cancellation", "model.wire.requests.REASON_LENGTH_MAX"),
+    ("Server", "`reason` of a cancellation", "model.wire.request_bodies.REASON_LENGTH_MAX"),
     ("Server", "Headers of a request", "api.http.framing.HEAD_BYTES_MAX"),
     ("Server", "Header fields of a request", "api.http.framing.FIELDS_MAX"),
     (

@@ -299,7 +299,7 @@ MODULES_THAT_NAME_AN_AGENT = {
     "demo/scripted_model.py": "the API that it implements",
     "demo/server_processes.py": "the variables that configure the scripted model",
     "demo/walkthrough.py": "the demo's manifest and its text",
-    "model/wire/bodies.py": "a public type of the Python client: the section of a task's `definition`",
+    "model/wire/task_bodies.py": "a public type of the Python client: the section of a task's `definition`",
 }
 
 

@@ -18,14 +18,14 @@ from sandbox.interfaces.runtime import Command, ExitStatus, SandboxHandle, Stats
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.journal.journals import FileJournals
 from sandbox.model.artifacts import Artifact
-from sandbox.model.disk_watermarks import DiskSpace, Watermark
+from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.model.events import AgentMessage, AgentResult, AttemptStarted, Output, TaskSubmitted, ToolCallStarted
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.attempt_recorder import HostDiskSpace
 from sandbox.runner.control_socket import record_cancel
 from sandbox.runner.terminals import TerminalServer
-from sandbox.secrets.redactor import SecretRedactor
+from sandbox.secrets.redaction.redactor import SecretRedactor
 
 ATTEMPT_ID = "abcdefghijkl"
 BASE_COMMIT = "c0ffee" + "0" * 34

@@ -20,8 +20,8 @@ from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.server_services import HostLoad, Retention, TaskServices
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.writer import JournalRecorder
-from sandbox.model.disk_watermarks import DiskSpace, Watermark
+from sandbox.journal.recorder import JournalRecorder
+from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.model.events import (
     AgentExited,
     AgentStarted,

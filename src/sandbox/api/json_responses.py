@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from sandbox.api.middleware.response_headers import get_request_id
-from sandbox.model.wire.bodies import FieldErrorBody, ProblemBody, ProblemExtensions
+from sandbox.model.wire.problem_bodies import FieldErrorBody, ProblemBody, ProblemExtensions
 
 BodyT = TypeVar("BodyT")
 

@@ -29,8 +29,8 @@ from sandbox.model.manifest.schema import (
     declare_manifest,
 )
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire import bodies, event_bodies, server_bodies
-from sandbox.model.wire.requests import CancelRequest, ContinueRequest, RerunRequest
+from sandbox.model.wire import event_bodies, problem_bodies, server_bodies, task_bodies
+from sandbox.model.wire.request_bodies import CancelRequest, ContinueRequest, RerunRequest
 
 _ENUMS = (TaskState, FollowUp)
 """Enums that have a separate component in the schema. Bodies declare them as a `Literal` with the same values."""
@@ -45,7 +45,7 @@ _EXAMPLE = {
 
 def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
     """Return the schemas of all bodies and events, and of the objects in them, keyed by `component_name`."""
-    kinds = (vars(bodies) | vars(server_bodies)).values()
+    kinds = (vars(task_bodies) | vars(problem_bodies) | vars(server_bodies)).values()
     declared = tuple(kind for kind in kinds if is_typeddict(kind) and kind.__name__.endswith("Body"))
     enums = {enum.__name__: TypeAdapter(enum).json_schema() for enum in _ENUMS}
     described = _with_component_names(_schema_of(tuple.__class_getitem__((*declared, event_bodies.Event))))
@@ -53,12 +53,12 @@ def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
     schemas["Event"] = {"description": "An event of a task; `type` distinguishes them.", **described["prefixItems"][-1]}
     schemas = _with_discriminators(schemas, schemas)
     manifest = _manifest_schemas(agents)
-    definition = component_name(bodies.ResolvedManifestBody)
+    definition = component_name(task_bodies.ResolvedManifestBody)
     schemas[definition] = _definition_schema(schemas[definition], manifest, agents)
     for body, name, words in (
-        (bodies.ProblemBody, "error", ERROR_CODES),
-        (bodies.FailureBody, "code", FailureCode),
-        (bodies.FailureBody, "reason", FailureReason),
+        (problem_bodies.ProblemBody, "error", ERROR_CODES),
+        (task_bodies.FailureBody, "code", FailureCode),
+        (task_bodies.FailureBody, "reason", FailureReason),
     ):
         schemas[component_name(body)]["properties"][name]["examples"] = sorted(words)
     requests = {kind.__name__: _request_schema(kind) for kind in (CancelRequest, ContinueRequest, RerunRequest)}

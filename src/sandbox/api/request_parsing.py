@@ -17,7 +17,7 @@ from starlette.requests import HTTPConnection, Request
 
 from sandbox.api.request_body import body_memory, read_body
 from sandbox.model import fixed_limits
-from sandbox.model.errors import (
+from sandbox.model.input_errors import (
     FieldError,
     FieldPath,
     InvalidInputError,

@@ -56,7 +56,7 @@ from sandbox.interfaces.runtime import Confine, Runtime
 from sandbox.interfaces.secrets import Redactor
 from sandbox.interfaces.workspace import Workspaces
 from sandbox.journal.journals import FileJournals
-from sandbox.model.disk_watermarks import DiskSpace
+from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import Event
 from sandbox.model.fixed_limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_TIMEOUT_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
@@ -433,7 +433,7 @@ def _make_redactor(secrets: Mapping[str, str]) -> Redactor | None:
     """
     if not secrets:
         return None
-    from sandbox.secrets.redactor import SecretRedactor
+    from sandbox.secrets.redaction.redactor import SecretRedactor
 
     return SecretRedactor(secrets)
 

@@ -40,7 +40,7 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
 
 def import_for_attempts(agents: Mapping[str, Agent]) -> None:
     """Import and read what runners would otherwise import or read only when they need it."""
-    for module in ("array", "concurrent.futures.thread", "encodings.idna", "sandbox.secrets.redactor"):
+    for module in ("array", "concurrent.futures.thread", "encodings.idna", "sandbox.secrets.redaction.redactor"):
         import_module(module)
 
     for agent in agents.values():

@@ -7,9 +7,9 @@ from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.auth import TokenStore
 from sandbox.interfaces.secrets import SecretSource
 from sandbox.model.manifest.schema import Secret
+from sandbox.secrets.file_and_environment_sources import EnvironmentSource, FileSource
 from sandbox.secrets.hashicorp_vault import VaultSettings, VaultSource
 from sandbox.secrets.resolver import SecretResolver
-from sandbox.secrets.sources import EnvironmentSource, FileSource
 
 _SERVER_PREFIXES = ("SANDBOX_", "VAULT_TOKEN")
 

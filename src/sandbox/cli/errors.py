@@ -84,7 +84,7 @@ def fail(message: str, code: ExitCode) -> NoReturn:
 def print_error(error: SandboxError) -> ExitCode:
     """Print the error. Return the exit code of a command that fails with it."""
     from sandbox.client import ClientError
-    from sandbox.model.errors import FIRST_ERROR
+    from sandbox.model.input_errors import FIRST_ERROR
 
     lines = _field_error_lines(error)
     message = error.message.partition(FIRST_ERROR)[0] if lines else error.message  # the lines contain the first error

@@ -14,7 +14,7 @@ from sandbox.cli.output.terminal_text import escape_text
 from sandbox.model.manifest.overrides import Override
 
 if TYPE_CHECKING:
-    from sandbox.model.errors import FieldError
+    from sandbox.model.input_errors import FieldError
     from sandbox.model.manifest.schema import Manifest
 
 
@@ -54,7 +54,7 @@ class ManifestFile:
     def with_overrides(self, overrides: Sequence[Override]) -> OverriddenManifest:
         """Apply overrides. Raises the model's InvalidManifestError if the manifest cannot be parsed."""
         from sandbox.agents import registered_agents
-        from sandbox.model.errors import InvalidManifestError
+        from sandbox.model.input_errors import InvalidManifestError
         from sandbox.model.manifest.parser import read_document
 
         document = read_document(self.body, agents=registered_agents(), is_json=self.is_json)

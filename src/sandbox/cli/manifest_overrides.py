@@ -20,7 +20,7 @@ class OverriddenManifest:
     content_type = "application/json"
 
     def __init__(self, document: Document, overrides: Sequence[Override]) -> None:
-        from sandbox.model.errors import field_name
+        from sandbox.model.input_errors import field_name
         from sandbox.model.manifest.json import write_json
 
         self.body = write_json(document.data)

@@ -47,7 +47,7 @@ def read_prompt(prompt: str) -> str:
 def submit_manifest(client: Client, manifest: ManifestFile, overrides: Sequence[Override]) -> Submitted:
     """Submit a task. If the manifest is invalid, prints its errors and exits."""
     from sandbox import client as api
-    from sandbox.model.errors import InvalidManifestError
+    from sandbox.model.input_errors import InvalidManifestError
 
     changed = None
     try:
@@ -68,7 +68,7 @@ def submit_manifest(client: Client, manifest: ManifestFile, overrides: Sequence[
 def submit_derived_task(submit: Callable[[], Submitted], task_id: str, overrides: Sequence[Override] = ()) -> Submitted:
     """Submit a task created from an earlier one. If the new manifest is invalid, prints its errors and exits."""
     from sandbox import client as api
-    from sandbox.model.errors import field_name
+    from sandbox.model.input_errors import field_name
 
     try:
         return submit()

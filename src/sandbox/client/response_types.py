@@ -5,29 +5,29 @@ may send additional keys. Reading a key that an older server omits raises Unexpe
 UTC.
 """
 
-from sandbox.model.wire import bodies, event_bodies, server_bodies
+from sandbox.model.wire import event_bodies, problem_bodies, server_bodies, task_bodies
 
-State = bodies.State
+State = task_bodies.State
 
-Submitted = bodies.SubmittedBody
-Checked = bodies.DryRunBody
-ResolvedManifest = bodies.ResolvedManifestBody
-Links = bodies.LinksBody
+Submitted = task_bodies.SubmittedBody
+Checked = task_bodies.DryRunBody
+ResolvedManifest = task_bodies.ResolvedManifestBody
+Links = task_bodies.LinksBody
 
-Task = bodies.TaskBody
-TaskSummary = bodies.TaskItemBody
-TaskPage = bodies.TaskListBody
-Attempt = bodies.AttemptBody
-Failure = bodies.FailureBody
-Remedy = bodies.RemedyBody
-Progress = bodies.ProgressBody
-Vm = bodies.TaskVmBody
+Task = task_bodies.TaskBody
+TaskSummary = task_bodies.TaskItemBody
+TaskPage = task_bodies.TaskListBody
+Attempt = task_bodies.AttemptBody
+Failure = task_bodies.FailureBody
+Remedy = task_bodies.RemedyBody
+Progress = task_bodies.ProgressBody
+Vm = task_bodies.TaskVmBody
 
-Cancellation = bodies.CancelledBody
-Release = bodies.ReleasedBody
-Deletion = bodies.DeletedBody
-Artifact = bodies.ArtifactBody
-ArtifactList = bodies.ArtifactListBody
+Cancellation = task_bodies.CancelledBody
+Release = task_bodies.ReleasedBody
+Deletion = task_bodies.DeletedBody
+Artifact = task_bodies.ArtifactBody
+ArtifactList = task_bodies.ArtifactListBody
 
 Health = server_bodies.HealthBody
 Runtime = server_bodies.RuntimeBody
@@ -39,8 +39,8 @@ Pruned = server_bodies.PrunedBody
 PrunedTask = server_bodies.PrunedTaskBody
 UnexaminedTask = server_bodies.UnexaminedTaskBody
 
-FieldError = bodies.FieldErrorBody
-ExistingTask = bodies.ExistingTaskBody
+FieldError = problem_bodies.FieldErrorBody
+ExistingTask = problem_bodies.ExistingTaskBody
 
 FileEdit = event_bodies.FileEditBody
 Metrics = event_bodies.MetricsBody

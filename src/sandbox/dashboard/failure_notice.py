@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sandbox.model.failure import FailureCode, FailureReason
 from sandbox.model.formatting import format_budget
-from sandbox.model.wire.bodies import FailureBody
+from sandbox.model.wire.task_bodies import FailureBody
 
 
 @dataclass(frozen=True, slots=True)

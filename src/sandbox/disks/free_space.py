@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from sandbox.model.disk_watermarks import DiskSpace
+from sandbox.model.disk_space import DiskSpace
 
 
 def measure_disk_space(directory: Path) -> DiskSpace:

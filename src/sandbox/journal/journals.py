@@ -34,7 +34,8 @@ from sandbox.journal.reader import (
     has_first_record,
     read_batch,
 )
-from sandbox.journal.writer import FileJournalWriter, JournalRecorder
+from sandbox.journal.recorder import JournalRecorder
+from sandbox.journal.writer import FileJournalWriter
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Event, TaskFinished
 from sandbox.model.state_machine import Effect, replay

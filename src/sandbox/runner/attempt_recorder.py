@@ -15,7 +15,7 @@ from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import DiskReserve, MeasureDiskSpace
 from sandbox.interfaces.journal import Journals, JournalWriter
 from sandbox.model import events as e
-from sandbox.model.disk_watermarks import Watermark
+from sandbox.model.disk_space import Watermark
 from sandbox.model.fixed_limits import (
     BUFFERED_OUTPUT_BYTES_MAX,
     DISK_SPACE_CHECK_INTERVAL_SECONDS,

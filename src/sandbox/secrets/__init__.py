@@ -1,1 +1,1 @@
-"""Resolves secrets, and redacts their values from everything that leaves a runner."""
+"""Resolves secrets; `redaction` redacts their values from everything that leaves a runner."""

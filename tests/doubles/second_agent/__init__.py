@@ -14,8 +14,8 @@ from sandbox.agents import registered_agents
 from sandbox.interfaces.agent import Agent, AgentDriver, ManifestTemplate
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.model_dialect import ModelDialect
-from sandbox.model.errors import RuleViolation
 from sandbox.model.events import ConversationEvent
+from sandbox.model.input_errors import RuleViolation
 from sandbox.model.manifest.document import as_text
 from sandbox.model.manifest.field_formats import PROMPT, VISIBLE
 from sandbox.model.manifest.schema import FORBID_EXTRA, Manifest

@@ -14,7 +14,7 @@ from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.writer import JournalRecorder
+from sandbox.journal.recorder import JournalRecorder
 from sandbox.model.events import AttemptFailed, AttemptStarted, ErrorReported, TaskFinished, TaskSubmitted
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import AgentSection

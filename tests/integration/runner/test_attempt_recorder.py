@@ -10,7 +10,7 @@ from doubles.attempt_harness import AttemptScript
 from sandbox.interfaces.runner import CancelAttempt, OpenTerminal
 from sandbox.interfaces.terminal_frames import TerminalRefusedError
 from sandbox.interfaces.workspace import PatchResult
-from sandbox.model.disk_watermarks import DiskSpace
+from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import (
     AgentExited,
     AgentStarted,

@@ -14,7 +14,7 @@ from sandbox.model.artifacts import SESSION_NAME, Artifact
 from sandbox.model.events import AgentResult, ErrorReported, Parent
 from sandbox.model.fixed_limits import SESSION_BYTES_MAX
 from sandbox.runner.parent_task_results import compress_session
-from sandbox.secrets.redactor import SecretRedactor
+from sandbox.secrets.redaction.redactor import SecretRedactor
 
 SECRET = "s3cret-value-of-the-customer"
 SESSION = b'{"type":"user"}\n{"type":"assistant"}\n'

@@ -23,7 +23,7 @@ from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner import terminals as terminals_module
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.terminals import SandboxTerminals, SharedTerminal, TerminalServer
-from sandbox.secrets.redactor import SecretRedactor
+from sandbox.secrets.redaction.redactor import SecretRedactor
 
 AGENT_TERMINAL = OpenTerminal(30, 100, is_agent_terminal=True)
 READ_ONLY_TERMINAL = OpenTerminal(30, 100, is_agent_terminal=True, is_read_only=True)

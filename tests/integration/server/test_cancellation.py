@@ -8,7 +8,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_components import TO_COMPLETED
 from sandbox.interfaces.server_services import UnavailableError
-from sandbox.journal.writer import JournalRecorder
+from sandbox.journal.recorder import JournalRecorder
 from sandbox.model.events import AgentExited, TaskFinished, TaskSubmitted
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState

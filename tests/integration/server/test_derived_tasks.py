@@ -24,7 +24,7 @@ from sandbox.interfaces.server_services import (
 from sandbox.model import events as e
 from sandbox.model import fixed_limits
 from sandbox.model.artifacts import SESSION_NAME, Artifact
-from sandbox.model.disk_watermarks import DiskSpace
+from sandbox.model.disk_space import DiskSpace
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.server import conversation_text, derived_tasks, parent_task_results, submissions
 from sandbox.server.administration.integrity import DiscrepancyKind, IntegrityCheck

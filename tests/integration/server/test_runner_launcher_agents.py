@@ -12,7 +12,7 @@ from doubles.server_components import GIB, TO_RUNNING
 from sandbox.interfaces.runner import FinishAttempt
 from sandbox.interfaces.server_services import UnavailableError
 from sandbox.interfaces.store import TaskQuery
-from sandbox.model.disk_watermarks import DiskSpace
+from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import AgentExited, AttemptTornDown, FollowUp, FollowUpSkipped, Output, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import AgentSection

@@ -10,7 +10,7 @@ from doubles.server_components import GIB, TO_COMPLETED, TO_RUNNING, ServerCompo
 from sandbox.interfaces.server_services import Retention, UnavailableError
 from sandbox.interfaces.store import TaskQuery
 from sandbox.journal.writer import FileJournalWriter
-from sandbox.model.disk_watermarks import DiskSpace
+from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import AttemptStarted, Idempotency, TaskFinished
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState

@@ -17,9 +17,10 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.runner import FinishAttempt, RunnerNotStartedError
 from sandbox.interfaces.server_services import TaskNotFoundError, UnavailableError
 from sandbox.interfaces.store import StoreError, TaskQuery
-from sandbox.journal.writer import FileJournalWriter, JournalRecorder
+from sandbox.journal.recorder import JournalRecorder
+from sandbox.journal.writer import FileJournalWriter
 from sandbox.model.artifacts import Artifact
-from sandbox.model.disk_watermarks import DiskSpace
+from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import (
     ArtifactCollected,
     AttemptFailed,

@@ -40,8 +40,8 @@ from sandbox.interfaces.worker_messages import (
     UnlockDisk,
 )
 from sandbox.journal.journals import FileJournals
+from sandbox.journal.recorder import JournalRecorder
 from sandbox.journal.task_replicas import FileTaskReplicas
-from sandbox.journal.writer import JournalRecorder
 from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import (

@@ -13,11 +13,11 @@ from sandbox.agents import registered_agents
 from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.api.openapi_schemas import component_schemas
 from sandbox.api.route_declarations import component_name
-from sandbox.model.errors import InvalidManifestError
 from sandbox.model.events import FollowUp
+from sandbox.model.input_errors import InvalidManifestError
 from sandbox.model.manifest.schema import declare_manifest
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire import bodies, event_bodies, server_bodies
+from sandbox.model.wire import event_bodies, problem_bodies, server_bodies, task_bodies
 
 
 class OtherAgent(ClaudeCode):
@@ -30,8 +30,8 @@ def components() -> dict[str, Any]:
 
 
 def test_literal_types_have_the_values_of_their_enums():
-    assert get_args(bodies.State) == tuple(TaskState)
-    assert get_args(bodies.FollowUpName) == tuple(FollowUp)
+    assert get_args(task_bodies.State) == tuple(TaskState)
+    assert get_args(task_bodies.FollowUpName) == tuple(FollowUp)
 
 
 def test_each_component_and_property_is_described(components):
@@ -52,7 +52,7 @@ def test_components_have_the_names_of_the_reference(components):
 
 def test_bodies_and_manifest_records_have_different_names(components):
     """Of two components with the same name, one would replace the other."""
-    kinds = (vars(bodies) | vars(server_bodies)).values()
+    kinds = (vars(task_bodies) | vars(problem_bodies) | vars(server_bodies)).values()
     declared = {component_name(kind) for kind in kinds if is_typeddict(kind)}
     records = TypeAdapter(declare_manifest({})).json_schema()["$defs"].keys()
     assert declared & records == set()

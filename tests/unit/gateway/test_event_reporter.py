@@ -12,7 +12,7 @@ from sandbox.gateway.limits import (
     REPORTED_HOST_CHARACTERS_MAX,
 )
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
-from sandbox.secrets.redactor import SecretRedactor
+from sandbox.secrets.redaction.redactor import SecretRedactor
 
 
 class FakeClock:

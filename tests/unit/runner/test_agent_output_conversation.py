@@ -14,7 +14,7 @@ from sandbox.model.events import AgentMessage, Output, ToolCallStarted, ToolResu
 from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner.agent_output import AgentOutput, OutputQuota, StdoutProcessing
 from sandbox.runner.event_redaction import redact_event
-from sandbox.secrets.redactor import SecretRedactor
+from sandbox.secrets.redaction.redactor import SecretRedactor
 
 SESSION = "5ddb80a7-f209-4a6e-9cd9-29f469dd8600"
 UNRECORDED_TYPES = (AgentReady, ApiRetry, ParsedToolCallEnd, TurnStarted)

@@ -6,8 +6,8 @@ import pytest
 
 from sandbox.interfaces.secrets import SecretUnavailableError, unavailable_error
 from sandbox.model.manifest.schema import Secret
+from sandbox.secrets.file_and_environment_sources import EnvironmentSource
 from sandbox.secrets.resolver import SecretResolver
-from sandbox.secrets.sources import EnvironmentSource
 
 VARIABLES = {
     "GITHUB_TOKEN": "ghp_the-value",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sandbox.agents.claude_code import manifest_section as rules
 from sandbox.agents.claude_code.manifest_section import DISPLAY_NAME, KIND, Claude
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.model.errors import RuleViolation
+from sandbox.model.input_errors import RuleViolation
 
 if TYPE_CHECKING:
     from sandbox.interfaces.agent import AgentDriver, ManifestTemplate

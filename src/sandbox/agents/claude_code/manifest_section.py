@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from annotated_types import Ge, Le, Len, MaxLen
 
-from sandbox.model.errors import FieldPath, RuleViolation
+from sandbox.model.input_errors import FieldPath, RuleViolation
 from sandbox.model.manifest.document import as_list, as_mapping, as_text
 from sandbox.model.manifest.field_formats import PROMPT, VISIBLE
 from sandbox.model.manifest.schema import FORBID_EXTRA, Manifest

@@ -25,7 +25,7 @@ from sandbox.api.route_declarations import (
     raw_content,
 )
 from sandbox.interfaces.server_services import ArtifactNotFoundError, StoredArtifact
-from sandbox.model.wire.bodies import ArtifactBody, ArtifactListBody
+from sandbox.model.wire.task_bodies import ArtifactBody, ArtifactListBody
 from sandbox.model.wire.task_conversion import format_timestamp
 from sandbox.primitives import fair_client_shares
 

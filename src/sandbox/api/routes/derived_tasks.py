@@ -27,14 +27,14 @@ from sandbox.api.routes.submission import (
 )
 from sandbox.interfaces.server_services import DerivedTaskPlan
 from sandbox.model import fixed_limits
-from sandbox.model.errors import FieldError, InvalidManifestError, InvalidParameterError, field_name
+from sandbox.model.input_errors import FieldError, InvalidManifestError, InvalidParameterError, field_name
 from sandbox.model.manifest.document import to_document
 from sandbox.model.manifest.json import read_json, write_json
 from sandbox.model.manifest.overrides import Override, OverrideError, parse_override
 from sandbox.model.manifest.parser import validate_document
 from sandbox.model.manifest.schema import Manifest, encode_manifest
-from sandbox.model.name_from_prompt import is_name_from_prompt, name_from_prompt
-from sandbox.model.wire.requests import ContinueRequest, RerunRequest
+from sandbox.model.task_names import is_name_from_prompt, name_from_prompt
+from sandbox.model.wire.request_bodies import ContinueRequest, RerunRequest
 from sandbox.primitives import fair_client_shares
 
 _RERUN_BODY = request_body(

@@ -19,7 +19,7 @@ from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.request_parsing import SEQ, CommaSeparated, parse_query_params, parse_seq
 from sandbox.api.streaming.response import MessageBatch, Prefetcher, encode_each, wait_for_disconnect
 from sandbox.interfaces.server_services import TaskNotFoundError
-from sandbox.model.errors import FieldError, InvalidParameterError
+from sandbox.model.input_errors import FieldError, InvalidParameterError
 from sandbox.model.wire import event_bodies
 from sandbox.model.wire.event_conversion import WireEvent
 from sandbox.primitives.log_context import TASK_ID

@@ -24,7 +24,7 @@ from sandbox.api.streaming.response import (
 )
 from sandbox.api.streaming.sse import EVENT_SCHEMA, SSE, SSE_SCHEMA, format_sse_event
 from sandbox.interfaces.server_services import TaskEvents
-from sandbox.model.errors import FieldError, InvalidParameterError
+from sandbox.model.input_errors import FieldError, InvalidParameterError
 from sandbox.model.task import Task
 from sandbox.model.wire.event_conversion import (
     LogStream,

@@ -20,8 +20,8 @@ from sandbox.api.task_json import task_body
 from sandbox.model.manifest.field_formats import VISIBLE
 from sandbox.model.manifest.writer import manifest_data
 from sandbox.model.task import Task
-from sandbox.model.wire.bodies import CancelledBody, DeletedBody, ReleasedBody, TaskBody
-from sandbox.model.wire.requests import REASON_LENGTH_MAX, CancelRequest
+from sandbox.model.wire.request_bodies import REASON_LENGTH_MAX, CancelRequest
+from sandbox.model.wire.task_bodies import CancelledBody, DeletedBody, ReleasedBody, TaskBody
 from sandbox.model.wire.task_conversion import format_timestamp
 from sandbox.primitives import fair_client_shares
 from sandbox.primitives.concurrency import run_until_first_complete

@@ -18,11 +18,11 @@ from sandbox.api.route_declarations import create_router, declare_parameters, pr
 from sandbox.api.task_json import is_derived, task_item_body
 from sandbox.interfaces.server_services import TaskQueries
 from sandbox.interfaces.store import Sort, SortDirection, TaskPage, TaskQuery, TaskTotals
-from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
-from sandbox.model.name_from_prompt import PROMPT_BEGINNING_BYTES
+from sandbox.model.input_errors import FieldError, InvalidParameterError
+from sandbox.model.task_names import PROMPT_BEGINNING_BYTES
 from sandbox.model.task_state import OUTCOMES, TaskState, states_matching_filter
-from sandbox.model.wire.bodies import TaskListBody
+from sandbox.model.wire.task_bodies import TaskListBody
 from sandbox.primitives import fair_client_shares
 
 LIMIT_MAX = 1000

@@ -17,7 +17,7 @@ from annotated_types import Ge, Le, Len, MaxLen
 
 from sandbox.model.clone_hosts import CLONE_HOST_PATTERN
 from sandbox.model.default_server_address import DEFAULT_API_PORT, DEFAULT_WEBSOCKET_PORT
-from sandbox.model.disk_watermarks import Watermark
+from sandbox.model.disk_space import Watermark
 from sandbox.model.fixed_limits import (
     CPU_OVERCOMMIT_FACTOR,
     DISK_OVERCOMMIT_FACTOR,

@@ -27,7 +27,7 @@ from sandbox.model.manifest.field_formats import (
     Format,
 )
 from sandbox.model.manifest.overrides import Override, OverrideError
-from sandbox.model.name_from_prompt import name_from_prompt
+from sandbox.model.task_names import name_from_prompt
 
 PROMPT_PLACEHOLDER = "Describe the work here, and how to verify it."
 NETWORK_MODES = ("isolated", "outbound", "full")
@@ -194,7 +194,7 @@ def _parse_patterns(value: str) -> list[str]:
 
 
 def _require_valid(text: str) -> None:
-    from sandbox.model.errors import InvalidManifestError
+    from sandbox.model.input_errors import InvalidManifestError
 
     try:
         ManifestFile("manifest", text.encode()).parse()

@@ -23,7 +23,7 @@ from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
 from sandbox.cli.submission import print_submitted, read_prompt, submit_manifest, wait_for_end
 from sandbox.model.manifest.overrides import Override
-from sandbox.model.name_from_prompt import name_from_prompt
+from sandbox.model.task_names import name_from_prompt
 
 _EXIT_CODES = """\
 Exit code: 0 if the task completed (possibly without changes), 1 if it failed, 8 if it was cancelled; 4 if local changes

@@ -19,7 +19,7 @@ from sandbox.model.manifest.schema import Lifecycle, Manifest, Vm
 from sandbox.model.manifest.writer import manifest_yaml, write_yaml
 from sandbox.model.repository_url import public_repository_url, short_repository
 from sandbox.model.task import Task
-from sandbox.model.wire.bodies import RemedyBody
+from sandbox.model.wire.task_bodies import RemedyBody
 from sandbox.model.wire.task_conversion import task_failure_body
 from sandbox.primitives import fair_client_shares
 

@@ -28,9 +28,9 @@ from sandbox.interfaces.server_services import Health, TaskQueries
 from sandbox.interfaces.store import Sort, TaskPage, TaskQuery
 from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.field_formats import pattern_format
-from sandbox.model.name_from_prompt import PROMPT_BEGINNING_BYTES, prompt_hint, shorten_line
 from sandbox.model.repository_url import short_repository
 from sandbox.model.task import Task
+from sandbox.model.task_names import PROMPT_BEGINNING_BYTES, prompt_hint, shorten_line
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.model.wire.task_conversion import task_failure_body
 from sandbox.primitives import fair_client_shares

@@ -6,9 +6,7 @@ import re
 from typing import Any
 
 from sandbox.model import fixed_limits
-from sandbox.model.errors import (
-    SourceLocation,
-)
+from sandbox.model.input_errors import SourceLocation
 from sandbox.model.manifest.document import TOO_LARGE, InvalidValue, Pair, Pairs, reject, reject_count, reject_depth
 
 _INTEGER_DIGITS_MAX = 18

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from sandbox.model.clone_hosts import clone_endpoint, is_clone_allowed
-from sandbox.model.errors import RuleViolation, closest_name
+from sandbox.model.input_errors import RuleViolation, closest_name
 from sandbox.model.manifest.document import as_list, as_mapping, as_text
 from sandbox.model.manifest.schema import HEADLESS_DEFAULT, AgentSchema, Vm
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from sandbox.model import fixed_limits
-from sandbox.model.errors import FieldPath, RuleName, RuleViolation, closest_name
+from sandbox.model.input_errors import FieldPath, RuleName, RuleViolation, closest_name
 from sandbox.model.manifest.field_formats import Format
 
 ObjectT = TypeVar("ObjectT")

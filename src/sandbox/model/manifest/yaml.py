@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import yaml
 
 from sandbox.model import fixed_limits
-from sandbox.model.errors import SourceLocation
+from sandbox.model.input_errors import SourceLocation
 from sandbox.model.manifest.document import (
     TOO_LARGE,
     InvalidValue,

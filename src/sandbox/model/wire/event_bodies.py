@@ -1,4 +1,4 @@
-"""The events that clients receive: the only declaration of each, as `bodies.py` declares the other JSON bodies.
+"""The events that clients receive: the only declaration of each, as `task_bodies.py` declares the bodies about tasks.
 
 `event_conversion.py` converts records of the journal to these events. They are sent as lines of NDJSON, as data of
 server-sent events and as messages of a WebSocket. A newer server may send additional types and properties.
@@ -6,7 +6,7 @@ server-sent events and as messages of a WebSocket. A newer server may send addit
 
 from typing import Any, Literal, NotRequired, TypedDict, get_args
 
-from sandbox.model.wire.bodies import FailureBody, ProgressBody, State, Timestamp
+from sandbox.model.wire.task_bodies import FailureBody, ProgressBody, State, Timestamp
 
 
 class BaseEvent(TypedDict):

@@ -1,8 +1,8 @@
-"""The JSON bodies about the server: health, drain, pruning and sessions. `bodies.py` declares the others."""
+"""The JSON bodies about the server: health, drain, pruning and sessions. `task_bodies.py` has those about tasks."""
 
 from typing import Annotated, Literal, TypedDict, get_args
 
-from sandbox.model.wire.bodies import JsonSchema, State, Timestamp
+from sandbox.model.wire.task_bodies import JsonSchema, State, Timestamp
 
 _StateKey = Annotated[str, JsonSchema(enum=[*get_args(State)])]
 

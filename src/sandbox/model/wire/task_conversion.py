@@ -8,7 +8,7 @@ from sandbox.model import events as e
 from sandbox.model.failure import Failure
 from sandbox.model.remedy import Remedy, find_remedy
 from sandbox.model.task import Attempt, Task
-from sandbox.model.wire.bodies import AttemptBody, FailureBody, ProgressBody, RemedyBody
+from sandbox.model.wire.task_bodies import AttemptBody, FailureBody, ProgressBody, RemedyBody
 
 
 def format_timestamp(at: datetime) -> str:

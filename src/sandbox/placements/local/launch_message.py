@@ -7,7 +7,7 @@ import msgspec
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.runner import FinishAttempt, Order, RunAttempt, RunDebugSession
-from sandbox.model.disk_watermarks import Watermark
+from sandbox.model.disk_space import Watermark
 from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 
 NOT_RENEWED = 0.0

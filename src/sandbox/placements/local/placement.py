@@ -16,7 +16,7 @@ from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.journal import JournalWriter
 from sandbox.interfaces.placement import AttemptLocation, Host
 from sandbox.interfaces.runner import FinishAttempt, Order, RunAttempt, RunnerNotStartedError
-from sandbox.model.disk_watermarks import transient_disk_error
+from sandbox.model.disk_space import transient_disk_error
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.placements.local.launch_message import LaunchMessage, RunnerSettings
 from sandbox.placements.local.runner_starters import RunnerStarter

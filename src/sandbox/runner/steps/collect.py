@@ -26,7 +26,7 @@ from sandbox.model.artifacts import (
     Artifacts,
     DiffStatistics,
 )
-from sandbox.model.disk_watermarks import transient_disk_error
+from sandbox.model.disk_space import transient_disk_error
 from sandbox.model.events import ArtifactCollected, AttemptFailed, EgressDenied, ErrorReported, Output
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.fixed_limits import SECRET_SCAN_SECONDS_MIN, SESSION_BYTES_MAX

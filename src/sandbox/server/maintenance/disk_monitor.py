@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sandbox.interfaces.disks import DiskReserve, MeasureDiskSpace
-from sandbox.model.disk_watermarks import DiskSpace, Watermark
+from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.model.fixed_limits import (
     DISK_SPACE_CHECK_INTERVAL_SECONDS,
     SERVER_RESERVE_BYTES,

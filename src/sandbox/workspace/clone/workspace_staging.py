@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.git_credentials import NoCredentialsError
 from sandbox.interfaces.runtime import Confine, Confinement, ConfinementLostError
-from sandbox.model.disk_watermarks import DISK_FULL_ERRNOS
+from sandbox.model.disk_space import DISK_FULL_ERRNOS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import GIT_KILLED_GRACE_SECONDS
 from sandbox.model.manifest.schema import Repository

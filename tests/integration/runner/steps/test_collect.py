@@ -12,14 +12,14 @@ import pytest
 from doubles.attempt_harness import BASE_COMMIT, AttemptScript
 from sandbox.interfaces.workspace import PatchResult, SkippedFile
 from sandbox.model.artifacts import Artifact
-from sandbox.model.disk_watermarks import DiskSpace
+from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import ArtifactCollected, AttemptFailed, EgressDenied, ErrorReported
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.runner import attempt_closing
 from sandbox.runner.steps import collect
 from sandbox.runner.steps.teardown import TeardownStep
-from sandbox.secrets.redactor import SecretRedactor
+from sandbox.secrets.redaction.redactor import SecretRedactor
 from sandbox.workspace.artifacts import ArtifactNames
 
 SECRET = "s3cret-value-of-the-customer"

@@ -11,7 +11,7 @@ import pytest
 
 from doubles.attempt_harness import ATTEMPT_ID, AttemptScript, ScriptedAgentDriver, ScriptedGateway
 from sandbox.interfaces.runner import CancelAttempt, Reply
-from sandbox.journal.writer import JournalRecorder
+from sandbox.journal.recorder import JournalRecorder
 from sandbox.model.events import (
     AgentStarted,
     ArtifactCollected,

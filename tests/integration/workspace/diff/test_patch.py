@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from doubles.workspace_harness import run_git, snapshot
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.model.artifacts import DiffStatistics
-from sandbox.model.disk_watermarks import transient_disk_error
+from sandbox.model.disk_space import transient_disk_error
 from sandbox.model.failure import AttemptError
-from sandbox.secrets.redactor import SecretRedactor
+from sandbox.secrets.redaction.redactor import SecretRedactor
 from sandbox.workspace.diff import changed_files_archive as changed_files_module
 from sandbox.workspace.diff import patch
 from sandbox.workspace.git.command import Git, GitError

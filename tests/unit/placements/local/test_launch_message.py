@@ -6,7 +6,7 @@ import pytest
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunDebugSession
-from sandbox.model.disk_watermarks import Watermark
+from sandbox.model.disk_space import Watermark
 from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 from sandbox.placements.local.launch_message import LaunchMessage, RunnerSettings, decode_launch_message
 

@@ -3,7 +3,7 @@
 import pytest
 
 from sandbox.runner.steps.collect import DeadlineRedactor
-from sandbox.secrets.redactor import SecretRedactor
+from sandbox.secrets.redaction.redactor import SecretRedactor
 
 SECRET = b"s3cret-value-of-the-customer"
 ORDINARY_CHUNKS = [b"ordinary\n"] * 5

@@ -14,7 +14,7 @@ from sandbox.disks.reserve_file import ReserveFile
 from sandbox.interfaces.placement import ProbeResult
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import StoreError
-from sandbox.model.disk_watermarks import DiskSpace, Watermark
+from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.server.administration.health import HealthCheck
 from sandbox.server.drain import Drain
 from sandbox.server.maintenance.disk_monitor import DiskMonitor

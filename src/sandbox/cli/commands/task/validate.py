@@ -25,7 +25,7 @@ def validate(file: BinaryIO) -> None:
     FILE is YAML or JSON; '-' means stdin. Prints every error with its line and column. Exit code: 0 if the manifest is
     valid, otherwise 9.
     """
-    from sandbox.model.errors import InvalidManifestError
+    from sandbox.model.input_errors import InvalidManifestError
     from sandbox.model.manifest.parser import SHIPPED_PROFILES
 
     manifest = ManifestFile.read(file)

@@ -7,7 +7,7 @@ import pytest
 
 from doubles.manifests import manifest
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.writer import JournalRecorder
+from sandbox.journal.recorder import JournalRecorder
 from sandbox.model import events as e
 from sandbox.model.artifacts import Artifact
 from sandbox.model.failure import Failure, FailureCode

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doubles.redaction_attacks import NAMED_CHARACTER_REFERENCES
-from sandbox.secrets.escape_layers import decode_layers
-from sandbox.secrets.redactor import SecretRedactor
+from sandbox.secrets.redaction.escape_layers import decode_layers
+from sandbox.secrets.redaction.redactor import SecretRedactor
 
 VALUE = "gH7_p&ss#/w=rd."
 WITHOUT_SEMICOLON = sorted(name for name in html5 if not name.endswith(";"))

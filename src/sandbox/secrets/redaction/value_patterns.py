@@ -10,15 +10,15 @@ from string import whitespace
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
-from sandbox.secrets.escape_decoding import find_partial_escape
-from sandbox.secrets.escape_layers import decoded_forms
 from sandbox.secrets.limits import (
     NESTED_JSON_LEVELS_MAX,
     REDACTED_LINE_CHARACTERS_MIN,
     REDACTED_VALUE_CHARACTERS_MIN,
     TWICE_ENCODED_VALUE_BYTES_MAX,
 )
-from sandbox.secrets.normalizer import ENCODED_NORMALIZER, EXACT_NORMALIZER, TEXT_NORMALIZER, Normalizer
+from sandbox.secrets.redaction.escape_decoding import find_partial_escape
+from sandbox.secrets.redaction.escape_layers import decoded_forms
+from sandbox.secrets.redaction.normalizer import ENCODED_NORMALIZER, EXACT_NORMALIZER, TEXT_NORMALIZER, Normalizer
 
 _PATTERN_BYTES_MIN = 7
 """Shorter patterns would not be found (see `MultiPatternSearch`)."""

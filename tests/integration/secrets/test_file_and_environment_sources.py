@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.model.manifest.schema import Secret
-from sandbox.secrets.sources import FileSource
+from sandbox.secrets.file_and_environment_sources import FileSource
 
 
 @pytest.fixture

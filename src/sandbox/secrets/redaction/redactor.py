@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sandbox.secrets.limits import ALWAYS_RESCANNED_BYTES_MAX, REDACTED_VALUE_CHARACTERS_MIN
-from sandbox.secrets.value_scanner import Scanner, Span
+from sandbox.secrets.redaction.value_scanner import Scanner, Span
 
 _QUOTE = re.compile(rb'\\{0,64}+"')
 

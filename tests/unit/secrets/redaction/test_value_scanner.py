@@ -5,8 +5,8 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.secrets.value_encodings import SecretPattern
-from sandbox.secrets.value_scanner import MultiPatternSearch
+from sandbox.secrets.redaction.value_patterns import SecretPattern
+from sandbox.secrets.redaction.value_scanner import MultiPatternSearch
 
 PATTERNS = [f"node{number:04d}.internal.example.com:secretpw{number:04d}".encode() for number in range(1200)]
 

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from sandbox.secrets.redactor import SecretRedactor
+from sandbox.secrets.redaction.redactor import SecretRedactor
 
 ESCAPE_LIKE = ["0123456789ab", "abefnrtvx41u0041", "p4ssw0rd"]
 """Values that look like escapes after the backslash that ends a terminal string."""

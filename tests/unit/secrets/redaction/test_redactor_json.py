@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from sandbox.secrets.redactor import SecretRedactor
+from sandbox.secrets.redaction.redactor import SecretRedactor
 
 KEY = "sk-live-0123456789abcdef"
 QUOTED = [f'"{KEY}"', f"'{KEY}'", f' "{KEY}"\n', f'{KEY}"', f'"{KEY}', f'{KEY}"\\', f"{KEY}%22", f"%22{KEY}&quot;"]

@@ -14,8 +14,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from doubles.redaction_attacks import ESCAPES, VALUES, as_base64, encode_characters, values, with_noise
-from sandbox.secrets.redactor import SecretRedactor
-from sandbox.secrets.value_encodings import SecretPattern
+from sandbox.secrets.redaction.redactor import SecretRedactor
+from sandbox.secrets.redaction.value_patterns import SecretPattern
 
 TOKEN = "ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6"
 REPLACEMENT = "[REDACTED:TOKEN]"
@@ -294,7 +294,7 @@ def test_redaction_time_is_almost_independent_of_the_number_of_secrets():
 
 def test_redactor_does_not_import_the_vault_client():
     script = (
-        "import sys, sandbox.secrets.redactor; "
+        "import sys, sandbox.secrets.redaction.redactor; "
         "print(sorted(set(sys.modules) & {'hvac', 'requests', 'urllib3', 'ssl', 'asyncio', 'socket'}))"
     )
     process = subprocess.run(

@@ -7,7 +7,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 
-from sandbox.secrets.escape_decoding import (
+from sandbox.secrets.limits import DECODED_LAYERS_MAX
+from sandbox.secrets.redaction.escape_decoding import (
     ESCAPE_FIRST_BYTES,
     EscapeToken,
     add_terminal_escapes,
@@ -21,7 +22,6 @@ from sandbox.secrets.escape_decoding import (
     start_of_backslashes,
     start_of_character,
 )
-from sandbox.secrets.limits import DECODED_LAYERS_MAX
 
 FindTokens = Callable[[bytes], Iterator[EscapeToken]]
 """Finds escapes of certain kinds in the bytes of a layer."""

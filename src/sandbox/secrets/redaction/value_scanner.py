@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import filterfalse
 from typing import NamedTuple
 
-from sandbox.secrets.escape_decoding import find_partial_escape, start_of_backslashes
-from sandbox.secrets.escape_layers import DecodedLayer, align_cut, decode_layers
 from sandbox.secrets.limits import DECODED_LAYERS_MAX, VALUE_SPAN_BYTES_MAX
-from sandbox.secrets.normalizer import Normalizer
-from sandbox.secrets.value_encodings import SecretPattern, make_patterns, may_contain_escapes
+from sandbox.secrets.redaction.escape_decoding import find_partial_escape, start_of_backslashes
+from sandbox.secrets.redaction.escape_layers import DecodedLayer, align_cut, decode_layers
+from sandbox.secrets.redaction.normalizer import Normalizer
+from sandbox.secrets.redaction.value_patterns import SecretPattern, make_patterns, may_contain_escapes
 
 _WORD_BYTES = 4
 _CANDIDATE_WORDS_MAX = 16

@@ -10,7 +10,7 @@ import pytest
 
 from doubles.redaction_attacks import html_by_name, html_by_number
 from sandbox.model.printable import INVISIBLE
-from sandbox.secrets.redactor import SecretRedactor
+from sandbox.secrets.redaction.redactor import SecretRedactor
 
 VALUE = "gH7_pässwörd-к"
 INVISIBLES = [code for code in range(sys.maxunicode + 1) if INVISIBLE.match(chr(code)) and chr(code) != "\n"]

@@ -9,15 +9,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from doubles.redaction_attacks import ESCAPES
-from sandbox.secrets.escape_decoding import (
+from sandbox.secrets.redaction.escape_decoding import (
     find_escapes,
     find_isolated_escapes,
     find_variable_length_escapes,
     may_contain_consecutive_escapes,
     may_contain_variable_length_escapes,
 )
-from sandbox.secrets.escape_layers import decode_layers, decoded_forms
-from sandbox.secrets.redactor import SecretRedactor
+from sandbox.secrets.redaction.escape_layers import decode_layers, decoded_forms
+from sandbox.secrets.redaction.redactor import SecretRedactor
 
 ESCAPE_LIKE = [
     *("\\b", "\\n", "\\t", "\\r", "\\f", "\\e", "\\6", "\\033", "\\x41", "\\u0041", "\\u{41}", "\\U00000041", "\\\\"),

@@ -1,0 +1,1 @@
+"""Redacts the values of secrets in every common encoding."""
