@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sandbox.agents import registered_agents
 
-MODULES_MAX = 380
+MODULES_MAX = 392
 IMPLEMENTATION_MODULES_MAX = 18
 MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 50
@@ -26,6 +26,7 @@ SMALL_MODULES = {
     "bootstrap.secret_sources": "the sources of task secrets; its importer only connects components",
     "bootstrap.settings.placement_selection": "which settings select a placement; its importer connects components",
     "dashboard.pages.sign_in": "one page, as the other modules of its package",
+    "journal.recorder": "the state and the events of one task; its importer manages all journals",
     "placements.local.socket_leftovers": "leftovers in the run directory; its importer only connects components",
     "runner.event_redaction": "which texts of events are redacted; its importer only connects components",
     "runtimes.gvisor.command_lines": "as `runtimes.bubblewrap.command_line`; its importer runs the commands",

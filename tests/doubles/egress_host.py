@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 from doubles.served_gateway import served_gateway
 from sandbox.gateway.egress import dialer
-from sandbox.gateway.transport import Stream
+from sandbox.gateway.tcp_connections import Stream
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
 

@@ -16,7 +16,7 @@ from sandbox.interfaces.store import (
     TaskTotals,
 )
 from sandbox.model.fixed_limits import SEARCHED_PROMPT_CHARACTERS_MAX
-from sandbox.model.repository_url import repository_location, repository_names
+from sandbox.model.repository.url import repository_location, repository_names
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.full_text_terms import split_words

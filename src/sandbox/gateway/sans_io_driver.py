@@ -8,7 +8,7 @@ from typing import TypeVar
 from sandbox.gateway import limits
 from sandbox.gateway.limits import MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX, NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX
 from sandbox.gateway.sans_io import Effects, Phase, SansIOProtocol
-from sandbox.gateway.transport import READ_BYTES, Stream
+from sandbox.gateway.tcp_connections import READ_BYTES, Stream
 from sandbox.primitives.runner_cpu_throttle import CpuQueue, CpuThrottle
 
 T = TypeVar("T")

@@ -1,8 +1,8 @@
 """The gateway server: accepts connections from the sandbox and runs a handler for each.
 
 It runs in the task's runner, on the listeners that the runtime opened inside the sandbox's network namespace. Only this
-module, `transport`, `connection`, `communication_lease`, `egress.connection`, `egress.dialer` and `model_api.dialer`
-use sockets or the event loop.
+module, `tcp_connections`, `communication_lease`, `sans_io_driver`, `egress.public_addresses`, and `connection` and
+`dialer` of `egress` and `model_api` use sockets or the event loop.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from sandbox.gateway.model_api.request_policy import ModelPolicy
 from sandbox.gateway.model_api.upstream import parse_upstream
 from sandbox.gateway.sans_io_driver import PriorityCpuQueues, SansIODriver
 from sandbox.gateway.synthetic_dns import DnsResponder, DnsTcpProtocol, SyntheticIps
-from sandbox.gateway.transport import FullSizeBufferLimit, OutboundConnections, Stream
+from sandbox.gateway.tcp_connections import FullSizeBufferLimit, OutboundConnections, Stream
 from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelUpstream, ReportEvent
 from sandbox.interfaces.model_dialect import ModelDialect
 from sandbox.interfaces.runtime import Listeners

@@ -41,7 +41,7 @@ from sandbox.model.events import Event, TaskFinished
 from sandbox.model.state_machine import Effect, replay
 from sandbox.model.task import Task
 from sandbox.model.task_id_format import is_task_id
-from sandbox.primitives.files import fsync_path
+from sandbox.primitives.durable_files import fsync_path
 
 
 class FileJournals:

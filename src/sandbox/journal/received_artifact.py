@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sandbox.model.artifacts import Artifact
-from sandbox.primitives.files import create_private_file, fsync_path
+from sandbox.primitives.durable_files import fsync_path
+from sandbox.primitives.file_permissions import create_private_file
 
 
 class ReceivedArtifactFile:
@@ -68,5 +69,6 @@ class ReceivedArtifactFile:
             raise OSError(errno.EBADF, "The artifact is closed", self._artifact.name)
 
 
-def _partial_name(number: str) -> str:
+def partial_name(number: str) -> str:
+    """Return the name of a file that is being received. number: distinguishes files of one task."""
     return f"artifact-{number}.part"

@@ -11,14 +11,14 @@ from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError
 from sandbox.journal import lock, record_format
 from sandbox.journal.journals import create_directories
 from sandbox.journal.reader import find_record_offset, read_batch
-from sandbox.journal.received_artifact import ReceivedArtifactFile, _partial_name
+from sandbox.journal.received_artifact import ReceivedArtifactFile, partial_name
 from sandbox.journal.untrusted_records import VerifiedCopy, artifact_cost, split_lines, verify_records
 from sandbox.model import events as e
 from sandbox.model.artifacts import Artifact
 from sandbox.model.state_machine import replay
 from sandbox.model.task import Task
 from sandbox.model.task_id_format import is_task_id
-from sandbox.primitives.files import fsync_path
+from sandbox.primitives.durable_files import fsync_path
 
 _AFTER_LAST_SEQ = 10**18
 _READ_BYTES = 2**20
@@ -118,10 +118,10 @@ class FileTaskReplicas:
         if artifact.name in {"", ".", ".."} or "/" in artifact.name:
             raise OSError(errno.EINVAL, "An artifact's name is not a file name", artifact.name)
         directory.mkdir(mode=0o700, exist_ok=True)
-        for leftover in directory.parent.glob(_partial_name("*")):
+        for leftover in directory.parent.glob(partial_name("*")):
             if leftover not in self._partials:
                 leftover.unlink(missing_ok=True)
-        partial = directory.parent / _partial_name(str(next(self._partial_numbers)))
+        partial = directory.parent / partial_name(str(next(self._partial_numbers)))
         self._partials.add(partial)
         try:
             return ReceivedArtifactFile(

@@ -12,7 +12,7 @@ from sandbox.interfaces.journal import JournalBusyError
 from sandbox.journal import record_format
 from sandbox.journal.reader import JournalEnd
 from sandbox.model.events import Event, Record, Transition
-from sandbox.primitives.files import fsync_path
+from sandbox.primitives.durable_files import fsync_path
 
 _REWRITE_CHUNK_BYTES = 8 * 1024 * 1024
 """Possibly lost data is rewritten and flushed in chunks of this size, which bounds the cost on a failing disk."""

@@ -7,9 +7,8 @@ import errno
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable, Coroutine
-from typing import IO, Any, Generic, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import IO, Any, TypeVar
 from weakref import WeakValueDictionary
 
 T = TypeVar("T")
@@ -47,6 +46,17 @@ async def run_in_daemon_thread(work: Callable[[], T], on_exit: Callable[[], None
         raise OSError(errno.EAGAIN, "The machine cannot start another thread") from error
     await finished.wait()
     return done.result()
+
+
+@contextlib.asynccontextmanager
+async def running_in_background(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Run a coroutine as a task, which is cancelled at the end of the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def wait_readable(watched: socket.socket | IO[bytes]) -> None:

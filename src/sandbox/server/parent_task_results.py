@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.server_services import Inheritance
-from sandbox.primitives.files import create_private_file, fsync_path
+from sandbox.primitives.durable_files import fsync_path
+from sandbox.primitives.file_permissions import create_private_file
 
 INHERITED_PREFIX = "inherited-"
 """The names of all files that a task takes over begin with this prefix."""

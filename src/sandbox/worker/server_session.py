@@ -55,7 +55,7 @@ from sandbox.primitives.message_stream import StreamPair, encode_message, read_m
 from sandbox.worker.task_removal import OtherTaskLeftovers
 from sandbox.worker.worker_task import HostFilesError, WorkerTask
 
-decoder: "msgspec.msgpack.Decoder[ServerMessage]" = msgspec.msgpack.Decoder(ServerMessage)
+server_message_decoder: "msgspec.msgpack.Decoder[ServerMessage]" = msgspec.msgpack.Decoder(ServerMessage)
 _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
@@ -178,7 +178,7 @@ class ServerSession:
 
     async def _read(self) -> None:
         while True:
-            message = await read_message(self._reader, decoder, SERVER_MESSAGE_BYTES_MAX)
+            message = await read_message(self._reader, server_message_decoder, SERVER_MESSAGE_BYTES_MAX)
             match message:
                 case HeartbeatAnswer():
                     self._answered_at = time.monotonic()
@@ -370,7 +370,7 @@ class ServerSession:
                     if not part:
                         break
                 async with asyncio.timeout(_ANSWER_SECONDS):
-                    answer = await read_message(reader, decoder, SERVER_MESSAGE_BYTES_MAX)
+                    answer = await read_message(reader, server_message_decoder, SERVER_MESSAGE_BYTES_MAX)
             finally:
                 writer.close()
         if answer is None:

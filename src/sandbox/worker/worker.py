@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from hmac import compare_digest
 from typing import NamedTuple
 
+from sandbox.interfaces.worker_host_proof import compute_host_proof
 from sandbox.interfaces.worker_messages import (
     FIRST_MESSAGE_BYTES_MAX,
     Claim,
@@ -23,8 +24,13 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
-from sandbox.primitives.worker_host_proof import compute_host_proof
-from sandbox.worker.server_session import DismissedError, Lease, ServerSession, decoder, seconds_since_boot
+from sandbox.worker.server_session import (
+    DismissedError,
+    Lease,
+    ServerSession,
+    seconds_since_boot,
+    server_message_decoder,
+)
 from sandbox.worker.task_removal import OtherTaskLeftovers
 from sandbox.worker.worker_task import HostFailures, HostFilesError, WorkerTask
 
@@ -170,11 +176,11 @@ class Worker:
 
         Raises OSError, InvalidMessageError.
         """
-        answer = await read_message(reader, decoder, FIRST_MESSAGE_BYTES_MAX)
+        answer = await read_message(reader, server_message_decoder, FIRST_MESSAGE_BYTES_MAX)
         if isinstance(answer, ProveHost):
             writer.write(encode_message(self._prove_host(answer.challenge)))
             await writer.drain()
-            answer = await read_message(reader, decoder, FIRST_MESSAGE_BYTES_MAX)
+            answer = await read_message(reader, server_message_decoder, FIRST_MESSAGE_BYTES_MAX)
         return answer
 
     def _prove_host(self, challenge: bytes) -> HostProof:

@@ -15,7 +15,8 @@ from sandbox.interfaces.workspace import SkippedFile
 from sandbox.model.artifacts import GENERATED_DIRECTORY, Artifact
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import ARTIFACT_BYTES_MAX
-from sandbox.primitives.files import create_private_file, fsync_path
+from sandbox.primitives.durable_files import fsync_path
+from sandbox.primitives.file_permissions import create_private_file
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.glob_set import GlobSet, GlobState
 from sandbox.workspace.rooted_files import (

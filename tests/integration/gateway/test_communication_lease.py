@@ -19,7 +19,7 @@ from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway import limits
 from sandbox.gateway.communication_lease import CommunicationLease, LeasedSocket, LeaseExpiredError, seconds_since_boot
 from sandbox.gateway.egress import dialer
-from sandbox.gateway.transport import OutboundConnections
+from sandbox.gateway.tcp_connections import OutboundConnections
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
 
@@ -247,7 +247,7 @@ async def open_tunnel(served, port):
 SENDER = """
 import asyncio, sys
 from sandbox.gateway.communication_lease import CommunicationLease, seconds_since_boot
-from sandbox.gateway.transport import OutboundConnections
+from sandbox.gateway.tcp_connections import OutboundConnections
 
 async def main():
     lease = CommunicationLease(seconds_since_boot() + float(sys.argv[2]))

@@ -5,7 +5,7 @@ from collections import Counter
 from contextlib import asynccontextmanager
 
 from doubles.served_gateway import run, served_gateway, wait_until
-from sandbox.gateway import transport
+from sandbox.gateway import tcp_connections
 from sandbox.gateway.model_api.connection_protocol import ModelProtocol
 from sandbox.gateway.sans_io import Phase
 from sandbox.interfaces.gateway import GatewayRules
@@ -55,7 +55,7 @@ def test_many_clients_with_tiny_chunks_do_not_starve_the_loop(monkeypatch):
 
     run(scenario)
     assert max(calls_per_iteration.values()) == 1
-    assert longest <= transport.READ_BYTES < len(CHUNKS)
+    assert longest <= tcp_connections.READ_BYTES < len(CHUNKS)
 
 
 def test_released_requests_are_processed_one_per_loop_iteration(monkeypatch):

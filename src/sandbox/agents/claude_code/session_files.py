@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from sandbox.primitives.files import open_granting_access
+from sandbox.primitives.file_permissions import open_granting_access
 
 PROJECTS_SCANNED_MAX = 1000
 """Maximum number of project directories to search. Claude Code creates one per start directory; agents may add more."""

@@ -28,7 +28,7 @@ from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import BACKUP_MANIFEST_BYTES_MAX
 from sandbox.model.wire.task_conversion import format_timestamp
-from sandbox.primitives.files import fsync_path, try_link
+from sandbox.primitives.durable_files import fsync_path, try_link
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le, Len, MaxLen
 
-from sandbox.model.clone_hosts import CLONE_HOST_PATTERN
 from sandbox.model.default_server_address import DEFAULT_API_PORT, DEFAULT_WEBSOCKET_PORT
 from sandbox.model.disk_space import Watermark
 from sandbox.model.fixed_limits import (
@@ -36,6 +35,7 @@ from sandbox.model.manifest.field_formats import (
     parse_byte_size,
     parse_duration,
 )
+from sandbox.model.repository.clone_hosts import CLONE_HOST_PATTERN
 
 if TYPE_CHECKING:
     from sandbox.interfaces.server_services import Retention

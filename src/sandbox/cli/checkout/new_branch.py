@@ -17,7 +17,7 @@ import click
 from sandbox.cli.checkout.user_checkout import fail_with_git_output
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.terminal_text import escape_text
-from sandbox.model.repository_url import public_repository_url, repository_location
+from sandbox.model.repository.url import public_repository_url, repository_location
 
 if TYPE_CHECKING:
     from subprocess import CompletedProcess

@@ -17,7 +17,7 @@ from sandbox.model.manifest.field_formats import ALLOWED_HOST
 from sandbox.model.manifest.overrides import parse_override
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Vm
 from sandbox.model.manifest.writer import manifest_yaml, write_yaml
-from sandbox.model.repository_url import public_repository_url, short_repository
+from sandbox.model.repository.url import public_repository_url, short_repository
 from sandbox.model.task import Task
 from sandbox.model.wire.task_bodies import RemedyBody
 from sandbox.model.wire.task_conversion import task_failure_body

@@ -20,7 +20,7 @@ from sandbox.interfaces.store import TaskQuery
 from sandbox.model.artifacts import Artifact
 from sandbox.model.isolation_tier import TIER_DESCRIPTIONS
 from sandbox.model.manifest.writer import manifest_yaml
-from sandbox.model.repository_url import public_repository_url, short_repository
+from sandbox.model.repository.url import public_repository_url, short_repository
 from sandbox.model.task import Task
 from sandbox.model.task_id_format import is_generated_id, is_generated_id_prefix
 from sandbox.model.task_state import TaskState

@@ -28,7 +28,7 @@ from sandbox.interfaces.server_services import Health, TaskQueries
 from sandbox.interfaces.store import Sort, TaskPage, TaskQuery
 from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.field_formats import pattern_format
-from sandbox.model.repository_url import short_repository
+from sandbox.model.repository.url import short_repository
 from sandbox.model.task import Task
 from sandbox.model.task_names import PROMPT_BEGINNING_BYTES, prompt_hint, shorten_line
 from sandbox.model.task_state import FINAL_STATES, TaskState

@@ -12,7 +12,7 @@ _ENCRYPTED_NAME_EXTENSIONS = frozenset({0xFE0D, 0xFFCE})
 """ECH, and its predecessor ESNI."""
 
 _HOST_NAME = 0
-_HEADER_BYTES = 5
+RECORD_HEADER_BYTES = 5
 _RECORD_BYTES_MAX = 16384 + 256
 
 
@@ -86,8 +86,8 @@ def join_records(data: bytes) -> bytes:
     """
     message, offset = bytearray(), 0
     while offset < len(data):
-        end = offset + _HEADER_BYTES + int.from_bytes(data[offset + 3 : offset + 5])
-        message += data[offset + _HEADER_BYTES : end]
+        end = offset + RECORD_HEADER_BYTES + int.from_bytes(data[offset + 3 : offset + 5])
+        message += data[offset + RECORD_HEADER_BYTES : end]
         offset = end
     return data[:3] + len(message).to_bytes(2) + message
 

@@ -4,7 +4,7 @@ import re
 
 import msgspec
 
-from sandbox.gateway.egress.client_hello import _HEADER_BYTES, parse_server_names
+from sandbox.gateway.egress.client_hello import RECORD_HEADER_BYTES, parse_server_names
 from sandbox.gateway.egress.policy import EgressPolicy, normalize_host
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, PARTIAL_HELLOS_MAX, UNKNOWN_PROTOCOL_BYTES_MAX
 
@@ -79,12 +79,12 @@ class ClientHelloSearch:
 def _read_partial_hello(received: bytearray, offset: int) -> _PartialHello | None:
     """Return the ClientHello whose first record starts at `offset`, or None if there is none."""
     message = bytearray()
-    while len(header := bytes(received[offset : offset + _HEADER_BYTES])) == _HEADER_BYTES:
+    while len(header := bytes(received[offset : offset + RECORD_HEADER_BYTES])) == RECORD_HEADER_BYTES:
         if _RECORD_HEADER.match(header) is None:
             return None
-        end = offset + _HEADER_BYTES + int.from_bytes(header[3:])
+        end = offset + RECORD_HEADER_BYTES + int.from_bytes(header[3:])
         if header[0] == _HANDSHAKE:
-            message += received[offset + _HEADER_BYTES : end]
+            message += received[offset + RECORD_HEADER_BYTES : end]
         if not _may_be_hello(message):
             return None
         offset = end

@@ -9,7 +9,7 @@ from sandbox.gateway.egress.inspector_interface import ConnectionInspector, Deni
 from sandbox.gateway.egress.policy import denial_message
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.sans_io_driver import PriorityCpuQueues
-from sandbox.gateway.transport import READ_BYTES, RELAY_BYTES, Stream
+from sandbox.gateway.tcp_connections import READ_BYTES, RELAY_BYTES, Stream
 
 
 class EgressConnection:

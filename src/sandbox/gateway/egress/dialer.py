@@ -13,7 +13,7 @@ from sandbox.gateway import limits
 from sandbox.gateway.communication_lease import LEASE_EXPIRED_MESSAGE
 from sandbox.gateway.egress.policy import is_address
 from sandbox.gateway.egress.public_addresses import AddressPolicy
-from sandbox.gateway.transport import (
+from sandbox.gateway.tcp_connections import (
     Address,
     ConnectionRateLimiter,
     FullSizeBufferLimit,

@@ -6,9 +6,9 @@ from typing import Any
 import h11
 
 from sandbox.gateway import forwarded_http_heads, local_responses
+from sandbox.gateway.egress.http_request_target import HostPort, parse_authority
 from sandbox.gateway.egress.inspector_interface import Denial, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy, denial_message, normalize_host
-from sandbox.gateway.egress.proxy_request_target import HostPort, parse_authority
 from sandbox.gateway.forwarded_http_heads import connection_header_names
 
 _MALFORMED = "this is not valid HTTP/1.1."

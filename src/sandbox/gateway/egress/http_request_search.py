@@ -2,8 +2,8 @@
 
 import re
 
+from sandbox.gateway.egress.http_request_target import parse_authority
 from sandbox.gateway.egress.policy import normalize_host
-from sandbox.gateway.egress.proxy_request_target import parse_authority
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 """Matches a character of a request's method (RFC 9110 §5.6.2)."""

@@ -6,10 +6,10 @@ import h11
 
 from sandbox.gateway import forwarded_http_heads, local_responses
 from sandbox.gateway.egress.http_inspector import HttpInspector, open_single_request_tunnel
+from sandbox.gateway.egress.http_request_target import HostPort, parse_absolute_form, parse_authority
 from sandbox.gateway.egress.inspector_interface import ConnectionInspector, Denial, Tunnel
 from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, EgressPolicy, denial_message, normalize_host
 from sandbox.gateway.egress.protocol_sniffing import NestedConnectionFilter, SniffingInspector
-from sandbox.gateway.egress.proxy_request_target import HostPort, parse_absolute_form, parse_authority
 from sandbox.gateway.egress.tls_inspector import TlsInspector
 
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from sandbox.gateway.transport import (
+from sandbox.gateway.tcp_connections import (
     Address,
     unmap_ipv4,
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from sandbox.gateway.egress.client_hello import ClientHello, join_records, parse_client_hello
+from sandbox.gateway.egress.client_hello import RECORD_HEADER_BYTES, ClientHello, join_records, parse_client_hello
 from sandbox.gateway.egress.inspector_interface import Denial, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy, is_address, normalize_host
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
@@ -62,7 +62,6 @@ _IGNORABLE_RECORDS = frozenset({20, 21})
 """Record types (ChangeCipherSpec, alert) that may occur between two hellos any number of times."""
 
 _APPLICATION_DATA_RECORD = 23
-_HEADER_BYTES = 5
 
 
 class HelloRetryFilter:
@@ -131,9 +130,9 @@ class HelloRetryFilter:
             available_bytes = min(self._skip_bytes, len(self._pending) - end)
             self._skip_bytes -= available_bytes
             end += available_bytes
-            header = self._pending[end : end + _HEADER_BYTES]
-            if self._skip_bytes or len(header) < _HEADER_BYTES or header[0] not in self._skippable_records:
+            header = self._pending[end : end + RECORD_HEADER_BYTES]
+            if self._skip_bytes or len(header) < RECORD_HEADER_BYTES or header[0] not in self._skippable_records:
                 break
-            self._skip_bytes = _HEADER_BYTES + int.from_bytes(header[3:])
+            self._skip_bytes = RECORD_HEADER_BYTES + int.from_bytes(header[3:])
         skipped, self._pending = self._pending[:end], self._pending[end:]
         return skipped

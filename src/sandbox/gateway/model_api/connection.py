@@ -10,7 +10,7 @@ from sandbox.gateway.model_api.connection_protocol import ModelProtocol
 from sandbox.gateway.model_api.dialer import UpstreamDialer, UpstreamUnreachableError
 from sandbox.gateway.sans_io import Effects, Phase
 from sandbox.gateway.sans_io_driver import PriorityCpuQueues, SansIODriver
-from sandbox.gateway.transport import FIRST_READ_BYTES, READ_BYTES, Stream
+from sandbox.gateway.tcp_connections import FIRST_READ_BYTES, READ_BYTES, Stream
 
 
 class ModelConnection(SansIODriver):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from sandbox.gateway import limits
 from sandbox.gateway.communication_lease import LEASE_EXPIRED_MESSAGE
 from sandbox.gateway.model_api.upstream import Upstream
-from sandbox.gateway.transport import (
+from sandbox.gateway.tcp_connections import (
     Address,
     ConnectionRateLimiter,
     FullSizeBufferLimit,

@@ -7,7 +7,7 @@ import msgspec
 
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.resources import Resources
-from sandbox.primitives.files import fsync_path, write_durably
+from sandbox.primitives.durable_files import fsync_path, write_durably
 
 
 class StoredJob(msgspec.Struct, frozen=True, rename={"is_abandoned": "is_given_up", "was_end_confirmed": "has_ended"}):

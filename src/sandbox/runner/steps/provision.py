@@ -16,7 +16,7 @@ from sandbox.interfaces.runtime import Confine, Confinement, ConfinementSpec, Ru
 from sandbox.model.egress import egress_rules, transparent_ports
 from sandbox.model.events import ErrorReported, SandboxCreated
 from sandbox.model.fixed_limits import SANDBOX_PROCESSES_MAX
-from sandbox.primitives.files import open_granting_access
+from sandbox.primitives.file_permissions import open_granting_access
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.parent_task_results import manifest_with_earlier_conversation, read_inherited_session
 from sandbox.runner.sandbox_handles import prepare_handle

@@ -1,16 +1,20 @@
 """Clones with a confined git. Credentials, ssh and network access are provided from outside, for one remote only."""
 
-import asyncio
 import os
-import re
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from sandbox.interfaces.git_credentials import FindCredentials, NoCredentialsError
-from sandbox.interfaces.runtime import FIRST_EXTRA_DESCRIPTOR, Confinement
-from sandbox.workspace.clone.credentials import CredentialHelper, UserCredentials
+from sandbox.interfaces.runtime import Confinement
+from sandbox.primitives.concurrency import running_in_background
+from sandbox.workspace.clone.credentials import (
+    CONFINED_HELPER_COMMAND,
+    CredentialHelper,
+    UserCredentials,
+    serve_credentials,
+)
 from sandbox.workspace.clone.remote_settings import (
     FILES_DIRECTORY,
     CloneRemote,
@@ -21,37 +25,8 @@ from sandbox.workspace.clone.remote_settings import (
 )
 from sandbox.workspace.clone.socks_proxy import DialPolicy, SocksProxy
 from sandbox.workspace.clone.ssh import STUB_SSH_COMMAND, SshRemote, parse_ssh_url, run_ssh
-from sandbox.workspace.git.command import Git, GitError, GitSetting, capture_output, pipe
-
-_HELPER_COMMAND = '!f() {{ test "$1" != get || {{ {{ cat; echo; }} >{requests}; sed "/^$/q" <{responses}; }}; }}; f'
-"""Credential helper of git. It forwards lookups and their results; nothing is stored or erased."""
-
-CONFINED_HELPER_COMMAND = _HELPER_COMMAND.format(
-    requests=f"&{FIRST_EXTRA_DESCRIPTOR}", responses=f"&{FIRST_EXTRA_DESCRIPTOR + 1}"
-)
-"""Uses the numbers that a confinement gives to descriptors."""
-
-
-@asynccontextmanager
-async def serve_credentials(helper: CredentialHelper) -> AsyncIterator[Sequence[int]]:
-    """Serve git's credential requests; yield the descriptors to which git writes and from which it reads."""
-    with pipe() as (requests, to_requests), pipe() as (from_responses, responses):
-        async with _running_in_background(helper.serve(requests, responses)):
-            yield to_requests.fileno(), from_responses.fileno()
-
-
-def unconfined_helper_settings(user_settings: Sequence[GitSetting], descriptors: Sequence[int]) -> Sequence[GitSetting]:
-    """Return settings that make an unconfined git request credentials only through the descriptors.
-
-    A helper of the user would store the server's credentials on this host. A shell cannot redirect to a descriptor with
-    two digits, so the command opens the pipes again.
-    """
-    requests, responses = (f"/dev/fd/{descriptor}" for descriptor in descriptors)
-    others = [(key, value) for key, value in user_settings if not _HELPER_KEY.fullmatch(key)]
-    return [*others, ("credential.helper", _HELPER_COMMAND.format(requests=requests, responses=responses))]
-
-
-_HELPER_KEY = re.compile(r"credential\.(.+\.)?helper", re.DOTALL)
+from sandbox.workspace.git.command import Git, GitError, GitSetting, capture_output
+from sandbox.workspace.git.pipes import pipe
 
 
 class RemoteAccess(NamedTuple):
@@ -156,7 +131,7 @@ class ConfinedClone:
                 with stderr, pipe() as (to_read, to_write), pipe() as (from_read, from_write):
                     streams = (to_read.fileno(), from_write.fileno())
                     running = run_ssh(remote, self._user_settings, self._variables, streams, stderr.fileno())
-                    async with _running_in_background(_close_when_done(running, to_read, from_write, stderr)):
+                    async with running_in_background(_close_when_done(running, to_read, from_write, stderr)):
                         settings = [("core.sshCommand", STUB_SSH_COMMAND), ("ssh.variant", "ssh")]
                         yield settings, {}, (to_write.fileno(), from_read.fileno())
         except GitError as error:
@@ -164,17 +139,6 @@ class ConfinedClone:
 
 
 GitInputs = tuple[Sequence[GitSetting], Mapping[str, bytes], Sequence[int]]
-
-
-@asynccontextmanager
-async def _running_in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run `work` in the background until the block ends."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _close_when_done(work: Coroutine[Any, Any, None], *files: IO[bytes]) -> None:

@@ -6,8 +6,10 @@ They come from the git configuration of this process's user. On a host of a clus
 import asyncio
 import itertools
 import os
+import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -26,12 +28,25 @@ from sandbox.interfaces.git_credentials import (
     FindCredentials,
     NoCredentialsError,
 )
+from sandbox.interfaces.runtime import FIRST_EXTRA_DESCRIPTOR
 from sandbox.model.errors import DECODE_ERRORS
+from sandbox.primitives.concurrency import running_in_background
 from sandbox.workspace.cancellable_thread import run_in_thread
 from sandbox.workspace.clone.remote_settings import apply_instead_of, read_user_config, user_environment
-from sandbox.workspace.git.command import Git, GitError, GitSetting, pipe
+from sandbox.workspace.git.command import Git, GitError, GitSetting
+from sandbox.workspace.git.pipes import pipe
 
 _REQUEST_BYTES_MAX = 16 * 1024
+
+_HELPER_COMMAND = '!f() {{ test "$1" != get || {{ {{ cat; echo; }} >{requests}; sed "/^$/q" <{responses}; }}; }}; f'
+"""Credential helper of git. It forwards lookups and their results; nothing is stored or erased."""
+
+CONFINED_HELPER_COMMAND = _HELPER_COMMAND.format(
+    requests=f"&{FIRST_EXTRA_DESCRIPTOR}", responses=f"&{FIRST_EXTRA_DESCRIPTOR + 1}"
+)
+"""Uses the numbers that a confinement gives to descriptors."""
+
+_HELPER_KEY = re.compile(r"credential\.(.+\.)?helper", re.DOTALL)
 
 
 class UserCredentials:
@@ -185,6 +200,25 @@ class CredentialHelper:
         """Return whether the query is for the URL's host and port, or for that host with HTTPS (after a redirect)."""
         scheme, host = _origin(self._url)
         return (query.protocol, query.host.lower()) in {(scheme, host), ("https", host.partition(":")[0])}
+
+
+@asynccontextmanager
+async def serve_credentials(helper: CredentialHelper) -> AsyncIterator[Sequence[int]]:
+    """Serve git's credential requests; yield the descriptors to which git writes and from which it reads."""
+    with pipe() as (requests, to_requests), pipe() as (from_responses, responses):
+        async with running_in_background(helper.serve(requests, responses)):
+            yield to_requests.fileno(), from_responses.fileno()
+
+
+def unconfined_helper_settings(user_settings: Sequence[GitSetting], descriptors: Sequence[int]) -> Sequence[GitSetting]:
+    """Return settings that make an unconfined git request credentials only through the descriptors.
+
+    A helper of the user would store the server's credentials on this host. A shell cannot redirect to a descriptor with
+    two digits, so the command opens the pipes again.
+    """
+    requests, responses = (f"/dev/fd/{descriptor}" for descriptor in descriptors)
+    others = [(key, value) for key, value in user_settings if not _HELPER_KEY.fullmatch(key)]
+    return [*others, ("credential.helper", _HELPER_COMMAND.format(requests=requests, responses=responses))]
 
 
 def _origin(url: str) -> tuple[str, str]:

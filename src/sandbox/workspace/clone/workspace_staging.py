@@ -7,11 +7,10 @@ full history of the branch, because only that shows whether the commit is on the
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, TypeVar
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.git_credentials import NoCredentialsError
@@ -20,15 +19,15 @@ from sandbox.model.disk_space import DISK_FULL_ERRNOS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import GIT_KILLED_GRACE_SECONDS
 from sandbox.model.manifest.schema import Repository
+from sandbox.primitives.concurrency import running_in_background
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
-from sandbox.workspace.clone.confined_clone import (
-    ConfinedClone,
-    RemoteAccess,
-    redirect_settings,
+from sandbox.workspace.clone.confined_clone import ConfinedClone, RemoteAccess, redirect_settings
+from sandbox.workspace.clone.credentials import (
+    CredentialHelper,
+    UserCredentials,
     serve_credentials,
     unconfined_helper_settings,
 )
-from sandbox.workspace.clone.credentials import CredentialHelper, UserCredentials
 from sandbox.workspace.clone.git_directory import (
     OBJECT_ID,
     neutralize_attributes,
@@ -39,12 +38,10 @@ from sandbox.workspace.clone.patch_commits import commit_patches, earlier_task_p
 from sandbox.workspace.clone.remote_settings import apply_instead_of, find_secrets, read_user_config, user_environment
 from sandbox.workspace.clone.ssh import DEFAULT_SSH_COMMAND
 from sandbox.workspace.diff.base_commit_tree import TREE_MODE, BaseTree, BaseTreeEntry, ls_tree_arguments, parse_ls_tree
-from sandbox.workspace.git.command import Git, GitError, GitSetting, pipe, run_thread_with_git
+from sandbox.workspace.git.command import Git, GitError, GitSetting
 from sandbox.workspace.git.error_messages import DISK_FULL_MESSAGE, explain_clone_failure, is_transient
+from sandbox.workspace.git.pipes import pipe, run_thread_with_git
 from sandbox.workspace.rooted_files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, RootedFiles
-
-T = TypeVar("T")
-
 
 REPOSITORY_BYTES_MAX = 32 * 1024**3
 """Maximum size of each file of a clone (its pack), and total size of a commit's files, unless `vm.disk` is less.
@@ -113,7 +110,7 @@ class WorkspaceStaging:
             async with AsyncExitStack() as stack:
                 # The settings are read while the confinement is created.
                 settings = await stack.enter_async_context(
-                    _in_background(read_user_config(self._environment, self._path))
+                    running_in_background(read_user_config(self._environment, self._path))
                 )
                 directories = [self._layout.repository, self._layout.workspace]
                 confinement = await stack.enter_async_context(self._confine(directories, []))
@@ -279,17 +276,6 @@ class WorkspaceStaging:
 
     async def _run(self, git: Git, *arguments: str) -> bytes:
         return await git.run("--git-dir=.", *arguments, directory=self._layout.repository)
-
-
-@asynccontextmanager
-async def _in_background(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
-    """Run a coroutine as a task, which is cancelled at the end of the block."""
-    task = asyncio.create_task(work)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 def _find_size_problem(entries: Iterator[BaseTreeEntry], bytes_max: int) -> str | None:

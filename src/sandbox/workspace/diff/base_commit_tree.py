@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from sandbox.workspace.cancellable_thread import StopFlag
-from sandbox.workspace.git.command import Git, GitError, pipe, run_thread_with_git
+from sandbox.workspace.git.command import Git, GitError
+from sandbox.workspace.git.pipes import pipe, run_thread_with_git
 from sandbox.workspace.rooted_files import ENTRIES_MAX, PATHS_BYTES_MAX, Entry
 
 GITLINK_MODE = b"160000"

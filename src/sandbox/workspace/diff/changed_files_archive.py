@@ -7,7 +7,8 @@ from typing import IO
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import ARTIFACT_BYTES_MAX
-from sandbox.primitives.files import create_private_file, fsync_path, remove_on_failure
+from sandbox.primitives.durable_files import fsync_path, remove_on_failure
+from sandbox.primitives.file_permissions import create_private_file
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.diff.base_commit_tree import EXECUTABLE_MODE, git_mode, read_base_tree
 from sandbox.workspace.diff.comparison import compare_workspace

@@ -16,7 +16,8 @@ from sandbox.workspace.diff.base_commit_tree import (
     git_mode,
 )
 from sandbox.workspace.diff.ignore_rules import EmptyIgnoreMatcher, GitIgnoreMatcher, write_ignore_files
-from sandbox.workspace.git.command import Git, pipe, run_thread_with_git
+from sandbox.workspace.git.command import Git
+from sandbox.workspace.git.pipes import pipe, run_thread_with_git
 from sandbox.workspace.rooted_files import Entry, RootedFiles, read_chunks
 
 _GITMODULES_HASHED_SHORT_NAME = "gi7eba"

@@ -16,7 +16,8 @@ from typing import IO
 
 from sandbox.workspace.cancellable_thread import StopFlag
 from sandbox.workspace.diff.base_commit_tree import BaseTreeEntry, new_directories
-from sandbox.workspace.git.command import Git, GitError, pipe, read_exactly, run_thread_with_git, write_all
+from sandbox.workspace.git.command import Git, GitError
+from sandbox.workspace.git.pipes import pipe, read_exactly, run_thread_with_git, write_all
 from sandbox.workspace.rooted_files import Entry
 
 _BATCH_BYTES = 4096

@@ -20,13 +20,15 @@ from sandbox.interfaces.workspace import DetectSecret, PatchResult
 from sandbox.model.artifacts import DiffStatistics
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import PATCH_BYTES_MAX
-from sandbox.primitives.files import create_private_file, fsync_path, remove_on_failure
+from sandbox.primitives.durable_files import fsync_path, remove_on_failure
+from sandbox.primitives.file_permissions import create_private_file
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.diff.base_commit_tree import SYMLINK_MODE, BaseTree, git_mode, read_base_tree
 from sandbox.workspace.diff.comparison import SkippedPaths, TreeComparison, compare_workspace
 from sandbox.workspace.diff.ignore_rules import EmptyIgnoreMatcher
-from sandbox.workspace.git.command import Git, GitError, pipe, wait_for_data, write_all
+from sandbox.workspace.git.command import Git, GitError
 from sandbox.workspace.git.error_messages import last_error_line
+from sandbox.workspace.git.pipes import pipe, wait_for_data, write_all
 from sandbox.workspace.rooted_files import Entry, RootedFiles, TooManyEntriesError, printable_path, read_chunks
 
 _SKIPPED_LISTED_MAX = 20

@@ -25,7 +25,7 @@ from sandbox.workspace.clone.credentials import (
     UserCredentials,
     find_credentials_for_worker,
 )
-from sandbox.workspace.git.command import pipe
+from sandbox.workspace.git.pipes import pipe
 
 CREDENTIAL_RESPONSE = b"username=me\npassword=let-me-in\n"
 FOUND = Credentials(b"me", b"let-me-in")

@@ -10,7 +10,7 @@ from sandbox.gateway.egress import dialer
 from sandbox.gateway.egress.dialer import AddressDeniedError, EgressHostUnreachableError, PublicDialer
 from sandbox.gateway.egress.public_addresses import is_global
 from sandbox.gateway.limits import RESOLVED_ADDRESSES_MAX
-from sandbox.gateway.transport import OutboundConnections, unmap_ipv4
+from sandbox.gateway.tcp_connections import OutboundConnections, unmap_ipv4
 
 
 def test_ipv4_mapped_ipv6_address_is_unmapped():

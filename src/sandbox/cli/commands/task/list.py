@@ -27,7 +27,7 @@ from sandbox.cli.output.table import cell, print_table
 from sandbox.cli.task_arguments import find_task_id
 from sandbox.model.formatting import format_cost
 from sandbox.model.input_errors import closest_name, with_suggestion
-from sandbox.model.repository_url import short_repository
+from sandbox.model.repository.url import short_repository
 from sandbox.model.task_state import OUTCOMES, TaskState
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
-from sandbox.model.repository_url import DEFAULT_PORTS
+from sandbox.model.repository.url import DEFAULT_PORTS
 
 CLONE_HOST_PATTERN = r"((\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?"
 """An allowed clone host: a name, an address, or `*.` and a domain (its subdomains), with an optional port."""

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from sandbox.model.repository_url import repository_location, short_repository
+from sandbox.model.repository.url import repository_location, short_repository
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
-"""File helpers: restricted modes, durable writes, private files, hard links."""
+"""Permissions of files: private files, and access to files whose owner removed their permissions."""
 
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -50,40 +48,6 @@ def _grant_read_access(name: str | bytes | Path, directory: int | None) -> None:
         os.close(node)
 
 
-def fsync_path(path: Path) -> None:
-    """Flush a directory's entries, or a file's content, to disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_durably(source: Path, target: Path) -> None:
-    """Flush a written file and rename it to its target, replacing an existing file. Raises OSError."""
-    fsync_path(source)
-    source.rename(target)
-    fsync_path(target.parent)
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write and flush a file, atomically replacing an existing file. Raises OSError."""
-    part = path.with_suffix(".part")
-    part.write_bytes(content)
-    replace_durably(part, path)
-
-
-@contextmanager
-def remove_on_failure(path: Path) -> Iterator[None]:
-    """Remove a partly written file if the block fails: on a full disk, the next attempt needs the file's space."""
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            path.unlink()
-        raise
-
-
 def create_private_file(path: Path) -> IO[bytes]:
     """Create an empty file (mode 0600), truncating an existing one. Does not follow symbolic links.
 
@@ -91,14 +55,3 @@ def create_private_file(path: Path) -> IO[bytes]:
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o600), "wb")
-
-
-def try_link(file: Path, name: Path) -> bool:
-    """Create a hard link; return False if the disk does not support links. Raises OSError."""
-    try:
-        os.link(file, name)
-    except OSError as error:
-        if error.errno not in _NO_LINKS_ERRNOS:
-            raise
-        return False
-    return True

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.workspace.git.command import Git, capture_output, pipe, run_thread_with_git
+from sandbox.workspace.git.command import Git, capture_output
+from sandbox.workspace.git.pipes import pipe, run_thread_with_git
 
 
 class EndlessConfinement:

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from doubles.manifests import parse_manifest
-from sandbox.model.clone_hosts import is_clone_allowed
 from sandbox.model.manifest.parser import InvalidManifestError
+from sandbox.model.repository.clone_hosts import is_clone_allowed
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from sandbox.gateway.limits import (
     REDUCED_BUFFER_BYTES,
     UNSENT_BYTES_MAX,
 )
-from sandbox.gateway.transport import OutboundConnections
+from sandbox.gateway.tcp_connections import OutboundConnections
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
 

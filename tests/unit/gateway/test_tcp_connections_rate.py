@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sandbox.gateway.transport import ConnectionRateLimiter
+from sandbox.gateway.tcp_connections import ConnectionRateLimiter
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""URLs of repositories, and the hosts from which the server clones."""
