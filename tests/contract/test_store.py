@@ -10,14 +10,7 @@ import pytest
 
 from doubles.manifests import claude
 from doubles.memory_store import MemoryStore
-from sandbox.interfaces.store import (
-    ChangePosition,
-    Cursor,
-    IndexedTask,
-    InvalidCursorError,
-    TaskQuery,
-    TaskTotals,
-)
+from sandbox.interfaces.store import ChangePosition, Cursor, IndexedTask, InvalidCursorError, TaskQuery, TaskTotals
 from sandbox.model import events as e
 from sandbox.model.artifacts import Artifact
 from sandbox.model.failure import Failure, FailureCode

@@ -38,14 +38,7 @@ from sandbox.interfaces.server_services import (
     TaskNotFoundError,
     TaskServices,
 )
-from sandbox.interfaces.store import (
-    ChangePosition,
-    Cursor,
-    DuplicateTaskError,
-    TaskPage,
-    TaskQuery,
-    TaskTotals,
-)
+from sandbox.interfaces.store import ChangePosition, Cursor, DuplicateTaskError, TaskPage, TaskQuery, TaskTotals
 from sandbox.interfaces.terminal_frames import TerminalConnection, TerminalRefusedError
 from sandbox.model import events as e
 from sandbox.model.artifacts import Artifact

@@ -7,14 +7,7 @@ from operator import gt, itemgetter, lt
 
 import msgspec
 
-from sandbox.interfaces.store import (
-    ChangedTask,
-    ChangePosition,
-    IndexedTask,
-    TaskPage,
-    TaskQuery,
-    TaskTotals,
-)
+from sandbox.interfaces.store import ChangedTask, ChangePosition, IndexedTask, TaskPage, TaskQuery, TaskTotals
 from sandbox.model.fixed_limits import SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.repository.url import repository_location, repository_names
 from sandbox.model.task import Task

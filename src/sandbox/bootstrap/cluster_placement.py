@@ -40,12 +40,7 @@ from sandbox.model.resources import Resources
 from sandbox.placements.cluster.claim_checks import SharedHostKey
 from sandbox.placements.cluster.credential_requests import CREDENTIAL_LOOKUP_SECONDS
 from sandbox.placements.cluster.jobs import JobSettings
-from sandbox.placements.cluster.placement import (
-    ClusterPlacement,
-    ListenAddress,
-    TaskStorage,
-    create_cluster_placement,
-)
+from sandbox.placements.cluster.placement import ClusterPlacement, ListenAddress, TaskStorage, create_cluster_placement
 from sandbox.primitives.durable_files import replace_durably
 from sandbox.primitives.file_permissions import create_private_file
 from sandbox.workspace.clone.credentials import find_credentials_for_worker

@@ -5,10 +5,7 @@ import socket
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from sandbox.gateway.tcp_connections import (
-    Address,
-    unmap_ipv4,
-)
+from sandbox.gateway.tcp_connections import Address, unmap_ipv4
 
 _NOT_GLOBAL_V4 = [
     IPv4Network(block)
