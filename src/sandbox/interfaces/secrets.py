@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from sandbox.model.errors import SandboxError
-from sandbox.model.failure import missing_secrets_message
 from sandbox.model.manifest.schema import Secret
 
 
@@ -69,15 +68,6 @@ class SecretUnavailableError(SandboxError):
     def __init__(self, message: str, detail: str = "") -> None:
         super().__init__(message)
         self.detail = detail or message
-
-
-def unavailable_error(secret: Secret, reason: str) -> SecretUnavailableError:
-    """Build the error for a secret whose value cannot be used.
-
-    reason: the problem and its fix, for operators. It must not contain the value.
-    """
-    detail = f"Secret {secret.name} (source {secret.source}, key {secret.key}): {reason}"
-    return SecretUnavailableError(missing_secrets_message([secret.name]), detail)
 
 
 class SecretSource(Protocol):

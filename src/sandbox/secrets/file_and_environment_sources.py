@@ -7,8 +7,8 @@ import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from sandbox.interfaces.secrets import unavailable_error
 from sandbox.model.manifest.schema import Secret
+from sandbox.secrets.errors import unavailable_error
 from sandbox.secrets.limits import SECRET_VALUE_BYTES_MAX
 
 _DIRECTORY_TEXT = "the server's secrets directory (secrets.directory, SANDBOX_SECRETS_DIRECTORY)"

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from sandbox.interfaces.secrets import unavailable_error
 from sandbox.model.manifest.schema import Secret
 from sandbox.primitives.concurrency import run_in_daemon_thread
+from sandbox.secrets.errors import unavailable_error
 from sandbox.secrets.limits import CONCURRENT_VAULT_REQUESTS_MAX, VAULT_TIMEOUT_SECONDS
 
 _STATUS_MESSAGES = {

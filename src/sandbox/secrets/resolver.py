@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from sandbox.interfaces.secrets import SecretSource, SecretUnavailableError, unavailable_error
+from sandbox.interfaces.secrets import SecretSource, SecretUnavailableError
 from sandbox.model.failure import missing_secrets_message
 from sandbox.model.manifest.schema import Secret
+from sandbox.secrets.errors import unavailable_error
 from sandbox.secrets.limits import SECRET_VALUE_BYTES_MAX, TASK_SECRETS_BYTES_MAX
 
 _SOURCE_REMEDIES = {

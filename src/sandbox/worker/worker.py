@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable
 from hmac import compare_digest
 from typing import NamedTuple
 
-from sandbox.interfaces.worker_host_proof import compute_host_proof
 from sandbox.interfaces.worker_messages import (
     FIRST_MESSAGE_BYTES_MAX,
     Claim,
@@ -24,6 +23,7 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
+from sandbox.primitives.worker_host_proof import compute_host_proof
 from sandbox.worker.server_session import (
     DismissedError,
     Lease,

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from sandbox.interfaces.secrets import SecretUnavailableError, unavailable_error
+from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.model.manifest.schema import Secret
+from sandbox.secrets.errors import unavailable_error
 from sandbox.secrets.file_and_environment_sources import EnvironmentSource
 from sandbox.secrets.resolver import SecretResolver
 

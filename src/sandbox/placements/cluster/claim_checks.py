@@ -9,7 +9,6 @@ import msgspec
 
 from sandbox import __version__
 from sandbox.interfaces.cluster_engine import EngineUnavailableError, WorkerRejectedError, WorkerVerifier
-from sandbox.interfaces.worker_host_proof import compute_host_proof, is_host_proof
 from sandbox.interfaces.worker_messages import (
     FIRST_MESSAGE_BYTES_MAX,
     NO_JOIN_TOKEN,
@@ -23,6 +22,7 @@ from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.job_state import Job
 from sandbox.placements.cluster.jobs import Jobs
 from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
+from sandbox.primitives.worker_host_proof import compute_host_proof, is_host_proof
 
 _CHALLENGE_BYTES = 32
 _PROOF_SECONDS = 10.0

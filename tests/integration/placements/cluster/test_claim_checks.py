@@ -14,7 +14,6 @@ from sandbox.interfaces.cluster_engine import (
     JobPhase,
     WorkerRejectedError,
 )
-from sandbox.interfaces.worker_host_proof import compute_host_proof
 from sandbox.interfaces.worker_messages import (
     NO_JOIN_TOKEN,
     PROTOCOL_VERSION,
@@ -27,6 +26,7 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.placements.cluster import claim_checks, jobs
 from sandbox.primitives.message_stream import encode_message
+from sandbox.primitives.worker_host_proof import compute_host_proof
 
 KEY = b"k" * 32
 HEARTBEAT_WITH_FREE_LOCK = Heartbeat(1, "free", 0, 0, is_launching=False)

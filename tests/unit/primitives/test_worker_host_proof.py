@@ -5,7 +5,7 @@ import hmac
 
 import pytest
 
-from sandbox.interfaces.worker_host_proof import compute_host_proof, is_host_proof
+from sandbox.primitives.worker_host_proof import compute_host_proof, is_host_proof
 
 ARGUMENTS = {
     "key": b"k" * 32,
