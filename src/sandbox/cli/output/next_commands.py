@@ -9,7 +9,7 @@ from typing import Any
 
 from sandbox.cli.output.formatting import GENERATED_ID_PATTERN, SHORT_ID_CHARACTERS, format_changes
 from sandbox.cli.output.terminal_text import escape_text
-from sandbox.model.name_from_prompt import branch_name
+from sandbox.model.task_names import branch_name
 from sandbox.model.task_state import FINAL_STATES, TaskState
 
 

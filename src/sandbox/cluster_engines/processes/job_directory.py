@@ -27,7 +27,8 @@ from sandbox.cluster_engines import check_job_name
 from sandbox.cluster_engines.processes.supervisor import read_boot_id, read_start_time
 from sandbox.interfaces.cluster_engine import JobPhase, JobRequest, JobStatus
 from sandbox.model.errors import DECODE_ERRORS
-from sandbox.primitives.files import create_private_file, fsync_path, replace_durably, write_durably
+from sandbox.primitives.durable_files import fsync_path, replace_durably, write_durably
+from sandbox.primitives.file_permissions import create_private_file
 
 _Record = TypeVar("_Record")
 _log = logging.getLogger(__name__)
