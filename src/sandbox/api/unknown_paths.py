@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Route, WebSocketRoute
 
 from sandbox.api import paths
-from sandbox.model.errors import closest_name, with_suggestion
+from sandbox.model.input_errors import closest_name, with_suggestion
 
 _PATH_LENGTH_MAX = 256
 _CANCEL_PATH = re.compile(rf"({re.escape(paths.TASKS)}/[A-Za-z0-9._-]{{1,128}})/(?:cancel|stop|abort|kill)/?")

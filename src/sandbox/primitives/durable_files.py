@@ -1,11 +1,12 @@
-"""Writes files durably: flushes them, and replaces or removes them as a whole."""
+"""Writes files durably: flushes, replaces and removes whole files, and creates hard links."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sandbox.primitives.file_permissions import _NO_LINKS_ERRNOS
+_NO_LINKS_ERRNOS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def fsync_path(path: Path) -> None:

@@ -1,13 +1,11 @@
 """Permissions of files: private files, and access to files whose owner removed their permissions."""
 
-import errno
 import os
 import stat
 from pathlib import Path
 from typing import IO
 
 _PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_NO_LINKS_ERRNOS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def open_granting_access(

@@ -23,13 +23,13 @@ from sandbox.api.route_declarations import (
 )
 from sandbox.api.task_json import links_body, resolved_manifest_body
 from sandbox.interfaces.server_services import Submission, TaskNotFoundError
-from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.events import Idempotency
+from sandbox.model.input_errors import FieldError, InvalidParameterError
 from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.manifest.parser import MANIFEST_KEY, MANIFEST_TEXT_KEY, parse_manifest
 from sandbox.model.manifest.schema import Manifest
-from sandbox.model.wire.bodies import DryRunBody, SubmittedBody
-from sandbox.model.wire.event_conversion import format_timestamp
+from sandbox.model.wire.task_bodies import DryRunBody, SubmittedBody
+from sandbox.model.wire.task_conversion import format_timestamp
 from sandbox.primitives import fair_client_shares
 from sandbox.primitives.log_context import TASK_ID
 
