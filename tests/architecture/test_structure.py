@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sandbox.agents import registered_agents
 
-MODULES_MAX = 393
+MODULES_MAX = 399
 IMPLEMENTATION_MODULES_MAX = 18
 MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 50

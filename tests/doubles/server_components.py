@@ -6,8 +6,6 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from sandbox.server.task_service import TaskArtifacts, TaskCancellation, TaskDeletion, TaskQueries, TaskSandboxes
-
 from doubles.manifests import manifest
 from sandbox.agents.claude_code.output_parser import convert_recorded_line
 from sandbox.bootstrap.clock import SystemClock
@@ -61,6 +59,7 @@ from sandbox.server.scheduler import Scheduler
 from sandbox.server.start_conditions import StartConditions, UnfinishedTaskLimit
 from sandbox.server.submissions import Submissions, SubmissionStore, TaskTracker
 from sandbox.server.task_secrets import TaskSecrets
+from sandbox.server.task_services import TaskArtifacts, TaskCancellation, TaskDeletion, TaskQueries, TaskSandboxes
 
 GIB = 1024**3
 TO_RUNNING = (WorkspacePrepared("c" * 40), SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"))

@@ -27,11 +27,7 @@ from sandbox.interfaces.server_services import (
 from sandbox.interfaces.store import DuplicateTaskError, StoreError
 from sandbox.interfaces.terminal_frames import TerminalRefusedError
 from sandbox.model.errors import SandboxError
-from sandbox.model.input_errors import (
-    InvalidInputError,
-    InvalidManifestError,
-    InvalidParameterError,
-)
+from sandbox.model.input_errors import InvalidInputError, InvalidManifestError, InvalidParameterError
 from sandbox.model.wire.problem_bodies import FieldErrorBody, ProblemExtensions
 from sandbox.model.wire.task_conversion import format_timestamp
 

@@ -21,7 +21,8 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import INDEX_INTERVAL_SECONDS
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.primitives.durable_files import fsync_path, try_link
-from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind, IntegrityCheck
+from sandbox.server.administration.integrity import Discrepancy, DiscrepancyKind, IntegrityCheck
+from sandbox.server.index_writer import index_journals, update_index
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import FindFiles, PreservedFiles
 from sandbox.store.connections import checkpoint_wal

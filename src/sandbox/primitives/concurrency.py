@@ -7,8 +7,9 @@ import errno
 import os
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 T = TypeVar("T")

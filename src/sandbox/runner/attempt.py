@@ -10,11 +10,7 @@ import msgspec
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt
 from sandbox.model.disk_space import DISK_FULL_ERRNOS, transient_disk_error
 from sandbox.model.errors import SandboxError
-from sandbox.model.events import (
-    AttemptStarted,
-    ErrorReported,
-    Record,
-)
+from sandbox.model.events import AttemptStarted, ErrorReported, Record
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.task import Task
 from sandbox.runner.attempt_closing import AttemptCloser, describe_error

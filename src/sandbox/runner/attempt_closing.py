@@ -9,7 +9,7 @@ from sandbox.interfaces.agent import AgentDriver
 from sandbox.interfaces.disks import Disk
 from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.runtime import Runtime
-from sandbox.model.disk_watermarks import transient_disk_error
+from sandbox.model.disk_space import transient_disk_error
 from sandbox.model.errors import error_reason
 from sandbox.model.events import (
     AgentExited,

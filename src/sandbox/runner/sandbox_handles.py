@@ -6,7 +6,7 @@ import msgspec
 
 from sandbox.interfaces.runtime import HANDLE_VERSION, Runtime, SandboxHandle
 from sandbox.model.errors import SandboxError
-from sandbox.primitives.files import write_durably
+from sandbox.primitives.durable_files import write_durably
 from sandbox.runner.attempt_context import AttemptContext
 
 

@@ -18,11 +18,7 @@ from sandbox.interfaces.server_services import (
 )
 from sandbox.model.artifacts import GENERATED_DIRECTORY, SESSION_NAME, Artifact
 from sandbox.model.events import Parent
-from sandbox.model.fixed_limits import (
-    CHAIN_BYTES_MAX,
-    EARLIER_CONVERSATION_EVENTS_MAX,
-    EARLIER_PATCHES_MAX,
-)
+from sandbox.model.fixed_limits import CHAIN_BYTES_MAX, EARLIER_CONVERSATION_EVENTS_MAX, EARLIER_PATCHES_MAX
 from sandbox.model.task import Task
 from sandbox.primitives import fair_client_shares
 from sandbox.server.conversation_text import ConversationText

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sandbox.interfaces.server_services import UnavailableError
-from sandbox.primitives.files import fsync_path, write_durably
+from sandbox.primitives.durable_files import fsync_path, write_durably
 
 DRAINING_REASON = "The server is being drained: it accepts and starts no tasks until `sandbox admin drain --undo`."
 

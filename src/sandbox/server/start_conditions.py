@@ -9,7 +9,9 @@ from contextlib import contextmanager
 import msgspec
 
 from sandbox.interfaces.server_services import UnavailableError
-from sandbox.model.manifest.schema import Manifest
+from sandbox.model import fixed_limits
+from sandbox.model.manifest.schema import Manifest, encode_manifest
+from sandbox.server.drain import DRAINING_REASON, Drain
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.runtime_probing import ProbedHost
 

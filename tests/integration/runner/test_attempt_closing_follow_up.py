@@ -33,7 +33,7 @@ from sandbox.model.events import (
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.secret_values_fingerprint import make_fingerprint
-from sandbox.runner.steps.provision import write_handle
+from sandbox.runner.sandbox_handles import write_handle
 from sandbox.secrets.redaction.redactor import SecretRedactor
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.tracked_task import NoKnownOwner, TrackedTask

@@ -29,8 +29,8 @@ from sandbox.model.fixed_limits import BACKUP_MANIFEST_BYTES_MAX
 from sandbox.model.manifest.field_formats import TASK_ID
 from sandbox.model.task import Task
 from sandbox.primitives.durable_files import fsync_path
-from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind
-from sandbox.server.runner_launcher import end_without_follow_up
+from sandbox.server.administration.integrity import Discrepancy, DiscrepancyKind
+from sandbox.server.recovery.task_ending import end_without_follow_up
 
 _TASK_FILE = re.compile(r"tasks/([^/]+)/(journal/records(?:\.gz)?|artifacts/([^/\0]+))")
 _NAME_BYTES_MAX = 255

@@ -15,7 +15,8 @@ from sandbox.interfaces.worker_messages import Claim
 from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.host_drains import HostDrains
-from sandbox.placements.cluster.jobs import Job, Jobs
+from sandbox.placements.cluster.job_state import Job
+from sandbox.placements.cluster.jobs import Jobs
 from sandbox.primitives.durable_files import write_durably
 
 HOSTS_MAX = 1000

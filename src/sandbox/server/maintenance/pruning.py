@@ -30,7 +30,7 @@ from sandbox.model.fixed_limits import (
 )
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
-from sandbox.primitives.concurrency import run_in_daemon_thread
+from sandbox.primitives.concurrency import SingleFlight, run_in_daemon_thread
 from sandbox.primitives.durable_files import fsync_path
 from sandbox.server.preserved_sandboxes import PRESERVED_STATES, PreservedFiles
 

@@ -11,7 +11,7 @@ from sandbox.interfaces.journal import Journals, ReplayState
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import TaskFinished
-from sandbox.model.manifest.field_formats import is_task_id
+from sandbox.model.task_id_format import is_task_id
 from sandbox.model.task_state import TaskState
 from sandbox.server.index_writer import update_index
 from sandbox.server.parent_task_results import discard_inheritance, has_own_artifacts
