@@ -50,6 +50,17 @@ ROWS = [
     ("Sandboxes", "Removal of a sandbox", "model.fixed_limits.SANDBOX_TEARDOWN_SECONDS"),
     ("Gateway", "Headers of a request", "gateway.limits.HEAD_BYTES_MAX"),
     ("Gateway", "Body of a model request", "gateway.limits.REQUEST_BODY_BYTES_MAX"),
+    (
+        "Gateway",
+        "Commas, colons and opening brackets in a model request",
+        "gateway.limits.REQUEST_JSON_VALUES_MAX",
+    ),
+    (
+        "Gateway",
+        "Objects that the gateway checks in a model request",
+        "agents.claude_code.messages_api.request_inspection.REQUEST_OBJECTS_MAX",
+    ),
+    ("Gateway", "Integers of 300 or more digits in a model request", "gateway.limits.LONG_INTEGERS_MAX"),
     ("Gateway", "Connections to the model", "gateway.limits.CONNECTIONS_MAX"),
     (
         "Gateway",

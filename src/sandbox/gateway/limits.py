@@ -10,6 +10,12 @@ REQUEST_JSON_VALUES_MAX = 500_000
 """Maximum number of commas, colons and opening brackets in a decoded request body; above it: 413. This limits the
 memory that decoding needs."""
 
+LONG_INTEGER_DIGITS = 300
+"""Number of digits from which an integer in a request body is long: converting it takes quadratic time."""
+
+LONG_INTEGERS_MAX = 100
+"""Maximum number of long integers in a decoded request body; above it: 413."""
+
 INTERIM_RESPONSES_MAX = 100
 """Maximum number of interim responses (1xx) to a model request. More of them end the request."""
 
@@ -59,6 +65,10 @@ Other traffic waits until there is no debt.
 
 MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX = 3.0
 """Maximum debt of the CPU budget, in seconds, at which a model connection is served after a forwarded request."""
+
+WORK_SECONDS_WITHOUT_PAUSE = 0.05
+"""Maximum duration of a piece of work after which the next piece starts at once. A longer one is followed by a pause of
+the same duration, in which the runner does its other work."""
 
 MODEL_PRIORITY_CPU_SECONDS_MAX = 0.02
 """Maximum CPU time of a model connection without a forwarded request; above it, the connection loses its priority."""

@@ -21,7 +21,9 @@ class PriorityCpuQueues:
     ones.
 
     A sandbox can send any amount of data for the gateway to parse. CPU time is therefore limited, and the data of only
-    one connection is parsed at a time. The runner's other work, such as stopping the sandbox, runs in between.
+    one connection is parsed at a time. The runner's other work, such as measuring and stopping the sandbox, runs in
+    between. After long work, the next work waits for as long as the long work took, because one turn of the event loop
+    is too short for a measurement.
     """
 
     def __init__(self, throttle: CpuThrottle) -> None:
@@ -30,12 +32,20 @@ class PriorityCpuQueues:
         self.new_model = throttle.queue(NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX)
         self.model = throttle.queue(MODEL_CONNECTION_CPU_DEBT_SECONDS_MAX)
         self._lock = asyncio.Lock()
+        self._pauses_until = 0.0
 
     async def run(self, queue: CpuQueue, work: Callable[[], T]) -> T:
         """Wait for a turn in `queue`, run `work` and return its result."""
         async with queue, self._lock:
-            await asyncio.sleep(0)
-            return work()
+            loop = asyncio.get_running_loop()
+            await asyncio.sleep(max(0.0, self._pauses_until - loop.time()))
+            started_at = loop.time()
+            try:
+                return work()
+            finally:
+                seconds = loop.time() - started_at
+                if seconds > limits.WORK_SECONDS_WITHOUT_PAUSE:
+                    self._pauses_until = loop.time() + seconds
 
 
 PHASE_TIMEOUT_SECONDS = {

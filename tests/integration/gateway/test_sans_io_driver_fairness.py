@@ -1,14 +1,19 @@
 """Even at maximum load, a gateway's clients do not starve the other coroutines of its runner."""
 
 import asyncio
+import time
 from collections import Counter
 from contextlib import asynccontextmanager
+from functools import partial
+from itertools import pairwise
 
 from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway import tcp_connections
 from sandbox.gateway.model_api.connection_protocol import ModelProtocol
 from sandbox.gateway.sans_io import Phase
+from sandbox.gateway.sans_io_driver import PriorityCpuQueues
 from sandbox.interfaces.gateway import GatewayRules
+from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 
 CLIENTS = 8
 CHUNKS = b"1\r\nx\r\n" * 10_000
@@ -84,3 +89,31 @@ def test_released_requests_are_processed_one_per_loop_iteration(monkeypatch):
 
     run(scenario)
     assert max(calls_per_iteration.values()) == 1
+
+
+def test_long_work_is_followed_by_a_pause_of_the_same_duration():
+    """A body that takes a second to check must not be followed by the next one before the sandbox is measured."""
+    spans = []
+
+    def work(seconds):
+        started_at = time.monotonic()
+        time.sleep(seconds)
+        spans.append((started_at, time.monotonic()))
+
+    async def scenario():
+        throttle = CpuThrottle()
+        queues = PriorityCpuQueues(throttle)
+        await asyncio.gather(*(queues.run(queues.model, partial(work, 0.2)) for _ in range(3)))
+
+    run(scenario)
+    assert all(later[0] - earlier[1] >= 0.19 for earlier, later in pairwise(spans))
+
+
+def test_short_work_is_not_followed_by_a_pause():
+    async def scenario():
+        queues = PriorityCpuQueues(CpuThrottle(cpu_seconds=lambda: 0.0))
+        started_at = time.monotonic()
+        await asyncio.gather(*(queues.run(queues.model, int) for _ in range(1000)))
+        return time.monotonic() - started_at
+
+    assert asyncio.run(scenario()) < 1.0

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from sandbox.agents.claude_code.json_numbers import parse_float
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.fixed_limits import OUTPUT_LINE_BYTES_MAX
 from sandbox.model.printable import replace_unprintable
@@ -141,7 +142,7 @@ _BLOCK = msgspec.json.Decoder(ContentBlock)
 _INIT = msgspec.json.Decoder(InitEvent)
 _RETRY = msgspec.json.Decoder(ApiRetryEvent)
 _CLAUDE_TASK = msgspec.json.Decoder(ClaudeTaskEvent)
-_RESULT = msgspec.json.Decoder(dict[str, Any])
+_RESULT = msgspec.json.Decoder(dict[str, Any], float_hook=parse_float)
 _RESULT_EVENT = msgspec.json.Decoder(ResultEvent)
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])

@@ -4,6 +4,7 @@ Requests are held until the agent has been checked. They are denied if they woul
 external resources, if the budget is spent, or if the server's key was rejected.
 """
 
+import re
 from typing import Any
 
 import msgspec
@@ -26,13 +27,18 @@ before the message after 403, and replace the message after 404 or 413.
 
 
 _STRUCTURAL_BYTES = (b",", b":", b"[", b"{")
+_LONG_INTEGER = re.compile(rb"[\[:,][ \t\n\r]*+-?[0-9]{%d}" % limits.LONG_INTEGER_DIGITS)
+"""Matches the start of a long integer, and of the same characters in a string."""
 
 
 def _decode(dialect: ModelDialect, body: bytes | bytearray) -> dict[str, Any] | Rejected:
-    """Decode the body, or reject it. A body that would need too much memory is rejected before it is decoded."""
+    """Decode the body, or reject it. A body that needs too much memory or time is rejected before it is decoded."""
     if sum(map(body.count, _STRUCTURAL_BYTES)) > limits.REQUEST_JSON_VALUES_MAX:
         count = limits.REQUEST_JSON_VALUES_MAX
         return Rejected(413, f"The request body has more than {count} commas, colons and opening brackets.")
+    if sum(1 for _ in _LONG_INTEGER.finditer(body)) > limits.LONG_INTEGERS_MAX:
+        count, digits = limits.LONG_INTEGERS_MAX, limits.LONG_INTEGER_DIGITS
+        return Rejected(413, f"The request body has more than {count} integers with {digits} or more digits.")
     return dialect.decode_request(body)
 
 

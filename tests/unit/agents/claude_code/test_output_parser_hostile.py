@@ -1,6 +1,7 @@
 """Hostile output instead of stream-json: the parser continues, and forged output is not treated as success."""
 
 import json
+import time
 import tracemalloc
 
 import msgspec
@@ -36,6 +37,14 @@ from sandbox.model.fixed_limits import CONVERSATION_TEXT_CHARACTERS_MAX
 
 SESSION = "5ddb80a7-f209-4a6e-9cd9-29f469dd8600"
 GOOD_RESULT = {"type": "result", "subtype": "success", "is_error": False, "result": "Done.", "session_id": SESSION}
+
+
+def test_result_with_half_a_million_extreme_numbers_is_read_quickly():
+    line = b'{"type": "result", "usage": [%s], "num_turns": 2}' % b",".join([b"1.7976931348623157e308"] * 499_000)
+    started_at = time.process_time()
+    result = read_all_result_fields(line)
+    assert time.process_time() - started_at < 1.5
+    assert result == {"type": "result", "num_turns": 2}
 
 
 def line(**fields):

@@ -1,6 +1,7 @@
 """A task's budget covers all attempts and every kind of token. Once it is spent, no request is forwarded."""
 
 import math
+import time
 import tracemalloc
 
 import pytest
@@ -544,6 +545,18 @@ def test_request_with_too_many_json_values_is_rejected(monkeypatch, dialect):
 def test_request_may_have_half_a_million_json_values(dialect):
     assert not is_rejected(b'{"model":"m","input":"%s"}' % (b"," * 499_996), dialect)
     assert is_rejected(b'{"model":"m","input":"%s"}' % (b"," * 499_997), dialect)
+
+
+@pytest.mark.parametrize("dialect", [MessagesApi(), ResponsesApi()])
+def test_number_of_long_integers_is_limited(dialect):
+    """Converting an integer with thousands of digits takes a hundred microseconds."""
+    for digits, count, is_denied in ((299, 101, False), (300, 100, False), (300, 101, True), (4300, 7000, True)):
+        integers = b", ".join([b"-" + b"9" * digits] * count)
+        started_at = time.process_time()
+        assert is_rejected(b'{"model":"m","input":[%s]}' % integers, dialect) is is_denied
+        assert time.process_time() - started_at < 1.0
+    text = b"9" * 5000 + b"." + b"9" * 5000
+    assert not is_rejected(b'{"model":"m","input":"%s"}' % (text * 200), dialect)
 
 
 @pytest.mark.parametrize("dialect", [MessagesApi(), ResponsesApi()])

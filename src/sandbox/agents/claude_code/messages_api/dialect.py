@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from sandbox.agents.claude_code.json_numbers import parse_float
 from sandbox.agents.claude_code.messages_api import pricing, request_inspection, usage_meter
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.model_dialect import CostBound, Endpoint, Rejected, RequestHeaders, ResponseHeaders, UsageMeter
@@ -19,6 +20,8 @@ class _Error(msgspec.Struct):
 class _ErrorBody(msgspec.Struct):
     error: _Error
 
+
+_request_decoder = msgspec.json.Decoder(float_hook=parse_float)
 
 _REQUEST_HEADERS = RequestHeaders(
     forwarded=frozenset(
@@ -121,11 +124,13 @@ class MessagesApi:
     def decode_request(self, body: bytes | bytearray) -> dict[str, Any] | Rejected:
         """Decode the body, or reject it."""
         try:
-            document = msgspec.json.decode(body)
+            document = _request_decoder.decode(body)
         except DECODE_ERRORS:
             document = None
         if not isinstance(document, dict) or not request_inspection.is_short_string(document.get("model", "")):
             return Rejected(400, "The request's body must be a JSON object that names a model.")
+        if request_inspection.has_too_many_objects(document):
+            return Rejected(413, f"The request's body has more than {request_inspection.REQUEST_OBJECTS_MAX} objects.")
         return document
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:

@@ -7,10 +7,14 @@ encoded again, so the model parses the same document as the gateway.
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, TypeGuard
 
 MODEL_STRING_CHARACTERS_MAX = 256
 """Maximum length of a model name, type or field name; a longer one is rejected, and its text is not reported."""
+
+REQUEST_OBJECTS_MAX = 50_000
+"""Maximum number of objects in a request that are checked, because each check takes microseconds; above it: 413."""
 
 _TOOLS_WITHOUT_EXTERNAL_ACCESS = re.compile(
     r"custom|(advisor|bash|computer|memory|text_editor|tool_search_tool(_[a-z0-9]+)?)_[0-9]{8}"
@@ -62,6 +66,11 @@ def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], s
         if reason is not None:
             return reason
     return None
+
+
+def has_too_many_objects(document: dict[str, Any]) -> bool:
+    """Return whether checking all objects of the request would take too long."""
+    return next(islice(_iter_objects(document), REQUEST_OBJECTS_MAX, None), None) is not None
 
 
 def count_images(document: dict[str, Any]) -> int | None:

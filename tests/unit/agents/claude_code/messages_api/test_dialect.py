@@ -1,6 +1,9 @@
 """Requests that the dialect cannot decode are rejected."""
 
 import json
+import time
+
+import pytest
 
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.interfaces.model_dialect import Rejected
@@ -18,3 +21,28 @@ def test_request_must_be_an_object_with_a_string_model():
         assert rejection.status == 400
     assert isinstance(DIALECT.decode_request(json.dumps({"model": f"{LONGEST_STRING}x"}).encode()), Rejected)
     assert DIALECT.decode_request(bytearray(b'{"a": 1}')) == {"a": 1}
+
+
+@pytest.mark.parametrize("number", [b"1.7976931348623157e308", b"2.2250738585072012e-308", b"4.9e-324"])
+def test_half_a_million_extreme_numbers_are_decoded_quickly(number):
+    body = b'{"model": "m", "metadata": [%s]}' % b",".join([number] * 499_000)
+    started_at = time.process_time()
+    document = DIALECT.decode_request(body)
+    assert time.process_time() - started_at < 1.5
+    assert isinstance(document, dict)
+    assert set(document["metadata"]) == {float(number)}
+
+
+def test_number_that_is_too_large_for_a_float_is_rejected():
+    rejection = DIALECT.decode_request(b'{"model": "m", "metadata": [1e400]}')
+    assert isinstance(rejection, Rejected)
+    assert rejection.status == 400
+
+
+def test_number_of_checked_objects_is_limited():
+    for count, is_rejected in ((49_999, False), (50_000, True)):
+        decision = DIALECT.decode_request(b'{"model": "m", "messages": [%s]}' % b",".join([b"{}"] * count))
+        assert isinstance(decision, Rejected) is is_rejected
+        assert not isinstance(decision, Rejected) or decision.status == 413
+    schema = b'{"properties": [%s]}' % b",".join([b"{}"] * 60_000)
+    assert isinstance(DIALECT.decode_request(b'{"model": "m", "tools": [{"input_schema": %s}]}' % schema), dict)
