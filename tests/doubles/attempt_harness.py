@@ -56,6 +56,7 @@ class AttemptScript:
     create_error: AttemptError | None = None
     patch_error: AttemptError | None = None
     destroy_error: AttemptError | None = None
+    unfreed_bytes: int = 0
     stage_seconds: float = 0.0
     patch_seconds: float = 0.0
     patch_incomplete_reason: str | None = None
@@ -158,6 +159,9 @@ class ScriptedRuntime:
         self._script.recorded_destroyed_disks.append(disk)
         if self._script.destroy_error:
             raise self._script.destroy_error
+
+    def unfreed_bytes(self, attempt_id):
+        return self._script.unfreed_bytes if "destroy" in self._script.recorded_calls else 0
 
 
 class ScriptedGateway:

@@ -124,5 +124,8 @@ class FaultyRuntime:
         self._faults.recorded_calls.append("destroy")
         await asyncio.sleep(self._faults.slow_destroy_seconds)
 
+    def unfreed_bytes(self, attempt_id: str) -> int:
+        return 0
+
     def attempt_ids(self) -> Sequence[str]:
         return ()

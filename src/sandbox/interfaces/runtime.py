@@ -376,6 +376,13 @@ class Runtime(Protocol):
         """
         ...
 
+    def unfreed_bytes(self, attempt_id: str) -> int:
+        """Return the memory in bytes that the kernel keeps although this object ended the attempt's sandbox.
+
+        The memory becomes free when the host restarts.
+        """
+        ...
+
     def recover_handle(self, attempt_id: str) -> SandboxHandle:
         """Return a handle for `destroy` if the stored one is lost. It lacks details that only the stored one contained.
 

@@ -64,6 +64,14 @@ BUSY_KERNEL_MESSAGE = (
 """The message of `sandbox_lost` if killed processes do not end."""
 
 
+def unfreed_memory_message(unfreed_bytes: int) -> str:
+    """Return the message about memory of an ended sandbox that the kernel never frees."""
+    return (
+        f"The kernel did not free {unfreed_bytes} bytes of the sandbox's memory, because programs sent Unix sockets "
+        "through each other. The memory becomes free when the host restarts."
+    )
+
+
 def missing_secrets_message(names: Iterable[str]) -> str:
     """Return the public message about missing secrets. It omits the secrets' sources, which only operators may see."""
     listed = ", ".join(dict.fromkeys(names))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sandbox.interfaces.runtime import ConfinementSpec, Listeners, Sandbox, SandboxHandle, SandboxSpec
-from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
+from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode, unfreed_memory_message
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes import disk_ownership, sandbox_processes
 from sandbox.runtimes.bubblewrap_command import require_bwrap
@@ -33,6 +33,21 @@ from sandbox.runtimes.sandbox_processes import Subreaper
 _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.001
+
+_UNFREED_BYTES_MAX = 1024 * 1024
+"""Up to this amount of shared memory, files in transit are not searched for.
+
+On a machine with two processors, the kernel can count half of this amount late.
+"""
+_UNFREED_KERNEL_BYTES_MAX = 16 * 1024 * 1024
+"""The same for kernel memory. It includes the kernel's caches, which are large if a sandbox had many files.
+
+16384 sockets take more.
+"""
+_UNMOUNT_SECONDS = 0.1
+"""The kernel unmounts a sandbox's tmpfs a few milliseconds after the last process has ended."""
+_SOCKET_COLLECTION_SECONDS = 1.0
+"""The kernel frees sockets in transit that no process can receive within a few milliseconds, if it frees them."""
 _ATTEMPT_MARKER_PREFIX = attempt_marker("")
 
 
@@ -94,6 +109,7 @@ class BaseRuntime:
         self._uids = KernelUidPool(uid_range) if os.getuid() == 0 else None
         self._sandboxes: dict[str, ClosableSandbox] = {}
         self._subreaper = Subreaper()
+        self._unfreed_bytes: dict[str, int] = {}
 
     def prepare(self, attempt_id: str) -> SandboxHandle:
         """Claim a kernel uid if this process is root, and return the handle. Raises AttemptError (provision_failed)."""
@@ -199,6 +215,10 @@ class BaseRuntime:
         if self._uids is not None:
             await _run_uncancellable(partial(self._uids.release, handle.attempt_id))
 
+    def unfreed_bytes(self, attempt_id: str) -> int:
+        """Return the memory in bytes that the kernel keeps for the attempt's ended sandbox and confinements."""
+        return self._unfreed_bytes.get(attempt_id, 0)
+
     def attempt_ids(self) -> Sequence[str]:
         """Return the attempts that have a control group or, without control groups, a process with their marker."""
         if self.hierarchies.roots:
@@ -238,11 +258,43 @@ class BaseRuntime:
         group = _group_of(handle)
         deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_SECONDS
         sandbox_processes.reap_orphans(_uid_of(handle))  # if the uid has a zombie, all processes would be examined
-        while not self._kill_processes(handle, group) <= ignored or not (ignored or group.remove()):
+        unfreed_bytes: int | None = None
+        while True:
+            if self._kill_processes(handle, group) <= ignored:
+                if ignored:
+                    break
+                if unfreed_bytes is None:  # the size is unknown once the group is removed
+                    unfreed_bytes = await self._measure_unfreed_memory(handle, group)
+                if group.remove():
+                    break
             if asyncio.get_running_loop().time() > deadline:
                 raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE)
             await asyncio.sleep(_POLL_SECONDS)
         sandbox_processes.reap_orphans(_uid_of(handle))
+        if unfreed_bytes:
+            self._unfreed_bytes[handle.attempt_id] = self.unfreed_bytes(handle.attempt_id) + unfreed_bytes
+            _log.error("Attempt %s: %s", handle.attempt_id, unfreed_memory_message(unfreed_bytes))
+
+    async def _measure_unfreed_memory(self, handle: SandboxHandle, group: ControlGroup) -> int:
+        """Return the memory in bytes that is left after the last process has ended; 0 if it will be freed.
+
+        Some kernels never free sockets that were sent through each other, nor what was sent with them. Files of the
+        sandbox on a tmpfs of the host also remain charged to the group, so the uid must have files in transit.
+        """
+        uid = _uid_of(handle)
+        if self._uids is None or uid is None or uid not in self._uids:
+            return 0
+        for is_freed, timeout_seconds in (
+            (_is_shared_memory_freed, _UNMOUNT_SECONDS),
+            (_is_memory_freed, _SOCKET_COLLECTION_SECONDS),
+        ):
+            await _wait_until(partial(is_freed, group), timeout_seconds)
+            if _is_memory_freed(group):
+                return 0
+            if not await asyncio.to_thread(self._uids.has_files_in_transit, uid, handle.attempt_id):
+                return 0
+        await asyncio.to_thread(cgroups.drop_all_caches, group)
+        return 0 if _is_memory_freed(group) else sum(cgroups.read_unreclaimable_bytes(group))
 
     def _find_processes(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
         """Return the sandbox's processes, found by control group if there is one, otherwise by kernel uid or marker."""
@@ -286,6 +338,23 @@ def _group_of(handle: SandboxHandle) -> ControlGroup:
 def _uid_of(handle: SandboxHandle) -> int | None:
     uid = handle.details.get("kernel_uid")
     return None if uid is None else int(uid)
+
+
+def _is_shared_memory_freed(group: ControlGroup) -> bool:
+    return cgroups.read_unreclaimable_bytes(group)[0] <= _UNFREED_BYTES_MAX
+
+
+def _is_memory_freed(group: ControlGroup) -> bool:
+    return _is_shared_memory_freed(group) and cgroups.read_unreclaimable_bytes(group)[1] <= _UNFREED_KERNEL_BYTES_MAX
+
+
+async def _wait_until(condition: Callable[[], bool], timeout_seconds: float) -> None:
+    """Wait until the condition is true, or until the timeout."""
+    deadline = asyncio.get_running_loop().time() + timeout_seconds
+    while True:
+        if condition() or asyncio.get_running_loop().time() > deadline:
+            return
+        await asyncio.sleep(timeout_seconds / 20)
 
 
 def _find_by_marker(marker: str) -> Set[int]:

@@ -23,6 +23,7 @@ from sandbox.model.events import (
     AttemptStarted,
     AttemptTornDown,
     CancelRequested,
+    ErrorReported,
     FollowUpSkipped,
     Output,
     Progress,
@@ -205,6 +206,31 @@ async def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harnes
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "agent_failed")
     assert harness.events(AttemptTornDown) == []
     assert "task-1.patch" in harness.artifacts
+
+
+async def test_retry_is_skipped_when_the_kernel_never_frees_memory_of_the_sandbox(make_harness):
+    """Each attempt could use up the same amount again."""
+    script = AttemptScript(exit=ExitStatus(1), unfreed_bytes=2_000_000)
+    harness = make_harness(script, lifecycle={"retries": 5})
+    await harness.run()
+    [skipped] = harness.events(FollowUpSkipped)
+    assert skipped.follow_up == "retry"
+    assert "did not free 2000000 bytes" in skipped.reason
+    assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "agent_failed")
+    assert harness.events(AttemptTornDown) == []
+    assert "task-1.patch" in harness.artifacts
+    assert script.recorded_destroyed_disks[1] == harness.attempt.layout.disk
+    assert remaining_files(harness) == set()
+
+
+async def test_unfreed_memory_is_reported_and_the_task_stays_completed(make_harness):
+    harness = make_harness(AttemptScript(unfreed_bytes=2_000_000), lifecycle={"retries": 5})
+    await harness.run()
+    assert harness.task.state is TaskState.COMPLETED
+    [report] = harness.events(ErrorReported)
+    assert report.error == "teardown_failed"
+    assert report.message.startswith("The sandbox was not removed completely: The kernel did not free 2000000 bytes")
+    assert remaining_files(harness) == set()
 
 
 async def test_partially_removed_workspace_produces_no_patch(make_harness):

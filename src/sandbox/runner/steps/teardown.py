@@ -11,7 +11,7 @@ from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Runtime, SandboxHandle
 from sandbox.model.errors import error_reason
 from sandbox.model.events import ErrorReported
-from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode, unfreed_memory_message
 from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state_machine import final_state
 from sandbox.model.task_state import TaskState
@@ -32,7 +32,9 @@ class TeardownStep(msgspec.Struct, frozen=True):
         try:
             preserved = _preserved_paths(self.attempt)
             async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                await self._destroy_and_remove(handle, preserved)
+                await self._destroy(handle, preserved)
+                await self._remove(preserved)
+            self._require_freed_memory()
         except Exception as error:
             self.attempt.recorder.record(
                 ErrorReported("teardown_failed", f"The sandbox was not removed completely: {error_reason(error)}")
@@ -41,12 +43,17 @@ class TeardownStep(msgspec.Struct, frozen=True):
     async def run_for_follow_up(self, handle: SandboxHandle | None, *, keeps_disk: bool) -> None:
         """Destroy the sandbox and remove its files before a follow-up attempt. Unlike `run`, raises on failure.
 
-        The next attempt must not start while processes of this attempt are alive. A disk that is kept for the next
-        agent must be intact. Raises AttemptError (sandbox_lost, disk_full), OSError, TimeoutError.
+        The next attempt must not start while processes of this attempt are alive, or if it could again use up memory
+        that the kernel never frees. A disk that is kept for the next agent must be intact. Raises AttemptError
+        (sandbox_lost, disk_full), OSError, TimeoutError.
         """
         preserved = files_for_resume(self.attempt.layout) if keeps_disk else ()
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-            await self._destroy_and_remove(handle, preserved, keeps_disk=keeps_disk)
+            await self._destroy(handle, preserved)
+            if self.runtime.unfreed_bytes(self.attempt.id) and handle is not None:
+                await self.runtime.destroy(handle, self.attempt.layout.disk)  # its files are collected next
+            self._require_freed_memory()
+            await self._remove(preserved, keeps_disk=keeps_disk)
 
     async def sync_disk(self) -> None:
         """Flush the disk, and require that it lost no written data, because a patch of incomplete files would be wrong.
@@ -61,14 +68,20 @@ class TeardownStep(msgspec.Struct, frozen=True):
                 FailureCode.DISK_FULL, f"{message}; free space on that disk and submit the task again."
             ) from error
 
-    async def _destroy_and_remove(
-        self, handle: SandboxHandle | None, preserved: Collection[Path], *, keeps_disk: bool = False
-    ) -> None:
-        """Remove the handle last: as long as it exists, another process can finish the teardown."""
+    def _require_freed_memory(self) -> None:
+        """Raise AttemptError (sandbox_lost) if the kernel never frees memory of the sandbox."""
+        if unfreed_bytes := self.runtime.unfreed_bytes(self.attempt.id):
+            raise AttemptError(FailureCode.SANDBOX_LOST, unfreed_memory_message(unfreed_bytes))
+
+    async def _destroy(self, handle: SandboxHandle | None, preserved: Collection[Path]) -> None:
         files = self.attempt.layout
         await destroy_earlier_sandboxes(self.attempt, self.runtime)
         if handle is not None:
             await self.runtime.destroy(handle, files.disk if files.disk in preserved else None)
+
+    async def _remove(self, preserved: Collection[Path], *, keeps_disk: bool = False) -> None:
+        """Remove the handle last: as long as it exists, another process can finish the teardown."""
+        files = self.attempt.layout
         if keeps_disk:
             await self.sync_disk()
         await self.disk.close()

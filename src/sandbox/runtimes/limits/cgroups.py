@@ -142,9 +142,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         usage, growth = self._group_usage(), count_negative_dentries() - negative_dentries_before
         if usage is None or min(growth, usage.kernel_bytes // DENTRY_BYTES) <= _NEGATIVE_DENTRIES_GROWTH_MAX:
             return
-        with suppress(OSError):  # the kernel reports an error if something remains
-            if not self._write("memory.force_empty", 0):
-                self._write("memory.reclaim", self._read_number("memory.current") or 0)
+        drop_all_caches(self)
 
     def was_oom_killed(self) -> bool:
         """Return whether the kernel killed a process in the group because the group's memory was exhausted."""
@@ -360,6 +358,23 @@ def count_kernel_bytes_outside_cgroup(group: ControlGroup) -> int | None:
     """Return the machine's kernel memory that is not charged to the group; None if unknown. Takes 0.1 ms."""
     total, usage = count_machine_kernel_bytes(), group._group_usage()
     return None if total is None or usage is None else total - usage.kernel_bytes
+
+
+def drop_all_caches(group: ControlGroup) -> None:
+    """Free the kernel's caches for the group. Call this once no process is left."""
+    with suppress(OSError):  # the kernel reports an error if something remains
+        if not group._write("memory.force_empty", 0):
+            group._write("memory.reclaim", group._read_number("memory.current") or 0)
+
+
+def read_unreclaimable_bytes(group: ControlGroup) -> tuple[int, int]:
+    """Return the bytes of files in memory (tmpfs, memfd) and of kernel memory, including the kernel's caches.
+
+    0 if unknown. The kernel may count up to 256 KiB for each of the machine's processors late.
+    """
+    shared = _first_known(group._read_number("memory.stat", "total_shmem"), group._read_number("memory.stat", "shmem"))
+    usage = group._group_usage()
+    return shared or 0, usage.kernel_bytes if usage else 0
 
 
 def read_group_cpu_seconds(group: ControlGroup) -> float | None:

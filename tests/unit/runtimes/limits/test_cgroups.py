@@ -414,6 +414,20 @@ def test_cgroup_v1_reports_oom_kills_and_stats(tmp_path: Path):
     assert group.stats() == Stats(cpu_seconds=1.5, memory_bytes=500, processes=0, oom_kills=1)
 
 
+@pytest.mark.parametrize(
+    ("statistics", "expected"),
+    [
+        ("shmem 1\ntotal_shmem 4096\ntotal_shmem_other 7\n", (4096, 0)),  # v1
+        ("shmem 7\ntotal_shmem 0\n", (0, 0)),
+        ("anon 1\nkernel 500\nshmem 8192\nshmem_thp 7\n", (8192, 500)),  # v2
+        ("", (0, 0)),
+    ],
+)
+def test_unreclaimable_memory_is_read_from_the_statistics(tmp_path: Path, statistics: str, expected: tuple[int, int]):
+    (tmp_path / "memory.stat").write_text(statistics)
+    assert cgroups.read_unreclaimable_bytes(ControlGroup([tmp_path])) == expected
+
+
 def test_removal_is_idempotent_and_reports_failure(tmp_path: Path):
     group_directory = tmp_path / "sandbox" / "attempt"
     (group_directory / "busy").mkdir(parents=True)
