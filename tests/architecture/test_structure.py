@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sandbox.agents import registered_agents
 
-MODULES_MAX = 399
+MODULES_MAX = 403
 IMPLEMENTATION_MODULES_MAX = 18
 MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 50
@@ -24,13 +24,13 @@ SMALL_MODULES = {
     "api.middleware.encoded_slashes": "one middleware, as the other modules of its package",
     "api.routes.sessions": "routes of one resource; the sessions themselves are in api.auth",
     "bootstrap.secret_sources": "the sources of task secrets; its importer only connects components",
-    "bootstrap.settings.placement_selection": "which settings select a placement; its importer connects components",
+    "bootstrap.settings.registered_placements": "which settings select a placement; its importer connects components",
     "dashboard.pages.sign_in": "one page, as the other modules of its package",
     "journal.recorder": "the state and the events of one task; its importer manages all journals",
     "placements.local.socket_leftovers": "leftovers in the run directory; its importer only connects components",
     "runner.event_redaction": "which texts of events are redacted; its importer only connects components",
     "runtimes.gvisor.command_lines": "as `runtimes.bubblewrap.command_line`; its importer runs the commands",
-    "runtimes.leftover_sandboxes": "as `disks.mounted_leftovers` for disks; its importer only connects components",
+    "runtimes.leftover_sandboxes": "as `disks.leftover_mount_holders` for disks; its importer only connects components",
     "secrets.resolver": "resolves and validates secrets of any source; its importer only connects components",
     "server.maintenance.wall_clock_check": "when the wall clock is trusted; its importer only connects components",
     "server.maintenance.janitor": "runs all maintenance; its importer only connects components",

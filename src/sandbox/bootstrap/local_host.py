@@ -15,8 +15,8 @@ from sandbox.bootstrap.clock import read_boot_id
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.runtime_selection import AUTO, RuntimeChoice, choose_runtime, describe_failure, make_runtime
 from sandbox.bootstrap.settings.schema import OvercommitSection, ServerSettings
+from sandbox.disks.leftover_mount_holders import DiskLeftovers
 from sandbox.disks.loop_disk import loop_unavailable_reason
-from sandbox.disks.mounted_leftovers import DiskLeftovers
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent

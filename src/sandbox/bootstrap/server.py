@@ -29,14 +29,14 @@ from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext, create_local_placement
 from sandbox.bootstrap.log import configure_logging
 from sandbox.bootstrap.private_directory import make_data_dir
-from sandbox.bootstrap.profiles import make_profile_lister
 from sandbox.bootstrap.run_directory import choose_run_dir
 from sandbox.bootstrap.server_objects import TaskServer
-from sandbox.bootstrap.settings.placement_selection import ChosenPlacements, choose_placements
+from sandbox.bootstrap.settings.registered_placements import ChosenPlacements, choose_placements
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.dashboard.routing import add_dashboard
 from sandbox.disks.free_space import measure_disk_space
 from sandbox.disks.reserve_file import ReserveFile
+from sandbox.images.profile_catalog import make_profile_lister
 from sandbox.interfaces.agent import Agent
 from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.fixed_limits import SERVER_RESERVE_BYTES
@@ -96,7 +96,7 @@ async def _serve(placement_context: PlacementContext, chosen: ChosenPlacements, 
             _log.warning("Stopped during the first probe of the runtimes.")
             return
         host = placements.selected_host
-        profiles = make_profile_lister(host.images, lambda: host.result.tier)
+        profiles = make_profile_lister(host.images.list_profiles, lambda: host.result.tier)
         api_settings = _api_settings(
             settings, [*sockets, *websocket_sockets], needs_token=needs_token, agents=agents, profiles=profiles
         )

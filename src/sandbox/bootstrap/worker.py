@@ -40,10 +40,10 @@ from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.placements.runner_client import LocalRunnerClient
 from sandbox.primitives.message_stream import StreamPair
-from sandbox.worker.runner_credential_requests import RunnerCredentialRequests
+from sandbox.worker.leftovers_of_other_tasks import OtherTaskLeftovers
+from sandbox.worker.runner_git_credentials import RunnerCredentialRequests
 from sandbox.worker.server_session import Lease
 from sandbox.worker.task_image import TaskImage
-from sandbox.worker.task_removal import OtherTaskLeftovers
 from sandbox.worker.worker import HostProofs, ServerAddress, Worker
 from sandbox.worker.worker_task import WorkerTask
 

@@ -1,22 +1,19 @@
-"""Sends requests for several tasks, and prompts before them."""
+"""Sends a request for each of several tasks."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.errors import ExitCode, fail, print_error
+from sandbox.cli.errors import ExitCode, print_error
 from sandbox.cli.options import current_options
-from sandbox.cli.output.console import confirm
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.terminal_text import escape_name, escape_text
+from sandbox.cli.output.terminal_text import escape_text
 
 if TYPE_CHECKING:
     from sandbox.client import ClientError
-    from sandbox.client.response_types import Task
 
 
 def for_each_task(
@@ -51,28 +48,3 @@ def for_each_task(
             click.echo(message if is_named else f"{escape_text(task_id)}: {message}", err=True)
     if code is not ExitCode.SUCCESS:
         raise click.exceptions.Exit(code)
-
-
-def require_terminal_for_prompt(action: str) -> None:
-    """Exit with an error if the command cannot prompt. action: what `--yes` does, such as `Delete the task`."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        message = "Error: This command prompts for confirmation and needs a terminal."
-        fail(f"{message}\n  {action} without a prompt: add --yes", ExitCode.USAGE)
-
-
-def confirm_for_tasks(tasks: Sequence[Task], *, one: tuple[str, str], several: tuple[str, str]) -> None:
-    """Ask once about all tasks. Exits if the user declines; does nothing without a task.
-
-    one, several: the question, and the text to print if the user declines. `{}` in the question stands for the task's
-    id and name, or for the number of tasks.
-    """
-    if not tasks:
-        return
-    shown = [f"{escape_text(task['id'])} ({escape_name(task['name'])})" for task in tasks]
-    if len(shown) == 1:
-        (question, refusal), subject = one, shown[0]
-    else:
-        click.echo("\n".join(f"  {text}" for text in shown), err=True)
-        (question, refusal), subject = several, str(len(shown))
-    if not confirm(question.format(subject), default=False):
-        fail(refusal, ExitCode.INTERRUPTED)

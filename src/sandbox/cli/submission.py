@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from sandbox.cli.chain_changes import chain_changes_summary
 from sandbox.cli.errors import (
     ExitCode,
     exit_code_for_client_error,
@@ -27,7 +28,6 @@ from sandbox.cli.output.next_commands import hint_id, next_commands
 from sandbox.cli.output.pending_reason import PendingReasonPoller
 from sandbox.cli.output.task_outcome import outcome_summary
 from sandbox.cli.output.terminal_text import escape_text, terminal_width
-from sandbox.cli.patch_download import chain_changes_summary
 from sandbox.model.manifest.overrides import Override, OverrideError
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from sandbox.dashboard.pages.documentation import show_docs, show_guide, show_gu
 from sandbox.dashboard.pages.error_reference import show_errors
 from sandbox.dashboard.pages.server import send_load, show_hosts, show_server
 from sandbox.dashboard.pages.sign_in import show_sign_in
-from sandbox.dashboard.pages.submit import show_submit
+from sandbox.dashboard.pages.submit_form import show_submit
 from sandbox.dashboard.pages.task import show_task
 from sandbox.dashboard.pages.task_events import send_events
 from sandbox.dashboard.pages.task_list import show_tasks

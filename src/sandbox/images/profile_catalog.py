@@ -1,6 +1,6 @@
-"""The profiles of a data directory: those shipped with Sandbox, and those that have an image there."""
+"""The profiles of a data directory: those shipped with Sandbox, and those with an image; and which are usable."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,3 +97,24 @@ class ProfileCatalog:
                 f"The image of the profile {profile} was built by a different version of Sandbox; {remedy}"
             )
         return Image(profile, metadata.digest, str(self.image_store(profile).rootfs_path(metadata.digest)))
+
+
+def make_profile_lister(
+    list_minimum_tiers: Callable[[], Mapping[str, str]], find_tier: Callable[[], str]
+) -> Callable[[], Mapping[str, str]]:
+    """Return a function that maps each profile to the reason why it is unusable (empty if it is usable).
+
+    Manifests are checked against its result. list_minimum_tiers: see `ProfileCatalog.list_profiles`. find_tier: returns
+    the tier of the server's runtime.
+    """
+
+    def list_profiles() -> Mapping[str, str]:
+        tier = find_tier()
+        return {
+            name: ""
+            if is_strong_enough(tier, minimum)
+            else f"requires a runtime of tier {minimum} or stronger; this server's runtime has tier {tier}"
+            for name, minimum in list_minimum_tiers().items()
+        }
+
+    return list_profiles

@@ -52,7 +52,7 @@ from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import ArtifactCollected, TaskFinished
 from sandbox.primitives.message_stream import StreamPair, encode_message, read_message
-from sandbox.worker.task_removal import OtherTaskLeftovers
+from sandbox.worker.leftovers_of_other_tasks import OtherTaskLeftovers
 from sandbox.worker.worker_task import HostFilesError, WorkerTask
 
 server_message_decoder: "msgspec.msgpack.Decoder[ServerMessage]" = msgspec.msgpack.Decoder(ServerMessage)

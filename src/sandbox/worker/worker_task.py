@@ -35,7 +35,7 @@ from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import AgentStarted
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.message_stream import StreamPair
-from sandbox.worker.runner_credential_requests import RunnerCredentialRequests
+from sandbox.worker.runner_git_credentials import RunnerCredentialRequests
 from sandbox.worker.task_image import OpenImage, TaskImage
 from sandbox.worker.task_removal import remove_tasks
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.bootstrap.profiles import image_components
+from sandbox.cli.commands.profile import image_components
 from sandbox.images import debian_packages
 from sandbox.images.debian_packages import find_sources, install_packages
 from sandbox.images.errors import BuildFailedError

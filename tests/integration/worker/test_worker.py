@@ -58,10 +58,10 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.primitives.message_stream import encode_message, read_message
 from sandbox.worker import server_session as session_module
 from sandbox.worker import task_removal, worker_task
-from sandbox.worker.runner_credential_requests import RunnerCredentialRequests
+from sandbox.worker.leftovers_of_other_tasks import OtherTaskLeftovers
+from sandbox.worker.runner_git_credentials import RunnerCredentialRequests
 from sandbox.worker.server_session import Lease, seconds_since_boot
 from sandbox.worker.task_image import TaskImage
-from sandbox.worker.task_removal import OtherTaskLeftovers
 from sandbox.worker.worker import (
     EXIT_DISMISSED,
     EXIT_DONE,

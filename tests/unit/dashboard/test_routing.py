@@ -13,7 +13,7 @@ from doubles.fake_token_store import FakeTokenStore
 from doubles.manifests import claude
 from sandbox.dashboard import results_bundle
 from sandbox.dashboard.pages import server as pages_of_server
-from sandbox.dashboard.pages import submit as submit_page
+from sandbox.dashboard.pages import submit_form as submit_page
 from sandbox.dashboard.pages import task as pages_of_task
 from sandbox.dashboard.pages import task_list as pages_of_task_list
 from sandbox.model import events as e

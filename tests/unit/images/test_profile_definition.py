@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.bootstrap.profiles import image_components
+from sandbox.cli.commands.profile import image_components
 from sandbox.images.errors import InvalidProfileError
 from sandbox.images.profile_definition import check_profile_name, read_definition, read_shipped, shipped_profiles
 from sandbox.model.isolation_tier import TIERS, is_strong_enough

@@ -35,7 +35,7 @@ from sandbox.model.manifest.field_formats import (
     parse_byte_size,
     parse_duration,
 )
-from sandbox.model.repository.clone_hosts import CLONE_HOST_PATTERN
+from sandbox.model.repository.allowed_clone_hosts import CLONE_HOST_PATTERN
 
 if TYPE_CHECKING:
     from sandbox.interfaces.server_services import Retention

@@ -16,9 +16,10 @@ import click
 
 from sandbox.cli.checkout.patch_application import apply_patch, list_changed_files
 from sandbox.cli.checkout.user_checkout import Checkout, Head
+from sandbox.cli.confirmation_prompts import confirm
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import CliOptions
-from sandbox.cli.output.console import confirm, stderr_console
+from sandbox.cli.output.console import stderr_console
 from sandbox.cli.output.denied_connections import DeniedConnection, find_denied_connections
 from sandbox.cli.output.next_commands import branch_option, can_commit_to_branch, hint_id
 from sandbox.cli.output.pager import show_paged

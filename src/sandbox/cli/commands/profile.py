@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +22,7 @@ from sandbox.model.formatting import format_size
 from sandbox.model.isolation_tier import TIERS
 
 if TYPE_CHECKING:
+    from sandbox.images.image_builder import Component
     from sandbox.images.image_store import ImageMetadata
     from sandbox.images.profile_catalog import ProfileCatalog, ProfileEntry
 
@@ -128,7 +130,6 @@ def _catalog(options: Mapping[str, Any], *, makes_directory: bool = False) -> Pr
 
 
 def _build_image(catalog: ProfileCatalog, name: str, from_file: Path | None) -> ImageMetadata:
-    from sandbox.bootstrap.profiles import image_components
     from sandbox.images.image_builder import build_image
     from sandbox.images.profile_definition import read_definition, read_shipped, shipped_profiles
 
@@ -141,6 +142,27 @@ def _build_image(catalog: ProfileCatalog, name: str, from_file: Path | None) -> 
         )
     definition = read_definition(from_file) if from_file else read_shipped(name)
     return build_image(image_store, definition, image_components())
+
+
+def image_components() -> Mapping[str, Component]:
+    """Return the components that images can contain, keyed by the names that profile definitions use."""
+    from sandbox.images.image_builder import Component
+    from sandbox.runtimes import nodejs, rootfs_spec
+
+    try:
+        version = nodejs.node_version()
+    except (OSError, SubprocessError):
+        version = None
+    versions = {"node": version} if version else {}
+    configuration = rootfs_spec.etc_files("")[nodejs.NPM_CONFIGURATION]
+    return {
+        "node": Component(
+            paths=nodejs.find_mounts(),
+            links=nodejs.LINKS,
+            files={nodejs.NPM_CONFIGURATION: configuration},
+            versions={**versions, **nodejs.pinned_packages()},
+        )
+    }
 
 
 def _import_image(catalog: ProfileCatalog, name: str, file: Path, minimum_tier: str | None) -> ImageMetadata:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.click_extensions import command, help_examples
+from sandbox.cli.confirmation_prompts import confirm
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.console import confirm
 from sandbox.cli.output.terminal_text import escape_text
 
 if TYPE_CHECKING:

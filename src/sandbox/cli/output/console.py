@@ -1,10 +1,10 @@
-"""Rich consoles, messages and prompts; plain text if the stream is not a terminal."""
+"""Rich consoles and messages; plain text if the stream is not a terminal."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -57,26 +57,6 @@ def _console(stream: TextIO, *, has_color: bool) -> Console:
         emoji=False,
         soft_wrap=not is_terminal,
     )
-
-
-def confirm(question: str, *, default: bool | None = None, show_details: Callable[[], None] | None = None) -> bool:
-    """Ask on stderr until the answer is yes or no.
-
-    default: the answer for an empty line; None to ask again. show_details: called for the answer `d`.
-    """
-    hint = {None: "y/n", True: "Y/n", False: "y/N"}[default] + ("/d" if show_details else "")
-    while True:
-        answer = click.prompt(f"{question} [{hint}]", default="", show_default=False, err=True).strip().lower()
-        if answer in {"y", "yes"}:
-            return True
-        if answer in {"n", "no"}:
-            return False
-        if not answer and default is not None:
-            return default
-        if answer == "d" and show_details is not None:
-            show_details()
-        else:
-            click.echo("Type y or n." if show_details is None else "Type y, n or d.", err=True)
 
 
 _ERROR_PREFIX = "Error:"

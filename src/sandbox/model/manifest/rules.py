@@ -8,7 +8,7 @@ from typing import Any
 from sandbox.model.input_errors import RuleViolation, closest_name
 from sandbox.model.manifest.document import as_list, as_mapping, as_text
 from sandbox.model.manifest.schema import HEADLESS_DEFAULT, AgentSchema, Vm
-from sandbox.model.repository.clone_hosts import clone_endpoint, is_clone_allowed
+from sandbox.model.repository.allowed_clone_hosts import clone_endpoint, is_clone_allowed
 
 _RESERVED_NAMES = frozenset(
     {

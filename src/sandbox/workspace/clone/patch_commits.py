@@ -11,7 +11,7 @@ from sandbox.interfaces.runtime import Confinement
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.printable import escape_character, replace_unprintable
 from sandbox.workspace.cancellable_thread import run_in_thread
-from sandbox.workspace.clone.git_directory import OBJECT_ID
+from sandbox.workspace.clone.git_directory_writer import OBJECT_ID
 from sandbox.workspace.git.command import Git, GitError
 from sandbox.workspace.rooted_files import RootedFiles
 

@@ -28,7 +28,7 @@ from sandbox.workspace.clone.credentials import (
     serve_credentials,
     unconfined_helper_settings,
 )
-from sandbox.workspace.clone.git_directory import (
+from sandbox.workspace.clone.git_directory_writer import (
     OBJECT_ID,
     neutralize_attributes,
     read_branch_commit,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox.cli.chain_changes import chain_changes_summary
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import hint_if_interrupted
 from sandbox.cli.options import CliOptions, common_options, current_options
@@ -31,7 +32,6 @@ from sandbox.cli.output.pending_reason import PendingReasonPoller
 from sandbox.cli.output.task_outcome import message_lines, outcome_summary
 from sandbox.cli.output.terminal_text import escape_name, terminal_width, wrap_text
 from sandbox.cli.output.text_log_parser import parse_log_events
-from sandbox.cli.patch_download import chain_changes_summary
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_budget, format_cost, format_duration
 from sandbox.model.task_state import FINAL_STATES

@@ -8,8 +8,8 @@ import pytest
 
 from doubles.sandbox_lifecycle import new_attempt_id
 from sandbox.interfaces.git_credentials import CredentialAnswer, CredentialQuery, CredentialRequest, Credentials
-from sandbox.worker import runner_credential_requests as module
-from sandbox.worker.runner_credential_requests import RunnerCredentialRequests
+from sandbox.worker import runner_git_credentials as module
+from sandbox.worker.runner_git_credentials import RunnerCredentialRequests
 from sandbox.workspace.clone.credentials import ServerCredentials
 
 FOUND = Credentials(b"me", b"let-me-in")

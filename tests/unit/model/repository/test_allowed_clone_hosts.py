@@ -6,7 +6,7 @@ import pytest
 
 from doubles.manifests import parse_manifest
 from sandbox.model.manifest.parser import InvalidManifestError
-from sandbox.model.repository.clone_hosts import is_clone_allowed
+from sandbox.model.repository.allowed_clone_hosts import is_clone_allowed
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
 import pytest
 
 from sandbox.bootstrap.settings.load import ConfigurationError
-from sandbox.bootstrap.settings.placement_selection import REGISTERED_PLACEMENTS, RegisteredPlacement, choose_placements
+from sandbox.bootstrap.settings.registered_placements import (
+    REGISTERED_PLACEMENTS,
+    RegisteredPlacement,
+    choose_placements,
+)
 from sandbox.bootstrap.settings.schema import ClusterSection, ServerSettings
 
 

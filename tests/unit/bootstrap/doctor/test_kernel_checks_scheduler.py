@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.bootstrap.doctor import runtime_checks
+from sandbox.bootstrap.doctor import kernel_checks
 from sandbox.interfaces.runtime import RuntimeProbe
 
 BUBBLEWRAP = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)
@@ -11,13 +11,13 @@ BROKEN = RuntimeProbe("bubblewrap", is_available=False, tier="namespaces", stren
 
 
 def set_release(monkeypatch, release):
-    monkeypatch.setattr(runtime_checks.os, "uname", lambda: type("Names", (), {"release": release}))
+    monkeypatch.setattr(kernel_checks.os, "uname", lambda: type("Names", (), {"release": release}))
 
 
 @pytest.mark.parametrize("release", ["6.13.0", "6.13", "6.18.44-fc-v669", "6.17.9+deb14-amd64", "6.19.3"])
 def test_kernel_with_the_error_is_reported_with_the_remedy(monkeypatch, release):
     set_release(monkeypatch, release)
-    (finding,) = runtime_checks.check_scheduler(BUBBLEWRAP)
+    (finding,) = kernel_checks.check_scheduler(BUBBLEWRAP)
     assert (finding.ok, finding.blocks_tasks) == (False, False)
     assert "one task on bubblewrap" in finding.message
     assert "6.18.45" in finding.remedy
@@ -28,10 +28,10 @@ def test_kernel_with_the_error_is_reported_with_the_remedy(monkeypatch, release)
 )
 def test_kernel_without_the_error_is_not_reported(monkeypatch, release):
     set_release(monkeypatch, release)
-    assert not runtime_checks.check_scheduler(BUBBLEWRAP)
+    assert not kernel_checks.check_scheduler(BUBBLEWRAP)
 
 
 def test_runtimes_with_a_separate_kernel_and_unavailable_runtimes_are_not_reported(monkeypatch):
     set_release(monkeypatch, "6.18.44")
-    assert not runtime_checks.check_scheduler(GVISOR)
-    assert not runtime_checks.check_scheduler(BROKEN)
+    assert not kernel_checks.check_scheduler(GVISOR)
+    assert not kernel_checks.check_scheduler(BROKEN)

@@ -11,7 +11,7 @@ from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from doubles.manifests import manifest, parse_manifest
 from sandbox.agents.claude_code.agent import ClaudeCode
-from sandbox.dashboard.pages.submit import ADDED_HOSTS_MAX, RECENT_REPOSITORIES_MAX
+from sandbox.dashboard.pages.submit_form import ADDED_HOSTS_MAX, RECENT_REPOSITORIES_MAX
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.input_errors import InvalidManifestError

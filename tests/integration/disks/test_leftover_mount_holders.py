@@ -13,8 +13,8 @@ import pytest
 
 from doubles.deployment import wait_until
 from doubles.multiprocessing_forkserver import MULTIPROCESSING_FORKSERVER
+from sandbox.disks.leftover_mount_holders import DiskLeftovers
 from sandbox.disks.loop_disk import LoopDisk, find_devices, loop_unavailable_reason, unshare_mounts
-from sandbox.disks.mounted_leftovers import DiskLeftovers
 from sandbox.interfaces.file_layout import TaskLayout
 
 ATTEMPT_ID = "abcdefghijkl"

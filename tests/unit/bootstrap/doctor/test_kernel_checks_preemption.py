@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from sandbox.bootstrap.doctor import runtime_checks
+from sandbox.bootstrap.doctor import kernel_checks
 from sandbox.interfaces.runtime import RuntimeProbe
 
 BUBBLEWRAP = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)
@@ -21,9 +21,9 @@ LAZY = "# CONFIG_PREEMPT_NONE is not set\nCONFIG_PREEMPT_LAZY=y\n"
 def set_kernel(tmp_path, monkeypatch):
     """Return a function that sets the kernel's command line and configuration. None makes one unreadable."""
     command_line, config = tmp_path / "cmdline", tmp_path / "config.gz"
-    monkeypatch.setattr(runtime_checks, "_KERNEL_COMMAND_LINE", command_line)
-    monkeypatch.setattr(runtime_checks, "_KERNEL_CONFIG", config)
-    monkeypatch.setattr(runtime_checks.os, "uname", lambda: type("Names", (), {"release": "0-absent"}))
+    monkeypatch.setattr(kernel_checks, "_KERNEL_COMMAND_LINE", command_line)
+    monkeypatch.setattr(kernel_checks, "_KERNEL_CONFIG", config)
+    monkeypatch.setattr(kernel_checks.os, "uname", lambda: type("Names", (), {"release": "0-absent"}))
 
     def set_files(parameters, text):
         command_line.write_text(f"root=/dev/vda {parameters}\n")
@@ -40,7 +40,7 @@ def set_kernel(tmp_path, monkeypatch):
 )
 def test_kernel_without_preemption_is_reported_with_the_remedy(set_kernel, parameters, config):
     set_kernel(parameters, config)
-    (finding,) = runtime_checks.check_preemption(BUBBLEWRAP)
+    (finding,) = kernel_checks.check_preemption(BUBBLEWRAP)
     assert (finding.ok, finding.blocks_tasks) == (False, False)
     assert "one system call of a task on bubblewrap can occupy a processor" in finding.message
     assert "preempt=full" in finding.remedy
@@ -58,10 +58,10 @@ def test_kernel_without_preemption_is_reported_with_the_remedy(set_kernel, param
 )
 def test_kernel_with_preemption_or_an_unknown_mode_is_not_reported(set_kernel, parameters, config):
     set_kernel(parameters, config)
-    assert not runtime_checks.check_preemption(BUBBLEWRAP)
+    assert not kernel_checks.check_preemption(BUBBLEWRAP)
 
 
 def test_runtimes_with_a_separate_kernel_and_unavailable_runtimes_are_not_reported(set_kernel):
     set_kernel("", WITHOUT_PREEMPTION)
-    assert not runtime_checks.check_preemption(GVISOR)
-    assert not runtime_checks.check_preemption(BROKEN)
+    assert not kernel_checks.check_preemption(GVISOR)
+    assert not kernel_checks.check_preemption(BROKEN)
