@@ -210,7 +210,7 @@ async def serve_and_record(data_dir: Path, parent: Connection) -> None:
     from sandbox.agents import registered_agents
     from sandbox.api.app import create_app, create_websocket_app
     from sandbox.api.app_context import AppContext
-    from sandbox.api.auth.authenticator import Authenticator
+    from sandbox.api.auth.request_admission import RequestAdmission
     from sandbox.api.http.listening_sockets import bind
     from sandbox.api.http.server import serve
     from sandbox.api.settings import ApiSettings
@@ -224,7 +224,7 @@ async def serve_and_record(data_dir: Path, parent: Connection) -> None:
     shutting_down = asyncio.Event()
     async with components.server() as service:
         context = AppContext.create(
-            service.services, settings, shutting_down, Authenticator(FakeTokenStore(), settings)
+            service.services, settings, shutting_down, RequestAdmission(FakeTokenStore(), settings)
         )
         app = create_app(context)
         add_dashboard(app, context)

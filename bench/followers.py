@@ -104,7 +104,7 @@ async def serve_and_record(data_dir: Path, parent: Connection, seconds: int) -> 
     from sandbox.agents import registered_agents
     from sandbox.api.app import create_app, create_websocket_app
     from sandbox.api.app_context import AppContext
-    from sandbox.api.auth.authenticator import Authenticator
+    from sandbox.api.auth.request_admission import RequestAdmission
     from sandbox.api.http.listening_sockets import bind
     from sandbox.api.http.server import serve
     from sandbox.api.settings import ApiSettings
@@ -117,8 +117,8 @@ async def serve_and_record(data_dir: Path, parent: Connection, seconds: int) -> 
     settings = ApiSettings("bench", frozenset({port}), agents=registered_agents())
     shutting_down = asyncio.Event()
     async with components.server() as service:
-        authenticator = Authenticator(FakeTokenStore(), settings)
-        context = AppContext.create(service.services, settings, shutting_down, authenticator)
+        admission = RequestAdmission(FakeTokenStore(), settings)
+        context = AppContext.create(service.services, settings, shutting_down, admission)
         serving = asyncio.create_task(
             serve(
                 create_app(context),

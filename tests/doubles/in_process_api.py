@@ -16,7 +16,7 @@ from doubles.fake_token_store import FakeTokenStore
 from sandbox.agents import registered_agents
 from sandbox.api.app import create_api_schema_app, create_app
 from sandbox.api.app_context import AppContext
-from sandbox.api.auth.authenticator import Authenticator
+from sandbox.api.auth.request_admission import RequestAdmission
 from sandbox.api.route_declarations import ITEM_SCHEMA
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import TokenStore
@@ -49,8 +49,8 @@ class Api:
             frozenset({"builds.example.org"}),
             **({"agents": registered_agents()} | settings),
         )
-        authenticator = Authenticator(token_store or FakeTokenStore(), api_settings, monotonic)
-        self.app = create_app(AppContext.create(tasks.services, api_settings, self.shutting_down, authenticator))
+        admission = RequestAdmission(token_store or FakeTokenStore(), api_settings, monotonic)
+        self.app = create_app(AppContext.create(tasks.services, api_settings, self.shutting_down, admission))
         self.schema = _schema()
 
     def __call__(self, method: str, path: str, **options: Any) -> httpx2.Response:

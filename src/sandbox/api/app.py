@@ -103,7 +103,7 @@ def _configure(app: Starlette, context: AppContext) -> None:
     app.router.redirect_slashes = False
     app.router.default = _not_found
     add_error_handlers(app)
-    app.add_middleware(AuthenticationMiddleware, authenticator=context.authenticator)
+    app.add_middleware(AuthenticationMiddleware, admission=context.admission)
     app.add_middleware(EncodedSlashMiddleware)
     app.add_middleware(ResponseHeadersMiddleware)
     app.add_middleware(AccessLogAndMetricsMiddleware, metrics=context.metrics)

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from sandbox.api.auth.authenticator import Authenticator
+from sandbox.api.auth.request_admission import RequestAdmission
 from sandbox.api.server_metrics import ServerMetrics
 from sandbox.api.settings import ApiSettings
 from sandbox.api.streaming.stream_cache import StreamCache
@@ -21,7 +21,7 @@ class AppContext:
     services: TaskServices
     settings: ApiSettings
     shutting_down: asyncio.Event
-    authenticator: Authenticator
+    admission: RequestAdmission
     metrics: ServerMetrics
     stream_cache: StreamCache
 
@@ -31,15 +31,15 @@ class AppContext:
         services: TaskServices,
         settings: ApiSettings,
         shutting_down: asyncio.Event,
-        authenticator: Authenticator,
+        admission: RequestAdmission,
     ) -> "AppContext":
         """Return the context of one server, with new metrics and a new stream cache."""
         metrics, stream_cache = ServerMetrics(settings.version), StreamCache(services.events)
-        return cls(services, settings, shutting_down, authenticator, metrics, stream_cache)
+        return cls(services, settings, shutting_down, admission, metrics, stream_cache)
 
     def clone_hosts(self) -> frozenset[str] | None:
         """Return the hosts from which repositories may be cloned; None means any."""
-        return self.settings.clone_hosts if self.authenticator.requires_token() else None
+        return self.settings.clone_hosts if self.admission.requires_token() else None
 
 
 async def get_context(connection: HTTPConnection) -> AppContext:

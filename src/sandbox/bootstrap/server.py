@@ -20,7 +20,7 @@ from sandbox.access_tokens.token_file import TokenFile
 from sandbox.agents import registered_agents
 from sandbox.api.app import create_app, create_websocket_app
 from sandbox.api.app_context import AppContext
-from sandbox.api.auth.authenticator import Authenticator
+from sandbox.api.auth.request_admission import RequestAdmission
 from sandbox.api.http.listening_sockets import UnprotectedAddressError, bind, is_externally_reachable, listen
 from sandbox.api.http.server import serve
 from sandbox.api.settings import ApiSettings
@@ -102,8 +102,8 @@ async def _serve(placement_context: PlacementContext, chosen: ChosenPlacements, 
         )
         server = TaskServer(placement_context, placements, token_store, disk_monitor)
         async with server.running():
-            authenticator = Authenticator(token_store, api_settings)
-            context = AppContext.create(server.services, api_settings, shutting_down, authenticator)
+            admission = RequestAdmission(token_store, api_settings)
+            context = AppContext.create(server.services, api_settings, shutting_down, admission)
             app = create_app(context)
             add_dashboard(app, context)
             listen(sockets)

@@ -14,7 +14,7 @@ from doubles.fake_token_store import FakeTokenStore
 from sandbox.agents import registered_agents
 from sandbox.api.app import create_app, create_websocket_app
 from sandbox.api.app_context import AppContext
-from sandbox.api.auth.authenticator import Authenticator
+from sandbox.api.auth.request_admission import RequestAdmission
 from sandbox.api.http.listening_sockets import bind
 from sandbox.api.http.server import serve
 from sandbox.api.settings import ApiSettings
@@ -60,8 +60,8 @@ async def _running_api(
     settings = ApiSettings(
         "0.1.0", frozenset({port, websocket_port}), clone_hosts=clone_hosts, agents=registered_agents()
     )
-    authenticator = Authenticator(token_store or FakeTokenStore(), settings)
-    context = AppContext.create(tasks.services, settings, shutting_down, authenticator)
+    admission = RequestAdmission(token_store or FakeTokenStore(), settings)
+    context = AppContext.create(tasks.services, settings, shutting_down, admission)
     app, websocket_app = create_app(context), create_websocket_app(context)
     serving = asyncio.create_task(
         serve(app, websocket_app, sockets, websocket_sockets, shutting_down=shutting_down, on_started=started.set)

@@ -11,7 +11,7 @@ from doubles.fake_token_store import FakeTokenStore
 from sandbox.agents import registered_agents
 from sandbox.api.app import create_app
 from sandbox.api.app_context import AppContext
-from sandbox.api.auth.authenticator import Authenticator
+from sandbox.api.auth.request_admission import RequestAdmission
 from sandbox.api.settings import ApiSettings
 from sandbox.dashboard.routing import add_dashboard
 from sandbox.interfaces.auth import TokenStore
@@ -25,8 +25,8 @@ class Pages:
     def __init__(self, tasks: FakeTasks, token_store: TokenStore | None = None) -> None:
         self.tasks = tasks
         settings = ApiSettings("0.1.0", frozenset({8121, 8122}), agents=registered_agents())
-        authenticator = Authenticator(token_store or FakeTokenStore(), settings)
-        context = AppContext.create(tasks.services, settings, asyncio.Event(), authenticator)
+        admission = RequestAdmission(token_store or FakeTokenStore(), settings)
+        context = AppContext.create(tasks.services, settings, asyncio.Event(), admission)
         self.app = create_app(context)
         add_dashboard(self.app, context)
 

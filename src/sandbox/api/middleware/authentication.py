@@ -11,8 +11,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox.api import paths
-from sandbox.api.auth.authenticator import Authenticator, Caller, Denied, unauthorized
 from sandbox.api.auth.credentials import STREAM_PROTOCOL, strip_token_protocol
+from sandbox.api.auth.request_admission import Caller, Denied, RequestAdmission, unauthorized
 from sandbox.api.json_responses import problem_response
 from sandbox.api.middleware.response_memory_limit import respond_within_memory
 from sandbox.api.request_parsing import accepts_html
@@ -46,9 +46,9 @@ class AuthenticationMiddleware:
     `get_caller` returns the caller of a request that was passed on.
     """
 
-    def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
+    def __init__(self, app: ASGIApp, admission: RequestAdmission) -> None:
         self._app = app
-        self._authenticator = authenticator
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on or reject it."""
@@ -56,10 +56,10 @@ class AuthenticationMiddleware:
             await self._app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
-        result = self._authenticator.authenticate(connection)
+        result = self._admission.admit(connection)
         # Always set the context variable: with keep-alive, it may still hold the previous request's token.
         TOKEN_ID.set((result.principal.id or None) if result.principal is not None else None)
-        share = self._authenticator.client_limits.fair_share_of(result.principal)
+        share = self._admission.client_limits.fair_share_of(result.principal)
         fair_client_shares.set_current_share(share)
         scope.setdefault("state", {})["share"] = share
         await share.wait_for_turn(_REQUEST_CHARGE_BYTES)
@@ -70,9 +70,9 @@ class AuthenticationMiddleware:
         memory = share.memory if result.principal is not None else MemoryShare(sys.maxsize)
         if scope.get("subprotocols"):
             scope, send = _with_subprotocol(scope, send)
-        channel = _CheckedChannel(result, scope["type"], (receive, send), self._authenticator)
+        channel = _CheckedChannel(result, scope["type"], (receive, send), self._admission)
         try:
-            with self._authenticator.client_limits.count_request(result.principal):
+            with self._admission.client_limits.count_request(result.principal):
                 await respond_within_memory(self._app, scope, channel.receive, channel.send, memory)
         except CredentialsRevokedError:
             if scope["type"] == "http" and not channel.has_response:
@@ -85,12 +85,12 @@ class _CheckedChannel:
     Once the credentials are revoked, the app gets the same messages and errors as after a disconnection.
     """
 
-    def __init__(self, caller: Caller, kind: str, channels: tuple[Receive, Send], authenticator: Authenticator) -> None:
+    def __init__(self, caller: Caller, kind: str, channels: tuple[Receive, Send], admission: RequestAdmission) -> None:
         self.has_response = False
         self._caller = caller
         self._kind = kind
         self._receive, self._send = channels
-        self._authenticator = authenticator
+        self._admission = admission
         self._checked_at = time.monotonic()
         self._is_cut_off = False
 
@@ -115,7 +115,7 @@ class _CheckedChannel:
         if self._is_cut_off or now - self._checked_at < RECHECK_INTERVAL_SECONDS:
             return self._is_cut_off
         self._checked_at = now
-        return not self._authenticator.is_still_valid(self._caller)
+        return not self._admission.is_still_valid(self._caller)
 
     async def _cut_off(self) -> None:
         if self._is_cut_off:
@@ -147,12 +147,12 @@ def get_caller(connection: HTTPConnection) -> Caller:
     return caller
 
 
-def require_valid_credentials(connection: HTTPConnection, authenticator: Authenticator) -> None:
+def require_valid_credentials(connection: HTTPConnection, admission: RequestAdmission) -> None:
     """Check the caller's credentials again before a change is made.
 
     They may have been revoked while the request body was arriving. Raises CredentialsRevokedError.
     """
-    if not authenticator.is_still_valid(get_caller(connection)):
+    if not admission.is_still_valid(get_caller(connection)):
         raise CredentialsRevokedError
 
 

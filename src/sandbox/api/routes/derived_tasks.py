@@ -110,7 +110,7 @@ async def _submit(
         changes = parse_json_body(content, request, kind)
         planned = await plan(task_id)
         manifest = await fair_client_shares.to_thread(_change_manifest, planned, changes, context)
-        require_valid_credentials(request, context.authenticator)
+        require_valid_credentials(request, context.admission)
         if dry_run:
             return await dry_run_response(context, manifest)
         inheritance = planned.inheritance

@@ -25,7 +25,7 @@ async def open_session(request: Request, context: ContextDep) -> JsonResponse[Se
     if caller.credentials is not None and caller.credentials.kind == "token":
         response.set_cookie(
             SESSION_COOKIE,
-            context.authenticator.sessions.open(principal.id),
+            context.admission.sessions.open(principal.id),
             max_age=SESSION_SECONDS,
             secure=_is_encrypted(request),
             httponly=True,
@@ -43,7 +43,7 @@ async def open_session(request: Request, context: ContextDep) -> JsonResponse[Se
 async def close_session(request: Request, context: ContextDep) -> Response:
     """End the session of this request's cookie."""
     if cookie := session_cookie(request):
-        context.authenticator.sessions.close(cookie)
+        context.admission.sessions.close(cookie)
     response = Response(status_code=204)
     response.delete_cookie(SESSION_COOKIE, secure=_is_encrypted(request), httponly=True, samesite="strict")
     return response

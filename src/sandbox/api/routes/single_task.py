@@ -109,7 +109,7 @@ async def cancel_task(
     async with body_memory(request):
         content = await read_body(request)
         cancel_request = parse_json_body(content, request, CancelRequest, {"reason": reason, "force": force})
-    require_valid_credentials(request, context.authenticator)
+    require_valid_credentials(request, context.admission)
     cancellation = await context.services.cancellation.cancel(
         task_id, reason=cancel_request.reason, force=cancel_request.force
     )

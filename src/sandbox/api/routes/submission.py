@@ -136,7 +136,7 @@ async def _submit(
         return submitted_response(before)
     manifest = await fair_client_shares.to_thread(_parse_submission, content, request, context)
     original_id = await _check_rerun_of(context, rerun_of) if rerun_of else None
-    require_valid_credentials(request, context.authenticator)
+    require_valid_credentials(request, context.admission)
     if dry_run:
         return await dry_run_response(context, manifest)
     return submitted_response(await submissions.submit(manifest, idempotency, rerun_of=original_id))

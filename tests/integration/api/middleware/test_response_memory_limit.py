@@ -62,7 +62,7 @@ def api_with_two_tokens(running_api):
 
 
 def reserved_bytes(api, token="vera"):
-    return api.context.authenticator.client_limits._shares.of(token).memory.reserved_bytes
+    return api.context.admission.client_limits._shares.of(token).memory.reserved_bytes
 
 
 @pytest.mark.parametrize("path", [ARTIFACT_LIST_PATH, f"{ARTIFACT_LIST_PATH}/large"])

@@ -1,4 +1,4 @@
-"""Authenticates and authorizes requests, and rejects requests that pages of other sites have forged.
+"""Admits or denies requests: by credentials, role and rate limit, and by whether a page of another site forged them.
 
 A server without tokens listens on a loopback address, and any client that reaches the port is the operator. Therefore,
 requests from pages of other sites are detected by `Host`, `Origin` and `Sec-Fetch-Site`. On a server with tokens, such
@@ -67,8 +67,8 @@ class Caller:
         return self.principal is not None and self.principal.role is Role.OPERATOR
 
 
-class Authenticator:
-    """Authenticates all requests to one server, on both of its ports."""
+class RequestAdmission:
+    """Decides about all requests to one server, on both of its ports."""
 
     def __init__(
         self, token_store: TokenStore, settings: ApiSettings, monotonic: Callable[[], float] = time.monotonic
@@ -83,8 +83,8 @@ class Authenticator:
         """Return whether requests need a token: the settings require one, or there is a token."""
         return self._settings.requires_token or self._token_store.has_tokens
 
-    def authenticate(self, connection: HTTPConnection) -> Caller | Denied:
-        """Authenticate and authorize a request."""
+    def admit(self, connection: HTTPConnection) -> Caller | Denied:
+        """Return the caller of an admitted request, or the response that denies the request."""
         credentials = extract_credentials(connection)
         principal = self._find_principal(credentials)
         requires_token = self.requires_token()

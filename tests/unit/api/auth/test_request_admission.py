@@ -5,7 +5,7 @@ from starlette.requests import HTTPConnection
 
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.api import client_limits
-from sandbox.api.auth.authenticator import LOCAL_OPERATOR, Authenticator, Caller, Denied
+from sandbox.api.auth.request_admission import LOCAL_OPERATOR, Caller, Denied, RequestAdmission
 from sandbox.api.auth.sessions import SESSION_SECONDS
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import Role
@@ -13,14 +13,14 @@ from sandbox.interfaces.auth import Role
 STREAM_PATH, TERMINAL_PATH = "/api/v1/tasks/stream", "/api/v1/tasks/task-001/terminal"
 
 
-class AuthenticatorHarness:
-    """An authenticator with a test clock."""
+class AdmissionHarness:
+    """A `RequestAdmission` with a test clock."""
 
     def __init__(self, token_store: FakeTokenStore, **settings: object) -> None:
         self.now = 100.0
         self.token_store = token_store
         api_settings = ApiSettings("0.1.0", frozenset({8122}), frozenset({"Builds.Example.ORG"}), agents={}, **settings)
-        self.authenticator = Authenticator(token_store, api_settings, lambda: self.now)
+        self.admission = RequestAdmission(token_store, api_settings, lambda: self.now)
 
     def authenticate(
         self, path: str = "/api/v1/tasks", method: str = "GET", kind: str = "http", **headers: str
@@ -34,7 +34,7 @@ class AuthenticatorHarness:
             "client": ("127.0.0.1", 5),
             **({"method": method} if kind == "http" else {"subprotocols": []}),
         }
-        return self.authenticator.authenticate(HTTPConnection(scope))
+        return self.admission.admit(HTTPConnection(scope))
 
     def caller(self, **request: str) -> Caller:
         outcome = self.authenticate(**request)
@@ -47,12 +47,12 @@ class AuthenticatorHarness:
         return outcome
 
     def session_of(self, principal: str) -> str:
-        return f"sandbox_session={self.authenticator.sessions.open(principal)}"
+        return f"sandbox_session={self.admission.sessions.open(principal)}"
 
 
 @pytest.fixture
-def harness() -> AuthenticatorHarness:
-    return AuthenticatorHarness(FakeTokenStore(olga="operator", vera="viewer"))
+def harness() -> AdmissionHarness:
+    return AdmissionHarness(FakeTokenStore(olga="operator", vera="viewer"))
 
 
 # Revalidation of streams
@@ -61,44 +61,44 @@ def harness() -> AuthenticatorHarness:
 @pytest.mark.parametrize("path", [STREAM_PATH, "/api/v1/tasks/task-001/logs"])
 def test_stream_is_invalid_after_its_token_is_revoked(harness, path):
     operator, viewer = (harness.caller(path=path, authorization=f"Bearer {name}") for name in ("olga", "vera"))
-    assert harness.authenticator.is_still_valid(operator)
-    assert harness.authenticator.is_still_valid(viewer)
+    assert harness.admission.is_still_valid(operator)
+    assert harness.admission.is_still_valid(viewer)
     del harness.token_store.roles["vera"]
-    assert not harness.authenticator.is_still_valid(viewer)
-    assert harness.authenticator.is_still_valid(operator), "another token's stream continues"
+    assert not harness.admission.is_still_valid(viewer)
+    assert harness.admission.is_still_valid(operator), "another token's stream continues"
 
 
 def test_stream_is_invalid_after_its_session_ends(harness):
     closed_session, open_session = harness.session_of("vera"), harness.session_of("vera")
     first, second = harness.caller(cookie=closed_session), harness.caller(cookie=open_session)
-    assert harness.authenticator.is_still_valid(first)
-    harness.authenticator.sessions.close(closed_session.partition("=")[2])
-    assert not harness.authenticator.is_still_valid(first)
-    assert harness.authenticator.is_still_valid(second), "another page's session continues"
+    assert harness.admission.is_still_valid(first)
+    harness.admission.sessions.close(closed_session.partition("=")[2])
+    assert not harness.admission.is_still_valid(first)
+    assert harness.admission.is_still_valid(second), "another page's session continues"
     harness.now += SESSION_SECONDS
-    assert not harness.authenticator.is_still_valid(second)
+    assert not harness.admission.is_still_valid(second)
 
 
 def test_stream_of_a_session_is_invalid_after_its_token_is_revoked(harness):
     viewer = harness.caller(cookie=harness.session_of("vera"))
     del harness.token_store.roles["vera"]
-    assert not harness.authenticator.is_still_valid(viewer)
+    assert not harness.admission.is_still_valid(viewer)
 
 
 def test_anonymous_stream_is_invalid_after_the_first_token_is_created():
-    harness = AuthenticatorHarness(FakeTokenStore())
+    harness = AdmissionHarness(FakeTokenStore())
     caller = harness.caller(path=STREAM_PATH)
     assert caller == Caller(LOCAL_OPERATOR)
-    assert harness.authenticator.is_still_valid(caller)
+    assert harness.admission.is_still_valid(caller)
     harness.token_store.has_tokens = True
-    assert not harness.authenticator.is_still_valid(caller)
+    assert not harness.admission.is_still_valid(caller)
 
 
 def test_stream_with_an_unknown_token_is_invalid_after_the_first_token_is_created():
-    harness = AuthenticatorHarness(FakeTokenStore())
+    harness = AdmissionHarness(FakeTokenStore())
     caller = harness.caller(authorization="Bearer of another server")
     harness.token_store.has_tokens = True
-    assert not harness.authenticator.is_still_valid(caller)
+    assert not harness.admission.is_still_valid(caller)
 
 
 def test_anonymous_caller_of_the_health_endpoint_remains_valid(harness):
@@ -106,7 +106,7 @@ def test_anonymous_caller_of_the_health_endpoint_remains_valid(harness):
     assert probe.principal is None
     assert not probe.is_operator
     del harness.token_store.roles["vera"]
-    assert harness.authenticator.is_still_valid(probe)
+    assert harness.admission.is_still_valid(probe)
 
 
 # Authentication
@@ -197,7 +197,7 @@ EMBEDDED = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "no-cors"}
 @pytest.mark.parametrize("headers", [EVIL_ORIGIN, EMBEDDED])
 def test_cross_site_request_without_token_is_denied(harness, headers):
     session = {"cookie": harness.session_of("olga")}
-    for current in (harness, AuthenticatorHarness(FakeTokenStore())):
+    for current in (harness, AdmissionHarness(FakeTokenStore())):
         denied = current.denied(**session, **headers)
         assert (denied.status, denied.code, denied.principal) == (403, "forbidden", None)
     assert harness.caller(authorization="Bearer olga", **headers), "other sites do not have the token"
@@ -209,9 +209,9 @@ def test_host_header_is_checked_only_without_tokens(harness):
     for host in ("evil.example", "sandbox.example.net"):
         assert harness.caller(host=host, authorization="Bearer olga")
         assert harness.caller(host=host, cookie=harness.session_of("olga"))
-        assert AuthenticatorHarness(FakeTokenStore()).denied(host=host).status == 403
+        assert AdmissionHarness(FakeTokenStore()).denied(host=host).status == 403
     for host in ("localhost", "127.0.0.1:8122", "builds.example.org", "BUILDS.example.org:8122"):
-        assert AuthenticatorHarness(FakeTokenStore()).caller(host=host)
+        assert AdmissionHarness(FakeTokenStore()).caller(host=host)
 
 
 def test_same_origin_page_may_use_a_session(harness):
@@ -221,7 +221,7 @@ def test_same_origin_page_may_use_a_session(harness):
 
 
 def test_cross_site_requests_do_not_count_against_the_rate_limit():
-    harness = AuthenticatorHarness(FakeTokenStore(), requests_per_minute=1)
+    harness = AdmissionHarness(FakeTokenStore(), requests_per_minute=1)
     assert [harness.denied(**EVIL_ORIGIN).status for _ in range(3)] == [403] * 3
     assert harness.caller()
     assert harness.denied().status == 429
@@ -231,7 +231,7 @@ def test_cross_site_requests_do_not_count_against_the_rate_limit():
 
 
 def test_rate_limit_is_per_token_or_per_address():
-    harness = AuthenticatorHarness(FakeTokenStore(olga="operator", vera="viewer"), requests_per_minute=2)
+    harness = AdmissionHarness(FakeTokenStore(olga="operator", vera="viewer"), requests_per_minute=2)
     for name in ("olga", "vera"):
         outcomes = [harness.authenticate(authorization=f"Bearer {name}") for _ in range(3)]
         assert [type(result) for result in outcomes] == [Caller, Caller, Denied]
@@ -247,7 +247,7 @@ def test_rate_limit_is_per_token_or_per_address():
 def test_client_over_the_limit_of_concurrent_requests_is_denied(harness, monkeypatch):
     monkeypatch.setattr(client_limits, "CONCURRENT_REQUESTS_MAX", 1)
     authorization = {"authorization": "Bearer olga"}
-    with harness.authenticator.client_limits.count_request(harness.caller(**authorization).principal):
+    with harness.admission.client_limits.count_request(harness.caller(**authorization).principal):
         denied = harness.denied(**authorization)
         assert (denied.status, denied.code, denied.headers) == (429, "rate_limit_exceeded", {"retry-after": "1"})
         assert denied.message == "Too many requests; try again in 1 s."
@@ -257,6 +257,6 @@ def test_client_over_the_limit_of_concurrent_requests_is_denied(harness, monkeyp
 
 
 def test_required_token_denies_anonymous_callers():
-    harness = AuthenticatorHarness(FakeTokenStore(), requires_token=True)
+    harness = AdmissionHarness(FakeTokenStore(), requires_token=True)
     assert harness.denied().status == 401
-    assert not harness.authenticator.is_still_valid(Caller(LOCAL_OPERATOR))
+    assert not harness.admission.is_still_valid(Caller(LOCAL_OPERATOR))
