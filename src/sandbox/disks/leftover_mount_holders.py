@@ -1,4 +1,4 @@
-"""Releases disks that are still mounted although their attempts no longer have a runner.
+"""Kills the processes that keep a disk mounted although its attempt no longer has a runner.
 
 A disk is mounted in its runner's mount namespace, which exists as long as any process uses it. For example, a process
 that the runner started outside the sandbox may have survived the runner.

@@ -22,7 +22,7 @@ class AdmissionHarness:
         api_settings = ApiSettings("0.1.0", frozenset({8122}), frozenset({"Builds.Example.ORG"}), agents={}, **settings)
         self.admission = RequestAdmission(token_store, api_settings, lambda: self.now)
 
-    def authenticate(
+    def admit(
         self, path: str = "/api/v1/tasks", method: str = "GET", kind: str = "http", **headers: str
     ) -> Caller | Denied:
         """Authenticate a request with this path and these headers."""
@@ -37,12 +37,12 @@ class AdmissionHarness:
         return self.admission.admit(HTTPConnection(scope))
 
     def caller(self, **request: str) -> Caller:
-        outcome = self.authenticate(**request)
+        outcome = self.admit(**request)
         assert isinstance(outcome, Caller), outcome
         return outcome
 
     def denied(self, **request: str) -> Denied:
-        outcome = self.authenticate(**request)
+        outcome = self.admit(**request)
         assert isinstance(outcome, Denied), outcome
         return outcome
 
@@ -233,7 +233,7 @@ def test_cross_site_requests_do_not_count_against_the_rate_limit():
 def test_rate_limit_is_per_token_or_per_address():
     harness = AdmissionHarness(FakeTokenStore(olga="operator", vera="viewer"), requests_per_minute=2)
     for name in ("olga", "vera"):
-        outcomes = [harness.authenticate(authorization=f"Bearer {name}") for _ in range(3)]
+        outcomes = [harness.admit(authorization=f"Bearer {name}") for _ in range(3)]
         assert [type(result) for result in outcomes] == [Caller, Caller, Denied]
         denied = outcomes[-1]
         assert (denied.status, denied.code, denied.principal.id) == (429, "rate_limit_exceeded", name)
