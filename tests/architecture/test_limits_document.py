@@ -65,7 +65,7 @@ ROWS = [
     (
         "Gateway",
         "Model requests in flight whose maximum cost exceeds the rest of the budget",
-        "gateway.limits.BUDGET_REQUESTS_IN_FLIGHT_MIN",
+        "gateway.limits.IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET",
     ),
     ("Gateway", "Connection attempt to a host", "gateway.limits.CONNECT_TIMEOUT_SECONDS"),
     ("Gateway", "Silence of the model", "gateway.limits.UPSTREAM_TIMEOUT_SECONDS"),
@@ -95,7 +95,7 @@ ROWS = [
     ("Artifacts and patches", "Files and directories of a commit", "workspace.rooted_files.ENTRIES_MAX"),
     ("Artifacts and patches", "Number of patches in a chain of tasks", "model.fixed_limits.EARLIER_PATCHES_MAX"),
     ("Artifacts and patches", "Size of the patches in a chain of tasks", "model.fixed_limits.CHAIN_BYTES_MAX"),
-    ("Artifacts and patches", "Session of an agent", "model.fixed_limits.SESSION_BYTES_MAX"),
+    ("Artifacts and patches", "Session of an agent", "model.fixed_limits.AGENT_SESSION_BYTES_MAX"),
     (
         "Artifacts and patches",
         "Earlier conversation as text",

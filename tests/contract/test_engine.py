@@ -155,7 +155,7 @@ async def test_many_names_are_looked_up_in_one_call(engine, create_job):
 
 
 async def test_job_that_no_host_can_run_is_rejected(engine, create_job):
-    (largest,) = await engine.largest_host_sizes()
+    (largest,) = await engine.maximal_host_sizes()
     fitting = create_job("exit", "0", resources=Resources(largest.cpus, largest.memory_bytes, largest.disk_bytes))
     await engine.submit(fitting.request)
     await wait_for_end(engine, fitting)
@@ -194,7 +194,7 @@ async def test_jobs_survive_the_server(harness, create_job):
 
 
 async def test_hosts_are_listed_with_their_resources(engine):
-    (largest,) = await engine.largest_host_sizes()
+    (largest,) = await engine.maximal_host_sizes()
     [host] = await engine.hosts()
     assert (host.resources, host.problem) == (largest, "")
 

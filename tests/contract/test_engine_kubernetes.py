@@ -228,7 +228,7 @@ class TestApiServer:
             engine.withdraw(job.name),
             engine.look_up([job.name]),
             engine.hosts(),
-            engine.largest_host_sizes(),
+            engine.maximal_host_sizes(),
             engine.verify(job.name, "n1", "a.b.c"),
         ):
             with pytest.raises(EngineUnavailableError, match="kubectl cluster-info"):
@@ -502,7 +502,7 @@ class TestHosts:
         assert hosts["n2"].problem == "The node is cordoned (kubectl cordon)."
         assert hosts["busy"].problem == "The node has the taint node.kubernetes.io/memory-pressure."
         assert "not ready (Kubelet stopped posting status)" in hosts["n1"].problem
-        assert await engine.largest_host_sizes() == [
+        assert await engine.maximal_host_sizes() == [
             Resources(4, 1000 * MIB, 10 * GIB),
             Resources(3, 2048 * MIB, 10 * GIB),
         ]

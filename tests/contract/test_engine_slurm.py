@@ -41,7 +41,7 @@ async def test_killed_controller_is_reported_as_unavailable_and_jobs_continue(cl
             engine.submit(create_job("wait").request),
             engine.withdraw(job.name),
             engine.look_up([job.name]),
-            engine.largest_host_sizes(),
+            engine.maximal_host_sizes(),
             engine.hosts(),
         ):
             with pytest.raises(EngineUnavailableError, match="scontrol ping"):
@@ -287,12 +287,12 @@ async def test_extra_options_select_the_host(engine_on_host, create_job):
 
 
 async def test_largest_hosts_are_limited_to_the_partition(harness):
-    (small,) = await harness.create_engine(partition="small").largest_host_sizes()
-    (large,) = await harness.create_engine(partition="all").largest_host_sizes()
+    (small,) = await harness.create_engine(partition="small").maximal_host_sizes()
+    (large,) = await harness.create_engine(partition="all").maximal_host_sizes()
     assert (large.cpus, large.memory_bytes) == (small.cpus, 2 * small.memory_bytes)
-    assert await harness.create_engine(partition=None).largest_host_sizes() == [large]
+    assert await harness.create_engine(partition=None).maximal_host_sizes() == [large]
     with pytest.raises(EngineUnavailableError, match=r"none .*cluster\.slurm\.partition"):
-        await harness.create_engine(partition="none").largest_host_sizes()
+        await harness.create_engine(partition="none").maximal_host_sizes()
 
 
 async def test_listed_hosts_belong_to_the_partition_and_have_a_state(harness, cluster):

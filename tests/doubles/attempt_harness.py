@@ -171,7 +171,7 @@ class ScriptedGateway:
     def __init__(self, script):
         self._script = script
 
-    def create(self, upstream, task_key, report, rules, redact=str):
+    def create(self, upstream, gateway_key, report, rules, redact=str):
         self._script.report_to_runner = report
         self._script.gateway_rules = rules
         self._script.redact = redact
@@ -200,7 +200,7 @@ class ScriptedAgentDriver:
     A line `<text` is a message. Its text is written backwards, so redaction does not find a secret in the line.
     """
 
-    task_key_prefix = "key-"
+    gateway_key_prefix = "key-"
 
     def __init__(self, script):
         self._script = script
@@ -212,7 +212,7 @@ class ScriptedAgentDriver:
         content = self._script.session
         return content if content is not None and len(content) <= bytes_max else None
 
-    def prepare(self, manifest, *, session_id, task_key, secrets, resumes=False, session=None):
+    def prepare(self, manifest, *, session_id, gateway_key, secrets, resumes=False, session=None):
         self._script.recorded_calls += ["resume"] if resumes else []
         self._script.recorded_prepare_arguments = (manifest.agent.prompt, session_id, session)
         return AgentLaunchSpec(

@@ -13,7 +13,7 @@ from sandbox.agents.claude_code.driver import PROGRAM, SANDBOX_HOME, SANDBOX_WOR
 from sandbox.model.manifest.schema import Manifest, Metadata, Repository
 
 SESSION_ID = "00000000-0000-4000-8000-0000000000aa"
-TASK_KEY = "sk-ant-sandbox-the-key-of-this-task"
+GATEWAY_KEY = "sk-ant-sandbox-the-key-of-this-task"
 RUN_SECONDS = 60.0
 LINE_BYTES_MAX = 16 * 1024 * 1024
 
@@ -89,7 +89,7 @@ class ClaudeOnHost:
         spec = ClaudeCodeDriver(self.binary).prepare(
             manifest(prompt=prompt, subpath=subpath, **claude),
             session_id=SESSION_ID,
-            task_key=TASK_KEY,
+            gateway_key=GATEWAY_KEY,
             secrets=secrets or {},
         )
         for name, content in spec.home_files.items():

@@ -21,12 +21,12 @@ from sandbox.journal.journals import FileJournals, has_task_ended
 from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.events import AttemptStarted, TaskSubmitted
 from sandbox.model.resources import Resources
-from sandbox.placements.cluster.claim_checks import Claims, SharedHostKey
+from sandbox.placements.cluster.claim_checks import ClaimChecker, SharedHostKey
 from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.host_inventory import ClusterHosts, EngineHosts, SeenHosts
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import Jobs, JobSettings
-from sandbox.placements.cluster.worker_server import HostRequestProviders, WorkerServer
+from sandbox.placements.cluster.worker_server import WorkerRequestSources, WorkerServer
 from sandbox.primitives.message_stream import encode_message, read_message
 
 SMALL = Resources(1, 2**28, 2**28)
@@ -59,7 +59,7 @@ class FakeEngine:
         host = next((each.name for each in self.host_list if each.name not in request.excluded_hosts), HOST)
         self.statuses.setdefault(request.name, JobStatus(JobPhase.RUNNING, host))
 
-    async def largest_host_sizes(self):
+    async def maximal_host_sizes(self):
         return [SMALL, Resources(8, 2**33, 2**40), Resources(64, 2**32, 2**40)]
 
     async def hosts(self):
@@ -109,12 +109,12 @@ class ClusterServer:
         self.hosts, self.engine_hosts = SeenHosts(self.store.with_name("hosts.json")), EngineHosts(self.engine)
         self.cluster_hosts = ClusterHosts(self.hosts, self.engine_hosts, self.drains, self.jobs)
         await WorkerServer(
-            Claims(self.jobs, self.drains, proof_method),
+            ClaimChecker(self.jobs, self.drains, proof_method),
             self.hosts,
             self.replicas,
             partial(store_runner_log, self.data_dir),
             self.has_task_ended,
-            HostRequestProviders(self.find_credentials, self.images),
+            WorkerRequestSources(self.find_credentials, self.images),
             tls,
         ).listen("127.0.0.1", self.port)
         self.jobs.start()

@@ -68,7 +68,7 @@ def flood_harness(spent_seconds: float = 0.0, cpu_time_factor: float = 1.0) -> I
 
 def send_model_request(connection: HTTPConnection) -> None:
     """Send a model request and read the response. Raises OSError if it is rejected."""
-    connection.request("POST", "/v1/messages", BODY, {"X-Api-Key": floods.TASK_KEY})
+    connection.request("POST", "/v1/messages", BODY, {"X-Api-Key": floods.GATEWAY_KEY})
     response = connection.getresponse()
     response.read()
     if response.status != 200:

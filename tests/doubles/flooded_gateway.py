@@ -14,7 +14,7 @@ from pathlib import Path
 
 from doubles.egress_host import HOST
 from doubles.loopback_listeners import loopback_listeners
-from doubles.served_gateway import SERVER_KEY, TASK_KEY
+from doubles.served_gateway import GATEWAY_KEY, SERVER_KEY
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.gateway.egress import dialer
 from sandbox.gateway.server import SocketGatewayFactory
@@ -34,7 +34,7 @@ async def main() -> None:
     events: list[str] = []
     with loopback_listeners() as listeners:
         gateway = SocketGatewayFactory(MessagesApi(), address_policy=lambda _: True, throttle=throttle).create(
-            upstream, TASK_KEY, lambda event: events.append(type(event).__name__), rules
+            upstream, GATEWAY_KEY, lambda event: events.append(type(event).__name__), rules
         )
         serving = asyncio.ensure_future(gateway.serve(listeners))
         ports = {

@@ -14,7 +14,7 @@ import sys
 import threading
 
 HOST = "files.example.org"
-TASK_KEY = "task-key-of-this-task"
+GATEWAY_KEY = "task-key-of-this-task"
 PORTS: dict[str, int] = {}
 PROCESSES, CONNECTIONS = 3, 8
 
@@ -128,15 +128,15 @@ def floods() -> dict:
         "connections to the model, reset": lambda: connections("model", b"P", reads_responses=False, resets=True),
         "requests with a wrong key": lambda: sequential_requests(request("wrong", b"{}")),
         "connections with a wrong key": lambda: connections("model", request("wrong", b"{}"), reads_responses=False),
-        "requests for a wrong path": lambda: sequential_requests(request(TASK_KEY, b"{}", path="/v1/files")),
-        "requests with invalid JSON": lambda: sequential_requests(request(TASK_KEY, b"{")),
+        "requests for a wrong path": lambda: sequential_requests(request(GATEWAY_KEY, b"{}", path="/v1/files")),
+        "requests with invalid JSON": lambda: sequential_requests(request(GATEWAY_KEY, b"{")),
         "pipelined requests": lambda: stream("model", b"", request("wrong", b"{}") * 100),
         "the body of a rejected request": lambda: stream("model", request("wrong", b"", 1 << 40), bytes(65536)),
-        "a body that is too large": lambda: stream("model", request(TASK_KEY, b"", 1 << 26), bytes(65536)),
-        "large bodies": lambda: stream("model", request(TASK_KEY, b"", 1 << 21), bytes(65536)),
-        "a body in one-byte chunks": lambda: stream("model", chunked_request_head(TASK_KEY), b"1\r\nx\r\n" * 10_000),
-        "a body byte by byte": lambda: stream("model", request(TASK_KEY, b"", 1 << 24), b"x"),
-        "forwarded requests": lambda: sequential_requests(request(TASK_KEY, b'{"model":"m","messages":[]}')),
+        "a body that is too large": lambda: stream("model", request(GATEWAY_KEY, b"", 1 << 26), bytes(65536)),
+        "large bodies": lambda: stream("model", request(GATEWAY_KEY, b"", 1 << 21), bytes(65536)),
+        "a body in one-byte chunks": lambda: stream("model", chunked_request_head(GATEWAY_KEY), b"1\r\nx\r\n" * 10_000),
+        "a body byte by byte": lambda: stream("model", request(GATEWAY_KEY, b"", 1 << 24), b"x"),
+        "forwarded requests": lambda: sequential_requests(request(GATEWAY_KEY, b'{"model":"m","messages":[]}')),
         "allowed tunnels": lambda: connections("proxy", tunnel(b"\1"), reads_responses=False),
         "uploads through a tunnel": lambda: stream("proxy", tunnel(b"\1"), bytes(1 << 18)),
         "downloads through a tunnel": lambda: stream("proxy", tunnel(b"\2"), b""),

@@ -16,7 +16,7 @@ from sandbox.interfaces.runtime import Listeners
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
 MESSAGES_API = MessagesApi()
-TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
+GATEWAY_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
 
 
 @dataclass
@@ -53,7 +53,7 @@ async def served_gateway(
     events: list[Usage | EgressDenied | ErrorReported | BudgetExhausted] = []
     with loopback_listeners() as listeners:
         gateways = SocketGatewayFactory(dialect, **policies)
-        gateway = gateways.create(ModelUpstream(base_url, api_key=SERVER_KEY), TASK_KEY, events.append, rules)
+        gateway = gateways.create(ModelUpstream(base_url, api_key=SERVER_KEY), GATEWAY_KEY, events.append, rules)
         served = ServedGateway(gateway, listeners, events, asyncio.ensure_future(gateway.serve(listeners)))
         try:
             yield served
@@ -70,7 +70,9 @@ class Client:
     port: int
     received: bytes = b""
 
-    def send_request(self, body: bytes = b"{}", *, target: str = "/v1/messages?beta=true", key: str = TASK_KEY) -> None:
+    def send_request(
+        self, body: bytes = b"{}", *, target: str = "/v1/messages?beta=true", key: str = GATEWAY_KEY
+    ) -> None:
         head = f"POST {target} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nX-Api-Key: {key}\r\n"
         self.writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 

@@ -210,7 +210,7 @@ class RunningServer:
         api_key_variables = {kind: f"{kind.upper()}_KEY" for kind in kinds}
         conditions = StartConditions(drain, host, disk_monitor, api_key_variables, missing_keys)
         scheduler, limit = (
-            Scheduler(components.capacity, components.largest_host_sizes),
+            Scheduler(components.capacity, components.maximal_host_sizes),
             UnfinishedTaskLimit(components.unfinished_tasks_max),
         )
         dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, host, limit)
@@ -278,7 +278,7 @@ class ServerComponents:
     def __init__(self, data_dir, store, *, capacity=AMPLE_RESOURCES, upstream=UPSTREAM):
         self.upstream, self.agent_kinds, self.kinds_without_key = upstream, ["claude"], set()
         self.data_dir, self.store, self.capacity = data_dir, store, capacity
-        self.largest_host_sizes = None
+        self.maximal_host_sizes = None
         self.unfinished_tasks_max = UNFINISHED_TASKS_MAX
         self.journals = FileJournals(data_dir)
         self.clock = AdjustableClock()

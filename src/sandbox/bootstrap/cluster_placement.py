@@ -40,7 +40,12 @@ from sandbox.model.resources import Resources
 from sandbox.placements.cluster.claim_checks import SharedHostKey
 from sandbox.placements.cluster.credential_requests import CREDENTIAL_LOOKUP_SECONDS
 from sandbox.placements.cluster.jobs import JobSettings
-from sandbox.placements.cluster.placement import ClusterPlacement, ListenAddress, TaskStorage, create_cluster_placement
+from sandbox.placements.cluster.placement import (
+    ClusterPlacement,
+    ListenAddress,
+    ServerTaskAccess,
+    create_cluster_placement,
+)
 from sandbox.primitives.durable_files import replace_durably
 from sandbox.primitives.file_permissions import create_private_file
 from sandbox.workspace.clone.credentials import find_credentials_for_worker
@@ -168,7 +173,7 @@ def create_kubernetes_engine(
 def choose_proof_method(
     section: ClusterSection, engine: Engine, certificate_fingerprint: str
 ) -> SharedHostKey | WorkerVerifier | None:
-    """Return how workers prove their claims; see `Claims`. Raises SharedHostKeyError, ConfigurationError.
+    """Return how workers prove their claims; see `ClaimChecker`. Raises SharedHostKeyError, ConfigurationError.
 
     certificate_fingerprint: SHA-256 (hex) of the server's certificate.
     """
@@ -254,7 +259,7 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
         engine,
         JobSettings(section.lease_seconds, WORKER_OVERHEAD_BYTES, make_request, has_join_tokens),
         ListenAddress(section.listen_host or section.host, section.port, tls, proof_method),
-        TaskStorage(
+        ServerTaskAccess(
             context.replicas, partial(store_runner_log, data_dir), partial(has_task_ended, FileJournals(data_dir))
         ),
         ServerImageSource(data_dir),

@@ -301,7 +301,7 @@ async def _run_debug_session(
         task.manifest.vm,
         launch_spec_without_agent(task.manifest)
         if agent is None
-        else _create_driver(agent, runner_settings).prepare(task.manifest, session_id="", task_key="", secrets={}),
+        else _create_driver(agent, runner_settings).prepare(task.manifest, session_id="", gateway_key="", secrets={}),
         order.image,
         parts.runtime,
         parts.disk,

@@ -87,7 +87,7 @@ class TaskServer:
         kinds_without_key = {kind for kind, upstream in upstreams.items() if upstream is None}
         conditions = StartConditions(drain, host, disk_monitor, api_key_variables, kinds_without_key)
         allocator, limit = placements.allocator, UnfinishedTaskLimit(unfinished_tasks_max())
-        scheduler = Scheduler(host.capacity, None if allocator is None else allocator.largest_host_sizes)
+        scheduler = Scheduler(host.capacity, None if allocator is None else allocator.maximal_host_sizes)
         dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, host, limit)
         broadcast, recovery = Broadcast(), RunnerRecovery(journals, placements, launcher, secrets, conditions, clock)
         index_writer, submission_store = IndexWriter(store), SubmissionStore(data_dir, journals, store, clock)

@@ -84,10 +84,12 @@ def fail(message: str, code: ExitCode) -> NoReturn:
 def print_error(error: SandboxError) -> ExitCode:
     """Print the error. Return the exit code of a command that fails with it."""
     from sandbox.client import ClientError
-    from sandbox.model.input_errors import FIRST_ERROR
+    from sandbox.model.input_errors import FIRST_ERROR_SEPARATOR
 
     lines = _field_error_lines(error)
-    message = error.message.partition(FIRST_ERROR)[0] if lines else error.message  # the lines contain the first error
+    message = (
+        error.message.partition(FIRST_ERROR_SEPARATOR)[0] if lines else error.message
+    )  # the lines contain the first error
     print_message("\n".join([*lines, f"Error: {escape_text(message)}"]))
     return exit_code_for_client_error(error) if isinstance(error, ClientError) else exit_code_for_error(error.code)
 

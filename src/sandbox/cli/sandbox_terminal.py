@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.next_commands import hint_id
+from sandbox.cli.output.next_commands import task_id_for_hint
 from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
 from sandbox.model.formatting import format_duration
 from sandbox.model.task_state import FINAL_STATES, STATE_ORDER, TaskState
@@ -156,7 +156,7 @@ def _wait_for_sandbox(client: Client, task_id: str, *, is_agent: bool) -> Task:
     presses ^C, or if the time is over. Raises ClientError.
     """
     escaped_id = escape_text(task_id)
-    again = f"sandbox task {'attach' if is_agent else 'shell'} {hint_id(task_id)}"
+    again = f"sandbox task {'attach' if is_agent else 'shell'} {task_id_for_hint(task_id)}"
     deadline, shown = time.monotonic() + START_TIMEOUT_SECONDS, ""
     try:
         while True:
@@ -179,7 +179,7 @@ def _wait_for_sandbox(client: Client, task_id: str, *, is_agent: bool) -> Task:
             shown = reason
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
-        lines = [f"  Wait again: {again}", f"  Cancel it:  sandbox task cancel {hint_id(task_id)}"]
+        lines = [f"  Wait again: {again}", f"  Cancel it:  sandbox task cancel {task_id_for_hint(task_id)}"]
         fail("\n".join([f"\nStopped waiting. Task {escaped_id} continues.", *lines]), ExitCode.INTERRUPTED)
 
 
@@ -191,7 +191,7 @@ def _has_terminal(task: Task) -> bool:
 
 def _fail_without_terminal(task: Task, message: str, parameters: Mapping[str, Any]) -> NoReturn:
     """Exit with an error that names the commands that are useful if the requested terminal does not exist."""
-    shown_id, commands = hint_id(task["id"]), {}
+    shown_id, commands = task_id_for_hint(task["id"]), {}
     is_agent = parameters.get("of") == _AGENT
     if is_agent and not _has_terminal(task):
         commands["Run it again with a terminal"] = f"sandbox task rerun {shown_id}{_interactive_options(task)}"

@@ -24,7 +24,7 @@ from sandbox.cli.output.denied_connections import allow_command, find_denied_con
 from sandbox.cli.output.event_printer import print_events
 from sandbox.cli.output.formatting import changes_summary, pluralize, state_text
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.next_commands import hint_id, next_commands
+from sandbox.cli.output.next_commands import next_commands, task_id_for_hint
 from sandbox.cli.output.pending_reason import PendingReasonPoller
 from sandbox.cli.output.task_outcome import outcome_summary
 from sandbox.cli.output.terminal_text import escape_text, terminal_width
@@ -112,7 +112,7 @@ def print_submitted(submitted: Submitted, server: str, *, is_watched: bool) -> N
         hints = [f"  Dashboard: {escape_text(task_page_url(server, submitted['task_id']))}"]
         if not is_watched:
             state = escape_text(submitted["state"])
-            watch = f"sandbox task status {hint_id(submitted['task_id'])} --watch"
+            watch = f"sandbox task status {task_id_for_hint(submitted['task_id'])} --watch"
             hints = [f"Submitted; it is {state}.", f"  Watch it:  {watch}", *hints]
         click.echo("\n".join(hints), err=True)
 
@@ -151,7 +151,7 @@ def _hint(client: Client, status: Task, options: CliOptions) -> None:
         rows = [("Changes", size)] if size else []
         # Print one line per command, so that it can be copied even from a narrow window.
         rows += next_commands(status, on_terminal=sys.stderr.isatty(), has_chain_changes=bool(chain_changes))
-        rows.append(("Artifacts", f"sandbox task artifacts {hint_id(status['id'])}"))
+        rows.append(("Artifacts", f"sandbox task artifacts {task_id_for_hint(status['id'])}"))
         click.echo("\n".join(f"  {label + ':':<10} {value}" for label, value in rows), err=True)
 
 

@@ -66,7 +66,7 @@ class SocketGatewayFactory:
     def create(
         self,
         upstream: ModelUpstream,
-        task_key: str,
+        gateway_key: str,
         report: ReportEvent,
         rules: GatewayRules = GatewayRules(),
         redact: Callable[[str], str] = str,
@@ -79,7 +79,7 @@ class SocketGatewayFactory:
         model = UpstreamDialer(upstream_server, connections)
         public = PublicDialer(upstream_server.host, self._address_policy, model.addresses, connections)
         network = OutboundNetwork(connections, model, public)
-        return SocketGateway(self._dialect, network, task_key, reporter, rules, queues)
+        return SocketGateway(self._dialect, network, gateway_key, reporter, rules, queues)
 
 
 class OutboundNetwork(NamedTuple):
@@ -97,14 +97,14 @@ class SocketGateway:
         self,
         dialect: ModelDialect,
         network: OutboundNetwork,
-        task_key: str,
+        gateway_key: str,
         reporter: EventReporter,
         rules: GatewayRules,
         queues: PriorityCpuQueues,
     ) -> None:
         self._dialect = dialect
         self._network = network
-        self._task_key = task_key
+        self._gateway_key = gateway_key
         self._reporter = reporter
         model_host = network.model.upstream.host
         self._policy = EgressPolicy(rules.egress, model_host)
@@ -196,7 +196,7 @@ class SocketGateway:
 
     def _create_model_handler(self, listener: socket) -> Callable[[socket], Coroutine[Any, Any, None]]:
         port = listener.getsockname()[1]
-        policy = ModelPolicy(self._dialect, self._task_key, port)
+        policy = ModelPolicy(self._dialect, self._gateway_key, port)
 
         async def handle_connection(accepted: socket) -> None:
             if _is_peer_closed(accepted):

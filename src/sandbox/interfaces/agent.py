@@ -100,8 +100,8 @@ class AgentDriver(Protocol):
     """Starts one kind of agent in a runner, and interprets its output and exit."""
 
     @property
-    def task_key_prefix(self) -> str:
-        """The prefix of the task keys that a runner creates. The model API in a sandbox accepts only its task's key."""
+    def gateway_key_prefix(self) -> str:
+        """The prefix of the keys that runners create for agents. A gateway accepts only its agent's key."""
         ...
 
     def prepare(
@@ -109,7 +109,7 @@ class AgentDriver(Protocol):
         manifest: Manifest,
         *,
         session_id: str,
-        task_key: str,
+        gateway_key: str,
         secrets: Mapping[str, str],
         resumes: bool = False,
         session: bytes | None = None,

@@ -164,7 +164,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def largest_host_sizes(self) -> Sequence[Resources]:
+    async def maximal_host_sizes(self) -> Sequence[Resources]:
         """Return the sizes of the largest hosts of the cluster, whether or not they are available now.
 
         None of them is smaller than another one in every resource. A job that fits in none of them can never run.

@@ -101,12 +101,12 @@ class GatewayFactory(Protocol):
     def create(
         self,
         upstream: ModelUpstream,
-        task_key: str,
+        gateway_key: str,
         report: ReportEvent,
         rules: GatewayRules = GatewayRules(),
         redact: Callable[[str], str] = str,
     ) -> Gateway:
-        """Create a gateway. `task_key` authenticates the agent; `upstream` is the model API.
+        """Create a gateway. `gateway_key` authenticates the agent; `upstream` is the model API.
 
         redact: removes secret values from names that come from the sandbox, before they are truncated for a report.
         """

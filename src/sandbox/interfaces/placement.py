@@ -293,7 +293,7 @@ class HostAllocator(Protocol):
     """Finds a host for each task, if a placement has several."""
 
     @property
-    def largest_host_sizes(self) -> Sequence[Resources]:
+    def maximal_host_sizes(self) -> Sequence[Resources]:
         """The sizes of the largest hosts.
 
         A task that fits in one of them waits in the engine's queue, not in the server's.

@@ -320,7 +320,7 @@ class KillRunner(msgspec.Struct, frozen=True, tag="kill_runner"):
 
 
 class PrepareImage(msgspec.Struct, frozen=True, tag="prepare_image"):
-    """Return whether the host has this image, and start to fetch it if not. The result is an `ImagePreparation`.
+    """Return whether the host has this image, and start to fetch it if not. The result is an `ImagePreparationStatus`.
 
     image: the server's image of the profile; None if the server has none, so that sandboxes use the host's own /usr.
     """
@@ -339,7 +339,7 @@ class PreparedImage(msgspec.Struct, frozen=True):
     directory: _Path
 
 
-class ImagePreparation(msgspec.Struct, frozen=True):
+class ImagePreparationStatus(msgspec.Struct, frozen=True):
     """The result of a `PrepareImage`.
 
     image: the image; None if it is not complete, or if the request named none.

@@ -13,7 +13,7 @@ Checksum = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{1,64}\Z")]
 GENERATED_DIRECTORY = ".sandbox"
 """Path prefix of the artifacts that Sandbox generates. No file that an agent wrote has this prefix."""
 
-SESSION_NAME = "agent-session.gz"
+AGENT_SESSION_ARTIFACT = "agent-session.gz"
 """The internal artifact with the agent's session, for a task that continues this one."""
 
 METADATA_NAME = "metadata.json"

@@ -204,7 +204,7 @@ TERMINAL_CPU_SECONDS_MAX = 1.0
 Only the time in excess of half a processor counts.
 """
 
-MACHINE_LOCK_SECONDS_MAX = 2.0
+KERNEL_LOCK_HOLD_SECONDS_MAX = 2.0
 """Maximum time for which one sandbox may hold a lock of the kernel while the machine waits for it.
 
 This applies to the locks for opening terminals, for network devices and for nested epoll instances. The first second of
@@ -386,7 +386,7 @@ EARLIER_PATCHES_MAX = 100
 CHAIN_BYTES_MAX = 512 * 1024 * 1024
 """Maximum total size of the patches that a task takes over from its chain; a task with more gets 409."""
 
-SESSION_BYTES_MAX = 16 * 1024 * 1024
+AGENT_SESSION_BYTES_MAX = 16 * 1024 * 1024
 """Maximum size of an agent's session that is kept. A task that continues a larger one gets the conversation as text."""
 
 EARLIER_CONVERSATION_CHARACTERS_MAX = 60_000
@@ -428,7 +428,7 @@ new artifacts.
 SHUTDOWN_TIMEOUT_SECONDS = 2.0
 """Maximum time between SIGTERM and the server's exit, even with open event streams."""
 
-LAUNCH_SHUTDOWN_SECONDS = 0.5
+SHUTDOWN_LAUNCH_WAIT_SECONDS = 0.5
 """How long a stopping server waits for launches in progress; after that, it cancels pending secret lookups."""
 
 FOLLOW_POLL_INTERVAL_SECONDS = 0.02

@@ -75,7 +75,7 @@ class RuleViolation(NamedTuple):
     suggestion: str | None = None
 
 
-FIRST_ERROR = " The first one: "
+FIRST_ERROR_SEPARATOR = " The first one: "
 """Separates the number of errors from the first one in the message of an InvalidInputError."""
 
 
@@ -94,7 +94,7 @@ class InvalidInputError(SandboxError):
     def _describe(self, errors: Sequence[FieldError]) -> str:
         if len(errors) > 1:
             listed = f"; the first {len(self.errors)} are listed" if len(errors) > len(self.errors) else ""
-            start = f"has {len(errors)} errors{listed}.{FIRST_ERROR}"
+            start = f"has {len(errors)} errors{listed}.{FIRST_ERROR_SEPARATOR}"
         else:
             start = "is invalid: "
         text = f"{start}{self._name(errors[0])} {errors[0].message}"

@@ -48,7 +48,7 @@ class Resources(msgspec.Struct, frozen=True):
         return shortfall
 
 
-def keep_largest(sizes: Iterable[Resources]) -> Sequence[Resources]:
+def pareto_frontier(sizes: Iterable[Resources]) -> Sequence[Resources]:
     """Return the sizes that no other size matches or exceeds in every resource, sorted by descending number of CPUs.
 
     Sizes are visited in this order. `frontier` contains the largest pairs of memory and disk among the visited sizes,

@@ -70,7 +70,7 @@ def create_gateway(
     rules = _gateway_rules(attempt.task, hold_model_requests=provisioned.launch_spec.hold_model_requests)
     redact = attempt.redactor.redact_text if attempt.redactor is not None else str
     try:
-        return gateways.create(attempt.upstream, provisioned.task_key, report, rules, redact=redact)
+        return gateways.create(attempt.upstream, provisioned.gateway_key, report, rules, redact=redact)
     except ValueError as error:
         raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sandbox.model.artifacts import Artifact
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.fixed_limits import SESSION_BYTES_MAX
+from sandbox.model.fixed_limits import AGENT_SESSION_BYTES_MAX
 from sandbox.model.manifest.schema import Manifest
 from sandbox.runner.attempt_context import AttemptContext
 
@@ -43,10 +43,10 @@ def read_inherited_session(attempt: AttemptContext) -> bytes | None:
     path = attempt.task_layout.artifacts / parent.session.name
     _check(path, parent.session, FailureCode.PROVISION_FAILED)
     try:
-        session = zlib.decompressobj(_GZIP_WINDOW_BITS).decompress(path.read_bytes(), SESSION_BYTES_MAX + 1)
+        session = zlib.decompressobj(_GZIP_WINDOW_BITS).decompress(path.read_bytes(), AGENT_SESSION_BYTES_MAX + 1)
     except (OSError, zlib.error) as error:
         raise _damaged(parent.session, FailureCode.PROVISION_FAILED) from error
-    if len(session) > SESSION_BYTES_MAX:
+    if len(session) > AGENT_SESSION_BYTES_MAX:
         raise _damaged(parent.session, FailureCode.PROVISION_FAILED)
     return session
 

@@ -16,7 +16,7 @@ from sandbox.interfaces.server_services import (
     TaskNotEndedError,
     TaskQueries,
 )
-from sandbox.model.artifacts import GENERATED_DIRECTORY, SESSION_NAME, Artifact
+from sandbox.model.artifacts import AGENT_SESSION_ARTIFACT, GENERATED_DIRECTORY, Artifact
 from sandbox.model.events import Parent
 from sandbox.model.fixed_limits import CHAIN_BYTES_MAX, EARLIER_CONVERSATION_EVENTS_MAX, EARLIER_PATCHES_MAX
 from sandbox.model.task import Task
@@ -25,7 +25,7 @@ from sandbox.server.conversation_text import ConversationText
 from sandbox.server.parent_task_results import INHERITED_PREFIX
 
 _CONVERSATION_NAME = f"{INHERITED_PREFIX}conversation.txt"
-_SESSION_COPY_NAME = f"{INHERITED_PREFIX}{SESSION_NAME}"
+_SESSION_COPY_NAME = f"{INHERITED_PREFIX}{AGENT_SESSION_ARTIFACT}"
 _FULL_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.IGNORECASE)
 _APPLY_ADVICE = "Apply its patch, push the result, and submit a new task."
 
@@ -114,7 +114,7 @@ def _inherit_files(layout: TaskLayout, task: Task) -> Inheritance:
         limits = f"{EARLIER_PATCHES_MAX} patches and {CHAIN_BYTES_MAX // 1024**2} MiB in total"
         raise TaskNotContinuableError(task.id, f"its chain exceeds the limit of {limits}", _APPLY_ADVICE)
     session_id = task.attempt.session_id if task.attempt is not None else None
-    kept = next((artifact for artifact in task.artifacts if artifact.name == SESSION_NAME), None)
+    kept = next((artifact for artifact in task.artifacts if artifact.name == AGENT_SESSION_ARTIFACT), None)
     session = None
     if kept is not None and kept.is_internal and session_id is not None and (layout.artifacts / kept.name).is_file():
         session = _inherited_artifact(kept, _SESSION_COPY_NAME)

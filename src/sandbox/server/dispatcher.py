@@ -10,10 +10,10 @@ from sandbox.interfaces.placement import HostPendingError
 from sandbox.interfaces.server_services import InsufficientResourcesError, Occupancy
 from sandbox.model.failure import FailureCode
 from sandbox.model.fixed_limits import (
-    LAUNCH_SHUTDOWN_SECONDS,
     MEMORY_AVAILABLE_BYTES_MIN,
     MEMORY_CHECK_INTERVAL_SECONDS,
     RETRY_PAUSE_SECONDS,
+    SHUTDOWN_LAUNCH_WAIT_SECONDS,
 )
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.resources import Resources
@@ -153,7 +153,7 @@ class Dispatcher:
         self._paused_until = now + min(_PAUSE_FACTOR * (now - started_at), MEMORY_CHECK_INTERVAL_SECONDS)
 
     async def close(self) -> None:
-        """Stop launching tasks. Wait up to LAUNCH_SHUTDOWN_SECONDS for the running launches.
+        """Stop launching tasks. Wait up to SHUTDOWN_LAUNCH_WAIT_SECONDS for the running launches.
 
         Then cancel launches that are still waiting for secrets; they have recorded nothing yet.
         """
@@ -161,7 +161,7 @@ class Dispatcher:
         if self._next_dispatch is not None:
             self._next_dispatch.cancel()
         if self._launches:
-            await asyncio.wait(self._launches, timeout=LAUNCH_SHUTDOWN_SECONDS)
+            await asyncio.wait(self._launches, timeout=SHUTDOWN_LAUNCH_WAIT_SECONDS)
         self._runner_launcher.cancel_secret_lookups()
         await asyncio.gather(*self._launches, return_exceptions=True)
 

@@ -30,17 +30,17 @@ class Scheduler:
     A task that does not fit now may be overtaken QUEUE_OVERTAKES_MAX times; then all tasks behind it wait. A task that
     exceeds the host's total capacity (which may have shrunk), or that this server cannot start, does not block others.
 
-    largest_host_sizes: the sizes of the largest hosts of a cluster, whose engine queues tasks. A task that fits
+    maximal_host_sizes: the sizes of the largest hosts of a cluster, whose engine queues tasks. A task that fits
         on one of them is admitted immediately. None if the tasks share the resources `total`.
     memory_available_bytes: memory that the host has available, regardless of reservations; None if unknown. Most tasks
         never use all the memory that they request, so MEMORY_AVAILABLE_BYTES_MIN suffices to start a task, or less if
         the task requests less.
     """
 
-    def __init__(self, total: Resources, largest_host_sizes: Sequence[Resources] | None = None) -> None:
+    def __init__(self, total: Resources, maximal_host_sizes: Sequence[Resources] | None = None) -> None:
         self.total = total
-        self.has_engine = largest_host_sizes is not None
-        self._hosts = (total,) if largest_host_sizes is None else tuple(largest_host_sizes)
+        self.has_engine = maximal_host_sizes is not None
+        self._hosts = (total,) if maximal_host_sizes is None else tuple(maximal_host_sizes)
         self._queue: dict[str, _QueuedTask] = {}
         self._reservations: dict[str, Resources] = {}
         self._sequence = itertools.count()

@@ -21,7 +21,7 @@ from sandbox.interfaces.worker_messages import (
     SERVER_MESSAGE_BYTES_MAX,
     ImageNotSent,
     ImagePart,
-    ImagePreparation,
+    ImagePreparationStatus,
     PreparedImage,
     PrepareImage,
 )
@@ -100,7 +100,7 @@ class TaskImage:
         self._pause_seconds = 0.0
         """The maximum pause after the last attempt to fetch an image; 0 after a success."""
 
-    async def prepare(self, request: PrepareImage, open_image: OpenImage) -> ImagePreparation:
+    async def prepare(self, request: PrepareImage, open_image: OpenImage) -> ImagePreparationStatus:
         """Carry out a request, without waiting for an image to arrive.
 
         Raises ImageUnusableError if no further request can succeed; OSError.
@@ -109,16 +109,16 @@ class TaskImage:
         if wanted is None:
             await asyncio.to_thread(self._copies.check_no_own_image, request.profile)
             self._prepared = request.profile, None
-            return ImagePreparation(is_ready=True)
+            return ImagePreparationStatus(is_ready=True)
         copy = await asyncio.to_thread(self._copies.find, wanted, self._tier)
         if copy is not None:
             prepared = PreparedImage(copy.digest, copy.directory)
             self._found.add(copy)
             self._prepared, self._fetch, self._pause_seconds = (request.profile, prepared), None, 0.0
-            return ImagePreparation(is_ready=True, image=prepared)
+            return ImagePreparationStatus(is_ready=True, image=prepared)
         return self._continue_fetch(wanted, open_image)
 
-    def _continue_fetch(self, wanted: ImageReference, open_image: OpenImage) -> ImagePreparation:
+    def _continue_fetch(self, wanted: ImageReference, open_image: OpenImage) -> ImagePreparationStatus:
         fetch = self._fetch
         if fetch is None or (fetch.running.done() and fetch.image.digest != wanted.digest):
             self._pause_seconds = min(max(_RETRY_SECONDS, 2 * self._pause_seconds), _RETRY_SECONDS_MAX)
@@ -126,11 +126,11 @@ class TaskImage:
             pause = self._pause_seconds * random.uniform(0.5, 1)  # noqa: S311
             fetch = self._fetch = _Fetch(wanted, self._copies, open_image, pause)
         if not fetch.running.done():
-            return ImagePreparation(is_ready=False, received_bytes=fetch.received_bytes)
+            return ImagePreparationStatus(is_ready=False, received_bytes=fetch.received_bytes)
         if time.monotonic() - fetch.ended_at >= fetch.retry_seconds:
             self._fetch = None
         problem = _describe_end(fetch.running)
-        return ImagePreparation(is_ready=False, problem=problem[:_PROBLEM_CHARACTERS_MAX])
+        return ImagePreparationStatus(is_ready=False, problem=problem[:_PROBLEM_CHARACTERS_MAX])
 
     def check(self, image: Image) -> None:
         """Check that the server orders an image that was prepared for the task. Raises InvalidMessageError."""

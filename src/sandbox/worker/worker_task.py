@@ -18,7 +18,7 @@ from sandbox.interfaces.worker_messages import (
     HasDiskOrHandle,
     HasSameSecrets,
     HasSandboxHandle,
-    ImagePreparation,
+    ImagePreparationStatus,
     IsResponsive,
     KillRunner,
     Launch,
@@ -173,7 +173,7 @@ class WorkerTask:
             case _:
                 return await asyncio.to_thread(self._check_files, request)
 
-    async def prepare_image(self, request: PrepareImage, open_image: OpenImage) -> ImagePreparation:
+    async def prepare_image(self, request: PrepareImage, open_image: OpenImage) -> ImagePreparationStatus:
         """Carry out a request for an image; see `TaskImage.prepare`. Record an error of this host's files."""
         try:
             return await self._image.prepare(request, open_image)

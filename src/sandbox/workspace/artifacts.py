@@ -210,7 +210,7 @@ class _MatchSearch:
             return ()
 
     def _reachable(self, entry: Entry, state: GlobState) -> list[tuple[bytes, GlobState]]:
-        if entry.is_reachable:
+        if entry.is_within_limits:
             self._state_bytes += _size_bytes(state)
             if self._state_bytes > GLOB_STATES_BYTES_MAX:
                 raise TooManyEntriesError("too many directories for these patterns")
@@ -219,7 +219,7 @@ class _MatchSearch:
         return []
 
     def _add(self, entry: Entry) -> None:
-        if not entry.is_reachable:
+        if not entry.is_within_limits:
             self._skip(entry.path, "the path is too long")
         elif not entry.is_file:
             self._skip(entry.path, "it is not a regular file")

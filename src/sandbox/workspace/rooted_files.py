@@ -69,7 +69,7 @@ class Entry(msgspec.Struct, frozen=True):
         return stat.S_ISLNK(self.mode)
 
     @property
-    def is_reachable(self) -> bool:
+    def is_within_limits(self) -> bool:
         """Whether the path's length and depth are within the limits."""
         return len(self.path) <= PATH_BYTES_MAX and self.path.count(b"/") < DEPTH_MAX
 

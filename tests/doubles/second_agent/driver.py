@@ -24,7 +24,7 @@ PROGRAM = "/run/sandbox/bin/scripted"
 class SecondAgentDriver:
     """Implements `AgentDriver`."""
 
-    task_key_prefix = "sandbox-"
+    gateway_key_prefix = "sandbox-"
 
     def __init__(self, program: Path) -> None:
         self._program = program
@@ -34,7 +34,7 @@ class SecondAgentDriver:
         manifest: Manifest,
         *,
         session_id: str,
-        task_key: str,
+        gateway_key: str,
         secrets: Mapping[str, str],
         resumes: bool = False,
         session: bytes | None = None,
@@ -45,7 +45,7 @@ class SecondAgentDriver:
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "HOME": SANDBOX_HOME,
             "RESPONSES_URL": f"http://127.0.0.1:{MODEL_PORT}/v1/responses",
-            "RESPONSES_API_KEY": task_key,
+            "RESPONSES_API_KEY": gateway_key,
         }
         command = Command(
             ("/usr/bin/python3", "-I", PROGRAM, section["model"], section["effort"]),

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from doubles.egress_host import HOST
-from doubles.served_gateway import TASK_KEY, run, served_gateway
+from doubles.served_gateway import GATEWAY_KEY, run, served_gateway
 from sandbox.gateway import limits
 from sandbox.gateway.egress import dialer
 from sandbox.interfaces.gateway import GatewayRules
@@ -40,7 +40,7 @@ def serve(arrivals, response=RESPONSE):
 
 
 async def send_request(reader, writer, port):
-    writer.write(REQUEST % (port, TASK_KEY.encode()))
+    writer.write(REQUEST % (port, GATEWAY_KEY.encode()))
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
     await reader.readexactly(2)
 

@@ -10,9 +10,9 @@ import pytest
 
 from doubles.attempt_harness import AttemptScript
 from sandbox.interfaces.workspace import PatchResult
-from sandbox.model.artifacts import SESSION_NAME, Artifact
+from sandbox.model.artifacts import AGENT_SESSION_ARTIFACT, Artifact
 from sandbox.model.events import AgentResult, ErrorReported, Parent
-from sandbox.model.fixed_limits import SESSION_BYTES_MAX
+from sandbox.model.fixed_limits import AGENT_SESSION_BYTES_MAX
 from sandbox.runner.parent_task_results import compress_session
 from sandbox.secrets.redaction.redactor import SecretRedactor
 
@@ -154,12 +154,14 @@ async def test_first_task_of_a_chain_has_no_chain_patch(make_harness):
 
 
 def kept_session(harness):
-    found = [one for one in harness.task.artifacts if one.name == SESSION_NAME]
+    found = [one for one in harness.task.artifacts if one.name == AGENT_SESSION_ARTIFACT]
     if not found:
-        assert not (harness.attempt.task_layout.artifacts / SESSION_NAME).exists()
+        assert not (harness.attempt.task_layout.artifacts / AGENT_SESSION_ARTIFACT).exists()
         return None
-    content = (harness.attempt.task_layout.artifacts / SESSION_NAME).read_bytes()
-    assert found == [msgspec.structs.replace(artifact_of(SESSION_NAME, content), content_type="application/gzip")]
+    content = (harness.attempt.task_layout.artifacts / AGENT_SESSION_ARTIFACT).read_bytes()
+    assert found == [
+        msgspec.structs.replace(artifact_of(AGENT_SESSION_ARTIFACT, content), content_type="application/gzip")
+    ]
     return gzip.decompress(content)
 
 
@@ -171,7 +173,7 @@ async def test_session_is_kept_as_an_internal_artifact(make_harness):
 
 @pytest.mark.parametrize(
     "session",
-    [SESSION + SECRET.encode(), SECRET.encode().hex().encode(), b"x" * (SESSION_BYTES_MAX + 1), None],
+    [SESSION + SECRET.encode(), SECRET.encode().hex().encode(), b"x" * (AGENT_SESSION_BYTES_MAX + 1), None],
     ids=["secret", "encoded secret", "too large", "none"],
 )
 async def test_unsuitable_session_is_not_kept(make_harness, session):

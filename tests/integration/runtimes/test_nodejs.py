@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.claude_on_host import TASK_KEY, manifest
+from doubles.claude_on_host import GATEWAY_KEY, manifest
 from doubles.sandbox_lifecycle import MEBIBYTE, ready_sandbox, run_in
 from sandbox.agents.claude_code.binary_install import install_binary
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
@@ -25,7 +25,9 @@ from sandbox.runtimes import nodejs
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
 SERVER_PACKAGE = "@modelcontextprotocol/server-github"
-LAUNCH_SPEC = ClaudeCodeDriver(Path("/no/binary")).prepare(manifest(), session_id="0", task_key=TASK_KEY, secrets={})
+LAUNCH_SPEC = ClaudeCodeDriver(Path("/no/binary")).prepare(
+    manifest(), session_id="0", gateway_key=GATEWAY_KEY, secrets={}
+)
 INITIALIZE_PARAMS = {
     "protocolVersion": "2024-11-05",
     "capabilities": {},
@@ -80,7 +82,7 @@ async def serve_gateway(sandbox, model_url="http://127.0.0.1:1"):
     """Serve the real gateway on the sandbox's listeners; yield its events."""
     gateway_events = []
     gateway = SocketGatewayFactory(MessagesApi()).create(
-        ModelUpstream(model_url, api_key="sk-server-key"), TASK_KEY, gateway_events.append
+        ModelUpstream(model_url, api_key="sk-server-key"), GATEWAY_KEY, gateway_events.append
     )
     gateway_task = asyncio.ensure_future(gateway.serve(sandbox.listeners))
     try:
@@ -193,7 +195,7 @@ async def test_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path)
     turns = (Turn((call,)), Turn((Text("Done."),)))
     binary = install_binary(tmp_path)
     start = ClaudeCodeDriver(binary).prepare(
-        manifest(), session_id="00000000-0000-4000-8000-0000000000aa", task_key=TASK_KEY, secrets={}
+        manifest(), session_id="00000000-0000-4000-8000-0000000000aa", gateway_key=GATEWAY_KEY, secrets={}
     )
 
     async def run():

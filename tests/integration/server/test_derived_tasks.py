@@ -23,7 +23,7 @@ from sandbox.interfaces.server_services import (
 )
 from sandbox.model import events as e
 from sandbox.model import fixed_limits
-from sandbox.model.artifacts import SESSION_NAME, Artifact
+from sandbox.model.artifacts import AGENT_SESSION_ARTIFACT, Artifact
 from sandbox.model.disk_space import DiskSpace
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.server import conversation_text, derived_tasks, parent_task_results, submissions
@@ -65,7 +65,7 @@ async def submit_ended(components, service, task_id="task-1", patch=PATCH, *, se
     await components.wait_for_launch(task_id)
     events = [] if patch is None else [store(components, task_id, f"{task_id}.patch", patch, **fields)]
     if session is not None:
-        events.append(store(components, task_id, SESSION_NAME, session, is_internal=True))
+        events.append(store(components, task_id, AGENT_SESSION_ARTIFACT, session, is_internal=True))
     await run_to_end(components, service, task_id, *events)
 
 

@@ -134,7 +134,7 @@ async def test_oversized_task_is_rejected_and_task_without_free_resources_waits(
 
 async def test_task_that_fits_on_any_host_of_the_cluster_is_accepted(components):
     components.capacity = Resources(8, 100 * GIB, 100 * GIB)
-    components.largest_host_sizes = [components.capacity, Resources(2, 900 * GIB, 100 * GIB)]
+    components.maximal_host_sizes = [components.capacity, Resources(2, 900 * GIB, 100 * GIB)]
     components.available_memory_bytes = 1
     async with components.server() as service:
         with pytest.raises(InsufficientResourcesError, match=r"9 CPUs \(8 in all\), more than any host of the cluster"):

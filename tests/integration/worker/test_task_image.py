@@ -25,7 +25,7 @@ from sandbox.interfaces.worker_messages import (
     FetchImage,
     ImageNotSent,
     ImagePart,
-    ImagePreparation,
+    ImagePreparationStatus,
     PreparedImage,
     PrepareImage,
     ServerCall,
@@ -186,7 +186,7 @@ async def test_disk_error_of_the_host_is_reported(worker, job, add, monkeypatch)
 
 
 async def test_host_with_its_own_image_of_a_profile_without_one_is_refused(worker, job, root_layer, tmp_path):
-    assert await prepare(job, None) == ImagePreparation(is_ready=True)
+    assert await prepare(job, None) == ImagePreparationStatus(is_ready=True)
     archive = oci_archive(tmp_path / "own.tar", root_layer)
     import_image(ProfileCatalog(tmp_path / "host").image_store("tools"), archive)
     with pytest.raises(ImageUnusableError, match="The server has no image of the profile tools, but this host has one"):
@@ -196,8 +196,8 @@ async def test_host_with_its_own_image_of_a_profile_without_one_is_refused(worke
 @pytest.mark.parametrize(
     "answer",
     [
-        ImagePreparation(is_ready=True),
-        ImagePreparation(is_ready=True, image=PreparedImage(OTHER_DIGEST, "/")),
+        ImagePreparationStatus(is_ready=True),
+        ImagePreparationStatus(is_ready=True, image=PreparedImage(OTHER_DIGEST, "/")),
     ],
 )
 async def test_worker_that_claims_to_have_another_image_is_refused(worker, job, add, answer):
@@ -210,8 +210,8 @@ async def test_worker_that_claims_to_have_another_image_is_refused(worker, job, 
 @pytest.mark.parametrize(
     "answer",
     [
-        ImagePreparation(is_ready=False),
-        ImagePreparation(is_ready=True, image=PreparedImage(OTHER_DIGEST, "/")),
+        ImagePreparationStatus(is_ready=False),
+        ImagePreparationStatus(is_ready=True, image=PreparedImage(OTHER_DIGEST, "/")),
     ],
 )
 async def test_worker_must_not_use_an_image_if_the_server_has_none(worker, job, answer):
@@ -227,7 +227,7 @@ async def test_worker_must_not_use_an_image_if_the_server_has_none(worker, job, 
 )
 async def test_invalid_answer_is_refused(worker, job, add, changes):
     image = add()
-    worker.change = lambda _: msgspec.structs.replace(ImagePreparation(is_ready=True), **changes)
+    worker.change = lambda _: msgspec.structs.replace(ImagePreparationStatus(is_ready=True), **changes)
     with pytest.raises(OSError, match="is not responding"):
         await prepare(job, image)
 

@@ -59,12 +59,12 @@ def interactive_arguments(options: tuple[str, ...], prompt: str) -> tuple[str, .
     return (*(_PERMISSION_MODES.get(option, option) for option in options), "--", _initial_prompt(prompt))
 
 
-def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str, bytes]:
+def interactive_files(prompt: str, gateway_key: str, directory: str) -> Mapping[str, bytes]:
     """Return files in the home directory that suppress Claude Code's first-run questions (setup, API key, trust)."""
     settings = {
         "hasCompletedOnboarding": True,
         "theme": "dark",
-        "customApiKeyResponses": {"approved": [task_key[-_KEY_SUFFIX_LENGTH:]], "rejected": []},
+        "customApiKeyResponses": {"approved": [gateway_key[-_KEY_SUFFIX_LENGTH:]], "rejected": []},
         "bypassPermissionsModeAccepted": True,
         "projects": {directory: {"hasTrustDialogAccepted": True}},
     }
@@ -167,7 +167,7 @@ class ClaudeCodeDriver:
     binary: the program's path on the host; see `install_binary`.
     """
 
-    task_key_prefix = "sk-ant-sandbox-"
+    gateway_key_prefix = "sk-ant-sandbox-"
 
     def __init__(self, binary: Path) -> None:
         self._binary = binary
@@ -177,7 +177,7 @@ class ClaudeCodeDriver:
         manifest: Manifest,
         *,
         session_id: str,
-        task_key: str,
+        gateway_key: str,
         secrets: Mapping[str, str],
         resumes: bool = False,
         session: bytes | None = None,
@@ -195,7 +195,7 @@ class ClaudeCodeDriver:
         options = _common_options(
             claude, directory, session=("--resume" if has_session else "--session-id", session_id)
         )
-        environment = {**secrets, **_environment(task_key)}
+        environment = {**secrets, **_environment(gateway_key)}
         # Pass the MCP configuration in a file: the configuration may exceed the size limit of an argument, and every
         # user of the host can read the arguments of a process.
         files = {_MCP_FILE: encode_mcp_config(claude.mcp_config)} if claude.mcp_config is not None else {}
@@ -207,7 +207,7 @@ class ClaudeCodeDriver:
         else:
             argv = (PROGRAM, *interactive_arguments(options, claude.prompt))
             command = Command(argv, {**environment, **interactive_variables()}, directory)
-            files |= interactive_files(claude.prompt, task_key, directory)
+            files |= interactive_files(claude.prompt, gateway_key, directory)
         return AgentLaunchSpec(
             command,
             session_id,
@@ -284,7 +284,7 @@ def _common_options(claude: Claude, directory: str, session: tuple[str, str]) ->
     )
 
 
-def _environment(task_key: str) -> dict[str, str]:
+def _environment(gateway_key: str) -> dict[str, str]:
     proxies = dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"), PROXY_URL)
     direct = dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost,::1")
     return {
@@ -297,7 +297,7 @@ def _environment(task_key: str) -> dict[str, str]:
         "TMPDIR": "/tmp",  # noqa: S108  (inside the sandbox, which has a separate /tmp)
         "NODE_USE_SYSTEM_CA": "1",
         "ANTHROPIC_BASE_URL": MODEL_URL,
-        "ANTHROPIC_API_KEY": task_key,
+        "ANTHROPIC_API_KEY": gateway_key,
         "MCP_TIMEOUT": str(MCP_CONNECT_TIMEOUT_SECONDS * 1000),
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "CLAUDE_CODE_ADDITIONAL_DIRECTORIES_CLAUDE_MD": "1",

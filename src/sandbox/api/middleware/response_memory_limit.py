@@ -36,7 +36,7 @@ async def respond_within_memory(app: ASGIApp, scope: Scope, receive: Receive, se
 
     If `memory` is exhausted, send a 429 instead.
     """
-    response = _CountedResponse(scope, receive, send, memory)
+    response = _MemoryReservingResponse(scope, receive, send, memory)
     if not await memory.try_reserve(0):
         await response.refuse()
         return
@@ -44,7 +44,7 @@ async def respond_within_memory(app: ASGIApp, scope: Scope, receive: Receive, se
         await app(scope, receive, response.send)
 
 
-class _CountedResponse:
+class _MemoryReservingResponse:
     """A response. If its length is known, the head is not sent until memory for the body is reserved."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, memory: MemoryShare) -> None:

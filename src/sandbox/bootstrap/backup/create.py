@@ -69,7 +69,7 @@ class BackupManifest(msgspec.Struct, frozen=True, rename={"sandbox_version": "sa
 
 
 @dataclass(slots=True)
-class BackupWriter:
+class BackupInProgress:
     """A backup that is being written."""
 
     tar: tarfile.TarFile
@@ -91,7 +91,7 @@ def create_backup(data_dir: Path, target: Path) -> BackupManifest:
     try:
         with os.fdopen(descriptor, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                manifest = _write_backup(data_dir, BackupWriter(tar))
+                manifest = _write_backup(data_dir, BackupInProgress(tar))
             file.flush()
             os.fsync(file.fileno())
         _rename_to_target(partial, target)
@@ -108,7 +108,7 @@ def stream_backup(data_dir: Path, stream: BinaryIO) -> tuple[BackupManifest, int
     """
     output = _CountingWriter(stream)
     with tarfile.open(fileobj=output, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        manifest = _write_backup(data_dir, BackupWriter(tar))
+        manifest = _write_backup(data_dir, BackupInProgress(tar))
     stream.flush()
     return manifest, output.tell()
 
@@ -160,7 +160,7 @@ def _exists_error(target: Path) -> BackupExistsError:
     return BackupExistsError(f"{target} already exists; remove it, or choose another name.")
 
 
-def _write_backup(data_dir: Path, backup: BackupWriter) -> BackupManifest:
+def _write_backup(data_dir: Path, backup: BackupInProgress) -> BackupManifest:
     tokens = data_dir / TOKENS_NAME
     if tokens.exists():
         with _open_hashing(tokens) as file:
@@ -181,7 +181,7 @@ def _write_backup(data_dir: Path, backup: BackupWriter) -> BackupManifest:
     return manifest
 
 
-def _add_task(backup: BackupWriter, journals: FileJournals, layout: TaskLayout) -> None:
+def _add_task(backup: BackupInProgress, journals: FileJournals, layout: TaskLayout) -> None:
     """Add a task, unless it has already been removed. Raises OSError if the backup cannot be written."""
     with ExitStack() as stack:
         try:
@@ -209,7 +209,7 @@ def _open_journal(stack: ExitStack, layout: TaskLayout) -> tuple[str, _HashingRe
 
 
 def _inspect_journal(
-    backup: BackupWriter, journals: FileJournals, layout: TaskLayout, name: str, file: _HashingReader
+    backup: BackupInProgress, journals: FileJournals, layout: TaskLayout, name: str, file: _HashingReader
 ) -> tuple[int, tuple[Artifact, ...]]:
     """Return how many bytes of the journal file belong in the backup, and which artifacts the journal records."""
     size_bytes = os.fstat(file.fileno()).st_size
@@ -222,7 +222,7 @@ def _inspect_journal(
     return replay_state.offset if name == "records" else size_bytes, artifacts
 
 
-def _add_artifact(backup: BackupWriter, layout: TaskLayout, artifact: Artifact) -> None:
+def _add_artifact(backup: BackupInProgress, layout: TaskLayout, artifact: Artifact) -> None:
     name = f"tasks/{layout.task_id}/artifacts/{artifact.name}"
     entry = None
     with ExitStack() as stack:
@@ -238,7 +238,7 @@ def _add_artifact(backup: BackupWriter, layout: TaskLayout, artifact: Artifact) 
         backup.remarks.append(f"Task {layout.task_id}: artifact {artifact.name!r} does not match its checksum")
 
 
-def _add(backup: BackupWriter, name: str, file: _HashingReader, size_bytes: int) -> BackupEntry:
+def _add(backup: BackupInProgress, name: str, file: _HashingReader, size_bytes: int) -> BackupEntry:
     backup.tar.addfile(_tar_info(name, size_bytes), file)
     if file.failure is not None:
         backup.remarks.append(f"{name!r} cannot be read completely ({file.failure.strerror}); the rest is zeros")

@@ -21,7 +21,7 @@ from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import stderr_console
 from sandbox.cli.output.denied_connections import DeniedConnection, find_denied_connections
-from sandbox.cli.output.next_commands import branch_option, can_commit_to_branch, hint_id
+from sandbox.cli.output.next_commands import branch_option, can_commit_to_branch, task_id_for_hint
 from sandbox.cli.output.pager import show_paged
 from sandbox.cli.output.patch_text import (
     ChangedFile,
@@ -114,7 +114,7 @@ class ApplyPrompt:
 
     def apply_command(self, task_id: str) -> str:
         """Return the command that applies the task's changes later."""
-        return f"sandbox task apply {hint_id(task_id)}{'' if self._should_stage() else ' --beside-changes'}"
+        return f"sandbox task apply {task_id_for_hint(task_id)}{'' if self._should_stage() else ' --beside-changes'}"
 
     def _warn_if_moved(self) -> Head:
         head = self.checkout.head()
@@ -151,7 +151,7 @@ class ApplyPrompt:
                 *(f"  {each}" for each in others),
             ]
         if changed:
-            lines.append(f'  Continue:  sandbox task continue {hint_id(status["id"])} "…"')
+            lines.append(f'  Continue:  sandbox task continue {task_id_for_hint(status["id"])} "…"')
             click.echo("\n".join(lines), err=True)
 
     def _other_commands(self, status: Task) -> list[str]:
@@ -161,13 +161,13 @@ class ApplyPrompt:
 
 
 def _diff_command(task_id: str) -> str:
-    return f"sandbox task diff {hint_id(task_id)}"
+    return f"sandbox task diff {task_id_for_hint(task_id)}"
 
 
 def _commit_row(status: Task) -> list[tuple[str, str]]:
     if not can_commit_to_branch(status):
         return []
-    return [("Commit", f"sandbox task apply {hint_id(status['id'])}{branch_option(status['id'])}")]
+    return [("Commit", f"sandbox task apply {task_id_for_hint(status['id'])}{branch_option(status['id'])}")]
 
 
 def _describe_head(head: Head) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.cli.output.event_printer import MODEL_HOST
 from sandbox.cli.output.formatting import pluralize
-from sandbox.cli.output.next_commands import command_id
+from sandbox.cli.output.next_commands import task_id_for_command
 from sandbox.cli.output.terminal_text import escape_name
 from sandbox.cli.output.text_log_parser import parse_log_events
 
@@ -56,7 +56,7 @@ def allow_command(task: Mapping[str, Any], denied: Iterable[DeniedConnection], *
         f"vm.allowed_hosts[{number}]={host}" for number, host in enumerate(islice(hosts, ALLOWED_HOSTS_MAX), listed)
     ]
     options = "".join(f" --set {shlex.quote(assignment)}" for assignment in assignments)
-    return f"sandbox task rerun {command_id(task, on_terminal=on_terminal)}{options}"
+    return f"sandbox task rerun {task_id_for_command(task, on_terminal=on_terminal)}{options}"
 
 
 def find_denied_connections(client: Client, task: Task) -> tuple[int, Counter[DeniedConnection]]:
@@ -100,7 +100,7 @@ def denied_connection_rows(
         others -= hosts.total()
         yield "Refused", f"{_refused_text(hosts)}: {reason}"
     if others > 0:
-        shown_id = command_id(task, on_terminal=on_terminal)
+        shown_id = task_id_for_command(task, on_terminal=on_terminal)
         yield "Refused", f"{pluralize(others, 'connection')}: sandbox task logs {shown_id} --stream events"
     if command := allow_command(task, denied, on_terminal=on_terminal):
         yield "Allow", command

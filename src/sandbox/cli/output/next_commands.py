@@ -20,21 +20,21 @@ def next_commands(
 
     has_chain_changes: whether the task or one that it continues changed anything.
     """
-    task_id = command_id(task, on_terminal=on_terminal)
+    task_id = task_id_for_command(task, on_terminal=on_terminal)
     commands = _next_commands(task, has_chain_changes=has_chain_changes)
     return [(label, f"sandbox task {verb} {task_id}{rest}") for label, verb, rest in commands]
 
 
-def command_id(task: Mapping[str, Any], *, on_terminal: bool) -> str:
+def task_id_for_command(task: Mapping[str, Any], *, on_terminal: bool) -> str:
     """Return a task's id for a command that people copy, shortened on a terminal if it was generated."""
     task_id = escape_text(str(task.get("id") or task.get("task_id")))
     is_shortened = on_terminal and GENERATED_ID_PATTERN.fullmatch(task_id)
     return task_id[:SHORT_ID_CHARACTERS] if is_shortened else task_id
 
 
-def hint_id(task_id: str) -> str:
+def task_id_for_hint(task_id: str) -> str:
     """Return the id for a command in a hint on stderr, shortened if stderr is a terminal and the id was generated."""
-    return command_id({"id": task_id}, on_terminal=sys.stderr.isatty())
+    return task_id_for_command({"id": task_id}, on_terminal=sys.stderr.isatty())
 
 
 def _next_commands(task: Mapping[str, Any], *, has_chain_changes: bool) -> list[tuple[str, str, str]]:

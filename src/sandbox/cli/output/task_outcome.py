@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sandbox.cli.output.denied_connections import DeniedConnection, denied_connection_rows
-from sandbox.cli.output.next_commands import command_id, next_commands
+from sandbox.cli.output.next_commands import next_commands, task_id_for_command
 from sandbox.cli.output.terminal_text import escape_text, wrap_text
 from sandbox.model.formatting import format_cost
 from sandbox.model.task_state import TaskState
@@ -44,7 +44,7 @@ def outcome_summary(status: Mapping[str, Any], *, ends_with_outcome: bool = Fals
     else:
         outcome += "."
     if status.get("sandbox_kept"):
-        shown_id = command_id(status, on_terminal=on_terminal)
+        shown_id = task_id_for_command(status, on_terminal=on_terminal)
         lines += [
             "  Its sandbox is preserved.",
             f"  Open a shell:      sandbox task shell {shown_id}",
@@ -55,7 +55,7 @@ def outcome_summary(status: Mapping[str, Any], *, ends_with_outcome: bool = Fals
 
 def _failure_commands(status: Mapping[str, Any], *, on_terminal: bool) -> list[str]:
     if not on_terminal:
-        return [f"  See what happened: sandbox task logs {command_id(status, on_terminal=False)}"]
+        return [f"  See what happened: sandbox task logs {task_id_for_command(status, on_terminal=False)}"]
     commands = next_commands(status, on_terminal=True)
     return [f"  {label + ':':<18} {command}" for label, command in commands]
 

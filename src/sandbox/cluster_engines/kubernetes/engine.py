@@ -44,7 +44,7 @@ from sandbox.interfaces.cluster_engine import (
     JobStatus,
     WorkerRejectedError,
 )
-from sandbox.model.resources import Resources, keep_largest
+from sandbox.model.resources import Resources, pareto_frontier
 
 CALL_SECONDS = 50.0
 """Time limit for one call of the engine, which may send several requests."""
@@ -148,7 +148,7 @@ class KubernetesEngine:
         excluded = sorted(names & {*request.excluded_hosts})
         if len(excluded) == len(names):
             raise EngineRejectedError("No host is left for the job: all nodes are excluded.")
-        largest = keep_largest(host.resources for host in hosts if host.name not in excluded)
+        largest = pareto_frontier(host.resources for host in hosts if host.name not in excluded)
         if not any(request.resources.fits_in(each) for each in largest):
             shortfall = ", ".join(request.resources.describe_shortfall(largest[0], "on the node with the most CPUs"))
             raise EngineRejectedError(f"No node is large enough for the job: {shortfall}. Lower the request.")
@@ -203,9 +203,9 @@ class KubernetesEngine:
         pods = await self._api.list_all(self._pods_path, ObjectList[ApiPod], selector)
         return [pod for pod in pods if pod.job == name]
 
-    async def largest_host_sizes(self) -> Sequence[Resources]:
-        """Return the sizes of the largest nodes. Implements `Engine.largest_host_sizes`."""
-        return keep_largest(host.resources for host in await self.hosts())
+    async def maximal_host_sizes(self) -> Sequence[Resources]:
+        """Return the sizes of the largest nodes. Implements `Engine.maximal_host_sizes`."""
+        return pareto_frontier(host.resources for host in await self.hosts())
 
     async def hosts(self) -> Sequence[EngineHost]:
         """List the nodes that may run workers. Implements `Engine.hosts`."""

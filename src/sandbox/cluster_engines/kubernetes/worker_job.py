@@ -18,7 +18,7 @@ JOB_LABEL = "sandbox-job"
 KEEP_SECONDS = 600
 """How long Kubernetes keeps an ended Job with its Pod. After that, the job is `UNKNOWN`."""
 
-START_SECONDS = 600
+IMAGE_PULL_ALLOWANCE_SECONDS = 600
 """Additional time for pulling the image, because the time limit of a Pod begins before the image is pulled."""
 
 DATA_DIR = "/var/lib/sandbox-worker"
@@ -89,7 +89,7 @@ def _pod_spec(request: JobRequest, settings: WorkerPodSettings, excluded_hosts: 
     The node itself enforces the time limit of a Pod, so the Pod remains with the worker's exit code. A Pod that is
     deleted would vanish without a proof that the worker has ended.
     """
-    seconds = request.time_limit_seconds + START_SECONDS
+    seconds = request.time_limit_seconds + IMAGE_PULL_ALLOWANCE_SECONDS
     return {
         "restartPolicy": "Never",
         "activeDeadlineSeconds": min(max(seconds, 1), _INT32_MAX),

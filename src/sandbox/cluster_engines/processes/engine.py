@@ -67,8 +67,8 @@ class ProcessEngine:
             self._job_directory(name)
         return await asyncio.to_thread(self._look_up, frozenset(names))
 
-    async def largest_host_sizes(self) -> Sequence[Resources]:
-        """Return the capacity of this machine. Implements `Engine.largest_host_sizes`."""
+    async def maximal_host_sizes(self) -> Sequence[Resources]:
+        """Return the capacity of this machine. Implements `Engine.maximal_host_sizes`."""
         return (self._capacity,)
 
     async def hosts(self) -> Sequence[EngineHost]:

@@ -7,7 +7,7 @@ from sandbox.cluster_engines.slurm.job_states import NO_HOST, REASON_CHARACTERS_
 from sandbox.interfaces.cluster_engine import JOB_NAME_PATTERN, EngineHost
 from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN
 from sandbox.model.printable import replace_unprintable, replacement_character
-from sandbox.model.resources import Resources, keep_largest
+from sandbox.model.resources import Resources, pareto_frontier
 
 SQUEUE_FORMAT = ",".join(
     f"{field}:|" for field in ("JobID", "State", "BatchHost", "exit_code", "restartcnt", "Name", "Reason")
@@ -75,11 +75,11 @@ def parse_jobs(output: str) -> Iterator[SlurmJob]:
 
 
 def parse_largest_host_sizes(output: str, partition: str | None) -> Sequence[Resources]:
-    """Return the sizes of the largest hosts in the output of sinfo (`keep_largest`).
+    """Return the sizes of the largest hosts in the output of sinfo (`pareto_frontier`).
 
     partition: None for the default partition, which sinfo marks with an asterisk. Raises UnexpectedOutputError.
     """
-    return keep_largest({_resources(line) for line in _lines_of_partition(output, partition)})
+    return pareto_frontier({_resources(line) for line in _lines_of_partition(output, partition)})
 
 
 def parse_hosts(output: str, partition: str | None) -> Sequence[EngineHost]:

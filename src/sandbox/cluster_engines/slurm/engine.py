@@ -162,8 +162,8 @@ class SlurmEngine:
         if result.code != 0:  # the duplicate has ended or started, or the next look-up tries again
             _log.info("scancel: %s", result.error)
 
-    async def largest_host_sizes(self) -> Sequence[Resources]:
-        """Ask sinfo for the sizes of the partition's hosts. Implements `Engine.largest_host_sizes`."""
+    async def maximal_host_sizes(self) -> Sequence[Resources]:
+        """Ask sinfo for the sizes of the partition's hosts. Implements `Engine.maximal_host_sizes`."""
         return await self._query_hosts(parse_largest_host_sizes, f"--format={SINFO_FORMAT}")
 
     async def hosts(self) -> Sequence[EngineHost]:

@@ -1,7 +1,7 @@
 """Adds up the cost of a task's model requests, and compares it with the budget."""
 
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.limits import BUDGET_REQUESTS_IN_FLIGHT_MIN
+from sandbox.gateway.limits import IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET
 from sandbox.interfaces.gateway import Budget
 from sandbox.model.events import COST_USD_MAX, Usage
 
@@ -46,7 +46,7 @@ class BudgetSpending:
 
         A few requests are always allowed: their actual cost is usually far below their bounds.
         """
-        if len(self._bounds) < BUDGET_REQUESTS_IN_FLIGHT_MIN:
+        if len(self._bounds) < IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET:
             return False
         bounds = [each for each in (bound, *self._bounds.values()) if each is not None]
         tokens = self._finished[0] + sum(map(_total_tokens, bounds))

@@ -19,11 +19,11 @@ class AllowedHead(msgspec.Struct, frozen=True):
 class ModelPolicy:
     """Checks the heads of requests to the model's listener on `port`."""
 
-    def __init__(self, dialect: ModelDialect, task_key: str, port: int) -> None:
-        if not task_key:
-            raise ValueError("A gateway needs a task key.")
+    def __init__(self, dialect: ModelDialect, gateway_key: str, port: int) -> None:
+        if not gateway_key:
+            raise ValueError("A gateway needs a key for the agent.")
         self._dialect = dialect
-        self._task_key = task_key.encode()
+        self._gateway_key = gateway_key.encode()
         self._hosts = {b"127.0.0.1:%d" % port, b"localhost:%d" % port}
 
     def check(self, request: h11.Request) -> AllowedHead | Rejected:
@@ -47,7 +47,7 @@ class ModelPolicy:
         keys = [
             dialect.presented_key(name, value) for name, value in request.headers if name in dialect.credential_headers
         ]
-        if len(keys) == 1 and compare_digest(keys[0], self._task_key):
+        if len(keys) == 1 and compare_digest(keys[0], self._gateway_key):
             return None
         problem = "has no key" if not keys else "has a different key" if len(keys) == 1 else "has several keys"
         return Rejected(401, f"The request {problem}; the gateway accepts only this task's key.")

@@ -49,7 +49,7 @@ class SharedHostKey(NamedTuple):
         return f"SharedHostKey({self.certificate_fingerprint!r})"
 
 
-class Claims:
+class ClaimChecker:
     """Checks claims.
 
     proof_method: the key with which workers prove their host, or the verifier of their identity tokens; None to accept

@@ -16,7 +16,7 @@ from sandbox.interfaces.placement import (
     ProbeResult,
     ReservedHost,
 )
-from sandbox.interfaces.worker_messages import FindImage, ImagePreparation, PreparedImage, PrepareImage
+from sandbox.interfaces.worker_messages import FindImage, ImagePreparationStatus, PreparedImage, PrepareImage
 from sandbox.model.errors import error_reason
 from sandbox.model.failure import FailureCode
 from sandbox.model.isolation_tier import TIERS
@@ -24,7 +24,7 @@ from sandbox.model.printable import replace_unprintable, replacement_character
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.host_inventory import ClusterHosts
 from sandbox.placements.cluster.job_state import Job
-from sandbox.placements.cluster.requests_to_workers import Workers
+from sandbox.placements.cluster.requests_to_workers import WorkerClient
 from sandbox.placements.cluster.worker_session import WorkerSession
 
 _RESERVE_SECONDS = 1.0
@@ -59,9 +59,9 @@ class ClusterAllocator:
     """Implements `interfaces.placement.HostAllocator`: one worker for each task."""
 
     def __init__(
-        self, workers: Workers, hosts: ClusterHosts, images: ImageSource, largest_host_sizes: Sequence[Resources]
+        self, workers: WorkerClient, hosts: ClusterHosts, images: ImageSource, maximal_host_sizes: Sequence[Resources]
     ) -> None:
-        self.largest_host_sizes = largest_host_sizes
+        self.maximal_host_sizes = maximal_host_sizes
         self._images = images
         self._workers = workers
         self._hosts = hosts
@@ -169,13 +169,15 @@ def _is_ready(job: Job) -> bool:
 
 async def prepare_image(
     session: WorkerSession, profile: str, image: ImageReference | None, timeout_seconds: float
-) -> ImagePreparation:
+) -> ImagePreparationStatus:
     """Have a worker fetch an image unless its host has the image. Raises ImageUnusableError, OSError.
 
     image: None if the server has no image of the profile.
     """
     session.image_offer.replace(image)
-    answer: ImagePreparation = await session.call(PrepareImage(profile, image), ImagePreparation, timeout_seconds)
+    answer: ImagePreparationStatus = await session.call(
+        PrepareImage(profile, image), ImagePreparationStatus, timeout_seconds
+    )
     has_image = (answer.image and answer.image.digest) == (image and image.digest)
     if not (has_image if answer.is_ready else image is not None):
         expected = "the host's own /usr" if image is None else image.name

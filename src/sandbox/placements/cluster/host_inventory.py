@@ -272,7 +272,7 @@ async def load_largest_host_sizes(engine: Engine, file: Path) -> Sequence[Resour
     Raises EngineUnavailableError if none are stored, OSError.
     """
     try:
-        hosts = await engine.largest_host_sizes()
+        hosts = await engine.maximal_host_sizes()
     except EngineUnavailableError as error:
         try:
             stored = msgspec.json.decode(file.read_bytes(), type=tuple[Resources, ...])

@@ -24,7 +24,7 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.resources import Resources
-from sandbox.placements.cluster.claim_checks import Claims, SharedHostKey
+from sandbox.placements.cluster.claim_checks import ClaimChecker, SharedHostKey
 from sandbox.placements.cluster.credential_requests import FindCloneCredentials
 from sandbox.placements.cluster.event_loop_thread import LoopThread
 from sandbox.placements.cluster.host_allocator import AnyClusterHost, ClusterAllocator
@@ -34,8 +34,8 @@ from sandbox.placements.cluster.job_state import Job
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import Jobs, JobSettings
 from sandbox.placements.cluster.remote_runners_and_disks import ClusterFiles, RemotePreservedDisk, RemoteRunnerHandle
-from sandbox.placements.cluster.requests_to_workers import LAUNCH_SECONDS, Workers
-from sandbox.placements.cluster.worker_server import HostRequestProviders, StoreLog, WorkerServer
+from sandbox.placements.cluster.requests_to_workers import LAUNCH_SECONDS, WorkerClient
+from sandbox.placements.cluster.worker_server import StoreLog, WorkerRequestSources, WorkerServer
 from sandbox.placements.cluster.worker_session import WorkerSession
 from sandbox.primitives.message_stream import InvalidMessageError
 
@@ -50,21 +50,21 @@ _RELEASE_SECONDS, _RELEASE_SECONDS_MAX = 1.0, 60.0
 class ClusterPlacement:
     """Implements `interfaces.placement.Placement`.
 
-    largest_host_sizes: the resources for tasks on each of the largest hosts.
+    maximal_host_sizes: the resources for tasks on each of the largest hosts.
     """
 
     def __init__(
         self,
-        workers: Workers,
+        workers: WorkerClient,
         hosts: ClusterHosts,
         images: ImageSource,
-        largest_host_sizes: Sequence[Resources],
-        storage: "TaskStorage",
+        maximal_host_sizes: Sequence[Resources],
+        storage: "ServerTaskAccess",
     ) -> None:
-        largest = max(largest_host_sizes, key=lambda each: (each.memory_bytes, each.cpus, each.disk_bytes))
+        largest = max(maximal_host_sizes, key=lambda each: (each.memory_bytes, each.cpus, each.disk_bytes))
         self.host = AnyClusterHost(largest, images)
         self.files = ClusterFiles(workers)
-        self.allocator = ClusterAllocator(workers, hosts, images, largest_host_sizes)
+        self.allocator = ClusterAllocator(workers, hosts, images, maximal_host_sizes)
         self._workers = workers
         self._replicas = storage.replicas
         self._has_task_ended = storage.has_task_ended
@@ -158,7 +158,7 @@ class ClusterPlacement:
 
 
 class ListenAddress(NamedTuple):
-    """The address for workers, the server's certificate, and how workers prove their claims; see `Claims`."""
+    """The address for workers, the server's certificate, and how workers prove their claims; see `ClaimChecker`."""
 
     host: str
     port: int
@@ -166,7 +166,7 @@ class ListenAddress(NamedTuple):
     proof_method: SharedHostKey | WorkerVerifier | None = None
 
 
-class TaskStorage(NamedTuple):
+class ServerTaskAccess(NamedTuple):
     """The server's storage for the files of tasks.
 
     replicas: the copies of journals and artifacts. store_log: see `StoreLog`.
@@ -183,7 +183,7 @@ async def create_cluster_placement(
     engine: Engine,
     settings: JobSettings,
     address: ListenAddress,
-    storage: TaskStorage,
+    storage: ServerTaskAccess,
     images: ImageSource,
     find_credentials: FindCloneCredentials,
 ) -> ClusterPlacement:
@@ -192,7 +192,7 @@ async def create_cluster_placement(
     directory: where the jobs are stored.
     """
     hosts = await load_largest_host_sizes(engine, directory.with_name("largest-hosts.json"))
-    largest_host_sizes = [
+    maximal_host_sizes = [
         msgspec.structs.replace(host, memory_bytes=host.memory_bytes - settings.overhead_bytes) for host in hosts
     ]
     seen_hosts, drains = SeenHosts(directory.with_name("hosts.json")), HostDrains(directory.with_name("drained.json"))
@@ -201,12 +201,12 @@ async def create_cluster_placement(
     async def start() -> Jobs:
         jobs = Jobs(JobStore(directory), engine, settings, drains)
         server = WorkerServer(
-            Claims(jobs, drains, address.proof_method),
+            ClaimChecker(jobs, drains, address.proof_method),
             seen_hosts,
             storage.replicas,
             storage.store_log,
             storage.has_task_ended,
-            HostRequestProviders(find_credentials, images),
+            WorkerRequestSources(find_credentials, images),
             address.tls,
         )
         await server.listen(address.host, address.port)
@@ -218,7 +218,7 @@ async def create_cluster_placement(
     try:
         jobs = await thread.run(start())
         cluster_hosts = ClusterHosts(seen_hosts, engine_hosts, drains, jobs)
-        return ClusterPlacement(Workers(jobs, thread), cluster_hosts, images, largest_host_sizes, storage)
+        return ClusterPlacement(WorkerClient(jobs, thread), cluster_hosts, images, maximal_host_sizes, storage)
     except BaseException:
         await asyncio.to_thread(thread.close)
         raise

@@ -26,7 +26,7 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.placements.cluster.event_loop_thread import LoopThread
-from sandbox.placements.cluster.requests_to_workers import LAUNCH_SECONDS, Workers
+from sandbox.placements.cluster.requests_to_workers import LAUNCH_SECONDS, WorkerClient
 from sandbox.placements.runner_client import RunnerClient
 
 _MARGIN_SECONDS = 2.0
@@ -36,7 +36,7 @@ _lock_ids = itertools.count(1)
 class RemoteRunnerHandle:
     """Implements `interfaces.runner.RunnerHandle`: the worker connects each stream to the runner's socket."""
 
-    def __init__(self, workers: Workers, location: AttemptLocation) -> None:
+    def __init__(self, workers: WorkerClient, location: AttemptLocation) -> None:
         self.attempt_id = location.attempt_id
         self._workers = workers
         self._location = location
@@ -75,7 +75,7 @@ class RemoteRunnerHandle:
 class RemotePreservedDisk:
     """Implements `interfaces.placement.PreservedDisk`: the worker holds the lock until its session ends."""
 
-    def __init__(self, workers: Workers, location: AttemptLocation) -> None:
+    def __init__(self, workers: WorkerClient, location: AttemptLocation) -> None:
         self._workers = workers
         self._location = location
         self._client = RunnerClient(partial(workers.open_stream, location))
@@ -138,7 +138,7 @@ class RemotePreservedDisk:
 class ClusterFiles:
     """Implements `interfaces.placement.AttemptFiles`. Workers remove the leftovers on their hosts themselves."""
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: WorkerClient) -> None:
         self._workers = workers
 
     def has_disk(self, location: AttemptLocation) -> bool:

@@ -16,7 +16,7 @@ LAUNCH_SECONDS = 40.0
 """How long a worker may take to start a runner."""
 
 
-class Workers:
+class WorkerClient:
     """Sends requests to the workers of attempts, from any thread."""
 
     def __init__(self, jobs: Jobs, thread: LoopThread) -> None:

@@ -42,7 +42,7 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.placements.cluster.artifact_uploads import ArtifactsTooLargeError, ArtifactUploads
-from sandbox.placements.cluster.claim_checks import ClaimRejectedError, Claims
+from sandbox.placements.cluster.claim_checks import ClaimChecker, ClaimRejectedError
 from sandbox.placements.cluster.credential_requests import FindCloneCredentials, WorkerCredentialRequests
 from sandbox.placements.cluster.host_inventory import SeenHosts
 from sandbox.placements.cluster.image_transfers import ImageTransfers
@@ -72,7 +72,7 @@ _first_decoder: "msgspec.msgpack.Decoder[FirstMessage]" = msgspec.msgpack.Decode
 _decoder: "msgspec.msgpack.Decoder[WorkerMessage]" = msgspec.msgpack.Decoder(WorkerMessage)
 
 
-class HostRequestProviders(NamedTuple):
+class WorkerRequestSources(NamedTuple):
     """The providers of the data that hosts request from the server. find_credentials: see `FindCloneCredentials`."""
 
     find_credentials: FindCloneCredentials
@@ -89,12 +89,12 @@ class WorkerServer:
 
     def __init__(
         self,
-        claims: Claims,
+        claims: ClaimChecker,
         hosts: SeenHosts,
         replicas: TaskReplicas,
         store_log: StoreLog,
         has_task_ended: Callable[[str], bool],
-        providers: HostRequestProviders,
+        providers: WorkerRequestSources,
         tls: ssl.SSLContext,
     ) -> None:
         self._credential_requests = WorkerCredentialRequests(replicas, providers.find_credentials)

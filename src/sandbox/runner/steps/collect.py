@@ -19,9 +19,9 @@ from sandbox.interfaces.runtime import Confine
 from sandbox.interfaces.secrets import Redactor, StreamRedactor
 from sandbox.interfaces.workspace import DetectSecret, PatchResult, SkippedFile, Workspaces
 from sandbox.model.artifacts import (
+    AGENT_SESSION_ARTIFACT,
     GENERATED_DIRECTORY,
     METADATA_NAME,
-    SESSION_NAME,
     Artifact,
     Artifacts,
     DiffStatistics,
@@ -29,7 +29,7 @@ from sandbox.model.artifacts import (
 from sandbox.model.disk_space import transient_disk_error
 from sandbox.model.events import ArtifactCollected, AttemptFailed, EgressDenied, ErrorReported, Output
 from sandbox.model.failure import AttemptError, Failure, FailureCode
-from sandbox.model.fixed_limits import SECRET_SCAN_SECONDS_MIN, SESSION_BYTES_MAX
+from sandbox.model.fixed_limits import AGENT_SESSION_BYTES_MAX, SECRET_SCAN_SECONDS_MIN
 from sandbox.model.state_machine import final_state
 from sandbox.model.task import Task
 from sandbox.model.wire.task_conversion import attempt_bodies, format_timestamp, task_failure_body
@@ -157,7 +157,7 @@ class ArtifactRecorder(msgspec.Struct, frozen=True):
             content_type,
             f"sha256:{checksum}",
             contains_secret=contains_secret,
-            is_internal=name == SESSION_NAME,
+            is_internal=name == AGENT_SESSION_ARTIFACT,
         )
         await self.record(artifact, diff)
 
@@ -356,11 +356,11 @@ class CollectStep(msgspec.Struct, frozen=True):
             return
         if attempt.task.manifest.agent.is_interactive or artifacts.is_unredactable or not home.is_dir():
             return
-        content = await asyncio.to_thread(driver.read_session, home, present.session_id, SESSION_BYTES_MAX)
+        content = await asyncio.to_thread(driver.read_session, home, present.session_id, AGENT_SESSION_BYTES_MAX)
         if content is None or await _scan_for_secrets(artifacts.detect_secret, _split_chunks(content)):
             return
         compressed = await asyncio.to_thread(compress_session, content)
-        await artifacts.store_chunks(SESSION_NAME, "application/gzip", [compressed])
+        await artifacts.store_chunks(AGENT_SESSION_ARTIFACT, "application/gzip", [compressed])
 
     async def _collect_pattern_matches(self, artifacts: ArtifactRecorder) -> None:
         attempt, task = self.attempt, self.attempt.task
@@ -370,7 +370,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         reserved_names = frozenset(
             {
                 *(f"{task.id}.patch", self._chain_patch_name, self._tar_name),
-                *(_TRANSCRIPT, SESSION_NAME, METADATA_NAME),
+                *(_TRANSCRIPT, AGENT_SESSION_ARTIFACT, METADATA_NAME),
                 *(file.name for file in (task.parent.files if task.parent is not None else ())),
             }
         )

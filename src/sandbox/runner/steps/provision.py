@@ -78,7 +78,7 @@ class ProvisionedSandbox(msgspec.Struct, frozen=True):
 
     sandbox: Sandbox
     launch_spec: AgentLaunchSpec
-    task_key: str
+    gateway_key: str
 
 
 class ProvisionStep(msgspec.Struct, frozen=True):
@@ -95,11 +95,11 @@ class ProvisionStep(msgspec.Struct, frozen=True):
         if image is not None:
             self.image_locks.acquire(image)
         manifest = attempt.task.manifest
-        task_key = f"{self.driver.task_key_prefix}{secrets.token_urlsafe(32)}"
+        gateway_key = f"{self.driver.gateway_key_prefix}{secrets.token_urlsafe(32)}"
         launch_spec = self.driver.prepare(
             manifest_with_earlier_conversation(attempt),
             session_id=_session_id(attempt),
-            task_key=task_key,
+            gateway_key=gateway_key,
             secrets=attempt.secrets,
             resumes=attempt.resumes,
             session=None if attempt.resumes else read_inherited_session(attempt),
@@ -126,7 +126,7 @@ class ProvisionStep(msgspec.Struct, frozen=True):
         )
         if sandbox.slow_reason is not None:
             attempt.recorder.record(ErrorReported("sandbox_slow", sandbox.slow_reason))
-        return ProvisionedSandbox(sandbox, launch_spec, task_key)
+        return ProvisionedSandbox(sandbox, launch_spec, gateway_key)
 
 
 def _session_id(attempt: AttemptContext) -> str:

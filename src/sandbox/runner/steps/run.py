@@ -116,10 +116,10 @@ class TimeLimit:
             await asyncio.sleep(min(deadline - now, silence_end - now, 1.0))
 
 
-BackgroundLoop = Callable[[], Coroutine[None, None, None]]
+BackgroundWork = Callable[[], Coroutine[None, None, None]]
 
 
-class RequiredLoops:
+class RequiredBackgroundWork:
     """Background loops of a sandbox. A failed loop kills the sandbox: no agent continues without its limits.
 
     At the end of the context, all loops are cancelled, and the first error among them is raised.
@@ -129,20 +129,20 @@ class RequiredLoops:
         self._killer = killer
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self, loop: BackgroundLoop) -> "asyncio.Task[None]":
+    def start(self, loop: BackgroundWork) -> "asyncio.Task[None]":
         """Start a loop."""
         task = asyncio.create_task(self._run(loop))
         self._tasks.append(task)
         return task
 
-    async def _run(self, loop: BackgroundLoop) -> None:
+    async def _run(self, loop: BackgroundWork) -> None:
         try:
             await loop()
         except Exception:
             await self._killer.kill()
             raise
 
-    async def __aenter__(self) -> "RequiredLoops":
+    async def __aenter__(self) -> "RequiredBackgroundWork":
         return self
 
     async def __aexit__(
@@ -186,7 +186,7 @@ class RunStep(msgspec.Struct, frozen=True):
         agent_run = self._create_agent_run(provisioned, gateway, progress)
         ended = ExitStatus(None)
         killer = SandboxKiller(provisioned.sandbox)
-        async with RequiredLoops(killer) as loops:
+        async with RequiredBackgroundWork(killer) as loops:
             loops.start(gateway_events.raise_error)
             try:
                 ended = await agent_run.supervise(loops, killer)
@@ -289,7 +289,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
     output: AgentOutput
     cpu_queue: CpuQueue
 
-    async def supervise(self, loops: RequiredLoops, killer: SandboxKiller) -> ExitStatus:
+    async def supervise(self, loops: RequiredBackgroundWork, killer: SandboxKiller) -> ExitStatus:
         """Run from the agent's start until its processes are gone and its output is read."""
         try:
             agent, readers, agent_terminal = await self._start_agent()

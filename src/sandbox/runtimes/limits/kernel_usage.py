@@ -12,8 +12,8 @@ from sandbox.model.fixed_limits import (
     EPOLL_ENTRIES_MAX,
     FILE_LOCKS_MAX,
     FREE_SLAB_BYTES_MAX,
+    KERNEL_LOCK_HOLD_SECONDS_MAX,
     LOCKS_ON_HOST_FILES_MAX,
-    MACHINE_LOCK_SECONDS_MAX,
     NETLINK_BYTES_MAX,
     OOM_KILLS_MAX,
     OPEN_DIRECTORIES_MAX,
@@ -198,17 +198,17 @@ class KernelUsage(msgspec.Struct, frozen=True):
         return ""
 
     def _find_lock_violation(self) -> str:
-        if self.terminal_lock_seconds is not None and self.terminal_lock_seconds > MACHINE_LOCK_SECONDS_MAX:
+        if self.terminal_lock_seconds is not None and self.terminal_lock_seconds > KERNEL_LOCK_HOLD_SECONDS_MAX:
             return (
                 "Programs of the sandbox opened or closed terminals so slowly that no other program on the machine "
                 "could open one. Open fewer terminals, or start fewer busy programs at the same time."
             )
-        if self.network_lock_seconds is not None and self.network_lock_seconds > MACHINE_LOCK_SECONDS_MAX:
+        if self.network_lock_seconds is not None and self.network_lock_seconds > KERNEL_LOCK_HOLD_SECONDS_MAX:
             return (
                 "Programs of the sandbox listed network interfaces or joined multicast groups so slowly that no other "
                 "program on the machine could use network devices. Start fewer busy programs at the same time."
             )
-        if self.nested_epoll_lock_seconds is not None and self.nested_epoll_lock_seconds > MACHINE_LOCK_SECONDS_MAX:
+        if self.nested_epoll_lock_seconds is not None and self.nested_epoll_lock_seconds > KERNEL_LOCK_HOLD_SECONDS_MAX:
             return (
                 "Programs of the sandbox used nested epoll instances so slowly that no other program on the machine "
                 "could use them. Start fewer busy programs at the same time."

@@ -25,7 +25,7 @@ _FUTEX = _FUTEX_NUMBERS.get(os.uname().machine, "")
 _RUNNABLE = "running"
 
 
-class ThreadSleep:
+class BlockedThreadDetector:
     """Shows whether the thread of one measurement sleeps. thread_id: None until the thread has started."""
 
     def __init__(self, threads: Path = _OWN_THREADS) -> None:
@@ -59,12 +59,12 @@ class ThreadSleep:
         return None
 
 
-_current_sleep: ContextVar[ThreadSleep | None] = ContextVar("current_sleep", default=None)
+_current_sleep: ContextVar[BlockedThreadDetector | None] = ContextVar("current_sleep", default=None)
 
 
-def start_measurement(measure: Callable[[], Awaitable[T]]) -> tuple["asyncio.Future[T]", ThreadSleep]:
+def start_measurement(measure: Callable[[], Awaitable[T]]) -> tuple["asyncio.Future[T]", BlockedThreadDetector]:
     """Start a measurement, which calls `measure_in_thread`. Returns the measurement, and whether its thread sleeps."""
-    sleep = ThreadSleep()
+    sleep = BlockedThreadDetector()
     token = _current_sleep.set(sleep)
     try:
         return asyncio.ensure_future(measure()), sleep
@@ -83,7 +83,7 @@ async def measure_in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwa
     return await asyncio.to_thread(run)
 
 
-def measure_in_further_thread(thread: threading.Thread) -> None:
+def join_observed_thread(thread: threading.Thread) -> None:
     """Start a thread and wait for its end. Meanwhile, it is the observed thread of the measurement."""
     thread.start()
     if (sleep := _current_sleep.get()) is None:

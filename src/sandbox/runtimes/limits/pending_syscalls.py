@@ -19,7 +19,7 @@ from pathlib import Path
 from sandbox.model.fixed_limits import OPEN_FILES_GROWTH_MAX, SYSCALL_BUFFER_BYTES_MAX
 from sandbox.runtimes.limits.descriptor_tables import list_directory
 from sandbox.runtimes.limits.kernel_memory_growth import KernelMemoryGrowth, count_machine_kernel_bytes
-from sandbox.runtimes.limits.measurement_threads import measure_in_further_thread
+from sandbox.runtimes.limits.measurement_threads import join_observed_thread
 
 _PTRACE_SEIZE, _PTRACE_INTERRUPT = 0x4206, 0x4207
 _INTERRUPT_SECONDS = 0.02
@@ -38,7 +38,7 @@ def interrupt_threads(process_ids: Iterable[int]) -> None:
     """Interrupt all threads of the processes, except those that this process is not allowed to trace."""
     # The kernel stops tracing when the tracing thread ends, so no traced thread stays stopped.
     tracer = threading.Thread(target=_trace, args=(list(process_ids),), name="interrupt-threads")
-    measure_in_further_thread(tracer)
+    join_observed_thread(tracer)
 
 
 def _trace(process_ids: Iterable[int]) -> None:

@@ -110,7 +110,7 @@ class TreeComparison:
             return False
         if is_forbidden_path(entry.path, is_link=entry.is_link):
             self.skipped[entry.path] = "git does not support this path"
-        elif not entry.is_reachable:
+        elif not entry.is_within_limits:
             self.skipped[entry.path] = "the path is too long or too deep"
         return entry.path not in self.skipped
 

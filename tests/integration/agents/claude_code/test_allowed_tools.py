@@ -118,7 +118,9 @@ def test_agent_without_options_has_all_tools(tmp_path):
 
 
 def _command(manifest_):
-    return ClaudeCodeDriver(Path("/none")).prepare(manifest_, session_id=SESSION_ID, task_key="key", secrets={}).command
+    return (
+        ClaudeCodeDriver(Path("/none")).prepare(manifest_, session_id=SESSION_ID, gateway_key="key", secrets={}).command
+    )
 
 
 def test_only_listed_tools_exist_and_they_need_no_permission(tmp_path):

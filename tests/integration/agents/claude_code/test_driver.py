@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.claude_on_host import SESSION_ID, TASK_KEY, ClaudeOnHost
+from doubles.claude_on_host import GATEWAY_KEY, SESSION_ID, ClaudeOnHost
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.demo.scripted_model import Script, ScriptedModel, Text, ToolUse, Turn
 from sandbox.interfaces.runtime import ExitStatus
@@ -123,7 +123,7 @@ def test_model_requests_contain_no_key_except_the_task_key(run):
     _, _, model, _ = run
     assert len(model.requests) == 4
     for request in model.requests:
-        assert request.headers["x-api-key"] == TASK_KEY
+        assert request.headers["x-api-key"] == GATEWAY_KEY
         assert "authorization" not in request.headers
         assert request.path == "/v1/messages?beta=true"
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from doubles.claude_on_host import TASK_KEY, ClaudeOnHost
+from doubles.claude_on_host import GATEWAY_KEY, ClaudeOnHost
 from doubles.loopback_listeners import loopback_listeners
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.demo.scripted_model import Script, ScriptedModel, Text, ToolUse, Turn
@@ -44,7 +44,7 @@ async def test_requests_of_claude_code_are_forwarded_with_the_key_of_the_server(
         async with ScriptedModel(Script(TURNS)) as model:
             with loopback_listeners() as listeners:
                 gateway = SocketGatewayFactory(MessagesApi()).create(
-                    ModelUpstream(model.url, api_key=SERVER_KEY), TASK_KEY, events.append, GatewayRules()
+                    ModelUpstream(model.url, api_key=SERVER_KEY), GATEWAY_KEY, events.append, GatewayRules()
                 )
                 gateway_task = asyncio.ensure_future(gateway.serve(listeners))
                 port = listeners.model.getsockname()[1]

@@ -142,7 +142,7 @@ async def test_refused_job_is_rejected_with_the_reason(engine, slurm, message):
 @pytest.mark.parametrize("name", ["squeue", "scancel", "sinfo"])
 async def test_failed_command_makes_the_engine_unavailable(engine, slurm, name):
     slurm.define(name, "printf 'bad\\033[31m \\nnews\\n' >&2; exit 1")
-    calls = {"squeue": engine.look_up([NAME]), "scancel": engine.withdraw(NAME), "sinfo": engine.largest_host_sizes()}
+    calls = {"squeue": engine.look_up([NAME]), "scancel": engine.withdraw(NAME), "sinfo": engine.maximal_host_sizes()}
     for each, call in calls.items():
         if each != name:
             call.close()

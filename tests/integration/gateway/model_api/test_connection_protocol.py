@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
-from doubles.served_gateway import SERVER_KEY, TASK_KEY, run, served_gateway, wait_until
+from doubles.served_gateway import GATEWAY_KEY, SERVER_KEY, run, served_gateway, wait_until
 from sandbox.gateway import limits, sans_io_driver
 from sandbox.gateway.model_api.connection_protocol import ModelProtocol
 from sandbox.interfaces.gateway import GatewayRules
@@ -63,7 +63,7 @@ def test_response_is_byte_identical_and_the_task_key_is_replaced():
             assert request.body == b'{"any":"text \xc3\xa9"}'
             assert request.headers["x-api-key"] == SERVER_KEY
             assert request.headers["host"] == f"127.0.0.1:{upstream.port}"
-            assert TASK_KEY.encode() not in request.head + request.body
+            assert GATEWAY_KEY.encode() not in request.head + request.body
             assert SERVER_KEY.encode() not in client.received
             assert served.events == [EXPECTED_USAGE]
 

@@ -11,7 +11,7 @@ import pytest
 
 from doubles.responses_api import ResponsesApi
 from doubles.scripted_upstream import Script, UpstreamRequest, scripted_upstream
-from doubles.served_gateway import SERVER_KEY, TASK_KEY, Client, ServedGateway, run, served_gateway
+from doubles.served_gateway import GATEWAY_KEY, SERVER_KEY, Client, ServedGateway, run, served_gateway
 from sandbox.gateway.model_api.upstream import parse_upstream
 from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules, ModelUpstream
@@ -55,7 +55,7 @@ async def gateway_for(
 
 
 def send(client: Client, body: bytes = BODY, *, target: str = "/v1/responses", headers: str = "") -> None:
-    headers = headers or f"Authorization: Bearer {TASK_KEY}\r\n"
+    headers = headers or f"Authorization: Bearer {GATEWAY_KEY}\r\n"
     head = f"POST {target} HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\n{headers}"
     client.writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
@@ -70,7 +70,7 @@ def test_request_is_forwarded_with_the_key_of_the_server_and_its_usage_is_read(h
             [request] = upstream.requests
             assert request.target == "/v1/responses"
             assert request.headers["authorization"] == f"Bearer {SERVER_KEY}"
-            assert TASK_KEY.encode() not in request.head
+            assert GATEWAY_KEY.encode() not in request.head
             assert served.events == [EXPECTED_USAGE]
 
     run(scenario)
@@ -82,7 +82,7 @@ def test_request_is_forwarded_with_the_key_of_the_server_and_its_usage_is_read(h
         ("/v1/messages", "", 403, "The gateway serves only POST /v1/responses and /v1/responses/input_tokens."),
         ("/v1/responses?beta=true", "", 403, "The gateway serves only POST"),
         ("/v1/files", "", 403, "The gateway serves only POST"),
-        ("/v1/responses", f"X-Api-Key: {TASK_KEY}\r\n", 401, "The request has no key"),
+        ("/v1/responses", f"X-Api-Key: {GATEWAY_KEY}\r\n", 401, "The request has no key"),
         ("/v1/responses", "Authorization: Bearer other\r\n", 401, "The request has a different key"),
     ],
     ids=["path of another API", "query", "other endpoint", "header of another API", "different key"],
@@ -106,8 +106,8 @@ def test_headers_of_another_api_are_not_forwarded():
     async def scenario():
         async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url) as served:
             client = await served.connect()
-            key = f"Authorization: Bearer {TASK_KEY}\r\n"
-            send(client, headers=f"{key}Anthropic-Version: 1\r\nX-Api-Key: {TASK_KEY}\r\nOpenAI-Beta: a\r\n")
+            key = f"Authorization: Bearer {GATEWAY_KEY}\r\n"
+            send(client, headers=f"{key}Anthropic-Version: 1\r\nX-Api-Key: {GATEWAY_KEY}\r\nOpenAI-Beta: a\r\n")
             assert (await client.read_response())[0] == 200
             headers = upstream.requests[0].headers
             assert headers["openai-beta"] == "a"
@@ -183,7 +183,7 @@ async def usages_of(handler: Script) -> list[Usage]:
     rules = GatewayRules(budget=Budget(tokens=10_000))
     async with scripted_upstream(handler) as upstream, gateway_for(upstream.base_url, rules) as served:
         client = await served.connect()
-        headers = f"Authorization: Bearer {TASK_KEY}\r\nConnection: close\r\n"
+        headers = f"Authorization: Bearer {GATEWAY_KEY}\r\nConnection: close\r\n"
         send(client, json.dumps({"model": "scripted-1", "max_output_tokens": 77}).encode(), headers=headers)
         await client.read_to_end()
         return served.events_of(Usage)
@@ -408,7 +408,7 @@ def test_meter_keeps_little_of_a_long_response():
 
 def test_error_for_a_missing_server_key_names_the_variable_of_the_api():
     with pytest.raises(ValueError, match="RESPONSES_API_KEY is missing"):
-        SocketGatewayFactory(ResponsesApi()).create(ModelUpstream("http://127.0.0.1:9"), TASK_KEY, lambda _: None)
+        SocketGatewayFactory(ResponsesApi()).create(ModelUpstream("http://127.0.0.1:9"), GATEWAY_KEY, lambda _: None)
 
 
 class UnvalidatedUsageDialect(ResponsesApi):

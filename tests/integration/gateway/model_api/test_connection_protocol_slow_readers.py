@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from doubles.scripted_upstream import scripted_upstream
-from doubles.served_gateway import TASK_KEY, ServedGateway, run, served_gateway, wait_until
+from doubles.served_gateway import GATEWAY_KEY, ServedGateway, run, served_gateway, wait_until
 from sandbox.gateway import limits
 from sandbox.interfaces.gateway import Budget, GatewayRules
 from sandbox.model.events import Usage
@@ -52,7 +52,7 @@ async def client_with_request(served: ServedGateway) -> socket.socket:
     loop = asyncio.get_running_loop()
     await loop.sock_connect(client, ("127.0.0.1", served.port))
     body = b'{"model":"claude-haiku-4-5","max_tokens":64000,"stream":true}'
-    head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nX-Api-Key: {TASK_KEY}\r\n"
+    head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nX-Api-Key: {GATEWAY_KEY}\r\n"
     await loop.sock_sendall(client, head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
     return client
 

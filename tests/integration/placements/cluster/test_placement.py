@@ -27,7 +27,7 @@ from sandbox.interfaces.worker_messages import (
     Claimed,
     HasDisk,
     Heartbeat,
-    ImagePreparation,
+    ImagePreparationStatus,
     Launch,
     LockDisk,
     PreparedImage,
@@ -42,7 +42,7 @@ from sandbox.placements.cluster import jobs
 from sandbox.placements.cluster import placement as placement_module
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import JobSettings
-from sandbox.placements.cluster.placement import ListenAddress, TaskStorage, create_cluster_placement
+from sandbox.placements.cluster.placement import ListenAddress, ServerTaskAccess, create_cluster_placement
 
 LOCATION = AttemptLocation("task-1", "abcdefghijkl", "cluster:host-1")
 
@@ -80,7 +80,7 @@ async def running_placement(server, tasks):
         server.engine,
         JobSettings(600, OVERHEAD_BYTES, make_request),
         ListenAddress("127.0.0.1", server.port, tls),
-        TaskStorage(server.replicas, None, tasks.has_task_ended),
+        ServerTaskAccess(server.replicas, None, tasks.has_task_ended),
         server.images,
         server.find_credentials,
     )
@@ -116,27 +116,27 @@ async def test_capacity_is_the_largest_host_minus_the_overhead_of_a_worker(place
 
 
 async def test_each_of_the_largest_hosts_is_offered_without_the_overhead_of_a_worker(placement):
-    assert [host.cpus for host in placement.allocator.largest_host_sizes] == [1, 8, 64]
-    assert placement.allocator.largest_host_sizes[2].memory_bytes == 2**32 - OVERHEAD_BYTES
+    assert [host.cpus for host in placement.allocator.maximal_host_sizes] == [1, 8, 64]
+    assert placement.allocator.maximal_host_sizes[2].memory_bytes == 2**32 - OVERHEAD_BYTES
 
 
 async def test_restarted_server_can_start_while_the_engine_does_not_respond(server, tasks):
     """The server must start without delay, because workers have to reconnect before their leases end."""
-    available = server.engine.largest_host_sizes
+    available = server.engine.maximal_host_sizes
 
     async def fail():
         raise EngineUnavailableError("It is not responding.")
 
-    server.engine.largest_host_sizes = fail
+    server.engine.maximal_host_sizes = fail
     with pytest.raises(EngineUnavailableError):
         async with running_placement(server, tasks):
             pass
-    server.engine.largest_host_sizes = available
+    server.engine.maximal_host_sizes = available
     async with running_placement(server, tasks) as placement:
-        expected = placement.allocator.largest_host_sizes
-    server.engine.largest_host_sizes = fail
+        expected = placement.allocator.maximal_host_sizes
+    server.engine.maximal_host_sizes = fail
     async with running_placement(server, tasks) as placement:
-        assert placement.allocator.largest_host_sizes == expected
+        assert placement.allocator.maximal_host_sizes == expected
 
 
 async def test_reservation_waits_at_most_a_second_for_a_worker(placement):
@@ -213,18 +213,18 @@ class TestImages:
         return await placement.allocator.reserve_host("task-1", None, SMALL, profile)
 
     async def test_attempt_gets_the_image_of_the_server(self, worker, placement):
-        worker.answers[PrepareImage] = lambda _: ImagePreparation(is_ready=True, image=self.PREPARED)
+        worker.answers[PrepareImage] = lambda _: ImagePreparationStatus(is_ready=True, image=self.PREPARED)
         reserved = await self.reserve(placement)
         assert worker.requests == [PrepareImage("tools", self.WANTED)]
         assert reserved.find_image("tools") == Image("tools", self.WANTED.digest, "/images/1/root")
 
     async def test_attempt_without_an_image_of_the_server_uses_the_host(self, worker, placement):
-        worker.answers[PrepareImage] = lambda _: ImagePreparation(is_ready=True)
+        worker.answers[PrepareImage] = lambda _: ImagePreparationStatus(is_ready=True)
         assert (await self.reserve(placement, "basic")).find_image("basic") is None
         assert worker.requests == [PrepareImage("basic", None)]
 
     async def test_task_waits_while_the_image_is_fetched(self, worker, placement):
-        answer = ImagePreparation(is_ready=False, received_bytes=430, problem="It was not fetched: \x1b[2J.")
+        answer = ImagePreparationStatus(is_ready=False, received_bytes=430, problem="It was not fetched: \x1b[2J.")
         worker.answers[PrepareImage] = lambda _: answer
         with pytest.raises(HostPendingError) as caught:
             await self.reserve(placement)
@@ -232,7 +232,8 @@ class TestImages:
         assert caught.value.message == expected
 
     @pytest.mark.parametrize(
-        "answer", [ImagePreparation(is_ready=False), CallResult(0, error="OSError", message="No space left on device")]
+        "answer",
+        [ImagePreparationStatus(is_ready=False), CallResult(0, error="OSError", message="No space left on device")],
     )
     async def test_worker_is_asked_again_only_after_a_pause(self, worker, placement, monkeypatch, answer):
         monkeypatch.setattr("sandbox.placements.cluster.host_allocator._RESERVE_SECONDS", 0.5)

@@ -20,7 +20,7 @@ BINARY = Path("/data/agent/claude-1")
 
 def prepare(secrets=None, **sections):
     return ClaudeCodeDriver(BINARY).prepare(
-        manifest(**sections), session_id="the-session", task_key="the-task-key", secrets=secrets or {}
+        manifest(**sections), session_id="the-session", gateway_key="the-task-key", secrets=secrets or {}
     )
 
 

@@ -17,7 +17,7 @@ KEY = "sk-ant-sandbox-0123456789-abcdefghij"
 def prepare(**claude: object) -> AgentLaunchSpec:
     task_manifest = manifest(**{"prompt": "Do it.", "headless": False, **claude})
     agent = ClaudeCodeDriver(Path("/opt/claude"))
-    return agent.prepare(task_manifest, session_id=str(uuid.uuid4()), task_key=KEY, secrets={})
+    return agent.prepare(task_manifest, session_id=str(uuid.uuid4()), gateway_key=KEY, secrets={})
 
 
 def test_interactive_command_has_no_print_options():

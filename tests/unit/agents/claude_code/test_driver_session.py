@@ -85,7 +85,7 @@ def test_inherited_session_is_written_to_the_path_that_the_agent_reads():
     driver = ClaudeCodeDriver(Path("/none"))
     manifest_ = manifest()
     manifest_ = manifest_.replace(repository=replace(manifest_.repository, subpath="a/b.c"))
-    spec = driver.prepare(manifest_, session_id=SESSION, task_key="k", secrets={}, session=b"{}\n")
+    spec = driver.prepare(manifest_, session_id=SESSION, gateway_key="k", secrets={}, session=b"{}\n")
     assert spec.home_files == {f".claude/projects/-workspace-a-b-c/{SESSION}.jsonl": b"{}\n"}
     assert spec.command.argv[-2:] == ("--resume", SESSION)
     assert spec.command.stdin == manifest_.agent.prompt.encode()

@@ -21,7 +21,7 @@ from sandbox.model.egress import EgressRules
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
 DIALECT = MessagesApi()
-TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
+GATEWAY_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
 BODY = b'{"model":"m","stream":true}'
 SSE_BODY = (
     b'event: message_start\ndata: {"type":"message_start","message":{"model":"claude-haiku-4-5","usage":'
@@ -43,7 +43,7 @@ def request(
     target: str = "/v1/messages?beta=true",
     *headers: str,
     method: str = "POST",
-    credential_header: str | None = f"x-api-key: {TASK_KEY}",
+    credential_header: str | None = f"x-api-key: {GATEWAY_KEY}",
     host: str = "127.0.0.1:8123",
     body: bytes = BODY,
     version: str = "1.1",
@@ -84,7 +84,7 @@ def create_protocol(
     """Create a protocol. With `is_unrestricted`, the protocol forwards request bodies without reading them."""
     events = RecordedEvents()
     upstream = ModelUpstream(base_url, auth_token=key) if uses_auth_token else ModelUpstream(base_url, api_key=key)
-    policy, reporter = ModelPolicy(DIALECT, TASK_KEY, 8123), EventReporter(events.append, lambda: 0.0)
+    policy, reporter = ModelPolicy(DIALECT, GATEWAY_KEY, 8123), EventReporter(events.append, lambda: 0.0)
     rules = GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted), budget=budget)
     gate = ModelRequestGate(rules, reporter, DIALECT)
     return ModelProtocol(DIALECT, policy, gate, parse_upstream(upstream, DIALECT), reporter, 8123), events
@@ -130,7 +130,7 @@ def test_request_and_its_body_are_forwarded_with_the_server_key(is_unrestricted)
     assert events == []
 
 
-@pytest.mark.parametrize("credential_header", [f"x-api-key: {TASK_KEY}", f"Authorization: Bearer {TASK_KEY}"])
+@pytest.mark.parametrize("credential_header", [f"x-api-key: {GATEWAY_KEY}", f"Authorization: Bearer {GATEWAY_KEY}"])
 @pytest.mark.parametrize("uses_auth_token", [True, False])
 def test_both_credential_headers_are_accepted_and_replaced(credential_header, uses_auth_token):
     protocol, _ = create_protocol(uses_auth_token=uses_auth_token)
@@ -287,7 +287,7 @@ def test_private_and_hop_by_hop_headers_are_not_forwarded():
     sent = protocol.client_data_received(request("/v1/messages", *private, *hops))
     expected = {"host", "x-api-key", "accept-encoding", "content-type", "content-length"}
     assert set(head_of(sent.to_upstream)[1]) == expected
-    assert TASK_KEY.encode() not in sent.to_upstream
+    assert GATEWAY_KEY.encode() not in sent.to_upstream
 
 
 def test_chunked_body_remains_chunked_without_trailers():
@@ -319,13 +319,13 @@ def test_request_with_expect_continue_receives_a_100_response():
     [
         None,
         "x-api-key: another",
-        f"x-api-key: {TASK_KEY}x",
+        f"x-api-key: {GATEWAY_KEY}x",
         "x-api-key: ",
         f"x-api-key: {SERVER_KEY}",
-        f"Authorization: Basic {TASK_KEY}",
-        f"Authorization: {TASK_KEY}",
-        f"x-api-key: {TASK_KEY}\r\nx-api-key: {TASK_KEY}",
-        f"x-api-key: {TASK_KEY}\r\nAuthorization: Bearer sk-mine",
+        f"Authorization: Basic {GATEWAY_KEY}",
+        f"Authorization: {GATEWAY_KEY}",
+        f"x-api-key: {GATEWAY_KEY}\r\nx-api-key: {GATEWAY_KEY}",
+        f"x-api-key: {GATEWAY_KEY}\r\nAuthorization: Bearer sk-mine",
         "x-api-key: \u00e9",
     ],
 )
@@ -524,7 +524,7 @@ def test_idle_connection_timeout_is_not_reported():
 
 
 def test_empty_task_key_is_rejected():
-    with pytest.raises(ValueError, match="task key"):
+    with pytest.raises(ValueError, match="key for the agent"):
         ModelPolicy(DIALECT, "", 8123)
 
 

@@ -16,7 +16,7 @@ from sandbox.model.egress import EgressRules
 from sandbox.model.events import ErrorReported, Usage
 
 DIALECT = MessagesApi()
-TASK_KEY = "task-key-of-this-task"
+GATEWAY_KEY = "task-key-of-this-task"
 MODEL = "claude-haiku-4-5"
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 DOCUMENT_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n"
@@ -53,14 +53,14 @@ class ForwardedRequest:
         upstream = parse_upstream(ModelUpstream("https://up.example", api_key="sk-the-servers-own"), DIALECT)
         self.protocol = ModelProtocol(
             DIALECT,
-            ModelPolicy(DIALECT, TASK_KEY, 8123),
+            ModelPolicy(DIALECT, GATEWAY_KEY, 8123),
             ModelRequestGate(rules, reporter, DIALECT),
             upstream,
             reporter,
             8123,
         )
         body = json.dumps({"model": MODEL, "max_tokens": 64_000, "messages": []} | fields).encode()
-        head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {TASK_KEY}\r\n{headers}"
+        head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {GATEWAY_KEY}\r\n{headers}"
         self.protocol.client_data_received(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         assert self.protocol.is_in_flight
         if is_connected:

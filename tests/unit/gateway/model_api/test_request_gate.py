@@ -11,7 +11,7 @@ from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.agents.claude_code.messages_api.usage_meter import JsonMeter, StreamMeter
 from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.limits import BUDGET_REQUESTS_IN_FLIGHT_MIN, BUFFERED_BYTES_MAX
+from sandbox.gateway.limits import BUFFERED_BYTES_MAX, IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET
 from sandbox.gateway.model_api import request_gate
 from sandbox.gateway.model_api.budget_spending import BudgetSpending, valid_usage
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate
@@ -428,8 +428,8 @@ def start_requests(gate: ModelRequestGate, count: int) -> list[ApprovedRequest |
 def test_number_of_requests_that_may_exceed_the_budget_is_limited(budget):
     gate, events = create_gate(budget)
     decisions = start_requests(gate, 128)
-    assert all(isinstance(each, ApprovedRequest) for each in decisions[:BUDGET_REQUESTS_IN_FLIGHT_MIN])
-    assert {each.status for each in decisions[BUDGET_REQUESTS_IN_FLIGHT_MIN:]} == {429}
+    assert all(isinstance(each, ApprovedRequest) for each in decisions[:IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET])
+    assert {each.status for each in decisions[IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET:]} == {429}
     assert gate.check() is None
     assert events == []
 
@@ -441,20 +441,20 @@ def test_bound_of_the_next_request_is_added_to_those_of_earlier_requests(
     spent_tokens: int, spent_usd: float, kind: str, is_exceeded: bool
 ):
     """The budget exactly covers the earlier attempts and these requests, or is one token or 0.001 USD too small."""
-    bound, requests = usage(100, 50, usd=0.5), BUDGET_REQUESTS_IN_FLIGHT_MIN + 1
+    bound, requests = usage(100, 50, usd=0.5), IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET + 1
     tokens = spent_tokens + 150 * requests - (1 if is_exceeded else 0)
     usd = spent_usd + 0.5 * requests - (0.001 if is_exceeded else 0.0)
     limits = {"tokens": tokens} if kind == "tokens" else {"usd": usd}
     budget = Budget(spent_tokens=spent_tokens, spent_usd=spent_usd, **limits)
     spending = BudgetSpending(budget, EventReporter([].append, lambda: 0.0))
-    for source in range(BUDGET_REQUESTS_IN_FLIGHT_MIN):
+    for source in range(IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET):
         spending.start(source, bound)
     assert spending.may_be_exceeded(bound) is is_exceeded
 
 
 def test_request_without_a_cost_bound_adds_no_cost():
     spending = BudgetSpending(Budget(usd=0.5), EventReporter([].append, lambda: 0.0))
-    for source in range(BUDGET_REQUESTS_IN_FLIGHT_MIN):
+    for source in range(IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET):
         spending.start(source, usage(100, 50, usd=None))
     assert not spending.may_be_exceeded(usage(100, 50, usd=0.5))
     assert spending.may_be_exceeded(usage(100, 50, usd=0.501))
@@ -492,11 +492,11 @@ class ReceivedBytesDialect(MessagesApi):
 
 
 def test_upper_bound_of_a_request_in_flight_is_not_limited_to_the_bytes_received():
-    rules = GatewayRules(budget=Budget(tokens=BUDGET_REQUESTS_IN_FLIGHT_MIN * 2000))
+    rules = GatewayRules(budget=Budget(tokens=IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET * 2000))
     gate = ModelRequestGate(rules, EventReporter([].append, lambda: 0.0), ReceivedBytesDialect())
     decisions = start_requests(gate, 128)
     rejected = [each.status for each in decisions if isinstance(each, Rejected)]
-    assert rejected == [429] * (128 - BUDGET_REQUESTS_IN_FLIGHT_MIN)
+    assert rejected == [429] * (128 - IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET)
 
 
 class RecordingDialect(MessagesApi):

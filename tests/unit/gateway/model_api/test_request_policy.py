@@ -21,7 +21,7 @@ DIALECT = MessagesApi()
 ISOLATED = GatewayRules()
 OUTBOUND = GatewayRules(egress=EgressRules((EgressRule("files.example.org"),)))
 FULL = GatewayRules(egress=EgressRules(is_unrestricted=True))
-TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
+GATEWAY_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
 URL_IMAGE = {"type": "image", "source": {"type": "url", "url": "https://evil.example/?q=secret"}}
 
@@ -37,12 +37,14 @@ class GatewayHarness:
 
     def connect(self) -> ModelProtocol:
         upstream = parse_upstream(ModelUpstream("https://up.example", api_key=self._key), DIALECT)
-        return ModelProtocol(DIALECT, ModelPolicy(DIALECT, TASK_KEY, 8123), self._gate, upstream, self._reporter, 8123)
+        return ModelProtocol(
+            DIALECT, ModelPolicy(DIALECT, GATEWAY_KEY, 8123), self._gate, upstream, self._reporter, 8123
+        )
 
     def send(self, body: Any, *headers: str, target: str = "/v1/messages?beta=true") -> tuple[int | None, str, bytes]:
         """Send a request; return the status and message of its rejection, and the forwarded request."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        lines = (f"POST {target} HTTP/1.1", "Host: 127.0.0.1:8123", f"X-Api-Key: {TASK_KEY}", *headers)
+        lines = (f"POST {target} HTTP/1.1", "Host: 127.0.0.1:8123", f"X-Api-Key: {GATEWAY_KEY}", *headers)
         head = "\r\n".join((*lines, f"Content-Length: {len(data)}")).encode() + b"\r\n\r\n"
         effects = self.connect().client_data_received(head + data)
         forwarded = bytes(effects.to_upstream)
@@ -526,9 +528,8 @@ def client_responses(gateway: GatewayHarness, *statuses: int, body: bytes = b"{}
     responses = []
     for status in statuses:
         protocol = gateway.connect()
-        head = (
-            f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {TASK_KEY}\r\nContent-Length: 2\r\n\r\n"
-        )
+        head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {GATEWAY_KEY}\r\n"
+        head += "Content-Length: 2\r\n\r\n"
         effects = protocol.client_data_received(head.encode() + b"{}")
         if not effects.to_client:
             assert effects.dial
@@ -615,7 +616,9 @@ def test_server_key_with_json_escapes_in_the_message_is_redacted(shown, quoted):
 def test_rejected_key_is_reported_even_if_the_body_does_not_end(end):
     gateway = GatewayHarness(ISOLATED)
     protocol = gateway.connect()
-    head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {TASK_KEY}\r\nContent-Length: 2\r\n\r\n"
+    head = (
+        f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {GATEWAY_KEY}\r\nContent-Length: 2\r\n\r\n"
+    )
     protocol.client_data_received(head.encode() + b"{}")
     started = protocol.upstream_data_received(b"HTTP/1.1 401 X\r\nContent-Length: 99\r\n\r\n{")
     assert (started.to_client, key_rejections(gateway)) == (b"", [])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from doubles.deployment import wait_until
-from sandbox.model.fixed_limits import DIRECTORY_LISTING_SECONDS_MAX, MACHINE_LOCK_SECONDS_MAX
+from sandbox.model.fixed_limits import DIRECTORY_LISTING_SECONDS_MAX, KERNEL_LOCK_HOLD_SECONDS_MAX
 from sandbox.runtimes.limits.kernel_lock_hold_times import (
     NESTED_EPOLL_LOCK,
     NETWORK_LOCK,
@@ -165,8 +165,8 @@ def test_time_decreases_slowly_while_the_lock_is_free(lock: LockHarness):
 
 
 def test_time_above_the_limit_is_a_violation():
-    assert not KernelUsage(terminal_lock_seconds=MACHINE_LOCK_SECONDS_MAX).find_exceeded_limit()
-    assert "terminals" in KernelUsage(terminal_lock_seconds=MACHINE_LOCK_SECONDS_MAX + 0.1).find_exceeded_limit()
+    assert not KernelUsage(terminal_lock_seconds=KERNEL_LOCK_HOLD_SECONDS_MAX).find_exceeded_limit()
+    assert "terminals" in KernelUsage(terminal_lock_seconds=KERNEL_LOCK_HOLD_SECONDS_MAX + 0.1).find_exceeded_limit()
 
 
 def test_late_measurement_counts_only_the_time_that_the_probe_has_waited_beyond_one_second(lock: LockHarness):
@@ -247,14 +247,14 @@ def test_time_of_a_listing_ends_with_it(lock: LockHarness, tmp_path: Path):
 
 def test_locks_and_listings_above_the_limits_are_violations():
     for usage in (
-        KernelUsage(network_lock_seconds=MACHINE_LOCK_SECONDS_MAX),
-        KernelUsage(nested_epoll_lock_seconds=MACHINE_LOCK_SECONDS_MAX),
+        KernelUsage(network_lock_seconds=KERNEL_LOCK_HOLD_SECONDS_MAX),
+        KernelUsage(nested_epoll_lock_seconds=KERNEL_LOCK_HOLD_SECONDS_MAX),
         KernelUsage(directory_listing_seconds=DIRECTORY_LISTING_SECONDS_MAX),
     ):
         assert not usage.find_exceeded_limit()
-    network = KernelUsage(network_lock_seconds=MACHINE_LOCK_SECONDS_MAX + 0.1).find_exceeded_limit()
+    network = KernelUsage(network_lock_seconds=KERNEL_LOCK_HOLD_SECONDS_MAX + 0.1).find_exceeded_limit()
     assert "network devices" in network
-    epoll = KernelUsage(nested_epoll_lock_seconds=MACHINE_LOCK_SECONDS_MAX + 0.1).find_exceeded_limit()
+    epoll = KernelUsage(nested_epoll_lock_seconds=KERNEL_LOCK_HOLD_SECONDS_MAX + 0.1).find_exceeded_limit()
     assert "nested epoll instances" in epoll
     assert (
         "listed a directory"

@@ -10,9 +10,9 @@ import pytest
 
 from doubles.deployment import wait_until
 from sandbox.runtimes.limits.measurement_threads import (
+    BlockedThreadDetector,
     OtherSandboxMeasurement,
-    ThreadSleep,
-    measure_in_further_thread,
+    join_observed_thread,
     measure_in_thread,
     start_measurement,
 )
@@ -67,7 +67,7 @@ def test_thread_that_waits_for_a_lock_of_the_kernel_sleeps(lock: Lock):
 
 def test_further_thread_of_a_measurement_is_observed(lock: Lock):
     def work() -> None:
-        measure_in_further_thread(threading.Thread(target=lock.take, daemon=True))
+        join_observed_thread(threading.Thread(target=lock.take, daemon=True))
 
     assert observe(work, lock.release) == [True, True, True]
 
@@ -89,7 +89,7 @@ def test_thread_that_runs_between_short_waits_does_not_sleep():
 
 
 def test_thread_that_has_not_started_does_not_sleep():
-    sleep = ThreadSleep()
+    sleep = BlockedThreadDetector()
     assert not sleep.has_lasted()
     assert not sleep.has_lasted()
 
@@ -98,7 +98,7 @@ def test_work_outside_a_measurement_runs_too():
     done: list[str] = []
 
     def work() -> str:
-        measure_in_further_thread(threading.Thread(target=done.append, args=["further"]))
+        join_observed_thread(threading.Thread(target=done.append, args=["further"]))
         return "done"
 
     assert asyncio.run(measure_in_thread(work)) == "done"

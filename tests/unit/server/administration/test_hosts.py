@@ -19,7 +19,7 @@ CAPACITY = Resources(4, 2**33, 2**40)
 class FakeAllocator:
     """Lists hosts, and drains them. error: what draining raises."""
 
-    largest_host_sizes = (CAPACITY,)
+    maximal_host_sizes = (CAPACITY,)
 
     def __init__(self, names):
         self.statuses, self.error = {name: HostStatus(name, HostState.READY) for name in names}, None

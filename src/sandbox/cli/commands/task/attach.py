@@ -6,7 +6,7 @@ import click
 
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import CliOptions, current_options, server_options
-from sandbox.cli.output.next_commands import hint_id, next_commands
+from sandbox.cli.output.next_commands import next_commands, task_id_for_hint
 from sandbox.cli.output.task_outcome import outcome_summary
 from sandbox.cli.output.terminal_text import escape_text
 from sandbox.cli.sandbox_terminal import DETACH_KEYS, exit_with_terminal, format_keys, parse_detach_keys, run_terminal
@@ -48,7 +48,9 @@ def attach(task_id: str, watch: bool, keys: bytes) -> None:
     if result is not None and result.exit_code is not None:
         _print_outcome(options, task_id)
     exit_with_terminal(
-        result, task_id, f"Detached. The agent continues.\n  Attach again: sandbox task attach {hint_id(task_id)}"
+        result,
+        task_id,
+        f"Detached. The agent continues.\n  Attach again: sandbox task attach {task_id_for_hint(task_id)}",
     )
 
 

@@ -11,7 +11,7 @@ from sandbox.cli.bulk_requests import for_each_task
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.confirmation_prompts import confirm_for_tasks, require_terminal_for_prompt
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.output.next_commands import hint_id
+from sandbox.cli.output.next_commands import task_id_for_hint
 from sandbox.cli.task_arguments import task_arguments
 from sandbox.model.task_state import FINAL_STATES
 
@@ -53,4 +53,4 @@ def _advise(error: ClientError, task_id: str) -> str:
     from sandbox.client import TaskNotEndedError
 
     is_unfinished = isinstance(error, TaskNotEndedError)
-    return f"  Cancel it: sandbox task cancel {hint_id(task_id)}" if is_unfinished else ""
+    return f"  Cancel it: sandbox task cancel {task_id_for_hint(task_id)}" if is_unfinished else ""

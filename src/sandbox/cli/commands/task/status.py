@@ -27,7 +27,7 @@ from sandbox.cli.output.formatting import (
     task_prompt,
 )
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.next_commands import command_id, next_commands
+from sandbox.cli.output.next_commands import next_commands, task_id_for_command
 from sandbox.cli.output.pending_reason import PendingReasonPoller
 from sandbox.cli.output.task_outcome import message_lines, outcome_summary
 from sandbox.cli.output.terminal_text import escape_name, terminal_width, wrap_text
@@ -145,7 +145,7 @@ def _command_rows(task: Task, *, on_terminal: bool, has_chain_changes: bool) -> 
     """Yield the commands that are useful now."""
     yield from next_commands(task, on_terminal=on_terminal, has_chain_changes=has_chain_changes)
     if task.get("sandbox_kept"):
-        shown_id = command_id(task, on_terminal=on_terminal)
+        shown_id = task_id_for_command(task, on_terminal=on_terminal)
         yield "Shell", f"sandbox task shell {shown_id}"
         yield "Release it", f"sandbox task release {shown_id}"
 
