@@ -247,7 +247,7 @@ for _ in range(BUSY): fork_to(use_processor)
 held, started, ends_at = 0, [], time.monotonic() + 20
 for _ in range(PROCESSES):
     started.append(fork_to(open_and_end))
-    while is_open(started[-1]): time.sleep(0.01)
+    while is_open(started[-1]) and time.monotonic() < ends_at: time.sleep(0.01)
     ending = sum(os.path.exists(f"/proc/{{pid}}") for pid in started)
     held = max(held, min(ending * DIRECTORIES * 300 * 64, kernel_bytes() - before))
     if held > CLOSING_FILES_BYTES_MAX or time.monotonic() > ends_at: break
