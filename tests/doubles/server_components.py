@@ -23,11 +23,9 @@ from sandbox.journal.journals import FileJournals
 from sandbox.journal.recorder import JournalRecorder
 from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.model.events import (
-    AgentExited,
     AgentStarted,
     CancelRequested,
     SandboxCreated,
-    TaskFinished,
     WorkspacePrepared,
 )
 from sandbox.model.fixed_limits import UNFINISHED_TASKS_MAX
@@ -65,7 +63,6 @@ GIB = 1024**3
 TO_RUNNING = (WorkspacePrepared("c" * 40), SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"))
 UPSTREAM = ModelUpstream("http://model.example", api_key="k")
 AMPLE_RESOURCES = Resources(100, 1000 * GIB, 1000 * GIB)
-TO_COMPLETED = (AgentExited(0, {"is_error": False}), TaskFinished())
 
 
 class FakePlacement:

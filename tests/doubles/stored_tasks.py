@@ -5,8 +5,9 @@ import hashlib
 import sqlite3
 from datetime import UTC, datetime, timedelta
 
+from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
-from doubles.server_components import TO_COMPLETED, TO_RUNNING
+from doubles.server_components import TO_RUNNING
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals

@@ -341,11 +341,13 @@ def _uid_of(handle: SandboxHandle) -> int | None:
 
 
 def _is_shared_memory_freed(group: ControlGroup) -> bool:
-    return cgroups.read_unreclaimable_bytes(group)[0] <= _UNFREED_BYTES_MAX
+    shared_bytes, _ = cgroups.read_unreclaimable_bytes(group)
+    return shared_bytes <= _UNFREED_BYTES_MAX
 
 
 def _is_memory_freed(group: ControlGroup) -> bool:
-    return _is_shared_memory_freed(group) and cgroups.read_unreclaimable_bytes(group)[1] <= _UNFREED_KERNEL_BYTES_MAX
+    shared_bytes, kernel_bytes = cgroups.read_unreclaimable_bytes(group)
+    return shared_bytes <= _UNFREED_BYTES_MAX and kernel_bytes <= _UNFREED_KERNEL_BYTES_MAX
 
 
 async def _wait_until(condition: Callable[[], bool], timeout_seconds: float) -> None:

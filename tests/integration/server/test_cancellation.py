@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
-from doubles.server_components import TO_COMPLETED
 from sandbox.interfaces.server_services import UnavailableError
 from sandbox.journal.recorder import JournalRecorder
 from sandbox.model.events import AgentExited, TaskFinished, TaskSubmitted

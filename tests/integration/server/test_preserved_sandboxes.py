@@ -10,8 +10,9 @@ from datetime import timedelta
 import pytest
 
 from doubles.failed_task import attempt_layout, fail
+from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
-from doubles.server_components import TO_COMPLETED, TO_RUNNING, ServerComponents
+from doubles.server_components import TO_RUNNING, ServerComponents
 from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import HostUnreachableError
 from sandbox.interfaces.runner import OpenTerminal, RunnerUnreachableError

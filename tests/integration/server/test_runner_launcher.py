@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import TO_COMPLETED, TO_RUNNING, ServerComponents
+from doubles.server_components import TO_RUNNING, ServerComponents
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.runner import FinishAttempt
 from sandbox.interfaces.store import IndexedTask

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 from msgspec import structs
 
+from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
-from doubles.server_components import TO_COMPLETED, TO_RUNNING
+from doubles.server_components import TO_RUNNING
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt
 from sandbox.model.events import AgentExited, AttemptFailed, AttemptTornDown, TaskFinished
 from sandbox.model.failure import Failure, FailureCode

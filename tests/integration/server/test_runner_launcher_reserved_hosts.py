@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
+from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
-from doubles.server_components import TO_COMPLETED, TO_RUNNING
+from doubles.server_components import TO_RUNNING
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.placement import HostIdentity, HostPendingError, Loss, ReservedHost

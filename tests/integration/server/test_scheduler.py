@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
+from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import GIB, TO_COMPLETED, TO_RUNNING, ServerComponents
+from doubles.server_components import GIB, TO_RUNNING, ServerComponents
 from sandbox.interfaces.server_services import Retention, UnavailableError
 from sandbox.interfaces.store import TaskQuery
 from sandbox.journal.writer import FileJournalWriter

@@ -5,9 +5,10 @@ from datetime import timedelta
 
 import pytest
 
+from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import TO_COMPLETED, TO_RUNNING, ServerComponents
+from doubles.server_components import TO_RUNNING, ServerComponents
 from sandbox.interfaces.server_services import IdempotencyKeyReusedError, InsufficientResourcesError, UnavailableError
 from sandbox.interfaces.store import DuplicateTaskError, StoreError
 from sandbox.model.events import Idempotency

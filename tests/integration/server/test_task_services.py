@@ -6,9 +6,10 @@ import threading
 
 import pytest
 
+from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import GIB, TO_COMPLETED, TO_RUNNING
+from doubles.server_components import GIB, TO_RUNNING
 from sandbox.interfaces.runner import FinishAttempt
 from sandbox.interfaces.server_services import (
     InsufficientResourcesError,

@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from doubles.attempt_harness import AttemptHarness, AttemptScript
+from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import GIB, TO_COMPLETED, TO_RUNNING, ServerComponents
+from doubles.server_components import GIB, TO_RUNNING, ServerComponents
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState

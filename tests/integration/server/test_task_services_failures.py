@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import GIB, TO_COMPLETED, TO_RUNNING, ServerComponents
+from doubles.server_components import GIB, TO_RUNNING, ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.file_layout import TaskLayout

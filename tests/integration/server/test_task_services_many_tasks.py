@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
-from doubles.server_components import TO_COMPLETED, TO_RUNNING, ServerComponents
+from doubles.server_components import TO_RUNNING, ServerComponents
 from sandbox.interfaces.server_services import Retention
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
+from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
-from doubles.server_components import GIB, TO_COMPLETED
+from doubles.server_components import GIB
 from doubles.unreachable_journals import UnreachableJournals
 from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.interfaces.placement import HostIdentity

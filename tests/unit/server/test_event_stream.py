@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from sandbox.agents.claude_code.output_parser import convert_recorded_line
@@ -46,8 +47,6 @@ def test_status_message_is_shown_for_unfinished_tasks_only():
     }
     assert states_with_message == set(TaskState) - FINAL_STATES
 
-
-TO_COMPLETED = (e.AgentExited(0, {"is_error": False}), e.TaskFinished())
 
 PUBLISHED_OUTPUT = e.Output.from_bytes("stdout", b"seen\n")
 TRANSCRIPT_OUTPUT = e.Output.from_bytes("transcript", b"not streamed to clients\n")

@@ -30,7 +30,7 @@ class QemuTerminal:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the command has exited and its output has ended. The guest sends no more frames with this number."""
+        """Whether the command has exited and its output has ended. No further frames with this number follow."""
         return self._exit.done() and not self._stream.is_reading()
 
     async def write(self, data: bytes) -> None:

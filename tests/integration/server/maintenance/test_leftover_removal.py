@@ -8,8 +8,9 @@ from contextlib import closing
 import pytest
 
 from doubles.fake_leftovers import FakeLeftoverSource
+from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
-from doubles.server_components import TO_COMPLETED, TO_RUNNING, ServerComponents
+from doubles.server_components import TO_RUNNING, ServerComponents
 from doubles.unreachable_journals import UnreachableJournals
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout

@@ -1,6 +1,5 @@
 """A task's budget covers all attempts and every kind of token. Once it is spent, no request is forwarded."""
 
-import math
 import time
 import tracemalloc
 
@@ -13,7 +12,6 @@ from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUFFERED_BYTES_MAX, IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET
 from sandbox.gateway.model_api import request_gate
-from sandbox.gateway.model_api.budget_spending import BudgetSpending, valid_usage
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate
 from sandbox.gateway.model_api.request_policy import Rejected
 from sandbox.gateway.model_api.upstream import parse_upstream
@@ -326,32 +324,6 @@ def test_buffered_bodies_share_a_byte_limit():
 # Token counting by a dialect
 
 TOKENS_MAX = 10**12
-COUNTS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_usage_is_valid_only_if_each_count_is_valid(name):
-    for count, is_valid in ((0, True), (TOKENS_MAX, True), (TOKENS_MAX + 1, False), (-1, False), (True, False)):
-        counted = usage(**{name: count})
-        assert valid_usage(counted) is (counted if is_valid else None), count
-
-
-@pytest.mark.parametrize(
-    ("cost_usd", "is_valid"),
-    [
-        (None, True),
-        (0.0, True),
-        (0.5, True),
-        (1e9, True),
-        (1.1e9, False),
-        (-0.5, False),
-        (math.nan, False),
-        (math.inf, False),
-    ],
-)
-def test_usage_is_valid_only_if_its_cost_is_within_limits(cost_usd, is_valid):
-    counted = Usage("claude", 1, 1, cost_usd=cost_usd)
-    assert valid_usage(counted) is (counted if is_valid else None)
 
 
 class FixedBoundDialect(MessagesApi):
@@ -432,32 +404,6 @@ def test_number_of_requests_that_may_exceed_the_budget_is_limited(budget):
     assert {each.status for each in decisions[IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET:]} == {429}
     assert gate.check() is None
     assert events == []
-
-
-@pytest.mark.parametrize(("spent_tokens", "spent_usd"), [(0, 0.0), (7, 0.25)])
-@pytest.mark.parametrize("kind", ["tokens", "usd"])
-@pytest.mark.parametrize("is_exceeded", [False, True])
-def test_bound_of_the_next_request_is_added_to_those_of_earlier_requests(
-    spent_tokens: int, spent_usd: float, kind: str, is_exceeded: bool
-):
-    """The budget exactly covers the earlier attempts and these requests, or is one token or 0.001 USD too small."""
-    bound, requests = usage(100, 50, usd=0.5), IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET + 1
-    tokens = spent_tokens + 150 * requests - (1 if is_exceeded else 0)
-    usd = spent_usd + 0.5 * requests - (0.001 if is_exceeded else 0.0)
-    limits = {"tokens": tokens} if kind == "tokens" else {"usd": usd}
-    budget = Budget(spent_tokens=spent_tokens, spent_usd=spent_usd, **limits)
-    spending = BudgetSpending(budget, EventReporter([].append, lambda: 0.0))
-    for source in range(IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET):
-        spending.start(source, bound)
-    assert spending.may_be_exceeded(bound) is is_exceeded
-
-
-def test_request_without_a_cost_bound_adds_no_cost():
-    spending = BudgetSpending(Budget(usd=0.5), EventReporter([].append, lambda: 0.0))
-    for source in range(IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET):
-        spending.start(source, usage(100, 50, usd=None))
-    assert not spending.may_be_exceeded(usage(100, 50, usd=0.5))
-    assert spending.may_be_exceeded(usage(100, 50, usd=0.501))
 
 
 @pytest.mark.parametrize("budget", [Budget(), Budget(usd=2.0), Budget(tokens=300_000)])

@@ -1,19 +1,16 @@
 """Wire events for journal records, and the log stream of each event."""
 
 import sys
-from datetime import UTC, datetime
 from typing import Any, get_args
 
 import msgspec
 import pytest
 from pydantic import ConfigDict, TypeAdapter
 
-from doubles.manifests import claude, decode_record, encode_json
+from doubles.manifests import decode_record, encode_json
+from doubles.timed_out_task import FAILURE, FORMATTED_TIMESTAMP, MANIFEST, TIMESTAMP, timed_out_task
 from sandbox.model import events as e
 from sandbox.model.artifacts import Artifact
-from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.manifest.schema import Manifest, Metadata, Repository
-from sandbox.model.task import StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire import event_bodies
 from sandbox.model.wire.event_conversion import (
@@ -26,15 +23,6 @@ from sandbox.model.wire.event_conversion import (
     to_wire_event,
     wire_size_bytes,
 )
-
-TIMESTAMP = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
-FORMATTED_TIMESTAMP = "2026-01-29T10:10:15.123Z"
-MANIFEST = Manifest(
-    metadata=Metadata(name="x", labels={"team": "platform"}),
-    repository=Repository(url="https://git.example/r", branch="main"),
-    agent=claude(prompt="x"),
-)
-FAILURE = Failure(FailureCode.TIMEOUT, "It took too long.")
 
 WIRE_EXAMPLES: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
     e.TaskSubmitted: (e.TaskSubmitted("t", MANIFEST), None),
@@ -143,7 +131,11 @@ def wire_events():
         yield to_wire_event("t", e.Record(7, 1, TIMESTAMP, e.Output.from_bytes(stream, b"{}\n")), conversation)
     for transition in (e.Transition(None, TaskState.PENDING, ""), e.Transition(TaskState.READY, TaskState.RUNNING, "")):
         yield to_wire_event("t", e.Record(7, 1, TIMESTAMP, e.TaskFinished(), transition))
-    yield from (end_event(task()), current_state_event(task()), error_event(task(), "code", "message"))
+    yield from (
+        end_event(timed_out_task()),
+        current_state_event(timed_out_task()),
+        error_event(timed_out_task(), "code", "message"),
+    )
 
 
 def test_wire_events_match_their_declarations():
@@ -265,7 +257,7 @@ def test_each_wire_event_type_has_at_most_one_log_stream():
         "gap": {"events"},
         "error": {"events"},
     }
-    assert log_stream_of(end_event(task())) is None
+    assert log_stream_of(end_event(timed_out_task())) is None
     assert set().union(*streams.values()) - {None} == set(get_args(LogStream)) - {"all"}
 
 
@@ -291,14 +283,8 @@ def test_unknown_event_type_is_rejected():
         msgspec.json.decode(b'{"type": "party"}', type=e.Event)
 
 
-def task(**changes: Any) -> Task:
-    history = (StateHistoryEntry(TaskState.PENDING, TIMESTAMP), StateHistoryEntry(TaskState.FAILED, TIMESTAMP))
-    fields: dict[str, Any] = {"state": TaskState.FAILED, "state_message": "x", "failure": FAILURE, "exit_code": 143}
-    return Task(id="t", manifest=MANIFEST, history=history, last_seq=9, **fields | changes)
-
-
 def test_end_event_contains_the_outcome_and_an_unused_seq():
-    assert end_event(task()) == {
+    assert end_event(timed_out_task()) == {
         "type": "end",
         "task_id": "t",
         "seq": 10,
@@ -310,6 +296,6 @@ def test_end_event_contains_the_outcome_and_an_unused_seq():
 
 
 def test_current_state_event_has_no_previous_state():
-    wire_event = current_state_event(task(state=TaskState.RUNNING, state_message="Claude Code is working"))
+    wire_event = current_state_event(timed_out_task(state=TaskState.RUNNING, state_message="Claude Code is working"))
     assert (wire_event["previous_state"], wire_event["new_state"], wire_event["seq"]) == (None, "running", 9)
     assert log_stream_of(wire_event) == "events"
