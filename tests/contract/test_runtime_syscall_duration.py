@@ -1,6 +1,7 @@
 """The time that one system call can spend in the kernel without preemption is limited."""
 
 import asyncio
+import fcntl
 import os
 import time
 from contextlib import suppress
@@ -19,10 +20,11 @@ from doubles.sandbox_lifecycle import (
     run_shell,
 )
 from sandbox.interfaces.runtime import Command, Runtime
-from sandbox.model.fixed_limits import SHARED_MEMORY_FILES_MAX, UDP_SOCKETS_ON_PORT_MAX
+from sandbox.model.fixed_limits import FILE_LOCKS_MAX, SHARED_MEMORY_FILES_MAX, UDP_SOCKETS_ON_PORT_MAX
 from sandbox.runtimes.limits import cgroups, kernel_usage
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_usage import KernelUsage
+from sandbox.runtimes.limits.slab_usage import SLAB_INTERVAL_SECONDS, count_used_objects
 from sandbox.runtimes.programs.launcher import INOTIFY_WATCHES_MAX
 
 _BOUND_SOCKETS = """
@@ -493,6 +495,90 @@ def test_negative_dentries_in_host_directories_are_dropped_when_the_sandbox_ends
 def test_ordinary_number_of_dentries_is_within_the_limit(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kernel_usage, "DENTRIES_MAX", _DENTRIES_MAX)
     assert measure(runtime, disk, _FEW_DENTRIES).find_exceeded_limit() == ""
+
+
+_LOCK_MAPPED_FILES = """
+import ctypes, fcntl, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, (*[ctypes.c_size_t] * 2, *[ctypes.c_int] * 3, ctypes.c_long)
+def lock_mapped(number):
+    file = os.open(f"/workspace/{number // 50}", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(file, fcntl.LOCK_SH)
+    assert libc.mmap(0, 4096, 1, 1, file, 0) != 2**64 - 1
+    os.close(file)
+"""
+_FILE_LOCKS = {
+    "of mapped files": """
+for number in range(COUNT): lock_mapped(number)
+""",
+    "of mapped files whose processes have ended": """
+if os.fork() == 0:
+    for number in range(COUNT): lock_mapped(number)
+    if os.fork() == 0: time.sleep(600)
+    os._exit(0)
+os.wait()
+""",
+    "of open files": """
+import resource
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+for first in range(0, COUNT, 1000):
+    if os.fork() == 0:
+        files = [os.open(f"/workspace/{first // 50}", os.O_RDWR | os.O_CREAT) for _ in range(1000)]
+        for file in files: fcntl.flock(file, fcntl.LOCK_SH)
+        print("locked", flush=True); time.sleep(600)
+""",
+}
+
+
+def _run_lock_program(runtime: Runtime, disk: Path, kind: str, count: int) -> str:
+    """Return which limit the program exceeds within 20 s; empty if it exceeds none within 3 s after its start."""
+    source = _LOCK_MAPPED_FILES + _FILE_LOCKS[kind].replace("COUNT", str(count))
+
+    async def scenario() -> str:
+        async with ready_sandbox(runtime, disk) as sandbox:
+            await sandbox.kernel_usage()
+            program = ["/usr/bin/python3", "-c", source + 'print("held", flush=True); time.sleep(600)']
+            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+            await read_until(output, b"held")
+            exceeded, deadline = "", time.monotonic() + (3 if count < FILE_LOCKS_MAX else TIMEOUT_SECONDS)
+            while not exceeded and time.monotonic() < deadline:
+                exceeded = (await sandbox.kernel_usage()).find_exceeded_limit()
+                await asyncio.sleep(0.1)
+            return exceeded
+
+    return asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("kind", _FILE_LOCKS)
+def test_file_locks_are_limited(runtime: Runtime, disk: Path, enforced_limits: frozenset[str], kind: str):
+    """When a process ends, the kernel walks all locks of each locked file, for each lock, without interruption."""
+    if has_own_kernel(runtime):
+        pytest.skip("locks belong to the sandbox's kernel")
+    if "memory" not in enforced_limits or os.geteuid():
+        pytest.skip("kernel memory cannot be measured here")
+    if count_used_objects("file_lock_cache") is None:
+        pytest.skip("the kernel does not count file locks")
+    # Locks whose processes have ended are attributed to all running sandboxes, including those of other tests.
+    count = FILE_LOCKS_MAX * 5 if "ended" in kind else FILE_LOCKS_MAX + 1500
+    assert "locks on files" in _run_lock_program(runtime, disk, kind, count)
+
+
+@pytest.mark.parametrize("kind", _FILE_LOCKS)
+def test_thousands_of_file_locks_are_within_the_limit(runtime: Runtime, disk: Path, kind: str):
+    assert _run_lock_program(runtime, disk, kind, 3000) == ""
+
+
+async def test_file_locks_of_host_programs_are_not_attributed_to_a_sandbox(
+    runtime: Runtime, disk: Path, tmp_path: Path
+):
+    async with ready_sandbox(runtime, disk) as sandbox:
+        await sandbox.kernel_usage()
+        with (tmp_path / "locked").open("w") as file:
+            for place in range(FILE_LOCKS_MAX + 1500):
+                fcntl.lockf(file, fcntl.LOCK_EX, 1, 2 * place)
+            await asyncio.sleep(SLAB_INTERVAL_SECONDS + 0.1)
+            assert (await sandbox.kernel_usage()).find_exceeded_limit() == ""
 
 
 _SHARED_MEMORY_FILES = """

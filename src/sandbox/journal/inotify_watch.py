@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import os
 import struct
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class FileJournalWatch:
     """Reports writes to journals with inotify(7). Its methods are called in the event loop.
 
-    A journal that is written all the time is reported at most once per _NOTIFY_INTERVAL_SECONDS.
+    A journal that is written all the time is reported at most once per _NOTIFY_INTERVAL_SECONDS. The inotify instance
+    stays open: closing one waits until all readers of a lock of the whole kernel have left it, for seconds if a sandbox
+    keeps many of them without CPU time. Adding and removing watches does not wait.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -47,7 +50,7 @@ class FileJournalWatch:
                 del self._callbacks[number]
                 _libc.inotify_rm_watch(self._inotify_fd, number)
             if not self._callbacks:
-                self._close()
+                self._pause()
 
     def _add(self, path: Path) -> int:
         """Return the number of the watch; -1 if the kernel rejects it."""
@@ -55,20 +58,19 @@ class FileJournalWatch:
             self._inotify_fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
             if self._inotify_fd < 0:
                 return -1
+            weakref.finalize(self, os.close, self._inotify_fd)
+        number: int = _libc.inotify_add_watch(self._inotify_fd, os.fsencode(path), _IN_MODIFY)
+        if number >= 0 and self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._resume()
-        number: int = _libc.inotify_add_watch(self._inotify_fd, os.fsencode(path), _IN_MODIFY)
-        if number < 0 and not self._callbacks:
-            self._close()
         return number
 
-    def _close(self) -> None:
+    def _pause(self) -> None:
         assert self._loop is not None
         if self._timer is not None:
             self._timer.cancel()
         self._loop.remove_reader(self._inotify_fd)
-        os.close(self._inotify_fd)
-        self._inotify_fd, self._loop, self._timer = -1, None, None
+        self._loop, self._timer = None, None
 
     def _resume(self) -> None:
         assert self._loop is not None

@@ -1,6 +1,7 @@
 """Writes to a journal are reported without polling, and a busy journal is not reported too often."""
 
 import asyncio
+import gc
 import os
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -16,8 +17,16 @@ from sandbox.model.events import TaskFinished
 TIMEOUT_SECONDS = 20
 
 
-def count_descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
+def inotify_descriptors():
+    descriptors = Path("/proc/self/fd")
+    return {name for name in descriptors.iterdir() if _link(name) == "anon_inode:inotify"}
+
+
+def _link(path):
+    try:
+        return str(path.readlink())
+    except FileNotFoundError:  # the descriptor of the list itself
+        return ""
 
 
 class WatchedJournals:
@@ -41,7 +50,6 @@ def watched(tmp_path):
 
 async def test_each_write_is_reported_to_the_watches_of_its_journal(watched):
     first, second, other = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    before = count_descriptors()
     with ExitStack() as stack:
         for task_id, event in (("task-1", first), ("task-1", second), ("task-2", other)):
             assert stack.enter_context(watched.watch(task_id, event.set))
@@ -56,7 +64,34 @@ async def test_each_write_is_reported_to_the_watches_of_its_journal(watched):
         watched.write("task-2")
         async with asyncio.timeout(TIMEOUT_SECONDS):
             await other.wait()
-    assert count_descriptors() == before
+
+
+async def test_inotify_instance_stays_open_between_watches(watched):
+    """Closing an instance can take seconds while a sandbox uses inotify, and would block the server."""
+    before = inotify_descriptors()
+    for task_id in ("task-1", "task-2", "task-1"):
+        reported = asyncio.Event()
+        with watched.watch(task_id, reported.set):
+            watched.write(task_id)
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await reported.wait()
+        assert len(inotify_descriptors() - before) == 1
+
+
+def test_inotify_instance_is_closed_when_it_is_no_longer_used(tmp_path):
+    before, watch = inotify_descriptors(), FileJournalWatch(tmp_path)
+    FileJournals(tmp_path).create("task-1").close()
+
+    async def watch_once(watch):
+        with watch.watch("task-1", os.abort) as is_watched:
+            assert is_watched
+
+    for _ in range(2):  # each run has its own event loop
+        asyncio.run(watch_once(watch))
+    assert len(inotify_descriptors() - before) == 1
+    del watch
+    gc.collect()
+    assert inotify_descriptors() == before
 
 
 async def test_ended_watch_is_not_notified(watched):
@@ -103,8 +138,6 @@ async def test_watch_without_inotify_is_refused(watched, monkeypatch, function):
 
     monkeypatch.setattr(Libc, function, staticmethod(lambda *_: -1))
     monkeypatch.setattr(inotify_watch, "_libc", Libc)
-    before = count_descriptors()
     with watched.watch("task-1", os.abort) as is_watched:
         assert not is_watched
         watched.write("task-1")
-    assert count_descriptors() == before

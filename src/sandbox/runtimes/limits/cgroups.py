@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from sandbox.interfaces.runtime import Stats
 from sandbox.model.fixed_limits import (
+    FILE_LOCKS_MAX,
     RECEIVED_BYTES_HEADROOM,
     SOCKET_BUFFER_BYTES_MAX,
     SOCKET_BUFFER_BYTES_MIN,
@@ -35,8 +36,10 @@ from sandbox.runtimes.limits.page_fragments import SocketMemoryMeter
 from sandbox.runtimes.limits.pending_syscalls import PendingSyscallInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import (
     DENTRY_BYTES,
+    FILE_LOCK_BYTES,
     GroupUsage,
     SlabMeter,
+    SlabUsage,
     count_negative_dentries,
     reclaimable_free_slab_bytes_max,
 )
@@ -216,6 +219,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             anon_vma_chain_bytes=slabs.anon_vma_chain_bytes if slabs else None,
             vma_bytes=vma_bytes,
             dentries=slabs.dentry_bytes // DENTRY_BYTES if slabs else None,
+            file_locks=self._count_file_locks(slabs) if slabs else None,
             oom_kills=self.oom_kills(),
             syscall_buffer_bytes=syscall_buffer_meter.count(self.process_ids) if syscall_buffer_meter else None,
             closing_files_bytes=closing_files_meter.count(self._thread_ids) if closing_files_meter else None,
@@ -263,6 +267,17 @@ class ControlGroup(msgspec.Struct, frozen=True):
         for group in (self, *self._siblings().values()):
             if (usage := group._group_usage()) is not None:
                 yield SandboxProcesses(group.process_ids(), usage.kernel_bytes)
+
+    def _count_file_locks(self, slabs: SlabUsage) -> int:
+        """Return the number of the sandbox's file locks, and its share of those whose processes have ended.
+
+        0 while the machine has at most FILE_LOCKS_MAX locks.
+        """
+        share, total = slabs.file_lock_bytes // FILE_LOCK_BYTES, slabs.machine_file_lock_bytes // FILE_LOCK_BYTES
+        if total <= FILE_LOCKS_MAX:
+            return 0
+        own, others = directory_and_lock_counts.count_locks_of_running_processes(self.process_ids())
+        return own + max(0, min(share, total - own - others))
 
     def _process_ids_of_others(self) -> Iterator[frozenset[int]]:
         return (group.process_ids() for group in self._siblings().values())

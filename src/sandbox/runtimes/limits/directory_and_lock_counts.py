@@ -7,6 +7,7 @@ may have been reused.
 
 import random
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path
@@ -30,6 +31,12 @@ from sandbox.runtimes.limits.kernel_usage import FileUsage
 _PROC_LOCKS = Path("/proc/locks")
 _FILE_LOCKS_OF_MACHINE_MIN = 1024
 """While the machine has fewer locks, a sandbox's locks are not counted, because counting takes a long time."""
+
+_LISTED_LOCKS_MAX = 65_536
+"""Maximum number of the machine's locks that are inspected, because the kernel walks the list for each 4 KiB of it."""
+
+_PID_FIELD = 4
+"""Field of a line in /proc/locks: number, kind, mode, access, process id, file and range."""
 
 _SAMPLE_SIZE_MAX = 4096
 """Maximum number of open files to inspect; a larger set is randomly sampled each time."""
@@ -125,6 +132,26 @@ def count_directories(process_ids: Collection[int], *, descriptors_per_directory
     sample = [f"{table}/{{}}/{descriptor}" for descriptor in random.sample(descriptors, sample_size)]
     found = sum(is_directory(file) and not is_o_path_descriptor(file) for file in sample)
     return FileUsage(directories=round(found * len(descriptors) / max(1, sample_size) / descriptors_per_directory))
+
+
+def count_locks_of_running_processes(
+    process_ids: Collection[int], locks: Path = _PROC_LOCKS, proc: Path = Path("/proc")
+) -> tuple[int, int]:
+    """Count the file locks that these processes took, and those that other running processes took.
+
+    Waiting locks count too. A lock whose process has ended counts for neither. At most _LISTED_LOCKS_MAX locks are
+    inspected.
+    """
+    try:
+        with locks.open() as file:
+            lines = (line.replace("->", " ").split() for line in islice(file, _LISTED_LOCKS_MAX))
+            owners = Counter(fields[_PID_FIELD] for fields in lines if len(fields) > _PID_FIELD)
+    except OSError:
+        return 0, 0
+    names = {str(pid) for pid in process_ids}
+    own = sum(count for name, count in owners.items() if name in names)
+    others = sum(count for name, count in owners.items() if name not in names and (proc / name).exists())
+    return own, others
 
 
 def has_many_locks() -> bool:

@@ -45,6 +45,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     anon_vma_chain_bytes: memory used by the links between the anonymous mappings of processes and their ancestors.
     vma_bytes: memory used by the mappings of processes.
     dentries: number of file names that the kernel has cached, including names of nonexistent files.
+    file_locks: number of locks on files, of any kind and with or without a descriptor.
     udp_sockets_on_port: number of UDP sockets on the port with the most sockets.
     syscall_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
     closing_files_bytes: memory of files that ending processes take long to close; 0 while the kernel's memory has not
@@ -77,6 +78,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     anon_vma_chain_bytes: int | None = None
     vma_bytes: int | None = None
     dentries: int | None = None
+    file_locks: int | None = None
     udp_sockets_on_port: int | None = None
     syscall_buffer_bytes: int | None = None
     closing_files_bytes: int | None = None
@@ -180,6 +182,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
                 f"The kernel had cached {self.dentries} file names for the sandbox; the limit is "
                 f"{DENTRIES_MAX}. Look up fewer names that do not exist, and create fewer hard links."
             )
+        if self.file_locks is not None and self.file_locks > FILE_LOCKS_MAX:
+            return _too_many_locks(self.file_locks)
         if self.cached_extents is not None and self.cached_extents > CACHED_EXTENTS_MAX:
             return (
                 f"The kernel had cached {self.cached_extents} extents and holes of the sandbox's files; the limit is "
@@ -225,6 +229,10 @@ class KernelUsage(msgspec.Struct, frozen=True):
         return ""
 
 
+def _too_many_locks(count: int) -> str:
+    return f"The sandbox had {count} locks on files; the limit is {FILE_LOCKS_MAX}. Release unused ones."
+
+
 class FileUsage(msgspec.Struct, frozen=True):
     """The open files of a sandbox; None if the host does not count them.
 
@@ -252,7 +260,7 @@ class FileUsage(msgspec.Struct, frozen=True):
         if self.directories > OPEN_DIRECTORIES_MAX:
             return f"The sandbox had more than {OPEN_DIRECTORIES_MAX} open directories; close unused ones."
         if self.locks > FILE_LOCKS_MAX:
-            return f"The sandbox had more than {FILE_LOCKS_MAX} locks on files; release unused ones."
+            return _too_many_locks(self.locks)
         if self.locks_on_host_files > LOCKS_ON_HOST_FILES_MAX:
             return (
                 f"The sandbox had more than {LOCKS_ON_HOST_FILES_MAX} locks on devices or system files; "

@@ -79,7 +79,7 @@ def test_failure_that_a_setting_would_prevent_links_to_the_settings_field(pages,
     ("message", "is_offered"),
     [
         ("The sandbox ran out of memory; raise vm.memory.", True),
-        ("The sandbox had more than 8192 locks on files; release unused ones.", False),
+        ("The sandbox had 9000 locks on files; the limit is 8192. Release unused ones.", False),
     ],
 )
 def test_more_memory_is_offered_only_if_the_memory_was_the_limit(pages, message, is_offered):

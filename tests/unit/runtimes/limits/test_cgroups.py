@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from sandbox.interfaces.runtime import Stats
-from sandbox.model.fixed_limits import OOM_KILLS_MAX, VMA_BYTES_MAX
+from sandbox.model.fixed_limits import FILE_LOCKS_MAX, OOM_KILLS_MAX, VMA_BYTES_MAX
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
 from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
 from sandbox.runtimes.limits.kernel_usage import KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingCounter, SandboxProcesses
-from sandbox.runtimes.limits.slab_usage import GroupUsage, SlabMeter, SlabUsage
+from sandbox.runtimes.limits.slab_usage import FILE_LOCK_BYTES, GroupUsage, SlabMeter, SlabUsage
 
 CGROUP2_FILES = ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.procs", "cgroup.kill")
 CGROUP1_FILES = {
@@ -490,3 +490,30 @@ def test_oom_kills_above_the_limit_are_a_violation():
     assert not KernelUsage().find_exceeded_limit()
     assert not KernelUsage(oom_kills=OOM_KILLS_MAX).find_exceeded_limit()
     assert "1001 times" in KernelUsage(oom_kills=OOM_KILLS_MAX + 1).find_exceeded_limit()
+
+
+@pytest.mark.parametrize(
+    ("total", "share", "counted", "expected"),
+    [
+        (FILE_LOCKS_MAX, FILE_LOCKS_MAX, (8000, 0), 0),
+        (10_000, 0, (9000, 1000), 9000),
+        (10_000, 10_000, (0, 10_000), 0),
+        (10_000, 9000, (0, 500), 9000),
+        (10_000, 9000, (500, 8000), 2000),
+        (10_000, 9000, (100, 12_000), 100),
+    ],
+)
+def test_locks_whose_processes_have_ended_are_attributed_to_the_sandboxes_that_may_have_taken_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    total: int,
+    share: int,
+    counted: tuple[int, int],
+    expected: int,
+):
+    """counted: the locks of running processes of this sandbox, and of other running processes."""
+    monkeypatch.setattr(
+        cgroups.directory_and_lock_counts, "count_locks_of_running_processes", lambda process_ids: counted
+    )
+    slabs = SlabUsage(0, 0, file_lock_bytes=share * FILE_LOCK_BYTES, machine_file_lock_bytes=total * FILE_LOCK_BYTES)
+    assert ControlGroup([tmp_path])._count_file_locks(slabs) == expected

@@ -10,7 +10,7 @@ import pytest
 
 from sandbox.runtimes.limits import descriptor_tables, directory_and_lock_counts
 from sandbox.runtimes.limits.descriptor_tables import list_directory
-from sandbox.runtimes.limits.directory_and_lock_counts import count_directories
+from sandbox.runtimes.limits.directory_and_lock_counts import count_directories, count_locks_of_running_processes
 from sandbox.runtimes.limits.kernel_usage import FileUsage
 
 _OPEN_COUNT = 30
@@ -89,3 +89,28 @@ def test_directories_in_a_large_table_are_estimated(start_holder: StartHolder, m
     pid = start_holder(0, 0, 0, 0, os.O_PATH, os.O_PATH)
     estimates = [count_directories([pid], descriptors_per_directory=2).directories for _ in range(20)]
     assert 0.7 * 2 * _OPEN_COUNT < sum(estimates) / len(estimates) < 1.3 * 2 * _OPEN_COUNT
+
+
+LOCKS = """\
+1: FLOCK  ADVISORY  READ 10 00:2c:1001 0 EOF
+2: FLOCK  ADVISORY  READ 10 00:2c:1001 0 EOF
+2: -> FLOCK  ADVISORY  WRITE 11 00:2c:1001 0 EOF
+3: POSIX  ADVISORY  WRITE 20 fe:00:7 0 EOF
+4: FLOCK  ADVISORY  READ 30 00:2c:1001 0 EOF
+"""
+
+
+def test_locks_are_counted_by_the_process_that_took_them(tmp_path: Path):
+    """Process 30 has ended, but another process still has its file."""
+    (locks := tmp_path / "locks").write_text(LOCKS)
+    for pid in (10, 11, 20):
+        (tmp_path / str(pid)).mkdir()
+    assert count_locks_of_running_processes([10, 11], locks, tmp_path) == (3, 1)
+    assert count_locks_of_running_processes([40], locks, tmp_path) == (0, 4)
+    assert count_locks_of_running_processes([10], tmp_path / "absent", tmp_path) == (0, 0)
+
+
+def test_number_of_inspected_locks_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (locks := tmp_path / "locks").write_text(LOCKS)
+    monkeypatch.setattr(directory_and_lock_counts, "_LISTED_LOCKS_MAX", 2)
+    assert count_locks_of_running_processes([10, 11], locks, tmp_path) == (2, 0)
