@@ -191,9 +191,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         closing_files_meter: None for a sandbox with a separate kernel.
         """
         sockets = socket_usage.count_sockets(pid)
-        buffer_bytes, buffer_bytes_max = self._read_number(f"{_TCP_CONTROLLER_V1}.usage_in_bytes"), None
-        if self._is_unified:
-            buffer_bytes, buffer_bytes_max = self._read_number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
+        buffer_bytes, buffer_bytes_max = self._socket_buffers(memory_bytes)
         unread, fragment_bytes = None, None
         if socket_meter is not None:
             counts_received = (sockets or 0) > _UNMEASURED_SOCKETS_MAX
@@ -225,6 +223,12 @@ class ControlGroup(msgspec.Struct, frozen=True):
             closing_files_bytes=closing_files_meter.count(self._thread_ids) if closing_files_meter else None,
             is_bounded_while_idle=are_sockets_bounded and is_vma_growth_within_limit,
         )
+
+    def _socket_buffers(self, memory_bytes: int) -> tuple[int | None, int | None]:
+        """Return the bytes in socket buffers, and their limit if the kernel does not enforce one."""
+        if self._is_unified:
+            return self._read_number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
+        return self._read_number(f"{_TCP_CONTROLLER_V1}.usage_in_bytes"), None
 
     def basic_file_usage(self) -> FileUsage:
         """Return the number of files and directories that the group's processes have open; unknown without a cgroup."""
