@@ -49,9 +49,10 @@ _SCISSORS = re.compile(r"([<>])(?=[8%])|([8%])(?=[<>])")
 _REBASE_INSTRUCTION = re.compile(r"\A((fixup|squash|amend)! ?)+")
 """Starts of subjects that `git rebase --autosquash` reads as an instruction to change another commit."""
 
-_NEXT_WORD = r"[\s_-]++[^\W_]++"
+_WORD = r"(?:[^\W_]|\.)++"
+_NEXT_WORD = rf"[\s_-]++{_WORD}"
 _CI_INSTRUCTION = re.compile(
-    rf"\[\s*+((?:skip|no)(?:{_NEXT_WORD}){{1,3}}|[^\W_]++(?:{_NEXT_WORD}){{0,2}}[\s_-]++skip)[\s_-]*+\]"
+    rf"\[\s*+((?:skip|no)(?:{_NEXT_WORD}){{1,3}}|{_WORD}(?:{_NEXT_WORD}){{0,2}}[\s_-]++skip)[\s_-]*+\]"
     r"|\*{3}(no_ci)\*{3}",
     re.IGNORECASE,
 )

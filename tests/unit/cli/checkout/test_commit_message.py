@@ -193,6 +193,8 @@ def test_message_is_built_quickly_from_any_text(text):
     ("text", "shown"),
     [
         ("Fix [skip** ci] it", "Fix (skip ci) it"),
+        ("Fix [skip pre-commit.ci] it", "Fix (skip pre-commit.ci) it"),
+        ("Fix [pre-commit.ci skip] it", "Fix (pre-commit.ci skip) it"),
         ("Fix it.\n\n[CI  skip]", "(CI  skip)"),
         ("Fix it.\n\n[no ci] [skip actions] [skip azurepipelines] [travis skip]", "(no ci) (skip actions)"),
         ("Fix it.\n\n***NO_CI***", "(NO_CI)"),
