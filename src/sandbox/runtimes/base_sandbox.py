@@ -57,7 +57,9 @@ class BaseSandbox(ABC):
         self._negative_dentries_before = count_negative_dentries()
         self._transports: list[asyncio.Transport] = []
         self._has_started = False
-        self._was_killed = False
+        self._killed_at: float | None = None
+        """When `kill` was first called, by the clock of the event loop."""
+
         self._exit_task: asyncio.Task[ExitStatus] | None = None
         self._terminals: list[ExecTerminal] = []
 
@@ -92,7 +94,8 @@ class BaseSandbox(ABC):
     async def kill(self) -> None:
         """Kill all processes inside: the sandbox through its program, other processes through the control group."""
         if self._is_running():
-            self._was_killed = True
+            if self._killed_at is None:
+                self._killed_at = asyncio.get_running_loop().time()
             self._launcher.kill()
             self._group.kill()
 

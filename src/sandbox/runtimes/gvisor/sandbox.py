@@ -174,9 +174,14 @@ class GvisorSandbox(BaseSandbox):
         )
 
     async def _wait_for_exit(self) -> ExitStatus:
-        """Wait for runsc, then for all processes that it started, up to KILL_TIMEOUT_SECONDS."""
+        """Wait for runsc, then kill all processes that it started, for up to KILL_TIMEOUT_SECONDS.
+
+        If `kill` was called, the time counts from the call: the runner does not wait longer, and then collects the
+        results with programs in the same control group.
+        """
         await self._wait_for_runsc()
-        deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_SECONDS
+        killed_at = asyncio.get_running_loop().time() if self._killed_at is None else self._killed_at
+        deadline = killed_at + KILL_TIMEOUT_SECONDS
         while self._has_processes() and asyncio.get_running_loop().time() < deadline:
             self._group.kill()
             await asyncio.sleep(_POLL_SECONDS)
@@ -211,7 +216,7 @@ class GvisorSandbox(BaseSandbox):
         """Return the command's exit code; None if runsc itself failed or was killed."""
         code = self._launcher.exit_code
         if code is None or code < 0 or self._log is None:
-            return KILLED_EXIT_CODE if self._was_killed else None
+            return KILLED_EXIT_CODE if self._killed_at is not None else None
         self._failure_reason = last_error(await self._log.read()) if code == _RUNSC_FAILED else ""
         return None if self._failure_reason else code
 

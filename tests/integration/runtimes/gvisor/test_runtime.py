@@ -13,8 +13,9 @@ from sandbox.model.failure import AttemptError
 from sandbox.runtimes.gvisor import GvisorRuntime
 from sandbox.runtimes.gvisor import runtime as gvisor_runtime
 from sandbox.runtimes.gvisor import sandbox as gvisor_sandbox
-from sandbox.runtimes.gvisor.sandbox import RunscState
+from sandbox.runtimes.gvisor.sandbox import GvisorSandbox, RunscState
 from sandbox.runtimes.kernel_uid_pool import FILES_UIDS_OFFSET
+from sandbox.runtimes.limits.cgroups import ControlGroup
 
 
 @pytest.fixture
@@ -72,6 +73,32 @@ async def test_processes_and_files_have_different_unprivileged_uids_on_the_host(
             assert fields["Groups"].strip() == ""
             maps = [line.split() for line in Path(f"/proc/{pid}/uid_map").read_text().splitlines()]
             assert maps == [["0", str(uid), "1"], ["1000", str(uid + FILES_UIDS_OFFSET), "1"]]
+
+
+async def test_nothing_is_killed_later_than_the_kill_timeout(
+    runtime: GvisorRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """After the timeout, the runner starts programs that collect the results in the same control group."""
+    wait_for_runsc, kill_group, killed_at = GvisorSandbox._wait_for_runsc, ControlGroup.kill, list[float]()
+
+    async def wait_late(sandbox: GvisorSandbox) -> None:
+        await wait_for_runsc(sandbox)
+        await asyncio.sleep(1.9)
+
+    def kill(group: ControlGroup) -> None:
+        killed_at.append(asyncio.get_running_loop().time())
+        kill_group(group)
+
+    async with ready_sandbox(runtime, disk) as sandbox:
+        await sandbox.start(Command(["/bin/sleep", "300"], {"PATH": "/usr/bin"}, "/workspace"))
+        with monkeypatch.context() as patches:
+            patches.setattr(gvisor_sandbox, "KILL_TIMEOUT_SECONDS", 2.0)
+            patches.setattr(GvisorSandbox, "_wait_for_runsc", wait_late)
+            patches.setattr(GvisorSandbox, "_has_processes", lambda sandbox: True)
+            patches.setattr(ControlGroup, "kill", kill)
+            await sandbox.kill()
+            await sandbox.wait()
+    assert killed_at[-1] - killed_at[0] < 3.5
 
 
 def processes_in_group(directories: str) -> list[int]:
