@@ -89,11 +89,11 @@ async def test_nothing_is_killed_later_than_the_kill_timeout(
         killed_at.append(asyncio.get_running_loop().time())
         kill_group(group)
 
+    monkeypatch.setattr(GvisorSandbox, "_wait_for_runsc", wait_late)
     async with ready_sandbox(runtime, disk) as sandbox:
         await sandbox.start(Command(["/bin/sleep", "300"], {"PATH": "/usr/bin"}, "/workspace"))
         with monkeypatch.context() as patches:
             patches.setattr(gvisor_sandbox, "KILL_TIMEOUT_SECONDS", 2.0)
-            patches.setattr(GvisorSandbox, "_wait_for_runsc", wait_late)
             patches.setattr(GvisorSandbox, "_has_processes", lambda sandbox: True)
             patches.setattr(ControlGroup, "kill", kill)
             await sandbox.kill()
