@@ -24,13 +24,13 @@ from doubles.sandbox_lifecycle import (
 )
 from sandbox.interfaces.runtime import Command, Runtime, Sandbox
 from sandbox.runtimes import bubblewrap_command
-from sandbox.runtimes.limits.cgroups import socket_buffer_bytes
+from sandbox.runtimes.limits.cgroups import socket_buffer_bytes_max
 from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
 from sandbox.runtimes.limits.kernel_usage import KernelUsage
 from sandbox.runtimes.seccomp import syscall_filter
 
 MEMORY_BYTES = 512 * MEBIBYTE
-BUFFERS_MAX = socket_buffer_bytes(MEMORY_BYTES)
+BUFFERS_MAX = socket_buffer_bytes_max(MEMORY_BYTES)
 
 _PRELUDE = """
 import ctypes, errno, fcntl, mmap, os, resource, socket, struct, sys, threading, time

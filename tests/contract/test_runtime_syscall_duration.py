@@ -477,16 +477,16 @@ def test_negative_dentries_in_host_directories_are_dropped_when_the_sandbox_ends
     if os.geteuid() != 0:
         pytest.skip("an ordinary user may have no control group")
     monkeypatch.setattr(cgroups, "_NEGATIVE_DENTRIES_GROWTH_MAX", -(1 << 40))  # other programs may free names meanwhile
-    drop, charged = ControlGroup.drop_caches, []
+    drop, charged = ControlGroup.reclaim_if_many_negative_dentries, []
 
-    def drop_caches(group: ControlGroup, negative_dentries_before: int) -> None:
+    def reclaim_if_many_negative_dentries(group: ControlGroup, negative_dentries_before: int) -> None:
         drop(group, negative_dentries_before)
         deadline = time.monotonic() + 5  # the kernel frees names after a grace period
         while (group.stats().memory_bytes or 0) >= 5 * MEBIBYTE and time.monotonic() < deadline:
             time.sleep(0.01)
         charged.append(group.stats().memory_bytes or 0)
 
-    monkeypatch.setattr(ControlGroup, "drop_caches", drop_caches)
+    monkeypatch.setattr(ControlGroup, "reclaim_if_many_negative_dentries", reclaim_if_many_negative_dentries)
     ended = run_python(runtime, disk, _NEGATIVE_DENTRIES_OF_THE_HOST)
     assert ended.code == 0, ended
     assert charged[0] < 5 * MEBIBYTE, "each of the names is charged: 192 bytes"

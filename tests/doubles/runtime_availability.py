@@ -47,7 +47,7 @@ def require_qemu_components():
 def record_slow_kvm(run_dir):
     """Record that KVM is too slow to boot a guest, as a probe does for the server's runners."""
     status = KvmStatus(run_dir)
-    if status.is_present() and _is_kvm_too_slow():
+    if status.is_accessible() and _is_kvm_too_slow():
         status.record_failure()
 
 

@@ -86,7 +86,7 @@ def _raise_thread_priority():
         os.sched_setscheduler(threading.get_native_id(), os.SCHED_FIFO, os.sched_param(1))
 
 
-PROBED_LOCKS = {lock.name: lock.take for lock in (TERMINAL_LOCK, NETWORK_LOCK, NESTED_EPOLL_LOCK)}
+PROBED_LOCKS = {lock.name: lock.acquire_and_release for lock in (TERMINAL_LOCK, NETWORK_LOCK, NESTED_EPOLL_LOCK)}
 """Functions that take a lock of the host's kernel, keyed by the lock's name."""
 
 

@@ -293,7 +293,7 @@ class BaseRuntime:
                 return 0
             if not await asyncio.to_thread(self._uids.has_files_in_transit, uid, handle.attempt_id):
                 return 0
-        await asyncio.to_thread(cgroups.drop_all_caches, group)
+        await asyncio.to_thread(cgroups.reclaim_memory, group)
         return 0 if _is_memory_freed(group) else sum(cgroups.read_unreclaimable_bytes(group))
 
     def _find_processes(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:

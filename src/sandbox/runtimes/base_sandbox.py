@@ -17,7 +17,7 @@ from sandbox.runtimes.descriptor_passing import open_reader
 from sandbox.runtimes.exec_terminal import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_kernel_bytes_outside_cgroup, read_group_cpu_seconds
-from sandbox.runtimes.limits.closing_files import ClosingFilesMeter, may_any_count_differ
+from sandbox.runtimes.limits.closing_files import ClosingFilesMeter, may_any_measurement_differ
 from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter
 from sandbox.runtimes.limits.idle_measurement_postponer import MeasurementPostponer
 from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
@@ -121,7 +121,7 @@ class BaseSandbox(ABC):
         return (
             self._launcher.is_slab_reading_due()
             or self._extent_meter.is_due()
-            or may_any_count_differ(self._syscall_buffer_meter, self._closing_files_meter)
+            or may_any_measurement_differ(self._syscall_buffer_meter, self._closing_files_meter)
         )
 
     async def kernel_usage(self) -> KernelUsage:
@@ -173,7 +173,7 @@ class BaseSandbox(ABC):
                 await self.wait()
         except TimeoutError:
             raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE) from None
-        await asyncio.to_thread(self._group.drop_caches, self._negative_dentries_before)
+        await asyncio.to_thread(self._group.reclaim_if_many_negative_dentries, self._negative_dentries_before)
         for terminal in self._terminals:
             await terminal.hang_up()
             await terminal.wait()

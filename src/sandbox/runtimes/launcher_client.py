@@ -20,7 +20,7 @@ from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
 from sandbox.runtimes.limits.epoll_entries import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_usage import KernelUsage
-from sandbox.runtimes.limits.memory_mappings import MappingCounter
+from sandbox.runtimes.limits.memory_mappings import MappingMeter
 from sandbox.runtimes.limits.page_fragments import PageFragmentMeter, SocketMemoryMeter
 from sandbox.runtimes.limits.pending_syscalls import PendingSyscallInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import SlabMeter, SlabStatistics
@@ -57,19 +57,19 @@ class LauncherProcess:
         self,
         process: subprocess.Popen[bytes],
         control: socket.socket,
-        output: socket.socket,
-        errors: socket.socket,
+        stdout: socket.socket,
+        stderr: socket.socket,
         transparent_ports: Sequence[int],
     ) -> None:
         self.pid = process.pid
-        self.output = output
-        self.errors = errors
+        self.stdout = stdout
+        self.stderr = stderr
         # Count the machine's objects in a thread while the launcher starts up, because this takes several milliseconds.
         self._counters = asyncio.get_running_loop().run_in_executor(None, _create_counters)
         self._socket_counter: SocketCounter | None = None
         """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
         self._slab_meter = SlabMeter(self.slab_statistics.measure_usage)
-        self._mapping_counter = MappingCounter()
+        self._mapping_meter = MappingMeter()
         self._page_fragment_meter = PageFragmentMeter()
         self._process = process
         self._control = control
@@ -102,7 +102,7 @@ class LauncherProcess:
             return [socket.socket(fileno=descriptor) for descriptor in descriptors]
         await self.raise_if_killed()
         reason = (
-            message.removeprefix(b"error ") or self._read_errors() or b"the launcher ended without an error message"
+            message.removeprefix(b"error ") or self._read_stderr() or b"the launcher ended without an error message"
         )
         raise AttemptError(
             FailureCode.PROVISION_FAILED,
@@ -139,7 +139,7 @@ class LauncherProcess:
             memory_bytes,
             SocketMemoryMeter(self._socket_counter, self._page_fragment_meter),
             self._slab_meter,
-            self._mapping_counter,
+            self._mapping_meter,
             syscall_buffer_meter,
             closing_files_meter,
         )
@@ -215,7 +215,7 @@ class LauncherProcess:
 
     def close(self) -> None:
         """Close the runner's descriptors after the process has ended."""
-        for one in (self._control, self.output, self.errors):
+        for one in (self._control, self.stdout, self.stderr):
             one.close()
         if self._socket_counter is not None:
             self._socket_counter.close()
@@ -233,10 +233,10 @@ class LauncherProcess:
         by_port = dict(zip(self._transparent_ports, transparent, strict=True))
         return Listeners(model, proxy, dns_udp, dns_tcp, by_port)
 
-    def _read_errors(self) -> bytes:
-        self.errors.setblocking(False)
+    def _read_stderr(self) -> bytes:
+        self.stderr.setblocking(False)
         with suppress(BlockingIOError):
-            return self.errors.recv(4096).strip()
+            return self.stderr.recv(4096).strip()
         return b""
 
 
@@ -268,9 +268,9 @@ def start_launcher(
     open files are not limited.
     """
     control, child_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    output, output_inside = socket.socketpair()
-    errors, errors_inside = socket.socketpair()
-    for one in (output, errors):
+    stdout, stdout_inside = socket.socketpair()
+    stderr, stderr_inside = socket.socketpair()
+    for one in (stdout, stderr):
         refuse_passed_descriptors(one)
     uids = ["-" if uid is None else str(uid) for uid in (kernel_uid, files_uid)]
     filters = [create_memfd("filter", seccomp_filter)] if seccomp_filter else []
@@ -283,21 +283,21 @@ def start_launcher(
         attempt_marker(attempt_id),
     )
     with ExitStack() as child_files:
-        for one in (child_control, output_inside, errors_inside):
+        for one in (child_control, stdout_inside, stderr_inside):
             child_files.callback(one.close)
         for descriptor in filters:
             child_files.callback(os.close, descriptor)
         try:
-            process = _spawn(arguments, output_inside, errors_inside, [child_control.fileno(), *filters])
+            process = _spawn(arguments, stdout_inside, stderr_inside, [child_control.fileno(), *filters])
         except OSError:
-            for one in (control, output, errors):
+            for one in (control, stdout, stderr):
                 one.close()
             raise
-    return LauncherProcess(process, control, output, errors, transparent_ports)
+    return LauncherProcess(process, control, stdout, stderr, transparent_ports)
 
 
 def _spawn(
-    arguments: Iterable[object], output: socket.socket, errors: socket.socket, inherited: Sequence[int]
+    arguments: Iterable[object], stdout: socket.socket, stderr: socket.socket, inherited: Sequence[int]
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [
@@ -310,8 +310,8 @@ def _spawn(
             *map(str, (Path(__file__).parent / "programs", *arguments)),
         ],
         stdin=subprocess.DEVNULL,
-        stdout=output.fileno(),
-        stderr=errors.fileno(),
+        stdout=stdout.fileno(),
+        stderr=stderr.fileno(),
         pass_fds=inherited,
         env={"PATH": "/usr/bin:/bin"},
         cwd="/",

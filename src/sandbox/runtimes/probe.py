@@ -47,7 +47,7 @@ class RuntimeProperties(msgspec.Struct, frozen=True):
     isolation_notes: Sequence[str]
     gaps: Sequence[str]
 
-    def available(
+    def available_probe(
         self, enforced_limits: frozenset[str], *, more_gaps: Sequence[str] = (), is_explicit_only: bool = False
     ) -> RuntimeProbe:
         """Return the result of a successful probe. more_gaps: gaps that exist only on this host."""
@@ -62,7 +62,7 @@ class RuntimeProperties(msgspec.Struct, frozen=True):
             is_explicit_only=is_explicit_only,
         )
 
-    def unavailable(self, remedy: str, *, is_explicit_only: bool = False, is_final: bool = False) -> RuntimeProbe:
+    def unavailable_probe(self, remedy: str, *, is_explicit_only: bool = False, is_final: bool = False) -> RuntimeProbe:
         """Return the result of a failed probe."""
         return RuntimeProbe(
             self.name,

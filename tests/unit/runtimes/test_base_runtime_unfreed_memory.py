@@ -82,7 +82,7 @@ async def test_caches_of_the_kernel_are_dropped_before_the_measurement(tmp_path:
     def drop(_group: ControlGroup) -> None:
         (tmp_path / "memory.stat").write_text("kernel 4096\n")
 
-    monkeypatch.setattr(base_runtime.cgroups, "drop_all_caches", drop)
+    monkeypatch.setattr(base_runtime.cgroups, "reclaim_memory", drop)
     group = ControlGroup([tmp_path])
     assert await make_runtime(FakeUids(True, True))._measure_unfreed_memory(HANDLE, group) == 0
 

@@ -51,14 +51,14 @@ async def probe_bubblewrap(runtime: Runtime, run_dir: Path, hierarchies: cgroups
     """Create a sandbox, run `true` in it and destroy it, within 10 s."""
     if os.uname().machine not in syscall_filter.ARCHITECTURES:
         remedy = f"There is no system call filter for {os.uname().machine}; use another runtime."
-        return _PROPERTIES.unavailable(remedy, is_final=True)
+        return _PROPERTIES.unavailable_probe(remedy, is_final=True)
     if find_bwrap() is None:
-        return _PROPERTIES.unavailable("bubblewrap is missing; install it: apt-get install bubblewrap")
+        return _PROPERTIES.unavailable_probe("bubblewrap is missing; install it: apt-get install bubblewrap")
     try:
         limits = await run_probe(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
     except (SandboxError, OSError, TimeoutError) as error:
-        return _PROPERTIES.unavailable(_explain_failure(str(error)))
-    return _PROPERTIES.available(limits, more_gaps=() if os.getuid() == 0 else (_SHARED_UID_GAP,))
+        return _PROPERTIES.unavailable_probe(_explain_failure(str(error)))
+    return _PROPERTIES.available_probe(limits, more_gaps=() if os.getuid() == 0 else (_SHARED_UID_GAP,))
 
 
 def _explain_failure(reason: str) -> str:

@@ -50,7 +50,7 @@ class BubblewrapSandbox(BaseSandbox):
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
         """Start the command. Raises AttemptError (provision_failed, sandbox_lost) if bubblewrap does not start."""
         self._report_reader = await self._execute(command)
-        output, errors = await self._open_reader(self._launcher.output), await self._open_reader(self._launcher.errors)
+        output, errors = await self._open_reader(self._launcher.stdout), await self._open_reader(self._launcher.stderr)
         await self._wait_started(self._report_reader, errors)
         self._watch_exit()
         return output, errors

@@ -52,15 +52,17 @@ def find_runsc() -> str | None:
 async def probe_gvisor(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> RuntimeProbe:
     """Create a sandbox, run `true` in it and destroy it, within 10 s."""
     if find_runsc() is None:
-        return _PROPERTIES.unavailable("runsc is missing; install it: apt-get install runsc", is_final=os.getuid() != 0)
+        return _PROPERTIES.unavailable_probe(
+            "runsc is missing; install it: apt-get install runsc", is_final=os.getuid() != 0
+        )
     if os.getuid() != 0:
         remedy = "gVisor needs two kernel uids per sandbox, which only root can set; run the server as root."
-        return _PROPERTIES.unavailable(remedy, is_final=True)
+        return _PROPERTIES.unavailable_probe(remedy, is_final=True)
     try:
         limits = await run_probe(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
     except (SandboxError, OSError, TimeoutError) as error:
-        return _PROPERTIES.unavailable(str(error))
-    return _PROPERTIES.available(limits)
+        return _PROPERTIES.unavailable_probe(str(error))
+    return _PROPERTIES.available_probe(limits)
 
 
 _THREADS_PER_PROCESS = 4

@@ -104,7 +104,7 @@ class GvisorSandbox(BaseSandbox):
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
         """Start the command. Raises AttemptError (provision_failed, sandbox_lost) if it does not start."""
         self._log = await self._execute(command)
-        output, errors = await self._open_reader(self._launcher.output), await self._open_reader(self._launcher.errors)
+        output, errors = await self._open_reader(self._launcher.stdout), await self._open_reader(self._launcher.stderr)
         self._watch_exit()
         await self._wait_started()
         return output, errors

@@ -31,7 +31,7 @@ from sandbox.runtimes.limits.epoll_entries import EpollCounter
 from sandbox.runtimes.limits.kernel_lock_hold_times import KernelLockMeters
 from sandbox.runtimes.limits.kernel_memory_growth import count_machine_kernel_bytes
 from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
-from sandbox.runtimes.limits.memory_mappings import MappingCounter, SandboxProcesses
+from sandbox.runtimes.limits.memory_mappings import MappingMeter, SandboxProcesses
 from sandbox.runtimes.limits.page_fragments import SocketMemoryMeter
 from sandbox.runtimes.limits.pending_syscalls import PendingSyscallInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import (
@@ -134,8 +134,8 @@ class ControlGroup(msgspec.Struct, frozen=True):
         for pid in self.process_ids():
             sandbox_processes.send_signal(pid, signal.SIGKILL, self._contains)
 
-    def drop_caches(self, negative_dentries_before: int) -> None:
-        """Free the kernel's caches for the group if they may contain many names of nonexistent files.
+    def reclaim_if_many_negative_dentries(self, negative_dentries_before: int) -> None:
+        """Reclaim the group's memory if it may contain many negative dentries (names of nonexistent files).
 
         Names in the host's directories would outlive the group, and the names from many sandboxes would add up. Call
         this once no process is left. Takes 0.5 s of CPU time for a million names.
@@ -145,7 +145,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         usage, growth = self._group_usage(), count_negative_dentries() - negative_dentries_before
         if usage is None or min(growth, usage.kernel_bytes // DENTRY_BYTES) <= _NEGATIVE_DENTRIES_GROWTH_MAX:
             return
-        drop_all_caches(self)
+        reclaim_memory(self)
 
     def was_oom_killed(self) -> bool:
         """Return whether the kernel killed a process in the group because the group's memory was exhausted."""
@@ -180,7 +180,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         memory_bytes: int,
         socket_meter: SocketMemoryMeter | None = None,
         slab_meter: SlabMeter | None = None,
-        mapping_counter: MappingCounter | None = None,
+        mapping_meter: MappingMeter | None = None,
         syscall_buffer_meter: SyscallBufferMeter | None = None,
         closing_files_meter: ClosingFilesMeter | None = None,
     ) -> KernelUsage:
@@ -198,15 +198,15 @@ class ControlGroup(msgspec.Struct, frozen=True):
             unread, fragment_bytes = socket_meter.measure(pid, buffer_bytes, counts_received=counts_received)
         slabs = slab_meter.measure(self._group_usage(), self._group_usage_of_others) if slab_meter else None
         vma_bytes = None
-        if slabs is not None and mapping_counter is not None:
-            vma_bytes = mapping_counter.measure(slabs, self.process_ids, self._all_sandboxes)
+        if slabs is not None and mapping_meter is not None:
+            vma_bytes = mapping_meter.measure(slabs, self.process_ids, self._all_sandboxes)
         are_sockets_bounded = (sockets or 0) <= _bounded_sockets_max(buffer_bytes_max)
         is_vma_growth_within_limit = slabs is None or slabs.vma_bytes_upper_bound <= VMA_BYTES_MAX
         return KernelUsage(
             sockets=None if sockets is None else sockets + (unread.half_open if unread else 0),
             udp_sockets_on_port=unread.udp_sockets_on_port if unread else None,
             received_bytes=unread.received_bytes if unread else None,
-            received_bytes_max=socket_buffer_bytes(memory_bytes) + RECEIVED_BYTES_HEADROOM,
+            received_bytes_max=socket_buffer_bytes_max(memory_bytes) + RECEIVED_BYTES_HEADROOM,
             page_fragment_bytes=fragment_bytes,
             buffer_bytes=buffer_bytes,
             buffer_bytes_max=buffer_bytes_max,
@@ -219,15 +219,15 @@ class ControlGroup(msgspec.Struct, frozen=True):
             dentries=slabs.dentry_bytes // DENTRY_BYTES if slabs else None,
             file_locks=self._count_file_locks(slabs) if slabs else None,
             oom_kills=self.oom_kills(),
-            syscall_buffer_bytes=syscall_buffer_meter.count(self.process_ids) if syscall_buffer_meter else None,
-            closing_files_bytes=closing_files_meter.count(self._thread_ids) if closing_files_meter else None,
+            syscall_buffer_bytes=syscall_buffer_meter.measure(self.process_ids) if syscall_buffer_meter else None,
+            closing_files_bytes=closing_files_meter.measure(self._thread_ids) if closing_files_meter else None,
             is_bounded_while_idle=are_sockets_bounded and is_vma_growth_within_limit,
         )
 
     def _socket_buffers(self, memory_bytes: int) -> tuple[int | None, int | None]:
         """Return the bytes in socket buffers, and their limit if the kernel does not enforce one."""
         if self._is_unified:
-            return self._read_number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
+            return self._read_number("memory.stat", "sock"), socket_buffer_bytes_max(memory_bytes)
         return self._read_number(f"{_TCP_CONTROLLER_V1}.usage_in_bytes"), None
 
     def basic_file_usage(self) -> FileUsage:
@@ -379,8 +379,8 @@ def count_kernel_bytes_outside_cgroup(group: ControlGroup) -> int | None:
     return None if total is None or usage is None else total - usage.kernel_bytes
 
 
-def drop_all_caches(group: ControlGroup) -> None:
-    """Free the kernel's caches for the group. Call this once no process is left."""
+def reclaim_memory(group: ControlGroup) -> None:
+    """Make the kernel free its caches for the group. Call this once no process is left."""
     with suppress(OSError):  # the kernel reports an error if something remains
         if not group._write("memory.force_empty", 0):
             group._write("memory.reclaim", group._read_number("memory.current") or 0)
@@ -462,7 +462,7 @@ def _is_writable(directory: Path) -> bool:
     return os.access(directory, os.W_OK) and os.access(directory / "cgroup.procs", os.W_OK)
 
 
-def socket_buffer_bytes(memory_bytes: int) -> int:
+def socket_buffer_bytes_max(memory_bytes: int) -> int:
     """Return the maximum total size, in bytes, of the socket buffers in a sandbox with `memory_bytes` of memory."""
     return min(max(memory_bytes // _SOCKET_MEMORY_DIVISOR, SOCKET_BUFFER_BYTES_MIN), SOCKET_BUFFER_BYTES_MAX)
 
@@ -506,7 +506,7 @@ def _total_socket_buffer_bytes() -> int:
 
 def _fair_socket_buffer_bytes(memory_bytes: int) -> int:
     fair = max(_total_socket_buffer_bytes() // _SANDBOXES_AT_LIMIT_MIN, SOCKET_BUFFER_BYTES_MIN)
-    return min(socket_buffer_bytes(memory_bytes), fair)
+    return min(socket_buffer_bytes_max(memory_bytes), fair)
 
 
 def _is_socket_accounting_disabled() -> bool:

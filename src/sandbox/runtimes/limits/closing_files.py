@@ -82,7 +82,7 @@ class ClosingFilesMeter:
         self._first_seen: dict[int, tuple[float, ClosingThread]] = {}
         """When each thread that is closing files was first found, and its state at that time."""
 
-    def count(self, thread_ids: Callable[[], Collection[int]]) -> int | None:
+    def measure(self, thread_ids: Callable[[], Collection[int]]) -> int | None:
         """Return an upper bound in bytes; 0 if the kernel's memory has not grown beyond the limit; None if unknown."""
         growth = self._growth.measure()
         if growth is None:
@@ -98,8 +98,8 @@ class ClosingFilesMeter:
         slow = {one.process_id for thread, one in found.items() if self._is_slow(now, *self._first_seen[thread], one)}
         return min(growth, len(slow) * _FILES_OF_PROCESS_MAX * _FILE_BYTES_MAX)
 
-    def may_count_differ(self, kernel_bytes: int | None) -> bool:
-        """Return whether the next count may differ from the last one although no program of the sandbox has run.
+    def may_measurement_differ(self, kernel_bytes: int | None) -> bool:
+        """Return whether the next measurement may differ from the last one although no program of the sandbox has run.
 
         This is so while threads are closing files, because the time that they need counts. kernel_bytes: the current
         size of the kernel's memory; None if unknown.
@@ -114,9 +114,9 @@ class ClosingFilesMeter:
         return now - seen_at >= _CLOSING_SECONDS and closing.time_slices - first.time_slices >= _CLOSING_TIME_SLICES
 
 
-def may_any_count_differ(*meters: SyscallBufferMeter | ClosingFilesMeter | None) -> bool:
-    """Return whether the next count of one of the meters may differ although no program has run. Takes 0.1 ms."""
+def may_any_measurement_differ(*meters: SyscallBufferMeter | ClosingFilesMeter | None) -> bool:
+    """Return whether the next measurement of one of the meters may differ although no program has run. Takes 0.1 ms."""
     present = [one for one in meters if one is not None]
     kernel_bytes = count_machine_kernel_bytes() if present else None
-    answers = [one.may_count_differ(kernel_bytes) for one in present]  # each meter must see each size
+    answers = [one.may_measurement_differ(kernel_bytes) for one in present]  # each meter must see each size
     return any(answers)

@@ -45,13 +45,13 @@ _LISTING_CHECK_INTERVAL_SECONDS = 1.0
 _SIOCGIFCONF = 0x8912
 
 
-def take_network_lock() -> None:
+def acquire_and_release_network_lock() -> None:
     """Ask for the size of the list of interfaces. The kernel holds the lock for network devices. Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, _SIOCGIFCONF, struct.pack("@iP", 0, 0))
 
 
-def take_nested_epoll_lock() -> None:
+def acquire_and_release_nested_epoll_lock() -> None:
     """Let one epoll instance watch another. Raises OSError."""
     with select.epoll() as outer, select.epoll() as inner:
         outer.register(inner.fileno(), select.EPOLLIN)
@@ -60,13 +60,13 @@ def take_nested_epoll_lock() -> None:
 class KernelLock(msgspec.Struct, frozen=True):
     """A lock of the host's kernel.
 
-    name: for threads. take: takes and releases the lock, which needs some 20 µs; may raise OSError. functions: parts of
-    the names of kernel functions that take the lock. They are in the stack of a thread that holds it, or waits for it.
+    name: for threads. acquire_and_release: needs some 20 µs; may raise OSError. functions: parts of the names of kernel
+    functions that take the lock. They are in the stack of a thread that holds it, or waits for it.
     holder_functions: the same for functions that only a thread with the lock executes. It may wait for another lock.
     """
 
     name: str
-    take: Callable[[], object]
+    acquire_and_release: Callable[[], object]
     functions: tuple[str, ...]
     holder_functions: tuple[str, ...] = ()
 
@@ -80,14 +80,16 @@ TERMINAL_LOCK = KernelLock(
 
 NETWORK_LOCK = KernelLock(
     "network-lock",
-    take_network_lock,
+    acquire_and_release_network_lock,
     (
         *("rtnl", "rtnetlink", "dev_ifconf", "dev_ioctl", "devinet_ioctl"),
         *("ip_setsockopt", "ip_getsockopt", "ipv6_setsockopt", "ipv6_getsockopt", "ip_mc_", "ipv6_sock_mc"),
     ),
 )
 
-NESTED_EPOLL_LOCK = KernelLock("nested-epoll-lock", take_nested_epoll_lock, ("do_epoll_ctl",), ("ep_loop_check",))
+NESTED_EPOLL_LOCK = KernelLock(
+    "nested-epoll-lock", acquire_and_release_nested_epoll_lock, ("do_epoll_ctl",), ("ep_loop_check",)
+)
 """ep_loop_check waits for the locks of inner instances. Threads that keep these locks do not count: event loops do."""
 
 
@@ -99,8 +101,8 @@ class LockProbe:
         self._thread: threading.Thread | None = None
         self._started_at = 0.0
 
-    def waited_seconds(self) -> float:
-        """Return how long the probe has waited for the lock; 0 if it is not waiting. Starts the next probe.
+    def measure_wait(self) -> float:
+        """Return how long the probe has waited for the lock, in seconds; 0 if it is not waiting. Starts the next probe.
 
         A thread that waits for a processor, or for Python's own lock, is not waiting for the lock.
         """
@@ -122,7 +124,7 @@ class LockProbe:
 
     def _probe(self) -> None:
         with suppress(OSError):  # a kernel may be built without terminals
-            self._lock.take()
+            self._lock.acquire_and_release()
 
 
 class LockMeter:
@@ -131,13 +133,13 @@ class LockMeter:
     def __init__(
         self,
         lock: KernelLock,
-        waited_seconds: Callable[[], float] | None = None,
+        measure_wait: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
         proc: Path = _PROC,
     ) -> None:
         self._functions = lock.functions
         self._holder_functions = lock.holder_functions
-        self._waited_seconds = LockProbe(lock).waited_seconds if waited_seconds is None else waited_seconds
+        self._measure_wait = LockProbe(lock).measure_wait if measure_wait is None else measure_wait
         self._clock = clock
         self._proc = proc
         self._measured_at = clock()
@@ -147,7 +149,7 @@ class LockMeter:
         """Return the time in seconds. Reads files in /proc for each thread only while the probe waits."""
         now = self._clock()
         elapsed_seconds, self._measured_at = now - self._measured_at, now
-        counted_seconds = min(elapsed_seconds, self._waited_seconds() - _WAITED_SECONDS_MIN)
+        counted_seconds = min(elapsed_seconds, self._measure_wait() - _WAITED_SECONDS_MIN)
         if counted_seconds < 0:
             self._held_seconds = max(0.0, self._held_seconds - _RECOVERY_FACTOR * elapsed_seconds)
         elif any(self._may_hold_lock(thread) for thread in thread_ids()):

@@ -142,7 +142,7 @@ async def _measure_in_time(
             # The kernel adds a wait to a thread's delay when the wait is over. The delay of an ended thread is kept.
             latest |= read_run_delays()
             delayed_seconds = sum(max(0.0, delay - first.get(thread, 0.0)) for thread, delay in latest.items())
-            slept_seconds += _WAIT_SECONDS if sleep.has_lasted() else 0.0
+            slept_seconds += _WAIT_SECONDS if sleep.has_stayed_blocked() else 0.0
             if max(count * _WAIT_SECONDS - delayed_seconds, slept_seconds) >= _WAITED_SECONDS_MAX:
                 return None
         return None

@@ -38,7 +38,7 @@ class BlockedThreadDetector:
         previous, self.thread_id = self.thread_id, thread_id
         return previous
 
-    def has_lasted(self) -> bool:
+    def has_stayed_blocked(self) -> bool:
         """Return whether the thread has slept in one system call since this method was last called.
 
         Such a thread waited neither for a processor nor for other threads of this process. Returns False if unknown.
@@ -83,7 +83,7 @@ async def measure_in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwa
     return await asyncio.to_thread(run)
 
 
-def join_observed_thread(thread: threading.Thread) -> None:
+def run_observed_thread(thread: threading.Thread) -> None:
     """Start a thread and wait for its end. Meanwhile, it is the observed thread of the measurement."""
     thread.start()
     if (sleep := _current_sleep.get()) is None:

@@ -96,7 +96,7 @@ def are_mappings_hidden(
     return hidden - count - ended > mappings_max
 
 
-class MappingCounter:
+class MappingMeter:
     """Counts one sandbox's mappings in a separate thread, because this can take seconds."""
 
     def __init__(

@@ -19,7 +19,7 @@ from pathlib import Path
 from sandbox.model.fixed_limits import OPEN_FILES_GROWTH_MAX, SYSCALL_BUFFER_BYTES_MAX
 from sandbox.runtimes.limits.descriptor_tables import list_directory
 from sandbox.runtimes.limits.kernel_memory_growth import KernelMemoryGrowth, count_machine_kernel_bytes
-from sandbox.runtimes.limits.measurement_threads import join_observed_thread
+from sandbox.runtimes.limits.measurement_threads import run_observed_thread
 
 _PTRACE_SEIZE, _PTRACE_INTERRUPT = 0x4206, 0x4207
 _INTERRUPT_SECONDS = 0.02
@@ -38,7 +38,7 @@ def interrupt_threads(process_ids: Iterable[int]) -> None:
     """Interrupt all threads of the processes, except those that this process is not allowed to trace."""
     # The kernel stops tracing when the tracing thread ends, so no traced thread stays stopped.
     tracer = threading.Thread(target=_trace, args=(list(process_ids),), name="interrupt-threads")
-    join_observed_thread(tracer)
+    run_observed_thread(tracer)
 
 
 def _trace(process_ids: Iterable[int]) -> None:
@@ -204,13 +204,13 @@ class SyscallBufferMeter:
         self._growth = KernelMemoryGrowth(count_kernel_bytes, SYSCALL_BUFFER_BYTES_MAX)
         self._sum_buffers = sum_buffers
 
-    def count(self, process_ids: Callable[[], Collection[int]]) -> int | None:
+    def measure(self, process_ids: Callable[[], Collection[int]]) -> int | None:
         """Return the size in bytes; 0 if the kernel's memory has not grown beyond the limit; None if unknown."""
         growth = self._growth.measure()
         return min(growth, self._sum_buffers(process_ids())) if growth else growth
 
-    def may_count_differ(self, kernel_bytes: int | None) -> bool:
-        """Return whether the next count may differ from the last one although no program of the sandbox has run.
+    def may_measurement_differ(self, kernel_bytes: int | None) -> bool:
+        """Return whether the next measurement may differ from the last one although no program of the sandbox has run.
 
         kernel_bytes: the current size of the kernel's memory; None if unknown.
         """

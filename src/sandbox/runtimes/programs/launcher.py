@@ -121,7 +121,7 @@ def set_parent_death_signal(parent: int) -> None:
         os._exit(1)
 
 
-def enter_namespaces(as_root: bool) -> None:
+def unshare_namespaces(as_root: bool) -> None:
     """Leave the host's network, mounts and IPC objects. An ordinary user first becomes root of a user namespace."""
     uid, gid = os.getuid(), os.getgid()
     namespaces = CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC
@@ -369,7 +369,7 @@ def create_devices() -> None:
         _bind(node, f"{DEVICES_DIRECTORY}/{name}", is_read_only=False)
 
 
-def enter_user_namespace(uids: dict[int, int], owner: int) -> None:
+def unshare_user_namespace(uids: dict[int, int], owner: int) -> None:
     """Enter a new user namespace with these uids and gids of the host, keyed by the ids in the namespace.
 
     A child that stays outside maps the ids, because a process that is already in the namespace cannot map two uids.
@@ -544,7 +544,7 @@ def main(arguments: list[str]) -> None:
         as_root = kernel_uid != "-"
         if as_root != (os.getuid() == 0) or kernel_uid == "0":
             raise ValueError("a sandbox that root starts must have a separate kernel uid")
-        enter_namespaces(as_root)
+        unshare_namespaces(as_root)
         limit_kernel_objects()
         configure_loopback()
         sockets = open_listeners([int(port) for port in ports.split(",") if port]) + open_sock_diag()
@@ -558,13 +558,13 @@ def main(arguments: list[str]) -> None:
         send_sockets(control, sockets)
         if files_uid != "-":
             uids = {0: int(kernel_uid), 1000: int(files_uid)}  # 1000: the agent's uid, see file_layout.py
-            enter_user_namespace(uids, int(kernel_uid))
+            unshare_user_namespace(uids, int(kernel_uid))
             switch_to_uid(0)
             # gVisor's kernel can trace the programs inside without this capability. With it, a program that has taken
             # over gVisor's kernel could also trace runsc, which sees the host's files and may make most system calls.
             check_errno(_prctl(PR_CAPBSET_DROP, CAP_SYS_PTRACE, 0, 0, 0), "capbset")
         elif as_root:
-            enter_user_namespace({int(kernel_uid): int(kernel_uid)}, int(kernel_uid))
+            unshare_user_namespace({int(kernel_uid): int(kernel_uid)}, int(kernel_uid))
             switch_to_uid(int(kernel_uid))
         # Not earlier: the limit also applies to files in transit, and other programs of root may have many of them.
         limit = inherited_limits.limit_open_files if filter_number == "-" else inherited_limits.limit_host_program_files

@@ -22,13 +22,13 @@ class KvmStatus:
     def __init__(self, run_dir: Path) -> None:
         self._file = run_dir / _FAILURE_FILE
 
-    def is_present(self) -> bool:
+    def is_accessible(self) -> bool:
         """Return whether there is a usable device."""
         return os.access("/dev/kvm", os.R_OK | os.W_OK)
 
     def is_usable(self) -> bool:
         """Return whether there is a usable device and KVM has not failed since the machine booted."""
-        if not self.is_present():
+        if not self.is_accessible():
             return False
         try:
             return self._file.read_text() != _BOOT_ID.read_text()

@@ -67,17 +67,19 @@ async def probe_qemu(
 ) -> RuntimeProbe:
     """Create a sandbox, run `true` in it and destroy it."""
     if os.uname().machine != "x86_64":
-        return _PROPERTIES.unavailable("The qemu runtime supports only x86_64; use another runtime.", is_final=True)
+        return _PROPERTIES.unavailable_probe(
+            "The qemu runtime supports only x86_64; use another runtime.", is_final=True
+        )
     if os.getuid() != 0:
         remedy = "Only root can read the agent's program for a guest; use another runtime, or run as root."
-        return _PROPERTIES.unavailable(remedy, is_final=True)
+        return _PROPERTIES.unavailable_probe(remedy, is_final=True)
     try:
         find_components()
         kvm.reset()
-        if kvm.is_present() and await kvm.is_too_slow():
+        if kvm.is_accessible() and await kvm.is_too_slow():
             kvm.record_failure()
         if excludes_emulation and not kvm.is_usable():
-            return _PROPERTIES.unavailable(_KVM_REQUIRED, is_explicit_only=True)
+            return _PROPERTIES.unavailable_probe(_KVM_REQUIRED, is_explicit_only=True)
         seconds = _KVM_PROBE_SECONDS if excludes_emulation else _EMULATED_PROBE_SECONDS
         limits = await run_probe(
             runtime, run_dir, runtime.hierarchies, memory_bytes=_MEMORY_BYTES, timeout_seconds=seconds
@@ -85,11 +87,11 @@ async def probe_qemu(
     except (SandboxError, OSError, TimeoutError) as error:
         has_not_booted = isinstance(error, TimeoutError) or isinstance(error.__cause__, BootError)
         if excludes_emulation and has_not_booted:
-            return _PROPERTIES.unavailable(_KVM_REQUIRED, is_explicit_only=True)
-        return _PROPERTIES.unavailable(str(error))
+            return _PROPERTIES.unavailable_probe(_KVM_REQUIRED, is_explicit_only=True)
+        return _PROPERTIES.unavailable_probe(str(error))
     has_kvm = runtime.last_accelerator is Accelerator.KVM
     more_gaps = () if has_kvm else (_EMULATION_GAP,)
-    return _PROPERTIES.available(limits, more_gaps=more_gaps, is_explicit_only=not has_kvm)
+    return _PROPERTIES.available_probe(limits, more_gaps=more_gaps, is_explicit_only=not has_kvm)
 
 
 BOOTS_MAX = 3
@@ -194,7 +196,7 @@ class QemuRuntime(BaseRuntime):
     async def _boot_with_fallback(self, handle: SandboxHandle, guest_spec: jail.GuestSpec) -> QemuSandbox:
         """Boot with the first accelerator that works. Raises the last BootError."""
         for accelerator, timeout_seconds in self._boot_tries():
-            is_fallback = accelerator is Accelerator.TCG and self._kvm.is_present()
+            is_fallback = accelerator is Accelerator.TCG and self._kvm.is_accessible()
             slow_reason = _KVM_FALLBACK_MESSAGE if is_fallback else None
             self._guest_specs[handle.attempt_id] = replace(guest_spec, accelerator=accelerator, slow_reason=slow_reason)
             try:

@@ -81,7 +81,9 @@ class QemuSandbox:
         self._extent_meter = CachedExtentMeter(guest_spec.spec.disk, launcher.slab_statistics)
         self._directory_meter = DirectoryMeter(guest_spec.spec.disk)
         self._negative_dentries_before = count_negative_dentries()
-        self._streams = {number: GuestStream(self._channel, number) for number in (frames.OUTPUT, frames.ERRORS)}
+        self._streams = {
+            number: GuestStream(self._channel, number) for number in (frames.STDOUT_STREAM, frames.STDERR_STREAM)
+        }
         self._terminals: dict[int, QemuTerminal] = {}
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._started: asyncio.Future[str] | None = None
@@ -101,8 +103,8 @@ class QemuSandbox:
         try:
             async with asyncio.timeout(timeout_seconds):
                 reports = await self._execute()
-                await self._console.open(self._launcher.output)
-                await self._stderr.open(self._launcher.errors)
+                await self._console.open(self._launcher.stdout)
+                await self._stderr.open(self._launcher.stderr)
                 await self._open_init_pidfd(reports)
                 await _wait_first(self._ready, self._channel.ended)
         except TimeoutError:
@@ -119,7 +121,7 @@ class QemuSandbox:
         if self._started is not None:
             raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs only one command; create another sandbox.")
         self._started = asyncio.get_running_loop().create_future()
-        self._channel.send(frames.START, frames.COMMAND, _encode_command(command) + command.stdin)
+        self._channel.send(frames.START, frames.COMMAND_STREAM, _encode_command(command) + command.stdin)
         self._watch_exit()
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -129,14 +131,14 @@ class QemuSandbox:
         if not self._started.done():
             raise AttemptError(FailureCode.PROVISION_FAILED, f"The guest has ended: {self._last_output_line()}")
         if self._started.result():
-            self._streams[frames.ERRORS].feed(f"sandbox: {self._started.result()}\n".encode())
-        return self._streams[frames.OUTPUT].reader, self._streams[frames.ERRORS].reader
+            self._streams[frames.STDERR_STREAM].feed(f"sandbox: {self._started.result()}\n".encode())
+        return self._streams[frames.STDOUT_STREAM].reader, self._streams[frames.STDERR_STREAM].reader
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
         """Run an additional command on a terminal, through the guest agent. Raises AttemptError (sandbox_lost)."""
         if self._started is None or not self._is_running() or len(self._terminals) >= GUEST_TERMINALS_MAX:
             raise AttemptError(FailureCode.SANDBOX_LOST, "The sandbox has ended, or has too many terminals.")
-        number = next(one for one in range(frames.TERMINALS, 256) if one not in self._terminals)
+        number = next(one for one in range(frames.FIRST_TERMINAL_STREAM, 256) if one not in self._terminals)
         terminal = self._terminals[number] = QemuTerminal(self._channel, number)
         self._channel.send(
             frames.START, number, _encode_command(command) + frames.SIZE_BODY.pack(size.rows, size.columns)
@@ -153,7 +155,7 @@ class QemuSandbox:
 
     async def signal(self, signal_number: int) -> None:
         """Signal the command's own process."""
-        self._channel.send(frames.SIGNAL, frames.COMMAND, bytes([signal_number]))
+        self._channel.send(frames.SIGNAL, frames.COMMAND_STREAM, bytes([signal_number]))
 
     async def kill(self) -> None:
         """Kill the whole guest immediately."""
@@ -215,7 +217,7 @@ class QemuSandbox:
         except TimeoutError:
             raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE) from None
         # virtiofsd looked up names in the host's own directories, such as /usr, and the kernel has cached these names.
-        await asyncio.to_thread(self._group.drop_caches, self._negative_dentries_before)
+        await asyncio.to_thread(self._group.reclaim_if_many_negative_dentries, self._negative_dentries_before)
         for one in (self._channel, self._console, self._stderr, self._report_transport):
             if one is not None:
                 one.abort()
@@ -322,11 +324,11 @@ class QemuSandbox:
         return False
 
     def _handle_reply(self, kind: bytes, number: int, body: bytes) -> None:
-        if kind == frames.READY and number == frames.COMMAND:
+        if kind == frames.READY and number == frames.COMMAND_STREAM:
             _set_result(self._ready if self._started is None else self._started, "")
-        elif kind == frames.FAILED and number == frames.COMMAND:
+        elif kind == frames.FAILED and number == frames.COMMAND_STREAM:
             self._report_failed_start(body)
-        elif kind == frames.EXIT and number == frames.COMMAND and len(body) == frames.EXIT_BODY.size:
+        elif kind == frames.EXIT and number == frames.COMMAND_STREAM and len(body) == frames.EXIT_BODY.size:
             code, was_oom_killed = frames.EXIT_BODY.unpack(body)
             _set_result(self._reported_exit, ExitStatus(code if 0 <= code < 256 else None, was_oom_killed))
         elif kind == frames.STATS and len(body) == frames.STATS_BODY.size:

@@ -191,13 +191,13 @@ async def test_guest_has_output_gateway_access_and_a_memory_limit(
 ):
     """Combine checks from tests/contract in one guest, because booting a guest takes a long time."""
     monkeypatch.setattr(qemu_sandbox, "GUEST_TERMINALS_MAX", 1)
-    drop, remaining = ControlGroup.drop_caches, []
+    drop, remaining = ControlGroup.reclaim_if_many_negative_dentries, []
 
-    def drop_caches(group: ControlGroup, negative_dentries_before: int) -> None:
+    def reclaim_if_many_negative_dentries(group: ControlGroup, negative_dentries_before: int) -> None:
         remaining.append(group.process_ids())
         drop(group, negative_dentries_before)
 
-    monkeypatch.setattr(ControlGroup, "drop_caches", drop_caches)
+    monkeypatch.setattr(ControlGroup, "reclaim_if_many_negative_dentries", reclaim_if_many_negative_dentries)
     async with ready_sandbox(runtime, disk, memory_bytes=96 * MEBIBYTE) as sandbox:
         dns_task = asyncio.create_task(respond_to_query(sandbox.listeners.dns_udp))
         command = Command(["/bin/bash", "-c", _SCRIPT], {"PATH": "/usr/bin:/bin"}, "/workspace")

@@ -14,7 +14,7 @@ from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
 from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
 from sandbox.runtimes.limits.kernel_usage import KernelUsage
-from sandbox.runtimes.limits.memory_mappings import MappingCounter, SandboxProcesses
+from sandbox.runtimes.limits.memory_mappings import MappingMeter, SandboxProcesses
 from sandbox.runtimes.limits.slab_usage import FILE_LOCK_BYTES, GroupUsage, SlabMeter, SlabUsage
 
 CGROUP2_FILES = ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.procs", "cgroup.kill")
@@ -66,7 +66,7 @@ class DropCachesHarness:
     def drop(self, negative_dentries: int, kernel_bytes: int, negative_dentries_before: int = 100_000) -> str:
         self._monkeypatch.setattr(cgroups, "count_negative_dentries", lambda: negative_dentries)
         self._charge.write_text(f"{kernel_bytes}\n")
-        self._group.drop_caches(negative_dentries_before)
+        self._group.reclaim_if_many_negative_dentries(negative_dentries_before)
         return self._reclaim_file.read_text()
 
 
@@ -89,7 +89,7 @@ def test_caches_are_kept_if_the_kernel_cannot_drop_them(tmp_path: Path, monkeypa
     harness = DropCachesHarness(tmp_path, monkeypatch, "memory.force_empty")
     monkeypatch.setattr(ControlGroup, "_write", _refuse_write)
     assert harness.drop(5_000_000, 900_000_000) == ""
-    ControlGroup([]).drop_caches(0)
+    ControlGroup([]).reclaim_if_many_negative_dentries(0)
 
 
 def test_memory_charged_to_the_group_does_not_count_as_uncharged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -183,7 +183,7 @@ def test_usage_is_not_bounded_while_idle_if_mappings_are_counted(
 
 @pytest.mark.parametrize(("memory_mib", "mib"), [(64, 16), (512, 64), (1024, 128), (8192, 256)])
 def test_socket_buffer_limit_is_an_eighth_of_memory_within_bounds(memory_mib: int, mib: int):
-    assert cgroups.socket_buffer_bytes(memory_mib << 20) == mib << 20
+    assert cgroups.socket_buffer_bytes_max(memory_mib << 20) == mib << 20
 
 
 def test_cgroup_v2_controllers_are_enabled_from_the_root_downwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -314,7 +314,7 @@ def test_slab_meter_gets_the_usage_of_the_group_and_of_its_siblings(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kernel_file", ["memory.kmem.usage_in_bytes", "memory.stat"])
-def test_mapping_counter_gets_the_processes_of_the_group_and_of_its_siblings(tmp_path: Path, kernel_file: str):
+def test_mapping_meter_gets_the_processes_of_the_group_and_of_its_siblings(tmp_path: Path, kernel_file: str):
     for name, kernel_bytes in (("attempt", 100), ("neighbour", 700)):
         line = f"kernel {kernel_bytes}\n" if kernel_file == "memory.stat" else f"{kernel_bytes}\n"
         _write_group(tmp_path / "memory/sandbox" / name, {kernel_file: line, "cgroup.procs": f"{kernel_bytes + 1}\n"})
@@ -326,7 +326,7 @@ def test_mapping_counter_gets_the_processes_of_the_group_and_of_its_siblings(tmp
         ) -> SlabUsage | None:
             return slabs
 
-    class RecordingCounter(MappingCounter):
+    class RecordingMeter(MappingMeter):
         def measure(
             self,
             slabs: SlabUsage,
@@ -338,7 +338,7 @@ def test_mapping_counter_gets_the_processes_of_the_group_and_of_its_siblings(tmp
 
     group = Hierarchies([tmp_path / "memory"]).group("attempt")
     usage = group.kernel_usage(
-        os.getpid(), 1 << 30, slab_meter=FixedMeter(lambda: slabs), mapping_counter=RecordingCounter()
+        os.getpid(), 1 << 30, slab_meter=FixedMeter(lambda: slabs), mapping_meter=RecordingMeter()
     )
     assert usage.vma_bytes == 77
     assert seen == [(slabs, {101}, [SandboxProcesses({101}, 100), SandboxProcesses({701}, 700)])]
@@ -350,7 +350,7 @@ def test_meter_of_closing_files_gets_the_threads_of_the_group(tmp_path: Path, na
     _write_group(tmp_path / "memory/sandbox/attempt", {"cgroup.procs": "", name: "7\n8\n"})
 
     class RecordingMeter(ClosingFilesMeter):
-        def count(self, thread_ids: Callable[[], Collection[int]]) -> int | None:
+        def measure(self, thread_ids: Callable[[], Collection[int]]) -> int | None:
             return sum(thread_ids())
 
     group = Hierarchies([tmp_path / "memory"]).group("attempt")

@@ -14,7 +14,7 @@ from sandbox.runtimes.limits.closing_files import (
     ClosingFilesMeter,
     ClosingThread,
     find_closing_thread,
-    may_any_count_differ,
+    may_any_measurement_differ,
 )
 from sandbox.runtimes.limits.kernel_usage import KernelUsage
 from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
@@ -27,9 +27,9 @@ def test_all_meters_see_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatc
     buffer_meter, current = SyscallBufferMeter(lambda: 500 * MEBIBYTE), mebibytes * MEBIBYTE
     closing_files_meter = ClosingFilesMeter(lambda: 2000 * MEBIBYTE)
     monkeypatch.setattr(closing_files, "count_machine_kernel_bytes", lambda: current)
-    assert may_any_count_differ(buffer_meter, None, closing_files_meter) is may_differ
-    assert closing_files_meter.may_count_differ(current + CLOSING_FILES_BYTES_MAX + 1)
-    assert not may_any_count_differ(None, None)
+    assert may_any_measurement_differ(buffer_meter, None, closing_files_meter) is may_differ
+    assert closing_files_meter.may_measurement_differ(current + CLOSING_FILES_BYTES_MAX + 1)
+    assert not may_any_measurement_differ(None, None)
 
 
 THREAD = 1 << 23
@@ -69,9 +69,9 @@ class EndingProcesses:
     def _find(self, thread: int) -> ClosingThread | None:
         return self.threads.get(thread)
 
-    def may_count_differ(self) -> bool:
-        """Return whether the next count may differ although no program of the sandbox has run."""
-        return self._meter.may_count_differ(self.bytes)
+    def may_measurement_differ(self) -> bool:
+        """Return whether the next measurement may differ although no program of the sandbox has run."""
+        return self._meter.may_measurement_differ(self.bytes)
 
     def measure(self, *, seconds: float = 0.0, time_slices: int = 0) -> int:
         """Advance the clock and the time slices of each process. Return the measured MiB."""
@@ -79,7 +79,7 @@ class EndingProcesses:
         for thread, closing in self.threads.items():
             slices = closing.time_slices + time_slices
             self.threads[thread] = replace(closing, time_slices=slices)
-        return (self._meter.count(lambda: [*self.threads, 9999]) or 0) // MEBIBYTE
+        return (self._meter.measure(lambda: [*self.threads, 9999]) or 0) // MEBIBYTE
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,12 @@ def test_files_of_processes_that_wait_for_five_seconds_are_counted():
 def test_count_may_differ_while_processes_are_closing_files():
     """A process that gets no processor does not run, but the time that it needs counts."""
     processes = EndingProcesses(4)
-    assert processes.may_count_differ()
+    assert processes.may_measurement_differ()
     processes.measure()
-    assert processes.may_count_differ()
+    assert processes.may_measurement_differ()
     processes.threads = {}
     processes.measure()
-    assert not processes.may_count_differ()
+    assert not processes.may_measurement_differ()
 
 
 def test_threads_of_one_process_are_counted_once():

@@ -12,8 +12,8 @@ from doubles.deployment import wait_until
 from sandbox.runtimes.limits.measurement_threads import (
     BlockedThreadDetector,
     OtherSandboxMeasurement,
-    join_observed_thread,
     measure_in_thread,
+    run_observed_thread,
     start_measurement,
 )
 
@@ -51,7 +51,7 @@ def observe(work: Callable[[], object], end: Callable[[], object]) -> list[bool]
             await asyncio.sleep(0.2)
             found = []
             for _ in range(4):
-                found.append(sleep.has_lasted())
+                found.append(sleep.has_stayed_blocked())
                 await asyncio.sleep(0.1)
             return found[1:]
         finally:
@@ -67,7 +67,7 @@ def test_thread_that_waits_for_a_lock_of_the_kernel_sleeps(lock: Lock):
 
 def test_further_thread_of_a_measurement_is_observed(lock: Lock):
     def work() -> None:
-        join_observed_thread(threading.Thread(target=lock.take, daemon=True))
+        run_observed_thread(threading.Thread(target=lock.take, daemon=True))
 
     assert observe(work, lock.release) == [True, True, True]
 
@@ -90,15 +90,15 @@ def test_thread_that_runs_between_short_waits_does_not_sleep():
 
 def test_thread_that_has_not_started_does_not_sleep():
     sleep = BlockedThreadDetector()
-    assert not sleep.has_lasted()
-    assert not sleep.has_lasted()
+    assert not sleep.has_stayed_blocked()
+    assert not sleep.has_stayed_blocked()
 
 
 def test_work_outside_a_measurement_runs_too():
     done: list[str] = []
 
     def work() -> str:
-        join_observed_thread(threading.Thread(target=done.append, args=["further"]))
+        run_observed_thread(threading.Thread(target=done.append, args=["further"]))
         return "done"
 
     assert asyncio.run(measure_in_thread(work)) == "done"

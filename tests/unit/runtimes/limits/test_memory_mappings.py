@@ -15,7 +15,7 @@ import pytest
 from sandbox.model.fixed_limits import VMA_BYTES_MAX
 from sandbox.runtimes.limits import memory_mappings
 from sandbox.runtimes.limits.memory_mappings import (
-    MappingCounter,
+    MappingMeter,
     SandboxProcesses,
     are_mappings_hidden,
     count_mappings,
@@ -149,7 +149,7 @@ class CountedSandbox:
 
     def __init__(self, own: int | None, *, are_hidden: bool = False) -> None:
         self.own, self.are_hidden, self.now, self.counts, self.checks = own, are_hidden, 100.0, 0, 0
-        self._counter = MappingCounter(self._count, self._check, lambda: self.now)
+        self._counter = MappingMeter(self._count, self._check, lambda: self.now)
 
     def _count(self, process_ids: Iterable[int], mappings_max: int) -> int | None:
         assert list(process_ids) == [7]
@@ -210,7 +210,7 @@ def test_mappings_must_be_hidden_in_two_consecutive_checks():
 
 def test_mappings_are_attributed_by_share_while_a_program_blocks_the_count():
     is_blocked, now = threading.Event(), [100.0]
-    counter = MappingCounter(lambda *_: 1000 if is_blocked.wait(30) else None, lambda *_: False, lambda: now[0])
+    counter = MappingMeter(lambda *_: 1000 if is_blocked.wait(30) else None, lambda *_: False, lambda: now[0])
     slabs = SlabUsage(0, 0, vma_bytes=VMA_BYTES_MAX + 1, vma_bytes_upper_bound=1 << 40)
     measured = []
     for now[0] in (100.0, 129.0, 131.0):
@@ -230,7 +230,7 @@ def test_failed_count_is_repeated_after_a_pause():
         counts.append(now[0])
         raise OSError
 
-    counter = MappingCounter(count, lambda *_: False, lambda: now[0])
+    counter = MappingMeter(count, lambda *_: False, lambda: now[0])
     for now[0] in (100.0, 100.2, 100.6):
         counter.measure(SlabUsage(0, 0, vma_bytes_upper_bound=1 << 40), list, list)
         assert counter._thread is not None

@@ -168,10 +168,10 @@ def test_buffers_are_counted_only_after_growth_of_kernel_memory():
     counts = []
     for mebibytes in (500, 756, 757, 400, 657, 900):
         machine["bytes"] = mebibytes * MEBIBYTE
-        counts.append((meter.count(lambda: [7]) or 0) // MEBIBYTE)
+        counts.append((meter.measure(lambda: [7]) or 0) // MEBIBYTE)
     assert counts == [0, 0, 257, 0, 257, 300]
     assert inspected == [[7]] * 3
-    assert SyscallBufferMeter(lambda: None, sum_buffers).count(lambda: [7]) is None
+    assert SyscallBufferMeter(lambda: None, sum_buffers).measure(lambda: [7]) is None
 
 
 def test_count_of_buffers_may_differ_once_the_memory_has_grown():
@@ -180,14 +180,14 @@ def test_count_of_buffers_may_differ_once_the_memory_has_grown():
     answers = []
     for mebibytes in (756, 400, 657):
         machine["bytes"] = mebibytes * MEBIBYTE
-        answers.append(meter.may_count_differ(machine["bytes"]))
+        answers.append(meter.may_measurement_differ(machine["bytes"]))
     assert answers == [False, False, True]
-    assert meter.count(lambda: [7]) == 0
-    assert not meter.may_count_differ(machine["bytes"])
+    assert meter.measure(lambda: [7]) == 0
+    assert not meter.may_measurement_differ(machine["bytes"])
     machine["bytes"] = 500 * MEBIBYTE
-    assert meter.count(lambda: [7]) == 0
-    assert meter.may_count_differ(657 * MEBIBYTE)
-    assert not meter.may_count_differ(None)
+    assert meter.measure(lambda: [7]) == 0
+    assert meter.may_measurement_differ(657 * MEBIBYTE)
+    assert not meter.may_measurement_differ(None)
 
 
 def test_buffers_above_the_limit_are_a_violation():

@@ -156,7 +156,7 @@ def test_kvm_failure_of_an_earlier_boot_is_ignored(tmp_path: Path, monkeypatch: 
 
 def test_string_lists_round_trip_with_trailing_bytes():
     lists = [[b"/workspace"], [b"/bin/sh", b"-c", b""], [b"A=1\n", b"B="]]
-    assert frames.unpack_string_lists(frames.pack_string_lists(*lists) + b"in\0put") == (lists, b"in\0put")
+    assert frames.unpack_three_string_lists(frames.pack_string_lists(*lists) + b"in\0put") == (lists, b"in\0put")
 
 
 def received_frames(*chunks: bytes, request_count: int = 0) -> list[tuple[bytes, int, bytes]]:
@@ -166,7 +166,7 @@ def received_frames(*chunks: bytes, request_count: int = 0) -> list[tuple[bytes,
     async def run() -> None:
         host_end, guest_end = socket.socketpair()
         stream = GuestStream(
-            channel := Channel(lambda *frame: received.append(frame) or is_output(frame)), frames.OUTPUT
+            channel := Channel(lambda *frame: received.append(frame) or is_output(frame)), frames.STDOUT_STREAM
         )
 
         def is_output(frame: tuple[bytes, int, bytes]) -> bool:
@@ -292,7 +292,7 @@ def test_stats_reported_by_the_guest_are_clamped_to_the_limits():
 def test_encoded_command_sets_pwd_and_rejects_nul_characters():
     from sandbox.runtimes.qemu.sandbox import _encode_command
 
-    (directory, argv, environment), rest = frames.unpack_string_lists(
+    (directory, argv, environment), rest = frames.unpack_three_string_lists(
         _encode_command(Command(["a", "b"], {"X": "y"}, "/workspace"))
     )
     assert (directory, argv, rest) == ([b"/workspace"], [b"a", b"b"], b"")

@@ -5,7 +5,7 @@ from sandbox.runtimes.qemu.channel import Channel
 from sandbox.runtimes.qemu.guest import frames
 from sandbox.runtimes.qemu.terminal import QemuTerminal
 
-NUMBER = frames.TERMINALS
+NUMBER = frames.FIRST_TERMINAL_STREAM
 
 
 class RecordingChannel(Channel):

@@ -99,9 +99,9 @@ class GuestAgent:
             pass
 
     def _start(self, number: int, body: bytes) -> None:
-        command, rest = frames.unpack_string_lists(body)
+        command, rest = frames.unpack_three_string_lists(body)
         try:
-            if number == frames.COMMAND:
+            if number == frames.COMMAND_STREAM:
                 self._start_command(command, rest)
             else:
                 self._start_terminal(number, command, rest)
@@ -114,12 +114,12 @@ class GuestAgent:
         os.lseek(stdin_file, 0, os.SEEK_SET)
         (output, output_inside), (errors, errors_inside) = create_output_pairs()
         self._track_process(
-            frames.COMMAND, commands.start_command(command, (stdin_file, output_inside, errors_inside), None)
+            frames.COMMAND_STREAM, commands.start_command(command, (stdin_file, output_inside, errors_inside), None)
         )
         for descriptor in (stdin_file, output_inside, errors_inside):
             os.close(descriptor)
-        self._streams.add(frames.OUTPUT, output)
-        self._streams.add(frames.ERRORS, errors)
+        self._streams.add(frames.STDOUT_STREAM, output)
+        self._streams.add(frames.STDERR_STREAM, errors)
 
     def _start_terminal(self, number: int, command: list[list[bytes]], size: bytes) -> None:
         master_fd = os.open(f"{guest_setup.COMMAND_ROOT}/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
@@ -159,7 +159,7 @@ class GuestAgent:
         del self._processes[number]
         code = os.waitstatus_to_exitcode(status)
         code = code if code >= 0 else 128 - code
-        if number == frames.COMMAND:
+        if number == frames.COMMAND_STREAM:
             self._command_code = code
             os.kill(self._init_pid, _signal.SIGKILL)
         else:
@@ -171,7 +171,7 @@ class GuestAgent:
         The output of a terminal whose client reads nothing is not waited for.
         """
         if self._command_code is not None and not self._watched and self._streams.are_complete():
-            self._send(frames.EXIT, frames.COMMAND, _encode_exit(self._command_code))
+            self._send(frames.EXIT, frames.COMMAND_STREAM, _encode_exit(self._command_code))
             self._command_code = None
 
 

@@ -1,6 +1,7 @@
 """Frames between host and guest on the serial port: a kind, a number and a body.
 
-The number identifies a stream: `COMMAND`, its `OUTPUT` and `ERRORS`, and one stream per terminal from `TERMINALS`.
+The number identifies a stream: `COMMAND_STREAM`, its `STDOUT_STREAM` and `STDERR_STREAM`, and one stream per terminal,
+from `FIRST_TERMINAL_STREAM` on.
 """
 
 import struct
@@ -9,7 +10,7 @@ HEADER = struct.Struct("<ccI")
 GUEST_FRAME_BYTES_MAX = 64 * 1024
 """Maximum size of the body of a frame from the guest. A longer body is invalid."""
 
-COMMAND, OUTPUT, ERRORS, TERMINALS = 0, 1, 2, 3
+COMMAND_STREAM, STDOUT_STREAM, STDERR_STREAM, FIRST_TERMINAL_STREAM = 0, 1, 2, 3
 
 # From the host.
 START, INPUT, RESIZE, HANG_UP, SIGNAL, PAUSE, RESUME, GET_STATS = b"S", b"T", b"Z", b"H", b"K", b"P", b"R", b"A"
@@ -37,7 +38,7 @@ def pack_string_lists(*lists: list[bytes]) -> bytes:
     return b"".join(b"%d\0" % len(one) + b"".join(word + b"\0" for word in one) for one in lists)
 
 
-def unpack_string_lists(body: bytes) -> tuple[list[list[bytes]], bytes]:
+def unpack_three_string_lists(body: bytes) -> tuple[list[list[bytes]], bytes]:
     """Decode three lists encoded by `pack_string_lists`. Returns them and the remaining bytes."""
     lists = []
     for _ in range(3):

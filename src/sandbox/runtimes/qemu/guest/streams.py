@@ -33,7 +33,7 @@ class Streams:
 
         The host does not accept a terminal's output while the terminal's client reads nothing. A client may never read.
         """
-        return all(number >= frames.TERMINALS and number in self._paused for number in self._descriptors)
+        return all(number >= frames.FIRST_TERMINAL_STREAM and number in self._paused for number in self._descriptors)
 
     def pause(self, number: int) -> None:
         """Stop reading the stream."""

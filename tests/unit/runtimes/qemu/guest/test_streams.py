@@ -9,7 +9,7 @@ import pytest
 from sandbox.runtimes.qemu.guest import frames
 from sandbox.runtimes.qemu.guest.streams import Streams
 
-FIRST_TERMINAL_NUMBER = frames.TERMINALS
+FIRST_TERMINAL_NUMBER = frames.FIRST_TERMINAL_STREAM
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def open_streams() -> Iterator[Callable[[int], Streams]]:
 
 
 def test_paused_terminal_does_not_delay_the_exit_of_the_command(open_streams):
-    streams = open_streams(frames.OUTPUT, FIRST_TERMINAL_NUMBER)
+    streams = open_streams(frames.STDOUT_STREAM, FIRST_TERMINAL_NUMBER)
     streams.pause(FIRST_TERMINAL_NUMBER)
     assert not streams.are_complete()
-    streams.close(frames.OUTPUT)
+    streams.close(frames.STDOUT_STREAM)
     assert streams.are_complete()
 
 
@@ -47,7 +47,7 @@ def test_exit_waits_for_a_terminal_that_the_host_reads(open_streams):
     assert streams.are_complete()
 
 
-@pytest.mark.parametrize("number", [frames.OUTPUT, frames.ERRORS])
+@pytest.mark.parametrize("number", [frames.STDOUT_STREAM, frames.STDERR_STREAM])
 def test_exit_waits_for_paused_output_of_the_command(open_streams, number):
     streams = open_streams(number)
     streams.pause(number)
