@@ -65,7 +65,7 @@ class CommunicationLease:
             self._renewed.set()
             for connection in list(self._sockets):
                 with suppress(OSError):  # the connection is closed, or the new deadline is in the past too
-                    connection.check_lease()
+                    connection.apply_lease()
 
     async def wait_until_valid(self) -> None:
         """Wait until the lease is valid."""
@@ -101,20 +101,20 @@ class LeasedSocket(socket.socket):
 
     def connect(self, address: Any) -> None:
         """Connect. Raises LeaseExpiredError, OSError."""
-        self.check_lease()
+        self.apply_lease()
         super().connect(address)
 
     def send(self, data: "ReadableBuffer", flags: int = 0, /) -> int:
         """Send data. Raises LeaseExpiredError, OSError."""
-        self.check_lease()
+        self.apply_lease()
         return super().send(data, flags)
 
     def sendmsg(self, buffers: "Iterable[ReadableBuffer]", *arguments: Any) -> int:
         """Send data. Raises LeaseExpiredError, OSError."""
-        self.check_lease()
+        self.apply_lease()
         return super().sendmsg(buffers, *arguments)
 
-    def check_lease(self) -> None:
+    def apply_lease(self) -> None:
         """Give the kernel the current deadline. Raises LeaseExpiredError, OSError."""
         milliseconds = math.ceil(self.lease.seconds_left * 1000)
         if milliseconds <= 0:

@@ -34,21 +34,21 @@ OUTBOUND_RECEIVE_BUFFER_BYTES = 1024 * 1024
 UNSENT_BYTES_MAX = 128 * 1024
 """Maximum number of unsent bytes in the kernel per connection; above it, the gateway stops reading the other side."""
 
-FULL_BUFFER_CONNECTIONS_MAX = 16
+FULL_SIZE_BUFFER_CONNECTIONS_MAX = 16
 """Maximum number of connections with full-size buffers, counted separately for hosts, the model and the sandbox."""
 
 REDUCED_BUFFER_BYTES = 128 * 1024
-"""Receive and send buffer size of each connection above FULL_BUFFER_CONNECTIONS_MAX; the kernel allocates as much
+"""Receive and send buffer size of each connection above FULL_SIZE_BUFFER_CONNECTIONS_MAX; the kernel allocates as much
 again for itself."""
 
 CONNECTIONS_MAX = 128
 """Maximum number of open connections, separately for the model listener, hosts and DNS; additional ones wait."""
 
-HOST_CONNECTIONS_BURST = 1024
+EGRESS_CONNECTIONS_BURST = 1024
 """Maximum burst of lookups of host names and new connections to hosts. Each connection occupies a local port for a
 minute after it is closed."""
 
-HOST_CONNECTIONS_PER_SECOND = 10
+EGRESS_CONNECTIONS_PER_SECOND = 10
 """Rate of lookups of host names and new connections to hosts after the burst; additional ones wait."""
 
 MODEL_CONNECTIONS_BURST = 256

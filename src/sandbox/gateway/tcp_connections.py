@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from sandbox.gateway.communication_lease import CommunicationLease, LeasedSocket, LeaseExpiredError
 from sandbox.gateway.limits import (
-    FULL_BUFFER_CONNECTIONS_MAX,
+    FULL_SIZE_BUFFER_CONNECTIONS_MAX,
     OUTBOUND_RECEIVE_BUFFER_BYTES,
     REDUCED_BUFFER_BYTES,
     UNSENT_BYTES_MAX,
@@ -227,7 +227,7 @@ class FullSizeBufferLimit:
     def add(self, stream: Stream) -> None:
         """Add a connection; shrink its buffers if the limit is reached."""
         self._streams = [one for one in self._streams if not one.is_closing]
-        if len(self._streams) < FULL_BUFFER_CONNECTIONS_MAX:
+        if len(self._streams) < FULL_SIZE_BUFFER_CONNECTIONS_MAX:
             self._streams.append(stream)
         else:
             stream.shrink_buffers()

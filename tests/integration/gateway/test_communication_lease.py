@@ -98,7 +98,7 @@ def test_asyncio_sends_only_through_the_methods_that_check_the_lease(clock, monk
     Written data is buffered until the peer reads.
     """
     sent = []
-    monkeypatch.setattr(LeasedSocket, "check_lease", lambda _: sent.append(1))
+    monkeypatch.setattr(LeasedSocket, "apply_lease", lambda _: sent.append(1))
 
     async def scenario():
         received = bytearray()

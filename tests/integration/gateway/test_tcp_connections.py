@@ -14,7 +14,7 @@ from doubles.egress_host import HOST
 from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway.egress import dialer
 from sandbox.gateway.limits import (
-    FULL_BUFFER_CONNECTIONS_MAX,
+    FULL_SIZE_BUFFER_CONNECTIONS_MAX,
     OUTBOUND_RECEIVE_BUFFER_BYTES,
     REDUCED_BUFFER_BYTES,
     UNSENT_BYTES_MAX,
@@ -173,8 +173,10 @@ def test_first_concurrent_host_connections_have_full_buffers(monkeypatch):
                 return [(len(side), side.count(2 * REDUCED_BUFFER_BYTES)) for side in sizes]
 
             for _ in range(2):
-                clients = [await tunnel(served, port) for _ in range(FULL_BUFFER_CONNECTIONS_MAX + 4)]
-                assert await _wait_until_stable(count_reduced_buffers) == [(FULL_BUFFER_CONNECTIONS_MAX + 4, 4)] * 2
+                clients = [await tunnel(served, port) for _ in range(FULL_SIZE_BUFFER_CONNECTIONS_MAX + 4)]
+                assert (
+                    await _wait_until_stable(count_reduced_buffers) == [(FULL_SIZE_BUFFER_CONNECTIONS_MAX + 4, 4)] * 2
+                )
                 for client in clients:
                     client.abort()
                 assert await _wait_until_stable(count_reduced_buffers) == [(0, 0)] * 2
@@ -194,9 +196,9 @@ def test_first_concurrent_model_connections_have_full_buffers():
         server = await asyncio.start_server(never_respond, "127.0.0.1", 0, backlog=TUNNELS)
         port = server.sockets[0].getsockname()[1]
         async with served_gateway(f"http://127.0.0.1:{port}") as served:
-            for _ in range(FULL_BUFFER_CONNECTIONS_MAX + 4):
+            for _ in range(FULL_SIZE_BUFFER_CONNECTIONS_MAX + 4):
                 (await served.connect()).send_request(b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[]}')
-            await wait_until(lambda: len(heads) == FULL_BUFFER_CONNECTIONS_MAX + 4)
+            await wait_until(lambda: len(heads) == FULL_SIZE_BUFFER_CONNECTIONS_MAX + 4)
             sizes = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for sock in connections_of(remote_port=port)]
             assert sizes.count(2 * REDUCED_BUFFER_BYTES) == 4
         server.close()

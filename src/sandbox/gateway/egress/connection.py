@@ -58,7 +58,7 @@ class EgressConnection:
 
     async def _dial(self, tunnel: Tunnel) -> Stream | Denial | None:
         # The timeout includes the wait for connections queued before this one.
-        waiting_seconds = limits.CONNECTIONS_MAX / limits.HOST_CONNECTIONS_PER_SECOND
+        waiting_seconds = limits.CONNECTIONS_MAX / limits.EGRESS_CONNECTIONS_PER_SECOND
         self._client.set_timeout(waiting_seconds + limits.CONNECT_TIMEOUT_SECONDS + 2 * limits.LOOKUP_TIMEOUT_SECONDS)
         host, port = tunnel.host.lower(), tunnel.port  # as in denial reports
         try:

@@ -58,7 +58,9 @@ class PublicDialer:
         self._address_policy = address_policy
         self._lookups = asyncio.Semaphore(limits.CONCURRENT_LOOKUPS_MAX)
         self._full_buffer_connections = FullSizeBufferLimit()
-        self._rate_limiter = ConnectionRateLimiter(limits.HOST_CONNECTIONS_BURST, limits.HOST_CONNECTIONS_PER_SECOND)
+        self._rate_limiter = ConnectionRateLimiter(
+            limits.EGRESS_CONNECTIONS_BURST, limits.EGRESS_CONNECTIONS_PER_SECOND
+        )
 
     async def dial(self, host: str, port: int) -> Stream:
         """Resolve a host and connect to it. Waits first while the connection rate is exceeded.

@@ -5,15 +5,15 @@ import re
 from sandbox.gateway.egress.http_request_target import parse_authority
 from sandbox.gateway.egress.policy import normalize_host
 
-TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-"""Matches a character of a request's method (RFC 9110 §5.6.2)."""
+TCHAR = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+"""Matches one character of a token, such as a request's method (tchar, RFC 9110 §5.6.2)."""
 
 _NON_PRINTABLE = rb"[^\x21-\x7e]"  # any byte that is not printable: some servers treat it as white space
 _ABSOLUTE = rb"(?!(?<=\0{3})opc\.tcp:)[A-Za-z][A-Za-z0-9+.-]*://"  # except in an OPC UA hello
 _LEADING_INVISIBLE = re.compile(rb"[^\x21-\x7e]*")
 _PROXY_LINE = re.compile(rb"PROXY(%s|\Z)" % _NON_PRINTABLE, re.IGNORECASE)
 _VERSIONED_LINE = re.compile(
-    rb"%s+%s.*%s(HTTP|RTSP|ICE)/|[\x21-\x7e]+%s.*%sHTTP/[0-9][0-9.]*%s*\Z" % (TOKEN, *[_NON_PRINTABLE] * 5),
+    rb"%s+%s.*%s(HTTP|RTSP|ICE)/|[\x21-\x7e]+%s.*%sHTTP/[0-9][0-9.]*%s*\Z" % (TCHAR, *[_NON_PRINTABLE] * 5),
     re.IGNORECASE | re.DOTALL,
 )
 _SIMPLE_LINE = re.compile(rb"[A-Z]{3,}%s+/" % _NON_PRINTABLE)

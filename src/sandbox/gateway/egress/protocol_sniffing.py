@@ -3,7 +3,7 @@
 import re
 
 from sandbox.gateway.egress.http_inspector import HttpInspector
-from sandbox.gateway.egress.http_request_search import TOKEN
+from sandbox.gateway.egress.http_request_search import TCHAR
 from sandbox.gateway.egress.inspector_interface import ConnectionInspector, Denial, StreamFilter, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy
 from sandbox.gateway.egress.tls_inspector import TlsInspector
@@ -15,8 +15,8 @@ _TLS_PREFIX = b"\x16\x03"
 _LENIENT_SPACE = rb"[ \t\v\f]"  # characters that lenient servers treat as spaces (RFC 9112 §3)
 _LEADING_SPACE = rb"[ \t\v\f\r\n]*"
 _TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # bytes of a text line; no line end is expected after any other byte
-_PARTIAL_FIRST_LINE = re.compile(rb"%s(%s+(%s%s*)?)?" % (_LEADING_SPACE, TOKEN, _LENIENT_SPACE, _TEXT))
-_REQUEST_LINE = re.compile(rb"%s%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_LEADING_SPACE, TOKEN, _LENIENT_SPACE), re.IGNORECASE)
+_PARTIAL_FIRST_LINE = re.compile(rb"%s(%s+(%s%s*)?)?" % (_LEADING_SPACE, TCHAR, _LENIENT_SPACE, _TEXT))
+_REQUEST_LINE = re.compile(rb"%s%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_LEADING_SPACE, TCHAR, _LENIENT_SPACE), re.IGNORECASE)
 _HTTP_2_PREFACE = b"PRI * HTTP/2"
 
 

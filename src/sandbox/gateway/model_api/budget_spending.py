@@ -54,7 +54,7 @@ class BudgetSpending:
         budget = self._budget
         return (budget.tokens is not None and tokens > budget.tokens) or (budget.usd is not None and usd > budget.usd)
 
-    def start(self, source: object, bound: Usage | None) -> None:
+    def record_start(self, source: object, bound: Usage | None) -> None:
         """Record a request in flight and the upper bound of its usage."""
         self._bounds[source] = bound
 

@@ -163,10 +163,10 @@ class ModelRequestGate:
         if self._spending.has_budget_limit:
             self._spending.update(source, valid_usage(meter.partial_usage()))
 
-    def start(self, source: object, cost_bound: CostBound | None) -> None:
+    def record_start(self, source: object, cost_bound: CostBound | None) -> None:
         """Record a forwarded request whose response must be metered. `charge` removes the record."""
         if cost_bound is not None:
-            self._spending.start(source, self._usage_bound(cost_bound))
+            self._spending.record_start(source, self._usage_bound(cost_bound))
 
     def _usage_bound(self, cost_bound: CostBound) -> Usage | None:
         meter = self._dialect.create_meter(b"application/json")

@@ -392,7 +392,7 @@ def start_requests(gate: ModelRequestGate, count: int) -> list[ApprovedRequest |
         decision = gate.check_body(PARALLEL_REQUEST, is_metered=True)
         decisions.append(decision)
         if isinstance(decision, ApprovedRequest):
-            gate.start(number, decision.cost_bound)
+            gate.record_start(number, decision.cost_bound)
     return decisions
 
 
