@@ -337,7 +337,7 @@ class TestApiServer:
         assert "GET /version" not in api.requests
 
     async def test_slow_api_server_is_unavailable_in_time(self, api, engine, running_job, monkeypatch):
-        monkeypatch.setattr(api_client, "REQUEST_SECONDS", 0.3)
+        monkeypatch.setattr(api_client, "REQUEST_TIMEOUT_SECONDS", 0.3)
         api.canned[LIST_JOBS] = [CannedResponse(delay_seconds=2.0)]
         started_at = time.monotonic()
         with pytest.raises(EngineUnavailableError, match=r"no response within 0\.3 s"):
@@ -371,7 +371,7 @@ class TestApiServer:
         assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
         api.server_tokens.add("next-token")
         api.server_tokens.discard(SERVER_TOKEN)
-        monkeypatch.setattr(api_client, "CREDENTIALS_SECONDS", 0.0)
+        monkeypatch.setattr(api_client, "CREDENTIALS_RELOAD_SECONDS", 0.0)
         count = len(api.requests)
         assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
         assert len(api.requests) == count + 2
@@ -589,7 +589,7 @@ class TestIdentity:
             await engine.verify(running_job.name, "n1", "a.b.c")
 
     async def test_check_ends_before_the_worker_stops_waiting(self, api, engine, running_job, monkeypatch):
-        monkeypatch.setattr(kubernetes_engine, "VERIFY_SECONDS", 0.3)
+        monkeypatch.setattr(kubernetes_engine, "VERIFY_TIMEOUT_SECONDS", 0.3)
         path = "POST /apis/authentication.k8s.io/v1/tokenreviews"
         api.canned[path] = [CannedResponse(delay_seconds=2.0)] * CONCURRENT_REVIEWS_MAX
         checks = [engine.verify(running_job.name, "n1", "a.b.c") for _ in range(2 * CONCURRENT_REVIEWS_MAX)]

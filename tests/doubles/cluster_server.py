@@ -103,7 +103,7 @@ class ClusterServer:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(self.certificate)
         self.drains = HostDrains(self.store.with_name("drained.json"))
-        settings = JobSettings(self.lease_seconds, OVERHEAD_BYTES, make_request, self.verifier is None)
+        settings = JobSettings(self.lease_seconds, OVERHEAD_BYTES, create_job_request, self.verifier is None)
         proof_method = self.verifier or (self.host_key and SharedHostKey(self.host_key, self.certificate_fingerprint))
         self.jobs = Jobs(JobStore(self.store), self.engine, settings, self.drains)
         self.hosts, self.engine_hosts = SeenHosts(self.store.with_name("hosts.json")), EngineHosts(self.engine)
@@ -205,5 +205,5 @@ class WorkerConnection:
                 return None
 
 
-def make_request(name, attempt_id, token, resources):
+def create_job_request(name, attempt_id, token, resources):
     return JobRequest(name, ("/bin/worker", attempt_id), {"TOKEN": token.hex()}, resources, 3600)

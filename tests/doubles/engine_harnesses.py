@@ -94,7 +94,7 @@ class SlurmHarness:
                 partition=partition,
                 extra_options=extra_options,
                 commands_dir=str(self.cluster.commands),
-                configuration=str(self.cluster.configuration),
+                configuration_path=str(self.cluster.configuration),
             )
         )
 

@@ -42,8 +42,8 @@ from sandbox.placements.cluster.credential_requests import CREDENTIAL_LOOKUP_SEC
 from sandbox.placements.cluster.jobs import JobSettings
 from sandbox.placements.cluster.placement import (
     ClusterPlacement,
-    ListenAddress,
-    ServerTaskAccess,
+    ServerTaskStorage,
+    WorkerListenerSettings,
     create_cluster_placement,
 )
 from sandbox.primitives.durable_files import replace_durably
@@ -240,7 +240,7 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
     proof_method = choose_proof_method(section, engine, certificate_fingerprint)
     has_join_tokens = not isinstance(engine, KubernetesEngine)
 
-    def make_request(name: str, attempt_id: str, token: bytes, resources: Resources) -> JobRequest:
+    def create_job_request(name: str, attempt_id: str, token: bytes, resources: Resources) -> JobRequest:
         address = f"{section.host}:{section.port}"
         return JobRequest(
             name,
@@ -257,9 +257,9 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
     return await create_cluster_placement(
         directory / "jobs",
         engine,
-        JobSettings(section.lease_seconds, WORKER_OVERHEAD_BYTES, make_request, has_join_tokens),
-        ListenAddress(section.listen_host or section.host, section.port, tls, proof_method),
-        ServerTaskAccess(
+        JobSettings(section.lease_seconds, WORKER_OVERHEAD_BYTES, create_job_request, has_join_tokens),
+        WorkerListenerSettings(section.listen_host or section.host, section.port, tls, proof_method),
+        ServerTaskStorage(
             context.replicas, partial(store_runner_log, data_dir), partial(has_task_ended, FileJournals(data_dir))
         ),
         ServerImageSource(data_dir),

@@ -44,7 +44,7 @@ from sandbox.worker.leftovers_of_other_tasks import OtherTaskLeftovers
 from sandbox.worker.runner_git_credentials import RunnerCredentialRequests
 from sandbox.worker.server_session import Lease
 from sandbox.worker.task_image import TaskImage
-from sandbox.worker.worker import HostCredentialReaders, ServerAddress, Worker
+from sandbox.worker.worker import HostProofReaders, ServerAddress, Worker
 from sandbox.worker.worker_task import WorkerTask
 
 TOKEN_VARIABLE = "SANDBOX_JOIN_TOKEN"
@@ -166,7 +166,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
             create_worker_task,
             other_leftovers,
             lambda task_id: lock_task(locks / task_id),
-            HostCredentialReaders(
+            HostProofReaders(
                 lambda: read_shared_host_key(settings.cluster.host_key_path),
                 partial(read_identity_token, Path(identity_file)) if identity_file else None,
             ),

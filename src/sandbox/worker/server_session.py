@@ -187,7 +187,7 @@ class ServerSession:
                 case RecordsReceived() | EndedTasks() | CredentialAnswer():
                     self._pass_on(message)
                 case ServerCall():
-                    self._worker_task.check(message.request)
+                    self._worker_task.check_image(message.request)
                     self._start(self._answer_call(message))
                 case OpenStream():
                     self._start(self._serve_stream(message))

@@ -28,7 +28,7 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, read_message
 
-PART_SECONDS = 60.0
+PART_TIMEOUT_SECONDS = 60.0
 """Time limit for each part of an image."""
 
 _RETRY_SECONDS, _RETRY_SECONDS_MAX = 5.0, 60.0
@@ -68,7 +68,7 @@ class _Fetch:
         loop = asyncio.get_running_loop()
 
         async def read_part() -> bytes:
-            async with asyncio.timeout(PART_SECONDS):
+            async with asyncio.timeout(PART_TIMEOUT_SECONDS):
                 part = await read_message(reader, _decoder, SERVER_MESSAGE_BYTES_MAX)
             if part is None:
                 raise ConnectionError("the server stopped sending the image")

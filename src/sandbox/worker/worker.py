@@ -59,7 +59,7 @@ class ServerAddress(NamedTuple):
     certificate_fingerprint: str
 
 
-class HostCredentialReaders(NamedTuple):
+class HostProofReaders(NamedTuple):
     """How a worker proves that it runs on its host.
 
     read_shared_host_key: returns the key that proves the identity of this host; raises OSError, SandboxError.
@@ -82,7 +82,7 @@ class Worker:
         create_worker_task: Callable[[str], WorkerTask],
         other_leftovers: OtherTaskLeftovers,
         lock_task: Callable[[str], contextlib.AbstractContextManager[None]],
-        proofs: "HostCredentialReaders",
+        proofs: "HostProofReaders",
     ) -> None:
         """create_worker_task: returns a task on this host.
 

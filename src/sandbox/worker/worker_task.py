@@ -148,7 +148,7 @@ class WorkerTask:
         """Return whether a runner holds the journal's lock. Raises OSError."""
         return self.journals.lock_state(self.task_id)
 
-    def check(self, request: Request) -> None:
+    def check_image(self, request: Request) -> None:
         """Check that a request names only an image that was prepared for the task. Raises InvalidMessageError."""
         match request:
             case (

@@ -263,7 +263,7 @@ class TestFetches:
     async def test_a_worker_gets_one_image_at_a_time_and_a_slow_worker_is_disconnected(
         self, worker, job, add, monkeypatch
     ):
-        monkeypatch.setattr(image_transfers, "_PART_SECONDS", 2.0)
+        monkeypatch.setattr(image_transfers, "_PART_TIMEOUT_SECONDS", 2.0)
         image = add(os.urandom(1000) * 20_000)
         job.session.image_offer.replace(image)
         key = worker.claimed.session_key

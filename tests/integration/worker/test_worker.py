@@ -67,7 +67,7 @@ from sandbox.worker.worker import (
     EXIT_DONE,
     EXIT_HOST_FAILED,
     EXIT_TERMINATED,
-    HostCredentialReaders,
+    HostProofReaders,
     ServerAddress,
     Worker,
 )
@@ -192,7 +192,7 @@ class RunningWorker:
             self.create_worker_task,
             other_leftovers,
             self.lock_task,
-            HostCredentialReaders(host.read_shared_host_key, host.read_identity_token),
+            HostProofReaders(host.read_shared_host_key, host.read_identity_token),
         )
         self.running = asyncio.create_task(self.worker.run())
 
@@ -718,7 +718,7 @@ async def test_another_server_cannot_pass_on_the_proof_of_a_worker(server, tmp_p
 
     attacker = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=tls)
     address = ServerAddress("127.0.0.1", attacker.sockets[0].getsockname()[1], fingerprint)
-    worker = Worker(address, server.claim(job), Lease(), None, None, None, HostCredentialReaders(lambda: b"k" * 32))
+    worker = Worker(address, server.claim(job), Lease(), None, None, None, HostProofReaders(lambda: b"k" * 32))
     assert await worker.run() == EXIT_DISMISSED
     assert proofs[0].proof is not None
     assert not job.is_claimed

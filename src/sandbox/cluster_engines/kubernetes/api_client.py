@@ -21,7 +21,7 @@ from sandbox.model.printable import replace_unprintable, replacement_character
 Response = TypeVar("Response")
 Item = TypeVar("Item")
 
-REQUEST_SECONDS = 15.0
+REQUEST_TIMEOUT_SECONDS = 15.0
 """Time limit for one request."""
 
 RESPONSE_BYTES_MAX = 32 * 1024 * 1024
@@ -32,7 +32,7 @@ ITEMS_MAX = 25_000
 PAGES_MAX = 2 * ITEMS_MAX // ITEMS_PER_PAGE
 """Bounds of a list. The API server may return pages that are smaller than requested."""
 
-CREDENTIALS_SECONDS = 60.0
+CREDENTIALS_RELOAD_SECONDS = 60.0
 """Interval at which the files with the token and the certificates are read again: Kubernetes replaces them."""
 
 RETRY_SECONDS, RETRY_SECONDS_MAX = 1.0, 30.0
@@ -151,10 +151,10 @@ class ApiClient:
             "Accept-Encoding": "identity",  # a small compressed response could expand to gigabytes
             "Authorization": f"Bearer {credentials.token}",
         }
-        timeout = httpx2.Timeout(REQUEST_SECONDS, connect=_CONNECT_SECONDS)
+        timeout = httpx2.Timeout(REQUEST_TIMEOUT_SECONDS, connect=_CONNECT_SECONDS)
         try:
             async with (
-                asyncio.timeout(REQUEST_SECONDS),
+                asyncio.timeout(REQUEST_TIMEOUT_SECONDS),
                 httpx2.AsyncClient(verify=credentials.tls, trust_env=False, timeout=timeout) as client,
                 client.stream(
                     method, self._address.server.rstrip("/") + path, params=query, headers=headers, content=content
@@ -166,7 +166,7 @@ class ApiClient:
                     if len(body) > RESPONSE_BYTES_MAX:
                         raise unavailable(f"a response has more than {RESPONSE_BYTES_MAX} bytes")
         except (httpx2.TimeoutException, TimeoutError) as error:
-            raise unavailable(f"no response within {REQUEST_SECONDS:g} s") from error
+            raise unavailable(f"no response within {REQUEST_TIMEOUT_SECONDS:g} s") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             raise unavailable(one_line(error_reason(error))) from error
         if not response.is_success:
@@ -189,9 +189,9 @@ class ApiClient:
         raise ApiError(code, one_line(status.reason), message)
 
     def _read_credentials(self) -> _Credentials:
-        """Return the token and the TLS settings, which were read at most CREDENTIALS_SECONDS ago."""
+        """Return the token and the TLS settings, which were read at most CREDENTIALS_RELOAD_SECONDS ago."""
         known = self._credentials
-        is_fresh = time.monotonic() - self._read_at < CREDENTIALS_SECONDS and not self._is_expired
+        is_fresh = time.monotonic() - self._read_at < CREDENTIALS_RELOAD_SECONDS and not self._is_expired
         if known is not None and is_fresh:
             return known
         token = _read_file(self._address.token_file, "token").strip()

@@ -46,13 +46,13 @@ from sandbox.interfaces.cluster_engine import (
 )
 from sandbox.model.resources import Resources, pareto_frontier
 
-CALL_SECONDS = 50.0
+CALL_TIMEOUT_SECONDS = 50.0
 """Time limit for one call of the engine, which may send several requests."""
 
-VERIFY_SECONDS = 15.0
+VERIFY_TIMEOUT_SECONDS = 15.0
 """Time limit for checking a token. A worker waits a little longer for the answer to its claim."""
 
-HOSTS_SECONDS = 30.0
+HOSTS_MAX_AGE_SECONDS = 30.0
 """How long the nodes may be reused for checking whether a job fits on one of them."""
 
 CONCURRENT_REVIEWS_MAX = 4
@@ -106,7 +106,7 @@ class KubernetesEngine:
     async def submit(self, request: JobRequest) -> None:
         """Create the Job. Its name is unique in the namespace. Implements `Engine.submit`."""
         check_job_name(request.name)
-        async with _call_timeout(CALL_SECONDS):
+        async with _call_timeout(CALL_TIMEOUT_SECONDS):
             excluded = await self._check_hosts(request)
             body = worker_job(request, self._settings, excluded)
             try:
@@ -155,7 +155,7 @@ class KubernetesEngine:
         return excluded
 
     async def _recent_hosts(self) -> Sequence[EngineHost]:
-        if self._known_hosts is None or time.monotonic() - self._known_hosts[0] > HOSTS_SECONDS:
+        if self._known_hosts is None or time.monotonic() - self._known_hosts[0] > HOSTS_MAX_AGE_SECONDS:
             await self._list_hosts()
         assert self._known_hosts is not None
         return self._known_hosts[1]
@@ -166,7 +166,7 @@ class KubernetesEngine:
         Nothing is deleted: the Job keeps the name in use, and the Pod keeps the proof that the worker has ended.
         """
         check_job_name(name)
-        async with _call_timeout(CALL_SECONDS):
+        async with _call_timeout(CALL_TIMEOUT_SECONDS):
             pods = [pod for pod in await self._pods_of(name) if pod_phase(pod) is not JobPhase.WAITING]
             for pod in pods:
                 if pod_phase(pod) is not JobPhase.ENDED:
@@ -193,7 +193,7 @@ class KubernetesEngine:
         if not names:
             return {}
         selector = owner_selector(self._settings.owner)
-        async with _call_timeout(CALL_SECONDS):
+        async with _call_timeout(CALL_TIMEOUT_SECONDS):
             jobs = await self._api.list_all(self._jobs_path, ObjectList[ApiJob], selector)
             pods = await self._api.list_all(self._pods_path, ObjectList[ApiPod], selector)
         return summarize(names, jobs, pods)
@@ -209,7 +209,7 @@ class KubernetesEngine:
 
     async def hosts(self) -> Sequence[EngineHost]:
         """List the nodes that may run workers. Implements `Engine.hosts`."""
-        async with _call_timeout(CALL_SECONDS):
+        async with _call_timeout(CALL_TIMEOUT_SECONDS):
             return await self._list_hosts()
 
     async def _list_hosts(self) -> Sequence[EngineHost]:
@@ -247,7 +247,7 @@ class KubernetesEngine:
         check_job_name(name)
         if len(token) > IDENTITY_TOKEN_CHARACTERS_MAX or not _TOKEN.fullmatch(token):
             raise WorkerRejectedError("The worker has no service account token.")
-        async with _call_timeout(VERIFY_SECONDS), self._reviews:
+        async with _call_timeout(VERIFY_TIMEOUT_SECONDS), self._reviews:
             uid = await self._review(token)
             pods = await self._pods_of(name)
         pod = next((pod for pod in pods if pod.metadata.uid == uid), None)
@@ -278,12 +278,12 @@ class KubernetesEngine:
 
     async def version(self) -> str:
         """Return the version of the API server. Raises EngineUnavailableError."""
-        async with _call_timeout(CALL_SECONDS):
+        async with _call_timeout(CALL_TIMEOUT_SECONDS):
             return one_line((await self._api.send("GET", "/version", VersionInfo)).git_version)
 
     async def missing_permissions(self) -> Sequence[Permission]:
         """Return the permissions that the server lacks. Raises EngineUnavailableError."""
-        async with _call_timeout(CALL_SECONDS):
+        async with _call_timeout(CALL_TIMEOUT_SECONDS):
             return [each for each in PERMISSIONS if not await self._is_allowed(each)]
 
     async def _is_allowed(self, permission: Permission) -> bool:
@@ -307,7 +307,7 @@ class KubernetesEngine:
             f"{namespace}/serviceaccounts/{account}": f"service account {account}",
         }
         missing = []
-        async with _call_timeout(CALL_SECONDS):
+        async with _call_timeout(CALL_TIMEOUT_SECONDS):
             for path, description in objects.items():
                 try:
                     await self._api.send("GET", path, dict[str, Any])

@@ -15,7 +15,7 @@ OWNER_LABEL = "app.kubernetes.io/instance"
 JOB_LABEL = "sandbox-job"
 """The label of a Pod with the name of its Job."""
 
-KEEP_SECONDS = 600
+JOB_TTL_SECONDS = 600
 """How long Kubernetes keeps an ended Job with its Pod. After that, the job is `UNKNOWN`."""
 
 IMAGE_PULL_ALLOWANCE_SECONDS = 600
@@ -64,7 +64,7 @@ def worker_job(request: JobRequest, settings: WorkerPodSettings, excluded_hosts:
             "parallelism": 1,
             "completions": 1,
             "backoffLimit": 0,
-            "ttlSecondsAfterFinished": KEEP_SECONDS,
+            "ttlSecondsAfterFinished": JOB_TTL_SECONDS,
             "template": {
                 "metadata": {"labels": {**labels, JOB_LABEL: request.name}},
                 "spec": _pod_spec(request, settings, excluded_hosts),

@@ -39,14 +39,14 @@ class SlurmSettings(NamedTuple):
     partition, account: used for all jobs; None for the cluster's defaults.
     extra_options: further options of sbatch; see `find_option_error`.
     commands_dir: the directory of Slurm's commands; None for those on the standard path.
-    configuration: the path of slurm.conf; None for the default path.
+    configuration_path: the path of slurm.conf; None for the default path.
     """
 
     partition: str | None = None
     account: str | None = None
     extra_options: tuple[str, ...] = ()
     commands_dir: str | None = None
-    configuration: str | None = None
+    configuration_path: str | None = None
 
 
 def sbatch_arguments(request: JobRequest, settings: SlurmSettings, excluded_hosts: Sequence[str] = ()) -> list[str]:

@@ -29,7 +29,7 @@ from sandbox.cluster_engines.slurm.command_output import (
     parse_jobs,
     parse_largest_host_sizes,
 )
-from sandbox.cluster_engines.slurm.job_states import QueuedJobs, summarize
+from sandbox.cluster_engines.slurm.job_states import JobsSummary, summarize
 from sandbox.interfaces.cluster_engine import (
     EngineHost,
     EngineRejectedError,
@@ -139,7 +139,7 @@ class SlurmEngine:
                 await self._withdraw_waiting(name, job_ids)
         return statuses
 
-    async def _query(self, names: Collection[str]) -> QueuedJobs:
+    async def _query(self, names: Collection[str]) -> JobsSummary:
         for name in names:
             check_job_name(name)
         arguments = ("--me", "--noheader", "--states=all", f"--name={','.join(names)}", f"--Format={SQUEUE_FORMAT}")
@@ -200,8 +200,8 @@ class SlurmEngine:
             message = f"The command {name} is not installed; install Slurm's client, or set cluster.slurm.commands."
             raise EngineUnavailableError(message)
         variables = dict(environment or {})
-        if self._settings.configuration:
-            variables["SLURM_CONF"] = self._settings.configuration
+        if self._settings.configuration_path:
+            variables["SLURM_CONF"] = self._settings.configuration_path
         async with self._slots:
             return await _run_command(name, [program, *arguments], variables, stdin.encode())
 

@@ -95,14 +95,14 @@ def _rank(job: SlurmJob) -> tuple[int, int]:
     return rank, int(job.job_id)
 
 
-class QueuedJobs(NamedTuple):
-    """The jobs with the requested names. waiting_duplicates: waiting jobs with another job's name, keyed by name."""
+class JobsSummary(NamedTuple):
+    """The status of each requested name. waiting_duplicates: waiting jobs with another job's name, keyed by name."""
 
     statuses: Mapping[str, JobStatus]
     waiting_duplicates: Mapping[str, Sequence[str]]
 
 
-def summarize(names: Collection[str], jobs: Iterable[SlurmJob]) -> QueuedJobs:
+def summarize(names: Collection[str], jobs: Iterable[SlurmJob]) -> JobsSummary:
     """Return the status of each name."""
     by_name: dict[str, list[SlurmJob]] = {name: [] for name in names}
     for job in jobs:
@@ -126,4 +126,4 @@ def summarize(names: Collection[str], jobs: Iterable[SlurmJob]) -> QueuedJobs:
         )
         if waiting := [job.job_id for job in others if job.phase is JobPhase.WAITING]:
             waiting_duplicates[name] = waiting
-    return QueuedJobs(statuses, waiting_duplicates)
+    return JobsSummary(statuses, waiting_duplicates)

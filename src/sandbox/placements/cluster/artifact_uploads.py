@@ -32,7 +32,7 @@ _ARTIFACT_OVERHEAD_BYTES = 4096
 """Size that is counted for each artifact in addition to its content."""
 
 _THREADS = 4
-_PART_SECONDS = 60.0
+_PART_TIMEOUT_SECONDS = 60.0
 _UPLOAD_SECONDS = 120.0
 _BYTES_PER_SECOND = 128 * 1024
 """An upload may take `_UPLOAD_SECONDS` plus the time that its content takes at this rate."""
@@ -169,7 +169,7 @@ class _ContentReader:
         if self._is_read:
             return b""
         try:
-            async with asyncio.timeout(_PART_SECONDS):
+            async with asyncio.timeout(_PART_TIMEOUT_SECONDS):
                 part = await read_message(self._reader, _decoder, WORKER_MESSAGE_BYTES_MAX)
         except OSError as error:
             raise _UploadBrokenError(f"the upload was interrupted: {error_reason(error)}") from error

@@ -13,7 +13,7 @@ LEASE_MARGIN_FRACTION = 0.025
 The wait covers late packets, and clocks that each run up to 1 % too fast or too slowly.
 """
 
-CLAIM_SECONDS = 300.0
+CLAIM_TIMEOUT_SECONDS = 300.0
 """How long a worker that the engine has started may take to claim its attempt."""
 
 LAST_RECORDS_TIMEOUT_SECONDS = 15.0
@@ -81,7 +81,7 @@ def _decide_unclaimed(observed: Observation) -> Decision:
             return Decision.SUBMIT
         case JobPhase.ENDED | JobPhase.UNREACHABLE:
             return Decision.REPLACE
-        case JobPhase.RUNNING if observed.phase_seconds >= CLAIM_SECONDS:
+        case JobPhase.RUNNING if observed.phase_seconds >= CLAIM_TIMEOUT_SECONDS:
             return Decision.REPLACE
     return Decision.WAIT
 

@@ -29,7 +29,7 @@ TRANSFERS_MAX = 64
 """Maximum number of images that are sent at once, to all workers. Each transfer needs less than 2 MiB of memory."""
 
 _THREADS = 2
-_PART_SECONDS = 60.0
+_PART_TIMEOUT_SECONDS = 60.0
 _TRANSFER_SECONDS = 300.0
 _BYTES_PER_SECOND = 128 * 1024
 """A transfer may take `_TRANSFER_SECONDS` plus the time that the image's files take at this rate."""
@@ -122,12 +122,12 @@ async def _reading(image: ImageReference, reading: Future[T]) -> T:
 
 async def _send(message: ImagePart | ImageNotSent, writer: asyncio.StreamWriter) -> None:
     writer.write(encode_message(message))
-    async with asyncio.timeout(_PART_SECONDS):
+    async with asyncio.timeout(_PART_TIMEOUT_SECONDS):
         await writer.drain()
 
 
 async def _wait_for_close(reader: asyncio.StreamReader) -> None:
-    async with asyncio.timeout(_PART_SECONDS):
+    async with asyncio.timeout(_PART_TIMEOUT_SECONDS):
         await reader.read(1)
 
 

@@ -82,7 +82,7 @@ class Job:
             async with asyncio.timeout(timeout_seconds):
                 await self._changed.wait()
 
-    def notify(self) -> None:
+    def wake_waiters(self) -> None:
         """Wake everything that waits for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
@@ -98,7 +98,7 @@ class Job:
         """Remove the connection, unless the worker has another one already."""
         if self.session is session:
             self.session = None
-            self.notify()
+            self.wake_waiters()
 
     def record_answer(self) -> None:
         """Record that the server is answering the worker now, which extends the worker's lease."""
@@ -127,7 +127,7 @@ class Job:
             self.phase, self.phase_since = phase, now
         before, self.status = confirmed_host(self), status
         if confirmed_host(self) != before:
-            self.notify()
+            self.wake_waiters()
         if status is not None and not (phase is JobPhase.UNKNOWN and self.is_postponed):
             self.reason = status.reason or self._describe(status)
 

@@ -59,12 +59,13 @@ class JobSettings(NamedTuple):
     lease_seconds: how long a worker may communicate after an answer.
     overhead_bytes: the memory that a job needs in addition to the task's memory.
     has_join_tokens: whether each worker gets a join token; otherwise, the engine gives it an identity token.
-    make_request: returns the request for a job, given its name, an attempt id, a join token, and the job's resources.
+    create_job_request: returns the request for a job, given its name, an attempt id, a join token, and the job's
+        resources.
     """
 
     lease_seconds: float
     overhead_bytes: int
-    make_request: Callable[[str, str, bytes, Resources], JobRequest]
+    create_job_request: Callable[[str, str, bytes, Resources], JobRequest]
     has_join_tokens: bool = True
 
 
@@ -350,7 +351,7 @@ class Jobs:
         self._save(job, token_hashes=token_hashes, excluded_hosts=excluded)
         task = job.stored.resources
         resources = Resources(task.cpus, task.memory_bytes + self._settings.overhead_bytes, task.disk_bytes)
-        request = self._settings.make_request(job.name, job.stored.attempt_id, token, resources)
+        request = self._settings.create_job_request(job.name, job.stored.attempt_id, token, resources)
         request = msgspec.structs.replace(request, excluded_hosts=excluded)
         try:
             async with asyncio.timeout(_ENGINE_SECONDS):

@@ -59,7 +59,7 @@ class ClusterPlacement:
         hosts: ClusterHosts,
         images: ImageSource,
         maximal_host_sizes: Sequence[Resources],
-        storage: "ServerTaskAccess",
+        storage: "ServerTaskStorage",
     ) -> None:
         largest = max(maximal_host_sizes, key=lambda each: (each.memory_bytes, each.cpus, each.disk_bytes))
         self.host = AnyClusterHost(largest, images)
@@ -157,7 +157,7 @@ class ClusterPlacement:
         return RemotePreservedDisk(self._workers, location)
 
 
-class ListenAddress(NamedTuple):
+class WorkerListenerSettings(NamedTuple):
     """The address for workers, the server's certificate, and how workers prove their claims; see `ClaimChecker`."""
 
     host: str
@@ -166,7 +166,7 @@ class ListenAddress(NamedTuple):
     proof_method: SharedHostKey | WorkerVerifier | None = None
 
 
-class ServerTaskAccess(NamedTuple):
+class ServerTaskStorage(NamedTuple):
     """The server's storage for the files of tasks.
 
     replicas: the copies of journals and artifacts. store_log: see `StoreLog`.
@@ -182,8 +182,8 @@ async def create_cluster_placement(
     directory: Path,
     engine: Engine,
     settings: JobSettings,
-    address: ListenAddress,
-    storage: ServerTaskAccess,
+    listener: WorkerListenerSettings,
+    storage: ServerTaskStorage,
     images: ImageSource,
     find_credentials: FindCloneCredentials,
 ) -> ClusterPlacement:
@@ -201,15 +201,15 @@ async def create_cluster_placement(
     async def start() -> Jobs:
         jobs = Jobs(JobStore(directory), engine, settings, drains)
         server = WorkerServer(
-            ClaimChecker(jobs, drains, address.proof_method),
+            ClaimChecker(jobs, drains, listener.proof_method),
             seen_hosts,
             storage.replicas,
             storage.store_log,
             storage.has_task_ended,
             WorkerRequestSources(find_credentials, images),
-            address.tls,
+            listener.tls,
         )
-        await server.listen(address.host, address.port)
+        await server.listen(listener.host, listener.port)
         jobs.start()
         seen_hosts.start()
         engine_hosts.start()

@@ -277,7 +277,7 @@ class WorkerServer:
                 job.record_answer()
                 session.send(HeartbeatAnswer(message.number))
                 if session.lock_state is not before:
-                    job.notify()
+                    job.wake_waiters()
             case Records() | FindEndedTasks() | CredentialRequest():
                 await self._answer(job, session, message)
             case CallResult() | StreamRefused():

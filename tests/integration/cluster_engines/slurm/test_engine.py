@@ -66,7 +66,7 @@ def slurm(tmp_path):
 
 @pytest.fixture
 def engine(slurm):
-    return SlurmEngine(SlurmSettings(commands_dir=str(slurm.directory), configuration="/etc/slurm/other.conf"))
+    return SlurmEngine(SlurmSettings(commands_dir=str(slurm.directory), configuration_path="/etc/slurm/other.conf"))
 
 
 async def test_name_of_a_job_is_looked_up_before_its_submission(engine, slurm):

@@ -150,7 +150,7 @@ async def test_upload_that_ends_after_a_takeover_does_not_replace_the_artifact(s
 
 
 async def test_stalled_upload_is_aborted(server, job, monkeypatch):
-    monkeypatch.setattr(artifact_uploads, "_PART_SECONDS", 0.2)
+    monkeypatch.setattr(artifact_uploads, "_PART_TIMEOUT_SECONDS", 0.2)
     async with open_upload(server, job) as (client, uploading):
         assert await uploading.read() is None
         await client.send(HEARTBEAT_WITH_FREE_LOCK)

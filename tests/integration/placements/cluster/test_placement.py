@@ -9,7 +9,7 @@ import time
 import msgspec
 import pytest
 
-from doubles.cluster_server import HOST, OVERHEAD_BYTES, SMALL, ClusterServer, make_request, wait_until
+from doubles.cluster_server import HOST, OVERHEAD_BYTES, SMALL, ClusterServer, create_job_request, wait_until
 from sandbox.interfaces.cluster_engine import EngineUnavailableError
 from sandbox.interfaces.images import Image, ImageReference, ImageUnusableError
 from sandbox.interfaces.journal import JournalBusyError, LockState
@@ -42,7 +42,7 @@ from sandbox.placements.cluster import jobs
 from sandbox.placements.cluster import placement as placement_module
 from sandbox.placements.cluster.job_store import JobStore
 from sandbox.placements.cluster.jobs import JobSettings
-from sandbox.placements.cluster.placement import ListenAddress, ServerTaskAccess, create_cluster_placement
+from sandbox.placements.cluster.placement import ServerTaskStorage, WorkerListenerSettings, create_cluster_placement
 
 LOCATION = AttemptLocation("task-1", "abcdefghijkl", "cluster:host-1")
 
@@ -78,9 +78,9 @@ async def running_placement(server, tasks):
     placement = await create_cluster_placement(
         server.store,
         server.engine,
-        JobSettings(600, OVERHEAD_BYTES, make_request),
-        ListenAddress("127.0.0.1", server.port, tls),
-        ServerTaskAccess(server.replicas, None, tasks.has_task_ended),
+        JobSettings(600, OVERHEAD_BYTES, create_job_request),
+        WorkerListenerSettings("127.0.0.1", server.port, tls),
+        ServerTaskStorage(server.replicas, None, tasks.has_task_ended),
         server.images,
         server.find_credentials,
     )

@@ -5,7 +5,7 @@ import pytest
 from doubles.kubernetes.cluster import expand
 from doubles.kubernetes.schemas import validate_job
 from sandbox.cluster_engines.kubernetes.worker_job import (
-    KEEP_SECONDS,
+    JOB_TTL_SECONDS,
     WorkerPodSettings,
     escape_references,
     owner_selector,
@@ -37,7 +37,7 @@ def test_job_has_what_the_settings_select():
     job = worker_job(make_request(), SETTINGS, ("n1", "n2.example"))
     validate_job(job)
     spec = job["spec"]["template"]["spec"]
-    assert job["spec"]["ttlSecondsAfterFinished"] == KEEP_SECONDS
+    assert job["spec"]["ttlSecondsAfterFinished"] == JOB_TTL_SECONDS
     assert spec["nodeSelector"] == {"pool": "agents"}
     assert spec["tolerations"] == [{"key": "agents", "operator": "Exists"}]
     assert spec["serviceAccountName"] == "sandbox-worker"

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from sandbox.interfaces.cluster_engine import JobPhase
 from sandbox.placements.cluster.claim_and_takeover_rules import (
-    CLAIM_SECONDS,
+    CLAIM_TIMEOUT_SECONDS,
     LAST_RECORDS_TIMEOUT_SECONDS,
     LEASE_MARGIN_SECONDS,
     ClaimState,
@@ -37,8 +37,8 @@ PAUSES = st.sampled_from([1.0, LEASE_MARGIN_SECONDS, LEASE / 2, LEASE - 1, LEASE
         (JobPhase.UNKNOWN, 0, Decision.SUBMIT),
         (JobPhase.ENDED, 0, Decision.REPLACE),
         (JobPhase.UNREACHABLE, 0, Decision.REPLACE),
-        (JobPhase.RUNNING, CLAIM_SECONDS - 1, Decision.WAIT),
-        (JobPhase.RUNNING, CLAIM_SECONDS, Decision.REPLACE),
+        (JobPhase.RUNNING, CLAIM_TIMEOUT_SECONDS - 1, Decision.WAIT),
+        (JobPhase.RUNNING, CLAIM_TIMEOUT_SECONDS, Decision.REPLACE),
     ],
 )
 def test_decision_about_an_unclaimed_attempt_depends_on_its_job(phase, seconds, decision):
@@ -235,7 +235,7 @@ class ClusterModel(RuleBasedStateMachine):
         for job in self.jobs:
             job.answered_at, job.phase = self.server_time, None
 
-    @rule(is_connected=st.booleans(), phase_seconds=st.floats(0, 2 * CLAIM_SECONDS), pause=PAUSES)
+    @rule(is_connected=st.booleans(), phase_seconds=st.floats(0, 2 * CLAIM_TIMEOUT_SECONDS), pause=PAUSES)
     def server_decides(self, is_connected, phase_seconds, pause):
         self.pass_time(pause)
         job = self.job
