@@ -15,7 +15,7 @@ from sandbox.bootstrap.clock import read_boot_id
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.runtime_selection import AUTO, RuntimeChoice, choose_runtime, describe_failure, make_runtime
 from sandbox.bootstrap.settings.schema import OvercommitSection, ServerSettings
-from sandbox.disks.leftover_mount_holders import DiskLeftovers
+from sandbox.disks.leftover_mount_holders import MountHolderLeftovers
 from sandbox.disks.loop_disk import loop_unavailable_reason
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.profile_catalog import ProfileCatalog
@@ -178,7 +178,7 @@ def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSou
         # Every runtime can end the sandboxes of all runtimes. The runtime `bubblewrap` can do so even if no runtime's
         # program is installed.
         SandboxLeftovers(make_runtime("bubblewrap", run_dir)),
-        DiskLeftovers(data_dir),
+        MountHolderLeftovers(data_dir),
         SocketLeftovers(run_dir),
     )
 

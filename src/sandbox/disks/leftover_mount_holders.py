@@ -19,7 +19,7 @@ from sandbox.model.fixed_limits import DISK_RELEASE_TIMEOUT_SECONDS
 _POLL_SECONDS = 0.01
 
 
-class DiskLeftovers:
+class MountHolderLeftovers:
     """Implements `interfaces.placement.LeftoverSource` for the disks under one data directory."""
 
     kind = "disk"

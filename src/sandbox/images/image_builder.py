@@ -126,7 +126,7 @@ def _install_image(
     rootfs: RootFsWriter,
     source: str,
     minimum_tier: str,
-    versions: Mapping[str, str],
+    component_versions: Mapping[str, str],
 ) -> ImageMetadata:
     finalize(rootfs)
     digest = compute_digest(rootfs.root)
@@ -137,7 +137,7 @@ def _install_image(
         source=source,
         size_bytes=digest.size_bytes,
         entry_count=digest.entry_count,
-        versions={**read_packages(rootfs), **versions},
+        package_versions={**read_packages(rootfs), **component_versions},
         minimum_tier=minimum_tier,
     )
     return store.install(build_directory, metadata)

@@ -25,11 +25,20 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 
 
-class ImageMetadata(msgspec.Struct, frozen=True, rename={"layout_version": "layout", "entry_count": "entries"}):
+class ImageMetadata(
+    msgspec.Struct,
+    frozen=True,
+    rename={
+        "layout_version": "layout",
+        "entry_count": "entries",
+        "package_versions": "versions",
+        "format_version": "version",
+    },
+):
     """Metadata of an image.
 
-    digest: digest of the root file system. source: describes what the image was built from. versions: versions of
-    packages and components, keyed by name.
+    digest: digest of the root file system. source: describes what the image was built from. package_versions:
+    versions of packages and components, keyed by name. format_version: of the stored metadata.
     """
 
     profile: str
@@ -38,10 +47,10 @@ class ImageMetadata(msgspec.Struct, frozen=True, rename={"layout_version": "layo
     source: str
     size_bytes: int
     entry_count: int
-    versions: Mapping[str, str] = {}
+    package_versions: Mapping[str, str] = {}
     minimum_tier: str = ""
     layout_version: int = IMAGE_LAYOUT_VERSION
-    version: int = 1
+    format_version: int = 1
 
 
 _IMAGE_NAME = re.compile(r"[0-9a-f]{64}", re.ASCII)

@@ -25,7 +25,7 @@ IMAGE_METADATA_BYTES_MAX = 4 * 1024**2
 IMAGE_PACKAGES_BYTES_MAX = 2 * 1024**2
 """Maximum size of the names and versions of an image's packages, which are read each time a task is submitted."""
 
-IMAGE_LINKS_MAX = 40
+FOLLOWED_LINKS_MAX = 40
 """Maximum number of symbolic links that are followed to resolve one path, as in the kernel."""
 
 ARCHIVE_MEMBERS_MAX = 10_000

@@ -16,10 +16,10 @@ from typing import BinaryIO
 
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.limits import (
+    FOLLOWED_LINKS_MAX,
     IMAGE_BYTES_MAX,
     IMAGE_DEPTH_MAX,
     IMAGE_ENTRIES_MAX,
-    IMAGE_LINKS_MAX,
     IMAGE_PATH_BYTES_MAX,
 )
 
@@ -124,7 +124,7 @@ class RootFsWriter:
 
     def resolve(self, name: str) -> str | None:
         """Resolve a name as `find` does, but also follow a link at the end of the path, as the sandbox does."""
-        for _ in range(IMAGE_LINKS_MAX):
+        for _ in range(FOLLOWED_LINKS_MAX):
             path = self.find(name)
             if path is None or not os.path.islink(path):  # noqa: PTH114
                 return path
@@ -174,7 +174,7 @@ class RootFsWriter:
                 resolved.append(segment)
             if len(resolved) > IMAGE_DEPTH_MAX:
                 raise ImageRefusedError(f"The image has directories nested more than {IMAGE_DEPTH_MAX} levels deep.")
-            if links > IMAGE_LINKS_MAX or not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+            if links > FOLLOWED_LINKS_MAX or not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
                 raise ImageRefusedError(
                     f"The image has a path through a file that is not a directory: {'/'.join(parts)[:200]}"
                 )

@@ -22,7 +22,7 @@ from sandbox.model.fixed_limits import (
 from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.primitives.runner_cpu_throttle import CpuQueue
 from sandbox.runner.agent_output import AgentOutput
-from sandbox.runner.attempt_recorder import StopSignal
+from sandbox.runner.attempt_recorder import StopRequest
 from sandbox.runner.terminals import PAUSE_COMMAND
 
 OutputReader = Callable[[], Coroutine[None, None, None]]
@@ -107,13 +107,13 @@ class SandboxKiller:
         finally:
             self._killed.set()
 
-    async def stop_on(self, stop_signal: StopSignal, agent: AgentProcess) -> None:
+    async def stop_on(self, stop_request: StopRequest, agent: AgentProcess) -> None:
         """Wait for the signal, then terminate the agent. Kill it after TERM_GRACE_SECONDS, or immediately if forced."""
-        await stop_signal.requested.wait()
-        if not stop_signal.is_forced:
+        await stop_request.requested.wait()
+        if not stop_request.is_forced:
             await agent.terminate()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop_signal.forced.wait(), TERM_GRACE_SECONDS)
+                await asyncio.wait_for(stop_request.forced.wait(), TERM_GRACE_SECONDS)
         await self.kill()
 
     async def wait_for_exit(self, agent: AgentProcess) -> ExitStatus:

@@ -107,7 +107,7 @@ class AttemptRunner(msgspec.Struct, frozen=True):
 
     async def _run_step(self, step: Coroutine[None, None, T], timeout_seconds: float, timeout_failure: Failure) -> T:
         """Run a step until it finishes, the attempt is asked to stop, or the timeout expires."""
-        stop_requested = self.attempt.recorder.stop_signal.requested
+        stop_requested = self.attempt.recorder.stop_request.requested
         work = asyncio.ensure_future(step)
         stop = asyncio.ensure_future(stop_requested.wait())
         try:

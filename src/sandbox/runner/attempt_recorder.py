@@ -172,8 +172,8 @@ class HostDiskSpace:
             return True
 
 
-class StopSignal:
-    """The signal to stop the attempt: the effects of recorded events set it, and the running step waits for it."""
+class StopRequest:
+    """The request to stop the attempt: the effects of recorded events make it, and the running step waits for it."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
@@ -185,7 +185,7 @@ class StopSignal:
         return self.forced.is_set()
 
     def apply_effect(self, effect: Effect) -> None:
-        """Set the signal if the attempt must stop."""
+        """Make the request if the attempt must stop."""
         if isinstance(effect, StopAttempt):
             self.requested.set()
             if effect.force:
@@ -200,7 +200,7 @@ class AttemptRecorder:
     not help, records are buffered in order.
 
     writer, task, now, transform: see `Journals.recorder`.
-    stop_signal: set once a recorded event, such as a cancel request, requires the attempt to stop. The event may have
+    stop_request: made once a recorded event, such as a cancel request, requires the attempt to stop. The event may have
     been recorded during an earlier attempt.
     """
 
@@ -215,12 +215,12 @@ class AttemptRecorder:
         transform: Callable[[e.Event], e.Event] = lambda event: event,
     ) -> None:
         self._disk_space = disk_space
-        self.stop_signal = StopSignal()
+        self.stop_request = StopRequest()
         self._writer = RetryingWriter(writer, reserve.release)
         if task is not None and task.cancel is not None:
-            self.stop_signal.apply_effect(StopAttempt(force=task.cancel.force))
+            self.stop_request.apply_effect(StopAttempt(force=task.cancel.force))
         self._recorder = journals.recorder(
-            self._writer, task, now, on_effect=self.stop_signal.apply_effect, transform=transform
+            self._writer, task, now, on_effect=self.stop_request.apply_effect, transform=transform
         )
         self._reserve = reserve
         self._recorded_hashes: set[int] = set()

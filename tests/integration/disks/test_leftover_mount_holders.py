@@ -13,7 +13,7 @@ import pytest
 
 from doubles.deployment import wait_until
 from doubles.multiprocessing_forkserver import MULTIPROCESSING_FORKSERVER
-from sandbox.disks.leftover_mount_holders import DiskLeftovers
+from sandbox.disks.leftover_mount_holders import MountHolderLeftovers
 from sandbox.disks.loop_disk import LoopDisk, find_devices, loop_unavailable_reason, unshare_mounts
 from sandbox.interfaces.file_layout import TaskLayout
 
@@ -61,11 +61,11 @@ async def test_process_that_holds_the_disk_is_killed_and_the_disk_released(layou
     pid = start_leftover(layout)
     with subprocess.Popen(["sleep", "600"], cwd=layout.root) as unrelated_process:
         try:
-            assert DiskLeftovers(tmp_path).attempt_ids() == {ATTEMPT_ID}
-            await DiskLeftovers(tmp_path).clean_up(ATTEMPT_ID, layout)
+            assert MountHolderLeftovers(tmp_path).attempt_ids() == {ATTEMPT_ID}
+            await MountHolderLeftovers(tmp_path).clean_up(ATTEMPT_ID, layout)
             wait_until(lambda: not is_alive(pid), description="the end of the holder")
             assert not find_devices(layout.disk_image)
-            assert not DiskLeftovers(tmp_path).attempt_ids()
+            assert not MountHolderLeftovers(tmp_path).attempt_ids()
             assert unrelated_process.poll() is None
         finally:
             unrelated_process.kill()
@@ -76,7 +76,7 @@ def test_disk_of_another_data_directory_is_not_listed(layout, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     try:
-        assert not DiskLeftovers(other).attempt_ids()
+        assert not MountHolderLeftovers(other).attempt_ids()
         assert is_alive(pid)
     finally:
         os.kill(pid, signal.SIGKILL)
@@ -87,7 +87,7 @@ def mount_and_clean_up(layout, data_dir, queue):
     unshare_mounts()
     asyncio.run(LoopDisk(layout).open(16 * MIB))
     with subprocess.Popen(["sleep", "600"]) as unrelated_process:
-        asyncio.run(DiskLeftovers(data_dir).clean_up(ATTEMPT_ID, layout))
+        asyncio.run(MountHolderLeftovers(data_dir).clean_up(ATTEMPT_ID, layout))
         queue.put(unrelated_process.poll())
         unrelated_process.kill()
 

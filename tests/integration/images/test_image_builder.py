@@ -34,13 +34,13 @@ def test_shipped_profile_build_is_reproducible(tmp_path, name):
     mounts = Path("/proc/self/mounts").read_text()
     first, second = (build_image(catalog.image_store(name), read_shipped(name), image_components()) for _ in range(2))
     assert first.digest == second.digest
-    assert {"git", "curl"} <= set(first.versions)
+    assert {"git", "curl"} <= set(first.package_versions)
     root = catalog.image_store(name).rootfs_path(first.digest)
     assert run_in_image(root, "git", "--version").startswith("git version")
     assert not (root / "etc/apt").exists()
     assert str(tmp_path) not in mounts + Path("/proc/self/mounts").read_text()
     if name == "agentic-dev":
-        assert run_in_image(root, "/opt/node/bin/node", "--version").strip() == first.versions["node"]
+        assert run_in_image(root, "/opt/node/bin/node", "--version").strip() == first.package_versions["node"]
         for program in ("rg", "gcc"):
             assert run_in_image(root, program, "--version")
 

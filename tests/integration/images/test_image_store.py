@@ -128,7 +128,7 @@ def test_component_is_copied_into_the_image(catalog, fake_packages, tmp_path):
     root = catalog.image_store("tools").rootfs_path(record.digest) / "opt/node"
     assert (root / "lib/code.js").read_text() == "1"
     assert [(root / name).readlink().as_posix() for name in ("link", "bin")] == ["lib", "lib"]
-    assert record.versions["node"] == "v1"
+    assert record.package_versions["node"] == "v1"
     with pytest.raises(BuildFailedError, match="node"):
         build(catalog, fake_packages(), definition=with_node)
 

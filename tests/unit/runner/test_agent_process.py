@@ -8,7 +8,7 @@ from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.state_machine import StopAttempt
 from sandbox.runner.agent_process import SandboxKiller
-from sandbox.runner.attempt_recorder import StopSignal
+from sandbox.runner.attempt_recorder import StopRequest
 
 
 class FakeSandbox:
@@ -36,24 +36,24 @@ class FakeSandbox:
 @pytest.mark.parametrize(("is_forced", "calls"), [(False, ["terminate", "kill"]), (True, ["kill"])])
 async def test_stop_signal_terminates_and_then_kills_the_agent(monkeypatch, is_forced, calls):
     monkeypatch.setattr("sandbox.runner.agent_process.TERM_GRACE_SECONDS", 0.01)
-    sandbox, stop_signal = FakeSandbox(), StopSignal()
+    sandbox, stop_request = FakeSandbox(), StopRequest()
     killer = SandboxKiller(sandbox)
-    stopping = asyncio.create_task(killer.stop_on(stop_signal, sandbox))
+    stopping = asyncio.create_task(killer.stop_on(stop_request, sandbox))
     await asyncio.sleep(0)
     assert not stopping.done()
-    stop_signal.apply_effect(StopAttempt(force=is_forced))
+    stop_request.apply_effect(StopAttempt(force=is_forced))
     assert await asyncio.wait_for(killer.wait_for_exit(sandbox), 10) == ExitStatus(137)
     await stopping
     assert sandbox.calls == calls
 
 
 async def test_forced_stop_shortens_the_grace_period():
-    sandbox, stop_signal = FakeSandbox(), StopSignal()
-    stopping = asyncio.create_task(SandboxKiller(sandbox).stop_on(stop_signal, sandbox))
-    stop_signal.apply_effect(StopAttempt(force=False))
+    sandbox, stop_request = FakeSandbox(), StopRequest()
+    stopping = asyncio.create_task(SandboxKiller(sandbox).stop_on(stop_request, sandbox))
+    stop_request.apply_effect(StopAttempt(force=False))
     await asyncio.sleep(0.01)
     assert sandbox.calls == ["terminate"]
-    stop_signal.apply_effect(StopAttempt(force=True))
+    stop_request.apply_effect(StopAttempt(force=True))
     await asyncio.wait_for(stopping, 10)
     assert sandbox.calls == ["terminate", "kill"]
 

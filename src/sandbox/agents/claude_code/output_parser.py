@@ -11,7 +11,7 @@ import msgspec
 from sandbox.agents.claude_code.outcome import determine_failure
 from sandbox.agents.claude_code.ready_check import ClaudeReady
 from sandbox.agents.claude_code.stream_json import (
-    TEXT_CHARACTERS_MAX,
+    SHORT_TEXT_CHARACTERS_MAX,
     ApiRetryEvent,
     ClaudeTaskEvent,
     ContentBlock,
@@ -121,7 +121,7 @@ class _BackgroundCalls:
 
 def _cut_id(task_id: str) -> str:
     """Truncate a task's id, because the parser keeps the id in memory and an id may be as long as a line."""
-    return task_id[:TEXT_CHARACTERS_MAX]
+    return task_id[:SHORT_TEXT_CHARACTERS_MAX]
 
 
 class ClaudeOutputParser:

@@ -13,7 +13,7 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.fixed_limits import OUTPUT_LINE_BYTES_MAX
 from sandbox.model.printable import replace_unprintable
 
-TEXT_CHARACTERS_MAX = 256
+SHORT_TEXT_CHARACTERS_MAX = 256
 """Maximum length of names, ids and other short texts from the agent; longer ones are truncated."""
 
 RESULT_BYTES_MAX = 256 * 1024
@@ -254,7 +254,7 @@ def content_text(content: msgspec.Raw, blocks_max: int) -> str:
     return "\n".join(to_text(block.text) if block.type == "text" else f"[{sanitize(block.type)}]" for block in blocks)
 
 
-def sanitize(text: str, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
+def sanitize(text: str, characters_max: int = SHORT_TEXT_CHARACTERS_MAX) -> str:
     """Return text for display on one line: truncated, with control and format characters replaced."""
     return replace_unprintable(text[:characters_max], lambda _: " ")
 

@@ -65,7 +65,9 @@ def show(*, name: str, **options: Any) -> None:
     with _translate_errors():
         entry = _catalog(options).find(name)
     if current_options().format == "json":
-        print_json({**_profile_json(entry), "versions": dict(entry.metadata.versions) if entry.metadata else {}})
+        print_json(
+            {**_profile_json(entry), "versions": dict(entry.metadata.package_versions) if entry.metadata else {}}
+        )
         return
     for label, text in _detail_lines(entry):
         click.echo(f"{label + ':':<14}{escape_text(text)}")
@@ -225,7 +227,7 @@ def _detail_lines(entry: ProfileEntry) -> Iterator[tuple[str, str]]:
         yield "image", image["name"]
         yield "created", f"{image['created_at']} from {entry.metadata.source}"
         yield "size", f"{format_size(entry.metadata.size_bytes)} in {pluralize(entry.metadata.entry_count, 'file')}"
-        yield "versions", f"of {pluralize(len(entry.metadata.versions), 'package')}; see --format json"
+        yield "versions", f"of {pluralize(len(entry.metadata.package_versions), 'package')}; see --format json"
 
 
 def _print_table(entries: list[ProfileEntry]) -> None:

@@ -172,7 +172,7 @@ class ArtifactRecorder(msgspec.Struct, frozen=True):
         collected = self.attempt.task.artifacts
         return (collected if isinstance(collected, Artifacts) else Artifacts(collected)).find(name)
 
-    async def record_match(self, artifact: Artifact) -> None:
+    async def record_matching_file(self, artifact: Artifact) -> None:
         """Record a file that matches a pattern.
 
         If scanning is impossible, trust only an earlier record with the same name, path and content.
@@ -388,7 +388,7 @@ class CollectStep(msgspec.Struct, frozen=True):
             if artifacts.find(artifact.name) is None and artifacts.has_secret_in_name(artifact):
                 secret_named.append(artifact)
             else:
-                await artifacts.record_match(artifact)
+                await artifacts.record_matching_file(artifact)
         for artifact, name in zip(secret_named, _redacted_names(names), strict=False):
             await artifacts.record_renamed(artifact, name)
 

@@ -304,7 +304,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
                 self._enforce_time_limits,
                 partial(self._kill_on, partial(self.exhaustion.watch_disk, self.clock), killer),
                 partial(self._kill_on, partial(self.exhaustion.watch_kernel_usage, self.provisioned.sandbox), killer),
-                partial(killer.stop_on, self.attempt.recorder.stop_signal, agent),
+                partial(killer.stop_on, self.attempt.recorder.stop_request, agent),
             ):
                 loops.start(loop)
             ended = await killer.wait_for_exit(agent)

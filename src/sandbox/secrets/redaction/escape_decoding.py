@@ -74,7 +74,7 @@ INVISIBLE_PATTERNS = _alternatives(_SEQUENCES)
 _NAMED_REFERENCES = {name.encode(): meaning.encode() for name, meaning in html5.items()}
 _BARE_NAME_LENGTHS = sorted({len(name) for name in _NAMED_REFERENCES if not name.endswith(b";")}, reverse=True)
 
-LONGEST_NAME_BYTES = max(map(len, _NAMED_REFERENCES)) - 1
+ENTITY_NAME_BYTES_MAX = max(map(len, _NAMED_REFERENCES)) - 1
 """Length of the longest name of an HTML character reference, without its semicolon."""
 
 
@@ -122,7 +122,7 @@ _ESCAPE_SYNTAX = rb"""
           (?P=slashes) \\{1,64}+ ' (?P=slashes) '
         | \\{0,64}+ " (?P=slashes) ' \\{0,64}+ " (?P=slashes) ' ) (?P<escaped_quote> )
     """.replace(b"$ZEROS", _LEADING_ZEROS)
-_ESCAPE_SYNTAX = _ESCAPE_SYNTAX.replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
+_ESCAPE_SYNTAX = _ESCAPE_SYNTAX.replace(b"$NAME_REST", b"%d" % (ENTITY_NAME_BYTES_MAX - 1))
 _ESCAPE_SYNTAX = _ESCAPE_SYNTAX.replace(b"$ESCAPE_CHARACTER", _ESCAPE_CHARACTER)
 _NOT_INTRODUCER = rb"(?<!\xc2[\x90\x98\x9b-\x9f])"
 """The C1 controls that start terminal escapes are not tokens by themselves."""
@@ -254,7 +254,7 @@ _PARTIAL_ESCAPE = re.compile(
     | \x9b $NOT_IN_CHARACTER $PARAMETERS \Z
     | [\x90\x98\x9d-\x9f] $NOT_IN_CHARACTER [\x20-\x7e]{0,1024}+ \x1b? \Z
     """.replace(b"$ZEROS", _LEADING_ZEROS)
-    .replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
+    .replace(b"$NAME_REST", b"%d" % (ENTITY_NAME_BYTES_MAX - 1))
     .replace(b"$STRING", _STRING)
     .replace(b"$PARAMETERS", _PARAMETERS)
     .replace(b"$NOT_IN_CHARACTER", _NOT_IN_CHARACTER)

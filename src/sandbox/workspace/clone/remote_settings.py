@@ -211,7 +211,7 @@ def parse_settings(listing: bytes) -> Sequence[GitSetting]:
     return settings
 
 
-def find_secrets(settings: Sequence[GitSetting]) -> frozenset[str]:
+def find_values_to_redact(settings: Sequence[GitSetting]) -> frozenset[str]:
     """Return the values that no message may show, and the words in these values (`Authorization: Basic …`)."""
     values = [value for key, value in settings if key.startswith(("credential.", "http."))]
     words = [word for value in values for word in (value, *value.split())]

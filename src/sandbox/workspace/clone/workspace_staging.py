@@ -35,7 +35,12 @@ from sandbox.workspace.clone.git_directory_writer import (
     write_git_directory,
 )
 from sandbox.workspace.clone.patch_commits import commit_patches, earlier_task_patch, manifest_patch
-from sandbox.workspace.clone.remote_settings import apply_instead_of, find_secrets, read_user_config, user_environment
+from sandbox.workspace.clone.remote_settings import (
+    apply_instead_of,
+    find_values_to_redact,
+    read_user_config,
+    user_environment,
+)
 from sandbox.workspace.clone.ssh import DEFAULT_SSH_COMMAND
 from sandbox.workspace.diff.base_commit_tree import TREE_MODE, BaseTree, BaseTreeEntry, ls_tree_arguments, parse_ls_tree
 from sandbox.workspace.git.command import Git, GitError, GitSetting
@@ -160,7 +165,7 @@ class WorkspaceStaging:
             path.mkdir(mode=0o755)
 
     async def _clone(self, confinement: Confinement, user_settings: Sequence[GitSetting]) -> None:
-        self._secrets = set(find_secrets(user_settings))
+        self._secrets = set(find_values_to_redact(user_settings))
         settings = [*_NETWORK_SETTINGS, *((f"fetch.fsck.{fault}", "ignore") for fault in _TOLERATED_FSCK_FAULTS)]
         arguments = (
             *("clone", "--quiet", "--bare", "--template=", "--single-branch", "--no-tags"),

@@ -22,7 +22,7 @@ from sandbox.agents.claude_code.output_parser import (
 from sandbox.agents.claude_code.stream_json import (
     BLOCKS_MAX,
     RESULT_BYTES_MAX,
-    TEXT_CHARACTERS_MAX,
+    SHORT_TEXT_CHARACTERS_MAX,
     read_all_result_fields,
     read_blocks,
     read_event,
@@ -333,7 +333,7 @@ def test_memory_for_tracked_background_tasks_is_bounded():
     assert kept_bytes < 1_000_000
 
 
-@pytest.mark.parametrize("length", [1, TEXT_CHARACTERS_MAX, TEXT_CHARACTERS_MAX + 1])
+@pytest.mark.parametrize("length", [1, SHORT_TEXT_CHARACTERS_MAX, SHORT_TEXT_CHARACTERS_MAX + 1])
 def test_background_call_with_a_task_id_of_any_length_ends(length):
     parser = ClaudeOutputParser(SESSION)
     task_id = "a" * length

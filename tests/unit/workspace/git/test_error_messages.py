@@ -5,7 +5,7 @@ import time
 import pytest
 
 from sandbox.model.manifest.schema import Repository
-from sandbox.workspace.clone.remote_settings import find_secrets
+from sandbox.workspace.clone.remote_settings import find_values_to_redact
 from sandbox.workspace.git.error_messages import explain_clone_failure, last_error_line, redact_credentials
 
 REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
@@ -60,7 +60,7 @@ def test_known_git_errors_have_advice(stderr, expected):
 
 
 def test_unknown_git_error_is_shown_after_redaction():
-    secrets = find_secrets(
+    secrets = find_values_to_redact(
         [("http.https://x/.extraheader", "Authorization: Bearer abcdefghijkl"), ("credential.helper", "store")]
     )
     stderr = "warning: odd\nfatal: odd thing at http://me:pw@proxy/ with abcdefghijkl\x1b[2J" + "x" * 1000
@@ -73,11 +73,14 @@ def test_unknown_git_error_is_shown_after_redaction():
 
 
 def test_long_words_in_a_credential_helper_setting_are_treated_as_secrets():
-    assert find_secrets([("credential.helper", "!f() { echo password=hunter2hunter2; }; f")]) >= {
+    assert find_values_to_redact([("credential.helper", "!f() { echo password=hunter2hunter2; }; f")]) >= {
         "password=hunter2hunter2;"
     }
-    assert redact_credentials("store of stores", find_secrets([("credential.helper", "store")])) == "store of stores"
-    assert find_secrets([("url.https://x/.insteadof", "https://public.example/")]) == frozenset()
+    assert (
+        redact_credentials("store of stores", find_values_to_redact([("credential.helper", "store")]))
+        == "store of stores"
+    )
+    assert find_values_to_redact([("url.https://x/.insteadof", "https://public.example/")]) == frozenset()
 
 
 def test_last_meaningful_error_line_is_used():
