@@ -38,7 +38,7 @@ class InflightRequest(msgspec.Struct):
     cost_bound: set if the response must be metered.
     is_sent: a connection to the upstream exists, so the request may incur cost.
     may_have_full_cost: the response may incur its full cost, regardless of the meter's reading.
-    response_head_prefix: the first bytes of the response's head, until the head is complete.
+    head_prefix: the first bytes of the response's head, until the head is complete.
     interim_responses: number of responses with a status below 200, each of which extends the time limit.
     received: the part of the response's body that has not been forwarded yet.
     meter: set at the start of a response whose usage must be read.
@@ -51,7 +51,7 @@ class InflightRequest(msgspec.Struct):
     cost_bound: CostBound | None = None
     is_sent: bool = False
     may_have_full_cost: bool = False
-    response_head_prefix: bytearray = bytearray()
+    head_prefix: bytearray = bytearray()
     interim_responses: int = 0
     has_response: bool = False
     has_timed_out: bool = False
@@ -69,12 +69,12 @@ class InflightRequest(msgspec.Struct):
 
     def receive_head(self, data: bytes) -> None:
         """Keep the first bytes of a head that is not complete."""
-        if not self.has_response and len(self.response_head_prefix) < _STATUS_LINE_BYTES:
-            self.response_head_prefix += data[:_STATUS_LINE_BYTES]
+        if not self.has_response and len(self.head_prefix) < _STATUS_LINE_BYTES:
+            self.head_prefix += data[:_STATUS_LINE_BYTES]
 
     def finish_interim_head(self, rest: bytes) -> None:
         """Handle the end of an interim response's head. rest: the received part of the next head."""
-        self.response_head_prefix = bytearray(rest[:_STATUS_LINE_BYTES])
+        self.head_prefix = bytearray(rest[:_STATUS_LINE_BYTES])
 
     def assume_full_cost(self) -> None:
         """Treat the response as one that may incur its full cost, regardless of the meter's reading."""
@@ -87,9 +87,7 @@ class InflightRequest(msgspec.Struct):
         """
         if self.cost_bound is None or self.meter is not None or (is_cut and self.cost_bound.is_streamed):
             return
-        self.may_have_full_cost |= (
-            bool(self.response_head_prefix) and _REFUSED_STATUS_LINE.match(self.response_head_prefix) is None
-        )
+        self.may_have_full_cost |= bool(self.head_prefix) and _REFUSED_STATUS_LINE.match(self.head_prefix) is None
 
     def report_usage(self, reporter: EventReporter, *, is_complete: bool, is_abandoned: bool) -> Usage | None:
         """Report and return the usage of the finished request.
