@@ -34,7 +34,7 @@ class FailureNotice:
     def overspending_note(self) -> str:
         """Why the task cost more than its budget; empty for other failures."""
         is_spent = self.code == FailureCode.BUDGET_EXCEEDED and _SPENT.match(self.message)
-        return "The last response is paid, even if it exceeds the budget." if is_spent else ""
+        return "The last response is billed in full, even if it exceeds the budget." if is_spent else ""
 
     @property
     def anchor(self) -> str:

@@ -189,7 +189,7 @@ def _agent_started(task: Task, event: e.AgentStarted) -> _HandlerResult:
 def _cancel_requested(task: Task, event: e.CancelRequested) -> _HandlerResult:
     """Record the request, unless the outcome is already final.
 
-    The outcome is not final as long as another attempt follows.
+    The outcome is not final if another attempt follows.
     """
     if task.agent_has_exited and next_follow_up(task) is None:
         return {}, None, ()

@@ -15,8 +15,8 @@ def open_granting_access(
 
     Agents may remove permissions from files that the caller owns.
 
-    access_mode: access(2) rights that are needed for a directory. If one is missing, the directory's owner gets all
-    rights.
+    access_mode: access(2) permissions that are needed for a directory. If one is missing, the directory's owner gets
+        all permissions.
 
     Raises OSError.
     """

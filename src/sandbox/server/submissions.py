@@ -39,7 +39,7 @@ _SHUTTING_DOWN_MESSAGE = "The server is shutting down; submit the task again lat
 
 
 class SubmissionStore:
-    """Finds submissions, and writes new submissions to journals. Blocks on the disk."""
+    """Finds submissions, and writes new submissions to journals. Performs blocking disk I/O."""
 
     def __init__(self, data_dir: Path, journals: Journals, store: Store, clock: Clock) -> None:
         self._data_dir = data_dir

@@ -87,7 +87,7 @@ class GitWorkspaces:
 
     @asynccontextmanager
     async def _confined_git(self, layout: AttemptLayout, confine: Confine) -> AsyncIterator[Git]:
-        """Yield a git for comparisons, without the server user's settings. Raises AttemptError (collect_failed)."""
+        """Yield a confined git that ignores the user's settings. Raises AttemptError (collect_failed)."""
         async with AsyncExitStack() as stack:
             try:
                 await run_in_thread(lambda _: create_rules_directory(layout.ignore_rules))

@@ -130,7 +130,7 @@ def test_concurrent_changes_are_not_lost(file):
     assert len(file.load().by_name) == 10
 
 
-def test_contexts_are_changed():
+def test_use_add_and_remove_return_changed_contexts():
     assert STORED.use("dev") == Contexts(STORED.by_name, "dev")
     assert STORED.use("default").current == "default"
     assert STORED.add("new", DEV) == Contexts({**STORED.by_name, "new": DEV}, "new")

@@ -105,7 +105,7 @@ def test_notice_of_a_limit_of_the_agent_names_it_in_words():
 )
 def test_note_says_why_a_task_costs_more_than_its_budget(code, message, has_note):
     assert describe(code, message).overspending_note == (
-        "The last response is paid, even if it exceeds the budget." if has_note else ""
+        "The last response is billed in full, even if it exceeds the budget." if has_note else ""
     )
 
 

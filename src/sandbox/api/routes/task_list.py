@@ -33,8 +33,8 @@ _LABEL_PARAMETER = {
     "name": "labels",
     "in": "query",
     "required": False,
-    "description": "Value of the label KEY: `label.KEY=VALUE`. May be repeated; a task must have all of the labels. "
-    'Generated clients have the parameter `labels`, an object: `{"label.KEY": "VALUE"}`',
+    "description": "Only tasks with this label: `label.KEY=VALUE`. If repeated, only tasks that have all of the "
+    'labels. In generated clients, this is the parameter `labels`, an object: `{"label.KEY": "VALUE"}`',
     "style": "form",
     "explode": True,
     "schema": {"type": "object", "patternProperties": {"^label\\.": {"type": "string"}}, "additionalProperties": False},

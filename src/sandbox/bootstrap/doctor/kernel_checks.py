@@ -1,4 +1,4 @@
-"""Checks of `sandbox doctor`: settings and errors of the kernel that let one sandbox slow down or block the host."""
+"""Checks of `sandbox doctor`: kernel settings and kernel errors that let one sandbox slow down or block the host."""
 
 from __future__ import annotations
 

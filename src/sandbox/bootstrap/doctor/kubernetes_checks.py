@@ -1,4 +1,4 @@
-"""Checks of `sandbox doctor` for the engine `kubernetes`: the API server, the rights of the server, and the nodes."""
+"""Checks of `sandbox doctor` for the engine `kubernetes`: API server, permissions, and nodes."""
 
 import asyncio
 import os
@@ -38,9 +38,9 @@ async def _check_api(engine: KubernetesEngine, cluster: ClusterSection) -> Seque
     findings = [Finding("kubernetes", True, f"the API server responds: {await engine.version()}")]
     if permissions := await engine.missing_permissions():
         names = ", ".join(str(each) for each in permissions)
-        message = f"the server may not {names}; rights for jobs and pods are in the namespace {namespace}"
+        message = f"the server may not {names}; permissions for jobs and pods are in the namespace {namespace}"
         return [*findings, Finding("kubernetes", False, message, f"kubectl apply -f {MANIFESTS}")]
-    findings.append(Finding("kubernetes", True, "the server has all rights that it needs"))
+    findings.append(Finding("kubernetes", True, "the server has all required permissions"))
     if missing := await engine.missing_objects():
         message = f"missing in Kubernetes: {', '.join(missing)}"
         return [*findings, Finding("kubernetes", False, message, f"kubectl apply -f {MANIFESTS}")]

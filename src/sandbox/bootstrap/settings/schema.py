@@ -414,7 +414,7 @@ class KubernetesSection:
     ) = None
     namespace: Annotated[str, _KUBERNETES_NAME, Description("Namespace of the Jobs.")] = "sandbox"
     service_account: Annotated[
-        str, _KUBERNETES_NAME, Description("Service account of the workers; it needs no rights.")
+        str, _KUBERNETES_NAME, Description("Service account of the workers; it needs no permissions.")
     ] = "sandbox-worker"
     node_selector: Annotated[
         tuple[Annotated[str, _LABEL], ...],

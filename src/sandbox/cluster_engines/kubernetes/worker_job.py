@@ -35,7 +35,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 class WorkerPodSettings(NamedTuple):
     """What all Pods of workers have in common.
 
-    image: the container image. service_account: the account of the workers; it needs no rights.
+    image: the container image. service_account: the account of the workers; it needs no permissions.
     node_selector: labels of the nodes that run workers. tolerations: the keys of taints that the Pods tolerate.
     owner: the id of the server, a valid label. audience: the audience of the workers' identity tokens.
     """

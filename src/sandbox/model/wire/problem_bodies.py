@@ -45,11 +45,11 @@ class ProblemExtensions(TypedDict, total=False):
     requested_cpus: int | None
     """CPUs that the task requests, for `insufficient_resources`."""
     available_cpus: int | None
-    """CPUs that the server has for tasks, for `insufficient_resources`."""
+    """CPUs available for tasks, for `insufficient_resources`."""
     requested_memory: str | None
     """Memory that the task requests, such as `8G`, for `insufficient_resources`."""
     available_memory: str | None
-    """Memory that the server has for tasks, for `insufficient_resources`."""
+    """Memory available for tasks, for `insufficient_resources`."""
     reasons: list[str] | None
     """Why the server is not ready, for `GET /health/ready`."""
 

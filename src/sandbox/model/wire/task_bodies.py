@@ -258,7 +258,7 @@ class TaskItemBody(TypedDict):
     exit_code: int | None
     """Exit code of the agent; 128 plus the signal number if a signal ended the agent; null if unknown."""
     error: FailureBody | None
-    """Why the task failed; null while another attempt follows."""
+    """Why the task failed; null if another attempt follows."""
     final_message: str | None
     """The agent's last message, redacted; null until the agent has exited, and if there is none.
 

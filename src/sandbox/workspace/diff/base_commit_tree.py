@@ -90,7 +90,7 @@ class BaseTree:
             self.directories.add(path)
 
     def _count(self, path: bytes) -> None:
-        """Count a file or directory. Staging did the same, but a git that was compromised later may list more."""
+        """Count a file or directory. Staging did the same, but a git process compromised later may list more."""
         self._entries_left -= 1
         self._path_bytes_left -= len(path)
         if self._entries_left < 0 or self._path_bytes_left < 0:

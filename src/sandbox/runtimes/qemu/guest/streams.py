@@ -105,7 +105,7 @@ class Streams:
 
 
 def create_output_pairs() -> tuple[tuple[int, int], tuple[int, int]]:
-    """Create the socket pairs for output and errors. The agent's end is first in each pair.
+    """Create the socket pairs for stdout and stderr. The guest agent's end is first in each pair.
 
     Unlike a pipe, a socket cannot be opened by its path in /proc.
     """
