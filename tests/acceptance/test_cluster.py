@@ -179,7 +179,7 @@ def test_preserved_sandbox_keeps_its_worker(deploy):
 
 @pytest.mark.timeout(300)
 def test_task_of_a_lost_host_is_retried_after_the_lease(deploy):
-    """A worker that is stopped together with its runner is silent. After the lease, the engine withdraws its job."""
+    """A worker that is stopped together with its runner is silent. After the lease, the engine cancels its job."""
     deployment = deploy(MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     deployment.submit(lifecycle={"retries": 1})
     deployment.wait_for_second_tool_call()

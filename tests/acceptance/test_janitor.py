@@ -16,7 +16,7 @@ SLEEP_COMMAND = "python3 -c 'import time; time.sleep(600)'"
 CREATED_OBJECTS = {
     "the directory": lambda layout: layout.root.exists(),
     "the disk": lambda layout: layout.disk.exists() or layout.disk_image.exists(),
-    "the clone": lambda layout: layout.repository.exists(),
+    "the clone": lambda layout: layout.host_git_directory.exists(),
     "the handle": lambda layout: layout.handle.exists(),
     "the control group": lambda layout: any(layout.root.name in one for one in cgroups(layout.root.parents[3])),
     "a process": lambda layout: any(f"sandbox:{layout.root.name}" in words for words in command_lines()),

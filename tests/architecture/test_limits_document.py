@@ -84,7 +84,7 @@ ROWS = [
     (
         "Artifacts and patches",
         "Size of the files that match the artifact patterns",
-        "model.fixed_limits.ARTIFACT_BYTES_MAX",
+        "model.fixed_limits.MATCHED_FILES_BYTES_MAX",
     ),
     ("Artifacts and patches", "Number of files that match the artifact patterns", "workspace.artifacts.ARTIFACTS_MAX"),
     (
@@ -94,7 +94,11 @@ ROWS = [
     ),
     ("Artifacts and patches", "Files and directories of a commit", "workspace.rooted_files.ENTRIES_MAX"),
     ("Artifacts and patches", "Number of patches in a chain of tasks", "model.fixed_limits.EARLIER_PATCHES_MAX"),
-    ("Artifacts and patches", "Size of the patches in a chain of tasks", "model.fixed_limits.CHAIN_BYTES_MAX"),
+    (
+        "Artifacts and patches",
+        "Size of the patches in a chain of tasks",
+        "model.fixed_limits.EARLIER_PATCHES_BYTES_MAX",
+    ),
     ("Artifacts and patches", "Session of an agent", "model.fixed_limits.AGENT_SESSION_BYTES_MAX"),
     (
         "Artifacts and patches",
@@ -157,7 +161,7 @@ ROWS = [
     ("Server", "Time in which a client reads nothing of a response", "api.http.connections.STALL_TIMEOUT_SECONDS"),
     ("Server", "Session of a browser", "api.auth.sessions.SESSION_SECONDS"),
     ("Server", "Events of all tasks that wait for a slow subscriber", "model.fixed_limits.SUBSCRIBER_EVENTS_MAX"),
-    ("Server", "Terminals of a sandbox", "model.fixed_limits.TERMINALS_MAX"),
+    ("Server", "Terminals of a sandbox", "model.fixed_limits.TERMINAL_CLIENTS_MAX"),
     ("Workers", "One record of the journal", "model.fixed_limits.WORKER_RECORD_BYTES_MAX"),
     ("Workers", "One record without output", "model.fixed_limits.WORKER_SMALL_RECORD_BYTES_MAX"),
     ("Workers", "Values in the agent's own report", "model.fixed_limits.WORKER_RECORD_VALUES_MAX"),

@@ -39,7 +39,7 @@ async def test_worker_runs_and_ends(engine, create_job):
     assert status.host
     assert status.job_id
     assert status.duplicate_ids == ()
-    await engine.withdraw(job.name)
+    await engine.cancel(job.name)
     await wait_for_end(engine, job)
     assert not await job.is_alive()
 
@@ -87,7 +87,7 @@ async def test_job_submitted_repeatedly_starts_once(harness, create_job):
     await asyncio.gather(*(engine.submit(job.request) for _ in range(3)))
     await job.wait_for_heartbeat()
     await harness.create_engine().submit(job.request)  # a server without a record of the first submission
-    await engine.withdraw(job.name)
+    await engine.cancel(job.name)
     await wait_for_end(engine, job)
     await engine.submit(job.request)
     assert (await status_of(engine, job)).phase is JobPhase.ENDED
@@ -103,20 +103,20 @@ async def test_job_waits_until_it_fits(harness, engine, create_job):
     status = await status_of(engine, second)
     assert (status.phase, status.host) == (JobPhase.WAITING, "")
     assert status.reason
-    await engine.withdraw(first.name)
+    await engine.cancel(first.name)
     await wait_for_phase(engine, second, JobPhase.RUNNING)
     await second.wait_for_heartbeat()
     assert len(first.starts()) == len(second.starts()) == 1
 
 
-async def test_withdrawn_waiting_job_is_never_started(harness, engine, create_job):
+async def test_cancelled_waiting_job_is_never_started(harness, engine, create_job):
     first, second, third = (create_job("wait", resources=harness.whole_host) for _ in range(3))
     for job in (first, second, third):
         await engine.submit(job.request)
     await first.wait_for_heartbeat()
-    await engine.withdraw(second.name)
+    await engine.cancel(second.name)
     assert (await wait_for_end(engine, second)).host == ""
-    await engine.withdraw(first.name)
+    await engine.cancel(first.name)
     await wait_for_phase(engine, third, JobPhase.RUNNING)
     await third.wait_for_heartbeat()
     assert second.starts() == []
@@ -126,18 +126,18 @@ async def test_worker_that_ignores_the_signal_is_killed(engine, create_job):
     job = create_job("stubborn")
     await engine.submit(job.request)
     await job.wait_for_heartbeat()
-    await engine.withdraw(job.name)
-    await engine.withdraw(job.name)
+    await engine.cancel(job.name)
+    await engine.cancel(job.name)
     await wait_for_end(engine, job)
     assert len(job.activity.read("term")) >= 1
     assert not await job.is_alive()
 
 
-async def test_withdrawing_an_unknown_job_has_no_effect(engine, create_job):
+async def test_cancelling_an_unknown_job_has_no_effect(engine, create_job):
     job, other = create_job("wait"), create_job("wait")
     await engine.submit(job.request)
     await job.wait_for_heartbeat()
-    await engine.withdraw(other.name)
+    await engine.cancel(other.name)
     assert (await status_of(engine, other)).phase is JobPhase.UNKNOWN
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
 
@@ -148,10 +148,10 @@ async def test_many_names_are_looked_up_in_one_call(engine, create_job):
         await engine.submit(job.request)
         await job.wait_for_heartbeat()
     others = {job_name(new_attempt_id()) for _ in range(3000)}
-    statuses = await engine.look_up([*others, *(job.name for job in jobs)])
+    statuses = await engine.reconcile_jobs([*others, *(job.name for job in jobs)])
     assert {name for name, status in statuses.items() if status.phase is JobPhase.RUNNING} == {job.name for job in jobs}
     assert {statuses[name].phase for name in others} == {JobPhase.UNKNOWN}
-    assert await engine.look_up([]) == {}
+    assert await engine.reconcile_jobs([]) == {}
 
 
 async def test_job_that_no_host_can_run_is_rejected(engine, create_job):
@@ -169,7 +169,7 @@ async def test_job_that_no_host_can_run_is_rejected(engine, create_job):
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 async def test_invalid_names_are_rejected(engine, create_job, name):
     request = JobRequest(name, ("/bin/true",), {}, SMALL, time_limit_seconds=60)
-    for call in (engine.submit(request), engine.withdraw(name), engine.look_up([name])):
+    for call in (engine.submit(request), engine.cancel(name), engine.reconcile_jobs([name])):
         with pytest.raises(ValueError, match="not the name of a job"):
             await call
 
@@ -188,7 +188,7 @@ async def test_jobs_survive_the_server(harness, create_job):
     await first.submit(waiting.request)
     second = harness.create_engine()
     assert (await status_of(second, job)).phase is JobPhase.RUNNING
-    await second.withdraw(job.name)
+    await second.cancel(job.name)
     await wait_for_phase(second, waiting, JobPhase.RUNNING)
     await wait_until(waiting.starts)
 

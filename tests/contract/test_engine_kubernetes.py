@@ -177,7 +177,7 @@ class TestWaitingJobs:
         status = await status_of(engine, job)
         assert (status.phase, status.host) == (JobPhase.RUNNING, "n1")
         assert 'ImagePullBackOff: Back-off pulling image "missing:1"' in status.reason
-        await engine.withdraw(job.name)
+        await engine.cancel(job.name)
 
     async def test_job_without_a_pod_waits(self, cluster, engine, create_job):
         cluster.paused = True
@@ -187,32 +187,32 @@ class TestWaitingJobs:
         assert status.phase is JobPhase.WAITING
         assert f"kubectl describe job {job.name}" in status.reason
 
-    async def test_job_withdrawn_before_it_has_a_pod_never_starts(self, cluster, engine, create_job):
+    async def test_job_cancelled_before_it_has_a_pod_never_starts(self, cluster, engine, create_job):
         cluster.paused = True
         job = create_job("wait")
         await engine.submit(job.request)
-        await engine.withdraw(job.name)
+        await engine.cancel(job.name)
         cluster.paused = False
         assert (await wait_for_end(engine, job)).host == ""
         await engine.submit(job.request)
         assert (await status_of(engine, job)).phase is JobPhase.ENDED
         assert job.starts() == []
 
-    async def test_pod_that_is_started_while_the_job_is_withdrawn_ends(self, api, engine, running_job):
+    async def test_pod_that_is_started_while_the_job_is_cancelled_ends(self, api, engine, running_job):
         """The engine does not see the Pod yet. The reported end then has no host."""
         api.canned[LIST_PODS] = [CannedResponse(body=b'{"items": []}')]
-        await engine.withdraw(running_job.name)
+        await engine.cancel(running_job.name)
         await wait_until(lambda: running_job.activity.read("term"))
         status = await wait_for_phase(engine, running_job, JobPhase.ENDED)
         assert not status.host or not await running_job.is_alive()
         assert len(running_job.starts()) == 1
 
-    async def test_withdrawal_does_not_affect_a_pod_that_was_replaced(self, api, engine, running_job, cluster):
+    async def test_cancellation_does_not_affect_a_pod_that_was_replaced(self, api, engine, running_job, cluster):
         stale = json.loads(json.dumps(pod_of(cluster, running_job)))
         stale["metadata"]["uid"] = "another"
         api.canned[LIST_PODS] = [CannedResponse(body=json.dumps({"items": [stale]}).encode())]
         with pytest.raises(EngineUnavailableError, match="Precondition failed"):
-            await engine.withdraw(running_job.name)
+            await engine.cancel(running_job.name)
         assert await running_job.is_alive()
 
 
@@ -225,8 +225,8 @@ class TestApiServer:
         engine = harness.create_engine()
         for call in (
             engine.submit(job.request),
-            engine.withdraw(job.name),
-            engine.look_up([job.name]),
+            engine.cancel(job.name),
+            engine.reconcile_jobs([job.name]),
             engine.hosts(),
             engine.maximal_host_sizes(),
             engine.verify(job.name, "n1", "a.b.c"),
@@ -265,7 +265,7 @@ class TestApiServer:
     async def test_invalid_response_is_an_error(self, api, engine, running_job, body):
         api.canned[LIST_PODS] = [CannedResponse(body=body)]
         with pytest.raises(EngineUnavailableError, match="unknown format") as raised:
-            await engine.look_up([running_job.name])
+            await engine.reconcile_jobs([running_job.name])
         assert len(raised.value.message) < 600
         assert raised.value.message.isprintable()
         assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
@@ -280,13 +280,13 @@ class TestApiServer:
         monkeypatch.setattr(api_client, "RESPONSE_BYTES_MAX", 1000)
         api.canned[LIST_JOBS] = [CannedResponse(body=b" " * 1001)]
         with pytest.raises(EngineUnavailableError, match="more than 1000 bytes"):
-            await engine.look_up([running_job.name])
+            await engine.reconcile_jobs([running_job.name])
 
     async def test_compressed_response_is_not_expanded(self, api, engine, running_job):
         body = gzip.compress(b'{"items": []}' + b" " * 100)
         api.canned[LIST_JOBS] = [CannedResponse(body=body, headers=[("Content-Encoding", "gzip")])]
         with pytest.raises(EngineUnavailableError, match="unknown format"):
-            await engine.look_up([running_job.name])
+            await engine.reconcile_jobs([running_job.name])
 
     @pytest.mark.parametrize(
         "headers",
@@ -301,7 +301,7 @@ class TestApiServer:
     async def test_response_that_is_not_valid_http_is_an_error(self, api, engine, running_job, headers):
         api.canned[LIST_JOBS] = [CannedResponse(body=b"x", headers=headers)]
         with pytest.raises(EngineUnavailableError):
-            await engine.look_up([running_job.name])
+            await engine.reconcile_jobs([running_job.name])
         assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
 
     async def test_endless_list_is_an_error(self, api, engine, running_job, monkeypatch):
@@ -309,14 +309,14 @@ class TestApiServer:
         page = CannedResponse(body=b'{"items": [], "metadata": {"continue": "again"}}')
         api.canned[LIST_JOBS] = [page] * 10
         with pytest.raises(EngineUnavailableError, match="objects"):
-            await engine.look_up([running_job.name])
+            await engine.reconcile_jobs([running_job.name])
         assert len(api.canned[LIST_JOBS]) == 5
         monkeypatch.setattr(api_client, "ITEMS_MAX", 2)
         api.canned[LIST_JOBS] = [
             CannedResponse(body=b'{"items": [%s]}' % b",".join([b'{"metadata": {"name": "a", "uid": "u"}}'] * 3))
         ]
         with pytest.raises(EngineUnavailableError, match="more than 2 objects"):
-            await engine.look_up([running_job.name])
+            await engine.reconcile_jobs([running_job.name])
 
     async def test_list_that_expired_between_two_pages_is_read_again(self, api, engine, running_job, create_job):
         others = [create_job("exit", "0") for _ in range(3)]
@@ -328,12 +328,12 @@ class TestApiServer:
         assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
         api.canned[LIST_JOBS] = [CannedResponse(code=410, body=expired)] * 2
         with pytest.raises(EngineUnavailableError, match="too old"):
-            await engine.look_up([running_job.name])
+            await engine.reconcile_jobs([running_job.name])
 
     async def test_redirect_is_not_followed(self, api, engine, running_job):
         api.canned[LIST_JOBS] = [CannedResponse(code=302, headers=[("Location", f"{api.url}/version")])]
         with pytest.raises(EngineUnavailableError, match="HTTP status 302"):
-            await engine.look_up([running_job.name])
+            await engine.reconcile_jobs([running_job.name])
         assert "GET /version" not in api.requests
 
     async def test_slow_api_server_is_unavailable_in_time(self, api, engine, running_job, monkeypatch):
@@ -341,7 +341,7 @@ class TestApiServer:
         api.canned[LIST_JOBS] = [CannedResponse(delay_seconds=2.0)]
         started_at = time.monotonic()
         with pytest.raises(EngineUnavailableError, match=r"no response within 0\.3 s"):
-            await engine.look_up([running_job.name])
+            await engine.reconcile_jobs([running_job.name])
         assert time.monotonic() - started_at < 1.9
 
     @pytest.mark.parametrize(("retry_after", "seconds"), [("7", 7), ("999999", 30), ("Wed, 21 Oct 2026", 1), ("-5", 1)])
@@ -350,10 +350,10 @@ class TestApiServer:
     ):
         api.canned[LIST_JOBS] = [CannedResponse(code=429, headers=[("Retry-After", retry_after)])]
         with pytest.raises(EngineUnavailableError, match="HTTP status 429"):
-            await engine.look_up([running_job.name])
+            await engine.reconcile_jobs([running_job.name])
         count, now = len(api.requests), time.monotonic()
         with pytest.raises(EngineUnavailableError, match="asked for a pause"):
-            await engine.look_up([running_job.name])
+            await engine.reconcile_jobs([running_job.name])
         assert len(api.requests) == count
         monkeypatch.setattr(api_client.time, "monotonic", lambda: now + seconds + 0.1)
         assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
@@ -362,7 +362,7 @@ class TestApiServer:
         api.server_tokens.clear()
         api.server_tokens.add("next-token")
         with pytest.raises(EngineUnavailableError, match=f"rejects the token in {api.token_file}"):
-            await engine.look_up([running_job.name])
+            await engine.reconcile_jobs([running_job.name])
         api.token_file.write_text("next-token")
         assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
 
@@ -433,7 +433,7 @@ class TestPermissions:
     async def test_denied_requests_name_the_remedy(self, api, engine, running_job, create_job):
         api.denied |= {("list", "pods"), ("create", "jobs")}
         with pytest.raises(EngineUnavailableError, match=r'cannot list resource "pods".*sandbox doctor'):
-            await engine.look_up([running_job.name])
+            await engine.reconcile_jobs([running_job.name])
         with pytest.raises(EngineRejectedError, match='cannot create resource "jobs"'):
             await engine.submit(create_job("wait").request)
 
@@ -454,13 +454,13 @@ class TestTwoServers:
             await other.submit(running_job.request)
         assert len(running_job.starts()) == 1
 
-    async def test_job_of_another_server_is_not_withdrawn(self, cluster, harness, running_job, create_job):
+    async def test_job_of_another_server_is_not_cancelled(self, cluster, harness, running_job, create_job):
         cluster.paused = True
         waiting = create_job("wait")
         await harness.create_engine().submit(waiting.request)
         other = harness.create_engine(owner="server-2")
         for job in (running_job, waiting):
-            await other.withdraw(job.name)
+            await other.cancel(job.name)
         cluster.paused = False
         await waiting.wait_for_heartbeat()
         assert await running_job.is_alive()
@@ -478,7 +478,7 @@ async def test_objects_that_are_gone_are_no_error(api, engine, running_job, crea
     body = b'{"kind": "Status", "reason": "NotFound", "message": "not found"}'
     path = "/api/v1/namespaces/sandbox/pods/.*"
     api.canned[f"PATCH {path}"] = [CannedResponse(code=404, body=body)]
-    await engine.withdraw(running_job.name)
+    await engine.cancel(running_job.name)
     job = create_job("wait")
     api.canned[CREATE_JOB] = [CannedResponse(code=409, body=b'{"reason": "AlreadyExists"}')]
     await engine.submit(job.request)

@@ -80,7 +80,7 @@ async def test_concurrent_supervisors_start_one_worker(harness, engine, create_j
     await asyncio.gather(*(asyncio.to_thread(start_supervisor, job_directory(harness, job)) for _ in range(6)))
     await job.wait_for_heartbeat()
     assert len(job.starts()) == 1
-    await engine.withdraw(job.name)
+    await engine.cancel(job.name)
     await wait_for_end(engine, job)
     assert len(job.starts()) == 1
 
@@ -112,7 +112,7 @@ async def test_job_does_not_end_while_its_worker_is_alive(harness, engine, creat
     pid = supervisor_pid(harness, job)
     os.kill(pid, signal.SIGSTOP)
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
-    await engine.withdraw(job.name)  # resumes the supervisor
+    await engine.cancel(job.name)  # resumes the supervisor
     status = await wait_for_end(engine, job)
     assert "143" in status.reason
 
@@ -143,12 +143,12 @@ async def test_process_with_a_reused_id_is_not_signaled(harness, engine, create_
     started = json.loads((job_directory(harness, other) / "started.json").read_bytes())
     for change in ({"start_time": started["start_time"] + 1}, {"boot_id": "another boot"}):
         (job_directory(harness, job) / "started.json").write_text(json.dumps(started | change))
-        await engine.withdraw(job.name)
+        await engine.cancel(job.name)
     assert await other.is_alive()
     assert other.activity.read("term") == []
     # Control: with the right start time and boot id, the process is signaled.
     (job_directory(harness, job) / "started.json").write_text(json.dumps(started))
-    await engine.withdraw(job.name)
+    await engine.cancel(job.name)
     await wait_for_end(engine, other)
 
 
@@ -157,7 +157,7 @@ async def test_ended_process_is_not_signaled(harness, engine, create_job):
     await engine.submit(job.request)
     await wait_for_end(engine, job)
     await wait_until(lambda: read_start_time(supervisor_pid(harness, job)) is None)
-    await engine.withdraw(job.name)
+    await engine.cancel(job.name)
     assert "exited with 0" in (await status_of(engine, job)).reason
 
 
@@ -168,8 +168,8 @@ async def test_jobs_start_in_submission_order(harness, engine, create_job):
     for job in (first, large, small):
         await engine.submit(job.request)
     assert (await status_of(engine, small)).phase is JobPhase.WAITING
-    await engine.withdraw(large.name)
-    await engine.withdraw(first.name)
+    await engine.cancel(large.name)
+    await engine.cancel(first.name)
     await wait_for_phase(engine, small, JobPhase.RUNNING)
     await small.wait_for_heartbeat()
     assert large.starts() == []
@@ -179,7 +179,7 @@ async def test_running_jobs_never_exceed_the_capacity(engine, create_job):
     jobs = [create_job("wait", resources=Resources(2, 100 * MIB, GIB)) for _ in range(5)]
     for job in jobs:
         await engine.submit(job.request)
-    statuses = await engine.look_up([job.name for job in jobs])
+    statuses = await engine.reconcile_jobs([job.name for job in jobs])
     phases = [statuses[job.name].phase for job in jobs]
     assert phases == [JobPhase.RUNNING] * 2 + [JobPhase.WAITING] * 3
 
@@ -194,7 +194,7 @@ async def test_old_ended_jobs_are_forgotten(harness, engine, create_job, monkeyp
     await engine.submit(running.request)
     await running.wait_for_heartbeat()
     await status_of(engine, running)
-    statuses = await engine.look_up([job.name for job in (*jobs, running)])
+    statuses = await engine.reconcile_jobs([job.name for job in (*jobs, running)])
     assert [statuses[job.name].phase for job in (*jobs, running)] == [
         *(JobPhase.UNKNOWN, JobPhase.ENDED, JobPhase.ENDED, JobPhase.RUNNING)
     ]
@@ -214,13 +214,13 @@ async def test_engine_files_are_private(harness, engine, create_job):
 
 async def test_environment_is_stored_only_until_the_worker_is_started(harness, create_job):
     """The environment contains the join token."""
-    started, withdrawn = (create_job("wait", environment={"TOKEN": "secret"}) for _ in range(2))
-    for job in (started, withdrawn):
+    started, cancelled = (create_job("wait", environment={"TOKEN": "secret"}) for _ in range(2))
+    for job in (started, cancelled):
         store(harness, job)
         [path] = [path for path in job_directory(harness, job).iterdir() if b"secret" in path.read_bytes()]
         assert path.stat().st_mode & 0o777 == 0o600
     engine = harness.create_engine()
-    await engine.withdraw(withdrawn.name)
+    await engine.cancel(cancelled.name)
     await status_of(engine, started)
     await started.wait_for_heartbeat()
     assert started.activity.read("start")[0]["environment"]["TOKEN"] == "secret"

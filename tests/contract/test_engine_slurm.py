@@ -39,8 +39,8 @@ async def test_killed_controller_is_reported_as_unavailable_and_jobs_continue(cl
     try:
         for call in (
             engine.submit(create_job("wait").request),
-            engine.withdraw(job.name),
-            engine.look_up([job.name]),
+            engine.cancel(job.name),
+            engine.reconcile_jobs([job.name]),
             engine.maximal_host_sizes(),
             engine.hosts(),
         ):
@@ -58,7 +58,7 @@ async def test_paused_controller_is_reported_as_unavailable_in_time(cluster, eng
     job = create_job("wait")
     cluster.pause_controller()
     try:
-        for call in (engine.submit(job.request), engine.look_up([job.name]), engine.withdraw(job.name)):
+        for call in (engine.submit(job.request), engine.reconcile_jobs([job.name]), engine.cancel(job.name)):
             async with asyncio.timeout(20):
                 with pytest.raises(EngineUnavailableError, match="no response within 2 s"):
                     await call
@@ -87,7 +87,7 @@ async def lose_job(cluster, harness, create_job, saved_job_id):
         cluster.start_controller()
         if (await status_of(engine, job)).phase is JobPhase.UNKNOWN:
             return job, status.job_id
-        await engine.withdraw(job.name)
+        await engine.cancel(job.name)
     raise AssertionError("the controller lost no job")
 
 
@@ -101,13 +101,13 @@ async def test_job_that_a_killed_controller_lost_is_submitted_again(cluster, har
     # Slurm reuses the lost job's id for another job. Only names identify jobs.
     await engine.submit(other.request)
     assert (await status_of(engine, other)).job_id == lost_id
-    await engine.withdraw(lost.name)
+    await engine.cancel(lost.name)
     assert (await status_of(engine, other)).phase is JobPhase.WAITING
     await engine.submit(lost.request)
     assert (await status_of(engine, lost)).phase is JobPhase.WAITING
-    await engine.withdraw(blocker.name)
+    await engine.cancel(blocker.name)
     await other.wait_for_heartbeat()
-    await engine.withdraw(other.name)
+    await engine.cancel(other.name)
     await lost.wait_for_heartbeat()
     assert [len(job.starts()) for job in (blocker, other, lost)] == [1, 1, 1]
 
@@ -131,19 +131,19 @@ async def test_job_on_a_killed_host_is_unreachable(cluster, engine_on_host, crea
     assert len(job.starts()) == 1
 
 
-async def test_withdrawn_job_on_a_host_without_network_has_not_ended(cluster, engine_on_host, create_job):
-    """Slurm reports CANCELLED, as for every withdrawn job, although the worker is running."""
+async def test_cancelled_job_on_a_host_without_network_has_not_ended(cluster, engine_on_host, create_job):
+    """Slurm reports CANCELLED, as for every cancelled job, although the worker is running."""
     job, connected = create_job("wait"), create_job("wait")
     engine = engine_on_host("n2")
     await engine.submit(job.request)
     await engine.submit(connected.request)
     await job.wait_for_heartbeat()
     await connected.wait_for_heartbeat()
-    await engine.withdraw(connected.name)
+    await engine.cancel(connected.name)
     await wait_for_end(engine, connected)
     cluster.cut_off("n2")
     try:
-        await engine.withdraw(job.name)
+        await engine.cancel(job.name)
         assert (await status_of(engine, job)).phase is JobPhase.RUNNING
         status = await wait_for_phase(engine, job, JobPhase.UNREACHABLE, JobPhase.ENDED, seconds=HOST_LOST_SECONDS)
         assert status.phase is JobPhase.UNREACHABLE
@@ -163,7 +163,7 @@ async def test_job_that_may_have_been_started_twice_has_not_ended(cluster, engin
         await engine.submit(job.request)
         assert (await wait_for_phase(engine, job, JobPhase.RUNNING)).host == "n2"
         assert (await wait_for_phase(engine, job, JobPhase.WAITING)).host == ""
-        await engine.withdraw(job.name)
+        await engine.cancel(job.name)
         status = await wait_for_phase(engine, job, JobPhase.UNREACHABLE, JobPhase.ENDED)
         assert status.phase is JobPhase.UNREACHABLE
         assert "no host has confirmed" in status.reason
@@ -182,7 +182,7 @@ async def test_controller_that_forgot_a_start_reports_the_end_correctly(cluster,
     status = await status_of(engine, job)
     if status.phase is not JobPhase.RUNNING:  # the controller forgot the start
         await wait_for_phase(engine, job, JobPhase.ENDED, JobPhase.UNKNOWN)
-    await engine.withdraw(job.name)
+    await engine.cancel(job.name)
     await wait_for_phase(engine, job, JobPhase.ENDED, JobPhase.UNKNOWN)
     await wait_until_dead(job)
     assert len(job.starts()) == 1
@@ -196,16 +196,16 @@ async def wait_until_dead(job):
 
 
 @pytest.mark.parametrize(("action", "phase"), [("wait", JobPhase.ENDED), ("clean", JobPhase.UNREACHABLE)])
-async def test_exit_code_proves_the_end_of_a_withdrawn_worker(engine, create_job, action, phase):
+async def test_exit_code_proves_the_end_of_a_cancelled_worker(engine, create_job, action, phase):
     job = create_job(action)
     await engine.submit(job.request)
     await job.wait_for_heartbeat()
-    await engine.withdraw(job.name)
+    await engine.cancel(job.name)
     status = await wait_for_phase(engine, job, JobPhase.ENDED, JobPhase.UNREACHABLE)
     assert status.phase is phase
 
 
-async def test_waiting_duplicate_is_reported_and_withdrawn(cluster, engine, create_job):
+async def test_waiting_duplicate_is_reported_and_cancelled(cluster, engine, create_job):
     job = create_job("wait")
     await engine.submit(job.request)
     await job.wait_for_heartbeat()
@@ -229,7 +229,7 @@ async def test_first_of_two_waiting_jobs_is_kept(cluster, harness, engine, creat
     assert status.phase is JobPhase.WAITING
     assert status.duplicate_ids == (duplicate,)
     assert status.job_id != duplicate
-    await engine.withdraw(blocker.name)
+    await engine.cancel(blocker.name)
     await job.wait_for_heartbeat()
     assert (await status_of(engine, job)).job_id == status.job_id
 
@@ -250,14 +250,14 @@ async def test_forgotten_job_is_unknown(cluster, engine, create_job):
         cluster.start_controller()
 
 
-async def test_suspended_job_counts_as_running_and_can_be_withdrawn(cluster, engine, create_job):
+async def test_suspended_job_counts_as_running_and_can_be_cancelled(cluster, engine, create_job):
     job = create_job("wait")
     await engine.submit(job.request)
     await job.wait_for_heartbeat()
     cluster.run("scontrol", "suspend", (await status_of(engine, job)).job_id)
     await wait_until(lambda: "SUSPENDED" in cluster.run("squeue", "--noheader", "--format=%T"))
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
-    await engine.withdraw(job.name)
+    await engine.cancel(job.name)
     await wait_for_end(engine, job)
     assert not await job.is_alive()
 

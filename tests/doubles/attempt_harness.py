@@ -267,14 +267,14 @@ class ScriptedWorkspaces:
         (attempt_dir / "repository.git").mkdir()
         return BASE_COMMIT
 
-    async def patch(self, attempt_dir, base_commit, target, confine, detect_secret):
+    async def write_patch(self, attempt_dir, base_commit, target, confine, detect_secret):
         if self._script.patch_error:
             raise self._script.patch_error
         target.write_bytes(b"diff --git a/a b/a\n")
         await asyncio.sleep(self._script.patch_seconds)
         return PatchResult(self._script.patch_incomplete_reason, detect_secret([self._script.patch_content]))
 
-    async def changed_files(self, attempt_dir, base_commit, target, confine):
+    async def write_changed_files_archive(self, attempt_dir, base_commit, target, confine):
         target.write_bytes(b"tar")
         await asyncio.sleep(self._script.changed_files_seconds)
 

@@ -12,7 +12,7 @@ import msgspec
 
 from doubles.manifests import manifest
 from sandbox import __version__
-from sandbox.bootstrap.cluster_placement import create_certificate, store_runner_log
+from sandbox.bootstrap.cluster_placement import load_or_create_certificate, store_runner_log
 from sandbox.images.image_transfer import ServerImageSource
 from sandbox.interfaces.cluster_engine import EngineHost, JobPhase, JobRequest, JobStatus
 from sandbox.interfaces.git_credentials import NoCredentialsError
@@ -21,7 +21,7 @@ from sandbox.journal.journals import FileJournals, has_task_ended
 from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.events import AttemptStarted, TaskSubmitted
 from sandbox.model.resources import Resources
-from sandbox.placements.cluster.claim_checks import ClaimChecker, SharedHostKey
+from sandbox.placements.cluster.claim_checks import ClaimChecker, ClusterKey
 from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.host_inventory import ClusterHosts, EngineHosts, SeenHosts
 from sandbox.placements.cluster.job_store import JobStore
@@ -49,7 +49,7 @@ class FakeEngine:
     """Stores jobs. The test sets their phases."""
 
     def __init__(self):
-        self.submitted, self.withdrawn, self.statuses = [], [], {}
+        self.submitted, self.cancelled, self.statuses = [], [], {}
         self.error, self.host_list = None, [EngineHost(HOST, SMALL)]
 
     async def submit(self, request):
@@ -67,10 +67,10 @@ class FakeEngine:
             raise self.error
         return self.host_list
 
-    async def withdraw(self, name):
-        self.withdrawn.append(name)
+    async def cancel(self, name):
+        self.cancelled.append(name)
 
-    async def look_up(self, names):
+    async def reconcile_jobs(self, names):
         return {name: self.statuses.get(name, JobStatus(JobPhase.UNKNOWN)) for name in names}
 
     def set_phase(self, job, phase):
@@ -80,7 +80,7 @@ class FakeEngine:
 class ClusterServer:
     """The jobs of one server, and its connections. `restart` replaces the server, as after a crash.
 
-    host_key: the key with which workers have to prove their host; None if no proof is required.
+    cluster_key: the key with which workers have to prove their host; None if no proof is required.
     verifier: checks the identity tokens that workers have instead of join tokens, or None.
     credentials: the git credentials of every host, or an error. credential_lookups: the lookups.
     find_credentials_now: called by each lookup; may block.
@@ -88,9 +88,9 @@ class ClusterServer:
 
     def __init__(self, directory, engine=None, lease_seconds=600.0):
         self.data_dir, self.engine, self.lease_seconds = directory / "data", engine or FakeEngine(), lease_seconds
-        self.store, self.host_key, self.verifier = directory / "jobs", None, None
+        self.store, self.cluster_key, self.verifier = directory / "jobs", None, None
         self.journals, self.replicas = FileJournals(self.data_dir), FileTaskReplicas(self.data_dir)
-        self.certificate, self.certificate_fingerprint = create_certificate(directory)
+        self.certificate, self.certificate_fingerprint = load_or_create_certificate(directory)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.images = ServerImageSource(self.data_dir)
@@ -104,7 +104,7 @@ class ClusterServer:
         tls.load_cert_chain(self.certificate)
         self.drains = HostDrains(self.store.with_name("drained.json"))
         settings = JobSettings(self.lease_seconds, OVERHEAD_BYTES, create_job_request, self.verifier is None)
-        proof_method = self.verifier or (self.host_key and SharedHostKey(self.host_key, self.certificate_fingerprint))
+        proof_method = self.verifier or (self.cluster_key and ClusterKey(self.cluster_key, self.certificate_fingerprint))
         self.jobs = Jobs(JobStore(self.store), self.engine, settings, self.drains)
         self.hosts, self.engine_hosts = SeenHosts(self.store.with_name("hosts.json")), EngineHosts(self.engine)
         self.cluster_hosts = ClusterHosts(self.hosts, self.engine_hosts, self.drains, self.jobs)

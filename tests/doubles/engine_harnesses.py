@@ -153,7 +153,7 @@ async def wait_until(condition, seconds=TIMEOUT_SECONDS):
 
 
 async def status_of(engine, job):
-    return (await engine.look_up([job.name]))[job.name]
+    return (await engine.reconcile_jobs([job.name]))[job.name]
 
 
 async def wait_for_phase(engine, job, *phases, seconds=TIMEOUT_SECONDS):

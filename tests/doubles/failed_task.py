@@ -25,7 +25,7 @@ async def fail(components, service, task_id, failure_action="preserve"):
     (deep / "file").write_text("x")
     (deep / "link").symlink_to("/etc")
     (deep / "closed").mkdir(mode=0o500)
-    preserved.repository.mkdir()
+    preserved.host_git_directory.mkdir()
     preserved.handle.write_text("{}")
     preserved.runner_log.write_text("log")
     return preserved

@@ -205,7 +205,7 @@ class WorkspaceHarness:
     def patch_and_result(self, base_commit: str, detect_secret: DetectSecret) -> tuple[bytes, PatchResult]:
         """Return the patch, and the result of creating it."""
         target = self.root / "task.patch"
-        creation = self.workspaces.patch(self.attempt_dir, base_commit, target, self.confine, detect_secret)
+        creation = self.workspaces.write_patch(self.attempt_dir, base_commit, target, self.confine, detect_secret)
         result = asyncio.run(creation)
         return target.read_bytes(), result
 

@@ -39,7 +39,7 @@ class RateLimiter:
         self._monotonic = monotonic
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
-    def acquire(self, client: str) -> int:
+    def throttle_seconds(self, client: str) -> int:
         """Count one request.
 
         Return 0 if it is allowed; otherwise, return the number of seconds to wait before retrying.
@@ -87,13 +87,13 @@ class ClientLimits:
         self._all_tasks_streams: Counter[str] = Counter()
         self._shares = FairShares()
 
-    def acquire(self, principal: Principal | None, address: str | None) -> int:
+    def throttle_seconds(self, principal: Principal | None, address: str | None) -> int:
         """Count one request toward the rate of its client.
 
         Return 0 if it is allowed; otherwise, return the number of seconds to wait before retrying.
         """
         client = f"token {principal.id}" if principal else client_key(address)
-        if wait_seconds := self._rate_limiter.acquire(client):
+        if wait_seconds := self._rate_limiter.throttle_seconds(client):
             return wait_seconds
         return int(principal is not None and self._requests_in_progress[principal.id] >= CONCURRENT_REQUESTS_MAX)
 
@@ -114,7 +114,7 @@ class ClientLimits:
         return self._shares.of(principal.id if principal else "-")
 
     @contextmanager
-    def count_all_tasks_stream(self, principal: Principal | None) -> Iterator[None]:
+    def reserved_all_tasks_stream(self, principal: Principal | None) -> Iterator[None]:
         """Count an all-task stream while it is open. Raises TooManyStreamsError."""
         name = principal.id if principal else "-"
         if self._all_tasks_streams[name] >= ALL_TASKS_STREAMS_MAX:

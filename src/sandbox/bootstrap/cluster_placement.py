@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from sandbox.bootstrap.cluster_key import read_cluster_key
 from sandbox.bootstrap.local_host import RUNNER_VARIABLES, PlacementContext, measure_capacity
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.private_directory import make_private_directory
 from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import ClusterSection, KubernetesSection, SlurmSection
-from sandbox.bootstrap.shared_host_key import read_shared_host_key
 from sandbox.bootstrap.worker import TOKEN_VARIABLE, host_name
 from sandbox.cluster_engines.kubernetes.api_client import ApiAddress
 from sandbox.cluster_engines.kubernetes.engine import KubernetesEngine
@@ -37,7 +37,7 @@ from sandbox.interfaces.git_credentials import CredentialQuery, Credentials, NoC
 from sandbox.journal.journals import FileJournals, has_task_ended
 from sandbox.model.errors import error_reason
 from sandbox.model.resources import Resources
-from sandbox.placements.cluster.claim_checks import SharedHostKey
+from sandbox.placements.cluster.claim_checks import ClusterKey
 from sandbox.placements.cluster.credential_requests import CREDENTIAL_LOOKUP_SECONDS
 from sandbox.placements.cluster.jobs import JobSettings
 from sandbox.placements.cluster.placement import (
@@ -61,7 +61,7 @@ _OWNER_LENGTH = 40
 _VALID_DAYS = 36_500
 
 
-def create_certificate(directory: Path) -> tuple[Path, str]:
+def load_or_create_certificate(directory: Path) -> tuple[Path, str]:
     """Return the file that contains the server's certificate and key, and return the fingerprint (SHA-256, hex).
 
     Creates the certificate if there is none. Workers compare the fingerprint, so nobody has to sign the certificate.
@@ -172,26 +172,26 @@ def create_kubernetes_engine(
 
 def choose_proof_method(
     section: ClusterSection, engine: Engine, certificate_fingerprint: str
-) -> SharedHostKey | WorkerVerifier | None:
-    """Return how workers prove their claims; see `ClaimChecker`. Raises SharedHostKeyError, ConfigurationError.
+) -> ClusterKey | WorkerVerifier | None:
+    """Return how workers prove their claims; see `ClaimChecker`. Raises ClusterKeyError, ConfigurationError.
 
     certificate_fingerprint: SHA-256 (hex) of the server's certificate.
     """
     if not isinstance(engine, KubernetesEngine):
-        return load_shared_host_key(section, certificate_fingerprint)
+        return load_cluster_key(section, certificate_fingerprint)
     if section.host_key_path is not None:
         message = "cluster.host_key_file has no effect with the engine kubernetes, which proves the hosts of workers."
         raise ConfigurationError(f"{message} Remove it.")
     return engine
 
 
-def load_shared_host_key(section: ClusterSection, certificate_fingerprint: str) -> SharedHostKey | None:
-    """Return the key of the hosts, and warn if there is none. Raises SharedHostKeyError.
+def load_cluster_key(section: ClusterSection, certificate_fingerprint: str) -> ClusterKey | None:
+    """Return the key of the hosts, and warn if there is none. Raises ClusterKeyError.
 
     certificate_fingerprint: SHA-256 (hex) of the server's certificate.
     """
     if section.host_key_path is not None:
-        return SharedHostKey(read_shared_host_key(section.host_key_path), certificate_fingerprint)
+        return ClusterKey(read_cluster_key(section.host_key_path), certificate_fingerprint)
     if section.engine == "slurm":
         _log.warning(
             "Workers do not prove that they run on a host of the cluster: cluster.host_key_file is not set. "
@@ -211,7 +211,7 @@ def store_runner_log(data_dir: Path, task_id: str, attempt_id: str, data: bytes)
         file.write(data)
 
 
-def find_credentials(url: str, query: CredentialQuery) -> Credentials:
+def find_clone_credentials(url: str, query: CredentialQuery) -> Credentials:
     """Find credentials with the git configuration of the server's user. Implements `FindCloneCredentials`."""
     try:
         found = find_credentials_for_worker(url, query, os.environ)
@@ -228,7 +228,7 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
     """Create the placement that runs tasks on workers. Implements `CreatePlacement`."""
     section, data_dir = context.settings.cluster, context.data_dir
     directory = make_private_directory(data_dir / "cluster")
-    certificate, certificate_fingerprint = create_certificate(directory)
+    certificate, certificate_fingerprint = load_or_create_certificate(directory)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.minimum_version = ssl.TLSVersion.TLSv1_3
     tls.load_cert_chain(certificate)
@@ -263,5 +263,5 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
             context.replicas, partial(store_runner_log, data_dir), partial(has_task_ended, FileJournals(data_dir))
         ),
         ServerImageSource(data_dir),
-        find_credentials,
+        find_clone_credentials,
     )

@@ -152,8 +152,8 @@ class LocalHost:
             can_confine=confines,
             output_watermark=settings.disk.output,
         )
-        is_final = all(probe.is_final for probe in choice.probes)
-        result = ProbeResult(choice.probes, choice.chosen.runtime, choice.tier, describe_failure(choice), is_final)
+        is_permanent = all(probe.is_permanent for probe in choice.probes)
+        result = ProbeResult(choice.probes, choice.chosen.runtime, choice.tier, describe_failure(choice), is_permanent)
         if result.failure is None:
             self._working_result = result
         return result

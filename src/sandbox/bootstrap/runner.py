@@ -58,7 +58,7 @@ from sandbox.interfaces.workspace import Workspaces
 from sandbox.journal.journals import FileJournals
 from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import Event
-from sandbox.model.fixed_limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_TIMEOUT_SECONDS, RUNNER_RESERVE_BYTES
+from sandbox.model.fixed_limits import JOURNAL_READ_BYTES_PER_SECOND_MIN, LAUNCH_TIMEOUT_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
 from sandbox.placements.local.launch_message import LaunchMessage, RunnerSettings, decode_launch_message
 from sandbox.primitives.log_context import ATTEMPT_ID, TASK_ID
@@ -207,7 +207,7 @@ def _read_message() -> LaunchMessage:
 
 def _startup_timeout_seconds(journals: FileJournals, task_id: str) -> int:
     """Return a timeout that is long enough to read the whole journal, even on a busy host."""
-    return math.ceil(LAUNCH_TIMEOUT_SECONDS + journals.size_bytes(task_id) / JOURNAL_READ_BYTES_PER_SECOND)
+    return math.ceil(LAUNCH_TIMEOUT_SECONDS + journals.size_bytes(task_id) / JOURNAL_READ_BYTES_PER_SECOND_MIN)
 
 
 async def _run_attempt(
@@ -339,7 +339,7 @@ def _create_parts(
 ) -> RunnerParts:
     """Create the components."""
     data_dir, clock = Path(runner_settings.data_dir), SystemClock()
-    follow_redirects = isinstance(order, RunAttempt) and order.follow_redirects
+    clone_follows_redirects = isinstance(order, RunAttempt) and order.clone_follows_redirects
     reserve = ReserveFile(TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve, RUNNER_RESERVE_BYTES)
 
     def measure() -> DiskSpace:
@@ -358,7 +358,9 @@ def _create_parts(
             Path(runner_settings.run_dir),
             excludes_emulation=runner_settings.excludes_emulation,
         ),
-        workspaces=GitWorkspaces(os.environ, DialPolicy(is_dialable, follow_redirects), find_credentials_on_server),
+        workspaces=GitWorkspaces(
+            os.environ, DialPolicy(is_dialable, clone_follows_redirects), find_credentials_on_server
+        ),
         disk_space=HostDiskSpace(measure, runner_settings.output_watermark, clock),
         reserve=reserve,
         clock=clock,

@@ -36,7 +36,7 @@ from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.dashboard.routing import add_dashboard
 from sandbox.disks.free_space import measure_disk_space
 from sandbox.disks.reserve_file import ReserveFile
-from sandbox.images.profile_catalog import make_profile_lister
+from sandbox.images.profile_catalog import make_profile_problem_lister
 from sandbox.interfaces.agent import Agent
 from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.fixed_limits import SERVER_RESERVE_BYTES
@@ -96,9 +96,13 @@ async def _serve(placement_context: PlacementContext, chosen: ChosenPlacements, 
             _log.warning("Stopped during the first probe of the runtimes.")
             return
         host = placements.selected_host
-        profiles = make_profile_lister(host.images.list_profiles, lambda: host.result.tier)
+        list_profile_problems = make_profile_problem_lister(host.images.list_minimum_tiers, lambda: host.result.tier)
         api_settings = _api_settings(
-            settings, [*sockets, *websocket_sockets], needs_token=needs_token, agents=agents, profiles=profiles
+            settings,
+            [*sockets, *websocket_sockets],
+            needs_token=needs_token,
+            agents=agents,
+            list_profile_problems=list_profile_problems,
         )
         server = TaskServer(placement_context, placements, token_store, disk_monitor)
         async with server.running():
@@ -155,7 +159,7 @@ def _api_settings(
     *,
     needs_token: bool,
     agents: Mapping[str, Agent],
-    profiles: Callable[[], Mapping[str, str]],
+    list_profile_problems: Callable[[], Mapping[str, str]],
 ) -> ApiSettings:
     addresses, ports = zip(*(one.getsockname()[:2] for one in sockets), strict=True)
     own_names: set[str] = set() if needs_token else {*addresses}
@@ -170,7 +174,7 @@ def _api_settings(
         requests_per_minute=settings.access.requests_per_minute,
         clone_hosts=frozenset(settings.git.allowed_hosts),
         agents=agents,
-        profiles=profiles,
+        list_profile_problems=list_profile_problems,
         overcommit=dataclasses.asdict(settings.capacity) if settings.cluster.engine == "none" else {},
     )
 

@@ -15,12 +15,12 @@ from socket import AF_UNIX, SOCK_SEQPACKET, gethostname, socketpair
 
 from sandbox import __version__
 from sandbox.agents import registered_agents
+from sandbox.bootstrap.cluster_key import read_cluster_key
 from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext, create_local_placement
 from sandbox.bootstrap.log import configure_logging
 from sandbox.bootstrap.private_directory import make_data_dir, make_private_directory
 from sandbox.bootstrap.run_directory import choose_run_dir
 from sandbox.bootstrap.settings.schema import ServerSettings
-from sandbox.bootstrap.shared_host_key import read_shared_host_key
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.debian_packages import packages_digest
 from sandbox.images.image_transfer import HostImageCopies
@@ -167,7 +167,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
             other_leftovers,
             lambda task_id: lock_task(locks / task_id),
             HostProofReaders(
-                lambda: read_shared_host_key(settings.cluster.host_key_path),
+                lambda: read_cluster_key(settings.cluster.host_key_path),
                 partial(read_identity_token, Path(identity_file)) if identity_file else None,
             ),
         )

@@ -121,7 +121,7 @@ class ContextFile:
             raise ContextError(f"{self.path} is damaged; remove it, and run sandbox login again.") from None
 
     @contextmanager
-    def changing(self) -> Iterator[ContextFile]:
+    def locked(self) -> Iterator[ContextFile]:
         """Lock the file while the context is active, so that concurrent changes are not lost. Raises OSError."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

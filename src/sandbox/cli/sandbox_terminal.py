@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sandbox.cli.options import CliOptions
     from sandbox.client import Client
     from sandbox.client.response_types import Task
-    from sandbox.client.terminal import Exit, Terminal
+    from sandbox.client.terminal import Terminal, TerminalEnd
 
 DETACH_KEYS = "ctrl-p,ctrl-q"
 SIZE_MAX = 1000
@@ -120,7 +120,9 @@ class DetachKeyDetector:
         return data[: len(data) - held_length], False
 
 
-def run_terminal(options: CliOptions, task_id: str, keys: bytes, *, notice: str = "", **parameters: Any) -> Exit | None:
+def run_terminal(
+    options: CliOptions, task_id: str, keys: bytes, *, notice: str = "", **parameters: Any
+) -> TerminalEnd | None:
     """Run until the terminal ends; return None if the user detached. Raises ClientError.
 
     If the task has not started yet, the function first waits until its sandbox is running. notice: printed before the
@@ -216,7 +218,7 @@ def _interactive_options(task: Task) -> str:
 
 async def _run(
     options: CliOptions, task_id: str, detector: DetachKeyDetector, notice: str, parameters: dict[str, Any]
-) -> Exit | None:
+) -> TerminalEnd | None:
     from sandbox.client.terminal import open_terminal
 
     async with open_terminal(options.server, options.token, task_id, **parameters) as terminal:
@@ -234,11 +236,11 @@ async def _run(
                 await asyncio.gather(output_task, input_task, return_exceptions=True)
 
 
-async def _copy_output(terminal: Terminal) -> Exit | None:
-    from sandbox.client.terminal import Exit
+async def _copy_output(terminal: Terminal) -> TerminalEnd | None:
+    from sandbox.client.terminal import TerminalEnd
 
     async for frame in terminal.messages():
-        if isinstance(frame, Exit):
+        if isinstance(frame, TerminalEnd):
             return frame
         output = frame if isinstance(frame, bytes) else _WRITE_ACCESS_MESSAGES[frame]
         await asyncio.to_thread(_write_all, sys.stdout.fileno(), output)
@@ -320,7 +322,7 @@ def _discard_replies(descriptor: int) -> None:
         received = received[-len(expected) :] + chunk
 
 
-def exit_with_terminal(result: Exit | None, task_id: str, on_detach: str) -> None:
+def exit_with_terminal(result: TerminalEnd | None, task_id: str, on_detach: str) -> None:
     """Exit with the terminal's exit code, if it is known."""
     if result is None:
         _write_all(sys.stdout.fileno(), _NEXT_LINE_AND_ERASE_BELOW)

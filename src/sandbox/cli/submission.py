@@ -130,7 +130,9 @@ def wait_options(command: Callable[..., None]) -> Callable[..., None]:
     return wait(click.option("--follow", "follows", is_flag=True, help=follow_help)(command))
 
 
-def show_submitted(client: Client, submitted: Submitted, options: CliOptions, *, waits: bool, follows: bool) -> None:
+def print_submitted_and_wait(
+    client: Client, submitted: Submitted, options: CliOptions, *, waits: bool, follows: bool
+) -> None:
     """Print the new task, and wait until it has ended if an option of `wait_options` is set."""
     task_id = escape_text(submitted["task_id"])
     with hint_if_output_fails(f"Task {task_id} was submitted. Show it: sandbox task status {task_id}"):
@@ -156,11 +158,11 @@ def _hint(client: Client, status: Task, options: CliOptions) -> None:
 
 
 def wait_for_end(
-    client: Client, task_id: str, options: CliOptions, *, should_follow: bool, omits_refusals: bool = False
+    client: Client, task_id: str, options: CliOptions, *, should_follow: bool, omits_denied_connections: bool = False
 ) -> Task:
     """Wait for the task to end, printing events if `should_follow`. Exits with an error unless the task completed.
 
-    omits_refusals: if the task completed, the caller prints the connections that were refused.
+    omits_denied_connections: if the task completed, the caller prints the connections that were refused.
     """
     if should_follow:
         events = client.events(task_id)
@@ -173,7 +175,7 @@ def wait_for_end(
     if options.format == "json" and not should_follow:
         print_json(status)
     code = exit_code_for_state(status["state"])
-    if should_follow and options.format != "json" and not (omits_refusals and code is ExitCode.SUCCESS):
+    if should_follow and options.format != "json" and not (omits_denied_connections and code is ExitCode.SUCCESS):
         _print_allow_command(client, status)
     if code is not ExitCode.SUCCESS:
         on_terminal = terminal_width(sys.stderr) is not None

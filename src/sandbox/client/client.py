@@ -32,7 +32,7 @@ from sandbox.client.response_types import (
     TaskPage,
     TaskSummary,
 )
-from sandbox.client.retried_operations import Operation, OperationActions, ResumableStream, Sleep
+from sandbox.client.retried_operations import Operation, OperationActions, Sleep, TaskEventStream
 from sandbox.client.sse import LineBuffer
 from sandbox.client.verified_download import READ_BYTES_MAX, Download, MemoryDownload
 from sandbox.model.wire.event_bodies import Event
@@ -265,7 +265,7 @@ class Client:
         limited time, without gaps or duplicates.
         """
         self.status(task_id)  # not retried: an unreachable server or a wrong id fails immediately
-        stream_state = ResumableStream(task_id, stream, since=since, tail=tail, after=after)
+        stream_state = TaskEventStream(task_id, stream, since=since, tail=tail, after=after)
         while not stream_state.is_finished:
             failure = None
             try:

@@ -168,7 +168,7 @@ class StateStream:
         return self._backoff.next_delay_seconds(error or UnreachableError("The server closed the stream."))
 
 
-class ResumableStream:
+class TaskEventStream:
     """Reads a task's events over successive connections, without gaps or duplicates."""
 
     def __init__(self, task_id: str, stream: str, **position: str | int | None) -> None:

@@ -28,7 +28,7 @@ _MESSAGE_BYTES_MAX = 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Exit:
+class TerminalEnd:
     """How a terminal session ended.
 
     exit_code: None if the terminal's process continues or its exit status is unknown.
@@ -45,8 +45,8 @@ class Terminal:
         self._server = server
         self._socket = socket
 
-    async def messages(self) -> AsyncIterator[bytes | bool | Exit]:
-        """Iterate over output (bytes), changes to the write permission (bool), and finally the Exit."""
+    async def messages(self) -> AsyncIterator[bytes | bool | TerminalEnd]:
+        """Iterate over output (bytes), changes to the write permission (bool), and finally the TerminalEnd."""
         import websockets
 
         try:
@@ -59,7 +59,7 @@ class Terminal:
                     raise UnexpectedResponseError(f"{self._server} sent a malformed message.")
                 if message_object.get("type") == "exit":
                     exit_code = message_object.get("exit_code")
-                    yield Exit(
+                    yield TerminalEnd(
                         exit_code if isinstance(exit_code, int) else None, str(message_object.get("message", ""))
                     )
                     return

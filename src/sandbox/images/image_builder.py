@@ -15,7 +15,7 @@ from sandbox.images.oci.importer import import_layers
 from sandbox.images.profile_definition import ImageDefinition, check_tier
 from sandbox.images.rootfs_writer import RootFsWriter
 from sandbox.images.tree_digest import compute_digest
-from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES
+from sandbox.interfaces.images import MOUNT_POINT_DIRECTORIES, MOUNT_POINT_FILES
 from sandbox.interfaces.runtime import SANDBOX_HOME, SANDBOX_WORKSPACE
 
 _EMPTIED_DIRECTORIES = ("/dev", SANDBOX_HOME, "/proc", "/run", "/sys", "/tmp", SANDBOX_WORKSPACE)  # noqa: S108
@@ -150,11 +150,11 @@ def finalize(rootfs: RootFsWriter) -> None:
     """
     for directory in _EMPTIED_DIRECTORIES:
         rootfs.remove(directory)
-    for directory in IMAGE_DIRECTORIES:
+    for directory in MOUNT_POINT_DIRECTORIES:
         rootfs.add_directory(directory)
     for name in _PRIVATE_FILES:
         rootfs.remove(f"/etc/{name}")
-    for path in IMAGE_FILES:
+    for path in MOUNT_POINT_FILES:
         rootfs.add_file(path, BytesIO(), 0, is_executable=False, mtime=0)
     rootfs.add_link("/var/tmp", "../tmp")  # noqa: S108
     loader = _LOADERS.get(os.uname().machine, "/bin/sh")

@@ -71,8 +71,8 @@ class ProfileCatalog:
                 entries.append(self.find(name))
         return entries
 
-    def list_profiles(self) -> Mapping[str, str]:
-        """Return each profile's minimum tier. Implements `ProfileCatalog.list_profiles`."""
+    def list_minimum_tiers(self) -> Mapping[str, str]:
+        """Return each profile's minimum tier. Implements `ProfileCatalog.list_minimum_tiers`."""
         return {entry.name: entry.minimum_tier for entry in self.entries()}
 
     def find_image(self, profile: str, tier: str) -> Image | None:
@@ -99,16 +99,16 @@ class ProfileCatalog:
         return Image(profile, metadata.digest, str(self.image_store(profile).rootfs_path(metadata.digest)))
 
 
-def make_profile_lister(
+def make_profile_problem_lister(
     list_minimum_tiers: Callable[[], Mapping[str, str]], find_tier: Callable[[], str]
 ) -> Callable[[], Mapping[str, str]]:
     """Return a function that maps each profile to the reason why it is unusable (empty if it is usable).
 
-    Manifests are checked against its result. list_minimum_tiers: see `ProfileCatalog.list_profiles`. find_tier: returns
-    the tier of the server's runtime.
+    Manifests are checked against its result. list_minimum_tiers: see `ProfileCatalog.list_minimum_tiers`. find_tier:
+    returns the tier of the server's runtime.
     """
 
-    def list_profiles() -> Mapping[str, str]:
+    def list_profile_problems() -> Mapping[str, str]:
         tier = find_tier()
         return {
             name: ""
@@ -117,4 +117,4 @@ def make_profile_lister(
             for name, minimum in list_minimum_tiers().items()
         }
 
-    return list_profiles
+    return list_profile_problems

@@ -55,7 +55,7 @@ class JobRequest(msgspec.Struct, frozen=True):
     environment: the environment of the worker. The engine stores these variables, and may add its own.
     resources: what the task requests, and what the worker, the runner and the runtime need in addition.
     time_limit_seconds: the time after which the engine ends the worker, at the earliest.
-    grace_seconds: the time between SIGTERM and SIGKILL at the time limit. After `withdraw`, the engine's own settings
+    grace_seconds: the time between SIGTERM and SIGKILL at the time limit. After `cancel`, the engine's own settings
         determine this time.
     output_file: the file on the host to which the worker's output is appended. Its directory must exist. If it is
         /dev/null, an engine may keep the output elsewhere.
@@ -136,8 +136,9 @@ class EngineHost(msgspec.Struct, frozen=True):
 class Engine(Protocol):
     """Runs workers on the hosts of a cluster.
 
-    Every method takes at most a minute, and raises EngineUnavailableError if the engine is not responding. A cancelled
-    call may still take effect. Engines raise ValueError for names that do not match JOB_NAME_PATTERN.
+    Every method takes at most a minute, and raises EngineUnavailableError if the engine is not responding. If the task
+    that awaits a call is cancelled, the call may still take effect. Engines raise ValueError for names that do not
+    match JOB_NAME_PATTERN.
     """
 
     async def submit(self, request: JobRequest) -> None:
@@ -149,7 +150,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def withdraw(self, name: str) -> None:
+    async def cancel(self, name: str) -> None:
         """Remove a waiting job, or end the worker of a running job. Idempotent; does not wait for the end.
 
         The worker gets SIGTERM first, and SIGKILL after the engine's grace period. Other processes of the job may get
@@ -157,10 +158,11 @@ class Engine(Protocol):
         """
         ...
 
-    async def look_up(self, names: Collection[str]) -> Mapping[str, JobStatus]:
+    async def reconcile_jobs(self, names: Collection[str]) -> Mapping[str, JobStatus]:
         """Return the status of every job with one of these names.
 
-        Also withdraws duplicates that have not started.
+        Also cancels duplicates that have not started, and starts waiting jobs that fit if the engine has no scheduler
+        of its own.
         """
         ...
 

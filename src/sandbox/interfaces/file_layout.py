@@ -120,7 +120,7 @@ class AttemptLayout(msgspec.Struct, frozen=True):
         return self.disk / "tmp"
 
     @property
-    def repository(self) -> Path:
+    def host_git_directory(self) -> Path:
         """The host's own git directory."""
         return self.root / "repository.git"
 

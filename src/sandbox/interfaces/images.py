@@ -11,8 +11,10 @@ from sandbox.model.errors import SandboxError
 HOST_IMAGE = "host"
 """The name that stands for the host's own /usr in the status."""
 
-IMAGE_DIRECTORIES = ("/dev", "/etc", "/home", SANDBOX_HOME, "/proc", "/run", "/sys", "/tmp", "/var", SANDBOX_WORKSPACE)  # noqa: S108
-IMAGE_FILES = (
+MOUNT_POINT_DIRECTORIES = (
+    *("/dev", "/etc", "/home", SANDBOX_HOME, "/proc", "/run", "/sys", "/tmp", "/var", SANDBOX_WORKSPACE),  # noqa: S108
+)
+MOUNT_POINT_FILES = (
     *("/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/nsswitch.conf"),
     "/etc/gitconfig",
 )
@@ -22,7 +24,7 @@ They must exist because the image is read-only. An image has no shadow files in 
 """
 
 IMAGE_LAYOUT_VERSION = 1
-"""Version of IMAGE_DIRECTORIES and IMAGE_FILES. An image with a different version must be rebuilt."""
+"""Version of MOUNT_POINT_DIRECTORIES and MOUNT_POINT_FILES. An image with a different version must be rebuilt."""
 
 
 ImageDigest = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
@@ -132,7 +134,7 @@ class ImageCopies(Protocol):
 class ProfileCatalog(Protocol):
     """The profiles of a host."""
 
-    def list_profiles(self) -> Mapping[str, str]:
+    def list_minimum_tiers(self) -> Mapping[str, str]:
         """Return each profile's name and minimum tier (empty for any). Reads the current profiles on each call."""
         ...
 

@@ -56,12 +56,13 @@ class ResponseHeaders(msgspec.Struct, frozen=True):
     """Lower-case names of response headers.
 
     forwarded, forwarded_prefixes: the headers that are forwarded to the sandbox.
-    account: the headers that identify the account of the server's key. Their values are masked in error responses.
+    account_identifying: the headers that identify the account of the server's key. Their values are masked in error
+        responses.
     """
 
     forwarded: frozenset[bytes]
     forwarded_prefixes: tuple[bytes, ...] = ()
-    account: frozenset[bytes] = frozenset()
+    account_identifying: frozenset[bytes] = frozenset()
 
 
 class UsageMeter(Protocol):

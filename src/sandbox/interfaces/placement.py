@@ -183,14 +183,14 @@ class ProbeResult(msgspec.Struct, frozen=True):
     runtime: name of the runtime that attempts use.
     tier: the isolation tier of the sandboxes.
     failure: why no sandbox can be created, and what to do; None if one can.
-    is_final: no later probe by this process can have a different result.
+    is_permanent: no later probe by this process can have a different result.
     """
 
     probes: Sequence[RuntimeProbe]
     runtime: str
     tier: str
     failure: str | None = None
-    is_final: bool = False
+    is_permanent: bool = False
 
 
 class Host(Protocol):

@@ -12,14 +12,17 @@ from sandbox.interfaces.terminal_frames import TerminalConnection
 from sandbox.model.errors import SandboxError
 
 
-class RunAttempt(msgspec.Struct, frozen=True, tag="run_attempt"):
+class RunAttempt(
+    msgspec.Struct, frozen=True, tag="run_attempt", rename={"clone_follows_redirects": "follow_redirects"}
+):
     """Run a new attempt, from its first step to its end.
 
     upstream: the model API; None if the server has no key for it.
     image: the image of the manifest's profile, None for the host's own /usr.
     secrets: values by name.
     resumes: the attempt takes over an earlier attempt's disk.
-    follow_redirects: at the start of the clone, git may follow a redirect to a host other than the one in the manifest.
+    clone_follows_redirects: at the start of the clone, git may follow a redirect to a host other than the one in the
+        manifest.
     records_conversation: the runner records conversation events. False if the server is older than the runner,
         because the server's files were replaced while it was running. An older server would reject a journal with
         conversation events.
@@ -33,7 +36,7 @@ class RunAttempt(msgspec.Struct, frozen=True, tag="run_attempt"):
     image: Image | None = None
     secrets: dict[str, str] = {}
     resumes: bool = False
-    follow_redirects: bool = True
+    clone_follows_redirects: bool = True
     records_conversation: bool = True
     keeps_session: bool = False
 

@@ -110,7 +110,7 @@ class RuntimeProbe(msgspec.Struct, frozen=True):
     remedy: what to do if the runtime does not work.
     is_explicit_only: `auto` never selects the runtime because it is too slow. A probe for `auto` may skip such a
     runtime; then `is_available` is false.
-    is_final: the runtime does not work, and no later probe by this process can have a different result.
+    is_permanent: the runtime does not work, and no later probe by this process can have a different result.
     """
 
     runtime: str
@@ -122,7 +122,7 @@ class RuntimeProbe(msgspec.Struct, frozen=True):
     enforced_limits: frozenset[str] = frozenset()
     remedy: str = ""
     is_explicit_only: bool = False
-    is_final: bool = False
+    is_permanent: bool = False
 
 
 HANDLE_VERSION = 1

@@ -50,8 +50,8 @@ ARTIFACT_PART_BYTES = 256 * 1024
 RUNNER_LOG_BYTES_MAX = 1024**2
 """Maximum number of bytes that are kept from the end of a runner's log."""
 
-LEFTOVER_TASKS_MAX = 16
-"""Maximum number of tasks in a `FindEndedTasks`."""
+LEFTOVER_TASK_BATCH_MAX = 16
+"""Maximum number of tasks in a `FindEndedTasks`. A worker with more leftover tasks sends several."""
 
 HEARTBEAT_SECONDS_MAX = 2.0
 """Maximum interval between the heartbeats of a worker."""
@@ -197,7 +197,7 @@ class WorkDone(msgspec.Struct, frozen=True, tag="done"):
 class FindEndedTasks(msgspec.Struct, frozen=True, tag="find_ended"):
     """On the host, other workers have left files of these tasks. The server answers with `EndedTasks`."""
 
-    task_ids: Annotated[tuple[_TaskId, ...], msgspec.Meta(max_length=LEFTOVER_TASKS_MAX)]
+    task_ids: Annotated[tuple[_TaskId, ...], msgspec.Meta(max_length=LEFTOVER_TASK_BATCH_MAX)]
 
 
 WorkerMessage = (

@@ -50,7 +50,7 @@ class Workspaces(Protocol):
         disk_bytes: int,
         patches: Sequence[Path] = (),
     ) -> str:
-        """Clone into the `workspace` of an `AttemptLayout`; store what `patch` needs in the layout's `repository`.
+        """Clone into the `workspace` of an `AttemptLayout`; store what `write_patch` needs in its `host_git_directory`.
 
         patches: files with further changes, which become one commit each, in this order, after `repository.patch`.
         disk_bytes: size of the attempt's disk. It limits the size of each file of the clone, and the total size of the
@@ -60,13 +60,15 @@ class Workspaces(Protocol):
         """
         ...
 
-    async def patch(
+    async def write_patch(
         self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, detect_secret: DetectSecret
     ) -> PatchResult:
         """Write the agent's changes to `target`. Raises AttemptError (collect_failed)."""
         ...
 
-    async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
+    async def write_changed_files_archive(
+        self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine
+    ) -> str | None:
         """Write a tar of the files that the agent created or changed, for use when the patch lacks some of these files.
 
         Returns why the tar lacks some files (human-readable), or None if it contains all of them. Raises AttemptError

@@ -31,7 +31,7 @@ def find_journal_end(records_path: Path) -> JournalEnd:
     """
     seq, end, last_line = 0, 0, b""
     for offset, text in iter_lines(records_path):
-        if not record_format.is_complete(text):
+        if not record_format.is_valid(text):
             raise_if_damaged(records_path, offset)
             break
         if not record_format.has_seq(text, seq + 1):
@@ -48,7 +48,7 @@ def raise_if_damaged(records_path: Path, offset: int) -> None:
     Returns for a torn tail, which a crash leaves, and for a line that was completed in the meantime.
     """
     for begin, text in iter_lines(records_path, offset):
-        whole = record_format.is_complete(text)
+        whole = record_format.is_valid(text)
         if whole and begin == offset:
             return
         if whole or record_format.has_embedded_record(text):
@@ -80,7 +80,7 @@ def find_record_offset(records_path: Path, seq: int) -> int:
     """
     offset = _bisect(records_path, seq)
     for begin, text in iter_lines(records_path, offset):
-        if not record_format.is_complete(text):
+        if not record_format.is_valid(text):
             raise_if_damaged(records_path, begin)
             return begin
         if record_format.seq_of(text) >= seq:
@@ -110,7 +110,7 @@ def _next_line_offset(file: BinaryIO, offset: int) -> int:
 
 
 def _is_at_or_before(records_path: Path, begin: int, text: bytes, seq: int) -> bool:
-    if record_format.is_complete(text):
+    if record_format.is_valid(text):
         return record_format.seq_of(text) <= seq
     raise_if_damaged(records_path, begin)
     return False
@@ -129,7 +129,7 @@ def decode_batch(records_path: Path, offset: int, texts: Iterable[bytes]) -> Rec
     found: list[Record] = []
     at = offset
     for text in texts:
-        if not record_format.is_complete(text):
+        if not record_format.is_valid(text):
             raise_if_damaged(records_path, at)
             break
         record = record_format.decode(text)

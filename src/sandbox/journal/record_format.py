@@ -34,7 +34,7 @@ def encode(record: Record) -> bytes:
     return b"%08x %b\n" % (crc32(payload), payload)
 
 
-def is_complete(line: bytes) -> bool:
+def is_valid(line: bytes) -> bool:
     """Return whether the line ends with its newline and matches its checksum."""
     payload = memoryview(line)[_CHECKSUM_BYTES:-1]
     return line.endswith(b"\n") and line.startswith(b"%08x " % crc32(payload))
@@ -49,7 +49,7 @@ def has_embedded_record(line: bytes) -> bool:
 
     The start of a record cannot occur inside another record, because JSON escapes quotes in strings.
     """
-    return any(is_complete(line[found.start() :]) for found in _RECORD_START.finditer(line, 1))
+    return any(is_valid(line[found.start() :]) for found in _RECORD_START.finditer(line, 1))
 
 
 def has_seq(line: bytes, seq: int) -> bool:

@@ -12,7 +12,7 @@ from sandbox.journal import lock, record_format
 from sandbox.journal.journals import create_directories
 from sandbox.journal.reader import find_record_offset, read_batch
 from sandbox.journal.received_artifact import ReceivedArtifactFile, partial_name
-from sandbox.journal.untrusted_records import VerifiedCopy, artifact_cost, split_lines, verify_records
+from sandbox.journal.untrusted_records import VerifiedCopy, artifact_record_bytes, split_lines, verify_records
 from sandbox.model import events as e
 from sandbox.model.artifacts import Artifact
 from sandbox.model.state_machine import replay
@@ -102,12 +102,12 @@ class FileTaskReplicas:
             if verified.offset > self.end_offset(task_id):
                 verified = VerifiedCopy()
             while (batch := read_batch(self._records_path(task_id), verified.offset, _READ_BYTES)).records:
-                task, artifacts_bytes = verified.task, verified.artifacts_bytes
+                task, artifact_records_bytes = verified.task, verified.artifact_records_bytes
                 for record in batch.records:
                     task = replay(task, record)
                     if isinstance(record.event, e.ArtifactCollected):
-                        artifacts_bytes += artifact_cost(record_format.encode(record))
-                verified = VerifiedCopy(task, batch.next_offset, batch.records[-1].epoch, artifacts_bytes)
+                        artifact_records_bytes += artifact_record_bytes(record_format.encode(record))
+                verified = VerifiedCopy(task, batch.next_offset, batch.records[-1].epoch, artifact_records_bytes)
         except FileNotFoundError:
             return VerifiedCopy()
         return verified
@@ -167,7 +167,7 @@ def _check_lines(data: bytes) -> int:
     """Check that the data are consecutive records. Return the first record's number, or 0 if there is no record."""
     first_seq = 0
     for number, line in enumerate(split_lines(data)):
-        if not record_format.is_complete(line):
+        if not record_format.is_valid(line):
             raise JournalDamagedError("A record does not match its checksum.")
         first_seq = first_seq or record_format.seq_of(line)
         if not record_format.has_seq(line, first_seq + number):

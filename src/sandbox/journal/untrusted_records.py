@@ -26,13 +26,13 @@ from sandbox.model.task_state import TaskState
 class VerifiedCopy(NamedTuple):
     """A task computed from the records of a copy up to a byte offset, and the epoch of the last record.
 
-    artifacts_bytes: the size of all records of artifacts, as `WORKER_ARTIFACT_RECORDS_BYTES_MAX` counts them.
+    artifact_records_bytes: the size of all records of artifacts, as `WORKER_ARTIFACT_RECORDS_BYTES_MAX` counts them.
     """
 
     task: Task | None = None
     offset: int = 0
     epoch: int = 0
-    artifacts_bytes: int = 0
+    artifact_records_bytes: int = 0
 
 
 _SERVER_EVENTS = (TaskSubmitted, AttemptStarted)
@@ -48,7 +48,7 @@ Until the values of a line are counted, the line may need thirty times its size 
 """
 
 
-def artifact_cost(line: bytes) -> int:
+def artifact_record_bytes(line: bytes) -> int:
     """Return the bytes that the record of an artifact counts toward `WORKER_ARTIFACT_RECORDS_BYTES_MAX`."""
     return max(len(line), _ARTIFACT_RECORD_BYTES_MIN)
 
@@ -66,7 +66,7 @@ def _decode_untrusted(line: bytes) -> e.Record:
     """Decode a record. Raises JournalDamagedError if its size or its values exceed what a runner writes."""
     if len(line) > WORKER_RECORD_BYTES_MAX:
         raise JournalDamagedError(f"A record has more than {WORKER_RECORD_BYTES_MAX} bytes.")
-    if not record_format.is_complete(line):
+    if not record_format.is_valid(line):
         raise JournalDamagedError("A record does not match its checksum.")
     with _long_line_lock if len(line) > _LONG_LINE_BYTES else contextlib.nullcontext():
         record = record_format.decode(line)
@@ -113,7 +113,7 @@ def _items(value: Any) -> Collection[Any]:
 
 def verify_records(verified: VerifiedCopy, data: bytes) -> VerifiedCopy:
     """Return the state after the records. Raises JournalDamagedError if a runner must not write one of them."""
-    task, epoch, artifacts_bytes = verified.task, verified.epoch, verified.artifacts_bytes
+    task, epoch, artifact_records_bytes = verified.task, verified.epoch, verified.artifact_records_bytes
     for line in split_lines(data):
         record = _decode_untrusted(line)
         if task is None:
@@ -132,10 +132,10 @@ def verify_records(verified: VerifiedCopy, data: bytes) -> VerifiedCopy:
         if len(task.artifacts) > WORKER_ARTIFACTS_MAX:
             raise JournalDamagedError(f"The task has more than {WORKER_ARTIFACTS_MAX} artifacts.")
         if isinstance(record.event, e.ArtifactCollected):
-            artifacts_bytes += artifact_cost(line)
-            if artifacts_bytes > WORKER_ARTIFACT_RECORDS_BYTES_MAX:
+            artifact_records_bytes += artifact_record_bytes(line)
+            if artifact_records_bytes > WORKER_ARTIFACT_RECORDS_BYTES_MAX:
                 raise JournalDamagedError("The records of the task's artifacts are too large.")
-    return VerifiedCopy(task, verified.offset + len(data), epoch, artifacts_bytes)
+    return VerifiedCopy(task, verified.offset + len(data), epoch, artifact_records_bytes)
 
 
 def _states(transition: Transition | None) -> tuple[TaskState | None, TaskState] | None:

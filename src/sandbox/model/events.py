@@ -16,7 +16,7 @@ from sandbox.model.task_state import TaskState
 Stream = Literal["stdout", "stderr", "transcript"]
 """`transcript` has the agent's raw events if `stdout` is rendered from them. It reaches clients only as an artifact."""
 
-AttemptId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]{1,64}\Z")]
+RecordedAttemptId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]{1,64}\Z")]
 """The id of an attempt, which also names the attempt's directory, socket and control group.
 
 The pattern rejects unsafe names in an untrusted journal.
@@ -87,7 +87,7 @@ class AttemptStarted(_EventBase, frozen=True, tag="attempt_started"):
     resumes: the attempt takes over the previous attempt's disk, and the agent continues its session.
     """
 
-    attempt_id: AttemptId
+    attempt_id: RecordedAttemptId
     runtime: str
     host: str
     boot_id: str = ""

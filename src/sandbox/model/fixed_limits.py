@@ -126,7 +126,7 @@ DISK_RELEASE_TIMEOUT_SECONDS = 10.0
 After that, the running attempt ends with `sandbox_lost`, and a new attempt with `provision_failed`.
 """
 
-DISK_CHECK_INTERVAL_SECONDS = 2.0
+DISK_CHECK_INTERVAL_SECONDS_MIN = 2.0
 DISK_CHECK_INTERVAL_SECONDS_MAX = 60.0
 """Interval between disk usage checks: the minimum, and the maximum if a check takes a long time."""
 
@@ -217,7 +217,7 @@ DIRECTORY_LISTING_SECONDS_MAX = 4.0
 Meanwhile, the host cannot change this directory.
 """
 
-TERMINAL_CPU_CHECK_INTERVAL_SECONDS = 0.25
+TERMINAL_AND_LOCK_CHECK_INTERVAL_SECONDS = 0.25
 """Interval at which the CPU time for writes to terminals, and locks that the machine needs, are measured."""
 
 CLOSING_FILES_BYTES_MAX = 1024 * 1024 * 1024
@@ -291,9 +291,12 @@ GIT_KILLED_GRACE_SECONDS = 1.0
 METADATA_TIMEOUT_SECONDS = 10.0
 """Time limit for storing the metadata of a task whose collection did not finish."""
 
-OUTPUT_DRAIN_TIMEOUT_SECONDS = 5.0
-OUTPUT_DRAIN_TIMEOUT_SECONDS_MAX = 60.0
+OUTPUT_DRAIN_IDLE_TIMEOUT_SECONDS = 5.0
+OUTPUT_DRAIN_TIMEOUT_SECONDS = 60.0
 """Time limits for draining the pipes after all processes have ended: the time without new data, and the total time."""
+
+SHELL_OUTPUT_DRAIN_TIMEOUT_SECONDS = 5.0
+"""Time limit for sending the rest of a shell's output to its client after the shell has ended."""
 
 CONTROL_REQUEST_TIMEOUT_SECONDS = 5.0
 """Time limit for one request on a runner's control socket."""
@@ -387,7 +390,7 @@ CURRENT_SUBJECT_CHARACTERS_MAX = 200
 EARLIER_PATCHES_MAX = 100
 """Maximum number of patches that a task takes over from the earlier tasks of its chain; a task with more gets 409."""
 
-CHAIN_BYTES_MAX = 512 * 1024 * 1024
+EARLIER_PATCHES_BYTES_MAX = 512 * 1024 * 1024
 """Maximum total size of the patches that a task takes over from its chain; a task with more gets 409."""
 
 AGENT_SESSION_BYTES_MAX = 16 * 1024 * 1024
@@ -399,7 +402,7 @@ EARLIER_CONVERSATION_CHARACTERS_MAX = 60_000
 EARLIER_CONVERSATION_EVENTS_MAX = 20_000
 """Number of events at the end of a task that are searched for its conversation."""
 
-ARTIFACT_BYTES_MAX = 2 * 1024**3
+MATCHED_FILES_BYTES_MAX = 2 * 1024**3
 """Maximum total size of a task's files that match its patterns. Files beyond it are skipped and reported as events.
 
 The tar of changed files has a separate limit, half as large. The patch and the transcript have their own limits.
@@ -445,17 +448,17 @@ RUNNER_PINGS_MAX = 5
 """Number of consecutive unanswered pings after which a silent runner is killed and a finisher takes over."""
 
 LAUNCH_TIMEOUT_SECONDS = 30.0
-JOURNAL_READ_BYTES_PER_SECOND = 256 * 1024
+JOURNAL_READ_BYTES_PER_SECOND_MIN = 256 * 1024
 """Time limit for a runner to receive its launch order, and then the same limit for it to take over the journal.
 
-The time to read the journal at JOURNAL_READ_BYTES_PER_SECOND is added. An idle machine reads a journal sixty times as
-fast, but after a reboot, the finishers of all lost tasks may read at the same time.
+The time to read the journal at JOURNAL_READ_BYTES_PER_SECOND_MIN, the assumed minimum speed, is added. An idle machine
+reads a journal sixty times as fast, but after a reboot, the finishers of all lost tasks may read at the same time.
 """
 
 INDEX_INTERVAL_SECONDS = 1.0
 """Maximum time by which the index lags behind the journal of a running task."""
 
-LOSS_CHECK_INTERVAL_SECONDS = 1.0
+JOURNAL_SILENCE_SECONDS = 1.0
 """How long a journal may be silent before its lock is checked."""
 
 CONCURRENT_JOURNAL_REPLAYS_MAX = 2
@@ -464,7 +467,7 @@ CONCURRENT_JOURNAL_REPLAYS_MAX = 2
 The kinds are launchers and tailers. Additional scans wait.
 """
 
-RETRY_PAUSE_SECONDS = 1.0
+HOST_ERROR_PAUSE_SECONDS = 1.0
 """Pause before the server retries after an error on the host, such as a full disk or a process limit."""
 
 UNSTARTED_ATTEMPTS_MAX = 3
@@ -548,17 +551,17 @@ After that, the runner exits, and the server tries to record the end.
 REDACTION_HOLD_SECONDS = 0.2
 """How long complete lines are held back if their end may be the start of a secret value."""
 
-METRICS_INTERVAL_SECONDS = 5.0
+METRICS_INTERVAL_SECONDS_MAX = 5.0
 """Longest interval between samples of a sandbox's resource usage."""
 METRICS_INTERVAL_SECONDS_MIN = 0.5
-"""Interval between the first samples of a sandbox's resource usage. It reaches METRICS_INTERVAL_SECONDS after 20 s."""
+"""Interval between the first samples of a sandbox's usage. It reaches METRICS_INTERVAL_SECONDS_MAX after 20 s."""
 
 LOAD_SAMPLE_INTERVAL_SECONDS = 15.0
 """Interval at which the server samples its own load and its host's."""
 LOAD_SAMPLES_MAX = 2880
 """Maximum number of samples of the server's and its host's load in memory, enough for 12 hours."""
 
-TERMINALS_MAX = 32
+TERMINAL_CLIENTS_MAX = 32
 """Maximum number of terminal clients of one task, including shells and read-only viewers; more get 409."""
 
 DEBUG_SESSION_IDLE_TIMEOUT_SECONDS = 2.0

@@ -71,9 +71,9 @@ class AgentStartTime(msgspec.Struct, frozen=True):
     boot_id: str
 
 
-def message_in_result(text: object) -> str | None:
+def final_message_in_result(result: object) -> str | None:
     """Return the agent's last message, from the field `result` of the agent's report; None if the field is missing."""
-    return cut_final_message(text) if text and isinstance(text, str) else None
+    return cut_final_message(result) if result and isinstance(result, str) else None
 
 
 def cut_final_message(text: str) -> str:
@@ -132,7 +132,7 @@ class Task(
         """The agent's last message. Journals of earlier versions have it only in the agent's own report."""
         if self.final_message is not None:
             return self.final_message
-        return message_in_result((self.result or {}).get("result"))
+        return final_message_in_result((self.result or {}).get("result"))
 
     @property
     def created_at(self) -> datetime:

@@ -15,8 +15,8 @@ from sandbox.model.events import Event, Gap
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import (
     KILL_TIMEOUT_SECONDS,
+    OUTPUT_DRAIN_IDLE_TIMEOUT_SECONDS,
     OUTPUT_DRAIN_TIMEOUT_SECONDS,
-    OUTPUT_DRAIN_TIMEOUT_SECONDS_MAX,
     TERM_GRACE_SECONDS,
 )
 from sandbox.primitives.concurrency import run_until_first_complete
@@ -153,13 +153,13 @@ async def _wait_for_output(readers: Sequence["asyncio.Task[None]"], output: Agen
     A stall of the host counts as a single check, so output that is ready afterwards is not lost. Output that is waiting
     for the CPU budget does not count as silence.
     """
-    check_seconds = OUTPUT_DRAIN_TIMEOUT_SECONDS / _DRAIN_CHECKS
+    check_seconds = OUTPUT_DRAIN_IDLE_TIMEOUT_SECONDS / _DRAIN_CHECKS
     silent_checks = 0
-    for _ in range(math.ceil(OUTPUT_DRAIN_TIMEOUT_SECONDS_MAX / check_seconds)):
+    for _ in range(math.ceil(OUTPUT_DRAIN_TIMEOUT_SECONDS / check_seconds)):
         previous_count = output.progress_count
         _, late = await asyncio.wait(readers, timeout=check_seconds)
         is_silent = output.progress_count == previous_count and not cpu_queue.is_busy
         silent_checks = silent_checks + 1 if is_silent else 0
         if not late or silent_checks == _DRAIN_CHECKS:
-            return f"nothing was received for {OUTPUT_DRAIN_TIMEOUT_SECONDS:g} s"
-    return f"the output did not end within {OUTPUT_DRAIN_TIMEOUT_SECONDS_MAX:g} s"
+            return f"nothing was received for {OUTPUT_DRAIN_IDLE_TIMEOUT_SECONDS:g} s"
+    return f"the output did not end within {OUTPUT_DRAIN_TIMEOUT_SECONDS:g} s"

@@ -23,7 +23,7 @@ from sandbox.model.events import (
     TaskFinished,
 )
 from sandbox.model.failure import AttemptError, Failure, FailureCode
-from sandbox.model.fixed_limits import METADATA_TIMEOUT_SECONDS, RETRY_PAUSE_SECONDS
+from sandbox.model.fixed_limits import HOST_ERROR_PAUSE_SECONDS, METADATA_TIMEOUT_SECONDS
 from sandbox.model.retry import next_follow_up
 from sandbox.model.task_state import TaskState
 from sandbox.runner.agent_output import rendered_output
@@ -160,7 +160,7 @@ class AttemptCloser:
                 if self._storage_failure is None:
                     _log.warning("%s Retrying until lifecycle.collect_timeout.", message)
                 self._storage_failure = Failure(FailureCode.DISK_FULL, message)
-            await asyncio.sleep(RETRY_PAUSE_SECONDS)
+            await asyncio.sleep(HOST_ERROR_PAUSE_SECONDS)
 
     async def _record_last_result(self) -> None:
         """Render the agent's last result and record it as stdout, unless stdout is already recorded or is not rendered.

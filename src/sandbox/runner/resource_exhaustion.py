@@ -11,8 +11,8 @@ from sandbox.model.events import ErrorReported, Event
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import (
     DISK_CHECK_FAILURES_MAX,
-    DISK_CHECK_INTERVAL_SECONDS,
     DISK_CHECK_INTERVAL_SECONDS_MAX,
+    DISK_CHECK_INTERVAL_SECONDS_MIN,
     SANDBOX_PROCESSES_MAX,
 )
 from sandbox.model.manifest.schema import Vm
@@ -58,7 +58,9 @@ class ExhaustionDetector:
                     return Failure(FailureCode.SANDBOX_LOST, f"{problem}; the size of the disk was no longer limited.")
                 if not misses and self.disk_usage is not None and self.disk_usage.is_full:
                     return Failure(FailureCode.DISK_FULL, self.disk_full_message)
-            await asyncio.sleep(DISK_CHECK_INTERVAL_SECONDS if misses else max(DISK_CHECK_INTERVAL_SECONDS, pause))
+            await asyncio.sleep(
+                DISK_CHECK_INTERVAL_SECONDS_MIN if misses else max(DISK_CHECK_INTERVAL_SECONDS_MIN, pause)
+            )
 
     async def watch_kernel_usage(self, sandbox: Sandbox) -> Failure:
         """Wait until the sandbox exceeds a limit that the kernel does not enforce; return the failure."""

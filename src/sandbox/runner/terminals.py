@@ -25,11 +25,11 @@ from sandbox.interfaces.terminal_frames import (
 )
 from sandbox.model.failure import AttemptError
 from sandbox.model.fixed_limits import (
-    OUTPUT_DRAIN_TIMEOUT_SECONDS,
+    SHELL_OUTPUT_DRAIN_TIMEOUT_SECONDS,
     TERMINAL_BACKLOG_BYTES_MAX,
+    TERMINAL_CLIENTS_MAX,
     TERMINAL_INPUT_TIMEOUT_SECONDS,
     TERMINAL_REPLAY_BYTES,
-    TERMINALS_MAX,
 )
 from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.primitives.runner_cpu_throttle import CpuQueue
@@ -261,8 +261,8 @@ class TerminalServer:
             raise TerminalRefusedError("The task's sandbox is not running; check the task's status.")
         if request.is_agent_terminal and self._agent_terminal is None:
             raise TerminalRefusedError("The task's agent has no terminal, because headless is true.")
-        if len(self._connections) >= TERMINALS_MAX:
-            raise TerminalRefusedError(f"This task has {TERMINALS_MAX} open terminals; close one.")
+        if len(self._connections) >= TERMINAL_CLIENTS_MAX:
+            raise TerminalRefusedError(f"This task has {TERMINAL_CLIENTS_MAX} open terminals; close one.")
 
     async def serve(self, request: OpenTerminal, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a client whose request was accepted, until it disconnects or its terminal ends."""
@@ -321,7 +321,7 @@ class TerminalServer:
         forwarding = asyncio.create_task(self._forward_output(terminal, client))
         try:
             exit_status = await terminal.wait()
-            await asyncio.wait({forwarding}, timeout=OUTPUT_DRAIN_TIMEOUT_SECONDS)
+            await asyncio.wait({forwarding}, timeout=SHELL_OUTPUT_DRAIN_TIMEOUT_SECONDS)
         finally:
             forwarding.cancel()
             await asyncio.gather(forwarding, return_exceptions=True)

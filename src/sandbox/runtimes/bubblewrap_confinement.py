@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from socket import socket
 
-from sandbox.interfaces.images import IMAGE_FILES
+from sandbox.interfaces.images import MOUNT_POINT_FILES
 from sandbox.interfaces.runtime import CERTIFICATE_DIRECTORIES, ConfinedCommand, ConfinementSpec
 from sandbox.runtimes import bubblewrap_command, disk_ownership, rootfs_spec
 from sandbox.runtimes.descriptor_passing import create_memfd
@@ -85,7 +85,7 @@ class BubblewrapConfinement:
         yield from bubblewrap_command.seccomp_arguments(program_spec)
         yield from self._root_arguments(command.directory)
         etc = rootfs_spec.etc_files(self._attempt_id)
-        files = {**{path: etc[path] for path in IMAGE_FILES}, **command.files}
+        files = {**{path: etc[path] for path in MOUNT_POINT_FILES}, **command.files}
         for path, content in files.items():
             yield from (
                 "--perms",

@@ -62,7 +62,7 @@ class RuntimeProperties(msgspec.Struct, frozen=True):
             is_explicit_only=is_explicit_only,
         )
 
-    def unavailable_probe(self, remedy: str, *, is_explicit_only: bool = False, is_final: bool = False) -> RuntimeProbe:
+    def unavailable_probe(self, remedy: str, *, is_explicit_only: bool = False, is_permanent: bool = False) -> RuntimeProbe:
         """Return the result of a failed probe."""
         return RuntimeProbe(
             self.name,
@@ -71,7 +71,7 @@ class RuntimeProperties(msgspec.Struct, frozen=True):
             strength=self.strength,
             remedy=remedy,
             is_explicit_only=is_explicit_only,
-            is_final=is_final,
+            is_permanent=is_permanent,
         )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from sandbox.interfaces.images import IMAGE_FILES
+from sandbox.interfaces.images import MOUNT_POINT_FILES
 from sandbox.interfaces.runtime import (
     DEFAULT_GIT_AUTHOR,
     SANDBOX_HOME,
@@ -31,8 +31,9 @@ LINKS = {**HOST_LINKS, **_ETC_LINKS}
 class RootFsSpec(msgspec.Struct, frozen=True):
     """The content of /, which is read-only. A runtime mounts it in the order of the fields.
 
-    image: the host directory that becomes /. It contains every path that a runtime mounts over (`IMAGE_DIRECTORIES`,
-        `IMAGE_FILES` of interfaces/images.py). If None, / starts empty, and paths are created as needed.
+    image: the host directory that becomes /. It contains every path that a runtime mounts over
+        (`MOUNT_POINT_DIRECTORIES`, `MOUNT_POINT_FILES` of interfaces/images.py). If None, / starts empty, and paths are
+        created as needed.
     tmpfs_mounts: directories of the image over which an empty tmpfs is mounted, so that files can be created in them.
     directories: directories to create, readable by everybody.
     links: link targets, keyed by path.
@@ -70,7 +71,7 @@ def describe_rootfs(spec: SandboxSpec) -> RootFsSpec:
         directories=sorted(parents - {"/", "/run"}),
         links={},
         host_paths=(),
-        files={path: files[path] for path in IMAGE_FILES},
+        files={path: files[path] for path in MOUNT_POINT_FILES},
         mounts=spec.programs,
     )
 

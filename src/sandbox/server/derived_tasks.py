@@ -18,7 +18,7 @@ from sandbox.interfaces.server_services import (
 )
 from sandbox.model.artifacts import AGENT_SESSION_ARTIFACT, GENERATED_DIRECTORY, Artifact
 from sandbox.model.events import Parent
-from sandbox.model.fixed_limits import CHAIN_BYTES_MAX, EARLIER_CONVERSATION_EVENTS_MAX, EARLIER_PATCHES_MAX
+from sandbox.model.fixed_limits import EARLIER_CONVERSATION_EVENTS_MAX, EARLIER_PATCHES_BYTES_MAX, EARLIER_PATCHES_MAX
 from sandbox.model.task import Task
 from sandbox.primitives import fair_client_shares
 from sandbox.server.conversation_text import ConversationText
@@ -110,8 +110,8 @@ def _inherit_files(layout: TaskLayout, task: Task) -> Inheritance:
         name = f"{INHERITED_PREFIX}{len(patches) + 1}.patch"
         sources[name] = layout.artifacts / own_patch.name
         patches = (*patches, _inherited_artifact(own_patch, name))
-    if len(patches) > EARLIER_PATCHES_MAX or sum(patch.size_bytes for patch in patches) > CHAIN_BYTES_MAX:
-        limits = f"{EARLIER_PATCHES_MAX} patches and {CHAIN_BYTES_MAX // 1024**2} MiB in total"
+    if len(patches) > EARLIER_PATCHES_MAX or sum(patch.size_bytes for patch in patches) > EARLIER_PATCHES_BYTES_MAX:
+        limits = f"{EARLIER_PATCHES_MAX} patches and {EARLIER_PATCHES_BYTES_MAX // 1024**2} MiB in total"
         raise TaskNotContinuableError(task.id, f"its chain exceeds the limit of {limits}", _APPLY_ADVICE)
     session_id = task.attempt.session_id if task.attempt is not None else None
     kept = next((artifact for artifact in task.artifacts if artifact.name == AGENT_SESSION_ARTIFACT), None)

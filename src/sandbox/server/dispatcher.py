@@ -10,9 +10,9 @@ from sandbox.interfaces.placement import HostPendingError
 from sandbox.interfaces.server_services import InsufficientResourcesError, Occupancy
 from sandbox.model.failure import FailureCode
 from sandbox.model.fixed_limits import (
+    HOST_ERROR_PAUSE_SECONDS,
     MEMORY_AVAILABLE_BYTES_MIN,
     MEMORY_CHECK_INTERVAL_SECONDS,
-    RETRY_PAUSE_SECONDS,
     SHUTDOWN_LAUNCH_WAIT_SECONDS,
 )
 from sandbox.model.manifest.schema import Manifest
@@ -94,7 +94,7 @@ class Dispatcher:
                 is_cluster=self._scheduler.has_engine,
             )
 
-    def reserved_slot(self, manifest: Manifest) -> AbstractContextManager[None]:
+    def reserved_unfinished_task_slot(self, manifest: Manifest) -> AbstractContextManager[None]:
         """Reserve a slot for a task that is being accepted. Raises UnavailableError if there are too many tasks."""
         return self._unfinished_task_limit.reserved(manifest)
 
@@ -220,4 +220,4 @@ class Dispatcher:
             except Exception as error:
                 tracked.report_error(error)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), RETRY_PAUSE_SECONDS)
+                await asyncio.wait_for(self._closing.wait(), HOST_ERROR_PAUSE_SECONDS)

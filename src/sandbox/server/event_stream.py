@@ -12,7 +12,7 @@ from sandbox.interfaces.store import ChangePosition, Store
 from sandbox.model.events import Output, Record
 from sandbox.model.fixed_limits import (
     FOLLOW_BATCH_BYTES,
-    RETRY_PAUSE_SECONDS,
+    HOST_ERROR_PAUSE_SECONDS,
     SUBSCRIBER_BYTES_MAX,
     SUBSCRIBER_EVENTS_MAX,
 )
@@ -246,7 +246,7 @@ class EventStream:
         if self._tracked_tasks.get(tracked.task.id) is tracked:
             await tracked.wait_for_change(_CHANGE_WAIT_SECONDS)
             return tracked
-        await asyncio.sleep(RETRY_PAUSE_SECONDS)
+        await asyncio.sleep(HOST_ERROR_PAUSE_SECONDS)
         return self._load_tracked(tracked.task.id)
 
     def _load_tracked(self, task_id: str) -> TrackedTask:

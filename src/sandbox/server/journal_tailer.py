@@ -9,8 +9,8 @@ from sandbox.interfaces.store import IndexedTask
 from sandbox.model import events as e
 from sandbox.model.fixed_limits import (
     FOLLOW_POLL_INTERVAL_SECONDS,
-    LOSS_CHECK_INTERVAL_SECONDS,
-    RETRY_PAUSE_SECONDS,
+    HOST_ERROR_PAUSE_SECONDS,
+    JOURNAL_SILENCE_SECONDS,
     RUNNER_SILENCE_SECONDS,
 )
 from sandbox.model.state_machine import replay
@@ -90,7 +90,7 @@ class JournalTailer:
                 await self._tail(tracked)
             except Exception as error:
                 tracked.report_error(error)
-                await asyncio.sleep(RETRY_PAUSE_SECONDS)
+                await asyncio.sleep(HOST_ERROR_PAUSE_SECONDS)
         await self._recovery.release_host(tracked)
         # The id of a pruned task may be reused before the tailer of the first task ends.
         if self._tracked_tasks.get(tracked.task.id) is tracked:
@@ -115,7 +115,7 @@ class JournalTailer:
                 # A batch may end before the journal does. The writer may have ended, so do not wait for its next write.
                 await asyncio.sleep(FOLLOW_POLL_INTERVAL_SECONDS)
                 continue
-            if now - last_record_at >= LOSS_CHECK_INTERVAL_SECONDS:
+            if now - last_record_at >= JOURNAL_SILENCE_SECONDS:
                 last_record_at = now
                 await self._check_writer(tracked)
             await tracked.wait_for_wake(_wait_seconds(tracked, pause, is_watched=is_watched))
@@ -210,8 +210,8 @@ def _wait_seconds(tracked: TrackedTask, poll_pause_seconds: float, *, is_watched
     for a live writer is needed, so thousands of waiting tasks cost nothing.
     """
     if isinstance(tracked.owner, ServerOwned):
-        return RUNNER_SILENCE_SECONDS if is_watched else LOSS_CHECK_INTERVAL_SECONDS
-    return LOSS_CHECK_INTERVAL_SECONDS if is_watched else poll_pause_seconds
+        return RUNNER_SILENCE_SECONDS if is_watched else JOURNAL_SILENCE_SECONDS
+    return JOURNAL_SILENCE_SECONDS if is_watched else poll_pause_seconds
 
 
 def _log_transition(task: Task, transition: e.Transition) -> None:

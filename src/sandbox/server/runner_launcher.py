@@ -131,7 +131,7 @@ class RunnerLauncher:
             image,
             dict(secrets),
             resumes=started.resumes,
-            follow_redirects=self._may_follow_redirects(),
+            clone_follows_redirects=self._may_follow_redirects(),
             keeps_session=True,
         )
         try:

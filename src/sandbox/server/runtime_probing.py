@@ -69,7 +69,7 @@ class ProbedHost:
 
     @property
     def _failure_reason(self) -> str | None:
-        if self.result.failure is None or self.result.is_final:
+        if self.result.failure is None or self.result.is_permanent:
             return self.result.failure
         at = self.next_probe_at
         next_probe = "a probe is running" if at is None else f"the next probe is at {format_timestamp(at)}"
@@ -140,7 +140,7 @@ class ProbedHost:
         if self.result.failure is None:
             self._pause_seconds = PROBE_PAUSE_SECONDS
             return
-        if self.result.is_final:
+        if self.result.is_permanent:
             return
         pause = self._pause_seconds * _RANDOM.uniform(1 - PROBE_JITTER, 1)
         self._due_at = self._clock.monotonic() + pause

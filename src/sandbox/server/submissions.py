@@ -201,7 +201,7 @@ class Submissions:
     async def check_acceptance(self, manifest: Manifest) -> None:
         """See `interfaces.server_services.Submissions.check_acceptance`."""
         self._check_acceptable(manifest)
-        with self._dispatcher.reserved_slot(manifest):
+        with self._dispatcher.reserved_unfinished_task_slot(manifest):
             pass
         if manifest.metadata.id:
             with contextlib.suppress(TaskNotFoundError):
@@ -221,7 +221,7 @@ class Submissions:
         task_id = manifest.metadata.id or str(uuid.uuid4())
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
         named = manifest.replace(metadata=metadata)
-        with self._dispatcher.reserved_slot(named):
+        with self._dispatcher.reserved_unfinished_task_slot(named):
             try:
                 tracked, submission = await asyncio.to_thread(
                     self._submission_store.add, named, idempotency, inheritance, rerun_of

@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from sandbox.model.manifest.schema import AgentSection, CommonFields, Manifest, Repository
-from sandbox.model.task import Task, message_in_result
+from sandbox.model.task import Task, final_message_in_result
 
 
 class _AgentResult(msgspec.Struct, frozen=True):
@@ -65,7 +65,7 @@ def decode_task_item(encoded: bytes) -> Task:
     set_field(listed, "manifest", manifest)
     if listed.result is not None:
         if listed.final_message is None:
-            message = message_in_result(_agent_result_decoder.decode(listed.result).result)
+            message = final_message_in_result(_agent_result_decoder.decode(listed.result).result)
             set_field(listed, "final_message", message)
         set_field(listed, "result", None)
     if listed.artifacts:

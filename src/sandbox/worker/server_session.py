@@ -17,7 +17,7 @@ from sandbox.interfaces.journal import JournalDamagedError, LockState, RecordBat
 from sandbox.interfaces.worker_messages import (
     ARTIFACT_PART_BYTES,
     HEARTBEAT_SECONDS_MAX,
-    LEFTOVER_TASKS_MAX,
+    LEFTOVER_TASK_BATCH_MAX,
     RECORD_BATCH_BYTES,
     RUNNER_LOG_BYTES_MAX,
     SERVER_MESSAGE_BYTES_MAX,
@@ -386,8 +386,8 @@ class ServerSession:
         """
         try:
             task_ids = await asyncio.to_thread(self._other_leftovers.find, self._worker_task.task_id)
-            for start in range(0, len(task_ids), LEFTOVER_TASKS_MAX):
-                asked = tuple(task_ids[start : start + LEFTOVER_TASKS_MAX])
+            for start in range(0, len(task_ids), LEFTOVER_TASK_BATCH_MAX):
+                asked = tuple(task_ids[start : start + LEFTOVER_TASK_BATCH_MAX])
                 self._ended = asyncio.get_running_loop().create_future()
                 await self._send(FindEndedTasks(asked))
                 async with asyncio.timeout(_ANSWER_SECONDS):

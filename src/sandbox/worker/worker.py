@@ -62,12 +62,12 @@ class ServerAddress(NamedTuple):
 class HostProofReaders(NamedTuple):
     """How a worker proves that it runs on its host.
 
-    read_shared_host_key: returns the key that proves the identity of this host; raises OSError, SandboxError.
+    read_cluster_key: returns the key that proves the identity of this host; raises OSError, SandboxError.
     read_identity_token: returns the worker's identity token; raises OSError, SandboxError. None if the engine issues
         no such tokens.
     """
 
-    read_shared_host_key: Callable[[], bytes]
+    read_cluster_key: Callable[[], bytes]
     read_identity_token: Callable[[], str] | None = None
 
 
@@ -189,7 +189,7 @@ class Worker:
         try:
             if self._proofs.read_identity_token is not None:
                 return HostProof(None, self._proofs.read_identity_token())
-            key = self._proofs.read_shared_host_key()
+            key = self._proofs.read_cluster_key()
         except (OSError, SandboxError) as error:
             _log.error("The server requires a proof of this host: %s", error_reason(error))
             return HostProof(None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from sandbox.interfaces.workspace import SkippedFile
 from sandbox.model.artifacts import GENERATED_DIRECTORY, Artifact
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.fixed_limits import ARTIFACT_BYTES_MAX
+from sandbox.model.fixed_limits import MATCHED_FILES_BYTES_MAX
 from sandbox.primitives.durable_files import fsync_path
 from sandbox.primitives.file_permissions import create_private_file
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
@@ -137,7 +137,7 @@ async def collect(
     Raises AttemptError if `target` is not writable.
     """
     names = ArtifactNames(taken_names)
-    bytes_left = ARTIFACT_BYTES_MAX
+    bytes_left = MATCHED_FILES_BYTES_MAX
     paths, skipped = await run_in_thread(lambda stop: _find_matches(workspace, patterns, stop))
     for path in paths:
         collected = await run_in_thread(partial(_collect_file, workspace, path, target, names, bytes_left))
@@ -242,7 +242,7 @@ def _collect_file(
     try:
         with RootedFiles(workspace) as files, files.open_file(path) as (file, size):
             if size > bytes_left:
-                bound = f"{ARTIFACT_BYTES_MAX // 1024**2} MiB"
+                bound = f"{MATCHED_FILES_BYTES_MAX // 1024**2} MiB"
                 return SkippedFile(
                     printable_path(path), f"with its {size} bytes the matching files would exceed {bound}"
                 )

@@ -70,7 +70,7 @@ class GitWorkspaces:
             self._small_trees[attempt_dir, commit] = staging.base_tree
         return commit
 
-    async def patch(
+    async def write_patch(
         self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, detect_secret: DetectSecret
     ) -> PatchResult:
         """Write the agent's changes; the file is empty if there are none. Raises AttemptError (collect_failed)."""
@@ -80,7 +80,9 @@ class GitWorkspaces:
         async with self._confined_git(layout, confine) as git:
             return await write_patch(git, layout, base_commit, target, detect_secret, base)
 
-    async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
+    async def write_changed_files_archive(
+        self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine
+    ) -> str | None:
         """Write a tar of new and changed files. Raises AttemptError (collect_failed)."""
         async with self._confined_git(AttemptLayout(attempt_dir), confine) as git:
             return await write_changed_files(git, AttemptLayout(attempt_dir), base_commit, target)
@@ -91,7 +93,9 @@ class GitWorkspaces:
         async with AsyncExitStack() as stack:
             try:
                 await run_in_thread(lambda _: create_rules_directory(layout.ignore_rules))
-                confinement = await stack.enter_async_context(confine([layout.repository], [layout.ignore_rules]))
+                confinement = await stack.enter_async_context(
+                    confine([layout.host_git_directory], [layout.ignore_rules])
+                )
             except (AttemptError, OSError) as error:
                 reason = f"The patch could not be created: {error}"
                 raise AttemptError(FailureCode.COLLECT_FAILED, reason) from error

@@ -88,7 +88,7 @@ class DaemonHost:
     def responds(self):
         return time.monotonic() - self.seen_at < RESPONSE_TIMEOUT_SECONDS
 
-    def list_profiles(self):
+    def list_minimum_tiers(self):
         return self._profiles
 
     def find_image(self, profile, tier):

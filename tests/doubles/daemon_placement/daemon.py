@@ -63,7 +63,7 @@ class RpcMethods:
         return self.placement.host.capacity
 
     async def profiles(self):
-        return self.placement.host.images.list_profiles()
+        return self.placement.host.images.list_minimum_tiers()
 
     async def find_image(self, profile: str, tier: str):
         return self.placement.host.images.find_image(profile, tier)

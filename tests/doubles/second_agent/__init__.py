@@ -17,7 +17,7 @@ from sandbox.interfaces.model_dialect import ModelDialect
 from sandbox.model.events import ConversationEvent
 from sandbox.model.input_errors import RuleViolation
 from sandbox.model.manifest.document import as_text
-from sandbox.model.manifest.field_formats import PROMPT, VISIBLE
+from sandbox.model.manifest.field_formats import NO_CONTROL_CHARACTERS, PROMPT
 from sandbox.model.manifest.schema import FORBID_EXTRA, Manifest
 
 TEMPLATE = """\
@@ -39,7 +39,7 @@ class SecondAgentSection:
 
     __pydantic_config__ = FORBID_EXTRA
     prompt: Annotated[str, PROMPT]
-    model: Annotated[str, Len(1, 256), VISIBLE] = "scripted-1"
+    model: Annotated[str, Len(1, 256), NO_CONTROL_CHARACTERS] = "scripted-1"
     effort: Literal["low", "high"] = "low"
 
 

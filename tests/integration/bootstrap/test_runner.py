@@ -125,7 +125,7 @@ SLOW_JOURNAL_PROGRAM = """
 import time
 import sandbox.model.fixed_limits
 sandbox.model.fixed_limits.LAUNCH_TIMEOUT_SECONDS = 1
-sandbox.model.fixed_limits.JOURNAL_READ_BYTES_PER_SECOND = {rate}
+sandbox.model.fixed_limits.JOURNAL_READ_BYTES_PER_SECOND_MIN = {rate}
 from sandbox.bootstrap.runner import main
 from sandbox.journal.journals import FileJournals
 replay = FileJournals.replay

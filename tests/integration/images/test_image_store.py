@@ -23,7 +23,7 @@ from sandbox.images.image_builder import Component, build_image, import_image
 from sandbox.images.image_store import ImageLocks
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.images.profile_definition import ImageDefinition
-from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES, Image, ImageUnusableError
+from sandbox.interfaces.images import MOUNT_POINT_DIRECTORIES, MOUNT_POINT_FILES, Image, ImageUnusableError
 from sandbox.model.failure import AttemptError
 
 LOADER = {"aarch64": "usr/lib/ld-linux-aarch64.so.1"}.get(os.uname().machine, "usr/lib64/ld-linux-x86-64.so.2")
@@ -88,10 +88,10 @@ def test_image_has_mount_points_and_no_passwords(catalog, root_layer, tmp_path):
     )
     record = import_image(catalog.image_store("tools"), oci_archive(tmp_path / "image.tar", root_layer, special_layer))
     root = catalog.image_store("tools").rootfs_path(record.digest)
-    for path in IMAGE_DIRECTORIES:
+    for path in MOUNT_POINT_DIRECTORIES:
         assert (root / path[1:]).is_dir()
         assert not (root / path[1:]).is_symlink()
-    for path in IMAGE_FILES:
+    for path in MOUNT_POINT_FILES:
         assert (root / path[1:]).read_bytes() == b""
         assert not (root / path[1:]).is_symlink()
     assert not (root / "etc/shadow").exists()
@@ -114,7 +114,7 @@ def test_rebuild_can_raise_the_minimum_tier(catalog, fake_packages):
     with pytest.raises(ImageUnusableError, match="vm"):
         image_of(catalog)
     assert image_of(catalog, tier="vm")
-    assert catalog.list_profiles()["tools"] == "vm"
+    assert catalog.list_minimum_tiers()["tools"] == "vm"
 
 
 def test_component_is_copied_into_the_image(catalog, fake_packages, tmp_path):
@@ -308,7 +308,7 @@ def test_removed_image_cannot_be_acquired(catalog, fake_packages, tmp_path):
 
 
 def test_shipped_profile_without_an_image_uses_the_host_root(catalog, fake_packages):
-    assert catalog.list_profiles() == {"agentic-dev": "", "basic": ""}
+    assert catalog.list_minimum_tiers() == {"agentic-dev": "", "basic": ""}
     assert image_of(catalog, "basic") is None
     record = build(catalog, fake_packages(), name="basic")
     assert image_of(catalog, "basic").digest == record.digest
@@ -336,7 +336,7 @@ def test_damaged_image_is_not_replaced_by_the_host_root(catalog, fake_packages, 
             (image.parent / "current").write_text(f"../basic/{image.name}")
     with pytest.raises(ImageUnusableError, match="build it again"):
         image_of(catalog, "basic")
-    assert "basic" in catalog.list_profiles()
+    assert "basic" in catalog.list_minimum_tiers()
 
 
 @pytest.mark.parametrize("name", ["tools~", "Tools", "host", "a b", "tools..old"])
@@ -345,7 +345,7 @@ def test_directory_with_an_invalid_profile_name_is_ignored(catalog, fake_package
     profiles = tmp_path / "data" / "profiles"
     shutil.copytree(profiles / "tools", profiles / name, symlinks=True)
     assert catalog.names() == ["agentic-dev", "basic", "tools"]
-    assert set(catalog.list_profiles()) == {"agentic-dev", "basic", "tools"}
+    assert set(catalog.list_minimum_tiers()) == {"agentic-dev", "basic", "tools"}
     with pytest.raises(ProfileNotFoundError, match="available profiles: agentic-dev, basic, tools"):
         catalog.find(name)
     with pytest.raises(ImageUnusableError):
@@ -357,7 +357,7 @@ def test_profile_with_an_unreadable_pointer_is_unusable(catalog, fake_packages, 
     current = tmp_path / "data" / "profiles" / "tools" / "current"
     current.unlink()
     current.mkdir()
-    assert set(catalog.list_profiles()) == {"agentic-dev", "basic", "tools"}
+    assert set(catalog.list_minimum_tiers()) == {"agentic-dev", "basic", "tools"}
     assert "cannot be read" in catalog.find("tools").problem
     with pytest.raises(ImageUnusableError, match="sandbox profile build tools"):
         catalog.find_image("tools", "host")
@@ -368,7 +368,7 @@ def test_profile_removed_during_listing_is_skipped(catalog, fake_packages, monke
     names = catalog.names()
     catalog.image_store("tools").remove_images()
     monkeypatch.setattr(catalog, "names", lambda: names)
-    assert set(catalog.list_profiles()) == {"agentic-dev", "basic"}
+    assert set(catalog.list_minimum_tiers()) == {"agentic-dev", "basic"}
 
 
 def test_build_with_an_unreadable_pointer_removes_no_image(catalog, fake_packages, tmp_path):

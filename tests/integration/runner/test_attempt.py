@@ -231,7 +231,7 @@ async def test_finisher_completes_the_attempt_of_a_dead_runner(make_harness):
         harness.recorder.record(event)
     harness.recorder.record(Output.from_bytes("stdout", b"half a line\n"))
     harness.attempt.layout.workspace.mkdir(parents=True)
-    harness.attempt.layout.repository.mkdir()
+    harness.attempt.layout.host_git_directory.mkdir()
     write_handle(harness.attempt.layout.handle, harness.parts.runtime.prepare(ATTEMPT_ID))
     await harness.finish()
     assert harness.task.failure.code == "runner_lost"
@@ -302,7 +302,7 @@ async def test_finisher_distinguishes_a_lost_host_from_a_lost_runner(make_harnes
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("vm", "none", "host"), AgentStarted("s")):
         harness.recorder.record(event)
     harness.attempt.layout.workspace.mkdir(parents=True)
-    harness.attempt.layout.repository.mkdir()
+    harness.attempt.layout.host_git_directory.mkdir()
     await harness.finish()
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, code)
     assert {"task-1.patch", "report.md", "metadata.json"} <= harness.artifacts

@@ -56,7 +56,11 @@ def leave_files_after(harness, *events):
     """Create the leftovers of a runner that was killed after it recorded these events."""
     for event in events:
         harness.recorder.record(event)
-    for directory in (harness.attempt.layout.workspace, harness.attempt.layout.home, harness.attempt.layout.repository):
+    for directory in (
+        harness.attempt.layout.workspace,
+        harness.attempt.layout.home,
+        harness.attempt.layout.host_git_directory,
+    ):
         directory.mkdir(parents=True, exist_ok=True)
     (harness.attempt.layout.workspace / "edited.txt").write_text("half done\n")
     write_handle(harness.attempt.layout.handle, harness.parts.runtime.prepare(ATTEMPT_ID))

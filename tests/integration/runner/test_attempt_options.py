@@ -262,7 +262,7 @@ async def test_finisher_reports_no_secret_in_the_name_of_a_file_that_is_too_larg
 ):
     script = AttemptScript(patch_incomplete_reason=f"{VALUE}.bin exceeds the limit")
     harness = attempt_of_dead_runner(make_harness, script, secrets)
-    harness.attempt.layout.repository.mkdir()
+    harness.attempt.layout.host_git_directory.mkdir()
     await harness.finish()
     reported = [event.message for event in harness.events(ErrorReported) if event.error == "patch_truncated"]
     assert len(reported) == 1

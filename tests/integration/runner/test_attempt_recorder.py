@@ -232,8 +232,8 @@ async def test_collection_is_retried_on_a_full_disk_until_the_collect_timeout(ma
         target.write_bytes(b"diff --git a/a b/a\n")
         return PatchResult()
 
-    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.patch", patch)
-    monkeypatch.setattr("sandbox.runner.attempt_closing.RETRY_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.write_patch", patch)
+    monkeypatch.setattr("sandbox.runner.attempt_closing.HOST_ERROR_PAUSE_SECONDS", 0.01)
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, len(targets)) == (TaskState.COMPLETED, 3)
     assert "task-1.patch" in harness.artifacts
@@ -245,7 +245,7 @@ async def test_full_disk_during_the_collection_fails_the_task_with_disk_full(mak
     async def patch(self, attempt_dir, base_commit, target, confine, detect_secret):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.patch", patch)
+    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.write_patch", patch)
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "disk_full")
     assert "free space on the server's disk" in harness.task.failure.message
@@ -310,7 +310,7 @@ async def test_output_is_flushed_when_the_disk_reserve_cannot_be_reallocated(mak
 async def test_nothing_is_flushed_while_nothing_is_recorded(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.attempt_recorder.OUTPUT_SYNC_INTERVAL_SECONDS", 0.001)
     monkeypatch.setattr("sandbox.runner.steps.run.METRICS_INTERVAL_SECONDS_MIN", 60.0)
-    monkeypatch.setattr("sandbox.runner.steps.run.METRICS_INTERVAL_SECONDS", 60.0)
+    monkeypatch.setattr("sandbox.runner.steps.run.METRICS_INTERVAL_SECONDS_MAX", 60.0)
     harness = make_harness(AttemptScript(runs_until_signal=True, stdout=LINES))
     sync, records = harness.writer.sync, []
 
@@ -335,7 +335,7 @@ async def test_nothing_is_flushed_while_nothing_is_recorded(make_harness, monkey
 async def test_disk_reserve_is_allocated_later_although_nothing_is_recorded(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.attempt_recorder.OUTPUT_SYNC_INTERVAL_SECONDS", 0.001)
     monkeypatch.setattr("sandbox.runner.steps.run.METRICS_INTERVAL_SECONDS_MIN", 60.0)
-    monkeypatch.setattr("sandbox.runner.steps.run.METRICS_INTERVAL_SECONDS", 60.0)
+    monkeypatch.setattr("sandbox.runner.steps.run.METRICS_INTERVAL_SECONDS_MAX", 60.0)
     harness = make_harness(AttemptScript(runs_until_signal=True))
     allocate, is_full = harness.reserve.allocate, True
 

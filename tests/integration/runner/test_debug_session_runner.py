@@ -85,7 +85,7 @@ class ShellRuntime(ScriptedRuntime):
 
 @pytest.fixture(autouse=True)
 def _short_intervals(monkeypatch):
-    monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS_MIN", 0.01)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS_MAX", 0.01)
     monkeypatch.setattr("sandbox.runner.debug_session_runner.DEBUG_SESSION_IDLE_TIMEOUT_SECONDS", 0.2)
 

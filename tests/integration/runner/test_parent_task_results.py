@@ -127,7 +127,7 @@ async def test_chain_patch_is_relative_to_the_first_commit(make_child, monkeypat
         bases.append(base_commit)
         return await patch(workspaces, attempt_dir, base_commit, *arguments)
 
-    monkeypatch.setattr(type(harness.parts.workspaces), "patch", record_base)
+    monkeypatch.setattr(type(harness.parts.workspaces), "write_patch", record_base)
     await harness.run()
     assert bases == [harness.task.base_commit, FIRST_COMMIT]
     assert {"task-1.patch", "task-1.chain.patch"} <= harness.artifacts
@@ -141,7 +141,7 @@ async def test_incomplete_chain_patch_is_reported_and_the_task_completes(make_ch
         result = await patch(workspaces, attempt_dir, base_commit, target, *arguments)
         return PatchResult("it is too large") if base_commit == FIRST_COMMIT else result
 
-    monkeypatch.setattr(type(harness.parts.workspaces), "patch", cut)
+    monkeypatch.setattr(type(harness.parts.workspaces), "write_patch", cut)
     await harness.run()
     assert harness.states[-1] == "completed"
     assert [event.error for event in harness.events(ErrorReported)] == ["chain_patch_truncated"]

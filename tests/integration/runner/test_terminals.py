@@ -17,7 +17,7 @@ from sandbox.interfaces.terminal_frames import (
     WriteAccessFrame,
 )
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.fixed_limits import TERMINAL_REPLAY_BYTES, TERMINALS_MAX
+from sandbox.model.fixed_limits import TERMINAL_CLIENTS_MAX, TERMINAL_REPLAY_BYTES
 from sandbox.placements.runner_client import LocalRunnerClient
 from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner import terminals as terminals_module
@@ -225,7 +225,7 @@ async def test_slow_client_is_disconnected_without_affecting_others(tmp_path):
 
 async def test_number_of_clients_is_bounded(tmp_path):
     async with serve_terminal(tmp_path) as (_, _, connect):
-        for _ in range(TERMINALS_MAX):
+        for _ in range(TERMINAL_CLIENTS_MAX):
             await read_frame(await connect())
         with pytest.raises(TerminalRefusedError, match="close one"):
             await connect()
@@ -265,7 +265,7 @@ async def test_refused_terminals_start_no_shell(tmp_path):
         terminals.enable(SandboxTerminals(sandbox, {}, "/"))
         with pytest.raises(TerminalRefusedError, match="headless"):
             await connect()
-        connections = [await connect(shell) for _ in range(TERMINALS_MAX)]
+        connections = [await connect(shell) for _ in range(TERMINAL_CLIENTS_MAX)]
         for connection in connections:
             assert await read_frame(connection) == WriteAccessFrame(may_write=True)
         for _ in range(3):
@@ -273,9 +273,9 @@ async def test_refused_terminals_start_no_shell(tmp_path):
                 await connect(shell)
         await connections[0].close()
         await asyncio.wait_for(sandbox.opened[0].hung_up.wait(), 10)
-        assert len(sandbox.opened) == TERMINALS_MAX
+        assert len(sandbox.opened) == TERMINAL_CLIENTS_MAX
         assert await read_frame(await connect(shell)) == WriteAccessFrame(may_write=True)
-        assert len(sandbox.opened) == TERMINALS_MAX + 1
+        assert len(sandbox.opened) == TERMINAL_CLIENTS_MAX + 1
 
 
 async def test_terminals_of_a_headless_agent_and_a_closed_sandbox_are_refused(tmp_path):
@@ -304,7 +304,7 @@ async def test_client_that_leaves_during_output_causes_no_unhandled_error(tmp_pa
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context["message"]))
     async with serve_terminal(tmp_path) as (terminals, terminal, connect):
         for _ in range(3):
-            clients = [await connect(READ_ONLY_TERMINAL) for _ in range(TERMINALS_MAX)]
+            clients = [await connect(READ_ONLY_TERMINAL) for _ in range(TERMINAL_CLIENTS_MAX)]
             for client in clients:
                 await read_frame(client)
             closing = asyncio.gather(*(client.close() for client in clients))

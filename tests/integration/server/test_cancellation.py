@@ -32,7 +32,7 @@ async def test_cancel_without_a_runner_reports_the_outcome(
     components, monkeypatch, events, later_events, message, state
 ):
     # Disable the periodic check, so only the cancel request detects the lost runner.
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 60.0)
+    monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 60.0)
 
     async def scenario():
         async with components.server() as service:
@@ -40,7 +40,7 @@ async def test_cancel_without_a_runner_reports_the_outcome(
             components.placement.record("task-1", *events)
             components.placement.kill("task-1")
             cancelled = await service.cancel("task-1", reason="", force=False)
-            monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.05)
+            monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 0.05)
             await components.wait_for_launch("task-1", 2)
             components.placement.record("task-1", *later_events)
             return cancelled.message, (await service.wait("task-1", 10)).state
@@ -49,7 +49,7 @@ async def test_cancel_without_a_runner_reports_the_outcome(
 
 
 async def test_task_with_a_busy_journal_is_cancelled_before_it_starts(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 60.0)
+    monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 60.0)
 
     busy = JournalRecorder(components.journals.create("task-1"), None, components.clock.now)
     busy.record(TaskSubmitted("task-1", manifest()))
@@ -58,7 +58,7 @@ async def test_task_with_a_busy_journal_is_cancelled_before_it_starts(components
         async with components.server() as service:
             busy.writer.close()
             cancelled = await service.cancel("task-1", reason="", force=False)
-            monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.05)
+            monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 0.05)
             return cancelled.message, (await service.wait("task-1", 10)).state
 
     assert (await scenario()) == ("The task was cancelled before it started.", TaskState.CANCELLED)

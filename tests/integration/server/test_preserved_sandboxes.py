@@ -59,7 +59,7 @@ async def lose_before_disk_takeover(components, service):
 
 
 def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 0.05)
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
     sessions = []
 

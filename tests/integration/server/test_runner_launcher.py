@@ -38,7 +38,7 @@ UPSTREAM = ModelUpstream("https://model.example", api_key="sk-secret")
 
 @pytest.fixture
 def components(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 0.1)
     instance = ServerComponents(tmp_path, MemoryStore(), upstream=UPSTREAM)
     yield instance
     for task_id in list(instance.placement.recorders):
@@ -152,7 +152,7 @@ async def test_cancelled_task_with_a_dead_runner_has_no_further_attempt(componen
 
 async def test_cancel_with_a_dead_runner_is_recorded_before_the_finisher(components, monkeypatch):
     # Disable the periodic check, so only the cancel request detects the lost runner.
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 60.0)
+    monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 60.0)
     launch, cancel_requests = components.placement.launch, []
 
     async def recording_launch(order, writer):
@@ -167,7 +167,7 @@ async def test_cancel_with_a_dead_runner_is_recorded_before_the_finisher(compone
             await components.start_running_task(service)
             components.placement.kill("task-1")
             await service.cancel("task-1", reason="enough", force=False)
-            monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.05)
+            monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 0.05)
             await components.wait_for_launch("task-1", 2)
 
     await scenario()

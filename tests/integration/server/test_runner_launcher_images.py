@@ -18,7 +18,7 @@ IMAGE = Image("my-tools", "sha256:" + "0" * 64, "/data/profiles/my-tools/0/root"
 
 @pytest.fixture
 def components(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 0.1)
     instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     instance.profile_images = {"my-tools": IMAGE}
     yield instance

@@ -25,7 +25,7 @@ def with_secret(task_id="task-1"):
 
 @pytest.fixture
 def components(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 0.1)
     instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield instance
     for task_id in list(instance.placement.recorders):

@@ -160,7 +160,7 @@ async def test_draining_server_starts_no_tasks_and_finishes_running_tasks(compon
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
 async def test_admitted_but_delayed_task_does_not_start_during_a_drain(components, monkeypatch, is_cancelled):
-    monkeypatch.setattr("sandbox.server.dispatcher.RETRY_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.dispatcher.HOST_ERROR_PAUSE_SECONDS", 0.05)
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
     errors = [OSError(5, "Input/output error")]
 
@@ -199,7 +199,7 @@ async def test_admitted_but_delayed_task_does_not_start_during_a_drain(component
 
 async def test_cancelled_delayed_task_ends_during_a_drain(components, monkeypatch):
     """A drain does not delay the end of a task, because no process has to be started to record the end."""
-    monkeypatch.setattr("sandbox.server.dispatcher.RETRY_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.dispatcher.HOST_ERROR_PAUSE_SECONDS", 0.05)
     append, is_full = FileJournalWriter.append, [True]
 
     def refuse_end(writer, event, transition=None, **when):

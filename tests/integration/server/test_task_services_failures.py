@@ -77,9 +77,9 @@ class FailingStore(MemoryStore):
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch):
     for name in (
-        "journal_tailer.LOSS_CHECK_INTERVAL_SECONDS",
-        "journal_tailer.RETRY_PAUSE_SECONDS",
-        "dispatcher.RETRY_PAUSE_SECONDS",
+        "journal_tailer.JOURNAL_SILENCE_SECONDS",
+        "journal_tailer.HOST_ERROR_PAUSE_SECONDS",
+        "dispatcher.HOST_ERROR_PAUSE_SECONDS",
     ):
         monkeypatch.setattr(f"sandbox.server.{name}", 0.1)
 
@@ -598,7 +598,7 @@ async def test_task_with_a_damaged_index_row_and_journal_does_not_affect_others(
 
 async def test_record_that_can_be_neither_flushed_nor_truncated_is_not_read(components, monkeypatch):
     """The record looks complete in the file until the server can truncate and rewrite it."""
-    monkeypatch.setattr("sandbox.server.dispatcher.RETRY_PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr("sandbox.server.dispatcher.HOST_ERROR_PAUSE_SECONDS", 0.5)
     fdatasync, ftruncate, failed = os.fdatasync, os.ftruncate, []
 
     def refuse_once(what, work, *arguments):
@@ -627,7 +627,7 @@ async def test_record_that_can_be_neither_flushed_nor_truncated_is_not_read(comp
 
 async def test_record_that_is_truncated_after_a_failed_flush_is_not_read(components, monkeypatch):
     """The tailer also reads between the write of a record and its failing flush."""
-    monkeypatch.setattr("sandbox.server.dispatcher.RETRY_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.dispatcher.HOST_ERROR_PAUSE_SECONDS", 0.0)
     fdatasync, failures = os.fdatasync, []
 
     def slow_failing_fdatasync(descriptor):

@@ -23,7 +23,7 @@ UNKNOWN_MESSAGE = "The runner's host is not responding; the task's current state
 
 @pytest.fixture
 def components(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 0.01)
     return components
 
 

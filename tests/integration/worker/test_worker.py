@@ -15,7 +15,7 @@ import pytest
 
 from doubles.cluster_server import NOW, ClusterServer, wait_until
 from doubles.manifests import manifest
-from sandbox.bootstrap.cluster_placement import create_certificate
+from sandbox.bootstrap.cluster_placement import load_or_create_certificate
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.image_store import ImageMetadata, ImageStore
 from sandbox.images.image_transfer import HostImageCopies
@@ -97,14 +97,14 @@ class FakeHost:
         self.hanging_scans, self.renewal_errors = 0, 0
         self.may_lock.set()
         self.images = HostImageCopies(data_dir)
-        self.host_key, self.claim_changes, self.read_identity_token = None, {}, None
+        self.cluster_key, self.claim_changes, self.read_identity_token = None, {}, None
         self.worker_end, self.runner_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.credential_requests = RunnerCredentialRequests(self.worker_end)
 
-    def read_shared_host_key(self):
-        if self.host_key is None:
+    def read_cluster_key(self):
+        if self.cluster_key is None:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/etc/sandbox-host.key")
-        return self.host_key
+        return self.cluster_key
 
     async def launch(self, order, writer):
         if self.launch_error is not None:
@@ -192,7 +192,7 @@ class RunningWorker:
             self.create_worker_task,
             other_leftovers,
             self.lock_task,
-            HostProofReaders(host.read_shared_host_key, host.read_identity_token),
+            HostProofReaders(host.read_cluster_key, host.read_identity_token),
         )
         self.running = asyncio.create_task(self.worker.run())
 
@@ -629,14 +629,14 @@ async def test_worker_that_is_terminated_without_a_server_ends(server, start):
     assert time.monotonic() - started_at < 15
 
 
-async def require_host_key(server, key=b"k" * 32):
-    server.host_key = key
+async def require_cluster_key(server, key=b"k" * 32):
+    server.cluster_key = key
     await server.restart()
 
 
 async def test_worker_proves_its_host(server, start):
-    await require_host_key(server)
-    worker = await start(host_key=b"k" * 32)
+    await require_cluster_key(server)
+    worker = await start(cluster_key=b"k" * 32)
     await worker.launch()
     worker.host.record(PREPARED, output("x"))
     await server.restart()
@@ -646,16 +646,16 @@ async def test_worker_proves_its_host(server, start):
 
 
 @pytest.mark.parametrize(
-    ("host_key", "reason", "cause"),
+    ("cluster_key", "reason", "cause"),
     [
         (b"x" * 32, "The host host-1 has a different key than the server", ""),
         (None, "The worker on host-1 cannot read the key of its host", "/etc/sandbox-host.key"),
     ],
 )
-async def test_worker_that_cannot_prove_its_host_ends(server, start, caplog, host_key, reason, cause):
+async def test_worker_that_cannot_prove_its_host_ends(server, start, caplog, cluster_key, reason, cause):
     """The reason is in the logs of both, and in the status of the task."""
-    await require_host_key(server)
-    worker = await start(host_key=host_key)
+    await require_cluster_key(server)
+    worker = await start(cluster_key=cluster_key)
     assert await worker.exit_code() == EXIT_DISMISSED
     assert f"The server does not accept this worker: {reason}" in caplog.text
     assert f"A worker of task task-1 is rejected: {reason}" in caplog.text
@@ -699,11 +699,11 @@ async def test_worker_of_another_version_ends(server, start, caplog):
 
 async def test_another_server_cannot_pass_on_the_proof_of_a_worker(server, tmp_path):
     """An attacker has a join token and can make a worker connect to another server, which relays the challenge."""
-    await require_host_key(server)
+    await require_cluster_key(server)
     job, proofs = await server.submit(), []
     other = tmp_path / "other"
     other.mkdir()
-    certificate, fingerprint = create_certificate(other)
+    certificate, fingerprint = load_or_create_certificate(other)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
     claims = msgspec.msgpack.Decoder(Claim | HostProof)
@@ -737,7 +737,7 @@ async def test_token_is_not_sent_to_a_server_with_another_certificate(server, tm
     job = await server.submit()
     other = tmp_path / "other"
     other.mkdir()
-    certificate, _ = create_certificate(other)
+    certificate, _ = load_or_create_certificate(other)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
     attacker = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)

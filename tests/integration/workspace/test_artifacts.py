@@ -164,7 +164,7 @@ def test_unprintable_names_are_percent_encoded(harness):
 
 
 def test_files_above_the_size_limit_are_skipped(harness, monkeypatch):
-    monkeypatch.setattr(workspace_artifacts, "ARTIFACT_BYTES_MAX", 100)
+    monkeypatch.setattr(workspace_artifacts, "MATCHED_FILES_BYTES_MAX", 100)
     for name, size in {"a": 60, "b": 60, "c": 40, "d": 1}.items():
         harness.file(name).write_bytes(b"x" * size)
     os.truncate(harness.file("b"), 2**40)

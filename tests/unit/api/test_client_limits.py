@@ -26,20 +26,20 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> ClientLimits:
 def test_concurrent_requests_of_a_token_are_limited(limits: ClientLimits):
     with ExitStack() as stack:
         for _ in range(LIMIT):
-            assert limits.acquire(OLGA, ADDRESS) == 0
+            assert limits.throttle_seconds(OLGA, ADDRESS) == 0
             stack.enter_context(limits.count_request(OLGA))
-        assert limits.acquire(OLGA, ADDRESS) == 1
-        assert limits.acquire(VERA, ADDRESS) == limits.acquire(None, ADDRESS) == 0
+        assert limits.throttle_seconds(OLGA, ADDRESS) == 1
+        assert limits.throttle_seconds(VERA, ADDRESS) == limits.acquire(None, ADDRESS) == 0
 
 
 def test_finished_request_does_not_count_toward_the_limit(limits: ClientLimits):
     with limits.count_request(OLGA), limits.count_request(OLGA):
         with limits.count_request(OLGA):
-            assert limits.acquire(OLGA, ADDRESS) == 1
+            assert limits.throttle_seconds(OLGA, ADDRESS) == 1
         for _ in range(2 * LIMIT):
             with limits.count_request(OLGA):
                 pass
-        assert limits.acquire(OLGA, ADDRESS) == 0
+        assert limits.throttle_seconds(OLGA, ADDRESS) == 0
 
 
 @pytest.mark.parametrize("principal", [LOCAL, None])
@@ -47,29 +47,29 @@ def test_requests_without_a_token_are_not_counted(limits: ClientLimits, principa
     with ExitStack() as stack:
         for _ in range(2 * LIMIT):
             stack.enter_context(limits.count_request(principal))
-        assert limits.acquire(principal, ADDRESS) == 0
+        assert limits.throttle_seconds(principal, ADDRESS) == 0
 
 
 def test_event_streams_of_all_tasks_are_limited_for_each_token(limits: ClientLimits):
     with ExitStack() as stack:
         for _ in range(LIMIT):
-            stack.enter_context(limits.count_all_tasks_stream(OLGA))
-        with pytest.raises(TooManyStreamsError, match=str(LIMIT)), limits.count_all_tasks_stream(OLGA):
+            stack.enter_context(limits.reserved_all_tasks_stream(OLGA))
+        with pytest.raises(TooManyStreamsError, match=str(LIMIT)), limits.reserved_all_tasks_stream(OLGA):
             pass
-        with limits.count_all_tasks_stream(VERA):
+        with limits.reserved_all_tasks_stream(VERA):
             pass
 
 
 @pytest.mark.parametrize("principal", [OLGA, LOCAL, None])
 def test_ended_stream_does_not_count_toward_the_limit(limits: ClientLimits, principal: Principal | None):
-    with limits.count_all_tasks_stream(principal), limits.count_all_tasks_stream(principal):
+    with limits.reserved_all_tasks_stream(principal), limits.reserved_all_tasks_stream(principal):
         for _ in range(2 * LIMIT):
-            with limits.count_all_tasks_stream(principal):
+            with limits.reserved_all_tasks_stream(principal):
                 pass
         with (
-            limits.count_all_tasks_stream(principal),
+            limits.reserved_all_tasks_stream(principal),
             pytest.raises(TooManyStreamsError),
-            limits.count_all_tasks_stream(principal),
+            limits.reserved_all_tasks_stream(principal),
         ):
             pass
 
@@ -77,8 +77,8 @@ def test_ended_stream_does_not_count_toward_the_limit(limits: ClientLimits, prin
 def test_streams_of_anonymous_callers_are_counted_together(limits: ClientLimits):
     with ExitStack() as stack:
         for _ in range(LIMIT):
-            stack.enter_context(limits.count_all_tasks_stream(None))
-        with pytest.raises(TooManyStreamsError), limits.count_all_tasks_stream(None):
+            stack.enter_context(limits.reserved_all_tasks_stream(None))
+        with pytest.raises(TooManyStreamsError), limits.reserved_all_tasks_stream(None):
             pass
 
 
@@ -94,8 +94,8 @@ def test_counters_of_idle_tokens_are_removed(limits: ClientLimits):
     with (
         limits.count_request(OLGA),
         limits.count_request(OLGA),
-        limits.count_all_tasks_stream(OLGA),
-        limits.count_all_tasks_stream(OLGA),
+        limits.reserved_all_tasks_stream(OLGA),
+        limits.reserved_all_tasks_stream(OLGA),
     ):
         pass
     assert (dict(limits._requests_in_progress), dict(limits._all_tasks_streams)) == ({}, {})

@@ -11,21 +11,21 @@ from pathlib import Path
 import pytest
 
 from sandbox.agents import registered_agents
+from sandbox.bootstrap.cluster_key import ClusterKeyError
 from sandbox.bootstrap.cluster_placement import (
     KUBERNETES_WORKER_COMMAND,
     choose_proof_method,
-    create_certificate,
     create_engine,
     create_kubernetes_engine,
-    find_credentials,
-    load_shared_host_key,
+    find_clone_credentials,
+    load_cluster_key,
+    load_or_create_certificate,
     slurm_settings,
     worker_command,
     worker_environment,
 )
 from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext
 from sandbox.bootstrap.settings.load import ConfigurationError, load
-from sandbox.bootstrap.shared_host_key import SharedHostKeyError
 from sandbox.bootstrap.worker import (
     WorkerUnusableError,
     choose_data_dir,
@@ -42,10 +42,10 @@ from sandbox.interfaces.worker_messages import NO_JOIN_TOKEN
 
 
 def test_certificate_is_private_and_stays_the_same(tmp_path):
-    path, fingerprint = create_certificate(tmp_path)
+    path, fingerprint = load_or_create_certificate(tmp_path)
     content = path.read_bytes()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert create_certificate(tmp_path) == (path, fingerprint)
+    assert load_or_create_certificate(tmp_path) == (path, fingerprint)
     assert path.read_bytes() == content
     certificate = content.decode().partition("-----BEGIN PRIVATE KEY-----")[0]
     assert fingerprint == hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate)).hexdigest()
@@ -56,7 +56,7 @@ def test_two_servers_have_different_certificates(tmp_path):
     directories = [tmp_path / name for name in ("a", "b")]
     for directory in directories:
         directory.mkdir()
-    assert len({create_certificate(directory)[1] for directory in directories}) == 2
+    assert len({load_or_create_certificate(directory)[1] for directory in directories}) == 2
 
 
 def make_context(**variables):
@@ -98,15 +98,15 @@ def test_workers_get_the_path_of_the_key_but_not_the_key(tmp_path, caplog):
     assert environment["SANDBOX_CLUSTER_HOST_KEY_FILE"] == str(path)
     settings = load({"config": "/dev/null"}, environment).settings
     assert settings.cluster.host_key_path == path
-    assert load_shared_host_key(context.settings.cluster, "ab" * 32) == (key, "ab" * 32)
-    assert str(key) not in repr(load_shared_host_key(context.settings.cluster, "ab" * 32))
+    assert load_cluster_key(context.settings.cluster, "ab" * 32) == (key, "ab" * 32)
+    assert str(key) not in repr(load_cluster_key(context.settings.cluster, "ab" * 32))
     assert caplog.messages == []
 
 
 @pytest.mark.parametrize(("engine", "warnings"), [("slurm", 1), ("processes", 0)])
 def test_server_warns_if_workers_on_other_hosts_do_not_prove_their_host(caplog, engine, warnings):
     context = make_context(CLUSTER_ENGINE=engine)
-    assert load_shared_host_key(context.settings.cluster, "ab" * 32) is None
+    assert load_cluster_key(context.settings.cluster, "ab" * 32) is None
     warning = "Workers do not prove that they run on a host of the cluster"
     assert [message.partition(":")[0] for message in caplog.messages] == [warning] * warnings
     assert "SANDBOX_CLUSTER_HOST_KEY_FILE" not in worker_environment(context, {})
@@ -114,8 +114,8 @@ def test_server_warns_if_workers_on_other_hosts_do_not_prove_their_host(caplog, 
 
 def test_server_does_not_start_if_the_configured_key_is_missing(tmp_path):
     context = make_context(CLUSTER_ENGINE="slurm", CLUSTER_HOST_KEY_FILE=str(tmp_path / "missing"))
-    with pytest.raises(SharedHostKeyError, match="cannot be read: No such file"):
-        load_shared_host_key(context.settings.cluster, "ab" * 32)
+    with pytest.raises(ClusterKeyError, match="cannot be read: No such file"):
+        load_cluster_key(context.settings.cluster, "ab" * 32)
 
 
 def test_worker_command_runs_the_configured_program():
@@ -227,6 +227,6 @@ def test_host_gets_no_url_of_the_servers_git_configuration(url, tmp_path, monkey
     )
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
     with pytest.raises(NoCredentialsError, match="cannot use its git configuration") as caught:
-        find_credentials(url, CredentialQuery("https", "git.example"))
+        find_clone_credentials(url, CredentialQuery("https", "git.example"))
     assert "let-me-in" not in f"{caught.value}{caplog.text}"
     assert "a URL is not valid" in caplog.text

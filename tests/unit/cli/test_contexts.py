@@ -31,7 +31,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def stored(file):
-    with file.changing():
+    with file.locked():
         file.save(STORED)
     return file
 
@@ -119,7 +119,7 @@ def test_symbolic_link_to_the_file_is_preserved(stored, tmp_path):
 
 def test_concurrent_changes_are_not_lost(file):
     def add(number):
-        with file.changing():
+        with file.locked():
             file.save(file.load().add(f"c{number}", DEV))
 
     threads = [threading.Thread(target=add, args=[number]) for number in range(10)]
@@ -235,7 +235,7 @@ def test_token_is_not_guessed_if_a_server_has_several(file):
     other = Context(PROD.server, "other-token")
     by_name = {"prod": PROD, "other": other, "dev": DEV}
     for current, token in (("prod", PROD.token), ("other", other.token), ("dev", "")):
-        with file.changing():
+        with file.locked():
             file.save(Contexts(by_name, current))
         assert select_context(ServerSelection(PROD.server), ServerSelection(), file).token == token
 

@@ -11,7 +11,7 @@ from sandbox.client import InvalidParameterError, UnexpectedResponseError, reque
 from sandbox.client.connection_settings import resolve_connection
 from sandbox.client.response_types import Health, Task
 from sandbox.client.response_validation import matches_schema
-from sandbox.client.terminal import OPEN_TIMEOUT_SECONDS, Exit, Terminal, open_terminal
+from sandbox.client.terminal import OPEN_TIMEOUT_SECONDS, Terminal, TerminalEnd, open_terminal
 from sandbox.model.fixed_limits import (
     BODY_BYTES_MAX,
     DEBUG_SESSION_END_TIMEOUT_SECONDS,
@@ -162,9 +162,9 @@ def test_terminal_yields_the_exit_message():
     assert read_messages(b"$ ", '{"types": true}', '{"type": "exit", "exit_code": 3, "message": "Bye."}') == [
         b"$ ",
         True,
-        Exit(3, "Bye."),
+        TerminalEnd(3, "Bye."),
     ]
-    assert read_messages('{"type": "exit", "exit_code": [3]}') == [Exit(None, "")]
+    assert read_messages('{"type": "exit", "exit_code": [3]}') == [TerminalEnd(None, "")]
 
 
 @pytest.mark.parametrize("message", ["[]", "nonsense", "5", "[" * 100_000])

@@ -43,10 +43,10 @@ def probe_qemu():
         (probe_qemu, {"machine": "aarch64"}),
     ],
 )
-def test_permanent_failure_is_final(set_machine, probe, environment):
+def test_permanent_failure_is_reported(set_machine, probe, environment):
     set_machine(**environment)
     result = probe()
-    assert (result.is_available, result.is_final) == (False, True)
+    assert (result.is_available, result.is_permanent) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_missing_program_is_not_final(set_machine, monkeypatch, module, finder, 
     set_machine()
     monkeypatch.setattr(module, finder, lambda: None)
     result = probe()
-    assert (result.is_available, result.is_final) == (False, False)
+    assert (result.is_available, result.is_permanent) == (False, False)
 
 
 @pytest.mark.parametrize("error", [TimeoutError("busy"), OSError("process limit reached")])
@@ -74,4 +74,4 @@ def test_failure_of_the_probe_sandbox_is_not_final(set_machine, monkeypatch, err
         monkeypatch.setattr(module, "run_probe", fail)
         monkeypatch.setattr(module, finder, lambda: "/usr/bin/true")
         result = probe()
-        assert (result.is_available, result.is_final) == (False, False)
+        assert (result.is_available, result.is_permanent) == (False, False)

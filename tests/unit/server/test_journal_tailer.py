@@ -108,7 +108,7 @@ async def test_records_of_a_runner_are_read_soon(tailed_task, monkeypatch, is_wa
     """Writes wake the tailer. If writes cannot be reported, the journal is polled."""
     if not is_watched:
         monkeypatch.setattr(tailed_task.journals, "watch", lambda *_: contextlib.nullcontext(False))
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 600.0)
+    monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 600.0)
     tailed_task.tailer.start(tailed_task.tracked)
     for event in (*ARTIFACTS[:3], e.TaskFinished()):
         tailed_task.recorder.record(event)
@@ -139,7 +139,7 @@ async def test_busy_journal_is_not_read_for_each_record(tailed_task, monkeypatch
 
 async def test_long_journal_of_an_ended_runner_is_read_without_pauses(tailed_task, monkeypatch):
     """A batch ends before a long journal does, and no further write wakes the tailer."""
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 600.0)
+    monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 600.0)
     read = tailed_task.journals.read
     monkeypatch.setattr(tailed_task.journals, "read", lambda *arguments: read(*arguments, bytes_max=1))
     for event in (*ARTIFACTS, e.TaskFinished()):
@@ -153,7 +153,7 @@ async def test_long_journal_of_an_ended_runner_is_read_without_pauses(tailed_tas
 
 
 async def test_silent_journal_is_not_read_until_it_is_written(tailed_task, monkeypatch):
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 600.0)
+    monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 600.0)
     offsets = []
     read = tailed_task.journals.read
     monkeypatch.setattr(

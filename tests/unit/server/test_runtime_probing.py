@@ -139,7 +139,7 @@ def test_failed_runtime_is_not_probed_earlier_on_request(clock):
 
 
 def test_final_failure_is_not_probed_again(clock):
-    host = run(clock, structs.replace(UNAVAILABLE, is_final=True))
+    host = run(clock, structs.replace(UNAVAILABLE, is_permanent=True))
     assert (host.blocked_reason, host.next_probe_at, host.retry_after_seconds) == (
         "It does not work.",
         None,

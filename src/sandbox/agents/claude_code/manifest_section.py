@@ -12,7 +12,7 @@ from annotated_types import Ge, Le, Len, MaxLen
 
 from sandbox.model.input_errors import FieldPath, RuleViolation
 from sandbox.model.manifest.document import as_list, as_mapping, as_text
-from sandbox.model.manifest.field_formats import PROMPT, VISIBLE
+from sandbox.model.manifest.field_formats import NO_CONTROL_CHARACTERS, PROMPT
 from sandbox.model.manifest.schema import FORBID_EXTRA, Manifest
 
 KIND = "claude"
@@ -60,9 +60,9 @@ class Claude:
     """Whether the agent may do everything; if false, every action that needs permission is denied."""
     output_format: Literal["stream-json", "json", "text"] = "stream-json"
     """Content of stdout: all events, the last result as JSON, or the text of the last result."""
-    model: Annotated[str, Len(1, 256), VISIBLE] = "claude-sonnet-4-5-20250929"
+    model: Annotated[str, Len(1, 256), NO_CONTROL_CHARACTERS] = "claude-sonnet-4-5-20250929"
     """Model that the server's API supports."""
-    allowed_tools: Annotated[tuple[Annotated[str, Len(1, 256), VISIBLE], ...], MaxLen(256)] | None = None
+    allowed_tools: Annotated[tuple[Annotated[str, Len(1, 256), NO_CONTROL_CHARACTERS], ...], MaxLen(256)] | None = None
     """Tools and rules that the agent may use. Absent: all. Empty: none."""
     mcp_config: McpConfig | None = None
     """The agent's MCP servers."""

@@ -11,7 +11,9 @@ _DATA_DESTINATIONS = frozenset({"document", "empty"})
 _ASSET_DESTINATIONS = _DATA_DESTINATIONS | {"script", "style", "image", "worker"}
 
 
-def check_host(host: str | None, origin: str | None, *, names: Collection[str], ports: Collection[int]) -> str | None:
+def check_host_and_origin(
+    host: str | None, origin: str | None, *, names: Collection[str], ports: Collection[int]
+) -> str | None:
     """Return why a request with these headers is denied, or None if it is allowed.
 
     names: this server's host names.

@@ -20,7 +20,7 @@ from sandbox.api.auth.cross_site_requests import (
     LOOPBACK_NAMES,
     check_fetch_destination,
     check_fetch_site,
-    check_host,
+    check_host_and_origin,
     check_origin,
 )
 from sandbox.api.auth.sessions import SessionStore
@@ -92,7 +92,7 @@ class RequestAdmission:
         if denied := self._deny_cross_site(connection, credentials, requires_token=requires_token):
             return denied
         address = connection.client.host if connection.client is not None else None
-        if wait_seconds := self.client_limits.acquire(principal, address):
+        if wait_seconds := self.client_limits.throttle_seconds(principal, address):
             return _rate_limited(wait_seconds, principal)
         if not requires_token:
             return Caller(LOCAL_OPERATOR)
@@ -129,7 +129,7 @@ class RequestAdmission:
         has_cookie = credentials is not None and credentials.kind == "session"
         if requires_token and not has_cookie:
             return None
-        check = check_origin if requires_token else check_host
+        check = check_origin if requires_token else check_host_and_origin
         host, origin = (connection.headers.get(name) for name in ("host", "origin"))
         reason = check(host, origin, names=self._host_names, ports=self._settings.ports) or check_fetch_site(
             connection.scope.get("method"), connection.headers

@@ -140,12 +140,12 @@ def _change_manifest(
         if name and is_name_from_prompt(earlier.metadata.name, earlier.agent.prompt):
             data["metadata"]["name"] = name
     overrides = _apply_overrides(data, changes.overrides)
-    profiles = context.settings.profiles
+    list_profile_problems = context.settings.list_profile_problems
     try:
         manifest = validate_document(
             to_document(read_json(write_json(data).decode())),
             agents=context.settings.agents,
-            profiles=None if profiles is None else profiles(),
+            profile_problems=None if list_profile_problems is None else list_profile_problems(),
             clone_hosts=context.clone_hosts(),
         )
     except InvalidManifestError as error:

@@ -85,7 +85,7 @@ async def serve_event_stream(websocket: WebSocket) -> None:
     request = StreamRequest.parse(websocket.query_params)
     TASK_ID.set(request.task_id)
     follows_all = (
-        context.admission.client_limits.count_all_tasks_stream(get_caller(websocket).principal)
+        context.admission.client_limits.reserved_all_tasks_stream(get_caller(websocket).principal)
         if request.task_id is None
         else nullcontext()
     )

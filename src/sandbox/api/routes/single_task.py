@@ -17,7 +17,7 @@ from sandbox.api.request_parsing import parse_json_body, with_body_parser
 from sandbox.api.route_declarations import component_ref, create_router, problem_responses, request_body
 from sandbox.api.streaming.response import wait_for_disconnect
 from sandbox.api.task_json import task_body
-from sandbox.model.manifest.field_formats import VISIBLE
+from sandbox.model.manifest.field_formats import NO_CONTROL_CHARACTERS
 from sandbox.model.manifest.writer import manifest_data
 from sandbox.model.task import Task
 from sandbox.model.wire.request_bodies import REASON_LENGTH_MAX, CancelRequest
@@ -30,7 +30,7 @@ WAIT_SECONDS_MAX = 600
 
 _Reason = Annotated[
     str,
-    VISIBLE,
+    NO_CONTROL_CHARACTERS,
     Query(max_length=REASON_LENGTH_MAX, description="Why the task is cancelled; stored with the task; one line"),
 ]
 _Force = Annotated[bool, Query(description="Do not wait for the agent to exit on its own")]

@@ -70,7 +70,7 @@ async def get_events(
     position = _parse_position(after or last_event_id)
     changes = context.services.events.follow_states(position, is_live=follow)
     stack = ExitStack()
-    stack.enter_context(context.admission.client_limits.count_all_tasks_stream(get_caller(request).principal))
+    stack.enter_context(context.admission.client_limits.reserved_all_tasks_stream(get_caller(request).principal))
     stack.enter_context(context.metrics.track_stream("events"))
     return EventStreamResponse(
         _encode_changes(changes),

@@ -180,11 +180,11 @@ def submitted_response(submission: Submission) -> JsonResponse[SubmittedBody]:
 
 
 def _parse_submission(body: bytes, request: Request, context: ContextDep) -> Manifest:
-    profiles = context.settings.profiles
+    list_profile_problems = context.settings.list_profile_problems
     return parse_manifest(
         body,
         agents=context.settings.agents,
         is_json=has_json_body(request),
-        profiles=None if profiles is None else profiles(),
+        profile_problems=None if list_profile_problems is None else list_profile_problems(),
         clone_hosts=context.clone_hosts(),
     )

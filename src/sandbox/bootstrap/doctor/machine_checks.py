@@ -25,7 +25,7 @@ from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.file_layout import tasks_root
 from sandbox.model.errors import SandboxError
-from sandbox.model.fixed_limits import DISK_CHECK_INTERVAL_SECONDS
+from sandbox.model.fixed_limits import DISK_CHECK_INTERVAL_SECONDS_MIN
 from sandbox.model.manifest.schema import Vm
 from sandbox.model.resources import Resources
 from sandbox.placements.local.probe_leftovers import probe_lock
@@ -197,8 +197,8 @@ def _check_disks(settings: ServerSettings) -> list[Finding]:
         found = [Finding("disks", True, "each task has a separate file system of size vm.disk")]
         return found if can_share_preallocations() else [*found, _UNLIMITED_PREALLOCATIONS]
     message = (
-        f"vm.disk is not enforced ({reason}); the disk usage is checked every {DISK_CHECK_INTERVAL_SECONDS:.0f} s, and "
-        "a task that exceeds vm.disk is ended"
+        f"vm.disk is not enforced ({reason}); the disk usage is checked every {DISK_CHECK_INTERVAL_SECONDS_MIN:.0f} s, "
+        "and a task that exceeds vm.disk is ended"
     )
     remedy = (
         "Run as root on a machine with loop devices and e2fsprogs. Then the agent gets an error when its disk is full, "

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from sandbox.bootstrap.cluster_key import ClusterKeyError, read_cluster_key
 from sandbox.bootstrap.doctor import Finding, is_local_address
 from sandbox.bootstrap.settings.schema import ServerSettings, SlurmSection
-from sandbox.bootstrap.shared_host_key import SharedHostKeyError, read_shared_host_key
 from sandbox.cluster_engines.slurm.engine import SYSTEM_PATH
 from sandbox.images.profile_catalog import ProfileCatalog
 from sandbox.interfaces.cluster_engine import EngineUnavailableError
@@ -75,7 +75,7 @@ def check_slurm(settings: ServerSettings) -> list[Finding]:
         *_check_hosts(hosts, cluster.slurm.partition),
         *_check_configuration(configuration),
         *_check_listen_address(cluster.host, cluster.port, hosts),
-        *_check_host_key(cluster.host_key_path),
+        *_check_cluster_key(cluster.host_key_path),
         *_check_packages(settings.server.data_dir.absolute(), hosts),
     ]
 
@@ -94,7 +94,7 @@ def check_worker_host(settings: ServerSettings, server: str) -> list[Finding]:
     findings = [check_server_address(server, settings.cluster.port)]
     version, configuration = _run(section, "scontrol", "--version"), _read_configuration(section)
     findings.append(Finding("slurm", True, f"{version}; {_describe_user('runs this check')}"))
-    key = _check_host_key(settings.cluster.host_key_path)
+    key = _check_cluster_key(settings.cluster.host_key_path)
     return [*findings, *_check_user(), *_check_configuration(configuration), *key]
 
 
@@ -129,12 +129,12 @@ def _check_user() -> list[Finding]:
     return [Finding("user", False, message, "Start the server as root, so its jobs run as root.", blocks_tasks=False)]
 
 
-def _check_host_key(path: Path | None) -> list[Finding]:
+def _check_cluster_key(path: Path | None) -> list[Finding]:
     if path is None:
         return []
     try:
-        read_shared_host_key(path)
-    except SharedHostKeyError as error:
+        read_cluster_key(path)
+    except ClusterKeyError as error:
         return [Finding("host key", False, error.message)]
     return [Finding("host key", True, f"{path} is readable")]
 

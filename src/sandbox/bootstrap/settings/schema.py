@@ -30,7 +30,7 @@ from sandbox.model.manifest.field_formats import (
     BYTE_SIZE,
     DURATION,
     ENVIRONMENT_NAME,
-    VISIBLE,
+    NO_CONTROL_CHARACTERS,
     Format,
     parse_byte_size,
     parse_duration,
@@ -189,7 +189,7 @@ class ServerSection:
     """The server's address and data directory, and the runtime for sandboxes."""
 
     __pydantic_config__ = _FORBID_EXTRA
-    host: Annotated[str, Len(1, 253), VISIBLE, Description("Address to listen on.")] = "127.0.0.1"
+    host: Annotated[str, Len(1, 253), NO_CONTROL_CHARACTERS, Description("Address to listen on.")] = "127.0.0.1"
     port: Annotated[Port, Description("Port of the API; 0 for any free port.")] = DEFAULT_API_PORT
     ws_port: Annotated[Port, Description("Port of the WebSocket; 0 for any free port.")] = DEFAULT_WEBSOCKET_PORT
     data_dir: Annotated[DirectoryPath, Description("Directory where tasks are stored.")] = field(
@@ -265,7 +265,7 @@ class VaultSection:
 
     __pydantic_config__ = _FORBID_EXTRA
     address: Annotated[str, Len(1, 2048), _SERVER_ADDRESS, Description("Address of Vault.")] | None = None
-    mount: Annotated[str, Len(1, 256), VISIBLE, Description("Mount path of the KV engine.")] = "secret"
+    mount: Annotated[str, Len(1, 256), NO_CONTROL_CHARACTERS, Description("Mount path of the KV engine.")] = "secret"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -454,15 +454,15 @@ class ClusterSection:
             "none, tasks run without workers."
         ),
     ] = "none"
-    host: Annotated[str, Len(1, 253), VISIBLE, Description("Address of this machine that workers connect to.")] = (
-        "127.0.0.1"
-    )
+    host: Annotated[
+        str, Len(1, 253), NO_CONTROL_CHARACTERS, Description("Address of this machine that workers connect to.")
+    ] = "127.0.0.1"
     port: Annotated[int, Ge(1), Le(65535), Description("Port for workers.")] = 8724
     listen_host: (
         Annotated[
             str,
             Len(1, 253),
-            VISIBLE,
+            NO_CONTROL_CHARACTERS,
             Description("Address to listen on for workers; none for the address in cluster.host."),
         ]
         | None

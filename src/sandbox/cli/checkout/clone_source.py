@@ -35,7 +35,7 @@ def find_clone_source(checkout: Checkout, remote: str | None) -> CloneSource:
 
     remote: the remote's name; None uses the current branch's upstream, otherwise `origin`, otherwise the only remote.
     """
-    head = checkout.commit()
+    head = checkout.current_commit()
     if head is None:
         _fail("This checkout has no commit yet.", "Commit and push first")
     name = remote or _choose_remote(checkout)
@@ -47,7 +47,7 @@ def find_clone_source(checkout: Checkout, remote: str | None) -> CloneSource:
 
 def _choose_remote(checkout: Checkout) -> str:
     names = (checkout.git_output("remote") or "").splitlines()
-    branch = checkout.branch()
+    branch = checkout.current_branch()
     upstream_remote = checkout.git_output("config", "--get", f"branch.{branch}.remote") if branch else None
     for name in (upstream_remote, "origin"):
         if name in names:
@@ -93,7 +93,7 @@ def _find_pushed_base(checkout: Checkout, remote: str, head: str) -> tuple[str, 
     default_branch_ref = checkout.git_output("symbolic-ref", "--quiet", f"{prefix}HEAD")
     upstream_ref = f"{prefix}{upstream_branch}" if upstream_branch else None
     # A branch that was started from `origin/main` and pushed without `-u` still has `origin/main` as its upstream.
-    own_ref = f"{prefix}{checkout.branch()}"
+    own_ref = f"{prefix}{checkout.current_branch()}"
     if (
         upstream_ref
         and upstream_ref not in containing_refs
@@ -109,14 +109,14 @@ def _find_pushed_base(checkout: Checkout, remote: str, head: str) -> tuple[str, 
     )
     base = next(((ref.removeprefix(prefix), commit) for ref, commit in bases if commit), None)
     if base is None:
-        push = f"git push -u {remote} {checkout.branch() or 'HEAD'}"
+        push = f"git push -u {remote} {checkout.current_branch() or 'HEAD'}"
         _fail(f"No commit of this checkout is on {remote}.", f"Push it first: {push}")
     return base
 
 
 def _upstream_branch(checkout: Checkout, remote: str) -> str | None:
     """Return the current branch's upstream on this remote; if there is none, return the current branch's name."""
-    branch = checkout.branch()
+    branch = checkout.current_branch()
     if branch and checkout.git_output("config", "--get", f"branch.{branch}.remote") == remote:
         merged = checkout.git_output("config", "--get", f"branch.{branch}.merge")
         return merged.removeprefix("refs/heads/") if merged else branch

@@ -55,15 +55,17 @@ class NewBranch:
             environment = {**os.environ, "GIT_INDEX_FILE": str(Path(directory) / "index")}
             apply = ("apply", "--cached", "--whitespace=nowarn", "--", str(patch.resolve()))
             for arguments in (("read-tree", base), apply):
-                completed = self.checkout.run(*arguments, config=_CONFIG, environment=environment)
+                completed = self.checkout.run_git(*arguments, config=_CONFIG, environment=environment)
                 if completed.returncode:
                     sentence = f"The patch does not apply to commit {base[:12]}, so no branch was created."
                     fail_with_git_output(sentence, completed.stderr)
-            tree = self._output(self.checkout.run("write-tree", environment=environment))
+            tree = self._output(self.checkout.run_git("write-tree", environment=environment))
         signing = ["-S"] if self.checkout.git_output("config", "--type=bool", "commit.gpgSign") == "true" else []
-        committed = self.checkout.run("commit-tree", *signing, "-p", base, tree, config=_CONFIG, stdin=message.encode())
+        committed = self.checkout.run_git(
+            "commit-tree", *signing, "-p", base, tree, config=_CONFIG, stdin=message.encode()
+        )
         commit = self._output(committed)
-        created = self.checkout.run("update-ref", "-m", "sandbox task apply", self._ref, commit, "")
+        created = self.checkout.run_git("update-ref", "-m", "sandbox task apply", self._ref, commit, "")
         if created.returncode:
             fail_with_git_output(f"git could not create the branch {self._shown}.", created.stderr)
         return commit
@@ -77,13 +79,13 @@ class NewBranch:
         lease = f"--force-with-lease={self._ref}:"  # an empty value requires that the remote branch does not exist
         try:
             remote = self.remote or push_remote(self.checkout)
-            pushed = self.checkout.run_with_user_config(
+            pushed = self.checkout.run_git_with_user_config(
                 "push", "--porcelain", "--set-upstream", lease, "--", remote, f"{self._ref}:{self._ref}"
             )
             if pushed.returncode:
                 self._fail_push(remote, pushed)
         except BaseException:
-            self.checkout.run("update-ref", "-d", self._ref, commit)
+            self.checkout.run_git("update-ref", "-d", self._ref, commit)
             raise
         url = self.checkout.git_output("remote", "get-url", "--push", remote)
         return remote, pull_request_url(url, self.name) if url else None
@@ -97,7 +99,7 @@ class NewBranch:
         if self._is_branch_ref(f"refs/heads/{branch}"):  # some servers send only branches, not single commits
             sources.append(f"refs/heads/{branch}")
         for source in sources:
-            fetched = self.checkout.run("fetch", *_FETCH_OPTIONS, "--", remote, source)
+            fetched = self.checkout.run_git("fetch", *_FETCH_OPTIONS, "--", remote, source)
             if self._has(base):
                 return
         sentence = f"Neither this checkout nor its remote {escape_text(remote)} has the task's commit {base[:12]}."
@@ -117,13 +119,13 @@ class NewBranch:
 
     def _is_branch_ref(self, ref: str) -> bool:
         """Return whether the reference is valid. A refspec such as `main:refs/heads/main` would move a branch."""
-        return "\0" not in ref and not self.checkout.run("check-ref-format", ref).returncode
+        return "\0" not in ref and not self.checkout.run_git("check-ref-format", ref).returncode
 
     def _has(self, commit: str) -> bool:
-        return not self.checkout.run("cat-file", "-e", f"{commit}^{{commit}}").returncode
+        return not self.checkout.run_git("cat-file", "-e", f"{commit}^{{commit}}").returncode
 
     def _require_identity(self) -> None:
-        completed = self.checkout.run("var", "GIT_COMMITTER_IDENT")
+        completed = self.checkout.run_git("var", "GIT_COMMITTER_IDENT")
         if completed.returncode:
             advice = "Set it: git config user.name NAME; git config user.email EMAIL"
             fail_with_git_output(

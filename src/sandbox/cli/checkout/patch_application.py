@@ -58,7 +58,7 @@ def _patched_paths(checkout: Checkout, patch: Path) -> set[str]:
     Only the reversed patch contains the old names of renamed files.
     """
     completed_runs = [
-        checkout.run(*_apply_arguments("--numstat", "-z", *back, patch=patch)) for back in ([], ["--reverse"])
+        checkout.run_git(*_apply_arguments("--numstat", "-z", *back, patch=patch)) for back in ([], ["--reverse"])
     ]
     for one in completed_runs:
         if one.returncode:
@@ -69,7 +69,7 @@ def _patched_paths(checkout: Checkout, patch: Path) -> set[str]:
 
 def list_changed_files(checkout: Checkout, patch: Path) -> list[ChangedFile]:
     """Return the changed files of a patch."""
-    counted = checkout.run(*_apply_arguments("--numstat", "-z", patch=patch))
+    counted = checkout.run_git(*_apply_arguments("--numstat", "-z", patch=patch))
     return [_parse_numstat(entry) for entry in counted.stdout.split(b"\0") if entry]
 
 
@@ -99,7 +99,7 @@ def _apply_arguments(*options: str, patch: Path) -> tuple[str, ...]:
 def can_apply(checkout: Checkout, patch: Path, *, should_stage: bool) -> bool:
     """Return whether `apply_patch` would apply the patch. Changes nothing."""
     index_options = ["--index"] if should_stage else []
-    return checkout.run(*_apply_arguments("--check", *index_options, patch=patch)).returncode == 0
+    return checkout.run_git(*_apply_arguments("--check", *index_options, patch=patch)).returncode == 0
 
 
 def _restore_backup(backup: FileBackup) -> str:
@@ -116,7 +116,7 @@ def _restore_backup(backup: FileBackup) -> str:
     return f"git did not apply the whole patch, so all files were restored.{location_hint}"
 
 
-def count_lines(patch: Path) -> list[ChangedFile]:
+def read_changed_files(patch: Path) -> list[ChangedFile]:
     """Return the changed files of a patch, without a checkout. Exits with an error if git cannot parse the patch."""
     with TemporaryDirectory() as directory:  # in a checkout, git would ignore the files outside the current directory
         completed = run_git(Path(directory), _apply_arguments("--numstat", "-z", patch=patch))

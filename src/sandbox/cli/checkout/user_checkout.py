@@ -49,25 +49,25 @@ class Checkout:
         except click.UsageError:
             return None
 
-    def commit(self) -> str | None:
+    def current_commit(self) -> str | None:
         """Return the current commit; None before the first commit."""
         completed = self._git("rev-parse", "--verify", "--quiet", "HEAD")
         return completed.stdout.decode(errors="replace").strip() or None
 
-    def branch(self) -> str | None:
+    def current_branch(self) -> str | None:
         """Return the current branch; None for a detached HEAD."""
         return self.git_output("symbolic-ref", "--quiet", "--short", "HEAD")
 
     def head(self) -> Head:
         """Return the current commit and branch."""
-        return self.commit(), self.branch()
+        return self.current_commit(), self.current_branch()
 
     def subpath(self) -> str:
         """Return the directory's path inside the checkout; empty for the checkout's root."""
         inside = os.path.relpath(self._directory.resolve(), self.root.resolve())
         return "" if inside == "." else inside
 
-    def run(
+    def run_git(
         self,
         *arguments: str,
         config: Sequence[str] = (),
@@ -78,7 +78,7 @@ class Checkout:
         options = [*SAFE_CONFIG, *(option for setting in config for option in ("-c", setting))]
         return self._start(arguments, options, environment=environment, stdin=stdin)
 
-    def run_with_user_config(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    def run_git_with_user_config(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         """Run git with the user's complete configuration, including hooks, and with messages in English."""
         return self._start(arguments, environment={**os.environ, "LC_ALL": "C"})
 

@@ -64,7 +64,7 @@ def list_contexts() -> None:
 def use(name: str) -> None:
     """Select the current context."""
     file = ContextFile(default_file())
-    with file.changing():
+    with file.locked():
         contexts = file.load().use(name)
         file.save(contexts)
     print_message(f"The current context is now {name}: {contexts.find(name).server}")
@@ -76,7 +76,7 @@ def use(name: str) -> None:
 def remove(name: str) -> None:
     """Remove a context and its token. The token stays valid on the server."""
     file = ContextFile(default_file())
-    with file.changing():
+    with file.locked():
         before = file.load()
         after = before.remove(name)
         file.save(after)

@@ -18,12 +18,12 @@ from sandbox.cli.manifest_overrides import parse_overrides
 from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
 from sandbox.model.manifest.field_formats import (
     ALLOWED_HOST,
+    ARTIFACT_PATTERN,
     BRANCH,
     DURATION,
-    PATTERN,
+    NO_CONTROL_CHARACTERS,
     PROMPT,
     REPOSITORY_URL,
-    VISIBLE,
     Format,
 )
 from sandbox.model.manifest.overrides import Override, OverrideError
@@ -154,7 +154,7 @@ def _prompt_fields(data: dict[str, Any], preset: set[str], agent_kind: str) -> N
     prompt("repository.branch", "Branch", _validator(BRANCH))
     prompt(f"{agent_kind}.prompt", "Prompt", _validator(PROMPT))
     _name_after_prompt(data, preset, agent_kind)
-    prompt("metadata.name", "Name", _validator(VISIBLE))
+    prompt("metadata.name", "Name", _validator(NO_CONTROL_CHARACTERS))
     prompt("vm.network_mode", f"Network access ({', '.join(NETWORK_MODES)})", _parse_network_mode)
     if isinstance(data["vm"], dict) and data["vm"].get("network_mode") == "outbound":
         prompt("vm.allowed_hosts", "Allowed hosts, separated by commas", _parse_hosts)
@@ -190,7 +190,11 @@ def _parse_hosts(value: str) -> list[str]:
 
 
 def _parse_patterns(value: str) -> list[str]:
-    return [] if value.strip() == "none" else [_validator(PATTERN)(pattern.strip()) for pattern in value.split(",")]
+    return (
+        []
+        if value.strip() == "none"
+        else [_validator(ARTIFACT_PATTERN)(pattern.strip()) for pattern in value.split(",")]
+    )
 
 
 def _require_valid(text: str) -> None:

@@ -50,7 +50,7 @@ def login(address: str | None, name: str | None) -> None:
     server = validate_base_url(_find_address(address, selected, contexts, name))
     name = check_name(name or _name_from_url(server))
     token = _read_token(server) if _is_token_needed(server) else ""
-    with file.changing():
+    with file.locked():
         file.save(file.load().add(name, Context(server, token)))
     print_message(f"Logged in to {server}. The current context is now {name}.")
     print_overriding_variables()

@@ -118,7 +118,7 @@ def run(
         if options.format != "json":
             print_submitted(submitted, options.server, is_watched=True)
         with hint_if_interrupted(task_id, apply_prompt.apply_command(task_id)):
-            status = wait_for_end(client, task_id, options, should_follow=True, omits_refusals=True)
+            status = wait_for_end(client, task_id, options, should_follow=True, omits_denied_connections=True)
         apply_prompt.run(client, status)
 
 

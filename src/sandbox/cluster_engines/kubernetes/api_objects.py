@@ -65,7 +65,7 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 class JobSpec(msgspec.Struct, frozen=True, rename="camel"):
-    """The specification of a Job. active_deadline_seconds: 0 if the Job was withdrawn before it had a Pod on a node."""
+    """The specification of a Job. active_deadline_seconds: 0 if the Job was cancelled before it had a Pod on a node."""
 
     active_deadline_seconds: int | None = None
 
@@ -86,7 +86,7 @@ class ApiJob(msgspec.Struct, frozen=True):
     status: _Conditions = _Conditions()
 
     @property
-    def is_withdrawn(self) -> bool:
+    def is_cancelled(self) -> bool:
         """Whether the engine has ended the Job before it had a Pod on a node."""
         return self.spec.active_deadline_seconds == 0
 
@@ -123,7 +123,7 @@ class ContainerStatus(msgspec.Struct, frozen=True):
 class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
     """The specification of a Pod.
 
-    node_name: empty until the Pod is scheduled. active_deadline_seconds: 1 if the worker was withdrawn.
+    node_name: empty until the Pod is scheduled. active_deadline_seconds: 1 if the worker was cancelled.
     """
 
     node_name: Annotated[str, msgspec.Meta(pattern=rf"\A(?:{NAME_PATTERN})?\Z")] = ""

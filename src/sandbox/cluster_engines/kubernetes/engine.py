@@ -1,4 +1,4 @@
-"""Submits, withdraws and looks up Jobs through the API server of Kubernetes, and checks the identities of workers."""
+"""Submits, cancels and looks up Jobs through the API server of Kubernetes, and checks the identities of workers."""
 
 import asyncio
 import re
@@ -160,8 +160,8 @@ class KubernetesEngine:
         assert self._known_hosts is not None
         return self._known_hosts[1]
 
-    async def withdraw(self, name: str) -> None:
-        """End the worker's Pod through its node. If no Pod is on a node, fail the Job. Implements `Engine.withdraw`.
+    async def cancel(self, name: str) -> None:
+        """End the worker's Pod through its node. If no Pod is on a node, fail the Job. Implements `Engine.cancel`.
 
         Nothing is deleted: the Job keeps the name in use, and the Pod keeps the proof that the worker has ended.
         """
@@ -186,8 +186,8 @@ class KubernetesEngine:
             if error.status != 404:
                 raise
 
-    async def look_up(self, names: Collection[str]) -> Mapping[str, JobStatus]:
-        """List this server's Jobs, then its Pods. Implements `Engine.look_up`."""
+    async def reconcile_jobs(self, names: Collection[str]) -> Mapping[str, JobStatus]:
+        """List this server's Jobs, then its Pods. Implements `Engine.reconcile_jobs`."""
         for name in names:
             check_job_name(name)
         if not names:

@@ -7,7 +7,7 @@
 | the same, but Kubernetes has given up on the node, or the Pod has failed | unreachable |
 | the node has reported that the worker's container terminated | ended |
 | no Pod, and the Job is unfinished | waiting |
-| no Pod, and the Job was withdrawn | ended, without a host |
+| no Pod, and the Job was cancelled | ended, without a host |
 | no Pod, and the Job is finished | unreachable: the Pod was deleted |
 
 Only the node's report proves that a worker has ended. The control plane itself deletes the Pods of a node that does not
@@ -64,7 +64,7 @@ def _status(job: ApiJob | None, pods: list[ApiPod]) -> JobStatus:
         return _status_without_pod(job)
     first, *others = sorted(pods, key=lambda pod: (_RANKS.index(pod_phase(pod)), pod.metadata.name))
     phase = pod_phase(first)
-    is_finished = job is not None and (job.is_withdrawn or job.status.find(*_FINISHED) is not None)
+    is_finished = job is not None and (job.is_cancelled or job.status.find(*_FINISHED) is not None)
     is_ending = is_finished or bool(first.metadata.deletion_timestamp) or first.spec.active_deadline_seconds == 1
     return JobStatus(
         phase,
@@ -84,9 +84,9 @@ def _status_without_pod(job: ApiJob | None) -> JobStatus:
     if finished is None:
         advice = f"If this does not change, see the events of 'kubectl describe job {name}'."
         return JobStatus(JobPhase.WAITING, reason=f"Kubernetes has not created the Pod yet. {advice}", job_id=name)
-    if job.is_withdrawn:
+    if job.is_cancelled:
         # A Pod may have been started at the same moment. ENDED without a host does not prove that its worker has ended.
-        return JobStatus(JobPhase.ENDED, reason="The job was withdrawn before it was started.", job_id=name)
+        return JobStatus(JobPhase.ENDED, reason="The job was cancelled before it was started.", job_id=name)
     reason = f"The Pod was deleted, and no node has confirmed that the worker ended ({one_line(finished.reason)})."
     return JobStatus(JobPhase.UNREACHABLE, reason=reason, job_id=name)
 

@@ -56,16 +56,16 @@ class ProcessEngine:
             raise EngineRejectedError(f"This machine is too small for the job: {shortfall}. Lower the request.")
         await asyncio.to_thread(self._submit, request)
 
-    async def withdraw(self, name: str) -> None:
-        """Mark the job as withdrawn, then send SIGTERM to its supervisor. Implements `Engine.withdraw`."""
+    async def cancel(self, name: str) -> None:
+        """Mark the job as cancelled, then send SIGTERM to its supervisor. Implements `Engine.cancel`."""
         self._job_directory(name)
-        await asyncio.to_thread(self._withdraw, name)
+        await asyncio.to_thread(self._cancel, name)
 
-    async def look_up(self, names: Collection[str]) -> Mapping[str, JobStatus]:
-        """Start the waiting jobs that fit, then read the files. Implements `Engine.look_up`."""
+    async def reconcile_jobs(self, names: Collection[str]) -> Mapping[str, JobStatus]:
+        """Start the waiting jobs that fit, then read the files. Implements `Engine.reconcile_jobs`."""
         for name in names:
             self._job_directory(name)
-        return await asyncio.to_thread(self._look_up, frozenset(names))
+        return await asyncio.to_thread(self._reconcile_jobs, frozenset(names))
 
     async def maximal_host_sizes(self) -> Sequence[Resources]:
         """Return the capacity of this machine. Implements `Engine.maximal_host_sizes`."""
@@ -88,13 +88,13 @@ class ProcessEngine:
             )
             self._start_waiting(self._jobs())
 
-    def _withdraw(self, name: str) -> None:
+    def _cancel(self, name: str) -> None:
         with self._locked():
             job = self._job_directory(name)
             if job.read_request() is not None:
-                job.withdraw()
+                job.cancel()
 
-    def _look_up(self, names: Collection[str]) -> Mapping[str, JobStatus]:
+    def _reconcile_jobs(self, names: Collection[str]) -> Mapping[str, JobStatus]:
         with self._locked():
             jobs = self._jobs()
             self._start_waiting(jobs)

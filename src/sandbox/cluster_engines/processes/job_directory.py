@@ -4,7 +4,7 @@ NAME/environment    the worker's environment, with its join token; removed when 
 NAME/request.json   the rest of the request, and the position in the queue; written before anything is started
 NAME/lock           the supervisor and the worker hold this lock
 NAME/started.json   the supervisor's process id, start time and boot id; written before the worker is started
-NAME/withdrawn      the job was withdrawn
+NAME/withdrawn      the job was cancelled
 NAME/ended.json     the exit code of the worker, negative after a signal
 NAME/supervisor.log the errors of the supervisor
 """
@@ -98,7 +98,7 @@ class JobDirectory:
         if completed.returncode != 0:
             _log.warning("the job %s was not started; see %s", self.name, log)
 
-    def withdraw(self) -> None:
+    def cancel(self) -> None:
         """Prevent the start of the supervisor or, if it is running, end it."""
         write_durably(self._path / "withdrawn", b"")
         self._environment.unlink(missing_ok=True)
@@ -123,8 +123,8 @@ class JobDirectory:
             return JobPhase.ENDED
         if self._is_locked():
             return JobPhase.RUNNING
-        was_started_or_withdrawn = (self._path / "started.json").exists() or (self._path / "withdrawn").exists()
-        return JobPhase.ENDED if was_started_or_withdrawn else JobPhase.WAITING
+        was_started_or_cancelled = (self._path / "started.json").exists() or (self._path / "withdrawn").exists()
+        return JobPhase.ENDED if was_started_or_cancelled else JobPhase.WAITING
 
     def status(self, host: str) -> JobStatus:
         """Return the status of the job."""
@@ -145,7 +145,7 @@ class JobDirectory:
         if phase is JobPhase.WAITING:
             return "The job waits until the machine has enough free CPUs, memory and disk."
         if not was_started:
-            return "The job was withdrawn before it was started."
+            return "The job was cancelled before it was started."
         try:
             exit_code = int(json.loads((self._path / "ended.json").read_bytes())["exit_code"])
         except (OSError, ValueError, KeyError, TypeError):

@@ -42,7 +42,7 @@ def read_boot_id() -> str:
 
 
 def main(directory: Path) -> int:
-    """Start the supervisor and wait for its start. Do nothing if the job is running, was started or was withdrawn."""
+    """Start the supervisor and wait for its start. Do nothing if the job is running, was started or was cancelled."""
     lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Submits, withdraws and looks up jobs with Slurm's commands.
+"""Submits, cancels and looks up jobs with Slurm's commands.
 
 The commands sbatch, squeue, scancel and sinfo suffice: Slurm's accounting database may be absent. Slurm forgets an
 ended job after `MinJobAge` (slurm.conf, five minutes by default). From then on, the job is `UNKNOWN`.
@@ -96,13 +96,13 @@ class SlurmEngine:
         """Look the name up, then call sbatch. Implements `Engine.submit`.
 
         An sbatch process that outlives its server may still submit a duplicate. Slurm does not start the duplicate
-        while another job has the name, and `look_up` withdraws it.
+        while another job has the name, and `reconcile_jobs` cancels it.
         """
         excluded = await self._find_excluded_hosts(request)
         arguments, script = sbatch_arguments(request, self._settings, excluded), job_script(request)
         environment = sbatch_environment(request)
         async with self._locks.lock_for(request.name):
-            status = (await self.look_up([request.name]))[request.name]
+            status = (await self.reconcile_jobs([request.name]))[request.name]
             if status.phase is not JobPhase.UNKNOWN:
                 return
             result = await self._run("sbatch", *arguments, environment=environment, stdin=script)
@@ -122,21 +122,21 @@ class SlurmEngine:
             raise EngineRejectedError("No host is left for the job: all hosts of the partition are excluded.")
         return excluded
 
-    async def withdraw(self, name: str) -> None:
-        """Cancel all jobs with this name. Slurm waits `KillWait` before SIGKILL. Implements `Engine.withdraw`."""
+    async def cancel(self, name: str) -> None:
+        """Cancel all jobs with this name. Slurm waits `KillWait` before SIGKILL. Implements `Engine.cancel`."""
         check_job_name(name)
         result = await self._run("scancel", "--me", f"--name={name}")
         if result.code != 0:
             raise _unavailable("scancel", result.error)
 
-    async def look_up(self, names: Collection[str]) -> Mapping[str, JobStatus]:
-        """Call squeue once for every NAMES_PER_COMMAND names. Implements `Engine.look_up`."""
+    async def reconcile_jobs(self, names: Collection[str]) -> Mapping[str, JobStatus]:
+        """Call squeue once for every NAMES_PER_COMMAND names. Implements `Engine.reconcile_jobs`."""
         statuses: dict[str, JobStatus] = {}
         for some in _batches(sorted(set(names)), NAMES_PER_COMMAND):
             queued = await self._query(some)
             statuses |= queued.statuses
             for name, job_ids in queued.waiting_duplicates.items():
-                await self._withdraw_waiting(name, job_ids)
+                await self._cancel_waiting(name, job_ids)
         return statuses
 
     async def _query(self, names: Collection[str]) -> JobsSummary:
@@ -151,9 +151,9 @@ class SlurmEngine:
         except UnexpectedOutputError as error:
             raise _unexpected("squeue", error) from error
 
-    async def _withdraw_waiting(self, name: str, job_ids: Collection[str]) -> None:
+    async def _cancel_waiting(self, name: str, job_ids: Collection[str]) -> None:
         """Cancel duplicates. The filters protect jobs with a reused id, and jobs that have started in the meantime."""
-        _log.warning("withdrawing duplicates of the job %s: %s", name, ", ".join(job_ids))
+        _log.warning("cancelling duplicates of the job %s: %s", name, ", ".join(job_ids))
         try:
             result = await self._run("scancel", "--me", f"--name={name}", "--state=PENDING", *job_ids)
         except EngineUnavailableError as error:

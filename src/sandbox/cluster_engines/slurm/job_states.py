@@ -86,7 +86,7 @@ def _rank(job: SlurmJob) -> tuple[int, int]:
     """Return the rank of a job among jobs with the same name. The first of these jobs determines the status.
 
     A started job comes before a waiting one, because its worker may have claimed the attempt. A job that was cancelled
-    before it started comes last: it was withdrawn as a duplicate.
+    before it started comes last: it was cancelled as a duplicate.
     """
     if job.phase is JobPhase.ENDED:
         rank = 2 if job.was_started else 4

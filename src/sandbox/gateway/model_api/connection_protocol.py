@@ -483,7 +483,7 @@ class ModelProtocol:
             inflight.meter = inflight.dialect.create_meter(content_type)
         rules, redactors = self._dialect.response_headers, [self._upstream.key_redactor]
         if response.status_code >= 400:  # the model's own text may contain such names legitimately
-            redactors += account_redactors(response.headers, rules.account)
+            redactors += account_redactors(response.headers, rules.account_identifying)
         inflight.redact(redactors)
         self._send_to_client(effects, forwarded_response(response, rules, redactors))
 

@@ -87,14 +87,14 @@ _CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069"
 _CONTROL_CHARACTERS = re.compile(f"[{_CONTROL}]")
 
 
-def _check_visible(value: str) -> str | None:
+def _check_no_control_characters(value: str) -> str | None:
     return "must not contain control characters" if _CONTROL_CHARACTERS.search(value) else None
 
 
 def _check_label_key(value: str) -> str | None:
     if "=" in value:
         return "must not contain '='"
-    return _check_visible(value)
+    return _check_no_control_characters(value)
 
 
 def _check_task_id(value: str) -> str | None:
@@ -176,7 +176,7 @@ def _check_subpath(value: str) -> str | None:
     parts = value.split("/")
     if not value or len(value) > _PATH_CHARACTERS_MAX or value.startswith("/") or ".." in parts or ".git" in parts:
         return "must be a relative path inside the repository, without '..' and '.git'"
-    return _check_visible(value)
+    return _check_no_control_characters(value)
 
 
 def _check_prompt(value: str) -> str | None:
@@ -228,10 +228,10 @@ def _check_duration(value: str) -> str | None:
     return None
 
 
-def _check_pattern(value: str) -> str | None:
+def _check_artifact_pattern(value: str) -> str | None:
     if not value or len(value) > _PATH_CHARACTERS_MAX or value.startswith("/") or ".." in value.split("/"):
         return "must be a glob relative to the workspace root, without '..'"
-    return _check_visible(value)
+    return _check_no_control_characters(value)
 
 
 _ALLOWED_HOST_CHARACTERS_MAX = len("*.") + 253 + len(":65535")
@@ -253,7 +253,9 @@ def _without_group_names(pattern: str) -> str:
     return re.sub(r"\(\?P<\w+>", "(", pattern)
 
 
-VISIBLE = Format("visible", _check_visible, _pattern_schema(f"[^{_CONTROL}]*"))
+NO_CONTROL_CHARACTERS = Format(
+    "no_control_characters", _check_no_control_characters, _pattern_schema(f"[^{_CONTROL}]*")
+)
 LABEL_KEY = Format("label_key", _check_label_key, _pattern_schema(f"[^={_CONTROL}]*"))
 TASK_ID = Format("task_id", _check_task_id, _pattern_schema(f"({TASK_ID_PATTERN})?"))
 REPOSITORY_URL = Format(
@@ -270,8 +272,10 @@ PROMPT = Format("prompt", _check_prompt, _pattern_schema(r"[^\x00]*[^\s\x00][^\x
 GIT_PATCH = Format("git_patch", _check_git_patch, {"contentEncoding": "base64", "minLength": 1})
 BYTE_SIZE = Format("byte_size", _check_byte_size, _pattern_schema(_BYTE_SIZE), _suggest_byte_size)
 DURATION = Format("duration", _check_duration, _pattern_schema(_DURATION))
-PATTERN = Format(
-    "pattern", _check_pattern, _pattern_schema(f"[^/{_CONTROL}][^{_CONTROL}]*", maxLength=_PATH_CHARACTERS_MAX)
+ARTIFACT_PATTERN = Format(
+    "artifact_pattern",
+    _check_artifact_pattern,
+    _pattern_schema(f"[^/{_CONTROL}][^{_CONTROL}]*", maxLength=_PATH_CHARACTERS_MAX),
 )
 ALLOWED_HOST = Format(
     "allowed_host",

@@ -19,6 +19,7 @@ from sandbox.model.fixed_limits import LABELS_MAX
 from sandbox.model.input_errors import RuleViolation
 from sandbox.model.manifest.field_formats import (
     ALLOWED_HOST,
+    ARTIFACT_PATTERN,
     BRANCH,
     BYTE_SIZE,
     COMMIT,
@@ -26,11 +27,10 @@ from sandbox.model.manifest.field_formats import (
     ENVIRONMENT_NAME,
     GIT_PATCH,
     LABEL_KEY,
-    PATTERN,
+    NO_CONTROL_CHARACTERS,
     REPOSITORY_URL,
     SUBPATH,
     TASK_ID,
-    VISIBLE,
     parse_byte_size,
     parse_duration,
 )
@@ -50,12 +50,13 @@ class Metadata:
     """Name, id and labels of the task."""
 
     __pydantic_config__ = FORBID_EXTRA
-    name: Annotated[str, Len(1, 256), VISIBLE]
+    name: Annotated[str, Len(1, 256), NO_CONTROL_CHARACTERS]
     """Name, shown in lists."""
     id: Annotated[str, TASK_ID] = ""
     """Id of the task; if empty, the server generates one. `stream` is reserved; `..` is not allowed."""
     labels: Annotated[
-        dict[Annotated[str, Len(1, 256), LABEL_KEY], Annotated[str, MaxLen(1024), VISIBLE]], MaxLen(LABELS_MAX)
+        dict[Annotated[str, Len(1, 256), LABEL_KEY], Annotated[str, MaxLen(1024), NO_CONTROL_CHARACTERS]],
+        MaxLen(LABELS_MAX),
     ] = field(default_factory=dict)
     """Labels by which tasks can be selected."""
 
@@ -185,7 +186,7 @@ class Vm:
     """Profile, resources and network access of the sandbox."""
 
     __pydantic_config__ = FORBID_EXTRA
-    profile: Annotated[str, Len(1, 64), VISIBLE] = "agentic-dev"
+    profile: Annotated[str, Len(1, 64), NO_CONTROL_CHARACTERS] = "agentic-dev"
     """Profile that the server offers."""
     cpus: Annotated[int, Ge(1), Le(4096)] = 4
     """Number of CPUs."""
@@ -218,7 +219,7 @@ class Secret:
     """Name of the environment variable."""
     source: Literal["env", "file", "vault"]
     """Where the server reads the value."""
-    key: Annotated[str, Len(1, 1024), VISIBLE]
+    key: Annotated[str, Len(1, 1024), NO_CONTROL_CHARACTERS]
     """Name of the value in its source."""
 
 
@@ -231,7 +232,7 @@ class Lifecycle:
     """How long the agent may run, in total across all attempts, such as `90s`, `15m` or `24h`."""
     failure_action: Literal["destroy", "preserve"] = "destroy"
     """Whether the files of a failed task's sandbox are kept."""
-    artifact_patterns: Annotated[tuple[Annotated[str, PATTERN], ...], MaxLen(256)] = ()
+    artifact_patterns: Annotated[tuple[Annotated[str, ARTIFACT_PATTERN], ...], MaxLen(256)] = ()
     """Globs of files to keep, relative to the workspace."""
     stage_timeout: Annotated[str, DURATION] = "15m"
     """Time limit for cloning."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import MaxLen
 
-from sandbox.model.manifest.field_formats import PROMPT, VISIBLE
+from sandbox.model.manifest.field_formats import NO_CONTROL_CHARACTERS, PROMPT
 from sandbox.model.manifest.schema import FORBID_EXTRA
 
 REASON_LENGTH_MAX = 1024
@@ -17,7 +17,7 @@ class CancelRequest:
     """Options of a cancellation."""
 
     __pydantic_config__ = FORBID_EXTRA
-    reason: Annotated[str, MaxLen(REASON_LENGTH_MAX), VISIBLE] = ""
+    reason: Annotated[str, MaxLen(REASON_LENGTH_MAX), NO_CONTROL_CHARACTERS] = ""
     """Why the task is cancelled; stored with the task. One line."""
     force: bool = False
     """Whether to kill the agent without a grace period."""

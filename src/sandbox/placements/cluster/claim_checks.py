@@ -34,7 +34,7 @@ class ClaimRejectedError(Exception):
     """The worker must not try again."""
 
 
-class SharedHostKey(NamedTuple):
+class ClusterKey(NamedTuple):
     """The values against which the server checks the proof of a host.
 
     key: the secret that the server and the hosts share.
@@ -46,7 +46,7 @@ class SharedHostKey(NamedTuple):
 
     def __repr__(self) -> str:
         """Omit the key."""
-        return f"SharedHostKey({self.certificate_fingerprint!r})"
+        return f"ClusterKey({self.certificate_fingerprint!r})"
 
 
 class ClaimChecker:
@@ -56,7 +56,7 @@ class ClaimChecker:
         any host that the engine confirms.
     """
 
-    def __init__(self, jobs: Jobs, drains: HostDrains, proof_method: SharedHostKey | WorkerVerifier | None) -> None:
+    def __init__(self, jobs: Jobs, drains: HostDrains, proof_method: ClusterKey | WorkerVerifier | None) -> None:
         self.jobs = jobs
         self._drains = drains
         self._proof_method = proof_method
@@ -105,9 +105,9 @@ class ClaimChecker:
         Raises ClaimRejectedError, EngineUnavailableError, InvalidMessageError, OSError.
         """
         match self._proof_method:
-            case SharedHostKey():
+            case ClusterKey():
                 _check_version(claim, is_reconnection=False)
-                await _check_shared_host_key(claim, self._proof_method, streams)
+                await _check_cluster_key(claim, self._proof_method, streams)
             case None:
                 _check_version(claim, is_reconnection=False)
             case verifier:
@@ -170,7 +170,7 @@ async def _check_identity(job: Job, claim: Claim, verifier: WorkerVerifier, stre
         raise ClaimRejectedError(str(error)) from error
 
 
-async def _check_shared_host_key(claim: Claim, host_key: SharedHostKey, streams: StreamPair) -> None:
+async def _check_cluster_key(claim: Claim, cluster_key: ClusterKey, streams: StreamPair) -> None:
     """Require a proof that the worker can read the key. Raises ClaimRejectedError, InvalidMessageError, OSError."""
     challenge = os.urandom(_CHALLENGE_BYTES)
     answer = await _request_proof(challenge, streams)
@@ -179,7 +179,7 @@ async def _check_shared_host_key(claim: Claim, host_key: SharedHostKey, streams:
             f"The worker on {claim.host} cannot read the key of its host: see its log, and check cluster.host_key_file."
         )
     expected = compute_host_proof(
-        host_key.key, challenge, claim.attempt_id, claim.host, claim.nonce, host_key.certificate_fingerprint
+        cluster_key.key, challenge, claim.attempt_id, claim.host, claim.nonce, cluster_key.certificate_fingerprint
     )
     if not is_host_proof(answer.proof, expected):
         raise ClaimRejectedError(

@@ -52,7 +52,7 @@ class AnyClusterHost:
 
     async def probe(self) -> ProbeResult:
         """Return a successful result, because each worker probes its own host."""
-        return ProbeResult((), "", TIERS[-1], is_final=True)
+        return ProbeResult((), "", TIERS[-1], is_permanent=True)
 
 
 class ClusterAllocator:

@@ -36,8 +36,8 @@ POLL_SECONDS = 1.0
 
 _HOST_CONFIRMATION_TIMEOUT_SECONDS = 5.0
 _ENGINE_SECONDS = 60.0
-CONCURRENT_WITHDRAWALS_MAX = 2
-"""Maximum number of concurrent withdrawals. A submission may run at the same time.
+CONCURRENT_CANCELLATIONS_MAX = 2
+"""Maximum number of concurrent cancellations. A submission may run at the same time.
 
 An engine may run only a few commands at once, and a look-up of the jobs must not wait for many other commands.
 """
@@ -116,8 +116,8 @@ class Jobs:
         self._to_submit: dict[str, Job] = {}
         """The jobs that are waiting to be submitted, keyed by the id of the attempt that names the job."""
         self._submitting: asyncio.Task[None] | None = None
-        self._withdrawing: set[asyncio.Task[None]] = set()
-        self._withdrawals = asyncio.Semaphore(CONCURRENT_WITHDRAWALS_MAX)
+        self._cancelling: set[asyncio.Task[None]] = set()
+        self._cancellations = asyncio.Semaphore(CONCURRENT_CANCELLATIONS_MAX)
 
     @property
     def have_earlier_leases_ended(self) -> bool:
@@ -208,7 +208,7 @@ class Jobs:
         _log.error("The worker of task %s on %s is fenced: %s", job.stored.task_id, job.stored.host, reason)
         job.set_stored(msgspec.structs.replace(job.stored, is_fenced=True))  # takes effect even if `save` fails
         self._wake.set()
-        self._withdraw(job)
+        self._cancel(job)
         self._store.save(job.stored)
 
     def notify_task_ended(self, task_id: str) -> None:
@@ -224,7 +224,7 @@ class Jobs:
                 continue
             if not job.stored.is_abandoned:
                 self._save(job, is_abandoned=True)
-                self._withdraw(job)
+                self._cancel(job)
             self.remove(job)
 
     def remove(self, job: Job) -> None:
@@ -281,7 +281,7 @@ class Jobs:
             return
         try:
             async with asyncio.timeout(_ENGINE_SECONDS):
-                found = await self._engine.look_up([job.name for job in jobs])
+                found = await self._engine.reconcile_jobs([job.name for job in jobs])
         except (SandboxError, OSError, TimeoutError) as error:
             _log.warning("The engine is not responding: %s", error_reason(error))
             found = {}
@@ -320,7 +320,7 @@ class Jobs:
         task_id = job.stored.task_id
         _log.info("The job of task %s is submitted again, because the drained hosts have changed", task_id)
         self._save(job, is_abandoned=True)
-        self._withdraw(job)
+        self._cancel(job)
         self._create(task_id, job.stored.resources, None)
         self.remove(job)
 
@@ -373,22 +373,22 @@ class Jobs:
         self._losses[task_id] = 0 if was_stable else self._losses[task_id] + 1
         if job.session is not None:
             job.session.close()
-        self._withdraw(job)
+        self._cancel(job)
         if job.has_task_ended:
             self.remove(job)
 
-    def _withdraw(self, job: Job) -> None:
-        """Withdraw a job in the background: nothing depends on it, and the engine might not respond."""
-        withdrawing = asyncio.create_task(self._withdraw_now(job.name))
-        self._withdrawing.add(withdrawing)
-        withdrawing.add_done_callback(self._withdrawing.discard)
+    def _cancel(self, job: Job) -> None:
+        """Cancel a job in the background: nothing depends on it, and the engine might not respond."""
+        cancelling = asyncio.create_task(self._cancel_now(job.name))
+        self._cancelling.add(cancelling)
+        cancelling.add_done_callback(self._cancelling.discard)
 
-    async def _withdraw_now(self, name: str) -> None:
+    async def _cancel_now(self, name: str) -> None:
         try:
-            async with self._withdrawals, asyncio.timeout(_ENGINE_SECONDS):
-                await self._engine.withdraw(name)
+            async with self._cancellations, asyncio.timeout(_ENGINE_SECONDS):
+                await self._engine.cancel(name)
         except (SandboxError, OSError, TimeoutError) as error:
-            _log.warning("The job %s could not be withdrawn: %s", name, error_reason(error))
+            _log.warning("The job %s could not be cancelled: %s", name, error_reason(error))
 
     def _create(self, task_id: str, resources: Resources, lost: Job | None) -> Job:
         """Create a job; delay its submission if workers of the task were lost repeatedly."""

@@ -24,7 +24,7 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.resources import Resources
-from sandbox.placements.cluster.claim_checks import ClaimChecker, SharedHostKey
+from sandbox.placements.cluster.claim_checks import ClaimChecker, ClusterKey
 from sandbox.placements.cluster.credential_requests import FindCloneCredentials
 from sandbox.placements.cluster.event_loop_thread import LoopThread
 from sandbox.placements.cluster.host_allocator import AnyClusterHost, ClusterAllocator
@@ -163,7 +163,7 @@ class WorkerListenerSettings(NamedTuple):
     host: str
     port: int
     tls: ssl.SSLContext
-    proof_method: SharedHostKey | WorkerVerifier | None = None
+    proof_method: ClusterKey | WorkerVerifier | None = None
 
 
 class ServerTaskStorage(NamedTuple):

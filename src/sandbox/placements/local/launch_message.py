@@ -117,7 +117,7 @@ class LegacyLaunchMessage(
             self.image,
             self.secrets,
             resumes=self.resumes,
-            follow_redirects=self.follow_redirects,
+            clone_follows_redirects=self.follow_redirects,
             records_conversation=False,
         )
 

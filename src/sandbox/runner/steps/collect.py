@@ -288,7 +288,7 @@ class CollectStep(msgspec.Struct, frozen=True):
     async def _collect_patch(self, artifacts: ArtifactRecorder) -> None:
         task = self.attempt.task
         base_commit, is_ended = task.base_commit, task.failure is not None or task.cancel is not None
-        if base_commit is None or (is_ended and not self.attempt.layout.repository.is_dir()):  # removed already
+        if base_commit is None or (is_ended and not self.attempt.layout.host_git_directory.is_dir()):  # removed already
             return
         name = f"{task.id}.patch"
         patch = await self._write_patch(artifacts, name, base_commit, _PATCH_SHARE)
@@ -320,7 +320,9 @@ class CollectStep(msgspec.Struct, frozen=True):
         root, partial, seconds = self.attempt.layout.root, artifacts.partial_path(name), self._seconds(share)
         try:
             async with asyncio.timeout(seconds):
-                return await self.workspaces.patch(root, base_commit, partial, self.confine, artifacts.detect_secret)
+                return await self.workspaces.write_patch(
+                    root, base_commit, partial, self.confine, artifacts.detect_secret
+                )
         except TimeoutError:
             reason = f"creating it took longer than {seconds:.1f} s"
             partial.write_text(f"# truncated: {reason}\n")
@@ -336,7 +338,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         )
         try:
             async with asyncio.timeout(seconds):
-                missing = await self.workspaces.changed_files(root, base_commit, partial, self.confine)
+                missing = await self.workspaces.write_changed_files_archive(root, base_commit, partial, self.confine)
         except TimeoutError:
             problem = f"The patch is incomplete: {reason}. Storing the changed files took longer than "
             limit = f"{seconds:.1f} s; raise lifecycle.collect_timeout."

@@ -18,7 +18,7 @@ from sandbox.model.events import AgentExited, AgentResult, AgentStarted, Attempt
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.fixed_limits import (
     AGENT_START_TIMEOUT_SECONDS,
-    METRICS_INTERVAL_SECONDS,
+    METRICS_INTERVAL_SECONDS_MAX,
     METRICS_INTERVAL_SECONDS_MIN,
 )
 from sandbox.model.manifest.schema import Lifecycle
@@ -79,7 +79,7 @@ class MetricsSampler:
 
 def metrics_interval_seconds(age_seconds: float) -> float:
     """Return the time until the next sample: shorter at first, so a short task gets enough samples for a chart."""
-    return min(max(age_seconds / 4, METRICS_INTERVAL_SECONDS_MIN), METRICS_INTERVAL_SECONDS)
+    return min(max(age_seconds / 4, METRICS_INTERVAL_SECONDS_MIN), METRICS_INTERVAL_SECONDS_MAX)
 
 
 class TimeLimit:

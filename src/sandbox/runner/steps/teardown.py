@@ -85,9 +85,9 @@ class TeardownStep(msgspec.Struct, frozen=True):
         if keeps_disk:
             await self.sync_disk()
         await self.disk.close()
-        if files.repository not in preserved and files.repository.is_dir():
+        if files.host_git_directory not in preserved and files.host_git_directory.is_dir():
             # Move the repository away first, so it is never compared with a half-removed workspace.
-            files.repository.rename(files.root / "repository.gone")
+            files.host_git_directory.rename(files.root / "repository.gone")
         kept_paths = {files.handle, files.runner_log, *preserved}
         earlier = [] if keeps_disk else earlier_attempt_files(self.attempt)
         await self.remove_paths([*(path for path in files.root.iterdir() if path not in kept_paths), *earlier])
@@ -109,7 +109,7 @@ def earlier_attempt_files(attempt: AttemptContext) -> list[Path]:
 
 def files_for_resume(layout: AttemptLayout) -> list[Path]:
     """Return the files that a resumed attempt needs: the disk, the repository and the fingerprint of the secrets."""
-    return [layout.disk_image, layout.disk, layout.repository, layout.secret_fingerprint]
+    return [layout.disk_image, layout.disk, layout.host_git_directory, layout.secret_fingerprint]
 
 
 def _preserved_paths(attempt: AttemptContext) -> Collection[Path]:

@@ -51,7 +51,7 @@ async def probe_bubblewrap(runtime: Runtime, run_dir: Path, hierarchies: cgroups
     """Create a sandbox, run `true` in it and destroy it, within 10 s."""
     if os.uname().machine not in syscall_filter.ARCHITECTURES:
         remedy = f"There is no system call filter for {os.uname().machine}; use another runtime."
-        return _PROPERTIES.unavailable_probe(remedy, is_final=True)
+        return _PROPERTIES.unavailable_probe(remedy, is_permanent=True)
     if find_bwrap() is None:
         return _PROPERTIES.unavailable_probe("bubblewrap is missing; install it: apt-get install bubblewrap")
     try:

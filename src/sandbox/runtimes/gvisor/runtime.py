@@ -53,11 +53,11 @@ async def probe_gvisor(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hie
     """Create a sandbox, run `true` in it and destroy it, within 10 s."""
     if find_runsc() is None:
         return _PROPERTIES.unavailable_probe(
-            "runsc is missing; install it: apt-get install runsc", is_final=os.getuid() != 0
+            "runsc is missing; install it: apt-get install runsc", is_permanent=os.getuid() != 0
         )
     if os.getuid() != 0:
         remedy = "gVisor needs two kernel uids per sandbox, which only root can set; run the server as root."
-        return _PROPERTIES.unavailable_probe(remedy, is_final=True)
+        return _PROPERTIES.unavailable_probe(remedy, is_permanent=True)
     try:
         limits = await run_probe(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
     except (SandboxError, OSError, TimeoutError) as error:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from sandbox.model.fixed_limits import (
     FILE_USAGE_CHECK_INTERVAL_SECONDS,
     KERNEL_USAGE_CHECK_INTERVAL_SECONDS,
-    TERMINAL_CPU_CHECK_INTERVAL_SECONDS,
+    TERMINAL_AND_LOCK_CHECK_INTERVAL_SECONDS,
     UNCHARGED_MEMORY_GROWTH_BYTES_MAX,
 )
 from sandbox.primitives.concurrency import run_until_first_complete
@@ -65,7 +65,7 @@ async def wait_for_exceeded_limit(
     """
     return await run_until_first_complete(
         *(
-            _poll_for_violation(measure, TERMINAL_CPU_CHECK_INTERVAL_SECONDS)
+            _poll_for_violation(measure, TERMINAL_AND_LOCK_CHECK_INTERVAL_SECONDS)
             for measure in (terminal_usage, kernel_lock_usage)
             if measure is not None
         ),

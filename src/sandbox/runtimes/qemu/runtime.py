@@ -68,11 +68,11 @@ async def probe_qemu(
     """Create a sandbox, run `true` in it and destroy it."""
     if os.uname().machine != "x86_64":
         return _PROPERTIES.unavailable_probe(
-            "The qemu runtime supports only x86_64; use another runtime.", is_final=True
+            "The qemu runtime supports only x86_64; use another runtime.", is_permanent=True
         )
     if os.getuid() != 0:
         remedy = "Only root can read the agent's program for a guest; use another runtime, or run as root."
-        return _PROPERTIES.unavailable_probe(remedy, is_final=True)
+        return _PROPERTIES.unavailable_probe(remedy, is_permanent=True)
     try:
         find_components()
         kvm.reset()

@@ -108,7 +108,7 @@ class RunnerRecovery:
         If a finisher dies, another one is started, after a pause that grows each time. After FINISHERS_MAX finishers
         have died, the server finalizes the task itself, as it does for a task that ends before its first attempt.
         """
-        if not tracked.has_been_idle(backoff_seconds(tracked.task), self._clock.monotonic()):
+        if not tracked.track_idle(backoff_seconds(tracked.task), self._clock.monotonic()):
             return
         reserved = None
         if _awaits_next_attempt(tracked.task):

@@ -117,7 +117,7 @@ class WorkspaceStaging:
                 settings = await stack.enter_async_context(
                     running_in_background(read_user_config(self._environment, self._path))
                 )
-                directories = [self._layout.repository, self._layout.workspace]
+                directories = [self._layout.host_git_directory, self._layout.workspace]
                 confinement = await stack.enter_async_context(self._confine(directories, []))
                 await self._clone(confinement, await settings)
                 commit = await self._prepare_commit(confinement)
@@ -149,7 +149,7 @@ class WorkspaceStaging:
         manifest_patches = [] if self._repository.patch is None else [manifest_patch(self._repository.patch)]
         for patches in (manifest_patches, [earlier_task_patch(path) for path in self._patches]):
             if patches:
-                arguments = (self._path, confinement, self._layout.repository, commit, patches)
+                arguments = (self._path, confinement, self._layout.host_git_directory, commit, patches)
                 commit = await commit_patches(*arguments, bytes_max=self._bytes_max)
         await self._check_size(git, commit)
         return commit
@@ -157,7 +157,7 @@ class WorkspaceStaging:
     def _reset_directories(self) -> None:
         """Remove leftovers of an interrupted earlier run, and create both directories again."""
         self._layout.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in (self._layout.repository, self._layout.workspace):
+        for path in (self._layout.host_git_directory, self._layout.workspace):
             if path.is_symlink() or path.is_file():
                 path.unlink()
             elif path.exists():
@@ -177,7 +177,9 @@ class WorkspaceStaging:
             return
         cloning = ConfinedClone(self._repository.url, user_settings, self._environment, self._access)
         try:
-            await cloning.run(confinement, settings, arguments, self._layout.repository, file_bytes_max=self._bytes_max)
+            await cloning.run(
+                confinement, settings, arguments, self._layout.host_git_directory, file_bytes_max=self._bytes_max
+            )
         finally:
             self._note_credentials(cloning)
 
@@ -202,7 +204,7 @@ class WorkspaceStaging:
                 variables,
                 descriptors=descriptors,
             )
-            await git.run(*arguments, directory=self._layout.repository, file_bytes_max=self._bytes_max)
+            await git.run(*arguments, directory=self._layout.host_git_directory, file_bytes_max=self._bytes_max)
 
     def _note_credentials(self, helper: CredentialHelper | ConfinedClone) -> None:
         """Record the passwords that messages must not contain, and why the server had no credentials."""
@@ -210,7 +212,7 @@ class WorkspaceStaging:
         self._credential_problem = helper.credential_problem
 
     async def _find_commit(self, git: Git) -> str:
-        repository = self._layout.repository
+        repository = self._layout.host_git_directory
         tip = await run_in_thread(lambda _: read_branch_commit(repository, self._repository.branch))
         if tip is None:
             raise _clone_failed(
@@ -251,12 +253,12 @@ class WorkspaceStaging:
                 if len(listed) <= _KEPT_ENTRIES_MAX:
                     self.base_tree = BaseTree(entry for entry in listed if entry.mode != TREE_MODE)
 
-            repository = self._layout.repository
+            repository = self._layout.host_git_directory
             listing = git.run(*ls_tree_arguments(commit, "-t"), directory=repository, stdout=writer)
             await run_thread_with_git(work, listing)
 
     def _write_git_directory(self, commit: str, stop: StopFlag) -> None:
-        write_git_directory(self._layout.workspace, self._layout.repository, self._repository, commit, stop)
+        write_git_directory(self._layout.workspace, self._layout.host_git_directory, self._repository, commit, stop)
 
     async def _check_out(self, git: Git, commit: str) -> None:
         await git.run(
@@ -280,7 +282,7 @@ class WorkspaceStaging:
         )
 
     async def _run(self, git: Git, *arguments: str) -> bytes:
-        return await git.run("--git-dir=.", *arguments, directory=self._layout.repository)
+        return await git.run("--git-dir=.", *arguments, directory=self._layout.host_git_directory)
 
 
 def _find_size_problem(entries: Iterator[BaseTreeEntry], bytes_max: int) -> str | None:

@@ -6,7 +6,7 @@ from typing import IO
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.fixed_limits import ARTIFACT_BYTES_MAX
+from sandbox.model.fixed_limits import MATCHED_FILES_BYTES_MAX
 from sandbox.primitives.durable_files import fsync_path, remove_on_failure
 from sandbox.primitives.file_permissions import create_private_file
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
@@ -77,7 +77,7 @@ def _decode_path(path: bytes) -> str:
 
 
 async def write_changed_files(git: Git, layout: AttemptLayout, base_commit: str, target: Path) -> str | None:
-    """Write the complete tar, up to half of ARTIFACT_BYTES_MAX, and flush it. Raises AttemptError.
+    """Write the complete tar, up to half of MATCHED_FILES_BYTES_MAX, and flush it. Raises AttemptError.
 
     Returns why some changed files are missing, or None.
     """
@@ -90,11 +90,11 @@ async def write_changed_files(git: Git, layout: AttemptLayout, base_commit: str,
 
 
 async def _write(git: Git, layout: AttemptLayout, base_commit: str, target: Path) -> str | None:
-    base = await read_base_tree(git, layout.repository, base_commit)
+    base = await read_base_tree(git, layout.host_git_directory, base_commit)
     reason = None
     with remove_on_failure(target):
         with create_private_file(target) as file:
-            tar = ChangedFilesTar(file, ARTIFACT_BYTES_MAX // 2)
+            tar = ChangedFilesTar(file, MATCHED_FILES_BYTES_MAX // 2)
 
             def open_archive(files: RootedFiles, stop: StopFlag) -> ChangedFilesTar:
                 return tar.set_source(files, stop)
@@ -106,7 +106,7 @@ async def _write(git: Git, layout: AttemptLayout, base_commit: str, target: Path
             await run_in_thread(lambda _: tar.close())
         await run_in_thread(lambda _: fsync_path(target))
     if tar.skipped_count:
-        reason = f"{tar.skipped_count} files would make it larger than {ARTIFACT_BYTES_MAX // 2 // 1024**2} MiB"
+        reason = f"{tar.skipped_count} files would make it larger than {MATCHED_FILES_BYTES_MAX // 2 // 1024**2} MiB"
     return reason
 
 

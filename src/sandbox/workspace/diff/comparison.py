@@ -181,7 +181,7 @@ async def compare_workspace(
     GitError, OSError, TooManyEntriesError.
     """
     try:
-        await write_ignore_files(git, layout.repository, base.ignore_files, layout.ignore_rules)
+        await write_ignore_files(git, layout.host_git_directory, base.ignore_files, layout.ignore_rules)
     except BaseException:
         for waiting in background:
             waiting.close()
@@ -214,7 +214,7 @@ async def _walk_with_ignore_rules(
                 return walk(stop, matcher)
 
         check_ignore = git.run(
-            *(f"--git-dir=../{layout.repository.name}", "--work-tree=."),
+            *(f"--git-dir=../{layout.host_git_directory.name}", "--work-tree=."),
             *("check-ignore", "--no-index", "--stdin", "-z", "--verbose", "--non-matching"),
             directory=layout.ignore_rules,
             stdin=request_reader,

@@ -90,7 +90,7 @@ async def write_patch(
     commit; None if git must list it.
     """
     try:
-        base = base or await read_base_tree(git, layout.repository, base_commit)
+        base = base or await read_base_tree(git, layout.host_git_directory, base_commit)
         return await _write_patch(git, layout, base_commit, base, target, detect_secret)
     except TooManyEntriesError as error:
         reason: str | None = f"the files that are not ignored exceed a limit: {error}"
@@ -114,8 +114,8 @@ async def _write_patch(
     if tree.is_changed:
         # git cannot apply a patch that renames a symbolic link and creates a directory in its place.
         renames = "--no-renames" if tree.has_replaced_link else "--find-renames"
-        await _write_diff(git, layout.repository, base_commit, target, preamble, renames)
-        diff = await _measure_diff(git, layout.repository, base_commit, renames)
+        await _write_diff(git, layout.host_git_directory, base_commit, target, preamble, renames)
+        diff = await _measure_diff(git, layout.host_git_directory, base_commit, renames)
     else:
         await run_in_thread(lambda _: _write_without_diff(target, preamble))
     return PatchResult(_too_large_reason(too_large), tree.contains_secret, None if too_large else diff)
@@ -218,7 +218,7 @@ async def _import_workspace(
     git: Git, layout: AttemptLayout, base: BaseTree, base_commit: str, detect_secret: DetectSecret
 ) -> tuple[FastImportWriter, SkippedPaths]:
     """Import the agent's tree into the host's repository. Returns the import's result and the skipped paths."""
-    repository = layout.repository
+    repository = layout.host_git_directory
     _remove_stale_locks(repository)
     with pipe() as (reader, writer):
 

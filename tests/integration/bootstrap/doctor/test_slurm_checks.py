@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from doubles.image_archives import minimal_root, oci_archive
-from sandbox.bootstrap.cluster_placement import create_certificate
+from sandbox.bootstrap.cluster_placement import load_or_create_certificate
 from sandbox.bootstrap.doctor.machine_checks import run_checks
 from sandbox.bootstrap.doctor.slurm_checks import check_server_address, check_slurm, check_worker_host
 from sandbox.bootstrap.settings.schema import ClusterSection, ServerSection, ServerSettings, SlurmSection
@@ -187,7 +187,7 @@ def test_slurm_is_not_checked_for_other_engines(slurm):
 @pytest.fixture
 def worker_server(tmp_path):
     """A TLS server with a certificate for workers: its port, and the fingerprint."""
-    certificate, fingerprint = create_certificate(tmp_path)
+    certificate, fingerprint = load_or_create_certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -82,7 +82,7 @@ async def test_commands_have_a_clean_environment(engine, slurm, monkeypatch):
     await engine.submit(REQUEST)
     assert "TOKEN=secret" in slurm.environment
     assert "SLURM_CONF=/etc/slurm/other.conf" in slurm.environment
-    await engine.look_up([NAME])
+    await engine.reconcile_jobs([NAME])
     for unwanted in ("TOKEN", "SBATCH", "ANOTHER_SECRET", "HOME"):
         assert unwanted not in slurm.environment
 
@@ -142,7 +142,11 @@ async def test_refused_job_is_rejected_with_the_reason(engine, slurm, message):
 @pytest.mark.parametrize("name", ["squeue", "scancel", "sinfo"])
 async def test_failed_command_makes_the_engine_unavailable(engine, slurm, name):
     slurm.define(name, "printf 'bad\\033[31m \\nnews\\n' >&2; exit 1")
-    calls = {"squeue": engine.look_up([NAME]), "scancel": engine.withdraw(NAME), "sinfo": engine.maximal_host_sizes()}
+    calls = {
+        "squeue": engine.reconcile_jobs([NAME]),
+        "scancel": engine.cancel(NAME),
+        "sinfo": engine.maximal_host_sizes(),
+    }
     for each, call in calls.items():
         if each != name:
             call.close()
@@ -164,7 +168,7 @@ async def test_command_that_hangs_is_killed(engine, slurm, tmp_path, monkeypatch
 async def test_cancelled_call_kills_its_command(engine, slurm, tmp_path):
     pid_file = tmp_path / "pid"
     slurm.define("squeue", f"echo $$ >{pid_file}.part; mv {pid_file}.part {pid_file}; exec sleep 100")
-    call = asyncio.create_task(engine.look_up([NAME]))
+    call = asyncio.create_task(engine.reconcile_jobs([NAME]))
     while not pid_file.exists():
         await asyncio.sleep(0.02)
     call.cancel()
@@ -179,7 +183,7 @@ async def test_command_dies_with_the_server(slurm, tmp_path):
     slurm.define("scancel", f"echo $$ >{pid_file}.part; mv {pid_file}.part {pid_file}; exec sleep 100")
     script = (
         "import asyncio; from sandbox.cluster_engines.slurm.engine import SlurmEngine, SlurmSettings; "
-        f"asyncio.run(SlurmEngine(SlurmSettings(commands_dir={str(tmp_path)!r})).withdraw({NAME!r}))"
+        f"asyncio.run(SlurmEngine(SlurmSettings(commands_dir={str(tmp_path)!r})).cancel({NAME!r}))"
     )
     server = subprocess.Popen([sys.executable, "-c", script])
     try:
@@ -196,7 +200,7 @@ async def test_endless_output_is_cut_off(engine, slurm, stream):
     slurm.define("squeue", f"exec yes hostile >&{stream}")
     async with asyncio.timeout(30):
         with pytest.raises(EngineUnavailableError, match="File too large"):
-            await engine.look_up([NAME])
+            await engine.reconcile_jobs([NAME])
 
 
 @pytest.mark.parametrize("output", [r"\0\377\n", f"9|RUN|{NAME}", "1|RUNNING|n1|0:0|0|other|None|"])
@@ -204,15 +208,15 @@ async def test_malformed_output_is_not_parsed_as_a_status(engine, slurm, output)
     slurm.define("squeue", f"printf '{output}\\n'")
     if output[0].isdigit():
         with pytest.raises(EngineUnavailableError, match="unknown format"):
-            await engine.look_up([NAME])
+            await engine.reconcile_jobs([NAME])
     else:
-        assert (await engine.look_up([NAME]))[NAME].phase is JobPhase.UNKNOWN
+        assert (await engine.reconcile_jobs([NAME]))[NAME].phase is JobPhase.UNKNOWN
 
 
 async def test_duplicates_are_cancelled_by_name_state_and_id(engine, slurm):
     """The command must cancel neither another job that has reused the id, nor a duplicate that has started."""
     slurm.define("squeue", f"echo '5|RUNNING|n1|0:0|0|{NAME}|None|'; echo '8|PENDING|n/a|0:0|0|{NAME}|Dependency|'")
-    status = (await engine.look_up([NAME]))[NAME]
+    status = (await engine.reconcile_jobs([NAME]))[NAME]
     assert (status.phase, status.duplicate_ids) == (JobPhase.RUNNING, ("8",))
     assert slurm.calls[-1] == ["scancel", "--me", f"--name={NAME}", "--state=PENDING", "8"]
 
@@ -223,17 +227,17 @@ async def test_duplicate_that_cannot_be_cancelled_does_not_hide_the_status(engin
     slurm.define("scancel", "exit 1")
     if not is_installed:
         (slurm.directory / "scancel").unlink()
-    assert (await engine.look_up([NAME]))[NAME].phase is JobPhase.RUNNING
+    assert (await engine.reconcile_jobs([NAME]))[NAME].phase is JobPhase.RUNNING
 
 
-async def test_withdrawn_job_is_selected_only_by_name(engine, slurm):
-    await engine.withdraw(NAME)
+async def test_cancelled_job_is_selected_only_by_name(engine, slurm):
+    await engine.cancel(NAME)
     assert slurm.calls == [["scancel", "--me", f"--name={NAME}"]]
 
 
 async def test_names_are_passed_in_arguments_of_limited_size(engine, slurm):
     names = [job_name(new_attempt_id()) for _ in range(2 * slurm_engine.NAMES_PER_COMMAND + 1)]
-    statuses = await engine.look_up(names)
+    statuses = await engine.reconcile_jobs(names)
     assert statuses.keys() == set(names)
     assert len(slurm.calls) == 3
     assert max(len(argument) for call in slurm.calls for argument in call) < 128 * 1024
@@ -243,14 +247,14 @@ async def test_names_are_passed_in_arguments_of_limited_size(engine, slurm):
 async def test_missing_commands_make_the_engine_unavailable(tmp_path):
     engine = SlurmEngine(SlurmSettings(commands_dir=str(tmp_path)))
     with pytest.raises(EngineUnavailableError, match=r"squeue is not installed; .*cluster\.slurm\.commands"):
-        await engine.look_up([NAME])
+        await engine.reconcile_jobs([NAME])
 
 
 async def test_number_of_concurrent_commands_is_limited(engine, slurm, tmp_path):
     running = tmp_path / "running"
     running.mkdir()
     slurm.define("scancel", f"touch {running}/$$; ls {running} | wc -l >>{tmp_path}/counts; sleep 0.1; rm {running}/$$")
-    await asyncio.gather(*(engine.withdraw(NAME) for _ in range(12)))
+    await asyncio.gather(*(engine.cancel(NAME) for _ in range(12)))
     counts = [int(count) for count in (tmp_path / "counts").read_text().split()]
     assert len(counts) == 12
     assert max(counts) <= slurm_engine.CONCURRENT_COMMANDS_MAX

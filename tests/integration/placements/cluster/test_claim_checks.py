@@ -75,7 +75,7 @@ class TestProofOfTheHost:
     @pytest.fixture
     async def server(self, tmp_path):
         server = ClusterServer(tmp_path)
-        server.host_key = KEY
+        server.cluster_key = KEY
         await server.start()
         yield server
         await server.stop()
@@ -247,7 +247,7 @@ class TestProofOfTheHost:
         claim = server.claim(job)
         async with claimed(server, claim):
             pass
-        server.host_key = b"n" * 32
+        server.cluster_key = b"n" * 32
         await server.restart()
         async with server.connect(claim) as client:
             assert isinstance(await client.read(), Claimed)

@@ -62,7 +62,7 @@ async def test_waiting_job_is_submitted_again_under_another_name(server, job, ph
     await server.cluster_hosts.drain(HOST)
     moved = await wait_until_excluded(server, HOST)
     assert moved.name != job.name
-    await wait_until(lambda: server.engine.withdrawn == [job.name])
+    await wait_until(lambda: server.engine.cancelled == [job.name])
     server.engine.statuses[moved.name] = JobStatus(JobPhase.WAITING)
     await wait_until(lambda: moved.phase is JobPhase.WAITING)
     await server.cluster_hosts.undo_drain(HOST)
@@ -86,7 +86,7 @@ async def test_running_task_stays_on_a_drained_host(server, job):
         job = server.jobs.of_task("task-1")
         assert server.jobs.reserve("task-1", job.stored.attempt_id, SMALL) is job
     assert [request.name for request in server.engine.submitted] == [job.name]
-    assert server.engine.withdrawn == []
+    assert server.engine.cancelled == []
 
 
 async def test_worker_that_was_started_on_a_host_before_its_drain_is_rejected(server, job):
@@ -98,7 +98,7 @@ async def test_worker_that_was_started_on_a_host_before_its_drain_is_rejected(se
     assert isinstance(answer, WorkerDismissed) or answer is None
     moved = await wait_until_excluded(server, HOST)
     assert not moved.is_claimed
-    await wait_until(lambda: job.name in server.engine.withdrawn)
+    await wait_until(lambda: job.name in server.engine.cancelled)
     async with server.connect(claim) as client:
         assert isinstance(await client.read(), WorkerDismissed)
     server.engine.statuses[moved.name] = JobStatus(JobPhase.RUNNING, OTHER)

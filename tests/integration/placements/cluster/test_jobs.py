@@ -137,27 +137,27 @@ async def test_job_is_not_submitted_if_its_task_has_already_ended(server, monkey
     assert ended.name not in started
 
 
-async def test_number_of_concurrent_withdrawals_is_limited(server, monkeypatch):
-    """Too many withdrawals would delay the engine's look-ups of other jobs."""
-    running, counts, may_withdraw, withdraw = set(), [], asyncio.Event(), server.engine.withdraw
+async def test_number_of_concurrent_cancellations_is_limited(server, monkeypatch):
+    """Too many cancellations would delay the engine's look-ups of other jobs."""
+    running, counts, may_cancel, cancel = set(), [], asyncio.Event(), server.engine.cancel
 
-    async def withdraw_slowly(name):
+    async def cancel_slowly(name):
         running.add(name)
         counts.append(len(running))
-        await may_withdraw.wait()
-        await withdraw(name)
+        await may_cancel.wait()
+        await cancel(name)
         running.discard(name)
 
-    monkeypatch.setattr(server.engine, "withdraw", withdraw_slowly)
+    monkeypatch.setattr(server.engine, "cancel", cancel_slowly)
     many = [server.jobs.reserve(f"task-{number}", None, SMALL) for number in range(10)]
     await wait_until(lambda: all(server.tokens(each) for each in many))
     for each in many:
         server.jobs.notify_task_ended(each.stored.task_id)
     await wait_until(lambda: running)
-    may_withdraw.set()
-    await wait_until(lambda: len(server.engine.withdrawn) == len(many))
-    assert max(counts) <= jobs.CONCURRENT_WITHDRAWALS_MAX
-    assert set(server.engine.withdrawn) == {each.name for each in many}
+    may_cancel.set()
+    await wait_until(lambda: len(server.engine.cancelled) == len(many))
+    assert max(counts) <= jobs.CONCURRENT_CANCELLATIONS_MAX
+    assert set(server.engine.cancelled) == {each.name for each in many}
 
 
 @pytest.mark.parametrize("phase", [JobPhase.ENDED, JobPhase.UNREACHABLE])
@@ -166,7 +166,7 @@ async def test_worker_that_does_not_start_is_replaced(server, job, phase):
     new = await wait_until(lambda: (found := server.jobs.of_task("task-1")) is not job and found)
     assert new.stored.attempt_id != job.stored.attempt_id
     await wait_until(lambda: server.tokens(new))
-    await wait_until(lambda: job.name in server.engine.withdrawn)
+    await wait_until(lambda: job.name in server.engine.cancelled)
     assert [path.stem for path in server.store.iterdir()] == [new.stored.attempt_id]
     assert server.jobs.reserve("task-1", None, SMALL) is new
 
@@ -219,7 +219,7 @@ async def test_task_of_a_worker_without_contact_is_taken_over_after_its_lease(tm
         assert not job.stored.is_abandoned
         await wait_until(lambda: server.jobs.lock_state("task-1") is LockState.FREE)
         assert (job.stored.is_abandoned, job.stored.was_end_confirmed) == (True, False)
-        await wait_until(lambda: job.name in server.engine.withdrawn)
+        await wait_until(lambda: job.name in server.engine.cancelled)
     finally:
         await server.stop()
 
@@ -248,7 +248,7 @@ async def test_lock_state_is_unknown_while_the_engine_does_not_respond(server, j
     async def fail(names):
         raise EngineUnavailableError("It is not responding.")
 
-    server.engine.look_up = fail
+    server.engine.reconcile_jobs = fail
     await wait_until(lambda: job.phase is None)
     assert server.jobs.lock_state("task-1") is LockState.UNKNOWN
 
@@ -266,7 +266,7 @@ async def test_next_attempt_gets_a_new_id_on_the_same_worker(server, job):
 async def test_job_of_a_task_that_ended_before_its_worker_started_is_removed(server, job):
     claim = server.claim(job)
     server.jobs.notify_task_ended("task-1")
-    await wait_until(lambda: job.name in server.engine.withdrawn)
+    await wait_until(lambda: job.name in server.engine.cancelled)
     assert list(server.store.iterdir()) == []
     async with server.connect(claim) as client:
         assert not isinstance(await client.read(), Claimed)

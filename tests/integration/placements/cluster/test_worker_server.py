@@ -124,22 +124,22 @@ async def test_worker_gets_its_task_only_on_the_host_where_the_engine_runs_the_j
     """The token alone is not enough. The same worker gets the task as soon as the engine confirms its host."""
     monkeypatch.setattr(jobs, "_HOST_CONFIRMATION_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(jobs.Jobs, "_act", keep_job)
-    look_up, claim = server.engine.look_up, server.claim(job)
+    reconcile_jobs, claim = server.engine.reconcile_jobs, server.claim(job)
 
     async def report(names):
         if status is None:
             raise EngineUnavailableError("It is not responding.")
         return dict.fromkeys(names, status)
 
-    server.engine.look_up = report
+    server.engine.reconcile_jobs = report
     await wait_until(lambda: job.phase is (None if status is None else status.phase))
     async with server.connect(claim) as client:
         assert await client.read() is None
     assert not job.is_claimed
-    server.engine.look_up = look_up
+    server.engine.reconcile_jobs = reconcile_jobs
     async with server.connect(claim) as client:
         assert isinstance(await client.read(), Claimed)
-        server.engine.look_up = report
+        server.engine.reconcile_jobs = report
         await wait_until(lambda: job_state.confirmed_host(job) != "host-1")
         async with server.connect(claim) as again:  # a reconnection
             assert isinstance(await again.read(), Claimed)
@@ -348,7 +348,7 @@ async def test_illegal_message_fences_the_worker(server, job, number):
         await client.send(HEARTBEAT_WITH_FREE_LOCK)
         assert isinstance(await client.read(), WorkerDismissed)
         assert await client.read() is None
-    await wait_until(lambda: job.name in server.engine.withdrawn)
+    await wait_until(lambda: job.name in server.engine.cancelled)
     await check_rejected(server, claim)
     await server.restart()
     await check_rejected(server, claim)

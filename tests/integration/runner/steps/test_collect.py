@@ -40,7 +40,7 @@ async def test_denied_egress_is_counted_and_listed_up_to_a_limit(make_harness, m
 
 async def test_retries_on_a_full_disk_do_not_duplicate_renamed_artifacts(make_harness, monkeypatch):
     """The agent's file `redacted-1` keeps its name when the artifacts are collected again."""
-    monkeypatch.setattr("sandbox.runner.attempt_closing.RETRY_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt_closing.HOST_ERROR_PAUSE_SECONDS", 0.01)
     collected = {f"{SECRET}-a.md": b"a\n", "redacted-1": b"the agent's\n", f"{SECRET}-b.md": b"b\n"}
     harness = make_harness(
         AttemptScript(files_to_collect=collected),
@@ -121,8 +121,8 @@ async def test_secret_within_a_generated_name_does_not_remove_artifacts(make_har
     base_commits = []
     harness = make_harness(AttemptScript(), secrets={"WORD": value}, lifecycle={"artifact_patterns": ("*",)})
     workspaces = harness.parts.workspaces
-    make_patch = workspaces.patch
-    workspaces.patch = lambda root, base, *rest: (base_commits.append(base), make_patch(root, base, *rest))[1]
+    make_patch = workspaces.write_patch
+    workspaces.write_patch = lambda root, base, *rest: (base_commits.append(base), make_patch(root, base, *rest))[1]
     await harness.run()
     assert (harness.task.state, harness.task.base_commit, base_commits) == (
         TaskState.COMPLETED,
@@ -142,7 +142,7 @@ def test_error_codes_are_not_redacted(make_harness):
 @pytest.mark.parametrize("step", ["read_records", "replace_durably"], ids=["writing", "flushing"])
 async def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_harness, monkeypatch, step):
     """If the file remained, one task would occupy the space that other tasks free, until its collection times out."""
-    monkeypatch.setattr("sandbox.runner.attempt_closing.RETRY_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt_closing.HOST_ERROR_PAUSE_SECONDS", 0.01)
     harness = make_harness(
         AttemptScript(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"}
     )
@@ -165,7 +165,7 @@ async def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_h
         return PatchResult()
 
     monkeypatch.setattr(collect, step, refuse)
-    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.patch", patch)
+    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.write_patch", patch)
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, len(refused), leftovers) == (TaskState.COMPLETED, 3, [False] * 4)
     assert "transcript.ndjson" in harness.artifacts
@@ -189,7 +189,7 @@ async def test_large_transcript_that_would_fill_the_disk_is_not_copied(make_harn
 
 async def test_retries_on_a_full_disk_do_not_repeat_events(make_harness, monkeypatch):
     """If each retry, one per second, recorded thousands of events, the remaining space would fill up."""
-    monkeypatch.setattr("sandbox.runner.attempt_closing.RETRY_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt_closing.HOST_ERROR_PAUSE_SECONDS", 0.01)
     patch_error = AttemptError(FailureCode.COLLECT_FAILED, "The patch could not be created: it is odd.")
     harness = make_harness(
         AttemptScript(patch_error=patch_error), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "20s"}
@@ -216,7 +216,7 @@ async def test_retries_on_a_full_disk_do_not_repeat_events(make_harness, monkeyp
 
 
 async def test_stored_transcript_needs_no_additional_space_on_a_retry(make_harness, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.attempt_closing.RETRY_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt_closing.HOST_ERROR_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(collect, "_SMALL_TRANSCRIPT_BYTES", 10)
     harness = make_harness(
         AttemptScript(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"}
@@ -256,7 +256,7 @@ async def test_slow_secret_scan_does_not_lose_the_patch(make_harness, slow_secre
         target.write_bytes(b"diff --git a/a b/a\n")
         return PatchResult(contains_secret=await asyncio.to_thread(detect_secret, [b"slow"] * 50))
 
-    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.patch", patch)
+    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.write_patch", patch)
     harness = make_harness(AttemptScript(), secrets={"KEY": SECRET}, lifecycle={"collect_timeout": "5s"})
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, harness.events(ErrorReported)) == (TaskState.COMPLETED, [])

@@ -97,7 +97,7 @@ async def test_progress_usage_comes_from_the_gateway(make_harness):
 
 
 async def test_unread_output_at_the_end_is_recorded_as_a_gap(make_harness, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_IDLE_TIMEOUT_SECONDS", 0.1)
     monkeypatch.setattr(AgentOutput, "read_stderr", lambda *_: asyncio.Event().wait())
     harness = make_harness(AttemptScript())
     await asyncio.wait_for(harness.run(), 10)
@@ -106,7 +106,7 @@ async def test_unread_output_at_the_end_is_recorded_as_a_gap(make_harness, monke
 
 
 async def test_pending_output_is_read_after_the_machine_stalls(make_harness, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_IDLE_TIMEOUT_SECONDS", 0.2)
     harness, lines = make_harness(AttemptScript(stdout=b"line\n" * 2000 + b"the result\n")), itertools.count(1)
     record = harness.recorder.record
 
@@ -122,7 +122,7 @@ async def test_pending_output_is_read_after_the_machine_stalls(make_harness, mon
 
 
 async def test_output_delayed_by_cpu_throttling_is_read_after_the_agent_exits(make_harness, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_IDLE_TIMEOUT_SECONDS", 0.1)
     harness = make_harness(AttemptScript(stdout=b"line\n" * 500 + b"the result\n"))
     throttle, start = harness.parts.throttle, CpuThrottle.start
 
@@ -140,8 +140,8 @@ async def test_output_delayed_by_cpu_throttling_is_read_after_the_agent_exits(ma
 
 async def test_endless_output_after_the_agent_exits_is_abandoned(make_harness, monkeypatch):
     """This happens only if a process outside the sandbox has the pipe open, or a process has survived the kill."""
-    monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_TIMEOUT_SECONDS", 0.2)
-    monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_TIMEOUT_SECONDS_MAX", 0.6)
+    monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_IDLE_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_TIMEOUT_SECONDS", 0.6)
 
     async def read_endless(output, reader):
         endless = asyncio.StreamReader()

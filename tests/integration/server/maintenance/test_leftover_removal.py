@@ -52,7 +52,7 @@ async def start(components, service, task_id, **sections):
     await components.wait_for_launch(task_id)
     layout = TaskLayout(components.data_dir, task_id).attempt(components.placement.orders[-1].attempt_id)
     layout.workspace.mkdir(parents=True)
-    layout.repository.mkdir()
+    layout.host_git_directory.mkdir()
     layout.handle.write_text("{}")
     layout.runner_log.write_text("log")
     components.placement.record(task_id, *TO_RUNNING)

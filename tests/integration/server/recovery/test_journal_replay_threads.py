@@ -142,7 +142,7 @@ async def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, s
 
 async def test_cancel_request_that_waits_behind_other_requests_times_out(components, slow_journals, monkeypatch):
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS", 1.0)
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 60.0)
+    monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 60.0)
     task_ids = [f"long-{number}" for number in range(CONCURRENT_JOURNAL_REPLAYS_MAX + 1)]
     async with components.server() as service:
         for task_id in task_ids:

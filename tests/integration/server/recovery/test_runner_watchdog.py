@@ -194,7 +194,7 @@ async def test_unreachable_runner_is_not_reported_as_unresponsive(tmp_path, has_
 
 @pytest.fixture
 def components(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.server.journal_tailer.JOURNAL_SILENCE_SECONDS", 0.01)
     monkeypatch.setattr("sandbox.server.recovery.runner_watchdog.RUNNER_SILENCE_SECONDS", 0.02)
     instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield instance

@@ -439,7 +439,9 @@ def test_patch_above_the_size_limit_is_replaced_by_a_message(harness, monkeypatc
 
 def changed_files(harness, base):
     target = harness.root / "changes.tar"
-    reason = asyncio.run(harness.workspaces.changed_files(harness.attempt_dir, base, target, harness.confine))
+    reason = asyncio.run(
+        harness.workspaces.write_changed_files_archive(harness.attempt_dir, base, target, harness.confine)
+    )
     with tarfile.open(target, errors="surrogateescape") as tar:
         members = {member.name: member for member in tar}
         contents = {name: tar.extractfile(name).read() for name, member in members.items() if member.isreg()}
@@ -475,7 +477,7 @@ def test_changed_files_are_archived_byte_for_byte(harness):
 
 
 def test_changed_files_above_the_size_limit_are_counted(harness, monkeypatch):
-    monkeypatch.setattr(changed_files_module, "ARTIFACT_BYTES_MAX", 20_000)
+    monkeypatch.setattr(changed_files_module, "MATCHED_FILES_BYTES_MAX", 20_000)
     base = harness.stage()
     (harness.workspace / "huge").touch()
     os.truncate(harness.workspace / "huge", 2**40)

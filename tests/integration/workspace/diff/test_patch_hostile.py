@@ -245,7 +245,9 @@ async def test_cancellation_leaves_no_process_and_no_partial_patch(staged):
 
     async def cancel():
         making = asyncio.create_task(
-            staged.workspaces.patch(staged.attempt_dir, staged.base_commit, target, staged.confine, lambda _: False)
+            staged.workspaces.write_patch(
+                staged.attempt_dir, staged.base_commit, target, staged.confine, lambda _: False
+            )
         )
         async with asyncio.timeout(60):
             while b"bwrap" not in descendant_names(os.getpid()):

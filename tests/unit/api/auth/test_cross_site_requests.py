@@ -5,7 +5,7 @@ Requests from programs and the server's own pages are allowed.
 
 import pytest
 
-from sandbox.api.auth.cross_site_requests import LOOPBACK_NAMES, check_fetch_site, check_host
+from sandbox.api.auth.cross_site_requests import LOOPBACK_NAMES, check_fetch_site, check_host_and_origin
 
 NAMES = LOOPBACK_NAMES | {"builds.example.org"}
 
@@ -27,13 +27,13 @@ NAMES = LOOPBACK_NAMES | {"builds.example.org"}
     ],
 )
 def test_programs_and_same_origin_pages_are_allowed(host, origin):
-    assert check_host(host, origin, names=NAMES, ports={8121, 8122}) is None
+    assert check_host_and_origin(host, origin, names=NAMES, ports={8121, 8122}) is None
 
 
 @pytest.mark.parametrize(("origin", "port"), [("http://localhost", 80), ("https://localhost", 443)])
 def test_origin_without_port_has_the_port_of_its_scheme(origin, port):
-    assert check_host("localhost:8122", origin, names=NAMES, ports={port}) is None
-    assert check_host("localhost:8122", origin, names=NAMES, ports={port - 1, port + 1}) is not None
+    assert check_host_and_origin("localhost:8122", origin, names=NAMES, ports={port}) is None
+    assert check_host_and_origin("localhost:8122", origin, names=NAMES, ports={port - 1, port + 1}) is not None
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_origin_without_port_has_the_port_of_its_scheme(origin, port):
      "localhost#", "2130706433", "[::1", "0.0.0.0:8122", "localhost\t"],
 )  # fmt: skip
 def test_unknown_or_malformed_host_header_is_denied(host):
-    assert check_host(host, None, names=NAMES, ports={8121, 8122}) is not None
+    assert check_host_and_origin(host, None, names=NAMES, ports={8121, 8122}) is not None
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_unknown_or_malformed_host_header_is_denied(host):
      "http://localhost:8122/page", "ftp://localhost:8122"],
 )  # fmt: skip
 def test_foreign_origin_is_denied(origin):
-    assert check_host("localhost:8122", origin, names=NAMES, ports={8121, 8122}) is not None
+    assert check_host_and_origin("localhost:8122", origin, names=NAMES, ports={8121, 8122}) is not None
 
 
 def fetch_metadata(site, mode, **headers):

@@ -183,7 +183,7 @@ def test_job_that_was_started_determines_the_status_of_duplicates(states, first,
         assert list(queued.waiting_duplicates.get(NAME, [])) == waiting_duplicates
 
 
-def test_withdrawn_duplicate_is_not_reported():
+def test_cancelled_duplicate_is_not_reported():
     """A job that was cancelled before it started does not hide the job that was kept."""
     cancelled = line(1, "CANCELLED", "n/a")
     status = status_of(cancelled, line(2, "PENDING", "n/a"))

@@ -26,7 +26,9 @@ HOST = RunnerSettings(
 )
 OLD_MESSAGES = [
     (
-        RunAttempt(*IDS, UPSTREAM, IMAGE, SECRETS, resumes=True, follow_redirects=False, records_conversation=False),
+        RunAttempt(
+            *IDS, UPSTREAM, IMAGE, SECRETS, resumes=True, clone_follows_redirects=False, records_conversation=False
+        ),
         (
             b'{"task_id":"task-1","attempt_id":"abcdefghijkl","data_dir":"/var/lib/sandbox",'
             b'"run_dir":"/run/sandbox/0123456789ab","runtime":"bubblewrap",'

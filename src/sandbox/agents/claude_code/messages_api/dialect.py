@@ -62,7 +62,7 @@ _RESPONSE_HEADERS = ResponseHeaders(
         }
     ),
     forwarded_prefixes=(b"anthropic-ratelimit-",),
-    account=frozenset({b"anthropic-organization-id", b"anthropic-workspace-id"}),
+    account_identifying=frozenset({b"anthropic-organization-id", b"anthropic-workspace-id"}),
 )
 """The response headers to forward: those that Claude Code and its SDK read. Others may reveal the key's account."""
 

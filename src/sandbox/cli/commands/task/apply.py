@@ -115,7 +115,7 @@ def apply(
             fetch_patch(client, task_id, other, allows_secrets=allows_secrets)
             if can_apply(checkout, other, should_stage=is_staged):
                 advice = "The earlier changes are already here: leave out --chain"
-        elif status is None and base and base != checkout.commit():
+        elif status is None and base and base != checkout.current_commit():
             note = _chain_note(client, checkout, task, other, is_staged=is_staged)
             if note and not can_apply(checkout, patch, should_stage=is_staged):
                 note, advice = "", note
@@ -163,7 +163,7 @@ def _chain_note(client: Client, checkout: Checkout, task: _Task, target: Path, *
 
 
 def _apply_to_worktree(checkout: Checkout, task: _Task, options: CliOptions, *, is_staged: bool, advice: str) -> None:
-    commit = checkout.commit()
+    commit = checkout.current_commit()
     if task.base and task.base != commit:
         head_description = f"this checkout is at {commit[:12]}" if commit else "this checkout has no commit yet"
         click.echo(f"The patch was made on commit {task.base[:12]}; {head_description}.", err=True)
@@ -212,7 +212,7 @@ def _apply_to_branch(
     """Commit the changes to the branch. tasks: the tasks that made the changes."""
     checkout = branch.checkout
     changed = list_changed_files(checkout, task.patch) if task.patch.stat().st_size else []
-    head = checkout.commit()
+    head = checkout.current_commit()
     created: dict[str, Any] | None = None
     if changed:
         base = _fetch_base(branch, task, status["definition"].get("repository", {}))

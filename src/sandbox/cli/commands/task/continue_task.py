@@ -7,7 +7,7 @@ import click
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.manifest_overrides import id_override, parse_overrides
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.submission import read_prompt, show_submitted, submit_derived_task, wait_options
+from sandbox.cli.submission import print_submitted_and_wait, read_prompt, submit_derived_task, wait_options
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.manifest.overrides import Override
 
@@ -48,4 +48,4 @@ def continue_task(
         submitted = submit_derived_task(
             lambda: client.continue_task(task_id, text, overrides=assignments), task_id, changes
         )
-        show_submitted(client, submitted, options, waits=waits, follows=follows)
+        print_submitted_and_wait(client, submitted, options, waits=waits, follows=follows)

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from sandbox.cli.checkout.patch_application import count_lines
+from sandbox.cli.checkout.patch_application import read_changed_files
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import allow_secrets_option, common_options, current_options
 from sandbox.cli.output.console import stdout_console
@@ -51,7 +51,7 @@ def diff(task_id: str, includes_chain: bool, stat: bool, allows_secrets: bool) -
         elif not patch.stat().st_size:
             click.echo(f"Task {escape_text(task_id)} changed nothing.", err=True)
         elif stat:
-            print_changed_files(count_lines(patch), stdout_console(has_color=options.has_color), has_total=True)
+            print_changed_files(read_changed_files(patch), stdout_console(has_color=options.has_color), has_total=True)
         elif sys.stdout.isatty():
             show_paged(colorize(summarize_binary_files(patch_lines(patch)), has_color=options.has_color))
         else:

@@ -10,7 +10,7 @@ from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.manifest_overrides import id_override, parse_overrides
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.submission import show_submitted, submit_manifest, wait_options
+from sandbox.cli.submission import print_submitted_and_wait, submit_manifest, wait_options
 from sandbox.model.manifest.overrides import Override
 
 
@@ -43,4 +43,4 @@ def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None, over
         overrides.append(id_override(task_id))
     with options.connect() as client:
         submitted = submit_manifest(client, manifest, overrides)
-        show_submitted(client, submitted, options, waits=waits, follows=follows)
+        print_submitted_and_wait(client, submitted, options, waits=waits, follows=follows)
