@@ -20,7 +20,6 @@ SMALL_MODULES_MAX = 15
 MEANINGLESS_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "core", "manager"}
 
 SMALL_MODULES = {
-    "api.auth.cross_site_requests": "checks of headers, without tokens and state",
     "api.middleware.encoded_slashes": "one middleware, as the other modules of its package",
     "api.routes.sessions": "routes of one resource; the sessions themselves are in api.auth",
     "bootstrap.secret_sources": "the sources of task secrets; its importer only connects components",
