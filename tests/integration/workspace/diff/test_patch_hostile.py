@@ -221,7 +221,7 @@ def test_files_with_restrictive_modes_are_read(staged):
         "import asyncio, json, sys; from pathlib import Path\n"
         "from sandbox.workspace.no_confinement import no_confinement\n"
         "from sandbox.workspace.workspaces import GitWorkspaces\n"
-        "patch = GitWorkspaces(json.loads(sys.argv[1])).patch\n"
+        "patch = GitWorkspaces(json.loads(sys.argv[1])).write_patch\n"
         "asyncio.run(patch(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), no_confinement, lambda _: False))\n"
     )
     disk_ownership.restore_ownership(str(staged.attempt_dir / "repository.git"))
