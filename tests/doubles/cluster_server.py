@@ -104,7 +104,9 @@ class ClusterServer:
         tls.load_cert_chain(self.certificate)
         self.drains = HostDrains(self.store.with_name("drained.json"))
         settings = JobSettings(self.lease_seconds, OVERHEAD_BYTES, create_job_request, self.verifier is None)
-        proof_method = self.verifier or (self.cluster_key and ClusterKey(self.cluster_key, self.certificate_fingerprint))
+        proof_method = self.verifier or (
+            self.cluster_key and ClusterKey(self.cluster_key, self.certificate_fingerprint)
+        )
         self.jobs = Jobs(JobStore(self.store), self.engine, settings, self.drains)
         self.hosts, self.engine_hosts = SeenHosts(self.store.with_name("hosts.json")), EngineHosts(self.engine)
         self.cluster_hosts = ClusterHosts(self.hosts, self.engine_hosts, self.drains, self.jobs)

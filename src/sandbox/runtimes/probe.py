@@ -62,7 +62,9 @@ class RuntimeProperties(msgspec.Struct, frozen=True):
             is_explicit_only=is_explicit_only,
         )
 
-    def unavailable_probe(self, remedy: str, *, is_explicit_only: bool = False, is_permanent: bool = False) -> RuntimeProbe:
+    def unavailable_probe(
+        self, remedy: str, *, is_explicit_only: bool = False, is_permanent: bool = False
+    ) -> RuntimeProbe:
         """Return the result of a failed probe."""
         return RuntimeProbe(
             self.name,
