@@ -51,6 +51,7 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.journal import record_format
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import AttemptStarted, Output, Record
+from sandbox.model.resources import Resources
 from sandbox.primitives.message_stream import encode_message, read_message
 
 RECORDS_PER_SECOND = 2
@@ -60,6 +61,7 @@ POLL_SECONDS = 0.1
 HEARTBEAT_SECONDS = 2.0
 EPOCH = 2
 CONNECTING_MAX = 50
+JOB_RESOURCES = Resources(1, 2**28, 2**28)
 SMALL = {"cpus": 1, "memory": "512M", "disk": "1G"}
 FOLLOWED_TASKS = 3
 TICK = os.sysconf("SC_CLK_TCK")
@@ -125,7 +127,7 @@ def measure_load(results, options):
         finally:
             server.kill()
             server.join()
-        device = os.stat(directory).st_dev
+        device = Path(directory).stat().st_dev
     seconds, (user, system) = simulation.seconds, simulation.cpu
     stored = f"{simulation.stored / seconds:.0f} records/s stored"
     lag = [percentile(simulation.delays, percent) for percent in (50, 99)]
@@ -151,11 +153,11 @@ def _serve(parent, directory, workers):
         claims = []
         for number in range(workers):
             task_id = f"task-{number}"
-            job = server.jobs.reserve(task_id, None, _resources())
+            job = server.jobs.reserve(task_id, None, JOB_RESOURCES)
             server.record_attempt(job)
             claims.append((task_id, job))
         async with asyncio.timeout(60):
-            while len(server.engine.submitted) < workers:
+            while len(server.engine.submitted) < workers:  # noqa: ASYNC110  # the double has no event for it
                 await asyncio.sleep(0.05)
         tokens = {each.name: bytes.fromhex(each.environment["TOKEN"]) for each in server.engine.submitted}
         sent = []
@@ -166,12 +168,6 @@ def _serve(parent, directory, workers):
         await asyncio.Event().wait()
 
     asyncio.run(serve())
-
-
-def _resources():
-    from doubles.cluster_server import SMALL as small
-
-    return small
 
 
 def _allow_open_files():
@@ -394,7 +390,7 @@ def _connected_workers(deployment):
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     inodes = {words[9] for words in lines if words[1].endswith(port) and words[3] == established}
     try:
-        links = [os.readlink(path) for path in Path(f"/proc/{deployment.server.pid}/fd").iterdir()]
+        links = {str(path.readlink()) for path in Path(f"/proc/{deployment.server.pid}/fd").iterdir()}
     except OSError:
         return 0
     return sum(f"socket:[{inode}]" in links for inode in inodes)
