@@ -350,7 +350,9 @@ def _watch_copies(deployment, tasks, seconds):
 def measure_restart(results, options):
     """Kill the server while all workers have a runner that waits for the git host, so no agent needs memory."""
     load = os.getloadavg()[0]
-    capacity = {f"SANDBOX_CAPACITY_{name}": value for name, value in {"CPUS": "100", "MEMORY": "200G"}.items()}
+    capacity = {
+        f"SANDBOX_CAPACITY_{name}": value for name, value in {"CPUS": "64", "MEMORY": "64", "DISK": "64"}.items()
+    }
     with _cluster(reply_turn(), **capacity) as deployment:
         git_server = deployment.processes[0]
         git_server.send_signal(signal.SIGSTOP)

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import socket
 import ssl
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -68,6 +69,9 @@ _CLOSE_SECONDS = 2.0
 _ACCEPT_PAUSE_SECONDS = 0.1
 _BACKLOG = 512
 _READ_AHEAD_BYTES = 2**17
+_TLS_BUFFER_BYTES = 2**14
+"""Size of the buffer that asyncio keeps for each TLS connection. A TLS record has at most so much data."""
+
 _first_decoder: "msgspec.msgpack.Decoder[FirstMessage]" = msgspec.msgpack.Decoder(FirstMessage)
 _decoder: "msgspec.msgpack.Decoder[WorkerMessage]" = msgspec.msgpack.Decoder(WorkerMessage)
 
@@ -115,6 +119,8 @@ class WorkerServer:
 
     async def listen(self, host: str, port: int) -> None:
         """Listen until the tasks of the event loop are cancelled. Raises OSError."""
+        # By default, each connection would keep 256 KiB. asyncio has this setting only for the whole process.
+        SSLProtocol.max_size = min(SSLProtocol.max_size, _TLS_BUFFER_BYTES)
         loop = asyncio.get_running_loop()
         infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         with contextlib.ExitStack() as listening:

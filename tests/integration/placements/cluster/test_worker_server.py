@@ -58,6 +58,14 @@ async def test_worker_with_the_token_gets_the_task(server, job):
     await wait_until(lambda: job.session is None)
 
 
+async def test_connection_keeps_a_small_buffer(server, job):
+    """A server has a thousand connections, and asyncio keeps a buffer for each of them."""
+    async with server.connect(server.claim(job)) as client:
+        await client.read()
+        tls = job.session._writer.transport._ssl_protocol
+        assert len(tls._ssl_buffer) <= 2**14
+
+
 async def test_token_is_stored_only_as_a_hash(server, job):
     [token], [file] = server.tokens(job), server.store.iterdir()
     content = msgspec.json.decode(file.read_bytes())
