@@ -378,7 +378,8 @@ def measure_restart(results, options):
             starter.join()
         finally:
             git_server.send_signal(signal.SIGCONT)
-    detail = f"{len(tasks)} workers with runners; the new server listened after {listening:.1f} s, so {seconds - listening:.1f} s in addition"
+    detail = f"{len(tasks)} workers with runners; the new server listened after {listening:.1f} s, so "
+    detail += f"{seconds - listening:.1f} s in addition"
     results.add("all workers reconnected", 5, seconds, "s", detail, load)
 
 
@@ -396,7 +397,7 @@ def _is_listening(deployment):
 
 
 def _sockets_of_worker_port(deployment):
-    """Return the state and the inode of each socket of the server's port. A connection without inode is not accepted."""
+    """Return the state and the inode of each socket of the server's port; without inode, it is not accepted yet."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return [(words[3], words[9]) for words in lines if words[1].endswith(f":{deployment.worker_port:04X}")]
 
