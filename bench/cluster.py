@@ -482,6 +482,7 @@ def main():
     if unknown := set(options.figures) - FIGURES.keys():
         parser.error(f"unknown figures: {', '.join(sorted(unknown))}")
     options.figures = options.figures or list(FIGURES)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # removes processes and directories
     results = Results()
     for measure in dict.fromkeys(FIGURES[name] for name in options.figures):
         measure(results, options)
