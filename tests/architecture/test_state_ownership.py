@@ -50,6 +50,7 @@ OUTSIDE_ASSIGNMENTS = {
     "images.oci.archive: cast('Any', member).pax_headers": "tarfile has no parameter for it",
     "model.manifest.document: self._document.data": "the document that is being built",
     "model.manifest.yaml: ended.node.value": "a node of PyYAML that is being built",
+    "placements.cluster.worker_server: SSLProtocol.max_size": "asyncio has no parameter for it",
     "runtimes.limits.pending_syscalls: _libc.ptrace.argtypes": "how ctypes declares a function",
     "runtimes.limits.pending_syscalls: _libc.ptrace.restype": "how ctypes declares a function",
     "runtimes.limits.directory_and_lock_counts: found.posix": "the result that is being counted",

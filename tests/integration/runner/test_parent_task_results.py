@@ -121,7 +121,7 @@ async def test_damaged_file_fails_the_attempt(make_child, name, has_session, cod
 async def test_chain_patch_is_relative_to_the_first_commit(make_child, monkeypatch):
     harness = make_child(AttemptScript())
     bases = []
-    patch = type(harness.parts.workspaces).patch
+    patch = type(harness.parts.workspaces).write_patch
 
     async def record_base(workspaces, attempt_dir, base_commit, *arguments):
         bases.append(base_commit)
@@ -135,7 +135,7 @@ async def test_chain_patch_is_relative_to_the_first_commit(make_child, monkeypat
 
 async def test_incomplete_chain_patch_is_reported_and_the_task_completes(make_child, monkeypatch):
     harness = make_child(AttemptScript())
-    patch = type(harness.parts.workspaces).patch
+    patch = type(harness.parts.workspaces).write_patch
 
     async def cut(workspaces, attempt_dir, base_commit, target, *arguments):
         result = await patch(workspaces, attempt_dir, base_commit, target, *arguments)

@@ -17,7 +17,7 @@ from sandbox.runtimes.limits.kernel_watch import wait_for_exceeded_limit
 @pytest.fixture(autouse=True)
 def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle_measurement_postponer, "_CPU_TIME_POLL_SECONDS", 0.001)
-    for name in ("KERNEL_USAGE", "FILE_USAGE", "TERMINAL_CPU"):
+    for name in ("KERNEL_USAGE", "FILE_USAGE", "TERMINAL_AND_LOCK"):
         monkeypatch.setattr(f"sandbox.runtimes.limits.kernel_watch.{name}_CHECK_INTERVAL_SECONDS", 0.001)
     monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.read_own_cpu_seconds", lambda: 0.0)
 
