@@ -502,7 +502,7 @@ import ctypes, fcntl, os, time
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, (*[ctypes.c_size_t] * 2, *[ctypes.c_int] * 3, ctypes.c_long)
 def lock_mapped(number):
-    file = os.open(f"/workspace/{number // 50}", os.O_RDWR | os.O_CREAT)
+    file = os.open(f"/dev/shm/{number // 50}", os.O_RDWR | os.O_CREAT)
     fcntl.flock(file, fcntl.LOCK_SH)
     assert libc.mmap(0, 4096, 1, 1, file, 0) != 2**64 - 1
     os.close(file)
@@ -524,7 +524,7 @@ _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 for first in range(0, COUNT, 1000):
     if os.fork() == 0:
-        files = [os.open(f"/workspace/{first // 50}", os.O_RDWR | os.O_CREAT) for _ in range(1000)]
+        files = [os.open(f"/dev/shm/{first // 50}", os.O_RDWR | os.O_CREAT) for _ in range(1000)]
         for file in files: fcntl.flock(file, fcntl.LOCK_SH)
         print("locked", flush=True); time.sleep(600)
 """,
@@ -559,9 +559,7 @@ def test_file_locks_are_limited(runtime: Runtime, disk: Path, enforced_limits: f
         pytest.skip("kernel memory cannot be measured here")
     if count_used_objects("file_lock_cache") is None:
         pytest.skip("the kernel does not count file locks")
-    # Locks whose processes have ended are attributed to all running sandboxes, including those of other tests.
-    count = FILE_LOCKS_MAX * 5 if "ended" in kind else FILE_LOCKS_MAX + 1500
-    assert "locks on files" in _run_lock_program(runtime, disk, kind, count)
+    assert "locks on files" in _run_lock_program(runtime, disk, kind, FILE_LOCKS_MAX + 1500)
 
 
 @pytest.mark.parametrize("kind", _FILE_LOCKS)

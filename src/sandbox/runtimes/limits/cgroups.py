@@ -39,7 +39,6 @@ from sandbox.runtimes.limits.slab_usage import (
     FILE_LOCK_BYTES,
     GroupUsage,
     SlabMeter,
-    SlabUsage,
     count_negative_dentries,
     reclaimable_free_slab_bytes_max,
 )
@@ -217,7 +216,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             anon_vma_chain_bytes=slabs.anon_vma_chain_bytes if slabs else None,
             vma_bytes=vma_bytes,
             dentries=slabs.dentry_bytes // DENTRY_BYTES if slabs else None,
-            file_locks=self._count_file_locks(slabs) if slabs else None,
+            file_locks=self._count_file_locks(slabs.machine_file_lock_bytes // FILE_LOCK_BYTES) if slabs else None,
             oom_kills=self.oom_kills(),
             syscall_buffer_bytes=syscall_buffer_meter.measure(self.process_ids) if syscall_buffer_meter else None,
             closing_files_bytes=closing_files_meter.measure(self._thread_ids) if closing_files_meter else None,
@@ -272,16 +271,15 @@ class ControlGroup(msgspec.Struct, frozen=True):
             if (usage := group._group_usage()) is not None:
                 yield SandboxProcesses(group.process_ids(), usage.kernel_bytes)
 
-    def _count_file_locks(self, slabs: SlabUsage) -> int:
-        """Return the number of the sandbox's file locks, and its share of those whose processes have ended.
+    def _count_file_locks(self, machine_locks: int) -> int:
+        """Return the number of the sandbox's file locks; 0 while the machine has at most FILE_LOCKS_MAX.
 
-        0 while the machine has at most FILE_LOCKS_MAX locks.
+        If no other sandbox runs, locks that no running process took are the sandbox's.
         """
-        share, total = slabs.file_lock_bytes // FILE_LOCK_BYTES, slabs.machine_file_lock_bytes // FILE_LOCK_BYTES
-        if total <= FILE_LOCKS_MAX:
+        if machine_locks <= FILE_LOCKS_MAX:
             return 0
-        own, others = directory_and_lock_counts.count_locks_of_running_processes(self.process_ids())
-        return own + max(0, min(share, total - own - others))
+        own, others = directory_and_lock_counts.count_locks_by_owner(self.process_ids())
+        return own if self._siblings() else max(own, machine_locks - others)
 
     def _process_ids_of_others(self) -> Iterator[frozenset[int]]:
         return (group.process_ids() for group in self._siblings().values())

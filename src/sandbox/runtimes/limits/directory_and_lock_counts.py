@@ -35,8 +35,8 @@ _FILE_LOCKS_OF_MACHINE_MIN = 1024
 _LISTED_LOCKS_MAX = 65_536
 """Maximum number of the machine's locks that are inspected, because the kernel walks the list for each 4 KiB of it."""
 
-_PID_FIELD = 4
-"""Field of a line in /proc/locks: number, kind, mode, access, process id, file and range."""
+_PID_FIELD, _FILE_FIELD = 4, 5
+"""Fields of a line in /proc/locks: number, kind, mode, access, process id, `MAJOR:MINOR:INODE` of the file, range."""
 
 _SAMPLE_SIZE_MAX = 4096
 """Maximum number of open files to inspect; a larger set is randomly sampled each time."""
@@ -134,24 +134,44 @@ def count_directories(process_ids: Collection[int], *, descriptors_per_directory
     return FileUsage(directories=round(found * len(descriptors) / max(1, sample_size) / descriptors_per_directory))
 
 
-def count_locks_of_running_processes(
+def count_locks_by_owner(
     process_ids: Collection[int], locks: Path = _PROC_LOCKS, proc: Path = Path("/proc")
 ) -> tuple[int, int]:
-    """Count the file locks that these processes took, and those that other running processes took.
+    """Count the file locks of a sandbox, and those that other running processes took, including waiting locks.
 
-    Waiting locks count too. A lock whose process has ended counts for neither. At most _LISTED_LOCKS_MAX locks are
-    inspected.
+    process_ids: the sandbox's processes. Locks on files of file systems that only the sandbox has mounted are the
+    sandbox's, even if the process that took them has ended. At most _LISTED_LOCKS_MAX locks are inspected.
     """
     try:
         with locks.open() as file:
             lines = (line.replace("->", " ").split() for line in islice(file, _LISTED_LOCKS_MAX))
-            owners = Counter(fields[_PID_FIELD] for fields in lines if len(fields) > _PID_FIELD)
+            counts = Counter(
+                (fields[_PID_FIELD], fields[_FILE_FIELD].rpartition(":")[0])
+                for fields in lines
+                if len(fields) > _FILE_FIELD
+            )
     except OSError:
         return 0, 0
     names = {str(pid) for pid in process_ids}
-    own = sum(count for name, count in owners.items() if name in names)
-    others = sum(count for name, count in owners.items() if name not in names and (proc / name).exists())
+    own_devices = _mounted_devices(proc / min(names, key=int)) if names else set()
+    own_devices -= _mounted_devices(proc / "1")
+    own = others = 0
+    for (name, device), count in counts.items():
+        if name in names or device in own_devices:
+            own += count
+        elif (proc / name).exists():
+            others += count
     return own, others
+
+
+def _mounted_devices(process: Path) -> set[str]:
+    """Return the devices of the file systems that a process has mounted, as written in /proc/locks."""
+    try:
+        lines = (process / "mountinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    numbers = (line.split(maxsplit=3)[2].split(":") for line in lines)
+    return {f"{int(major):02x}:{int(minor):02x}" for major, minor in numbers}
 
 
 def has_many_locks() -> bool:

@@ -71,18 +71,16 @@ class SlabUsage(NamedTuple):
     anon_vma_chain_bytes: the links between anonymous mappings, which are in use. A mapping has one link for each
         ancestor with which its process may share pages of the mapping.
     dentry_bytes: the cached names of files (dentries), including names of nonexistent files.
-    file_lock_bytes: the locks of all files, including those that /proc/locks does not list because the process that
-        took them has ended. 0 if the kernel merges them with other objects of this size.
     vma_bytes: the mappings of all processes, which are in use.
     vma_bytes_upper_bound: equal to vma_bytes, but a `SlabMeter` does not divide its growth between the sandboxes.
-    machine_file_lock_bytes: equal to file_lock_bytes, but a `SlabMeter` returns the locks of the whole machine.
+    machine_file_lock_bytes: the locks on all files of the machine, also for a `SlabMeter`. 0 if the kernel merges locks
+        with other objects of this size.
     """
 
     unreclaimable_free_bytes: int
     reclaimable_free_bytes: int
     anon_vma_chain_bytes: int = 0
     dentry_bytes: int = 0
-    file_lock_bytes: int = 0
     vma_bytes: int = 0
     vma_bytes_upper_bound: int = 0
     machine_file_lock_bytes: int = 0
@@ -134,7 +132,6 @@ class SlabStatistics:
             reclaimable_bytes,
             anon_vma_chain_bytes=anon_vma_chain_bytes,
             dentry_bytes=_count_dentries(dentry_state, _DENTRIES_FIELD) * DENTRY_BYTES,
-            file_lock_bytes=file_lock_bytes,
             vma_bytes=vma_bytes,
             vma_bytes_upper_bound=vma_bytes,
             machine_file_lock_bytes=file_lock_bytes,

@@ -15,7 +15,7 @@ from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
 from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
 from sandbox.runtimes.limits.kernel_usage import KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingMeter, SandboxProcesses
-from sandbox.runtimes.limits.slab_usage import FILE_LOCK_BYTES, GroupUsage, SlabMeter, SlabUsage
+from sandbox.runtimes.limits.slab_usage import GroupUsage, SlabMeter, SlabUsage
 
 CGROUP2_FILES = ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.procs", "cgroup.kill")
 CGROUP1_FILES = {
@@ -493,27 +493,27 @@ def test_oom_kills_above_the_limit_are_a_violation():
 
 
 @pytest.mark.parametrize(
-    ("total", "share", "counted", "expected"),
+    ("machine_locks", "counted", "alone", "with_sibling"),
     [
-        (FILE_LOCKS_MAX, FILE_LOCKS_MAX, (8000, 0), 0),
-        (10_000, 0, (9000, 1000), 9000),
-        (10_000, 10_000, (0, 10_000), 0),
-        (10_000, 9000, (0, 500), 9000),
-        (10_000, 9000, (500, 8000), 2000),
-        (10_000, 9000, (100, 12_000), 100),
+        (FILE_LOCKS_MAX, (8000, 0), 0, 0),
+        (10_000, (9000, 1000), 9000, 9000),
+        (10_000, (0, 10_000), 0, 0),
+        (10_000, (500, 1000), 9000, 500),
+        (10_000, (100, 12_000), 100, 100),
     ],
 )
-def test_locks_whose_processes_have_ended_are_attributed_to_the_sandboxes_that_may_have_taken_them(
+def test_locks_that_no_running_process_took_are_those_of_the_only_sandbox(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    total: int,
-    share: int,
+    machine_locks: int,
     counted: tuple[int, int],
-    expected: int,
+    alone: int,
+    with_sibling: int,
 ):
-    """counted: the locks of running processes of this sandbox, and of other running processes."""
-    monkeypatch.setattr(
-        cgroups.directory_and_lock_counts, "count_locks_of_running_processes", lambda process_ids: counted
-    )
-    slabs = SlabUsage(0, 0, file_lock_bytes=share * FILE_LOCK_BYTES, machine_file_lock_bytes=total * FILE_LOCK_BYTES)
-    assert ControlGroup([tmp_path])._count_file_locks(slabs) == expected
+    """counted: the locks of the sandbox, and of other running processes."""
+    monkeypatch.setattr(cgroups.directory_and_lock_counts, "count_locks_by_owner", lambda process_ids: counted)
+    (tmp_path / "group").mkdir()
+    group = ControlGroup([tmp_path / "group"])
+    for siblings, expected in (({}, alone), ({"other": ControlGroup([])}, with_sibling)):
+        monkeypatch.setattr(ControlGroup, "_siblings", lambda _, siblings=siblings: siblings)
+        assert group._count_file_locks(machine_locks) == expected

@@ -10,7 +10,7 @@ import pytest
 
 from sandbox.runtimes.limits import descriptor_tables, directory_and_lock_counts
 from sandbox.runtimes.limits.descriptor_tables import list_directory
-from sandbox.runtimes.limits.directory_and_lock_counts import count_directories, count_locks_of_running_processes
+from sandbox.runtimes.limits.directory_and_lock_counts import count_directories, count_locks_by_owner
 from sandbox.runtimes.limits.kernel_usage import FileUsage
 
 _OPEN_COUNT = 30
@@ -100,17 +100,21 @@ LOCKS = """\
 """
 
 
-def test_locks_are_counted_by_the_process_that_took_them(tmp_path: Path):
-    """Process 30 has ended, but another process still has its file."""
+def test_locks_are_counted_by_process_or_file_system(tmp_path: Path):
+    """Process 30 has ended, but another process still has its file. Only the sandbox has mounted device 0:44."""
     (locks := tmp_path / "locks").write_text(LOCKS)
-    for pid in (10, 11, 20):
+    for pid, devices in ((1, ["254:0"]), (10, ["254:0", "0:44"]), (11, []), (20, ["254:0"]), (40, ["254:0"])):
         (tmp_path / str(pid)).mkdir()
-    assert count_locks_of_running_processes([10, 11], locks, tmp_path) == (3, 1)
-    assert count_locks_of_running_processes([40], locks, tmp_path) == (0, 4)
-    assert count_locks_of_running_processes([10], tmp_path / "absent", tmp_path) == (0, 0)
+        mounts = [f"30 20 {device} / /somewhere rw - ext4 /dev/vda rw\n" for device in devices]
+        (tmp_path / str(pid) / "mountinfo").write_text("".join(mounts))
+    assert count_locks_by_owner([11, 10], locks, tmp_path) == (4, 1)
+    assert count_locks_by_owner([11], locks, tmp_path) == (1, 3)
+    assert count_locks_by_owner([40], locks, tmp_path) == (0, 4)
+    assert count_locks_by_owner([], locks, tmp_path) == (0, 4)
+    assert count_locks_by_owner([10], tmp_path / "absent", tmp_path) == (0, 0)
 
 
 def test_number_of_inspected_locks_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (locks := tmp_path / "locks").write_text(LOCKS)
     monkeypatch.setattr(directory_and_lock_counts, "_LISTED_LOCKS_MAX", 2)
-    assert count_locks_of_running_processes([10, 11], locks, tmp_path) == (2, 0)
+    assert count_locks_by_owner([10, 11], locks, tmp_path) == (2, 0)

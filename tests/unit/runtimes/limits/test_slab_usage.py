@@ -79,7 +79,6 @@ def test_unreclaimable_and_reclaimable_objects_are_counted_separately(tmp_path: 
         89900 * 192,
         anon_vma_chain_bytes=5000 * 64,
         dentry_bytes=1034086 * 192,
-        file_lock_bytes=30 * 192,
         vma_bytes=100 * 192,
         vma_bytes_upper_bound=100 * 192,
         machine_file_lock_bytes=30 * 192,
