@@ -82,8 +82,38 @@ class HostLockProbe:
 
 def _raise_thread_priority():
     """Give this thread priority over the attacks, which use all available CPUs."""
-    with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(threading.get_native_id(), os.SCHED_FIFO, os.sched_param(1))
+    _set_policy(threading.get_native_id(), os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, 1)
+
+
+@contextlib.contextmanager
+def _priority_of_all_threads():
+    """Give all current threads of this process priority over the attacks, but not the programs that they start.
+
+    Otherwise, a thread that holds Python's global lock but gets no processor would delay the samples for seconds.
+    """
+    ordinary = [thread for thread in _thread_ids() if _policy(thread) == os.SCHED_OTHER]
+    for thread in ordinary:
+        _set_policy(thread, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, 1)
+    try:
+        yield
+    finally:
+        for thread in set(ordinary) & set(_thread_ids()):
+            _set_policy(thread, os.SCHED_OTHER, 0)
+
+
+def _thread_ids():
+    return [int(path.name) for path in Path("/proc/self/task").iterdir()]
+
+
+def _policy(thread):
+    with contextlib.suppress(ProcessLookupError):
+        return os.sched_getscheduler(thread)
+    return None
+
+
+def _set_policy(thread, policy, priority):
+    with contextlib.suppress(PermissionError, ProcessLookupError):
+        os.sched_setscheduler(thread, policy, os.sched_param(priority))
 
 
 PROBED_LOCKS = {lock.name: lock.acquire_and_release for lock in (TERMINAL_LOCK, NETWORK_LOCK, NESTED_EPOLL_LOCK)}
@@ -118,6 +148,7 @@ class HostWatch:
         self._etc = {pid: host_state.read_etc(root) for pid, root in self._roots.items()}
         self._settings, self._aio_events = host_state.read_settings(), host_state.aio_events()
         self._buffer_bytes, self._bpf_filter_bytes = host_state.socket_buffer_bytes(), host_state.bpf_filter_bytes()
+        self._exit_stack.enter_context(_priority_of_all_threads())
         for probe in self._lock_probes.values():
             self._exit_stack.enter_context(probe)
         self._thread = threading.Thread(target=self._watch)

@@ -13,14 +13,17 @@ outcome is
 - `error`: it raised another exception, or failed within `setup()`;
 - `silent`: none of these.
 
-`output` has what the code printed, for diagnosis only.
+`output` has what the code printed, for diagnosis only. The report of a hung process also has `step`: the state of the
+process and, innermost first, the lines that it was executing.
 """
 
 import contextlib
 import errno
+import faulthandler
 import json
 import os
 import pathlib
+import re
 import select
 import signal
 import ssl
@@ -28,6 +31,10 @@ import sys
 import time
 
 POLL_SECONDS = 0.05
+STEP_SIGNAL, STEP_SECONDS = signal.SIGUSR1, 5.0
+"""The signal that asks a process for its current step, and how long to wait for the answer."""
+
+_FRAME = re.compile(rb'File "(attack|prelude)", line (\d+) in (.+)')
 
 
 class SetupFailedError(Exception):
@@ -97,23 +104,24 @@ class AttackProcess:
     """
 
     def __init__(self, attacks, kind, code, hold_seconds, prelude_globals, seconds):
-        self.attacks, self.kind = attacks, kind
+        self.attacks, self.kind, self._code = attacks, kind, code
         self.deadline = time.monotonic() + seconds
         self.received, self.open_fds = {}, set()
         output, output_write = os.pipe()
         report_fd, report_write = os.pipe()
+        step_fd, step_write = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(output)
-            os.close(report_fd)
-            run(code, prelude_globals, output_write, report_write, hold_seconds)
-        os.close(output_write)
-        os.close(report_write)
-        for fd in (output, report_fd):
+            for fd in (output, report_fd, step_fd):
+                os.close(fd)
+            run(code, prelude_globals, output_write, report_write, step_write, hold_seconds)
+        for fd in (output_write, report_write, step_write):
+            os.close(fd)
+        for fd in (output, report_fd, step_fd):
             os.set_blocking(fd, False)
             self.received[fd] = b""
             self.open_fds.add(fd)
-        self.output_fd, self.report_fd = output, report_fd
+        self.output_fd, self.report_fd, self._step_fd = output, report_fd, step_fd
 
     def read(self):
         """Read the available data."""
@@ -130,6 +138,8 @@ class AttackProcess:
         self.read()
         if not pid and not hung:
             return None
+        # Later reports do not count, because the signal can interrupt a call for which the code waits.
+        report_lines, step = self.received[self.report_fd], {} if pid else {"step": self._find_step()}
         with contextlib.suppress(OSError):
             os.killpg(self.pid, signal.SIGKILL)
         if not pid:
@@ -137,7 +147,36 @@ class AttackProcess:
         for fd in self.received:
             os.close(fd)
         output = self.received[self.output_fd].decode(errors="replace").strip()[-300:]
-        return {**combine_reports(self.received[self.report_fd], status, hung=hung and not pid), "output": output}
+        report = combine_reports(report_lines, status, hung=hung and not pid)
+        return {**report, "output": output, **(step if report["outcome"] == "hung" else {})}
+
+    def _find_step(self):
+        """Return the state of the process and the lines that it is executing, innermost first."""
+        step = [read_process_state(self.pid)]
+        with contextlib.suppress(OSError):
+            os.kill(self.pid, STEP_SIGNAL)
+        ends_at, answer, length = time.monotonic() + STEP_SECONDS, b"", -1
+        while len(answer) != length and time.monotonic() < ends_at:
+            length = len(answer) or -1  # the answer may arrive in parts
+            time.sleep(POLL_SECONDS)
+            self.read()
+            answer = self.received[self._step_fd]
+        lines = self._code.splitlines()
+        for source, number, function in _FRAME.findall(answer):
+            text = lines[int(number) - 1].strip() if source == b"attack" else ""
+            step.append(f"{source.decode()}, line {int(number)} in {function.decode()}: {text}"[:200])
+        return step if len(step) > 1 else [*step, f"no answer within {STEP_SECONDS:.0f} s"]
+
+
+def read_process_state(pid):
+    """Return the state of a process, its CPU time in clock ticks and the kernel function that it waits in."""
+    words = []
+    with contextlib.suppress(OSError, IndexError):
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        words += [f"state {fields[0]}", f"user {fields[11]}", f"system {fields[12]}"]
+    with contextlib.suppress(OSError):
+        words.append(f"in {pathlib.Path(f'/proc/{pid}/wchan').read_text()}")
+    return ", ".join(words)
 
 
 def combine_reports(report_lines, status, *, hung):
@@ -157,13 +196,16 @@ def combine_reports(report_lines, status, *, hung):
     return {"outcome": "refused" if reports else "silent", "by": words}
 
 
-def run(source, prelude_globals, output, report_fd, hold_seconds):
+def run(source, prelude_globals, output, report_fd, step_fd, hold_seconds):
     """Run the code in the child process; never returns."""
     os.setsid()
     for target in (1, 2):
         os.dup2(output, target)
     os.close(output)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdout.reconfigure(line_buffering=True)  # a process that is killed does not flush its output
+    # A thread that writes the step would prevent some attacks, which only a process with one thread can try.
+    faulthandler.register(STEP_SIGNAL, step_fd, all_threads=False)
     reports = Reports(report_fd)
     prelude_globals.update(
         setup=setup, succeeded=reports.report_success, refused=reports.report_refusal, try_calls=reports.try_calls

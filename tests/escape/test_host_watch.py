@@ -310,3 +310,12 @@ def test_socket_buffers_and_filters_of_the_whole_machine_are_counted():
     assert host_state.bpf_filter_bytes() - filters > 1 << 20
     for each in sockets:
         each.close()
+
+
+def test_threads_have_priority_during_the_watch_but_programs_do_not(marker, unrelated_process, sandbox, tmp_path):
+    with HostWatch(marker, (unrelated_process.pid,), tmp_path / "data"):
+        assert os.sched_getscheduler(0) == os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+        started = ScriptedProcess()
+        assert os.sched_getscheduler(started.pid) == os.SCHED_OTHER
+        started.end()
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER

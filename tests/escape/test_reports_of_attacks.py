@@ -104,3 +104,30 @@ def test_report_has_no_hold_time_if_the_attack_is_killed_during_it():
         time.sleep(0.01)
     assert report["outcome"] == "succeeded"
     assert "held" not in report
+
+
+def test_report_of_a_hung_attack_has_its_output_and_step(run_attacks):
+    code = "print('first part')\ndef wait():\n    time.sleep(60)\nwait()"
+    (report,) = run_attacks(code)
+    assert report["output"] == "first part"
+    state, *lines = report["step"]
+    assert state.startswith("state S")
+    assert lines == ["attack, line 3 in wait: time.sleep(60)", "attack, line 4 in <module>: wait()"]
+
+
+def test_report_of_a_hung_attack_tells_that_its_step_is_unknown(run_attacks):
+    (report,) = run_attacks("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]); time.sleep(60)")
+    assert report["outcome"] == "hung"
+    assert report["step"][1:] == ["no answer within 5 s"]
+
+
+def test_interrupted_call_of_a_hung_attack_does_not_count_as_success(run_attacks):
+    code = "import ctypes\nctypes.CDLL(None).pause()\nsucceeded()"
+    (report,) = run_attacks(code)
+    assert report["outcome"] == "hung"
+    assert report["step"][1] == "attack, line 2 in <module>: ctypes.CDLL(None).pause()"
+
+
+def test_report_of_an_attack_that_ends_has_no_step(run_attacks):
+    (report,) = run_attacks("print('done'); refused('EPERM')")
+    assert "step" not in report
