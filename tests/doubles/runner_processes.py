@@ -28,7 +28,7 @@ def find_runner(data_dir, task_id):
 
 def find_runners(data_dir, task_id):
     """Return the pids of all runners that have the journal's lock file open."""
-    return list(_list_runners(data_dir, task_id))
+    return list(set(_list_runners(data_dir, task_id)))
 
 
 def _list_runners(data_dir, task_id):

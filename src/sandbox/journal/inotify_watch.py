@@ -4,7 +4,7 @@ import asyncio
 import ctypes
 import os
 import struct
-import weakref
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +21,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class FileJournalWatch:
     """Reports writes to journals with inotify(7). Its methods are called in the event loop.
 
-    A journal that is written all the time is reported at most once per _NOTIFY_INTERVAL_SECONDS. The inotify instance
-    stays open: closing one waits until all readers of a lock of the whole kernel have left it, for seconds if a sandbox
-    keeps many of them without CPU time. Adding and removing watches does not wait.
+    A journal that is written all the time is reported at most once per _NOTIFY_INTERVAL_SECONDS. While no journal is
+    watched, no inotify instance is open.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -50,7 +49,7 @@ class FileJournalWatch:
                 del self._callbacks[number]
                 _libc.inotify_rm_watch(self._inotify_fd, number)
             if not self._callbacks:
-                self._pause()
+                self._close()
 
     def _add(self, path: Path) -> int:
         """Return the number of the watch; -1 if the kernel rejects it."""
@@ -58,19 +57,22 @@ class FileJournalWatch:
             self._inotify_fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
             if self._inotify_fd < 0:
                 return -1
-            weakref.finalize(self, os.close, self._inotify_fd)
-        number: int = _libc.inotify_add_watch(self._inotify_fd, os.fsencode(path), _IN_MODIFY)
-        if number >= 0 and self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._resume()
+        number: int = _libc.inotify_add_watch(self._inotify_fd, os.fsencode(path), _IN_MODIFY)
+        if number < 0 and not self._callbacks:
+            self._close()
         return number
 
-    def _pause(self) -> None:
+    def _close(self) -> None:
         assert self._loop is not None
         if self._timer is not None:
             self._timer.cancel()
         self._loop.remove_reader(self._inotify_fd)
-        self._loop, self._timer = None, None
+        # The kernel waits until all readers of a machine-wide lock have left it: for seconds if a sandbox keeps many of
+        # them without CPU time.
+        threading.Thread(target=os.close, args=(self._inotify_fd,), daemon=True).start()
+        self._inotify_fd, self._loop, self._timer = -1, None, None
 
     def _resume(self) -> None:
         assert self._loop is not None

@@ -19,7 +19,7 @@ RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: application/j
 
 @pytest.fixture
 def low_connection_rates(monkeypatch):
-    for name in ("HOST", "MODEL"):
+    for name in ("EGRESS", "MODEL"):
         monkeypatch.setattr(limits, f"{name}_CONNECTIONS_BURST", BURST)
         monkeypatch.setattr(limits, f"{name}_CONNECTIONS_PER_SECOND", PER_SECOND)
     monkeypatch.setattr(dialer, "_resolve", lambda host, **_: {"127.0.0.1" if host == HOST else "127.0.0.9"})
