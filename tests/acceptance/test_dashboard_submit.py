@@ -544,7 +544,7 @@ def test_prompt_of_a_template_is_only_a_placeholder(base_url, browser):
         page.get_by_role("button", name=template).click()
         assert prompt.input_value() == ""
         assert prompt.get_attribute("placeholder").startswith(example)
-        page.get_by_text("Describe the task and choose a repository.").wait_for()
+        page.get_by_text("Describe the task.", exact=True).wait_for()
     page.get_by_role("button", name="Submit task").click()
     page.locator("#panel-form .field-error").first.wait_for()
     assert "/submit" in page.url

@@ -516,4 +516,20 @@ def test_locks_that_no_running_process_took_are_those_of_the_only_sandbox(
     group = ControlGroup([tmp_path / "group"])
     for siblings, expected in (({}, alone), ({"other": ControlGroup([])}, with_sibling)):
         monkeypatch.setattr(ControlGroup, "_siblings", lambda _, siblings=siblings: siblings)
-        assert group._count_file_locks(machine_locks) == expected
+        assert group._count_file_locks(SlabUsage(0, 0, machine_file_lock_bytes=machine_locks * 192)) == expected
+
+
+def test_locks_are_counted_at_most_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now, counts = 100.0, list[int]()
+    many = SlabUsage(0, 0, machine_file_lock_bytes=2 * FILE_LOCKS_MAX * 192)
+    meter = SlabMeter(lambda: many, lambda: now)
+    monkeypatch.setattr(
+        cgroups.directory_and_lock_counts, "count_locks_by_owner", lambda _: (counts.append(1), (9, 0))[1]
+    )
+    monkeypatch.setattr(ControlGroup, "_siblings", lambda _: {"other": ControlGroup([])})
+    monkeypatch.setattr(ControlGroup, "_group_usage", lambda _: GroupUsage(1 << 30))
+    group, found = ControlGroup([tmp_path]), list[int | None]()
+    for seconds in (0.0, 0.1, 0.8, 0.2):
+        now += seconds
+        found.append(group.kernel_usage(os.getpid(), 1 << 30, slab_meter=meter).file_locks)
+    assert (found, len(counts)) == ([9, None, None, 9], 2)
