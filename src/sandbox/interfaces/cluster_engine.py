@@ -161,8 +161,7 @@ class Engine(Protocol):
     async def reconcile_jobs(self, names: Collection[str]) -> Mapping[str, JobStatus]:
         """Return the status of every job with one of these names.
 
-        Also cancels duplicates that have not started, and starts waiting jobs that fit if the engine has no scheduler
-        of its own.
+        Also cancels duplicates that have not started, and starts waiting jobs that fit if the engine has no scheduler.
         """
         ...
 

@@ -69,10 +69,10 @@ class FileJournalWatch:
         if self._timer is not None:
             self._timer.cancel()
         self._loop.remove_reader(self._inotify_fd)
+        closed_fd, self._inotify_fd, self._loop, self._timer = self._inotify_fd, -1, None, None
         # The kernel waits until all readers of a machine-wide lock have left it: for seconds if a sandbox keeps many of
         # them without CPU time.
-        threading.Thread(target=os.close, args=(self._inotify_fd,), daemon=True).start()
-        self._inotify_fd, self._loop, self._timer = -1, None, None
+        threading.Thread(target=os.close, args=(closed_fd,), daemon=True).start()
 
     def _resume(self) -> None:
         assert self._loop is not None

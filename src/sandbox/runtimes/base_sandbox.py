@@ -18,6 +18,7 @@ from sandbox.runtimes.exec_terminal import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_kernel_bytes_outside_cgroup, read_group_cpu_seconds
 from sandbox.runtimes.limits.closing_files import ClosingFilesMeter, may_any_measurement_differ
+from sandbox.runtimes.limits.directory_and_lock_counts import FileLockMeter
 from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter
 from sandbox.runtimes.limits.idle_measurement_postponer import MeasurementPostponer
 from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
@@ -53,6 +54,7 @@ class BaseSandbox(ABC):
         self._launcher = setup.launcher
         self._syscall_buffer_meter: SyscallBufferMeter | None = None
         self._closing_files_meter: ClosingFilesMeter | None = None
+        self._file_lock_meter = FileLockMeter(setup.launcher.slab_statistics)
         self._extent_meter = CachedExtentMeter(setup.spec.disk, setup.launcher.slab_statistics)
         self._negative_dentries_before = count_negative_dentries()
         self._transports: list[asyncio.Transport] = []
@@ -134,7 +136,8 @@ class BaseSandbox(ABC):
     def _measure_kernel_usage(self) -> KernelUsage:
         meters = self._syscall_buffer_meter, self._closing_files_meter
         usage = self._launcher.kernel_usage(self._group, self._spec.memory_bytes, *meters)
-        return replace(usage, cached_extents=self._extent_meter.count())
+        file_locks = self._file_lock_meter.count(self._group.count_file_locks)
+        return replace(usage, file_locks=file_locks, cached_extents=self._extent_meter.count())
 
     async def terminal_usage(self) -> KernelUsage:
         """Return only the usage of terminals. Unlike `kernel_usage`, it does not wait on a busy machine.
@@ -190,6 +193,10 @@ class BaseSandbox(ABC):
     def _add_to_group(self, pid: int) -> None:
         with suppress(ProcessLookupError):
             self._group.add(pid)
+
+    @property
+    def _was_killed(self) -> bool:
+        return self._killed_at is not None
 
     def _is_running(self) -> bool:
         return self._exit_task is None or not self._exit_task.done()

@@ -165,5 +165,5 @@ class BubblewrapSandbox(BaseSandbox):
                 self._group.kill()
             os.close(self._init_pidfd)
             self._init_pidfd = None
-        code = self._reports.get(_EXIT_CODE_KEY, KILLED_EXIT_CODE if self._killed_at is not None else None)
+        code = self._reports.get(_EXIT_CODE_KEY, KILLED_EXIT_CODE if self._was_killed else None)
         return ExitStatus(code, was_oom_killed=code != 0 and self._group.was_oom_killed())

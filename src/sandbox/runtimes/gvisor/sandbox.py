@@ -216,7 +216,7 @@ class GvisorSandbox(BaseSandbox):
         """Return the command's exit code; None if runsc itself failed or was killed."""
         code = self._launcher.exit_code
         if code is None or code < 0 or self._log is None:
-            return KILLED_EXIT_CODE if self._killed_at is not None else None
+            return KILLED_EXIT_CODE if self._was_killed else None
         self._failure_reason = last_error(await self._log.read()) if code == _RUNSC_FAILED else ""
         return None if self._failure_reason else code
 

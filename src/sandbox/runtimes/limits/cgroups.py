@@ -18,7 +18,6 @@ from msgspec.structs import replace
 
 from sandbox.interfaces.runtime import Stats
 from sandbox.model.fixed_limits import (
-    FILE_LOCKS_MAX,
     RECEIVED_BYTES_HEADROOM,
     SOCKET_BUFFER_BYTES_MAX,
     SOCKET_BUFFER_BYTES_MIN,
@@ -36,10 +35,8 @@ from sandbox.runtimes.limits.page_fragments import SocketMemoryMeter
 from sandbox.runtimes.limits.pending_syscalls import PendingSyscallInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import (
     DENTRY_BYTES,
-    FILE_LOCK_BYTES,
     GroupUsage,
     SlabMeter,
-    SlabUsage,
     count_negative_dentries,
     reclaimable_free_slab_bytes_max,
 )
@@ -196,7 +193,6 @@ class ControlGroup(msgspec.Struct, frozen=True):
         if socket_meter is not None:
             counts_received = (sockets or 0) > _UNMEASURED_SOCKETS_MAX
             unread, fragment_bytes = socket_meter.measure(pid, buffer_bytes, counts_received=counts_received)
-        counts_locks = slab_meter is not None and slab_meter.is_due()
         slabs = slab_meter.measure(self._group_usage(), self._group_usage_of_others) if slab_meter else None
         vma_bytes = None
         if slabs is not None and mapping_meter is not None:
@@ -218,7 +214,6 @@ class ControlGroup(msgspec.Struct, frozen=True):
             anon_vma_chain_bytes=slabs.anon_vma_chain_bytes if slabs else None,
             vma_bytes=vma_bytes,
             dentries=slabs.dentry_bytes // DENTRY_BYTES if slabs else None,
-            file_locks=self._count_file_locks(slabs) if slabs and counts_locks else None,
             oom_kills=self.oom_kills(),
             syscall_buffer_bytes=syscall_buffer_meter.measure(self.process_ids) if syscall_buffer_meter else None,
             closing_files_bytes=closing_files_meter.measure(self._thread_ids) if closing_files_meter else None,
@@ -273,15 +268,11 @@ class ControlGroup(msgspec.Struct, frozen=True):
             if (usage := group._group_usage()) is not None:
                 yield SandboxProcesses(group.process_ids(), usage.kernel_bytes)
 
-    def _count_file_locks(self, slabs: SlabUsage) -> int:
-        """Return the number of the sandbox's file locks; 0 while the machine has at most FILE_LOCKS_MAX.
+    def count_file_locks(self, machine_locks: int) -> int:
+        """Return how many of the machine's file locks are the sandbox's.
 
-        If no other sandbox runs, locks that no running process took are the sandbox's. Takes about 0.1 s for 65,536
-        locks.
+        If no other sandbox runs, locks that no running process took are the sandbox's.
         """
-        machine_locks = slabs.machine_file_lock_bytes // FILE_LOCK_BYTES
-        if machine_locks <= FILE_LOCKS_MAX:
-            return 0
         own, others = directory_and_lock_counts.count_locks_by_owner(self.process_ids())
         return own if self._siblings() else max(own, machine_locks - others)
 

@@ -8,13 +8,13 @@ may have been reused.
 import random
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from pathlib import Path
 
 import msgspec
 
-from sandbox.model.fixed_limits import OPEN_DIRECTORIES_MAX, OPEN_FILES_OF_SANDBOX_MAX
+from sandbox.model.fixed_limits import FILE_LOCKS_MAX, OPEN_DIRECTORIES_MAX, OPEN_FILES_OF_SANDBOX_MAX
 from sandbox.runtimes.limits.descriptor_tables import (
     count_open_files,
     descriptor_table_size,
@@ -27,10 +27,17 @@ from sandbox.runtimes.limits.descriptor_tables import (
     list_locks,
 )
 from sandbox.runtimes.limits.kernel_usage import FileUsage
+from sandbox.runtimes.limits.slab_usage import SLAB_INTERVAL_SECONDS, SlabStatistics
 
 _PROC_LOCKS = Path("/proc/locks")
 _FILE_LOCKS_OF_MACHINE_MIN = 1024
 """While the machine has fewer locks, a sandbox's locks are not counted, because counting takes a long time."""
+
+_LOCK_KIND = "file_lock_cache"
+"""The kernel's name for file locks in slab statistics. A kernel that merges kinds of the same size does not show it."""
+
+_LOCK_PAUSE_FACTOR = 10
+"""Time between two counts of the machine's locks, as a multiple of the time that a count takes."""
 
 _LISTED_LOCKS_MAX = 65_536
 """Maximum number of the machine's locks that are inspected, because the kernel walks the list for each 4 KiB of it."""
@@ -134,13 +141,43 @@ def count_directories(process_ids: Collection[int], *, descriptors_per_directory
     return FileUsage(directories=round(found * len(descriptors) / max(1, sample_size) / descriptors_per_directory))
 
 
+class FileLockMeter:
+    """Counts the file locks of a sandbox while the machine has many, also those without an open descriptor."""
+
+    def __init__(self, slabs: SlabStatistics, clock: Callable[[], float] = time.monotonic) -> None:
+        self._slabs = slabs
+        self._clock = clock
+        self._count: int | None = None
+        self._next_at: float | None = None
+
+    def count(self, count_own: Callable[[int], int]) -> int | None:
+        """Return the number of locks; 0 while the machine has few; None if the kernel does not show their number.
+
+        count_own: returns the sandbox's locks, given the number of the machine's locks. It is called at most once in
+        SLAB_INTERVAL_SECONDS, and takes at most a tenth of the time.
+        """
+        now = self._clock()
+        if self._next_at is None or now >= self._next_at:
+            self._count = self._read(count_own)
+            self._next_at = now + max(SLAB_INTERVAL_SECONDS, _LOCK_PAUSE_FACTOR * (self._clock() - now))
+        return self._count
+
+    def _read(self, count_own: Callable[[int], int]) -> int | None:
+        kinds = self._slabs.read()
+        if kinds is None or _LOCK_KIND not in kinds:
+            return None
+        machine_locks = kinds[_LOCK_KIND].used
+        return count_own(machine_locks) if machine_locks > FILE_LOCKS_MAX else 0
+
+
 def count_locks_by_owner(
     process_ids: Collection[int], locks: Path = _PROC_LOCKS, proc: Path = Path("/proc")
 ) -> tuple[int, int]:
     """Count the file locks of a sandbox, and those that other running processes took, including waiting locks.
 
     process_ids: the sandbox's processes. Locks on files of file systems that only the sandbox has mounted are the
-    sandbox's, even if the process that took them has ended. At most _LISTED_LOCKS_MAX locks are inspected.
+    sandbox's, even if the process that took them has ended. At most _LISTED_LOCKS_MAX locks are inspected. Takes 0.3 s
+    for 60,000 locks.
     """
     try:
         with locks.open() as file:
@@ -152,9 +189,11 @@ def count_locks_by_owner(
             )
     except OSError:
         return 0, 0
-    names = {str(pid) for pid in process_ids}
-    own_devices = _mounted_devices(proc / min(names, key=int)) if names else set()
-    own_devices -= _mounted_devices(proc / "1")
+    names, own_devices = {str(pid) for pid in process_ids}, set[str]()
+    if process_ids and (host_devices := _mounted_devices(proc / "1")):
+        # All processes of a sandbox except the outer bwrap are in one mount namespace.
+        first, last = min(process_ids), max(process_ids)
+        own_devices = (_mounted_devices(proc / str(first)) | _mounted_devices(proc / str(last))) - host_devices
     own = others = 0
     for (name, device), count in counts.items():
         if name in names or device in own_devices:

@@ -45,8 +45,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     anon_vma_chain_bytes: memory used by the links between the anonymous mappings of processes and their ancestors.
     vma_bytes: memory used by the mappings of processes.
     dentries: number of file names that the kernel has cached, including names of nonexistent files.
-    file_locks: number of locks on files, of any kind and with or without a descriptor; None if they were counted less
-        than a second ago.
+    file_locks: number of locks on files, of any kind and with or without a descriptor; 0 while the machine has few.
     udp_sockets_on_port: number of UDP sockets on the port with the most sockets.
     syscall_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
     closing_files_bytes: memory of files that ending processes take long to close; 0 while the kernel's memory has not

@@ -3,13 +3,11 @@
 The kernel charges objects, not the slabs that contain them. If a program fills many slabs and frees all but one object
 of each, most of the charge is removed but little memory is freed. The program can repeat this with other kinds of
 objects. The kernel reclaims some kinds, such as cached inodes and file names, but no slab with an inode in use.
-The kernel does not show which sandbox caused free objects, mappings, links between anonymous mappings, cached names or
-file locks. Mappings, links and names are charged, but the kernel walks all mappings of a file, removes all links of a
-process, and walks all names in a directory, without interruption. File locks are not charged, and the kernel walks all
-locks of a file whenever the file is closed. Growth is therefore attributed to each sandbox in proportion to its peak
+The kernel does not show which sandbox caused free objects, mappings, links between anonymous mappings, or cached names.
+The last three are charged, but the kernel walks all mappings of a file, removes all links of a process, and walks all
+names in a directory, without interruption. Growth is therefore attributed to each sandbox in proportion to its peak
 charge and to the CPU time that it used meanwhile, relative to the other sandboxes. The whole growth in mappings is also
-returned to every sandbox that has as much kernel memory; the caller then counts the sandbox's own mappings. In the same
-way, the caller counts the sandbox's own locks while the machine has many.
+returned to every sandbox that has as much kernel memory; the caller then counts the sandbox's own mappings.
 """
 
 import os
@@ -26,7 +24,7 @@ from sandbox.model.fixed_limits import FREE_SLAB_BYTES_MAX, RECLAIMABLE_SLAB_MEM
 SLABS = Path("/proc/slabinfo")
 _SLAB_DIRECTORY = Path("/sys/kernel/slab")
 _HEADER_LINES = 2
-VMA_KIND, _ANON_VMA_CHAIN, _FILE_LOCK = "vm_area_struct", "anon_vma_chain", "file_lock_cache"
+VMA_KIND, _ANON_VMA_CHAIN = "vm_area_struct", "anon_vma_chain"
 _DENTRY_STATE = Path("/proc/sys/fs/dentry-state")
 _DENTRIES_FIELD, _NEGATIVE_DENTRIES_FIELD = 0, 4
 DENTRY_BYTES = 192
@@ -34,9 +32,6 @@ DENTRY_BYTES = 192
 
 VMA_BYTES = 192
 """Size of a mapping (struct vm_area_struct)."""
-
-FILE_LOCK_BYTES = 192
-"""Size of a file lock (struct file_lock)."""
 
 SLAB_INTERVAL_SECONDS = 1.0
 """Interval at which the machine's slab statistics are read. Each read takes a few milliseconds."""
@@ -73,8 +68,6 @@ class SlabUsage(NamedTuple):
     dentry_bytes: the cached names of files (dentries), including names of nonexistent files.
     vma_bytes: the mappings of all processes, which are in use.
     vma_bytes_upper_bound: equal to vma_bytes, but a `SlabMeter` does not divide its growth between the sandboxes.
-    machine_file_lock_bytes: the locks on all files of the machine, also for a `SlabMeter`. 0 if the kernel merges locks
-        with other objects of this size.
     """
 
     unreclaimable_free_bytes: int
@@ -83,10 +76,6 @@ class SlabUsage(NamedTuple):
     dentry_bytes: int = 0
     vma_bytes: int = 0
     vma_bytes_upper_bound: int = 0
-    machine_file_lock_bytes: int = 0
-
-
-_UNDIVIDED_KINDS = ("vma_bytes_upper_bound", "machine_file_lock_bytes")
 
 
 class SlabObjects(NamedTuple):
@@ -126,15 +115,9 @@ class SlabStatistics:
         vma_bytes, anon_vma_chain_bytes = (
             kinds[name].used * kinds[name].object_bytes if name in kinds else 0 for name in (VMA_KIND, _ANON_VMA_CHAIN)
         )
-        file_lock_bytes = kinds[_FILE_LOCK].used * FILE_LOCK_BYTES if _FILE_LOCK in kinds else 0
+        dentry_bytes = _count_dentries(dentry_state, _DENTRIES_FIELD) * DENTRY_BYTES
         return SlabUsage(
-            unreclaimable_bytes,
-            reclaimable_bytes,
-            anon_vma_chain_bytes=anon_vma_chain_bytes,
-            dentry_bytes=_count_dentries(dentry_state, _DENTRIES_FIELD) * DENTRY_BYTES,
-            vma_bytes=vma_bytes,
-            vma_bytes_upper_bound=vma_bytes,
-            machine_file_lock_bytes=file_lock_bytes,
+            unreclaimable_bytes, reclaimable_bytes, anon_vma_chain_bytes, dentry_bytes, vma_bytes, vma_bytes
         )
 
     def _parse(self) -> Mapping[str, SlabObjects] | None:
@@ -257,9 +240,9 @@ class SlabMeter:
         if slabs is None:
             return
         if self._growths is None:
-            self._growths = tuple(map(_Growth, slabs._replace(machine_file_lock_bytes=0)))
+            self._growths = tuple(_Growth(first) for first in slabs)
         for kind, growth, current in zip(SlabUsage._fields, self._growths, slabs, strict=True):
-            growth.update(current, 1.0 if kind in _UNDIVIDED_KINDS else share)
+            growth.update(current, 1.0 if kind == "vma_bytes_upper_bound" else share)
 
     def _share(self, usage: GroupUsage, others: Mapping[str, GroupUsage]) -> float:
         """Return the sandbox's share of the growth since the last call."""

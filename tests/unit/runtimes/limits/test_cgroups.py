@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.interfaces.runtime import Stats
-from sandbox.model.fixed_limits import FILE_LOCKS_MAX, OOM_KILLS_MAX, VMA_BYTES_MAX
+from sandbox.model.fixed_limits import OOM_KILLS_MAX, VMA_BYTES_MAX
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
 from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
@@ -493,43 +493,17 @@ def test_oom_kills_above_the_limit_are_a_violation():
 
 
 @pytest.mark.parametrize(
-    ("machine_locks", "counted", "alone", "with_sibling"),
-    [
-        (FILE_LOCKS_MAX, (8000, 0), 0, 0),
-        (10_000, (9000, 1000), 9000, 9000),
-        (10_000, (0, 10_000), 0, 0),
-        (10_000, (500, 1000), 9000, 500),
-        (10_000, (100, 12_000), 100, 100),
-    ],
+    ("counted", "alone", "with_sibling"),
+    [((9000, 1000), 9000, 9000), ((0, 10_000), 0, 0), ((500, 1000), 9000, 500), ((100, 12_000), 100, 100)],
 )
 def test_locks_that_no_running_process_took_are_those_of_the_only_sandbox(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    machine_locks: int,
-    counted: tuple[int, int],
-    alone: int,
-    with_sibling: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: tuple[int, int], alone: int, with_sibling: int
 ):
     """counted: the locks of the sandbox, and of other running processes."""
     monkeypatch.setattr(cgroups.directory_and_lock_counts, "count_locks_by_owner", lambda process_ids: counted)
     (tmp_path / "group").mkdir()
     group = ControlGroup([tmp_path / "group"])
-    for siblings, expected in (({}, alone), ({"other": ControlGroup([])}, with_sibling)):
-        monkeypatch.setattr(ControlGroup, "_siblings", lambda _, siblings=siblings: siblings)
-        assert group._count_file_locks(SlabUsage(0, 0, machine_file_lock_bytes=machine_locks * 192)) == expected
-
-
-def test_locks_are_counted_at_most_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    now, counts = 100.0, list[int]()
-    many = SlabUsage(0, 0, machine_file_lock_bytes=2 * FILE_LOCKS_MAX * 192)
-    meter = SlabMeter(lambda: many, lambda: now)
-    monkeypatch.setattr(
-        cgroups.directory_and_lock_counts, "count_locks_by_owner", lambda _: (counts.append(1), (9, 0))[1]
-    )
-    monkeypatch.setattr(ControlGroup, "_siblings", lambda _: {"other": ControlGroup([])})
-    monkeypatch.setattr(ControlGroup, "_group_usage", lambda _: GroupUsage(1 << 30))
-    group, found = ControlGroup([tmp_path]), list[int | None]()
-    for seconds in (0.0, 0.1, 0.8, 0.2):
-        now += seconds
-        found.append(group.kernel_usage(os.getpid(), 1 << 30, slab_meter=meter).file_locks)
-    assert (found, len(counts)) == ([9, None, None, 9], 2)
+    assert group.count_file_locks(10_000) == alone
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr(ControlGroup, "_siblings", lambda _: {"other": ControlGroup([tmp_path / "other"])})
+    assert group.count_file_locks(10_000) == with_sibling

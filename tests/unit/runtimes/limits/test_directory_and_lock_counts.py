@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.model.fixed_limits import FILE_LOCKS_MAX
 from sandbox.runtimes.limits import descriptor_tables, directory_and_lock_counts
 from sandbox.runtimes.limits.descriptor_tables import list_directory
-from sandbox.runtimes.limits.directory_and_lock_counts import count_directories, count_locks_by_owner
+from sandbox.runtimes.limits.directory_and_lock_counts import (
+    FileLockMeter,
+    count_directories,
+    count_locks_by_owner,
+)
 from sandbox.runtimes.limits.kernel_usage import FileUsage
+from sandbox.runtimes.limits.slab_usage import SlabStatistics
 
 _OPEN_COUNT = 30
 _HOLDER = """
@@ -111,6 +117,8 @@ def test_locks_are_counted_by_process_or_file_system(tmp_path: Path):
     assert count_locks_by_owner([11], locks, tmp_path) == (1, 3)
     assert count_locks_by_owner([40], locks, tmp_path) == (0, 4)
     assert count_locks_by_owner([], locks, tmp_path) == (0, 4)
+    (tmp_path / "1" / "mountinfo").unlink()
+    assert count_locks_by_owner([11, 10], locks, tmp_path) == (3, 1), "the host's file systems are unknown"
     assert count_locks_by_owner([10], tmp_path / "absent", tmp_path) == (0, 0)
 
 
@@ -118,3 +126,43 @@ def test_number_of_inspected_locks_is_limited(tmp_path: Path, monkeypatch: pytes
     (locks := tmp_path / "locks").write_text(LOCKS)
     monkeypatch.setattr(directory_and_lock_counts, "_LISTED_LOCKS_MAX", 2)
     assert count_locks_by_owner([10, 11], locks, tmp_path) == (2, 0)
+
+
+@pytest.fixture
+def slabinfo(tmp_path: Path) -> Callable[[int], Path]:
+    def write(locks: int) -> Path:
+        (path := tmp_path / "slabinfo").write_text(f"slabinfo\n# name\nfile_lock_cache {locks} 99999 192 21 1 : x\n")
+        return path
+
+    return write
+
+
+def test_locks_are_counted_only_while_the_machine_has_many(slabinfo: Callable[[int], Path]):
+    for locks, expected in ((FILE_LOCKS_MAX, 0), (FILE_LOCKS_MAX + 1, FILE_LOCKS_MAX - 1)):
+        meter = FileLockMeter(SlabStatistics(slabinfo(locks)))
+        assert meter.count(lambda machine_locks: machine_locks - 2) == expected
+
+
+def test_locks_are_not_counted_if_the_kernel_does_not_show_their_number(tmp_path: Path):
+    assert FileLockMeter(SlabStatistics(tmp_path / "absent")).count(lambda _: 1) is None
+    (tmp_path / "slabinfo").write_text("slabinfo\n# name\ndentry 9 9 192 21 1 : x\n")
+    assert FileLockMeter(SlabStatistics(tmp_path / "slabinfo")).count(lambda _: 1) is None
+
+
+@pytest.mark.parametrize(("count_seconds", "pause_seconds"), [(0.0, 1.0), (0.3, 3.0)])
+def test_locks_are_counted_again_after_a_pause(
+    slabinfo: Callable[[int], Path], count_seconds: float, pause_seconds: float
+):
+    now, counts = 100.0, 0
+    meter = FileLockMeter(SlabStatistics(slabinfo(FILE_LOCKS_MAX + 1)), lambda: now)
+
+    def count_own(machine_locks: int) -> int:
+        nonlocal now, counts
+        now, counts = now + count_seconds, counts + 1
+        return counts
+
+    assert meter.count(count_own) == 1
+    now = 100.0 + pause_seconds - 0.01
+    assert meter.count(count_own) == 1
+    now = 100.0 + pause_seconds + 0.01
+    assert meter.count(count_own) == 2

@@ -22,13 +22,10 @@ kmalloc-4k          10     30   4096    8    8 : tunables    0    0    0 : slabd
 vm_area_struct     100    121    192   21    1 : tunables    0    0    0 : slabdata      6      6      0
 anon_vma_chain    5000   5120     64   64    1 : tunables    0    0    0 : slabdata     80     80      0
 dentry             100  90000    192   21    1 : tunables    0    0    0 : slabdata   4286   4286      0
-file_lock_cache     30     42    192   21    1 : tunables    0    0    0 : slabdata      2      2      0
 """
 
 
-SHARED_KINDS = tuple(
-    kind for kind in SlabUsage._fields if kind not in ("vma_bytes_upper_bound", "machine_file_lock_bytes")
-)
+SHARED_KINDS = tuple(kind for kind in SlabUsage._fields if kind != "vma_bytes_upper_bound")
 """Kinds of slab memory whose growth is divided among the sandboxes."""
 
 CHARGED_KINDS = ("anon_vma_chain_bytes", "dentry_bytes", "vma_bytes", "vma_bytes_upper_bound")
@@ -75,13 +72,7 @@ def test_unreclaimable_and_reclaimable_objects_are_counted_separately(tmp_path: 
     (tmp_path / "dentry-state").write_text("1034086\t1022194\t45\t0\t322168\t0\n")
     found = SlabStatistics(tmp_path / "slabinfo").measure_usage(tmp_path, tmp_path / "dentry-state")
     assert found == SlabUsage(
-        20 * 4096 + 21 * 192 + 120 * 64 + 12 * 192,
-        89900 * 192,
-        anon_vma_chain_bytes=5000 * 64,
-        dentry_bytes=1034086 * 192,
-        vma_bytes=100 * 192,
-        vma_bytes_upper_bound=100 * 192,
-        machine_file_lock_bytes=30 * 192,
+        20 * 4096 + 21 * 192 + 120 * 64, 89900 * 192, 5000 * 64, 1034086 * 192, 100 * 192, 100 * 192
     )
 
 
@@ -94,7 +85,6 @@ def test_statistics_are_read_once_a_second_for_all_meters(tmp_path: Path):
         "vm_area_struct": (100, 121, 192),
         "anon_vma_chain": (5000, 5120, 64),
         "dentry": (100, 90000, 192),
-        "file_lock_cache": (30, 42, 192),
     }
     (tmp_path / "slabinfo").write_text("")
     now = 100.9
@@ -126,7 +116,7 @@ def test_unreadable_slabinfo_counts_as_zero(tmp_path: Path):
     assert FakeMachine().create_meter().measure(None) is None
 
 
-@pytest.mark.parametrize("kind", [*SHARED_KINDS, "vma_bytes_upper_bound"])
+@pytest.mark.parametrize("kind", SlabUsage._fields)
 def test_growth_is_attributed_to_the_only_sandbox(kind: str):
     machine = FakeMachine(700 * MEBIBYTE, kind)
     meter = machine.create_meter()
@@ -136,15 +126,6 @@ def test_growth_is_attributed_to_the_only_sandbox(kind: str):
     assert meter.measure(charged) == 300 * MEBIBYTE
     machine.grow(-200 * MEBIBYTE)
     assert meter.measure(charged) == 100 * MEBIBYTE
-
-
-def test_all_locks_of_the_machine_are_returned_to_each_sandbox():
-    machine = FakeMachine(10 * MEBIBYTE, "machine_file_lock_bytes")
-    meters = [machine.create_meter(), machine.create_meter()]
-    for growth in (0, 30 * MEBIBYTE, -35 * MEBIBYTE, 5 * MEBIBYTE):
-        machine.grow(growth)
-        found = [meter.measure(4 * MEBIBYTE, 400 * MEBIBYTE, other_cpu=9.0) for meter in meters]
-        assert found == [machine.bytes, machine.bytes]
 
 
 def test_measurements_are_at_least_a_second_apart():
