@@ -16,7 +16,12 @@ from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.descriptor_passing import open_reader
 from sandbox.runtimes.exec_terminal import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
-from sandbox.runtimes.limits.cgroups import ControlGroup, count_kernel_bytes_outside_cgroup, read_group_cpu_seconds
+from sandbox.runtimes.limits.cgroups import (
+    ControlGroup,
+    count_file_locks,
+    count_kernel_bytes_outside_cgroup,
+    read_group_cpu_seconds,
+)
 from sandbox.runtimes.limits.closing_files import ClosingFilesMeter, may_any_measurement_differ
 from sandbox.runtimes.limits.directory_and_lock_counts import FileLockMeter
 from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter
@@ -136,7 +141,7 @@ class BaseSandbox(ABC):
     def _measure_kernel_usage(self) -> KernelUsage:
         meters = self._syscall_buffer_meter, self._closing_files_meter
         usage = self._launcher.kernel_usage(self._group, self._spec.memory_bytes, *meters)
-        file_locks = self._file_lock_meter.count(self._group.count_file_locks)
+        file_locks = self._file_lock_meter.count(partial(count_file_locks, self._group))
         return replace(usage, file_locks=file_locks, cached_extents=self._extent_meter.count())
 
     async def terminal_usage(self) -> KernelUsage:

@@ -268,14 +268,6 @@ class ControlGroup(msgspec.Struct, frozen=True):
             if (usage := group._group_usage()) is not None:
                 yield SandboxProcesses(group.process_ids(), usage.kernel_bytes)
 
-    def count_file_locks(self, machine_locks: int) -> int:
-        """Return how many of the machine's file locks are the sandbox's.
-
-        If no other sandbox runs, locks that no running process took are the sandbox's.
-        """
-        own, others = directory_and_lock_counts.count_locks_by_owner(self.process_ids())
-        return own if self._siblings() else max(own, machine_locks - others)
-
     def _process_ids_of_others(self) -> Iterator[frozenset[int]]:
         return (group.process_ids() for group in self._siblings().values())
 
@@ -370,6 +362,15 @@ def count_kernel_bytes_outside_cgroup(group: ControlGroup) -> int | None:
     """Return the machine's kernel memory that is not charged to the group; None if unknown. Takes 0.1 ms."""
     total, usage = count_machine_kernel_bytes(), group._group_usage()
     return None if total is None or usage is None else total - usage.kernel_bytes
+
+
+def count_file_locks(group: ControlGroup, machine_locks: int) -> int:
+    """Return how many of the machine's file locks are those of the group's sandbox.
+
+    If no other sandbox runs, locks that no running process took are the sandbox's.
+    """
+    own, others = directory_and_lock_counts.count_locks_by_owner(group.process_ids())
+    return own if group._siblings() else max(own, machine_locks - others)
 
 
 def reclaim_memory(group: ControlGroup) -> None:
