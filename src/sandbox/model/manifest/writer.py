@@ -13,6 +13,7 @@ import yaml
 
 from sandbox.model.manifest.schema import AgentSchema, Manifest
 from sandbox.model.manifest.yaml import resolve_scalar
+from sandbox.model.printable import replace_invisible
 
 _WIDTH = 100
 _LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")
@@ -27,16 +28,23 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    style = '"' if _LINE_ENDS.search(text) or resolve_scalar(text) != text else "|" if "\n" in text else None
+    is_quoted = _LINE_ENDS.search(text) or resolve_scalar(text) != text or _escape_invisible(text) != text
+    style = '"' if is_quoted else "|" if "\n" in text else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+def _escape_invisible(text: str) -> str:
+    """Return the text with a YAML escape in place of each invisible character except TAB and LF."""
+    return replace_invisible(text, lambda character: f"\\U{ord(character):08X}", allowed="\t\n")
 
 
 _Dumper.add_representer(str, _represent_text)
 
 
 def write_yaml(data: dict[str, Any]) -> str:
-    """Return the document as YAML, with its fields in their given order."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH)
+    """Return the document as YAML, with its fields in their given order and with invisible characters as escapes."""
+    document = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH)
+    return _escape_invisible(document)  # valid, because every text with such a character is double-quoted
 
 
 def manifest_yaml(

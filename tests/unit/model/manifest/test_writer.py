@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from doubles.manifests import read_document
 from sandbox.model.manifest.writer import write_yaml
+from sandbox.model.printable import replace_invisible
 
-PIECES = [*"10+.a \t\n\r\x85\u2028\u2029#:", "e5", "0o17", "08", "- "]
+PIECES = [*"10+.a \t\n\r\x85\u2028\u2029\u200b\u3164\ufe0f\u20e3\U000e0041☎#:", "e5", "0o17", "08", "- "]
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")) | st.lists(
     st.sampled_from(PIECES)
 ).map("".join)
@@ -25,6 +26,14 @@ def test_any_text_round_trips(name, value):
     assert (document.data, document.errors) == (data, [])
 
 
+@given(TEXTS, TEXTS)
+@example("\u200bname", "two\nlines\u3164\n")
+@example("tag\U000e0041", "\x011\ufe0f\u20e3")
+def test_no_character_of_a_document_is_invisible(name, value):
+    written = write_yaml({"x": {name: [value]}})
+    assert replace_invisible(written, lambda _: "", allowed="\t\n") == written
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -32,6 +41,8 @@ def test_any_text_round_trips(name, value):
         ("two\nlines\n", "|\n  two\n  lines"),
         ("1e5", '"1e5"'),
         ("no", "'no'"),
+        ("a\u200bb\n", r'"a\U0000200Bb\n"'),
+        ("call ☎\ufe0f", "call ☎\ufe0f"),
         (1, "1"),
         (None, "null"),
         ([], "[]"),
