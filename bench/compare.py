@@ -35,7 +35,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from doubles.deployment import ORGANIZATION, SERVER_KEY, Deployment, make_repository, reply_turn, wait_until
-from sandbox.agents.claude_code.binary_install import find_binary
+from sandbox.agents.claude_code.agent import find_binary
 
 RUN_SECONDS = 120
 BARE = "bare"

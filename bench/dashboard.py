@@ -210,9 +210,8 @@ async def serve_and_record(data_dir: Path, parent: Connection) -> None:
     from sandbox.agents import registered_agents
     from sandbox.api.app import create_app, create_websocket_app
     from sandbox.api.app_context import AppContext
-    from sandbox.api.auth.request_admission import RequestAdmission
-    from sandbox.api.http.listening_sockets import bind
-    from sandbox.api.http.server import serve
+    from sandbox.api.authentication import RequestAdmission
+    from sandbox.api.http.server import bind, serve
     from sandbox.api.settings import ApiSettings
     from sandbox.dashboard.routing import add_dashboard
     from sandbox.store.sqlite import SqliteStore

@@ -22,7 +22,7 @@ from sandbox.api.routes.logs import LogEncoder, _find_tail_start, _format_ndjson
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.recorder import JournalRecorder
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
 from sandbox.model.wire.event_conversion import WireEvent, to_wire_event
 from sandbox.runner.attempt_context import read_records

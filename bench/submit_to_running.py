@@ -13,11 +13,11 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from sandbox.agents.claude_code.binary_install import find_binary
+from sandbox.agents.claude_code.agent import find_binary
 from sandbox.client import Client
-from sandbox.demo.example_repository import make_example_repository
+from sandbox.demo.git_server import make_example_repository
 from sandbox.demo.scripted_model import Fault, Script, Text, Turn
-from sandbox.demo.server_processes import start_module, start_server
+from sandbox.demo.walkthrough import start_module, start_server
 
 IDLE_TASKS = 4
 

@@ -11,7 +11,7 @@ from doubles.remote_deployment import closing_deployment
 from sandbox.images.image_builder import import_image
 from sandbox.images.image_store import ImageStore
 from sandbox.images.image_transfer import HostImageCopies
-from sandbox.images.profile_catalog import ProfileCatalog
+from sandbox.images.profiles import ProfileCatalog
 
 SHOW_MARKER = bash_turn("cat /opt/tools/marker")
 

@@ -6,8 +6,7 @@ import pytest
 
 from doubles.browser import HEIGHT, accessibility_violations
 from doubles.deployment import Deployment, wait_until
-from sandbox.dashboard.guide_pages import GUIDE_PAGES, guide_file, guide_path
-from sandbox.dashboard.guide_search import split_sections
+from sandbox.dashboard.pages.documentation import GUIDE_PAGES, guide_file, guide_path, split_sections
 
 COUNT_COVERED_CODE_SCRIPT = """() => [...document.querySelectorAll(".guide-code")].filter((frame) => {
   const range = document.createRange();

@@ -12,8 +12,8 @@ from doubles.deployment import Deployment
 from sandbox.bootstrap.worker import host_name
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.host_drains import HostDrains
-from sandbox.placements.cluster.host_inventory import SeenHost, SeenHosts
-from sandbox.placements.cluster.job_store import JobStore, StoredJob
+from sandbox.placements.cluster.hosts import SeenHost, SeenHosts
+from sandbox.placements.cluster.job_state import JobStore, StoredJob
 
 LONG_NAME = "build-host-with-a-long-name.rack-12.cluster.example.org"
 

@@ -8,7 +8,7 @@ import pytest
 from doubles.browser import accessibility_violations
 from doubles.deployment import Deployment
 from doubles.stored_tasks import StoredTasks
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.console import escape_text
 from sandbox.model.events import EgressDenied, Metrics, Output, ToolCallEnded, Usage
 
 LINES = 10_000

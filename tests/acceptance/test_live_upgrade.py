@@ -23,7 +23,7 @@ from doubles.old_version import OldVersion, lock_retired_uids, missing_reason
 from doubles.runner_processes import finalize_journal, read_journal, runner_pid
 from doubles.terminal_user import TerminalUser
 from sandbox.demo.scripted_model import Fault, Turn
-from sandbox.placements.local.runners_and_disks import kill_lock_holder
+from sandbox.placements.local.placement import kill_lock_holder
 
 OLD_COMMIT = "087898174e4eb7f8436a4b28756aadbbe9c04233"
 SETTINGS = """[git]
@@ -63,15 +63,15 @@ JSON_TYPES = {
     "sandbox.model.event:Record": "sandbox.model.events:Record",
     "sandbox.model.task:Task": "sandbox.model.task:Task",
     "sandbox.contracts.runtime:SandboxHandle": "sandbox.interfaces.runtime:SandboxHandle",
-    "sandbox.contracts.placement:LaunchOrder": "sandbox.placements.local.launch_message:LegacyLaunchMessage",
+    "sandbox.contracts.placement:LaunchOrder": "sandbox.placements.local.runner_startup:LegacyLaunchMessage",
     "sandbox.contracts.placement:CancelOrder|sandbox.contracts.placement:TerminalOrder": (
         "sandbox.interfaces.runner:CancelAttempt|sandbox.interfaces.runner:OpenTerminal"
     ),
     "sandbox.contracts.placement:Receipt": "sandbox.interfaces.runner:Reply",
     "sandbox.access.token_file:_Document": "sandbox.access_tokens.token_file:_TokenDocument",
     "sandbox.profiles.record:ImageRecord": "sandbox.images.image_store:ImageMetadata",
-    "sandbox.wiring.backup:BackupManifest": "sandbox.bootstrap.backup.create:BackupManifest",
-    "sandbox.api.cursor:Bookmark": "sandbox.api.page_cursor:PageCursor",
+    "sandbox.wiring.backup:BackupManifest": "sandbox.bootstrap.data_dir_backup:BackupManifest",
+    "sandbox.api.cursor:Bookmark": "sandbox.api.routes.tasks:PageCursor",
 }
 ADDED_STATUS_FIELDS = {
     *("repository", "branch", "diff", "duration_seconds", "parent", "continues", "rerun_of", "chain", "final_message"),
@@ -80,17 +80,17 @@ ADDED_STATUS_FIELDS = {
 ADDED_SETTINGS = {"cluster"}
 EXTENDED_TYPES = {
     *("sandbox.model.events:Record", "sandbox.model.task:Task"),
-    "sandbox.api.page_cursor:PageCursor",
+    "sandbox.api.routes.tasks:PageCursor",
 }
 """Types with additional fields, events or values. The new version reads what the old one writes, but not vice versa."""
 
 MSGPACK_TYPES = {
     "sandbox.contracts.terminals:Shown|sandbox.contracts.terminals:Role|sandbox.contracts.terminals:Ended": (
-        "sandbox.interfaces.terminal_frames:OutputFrame|sandbox.interfaces.terminal_frames:WriteAccessFrame"
-        "|sandbox.interfaces.terminal_frames:EndFrame"
+        "sandbox.interfaces.runner:OutputFrame|sandbox.interfaces.runner:WriteAccessFrame"
+        "|sandbox.interfaces.runner:EndFrame"
     ),
     "sandbox.contracts.terminals:Typed|sandbox.contracts.terminals:Resized": (
-        "sandbox.interfaces.terminal_frames:InputFrame|sandbox.interfaces.terminal_frames:ResizeFrame"
+        "sandbox.interfaces.runner:InputFrame|sandbox.interfaces.runner:ResizeFrame"
     ),
 }
 

@@ -12,7 +12,7 @@ from websockets.sync.client import connect
 
 from doubles.deployment import Turn, bash_turn, make_repository, reply_turn
 from doubles.redaction_attacks import ESCAPES, as_base64, with_noise
-from sandbox.agents.claude_code.binary_install import find_binary
+from sandbox.agents.claude_code.agent import find_binary
 from sandbox.demo.scripted_model import Text, ToolUse
 
 MANIFEST = {

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from doubles.deployment import bash_turn, git, reply_turn
-from sandbox.demo.example_repository import make_example_repository
+from sandbox.demo.git_server import make_example_repository
 from sandbox.demo.scripted_model import example_script
 
 

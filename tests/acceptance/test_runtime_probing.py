@@ -9,7 +9,7 @@ import pytest
 
 from doubles import failing_probes
 from doubles.deployment import make_repository, reply_turn, wait_until
-from sandbox.bootstrap.run_directory import choose_run_dir
+from sandbox.bootstrap.private_directories import choose_run_dir
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
 TESTS_DIRECTORY = Path(__file__).parents[1]

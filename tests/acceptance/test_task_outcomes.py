@@ -5,7 +5,7 @@ import shutil
 import signal
 
 from doubles.deployment import bash_turn, python_turn, reply_turn, wait_until
-from sandbox.bootstrap.run_directory import choose_run_dir
+from sandbox.bootstrap.private_directories import choose_run_dir
 from sandbox.demo.scripted_model import Fault, Turn
 
 WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"

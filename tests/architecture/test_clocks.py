@@ -15,10 +15,10 @@ WALL_CLOCK_READERS = {
     "dashboard/pages/server.py": "the last day is grouped by wall clock hours",
     "dashboard/pages/task_list.py": "a filter such as the last hour ends now",
     "server/task_services.py": "an artifact has a creation date",
-    "server/drain.py": "a drain has a start date",
-    "bootstrap/backup/create.py": "a backup has a creation date",
-    "placements/cluster/host_inventory.py": "the last contact of a host is a date",
-    "runtimes/limits/terminal_cpu_time.py": "the kernel stores the date of the last write to a terminal",
+    "server/start_conditions.py": "a drain has a start date",
+    "bootstrap/data_dir_backup.py": "a backup has a creation date",
+    "placements/cluster/hosts.py": "the last contact of a host is a date",
+    "runtimes/limits/kernel_time.py": "the kernel stores the date of the last write to a terminal",
     "bootstrap/log.py": "log lines have a timestamp",
 }
 CLIENT_PACKAGES = ("cli", "client", "demo")

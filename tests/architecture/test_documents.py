@@ -16,7 +16,7 @@ from sandbox.agents import registered_agents
 from sandbox.bootstrap.settings.keys import setting_keys
 from sandbox.bootstrap.settings.load import load
 from sandbox.client import Client
-from sandbox.images.profile_definition import read_definition
+from sandbox.images.profiles import read_definition
 from sandbox.model.failure import FailureCode, FailureReason
 from sandbox.model.manifest.parser import parse_manifest
 from sandbox.model.manifest.schema import declare_manifest

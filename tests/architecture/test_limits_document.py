@@ -113,7 +113,7 @@ ROWS = [
     (
         "Artifacts and patches",
         "`.gitignore` files of a commit and their directories",
-        "workspace.diff.ignore_rules.IGNORE_ENTRIES_MAX",
+        "workspace.diff.base_commit.IGNORE_ENTRIES_MAX",
     ),
     (
         "Retries and waiting",
@@ -142,8 +142,8 @@ ROWS = [
         "Age at which a finished journal is compressed",
         "model.fixed_limits.JOURNAL_COMPRESSION_DELAY_SECONDS",
     ),
-    ("Server", "`limit` of a list", "api.routes.task_list.LIMIT_MAX"),
-    ("Server", "`timeout` of a wait", "api.routes.single_task.WAIT_SECONDS_MAX"),
+    ("Server", "`limit` of a list", "api.routes.tasks.LIMIT_MAX"),
+    ("Server", "`timeout` of a wait", "api.routes.tasks.WAIT_SECONDS_MAX"),
     ("Server", "`tail` of logs", "api.routes.logs.TAIL_MAX"),
     ("Server", "`Idempotency-Key`", "api.routes.submission.IDEMPOTENCY_KEY_LENGTH_MAX"),
     ("Server", "`reason` of a cancellation", "model.wire.request_bodies.REASON_LENGTH_MAX"),
@@ -159,7 +159,7 @@ ROWS = [
     ("Server", "Streams with the events of all tasks, for one token", "api.client_limits.ALL_TASKS_STREAMS_MAX"),
     ("Server", "Memory of the responses to one token", "primitives.fair_client_shares.RESPONSES_BYTES_MAX"),
     ("Server", "Time in which a client reads nothing of a response", "api.http.connections.STALL_TIMEOUT_SECONDS"),
-    ("Server", "Session of a browser", "api.auth.sessions.SESSION_SECONDS"),
+    ("Server", "Session of a browser", "api.credentials.SESSION_SECONDS"),
     ("Server", "Events of all tasks that wait for a slow subscriber", "model.fixed_limits.SUBSCRIBER_EVENTS_MAX"),
     ("Server", "Terminals of a sandbox", "model.fixed_limits.TERMINAL_CLIENTS_MAX"),
     ("Workers", "One record of the journal", "model.fixed_limits.WORKER_RECORD_BYTES_MAX"),
@@ -167,7 +167,7 @@ ROWS = [
     ("Workers", "Values in the agent's own report", "model.fixed_limits.WORKER_RECORD_VALUES_MAX"),
     ("Workers", "Records of artifacts", "model.fixed_limits.WORKER_ARTIFACT_RECORDS_BYTES_MAX"),
     ("Workers", "Number of artifacts", "model.fixed_limits.WORKER_ARTIFACTS_MAX"),
-    ("Workers", "Size of all artifacts", "placements.cluster.artifact_uploads.ARTIFACTS_BYTES_MAX"),
+    ("Workers", "Size of all artifacts", "placements.cluster.file_transfers.ARTIFACTS_BYTES_MAX"),
     ("Workers", "Journal", "placements.cluster.worker_server.JOURNAL_BYTES_MAX"),
     (
         "Workers",
@@ -177,7 +177,7 @@ ROWS = [
     (
         "Workers",
         "Images that the server sends at once",
-        "placements.cluster.image_transfers.TRANSFERS_MAX",
+        "placements.cluster.file_transfers.TRANSFERS_MAX",
     ),
     ("Workers", "Free space on a host in addition to a new image", "model.fixed_limits.OUTPUT_FREE_BYTES"),
 ]

@@ -150,7 +150,7 @@ def misplaced_rows(tour: str, module: Path, function: str) -> list[str]:
 @pytest.mark.parametrize(
     ("module", "function"),
     [
-        ("api/auth/cross_site_requests.py", "check_host_and_origin"),
+        ("api/authentication.py", "check_host_and_origin"),
         ("bootstrap/runner.py", "_run_attempt"),
         ("gateway/model_api/connection_protocol.py", "_forward_pending"),
         ("gateway/model_api/connection_protocol.py", "upstream_data_received"),

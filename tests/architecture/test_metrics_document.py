@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from sandbox.api.server_metrics import ServerMetrics
+from sandbox.api.observability import ServerMetrics
 from sandbox.interfaces.placement import HostState, HostStatus
 from sandbox.interfaces.server_services import Health, HostWithTasks
 

@@ -15,7 +15,7 @@ from sandbox.bootstrap.cluster_placement import KUBERNETES_WORKER_COMMAND
 from sandbox.bootstrap.machine_setup import PACKAGES
 from sandbox.bootstrap.settings.schema import KubernetesSection
 from sandbox.cluster_engines.kubernetes.engine import PERMISSIONS, Permission
-from sandbox.dashboard.guide_pages import GUIDE_PAGES
+from sandbox.dashboard.pages.documentation import GUIDE_PAGES
 
 DATA_SUFFIXES = {".css", ".html", ".js", ".json", ".svg", ".toml"}
 

@@ -8,7 +8,7 @@ script from the repository.
 import struct
 from pathlib import Path
 
-from sandbox.agents.claude_code.binary_install import binary_version, find_binary
+from sandbox.agents.claude_code.agent import binary_version, find_binary
 
 SCRIPT = "logging_fake_agent.py"
 WRITTEN_LINES_FILE = "written.txt"

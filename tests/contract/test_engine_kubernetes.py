@@ -11,7 +11,7 @@ import pytest
 from doubles.engine_harnesses import GIB, MIB, SMALL, status_of, wait_for_end, wait_for_phase, wait_until
 from doubles.kubernetes.api_server import SERVER_TOKEN, CannedResponse
 from doubles.kubernetes.schemas import validate_job
-from sandbox.cluster_engines.kubernetes import api_client
+from sandbox.cluster_engines.kubernetes import api as kubernetes_api
 from sandbox.cluster_engines.kubernetes import engine as kubernetes_engine
 from sandbox.cluster_engines.kubernetes.engine import CONCURRENT_REVIEWS_MAX, PERMISSIONS
 from sandbox.interfaces.cluster_engine import (
@@ -277,7 +277,7 @@ class TestApiServer:
         assert (await status_of(engine, running_job)).phase is JobPhase.WAITING
 
     async def test_large_response_is_not_read(self, api, engine, running_job, monkeypatch):
-        monkeypatch.setattr(api_client, "RESPONSE_BYTES_MAX", 1000)
+        monkeypatch.setattr(kubernetes_api, "RESPONSE_BYTES_MAX", 1000)
         api.canned[LIST_JOBS] = [CannedResponse(body=b" " * 1001)]
         with pytest.raises(EngineUnavailableError, match="more than 1000 bytes"):
             await engine.reconcile_jobs([running_job.name])
@@ -305,13 +305,13 @@ class TestApiServer:
         assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
 
     async def test_endless_list_is_an_error(self, api, engine, running_job, monkeypatch):
-        monkeypatch.setattr(api_client, "PAGES_MAX", 5)
+        monkeypatch.setattr(kubernetes_api, "PAGES_MAX", 5)
         page = CannedResponse(body=b'{"items": [], "metadata": {"continue": "again"}}')
         api.canned[LIST_JOBS] = [page] * 10
         with pytest.raises(EngineUnavailableError, match="objects"):
             await engine.reconcile_jobs([running_job.name])
         assert len(api.canned[LIST_JOBS]) == 5
-        monkeypatch.setattr(api_client, "ITEMS_MAX", 2)
+        monkeypatch.setattr(kubernetes_api, "ITEMS_MAX", 2)
         api.canned[LIST_JOBS] = [
             CannedResponse(body=b'{"items": [%s]}' % b",".join([b'{"metadata": {"name": "a", "uid": "u"}}'] * 3))
         ]
@@ -337,7 +337,7 @@ class TestApiServer:
         assert "GET /version" not in api.requests
 
     async def test_slow_api_server_is_unavailable_in_time(self, api, engine, running_job, monkeypatch):
-        monkeypatch.setattr(api_client, "REQUEST_TIMEOUT_SECONDS", 0.3)
+        monkeypatch.setattr(kubernetes_api, "REQUEST_TIMEOUT_SECONDS", 0.3)
         api.canned[LIST_JOBS] = [CannedResponse(delay_seconds=2.0)]
         started_at = time.monotonic()
         with pytest.raises(EngineUnavailableError, match=r"no response within 0\.3 s"):
@@ -355,7 +355,7 @@ class TestApiServer:
         with pytest.raises(EngineUnavailableError, match="asked for a pause"):
             await engine.reconcile_jobs([running_job.name])
         assert len(api.requests) == count
-        monkeypatch.setattr(api_client.time, "monotonic", lambda: now + seconds + 0.1)
+        monkeypatch.setattr(kubernetes_api.time, "monotonic", lambda: now + seconds + 0.1)
         assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
 
     async def test_replaced_token_is_read_again(self, api, engine, running_job):
@@ -371,7 +371,7 @@ class TestApiServer:
         assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
         api.server_tokens.add("next-token")
         api.server_tokens.discard(SERVER_TOKEN)
-        monkeypatch.setattr(api_client, "CREDENTIALS_RELOAD_SECONDS", 0.0)
+        monkeypatch.setattr(kubernetes_api, "CREDENTIALS_RELOAD_SECONDS", 0.0)
         count = len(api.requests)
         assert (await status_of(engine, running_job)).phase is JobPhase.RUNNING
         assert len(api.requests) == count + 2

@@ -12,8 +12,7 @@ import pytest
 
 from doubles.engine_harnesses import GIB, MIB, ProcessHarness, status_of, wait_for_end, wait_for_phase, wait_until
 from sandbox.cluster_engines.processes import engine as process_engine
-from sandbox.cluster_engines.processes.engine import ProcessEngine
-from sandbox.cluster_engines.processes.job_directory import JobDirectory, StoredRequest
+from sandbox.cluster_engines.processes.engine import JobDirectory, ProcessEngine, StoredRequest
 from sandbox.cluster_engines.processes.supervisor import read_boot_id, read_start_time
 from sandbox.interfaces.cluster_engine import EngineUnavailableError, JobPhase
 from sandbox.model.resources import Resources

@@ -36,20 +36,23 @@ from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
 from sandbox.interfaces.runner import (
     CancelAttempt,
+    EndFrame,
+    InputFrame,
     OpenTerminal,
+    OutputFrame,
     RunAttempt,
     RunDebugSession,
     RunnerNotStartedError,
     RunnerUnreachableError,
+    TerminalRefusedError,
 )
-from sandbox.interfaces.terminal_frames import EndFrame, InputFrame, OutputFrame, TerminalRefusedError
 from sandbox.model.events import ArtifactCollected, CancelRequested, ErrorReported, TaskFinished
 from sandbox.model.failure import FailureCode
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local import placement as local_placement
-from sandbox.primitives.secret_values_fingerprint import make_fingerprint
-from sandbox.server.placement_routing import Placements
+from sandbox.primitives.secret_digests import make_fingerprint
+from sandbox.server.placements import Placements
 
 REQUEST_TIMEOUT_SECONDS = CONTROL_REQUEST_TIMEOUT_SECONDS + 3
 """The time limit for a request to a runner or a host, plus a margin for a busy machine."""

@@ -15,10 +15,10 @@ from doubles.sandbox_lifecycle import CommandResult, has_own_kernel, read_until,
 from doubles.sandbox_scripts import CLOSE_CONNECTION_IN_TRANSIT_SCRIPT
 from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, OPEN_FILES_GROWTH_MAX
-from sandbox.runtimes import descriptor_passing, launcher_client
-from sandbox.runtimes.limits.epoll_entries import count_machine_entries
+from sandbox.runtimes import launcher_client
+from sandbox.runtimes.limits.files_without_descriptors import count_host_open_files
 from sandbox.runtimes.limits.kernel_usage import FileUsage
-from sandbox.runtimes.limits.pending_syscalls import count_host_open_files
+from sandbox.runtimes.limits.open_files import count_machine_entries
 
 _PRELUDE = """
 import ctypes, errno, fcntl, os, resource, shutil, socket, sys, threading, time
@@ -746,8 +746,7 @@ def test_files_are_passed_between_programs_and_the_output_is_complete(
     runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
 ):
     if kernel == "passes files":
-        for module in (descriptor_passing, launcher_client):
-            monkeypatch.setattr(module, "refuse_passed_descriptors", lambda _: False)
+        monkeypatch.setattr(launcher_client, "refuse_passed_descriptors", lambda _: False)
     result = run_python(runtime, disk, _PRELUDE + _PASS_AMONG_PROGRAMS)
     assert (result.code, result.errors) == (0, "content\n")
     assert result.output == "".join(str(number % 10) * 16384 for number in range(256))

@@ -7,9 +7,8 @@ import pytest
 
 from doubles.image_archives import entry, layer, minimal_root
 from sandbox.images.image_builder import finalize
-from sandbox.images.oci.layer import apply_layer
-from sandbox.images.oci.limited_streams import ByteBudget, TarStream
 from sandbox.images.rootfs_writer import RootFsWriter
+from sandbox.images.tar_layers import ByteBudget, TarStream, apply_layer
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.runtime import Command, SandboxSpec
 

@@ -23,11 +23,10 @@ from doubles.sandbox_lifecycle import (
     run_python,
 )
 from sandbox.interfaces.runtime import Command, Runtime, Sandbox
-from sandbox.runtimes import bubblewrap_command
+from sandbox.runtimes import bubblewrap_confinement, seccomp_filter
 from sandbox.runtimes.limits.cgroups import socket_buffer_bytes_max
-from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
+from sandbox.runtimes.limits.files_without_descriptors import ClosingFilesMeter
 from sandbox.runtimes.limits.kernel_usage import KernelUsage
-from sandbox.runtimes.seccomp import syscall_filter
 
 MEMORY_BYTES = 512 * MEBIBYTE
 BUFFERS_MAX = socket_buffer_bytes_max(MEMORY_BYTES)
@@ -837,12 +836,12 @@ def test_mappings_are_limited_only_in_the_sandbox_that_has_them(
 def selectable_processors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Allow programs in the sandbox to select a processor and keep it busy. In production, they cannot select one."""
     machine = os.uname().machine
-    if machine in syscall_filter.ARCHITECTURES:
-        numbers = syscall_filter.ARCHITECTURES[machine]
-        monkeypatch.setitem(syscall_filter.ARCHITECTURES, machine, replace(numbers, sched_setaffinity=numbers.io_setup))
-    bubblewrap_command._assemble_default_filter.cache_clear()
+    if machine in seccomp_filter.ARCHITECTURES:
+        numbers = seccomp_filter.ARCHITECTURES[machine]
+        monkeypatch.setitem(seccomp_filter.ARCHITECTURES, machine, replace(numbers, sched_setaffinity=numbers.io_setup))
+    bubblewrap_confinement._assemble_default_filter.cache_clear()
     yield
-    bubblewrap_command._assemble_default_filter.cache_clear()
+    bubblewrap_confinement._assemble_default_filter.cache_clear()
 
 
 _BUSY_PROCESSOR = """
@@ -975,7 +974,7 @@ def test_files_of_processes_that_take_a_long_time_to_end_are_counted(
         pytest.skip("the threads cannot be inspected here")
     kernel_bytes = itertools.chain([0], itertools.repeat(4 << 30))
     monkeypatch.setattr(
-        "sandbox.runtimes.bubblewrap.sandbox.ClosingFilesMeter",
+        "sandbox.runtimes.bubblewrap.runtime.ClosingFilesMeter",
         lambda: ClosingFilesMeter(kernel_bytes.__next__),
     )
 

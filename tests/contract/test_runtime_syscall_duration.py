@@ -23,8 +23,8 @@ from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.fixed_limits import FILE_LOCKS_MAX, SHARED_MEMORY_FILES_MAX, UDP_SOCKETS_ON_PORT_MAX
 from sandbox.runtimes.limits import cgroups, kernel_usage
 from sandbox.runtimes.limits.cgroups import ControlGroup
+from sandbox.runtimes.limits.kernel_memory import SLAB_INTERVAL_SECONDS, count_used_objects
 from sandbox.runtimes.limits.kernel_usage import KernelUsage
-from sandbox.runtimes.limits.slab_usage import SLAB_INTERVAL_SECONDS, count_used_objects
 from sandbox.runtimes.programs.launcher import INOTIFY_WATCHES_MAX
 
 _BOUND_SOCKETS = """

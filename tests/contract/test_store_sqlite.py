@@ -23,9 +23,9 @@ from sandbox.model.manifest.schema import AgentSection, Manifest, Metadata, Repo
 from sandbox.model.state_machine import advance
 from sandbox.model.task import INDEXED_TASK_VERSION
 from sandbox.model.task_state import TaskState
+from sandbox.store.database import StoreTooNewError, StoreUnusableError
 from sandbox.store.full_text_terms import task_terms
 from sandbox.store.listing import PageReader, to_microseconds
-from sandbox.store.migrate import StoreTooNewError, StoreUnusableError
 from sandbox.store.sqlite import SqliteStore
 
 INSERT_FOREVER_PROGRAM = """
@@ -198,10 +198,10 @@ def test_newer_database_is_rejected_unchanged(path):
 def test_failed_migration_is_rolled_back(path, monkeypatch):
     SqliteStore(path).close()
     before = version(path)
-    from sandbox.store import migrate
+    from sandbox.store import database
 
-    migrations = {**migrate._load_migrations(), before + 1: "CREATE TABLE half (x);\nINSERT INTO nowhere VALUES (1);"}
-    monkeypatch.setattr(migrate, "_load_migrations", lambda: migrations)
+    migrations = {**database._load_migrations(), before + 1: "CREATE TABLE half (x);\nINSERT INTO nowhere VALUES (1);"}
+    monkeypatch.setattr(database, "_load_migrations", lambda: migrations)
 
     with pytest.raises(StoreUnusableError, match="nowhere"):
         SqliteStore(path)
@@ -216,10 +216,10 @@ def test_new_migration_is_applied_once(path, monkeypatch):
     store = SqliteStore(path)
     store.save(IndexedTask(submitted("a"), 1))
     store.close()
-    from sandbox.store import migrate
+    from sandbox.store import database
 
-    migrations = {**migrate._load_migrations(), version(path) + 1: "CREATE TABLE later (x INTEGER) STRICT;"}
-    monkeypatch.setattr(migrate, "_load_migrations", lambda: migrations)
+    migrations = {**database._load_migrations(), version(path) + 1: "CREATE TABLE later (x INTEGER) STRICT;"}
+    monkeypatch.setattr(database, "_load_migrations", lambda: migrations)
     for _ in range(2):
         store = SqliteStore(path)
         assert store.task_ids() == {"a"}
@@ -251,9 +251,9 @@ def test_pages_of_a_period_use_an_sql_index_for_sorting(path, sort):
 
 
 def test_version_1_index_is_migrated(path, monkeypatch):
-    from sandbox.store import migrate
+    from sandbox.store import database
 
-    migrations = migrate._load_migrations()
+    migrations = database._load_migrations()
     connection = sqlite3.connect(path)
     connection.executescript(f"{migrations[1]}\nPRAGMA user_version = 1;")
     task = submitted("old")
@@ -527,12 +527,12 @@ def test_search_does_not_find_a_deleted_damaged_row(path, monkeypatch, sort_max)
 
 @pytest.mark.parametrize("damage", [b"{", b"\xff", b"[]", b"[" * 100_000, b'{"artifacts": 3}'])
 def test_migration_moves_artifacts_out_of_task_rows(path, damage):
-    from sandbox.store import migrate
+    from sandbox.store import database
 
     artifacts = tuple(Artifact(f"{n}.md", f"é\u2028\x00\\{n}", 2**40, "text/plain", "sha256:00") for n in range(3))
     task = msgspec.structs.replace(submitted("old"), artifacts=artifacts, result={"n": [1, 2.5, None, "\x00"]})
     connection = sqlite3.connect(path)
-    for number, statement in sorted(migrate._load_migrations().items()):
+    for number, statement in sorted(database._load_migrations().items()):
         if number <= 5:
             connection.executescript(f"{statement}\nPRAGMA user_version = {number};")
     changed_at = to_microseconds(task.state_changed_at)

@@ -9,8 +9,8 @@ from doubles.manifests import manifest
 from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.runner import RunnerParts, build_finisher, build_runner, create_recorder
+from sandbox.disks.commands import remove_trees
 from sandbox.disks.directory_disk import DirectoryDisk
-from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ParsedToolCallEnd
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
@@ -18,9 +18,9 @@ from sandbox.interfaces.runtime import Command, ExitStatus, SandboxHandle, Stats
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.journal.journals import FileJournals
 from sandbox.model.artifacts import Artifact
-from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.model.events import AgentMessage, AgentResult, AttemptStarted, Output, TaskSubmitted, ToolCallStarted
 from sandbox.model.failure import AttemptError, Failure, FailureCode
+from sandbox.model.resources import DiskSpace, Watermark
 from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.attempt_recorder import HostDiskSpace
 from sandbox.runner.control_socket import record_cancel

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from doubles.manifests import claude as section
-from sandbox.agents.claude_code.binary_install import find_binary
+from sandbox.agents.claude_code.agent import find_binary
 from sandbox.agents.claude_code.driver import PROGRAM, SANDBOX_HOME, SANDBOX_WORKSPACE, ClaudeCodeDriver
 from sandbox.model.manifest.schema import Manifest, Metadata, Repository
 

@@ -15,17 +15,17 @@ from sandbox import __version__
 from sandbox.bootstrap.cluster_placement import load_or_create_certificate, store_runner_log
 from sandbox.images.image_transfer import ServerImageSource
 from sandbox.interfaces.cluster_engine import EngineHost, JobPhase, JobRequest, JobStatus
-from sandbox.interfaces.git_credentials import NoCredentialsError
 from sandbox.interfaces.worker_messages import PROTOCOL_VERSION, Claim, ServerMessage
+from sandbox.interfaces.workspace import NoCredentialsError
 from sandbox.journal.journals import FileJournals, has_task_ended
 from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.events import AttemptStarted, TaskSubmitted
 from sandbox.model.resources import Resources
-from sandbox.placements.cluster.claim_checks import ClaimChecker, ClusterKey
 from sandbox.placements.cluster.host_drains import HostDrains
-from sandbox.placements.cluster.host_inventory import ClusterHosts, EngineHosts, SeenHosts
-from sandbox.placements.cluster.job_store import JobStore
+from sandbox.placements.cluster.hosts import ClusterHosts, EngineHosts, SeenHosts
+from sandbox.placements.cluster.job_state import JobStore
 from sandbox.placements.cluster.jobs import Jobs, JobSettings
+from sandbox.placements.cluster.worker_authorization import ClaimChecker, ClusterKey
 from sandbox.placements.cluster.worker_server import WorkerRequestSources, WorkerServer
 from sandbox.primitives.message_stream import encode_message, read_message
 

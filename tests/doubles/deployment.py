@@ -21,7 +21,7 @@ import httpx2
 
 from doubles.forked_commands import CLI_MAIN, ForkedCommand
 from doubles.network_namespace import NamespaceTransport
-from sandbox.agents.claude_code.binary_install import install_binary
+from sandbox.agents.claude_code.agent import install_binary
 from sandbox.demo.scripted_model import Script, Text, ToolUse, Turn
 
 SERVER_KEY = f"sk-ant-the-servers-own-key-{secrets.token_hex(8)}"

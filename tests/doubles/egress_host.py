@@ -5,7 +5,7 @@ import socket
 from contextlib import asynccontextmanager, suppress
 
 from doubles.served_gateway import served_gateway
-from sandbox.gateway.egress import dialer
+from sandbox.gateway.egress import connection
 from sandbox.gateway.tcp_connections import Stream
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
@@ -60,8 +60,8 @@ async def gateway_with_egress_host(handler, monkeypatch, addresses=("8.8.4.4",),
         dialed_addresses.extend(map(str, allowed))
         return Stream(*await asyncio.open_connection("127.0.0.1", port))
 
-    monkeypatch.setattr(dialer.socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(dialer, "_connect", connect)
+    monkeypatch.setattr(connection.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(connection, "_connect", connect)
     async with served_gateway(model, rules) as served:
         served.dialed_addresses, served.addresses_by_name = dialed_addresses, addresses_by_name
         try:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from doubles import engine_worker, slurm_cluster
 from doubles.kubernetes.api_server import NAMESPACE, KubernetesApi
-from sandbox.cluster_engines.kubernetes.api_client import ApiAddress
+from sandbox.cluster_engines.kubernetes.api import ApiAddress
 from sandbox.cluster_engines.kubernetes.engine import KubernetesEngine
 from sandbox.cluster_engines.kubernetes.worker_job import WorkerPodSettings
 from sandbox.cluster_engines.processes.engine import ProcessEngine
-from sandbox.cluster_engines.slurm.batch_job import SlurmSettings
+from sandbox.cluster_engines.slurm.commands import SlurmSettings
 from sandbox.cluster_engines.slurm.engine import SlurmEngine
 from sandbox.interfaces.cluster_engine import JobPhase, JobRequest, job_name
 from sandbox.interfaces.file_layout import new_attempt_id

@@ -14,7 +14,7 @@ from sandbox.cli import main as cli_main
 from sandbox.interfaces.runtime import SANDBOX_WORKSPACE, Command, RuntimeProbe, SandboxSpec
 from sandbox.runtimes import probe as runtimes_probe
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
-from sandbox.server import runtime_probing
+from sandbox.server import placements
 
 FAILURE_REASON = "the machine was busy"
 
@@ -43,5 +43,5 @@ class RuntimeWithFailingProbes(BubblewrapRuntime):
 def main():
     runtime_selection._MAKERS["bubblewrap"] = lambda run_dir, _: RuntimeWithFailingProbes(run_dir)
     if "FAILING_PROBES_PAUSE" in os.environ:
-        runtime_probing.PROBE_PAUSE_SECONDS = float(os.environ["FAILING_PROBES_PAUSE"])
+        placements.PROBE_PAUSE_SECONDS = float(os.environ["FAILING_PROBES_PAUSE"])
     cli_main.main()

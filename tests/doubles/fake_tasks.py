@@ -13,7 +13,7 @@ import msgspec
 from doubles.manifests import parse_manifest
 from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.placement import HostNotFoundError, HostState, HostStatus
-from sandbox.interfaces.runner import OpenTerminal
+from sandbox.interfaces.runner import OpenTerminal, TerminalConnection, TerminalRefusedError
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.server_services import (
     ArtifactNotFoundError,
@@ -39,7 +39,6 @@ from sandbox.interfaces.server_services import (
     TaskServices,
 )
 from sandbox.interfaces.store import ChangePosition, Cursor, DuplicateTaskError, TaskPage, TaskQuery, TaskTotals
-from sandbox.interfaces.terminal_frames import TerminalConnection, TerminalRefusedError
 from sandbox.model import events as e
 from sandbox.model.artifacts import Artifact
 from sandbox.model.manifest.schema import Manifest
@@ -48,7 +47,7 @@ from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.event_conversion import WireEvent, current_state_event, end_event, to_wire_event
 from sandbox.model.wire.task_conversion import format_timestamp
-from sandbox.server.cancellation import STOPPING_MESSAGE
+from sandbox.server.task_services import STOPPING_MESSAGE
 
 START_TIME = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
 

@@ -16,7 +16,7 @@ from doubles.egress_host import HOST
 from doubles.loopback_listeners import loopback_listeners
 from doubles.served_gateway import GATEWAY_KEY, SERVER_KEY
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
-from sandbox.gateway.egress import dialer
+from sandbox.gateway.egress import connection
 from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.interfaces.gateway import GatewayRules, ModelUpstream
 from sandbox.model.egress import EgressRule, EgressRules
@@ -28,7 +28,7 @@ MODEL_ADDRESS = "127.0.0.9"
 async def main() -> None:
     model_port, host_port = map(int, sys.argv[1:3])
     throttle = throttle_with_debt(*map(float, sys.argv[3:]))
-    dialer._resolve = lambda host, **_: {MODEL_ADDRESS if host == MODEL_ADDRESS else "127.0.0.1"}
+    connection._resolve = lambda host, **_: {MODEL_ADDRESS if host == MODEL_ADDRESS else "127.0.0.1"}
     upstream = ModelUpstream(f"http://{MODEL_ADDRESS}:{model_port}", api_key=SERVER_KEY)
     rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (80, 443, host_port)),), has_outbound_mode=True))
     events: list[str] = []

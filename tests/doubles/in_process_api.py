@@ -16,7 +16,7 @@ from doubles.fake_token_store import FakeTokenStore
 from sandbox.agents import registered_agents
 from sandbox.api.app import create_api_schema_app, create_app
 from sandbox.api.app_context import AppContext
-from sandbox.api.auth.request_admission import RequestAdmission
+from sandbox.api.authentication import RequestAdmission
 from sandbox.api.route_declarations import ITEM_SCHEMA
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import TokenStore

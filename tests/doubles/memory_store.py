@@ -9,12 +9,18 @@ import msgspec
 
 from sandbox.interfaces.store import ChangedTask, ChangePosition, IndexedTask, TaskPage, TaskQuery, TaskTotals
 from sandbox.model.fixed_limits import SEARCHED_PROMPT_CHARACTERS_MAX
-from sandbox.model.repository.url import repository_location, repository_names
+from sandbox.model.repository_urls import repository_location, repository_names
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.full_text_terms import split_words
-from sandbox.store.listed_task import EMPTY_AGENT_SECTION, without_patch
-from sandbox.store.listing import PagePosition, cursor_position, position_of, to_cursor
+from sandbox.store.listing import (
+    EMPTY_AGENT_SECTION,
+    PagePosition,
+    cursor_position,
+    position_of,
+    to_cursor,
+    without_patch,
+)
 
 
 def as_task_item(task: Task) -> Task:

@@ -31,7 +31,7 @@ from sandbox.agents import registered_agents
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.cluster_placement import create_placement as create_cluster_placement
 from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext, create_local_placement
-from sandbox.bootstrap.run_directory import choose_run_dir
+from sandbox.bootstrap.private_directories import choose_run_dir
 from sandbox.bootstrap.settings.load import load
 from sandbox.interfaces.file_layout import TaskLayout, new_attempt_id
 from sandbox.interfaces.journal import LockState

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from doubles.claude_on_host import ClaudeOnHost
-from sandbox.agents.claude_code.binary_install import binary_version, find_binary
+from sandbox.agents.claude_code.agent import binary_version, find_binary
 from sandbox.agents.claude_code.driver import MODEL_URL
 from sandbox.demo.scripted_model import Fault, Script, ScriptedModel, Text, ToolUse, Turn
 

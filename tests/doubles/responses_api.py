@@ -11,8 +11,15 @@ from typing import Annotated, Any
 
 import msgspec
 
-from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.model_dialect import CostBound, Endpoint, Rejected, RequestHeaders, ResponseHeaders, UsageMeter
+from sandbox.interfaces.gateway import (
+    CostBound,
+    Endpoint,
+    ModelUpstream,
+    Rejected,
+    RequestHeaders,
+    ResponseHeaders,
+    UsageMeter,
+)
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Usage
 

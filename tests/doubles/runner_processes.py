@@ -8,7 +8,7 @@ from doubles.deployment import wait_until
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import JournalBusyError
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.recorder import JournalRecorder
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import AgentExited, AttemptFailed, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState

@@ -10,7 +10,7 @@ import pytest
 from sandbox.bootstrap.runtime_selection import make_runtime
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes.qemu.guest_components import find_components
-from sandbox.runtimes.qemu.kvm import KvmStatus
+from sandbox.runtimes.qemu.runtime import KvmStatus
 
 RUN_ALL_QEMU_TESTS = os.environ.get("SANDBOX_TESTS_QEMU") == "whole"
 """Whether all QEMU tests run, as in `script/test-qemu`, or only a sample. Without KVM, all tests take an hour, since a

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from doubles.loopback_listeners import loopback_listeners
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.gateway.server import SocketGatewayFactory
-from sandbox.interfaces.gateway import BudgetExhausted, Gateway, GatewayRules, ModelUpstream
-from sandbox.interfaces.model_dialect import ModelDialect
+from sandbox.interfaces.gateway import BudgetExhausted, Gateway, GatewayRules, ModelDialect, ModelUpstream
 from sandbox.interfaces.runtime import Listeners
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from doubles.manifests import manifest
 from sandbox.agents.claude_code.output_parser import convert_recorded_line
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.disks.reserve_file import ReserveFile
-from sandbox.disks.tree_removal import remove_trees
+from sandbox.disks.commands import remove_trees
+from sandbox.disks.free_space import ReserveFile
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import ImageUnusableError
@@ -20,8 +20,7 @@ from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.server_services import HostLoad, Retention, TaskServices
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.recorder import JournalRecorder
-from sandbox.model.disk_space import DiskSpace, Watermark
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import (
     AgentStarted,
     CancelRequested,
@@ -29,35 +28,32 @@ from sandbox.model.events import (
     WorkspacePrepared,
 )
 from sandbox.model.fixed_limits import UNFINISHED_TASKS_MAX
-from sandbox.model.resources import Resources
+from sandbox.model.resources import DiskSpace, Resources, Watermark
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
-from sandbox.placements.local.runners_and_disks import LocalPreservedDisk, kill_lock_holder
-from sandbox.server.administration.drain_and_prune import Administration
-from sandbox.server.administration.health import HealthCheck
-from sandbox.server.administration.hosts import Hosts
-from sandbox.server.administration.load_history import LoadHistory
-from sandbox.server.cancellation import Canceller
-from sandbox.server.debug_sessions import DebugSessions
+from sandbox.placements.local.placement import LocalPreservedDisk, kill_lock_holder
+from sandbox.server.administration import Administration, HealthCheck, Hosts, LoadHistory
 from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher
-from sandbox.server.drain import Drain
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.index_writer import IndexWriter
 from sandbox.server.journal_tailer import JournalTailer
-from sandbox.server.maintenance.disk_monitor import DiskMonitor
-from sandbox.server.maintenance.pruning import Pruner
-from sandbox.server.placement_routing import Placements
-from sandbox.server.preserved_sandboxes import PreservedSandboxes
-from sandbox.server.recovery.dead_runner_recovery import RunnerRecovery
-from sandbox.server.recovery.startup_recovery import recover
-from sandbox.server.runner_launcher import RunnerLauncher
-from sandbox.server.runtime_probing import ProbedHost
+from sandbox.server.placements import Placements, ProbedHost
+from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
+from sandbox.server.pruning import Pruner
+from sandbox.server.recovery import RunnerRecovery, recover
+from sandbox.server.runner_launcher import RunnerLauncher, TaskSecrets
 from sandbox.server.scheduler import Scheduler
-from sandbox.server.start_conditions import StartConditions, UnfinishedTaskLimit
+from sandbox.server.start_conditions import DiskMonitor, Drain, StartConditions, UnfinishedTaskLimit
 from sandbox.server.submissions import Submissions, SubmissionStore, TaskTracker
-from sandbox.server.task_secrets import TaskSecrets
-from sandbox.server.task_services import TaskArtifacts, TaskCancellation, TaskDeletion, TaskQueries, TaskSandboxes
+from sandbox.server.task_services import (
+    Canceller,
+    TaskArtifacts,
+    TaskCancellation,
+    TaskDeletion,
+    TaskQueries,
+    TaskSandboxes,
+)
 
 GIB = 1024**3
 TO_RUNNING = (WorkspacePrepared("c" * 40), SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"))

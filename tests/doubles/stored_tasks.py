@@ -11,7 +11,7 @@ from doubles.server_components import TO_RUNNING
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.recorder import JournalRecorder
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model.artifacts import Artifact
 from sandbox.model.events import AgentExited, ArtifactCollected, AttemptStarted, Output, TaskFinished, TaskSubmitted
 from sandbox.store.sqlite import SqliteStore

@@ -16,7 +16,7 @@ from sandbox.gateway.egress.public_addresses import is_dialable
 from sandbox.interfaces.runtime import ConfinementSpec
 from sandbox.interfaces.workspace import DetectSecret, PatchResult
 from sandbox.model.manifest.schema import Repository
-from sandbox.runtimes import disk_ownership
+from sandbox.runtimes import sandbox_filesystem
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.workspace.clone.socks_proxy import DialPolicy
 from sandbox.workspace.no_confinement import NoConfinement
@@ -188,7 +188,7 @@ class WorkspaceHarness:
             self.workspaces.stage(repository, self.attempt_dir, self.confine, self.disk_bytes, patches)
         )
         if self.confined and os.geteuid() == 0:
-            disk_ownership.restore_ownership(str(self.workspace))
+            sandbox_filesystem.restore_ownership(str(self.workspace))
         return base_commit
 
     def patch(self, base_commit: str) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from doubles.leftovers import processes
 from escape import host_state
-from sandbox.runtimes.limits.kernel_lock_hold_times import NESTED_EPOLL_LOCK, NETWORK_LOCK, TERMINAL_LOCK
+from sandbox.runtimes.limits.kernel_time import NESTED_EPOLL_LOCK, NETWORK_LOCK, TERMINAL_LOCK
 from sandbox.runtimes.programs.launcher import PTYS_MAX
 
 INTERVAL_SECONDS = 0.4

@@ -13,7 +13,7 @@ from escape import results_table, run_verdicts
 from escape.attack import Outcome
 from escape.attack_run import AttackRun
 from sandbox.bootstrap.runtime_selection import make_runtime
-from sandbox.runtimes.bubblewrap_command import find_bwrap as find_bubblewrap
+from sandbox.runtimes.bubblewrap_confinement import find_bwrap as find_bubblewrap
 from sandbox.runtimes.gvisor.runtime import find_runsc
 from sandbox.runtimes.qemu.guest_components import QEMU
 

@@ -1,50 +1,65 @@
-"""The two ASGI apps: the REST API, and the event stream on a separate port."""
+"""The two ASGI apps: the REST API, and the event stream on a separate port.
+
+Routing keeps the slashes that are encoded in a path encoded, except in an artifact's name.
+"""
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import WebSocketRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
+from sandbox.api.authentication import AuthenticationMiddleware
 from sandbox.api.errors import add_error_handlers
-from sandbox.api.middleware.access_log_and_metrics import AccessLogAndMetricsMiddleware
-from sandbox.api.middleware.authentication import AuthenticationMiddleware
-from sandbox.api.middleware.encoded_slashes import EncodedSlashMiddleware
-from sandbox.api.middleware.response_headers import ResponseHeadersMiddleware
+from sandbox.api.observability import AccessLogAndMetricsMiddleware
 from sandbox.api.openapi import DESCRIPTION, build_schema
-from sandbox.api.routes import (
-    admin,
-    artifacts,
-    derived_tasks,
-    docs,
-    health_and_metrics,
-    logs,
-    sessions,
-    single_task,
-    state_change_stream,
-    submission,
-    task_list,
-)
-from sandbox.api.routes.event_websocket import serve_event_stream
+from sandbox.api.responses import ResponseHeadersMiddleware
+from sandbox.api.routes import artifacts, docs, event_streams, logs, server, submission, tasks
+from sandbox.api.routes.event_streams import serve_event_stream
 from sandbox.api.routes.terminal_websocket import serve_terminal
 from sandbox.interfaces.agent import Agent
 
+_ARTIFACTS_SEGMENT = b"/artifacts/"
+
+
+class EncodedSlashMiddleware:
+    """Leaves `%2F` encoded in the path for routing, except in an artifact's name, which may contain slashes.
+
+    Routes match the decoded path. Without this, the task id `a%2Fvm` would address the sandbox of the task `a`.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Re-decode the path if needed and call the app."""
+        head, artifacts, name = (scope.get("raw_path") or b"").partition(_ARTIFACTS_SEGMENT)
+        if b"%2f" in head.lower():
+            scope = {**scope, "path": _decode_segments(head) + unquote(artifacts + name)}
+        await self._app(scope, receive, send)
+
+
+def _decode_segments(path: bytes) -> str:
+    return "/".join(unquote(part).replace("/", "%2F") for part in path.decode("latin-1").split("/"))
+
+
 _ROUTERS = (
-    task_list.router,
+    tasks.router,
     submission.router,
-    single_task.router,
-    derived_tasks.router,
+    tasks.task_router,
+    submission.derived_task_router,
     logs.router,
-    state_change_stream.router,
+    event_streams.router,
     artifacts.router,
-    health_and_metrics.router,
-    admin.router,
-    sessions.router,
+    server.health_router,
+    server.admin_router,
+    server.session_router,
     docs.router,
 )
 """All routes of the REST API, in documentation order. Building them is slow, so all apps share them."""

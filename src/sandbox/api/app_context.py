@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from sandbox.api.auth.request_admission import RequestAdmission
-from sandbox.api.server_metrics import ServerMetrics
+from sandbox.api.authentication import RequestAdmission
+from sandbox.api.observability import ServerMetrics
 from sandbox.api.settings import ApiSettings
-from sandbox.api.streaming.stream_cache import StreamCache
+from sandbox.api.stream_cache import StreamCache
 from sandbox.interfaces.server_services import TaskServices
 
 

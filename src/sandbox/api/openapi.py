@@ -1,19 +1,256 @@
-"""Builds the OpenAPI schema."""
+"""Builds the OpenAPI document, with JSON Schemas of all request and response bodies.
 
+The schemas come from the declarations in `model/wire/` and `model/manifest/`. The server does not validate its
+responses; tests do.
+"""
+
+import ast
+import inspect
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints, is_typeddict
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import core_schema
 
 from sandbox.api import paths
-from sandbox.api.auth.sessions import SESSION_COOKIE
-from sandbox.api.route_declarations import PROBLEM_JSON
-from sandbox.model.manifest.schema import AgentSchema
+from sandbox.api.credentials import SESSION_COOKIE
+from sandbox.api.errors import ERROR_CODES
+from sandbox.api.route_declarations import COMPONENT_REF, PROBLEM_JSON, component_name, component_ref
+from sandbox.model.events import FollowUp
+from sandbox.model.failure import FailureCode, FailureReason
+from sandbox.model.manifest.schema import (
+    AgentSchema,
+    CommonFields,
+    Lifecycle,
+    Manifest,
+    Repository,
+    Vm,
+    declare_manifest,
+)
+from sandbox.model.task_state import TaskState
+from sandbox.model.wire import event_bodies, server_bodies, task_bodies
+from sandbox.model.wire.request_bodies import CancelRequest, ContinueRequest, RerunRequest
+
+_ENUMS = (TaskState, FollowUp)
+"""Enums that have a separate component in the schema. Bodies declare them as a `Literal` with the same values."""
+
+_EXAMPLE = {
+    "version": "1",
+    "kind": "Task",
+    "metadata": {"name": "My Task"},
+    "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},
+}
+
+
+def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
+    """Return the schemas of all bodies and events, and of the objects in them, keyed by `component_name`."""
+    kinds = (vars(task_bodies) | vars(server_bodies)).values()
+    declared = tuple(kind for kind in kinds if is_typeddict(kind) and kind.__name__.endswith("Body"))
+    enums = {enum.__name__: TypeAdapter(enum).json_schema() for enum in _ENUMS}
+    described = _with_component_names(_schema_of(tuple.__class_getitem__((*declared, event_bodies.Event))))
+    schemas: dict[str, Any] = _with_enum_refs(described["$defs"])
+    schemas["Event"] = {"description": "An event of a task; `type` distinguishes them.", **described["prefixItems"][-1]}
+    schemas = _with_discriminators(schemas, schemas)
+    manifest = _manifest_schemas(agents)
+    definition = component_name(task_bodies.ResolvedManifestBody)
+    schemas[definition] = _definition_schema(schemas[definition], manifest, agents)
+    for body, name, words in (
+        (server_bodies.ProblemBody, "error", ERROR_CODES),
+        (task_bodies.FailureBody, "code", FailureCode),
+        (task_bodies.FailureBody, "reason", FailureReason),
+    ):
+        schemas[component_name(body)]["properties"][name]["examples"] = sorted(words)
+    requests = {kind.__name__: _request_schema(kind) for kind in (CancelRequest, ContinueRequest, RerunRequest)}
+    return schemas | enums | requests | manifest
+
+
+def _definition_schema(
+    declared: dict[str, Any], manifest: Mapping[str, Any], agents: Collection[str]
+) -> dict[str, Any]:
+    """Return the schema of a task's definition, which contains the section of exactly one agent.
+
+    manifest: the schemas of the manifest. The definition has the same sections as the manifest, except for
+        `repository.patch` and `secrets`.
+    """
+    common = declared["required"]
+    described = declared["properties"]
+    sections = manifest[Manifest.__name__]["properties"]
+    repository = deepcopy(manifest[Repository.__name__])
+    repository["properties"]["patch"] = {
+        "anyOf": [{"type": "string"}, {"type": "null"}],
+        "description": "`sha256:` and the digest of the submitted patch; null if there is none.",
+    }
+    properties = {name: described[name] for name in common}
+    properties["repository"] = {**repository, "description": described["repository"]["description"]}
+    for name, record in (("vm", Vm), ("lifecycle", Lifecycle)):
+        properties[name] = {**component_ref(record.__name__), "description": described[name]["description"]}
+    properties |= {kind: {**sections[kind], "description": f"The manifest's section `{kind}`."} for kind in agents}
+    if len(agents) > 1:
+        return {**declared, "properties": properties, "oneOf": [{"required": [kind]} for kind in agents]}
+    return {**declared, "properties": properties, "required": [*common[:1], *agents, *common[1:]]}
+
+
+def _request_schema(kind: Any) -> dict[str, Any]:
+    """Return the schema of a request's JSON body, without defaults.
+
+    Client generators treat a field with a default as required.
+    """
+    schema = TypeAdapter(kind).json_schema(ref_template=COMPONENT_REF, schema_generator=_SchemaGenerator)
+    for each in schema["properties"].values():
+        each.pop("default", None)
+    return schema
+
+
+class _SchemaGenerator(GenerateJsonSchema):
+    """Describes each class by its docstring, and each property by the string below it in its class."""
+
+    def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> dict[str, Any]:
+        return _describe(super().typed_dict_schema(schema), schema["cls"])
+
+    def dataclass_schema(self, schema: core_schema.DataclassSchema) -> dict[str, Any]:
+        return _describe(super().dataclass_schema(schema), schema["cls"])
+
+    def dict_schema(self, schema: core_schema.DictSchema) -> dict[str, Any]:
+        """Describe values with additionalProperties even if keys have a pattern; client generators expect this form."""
+        described = super().dict_schema(schema)
+        for pattern, values in described.pop("patternProperties", {}).items():
+            described |= {
+                "additionalProperties": values,
+                "propertyNames": {**described.get("propertyNames", {}), "pattern": pattern},
+            }
+        return described
+
+
+def _schema_of(kind: Any) -> dict[str, Any]:
+    """Return the schema of a type. Objects in it do not accept undeclared keys."""
+    adapter = TypeAdapter(kind, config=ConfigDict(extra="forbid"))
+    return adapter.json_schema(mode="serialization", ref_template=COMPONENT_REF, schema_generator=_SchemaGenerator)
+
+
+def _with_component_names(schema: Any) -> Any:
+    """Remove the suffix `Body` of class names from definitions, references and titles."""
+    if isinstance(schema, list):
+        return [_with_component_names(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    renamed = {name: _with_component_names(each) for name, each in schema.items()}
+    for keyword in {"$ref", "title"} & renamed.keys():
+        if isinstance(renamed[keyword], str):  # a property may have the name of a keyword
+            renamed[keyword] = renamed[keyword].removesuffix("Body")
+    if "$defs" in renamed:
+        renamed["$defs"] = {name.removesuffix("Body"): each for name, each in renamed["$defs"].items()}
+    return renamed
+
+
+def _with_enum_refs(schema: Any) -> Any:
+    """Replace each list of an enum's values with a reference to the enum's component."""
+    if isinstance(schema, list):
+        return [_with_enum_refs(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    for enum in _ENUMS:
+        if schema.get("enum") == list(enum):
+            others = {name: value for name, value in schema.items() if name == "description"}
+            return {**component_ref(enum.__name__), **others}
+    return {name: _with_enum_refs(each) for name, each in schema.items()}
+
+
+def _with_discriminators(schema: Any, components: Mapping[str, Any]) -> Any:
+    """Describe each choice between objects with a `type` as OpenAPI does. Generated types are then tagged unions."""
+    if isinstance(schema, list):
+        return [_with_discriminators(each, components) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    described = {name: _with_discriminators(each, components) for name, each in schema.items()}
+    references = [each.get("$ref", "") for each in described.get("anyOf", ())]
+    objects = [components.get(reference.rpartition("/")[2], {}) for reference in references]
+    names = [each.get("properties", {}).get("type", {}).get("const") for each in objects]
+    if not names or None in names:
+        return described
+    mapping = dict(zip(names, references, strict=True))
+    return {
+        **{name: each for name, each in described.items() if name != "anyOf"},
+        "oneOf": described["anyOf"],
+        "discriminator": {"propertyName": "type", "mapping": mapping},
+    }
+
+
+def _manifest_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
+    """Return the schemas of the manifest and its records, as clients may send them.
+
+    They allow null for absent fields, and a number for the version.
+    """
+    declared = declare_manifest({agent.kind: agent.section_type for agent in agents.values()})
+    manifest = TypeAdapter(declared).json_schema(ref_template=COMPONENT_REF, schema_generator=_SchemaGenerator)
+    manifest = _describe(manifest, CommonFields)
+    for agent in agents.values():
+        manifest["properties"][agent.kind] |= {"description": inspect.getdoc(agent.section_type)}
+    if len(agents) > 1:
+        manifest["required"] = [name for name in manifest["required"] if name not in agents]
+        manifest["oneOf"] = [{"required": [kind]} for kind in agents]
+    example = _EXAMPLE | {next(iter(agents)): {"prompt": "Your instructions here"}}
+    schemas: dict[str, Any] = manifest.pop("$defs") | {Manifest.__name__: manifest | {"examples": [example]}}
+    for record in schemas.values():
+        for name in record["properties"].keys() - set(record.get("required", ())):
+            record["properties"][name] = _nullable(record["properties"][name])
+    (version,) = get_args(get_type_hints(CommonFields)["version"])
+    numbers = [{"const": version, "type": "string"}, {"const": int(version), "type": "integer"}]
+    others = {name: value for name, value in manifest["properties"]["version"].items() if name not in numbers[0]}
+    manifest["properties"]["version"] = {"anyOf": numbers, **others}
+    return schemas
+
+
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an optional field, without `default: null`.
+
+    Client generators treat a field with a default as required.
+    """
+    if {"type": "null"} in schema.get("anyOf", ()):
+        return {name: value for name, value in schema.items() if name != "default"}
+    described = {name: schema.pop(name) for name in ("description",) if name in schema}
+    return {"anyOf": [schema, {"type": "null"}], **described}
+
+
+def _describe(schema: dict[str, Any], kind: type) -> dict[str, Any]:
+    docs = _property_docs(kind)
+    properties = {
+        name: {**each, "description": docs[name]} if name in docs else each
+        for name, each in schema["properties"].items()
+    }
+    return {**schema, "description": inspect.getdoc(kind), "properties": properties}
+
+
+def _property_docs(kind: Any) -> dict[str, str]:
+    """Return the description of each property of a class, including inherited properties."""
+    docs: dict[str, str] = {}
+    for base in getattr(kind, "__orig_bases__", kind.__bases__):
+        if getattr(base, "__module__", "").startswith("sandbox."):
+            docs |= _property_docs(base)
+    return docs | _docs_in_module(kind.__module__).get(kind.__name__, {})
+
+
+@cache
+def _docs_in_module(name: str) -> dict[str, dict[str, str]]:
+    """Return the strings that follow the annotated names in each class of a module."""
+    nodes = ast.parse(inspect.getsource(sys.modules[name])).body
+    return {node.name: dict(_docs_in_class(node)) for node in nodes if isinstance(node, ast.ClassDef)}
+
+
+def _docs_in_class(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    for declaration, following in zip(node.body, node.body[1:], strict=False):
+        match declaration, following:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                yield name, inspect.cleandoc(text)
+
 
 TAGS = {
     "Tasks": "Submit, list, watch and cancel tasks.",
@@ -90,7 +327,7 @@ def build_schema(
 ) -> dict[str, Any]:
     """Build the schema once per app. examples: by default, those of `recorded_examples`."""
     if app.openapi_schema is None:
-        from sandbox.api.openapi_schemas import component_schemas
+        from sandbox.api.openapi import component_schemas
 
         description = app.description.replace("AGENT_KIND", next(iter(agents)))
         described = get_openapi(

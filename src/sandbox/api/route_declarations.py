@@ -13,9 +13,9 @@ from fastapi.dependencies.utils import get_typed_return_annotation
 from fastapi.routing import APIRoute
 
 from sandbox.api.errors import STATUS_BY_CODE
-from sandbox.api.json_responses import JsonResponse, reason_phrase
-from sandbox.api.middleware.access_log_and_metrics import set_api_route
+from sandbox.api.observability import set_api_route
 from sandbox.api.request_parsing import check_params
+from sandbox.api.responses import JsonResponse, reason_phrase
 
 Responses = dict[int | str, dict[str, Any]]
 _RETRY_AFTER = {

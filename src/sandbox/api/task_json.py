@@ -14,7 +14,7 @@ from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.server_services import TaskQueries, TaskSandboxes
 from sandbox.model.isolation_tier import TIER_DESCRIPTIONS
 from sandbox.model.manifest.schema import Manifest
-from sandbox.model.repository.url import public_repository_url
+from sandbox.model.repository_urls import public_repository_url
 from sandbox.model.task import Task
 from sandbox.model.task_names import prompt_hint
 from sandbox.model.wire.task_bodies import (

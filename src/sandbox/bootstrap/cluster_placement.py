@@ -17,28 +17,26 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from sandbox.bootstrap.cluster_key import read_cluster_key
 from sandbox.bootstrap.local_host import RUNNER_VARIABLES, PlacementContext, measure_capacity
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
-from sandbox.bootstrap.private_directory import make_private_directory
+from sandbox.bootstrap.private_directories import make_private_directory
+from sandbox.bootstrap.secret_sources import read_cluster_key
 from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import ClusterSection, KubernetesSection, SlurmSection
 from sandbox.bootstrap.worker import TOKEN_VARIABLE, host_name
-from sandbox.cluster_engines.kubernetes.api_client import ApiAddress
+from sandbox.cluster_engines.kubernetes.api import ApiAddress
 from sandbox.cluster_engines.kubernetes.engine import KubernetesEngine
 from sandbox.cluster_engines.kubernetes.worker_job import DATA_DIR, WorkerPodSettings
 from sandbox.cluster_engines.processes.engine import ProcessEngine
-from sandbox.cluster_engines.slurm.batch_job import SlurmSettings
+from sandbox.cluster_engines.slurm.commands import SlurmSettings
 from sandbox.cluster_engines.slurm.engine import SlurmEngine
 from sandbox.images.image_transfer import ServerImageSource
 from sandbox.interfaces.cluster_engine import Engine, JobRequest, WorkerVerifier
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.git_credentials import CredentialQuery, Credentials, NoCredentialsError
+from sandbox.interfaces.workspace import CredentialQuery, Credentials, NoCredentialsError
 from sandbox.journal.journals import FileJournals, has_task_ended
 from sandbox.model.errors import error_reason
 from sandbox.model.resources import Resources
-from sandbox.placements.cluster.claim_checks import ClusterKey
-from sandbox.placements.cluster.credential_requests import CREDENTIAL_LOOKUP_SECONDS
 from sandbox.placements.cluster.jobs import JobSettings
 from sandbox.placements.cluster.placement import (
     ClusterPlacement,
@@ -46,10 +44,10 @@ from sandbox.placements.cluster.placement import (
     WorkerListenerSettings,
     create_cluster_placement,
 )
-from sandbox.primitives.durable_files import replace_durably
-from sandbox.primitives.file_permissions import create_private_file
-from sandbox.workspace.clone.credentials import find_credentials_for_worker
-from sandbox.workspace.git.command import GitError
+from sandbox.placements.cluster.worker_authorization import CREDENTIAL_LOOKUP_SECONDS, ClusterKey
+from sandbox.primitives.files import create_private_file, replace_durably
+from sandbox.workspace.clone.remote import find_credentials_for_worker
+from sandbox.workspace.git_command import GitError
 
 WORKER_OVERHEAD_BYTES = 256 * 1024**2
 """Memory for the worker, the runner and the runtime, in addition to the memory of the task."""

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.bootstrap.data_dir_lock import lock_data_dir
-from sandbox.bootstrap.private_directory import private_umask
-from sandbox.disks.tree_removal import remove_trees
+from sandbox.bootstrap.private_directories import lock_data_dir, private_umask
+from sandbox.disks.commands import remove_trees
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
 from sandbox.interfaces.server_services import PruneResult, Retention
 from sandbox.interfaces.store import StoreError
@@ -20,13 +19,12 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import INDEX_INTERVAL_SECONDS
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
-from sandbox.primitives.durable_files import fsync_path, try_link
-from sandbox.server.administration.integrity import Discrepancy, DiscrepancyKind, IntegrityCheck
+from sandbox.primitives.files import fsync_path, try_link
 from sandbox.server.index_writer import index_journals, update_index
-from sandbox.server.maintenance.pruning import Pruner
+from sandbox.server.integrity import Discrepancy, DiscrepancyKind, IntegrityCheck
 from sandbox.server.preserved_sandboxes import FindFiles, PreservedFiles
-from sandbox.store.connections import checkpoint_wal
-from sandbox.store.migrate import StoreUnusableError
+from sandbox.server.pruning import Pruner
+from sandbox.store.database import StoreUnusableError, checkpoint_wal
 from sandbox.store.sqlite import SqliteStore
 
 

@@ -15,29 +15,30 @@ from sandbox.bootstrap.clock import read_boot_id
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.runtime_selection import AUTO, RuntimeChoice, choose_runtime, describe_failure, make_runtime
 from sandbox.bootstrap.settings.schema import OvercommitSection, ServerSettings
-from sandbox.disks.leftover_mount_holders import MountHolderLeftovers
-from sandbox.disks.loop_disk import loop_unavailable_reason
-from sandbox.disks.tree_removal import remove_trees
-from sandbox.images.profile_catalog import ProfileCatalog
+from sandbox.disks.commands import remove_trees
+from sandbox.disks.loop_disk import MountHolderLeftovers, loop_unavailable_reason
+from sandbox.images.profiles import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.journal import TaskReplicas
 from sandbox.interfaces.placement import HostIdentity, LeftoverSource, ProbeResult
 from sandbox.journal.journals import FileJournals
 from sandbox.model.resources import Resources
-from sandbox.placements.local.attempt_files import LocalAttemptFiles
-from sandbox.placements.local.host_load import read_memory_available_bytes
-from sandbox.placements.local.launch_message import NOT_RENEWED, RunnerSettings
-from sandbox.placements.local.placement import LocalPlacement
-from sandbox.placements.local.probe_leftovers import probe_lock_async
-from sandbox.placements.local.runner_starters import (
+from sandbox.placements.local.attempt_files import (
+    LocalAttemptFiles,
+    SandboxLeftovers,
+    SocketLeftovers,
+    probe_lock_async,
+)
+from sandbox.placements.local.placement import LocalPlacement, read_memory_available_bytes
+from sandbox.placements.local.runner_startup import (
     FORK_SERVER_MODULE,
+    NOT_RENEWED,
     RUNNER_MODULE,
     RunnerForkServer,
+    RunnerSettings,
     RunnerSpawner,
     RunnerStarter,
 )
-from sandbox.placements.local.socket_leftovers import SocketLeftovers
-from sandbox.runtimes.leftover_sandboxes import SandboxLeftovers
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
 
 RUNNER_COMMAND = (sys.executable, "-I", "-m", RUNNER_MODULE)

@@ -1,6 +1,6 @@
 """Entry point of a runner: `python -m sandbox.bootstrap.runner --lock-fd=N`.
 
-Reads its order from standard input. `placements.local.runner_starters.RunnerSpawner` describes the options
+Reads its order from standard input. `placements.local.runner_startup.RunnerSpawner` describes the options
 `--parent-death-pipe-fd=N` and `--credentials-fd=N`. `bootstrap.runner_fork_server` is the other entry point.
 
 Imports only a few server modules, so that it starts fast and uses little memory.
@@ -32,13 +32,12 @@ import msgspec
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.clock import SystemClock, read_boot_id
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE, configure_logging
-from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_private_directory
+from sandbox.bootstrap.private_directories import UnsafeDirectoryError, make_private_directory
 from sandbox.bootstrap.runtime_selection import make_runtime
+from sandbox.disks.commands import remove_trees
 from sandbox.disks.directory_disk import DirectoryDisk
-from sandbox.disks.free_space import measure_disk_space
+from sandbox.disks.free_space import ReserveFile, measure_disk_space
 from sandbox.disks.loop_disk import LoopDisk, unshare_mounts
-from sandbox.disks.reserve_file import ReserveFile
-from sandbox.disks.tree_removal import remove_trees
 from sandbox.gateway.communication_lease import CommunicationLease
 from sandbox.gateway.egress.public_addresses import is_dialable
 from sandbox.gateway.server import SocketGatewayFactory
@@ -48,35 +47,32 @@ from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import Disk, DiskReserve, RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.gateway import GatewayFactory
-from sandbox.interfaces.git_credentials import FindCredentials
 from sandbox.interfaces.images import ImageLocks
 from sandbox.interfaces.journal import JournalWriter
 from sandbox.interfaces.runner import FinishAttempt, Order, Reply, RunAttempt, RunDebugSession
 from sandbox.interfaces.runtime import Confine, Runtime
 from sandbox.interfaces.secrets import Redactor
-from sandbox.interfaces.workspace import Workspaces
+from sandbox.interfaces.workspace import FindCredentials, Workspaces
 from sandbox.journal.journals import FileJournals
-from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import Event
 from sandbox.model.fixed_limits import JOURNAL_READ_BYTES_PER_SECOND_MIN, LAUNCH_TIMEOUT_SECONDS, RUNNER_RESERVE_BYTES
+from sandbox.model.resources import DiskSpace
 from sandbox.model.task import Task
-from sandbox.placements.local.launch_message import LaunchMessage, RunnerSettings, decode_launch_message
+from sandbox.placements.local.runner_startup import LaunchMessage, RunnerSettings, decode_launch_message
 from sandbox.primitives.log_context import ATTEMPT_ID, TASK_ID
 from sandbox.primitives.runner_cpu_throttle import CpuThrottle
-from sandbox.runner.attempt import AttemptRunner, check_order_is_current
-from sandbox.runner.attempt_closing import AttemptCloser, DeadRunnerFinisher
+from sandbox.runner.attempt import AttemptCloser, AttemptRunner, DeadRunnerFinisher, check_order_is_current
 from sandbox.runner.attempt_context import AttemptContext
-from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
+from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace, redact_event
 from sandbox.runner.control_socket import RenewHandler, record_cancel, serve_control_socket
 from sandbox.runner.debug_session_runner import DebugSessionRunner, launch_spec_without_agent
-from sandbox.runner.event_redaction import redact_event
 from sandbox.runner.steps.collect import CollectStep
 from sandbox.runner.steps.prepare_workspace import ClonedWorkspace, PrepareWorkspaceStep, ResumedWorkspace
 from sandbox.runner.steps.provision import ProvisionStep, make_confine
 from sandbox.runner.steps.run import RunStep
 from sandbox.runner.steps.teardown import TeardownStep
 from sandbox.runner.terminals import TerminalServer
-from sandbox.workspace.clone.credentials import ServerCredentials
+from sandbox.workspace.clone.remote import ServerCredentials
 from sandbox.workspace.clone.socks_proxy import DialPolicy
 from sandbox.workspace.no_confinement import no_confinement
 from sandbox.workspace.workspaces import GitWorkspaces

@@ -1,6 +1,6 @@
 """Entry point of the fork server of the runners: `python -m sandbox.bootstrap.runner_fork_server --control-fd=N`.
 
-Forks a runner for each request from the socket N. `placements.local.runner_starters.RunnerForkServer` is its client.
+Forks a runner for each request from the socket N. `placements.local.runner_startup.RunnerForkServer` is its client.
 """
 
 import gc
@@ -22,7 +22,7 @@ from sandbox.agents import registered_agents
 from sandbox.bootstrap.runner import run_order
 from sandbox.bootstrap.runtime_selection import import_runtime
 from sandbox.interfaces.agent import Agent
-from sandbox.runtimes.limits.slab_usage import load_slab_kinds
+from sandbox.runtimes.limits.kernel_memory import load_slab_kinds
 
 _REQUEST_BYTES_MAX = 256
 

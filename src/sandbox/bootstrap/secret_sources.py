@@ -1,15 +1,24 @@
-"""The sources of the secrets that the server provides to tasks."""
+"""The sources of secrets: tasks' secrets, the server's key for the model API, and the key of a cluster's hosts."""
 
+import binascii
+import errno
+import os
+import shlex
+import stat
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import SecretsSection
+from sandbox.gateway.model_api.upstream import parse_upstream
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.auth import TokenStore
+from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.secrets import SecretSource
+from sandbox.model.errors import SandboxError
 from sandbox.model.manifest.schema import Secret
-from sandbox.secrets.file_and_environment_sources import EnvironmentSource, FileSource
 from sandbox.secrets.hashicorp_vault import VaultSettings, VaultSource
-from sandbox.secrets.resolver import SecretResolver
+from sandbox.secrets.resolver import EnvironmentSource, FileSource, SecretResolver
 
 _SERVER_PREFIXES = ("SANDBOX_", "VAULT_TOKEN")
 
@@ -59,3 +68,65 @@ def _vault_settings(settings: SecretsSection, environment: Mapping[str, str]) ->
         namespace=environment.get("VAULT_NAMESPACE"),
         ca_file=environment.get("VAULT_CACERT"),
     )
+
+
+def upstream_from_environment(agent: Agent, environment: Mapping[str, str]) -> ModelUpstream | None:
+    """Return the base URL and the key of the agent's model API; None if there is no key.
+
+    Raises ConfigurationError if the gateway cannot use them.
+    """
+    upstream = agent.upstream_from_environment(environment)
+    if upstream is None:
+        return None
+    try:
+        parse_upstream(upstream, agent.create_dialect())
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    return upstream
+
+
+class ClusterKeyError(SandboxError):
+    """The file with the key of the hosts is missing, damaged or accessible to other users."""
+
+    code = "host_key_unusable"
+
+
+CLUSTER_KEY_BYTES = 32
+_CLUSTER_KEY_FILE_BYTES_MAX = 4096
+_UNREADABLE_REMEDY = "create it or copy it, and let the user of this process own it."
+
+
+def read_cluster_key(path: Path | None) -> bytes:
+    """Return the key of the hosts. path: None if the settings name no file.
+
+    Raises ClusterKeyError.
+    """
+    if path is None:
+        raise ClusterKeyError("cluster.host_key_file is not set.")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "it is not a regular file")
+            content = os.read(descriptor, _CLUSTER_KEY_FILE_BYTES_MAX)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        message = f"The key of the hosts, {path}, cannot be read: {error.strerror}"
+        raise ClusterKeyError(f"{message}; {_UNREADABLE_REMEDY}") from error
+    if status.st_uid not in {0, os.geteuid()}:
+        message = f"{path} contains the key of the hosts, so root or the user of this process must own it"
+        raise ClusterKeyError(f"{message}; fix it with: chown {os.geteuid()} {shlex.quote(str(path))}")
+    if status.st_mode & 0o077:
+        message = f"{path} contains the key of the hosts, but other users have access to it"
+        raise ClusterKeyError(f"{message}; fix it with: chmod 600 {shlex.quote(str(path))}")
+    try:
+        key = binascii.a2b_base64(content.strip(), strict_mode=True)
+    except binascii.Error:
+        key = b""
+    if len(key) != CLUSTER_KEY_BYTES:
+        raise ClusterKeyError(
+            f"{path} does not contain {CLUSTER_KEY_BYTES} bytes in base64; copy the complete key file again."
+        )
+    return key

@@ -15,16 +15,15 @@ from socket import AF_UNIX, SOCK_SEQPACKET, gethostname, socketpair
 
 from sandbox import __version__
 from sandbox.agents import registered_agents
-from sandbox.bootstrap.cluster_key import read_cluster_key
 from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext, create_local_placement
 from sandbox.bootstrap.log import configure_logging
-from sandbox.bootstrap.private_directory import make_data_dir, make_private_directory
-from sandbox.bootstrap.run_directory import choose_run_dir
+from sandbox.bootstrap.private_directories import choose_run_dir, make_data_dir, make_private_directory
+from sandbox.bootstrap.secret_sources import read_cluster_key
 from sandbox.bootstrap.settings.schema import ServerSettings
-from sandbox.disks.tree_removal import remove_trees
+from sandbox.disks.commands import remove_trees
 from sandbox.images.debian_packages import packages_digest
 from sandbox.images.image_transfer import HostImageCopies
-from sandbox.images.profile_catalog import ProfileCatalog
+from sandbox.images.profiles import ProfileCatalog
 from sandbox.interfaces.cluster_engine import (
     HOST_NAME_VARIABLE,
     IDENTITY_FILE_VARIABLE,
@@ -32,20 +31,17 @@ from sandbox.interfaces.cluster_engine import (
     IDENTITY_TOKEN_PATTERN,
 )
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
-from sandbox.interfaces.runner import RenewLease
-from sandbox.interfaces.terminal_frames import FRAME_BYTES_MAX
+from sandbox.interfaces.runner import FRAME_BYTES_MAX, RenewLease
 from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN, NO_JOIN_TOKEN, PROTOCOL_VERSION, Claim
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.placements.runner_client import LocalRunnerClient
 from sandbox.primitives.message_stream import StreamPair
-from sandbox.worker.leftovers_of_other_tasks import OtherTaskLeftovers
-from sandbox.worker.runner_git_credentials import RunnerCredentialRequests
+from sandbox.worker.host_tasks import OtherTaskLeftovers, RunnerCredentialRequests, WorkerTask
 from sandbox.worker.server_session import Lease
 from sandbox.worker.task_image import TaskImage
 from sandbox.worker.worker import HostProofReaders, ServerAddress, Worker
-from sandbox.worker.worker_task import WorkerTask
 
 TOKEN_VARIABLE = "SANDBOX_JOIN_TOKEN"
 """The environment variable that contains the join token (hex) of a worker."""
@@ -200,7 +196,7 @@ def _host_size() -> tuple[int, int]:
 
 
 class RunnerSocketDirectory:
-    """Implements `worker.worker_task.RunnerSockets`."""
+    """Implements `worker.host_tasks.RunnerSockets`."""
 
     def __init__(self, run_dir: Path, credential_requests: RunnerCredentialRequests) -> None:
         self._run_dir = run_dir

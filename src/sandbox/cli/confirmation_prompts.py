@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.terminal_text import escape_name, escape_text
+from sandbox.cli.output.console import escape_name, escape_text
 
 if TYPE_CHECKING:
     from sandbox.client.response_types import Task

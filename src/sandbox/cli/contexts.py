@@ -135,7 +135,7 @@ class ContextFile:
         """Replace the file atomically. Raises OSError."""
         from tempfile import mkstemp
 
-        from sandbox.primitives.durable_files import remove_on_failure, replace_durably
+        from sandbox.primitives.files import remove_on_failure, replace_durably
 
         target = Path(os.path.realpath(self.path))  # keep symbolic links, such as one into a dotfiles repository
         descriptor, name = mkstemp(prefix=".contexts-", dir=target.parent)  # with mode 0600
@@ -224,7 +224,7 @@ def _stored_token(server: str, file: ContextFile) -> str:
     if not contexts.by_name:
         return ""
     from sandbox.client.errors import InvalidParameterError
-    from sandbox.client.url import validate_base_url
+    from sandbox.client.requests import validate_base_url
 
     try:
         url = validate_base_url(server)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from sandbox.cli.output.console import print_message
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.console import escape_text, print_message
 
 if TYPE_CHECKING:
     from sandbox.model.errors import SandboxError

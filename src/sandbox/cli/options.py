@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from sandbox.cli.click_extensions import GlobalOption, gc_frozen
-from sandbox.cli.output.console import is_color_enabled
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.console import escape_text, is_color_enabled
 from sandbox.model.default_server_address import DEFAULT_SERVER
 
 if TYPE_CHECKING:

@@ -1,22 +1,35 @@
-"""Downloads patches of tasks and of chains of tasks, and prints what a patch omits."""
+"""Downloads patches of tasks and of chains of tasks: rejects secrets, prints what a patch omits, counts its lines."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice, takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.artifact_secrets import reject_secrets
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.patch_text import patch_lines
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.console import escape_name, escape_text
+from sandbox.cli.output.patches import format_line_counts, patch_lines
 from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:
     from sandbox.client import Client
-    from sandbox.client.response_types import Artifact
+    from sandbox.client.response_types import Artifact, Task
+
+
+def reject_secrets(entries: Iterable[Artifact], *, allows_secrets: bool, advice: str = "add --allow-secrets") -> None:
+    """Exit with an error if an artifact contains a secret and `--allow-secrets` was not given.
+
+    advice: how to allow the download.
+    """
+    names = [escape_name(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
+    if names:
+        contain = "contains a secret of the task and was" if len(names) == 1 else "contain secrets and were"
+        message = f"Error: {', '.join(names)} {contain} skipped."
+        fail(f"{message}\n  Download it anyway: {advice}", ExitCode.REFUSED)
 
 
 CHAIN_HELP = "Include the changes of the earlier tasks that this task continues."
@@ -81,3 +94,28 @@ def print_omissions(client: Client, task_id: str, patch: Path) -> bool:
 
 def _is_remark(line: str) -> bool:
     return line.startswith("# ")
+
+
+COUNTED_PATCH_BYTES_MAX = 8 * 1024 * 1024
+"""Maximum size of a patch that is downloaded only to count its lines."""
+
+
+def chain_changes_summary(client: Client, task: Task) -> str:
+    """Return what the task and the earlier tasks of its chain changed in total, such as `+31 −4 in 3 files`.
+
+    Empty if the task does not continue another one, or if the number of lines cannot be determined.
+    """
+    from sandbox.client import ClientError
+
+    if task.get("parent") is None or task["state"] not in FINAL_STATES:
+        return ""
+    try:
+        entry = find_chain_patch(client, task["id"])
+        if entry is None or entry["contains_secret"] or entry["size_bytes"] > COUNTED_PATCH_BYTES_MAX:
+            return ""
+        with TemporaryDirectory() as directory:
+            patch = Path(directory) / "patch"
+            client.download(task["id"], entry["path"], patch)
+            return format_line_counts(patch_lines(patch))
+    except ClientError:
+        return ""  # the size is only additional information

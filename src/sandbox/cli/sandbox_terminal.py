@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.next_commands import task_id_for_hint
-from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
+from sandbox.cli.output.console import escape_text, terminal_width, wrap_text
+from sandbox.cli.output.task_outcome import task_id_for_hint
 from sandbox.model.formatting import format_duration
 from sandbox.model.task_state import FINAL_STATES, STATE_ORDER, TaskState
 

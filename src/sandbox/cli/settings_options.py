@@ -10,7 +10,7 @@ import click
 
 from sandbox.bootstrap.settings.keys import SettingKey, setting_keys
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.console import escape_text
 
 if TYPE_CHECKING:
     from sandbox.bootstrap.settings.load import Configuration

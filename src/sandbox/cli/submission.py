@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sandbox.cli.chain_changes import chain_changes_summary
 from sandbox.cli.errors import (
     ExitCode,
     exit_code_for_client_error,
@@ -17,17 +16,19 @@ from sandbox.cli.errors import (
     hint_if_interrupted,
     hint_if_output_fails,
 )
-from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
+from sandbox.cli.manifest_input import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.options import CliOptions
-from sandbox.cli.output.console import stderr_console
-from sandbox.cli.output.denied_connections import allow_command, find_denied_connections
-from sandbox.cli.output.event_printer import print_events
+from sandbox.cli.output.console import escape_text, print_json, print_json_lines, stderr_console, terminal_width
+from sandbox.cli.output.event_printer import PendingReasonPoller, print_events
 from sandbox.cli.output.formatting import changes_summary, pluralize, state_text
-from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.next_commands import next_commands, task_id_for_hint
-from sandbox.cli.output.pending_reason import PendingReasonPoller
-from sandbox.cli.output.task_outcome import outcome_summary
-from sandbox.cli.output.terminal_text import escape_text, terminal_width
+from sandbox.cli.output.task_outcome import (
+    allow_command,
+    find_denied_connections,
+    next_commands,
+    outcome_summary,
+    task_id_for_hint,
+)
+from sandbox.cli.patch_download import chain_changes_summary
 from sandbox.model.manifest.overrides import Override, OverrideError
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _fail_duplicate(error: DuplicateTaskIdError) -> NoReturn:
 
 def print_submitted(submitted: Submitted, server: str, *, is_watched: bool) -> None:
     """Print the id on stdout. On a terminal, also print the page's address, and a watch command unless `is_watched`."""
-    from sandbox.client.url import task_page_url
+    from sandbox.client.requests import task_page_url
 
     task_id = escape_text(submitted["task_id"])
     click.echo(task_id)

@@ -1,30 +1,32 @@
-"""The TASK_ID arguments of commands. Each one is the id of a task or the beginning of a generated id.
+"""The TASK_ID arguments of commands, and a request for each of these tasks.
 
-An id that a user chose must be complete: `fix-1` must not become `fix-10` after the task `fix-1` has been removed.
+An argument is the id of a task or the beginning of a generated id. An id that a user chose must be complete: `fix-1`
+must not become `fix-10` after the task `fix-1` has been removed.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import click
 
-from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.errors import ExitCode, fail, print_error
 from sandbox.cli.options import current_options
+from sandbox.cli.output.console import escape_name, escape_text, print_json, terminal_width
 from sandbox.cli.output.formatting import pluralize, state_text
-from sandbox.cli.output.terminal_text import escape_name, escape_text, terminal_width
-from sandbox.model.task_id_format import is_generated_id, is_generated_id_prefix
+from sandbox.model.task_names import is_generated_id, is_generated_id_prefix
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from sandbox.cli.options import CliOptions
-    from sandbox.client import Client, TaskNotFoundError
+    from sandbox.client import Client, ClientError, TaskNotFoundError
     from sandbox.client.response_types import TaskSummary
+
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
@@ -191,3 +193,37 @@ def _complete_task_id(ctx: click.Context, parameter: click.Parameter, incomplete
         task_id for task_id in described if task_id.startswith(incomplete) and escape_text(task_id) == task_id
     ]
     return [CompletionItem(task_id, help=escape_text(described[task_id])) for task_id in candidates]
+
+
+def for_each_task(
+    task_ids: Sequence[str],
+    request: Callable[[str], Mapping[str, Any]],
+    advise: Callable[[ClientError, str], str] = lambda error, task_id: "",
+) -> None:
+    """Send a request for each task and print the response. Continues even if the server refuses a request.
+
+    Prints the server's message, or with `--format json` the response. Exits with the code of the last error. Raises the
+    error if there is only one task. advise: returns a line to print below the error for a task; empty for none.
+    """
+    from sandbox.client import ClientError, UnreachableError
+
+    code = ExitCode.SUCCESS
+    for task_id in task_ids:
+        try:
+            response = request(task_id)
+        except ClientError as error:
+            advice = advise(error, task_id)
+            if isinstance(error, UnreachableError) or (len(task_ids) == 1 and not advice):
+                raise
+            code = print_error(error)
+            if advice:
+                click.echo(advice, err=True)
+            continue
+        if current_options().format == "json":
+            print_json(response)
+        else:
+            message = escape_text(response["message"])
+            is_named = len(task_ids) == 1 or escape_text(task_id) in message
+            click.echo(message if is_named else f"{escape_text(task_id)}: {message}", err=True)
+    if code is not ExitCode.SUCCESS:
+        raise click.exceptions.Exit(code)

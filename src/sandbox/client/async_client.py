@@ -15,6 +15,7 @@ from sandbox.client import requests, retried_operations
 from sandbox.client.connection_settings import ERROR_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
 from sandbox.client.errors import ClientError
 from sandbox.client.requests import PAGE_TASKS_MAX, Manifest, Request, StreamedBody, TaskFilters
+from sandbox.client.response_parsing import LineBuffer
 from sandbox.client.response_types import (
     ArtifactList,
     Cancellation,
@@ -32,7 +33,6 @@ from sandbox.client.response_types import (
     TaskSummary,
 )
 from sandbox.client.retried_operations import Operation, OperationActions, Sleep, TaskEventStream
-from sandbox.client.sse import LineBuffer
 from sandbox.client.verified_download import READ_BYTES_MAX, Download, MemoryDownload
 from sandbox.model.wire.event_bodies import Event
 

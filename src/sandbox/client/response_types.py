@@ -5,7 +5,7 @@ may send additional keys. Reading a key that an older server omits raises Unexpe
 UTC.
 """
 
-from sandbox.model.wire import event_bodies, problem_bodies, server_bodies, task_bodies
+from sandbox.model.wire import event_bodies, server_bodies, task_bodies
 
 State = task_bodies.State
 
@@ -39,8 +39,8 @@ Pruned = server_bodies.PrunedBody
 PrunedTask = server_bodies.PrunedTaskBody
 UnexaminedTask = server_bodies.UnexaminedTaskBody
 
-FieldError = problem_bodies.FieldErrorBody
-ExistingTask = problem_bodies.ExistingTaskBody
+FieldError = server_bodies.FieldErrorBody
+ExistingTask = server_bodies.ExistingTaskBody
 
 FileEdit = event_bodies.FileEditBody
 Metrics = event_bodies.MetricsBody

@@ -1,4 +1,4 @@
-"""Maps URLs to the pages and static files of the dashboard, and errors to its error page."""
+"""Maps URLs to the pages and static files of the dashboard; serves the sign-in page and the error page."""
 
 import hashlib
 from collections.abc import Awaitable, Callable
@@ -15,21 +15,29 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
 from sandbox.api.errors import status_of
-from sandbox.api.json_responses import reason_phrase
-from sandbox.api.middleware.access_log_and_metrics import set_route
+from sandbox.api.observability import set_route
 from sandbox.api.request_parsing import accepts_html
-from sandbox.dashboard.pages.documentation import show_docs, show_guide, show_guide_search
-from sandbox.dashboard.pages.error_reference import show_errors
+from sandbox.api.responses import reason_phrase
+from sandbox.dashboard.pages.documentation import show_docs, show_errors, show_guide, show_guide_search
 from sandbox.dashboard.pages.server import send_load, show_hosts, show_server
-from sandbox.dashboard.pages.sign_in import show_sign_in
 from sandbox.dashboard.pages.submit_form import show_submit
-from sandbox.dashboard.pages.task import show_task
-from sandbox.dashboard.pages.task_events import send_events
+from sandbox.dashboard.pages.task import send_events, send_results_bundle, show_task
 from sandbox.dashboard.pages.task_list import show_tasks
-from sandbox.dashboard.results_bundle import send_results_bundle
 from sandbox.dashboard.templates import render_page
 from sandbox.model.errors import SandboxError
 from sandbox.primitives.log_context import TASK_ID
+
+
+async def show_sign_in(request: Request, _: AppContext) -> Response:
+    """Render the sign-in form; its script opens the session."""
+    return render_page(request, "sign_in", back=safe_redirect_path(request.query_params.get("to", "/")))
+
+
+def safe_redirect_path(target: str) -> str:
+    """Return `target` if it is a path on this server, else `/`."""
+    is_local_path = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
+    return target if is_local_path else "/"
+
 
 _ASSET_SECURITY_POLICY = "default-src 'none'; script-src 'self'"
 """The policy that applies to a web worker, which can import the server's scripts but has no network access."""

@@ -20,16 +20,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from sandbox.demo.example_repository import REPOSITORY_NAME, make_example_repository
-from sandbox.demo.git_server import DEFAULT_PORT
-from sandbox.demo.server_processes import (
+from sandbox.demo.git_server import DEFAULT_PORT, REPOSITORY_NAME, make_example_repository
+from sandbox.demo.walkthrough import (
+    CANCEL_TIMEOUT_SECONDS,
     exit_on_signals,
+    has_model_key,
+    print_model,
     read_first_line,
+    run_task,
     scripted_model_variables,
     start_module,
     start_server,
 )
-from sandbox.demo.walkthrough import CANCEL_TIMEOUT_SECONDS, has_model_key, print_model, run_task
 from sandbox.model.default_server_address import DEFAULT_API_PORT, DEFAULT_WEBSOCKET_PORT
 from sandbox.model.errors import SandboxError
 

@@ -1,24 +1,124 @@
-"""`sandbox demo`: runs an example task from manifest to patch, on a temporary server."""
+"""`sandbox demo`: runs an example task from manifest to patch, on a temporary server.
+
+Also starts and stops the processes that the demo uses: the Sandbox server, the git server and the scripted model.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import secrets
+import select
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from sandbox.demo.example_repository import make_example_repository
-from sandbox.demo.server_processes import exit_on_signals, scripted_model_variables, start_module, start_server
+from sandbox.demo.git_server import make_example_repository
+from sandbox.model.errors import SandboxError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sandbox.client import Client
+
+
+START_TIMEOUT_SECONDS = 30.0
+STOP_TIMEOUT_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Exit on SIGTERM and SIGHUP (closed terminal) as on ^C, so that every started process is stopped."""
+
+    def exit_process(number: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, exit_process) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def scripted_model_variables() -> Iterator[dict[str, str]]:
+    """Start the scripted model; yield the environment variables that make a server use it."""
+    with start_module("sandbox.demo.scripted_model", "--port", "0") as model:
+        # The server redacts the key in all output, so the key must not be a word.
+        key = f"demo-{secrets.token_hex(16)}"
+        yield {"ANTHROPIC_BASE_URL": model["url"], "ANTHROPIC_API_KEY": key, "ANTHROPIC_AUTH_TOKEN": ""}
+
+
+@contextlib.contextmanager
+def start_server(
+    data_dir: Path, model: Mapping[str, str], *, port: int = 0, ws_port: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Start a server, by default on free ports. model: environment variables that configure its model."""
+    # Ignore the user's server configuration. Log only errors, so that log lines do not mix with the demo's output. The
+    # task's errors are in its status.
+    model = {"SANDBOX_CONFIG": os.devnull, "SANDBOX_LOG_LEVEL": "error", "SANDBOX_LOG_FORMAT": "text", **model}
+    arguments = (
+        "serve",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--ws-port",
+        str(ws_port),
+        "--data-dir",
+        str(data_dir),
+        "--format",
+        "json",
+    )
+    with start_module("sandbox", *arguments, environment={**os.environ, **model}) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def start_module(
+    module: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Run `python -m module`; yield the JSON in its first output line. Raises SandboxError if it does not start."""
+    command = [sys.executable, "-m", module, *arguments]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=environment,
+        process_group=0,  # ^C is handled by the demo, which ends its processes in the right order
+    )
+    assert process.stdout is not None
+    try:
+        yield json.loads(read_first_line(process.stdout, module))
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def read_first_line(stdout: IO[bytes], name: str, timeout_seconds: float = START_TIMEOUT_SECONDS) -> bytes:
+    """Return the line that a process prints once it has started. Raises SandboxError."""
+    ready, _, _ = select.select([stdout], [], [], timeout_seconds)
+    if not ready:
+        raise SandboxError(f"{name} did not start within {timeout_seconds:.0f} s; run: sandbox doctor")
+    line = stdout.readline()
+    if not line:
+        raise SandboxError(f"{name} exited during startup; run: sandbox doctor")
+    return line
+
 
 _COMMAND_DIRECTORY = Path(sys.executable).parent
 """The directory that contains the `sandbox` command and its Python interpreter."""
@@ -124,10 +224,9 @@ def _end_task(client: Client) -> None:
 def _print_patch(client: Client, console: Console) -> None:
     import click
 
-    from sandbox.cli.output.denied_connections import find_denied_connections
-    from sandbox.cli.output.patch_text import colorize, patch_lines
-    from sandbox.cli.output.task_outcome import closing_lines
-    from sandbox.cli.output.terminal_text import terminal_width
+    from sandbox.cli.output.console import terminal_width
+    from sandbox.cli.output.patches import colorize, patch_lines
+    from sandbox.cli.output.task_outcome import closing_lines, find_denied_connections
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "demo.patch"

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.disks.command_execution import CommandFailedError, run_command
+from sandbox.disks.commands import NAMESPACE_ROOT_COMMAND, CommandFailedError, run_command
 from sandbox.disks.home_directory import create_home
-from sandbox.disks.tree_removal import NAMESPACE_ROOT_COMMAND
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.fixed_limits import DISK_COMMAND_TIMEOUT_SECONDS

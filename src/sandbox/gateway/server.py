@@ -16,27 +16,28 @@ from typing import Any, NamedTuple
 
 from sandbox.gateway import limits
 from sandbox.gateway.communication_lease import CommunicationLease
-from sandbox.gateway.egress.connection import EgressConnection
-from sandbox.gateway.egress.dialer import PublicDialer
-from sandbox.gateway.egress.http_inspector import HttpInspector
+from sandbox.gateway.egress.connection import EgressConnection, PublicDialer
+from sandbox.gateway.egress.http import HttpInspector
 from sandbox.gateway.egress.inspector_interface import ConnectionInspector, Denial, Tunnel
 from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, EgressPolicy
 from sandbox.gateway.egress.protocol_sniffing import open_transparent_tunnel
 from sandbox.gateway.egress.proxy_inspector import ProxyInspector
 from sandbox.gateway.egress.public_addresses import AddressPolicy, is_dialable
-from sandbox.gateway.egress.tls_inspector import TlsInspector
+from sandbox.gateway.egress.tls import TlsInspector
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.model_api.connection import ModelConnection
+from sandbox.gateway.model_api.connection import ModelConnection, UpstreamDialer
 from sandbox.gateway.model_api.connection_protocol import ModelProtocol
-from sandbox.gateway.model_api.dialer import UpstreamDialer
-from sandbox.gateway.model_api.request_gate import ModelRequestGate
-from sandbox.gateway.model_api.request_policy import ModelPolicy
+from sandbox.gateway.model_api.request_gate import ModelPolicy, ModelRequestGate
 from sandbox.gateway.model_api.upstream import parse_upstream
-from sandbox.gateway.sans_io_driver import PriorityCpuQueues, SansIODriver
 from sandbox.gateway.synthetic_dns import DnsResponder, DnsTcpProtocol, SyntheticIps
-from sandbox.gateway.tcp_connections import FullSizeBufferLimit, OutboundConnections, Stream
-from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelUpstream, ReportEvent
-from sandbox.interfaces.model_dialect import ModelDialect
+from sandbox.gateway.tcp_connections import (
+    FullSizeBufferLimit,
+    OutboundConnections,
+    PriorityCpuQueues,
+    SansIODriver,
+    Stream,
+)
+from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelDialect, ModelUpstream, ReportEvent
 from sandbox.interfaces.runtime import Listeners
 from sandbox.primitives.concurrency import wait_readable
 from sandbox.primitives.runner_cpu_throttle import CpuQueue, CpuThrottle

@@ -20,10 +20,9 @@ import msgspec
 
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
 from sandbox.images.limits import BUILD_TIMEOUT_SECONDS, IMAGE_BYTES_MAX, IMAGE_PACKAGES_BYTES_MAX
-from sandbox.images.oci.layer import apply_layer
-from sandbox.images.oci.limited_streams import ByteBudget, TarStream
-from sandbox.images.profile_definition import ImageDefinition
+from sandbox.images.profiles import ImageDefinition
 from sandbox.images.rootfs_writer import RootFsWriter
+from sandbox.images.tar_layers import ByteBudget, TarStream, apply_layer
 from sandbox.model.errors import SandboxError
 
 _PROGRAM = "/usr/bin/mmdebstrap"

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from sandbox.images.debian_packages import install_packages, read_packages
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
-from sandbox.images.image_store import ImageMetadata, ImageStore
-from sandbox.images.oci.importer import import_layers
-from sandbox.images.profile_definition import ImageDefinition, check_tier
+from sandbox.images.image_store import ImageMetadata, ImageStore, compute_digest
+from sandbox.images.oci_import import import_layers
+from sandbox.images.profiles import ImageDefinition, check_tier
 from sandbox.images.rootfs_writer import RootFsWriter
-from sandbox.images.tree_digest import compute_digest
 from sandbox.interfaces.images import MOUNT_POINT_DIRECTORIES, MOUNT_POINT_FILES
 from sandbox.interfaces.runtime import SANDBOX_HOME, SANDBOX_WORKSPACE
 

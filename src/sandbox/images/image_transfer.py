@@ -10,12 +10,10 @@ from pathlib import Path
 
 from sandbox.images.errors import ImageRefusedError, ProfileBusyError
 from sandbox.images.image_builder import create_rootfs
-from sandbox.images.image_store import ImageMetadata, ImageStore
+from sandbox.images.image_store import CHUNK_BYTES, ImageMetadata, ImageStore, compute_digest, read_tree
 from sandbox.images.limits import IMAGE_BYTES_MAX, IMAGE_ENTRIES_MAX
-from sandbox.images.oci.layer import apply_layer
-from sandbox.images.oci.limited_streams import ByteBudget, TarStream
-from sandbox.images.profile_catalog import ProfileCatalog
-from sandbox.images.tree_digest import CHUNK_BYTES, compute_digest, read_tree
+from sandbox.images.profiles import ProfileCatalog
+from sandbox.images.tar_layers import ByteBudget, TarStream, apply_layer
 from sandbox.interfaces.images import (
     IMAGE_LAYOUT_VERSION,
     Image,

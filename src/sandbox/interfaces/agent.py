@@ -8,8 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.model_dialect import ModelDialect
+from sandbox.interfaces.gateway import ModelDialect, ModelUpstream
 from sandbox.interfaces.runtime import Command, ExitStatus
 from sandbox.model.events import ConversationEvent
 from sandbox.model.failure import Failure

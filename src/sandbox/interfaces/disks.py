@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from sandbox.model.disk_space import DiskSpace
+from sandbox.model.resources import DiskSpace
 
 RemovePaths = Callable[[Sequence[Path]], Awaitable[None]]
 """Removes files that sandboxes left behind, whatever their modes. The caller sets a time limit. Raises OSError."""

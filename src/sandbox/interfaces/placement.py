@@ -18,9 +18,9 @@ from sandbox.interfaces.runner import (
     RunAttempt,
     RunDebugSession,
     RunnerHandle,
+    TerminalConnection,
 )
 from sandbox.interfaces.runtime import RuntimeProbe
-from sandbox.interfaces.terminal_frames import TerminalConnection
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import AttemptStarted
 from sandbox.model.failure import FailureCode

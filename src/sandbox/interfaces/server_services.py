@@ -8,16 +8,15 @@ from typing import Protocol
 
 from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.placement import HostStatus
-from sandbox.interfaces.runner import OpenTerminal
+from sandbox.interfaces.runner import OpenTerminal, TerminalConnection
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import ChangePosition, TaskPage, TaskQuery
-from sandbox.interfaces.terminal_frames import TerminalConnection
 from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Idempotency, Parent
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
-from sandbox.model.task_id_format import is_generated_id_prefix
+from sandbox.model.task_names import is_generated_id_prefix
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.event_conversion import WireEvent
 

@@ -19,7 +19,7 @@ from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError
 from sandbox.journal import record_format
 from sandbox.journal.reader import find_journal_end, iter_lines
 from sandbox.model.events import TaskFinished
-from sandbox.primitives.durable_files import fsync_path
+from sandbox.primitives.files import fsync_path
 
 MEMBER_BYTES = 256 * 1024
 """Uncompressed size of a member. Reading any record decompresses the whole member."""

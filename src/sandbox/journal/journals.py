@@ -1,11 +1,15 @@
-"""All journals of one data directory.
+"""All journals of one data directory, and a watch that reports writes to them, with inotify(7).
 
 The journal of a finished task may be compressed: it then has `records.gz` instead of `records`. If a crash left both,
 the plain file is used. Readers try the plain file first, because it is removed only after `records.gz` is complete.
 """
 
+import asyncio
+import ctypes
 import errno
 import os
+import struct
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -23,9 +27,8 @@ from sandbox.interfaces.journal import (
     ReplayState,
     WatchJournal,
 )
-from sandbox.journal import lock
+from sandbox.journal import writer
 from sandbox.journal.compressed import CompressedJournal, compress_journal
-from sandbox.journal.inotify_watch import FileJournalWatch
 from sandbox.journal.reader import (
     JournalEnd,
     decode_batch,
@@ -34,14 +37,95 @@ from sandbox.journal.reader import (
     has_first_record,
     read_batch,
 )
-from sandbox.journal.recorder import JournalRecorder
-from sandbox.journal.writer import FileJournalWriter
+from sandbox.journal.writer import FileJournalWriter, JournalRecorder
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Event, TaskFinished
 from sandbox.model.state_machine import Effect, replay
 from sandbox.model.task import Task
-from sandbox.model.task_id_format import is_task_id
-from sandbox.primitives.durable_files import fsync_path
+from sandbox.model.task_names import is_task_id
+from sandbox.primitives.files import fsync_path
+
+_IN_MODIFY, _IN_Q_OVERFLOW = 0x2, 0x4000
+_EVENT = struct.Struct("iIII")
+_EVENTS_BYTES = 64 * 1024
+_NOTIFY_INTERVAL_SECONDS = 0.005
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class FileJournalWatch:
+    """Reports writes to journals with inotify(7). Its methods are called in the event loop.
+
+    A journal that is written all the time is reported at most once per _NOTIFY_INTERVAL_SECONDS. While no journal is
+    watched, no inotify instance is open.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._inotify_fd = -1
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._callbacks: dict[int, list[Callable[[], None]]] = {}
+        """The callbacks of each watch, keyed by the kernel's number of the watch, which is never reused."""
+
+    @contextmanager
+    def watch(self, task_id: str, notify: Callable[[], None]) -> Iterator[bool]:
+        """Call `notify` after each write to the journal; see `WatchJournal`."""
+        number = self._add(TaskLayout(self._data_dir, task_id).root / "journal" / "records")
+        if number < 0:
+            yield False
+            return
+        self._callbacks.setdefault(number, []).append(notify)
+        try:
+            yield True
+        finally:
+            self._callbacks[number].remove(notify)
+            if not self._callbacks[number]:
+                del self._callbacks[number]
+                _libc.inotify_rm_watch(self._inotify_fd, number)
+            if not self._callbacks:
+                self._close()
+
+    def _add(self, path: Path) -> int:
+        """Return the number of the watch; -1 if the kernel rejects it."""
+        if self._inotify_fd < 0:
+            self._inotify_fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+            if self._inotify_fd < 0:
+                return -1
+            self._loop = asyncio.get_running_loop()
+            self._resume()
+        number: int = _libc.inotify_add_watch(self._inotify_fd, os.fsencode(path), _IN_MODIFY)
+        if number < 0 and not self._callbacks:
+            self._close()
+        return number
+
+    def _close(self) -> None:
+        assert self._loop is not None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._inotify_fd)
+        closed_fd, self._inotify_fd, self._loop, self._timer = self._inotify_fd, -1, None, None
+        # The kernel waits until all readers of a machine-wide lock have left it: for seconds if a sandbox keeps many of
+        # them without CPU time.
+        threading.Thread(target=os.close, args=(closed_fd,), daemon=True).start()
+
+    def _resume(self) -> None:
+        assert self._loop is not None
+        self._timer = None
+        self._loop.add_reader(self._inotify_fd, self._read_events)
+
+    def _read_events(self) -> None:
+        assert self._loop is not None
+        self._loop.remove_reader(self._inotify_fd)
+        self._timer = self._loop.call_later(_NOTIFY_INTERVAL_SECONDS, self._resume)
+        changed: set[int] = set()
+        data = os.read(self._inotify_fd, _EVENTS_BYTES)
+        while data:
+            number, mask, _, name_bytes = _EVENT.unpack_from(data)
+            changed |= set(self._callbacks) if mask & _IN_Q_OVERFLOW else {number}
+            data = data[_EVENT.size + name_bytes :]
+        for number in changed:
+            for notify in self._callbacks.get(number, ()):
+                notify()
 
 
 class FileJournals:
@@ -95,7 +179,7 @@ class FileJournals:
     def open(self, task_id: str) -> FileJournalWriter:
         """Acquire the lock and start the next epoch; see `Journals.open`."""
         directory = self._directory(task_id)
-        lock_fd = lock.acquire(directory / "lock")
+        lock_fd = writer.acquire_lock(directory / "lock")
         try:
             journal_end = _find_accepted_end(directory / "records")
             # An earlier writer may have died after it wrote record 1 but before it flushed the directories.
@@ -112,7 +196,7 @@ class FileJournals:
         After an error, the caller still has to close `lock_fd`.
         """
         directory = self._directory(task_id)
-        lock.adopt(directory / "lock", lock_fd)
+        writer.adopt_lock(directory / "lock", lock_fd)
         return FileJournalWriter(directory / "records", lock_fd, _find_accepted_end(directory / "records"))
 
     def read(self, task_id: str, offset: int = 0, *, bytes_max: int = 1 << 20) -> RecordBatch:
@@ -167,7 +251,7 @@ class FileJournals:
     def compress(self, task_id: str) -> None:
         """Compress the journal of a finished task; see `Journals.compress`."""
         directory = self._directory(task_id)
-        lock_fd = lock.acquire(directory / "lock")
+        lock_fd = writer.acquire_lock(directory / "lock")
         try:
             compress_journal(directory / "records", _compressed_path(directory / "records"))
         finally:
@@ -177,7 +261,7 @@ class FileJournals:
     def try_lock(self, task_id: str) -> Iterator[bool]:
         """Hold the lock without opening the journal; see `Journals.try_lock`."""
         try:
-            lock_fd = lock.acquire(self._directory(task_id) / "lock")
+            lock_fd = writer.acquire_lock(self._directory(task_id) / "lock")
         except (JournalBusyError, FileNotFoundError):
             yield False
             return
@@ -197,7 +281,7 @@ class FileJournals:
 
     def lock_state(self, task_id: str) -> LockState:
         """Return HELD if a process of this host holds the lock now, otherwise FREE. Raises OSError."""
-        return LockState.HELD if lock.is_locked(self._directory(task_id) / "lock") else LockState.FREE
+        return LockState.HELD if writer.is_locked(self._directory(task_id) / "lock") else LockState.FREE
 
     def task_ids(self) -> Sequence[str]:
         """Return the ids of the tasks that have record 1, sorted."""
@@ -255,7 +339,7 @@ def create_directories(directory: Path) -> int:
     try:
         for parent in reversed((directory, *directory.parents[:3])):
             parent.mkdir(mode=0o700, exist_ok=True)
-        return lock.acquire(directory / "lock", create=True)
+        return writer.acquire_lock(directory / "lock", create=True)
     except JournalBusyError as error:
         raise FileExistsError(errno.EEXIST, "The task already has a journal", str(directory)) from error
     except OSError:
@@ -269,7 +353,7 @@ def _remove_journal(directory: Path, lock_fd: int) -> None:
     Errors are ignored, because the caller reports a more important one.
     """
     with suppress(OSError):
-        if lock.is_lock_of(lock_fd, directory / "lock"):
+        if writer.is_lock_of(lock_fd, directory / "lock"):
             (directory / "records").unlink(missing_ok=True)
             (directory / "lock").unlink()
             _remove_empty_directories(directory)

@@ -1,24 +1,88 @@
 """Replicates journals and artifacts, byte for byte, between the data directories of hosts."""
 
+import contextlib
 import errno
+import hashlib
 import itertools
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError
-from sandbox.journal import lock, record_format
+from sandbox.journal import record_format, writer
 from sandbox.journal.journals import create_directories
 from sandbox.journal.reader import find_record_offset, read_batch
-from sandbox.journal.received_artifact import ReceivedArtifactFile, partial_name
 from sandbox.journal.untrusted_records import VerifiedCopy, artifact_record_bytes, split_lines, verify_records
 from sandbox.model import events as e
 from sandbox.model.artifacts import Artifact
 from sandbox.model.state_machine import replay
 from sandbox.model.task import Task
-from sandbox.model.task_id_format import is_task_id
-from sandbox.primitives.durable_files import fsync_path
+from sandbox.model.task_names import is_task_id
+from sandbox.primitives.files import create_private_file, fsync_path
+
+
+class ReceivedArtifactFile:
+    """Implements `interfaces.journal.ArtifactCopy`. A `close` in another thread waits for the call that is running."""
+
+    def __init__(self, artifact: Artifact, partial: Path, target: Path, on_close: Callable[[], None]) -> None:
+        self._artifact = artifact
+        self._partial = partial
+        self._target = target
+        self._on_close = on_close
+        self._lock = threading.Lock()
+        self._digest, self._size_bytes = hashlib.sha256(), 0
+        self._is_published = False
+        self._file = create_private_file(partial)
+
+    def write(self, data: bytes) -> None:
+        """Implements `ArtifactCopy.write`."""
+        with self._lock:
+            self._check_open()
+            self._digest.update(data)
+            self._size_bytes += len(data)
+            self._file.write(data)
+
+    def flush(self) -> None:
+        """Implements `ArtifactCopy.flush`."""
+        with self._lock:
+            self._check_open()
+            content = self._size_bytes, f"sha256:{self._digest.hexdigest()}"
+            if content != (self._artifact.size_bytes, self._artifact.checksum):
+                raise OSError(errno.EIO, "An artifact differs from its record", self._artifact.name)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def publish(self) -> None:
+        """Implements `ArtifactCopy.publish`."""
+        self._partial.rename(self._target)
+        self._is_published = True
+
+    def close(self) -> None:
+        """Implements `ArtifactCopy.close`."""
+        with self._lock:
+            if self._file.closed:
+                return
+            try:
+                with contextlib.suppress(OSError):  # what was not flushed is removed
+                    self._file.close()
+                if self._is_published:
+                    fsync_path(self._target.parent)
+                else:
+                    self._partial.unlink(missing_ok=True)
+            finally:
+                self._on_close()
+
+    def _check_open(self) -> None:
+        if self._file.closed:
+            raise OSError(errno.EBADF, "The artifact is closed", self._artifact.name)
+
+
+def partial_name(number: str) -> str:
+    """Return the name of a file that is being received. number: distinguishes files of one task."""
+    return f"artifact-{number}.part"
+
 
 _AFTER_LAST_SEQ = 10**18
 _READ_BYTES = 2**20
@@ -142,7 +206,7 @@ class FileTaskReplicas:
     def _lock(self, records_path: Path) -> int:
         """Acquire the lock of the copy, after creating the copy if it is missing. Raises JournalBusyError, OSError."""
         if records_path.exists():
-            return lock.acquire(records_path.with_name("lock"), create=True)
+            return writer.acquire_lock(records_path.with_name("lock"), create=True)
         lock_fd = create_directories(records_path.parent)
         try:
             records_path.touch(0o600)

@@ -1,18 +1,94 @@
-"""Appends records to a journal, and flushes them to disk."""
+"""Writes a journal: locks it, applies the task's events to the state, appends records and flushes them to disk.
+
+The journal lock makes its holder the only writer: `flock` on an open file description.
+A process that inherits the descriptor also holds the lock. The kernel releases the lock when the last copy of the
+descriptor is closed.
+"""
 
 import contextlib
 import errno
+import fcntl
 import os
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sandbox.interfaces.journal import JournalBusyError
+from sandbox.interfaces.journal import JournalBusyError, JournalWriter
 from sandbox.journal import record_format
 from sandbox.journal.reader import JournalEnd
+from sandbox.model import events as e
 from sandbox.model.events import Event, Record, Transition
-from sandbox.primitives.durable_files import fsync_path
+from sandbox.model.state_machine import Effect, IllegalEventError, advance
+from sandbox.model.task import Task
+from sandbox.primitives.files import fsync_path
+
+_LOCK_TRIES = 5
+_LOCK_PAUSE_SECONDS = 0.002
+
+
+def acquire_lock(path: Path, *, create: bool = False) -> int:
+    """Open (or create) and lock the file; return the descriptor. Raises JournalBusyError, FileNotFoundError."""
+    lock_fd = _open_lock(path, os.O_CREAT if create else 0)
+    try:
+        _lock(lock_fd, path)
+        if not is_lock_of(lock_fd, path):
+            raise JournalBusyError(f"Another process has just removed {path.parent}; try again.")
+    except BaseException:
+        os.close(lock_fd)
+        raise
+    return lock_fd
+
+
+def adopt_lock(path: Path, lock_fd: int) -> None:
+    """Check that an inherited descriptor is the lock of this journal, and make it non-inheritable.
+
+    Raises OSError (EBADF) if it refers to another file, JournalBusyError if another process holds the lock.
+    """
+    if not is_lock_of(lock_fd, path):
+        raise OSError(errno.EBADF, f"Descriptor {lock_fd} is not the lock of this journal", str(path))
+    os.set_inheritable(lock_fd, False)
+    _lock(lock_fd, path)
+
+
+def is_lock_of(lock_fd: int, path: Path) -> bool:
+    """Return whether a descriptor refers to the current file, not to one that was removed. Raises FileNotFoundError."""
+    return os.path.samestat(os.fstat(lock_fd), path.stat())
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock now."""
+    try:
+        lock_fd = _open_lock(path)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_lock(lock_fd, fcntl.LOCK_SH)
+    finally:
+        os.close(lock_fd)
+
+
+def _open_lock(path: Path, flags: int = 0) -> int:
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+
+
+def _lock(lock_fd: int, path: Path) -> None:
+    """Lock the file. Tries several times, because `is_locked` in another process may hold the lock briefly."""
+    for _ in range(_LOCK_TRIES):
+        if _try_lock(lock_fd, fcntl.LOCK_EX):
+            return
+        time.sleep(_LOCK_PAUSE_SECONDS)
+    raise JournalBusyError(f"Another process is writing {path.parent}; wait until that process has ended.")
+
+
+def _try_lock(lock_fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(lock_fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
 
 _REWRITE_CHUNK_BYTES = 8 * 1024 * 1024
 """Possibly lost data is rewritten and flushed in chunks of this size, which bounds the cost on a failing disk."""
@@ -177,3 +253,47 @@ def _write_all(records_fd: int, line: bytes) -> None:
     rest = memoryview(line)
     while rest:
         rest = rest[os.write(records_fd, rest) :]
+
+
+_DURABLE_EVENTS = (
+    *(e.AttemptStarted, e.AgentStarted, e.AgentExited, e.AttemptFailed, e.AttemptTornDown, e.FollowUpSkipped),
+    *(e.CancelRequested, e.ArtifactCollected, e.Usage),
+)
+"""Events that are flushed before `record` returns, although they do not change the state."""
+
+
+class JournalRecorder:
+    """Records the events of one task. Implements `Recorder`. The arguments are those of `Journals.recorder`."""
+
+    def __init__(
+        self,
+        writer: JournalWriter,
+        task: Task | None,
+        now: Callable[[], datetime],
+        *,
+        on_effect: Callable[[Effect], None] = lambda _: None,
+        transform: Callable[[Event], Event] = lambda event: event,
+    ) -> None:
+        self.writer = writer
+        self._on_effect = on_effect
+        self._transform = transform
+        self._task = task
+        self._now = now
+
+    @property
+    def task(self) -> Task:
+        """The current task."""
+        if self._task is None:
+            raise IllegalEventError("The journal has no record yet.")
+        return self._task
+
+    def record(self, event: Event) -> Record:
+        """Write one event, after `transform`; see `Recorder.record`."""
+        event, at = self._transform(event), self._now()
+        result = advance(self._task, event, seq=self.writer.last_seq + 1, at=at)
+        durable = result.transition is not None or isinstance(event, _DURABLE_EVENTS)
+        record = self.writer.append(event, result.transition, at=at, durable=durable)
+        self._task = result.task
+        for effect in result.effects:
+            self._on_effect(effect)
+        return record

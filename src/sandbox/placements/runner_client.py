@@ -9,12 +9,16 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.runner import CancelAttempt, OpenTerminal, RenewLease, Reply, RunnerUnreachableError
-from sandbox.interfaces.terminal_frames import (
+from sandbox.interfaces.runner import (
     FRAME_BYTES_MAX,
+    CancelAttempt,
     ClientFrame,
     EndFrame,
+    OpenTerminal,
+    RenewLease,
+    Reply,
     RunnerFrame,
+    RunnerUnreachableError,
     TerminalRefusedError,
     encode_frame,
     read_frame,
@@ -26,7 +30,7 @@ _decoder: "msgspec.msgpack.Decoder[RunnerFrame]" = msgspec.msgpack.Decoder(Runne
 
 
 class StreamTerminalConnection:
-    """Implements `interfaces.terminal_frames.TerminalConnection`."""
+    """Implements `interfaces.runner.TerminalConnection`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader

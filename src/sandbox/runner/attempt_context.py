@@ -1,4 +1,7 @@
-"""The context of the current attempt, and the records of its journal."""
+"""The context of the current attempt: its files, its sandbox's handle, and the records of its journal.
+
+The handle is on disk before the sandbox exists.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,11 +12,14 @@ from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.journal import Journals
+from sandbox.interfaces.runtime import HANDLE_VERSION, Runtime, SandboxHandle
 from sandbox.interfaces.secrets import Redactor
+from sandbox.model.errors import SandboxError
 from sandbox.model.events import Record
 from sandbox.model.failure import Failure
 from sandbox.model.state_machine import failure_event
 from sandbox.model.task import Task
+from sandbox.primitives.files import write_durably
 from sandbox.runner.attempt_recorder import AttemptRecorder
 
 
@@ -80,3 +86,33 @@ def read_records(journals: Journals, task_id: str) -> Iterator[Record]:
     while (batch := journals.read(task_id, offset)).records:
         yield from batch.records
         offset = batch.next_offset
+
+
+class HandleTooNewError(SandboxError):
+    """The sandbox was created by a newer version, and only that version can destroy it."""
+
+    code = "handle_too_new"
+
+
+def prepare_handle(attempt: AttemptContext, runtime: Runtime) -> SandboxHandle:
+    """Create the sandbox's handle and store it before the sandbox exists. Raises AttemptError (provision_failed)."""
+    handle = runtime.prepare(attempt.id)
+    if read_handle(attempt.layout.handle) != handle:
+        write_handle(attempt.layout.handle, handle)
+    return handle
+
+
+def write_handle(path: Path, handle: SandboxHandle) -> None:
+    """Write the handle to disk atomically and durably."""
+    write_durably(path, msgspec.json.encode(handle))
+
+
+def read_handle(path: Path) -> SandboxHandle | None:
+    """Return the handle that an attempt stored, or None if it stored none. Raises HandleTooNewError."""
+    try:
+        handle = msgspec.json.decode(path.read_bytes(), type=SandboxHandle)
+    except FileNotFoundError:
+        return None
+    if handle.version > HANDLE_VERSION:
+        raise HandleTooNewError(f"{path} has version {handle.version}; remove it with a newer version of Sandbox.")
+    return handle

@@ -8,8 +8,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.placement import CANCEL_TOO_LATE
-from sandbox.interfaces.runner import CancelAttempt, OpenTerminal, RenewLease, Reply
-from sandbox.interfaces.terminal_frames import TerminalRefusedError
+from sandbox.interfaces.runner import CancelAttempt, OpenTerminal, RenewLease, Reply, TerminalRefusedError
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import CancelRequested
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS

@@ -34,8 +34,8 @@ from sandbox.model.fixed_limits import (
 )
 from sandbox.model.manifest.schema import Manifest, Vm
 from sandbox.primitives.concurrency import run_until_first_complete
-from sandbox.runner.resource_exhaustion import ExhaustionDetector
-from sandbox.runner.sandbox_handles import read_handle, write_handle
+from sandbox.runner.attempt_context import read_handle, write_handle
+from sandbox.runner.task_limits import ExhaustionDetector
 from sandbox.runner.terminals import PAUSE_COMMAND, SHELL, SandboxTerminals, TerminalServer, shell_environment
 
 _log = logging.getLogger(__name__)

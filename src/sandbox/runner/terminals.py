@@ -8,13 +8,11 @@ from collections.abc import Container, Mapping
 
 import msgspec
 
-from sandbox.interfaces.runner import OpenTerminal
-from sandbox.interfaces.runtime import Command, ExitStatus, Sandbox, Terminal, TerminalSize
-from sandbox.interfaces.secrets import Redactor
-from sandbox.interfaces.terminal_frames import (
+from sandbox.interfaces.runner import (
     ClientFrame,
     EndFrame,
     InputFrame,
+    OpenTerminal,
     OutputFrame,
     ResizeFrame,
     RunnerFrame,
@@ -23,6 +21,8 @@ from sandbox.interfaces.terminal_frames import (
     encode_frame,
     read_frame,
 )
+from sandbox.interfaces.runtime import Command, ExitStatus, Sandbox, Terminal, TerminalSize
+from sandbox.interfaces.secrets import Redactor
 from sandbox.model.failure import AttemptError
 from sandbox.model.fixed_limits import (
     SHELL_OUTPUT_DRAIN_TIMEOUT_SECONDS,

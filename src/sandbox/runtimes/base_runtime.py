@@ -16,18 +16,15 @@ from typing import Protocol
 from sandbox.interfaces.runtime import ConfinementSpec, Listeners, Sandbox, SandboxHandle, SandboxSpec
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode, unfreed_memory_message
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
-from sandbox.runtimes import disk_ownership, sandbox_processes
-from sandbox.runtimes.bubblewrap_command import require_bwrap
-from sandbox.runtimes.bubblewrap_confinement import BubblewrapConfinement, exposed_paths
-from sandbox.runtimes.disk_ownership import chown_disk, create_disk_directories, restore_disk_ownership
+from sandbox.runtimes import sandbox_filesystem, sandbox_processes
+from sandbox.runtimes.bubblewrap_confinement import BubblewrapConfinement, exposed_paths, require_bwrap
 from sandbox.runtimes.kernel_uid_pool import SANDBOX_UIDS, KernelUidPool
 from sandbox.runtimes.launcher_client import LauncherProcess, attempt_marker, start_launcher
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_kernel_bytes_outside_cgroup
-from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
-from sandbox.runtimes.limits.kernel_watch import wait_for_exceeded_limit
-from sandbox.runtimes.limits.measurement_threads import measure_in_thread
-from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
+from sandbox.runtimes.limits.files_without_descriptors import ClosingFilesMeter, SyscallBufferMeter
+from sandbox.runtimes.limits.measurement_scheduling import measure_in_thread, wait_for_exceeded_limit
+from sandbox.runtimes.sandbox_filesystem import chown_disk, create_disk_directories, restore_disk_ownership
 from sandbox.runtimes.sandbox_processes import Subreaper
 
 _log = logging.getLogger(__name__)
@@ -390,7 +387,7 @@ def _assign_confinement(group: ControlGroup, launcher_pid: int, directories: Seq
         group.add(launcher_pid)
     if uid is not None:
         for directory in directories:
-            disk_ownership.chown_tree(str(directory), uid)
+            sandbox_filesystem.chown_tree(str(directory), uid)
 
 
 async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory_bytes: int) -> None:

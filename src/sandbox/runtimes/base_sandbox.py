@@ -13,24 +13,27 @@ from msgspec.structs import replace
 from sandbox.interfaces.runtime import Command, ExitStatus, Listeners, SandboxHandle, SandboxSpec
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
-from sandbox.runtimes.descriptor_passing import open_reader
 from sandbox.runtimes.exec_terminal import ExecTerminal
-from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
+from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader
 from sandbox.runtimes.limits.cgroups import (
     ControlGroup,
     count_file_locks,
     count_kernel_bytes_outside_cgroup,
     read_group_cpu_seconds,
 )
-from sandbox.runtimes.limits.closing_files import ClosingFilesMeter, may_any_measurement_differ
-from sandbox.runtimes.limits.directory_and_lock_counts import FileLockMeter
-from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter
-from sandbox.runtimes.limits.idle_measurement_postponer import MeasurementPostponer
+from sandbox.runtimes.limits.files_without_descriptors import (
+    ClosingFilesMeter,
+    SyscallBufferMeter,
+    may_any_measurement_differ,
+)
+from sandbox.runtimes.limits.kernel_memory import CachedExtentMeter, count_negative_dentries
 from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
-from sandbox.runtimes.limits.kernel_watch import wait_for_exceeded_limit
-from sandbox.runtimes.limits.measurement_threads import measure_in_thread
-from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
-from sandbox.runtimes.limits.slab_usage import count_negative_dentries
+from sandbox.runtimes.limits.measurement_scheduling import (
+    MeasurementPostponer,
+    measure_in_thread,
+    wait_for_exceeded_limit,
+)
+from sandbox.runtimes.limits.open_files import FileLockMeter
 
 KILLED_EXIT_CODE = 128 + signal.SIGKILL
 

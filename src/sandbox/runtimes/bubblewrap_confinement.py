@@ -1,26 +1,123 @@
-"""Runs confined host programs. The launcher starts bubblewrap for each program.
+"""Confines programs with bubblewrap: the arguments that all invocations share, and confined host programs.
 
-The programs use a sandbox's kernel uid and control group but do not run in a sandbox. Each gets its own namespaces, the
-host's /usr, a few directories of the attempt, and the launcher's network namespace, which contains a single listener.
+The launcher starts bubblewrap for each confined host program. These programs use a sandbox's kernel uid and control
+group but do not run in a sandbox. Each gets its own namespaces, the host's /usr, a few directories of the attempt, and
+the launcher's network namespace, which contains a single listener.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from socket import socket
 
 from sandbox.interfaces.images import MOUNT_POINT_FILES
-from sandbox.interfaces.runtime import CERTIFICATE_DIRECTORIES, ConfinedCommand, ConfinementSpec
-from sandbox.runtimes import bubblewrap_command, disk_ownership, rootfs_spec
-from sandbox.runtimes.descriptor_passing import create_memfd
-from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
+from sandbox.interfaces.runtime import CERTIFICATE_DIRECTORIES, SANDBOX_UID, ConfinedCommand, ConfinementSpec
+from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.runtimes import sandbox_filesystem, seccomp_filter
+from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, attempt_marker, create_memfd, reject_nul
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.programs import launcher
+
+_PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
+
+DEVICE_ARGUMENTS = (
+    *("--dev-bind", launcher.DEVICES_DIRECTORY, "/dev"),
+    *("--dev-bind", launcher.DEVPTS_DIRECTORY, "/dev/pts", "--remount-ro", "/dev"),
+)
+"""Mounts the launcher's device files, which are not those of the host, and its devpts, which has few terminals.
+
+/dev is read-only, because its file system does not limit the time of one call: one read of a directory in memory lists
+all of its files without interruption.
+"""
+
+DEVICE_ARGUMENTS_WITHOUT_TERMINALS = (
+    *("--dev-bind", launcher.DEVICES_DIRECTORY, "/dev"),
+    *("--perms", "0555", "--tmpfs", "/dev/pts", "--remount-ro", "/dev/pts", "--remount-ro", "/dev"),
+)
+"""For programs that need no terminals: the CPU time of the kernel threads for their input would have to be limited."""
+
+_HIDDEN_PROC_DIRECTORIES = ("/proc/bus", "/proc/driver", "/proc/fs")  # they exist on every kernel
+PROC_ARGUMENTS = (
+    *("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"),
+    *("--dev-bind", f"{launcher.DEVICES_DIRECTORY}/null", "/proc/locks"),
+    *(word for path in _HIDDEN_PROC_DIRECTORIES for word in ("--perms", "0555", "--tmpfs", path, "--remount-ro", path)),
+)
+"""/proc without a usable /proc/locks: while a process reads that file, no process on the machine can lock a file.
+
+/proc/bus, /proc/driver and /proc/fs are empty, because they describe devices and file systems of the host. Moreover, to
+list the statistics of an ext4 file system, the kernel walks all cached inodes with a spinlock held.
+
+/proc is made read-only with READ_ONLY_PROC_ARGUMENTS after the last mount under it.
+"""
+
+READ_ONLY_PROC_ARGUMENTS = ("--remount-ro", "/proc")
+"""Prevents a process from lowering its oom_score_adj, which the launcher raised."""
+
+
+def build_program_spec(
+    program: str,
+    attempt_id: str,
+    describe: Callable[[ProgramSpec], tuple[Iterable[str], Sequence[str]]],
+) -> ProgramSpec:
+    """Build the argv and descriptors that start bubblewrap. bubblewrap reads its arguments from a file.
+
+    describe: adds descriptors to the result; returns bubblewrap's arguments and the argv of the confined program.
+    Raises AttemptError (provision_failed) for NUL characters.
+    """
+    program_spec = ProgramSpec()
+    try:
+        lazy_arguments, argv = describe(program_spec)
+        arguments = list(lazy_arguments)
+        reject_nul([*arguments, *argv])
+        text = "".join(f"{word}\0" for word in arguments).encode(errors="surrogateescape")
+        number = program_spec.add_descriptor(create_memfd("arguments", text))
+    except BaseException:
+        program_spec.close()
+        raise
+    program_spec.argv = [program, attempt_marker(attempt_id), "--args", number, "--", *argv]
+    return program_spec
+
+
+def isolation_arguments(attempt_id: str) -> Iterator[str]:
+    """Yield the arguments that all confined programs share: separate namespaces, a uid and no capabilities.
+
+    The network and IPC namespaces are the launcher's.
+    """
+    yield from ("--unshare-user", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try")
+    yield from ("--disable-userns", "--uid", str(SANDBOX_UID), "--gid", str(SANDBOX_UID), "--hostname", attempt_id)
+    yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
+
+
+def seccomp_arguments(program_spec: ProgramSpec, filter_: bytes | None = None) -> Iterator[str]:
+    """Yield the arguments that install a system call filter, by default the one for programs in a sandbox."""
+    filter_ = _assemble_default_filter() if filter_ is None else filter_
+    yield from ("--add-seccomp-fd", program_spec.add_descriptor(create_memfd("filter", filter_)))
+
+
+@cache
+def _assemble_default_filter() -> bytes:
+    return seccomp_filter.assemble_filter(os.uname().machine)
+
+
+def find_bwrap() -> str | None:
+    """Return bubblewrap's path. Looks in fixed locations, not in PATH."""
+    return next((str(path) for path in _PROGRAMS if os.access(path, os.X_OK)), None)
+
+
+def require_bwrap() -> str:
+    """Return bubblewrap's path. Raises AttemptError (provision_failed) if it is not installed."""
+    program = find_bwrap()
+    if program is None:
+        raise AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap is missing; install it (package bubblewrap).")
+    return program
+
 
 _ATTEMPT_ROOT = PurePosixPath("/attempt")
 """Directory in the confinement that contains the attempt's directories by name, so their host paths are hidden."""
 
-_HOST_PATHS = dict.fromkeys((*rootfs_spec.HOST_PATHS, *CERTIFICATE_DIRECTORIES, "/etc/crypto-policies"))
+_HOST_PATHS = dict.fromkeys((*sandbox_filesystem.HOST_PATHS, *CERTIFICATE_DIRECTORIES, "/etc/crypto-policies"))
 _TMPFS_BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -63,7 +160,7 @@ class BubblewrapConfinement:
 
         Raises OSError, and AttemptError (provision_failed) for NUL characters.
         """
-        program_spec = bubblewrap_command.build_program_spec(
+        program_spec = build_program_spec(
             self._program,
             self._attempt_id,
             lambda program_spec: (self._arguments(program_spec, command), command.argv),
@@ -78,13 +175,13 @@ class BubblewrapConfinement:
     async def transfer_ownership(self, directory: Path) -> None:
         """Implements `Confinement.transfer_ownership`."""
         if self._uid is not None:
-            await asyncio.to_thread(disk_ownership.chown_tree, str(directory), self._uid)
+            await asyncio.to_thread(sandbox_filesystem.chown_tree, str(directory), self._uid)
 
     def _arguments(self, program_spec: ProgramSpec, command: ConfinedCommand) -> Iterator[str]:
-        yield from bubblewrap_command.isolation_arguments(self._attempt_id)
-        yield from bubblewrap_command.seccomp_arguments(program_spec)
+        yield from isolation_arguments(self._attempt_id)
+        yield from seccomp_arguments(program_spec)
         yield from self._root_arguments(command.directory)
-        etc = rootfs_spec.etc_files(self._attempt_id)
+        etc = sandbox_filesystem.etc_files(self._attempt_id)
         files = {**{path: etc[path] for path in MOUNT_POINT_FILES}, **command.files}
         for path, content in files.items():
             yield from (
@@ -99,17 +196,17 @@ class BubblewrapConfinement:
             yield from ("--setenv", name, value)
 
     def _root_arguments(self, working_directory: Path) -> Iterator[str]:
-        for directory in rootfs_spec.DIRECTORIES:
+        for directory in sandbox_filesystem.DIRECTORIES:
             yield from ("--perms", "0755", "--dir", directory)
         yield from ("--ro-bind", "/usr", "/usr")
-        for link, target in rootfs_spec.LINKS.items():
+        for link, target in sandbox_filesystem.LINKS.items():
             yield from ("--symlink", target, link)
         for path in _HOST_PATHS:
             yield from ("--ro-bind-try", path, path)
         yield from (
-            *bubblewrap_command.PROC_ARGUMENTS,
-            *bubblewrap_command.READ_ONLY_PROC_ARGUMENTS,
-            *bubblewrap_command.DEVICE_ARGUMENTS_WITHOUT_TERMINALS,
+            *PROC_ARGUMENTS,
+            *READ_ONLY_PROC_ARGUMENTS,
+            *DEVICE_ARGUMENTS_WITHOUT_TERMINALS,
         )
         yield from ("--size", str(_TMPFS_BYTES_MAX), "--perms", "1777", "--tmpfs", "/tmp")  # noqa: S108
         own = [one for one in self._spec.directories if working_directory.is_relative_to(one)]

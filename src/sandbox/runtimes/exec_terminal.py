@@ -17,10 +17,8 @@ from pathlib import Path
 from sandbox.interfaces.runtime import SANDBOX_UID, Command, ExitStatus, TerminalSize
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.primitives.concurrency import run_in_daemon_thread, wait_readable_shared
-from sandbox.runtimes import sandbox_processes
-from sandbox.runtimes.descriptor_passing import create_memfd
-from sandbox.runtimes.launcher_client import attempt_marker
-from sandbox.runtimes.seccomp import syscall_filter
+from sandbox.runtimes import sandbox_processes, seccomp_filter
+from sandbox.runtimes.launcher_client import attempt_marker, create_memfd
 
 _OPEN_SECONDS = 30.0
 _RESIZE_SECONDS = 1.0
@@ -299,7 +297,7 @@ def _send_command(control: socket.socket, init_pidfd: int, command: Command) -> 
     files = [
         create_memfd("argv", _join_nul(command.argv)),
         create_memfd("environment", _join_nul([f"{name}={value}" for name, value in variables.items()])),
-        create_memfd("filter", syscall_filter.assemble_filter(os.uname().machine)),
+        create_memfd("filter", seccomp_filter.assemble_filter(os.uname().machine)),
     ]
     try:
         socket.send_fds(control, [b"join"], [init_pidfd, *files])

@@ -1,8 +1,17 @@
-"""Plans tasks that start where an earlier task started (a rerun) or ended (a continuation)."""
+"""Derived tasks, which start where an earlier task started (a rerun) or ended (a continuation).
+
+Plans the tasks, and stores what they inherit before they are recorded. A continuation inherits
+changes, and the agent's session or the conversation as text.
+"""
 
 import dataclasses
+import errno
 import hashlib
+import os
 import re
+import shutil
+import stat
+from collections import deque
 from pathlib import Path
 
 import msgspec
@@ -18,11 +27,167 @@ from sandbox.interfaces.server_services import (
 )
 from sandbox.model.artifacts import AGENT_SESSION_ARTIFACT, GENERATED_DIRECTORY, Artifact
 from sandbox.model.events import Parent
-from sandbox.model.fixed_limits import EARLIER_CONVERSATION_EVENTS_MAX, EARLIER_PATCHES_BYTES_MAX, EARLIER_PATCHES_MAX
+from sandbox.model.fixed_limits import (
+    EARLIER_CONVERSATION_CHARACTERS_MAX,
+    EARLIER_CONVERSATION_EVENTS_MAX,
+    EARLIER_PATCHES_BYTES_MAX,
+    EARLIER_PATCHES_MAX,
+)
 from sandbox.model.task import Task
+from sandbox.model.wire.event_bodies import ConversationItem
+from sandbox.model.wire.event_conversion import WireEvent
 from sandbox.primitives import fair_client_shares
-from sandbox.server.conversation_text import ConversationText
-from sandbox.server.parent_task_results import INHERITED_PREFIX
+from sandbox.primitives.files import create_private_file, fsync_path
+
+INHERITED_PREFIX = "inherited-"
+"""The names of all files that a task takes over begin with this prefix."""
+
+_CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})
+"""Errors of link(2) if the file has the maximum number of links, or if the file system does not support links."""
+
+
+class FileChangedError(OSError):
+    """A file of the earlier task does not match that task's journal."""
+
+
+def store_inheritance(layout: TaskLayout, inheritance: Inheritance) -> None:
+    """Link all files into the directory of the new task's artifacts, and flush the directory.
+
+    Stored artifacts never change, so the tasks share them: a link needs no disk space, and the file remains when the
+    earlier task is removed. A file that cannot have another link is copied. The runner compares the checksum before it
+    uses a file. The caller holds the lock of the new task's journal, which has no record yet. Raises OSError.
+    """
+    discard_inheritance(layout)
+    layout.artifacts.mkdir(mode=0o700)
+    for artifact in inheritance.parent.files:
+        path = layout.artifacts / artifact.name
+        source = inheritance.sources.get(artifact.name)
+        if source is None:
+            with create_private_file(path) as file:
+                file.write(inheritance.conversation)
+            fsync_path(path)
+        else:
+            _link_or_copy(source, path, artifact.size_bytes)
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size != artifact.size_bytes:
+            raise FileChangedError(f"{source or artifact.name} does not have its recorded size")
+    fsync_path(layout.artifacts)
+    fsync_path(layout.root)
+
+
+def _link_or_copy(source: Path, path: Path, size_bytes: int) -> None:
+    try:
+        os.link(source, path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+        _copy(source, path, size_bytes)
+
+
+def _copy(source: Path, path: Path, size_bytes: int) -> None:
+    """Copy a regular file of this size and flush the copy. Raises OSError."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with os.fdopen(os.open(source, flags), "rb") as file, create_private_file(path) as copy:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size_bytes:
+            raise FileChangedError(f"{source} does not have its recorded size")
+        shutil.copyfileobj(file, copy)
+    fsync_path(path)
+
+
+def discard_inheritance(layout: TaskLayout) -> None:
+    """Remove the files of a task that was not recorded."""
+    shutil.rmtree(layout.artifacts, ignore_errors=True)
+
+
+def has_own_artifacts(layout: TaskLayout) -> bool:
+    """Return whether a task has stored files that it has not taken over from another task. Raises OSError."""
+    try:
+        return any(not path.name.startswith(INHERITED_PREFIX) for path in layout.artifacts.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+_PROMPT_CHARACTERS_MAX = 20_000
+_MESSAGE_CHARACTERS_MAX = 8_000
+_OUTPUT_CHARACTERS_MAX = 600
+_SUMMARY_CHARACTERS_MAX = 300
+_SEPARATOR = "\n\n"
+_INDENT = "  "
+OMISSION_NOTE = "[The beginning of the conversation is omitted.]"
+
+
+class ConversationText:
+    """Renders the conversation of one or more tasks as text, for the agent of the next task in the chain.
+
+    Entries are added oldest first; the beginning is dropped if the text is too long.
+
+    All lines of an entry except the first are indented, so the output of a tool cannot look like another entry.
+    """
+
+    def __init__(self, characters_max: int = EARLIER_CONVERSATION_CHARACTERS_MAX) -> None:
+        self._characters_max = characters_max
+        self._entries: deque[str] = deque()
+        self._characters = 0
+        self._is_cut = False
+
+    def add_earlier(self, text: str) -> None:
+        """Add a text that `render` returned for an earlier task."""
+        if text:
+            self._is_cut = self._is_cut or text.startswith(OMISSION_NOTE)
+            for entry in text.removeprefix(OMISSION_NOTE).split(_SEPARATOR):
+                self._append(entry)
+
+    def add_prompt(self, prompt: str) -> None:
+        """Add the prompt of a task."""
+        self._add(f"User: {_shorten(prompt, _PROMPT_CHARACTERS_MAX)}")
+
+    def add_event(self, event: WireEvent) -> None:
+        """Add an event of the main conversation. Events of subagents are left out: subagents report to the agent."""
+        match event["type"]:
+            case "agent_message" | "tool_call_started" | "tool_result" | "agent_result":
+                self._add_item(event)
+            case "output" | "conversation":
+                # Earlier versions recorded no conversation events, so these items were converted from the output.
+                for item in event.get("conversation", ()):
+                    self._add_item(item)
+
+    def render(self) -> str:
+        """Return the text. It begins with OMISSION_NOTE only if something was left out."""
+        text = _SEPARATOR.join(self._entries)
+        is_cut = self._is_cut or len(text) > self._characters_max
+        return _SEPARATOR.join([*([OMISSION_NOTE] if is_cut else ()), text[-self._characters_max :]])
+
+    def _add_item(self, item: ConversationItem) -> None:
+        if item["type"] == "agent_message":
+            if item["kind"] == "text" and item["parent_tool_use_id"] is None:
+                self._add(f"Assistant: {_shorten(item['text'], _MESSAGE_CHARACTERS_MAX)}")
+        elif item["type"] == "tool_call_started":
+            if item["parent_tool_use_id"] is None:
+                self._add(f"Tool call: {item['tool']} {_shorten(item['summary'], _SUMMARY_CHARACTERS_MAX)}".rstrip())
+        elif item["type"] == "tool_result":
+            mark = "Tool error" if item["is_error"] else "Tool result"
+            self._add(f"{mark}: {_shorten(item['output'], _OUTPUT_CHARACTERS_MAX)}".rstrip())
+
+    def _add(self, entry: str) -> None:
+        self._append(f"\n{_INDENT}".join(entry.splitlines()))
+
+    def _append(self, entry: str) -> None:
+        if not entry.strip():
+            return
+        self._entries.append(entry)
+        self._characters += len(entry) + len(_SEPARATOR)
+        while self._characters > self._characters_max and len(self._entries) > 1:
+            self._characters -= len(self._entries.popleft()) + len(_SEPARATOR)
+            self._is_cut = True
+
+
+def _shorten(text: str, characters_max: int) -> str:
+    if len(text) <= characters_max:
+        return text
+    half = characters_max // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half} characters omitted …]\n{text[-half:]}"
+
 
 _CONVERSATION_NAME = f"{INHERITED_PREFIX}conversation.txt"
 _SESSION_COPY_NAME = f"{INHERITED_PREFIX}{AGENT_SESSION_ARTIFACT}"

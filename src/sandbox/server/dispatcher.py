@@ -20,8 +20,8 @@ from sandbox.model.resources import Resources
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.log_context import bind_task
+from sandbox.server.placements import ProbedHost
 from sandbox.server.runner_launcher import RunnerLauncher
-from sandbox.server.runtime_probing import ProbedHost
 from sandbox.server.scheduler import Scheduler
 from sandbox.server.start_conditions import StartConditions, UnfinishedTaskLimit
 from sandbox.server.tracked_task import ServerOwned, TrackedTask, TrackedTasks

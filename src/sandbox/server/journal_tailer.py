@@ -20,8 +20,8 @@ from sandbox.primitives.log_context import bind_task
 from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.event_stream import Broadcast
 from sandbox.server.index_writer import IndexWriter
-from sandbox.server.recovery.dead_runner_recovery import RunnerRecovery
-from sandbox.server.recovery.journal_replay_threads import JournalReplayer
+from sandbox.server.journal_replay import JournalReplayer
+from sandbox.server.recovery import RunnerRecovery
 from sandbox.server.tracked_task import NoKnownOwner, ServerOwned, TrackedTask
 
 _POLL_SLOWDOWN_MAX = 10

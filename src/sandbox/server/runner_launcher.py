@@ -1,8 +1,8 @@
-"""Starts the runners of attempts."""
+"""Starts the runners of attempts, and resolves the secrets that are sent to them and nowhere else."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 from sandbox.interfaces.gateway import ModelUpstream
@@ -10,17 +10,64 @@ from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import Recorder
 from sandbox.interfaces.placement import ReservedHost
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunnerNotStartedError
+from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.model.events import AttemptFailed, AttemptStarted, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.manifest.schema import Secret
 from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.concurrency import run_in_daemon_thread
-from sandbox.server.placement_routing import Placements, takes_over_disk
-from sandbox.server.recovery.task_ending import end_without_follow_up
-from sandbox.server.task_secrets import TaskSecrets
+from sandbox.server.placements import Placements, takes_over_disk
+from sandbox.server.task_ending import end_without_follow_up
 from sandbox.server.tracked_task import JournalOwner, NoKnownOwner, RunnerOwned, ServerOwned, TrackedTask
 
 _log = logging.getLogger(__name__)
+
+LookUpSecrets = Callable[[Sequence[Secret]], Awaitable[Mapping[str, str]]]
+"""Looks up secrets; returns values by name. Raises SecretUnavailableError."""
+
+
+class TaskSecrets:
+    """Resolves secrets from their sources, which may be external and slow."""
+
+    def __init__(self, look_up: LookUpSecrets) -> None:
+        self._look_up = look_up
+        self._launches: set[asyncio.Task[object]] = set()
+
+    async def resolve(self, task: Task) -> dict[str, str]:
+        """Return the values, keyed by name. Raises only SecretUnavailableError, which hides other errors' texts."""
+        try:
+            return dict(await self._look_up(task.manifest.secrets))
+        except SecretUnavailableError:
+            raise
+        except Exception as error:
+            # Report only the error's type, and do not chain the error: its text may contain a value.
+            problem = f"The secrets could not be resolved ({type(error).__name__}); check their source."
+        raise SecretUnavailableError(problem)
+
+    async def resolve_for_attempt(self, task: Task) -> Mapping[str, str] | Failure:
+        """Return the values, keyed by name. If a value is missing, return the failure that ends the attempt."""
+        try:
+            return await self.resolve(task)
+        except SecretUnavailableError as error:
+            _log.warning("Secrets of task %s cannot be resolved: %s", task.id, error.detail, extra={"task_id": task.id})
+            detail = error.detail if error.detail != error.message else ""
+            return Failure(FailureCode.SECRET_UNAVAILABLE, error.message, detail=detail)
+
+    async def resolve_cancellably(self, task: Task) -> Mapping[str, str] | Failure:
+        """Call `resolve_for_attempt`, and let `cancel_lookups` cancel the caller while it is waiting here."""
+        launch = asyncio.current_task()
+        assert launch is not None
+        self._launches.add(launch)
+        try:
+            return await self.resolve_for_attempt(task)
+        finally:
+            self._launches.discard(launch)
+
+    def cancel_lookups(self) -> None:
+        """Cancel the callers that are waiting in `resolve_cancellably`."""
+        for launch in self._launches:
+            launch.cancel()
 
 
 class RunnerLauncher:

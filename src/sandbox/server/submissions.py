@@ -27,10 +27,10 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import IllegalEventError, advance
 from sandbox.model.task import Task
 from sandbox.primitives.concurrency import KeyedLock
+from sandbox.server.derived_tasks import discard_inheritance, store_inheritance
 from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.index_writer import IndexWriter
 from sandbox.server.journal_tailer import JournalTailer
-from sandbox.server.parent_task_results import discard_inheritance, store_inheritance
 from sandbox.server.start_conditions import StartConditions
 from sandbox.server.tracked_task import ServerOwned, TrackedTask, TrackedTasks
 

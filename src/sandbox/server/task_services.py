@@ -1,14 +1,14 @@
 """What the server offers to its API and dashboard for existing tasks: status, cancellation, artifacts and terminals.
 
-One class implements each Protocol of `interfaces.server_services`. `Submissions` is in `server.submissions`,
-`EventStream` in `server.event_stream`, `Administration` and `Hosts` in `server/administration/`.
+A cancel request is delivered to the holder of the task's journal: the server or a runner, if there is one.
 """
 
 import asyncio
 import contextlib
 import dataclasses
 import errno
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,15 @@ from pathlib import Path
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Journals, LockState, Recorder
 from sandbox.interfaces.placement import CANCEL_TOO_LATE
-from sandbox.interfaces.runner import CancelAttempt, OpenTerminal, RunnerUnreachableError
+from sandbox.interfaces.runner import (
+    CancelAttempt,
+    OpenTerminal,
+    RunnerUnreachableError,
+    TerminalConnection,
+    TerminalRefusedError,
+)
 from sandbox.interfaces.server_services import (
     ArtifactNotFoundError,
     Cancellation,
@@ -29,20 +36,144 @@ from sandbox.interfaces.server_services import (
     UnavailableError,
 )
 from sandbox.interfaces.store import Store, TaskPage, TaskQuery
-from sandbox.interfaces.terminal_frames import TerminalConnection, TerminalRefusedError
 from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import error_reason
-from sandbox.model.fixed_limits import CHAIN_TOTALS_TASKS_MAX
+from sandbox.model.events import CancelRequested, TaskFinished
+from sandbox.model.fixed_limits import CANCEL_TIMEOUT_SECONDS, CANCEL_TIMEOUT_SECONDS_MIN, CHAIN_TOTALS_TASKS_MAX
+from sandbox.model.state_machine import IllegalEventError
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.primitives import fair_client_shares
 from sandbox.primitives.concurrency import run_in_daemon_thread
-from sandbox.server.cancellation import Canceller
-from sandbox.server.debug_sessions import DebugSessions
-from sandbox.server.maintenance.pruning import Pruner
-from sandbox.server.placement_routing import Placements
-from sandbox.server.preserved_sandboxes import PreservedSandboxes
-from sandbox.server.tracked_task import RunnerOwned, TrackedTask, TrackedTasks
+from sandbox.server.journal_replay import JournalReplayer, ReplaySlot
+from sandbox.server.placements import Placements
+from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
+from sandbox.server.pruning import Pruner
+from sandbox.server.tracked_task import NoKnownOwner, RunnerOwned, ServerOwned, TrackedTask, TrackedTasks
+
+_NOT_STARTED_MESSAGE = "The task was cancelled before it started."
+STOPPING_MESSAGE = "The task is being stopped; its results so far are stored."
+
+
+class Canceller:
+    """Tries to deliver a cancel request until it is on disk or CANCEL_TIMEOUT_SECONDS have passed.
+
+    The last attempt may take longer.
+    """
+
+    def __init__(self, journals: Journals, clock: Clock) -> None:
+        self._journals = journals
+        self._replayer = JournalReplayer(journals)
+        """These slots are not shared with launches, so a cancel request never waits for the replays of launches."""
+        self._clock = clock
+
+    async def cancel(self, tracked: TrackedTask, request: CancelAttempt) -> str:
+        """Return a message for the caller once the request is durable. Raises TaskEndedError, UnavailableError."""
+        deadline = self._clock.monotonic() + CANCEL_TIMEOUT_SECONDS
+        async with self._write_lock(tracked, deadline):
+            pass
+        # Leave time to reach a runner that has just started, even if the wait for the lock was long.
+        deadline = max(deadline, self._clock.monotonic() + CANCEL_TIMEOUT_SECONDS_MIN)
+        while True:
+            try:
+                message = await self._try_cancel(tracked, request, deadline)
+            except (JournalDamagedError, IllegalEventError) as error:
+                raise UnavailableError(f"The task is blocked and cannot be cancelled: {error.message}") from error
+            except OSError as error:
+                raise UnavailableError(f"The task could not be cancelled: {error}; try again.") from error
+            if message is not None:
+                return message
+            if self._clock.monotonic() >= deadline:
+                raise UnavailableError(f"The runner of task {tracked.task.id} is not responding; try again.")
+            await tracked.wait_for_change(0.05)
+
+    async def _try_cancel(self, tracked: TrackedTask, request: CancelAttempt, deadline: float) -> str | None:
+        """Return a message, or None to try again."""
+        cancel_requested = CancelRequested(request.reason, request.force)
+        async with self._write_lock(tracked, deadline):
+            owner = tracked.owner
+            if isinstance(owner, ServerOwned):
+                await asyncio.to_thread(_cancel_pending, owner.recorder, cancel_requested)
+                tracked.transfer(NoKnownOwner())
+                return _NOT_STARTED_MESSAGE
+        if tracked.task.state.is_final:
+            raise TaskEndedError(tracked.task)
+        if isinstance(owner, NoKnownOwner):
+            return await self._record_cancel(tracked, cancel_requested, deadline)
+        try:
+            reply = await owner.runner.cancel(request)
+        except RunnerUnreachableError:
+            return await self._record_cancel(tracked, cancel_requested, deadline)
+        if reply.was_disk_write_rejected:
+            raise OSError(reply.message)
+        if not reply.done:
+            return None
+        return reply.message or STOPPING_MESSAGE
+
+    async def _record_cancel(
+        self, tracked: TrackedTask, cancel_requested: CancelRequested, deadline: float
+    ) -> str | None:
+        """Record the request if no runner holds the journal. Return a message, or None to try again."""
+        if tracked.writer_lock_state(self._journals) is not LockState.FREE:
+            return None
+        try:
+            async with (
+                self._slot(self._remaining_seconds(deadline)) as slot,
+                self._write_lock(tracked, deadline),
+                self._replayer.recorder(tracked.task.id, tracked.replay_state, slot, self._clock.now) as recorder,
+            ):
+                if recorder.task.state.is_final:
+                    return None
+                await asyncio.to_thread(recorder.record, cancel_requested)
+        except JournalBusyError:
+            return None
+        tracked.wake()  # the tailer reads the new record
+        return _describe_outcome(recorder.task)
+
+    @asynccontextmanager
+    async def _slot(self, timeout_seconds: float) -> AsyncIterator[ReplaySlot]:
+        """Wait for a replay slot. Raises UnavailableError if none becomes free within `timeout_seconds`."""
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    slot = await stack.enter_async_context(self._replayer.slot())
+            except TimeoutError as error:
+                raise UnavailableError(
+                    "The server is still cancelling other tasks whose runners died; try again."
+                ) from error
+            yield slot
+
+    @asynccontextmanager
+    async def _write_lock(self, tracked: TrackedTask, deadline: float) -> AsyncIterator[None]:
+        """Hold `tracked.write_lock`. Raises UnavailableError if the deadline passes first."""
+        try:
+            async with asyncio.timeout(self._remaining_seconds(deadline)):
+                await tracked.write_lock.acquire()
+        except TimeoutError as error:
+            message = f"Task {tracked.task.id} is being passed to a runner and cannot be cancelled at this moment"
+            raise UnavailableError(f"{message}; try again.") from error
+        try:
+            yield
+        finally:
+            tracked.write_lock.release()
+
+    def _remaining_seconds(self, deadline: float) -> float:
+        return max(deadline - self._clock.monotonic(), CANCEL_TIMEOUT_SECONDS_MIN)
+
+
+def _cancel_pending(recorder: Recorder, cancel_requested: CancelRequested) -> None:
+    """End a task that has not started, and release its journal."""
+    recorder.record(cancel_requested)
+    recorder.record(TaskFinished())
+    recorder.writer.close()
+
+
+def _describe_outcome(task: Task) -> str:
+    """Describe the effect of a cancel request that was just recorded."""
+    if task.cancel is None:
+        return CANCEL_TOO_LATE
+    return _NOT_STARTED_MESSAGE if task.attempt is None else STOPPING_MESSAGE
+
 
 _CANCEL_RECORD_SECONDS = 0.5
 """Maximum time to wait until the server has read a recorded cancel request from the journal."""

@@ -14,7 +14,7 @@ import msgspec
 
 from sandbox.interfaces.store import TaskQuery
 from sandbox.model.fixed_limits import SEARCHED_PROMPT_CHARACTERS_MAX
-from sandbox.model.repository.url import repository_location, repository_names
+from sandbox.model.repository_urls import repository_location, repository_names
 from sandbox.model.task import Task
 
 _WORD_CHARACTERS_MAX = 16

@@ -28,11 +28,18 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.manifest.schema import decode_manifest, encode_manifest
 from sandbox.model.task import INDEXED_TASK_VERSION, Task
 from sandbox.model.task_state import TaskState
-from sandbox.store.connections import SQLITE_ERRORS, Connections, is_disk_full
+from sandbox.store.database import SQLITE_ERRORS, Connections, StoreUnusableError, check_current, is_disk_full, migrate
 from sandbox.store.full_text_terms import content_digest, state_term, task_terms
-from sandbox.store.listed_task import decode_task_item, without_patch
-from sandbox.store.listing import ListedRow, PageReader, cursor_position, to_cursor, to_microseconds, to_nanodollars
-from sandbox.store.migrate import StoreUnusableError, check_current, migrate
+from sandbox.store.listing import (
+    ListedRow,
+    PageReader,
+    cursor_position,
+    decode_task_item,
+    to_cursor,
+    to_microseconds,
+    to_nanodollars,
+    without_patch,
+)
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 

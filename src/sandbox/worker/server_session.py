@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.git_credentials import CredentialAnswer, CredentialRequest
 from sandbox.interfaces.journal import JournalDamagedError, LockState, RecordBatch
 from sandbox.interfaces.worker_messages import (
     ARTIFACT_PART_BYTES,
@@ -48,12 +47,12 @@ from sandbox.interfaces.worker_messages import (
     WorkerDismissed,
     WorkerMessage,
 )
+from sandbox.interfaces.workspace import CredentialAnswer, CredentialRequest
 from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import ArtifactCollected, TaskFinished
 from sandbox.primitives.message_stream import StreamPair, encode_message, read_message
-from sandbox.worker.leftovers_of_other_tasks import OtherTaskLeftovers
-from sandbox.worker.worker_task import HostFilesError, WorkerTask
+from sandbox.worker.host_tasks import HostFilesError, OtherTaskLeftovers, WorkerTask
 
 server_message_decoder: "msgspec.msgpack.Decoder[ServerMessage]" = msgspec.msgpack.Decoder(ServerMessage)
 _log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.model.printable import replace_unprintable
-from sandbox.primitives.file_permissions import open_granting_access
+from sandbox.primitives.files import open_granting_access
 from sandbox.workspace.cancellable_thread import StopFlag
 
 PATH_BYTES_MAX = 3500

@@ -6,9 +6,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from sandbox.interfaces.file_layout import AttemptLayout
-from sandbox.interfaces.git_credentials import FindCredentials
 from sandbox.interfaces.runtime import Confine
-from sandbox.interfaces.workspace import DetectSecret, PatchResult, SkippedFile
+from sandbox.interfaces.workspace import DetectSecret, FindCredentials, PatchResult, SkippedFile
 from sandbox.model.artifacts import Artifact, DiffStatistics
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.manifest.schema import Repository
@@ -17,11 +16,9 @@ from sandbox.workspace.cancellable_thread import run_in_thread
 from sandbox.workspace.clone.confined_clone import RemoteAccess
 from sandbox.workspace.clone.socks_proxy import DialPolicy
 from sandbox.workspace.clone.workspace_staging import REPOSITORY_BYTES_MAX, WorkspaceStaging
-from sandbox.workspace.diff.base_commit_tree import BaseTree
-from sandbox.workspace.diff.changed_files_archive import write_changed_files
-from sandbox.workspace.diff.ignore_rules import create_rules_directory
-from sandbox.workspace.diff.patch import write_patch, write_patch_if_unchanged
-from sandbox.workspace.git.command import Git
+from sandbox.workspace.diff.base_commit import BaseTree, create_rules_directory
+from sandbox.workspace.diff.patch import write_changed_files, write_patch, write_patch_if_unchanged
+from sandbox.workspace.git_command import Git
 
 _DEFAULT_DIAL_POLICY = DialPolicy(lambda address: address.is_global, follows_redirects=False)
 

@@ -17,8 +17,7 @@ from doubles.daemon_placement.messages import Report, Response
 from sandbox.interfaces.images import Image, ImageUnusableError
 from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.interfaces.placement import HostIdentity, HostUnreachableError, LeftoverScan, ProbeResult
-from sandbox.interfaces.runner import RunnerNotStartedError
-from sandbox.interfaces.terminal_frames import FRAME_BYTES_MAX
+from sandbox.interfaces.runner import FRAME_BYTES_MAX, RunnerNotStartedError
 from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS

@@ -15,9 +15,8 @@ import msgspec
 
 from doubles.daemon_placement.messages import Report, Response, TaskReport
 from sandbox.agents import registered_agents
-from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext, create_local_placement
-from sandbox.bootstrap.run_directory import choose_run_dir
+from sandbox.bootstrap.private_directories import choose_run_dir, lock_data_dir
 from sandbox.bootstrap.settings.load import load
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.placement import AttemptLocation, Leftover

@@ -8,9 +8,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from doubles.daemon_placement import NAME, create_placement_with
-from sandbox.bootstrap.server import run
+from sandbox.bootstrap.server import ChosenPlacements, run
 from sandbox.bootstrap.settings.load import load
-from sandbox.bootstrap.settings.registered_placements import ChosenPlacements
 
 if __name__ == "__main__":
     placements = ChosenPlacements({NAME: create_placement_with(Path(sys.argv[2]))}, NAME)

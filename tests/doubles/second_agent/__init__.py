@@ -12,8 +12,7 @@ from annotated_types import Len
 
 from sandbox.agents import registered_agents
 from sandbox.interfaces.agent import Agent, AgentDriver, ManifestTemplate
-from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.model_dialect import ModelDialect
+from sandbox.interfaces.gateway import ModelDialect, ModelUpstream
 from sandbox.model.events import ConversationEvent
 from sandbox.model.input_errors import RuleViolation
 from sandbox.model.manifest.document import as_text

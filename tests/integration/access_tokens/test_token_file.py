@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from sandbox.access_tokens.token_file import InvalidTokenNameError, TokenFile, TokenFileError, TokenNotFoundError
-from sandbox.bootstrap.data_dir_lock import lock_data_dir
+from sandbox.bootstrap.private_directories import lock_data_dir
 from sandbox.interfaces.auth import Role
 
 

@@ -14,9 +14,8 @@ from doubles.fake_token_store import FakeTokenStore
 from sandbox.agents import registered_agents
 from sandbox.api.app import create_app, create_websocket_app
 from sandbox.api.app_context import AppContext
-from sandbox.api.auth.request_admission import RequestAdmission
-from sandbox.api.http.listening_sockets import bind
-from sandbox.api.http.server import serve
+from sandbox.api.authentication import RequestAdmission
+from sandbox.api.http.server import bind, serve
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import TokenStore
 

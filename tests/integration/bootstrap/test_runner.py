@@ -14,12 +14,12 @@ from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.recorder import JournalRecorder
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import AttemptFailed, AttemptStarted, ErrorReported, TaskFinished, TaskSubmitted
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import AgentSection
 from sandbox.model.task_state import TaskState
-from sandbox.placements.local.launch_message import LaunchMessage, RunnerSettings
+from sandbox.placements.local.runner_startup import LaunchMessage, RunnerSettings
 
 SHORT_LAUNCH_TIMEOUT_PROGRAM = """
 import sandbox.model.fixed_limits

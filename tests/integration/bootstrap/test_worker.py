@@ -11,7 +11,7 @@ import time
 import pytest
 
 from sandbox.bootstrap import worker
-from sandbox.bootstrap.data_dir_lock import lock_data_dir
+from sandbox.bootstrap.private_directories import lock_data_dir
 from sandbox.bootstrap.worker import WorkerUnusableError, lock_task
 
 

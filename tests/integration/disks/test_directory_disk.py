@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
+from sandbox.disks.commands import remove_trees
 from sandbox.disks.directory_disk import DirectoryDisk
-from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import AttemptLayout
 
 MIB = 1024 * 1024

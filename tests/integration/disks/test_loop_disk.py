@@ -17,7 +17,7 @@ import pytest
 
 from doubles.multiprocessing_forkserver import MULTIPROCESSING_FORKSERVER
 from sandbox.disks import loop_disk
-from sandbox.disks.command_execution import run_command
+from sandbox.disks.commands import run_command
 from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.loop_disk import LoopDisk, loop_unavailable_reason, unshare_mounts
 from sandbox.interfaces.file_layout import AttemptLayout

@@ -18,7 +18,7 @@ from doubles.egress_host import HOST
 from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway import limits
 from sandbox.gateway.communication_lease import CommunicationLease, LeasedSocket, LeaseExpiredError, seconds_since_boot
-from sandbox.gateway.egress import dialer
+from sandbox.gateway.egress import connection
 from sandbox.gateway.tcp_connections import OutboundConnections
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
@@ -216,7 +216,9 @@ def test_expiry_resets_tunnels_and_a_renewal_allows_new_ones(clock, monkeypatch)
         async with listening(hold) as port:
             lease = CommunicationLease(10, clock)
             rules = GatewayRules(EgressRules((EgressRule(HOST, (port,)),), has_outbound_mode=True))
-            monkeypatch.setattr(dialer, "_resolve", lambda host, **_: {"127.0.0.1" if host == HOST else "127.0.0.9"})
+            monkeypatch.setattr(
+                connection, "_resolve", lambda host, **_: {"127.0.0.1" if host == HOST else "127.0.0.9"}
+            )
             async with served_gateway(
                 "http://127.0.0.9:9", rules, lease=lease, address_policy=lambda _: True
             ) as served:

@@ -12,7 +12,7 @@ import pytest
 
 from doubles.egress_host import HOST
 from doubles.served_gateway import run, served_gateway, wait_until
-from sandbox.gateway.egress import dialer
+from sandbox.gateway.egress import connection
 from sandbox.gateway.limits import (
     FULL_SIZE_BUFFER_CONNECTIONS_MAX,
     OUTBOUND_RECEIVE_BUFFER_BYTES,
@@ -110,7 +110,7 @@ async def gateway_with_flooding_host(monkeypatch):
 
     server = await asyncio.start_server(flood, "127.0.0.1", 0, backlog=TUNNELS)
     port = server.sockets[0].getsockname()[1]
-    monkeypatch.setattr(dialer, "_resolve", lambda host, **_: {"127.0.0.1" if host == HOST else "127.0.0.9"})
+    monkeypatch.setattr(connection, "_resolve", lambda host, **_: {"127.0.0.1" if host == HOST else "127.0.0.9"})
     rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (port,)),), has_outbound_mode=True))
     try:
         async with served_gateway("http://127.0.0.9:9", rules, address_policy=lambda _: True) as served:

@@ -8,7 +8,7 @@ import pytest
 from doubles.egress_host import HOST
 from doubles.served_gateway import GATEWAY_KEY, run, served_gateway
 from sandbox.gateway import limits
-from sandbox.gateway.egress import dialer
+from sandbox.gateway.egress import connection
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
 
@@ -22,7 +22,7 @@ def low_connection_rates(monkeypatch):
     for name in ("EGRESS", "MODEL"):
         monkeypatch.setattr(limits, f"{name}_CONNECTIONS_BURST", BURST)
         monkeypatch.setattr(limits, f"{name}_CONNECTIONS_PER_SECOND", PER_SECOND)
-    monkeypatch.setattr(dialer, "_resolve", lambda host, **_: {"127.0.0.1" if host == HOST else "127.0.0.9"})
+    monkeypatch.setattr(connection, "_resolve", lambda host, **_: {"127.0.0.1" if host == HOST else "127.0.0.9"})
 
 
 def serve(arrivals, response=RESPONSE):
@@ -108,7 +108,7 @@ def test_lookups_without_a_connection_are_rate_limited(low_connection_rates, mon
             raise OSError
         return addresses
 
-    monkeypatch.setattr(dialer, "_resolve", resolve)
+    monkeypatch.setattr(connection, "_resolve", resolve)
 
     async def scenario():
         rules = GatewayRules(egress=EgressRules((EgressRule(HOST),), has_outbound_mode=True))

@@ -14,8 +14,7 @@ from sandbox.images import debian_packages
 from sandbox.images.debian_packages import find_sources, install_packages
 from sandbox.images.errors import BuildFailedError
 from sandbox.images.image_builder import build_image
-from sandbox.images.profile_catalog import ProfileCatalog
-from sandbox.images.profile_definition import ImageDefinition, read_shipped
+from sandbox.images.profiles import ImageDefinition, ProfileCatalog, read_shipped
 from sandbox.images.rootfs_writer import RootFsWriter
 
 RUN_PACKAGE_BUILDS = os.environ.get("SANDBOX_TEST_BUILDS")

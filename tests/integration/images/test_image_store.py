@@ -21,8 +21,7 @@ from sandbox.images import image_store
 from sandbox.images.errors import BuildFailedError, ImageRefusedError, ProfileBusyError, ProfileNotFoundError
 from sandbox.images.image_builder import Component, build_image, import_image
 from sandbox.images.image_store import ImageLocks
-from sandbox.images.profile_catalog import ProfileCatalog
-from sandbox.images.profile_definition import ImageDefinition
+from sandbox.images.profiles import ImageDefinition, ProfileCatalog
 from sandbox.interfaces.images import MOUNT_POINT_DIRECTORIES, MOUNT_POINT_FILES, Image, ImageUnusableError
 from sandbox.model.failure import AttemptError
 
@@ -48,8 +47,7 @@ def fake_packages(root_layer):
 
     def install(**files):
         def add(definition, tree, scratch):
-            from sandbox.images.oci.layer import apply_layer
-            from sandbox.images.oci.limited_streams import ByteBudget, TarStream
+            from sandbox.images.tar_layers import ByteBudget, TarStream, apply_layer
 
             extra = layer(*(entry(name.replace("__", "/"), content) for name, content in files.items()))
             for archive in (root_layer, extra):
@@ -177,8 +175,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from pathlib import Path
 from sandbox.images.image_builder import build_image
-from sandbox.images.profile_catalog import ProfileCatalog
-from sandbox.images.profile_definition import ImageDefinition
+from sandbox.images.profiles import ProfileCatalog
+from sandbox.images.profiles import ImageDefinition
 
 def add(definition, tree, scratch):
     tree.add_directory("usr/half")

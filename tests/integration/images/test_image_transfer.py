@@ -18,13 +18,10 @@ import pytest
 from doubles.image_archives import directory, entry, layer, minimal_root, oci_archive, symlink
 from sandbox.images import image_transfer
 from sandbox.images.image_builder import build_image, import_image
-from sandbox.images.image_store import ImageStore
+from sandbox.images.image_store import ImageStore, read_tree
 from sandbox.images.image_transfer import HostImageCopies, ServerImageSource
-from sandbox.images.oci.layer import apply_layer
-from sandbox.images.oci.limited_streams import ByteBudget, TarStream
-from sandbox.images.profile_catalog import ProfileCatalog
-from sandbox.images.profile_definition import ImageDefinition
-from sandbox.images.tree_digest import read_tree
+from sandbox.images.profiles import ImageDefinition, ProfileCatalog
+from sandbox.images.tar_layers import ByteBudget, TarStream, apply_layer
 from sandbox.interfaces.images import ImageReceptionBusyError, ImageReference, ImageUnusableError
 
 ODD_NAMES = layer(

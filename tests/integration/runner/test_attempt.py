@@ -21,8 +21,7 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.task_state import TaskState
-from sandbox.runner.attempt_context import read_records
-from sandbox.runner.sandbox_handles import write_handle
+from sandbox.runner.attempt_context import read_records, write_handle
 
 AGENT_FAILED = Failure(FailureCode.AGENT_FAILED, "It failed.")
 

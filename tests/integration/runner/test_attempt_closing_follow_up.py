@@ -12,7 +12,7 @@ from doubles.attempt_harness import ATTEMPT_ID, BASE_COMMIT, BOOT_ID, AttemptScr
 from doubles.memory_store import MemoryStore
 from sandbox.agents.claude_code.driver import render_result
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser, convert_recorded_line
-from sandbox.disks import tree_removal
+from sandbox.disks import commands
 from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.interfaces.runner import CancelAttempt
 from sandbox.interfaces.runtime import ExitStatus
@@ -33,8 +33,8 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.task_state import TaskState
-from sandbox.primitives.secret_values_fingerprint import make_fingerprint
-from sandbox.runner.sandbox_handles import write_handle
+from sandbox.primitives.secret_digests import make_fingerprint
+from sandbox.runner.attempt_context import write_handle
 from sandbox.secrets.redaction.redactor import SecretRedactor
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.tracked_task import NoKnownOwner, TrackedTask
@@ -543,7 +543,7 @@ async def test_cancel_during_the_release_of_the_disk_preserves_the_work(make_har
     async def remove(paths):
         if harness.task.cancel is None:
             harness.recorder.record(CancelRequested("enough"))
-        await tree_removal.remove_trees(paths)
+        await commands.remove_trees(paths)
 
     harness.parts = msgspec.structs.replace(
         harness.parts, remove_paths=remove, disk=MountedDisk(harness.attempt.layout)

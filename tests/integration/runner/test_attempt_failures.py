@@ -173,7 +173,7 @@ async def test_disk_usage_errors_stop_the_agent(make_harness, monkeypatch):
         raise OSError("The disk usage cannot be measured")
 
     monkeypatch.setattr("sandbox.disks.directory_disk.DirectoryDisk.measure_and_trim", measure_and_trim)
-    monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS_MIN", 0.01)
+    monkeypatch.setattr("sandbox.runner.task_limits.DISK_CHECK_INTERVAL_SECONDS_MIN", 0.01)
     harness = make_harness(AttemptScript(runs_until_signal=True, ignores_term=True))
     await asyncio.wait_for(harness.run(), 10)
     assert (harness.states[-1], harness.task.failure.code) == ("failed", "sandbox_lost")
@@ -191,7 +191,7 @@ async def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness
         return DiskUsage(1, 2, is_full=False)
 
     monkeypatch.setattr("sandbox.disks.directory_disk.DirectoryDisk.measure_and_trim", measure_and_trim)
-    monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS_MIN", 0.01)
+    monkeypatch.setattr("sandbox.runner.task_limits.DISK_CHECK_INTERVAL_SECONDS_MIN", 0.01)
     harness = make_harness(AttemptScript(runs_until_signal=True))
 
     async def scenario():

@@ -24,7 +24,7 @@ from sandbox.model.events import (
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import FINAL_MESSAGE_CHARACTERS_MAX
 from sandbox.model.task_state import TaskState
-from sandbox.primitives.secret_values_fingerprint import make_fingerprint
+from sandbox.primitives.secret_digests import make_fingerprint
 from sandbox.runner.steps.collect import ArtifactRecorder
 
 VALUE = "hunter2-hunter2-hunter2"

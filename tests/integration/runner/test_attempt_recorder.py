@@ -7,10 +7,8 @@ from functools import partial
 import pytest
 
 from doubles.attempt_harness import AttemptScript
-from sandbox.interfaces.runner import CancelAttempt, OpenTerminal
-from sandbox.interfaces.terminal_frames import TerminalRefusedError
+from sandbox.interfaces.runner import CancelAttempt, OpenTerminal, TerminalRefusedError
 from sandbox.interfaces.workspace import PatchResult
-from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import (
     AgentExited,
     AgentStarted,
@@ -24,6 +22,7 @@ from sandbox.model.events import (
     Usage,
 )
 from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.model.resources import DiskSpace
 from sandbox.model.task_state import TaskState
 from sandbox.runner.steps.teardown import TeardownStep
 
@@ -233,7 +232,7 @@ async def test_collection_is_retried_on_a_full_disk_until_the_collect_timeout(ma
         return PatchResult()
 
     monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.write_patch", patch)
-    monkeypatch.setattr("sandbox.runner.attempt_closing.HOST_ERROR_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt.HOST_ERROR_PAUSE_SECONDS", 0.01)
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, len(targets)) == (TaskState.COMPLETED, 3)
     assert "task-1.patch" in harness.artifacts

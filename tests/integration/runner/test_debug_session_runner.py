@@ -12,9 +12,8 @@ from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
-from sandbox.interfaces.runner import OpenTerminal, Reply
+from sandbox.interfaces.runner import EndFrame, OpenTerminal, Reply, WriteAccessFrame
 from sandbox.interfaces.runtime import SANDBOX_HOME, Command, ExitStatus
-from sandbox.interfaces.terminal_frames import EndFrame, WriteAccessFrame
 from sandbox.placements.runner_client import LocalRunnerClient
 from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner.control_socket import serve_control_socket
@@ -85,8 +84,8 @@ class ShellRuntime(ScriptedRuntime):
 
 @pytest.fixture(autouse=True)
 def _short_intervals(monkeypatch):
-    monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS_MIN", 0.01)
-    monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS_MAX", 0.01)
+    monkeypatch.setattr("sandbox.runner.task_limits.DISK_CHECK_INTERVAL_SECONDS_MIN", 0.01)
+    monkeypatch.setattr("sandbox.runner.task_limits.DISK_CHECK_INTERVAL_SECONDS_MAX", 0.01)
     monkeypatch.setattr("sandbox.runner.debug_session_runner.DEBUG_SESSION_IDLE_TIMEOUT_SECONDS", 0.2)
 
 

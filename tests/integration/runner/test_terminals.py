@@ -6,16 +6,17 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sandbox.interfaces.runner import OpenTerminal, Reply
-from sandbox.interfaces.runtime import ExitStatus, TerminalSize
-from sandbox.interfaces.terminal_frames import (
+from sandbox.interfaces.runner import (
     EndFrame,
     InputFrame,
+    OpenTerminal,
     OutputFrame,
+    Reply,
     ResizeFrame,
     TerminalRefusedError,
     WriteAccessFrame,
 )
+from sandbox.interfaces.runtime import ExitStatus, TerminalSize
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import TERMINAL_CLIENTS_MAX, TERMINAL_REPLAY_BYTES
 from sandbox.placements.runner_client import LocalRunnerClient

@@ -13,7 +13,7 @@ import pytest
 
 from doubles.claude_on_host import GATEWAY_KEY, manifest
 from doubles.sandbox_lifecycle import MEBIBYTE, ready_sandbox, run_in
-from sandbox.agents.claude_code.binary_install import install_binary
+from sandbox.agents.claude_code.agent import install_binary
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.bootstrap.doctor.machine_checks import run_checks

@@ -13,7 +13,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import TO_RUNNING, ServerComponents
-from sandbox.bootstrap.backup.create import create_backup
+from sandbox.bootstrap.data_dir_backup import create_backup
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.server_services import (
     TaskNotContinuableError,
@@ -24,11 +24,11 @@ from sandbox.interfaces.server_services import (
 from sandbox.model import events as e
 from sandbox.model import fixed_limits
 from sandbox.model.artifacts import AGENT_SESSION_ARTIFACT, Artifact
-from sandbox.model.disk_space import DiskSpace
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.server import conversation_text, derived_tasks, parent_task_results, submissions
-from sandbox.server.administration.integrity import DiscrepancyKind, IntegrityCheck
-from sandbox.server.recovery.startup_recovery import discard_unrecorded_tasks
+from sandbox.model.resources import DiskSpace
+from sandbox.server import derived_tasks, submissions
+from sandbox.server.integrity import DiscrepancyKind, IntegrityCheck
+from sandbox.server.recovery import discard_unrecorded_tasks
 
 PATCH = b"diff --git a/a b/a\n"
 CONVERSATION = (e.AgentMessage("I did it."),)
@@ -272,7 +272,7 @@ async def test_plan_reports_that_the_earlier_task_was_deleted_in_the_meantime(co
         owner, name = (
             (derived_tasks, "_inherit_files")
             if moment == "before its files are read"
-            else (conversation_text.ConversationText, "add_event")
+            else (derived_tasks.ConversationText, "add_event")
         )
         original, deleted = getattr(owner, name), []
 
@@ -298,7 +298,7 @@ async def test_files_of_a_task_that_was_not_recorded_are_removed_at_the_next_sta
         continuation = await service.plan_continuation("task-1")
 
         def die(layout, inheritance):
-            parent_task_results.store_inheritance(layout, inheritance)
+            derived_tasks.store_inheritance(layout, inheritance)
             raise KeyboardInterrupt
 
         store = submissions.SubmissionStore(
@@ -408,7 +408,7 @@ async def test_inherited_files_that_cannot_be_linked_are_copied(components, monk
 
     async with components.server() as service:
         await submit_ended(components, service, session=b"session 1")
-        monkeypatch.setattr(parent_task_results.os, "link", refuse)
+        monkeypatch.setattr(derived_tasks.os, "link", refuse)
         await submit_continuation(components, service, "task-1", "task-2")
         parent, derived = (TaskLayout(components.data_dir, name).artifacts for name in ("task-1", "task-2"))
         assert not (derived / "inherited-1.patch").samefile(parent / "task-1.patch")
@@ -422,7 +422,7 @@ async def test_continuation_is_refused_after_any_other_link_error(components, mo
 
     async with components.server() as service:
         await submit_ended(components, service)
-        monkeypatch.setattr(parent_task_results.os, "link", refuse)
+        monkeypatch.setattr(derived_tasks.os, "link", refuse)
         with pytest.raises(UnavailableError, match="could not be stored"):
             await submit_continuation(components, service, "task-1", "task-2")
 

@@ -22,7 +22,7 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import DEBUG_SESSION_END_TIMEOUT_SECONDS
 from sandbox.model.task_state import TaskState
 from sandbox.server import preserved_sandboxes
-from sandbox.server.maintenance.leftover_removal import LeftoverRemover
+from sandbox.server.maintenance import LeftoverRemover
 from sandbox.server.preserved_sandboxes import PreservationExpiry, PreservedFiles, SandboxInUseError
 from sandbox.store.sqlite import SqliteStore
 

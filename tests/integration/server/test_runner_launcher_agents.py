@@ -12,10 +12,10 @@ from doubles.server_components import GIB, TO_RUNNING
 from sandbox.interfaces.runner import FinishAttempt
 from sandbox.interfaces.server_services import UnavailableError
 from sandbox.interfaces.store import TaskQuery
-from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import AgentExited, AttemptTornDown, FollowUp, FollowUpSkipped, Output, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import AgentSection
+from sandbox.model.resources import DiskSpace
 from sandbox.model.task_state import TaskState
 
 OTHER = AgentSection("other", {"prompt": "Do it.", "model": "m", "effort": "high"})
@@ -33,7 +33,7 @@ def task_of_other_agent(**sections):
 
 @pytest.fixture(autouse=True)
 def no_backoff(monkeypatch):
-    monkeypatch.setattr("sandbox.model.retry.RETRY_BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.model.state_machine.RETRY_BACKOFF_SECONDS", 0.0)
 
 
 async def test_waiting_task_fails_without_a_runner(components):

@@ -19,12 +19,12 @@ LOST = AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "gone"))
 
 @pytest.fixture
 def no_backoff(monkeypatch):
-    monkeypatch.setattr("sandbox.model.retry.RETRY_BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.model.state_machine.RETRY_BACKOFF_SECONDS", 0.0)
 
 
 @pytest.fixture
 def long_backoff(monkeypatch):
-    monkeypatch.setattr("sandbox.model.retry.RETRY_BACKOFF_SECONDS", 300.0)
+    monkeypatch.setattr("sandbox.model.state_machine.RETRY_BACKOFF_SECONDS", 300.0)
 
 
 def end_attempt(components, end):
@@ -107,7 +107,7 @@ async def test_cancel_during_backoff_launches_a_finisher(components, long_backof
 
 @pytest.mark.parametrize("backoff_seconds", [0.0, 300.0])
 async def test_cancel_between_attempts_does_not_wait_for_secrets(components, monkeypatch, backoff_seconds):
-    monkeypatch.setattr("sandbox.model.retry.RETRY_BACKOFF_SECONDS", backoff_seconds)
+    monkeypatch.setattr("sandbox.model.state_machine.RETRY_BACKOFF_SECONDS", backoff_seconds)
     vault = components.resolve
 
     async def scenario():

@@ -11,11 +11,10 @@ from doubles.server_components import GIB, TO_RUNNING, ServerComponents
 from sandbox.interfaces.server_services import Retention, UnavailableError
 from sandbox.interfaces.store import TaskQuery
 from sandbox.journal.writer import FileJournalWriter
-from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import AttemptStarted, Idempotency, TaskFinished
-from sandbox.model.resources import Resources
+from sandbox.model.resources import DiskSpace, Resources
 from sandbox.model.task_state import TaskState
-from sandbox.server.recovery.dead_runner_recovery import RunnerRecovery
+from sandbox.server.recovery import RunnerRecovery
 from sandbox.server.scheduler import Scheduler
 
 MIB = 1024**2

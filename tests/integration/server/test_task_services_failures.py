@@ -18,10 +18,8 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.runner import FinishAttempt, RunnerNotStartedError
 from sandbox.interfaces.server_services import TaskNotFoundError, UnavailableError
 from sandbox.interfaces.store import StoreError, TaskQuery
-from sandbox.journal.recorder import JournalRecorder
-from sandbox.journal.writer import FileJournalWriter
+from sandbox.journal.writer import FileJournalWriter, JournalRecorder
 from sandbox.model.artifacts import Artifact
-from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import (
     ArtifactCollected,
     AttemptFailed,
@@ -32,7 +30,7 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import FINISHERS_MAX
-from sandbox.model.resources import Resources
+from sandbox.model.resources import DiskSpace, Resources
 from sandbox.model.task_state import TaskState
 from sandbox.server.scheduler import Scheduler
 from sandbox.store.sqlite import SqliteStore

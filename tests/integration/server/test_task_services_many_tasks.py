@@ -13,7 +13,7 @@ from sandbox.interfaces.server_services import Retention
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.server import dispatcher
-from sandbox.server.maintenance.compression import JournalCompressor
+from sandbox.server.maintenance import JournalCompressor
 from sandbox.server.scheduler import Scheduler
 from sandbox.store.sqlite import SqliteStore
 

@@ -58,7 +58,7 @@ async def start_waiting_task(components, service):
 
 
 async def test_owner_is_the_server_then_the_runner_then_nobody(components, monkeypatch):
-    monkeypatch.setattr("sandbox.model.retry.RETRY_BACKOFF_SECONDS", 300.0)
+    monkeypatch.setattr("sandbox.model.state_machine.RETRY_BACKOFF_SECONDS", 300.0)
     async with components.server() as service:
         await submit_waiting(components, service)
         assert isinstance(owner(service), ServerOwned)
@@ -109,8 +109,8 @@ async def test_runner_that_responds_again_continues(components):
 
 
 async def test_cancel_is_not_recorded_while_the_runner_may_be_alive(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS_MIN", 0.1)
+    monkeypatch.setattr("sandbox.server.task_services.CANCEL_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr("sandbox.server.task_services.CANCEL_TIMEOUT_SECONDS_MIN", 0.1)
     async with components.server() as service:
         await components.start_running_task(service)
         make_lock_state_unknown(components)
@@ -165,7 +165,7 @@ async def test_cancel_reaches_a_runner_whose_attempt_is_not_indexed(components):
 
 async def test_lock_state_of_a_runner_is_unknown_if_its_placement_is_missing(components, monkeypatch):
     """The journal's lock on this host is free, but the runner may hold the lock on its own host."""
-    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.server.task_services.CANCEL_TIMEOUT_SECONDS", 0.2)
     components.placement_names, components.identity = ["", "far"], HostIdentity("far:one", "b")
     async with components.server() as service:
         await components.start_running_task(service)

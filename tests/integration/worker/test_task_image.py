@@ -17,7 +17,7 @@ from doubles.cluster_server import ClusterServer, wait_until
 from doubles.image_archives import entry, layer, minimal_root, oci_archive
 from sandbox.images.image_builder import import_image
 from sandbox.images.image_transfer import HostImageCopies, StoredImageContent
-from sandbox.images.profile_catalog import ProfileCatalog
+from sandbox.images.profiles import ProfileCatalog
 from sandbox.interfaces.images import Image, ImageReference, ImageUnusableError
 from sandbox.interfaces.worker_messages import (
     CallResult,
@@ -31,8 +31,8 @@ from sandbox.interfaces.worker_messages import (
     ServerCall,
 )
 from sandbox.model.errors import SandboxError
-from sandbox.placements.cluster import image_transfers
-from sandbox.placements.cluster.host_allocator import prepare_image
+from sandbox.placements.cluster import file_transfers
+from sandbox.placements.cluster.hosts import prepare_image
 from sandbox.worker import task_image
 from sandbox.worker.task_image import TaskImage
 
@@ -263,7 +263,7 @@ class TestFetches:
     async def test_a_worker_gets_one_image_at_a_time_and_a_slow_worker_is_disconnected(
         self, worker, job, add, monkeypatch
     ):
-        monkeypatch.setattr(image_transfers, "_PART_TIMEOUT_SECONDS", 2.0)
+        monkeypatch.setattr(file_transfers, "_PART_TIMEOUT_SECONDS", 2.0)
         image = add(os.urandom(1000) * 20_000)
         job.session.image_offer.replace(image)
         key = worker.claimed.session_key
@@ -320,7 +320,7 @@ async def test_fetch_is_repeated_after_an_error_of_the_host(worker, job, add, mo
 
 async def test_worker_waits_while_the_server_sends_as_many_images_as_it_can(server, worker, job, add, monkeypatch):
     monkeypatch.setattr(task_image, "_RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(image_transfers, "TRANSFERS_MAX", 1)
+    monkeypatch.setattr(file_transfers, "TRANSFERS_MAX", 1)
     image, other_job = add(os.urandom(1000) * 20_000), await server.submit("task-2")
     async with running_worker(server, other_job, server.data_dir.with_name("other")) as other:
         other_job.session.image_offer.replace(image)
@@ -336,7 +336,7 @@ async def test_worker_waits_while_the_server_sends_as_many_images_as_it_can(serv
 
 
 async def test_as_many_images_as_the_server_can_send_are_sent_at_once(server, worker, job, add, monkeypatch):
-    monkeypatch.setattr(image_transfers, "TRANSFERS_MAX", 2)
+    monkeypatch.setattr(file_transfers, "TRANSFERS_MAX", 2)
     image, other_job = add(os.urandom(1000) * 20_000), await server.submit("task-2")
     async with running_worker(server, other_job, server.data_dir.with_name("other")) as other:
         other_job.session.image_offer.replace(image)

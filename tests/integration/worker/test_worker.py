@@ -16,12 +16,11 @@ import pytest
 from doubles.cluster_server import NOW, ClusterServer, wait_until
 from doubles.manifests import manifest
 from sandbox.bootstrap.cluster_placement import load_or_create_certificate
-from sandbox.disks.tree_removal import remove_trees
+from sandbox.disks.commands import remove_trees
 from sandbox.images.image_store import ImageMetadata, ImageStore
 from sandbox.images.image_transfer import HostImageCopies
 from sandbox.interfaces.cluster_engine import WorkerRejectedError
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.git_credentials import CredentialQuery, Credentials, NoCredentialsError
 from sandbox.interfaces.images import Image, ImageReference
 from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError, Leftover, LeftoverScan
@@ -39,9 +38,10 @@ from sandbox.interfaces.worker_messages import (
     StartDebugSession,
     UnlockDisk,
 )
+from sandbox.interfaces.workspace import CredentialQuery, Credentials, NoCredentialsError
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.recorder import JournalRecorder
 from sandbox.journal.task_replicas import FileTaskReplicas
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import (
@@ -56,10 +56,9 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.primitives.message_stream import encode_message, read_message
+from sandbox.worker import host_tasks
 from sandbox.worker import server_session as session_module
-from sandbox.worker import task_removal, worker_task
-from sandbox.worker.leftovers_of_other_tasks import OtherTaskLeftovers
-from sandbox.worker.runner_git_credentials import RunnerCredentialRequests
+from sandbox.worker.host_tasks import OtherTaskLeftovers, RunnerCredentialRequests, WorkerTask
 from sandbox.worker.server_session import Lease, seconds_since_boot
 from sandbox.worker.task_image import TaskImage
 from sandbox.worker.worker import (
@@ -71,8 +70,7 @@ from sandbox.worker.worker import (
     ServerAddress,
     Worker,
 )
-from sandbox.worker.worker_task import WorkerTask
-from sandbox.workspace.clone.credentials import ServerCredentials
+from sandbox.workspace.clone.remote import ServerCredentials
 
 LEASE_SECONDS = 30.0
 PREPARED = WorkspacePrepared("c" * 40)
@@ -532,7 +530,7 @@ async def test_worker_that_fails_to_prepare_its_host_keeps_the_lock_and_continue
 
 
 async def test_search_for_leftovers_that_a_sandbox_delays_does_not_stop_the_worker(server, start, monkeypatch):
-    monkeypatch.setattr(task_removal, "SANDBOX_TEARDOWN_SECONDS", 0.2)
+    monkeypatch.setattr(host_tasks, "SANDBOX_TEARDOWN_SECONDS", 0.2)
     worker = await start(hanging_scans=1)
     await wait_until(lambda: worker.host.hanging_scans == 0)
     await worker.wait_for_lock_state(LockState.FREE)
@@ -546,14 +544,14 @@ async def test_search_for_leftovers_that_a_sandbox_delays_does_not_stop_the_work
 
 
 async def test_worker_on_a_host_that_cannot_be_prepared_ends(start, monkeypatch):
-    monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(host_tasks, "PERMANENT_AFTER_SECONDS", 0.5)
     worker = await start(scan_errors=10**9)
     assert await worker.exit_code() == EXIT_HOST_FAILED
 
 
 async def test_worker_that_cannot_launch_ends(start, monkeypatch):
     """The engine confirms the end, so another attempt can follow on another host."""
-    monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(host_tasks, "PERMANENT_AFTER_SECONDS", 0.5)
     worker = await start(launch_error=OSError(errno.EROFS, "Read-only file system"))
     await worker.session()
     launching = asyncio.create_task(worker.launch_until_ended())
@@ -563,7 +561,7 @@ async def test_worker_that_cannot_launch_ends(start, monkeypatch):
 
 
 async def test_launch_after_a_transient_error_succeeds(start, monkeypatch):
-    monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(host_tasks, "PERMANENT_AFTER_SECONDS", 0.5)
     worker = await start(launch_error=OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(OSError, match="No space left"):
         await worker.launch()
@@ -576,7 +574,7 @@ async def test_launch_after_a_transient_error_succeeds(start, monkeypatch):
 
 async def test_worker_whose_artifact_is_missing_ends_and_kills_its_runner(start, monkeypatch):
     """The worker does not keep reconnecting."""
-    monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(host_tasks, "PERMANENT_AFTER_SECONDS", 0.5)
     worker = await start()
     await worker.launch()
     worker.host.record(PREPARED, ArtifactCollected(Artifact("a", "a", 1, "text/plain", "sha256:" + "0" * 64)))
@@ -585,7 +583,7 @@ async def test_worker_whose_artifact_is_missing_ends_and_kills_its_runner(start,
 
 
 async def test_worker_whose_journal_is_damaged_ends(start, monkeypatch):
-    monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(host_tasks, "PERMANENT_AFTER_SECONDS", 0.5)
     monkeypatch.setattr(session_module, "_DAMAGED_JOURNAL_TIMEOUT_SECONDS", 0.2)
     worker = await start()
     await worker.launch()

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from sandbox.primitives.file_permissions import create_private_file
+from sandbox.primitives.files import create_private_file
 from sandbox.workspace.rooted_files import RootedFiles
 
 

@@ -5,7 +5,7 @@ import asyncio
 from doubles.fake_tasks import FakeTasks
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.app_context import AppContext
-from sandbox.api.auth.request_admission import RequestAdmission
+from sandbox.api.authentication import RequestAdmission
 from sandbox.api.settings import ApiSettings
 
 HOSTS = frozenset({"github.com"})

@@ -10,8 +10,8 @@ from starlette.requests import HTTPConnection
 from doubles.manifests import parse_manifest
 from sandbox.agents import registered_agents
 from sandbox.api.app import create_api_schema_app
-from sandbox.api.json_responses import problem_response
 from sandbox.api.openapi import TAGS, error_codes
+from sandbox.api.responses import problem_response
 from sandbox.model.failure import FailureCode, FailureReason
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from sandbox.agents import registered_agents
-from sandbox.bootstrap.cluster_key import ClusterKeyError
 from sandbox.bootstrap.cluster_placement import (
     KUBERNETES_WORKER_COMMAND,
     choose_proof_method,
@@ -25,6 +24,7 @@ from sandbox.bootstrap.cluster_placement import (
     worker_environment,
 )
 from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext
+from sandbox.bootstrap.secret_sources import ClusterKeyError
 from sandbox.bootstrap.settings.load import ConfigurationError, load
 from sandbox.bootstrap.worker import (
     WorkerUnusableError,
@@ -35,10 +35,10 @@ from sandbox.bootstrap.worker import (
 )
 from sandbox.cluster_engines.kubernetes.engine import KubernetesEngine
 from sandbox.cluster_engines.kubernetes.worker_job import WorkerPodSettings
-from sandbox.cluster_engines.slurm.batch_job import SlurmSettings
+from sandbox.cluster_engines.slurm.commands import SlurmSettings
 from sandbox.cluster_engines.slurm.engine import SlurmEngine
-from sandbox.interfaces.git_credentials import CredentialQuery, NoCredentialsError
 from sandbox.interfaces.worker_messages import NO_JOIN_TOKEN
+from sandbox.interfaces.workspace import CredentialQuery, NoCredentialsError
 
 
 def test_certificate_is_private_and_stays_the_same(tmp_path):

@@ -7,7 +7,7 @@ from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.loop_disk import LoopDisk
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunDebugSession
-from sandbox.placements.local.launch_message import RunnerSettings
+from sandbox.placements.local.runner_startup import RunnerSettings
 
 DISKS = {"loop": LoopDisk, "plain": DirectoryDisk}
 IDS = ("task-1", "abcdefghijkl")

@@ -3,7 +3,7 @@
 import pytest
 
 from sandbox.agents.claude_code.agent import DEFAULT_BASE_URL, ClaudeCode
-from sandbox.bootstrap.model_upstream import upstream_from_environment
+from sandbox.bootstrap.secret_sources import upstream_from_environment
 from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.interfaces.gateway import ModelUpstream
 

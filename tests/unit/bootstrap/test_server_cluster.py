@@ -8,7 +8,7 @@ import pytest
 SCRIPT = """
 import sys
 from sandbox.bootstrap import server
-from sandbox.bootstrap.settings.registered_placements import choose_placements
+from sandbox.bootstrap.server import choose_placements
 from sandbox.bootstrap.settings.load import load
 chosen = choose_placements(load({"config": "/dev/null"}, {"SANDBOX_CLUSTER_ENGINE": sys.argv[1]}).settings)
 packages = (

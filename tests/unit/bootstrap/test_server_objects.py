@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from sandbox.bootstrap.server_objects import unfinished_tasks_max
+from sandbox.bootstrap.server import unfinished_tasks_max
 from sandbox.model.fixed_limits import UNFINISHED_TASKS_MAX
 
 

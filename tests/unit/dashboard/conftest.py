@@ -11,7 +11,7 @@ from doubles.fake_token_store import FakeTokenStore
 from sandbox.agents import registered_agents
 from sandbox.api.app import create_app
 from sandbox.api.app_context import AppContext
-from sandbox.api.auth.request_admission import RequestAdmission
+from sandbox.api.authentication import RequestAdmission
 from sandbox.api.settings import ApiSettings
 from sandbox.dashboard.routing import add_dashboard
 from sandbox.interfaces.auth import TokenStore

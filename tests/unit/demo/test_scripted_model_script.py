@@ -6,7 +6,7 @@ import sys
 import msgspec
 import pytest
 
-from sandbox.demo.example_repository import FILES
+from sandbox.demo.git_server import FILES
 from sandbox.demo.scripted_model import Fault, Script, ToolUse, Turn, example_script, load_script
 
 

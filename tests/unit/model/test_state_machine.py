@@ -15,14 +15,17 @@ from sandbox.model.artifacts import Artifact, DiffStatistics
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import RESUMES_MAX, RETRY_BACKOFF_SECONDS_MAX, UNSTARTED_ATTEMPTS_MAX
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Metadata, Repository
-from sandbox.model.retry import LOST_CODES, RETRYABLE_CODES, backoff_seconds, next_follow_up
 from sandbox.model.state_machine import (
+    LOST_CODES,
+    RETRYABLE_CODES,
     AdvanceResult,
     IllegalEventError,
     StopAttempt,
     advance,
+    backoff_seconds,
     failure_event,
     final_state,
+    next_follow_up,
     will_be_followed_up,
 )
 from sandbox.model.state_machine import replay as replay_record

@@ -11,13 +11,15 @@ from sandbox.model.artifacts import Artifact
 from sandbox.model.events import FollowUp
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Metadata, Repository
-from sandbox.model.retry import LOST_ARTIFACTS_CODES, RETRYABLE_CODES, next_follow_up
 from sandbox.model.state_machine import (
+    LOST_ARTIFACTS_CODES,
+    RETRYABLE_CODES,
     AdvanceResult,
     IllegalEventError,
     StopAttempt,
     advance,
     final_state,
+    next_follow_up,
     will_be_followed_up,
 )
 from sandbox.model.task import AgentStartTime, StateHistoryEntry, Task, TotalUsage

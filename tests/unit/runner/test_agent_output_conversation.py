@@ -13,7 +13,7 @@ from sandbox.interfaces.agent import AgentReady, ApiRetry, ParsedToolCallEnd, Tu
 from sandbox.model.events import AgentMessage, Output, ToolCallStarted, ToolResult
 from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner.agent_output import AgentOutput, OutputQuota, StdoutProcessing
-from sandbox.runner.event_redaction import redact_event
+from sandbox.runner.attempt_recorder import redact_event
 from sandbox.secrets.redaction.redactor import SecretRedactor
 
 SESSION = "5ddb80a7-f209-4a6e-9cd9-29f469dd8600"

@@ -74,6 +74,6 @@ WITHIN_LIMIT, OVER_LIMIT = KernelUsage(sockets=SOCKETS_MAX), KernelUsage(sockets
 async def test_confined_programs_are_killed_if_usage_exceeds_a_limit_or_cannot_be_measured(
     monkeypatch: pytest.MonkeyPatch, usages: list[KernelUsage | Exception], expected: bool
 ):
-    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.KERNEL_USAGE_CHECK_INTERVAL_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.runtimes.limits.measurement_scheduling.KERNEL_USAGE_CHECK_INTERVAL_SECONDS", 0.001)
     monkeypatch.setattr("sandbox.runtimes.base_runtime.count_kernel_bytes_outside_cgroup", lambda _group: None)
     assert (await is_killed_after(FakeGroup(*usages), check_count=3)) is expected

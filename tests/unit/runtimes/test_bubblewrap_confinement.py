@@ -9,7 +9,7 @@ import pytest
 from sandbox.interfaces.runtime import ConfinementSpec
 from sandbox.runtimes.bubblewrap_confinement import BubblewrapConfinement
 from sandbox.runtimes.limits.cgroups import ControlGroup
-from sandbox.workspace.git.command import Git, GitError
+from sandbox.workspace.git_command import Git, GitError
 
 
 class FakeLauncher:

@@ -6,9 +6,7 @@ import pytest
 
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.model.manifest.schema import Secret
-from sandbox.secrets.errors import unavailable_error
-from sandbox.secrets.file_and_environment_sources import EnvironmentSource
-from sandbox.secrets.resolver import SecretResolver
+from sandbox.secrets.resolver import EnvironmentSource, SecretResolver, unavailable_error
 
 VARIABLES = {
     "GITHUB_TOKEN": "ghp_the-value",

@@ -18,7 +18,7 @@ from sandbox.agents.claude_code.output_parser import convert_recorded_line
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.recorder import JournalRecorder
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
 from sandbox.model.fixed_limits import FOLLOW_BATCH_BYTES
 from sandbox.model.task import StateHistoryEntry, Task

@@ -11,7 +11,7 @@ from doubles.memory_store import MemoryStore
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.recorder import JournalRecorder
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
 from sandbox.model.artifacts import Artifact
 from sandbox.server.event_stream import Broadcast

@@ -9,7 +9,6 @@ from itertools import islice
 import msgspec
 
 from sandbox.agents.claude_code.outcome import determine_failure
-from sandbox.agents.claude_code.ready_check import ClaudeReady
 from sandbox.agents.claude_code.stream_json import (
     SHORT_TEXT_CHARACTERS_MAX,
     ApiRetryEvent,
@@ -33,6 +32,7 @@ from sandbox.agents.claude_code.stream_json import (
     sanitize,
     to_text,
 )
+from sandbox.agents.claude_code.tools import ClaudeReady
 from sandbox.interfaces.agent import AgentEvent, AgentOutcome, ApiRetry, ParsedToolCallEnd, TurnStarted
 from sandbox.interfaces.runtime import SANDBOX_WORKSPACE, ExitStatus
 from sandbox.model.events import AgentMessage, AgentResult, ConversationEvent, FileEdit, ToolCallStarted, ToolResult

@@ -19,8 +19,7 @@ from websockets.exceptions import InvalidState
 from websockets.frames import CloseCode, Frame
 
 from sandbox.api.http.framing import FramedConnection
-from sandbox.api.json_responses import problem_response, reason_phrase
-from sandbox.api.middleware.response_headers import get_request_id
+from sandbox.api.responses import get_request_id, problem_response, reason_phrase
 from sandbox.primitives.fair_client_shares import FairShare
 
 UNAUTHENTICATED_CONNECTIONS_MAX = 1024

@@ -13,10 +13,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
+from sandbox.api.authentication import get_caller
 from sandbox.api.errors import RangeNotSatisfiableError, SecretArtifactError
-from sandbox.api.json_responses import JsonResponse
-from sandbox.api.middleware.authentication import get_caller
-from sandbox.api.middleware.response_headers import is_head_request
+from sandbox.api.responses import JsonResponse, is_head_request
 from sandbox.api.route_declarations import (
     create_router,
     declare_parameters,

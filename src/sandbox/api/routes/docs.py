@@ -9,8 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, Response
 
 from sandbox.api import paths
-from sandbox.api.json_responses import JsonResponse
-from sandbox.api.middleware.authentication import get_caller
+from sandbox.api.authentication import get_caller
+from sandbox.api.responses import JsonResponse
 from sandbox.api.route_declarations import create_router
 
 _CONTENT_SECURITY_POLICY = (

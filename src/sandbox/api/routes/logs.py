@@ -15,14 +15,17 @@ from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
 from sandbox.api.request_parsing import SEQ, SEQ_MAX, TIME, parse_seq, parse_time
 from sandbox.api.route_declarations import create_router, problem_responses, raw_content, with_item_schemas
-from sandbox.api.streaming.response import (
+from sandbox.api.streaming_response import (
+    EVENT_SCHEMA,
+    SSE,
     SSE_KEEP_ALIVE,
+    SSE_SCHEMA,
     EventStreamResponse,
     MessageBatch,
     close_iterator,
     encode_each,
+    format_sse_event,
 )
-from sandbox.api.streaming.sse import EVENT_SCHEMA, SSE, SSE_SCHEMA, format_sse_event
 from sandbox.interfaces.server_services import TaskEvents
 from sandbox.model.input_errors import FieldError, InvalidParameterError
 from sandbox.model.task import Task

@@ -11,12 +11,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, get_context
-from sandbox.api.middleware.access_log_and_metrics import set_route
+from sandbox.api.observability import set_route
 from sandbox.api.request_parsing import parse_query_params
-from sandbox.interfaces.runner import OpenTerminal
-from sandbox.interfaces.terminal_frames import (
+from sandbox.interfaces.runner import (
     EndFrame,
     InputFrame,
+    OpenTerminal,
     OutputFrame,
     ResizeFrame,
     TerminalConnection,

@@ -15,20 +15,19 @@ from sandbox.bootstrap.doctor import Finding
 from sandbox.bootstrap.doctor.runtime_checks import check_runtimes
 from sandbox.bootstrap.doctor.slurm_checks import check_slurm, check_worker_host, settings_of_worker_host
 from sandbox.bootstrap.local_host import measure_capacity
-from sandbox.bootstrap.model_upstream import upstream_from_environment
-from sandbox.bootstrap.private_directory import check_usable_data_dir
-from sandbox.bootstrap.run_directory import choose_run_dir
+from sandbox.bootstrap.private_directories import check_usable_data_dir, choose_run_dir
+from sandbox.bootstrap.secret_sources import upstream_from_environment
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.free_space import measure_disk_space
 from sandbox.disks.loop_disk import can_share_preallocations, loop_unavailable_reason
-from sandbox.images.profile_catalog import ProfileCatalog
+from sandbox.images.profiles import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.file_layout import tasks_root
 from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import DISK_CHECK_INTERVAL_SECONDS_MIN
 from sandbox.model.manifest.schema import Vm
 from sandbox.model.resources import Resources
-from sandbox.placements.local.probe_leftovers import probe_lock
+from sandbox.placements.local.attempt_files import probe_lock
 from sandbox.runtimes.limits.cgroups import find_hierarchies
 from sandbox.runtimes.nodejs import node_version, pinned_packages
 

@@ -13,16 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from sandbox.bootstrap.cluster_key import ClusterKeyError, read_cluster_key
 from sandbox.bootstrap.doctor import Finding, is_local_address
+from sandbox.bootstrap.secret_sources import ClusterKeyError, read_cluster_key
 from sandbox.bootstrap.settings.schema import ServerSettings, SlurmSection
 from sandbox.cluster_engines.slurm.engine import SYSTEM_PATH
-from sandbox.images.profile_catalog import ProfileCatalog
+from sandbox.images.profiles import ProfileCatalog
 from sandbox.interfaces.cluster_engine import EngineUnavailableError
 from sandbox.model.errors import error_reason
 from sandbox.model.manifest.schema import Vm
 from sandbox.model.printable import replace_unprintable, replacement_character
-from sandbox.placements.cluster.host_inventory import load_seen_hosts
+from sandbox.placements.cluster.hosts import load_seen_hosts
 
 _COMMANDS = ("sbatch", "squeue", "scancel", "sinfo")
 _COMMAND_SECONDS = 15.0

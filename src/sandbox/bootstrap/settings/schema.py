@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Le, Len, MaxLen
 
 from sandbox.model.default_server_address import DEFAULT_API_PORT, DEFAULT_WEBSOCKET_PORT
-from sandbox.model.disk_space import Watermark
 from sandbox.model.fixed_limits import (
     CPU_OVERCOMMIT_FACTOR,
     DISK_OVERCOMMIT_FACTOR,
@@ -35,7 +34,8 @@ from sandbox.model.manifest.field_formats import (
     parse_byte_size,
     parse_duration,
 )
-from sandbox.model.repository.allowed_clone_hosts import CLONE_HOST_PATTERN
+from sandbox.model.repository_urls import CLONE_HOST_PATTERN
+from sandbox.model.resources import Watermark
 
 if TYPE_CHECKING:
     from sandbox.interfaces.server_services import Retention
@@ -143,7 +143,7 @@ _ABSOLUTE_PATH = Format("absolute_path", _pattern_check(r"/[\x21-\x7e]*", "must 
 
 
 def _check_sbatch_option(value: str) -> str | None:
-    from sandbox.cluster_engines.slurm.batch_job import find_option_error  # local: most servers have no cluster
+    from sandbox.cluster_engines.slurm.commands import find_option_error  # local: most servers have no cluster
 
     return find_option_error(value)
 

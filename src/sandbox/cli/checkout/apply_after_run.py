@@ -19,20 +19,25 @@ from sandbox.cli.checkout.user_checkout import Checkout, Head
 from sandbox.cli.confirmation_prompts import confirm
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import CliOptions
-from sandbox.cli.output.console import stderr_console
-from sandbox.cli.output.denied_connections import DeniedConnection, find_denied_connections
-from sandbox.cli.output.next_commands import branch_option, can_commit_to_branch, task_id_for_hint
-from sandbox.cli.output.pager import show_paged
-from sandbox.cli.output.patch_text import (
+from sandbox.cli.output.console import escape_text, stderr_console, terminal_height, terminal_width
+from sandbox.cli.output.patches import (
     ChangedFile,
     applied_message,
     colorize,
     patch_lines,
     print_changed_files,
+    show_paged,
     summarize_binary_files,
 )
-from sandbox.cli.output.task_outcome import closing_lines, has_no_changes
-from sandbox.cli.output.terminal_text import escape_text, terminal_height, terminal_width
+from sandbox.cli.output.task_outcome import (
+    DeniedConnection,
+    branch_option,
+    can_commit_to_branch,
+    closing_lines,
+    find_denied_connections,
+    has_no_changes,
+    task_id_for_hint,
+)
 from sandbox.cli.patch_download import fetch_patch, print_omissions
 
 if TYPE_CHECKING:

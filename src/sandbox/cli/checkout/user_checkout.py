@@ -12,7 +12,7 @@ from typing import NoReturn, Self
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.terminal_text import escape_name, escape_text
+from sandbox.cli.output.console import escape_name, escape_text
 
 GIT_TIMEOUT_SECONDS = 300.0
 GIT_ERROR_LINES_MAX = 20

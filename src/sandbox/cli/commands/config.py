@@ -13,8 +13,7 @@ import click
 from sandbox.cli.click_extensions import SuggestingGroup, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options, output_options
-from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.console import escape_text, print_json
 from sandbox.cli.settings_options import load_configuration, settings_options
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from sandbox.cli.click_extensions import SuggestingGroup, help_examples
 from sandbox.cli.commands.login import print_overriding_variables
 from sandbox.cli.contexts import DEFAULT_CONTEXT, DEFAULT_NAME, ContextFile, default_file
 from sandbox.cli.options import complete_context, current_options, output_options
-from sandbox.cli.output.console import print_message, stdout_console
-from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.console import print_json, print_message, stdout_console
 
 _name_argument = click.argument("name", shell_complete=complete_context)
 

@@ -8,7 +8,7 @@ import click
 
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, exit_code_for_error, fail
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.console import escape_text
 
 _PORT = click.IntRange(0, 65535)
 

@@ -9,13 +9,12 @@ from typing import Any, NoReturn
 
 import click
 
-from sandbox.cli.checkout.clone_source import find_clone_source
+from sandbox.cli.checkout.task_source import find_clone_source
 from sandbox.cli.checkout.user_checkout import Checkout
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
-from sandbox.cli.manifest_overrides import parse_overrides
-from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
+from sandbox.cli.manifest_input import ManifestFile, fail_with_field_errors, field_error_details, parse_overrides
+from sandbox.cli.output.console import escape_text, terminal_width, wrap_text
 from sandbox.model.manifest.field_formats import (
     ALLOWED_HOST,
     ARTIFACT_PATTERN,
@@ -63,7 +62,7 @@ def init(file: Path, yes: bool, force: bool, overrides: list[Override]) -> None:
     FILE defaults to task.yaml; '-' means stdout.
     """
     from sandbox.agents import registered_agents
-    from sandbox.model.manifest.writer import write_yaml
+    from sandbox.model.manifest.yaml import write_yaml
 
     if file.exists() and str(file) != "-" and not force:
         message = f"Error: {escape_text(str(file))} already exists.\n  Overwrite it: add --force, or give another FILE"

@@ -40,7 +40,7 @@ def login(address: str | None, name: str | None) -> None:
     prompts for the token, or reads it from stdin if stdin is not a terminal. The token is stored only after the server
     has accepted it.
     """
-    from sandbox.client.url import validate_base_url
+    from sandbox.client.requests import validate_base_url
 
     selected = current_options().selection
     if selected.token:
@@ -91,7 +91,7 @@ def _is_token_needed(server: str) -> bool:
 def _read_token(server: str) -> str:
     """Read the token and check that the server accepts it."""
     from sandbox.client import Client, UnauthorizedError
-    from sandbox.client.url import is_loopback_url
+    from sandbox.client.requests import is_loopback_url
 
     if server.startswith("http:") and not is_loopback_url(server):
         print_message(f"Warning: The connection to {server} is not encrypted; others may read the token.")

@@ -13,10 +13,8 @@ import click
 from sandbox.cli.click_extensions import SuggestingGroup, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options, output_options
-from sandbox.cli.output.console import stdout_console
+from sandbox.cli.output.console import escape_text, print_json, stdout_console
 from sandbox.cli.output.formatting import pluralize
-from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.terminal_text import escape_text
 from sandbox.cli.settings_options import data_dir_options, load_configuration
 from sandbox.model.formatting import format_size
 from sandbox.model.isolation_tier import TIERS
@@ -24,7 +22,7 @@ from sandbox.model.isolation_tier import TIERS
 if TYPE_CHECKING:
     from sandbox.images.image_builder import Component
     from sandbox.images.image_store import ImageMetadata
-    from sandbox.images.profile_catalog import ProfileCatalog, ProfileEntry
+    from sandbox.images.profiles import ProfileCatalog, ProfileEntry
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -124,8 +122,8 @@ def remove(*, name: str, **options: Any) -> None:
 
 
 def _catalog(options: Mapping[str, Any], *, makes_directory: bool = False) -> ProfileCatalog:
-    from sandbox.bootstrap.private_directory import make_data_dir
-    from sandbox.images.profile_catalog import ProfileCatalog
+    from sandbox.bootstrap.private_directories import make_data_dir
+    from sandbox.images.profiles import ProfileCatalog
 
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     return ProfileCatalog(make_data_dir(data_dir) if makes_directory else data_dir)
@@ -133,7 +131,7 @@ def _catalog(options: Mapping[str, Any], *, makes_directory: bool = False) -> Pr
 
 def _build_image(catalog: ProfileCatalog, name: str, from_file: Path | None) -> ImageMetadata:
     from sandbox.images.image_builder import build_image
-    from sandbox.images.profile_definition import read_definition, read_shipped, shipped_profiles
+    from sandbox.images.profiles import read_definition, read_shipped, shipped_profiles
 
     image_store = catalog.image_store(name)
     if from_file is None and name not in shipped_profiles():
@@ -149,14 +147,14 @@ def _build_image(catalog: ProfileCatalog, name: str, from_file: Path | None) -> 
 def image_components() -> Mapping[str, Component]:
     """Return the components that images can contain, keyed by the names that profile definitions use."""
     from sandbox.images.image_builder import Component
-    from sandbox.runtimes import nodejs, rootfs_spec
+    from sandbox.runtimes import nodejs, sandbox_filesystem
 
     try:
         version = nodejs.node_version()
     except (OSError, SubprocessError):
         version = None
     versions = {"node": version} if version else {}
-    configuration = rootfs_spec.etc_files("")[nodejs.NPM_CONFIGURATION]
+    configuration = sandbox_filesystem.etc_files("")[nodejs.NPM_CONFIGURATION]
     return {
         "node": Component(
             paths=nodejs.find_mounts(),

@@ -11,16 +11,14 @@ from typing import Any
 import click
 
 from sandbox.cli.checkout.apply_after_run import ApplyPrompt
-from sandbox.cli.checkout.clone_source import CloneSource, find_clone_source
-from sandbox.cli.checkout.local_changes import create_local_patch
+from sandbox.cli.checkout.task_source import CloneSource, create_local_patch, find_clone_source
 from sandbox.cli.checkout.user_checkout import Checkout
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail, hint_if_interrupted
-from sandbox.cli.manifest_file import ManifestFile
-from sandbox.cli.manifest_overrides import id_override, parse_overrides
+from sandbox.cli.manifest_input import ManifestFile, id_override, parse_overrides
 from sandbox.cli.options import allow_secrets_option, common_options, current_options
+from sandbox.cli.output.console import escape_text, terminal_width, wrap_text
 from sandbox.cli.output.formatting import pluralize
-from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
 from sandbox.cli.submission import print_submitted, read_prompt, submit_manifest, wait_for_end
 from sandbox.model.manifest.overrides import Override
 from sandbox.model.task_names import name_from_prompt
@@ -88,7 +86,7 @@ def run(
     that you pushed. The agent starts in the current directory, or in the directory that you set with --directory.
     """
     from sandbox.agents import registered_agents
-    from sandbox.model.manifest.json import write_json
+    from sandbox.model.manifest.document import write_json
 
     options, checkout = current_options(), Checkout(directory)
     text = read_prompt(prompt)

@@ -11,7 +11,7 @@ import click
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.confirmation_prompts import confirm
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.console import escape_text
 
 if TYPE_CHECKING:
     from sandbox.bootstrap.machine_setup import SetupPlan

@@ -11,9 +11,7 @@ import click
 from sandbox.cli.click_extensions import SuggestingGroup, help_examples
 from sandbox.cli.errors import ExitCode, fail, hint_if_output_fails
 from sandbox.cli.options import UNIT_SECONDS, current_options, output_options
-from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.console import escape_text, print_json, stdout_console
 from sandbox.cli.settings_options import data_dir_options, load_configuration
 from sandbox.interfaces.auth import Role
 
@@ -108,7 +106,7 @@ def list_tokens(**options: Any) -> None:
 def revoke(token_id: str, **options: Any) -> None:
     """Revoke a token and end its sessions."""
     from sandbox.access_tokens.token_file import TokenNotFoundError
-    from sandbox.bootstrap.private_directory import check_owner
+    from sandbox.bootstrap.private_directories import check_owner
 
     file = _token_file(load_configuration(options).settings)
     check_owner(file.path.parent)
@@ -127,7 +125,7 @@ def revoke(token_id: str, **options: Any) -> None:
 
 def _token_file(settings: ServerSettings, *, makes_directory: bool = False) -> TokenFile:
     from sandbox.access_tokens.token_file import TokenFile
-    from sandbox.bootstrap.private_directory import make_data_dir
+    from sandbox.bootstrap.private_directories import make_data_dir
 
     data_dir = settings.server.data_dir.absolute()
     return TokenFile(make_data_dir(data_dir) if makes_directory else data_dir)

@@ -1,4 +1,4 @@
-"""Prints a task's events as they arrive: states, the agent's messages, tool calls, the end."""
+"""Prints a task's events as they arrive: states, why the task is pending, the agent's messages, tool calls, the end."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sandbox.cli.output.edit_diffs import DiffLine, diff_edits
+from sandbox.cli.output.event_lines import STATE_STYLES, DiffLine, TimedLinePrinter, diff_edits, one_line
 from sandbox.cli.output.formatting import format_elapsed, parse_timestamp, pluralize
-from sandbox.cli.output.timed_lines import STATE_STYLES, TimedLinePrinter, one_line
 from sandbox.model.failure import FailureCode
 from sandbox.model.formatting import format_cost, format_duration, format_state
 from sandbox.model.task_state import FINAL_STATES
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from rich.console import Console
+
+    from sandbox.cli.options import CliOptions
 
 
 __all__ = [
@@ -353,3 +354,37 @@ def _status_context(printer: EventPrinter, console: Console) -> Any:
     from sandbox.cli.output.status_line import live_status_line
 
     return live_status_line(printer, console)
+
+
+PENDING_POLL_INTERVAL_SECONDS = 2.0
+PENDING_POLL_TIMEOUT_SECONDS = 2.0
+"""Timeout of a poll. The status line is not updated during a poll; if there is no response, it keeps the old reason."""
+
+
+class PendingReasonPoller:
+    """Polls why a task is pending, over a separate connection. Called by the thread that draws the screen."""
+
+    def __init__(self, options: CliOptions, task_id: str) -> None:
+        self._options = options
+        self._task_id = task_id
+        self._reason = ""
+        self._polled_at: float | None = None
+
+    def __call__(self) -> str:
+        """Return the latest reason; empty if there is none."""
+        now = time.monotonic()
+        if self._polled_at is None or now - self._polled_at >= PENDING_POLL_INTERVAL_SECONDS:
+            self._polled_at = now
+            self._reason = self._poll() or self._reason
+        return self._reason
+
+    def _poll(self) -> str:
+        from sandbox.client import Client, ClientError
+
+        try:
+            with Client(
+                self._options.server, self._options.token, timeout_seconds=PENDING_POLL_TIMEOUT_SECONDS
+            ) as client:
+                return str(client.status(self._task_id)["state_message"] or "")
+        except ClientError:
+            return ""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
-from sandbox.cli.output.terminal_text import escape_name
+from sandbox.cli.output.console import escape_name
 from sandbox.model.formatting import format_duration, format_state
 from sandbox.model.task_state import TaskState
 

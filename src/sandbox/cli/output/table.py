@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from sandbox.cli.output.terminal_text import escape_name, wrap_text
+from sandbox.cli.output.console import escape_name, wrap_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,29 +8,28 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from sandbox.cluster_engines import check_job_name
-from sandbox.cluster_engines.kubernetes.api_client import (
+from sandbox.cluster_engines.kubernetes.api import (
     MERGE_PATCH,
+    AccessReview,
     ApiAddress,
     ApiClient,
     ApiError,
-    one_line,
-    unavailable,
-)
-from sandbox.cluster_engines.kubernetes.api_objects import (
-    AccessReview,
     ApiJob,
     ApiNode,
     ApiPod,
     ObjectList,
     TokenReview,
     VersionInfo,
+    one_line,
+    unavailable,
 )
-from sandbox.cluster_engines.kubernetes.job_states import pod_phase, summarize
 from sandbox.cluster_engines.kubernetes.worker_job import (
     JOB_LABEL,
     OWNER_LABEL,
     WorkerPodSettings,
     owner_selector,
+    pod_phase,
+    summarize_jobs,
     worker_job,
 )
 from sandbox.interfaces.cluster_engine import (
@@ -196,7 +195,7 @@ class KubernetesEngine:
         async with _call_timeout(CALL_TIMEOUT_SECONDS):
             jobs = await self._api.list_all(self._jobs_path, ObjectList[ApiJob], selector)
             pods = await self._api.list_all(self._pods_path, ObjectList[ApiPod], selector)
-        return summarize(names, jobs, pods)
+        return summarize_jobs(names, jobs, pods)
 
     async def _pods_of(self, name: str) -> Sequence[ApiPod]:
         selector = f"{owner_selector(self._settings.owner)},{JOB_LABEL}={name}"

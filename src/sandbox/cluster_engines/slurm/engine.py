@@ -14,22 +14,21 @@ from contextlib import ExitStack, suppress
 from typing import NamedTuple, TypeVar
 
 from sandbox.cluster_engines import check_job_name
-from sandbox.cluster_engines.slurm.batch_job import (
-    SlurmSettings,
-    job_script,
-    sbatch_arguments,
-    sbatch_environment,
-)
-from sandbox.cluster_engines.slurm.command_output import (
+from sandbox.cluster_engines.slurm.commands import (
     SINFO_FORMAT,
     SINFO_HOST_FORMAT,
     SQUEUE_FORMAT,
+    JobsSummary,
+    SlurmSettings,
     UnexpectedOutputError,
+    job_script,
     parse_hosts,
     parse_jobs,
     parse_largest_host_sizes,
+    sbatch_arguments,
+    sbatch_environment,
+    summarize_jobs,
 )
-from sandbox.cluster_engines.slurm.job_states import JobsSummary, summarize
 from sandbox.interfaces.cluster_engine import (
     EngineHost,
     EngineRejectedError,
@@ -147,7 +146,7 @@ class SlurmEngine:
         if result.code != 0:
             raise _unavailable("squeue", result.error)
         try:
-            return summarize(names, parse_jobs(result.output))
+            return summarize_jobs(names, parse_jobs(result.output))
         except UnexpectedOutputError as error:
             raise _unexpected("squeue", error) from error
 

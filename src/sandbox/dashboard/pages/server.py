@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from sandbox.api.app_context import AppContext
 from sandbox.api.request_parsing import check_format
-from sandbox.api.routes.health_and_metrics import not_ready_reasons
+from sandbox.api.routes.server import not_ready_reasons
 from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.placement import HostState
 from sandbox.interfaces.server_services import Health, LoadSample, TaskQueries

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox.api.app_context import AppContext
-from sandbox.api.middleware.authentication import get_caller
+from sandbox.api.authentication import get_caller
 from sandbox.dashboard.failure_notice import describe_failure, field_words
 from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.agent import Agent
@@ -16,8 +16,8 @@ from sandbox.model.failure import FailureCode
 from sandbox.model.manifest.field_formats import ALLOWED_HOST
 from sandbox.model.manifest.overrides import parse_override
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Vm
-from sandbox.model.manifest.writer import manifest_yaml, write_yaml
-from sandbox.model.repository.url import public_repository_url, short_repository
+from sandbox.model.manifest.yaml import manifest_yaml, write_yaml
+from sandbox.model.repository_urls import public_repository_url, short_repository
 from sandbox.model.task import Task
 from sandbox.model.wire.task_bodies import RemedyBody
 from sandbox.model.wire.task_conversion import task_failure_body

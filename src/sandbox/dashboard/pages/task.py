@@ -1,31 +1,148 @@
-"""The page of one task."""
+"""The page of one task, its events as resumable server-sent events, and the bundle of its results.
 
-from collections.abc import Sequence
+The bundle is a tar with patch, metadata, transcript, their checksums and the manifest.
+"""
+
+import tarfile
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import msgspec
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
-from sandbox.api.middleware.authentication import get_caller
-from sandbox.api.request_parsing import accepts_html
+from sandbox.api.authentication import get_caller
+from sandbox.api.request_parsing import SEQ, accepts_html, check_format, parse_seq
+from sandbox.api.routes.artifacts import content_disposition
+from sandbox.api.streaming_response import SSE_KEEP_ALIVE, EventStreamResponse, MessageBatch, close_iterator
 from sandbox.api.task_json import chain_totals, cluster_host, job_body
 from sandbox.dashboard.failure_notice import describe_failure
-from sandbox.dashboard.pages.task_events import PAGE_EVENTS_MAX
 from sandbox.dashboard.templates import quote_segment, render_page
-from sandbox.interfaces.server_services import TaskNotFoundError, TaskQueries
+from sandbox.interfaces.server_services import StoredArtifact, TaskNotFoundError, TaskQueries
 from sandbox.interfaces.store import TaskQuery
 from sandbox.model.artifacts import Artifact
 from sandbox.model.isolation_tier import TIER_DESCRIPTIONS
-from sandbox.model.manifest.writer import manifest_yaml
-from sandbox.model.repository.url import public_repository_url, short_repository
+from sandbox.model.manifest.yaml import manifest_yaml
+from sandbox.model.repository_urls import public_repository_url, short_repository
 from sandbox.model.task import Task
-from sandbox.model.task_id_format import is_generated_id, is_generated_id_prefix
+from sandbox.model.task_names import is_generated_id, is_generated_id_prefix
 from sandbox.model.task_state import TaskState
+from sandbox.model.wire.event_conversion import WireEvent, wire_size_bytes
 from sandbox.model.wire.task_conversion import task_failure_body
 from sandbox.primitives import fair_client_shares
+
+PAGE_EVENTS_MAX = 200_000
+"""Maximum number of events that the page shows. It shows the latest ones; the log contains all of them."""
+
+_BATCH_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PageEncoder:
+    """Encodes a batch as one message, because a page can handle only about a thousand messages per second."""
+
+    def encode(self, events: Sequence[WireEvent]) -> MessageBatch:
+        """Encode the events as one JSON array, with the last seq as its id."""
+        return (b"id: %d\ndata: " % events[-1]["seq"] + msgspec.json.encode(events) + b"\n\n",)
+
+
+async def send_events(request: Request, context: AppContext) -> Response:
+    """Send the events after `after` or the Last-Event-ID, then live events until the task ends."""
+    task = await context.services.tasks.status(request.path_params["task_id"])
+    resumed = parse_seq(check_format(request.headers.get("last-event-id", ""), SEQ, "Last-Event-ID", "header"))
+    requested = parse_seq(check_format(request.query_params.get("after", ""), SEQ, "after", "query"))
+    after = (requested if resumed is None else resumed) or 0
+    is_finished = task.state.is_final
+    if is_finished and after > task.last_seq:
+        return Response(status_code=204)
+    encoder = PageEncoder()
+    return EventStreamResponse(
+        _encode_batches(context.services.events.recorded_events(task.id, after=after), encoder)
+        if is_finished
+        else context.stream_cache.follow(task, encoder, after=after),
+        "text/event-stream",
+        stop_event=context.shutting_down,
+        keep_alive=SSE_KEEP_ALIVE,
+        tracker=context.metrics.track_stream("logs"),
+    )
+
+
+async def _encode_batches(events: AsyncIterator[WireEvent], encoder: PageEncoder) -> AsyncIterator[MessageBatch]:
+    """Encode an ended task's events in large messages, because a message takes the page as long as a hundred events."""
+    batch: list[WireEvent] = []
+    batch_bytes = 0
+    try:
+        async for event in events:
+            batch.append(event)
+            batch_bytes += wire_size_bytes(event)
+            if batch_bytes > _BATCH_BYTES:
+                yield encoder.encode(batch)
+                batch, batch_bytes = [], 0
+            del event  # release the event's memory before waiting for the next event
+        if batch:
+            yield encoder.encode(batch)
+    finally:
+        await close_iterator(events)
+
+
+_CHUNK_BYTES = 64 * 1024
+
+
+async def send_results_bundle(request: Request, context: AppContext) -> Response:
+    """Send the tar. `sha256sum -c SHA256SUMS` verifies its files; `metadata.json` describes them."""
+    sees_all = get_caller(request).is_operator
+    async with fair_client_shares.thread_slot():
+        task = await context.services.tasks.status(request.path_params["task_id"])
+        stored = [
+            one
+            for one in await context.services.artifacts.list_artifacts(task.id)
+            if one.artifact.is_generated and (sees_all or not one.artifact.contains_secret)
+        ]
+        manifest = await fair_client_shares.to_thread(
+            manifest_yaml, task.manifest, context.settings.agents, with_id=True, with_sources=sees_all
+        )
+    headers = {"content-disposition": content_disposition(f"{task.id}.proof.tar")}
+    return StreamingResponse(_tar(task, manifest, stored), media_type="application/x-tar", headers=headers)
+
+
+async def _tar(task: Task, manifest: str, stored: Sequence[StoredArtifact]) -> AsyncIterator[bytes]:
+    sums = "".join(f"{one.artifact.checksum.removeprefix('sha256:')}  {one.artifact.name}\n" for one in stored)
+    texts = {"SHA256SUMS": sums, "manifest.yaml": manifest}
+    for name, text in texts.items():
+        content = text.encode()
+        yield _tar_header(task, name, len(content), task.state_changed_at) + content + _padding(len(content))
+    for one in stored:
+        yield _tar_header(task, one.artifact.name, one.artifact.size_bytes, one.created_at)
+        async for chunk in _read_artifact(one):
+            yield chunk
+        yield _padding(one.artifact.size_bytes)
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+async def _read_artifact(stored: StoredArtifact) -> AsyncIterator[bytes]:
+    """Yield the recorded number of bytes. Raises OSError if the file is shorter; the error aborts the download."""
+    left = stored.artifact.size_bytes
+    with await fair_client_shares.to_thread(stored.file.open, "rb") as file:
+        while left > 0:
+            chunk = await fair_client_shares.to_thread(file.read, min(left, _CHUNK_BYTES))
+            if not chunk:
+                raise OSError(f"{stored.artifact.name} is smaller than recorded.")
+            left -= len(chunk)
+            yield chunk
+
+
+def _tar_header(task: Task, name: str, size_bytes: int, at: datetime) -> bytes:
+    entry = tarfile.TarInfo(f"{task.id}/{name}")
+    entry.size, entry.mtime, entry.mode = size_bytes, int(at.timestamp()), 0o644
+    return entry.tobuf(tarfile.PAX_FORMAT)
+
+
+def _padding(size_bytes: int) -> bytes:
+    return bytes(-size_bytes % tarfile.BLOCKSIZE)
+
 
 _CHILDREN_SHOWN = 3
 _PREFIX_LENGTH_MIN = 4

@@ -17,18 +17,17 @@ from starlette.responses import RedirectResponse, Response
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
-from sandbox.api.json_responses import JsonResponse
-from sandbox.api.middleware.authentication import get_caller
-from sandbox.api.page_cursor import encode_cursor
+from sandbox.api.authentication import get_caller
 from sandbox.api.request_parsing import accepts_html, check_format, parse_query_params
-from sandbox.api.routes.task_list import OFFSET_MAX, ListQuery, parse_query, query_page
+from sandbox.api.responses import JsonResponse
+from sandbox.api.routes.tasks import OFFSET_MAX, ListQuery, encode_cursor, parse_query, query_page
 from sandbox.dashboard.failure_notice import FailureNotice, describe_failure
 from sandbox.dashboard.templates import render_page, short_id
 from sandbox.interfaces.server_services import Health, TaskQueries
 from sandbox.interfaces.store import Sort, TaskPage, TaskQuery
 from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.field_formats import pattern_format
-from sandbox.model.repository.url import short_repository
+from sandbox.model.repository_urls import short_repository
 from sandbox.model.task import Task
 from sandbox.model.task_names import PROMPT_BEGINNING_BYTES, prompt_hint, shorten_line
 from sandbox.model.task_state import FINAL_STATES, TaskState

@@ -4,13 +4,18 @@ from typing import Any
 
 import h11
 
-from sandbox.gateway import forwarded_http_heads, local_responses
-from sandbox.gateway.egress.http_inspector import HttpInspector, open_single_request_tunnel
-from sandbox.gateway.egress.http_request_target import HostPort, parse_absolute_form, parse_authority
+from sandbox.gateway import http_messages
+from sandbox.gateway.egress.http import (
+    HostPort,
+    HttpInspector,
+    open_single_request_tunnel,
+    parse_absolute_form,
+    parse_authority,
+)
 from sandbox.gateway.egress.inspector_interface import ConnectionInspector, Denial, Tunnel
 from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, EgressPolicy, denial_message, normalize_host
 from sandbox.gateway.egress.protocol_sniffing import NestedConnectionFilter, SniffingInspector
-from sandbox.gateway.egress.tls_inspector import TlsInspector
+from sandbox.gateway.egress.tls import TlsInspector
 
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
@@ -21,7 +26,7 @@ class ProxyInspector:
     def __init__(self, policy: EgressPolicy, port: int) -> None:
         self._policy = policy
         self._target = HostPort("proxy", port)
-        self._client_side = forwarded_http_heads.create_client_side()
+        self._client_side = http_messages.create_client_side()
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
         """Wait for a complete request head and check it."""
@@ -36,7 +41,7 @@ class ProxyInspector:
 
     def _open_tunnel(self, request: h11.Request) -> Tunnel | Denial:
         target = parse_authority(request.target, default_port=HTTPS_PORT)
-        if target is None or forwarded_http_heads.has_body(request):
+        if target is None or http_messages.has_body(request):
             return self._deny("A CONNECT request must have a host and a port, and must not have a body.", status=400)
         self._target = target
         reason = self._policy.deny_reason(target.host, target.port)
@@ -48,7 +53,7 @@ class ProxyInspector:
             target.port,
             NestedConnectionFilter(inner_inspector, self._client_side.trailing_data[0]),
             established_response=_ESTABLISHED,
-            unreachable_response=lambda status, message: local_responses.plain_text_error(status, message).encode(
+            unreachable_response=lambda status, message: http_messages.plain_text_error(status, message).encode(
                 self._client_side
             ),
         )
@@ -81,7 +86,7 @@ class ProxyInspector:
 
     def _deny(self, reason: str, method: bytes = b"", status: int = 403) -> Denial:
         host, port = self._target.host, self._target.port
-        response = local_responses.plain_text_error(status, denial_message(host, port, reason)).encode(
+        response = http_messages.plain_text_error(status, denial_message(host, port, reason)).encode(
             self._client_side, method
         )
         return Denial(host, port, reason, response)

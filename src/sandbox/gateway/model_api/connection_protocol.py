@@ -13,7 +13,7 @@ from typing import Any
 import h11
 import msgspec
 
-from sandbox.gateway import forwarded_http_heads, local_responses
+from sandbox.gateway import http_messages
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import (
     ERROR_BODY_BYTES_MAX,
@@ -21,14 +21,19 @@ from sandbox.gateway.limits import (
     PIPELINED_BYTES_MAX,
     REQUEST_BODY_BYTES_MAX,
 )
-from sandbox.gateway.model_api.budget_spending import valid_usage
 from sandbox.gateway.model_api.forwarded_heads import forwarded_request, forwarded_response, is_readable_stream
-from sandbox.gateway.model_api.request_gate import ApprovedRequest, KeyRejection, ModelRequestGate
-from sandbox.gateway.model_api.request_policy import AllowedHead, ModelPolicy, too_large
-from sandbox.gateway.model_api.upstream import Upstream
-from sandbox.gateway.model_api.value_redactor import BodyRedactor, ValueRedactor, account_redactors
+from sandbox.gateway.model_api.request_gate import (
+    AllowedHead,
+    ApprovedRequest,
+    KeyRejection,
+    ModelPolicy,
+    ModelRequestGate,
+    too_large,
+    valid_usage,
+)
+from sandbox.gateway.model_api.upstream import BodyRedactor, Upstream, ValueRedactor, account_redactors
 from sandbox.gateway.sans_io import Effects, Phase
-from sandbox.interfaces.model_dialect import CostBound, ModelDialect, Rejected, UsageMeter
+from sandbox.interfaces.gateway import CostBound, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage
 
 
@@ -161,7 +166,7 @@ class ModelProtocol:
         self._upstream = upstream
         self._reporter = reporter
         self._port = port
-        self._client_side = forwarded_http_heads.create_client_side()
+        self._client_side = http_messages.create_client_side()
         self._upstream_side: h11.Connection | None = None
         self._pending: _PendingRequest | None = None
         self._inflight: InflightRequest | None = None
@@ -333,7 +338,7 @@ class ModelProtocol:
         self._inflight = InflightRequest(self._dialect, allowed.is_metered, body_redactor, cost_bound)
         self._request_gate.record_start(self, cost_bound)
         if self._upstream_side is None:
-            self._upstream_side = forwarded_http_heads.create_upstream_side()
+            self._upstream_side = http_messages.create_upstream_side()
             effects.dial = True
         else:
             self._mark_sent()
@@ -403,7 +408,7 @@ class ModelProtocol:
         self._reporter.report_denied("model", self._port, rejected.message)
         # Close the connection after a malformed or oversized request instead of reading the rest of it.
         is_last = rejected.status in (400, 413)
-        response = local_responses.model_error(self._dialect, rejected.status, rejected.message, should_close=is_last)
+        response = http_messages.model_error(self._dialect, rejected.status, rejected.message, should_close=is_last)
         effects.to_client += response.encode(self._client_side, method)
         self._has_responded = True
         if is_last:
@@ -413,7 +418,7 @@ class ModelProtocol:
         message = "The request is not valid HTTP/1.1."
         self._reporter.report_denied("model", self._port, message)
         if not self.should_read_full_response and self._client_side.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            response = local_responses.model_error(self._dialect, error.error_status_hint, message, should_close=True)
+            response = http_messages.model_error(self._dialect, error.error_status_hint, message, should_close=True)
             effects.to_client += response.encode(self._client_side)
         self._detach_client(effects)
 
@@ -470,7 +475,7 @@ class ModelProtocol:
         is_metered = inflight.is_metered and response.status_code < 300
         if is_metered and not is_readable_stream(response):
             inflight.assume_full_cost()  # a document is sent only after the model has finished
-        if forwarded_http_heads.is_compressed(response):
+        if http_messages.is_compressed(response):
             if is_metered:
                 inflight.meter = inflight.dialect.create_meter(b"")
             address = self._upstream.address
@@ -479,7 +484,7 @@ class ModelProtocol:
             return
         inflight.has_response = True
         if is_metered:
-            content_type = forwarded_http_heads.header(response.headers, b"content-type")
+            content_type = http_messages.header(response.headers, b"content-type")
             inflight.meter = inflight.dialect.create_meter(content_type)
         rules, redactors = self._dialect.response_headers, [self._upstream.key_redactor]
         if response.status_code >= 400:  # the model's own text may contain such names legitimately
@@ -532,7 +537,7 @@ class ModelProtocol:
             return
         self._charge_usage()
         self._close_upstream(effects)
-        effects.to_client += local_responses.model_error(self._dialect, rejected.status, rejected.message).encode(
+        effects.to_client += http_messages.model_error(self._dialect, rejected.status, rejected.message).encode(
             self._client_side
         )
         self._has_responded = True

@@ -5,7 +5,7 @@ from functools import cache
 
 import h11
 
-from sandbox.gateway.forwarded_http_heads import (
+from sandbox.gateway.http_messages import (
     BODY_HEADERS,
     Headers,
     connection_header_names,
@@ -13,9 +13,8 @@ from sandbox.gateway.forwarded_http_heads import (
     header,
     is_compressed,
 )
-from sandbox.gateway.model_api.upstream import Upstream
-from sandbox.gateway.model_api.value_redactor import ValueRedactor
-from sandbox.interfaces.model_dialect import ModelDialect, ResponseHeaders
+from sandbox.gateway.model_api.upstream import Upstream, ValueRedactor
+from sandbox.interfaces.gateway import ModelDialect, ResponseHeaders
 
 _CONNECTION_HEADERS = frozenset(
     {

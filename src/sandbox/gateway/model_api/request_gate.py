@@ -1,22 +1,196 @@
-"""Decides when a model request may be forwarded.
+"""Decides whether and when a model request may be forwarded: by its head, its key, its body and the task's budget.
 
 Requests are held until the agent has been checked. They are denied if they would make the model's servers access
 external resources, if the budget is spent, or if the server's key was rejected.
 """
 
 import re
+from hmac import compare_digest
 from typing import Any
 
+import h11
 import msgspec
 
 from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.limits import BUFFERED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
-from sandbox.gateway.model_api.budget_spending import BudgetSpending, is_token_count, valid_usage
+from sandbox.gateway.limits import BUFFERED_BYTES_MAX, IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET, REQUEST_BODY_BYTES_MAX
 from sandbox.gateway.model_api.upstream import Upstream
-from sandbox.interfaces.gateway import GatewayRules
-from sandbox.interfaces.model_dialect import CostBound, ModelDialect, Rejected, UsageMeter
-from sandbox.model.events import Usage
+from sandbox.interfaces.gateway import Budget, CostBound, GatewayRules, ModelDialect, Rejected, UsageMeter
+from sandbox.model.events import COST_USD_MAX, Usage
+
+
+class AllowedHead(msgspec.Struct, frozen=True):
+    """An allowed head of a request. target: path and query at the upstream. is_metered: the response uses tokens."""
+
+    target: bytes
+    is_metered: bool
+
+
+class ModelPolicy:
+    """Checks the heads of requests to the model's listener on `port`."""
+
+    def __init__(self, dialect: ModelDialect, gateway_key: str, port: int) -> None:
+        if not gateway_key:
+            raise ValueError("A gateway needs a key for the agent.")
+        self._dialect = dialect
+        self._gateway_key = gateway_key.encode()
+        self._hosts = {b"127.0.0.1:%d" % port, b"localhost:%d" % port}
+
+    def check(self, request: h11.Request) -> AllowedHead | Rejected:
+        """Check the request's format first, then the key, then the target."""
+        return self._check_shape(request) or self._check_key(request) or self._check_target(request)
+
+    def _check_shape(self, request: h11.Request) -> Rejected | None:
+        names = [name for name, _ in request.headers]
+        if request.http_version != b"1.1":
+            return _invalid_head("The gateway supports only HTTP/1.1.")
+        if [value for name, value in request.headers if name == b"host"] not in [[host] for host in self._hosts]:
+            return _invalid_head("The Host header must name the gateway's own address.")
+        if b"upgrade" in names:
+            return _invalid_head("The gateway does not support protocol upgrades.")
+        if b"transfer-encoding" in names and b"content-length" in names:
+            return _invalid_head("A request must not have both Content-Length and Transfer-Encoding.")
+        return None
+
+    def _check_key(self, request: h11.Request) -> Rejected | None:
+        dialect = self._dialect
+        keys = [
+            dialect.presented_key(name, value) for name, value in request.headers if name in dialect.credential_headers
+        ]
+        if len(keys) == 1 and compare_digest(keys[0], self._gateway_key):
+            return None
+        problem = "has no key" if not keys else "has a different key" if len(keys) == 1 else "has several keys"
+        return Rejected(401, f"The request {problem}; the gateway accepts only this task's key.")
+
+    def _check_target(self, request: h11.Request) -> AllowedHead | Rejected:
+        path, _, query = request.target.partition(b"?")
+        endpoint = self._dialect.endpoints.get(path)
+        if endpoint is None or request.method != b"POST" or query not in self._dialect.accepted_queries:
+            served = " and ".join(served_path.decode() for served_path in self._dialect.endpoints)
+            return Rejected(403, f"The gateway serves only POST {served}.")
+        if _content_length(request) > REQUEST_BODY_BYTES_MAX:
+            return too_large()
+        return AllowedHead(path + (b"?" + query if query else b""), endpoint.is_metered)
+
+
+def _content_length(request: h11.Request) -> int:
+    # h11 rejects values other than 1 to 20 digits, and repeated headers with different values.
+    return next((int(value) for name, value in request.headers if name == b"content-length"), 0)
+
+
+def too_large() -> Rejected:
+    """Return the rejection for a body that exceeds the size limit."""
+    limit = REQUEST_BODY_BYTES_MAX // 1024**2
+    return Rejected(413, f"The request's body is over {limit} MiB.")
+
+
+def _invalid_head(message: str) -> Rejected:
+    return Rejected(400, message)
+
+
+TOKENS_MAX = 10**12
+"""Maximum plausible token count of one request; a higher count is invalid."""
+
+
+def valid_usage(usage: Usage | None) -> Usage | None:
+    """Return the usage, or None if it is invalid and could lower the total cost or make the journal unreadable."""
+    if usage is None:
+        return None
+    counts = (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens)
+    are_counts_valid = all(map(is_token_count, counts))
+    is_cost_valid = usage.cost_usd is None or 0 <= usage.cost_usd <= COST_USD_MAX
+    return usage if are_counts_valid and is_cost_valid else None
+
+
+def is_token_count(count: object) -> bool:
+    """Return whether the value is a plausible token count."""
+    return type(count) is int and 0 <= count <= TOKENS_MAX
+
+
+def _total_tokens(usage: Usage) -> int:
+    return usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens + usage.output_tokens
+
+
+class BudgetSpending:
+    """The total cost of all responses, compared with the budget. Reports a spent budget only once."""
+
+    def __init__(self, budget: Budget, reporter: EventReporter) -> None:
+        self._budget = budget
+        self._reporter = reporter
+        self._finished = (budget.spent_tokens, budget.spent_usd)
+        self._running: dict[object, tuple[int, float]] = {}
+        self._bounds: dict[object, Usage | None] = {}
+        self._unpriced: str | None = None
+        self._exhausted_reason: str | None = None
+        self.has_budget_limit = budget.usd is not None or budget.tokens is not None
+
+    def may_be_exceeded(self, bound: Usage | None) -> bool:
+        """Return whether the requests in flight and one more may exceed the remaining budget.
+
+        A few requests are always allowed: their actual cost is usually far below their bounds.
+        """
+        if len(self._bounds) < IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET:
+            return False
+        bounds = [each for each in (bound, *self._bounds.values()) if each is not None]
+        tokens = self._finished[0] + sum(map(_total_tokens, bounds))
+        usd = self._finished[1] + sum(each.cost_usd or 0.0 for each in bounds)
+        budget = self._budget
+        return (budget.tokens is not None and tokens > budget.tokens) or (budget.usd is not None and usd > budget.usd)
+
+    def record_start(self, source: object, bound: Usage | None) -> None:
+        """Record a request in flight and the upper bound of its usage."""
+        self._bounds[source] = bound
+
+    def update(self, source: object, usage: Usage | None) -> None:
+        """Replace the running cost of a response."""
+        if usage is not None:
+            self._running[source] = self._cost(usage)
+            self._check_budget()
+
+    def finish(self, source: object, usage: Usage | None) -> None:
+        """Add the final cost of a response to the total."""
+        self._running.pop(source, None)
+        self._bounds.pop(source, None)
+        if usage is not None:
+            tokens, usd = self._cost(usage)
+            self._finished = (self._finished[0] + tokens, self._finished[1] + usd)
+            self._check_budget()
+
+    def exhausted_reason(self) -> str | None:
+        """Return a sentence that says which budget is spent, or None."""
+        self._check_budget()
+        return self._exhausted_reason
+
+    def _cost(self, usage: Usage) -> tuple[int, float]:
+        if usage.cost_usd is None:
+            self._unpriced = usage.model
+        return _total_tokens(usage), usage.cost_usd or 0.0
+
+    def _check_budget(self) -> None:
+        if self.has_budget_limit and self._exhausted_reason is None:
+            self._exhausted_reason = self._find_exhausted_reason()
+            if self._exhausted_reason is not None:
+                self._reporter.report_budget_exhausted(self._exhausted_reason)
+
+    def _find_exhausted_reason(self) -> str | None:
+        costs = [self._finished, *self._running.values()]
+        tokens = sum(cost[0] for cost in costs)
+        usd = round(sum(cost[1] for cost in costs), 6)
+        consequence = "no more model requests are forwarded"
+        if self._budget.usd is not None and self._unpriced is not None:
+            model = self._reporter.sanitize(self._unpriced)
+            return (
+                f"A response came from the model {model}, which has no known price, so lifecycle.budget_usd cannot be "
+                f"enforced; {consequence}. Set lifecycle.budget_tokens instead."
+            )
+        # The message omits the cost so far: the response continues, and the task's status will contain the final cost.
+        spent = f"is spent; {consequence}. Raise the budget."
+        if self._budget.usd is not None and usd >= self._budget.usd:
+            return f"lifecycle.budget_usd ({self._budget.usd:.6g} USD) {spent}"
+        if self._budget.tokens is not None and tokens >= self._budget.tokens:
+            return f"lifecycle.budget_tokens ({self._budget.tokens:,} tokens) {spent}"
+        return None
+
 
 BUDGET_STATUS = 402
 """Status of the response to a request that the budget does not allow.

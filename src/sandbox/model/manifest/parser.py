@@ -20,11 +20,9 @@ from sandbox.model.input_errors import (
     SourceLocation,
     closest_name,
 )
-from sandbox.model.manifest.document import Document, Pairs, reject, to_document
-from sandbox.model.manifest.json import read_json
-from sandbox.model.manifest.rules import find_violations
+from sandbox.model.manifest.document import Document, Pairs, read_json, reject, to_document
 from sandbox.model.manifest.schema import AgentSchema, AgentSection, Manifest, declare_manifest
-from sandbox.model.manifest.validation import Validator, without_nulls
+from sandbox.model.manifest.validation import Validator, find_violations, without_nulls
 from sandbox.model.manifest.yaml import read_yaml
 
 __all__ = ["FieldError", "InvalidManifestError", "parse_manifest", "parse_object", "read_document", "validate_document"]

@@ -2,7 +2,7 @@
 
 `server_bodies.py` declares the bodies about the server, and `problem_bodies.py` those of error responses.
 
-Routes build them, `api/openapi_schemas.py` turns them into OpenAPI, and the Python client returns them. The string
+Routes build them, `api/openapi.py` turns them into OpenAPI, and the Python client returns them. The string
 below a property describes it in the schema; it is read from the source only when the schema is built.
 
 Times are RFC 3339 in UTC, with milliseconds and `Z`. A newer server may send additional properties.

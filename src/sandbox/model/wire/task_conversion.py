@@ -5,8 +5,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from sandbox.model import events as e
-from sandbox.model.failure import Failure
-from sandbox.model.remedy import Remedy, find_remedy
+from sandbox.model.failure import Failure, Remedy, find_remedy
 from sandbox.model.task import Attempt, Task
 from sandbox.model.wire.task_bodies import AttemptBody, FailureBody, ProgressBody, RemedyBody
 

@@ -11,7 +11,7 @@ import msgspec
 from sandbox.interfaces.placement import HostDrainError
 from sandbox.interfaces.worker_messages import HostName
 from sandbox.model.errors import DECODE_ERRORS
-from sandbox.primitives.durable_files import write_durably
+from sandbox.primitives.files import write_durably
 
 DRAINED_HOSTS_MAX = 400
 """Maximum number of drained hosts. Their names are one argument of sbatch, which the kernel limits to 128 KiB."""

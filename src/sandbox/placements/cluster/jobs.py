@@ -28,8 +28,7 @@ from sandbox.placements.cluster.claim_and_takeover_rules import (
     takeover_seconds,
 )
 from sandbox.placements.cluster.host_drains import HostDrains
-from sandbox.placements.cluster.job_state import Job, confirmed_host
-from sandbox.placements.cluster.job_store import JobStore, StoredJob
+from sandbox.placements.cluster.job_state import Job, JobStore, StoredJob, confirmed_host
 
 POLL_SECONDS = 1.0
 """Interval at which the engine is asked for the phases of all jobs."""

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from sandbox.interfaces.git_credentials import CredentialAnswer, CredentialRequest, NoCredentialsError
 from sandbox.interfaces.images import ImageSource
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, TaskReplicas
 from sandbox.interfaces.placement import HostUnreachableError
@@ -41,13 +40,17 @@ from sandbox.interfaces.worker_messages import (
     WorkerDismissed,
     WorkerMessage,
 )
+from sandbox.interfaces.workspace import CredentialAnswer, CredentialRequest, NoCredentialsError
 from sandbox.model.errors import SandboxError, error_reason
-from sandbox.placements.cluster.artifact_uploads import ArtifactsTooLargeError, ArtifactUploads
-from sandbox.placements.cluster.claim_checks import ClaimChecker, ClaimRejectedError
-from sandbox.placements.cluster.credential_requests import FindCloneCredentials, WorkerCredentialRequests
-from sandbox.placements.cluster.host_inventory import SeenHosts
-from sandbox.placements.cluster.image_transfers import ImageTransfers
+from sandbox.placements.cluster.file_transfers import ArtifactsTooLargeError, ArtifactUploads, ImageTransfers
+from sandbox.placements.cluster.hosts import SeenHosts
 from sandbox.placements.cluster.job_state import Job
+from sandbox.placements.cluster.worker_authorization import (
+    ClaimChecker,
+    ClaimRejectedError,
+    FindCloneCredentials,
+    WorkerCredentialRequests,
+)
 from sandbox.placements.cluster.worker_session import WorkerSession
 from sandbox.primitives.concurrency import accept_connection
 from sandbox.primitives.message_stream import InvalidMessageError, encode_message, read_message

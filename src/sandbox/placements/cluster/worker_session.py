@@ -1,6 +1,7 @@
 """The connection of a worker that has claimed a job: requests to the worker, and the state of its host.
 
-Everything here runs on one event loop, except as noted. Messages from workers are untrusted.
+Sessions run on one event loop, which runs in a thread (`LoopThread`), except as noted. `WorkerClient` sends requests
+from any other thread. Messages from workers are untrusted.
 """
 
 import asyncio
@@ -8,16 +9,18 @@ import contextlib
 import errno
 import itertools
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from hmac import compare_digest
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import JournalBusyError, LockState
-from sandbox.interfaces.placement import HostUnreachableError
+from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
 from sandbox.interfaces.runner import RunnerNotStartedError
 from sandbox.interfaces.worker_messages import (
     HEARTBEAT_SECONDS_MAX,
@@ -39,7 +42,8 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import DECODE_ERRORS, SandboxError
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
-from sandbox.placements.cluster.image_transfers import ImageOffer
+from sandbox.placements.cluster.file_transfers import ImageOffer
+from sandbox.placements.cluster.jobs import Jobs
 from sandbox.primitives.message_stream import StreamPair, encode_message
 
 _SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS_MAX
@@ -231,3 +235,120 @@ def _convert_error(request: Request, answer: CallResult) -> Exception:
     """Return the worker's error, or an OSError if requests of this type cannot fail with that error."""
     expected = {error.__name__: error for error in _ERRORS.get(type(request), ())}
     return expected.get(answer.error, OSError)(answer.message)
+
+
+T = TypeVar("T")
+
+_CLOSING_STEPS = 5
+"""Number of event loop iterations within which an aborted connection is closed."""
+
+
+class LoopThread:
+    """An event loop in a thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._loop.run_forever, name="cluster", daemon=True)
+        self._thread.start()
+
+    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the event loop's thread, and wait for its result. Raises OSError after `close`."""
+        self._check_open(coroutine)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
+
+    def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the event loop's thread, and block until it returns.
+
+        The coroutine must have a time limit. Raises OSError after `close`.
+        """
+        self._check_open(coroutine)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def post(self, function: Callable[[], None]) -> None:
+        """Call a function in the event loop's thread, and do not wait for it. Does nothing after `close`."""
+        if not self._is_closing:
+            self._loop.call_soon_threadsafe(function)
+
+    def _check_open(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        if self._is_closing:
+            coroutine.close()
+            raise HostUnreachableError("cluster:")
+
+    def close(self) -> None:
+        """Cancel all tasks of the event loop, and end its thread. Idempotent."""
+        self._is_closing = True
+        if not self._loop.is_closed():
+            asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for _ in range(_CLOSING_STEPS):
+        await asyncio.sleep(0)
+
+
+LAUNCH_SECONDS = 40.0
+"""How long a worker may take to start a runner."""
+
+
+class WorkerClient:
+    """Sends requests to the workers of attempts, from any thread."""
+
+    def __init__(self, jobs: Jobs, thread: LoopThread) -> None:
+        self.jobs = jobs
+        self.thread = thread
+
+    def request_blocking(self, location: AttemptLocation, request: Request, result_type: Any) -> Any:
+        """Send a request to an attempt's worker, and block until the result arrives.
+
+        Raises OSError, HostUnreachableError.
+        """
+        self.session_of(location)
+        return self.thread.wait_for(self._request(location, request, result_type, CONTROL_REQUEST_TIMEOUT_SECONDS))
+
+    async def request(
+        self,
+        location: AttemptLocation,
+        request: Request,
+        result_type: Any,
+        timeout_seconds: float = CONTROL_REQUEST_TIMEOUT_SECONDS,
+    ) -> Any:
+        """Send a request to the worker of an attempt. Raises OSError, HostUnreachableError."""
+        return await self.thread.run(self._request(location, request, result_type, timeout_seconds))
+
+    async def _request(
+        self, location: AttemptLocation, request: Request, result_type: Any, timeout_seconds: float
+    ) -> Any:
+        return await self.session_of(location).call(request, result_type, timeout_seconds)
+
+    def post(self, location: AttemptLocation, request: Request) -> None:
+        """Send a request, if the worker is connected, and do not wait for the result."""
+        with contextlib.suppress(HostUnreachableError):
+            self.thread.post(partial(self.session_of(location).post, request))
+
+    async def open_stream(self, location: AttemptLocation) -> StreamPair:
+        """Open a stream to the control socket of an attempt. Call this in the event loop's thread. Raises OSError."""
+        return await self.session_of(location).open_stream(location.attempt_id)
+
+    def session_of(self, location: AttemptLocation) -> WorkerSession:
+        """Return the session of an attempt's worker, or of the task's current worker. Raises HostUnreachableError."""
+        job = self.jobs.of_attempt(location.attempt_id) or self.jobs.of_task(location.task_id)
+        session = None if job is None or job.stored.is_abandoned else job.session
+        if not isinstance(session, WorkerSession):
+            raise HostUnreachableError(location.host)
+        return session
+
+    def has_files(self, location: AttemptLocation) -> bool:
+        """Return whether the attempt's host may have files, which is the case while the attempt's worker exists.
+
+        The worker removes the files before the server deletes the job.
+        """
+        job = self.jobs.of_attempt(location.attempt_id)
+        return job is not None and job.is_claimed and not job.stored.is_abandoned

@@ -1,26 +1,189 @@
-"""Starts runners on this machine, as processes that outlive the server."""
+"""Runs attempts on this machine: starts runners as processes that outlive the server, and measures the machine's load.
+
+Runners and preserved disks are reached through their handles: locks, requests, and how to kill a runner.
+"""
 
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
-from sandbox.interfaces.file_layout import TaskLayout, runner_socket
-from sandbox.interfaces.journal import JournalWriter
+from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, runner_socket
+from sandbox.interfaces.journal import JournalWriter, LockState
 from sandbox.interfaces.placement import AttemptLocation, Host
-from sandbox.interfaces.runner import FinishAttempt, Order, RunAttempt, RunnerNotStartedError
-from sandbox.model.disk_space import transient_disk_error
-from sandbox.placements.local.attempt_files import LocalAttemptFiles
-from sandbox.placements.local.launch_message import LaunchMessage, RunnerSettings
-from sandbox.placements.local.runner_starters import RunnerStarter
-from sandbox.placements.local.runners_and_disks import JournalLocks, LocalPreservedDisk, LocalRunnerHandle
+from sandbox.interfaces.runner import FinishAttempt, Order, RunAttempt, RunDebugSession, RunnerNotStartedError
+from sandbox.interfaces.server_services import HostLoad
+from sandbox.model.resources import transient_disk_error
+from sandbox.placements.local.attempt_files import LocalAttemptFiles, has_disk_or_handle
+from sandbox.placements.local.runner_startup import (
+    FORK_SERVER_MODULE,
+    RUNNER_MODULE,
+    LaunchMessage,
+    RunnerSettings,
+    RunnerStarter,
+)
+from sandbox.placements.runner_client import LocalRunnerClient
+
+
+class JournalLocks(Protocol):
+    """The journals' locks on this host; implemented by `journal/`."""
+
+    def hand_over(self, writer: JournalWriter) -> contextlib.AbstractContextManager[int]:
+        """Yield the descriptor of a writer's lock. A process that inherits it also holds the lock, and is the writer.
+
+        Raises JournalBusyError if this writer was already handed over. A handover whose block raises OSError does not
+        count.
+        """
+        ...
+
+    def lock_state(self, task_id: str) -> LockState:
+        """Return whether a process holds the lock now. Raises OSError."""
+        ...
+
+    def lock_path(self, task_id: str) -> Path:
+        """Return the path of the lock file, which might not exist."""
+        ...
+
+
+class LocalRunnerHandle(LocalRunnerClient):
+    """Implements `interfaces.runner.RunnerHandle` for this host."""
+
+    def __init__(self, task_id: str, attempt_id: str, path: Path, locks: JournalLocks) -> None:
+        super().__init__(path)
+        self.attempt_id = attempt_id
+        self._task_id = task_id
+        self._locks = locks
+
+    def lock_state(self) -> LockState:
+        """Return HELD or FREE: the kernel reports who holds the lock. Implements `RunnerHandle.lock_state`."""
+        return self._locks.lock_state(self._task_id)
+
+    async def kill(self) -> bool:
+        """Kill the process that holds the lock. Implements `RunnerHandle.kill`."""
+        return await asyncio.to_thread(kill_lock_holder, self._locks.lock_path(self._task_id))
+
+
+class LocalPreservedDisk(LocalRunnerClient):
+    """Implements `interfaces.placement.PreservedDisk`: a session's runner inherits the disk's lock."""
+
+    def __init__(
+        self,
+        layout: AttemptLayout,
+        path: Path,
+        start_runner: Callable[[Order, int], Awaitable[None]],
+        files: LocalAttemptFiles,
+    ) -> None:
+        super().__init__(path)
+        self._layout = layout
+        self._start_runner = start_runner
+        self._files = files
+        self._lock_fd: int | None = None
+
+    @contextlib.asynccontextmanager
+    async def try_lock(self) -> AsyncIterator[LockState]:
+        """Acquire the lock and yield FREE; if it is held already, yield HELD. Implements `PreservedDisk.try_lock`.
+
+        If the preserved files are removed in the meantime, the lock file is removed as well.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        lock_fd = os.open(self._layout.preserved_disk_lock, flags, 0o600)
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock_fd)
+            yield LockState.HELD
+            return
+        self._lock_fd = lock_fd
+        try:
+            yield LockState.FREE
+        finally:
+            self._lock_fd = None
+            try:
+                if not has_disk_or_handle(self._layout):
+                    self._layout.preserved_disk_lock.unlink(missing_ok=True)
+            finally:
+                os.close(lock_fd)
+
+    async def start_debug_session(self, order: RunDebugSession) -> None:
+        """Start a runner that inherits the lock. Implements `PreservedDisk.start_debug_session`."""
+        assert self._lock_fd is not None
+        await self._start_runner(order, self._lock_fd)
+
+    async def remove(self) -> None:
+        """Remove the files. Implements `PreservedDisk.remove`."""
+        assert self._lock_fd is not None
+        await self._files.remove_preserved(self._layout)
+
+
+_RUNNER_MODULES = frozenset({RUNNER_MODULE.encode(), FORK_SERVER_MODULE.encode(), b"sandbox.wiring.runner"})
+"""Every runner has one of these arguments; other holders of a lock have none of them.
+
+`sandbox.wiring.runner` is the former path of the module: runners that version 0.1 started continue during an upgrade.
+"""
+
+
+def kill_lock_holder(lock: Path) -> bool:
+    """Send SIGKILL to each runner, except this process, that holds this file's lock. Return whether one was killed."""
+    try:
+        found = lock.stat()
+    except FileNotFoundError:
+        return False
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
+    killed = [pid for pid in pids if pid != os.getpid() and _kill_if_holding(pid, found)]
+    return bool(killed)
+
+
+def _kill_if_holding(pid: int, lock: os.stat_result) -> bool:
+    if not _holds_lock(pid, lock):
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            # Check again: the pidfd now rules out a later process with the same id.
+            if _holds_lock(pid, lock):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
+def _holds_lock(pid: int, lock: os.stat_result) -> bool:
+    proc_dir = Path("/proc", str(pid))
+    try:
+        if _RUNNER_MODULES.isdisjoint((proc_dir / "cmdline").read_bytes().split(b"\0")):
+            return False
+        descriptors = os.listdir(proc_dir / "fdinfo")  # noqa: PTH208
+    except OSError:
+        return False
+    return any(_descriptor_holds_lock(proc_dir, descriptor, lock) for descriptor in descriptors)
+
+
+def _descriptor_holds_lock(proc_directory: Path, descriptor: str, lock: os.stat_result) -> bool:
+    """Check the descriptor itself, not only its fdinfo.
+
+    On overlayfs and btrfs, fdinfo shows the device number of the file system, which differs from the `st_dev` of its
+    files. Only the fdinfo of the lock's own file is read: a sandbox process can have the command-line argument of a
+    runner, and can open files with 100 MB of fdinfo each. A descriptor that is closed during the check does not count.
+    """
+    try:
+        if not os.path.samestat((proc_directory / "fd" / descriptor).stat(), lock):
+            return False
+        # proc(5): one line for each lock of the descriptor.
+        lines = (proc_directory / "fdinfo" / descriptor).read_text().splitlines()
+        return any(line.startswith("lock:") and " FLOCK " in line and " WRITE " in line for line in lines)
+    except OSError:
+        return False
+
 
 ORDER_TIMEOUT_SECONDS = 30.0
 """A new runner is killed if it has not read its order within this time."""
@@ -161,3 +324,30 @@ def _create_log_directory(message: LaunchMessage) -> Path:
     path = TaskLayout(Path(message.settings.data_dir), order.task_id).attempt(order.attempt_id).runner_log
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
+
+
+def read_memory_available_bytes() -> int | None:
+    """Return the memory available without swapping (proc(5), meminfo, MemAvailable); None if it is unknown."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def measure_host_load() -> HostLoad:
+    """Read the CPU ticks and the memory of this host (proc(5), stat and meminfo). Raises OSError, ValueError."""
+    with Path("/proc/stat").open() as lines:
+        # user, nice, system, idle, iowait, irq, softirq, steal; guest time is part of user time.
+        ticks = [int(field) for field in lines.readline().split()[1:9]]
+    available = read_memory_available_bytes()
+    if len(ticks) < 4 or available is None:
+        raise ValueError("/proc/stat or /proc/meminfo has an unknown format")
+    return HostLoad(
+        cpu_busy_ticks=sum(ticks) - sum(ticks[3:5]),
+        cpu_total_ticks=sum(ticks),
+        memory_available_bytes=available,
+        memory_total_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )

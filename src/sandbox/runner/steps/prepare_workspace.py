@@ -11,12 +11,12 @@ from sandbox.interfaces.runtime import Confine, Runtime
 from sandbox.interfaces.workspace import Workspaces
 from sandbox.model.events import WorkspacePrepared
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.primitives.durable_files import fsync_path, write_durably
-from sandbox.primitives.secret_values_fingerprint import make_fingerprint, matches_fingerprint
+from sandbox.primitives.files import fsync_path, write_durably
+from sandbox.primitives.secret_digests import make_fingerprint, matches_fingerprint
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.parent_task_results import find_inherited_patches
-from sandbox.runner.remaining_limits import remaining_seconds
 from sandbox.runner.steps.teardown import destroy_earlier_sandboxes, earlier_attempt_files, files_for_resume
+from sandbox.runner.task_limits import remaining_seconds
 
 
 class WorkspaceSource(Protocol):

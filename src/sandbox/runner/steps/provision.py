@@ -16,10 +16,9 @@ from sandbox.interfaces.runtime import Confine, Confinement, ConfinementSpec, Ru
 from sandbox.model.egress import egress_rules, transparent_ports
 from sandbox.model.events import ErrorReported, SandboxCreated
 from sandbox.model.fixed_limits import SANDBOX_PROCESSES_MAX
-from sandbox.primitives.file_permissions import open_granting_access
-from sandbox.runner.attempt_context import AttemptContext
+from sandbox.primitives.files import open_granting_access
+from sandbox.runner.attempt_context import AttemptContext, prepare_handle
 from sandbox.runner.parent_task_results import manifest_with_earlier_conversation, read_inherited_session
-from sandbox.runner.sandbox_handles import prepare_handle
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -1,4 +1,4 @@
-"""Run step: runs the agent, serves its gateway and enforces limits."""
+"""Run step: runs the agent, creates and serves its gateway, and enforces limits."""
 
 import asyncio
 import contextlib
@@ -6,16 +6,28 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from types import TracebackType
+from typing import Never
 
 import msgspec
 
 from sandbox.interfaces.agent import Agent, AgentDriver, AgentEvent, AgentOutcome, AgentReady, OutputParser
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import Disk, DiskUsage
-from sandbox.interfaces.gateway import Gateway, GatewayFactory
-from sandbox.interfaces.runtime import ExitStatus, Stats
-from sandbox.model.events import AgentExited, AgentResult, AgentStarted, AttemptFailed, Metrics
-from sandbox.model.failure import AttemptError, Failure, FailureCode
+from sandbox.interfaces.gateway import BudgetExhausted, Gateway, GatewayFactory, GatewayRules, KeyRejected, ReportEvent
+from sandbox.interfaces.runtime import ExitStatus, Listeners, Stats
+from sandbox.model.egress import egress_rules
+from sandbox.model.events import (
+    AgentExited,
+    AgentResult,
+    AgentStarted,
+    AttemptFailed,
+    EgressDenied,
+    ErrorReported,
+    Event,
+    Metrics,
+    Usage,
+)
+from sandbox.model.failure import AttemptError, Failure, FailureCode, FailureReason
 from sandbox.model.fixed_limits import (
     AGENT_START_TIMEOUT_SECONDS,
     METRICS_INTERVAL_SECONDS_MAX,
@@ -23,9 +35,8 @@ from sandbox.model.fixed_limits import (
 )
 from sandbox.model.manifest.schema import Lifecycle
 from sandbox.model.state_machine import will_be_followed_up
-from sandbox.model.task import cut_final_message
+from sandbox.model.task import Task, cut_final_message
 from sandbox.primitives.runner_cpu_throttle import CpuQueue, CpuThrottle
-from sandbox.runner.agent_gateway import GatewayEventRecorder, create_gateway, serve_gateway
 from sandbox.runner.agent_output import (
     AgentOutput,
     OutputQuota,
@@ -46,10 +57,89 @@ from sandbox.runner.progress_and_conversation_recorder import (
     URGENT_INTERVAL_SECONDS,
     ProgressAndConversationRecorder,
 )
-from sandbox.runner.remaining_limits import remaining_seconds
-from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import ProvisionedSandbox
+from sandbox.runner.task_limits import ExhaustionDetector, budget_with_earlier_usage, remaining_seconds
 from sandbox.runner.terminals import SandboxTerminals, SharedTerminal, TerminalServer, shell_environment
+
+
+class GatewayEventRecorder:
+    """Records the events that a gateway reports.
+
+    The gateway cannot handle a recording error, so `raise_error` raises it in one of the runner's background loops.
+    """
+
+    def __init__(self, record: Callable[[Event], object], progress: ProgressAndConversationRecorder) -> None:
+        self._record = record
+        self._progress = progress
+        self._errors: asyncio.Queue[Exception] = asyncio.Queue()
+
+    def report(self, event: Usage | EgressDenied | ErrorReported | BudgetExhausted | KeyRejected) -> None:
+        """Record an event. Implements `ReportEvent`."""
+        try:
+            self._record(_to_event(event))
+        except Exception as error:
+            self._errors.put_nowait(error)
+        if isinstance(event, Usage):
+            self._progress.add_usage(event)
+
+    async def raise_error(self) -> Never:
+        """Wait until an event cannot be recorded, and raise the error."""
+        raise await self._errors.get()
+
+
+def _to_event(event: Usage | EgressDenied | ErrorReported | BudgetExhausted | KeyRejected) -> Event:
+    match event:
+        case BudgetExhausted():
+            return AttemptFailed(Failure(FailureCode.BUDGET_EXCEEDED, event.message))
+        case KeyRejected():
+            return AttemptFailed(Failure(FailureCode.AGENT_FAILED, event.message, reason=FailureReason.MODEL_REJECTED))
+        case _:
+            return event
+
+
+def create_gateway(
+    attempt: AttemptContext,
+    provisioned: ProvisionedSandbox,
+    gateways: GatewayFactory,
+    api_key_variable: str,
+    report: ReportEvent,
+) -> Gateway:
+    """Create the gateway, which listens once `serve_gateway` runs. Raises AttemptError (provision_failed).
+
+    api_key_variable: the name of the server's environment variable that contains the model API key.
+    """
+    if attempt.upstream is None:
+        raise AttemptError(
+            FailureCode.PROVISION_FAILED,
+            f"The server has no model key; set {api_key_variable} and restart the server.",
+        )
+    rules = _gateway_rules(attempt.task, hold_model_requests=provisioned.launch_spec.hold_model_requests)
+    redact = attempt.redactor.redact_text if attempt.redactor is not None else str
+    try:
+        return gateways.create(attempt.upstream, provisioned.gateway_key, report, rules, redact=redact)
+    except ValueError as error:
+        raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
+
+
+def _gateway_rules(task: Task, *, hold_model_requests: bool) -> GatewayRules:
+    """Return the rules for the gateway of a task's agent.
+
+    Model requests are held only if the agent must be checked before its first request.
+    """
+    return GatewayRules(
+        egress=egress_rules(task.manifest.vm),
+        budget=budget_with_earlier_usage(task),
+        hold_model_requests=hold_model_requests,
+    )
+
+
+async def serve_gateway(gateway: Gateway, listeners: Listeners, record: Callable[[Event], object]) -> None:
+    """Serve the gateway until cancelled. If the gateway fails, record the failure."""
+    try:
+        await gateway.serve(listeners)
+    except Exception as error:
+        message = f"The sandbox's gateway failed ({type(error).__name__}); submit the task again."
+        record(AttemptFailed(Failure(FailureCode.SANDBOX_LOST, message)))
 
 
 class MetricsSampler:

@@ -15,8 +15,7 @@ from sandbox.model.failure import AttemptError, FailureCode, unfreed_memory_mess
 from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state_machine import final_state
 from sandbox.model.task_state import TaskState
-from sandbox.runner.attempt_context import AttemptContext
-from sandbox.runner.sandbox_handles import read_handle
+from sandbox.runner.attempt_context import AttemptContext, read_handle
 
 
 class TeardownStep(msgspec.Struct, frozen=True):

@@ -1,22 +1,299 @@
-"""The gVisor `Runtime`, which runs runsc."""
+"""The gVisor `Runtime` and its sandboxes, from `ready` to their end.
 
+The launcher execs runsc. Additional runsc processes run through programs/runsc_exec.py.
+"""
+
+import asyncio
 import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from sandbox.interfaces.runtime import Listeners, Runtime, RuntimeProbe, SandboxHandle, SandboxSpec
-from sandbox.model.errors import SandboxError
+import msgspec
+
+from sandbox.interfaces.runtime import (
+    Command,
+    ExitStatus,
+    Listeners,
+    Runtime,
+    RuntimeProbe,
+    SandboxHandle,
+    SandboxSpec,
+    Stats,
+    Terminal,
+    TerminalSize,
+)
+from sandbox.model.errors import DECODE_ERRORS, SandboxError
 from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
+from sandbox.primitives.concurrency import wait_readable_shared
+from sandbox.runtimes import sandbox_processes, seccomp_filter
 from sandbox.runtimes.base_runtime import BaseRuntime
-from sandbox.runtimes.base_sandbox import SandboxSetup
-from sandbox.runtimes.gvisor.bundle import exposed_entries
-from sandbox.runtimes.gvisor.sandbox import GvisorSandbox
+from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, SandboxSetup
+from sandbox.runtimes.exec_terminal import ExecProcess, ExecTerminal, start_on_pty, start_program
+from sandbox.runtimes.gvisor import command_lines
+from sandbox.runtimes.gvisor.command_lines import STATE_DIRECTORY, exposed_entries
 from sandbox.runtimes.kernel_uid_pool import FILES_UIDS_OFFSET, SANDBOX_UIDS
-from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
+from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, create_memfd, start_launcher
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup
+from sandbox.runtimes.limits.kernel_usage import FileUsage
+from sandbox.runtimes.limits.measurement_scheduling import measure_in_thread
 from sandbox.runtimes.probe import RuntimeProperties, run_probe
-from sandbox.runtimes.rootfs_spec import DISK_DIRECTORIES
-from sandbox.runtimes.seccomp import syscall_filter
+from sandbox.runtimes.programs import launcher
+from sandbox.runtimes.sandbox_filesystem import DISK_DIRECTORIES
+
+_LOST_PEER_ERRORS = ("input/output error", "eof", "broken pipe", "connection reset by peer")
+
+
+class _SandboxProcess(msgspec.Struct):
+    pid: int = 0
+
+
+class RunscState(msgspec.Struct):
+    """Content of runsc's state file. `sandbox`: the process that is the sandbox's kernel."""
+
+    status: str = ""
+    sandbox: _SandboxProcess = msgspec.field(default_factory=_SandboxProcess)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the command has started."""
+        return self.status == "running" and self.sandbox.pid > 0
+
+
+class _LogMessage(msgspec.Struct):
+    msg: str = ""
+    level: str = ""
+
+
+def read_state(runsc_pid: int, attempt_id: str) -> RunscState:
+    """Read the current state. Returns an empty state if the file is missing or incomplete, or runsc has ended."""
+    path = Path(f"/proc/{runsc_pid}/root{STATE_DIRECTORY}/{attempt_id}_sandbox:{attempt_id}.state")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RunscState)
+    except (OSError, *DECODE_ERRORS):
+        return RunscState()
+
+
+def is_lost_peer_error(error: str) -> bool:
+    """Return whether runsc failed because another gVisor process was killed."""
+    return error.casefold().endswith(_LOST_PEER_ERRORS)
+
+
+def last_error(log: bytes) -> str:
+    """Return the last error in a log of JSON lines; empty if the log contains no error."""
+    error = ""
+    for line in log.splitlines():
+        try:
+            message = msgspec.json.decode(line, type=_LogMessage)
+        except DECODE_ERRORS:
+            continue
+        if message.level == "error":
+            error = message.msg
+    return error
+
+
+_START_SECONDS = 30.0
+_POLL_SECONDS = 0.002
+_MEMORY_CHECK_SECONDS = 0.5
+_DESCRIPTORS_PER_DIRECTORY = 2
+"""Number of host descriptors for each directory open in the sandbox: one to look up entries, one to list them."""
+
+_RUNSC_FAILED = 128
+"""Exit code of a failed runsc. If a command exits with the same code, the log contains no error."""
+
+_RUN_SECONDS = 10.0
+_RUNSC_EXEC_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import runsc_exec; runsc_exec.main(sys.argv[1:])"
+_PROCESS_FD, _LOG_FD, _STARTED_FD = range(launcher.FIRST_HIGH_DESCRIPTOR, launcher.FIRST_HIGH_DESCRIPTOR + 3)
+"""Descriptors of a runsc process that runs on a pty."""
+
+
+class GvisorSandbox(BaseSandbox):
+    """A sandbox on gVisor's kernel. Implements `Sandbox`; created by `GvisorRuntime.create`."""
+
+    def __init__(self, setup: SandboxSetup) -> None:
+        super().__init__(setup)
+        self._log: asyncio.StreamReader | None = None
+        self._runsc_pidfd: int | None = None
+        self._has_command_started = False
+        self._failure_reason = "it ended without an error message"
+
+    async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
+        """Start the command. Raises AttemptError (provision_failed, sandbox_lost) if it does not start."""
+        self._log = await self._execute(command)
+        output, errors = await self._open_reader(self._launcher.stdout), await self._open_reader(self._launcher.stderr)
+        self._watch_exit()
+        await self._wait_started()
+        return output, errors
+
+    def _build_program_spec(self, command: Command, status_fd: int) -> ProgramSpec:
+        self._runsc_pidfd = os.pidfd_open(self._launcher.pid)
+        return command_lines.build_program_spec(self._program, self._spec, command, status_fd)
+
+    async def _wait_started(self) -> None:
+        """Wait until the command runs according to runsc's state file, or has ended."""
+        deadline = asyncio.get_running_loop().time() + _START_SECONDS
+        while self._is_running() and not self._has_command_started:
+            if asyncio.get_running_loop().time() > deadline:
+                raise AttemptError(FailureCode.PROVISION_FAILED, "gVisor did not start in time.")
+            self._has_command_started = read_state(self._launcher.pid, self.handle.attempt_id).is_running
+            await asyncio.sleep(_POLL_SECONDS)
+        if not self._has_command_started and (await self.wait()).code is None:
+            await self._launcher.raise_if_killed()
+            code = (
+                FailureCode.SANDBOX_LOST if is_lost_peer_error(self._failure_reason) else FailureCode.PROVISION_FAILED
+            )
+            raise AttemptError(code, f"gVisor did not start: {self._failure_reason}.")
+
+    async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
+        """Run an additional command with another runsc process, on a pty. Raises AttemptError (sandbox_lost).
+
+        The pty belongs to the launcher's devpts.
+        """
+        if self._runsc_pidfd is None or not self._has_command_started or not self._is_running():
+            raise AttemptError(FailureCode.SANDBOX_LOST, "The sandbox has ended.")
+        numbers = (_PROCESS_FD, _LOG_FD, _STARTED_FD)
+        words = command_lines.exec_arguments(self._program, self.handle.attempt_id, *numbers)
+        # Duplicate the pidfd: the original is closed as soon as the sandbox ends.
+        runsc_fd = os.dup(self._runsc_pidfd)
+        try:
+            opened = await _start_runsc_on_pty(
+                self.handle.attempt_id, runsc_fd, self._add_to_group, words, command_lines.encode_process(command), size
+            )
+        finally:
+            os.close(runsc_fd)
+        return self._track_terminal(ExecTerminal(*opened, self._group.was_oom_killed))
+
+    async def signal(self, signal_number: int) -> None:
+        """Signal the command's own process with another runsc process."""
+        if self._runsc_pidfd is None or not self._has_command_started or not self._is_running():
+            return
+        runsc_fd = os.dup(self._runsc_pidfd)
+        try:
+            words = command_lines.kill_arguments(self._program, self.handle.attempt_id, signal_number)
+            with suppress(OSError):
+                await _run_runsc(self.handle.attempt_id, runsc_fd, words)
+        finally:
+            os.close(runsc_fd)
+
+    async def stats(self) -> Stats:
+        """Return the control group's counters, without its process count, which covers gVisor's own processes."""
+        counted = self._group.stats()
+        return Stats(counted.cpu_seconds, counted.memory_bytes, None, oom_kills=counted.oom_kills)
+
+    async def detailed_file_usage(self) -> FileUsage:
+        """Count only the directories that gVisor has open on the host.
+
+        The memory of other open files is charged to the control group.
+        """
+        return await measure_in_thread(
+            self._group.directory_usage, descriptors_per_directory=_DESCRIPTORS_PER_DIRECTORY
+        )
+
+    async def _wait_for_exit(self) -> ExitStatus:
+        """Wait for runsc, then kill all processes that it started, for up to KILL_TIMEOUT_SECONDS.
+
+        If `kill` was called, the time counts from the call: the runner does not wait longer, and then collects the
+        results with programs in the same control group.
+        """
+        await self._wait_for_runsc()
+        killed_at = asyncio.get_running_loop().time() if self._killed_at is None else self._killed_at
+        deadline = killed_at + KILL_TIMEOUT_SECONDS
+        while self._has_processes() and asyncio.get_running_loop().time() < deadline:
+            self._group.kill()
+            await asyncio.sleep(_POLL_SECONDS)
+        if self._runsc_pidfd is not None:
+            os.close(self._runsc_pidfd)
+            self._runsc_pidfd = None
+        code = await self._read_exit_code()
+        was_oom_killed = code != 0 and self._group.was_oom_killed()
+        return ExitStatus(KILLED_EXIT_CODE if code is None and was_oom_killed else code, was_oom_killed=was_oom_killed)
+
+    async def _wait_for_runsc(self) -> None:
+        """Wait for runsc. If one of gVisor's processes is OOM-killed, kill the rest, which would wait forever."""
+        ended = asyncio.ensure_future(self._launcher.wait())
+        try:
+            while not ended.done():
+                await asyncio.wait({ended}, timeout=_MEMORY_CHECK_SECONDS)
+                if not ended.done() and self._group.was_oom_killed():
+                    self._launcher.kill()
+                    self._group.kill()
+        finally:
+            ended.cancel()
+
+    def _has_processes(self) -> bool:
+        uid = self.handle.details.get("kernel_uid")
+        return bool(
+            self._group.process_ids()
+            if self._group.directories or uid is None
+            else sandbox_processes.find_by_uid(int(uid))
+        )
+
+    async def _read_exit_code(self) -> int | None:
+        """Return the command's exit code; None if runsc itself failed or was killed."""
+        code = self._launcher.exit_code
+        if code is None or code < 0 or self._log is None:
+            return KILLED_EXIT_CODE if self._was_killed else None
+        self._failure_reason = last_error(await self._log.read()) if code == _RUNSC_FAILED else ""
+        return None if self._failure_reason else code
+
+
+async def _run_runsc(attempt_id: str, runsc_pidfd: int, argv: Sequence[str]) -> bool:
+    """Run runsc until it exits, for at most 10 s. Returns whether it succeeded. Raises OSError.
+
+    runsc does not run in the sandbox's control group, so that a busy sandbox does not delay it. It has separate limits.
+    """
+    process, control = start_program(_RUNSC_EXEC_PROGRAM, attempt_id, 0, 0)
+    ended_fd = os.pidfd_open(process.pid)
+    try:
+        with control, suppress(OSError):
+            _send(control, runsc_pidfd, argv)
+            async with asyncio.timeout(_RUN_SECONDS):
+                await wait_readable_shared(ended_fd)
+    finally:
+        # The wait does not block: the process has ended or was just killed.
+        process.kill()
+        os.close(ended_fd)
+        code = process.wait()
+    return code == 0
+
+
+async def _start_runsc_on_pty(
+    attempt_id: str,
+    runsc_pidfd: int,
+    add_to_group: Callable[[int], None],
+    argv: Sequence[str],
+    process_config: bytes,
+    size: TerminalSize,
+) -> tuple[ExecProcess, int, int]:
+    """Start runsc on a pty. Returns its process, the pty's master and runsc's pidfd.
+
+    process_config: content of process.json, which runsc reads from _PROCESS_FD. Errors: see `start_on_pty`.
+    """
+    contents = {"process": process_config, "messages": b"", "begun": b""}
+    return await start_on_pty(
+        lambda: start_program(_RUNSC_EXEC_PROGRAM, attempt_id, size.rows, size.columns),
+        add_to_group,
+        lambda control: _send(
+            control,
+            runsc_pidfd,
+            argv,
+            *(create_memfd(name, content) for name, content in contents.items()),
+        ),
+    )
+
+
+def _send(control: socket.socket, runsc_pidfd: int, argv: Sequence[str], *files: int) -> None:
+    """Send the command and `files`, and close the files. Raises OSError if the process is gone."""
+    words_file = create_memfd("words", "\0".join(argv).encode(errors="surrogateescape"))
+    try:
+        socket.send_fds(control, [b"join"], [runsc_pidfd, words_file, *files])
+    finally:
+        for file in (words_file, *files):
+            os.close(file)
+
 
 NAME = "gvisor"
 TIER = "gvisor"
@@ -104,7 +381,7 @@ class GvisorDriver:
             paths_by_name,
             files_uid=files_uid,
             entries=exposed_entries(spec),
-            seccomp_filter=syscall_filter.assemble_socket_and_extent_filter(os.uname().machine),
+            seccomp_filter=seccomp_filter.assemble_socket_and_extent_filter(os.uname().machine),
             transparent_ports=spec.transparent_ports,
         )
 

@@ -24,23 +24,25 @@ from sandbox.model.fixed_limits import (
     VMA_BYTES_MAX,
 )
 from sandbox.runtimes import sandbox_processes
-from sandbox.runtimes.limits import directory_and_lock_counts, socket_usage
-from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
-from sandbox.runtimes.limits.epoll_entries import EpollCounter
-from sandbox.runtimes.limits.kernel_lock_hold_times import KernelLockMeters
-from sandbox.runtimes.limits.kernel_memory_growth import count_machine_kernel_bytes
-from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
-from sandbox.runtimes.limits.memory_mappings import MappingMeter, SandboxProcesses
-from sandbox.runtimes.limits.page_fragments import SocketMemoryMeter
-from sandbox.runtimes.limits.pending_syscalls import PendingSyscallInterrupter, SyscallBufferMeter
-from sandbox.runtimes.limits.slab_usage import (
+from sandbox.runtimes.limits import open_files, socket_memory
+from sandbox.runtimes.limits.files_without_descriptors import (
+    ClosingFilesMeter,
+    PendingSyscallInterrupter,
+    SyscallBufferMeter,
+)
+from sandbox.runtimes.limits.kernel_memory import (
     DENTRY_BYTES,
     GroupUsage,
     SlabMeter,
+    count_machine_kernel_bytes,
     count_negative_dentries,
     reclaimable_free_slab_bytes_max,
 )
-from sandbox.runtimes.limits.terminal_cpu_time import TerminalMeter
+from sandbox.runtimes.limits.kernel_time import KernelLockMeters, TerminalMeter
+from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
+from sandbox.runtimes.limits.memory_mappings import MappingMeter, SandboxProcesses
+from sandbox.runtimes.limits.open_files import EpollCounter
+from sandbox.runtimes.limits.socket_memory import SocketMemoryMeter
 
 PARENT_GROUP = "sandbox"
 """Parent directory of all attempts' groups."""
@@ -187,7 +189,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         was created with. socket_meter: measures the sockets of that network namespace. syscall_buffer_meter,
         closing_files_meter: None for a sandbox with a separate kernel.
         """
-        sockets = socket_usage.count_sockets(pid)
+        sockets = socket_memory.count_sockets(pid)
         buffer_bytes, buffer_bytes_max = self._socket_buffers(memory_bytes)
         unread, fragment_bytes = None, None
         if socket_meter is not None:
@@ -207,7 +209,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             page_fragment_bytes=fragment_bytes,
             buffer_bytes=buffer_bytes,
             buffer_bytes_max=buffer_bytes_max,
-            netlink_bytes=socket_usage.count_netlink_bytes(pid),
+            netlink_bytes=socket_memory.count_netlink_bytes(pid),
             unreclaimable_free_slab_bytes=slabs.unreclaimable_free_bytes if slabs else None,
             reclaimable_free_slab_bytes=slabs.reclaimable_free_bytes if slabs else None,
             reclaimable_free_slab_bytes_max=reclaimable_free_slab_bytes_max(),
@@ -228,11 +230,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
     def basic_file_usage(self) -> FileUsage:
         """Return the number of files and directories that the group's processes have open; unknown without a cgroup."""
-        return (
-            directory_and_lock_counts.count_files(self.process_ids(), counts_locks=False)
-            if self.directories
-            else FileUsage()
-        )
+        return open_files.count_files(self.process_ids(), counts_locks=False) if self.directories else FileUsage()
 
     def detailed_file_usage(self, epoll_counter: EpollCounter | None = None) -> FileUsage:
         """Return the open files of the group's processes; unknown without a cgroup. Reads many files in /proc.
@@ -241,7 +239,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         """
         if not self.directories:
             return FileUsage()
-        usage = directory_and_lock_counts.count_files(self.process_ids())
+        usage = open_files.count_files(self.process_ids())
         if epoll_counter is None:
             return usage
         entries = epoll_counter.count(self.process_ids(), self._process_ids_of_others)
@@ -254,9 +252,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
     def directory_usage(self, *, descriptors_per_directory: int) -> FileUsage:
         """Count only the open directories, for a sandbox whose kernel is a program in the group."""
-        return directory_and_lock_counts.count_directories(
-            self.process_ids(), descriptors_per_directory=descriptors_per_directory
-        )
+        return open_files.count_directories(self.process_ids(), descriptors_per_directory=descriptors_per_directory)
 
     def _thread_ids(self) -> frozenset[int]:
         """Return the threads in the group, even the last exiting thread of a process whose first thread has ended."""
@@ -369,7 +365,7 @@ def count_file_locks(group: ControlGroup, machine_locks: int) -> int:
 
     If no other sandbox runs, locks that no running process took are the sandbox's.
     """
-    own, others = directory_and_lock_counts.count_locks_by_owner(group.process_ids())
+    own, others = open_files.count_locks_by_owner(group.process_ids())
     return own if group._siblings() else max(own, machine_locks - others)
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sandbox.model.fixed_limits import VMA_BYTES_MAX
-from sandbox.runtimes.limits.descriptor_tables import list_directory
-from sandbox.runtimes.limits.slab_usage import SLABS, VMA_BYTES, VMA_KIND, SlabUsage, count_used_objects
+from sandbox.runtimes.limits.kernel_memory import SLABS, VMA_BYTES, VMA_KIND, SlabUsage, count_used_objects
+from sandbox.runtimes.limits.open_files import list_directory
 
 _MAPS_CHUNK_BYTES = 1 << 20
 _COUNT_SECONDS = 2.0

@@ -1,17 +1,41 @@
-"""Command lines of QEMU and virtiofsd."""
+"""Command lines of QEMU, virtiofsd, and the jail around both: bubblewrap.
+
+Code that breaks out of the guest is confined like a sandbox of the bubblewrap runtime: no privileges, no network except
+the gateway's, and no files other than the guest's. The guest's root is SHARE_DIRECTORY, which contains the tools that
+the guest agent needs. _COMMAND_ROOT under it is the root that the command sees.
+
+The disk is a single mount, which the guest agent mounts at the directories of the command. If the jail had separate
+mounts of the disk's directories, the kernel would check all parents of a directory at each `..` in a path, without
+interruption (`path_connected` in fs/namei.c).
+"""
 
 import ctypes
 import mmap
 import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import cache
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import msgspec
+
+from sandbox.interfaces.gateway import MODEL_PORT, PROXY_PORT
 from sandbox.interfaces.runtime import SandboxSpec
-from sandbox.runtimes.qemu.guest_components import QEMU
+from sandbox.model.fixed_limits import SOCKETS_MAX
+from sandbox.runtimes import bubblewrap_confinement, sandbox_filesystem, seccomp_filter
+from sandbox.runtimes.launcher_client import ProgramSpec, create_memfd
+from sandbox.runtimes.programs import inherited_limits, launcher
+from sandbox.runtimes.qemu.guest_components import (
+    GUEST_AGENT_PATH,
+    QEMU,
+    GuestComponents,
+    build_start_script,
+    compile_guest_agent,
+)
+from sandbox.runtimes.sandbox_filesystem import DISK_DIRECTORIES
 
 KERNEL = "/boot/vmlinuz"
 """Path of the guest's kernel in the jail."""
@@ -158,3 +182,223 @@ def measure_tsc_khz() -> int:
         ended, last = time.perf_counter_ns(), read()
         del code, read
     return int((last - first) * 1_000_000 / (ended - started_at))
+
+
+SHARE_DIRECTORY = "/share"
+_COMMAND_ROOT = f"{SHARE_DIRECTORY}/inside"
+_DISK = "disk"
+_JAIL_SCRIPT = """
+import ctypes, os, resource, struct, sys
+listener, files, channel, accelerator, filter, files_max, count = map(int, sys.argv[1:8])
+qemu, virtiofsd = sys.argv[8:8 + count], sys.argv[8 + count:]
+text = os.read(filter, 65536)
+code = ctypes.create_string_buffer(text, len(text))
+def execute(arguments, *others):
+    for one in (*others, filter):
+        os.close(one)
+    # PR_SET_SECCOMP, SECCOMP_MODE_FILTER, struct sock_fprog
+    if ctypes.CDLL(None).prctl(22, 2, struct.pack("HxxxxxxP", len(text) // 8, ctypes.addressof(code)), 0, 0) == 0:
+        os.execv(arguments[0], arguments)
+    os._exit(1)
+if os.fork() == 0:
+    limit = min(files_max, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    execute(qemu, listener)
+execute(virtiofsd, files, channel, accelerator)
+"""
+"""Starts QEMU and virtiofsd, each with only its own descriptors, and with a filter: they cannot start processes.
+
+virtiofsd ends with QEMU, and the jail ends with virtiofsd. QEMU needs a file for each connection of the guest, and
+virtiofsd one for each cached file.
+"""
+
+QEMU_FILES_MAX = SOCKETS_MAX + 1024
+"""Maximum number of open files of QEMU: one for each connection of the guest, and some for itself.
+
+With KVM, code in QEMU can create a kernel thread for each open file, and a file in transit in a socket is not counted.
+"""
+
+_GUEST_ROOT_DIRECTORIES = ("/dev", "/disk", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
+
+
+class GuestSpec(msgspec.Struct, frozen=True):
+    """Describes one guest.
+
+    execute_only_programs: programs that can be executed but not read. run_dir: a private directory.
+    slow_reason: why the guest is slower than necessary (human-readable); None if it is not.
+    """
+
+    spec: SandboxSpec
+    components: GuestComponents
+    execute_only_programs: Mapping[Path, str]
+    accelerator: Accelerator
+    run_dir: Path
+    slow_reason: str | None = None
+
+
+def exposed_paths(guest_spec: GuestSpec) -> dict[str, Path]:
+    """Return the host paths to expose, keyed by their names under the launcher's EXPOSED_DIRECTORY."""
+    paths = _disk_paths(guest_spec.spec.disk)
+    parts = sandbox_filesystem.describe_rootfs(guest_spec.spec).mounts
+    paths.update(
+        {f"part-{index}": path for index, path in enumerate(parts) if path not in guest_spec.execute_only_programs}
+    )
+    paths.update({f"module-{index}": path for index, path in enumerate(guest_spec.components.modules)})
+    if guest_spec.spec.image is not None:
+        paths["image"] = guest_spec.spec.image
+    return {**paths, "kernel": guest_spec.components.kernel, "python": guest_spec.components.python}
+
+
+def _disk_paths(disk: Path) -> dict[str, Path]:
+    """Return the disk or, for a plain directory, its subdirectories: only its owner can enter the directory itself."""
+    return {_DISK: disk} if os.path.ismount(disk) else {f"{_DISK}/{name}": disk / name for name in DISK_DIRECTORIES}
+
+
+def exposed_program_entries(guest_spec: GuestSpec) -> list[tuple[str, str, str]]:
+    """Return entries that expose the execute-only programs so that virtiofsd can read them."""
+    return [("program", f"hidden-{index}", str(path)) for index, path in enumerate(guest_spec.execute_only_programs)]
+
+
+def build_program_spec(
+    program: str, guest_spec: GuestSpec, descriptors: QemuDescriptors, status_fd: int
+) -> ProgramSpec:
+    """Build the argv and descriptors of one boot.
+
+    status_fd: descriptor for bubblewrap's reports. Ownership of it and of `descriptors` passes to the result.
+    """
+
+    def describe(program_spec: ProgramSpec) -> tuple[Iterator[str], Sequence[str]]:
+        numbers = QemuDescriptors(*(int(program_spec.add_descriptor(one)) for one in descriptors))
+        status = program_spec.add_descriptor(status_fd)
+        thread_filter = create_memfd("filter", seccomp_filter.assemble_thread_filter(os.uname().machine))
+        filter_number = program_spec.add_descriptor(thread_filter)
+        qemu = qemu_arguments(guest_spec.spec, guest_spec.accelerator, numbers)
+        virtiofsd = virtiofsd_arguments(guest_spec.components.virtiofsd, SHARE_DIRECTORY, numbers)
+        interpreter = str(guest_spec.components.interpreter)
+        counts = (*numbers, filter_number, QEMU_FILES_MAX, len(qemu))
+        words = (interpreter, "-ISE", "-c", _JAIL_SCRIPT, *map(str, counts), *qemu, *virtiofsd)
+        return _bwrap_arguments(program_spec, guest_spec, status), words
+
+    return bubblewrap_confinement.build_program_spec(program, guest_spec.spec.attempt_id, describe)
+
+
+def _bwrap_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, status: str) -> Iterator[str]:
+    # QEMU and virtiofsd install filters for themselves, so they may add some. Programs in the guest cannot: their calls
+    # reach the guest's kernel.
+    machine = os.uname().machine
+    guest_filter = seccomp_filter.assemble_filter(machine, allows_filters=True)
+    jail_filter = seccomp_filter.assemble_filter(
+        machine,
+        allows_filters=True,
+        allows_kvm=guest_spec.accelerator is Accelerator.KVM,
+        polled_files_max=seccomp_filter.POLLED_FILES_OF_QEMU_MAX,
+    )
+    yield from bubblewrap_confinement.isolation_arguments(guest_spec.spec.attempt_id)
+    yield from ("--json-status-fd", status)
+    yield from bubblewrap_confinement.seccomp_arguments(program_spec, jail_filter)
+    yield from _host_program_arguments(guest_spec, "")
+    yield from (
+        *bubblewrap_confinement.PROC_ARGUMENTS,
+        *bubblewrap_confinement.READ_ONLY_PROC_ARGUMENTS,
+        *bubblewrap_confinement.DEVICE_ARGUMENTS_WITHOUT_TERMINALS,
+    )
+    yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/kernel", KERNEL)
+    yield from _guest_root_arguments(program_spec, guest_spec, guest_filter)
+    yield from _command_root_arguments(program_spec, guest_spec)
+    yield from ("--remount-ro", "/", "--chdir", "/", "--clearenv")
+
+
+def _host_program_arguments(guest_spec: GuestSpec, root: str) -> Iterator[str]:
+    yield from _usr_arguments(root)
+    if not guest_spec.components.python.is_relative_to("/usr"):
+        yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/python", f"{root}{guest_spec.components.python}")
+
+
+def _usr_arguments(root: str) -> Iterator[str]:
+    yield from ("--ro-bind", "/usr", f"{root}/usr")
+    for link, target in sandbox_filesystem.HOST_LINKS.items():
+        yield from ("--symlink", target, f"{root}{link}")
+    for path in sandbox_filesystem.HOST_PATHS:
+        yield from ("--ro-bind-try", path, f"{root}{path}")
+
+
+def _guest_root_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, filter_: bytes) -> Iterator[str]:
+    yield from ("--dir", SHARE_DIRECTORY)
+    yield from _host_program_arguments(guest_spec, SHARE_DIRECTORY)
+    for directory in _GUEST_ROOT_DIRECTORIES:
+        yield from ("--perms", "0755", "--dir", f"{SHARE_DIRECTORY}{directory}")
+    for name in _disk_paths(guest_spec.spec.disk):
+        yield from ("--bind", f"{launcher.EXPOSED_DIRECTORY}/{name}", f"{SHARE_DIRECTORY}/{name}")
+    for index, path in enumerate(guest_spec.components.modules):
+        suffix = "".join(path.suffixes[-2:] if path.suffix == ".xz" else path.suffixes[-1:])
+        yield from (
+            "--ro-bind",
+            f"{launcher.EXPOSED_DIRECTORY}/module-{index}",
+            f"{SHARE_DIRECTORY}/modules/{index}{suffix}",
+        )
+    for index in range(len(guest_spec.execute_only_programs)):
+        yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/hidden-{index}", f"{SHARE_DIRECTORY}/programs/{index}")
+    files = {
+        "/start": build_start_script(guest_spec.components.interpreter),
+        GUEST_AGENT_PATH: compile_guest_agent(),
+        "/filter": filter_,
+        "/settings": _encode_settings(guest_spec),
+    }
+    for target, content in files.items():
+        number = program_spec.add_descriptor(create_memfd(target.strip("/"), content))
+        yield from ("--perms", "0755", "--file", number, f"{SHARE_DIRECTORY}{target}")
+
+
+def _encode_settings(guest_spec: GuestSpec) -> bytes:
+    spec = guest_spec.spec
+    numbers = (spec.memory_bytes, spec.processes_max, spec.memory_bytes // 2)
+    ports = f"{MODEL_PORT},{PROXY_PORT}"
+    files = (cached_files_max(), inherited_limits.OPEN_FILES_SOFT_MAX, inherited_limits.OPEN_FILES_MAX)
+    arguments = (
+        spec.attempt_id,
+        *map(str, numbers),
+        ports,
+        *map(str, files),
+        *guest_spec.execute_only_programs.values(),
+    )
+    return "\0".join(arguments).encode(errors="surrogateescape")
+
+
+def _command_root_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec) -> Iterator[str]:
+    root = sandbox_filesystem.describe_rootfs(guest_spec.spec)
+    if root.image is not None:
+        yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/image", _COMMAND_ROOT)
+    for mount_path in root.tmpfs_mounts:
+        yield from ("--perms", "0755", "--tmpfs", f"{_COMMAND_ROOT}{mount_path}")
+    for directory in (*root.directories, *(() if root.image else ("", "/dev", "/proc"))):
+        yield from ("--perms", "0755", "--dir", f"{_COMMAND_ROOT}{directory}")
+    for link, target in root.links.items():
+        yield from ("--symlink", target, f"{_COMMAND_ROOT}{link}")
+    for path in root.host_paths:
+        yield from ("--ro-bind-try", path, f"{_COMMAND_ROOT}{path}")
+    for sandbox_path in DISK_DIRECTORIES.values() if root.image is None else ():
+        yield from ("--perms", "0755", "--dir", f"{_COMMAND_ROOT}{sandbox_path}")
+    yield from _file_arguments(program_spec, guest_spec, root)
+    for mount_path in root.tmpfs_mounts:
+        yield from ("--remount-ro", f"{_COMMAND_ROOT}{mount_path}")
+
+
+def _file_arguments(
+    program_spec: ProgramSpec, guest_spec: GuestSpec, root: sandbox_filesystem.RootFsSpec
+) -> Iterator[str]:
+    option = "--file" if root.image is None else "--ro-bind-data"
+    for path, content in root.files.items():
+        number = program_spec.add_descriptor(create_memfd(PurePosixPath(path).name, content))
+        yield from ("--perms", "0644", option, number, f"{_COMMAND_ROOT}{path}")
+    for index, (part, sandbox_path) in enumerate(root.mounts.items()):
+        if part in guest_spec.execute_only_programs:
+            # This file is only a mount point: the guest mounts the program there without read permission.
+            yield from (
+                "--perms",
+                "0755",
+                "--file",
+                program_spec.add_descriptor(create_memfd("place", b"")),
+                _COMMAND_ROOT + sandbox_path,
+            )
+        else:
+            yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/part-{index}", f"{_COMMAND_ROOT}{sandbox_path}")

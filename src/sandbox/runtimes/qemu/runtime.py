@@ -1,7 +1,14 @@
-"""The QEMU `Runtime`."""
+"""The QEMU `Runtime`, which uses KVM if KVM works.
 
+The existence of the device is no proof, so KVM is tested. A failure is stored.
+"""
+
+import asyncio
 import os
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from stat import S_IROTH
 from typing import Protocol
@@ -11,19 +18,82 @@ from msgspec.structs import replace
 from sandbox.interfaces.runtime import Listeners, Runtime, RuntimeProbe, SandboxHandle, SandboxSpec
 from sandbox.model.errors import SandboxError
 from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
+from sandbox.runtimes import seccomp_filter
 from sandbox.runtimes.base_runtime import BaseRuntime
-from sandbox.runtimes.bubblewrap_command import require_bwrap
+from sandbox.runtimes.bubblewrap_confinement import require_bwrap
 from sandbox.runtimes.kernel_uid_pool import SANDBOX_UIDS
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.probe import RuntimeProperties, is_machine_busy, run_probe
-from sandbox.runtimes.qemu import command_lines, jail
+from sandbox.runtimes.qemu import command_lines
 from sandbox.runtimes.qemu.command_lines import Accelerator
 from sandbox.runtimes.qemu.guest_components import find_components
-from sandbox.runtimes.qemu.kvm import KvmStatus
 from sandbox.runtimes.qemu.sandbox import BootError, QemuSandbox
-from sandbox.runtimes.seccomp import syscall_filter
+
+_FAILURE_FILE = "kvm-does-not-work"
+_SELFTEST_PROGRAM = Path(__file__).with_name("kvm_selftest.py")
+_SELFTEST_SECONDS = 20.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class KvmStatus:
+    """Stores whether KVM failed, for all processes with this run directory, until a reboot or the next probe."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._file = run_dir / _FAILURE_FILE
+
+    def is_accessible(self) -> bool:
+        """Return whether there is a usable device."""
+        return os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+    def is_usable(self) -> bool:
+        """Return whether there is a usable device and KVM has not failed since the machine booted."""
+        if not self.is_accessible():
+            return False
+        try:
+            return self._file.read_text() != _BOOT_ID.read_text()
+        except OSError:
+            return True
+
+    async def is_too_slow(self, *arguments: str) -> bool:
+        """Return whether a guest that runs a counting loop is too slow twice in a row. Takes up to 40 s.
+
+        arguments: see `kvm_selftest.py`. The guest runs twice, because a pause of the whole machine can look like CPU
+        use. A self-test that times out without using its CPU time is not considered too slow.
+        """
+        return await _is_selftest_too_slow(arguments) and await _is_selftest_too_slow(arguments)
+
+    def record_failure(self) -> None:
+        """Record a failure of KVM: no guest boots, even with more time, or guests are too slow."""
+        with suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.write_text(_BOOT_ID.read_text())
+
+    def reset(self) -> None:
+        """Remove a stored failure."""
+        self._file.unlink(missing_ok=True)
+
+
+async def _is_selftest_too_slow(arguments: Sequence[str]) -> bool:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-ISE", str(_SELFTEST_PROGRAM), *arguments),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={},
+    )
+    try:
+        return await asyncio.wait_for(process.wait(), _SELFTEST_SECONDS) == -signal.SIGPROF
+    except TimeoutError:
+        return False
+    finally:
+        if process.returncode is None:
+            process.kill()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), KILL_TIMEOUT_SECONDS)
+
 
 NAME = "qemu"
 TIER = "vm"
@@ -115,7 +185,7 @@ class QemuDriver:
     name = NAME
 
     def __init__(self) -> None:
-        self.guest_specs: dict[str, jail.GuestSpec] = {}
+        self.guest_specs: dict[str, command_lines.GuestSpec] = {}
 
     def find_program(self) -> str:
         """Return bubblewrap's path."""
@@ -135,9 +205,9 @@ class QemuDriver:
         return start_launcher(
             spec.attempt_id,
             kernel_uid,
-            jail.exposed_paths(guest_spec),
-            entries=jail.exposed_program_entries(guest_spec),
-            seccomp_filter=syscall_filter.assemble_socket_and_extent_filter(os.uname().machine),
+            command_lines.exposed_paths(guest_spec),
+            entries=command_lines.exposed_program_entries(guest_spec),
+            seccomp_filter=seccomp_filter.assemble_socket_and_extent_filter(os.uname().machine),
             transparent_ports=spec.transparent_ports,
         )
 
@@ -186,14 +256,14 @@ class QemuRuntime(BaseRuntime):
         components = find_components()
         try:
             return await self._boot_with_fallback(
-                handle, jail.GuestSpec(spec, components, execute_only_programs, Accelerator.KVM, self._run_dir)
+                handle, command_lines.GuestSpec(spec, components, execute_only_programs, Accelerator.KVM, self._run_dir)
             )
         except BootError as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, f"The guest did not boot: {error}") from error
         finally:
             self._guest_specs.pop(handle.attempt_id, None)
 
-    async def _boot_with_fallback(self, handle: SandboxHandle, guest_spec: jail.GuestSpec) -> QemuSandbox:
+    async def _boot_with_fallback(self, handle: SandboxHandle, guest_spec: command_lines.GuestSpec) -> QemuSandbox:
         """Boot with the first accelerator that works. Raises the last BootError."""
         for accelerator, timeout_seconds in self._boot_tries():
             is_fallback = accelerator is Accelerator.TCG and self._kvm.is_accessible()

@@ -25,20 +25,24 @@ from sandbox.interfaces.runtime import (
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
-from sandbox.runtimes.descriptor_passing import open_reader, refuse_passed_descriptors
-from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, reject_nul
+from sandbox.runtimes.launcher_client import (
+    LauncherProcess,
+    ProgramSpec,
+    open_reader,
+    refuse_passed_descriptors,
+    reject_nul,
+)
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_kernel_bytes_outside_cgroup, read_group_cpu_seconds
-from sandbox.runtimes.limits.ext4_kernel_objects import CachedExtentMeter, DirectoryMeter
-from sandbox.runtimes.limits.idle_measurement_postponer import MeasurementPostponer
+from sandbox.runtimes.limits.kernel_memory import CachedExtentMeter, DirectoryMeter, count_negative_dentries
 from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
-from sandbox.runtimes.limits.kernel_watch import wait_for_exceeded_limit
-from sandbox.runtimes.limits.measurement_threads import measure_in_thread
-from sandbox.runtimes.limits.slab_usage import count_negative_dentries
-from sandbox.runtimes.qemu.channel import Channel, GuestStream
-from sandbox.runtimes.qemu.command_lines import QemuDescriptors
+from sandbox.runtimes.limits.measurement_scheduling import (
+    MeasurementPostponer,
+    measure_in_thread,
+    wait_for_exceeded_limit,
+)
+from sandbox.runtimes.qemu.channel import Channel, GuestStream, QemuTerminal
+from sandbox.runtimes.qemu.command_lines import GuestSpec, QemuDescriptors, build_program_spec
 from sandbox.runtimes.qemu.guest import frames
-from sandbox.runtimes.qemu.jail import GuestSpec, build_program_spec
-from sandbox.runtimes.qemu.terminal import QemuTerminal
 from sandbox.runtimes.sandbox_processes import wait_for_exit
 
 _START_SECONDS = 60.0

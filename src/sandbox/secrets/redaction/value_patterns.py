@@ -1,11 +1,15 @@
-"""Builds the search patterns: each value in every encoding that is not decoded before the search."""
+"""Builds the search patterns: each value in every encoding that is not decoded before the search.
+
+Normalizers drop bytes and unify equivalent ones, in the patterns and in the searched bytes.
+"""
 
 import base64
 import html
 import json
 import re
+from array import array
 from collections.abc import Iterator, Mapping
-from itertools import chain, product
+from itertools import chain, compress, product
 from string import whitespace
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
@@ -18,7 +22,60 @@ from sandbox.secrets.limits import (
 )
 from sandbox.secrets.redaction.escape_decoding import find_partial_escape
 from sandbox.secrets.redaction.escape_layers import decoded_forms
-from sandbox.secrets.redaction.normalizer import ENCODED_NORMALIZER, EXACT_NORMALIZER, TEXT_NORMALIZER, Normalizer
+
+_BLANK = b"\t\n\x0b\x0c\r "
+_CONTROLS = bytes(range(32)) + b"\x7f"
+_ESCAPE_INTRODUCER = re.compile(rb"\xc2[\x90\x98\x9b-\x9f]")
+"""C1 controls that start a terminal escape, as an escape character does."""
+
+
+class Normalizer:
+    """A way of normalizing bytes before the search.
+
+    `escapes` are replaced first, by text of the same length. `equivalents` are then unified, and `dropped` bytes
+    removed.
+    """
+
+    def __init__(self, escapes: dict[bytes, bytes], equivalents: tuple[bytes, bytes], dropped: bytes) -> None:
+        self._escapes = escapes
+        self._table = bytes.maketrans(*equivalents)
+        self._dropped = dropped
+        self._keep_table = bytes(byte not in dropped for byte in range(256))
+
+    def normalize(self, data: bytes) -> bytes:
+        """Return the normalized bytes."""
+        return self._replace_escapes(data).translate(self._table, self._dropped)
+
+    def positions(self, data: bytes) -> array[int]:
+        """Return the position in `data` of each byte of its normalized form."""
+        return array("L", compress(range(len(data)), self._replace_escapes(data).translate(self._keep_table)))
+
+    def _replace_escapes(self, data: bytes) -> bytes:
+        if b"\\" in data:
+            for escape, replacement in self._escapes.items():
+                data = data.replace(escape, replacement)
+        if self._escapes and b"\xc2" in data:
+            data = _ESCAPE_INTRODUCER.sub(b"\0\0", data)
+        return data
+
+
+TEXT_NORMALIZER = Normalizer(
+    {rb"\n": b"\0\n", rb"\t": b"\0\0", rb"\r": b"\0\0", rb"\b": b"\0\0", rb"\f": b"\0\0"},
+    (b"+", b" "),
+    bytes(set(_CONTROLS) - set(b"\n")) + b"\\",
+)
+"""Plain text: drops controls except line feeds; a plus counts as a space, as in the data of HTML forms."""
+
+ENCODED_NORMALIZER = Normalizer(
+    {rb"\n": b"\0\0", rb"\t": b"\0\0", rb"\r": b"\0\0"},
+    (b"-_", b"+/"),
+    bytes(set(_CONTROLS) | set(_BLANK)) + b"\\",
+)
+"""Base64 and hex: drops line breaks and blanks, and unifies both base64 alphabets."""
+
+EXACT_NORMALIZER = Normalizer({}, (b"", b""), b"")
+"""Keeps every byte, for values that consist of bytes that the other normalizers drop."""
+
 
 _PATTERN_BYTES_MIN = 7
 """Shorter patterns would not be found (see `MultiPatternSearch`)."""

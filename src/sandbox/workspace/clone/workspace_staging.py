@@ -13,39 +13,45 @@ from pathlib import Path
 from shutil import rmtree
 
 from sandbox.interfaces.file_layout import AttemptLayout
-from sandbox.interfaces.git_credentials import NoCredentialsError
 from sandbox.interfaces.runtime import Confine, Confinement, ConfinementLostError
-from sandbox.model.disk_space import DISK_FULL_ERRNOS
+from sandbox.interfaces.workspace import NoCredentialsError
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import GIT_KILLED_GRACE_SECONDS
 from sandbox.model.manifest.schema import Repository
+from sandbox.model.resources import DISK_FULL_ERRNOS
 from sandbox.primitives.concurrency import running_in_background
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
-from sandbox.workspace.clone.confined_clone import ConfinedClone, RemoteAccess, redirect_settings
-from sandbox.workspace.clone.credentials import (
-    CredentialHelper,
-    UserCredentials,
-    serve_credentials,
-    unconfined_helper_settings,
-)
-from sandbox.workspace.clone.git_directory_writer import (
+from sandbox.workspace.clone.confined_clone import DEFAULT_SSH_COMMAND, ConfinedClone, RemoteAccess, redirect_settings
+from sandbox.workspace.clone.git_directory import (
     OBJECT_ID,
+    commit_patches,
+    earlier_task_patch,
+    manifest_patch,
     neutralize_attributes,
     read_branch_commit,
     write_git_directory,
 )
-from sandbox.workspace.clone.patch_commits import commit_patches, earlier_task_patch, manifest_patch
-from sandbox.workspace.clone.remote_settings import (
+from sandbox.workspace.clone.remote import (
+    CredentialHelper,
+    UserCredentials,
     apply_instead_of,
     find_values_to_redact,
     read_user_config,
+    serve_credentials,
+    unconfined_helper_settings,
     user_environment,
 )
-from sandbox.workspace.clone.ssh import DEFAULT_SSH_COMMAND
-from sandbox.workspace.diff.base_commit_tree import TREE_MODE, BaseTree, BaseTreeEntry, ls_tree_arguments, parse_ls_tree
-from sandbox.workspace.git.command import Git, GitError, GitSetting
-from sandbox.workspace.git.error_messages import DISK_FULL_MESSAGE, explain_clone_failure, is_transient
-from sandbox.workspace.git.pipes import pipe, run_thread_with_git
+from sandbox.workspace.diff.base_commit import TREE_MODE, BaseTree, BaseTreeEntry, ls_tree_arguments, parse_ls_tree
+from sandbox.workspace.git_command import (
+    DISK_FULL_MESSAGE,
+    Git,
+    GitError,
+    GitSetting,
+    explain_clone_failure,
+    is_transient,
+    pipe,
+    run_thread_with_git,
+)
 from sandbox.workspace.rooted_files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, RootedFiles
 
 REPOSITORY_BYTES_MAX = 32 * 1024**3

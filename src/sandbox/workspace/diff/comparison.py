@@ -7,17 +7,18 @@ from typing import Any, Protocol, TypeVar
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.workspace.cancellable_thread import StopFlag
-from sandbox.workspace.diff.base_commit_tree import (
+from sandbox.workspace.diff.base_commit import (
     GITLINK_MODE,
     SYMLINK_MODE,
     BaseTree,
     BaseTreeEntry,
+    EmptyIgnoreMatcher,
+    GitIgnoreMatcher,
     canonical_mode,
     git_mode,
+    write_ignore_files,
 )
-from sandbox.workspace.diff.ignore_rules import EmptyIgnoreMatcher, GitIgnoreMatcher, write_ignore_files
-from sandbox.workspace.git.command import Git
-from sandbox.workspace.git.pipes import pipe, run_thread_with_git
+from sandbox.workspace.git_command import Git, pipe, run_thread_with_git
 from sandbox.workspace.rooted_files import Entry, RootedFiles, read_chunks
 
 _GITMODULES_HASHED_SHORT_NAME = "gi7eba"

@@ -14,7 +14,7 @@ from websockets.asyncio.client import connect
 
 from doubles.fake_tasks import TO_RUNNING
 from sandbox.api.http import server
-from sandbox.api.http.listening_sockets import AddressError, bind
+from sandbox.api.http.server import AddressError, bind
 from sandbox.bootstrap.server import set_on_signals
 from sandbox.model import events as e
 from sandbox.model import fixed_limits

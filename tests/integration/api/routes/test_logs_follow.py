@@ -9,7 +9,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING, FakeTasks
-from sandbox.api.streaming import response as streaming_response
+from sandbox.api import streaming_response
 from sandbox.interfaces.server_services import TaskNotFoundError
 from sandbox.model import events as e
 from sandbox.model.wire.event_conversion import current_state_event

@@ -9,8 +9,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from doubles.fake_tasks import TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
-from sandbox.api.middleware import authentication
-from sandbox.interfaces.terminal_frames import EndFrame, InputFrame, OutputFrame, ResizeFrame, WriteAccessFrame
+from sandbox.api import authentication
+from sandbox.interfaces.runner import EndFrame, InputFrame, OutputFrame, ResizeFrame, WriteAccessFrame
 
 
 class FakeConnection:

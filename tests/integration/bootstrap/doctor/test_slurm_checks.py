@@ -16,7 +16,7 @@ from sandbox.bootstrap.doctor.slurm_checks import check_server_address, check_sl
 from sandbox.bootstrap.settings.schema import ClusterSection, ServerSection, ServerSettings, SlurmSection
 from sandbox.images.image_builder import import_image
 from sandbox.images.image_store import ImageStore
-from sandbox.placements.cluster.host_inventory import SeenHost, SeenHosts
+from sandbox.placements.cluster.hosts import SeenHost, SeenHosts
 
 pytestmark = pytest.mark.usefixtures("without_sandboxes")
 

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from doubles.forked_commands import ForkedCommand, run
-from sandbox.api.http.listening_sockets import bind, is_externally_reachable
+from sandbox.api.http.server import bind, is_externally_reachable
 
 SANDBOX = [sys.executable, "-m", "sandbox"]
 

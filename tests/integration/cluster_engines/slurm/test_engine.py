@@ -11,7 +11,7 @@ import pytest
 
 from doubles.engine_harnesses import wait_until
 from sandbox.cluster_engines.slurm import engine as slurm_engine
-from sandbox.cluster_engines.slurm.batch_job import SlurmSettings
+from sandbox.cluster_engines.slurm.commands import SlurmSettings
 from sandbox.cluster_engines.slurm.engine import SlurmEngine
 from sandbox.interfaces.cluster_engine import (
     EngineRejectedError,

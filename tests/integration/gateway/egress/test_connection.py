@@ -10,7 +10,7 @@ import pytest
 from doubles.egress_host import HOST, client_hello, gateway_with_egress_host, tunnel
 from doubles.served_gateway import run, wait_until
 from sandbox.gateway import limits
-from sandbox.gateway.egress import dialer, public_addresses
+from sandbox.gateway.egress import connection, public_addresses
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import EgressDenied, ErrorReported
@@ -195,7 +195,7 @@ def test_hanging_resolver_blocks_neither_clients_nor_the_gateway(monkeypatch):
 
     async def scenario():
         async with gateway_with_egress_host(echo_after_eof, monkeypatch) as served:
-            monkeypatch.setattr(dialer.socket, "getaddrinfo", lambda *_, **__: hung.wait(20) and [])
+            monkeypatch.setattr(connection.socket, "getaddrinfo", lambda *_, **__: hung.wait(20) and [])
             before = threading.active_count()
             clients = [await tunnel(served) for _ in range(20)]
             for client in clients:
@@ -370,7 +370,7 @@ def test_name_is_resolved_once_per_connection(monkeypatch):
 
     async def scenario():
         async with gateway_with_egress_host(echo_after_eof, monkeypatch) as served:
-            resolve = dialer.socket.getaddrinfo
+            resolve = connection.socket.getaddrinfo
 
             def rebinding(host, *rest, **more):
                 lookups.append(host.removesuffix("."))
@@ -378,7 +378,7 @@ def test_name_is_resolved_once_per_connection(monkeypatch):
                 served.addresses_by_name[HOST] = ("169.254.169.254",)
                 return results
 
-            monkeypatch.setattr(dialer.socket, "getaddrinfo", rebinding)
+            monkeypatch.setattr(connection.socket, "getaddrinfo", rebinding)
             client = await tunnel(served)
             assert b" 200 " in await client.read_until(b"\r\n\r\n")
             assert (lookups, served.dialed_addresses) == ([HOST], ["8.8.4.4"])

@@ -12,7 +12,7 @@ import pytest
 
 from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
 from doubles.served_gateway import GATEWAY_KEY, SERVER_KEY, run, served_gateway, wait_until
-from sandbox.gateway import limits, sans_io_driver
+from sandbox.gateway import limits, tcp_connections
 from sandbox.gateway.model_api.connection_protocol import ModelProtocol
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRules
@@ -335,7 +335,7 @@ def test_upstream_is_paused_while_the_client_does_not_read():
 
 @pytest.mark.parametrize("send_slowly", [b"", b"POST /v1/messages HTTP/1.1\r\n"])
 def test_slow_request_head_closes_the_connection(monkeypatch, send_slowly):
-    monkeypatch.setitem(sans_io_driver.PHASE_TIMEOUT_SECONDS, sans_io_driver.Phase.HEAD, 0.3)
+    monkeypatch.setitem(tcp_connections.PHASE_TIMEOUT_SECONDS, tcp_connections.Phase.HEAD, 0.3)
 
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
@@ -352,7 +352,7 @@ def test_slow_request_head_closes_the_connection(monkeypatch, send_slowly):
 
 
 def test_idle_client_is_closed_and_busy_client_is_not(monkeypatch):
-    monkeypatch.setitem(sans_io_driver.PHASE_TIMEOUT_SECONDS, sans_io_driver.Phase.IDLE, 0.3)
+    monkeypatch.setitem(tcp_connections.PHASE_TIMEOUT_SECONDS, tcp_connections.Phase.IDLE, 0.3)
 
     async def scenario():
         script = SteppedUpstream()

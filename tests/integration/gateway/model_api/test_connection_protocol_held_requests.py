@@ -7,7 +7,7 @@ import pytest
 from doubles.scripted_upstream import scripted_upstream
 from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway import limits
-from sandbox.gateway.model_api.dialer import UpstreamDialer
+from sandbox.gateway.model_api.connection import UpstreamDialer
 from sandbox.interfaces.gateway import GatewayRules
 
 HELD = GatewayRules(hold_model_requests=True)

@@ -14,8 +14,7 @@ from doubles.scripted_upstream import Script, UpstreamRequest, scripted_upstream
 from doubles.served_gateway import GATEWAY_KEY, SERVER_KEY, Client, ServedGateway, run, served_gateway
 from sandbox.gateway.model_api.upstream import parse_upstream
 from sandbox.gateway.server import SocketGatewayFactory
-from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules, ModelUpstream
-from sandbox.interfaces.model_dialect import CostBound, UsageMeter
+from sandbox.interfaces.gateway import Budget, BudgetExhausted, CostBound, GatewayRules, ModelUpstream, UsageMeter
 from sandbox.model.egress import EgressRules
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
 

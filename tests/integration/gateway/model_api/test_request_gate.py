@@ -7,7 +7,7 @@ import pytest
 
 from doubles.scripted_upstream import scripted_upstream
 from doubles.served_gateway import run, served_gateway, wait_until
-from sandbox.gateway import limits, sans_io_driver
+from sandbox.gateway import limits, tcp_connections
 from sandbox.gateway.model_api import request_gate
 from sandbox.gateway.sans_io import Phase
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules
@@ -103,7 +103,7 @@ def test_request_that_waits_for_a_connection_is_refused_once_the_budget_is_reach
 def test_wait_for_a_connection_may_exceed_the_head_timeout(monkeypatch, rules):
     monkeypatch.setattr(limits, "MODEL_CONNECTIONS_BURST", 1)
     monkeypatch.setattr(limits, "MODEL_CONNECTIONS_PER_SECOND", 1.0)
-    monkeypatch.setitem(sans_io_driver.PHASE_TIMEOUT_SECONDS, Phase.HEAD, 0.4)
+    monkeypatch.setitem(tcp_connections.PHASE_TIMEOUT_SECONDS, Phase.HEAD, 0.4)
 
     async def scenario():
         async with scripted_upstream(respond_with()) as upstream, served_gateway(upstream.base_url, rules) as served:
@@ -116,7 +116,7 @@ def test_wait_for_a_connection_may_exceed_the_head_timeout(monkeypatch, rules):
 
 
 def test_connection_without_a_complete_head_times_out(monkeypatch):
-    monkeypatch.setitem(sans_io_driver.PHASE_TIMEOUT_SECONDS, Phase.HEAD, 0.4)
+    monkeypatch.setitem(tcp_connections.PHASE_TIMEOUT_SECONDS, Phase.HEAD, 0.4)
 
     async def scenario():
         async with scripted_upstream(respond_with()) as upstream, served_gateway(upstream.base_url) as served:

@@ -40,7 +40,7 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.model.failure import FailureCode
 from sandbox.placements.cluster import jobs
 from sandbox.placements.cluster import placement as placement_module
-from sandbox.placements.cluster.job_store import JobStore
+from sandbox.placements.cluster.job_state import JobStore
 from sandbox.placements.cluster.jobs import JobSettings
 from sandbox.placements.cluster.placement import ServerTaskStorage, WorkerListenerSettings, create_cluster_placement
 
@@ -236,7 +236,7 @@ class TestImages:
         [ImagePreparationStatus(is_ready=False), CallResult(0, error="OSError", message="No space left on device")],
     )
     async def test_worker_is_asked_again_only_after_a_pause(self, worker, placement, monkeypatch, answer):
-        monkeypatch.setattr("sandbox.placements.cluster.host_allocator._RESERVE_SECONDS", 0.5)
+        monkeypatch.setattr("sandbox.placements.cluster.hosts._RESERVE_SECONDS", 0.5)
         worker.answers[PrepareImage] = lambda _: answer
         begin = time.monotonic()
         for _ in range(3):

@@ -10,10 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sandbox.disks.tree_removal import remove_trees
+from sandbox.disks.commands import remove_trees
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, probe_directory
-from sandbox.placements.local.attempt_files import LocalAttemptFiles
-from sandbox.placements.local.socket_leftovers import SocketLeftovers
+from sandbox.placements.local.attempt_files import LocalAttemptFiles, SocketLeftovers
 
 
 @pytest.fixture

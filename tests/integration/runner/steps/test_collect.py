@@ -12,11 +12,11 @@ import pytest
 from doubles.attempt_harness import BASE_COMMIT, AttemptScript
 from sandbox.interfaces.workspace import PatchResult, SkippedFile
 from sandbox.model.artifacts import Artifact
-from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import ArtifactCollected, AttemptFailed, EgressDenied, ErrorReported
 from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.model.resources import DiskSpace
 from sandbox.model.task_state import TaskState
-from sandbox.runner import attempt_closing
+from sandbox.runner import attempt
 from sandbox.runner.steps import collect
 from sandbox.runner.steps.teardown import TeardownStep
 from sandbox.secrets.redaction.redactor import SecretRedactor
@@ -40,7 +40,7 @@ async def test_denied_egress_is_counted_and_listed_up_to_a_limit(make_harness, m
 
 async def test_retries_on_a_full_disk_do_not_duplicate_renamed_artifacts(make_harness, monkeypatch):
     """The agent's file `redacted-1` keeps its name when the artifacts are collected again."""
-    monkeypatch.setattr("sandbox.runner.attempt_closing.HOST_ERROR_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt.HOST_ERROR_PAUSE_SECONDS", 0.01)
     collected = {f"{SECRET}-a.md": b"a\n", "redacted-1": b"the agent's\n", f"{SECRET}-b.md": b"b\n"}
     harness = make_harness(
         AttemptScript(files_to_collect=collected),
@@ -142,7 +142,7 @@ def test_error_codes_are_not_redacted(make_harness):
 @pytest.mark.parametrize("step", ["read_records", "replace_durably"], ids=["writing", "flushing"])
 async def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_harness, monkeypatch, step):
     """If the file remained, one task would occupy the space that other tasks free, until its collection times out."""
-    monkeypatch.setattr("sandbox.runner.attempt_closing.HOST_ERROR_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt.HOST_ERROR_PAUSE_SECONDS", 0.01)
     harness = make_harness(
         AttemptScript(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"}
     )
@@ -189,7 +189,7 @@ async def test_large_transcript_that_would_fill_the_disk_is_not_copied(make_harn
 
 async def test_retries_on_a_full_disk_do_not_repeat_events(make_harness, monkeypatch):
     """If each retry, one per second, recorded thousands of events, the remaining space would fill up."""
-    monkeypatch.setattr("sandbox.runner.attempt_closing.HOST_ERROR_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt.HOST_ERROR_PAUSE_SECONDS", 0.01)
     patch_error = AttemptError(FailureCode.COLLECT_FAILED, "The patch could not be created: it is odd.")
     harness = make_harness(
         AttemptScript(patch_error=patch_error), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "20s"}
@@ -216,7 +216,7 @@ async def test_retries_on_a_full_disk_do_not_repeat_events(make_harness, monkeyp
 
 
 async def test_stored_transcript_needs_no_additional_space_on_a_retry(make_harness, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.attempt_closing.HOST_ERROR_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt.HOST_ERROR_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(collect, "_SMALL_TRANSCRIPT_BYTES", 10)
     harness = make_harness(
         AttemptScript(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"}
@@ -346,7 +346,7 @@ async def test_file_stored_after_a_collection_timeout_is_removed(make_harness, m
     monkeypatch.setattr(hashlib, "file_digest", digest_late)
     monkeypatch.setattr(collect, "_finalize_file", finalize_and_signal)
     monkeypatch.setattr(TeardownStep, "run", delay_teardown)
-    monkeypatch.setattr(attempt_closing, "METADATA_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(attempt, "METADATA_TIMEOUT_SECONDS", 0.1)
     await asyncio.wait_for(harness.run(), 60)
     assert harness.task.failure.code == "collect_failed"
     assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()} == set()

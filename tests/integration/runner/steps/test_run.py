@@ -11,7 +11,7 @@ import pytest
 
 from doubles.attempt_harness import ATTEMPT_ID, AttemptScript, ScriptedAgentDriver, ScriptedGateway
 from sandbox.interfaces.runner import CancelAttempt, Reply
-from sandbox.journal.recorder import JournalRecorder
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import (
     AgentStarted,
     ArtifactCollected,
@@ -28,8 +28,8 @@ from sandbox.model.task_state import TaskState
 from sandbox.placements.runner_client import LocalRunnerClient
 from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner.agent_output import AgentOutput
+from sandbox.runner.attempt_context import write_handle
 from sandbox.runner.control_socket import serve_control_socket
-from sandbox.runner.sandbox_handles import write_handle
 from sandbox.runner.terminals import TerminalServer
 
 SECRET = {"WORD": "open sesame"}

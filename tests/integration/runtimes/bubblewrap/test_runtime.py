@@ -17,12 +17,11 @@ import pytest
 from doubles.sandbox_lifecycle import new_attempt_id, ready_sandbox, run_in, run_shell, sandbox_spec
 from sandbox.interfaces.runtime import SandboxHandle
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes import bubblewrap_command
+from sandbox.runtimes import bubblewrap_confinement, seccomp_filter
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.runtimes.kernel_uid_pool import SANDBOX_UIDS
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits.cgroups import ControlGroup
-from sandbox.runtimes.seccomp import syscall_filter
 
 NOBODY = 65534
 
@@ -65,7 +64,7 @@ async def test_probe_reports_properties_and_leaves_no_files(runtime: BubblewrapR
 def test_probe_reports_missing_bubblewrap_with_a_remedy(
     runtime: BubblewrapRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(bubblewrap_command, "_PROGRAMS", (Path("/nowhere/bwrap"),))
+    monkeypatch.setattr(bubblewrap_confinement, "_PROGRAMS", (Path("/nowhere/bwrap"),))
     result = asyncio.run(runtime.probe())
     assert not result.is_available
     assert "apt-get install bubblewrap" in result.remedy
@@ -99,7 +98,7 @@ async def test_probe_reports_the_bubblewrap_error(
     broken = shared_directory / "bwrap"
     broken.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(bubblewrap_command, "_PROGRAMS", (broken,))
+    monkeypatch.setattr(bubblewrap_confinement, "_PROGRAMS", (broken,))
     result = await runtime.probe()
     assert not result.is_available
     assert "setting up uid map: Permission denied" in result.remedy
@@ -109,7 +108,7 @@ async def test_probe_reports_the_bubblewrap_error(
 async def test_missing_seccomp_architecture_makes_the_runtime_unavailable(
     runtime: BubblewrapRuntime, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(syscall_filter, "ARCHITECTURES", {})
+    monkeypatch.setattr(seccomp_filter, "ARCHITECTURES", {})
     result = await runtime.probe()
     assert not result.is_available
     assert "filter" in result.remedy

@@ -12,8 +12,8 @@ from sandbox.interfaces.runtime import Command
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes.gvisor import GvisorRuntime
 from sandbox.runtimes.gvisor import runtime as gvisor_runtime
-from sandbox.runtimes.gvisor import sandbox as gvisor_sandbox
-from sandbox.runtimes.gvisor.sandbox import GvisorSandbox, RunscState
+from sandbox.runtimes.gvisor import runtime as gvisor_sandbox
+from sandbox.runtimes.gvisor.runtime import GvisorSandbox, RunscState
 from sandbox.runtimes.kernel_uid_pool import FILES_UIDS_OFFSET
 from sandbox.runtimes.limits.cgroups import ControlGroup
 

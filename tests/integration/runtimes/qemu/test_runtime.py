@@ -15,13 +15,13 @@ from doubles.runtime_availability import record_slow_kvm, require_qemu_component
 from doubles.sandbox_lifecycle import MEBIBYTE, TIMEOUT_SECONDS, read_until, ready_sandbox, run_once
 from doubles.sandbox_scripts import CONNECT_OUTPUT, CONNECT_SCRIPT, IDENTITY_SCRIPT, accept_connection, respond_to_query
 from doubles.syscall_faults import small_file_system
-from sandbox.agents.claude_code.binary_install import find_binary
+from sandbox.agents.claude_code.agent import find_binary
 from sandbox.interfaces.runtime import Command, Sandbox, TerminalSize
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.qemu import QemuRuntime, guest_components, kvm_selftest
 from sandbox.runtimes.qemu import sandbox as qemu_sandbox
-from sandbox.runtimes.qemu.kvm import KvmStatus
+from sandbox.runtimes.qemu.runtime import KvmStatus
 
 
 @pytest.fixture

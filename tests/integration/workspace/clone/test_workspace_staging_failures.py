@@ -20,8 +20,8 @@ from doubles.git_http_server import GitHttpServer
 from doubles.workspace_harness import PUBLIC_URL, descendant_names, run_git
 from sandbox.model.failure import AttemptError
 from sandbox.model.manifest.schema import Repository
-from sandbox.workspace.clone import git_directory_writer, workspace_staging
-from sandbox.workspace.git.error_messages import SILENT_INDEX_PACK_ERROR
+from sandbox.workspace.clone import git_directory, workspace_staging
+from sandbox.workspace.git_command import SILENT_INDEX_PACK_ERROR
 
 
 def clone_error(harness, *args, **source):
@@ -385,7 +385,7 @@ def test_full_disk_during_the_copy_of_a_pack_is_reported(harness, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(git_directory_writer, "read_chunks", full)
+    monkeypatch.setattr(git_directory, "read_chunks", full)
 
     assert "raise vm.disk" in clone_error(harness)
 

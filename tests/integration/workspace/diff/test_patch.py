@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from doubles.workspace_harness import run_git, snapshot
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.model.artifacts import DiffStatistics
-from sandbox.model.disk_space import transient_disk_error
 from sandbox.model.failure import AttemptError
+from sandbox.model.resources import transient_disk_error
 from sandbox.secrets.redaction.redactor import SecretRedactor
-from sandbox.workspace.diff import changed_files_archive as changed_files_module
 from sandbox.workspace.diff import patch
-from sandbox.workspace.git.command import Git, GitError
+from sandbox.workspace.diff import patch as changed_files_module
+from sandbox.workspace.git_command import Git, GitError
 
 BINARY = bytes(range(256)) * 8
 _PATCH_COMMANDS = ("ls-tree", "cat-file", "check-ignore", "fast-import", "diff-tree")

@@ -14,7 +14,7 @@ import pytest
 
 from doubles.workspace_harness import descendant_names, run_git
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes import disk_ownership
+from sandbox.runtimes import sandbox_filesystem
 from sandbox.workspace import rooted_files
 
 
@@ -224,7 +224,7 @@ def test_files_with_restrictive_modes_are_read(staged):
         "patch = GitWorkspaces(json.loads(sys.argv[1])).write_patch\n"
         "asyncio.run(patch(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), no_confinement, lambda _: False))\n"
     )
-    disk_ownership.restore_ownership(str(staged.attempt_dir / "repository.git"))
+    sandbox_filesystem.restore_ownership(str(staged.attempt_dir / "repository.git"))
     target = staged.root / "locked.patch"
     arguments = [json.dumps(staged.environment), str(staged.attempt_dir), staged.base_commit, str(target)]
     setpriv_command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []

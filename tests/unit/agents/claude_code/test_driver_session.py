@@ -8,8 +8,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
-from sandbox.agents.claude_code.driver import ClaudeCodeDriver
-from sandbox.agents.claude_code.session_files import PROJECTS_SCANNED_MAX
+from sandbox.agents.claude_code.driver import PROJECTS_SCANNED_MAX, ClaudeCodeDriver
 
 SESSION = "0e4cf8c5-3f5c-4e0d-9d0a-000000000001"
 

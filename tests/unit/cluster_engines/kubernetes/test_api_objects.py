@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from sandbox.cluster_engines.kubernetes.api_objects import (
+from sandbox.cluster_engines.kubernetes.api import (
     AMOUNT_MAX,
     ApiNode,
     ApiPod,

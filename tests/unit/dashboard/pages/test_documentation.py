@@ -5,22 +5,22 @@ import re
 import pytest
 
 from doubles.fake_token_store import FakeTokenStore
-from sandbox.dashboard import guide_pages
+from sandbox.dashboard.pages import documentation
 
 LINK = re.compile(r"\]\(([\w./-]+)\.md(?:#([\w-]+))?\)")
 DEVELOPER_PAGES = {"../ARCHITECTURE", "../CONTRIBUTING", "../CHANGELOG", "code-tour", "recipes", "releasing"}
 
 
 def test_guide_has_all_pages_of_the_documentation_for_users(pages):
-    configuration = (guide_pages.guide_file("index").parents[1] / "mkdocs.yml").read_text()
+    configuration = (documentation.guide_file("index").parents[1] / "mkdocs.yml").read_text()
     names = set(re.findall(r"docs/([\w-]+)\.md", configuration)) - DEVELOPER_PAGES - {"rest-reference"}
-    assert names == guide_pages.GUIDE_PAGES
+    assert names == documentation.GUIDE_PAGES
     for name in names:
         page = pages.get(f"/guide/{name}")
         assert page.status_code == 200
         assert "<!--" not in page.text
         linked = {
-            link for link, _ in LINK.findall(guide_pages.guide_file(name).read_text()) if not link.startswith("adr/")
+            link for link, _ in LINK.findall(documentation.guide_file(name).read_text()) if not link.startswith("adr/")
         }
         assert linked - names - DEVELOPER_PAGES - {"rest-reference"} == set(), name
     assert "Sandbox documentation</h1>" in pages.get("/guide").text
@@ -39,14 +39,14 @@ def test_guide_needs_a_token_on_a_server_with_tokens(pages_with_tokens):
 
 def test_list_of_pages_has_the_order_of_the_documentation(pages):
     """The groups and pages match the documentation site, which also has pages for developers."""
-    configuration = (guide_pages.guide_file("index").parents[1] / "mkdocs.yml").read_text()
+    configuration = (documentation.guide_file("index").parents[1] / "mkdocs.yml").read_text()
     groups = re.split(r"^  - (\w+):$", configuration.partition("\nnav:\n")[2], flags=re.MULTILINE)[1:]
     names = {
         group: tuple(name for name in re.findall(r"docs/([\w-]+)\.md", text) if name not in DEVELOPER_PAGES)
         for group, text in zip(groups[::2], groups[1::2], strict=True)
     }
     assert {group: list(pages) for group, pages in names.items() if pages} == {
-        group: list(pages) for group, pages in guide_pages.GUIDE_GROUPS.items()
+        group: list(pages) for group, pages in documentation.GUIDE_GROUPS.items()
     }
     for address, current in (("/guide/limits", "Limits"), ("/errors", "Errors"), ("/guide", "Overview")):
         text = pages.get(address).text

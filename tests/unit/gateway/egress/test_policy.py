@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.egress_host import client_hello
-from sandbox.gateway.egress.http_inspector import HttpInspector
+from sandbox.gateway.egress.http import HttpInspector
 from sandbox.gateway.egress.inspector_interface import Denial, Tunnel
 from sandbox.gateway.egress.policy import ISOLATED_DENY_REASON, EgressPolicy, is_address
 from sandbox.gateway.egress.protocol_sniffing import NestedConnectionFilter
 from sandbox.gateway.egress.proxy_inspector import ProxyInspector
-from sandbox.gateway.egress.tls_inspector import TlsInspector
+from sandbox.gateway.egress.tls import TlsInspector
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules, egress_rules
 from sandbox.model.manifest.schema import Vm

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.gateway.egress.http_inspector import HttpInspector
+from sandbox.gateway.egress.http import HttpInspector
 from sandbox.gateway.egress.inspector_interface import Denial, Tunnel
 from sandbox.gateway.egress.policy import ISOLATED_DENY_REASON, NOT_PUBLIC_DENY_REASON, EgressPolicy, is_host_name
 from sandbox.gateway.egress.proxy_inspector import ProxyInspector

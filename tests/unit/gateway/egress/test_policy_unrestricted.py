@@ -6,7 +6,7 @@ from doubles.egress_host import client_hello
 from sandbox.gateway.egress.inspector_interface import Denial, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy
 from sandbox.gateway.egress.proxy_inspector import ProxyInspector
-from sandbox.gateway.egress.tls_inspector import TlsInspector
+from sandbox.gateway.egress.tls import TlsInspector
 from sandbox.model.egress import EgressRules
 
 MODEL = "api.anthropic.com"

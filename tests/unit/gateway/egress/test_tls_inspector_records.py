@@ -8,7 +8,7 @@ import pytest
 from doubles.egress_host import client_hello
 from sandbox.gateway.egress.inspector_interface import Denial, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy
-from sandbox.gateway.egress.tls_inspector import TlsInspector
+from sandbox.gateway.egress.tls import TlsInspector
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules
 

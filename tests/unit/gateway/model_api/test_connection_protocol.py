@@ -12,8 +12,7 @@ from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.model_api.connection_protocol import ModelProtocol
-from sandbox.gateway.model_api.request_gate import ModelRequestGate
-from sandbox.gateway.model_api.request_policy import ModelPolicy
+from sandbox.gateway.model_api.request_gate import ModelPolicy, ModelRequestGate
 from sandbox.gateway.model_api.upstream import parse_upstream
 from sandbox.gateway.sans_io import Effects, Phase
 from sandbox.interfaces.gateway import Budget, GatewayRules, KeyRejected, ModelUpstream

@@ -8,8 +8,7 @@ from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.agents.claude_code.messages_api.pricing import INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.model_api.connection_protocol import ModelProtocol
-from sandbox.gateway.model_api.request_gate import ModelRequestGate
-from sandbox.gateway.model_api.request_policy import ModelPolicy
+from sandbox.gateway.model_api.request_gate import ModelPolicy, ModelRequestGate
 from sandbox.gateway.model_api.upstream import parse_upstream
 from sandbox.interfaces.gateway import Budget, GatewayRules, ModelUpstream
 from sandbox.model.egress import EgressRules

@@ -12,11 +12,9 @@ from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUFFERED_BYTES_MAX, IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET
 from sandbox.gateway.model_api import request_gate
-from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate
-from sandbox.gateway.model_api.request_policy import Rejected
+from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, Rejected
 from sandbox.gateway.model_api.upstream import parse_upstream
-from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules, ModelUpstream
-from sandbox.interfaces.model_dialect import CostBound, ModelDialect
+from sandbox.interfaces.gateway import Budget, BudgetExhausted, CostBound, GatewayRules, ModelDialect, ModelUpstream
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import Usage
 

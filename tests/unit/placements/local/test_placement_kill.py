@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sandbox.placements.local.runners_and_disks import _descriptor_holds_lock
+from sandbox.placements.local.placement import _descriptor_holds_lock
 
 _FDINFO_WITH_LOCK = "pos:\t0\nflags:\t02\nlock:\t1: FLOCK  ADVISORY  WRITE 123 00:29:1234 0 EOF\n"
 

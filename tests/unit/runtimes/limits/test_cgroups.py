@@ -12,10 +12,10 @@ from sandbox.interfaces.runtime import Stats
 from sandbox.model.fixed_limits import OOM_KILLS_MAX, VMA_BYTES_MAX
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
-from sandbox.runtimes.limits.closing_files import ClosingFilesMeter
+from sandbox.runtimes.limits.files_without_descriptors import ClosingFilesMeter
+from sandbox.runtimes.limits.kernel_memory import GroupUsage, SlabMeter, SlabUsage
 from sandbox.runtimes.limits.kernel_usage import KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingMeter, SandboxProcesses
-from sandbox.runtimes.limits.slab_usage import GroupUsage, SlabMeter, SlabUsage
 
 CGROUP2_FILES = ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.procs", "cgroup.kill")
 CGROUP1_FILES = {

@@ -14,13 +14,13 @@ import pytest
 
 from sandbox.model.fixed_limits import VMA_BYTES_MAX
 from sandbox.runtimes.limits import memory_mappings
+from sandbox.runtimes.limits.kernel_memory import VMA_BYTES, SlabUsage
 from sandbox.runtimes.limits.memory_mappings import (
     MappingMeter,
     SandboxProcesses,
     are_mappings_hidden,
     count_mappings,
 )
-from sandbox.runtimes.limits.slab_usage import VMA_BYTES, SlabUsage
 
 MAPPINGS_MAX = VMA_BYTES_MAX // VMA_BYTES
 OWN_PID = os.getpid()

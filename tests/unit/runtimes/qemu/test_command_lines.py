@@ -13,7 +13,7 @@ import pytest
 
 from sandbox.interfaces.runtime import Command, SandboxSpec, Stats
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes.qemu import guest_components, jail
+from sandbox.runtimes.qemu import command_lines, guest_components
 from sandbox.runtimes.qemu.channel import COST_PER_SECOND_MAX, READ_COST, UNSOLICITED_FRAMES_MAX, Channel, GuestStream
 from sandbox.runtimes.qemu.command_lines import (
     Accelerator,
@@ -23,7 +23,7 @@ from sandbox.runtimes.qemu.command_lines import (
     virtiofsd_arguments,
 )
 from sandbox.runtimes.qemu.guest import frames, guest_setup
-from sandbox.runtimes.qemu.kvm import KvmStatus
+from sandbox.runtimes.qemu.runtime import KvmStatus
 from sandbox.runtimes.qemu.sandbox import merge_stats
 
 SPEC = SandboxSpec("abcdefghijkl", Path("/disk"), 2, 512 << 20, 64, {Path("/host/claude"): "/run/sandbox/claude"})
@@ -32,8 +32,8 @@ COMPONENTS = guest_components.GuestComponents(
 )
 
 
-def guest_spec(**unreadable_programs: str) -> jail.GuestSpec:
-    return jail.GuestSpec(
+def guest_spec(**unreadable_programs: str) -> command_lines.GuestSpec:
+    return command_lines.GuestSpec(
         SPEC,
         COMPONENTS,
         {Path(path): inside for path, inside in unreadable_programs.items()},
@@ -82,16 +82,18 @@ def test_guest_memory_is_task_memory_plus_overhead():
 
 
 def test_virtiofsd_serves_the_share_but_not_the_jail_root():
-    arguments = virtiofsd_arguments("/usr/libexec/virtiofsd", jail.SHARE_DIRECTORY, QemuDescriptors(1, 2, 3, 4))
+    arguments = virtiofsd_arguments(
+        "/usr/libexec/virtiofsd", command_lines.SHARE_DIRECTORY, QemuDescriptors(1, 2, 3, 4)
+    )
     assert "--shared-dir=/share" in arguments
     assert "--fd=1" in arguments
 
 
 def test_unreadable_program_is_exposed_for_virtiofsd_only():
-    with_unreadable_program = jail.GuestSpec(SPEC, COMPONENTS, SPEC.programs, Accelerator.TCG, Path("/run/s"))
-    assert jail.exposed_program_entries(with_unreadable_program) == [("program", "hidden-0", "/host/claude")]
-    assert Path("/host/claude") not in jail.exposed_paths(with_unreadable_program).values()
-    assert Path("/host/claude") in jail.exposed_paths(guest_spec()).values()
+    with_unreadable_program = command_lines.GuestSpec(SPEC, COMPONENTS, SPEC.programs, Accelerator.TCG, Path("/run/s"))
+    assert command_lines.exposed_program_entries(with_unreadable_program) == [("program", "hidden-0", "/host/claude")]
+    assert Path("/host/claude") not in command_lines.exposed_paths(with_unreadable_program).values()
+    assert Path("/host/claude") in command_lines.exposed_paths(guest_spec()).values()
 
 
 def test_missing_components_error_names_the_fix(monkeypatch: pytest.MonkeyPatch):

@@ -9,11 +9,11 @@ from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes.qemu import guest_components, runtime
 from sandbox.runtimes.qemu.command_lines import Accelerator
-from sandbox.runtimes.qemu.kvm import KvmStatus
 from sandbox.runtimes.qemu.runtime import (
     KVM_BOOT_SECONDS,
     KVM_BUSY_BOOT_SECONDS,
     KVM_RETRY_BOOT_SECONDS,
+    KvmStatus,
     QemuRuntime,
 )
 from sandbox.runtimes.qemu.sandbox import BootError, QemuSandbox

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from doubles.redaction_attacks import VALUES, attack, texts, values
 from sandbox.secrets.redaction.escape_layers import DecodedLayer
-from sandbox.secrets.redaction.redactor import SecretRedactor
-from sandbox.secrets.redaction.value_scanner import Scanner, Span
+from sandbox.secrets.redaction.redactor import Scanner, SecretRedactor, Span
 
 TOKEN = "ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6"
 

@@ -6,10 +6,17 @@ from typing import Any
 
 import msgspec
 
-from sandbox.agents.claude_code.json_numbers import parse_float
 from sandbox.agents.claude_code.messages_api import pricing, request_inspection, usage_meter
-from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.model_dialect import CostBound, Endpoint, Rejected, RequestHeaders, ResponseHeaders, UsageMeter
+from sandbox.agents.claude_code.stream_json import parse_float
+from sandbox.interfaces.gateway import (
+    CostBound,
+    Endpoint,
+    ModelUpstream,
+    Rejected,
+    RequestHeaders,
+    ResponseHeaders,
+    UsageMeter,
+)
 from sandbox.model.errors import DECODE_ERRORS
 
 

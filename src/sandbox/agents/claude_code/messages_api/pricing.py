@@ -15,7 +15,7 @@ from sandbox.agents.claude_code.messages_api.request_inspection import (
     count_images,
     unknown_fee_reason,
 )
-from sandbox.interfaces.model_dialect import CostBound
+from sandbox.interfaces.gateway import CostBound
 
 INPUT_TOKENS_MAX = 1_000_000
 """Maximum number of input tokens assumed for a response that ended before it reported usage; no model accepts more."""

@@ -13,7 +13,7 @@ from sandbox.agents.claude_code.messages_api.pricing import (
     cost_usd,
     has_price,
 )
-from sandbox.interfaces.model_dialect import CostBound, UsageMeter
+from sandbox.interfaces.gateway import CostBound, UsageMeter
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Usage
 

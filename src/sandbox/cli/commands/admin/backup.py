@@ -11,9 +11,8 @@ import click
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options, output_options
+from sandbox.cli.output.console import escape_text, print_json
 from sandbox.cli.output.formatting import pluralize
-from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.terminal_text import escape_text
 from sandbox.cli.settings_options import data_dir_options, load_configuration
 from sandbox.model.formatting import format_size
 
@@ -35,7 +34,7 @@ def backup(file: str, **options: Any) -> None:
     1). Preserved sandboxes, images and the workspaces of running tasks are not included.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
-    from sandbox.bootstrap.backup.create import create_backup, stream_backup
+    from sandbox.bootstrap.data_dir_backup import create_backup, stream_backup
     from sandbox.bootstrap.data_dir_maintenance import require_data_dir
 
     is_stdout = file == "-"

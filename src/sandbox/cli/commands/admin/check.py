@@ -10,15 +10,14 @@ import click
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options, output_options
+from sandbox.cli.output.console import escape_text, print_json
 from sandbox.cli.output.formatting import pluralize
-from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.terminal_text import escape_text
 from sandbox.cli.settings_options import data_dir_options, load_configuration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sandbox.server.administration.integrity import Discrepancy
+    from sandbox.server.integrity import Discrepancy
 
 
 @command(

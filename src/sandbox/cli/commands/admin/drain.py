@@ -12,9 +12,8 @@ import click
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import common_options, current_options, parse_duration_option
+from sandbox.cli.output.console import escape_text, print_json
 from sandbox.cli.output.formatting import pluralize
-from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.terminal_text import escape_text
 from sandbox.model.formatting import format_duration
 
 if TYPE_CHECKING:

@@ -14,9 +14,8 @@ from sandbox.cli.commands.admin.backup import print_remarks
 from sandbox.cli.commands.admin.check import print_discrepancies
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options, output_options
+from sandbox.cli.output.console import escape_text, print_json
 from sandbox.cli.output.formatting import pluralize
-from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.terminal_text import escape_text
 from sandbox.cli.settings_options import data_dir_options, load_configuration
 
 
@@ -32,7 +31,7 @@ def restore(file: Path, **options: Any) -> None:
     restored data directory starts the pending tasks.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
-    from sandbox.bootstrap.backup import restore as backup_restore
+    from sandbox.bootstrap import data_dir_backup as backup_restore
 
     result = backup_restore.restore(file, data_dir)
     if current_options().format == "json":

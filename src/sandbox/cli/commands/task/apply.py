@@ -12,17 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from sandbox.cli.checkout.commit_message import CommittedTask, build_chain_message, build_commit_message
-from sandbox.cli.checkout.new_branch import NewBranch
+from sandbox.cli.checkout.branch_commit import CommittedTask, NewBranch, build_chain_message, build_commit_message
 from sandbox.cli.checkout.patch_application import apply_patch, can_apply, list_changed_files
 from sandbox.cli.checkout.user_checkout import Checkout
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import CliOptions, allow_secrets_option, common_options, current_options
-from sandbox.cli.output.console import print_message, stdout_console
-from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.patch_text import ChangedFile, applied_message, print_changed_files
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.console import escape_text, print_json, print_message, stdout_console
+from sandbox.cli.output.patches import ChangedFile, applied_message, print_changed_files
 from sandbox.cli.patch_download import CHAIN_HELP, fetch_patch, find_chain_patch, print_omissions
 from sandbox.cli.task_arguments import task_argument
 

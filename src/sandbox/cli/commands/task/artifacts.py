@@ -8,8 +8,7 @@ import click
 
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.console import print_json, stdout_console
 from sandbox.cli.output.table import cell, print_table
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_size

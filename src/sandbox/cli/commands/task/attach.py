@@ -6,9 +6,8 @@ import click
 
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import CliOptions, current_options, server_options
-from sandbox.cli.output.next_commands import next_commands, task_id_for_hint
-from sandbox.cli.output.task_outcome import outcome_summary
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.console import escape_text
+from sandbox.cli.output.task_outcome import next_commands, outcome_summary, task_id_for_hint
 from sandbox.cli.sandbox_terminal import DETACH_KEYS, exit_with_terminal, format_keys, parse_detach_keys, run_terminal
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.task_state import FINAL_STATES

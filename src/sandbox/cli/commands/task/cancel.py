@@ -12,9 +12,8 @@ from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.confirmation_prompts import confirm
 from sandbox.cli.errors import ExitCode, fail, print_error
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.console import escape_name, escape_text, print_json, terminal_width
 from sandbox.cli.output.task_outcome import outcome_summary
-from sandbox.cli.output.terminal_text import escape_name, escape_text, terminal_width
 from sandbox.cli.task_arguments import task_arguments
 from sandbox.model.fixed_limits import TERM_GRACE_SECONDS
 from sandbox.model.task_state import FINAL_STATES, TaskState

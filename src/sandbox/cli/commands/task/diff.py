@@ -12,11 +12,8 @@ import click
 from sandbox.cli.checkout.patch_application import read_changed_files
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import allow_secrets_option, common_options, current_options
-from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.pager import show_paged
-from sandbox.cli.output.patch_text import colorize, patch_lines, print_changed_files, summarize_binary_files
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.console import escape_text, print_json, stdout_console
+from sandbox.cli.output.patches import colorize, patch_lines, print_changed_files, show_paged, summarize_binary_files
 from sandbox.cli.patch_download import CHAIN_HELP, fetch_patch
 from sandbox.cli.task_arguments import task_argument
 

@@ -10,7 +10,7 @@ import click
 
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import common_options, current_options, parse_past_time_option
-from sandbox.cli.output.console import stdout_console
+from sandbox.cli.output.console import print_json, stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES
 from sandbox.cli.output.formatting import (
     failure_text,
@@ -22,12 +22,11 @@ from sandbox.cli.output.formatting import (
     state_text,
     task_duration,
 )
-from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
 from sandbox.cli.task_arguments import find_task_id
 from sandbox.model.formatting import format_cost
 from sandbox.model.input_errors import closest_name, with_suggestion
-from sandbox.model.repository.url import short_repository
+from sandbox.model.repository_urls import short_repository
 from sandbox.model.task_state import OUTCOMES, TaskState
 
 if TYPE_CHECKING:

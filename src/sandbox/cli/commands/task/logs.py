@@ -11,11 +11,8 @@ import click
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import hint_if_interrupted
 from sandbox.cli.options import current_options, output_options, parse_past_time_option, server_options
-from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.event_printer import FULL, print_events
-from sandbox.cli.output.json_output import print_json_lines
-from sandbox.cli.output.pending_reason import PendingReasonPoller
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.console import escape_text, print_json_lines, stdout_console
+from sandbox.cli.output.event_printer import FULL, PendingReasonPoller, print_events
 from sandbox.cli.output.text_log_parser import LogLine, mark_parsed_lines, parse_line, parse_log_events
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.wire.event_bodies import CONVERSATION_TYPES

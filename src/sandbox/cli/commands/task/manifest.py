@@ -9,8 +9,7 @@ import click
 
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.console import escape_text, print_json
 from sandbox.cli.task_arguments import task_argument
 
 
@@ -34,7 +33,7 @@ def manifest(task_id: str) -> None:
     if options.format == "json":
         print_json(submitted)
         return
-    from sandbox.model.manifest.writer import write_yaml
+    from sandbox.model.manifest.yaml import write_yaml
 
     text = write_yaml(json.loads(json.dumps(submitted)))  # the writer accepts no subclasses of dict
     if sys.stdout.isatty():

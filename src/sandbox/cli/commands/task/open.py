@@ -9,8 +9,7 @@ import click
 
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.output.console import escape_text, print_json
 from sandbox.cli.task_arguments import task_argument
 
 
@@ -23,7 +22,7 @@ def open_task(task_id: str, prints_only: bool) -> None:
 
     Prints the URL on stdout. Without a graphical display, the command only prints the URL, unless BROWSER is set.
     """
-    from sandbox.client.url import task_page_url
+    from sandbox.client.requests import task_page_url
 
     options = current_options()
     with options.connect() as client:

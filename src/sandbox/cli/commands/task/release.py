@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import click
 
-from sandbox.cli.bulk_requests import for_each_task
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.confirmation_prompts import confirm_for_tasks
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.task_arguments import task_arguments
+from sandbox.cli.task_arguments import for_each_task, task_arguments
 
 
 @command(epilog=help_examples("sandbox task release 5e173eb5", "sandbox task release 5e173eb5 9c0ffee1 --yes"))

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.chain_changes import chain_changes_summary
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import hint_if_interrupted
 from sandbox.cli.options import CliOptions, common_options, current_options
-from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.denied_connections import denied_connection_rows, find_denied_connections
-from sandbox.cli.output.event_printer import STATE_STYLES, STATES_ONLY, print_events
+from sandbox.cli.output.console import (
+    escape_name,
+    print_json,
+    print_json_lines,
+    stdout_console,
+    terminal_width,
+    wrap_text,
+)
+from sandbox.cli.output.event_printer import STATE_STYLES, STATES_ONLY, PendingReasonPoller, print_events
 from sandbox.cli.output.formatting import (
     changes_summary,
     current_activity,
@@ -26,12 +31,16 @@ from sandbox.cli.output.formatting import (
     task_duration,
     task_prompt,
 )
-from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.next_commands import next_commands, task_id_for_command
-from sandbox.cli.output.pending_reason import PendingReasonPoller
-from sandbox.cli.output.task_outcome import message_lines, outcome_summary
-from sandbox.cli.output.terminal_text import escape_name, terminal_width, wrap_text
+from sandbox.cli.output.task_outcome import (
+    denied_connection_rows,
+    find_denied_connections,
+    message_lines,
+    next_commands,
+    outcome_summary,
+    task_id_for_command,
+)
 from sandbox.cli.output.text_log_parser import parse_log_events
+from sandbox.cli.patch_download import chain_changes_summary
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_budget, format_cost, format_duration
 from sandbox.model.task_state import FINAL_STATES
@@ -157,7 +166,7 @@ def _outcome_rows(
 
     rows: the rows that are printed without a terminal. results: the rows from `_result_rows`.
     """
-    from sandbox.client.url import task_page_url
+    from sandbox.client.requests import task_page_url
 
     yield "State", rows["State"]
     if "Error" in rows:

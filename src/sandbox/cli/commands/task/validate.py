@@ -9,11 +9,10 @@ import click
 
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.manifest_file import ManifestFile, field_error_details, field_error_lines
+from sandbox.cli.manifest_input import ManifestFile, field_error_details, field_error_lines
 from sandbox.cli.options import current_options, output_options
+from sandbox.cli.output.console import escape_text, print_json, terminal_width, wrap_text
 from sandbox.cli.output.formatting import pluralize
-from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.terminal_text import escape_text, terminal_width, wrap_text
 
 
 @command(epilog=help_examples("sandbox task validate task.yaml"))

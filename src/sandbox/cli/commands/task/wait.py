@@ -9,10 +9,9 @@ import click
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, hint_if_interrupted
 from sandbox.cli.options import common_options, current_options, parse_duration_option
+from sandbox.cli.output.console import escape_text, print_json, terminal_width
 from sandbox.cli.output.formatting import state_text
-from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.task_outcome import outcome_summary
-from sandbox.cli.output.terminal_text import escape_text, terminal_width
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_duration
 from sandbox.model.task_state import FINAL_STATES

@@ -6,9 +6,8 @@ import click
 
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.json_output import print_json_lines
-from sandbox.cli.output.timed_lines import TimedLinePrinter
+from sandbox.cli.output.console import print_json_lines, stdout_console
+from sandbox.cli.output.event_lines import TimedLinePrinter
 
 
 @command(

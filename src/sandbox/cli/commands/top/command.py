@@ -11,8 +11,7 @@ import click
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode
 from sandbox.cli.options import CliOptions, common_options, current_options
-from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.console import print_json, stdout_console
 from sandbox.cli.output.table import print_table
 
 
@@ -47,8 +46,7 @@ def top() -> None:
 
 
 def _print_once(options: CliOptions) -> None:
-    from sandbox.cli.commands.top.snapshot import Snapshot, fetch_snapshot
-    from sandbox.cli.commands.top.view import COLUMNS, OMITTABLE_COLUMNS, table_rows
+    from sandbox.cli.commands.top.screen_content import COLUMNS, OMITTABLE_COLUMNS, Snapshot, fetch_snapshot, table_rows
     from sandbox.client import AsyncClient
 
     async def fetch() -> Snapshot:

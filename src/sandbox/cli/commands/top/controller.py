@@ -19,12 +19,9 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.live import Live
 
-from sandbox.cli.commands.top.snapshot import fetch_snapshot
-from sandbox.cli.commands.top.view import TopView
-from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.event_printer import print_events
-from sandbox.cli.output.pending_reason import PendingReasonPoller
-from sandbox.cli.output.terminal_text import escape_text
+from sandbox.cli.commands.top.screen_content import TopView, fetch_snapshot
+from sandbox.cli.output.console import escape_text, stdout_console
+from sandbox.cli.output.event_printer import PendingReasonPoller, print_events
 from sandbox.client import AsyncClient, ClientError
 
 if TYPE_CHECKING:

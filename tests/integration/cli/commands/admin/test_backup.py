@@ -12,11 +12,16 @@ import pytest
 from doubles.stored_tasks import StoredTasks
 from doubles.unreachable_journals import UnreachableJournals
 from sandbox.access_tokens.token_file import TokenFile
-from sandbox.bootstrap.backup import create as backups
-from sandbox.bootstrap.backup import restore as backup_restore
-from sandbox.bootstrap.backup.create import BackupExistsError, BackupTooLargeError, create_backup
-from sandbox.bootstrap.backup.restore import BackupUnusableError, RestoreTargetUnusableError
-from sandbox.bootstrap.backup.restore import restore as restore_here
+from sandbox.bootstrap import data_dir_backup as backup_restore
+from sandbox.bootstrap import data_dir_backup as backups
+from sandbox.bootstrap.data_dir_backup import (
+    BackupExistsError,
+    BackupTooLargeError,
+    BackupUnusableError,
+    RestoreTargetUnusableError,
+    create_backup,
+)
+from sandbox.bootstrap.data_dir_backup import restore as restore_here
 from sandbox.bootstrap.data_dir_maintenance import prune_data_dir
 from sandbox.interfaces.auth import Role
 from sandbox.interfaces.file_layout import TaskLayout
@@ -152,7 +157,7 @@ def test_unusable_restore_target_is_rejected_before_unpacking(stored, tmp_path, 
     (tmp_path / "link").symlink_to("elsewhere")
     (tmp_path / "volume").mkdir()
     monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path / "volume"))
-    monkeypatch.setattr("sandbox.bootstrap.backup.restore._unpack", None)
+    monkeypatch.setattr("sandbox.bootstrap.data_dir_backup._unpack", None)
     for name, reason in (("link", "a symbolic link"), ("volume", "a mount point")):
         with pytest.raises(RestoreTargetUnusableError, match=reason):
             restore_here(tmp_path / "backup.tar", tmp_path / name)

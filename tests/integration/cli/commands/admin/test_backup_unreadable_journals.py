@@ -8,8 +8,7 @@ import os
 import pytest
 
 from doubles.stored_tasks import StoredTasks
-from sandbox.bootstrap.backup.create import create_backup
-from sandbox.bootstrap.backup.restore import restore
+from sandbox.bootstrap.data_dir_backup import create_backup, restore
 from sandbox.journal.journals import FileJournals
 
 
@@ -112,6 +111,6 @@ def test_journal_compressed_during_backup_is_included(stored, tmp_path, monkeypa
         return open_file(path, *options)
 
     # Let every `acquire` succeed, so that `compress` runs although the backup holds the lock.
-    monkeypatch.setattr("sandbox.journal.lock.acquire", lambda _: open_file(os.devnull, os.O_RDONLY))
+    monkeypatch.setattr("sandbox.journal.writer.acquire", lambda _: open_file(os.devnull, os.O_RDONLY))
     monkeypatch.setattr(os, "open", compress_first)
     assert "tasks/task-3/journal/records.gz" in create_backup(stored.data_dir, tmp_path / "backup.tar").files

@@ -6,7 +6,7 @@ import pytest
 
 from doubles.fake_api import json_response
 from doubles.stored_tasks import StoredTasks
-from sandbox.bootstrap.data_dir_lock import lock_data_dir
+from sandbox.bootstrap.private_directories import lock_data_dir
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap import data_dir_maintenance
-from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.data_dir_maintenance import rebuild_index
+from sandbox.bootstrap.private_directories import lock_data_dir
 from sandbox.interfaces.store import IndexedTask, TaskQuery
 
 

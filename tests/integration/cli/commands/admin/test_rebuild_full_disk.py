@@ -26,7 +26,7 @@ import os, sys
 from pathlib import Path
 from sandbox.interfaces.store import StoreError
 from sandbox.bootstrap.data_dir_maintenance import check_data_dir, rebuild_index
-from sandbox.store.migrate import StoreUnusableError
+from sandbox.store.database import StoreUnusableError
 
 data = Path(sys.argv[1])
 fill, outcomes = data.parent / "fill", []

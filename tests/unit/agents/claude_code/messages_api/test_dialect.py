@@ -6,7 +6,7 @@ import time
 import pytest
 
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
-from sandbox.interfaces.model_dialect import Rejected
+from sandbox.interfaces.gateway import Rejected
 
 LONGEST_STRING = "x" * 256
 DIALECT = MessagesApi()

@@ -12,8 +12,8 @@ from sandbox.agents.claude_code.messages_api.usage_meter import (
     StreamMeter,
     create_meter,
 )
-from sandbox.gateway.model_api.budget_spending import TOKENS_MAX, valid_usage
-from sandbox.interfaces.model_dialect import CostBound
+from sandbox.gateway.model_api.request_gate import TOKENS_MAX, valid_usage
+from sandbox.interfaces.gateway import CostBound
 from sandbox.model.events import Usage
 
 MODEL = "claude-haiku-4-5"

@@ -1,1 +1,0 @@
-"""Live streams: responses, server-sent events, and the events that streams share."""

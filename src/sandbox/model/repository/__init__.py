@@ -1,1 +1,0 @@
-"""URLs of repositories, and the hosts from which the server clones."""

@@ -1,1 +1,0 @@
-"""The seccomp filter of sandboxes: which system calls, socket options and ioctl requests programs can use."""

@@ -1,1 +1,0 @@
-"""Recovery of tasks after a start of the server, and of tasks whose runner died or does not respond."""

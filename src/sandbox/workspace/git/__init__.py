@@ -1,1 +1,0 @@
-"""Runs git on the host."""
