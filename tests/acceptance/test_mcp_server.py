@@ -183,7 +183,7 @@ def test_secret_in_any_encoding_is_redacted_in_mcp_results_and_websocket_message
 async def test_tool_error_without_a_server_suggests_sandbox_serve():
     from mcp.server.mcpserver.exceptions import ToolError
 
-    from sandbox.cli.commands.mcp.tool_server import TaskTools
+    from sandbox.cli.commands.mcp.tools import TaskTools
 
     with pytest.raises(ToolError, match=r"^unreachable: Cannot reach http://127\.0\.0\.1:9\.(?s:.*)sandbox serve"):
         await TaskTools("http://127.0.0.1:9", None).status("mine")

@@ -159,7 +159,7 @@ ROWS = [
     ("Server", "Streams with the events of all tasks, for one token", "api.client_limits.ALL_TASKS_STREAMS_MAX"),
     ("Server", "Memory of the responses to one token", "primitives.fair_client_shares.RESPONSES_BYTES_MAX"),
     ("Server", "Time in which a client reads nothing of a response", "api.http.connections.STALL_TIMEOUT_SECONDS"),
-    ("Server", "Session of a browser", "api.credentials.SESSION_SECONDS"),
+    ("Server", "Session of a browser", "api.authentication.SESSION_SECONDS"),
     ("Server", "Events of all tasks that wait for a slow subscriber", "model.fixed_limits.SUBSCRIBER_EVENTS_MAX"),
     ("Server", "Terminals of a sandbox", "model.fixed_limits.TERMINAL_CLIENTS_MAX"),
     ("Workers", "One record of the journal", "model.fixed_limits.WORKER_RECORD_BYTES_MAX"),

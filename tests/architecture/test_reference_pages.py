@@ -17,7 +17,7 @@ from doubles.example_requests import Example
 from doubles.fake_api import PREFIX, FakeApi
 from doubles.manifests import parse_manifest
 from sandbox.cli.errors import ExitCode
-from sandbox.model.input_errors import InvalidManifestError
+from sandbox.model.errors import InvalidManifestError
 from sandbox.model.wire import event_bodies
 from sandbox.model.wire.event_conversion import log_stream_of
 

@@ -112,20 +112,9 @@ def test_server_has_a_type_for_each_owner_of_a_journal(root: Path):
     ] == []
 
 
-DEFERRED_IMPORTS = {
-    ("api.openapi", "api.openapi"): "only the schema needs pydantic",
-}
-"""Imports inside functions that would cause cycles at the top of the module."""
-
-
 def test_there_are_no_import_cycles(root: Path):
     known = module_names(root)
-    graph = {
-        name: {target for target in imports(name, known) if target in known and (name, target) not in DEFERRED_IMPORTS}
-        - {name}
-        for name in known
-    }
-    assert all(target in imports(name, known) for name, target in DEFERRED_IMPORTS)
+    graph = {name: {target for target in imports(name, known) if target in known} - {name} for name in known}
     # Repeatedly remove modules that import none of the remaining ones, until only cycles are left.
     while leaves := [name for name, targets in graph.items() if not targets & graph.keys()]:
         for name in leaves:

@@ -24,8 +24,7 @@ from sandbox.model.state_machine import advance
 from sandbox.model.task import INDEXED_TASK_VERSION
 from sandbox.model.task_state import TaskState
 from sandbox.store.database import StoreTooNewError, StoreUnusableError
-from sandbox.store.full_text_terms import task_terms
-from sandbox.store.listing import PageReader, to_microseconds
+from sandbox.store.listing import PageReader, task_terms, to_microseconds
 from sandbox.store.sqlite import SqliteStore
 
 INSERT_FOREVER_PROGRAM = """

@@ -12,12 +12,12 @@ from sandbox.model.fixed_limits import SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.repository_urls import repository_location, repository_names
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.store.full_text_terms import split_words
 from sandbox.store.listing import (
     EMPTY_AGENT_SECTION,
     PagePosition,
     cursor_position,
     position_of,
+    split_words,
     to_cursor,
     without_patch,
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 from doubles.git_http_server import GitHttpServer
 from doubles.sandbox_lifecycle import new_attempt_id
-from sandbox.gateway.egress.public_addresses import is_dialable
+from sandbox.gateway.egress.policy import is_dialable
 from sandbox.interfaces.runtime import ConfinementSpec
 from sandbox.interfaces.workspace import DetectSecret, PatchResult
 from sandbox.model.manifest.schema import Repository

@@ -17,8 +17,8 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.auth import Principal, Role
+from sandbox.model.display_text import is_printable
 from sandbox.model.errors import DECODE_ERRORS, SandboxError
-from sandbox.model.printable import is_printable
 
 _ID_BYTES = 5
 _SECRET_BYTES = 32

@@ -29,11 +29,11 @@ from sandbox.interfaces.server_services import (
     UnavailableError,
 )
 from sandbox.interfaces.store import DuplicateTaskError, StoreError
-from sandbox.model.errors import SandboxError
-from sandbox.model.input_errors import (
+from sandbox.model.errors import (
     InvalidInputError,
     InvalidManifestError,
     InvalidParameterError,
+    SandboxError,
     closest_name,
     with_suggestion,
 )

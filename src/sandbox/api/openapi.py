@@ -22,7 +22,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
 from sandbox.api import paths
-from sandbox.api.credentials import SESSION_COOKIE
+from sandbox.api.authentication import SESSION_COOKIE
 from sandbox.api.errors import ERROR_CODES
 from sandbox.api.route_declarations import COMPONENT_REF, PROBLEM_JSON, component_name, component_ref
 from sandbox.model.events import FollowUp
@@ -327,8 +327,6 @@ def build_schema(
 ) -> dict[str, Any]:
     """Build the schema once per app. examples: by default, those of `recorded_examples`."""
     if app.openapi_schema is None:
-        from sandbox.api.openapi import component_schemas
-
         description = app.description.replace("AGENT_KIND", next(iter(agents)))
         described = get_openapi(
             title=app.title,

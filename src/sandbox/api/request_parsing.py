@@ -22,7 +22,7 @@ from starlette.requests import HTTPConnection, Request
 
 from sandbox.api.errors import PayloadTooLargeError, RequestTimeoutError
 from sandbox.model import fixed_limits
-from sandbox.model.input_errors import (
+from sandbox.model.errors import (
     FieldError,
     FieldPath,
     InvalidInputError,

@@ -11,8 +11,8 @@ import msgspec
 
 from sandbox.api import paths
 from sandbox.interfaces.cluster_engine import JobStatus
+from sandbox.interfaces.runtime import TIER_DESCRIPTIONS
 from sandbox.interfaces.server_services import TaskQueries, TaskSandboxes
-from sandbox.model.isolation_tier import TIER_DESCRIPTIONS
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.repository_urls import public_repository_url
 from sandbox.model.task import Task

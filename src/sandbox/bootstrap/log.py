@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-from sandbox.model.printable import escape_character, replace_unprintable
+from sandbox.model.display_text import escape_character, replace_unprintable
 from sandbox.primitives.log_context import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKEN_ID
 
 FORMATS = ("text", "json")

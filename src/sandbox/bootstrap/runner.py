@@ -39,7 +39,7 @@ from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.free_space import ReserveFile, measure_disk_space
 from sandbox.disks.loop_disk import LoopDisk, unshare_mounts
 from sandbox.gateway.communication_lease import CommunicationLease
-from sandbox.gateway.egress.public_addresses import is_dialable
+from sandbox.gateway.egress.policy import is_dialable
 from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.images.image_store import ImageLocks as HostImageLocks
 from sandbox.interfaces.agent import Agent, AgentDriver

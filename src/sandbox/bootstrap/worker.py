@@ -21,7 +21,7 @@ from sandbox.bootstrap.private_directories import choose_run_dir, make_data_dir,
 from sandbox.bootstrap.secret_sources import read_cluster_key
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.commands import remove_trees
-from sandbox.images.debian_packages import packages_digest
+from sandbox.images.image_builder import packages_digest
 from sandbox.images.image_transfer import HostImageCopies
 from sandbox.images.profiles import ProfileCatalog
 from sandbox.interfaces.cluster_engine import (

@@ -83,7 +83,7 @@ def fail(message: str, code: ExitCode) -> NoReturn:
 def print_error(error: SandboxError) -> ExitCode:
     """Print the error. Return the exit code of a command that fails with it."""
     from sandbox.client import ClientError
-    from sandbox.model.input_errors import FIRST_ERROR_SEPARATOR
+    from sandbox.model.errors import FIRST_ERROR_SEPARATOR
 
     lines = _field_error_lines(error)
     message = (

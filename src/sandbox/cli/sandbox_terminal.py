@@ -26,7 +26,7 @@ import click
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.console import escape_text, terminal_width, wrap_text
 from sandbox.cli.output.task_outcome import task_id_for_hint
-from sandbox.model.formatting import format_duration
+from sandbox.model.display_text import format_duration
 from sandbox.model.task_state import FINAL_STATES, STATE_ORDER, TaskState
 
 if TYPE_CHECKING:

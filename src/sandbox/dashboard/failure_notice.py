@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from sandbox.model.display_text import format_budget
 from sandbox.model.failure import FailureCode, FailureReason
-from sandbox.model.formatting import format_budget
 from sandbox.model.wire.task_bodies import FailureBody
 
 

@@ -11,8 +11,15 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from sandbox.api.authentication import get_caller
-from sandbox.model.formatting import format_cost, format_count, format_duration, format_size, format_state
-from sandbox.model.printable import replace_invisible, replace_unprintable
+from sandbox.model.display_text import (
+    format_cost,
+    format_count,
+    format_duration,
+    format_size,
+    format_state,
+    replace_invisible,
+    replace_unprintable,
+)
 from sandbox.model.repository_urls import public_repository_url, short_repository
 from sandbox.model.task import Task
 from sandbox.model.task_names import branch_name

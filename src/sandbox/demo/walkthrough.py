@@ -225,8 +225,8 @@ def _print_patch(client: Client, console: Console) -> None:
     import click
 
     from sandbox.cli.output.console import terminal_width
-    from sandbox.cli.output.patches import colorize, patch_lines
     from sandbox.cli.output.task_outcome import closing_lines, find_denied_connections
+    from sandbox.cli.patches import colorize, patch_lines
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "demo.patch"

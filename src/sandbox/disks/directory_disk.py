@@ -1,4 +1,7 @@
-"""A disk that is a plain directory, for machines that cannot mount file systems. The disk's usage must be polled."""
+"""A disk that is a plain directory, for machines that cannot mount file systems, and home directories on any disk.
+
+The usage of such a disk must be polled.
+"""
 
 import ctypes
 import os
@@ -10,11 +13,36 @@ from pathlib import Path
 import msgspec
 
 from sandbox.disks.commands import NAMESPACE_ROOT_COMMAND, CommandFailedError, run_command
-from sandbox.disks.home_directory import create_home
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.fixed_limits import DISK_COMMAND_TIMEOUT_SECONDS
 from sandbox.primitives.concurrency import run_in_daemon_thread
+
+_NEW_LAYOUT_MARKER = "proc"
+"""A directory on new disks, used as a mount point. Disks of earlier versions lack it; their home directory is `home`.
+
+Agents cannot create this directory, because they have no access to the root of a disk.
+"""
+
+
+def create_home(layout: AttemptLayout) -> None:
+    """Create the home directory of an open disk. Idempotent, even after an interruption. Raises OSError."""
+    marker, parent, new_parent = layout.disk / _NEW_LAYOUT_MARKER, layout.home.parent, layout.disk / "home.new"
+    if not marker.exists() and parent.exists():
+        with suppress(OSError):
+            (layout.disk / "lost+found").rmdir()  # frees blocks and an inode on a full disk
+        new_parent.mkdir(exist_ok=True)
+        parent.chmod(0o700)  # the owner of a directory needs write permission to move it
+        parent.rename(new_parent / layout.home.name)
+    marker.mkdir(exist_ok=True)
+    # If the parent exists, `home.new` is the mount point of an entry of the image, so it must not be moved.
+    if not parent.exists():
+        with suppress(FileNotFoundError):
+            new_parent.rename(parent)
+    parent.mkdir(exist_ok=True)
+    parent.chmod(0o755)
+    layout.home.mkdir(mode=0o700, exist_ok=True)
+
 
 _KCMP = {"x86_64": 312, "aarch64": 272}
 _KCMP_FILES = 2

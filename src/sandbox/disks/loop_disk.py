@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sandbox.disks.commands import CommandFailedError, run_command
-from sandbox.disks.home_directory import create_home
+from sandbox.disks.directory_disk import create_home
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout, tasks_root
 from sandbox.model.failure import AttemptError, FailureCode

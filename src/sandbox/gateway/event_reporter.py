@@ -12,8 +12,8 @@ from sandbox.gateway.limits import (
     REPORTED_HOST_CHARACTERS_MAX,
 )
 from sandbox.interfaces.gateway import BudgetExhausted, KeyRejected, ReportEvent
+from sandbox.model.display_text import escape_character, replace_unprintable
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
-from sandbox.model.printable import escape_character, replace_unprintable
 
 
 class EventReporter:

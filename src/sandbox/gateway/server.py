@@ -19,10 +19,9 @@ from sandbox.gateway.communication_lease import CommunicationLease
 from sandbox.gateway.egress.connection import EgressConnection, PublicDialer
 from sandbox.gateway.egress.http import HttpInspector
 from sandbox.gateway.egress.inspector_interface import ConnectionInspector, Denial, Tunnel
-from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, EgressPolicy
+from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, AddressPolicy, EgressPolicy, is_dialable
 from sandbox.gateway.egress.protocol_sniffing import open_transparent_tunnel
 from sandbox.gateway.egress.proxy_inspector import ProxyInspector
-from sandbox.gateway.egress.public_addresses import AddressPolicy, is_dialable
 from sandbox.gateway.egress.tls import TlsInspector
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.model_api.connection import ModelConnection, UpstreamDialer

@@ -21,9 +21,14 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.images.errors import ProfileBusyError, ProfileNotFoundError
 from sandbox.images.limits import SYNC_TIMEOUT_SECONDS
-from sandbox.interfaces.images import IMAGE_LAYOUT_VERSION, Image, ImageUnusableError
+from sandbox.interfaces.images import (
+    IMAGE_LAYOUT_VERSION,
+    Image,
+    ImageUnusableError,
+    ProfileBusyError,
+    ProfileNotFoundError,
+)
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 

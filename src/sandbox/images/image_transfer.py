@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 
-from sandbox.images.errors import ImageRefusedError, ProfileBusyError
 from sandbox.images.image_builder import create_rootfs
 from sandbox.images.image_store import CHUNK_BYTES, ImageMetadata, ImageStore, compute_digest, read_tree
 from sandbox.images.limits import IMAGE_BYTES_MAX, IMAGE_ENTRIES_MAX
@@ -19,11 +18,13 @@ from sandbox.interfaces.images import (
     Image,
     ImageReceptionBusyError,
     ImageReference,
+    ImageRefusedError,
     ImageUnusableError,
+    ProfileBusyError,
 )
+from sandbox.interfaces.runtime import TIERS, is_strong_enough
 from sandbox.model.errors import error_reason
 from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES
-from sandbox.model.isolation_tier import TIERS, is_strong_enough
 
 RECEIVED_IMAGE_SOURCE = "the server"
 """The source of an image that this host got from a server."""

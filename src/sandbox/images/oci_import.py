@@ -19,7 +19,6 @@ from typing import IO, Any, BinaryIO, TypeVar, cast
 
 import msgspec
 
-from sandbox.images.errors import ImageRefusedError
 from sandbox.images.limits import (
     ARCHIVE_MEMBERS_MAX,
     IMAGE_BYTES_MAX,
@@ -37,6 +36,7 @@ from sandbox.images.tar_layers import (
     check_global_headers,
     converting_tar_errors,
 )
+from sandbox.interfaces.images import ImageRefusedError
 from sandbox.model.errors import DECODE_ERRORS
 
 DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)

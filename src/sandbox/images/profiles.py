@@ -10,10 +10,15 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.images.errors import InvalidProfileError, ProfileNotFoundError
 from sandbox.images.image_store import ImageMetadata, ImageStore, profiles_root
-from sandbox.interfaces.images import IMAGE_LAYOUT_VERSION, Image, ImageUnusableError
-from sandbox.model.isolation_tier import TIERS, is_strong_enough
+from sandbox.interfaces.images import (
+    IMAGE_LAYOUT_VERSION,
+    Image,
+    ImageUnusableError,
+    InvalidProfileError,
+    ProfileNotFoundError,
+)
+from sandbox.interfaces.runtime import TIERS, is_strong_enough
 
 DEFINITION_BYTES_MAX = 64 * 1024
 """Maximum size of a profile's definition file."""

@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from sandbox.images.errors import ImageRefusedError
 from sandbox.images.limits import (
     FOLLOWED_LINKS_MAX,
     IMAGE_BYTES_MAX,
@@ -22,6 +21,7 @@ from sandbox.images.limits import (
     IMAGE_ENTRIES_MAX,
     IMAGE_PATH_BYTES_MAX,
 )
+from sandbox.interfaces.images import ImageRefusedError
 
 _CHUNK_BYTES = 1024 * 1024
 _PATH_ERRNOS = (errno.EILSEQ, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, BinaryIO, Protocol, cast
 
-from sandbox.images.errors import ImageRefusedError
 from sandbox.images.limits import IMAGE_METADATA_BYTES_MAX
 from sandbox.images.rootfs_writer import RootFsWriter
+from sandbox.interfaces.images import ImageRefusedError
 
 _CHUNK_BYTES = 1024 * 1024
 

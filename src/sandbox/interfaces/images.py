@@ -1,4 +1,4 @@
-"""Images, the read-only root file systems that profiles resolve to."""
+"""Images, the read-only root file systems that profiles resolve to, and the errors of profiles and image sources."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Protocol
@@ -164,3 +164,34 @@ class ImageLocks(Protocol):
     def acquire(self, image: Image) -> None:
         """Protect the image until this process ends. Raises AttemptError (provision_failed)."""
         ...
+
+
+class ProfileNotFoundError(SandboxError):
+    """No profile has this name, or the profile has no image."""
+
+    code = "profile_not_found"
+
+
+class InvalidProfileError(SandboxError):
+    """A profile's name or definition file is invalid."""
+
+    code = "invalid_profile"
+
+
+class ProfileBusyError(SandboxError):
+    """An image of the profile is being built or removed, or is in use by a task."""
+
+    code = "profile_busy"
+    retryable = True
+
+
+class ImageRefusedError(SandboxError):
+    """The source of an image is damaged, hostile or too large."""
+
+    code = "image_refused"
+
+
+class BuildFailedError(SandboxError):
+    """The image could not be built on this machine."""
+
+    code = "build_failed"

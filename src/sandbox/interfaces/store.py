@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
 
-from sandbox.model.errors import SandboxError
-from sandbox.model.input_errors import FieldError, InvalidParameterError
+from sandbox.model.errors import FieldError, InvalidParameterError, SandboxError
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from sandbox.model.display_text import format_gib
 from sandbox.model.fixed_limits import WATERMARK_HYSTERESIS_FACTOR
-from sandbox.model.formatting import format_gib
 from sandbox.model.manifest.schema import Vm
 
 

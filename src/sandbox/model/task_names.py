@@ -4,7 +4,7 @@ import re
 import unicodedata
 from textwrap import shorten
 
-from sandbox.model.printable import INVISIBLE
+from sandbox.model.display_text import INVISIBLE
 
 TASK_ID_PATTERN = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?"
 _GENERATED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

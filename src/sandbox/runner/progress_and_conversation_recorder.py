@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self, get_args
 import msgspec
 
 from sandbox.interfaces.agent import AgentEvent, ApiRetry, ParsedToolCallEnd, TurnStarted
+from sandbox.model.display_text import replace_unprintable
 from sandbox.model.events import (
     COST_USD_MAX,
     TOKENS_TOTAL_MAX,
@@ -30,7 +31,6 @@ from sandbox.model.fixed_limits import (
     PROGRESS_INTERVAL_SECONDS,
     TOOL_CALL_EVENTS_MAX,
 )
-from sandbox.model.printable import replace_unprintable
 
 URGENT_INTERVAL_SECONDS = PROGRESS_INTERVAL_SECONDS / 10
 

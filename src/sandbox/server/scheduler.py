@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sandbox.interfaces.server_services import Occupancy
+from sandbox.model.display_text import format_gib
 from sandbox.model.fixed_limits import MEMORY_AVAILABLE_BYTES_MIN, QUEUE_OVERTAKES_MAX
-from sandbox.model.formatting import format_gib
 from sandbox.model.resources import Resources
 
 

@@ -29,12 +29,14 @@ from sandbox.model.manifest.schema import decode_manifest, encode_manifest
 from sandbox.model.task import INDEXED_TASK_VERSION, Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.database import SQLITE_ERRORS, Connections, StoreUnusableError, check_current, is_disk_full, migrate
-from sandbox.store.full_text_terms import content_digest, state_term, task_terms
 from sandbox.store.listing import (
     ListedRow,
     PageReader,
+    content_digest,
     cursor_position,
     decode_task_item,
+    state_term,
+    task_terms,
     to_cursor,
     to_microseconds,
     to_nanodollars,

@@ -17,8 +17,8 @@ from sandbox.interfaces.workspace import SkippedFile
 from sandbox.model.artifacts import GENERATED_DIRECTORY, Artifact
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import MATCHED_FILES_BYTES_MAX
+from sandbox.primitives.concurrency import StopFlag, run_in_thread
 from sandbox.primitives.files import create_private_file, fsync_path
-from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.rooted_files import (
     Entry,
     RootedFiles,

@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from sandbox.interfaces.runtime import ConfinedCommand, Confinement
+from sandbox.model.display_text import replace_unprintable
 from sandbox.model.manifest.schema import Repository
-from sandbox.model.printable import replace_unprintable
-from sandbox.primitives.concurrency import wait_readable
-from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
+from sandbox.primitives.concurrency import StopFlag, run_in_thread, wait_readable
 from sandbox.workspace.no_confinement import NoConfinement
 
 _LINE_CHARACTERS_MAX = 300

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.model.printable import replace_unprintable
+from sandbox.model.display_text import replace_unprintable
+from sandbox.primitives.concurrency import StopFlag
 from sandbox.primitives.files import open_granting_access
-from sandbox.workspace.cancellable_thread import StopFlag
 
 PATH_BYTES_MAX = 3500
 """Maximum length of a path; longer paths are skipped. The kernel and git accept 4095 bytes in one call."""

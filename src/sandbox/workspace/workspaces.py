@@ -11,8 +11,8 @@ from sandbox.interfaces.workspace import DetectSecret, FindCredentials, PatchRes
 from sandbox.model.artifacts import Artifact, DiffStatistics
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.manifest.schema import Repository
+from sandbox.primitives.concurrency import run_in_thread
 from sandbox.workspace.artifacts import collect
-from sandbox.workspace.cancellable_thread import run_in_thread
 from sandbox.workspace.clone.confined_clone import RemoteAccess
 from sandbox.workspace.clone.socks_proxy import DialPolicy
 from sandbox.workspace.clone.workspace_staging import REPOSITORY_BYTES_MAX, WorkspaceStaging

@@ -2,10 +2,10 @@
 
 import pytest
 
-from sandbox.bootstrap.doctor import machine_checks
+from sandbox.bootstrap.doctor import host_checks
 
 
 @pytest.fixture
 def without_sandboxes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the runtime probes: detecting a broken KVM takes ten seconds."""
-    monkeypatch.setattr(machine_checks, "check_runtimes", lambda *_: [])
+    monkeypatch.setattr(host_checks, "check_runtimes", lambda *_: [])

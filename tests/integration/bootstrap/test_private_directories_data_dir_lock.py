@@ -15,7 +15,7 @@ from doubles.forked_commands import run
 from doubles.stored_tasks import StoredTasks
 from sandbox.access_tokens.token_file import TokenFile
 from sandbox.bootstrap import private_directories
-from sandbox.bootstrap.doctor.machine_checks import _probe_dir
+from sandbox.bootstrap.doctor.host_checks import _probe_dir
 from sandbox.bootstrap.private_directories import (
     DataDirBusyError,
     UnsafeDirectoryError,

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from sandbox.bootstrap import local_host
-from sandbox.bootstrap.doctor import runtime_checks
+from sandbox.bootstrap.doctor import host_checks
 from sandbox.bootstrap.runtime_selection import RuntimeChoice
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.failure import AttemptError, FailureCode
@@ -39,7 +39,7 @@ class SlowRuntime:
 def use_runtime(monkeypatch):
     def use(runtime):
         monkeypatch.setattr("sandbox.runtimes.probe._PROBE_SECONDS", 0.1)
-        for module in (local_host, runtime_checks):
+        for module in (local_host, host_checks):
             monkeypatch.setattr(module, "make_runtime", lambda *_, **__: runtime)
 
     return use
@@ -80,8 +80,8 @@ def test_doctor_reports_the_git_confinement_of_the_server(tmp_path, use_runtime,
     async def choose(*_):
         return RuntimeChoice(AVAILABLE, [AVAILABLE])
 
-    monkeypatch.setattr(runtime_checks, "choose_runtime", choose)
+    monkeypatch.setattr(host_checks, "choose_runtime", choose)
     use_runtime(runtime)
-    [git] = [finding for finding in runtime_checks.check_runtimes("slow", tmp_path) if finding.name == "git"]
+    [git] = [finding for finding in host_checks.check_runtimes("slow", tmp_path) if finding.name == "git"]
     assert message in git.message
     assert not git.ok

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from sandbox.cli.commands.profile import image_components
-from sandbox.images import debian_packages
-from sandbox.images.debian_packages import find_sources, install_packages
-from sandbox.images.errors import BuildFailedError
-from sandbox.images.image_builder import build_image
+from sandbox.images import image_builder
+from sandbox.images.image_builder import build_image, find_sources, install_packages
 from sandbox.images.profiles import ImageDefinition, ProfileCatalog, read_shipped
 from sandbox.images.rootfs_writer import RootFsWriter
+from sandbox.interfaces.images import BuildFailedError
 
 RUN_PACKAGE_BUILDS = os.environ.get("SANDBOX_TEST_BUILDS")
 needs_packages = pytest.mark.skipif(
@@ -112,8 +111,8 @@ def test_failing_apt_config_is_reported(program, tmp_path, monkeypatch, script):
     apt_config = tmp_path / "apt-config"
     apt_config.write_text(f"#!/bin/sh\n{script}\n")
     apt_config.chmod(0o755)
-    monkeypatch.setattr(debian_packages, "_APT_CONFIG", str(apt_config))
-    monkeypatch.setattr(debian_packages, "_COMMAND_SECONDS", 0.5)
+    monkeypatch.setattr(image_builder, "_APT_CONFIG", str(apt_config))
+    monkeypatch.setattr(image_builder, "_COMMAND_SECONDS", 0.5)
     with pytest.raises(BuildFailedError, match="apt-config"):
         run(program("exit 1"), tmp_path)
 

@@ -16,13 +16,21 @@ import msgspec
 import pytest
 
 from doubles.image_archives import directory, entry, layer, minimal_root, oci_archive, symlink
-from sandbox.bootstrap.doctor.machine_checks import check_images
+from sandbox.bootstrap.doctor.host_checks import check_images
 from sandbox.images import image_store
-from sandbox.images.errors import BuildFailedError, ImageRefusedError, ProfileBusyError, ProfileNotFoundError
 from sandbox.images.image_builder import Component, build_image, import_image
 from sandbox.images.image_store import ImageLocks
 from sandbox.images.profiles import ImageDefinition, ProfileCatalog
-from sandbox.interfaces.images import MOUNT_POINT_DIRECTORIES, MOUNT_POINT_FILES, Image, ImageUnusableError
+from sandbox.interfaces.images import (
+    MOUNT_POINT_DIRECTORIES,
+    MOUNT_POINT_FILES,
+    BuildFailedError,
+    Image,
+    ImageRefusedError,
+    ImageUnusableError,
+    ProfileBusyError,
+    ProfileNotFoundError,
+)
 from sandbox.model.failure import AttemptError
 
 LOADER = {"aarch64": "usr/lib/ld-linux-aarch64.so.1"}.get(os.uname().machine, "usr/lib64/ld-linux-x86-64.so.2")

@@ -16,7 +16,7 @@ from doubles.sandbox_lifecycle import MEBIBYTE, ready_sandbox, run_in
 from sandbox.agents.claude_code.agent import install_binary
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
-from sandbox.bootstrap.doctor.machine_checks import run_checks
+from sandbox.bootstrap.doctor.host_checks import run_checks
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 from sandbox.demo.scripted_model import Script, ScriptedModel, Text, ToolUse, Turn
 from sandbox.gateway.server import SocketGatewayFactory
@@ -219,7 +219,7 @@ async def test_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path)
 
 
 def node_finding(data_dir, monkeypatch):
-    monkeypatch.setattr("sandbox.bootstrap.doctor.machine_checks.check_runtimes", lambda *_: [])
+    monkeypatch.setattr("sandbox.bootstrap.doctor.host_checks.check_runtimes", lambda *_: [])
     settings = ServerSettings(server=ServerSection(data_dir=data_dir))
     (finding,) = [item for item in run_checks(settings) if item.name == "node"]
     return finding

@@ -5,8 +5,7 @@ from starlette.requests import HTTPConnection
 
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.api import client_limits
-from sandbox.api.authentication import LOCAL_OPERATOR, Caller, Denied, RequestAdmission
-from sandbox.api.credentials import SESSION_SECONDS
+from sandbox.api.authentication import LOCAL_OPERATOR, SESSION_SECONDS, Caller, Denied, RequestAdmission
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import Role
 

@@ -13,8 +13,8 @@ from sandbox.agents import registered_agents
 from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.api.openapi import component_schemas
 from sandbox.api.route_declarations import component_name
+from sandbox.model.errors import InvalidManifestError
 from sandbox.model.events import FollowUp
-from sandbox.model.input_errors import InvalidManifestError
 from sandbox.model.manifest.schema import declare_manifest
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire import event_bodies, server_bodies, task_bodies

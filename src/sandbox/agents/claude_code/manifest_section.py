@@ -11,7 +11,7 @@ import msgspec
 from annotated_types import Ge, Le, Len, MaxLen
 
 from sandbox.interfaces.agent import ManifestTemplate
-from sandbox.model.input_errors import FieldPath, RuleViolation
+from sandbox.model.errors import FieldPath, RuleViolation
 from sandbox.model.manifest.document import as_list, as_mapping, as_text
 from sandbox.model.manifest.field_formats import NO_CONTROL_CHARACTERS, PROMPT
 from sandbox.model.manifest.schema import FORBID_EXTRA, Manifest

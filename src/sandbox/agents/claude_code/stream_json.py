@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from sandbox.model.display_text import replace_unprintable
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.fixed_limits import OUTPUT_LINE_BYTES_MAX
-from sandbox.model.printable import replace_unprintable
 
 
 def parse_float(text: str) -> float:

@@ -35,7 +35,7 @@ from sandbox.api.streaming_response import (
 )
 from sandbox.interfaces.server_services import StateChange, TaskNotFoundError
 from sandbox.interfaces.store import ChangePosition
-from sandbox.model.input_errors import FieldError, InvalidParameterError
+from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.manifest.field_formats import Format
 from sandbox.model.wire import event_bodies
 from sandbox.model.wire.event_conversion import WireEvent

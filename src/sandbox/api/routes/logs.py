@@ -27,7 +27,7 @@ from sandbox.api.streaming_response import (
     format_sse_event,
 )
 from sandbox.interfaces.server_services import TaskEvents
-from sandbox.model.input_errors import FieldError, InvalidParameterError
+from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.task import Task
 from sandbox.model.wire.event_conversion import (
     LogStream,

@@ -7,8 +7,7 @@ from starlette.responses import Response
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, ContextDep
-from sandbox.api.authentication import get_caller
-from sandbox.api.credentials import SESSION_COOKIE, SESSION_SECONDS, session_cookie
+from sandbox.api.authentication import SESSION_COOKIE, SESSION_SECONDS, get_caller, session_cookie
 from sandbox.api.errors import retry_after_header
 from sandbox.api.observability import CONTENT_TYPE
 from sandbox.api.responses import JsonResponse, problem_response

@@ -26,8 +26,8 @@ from sandbox.api.route_declarations import (
 from sandbox.api.task_json import links_body, resolved_manifest_body
 from sandbox.interfaces.server_services import DerivedTaskPlan, Submission, TaskNotFoundError
 from sandbox.model import fixed_limits
+from sandbox.model.errors import FieldError, InvalidManifestError, InvalidParameterError, field_name
 from sandbox.model.events import Idempotency
-from sandbox.model.input_errors import FieldError, InvalidManifestError, InvalidParameterError, field_name
 from sandbox.model.manifest.document import read_json, to_document, write_json
 from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.manifest.overrides import Override, OverrideError, parse_override

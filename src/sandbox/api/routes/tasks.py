@@ -43,9 +43,8 @@ from sandbox.api.streaming_response import wait_for_disconnect
 from sandbox.api.task_json import is_derived, task_body, task_item_body
 from sandbox.interfaces.server_services import TaskQueries
 from sandbox.interfaces.store import Cursor, Sort, SortDirection, TaskPage, TaskQuery, TaskTotals
-from sandbox.model.errors import DECODE_ERRORS
+from sandbox.model.errors import DECODE_ERRORS, FieldError, InvalidParameterError
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
-from sandbox.model.input_errors import FieldError, InvalidParameterError
 from sandbox.model.manifest.field_formats import NO_CONTROL_CHARACTERS, Format
 from sandbox.model.manifest.yaml import manifest_data
 from sandbox.model.task import Task

@@ -22,8 +22,7 @@ from sandbox.interfaces.runner import (
     TerminalConnection,
     WriteAccessFrame,
 )
-from sandbox.model.errors import DECODE_ERRORS
-from sandbox.model.input_errors import FieldError, InvalidParameterError
+from sandbox.model.errors import DECODE_ERRORS, FieldError, InvalidParameterError
 from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.primitives.log_context import TASK_ID

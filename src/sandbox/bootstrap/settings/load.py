@@ -17,8 +17,8 @@ from pydantic_core import ErrorDetails
 
 from sandbox.bootstrap.settings.keys import SettingKey, sections, setting_keys
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings, default_config_file
+from sandbox.model.display_text import replace_unprintable, replacement_character
 from sandbox.model.errors import SandboxError
-from sandbox.model.printable import replace_unprintable, replacement_character
 
 FILE_VARIABLE = "SANDBOX_CONFIG"
 FILE_BYTES_MAX = 1024 * 1024

@@ -16,19 +16,10 @@ import click
 
 from sandbox.cli.checkout.patch_application import apply_patch, list_changed_files
 from sandbox.cli.checkout.user_checkout import Checkout, Head
-from sandbox.cli.confirmation_prompts import confirm
+from sandbox.cli.click_extensions import confirm
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import escape_text, stderr_console, terminal_height, terminal_width
-from sandbox.cli.output.patches import (
-    ChangedFile,
-    applied_message,
-    colorize,
-    patch_lines,
-    print_changed_files,
-    show_paged,
-    summarize_binary_files,
-)
 from sandbox.cli.output.task_outcome import (
     DeniedConnection,
     branch_option,
@@ -38,7 +29,17 @@ from sandbox.cli.output.task_outcome import (
     has_no_changes,
     task_id_for_hint,
 )
-from sandbox.cli.patch_download import fetch_patch, print_omissions
+from sandbox.cli.patches import (
+    ChangedFile,
+    applied_message,
+    colorize,
+    fetch_patch,
+    patch_lines,
+    print_changed_files,
+    print_omissions,
+    show_paged,
+    summarize_binary_files,
+)
 
 if TYPE_CHECKING:
     from sandbox.client import Client

@@ -21,7 +21,7 @@ import click
 
 from sandbox.cli.checkout.user_checkout import SAFE_CONFIG, Checkout, fail_with_git_output, run_git
 from sandbox.cli.output.console import escape_name
-from sandbox.cli.output.patches import ChangedFile
+from sandbox.cli.patches import ChangedFile
 
 _DEFERRED_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _DEFERRED_MESSAGE = b"\nInterrupted; the command ends when git has written the files.\n"

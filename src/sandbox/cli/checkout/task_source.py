@@ -15,12 +15,12 @@ from sandbox.cli.checkout.patch_application import list_changed_files
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.console import escape_name, escape_text, terminal_width, wrap_text
 from sandbox.cli.output.formatting import pluralize
-from sandbox.model.formatting import format_size
+from sandbox.model.display_text import format_size
 from sandbox.model.manifest.field_formats import GIT_PATCH_BYTES_MAX, REPOSITORY_URL
 
 if TYPE_CHECKING:
     from sandbox.cli.checkout.user_checkout import Checkout
-    from sandbox.cli.output.patches import ChangedFile
+    from sandbox.cli.patches import ChangedFile
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def doctor(shows_all: bool, worker_server: str | None, **server_options: Any) ->
     Exit code: 0 if tasks can run on this machine, otherwise 1.
     """
     settings = load_configuration(server_options).settings
-    from sandbox.bootstrap.doctor.machine_checks import run_checks
+    from sandbox.bootstrap.doctor.host_checks import run_checks
 
     options = current_options()
     with activity_line("Checking this machine…"):

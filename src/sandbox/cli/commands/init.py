@@ -13,8 +13,8 @@ from sandbox.cli.checkout.task_source import find_clone_source
 from sandbox.cli.checkout.user_checkout import Checkout
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.manifest_input import ManifestFile, fail_with_field_errors, field_error_details, parse_overrides
 from sandbox.cli.output.console import escape_text, terminal_width, wrap_text
+from sandbox.cli.submission import ManifestFile, fail_with_field_errors, field_error_details, parse_overrides
 from sandbox.model.manifest.field_formats import (
     ALLOWED_HOST,
     ARTIFACT_PATTERN,
@@ -197,7 +197,7 @@ def _parse_patterns(value: str) -> list[str]:
 
 
 def _require_valid(text: str) -> None:
-    from sandbox.model.input_errors import InvalidManifestError
+    from sandbox.model.errors import InvalidManifestError
 
     try:
         ManifestFile("manifest", text.encode()).parse()

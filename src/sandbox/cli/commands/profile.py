@@ -16,8 +16,8 @@ from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.console import escape_text, print_json, stdout_console
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.settings_options import data_dir_options, load_configuration
-from sandbox.model.formatting import format_size
-from sandbox.model.isolation_tier import TIERS
+from sandbox.interfaces.runtime import TIERS
+from sandbox.model.display_text import format_size
 
 if TYPE_CHECKING:
     from sandbox.images.image_builder import Component
@@ -173,12 +173,12 @@ def _import_image(catalog: ProfileCatalog, name: str, file: Path, minimum_tier: 
 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
-    from sandbox.images import errors
+    from sandbox.interfaces import images
 
     codes = {
-        errors.ProfileNotFoundError: ExitCode.NOT_FOUND,
-        errors.ProfileBusyError: ExitCode.CONFLICT,
-        errors.InvalidProfileError: ExitCode.USAGE,
+        images.ProfileNotFoundError: ExitCode.NOT_FOUND,
+        images.ProfileBusyError: ExitCode.CONFLICT,
+        images.InvalidProfileError: ExitCode.USAGE,
     }
     try:
         yield

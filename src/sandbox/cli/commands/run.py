@@ -15,11 +15,18 @@ from sandbox.cli.checkout.task_source import CloneSource, create_local_patch, fi
 from sandbox.cli.checkout.user_checkout import Checkout
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail, hint_if_interrupted
-from sandbox.cli.manifest_input import ManifestFile, id_override, parse_overrides
 from sandbox.cli.options import allow_secrets_option, common_options, current_options
 from sandbox.cli.output.console import escape_text, terminal_width, wrap_text
 from sandbox.cli.output.formatting import pluralize
-from sandbox.cli.submission import print_submitted, read_prompt, submit_manifest, wait_for_end
+from sandbox.cli.submission import (
+    ManifestFile,
+    id_override,
+    parse_overrides,
+    print_submitted,
+    read_prompt,
+    submit_manifest,
+    wait_for_end,
+)
 from sandbox.model.manifest.overrides import Override
 from sandbox.model.task_names import name_from_prompt
 

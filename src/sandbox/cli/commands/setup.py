@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.click_extensions import command, help_examples
-from sandbox.cli.confirmation_prompts import confirm
+from sandbox.cli.click_extensions import command, confirm, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.console import escape_text
 

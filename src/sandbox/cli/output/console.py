@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from sandbox.model.printable import escape_character, replace_invisible, replace_unprintable
+from sandbox.model.display_text import escape_character, replace_invisible, replace_unprintable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.cli.output.console import escape_text
 from sandbox.cli.output.formatting import format_date, format_time, pluralize
-from sandbox.model.formatting import format_state
+from sandbox.model.display_text import format_state
 from sandbox.model.task_state import TaskState
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.cli.output.event_lines import STATE_STYLES, DiffLine, TimedLinePrinter, diff_edits, one_line
 from sandbox.cli.output.formatting import format_elapsed, parse_timestamp, pluralize
+from sandbox.model.display_text import format_cost, format_duration, format_state
 from sandbox.model.failure import FailureCode
-from sandbox.model.formatting import format_cost, format_duration, format_state
 from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:

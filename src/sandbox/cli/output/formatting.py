@@ -9,7 +9,7 @@ from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 from sandbox.cli.output.console import escape_name
-from sandbox.model.formatting import format_duration, format_state
+from sandbox.model.display_text import format_duration, format_state
 from sandbox.model.task_state import TaskState
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from sandbox.interfaces.cluster_engine import EngineUnavailableError
+from sandbox.model.display_text import replace_unprintable, replacement_character
 from sandbox.model.errors import DECODE_ERRORS, error_reason
-from sandbox.model.printable import replace_unprintable, replacement_character
 from sandbox.model.resources import Resources
 
 Item = TypeVar("Item")

@@ -31,7 +31,7 @@ from typing import NamedTuple
 from sandbox.cluster_engines import check_job_name
 from sandbox.interfaces.cluster_engine import JOB_NAME_PATTERN, EngineHost, JobPhase, JobRequest, JobStatus
 from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN
-from sandbox.model.printable import replace_unprintable, replacement_character
+from sandbox.model.display_text import replace_unprintable, replacement_character
 from sandbox.model.resources import Resources, pareto_frontier
 
 SIGNAL_EARLY_SECONDS = 60

@@ -37,7 +37,7 @@ from sandbox.interfaces.cluster_engine import (
     JobRequest,
     JobStatus,
 )
-from sandbox.model.printable import replace_unprintable, replacement_character
+from sandbox.model.display_text import replace_unprintable, replacement_character
 from sandbox.model.resources import Resources
 from sandbox.primitives.concurrency import KeyedLock
 

@@ -99,7 +99,7 @@ export function formatLongDuration(seconds) {
   return `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
-// The formats are those of sandbox/model/formatting.py.
+// The formats are those of sandbox/model/display_text.py.
 export const count = (number) => groupThousands(String(number));
 
 const groupThousands = (digits) => digits.replace(/\B(?<!\.\d*)(?=(\d{3})+(?!\d))/g, ",");

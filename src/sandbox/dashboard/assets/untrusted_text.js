@@ -2,7 +2,7 @@
 // Terminal colors are applied; all other terminal sequences are shown as text.
 
 const SGR = /\x1b\[([0-9;:]*)m/g;
-// The characters of INVISIBLE_RANGES in sandbox/model/printable.py. ONE excludes tabs, line feeds and emoji variation selectors.
+// The characters of INVISIBLE_RANGES in sandbox/model/display_text.py. ONE excludes tabs, line feeds and emoji variation selectors.
 const INVISIBLE = String.raw`[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\p{Noncharacter_Code_Point}\u2800\u{13441}\u{13442}\u{16FE4}\u{1D159}]`;
 const EMOJI = String.raw`(?:(?<=\p{Extended_Pictographic})[\uFE0E\uFE0F]|(?<=[0-9#*])[\uFE0E\uFE0F](?=\u20E3))`;
 const ONE = String.raw`(?![\t\n]|${EMOJI})${INVISIBLE}`;

@@ -64,8 +64,8 @@ _LIST_TITLES = {"index": "Overview", "rest-reference": "REST API reference", "da
 
 def guide_file(name: str) -> Path:
     """Return the file of a documentation page: in a wheel, from this package; otherwise, from the checkout."""
-    bundled = Path(__file__).parent / "guide"
-    directory = bundled if bundled.is_dir() else Path(__file__).parents[3] / "docs"
+    bundled = Path(__file__).parents[1] / "guide"
+    directory = bundled if bundled.is_dir() else Path(__file__).parents[4] / "docs"
     return directory / f"{name}.md"
 
 

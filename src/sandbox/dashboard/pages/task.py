@@ -21,10 +21,10 @@ from sandbox.api.streaming_response import SSE_KEEP_ALIVE, EventStreamResponse, 
 from sandbox.api.task_json import chain_totals, cluster_host, job_body
 from sandbox.dashboard.failure_notice import describe_failure
 from sandbox.dashboard.templates import quote_segment, render_page
+from sandbox.interfaces.runtime import TIER_DESCRIPTIONS
 from sandbox.interfaces.server_services import StoredArtifact, TaskNotFoundError, TaskQueries
 from sandbox.interfaces.store import TaskQuery
 from sandbox.model.artifacts import Artifact
-from sandbox.model.isolation_tier import TIER_DESCRIPTIONS
 from sandbox.model.manifest.yaml import manifest_yaml
 from sandbox.model.repository_urls import public_repository_url, short_repository
 from sandbox.model.task import Task

@@ -15,8 +15,7 @@ from pathlib import Path
 from sandbox.gateway import limits
 from sandbox.gateway.communication_lease import LEASE_EXPIRED_MESSAGE
 from sandbox.gateway.egress.inspector_interface import ConnectionInspector, Denial, StreamFilter, Tunnel
-from sandbox.gateway.egress.policy import denial_message, is_address
-from sandbox.gateway.egress.public_addresses import AddressPolicy
+from sandbox.gateway.egress.policy import AddressPolicy, denial_message, is_address
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.tcp_connections import (
     READ_BYTES,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 from sandbox.model import fixed_limits
-from sandbox.model.input_errors import FieldError, FieldPath, InvalidManifestError, RuleName, SourceLocation
+from sandbox.model.errors import FieldError, FieldPath, InvalidManifestError, RuleName, SourceLocation
 
 _INVALID_TEXT = re.compile("[\x00\ud800-\udfff]")
 

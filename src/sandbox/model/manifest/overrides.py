@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from sandbox.model.errors import FieldPath
 from sandbox.model.fixed_limits import MANIFEST_DEPTH_MAX
-from sandbox.model.input_errors import FieldPath
 
 _PATH_STEP = re.compile(r"(?P<name>(?:[^.\[\]\\]|\\.)+)(?P<indices>(?:\[[0-9]{1,4}\])*)(?:\.(?=.)|\Z)", re.DOTALL)
 
@@ -88,7 +88,7 @@ def _shorten(text: str) -> str:
 
 def _parse_scalar(text: str) -> Any:
     """Parse an unquoted or quoted YAML scalar; return anything else as plain text."""
-    from sandbox.model.input_errors import InvalidManifestError
+    from sandbox.model.errors import InvalidManifestError
     from sandbox.model.manifest.document import InvalidValue, to_document
     from sandbox.model.manifest.yaml import read_yaml, resolve_scalar
 

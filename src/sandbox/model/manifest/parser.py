@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import msgspec
 
 from sandbox.model import fixed_limits
-from sandbox.model.input_errors import (
+from sandbox.model.errors import (
     FieldError,
     InvalidManifestError,
     InvalidParameterError,

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Final, Literal, Protocol, get_type_hints
 import msgspec
 from annotated_types import Ge, Le, Len, MaxLen
 
+from sandbox.model.errors import RuleViolation
 from sandbox.model.fixed_limits import LABELS_MAX
-from sandbox.model.input_errors import RuleViolation
 from sandbox.model.manifest.field_formats import (
     ALLOWED_HOST,
     ARTIFACT_PATTERN,

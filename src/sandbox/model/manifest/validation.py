@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from sandbox.model import fixed_limits
-from sandbox.model.input_errors import FieldPath, RuleName, RuleViolation, closest_name
+from sandbox.model.errors import FieldPath, RuleName, RuleViolation, closest_name
 from sandbox.model.manifest.document import as_list, as_mapping, as_text
 from sandbox.model.manifest.field_formats import Format
 from sandbox.model.manifest.schema import HEADLESS_DEFAULT, AgentSchema, Vm

@@ -18,7 +18,8 @@ import msgspec
 import yaml
 
 from sandbox.model import fixed_limits
-from sandbox.model.input_errors import SourceLocation
+from sandbox.model.display_text import replace_invisible
+from sandbox.model.errors import SourceLocation
 from sandbox.model.manifest.document import (
     TOO_LARGE,
     InvalidValue,
@@ -30,7 +31,6 @@ from sandbox.model.manifest.document import (
     reject_depth,
 )
 from sandbox.model.manifest.schema import AgentSchema, Manifest
-from sandbox.model.printable import replace_invisible
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NON_YAML_CHARACTER = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

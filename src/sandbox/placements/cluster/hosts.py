@@ -28,11 +28,11 @@ from sandbox.interfaces.placement import (
     ProbeResult,
     ReservedHost,
 )
+from sandbox.interfaces.runtime import TIERS
 from sandbox.interfaces.worker_messages import Claim, FindImage, ImagePreparationStatus, PreparedImage, PrepareImage
+from sandbox.model.display_text import replace_unprintable, replacement_character
 from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.failure import FailureCode
-from sandbox.model.isolation_tier import TIERS
-from sandbox.model.printable import replace_unprintable, replacement_character
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.job_state import Job

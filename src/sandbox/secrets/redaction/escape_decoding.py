@@ -7,7 +7,7 @@ from functools import cache
 from heapq import merge
 from html.entities import html5
 
-from sandbox.model.printable import INVISIBLE_RANGES
+from sandbox.model.display_text import INVISIBLE_RANGES
 from sandbox.secrets.limits import ESCAPE_LEADING_ZEROS_MAX
 
 _LAST_ASCII = 0x7F

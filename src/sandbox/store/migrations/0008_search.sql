@@ -11,7 +11,7 @@ CREATE TABLE searchable (
     state_changed_at INTEGER NOT NULL
 ) STRICT;
 
--- The terms of each task (`store/full_text_terms.py`), which include its labels. The text itself is not stored here.
+-- The terms of each task (`store/listing.py`), which include its labels. The text itself is not stored here.
 CREATE VIRTUAL TABLE search USING fts5 (terms, content = '', columnsize = 0, detail = none, tokenize = 'ascii');
 
 -- A starting server adds the tasks of earlier versions, which have no number.

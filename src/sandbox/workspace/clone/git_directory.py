@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from sandbox.interfaces.runtime import Confinement
+from sandbox.model.display_text import escape_character, replace_unprintable
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.manifest.schema import Repository
-from sandbox.model.printable import escape_character, replace_unprintable
-from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
+from sandbox.primitives.concurrency import StopFlag, run_in_thread
 from sandbox.workspace.git_command import Git, GitError
 from sandbox.workspace.rooted_files import RootedFiles, read_chunks
 

@@ -36,8 +36,7 @@ from sandbox.interfaces.workspace import (
     NoCredentialsError,
 )
 from sandbox.model.errors import DECODE_ERRORS
-from sandbox.primitives.concurrency import running_in_background
-from sandbox.workspace.cancellable_thread import run_in_thread
+from sandbox.primitives.concurrency import run_in_thread, running_in_background
 from sandbox.workspace.clone.socks_proxy import HostPort, canonical_host
 from sandbox.workspace.git_command import Git, GitError, GitSetting, pipe
 

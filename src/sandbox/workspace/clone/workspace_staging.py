@@ -19,8 +19,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import GIT_KILLED_GRACE_SECONDS
 from sandbox.model.manifest.schema import Repository
 from sandbox.model.resources import DISK_FULL_ERRNOS
-from sandbox.primitives.concurrency import running_in_background
-from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
+from sandbox.primitives.concurrency import StopFlag, run_in_thread, running_in_background
 from sandbox.workspace.clone.confined_clone import DEFAULT_SSH_COMMAND, ConfinedClone, RemoteAccess, redirect_settings
 from sandbox.workspace.clone.git_directory import (
     OBJECT_ID,

@@ -15,7 +15,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import IO, NamedTuple
 
-from sandbox.workspace.cancellable_thread import StopFlag
+from sandbox.primitives.concurrency import StopFlag
 from sandbox.workspace.git_command import Git, GitError, pipe, read_exactly, run_thread_with_git, write_all
 from sandbox.workspace.rooted_files import ENTRIES_MAX, PATHS_BYTES_MAX, Entry
 

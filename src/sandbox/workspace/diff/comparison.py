@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from sandbox.interfaces.file_layout import AttemptLayout
-from sandbox.workspace.cancellable_thread import StopFlag
+from sandbox.primitives.concurrency import StopFlag
 from sandbox.workspace.diff.base_commit import (
     GITLINK_MODE,
     SYMLINK_MODE,

@@ -21,8 +21,8 @@ from sandbox.interfaces.workspace import DetectSecret, PatchResult
 from sandbox.model.artifacts import DiffStatistics
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import MATCHED_FILES_BYTES_MAX, PATCH_BYTES_MAX
+from sandbox.primitives.concurrency import StopFlag, run_in_thread
 from sandbox.primitives.files import create_private_file, fsync_path, remove_on_failure
-from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.diff.base_commit import (
     EXECUTABLE_MODE,
     SYMLINK_MODE,

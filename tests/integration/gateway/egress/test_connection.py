@@ -10,7 +10,7 @@ import pytest
 from doubles.egress_host import HOST, client_hello, gateway_with_egress_host, tunnel
 from doubles.served_gateway import run, wait_until
 from sandbox.gateway import limits
-from sandbox.gateway.egress import connection, public_addresses
+from sandbox.gateway.egress import connection, policy
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import EgressDenied, ErrorReported
@@ -183,10 +183,10 @@ def test_name_that_resolves_to_the_address_of_the_model_is_not_dialed(monkeypatc
 
 
 def test_local_address_is_not_dialable():
-    assert not public_addresses.is_dialable(ip_address("127.0.0.1"))
-    assert public_addresses._is_local_address(ip_address("127.0.0.1"))
-    assert not public_addresses._is_local_address(ip_address("8.8.4.4"))
-    assert public_addresses.is_dialable(ip_address("8.8.4.4"))
+    assert not policy.is_dialable(ip_address("127.0.0.1"))
+    assert policy._is_local_address(ip_address("127.0.0.1"))
+    assert not policy._is_local_address(ip_address("8.8.4.4"))
+    assert policy.is_dialable(ip_address("8.8.4.4"))
 
 
 def test_hanging_resolver_blocks_neither_clients_nor_the_gateway(monkeypatch):

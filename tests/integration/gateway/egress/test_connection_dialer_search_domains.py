@@ -16,7 +16,7 @@ PROGRAM = r"""
 import asyncio, json, socket, threading
 import dns.message, dns.rrset
 from sandbox.gateway.egress.connection import AddressDeniedError, EgressHostUnreachableError, PublicDialer
-from sandbox.gateway.egress.public_addresses import is_global
+from sandbox.gateway.egress.policy import is_global
 from sandbox.gateway.tcp_connections import OutboundConnections
 
 NAMES = {"real.example.org.": "8.8.4.4", "pinned.example.org.": "8.8.4.7", "model.corp.example.net.": "8.8.4.6"}

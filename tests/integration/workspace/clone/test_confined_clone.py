@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from doubles.git_http_server import GitHttpServer
-from sandbox.gateway.egress.public_addresses import is_dialable
+from sandbox.gateway.egress.policy import is_dialable
 from sandbox.model.failure import AttemptError
 from sandbox.model.manifest.schema import Repository
-from sandbox.workspace.cancellable_thread import StopFlag
+from sandbox.primitives.concurrency import StopFlag
 from sandbox.workspace.clone.git_directory import neutralize_attributes, read_branch_commit, write_git_directory
 from sandbox.workspace.clone.remote import SETTINGS_FILES_MAX, resolve_remote
 from sandbox.workspace.clone.socks_proxy import DialPolicy, HostPort, SocksProxy

@@ -11,7 +11,7 @@ from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.api.routes import logs
 from sandbox.api.routes.event_streams import StreamRequest
 from sandbox.model import events as e
-from sandbox.model.input_errors import InvalidParameterError
+from sandbox.model.errors import InvalidParameterError
 
 EXAMPLES = (
     Example("get_logs", query={"stream": "events", "tail": "3"}),

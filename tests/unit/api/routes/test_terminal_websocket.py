@@ -5,7 +5,7 @@ from starlette.datastructures import QueryParams
 
 from sandbox.api.routes.terminal_websocket import parse_open_terminal
 from sandbox.interfaces.runner import OpenTerminal
-from sandbox.model.input_errors import InvalidParameterError
+from sandbox.model.errors import InvalidParameterError
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def bootstrap(monkeypatch, tmp_path):
 
     bootstrap.run = run
     bootstrap.run_checks = lambda settings, worker_server: bootstrap.findings
-    for module in ("sandbox.bootstrap.server", "sandbox.bootstrap.doctor.machine_checks"):
+    for module in ("sandbox.bootstrap.server", "sandbox.bootstrap.doctor.host_checks"):
         monkeypatch.setitem(sys.modules, module, bootstrap)
     for name in ("HOST", "PORT", "WS_PORT", "DATA_DIR", "RUNTIME", "CONFIG"):
         monkeypatch.delenv(f"SANDBOX_{name}", raising=False)

@@ -14,9 +14,9 @@ from sandbox.dashboard.pages import server
 from sandbox.interfaces.placement import HostState, HostStatus
 from sandbox.interfaces.server_services import HostWithTasks, LoadSample, Occupancy
 from sandbox.model import events as e
+from sandbox.model.display_text import format_duration
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import LOAD_SAMPLE_INTERVAL_SECONDS
-from sandbox.model.formatting import format_duration
 
 
 @pytest.mark.parametrize(("count", "is_marked_partial"), [(2, False), (3, True)])

@@ -13,8 +13,8 @@ from doubles.manifests import manifest, parse_manifest
 from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.dashboard.pages.submit_form import ADDED_HOSTS_MAX, RECENT_REPOSITORIES_MAX
 from sandbox.model import events as e
+from sandbox.model.errors import InvalidManifestError
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.input_errors import InvalidManifestError
 from sandbox.model.manifest.schema import Repository, Secret
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.gateway.egress import connection
 from sandbox.gateway.egress.connection import AddressDeniedError, EgressHostUnreachableError, PublicDialer
-from sandbox.gateway.egress.public_addresses import is_global
+from sandbox.gateway.egress.policy import is_global
 from sandbox.gateway.limits import RESOLVED_ADDRESSES_MAX
 from sandbox.gateway.tcp_connections import OutboundConnections, unmap_ipv4
 

@@ -1,4 +1,4 @@
-"""Limits of overrides. Their syntax is tested in tests/unit/cli/test_manifest_input_manifest_overrides.py."""
+"""Limits of overrides. Their syntax is tested in tests/unit/cli/test_submission_overrides.py."""
 
 import pytest
 

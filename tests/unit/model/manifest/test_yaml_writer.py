@@ -5,8 +5,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from doubles.manifests import read_document
+from sandbox.model.display_text import replace_invisible
 from sandbox.model.manifest.yaml import write_yaml
-from sandbox.model.printable import replace_invisible
 
 PIECES = [*"10+.a \t\n\r\x85\u2028\u2029\u200b\u3164\ufe0f\u20e3\U000e0041☎#:", "e5", "0o17", "08", "- "]
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")) | st.lists(

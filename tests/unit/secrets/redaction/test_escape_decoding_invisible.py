@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from doubles.redaction_attacks import html_by_name, html_by_number
-from sandbox.model.printable import INVISIBLE
+from sandbox.model.display_text import INVISIBLE
 from sandbox.secrets.redaction.redactor import SecretRedactor
 
 VALUE = "gH7_pässwörd-к"

@@ -14,7 +14,7 @@ from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.console import escape_text, print_json
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.settings_options import data_dir_options, load_configuration
-from sandbox.model.formatting import format_size
+from sandbox.model.display_text import format_size
 
 
 @command(

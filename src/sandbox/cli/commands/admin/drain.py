@@ -14,7 +14,7 @@ from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import common_options, current_options, parse_duration_option
 from sandbox.cli.output.console import escape_text, print_json
 from sandbox.cli.output.formatting import pluralize
-from sandbox.model.formatting import format_duration
+from sandbox.model.display_text import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from sandbox.cli.click_extensions import command, help_examples
-from sandbox.cli.confirmation_prompts import confirm, require_terminal_for_prompt
+from sandbox.cli.click_extensions import command, confirm, help_examples, require_terminal_for_prompt
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options, output_options, server_options
 from sandbox.cli.output.console import escape_name, escape_text, print_json
 from sandbox.cli.output.formatting import pluralize, state_text
 from sandbox.cli.settings_options import data_dir_options, load_configuration
-from sandbox.model.formatting import format_size
+from sandbox.model.display_text import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

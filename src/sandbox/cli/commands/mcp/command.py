@@ -28,7 +28,7 @@ def mcp() -> None:
     """
     if sys.stdin.isatty():
         fail(_ADVICE, ExitCode.USAGE)
-    from sandbox.cli.commands.mcp.tool_server import serve_tools
+    from sandbox.cli.commands.mcp.tools import serve_tools
 
     options = current_options()
     serve_tools(options.server, options.token)

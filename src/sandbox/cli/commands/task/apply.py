@@ -19,8 +19,15 @@ from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import CliOptions, allow_secrets_option, common_options, current_options
 from sandbox.cli.output.console import escape_text, print_json, print_message, stdout_console
-from sandbox.cli.output.patches import ChangedFile, applied_message, print_changed_files
-from sandbox.cli.patch_download import CHAIN_HELP, fetch_patch, find_chain_patch, print_omissions
+from sandbox.cli.patches import (
+    CHAIN_HELP,
+    ChangedFile,
+    applied_message,
+    fetch_patch,
+    find_chain_patch,
+    print_changed_files,
+    print_omissions,
+)
 from sandbox.cli.task_arguments import task_argument
 
 if TYPE_CHECKING:

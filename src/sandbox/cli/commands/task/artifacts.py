@@ -11,7 +11,7 @@ from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.console import print_json, stdout_console
 from sandbox.cli.output.table import cell, print_table
 from sandbox.cli.task_arguments import task_argument
-from sandbox.model.formatting import format_size
+from sandbox.model.display_text import format_size
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.click_extensions import command, help_examples
-from sandbox.cli.confirmation_prompts import confirm
+from sandbox.cli.click_extensions import command, confirm, help_examples
 from sandbox.cli.errors import ExitCode, fail, print_error
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.console import escape_name, escape_text, print_json, terminal_width

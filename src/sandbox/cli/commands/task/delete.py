@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.click_extensions import command, help_examples
-from sandbox.cli.confirmation_prompts import confirm_for_tasks, require_terminal_for_prompt
+from sandbox.cli.click_extensions import command, confirm_for_tasks, help_examples, require_terminal_for_prompt
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.task_outcome import task_id_for_hint
 from sandbox.cli.task_arguments import for_each_task, task_arguments

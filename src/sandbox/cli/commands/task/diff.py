@@ -13,8 +13,15 @@ from sandbox.cli.checkout.patch_application import read_changed_files
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.options import allow_secrets_option, common_options, current_options
 from sandbox.cli.output.console import escape_text, print_json, stdout_console
-from sandbox.cli.output.patches import colorize, patch_lines, print_changed_files, show_paged, summarize_binary_files
-from sandbox.cli.patch_download import CHAIN_HELP, fetch_patch
+from sandbox.cli.patches import (
+    CHAIN_HELP,
+    colorize,
+    fetch_patch,
+    patch_lines,
+    print_changed_files,
+    show_paged,
+    summarize_binary_files,
+)
 from sandbox.cli.task_arguments import task_argument
 
 

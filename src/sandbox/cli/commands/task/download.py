@@ -15,10 +15,9 @@ from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import allow_secrets_option, common_options, current_options
 from sandbox.cli.output.console import escape_name, escape_text, print_json
-from sandbox.cli.output.patches import patch_lines
-from sandbox.cli.patch_download import reject_secrets
+from sandbox.cli.patches import patch_lines, reject_secrets
 from sandbox.cli.task_arguments import task_argument
-from sandbox.model.formatting import format_size
+from sandbox.model.display_text import format_size
 from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:

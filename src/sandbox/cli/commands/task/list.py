@@ -24,8 +24,8 @@ from sandbox.cli.output.formatting import (
 )
 from sandbox.cli.output.table import cell, print_table
 from sandbox.cli.task_arguments import find_task_id
-from sandbox.model.formatting import format_cost
-from sandbox.model.input_errors import closest_name, with_suggestion
+from sandbox.model.display_text import format_cost
+from sandbox.model.errors import closest_name, with_suggestion
 from sandbox.model.repository_urls import short_repository
 from sandbox.model.task_state import OUTCOMES, TaskState
 

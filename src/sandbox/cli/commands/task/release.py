@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from sandbox.cli.click_extensions import command, help_examples
-from sandbox.cli.confirmation_prompts import confirm_for_tasks
+from sandbox.cli.click_extensions import command, confirm_for_tasks, help_examples
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.task_arguments import for_each_task, task_arguments
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import click
 
 from sandbox.cli.click_extensions import command, help_examples
-from sandbox.cli.manifest_input import id_override, parse_overrides
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.submission import print_submitted_and_wait, read_prompt, submit_derived_task, wait_options
+from sandbox.cli.submission import (
+    id_override,
+    parse_overrides,
+    print_submitted_and_wait,
+    read_prompt,
+    submit_derived_task,
+    wait_options,
+)
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.manifest.overrides import Override
 

@@ -40,9 +40,9 @@ from sandbox.cli.output.task_outcome import (
     task_id_for_command,
 )
 from sandbox.cli.output.text_log_parser import parse_log_events
-from sandbox.cli.patch_download import chain_changes_summary
+from sandbox.cli.patches import chain_changes_summary
 from sandbox.cli.task_arguments import task_argument
-from sandbox.model.formatting import format_budget, format_cost, format_duration
+from sandbox.model.display_text import format_budget, format_cost, format_duration
 from sandbox.model.task_state import FINAL_STATES
 from sandbox.model.wire.event_bodies import CONVERSATION_TYPES
 

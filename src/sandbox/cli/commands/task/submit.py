@@ -7,9 +7,15 @@ from typing import BinaryIO
 import click
 
 from sandbox.cli.click_extensions import command, help_examples
-from sandbox.cli.manifest_input import ManifestFile, id_override, parse_overrides
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.submission import print_submitted_and_wait, submit_manifest, wait_options
+from sandbox.cli.submission import (
+    ManifestFile,
+    id_override,
+    parse_overrides,
+    print_submitted_and_wait,
+    submit_manifest,
+    wait_options,
+)
 from sandbox.model.manifest.overrides import Override
 
 

@@ -9,10 +9,10 @@ import click
 
 from sandbox.cli.click_extensions import command, help_examples
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.manifest_input import ManifestFile, field_error_details, field_error_lines
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.console import escape_text, print_json, terminal_width, wrap_text
 from sandbox.cli.output.formatting import pluralize
+from sandbox.cli.submission import ManifestFile, field_error_details, field_error_lines
 
 
 @command(epilog=help_examples("sandbox task validate task.yaml"))
@@ -24,7 +24,7 @@ def validate(file: BinaryIO) -> None:
     FILE is YAML or JSON; '-' means stdin. Prints every error with its line and column. Exit code: 0 if the manifest is
     valid, otherwise 9.
     """
-    from sandbox.model.input_errors import InvalidManifestError
+    from sandbox.model.errors import InvalidManifestError
     from sandbox.model.manifest.parser import SHIPPED_PROFILES
 
     manifest = ManifestFile.read(file)

@@ -13,7 +13,7 @@ from sandbox.cli.output.console import escape_text, print_json, terminal_width
 from sandbox.cli.output.formatting import state_text
 from sandbox.cli.output.task_outcome import outcome_summary
 from sandbox.cli.task_arguments import task_argument
-from sandbox.model.formatting import format_duration
+from sandbox.model.display_text import format_duration
 from sandbox.model.task_state import FINAL_STATES
 
 

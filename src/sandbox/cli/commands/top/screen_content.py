@@ -24,7 +24,7 @@ from sandbox.cli.output.formatting import (
     task_duration,
 )
 from sandbox.cli.output.table import MAIN_COLUMN_CELLS, cell, fit_table, plain_lines
-from sandbox.model.formatting import format_cost, format_duration, format_size, format_state
+from sandbox.model.display_text import format_cost, format_duration, format_size, format_state
 from sandbox.model.task_state import FINAL_STATES, TaskState
 
 if TYPE_CHECKING:

@@ -30,9 +30,9 @@ from sandbox.interfaces.server_services import Retention
 from sandbox.journal import compressed
 from sandbox.journal.journals import FileJournals
 from sandbox.model.artifacts import Artifact
+from sandbox.model.display_text import format_size
 from sandbox.model.events import AgentExited, ArtifactCollected, Output, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.formatting import format_size
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from doubles.fake_api import ApiResponse, error_response, json_response, sse_response
 from doubles.manifests import parse_manifest
 from doubles.sample_task import TASK_ID, task_events, task_status
-from sandbox.cli.manifest_input import field_error_details
+from sandbox.cli.submission import field_error_details
 from sandbox.model.manifest.parser import InvalidManifestError
 from sandbox.model.repository_urls import repository_names
 
