@@ -41,7 +41,7 @@ def test_each_operation_has_one_example():
 
 @pytest.mark.parametrize(
     ("operation", "module"),
-    [("list_tasks", "test_task_list.py"), ("get_task", "test_single_task.py"), ("open_session", "test_sessions.py")],
+    [("list_tasks", "test_tasks.py"), ("get_task", "test_tasks.py"), ("open_session", "test_server.py")],
 )
 def test_error_for_an_operation_without_an_example_names_the_test_module(operation: str, module: str):
     examples = [example for example in declared_examples() if example.operation != operation]
@@ -53,7 +53,7 @@ def test_error_for_an_operation_without_an_example_names_the_test_module(operati
 def test_repeated_and_unknown_examples_are_errors():
     examples = [*declared_examples(), Example("get_task"), Example("fly")]
     expected = (
-        "get_task: declare one Example in EXAMPLES of tests/unit/api/routes/test_tasks_single_task.py, not 2\n"
+        "get_task: declare one Example in EXAMPLES of tests/unit/api/routes/test_tasks.py, not 2\n"
         "fly: the Example has an unknown operation"
     )
     with pytest.raises(AssertionError, match=f"^{re.escape(expected)}$"):

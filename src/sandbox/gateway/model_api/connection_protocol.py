@@ -6,8 +6,6 @@ its end instead, because its cost is reported there. In that case, a client that
 is also treated as gone.
 """
 
-import re
-from collections.abc import Sequence
 from typing import Any
 
 import h11
@@ -21,7 +19,12 @@ from sandbox.gateway.limits import (
     PIPELINED_BYTES_MAX,
     REQUEST_BODY_BYTES_MAX,
 )
-from sandbox.gateway.model_api.forwarded_heads import forwarded_request, forwarded_response, is_readable_stream
+from sandbox.gateway.model_api.forwarded_request import (
+    InflightRequest,
+    forwarded_request,
+    forwarded_response,
+    is_readable_stream,
+)
 from sandbox.gateway.model_api.request_gate import (
     AllowedHead,
     ApprovedRequest,
@@ -29,113 +32,11 @@ from sandbox.gateway.model_api.request_gate import (
     ModelPolicy,
     ModelRequestGate,
     too_large,
-    valid_usage,
 )
-from sandbox.gateway.model_api.upstream import BodyRedactor, Upstream, ValueRedactor, account_redactors
+from sandbox.gateway.model_api.upstream import BodyRedactor, Upstream, account_redactors
 from sandbox.gateway.sans_io import Effects, Phase
-from sandbox.interfaces.gateway import CostBound, ModelDialect, Rejected, UsageMeter
-from sandbox.model.events import Usage
+from sandbox.interfaces.gateway import ModelDialect, Rejected
 
-
-class InflightRequest(msgspec.Struct):
-    """A forwarded request.
-
-    cost_bound: set if the response must be metered.
-    is_sent: a connection to the upstream exists, so the request may incur cost.
-    may_have_full_cost: the response may incur its full cost, regardless of the meter's reading.
-    head_prefix: the first bytes of the response's head, until the head is complete.
-    interim_responses: number of responses with a status below 200, each of which extends the time limit.
-    received: the part of the response's body that has not been forwarded yet.
-    meter: set at the start of a response whose usage must be read.
-    key_rejection: set at the start of a response that rejects the server's key.
-    """
-
-    dialect: ModelDialect
-    is_metered: bool
-    body_redactor: BodyRedactor
-    cost_bound: CostBound | None = None
-    is_sent: bool = False
-    may_have_full_cost: bool = False
-    head_prefix: bytearray = bytearray()
-    interim_responses: int = 0
-    has_response: bool = False
-    has_timed_out: bool = False
-    received: bytearray = bytearray()
-    meter: UsageMeter | None = None
-    key_rejection: KeyRejection | None = None
-
-    def redact(self, redactors: Sequence[ValueRedactor]) -> None:
-        """Redact the body with these redactors."""
-        self.body_redactor = BodyRedactor(redactors)
-
-    def record_key_rejection(self, status: int) -> None:
-        """Treat the response as one that rejects the server's key."""
-        self.key_rejection = KeyRejection(status)
-
-    def receive_head(self, data: bytes) -> None:
-        """Keep the first bytes of a head that is not complete."""
-        if not self.has_response and len(self.head_prefix) < _STATUS_LINE_BYTES:
-            self.head_prefix += data[:_STATUS_LINE_BYTES]
-
-    def finish_interim_head(self, rest: bytes) -> None:
-        """Handle the end of an interim response's head. rest: the received part of the next head."""
-        self.head_prefix = bytearray(rest[:_STATUS_LINE_BYTES])
-
-    def assume_full_cost(self) -> None:
-        """Treat the response as one that may incur its full cost, regardless of the meter's reading."""
-        self.may_have_full_cost = True
-
-    def fail_head(self, *, is_cut: bool) -> None:
-        """Handle an unreadable head. Unless its status refuses the request, the response may incur cost.
-
-        is_cut: the connection ended within the head. A stream whose head is cut has not started.
-        """
-        if self.cost_bound is None or self.meter is not None or (is_cut and self.cost_bound.is_streamed):
-            return
-        self.may_have_full_cost |= bool(self.head_prefix) and _REFUSED_STATUS_LINE.match(self.head_prefix) is None
-
-    def report_usage(self, reporter: EventReporter, *, is_complete: bool, is_abandoned: bool) -> Usage | None:
-        """Report and return the usage of the finished request.
-
-        is_complete: the response reached its end.
-        is_abandoned: the gateway stopped reading it.
-        """
-        reported = None if self.meter is None else valid_usage(self.meter.usage())
-        bound = self._upper_bound(reported, is_abandoned=is_abandoned)
-        usage = bound or reported
-        if usage is not None:
-            reporter.report_usage(usage)
-        if bound is not None:
-            message = "A model response ended before it reported its usage; the maximum is counted."
-            reporter.report_error("usage_unread", message)
-        elif usage is None and is_complete and self.meter is not None:
-            reporter.report_error("usage_unread", "A model response reported no usage; its tokens are not counted.")
-        return usage
-
-    def _upper_bound(self, reported: Usage | None, *, is_abandoned: bool) -> Usage | None:
-        """Return the maximum usage of a request if its actual usage is required but unknown, otherwise None.
-
-        Returns None if usage was reported, the request was rejected or not sent, or no response started. A response
-        other than an event stream has started as soon as its head has arrived. An abandoned
-        or timed-out request counts even without a response, because the model may have produced output.
-        """
-        cost_bound, meter = self.cost_bound, self.meter
-        if cost_bound is None:
-            return None
-        is_refused = not self.is_sent or (self.has_response and meter is None)
-        is_reported = meter is not None and reported is not None and meter.is_complete
-        if is_refused or is_reported:
-            return None
-        has_started = self.may_have_full_cost or (meter is not None and meter.has_started)
-        if not (has_started or is_abandoned or self.has_timed_out):
-            return None
-        is_fully_received = not (self.has_timed_out or (self.may_have_full_cost and meter is None))
-        meter = meter or self.dialect.create_meter(b"text/event-stream" if cost_bound.is_streamed else b"")
-        return valid_usage(meter.upper_bound(cost_bound, is_fully_received=is_fully_received))
-
-
-_STATUS_LINE_BYTES = 64
-_REFUSED_STATUS_LINE = re.compile(rb"HTTP/1\.[01] [345][0-9]{2}[ \r\n]")
 _NEEDS_MORE = (h11.NEED_DATA, h11.PAUSED)
 
 

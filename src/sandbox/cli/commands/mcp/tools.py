@@ -123,9 +123,7 @@ async def read_artifacts(client: AsyncClient, task_id: str, name: str | None, of
     by_name = {entry[key]: entry for key in ("path", "name") for entry in listed}
     entry = by_name.get(name)
     if entry is None:
-        raise ToolFailedError(
-            "artifact_not_found: The task has no such artifact. Omit the name to list all artifacts."
-        )
+        raise ToolFailedError("artifact_not_found: The task has no such artifact. Omit the name to list all artifacts.")
     return await _artifact_text(client, task_id, entry, offset)
 
 
