@@ -20,6 +20,7 @@ from sandbox.runtimes.limits.cgroups import (
     count_file_locks,
     count_kernel_bytes_outside_cgroup,
     read_group_cpu_seconds,
+    read_sibling_changes,
 )
 from sandbox.runtimes.limits.files_without_descriptors import (
     ClosingFilesMeter,
@@ -62,7 +63,11 @@ class BaseSandbox(ABC):
         self._launcher = setup.launcher
         self._syscall_buffer_meter: SyscallBufferMeter | None = None
         self._closing_files_meter: ClosingFilesMeter | None = None
-        self._file_lock_meter = FileLockMeter(setup.launcher.slab_statistics)
+        self._file_lock_meter = FileLockMeter(
+            setup.launcher.slab_statistics,
+            partial(count_file_locks, setup.group),
+            partial(read_sibling_changes, setup.group),
+        )
         self._extent_meter = CachedExtentMeter(setup.spec.disk, setup.launcher.slab_statistics)
         self._negative_dentries_before = count_negative_dentries()
         self._transports: list[asyncio.Transport] = []
@@ -144,8 +149,7 @@ class BaseSandbox(ABC):
     def _measure_kernel_usage(self) -> KernelUsage:
         meters = self._syscall_buffer_meter, self._closing_files_meter
         usage = self._launcher.kernel_usage(self._group, self._spec.memory_bytes, *meters)
-        file_locks = self._file_lock_meter.count(partial(count_file_locks, self._group))
-        return replace(usage, file_locks=file_locks, cached_extents=self._extent_meter.count())
+        return replace(usage, file_locks=self._file_lock_meter.count(), cached_extents=self._extent_meter.count())
 
     async def terminal_usage(self) -> KernelUsage:
         """Return only the usage of terminals. Unlike `kernel_usage`, it does not wait on a busy machine.

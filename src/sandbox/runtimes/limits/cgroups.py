@@ -41,7 +41,7 @@ from sandbox.runtimes.limits.kernel_memory import (
 from sandbox.runtimes.limits.kernel_time import KernelLockMeters, TerminalMeter
 from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingMeter, SandboxProcesses
-from sandbox.runtimes.limits.open_files import EpollCounter
+from sandbox.runtimes.limits.open_files import EpollCounter, LocksByOwner, count_locks_by_owner
 from sandbox.runtimes.limits.socket_memory import SocketMemoryMeter
 
 PARENT_GROUP = "sandbox"
@@ -96,6 +96,10 @@ class ControlGroup(msgspec.Struct, frozen=True):
             _enable_controllers(directory.parent)
             directory.mkdir(exist_ok=True)
             with suppress(PermissionError):  # another user may own it
+                os.utime(
+                    directory.parent
+                )  # from now on, the kernel updates the time when a group is created or removed
+            with suppress(PermissionError):
                 _limit_socket_buffers(directory.parent, _total_socket_buffer_bytes())
             _limit_socket_buffers(directory, _fair_socket_buffer_bytes(memory_bytes))
         self._write("memory.max", memory_bytes)
@@ -360,13 +364,22 @@ def count_kernel_bytes_outside_cgroup(group: ControlGroup) -> int | None:
     return None if total is None or usage is None else total - usage.kernel_bytes
 
 
-def count_file_locks(group: ControlGroup, machine_locks: int) -> int:
-    """Return how many of the machine's file locks are those of the group's sandbox.
+def count_file_locks(group: ControlGroup) -> LocksByOwner:
+    """Return the file locks of the group's sandbox, and those that no running process took."""
+    return count_locks_by_owner(group.process_ids())
 
-    If no other sandbox runs, locks that no running process took are the sandbox's.
+
+def read_sibling_changes(group: ControlGroup) -> int | None:
+    """Return a number that changes whenever another group is created or removed.
+
+    None while another group exists, or if the number is unknown. See `ControlGroup.create`.
     """
-    own, others = open_files.count_locks_by_owner(group.process_ids())
-    return own if group._siblings() else max(own, machine_locks - others)
+    if not group.directories or group._sibling_names():
+        return None
+    try:
+        return max(directory.parent.stat().st_mtime_ns for directory in group.directories)
+    except OSError:
+        return None
 
 
 def reclaim_memory(group: ControlGroup) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -136,6 +137,9 @@ _LOCK_PAUSE_FACTOR = 10
 _LISTED_LOCKS_MAX = 65_536
 """Maximum number of the machine's locks that are inspected, because the kernel walks the list for each 4 KiB of it."""
 
+_UNKNOWN_PIDS = ("-1", "0")
+"""What the kernel shows as the process of an open file description lock, and of a process outside the pid namespace."""
+
 _PID_FIELD, _FILE_FIELD = 4, 5
 """Fields of a line in /proc/locks: number, kind, mode, access, process id, `MAJOR:MINOR:INODE` of the file, range."""
 
@@ -235,43 +239,78 @@ def count_directories(process_ids: Collection[int], *, descriptors_per_directory
     return FileUsage(directories=round(found * len(descriptors) / max(1, sample_size) / descriptors_per_directory))
 
 
-class FileLockMeter:
-    """Counts the file locks of a sandbox while the machine has many, also those without an open descriptor."""
+class LocksByOwner(NamedTuple):
+    """File locks of a sandbox (`own`), and those that no running process took (`orphans`), including waiting locks."""
 
-    def __init__(self, slabs: SlabStatistics, clock: Callable[[], float] = time.monotonic) -> None:
+    own: int
+    orphans: int
+
+
+class FileLockMeter:
+    """Counts the file locks of a sandbox while the machine has many, also those without an open descriptor.
+
+    Orphans do not show whose they are. The sandbox is charged for those that appear while no other sandbox exists.
+    Orphans of earlier sandboxes can remain until the host restarts.
+
+    count_locks: takes 0.3 s for 60,000 locks.
+    read_sibling_changes: returns a number that changes whenever another sandbox starts or ends; None while one exists.
+    """
+
+    def __init__(
+        self,
+        slabs: SlabStatistics,
+        count_locks: Callable[[], LocksByOwner],
+        read_sibling_changes: Callable[[], int | None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._slabs = slabs
+        self._count_locks = count_locks
+        self._read_sibling_changes = read_sibling_changes
         self._clock = clock
         self._count: int | None = None
         self._next_at: float | None = None
+        self._sibling_changes = read_sibling_changes()
+        self._charged_orphans = 0
+        self._orphans = count_locks().orphans if (self._machine_locks() or 0) > FILE_LOCKS_MAX else 0
+        """Number of orphans at the last count."""
 
-    def count(self, count_own: Callable[[int], int]) -> int | None:
+    def count(self) -> int | None:
         """Return the number of locks; 0 while the machine has few; None if the kernel does not show their number.
 
-        count_own: returns the sandbox's locks, given the number of the machine's locks. It is called at most once in
-        SLAB_INTERVAL_SECONDS, and takes at most a tenth of the time.
+        The locks are counted at most once in SLAB_INTERVAL_SECONDS, which takes at most a tenth of the time.
         """
         now = self._clock()
         if self._next_at is None or now >= self._next_at:
-            self._count = self._read(count_own)
+            self._count = self._read()
             self._next_at = now + max(SLAB_INTERVAL_SECONDS, _LOCK_PAUSE_FACTOR * (self._clock() - now))
         return self._count
 
-    def _read(self, count_own: Callable[[int], int]) -> int | None:
+    def _machine_locks(self) -> int | None:
         kinds = self._slabs.read()
-        if kinds is None or _LOCK_SLAB not in kinds:
+        return None if kinds is None or _LOCK_SLAB not in kinds else kinds[_LOCK_SLAB].used
+
+    def _read(self) -> int | None:
+        machine_locks = self._machine_locks()
+        if machine_locks is None:
             return None
-        machine_locks = kinds[_LOCK_SLAB].used
-        return count_own(machine_locks) if machine_locks > FILE_LOCKS_MAX else 0
+        if machine_locks <= FILE_LOCKS_MAX + self._orphans - self._charged_orphans:
+            return 0
+        changes_before = self._read_sibling_changes()
+        own, orphans = self._count_locks()
+        if self._sibling_changes is not None and self._read_sibling_changes() == self._sibling_changes:
+            self._charged_orphans += orphans - self._orphans
+        self._charged_orphans = min(max(self._charged_orphans, 0), orphans)
+        self._orphans, self._sibling_changes = orphans, changes_before
+        return own + self._charged_orphans
 
 
 def count_locks_by_owner(
     process_ids: Collection[int], locks: Path = _PROC_LOCKS, proc: Path = Path("/proc")
-) -> tuple[int, int]:
-    """Count the file locks of a sandbox, and those that other running processes took, including waiting locks.
+) -> LocksByOwner:
+    """Count the file locks of a sandbox and the orphans.
 
     process_ids: the sandbox's processes. Locks on files of file systems that only the sandbox has mounted are the
-    sandbox's, even if the process that took them has ended. At most _LISTED_LOCKS_MAX locks are inspected. Takes 0.3 s
-    for 60,000 locks.
+    sandbox's, even if the process that took them has ended. At most _LISTED_LOCKS_MAX locks are inspected.
     """
     try:
         with locks.open() as file:
@@ -282,19 +321,19 @@ def count_locks_by_owner(
                 if len(fields) > _FILE_FIELD
             )
     except OSError:
-        return 0, 0
+        return LocksByOwner(0, 0)
     names, own_devices = {str(pid) for pid in process_ids}, set[str]()
     if process_ids and (host_devices := _mounted_devices(proc / "1")):
         # All processes of a sandbox except the outer bwrap are in one mount namespace.
         first, last = min(process_ids), max(process_ids)
         own_devices = (_mounted_devices(proc / str(first)) | _mounted_devices(proc / str(last))) - host_devices
-    own = others = 0
+    own = orphans = 0
     for (name, device), count in counts.items():
         if name in names or device in own_devices:
             own += count
-        elif (proc / name).exists():
-            others += count
-    return own, others
+        elif name not in _UNKNOWN_PIDS and not (proc / name).exists():
+            orphans += count
+    return LocksByOwner(own, orphans)
 
 
 def _mounted_devices(process: Path) -> set[str]:

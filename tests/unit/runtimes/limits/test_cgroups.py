@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -153,7 +154,7 @@ def test_usage_of_sockets_that_may_receive_too_much_data_is_not_bounded_while_id
 ):
     """The gateway sends data while no program of the sandbox runs. With cgroup v2, the runner enforces the limit."""
     _, group = _unified(tmp_path)
-    monkeypatch.setattr(cgroups.socket_usage, "count_sockets", lambda _pid: sockets)
+    monkeypatch.setattr(cgroups.socket_memory, "count_sockets", lambda _pid: sockets)
     assert group.kernel_usage(os.getpid(), memory_mib << 20).is_bounded_while_idle is is_bounded
 
 
@@ -162,7 +163,7 @@ def test_few_sockets_are_bounded_while_idle_if_the_kernel_limits_their_buffers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sockets: int, is_bounded: bool
 ):
     group = Hierarchies([tmp_path / "memory"]).group("attempt")
-    monkeypatch.setattr(cgroups.socket_usage, "count_sockets", lambda _pid: sockets)
+    monkeypatch.setattr(cgroups.socket_memory, "count_sockets", lambda _pid: sockets)
     assert group.kernel_usage(os.getpid(), 64 << 20).is_bounded_while_idle is is_bounded
 
 
@@ -170,7 +171,7 @@ def test_few_sockets_are_bounded_while_idle_if_the_kernel_limits_their_buffers(
 def test_usage_is_not_bounded_while_idle_if_mappings_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown_bytes: int, is_bounded: bool
 ):
-    monkeypatch.setattr(cgroups.socket_usage, "count_sockets", lambda _pid: 1)
+    monkeypatch.setattr(cgroups.socket_memory, "count_sockets", lambda _pid: 1)
 
     class FixedMeter(SlabMeter):
         def measure(self, *_: object) -> SlabUsage | None:
@@ -492,18 +493,17 @@ def test_oom_kills_above_the_limit_are_a_violation():
     assert "1001 times" in KernelUsage(oom_kills=OOM_KILLS_MAX + 1).find_exceeded_limit()
 
 
-@pytest.mark.parametrize(
-    ("counted", "alone", "with_sibling"),
-    [((9000, 1000), 9000, 9000), ((0, 10_000), 0, 0), ((500, 1000), 9000, 500), ((100, 12_000), 100, 100)],
-)
-def test_locks_that_no_running_process_took_are_those_of_the_only_sandbox(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: tuple[int, int], alone: int, with_sibling: int
-):
-    """counted: the locks of the sandbox, and of other running processes."""
-    monkeypatch.setattr(cgroups.directory_and_lock_counts, "count_locks_by_owner", lambda process_ids: counted)
-    (tmp_path / "group").mkdir()
-    group = ControlGroup([tmp_path / "group"])
-    assert cgroups.count_file_locks(group, 10_000) == alone
-    (tmp_path / "other").mkdir()
-    monkeypatch.setattr(ControlGroup, "_siblings", lambda _: {"other": ControlGroup([tmp_path / "other"])})
-    assert cgroups.count_file_locks(group, 10_000) == with_sibling
+def test_creation_and_removal_of_other_groups_are_changes(tmp_path: Path):
+    groups = [Hierarchies([tmp_path]).group(name) for name in ("own", "other")]
+    own, other = groups
+    own.create(cpus=1, memory_bytes=1, processes_max=1)
+    alone = cgroups.read_sibling_changes(own)
+    assert alone is not None
+    assert cgroups.read_sibling_changes(own) == alone
+    other.create(cpus=1, memory_bytes=1, processes_max=1)
+    assert cgroups.read_sibling_changes(own) is None
+    shutil.rmtree(other.directories[0])
+    assert cgroups.read_sibling_changes(own) not in (None, alone)
+    assert cgroups.read_sibling_changes(ControlGroup([])) is None
+    shutil.rmtree(own.directories[0].parent)
+    assert cgroups.read_sibling_changes(own) is None

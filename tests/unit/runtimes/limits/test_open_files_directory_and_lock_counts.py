@@ -12,7 +12,13 @@ from sandbox.model.fixed_limits import FILE_LOCKS_MAX
 from sandbox.runtimes.limits import open_files
 from sandbox.runtimes.limits.kernel_memory import SlabStatistics
 from sandbox.runtimes.limits.kernel_usage import FileUsage
-from sandbox.runtimes.limits.open_files import FileLockMeter, count_directories, count_locks_by_owner, list_directory
+from sandbox.runtimes.limits.open_files import (
+    FileLockMeter,
+    LocksByOwner,
+    count_directories,
+    count_locks_by_owner,
+    list_directory,
+)
 
 _OPEN_COUNT = 30
 _HOLDER = """
@@ -97,22 +103,25 @@ LOCKS = """\
 2: -> FLOCK  ADVISORY  WRITE 11 00:2c:1001 0 EOF
 3: POSIX  ADVISORY  WRITE 20 fe:00:7 0 EOF
 4: FLOCK  ADVISORY  READ 30 00:2c:1001 0 EOF
+5: FLOCK  ADVISORY  READ 30 00:01:1002 0 EOF
+6: OFDLCK ADVISORY  WRITE -1 fe:00:8 0 EOF
+7: POSIX  ADVISORY  WRITE 0 fe:00:8 0 EOF
 """
 
 
 def test_locks_are_counted_by_process_or_file_system(tmp_path: Path):
-    """Process 30 has ended, but another process still has its file. Only the sandbox has mounted device 0:44."""
+    """Process 30 has ended, but other processes still have its files. Only the sandbox has mounted device 0:44."""
     (locks := tmp_path / "locks").write_text(LOCKS)
     for pid, devices in ((1, ["254:0"]), (10, ["254:0", "0:44"]), (11, []), (20, ["254:0"]), (40, ["254:0"])):
         (tmp_path / str(pid)).mkdir()
         mounts = [f"30 20 {device} / /somewhere rw - ext4 /dev/vda rw\n" for device in devices]
         (tmp_path / str(pid) / "mountinfo").write_text("".join(mounts))
     assert count_locks_by_owner([11, 10], locks, tmp_path) == (4, 1)
-    assert count_locks_by_owner([11], locks, tmp_path) == (1, 3)
-    assert count_locks_by_owner([40], locks, tmp_path) == (0, 4)
-    assert count_locks_by_owner([], locks, tmp_path) == (0, 4)
+    assert count_locks_by_owner([11], locks, tmp_path) == (1, 2)
+    assert count_locks_by_owner([40], locks, tmp_path) == (0, 2)
+    assert count_locks_by_owner([], locks, tmp_path) == (0, 2)
     (tmp_path / "1" / "mountinfo").unlink()
-    assert count_locks_by_owner([11, 10], locks, tmp_path) == (3, 1), "the host's file systems are unknown"
+    assert count_locks_by_owner([11, 10], locks, tmp_path) == (3, 2), "the host's file systems are unknown"
     assert count_locks_by_owner([10], tmp_path / "absent", tmp_path) == (0, 0)
 
 
@@ -122,41 +131,131 @@ def test_number_of_inspected_locks_is_limited(tmp_path: Path, monkeypatch: pytes
     assert count_locks_by_owner([10, 11], locks, tmp_path) == (2, 0)
 
 
+class FakeMachine:
+    """A machine with one sandbox. changes: see `FileLockMeter`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._slabinfo = directory / "slabinfo"
+        self.changes: int | None = 0
+        self.counts = 0
+        self.now = 0.0
+        self.set_locks()
+
+    def set_locks(self, own: int = 0, orphans: int = 0, others: int = 0) -> None:
+        self._locks = LocksByOwner(own, orphans)
+        used = own + orphans + others
+        self._slabinfo.write_text(f"slabinfo\n# name\nfile_lock_cache {used} 99999 192 21 1 : x\n")
+
+    def count_locks(self) -> LocksByOwner:
+        self.counts += 1
+        return self._locks
+
+    def start_sandbox(self) -> Callable[[], int | None]:
+        """Return a function that measures the sandbox's locks at its next interval."""
+        slabs = SlabStatistics(self._slabinfo, lambda: self.now)
+        meter = FileLockMeter(slabs, self.count_locks, lambda: self.changes, lambda: self.now)
+
+        def measure() -> int | None:
+            self.now += 100
+            return meter.count()
+
+        return measure
+
+
 @pytest.fixture
-def slabinfo(tmp_path: Path) -> Callable[[int], Path]:
-    def write(locks: int) -> Path:
-        (path := tmp_path / "slabinfo").write_text(f"slabinfo\n# name\nfile_lock_cache {locks} 99999 192 21 1 : x\n")
-        return path
-
-    return write
+def machine(tmp_path: Path) -> FakeMachine:
+    return FakeMachine(tmp_path)
 
 
-def test_locks_are_counted_only_while_the_machine_has_many(slabinfo: Callable[[int], Path]):
-    for locks, expected in ((FILE_LOCKS_MAX, 0), (FILE_LOCKS_MAX + 1, FILE_LOCKS_MAX - 1)):
-        meter = FileLockMeter(SlabStatistics(slabinfo(locks)))
-        assert meter.count(lambda machine_locks: machine_locks - 2) == expected
+def test_locks_are_counted_only_while_the_machine_has_many(machine: FakeMachine):
+    measure = machine.start_sandbox()
+    machine.set_locks(own=2, others=FILE_LOCKS_MAX - 2)
+    assert (measure(), machine.counts) == (0, 0)
+    machine.set_locks(own=2, others=FILE_LOCKS_MAX - 1)
+    assert (measure(), machine.counts) == (2, 1)
+
+
+def test_orphans_of_earlier_sandboxes_are_not_charged(machine: FakeMachine):
+    """They may remain until the host restarts."""
+    machine.set_locks(orphans=30_000)
+    measure = machine.start_sandbox()
+    assert (measure(), machine.counts) == (0, 1), "the orphans alone are no reason to count again"
+    machine.set_locks(own=9000, orphans=30_000)
+    assert measure() == 9000
+
+
+def test_orphans_that_appear_while_no_other_sandbox_exists_are_charged(machine: FakeMachine):
+    machine.set_locks(orphans=9000)
+    measure = machine.start_sandbox()
+    machine.set_locks(own=10, orphans=18_000)
+    assert measure() == 9010
+    machine.set_locks(own=10, orphans=27_000)
+    assert measure() == 18_010
+    machine.set_locks(own=9000, orphans=12_000)
+    assert measure() == 12_000, "locks that were released are no longer charged"
+
+
+def test_orphans_are_not_charged_while_another_sandbox_exists(machine: FakeMachine):
+    measure = machine.start_sandbox()
+    machine.changes = None
+    machine.set_locks(own=10, orphans=9000)
+    assert measure() == 10
+    machine.changes = 1
+    assert measure() == 0
+    machine.set_locks(own=10, orphans=18_000)
+    assert measure() == 10, "the other sandbox may have left them when it ended"
+    machine.set_locks(own=10, orphans=27_000)
+    assert measure() == 9010
+
+
+def test_orphans_of_a_sandbox_that_started_and_ended_between_two_counts_are_not_charged(machine: FakeMachine):
+    measure = machine.start_sandbox()
+    machine.changes = 1
+    machine.set_locks(own=10, orphans=9000)
+    assert measure() == 10
+    machine.set_locks(own=10, orphans=18_000)
+    assert measure() == 9010
+
+
+def test_orphans_of_a_sandbox_that_starts_and_ends_during_a_count_are_not_charged(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+):
+    count = machine.count_locks
+
+    def count_while_another_sandbox_ends() -> LocksByOwner:
+        machine.changes = 1
+        return count()
+
+    monkeypatch.setattr(machine, "count_locks", count_while_another_sandbox_ends)
+    measure = machine.start_sandbox()
+    machine.set_locks(own=10, orphans=9000)
+    assert measure() == 10
 
 
 def test_locks_are_not_counted_if_the_kernel_does_not_show_their_number(tmp_path: Path):
-    assert FileLockMeter(SlabStatistics(tmp_path / "absent")).count(lambda _: 1) is None
+    def count(slabinfo: Path) -> int | None:
+        return FileLockMeter(SlabStatistics(slabinfo), lambda: LocksByOwner(1, 1), lambda: 0).count()
+
+    assert count(tmp_path / "absent") is None
     (tmp_path / "slabinfo").write_text("slabinfo\n# name\ndentry 9 9 192 21 1 : x\n")
-    assert FileLockMeter(SlabStatistics(tmp_path / "slabinfo")).count(lambda _: 1) is None
+    assert count(tmp_path / "slabinfo") is None
 
 
 @pytest.mark.parametrize(("count_seconds", "pause_seconds"), [(0.0, 1.0), (0.3, 3.0)])
-def test_locks_are_counted_again_after_a_pause(
-    slabinfo: Callable[[int], Path], count_seconds: float, pause_seconds: float
-):
-    now, counts = 100.0, 0
-    meter = FileLockMeter(SlabStatistics(slabinfo(FILE_LOCKS_MAX + 1)), lambda: now)
+def test_locks_are_counted_again_after_a_pause(tmp_path: Path, count_seconds: float, pause_seconds: float):
+    machine, now, counts = FakeMachine(tmp_path), 100.0, 0
 
-    def count_own(machine_locks: int) -> int:
+    def count_locks() -> LocksByOwner:
         nonlocal now, counts
         now, counts = now + count_seconds, counts + 1
-        return counts
+        return LocksByOwner(counts, 0)
 
-    assert meter.count(count_own) == 1
-    now = 100.0 + pause_seconds - 0.01
-    assert meter.count(count_own) == 1
-    now = 100.0 + pause_seconds + 0.01
-    assert meter.count(count_own) == 2
+    slabs = SlabStatistics(tmp_path / "slabinfo", lambda: now)
+    meter = FileLockMeter(slabs, count_locks, lambda: 0, lambda: now)
+    now += 1
+    machine.set_locks(others=FILE_LOCKS_MAX + 1)
+    assert meter.count() == 1
+    now = 101.0 + pause_seconds - 0.01
+    assert meter.count() == 1
+    now = 101.0 + pause_seconds + 0.01
+    assert meter.count() == 2

@@ -46,12 +46,12 @@ class EmptyClient:
 @pytest.mark.parametrize(("state", "message"), [("running", "no patch yet"), ("failed", "ended without a patch")])
 async def test_missing_patch_error_depends_on_the_state(state, message):
     with pytest.raises(tools.ToolFailedError, match=f"artifact_not_found: .*{message}"):
-        await tools.diff(EmptyClient(state), "t", 0)
+        await tools.read_diff(EmptyClient(state), "t", 0)
 
 
 async def test_long_log_is_reduced_to_its_last_lines_and_each_line_is_truncated():
     lines = [f"{number} ".encode() + b"x" * 5000 + b"\n" for number in range(200)]
-    output_lines = (await tools.logs(FakeClient(lines), "t", "stdout", 1000)).split("\n")
+    output_lines = (await tools.read_logs(FakeClient(lines), "t", "stdout", 1000)).split("\n")
     assert sum(map(len, output_lines)) < tools.RESPONSE_CHARACTERS_MAX + 200
     assert output_lines[0].endswith("earlier lines omitted]")
     assert output_lines[-1].startswith("199 xxx")
@@ -62,20 +62,20 @@ async def test_terminal_log_is_truncated_while_it_is_received():
     """One terminal event can contain thousands of lines, so the server may return more lines than requested."""
     lines = [f"[{number}]\n".encode() for number in range(200_000)]
     begun_at = time.process_time()
-    output_lines = (await tools.logs(FakeClient(lines, lines_per_event=200), "t", "stdout", 1000)).split("\n")
+    output_lines = (await tools.read_logs(FakeClient(lines, lines_per_event=200), "t", "stdout", 1000)).split("\n")
     assert time.process_time() - begun_at < 10
     assert output_lines == ["[199000 earlier lines omitted]", *(f"[{number}]" for number in range(199_000, 200_000))]
 
 
 async def test_short_log_is_returned_in_full():
-    assert (await tools.logs(FakeClient([b"one\n", b"tw\xff\n"]), "t", "stdout", 5)) == "one\ntw\ufffd"
+    assert (await tools.read_logs(FakeClient([b"one\n", b"tw\xff\n"]), "t", "stdout", 5)) == "one\ntw\ufffd"
 
 
 def test_long_text_is_read_in_contiguous_parts():
     text = "".join(f"line {number}\n" for number in range(20_000))
     collected, offset = "", 0
     while True:
-        part, separator, _ = asyncio.run(tools.diff(FakeClient(data=text.encode()), "t", offset)).partition("\n[")
+        part, separator, _ = asyncio.run(tools.read_diff(FakeClient(data=text.encode()), "t", offset)).partition("\n[")
         collected += part
         if not separator:
             break
@@ -84,16 +84,16 @@ def test_long_text_is_read_in_contiguous_parts():
 
 
 def test_offset_past_the_end_reports_the_length():
-    assert asyncio.run(tools.diff(FakeClient(data=b"text"), "t", 4)) == "[End of file: it has 4 characters.]"
+    assert asyncio.run(tools.read_diff(FakeClient(data=b"text"), "t", 4)) == "[End of file: it has 4 characters.]"
     assert (
-        asyncio.run(tools.artifacts(FakeClient(data=b"text"), "t", "a.md", 9)) == "[End of file: it has 4 characters.]"
+        asyncio.run(tools.read_artifacts(FakeClient(data=b"text"), "t", "a.md", 9)) == "[End of file: it has 4 characters.]"
     )
-    assert asyncio.run(tools.diff(FakeClient(), "t", 0)) == "The task changed nothing."
+    assert asyncio.run(tools.read_diff(FakeClient(), "t", 0)) == "The task changed nothing."
 
 
 @pytest.mark.parametrize(
     "call_tool",
-    [lambda client: tools.diff(client, "t", 0), lambda client: tools.artifacts(client, "t", "a.md", 0)],
+    [lambda client: tools.read_diff(client, "t", 0), lambda client: tools.read_artifacts(client, "t", "a.md", 0)],
 )
 def test_artifact_with_secret_is_not_returned(call_tool):
     with pytest.raises(tools.ToolFailedError, match="artifact_contains_secret"):
@@ -120,16 +120,16 @@ class AmbiguousNamesClient(FakeClient):
 
 def test_secret_flag_and_content_belong_to_the_same_artifact():
     client = AmbiguousNamesClient()
-    assert asyncio.run(tools.artifacts(client, "t", "a.md", 0)) == "a.md"
-    assert asyncio.run(tools.artifacts(client, "t", "patch", 0)) == "patch"
-    assert asyncio.run(tools.diff(client, "t", 0)) == "a.md"
+    assert asyncio.run(tools.read_artifacts(client, "t", "a.md", 0)) == "a.md"
+    assert asyncio.run(tools.read_artifacts(client, "t", "patch", 0)) == "patch"
+    assert asyncio.run(tools.read_diff(client, "t", 0)) == "a.md"
     with pytest.raises(tools.ToolFailedError, match="artifact_contains_secret"):
-        asyncio.run(tools.artifacts(client, "t", "b.md", 0))
+        asyncio.run(tools.read_artifacts(client, "t", "b.md", 0))
 
 
 def test_artifact_is_found_by_name_or_path():
     for name in ("a.md", "docs/a.md"):
-        assert asyncio.run(tools.artifacts(FakeClient(data=b"text"), "t", name, 0)) == "text"
+        assert asyncio.run(tools.read_artifacts(FakeClient(data=b"text"), "t", name, 0)) == "text"
     with pytest.raises(tools.ToolFailedError, match="artifact_not_found"):
-        asyncio.run(tools.artifacts(FakeClient(), "t", "b.md", 0))
-    assert json.loads(asyncio.run(tools.artifacts(FakeClient(), "t", None, 0)))[0]["path"] == "docs/a.md"
+        asyncio.run(tools.read_artifacts(FakeClient(), "t", "b.md", 0))
+    assert json.loads(asyncio.run(tools.read_artifacts(FakeClient(), "t", None, 0)))[0]["path"] == "docs/a.md"
