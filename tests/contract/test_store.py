@@ -127,6 +127,14 @@ def test_load_of_an_unknown_task_returns_none(store):
     assert store.load("b") is None
 
 
+def test_state_lacks_the_fields_that_can_have_megabytes(store):
+    complete = msgspec.structs.replace(task("a", TaskState.FAILED, started=5), result={"n": 1}, artifacts=ARTIFACTS)
+    store.save(IndexedTask(with_texts(complete, "Do it.", "ZGlmZg=="), 3))
+    state = with_texts(msgspec.structs.replace(complete, result=None, artifacts=()), "", None)
+    assert store.load_state("a") == IndexedTask(state, 3)
+    assert store.load_state("b") is None
+
+
 def test_save_replaces_the_task(store):
     store.save(IndexedTask(task("a", name="old", labels={"stay": "1", "go": "1", "turn": "1"}), 1))
     later = IndexedTask(task("a", TaskState.COMPLETED, started=3, name="new", labels={"stay": "1", "turn": "2"}), 99)

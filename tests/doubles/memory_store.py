@@ -30,6 +30,13 @@ def as_task_item(task: Task) -> Task:
     return msgspec.structs.replace(task, artifacts=(), manifest=manifest, result=None, final_message=message)
 
 
+def as_task_state(task: Task) -> Task:
+    """Return a task as `Store.load_state` returns it."""
+    agent, repository = task.manifest.agent.with_prompt(""), without_patch(task.manifest.repository)
+    manifest = task.manifest.replace(agent=agent, repository=repository)
+    return msgspec.structs.replace(task, artifacts=(), manifest=manifest, result=None)
+
+
 class MemoryStore:
     """A thread-safe implementation of `Store` without persistence."""
 
@@ -84,6 +91,11 @@ class MemoryStore:
     def load(self, task_id: str) -> IndexedTask | None:
         """Return a task, or None if it is unknown."""
         return self._tasks.get(task_id)
+
+    def load_state(self, task_id: str) -> IndexedTask | None:
+        """Return a task without its prompt, patch, artifacts and the agent's report, or None if it is unknown."""
+        indexed = self._tasks.get(task_id)
+        return None if indexed is None else IndexedTask(as_task_state(indexed.task), indexed.offset)
 
     def unfinished(self) -> Sequence[IndexedTask]:
         """Return all tasks that are not in a final state, oldest first."""

@@ -172,6 +172,13 @@ class Store(Protocol):
         """Return the indexed task, or None if the id is unknown."""
         ...
 
+    def load_state(self, task_id: str) -> IndexedTask | None:
+        """Return a task without its prompt, patch, artifacts and the agent's report, or None if it is unknown.
+
+        Raises StoreError. These omitted fields can have megabytes.
+        """
+        ...
+
     def find_by_idempotency_key(self, key: str, since: datetime) -> IndexedTask | None:
         """Return the newest task submitted with this key at or after `since` (UTC)."""
         ...

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from weakref import WeakValueDictionary
 
 from sandbox.interfaces.agent import ConvertLine
 from sandbox.interfaces.journal import JournalDamagedError, Journals
@@ -168,6 +169,8 @@ class EventStream:
         self._store = store
         self._broadcast = broadcast
         self._convert_line = convert_line
+        self._loaded_tasks = WeakValueDictionary[str, TrackedTask]()
+        """Tasks loaded from the index for open streams. Many streams of one task share one object."""
 
     async def recorded_events(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
         """Yield the current events, and `end` if the task is finished."""
@@ -253,10 +256,13 @@ class EventStream:
         tracked = self._tracked_tasks.get(task_id)
         if tracked is not None:
             return tracked
-        indexed = self._store.load(task_id)
+        indexed = self._store.load_state(task_id)
         if indexed is None:
             raise TaskNotFoundError(task_id)
-        return TrackedTask(indexed, NoKnownOwner())
+        loaded = self._loaded_tasks.get(task_id)
+        if loaded is None or loaded.indexed != indexed:
+            self._loaded_tasks[task_id] = loaded = TrackedTask(indexed, NoKnownOwner())
+        return loaded
 
     async def _replay_range(
         self, tracked: TrackedTask, offset: int | None, end: int, after: int
@@ -279,7 +285,7 @@ class EventStream:
         return self._journals.find_offset(task_id, seq)
 
     def _journal_missing_event(self, tracked: TrackedTask) -> WireEvent:
-        if self._store.load(tracked.task.id) is None:
+        if self._store.load_state(tracked.task.id) is None:
             return error_event(
                 tracked.task, TaskNotFoundError.code, "The task was removed; the remaining events are not available."
             )

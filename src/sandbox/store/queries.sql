@@ -97,6 +97,10 @@ SELECT id, task, journal_offset, state, artifacts, prompt, patch
 FROM tasks LEFT JOIN texts ON texts.task_id = tasks.id
 WHERE id = :id;
 
+-- name: load_task_state
+--- One task, without the columns that can have megabytes.
+SELECT id, task, journal_offset, state FROM tasks WHERE id = :id;
+
 -- name: prompt_beginnings
 -- The first bytes of the prompts of some tasks.
 SELECT task_id, substr(prompt, 1, :bytes) FROM texts WHERE task_id IN (SELECT value FROM json_each(:ids));

@@ -126,6 +126,11 @@ class SqliteStore:
         rows = self._fetch_all("load_task", {"id": task_id})
         return _to_indexed(rows[0]) if rows else None
 
+    def load_state(self, task_id: str) -> IndexedTask | None:
+        """Return a task without its prompt, patch, artifacts and the agent's report, or None if it is unknown."""
+        rows = self._fetch_all("load_task_state", {"id": task_id})
+        return _to_indexed_state(rows[0]) if rows else None
+
     def unfinished(self) -> Sequence[IndexedTask]:
         """Return all tasks in a state that is not final, oldest first. Tasks whose row is damaged are omitted."""
         found: list[IndexedTask] = []
@@ -352,17 +357,22 @@ class _DecodedRow(NamedTuple):
 
 
 def _decode_row(row: Sequence[Any]) -> _DecodedRow:
-    task_id, encoded, offset, state, artifacts, prompt, patch = row
-    task = _decode_task(task_id, encoded, _decoder.decode)
-    if not isinstance(offset, int):
-        raise IndexDamagedError(f"task {task.id} has no journal offset")
-    if task.state != state:
-        raise IndexDamagedError(f"task {task.id} is {task.state}, but the column state contains {state!r}")
+    *state_columns, artifacts, prompt, patch = row
+    task = _decode_state_columns(*state_columns)
     kept = task.manifest.agent.prompt, task.manifest.repository.patch
     texts = kept if kept[0] else (_decode_text(prompt), None if patch is None else _decode_text(patch))
     if not texts[0]:
         raise IndexDamagedError(f"task {task.id} has no prompt")
     return _DecodedRow(task, _decode(_artifacts_decoder.decode, artifacts), *texts)
+
+
+def _decode_state_columns(task_id: str, encoded: bytes, offset: object, state: object) -> Task:
+    task = _decode_task(task_id, encoded, _decoder.decode)
+    if not isinstance(offset, int):
+        raise IndexDamagedError(f"task {task.id} has no journal offset")
+    if task.state != state:
+        raise IndexDamagedError(f"task {task.id} is {task.state}, but the column state contains {state!r}")
+    return task
 
 
 def _decode_task(task_id: str, encoded: bytes, decode: Callable[[bytes], Task]) -> Task:
@@ -394,6 +404,11 @@ def _to_indexed(row: Sequence[Any]) -> IndexedTask:
     agent, repository = manifest.agent.with_prompt(prompt), replace(manifest.repository, patch=patch)
     manifest = manifest.replace(agent=agent, repository=repository)
     return IndexedTask(msgspec.structs.replace(task, artifacts=artifacts, manifest=manifest), offset)
+
+
+def _to_indexed_state(row: Sequence[Any]) -> IndexedTask:
+    task = _decode_state_columns(*row)
+    return IndexedTask(without_large_fields(msgspec.structs.replace(task, result=None)), row[2])
 
 
 def _decode(decode: Callable[[bytes], T], encoded: bytes) -> T:

@@ -86,7 +86,8 @@ def test_long_text_is_read_in_contiguous_parts():
 def test_offset_past_the_end_reports_the_length():
     assert asyncio.run(tools.read_diff(FakeClient(data=b"text"), "t", 4)) == "[End of file: it has 4 characters.]"
     assert (
-        asyncio.run(tools.read_artifacts(FakeClient(data=b"text"), "t", "a.md", 9)) == "[End of file: it has 4 characters.]"
+        asyncio.run(tools.read_artifacts(FakeClient(data=b"text"), "t", "a.md", 9))
+        == "[End of file: it has 4 characters.]"
     )
     assert asyncio.run(tools.read_diff(FakeClient(), "t", 0)) == "The task changed nothing."
 
