@@ -1,8 +1,8 @@
 """The gateway server: accepts connections from the sandbox and runs a handler for each.
 
 It runs in the task's runner, on the listeners that the runtime opened inside the sandbox's network namespace. Only this
-module, `tcp_connections`, `communication_lease`, and `connection` of `egress` and `model_api` use sockets or the event
-loop.
+module, `tcp_connections`, `communication_lease`, `egress.policy`, and `connection` of `egress` and `model_api` use
+sockets or the event loop.
 """
 
 import asyncio
