@@ -1,4 +1,4 @@
-"""Egress policy: which hosts and which addresses a sandbox may reach. Only the check of local addresses uses a socket."""
+"""Egress policy: which hosts and addresses a sandbox may reach. Only the check of local addresses uses a socket."""
 
 import errno
 import re
