@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from sandbox.interfaces.agent import AgentEvent
@@ -140,6 +141,10 @@ _CHUNK_BYTES = 64 * 1024
 _STDERR_TAIL_BYTES = 8 * 1024
 _ITEMS_PER_TURN = 100
 """Number of lines, or of events within a line, that are processed before the next yield to other coroutines."""
+_TURN_SECONDS = 0.05
+"""Time after which processing yields to other coroutines, even after fewer items: redacting a long text is slow."""
+_REDACTED_ON_EVENT_LOOP_BYTES_MAX = 1024
+"""Larger pieces are redacted in a thread: hostile text takes up to 1 s for 64 KiB, in which limits would not apply."""
 
 
 class StdoutProcessing(NamedTuple):
@@ -187,6 +192,8 @@ class AgentOutput:
         self._stderr_tail_bytes = 0
         self._line_joiner = LineJoiner()
         self._has_recorded_gap = False
+        self._yielded_at = 0.0
+        """When processing last yielded to other coroutines, by the clock of the event loop."""
 
     @property
     def stderr_tail(self) -> bytes:
@@ -239,21 +246,24 @@ class AgentOutput:
         splitter = LineSplitter()
         stream = self._redactor.stream() if self._redactor is not None else None
         while (chunk := await _read_chunk(reader, stream)) != b"":
-            if chunk is None:
-                yield splitter.feed(stream.flush_lines() if stream is not None else b"")
-                continue
-            await self._cpu_queue.wait()
-            self._count_chunk(len(chunk))
-            yield splitter.feed(chunk if stream is None else stream.feed(chunk))
+            async with self._cpu_queue:
+                if chunk:
+                    self._count_chunk(len(chunk))
+                redacted = await _redact_chunk(stream, chunk)
+            yield splitter.feed(redacted)
         if stream is not None:
-            yield splitter.feed(stream.flush())
+            async with self._cpu_queue:
+                remaining = await _run_redaction(stream.flush, stream.pending_bytes)
+            yield splitter.feed(remaining)
         yield splitter.flush()
 
     async def _pause_regularly(self, number: int) -> None:
-        """Yield to other coroutines, and wait for the CPU budget, before every _ITEMS_PER_TURN-th item."""
-        if number % _ITEMS_PER_TURN == 0:
+        """Yield to other coroutines, and wait for the CPU budget, after _ITEMS_PER_TURN items or _TURN_SECONDS."""
+        loop = asyncio.get_running_loop()
+        if number % _ITEMS_PER_TURN == 0 or loop.time() - self._yielded_at > _TURN_SECONDS:
             await asyncio.sleep(0)
             await self._cpu_queue.wait()
+            self._yielded_at = loop.time()
 
     async def _process_stdout_piece(self, piece: bytes, is_continued: bool) -> None:
         """Record a piece.
@@ -301,10 +311,25 @@ async def redacted_chunks(
     """Yield redacted output. Data that may be the start of a secret value is held back for a short time."""
     stream = redactor.stream() if redactor is not None else None
     while (chunk := await _read_chunk(reader, stream)) != b"":
-        await cpu_queue.wait()
-        if stream is None:
-            yield chunk or b""
-        elif redacted := stream.flush_lines() if chunk is None else stream.feed(chunk):
+        async with cpu_queue:
+            redacted = await _redact_chunk(stream, chunk)
+        if redacted:
             yield redacted
-    if stream is not None and (remaining := stream.flush()):
-        yield remaining
+    if stream is not None:
+        async with cpu_queue:
+            remaining = await _run_redaction(stream.flush, stream.pending_bytes)
+        if remaining:
+            yield remaining
+
+
+async def _redact_chunk(stream: StreamRedactor | None, chunk: bytes | None) -> bytes:
+    """Return the output that is ready after a chunk, or after a pause (None)."""
+    if stream is None:
+        return chunk or b""
+    if chunk is None:
+        return await _run_redaction(stream.flush_lines, stream.pending_bytes)
+    return await _run_redaction(partial(stream.feed, chunk), len(chunk) + stream.pending_bytes)
+
+
+async def _run_redaction(redact: Callable[[], bytes], size_bytes: int) -> bytes:
+    return redact() if size_bytes <= _REDACTED_ON_EVENT_LOOP_BYTES_MAX else await asyncio.to_thread(redact)

@@ -1,6 +1,7 @@
 """Lines of stdout are converted to conversation events, which are redacted and recorded after their line."""
 
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -82,7 +83,7 @@ def test_lines_are_not_marked_as_parsed_for_a_server_that_cannot_read_the_events
 def test_many_events_from_one_line_do_not_starve_other_coroutines():
     turns = 0
 
-    class CountingQueue:
+    class CountingQueue(contextlib.nullcontext):
         async def wait(self):
             nonlocal turns
             turns += 1
