@@ -161,7 +161,7 @@ async def test_stalled_upload_is_aborted(server, job, monkeypatch):
 async def test_upload_that_is_too_slow_is_aborted(server, job, monkeypatch):
     """Each part arrives in time, but the whole upload takes too long."""
     monkeypatch.setattr(file_transfers, "_UPLOAD_SECONDS", 0.5)
-    monkeypatch.setattr(file_transfers, "_BYTES_PER_SECOND", 2**40)
+    monkeypatch.setattr(file_transfers, "_UPLOAD_BYTES_PER_SECOND", 2**40)
     async with open_upload(server, job) as (_, uploading):
 
         async def send():
@@ -221,7 +221,7 @@ END_WITH_UPLOAD_PROGRAM = """
 import contextlib, sys
 from pathlib import Path
 from doubles.cluster_server import ClusterServer
-from integration.placements.cluster.test_artifact_uploads import open_upload
+from integration.placements.cluster.test_file_transfers_artifact_uploads import open_upload
 from sandbox.placements.cluster.worker_session import LoopThread
 
 async def begin():

@@ -110,7 +110,7 @@ def test_journal_compressed_during_backup_is_included(stored, tmp_path, monkeypa
             stored.journals.compress("task-3")
         return open_file(path, *options)
 
-    # Let every `acquire` succeed, so that `compress` runs although the backup holds the lock.
-    monkeypatch.setattr("sandbox.journal.writer.acquire", lambda _: open_file(os.devnull, os.O_RDONLY))
+    # Let every `acquire_lock` succeed, so that `compress` runs although the backup holds the lock.
+    monkeypatch.setattr("sandbox.journal.writer.acquire_lock", lambda _: open_file(os.devnull, os.O_RDONLY))
     monkeypatch.setattr(os, "open", compress_first)
     assert "tasks/task-3/journal/records.gz" in create_backup(stored.data_dir, tmp_path / "backup.tar").files
