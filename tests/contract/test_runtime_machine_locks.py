@@ -101,6 +101,14 @@ make_slow()
 libc.syscall(61 if os.uname().machine == "aarch64" else 217, listed, ctypes.c_void_p(slow), 8192)  # getdents64
 """
 
+_DIRECT_READ = """
+import sys
+read = os.open(os.path.realpath(sys.executable), os.O_RDONLY | os.O_DIRECT)
+assert os.path.realpath(sys.executable).startswith("/usr/")
+make_slow()
+libc.pread(read, ctypes.c_void_p(slow), 4096, ctypes.c_long(0))
+"""
+
 _NESTED_EPOLL = """
 import select
 inner, outer, event = select.epoll(), select.epoll(), os.eventfd(1)
@@ -122,11 +130,14 @@ group = socket.inet_aton("224.0.1.5") + socket.inet_aton("127.0.0.1")
 import select
 inner, event = select.epoll(), os.eventfd(1)
 inner.register(event, select.EPOLLIN)
+import mmap, sys
+direct, page = os.open(os.path.realpath(sys.executable), os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 4096)
 while True:
     with select.epoll() as outer:
         outer.register(inner.fileno(), select.EPOLLIN); outer.register(event, select.EPOLLIN)
         assert len(outer.poll(0)) == 2
     socket.if_nameindex(); os.listdir("/usr/lib")
+    os.preadv(direct, [page], 0)
     names = ctypes.create_string_buffer(4096)
     fcntl.ioctl(one, 0x8912, struct.pack("ixxxxP", 4096, ctypes.addressof(names)))
     assert names.raw.startswith(b"lo")
@@ -142,6 +153,7 @@ while True:
         (_SLOW_MEMORY + _BLOCKED_LIST_OF_TERMINALS + _LISTED_INTERFACES, "network devices"),
         (_SLOW_MEMORY + _JOINED_GROUP, "network devices"),
         (_SLOW_MEMORY + _LISTED_DIRECTORY, "listed a directory"),
+        (_SLOW_MEMORY + _DIRECT_READ, "read a file of the host with O_DIRECT"),
         (_SLOW_MEMORY + _NESTED_EPOLL, "nested epoll instances"),
         (_ORDINARY_USE, ""),
     ],
@@ -150,6 +162,7 @@ while True:
         "blocked list of terminals",
         "multicast group",
         "list of files",
+        "direct read of a host file",
         "nested epoll instances",
         "ordinary use",
     ],

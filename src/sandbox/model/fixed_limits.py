@@ -211,7 +211,7 @@ This applies to the locks for opening terminals, for network devices and for nes
 each wait does not count.
 """
 
-DIRECTORY_LISTING_SECONDS_MAX = 4.0
+HOST_INODE_LOCK_SECONDS_MAX = 4.0
 """Maximum time for which a program may wait for its own memory while it lists a directory of the host.
 
 Meanwhile, the host cannot change this directory.

@@ -415,7 +415,7 @@ def measure_kernel_lock_usage(group: ControlGroup, lock_meters: KernelLockMeters
         terminal_lock_seconds=lock_meters.terminals.measure(group._thread_ids),
         network_lock_seconds=lock_meters.network_devices.measure(group._thread_ids),
         nested_epoll_lock_seconds=lock_meters.nested_epoll.measure(group._thread_ids),
-        directory_listing_seconds=lock_meters.directory_listings.measure(group._thread_ids),
+        host_inode_lock_seconds=lock_meters.host_inode_locks.measure(group._thread_ids),
     )
 
 

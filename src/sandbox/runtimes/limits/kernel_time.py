@@ -44,13 +44,17 @@ _WAITED_SECONDS_MIN = 1.0
 _RECOVERY_FACTOR = 0.25
 """While nobody waits for the lock, the measured time decreases by this multiple of the time that passes."""
 
-_LISTING_FUNCTION, _PAGE_FAULT_FUNCTION = "ovl_iterate", "handle_mm_fault"
-"""Functions in the stack of a thread that lists a host directory and waits for a page of its own memory.
+_PAGE_FAULT_FUNCTION = "handle_mm_fault"
+"""The function in the stack of a thread that waits for a page of its own memory."""
 
-The host's directories are visible through overlays. The task's disk is not an overlay.
+_LISTING_FUNCTION, _READ_FUNCTION, _DIRECT_READ_FUNCTIONS = "ovl_iterate", "ovl_read_iter", ("iomap_dio", "direct_IO")
+"""Text in the stack of a thread that lists a host directory, or reads a host file without the page cache.
+
+The host's directories are visible through overlays. The task's disk is not an overlay. A read through the page cache
+holds no lock while it waits.
 """
 
-_LISTING_CHECK_INTERVAL_SECONDS = 1.0
+_INODE_LOCK_CHECK_INTERVAL_SECONDS = 1.0
 _SIOCGIFCONF = 0x8912
 
 
@@ -189,22 +193,22 @@ class LockMeter:
         return _LOCK_WAIT_FUNCTION in stack or any(name in first for name in self._functions)
 
 
-class DirectoryListingMeter:
-    """Measures how long a thread of one sandbox waits for its own memory while it lists a host directory.
+class HostInodeLockMeter:
+    """Measures how long a thread of one sandbox waits for its own memory with the lock of a host file or directory.
 
-    Without a probe, because the host has too many directories. Therefore, the threads are inspected once a second.
+    Without a probe, because the host has too many files. Therefore, the threads are inspected once a second.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, proc: Path = _PROC) -> None:
         self._clock = clock
         self._proc = proc
-        self._measured_at = clock() - _LISTING_CHECK_INTERVAL_SECONDS
+        self._measured_at = clock() - _INODE_LOCK_CHECK_INTERVAL_SECONDS
         self._waiting_since: dict[int, float] = {}
 
     def measure(self, thread_ids: Callable[[], Collection[int]]) -> float:
         """Return the longest time in seconds. Takes 10 ms for 500 threads."""
         now = self._clock()
-        if now - self._measured_at >= _LISTING_CHECK_INTERVAL_SECONDS:
+        if now - self._measured_at >= _INODE_LOCK_CHECK_INTERVAL_SECONDS:
             self._measured_at = now
             waiting = filter(self._is_waiting_for_own_memory, thread_ids())
             self._waiting_since = {thread: self._waiting_since.get(thread, now) for thread in waiting}
@@ -213,7 +217,8 @@ class DirectoryListingMeter:
     def _is_waiting_for_own_memory(self, thread: int) -> bool:
         with suppress(OSError):
             stack = _read_stack(self._proc, thread)
-            return _LISTING_FUNCTION in stack and _PAGE_FAULT_FUNCTION in stack
+            is_direct_read = _READ_FUNCTION in stack and any(name in stack for name in _DIRECT_READ_FUNCTIONS)
+            return _PAGE_FAULT_FUNCTION in stack and (_LISTING_FUNCTION in stack or is_direct_read)
         return False
 
 
@@ -232,7 +237,7 @@ class KernelLockMeters:
         self.terminals = LockMeter(TERMINAL_LOCK)
         self.network_devices = LockMeter(NETWORK_LOCK)
         self.nested_epoll = LockMeter(NESTED_EPOLL_LOCK)
-        self.directory_listings = DirectoryListingMeter()
+        self.host_inode_locks = HostInodeLockMeter()
 
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")

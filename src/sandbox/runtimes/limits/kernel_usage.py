@@ -7,11 +7,11 @@ from sandbox.model.fixed_limits import (
     CACHED_EXTENTS_MAX,
     CLOSING_FILES_BYTES_MAX,
     DENTRIES_MAX,
-    DIRECTORY_LISTING_SECONDS_MAX,
     DISK_DIRECTORIES_MAX,
     EPOLL_ENTRIES_MAX,
     FILE_LOCKS_MAX,
     FREE_SLAB_BYTES_MAX,
+    HOST_INODE_LOCK_SECONDS_MAX,
     KERNEL_LOCK_HOLD_SECONDS_MAX,
     LOCKS_ON_HOST_FILES_MAX,
     NETLINK_BYTES_MAX,
@@ -58,8 +58,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
         it.
     network_lock_seconds: the same for the lock for network devices.
     nested_epoll_lock_seconds: the same for the lock for nested epoll instances.
-    directory_listing_seconds: time for which a program waited for its own memory while it listed a directory of the
-        host.
+    host_inode_lock_seconds: time for which a program waited for its own memory while it listed a directory of the
+        host, or read a file of the host without the page cache.
     oom_kills: how many times a process was killed for lack of memory.
     is_bounded_while_idle: whether the usage cannot grow beyond a limit while no program of the sandbox runs, unless the
         machine's kernel memory changes.
@@ -88,7 +88,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     terminal_lock_seconds: float | None = None
     network_lock_seconds: float | None = None
     nested_epoll_lock_seconds: float | None = None
-    directory_listing_seconds: float | None = None
+    host_inode_lock_seconds: float | None = None
     oom_kills: int = 0
     is_bounded_while_idle: bool = False
 
@@ -217,14 +217,11 @@ class KernelUsage(msgspec.Struct, frozen=True):
                 "Programs of the sandbox used nested epoll instances so slowly that no other program on the machine "
                 "could use them. Start fewer busy programs at the same time."
             )
-        if (
-            self.directory_listing_seconds is not None
-            and self.directory_listing_seconds > DIRECTORY_LISTING_SECONDS_MAX
-        ):
+        if self.host_inode_lock_seconds is not None and self.host_inode_lock_seconds > HOST_INODE_LOCK_SECONDS_MAX:
             return (
-                "A program of the sandbox listed a directory of the host and waited "
-                f"{self.directory_listing_seconds:.0f} s for its own memory, so the host could not change this "
-                "directory. Start fewer busy programs at the same time, or use less memory."
+                "A program of the sandbox listed a directory of the host, or read a file of the host with O_DIRECT, "
+                f"and waited {self.host_inode_lock_seconds:.0f} s for its own memory. Meanwhile, the host could not "
+                "change the directory or file. Start fewer busy programs at the same time, or use less memory."
             )
         return ""
 

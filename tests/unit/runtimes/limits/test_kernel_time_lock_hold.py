@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from doubles.deployment import wait_until
-from sandbox.model.fixed_limits import DIRECTORY_LISTING_SECONDS_MAX, KERNEL_LOCK_HOLD_SECONDS_MAX
+from sandbox.model.fixed_limits import HOST_INODE_LOCK_SECONDS_MAX, KERNEL_LOCK_HOLD_SECONDS_MAX
 from sandbox.runtimes.limits.kernel_time import (
     NESTED_EPOLL_LOCK,
     NETWORK_LOCK,
     TERMINAL_LOCK,
-    DirectoryListingMeter,
+    HostInodeLockMeter,
     KernelLock,
     LockMeter,
     LockProbe,
@@ -210,12 +210,15 @@ def test_probe_takes_the_lock_of_this_machine(lock: KernelLock):
 
 _OVL_ITERATE_PAGE_FAULT_STACK = _PAGE_FAULT_FRAMES + "[<0>] iterate_dir+0xba/0x2a0\n[<0>] ovl_iterate+0x182/0x320\n"
 _ITERATE_DIR_PAGE_FAULT_STACK = _PAGE_FAULT_FRAMES + "[<0>] filldir64+0xc5/0x190\n[<0>] iterate_dir+0xba/0x2a0\n"
+_READ_FRAMES = "[<0>] backing_file_read_iter+0x179/0x1d0\n[<0>] ovl_read_iter+0xa1/0xb0\n"
+_DIRECT_READ_PAGE_FAULT_STACK = _PAGE_FAULT_FRAMES + "[<0>] iomap_dio_rw+0xe/0x40\n" + _READ_FRAMES
+_DIRECT_READ_OF_DISK_STACK = _PAGE_FAULT_FRAMES + "[<0>] iomap_dio_rw+0xe/0x40\n[<0>] ext4_file_read_iter+0x18b/0x240\n"
 _OVL_ITERATE_STACK = "[<0>] iterate_dir+0xba/0x2a0\n[<0>] ovl_iterate+0x182/0x320\n"
 
 
 def measure_listings(lock: LockHarness, tmp_path: Path, seconds: float) -> list[float]:
     """Measure four times a second; return the times."""
-    meter, times = DirectoryListingMeter(lambda: lock.now, tmp_path), []
+    meter, times = HostInodeLockMeter(lambda: lock.now, tmp_path), []
     for _ in range(int(4 * seconds)):
         times.append(meter.measure(lambda: [7, 8, 9]))
         lock.now += 0.25
@@ -224,10 +227,17 @@ def measure_listings(lock: LockHarness, tmp_path: Path, seconds: float) -> list[
 
 @pytest.mark.parametrize(
     ("stack", "seconds"),
-    [(_OVL_ITERATE_PAGE_FAULT_STACK, 3.0), (_ITERATE_DIR_PAGE_FAULT_STACK, 0.0), (_OVL_ITERATE_STACK, 0.0)],
-    ids=["waits for its memory", "lists the disk", "does not wait"],
+    [
+        (_OVL_ITERATE_PAGE_FAULT_STACK, 3.0),
+        (_DIRECT_READ_PAGE_FAULT_STACK, 3.0),
+        (_ITERATE_DIR_PAGE_FAULT_STACK, 0.0),
+        (_DIRECT_READ_OF_DISK_STACK, 0.0),
+        (_PAGE_FAULT_FRAMES + _READ_FRAMES, 0.0),
+        (_OVL_ITERATE_STACK, 0.0),
+    ],
+    ids=["listing", "direct read", "listing of the disk", "direct read of the disk", "cached read", "does not wait"],
 )
-def test_time_counts_while_a_thread_that_lists_a_host_directory_waits(
+def test_time_counts_while_a_thread_with_the_lock_of_a_host_file_waits_for_its_memory(
     lock: LockHarness, tmp_path: Path, stack: str, seconds: float
 ):
     lock.add_thread(8, "D", stack)
@@ -235,7 +245,7 @@ def test_time_counts_while_a_thread_that_lists_a_host_directory_waits(
 
 
 def test_time_of_a_listing_ends_with_it(lock: LockHarness, tmp_path: Path):
-    meter = DirectoryListingMeter(lambda: lock.now, tmp_path)
+    meter = HostInodeLockMeter(lambda: lock.now, tmp_path)
     lock.add_thread(8, "D", _OVL_ITERATE_PAGE_FAULT_STACK)
     meter.measure(lambda: [8])
     lock.now += 3
@@ -249,7 +259,7 @@ def test_locks_and_listings_above_the_limits_are_violations():
     for usage in (
         KernelUsage(network_lock_seconds=KERNEL_LOCK_HOLD_SECONDS_MAX),
         KernelUsage(nested_epoll_lock_seconds=KERNEL_LOCK_HOLD_SECONDS_MAX),
-        KernelUsage(directory_listing_seconds=DIRECTORY_LISTING_SECONDS_MAX),
+        KernelUsage(host_inode_lock_seconds=HOST_INODE_LOCK_SECONDS_MAX),
     ):
         assert not usage.find_exceeded_limit()
     network = KernelUsage(network_lock_seconds=KERNEL_LOCK_HOLD_SECONDS_MAX + 0.1).find_exceeded_limit()
@@ -258,5 +268,5 @@ def test_locks_and_listings_above_the_limits_are_violations():
     assert "nested epoll instances" in epoll
     assert (
         "listed a directory"
-        in KernelUsage(directory_listing_seconds=DIRECTORY_LISTING_SECONDS_MAX + 0.1).find_exceeded_limit()
+        in KernelUsage(host_inode_lock_seconds=HOST_INODE_LOCK_SECONDS_MAX + 0.1).find_exceeded_limit()
     )
