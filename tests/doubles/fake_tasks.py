@@ -41,12 +41,12 @@ from sandbox.interfaces.server_services import (
 from sandbox.interfaces.store import ChangePosition, Cursor, DuplicateTaskError, TaskPage, TaskQuery, TaskTotals
 from sandbox.model import events as e
 from sandbox.model.artifacts import Artifact
+from sandbox.model.display_text import format_timestamp
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import advance
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.event_conversion import WireEvent, current_state_event, end_event, to_wire_event
-from sandbox.model.wire.task_conversion import format_timestamp
 from sandbox.server.task_services import STOPPING_MESSAGE
 
 START_TIME = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)

@@ -29,6 +29,7 @@ from sandbox.interfaces.server_services import (
     UnavailableError,
 )
 from sandbox.interfaces.store import DuplicateTaskError, StoreError
+from sandbox.model.display_text import format_timestamp
 from sandbox.model.errors import (
     InvalidInputError,
     InvalidManifestError,
@@ -38,7 +39,6 @@ from sandbox.model.errors import (
     with_suggestion,
 )
 from sandbox.model.wire.server_bodies import FieldErrorBody, ProblemExtensions
-from sandbox.model.wire.task_conversion import format_timestamp
 
 _PATH_LENGTH_MAX = 256
 _CANCEL_PATH = re.compile(rf"({re.escape(paths.TASKS)}/[A-Za-z0-9._-]{{1,128}})/(?:cancel|stop|abort|kill)/?")

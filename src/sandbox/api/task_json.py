@@ -13,6 +13,7 @@ from sandbox.api import paths
 from sandbox.interfaces.cluster_engine import JobStatus
 from sandbox.interfaces.runtime import TIER_DESCRIPTIONS
 from sandbox.interfaces.server_services import TaskQueries, TaskSandboxes
+from sandbox.model.display_text import format_timestamp
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.repository_urls import public_repository_url
 from sandbox.model.task import Task
@@ -28,7 +29,7 @@ from sandbox.model.wire.task_bodies import (
     TaskItemBody,
     TaskVmBody,
 )
-from sandbox.model.wire.task_conversion import attempt_bodies, format_timestamp, progress_body, task_failure_body
+from sandbox.model.wire.task_conversion import attempt_bodies, progress_body, task_failure_body
 
 
 async def task_body(tasks: TaskQueries, sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) -> TaskBody:

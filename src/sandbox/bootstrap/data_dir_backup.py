@@ -32,12 +32,12 @@ from sandbox.bootstrap.private_directories import private_umask
 from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.journal.journals import FileJournals
 from sandbox.model.artifacts import Artifact
+from sandbox.model.display_text import format_timestamp
 from sandbox.model.errors import DECODE_ERRORS, SandboxError
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import BACKUP_MANIFEST_BYTES_MAX
 from sandbox.model.manifest.field_formats import TASK_ID
 from sandbox.model.task import Task
-from sandbox.model.wire.task_conversion import format_timestamp
 from sandbox.primitives.files import fsync_path, try_link
 from sandbox.server.integrity import Discrepancy, DiscrepancyKind
 from sandbox.server.task_ending import end_without_follow_up

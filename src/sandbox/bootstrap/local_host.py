@@ -1,4 +1,4 @@
-"""The host of this process: its capacity, its runtime, and the placement that starts runners on it."""
+"""The host of this process: its capacity, load and runtime, and the placement that starts runners on it."""
 
 import asyncio
 import logging
@@ -21,6 +21,7 @@ from sandbox.images.profiles import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.journal import TaskReplicas
 from sandbox.interfaces.placement import HostIdentity, LeftoverSource, ProbeResult
+from sandbox.interfaces.server_services import HostLoad
 from sandbox.journal.journals import FileJournals
 from sandbox.model.resources import Resources
 from sandbox.placements.local.attempt_files import (
@@ -29,7 +30,7 @@ from sandbox.placements.local.attempt_files import (
     SocketLeftovers,
     probe_lock_async,
 )
-from sandbox.placements.local.placement import LocalPlacement, read_memory_available_bytes
+from sandbox.placements.local.placement import LocalPlacement
 from sandbox.placements.local.runner_startup import (
     FORK_SERVER_MODULE,
     NOT_RENEWED,
@@ -213,4 +214,31 @@ async def create_local_placement(
         lambda: replace(host.runner_settings(), lease_deadline=None if parent_death_pipe_fd is None else NOT_RENEWED),
         FileJournals(data_dir),
         files,
+    )
+
+
+def read_memory_available_bytes() -> int | None:
+    """Return the memory available without swapping (proc(5), meminfo, MemAvailable); None if it is unknown."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def measure_host_load() -> HostLoad:
+    """Read the CPU ticks and the memory of this host (proc(5), stat and meminfo). Raises OSError, ValueError."""
+    with Path("/proc/stat").open() as lines:
+        # user, nice, system, idle, iowait, irq, softirq, steal; guest time is part of user time.
+        ticks = [int(field) for field in lines.readline().split()[1:9]]
+    available = read_memory_available_bytes()
+    if len(ticks) < 4 or available is None:
+        raise ValueError("/proc/stat or /proc/meminfo has an unknown format")
+    return HostLoad(
+        cpu_busy_ticks=sum(ticks) - sum(ticks[3:5]),
+        cpu_total_ticks=sum(ticks),
+        memory_available_bytes=available,
+        memory_total_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )

@@ -34,6 +34,7 @@ from sandbox.bootstrap.local_host import (
     PlacementContext,
     create_local_placement,
     make_leftover_sources,
+    measure_host_load,
 )
 from sandbox.bootstrap.log import configure_logging
 from sandbox.bootstrap.private_directories import choose_run_dir, lock_data_dir, make_data_dir
@@ -57,7 +58,6 @@ from sandbox.model.events import ConversationEvent
 from sandbox.model.fixed_limits import SERVER_RESERVE_BYTES, UNFINISHED_TASKS_MAX
 from sandbox.model.manifest.schema import Manifest
 from sandbox.placements.local.attempt_files import ProbeCleanup
-from sandbox.placements.local.placement import measure_host_load
 from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.server.administration import Administration, HealthCheck, Hosts, LoadHistory
 from sandbox.server.derived_tasks import DerivedTaskPlanner
@@ -65,11 +65,11 @@ from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.index_writer import IndexWriter
 from sandbox.server.journal_tailer import JournalTailer
-from sandbox.server.maintenance import Janitor, JournalCompressor, LeftoverRemover, MaintenanceAction, WallClockCheck
+from sandbox.server.maintenance import Janitor, JournalCompressor, MaintenanceAction, WallClockCheck
 from sandbox.server.placements import Placements, ProbedHost
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservationExpiry, PreservedSandboxes
 from sandbox.server.pruning import Pruner
-from sandbox.server.recovery import RunnerRecovery, discard_unrecorded_tasks, recover
+from sandbox.server.recovery import LeftoverRemover, RunnerRecovery, discard_unrecorded_tasks, recover
 from sandbox.server.runner_launcher import RunnerLauncher, TaskSecrets
 from sandbox.server.scheduler import Scheduler
 from sandbox.server.start_conditions import DiskMonitor, Drain, StartConditions, UnfinishedTaskLimit

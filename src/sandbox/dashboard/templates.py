@@ -17,6 +17,7 @@ from sandbox.model.display_text import (
     format_duration,
     format_size,
     format_state,
+    format_timestamp,
     replace_invisible,
     replace_unprintable,
 )
@@ -24,7 +25,6 @@ from sandbox.model.repository_urls import public_repository_url, short_repositor
 from sandbox.model.task import Task
 from sandbox.model.task_names import branch_name
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.task_conversion import format_timestamp
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -4,6 +4,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from sandbox.model.task_state import TaskState
 
@@ -172,3 +173,8 @@ def format_state(state: str, *, is_preserved: bool = True) -> str:
     if state == TaskState.FAILED_PRESERVED:
         return "failed, preserved" if is_preserved else "failed, released"
     return str(state)
+
+
+def format_timestamp(at: datetime) -> str:
+    """Format a time in UTC as RFC 3339, with milliseconds and `Z`."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

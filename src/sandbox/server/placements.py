@@ -45,6 +45,7 @@ from sandbox.interfaces.runner import (
     RunnerUnreachableError,
     TerminalConnection,
 )
+from sandbox.model.display_text import format_timestamp
 from sandbox.model.errors import error_reason
 from sandbox.model.fixed_limits import (
     PROBE_INTERVAL_SECONDS,
@@ -54,7 +55,6 @@ from sandbox.model.fixed_limits import (
 )
 from sandbox.model.resources import Resources
 from sandbox.model.task import Attempt, Task
-from sandbox.model.wire.task_conversion import format_timestamp
 
 _log = logging.getLogger(__name__)
 _RANDOM = SystemRandom()

@@ -3,7 +3,8 @@
 import pytest
 
 from doubles.manifests import manifest
-from sandbox.model.failure import FailureCode, Remedy, double_limit, find_remedy
+from sandbox.model.failure import FailureCode
+from sandbox.model.wire.task_conversion import Remedy, double_limit, find_remedy
 
 MANIFEST = manifest(
     repository={"subpath": "a"},

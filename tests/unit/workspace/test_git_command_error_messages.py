@@ -6,7 +6,8 @@ import pytest
 
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.clone.remote import find_values_to_redact
-from sandbox.workspace.git_command import explain_clone_failure, last_error_line, redact_credentials
+from sandbox.workspace.clone.workspace_staging import explain_clone_failure, redact_credentials
+from sandbox.workspace.git_command import last_error_line
 
 REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
 

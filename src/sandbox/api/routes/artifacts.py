@@ -24,8 +24,8 @@ from sandbox.api.route_declarations import (
     raw_content,
 )
 from sandbox.interfaces.server_services import ArtifactNotFoundError, StoredArtifact
+from sandbox.model.display_text import format_timestamp
 from sandbox.model.wire.task_bodies import ArtifactBody, ArtifactListBody
-from sandbox.model.wire.task_conversion import format_timestamp
 from sandbox.primitives import fair_client_shares
 
 _MEDIA_TYPE = re.compile(r"([\w.+-]{1,100}/[\w.+-]{1,100})(; ?charset=[\w-]{1,40})?", re.ASCII)

@@ -27,6 +27,7 @@ from sandbox.api.streaming_response import (
     format_sse_event,
 )
 from sandbox.interfaces.server_services import TaskEvents
+from sandbox.model.display_text import format_timestamp
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.task import Task
 from sandbox.model.wire.event_conversion import (
@@ -36,7 +37,6 @@ from sandbox.model.wire.event_conversion import (
     log_stream_of,
     wire_size_bytes,
 )
-from sandbox.model.wire.task_conversion import format_timestamp
 from sandbox.primitives import fair_client_shares
 
 TAIL_MAX = 1_000_000

@@ -14,6 +14,7 @@ from sandbox.api.responses import JsonResponse, problem_response
 from sandbox.api.route_declarations import create_router, problem_responses, raw_content
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.server_services import DrainStatus, Health, HostWithTasks, Occupancy, Retention
+from sandbox.model.display_text import format_timestamp
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.server_bodies import (
     AliveBody,
@@ -28,7 +29,6 @@ from sandbox.model.wire.server_bodies import (
     RuntimeBody,
     SessionBody,
 )
-from sandbox.model.wire.task_conversion import format_timestamp
 
 _SHUTTING_DOWN = "The server is shutting down."
 

@@ -26,6 +26,7 @@ from sandbox.api.route_declarations import (
 from sandbox.api.task_json import links_body, resolved_manifest_body
 from sandbox.interfaces.server_services import DerivedTaskPlan, Submission, TaskNotFoundError
 from sandbox.model import fixed_limits
+from sandbox.model.display_text import format_timestamp
 from sandbox.model.errors import FieldError, InvalidManifestError, InvalidParameterError, field_name
 from sandbox.model.events import Idempotency
 from sandbox.model.manifest.document import read_json, to_document, write_json
@@ -36,7 +37,6 @@ from sandbox.model.manifest.schema import Manifest, encode_manifest
 from sandbox.model.task_names import is_name_from_prompt, name_from_prompt
 from sandbox.model.wire.request_bodies import ContinueRequest, RerunRequest
 from sandbox.model.wire.task_bodies import DryRunBody, SubmittedBody
-from sandbox.model.wire.task_conversion import format_timestamp
 from sandbox.primitives import fair_client_shares
 from sandbox.primitives.log_context import TASK_ID
 

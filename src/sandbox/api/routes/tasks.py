@@ -43,6 +43,7 @@ from sandbox.api.streaming_response import wait_for_disconnect
 from sandbox.api.task_json import is_derived, task_body, task_item_body
 from sandbox.interfaces.server_services import TaskQueries
 from sandbox.interfaces.store import Cursor, Sort, SortDirection, TaskPage, TaskQuery, TaskTotals
+from sandbox.model.display_text import format_timestamp
 from sandbox.model.errors import DECODE_ERRORS, FieldError, InvalidParameterError
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
 from sandbox.model.manifest.field_formats import NO_CONTROL_CHARACTERS, Format
@@ -52,7 +53,6 @@ from sandbox.model.task_names import PROMPT_BEGINNING_BYTES
 from sandbox.model.task_state import OUTCOMES, TaskState, states_matching_filter
 from sandbox.model.wire.request_bodies import REASON_LENGTH_MAX, CancelRequest
 from sandbox.model.wire.task_bodies import CancelledBody, DeletedBody, ReleasedBody, TaskBody, TaskListBody
-from sandbox.model.wire.task_conversion import format_timestamp
 from sandbox.primitives import fair_client_shares
 from sandbox.primitives.concurrency import run_until_first_complete
 

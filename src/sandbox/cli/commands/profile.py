@@ -187,7 +187,7 @@ def _translate_errors() -> Iterator[None]:
 
 
 def _image_json(metadata: ImageMetadata) -> dict[str, Any]:
-    from sandbox.model.wire.task_conversion import format_timestamp
+    from sandbox.model.display_text import format_timestamp
 
     return {
         "name": f"{metadata.profile}@{metadata.digest}",

@@ -132,7 +132,7 @@ def _token_file(settings: ServerSettings, *, makes_directory: bool = False) -> T
 
 
 def _token_json(record: StoredToken) -> dict[str, Any]:
-    from sandbox.model.wire.task_conversion import format_timestamp
+    from sandbox.model.display_text import format_timestamp
 
     return {
         "id": record.id,

@@ -1,1 +1,1 @@
-"""Output for terminals and pipes: text, tables, patches, messages and prompts."""
+"""Output for terminals and pipes: text, tables, messages and events."""

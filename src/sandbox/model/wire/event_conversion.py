@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from sandbox.model import events as e
+from sandbox.model.display_text import format_timestamp
 from sandbox.model.failure import Failure
 from sandbox.model.task import Task
 from sandbox.model.wire import event_bodies as b
-from sandbox.model.wire.task_conversion import format_timestamp, progress_body, task_failure_body
+from sandbox.model.wire.task_conversion import progress_body, task_failure_body
 
 WireEvent = b.Event
 

@@ -21,7 +21,6 @@ from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, runner_soc
 from sandbox.interfaces.journal import JournalWriter, LockState
 from sandbox.interfaces.placement import AttemptLocation, Host
 from sandbox.interfaces.runner import FinishAttempt, Order, RunAttempt, RunDebugSession, RunnerNotStartedError
-from sandbox.interfaces.server_services import HostLoad
 from sandbox.model.resources import transient_disk_error
 from sandbox.placements.local.attempt_files import LocalAttemptFiles, has_disk_or_handle
 from sandbox.placements.local.runner_startup import (
@@ -324,30 +323,3 @@ def _create_log_directory(message: LaunchMessage) -> Path:
     path = TaskLayout(Path(message.settings.data_dir), order.task_id).attempt(order.attempt_id).runner_log
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
-
-
-def read_memory_available_bytes() -> int | None:
-    """Return the memory available without swapping (proc(5), meminfo, MemAvailable); None if it is unknown."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
-
-
-def measure_host_load() -> HostLoad:
-    """Read the CPU ticks and the memory of this host (proc(5), stat and meminfo). Raises OSError, ValueError."""
-    with Path("/proc/stat").open() as lines:
-        # user, nice, system, idle, iowait, irq, softirq, steal; guest time is part of user time.
-        ticks = [int(field) for field in lines.readline().split()[1:9]]
-    available = read_memory_available_bytes()
-    if len(ticks) < 4 or available is None:
-        raise ValueError("/proc/stat or /proc/meminfo has an unknown format")
-    return HostLoad(
-        cpu_busy_ticks=sum(ticks) - sum(ticks[3:5]),
-        cpu_total_ticks=sum(ticks),
-        memory_available_bytes=available,
-        memory_total_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    )

@@ -26,13 +26,14 @@ from sandbox.model.artifacts import (
     Artifacts,
     DiffStatistics,
 )
+from sandbox.model.display_text import format_timestamp
 from sandbox.model.events import ArtifactCollected, AttemptFailed, EgressDenied, ErrorReported, Output
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.fixed_limits import AGENT_SESSION_BYTES_MAX, SECRET_SCAN_SECONDS_MIN
 from sandbox.model.resources import transient_disk_error
 from sandbox.model.state_machine import final_state
 from sandbox.model.task import Task
-from sandbox.model.wire.task_conversion import attempt_bodies, format_timestamp, task_failure_body
+from sandbox.model.wire.task_conversion import attempt_bodies, task_failure_body
 from sandbox.primitives.files import fsync_path, remove_on_failure, replace_durably
 from sandbox.primitives.secret_digests import matches_fingerprint
 from sandbox.runner.attempt_context import AttemptContext, read_records

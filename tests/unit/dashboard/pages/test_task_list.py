@@ -16,10 +16,10 @@ from sandbox.dashboard.pages import task_list
 from sandbox.dashboard.pages.task_list import distinguishing_hints
 from sandbox.model import events as e
 from sandbox.model.artifacts import Artifact, DiffStatistics
+from sandbox.model.display_text import format_timestamp
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.schema import Repository
-from sandbox.model.wire.task_conversion import format_timestamp
 
 
 def rows(page):

@@ -4,8 +4,9 @@ from datetime import UTC, datetime, timedelta, timezone
 
 from doubles.timed_out_task import FORMATTED_TIMESTAMP, TIMESTAMP, timed_out_task
 from sandbox.model import events as e
+from sandbox.model.display_text import format_timestamp
 from sandbox.model.task import Attempt
-from sandbox.model.wire.task_conversion import attempt_bodies, format_timestamp, task_failure_body
+from sandbox.model.wire.task_conversion import attempt_bodies, task_failure_body
 
 
 def test_timestamps_are_utc_with_milliseconds():

@@ -1,6 +1,6 @@
 """The load of this machine."""
 
-from sandbox.placements.local.placement import measure_host_load, read_memory_available_bytes
+from sandbox.bootstrap.local_host import measure_host_load, read_memory_available_bytes
 
 
 def test_load_of_this_machine_is_plausible():

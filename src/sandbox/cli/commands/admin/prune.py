@@ -141,7 +141,7 @@ def _prune_offline(limits: Mapping[str, int | None], options: Mapping[str, Any],
     settings = load_configuration(options).settings
     from sandbox.bootstrap.data_dir_maintenance import prune_data_dir
     from sandbox.interfaces.server_services import Retention
-    from sandbox.model.wire.task_conversion import format_timestamp
+    from sandbox.model.display_text import format_timestamp
 
     is_limited = any(limit is not None for limit in limits.values())
     retention = Retention(**limits) if is_limited else settings.retention.retention
