@@ -17,8 +17,8 @@ from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, OPEN_FILES_GROWTH_MAX
 from sandbox.runtimes import launcher_client
 from sandbox.runtimes.limits.files_without_descriptors import count_host_open_files
-from sandbox.runtimes.limits.kernel_usage import FileUsage
 from sandbox.runtimes.limits.open_files import count_machine_entries
+from sandbox.runtimes.limits.usage_limits import FileUsage
 
 _PRELUDE = """
 import ctypes, errno, fcntl, os, resource, shutil, socket, sys, threading, time

@@ -26,7 +26,7 @@ from sandbox.interfaces.runtime import Command, Runtime, Sandbox
 from sandbox.runtimes import bubblewrap_confinement, seccomp_filter
 from sandbox.runtimes.limits.cgroups import socket_buffer_bytes_max
 from sandbox.runtimes.limits.files_without_descriptors import ClosingFilesMeter
-from sandbox.runtimes.limits.kernel_usage import KernelUsage
+from sandbox.runtimes.limits.usage_limits import KernelUsage
 
 MEMORY_BYTES = 512 * MEBIBYTE
 BUFFERS_MAX = socket_buffer_bytes_max(MEMORY_BYTES)

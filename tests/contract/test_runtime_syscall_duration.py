@@ -21,10 +21,10 @@ from doubles.sandbox_lifecycle import (
 )
 from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.fixed_limits import FILE_LOCKS_MAX, SHARED_MEMORY_FILES_MAX, UDP_SOCKETS_ON_PORT_MAX
-from sandbox.runtimes.limits import cgroups, kernel_usage
+from sandbox.runtimes.limits import cgroups, usage_limits
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_memory import SLAB_INTERVAL_SECONDS, count_used_objects
-from sandbox.runtimes.limits.kernel_usage import KernelUsage
+from sandbox.runtimes.limits.usage_limits import KernelUsage
 from sandbox.runtimes.programs.launcher import INOTIFY_WATCHES_MAX
 
 _BOUND_SOCKETS = """
@@ -452,7 +452,7 @@ time.sleep(600)
 def test_dentries_are_limited(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
     if runtime.name != "bubblewrap":
         pytest.skip("programs cannot watch the host's directories")
-    monkeypatch.setattr(kernel_usage, "DENTRIES_MAX", _DENTRIES_MAX)
+    monkeypatch.setattr(usage_limits, "DENTRIES_MAX", _DENTRIES_MAX)
 
     async def scenario() -> str:
         async with ready_sandbox(runtime, disk) as sandbox:
@@ -493,7 +493,7 @@ def test_negative_dentries_in_host_directories_are_dropped_when_the_sandbox_ends
 
 
 def test_ordinary_number_of_dentries_is_within_the_limit(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(kernel_usage, "DENTRIES_MAX", _DENTRIES_MAX)
+    monkeypatch.setattr(usage_limits, "DENTRIES_MAX", _DENTRIES_MAX)
     assert measure(runtime, disk, _FEW_DENTRIES).find_exceeded_limit() == ""
 
 

@@ -20,8 +20,8 @@ from sandbox.api.errors import add_error_handlers
 from sandbox.api.observability import AccessLogAndMetricsMiddleware
 from sandbox.api.openapi import DESCRIPTION, build_schema
 from sandbox.api.responses import ResponseHeadersMiddleware
-from sandbox.api.routes import artifacts, docs, event_streams, logs, server, submission, tasks
-from sandbox.api.routes.event_streams import serve_event_stream
+from sandbox.api.routes import artifacts, live_events, logs, openapi, server, submission, tasks
+from sandbox.api.routes.live_events import serve_event_stream
 from sandbox.api.routes.terminal_websocket import serve_terminal
 from sandbox.interfaces.agent import Agent
 
@@ -55,12 +55,12 @@ _ROUTERS = (
     tasks.task_router,
     submission.derived_task_router,
     logs.router,
-    event_streams.router,
+    live_events.router,
     artifacts.router,
     server.health_router,
     server.admin_router,
     server.session_router,
-    docs.router,
+    openapi.router,
 )
 """All routes of the REST API, in documentation order. Building them is slow, so all apps share them."""
 

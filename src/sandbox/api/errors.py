@@ -38,7 +38,7 @@ from sandbox.model.errors import (
     closest_name,
     with_suggestion,
 )
-from sandbox.model.wire.server_bodies import FieldErrorBody, ProblemExtensions
+from sandbox.model.wire.server_and_error_bodies import FieldErrorBody, ProblemExtensions
 
 _PATH_LENGTH_MAX = 256
 _CANCEL_PATH = re.compile(rf"({re.escape(paths.TASKS)}/[A-Za-z0-9._-]{{1,128}})/(?:cancel|stop|abort|kill)/?")

@@ -37,7 +37,7 @@ from sandbox.model.manifest.schema import (
     declare_manifest,
 )
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire import event_bodies, server_bodies, task_bodies
+from sandbox.model.wire import event_bodies, server_and_error_bodies, task_bodies
 from sandbox.model.wire.request_bodies import CancelRequest, ContinueRequest, RerunRequest
 
 _ENUMS = (TaskState, FollowUp)
@@ -53,7 +53,7 @@ _EXAMPLE = {
 
 def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
     """Return the schemas of all bodies and events, and of the objects in them, keyed by `component_name`."""
-    kinds = (vars(task_bodies) | vars(server_bodies)).values()
+    kinds = (vars(task_bodies) | vars(server_and_error_bodies)).values()
     declared = tuple(kind for kind in kinds if is_typeddict(kind) and kind.__name__.endswith("Body"))
     enums = {enum.__name__: TypeAdapter(enum).json_schema() for enum in _ENUMS}
     described = _with_component_names(_schema_of(tuple.__class_getitem__((*declared, event_bodies.Event))))
@@ -64,7 +64,7 @@ def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
     definition = component_name(task_bodies.ResolvedManifestBody)
     schemas[definition] = _definition_schema(schemas[definition], manifest, agents)
     for body, name, words in (
-        (server_bodies.ProblemBody, "error", ERROR_CODES),
+        (server_and_error_bodies.ProblemBody, "error", ERROR_CODES),
         (task_bodies.FailureBody, "code", FailureCode),
         (task_bodies.FailureBody, "reason", FailureReason),
     ):

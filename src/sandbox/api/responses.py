@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sandbox.model.wire.server_bodies import FieldErrorBody, ProblemBody, ProblemExtensions
+from sandbox.model.wire.server_and_error_bodies import FieldErrorBody, ProblemBody, ProblemExtensions
 from sandbox.primitives.log_context import REQUEST_ID
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")

@@ -17,7 +17,7 @@ from sandbox.model.display_text import format_timestamp
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.repository_urls import public_repository_url
 from sandbox.model.task import Task
-from sandbox.model.task_names import prompt_hint
+from sandbox.model.task_names_and_ids import prompt_hint
 from sandbox.model.wire.task_bodies import (
     ChainBody,
     DiffBody,

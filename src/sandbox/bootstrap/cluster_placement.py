@@ -46,7 +46,7 @@ from sandbox.placements.cluster.placement import (
 )
 from sandbox.placements.cluster.worker_authorization import CREDENTIAL_LOOKUP_SECONDS, ClusterKey
 from sandbox.primitives.files import create_private_file, replace_durably
-from sandbox.workspace.clone.remote import find_credentials_for_worker
+from sandbox.workspace.clone.remote_access import find_credentials_for_worker
 from sandbox.workspace.git_command import GitError
 
 WORKER_OVERHEAD_BYTES = 256 * 1024**2

@@ -39,8 +39,8 @@ from sandbox.model.fixed_limits import BACKUP_MANIFEST_BYTES_MAX
 from sandbox.model.manifest.field_formats import TASK_ID
 from sandbox.model.task import Task
 from sandbox.primitives.files import fsync_path, try_link
+from sandbox.server.ending_without_runner import end_without_follow_up
 from sandbox.server.integrity import Discrepancy, DiscrepancyKind
-from sandbox.server.task_ending import end_without_follow_up
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -36,7 +36,7 @@ from sandbox.bootstrap.private_directories import UnsafeDirectoryError, make_pri
 from sandbox.bootstrap.runtime_selection import make_runtime
 from sandbox.disks.commands import remove_trees
 from sandbox.disks.directory_disk import DirectoryDisk
-from sandbox.disks.free_space import ReserveFile, measure_disk_space
+from sandbox.disks.free_space_reserve import ReserveFile, measure_disk_space
 from sandbox.disks.loop_disk import LoopDisk, unshare_mounts
 from sandbox.gateway.communication_lease import CommunicationLease
 from sandbox.gateway.egress.policy import is_dialable
@@ -72,7 +72,7 @@ from sandbox.runner.steps.provision import ProvisionStep, make_confine
 from sandbox.runner.steps.run import RunStep
 from sandbox.runner.steps.teardown import TeardownStep
 from sandbox.runner.terminals import TerminalServer
-from sandbox.workspace.clone.remote import ServerCredentials
+from sandbox.workspace.clone.remote_access import ServerCredentials
 from sandbox.workspace.clone.socks_proxy import DialPolicy
 from sandbox.workspace.no_confinement import no_confinement
 from sandbox.workspace.workspaces import GitWorkspaces

@@ -18,7 +18,7 @@ from sandbox.interfaces.secrets import SecretSource
 from sandbox.model.errors import SandboxError
 from sandbox.model.manifest.schema import Secret
 from sandbox.secrets.hashicorp_vault import VaultSettings, VaultSource
-from sandbox.secrets.resolver import EnvironmentSource, FileSource, SecretResolver
+from sandbox.secrets.sources import EnvironmentSource, FileSource, SecretResolver
 
 _SERVER_PREFIXES = ("SANDBOX_", "VAULT_TOKEN")
 

@@ -38,10 +38,10 @@ from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.placements.runner_client import LocalRunnerClient
 from sandbox.primitives.message_stream import StreamPair
-from sandbox.worker.host_tasks import OtherTaskLeftovers, RunnerCredentialRequests, WorkerTask
 from sandbox.worker.server_session import Lease
 from sandbox.worker.task_image import TaskImage
 from sandbox.worker.worker import HostProofReaders, ServerAddress, Worker
+from sandbox.worker.worker_task import OtherTaskLeftovers, RunnerCredentialRequests, WorkerTask
 
 TOKEN_VARIABLE = "SANDBOX_JOIN_TOKEN"
 """The environment variable that contains the join token (hex) of a worker."""
@@ -196,7 +196,7 @@ def _host_size() -> tuple[int, int]:
 
 
 class RunnerSocketDirectory:
-    """Implements `worker.host_tasks.RunnerSockets`."""
+    """Implements `worker.worker_task.RunnerSockets`."""
 
     def __init__(self, run_dir: Path, credential_requests: RunnerCredentialRequests) -> None:
         self._run_dir = run_dir

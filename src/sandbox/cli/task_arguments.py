@@ -18,7 +18,7 @@ from sandbox.cli.errors import ExitCode, fail, print_error
 from sandbox.cli.options import current_options
 from sandbox.cli.output.console import escape_name, escape_text, print_json, terminal_width
 from sandbox.cli.output.formatting import pluralize, state_text
-from sandbox.model.task_names import is_generated_id, is_generated_id_prefix
+from sandbox.model.task_names_and_ids import is_generated_id, is_generated_id_prefix
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

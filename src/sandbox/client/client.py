@@ -15,8 +15,8 @@ from uuid import uuid4
 from sandbox.client import requests, retried_operations
 from sandbox.client.connection_settings import ERROR_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
 from sandbox.client.errors import ClientError
+from sandbox.client.parsing import LineBuffer
 from sandbox.client.requests import PAGE_TASKS_MAX, Manifest, Request, StreamedBody, TaskFilters
-from sandbox.client.response_parsing import LineBuffer
 from sandbox.client.response_types import (
     ArtifactList,
     Cancellation,

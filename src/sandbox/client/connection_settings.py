@@ -19,8 +19,8 @@ from sandbox.client.errors import (
     refine_not_found,
     unexpected_response_error,
 )
+from sandbox.client.parsing import matches_schema, parse_object
 from sandbox.client.requests import Request, is_loopback_url, translate_url_errors, validate_base_url
-from sandbox.client.response_parsing import matches_schema, parse_object
 from sandbox.model.default_server_address import DEFAULT_SERVER
 
 CONNECT_TIMEOUT_SECONDS = 5.0

@@ -5,7 +5,7 @@ may send additional keys. Reading a key that an older server omits raises Unexpe
 UTC.
 """
 
-from sandbox.model.wire import event_bodies, server_bodies, task_bodies
+from sandbox.model.wire import event_bodies, server_and_error_bodies, task_bodies
 
 State = task_bodies.State
 
@@ -29,18 +29,18 @@ Deletion = task_bodies.DeletedBody
 Artifact = task_bodies.ArtifactBody
 ArtifactList = task_bodies.ArtifactListBody
 
-Health = server_bodies.HealthBody
-Runtime = server_bodies.RuntimeBody
-Occupancy = server_bodies.OccupancyBody
-Host = server_bodies.HostBody
-HostList = server_bodies.HostListBody
-Draining = server_bodies.DrainBody
-Pruned = server_bodies.PrunedBody
-PrunedTask = server_bodies.PrunedTaskBody
-UnexaminedTask = server_bodies.UnexaminedTaskBody
+Health = server_and_error_bodies.HealthBody
+Runtime = server_and_error_bodies.RuntimeBody
+Occupancy = server_and_error_bodies.OccupancyBody
+Host = server_and_error_bodies.HostBody
+HostList = server_and_error_bodies.HostListBody
+Draining = server_and_error_bodies.DrainBody
+Pruned = server_and_error_bodies.PrunedBody
+PrunedTask = server_and_error_bodies.PrunedTaskBody
+UnexaminedTask = server_and_error_bodies.UnexaminedTaskBody
 
-FieldError = server_bodies.FieldErrorBody
-ExistingTask = server_bodies.ExistingTaskBody
+FieldError = server_and_error_bodies.FieldErrorBody
+ExistingTask = server_and_error_bodies.ExistingTaskBody
 
 FileEdit = event_bodies.FileEditBody
 Metrics = event_bodies.MetricsBody

@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar
 
 from sandbox.client import requests
 from sandbox.client.errors import ClientError, UnreachableError
+from sandbox.client.parsing import SseParser
 from sandbox.client.requests import Request
-from sandbox.client.response_parsing import SseParser
 from sandbox.client.response_types import Submitted, Task
 from sandbox.model.task_state import FINAL_STATES
 from sandbox.model.wire.event_bodies import Event

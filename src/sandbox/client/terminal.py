@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sandbox.client.connection_settings import authorization_header, unreachable_error
 from sandbox.client.errors import UnexpectedResponseError, UnreachableError, error_from_response, refine_not_found
+from sandbox.client.parsing import parse_object
 from sandbox.client.requests import task_path, translate_url_errors, validate_base_url
-from sandbox.client.response_parsing import parse_object
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection

@@ -23,7 +23,7 @@ from sandbox.model.display_text import (
 )
 from sandbox.model.repository_urls import public_repository_url, short_repository
 from sandbox.model.task import Task
-from sandbox.model.task_names import branch_name
+from sandbox.model.task_names_and_ids import branch_name
 from sandbox.model.task_state import TaskState
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.events import Idempotency, Parent
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
-from sandbox.model.task_names import is_generated_id_prefix
+from sandbox.model.task_names_and_ids import is_generated_id_prefix
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.event_conversion import WireEvent
 

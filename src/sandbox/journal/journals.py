@@ -42,7 +42,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.events import Event, TaskFinished
 from sandbox.model.state_machine import Effect, replay
 from sandbox.model.task import Task
-from sandbox.model.task_names import is_task_id
+from sandbox.model.task_names_and_ids import is_task_id
 from sandbox.primitives.files import fsync_path
 
 _IN_MODIFY, _IN_Q_OVERFLOW = 0x2, 0x4000

@@ -32,7 +32,7 @@ from sandbox.model.fixed_limits import (
 )
 from sandbox.model.state_machine import IllegalEventError, advance, replay, with_recorded_message
 from sandbox.model.task import Task
-from sandbox.model.task_names import is_task_id
+from sandbox.model.task_names_and_ids import is_task_id
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.files import create_private_file, fsync_path
 

@@ -28,13 +28,13 @@ from sandbox.runtimes.limits.files_without_descriptors import (
     may_any_measurement_differ,
 )
 from sandbox.runtimes.limits.kernel_memory import CachedExtentMeter, count_negative_dentries
-from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
 from sandbox.runtimes.limits.measurement_scheduling import (
     MeasurementPostponer,
     measure_in_thread,
     wait_for_exceeded_limit,
 )
 from sandbox.runtimes.limits.open_files import FileLockMeter
+from sandbox.runtimes.limits.usage_limits import FileUsage, KernelUsage
 
 KILLED_EXIT_CODE = 128 + signal.SIGKILL
 

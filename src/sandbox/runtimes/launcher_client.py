@@ -27,10 +27,10 @@ from sandbox.runtimes.limits.files_without_descriptors import (
     SyscallBufferMeter,
 )
 from sandbox.runtimes.limits.kernel_memory import SlabMeter, SlabStatistics
-from sandbox.runtimes.limits.kernel_usage import KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingMeter
 from sandbox.runtimes.limits.open_files import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.socket_memory import PageFragmentMeter, SocketCounter, SocketMemoryMeter
+from sandbox.runtimes.limits.usage_limits import KernelUsage
 from sandbox.runtimes.programs import launcher
 
 

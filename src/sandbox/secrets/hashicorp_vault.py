@@ -8,7 +8,7 @@ from typing import Any
 from sandbox.model.manifest.schema import Secret
 from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.secrets.limits import CONCURRENT_VAULT_REQUESTS_MAX, VAULT_TIMEOUT_SECONDS
-from sandbox.secrets.resolver import unavailable_error
+from sandbox.secrets.sources import unavailable_error
 
 _STATUS_MESSAGES = {
     "Forbidden": "Vault denies the server access (403); give the server's token read access to this path.",

@@ -15,7 +15,7 @@ from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.artifacts import Artifact
 from sandbox.model.state_machine import IllegalEventError, replay
 from sandbox.model.task import Task
-from sandbox.model.task_names import is_task_id
+from sandbox.model.task_names_and_ids import is_task_id
 from sandbox.server.derived_tasks import has_own_artifacts
 
 _BATCH_BYTES = 1024 * 1024

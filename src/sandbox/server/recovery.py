@@ -31,17 +31,17 @@ from sandbox.model.fixed_limits import (
 )
 from sandbox.model.state_machine import backoff_seconds
 from sandbox.model.task import Task
-from sandbox.model.task_names import is_task_id
+from sandbox.model.task_names_and_ids import is_task_id
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.server.derived_tasks import discard_inheritance, has_own_artifacts
+from sandbox.server.ending_without_runner import end_lost_attempt, end_without_follow_up
 from sandbox.server.index_writer import update_index
 from sandbox.server.journal_replay import JournalReplayer
 from sandbox.server.placements import Placements, attempt_location, takes_over_disk
 from sandbox.server.preserved_sandboxes import PreservedSandboxes
 from sandbox.server.runner_launcher import RunnerLauncher, TaskSecrets
 from sandbox.server.start_conditions import StartConditions
-from sandbox.server.task_ending import end_lost_attempt, end_without_follow_up
 from sandbox.server.tracked_task import JournalOwner, NoKnownOwner, RunnerOwned, ServerOwned, TrackedTask
 
 _log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from sandbox.model.manifest.schema import Secret
 from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.concurrency import run_in_daemon_thread
+from sandbox.server.ending_without_runner import end_without_follow_up
 from sandbox.server.placements import Placements, takes_over_disk
-from sandbox.server.task_ending import end_without_follow_up
 from sandbox.server.tracked_task import JournalOwner, NoKnownOwner, RunnerOwned, ServerOwned, TrackedTask
 
 _log = logging.getLogger(__name__)

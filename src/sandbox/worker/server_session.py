@@ -52,7 +52,7 @@ from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import ArtifactCollected, TaskFinished
 from sandbox.primitives.message_stream import StreamPair, encode_message, read_message
-from sandbox.worker.host_tasks import HostFilesError, OtherTaskLeftovers, WorkerTask
+from sandbox.worker.worker_task import HostFilesError, OtherTaskLeftovers, WorkerTask
 
 server_message_decoder: "msgspec.msgpack.Decoder[ServerMessage]" = msgspec.msgpack.Decoder(ServerMessage)
 _log = logging.getLogger(__name__)

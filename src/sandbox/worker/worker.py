@@ -24,7 +24,6 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
 from sandbox.primitives.secret_digests import compute_host_proof
-from sandbox.worker.host_tasks import HostFailures, HostFilesError, OtherTaskLeftovers, WorkerTask
 from sandbox.worker.server_session import (
     DismissedError,
     Lease,
@@ -32,6 +31,7 @@ from sandbox.worker.server_session import (
     seconds_since_boot,
     server_message_decoder,
 )
+from sandbox.worker.worker_task import HostFailures, HostFilesError, OtherTaskLeftovers, WorkerTask
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from websockets.exceptions import InvalidStatus
 from doubles.fake_tasks import TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.api import authentication, client_limits
-from sandbox.api.routes import event_streams, submission
+from sandbox.api.routes import live_events, submission
 from sandbox.model import events as e
 from sandbox.primitives.fair_client_shares import CONCURRENT_THREADS_MAX, MESSAGES_PER_TURN_MAX
 
@@ -36,7 +36,7 @@ class MessagesPerLoopIteration:
 
     def __init__(self, monkeypatch):
         self.maximum = self._count_in_iteration = 0
-        original = event_streams.WebSocketEncoder.encode
+        original = live_events.WebSocketEncoder.encode
 
         def messages(encoder, events):
             encoded = original(encoder, events)
@@ -44,7 +44,7 @@ class MessagesPerLoopIteration:
             self.maximum = max(self.maximum, self._count_in_iteration)
             return encoded
 
-        monkeypatch.setattr(event_streams.WebSocketEncoder, "encode", messages)
+        monkeypatch.setattr(live_events.WebSocketEncoder, "encode", messages)
 
     async def watch(self):
         while True:

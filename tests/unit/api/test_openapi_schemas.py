@@ -17,7 +17,7 @@ from sandbox.model.errors import InvalidManifestError
 from sandbox.model.events import FollowUp
 from sandbox.model.manifest.schema import declare_manifest
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire import event_bodies, server_bodies, task_bodies
+from sandbox.model.wire import event_bodies, server_and_error_bodies, task_bodies
 
 
 class OtherAgent(ClaudeCode):
@@ -52,7 +52,7 @@ def test_components_have_the_names_of_the_reference(components):
 
 def test_bodies_and_manifest_records_have_different_names(components):
     """Of two components with the same name, one would replace the other."""
-    kinds = (vars(task_bodies) | vars(server_bodies)).values()
+    kinds = (vars(task_bodies) | vars(server_and_error_bodies)).values()
     declared = {component_name(kind) for kind in kinds if is_typeddict(kind)}
     records = TypeAdapter(declare_manifest({})).json_schema()["$defs"].keys()
     assert declared & records == set()

@@ -9,7 +9,7 @@ import pytest
 from doubles.sample_task import task_status
 from sandbox.client import InvalidParameterError, UnexpectedResponseError, requests
 from sandbox.client.connection_settings import resolve_connection
-from sandbox.client.response_parsing import matches_schema
+from sandbox.client.parsing import matches_schema
 from sandbox.client.response_types import Health, Task
 from sandbox.client.terminal import OPEN_TIMEOUT_SECONDS, Terminal, TerminalEnd, open_terminal
 from sandbox.model.fixed_limits import (

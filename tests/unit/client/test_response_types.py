@@ -6,7 +6,7 @@ import pytest
 
 import sandbox.client
 from sandbox.client import response_types
-from sandbox.model.wire import event_bodies, server_bodies, task_bodies
+from sandbox.model.wire import event_bodies, server_and_error_bodies, task_bodies
 
 NAMES = {
     "Artifact": "ArtifactBody",
@@ -44,7 +44,7 @@ NAMES = {
 
 @pytest.mark.parametrize(("name", "body"), NAMES.items())
 def test_public_type_name_is_unchanged(name, body):
-    declared = (vars(task_bodies) | vars(server_bodies) | vars(event_bodies))[body]
+    declared = (vars(task_bodies) | vars(server_and_error_bodies) | vars(event_bodies))[body]
     assert getattr(response_types, name) is declared
     assert getattr(sandbox.client, name, declared) is declared
 

@@ -7,7 +7,7 @@ import pytest
 
 from sandbox.model.fixed_limits import SOCKETS_MAX
 from sandbox.runtimes import base_runtime
-from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
+from sandbox.runtimes.limits.usage_limits import FileUsage, KernelUsage
 
 
 class FakeLauncher:

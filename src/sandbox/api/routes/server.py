@@ -16,7 +16,7 @@ from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.server_services import DrainStatus, Health, HostWithTasks, Occupancy, Retention
 from sandbox.model.display_text import format_timestamp
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.server_bodies import (
+from sandbox.model.wire.server_and_error_bodies import (
     AliveBody,
     DrainBody,
     HealthBody,

@@ -34,7 +34,7 @@ from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.manifest.overrides import Override, OverrideError, parse_override
 from sandbox.model.manifest.parser import MANIFEST_KEY, MANIFEST_TEXT_KEY, parse_manifest, validate_document
 from sandbox.model.manifest.schema import Manifest, encode_manifest
-from sandbox.model.task_names import is_name_from_prompt, name_from_prompt
+from sandbox.model.task_names_and_ids import is_name_from_prompt, name_from_prompt
 from sandbox.model.wire.request_bodies import ContinueRequest, RerunRequest
 from sandbox.model.wire.task_bodies import DryRunBody, SubmittedBody
 from sandbox.primitives import fair_client_shares

@@ -49,7 +49,7 @@ from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_
 from sandbox.model.manifest.field_formats import NO_CONTROL_CHARACTERS, Format
 from sandbox.model.manifest.yaml import manifest_data
 from sandbox.model.task import Task
-from sandbox.model.task_names import PROMPT_BEGINNING_BYTES
+from sandbox.model.task_names_and_ids import PROMPT_BEGINNING_BYTES
 from sandbox.model.task_state import OUTCOMES, TaskState, states_matching_filter
 from sandbox.model.wire.request_bodies import REASON_LENGTH_MAX, CancelRequest
 from sandbox.model.wire.task_bodies import CancelledBody, DeletedBody, ReleasedBody, TaskBody, TaskListBody

@@ -26,7 +26,7 @@ from sandbox.model.manifest.field_formats import (
     Format,
 )
 from sandbox.model.manifest.overrides import Override, OverrideError
-from sandbox.model.task_names import name_from_prompt
+from sandbox.model.task_names_and_ids import name_from_prompt
 
 PROMPT_PLACEHOLDER = "Describe the work here, and how to verify it."
 NETWORK_MODES = ("isolated", "outbound", "full")

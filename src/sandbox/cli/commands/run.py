@@ -28,7 +28,7 @@ from sandbox.cli.submission import (
     wait_for_end,
 )
 from sandbox.model.manifest.overrides import Override
-from sandbox.model.task_names import name_from_prompt
+from sandbox.model.task_names_and_ids import name_from_prompt
 
 _EXIT_CODES = """\
 Exit code: 0 if the task completed (possibly without changes), 1 if it failed, 8 if it was cancelled; 4 if local changes

@@ -16,7 +16,7 @@ from sandbox.cli.output.event_printer import MODEL_HOST
 from sandbox.cli.output.formatting import GENERATED_ID_PATTERN, SHORT_ID_CHARACTERS, format_changes, pluralize
 from sandbox.cli.output.text_log_parser import parse_log_events
 from sandbox.model.display_text import format_cost
-from sandbox.model.task_names import branch_name
+from sandbox.model.task_names_and_ids import branch_name
 from sandbox.model.task_state import FINAL_STATES, TaskState
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ def parse_log_events(lines: Iterable[bytes], task_id: str) -> Iterator[Mapping[s
 
 def _parse_event_line(content: bytes) -> Iterator[Mapping[str, Any]]:
     from sandbox.client import UnexpectedResponseError
-    from sandbox.client.response_parsing import parse_event
+    from sandbox.client.parsing import parse_event
 
     with suppress(UnexpectedResponseError):
         yield parse_event(content)

@@ -28,7 +28,7 @@ from sandbox.model.artifacts import Artifact
 from sandbox.model.manifest.yaml import manifest_yaml
 from sandbox.model.repository_urls import public_repository_url, short_repository
 from sandbox.model.task import Task
-from sandbox.model.task_names import is_generated_id, is_generated_id_prefix
+from sandbox.model.task_names_and_ids import is_generated_id, is_generated_id_prefix
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.event_conversion import WireEvent, wire_size_bytes
 from sandbox.model.wire.task_conversion import task_failure_body

@@ -29,7 +29,7 @@ from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX, SEARCHED_PROMPT_CH
 from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.repository_urls import short_repository
 from sandbox.model.task import Task
-from sandbox.model.task_names import PROMPT_BEGINNING_BYTES, prompt_hint, shorten_line
+from sandbox.model.task_names_and_ids import PROMPT_BEGINNING_BYTES, prompt_hint, shorten_line
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.model.wire.task_conversion import task_failure_body
 from sandbox.primitives import fair_client_shares

@@ -10,7 +10,7 @@ from ipaddress import IPv6Address
 from typing import Any
 from urllib.parse import unquote
 
-from sandbox.model.task_names import TASK_ID_PATTERN, is_task_id
+from sandbox.model.task_names_and_ids import TASK_ID_PATTERN, is_task_id
 
 PROMPT_BYTES_MAX = 512 * 1024
 GIT_PATCH_BYTES_MAX = 512 * 1024

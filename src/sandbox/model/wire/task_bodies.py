@@ -1,6 +1,6 @@
 """The JSON bodies about tasks and artifacts: the only declaration of each.
 
-`server_bodies.py` declares the bodies about the server and of error responses.
+`server_and_error_bodies.py` declares the bodies about the server and of errors.
 
 Routes build them, `api/openapi.py` turns them into OpenAPI, and the Python client returns them. The string
 below a property describes it in the schema; it is read from the source only when the schema is built.

@@ -41,8 +41,8 @@ from sandbox.runtimes.limits.cgroups import ControlGroup, measure_kernel_lock_us
 from sandbox.runtimes.limits.files_without_descriptors import ClosingFilesMeter, SyscallBufferMeter
 from sandbox.runtimes.limits.kernel_memory import DirectoryMeter
 from sandbox.runtimes.limits.kernel_time import KernelLockMeters, TerminalMeter
-from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
 from sandbox.runtimes.limits.measurement_scheduling import measure_in_thread
+from sandbox.runtimes.limits.usage_limits import FileUsage, KernelUsage
 from sandbox.runtimes.probe import RuntimeProperties, run_probe
 from sandbox.runtimes.sandbox_processes import wait_for_exit
 

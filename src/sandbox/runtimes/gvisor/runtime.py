@@ -38,8 +38,8 @@ from sandbox.runtimes.kernel_uid_pool import FILES_UIDS_OFFSET, SANDBOX_UIDS
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, create_memfd, start_launcher
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup
-from sandbox.runtimes.limits.kernel_usage import FileUsage
 from sandbox.runtimes.limits.measurement_scheduling import measure_in_thread
+from sandbox.runtimes.limits.usage_limits import FileUsage
 from sandbox.runtimes.probe import RuntimeProperties, run_probe
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.sandbox_filesystem import DISK_DIRECTORIES

@@ -39,10 +39,10 @@ from sandbox.runtimes.limits.kernel_memory import (
     reclaimable_free_slab_bytes_max,
 )
 from sandbox.runtimes.limits.kernel_time import KernelLockMeters, TerminalMeter
-from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingMeter, SandboxProcesses
 from sandbox.runtimes.limits.open_files import EpollCounter, LocksByOwner, count_locks_by_owner
 from sandbox.runtimes.limits.socket_memory import SocketMemoryMeter
+from sandbox.runtimes.limits.usage_limits import FileUsage, KernelUsage
 
 PARENT_GROUP = "sandbox"
 """Parent directory of all attempts' groups."""

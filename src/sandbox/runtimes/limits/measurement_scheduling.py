@@ -31,7 +31,7 @@ from sandbox.model.fixed_limits import (
     UNCHARGED_MEMORY_GROWTH_BYTES_MAX,
 )
 from sandbox.primitives.concurrency import run_until_first_complete
-from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
+from sandbox.runtimes.limits.usage_limits import FileUsage, KernelUsage
 
 P = ParamSpec("P")
 T = TypeVar("T")

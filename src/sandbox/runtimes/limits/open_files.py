@@ -33,8 +33,8 @@ from sandbox.model.fixed_limits import (
     OPEN_FILES_OF_SANDBOX_MAX,
 )
 from sandbox.runtimes.limits.kernel_memory import SLAB_INTERVAL_SECONDS, SLABS, SlabStatistics, count_used_objects
-from sandbox.runtimes.limits.kernel_usage import FileUsage
 from sandbox.runtimes.limits.measurement_scheduling import OtherSandboxMeasurement
+from sandbox.runtimes.limits.usage_limits import FileUsage
 
 _FDINFO_BYTES_MAX = 1 << 20
 """Maximum number of bytes to read about one open file. Its locks come first, and more than FILE_LOCKS_MAX fit."""

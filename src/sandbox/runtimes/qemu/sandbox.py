@@ -34,12 +34,12 @@ from sandbox.runtimes.launcher_client import (
 )
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_kernel_bytes_outside_cgroup, read_group_cpu_seconds
 from sandbox.runtimes.limits.kernel_memory import CachedExtentMeter, DirectoryMeter, count_negative_dentries
-from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
 from sandbox.runtimes.limits.measurement_scheduling import (
     MeasurementPostponer,
     measure_in_thread,
     wait_for_exceeded_limit,
 )
+from sandbox.runtimes.limits.usage_limits import FileUsage, KernelUsage
 from sandbox.runtimes.qemu.channel import Channel, GuestStream, QemuTerminal
 from sandbox.runtimes.qemu.command_lines import GuestSpec, QemuDescriptors, build_program_spec
 from sandbox.runtimes.qemu.guest import frames

@@ -13,7 +13,7 @@ import msgspec
 from sandbox.interfaces.runtime import FIRST_EXTRA_DESCRIPTOR, ConfinedCommand, Confinement
 from sandbox.interfaces.workspace import FindCredentials, NoCredentialsError
 from sandbox.primitives.concurrency import running_in_background
-from sandbox.workspace.clone.remote import (
+from sandbox.workspace.clone.remote_access import (
     CONFINED_HELPER_COMMAND,
     FILES_DIRECTORY,
     CloneRemote,

@@ -31,7 +31,7 @@ from sandbox.workspace.clone.git_directory import (
     read_branch_commit,
     write_git_directory,
 )
-from sandbox.workspace.clone.remote import (
+from sandbox.workspace.clone.remote_access import (
     CredentialHelper,
     UserCredentials,
     apply_instead_of,

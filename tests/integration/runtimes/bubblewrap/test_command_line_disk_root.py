@@ -20,7 +20,7 @@ from sandbox.interfaces.runtime import Command
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.runtimes.bubblewrap import runtime as bubblewrap_runtime
-from sandbox.runtimes.limits import kernel_usage
+from sandbox.runtimes.limits import usage_limits
 from sandbox.runtimes.limits.kernel_memory import DirectoryMeter
 from sandbox.runtimes.sandbox_filesystem import create_disk_directories
 
@@ -205,7 +205,7 @@ async def _violation_of(
     runtime: BubblewrapRuntime, disk: Path, script: str, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, str]:
     """Run a script with a limit of 1000 directories. Return the violation and the output."""
-    monkeypatch.setattr(kernel_usage, "DISK_DIRECTORIES_MAX", 1000)
+    monkeypatch.setattr(usage_limits, "DISK_DIRECTORIES_MAX", 1000)
     monkeypatch.setattr(bubblewrap_runtime, "DirectoryMeter", lambda disk: DirectoryMeter(disk, files_min=1000))
     async with ready_sandbox(runtime, disk) as started:
         violation = asyncio.create_task(started.wait_for_exceeded_limit())

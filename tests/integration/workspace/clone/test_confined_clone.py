@@ -17,7 +17,7 @@ from sandbox.model.failure import AttemptError
 from sandbox.model.manifest.schema import Repository
 from sandbox.primitives.concurrency import StopFlag
 from sandbox.workspace.clone.git_directory import neutralize_attributes, read_branch_commit, write_git_directory
-from sandbox.workspace.clone.remote import SETTINGS_FILES_MAX, resolve_remote
+from sandbox.workspace.clone.remote_access import SETTINGS_FILES_MAX, resolve_remote
 from sandbox.workspace.clone.socks_proxy import DialPolicy, HostPort, SocksProxy
 
 CREDENTIAL_RESPONSE = b"username=me\npassword=let-me-in\n"

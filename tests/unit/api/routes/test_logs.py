@@ -9,7 +9,7 @@ from starlette.datastructures import QueryParams
 from doubles.example_requests import Example
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.api.routes import logs
-from sandbox.api.routes.event_streams import StreamRequest
+from sandbox.api.routes.live_events import StreamRequest
 from sandbox.model import events as e
 from sandbox.model.errors import InvalidParameterError
 

@@ -15,8 +15,8 @@ from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
 from sandbox.runtimes.limits.files_without_descriptors import ClosingFilesMeter
 from sandbox.runtimes.limits.kernel_memory import GroupUsage, SlabMeter, SlabUsage
-from sandbox.runtimes.limits.kernel_usage import KernelUsage
 from sandbox.runtimes.limits.memory_mappings import MappingMeter, SandboxProcesses
+from sandbox.runtimes.limits.usage_limits import KernelUsage
 
 CGROUP2_FILES = ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.procs", "cgroup.kill")
 CGROUP1_FILES = {

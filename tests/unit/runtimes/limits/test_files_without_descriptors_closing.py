@@ -17,7 +17,7 @@ from sandbox.runtimes.limits.files_without_descriptors import (
     find_closing_thread,
     may_any_measurement_differ,
 )
-from sandbox.runtimes.limits.kernel_usage import KernelUsage
+from sandbox.runtimes.limits.usage_limits import KernelUsage
 
 MEBIBYTE = 1 << 20
 

@@ -17,7 +17,7 @@ from sandbox.runtimes.limits.files_without_descriptors import (
     sum_syscall_buffer_bytes,
 )
 from sandbox.runtimes.limits.kernel_memory import count_machine_kernel_bytes
-from sandbox.runtimes.limits.kernel_usage import KernelUsage
+from sandbox.runtimes.limits.usage_limits import KernelUsage
 
 MEBIBYTE = 1 << 20
 

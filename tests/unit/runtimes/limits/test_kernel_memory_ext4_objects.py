@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.model.fixed_limits import CACHED_EXTENTS_MAX, DISK_DIRECTORIES_MAX
 from sandbox.runtimes.limits.kernel_memory import CachedExtentMeter, DirectoryMeter, SlabStatistics
-from sandbox.runtimes.limits.kernel_usage import KernelUsage
+from sandbox.runtimes.limits.usage_limits import KernelUsage
 
 
 class FakeDisk:

@@ -13,7 +13,7 @@ from sandbox.runtimes.limits.kernel_memory import (
     count_used_objects,
     reclaimable_free_slab_bytes_max,
 )
-from sandbox.runtimes.limits.kernel_usage import KernelUsage
+from sandbox.runtimes.limits.usage_limits import KernelUsage
 
 MEBIBYTE = 1 << 20
 SLABS = """slabinfo - version: 2.1

@@ -18,7 +18,7 @@ from sandbox.runtimes.limits.kernel_time import (
     LockMeter,
     LockProbe,
 )
-from sandbox.runtimes.limits.kernel_usage import KernelUsage
+from sandbox.runtimes.limits.usage_limits import KernelUsage
 
 _PTMX_OPEN_STACK = "[<0>] ptmx_open+0x45/0x1b0\n[<0>] do_dentry_open+0x2b1/0x470\n"
 _PTMX_MUTEX_LOCK_STACK = "[<0>] __mutex_lock.constprop.0+0x392/0xa70\n" + _PTMX_OPEN_STACK

@@ -11,7 +11,7 @@ import pytest
 
 from sandbox.model.fixed_limits import TERMINAL_CPU_SECONDS_MAX
 from sandbox.runtimes.limits.kernel_time import TerminalMeter, TerminalThreads, count_terminals_if_written
-from sandbox.runtimes.limits.kernel_usage import KernelUsage
+from sandbox.runtimes.limits.usage_limits import KernelUsage
 
 
 def add_kernel_thread(proc: Path, thread: int, name: str, ticks: int, function: str) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from sandbox.model.fixed_limits import KERNEL_USAGE_CHECK_INTERVAL_SECONDS, SOCKETS_MAX
 from sandbox.runtimes.limits import measurement_scheduling
-from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
 from sandbox.runtimes.limits.measurement_scheduling import MeasurementPostponer, wait_for_exceeded_limit
+from sandbox.runtimes.limits.usage_limits import FileUsage, KernelUsage
 
 
 @pytest.fixture(autouse=True)

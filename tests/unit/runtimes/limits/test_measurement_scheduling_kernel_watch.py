@@ -10,8 +10,8 @@ import time
 import pytest
 
 from sandbox.model.fixed_limits import UNCHARGED_MEMORY_GROWTH_BYTES_MAX
-from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
 from sandbox.runtimes.limits.measurement_scheduling import measure_in_thread, wait_for_exceeded_limit
+from sandbox.runtimes.limits.usage_limits import FileUsage, KernelUsage
 
 
 async def watch(sandbox):

@@ -11,7 +11,6 @@ import pytest
 from sandbox.model.fixed_limits import FILE_LOCKS_MAX
 from sandbox.runtimes.limits import open_files
 from sandbox.runtimes.limits.kernel_memory import SlabStatistics
-from sandbox.runtimes.limits.kernel_usage import FileUsage
 from sandbox.runtimes.limits.open_files import (
     FileLockMeter,
     LocksByOwner,
@@ -19,6 +18,7 @@ from sandbox.runtimes.limits.open_files import (
     count_locks_by_owner,
     list_directory,
 )
+from sandbox.runtimes.limits.usage_limits import FileUsage
 
 _OPEN_COUNT = 30
 _HOLDER = """

@@ -13,8 +13,8 @@ import pytest
 
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX
 from sandbox.runtimes.limits import open_files
-from sandbox.runtimes.limits.kernel_usage import FileUsage
 from sandbox.runtimes.limits.open_files import EpollCounter, count_machine_entries
+from sandbox.runtimes.limits.usage_limits import FileUsage
 
 MANY = EPOLL_ENTRIES_MAX + 1
 SLABS = """slabinfo - version: 2.1

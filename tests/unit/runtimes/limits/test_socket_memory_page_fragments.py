@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.fixed_limits import PAGE_FRAGMENT_BYTES_MAX
-from sandbox.runtimes.limits.kernel_usage import KernelUsage
 from sandbox.runtimes.limits.open_files import list_directory
 from sandbox.runtimes.limits.socket_memory import (
     PageFragmentMeter,
@@ -16,6 +15,7 @@ from sandbox.runtimes.limits.socket_memory import (
     count_own_overhead_bytes,
     count_unattributed_bytes,
 )
+from sandbox.runtimes.limits.usage_limits import KernelUsage
 
 MEBIBYTE = 1 << 20
 MANY_PACKETS = SocketUsage(overhead_bytes=8 * MEBIBYTE, listed_sockets=30)

@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.model.manifest.schema import Secret
-from sandbox.secrets.resolver import FileSource
+from sandbox.secrets.sources import FileSource
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Which usage of kernel resources exceeds a limit."""
 
 from sandbox.model.fixed_limits import SOCKET_BUFFER_BYTES_MAX
-from sandbox.runtimes.limits.kernel_usage import FileUsage, KernelUsage
+from sandbox.runtimes.limits.usage_limits import FileUsage, KernelUsage
 
 
 def test_more_memory_is_not_proposed_if_it_does_not_raise_the_limit_on_socket_buffers():

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from sandbox.client import UnexpectedResponseError
-from sandbox.client.response_parsing import EVENT_BYTES_MAX, LINE_BYTES_MAX, LineBuffer, SseParser, parse_event
+from sandbox.client.parsing import EVENT_BYTES_MAX, LINE_BYTES_MAX, LineBuffer, SseParser, parse_event
 from sandbox.model import events as e
 from sandbox.model.wire.event_conversion import to_wire_event
 

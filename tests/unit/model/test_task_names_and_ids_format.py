@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.model.task_names import is_generated_id, is_generated_id_prefix
+from sandbox.model.task_names_and_ids import is_generated_id, is_generated_id_prefix
 
 
 @pytest.mark.parametrize(

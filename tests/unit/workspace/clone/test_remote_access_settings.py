@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.workspace.clone.remote import SETTINGS_FILES_MAX, apply_instead_of, parse_settings, resolve_remote
+from sandbox.workspace.clone.remote_access import SETTINGS_FILES_MAX, apply_instead_of, parse_settings, resolve_remote
 from sandbox.workspace.clone.socks_proxy import HostPort
 
 RELAY = ("http.proxy", "socks5h://127.0.0.1:3128")

@@ -50,7 +50,7 @@ from sandbox.interfaces.workspace import (
 from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.events import AgentStarted
 from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
-from sandbox.model.task_names import is_task_id
+from sandbox.model.task_names_and_ids import is_task_id
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.concurrency import wait_readable
 from sandbox.primitives.message_stream import StreamPair

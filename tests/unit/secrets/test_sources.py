@@ -6,7 +6,7 @@ import pytest
 
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.model.manifest.schema import Secret
-from sandbox.secrets.resolver import EnvironmentSource, SecretResolver, unavailable_error
+from sandbox.secrets.sources import EnvironmentSource, SecretResolver, unavailable_error
 
 VARIABLES = {
     "GITHUB_TOKEN": "ghp_the-value",

@@ -8,9 +8,9 @@ import pytest
 
 from doubles.sandbox_lifecycle import new_attempt_id
 from sandbox.interfaces.workspace import CredentialAnswer, CredentialQuery, CredentialRequest, Credentials
-from sandbox.worker import host_tasks as module
-from sandbox.worker.host_tasks import RunnerCredentialRequests
-from sandbox.workspace.clone.remote import ServerCredentials
+from sandbox.worker import worker_task as module
+from sandbox.worker.worker_task import RunnerCredentialRequests
+from sandbox.workspace.clone.remote_access import ServerCredentials
 
 FOUND = Credentials(b"me", b"let-me-in")
 QUERY = CredentialQuery("https", "git.example")

@@ -18,8 +18,8 @@ from sandbox.interfaces.workspace import (
     NoCredentialsError,
 )
 from sandbox.model.failure import AttemptError
-from sandbox.workspace.clone import remote as credentials_module
-from sandbox.workspace.clone.remote import (
+from sandbox.workspace.clone import remote_access as credentials_module
+from sandbox.workspace.clone.remote_access import (
     CredentialHelper,
     ServerCredentials,
     UserCredentials,

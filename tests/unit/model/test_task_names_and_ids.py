@@ -5,7 +5,7 @@ import time
 import pytest
 
 from doubles.manifests import NAMES_BY_PROMPT
-from sandbox.model.task_names import branch_name, is_name_from_prompt, name_from_prompt
+from sandbox.model.task_names_and_ids import branch_name, is_name_from_prompt, name_from_prompt
 
 
 @pytest.mark.parametrize(("prompt", "name"), NAMES_BY_PROMPT.items())

@@ -11,7 +11,7 @@ from websockets.exceptions import InvalidStatus
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.api.http import server
-from sandbox.api.routes.event_streams import FRAGMENT_BYTES_MAX
+from sandbox.api.routes.live_events import FRAGMENT_BYTES_MAX
 from sandbox.model import events as e
 
 
