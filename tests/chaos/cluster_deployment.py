@@ -38,7 +38,7 @@ class ClusterChaosDeployment(ChaosDeployment, SlurmDeployment):
         return next(filter(None, (find_runner(path, task_id) for path in self.host_data_dirs())), None)
 
     def host_of(self, task_id):
-        """Return the name of the host of the last attempt; empty before the first attempt."""
+        """Return the last attempt's host name; empty before the first attempt."""
         events = (record["event"] for record in reversed(self.latest_records(task_id)))
         host = next((event["host"] for event in events if event["type"] == "attempt_started"), "")
         return host.removeprefix("cluster:")

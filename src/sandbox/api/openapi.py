@@ -303,9 +303,9 @@ TOKEN=…
 
 ## Errors
 
-An error response has the content type `application/problem+json` (RFC 9457). `error` is a stable code for programs,
-`message` says what happened and what to do, and `details` lists every error in the request. Retry 429 and 503 after the
-time in `Retry-After`. To submit again without a second task, send the same `Idempotency-Key`.
+An error response has the content type `application/problem+json` (RFC 9457). `error` is a stable, machine-readable
+code, `message` says what happened and what to do, and `details` lists every error in the request. Retry 429 and 503
+after the time in `Retry-After`. To submit again without a second task, send the same `Idempotency-Key`.
 
 A task that failed is not an error response: its status has `error` with `code`, `reason` and `message`.
 """

@@ -138,7 +138,7 @@ def problem_response(
     extensions: ProblemExtensions | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Create an error response. code: for programs; message: for users; details: every error in the request."""
+    """Create an error response. code: machine-readable; message: for users; details: every error in the request."""
     identity = get_request_id(connection)
     body: ProblemBody = {
         "error": code,

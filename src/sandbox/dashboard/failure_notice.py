@@ -1,4 +1,4 @@
-"""Describes a task's failure for people: what happened, why, and what to do."""
+"""Describes a task's failure to users: what happened, why, and what to do."""
 
 import re
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
     """Everything that a sandbox needs to run the agent.
 
     programs: as in SandboxSpec.
-    git_author: name of the author of commits in the sandbox.
+    git_author: the author name of git commits in the sandbox.
     home_files: contents, keyed by path relative to the home directory; written before the agent starts.
     hold_model_requests: model requests wait until `AgentReady.find_failure` has found no failure.
     model_variables: names of the environment variables that give access to the model; users' shells do not get them.

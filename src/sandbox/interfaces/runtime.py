@@ -146,7 +146,7 @@ TRANSPARENT_PORTS = (443, 80)
 
 
 DEFAULT_GIT_AUTHOR = "Sandbox"
-"""Name of the author of commits in a sandbox without an agent."""
+"""Author name of git commits in a sandbox without an agent."""
 
 
 class SandboxSpec(msgspec.Struct, frozen=True):
@@ -159,7 +159,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     image: host directory that becomes / (read-only), created by a profile's build; None means the host's own /usr.
     transparent_ports: ports on which programs without proxy support reach the gateway; at most 100, without duplicates.
     is_disk_reused: an earlier, destroyed sandbox used the disk. It may have created hard links, which are accepted.
-    git_author: name of the author of commits, unless the repository or the user's settings specify another one.
+    git_author: the author name of git commits, unless the repository or the user's settings specify another one.
     """
 
     attempt_id: str

@@ -1,4 +1,4 @@
-"""Text for people: numbers, durations and sizes, and untrusted text without invisible or control characters."""
+"""Human-readable text: numbers, durations and sizes, and untrusted text without invisible or control characters."""
 
 import math
 import re

@@ -94,7 +94,7 @@ def is_public_name(host: str) -> bool:
 
 
 def ends_in_number(host: str) -> bool:
-    """Return whether a resolver may parse this as an IP address, in any spelling (`127.1`, `0x7f000001`)."""
+    """Return whether a resolver may parse this as an IP address, in any notation (`127.1`, `0x7f000001`)."""
     last = host.removesuffix(".").rpartition(".")[2]
     return re.fullmatch(r"[0-9]+|0[xX][0-9A-Fa-f]*", last) is not None
 

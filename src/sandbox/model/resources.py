@@ -35,7 +35,7 @@ class Resources(msgspec.Struct, frozen=True):
         )
 
     def describe_shortfall(self, available: "Resources", qualifier: str = "free") -> list[str]:
-        """Return which resources are missing, as text for people; empty if all are available."""
+        """Describe the missing resources in human-readable form; empty if all are available."""
         shortfall = []
         if self.cpus > available.cpus:
             shortfall.append(f"{self.cpus} CPUs ({max(available.cpus, 0)} {qualifier})")

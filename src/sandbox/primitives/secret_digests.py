@@ -45,7 +45,7 @@ def compute_host_proof(
 ) -> bytes:
     """Return the proof for one challenge.
 
-    worker_nonce: the random number in the worker's claim.
+    worker_nonce: the nonce in the worker's claim.
     certificate_fingerprint: SHA-256 (hex) of the certificate that the server presented, so that no other server can
         pass the proof on.
     """

@@ -135,7 +135,7 @@ def test_unexpected_response_is_reported(vault: FakeVault, body: bytes):
     assert "does not serve a version 2 key-value engine" in resolve_error(vault)
 
 
-def test_token_does_not_follow_a_redirect(vault: FakeVault):
+def test_redirect_is_not_followed(vault: FakeVault):
     with serving(FakeVault()) as redirect_target:
         redirect_target.secrets["team/app"] = {"password": "of the redirect target"}
         vault.status, vault.location = 307, f"{redirect_target.address}/v1/secret/data/team/app"

@@ -154,7 +154,8 @@ def _unknown_tools_message(unknown: list[str], servers: Mapping[str, McpServer])
     more = f" and {len(unknown) - _NAMES_SHOWN_MAX} more" if len(unknown) > _NAMES_SHOWN_MAX else ""
     return (
         f"Claude Code has no tool named {_join_names(unknown[:_NAMES_SHOWN_MAX])}{more}; "
-        "correct claude.allowed_tools. Names are exact, such as Bash, Edit, Glob, Grep, Read, WebFetch and Write"
+        "correct claude.allowed_tools. Tool names must match exactly; examples are Bash, Edit, Glob, Grep, Read, "
+        "WebFetch and Write"
         f"{_mcp_servers_hint(unknown, servers)}."
     )
 

@@ -70,7 +70,7 @@ def check_preemption(probe: RuntimeProbe) -> list[Finding]:
         f"one system call of a task on {probe.runtime} can occupy a processor for many seconds, "
         "because the kernel does not interrupt system calls"
     )
-    remedy = "Start the kernel with preempt=full, or use a kernel that is built with CONFIG_PREEMPT."
+    remedy = "Boot with preempt=full, or use a kernel that is built with CONFIG_PREEMPT."
     return [Finding("kernel", False, message, remedy, blocks_tasks=False, runtime=probe.runtime)]
 
 
@@ -212,8 +212,8 @@ def _limit_findings(probe: RuntimeProbe) -> list[Finding]:
     missing = {limit: name for limit, name in _LIMITS.items() if limit not in probe.enforced_limits}
     findings = [Finding("limits", True, f"on {', '.join(enforced)} are enforced")] if enforced else []
     if "memory" in probe.enforced_limits and missing.pop("sockets", ""):
-        message = "vm.memory does not count socket buffers: the kernel was started with cgroup.memory=nosocket"
-        remedy = "Start the kernel without nosocket in cgroup.memory."
+        message = "vm.memory does not count socket buffers: the kernel was booted with cgroup.memory=nosocket"
+        remedy = "Remove nosocket from the kernel parameter cgroup.memory, and reboot."
         findings.append(Finding("limits", False, message, remedy, blocks_tasks=False))
     if missing:
         advice = (

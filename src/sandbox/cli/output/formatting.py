@@ -1,4 +1,4 @@
-"""Formats times, counts, states, names, ids and changes of tasks for people."""
+"""Formats times, counts, states, names, ids and changes of tasks in human-readable form."""
 
 from __future__ import annotations
 

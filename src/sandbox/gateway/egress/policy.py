@@ -146,7 +146,7 @@ def is_host_name(host: str) -> bool:
 
 
 def is_address(host: str) -> bool:
-    """Return whether this is an IP address in canonical spelling, without a zone."""
+    """Return whether this is an IP address in canonical form, without a zone."""
     try:
         ip_address(host)
     except ValueError:

@@ -25,7 +25,7 @@ _SHORT_ESCAPES = b'"/\\'
 """Characters that JSON may escape with only a backslash."""
 
 _BACKSLASHES_MAX = 8
-"""Maximum number of backslashes before an escaped character: each of up to three levels of JSON doubles them."""
+"""Maximum number of backslashes before an escaped character. Each of at most three levels of JSON doubles them."""
 
 _START_LENGTH = 8
 """Number of characters at the start of the value that are searched for with a regular expression."""
@@ -43,7 +43,7 @@ class ValueRedactor:
     def __init__(self, value: bytes) -> None:
         self._value = value if len(value) >= _VALUE_BYTES_MIN else b""
         self._mask = b"*" * len(self._value)
-        self._pattern = re.compile(b"".join(map(_spelling_pattern, self._value)))
+        self._pattern = re.compile(b"".join(map(_encoding_pattern, self._value)))
         self._starts = re.compile(_start_pattern(self._value))
         self._escapes = [rb"\u00", *(b"\\" + bytes([one]) for one in _SHORT_ESCAPES if one in self._value)]
 
@@ -74,7 +74,7 @@ class ValueRedactor:
             if any(_is_unfinished(rest, character) for rest in rests.values()):
                 return True
             positions = {
-                position + length for position, rest in rests.items() for length in _spelling_lengths(rest, character)
+                position + length for position, rest in rests.items() for length in _encoding_lengths(rest, character)
             }
         return False
 
@@ -121,7 +121,7 @@ def _start_pattern(value: bytes) -> bytes:
     """
     pattern = b""
     for character in reversed(value[:_START_LENGTH]):
-        pattern = rb"(?:%b%b|%b\Z)" % (_spelling_pattern(character), pattern, _incomplete_pattern(character))
+        pattern = rb"(?:%b%b|%b\Z)" % (_encoding_pattern(character), pattern, _incomplete_pattern(character))
     return pattern
 
 
@@ -132,7 +132,7 @@ def _split_backslashes(text: bytes) -> tuple[int, bytes]:
 
 
 def _is_unfinished(text: bytes, character: int) -> bool:
-    """Return whether the text may be an incomplete spelling of the character, to be completed by later text."""
+    """Return whether the text may be an incomplete encoding of the character, to be completed by later text."""
     backslashes, rest = _split_backslashes(text)
     if backslashes > _BACKSLASHES_MAX:
         return False
@@ -140,8 +140,8 @@ def _is_unfinished(text: bytes, character: int) -> bool:
     return not rest or (backslashes > 0 and len(rest) < len(escape) and escape.startswith(_lower_digits(rest)))
 
 
-def _spelling_lengths(text: bytes, character: int) -> Iterator[int]:
-    """Yield the length of each spelling of the character that the text may start with."""
+def _encoding_lengths(text: bytes, character: int) -> Iterator[int]:
+    """Yield the length of each encoding of the character that the text may start with."""
     backslashes, rest = _split_backslashes(text)
     if character == _BACKSLASH:
         yield from range(1, min(backslashes, _BACKSLASHES_MAX) + 1)
@@ -159,7 +159,7 @@ def _lower_digits(escape: bytes) -> bytes:
     return escape[:1] + escape[1:].lower()
 
 
-def _spelling_pattern(character: int) -> bytes:
+def _encoding_pattern(character: int) -> bytes:
     """Return a pattern for a character, plain or escaped. Only the hexadecimal digits of an escape ignore case."""
     plain = re.escape(bytes([character]))
     if character == _BACKSLASH:

@@ -285,7 +285,7 @@ class ErrorEvent(BaseEvent):
     type: Literal["error"]
     """Always `error`."""
     error: str
-    """A stable code for programs. Later versions may add codes."""
+    """A stable, machine-readable code. Later versions may add codes."""
     message: str
     """Human-readable cause and remedy."""
     details: None

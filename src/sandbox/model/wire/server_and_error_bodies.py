@@ -258,7 +258,7 @@ class ProblemBody(ProblemExtensions):
     """An error response: problem details (RFC 9457) with additional members."""
 
     error: str
-    """A stable code for programs. Later versions may add codes."""
+    """A stable, machine-readable code. Later versions may add codes."""
     message: str
     """Human-readable cause and remedy."""
     details: list[FieldErrorBody] | None

@@ -127,13 +127,13 @@ class FailureBody(TypedDict):
     """Why the task failed: a stable code, and a message that says what to do."""
 
     code: str
-    """A stable code for programs. Later versions may add codes."""
+    """A stable, machine-readable code. Later versions may add codes."""
     reason: str | None
     """A stable word for the cause if the code has several causes; otherwise null. Later versions may add words."""
     message: str
     """Human-readable cause and remedy."""
     remedy: RemedyBody | None
-    """What to do, for programs; null if only the message says it."""
+    """What to do, in machine-readable form; null if only the message describes it."""
 
 
 class TaskVmBody(TypedDict):

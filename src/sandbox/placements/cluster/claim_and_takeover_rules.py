@@ -90,7 +90,7 @@ class ClaimState(NamedTuple):
     """What is stored about the claim of an attempt.
 
     token_hashes: the hashes of the join tokens of all submissions.
-    nonce_hash: the hash of the random number of the worker that has claimed the attempt; None before the claim.
+    nonce_hash: the hash of the nonce of the worker that has claimed the attempt; None before the claim.
     is_abandoned: the attempt was replaced or taken over.
     """
 

@@ -27,7 +27,7 @@ class StoredJob(msgspec.Struct, frozen=True, rename={"is_abandoned": "is_given_u
     lease_seconds: how long the worker may communicate after an answer. The server's setting may change later.
     attempt_id: names the job. attempt_ids: the attempts of the task that this worker runs or ran, in order.
     token_hashes: SHA-256 of each submission's join token. After a crash, there may be several.
-    nonce_hash: SHA-256 of the random number of the worker that has claimed the job; None before the claim.
+    nonce_hash: SHA-256 of the nonce of the worker that has claimed the job; None before the claim.
     host, boot_id, runtime: sent by the worker that has claimed the job.
     is_fenced: the worker sent an invalid message. It gets no more answers, so its lease ends.
     is_abandoned: the worker can no longer communicate, and the journal may be continued elsewhere.

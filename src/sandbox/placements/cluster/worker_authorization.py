@@ -83,7 +83,7 @@ class ClaimChecker:
         """Store a claim, and return the claimed job.
 
         Returns None if the engine does not confirm the worker's host in time; the worker may try again. A worker that
-        claimed its job earlier is identified by its random number, so it does not prove its host again. Therefore,
+        claimed its job earlier is identified by its nonce, so it does not prove its host again. Therefore,
         neither a lost answer nor a changed key ends a running task. Raises ClaimRejectedError, InvalidMessageError,
         OSError.
         """

@@ -76,7 +76,7 @@ def test_emulation_is_not_used_by_default(tmp_path, requested):
                 (True, "on memory, CPUs, processes are enforced"),
                 (
                     False,
-                    "vm.memory does not count socket buffers: the kernel was started with cgroup.memory=nosocket",
+                    "vm.memory does not count socket buffers: the kernel was booted with cgroup.memory=nosocket",
                 ),
             },
         ),
@@ -87,7 +87,7 @@ def test_emulation_is_not_used_by_default(tmp_path, requested):
                 (False, "on CPUs are not enforced: no cgroup is writable"),
                 (
                     False,
-                    "vm.memory does not count socket buffers: the kernel was started with cgroup.memory=nosocket",
+                    "vm.memory does not count socket buffers: the kernel was booted with cgroup.memory=nosocket",
                 ),
             },
         ),

@@ -86,7 +86,7 @@ class TestProofOfTheHost:
             assert await client.read() == HeartbeatAnswer(1)
 
     async def test_lost_answer_does_not_consume_the_token(self, server, job):
-        """The server, even after a restart, recognizes the worker by its random number."""
+        """The server, even after a restart, identifies the worker by its nonce."""
         claim = server.claim(job)
         async with server.connect(claim) as client:
             await client.send(prove(server, claim, await challenge_of(client)))

@@ -52,7 +52,7 @@ _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
     "--pretty/--raw",
     "is_pretty",
     default=None,
-    help="Format the output for people, or print unformatted lines [default: --pretty on a terminal].",
+    help="Print human-readable output, or unformatted lines [default: --pretty on a terminal].",
 )
 @server_options
 @output_options("text", "json", short=False)
