@@ -293,7 +293,10 @@ METADATA_TIMEOUT_SECONDS = 10.0
 
 OUTPUT_DRAIN_IDLE_TIMEOUT_SECONDS = 5.0
 OUTPUT_DRAIN_TIMEOUT_SECONDS = 60.0
-"""Time limits for draining the pipes after all processes have ended: the time without new data, and the total time."""
+"""Time limits for draining the pipes after all processes have ended: the time without new data, and the total time.
+
+After a forced cancellation, the first one is the total time.
+"""
 
 SHELL_OUTPUT_DRAIN_TIMEOUT_SECONDS = 5.0
 """Time limit for sending the rest of a shell's output to its client after the shell has ended."""

@@ -130,13 +130,18 @@ class SandboxKiller:
 
 
 async def drain_output(
-    readers: Sequence["asyncio.Task[None]"], output: AgentOutput, cpu_queue: CpuQueue, record: Callable[[Event], object]
+    readers: Sequence["asyncio.Task[None]"],
+    output: AgentOutput,
+    cpu_queue: CpuQueue,
+    record: Callable[[Event], object],
+    is_forced: Callable[[], bool],
 ) -> None:
     """Let the output readers finish after the agent has ended; record a gap if they cannot.
 
+    is_forced: returns whether the task must end soon; then less time is left for the output.
     Raises the error of a reader that failed.
     """
-    missing = await _wait_for_output(readers, output, cpu_queue)
+    missing = await _wait_for_output(readers, output, cpu_queue, is_forced)
     done, late = await asyncio.wait(readers, timeout=0)
     for reader in late:
         reader.cancel()
@@ -147,7 +152,9 @@ async def drain_output(
         reader.result()
 
 
-async def _wait_for_output(readers: Sequence["asyncio.Task[None]"], output: AgentOutput, cpu_queue: CpuQueue) -> str:
+async def _wait_for_output(
+    readers: Sequence["asyncio.Task[None]"], output: AgentOutput, cpu_queue: CpuQueue, is_forced: Callable[[], bool]
+) -> str:
     """Drain the output pipes; return the reason if draining stopped early.
 
     A stall of the host counts as a single check, so output that is ready afterwards is not lost. Output that is waiting
@@ -155,7 +162,9 @@ async def _wait_for_output(readers: Sequence["asyncio.Task[None]"], output: Agen
     """
     check_seconds = OUTPUT_DRAIN_IDLE_TIMEOUT_SECONDS / _DRAIN_CHECKS
     silent_checks = 0
-    for _ in range(math.ceil(OUTPUT_DRAIN_TIMEOUT_SECONDS / check_seconds)):
+    for check in range(math.ceil(OUTPUT_DRAIN_TIMEOUT_SECONDS / check_seconds)):
+        if is_forced() and check >= _DRAIN_CHECKS:
+            return f"the task was cancelled, and the output did not end within {OUTPUT_DRAIN_IDLE_TIMEOUT_SECONDS:g} s"
         previous_count = output.progress_count
         _, late = await asyncio.wait(readers, timeout=check_seconds)
         is_silent = output.progress_count == previous_count and not cpu_queue.is_busy

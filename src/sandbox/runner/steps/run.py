@@ -401,7 +401,10 @@ class _AgentRun(msgspec.Struct, frozen=True):
         finally:
             self.terminals.disable()
             await killer.kill()
-        await drain_output(reading, self.output, self.cpu_queue, self.attempt.recorder.record)
+        recorder = self.attempt.recorder
+        await drain_output(
+            reading, self.output, self.cpu_queue, recorder.record, lambda: recorder.stop_request.is_forced
+        )
         return ended
 
     async def record_exit(self, exit_status: ExitStatus) -> None:

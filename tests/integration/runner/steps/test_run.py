@@ -138,10 +138,9 @@ async def test_output_delayed_by_cpu_throttling_is_read_after_the_agent_exits(ma
     assert not harness.events(Gap)
 
 
-async def test_endless_output_after_the_agent_exits_is_abandoned(make_harness, monkeypatch):
-    """This happens only if a process outside the sandbox has the pipe open, or a process has survived the kill."""
-    monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_IDLE_TIMEOUT_SECONDS", 0.2)
-    monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_TIMEOUT_SECONDS", 0.6)
+@pytest.fixture
+def endless_stderr(monkeypatch):
+    """A stderr that never ends. Its data arrives so often that it is never silent."""
 
     async def read_endless(output, reader):
         endless = asyncio.StreamReader()
@@ -159,11 +158,29 @@ async def test_endless_output_after_the_agent_exits_is_abandoned(make_harness, m
 
     read_stdout = AgentOutput.read_stdout
     monkeypatch.setattr(AgentOutput, "read_stderr", read_endless)
+    monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_IDLE_TIMEOUT_SECONDS", 0.2)
+
+
+async def test_endless_output_after_the_agent_exits_is_abandoned(make_harness, endless_stderr, monkeypatch):
+    """This happens only if a process outside the sandbox has the pipe open, or a process has survived the kill."""
+    monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_TIMEOUT_SECONDS", 0.6)
     harness = make_harness(AttemptScript())
     await asyncio.wait_for(harness.run(), 10)
     (gap,) = harness.events(Gap)
     assert gap.reason == "The end of the output is missing: the output did not end within 0.6 s after the agent ended."
     assert harness.states[-1] == "completed"
+
+
+async def test_output_after_a_forced_cancellation_is_read_for_a_short_time(make_harness, endless_stderr):
+    """Processing a flood of short lines takes long. A task that its user cancels must not wait for it."""
+    harness = make_harness(AttemptScript(runs_until_signal=True))
+    work = asyncio.create_task(harness.run())
+    await harness.wait_for_state(TaskState.RUNNING)
+    harness.cancel(CancelAttempt(force=True))
+    await asyncio.wait_for(work, 20)
+    (gap,) = harness.events(Gap)
+    assert "the task was cancelled, and the output did not end within 0.2 s" in gap.reason
+    assert harness.states[-1] == "cancelled"
 
 
 async def test_silence_is_not_a_hang_while_a_model_request_is_in_flight(make_harness, monkeypatch):
