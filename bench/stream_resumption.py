@@ -26,7 +26,7 @@ from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
 from sandbox.model.wire.event_conversion import WireEvent, to_wire_event
 from sandbox.runner.attempt_context import read_records
-from sandbox.server.event_stream import Broadcast, EventStream
+from sandbox.server.event_streams import Broadcast, EventStream
 
 ROUNDS = 15
 REMAINING_RECORDS = 100

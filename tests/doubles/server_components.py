@@ -35,7 +35,7 @@ from sandbox.placements.local.placement import LocalPreservedDisk, kill_lock_hol
 from sandbox.server.administration import Administration, HealthCheck, Hosts, LoadHistory
 from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher
-from sandbox.server.event_stream import Broadcast, EventStream
+from sandbox.server.event_streams import Broadcast, EventStream
 from sandbox.server.index_writer import IndexWriter
 from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.placements import Placements, ProbedHost

@@ -37,7 +37,7 @@ MEMORY_CHECK_INTERVAL_SECONDS."""
 
 
 class Dispatcher:
-    """Manages the server's capacity: which tasks wait, which have a reservation, and which start next.
+    """Launches waiting tasks as the `Scheduler` admits them, and keeps their reservations of the server's capacity.
 
     tracked_tasks: must contain every added task at the next `dispatch`.
     host: the host that runs new attempts.

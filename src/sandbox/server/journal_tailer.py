@@ -18,7 +18,7 @@ from sandbox.model.task import Task
 from sandbox.model.wire.event_conversion import end_event, to_wire_event
 from sandbox.primitives.log_context import bind_task
 from sandbox.server.dispatcher import Dispatcher
-from sandbox.server.event_stream import Broadcast
+from sandbox.server.event_streams import Broadcast
 from sandbox.server.index_writer import IndexWriter
 from sandbox.server.journal_replay import JournalReplayer
 from sandbox.server.recovery import RunnerRecovery

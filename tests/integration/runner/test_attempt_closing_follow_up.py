@@ -36,7 +36,7 @@ from sandbox.model.task_state import TaskState
 from sandbox.primitives.secret_digests import make_fingerprint
 from sandbox.runner.attempt_context import write_handle
 from sandbox.secrets.redaction.redactor import SecretRedactor
-from sandbox.server.event_stream import Broadcast, EventStream
+from sandbox.server.event_streams import Broadcast, EventStream
 from sandbox.server.tracked_task import NoKnownOwner, TrackedTask
 
 TO_RUNNING = (

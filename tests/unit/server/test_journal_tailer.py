@@ -14,7 +14,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
 from sandbox.model.artifacts import Artifact
-from sandbox.server.event_stream import Broadcast
+from sandbox.server.event_streams import Broadcast
 from sandbox.server.index_writer import IndexWriter
 from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.tracked_task import NoKnownOwner, TrackedTask

@@ -1,4 +1,4 @@
-"""Checks of the host for `sandbox doctor`."""
+"""Checks of the host and of the cluster for `sandbox doctor`."""
 
 from dataclasses import dataclass
 from ipaddress import ip_address

@@ -6,7 +6,7 @@ import pytest
 
 from sandbox.primitives import fair_client_shares
 from sandbox.primitives.fair_client_shares import RESPONSES_BYTES_MAX, FairShare
-from sandbox.server.event_stream import Broadcast
+from sandbox.server.event_streams import Broadcast
 
 
 def event(seq, task_id="task-1"):
@@ -15,7 +15,7 @@ def event(seq, task_id="task-1"):
 
 @pytest.fixture(autouse=True)
 def _small_memory(monkeypatch):
-    monkeypatch.setattr("sandbox.server.event_stream.SUBSCRIBER_EVENTS_MAX", 2)
+    monkeypatch.setattr("sandbox.server.event_streams.SUBSCRIBER_EVENTS_MAX", 2)
 
 
 async def read(events, count):
@@ -58,8 +58,8 @@ async def test_each_task_has_separate_gaps():
 
 
 async def test_size_of_the_subscriber_queue_in_bytes_is_limited(monkeypatch):
-    monkeypatch.setattr("sandbox.server.event_stream.SUBSCRIBER_EVENTS_MAX", 100)
-    monkeypatch.setattr("sandbox.server.event_stream.SUBSCRIBER_BYTES_MAX", 3000)
+    monkeypatch.setattr("sandbox.server.event_streams.SUBSCRIBER_EVENTS_MAX", 100)
+    monkeypatch.setattr("sandbox.server.event_streams.SUBSCRIBER_BYTES_MAX", 3000)
 
     async def run():
         broadcast = Broadcast()
@@ -100,7 +100,7 @@ def use_share():
 
 def fill_unread_queues(broadcast, monkeypatch, count):
     """Subscribe and let each queue fill before the next one begins, so that no two queues contain the same events."""
-    monkeypatch.setattr("sandbox.server.event_stream.SUBSCRIBER_EVENTS_MAX", 10_000)
+    monkeypatch.setattr("sandbox.server.event_streams.SUBSCRIBER_EVENTS_MAX", 10_000)
     subscribers = []
     for _ in range(count):
         subscribers.append(broadcast.subscribe())

@@ -15,7 +15,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
 from sandbox.model.artifacts import Artifact
-from sandbox.server.event_stream import Broadcast, EventStream
+from sandbox.server.event_streams import Broadcast, EventStream
 from sandbox.store.sqlite import SqliteStore
 
 ARTIFACTS = 5000

@@ -24,7 +24,7 @@ from sandbox.model.fixed_limits import FOLLOW_BATCH_BYTES
 from sandbox.model.task import StateHistoryEntry, Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.primitives import fair_client_shares
-from sandbox.server.event_stream import Broadcast, EventStream
+from sandbox.server.event_streams import Broadcast, EventStream
 from sandbox.server.tracked_task import NoKnownOwner, TrackedTask
 
 TO_RUNNING = (
@@ -352,7 +352,7 @@ async def test_states_are_followed_and_resumed_without_gaps():
 
 
 async def test_many_changed_tasks_are_read_in_parts(monkeypatch):
-    monkeypatch.setattr("sandbox.server.event_stream._CHANGED_TASKS_PER_READ", 3)
+    monkeypatch.setattr("sandbox.server.event_streams._CHANGED_TASKS_PER_READ", 3)
     followed = FollowedStates()
     begin = followed.store.last_change_position()
     for number in range(10):
