@@ -44,8 +44,8 @@ _WAITED_SECONDS_MIN = 1.0
 _RECOVERY_FACTOR = 0.25
 """While nobody waits for the lock, the measured time decreases by this multiple of the time that passes."""
 
-_PAGE_FAULT_FUNCTION = "handle_mm_fault"
-"""The function in the stack of a thread that waits for a page of its own memory."""
+_PAGE_FAULT_FUNCTIONS = ("page_fault", "handle_mm_fault", "lock_mm_and_find_vma", "gup_", "iov_iter_extract_pages")
+"""Text in the stack of a thread that waits for a page of its own memory, or for the lock of its memory."""
 
 _LISTING_FUNCTION, _READ_FUNCTION, _DIRECT_READ_FUNCTIONS = "ovl_iterate", "ovl_read_iter", ("iomap_dio", "direct_IO")
 """Text in the stack of a thread that lists a host directory, or reads a host file without the page cache.
@@ -218,7 +218,8 @@ class HostInodeLockMeter:
         with suppress(OSError):
             stack = _read_stack(self._proc, thread)
             is_direct_read = _READ_FUNCTION in stack and any(name in stack for name in _DIRECT_READ_FUNCTIONS)
-            return _PAGE_FAULT_FUNCTION in stack and (_LISTING_FUNCTION in stack or is_direct_read)
+            is_page_fault = any(name in stack for name in _PAGE_FAULT_FUNCTIONS)
+            return is_page_fault and (_LISTING_FUNCTION in stack or is_direct_read)
         return False
 
 

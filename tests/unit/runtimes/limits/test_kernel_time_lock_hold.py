@@ -213,6 +213,8 @@ _ITERATE_DIR_PAGE_FAULT_STACK = _PAGE_FAULT_FRAMES + "[<0>] filldir64+0xc5/0x190
 _READ_FRAMES = "[<0>] backing_file_read_iter+0x179/0x1d0\n[<0>] ovl_read_iter+0xa1/0xb0\n"
 _DIRECT_READ_PAGE_FAULT_STACK = _PAGE_FAULT_FRAMES + "[<0>] iomap_dio_rw+0xe/0x40\n" + _READ_FRAMES
 _DIRECT_READ_OF_DISK_STACK = _PAGE_FAULT_FRAMES + "[<0>] iomap_dio_rw+0xe/0x40\n[<0>] ext4_file_read_iter+0x18b/0x240\n"
+_MEMORY_LOCK_FRAMES = "[<0>] lock_mm_and_find_vma+0x1/0x2\n[<0>] exc_page_fault+0x1/0x2\n[<0>] filldir64+0x1/0x2\n"
+_GUP_FRAMES = "[<0>] __gup_longterm_locked+0x1/0x2\n[<0>] iomap_dio_bio_iter+0x1/0x2\n"
 _OVL_ITERATE_STACK = "[<0>] iterate_dir+0xba/0x2a0\n[<0>] ovl_iterate+0x182/0x320\n"
 
 
@@ -230,12 +232,23 @@ def measure_listings(lock: LockHarness, tmp_path: Path, seconds: float) -> list[
     [
         (_OVL_ITERATE_PAGE_FAULT_STACK, 3.0),
         (_DIRECT_READ_PAGE_FAULT_STACK, 3.0),
+        (_MEMORY_LOCK_FRAMES + _OVL_ITERATE_STACK, 3.0),
+        (_GUP_FRAMES + _READ_FRAMES, 3.0),
         (_ITERATE_DIR_PAGE_FAULT_STACK, 0.0),
         (_DIRECT_READ_OF_DISK_STACK, 0.0),
         (_PAGE_FAULT_FRAMES + _READ_FRAMES, 0.0),
         (_OVL_ITERATE_STACK, 0.0),
     ],
-    ids=["listing", "direct read", "listing of the disk", "direct read of the disk", "cached read", "does not wait"],
+    ids=[
+        "listing",
+        "direct read",
+        "listing that waits for the lock of its memory",
+        "direct read that waits for the lock of its memory",
+        "listing of the disk",
+        "direct read of the disk",
+        "cached read",
+        "does not wait",
+    ],
 )
 def test_time_counts_while_a_thread_with_the_lock_of_a_host_file_waits_for_its_memory(
     lock: LockHarness, tmp_path: Path, stack: str, seconds: float
