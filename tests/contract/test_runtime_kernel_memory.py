@@ -931,7 +931,7 @@ def test_mappings_of_ended_processes_are_limited(
         pytest.skip("mappings belong to the sandbox's kernel")
     if "memory" not in enforced_limits or os.geteuid():
         pytest.skip("kernel memory cannot be measured here")
-    for module in ("memory_mappings", "kernel_usage"):
+    for module in ("memory_mappings", "usage_limits"):
         monkeypatch.setattr(f"sandbox.runtimes.limits.{module}.VMA_BYTES_MAX", 32 * MEBIBYTE)
     source = _HIDDEN_MAPPINGS.replace("{processes}", str(processes))
     violation = measure_held(runtime, disk, source, 4 * MEMORY_BYTES, exceeds=exceeds).find_exceeded_limit()
