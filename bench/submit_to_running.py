@@ -15,9 +15,8 @@ from pathlib import Path
 
 from sandbox.agents.claude_code.agent import find_binary
 from sandbox.client import Client
-from sandbox.demo.git_server import make_example_repository
 from sandbox.demo.scripted_model import Fault, Script, Text, Turn
-from sandbox.demo.walkthrough import start_module, start_server
+from sandbox.demo.walkthrough import make_example_repository, start_module, start_server
 
 IDLE_TASKS = 4
 

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from doubles.deployment import bash_turn, git, reply_turn
-from sandbox.demo.git_server import make_example_repository
 from sandbox.demo.scripted_model import example_script
+from sandbox.demo.walkthrough import make_example_repository
 
 
 def run_in(checkout, deployment, *arguments):

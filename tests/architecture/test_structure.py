@@ -264,9 +264,8 @@ MODULES_THAT_NAME_AN_AGENT = {
     "api/examples.json": "recorded requests and responses for the documentation",
     "cli/commands/mcp/command.py": "how to add Sandbox's MCP server to a user's own agent",
     "cli/main.py": "the summary in the help: what Sandbox does today",
-    "demo/git_server.py": "a file of the example repository",
     "demo/scripted_model.py": "the API that it implements",
-    "demo/walkthrough.py": "the demo's manifest and its text, and the variables that configure the scripted model",
+    "demo/walkthrough.py": "the demo's manifest, text and example repository, and the variables of the scripted model",
     "model/wire/task_bodies.py": "a public type of the Python client: the section of a task's `definition`",
 }
 

@@ -20,11 +20,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from sandbox.demo.git_server import DEFAULT_PORT, REPOSITORY_NAME, make_example_repository
+from sandbox.demo.git_server import DEFAULT_PORT
 from sandbox.demo.walkthrough import (
     CANCEL_TIMEOUT_SECONDS,
+    REPOSITORY_NAME,
     exit_on_signals,
     has_model_key,
+    make_example_repository,
     print_model,
     read_first_line,
     run_task,

@@ -5,7 +5,8 @@ import asyncio
 import httpx2
 import pytest
 
-from sandbox.demo.git_server import FILES, git_environment, git_service, make_example_repository
+from sandbox.demo.git_server import git_service
+from sandbox.demo.walkthrough import FILES, git_environment, make_example_repository
 
 
 @pytest.fixture

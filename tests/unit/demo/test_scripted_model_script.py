@@ -6,8 +6,8 @@ import sys
 import msgspec
 import pytest
 
-from sandbox.demo.git_server import FILES
 from sandbox.demo.scripted_model import Fault, Script, ToolUse, Turn, example_script, load_script
+from sandbox.demo.walkthrough import FILES
 
 
 @pytest.fixture
