@@ -29,7 +29,7 @@ class StoredJob(msgspec.Struct, frozen=True, rename={"is_abandoned": "is_given_u
     token_hashes: SHA-256 of each submission's join token. After a crash, there may be several.
     nonce_hash: SHA-256 of the nonce of the worker that has claimed the job; None before the claim.
     host, boot_id, runtime: sent by the worker that has claimed the job.
-    is_fenced: the worker sent an invalid message. It gets no more answers, so its lease ends.
+    is_fenced: the worker sent an invalid message. It gets no further responses, so its lease ends.
     is_abandoned: the worker can no longer communicate, and the journal may be continued elsewhere.
     was_end_confirmed: the engine confirmed the end of the abandoned worker.
     loss_reason: what the engine reported about the abandoned worker; empty if it reported no problem.

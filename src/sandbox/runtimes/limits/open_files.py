@@ -137,6 +137,9 @@ _LOCK_PAUSE_FACTOR = 10
 _LISTED_LOCKS_MAX = 65_536
 """Maximum number of the machine's locks that are inspected, because the kernel walks the list for each 4 KiB of it."""
 
+_IGNORED_ORPHANS_MAX = FILE_LOCKS_MAX // 16
+"""While the machine has at most this many locks, orphans are not counted when a sandbox starts."""
+
 _UNKNOWN_PIDS = ("-1", "0")
 """What the kernel shows as the process of an open file description lock, and of a process outside the pid namespace."""
 
@@ -271,7 +274,7 @@ class FileLockMeter:
         self._next_at: float | None = None
         self._sibling_changes = read_sibling_changes()
         self._charged_orphans = 0
-        self._orphans = count_locks().orphans if (self._machine_locks() or 0) > FILE_LOCKS_MAX else 0
+        self._orphans = count_locks().orphans if (self._machine_locks() or 0) > _IGNORED_ORPHANS_MAX else 0
         """Number of orphans at the last count."""
 
     def count(self) -> int | None:

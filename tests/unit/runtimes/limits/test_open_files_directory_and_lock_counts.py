@@ -184,6 +184,16 @@ def test_orphans_of_earlier_sandboxes_are_not_charged(machine: FakeMachine):
     assert measure() == 9000
 
 
+def test_orphans_of_earlier_sandboxes_below_the_limit_are_not_charged(machine: FakeMachine):
+    """Otherwise, a few locks of the next sandbox would exceed the limit together with them."""
+    machine.set_locks(orphans=FILE_LOCKS_MAX - 100)
+    measure = machine.start_sandbox()
+    machine.set_locks(own=300, orphans=FILE_LOCKS_MAX - 100)
+    assert (measure(), machine.counts) == (0, 1)
+    machine.set_locks(own=9000, orphans=FILE_LOCKS_MAX - 100)
+    assert measure() == 9000
+
+
 def test_orphans_that_appear_while_no_other_sandbox_exists_are_charged(machine: FakeMachine):
     machine.set_locks(orphans=9000)
     measure = machine.start_sandbox()
