@@ -33,6 +33,10 @@ _Result = TypeVar("_Result")
 _Parameters = ParamSpec("_Parameters")
 
 
+_IS_MEMORY_RESERVED: ContextVar[bool] = ContextVar("is_memory_reserved", default=False)
+"""Whether the current request has reserved all of its memory in advance."""
+
+
 class MemoryShare:
     """The memory for one client's responses, across all of its connections. Reservations are granted in FIFO order."""
 
@@ -54,7 +58,13 @@ class MemoryShare:
 
     @asynccontextmanager
     async def reservation(self, size_bytes: int) -> AsyncIterator[None]:
-        """Wait until there is room, then reserve memory for the duration of the context."""
+        """Wait until there is room, then reserve memory for the duration of the context.
+
+        Within `request_memory`, do neither.
+        """
+        if _IS_MEMORY_RESERVED.get():
+            yield
+            return
         await self._wait_for_room(size_bytes)
         try:
             yield
@@ -207,6 +217,20 @@ def current_memory_share() -> MemoryShare:
     """Return the current share's `MemoryShare`, or an unlimited one if no share is in use."""
     share = _SHARE.get()
     return share.memory if share is not None else MemoryShare(sys.maxsize)
+
+
+@asynccontextmanager
+async def request_memory(size_bytes: int) -> AsyncIterator[None]:
+    """Reserve all memory that a request needs, also for the reservations within the context.
+
+    If requests waited for more memory while they hold some, they could block each other forever.
+    """
+    async with current_memory_share().reservation(size_bytes):
+        token = _IS_MEMORY_RESERVED.set(True)
+        try:
+            yield
+        finally:
+            _IS_MEMORY_RESERVED.reset(token)
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """A token with many streams delays only its own requests."""
 
 import asyncio
+import contextlib
 import threading
 
 import httpx2
@@ -8,11 +9,15 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from doubles.fake_tasks import TO_RUNNING
+from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.api import authentication, client_limits
 from sandbox.api.routes import live_events, submission
+from sandbox.api.routes import tasks as routes_of_tasks
+from sandbox.interfaces.server_services import TaskNotFoundError
 from sandbox.model import events as e
+from sandbox.model.fixed_limits import FOLLOW_BATCH_BYTES
+from sandbox.primitives import fair_client_shares
 from sandbox.primitives.fair_client_shares import CONCURRENT_THREADS_MAX, MESSAGES_PER_TURN_MAX
 
 STREAMS, LINES = 20, 300
@@ -120,6 +125,68 @@ async def test_number_of_concurrent_artifact_lists_per_token_is_limited(running_
             assert maximum == CONCURRENT_THREADS_MAX
             may_continue.set()
             assert {response.status_code for response in await asyncio.gather(*requests)} == {200}
+
+
+@pytest.mark.parametrize("path", ["", "/wait?timeout=0", "/manifest"])
+async def test_number_of_tasks_that_requests_of_one_token_keep_in_memory_is_limited(running_api, monkeypatch, path):
+    """A task with many artifacts uses megabytes."""
+    async with running_api(FakeTokenStore(vera="operator", otto="operator")) as api:
+        api.tasks.add("task-001", *TO_RUNNING)
+        loaded = maximum = 0
+        status = api.tasks.status
+
+        async def load(task_id):
+            nonlocal loaded, maximum
+            task = await fair_client_shares.to_thread(asyncio.run, status(task_id))
+            loaded, maximum = loaded + 1, max(maximum, loaded + 1)
+            return task
+
+        def unload(*_):
+            nonlocal loaded
+            loaded -= 1
+            return {}
+
+        async def chain(task):
+            return await fair_client_shares.to_thread(lambda: [task])
+
+        async def body(tasks, *_, **__):
+            await chain(None)
+            return unload()
+
+        monkeypatch.setattr(api.tasks, "status", load)
+        monkeypatch.setattr(routes_of_tasks, "task_body", body)
+        monkeypatch.setattr(routes_of_tasks, "manifest_data", unload)
+        async with httpx2.AsyncClient(
+            base_url=api.http, timeout=20, headers={"Authorization": "Bearer vera"}
+        ) as client:
+            responses = await asyncio.gather(*(client.get(f"/api/v1/tasks/task-001{path}") for _ in range(30)))
+        assert {response.status_code for response in responses} == {200}
+        assert maximum <= CONCURRENT_THREADS_MAX
+
+
+async def test_many_concurrent_continuations_of_one_token_are_all_answered(running_api, monkeypatch):
+    """Each reserves memory for its body, and then for the conversation of the earlier task."""
+    async with running_api(FakeTokenStore(otto="operator")) as api:
+        api.tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
+        started, all_started = 0, asyncio.Event()
+
+        async def plan(task_id):
+            nonlocal started
+            started += 1
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2):  # until as many requests as possible have reserved memory
+                    await all_started.wait()
+            async with fair_client_shares.current_memory_share().reservation(5 * FOLLOW_BATCH_BYTES):
+                raise TaskNotFoundError(task_id)
+
+        monkeypatch.setattr(api.tasks, "plan_continuation", plan)
+        async with httpx2.AsyncClient(
+            base_url=api.http, timeout=20, headers={"Authorization": "Bearer otto"}
+        ) as client:
+            path, body = "/api/v1/tasks/task-001/continue", {"prompt": "Go on."}
+            responses = await asyncio.gather(*(client.post(path, json=body) for _ in range(100)))
+        assert {response.status_code for response in responses} == {404}
+        assert started == 100
 
 
 async def test_pipelined_unauthenticated_requests_are_answered_in_small_batches(running_api, wait_until, monkeypatch):

@@ -210,6 +210,9 @@ _RERUN_ERROR_CODES = ("task_not_found", *SUBMISSION_ERROR_CODES)
 RequestT = TypeVar("RequestT", RerunRequest, ContinueRequest)
 PlanDerivedTask = Callable[[str], Awaitable[DerivedTaskPlan]]
 
+_EARLIER_TASK_BYTES = fixed_limits.BODY_BYTES_MAX + 3 * fixed_limits.FOLLOW_BATCH_BYTES
+"""Maximum size of the manifest of the earlier task, and of the part of its conversation that is in memory at a time."""
+
 derived_task_router = create_router("Tasks")
 
 
@@ -263,7 +266,7 @@ async def _submit_derived_task(
     *,
     dry_run: bool,
 ) -> SubmissionResponse:
-    async with body_memory(request, additional_bytes=fixed_limits.BODY_BYTES_MAX):  # the manifest of the earlier task
+    async with body_memory(request, additional_bytes=_EARLIER_TASK_BYTES):
         content = await read_body(request)
         idempotency = make_idempotency(request, idempotency_key, content)
         submissions = context.services.submissions

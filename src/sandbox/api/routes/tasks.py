@@ -48,7 +48,6 @@ from sandbox.model.errors import DECODE_ERRORS, FieldError, InvalidParameterErro
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
 from sandbox.model.manifest.field_formats import NO_CONTROL_CHARACTERS, Format
 from sandbox.model.manifest.yaml import manifest_data
-from sandbox.model.task import Task
 from sandbox.model.task_names_and_ids import PROMPT_BEGINNING_BYTES
 from sandbox.model.task_state import OUTCOMES, TaskState, states_matching_filter
 from sandbox.model.wire.request_bodies import REASON_LENGTH_MAX, CancelRequest
@@ -305,7 +304,7 @@ task_router = create_router("Tasks")
 @task_router.get(paths.TASK, responses=problem_responses("task_not_found", "service_unavailable"))
 async def get_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse[TaskBody]:
     """Get the status of a task."""
-    return JsonResponse(await _current_task_body(request, context, await context.services.tasks.status(task_id)))
+    return await _current_task_response(request, context, task_id)
 
 
 @task_router.get(
@@ -325,15 +324,19 @@ async def get_manifest(request: Request, context: ContextDep, task_id: paths.Tas
     """
     if not get_caller(request).is_operator:
         raise ManifestForbiddenError
-    task = await context.services.tasks.status(task_id)
-    return await fair_client_shares.to_thread(
-        lambda: JsonResponse(manifest_data(task.manifest, context.settings.agents))
-    )
+    async with fair_client_shares.thread_slot():
+        task = await context.services.tasks.status(task_id)
+        return await fair_client_shares.to_thread(
+            lambda: JsonResponse(manifest_data(task.manifest, context.settings.agents))
+        )
 
 
-async def _current_task_body(request: Request, context: AppContext, task: Task) -> TaskBody:
-    services = context.services
-    return await task_body(services.tasks, services.sandboxes, task, is_operator=get_caller(request).is_operator)
+async def _current_task_response(request: Request, context: AppContext, task_id: str) -> JsonResponse[TaskBody]:
+    """Load the task and its chain with one thread slot: a task may use megabytes while it waits for another slot."""
+    services, is_operator = context.services, get_caller(request).is_operator
+    async with fair_client_shares.thread_slot():
+        task = await services.tasks.status(task_id)
+        return JsonResponse(await task_body(services.tasks, services.sandboxes, task, is_operator=is_operator))
 
 
 @task_router.get(paths.WAIT, responses=problem_responses("task_not_found", "service_unavailable"))
@@ -346,11 +349,10 @@ async def wait_for_task(
     """Wait until a task has ended or the timeout has expired; return the task's status."""
     tasks = context.services.tasks
     # A disconnect or a shutdown ends the wait early.
-    result = await run_until_first_complete(
+    await run_until_first_complete(
         tasks.wait(task_id, timeout), context.shutting_down.wait(), wait_for_disconnect(request.receive)
     )
-    task = result if isinstance(result, Task) else await tasks.status(task_id)
-    return JsonResponse(await _current_task_body(request, context, task))
+    return await _current_task_response(request, context, task_id)
 
 
 @task_router.delete(

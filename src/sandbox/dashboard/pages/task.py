@@ -105,17 +105,20 @@ async def send_results_bundle(request: Request, context: AppContext) -> Response
             manifest_yaml, task.manifest, context.settings.agents, with_id=True, with_sources=sees_all
         )
     headers = {"content-disposition": content_disposition(f"{task.id}.proof.tar")}
-    return StreamingResponse(_tar(task, manifest, stored), media_type="application/x-tar", headers=headers)
+    tar = _tar(task.id, task.state_changed_at, manifest, stored)  # streams do not keep the task, which may be large
+    return StreamingResponse(tar, media_type="application/x-tar", headers=headers)
 
 
-async def _tar(task: Task, manifest: str, stored: Sequence[StoredArtifact]) -> AsyncIterator[bytes]:
+async def _tar(
+    task_id: str, ended_at: datetime, manifest: str, stored: Sequence[StoredArtifact]
+) -> AsyncIterator[bytes]:
     sums = "".join(f"{one.artifact.checksum.removeprefix('sha256:')}  {one.artifact.name}\n" for one in stored)
     texts = {"SHA256SUMS": sums, "manifest.yaml": manifest}
     for name, text in texts.items():
         content = text.encode()
-        yield _tar_header(task, name, len(content), task.state_changed_at) + content + _padding(len(content))
+        yield _tar_header(task_id, name, len(content), ended_at) + content + _padding(len(content))
     for one in stored:
-        yield _tar_header(task, one.artifact.name, one.artifact.size_bytes, one.created_at)
+        yield _tar_header(task_id, one.artifact.name, one.artifact.size_bytes, one.created_at)
         async for chunk in _read_artifact(one):
             yield chunk
         yield _padding(one.artifact.size_bytes)
@@ -134,8 +137,8 @@ async def _read_artifact(stored: StoredArtifact) -> AsyncIterator[bytes]:
             yield chunk
 
 
-def _tar_header(task: Task, name: str, size_bytes: int, at: datetime) -> bytes:
-    entry = tarfile.TarInfo(f"{task.id}/{name}")
+def _tar_header(task_id: str, name: str, size_bytes: int, at: datetime) -> bytes:
+    entry = tarfile.TarInfo(f"{task_id}/{name}")
     entry.size, entry.mtime, entry.mode = size_bytes, int(at.timestamp()), 0o644
     return entry.tobuf(tarfile.PAX_FORMAT)
 
