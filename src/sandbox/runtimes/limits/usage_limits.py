@@ -264,7 +264,7 @@ class FileUsage(msgspec.Struct, frozen=True):
                 "lock files in the workspace instead."
             )
         if self.was_cut_short:
-            return "The sandbox's open files took too long to count; watch fewer files with epoll and inotify."
+            return "The sandbox's open files took too long to count; open, lock and watch fewer files."
         if self.epoll_entries > EPOLL_ENTRIES_MAX:
             return (
                 f"The sandbox had more than {EPOLL_ENTRIES_MAX} epoll entries; watch each file with one epoll instance."
