@@ -65,7 +65,7 @@ ROWS = [
     (
         "Gateway",
         "Model requests in flight whose maximum cost exceeds the rest of the budget",
-        "gateway.limits.IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET",
+        "gateway.limits.IN_FLIGHT_REQUESTS_WITHOUT_COST_CHECK",
     ),
     ("Gateway", "Connection attempt to a host", "gateway.limits.CONNECT_TIMEOUT_SECONDS"),
     ("Gateway", "Silence of the model", "gateway.limits.UPSTREAM_TIMEOUT_SECONDS"),

@@ -279,7 +279,7 @@ class RequestAdmission:
         if denied := self._deny_cross_site(connection, credentials, requires_token=requires_token):
             return denied
         address = connection.client.host if connection.client is not None else None
-        if wait_seconds := self.client_limits.throttle_seconds(principal, address):
+        if wait_seconds := self.client_limits.acquire_request(principal, address):
             return _rate_limited(wait_seconds, principal)
         if not requires_token:
             return Caller(LOCAL_OPERATOR)
@@ -421,7 +421,7 @@ class AuthenticationMiddleware:
             scope, send = _with_subprotocol(scope, send)
         channel = _CheckedChannel(result, scope["type"], (receive, send), self._admission)
         try:
-            with self._admission.client_limits.count_request(result.principal):
+            with self._admission.client_limits.track_request(result.principal):
                 await respond_within_memory(self._app, scope, channel.receive, channel.send, memory)
         except CredentialsRevokedError:
             if scope["type"] == "http" and not channel.has_response:

@@ -49,8 +49,8 @@ class RateLimiter:
         self._monotonic = monotonic
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
-    def throttle_seconds(self, client: str) -> int:
-        """Count one request.
+    def acquire(self, client: str) -> int:
+        """Take one request from the client's bucket.
 
         Return 0 if it is allowed; otherwise, return the number of seconds to wait before retrying.
         """
@@ -97,19 +97,19 @@ class ClientLimits:
         self._all_tasks_streams: Counter[str] = Counter()
         self._shares = FairShares()
 
-    def throttle_seconds(self, principal: Principal | None, address: str | None) -> int:
-        """Count one request toward the rate of its client.
+    def acquire_request(self, principal: Principal | None, address: str | None) -> int:
+        """Take one request from the bucket of its client.
 
         Return 0 if it is allowed; otherwise, return the number of seconds to wait before retrying.
         """
         client = f"token {principal.id}" if principal else client_key(address)
-        if wait_seconds := self._rate_limiter.throttle_seconds(client):
+        if wait_seconds := self._rate_limiter.acquire(client):
             return wait_seconds
         return int(principal is not None and self._requests_in_progress[principal.id] >= CONCURRENT_REQUESTS_MAX)
 
     @contextmanager
-    def count_request(self, principal: Principal | None) -> Iterator[None]:
-        """Count a request while it is being processed. Requests without a token are not counted."""
+    def track_request(self, principal: Principal | None) -> Iterator[None]:
+        """Count a request as in progress for the duration of the context. Requests without a token are not counted."""
         name = principal.id if principal else ""
         self._requests_in_progress[name] += bool(name)
         try:

@@ -180,17 +180,20 @@ _METHODS_WITH_BODY = frozenset({"DELETE", "PATCH", "POST", "PUT"})
 _EMPTY_BODY_LENGTHS = frozenset({"0", "1", "2"})
 """Lengths of an empty body, a line break, and an empty object."""
 
-BodyParser = Callable[[bytes, Request], object]
-"""Parses a body. Raises InvalidInputError."""
+BodyValidator = Callable[[bytes, Request], object]
+"""Checks a body. Raises InvalidInputError with all errors."""
 
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
 
-def with_body_parser(parse: BodyParser) -> Callable[[EndpointT], EndpointT]:
-    """Mark a route that reads a body. A response about invalid parameters then also lists the body's errors."""
+def accepts_body(validate: BodyValidator) -> Callable[[EndpointT], EndpointT]:
+    """Mark a route that reads a body.
+
+    validate: called only if parameters are invalid, so that the response also lists the body's errors.
+    """
 
     def mark(endpoint: EndpointT) -> EndpointT:
-        vars(endpoint)["parse_body"] = parse
+        vars(endpoint)["validate_body"] = validate
         return endpoint
 
     return mark
@@ -200,10 +203,10 @@ async def check_params(request: Request) -> None:
     """Check the parameters of a request before the route runs. Raises InvalidParameterError with all errors."""
     route = request.scope["route"]
     assert isinstance(route, APIRoute)
-    parse_body = vars(route.endpoint).get("parse_body")
+    validate_body = vars(route.endpoint).get("validate_body")
     if errors := [*_all_name_errors(request, route), *_value_errors(request, route)]:
-        raise InvalidParameterError([*errors, *await _body_errors(request, parse_body)])
-    if parse_body is None and request.method in _METHODS_WITH_BODY:
+        raise InvalidParameterError([*errors, *await _body_errors(request, validate_body)])
+    if validate_body is None and request.method in _METHODS_WITH_BODY:
         _require_empty_body(request)
 
 
@@ -231,13 +234,13 @@ def _value_error(error: ErrorDetails, path: FieldPath, part: Any) -> FieldError:
     return FieldError.at(path, violation.rule, violation.message, part=part, suggestion=violation.suggestion)
 
 
-async def _body_errors(request: Request, parse_body: BodyParser | None) -> Sequence[FieldError]:
-    if parse_body is None:
+async def _body_errors(request: Request, validate_body: BodyValidator | None) -> Sequence[FieldError]:
+    if validate_body is None:
         return ()
     async with body_memory(request):
         content = await read_body(request)
         try:
-            await fair_client_shares.to_thread(parse_body, content, request)
+            await fair_client_shares.to_thread(validate_body, content, request)
         except InvalidInputError as error:
             return error.errors
     return ()

@@ -144,7 +144,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
         claim = _make_claim(attempt_id, token, placement.host.identity.boot_id, probed.runtime)
         journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir, RunnerCredentialRequests(own_end))
         identity_file = os.environ.get(IDENTITY_FILE_VARIABLE)
-        await asyncio.to_thread(remove_stale_images, data_dir)
+        await asyncio.to_thread(remove_incomplete_images, data_dir)
         images = HostImageCopies(data_dir)
 
         def create_worker_task(task_id: str) -> WorkerTask:
@@ -173,7 +173,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
         return await worker.run()
 
 
-def remove_stale_images(data_dir: Path) -> None:
+def remove_incomplete_images(data_dir: Path) -> None:
     """Remove the incomplete images of killed transfers. Does not affect running transfers. Blocks.
 
     Errors are only logged.

@@ -306,16 +306,20 @@ def _patch_entries(client: Client, task_id: str, path: str) -> list[Artifact]:
     return [entry for entry in client.artifacts(task_id)["artifacts"] if entry["path"] == path]
 
 
-def print_omissions(client: Client, task_id: str, patch: Path) -> bool:
-    """Print what the server left out of a patch and where to find it; return whether git has anything to apply."""
+def print_omissions(client: Client, task_id: str, patch: Path) -> None:
+    """Print what the server left out of a patch and where to find it."""
     remarks = list(islice(takewhile(_is_remark, patch_lines(patch)), REMARKS_MAX))
     if not remarks:
-        return bool(patch.stat().st_size)
+        return
     lines = ["Not everything is in the patch:", *(f"  {escape_text(line[2:])}" for line in remarks)]
     name = f"{task_id}.changes.tar"
     if any(entry["path"] == f".sandbox/{name}" for entry in client.artifacts(task_id)["artifacts"]):
         lines.append(f"  Download all new and changed files: sandbox task download {escape_text(f'{task_id} {name}')}")
     click.echo("\n".join(lines), err=True)
+
+
+def has_diff(patch: Path) -> bool:
+    """Return whether a patch has anything that git can apply."""
     return not all(map(_is_remark, patch_lines(patch)))
 
 

@@ -73,9 +73,9 @@ class ConnectionSettings:
             "headers": request.headers,
             "content": request.content,
         }
-        if request.read_seconds is not None:
+        if request.read_timeout_seconds is not None:
             arguments["timeout"] = httpx2.Timeout(
-                self.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS, read=request.read_seconds
+                self.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS, read=request.read_timeout_seconds
             )
         return arguments
 

@@ -146,7 +146,7 @@ class Request(Generic[ResponseT]):
 
     response_type: the type of the response.
     required_keys: keys without which a response is invalid.
-    read_seconds: read timeout, if it differs from the client's.
+    read_timeout_seconds: read timeout, if it differs from the client's.
     response_bytes_max: size limit of the decompressed JSON response.
     """
 
@@ -157,7 +157,7 @@ class Request(Generic[ResponseT]):
     params: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | None = None
-    read_seconds: float | None = None
+    read_timeout_seconds: float | None = None
     response_bytes_max: int = RESPONSE_BYTES_MAX
 
 
@@ -253,7 +253,7 @@ def wait(task_id: str, seconds: float) -> Request[Task]:
         Task,
         _TASK_KEYS,
         parameters,
-        read_seconds=seconds + WAIT_RESPONSE_TIMEOUT_SECONDS,
+        read_timeout_seconds=seconds + WAIT_RESPONSE_TIMEOUT_SECONDS,
     )
 
 
@@ -265,12 +265,16 @@ def cancel(task_id: str, reason: str | None, *, force: bool) -> Request[Cancella
 
 def release(task_id: str) -> Request[Release]:
     """Remove a preserved sandbox."""
-    return Request("DELETE", task_path(task_id, "vm"), Release, ("task_id",), read_seconds=RELEASE_TIMEOUT_SECONDS)
+    return Request(
+        "DELETE", task_path(task_id, "vm"), Release, ("task_id",), read_timeout_seconds=RELEASE_TIMEOUT_SECONDS
+    )
 
 
 def delete(task_id: str) -> Request[Deletion]:
     """Delete a task that has ended."""
-    return Request("DELETE", task_path(task_id, "data"), Deletion, ("task_id",), read_seconds=DELETE_TIMEOUT_SECONDS)
+    return Request(
+        "DELETE", task_path(task_id, "data"), Deletion, ("task_id",), read_timeout_seconds=DELETE_TIMEOUT_SECONDS
+    )
 
 
 def artifacts(task_id: str) -> Request[ArtifactList]:
@@ -292,20 +296,28 @@ def logs(task_id: str, **filters: str | int | None) -> Request[StreamedBody]:
     return Request("GET", task_path(task_id, "logs"), StreamedBody, (), drop_none(filters))
 
 
-def follow(task_id: str, read_seconds: float, **filters: str | int | None) -> Request[StreamedBody]:
+def follow(task_id: str, read_timeout_seconds: float, **filters: str | int | None) -> Request[StreamedBody]:
     """Follow a task's events."""
     headers = {"Accept": "text/event-stream"}
     if filters.get("after") is not None:
         headers["Last-Event-ID"] = str(filters["after"])
     parameters = {**drop_none(filters), "follow": "true"}
-    return Request("GET", task_path(task_id, "logs"), StreamedBody, (), parameters, headers, read_seconds=read_seconds)
+    return Request(
+        "GET",
+        task_path(task_id, "logs"),
+        StreamedBody,
+        (),
+        parameters,
+        headers,
+        read_timeout_seconds=read_timeout_seconds,
+    )
 
 
-def follow_states(read_seconds: float, after: str) -> Request[StreamedBody]:
+def follow_states(read_timeout_seconds: float, after: str) -> Request[StreamedBody]:
     """Follow the states of all tasks."""
     headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
     parameters = {"follow": "true"}
-    return Request("GET", "/events", StreamedBody, (), parameters, headers, read_seconds=read_seconds)
+    return Request("GET", "/events", StreamedBody, (), parameters, headers, read_timeout_seconds=read_timeout_seconds)
 
 
 def health() -> Request[Health]:
@@ -325,7 +337,7 @@ def prune(
         Pruned,
         ("tasks",),
         parameters,
-        read_seconds=PRUNE_TIMEOUT_SECONDS,
+        read_timeout_seconds=PRUNE_TIMEOUT_SECONDS,
         response_bytes_max=LIST_BYTES_MAX,
     )
 

@@ -54,7 +54,7 @@ LONG_POLL_SECONDS = 60.0
 LONG_POLL_PAUSE_SECONDS = 0.1
 """Delay before the next long poll, because a server that is shutting down responds immediately."""
 
-RESUBMIT_SECONDS = 60.0
+RESUBMIT_TIMEOUT_SECONDS = 60.0
 """How long to retry a submission whose response was lost."""
 
 STREAM_IDLE_TIMEOUT_SECONDS = 45.0
@@ -102,7 +102,7 @@ class Operation(Generic[ResponseT]):
 
 def submit(request: Request[Submitted]) -> OperationActions[Submitted]:
     """Submit, and retry if the response was lost; the idempotency key prevents a second task."""
-    deadline, backoff, is_lost = time.monotonic() + RESUBMIT_SECONDS, Backoff(), False
+    deadline, backoff, is_lost = time.monotonic() + RESUBMIT_TIMEOUT_SECONDS, Backoff(), False
     while True:
         try:
             submitted: Submitted = yield request

@@ -112,7 +112,7 @@ HOLD_TIMEOUT_SECONDS = 120.0
 BUFFERED_BYTES_MAX = 64 * 1024 * 1024
 """Maximum total size of model request bodies waiting for a decision or for the upstream; above it: 429."""
 
-IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET = 16
+IN_FLIGHT_REQUESTS_WITHOUT_COST_CHECK = 16
 """Number of model requests in flight that a budget never limits. An agent sends about ten at the same time.
 
 Above this number, a request is rejected (429) if it and the requests in flight might spend the rest of the budget.

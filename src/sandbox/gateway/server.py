@@ -20,7 +20,7 @@ from sandbox.gateway.egress.connection import EgressConnection, PublicDialer
 from sandbox.gateway.egress.http import HttpInspector
 from sandbox.gateway.egress.inspector_interface import ConnectionInspector, Denial, Tunnel
 from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, AddressPolicy, EgressPolicy, is_dialable
-from sandbox.gateway.egress.protocol_sniffing import open_transparent_tunnel
+from sandbox.gateway.egress.protocol_sniffing import decide_transparent_connection
 from sandbox.gateway.egress.proxy_inspector import ProxyInspector
 from sandbox.gateway.egress.tls import TlsInspector
 from sandbox.gateway.event_reporter import EventReporter
@@ -221,7 +221,7 @@ class SocketGateway:
         address = accepted.getsockname()[0]
         name = self._synthetic_ips.name_of(address)
         if port not in (HTTP_PORT, HTTPS_PORT):
-            await self._serve_egress(open_transparent_tunnel(self._policy, name, address, port), accepted)
+            await self._serve_egress(decide_transparent_connection(self._policy, name, address, port), accepted)
             return
         kind = HttpInspector if port == HTTP_PORT else TlsInspector
         await self._serve_egress(kind(self._policy, name, address, port), accepted)

@@ -65,7 +65,7 @@ def compute_digest(root: Path) -> TreeDigest:
     return TreeDigest(f"sha256:{digest.hexdigest()}", size, entry_count)
 
 
-def read_tree(root: Path) -> Iterator[bytes]:
+def stream_tar(root: Path) -> Iterator[bytes]:
     """Yield a tree as a tar, whose SHA-256 is the tree's digest, in parts of at most CHUNK_BYTES. Raises OSError."""
     for path, name in _walk(str(root), "."):
         yield from _read_entry(path, name, os.lstat(path))

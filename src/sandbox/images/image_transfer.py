@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 from sandbox.images.image_builder import create_rootfs
-from sandbox.images.image_store import CHUNK_BYTES, ImageMetadata, ImageStore, compute_digest, read_tree
+from sandbox.images.image_store import CHUNK_BYTES, ImageMetadata, ImageStore, compute_digest, stream_tar
 from sandbox.images.limits import IMAGE_BYTES_MAX, IMAGE_ENTRIES_MAX
 from sandbox.images.profiles import ProfileCatalog
 from sandbox.images.tar_layers import ByteBudget, TarStream, apply_layer
@@ -38,7 +38,7 @@ class StoredImageContent:
     """Implements `interfaces.images.ImageContent` for a stored image."""
 
     def __init__(self, root: Path, lock_fd: int) -> None:
-        self._chunks: Iterator[bytes] = read_tree(root)
+        self._chunks: Iterator[bytes] = stream_tar(root)
         self._rest = BytesIO()
         self._lock_fd: int | None = lock_fd
 

@@ -75,13 +75,13 @@ def test_parts_of_killed_transfers_are_removed_but_not_those_of_running_ones(tmp
     part = tmp_path / "profiles/tools/part"
     try:
         assert receiving.stdout.readline() == b"started\n"
-        worker.remove_stale_images(tmp_path)
+        worker.remove_incomplete_images(tmp_path)
         assert (part / "root").is_dir()
     finally:
         receiving.kill()
         receiving.communicate()
     assert (part / "root").is_dir()
-    worker.remove_stale_images(tmp_path)
+    worker.remove_incomplete_images(tmp_path)
     assert not part.exists()
 
 
@@ -91,7 +91,7 @@ def test_worker_continues_if_parts_of_images_cannot_be_removed(tmp_path, monkeyp
 
     monkeypatch.setattr("sandbox.images.image_store.ImageStore.remove_stale_build", fail)
     (tmp_path / "profiles/tools/part").mkdir(parents=True)
-    worker.remove_stale_images(tmp_path)
+    worker.remove_incomplete_images(tmp_path)
     assert f"Parts of images are not removed yet; check {tmp_path}/profiles: [Errno 13]" in caplog.text
 
 

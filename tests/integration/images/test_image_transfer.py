@@ -18,7 +18,7 @@ import pytest
 from doubles.image_archives import directory, entry, layer, minimal_root, oci_archive, symlink
 from sandbox.images import image_transfer
 from sandbox.images.image_builder import build_image, import_image
-from sandbox.images.image_store import ImageStore, read_tree
+from sandbox.images.image_store import ImageStore, stream_tar
 from sandbox.images.image_transfer import HostImageCopies, ServerImageSource
 from sandbox.images.profiles import ImageDefinition, ProfileCatalog
 from sandbox.images.tar_layers import ByteBudget, TarStream, apply_layer
@@ -82,7 +82,7 @@ def test_digest_is_the_hash_of_the_content_that_is_sent(server_and_host, add):
     assert image.digest == f"sha256:{hashlib.sha256(b''.join(parts)).hexdigest()}"
     assert {len(part) for part in parts[:-1]} == {256 * 1024}
     root = server_and_host.source.image_store("tools").rootfs_path(image.digest)
-    assert b"".join(parts) == b"".join(read_tree(root))
+    assert b"".join(parts) == b"".join(stream_tar(root))
 
 
 def test_copy_is_the_same_image(server_and_host, add):

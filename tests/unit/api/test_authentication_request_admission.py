@@ -246,7 +246,7 @@ def test_rate_limit_is_per_token_or_per_address():
 def test_client_over_the_limit_of_concurrent_requests_is_denied(harness, monkeypatch):
     monkeypatch.setattr(client_limits, "CONCURRENT_REQUESTS_MAX", 1)
     authorization = {"authorization": "Bearer olga"}
-    with harness.admission.client_limits.count_request(harness.caller(**authorization).principal):
+    with harness.admission.client_limits.track_request(harness.caller(**authorization).principal):
         denied = harness.denied(**authorization)
         assert (denied.status, denied.code, denied.headers) == (429, "rate_limit_exceeded", {"retry-after": "1"})
         assert denied.message == "Too many requests; try again in 1 s."

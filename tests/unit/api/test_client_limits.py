@@ -26,28 +26,28 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> ClientLimits:
 def test_concurrent_requests_of_a_token_are_limited(limits: ClientLimits):
     with ExitStack() as stack:
         for _ in range(LIMIT):
-            assert limits.throttle_seconds(OLGA, ADDRESS) == 0
-            stack.enter_context(limits.count_request(OLGA))
-        assert limits.throttle_seconds(OLGA, ADDRESS) == 1
-        assert limits.throttle_seconds(VERA, ADDRESS) == limits.throttle_seconds(None, ADDRESS) == 0
+            assert limits.acquire_request(OLGA, ADDRESS) == 0
+            stack.enter_context(limits.track_request(OLGA))
+        assert limits.acquire_request(OLGA, ADDRESS) == 1
+        assert limits.acquire_request(VERA, ADDRESS) == limits.acquire_request(None, ADDRESS) == 0
 
 
 def test_finished_request_does_not_count_toward_the_limit(limits: ClientLimits):
-    with limits.count_request(OLGA), limits.count_request(OLGA):
-        with limits.count_request(OLGA):
-            assert limits.throttle_seconds(OLGA, ADDRESS) == 1
+    with limits.track_request(OLGA), limits.track_request(OLGA):
+        with limits.track_request(OLGA):
+            assert limits.acquire_request(OLGA, ADDRESS) == 1
         for _ in range(2 * LIMIT):
-            with limits.count_request(OLGA):
+            with limits.track_request(OLGA):
                 pass
-        assert limits.throttle_seconds(OLGA, ADDRESS) == 0
+        assert limits.acquire_request(OLGA, ADDRESS) == 0
 
 
 @pytest.mark.parametrize("principal", [LOCAL, None])
 def test_requests_without_a_token_are_not_counted(limits: ClientLimits, principal: Principal | None):
     with ExitStack() as stack:
         for _ in range(2 * LIMIT):
-            stack.enter_context(limits.count_request(principal))
-        assert limits.throttle_seconds(principal, ADDRESS) == 0
+            stack.enter_context(limits.track_request(principal))
+        assert limits.acquire_request(principal, ADDRESS) == 0
 
 
 def test_event_streams_of_all_tasks_are_limited_for_each_token(limits: ClientLimits):
@@ -83,8 +83,8 @@ def test_streams_of_anonymous_callers_are_counted_together(limits: ClientLimits)
 
 
 def test_request_is_counted_until_it_ends(limits: ClientLimits):
-    with limits.count_request(OLGA):
-        with limits.count_request(OLGA):
+    with limits.track_request(OLGA):
+        with limits.track_request(OLGA):
             assert list(limits._requests_in_progress.values()) == [2]
         assert list(limits._requests_in_progress.values()) == [1]
     assert dict(limits._requests_in_progress) == {}
@@ -92,8 +92,8 @@ def test_request_is_counted_until_it_ends(limits: ClientLimits):
 
 def test_counters_of_idle_tokens_are_removed(limits: ClientLimits):
     with (
-        limits.count_request(OLGA),
-        limits.count_request(OLGA),
+        limits.track_request(OLGA),
+        limits.track_request(OLGA),
         limits.reserved_all_tasks_stream(OLGA),
         limits.reserved_all_tasks_stream(OLGA),
     ):

@@ -15,33 +15,33 @@ class FakeTime:
 def test_request_allowance_is_limited_and_replenished():
     fake_time = FakeTime()
     limiter = RateLimiter(60, fake_time)
-    assert [limiter.throttle_seconds("a") for _ in range(60)] == [0] * 60
-    assert limiter.throttle_seconds("a") == 1
-    assert limiter.throttle_seconds("b") == 0
+    assert [limiter.acquire("a") for _ in range(60)] == [0] * 60
+    assert limiter.acquire("a") == 1
+    assert limiter.acquire("b") == 0
     fake_time.seconds += 1
-    assert limiter.throttle_seconds("a") == 0
-    assert limiter.throttle_seconds("a") == 1
+    assert limiter.acquire("a") == 0
+    assert limiter.acquire("a") == 1
     fake_time.seconds += 3600
-    assert [limiter.throttle_seconds("a") for _ in range(61)] == [0] * 60 + [1]
+    assert [limiter.acquire("a") for _ in range(61)] == [0] * 60 + [1]
 
 
 def test_request_over_a_small_limit_returns_the_seconds_to_wait():
     limiter = RateLimiter(2, FakeTime())
-    assert [limiter.throttle_seconds("a") for _ in range(3)] == [0, 0, 30]
+    assert [limiter.acquire("a") for _ in range(3)] == [0, 0, 30]
 
 
 def test_zero_disables_the_limit():
     limiter = RateLimiter(0, FakeTime())
-    assert {limiter.throttle_seconds("a") for _ in range(1000)} == {0}
+    assert {limiter.acquire("a") for _ in range(1000)} == {0}
 
 
 def test_number_of_tracked_clients_is_bounded():
     limiter = RateLimiter(1, FakeTime())
     for number in range(CLIENTS_MAX + 50):
-        limiter.throttle_seconds(str(number))
+        limiter.acquire(str(number))
     assert len(limiter._buckets) == CLIENTS_MAX
-    assert limiter.throttle_seconds(str(CLIENTS_MAX + 49)) > 0
-    assert limiter.throttle_seconds("0") == 0
+    assert limiter.acquire(str(CLIENTS_MAX + 49)) > 0
+    assert limiter.acquire("0") == 0
 
 
 @pytest.mark.parametrize(

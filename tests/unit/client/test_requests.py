@@ -58,7 +58,7 @@ def parse(request, body):
 
 def test_client_timeouts_exceed_server_timeouts():
     """A shorter client timeout would expire before the server's message arrives."""
-    assert requests.release("t").read_seconds > SANDBOX_TEARDOWN_SECONDS + DEBUG_SESSION_END_TIMEOUT_SECONDS
+    assert requests.release("t").read_timeout_seconds > SANDBOX_TEARDOWN_SECONDS + DEBUG_SESSION_END_TIMEOUT_SECONDS
     assert OPEN_TIMEOUT_SECONDS > DEBUG_SESSION_START_TIMEOUT_SECONDS
 
 

@@ -86,7 +86,7 @@ class ClosableConnections:
         self._waiting.move_to_end(connection)
         while len(self._waiting) > self._limit:
             oldest, _ = self._waiting.popitem(last=False)
-            if not oldest.is_authenticated:
+            if not oldest.has_authenticated_request:
                 oldest.abort()
 
     def remove(self, connection: "HttpProtocol") -> None:
@@ -176,7 +176,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         self._rejection_share = self.server_state.rejection_share
 
     @property
-    def is_authenticated(self) -> bool:
+    def has_authenticated_request(self) -> bool:
         """Whether a request from an authenticated caller (any caller if there are no tokens) is in progress."""
         return self.cycle is not None and not self.cycle.response_complete and self._has_authenticated_caller()
 

@@ -13,7 +13,7 @@ from fastapi import Header, Query, Request
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.authentication import require_valid_credentials
-from sandbox.api.request_parsing import body_memory, has_json_body, parse_json_body, read_body, with_body_parser
+from sandbox.api.request_parsing import accepts_body, body_memory, has_json_body, parse_json_body, read_body
 from sandbox.api.responses import JsonResponse
 from sandbox.api.route_declarations import (
     Responses,
@@ -119,7 +119,7 @@ router = create_router("Tasks")
     },
     openapi_extra=_MANIFEST_BODY,
 )
-@with_body_parser(lambda content, request: _parse_submission(content, request, request.app.state.context))
+@accepts_body(lambda content, request: _parse_submission(content, request, request.app.state.context))
 async def submit_task(
     request: Request,
     context: ContextDep,
@@ -222,7 +222,7 @@ derived_task_router = create_router("Tasks")
     responses=SUBMITTED_RESPONSES | problem_responses(*_RERUN_ERROR_CODES),
     openapi_extra=_RERUN_BODY,
 )
-@with_body_parser(lambda content, request: parse_json_body(content, request, RerunRequest))
+@accepts_body(lambda content, request: parse_json_body(content, request, RerunRequest))
 async def rerun_task(
     request: Request,
     context: ContextDep,
@@ -241,7 +241,7 @@ async def rerun_task(
     responses=SUBMITTED_RESPONSES | problem_responses(*_RERUN_ERROR_CODES, "task_not_ended", "task_not_continuable"),
     openapi_extra=_CONTINUE_BODY,
 )
-@with_body_parser(lambda content, request: parse_json_body(content, request, ContinueRequest))
+@accepts_body(lambda content, request: parse_json_body(content, request, ContinueRequest))
 async def continue_task(
     request: Request,
     context: ContextDep,

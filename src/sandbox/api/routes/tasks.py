@@ -25,11 +25,11 @@ from sandbox.api.errors import ManifestForbiddenError
 from sandbox.api.request_parsing import (
     TIME,
     CommaSeparated,
+    accepts_body,
     body_memory,
     parse_json_body,
     parse_time,
     read_body,
-    with_body_parser,
 )
 from sandbox.api.responses import JsonResponse
 from sandbox.api.route_declarations import (
@@ -362,7 +362,7 @@ async def wait_for_task(
     ),
     openapi_extra=_CANCEL_BODY,
 )
-@with_body_parser(lambda content, request: parse_json_body(content, request, CancelRequest))
+@accepts_body(lambda content, request: parse_json_body(content, request, CancelRequest))
 async def cancel_task(
     request: Request, context: ContextDep, task_id: paths.TaskId, reason: _Reason = "", *, force: _Force = False
 ) -> JsonResponse[CancelledBody]:

@@ -22,7 +22,7 @@ class Finding:
     runtime: str = ""
 
 
-def is_local_address(host: str) -> bool:
+def is_loopback_or_unspecified(host: str) -> bool:
     """Return whether only processes of this machine can connect to this address."""
     try:
         address = ip_address(host)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sandbox.bootstrap.cluster_placement import choose_proof_method, create_kubernetes_engine
-from sandbox.bootstrap.doctor import Finding, is_local_address
+from sandbox.bootstrap.doctor import Finding, is_loopback_or_unspecified
 from sandbox.bootstrap.secret_sources import ClusterKeyError, read_cluster_key
 from sandbox.bootstrap.settings.schema import ClusterSection, ServerSettings, SlurmSection
 from sandbox.cluster_engines.kubernetes.engine import KubernetesEngine
@@ -206,7 +206,7 @@ def _check_configuration(configuration: dict[str, str]) -> list[Finding]:
 
 def _check_listen_address(host: str, port: int, hosts: list[_SlurmHost]) -> list[Finding]:
     others = [one.name for one in hosts if one.name != socket.gethostname().partition(".")[0]]
-    if is_local_address(host) and others:
+    if is_loopback_or_unspecified(host) and others:
         message = f"workers on other hosts ({', '.join(others[:3])}) cannot connect to {host}:{port}"
         remedy = "Set cluster.host to an address of this machine that the hosts can reach."
         return [Finding("cluster", False, message, remedy, blocks_tasks=False)]
@@ -351,7 +351,7 @@ def _check_image(image: str) -> Finding:
 
 
 def _check_host(cluster: ClusterSection) -> Finding:
-    if not is_local_address(cluster.host):
+    if not is_loopback_or_unspecified(cluster.host):
         return Finding("cluster", True, f"workers connect to {cluster.host}:{cluster.port}")
     message = f"workers in Pods cannot connect to {cluster.host}:{cluster.port}"
     return Finding("cluster", False, message, "Set cluster.host to an address of this server that Pods can reach.")

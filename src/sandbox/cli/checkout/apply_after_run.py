@@ -34,6 +34,7 @@ from sandbox.cli.patches import (
     applied_message,
     colorize,
     fetch_patch,
+    has_diff,
     patch_lines,
     print_changed_files,
     print_omissions,
@@ -73,27 +74,29 @@ class ApplyPrompt:
             # Suggest `sandbox task apply`: repeating the original command would create another task.
             advice = f"{self.apply_command(task_id)} --allow-secrets"
             fetch_patch(client, task_id, patch, allows_secrets=self.allows_secrets, secrets_advice=advice)
-            has_diff = print_omissions(client, task_id, patch)
+            print_omissions(client, task_id, patch)
             refusals = (0, Counter[DeniedConnection]())
             if self.options.format != "json":
                 refusals = find_denied_connections(client, status)
-            self._show_and_apply(patch, status, refusals, has_diff=has_diff)
+            self._show_and_apply(patch, status, refusals, is_applicable=has_diff(patch))
             if not patch.stat().st_size and not has_no_changes(status) and self.options.format != "json":
                 click.echo("The task changed nothing.", err=True)
 
     def _show_and_apply(
-        self, patch: Path, status: Task, refusals: tuple[int, Counter[DeniedConnection]], *, has_diff: bool
+        self, patch: Path, status: Task, refusals: tuple[int, Counter[DeniedConnection]], *, is_applicable: bool
     ) -> None:
         is_empty, task_id = not patch.stat().st_size, status["id"]
-        changed = list_changed_files(self.checkout, patch) if has_diff else []
+        changed = list_changed_files(self.checkout, patch) if is_applicable else []
         is_json = self.options.format == "json"
         applies, head, is_prompted, is_declined = self.should_apply, self.start_head, False, False
         closing = partial(closing_lines, status, *refusals, width_cells=terminal_width(sys.stderr))
-        if applies is None and has_diff and not is_json:
+        if applies is None and is_applicable and not is_json:
             head = self._warn_if_moved()
             applies = _confirm_apply(patch, changed, task_id, closing(has_message=True), self.options)
             is_prompted, is_declined = applies is not None, applies is False
-        blocked_reason = self._blocked_reason(status, head, has_diff=has_diff) if applies and not is_empty else None
+        blocked_reason = (
+            self._blocked_reason(status, head, is_applicable=is_applicable) if applies and not is_empty else None
+        )
         is_applied, stages = bool(applies and changed and blocked_reason is None), self._should_stage()
         if is_applied:
             apply_patch(self.checkout, patch, should_stage=stages, advice="\n  ".join(self._other_commands(status)))
@@ -128,12 +131,12 @@ class ApplyPrompt:
             click.echo(self._moved_message(head), err=True)
         return head
 
-    def _blocked_reason(self, status: Task, expected: Head, *, has_diff: bool) -> str | None:
+    def _blocked_reason(self, status: Task, expected: Head, *, is_applicable: bool) -> str | None:
         """Return why a requested patch is not applied; None if it is applied.
 
         A different commit or branch requires confirmation.
         """
-        if not has_diff:
+        if not is_applicable:
             return "Error: The patch contains nothing that git can apply."
         if (head := self.checkout.head()) != expected:
             rows = [("Apply it anyway", self.apply_command(status["id"])), *_commit_row(status)]

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 SHRUNK_COLUMN_CELLS_MIN = 20
 """Width to which columns are truncated before a column is omitted."""
 
-LEAST_COLUMN_CELLS = 16
+LEAST_IMPORTANT_COLUMN_CELLS = 16
 """Width to which the least important column is truncated before any other one is."""
 
 MAIN_COLUMN_CELLS = 12
 """Width to which the most important column is truncated before another column is omitted."""
 
-MAIN_COLUMN_CELLS_MIN = 6
+TRUNCATED_COLUMN_CELLS_MIN = 6
 """Minimum width of the most important column, once no other omittable column can be truncated further."""
 
 UNLIMITED_WIDTH_CELLS = 100_000
@@ -173,8 +173,10 @@ def _fitting_columns(
     for name in reversed([name for name in omittable if name in columns]):
         candidate = [*kept_columns, name]
         uses_least_widths = kept_columns == fixed_columns or name in never_truncated
-        minimums = dict.fromkeys(truncatable, MAIN_COLUMN_CELLS_MIN if uses_least_widths else SHRUNK_COLUMN_CELLS_MIN)
-        minimums[omittable[-1]] = MAIN_COLUMN_CELLS_MIN if uses_least_widths else main_cells_min
+        minimums = dict.fromkeys(
+            truncatable, TRUNCATED_COLUMN_CELLS_MIN if uses_least_widths else SHRUNK_COLUMN_CELLS_MIN
+        )
+        minimums[omittable[-1]] = TRUNCATED_COLUMN_CELLS_MIN if uses_least_widths else main_cells_min
         needed = sum(min(widths[column], minimums.get(column, widths[column])) for column in candidate)
         if needed + _border_cells(candidate, has_border=has_border) <= width:
             kept_columns = candidate
@@ -187,12 +189,12 @@ def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], truncatable:
     excess = sum(widths.values()) - width
     shrunk = {name: widths[name] for name in columns if name in truncatable}
     if least := next((name for name in truncatable[:-1] if name in shrunk), ""):
-        cells = min(max(shrunk[least] - LEAST_COLUMN_CELLS, 0), max(excess, 0))
+        cells = min(max(shrunk[least] - LEAST_IMPORTANT_COLUMN_CELLS, 0), max(excess, 0))
         shrunk[least] -= cells
         excess -= cells
     for minimum, main_minimum in (
         (SHRUNK_COLUMN_CELLS_MIN, MAIN_COLUMN_CELLS),
-        (MAIN_COLUMN_CELLS_MIN, MAIN_COLUMN_CELLS_MIN),
+        (TRUNCATED_COLUMN_CELLS_MIN, TRUNCATED_COLUMN_CELLS_MIN),
     ):
         minimums = dict.fromkeys(shrunk, minimum) | {truncatable[-1]: main_minimum}
         while excess > 0 and (wide := [name for name in shrunk if shrunk[name] > minimums[name]]):

@@ -99,7 +99,7 @@ class ApiJob(msgspec.Struct, frozen=True):
     status: _Conditions = _Conditions()
 
     @property
-    def is_cancelled(self) -> bool:
+    def was_cancelled_before_start(self) -> bool:
         """Whether the engine has ended the Job before it had a Pod on a node."""
         return self.spec.active_deadline_seconds == 0
 

@@ -248,7 +248,7 @@ def _job_status(job: ApiJob | None, pods: list[ApiPod]) -> JobStatus:
         return _status_without_pod(job)
     first, *others = sorted(pods, key=lambda pod: (_RANKS.index(pod_phase(pod)), pod.metadata.name))
     phase = pod_phase(first)
-    is_finished = job is not None and (job.is_cancelled or job.status.find(*_FINISHED) is not None)
+    is_finished = job is not None and (job.was_cancelled_before_start or job.status.find(*_FINISHED) is not None)
     is_ending = is_finished or bool(first.metadata.deletion_timestamp) or first.spec.active_deadline_seconds == 1
     return JobStatus(
         phase,
@@ -268,7 +268,7 @@ def _status_without_pod(job: ApiJob | None) -> JobStatus:
     if finished is None:
         advice = f"If this does not change, see the events of 'kubectl describe job {name}'."
         return JobStatus(JobPhase.WAITING, reason=f"Kubernetes has not created the Pod yet. {advice}", job_id=name)
-    if job.is_cancelled:
+    if job.was_cancelled_before_start:
         # A Pod may have been started at the same moment. ENDED without a host does not prove that its worker has ended.
         return JobStatus(JobPhase.ENDED, reason="The job was cancelled before it was started.", job_id=name)
     reason = f"The Pod was deleted, and no node has confirmed that the worker ended ({one_line(finished.reason)})."

@@ -195,7 +195,7 @@ class HttpInspector:
         )
         if deny_reason is not None:
             return self._deny(requested.host, requested.port, deny_reason, request.method)
-        return open_single_request_tunnel(
+        return create_single_request_tunnel(
             self._client_side, request, request.target, HostPort(self._name or requested.host, self._port)
         )
 
@@ -266,7 +266,7 @@ class SingleRequestFilter:
         return bytes(output)
 
 
-def open_single_request_tunnel(
+def create_single_request_tunnel(
     client_side: h11.Connection, request: h11.Request, target: bytes, authority: HostPort
 ) -> Tunnel | Denial:
     """Return a tunnel to `authority` for a request that the policy allows, or a denial if the request is ambiguous."""

@@ -188,8 +188,8 @@ class NestedConnectionFilter:
             self._stream_filter.host_data_received()
 
 
-def open_transparent_tunnel(policy: EgressPolicy, name: str | None, address: str, port: int) -> Tunnel | Denial:
-    """Open a transparent connection to `name` before the client has sent data, and inspect the data as it arrives."""
+def decide_transparent_connection(policy: EgressPolicy, name: str | None, address: str, port: int) -> Tunnel | Denial:
+    """Decide about a transparent connection to `name`, whose data is inspected as it arrives."""
     if name is None:
         return Denial(address, port, policy.deny_reason(address, port) or "the address is not assigned to a host name.")
     reason = policy.deny_reason(name, port)

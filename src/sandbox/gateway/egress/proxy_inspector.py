@@ -8,7 +8,7 @@ from sandbox.gateway import http_messages
 from sandbox.gateway.egress.http import (
     HostPort,
     HttpInspector,
-    open_single_request_tunnel,
+    create_single_request_tunnel,
     parse_absolute_form,
     parse_authority,
 )
@@ -82,7 +82,7 @@ class ProxyInspector:
             deny_reason = "the Host header and the request target specify different hosts."
         if deny_reason is not None:
             return self._deny(deny_reason, request.method)
-        return open_single_request_tunnel(self._client_side, request, target.path, authority)
+        return create_single_request_tunnel(self._client_side, request, target.path, authority)
 
     def _deny(self, reason: str, method: bytes = b"", status: int = 403) -> Denial:
         host, port = self._target.host, self._target.port

@@ -23,7 +23,7 @@ from sandbox.gateway.model_api.forwarded_request import (
     InflightRequest,
     forwarded_request,
     forwarded_response,
-    is_readable_stream,
+    is_uncompressed_event_stream,
 )
 from sandbox.gateway.model_api.request_gate import (
     AllowedHead,
@@ -374,7 +374,7 @@ class ModelProtocol:
             inflight.record_key_rejection(response.status_code)
             return
         is_metered = inflight.is_metered and response.status_code < 300
-        if is_metered and not is_readable_stream(response):
+        if is_metered and not is_uncompressed_event_stream(response):
             inflight.assume_full_cost()  # a document is sent only after the model has finished
         if http_messages.is_compressed(response):
             if is_metered:

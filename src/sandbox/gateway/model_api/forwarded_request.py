@@ -115,7 +115,7 @@ def _is_returned(name: bytes, rules: ResponseHeaders) -> bool:
     return name in BODY_HEADERS or name in rules.forwarded or name.startswith(rules.forwarded_prefixes)
 
 
-def is_readable_stream(response: h11.Response) -> bool:
+def is_uncompressed_event_stream(response: h11.Response) -> bool:
     """Return whether the body is an event stream that shows the gateway when the model starts to respond."""
     content_type = header(response.headers, b"content-type").split(b";")[0].strip().lower()
     return content_type == b"text/event-stream" and not is_compressed(response)

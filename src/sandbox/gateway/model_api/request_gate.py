@@ -13,7 +13,7 @@ import msgspec
 
 from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.limits import BUFFERED_BYTES_MAX, IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET, REQUEST_BODY_BYTES_MAX
+from sandbox.gateway.limits import BUFFERED_BYTES_MAX, IN_FLIGHT_REQUESTS_WITHOUT_COST_CHECK, REQUEST_BODY_BYTES_MAX
 from sandbox.gateway.model_api.upstream import Upstream
 from sandbox.interfaces.gateway import Budget, CostBound, GatewayRules, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import COST_USD_MAX, Usage
@@ -129,7 +129,7 @@ class BudgetSpending:
 
         A few requests are always allowed: their actual cost is usually far below their bounds.
         """
-        if len(self._bounds) < IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET:
+        if len(self._bounds) < IN_FLIGHT_REQUESTS_WITHOUT_COST_CHECK:
             return False
         bounds = [each for each in (bound, *self._bounds.values()) if each is not None]
         tokens = self._finished[0] + sum(map(_total_tokens, bounds))

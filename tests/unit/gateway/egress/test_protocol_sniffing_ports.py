@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from doubles.egress_host import client_hello
 from sandbox.gateway.egress.inspector_interface import Denial, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy
-from sandbox.gateway.egress.protocol_sniffing import SniffingInspector, open_transparent_tunnel
+from sandbox.gateway.egress.protocol_sniffing import SniffingInspector, decide_transparent_connection
 from sandbox.gateway.egress.proxy_inspector import ProxyInspector
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules
@@ -122,7 +122,7 @@ def test_oversized_first_line_is_denied():
 
 
 def test_transparent_connection_is_opened_before_the_client_sends():
-    tunnel = open_transparent_tunnel(POLICY, "git.example.net", "198.18.0.2", 22)
+    tunnel = decide_transparent_connection(POLICY, "git.example.net", "198.18.0.2", 22)
     assert isinstance(tunnel, Tunnel)
     assert tunnel.stream_filter.start() == b""
     assert tunnel.stream_filter.client_data_received(b"SSH-2.0-x\r\n") == b"SSH-2.0-x\r\n"
@@ -138,7 +138,7 @@ def test_transparent_connection_is_opened_before_the_client_sends():
     ],
 )
 def test_transparent_connection_to_an_unlisted_host_or_port_is_denied(name, port, host):
-    denial = open_transparent_tunnel(POLICY, name, "198.18.0.9", port)
+    denial = decide_transparent_connection(POLICY, name, "198.18.0.9", port)
     assert isinstance(denial, Denial)
     assert (denial.host, denial.port) == (host, port)
 

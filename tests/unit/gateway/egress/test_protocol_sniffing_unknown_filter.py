@@ -8,7 +8,11 @@ from hypothesis import strategies as st
 
 from sandbox.gateway.egress.inspector_interface import Denial, StreamFilter, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy
-from sandbox.gateway.egress.protocol_sniffing import NestedConnectionFilter, SniffingInspector, open_transparent_tunnel
+from sandbox.gateway.egress.protocol_sniffing import (
+    NestedConnectionFilter,
+    SniffingInspector,
+    decide_transparent_connection,
+)
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, PARTIAL_HELLOS_MAX, UNKNOWN_PROTOCOL_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules
 
@@ -35,7 +39,7 @@ SSL_REQUEST = b"\0\0\0\x08\x04\xd2\x16\x2f"
 
 
 def create_stream_filter() -> StreamFilter:
-    tunnel = open_transparent_tunnel(POLICY, HOST, "198.18.0.2", PORT)
+    tunnel = decide_transparent_connection(POLICY, HOST, "198.18.0.2", PORT)
     assert isinstance(tunnel, Tunnel)
     return tunnel.stream_filter
 

@@ -10,7 +10,7 @@ from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.agents.claude_code.messages_api.usage_meter import JsonMeter, StreamMeter
 from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.limits import BUFFERED_BYTES_MAX, IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET
+from sandbox.gateway.limits import BUFFERED_BYTES_MAX, IN_FLIGHT_REQUESTS_WITHOUT_COST_CHECK
 from sandbox.gateway.model_api import request_gate
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, Rejected
 from sandbox.gateway.model_api.upstream import parse_upstream
@@ -398,8 +398,8 @@ def start_requests(gate: ModelRequestGate, count: int) -> list[ApprovedRequest |
 def test_number_of_requests_that_may_exceed_the_budget_is_limited(budget):
     gate, events = create_gate(budget)
     decisions = start_requests(gate, 128)
-    assert all(isinstance(each, ApprovedRequest) for each in decisions[:IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET])
-    assert {each.status for each in decisions[IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET:]} == {429}
+    assert all(isinstance(each, ApprovedRequest) for each in decisions[:IN_FLIGHT_REQUESTS_WITHOUT_COST_CHECK])
+    assert {each.status for each in decisions[IN_FLIGHT_REQUESTS_WITHOUT_COST_CHECK:]} == {429}
     assert gate.check() is None
     assert events == []
 
@@ -436,11 +436,11 @@ class ReceivedBytesDialect(MessagesApi):
 
 
 def test_upper_bound_of_a_request_in_flight_is_not_limited_to_the_bytes_received():
-    rules = GatewayRules(budget=Budget(tokens=IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET * 2000))
+    rules = GatewayRules(budget=Budget(tokens=IN_FLIGHT_REQUESTS_WITHOUT_COST_CHECK * 2000))
     gate = ModelRequestGate(rules, EventReporter([].append, lambda: 0.0), ReceivedBytesDialect())
     decisions = start_requests(gate, 128)
     rejected = [each.status for each in decisions if isinstance(each, Rejected)]
-    assert rejected == [429] * (128 - IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET)
+    assert rejected == [429] * (128 - IN_FLIGHT_REQUESTS_WITHOUT_COST_CHECK)
 
 
 class RecordingDialect(MessagesApi):

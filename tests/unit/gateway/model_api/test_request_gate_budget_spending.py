@@ -5,7 +5,7 @@ import math
 import pytest
 
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.limits import IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET
+from sandbox.gateway.limits import IN_FLIGHT_REQUESTS_WITHOUT_COST_CHECK
 from sandbox.gateway.model_api.request_gate import BudgetSpending, valid_usage
 from sandbox.interfaces.gateway import Budget
 from sandbox.model.events import Usage
@@ -50,20 +50,20 @@ def test_bound_of_the_next_request_is_added_to_those_of_earlier_requests(
     spent_tokens: int, spent_usd: float, kind: str, is_exceeded: bool
 ):
     """The budget exactly covers the earlier attempts and these requests, or is one token or 0.001 USD too small."""
-    bound, requests = usage(0.5, input_tokens=100, output_tokens=50), IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET + 1
+    bound, requests = usage(0.5, input_tokens=100, output_tokens=50), IN_FLIGHT_REQUESTS_WITHOUT_COST_CHECK + 1
     tokens = spent_tokens + 150 * requests - (1 if is_exceeded else 0)
     usd = spent_usd + 0.5 * requests - (0.001 if is_exceeded else 0.0)
     limits = {"tokens": tokens} if kind == "tokens" else {"usd": usd}
     budget = Budget(spent_tokens=spent_tokens, spent_usd=spent_usd, **limits)
     spending = BudgetSpending(budget, EventReporter([].append, lambda: 0.0))
-    for source in range(IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET):
+    for source in range(IN_FLIGHT_REQUESTS_WITHOUT_COST_CHECK):
         spending.record_start(source, bound)
     assert spending.may_be_exceeded(bound) is is_exceeded
 
 
 def test_request_without_a_cost_bound_adds_no_cost():
     spending = BudgetSpending(Budget(usd=0.5), EventReporter([].append, lambda: 0.0))
-    for source in range(IN_FLIGHT_REQUESTS_EXEMPT_FROM_BUDGET):
+    for source in range(IN_FLIGHT_REQUESTS_WITHOUT_COST_CHECK):
         spending.record_start(source, usage(None, input_tokens=100, output_tokens=50))
     assert not spending.may_be_exceeded(usage(0.5, input_tokens=100, output_tokens=50))
     assert spending.may_be_exceeded(usage(0.501, input_tokens=100, output_tokens=50))

@@ -25,6 +25,7 @@ from sandbox.cli.patches import (
     applied_message,
     fetch_patch,
     find_chain_patch,
+    has_diff,
     print_changed_files,
     print_omissions,
 )
@@ -104,8 +105,7 @@ def apply(
         # If a task continues another one, the commit from which it started exists only on the server.
         is_chain = status is not None and status.get("parent") is not None
         fetch_patch(client, task_id, patch, allows_secrets=allows_secrets, is_chain=is_chain)
-        if not print_omissions(client, task_id, patch) and patch.stat().st_size:
-            fail("Error: The patch contains nothing that git can apply.", ExitCode.CONFLICT)
+        _check_applicable(client, task_id, patch)
         base = _base_commit(client, task_id, Path(temporary) / "metadata.json")
         if status is not None and is_chain:
             base = _commit_or_none(status["definition"].get("repository", {}).get("commit"))
@@ -126,6 +126,12 @@ def apply(
         _apply_to_worktree(checkout, task, options, is_staged=is_staged, advice=advice or _BRANCH_ADVICE)
         if note:
             click.echo(note, err=True)
+
+
+def _check_applicable(client: Client, task_id: str, patch: Path) -> None:
+    print_omissions(client, task_id, patch)
+    if patch.stat().st_size and not has_diff(patch):
+        fail("Error: The patch contains nothing that git can apply.", ExitCode.CONFLICT)
 
 
 class _Task(NamedTuple):
