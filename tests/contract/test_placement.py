@@ -399,7 +399,7 @@ async def check_runner_of_earlier_server(host, repository_url, location):
         assert handle.attempt_id == location.attempt_id
         assert handle.lock_state() is not LockState.FREE
         await wait_for_lock_state(handle, LockState.HELD)
-        assert await handle.is_responsive()
+        assert await handle.may_be_responsive()
         assert find_runners(host.host_data_dir, location.task_id) == [runner]
         await cancel_and_wait_for_end(server, handle)
         assert server.task(location.task_id).state is TaskState.CANCELLED
@@ -447,12 +447,12 @@ async def test_ended_runner_is_unreachable_but_not_unresponsive(server, task_id)
     assert await handle.kill() is False
 
 
-async def check_unreachable(handle, *, is_responsive=True):
+async def check_unreachable(handle, *, may_be_responsive=True):
     """Check that requests fail in time, and that they allow no conclusion about the runner."""
-    requests = handle.is_responsive(), handle.cancel(CancelAttempt()), handle.open_terminal(SHELL_REQUEST)
+    requests = handle.may_be_responsive(), handle.cancel(CancelAttempt()), handle.open_terminal(SHELL_REQUEST)
     with assert_faster_than():
         response, *errors = await asyncio.gather(*requests, return_exceptions=True)
-    assert response is is_responsive
+    assert response is may_be_responsive
     assert [type(error) for error in errors] == [RunnerUnreachableError] * 2
 
 
@@ -467,13 +467,13 @@ async def test_terminal_is_refused_while_there_is_no_sandbox(server, task_id):
 async def test_stuck_runner_is_unresponsive_until_it_continues(server, task_id):
     _, handle = await server.launch(task_id)
     await wait_until_listening(handle)
-    assert await handle.is_responsive()
+    assert await handle.may_be_responsive()
     [runner] = find_runners(server.host.host_data_dir, task_id)
     os.kill(runner, signal.SIGSTOP)
-    await check_unreachable(handle, is_responsive=False)
+    await check_unreachable(handle, may_be_responsive=False)
     assert handle.lock_state() is LockState.HELD
     os.kill(runner, signal.SIGCONT)
-    assert await handle.is_responsive()
+    assert await handle.may_be_responsive()
 
 
 async def test_kill_ends_a_stuck_runner(server, task_id):
@@ -617,7 +617,7 @@ async def test_files_of_a_running_attempt_are_not_removed(server, task_id):
         if has_lock:
             await server.placement.files.clean_up(leftover, keeps_disk=False)
     assert layout.disk.exists()
-    assert await handle.is_responsive()
+    assert await handle.may_be_responsive()
     await cancel_and_wait_for_end(server, handle)
 
 
@@ -681,7 +681,7 @@ async def test_lock_state_of_a_runner_on_an_unresponsive_host_is_unknown(
     location, handle = unresponsive_runner
     [runner] = find_runners(remote_host.host_data_dir, task_id)
     with assert_faster_than():
-        assert await handle.is_responsive()
+        assert await handle.may_be_responsive()
     for each in (handle, server.placement.find_runner(location)):
         with assert_faster_than(0.5):
             assert each.lock_state() is LockState.UNKNOWN

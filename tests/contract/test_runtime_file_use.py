@@ -17,7 +17,7 @@ from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, OPEN_FILES_GROWTH_MAX
 from sandbox.runtimes import launcher_client
 from sandbox.runtimes.limits.files_without_descriptors import count_host_open_files
-from sandbox.runtimes.limits.open_files import count_machine_entries
+from sandbox.runtimes.limits.open_files import count_machine_epoll_entries
 from sandbox.runtimes.limits.usage_limits import FileUsage
 
 _PRELUDE = """
@@ -674,7 +674,7 @@ async def _count_freed(
 @pytest.mark.parametrize(
     ("source", "count_all", "growth_max"),
     [
-        (_EPOLL_ENTRIES_OF_BLOCKED_THREADS, count_machine_entries, EPOLL_ENTRIES_MAX),
+        (_EPOLL_ENTRIES_OF_BLOCKED_THREADS, count_machine_epoll_entries, EPOLL_ENTRIES_MAX),
         (_DIRECTORIES_OF_BLOCKED_THREADS, count_host_open_files, OPEN_FILES_GROWTH_MAX),
     ],
     ids=["epoll entries", "directories"],

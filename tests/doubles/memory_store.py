@@ -31,7 +31,7 @@ def as_task_item(task: Task) -> Task:
 
 
 def as_task_state(task: Task) -> Task:
-    """Return a task as `Store.load_state` returns it."""
+    """Return a task as `Store.load_without_large_fields` returns it."""
     agent, repository = task.manifest.agent.with_prompt(""), without_patch(task.manifest.repository)
     manifest = task.manifest.replace(agent=agent, repository=repository)
     return msgspec.structs.replace(task, artifacts=(), manifest=manifest, result=None)
@@ -92,7 +92,7 @@ class MemoryStore:
         """Return a task, or None if it is unknown."""
         return self._tasks.get(task_id)
 
-    def load_state(self, task_id: str) -> IndexedTask | None:
+    def load_without_large_fields(self, task_id: str) -> IndexedTask | None:
         """Return a task without its prompt, patch, artifacts and the agent's report, or None if it is unknown."""
         indexed = self._tasks.get(task_id)
         return None if indexed is None else IndexedTask(as_task_state(indexed.task), indexed.offset)

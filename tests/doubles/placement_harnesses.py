@@ -171,7 +171,7 @@ class ClusterPlacementHarness:
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while True:
             try:
-                reserved = workers.thread.wait_for(placement.allocator._reserve(task_id, None, resources, "basic"))
+                reserved = workers.thread.run_blocking(placement.allocator._reserve(task_id, None, resources, "basic"))
             except HostPendingError:
                 assert time.monotonic() < deadline, (self.host_data_dir / "worker.log").read_text()
             else:

@@ -96,7 +96,7 @@ class FakePlacement:
     async def start_debug_session(self, order):
         raise OSError("no debug session")
 
-    async def is_responsive(self, attempt_id):
+    async def may_be_responsive(self, attempt_id):
         return True
 
     def kill_lock_holder(self, task_id):
@@ -134,8 +134,8 @@ class FakeRunnerHandle:
     def lock_state(self):
         return self.placement.lock_state(self.task_id)
 
-    async def is_responsive(self):
-        return await self.placement.is_responsive(self.attempt_id)
+    async def may_be_responsive(self):
+        return await self.placement.may_be_responsive(self.attempt_id)
 
     async def cancel(self, request):
         return await self.placement.cancel(self.attempt_id, request)

@@ -224,7 +224,7 @@ class _MemoryReservingResponse:
 
     async def _send_in_turn(self, message: Message, size_bytes: int) -> None:
         await fair_client_shares.wait_for_turn(size_bytes)
-        with self._memory.forced_reservation(_SOCKET_BYTES), self._memory.sending(self._close):
+        with self._memory.forced_reservation(_SOCKET_BYTES), self._memory.closing_if_stalled(self._close):
             await self._send(message)
 
 

@@ -49,7 +49,7 @@ async def body_memory(request: Request, additional_bytes: int = 0) -> AsyncItera
     declared = request.headers.get("content-length", "")
     is_known = declared.isdecimal() and len(declared) <= 15
     size_bytes = min(int(declared), fixed_limits.BODY_BYTES_MAX) if is_known else fixed_limits.BODY_BYTES_MAX
-    async with fair_client_shares.request_memory(_BODY_COPIES * (size_bytes + additional_bytes)):
+    async with fair_client_shares.reserve_for_whole_request(_BODY_COPIES * (size_bytes + additional_bytes)):
         yield
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from sandbox.api.streaming_response import Encoder, MessageBatch, close_iterator, encode_each
 from sandbox.interfaces.server_services import TaskEvents
 from sandbox.model.task import Task
-from sandbox.model.wire.event_conversion import WireEvent, wire_size_bytes
+from sandbox.model.wire.event_conversion import WireEvent, estimate_memory_bytes
 from sandbox.primitives import fair_client_shares
 
 BATCH_SECONDS = 0.05
@@ -129,7 +129,7 @@ class HistoryCache:
             try:
                 async for event in events:
                     result.append(event)
-                    kept_bytes += wire_size_bytes(event)
+                    kept_bytes += estimate_memory_bytes(event)
                     if kept_bytes > _HISTORY_BATCH_BYTES:
                         break
             finally:
@@ -208,7 +208,7 @@ class StreamBuffer:
                     self._notify()
                     continue
                 self._pending.append(event)
-                self._pending_bytes += wire_size_bytes(event)
+                self._pending_bytes += estimate_memory_bytes(event)
                 if self._pending_bytes > _BATCH_BYTES:
                     self._publish()
                     await asyncio.sleep(0)

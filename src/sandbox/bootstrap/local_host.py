@@ -40,7 +40,7 @@ from sandbox.placements.local.runner_startup import (
     RunnerSpawner,
     RunnerStarter,
 )
-from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
+from sandbox.runtimes.probe import InconclusiveProbeError, find_confinement_problem
 
 RUNNER_COMMAND = (sys.executable, "-I", "-m", RUNNER_MODULE)
 FORK_SERVER_COMMAND = (sys.executable, "-I", "-m", FORK_SERVER_MODULE)
@@ -103,8 +103,8 @@ async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
     """
     try:
         reason = await find_confinement_problem(make_runtime(choice.chosen.runtime, run_dir), run_dir)
-    except MachineBusyError as busy:
-        _log.warning("git runs confined, although two tests of the confinement failed: %s", busy)
+    except InconclusiveProbeError as inconclusive:
+        _log.warning("git runs confined, although two tests of the confinement failed: %s", inconclusive)
         return True
     if reason is not None:
         _log.warning("git runs with the server's privileges, because it cannot be confined: %s", reason)

@@ -258,7 +258,7 @@ class RunnerHandle(Protocol):
         """
         ...
 
-    async def is_responsive(self) -> bool:
+    async def may_be_responsive(self) -> bool:
         """Return whether the runner responds within 5 s.
 
         Also returns True if this cannot be determined: no process listens, the host is not responding, or this process

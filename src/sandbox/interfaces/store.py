@@ -115,7 +115,7 @@ class TaskQuery:
     with_totals: bool = False
 
     @classmethod
-    def oldest_first(cls, states: frozenset[TaskState], cursor: Cursor | None) -> "TaskQuery":
+    def least_recently_changed_first(cls, states: frozenset[TaskState], cursor: Cursor | None) -> "TaskQuery":
         """Return a query for the tasks in these states, least recently changed first."""
         return cls(states, sort="state_changed_at", order="asc", cursor=cursor)
 
@@ -172,7 +172,7 @@ class Store(Protocol):
         """Return the indexed task, or None if the id is unknown."""
         ...
 
-    def load_state(self, task_id: str) -> IndexedTask | None:
+    def load_without_large_fields(self, task_id: str) -> IndexedTask | None:
         """Return a task without its prompt, patch, artifacts and the agent's report, or None if it is unknown.
 
         Raises StoreError. These omitted fields can have megabytes.

@@ -147,7 +147,7 @@ class FileJournals:
         after a failure.
         """
         directory = self._directory(task_id)
-        lock_fd = create_directories(directory)
+        lock_fd = create_and_lock(directory)
         try:
             _check_no_records(directory)
             return self._create_records(directory, lock_fd)
@@ -331,7 +331,7 @@ def _check_no_records(directory: Path) -> None:
     raise FileExistsError(errno.EEXIST, "The task already has a journal", str(records_path))
 
 
-def create_directories(directory: Path) -> int:
+def create_and_lock(directory: Path) -> int:
     """Create the directories and the lock file. Acquire the lock and return its descriptor.
 
     Raises OSError, or FileExistsError if another process holds the lock.

@@ -18,7 +18,7 @@ import msgspec
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError
 from sandbox.journal import record_format, writer
-from sandbox.journal.journals import create_directories
+from sandbox.journal.journals import create_and_lock
 from sandbox.journal.reader import find_record_offset, read_batch
 from sandbox.model import events as e
 from sandbox.model.artifacts import Artifact
@@ -340,7 +340,7 @@ class FileTaskReplicas:
         """Acquire the lock of the copy, after creating the copy if it is missing. Raises JournalBusyError, OSError."""
         if records_path.exists():
             return writer.acquire_lock(records_path.with_name("lock"), create=True)
-        lock_fd = create_directories(records_path.parent)
+        lock_fd = create_and_lock(records_path.parent)
         try:
             records_path.touch(0o600)
             for changed in (records_path.parent, *records_path.parent.parents[:3]):

@@ -369,7 +369,7 @@ PROBE_PAUSE_SECONDS = 5.0
 PROBE_PAUSE_SECONDS_MAX = 300.0
 """Maximum pause between probes."""
 
-PROBE_INTERVAL_SECONDS = 30.0
+PROBE_INTERVAL_SECONDS_MIN = 30.0
 """Minimum interval between probes of a working runtime. Such a probe follows a failure to create a task's sandbox."""
 
 PROBE_JITTER = 0.25

@@ -103,8 +103,8 @@ class RunnerClient:
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
 
-    async def is_responsive(self) -> bool:
-        """Return whether the runner responds; see `RunnerHandle.is_responsive`.
+    async def may_be_responsive(self) -> bool:
+        """Return whether the runner responds; see `RunnerHandle.may_be_responsive`.
 
         A runner replies to every message, even to an invalid one.
         """

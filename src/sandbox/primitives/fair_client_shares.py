@@ -60,7 +60,7 @@ class MemoryShare:
     async def reservation(self, size_bytes: int) -> AsyncIterator[None]:
         """Wait until there is room, then reserve memory for the duration of the context.
 
-        Within `request_memory`, do neither.
+        Within `reserve_for_whole_request`, do neither.
         """
         if _IS_MEMORY_RESERVED.get():
             yield
@@ -94,8 +94,8 @@ class MemoryShare:
         self._admit_waiting()
 
     @contextmanager
-    def sending(self, close: Callable[[], None]) -> Iterator[None]:
-        """Register a connection that has data for its client, for the duration of the context.
+    def closing_if_stalled(self, close: Callable[[], None]) -> Iterator[None]:
+        """Register a connection that has data for its client, and may be closed if the client stops accepting it.
 
         close: closes the connection.
         """
@@ -220,7 +220,7 @@ def current_memory_share() -> MemoryShare:
 
 
 @asynccontextmanager
-async def request_memory(size_bytes: int) -> AsyncIterator[None]:
+async def reserve_for_whole_request(size_bytes: int) -> AsyncIterator[None]:
     """Reserve all memory that a request needs, also for the reservations within the context.
 
     If requests waited for more memory while they hold some, they could block each other forever.

@@ -28,7 +28,7 @@ from sandbox.runtimes.limits.files_without_descriptors import (
 )
 from sandbox.runtimes.limits.kernel_memory import SlabMeter, SlabStatistics
 from sandbox.runtimes.limits.memory_mappings import MappingMeter
-from sandbox.runtimes.limits.open_files import EpollCounter, count_machine_entries
+from sandbox.runtimes.limits.open_files import EpollCounter, count_machine_epoll_entries
 from sandbox.runtimes.limits.socket_memory import PageFragmentMeter, SocketCounter, SocketMemoryMeter
 from sandbox.runtimes.limits.usage_limits import KernelUsage
 from sandbox.runtimes.programs import launcher
@@ -313,10 +313,10 @@ class LauncherProcess:
 
 def _create_counters() -> tuple[EpollCounter, Sequence[PendingSyscallInterrupter]]:
     """Count the machine's objects before the first program of the sandbox starts. Reads the slab statistics once."""
-    entries = count_machine_entries()
+    entries = count_machine_epoll_entries()
     return EpollCounter(initial_count=entries), (
         PendingSyscallInterrupter(),
-        PendingSyscallInterrupter(count_machine_entries, EPOLL_ENTRIES_MAX, initial_count=entries),
+        PendingSyscallInterrupter(count_machine_epoll_entries, EPOLL_ENTRIES_MAX, initial_count=entries),
     )
 
 

@@ -83,7 +83,7 @@ def _find_limit_gaps(limits: frozenset[str]) -> tuple[str, ...]:
     return (f"not limited by a control group: {', '.join(missing)}",) if missing else ()
 
 
-class MachineBusyError(Exception):
+class InconclusiveProbeError(Exception):
     """A probe failed for a reason that may be temporary. The message contains the reason."""
 
 
@@ -135,9 +135,9 @@ async def find_confinement_problem(runtime: Runtime, run_dir: Path) -> str | Non
     """Return why the host's git cannot run confined, or None if it can. Takes up to twice `_PROBE_SECONDS`.
 
     A failed test is repeated, because a temporary shortage of processes or memory can look like any other error. Raises
-    MachineBusyError if the second test also fails for a reason that may be temporary.
+    InconclusiveProbeError if the second test also fails for a reason that may be temporary.
     """
-    with suppress(MachineBusyError):
+    with suppress(InconclusiveProbeError):
         if await _find_confinement_problem_once(runtime, run_dir) is None:
             return None
     return await _find_confinement_problem_once(runtime, run_dir)
@@ -160,13 +160,13 @@ async def _find_confinement_problem_once(runtime: Runtime, run_dir: Path) -> str
                 await runtime.destroy(handle, directory)
                 shutil.rmtree(directory, ignore_errors=True)
     except TimeoutError:
-        raise MachineBusyError(f"git did not exit within {_PROBE_SECONDS:g} s") from None
+        raise InconclusiveProbeError(f"git did not exit within {_PROBE_SECONDS:g} s") from None
     except (SandboxError, OSError) as error:
         if _is_transient(error):
-            raise MachineBusyError(str(error)) from error
+            raise InconclusiveProbeError(str(error)) from error
         return str(error)
     if code > _SIGNAL_EXIT_BASE:
-        raise MachineBusyError(f"git was killed by signal {code - _SIGNAL_EXIT_BASE}")
+        raise InconclusiveProbeError(f"git was killed by signal {code - _SIGNAL_EXIT_BASE}")
     return None if code == 0 else f"git exited with code {code}"
 
 

@@ -25,8 +25,8 @@ from sandbox.model.wire.event_conversion import (
     current_state_event,
     end_event,
     error_event,
+    estimate_memory_bytes,
     to_wire_event,
-    wire_size_bytes,
 )
 from sandbox.primitives import fair_client_shares
 from sandbox.server.tracked_task import NoKnownOwner, TrackedTask, TrackedTasks
@@ -94,7 +94,7 @@ class _Subscriber:
         self._arrived = asyncio.Event()
 
     def push(self, event: WireEvent) -> None:
-        if self._gaps or self._is_full(size_bytes := wire_size_bytes(event)):
+        if self._gaps or self._is_full(size_bytes := estimate_memory_bytes(event)):
             self._record_gap(event)
         else:
             self._queue.append(event)
@@ -124,13 +124,13 @@ class _Subscriber:
         while not self._queue:
             if self._gaps:
                 self._queue.extend(self._gaps.values())
-                self._set_queued_bytes(sum(map(wire_size_bytes, self._queue)))
+                self._set_queued_bytes(sum(map(estimate_memory_bytes, self._queue)))
                 self._gaps.clear()
                 continue
             self._arrived.clear()
             await self._arrived.wait()
         event = self._queue.popleft()
-        self._set_queued_bytes(self._queued_bytes - wire_size_bytes(event))
+        self._set_queued_bytes(self._queued_bytes - estimate_memory_bytes(event))
         return event
 
     def _record_gap(self, event: WireEvent) -> None:
@@ -256,7 +256,7 @@ class EventStream:
         tracked = self._tracked_tasks.get(task_id)
         if tracked is not None:
             return tracked
-        indexed = self._store.load_state(task_id)
+        indexed = self._store.load_without_large_fields(task_id)
         if indexed is None:
             raise TaskNotFoundError(task_id)
         loaded = self._loaded_tasks.get(task_id)
@@ -285,7 +285,7 @@ class EventStream:
         return self._journals.find_offset(task_id, seq)
 
     def _journal_missing_event(self, tracked: TrackedTask) -> WireEvent:
-        if self._store.load_state(tracked.task.id) is None:
+        if self._store.load_without_large_fields(tracked.task.id) is None:
             return error_event(
                 tracked.task, TaskNotFoundError.code, "The task was removed; the remaining events are not available."
             )

@@ -19,12 +19,12 @@ class ReplaySlot:
         self._semaphore = semaphore
         self._users = 1
 
-    def acquire(self) -> None:
+    def add_user(self) -> None:
         """Register a thread that works in the slot."""
         self._users += 1
 
-    def release(self) -> None:
-        """Unregister a thread or the holder."""
+    def remove_user(self) -> None:
+        """Unregister a thread or the holder; release the slot after the last one."""
         self._users -= 1
         if self._users == 0:
             self._semaphore.release()
@@ -48,7 +48,7 @@ class JournalReplayer:
         try:
             yield replay_slot
         finally:
-            replay_slot.release()
+            replay_slot.remove_user()
 
     async def open(self, task_id: str, slot: ReplaySlot) -> JournalWriter:
         """Open a journal in a thread; see `Journals.open`.
@@ -59,11 +59,11 @@ class JournalReplayer:
         has_waiter = True
 
         def release() -> None:
-            slot.release()
+            slot.remove_user()
             if not has_waiter:
                 _close_all(opened)
 
-        slot.acquire()
+        slot.add_user()
         try:
             await run_in_daemon_thread(lambda: opened.append(self._journals.open(task_id)), release)
         except asyncio.CancelledError:
@@ -89,8 +89,8 @@ class JournalReplayer:
 
     async def read_from(self, task_id: str, start: ReplayState, slot: ReplaySlot) -> ReplayState:
         """Continue a replay; see `Journals.replay`."""
-        slot.acquire()
-        return await run_in_daemon_thread(partial(self._journals.replay, task_id, start), slot.release)
+        slot.add_user()
+        return await run_in_daemon_thread(partial(self._journals.replay, task_id, start), slot.remove_user)
 
     async def read_task(self, task_id: str) -> ReplayState:
         """Replay from the beginning, in a new slot; see `Journals.replay`."""

@@ -78,7 +78,7 @@ class JournalCompressor:
         ended_before = self._clock.now() - timedelta(seconds=JOURNAL_COMPRESSION_DELAY_SECONDS)
         cursor, is_busy = self._compressed_until, False
         while True:
-            query = TaskQuery.oldest_first(FINAL_STATES, cursor)
+            query = TaskQuery.least_recently_changed_first(FINAL_STATES, cursor)
             page = await asyncio.to_thread(self._store.query, query)
             for task in page.tasks:
                 if task.state_changed_at > ended_before:

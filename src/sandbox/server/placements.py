@@ -48,7 +48,7 @@ from sandbox.interfaces.runner import (
 from sandbox.model.display_text import format_timestamp
 from sandbox.model.errors import error_reason
 from sandbox.model.fixed_limits import (
-    PROBE_INTERVAL_SECONDS,
+    PROBE_INTERVAL_SECONDS_MIN,
     PROBE_JITTER,
     PROBE_PAUSE_SECONDS,
     PROBE_PAUSE_SECONDS_MAX,
@@ -136,10 +136,10 @@ class ProbedHost:
     def request_probe(self) -> None:
         """Probe a working runtime again, because a sandbox could not be created.
 
-        Probes start at least PROBE_INTERVAL_SECONDS apart, because a task itself may be the cause.
+        Probes start at least PROBE_INTERVAL_SECONDS_MIN apart, because a task itself may be the cause.
         """
         if self.result.failure is None and self._due_at is None:
-            self._due_at = max(self._clock.monotonic(), self._probed_at + PROBE_INTERVAL_SECONDS)
+            self._due_at = max(self._clock.monotonic(), self._probed_at + PROBE_INTERVAL_SECONDS_MIN)
             self._probe_requested.set()
 
     async def run(self) -> None:
@@ -350,7 +350,7 @@ class UnreachableRunner:
         """Return UNKNOWN."""
         return LockState.UNKNOWN
 
-    async def is_responsive(self) -> bool:
+    async def may_be_responsive(self) -> bool:
         """Return True, because only a proven lack of response counts as unresponsive."""
         return True
 

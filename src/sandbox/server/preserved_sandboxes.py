@@ -243,7 +243,7 @@ class PreservationExpiry:
         were_in_use, self._in_use = self._in_use, set()
         ended_before, cursor, is_swept = self._clock.now() - self._time_to_live, self._swept_until, True
         while True:
-            query = TaskQuery.oldest_first(PRESERVED_STATES, cursor)
+            query = TaskQuery.least_recently_changed_first(PRESERVED_STATES, cursor)
             page = await asyncio.to_thread(self._store.query, query)
             for task in page.tasks:
                 if task.state_changed_at > ended_before:

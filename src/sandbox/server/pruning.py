@@ -175,7 +175,9 @@ class Pruner:
         selector = PruneSelector(replace(retention, max_bytes=None), self._clock.now(), tasks_count, 0)
         cursor: Cursor | None = None
         while True:
-            page = await asyncio.to_thread(self._store.query, TaskQuery.oldest_first(FINAL_STATES, cursor))
+            page = await asyncio.to_thread(
+                self._store.query, TaskQuery.least_recently_changed_first(FINAL_STATES, cursor)
+            )
             skipped |= page.damaged
             for task in page.tasks:
                 if not selector.should_prune(task.state_changed_at):
@@ -234,7 +236,7 @@ class Pruner:
     def _iterate_tasks(self, states: frozenset[TaskState], skipped: _Skipped) -> Iterator[Task]:
         cursor: Cursor | None = None
         while True:
-            page = self._store.query(TaskQuery.oldest_first(states, cursor))
+            page = self._store.query(TaskQuery.least_recently_changed_first(states, cursor))
             skipped |= page.damaged
             yield from page.tasks
             if page.next_cursor is None:

@@ -77,7 +77,7 @@ class RunnerWatchdog:
         if not isinstance(owner, RunnerOwned) or now - silence.started_at < RUNNER_SILENCE_SECONDS:
             return
         silence.started_at, runner = now, owner.runner
-        silence.unanswered_count = 0 if await runner.is_responsive() else silence.unanswered_count + 1
+        silence.unanswered_count = 0 if await runner.may_be_responsive() else silence.unanswered_count + 1
         if silence.unanswered_count < RUNNER_PINGS_MAX:
             return
         if await runner.kill():
@@ -176,7 +176,7 @@ class RunnerRecovery:
         If a finisher dies, another one is started, after a pause that grows each time. After FINISHERS_MAX finishers
         have died, the server finalizes the task itself, as it does for a task that ends before its first attempt.
         """
-        if not tracked.track_idle(backoff_seconds(tracked.task), self._clock.monotonic()):
+        if not tracked.has_been_idle_for(backoff_seconds(tracked.task), self._clock.monotonic()):
             return
         reserved = None
         if _awaits_next_attempt(tracked.task):

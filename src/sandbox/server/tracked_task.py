@@ -166,7 +166,7 @@ class TrackedTask:
         changed_event, self._changed_event = self._changed_event, asyncio.Event()
         changed_event.set()
 
-    def track_idle(self, seconds: float, monotonic: float) -> bool:
+    def has_been_idle_for(self, seconds: float, monotonic: float) -> bool:
         """Return whether nothing has been recorded for this long since the first call in this server process."""
         if self._idle_since is None or self._idle_since[0] != self.task.last_seq:
             self._idle_since = (self.task.last_seq, monotonic)

@@ -192,7 +192,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
 
     Raises StoreTooNewError, sqlite3.Error, OSError.
     """
-    present, steps = check_not_newer(connection), _load_migrations()
+    present, steps = read_supported_version(connection), _load_migrations()
     missing = [number for number in sorted(steps) if number > present]
     if present and missing:
         _back_up(connection, path.with_name(f"{path.name}.v{present}"))
@@ -200,7 +200,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
         _apply_migration(connection, number, steps[number])
 
 
-def check_not_newer(connection: sqlite3.Connection) -> int:
+def read_supported_version(connection: sqlite3.Connection) -> int:
     """Return the version of the database. Raises StoreTooNewError, sqlite3.Error."""
     [present] = connection.execute("PRAGMA user_version").fetchone()
     newest = max(_load_migrations())
@@ -217,7 +217,7 @@ def check_current(connection: sqlite3.Connection) -> None:
 
     Raises StoreTooNewError, sqlite3.Error, or StoreUnusableError for an older version.
     """
-    present, newest = check_not_newer(connection), max(_load_migrations())
+    present, newest = read_supported_version(connection), max(_load_migrations())
     if present < newest:
         raise StoreUnusableError(
             f"The index has version {present}, but this version of Sandbox requires {newest}; start the server to "

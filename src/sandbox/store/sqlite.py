@@ -126,7 +126,7 @@ class SqliteStore:
         rows = self._fetch_all("load_task", {"id": task_id})
         return _to_indexed(rows[0]) if rows else None
 
-    def load_state(self, task_id: str) -> IndexedTask | None:
+    def load_without_large_fields(self, task_id: str) -> IndexedTask | None:
         """Return a task without its prompt, patch, artifacts and the agent's report, or None if it is unknown."""
         rows = self._fetch_all("load_task_state", {"id": task_id})
         return _to_indexed_state(rows[0]) if rows else None

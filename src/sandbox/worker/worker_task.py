@@ -231,7 +231,7 @@ class WorkerTask:
             case ReceiveRecords() | ReadEndOffset() | Launch():
                 return await self._prepare_or_launch(request)
             case IsResponsive():
-                return await self._placement.find_runner(self._attempt_location(request.attempt_id)).is_responsive()
+                return await self._placement.find_runner(self._attempt_location(request.attempt_id)).may_be_responsive()
             case KillRunner():
                 return await self.kill()
             case FindImage():

@@ -241,10 +241,10 @@ class DaemonRunnerHandle(RunnerClient):
     def lock_state(self):
         return self._placement.lock_state(self._task_id)
 
-    async def is_responsive(self):
+    async def may_be_responsive(self):
         """Let the daemon ping the runner, to distinguish an unresponsive host from an unresponsive runner."""
         try:
-            return await self._call("is_responsive", timeout=CONTROL_REQUEST_TIMEOUT_SECONDS + 1)
+            return await self._call("may_be_responsive", timeout=CONTROL_REQUEST_TIMEOUT_SECONDS + 1)
         except HostUnreachableError:
             return True
 

@@ -101,8 +101,8 @@ class RpcMethods:
     async def kill(self, task_id: str, attempt_id: str):
         return await self.placement.find_runner(AttemptLocation(task_id, attempt_id, "")).kill()
 
-    async def is_responsive(self, task_id: str, attempt_id: str):
-        return await self.placement.find_runner(AttemptLocation(task_id, attempt_id, "")).is_responsive()
+    async def may_be_responsive(self, task_id: str, attempt_id: str):
+        return await self.placement.find_runner(AttemptLocation(task_id, attempt_id, "")).may_be_responsive()
 
     async def has_disk(self, location: AttemptLocation):
         return self.placement.files.has_disk(location)

@@ -10,7 +10,7 @@ from sandbox.interfaces.runtime import ConfinementLostError, ExitStatus
 from sandbox.model.errors import SandboxError
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.bubblewrap.runtime import probe_bubblewrap
-from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem, run_probe
+from sandbox.runtimes.probe import InconclusiveProbeError, find_confinement_problem, run_probe
 
 
 class FailingRuntime:
@@ -193,5 +193,5 @@ async def test_transient_error_is_not_a_confinement_problem(tmp_path, error):
     ],
 )
 async def test_persistent_lack_of_resources_raises_machine_busy(tmp_path, error, message):
-    with pytest.raises(MachineBusyError, match=message):
+    with pytest.raises(InconclusiveProbeError, match=message):
         await find_confinement_problem(FailingFirstRuntime(error, error), tmp_path)

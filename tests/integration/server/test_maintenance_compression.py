@@ -114,8 +114,10 @@ def test_compression_continues_after_a_full_disk(stored, components, monkeypatch
 
 
 def test_locked_journal_is_compressed_in_a_later_sweep(stored, components, monkeypatch):
-    oldest_first = TaskQuery.oldest_first
-    monkeypatch.setattr(TaskQuery, "oldest_first", lambda *query: replace(oldest_first(*query), limit=1))
+    least_recently_changed_first = TaskQuery.least_recently_changed_first
+    monkeypatch.setattr(
+        TaskQuery, "least_recently_changed_first", lambda *query: replace(least_recently_changed_first(*query), limit=1)
+    )
     compressor = JournalCompressor(components.journals, components.store, components.clock)
     with stored.journals.try_lock("old-1"):
         asyncio.run(compressor.sweep())

@@ -166,12 +166,14 @@ def test_stopped_runner_is_unresponsive_until_continued(process, tmp_path, monke
     path = runner_socket(tmp_path, "abcdefghijkl")
     runner_client = LocalRunnerClient(path)
     runner = process(LISTENER_PROGRAM, str(path))
-    wait_until(lambda: path.exists() and asyncio.run(runner_client.is_responsive()), description="the runner to listen")
+    wait_until(
+        lambda: path.exists() and asyncio.run(runner_client.may_be_responsive()), description="the runner to listen"
+    )
     os.kill(runner.pid, signal.SIGSTOP)
     with clients(path):
-        wait_until(lambda: not asyncio.run(runner_client.is_responsive()), description="no response")
+        wait_until(lambda: not asyncio.run(runner_client.may_be_responsive()), description="no response")
     os.kill(runner.pid, signal.SIGCONT)
-    wait_until(lambda: asyncio.run(runner_client.is_responsive()), description="a response")
+    wait_until(lambda: asyncio.run(runner_client.may_be_responsive()), description="a response")
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
@@ -180,7 +182,7 @@ async def test_server_without_free_descriptors_does_not_consider_the_runner_unre
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("asyncio.open_unix_connection", raise_error)
-    assert await LocalRunnerClient(runner_socket(tmp_path, "abcdefghijkl")).is_responsive()
+    assert await LocalRunnerClient(runner_socket(tmp_path, "abcdefghijkl")).may_be_responsive()
 
 
 @pytest.mark.parametrize("has_socket", [True, False], ids=["refuses connections", "has no socket"])
@@ -189,7 +191,7 @@ async def test_unreachable_runner_is_not_reported_as_unresponsive(tmp_path, has_
     if has_socket:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
-    assert await LocalRunnerClient(path).is_responsive()
+    assert await LocalRunnerClient(path).may_be_responsive()
 
 
 @pytest.fixture
@@ -202,17 +204,17 @@ def components(tmp_path, monkeypatch):
         instance.placement.kill(task_id)
 
 
-def count_pings_before_kills(components, is_responsive, *, pings_min, kills=1):
+def count_pings_before_kills(components, may_be_responsive, *, pings_min, kills=1):
     """Return the number of pings before each kill, first of the runner, then of its finisher; empty without a kill.
 
-    is_responsive: receives the number of a ping and returns whether the runner responds.
+    may_be_responsive: receives the number of a ping and returns whether the runner responds.
     pings_min, kills: the observation ends after this many pings, or after this many kills.
     """
     pings, pings_before_kills = [], []
 
     async def ping(attempt_id):
         pings.append(attempt_id)
-        return is_responsive(len(pings))
+        return may_be_responsive(len(pings))
 
     def kill_lock_holder(task_id):
         pings_before_kills.append(len(pings))
@@ -220,7 +222,7 @@ def count_pings_before_kills(components, is_responsive, *, pings_min, kills=1):
         return True
 
     async def scenario():
-        components.placement.is_responsive, components.placement.kill_lock_holder = ping, kill_lock_holder
+        components.placement.may_be_responsive, components.placement.kill_lock_holder = ping, kill_lock_holder
         async with components.server() as service:
             await service.submit(manifest("task-1"))
             await components.wait_for_launch("task-1")
@@ -253,7 +255,7 @@ async def test_runner_that_does_not_respond_and_is_not_found_is_logged_once(comp
         return False
 
     async def scenario():
-        components.placement.is_responsive, components.placement.kill_lock_holder = ping, lambda _: False
+        components.placement.may_be_responsive, components.placement.kill_lock_holder = ping, lambda _: False
         async with components.server() as service:
             await service.submit(manifest("task-1"))
             await components.wait_for_launch("task-1")

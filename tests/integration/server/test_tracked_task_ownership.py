@@ -81,7 +81,7 @@ async def test_no_finisher_starts_while_the_runner_may_be_alive(components):
         pings.append(attempt_id)
         return False
 
-    components.placement.is_responsive = ping
+    components.placement.may_be_responsive = ping
     async with components.server() as service:
         await components.start_running_task(service)
         make_lock_state_unknown(components)

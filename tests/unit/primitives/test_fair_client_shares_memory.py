@@ -83,7 +83,7 @@ async def test_only_a_stalled_connection_is_closed_to_free_memory(seconds, is_cl
     clock = FakeClock()
     memory = MemoryShare(100, clock)
     memory.force_reserve(100)
-    with memory.sending(lambda: memory.release(100)):
+    with memory.closing_if_stalled(lambda: memory.release(100)):
         clock.now += seconds
         assert await memory.try_reserve(50) is is_closed
 
@@ -91,7 +91,7 @@ async def test_only_a_stalled_connection_is_closed_to_free_memory(seconds, is_cl
 async def test_stalled_connection_is_kept_while_memory_is_free():
     clock, aborted = FakeClock(), []
     memory = MemoryShare(100, clock)
-    with memory.sending(lambda: aborted.append(1)):
+    with memory.closing_if_stalled(lambda: aborted.append(1)):
         clock.now += 10 * STALLED_SECONDS
         assert await memory.try_reserve(50)
     assert aborted == []
@@ -101,7 +101,7 @@ async def test_waiter_closes_stalled_connections():
     clock = FakeClock()
     memory = MemoryShare(100, clock)
     memory.force_reserve(100)
-    with memory.sending(lambda: memory.release(100)):
+    with memory.closing_if_stalled(lambda: memory.release(100)):
         clock.now += STALLED_SECONDS
         async with asyncio.timeout(5), memory.reservation(50):
             assert memory.reserved_bytes == 50

@@ -10,7 +10,7 @@ from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.placement import ProbeResult
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.fixed_limits import (
-    PROBE_INTERVAL_SECONDS,
+    PROBE_INTERVAL_SECONDS_MIN,
     PROBE_JITTER,
     PROBE_PAUSE_SECONDS,
     PROBE_PAUSE_SECONDS_MAX,
@@ -95,7 +95,7 @@ def test_runtime_that_fails_later_blocks_tasks_until_it_works_again(clock, caplo
     caplog.set_level("INFO")
     host = run(clock, AVAILABLE, UNAVAILABLE, UNAVAILABLE, UNAVAILABLE, AVAILABLE, probe_requests=1)
     assert (host.result, host.blocked_reason, host.next_probe_at) == (AVAILABLE, None, None)
-    assert clock.slept[:2] == [PROBE_INTERVAL_SECONDS, PROBE_PAUSE_SECONDS]
+    assert clock.slept[:2] == [PROBE_INTERVAL_SECONDS_MIN, PROBE_PAUSE_SECONDS]
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING", "INFO"]
     assert "No sandbox can be created; the next probe is at 20" in caplog.text
 
@@ -121,7 +121,7 @@ def test_working_runtime_stays_available_after_a_requested_probe(clock, caplog):
 
 def test_requested_probes_of_a_working_runtime_are_rare(clock):
     run(clock, AVAILABLE, *[AVAILABLE] * 5, probe_requests=5)
-    assert clock.slept == [PROBE_INTERVAL_SECONDS] * 5
+    assert clock.slept == [PROBE_INTERVAL_SECONDS_MIN] * 5
 
 
 async def test_requested_probe_is_not_announced_while_the_runtime_works(clock):

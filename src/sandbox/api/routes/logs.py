@@ -33,9 +33,9 @@ from sandbox.model.task import Task
 from sandbox.model.wire.event_conversion import (
     LogStream,
     WireEvent,
+    estimate_memory_bytes,
     extract_conversation,
     log_stream_of,
-    wire_size_bytes,
 )
 from sandbox.primitives import fair_client_shares
 
@@ -240,7 +240,7 @@ async def _skip_lines(events: TaskEvents, task: Task, seq: int, skipped: int, en
 
 async def _matching_seqs(events: TaskEvents, task: Task, after: int, encoder: LogEncoder) -> AsyncIterator[int]:
     async for event in events.recorded_events(task.id, after=after):
-        await fair_client_shares.wait_for_turn(wire_size_bytes(event))
+        await fair_client_shares.wait_for_turn(estimate_memory_bytes(event))
         if event["type"] != "end" and encoder.includes(event):
             yield event["seq"]
 

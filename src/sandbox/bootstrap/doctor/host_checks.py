@@ -36,7 +36,7 @@ from sandbox.model.resources import Resources
 from sandbox.placements.local.attempt_files import probe_lock
 from sandbox.runtimes.limits.cgroups import find_hierarchies
 from sandbox.runtimes.nodejs import node_version, pinned_packages
-from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
+from sandbox.runtimes.probe import InconclusiveProbeError, find_confinement_problem
 from sandbox.runtimes.programs.inherited_limits import HOST_PROGRAM_FILES_MAX, OPEN_FILES_MAX
 
 _SYSCTL_ROOT = Path("/proc/sys")
@@ -176,9 +176,9 @@ def _chosen_findings(probe: RuntimeProbe) -> list[Finding]:
 def _confinement_findings(chosen: RuntimeProbe, run_dir: Path) -> list[Finding]:
     try:
         reason = asyncio.run(find_confinement_problem(make_runtime(chosen.runtime, run_dir), run_dir))
-    except MachineBusyError as busy:
-        message = f"two attempts to confine git failed, but a server still confines it: {busy}"
-        remedy = "Run sandbox doctor again when the machine is less busy."
+    except InconclusiveProbeError as inconclusive:
+        message = f"two attempts to confine git failed, but a server still confines it: {inconclusive}"
+        remedy = "Run sandbox doctor again later; a busy machine is a common cause."
         return [Finding("git", False, message, remedy, blocks_tasks=False)]
     if reason is None:
         return [Finding("git", True, "runs confined when it reads repositories")]

@@ -30,7 +30,7 @@ from sandbox.model.repository_urls import public_repository_url, short_repositor
 from sandbox.model.task import Task
 from sandbox.model.task_names_and_ids import is_generated_id, is_generated_id_prefix
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.event_conversion import WireEvent, wire_size_bytes
+from sandbox.model.wire.event_conversion import WireEvent, estimate_memory_bytes
 from sandbox.model.wire.task_conversion import task_failure_body
 from sandbox.primitives import fair_client_shares
 
@@ -77,7 +77,7 @@ async def _encode_batches(events: AsyncIterator[WireEvent], encoder: PageEncoder
     try:
         async for event in events:
             batch.append(event)
-            batch_bytes += wire_size_bytes(event)
+            batch_bytes += estimate_memory_bytes(event)
             if batch_bytes > _BATCH_BYTES:
                 yield encoder.encode(batch)
                 batch, batch_bytes = [], 0

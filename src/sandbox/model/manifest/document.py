@@ -26,7 +26,7 @@ class InvalidValue(NamedTuple):
     message: str
 
 
-TOO_LARGE = InvalidValue("range", "is not a supported number; put text that looks like a number in quotes")
+UNSUPPORTED_NUMBER = InvalidValue("range", "is not a supported number; put text that looks like a number in quotes")
 
 
 class Pair(NamedTuple):
@@ -247,13 +247,13 @@ def _to_pairs(pairs: list[tuple[str, Any]]) -> Pairs:
 
 
 def _parse_integer(text: str) -> int | InvalidValue:
-    return int(text) if len(text.lstrip("-")) <= _INTEGER_DIGITS_MAX else TOO_LARGE
+    return int(text) if len(text.lstrip("-")) <= _INTEGER_DIGITS_MAX else UNSUPPORTED_NUMBER
 
 
 def _parse_float(text: str) -> float | InvalidValue:
     value = float(text)
-    return value if math.isfinite(value) else TOO_LARGE
+    return value if math.isfinite(value) else UNSUPPORTED_NUMBER
 
 
 def _reject_constant(_: str) -> InvalidValue:
-    return TOO_LARGE
+    return UNSUPPORTED_NUMBER

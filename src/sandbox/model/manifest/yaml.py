@@ -21,7 +21,7 @@ from sandbox.model import fixed_limits
 from sandbox.model.display_text import replace_invisible
 from sandbox.model.errors import SourceLocation
 from sandbox.model.manifest.document import (
-    TOO_LARGE,
+    UNSUPPORTED_NUMBER,
     InvalidValue,
     Node,
     Pair,
@@ -102,13 +102,13 @@ def resolve_scalar(text: str) -> Any:
         return _resolve_integer(text)
     if _REAL.fullmatch(text):
         value = float(text)
-        return value if math.isfinite(value) else TOO_LARGE
-    return TOO_LARGE if _NON_FINITE.fullmatch(text) else text
+        return value if math.isfinite(value) else UNSUPPORTED_NUMBER
+    return UNSUPPORTED_NUMBER if _NON_FINITE.fullmatch(text) else text
 
 
 def _resolve_integer(text: str) -> int | InvalidValue:
     if len(text.lstrip("+-")) > _DIGITS_MAX:
-        return TOO_LARGE
+        return UNSUPPORTED_NUMBER
     if text.startswith(("0o", "0x")):
         return int(text, 0)
     return int(text)

@@ -23,7 +23,7 @@ _CHARACTER_BYTES_MAX = 8
 """Maximum memory of a non-ASCII character: four bytes in the text, and four in the encoder's UTF-8 copy."""
 
 
-def wire_size_bytes(event: WireEvent) -> int:
+def estimate_memory_bytes(event: WireEvent) -> int:
     """Estimate the memory used by an event, for limits: its text plus a fixed overhead."""
     if event["type"] == "output":
         return _OVERHEAD_BYTES + _text_size_bytes(event["data"]) + converted_size_bytes(event)

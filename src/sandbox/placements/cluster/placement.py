@@ -65,7 +65,7 @@ from sandbox.placements.cluster.hosts import (
 from sandbox.placements.cluster.job_state import Job, JobStore
 from sandbox.placements.cluster.jobs import Jobs, JobSettings
 from sandbox.placements.cluster.worker_authorization import ClaimChecker, ClusterKey, FindCloneCredentials
-from sandbox.placements.cluster.worker_server import StoreLog, WorkerRequestSources, WorkerServer
+from sandbox.placements.cluster.worker_server import SaveRunnerLog, WorkerRequestSources, WorkerServer
 from sandbox.placements.cluster.worker_session import LAUNCH_SECONDS, LoopThread, WorkerClient, WorkerSession
 from sandbox.placements.runner_client import RunnerClient
 from sandbox.primitives.message_stream import InvalidMessageError
@@ -87,8 +87,8 @@ class RemoteRunnerHandle:
         """Implements `RunnerHandle.lock_state`."""
         return self._workers.jobs.lock_state(self._location.task_id)
 
-    async def is_responsive(self) -> bool:
-        """Have the worker ping the runner; True if the host is silent. Implements `RunnerHandle.is_responsive`."""
+    async def may_be_responsive(self) -> bool:
+        """Have the worker ping the runner; True if the host is silent. Implements `RunnerHandle.may_be_responsive`."""
         request, timeout_seconds = IsResponsive(self.attempt_id), CONTROL_REQUEST_TIMEOUT_SECONDS + _MARGIN_SECONDS
         try:
             return bool(await self._workers.request(self._location, request, bool, timeout_seconds))
@@ -368,12 +368,12 @@ class WorkerListenerSettings(NamedTuple):
 class ServerTaskStorage(NamedTuple):
     """The server's storage for the files of tasks.
 
-    replicas: the copies of journals and artifacts. store_log: see `StoreLog`.
+    replicas: the copies of journals and artifacts. save_runner_log: see `SaveRunnerLog`.
     has_task_ended: returns whether a task has ended or is gone. Blocks.
     """
 
     replicas: TaskReplicas
-    store_log: StoreLog
+    save_runner_log: SaveRunnerLog
     has_task_ended: Callable[[str], bool]
 
 
@@ -403,7 +403,7 @@ async def create_cluster_placement(
             ClaimChecker(jobs, drains, listener.proof_method),
             seen_hosts,
             storage.replicas,
-            storage.store_log,
+            storage.save_runner_log,
             storage.has_task_ended,
             WorkerRequestSources(find_credentials, images),
             listener.tls,

@@ -55,7 +55,7 @@ from sandbox.placements.cluster.worker_session import WorkerSession
 from sandbox.primitives.concurrency import accept_connection
 from sandbox.primitives.message_stream import InvalidMessageError, encode_message, read_message
 
-StoreLog = Callable[[str, str, bytes], None]
+SaveRunnerLog = Callable[[str, str, bytes], None]
 """Stores the log of a runner, given the ids of the task and of the attempt. Blocks; raises OSError."""
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class WorkerServer:
         claims: ClaimChecker,
         hosts: SeenHosts,
         replicas: TaskReplicas,
-        store_log: StoreLog,
+        save_runner_log: SaveRunnerLog,
         has_task_ended: Callable[[str], bool],
         providers: WorkerRequestSources,
         tls: ssl.SSLContext,
@@ -109,7 +109,7 @@ class WorkerServer:
         self._jobs = claims.jobs
         self._hosts = hosts
         self._has_task_ended = has_task_ended
-        self._store_log = store_log
+        self._save_runner_log = save_runner_log
         self._replicas = replicas
         self._tls = tls
         self._unauthenticated: dict[asyncio.Task[None], None] = {}
@@ -337,7 +337,7 @@ class WorkerServer:
         if message.attempt_id not in job.stored.attempt_ids:
             raise InvalidMessageError(f"attempt {message.attempt_id} does not belong to this worker")
         try:
-            await asyncio.to_thread(self._store_log, job.stored.task_id, message.attempt_id, message.data)
+            await asyncio.to_thread(self._save_runner_log, job.stored.task_id, message.attempt_id, message.data)
         except OSError as error:
             _log.warning("The log of attempt %s was not stored: %s", message.attempt_id, error_reason(error))
 

@@ -257,7 +257,7 @@ class LoopThread:
         self._check_open(coroutine)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
 
-    def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def run_blocking(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the event loop's thread, and block until it returns.
 
         The coroutine must have a time limit. Raises OSError after `close`.
@@ -311,7 +311,7 @@ class WorkerClient:
         Raises OSError, HostUnreachableError.
         """
         self.session_of(location)
-        return self.thread.wait_for(self._request(location, request, result_type, CONTROL_REQUEST_TIMEOUT_SECONDS))
+        return self.thread.run_blocking(self._request(location, request, result_type, CONTROL_REQUEST_TIMEOUT_SECONDS))
 
     async def request(
         self,

@@ -390,7 +390,7 @@ _HEADER_LINES = 16
 _DESCRIPTORS_IN_TRANSIT = re.compile(r"^scm_fds:\s*([1-9]\d*)$", re.MULTILINE)
 
 
-def count_machine_entries(slabs: Path = SLABS, capacity_file: Path = _CAPACITY_FILE) -> int | None:
+def count_machine_epoll_entries(slabs: Path = SLABS, capacity_file: Path = _CAPACITY_FILE) -> int | None:
     """Return the number of epoll entries of all processes on the machine; 0 if there are few.
 
     Returns None if only root may read it.
@@ -414,7 +414,7 @@ class EpollCounter:
     """
 
     def __init__(
-        self, count_all: Callable[[], int | None] = count_machine_entries, *, initial_count: int | None = None
+        self, count_all: Callable[[], int | None] = count_machine_epoll_entries, *, initial_count: int | None = None
     ) -> None:
         self.was_cut_short = False
         self._count_all = count_all

@@ -15,7 +15,7 @@ from sandbox.interfaces.workspace import FindCredentials, NoCredentialsError
 from sandbox.primitives.concurrency import running_in_background
 from sandbox.workspace.clone.remote_access import (
     CONFINED_HELPER_COMMAND,
-    FILES_DIRECTORY,
+    CONFINED_HOME,
     CloneRemote,
     CredentialHelper,
     UserCredentials,
@@ -158,7 +158,7 @@ class ConfinedClone:
             git = Git(
                 self._variables["PATH"],
                 [*settings, *transport_settings, instead_of_setting, *self._redirect_settings],
-                {"HOME": FILES_DIRECTORY},
+                {"HOME": CONFINED_HOME},
                 confinement,
                 files=files,
                 descriptors=descriptors,

@@ -40,7 +40,7 @@ from sandbox.primitives.concurrency import run_in_thread, running_in_background
 from sandbox.workspace.clone.socks_proxy import HostPort, canonical_host
 from sandbox.workspace.git_command import Git, GitError, GitSetting, pipe
 
-FILES_DIRECTORY = "/etc/clone"
+CONFINED_HOME = "/etc/clone"
 """Directory of the files that settings name; also the HOME of a confined clone."""
 
 SETTINGS_FILES_MAX = 64
@@ -106,7 +106,7 @@ def resolve_remote(url: str, settings: Sequence[GitSetting], proxy: str, home: P
         match = _HTTP_SETTING.fullmatch(key)
         if match is None or match["name"] in _IGNORED_SETTINGS or not _applies_to_host(match["url"], address.host):
             continue
-        file_path = f"{FILES_DIRECTORY}/{len(files)}"
+        file_path = f"{CONFINED_HOME}/{len(files)}"
         staged = _stage_setting_file(match["name"], value, home, file_path)
         files.update(staged or {})
         git_settings.append((key, value if staged is None else file_path if staged else ""))

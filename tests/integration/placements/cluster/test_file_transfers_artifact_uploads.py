@@ -230,7 +230,7 @@ async def begin():
     await stack.enter_async_context(open_upload(server, await server.submit()))
 
 stack, thread = contextlib.AsyncExitStack(), LoopThread()
-thread.wait_for(begin())
+thread.run_blocking(begin())
 thread.close()
 print("closed", flush=True)
 """

@@ -25,5 +25,5 @@ async def test_closed_thread_does_not_run_coroutines():
     with pytest.raises(HostUnreachableError):
         await thread.run(wait())
     with pytest.raises(HostUnreachableError):
-        thread.wait_for(wait())
+        thread.run_blocking(wait())
     thread.close()

@@ -18,10 +18,10 @@ from sandbox.model.wire.event_conversion import (
     current_state_event,
     end_event,
     error_event,
+    estimate_memory_bytes,
     extract_conversation,
     log_stream_of,
     to_wire_event,
-    wire_size_bytes,
 )
 
 WIRE_EXAMPLES: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
@@ -206,7 +206,7 @@ def test_converted_conversation_of_a_transcript_is_a_separate_event():
     ],
 )
 def test_size_of_a_wire_event_includes_its_texts(event, characters):
-    size_bytes = wire_size_bytes(to_wire_event("t", e.Record(7, 1, TIMESTAMP, event)))
+    size_bytes = estimate_memory_bytes(to_wire_event("t", e.Record(7, 1, TIMESTAMP, event)))
     assert characters <= size_bytes <= characters + 1100
 
 
@@ -214,14 +214,14 @@ def test_size_of_wide_text_includes_the_copy_that_the_encoder_keeps():
     text = chr(0x1F600) * 1000
     wire_event = to_wire_event("t", e.Record(7, 1, TIMESTAMP, e.Output("stdout", text)))
     msgspec.json.encode(wire_event)
-    assert sys.getsizeof(wire_event["data"]) <= wire_size_bytes(wire_event) <= 9000
+    assert sys.getsizeof(wire_event["data"]) <= estimate_memory_bytes(wire_event) <= 9000
 
 
 def test_size_of_output_includes_its_converted_conversation():
     record = e.Record(7, 1, TIMESTAMP, e.Output("stdout", "x" * 1000))
-    assert wire_size_bytes(to_wire_event("t", record, [e.AgentMessage("x" * 1000)] * 2)) >= 3000
+    assert estimate_memory_bytes(to_wire_event("t", record, [e.AgentMessage("x" * 1000)] * 2)) >= 3000
     transcript = e.Record(7, 1, TIMESTAMP, e.Output("transcript", "x" * 1000))
-    assert 2000 <= wire_size_bytes(to_wire_event("t", transcript, [e.AgentMessage("x" * 1000)] * 2)) < 3000
+    assert 2000 <= estimate_memory_bytes(to_wire_event("t", transcript, [e.AgentMessage("x" * 1000)] * 2)) < 3000
 
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda value: type(value).__name__)

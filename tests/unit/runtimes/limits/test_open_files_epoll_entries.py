@@ -13,7 +13,7 @@ import pytest
 
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX
 from sandbox.runtimes.limits import open_files
-from sandbox.runtimes.limits.open_files import EpollCounter, count_machine_entries
+from sandbox.runtimes.limits.open_files import EpollCounter, count_machine_epoll_entries
 from sandbox.runtimes.limits.usage_limits import FileUsage
 
 MANY = EPOLL_ENTRIES_MAX + 1
@@ -70,19 +70,19 @@ def descriptors_in_flight() -> Iterator[None]:
 def test_machine_entries_are_read_from_slabinfo_unless_the_machine_has_few(tmp_path: Path, capacity: str, entries: int):
     (tmp_path / "slabinfo").write_text(SLABS)
     (tmp_path / "capacity").write_text(capacity)
-    assert count_machine_entries(tmp_path / "slabinfo", tmp_path / "capacity") == entries
+    assert count_machine_epoll_entries(tmp_path / "slabinfo", tmp_path / "capacity") == entries
 
 
 def test_machine_entries_are_read_from_slabinfo_if_the_capacity_is_unknown(tmp_path: Path):
     (tmp_path / "slabinfo").write_text(SLABS)
-    assert count_machine_entries(tmp_path / "slabinfo", tmp_path / "absent") == 1334
+    assert count_machine_epoll_entries(tmp_path / "slabinfo", tmp_path / "absent") == 1334
 
 
 def test_machine_entries_are_unknown_without_slabinfo_or_its_row(tmp_path: Path):
     absent = tmp_path / "absent"
-    assert count_machine_entries(absent, absent) is None
+    assert count_machine_epoll_entries(absent, absent) is None
     (tmp_path / "slabinfo").write_text("slabinfo - version: 2.1\n")
-    assert count_machine_entries(tmp_path / "slabinfo", absent) is None
+    assert count_machine_epoll_entries(tmp_path / "slabinfo", absent) is None
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can read slab statistics")
@@ -91,7 +91,9 @@ def test_kernel_capacity_covers_its_entries(five_entries: None):
     of_kernel = open_files._CAPACITY_FILE
     if not of_kernel.exists():
         pytest.skip("this kernel does not show the capacity")
-    assert int(of_kernel.read_text().split()[0]) >= (count_machine_entries(capacity_file=Path("absent")) or 0) >= 5
+    assert (
+        int(of_kernel.read_text().split()[0]) >= (count_machine_epoll_entries(capacity_file=Path("absent")) or 0) >= 5
+    )
 
 
 @pytest.mark.usefixtures("five_entries")
