@@ -81,6 +81,7 @@ ROWS = [
     ("Secrets", "Shortest value that is redacted", "secrets.limits.REDACTED_VALUE_CHARACTERS_MIN"),
     ("Secrets", "Request to Vault", "secrets.limits.VAULT_TIMEOUT_SECONDS"),
     ("Artifacts and patches", "Patch", "model.fixed_limits.PATCH_BYTES_MAX"),
+    ("Artifacts and patches", "`TASK_ID.changes.tar`", "model.fixed_limits.CHANGED_FILES_TAR_BYTES_MAX"),
     (
         "Artifacts and patches",
         "Size of the files that match the artifact patterns",

@@ -58,7 +58,10 @@ def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
     enums = {enum.__name__: TypeAdapter(enum).json_schema() for enum in _ENUMS}
     described = _with_component_names(_schema_of(tuple.__class_getitem__((*declared, event_bodies.Event))))
     schemas: dict[str, Any] = _with_enum_refs(described["$defs"])
-    schemas["Event"] = {"description": "An event of a task; `type` distinguishes them.", **described["prefixItems"][-1]}
+    schemas["Event"] = {
+        "description": "An event of a task. The discriminator is `type`.",
+        **described["prefixItems"][-1],
+    }
     schemas = _with_discriminators(schemas, schemas)
     manifest = _manifest_schemas(agents)
     definition = component_name(task_bodies.ResolvedManifestBody)

@@ -153,7 +153,7 @@ def _find_by_prefix(client: Client, prefix: str) -> str:
     if len(found) > 1:
         _fail_ambiguous(prefix, found, is_complete=cursor is None)
     if cursor is not None:
-        message = f"Error: Too many tasks match {prefix!r} to find the ids that begin with it. Give the whole id."
+        message = f"Error: Too many tasks match {prefix!r} to find the ids that begin with it. Give the full id."
         fail(message, ExitCode.USAGE)
     return found[0]["id"] if found else prefix
 

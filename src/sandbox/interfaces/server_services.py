@@ -58,11 +58,11 @@ class PruneResult:
 
 
 def _advice(task_id: str) -> str:
-    """Return the advice to give the whole id if this is the beginning of a generated id; otherwise empty.
+    """Return the advice to give the full id if this is the beginning of a generated id; otherwise empty.
 
     Only commands and the dashboard accept the beginning of an id.
     """
-    return " Give the whole id." if is_generated_id_prefix(task_id) else ""
+    return " Give the full id." if is_generated_id_prefix(task_id) else ""
 
 
 class TaskNotFoundError(SandboxError):

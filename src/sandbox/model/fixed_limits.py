@@ -408,8 +408,11 @@ EARLIER_CONVERSATION_EVENTS_MAX = 20_000
 MATCHED_FILES_BYTES_MAX = 2 * 1024**3
 """Maximum total size of a task's files that match its patterns. Files beyond it are skipped and reported as events.
 
-The tar of changed files has a separate limit, half as large. The patch and the transcript have their own limits.
+The patch, the tar of changed files and the transcript have their own limits.
 """
+
+CHANGED_FILES_TAR_BYTES_MAX = 1024**3
+"""Maximum size of the tar of changed files, which a task has if its patch is incomplete. Further files are left out."""
 
 WORKER_RECORD_BYTES_MAX = 4 * 1024 * 1024
 """Maximum size of a record that a worker may send, with its newline. The largest record of a runner, a line of output

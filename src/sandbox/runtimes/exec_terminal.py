@@ -221,9 +221,12 @@ class ExecProcess:
             raise AttemptError(FailureCode.SANDBOX_LOST, "The terminal was not ready in time; try again.") from None
         message, descriptors, _, _ = socket.recv_fds(self.control, 4096, 4)
         if message != b"open":
-            reason = message.removeprefix(b"error ").decode(errors="replace") or "it ended without an error message"
+            reason = (
+                message.removeprefix(b"error ").decode(errors="replace")
+                or "the helper process exited without an error message"
+            )
             raise AttemptError(
-                FailureCode.SANDBOX_LOST, f"The sandbox could not be entered: {reason}; it may have ended."
+                FailureCode.SANDBOX_LOST, f"The sandbox could not be entered: {reason}. The sandbox may have ended."
             )
         return descriptors[0], descriptors[1]
 
@@ -287,7 +290,7 @@ async def start_on_pty(
     except BaseException as error:
         await exec_process.kill()
         if isinstance(error, OSError):
-            reason = f"The sandbox could not be entered: {error}; it may have ended."
+            reason = f"The sandbox could not be entered: {error}. The sandbox may have ended."
             raise AttemptError(FailureCode.SANDBOX_LOST, reason) from error
         raise
 

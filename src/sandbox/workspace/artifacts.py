@@ -73,7 +73,7 @@ class GlobSet:
         return advanced
 
     def is_match(self, state: GlobState) -> bool:
-        """Return whether the state, advanced by a file's name, is at the end of a pattern."""
+        """Return whether a file matches a pattern. state: the result of `advance` for the file's name."""
         return bool(state & self._ends)
 
 
@@ -226,7 +226,7 @@ def _find_matches(workspace: Path, patterns: Sequence[str], stop: StopFlag) -> t
         with RootedFiles(workspace) as files:
             search.run(files)
     except TooManyEntriesError as error:
-        reason = f"there are {error}, and only the first were examined; narrow the patterns"
+        reason = f"there are {error}, and the rest were not examined; narrow the patterns"
         search.skipped.append(SkippedFile(".", reason))
     except OSError as error:
         search.skipped.append(SkippedFile(".", f"the workspace could not be read: {error.strerror or error}"))

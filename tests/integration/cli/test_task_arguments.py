@@ -84,7 +84,7 @@ def test_unique_prefix_selects_the_task_for_a_terminal(on_terminal, terminal, ap
     assert [request.path for request in api.requests[2:4]] == [f"/tasks/{FIRST}", f"/tasks/{FIRST}/terminal"]
 
 
-def test_cancel_sends_the_whole_id(run_cli, api, set_search_results):
+def test_cancel_sends_the_full_id(run_cli, api, set_search_results):
     set_search_results(FIRST)
     cancelled = {"success": True, "task_id": FIRST, "previous_state": "running", "new_state": "cancelled"}
     api.on("DELETE", f"/tasks/{FIRST}", json_response({**cancelled, "message": "m", "cancelled_at": ""}))
@@ -118,7 +118,7 @@ def test_short_id_that_a_user_chose_selects_its_task(run_cli, api, set_search_re
 
 @pytest.mark.parametrize("text", [FIRST, "fix-1", "5e173eb5x", "5e173eb558f6", "../5e17"])
 def test_other_arguments_are_sent_unchanged(run_cli, api, set_search_results, text):
-    """A whole id needs no search. An id that a user chose, such as `fix-1`, must not become `fix-10`."""
+    """A full id needs no search. An id that a user chose, such as `fix-1`, must not become `fix-10`."""
     set_search_results(FIRST, "fix-10")
     result = run_cli("task", "cancel", text)
     assert result.returncode == 3
@@ -157,7 +157,7 @@ def test_endless_search_selects_no_task(run_cli, api):
     api.on("GET", "/tasks", json_response(page), json_response({**page, "tasks": []}))
     result = run_cli("task", "cancel", "5e17")
     assert (result.returncode, len(api.requests_to("GET", "/tasks"))) == (2, 10)
-    assert b"Give the whole id." in result.stderr
+    assert b"Give the full id." in result.stderr
 
 
 def test_at_most_ten_tasks_are_listed(run_cli, api, set_search_results):
@@ -185,7 +185,7 @@ def test_unknown_task_is_reported_if_the_server_has_no_search(run_cli, api):
     assert (result.returncode, result.stderr) == (3, NO_SUCH_TASK)
 
 
-def test_json_output_has_the_whole_id(run_cli, api, set_search_results):
+def test_json_output_has_the_full_id(run_cli, api, set_search_results):
     set_search_results(FIRST)
     api.on("GET", f"/tasks/{FIRST}/artifacts", json_response({"task_id": FIRST, "artifacts": []}))
     assert json.loads(run_cli("task", "artifacts", "5e17", "-f", "json").stdout)["task_id"] == FIRST

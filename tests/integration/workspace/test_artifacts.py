@@ -218,7 +218,7 @@ def test_files_found_before_the_entry_limit_are_stored(harness, monkeypatch):
     items = harness.collect("report", "many/*")
 
     assert [item.path for item in items] == ["report", "."]
-    assert items[-1].reason == "there are more than 5 files, and only the first were examined; narrow the patterns"
+    assert items[-1].reason == "there are more than 5 files, and the rest were not examined; narrow the patterns"
 
 
 def test_total_length_of_the_searched_paths_is_limited(harness, monkeypatch):

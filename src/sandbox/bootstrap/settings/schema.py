@@ -352,13 +352,13 @@ class SlurmSection:
         Annotated[
             str,
             _SLURM_NAMES,
-            Description("Partition of the jobs, or several separated by commas; none for the cluster's default."),
+            Description("Partition of the jobs, or several separated by commas. If unset, the cluster's default."),
         ]
         | None
     ) = None
-    account: Annotated[str, _SLURM_ACCOUNT, Description("Account of the jobs; none for the user's default.")] | None = (
-        None
-    )
+    account: (
+        Annotated[str, _SLURM_ACCOUNT, Description("Account of the jobs. If unset, the user's default.")] | None
+    ) = None
     options: Annotated[
         tuple[Annotated[str, _SBATCH_OPTION], ...],
         MaxLen(32),
@@ -373,7 +373,7 @@ class SlurmSection:
             Len(1, 4096),
             _ABSOLUTE_PATH,
             Description(
-                "Path of the command sandbox on the hosts; none for the path of the server's own installation."
+                "Path of the command sandbox on the hosts. If unset, the path of the server's own installation."
             ),
         ]
         | None
@@ -389,12 +389,14 @@ class SlurmSection:
             str,
             Len(1, 4096),
             _ABSOLUTE_PATH,
-            Description("Directory of sbatch, squeue, scancel and sinfo; none to search the standard directories."),
+            Description(
+                "Directory of sbatch, squeue, scancel and sinfo. If unset, the standard directories are searched."
+            ),
         ]
         | None
     ) = None
     configuration: (
-        Annotated[str, Len(1, 4096), _ABSOLUTE_PATH, Description("Path of slurm.conf; none for Slurm's default path.")]
+        Annotated[str, Len(1, 4096), _ABSOLUTE_PATH, Description("Path of slurm.conf. If unset, Slurm's default path.")]
         | None
     ) = None
 
@@ -429,7 +431,7 @@ class KubernetesSection:
             str,
             Len(1, 2048),
             _HTTPS_URL,
-            Description("URL of the API server; none for the cluster in which this server runs."),
+            Description("URL of the API server. If unset, that of the cluster in which this server runs."),
         ]
         | None
     ) = None
@@ -463,7 +465,7 @@ class ClusterSection:
             str,
             Len(1, 253),
             NO_CONTROL_CHARACTERS,
-            Description("Address to listen on for workers; none for the address in cluster.host."),
+            Description("Address to listen on for workers. If unset, the address in cluster.host."),
         ]
         | None
     ) = None
@@ -482,7 +484,7 @@ class ClusterSection:
             _ABSOLUTE_PATH,
             Description(
                 "File that contains the key with which workers prove that they run on a host of the cluster. The path "
-                "is the same on the server and on all hosts; none for no proof."
+                "is the same on the server and on all hosts. If unset, workers do not have to prove this."
             ),
         ]
         | None

@@ -339,7 +339,7 @@ Event = (
     | GapEvent
     | EndEvent
 )
-"""An event of a task; `type` distinguishes them."""
+"""An event of a task. The discriminator is `type`."""
 
 
 def event_type(event: Any) -> str:

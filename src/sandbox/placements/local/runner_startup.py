@@ -103,8 +103,9 @@ class RunnerSpawner(NamedTuple):
 class RunnerForkServer:
     """A process that has imported everything that runners need, and forks each runner. Implements `RunnerStarter`.
 
-    The import takes most of a runner's start-up time, and runners share the memory of the modules. A request after the
-    process's death starts a new one. The fork server ends with this process; its runners do not.
+    The import takes most of a runner's start-up time, and runners share the memory of the modules. If the fork
+    server has died, the next request starts a new one. The fork server exits with the process that created this object;
+    the runners keep running.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:

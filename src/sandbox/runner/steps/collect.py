@@ -345,8 +345,8 @@ class CollectStep(msgspec.Struct, frozen=True):
             limit = f"{seconds:.1f} s; raise lifecycle.collect_timeout."
             raise AttemptError(FailureCode.COLLECT_FAILED, problem + limit) from None
         await artifacts.store_file(name, "application/x-tar", partial, contains_secret=artifacts.is_unredactable)
-        exceptions = f" except some: {missing}" if missing else ""
-        message = f"The patch is incomplete: {reason}. The new and changed files are in {name}{exceptions}."
+        exceptions = f" {name} lacks some of them: {missing}." if missing else ""
+        message = f"The patch is incomplete: {reason}. The new and changed files are in {name}.{exceptions}"
         self.attempt.recorder.record_once(ErrorReported("patch_truncated", message))
 
     async def _store_session(self, artifacts: ArtifactRecorder, driver: AgentDriver) -> None:

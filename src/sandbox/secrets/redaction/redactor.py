@@ -24,6 +24,8 @@ from sandbox.secrets.redaction.escape_layers import DecodedLayer, align_cut, dec
 from sandbox.secrets.redaction.value_patterns import Normalizer, SecretPattern, make_patterns, may_contain_escapes
 
 _WORD_BYTES = 4
+"""Size of the integers that the search compares."""
+
 _CANDIDATE_WORDS_MAX = 16
 """Maximum number of words of a pattern that are considered as its key, at each of its four alignments."""
 
@@ -37,7 +39,7 @@ class PatternMatch(NamedTuple):
 
 
 def _words(text: bytes, first: int = 0) -> memoryview[int]:
-    """Return the words starting at position `first`."""
+    """View the text from byte offset `first` as 4-byte integers; a shorter rest is dropped."""
     return memoryview(text)[first : len(text) - (len(text) - first) % _WORD_BYTES].cast("I")
 
 

@@ -20,7 +20,7 @@ from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.workspace import DetectSecret, PatchResult
 from sandbox.model.artifacts import DiffStatistics
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.fixed_limits import MATCHED_FILES_BYTES_MAX, PATCH_BYTES_MAX
+from sandbox.model.fixed_limits import CHANGED_FILES_TAR_BYTES_MAX, PATCH_BYTES_MAX
 from sandbox.primitives.concurrency import StopFlag, run_in_thread
 from sandbox.primitives.files import create_private_file, fsync_path, remove_on_failure
 from sandbox.workspace.diff.base_commit import (
@@ -403,7 +403,7 @@ def _decode_path(path: bytes) -> str:
 
 
 async def write_changed_files(git: Git, layout: AttemptLayout, base_commit: str, target: Path) -> str | None:
-    """Write the complete tar, up to half of MATCHED_FILES_BYTES_MAX, and flush it. Raises AttemptError.
+    """Write the complete tar, up to CHANGED_FILES_TAR_BYTES_MAX, and flush it. Raises AttemptError.
 
     Returns why some changed files are missing, or None.
     """
@@ -420,7 +420,7 @@ async def _write_archive(git: Git, layout: AttemptLayout, base_commit: str, targ
     reason = None
     with remove_on_failure(target):
         with create_private_file(target) as file:
-            tar = ChangedFilesTar(file, MATCHED_FILES_BYTES_MAX // 2)
+            tar = ChangedFilesTar(file, CHANGED_FILES_TAR_BYTES_MAX)
 
             def open_archive(files: RootedFiles, stop: StopFlag) -> ChangedFilesTar:
                 return tar.set_source(files, stop)
@@ -428,11 +428,11 @@ async def _write_archive(git: Git, layout: AttemptLayout, base_commit: str, targ
             try:
                 await compare_workspace(git, layout, base, open_archive, lambda _: None)
             except TooManyEntriesError as error:
-                reason = f"there are {error}, and only the first were examined"
+                reason = f"there are {error}, and the rest were not examined"
             await run_in_thread(lambda _: tar.close())
         await run_in_thread(lambda _: fsync_path(target))
     if tar.skipped_count:
-        reason = f"{tar.skipped_count} files would make it larger than {MATCHED_FILES_BYTES_MAX // 2 // 1024**2} MiB"
+        reason = f"{tar.skipped_count} files would make it larger than {CHANGED_FILES_TAR_BYTES_MAX // 1024**2} MiB"
     return reason
 
 

@@ -477,7 +477,7 @@ def test_changed_files_are_archived_byte_for_byte(harness):
 
 
 def test_changed_files_above_the_size_limit_are_counted(harness, monkeypatch):
-    monkeypatch.setattr(changed_files_module, "MATCHED_FILES_BYTES_MAX", 20_000)
+    monkeypatch.setattr(changed_files_module, "CHANGED_FILES_TAR_BYTES_MAX", 10_000)
     base = harness.stage()
     (harness.workspace / "huge").touch()
     os.truncate(harness.workspace / "huge", 2**40)

@@ -454,6 +454,6 @@ def test_prompt_beginning_is_shown_for_reruns_and_continuations_whose_name_does_
     assert api.get("/api/v1/tasks/second").json()["prompt_beginning"] == "Now the docs."
 
 
-def test_unknown_short_id_needs_the_whole_id(api):
-    assert api.get("/api/v1/tasks/5e173eb5").json()["message"].endswith("to see their ids. Give the whole id.")
+def test_unknown_short_id_needs_the_full_id(api):
+    assert api.get("/api/v1/tasks/5e173eb5").json()["message"].endswith("to see their ids. Give the full id.")
     assert api.get("/api/v1/tasks/fix-tests").json()["message"].endswith("to see their ids.")

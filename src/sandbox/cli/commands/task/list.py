@@ -156,10 +156,10 @@ def _unknown_value(value: str, kind: str, known: Sequence[str]) -> str:
     help="Sort key. Times: latest first; names: from A to Z; cost: most expensive first.",
 )
 @click.option("--totals", "has_totals", is_flag=True, help="Also show the number and the cost of all matching tasks.")
-@click.option("--no-trunc", "shows_whole_ids", is_flag=True, help="Show whole ids on a terminal.")
+@click.option("--no-trunc", "shows_full_ids", is_flag=True, help="Show full ids on a terminal.")
 @common_options
 def list_tasks(
-    limit: int | None, lists_all: bool, sort: str | None, has_totals: bool, shows_whole_ids: bool, **filters: Any
+    limit: int | None, lists_all: bool, sort: str | None, has_totals: bool, shows_full_ids: bool, **filters: Any
 ) -> None:
     """List tasks, newest first.
 
@@ -188,17 +188,17 @@ def list_tasks(
         print_json(page)
         return
     if page["tasks"]:
-        _print_tasks(page["tasks"], options, shows_whole_ids=shows_whole_ids)
+        _print_tasks(page["tasks"], options, shows_full_ids=shows_full_ids)
     _print_omitted_count(page, is_filtered=any(filters.values()))
     if totals := page.get("totals"):
         click.echo(f"Total: {pluralize(totals['tasks'], 'task')}, {format_cost(totals['cost_usd'])}", err=True)
 
 
-def _print_tasks(tasks: Sequence[TaskSummary], options: CliOptions, *, shows_whole_ids: bool) -> None:
+def _print_tasks(tasks: Sequence[TaskSummary], options: CliOptions, *, shows_full_ids: bool) -> None:
     console = stdout_console(has_color=options.has_color)
     on_terminal, has_border = console.is_terminal, options.format == "table"
     columns: Sequence[str] = _COLUMNS
-    ids = shorten_ids(task["id"] for task in tasks) if on_terminal and not shows_whole_ids else {}
+    ids = shorten_ids(task["id"] for task in tasks) if on_terminal and not shows_full_ids else {}
     rows = [_cells(task, ids.get(task["id"], task["id"]), on_terminal=on_terminal) for task in tasks]
     if on_terminal and (repository := _common_repository(tasks)):
         columns = [name for name in columns if name != "REPOSITORY"]

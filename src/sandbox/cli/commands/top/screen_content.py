@@ -320,7 +320,7 @@ def _fit_rows(rows: list[list[Text]], width: int) -> tuple[Sequence[str], Sequen
 
 
 def task_row(task: TaskSummary, now: datetime, *, on_terminal: bool = True, shown_id: str | None = None) -> list[Text]:
-    """Return the cells of one task. shown_id: the shortened id; None for the whole id."""
+    """Return the cells of one task. shown_id: the shortened id; None for the full id."""
     progress = task["progress"]
     tokens = progress["input_tokens"] + progress["output_tokens"]
     return [
