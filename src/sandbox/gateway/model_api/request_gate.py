@@ -5,6 +5,7 @@ external resources, if the budget is spent, or if the server's key was rejected.
 """
 
 import re
+from collections.abc import Iterator
 from hmac import compare_digest
 from typing import Any
 
@@ -200,20 +201,42 @@ before the message after 403, and replace the message after 404 or 413.
 """
 
 
-_STRUCTURAL_BYTES = (b",", b":", b"[", b"{")
+_STRUCTURAL_BYTES = b",:[{"
 _LONG_INTEGER = re.compile(rb"[\[:,][ \t\n\r]*+-?[0-9]{%d}" % limits.LONG_INTEGER_DIGITS)
 """Matches the start of a long integer, and of the same characters in a string."""
+_DIGITS_AS_ZEROS = bytes(ord("0") if chr(byte).isdecimal() else ord(" ") for byte in range(128)) + b" " * 128
+_LONG_RUN_OF_ZEROS = b"0" * limits.LONG_INTEGER_DIGITS
+_PART_BYTES = 64 * 1024
 
 
 def _decode(dialect: ModelDialect, body: bytes | bytearray) -> dict[str, Any] | Rejected:
     """Decode the body, or reject it. A body that needs too much memory or time is rejected before it is decoded."""
-    if sum(map(body.count, _STRUCTURAL_BYTES)) > limits.REQUEST_JSON_VALUES_MAX:
+    if _count_structural_bytes(body) > limits.REQUEST_JSON_VALUES_MAX:
         count = limits.REQUEST_JSON_VALUES_MAX
         return Rejected(413, f"The request body has more than {count} commas, colons and opening brackets.")
-    if sum(1 for _ in _LONG_INTEGER.finditer(body)) > limits.LONG_INTEGERS_MAX:
+    if _count_long_integers(body) > limits.LONG_INTEGERS_MAX:
         count, digits = limits.LONG_INTEGERS_MAX, limits.LONG_INTEGER_DIGITS
         return Rejected(413, f"The request body has more than {count} integers with {digits} or more digits.")
     return dialect.decode_request(body)
+
+
+def _count_structural_bytes(body: bytes | bytearray) -> int:
+    """Count structural characters of JSON, also those in strings. One `translate` takes less time than four `count`."""
+    return sum(len(part) - len(part.translate(None, _STRUCTURAL_BYTES)) for part in _parts(body, overlap_bytes=0))
+
+
+def _count_long_integers(body: bytes | bytearray) -> int:
+    """Count the matches of `_LONG_INTEGER`. A search for any long run of digits is five times as fast."""
+    parts = _parts(body, overlap_bytes=limits.LONG_INTEGER_DIGITS - 1)
+    if not any(_LONG_RUN_OF_ZEROS in part.translate(_DIGITS_AS_ZEROS) for part in parts):
+        return 0
+    return sum(1 for _ in _LONG_INTEGER.finditer(body))
+
+
+def _parts(body: bytes | bytearray, overlap_bytes: int) -> Iterator[bytes | bytearray]:
+    """Yield parts of the body, because a changed copy of all of it would take as much memory again."""
+    for begin in range(0, len(body), _PART_BYTES):
+        yield body[begin : begin + _PART_BYTES + overlap_bytes]
 
 
 class ApprovedRequest(msgspec.Struct, frozen=True):

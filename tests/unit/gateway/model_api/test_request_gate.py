@@ -495,12 +495,21 @@ def test_request_may_have_half_a_million_json_values(dialect):
 def test_number_of_long_integers_is_limited(dialect):
     """Converting an integer with thousands of digits takes a hundred microseconds."""
     for digits, count, is_denied in ((299, 101, False), (300, 100, False), (300, 101, True), (4300, 7000, True)):
-        integers = b", ".join([b"-" + b"9" * digits] * count)
+        integers = b", ".join([b"-" + (b"1234567890" * 430)[:digits]] * count)
         started_at = time.process_time()
         assert is_rejected(b'{"model":"m","input":[%s]}' % integers, dialect) is is_denied
         assert time.process_time() - started_at < 1.0
     text = b"9" * 5000 + b"." + b"9" * 5000
     assert not is_rejected(b'{"model":"m","input":"%s"}' % (text * 200), dialect)
+
+
+@pytest.mark.parametrize("dialect", [MessagesApi(), ResponsesApi()])
+def test_long_integer_is_found_anywhere_in_a_large_body(monkeypatch, dialect):
+    monkeypatch.setattr(limits, "LONG_INTEGERS_MAX", 0)
+    for begin in range(64 * 1024 - 301, 64 * 1024 + 1):
+        for digits, is_denied in ((299, False), (300, True)):
+            body = b'{"model":"m","input":['.ljust(begin) + b"7" * digits + b"]}"
+            assert is_rejected(body, dialect) is is_denied
 
 
 @pytest.mark.parametrize("dialect", [MessagesApi(), ResponsesApi()])
