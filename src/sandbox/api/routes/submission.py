@@ -273,7 +273,8 @@ async def _submit_derived_task(
         if idempotency is not None and not dry_run and (before := await submissions.find_submission(idempotency)):
             return submitted_response(before)
         changes = parse_json_body(content, request, kind)
-        planned = await plan(task_id)
+        async with fair_client_shares.thread_slot():  # an earlier task with many artifacts uses megabytes
+            planned = await plan(task_id)
         manifest = await fair_client_shares.to_thread(_change_manifest, planned, changes, context)
         require_valid_credentials(request, context.admission)
         if dry_run:
