@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.api.client_limits import CLIENTS_MAX, RateLimiter, client_key
+from sandbox.api.client_limits import RateLimiter, client_key
 
 
 class FakeTime:
@@ -30,6 +30,16 @@ def test_request_over_a_small_limit_returns_the_seconds_to_wait():
     assert [limiter.acquire("a") for _ in range(3)] == [0, 0, 30]
 
 
+def test_allowance_refills_evenly_within_a_minute():
+    fake_time = FakeTime()
+    limiter = RateLimiter(1, fake_time)
+    assert [limiter.acquire("a"), limiter.acquire("a")] == [0, 60]
+    fake_time.seconds += 59.5
+    assert limiter.acquire("a") == 1
+    fake_time.seconds += 0.5
+    assert limiter.acquire("a") == 0
+
+
 def test_zero_disables_the_limit():
     limiter = RateLimiter(0, FakeTime())
     assert {limiter.acquire("a") for _ in range(1000)} == {0}
@@ -37,10 +47,10 @@ def test_zero_disables_the_limit():
 
 def test_number_of_tracked_clients_is_bounded():
     limiter = RateLimiter(1, FakeTime())
-    for number in range(CLIENTS_MAX + 50):
+    for number in range(10_050):
         limiter.acquire(str(number))
-    assert len(limiter._buckets) == CLIENTS_MAX
-    assert limiter.acquire(str(CLIENTS_MAX + 49)) > 0
+    assert len(limiter._buckets) == 10_000
+    assert limiter.acquire("10049") > 0
     assert limiter.acquire("0") == 0
 
 
@@ -50,6 +60,7 @@ def test_number_of_tracked_clients_is_bounded():
         ("192.0.2.7", "address 192.0.2.7"),
         ("127.0.0.1", "address 127.0.0.1"),
         ("::1", "address ::1"),
+        ("::1%lo", "address ::1"),
         ("::ffff:192.0.2.7", "address 192.0.2.7"),
         ("2001:db8:1:2:3:4:5:6", "address 2001:db8:1:2::/64"),
         ("2001:db8:1:2::9", "address 2001:db8:1:2::/64"),
