@@ -1,4 +1,4 @@
-"""The memory for a response is reserved from the client's share before its head is sent, and released after its body."""
+"""Memory for a response is reserved from the client's share before its head is sent, and released after its body."""
 
 import asyncio
 import json
