@@ -47,8 +47,12 @@ _RECOVERY_FACTOR = 0.25
 _PAGE_FAULT_FUNCTIONS = ("page_fault", "handle_mm_fault", "lock_mm_and_find_vma", "gup_", "iov_iter_extract_pages")
 """Text in the stack of a thread that waits for a page of its own memory, or for the lock of its memory."""
 
-_LISTING_FUNCTION, _READ_FUNCTION, _DIRECT_READ_FUNCTIONS = "ovl_iterate", "ovl_read_iter", ("iomap_dio", "direct_IO")
-"""Text in the stack of a thread that lists a host directory, or reads a host file without the page cache.
+_RECLAIM_FUNCTION = "try_to_free_mem_cgroup_pages"
+"""Function in the stack of a thread that waits until the kernel has reclaimed memory of its sandbox."""
+
+_LISTING_FUNCTION, _LOOKUP_FUNCTION = "ovl_iterate", "ovl_lookup"
+_READ_FUNCTION, _DIRECT_READ_FUNCTIONS = "ovl_read_iter", ("iomap_dio", "direct_IO")
+"""Text in the stack of a thread that uses a host directory, or reads a host file without the page cache.
 
 The host's directories are visible through overlays. The task's disk is not an overlay. A read through the page cache
 holds no lock while it waits.
@@ -218,8 +222,11 @@ class HostInodeLockMeter:
         with suppress(OSError):
             stack = _read_stack(self._proc, thread)
             is_direct_read = _READ_FUNCTION in stack and any(name in stack for name in _DIRECT_READ_FUNCTIONS)
+            is_reclaim = _RECLAIM_FUNCTION in stack
             is_page_fault = any(name in stack for name in _PAGE_FAULT_FUNCTIONS)
-            return is_page_fault and (_LISTING_FUNCTION in stack or is_direct_read)
+            if _LISTING_FUNCTION in stack or is_direct_read:
+                return is_page_fault or is_reclaim
+            return _LOOKUP_FUNCTION in stack and is_reclaim
         return False
 
 

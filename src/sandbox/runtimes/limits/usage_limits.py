@@ -58,8 +58,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
         it.
     network_lock_seconds: the same for the lock for network devices.
     nested_epoll_lock_seconds: the same for the lock for nested epoll instances.
-    host_inode_lock_seconds: time for which a program waited for its own memory while it listed a directory of the
-        host, or read a file of the host without the page cache.
+    host_inode_lock_seconds: time for which a program waited for its own memory while it listed or searched a
+        directory of the host, or read a file of the host without the page cache.
     oom_kills: how many times a process was killed for lack of memory.
     is_bounded_while_idle: whether the usage cannot grow beyond a limit while no program of the sandbox runs, unless the
         machine's kernel memory changes.
@@ -219,9 +219,100 @@ class KernelUsage(msgspec.Struct, frozen=True):
             )
         if self.host_inode_lock_seconds is not None and self.host_inode_lock_seconds > HOST_INODE_LOCK_SECONDS_MAX:
             return (
-                "A program of the sandbox listed a directory of the host, or read a file of the host with O_DIRECT, "
+                "A program of the sandbox listed or searched a directory of the host, or read a file with O_DIRECT, "
                 f"and waited {self.host_inode_lock_seconds:.0f} s for its own memory. Meanwhile, the host could not "
                 "change the directory or file. Start fewer busy programs at the same time, or use less memory."
+            )
+        return ""
+
+    def _find_memory_violation(self) -> str:
+        unreclaimable = self.unreclaimable_free_slab_bytes
+        if unreclaimable is not None and unreclaimable > FREE_SLAB_BYTES_MAX:
+            return (
+                f"The sandbox left {unreclaimable >> 20} MiB of kernel memory in partly used slabs. Close "
+                "files and sockets in the order in which they were opened."
+            )
+        reclaimable, reclaimable_max = self.reclaimable_free_slab_bytes, self.reclaimable_free_slab_bytes_max
+        if reclaimable is not None and reclaimable_max is not None and reclaimable > reclaimable_max:
+            return (
+                f"The sandbox left {reclaimable >> 20} MiB of kernel memory in partly used slabs of inodes and file "
+                f"names; the limit is {reclaimable_max >> 20} MiB. Close files in the order in which they were created."
+            )
+        if self.anon_vma_chain_bytes is not None and self.anon_vma_chain_bytes > ANON_VMA_CHAIN_BYTES_MAX:
+            return (
+                f"The kernel held {self.anon_vma_chain_bytes >> 20} MiB to link mappings of the sandbox's processes "
+                f"with those of their parents; the limit is {ANON_VMA_CHAIN_BYTES_MAX >> 20} MiB. Split fewer "
+                "mappings, or start fewer generations of processes."
+            )
+        if self.vma_bytes is not None and self.vma_bytes > VMA_BYTES_MAX:
+            return (
+                f"The kernel held {self.vma_bytes >> 20} MiB to describe the memory mappings of the sandbox's "
+                f"processes; the limit is {VMA_BYTES_MAX >> 20} MiB. Map fewer files, or start fewer processes."
+            )
+        if self.syscall_buffer_bytes is not None and self.syscall_buffer_bytes > SYSCALL_BUFFER_BYTES_MAX:
+            return (
+                f"The kernel held {self.syscall_buffer_bytes >> 20} MiB for threads of the sandbox that read /proc/sys "
+                "or sent netlink requests; use smaller buffers, or fewer threads."
+            )
+        if self.closing_files_bytes is not None and self.closing_files_bytes > CLOSING_FILES_BYTES_MAX:
+            return (
+                f"The kernel may have held {self.closing_files_bytes >> 20} MiB for files of the sandbox's ending "
+                "processes; "
+                f"the limit is {CLOSING_FILES_BYTES_MAX >> 20} MiB. Close directories before a process ends."
+            )
+        if self.oom_kills > OOM_KILLS_MAX:
+            return (
+                f"Processes of the sandbox were killed {self.oom_kills} times for lack of memory; the limit is "
+                f"{OOM_KILLS_MAX}. Raise vm.memory."
+            )
+        return ""
+
+    def _find_file_violation(self) -> str:
+        if self.dentries is not None and self.dentries > DENTRIES_MAX:
+            return (
+                f"The kernel had cached {self.dentries} file names for the sandbox; the limit is "
+                f"{DENTRIES_MAX}. Look up fewer names that do not exist, and create fewer hard links."
+            )
+        if self.file_locks is not None and self.file_locks > FILE_LOCKS_MAX:
+            return _too_many_locks(self.file_locks)
+        if self.cached_extents is not None and self.cached_extents > CACHED_EXTENTS_MAX:
+            return (
+                f"The kernel had cached {self.cached_extents} extents and holes of the sandbox's files; the limit is "
+                f"{CACHED_EXTENTS_MAX}. Write files without so many holes."
+            )
+        if self.disk_directories is not None and self.disk_directories > DISK_DIRECTORIES_MAX:
+            return (
+                f"The sandbox had {self.disk_directories} directories on its disk; the limit is "
+                f"{DISK_DIRECTORIES_MAX}. Remove unused ones."
+            )
+        if self.terminal_cpu_seconds is not None and self.terminal_cpu_seconds > TERMINAL_CPU_SECONDS_MAX:
+            return (
+                "Threads of the kernel used more than half a processor for input that the sandbox wrote to its own "
+                "terminals. Write less to terminals, or write to pipes."
+            )
+        return ""
+
+    def _find_lock_violation(self) -> str:
+        if self.terminal_lock_seconds is not None and self.terminal_lock_seconds > KERNEL_LOCK_HOLD_SECONDS_MAX:
+            return (
+                "Programs of the sandbox opened or closed terminals so slowly that no other program on the machine "
+                "could open one. Open fewer terminals, or start fewer busy programs at the same time."
+            )
+        if self.network_lock_seconds is not None and self.network_lock_seconds > KERNEL_LOCK_HOLD_SECONDS_MAX:
+            return (
+                "Programs of the sandbox listed network interfaces or joined multicast groups so slowly that no other "
+                "program on the machine could use network devices. Start fewer busy programs at the same time."
+            )
+        if self.nested_epoll_lock_seconds is not None and self.nested_epoll_lock_seconds > KERNEL_LOCK_HOLD_SECONDS_MAX:
+            return (
+                "Programs of the sandbox used nested epoll instances so slowly that no other program on the machine "
+                "could use them. Start fewer busy programs at the same time."
+            )
+        if self.host_inode_lock_seconds is not None and self.host_inode_lock_seconds > HOST_INODE_LOCK_SECONDS_MAX:
+            return (
+                "A program of the sandbox listed or searched a directory of the host, or read a file with "
+                f"O_DIRECT, and waited {self.host_inode_lock_seconds:.0f} s for its own memory. Meanwhile, the host could "
+                "not change the directory or file. Start fewer busy programs at the same time, or use less memory."
             )
         return ""
 

@@ -215,6 +215,11 @@ _DIRECT_READ_PAGE_FAULT_STACK = _PAGE_FAULT_FRAMES + "[<0>] iomap_dio_rw+0xe/0x4
 _DIRECT_READ_OF_DISK_STACK = _PAGE_FAULT_FRAMES + "[<0>] iomap_dio_rw+0xe/0x40\n[<0>] ext4_file_read_iter+0x18b/0x240\n"
 _MEMORY_LOCK_FRAMES = "[<0>] lock_mm_and_find_vma+0x1/0x2\n[<0>] exc_page_fault+0x1/0x2\n[<0>] filldir64+0x1/0x2\n"
 _GUP_FRAMES = "[<0>] __gup_longterm_locked+0x1/0x2\n[<0>] iomap_dio_bio_iter+0x1/0x2\n"
+_RECLAIM_FRAMES = (
+    "[<0>] try_to_free_mem_cgroup_pages+0x1/0x2\n[<0>] try_charge_memcg+0x1/0x2\n[<0>] __d_alloc+0x1/0x2\n"
+)
+_LOOKUP_FRAMES = "[<0>] __lookup_slow+0x1/0x2\n"
+_OVL_LOOKUP_FRAMES = "[<0>] lookup_one_unlocked+0x1/0x2\n[<0>] ovl_lookup+0x1/0x2\n" + _LOOKUP_FRAMES
 _OVL_ITERATE_STACK = "[<0>] iterate_dir+0xba/0x2a0\n[<0>] ovl_iterate+0x182/0x320\n"
 
 
@@ -234,6 +239,11 @@ def measure_listings(lock: LockHarness, tmp_path: Path, seconds: float) -> list[
         (_DIRECT_READ_PAGE_FAULT_STACK, 3.0),
         (_MEMORY_LOCK_FRAMES + _OVL_ITERATE_STACK, 3.0),
         (_GUP_FRAMES + _READ_FRAMES, 3.0),
+        (_RECLAIM_FRAMES + _OVL_LOOKUP_FRAMES, 3.0),
+        (_RECLAIM_FRAMES + _OVL_ITERATE_STACK, 3.0),
+        (_RECLAIM_FRAMES + _READ_FRAMES, 0.0),
+        (_RECLAIM_FRAMES + _LOOKUP_FRAMES, 0.0),
+        (_OVL_LOOKUP_FRAMES, 0.0),
         (_ITERATE_DIR_PAGE_FAULT_STACK, 0.0),
         (_DIRECT_READ_OF_DISK_STACK, 0.0),
         (_PAGE_FAULT_FRAMES + _READ_FRAMES, 0.0),
@@ -244,6 +254,11 @@ def measure_listings(lock: LockHarness, tmp_path: Path, seconds: float) -> list[
         "direct read",
         "listing that waits for the lock of its memory",
         "direct read that waits for the lock of its memory",
+        "lookup that waits for reclaim",
+        "listing that waits for reclaim",
+        "cached read that waits for reclaim",
+        "lookup on the disk that waits for reclaim",
+        "lookup that does not wait",
         "listing of the disk",
         "direct read of the disk",
         "cached read",
@@ -280,6 +295,6 @@ def test_locks_and_listings_above_the_limits_are_violations():
     epoll = KernelUsage(nested_epoll_lock_seconds=KERNEL_LOCK_HOLD_SECONDS_MAX + 0.1).find_exceeded_limit()
     assert "nested epoll instances" in epoll
     assert (
-        "listed a directory"
+        "listed or searched a directory"
         in KernelUsage(host_inode_lock_seconds=HOST_INODE_LOCK_SECONDS_MAX + 0.1).find_exceeded_limit()
     )
