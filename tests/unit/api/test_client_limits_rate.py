@@ -30,6 +30,11 @@ def test_request_over_a_small_limit_returns_the_seconds_to_wait():
     assert [limiter.acquire("a") for _ in range(3)] == [0, 0, 30]
 
 
+def test_limit_of_one_request_is_per_minute():
+    limiter = RateLimiter(1, FakeTime())
+    assert [limiter.acquire("a") for _ in range(2)] == [0, 60]
+
+
 def test_zero_disables_the_limit():
     limiter = RateLimiter(0, FakeTime())
     assert {limiter.acquire("a") for _ in range(1000)} == {0}
