@@ -48,6 +48,7 @@ def test_requests_without_a_token_are_not_counted(limits: ClientLimits, principa
         for _ in range(2 * LIMIT):
             stack.enter_context(limits.track_request(principal))
         assert limits.acquire_request(principal, ADDRESS) == 0
+        assert limits._requests_in_progress.total() == 0
 
 
 def test_event_streams_of_all_tasks_are_limited_for_each_token(limits: ClientLimits):

@@ -52,6 +52,7 @@ def test_state_changes_are_flushed(tmp_path, monkeypatch):
         e.AttemptFailed(Failure(FailureCode.TIMEOUT, "late")),
         e.ArtifactCollected(ARTIFACT),
         e.Usage("m", 1, 2),
+        e.FollowUpSkipped(e.FollowUp.RETRY, "the budget is spent"),
     ],
 )
 def test_durable_events_are_flushed(recorder_of_running_task, monkeypatch, event):

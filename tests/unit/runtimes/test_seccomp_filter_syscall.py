@@ -323,6 +323,7 @@ def test_huge_pages_are_refused(architecture: str):
     assert evaluate(architecture, MEMFD_CREATE[architecture], 1, 4) == errno.EINVAL
     assert evaluate(architecture, MEMFD_CREATE[architecture], 1, 0xFFFFFFFF) == errno.EINVAL  # as Chromium does
     assert evaluate(architecture, SHMGET[architecture], 0, 4096, 0o1600) == ALLOW
+    assert evaluate(architecture, SHMGET[architecture], 0, 4096, 0o1601) == ALLOW
     assert evaluate(architecture, SHMGET[architecture], 0, 4096, 0o1600 | 0o4000) == errno.ENOMEM
 
 

@@ -118,9 +118,9 @@ class SniffingInspector:
         if _REQUEST_LINE.match(self._received):
             if self._received.startswith(_HTTP_2_PREFACE):
                 return self._deny("HTTP/2 without TLS is not supported; use HTTP/1.1 or TLS.")
-            return self._delegate_to(HttpInspector(self._policy, self._name, self._name, self._port), data)
+            return self._delegate_to(HttpInspector(self._policy, self._name, self._name, self._port))
         if self._received.startswith(_TLS_PREFIX):
-            return self._delegate_to(TlsInspector(self._policy, self._name, self._name, self._port), data)
+            return self._delegate_to(TlsInspector(self._policy, self._name, self._name, self._port))
         if data and self._received == _TLS_RECORD:
             return None
         if data and _PARTIAL_FIRST_LINE.fullmatch(self._received):
@@ -129,10 +129,9 @@ class SniffingInspector:
         stream_filter = UnknownProtocolFilter(self._policy, self._name, self._port, self._received, is_eof=not data)
         return Tunnel(self._name, self._port, stream_filter)
 
-    def _delegate_to(self, inspector: ConnectionInspector, data: bytes) -> Tunnel | Denial | None:
+    def _delegate_to(self, inspector: ConnectionInspector) -> Tunnel | Denial | None:
         self._delegate = inspector
-        outcome = inspector.client_data_received(self._received)
-        return outcome if outcome is not None or data else inspector.client_data_received(b"")
+        return inspector.client_data_received(self._received)
 
     def _deny(self, reason: str) -> Denial:
         return Denial(self._name, self._port, reason)

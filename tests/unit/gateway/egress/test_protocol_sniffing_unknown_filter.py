@@ -11,6 +11,7 @@ from sandbox.gateway.egress.policy import EgressPolicy
 from sandbox.gateway.egress.protocol_sniffing import (
     NestedConnectionFilter,
     SniffingInspector,
+    UnknownProtocolFilter,
     decide_transparent_connection,
 )
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, PARTIAL_HELLOS_MAX, UNKNOWN_PROTOCOL_BYTES_MAX
@@ -42,6 +43,15 @@ def create_stream_filter() -> StreamFilter:
     tunnel = decide_transparent_connection(POLICY, HOST, "198.18.0.2", PORT)
     assert isinstance(tunnel, Tunnel)
     return tunnel.stream_filter
+
+
+def test_filter_may_end_in_a_denied_line_until_all_bytes_to_search_have_arrived():
+    stream_filter = UnknownProtocolFilter(POLICY, HOST, PORT, b"")
+    assert (stream_filter.is_passthrough, stream_filter.may_end_in_denied_line) == (False, True)
+    stream_filter.client_data_received(bytes(UNKNOWN_PROTOCOL_BYTES_MAX - 1))
+    assert (stream_filter.is_passthrough, stream_filter.may_end_in_denied_line) == (False, True)
+    stream_filter.client_data_received(b"\0")
+    assert (stream_filter.is_passthrough, stream_filter.may_end_in_denied_line) == (True, False)
 
 
 def feed(stream_filter: StreamFilter, data: bytes, piece_bytes: int) -> tuple[bytes, Denial | None]:

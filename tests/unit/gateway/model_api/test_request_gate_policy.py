@@ -54,6 +54,27 @@ class GatewayHarness:
         return None, "", forwarded
 
 
+KEY_HEADER, OTHER_KEY_HEADER = f"X-Api-Key: {GATEWAY_KEY}", "X-Api-Key: other"
+
+
+@pytest.mark.parametrize(
+    ("headers", "problem"),
+    [
+        ([], "has no key"),
+        ([OTHER_KEY_HEADER], "has a different key"),
+        ([OTHER_KEY_HEADER, OTHER_KEY_HEADER], "has several keys"),
+        ([KEY_HEADER, KEY_HEADER], "has several keys"),
+    ],
+)
+def test_request_without_exactly_the_key_of_its_task_is_rejected(headers, problem):
+    head = "\r\n".join(("POST /v1/messages HTTP/1.1", "Host: 127.0.0.1:8123", *headers, "Content-Length: 2"))
+    effects = GatewayHarness(ISOLATED).connect().client_data_received(head.encode() + b"\r\n\r\n{}")
+    response, _, body = bytes(effects.to_client).partition(b"\r\n\r\n")
+    expected = f"The request {problem}; the gateway accepts only this task's key."
+    assert (response.split(b" ")[1], json.loads(body)["error"]["message"]) == (b"401", expected)
+    assert not effects.to_upstream
+
+
 def message(*content: Any, role: str = "user") -> dict[str, Any]:
     return {"role": role, "content": list(content)}
 

@@ -265,3 +265,10 @@ def test_field_that_ends_with_a_reference_word_counts_as_external_access(field):
         assert access_reason(content=[{"type": "text", name: "x"}]) == f"'{name.upper()}'"
     for name in (f"x{field}", f"{field}_x"):
         assert access_reason(content=[{"type": "text", name: "x"}]) is None
+
+
+@pytest.mark.parametrize("name", ["tools", "definition"])
+def test_tool_within_a_tool_is_a_tool_of_its_own(name):
+    assert access_reason(tools=[{"name": "x", "part": {"type": "ephemeral"}}]) is None
+    assert access_reason(tools=[{"name": "x", name: {"type": "ephemeral"}}]) == "The tool EPHEMERAL"
+    assert access_reason(tools=[{"name": "x", name: {"input_schema": {"type": "web_fetch_20250910"}}}]) is None
