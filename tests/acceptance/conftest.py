@@ -62,7 +62,7 @@ def deploy(request, deployment, shared_deployments):
 
     def make(*turns, files=FILES, environment=MappingProxyType({}), **script):
         nonlocal shared
-        if deployment.is_pristine():
+        if deployment.can_be_shared():
             shared = shared_deployments(deployment.runtime, environment)
             shared.attach(deployment, *turns, **script)
         else:

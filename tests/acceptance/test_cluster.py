@@ -243,7 +243,7 @@ def test_worker_without_the_key_of_the_server_gets_no_task_until_the_key_is_corr
     first, *_, last = deployment.jobs()
     assert deployment.exit_code(first) == EXIT_DISMISSED
     deployment.wait_for_clean_exit(last)
-    stored = [path for path in deployment.data_dir.rglob("*") if is_stored(path)]
+    stored = [path for path in deployment.data_dir.rglob("*") if is_server_or_worker_file(path)]
     for encoding in (key, base64.b64encode(key), key.hex().encode()):
         assert not [path for path in stored if encoding in path.read_bytes()]
 
@@ -305,7 +305,7 @@ def test_nothing_that_an_engine_stores_contains_keys_or_secrets(deploy):
     supervisor = json.loads((job / "started.json").read_bytes())["pid"]
     places = [
         *(Path(f"/proc/{pid}/{name}") for pid in (worker, supervisor) for name in ("cmdline", "environ")),
-        *(path for path in (deployment.data_dir / "cluster").rglob("*") if is_stored(path)),
+        *(path for path in (deployment.data_dir / "cluster").rglob("*") if is_server_or_worker_file(path)),
     ]
     assert job / "request.json" in places
     assert find_values(places) == []
@@ -317,7 +317,7 @@ def test_nothing_that_an_engine_stores_contains_keys_or_secrets(deploy):
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
 
 
-def is_stored(path):
+def is_server_or_worker_file(path):
     """Return whether a file is stored by the engine, the server or the worker, not on the disk of the sandbox."""
     return path.is_file() and not {"disk", "disk.img", "agent", "profiles"} & set(path.parts)
 

@@ -53,7 +53,7 @@ def stop_runner_after_creation(deployment, task_id, exists):
         os.kill(pid, signal.SIGSTOP)
 
 
-def crash(deployment, *task_ids):
+def crash_and_finalize_journals(deployment, *task_ids):
     """Kill the server and the runners, and finalize the tasks' journals."""
     deployment.server.stop(signal.SIGKILL)
     for task_id in task_ids:
@@ -83,7 +83,7 @@ def test_leftovers_of_a_crash_are_removed_at_startup(deploy, runtime, object_nam
     tasks = {f"task-{number}": object_name for number, object_name in enumerate(object_names)}
     for task_id, object_name in tasks.items():
         stop_runner_after_creation(deployment, task_id, CREATED_OBJECTS[object_name])
-    crash(deployment, *tasks)
+    crash_and_finalize_journals(deployment, *tasks)
     assert {"files", "cgroups"} <= find_leftovers(deployment.data_dir).keys() or os.geteuid() != 0
     deployment.start_server()
     wait_until(lambda: is_clean(deployment.data_dir), 60, f"no leftovers of {object_names}")
@@ -116,7 +116,7 @@ def test_sandboxes_of_running_and_preserved_tasks_and_of_other_servers_are_kept(
             attempt_layout(other_deployment, "other"),
             *(attempt_layout(deployment, name) for name in ("running", "kept")),
         ]
-        crash(deployment, "lost")
+        crash_and_finalize_journals(deployment, "lost")
         before = [attempt_files(layout) for layout in kept_layouts]
         is_finished = sweep_condition(deployment)
         deployment.start_server()

@@ -123,13 +123,13 @@ class TaskEvidence:
         return _stdout_of(self.records)
 
     @property
-    def printed(self):
+    def last_attempt_stdout(self):
         """Stdout of the last attempt. The logs of earlier agents were deleted with their workspaces."""
         starts = [n for n, record in enumerate(self.records) if record["event"]["type"] == "attempt_started"]
         return _stdout_of(self.records[starts[-1] :]) if starts else b""
 
     @property
-    def written(self):
+    def written_lines(self):
         """The agent's log of its output, if it was collected."""
         return next((artifact.content for artifact in self.artifacts if artifact.name == WRITTEN_LINES_FILE), None)
 
@@ -273,7 +273,7 @@ def check_output_lines(task: TaskEvidence) -> Iterator[str]:
 
     A killed agent may have logged its last line without printing it. Output that was read before the kill must remain.
     """
-    printed, written = task.printed, task.written or b""
+    printed, written = task.last_attempt_stdout, task.written_lines or b""
     if not task.stdout.startswith(task.stdout_before):
         yield "output that was read before is missing"
     if task.has_lost_disk:
@@ -313,7 +313,7 @@ def _check_contents(task, contents):
     for name in (f"{task.task_id}.patch", "transcript.ndjson", "metadata.json"):
         if name not in contents:
             yield f"{name} is missing"
-    if task.patched_lines != (task.written or b""):
+    if task.patched_lines != (task.written_lines or b""):
         yield "the patch does not reproduce the workspace"
     if contents.get("transcript.ndjson", task.stdout) != task.stdout:
         yield "the transcript differs from the output"

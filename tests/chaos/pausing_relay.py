@@ -16,7 +16,7 @@ class PausingRelay:
 
     def __init__(self, port, bytes_max, address="127.0.0.1", namespace=None):
         self._upstream, self._left = (address, port), bytes_max
-        self._opened, self._held = threading.Event(), threading.Event()
+        self._released, self._held = threading.Event(), threading.Event()
         self._enter = partial(in_namespace, namespace) if namespace else contextlib.nullcontext
         with self._enter():
             self._server = socket.create_server((address, 0))
@@ -26,13 +26,13 @@ class PausingRelay:
     @property
     def is_holding(self):
         """Whether a client is waiting for bytes."""
-        return self._held.is_set() and not self._opened.is_set()
+        return self._held.is_set() and not self._released.is_set()
 
-    def open(self):
-        self._opened.set()
+    def release(self):
+        self._released.set()
 
     def close(self):
-        self.open()
+        self.release()
         # A thread in accept() keeps a closed socket alive; shutdown() wakes the thread.
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
@@ -74,6 +74,6 @@ class PausingRelay:
         if len(passed) < len(data):
             sink.sendall(passed)
             self._held.set()
-            self._opened.wait(120)
+            self._released.wait(120)
             return data[len(passed) :]
         return data

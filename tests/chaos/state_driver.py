@@ -31,7 +31,7 @@ class HeldTask:
 
     def release(self):
         if self.relay is not None:
-            self.relay.open()
+            self.relay.release()
         if self.runner is not None and self.is_stopped:
             processes.resume(self.runner)
 
@@ -114,7 +114,7 @@ class StateDriver:
         wait_until(lambda: relay.is_holding, REACH_TIMEOUT_SECONDS, "a held clone")
         held = HeldTask(task_id, runner=self._find_runner(task_id), relay=relay)
         held.is_stopped = processes.stop(held.runner)
-        relay.open()
+        relay.release()
         extra = itertools.count()
         deadline = time.monotonic() + REACH_TIMEOUT_SECONDS
         while held.is_stopped and time.monotonic() < deadline:

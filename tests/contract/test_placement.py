@@ -263,7 +263,7 @@ async def test_cancelled_launch_leaves_at_most_one_runner(server, task_id):
     with contextlib.suppress(asyncio.CancelledError):
         await launching
     recorder.writer.close()
-    await check_settled(server, location)
+    await check_at_most_one_runner_and_end_attempt(server, location)
 
 
 async def check_one_runner(server, task_id):
@@ -273,7 +273,7 @@ async def check_one_runner(server, task_id):
     return runner
 
 
-async def check_settled(server, location):
+async def check_at_most_one_runner_and_end_attempt(server, location):
     """Wait until the host responds. Check that a launch with an unknown result has started at most one runner."""
     handle = server.placement.find_runner(location)
     await wait_until(lambda: handle.lock_state() is not LockState.UNKNOWN, "a known state")
@@ -767,7 +767,7 @@ async def test_launch_that_loses_its_host_starts_at_most_one_runner(remote_host,
         await server.launch_recorded(recorder, location)
     assert server.placement.find_runner(location).lock_state() is not LockState.FREE
     await asyncio.to_thread(remote_host.start)
-    await check_settled(server, location)
+    await check_at_most_one_runner_and_end_attempt(server, location)
 
 
 @contextlib.contextmanager

@@ -203,9 +203,7 @@ time.sleep(600)
 """
 
 
-def test_sandbox_that_waits_for_a_lock_of_another_sandbox_does_not_end(
-    runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
-):
+def test_only_the_holder_of_a_lock_exceeds_the_limit(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
     if has_own_kernel(runtime):
         pytest.skip("the locks belong to the sandbox's kernel")
     if "memory" not in enforced_limits or os.geteuid():

@@ -344,7 +344,7 @@ class Deployment:
         runner_logs = "".join(path.read_text() for path in self.data_dir.glob("tasks/*/attempts/*/runner.log"))
         return f"{self.logs(task_id)[-4000:]}\n{runner_logs}\n{logs}"
 
-    def is_pristine(self):
+    def can_be_shared(self):
         """Return whether programs may be forked, and nothing has been prepared or started yet."""
         return self.forks and not (
             self.processes or self.command_prefix or self.data_dir.exists() or any(self.home.iterdir())

@@ -143,7 +143,7 @@ def test_rendered_output_is_shown_when_the_task_is_cancelled_before_the_retry(ma
     assert harness.outputs("stdout") == [b"rendered\n"]
 
 
-class ClaudeCodeLines(ScriptedAgentDriver):
+class ClaudeCodeFormatDriver(ScriptedAgentDriver):
     """Prints a failed result in Claude Code's format, and renders it in the output format of the task."""
 
     stdout = json.dumps({"type": "result", "session_id": "s", "is_error": True, "result": "Failed."}).encode() + b"\n"
@@ -168,9 +168,9 @@ async def shown_results(harness):
 
 def end_without_the_retry(make_harness, *, is_cancelled, **options):
     """Run an attempt in which Claude Code fails, and end the task without the pending retry."""
-    script = AttemptScript(stdout=ClaudeCodeLines.stdout, exit=ExitStatus(1))
+    script = AttemptScript(stdout=ClaudeCodeFormatDriver.stdout, exit=ExitStatus(1))
     harness = make_harness(script, lifecycle={"retries": 1}, **options)
-    harness.agent = ClaudeCodeLines(script)
+    harness.agent = ClaudeCodeFormatDriver(script)
     if not is_cancelled:
         script.destroy_error = AttemptError(FailureCode.SANDBOX_LOST, "It does not end.")
     asyncio.run(harness.run())
@@ -192,9 +192,9 @@ def test_result_is_shown_once_when_no_retry_follows(make_harness, output_format,
 
 def test_rendered_result_is_not_marked_as_parsed_if_its_conversation_was_not_recorded(make_harness):
     """An earlier version of the server, which could not read conversation events, started the attempt."""
-    script = AttemptScript(stdout=ClaudeCodeLines.stdout, exit=ExitStatus(1))
+    script = AttemptScript(stdout=ClaudeCodeFormatDriver.stdout, exit=ExitStatus(1))
     harness = make_harness(script, lifecycle={"retries": 1}, claude={"output_format": "json"})
-    harness.agent = ClaudeCodeLines(script)
+    harness.agent = ClaudeCodeFormatDriver(script)
     asyncio.run(harness.run(msgspec.structs.replace(harness.attempt, records_conversation=False)))
     harness.recorder.record(CancelRequested("enough"))
     asyncio.run(harness.finish())
@@ -254,7 +254,7 @@ async def test_partially_removed_workspace_produces_no_patch(make_harness):
 
 
 @pytest.mark.parametrize("events_recorded", range(3))
-async def test_finisher_schedules_another_attempt_before_the_agent_starts(make_harness, events_recorded):
+async def test_finisher_schedules_another_attempt_if_the_agent_had_not_started(make_harness, events_recorded):
     harness = make_harness(AttemptScript())
     leave_files_after(harness, *TO_RUNNING[:events_recorded])
     await harness.finish()

@@ -36,7 +36,7 @@ def no_backoff(monkeypatch):
     monkeypatch.setattr("sandbox.model.state_machine.RETRY_BACKOFF_SECONDS", 0.0)
 
 
-async def test_waiting_task_fails_without_a_runner(components):
+async def test_pending_task_whose_agent_is_missing_fails_and_starts_no_runner(components):
     async with components.server() as service:
         await service.submit(task_of_other_agent())
         task = await service.wait("task-1", 10)

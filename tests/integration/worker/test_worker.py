@@ -869,7 +869,7 @@ class TestImages:
         ],
         ids=str,
     )
-    async def test_names_with_another_form_are_a_protocol_violation(self, worker, request_, caplog):
+    async def test_malformed_request_is_a_protocol_violation(self, worker, request_, caplog):
         await self.check_violation(worker, request_, caplog)
 
     async def check_violation(self, worker, request, caplog):

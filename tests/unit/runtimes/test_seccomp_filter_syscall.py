@@ -33,7 +33,7 @@ SENDFILE = {"x86_64": 40, "aarch64": 71}
 MMAP = {"x86_64": 9, "aarch64": 222}
 MEMFD_CREATE = {"x86_64": 319, "aarch64": 279}
 SHMGET = {"x86_64": 29, "aarch64": 194}
-IGNORED = 0
+SKIPPED = 0
 """The call succeeds and does nothing."""
 IO_SETUP = {"x86_64": 206, "aarch64": 0}
 IO_DESTROY = {"x86_64": 207, "aarch64": 1}
@@ -44,7 +44,7 @@ all_architectures = pytest.mark.parametrize("architecture", seccomp_filter.ARCHI
 def evaluate(
     architecture: str, number: int, *arguments: int, audit_arch: int | None = None, code: bytes | None = None
 ) -> int:
-    """Return the kernel's decision: ALLOW, TRAP, an errno or IGNORED. `code` replaces the sandbox filter."""
+    """Return the kernel's decision: ALLOW, TRAP, an errno or SKIPPED. `code` replaces the sandbox filter."""
     padded = [*arguments, 0, 0, 0, 0, 0, 0][:6]
     data = struct.pack(
         "=IIQ6Q", number & 0xFFFFFFFF, AUDIT_ARCH[architecture] if audit_arch is None else audit_arch, 0, *padded
@@ -221,7 +221,7 @@ def test_unlisted_socket_options_return_enoprotoopt(architecture: str, assemble:
 @both_filters
 @pytest.mark.parametrize(("level", "option"), [(1, 8), (1, 13), (0, 11), (6, 9), (41, 25)])
 def test_some_socket_options_succeed_without_effect(architecture: str, assemble: Assemble, level: int, option: int):
-    assert evaluate(architecture, SETSOCKOPT[architecture], 3, level, option, code=assemble(architecture)) == IGNORED
+    assert evaluate(architecture, SETSOCKOPT[architecture], 3, level, option, code=assemble(architecture)) == SKIPPED
     assert (
         evaluate(architecture, SETSOCKOPT[architecture], 3, 6, 8, code=assemble(architecture)) == ALLOW
     )  # TCP_LINGER2

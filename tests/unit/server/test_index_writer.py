@@ -84,7 +84,7 @@ async def test_later_saves_are_collected_and_the_newest_one_counts(monkeypatch):
     assert len(store.batches) == 1
 
 
-async def test_immediate_save_replaces_a_later_one(monkeypatch):
+async def test_immediate_save_replaces_a_deferred_one(monkeypatch):
     monkeypatch.setattr(index_writer, "INDEX_INTERVAL_SECONDS", 0.05)
     store = BlockingStore()
     store.release.set()

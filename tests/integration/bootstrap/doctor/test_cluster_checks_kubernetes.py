@@ -96,7 +96,7 @@ def test_settings_that_cannot_work_are_errors(make_settings):
         check_kubernetes(make_settings(token_file="/nonexistent"))
 
 
-@pytest.mark.usefixtures("without_sandboxes")
+@pytest.mark.usefixtures("without_runtime_checks")
 def test_doctor_shows_why_kubernetes_cannot_be_used(api, make_settings):
     api.server_tokens.clear()
     [finding] = [finding for finding in run_checks(make_settings()) if finding.name == "kubernetes"]

@@ -18,7 +18,7 @@ from sandbox.images.image_builder import import_image
 from sandbox.images.image_store import ImageStore
 from sandbox.placements.cluster.hosts import SeenHost, SeenHosts
 
-pytestmark = pytest.mark.usefixtures("without_sandboxes")
+pytestmark = pytest.mark.usefixtures("without_runtime_checks")
 
 TWO_HOSTS = "n1|idle|4|8000|all*|none\nn2|down*|4|8000|all*|Not responding\nn1|idle|4|8000|small|none\n"
 CONFIGURATION = """\

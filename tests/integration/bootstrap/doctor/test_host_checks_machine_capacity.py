@@ -5,7 +5,7 @@ import pytest
 from sandbox.bootstrap.doctor.host_checks import run_checks
 from sandbox.bootstrap.settings.schema import OvercommitSection, ServerSection, ServerSettings
 
-pytestmark = pytest.mark.usefixtures("without_sandboxes")
+pytestmark = pytest.mark.usefixtures("without_runtime_checks")
 
 
 @pytest.mark.parametrize(("factor", "is_ok"), [(1000.0, True), (0.1, False)])

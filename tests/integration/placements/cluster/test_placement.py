@@ -253,7 +253,7 @@ class TestImages:
             reserved.find_image("tools")
 
     @pytest.mark.parametrize("error", ["JournalBusyError", "RunnerNotStartedError", "Unknown"])
-    async def test_task_waits_if_the_worker_names_an_error_that_images_do_not_have(self, worker, placement, error):
+    async def test_task_waits_if_the_worker_reports_an_error_undeclared_for_images(self, worker, placement, error):
         worker.answers[PrepareImage] = lambda request: CallResult(0, error=error, message="Another process")
         with pytest.raises(HostPendingError, match=f"The host {HOST} cannot prepare the image .*: Another process"):
             await self.reserve(placement)
@@ -332,7 +332,7 @@ async def test_launch_fails_if_another_process_writes_the_journal_on_the_host(pl
         await worker.launch(placement)
 
 
-async def test_error_that_a_request_does_not_have_is_an_error_of_the_host(placement, worker):
+async def test_undeclared_error_of_a_request_is_raised_as_a_host_error(placement, worker):
     location = AttemptLocation("task-1", worker.job.stored.attempt_id, f"cluster:{HOST}")
     worker.answers[HasDisk] = lambda _: CallResult(0, error="JournalBusyError", message="Another process")
     with pytest.raises(OSError, match="Another process"):

@@ -359,7 +359,7 @@ def test_request_is_forwarded_only_if_both_upper_bounds_are_valid(input_tokens, 
 # The server's key
 
 
-def test_key_is_accepted_after_the_first_successful_response():
+def test_403_counts_as_a_rejected_key_only_before_the_first_success():
     for good, other in ((200, 300), (299, 404)):
         known, unknown = create_gate()[0], create_gate()[0]
         assert not known.observe_status(good)

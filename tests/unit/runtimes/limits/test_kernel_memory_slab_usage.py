@@ -247,7 +247,7 @@ def test_objects_in_use_that_are_not_charged_to_the_sandbox_are_not_attributed(k
 
 
 @pytest.mark.parametrize("kind", ["anon_vma_chain_bytes", "vma_bytes"])
-def test_mappings_of_another_sandbox_are_not_attributed_to_cached_inodes(kind: str):
+def test_mappings_of_another_sandbox_are_not_attributed_to_a_sandbox_with_cached_inodes(kind: str):
     """A program that creates mappings slowly must not end a busy task that has read many files."""
     machine = FakeMachine(kind=kind)
     victim, attacker = (SlabMeter(machine.measure, lambda: machine.now) for _ in range(2))

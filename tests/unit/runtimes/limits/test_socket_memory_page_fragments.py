@@ -22,11 +22,11 @@ MANY_PACKETS = SocketUsage(overhead_bytes=8 * MEBIBYTE, listed_sockets=30)
 
 
 class Machine:
-    """The memory and the sockets that a meter reads. bytes, free: in use for no known purpose, and free of it."""
+    """The memory and the sockets that a meter reads. free_bytes: free pages of the processors."""
 
     def __init__(self, usage: SocketUsage | None = MANY_PACKETS) -> None:
-        self.bytes = 5 << 30
-        self.free = 0
+        self.unattributed_bytes = 5 << 30
+        self.free_bytes = 0
         self.usage = usage
         self.unlisted = 0
         self.charged: int | None = 0
@@ -34,7 +34,7 @@ class Machine:
         self.counted = 0
         self.own_overhead = 0
         self.meter = PageFragmentMeter(
-            lambda: self.bytes, lambda: self.free, lambda: self.own_overhead, lambda: self.seconds
+            lambda: self.unattributed_bytes, lambda: self.free_bytes, lambda: self.own_overhead, lambda: self.seconds
         )
 
     def count(self) -> SocketUsage | None:
@@ -54,7 +54,7 @@ def is_exceeded(measured: int) -> bool:
 def test_growth_counts_if_the_packets_can_have_caused_it():
     machine = Machine()
     assert machine.measure() == 0
-    machine.bytes += 2 << 30
+    machine.unattributed_bytes += 2 << 30
     assert machine.measure() == 2 << 30
     assert "2048 MiB" in KernelUsage(page_fragment_bytes=2 << 30).find_exceeded_limit()
     assert not is_exceeded(PAGE_FRAGMENT_BYTES_MAX)
@@ -63,12 +63,12 @@ def test_growth_counts_if_the_packets_can_have_caused_it():
 def test_single_check_is_not_enough():
     machine = Machine()
     machine.measure()
-    machine.bytes += 2 << 30
+    machine.unattributed_bytes += 2 << 30
     assert not is_exceeded(machine.measure(2))
     machine.usage = SocketUsage()
     assert not is_exceeded(machine.measure(1))
     machine.usage = MANY_PACKETS
-    machine.bytes += 2 << 30
+    machine.unattributed_bytes += 2 << 30
     assert not is_exceeded(machine.measure(2))
 
 
@@ -80,21 +80,21 @@ def test_single_check_is_not_enough():
 def test_growth_that_the_packets_cannot_have_caused_does_not_count(usage: SocketUsage):
     machine = Machine(usage)
     machine.measure()
-    machine.bytes += 4 << 30
+    machine.unattributed_bytes += 4 << 30
     assert not is_exceeded(machine.measure())
     # Nor does it count later.
     machine.usage = MANY_PACKETS
-    machine.bytes += 100 * MEBIBYTE
+    machine.unattributed_bytes += 100 * MEBIBYTE
     assert not is_exceeded(machine.measure())
-    machine.bytes += 2 << 30
+    machine.unattributed_bytes += 2 << 30
     assert is_exceeded(machine.measure())
 
 
 def test_free_pages_of_processors_do_not_count():
     machine = Machine()
     machine.measure()
-    machine.bytes += 2 << 30
-    machine.free += 2 << 30
+    machine.unattributed_bytes += 2 << 30
+    machine.free_bytes += 2 << 30
     assert machine.measure() == 0
 
 
@@ -102,11 +102,11 @@ def test_free_pages_of_processors_do_not_count():
     ("unlisted", "charged_mebibytes", "exceeded"),
     [(1, 64, False), (2, 64, True), (40, 1, True), (10, 0, False), (40, 0, True)],
 )
-def test_reset_connections_count(unlisted: int, charged_mebibytes: int, exceeded: bool):
+def test_memory_of_reset_connections_is_counted(unlisted: int, charged_mebibytes: int, exceeded: bool):
     machine = Machine(SocketUsage())
     machine.unlisted, machine.charged = unlisted, charged_mebibytes * MEBIBYTE
     machine.measure()
-    machine.bytes += 2 << 30
+    machine.unattributed_bytes += 2 << 30
     assert is_exceeded(machine.measure()) == exceeded
 
 
@@ -114,7 +114,7 @@ def test_sockets_of_the_runner_count():
     machine = Machine(SocketUsage())
     machine.own_overhead = 4 * MEBIBYTE
     machine.measure()
-    machine.bytes += 2 << 30
+    machine.unattributed_bytes += 2 << 30
     assert is_exceeded(machine.measure())
 
 
@@ -148,12 +148,12 @@ def test_all_charged_memory_counts_if_sockets_are_not_listed():
     machine = Machine(None)
     machine.charged = 4 * MEBIBYTE
     machine.measure()
-    machine.bytes += 2 << 30
+    machine.unattributed_bytes += 2 << 30
     assert is_exceeded(machine.measure())
     machine = Machine(None)
     machine.charged = None
     machine.measure()
-    machine.bytes += 2 << 30
+    machine.unattributed_bytes += 2 << 30
     assert not is_exceeded(machine.measure())
 
 
@@ -164,7 +164,7 @@ def test_sockets_are_counted_once_a_second_without_growth():
     machine.seconds += 1
     machine.measure(10)
     assert machine.counted == 2
-    machine.bytes += 2 << 30
+    machine.unattributed_bytes += 2 << 30
     machine.measure(10)
     assert machine.counted == 12
 
