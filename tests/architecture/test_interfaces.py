@@ -11,15 +11,12 @@ FUNCTIONS_WITH_LOGIC = {
     "file_layout.TaskLayout.attempts": "the inverse of `attempt`: finds the directories that it names",
     "runtime.is_strong_enough": "the order of the tiers belongs to their names",
     "runtime.Listeners.close": "closes the fields of the record",
-    "runner.encode_frame": "a runner and its clients, which are different packages, must use the same format",
-    "runner.read_frame": "a runner and its clients, which are different packages, must use the same format",
 }
 """Functions with logic, and the reason why each is in `interfaces/`."""
 
 LOGIC_IMPORTS = {
     "file_layout: base64": "the ids in file names are created in the module that defines their format",
     "file_layout: os": "the ids in file names are created in the module that defines their format",
-    "runner: struct": "the format of the frames",
 }
 """Imports from the standard library that only logic needs, and the reason for each."""
 

@@ -214,7 +214,7 @@ def _add_task(backup: BackupInProgress, journals: FileJournals, layout: TaskLayo
 
 def _open_journal(stack: ExitStack, layout: TaskLayout) -> tuple[str, _HashingReader]:
     """Open the plain journal or, if there is none, the compressed one. Compression removes the plain one last."""
-    directory = layout.root / "journal"
+    directory = layout.journal
     try:
         return "records", stack.enter_context(_open_hashing(directory / "records"))
     except FileNotFoundError:
@@ -489,7 +489,7 @@ def _end_lost_tasks(data_dir: Path) -> tuple[list[str], list[Discrepancy]]:
     if not tasks_root(data_dir).exists():
         tasks_root(data_dir).mkdir(mode=0o700)
     for task_id in journals.task_ids():
-        (TaskLayout(data_dir, task_id).root / "journal" / "lock").touch(0o600)
+        (TaskLayout(data_dir, task_id).journal / "lock").touch(0o600)
         try:
             task = journals.replay(task_id).task
         except SandboxError:

@@ -50,6 +50,11 @@ class TaskLayout(msgspec.Struct, frozen=True):
         return tasks_root(self.data_dir) / self.task_id
 
     @property
+    def journal(self) -> Path:
+        """The directory of the journal and its lock."""
+        return self.root / "journal"
+
+    @property
     def artifacts(self) -> Path:
         """The directory that contains one file per artifact, named after the artifact."""
         return self.root / "artifacts"

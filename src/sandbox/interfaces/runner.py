@@ -3,9 +3,7 @@
 A terminal connection starts with one request and its reply; frames in both directions follow.
 """
 
-import struct
-from asyncio import IncompleteReadError, StreamReader
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 
@@ -16,9 +14,7 @@ from sandbox.interfaces.journal import LockState
 from sandbox.model.errors import SandboxError
 
 FRAME_BYTES_MAX = 256 * 1024
-_LENGTH = struct.Struct(">I")
-
-T = TypeVar("T")
+"""Maximum size of a frame, which is a message of `primitives.message_stream`."""
 
 
 class OutputFrame(msgspec.Struct, frozen=True, tag="shown"):
@@ -81,23 +77,6 @@ class TerminalConnection(Protocol):
     async def close(self) -> None:
         """Disconnect. A shell ends with its connection; the agent's terminal continues."""
         ...
-
-
-def encode_frame(frame: RunnerFrame | ClientFrame) -> bytes:
-    """Encode a frame for the socket."""
-    body = msgspec.msgpack.encode(frame)
-    return _LENGTH.pack(len(body)) + body
-
-
-async def read_frame(reader: StreamReader, decoder: "msgspec.msgpack.Decoder[T]") -> T | None:
-    """Return the next frame, or None at the end. Raises OSError, or ValueError if the data is invalid."""
-    try:
-        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        if length > FRAME_BYTES_MAX:
-            raise ValueError("a frame is too large")
-        return decoder.decode(await reader.readexactly(length))
-    except IncompleteReadError:
-        return None
 
 
 class RunAttempt(

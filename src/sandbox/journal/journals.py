@@ -70,7 +70,7 @@ class FileJournalWatch:
     @contextmanager
     def watch(self, task_id: str, notify: Callable[[], None]) -> Iterator[bool]:
         """Call `notify` after each write to the journal; see `WatchJournal`."""
-        number = self._add(TaskLayout(self._data_dir, task_id).root / "journal" / "records")
+        number = self._add(TaskLayout(self._data_dir, task_id).journal / "records")
         if number < 0:
             yield False
             return
@@ -296,7 +296,7 @@ class FileJournals:
         """Return the journal's directory. The id is checked again, in case the manifest's rules have a bug."""
         if not is_task_id(task_id):
             raise FileNotFoundError(f"{task_id!r} is not a valid task id for a journal")
-        return TaskLayout(self._data_dir, task_id).root / "journal"
+        return TaskLayout(self._data_dir, task_id).journal
 
 
 def _compressed_path(records_path: Path) -> Path:

@@ -351,7 +351,7 @@ class FileTaskReplicas:
         return lock_fd
 
     def _records_path(self, task_id: str) -> Path:
-        return TaskLayout(self._data_dir, _check_id(task_id)).root / "journal" / "records"
+        return TaskLayout(self._data_dir, _check_id(task_id)).journal / "records"
 
 
 def _check_id(task_id: str) -> str:

@@ -20,11 +20,9 @@ from sandbox.interfaces.runner import (
     RunnerFrame,
     RunnerUnreachableError,
     TerminalRefusedError,
-    encode_frame,
-    read_frame,
 )
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
-from sandbox.primitives.message_stream import StreamPair
+from sandbox.primitives.message_stream import StreamPair, encode_message, read_message
 
 _decoder: "msgspec.msgpack.Decoder[RunnerFrame]" = msgspec.msgpack.Decoder(RunnerFrame)
 
@@ -39,7 +37,7 @@ class StreamTerminalConnection:
     async def read(self) -> RunnerFrame:
         """Read a frame; an EndFrame if the runner hung up. Implements `TerminalConnection.read`."""
         try:
-            frame = await read_frame(self._reader, _decoder)
+            frame = await read_message(self._reader, _decoder, FRAME_BYTES_MAX)
         except (OSError, ValueError):
             frame = None
         return frame or EndFrame(message="The task's runner closed the connection; check the task's status.")
@@ -47,7 +45,7 @@ class StreamTerminalConnection:
     async def send(self, frame: ClientFrame) -> None:
         """Send a frame; do nothing if the runner hung up. Implements `TerminalConnection.send`."""
         with suppress(OSError):
-            self._writer.write(encode_frame(frame))
+            self._writer.write(encode_message(frame))
             await self._writer.drain()
 
     async def close(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Container, Mapping
 import msgspec
 
 from sandbox.interfaces.runner import (
+    FRAME_BYTES_MAX,
     ClientFrame,
     EndFrame,
     InputFrame,
@@ -18,8 +19,6 @@ from sandbox.interfaces.runner import (
     RunnerFrame,
     TerminalRefusedError,
     WriteAccessFrame,
-    encode_frame,
-    read_frame,
 )
 from sandbox.interfaces.runtime import Command, ExitStatus, Sandbox, Terminal, TerminalSize
 from sandbox.interfaces.secrets import Redactor
@@ -32,6 +31,7 @@ from sandbox.model.fixed_limits import (
     TERMINAL_REPLAY_BYTES,
 )
 from sandbox.primitives.concurrency import run_until_first_complete
+from sandbox.primitives.message_stream import encode_message, read_message
 from sandbox.primitives.runner_cpu_throttle import CpuQueue
 from sandbox.runner.agent_output import redacted_chunks
 
@@ -99,19 +99,19 @@ class TerminalClient:
         """Send without waiting. A client whose backlog is too large is disconnected; it can reconnect."""
         if self._writer.is_closing():
             return
-        self._writer.write(encode_frame(frame))
+        self._writer.write(encode_message(frame))
         if self._writer.transport.get_write_buffer_size() > TERMINAL_BACKLOG_BYTES_MAX:
             self._writer.transport.abort()
 
     async def send_and_drain(self, frame: RunnerFrame) -> None:
         """Send the frame, then wait while the write buffer is too full."""
-        self._writer.write(encode_frame(frame))
+        self._writer.write(encode_message(frame))
         await self._writer.drain()
 
     async def serve(self, terminal: Terminal, may_write: "asyncio.Event") -> None:
         """Handle the client's frames until it disconnects."""
         with contextlib.suppress(OSError, ValueError):
-            while (message := await read_frame(self._reader, _decoder)) is not None:
+            while (message := await read_message(self._reader, _decoder, FRAME_BYTES_MAX)) is not None:
                 if isinstance(message, ResizeFrame):
                     size = (message.rows, message.columns)
                     self.size = TerminalSize(*(min(max(number, 1), _SIZE_MAX) for number in size))

@@ -339,7 +339,7 @@ def discard_unrecorded_tasks(data_dir: Path, journals: Journals, store: Store) -
             discard_inheritance(layout)
             _log.info("Removed the files of task %s, which was never accepted", task_id)
         with suppress(OSError):  # the journal may be damaged
-            if [path.name for path in layout.root.iterdir()] in ([], ["journal"]):
+            if set(layout.root.iterdir()) <= {layout.journal}:
                 journals.discard(task_id, journals.create(task_id))
 
 

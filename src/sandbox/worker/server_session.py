@@ -484,7 +484,7 @@ def _read_log_tail(log: Path) -> bytes | None:
 def _flush(layout: TaskLayout) -> None:
     """Flush the journal to disk, because the server must not get a record that this host may lose."""
     try:
-        records_fd = os.open(layout.root / "journal" / "records", os.O_RDONLY | os.O_CLOEXEC)
+        records_fd = os.open(layout.journal / "records", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:
