@@ -64,7 +64,7 @@ def crash_and_finalize_journals(deployment, *task_ids):
 
 
 def attempt_layout(deployment, task_id):
-    from sandbox.interfaces.file_layout import TaskLayout
+    from sandbox.interfaces.task_file_layout import TaskLayout
 
     root = TaskLayout(deployment.data_dir, task_id).root / "attempts"
     names = wait_until(lambda: root.exists() and [path.name for path in root.iterdir()], description="an attempt")

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FUNCTIONS_WITH_LOGIC = {
-    "file_layout.TaskLayout.attempts": "the inverse of `attempt`: finds the directories that it names",
+    "task_file_layout.TaskLayout.attempts": "the inverse of `attempt`: finds the directories that it names",
     "runtime.is_strong_enough": "the order of the tiers belongs to their names",
     "runtime.Listeners.close": "closes the fields of the record",
 }
 """Functions with logic, and the reason why each is in `interfaces/`."""
 
 LOGIC_IMPORTS = {
-    "file_layout: base64": "the ids in file names are created in the module that defines their format",
-    "file_layout: os": "the ids in file names are created in the module that defines their format",
+    "task_file_layout: base64": "the ids in file names are created in the module that defines their format",
+    "task_file_layout: os": "the ids in file names are created in the module that defines their format",
 }
 """Imports from the standard library that only logic needs, and the reason for each."""
 

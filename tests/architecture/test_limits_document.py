@@ -58,7 +58,7 @@ ROWS = [
     (
         "Gateway",
         "Objects that the gateway checks in a model request",
-        "agents.claude_code.messages_api.request_inspection.REQUEST_OBJECTS_MAX",
+        "agents.claude_code.messages_api.request_restrictions.REQUEST_OBJECTS_MAX",
     ),
     ("Gateway", "Integers of 300 or more digits in a model request", "gateway.limits.LONG_INTEGERS_MAX"),
     ("Gateway", "Connections to the model", "gateway.limits.CONNECTIONS_MAX"),

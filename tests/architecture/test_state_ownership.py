@@ -48,7 +48,7 @@ OUTSIDE_ASSIGNMENTS = {
     "gateway.model_api.connection_protocol: self._inflight.interim_responses": "only the protocol changes its requests",
     "gateway.model_api.connection_protocol: self._inflight.is_sent": "only the protocol changes its requests",
     "images.oci_import: cast('Any', member).pax_headers": "tarfile has no parameter for it",
-    "model.manifest.document: self._document.data": "the document that is being built",
+    "model.manifest.parsed_document: self._document.data": "the document that is being built",
     "model.manifest.yaml: ended.node.value": "a node of PyYAML that is being built",
     "placements.cluster.worker_server: SSLProtocol.max_size": "asyncio has no parameter for it",
     "runtimes.limits.files_without_descriptors: _libc.ptrace.argtypes": "how ctypes declares a function",

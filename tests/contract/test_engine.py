@@ -14,7 +14,7 @@ from doubles.engine_harnesses import (
     wait_until,
 )
 from sandbox.interfaces.cluster_engine import EngineRejectedError, JobPhase, JobRequest, job_name
-from sandbox.interfaces.file_layout import new_attempt_id
+from sandbox.interfaces.task_file_layout import new_attempt_id
 from sandbox.model.resources import Resources
 
 HOSTILE_ARGUMENTS = ("a b", "'", '"', "$HOME", "`id`", "%j\\", "*", "line\n#SBATCH --hold", ";exit 3", "é\x1b[31m", "")

@@ -22,7 +22,7 @@ from sandbox.interfaces.cluster_engine import (
     WorkerRejectedError,
     job_name,
 )
-from sandbox.interfaces.file_layout import new_attempt_id
+from sandbox.interfaces.task_file_layout import new_attempt_id
 from sandbox.model.resources import Resources
 
 LIST_JOBS, LIST_PODS = "GET /apis/batch/v1/namespaces/sandbox/jobs", "GET /api/v1/namespaces/sandbox/pods"

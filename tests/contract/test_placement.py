@@ -31,7 +31,6 @@ from doubles.placement_harnesses import (
 )
 from doubles.random_seed import seed
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.file_layout import TaskLayout, new_attempt_id
 from sandbox.interfaces.journal import JournalBusyError, LockState
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
 from sandbox.interfaces.runner import (
@@ -46,6 +45,7 @@ from sandbox.interfaces.runner import (
     RunnerUnreachableError,
     TerminalRefusedError,
 )
+from sandbox.interfaces.task_file_layout import TaskLayout, new_attempt_id
 from sandbox.model.events import ArtifactCollected, CancelRequested, ErrorReported, TaskFinished
 from sandbox.model.failure import FailureCode
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS

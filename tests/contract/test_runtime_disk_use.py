@@ -5,8 +5,8 @@ from pathlib import Path
 
 from doubles.sandbox_lifecycle import MEBIBYTE, read_until, ready_sandbox
 from sandbox.disks.directory_disk import DirectoryDisk
-from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Command, Runtime
+from sandbox.interfaces.task_file_layout import AttemptLayout
 
 _UNLINKED = "exec 3>/tmp/large; head -c 5000000 /dev/zero >&3; rm /tmp/large; echo ready; sleep 60"
 _CLOSED = "exec 3>/tmp/large; head -c 5000000 /dev/zero >&3; rm /tmp/large; exec 3>&-; echo ready; sleep 60"

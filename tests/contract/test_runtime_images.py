@@ -9,8 +9,8 @@ from doubles.image_archives import entry, layer, minimal_root
 from sandbox.images.image_builder import finalize
 from sandbox.images.rootfs_writer import RootFsWriter
 from sandbox.images.tar_layers import ByteBudget, TarStream, apply_layer
-from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.runtime import Command, SandboxSpec
+from sandbox.interfaces.task_file_layout import new_attempt_id
 
 ATTEMPT_ID = new_attempt_id()  # another process may run the same tests
 

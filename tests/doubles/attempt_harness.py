@@ -12,9 +12,9 @@ from sandbox.bootstrap.runner import RunnerParts, build_finisher, build_runner, 
 from sandbox.disks.commands import remove_trees
 from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ParsedToolCallEnd
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.runtime import Command, ExitStatus, SandboxHandle, Stats
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.journal.journals import FileJournals
 from sandbox.model.artifacts import Artifact

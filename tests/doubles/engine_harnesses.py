@@ -19,7 +19,7 @@ from sandbox.cluster_engines.processes.engine import ProcessEngine
 from sandbox.cluster_engines.slurm.commands import SlurmSettings
 from sandbox.cluster_engines.slurm.engine import SlurmEngine
 from sandbox.interfaces.cluster_engine import JobPhase, JobRequest, job_name
-from sandbox.interfaces.file_layout import new_attempt_id
+from sandbox.interfaces.task_file_layout import new_attempt_id
 from sandbox.model.resources import Resources
 
 TIMEOUT_SECONDS = 60.0

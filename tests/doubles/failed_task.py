@@ -2,7 +2,7 @@
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING
-from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 

@@ -33,10 +33,10 @@ from sandbox.bootstrap.cluster_placement import create_placement as create_clust
 from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext, create_local_placement
 from sandbox.bootstrap.private_directories import choose_run_dir
 from sandbox.bootstrap.settings.load import load
-from sandbox.interfaces.file_layout import TaskLayout, new_attempt_id
 from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import AttemptLocation, HostPendingError
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt
+from sandbox.interfaces.task_file_layout import TaskLayout, new_attempt_id
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.events import TaskSubmitted

@@ -11,7 +11,6 @@ from sandbox.agents.claude_code.output_parser import convert_recorded_line
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.disks.commands import remove_trees
 from sandbox.disks.free_space_reserve import ReserveFile
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.placement import HostIdentity, ProbeResult
@@ -19,6 +18,7 @@ from sandbox.interfaces.runner import Reply, RunnerUnreachableError
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.server_services import HostLoad, Retention, TaskServices
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import (

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.store import IndexedTask
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.artifacts import Artifact

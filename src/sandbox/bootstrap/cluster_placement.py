@@ -32,7 +32,7 @@ from sandbox.cluster_engines.slurm.commands import SlurmSettings
 from sandbox.cluster_engines.slurm.engine import SlurmEngine
 from sandbox.images.image_transfer import ServerImageSource
 from sandbox.interfaces.cluster_engine import Engine, JobRequest, WorkerVerifier
-from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.interfaces.workspace import CredentialQuery, Credentials, NoCredentialsError
 from sandbox.journal.journals import FileJournals, has_task_ended
 from sandbox.model.errors import error_reason

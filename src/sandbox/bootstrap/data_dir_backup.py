@@ -29,7 +29,7 @@ from sandbox import __version__
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.data_dir_maintenance import check_data_dir, rebuild_index
 from sandbox.bootstrap.private_directories import private_umask
-from sandbox.interfaces.file_layout import TaskLayout, tasks_root
+from sandbox.interfaces.task_file_layout import TaskLayout, tasks_root
 from sandbox.journal.journals import FileJournals
 from sandbox.model.artifacts import Artifact
 from sandbox.model.display_text import format_timestamp

@@ -45,13 +45,13 @@ from sandbox.images.image_store import ImageLocks as HostImageLocks
 from sandbox.interfaces.agent import Agent, AgentDriver
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import Disk, DiskReserve, RemovePaths
-from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.gateway import GatewayFactory
 from sandbox.interfaces.images import ImageLocks
 from sandbox.interfaces.journal import JournalWriter
 from sandbox.interfaces.runner import FinishAttempt, Order, Reply, RunAttempt, RunDebugSession
 from sandbox.interfaces.runtime import Confine, Runtime
 from sandbox.interfaces.secrets import Redactor
+from sandbox.interfaces.task_file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.workspace import FindCredentials, Workspaces
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import Event

@@ -30,8 +30,8 @@ from sandbox.interfaces.cluster_engine import (
     IDENTITY_TOKEN_CHARACTERS_MAX,
     IDENTITY_TOKEN_PATTERN,
 )
-from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.runner import FRAME_BYTES_MAX, RenewLease
+from sandbox.interfaces.task_file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN, NO_JOIN_TOKEN, PROTOCOL_VERSION, Claim
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.task_replicas import FileTaskReplicas
@@ -40,8 +40,8 @@ from sandbox.placements.runner_client import LocalRunnerClient
 from sandbox.primitives.message_stream import StreamPair
 from sandbox.worker.server_session import Lease
 from sandbox.worker.task_image import TaskImage
+from sandbox.worker.task_requests import OtherTaskLeftovers, RunnerCredentialRequests, WorkerTask
 from sandbox.worker.worker import HostProofReaders, ServerAddress, Worker
-from sandbox.worker.worker_task import OtherTaskLeftovers, RunnerCredentialRequests, WorkerTask
 
 TOKEN_VARIABLE = "SANDBOX_JOIN_TOKEN"
 """The environment variable that contains the join token (hex) of a worker."""
@@ -196,7 +196,7 @@ def _host_size() -> tuple[int, int]:
 
 
 class RunnerSocketDirectory:
-    """Implements `worker.worker_task.RunnerSockets`."""
+    """Implements `worker.task_requests.RunnerSockets`."""
 
     def __init__(self, run_dir: Path, credential_requests: RunnerCredentialRequests) -> None:
         self._run_dir = run_dir

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sandbox.client import Client, DuplicateTaskIdError
     from sandbox.client.response_types import Submitted, Task
     from sandbox.model.errors import FieldError
-    from sandbox.model.manifest.document import Document
+    from sandbox.model.manifest.parsed_document import Document
     from sandbox.model.manifest.schema import Manifest
 
 
@@ -48,7 +48,7 @@ class OverriddenManifest:
 
     def __init__(self, document: Document, overrides: Sequence[Override]) -> None:
         from sandbox.model.errors import field_name
-        from sandbox.model.manifest.document import write_json
+        from sandbox.model.manifest.parsed_document import write_json
 
         self.body = write_json(document.data)
         self._overridden = {field_name(override.path): override.origin for override in overrides}

@@ -200,7 +200,7 @@ def continue_task(
 
 
 def _derive_task(task_id: str, action: str, fields: Mapping[str, Any], idempotency_key: str) -> Request[Submitted]:
-    from sandbox.model.manifest.document import write_json
+    from sandbox.model.manifest.parsed_document import write_json
 
     headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key}
     return Request(
@@ -385,6 +385,6 @@ def _encode_manifest(manifest: Manifest) -> tuple[bytes, str]:
             return manifest.encode(errors="surrogatepass"), "application/yaml"
         case bytes():
             return manifest, "application/yaml"
-    from sandbox.model.manifest.document import write_json
+    from sandbox.model.manifest.parsed_document import write_json
 
     return write_json(manifest), "application/json"

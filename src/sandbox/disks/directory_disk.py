@@ -14,7 +14,7 @@ import msgspec
 
 from sandbox.disks.commands import NAMESPACE_ROOT_COMMAND, CommandFailedError, run_command
 from sandbox.interfaces.disks import DiskUsage
-from sandbox.interfaces.file_layout import AttemptLayout
+from sandbox.interfaces.task_file_layout import AttemptLayout
 from sandbox.model.fixed_limits import DISK_COMMAND_TIMEOUT_SECONDS
 from sandbox.primitives.concurrency import run_in_daemon_thread
 

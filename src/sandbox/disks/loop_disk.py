@@ -21,7 +21,7 @@ from pathlib import Path
 from sandbox.disks.commands import CommandFailedError, run_command
 from sandbox.disks.directory_disk import create_home
 from sandbox.interfaces.disks import DiskUsage
-from sandbox.interfaces.file_layout import AttemptLayout, tasks_root
+from sandbox.interfaces.task_file_layout import AttemptLayout, tasks_root
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import (
     DISK_FILES_MAX,

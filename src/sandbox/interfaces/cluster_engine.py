@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from sandbox.interfaces.file_layout import ATTEMPT_ID_PATTERN
+from sandbox.interfaces.task_file_layout import ATTEMPT_ID_PATTERN
 from sandbox.model.errors import SandboxError
 from sandbox.model.resources import Resources
 

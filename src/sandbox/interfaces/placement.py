@@ -9,7 +9,6 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from sandbox.interfaces.cluster_engine import JobStatus
-from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.images import Image, ProfileCatalog
 from sandbox.interfaces.journal import JournalWriter, LockState
 from sandbox.interfaces.runner import (
@@ -21,6 +20,7 @@ from sandbox.interfaces.runner import (
     TerminalConnection,
 )
 from sandbox.interfaces.runtime import RuntimeProbe
+from sandbox.interfaces.task_file_layout import AttemptLayout
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import AttemptStarted
 from sandbox.model.failure import FailureCode

@@ -7,10 +7,10 @@ from typing import Protocol
 
 import msgspec
 
-from sandbox.interfaces.file_layout import AttemptId
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.journal import LockState
+from sandbox.interfaces.task_file_layout import AttemptId
 from sandbox.model.errors import SandboxError
 
 FRAME_BYTES_MAX = 256 * 1024

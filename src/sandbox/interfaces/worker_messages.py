@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 import msgspec
 
 from sandbox.interfaces.cluster_engine import IDENTITY_TOKEN_CHARACTERS_MAX
-from sandbox.interfaces.file_layout import AttemptId
 from sandbox.interfaces.images import ImageDigest, ImageReference
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunDebugSession
+from sandbox.interfaces.task_file_layout import AttemptId
 from sandbox.interfaces.workspace import CredentialAnswer, CredentialRequest
 from sandbox.model.artifacts import Artifact
 from sandbox.model.fixed_limits import WORKER_RECORD_BYTES_MAX

@@ -9,8 +9,8 @@ from typing import Annotated, Protocol
 
 import msgspec
 
-from sandbox.interfaces.file_layout import AttemptId
 from sandbox.interfaces.runtime import Confine
+from sandbox.interfaces.task_file_layout import AttemptId
 from sandbox.model.artifacts import Artifact, DiffStatistics
 from sandbox.model.manifest.schema import Repository
 

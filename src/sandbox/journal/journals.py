@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.interfaces.journal import (
     JournalBusyError,
     JournalDamagedError,
@@ -27,6 +26,7 @@ from sandbox.interfaces.journal import (
     ReplayState,
     WatchJournal,
 )
+from sandbox.interfaces.task_file_layout import TaskLayout, tasks_root
 from sandbox.journal import writer
 from sandbox.journal.compressed import CompressedJournal, compress_journal
 from sandbox.journal.reader import (

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.journal import record_format, writer
 from sandbox.journal.journals import create_and_lock
 from sandbox.journal.reader import find_record_offset, read_batch

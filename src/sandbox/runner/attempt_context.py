@@ -8,12 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.runtime import HANDLE_VERSION, Runtime, SandboxHandle
 from sandbox.interfaces.secrets import Redactor
+from sandbox.interfaces.task_file_layout import AttemptLayout, TaskLayout
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Record
 from sandbox.model.failure import Failure

@@ -12,7 +12,6 @@ import msgspec
 from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import Disk
-from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.images import Image, ImageLocks
 from sandbox.interfaces.runtime import (
     DEFAULT_GIT_AUTHOR,
@@ -25,6 +24,7 @@ from sandbox.interfaces.runtime import (
     Sandbox,
     SandboxSpec,
 )
+from sandbox.interfaces.task_file_layout import AttemptLayout
 from sandbox.model.events import ErrorReported, Event
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import (

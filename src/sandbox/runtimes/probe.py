@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.file_layout import new_attempt_id, probe_directory
 from sandbox.interfaces.runtime import (
     SANDBOX_WORKSPACE,
     Command,
@@ -22,6 +21,7 @@ from sandbox.interfaces.runtime import (
     SandboxHandle,
     SandboxSpec,
 )
+from sandbox.interfaces.task_file_layout import new_attempt_id, probe_directory
 from sandbox.model.errors import SandboxError
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.limits import cgroups

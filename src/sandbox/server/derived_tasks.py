@@ -16,7 +16,6 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.server_services import (
     DerivedTaskPlan,
     Inheritance,
@@ -25,6 +24,7 @@ from sandbox.interfaces.server_services import (
     TaskNotEndedError,
     TaskQueries,
 )
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.model.artifacts import AGENT_SESSION_ARTIFACT, GENERATED_DIRECTORY, Artifact
 from sandbox.model.events import Parent
 from sandbox.model.fixed_limits import (

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.interfaces.journal import JournalDamagedError, Journals, LockState, ReplayState
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
+from sandbox.interfaces.task_file_layout import TaskLayout, tasks_root
 from sandbox.model.artifacts import Artifact
 from sandbox.model.state_machine import IllegalEventError, replay
 from sandbox.model.task import Task

@@ -15,7 +15,6 @@ from random import SystemRandom
 from sandbox import __version__
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.cluster_engine import JobStatus
-from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.images import Image, ProfileCatalog
 from sandbox.interfaces.journal import JournalWriter, LockState
 from sandbox.interfaces.placement import (
@@ -45,6 +44,7 @@ from sandbox.interfaces.runner import (
     RunnerUnreachableError,
     TerminalConnection,
 )
+from sandbox.interfaces.task_file_layout import new_attempt_id
 from sandbox.model.display_text import format_timestamp
 from sandbox.model.errors import error_reason
 from sandbox.model.fixed_limits import (

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import RemovePaths
-from sandbox.interfaces.file_layout import TaskLayout, pruned_root
 from sandbox.interfaces.journal import Journals, LockState
 from sandbox.interfaces.server_services import PrunedTask, PruneResult, Retention, TaskNotFoundError, UnavailableError
 from sandbox.interfaces.store import Cursor, IndexDamagedError, IndexedTask, Store, TaskQuery
+from sandbox.interfaces.task_file_layout import TaskLayout, pruned_root
 from sandbox.model.errors import error_reason
 from sandbox.model.fixed_limits import (
     DELETION_TIMEOUT_SECONDS,

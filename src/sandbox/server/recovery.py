@@ -17,10 +17,10 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Journals, LockState, Recorder, ReplayState
 from sandbox.interfaces.placement import AttemptFiles, HostPendingError, Leftover, ReservedHost
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
+from sandbox.interfaces.task_file_layout import TaskLayout, tasks_root
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import ErrorReported, TaskFinished
 from sandbox.model.failure import Failure, FailureCode

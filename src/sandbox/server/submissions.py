@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, Journals
 from sandbox.interfaces.server_services import (
     IdempotencyKeyReusedError,
@@ -20,6 +19,7 @@ from sandbox.interfaces.server_services import (
     UnavailableError,
 )
 from sandbox.interfaces.store import DuplicateTaskError, IndexedTask, Store, StoreError
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.model import events as e
 from sandbox.model.events import Idempotency, Record, TaskSubmitted
 from sandbox.model.fixed_limits import IDEMPOTENCY_SECONDS

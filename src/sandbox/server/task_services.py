@@ -15,7 +15,6 @@ from pathlib import Path
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.cluster_engine import JobStatus
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Journals, LockState, Recorder
 from sandbox.interfaces.placement import CANCEL_TOO_LATE
 from sandbox.interfaces.runner import (
@@ -36,6 +35,7 @@ from sandbox.interfaces.server_services import (
     UnavailableError,
 )
 from sandbox.interfaces.store import Store, TaskPage, TaskQuery
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import error_reason
 from sandbox.model.events import CancelRequested, TaskFinished

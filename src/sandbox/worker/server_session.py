@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, LockState, RecordBatch
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.interfaces.worker_messages import (
     ARTIFACT_PART_BYTES,
     HEARTBEAT_SECONDS_MAX,
@@ -52,7 +52,7 @@ from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import ArtifactCollected, TaskFinished
 from sandbox.primitives.message_stream import StreamPair, encode_message, read_message
-from sandbox.worker.worker_task import HostFilesError, OtherTaskLeftovers, WorkerTask
+from sandbox.worker.task_requests import HostFilesError, OtherTaskLeftovers, WorkerTask
 
 server_message_decoder: "msgspec.msgpack.Decoder[ServerMessage]" = msgspec.msgpack.Decoder(ServerMessage)
 _log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from sandbox.worker.server_session import (
     seconds_since_boot,
     server_message_decoder,
 )
-from sandbox.worker.worker_task import HostFailures, HostFilesError, OtherTaskLeftovers, WorkerTask
+from sandbox.worker.task_requests import HostFailures, HostFilesError, OtherTaskLeftovers, WorkerTask
 
 _log = logging.getLogger(__name__)
 

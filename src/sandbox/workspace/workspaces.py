@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Confine
+from sandbox.interfaces.task_file_layout import AttemptLayout
 from sandbox.interfaces.workspace import DetectSecret, FindCredentials, PatchResult, SkippedFile
 from sandbox.model.artifacts import Artifact, DiffStatistics
 from sandbox.model.failure import AttemptError, FailureCode

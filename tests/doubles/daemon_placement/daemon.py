@@ -18,9 +18,9 @@ from sandbox.agents import registered_agents
 from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext, create_local_placement
 from sandbox.bootstrap.private_directories import choose_run_dir, lock_data_dir
 from sandbox.bootstrap.settings.load import load
-from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.placement import AttemptLocation, Leftover
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunDebugSession
+from sandbox.interfaces.task_file_layout import TaskLayout, runner_socket
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.errors import SandboxError

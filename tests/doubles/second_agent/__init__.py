@@ -15,8 +15,8 @@ from sandbox.interfaces.agent import Agent, AgentDriver, ManifestTemplate
 from sandbox.interfaces.gateway import ModelDialect, ModelUpstream
 from sandbox.model.errors import RuleViolation
 from sandbox.model.events import ConversationEvent
-from sandbox.model.manifest.document import as_text
 from sandbox.model.manifest.field_formats import NO_CONTROL_CHARACTERS, PROMPT
+from sandbox.model.manifest.parsed_document import as_text
 from sandbox.model.manifest.schema import FORBID_EXTRA, Manifest
 
 TEMPLATE = """\

@@ -8,7 +8,7 @@ import pytest
 from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
 from sandbox.disks.commands import remove_trees
 from sandbox.disks.directory_disk import DirectoryDisk
-from sandbox.interfaces.file_layout import AttemptLayout
+from sandbox.interfaces.task_file_layout import AttemptLayout
 
 MIB = 1024 * 1024
 

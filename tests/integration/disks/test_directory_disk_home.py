@@ -8,7 +8,7 @@ import pytest
 
 from doubles.syscall_faults import fill_file_system, small_file_system
 from sandbox.disks.directory_disk import create_home
-from sandbox.interfaces.file_layout import AttemptLayout
+from sandbox.interfaces.task_file_layout import AttemptLayout
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from sandbox.disks import loop_disk
 from sandbox.disks.commands import run_command
 from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.loop_disk import LoopDisk, loop_unavailable_reason, unshare_mounts
-from sandbox.interfaces.file_layout import AttemptLayout
+from sandbox.interfaces.task_file_layout import AttemptLayout
 from sandbox.model.failure import AttemptError
 from sandbox.model.fixed_limits import DISK_FILES_MAX
 

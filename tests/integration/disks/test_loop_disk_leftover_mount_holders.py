@@ -20,7 +20,7 @@ from sandbox.disks.loop_disk import (
     loop_unavailable_reason,
     unshare_mounts,
 )
-from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.task_file_layout import TaskLayout
 
 ATTEMPT_ID = "abcdefghijkl"
 MIB = 1024 * 1024

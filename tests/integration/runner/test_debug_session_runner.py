@@ -11,9 +11,9 @@ from doubles.manifests import manifest
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.disks import DiskUsage
-from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runner import EndFrame, OpenTerminal, Reply, WriteAccessFrame
 from sandbox.interfaces.runtime import SANDBOX_HOME, Command, ExitStatus
+from sandbox.interfaces.task_file_layout import AttemptLayout
 from sandbox.placements.runner_client import LocalRunnerClient
 from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner.control_socket import serve_control_socket

@@ -14,13 +14,13 @@ from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import TO_RUNNING, ServerComponents
 from sandbox.bootstrap.data_dir_backup import create_backup
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.server_services import (
     TaskNotContinuableError,
     TaskNotEndedError,
     TaskNotFoundError,
     UnavailableError,
 )
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.model import events as e
 from sandbox.model import fixed_limits
 from sandbox.model.artifacts import AGENT_SESSION_ARTIFACT, Artifact

@@ -4,7 +4,7 @@ import shutil
 
 from doubles.stored_tasks import StoredTasks
 from doubles.unreachable_journals import UnreachableJournals
-from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.journal.journals import FileJournals
 from sandbox.server.integrity import DiscrepancyKind, IntegrityCheck
 

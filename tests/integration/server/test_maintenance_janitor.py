@@ -10,8 +10,8 @@ import pytest
 from doubles.server_components import AdjustableClock, ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.server import create_maintenance_actions
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.server_services import Retention
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import CLOCK_TRUST_SECONDS
 from sandbox.server.maintenance import Janitor, MaintenanceAction

@@ -13,8 +13,8 @@ from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING, ServerComponents
 from doubles.unreachable_journals import UnreachableJournals
 from sandbox.disks.commands import remove_trees
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.placement import HostUnreachableError
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState

@@ -15,9 +15,9 @@ from doubles.stored_tasks import StoredTasks
 from doubles.unreachable_journals import UnreachableJournals
 from sandbox.bootstrap.data_dir_maintenance import prune_data_dir
 from sandbox.disks.commands import remove_trees
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.server_services import Retention, TaskNotFoundError, UnavailableError
 from sandbox.interfaces.store import TaskQuery
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.server import pruning
 from sandbox.store.sqlite import SqliteStore

@@ -8,9 +8,9 @@ import pytest
 
 from doubles.server_components import ServerComponents
 from doubles.stored_tasks import StoredTasks
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.server_services import TaskNotEndedError, TaskNotFoundError, UnavailableError
 from sandbox.interfaces.store import TaskQuery
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.server import pruning
 from sandbox.store.sqlite import SqliteStore

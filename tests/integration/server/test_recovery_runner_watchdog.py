@@ -17,8 +17,8 @@ from chaos import processes
 from doubles.deployment import wait_until
 from doubles.manifests import manifest
 from doubles.server_components import ServerComponents
-from sandbox.interfaces.file_layout import runner_socket
 from sandbox.interfaces.journal import LockState
+from sandbox.interfaces.task_file_layout import runner_socket
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import TaskFinished
 from sandbox.placements.local.placement import kill_lock_holder

@@ -7,10 +7,10 @@ import pytest
 from doubles.fake_tasks import TO_COMPLETED
 from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING
-from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.placement import HostIdentity, HostPendingError, Loss, ReservedHost
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt
+from sandbox.interfaces.task_file_layout import new_attempt_id
 from sandbox.model.artifacts import Artifact
 from sandbox.model.events import (
     AgentExited,

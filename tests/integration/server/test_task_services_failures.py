@@ -14,10 +14,10 @@ from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_RUNNING, ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.runner import FinishAttempt, RunnerNotStartedError
 from sandbox.interfaces.server_services import TaskNotFoundError, UnavailableError
 from sandbox.interfaces.store import StoreError, TaskQuery
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.journal.writer import FileJournalWriter, JournalRecorder
 from sandbox.model.artifacts import Artifact
 from sandbox.model.events import (

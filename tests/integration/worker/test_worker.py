@@ -20,11 +20,11 @@ from sandbox.disks.commands import remove_trees
 from sandbox.images.image_store import ImageMetadata, ImageStore
 from sandbox.images.image_transfer import HostImageCopies
 from sandbox.interfaces.cluster_engine import WorkerRejectedError
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.images import Image, ImageReference
 from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError, Leftover, LeftoverScan
 from sandbox.interfaces.runner import RunAttempt, RunDebugSession
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.interfaces.worker_messages import (
     Claim,
     HasDisk,
@@ -57,9 +57,10 @@ from sandbox.model.events import (
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.primitives.message_stream import encode_message, read_message
 from sandbox.worker import server_session as session_module
-from sandbox.worker import worker_task
+from sandbox.worker import task_requests
 from sandbox.worker.server_session import Lease, seconds_since_boot
 from sandbox.worker.task_image import TaskImage
+from sandbox.worker.task_requests import OtherTaskLeftovers, RunnerCredentialRequests, WorkerTask
 from sandbox.worker.worker import (
     EXIT_DISMISSED,
     EXIT_DONE,
@@ -69,7 +70,6 @@ from sandbox.worker.worker import (
     ServerAddress,
     Worker,
 )
-from sandbox.worker.worker_task import OtherTaskLeftovers, RunnerCredentialRequests, WorkerTask
 from sandbox.workspace.clone.remote_access import ServerCredentials
 
 LEASE_SECONDS = 30.0
@@ -530,7 +530,7 @@ async def test_worker_that_fails_to_prepare_its_host_keeps_the_lock_and_continue
 
 
 async def test_search_for_leftovers_that_a_sandbox_delays_does_not_stop_the_worker(server, start, monkeypatch):
-    monkeypatch.setattr(worker_task, "SANDBOX_TEARDOWN_SECONDS", 0.2)
+    monkeypatch.setattr(task_requests, "SANDBOX_TEARDOWN_SECONDS", 0.2)
     worker = await start(hanging_scans=1)
     await wait_until(lambda: worker.host.hanging_scans == 0)
     await worker.wait_for_lock_state(LockState.FREE)
@@ -544,14 +544,14 @@ async def test_search_for_leftovers_that_a_sandbox_delays_does_not_stop_the_work
 
 
 async def test_worker_on_a_host_that_cannot_be_prepared_ends(start, monkeypatch):
-    monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(task_requests, "PERMANENT_AFTER_SECONDS", 0.5)
     worker = await start(scan_errors=10**9)
     assert await worker.exit_code() == EXIT_HOST_FAILED
 
 
 async def test_worker_that_cannot_launch_ends(start, monkeypatch):
     """The engine confirms the end, so another attempt can follow on another host."""
-    monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(task_requests, "PERMANENT_AFTER_SECONDS", 0.5)
     worker = await start(launch_error=OSError(errno.EROFS, "Read-only file system"))
     await worker.session()
     launching = asyncio.create_task(worker.launch_until_ended())
@@ -561,7 +561,7 @@ async def test_worker_that_cannot_launch_ends(start, monkeypatch):
 
 
 async def test_launch_after_a_transient_error_succeeds(start, monkeypatch):
-    monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(task_requests, "PERMANENT_AFTER_SECONDS", 0.5)
     worker = await start(launch_error=OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(OSError, match="No space left"):
         await worker.launch()
@@ -574,7 +574,7 @@ async def test_launch_after_a_transient_error_succeeds(start, monkeypatch):
 
 async def test_worker_whose_artifact_is_missing_ends_and_kills_its_runner(start, monkeypatch):
     """The worker does not keep reconnecting."""
-    monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(task_requests, "PERMANENT_AFTER_SECONDS", 0.5)
     worker = await start()
     await worker.launch()
     worker.host.record(PREPARED, ArtifactCollected(Artifact("a", "a", 1, "text/plain", "sha256:" + "0" * 64)))
@@ -583,7 +583,7 @@ async def test_worker_whose_artifact_is_missing_ends_and_kills_its_runner(start,
 
 
 async def test_worker_whose_journal_is_damaged_ends(start, monkeypatch):
-    monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(task_requests, "PERMANENT_AFTER_SECONDS", 0.5)
     monkeypatch.setattr(session_module, "_DAMAGED_JOURNAL_TIMEOUT_SECONDS", 0.2)
     worker = await start()
     await worker.launch()

@@ -5,8 +5,8 @@ import pytest
 from sandbox.bootstrap.runner import choose_disk
 from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.loop_disk import LoopDisk
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunDebugSession
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.placements.local.runner_startup import RunnerSettings
 
 DISKS = {"loop": LoopDisk, "plain": DirectoryDisk}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalOffsetError
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.task_replicas import FileTaskReplicas
 from sandbox.model.artifacts import Artifact

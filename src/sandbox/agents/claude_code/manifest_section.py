@@ -12,8 +12,8 @@ from annotated_types import Ge, Le, Len, MaxLen
 
 from sandbox.interfaces.agent import ManifestTemplate
 from sandbox.model.errors import FieldPath, RuleViolation
-from sandbox.model.manifest.document import as_list, as_mapping, as_text
 from sandbox.model.manifest.field_formats import NO_CONTROL_CHARACTERS, PROMPT
+from sandbox.model.manifest.parsed_document import as_list, as_mapping, as_text
 from sandbox.model.manifest.schema import FORBID_EXTRA, Manifest
 
 KIND = "claude"

@@ -29,9 +29,9 @@ from sandbox.model import fixed_limits
 from sandbox.model.display_text import format_timestamp
 from sandbox.model.errors import FieldError, InvalidManifestError, InvalidParameterError, field_name
 from sandbox.model.events import Idempotency
-from sandbox.model.manifest.document import read_json, to_document, write_json
 from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.manifest.overrides import Override, OverrideError, parse_override
+from sandbox.model.manifest.parsed_document import read_json, to_document, write_json
 from sandbox.model.manifest.parser import MANIFEST_KEY, MANIFEST_TEXT_KEY, parse_manifest, validate_document
 from sandbox.model.manifest.schema import Manifest, encode_manifest
 from sandbox.model.task_names_and_ids import is_name_from_prompt, name_from_prompt

@@ -27,8 +27,8 @@ from sandbox.disks.free_space_reserve import measure_disk_space
 from sandbox.disks.loop_disk import can_share_preallocations, loop_unavailable_reason
 from sandbox.images.profiles import ProfileCatalog
 from sandbox.interfaces.agent import Agent
-from sandbox.interfaces.file_layout import tasks_root
 from sandbox.interfaces.runtime import RuntimeProbe
+from sandbox.interfaces.task_file_layout import tasks_root
 from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import DISK_CHECK_INTERVAL_SECONDS_MIN, SANDBOX_PROCESSES_MAX
 from sandbox.model.manifest.schema import Vm

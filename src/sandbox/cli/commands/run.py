@@ -93,7 +93,7 @@ def run(
     that you pushed. The agent starts in the current directory, or in the directory that you set with --directory.
     """
     from sandbox.agents import registered_agents
-    from sandbox.model.manifest.document import write_json
+    from sandbox.model.manifest.parsed_document import write_json
 
     options, checkout = current_options(), Checkout(directory)
     text = read_prompt(prompt)

@@ -89,7 +89,7 @@ def _shorten(text: str) -> str:
 def _parse_scalar(text: str) -> Any:
     """Parse an unquoted or quoted YAML scalar; return anything else as plain text."""
     from sandbox.model.errors import InvalidManifestError
-    from sandbox.model.manifest.document import InvalidValue, to_document
+    from sandbox.model.manifest.parsed_document import InvalidValue, to_document
     from sandbox.model.manifest.yaml import read_yaml, resolve_scalar
 
     value = resolve_scalar(text)

@@ -20,7 +20,7 @@ from sandbox.model.errors import (
     SourceLocation,
     closest_name,
 )
-from sandbox.model.manifest.document import Document, Pairs, read_json, reject, to_document
+from sandbox.model.manifest.parsed_document import Document, Pairs, read_json, reject, to_document
 from sandbox.model.manifest.schema import AgentSchema, AgentSection, Manifest, declare_manifest
 from sandbox.model.manifest.validation import Validator, find_violations, without_nulls
 from sandbox.model.manifest.yaml import read_yaml

@@ -18,8 +18,8 @@ from pydantic_core import ErrorDetails
 
 from sandbox.model import fixed_limits
 from sandbox.model.errors import FieldPath, RuleName, RuleViolation, closest_name
-from sandbox.model.manifest.document import as_list, as_mapping, as_text
 from sandbox.model.manifest.field_formats import Format
+from sandbox.model.manifest.parsed_document import as_list, as_mapping, as_text
 from sandbox.model.manifest.schema import HEADLESS_DEFAULT, AgentSchema, Vm
 from sandbox.model.repository_urls import clone_endpoint, is_clone_allowed
 

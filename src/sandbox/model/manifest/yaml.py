@@ -20,7 +20,7 @@ import yaml
 from sandbox.model import fixed_limits
 from sandbox.model.display_text import replace_invisible
 from sandbox.model.errors import SourceLocation
-from sandbox.model.manifest.document import (
+from sandbox.model.manifest.parsed_document import (
     UNSUPPORTED_NUMBER,
     InvalidValue,
     Node,

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sandbox.interfaces.cluster_engine import Engine, EngineRejectedError, JobPhase, JobRequest, JobStatus
-from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.journal import LockState
+from sandbox.interfaces.task_file_layout import new_attempt_id
 from sandbox.interfaces.worker_messages import NO_JOIN_TOKEN, Claim
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.resources import Resources

@@ -16,15 +16,15 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.disks import RemovePaths
-from sandbox.interfaces.file_layout import (
+from sandbox.interfaces.placement import AttemptLocation, Leftover, LeftoverScan, LeftoverSource
+from sandbox.interfaces.runtime import Runtime, SandboxHandle
+from sandbox.interfaces.task_file_layout import (
     ATTEMPT_ID_PATTERN,
     AttemptLayout,
     TaskLayout,
     probe_directory,
     tasks_root,
 )
-from sandbox.interfaces.placement import AttemptLocation, Leftover, LeftoverScan, LeftoverSource
-from sandbox.interfaces.runtime import Runtime, SandboxHandle
 from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.fixed_limits import PROBE_CLEANUP_TIMEOUT_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.primitives.concurrency import run_in_daemon_thread

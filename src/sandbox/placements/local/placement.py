@@ -17,10 +17,10 @@ from typing import Protocol
 
 import msgspec
 
-from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, runner_socket
 from sandbox.interfaces.journal import JournalWriter, LockState
 from sandbox.interfaces.placement import AttemptLocation, Host
 from sandbox.interfaces.runner import FinishAttempt, Order, RunAttempt, RunDebugSession, RunnerNotStartedError
+from sandbox.interfaces.task_file_layout import AttemptLayout, TaskLayout, runner_socket
 from sandbox.model.resources import transient_disk_error
 from sandbox.placements.local.attempt_files import LocalAttemptFiles, has_disk_or_handle
 from sandbox.placements.local.runner_startup import (

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.disks import Disk, RemovePaths
-from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Runtime, SandboxHandle
+from sandbox.interfaces.task_file_layout import AttemptLayout
 from sandbox.model.errors import error_reason
 from sandbox.model.events import ErrorReported
 from sandbox.model.failure import AttemptError, FailureCode, unfreed_memory_message

@@ -190,7 +190,7 @@ def configure_loopback() -> None:
 def open_listeners(transparent_ports: list[int]) -> list[_socket.socket]:
     """Open the listeners in the order that the runner expects: model, proxy, DNS over UDP and TCP, transparent ports.
 
-    The first two ports are those of interfaces/file_layout.py, which this program cannot import.
+    The first two ports are those of interfaces/task_file_layout.py, which this program cannot import.
     """
     stream, datagram = _socket.SOCK_STREAM, _socket.SOCK_DGRAM
     addresses = [

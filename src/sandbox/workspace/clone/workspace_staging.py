@@ -13,8 +13,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from shutil import rmtree
 
-from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Confine, Confinement, ConfinementLostError
+from sandbox.interfaces.task_file_layout import AttemptLayout
 from sandbox.interfaces.workspace import NoCredentialsError
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import GIT_KILLED_GRACE_SECONDS

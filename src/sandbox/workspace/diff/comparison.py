@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from sandbox.interfaces.file_layout import AttemptLayout
+from sandbox.interfaces.task_file_layout import AttemptLayout
 from sandbox.primitives.concurrency import StopFlag
 from sandbox.workspace.diff.base_commit import (
     GITLINK_MODE,

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from sandbox.interfaces.file_layout import AttemptLayout
+from sandbox.interfaces.task_file_layout import AttemptLayout
 from sandbox.interfaces.workspace import DetectSecret, PatchResult
 from sandbox.model.artifacts import DiffStatistics
 from sandbox.model.failure import AttemptError, FailureCode

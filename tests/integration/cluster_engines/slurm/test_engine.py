@@ -20,7 +20,7 @@ from sandbox.interfaces.cluster_engine import (
     JobRequest,
     job_name,
 )
-from sandbox.interfaces.file_layout import new_attempt_id
+from sandbox.interfaces.task_file_layout import new_attempt_id
 from sandbox.model.resources import Resources
 
 NAME = "sandbox-abcdefghij23"

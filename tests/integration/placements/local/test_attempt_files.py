@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from sandbox.disks.commands import remove_trees
-from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, probe_directory
+from sandbox.interfaces.task_file_layout import AttemptLayout, TaskLayout, probe_directory
 from sandbox.placements.local.attempt_files import LocalAttemptFiles, SocketLeftovers
 
 

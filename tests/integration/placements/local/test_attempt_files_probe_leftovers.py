@@ -6,7 +6,7 @@ import pytest
 
 from doubles.fake_leftovers import FakeLeftoverSource
 from sandbox.disks.commands import remove_trees
-from sandbox.interfaces.file_layout import AttemptLayout, probe_directory
+from sandbox.interfaces.task_file_layout import AttemptLayout, probe_directory
 from sandbox.placements.local.attempt_files import ProbeCleanup, probe_lock
 
 

@@ -19,7 +19,6 @@ from types import SimpleNamespace
 import pytest
 
 from sandbox.disks.commands import remove_trees
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.journal import LockState
 from sandbox.interfaces.placement import AttemptLocation
@@ -30,6 +29,7 @@ from sandbox.interfaces.runner import (
     RunnerNotStartedError,
     RunnerUnreachableError,
 )
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import TaskFinished
 from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
-from sandbox.agents.claude_code.messages_api.request_inspection import MODEL_STRING_CHARACTERS_MAX
+from sandbox.agents.claude_code.messages_api.request_restrictions import MODEL_STRING_CHARACTERS_MAX
 from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.model_api.connection_protocol import ModelProtocol

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import SandboxHandle
+from sandbox.interfaces.task_file_layout import AttemptLayout
 from sandbox.placements.local.attempt_files import SandboxLeftovers
 
 HANDLE = b'{"runtime":"bubblewrap","attempt_id":"a","details":{"kernel_uid":"200000"}}'

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.agents.claude_code.messages_api import pricing, request_inspection, usage_meter
+from sandbox.agents.claude_code.messages_api import pricing, request_restrictions, usage_meter
 from sandbox.agents.claude_code.stream_json import parse_float
 from sandbox.interfaces.gateway import (
     CostBound,
@@ -134,15 +134,17 @@ class MessagesApi:
             document = _request_decoder.decode(body)
         except DECODE_ERRORS:
             document = None
-        if not isinstance(document, dict) or not request_inspection.is_short_string(document.get("model", "")):
+        if not isinstance(document, dict) or not request_restrictions.is_short_string(document.get("model", "")):
             return Rejected(400, "The request's body must be a JSON object that names a model.")
-        if request_inspection.has_too_many_objects(document):
-            return Rejected(413, f"The request's body has more than {request_inspection.REQUEST_OBJECTS_MAX} objects.")
+        if request_restrictions.has_too_many_objects(document):
+            return Rejected(
+                413, f"The request's body has more than {request_restrictions.REQUEST_OBJECTS_MAX} objects."
+            )
         return document
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
         """Return a noun phrase for a part of the request that has external access; None if there is no such part."""
-        return request_inspection.external_access_reason(request, sanitize)
+        return request_restrictions.external_access_reason(request, sanitize)
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
         """Return why the cost of the request cannot be bounded and what to do instead; None if it can be bounded."""

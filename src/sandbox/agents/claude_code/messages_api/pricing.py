@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.agents.claude_code.messages_api.request_inspection import (
+from sandbox.agents.claude_code.messages_api.request_restrictions import (
     additional_models,
     count_images,
     unknown_fee_reason,

@@ -24,9 +24,9 @@ from sandbox.bootstrap.data_dir_backup import (
 from sandbox.bootstrap.data_dir_backup import restore as restore_here
 from sandbox.bootstrap.data_dir_maintenance import prune_data_dir
 from sandbox.interfaces.auth import Role
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError
 from sandbox.interfaces.server_services import Retention
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.journal import compressed
 from sandbox.journal.journals import FileJournals
 from sandbox.model.artifacts import Artifact

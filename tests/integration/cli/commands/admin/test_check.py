@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from doubles.stored_tasks import StoredTasks
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.store import IndexedTask
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.model.events import Output
 
 

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import msgspec
 
 from sandbox.interfaces.disks import RemovePaths
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.journal import JournalDamagedError, Journals, LockState, RecordBatch, TaskReplicas
 from sandbox.interfaces.placement import AttemptFiles, AttemptLocation, Placement, PreservedDisk
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunDebugSession
+from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.interfaces.worker_messages import (
     FindImage,
     HasDisk,

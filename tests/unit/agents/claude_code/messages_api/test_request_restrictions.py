@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from sandbox.agents.claude_code.messages_api.request_inspection import (
+from sandbox.agents.claude_code.messages_api.request_restrictions import (
     additional_models,
     external_access_reason,
     unknown_fee_reason,

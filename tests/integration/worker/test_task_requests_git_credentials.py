@@ -8,8 +8,8 @@ import pytest
 
 from doubles.sandbox_lifecycle import new_attempt_id
 from sandbox.interfaces.workspace import CredentialAnswer, CredentialQuery, CredentialRequest, Credentials
-from sandbox.worker import worker_task as module
-from sandbox.worker.worker_task import RunnerCredentialRequests
+from sandbox.worker import task_requests as module
+from sandbox.worker.task_requests import RunnerCredentialRequests
 from sandbox.workspace.clone.remote_access import ServerCredentials
 
 FOUND = Credentials(b"me", b"let-me-in")
