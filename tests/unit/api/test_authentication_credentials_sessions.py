@@ -24,6 +24,13 @@ def test_session_is_found_until_it_is_closed_or_expires():
     assert sessions.find(second) is None
 
 
+def test_secret_has_256_random_bits():
+    sessions = SessionStore(FakeTime())
+    secrets = {sessions.open("a") for _ in range(10)}
+    assert len(secrets) == 10
+    assert {len(secret) for secret in secrets} == {43}  # base64 of 32 bytes
+
+
 def test_unknown_secret_finds_no_session():
     sessions = SessionStore(FakeTime())
     sessions.open("a")

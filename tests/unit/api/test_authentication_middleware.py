@@ -158,7 +158,8 @@ async def test_valid_stream_is_checked_every_five_seconds(connection, monkeypatc
     assert len(connection.messages) == 22
 
 
-async def test_app_gets_the_same_error_for_each_message_after_the_credentials_were_revoked(connection):
+async def test_app_gets_the_same_error_for_each_message_after_the_credentials_were_revoked(connection, caplog):
+    caplog.set_level("INFO", "sandbox.api.authentication")
     errors = []
 
     async def app(_scope, _receive, send):
@@ -172,6 +173,7 @@ async def test_app_gets_the_same_error_for_each_message_after_the_credentials_we
 
     await connection.request(app)
     assert len(errors) == 3
+    assert caplog.messages == ["A response was cut off: the token or session is no longer valid"]
     assert connection.messages == []
 
 

@@ -429,3 +429,12 @@ def test_closed_writer_has_no_open_files(journals):
     writer.close()
     assert descriptors() == before
     assert writer.lock_fd < 0
+
+
+def test_lock_of_a_missing_journal_is_created_only_on_request(tmp_path):
+    path = tmp_path / "lock"
+    with pytest.raises(FileNotFoundError):
+        writer_module.acquire_lock(path)
+    assert not path.exists()
+    os.close(writer_module.acquire_lock(path, create=True))
+    assert path.exists()

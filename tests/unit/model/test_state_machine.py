@@ -577,6 +577,13 @@ def test_transient_clone_failure_is_followed_by_another_attempt_with_backoff():
     assert results[3].task.state_message == "Attempt 1 ended with clone_failed; another attempt follows in 2 s"
 
 
+def test_failures_that_no_limit_of_the_task_causes_are_retried():
+    assert sorted(RETRYABLE_CODES) == [
+        *("agent_failed", "agent_no_result", "disk_full", "hang", "host_lost", "internal", "mcp_failed"),
+        *("out_of_memory", "process_limit", "runner_lost", "sandbox_lost"),
+    ]
+
+
 @pytest.mark.parametrize("code", sorted(RETRYABLE_CODES))
 def test_failed_agent_is_retried_only_if_the_manifest_allows_it(code):
     exited = e.AgentExited(1, failure=Failure(code, "no"))

@@ -342,8 +342,8 @@ def test_memory_advice_and_process_options_that_burden_the_kernel_are_denied(arc
         assert evaluate(architecture, madvise, 0, 4096, advice) == errno.EINVAL
         assert evaluate(architecture, 440, 3, 0, 1, advice, 0) == errno.EINVAL
     assert {evaluate(architecture, 440, 3, 0, 1, advice, 0) for advice in (4, 20)} == {ALLOW}
-    # MADV_DONTNEED, MADV_FREE, MADV_UNMERGEABLE, MADV_HUGEPAGE, MADV_DONTDUMP
-    assert {evaluate(architecture, madvise, 0, 4096, advice) for advice in (4, 8, 13, 14, 16)} == {ALLOW}
+    # MADV_DONTNEED, MADV_FREE, MADV_UNMERGEABLE, MADV_HUGEPAGE, MADV_DONTDUMP, MADV_HWPOISON, MADV_SOFT_OFFLINE
+    assert {evaluate(architecture, madvise, 0, 4096, advice) for advice in (4, 8, 13, 14, 16, 100, 101)} == {ALLOW}
 
 
 @all_architectures

@@ -356,3 +356,7 @@ def test_arbitrary_input_is_forwarded_unchanged_and_does_not_raise(pieces):
             return
         forwarded += result
     assert forwarded == b"".join(pieces)
+
+
+def test_rest_of_an_unknown_protocol_is_forwarded():
+    assert not UnknownProtocolFilter(POLICY, HOST, PORT, b"hello").drops_rest
