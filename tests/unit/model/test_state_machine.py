@@ -579,7 +579,7 @@ def test_transient_clone_failure_is_followed_by_another_attempt_with_backoff():
 
 def test_failures_that_no_limit_of_the_task_causes_are_retried():
     assert sorted(RETRYABLE_CODES) == [
-        *("agent_failed", "agent_no_result", "disk_full", "hang", "host_lost", "internal", "mcp_failed"),
+        *("agent_failed", "agent_no_result", "disk_full", "hang", "host_lost", "internal_error", "mcp_failed"),
         *("out_of_memory", "process_limit", "runner_lost", "sandbox_lost"),
     ]
 
