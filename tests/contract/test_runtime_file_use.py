@@ -125,7 +125,7 @@ system_call(60 if is_x86 else 93, 0)
 )
 def test_file_locks_are_counted(runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str):
     usage, result = measure(runtime, disk, enforced_limits, source)
-    assert usage.locks > 8192, result
+    assert usage.posix_locks > 8192, result
     assert "locks on files" in usage.find_exceeded_limit()
 
 
@@ -147,7 +147,7 @@ report("held"); time.sleep(600)
 def test_locks_on_host_files_are_limited(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
     """Whenever a process on the machine closes `/dev/null` or an eventfd, the kernel walks all locks on that file."""
     usage, result = measure(runtime, disk, enforced_limits, _LOCKS_ON_HOST_FILES.format(count=100))
-    assert (usage.locks, usage.locks_on_host_files) == (1200, 500), result
+    assert (usage.posix_locks, usage.locks_on_host_files) == (1200, 500), result
     assert "locks on devices or system files" in usage.find_exceeded_limit()
 
 
@@ -253,7 +253,7 @@ def test_locks_are_counted_despite_thousands_of_epoll_entries(
     lines = 'poll, file = watch(2, 4000), lock_often("many", 2000)\nreport("held")\ntime.sleep(600)'
     held = f"{_WATCH_FILES_FUNCTION}\n{lines}"
     usage, _ = measure(runtime, disk, enforced_limits, held)
-    assert (usage.find_exceeded_limit(), usage.locks) == ("", 2000)
+    assert (usage.find_exceeded_limit(), usage.posix_locks) == ("", 2000)
 
 
 _LOCKS_OF_ENDED_PROCESSES = """
@@ -280,7 +280,7 @@ async def test_locks_of_another_sandbox_do_not_count(runtime: Runtime, disk: Pat
 
     usage = await scenario()
     assert usage.find_exceeded_limit() == ""
-    assert usage.locks == (200 if "memory" in enforced_limits else 0)
+    assert usage.posix_locks == (200 if "memory" in enforced_limits else 0)
 
 
 _HALF_READ_DIRECTORIES = """

@@ -87,7 +87,7 @@ class ResponsesApi:
             return Rejected(403, "A field of the request may refer to data that other tasks may have stored.")
         return request
 
-    def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
+    def find_external_access(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
         tools, choice = request.get("tools") or [], request.get("tool_choice") or "auto"
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
             return "The value of tools"
@@ -105,7 +105,7 @@ class ResponsesApi:
         return None
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-        if (reason := self.external_access_reason(request, sanitize)) is not None:
+        if (reason := self.find_external_access(request, sanitize)) is not None:
             return f"The price of {reason} is not in Sandbox's table."
         model = request["model"]
         return None if model in USD_PER_TOKEN else f"The model {sanitize(model)} has no price in Sandbox's table."

@@ -32,7 +32,7 @@ _SCALAR_SAMPLES = {
 }
 
 _SHA256 = f"sha256:{'5a' * 32}"
-_FIELD_SAMPLES = {"checksum": _SHA256, "digest": _SHA256, "base_commit": "5a" * 20, "first_commit": "5a" * 20}
+_FIELD_SAMPLES = {"checksum": _SHA256, "digest": _SHA256, "base_commit": "5a" * 20, "chain_base_commit": "5a" * 20}
 """The samples for fields with these names. In these fields, new versions accept only digests or commit ids."""
 
 

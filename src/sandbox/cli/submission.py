@@ -118,7 +118,7 @@ class ManifestFile:
         from sandbox.agents import registered_agents
         from sandbox.model.manifest.parser import parse_manifest
 
-        return parse_manifest(self.body, agents=registered_agents(), is_json=self.is_json, profile_problems=None)
+        return parse_manifest(self.body, agents=registered_agents(), is_json=self.is_json, problem_by_profile=None)
 
     def with_overrides(self, overrides: Sequence[Override]) -> OverriddenManifest:
         """Apply overrides. Raises the model's InvalidManifestError if the manifest cannot be parsed."""

@@ -264,7 +264,7 @@ class ModelDialect(Protocol):
         """Decode the body, or reject it. The gateway limits the number of JSON values in the body before this call."""
         ...
 
-    def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
+    def find_external_access(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
         """Return the part of the request that accesses external resources, as the start of a sentence, or None."""
         ...
 

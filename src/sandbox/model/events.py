@@ -42,20 +42,20 @@ class Idempotency(msgspec.Struct, frozen=True):
     body_sha256: str
 
 
-class Parent(msgspec.Struct, frozen=True, omit_defaults=True):
+class Parent(msgspec.Struct, frozen=True, omit_defaults=True, rename={"chain_base_commit": "first_commit"}):
     """The task that this task continues, and the files taken over from it. The continued task may be removed later.
 
     The files are in the directory of this task's artifacts.
 
     task_id: the parent.
-    first_commit: the base commit of the first task of the chain.
+    chain_base_commit: the base commit of the first task of the chain.
     patches: the changes of the earlier tasks of the chain, oldest first, without those that changed nothing.
     conversation: text of the earlier conversation.
     session_id, session: the agent's session, which this task's agent resumes; None if it gets `conversation` instead.
     """
 
     task_id: str
-    first_commit: CommitId
+    chain_base_commit: CommitId
     patches: tuple[Artifact, ...]
     conversation: Artifact | None = None
     session_id: SessionId | None = None

@@ -342,7 +342,7 @@ MEMORY_AVAILABLE_BYTES_MIN = 512 * 1024 * 1024
 MEMORY_CHECK_INTERVAL_SECONDS = 1.0
 """Interval between checks of the host's available memory while tasks are waiting."""
 
-DISK_MEASUREMENT_CACHE_SECONDS = 600.0
+UNUSED_DISK_MEASUREMENT_SECONDS_MAX = 600.0
 """How long the next caller can use a disk measurement that finished while no caller was waiting."""
 
 JANITOR_INTERVAL_SECONDS = 300.0
@@ -548,7 +548,7 @@ BUFFERED_OUTPUT_BYTES_MAX = 1024**2
 More output is dropped, and a `gap` event reports it.
 """
 
-JOURNAL_WRITE_RETRY_SECONDS = 24 * 3600.0
+JOURNAL_WRITE_TIMEOUT_SECONDS = 24 * 3600.0
 """How long a runner retries to record the end of its task.
 
 After that, the runner exits, and the server tries to record the end.

@@ -29,7 +29,7 @@ from sandbox.model.events import (
 from sandbox.model.fixed_limits import (
     BUFFERED_OUTPUT_BYTES_MAX,
     DISK_SPACE_CHECK_INTERVAL_SECONDS,
-    JOURNAL_WRITE_RETRY_SECONDS,
+    JOURNAL_WRITE_TIMEOUT_SECONDS,
     OUTPUT_SYNC_INTERVAL_SECONDS,
 )
 from sandbox.model.resources import Watermark
@@ -341,9 +341,9 @@ class AttemptRecorder:
         self._writer.sync()
 
     async def wait_until_written(self) -> None:
-        """Return once all records are written. Raises OSError after JOURNAL_WRITE_RETRY_SECONDS."""
+        """Return once all records are written. Raises OSError after JOURNAL_WRITE_TIMEOUT_SECONDS."""
         try:
-            async with asyncio.timeout(JOURNAL_WRITE_RETRY_SECONDS):
+            async with asyncio.timeout(JOURNAL_WRITE_TIMEOUT_SECONDS):
                 while self._writer.has_pending:
                     with contextlib.suppress(OSError):
                         self._writer.flush_pending()

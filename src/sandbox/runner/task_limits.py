@@ -60,7 +60,7 @@ class ExhaustionDetector:
         self._record = record
         self._reported: dict[FailureCode, str] = {}
 
-    def update(self, stats: Stats) -> None:
+    def check_stats(self, stats: Stats) -> None:
         """Report the resources that are exhausted according to the current counters."""
         if stats.oom_kills:
             message = f"A process was killed because vm.memory ({self._vm.memory}) was used up; raise it."

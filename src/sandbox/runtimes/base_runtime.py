@@ -291,7 +291,7 @@ class BaseRuntime:
             if not await asyncio.to_thread(self._uids.has_files_in_transit, uid, handle.attempt_id):
                 return 0
         await asyncio.to_thread(cgroups.reclaim_memory, group)
-        return 0 if _is_memory_freed(group) else sum(cgroups.read_unreclaimable_bytes(group))
+        return 0 if _is_memory_freed(group) else sum(cgroups.read_shared_and_kernel_bytes(group))
 
     def _find_processes(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
         """Return the sandbox's processes, found by control group if there is one, otherwise by kernel uid or marker."""
@@ -338,12 +338,12 @@ def _uid_of(handle: SandboxHandle) -> int | None:
 
 
 def _is_shared_memory_freed(group: ControlGroup) -> bool:
-    shared_bytes, _ = cgroups.read_unreclaimable_bytes(group)
+    shared_bytes, _ = cgroups.read_shared_and_kernel_bytes(group)
     return shared_bytes <= _UNFREED_BYTES_MAX
 
 
 def _is_memory_freed(group: ControlGroup) -> bool:
-    shared_bytes, kernel_bytes = cgroups.read_unreclaimable_bytes(group)
+    shared_bytes, kernel_bytes = cgroups.read_shared_and_kernel_bytes(group)
     return shared_bytes <= _UNFREED_BYTES_MAX and kernel_bytes <= _UNFREED_KERNEL_BYTES_MAX
 
 

@@ -284,8 +284,8 @@ def _inherit_files(layout: TaskLayout, task: Task) -> Inheritance:
     if kept is not None and kept.is_internal and session_id is not None and (layout.artifacts / kept.name).is_file():
         session = _inherited_artifact(kept, _SESSION_COPY_NAME)
         sources[session.name] = layout.artifacts / kept.name
-    first_commit = base_commit if earlier is None else earlier.first_commit
-    parent = Parent(task.id, first_commit, patches, None, session_id if session is not None else None, session)
+    chain_base_commit = base_commit if earlier is None else earlier.chain_base_commit
+    parent = Parent(task.id, chain_base_commit, patches, None, session_id if session is not None else None, session)
     return Inheritance(parent, sources)
 
 

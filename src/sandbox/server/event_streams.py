@@ -21,10 +21,10 @@ from sandbox.model.task import Task
 from sandbox.model.wire.event_bodies import GapEvent
 from sandbox.model.wire.event_conversion import (
     WireEvent,
-    converted_size_bytes,
     current_state_event,
     end_event,
     error_event,
+    estimate_conversation_memory_bytes,
     estimate_memory_bytes,
     to_wire_event,
 )
@@ -311,7 +311,7 @@ class EventStream:
                         if record.seq > after and (event := self._to_wire_event(task, record)) is not None:
                             # If the conversation was converted from output, the event contains each text twice.
                             with fair_client_shares.current_memory_share().forced_reservation(
-                                converted_size_bytes(event)
+                                estimate_conversation_memory_bytes(event)
                             ):
                                 yield event
                                 del event

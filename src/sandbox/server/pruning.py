@@ -20,8 +20,8 @@ from sandbox.interfaces.task_file_layout import TaskLayout, pruned_root
 from sandbox.model.errors import error_reason
 from sandbox.model.fixed_limits import (
     DELETION_TIMEOUT_SECONDS,
-    DISK_MEASUREMENT_CACHE_SECONDS,
     SANDBOX_TEARDOWN_SECONDS,
+    UNUSED_DISK_MEASUREMENT_SECONDS_MAX,
 )
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
@@ -81,7 +81,7 @@ class Pruner:
         self._clock = clock
         self._remove_paths = remove
         self._lock = asyncio.Lock()
-        self._size_measurement = SingleFlight(self._measure_sizes, DISK_MEASUREMENT_CACHE_SECONDS)
+        self._size_measurement = SingleFlight(self._measure_sizes, UNUSED_DISK_MEASUREMENT_SECONDS_MAX)
 
     def prepare(self) -> None:
         """Create the directory for pruned tasks early, because it cannot be created on a full disk."""

@@ -233,7 +233,7 @@ class WorkerTask:
             case IsResponsive():
                 return await self._placement.find_runner(self._attempt_location(request.attempt_id)).may_be_responsive()
             case KillRunner():
-                return await self.kill()
+                return await self.kill_runner()
             case FindImage():
                 return self._image.find(request.profile)
             case LockDisk() | StartDebugSession() | RemoveDisk() | UnlockDisk():
@@ -253,11 +253,11 @@ class WorkerTask:
         """Remember that the server has the task's last record, or that the server has ended the task."""
         self.has_task_ended = True
 
-    async def kill(self) -> bool:
+    async def kill_runner(self) -> bool:
         """Kill the runner that holds the journal's lock. Raises OSError."""
         return await self._placement.find_runner(self._attempt_location(self._attempt_id)).kill()
 
-    async def wait_until_free(self) -> None:
+    async def wait_until_no_runner(self) -> None:
         """Wait until no runner holds the journal's lock. Raises OSError."""
         while True:
             if self.lock_state() is LockState.FREE:

@@ -220,7 +220,7 @@ class Worker:
             self._locked_task_id = task_id
         task = self._create_worker_task(task_id)
         async with asyncio.timeout(_STOP_SECONDS):
-            await task.wait_until_free()  # the kernel is killing the runner of the earlier worker
+            await task.wait_until_no_runner()  # the kernel is killing the runner of the earlier worker
         await task.clean_up()
         return task
 
@@ -246,7 +246,7 @@ class Worker:
     async def _kill(self) -> None:
         if self._worker_task is not None:
             with contextlib.suppress(OSError):
-                await self._worker_task.kill()
+                await self._worker_task.kill_runner()
 
     async def _send_last_records(self, working: "asyncio.Task[int]") -> None:
         """Send the last records of the killed runner, within the engine's grace period."""
@@ -266,7 +266,7 @@ class Worker:
             return
         try:
             async with asyncio.timeout(_STOP_SECONDS):
-                await task.wait_until_free()
+                await task.wait_until_no_runner()
                 await task.clean_up()
         except (OSError, SandboxError, TimeoutError) as error:
             _log.warning("The task's files are not removed yet: %s", error_reason(error))

@@ -93,7 +93,7 @@ async def test_chain_inherits_patches_conversation_and_session(components):
             "inherited-agent-session.gz": b"session 1",
         }
         second = await service.status("task-2")
-        assert (second.parent.task_id, second.parent.first_commit) == ("task-1", "c" * 40)
+        assert (second.parent.task_id, second.parent.chain_base_commit) == ("task-1", "c" * 40)
         assert (second.parent.session_id, second.manifest.repository.commit) == ("s", "c" * 40)
         await components.wait_for_launch("task-2")
         await run_to_end(components, service, "task-2", store(components, "task-2", "task-2.patch", b"diff --git 2\n"))

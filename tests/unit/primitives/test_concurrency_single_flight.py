@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sandbox.model.fixed_limits import DISK_MEASUREMENT_CACHE_SECONDS
+from sandbox.model.fixed_limits import UNUSED_DISK_MEASUREMENT_SECONDS_MAX
 from sandbox.primitives.concurrency import SingleFlight
 
 
@@ -19,7 +19,7 @@ class SlowMeasurement:
             itertools.count(1),
             threading.Event(),
         )
-        self.cache = SingleFlight(self._measure, DISK_MEASUREMENT_CACHE_SECONDS, lambda: self.now)
+        self.cache = SingleFlight(self._measure, UNUSED_DISK_MEASUREMENT_SECONDS_MAX, lambda: self.now)
 
     def _measure(self):
         self.release_measurement.wait(20)
@@ -38,7 +38,8 @@ class SlowMeasurement:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [(0, 1), (DISK_MEASUREMENT_CACHE_SECONDS, 1), (DISK_MEASUREMENT_CACHE_SECONDS + 1, 2)]
+    ("seconds", "expected"),
+    [(0, 1), (UNUSED_DISK_MEASUREMENT_SECONDS_MAX, 1), (UNUSED_DISK_MEASUREMENT_SECONDS_MAX + 1, 2)],
 )
 async def test_result_is_cached_for_a_limited_time(seconds, expected):
     measurement = SlowMeasurement()

@@ -50,7 +50,7 @@ def scenario():
 
 
 def test_nothing_is_reported_while_resources_are_sufficient(scenario):
-    scenario.detector.update(NORMAL_STATS)
+    scenario.detector.check_stats(NORMAL_STATS)
     scenario.check_disk()
     assert scenario.events == []
     assert scenario.detector.disk_usage == DiskUsage(50, 100, False)
@@ -78,8 +78,8 @@ def test_specific_failure_is_not_replaced(scenario, code):
 
 
 def test_fork_failures_are_reported_once(scenario):
-    scenario.detector.update(Stats(1.0, 1, 512, fork_failures=9))
-    scenario.detector.update(Stats(1.0, 1, 512, fork_failures=10))
+    scenario.detector.check_stats(Stats(1.0, 1, 512, fork_failures=9))
+    scenario.detector.check_stats(Stats(1.0, 1, 512, fork_failures=10))
     assert scenario.codes == ["process_limit"]
     assert scenario.detector.explain_failure(OUTCOME_WITHOUT_RESULT, "Claude Code").code == "process_limit"
 
@@ -94,7 +94,7 @@ def explained_code(scenario, message, result):
 def test_agent_error_is_not_attributed_to_an_earlier_exhaustion(scenario, message):
     scenario.disk.is_full = True
     scenario.check_disk()
-    scenario.detector.update(Stats(1.0, 1, 512, fork_failures=9))
+    scenario.detector.check_stats(Stats(1.0, 1, 512, fork_failures=9))
     assert scenario.codes == ["disk_full", "process_limit"]
     assert explained_code(scenario, message, {"is_error": True}) == "agent_failed"
     assert explained_code(scenario, "Claude Code exited with code 1.", {"is_error": False}) == "disk_full"
@@ -107,7 +107,7 @@ def test_agent_error_that_names_the_exhaustion_is_attributed_to_it(scenario):
     scenario.check_disk()
     assert explained_code(scenario, disk_error, {"is_error": True}) == "disk_full"
     assert explained_code(scenario, fork_error, {"is_error": True}) == "agent_failed"
-    scenario.detector.update(Stats(1.0, 1, 512, fork_failures=9))
+    scenario.detector.check_stats(Stats(1.0, 1, 512, fork_failures=9))
     assert explained_code(scenario, fork_error, {"is_error": True}) == "process_limit"
 
 
@@ -121,7 +121,7 @@ def test_disk_that_is_no_longer_full_does_not_explain_the_failure(scenario):
 
 
 def test_oom_kill_is_reported_while_the_agent_runs(scenario):
-    scenario.detector.update(Stats(1.0, 1, 1, oom_kills=1))
+    scenario.detector.check_stats(Stats(1.0, 1, 1, oom_kills=1))
     assert scenario.codes == ["out_of_memory"]
     assert "vm.memory" in scenario.events[0].message
 

@@ -374,7 +374,7 @@ class ModelRequestGate:
         self._spending.finish(source, usage)
 
     def _external_access_rejection(self, document: dict[str, Any]) -> Rejected | None:
-        reason = self._dialect.external_access_reason(document, self._reporter.sanitize)
+        reason = self._dialect.find_external_access(document, self._reporter.sanitize)
         if reason is None:
             return None
         message = (

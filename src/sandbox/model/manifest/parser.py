@@ -45,28 +45,28 @@ def parse_manifest(
     *,
     agents: Mapping[str, AgentSchema],
     is_json: bool,
-    profile_problems: Mapping[str, str] | None = SHIPPED_PROFILES,
+    problem_by_profile: Mapping[str, str] | None = SHIPPED_PROFILES,
     clone_hosts: Collection[str] | None = None,
 ) -> Manifest:
     """Parse a manifest from a request body and fill in all defaults.
 
     agents: the agents that a manifest can have a section for, keyed by section key; at least one. A manifest has
     exactly one of these sections.
-    profile_problems: profile names and why each one is unusable (empty if it is usable); None accepts any name.
+    problem_by_profile: profile names and why each one is unusable (empty if it is usable); None accepts any name.
     clone_hosts: hosts that repositories may be cloned from; None allows any.
 
     JSON may also be wrapped as `{"manifest": {…}}` or `{"manifest_yaml": "…"}`. Raises InvalidManifestError with all
     errors; a body that cannot be parsed has one error.
     """
     document = read_document(body, agents=agents, is_json=is_json)
-    return validate_document(document, agents=agents, profile_problems=profile_problems, clone_hosts=clone_hosts)
+    return validate_document(document, agents=agents, problem_by_profile=problem_by_profile, clone_hosts=clone_hosts)
 
 
 def validate_document(
     document: Document,
     *,
     agents: Mapping[str, AgentSchema],
-    profile_problems: Mapping[str, str] | None = SHIPPED_PROFILES,
+    problem_by_profile: Mapping[str, str] | None = SHIPPED_PROFILES,
     clone_hosts: Collection[str] | None = None,
 ) -> Manifest:
     """Validate a document, whose data must be a mapping, and fill in all defaults. See `parse_manifest`.
@@ -90,7 +90,7 @@ def validate_document(
     schema_violations = result if isinstance(result, list) else []
     if not kinds and len(agents) > 1:
         schema_violations = [_missing_section(agents) if each.path == (agent.kind,) else each for each in result]
-    rule_violations = [*find_violations(data, agent, profile_problems, clone_hosts), *extra_sections]
+    rule_violations = [*find_violations(data, agent, problem_by_profile, clone_hosts), *extra_sections]
     errors = [*document.errors, *_to_field_errors(document, schema_violations, rule_violations)]
     if errors or isinstance(result, list):
         _raise_invalid(errors)

@@ -285,14 +285,14 @@ _RESERVED_PREFIX = "LD_"
 def find_violations(
     data: dict[str, Any],
     agent: AgentSchema,
-    profile_problems: Mapping[str, str] | None,
+    problem_by_profile: Mapping[str, str] | None,
     clone_hosts: Collection[str] | None = None,
 ) -> Iterator[RuleViolation]:
     """Yield every violation. Values may have wrong types; the schema reports them."""
     section = as_mapping(data.get(agent.kind))
     yield from _unknown_clone_host(data, clone_hosts)
     yield from _hosts_without_outbound(data)
-    yield from _unusable_profile(data, profile_problems)
+    yield from _unusable_profile(data, problem_by_profile)
     yield from _duplicate_secrets(data)
     yield from _reserved_secrets(data, agent)
     secret_names = {as_text(as_mapping(secret).get("name")) for secret in as_list(data.get("secrets"))}
@@ -308,16 +308,16 @@ def _hosts_without_outbound(data: dict[str, Any]) -> Iterator[RuleViolation]:
         yield RuleViolation(("vm", "allowed_hosts"), "format", "can only be given with network_mode: outbound")
 
 
-def _unusable_profile(data: dict[str, Any], profile_problems: Mapping[str, str] | None) -> Iterator[RuleViolation]:
+def _unusable_profile(data: dict[str, Any], problem_by_profile: Mapping[str, str] | None) -> Iterator[RuleViolation]:
     profile = as_mapping(data.get("vm")).get("profile", Vm.profile)
-    if profile_problems is None or not isinstance(profile, str):
+    if problem_by_profile is None or not isinstance(profile, str):
         return
-    if profile not in profile_problems:
-        offered = [name for name in sorted(profile_problems) if not profile_problems[name]]
+    if profile not in problem_by_profile:
+        offered = [name for name in sorted(problem_by_profile) if not problem_by_profile[name]]
         message = f"must be one of this server's profiles: {', '.join(offered)}"
         yield RuleViolation(("vm", "profile"), "not_offered", message, closest_name(profile, offered))
-    elif profile_problems[profile]:
-        yield RuleViolation(("vm", "profile"), "not_offered", profile_problems[profile])
+    elif problem_by_profile[profile]:
+        yield RuleViolation(("vm", "profile"), "not_offered", problem_by_profile[profile])
 
 
 def _unknown_clone_host(data: dict[str, Any], clone_hosts: Collection[str] | None) -> Iterator[RuleViolation]:

@@ -26,9 +26,9 @@ _CHARACTER_BYTES_MAX = 8
 def estimate_memory_bytes(event: WireEvent) -> int:
     """Estimate the memory used by an event, for limits: its text plus a fixed overhead."""
     if event["type"] == "output":
-        return _OVERHEAD_BYTES + _text_size_bytes(event["data"]) + converted_size_bytes(event)
+        return _OVERHEAD_BYTES + _text_size_bytes(event["data"]) + estimate_conversation_memory_bytes(event)
     if event["type"] == "conversation":
-        return _OVERHEAD_BYTES + converted_size_bytes(event)
+        return _OVERHEAD_BYTES + estimate_conversation_memory_bytes(event)
     if (
         event["type"] == "agent_message"
         or event["type"] == "tool_call_started"
@@ -39,7 +39,7 @@ def estimate_memory_bytes(event: WireEvent) -> int:
     return _OVERHEAD_BYTES
 
 
-def converted_size_bytes(event: WireEvent) -> int:
+def estimate_conversation_memory_bytes(event: WireEvent) -> int:
     """Estimate the memory used by an event's conversation items, which were converted from output."""
     if event["type"] == "output" or event["type"] == "conversation":
         return sum(map(_item_size_bytes, event.get("conversation", ())))

@@ -66,7 +66,12 @@ from sandbox.placements.cluster.job_state import Job, JobStore
 from sandbox.placements.cluster.jobs import Jobs, JobSettings
 from sandbox.placements.cluster.worker_authorization import ClaimChecker, ClusterKey, FindCloneCredentials
 from sandbox.placements.cluster.worker_server import SaveRunnerLog, WorkerRequestSources, WorkerServer
-from sandbox.placements.cluster.worker_session import LAUNCH_SECONDS, LoopThread, WorkerClient, WorkerSession
+from sandbox.placements.cluster.worker_session import (
+    WORKER_LAUNCH_TIMEOUT_SECONDS,
+    LoopThread,
+    WorkerClient,
+    WorkerSession,
+)
 from sandbox.placements.runner_client import RunnerClient
 from sandbox.primitives.message_stream import InvalidMessageError
 
@@ -159,7 +164,7 @@ class RemotePreservedDisk:
 
     async def start_debug_session(self, order: RunDebugSession) -> None:
         """Implements `PreservedDisk.start_debug_session`."""
-        await self._request(StartDebugSession(self._lock_id, order), None, LAUNCH_SECONDS)
+        await self._request(StartDebugSession(self._lock_id, order), None, WORKER_LAUNCH_TIMEOUT_SECONDS)
 
     async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Implements `PreservedDisk.open_terminal`."""
@@ -306,7 +311,7 @@ class ClusterPlacement:
                 async with asyncio.timeout(_COPY_SECONDS):
                     offset = await self._copy(session, order.task_id)
                 session.record_copied(max(session.copied_end_offset, offset))
-                await session.launch(Launch(order), LAUNCH_SECONDS)
+                await session.launch(Launch(order), WORKER_LAUNCH_TIMEOUT_SECONDS)
             except InvalidMessageError as error:
                 with contextlib.suppress(OSError):  # the fence takes effect even if it cannot be stored
                     self._workers.jobs.fence(job, error_reason(error))

@@ -294,7 +294,7 @@ async def _cancel_all() -> None:
         await asyncio.sleep(0)
 
 
-LAUNCH_SECONDS = 40.0
+WORKER_LAUNCH_TIMEOUT_SECONDS = 40.0
 """How long a worker may take to start a runner."""
 
 

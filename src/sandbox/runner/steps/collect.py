@@ -308,7 +308,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         if parent is None:
             return
         name = self._chain_patch_name
-        patch = await self._write_patch(artifacts, name, parent.first_commit, _CHANGED_FILES_SHARE)
+        patch = await self._write_patch(artifacts, name, parent.chain_base_commit, _CHANGED_FILES_SHARE)
         has_secret = patch.contains_secret or artifacts.is_unredactable
         await artifacts.store_file(name, "text/x-diff", artifacts.partial_path(name), contains_secret=has_secret)
         if patch.incomplete_reason is not None:

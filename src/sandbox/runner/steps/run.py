@@ -411,7 +411,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
         """Record the agent's outcome, after everything else that the agent caused."""
         self.progress.set_denied_count(self.gateway.denied_count)
         self.progress.close()
-        self.exhaustion.update(await self.provisioned.sandbox.stats())
+        self.exhaustion.check_stats(await self.provisioned.sandbox.stats())
         await self.exhaustion.check_disk()
         manifest = self.attempt.task.manifest
         if manifest.agent.is_interactive:
@@ -481,7 +481,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
         started_at = self.clock.monotonic()
         while True:
             stats = await self.provisioned.sandbox.stats()
-            self.exhaustion.update(stats)
+            self.exhaustion.check_stats(stats)
             self.attempt.recorder.record(sampler.sample(stats, self.exhaustion.disk_usage, self.clock.monotonic()))
             await asyncio.sleep(metrics_interval_seconds(self.clock.monotonic() - started_at))
 

@@ -34,7 +34,7 @@ from sandbox.runtimes.limits.kernel_memory import (
     DENTRY_BYTES,
     GroupUsage,
     SlabMeter,
-    count_machine_kernel_bytes,
+    count_machine_unreclaimable_bytes,
     count_negative_dentries,
     reclaimable_free_slab_bytes_max,
 )
@@ -359,9 +359,12 @@ def _read_cpu_seconds(directories: Sequence[Path | str]) -> float | None:
 
 
 def count_kernel_bytes_outside_cgroup(group: ControlGroup) -> int | None:
-    """Return the machine's kernel memory that is not charged to the group; None if unknown. Takes 0.1 ms."""
-    total, usage = count_machine_kernel_bytes(), group._group_usage()
-    return None if total is None or usage is None else total - usage.kernel_bytes
+    """Return the machine's unreclaimable kernel memory that is not charged to the group; None if unknown. Takes 0.1 ms.
+
+    On cgroup v1, the group's reclaimable memory is subtracted as well, because its size is unknown.
+    """
+    total, usage = count_machine_unreclaimable_bytes(), group._group_usage()
+    return None if total is None or usage is None else total - (usage.kernel_bytes - usage.reclaimable_bytes)
 
 
 def count_file_locks(group: ControlGroup) -> LocksByOwner:
@@ -389,7 +392,7 @@ def reclaim_memory(group: ControlGroup) -> None:
             group._write("memory.reclaim", group._read_number("memory.current") or 0)
 
 
-def read_unreclaimable_bytes(group: ControlGroup) -> tuple[int, int]:
+def read_shared_and_kernel_bytes(group: ControlGroup) -> tuple[int, int]:
     """Return the bytes of files in memory (tmpfs, memfd) and of kernel memory, including the kernel's caches.
 
     0 if unknown. The kernel may count up to 256 KiB for each of the machine's processors late.

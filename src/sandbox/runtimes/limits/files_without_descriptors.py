@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.model.fixed_limits import CLOSING_FILES_BYTES_MAX, OPEN_FILES_GROWTH_MAX, SYSCALL_BUFFER_BYTES_MAX
-from sandbox.runtimes.limits.kernel_memory import KernelMemoryGrowth, count_machine_kernel_bytes
+from sandbox.runtimes.limits.kernel_memory import KernelMemoryGrowth, count_machine_unreclaimable_bytes
 from sandbox.runtimes.limits.measurement_scheduling import run_observed_thread
 from sandbox.runtimes.limits.open_files import find_fd_table, list_directory
 
@@ -204,7 +204,7 @@ class SyscallBufferMeter:
 
     def __init__(
         self,
-        count_kernel_bytes: Callable[[], int | None] = count_machine_kernel_bytes,
+        count_kernel_bytes: Callable[[], int | None] = count_machine_unreclaimable_bytes,
         sum_buffers: Callable[[Collection[int]], int] = sum_syscall_buffer_bytes,
     ) -> None:
         self._growth = KernelMemoryGrowth(count_kernel_bytes, SYSCALL_BUFFER_BYTES_MAX)
@@ -277,7 +277,7 @@ class ClosingFilesMeter:
 
     def __init__(
         self,
-        count_kernel_bytes: Callable[[], int | None] = count_machine_kernel_bytes,
+        count_kernel_bytes: Callable[[], int | None] = count_machine_unreclaimable_bytes,
         find: Callable[[int], ClosingThread | None] = find_closing_thread,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -322,6 +322,6 @@ class ClosingFilesMeter:
 def may_any_measurement_differ(*meters: SyscallBufferMeter | ClosingFilesMeter | None) -> bool:
     """Return whether the next measurement of one of the meters may differ although no program has run. Takes 0.1 ms."""
     present = [one for one in meters if one is not None]
-    kernel_bytes = count_machine_kernel_bytes() if present else None
+    kernel_bytes = count_machine_unreclaimable_bytes() if present else None
     answers = [one.may_measurement_differ(kernel_bytes) for one in present]  # each meter must see each size
     return any(answers)

@@ -280,7 +280,7 @@ def read_meminfo(path: Path = _MEMINFO) -> bytes:
         os.close(descriptor)
 
 
-def count_machine_kernel_bytes(path: Path = _MEMINFO) -> int | None:
+def count_machine_unreclaimable_bytes(path: Path = _MEMINFO) -> int | None:
     """Return the size of the unreclaimable memory that the kernel has allocated, in bytes; None if unknown."""
     try:
         text = read_meminfo(path)

@@ -187,7 +187,7 @@ def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> F
     return FileUsage(
         total,
         directories=round(directories * scale),
-        locks=locks.posix,
+        posix_locks=locks.posix,
         locks_on_host_files=round(locks.on_host_files * scale),
         was_cut_short=locks.was_cut_short,
     )

@@ -234,7 +234,7 @@ class FileUsage(msgspec.Struct, frozen=True):
     """The open files of a sandbox; None if the host does not count them.
 
     open_files: descriptors of all its processes.
-    directories, locks: open directories and POSIX file locks. Each is 0 while it cannot exceed its limit.
+    directories, posix_locks: open directories and POSIX file locks. Each is 0 while it cannot exceed its limit.
     locks_on_host_files: locks of any kind on files that the host uses too.
     epoll_entries: pairs of an epoll instance and a descriptor that it watches; 0 if there are few.
     was_cut_short: whether counting took too long, so the other numbers may be too low.
@@ -242,7 +242,7 @@ class FileUsage(msgspec.Struct, frozen=True):
 
     open_files: int | None = None
     directories: int = 0
-    locks: int = 0
+    posix_locks: int = 0
     locks_on_host_files: int = 0
     epoll_entries: int = 0
     was_cut_short: bool = False
@@ -256,8 +256,8 @@ class FileUsage(msgspec.Struct, frozen=True):
             )
         if self.directories > OPEN_DIRECTORIES_MAX:
             return f"The sandbox had more than {OPEN_DIRECTORIES_MAX} open directories; close unused ones."
-        if self.locks > FILE_LOCKS_MAX:
-            return _too_many_locks(self.locks)
+        if self.posix_locks > FILE_LOCKS_MAX:
+            return _too_many_locks(self.posix_locks)
         if self.locks_on_host_files > LOCKS_ON_HOST_FILES_MAX:
             return (
                 f"The sandbox had more than {LOCKS_ON_HOST_FILES_MAX} locks on devices or system files; "

@@ -57,7 +57,7 @@ class KvmStatus:
         except OSError:
             return True
 
-    async def is_too_slow(self, *arguments: str) -> bool:
+    async def fails_speed_selftest(self, *arguments: str) -> bool:
         """Return whether a guest that runs a counting loop is too slow twice in a row. Takes up to 40 s.
 
         arguments: see `kvm_selftest.py`. The guest runs twice, because a pause of the whole machine can look like CPU
@@ -146,7 +146,7 @@ async def probe_qemu(
     try:
         find_components()
         kvm.reset()
-        if kvm.is_accessible() and await kvm.is_too_slow():
+        if kvm.is_accessible() and await kvm.fails_speed_selftest():
             kvm.record_failure()
         if excludes_emulation and not kvm.is_usable():
             return _PROPERTIES.unavailable_probe(_KVM_REQUIRED, is_explicit_only=True)

@@ -561,7 +561,7 @@ def test_other_invalid_json_gets_no_advice_about_yaml(text):
 
 def test_offered_profile_is_accepted():
     body = json.dumps(with_value("vm", {"profile": "basic"})).encode()
-    assert parse_manifest(body, is_json=True, profile_problems={"agentic-dev": "", "basic": ""}).vm.profile == "basic"
+    assert parse_manifest(body, is_json=True, problem_by_profile={"agentic-dev": "", "basic": ""}).vm.profile == "basic"
 
 
 def test_first_hundred_errors_are_listed_and_all_errors_are_counted():

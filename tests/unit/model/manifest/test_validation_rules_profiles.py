@@ -26,14 +26,14 @@ def parse(vm, **options):
 def single_error(vm, profiles):
     """Return the only error of a manifest with this `vm` section."""
     with pytest.raises(InvalidManifestError) as caught:
-        parse(vm, profile_problems=profiles)
+        parse(vm, problem_by_profile=profiles)
     (error,) = caught.value.errors
     return error.field, error.rule, error.message
 
 
 def test_offered_profile_is_accepted():
-    assert parse({"profile": "my-tools"}, profile_problems={"agentic-dev": "", "my-tools": ""}) == "my-tools"
-    assert parse({}, profile_problems={"agentic-dev": ""}) == "agentic-dev"
+    assert parse({"profile": "my-tools"}, problem_by_profile={"agentic-dev": "", "my-tools": ""}) == "my-tools"
+    assert parse({}, problem_by_profile={"agentic-dev": ""}) == "agentic-dev"
 
 
 def test_error_for_an_unknown_profile_lists_the_offered_profiles():
@@ -52,4 +52,4 @@ def test_profile_that_needs_a_stronger_runtime_is_rejected(vm):
 
 
 def test_any_profile_is_accepted_without_a_list_of_profiles():
-    assert parse({"profile": "my-tools"}, profile_problems=None) == "my-tools"
+    assert parse({"profile": "my-tools"}, problem_by_profile=None) == "my-tools"

@@ -94,11 +94,13 @@ def test_caches_are_kept_if_the_kernel_cannot_drop_them(tmp_path: Path, monkeypa
 
 
 def test_memory_charged_to_the_group_does_not_count_as_uncharged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cgroups, "count_machine_kernel_bytes", lambda: 900_000_000)
+    monkeypatch.setattr(cgroups, "count_machine_unreclaimable_bytes", lambda: 900_000_000)
     assert cgroups.count_kernel_bytes_outside_cgroup(ControlGroup([tmp_path])) is None
     (tmp_path / "memory.stat").write_text("anon 5\nkernel 200000000\n")
     assert cgroups.count_kernel_bytes_outside_cgroup(ControlGroup([tmp_path])) == 700_000_000
-    monkeypatch.setattr(cgroups, "count_machine_kernel_bytes", lambda: None)
+    (tmp_path / "memory.stat").write_text("anon 5\nkernel 200000000\nslab_reclaimable 150000000\n")
+    assert cgroups.count_kernel_bytes_outside_cgroup(ControlGroup([tmp_path])) == 850_000_000
+    monkeypatch.setattr(cgroups, "count_machine_unreclaimable_bytes", lambda: None)
     assert cgroups.count_kernel_bytes_outside_cgroup(ControlGroup([tmp_path])) is None
 
 
@@ -426,7 +428,7 @@ def test_cgroup_v1_reports_oom_kills_and_stats(tmp_path: Path):
 )
 def test_unreclaimable_memory_is_read_from_the_statistics(tmp_path: Path, statistics: str, expected: tuple[int, int]):
     (tmp_path / "memory.stat").write_text(statistics)
-    assert cgroups.read_unreclaimable_bytes(ControlGroup([tmp_path])) == expected
+    assert cgroups.read_shared_and_kernel_bytes(ControlGroup([tmp_path])) == expected
 
 
 def test_removal_is_idempotent_and_reports_failure(tmp_path: Path):

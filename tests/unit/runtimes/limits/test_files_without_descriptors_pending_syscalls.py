@@ -16,7 +16,7 @@ from sandbox.runtimes.limits.files_without_descriptors import (
     count_host_open_files,
     sum_syscall_buffer_bytes,
 )
-from sandbox.runtimes.limits.kernel_memory import count_machine_kernel_bytes
+from sandbox.runtimes.limits.kernel_memory import count_machine_unreclaimable_bytes
 from sandbox.runtimes.limits.usage_limits import KernelUsage
 
 MEBIBYTE = 1 << 20
@@ -90,8 +90,8 @@ def test_processes_are_listed_only_if_they_are_interrupted():
 
 def test_kernel_bytes_are_read_from_meminfo(tmp_path: Path):
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nSUnreclaim:  100 kB\nVmallocUsed:  20 kB\nHugePages_Total: 0\n")
-    assert count_machine_kernel_bytes(tmp_path / "meminfo") == 120 << 10
-    assert count_machine_kernel_bytes(tmp_path / "absent") is None
+    assert count_machine_unreclaimable_bytes(tmp_path / "meminfo") == 120 << 10
+    assert count_machine_unreclaimable_bytes(tmp_path / "absent") is None
 
 
 def make_thread(proc: Path, thread: int, call: str, files: dict[int, str]) -> None:

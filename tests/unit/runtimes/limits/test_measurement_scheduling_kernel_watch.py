@@ -73,7 +73,7 @@ def test_socket_buffers_over_the_limit_are_a_violation(monkeypatch):
     [
         (FileUsage(131_073), "had 131073 open files; the limit is 131072"),
         (FileUsage(9000, directories=8193), "more than 8192 open directories"),
-        (FileUsage(9000, locks=8193), "had 8193 locks on files; the limit is 8192"),
+        (FileUsage(9000, posix_locks=8193), "had 8193 locks on files; the limit is 8192"),
     ],
 )
 async def test_open_files_or_directories_or_locks_over_the_limit_are_a_violation(files, reason):

@@ -10,5 +10,5 @@ def test_more_memory_is_not_proposed_if_it_does_not_raise_the_limit_on_socket_bu
 
 
 def test_file_usage_within_the_limits_is_not_a_violation():
-    for files in (FileUsage(), FileUsage(131_072, directories=8192, locks=8192)):
+    for files in (FileUsage(), FileUsage(131_072, directories=8192, posix_locks=8192)):
         assert files.find_exceeded_limit() == ""

@@ -56,7 +56,7 @@ def machine(monkeypatch):
     found = guest_components.GuestComponents("/v", Path("/k"), [], Path("/py"), Path("/py/bin/python3"))
     monkeypatch.setattr(runtime, "find_components", lambda: found)
     monkeypatch.setattr("os.access", lambda path, mode: path == "/dev/kvm")
-    set_kvm_speed(monkeypatch, is_too_slow=False)
+    set_kvm_speed(monkeypatch, fails_speed_selftest=False)
 
 
 def set_load(monkeypatch, average):
@@ -64,11 +64,11 @@ def set_load(monkeypatch, average):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
 
 
-def set_kvm_speed(monkeypatch, *, is_too_slow):
-    async def fake_is_too_slow(_):
-        return is_too_slow
+def set_kvm_speed(monkeypatch, *, fails_speed_selftest):
+    async def fake_fails_speed_selftest(_):
+        return fails_speed_selftest
 
-    monkeypatch.setattr(KvmStatus, "is_too_slow", fake_is_too_slow)
+    monkeypatch.setattr(KvmStatus, "fails_speed_selftest", fake_fails_speed_selftest)
 
 
 def test_slow_boot_is_retried_with_kvm_and_more_time(tmp_path):
@@ -150,7 +150,7 @@ def test_probe_reports_that_emulation_must_be_selected_explicitly(tmp_path, monk
 
 
 def test_guest_is_not_booted_with_slow_kvm(tmp_path, monkeypatch):
-    set_kvm_speed(monkeypatch, is_too_slow=True)
+    set_kvm_speed(monkeypatch, fails_speed_selftest=True)
     monkeypatch.setattr("os.getuid", lambda: 0)
     qemu_runtime = FakeQemuRuntime(tmp_path, excludes_emulation=True)
     automatic = asyncio.run(qemu_runtime.probe())

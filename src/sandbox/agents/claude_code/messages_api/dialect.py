@@ -142,9 +142,9 @@ class MessagesApi:
             )
         return document
 
-    def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
+    def find_external_access(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
         """Return a noun phrase for a part of the request that has external access; None if there is no such part."""
-        return request_restrictions.external_access_reason(request, sanitize)
+        return request_restrictions.find_external_access(request, sanitize)
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
         """Return why the cost of the request cannot be bounded and what to do instead; None if it can be bounded."""

@@ -56,13 +56,13 @@ Such content is neither a tool nor an address, even if it looks like one.
 """
 
 
-def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
+def find_external_access(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
     """Return a noun phrase for a part of the request that has external access; None if there is no such part.
 
     sanitize: makes untrusted text safe to report.
     """
     for context, value in _iter_objects(document):
-        reason = _external_access_reason(context, value, sanitize)
+        reason = _find_external_access(context, value, sanitize)
         if reason is not None:
             return reason
     return None
@@ -81,7 +81,7 @@ def count_images(document: dict[str, Any]) -> int | None:
     """
     images = 0
     for context, value in _iter_objects(document):
-        if _external_access_reason(context, value, str) is not None or _is_file(value):
+        if _find_external_access(context, value, str) is not None or _is_file(value):
             return None
         images += value.get("type") == "image"
     return images
@@ -95,7 +95,7 @@ def _is_file(block: dict[str, Any]) -> bool:
 def unknown_fee_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
     """Return a noun phrase for a part of the request that may incur an unknown extra fee; None if no part does.
 
-    The result and `sanitize` are as in `external_access_reason`.
+    The result and `sanitize` are as in `find_external_access`.
     """
     deny_reasons = (
         _tool_deny_reason(context, value, _PRICED_TOOLS, sanitize) for context, value in _iter_objects(document)
@@ -131,7 +131,7 @@ def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], saniti
     return None if allowed.fullmatch(kind) else f"The tool {sanitize(kind)}"
 
 
-def _external_access_reason(context: str, value: Any, sanitize: Callable[[str], str]) -> str | None:
+def _find_external_access(context: str, value: Any, sanitize: Callable[[str], str]) -> str | None:
     allowed = _TOOLS_WITHOUT_EXTERNAL_ACCESS
     return _tool_deny_reason(context, value, allowed, sanitize) or _access_deny_reason(context, value, sanitize)
 

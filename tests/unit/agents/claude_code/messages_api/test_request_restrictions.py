@@ -6,7 +6,7 @@ import pytest
 
 from sandbox.agents.claude_code.messages_api.request_restrictions import (
     additional_models,
-    external_access_reason,
+    find_external_access,
     unknown_fee_reason,
 )
 
@@ -20,7 +20,7 @@ LONGEST_STRING = "x" * 256
 
 
 def access_reason(**fields) -> str | None:
-    return external_access_reason({"model": "m", **fields}, str.upper)
+    return find_external_access({"model": "m", **fields}, str.upper)
 
 
 def unknown_fee(**fields) -> str | None:
