@@ -63,7 +63,7 @@ JSON_TYPES = {
     "sandbox.model.event:Record": "sandbox.model.events:Record",
     "sandbox.model.task:Task": "sandbox.model.task:Task",
     "sandbox.contracts.runtime:SandboxHandle": "sandbox.interfaces.runtime:SandboxHandle",
-    "sandbox.contracts.placement:LaunchOrder": "sandbox.placements.local.runner_startup:LegacyLaunchMessage",
+    "sandbox.contracts.placement:LaunchOrder": "sandbox.placements.local.runner_starters:LegacyLaunchMessage",
     "sandbox.contracts.placement:CancelOrder|sandbox.contracts.placement:TerminalOrder": (
         "sandbox.interfaces.runner:CancelAttempt|sandbox.interfaces.runner:OpenTerminal"
     ),

@@ -10,7 +10,7 @@ from doubles.manifests import manifest
 from sandbox.agents.claude_code.output_parser import convert_recorded_line
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.disks.commands import remove_trees
-from sandbox.disks.free_space_reserve import ReserveFile
+from sandbox.disks.reserve_file import ReserveFile
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.placement import HostIdentity, ProbeResult

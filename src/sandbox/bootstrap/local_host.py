@@ -31,7 +31,7 @@ from sandbox.placements.local.attempt_files import (
     probe_lock_async,
 )
 from sandbox.placements.local.placement import LocalPlacement
-from sandbox.placements.local.runner_startup import (
+from sandbox.placements.local.runner_starters import (
     FORK_SERVER_MODULE,
     NOT_RENEWED,
     RUNNER_MODULE,

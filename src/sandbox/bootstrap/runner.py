@@ -1,6 +1,6 @@
 """Entry point of a runner: `python -m sandbox.bootstrap.runner --lock-fd=N`.
 
-Reads its order from standard input. `placements.local.runner_startup.RunnerSpawner` describes the options
+Reads its order from standard input. `placements.local.runner_starters.RunnerSpawner` describes the options
 `--parent-death-pipe-fd=N` and `--credentials-fd=N`. `bootstrap.runner_fork_server` is the other entry point.
 
 Imports only a few server modules, so that it starts fast and uses little memory.
@@ -36,8 +36,8 @@ from sandbox.bootstrap.private_directories import UnsafeDirectoryError, make_pri
 from sandbox.bootstrap.runtime_selection import make_runtime
 from sandbox.disks.commands import remove_trees
 from sandbox.disks.directory_disk import DirectoryDisk
-from sandbox.disks.free_space_reserve import ReserveFile, measure_disk_space
 from sandbox.disks.loop_disk import LoopDisk, unshare_mounts
+from sandbox.disks.reserve_file import ReserveFile, measure_disk_space
 from sandbox.gateway.communication_lease import CommunicationLease
 from sandbox.gateway.egress.policy import is_dialable
 from sandbox.gateway.server import SocketGatewayFactory
@@ -58,7 +58,7 @@ from sandbox.model.events import Event
 from sandbox.model.fixed_limits import JOURNAL_READ_BYTES_PER_SECOND_MIN, LAUNCH_TIMEOUT_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.resources import DiskSpace
 from sandbox.model.task import Task
-from sandbox.placements.local.runner_startup import LaunchMessage, RunnerSettings, decode_launch_message
+from sandbox.placements.local.runner_starters import LaunchMessage, RunnerSettings, decode_launch_message
 from sandbox.primitives.log_context import ATTEMPT_ID, TASK_ID
 from sandbox.primitives.runner_cpu_throttle import CpuThrottle
 from sandbox.runner.attempt import AttemptCloser, AttemptRunner, DeadRunnerFinisher, check_order_is_current

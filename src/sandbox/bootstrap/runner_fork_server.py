@@ -1,6 +1,6 @@
 """Entry point of the fork server of the runners: `python -m sandbox.bootstrap.runner_fork_server --control-fd=N`.
 
-Forks a runner for each request from the socket N. `placements.local.runner_startup.RunnerForkServer` is its client.
+Forks a runner for each request from the socket N. `placements.local.runner_starters.RunnerForkServer` is its client.
 """
 
 import gc

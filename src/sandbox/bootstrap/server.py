@@ -43,7 +43,7 @@ from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.dashboard.routing import add_dashboard
 from sandbox.disks.commands import remove_trees
-from sandbox.disks.free_space_reserve import ReserveFile, measure_disk_space
+from sandbox.disks.reserve_file import ReserveFile, measure_disk_space
 from sandbox.images.profiles import ProfileCatalog, make_profile_problem_lister
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.auth import TokenStore

@@ -4,7 +4,7 @@ These are programs that need the server user's files and, on machines without co
 
 - `setpriv --pdeathsig` makes the kernel kill a program when its runner dies, even if SIGKILL ended the runner. git's
   children (transport, index-pack, ssh) use git's pipes and exit on the next read or write after the pipes close. A
-  transport whose server is silent exits after its timeout (set in clone/workspace_staging.py). `setpriv` costs one
+  transport whose server is silent exits after its timeout (set in clone/clone_and_checkout.py). `setpriv` costs one
   extra exec, which takes less than a millisecond; a `preexec_fn` would not be safe in a process with threads.
 - Each program gets its own session, so a cancelled call can kill it together with its children.
 """

@@ -19,7 +19,7 @@ from sandbox.model.events import AttemptFailed, AttemptStarted, ErrorReported, T
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import AgentSection
 from sandbox.model.task_state import TaskState
-from sandbox.placements.local.runner_startup import LaunchMessage, RunnerSettings
+from sandbox.placements.local.runner_starters import LaunchMessage, RunnerSettings
 
 SHORT_LAUNCH_TIMEOUT_PROGRAM = """
 import sandbox.model.fixed_limits

@@ -7,7 +7,7 @@ import pytest
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes.limits.cgroups import find_hierarchies
 from sandbox.workspace import git_command
-from sandbox.workspace.clone import workspace_staging
+from sandbox.workspace.clone import clone_and_checkout
 
 MEMORY_BYTES_MAX = 24 * 1024**2
 
@@ -81,7 +81,7 @@ def test_ordinary_changes_need_little_memory(low_memory_harness):
 
 
 def test_total_length_of_the_paths_in_a_commit_is_limited(harness, monkeypatch):
-    monkeypatch.setattr(workspace_staging, "PATHS_BYTES_MAX", 160)
+    monkeypatch.setattr(clone_and_checkout, "PATHS_BYTES_MAX", 160)
     harness.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(2)})
     harness.stage()
     harness.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(4)})

@@ -7,7 +7,7 @@ from sandbox.disks.directory_disk import DirectoryDisk
 from sandbox.disks.loop_disk import LoopDisk
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunDebugSession
 from sandbox.interfaces.task_file_layout import TaskLayout
-from sandbox.placements.local.runner_startup import RunnerSettings
+from sandbox.placements.local.runner_starters import RunnerSettings
 
 DISKS = {"loop": LoopDisk, "plain": DirectoryDisk}
 IDS = ("task-1", "abcdefghijkl")

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from doubles.memory_store import MemoryStore
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.disks.free_space_reserve import ReserveFile
+from sandbox.disks.reserve_file import ReserveFile
 from sandbox.interfaces.placement import ProbeResult
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import StoreError

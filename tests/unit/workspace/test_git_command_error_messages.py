@@ -5,8 +5,8 @@ import time
 import pytest
 
 from sandbox.model.manifest.schema import Repository
+from sandbox.workspace.clone.clone_and_checkout import explain_clone_failure, redact_credentials
 from sandbox.workspace.clone.remote_access import find_values_to_redact
-from sandbox.workspace.clone.workspace_staging import explain_clone_failure, redact_credentials
 from sandbox.workspace.git_command import last_error_line
 
 REPOSITORY = Repository(url="https://git.example/x.git", branch="main")

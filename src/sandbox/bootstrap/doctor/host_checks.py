@@ -23,8 +23,8 @@ from sandbox.bootstrap.private_directories import check_usable_data_dir, choose_
 from sandbox.bootstrap.runtime_selection import AUTO, choose_runtime, make_runtime
 from sandbox.bootstrap.secret_sources import upstream_from_environment
 from sandbox.bootstrap.settings.schema import ServerSettings
-from sandbox.disks.free_space_reserve import measure_disk_space
 from sandbox.disks.loop_disk import can_share_preallocations, loop_unavailable_reason
+from sandbox.disks.reserve_file import measure_disk_space
 from sandbox.images.profiles import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.runtime import RuntimeProbe

@@ -23,7 +23,7 @@ from sandbox.interfaces.runner import FinishAttempt, Order, RunAttempt, RunDebug
 from sandbox.interfaces.task_file_layout import AttemptLayout, TaskLayout, runner_socket
 from sandbox.model.resources import transient_disk_error
 from sandbox.placements.local.attempt_files import LocalAttemptFiles, has_disk_or_handle
-from sandbox.placements.local.runner_startup import (
+from sandbox.placements.local.runner_starters import (
     FORK_SERVER_MODULE,
     RUNNER_MODULE,
     LaunchMessage,

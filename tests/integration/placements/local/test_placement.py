@@ -36,7 +36,7 @@ from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 from sandbox.placements.local import placement as local_placement
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.placements.local.placement import LocalPlacement, LocalPreservedDisk
-from sandbox.placements.local.runner_startup import RunnerForkServer, RunnerSettings, RunnerSpawner
+from sandbox.placements.local.runner_starters import RunnerForkServer, RunnerSettings, RunnerSpawner
 
 TIMEOUT_SECONDS = 20
 RUNNER_PROGRAM = """
@@ -68,9 +68,9 @@ SERVER_PROGRAM = """
 import asyncio, contextlib, fcntl, os, pathlib, sys, time
 from types import SimpleNamespace
 from sandbox.interfaces.runner import RunAttempt
-from sandbox.placements.local.runner_startup import RunnerSettings
+from sandbox.placements.local.runner_starters import RunnerSettings
 from sandbox.placements.local.placement import LocalPlacement
-from sandbox.placements.local.runner_startup import RunnerForkServer, RunnerSpawner
+from sandbox.placements.local.runner_starters import RunnerForkServer, RunnerSpawner
 
 directory = pathlib.Path(sys.argv[1])
 lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
@@ -503,7 +503,7 @@ async def test_temporary_causes_of_a_failed_start_are_distinguished(
     def refuse(*_, **__):
         raise OSError(error_number, "refused")
 
-    monkeypatch.setattr("sandbox.placements.local.runner_startup.subprocess.Popen", refuse)
+    monkeypatch.setattr("sandbox.placements.local.runner_starters.subprocess.Popen", refuse)
     with pytest.raises(OSError, match="refused") as refused:
         await make_placement(run_dir, RunnerSpawner(["true"], {})).launch(order_for(run_dir), lock_fd)
     assert (refused.value.errno, isinstance(refused.value, RunnerNotStartedError)) == (error_number, is_temporary)
@@ -513,7 +513,7 @@ async def test_runner_without_a_pidfd_is_killed_and_reaped(run_dir, lock_fd, mon
     def refuse(*_):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("sandbox.placements.local.runner_startup.os.pidfd_open", refuse)
+    monkeypatch.setattr("sandbox.placements.local.runner_starters.os.pidfd_open", refuse)
     before = children()
     with pytest.raises(OSError, match="Too many open files"):
         await placement_of(run_dir, "import time; time.sleep(60)").launch(order_for(run_dir), lock_fd)

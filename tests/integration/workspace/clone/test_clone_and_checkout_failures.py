@@ -20,7 +20,7 @@ from doubles.git_http_server import GitHttpServer
 from doubles.workspace_harness import PUBLIC_URL, descendant_names, run_git
 from sandbox.model.failure import AttemptError
 from sandbox.model.manifest.schema import Repository
-from sandbox.workspace.clone import git_directory, workspace_staging
+from sandbox.workspace.clone import clone_and_checkout, git_directory
 from sandbox.workspace.git_command import SILENT_INDEX_PACK_ERROR
 
 
@@ -134,7 +134,7 @@ async def test_clone_error_is_delayed_if_git_may_have_been_killed(
 ):
     """If all processes are killed, git may die before the runner. The runner must not report this as an error."""
     replace_command("clone", code, stderr=stderr)
-    monkeypatch.setattr(workspace_staging, "GIT_KILLED_GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(clone_and_checkout, "GIT_KILLED_GRACE_SECONDS", 60.0)
 
     async def scenario():
         repository = Repository(url=PUBLIC_URL, branch="main")
@@ -304,7 +304,7 @@ def test_unrelated_git_settings_of_the_user_are_ignored(harness):
 
 
 def test_commit_with_too_many_files_is_refused_before_checkout(harness, monkeypatch):
-    monkeypatch.setattr(workspace_staging, "ENTRIES_MAX", 50_000)  # the commit has a hundred million files
+    monkeypatch.setattr(clone_and_checkout, "ENTRIES_MAX", 50_000)  # the commit has a hundred million files
     work = harness.upstream.work
     blob = run_git("hash-object", "-w", "--stdin", directory=work, stdin=b"bomb")
     lines = "".join(f"100644 blob {blob}\tf{number}\n" for number in range(10))
@@ -321,7 +321,7 @@ def test_commit_with_too_many_files_is_refused_before_checkout(harness, monkeypa
 
 @pytest.mark.parametrize(("levels", "is_refused"), [(12, True), (2, False)])
 def test_commit_with_too_many_empty_directories_is_refused_before_checkout(harness, monkeypatch, levels, is_refused):
-    monkeypatch.setattr(workspace_staging, "ENTRIES_MAX", 1000)  # with 12 levels, the commit has 10^12 directories
+    monkeypatch.setattr(clone_and_checkout, "ENTRIES_MAX", 1000)  # with 12 levels, the commit has 10^12 directories
     work = harness.upstream.work
     tree = run_git("mktree", directory=work)
     for _level in range(levels):
@@ -355,7 +355,7 @@ def push_nested_tree(harness, number_of_files, depth):
 
 
 def test_commit_with_too_many_directories_is_refused_before_checkout(harness, monkeypatch):
-    monkeypatch.setattr(workspace_staging, "ENTRIES_MAX", 1000)
+    monkeypatch.setattr(clone_and_checkout, "ENTRIES_MAX", 1000)
     push_nested_tree(harness, number_of_files=50, depth=30)
 
     assert "more than 1000 files and directories" in clone_error(harness, branch="nested")
@@ -363,7 +363,7 @@ def test_commit_with_too_many_directories_is_refused_before_checkout(harness, mo
 
 
 def test_commit_with_many_directories_is_checked_out(harness, monkeypatch):
-    monkeypatch.setattr(workspace_staging, "ENTRIES_MAX", 1600)
+    monkeypatch.setattr(clone_and_checkout, "ENTRIES_MAX", 1600)
     push_nested_tree(harness, number_of_files=50, depth=30)
 
     harness.stage(branch="nested")
@@ -375,7 +375,7 @@ def test_commit_with_many_directories_is_checked_out(harness, monkeypatch):
     ("bound", "message"), [("PATH_BYTES_MAX", "path of the commit is longer than 2 bytes"), ("DEPTH_MAX", "too deeply")]
 )
 def test_commit_with_unusable_paths_is_refused(harness, monkeypatch, bound, message):
-    monkeypatch.setattr(workspace_staging, bound, 2)
+    monkeypatch.setattr(clone_and_checkout, bound, 2)
     harness.upstream.commit({"a/b/c/d": b""})
 
     assert message in clone_error(harness)

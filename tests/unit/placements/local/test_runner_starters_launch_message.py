@@ -8,7 +8,7 @@ from sandbox.interfaces.images import Image
 from sandbox.interfaces.runner import FinishAttempt, RunAttempt, RunDebugSession
 from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 from sandbox.model.resources import Watermark
-from sandbox.placements.local.runner_startup import LaunchMessage, RunnerSettings, decode_launch_message
+from sandbox.placements.local.runner_starters import LaunchMessage, RunnerSettings, decode_launch_message
 
 IMAGE = Image("node", "sha256:" + "0" * 64, "/var/lib/sandbox/profiles/node/0")
 UPSTREAM = ModelUpstream("https://api.anthropic.com", "key")

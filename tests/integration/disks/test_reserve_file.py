@@ -8,8 +8,8 @@ import pytest
 
 from doubles.multiprocessing_forkserver import MULTIPROCESSING_FORKSERVER
 from doubles.syscall_faults import fill_file_system, small_file_system
-from sandbox.disks.free_space_reserve import ReserveFile, measure_disk_space
 from sandbox.disks.loop_disk import LoopDisk, loop_unavailable_reason, unshare_mounts
+from sandbox.disks.reserve_file import ReserveFile, measure_disk_space
 from sandbox.interfaces.task_file_layout import AttemptLayout
 
 MIB = 1024**2
