@@ -669,7 +669,7 @@ def test_closed_store_rejects_operations(path):
 def test_file_that_is_not_an_index_is_rejected_unchanged(tmp_path):
     path = tmp_path / "index.sqlite"
     path.write_bytes(b"garbage" * 100)
-    with pytest.raises(StoreUnusableError, match="move it away"):
+    with pytest.raises(StoreUnusableError, match="sandbox admin rebuild"):
         SqliteStore(path)
     assert path.read_bytes() == b"garbage" * 100
 
@@ -678,7 +678,7 @@ def test_index_whose_schema_is_not_text_is_rejected_unchanged(path):
     SqliteStore(path).close()
     damaged = path.read_bytes().replace(b"CREATE TABLE tasks", b"CREATE\xffTABLE\xfftasks")
     path.write_bytes(damaged)
-    with pytest.raises(StoreUnusableError, match="move it away"):
+    with pytest.raises(StoreUnusableError, match="sandbox admin rebuild"):
         SqliteStore(path)
     assert path.read_bytes() == damaged
 

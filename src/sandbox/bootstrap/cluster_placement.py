@@ -178,8 +178,8 @@ def choose_proof_method(
     if not isinstance(engine, KubernetesEngine):
         return load_cluster_key(section, certificate_fingerprint)
     if section.host_key_path is not None:
-        message = "cluster.host_key_file has no effect with the engine kubernetes, which proves the hosts of workers."
-        raise ConfigurationError(f"{message} Remove it.")
+        message = "with the engine kubernetes, the API server verifies the host of each worker."
+        raise ConfigurationError(f"Remove cluster.host_key_file: {message}")
     return engine
 
 

@@ -173,7 +173,7 @@ class RunnerRecovery:
     async def _recover_started(self, tracked: TrackedTask) -> None:
         """Start a finisher for a dead runner, or start the next attempt.
 
-        If a finisher dies, another one is started, after a pause that grows each time. After FINISHERS_MAX finishers
+        If a finisher dies, another one is started, with backoff. After FINISHERS_MAX finishers
         have died, the server finalizes the task itself, as it does for a task that ends before its first attempt.
         """
         if not tracked.has_been_idle_for(backoff_seconds(tracked.task), self._clock.monotonic()):

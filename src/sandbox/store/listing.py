@@ -116,8 +116,8 @@ class _AgentResult(msgspec.Struct, frozen=True):
 def _declare_listed_task() -> type[Any]:
     """Declare a `Task` whose fields have the types that lists need.
 
-    msgspec decodes its manifest without a hook, because the manifest has no agent section. What lists omit is not
-    decoded.
+    msgspec decodes its manifest without a hook, because the manifest has no agent section. Fields that lists
+    omit are not decoded.
     """
     types = get_type_hints(CommonFields)
     sections = [(each.name, types[each.name], _default_of(each)) for each in dataclasses.fields(CommonFields)]
@@ -150,7 +150,7 @@ EMPTY_AGENT_SECTION = AgentSection("", {"prompt": "", "model": ""})
 
 
 def decode_task_item(encoded: bytes) -> Task:
-    """Decode a task as lists show it: without its artifacts, patch, agent section and the agent's own report."""
+    """Decode a task for a list: without its artifacts, patch, agent section and agent report."""
     listed = _list_decoder.decode(encoded)
     manifest = Manifest.combine(listed.manifest, EMPTY_AGENT_SECTION)
     if manifest.repository.patch is not None:  # rows of earlier versions contain the patch

@@ -283,7 +283,7 @@ class SqliteStore:
 def _advice(error: sqlite3.Error | UnicodeDecodeError | OSError, path: Path) -> str:
     if is_disk_full(error, path):
         return "its disk is full, so free up some space and try again"
-    return "if it is damaged, move it away to rebuild it from the journals"
+    return "if it is damaged, stop the server and run: sandbox admin rebuild"
 
 
 def _open(path: Path, *, read_only: bool) -> Connections:

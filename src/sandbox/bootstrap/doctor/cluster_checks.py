@@ -48,7 +48,7 @@ _NAMES_MAX = 5
 
 
 class _SlurmHost(NamedTuple):
-    """A host in the output of sinfo. reason: why it runs no jobs; empty if it does."""
+    """A host in the output of sinfo. reason: why it is unavailable; empty if it is available."""
 
     name: str
     state: str
@@ -58,7 +58,7 @@ class _SlurmHost(NamedTuple):
 
     @property
     def is_usable(self) -> bool:
-        """Whether the host responds and runs jobs. A host whose state ends with `*`, for example, is not usable."""
+        """Whether the host responds and accepts jobs. A host whose state ends with `*`, for example, is not usable."""
         return self.state.rstrip(_USABLE_MARKS) in _USABLE_STATES
 
     def __str__(self) -> str:
@@ -149,11 +149,12 @@ def _check_hosts(hosts: list[_SlurmHost], partition: str | None) -> list[Finding
     lost = [str(host) for host in hosts if not host.is_usable]
     remedy = "Start slurmd there, and check the host with: scontrol show node NAME"
     if not usable:
-        return [Finding("hosts", False, f"no host of {where} runs jobs: {', '.join(lost) or 'there are none'}", remedy)]
-    message = f"{len(usable)} of {len(hosts)} hosts of {where} run jobs"
+        message = f"no host in {where} is available: {', '.join(lost)}" if lost else f"{where} has no hosts"
+        return [Finding("hosts", False, message, remedy)]
+    message = f"{len(usable)} of {len(hosts)} hosts in {where} are available"
     findings = [Finding("hosts", True, f"{message}: {', '.join(host.name for host in usable)}")]
     if lost:
-        findings.append(Finding("hosts", False, f"these run no jobs: {', '.join(lost)}", remedy, blocks_tasks=False))
+        findings.append(Finding("hosts", False, f"unavailable hosts: {', '.join(lost)}", remedy, blocks_tasks=False))
     default = Vm()
     if not any(host.cpus >= default.cpus and host.memory_bytes >= default.memory_bytes for host in usable):
         message = f"no host has {default.cpus} CPUs and the memory for a task without vm in its manifest"
@@ -189,11 +190,13 @@ def _check_configuration(configuration: dict[str, str]) -> list[Finding]:
         message += "; if Slurm kills a worker, its runner ends by itself"
     findings = [Finding("slurm", True, message)]
     if tracking == "proctrack/cgroup" or _NOT_TESTED_PLUGIN in task:
-        message = "control groups of Slurm are not tested: a sandbox may be outside the control group of its job"
+        message = (
+            "Sandbox has not been tested with Slurm's cgroup plugins: a sandbox may be outside its job's control group"
+        )
         remedy = f"Set ProctrackType={_TESTED_TRACKING} and a TaskPlugin without {_NOT_TESTED_PLUGIN} in slurm.conf."
         findings.append(Finding("slurm", False, message, remedy, blocks_tasks=False))
     elif tracking != _TESTED_TRACKING:
-        message = f"{tracking} is not tested: Slurm may not find all processes of a worker"
+        message = f"Sandbox has not been tested with {tracking}: Slurm may not find all processes of a worker"
         remedy = f"Set ProctrackType={_TESTED_TRACKING} in slurm.conf."
         findings.append(Finding("slurm", False, message, remedy, blocks_tasks=False))
     wait = re.match(r"\d+", configuration.get("KillWait", ""))

@@ -255,7 +255,7 @@ class GitSection:
     allowed_hosts: Annotated[
         tuple[Annotated[str, _CLONE_HOST], ...],
         MaxLen(256),
-        Description("Hosts from which repositories may be cloned; enforced once tokens exist."),
+        Description("Hosts from which repositories may be cloned; enforced once access tokens exist."),
     ] = ()
 
 
@@ -277,7 +277,9 @@ class SecretsSection:
     environment: Annotated[
         tuple[Annotated[str, ENVIRONMENT_NAME], ...],
         MaxLen(1024),
-        Description("Environment variables of the server that `source: env` may use; enforced once tokens exist."),
+        Description(
+            "Environment variables of the server that `source: env` may use; enforced once access tokens exist."
+        ),
     ] = ()
     vault: VaultSection = field(default_factory=VaultSection)
 

@@ -105,8 +105,8 @@ def run(
         overrides.append(id_override(run_options["task_id"]))
     repository = _build_repository(source, overrides)
     if includes_dirty and "commit" not in repository:
-        reason = f"your changes are based on {source.branch} of {source.url}"
-        raise click.UsageError(f"Leave out --include-dirty, or do not set another repository or branch: {reason}.")
+        base = f"your changes are based on {source.branch} at {source.url}"
+        raise click.UsageError(f"--include-dirty cannot be combined with another repository or branch: {base}.")
     _print_clone_source(repository, source, checkout, includes_dirty=bool(includes_dirty))
     starts_with_local_changes = bool(includes_dirty) and bool(
         checkout.count_changed() or checkout.count_changed(untracked=True)

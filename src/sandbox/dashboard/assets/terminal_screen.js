@@ -289,7 +289,7 @@ export class TerminalScreen {
     if (final === "E" || final === "F") this.#column = 0;
   }
 
-  // A program on the alternate screen draws the whole screen. What is shown before a switch becomes final.
+  // A program on the alternate screen draws the whole screen. A switch makes the current content final.
   #selectScreen(isAlternate) {
     if (isAlternate === this.#isAlternate) return;
     this.#isAlternate = isAlternate;

@@ -289,7 +289,7 @@ class TaskItemBody(TypedDict):
     rerun_of: str | None
     """Id of the task that this one runs again; null for any other task. That task may have been removed."""
     prompt_beginning: str | None
-    """Beginning of the prompt, if the task continues or reruns another one and its name does not repeat the prompt.
+    """Beginning of the prompt, if the task continues or reruns another one and its name is not already that beginning.
 
     Null otherwise. At most 120 characters.
     """

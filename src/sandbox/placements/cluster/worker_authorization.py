@@ -101,10 +101,10 @@ class ClaimChecker:
                 _log.warning("The worker of task %s was not checked: %s", job.stored.task_id, error.message)
                 return None
             except TimeoutError:
-                self._record_rejection(job, claim, f"The worker on {claim.host} did not prove its host in time.")
+                self._record_rejection(job, claim, f"The worker on {claim.host} did not authenticate its host in time.")
                 raise
             except InvalidMessageError:
-                self._record_rejection(job, claim, f"The worker on {claim.host} sent an invalid proof of its host.")
+                self._record_rejection(job, claim, f"The worker on {claim.host} sent an invalid host proof.")
                 raise
             if not job.is_claimed and not await self.jobs.wait_for_host_confirmation(job, claim.host):
                 task_id = job.stored.task_id
@@ -118,7 +118,7 @@ class ClaimChecker:
         return job
 
     async def _check_first_claim(self, job: Job, claim: Claim, streams: StreamPair) -> None:
-        """Check the worker's version and, if the server requires a proof, the worker's proof of its host.
+        """Check the worker's version and, if the server requires a proof, the worker's host proof.
 
         Raises ClaimRejectedError, EngineUnavailableError, InvalidMessageError, OSError.
         """

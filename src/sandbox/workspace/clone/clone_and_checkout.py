@@ -364,7 +364,7 @@ _EXPLANATIONS = (
     (
         r"failed to connect|could(n't| not) connect|connection refused|no route to host|network is unreachable"
         r"|SOCKS5 connection to .* \([35]\)",
-        "its host does not accept the connection; check repository.url and the server's network",
+        "its host cannot be connected to; check repository.url and the server's network",
     ),
     (
         r"timed out|operation too slow|connection reset|unexpected disconnect|early eof|empty reply|recv failure",

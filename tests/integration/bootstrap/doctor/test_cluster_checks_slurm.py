@@ -68,8 +68,8 @@ def test_usable_cluster_has_only_hints(slurm):
     assert not any(finding.blocks_tasks for finding in problems(findings))
     messages = [finding.message for finding in findings]
     assert any(message.startswith("slurm-wlm 24.11.5; the user ") for message in messages)
-    assert "1 of 2 hosts of the default partition run jobs: n1" in messages
-    assert "these run no jobs: n2 (down*, Not responding)" in messages
+    assert "1 of 2 hosts in the default partition are available: n1" in messages
+    assert "unavailable hosts: n2 (down*, Not responding)" in messages
     tested = "ProctrackType=proctrack/linuxproc, TaskPlugin=task/affinity, CgroupPlugin=disabled; if Slurm kills"
     assert any(message.startswith(tested) for message in messages)
     assert "workers connect to 192.0.2.1:8724" in messages
@@ -78,7 +78,7 @@ def test_usable_cluster_has_only_hints(slurm):
 def test_hosts_of_the_selected_partition_are_checked(slurm):
     slurm.define("sinfo", "n1|idle|4|8000|small|none\n")
     messages = [finding.message for finding in check_slurm(slurm.settings(partition="small"))]
-    assert "1 of 1 hosts of the partition small run jobs: n1" in messages
+    assert "1 of 1 hosts in the partition small are available: n1" in messages
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_host_in_a_healthy_state_is_usable(slurm, state):
 def test_cluster_without_a_usable_host_cannot_run_tasks(slurm, state):
     slurm.define("sinfo", f"n1|{state}|4|8000|all*|none\n")
     (problem,) = [finding for finding in problems(check_slurm(slurm.settings())) if finding.blocks_tasks]
-    assert problem.message == f"no host of the default partition runs jobs: n1 ({state})"
+    assert problem.message == f"no host in the default partition is available: n1 ({state})"
 
 
 def test_hosts_that_are_too_small_are_reported(slurm):
@@ -147,9 +147,9 @@ def test_configuration_without_control_groups_and_plugins_is_described(slurm):
     ("line", "message"),
     [
         ("KillWait = 5 sec", "KillWait=5 s is too short"),
-        ("ProctrackType = proctrack/cgroup", "control groups of Slurm are not tested"),
-        ("ProctrackType = proctrack/pgid", "proctrack/pgid is not tested"),
-        ("TaskPlugin = task/cgroup,task/affinity", "control groups of Slurm are not tested"),
+        ("ProctrackType = proctrack/cgroup", "has not been tested with Slurm's cgroup plugins"),
+        ("ProctrackType = proctrack/pgid", "has not been tested with proctrack/pgid"),
+        ("TaskPlugin = task/cgroup,task/affinity", "has not been tested with Slurm's cgroup plugins"),
     ],
 )
 def test_unsuitable_configuration_is_a_hint(slurm, line, message):

@@ -206,7 +206,7 @@ class TestProofOfTheHost:
             await check_not_accepted(client)
         assert not job.is_claimed
         is_malformed = message != "nothing"
-        assert ("sent an invalid proof of its host" in server.jobs.status("task-1").reason) is is_malformed
+        assert ("sent an invalid host proof" in server.jobs.status("task-1").reason) is is_malformed
 
     async def test_worker_without_the_key_is_rejected_with_a_reason(self, server, job):
         async with server.connect(server.claim(job)) as client:
@@ -220,7 +220,7 @@ class TestProofOfTheHost:
         async with server.connect(server.claim(job)) as client:
             await challenge_of(client)
             await check_not_accepted(client)
-        assert "did not prove its host in time" in server.jobs.status("task-1").reason
+        assert "did not authenticate its host in time" in server.jobs.status("task-1").reason
         async with claimed(server, server.claim(job)):
             assert "did not prove" not in server.jobs.status("task-1").reason
 

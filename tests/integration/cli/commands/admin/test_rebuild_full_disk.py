@@ -77,7 +77,7 @@ def test_full_disk_is_reported_and_commands_work_once_space_is_free(run, command
     result = run(command, has_space=False)
     assert result.returncode == code
     assert "free " in result.stdout + result.stderr
-    assert "move it away" not in result.stdout + result.stderr
+    assert "if it is damaged" not in result.stdout + result.stderr
 
     assert run(command, has_space=True).returncode == 0
 
