@@ -96,10 +96,10 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
 
 
-BEARER_PROTOCOL = "sandbox.bearer."
+BEARER_SUBPROTOCOL_PREFIX = "sandbox.bearer."
 """Prefix of a token that is sent as a WebSocket subprotocol, because pages cannot set headers on a WebSocket."""
 
-STREAM_PROTOCOL = "sandbox.v1"
+WEBSOCKET_SUBPROTOCOL = "sandbox.v1"
 """The negotiated subprotocol. The server must select a subprotocol that the browser offered, but not the token."""
 
 _CREDENTIALS_CHARACTERS_MAX = 512
@@ -136,7 +136,7 @@ def session_cookie(connection: HTTPConnection) -> str | None:
 
 def strip_token_protocol(protocols: Iterable[str]) -> list[str]:
     """Return the offered subprotocols, except the token."""
-    return [protocol for protocol in protocols if not protocol.startswith(BEARER_PROTOCOL)]
+    return [protocol for protocol in protocols if not protocol.startswith(BEARER_SUBPROTOCOL_PREFIX)]
 
 
 def _bearer_token(header: str) -> str | None:
@@ -145,7 +145,14 @@ def _bearer_token(header: str) -> str | None:
 
 
 def _subprotocol_token(protocols: Iterable[str]) -> str | None:
-    return next((name.removeprefix(BEARER_PROTOCOL) for name in protocols if name.startswith(BEARER_PROTOCOL)), None)
+    return next(
+        (
+            name.removeprefix(BEARER_SUBPROTOCOL_PREFIX)
+            for name in protocols
+            if name.startswith(BEARER_SUBPROTOCOL_PREFIX)
+        ),
+        None,
+    )
 
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -279,7 +286,7 @@ class RequestAdmission:
         if denied := self._deny_cross_site(connection, credentials, requires_token=requires_token):
             return denied
         address = connection.client.host if connection.client is not None else None
-        if wait_seconds := self.client_limits.acquire_request(principal, address):
+        if wait_seconds := self.client_limits.take_request_or_wait_seconds(principal, address):
             return _rate_limited(wait_seconds, principal)
         if not requires_token:
             return Caller(LOCAL_OPERATOR)
@@ -506,12 +513,12 @@ def require_valid_credentials(connection: HTTPConnection, admission: RequestAdmi
 
 
 def _with_subprotocol(scope: Scope, send: Send) -> tuple[Scope, Send]:
-    """Remove the token from the offered subprotocols and accept with STREAM_PROTOCOL if the client offered it."""
+    """Remove the token from the offered subprotocols and accept with WEBSOCKET_SUBPROTOCOL if the client offered it."""
     protocols = strip_token_protocol(scope["subprotocols"])
 
     async def send_agreed(message: Message) -> None:
-        if message["type"] == "websocket.accept" and STREAM_PROTOCOL in protocols:
-            message = {**message, "subprotocol": message.get("subprotocol") or STREAM_PROTOCOL}
+        if message["type"] == "websocket.accept" and WEBSOCKET_SUBPROTOCOL in protocols:
+            message = {**message, "subprotocol": message.get("subprotocol") or WEBSOCKET_SUBPROTOCOL}
         await send(message)
 
     return {**scope, "subprotocols": protocols}, send_agreed

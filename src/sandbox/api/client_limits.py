@@ -49,7 +49,7 @@ class RateLimiter:
         self._monotonic = monotonic
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
-    def acquire(self, client: str) -> int:
+    def take_or_wait_seconds(self, client: str) -> int:
         """Take one request from the client's bucket.
 
         Return 0 if it is allowed; otherwise, return the number of seconds to wait before retrying.
@@ -97,13 +97,13 @@ class ClientLimits:
         self._all_tasks_streams: Counter[str] = Counter()
         self._shares = FairShares()
 
-    def acquire_request(self, principal: Principal | None, address: str | None) -> int:
+    def take_request_or_wait_seconds(self, principal: Principal | None, address: str | None) -> int:
         """Take one request from the bucket of its client.
 
         Return 0 if it is allowed; otherwise, return the number of seconds to wait before retrying.
         """
         client = f"token {principal.id}" if principal else client_key(address)
-        if wait_seconds := self._rate_limiter.acquire(client):
+        if wait_seconds := self._rate_limiter.take_or_wait_seconds(client):
             return wait_seconds
         return int(principal is not None and self._requests_in_progress[principal.id] >= CONCURRENT_REQUESTS_MAX)
 

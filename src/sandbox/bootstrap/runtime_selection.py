@@ -92,10 +92,10 @@ async def choose_runtime(requested: str, run_dir: Path) -> RuntimeChoice:
     # Cancellation waits until all probes have cleaned up.
     async with asyncio.TaskGroup() as group:
         probes = [group.create_task(runtime.probe()) for runtime in runtimes]
-    return select_strongest([probe.result() for probe in probes])
+    return select_runtime([probe.result() for probe in probes])
 
 
-def select_strongest(probes: Sequence[RuntimeProbe]) -> RuntimeChoice:
+def select_runtime(probes: Sequence[RuntimeProbe]) -> RuntimeChoice:
     """Choose the strongest runtime that works; if none works, choose the weakest, which has the fewest requirements."""
     by_strength = sorted(probes, key=lambda probe: probe.strength, reverse=True)
     candidates = [

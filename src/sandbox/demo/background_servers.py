@@ -52,18 +52,18 @@ def demo_directory() -> Path:
     return (Path(state) if state else Path.home() / ".local" / "state") / "sandbox" / "demo"
 
 
-def run_in_background(ports: Mapping[str, int]) -> int:
+def run_and_keep_servers(ports: Mapping[str, int]) -> int:
     """Run the demo with servers that stay in the background. Return the exit code: 0 if the task completed."""
     from sandbox.cli.output.console import stdout_console
 
     console = stdout_console(has_color="NO_COLOR" not in os.environ)
     print_model(console)
     with exit_on_signals():
-        addresses = start_background(ports)
+        addresses = start_background_servers(ports)
         try:
             is_completed = run_task(addresses["server"], addresses["repository"], console)
         except BaseException:
-            stop_background()
+            stop_background_servers()
             raise
     console.print(f"\n{closing_text(addresses)}", soft_wrap=True)
     return 0 if is_completed else 1
@@ -89,7 +89,7 @@ def _server_option(server: str) -> str:
     )
 
 
-def start_background(ports: Mapping[str, int]) -> dict[str, str]:
+def start_background_servers(ports: Mapping[str, int]) -> dict[str, str]:
     """Start the servers in the background and return their addresses. Raises SandboxError."""
     directory = demo_directory()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def start_background(ports: Mapping[str, int]) -> dict[str, str]:
     return addresses
 
 
-def stop_background() -> bool:
+def stop_background_servers() -> bool:
     """Stop the servers, cancel their tasks and remove all files; return False if none were running."""
     with _open_lock(demo_directory()) as lock:
         if lock is None:

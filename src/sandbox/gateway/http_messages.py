@@ -51,12 +51,12 @@ _DROPPED_PREFIXES = (b"proxy-", b"x-forwarded-")
 _NON_ALPHANUMERIC = re.compile(rb"[^a-z0-9]")
 
 
-def create_client_side() -> h11.Connection:
+def create_server_state() -> h11.Connection:
     """Create the h11 state for a connection from the sandbox, in which the gateway is the server."""
     return h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
 
 
-def create_upstream_side() -> h11.Connection:
+def create_client_state() -> h11.Connection:
     """Create the h11 state for a connection to the upstream, in which the gateway is the client."""
     return h11.Connection(h11.CLIENT)
 

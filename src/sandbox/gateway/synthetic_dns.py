@@ -23,7 +23,7 @@ class SyntheticIps:
         self._addresses: dict[str, IPv4Address] = {}
         self._names: dict[IPv4Address, str] = {}
 
-    def address_of(self, name: str) -> IPv4Address | None:
+    def get_or_assign_address(self, name: str) -> IPv4Address | None:
         """Return the address of `name` (any case), or None if the name is denied or the limit is reached."""
         original, name = name, name.lower()
         if name not in self._addresses:
@@ -126,7 +126,7 @@ class DnsResponder:
 
     def respond(self, query: bytes) -> bytes | None:
         """Return the response message, or None if there must be no response."""
-        response = respond(query, self._synthetic_ips.address_of)
+        response = respond(query, self._synthetic_ips.get_or_assign_address)
         if response.denied_name is not None:
             reason = self._policy.name_deny_reason(response.denied_name)
             self._reporter.report_denied(response.denied_name, _DNS_PORT, reason)

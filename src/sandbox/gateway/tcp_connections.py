@@ -36,7 +36,7 @@ Address = IPv4Address | IPv6Address
 READ_BYTES = 16 * 1024
 """Read size. It is small, so that even data that is costly to parse, such as one-byte chunks, is parsed quickly."""
 
-FIRST_READ_BYTES = 4 * 1024
+UNFORWARDED_READ_BYTES = 4 * 1024
 """Read size of a model connection without a forwarded request.
 
 It limits how long a costly read delays other connections.

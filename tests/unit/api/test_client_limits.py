@@ -26,20 +26,24 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> ClientLimits:
 def test_concurrent_requests_of_a_token_are_limited(limits: ClientLimits):
     with ExitStack() as stack:
         for _ in range(LIMIT):
-            assert limits.acquire_request(OLGA, ADDRESS) == 0
+            assert limits.take_request_or_wait_seconds(OLGA, ADDRESS) == 0
             stack.enter_context(limits.track_request(OLGA))
-        assert limits.acquire_request(OLGA, ADDRESS) == 1
-        assert limits.acquire_request(VERA, ADDRESS) == limits.acquire_request(None, ADDRESS) == 0
+        assert limits.take_request_or_wait_seconds(OLGA, ADDRESS) == 1
+        assert (
+            limits.take_request_or_wait_seconds(VERA, ADDRESS)
+            == limits.take_request_or_wait_seconds(None, ADDRESS)
+            == 0
+        )
 
 
 def test_finished_request_does_not_count_toward_the_limit(limits: ClientLimits):
     with limits.track_request(OLGA), limits.track_request(OLGA):
         with limits.track_request(OLGA):
-            assert limits.acquire_request(OLGA, ADDRESS) == 1
+            assert limits.take_request_or_wait_seconds(OLGA, ADDRESS) == 1
         for _ in range(2 * LIMIT):
             with limits.track_request(OLGA):
                 pass
-        assert limits.acquire_request(OLGA, ADDRESS) == 0
+        assert limits.take_request_or_wait_seconds(OLGA, ADDRESS) == 0
 
 
 @pytest.mark.parametrize("principal", [LOCAL, None])
@@ -47,7 +51,7 @@ def test_requests_without_a_token_are_not_counted(limits: ClientLimits, principa
     with ExitStack() as stack:
         for _ in range(2 * LIMIT):
             stack.enter_context(limits.track_request(principal))
-        assert limits.acquire_request(principal, ADDRESS) == 0
+        assert limits.take_request_or_wait_seconds(principal, ADDRESS) == 0
         assert limits._requests_in_progress.total() == 0
 
 

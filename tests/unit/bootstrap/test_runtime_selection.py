@@ -7,7 +7,7 @@ from sandbox.bootstrap.runtime_selection import (
     choose_runtime,
     describe_failure,
     make_runtime,
-    select_strongest,
+    select_runtime,
 )
 from sandbox.interfaces.runtime import RuntimeProbe
 
@@ -30,22 +30,22 @@ WEAK, MIDDLE, STRONG = probe("weak", 1), probe("middle", 2), probe("strong", 3)
     ],
 )
 def test_strongest_working_runtime_is_selected(probes, chosen):
-    choice = select_strongest(probes)
+    choice = select_runtime(probes)
     assert choice.chosen.runtime == chosen
     assert [entry.strength for entry in choice.probes] == sorted((entry.strength for entry in probes), reverse=True)
 
 
 def test_working_runtime_has_no_failure_message():
-    assert describe_failure(select_strongest([WEAK, probe("strong", 3, works=False)])) is None
+    assert describe_failure(select_runtime([WEAK, probe("strong", 3, works=False)])) is None
 
 
 def test_failure_message_lists_all_remedies():
-    message = describe_failure(select_strongest([probe("weak", 1, works=False), probe("strong", 3, works=False)]))
+    message = describe_failure(select_runtime([probe("weak", 1, works=False), probe("strong", 3, works=False)]))
     assert message == "No runtime works, so no task can run. weak: Fix weak. strong: Fix strong."
 
 
 def test_failure_message_names_the_requested_runtime():
-    message = describe_failure(select_strongest([probe("strong", 3, works=False)]))
+    message = describe_failure(select_runtime([probe("strong", 3, works=False)]))
     assert message == "The runtime strong does not work here. Fix strong."
 
 

@@ -131,7 +131,7 @@ def test_nxdomain_is_returned_for_a_denied_name_and_the_name_is_reported(name):
 
 def test_assigned_addresses_exclude_the_network_and_broadcast_and_resolver_addresses():
     synthetic_ips = SyntheticIps(lambda _: True)
-    assigned = [synthetic_ips.address_of(f"host{number}.example") for number in range(1000)]
+    assigned = [synthetic_ips.get_or_assign_address(f"host{number}.example") for number in range(1000)]
     assert len(set(assigned)) == 1000
     assert {address.packed[3] for address in assigned}.isdisjoint({0, 255})
     assert "198.18.0.1" not in map(str, assigned)
@@ -144,15 +144,20 @@ def test_assigned_addresses_exclude_the_network_and_broadcast_and_resolver_addre
 
 def test_name_keeps_its_first_spelling_for_redaction():
     synthetic_ips = SyntheticIps(lambda _: True)
-    assigned = synthetic_ips.address_of("SeCrEt.example.org")
-    assert synthetic_ips.address_of("secret.EXAMPLE.org") == assigned
+    assigned = synthetic_ips.get_or_assign_address("SeCrEt.example.org")
+    assert synthetic_ips.get_or_assign_address("secret.EXAMPLE.org") == assigned
     assert synthetic_ips.name_of(str(assigned)) == "SeCrEt.example.org"
 
 
 def test_number_of_names_is_limited(monkeypatch):
     monkeypatch.setattr(synthetic_dns, "SYNTHETIC_IPS_MAX", 2)
     synthetic_ips = SyntheticIps(lambda _: True)
-    assert [synthetic_ips.address_of(name) is None for name in ("a", "b", "c", "a")] == [False, False, True, False]
+    assert [synthetic_ips.get_or_assign_address(name) is None for name in ("a", "b", "c", "a")] == [
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_report_of_a_denied_name_contains_only_printable_characters():

@@ -74,7 +74,7 @@ def check_preemption(probe: RuntimeProbe) -> list[Finding]:
     return [Finding("kernel", False, message, remedy, blocks_tasks=False, runtime=probe.runtime)]
 
 
-def check_scheduler(probe: RuntimeProbe) -> list[Finding]:
+def check_kernel_scheduler_bug(probe: RuntimeProbe) -> list[Finding]:
     """Report whether the kernel's version has an error that lets a sandbox keep host programs from running.
 
     The error came with Linux 6.13. Version 6.18.45 reverts the change ("sched/fair: Fix EEVDF entity placement bug
@@ -148,7 +148,7 @@ def check_runtimes(requested: str, run_dir: Path) -> list[Finding]:
     rest = [finding for probe in others for finding in _other_findings(probe)]
     kernel = [
         finding
-        for check in (check_preemption, check_scheduler)
+        for check in (check_preemption, check_kernel_scheduler_bug)
         for probe in auto_choice.probes
         for finding in check(probe)
     ]

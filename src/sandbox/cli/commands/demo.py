@@ -40,14 +40,14 @@ def demo(keeps_servers: bool, stops_servers: bool, **ports: int | None) -> None:
         raise click.UsageError("Ports can only be chosen with --keep.")
     # Import by name: the demo package is in a layer above the CLI, so the CLI must not import it statically.
     if stops_servers:
-        if not import_module("sandbox.demo.background_servers").stop_background():
+        if not import_module("sandbox.demo.background_servers").stop_background_servers():
             fail("Error: No servers of a demo are running.", ExitCode.NOT_FOUND)
         click.echo("The demo's servers have stopped, and their tasks and files are removed.", err=True)
         return
     try:
         if keeps_servers:
             background = import_module("sandbox.demo.background_servers")
-            code = background.run_in_background({**background.PORTS, **chosen})
+            code = background.run_and_keep_servers({**background.PORTS, **chosen})
         else:
             code = import_module("sandbox.demo.walkthrough").run()
     except SandboxError as error:

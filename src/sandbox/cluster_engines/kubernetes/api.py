@@ -289,7 +289,7 @@ PAGES_MAX = 2 * ITEMS_MAX // ITEMS_PER_PAGE
 CREDENTIALS_RELOAD_SECONDS = 60.0
 """Interval at which the files with the token and the certificates are read again: Kubernetes replaces them."""
 
-RETRY_SECONDS, RETRY_SECONDS_MAX = 1.0, 30.0
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 1.0, 30.0
 """How long no request is sent after the API server asked for a pause: the default, and the maximum."""
 
 MESSAGE_CHARACTERS_MAX = 300
@@ -437,8 +437,8 @@ class ApiClient:
         if code == 429 or code >= 500:
             if code == 429 or retry_after is not None:
                 is_number = retry_after is not None and re.fullmatch(r"\d{1,6}", retry_after, re.ASCII)
-                seconds = float(retry_after or 0) if is_number else RETRY_SECONDS
-                self._paused_until = time.monotonic() + min(max(seconds, RETRY_SECONDS), RETRY_SECONDS_MAX)
+                seconds = float(retry_after or 0) if is_number else PAUSE_SECONDS_MIN
+                self._paused_until = time.monotonic() + min(max(seconds, PAUSE_SECONDS_MIN), PAUSE_SECONDS_MAX)
             raise unavailable(message)
         raise ApiError(code, one_line(status.reason), message)
 

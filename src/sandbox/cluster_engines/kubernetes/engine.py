@@ -24,11 +24,11 @@ from sandbox.cluster_engines.kubernetes.api import (
     unavailable,
 )
 from sandbox.cluster_engines.kubernetes.worker_job import (
+    INSTANCE_LABEL,
     JOB_LABEL,
-    OWNER_LABEL,
     WorkerPodSettings,
-    owner_selector,
     pod_phase,
+    server_selector,
     summarize_jobs,
     worker_job,
 )
@@ -135,7 +135,7 @@ class KubernetesEngine:
         return None
 
     def _is_own(self, job: ApiJob) -> bool:
-        return job.metadata.labels.get(OWNER_LABEL) == self._settings.owner
+        return job.metadata.labels.get(INSTANCE_LABEL) == self._settings.owner
 
     async def _check_hosts(self, request: JobRequest) -> Sequence[str]:
         """Check that a node can run the job, because Kubernetes would not. Return the excluded hosts that exist.
@@ -191,14 +191,14 @@ class KubernetesEngine:
             check_job_name(name)
         if not names:
             return {}
-        selector = owner_selector(self._settings.owner)
+        selector = server_selector(self._settings.owner)
         async with _call_timeout(CALL_TIMEOUT_SECONDS):
             jobs = await self._api.list_all(self._jobs_path, ObjectList[ApiJob], selector)
             pods = await self._api.list_all(self._pods_path, ObjectList[ApiPod], selector)
         return summarize_jobs(names, jobs, pods)
 
     async def _pods_of(self, name: str) -> Sequence[ApiPod]:
-        selector = f"{owner_selector(self._settings.owner)},{JOB_LABEL}={name}"
+        selector = f"{server_selector(self._settings.owner)},{JOB_LABEL}={name}"
         pods = await self._api.list_all(self._pods_path, ObjectList[ApiPod], selector)
         return [pod for pod in pods if pod.job == name]
 

@@ -31,7 +31,7 @@ from sandbox.interfaces.cluster_engine import (
     JobStatus,
 )
 
-OWNER_LABEL = "app.kubernetes.io/instance"
+INSTANCE_LABEL = "app.kubernetes.io/instance"
 """The label with the id of the server that a Job belongs to: several servers may use a namespace."""
 
 JOB_LABEL = "sandbox-job"
@@ -77,7 +77,7 @@ def worker_job(request: JobRequest, settings: WorkerPodSettings, excluded_hosts:
 
     Everyone who may read Jobs or Pods can read the command and the environment, which therefore contain no secrets.
     """
-    labels = owner_labels(settings.owner)
+    labels = server_labels(settings.owner)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -95,14 +95,18 @@ def worker_job(request: JobRequest, settings: WorkerPodSettings, excluded_hosts:
     }
 
 
-def owner_labels(owner: str) -> dict[str, str]:
+def server_labels(owner: str) -> dict[str, str]:
     """Return the labels of a server's Jobs and Pods."""
-    return {"app.kubernetes.io/name": "sandbox-worker", "app.kubernetes.io/managed-by": "sandbox", OWNER_LABEL: owner}
+    return {
+        "app.kubernetes.io/name": "sandbox-worker",
+        "app.kubernetes.io/managed-by": "sandbox",
+        INSTANCE_LABEL: owner,
+    }
 
 
-def owner_selector(owner: str) -> str:
+def server_selector(owner: str) -> str:
     """Return the label selector of a server's Jobs and Pods."""
-    return ",".join(f"{name}={value}" for name, value in owner_labels(owner).items())
+    return ",".join(f"{name}={value}" for name, value in server_labels(owner).items())
 
 
 def _pod_spec(request: JobRequest, settings: WorkerPodSettings, excluded_hosts: Sequence[str]) -> Mapping[str, Any]:

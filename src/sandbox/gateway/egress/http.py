@@ -172,7 +172,7 @@ class HttpInspector:
         self._name = name
         self._address = address
         self._port = port
-        self._client_side = http_messages.create_client_side()
+        self._client_side = http_messages.create_server_state()
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
         """Wait for a complete request head and check it."""
@@ -228,7 +228,7 @@ class SingleRequestFilter:
     def __init__(self, client_side: h11.Connection, request: h11.Request, authority: HostPort) -> None:
         self._client_side = client_side
         self._authority = authority
-        self._upstream_side = http_messages.create_upstream_side()
+        self._upstream_side = http_messages.create_client_state()
         self._head = self._upstream_side.send(request) or b""
         self.drops_rest = False
 

@@ -26,7 +26,7 @@ class ProxyInspector:
     def __init__(self, policy: EgressPolicy, port: int) -> None:
         self._policy = policy
         self._target = HostPort("proxy", port)
-        self._client_side = http_messages.create_client_side()
+        self._client_side = http_messages.create_server_state()
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
         """Wait for a complete request head and check it."""

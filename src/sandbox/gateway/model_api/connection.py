@@ -15,8 +15,8 @@ from sandbox.gateway.model_api.connection_protocol import ModelProtocol
 from sandbox.gateway.model_api.upstream import Upstream
 from sandbox.gateway.sans_io import Effects, Phase
 from sandbox.gateway.tcp_connections import (
-    FIRST_READ_BYTES,
     READ_BYTES,
+    UNFORWARDED_READ_BYTES,
     Address,
     ConnectionRateLimiter,
     FullSizeBufferLimit,
@@ -111,7 +111,7 @@ class ModelConnection(SansIODriver):
         released: asyncio.Event,
     ) -> None:
         super().__init__(protocol, client, queues, queues.new_model)
-        self._unforwarded_cpu_seconds, self._read_bytes = 0.0, FIRST_READ_BYTES
+        self._unforwarded_cpu_seconds, self._read_bytes = 0.0, UNFORWARDED_READ_BYTES
         self._released = released
         self._tasks = asyncio.TaskGroup()
         self._hold_task: asyncio.Task[None] | None = None

@@ -67,7 +67,7 @@ class ModelProtocol:
         self._upstream = upstream
         self._reporter = reporter
         self._port = port
-        self._client_side = http_messages.create_client_side()
+        self._client_side = http_messages.create_server_state()
         self._upstream_side: h11.Connection | None = None
         self._pending: _PendingRequest | None = None
         self._inflight: InflightRequest | None = None
@@ -239,7 +239,7 @@ class ModelProtocol:
         self._inflight = InflightRequest(self._dialect, allowed.is_metered, body_redactor, cost_bound)
         self._request_gate.record_start(self, cost_bound)
         if self._upstream_side is None:
-            self._upstream_side = http_messages.create_upstream_side()
+            self._upstream_side = http_messages.create_client_state()
             effects.dial = True
         else:
             self._mark_sent()

@@ -17,7 +17,7 @@ def set_release(monkeypatch, release):
 @pytest.mark.parametrize("release", ["6.13.0", "6.13", "6.18.44-fc-v669", "6.17.9+deb14-amd64", "6.19.3"])
 def test_kernel_with_the_error_is_reported_with_the_remedy(monkeypatch, release):
     set_release(monkeypatch, release)
-    (finding,) = host_checks.check_scheduler(BUBBLEWRAP)
+    (finding,) = host_checks.check_kernel_scheduler_bug(BUBBLEWRAP)
     assert (finding.ok, finding.blocks_tasks) == (False, False)
     assert "one task on bubblewrap" in finding.message
     assert "6.18.45" in finding.remedy
@@ -28,10 +28,10 @@ def test_kernel_with_the_error_is_reported_with_the_remedy(monkeypatch, release)
 )
 def test_kernel_without_the_error_is_not_reported(monkeypatch, release):
     set_release(monkeypatch, release)
-    assert not host_checks.check_scheduler(BUBBLEWRAP)
+    assert not host_checks.check_kernel_scheduler_bug(BUBBLEWRAP)
 
 
 def test_runtimes_with_a_separate_kernel_and_unavailable_runtimes_are_not_reported(monkeypatch):
     set_release(monkeypatch, "6.18.44")
-    assert not host_checks.check_scheduler(GVISOR)
-    assert not host_checks.check_scheduler(BROKEN)
+    assert not host_checks.check_kernel_scheduler_bug(GVISOR)
+    assert not host_checks.check_kernel_scheduler_bug(BROKEN)

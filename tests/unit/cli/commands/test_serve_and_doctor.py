@@ -245,7 +245,7 @@ def test_demo_exit_code_is_returned(monkeypatch, demo_code, code):
 
 def test_demo_with_keep_option_uses_the_given_ports(monkeypatch):
     received = []
-    background = SimpleNamespace(PORTS={"port": 1, "git_port": 2}, run_in_background=received.append)
+    background = SimpleNamespace(PORTS={"port": 1, "git_port": 2}, run_and_keep_servers=received.append)
     monkeypatch.setitem(sys.modules, "sandbox.demo.background_servers", background)
     assert invoke("demo", "--keep", "--git-port", "0").exit_code == 0
     assert received == [{"port": 1, "git_port": 0}]
@@ -262,7 +262,7 @@ def test_demo_prints_the_lines_of_a_start_error(monkeypatch, options):
         raise SandboxError("The server stopped during startup.\nPort 8122 \x1b[2J is taken.")
 
     monkeypatch.setattr("sandbox.demo.walkthrough.run", fail_to_start)
-    monkeypatch.setattr("sandbox.demo.background_servers.run_in_background", fail_to_start)
+    monkeypatch.setattr("sandbox.demo.background_servers.run_and_keep_servers", fail_to_start)
     result = invoke("demo", *options)
     lines = ["Error: The server stopped during startup.", r"Port 8122 \x1b[2J is taken."]
     assert (result.exit_code, result.stderr.splitlines()) == (10, lines)

@@ -8,7 +8,7 @@ from sandbox.cluster_engines.kubernetes.worker_job import (
     JOB_TTL_SECONDS,
     WorkerPodSettings,
     escape_references,
-    owner_selector,
+    server_selector,
     worker_job,
 )
 from sandbox.interfaces.cluster_engine import JobRequest
@@ -43,7 +43,7 @@ def test_job_has_what_the_settings_select():
     assert spec["serviceAccountName"] == "sandbox-worker"
     [term] = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
     assert [field["values"] for field in term["matchFields"]] == [["n1"], ["n2.example"]]
-    for each in owner_selector("ab" * 20).split(","):
+    for each in server_selector("ab" * 20).split(","):
         name, value = each.split("=")
         assert job["metadata"]["labels"][name] == job["spec"]["template"]["metadata"]["labels"][name] == value
 
