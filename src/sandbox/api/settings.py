@@ -19,7 +19,7 @@ class ApiSettings:
     clone_hosts: hosts from which repositories may be cloned; a server that requires no token ignores them.
     overcommit: the multiples of this machine's capacity that tasks may reserve, keyed by `cpus`, `memory` and `disk`;
     empty if tasks run on other machines.
-    list_profiles_with_problems: returns the names of all profiles, each with the reason why it is unusable (empty if it
+    list_profiles: returns the names of all profiles, each with the reason why it is unusable (empty if it
     is usable); called for each submission. None accepts every name.
     """
 
@@ -30,5 +30,5 @@ class ApiSettings:
     requests_per_minute: int = 0
     clone_hosts: frozenset[str] = frozenset()
     overcommit: Mapping[str, float] = field(default_factory=dict)
-    list_profiles_with_problems: Callable[[], Mapping[str, str]] | None = None
+    list_profiles: Callable[[], Mapping[str, str]] | None = None
     agents: Mapping[str, Agent] = field(kw_only=True)

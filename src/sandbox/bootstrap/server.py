@@ -346,15 +346,13 @@ async def _serve(placement_context: PlacementContext, chosen: ChosenPlacements, 
             _log.warning("Stopped during the first probe of the runtimes.")
             return
         host = placements.selected_host
-        list_profiles_with_problems = make_profile_problem_lister(
-            host.images.list_minimum_tiers, lambda: host.result.tier
-        )
+        list_profiles = make_profile_problem_lister(host.images.list_minimum_tiers, lambda: host.result.tier)
         api_settings = _api_settings(
             settings,
             [*sockets, *websocket_sockets],
             needs_token=needs_token,
             agents=agents,
-            list_profiles_with_problems=list_profiles_with_problems,
+            list_profiles=list_profiles,
         )
         server = TaskServer(placement_context, placements, token_store, disk_monitor)
         async with server.running():
@@ -411,7 +409,7 @@ def _api_settings(
     *,
     needs_token: bool,
     agents: Mapping[str, Agent],
-    list_profiles_with_problems: Callable[[], Mapping[str, str]],
+    list_profiles: Callable[[], Mapping[str, str]],
 ) -> ApiSettings:
     addresses, ports = zip(*(one.getsockname()[:2] for one in sockets), strict=True)
     own_names: set[str] = set() if needs_token else {*addresses}
@@ -426,7 +424,7 @@ def _api_settings(
         requests_per_minute=settings.access.requests_per_minute,
         clone_hosts=frozenset(settings.git.allowed_hosts),
         agents=agents,
-        list_profiles_with_problems=list_profiles_with_problems,
+        list_profiles=list_profiles,
         overcommit=dataclasses.asdict(settings.capacity) if settings.cluster.engine == "none" else {},
     )
 

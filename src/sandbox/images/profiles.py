@@ -200,7 +200,7 @@ def make_profile_problem_lister(
     returns the tier of the server's runtime.
     """
 
-    def list_profiles_with_problems() -> Mapping[str, str]:
+    def list_profiles() -> Mapping[str, str]:
         tier = find_tier()
         return {
             name: ""
@@ -209,4 +209,4 @@ def make_profile_problem_lister(
             for name, minimum in list_minimum_tiers().items()
         }
 
-    return list_profiles_with_problems
+    return list_profiles

@@ -175,7 +175,7 @@ def test_engine_kubernetes_proves_the_hosts(tmp_path):
     engine = create_engine(context, tmp_path, "ab" * 32)
     assert choose_proof_method(context.settings.cluster, engine, "ab" * 32) is engine
     section = make_context(**KUBERNETES, **server, CLUSTER_HOST_KEY_FILE="/etc/key").settings.cluster
-    with pytest.raises(ConfigurationError, match="host_key_file has no effect"):
+    with pytest.raises(ConfigurationError, match=r"Remove cluster\.host_key_file"):
         choose_proof_method(section, engine, "ab" * 32)
 
 

@@ -187,12 +187,12 @@ def submitted_response(submission: Submission) -> JsonResponse[SubmittedBody]:
 
 
 def _parse_submission(body: bytes, request: Request, context: ContextDep) -> Manifest:
-    list_profiles_with_problems = context.settings.list_profiles_with_problems
+    list_profiles = context.settings.list_profiles
     return parse_manifest(
         body,
         agents=context.settings.agents,
         is_json=has_json_body(request),
-        problem_by_profile=None if list_profiles_with_problems is None else list_profiles_with_problems(),
+        problem_by_profile=None if list_profiles is None else list_profiles(),
         clone_hosts=context.clone_hosts(),
     )
 
@@ -306,12 +306,12 @@ def _change_manifest(
         if name and is_name_from_prompt(earlier.metadata.name, earlier.agent.prompt):
             data["metadata"]["name"] = name
     overrides = _apply_overrides(data, changes.overrides)
-    list_profiles_with_problems = context.settings.list_profiles_with_problems
+    list_profiles = context.settings.list_profiles
     try:
         manifest = validate_document(
             to_document(read_json(write_json(data).decode())),
             agents=context.settings.agents,
-            problem_by_profile=None if list_profiles_with_problems is None else list_profiles_with_problems(),
+            problem_by_profile=None if list_profiles is None else list_profiles(),
             clone_hosts=context.clone_hosts(),
         )
     except InvalidManifestError as error:

@@ -93,7 +93,7 @@ def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], 
         offers_sessions=any(hasattr(agent.section_type, "headless") for agent in settings.agents.values()),
         models=[model for agent in settings.agents.values() for model in agent.priced_models],
         repositories=recent_repositories(recent),
-        profiles=sorted(settings.list_profiles_with_problems()) if settings.list_profiles_with_problems else [],
+        profiles=sorted(settings.list_profiles()) if settings.list_profiles else [],
         vm=Vm(),
         lifecycle=Lifecycle(),
     )

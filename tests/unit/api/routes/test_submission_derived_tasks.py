@@ -85,7 +85,7 @@ def test_overrides_and_prompt_change_the_new_task_only(api, tasks):
     ids=lambda value: json.dumps(value)[:40],
 )
 def test_invalid_change_is_rejected_and_submits_nothing(api_with_tokens, tasks, body, code, field):
-    api = api_with_tokens(FakeTokenStore(), list_profiles_with_problems=lambda: {"agentic-dev": ""})
+    api = api_with_tokens(FakeTokenStore(), list_profiles=lambda: {"agentic-dev": ""})
     tasks.add("task-001")
     response = api.post(RERUN, json=body)
     assert (response.status_code, response.json()["error"]) == (400, code)

@@ -32,7 +32,7 @@ def test_replayed_response_does_not_depend_on_progress(api, tasks):
 
 def test_submission_is_replayed_even_if_its_manifest_is_no_longer_valid(api_with_tokens):
     profiles = {"my-tools": ""}
-    api = api_with_tokens(FakeTokenStore(), list_profiles_with_problems=lambda: profiles)
+    api = api_with_tokens(FakeTokenStore(), list_profiles=lambda: profiles)
     body = BODY.replace(b'"repository"', b'"vm": {"profile": "my-tools"}, "repository"')
     first = submit(api, "6f1c", body)
     profiles.clear()
