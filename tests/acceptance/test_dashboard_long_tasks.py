@@ -264,7 +264,7 @@ def test_equal_refusals_share_one_conversation_entry(open_task):
 
 def test_expanded_command_repeats_neither_the_command_nor_the_exit_code(open_task):
     page, stream = open_task("chat")
-    fields = {"description": "Run the tests", "run_and_keep_servers": "false", "timeout": "9"}
+    fields = {"description": "Run the tests", "run_in_background": "false", "timeout": "9"}
     stream.send(
         tool_call_started("t", command="make test", summary="make test", input=fields),
         tool_result("t", "Exit code 2\nmake: *** [test]", is_error=True, exit_code=2),

@@ -153,7 +153,7 @@ while True:
         (_SLOW_MEMORY + _BLOCKED_LIST_OF_TERMINALS + _LISTED_INTERFACES, "network devices"),
         (_SLOW_MEMORY + _JOINED_GROUP, "network devices"),
         (_SLOW_MEMORY + _LISTED_DIRECTORY, "listed or searched a directory"),
-        (_SLOW_MEMORY + _DIRECT_READ, "read a file of the host with O_DIRECT"),
+        (_SLOW_MEMORY + _DIRECT_READ, "read a file with O_DIRECT"),
         (_SLOW_MEMORY + _NESTED_EPOLL, "nested epoll instances"),
         (_ORDINARY_USE, ""),
     ],

@@ -48,7 +48,7 @@ CASES = {
     },
     "background_command": {
         "turns": (
-            Turn((bash("python3 -c 'import time; time.sleep(1)'; echo late", run_and_keep_servers=True),)),
+            Turn((bash("python3 -c 'import time; time.sleep(1)'; echo late", run_in_background=True),)),
             Turn((Text("It runs; I wait."),)),
             DONE,
         )
@@ -62,13 +62,13 @@ CASES = {
     },
     "failed_background_command": {
         "turns": (
-            Turn((bash("python3 -c 'import time; time.sleep(1)'; exit 3", run_and_keep_servers=True),)),
+            Turn((bash("python3 -c 'import time; time.sleep(1)'; exit 3", run_in_background=True),)),
             Turn((Text("It runs; I wait."),)),
             DONE,
         )
     },
     "subagent_in_foreground": {
-        "turns": (Turn((ToolUse("Agent", {**SUBAGENT, "run_and_keep_servers": False}),)), DONE),
+        "turns": (Turn((ToolUse("Agent", {**SUBAGENT, "run_in_background": False}),)), DONE),
         "branches": {"SUBAGENT-BRANCH": (Turn((bash("echo inside"),)), Turn((Text("Looked around."),)))},
     },
     "subagent_in_background": {
