@@ -90,7 +90,7 @@ def test_address_that_pods_cannot_reach_is_a_problem(make_settings, host):
 def test_settings_that_cannot_work_are_errors(make_settings):
     with pytest.raises(ConfigurationError, match=r"kubernetes\.image is not set"):
         check_kubernetes(make_settings(image=None))
-    with pytest.raises(ConfigurationError, match="host_key_file has no effect"):
+    with pytest.raises(ConfigurationError, match=r"Remove cluster\.host_key_file"):
         check_kubernetes(make_settings(host_key_file="/etc/key"))
     with pytest.raises(EngineUnavailableError, match="cannot be read"):
         check_kubernetes(make_settings(token_file="/nonexistent"))

@@ -659,7 +659,7 @@ def test_local_changes_are_not_sent_to_a_branch_that_is_set(api, run_cli, checko
     (checkout / "notes.txt").write_text("mine\n")
     result = run_cli("run", "Go.", "--include-dirty", "--set", "repository.branch=release", cwd=checkout)
     assert (result.returncode, api.requests) == (2, [])
-    assert b"your changes are based on main of" in result.stderr
+    assert b"your changes are based on main at" in result.stderr
 
 
 def delete_tracking_branch(directory):
