@@ -44,7 +44,7 @@ from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.dashboard.routing import add_dashboard
 from sandbox.disks.commands import remove_trees
 from sandbox.disks.reserve_file import ReserveFile, measure_disk_space
-from sandbox.images.profiles import ProfileCatalog, make_profile_problem_lister
+from sandbox.images.profiles import ProfileCatalog, make_profile_lister
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.auth import TokenStore
 from sandbox.interfaces.clock import Clock
@@ -346,7 +346,7 @@ async def _serve(placement_context: PlacementContext, chosen: ChosenPlacements, 
             _log.warning("Stopped during the first probe of the runtimes.")
             return
         host = placements.selected_host
-        list_profiles = make_profile_problem_lister(host.images.list_minimum_tiers, lambda: host.result.tier)
+        list_profiles = make_profile_lister(host.images.list_minimum_tiers, lambda: host.result.tier)
         api_settings = _api_settings(
             settings,
             [*sockets, *websocket_sockets],

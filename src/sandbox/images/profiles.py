@@ -191,7 +191,7 @@ class ProfileCatalog:
         return Image(profile, metadata.digest, str(self.image_store(profile).rootfs_path(metadata.digest)))
 
 
-def make_profile_problem_lister(
+def make_profile_lister(
     list_minimum_tiers: Callable[[], Mapping[str, str]], find_tier: Callable[[], str]
 ) -> Callable[[], Mapping[str, str]]:
     """Return a function that maps each profile to the reason why it is unusable (empty if it is usable).

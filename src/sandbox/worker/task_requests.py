@@ -1,8 +1,7 @@
-"""The tasks on a worker's host.
+"""Carries out the server's requests about a task on the worker's host.
 
-`WorkerTask` carries out the server's requests about the worker's own task. `RunnerCredentialRequests` reads the
-requests for git credentials that the task's runners send. `OtherTaskLeftovers` removes the files that killed workers
-of other tasks left on this host.
+`WorkerTask` does this for the worker's own task. `RunnerCredentialRequests` reads the requests for git credentials that
+the task's runners send. `OtherTaskLeftovers` removes the files that killed workers of other tasks left on this host.
 """
 
 import asyncio

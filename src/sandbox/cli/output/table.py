@@ -22,7 +22,7 @@ MAIN_COLUMN_CELLS = 12
 """Width to which the most important column is truncated before another column is omitted."""
 
 TRUNCATED_COLUMN_CELLS_MIN = 6
-"""Minimum width of the most important column, once no other omittable column can be truncated further."""
+"""Minimum width of a truncated column, once no other column can be omitted."""
 
 UNLIMITED_WIDTH_CELLS = 100_000
 
