@@ -1,4 +1,4 @@
-"""Measures what a deployment on many hosts must reach, and prints a table.
+"""Measures whether a deployment on many hosts reaches its goals, and prints a table.
 
 Run as root with the project's Python: python bench/cluster.py [FIGURE ...], by default all of these figures:
 
@@ -397,7 +397,7 @@ def _is_listening(deployment):
 
 
 def _sockets_of_worker_port(deployment):
-    """Return the state and the inode of each socket of the server's port; without inode, it is not accepted yet."""
+    """Return the state and the inode of each socket of the server's port. Without an inode, it is not accepted yet."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return [(words[3], words[9]) for words in lines if words[1].endswith(f":{deployment.worker_port:04X}")]
 

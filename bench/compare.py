@@ -1,4 +1,4 @@
-"""Compares a whole task in Sandbox with the same work without a sandbox, and with other tools, in turns in one run.
+"""Compares a whole task in Sandbox with the same work without a sandbox, and with other tools, in turn, in one run.
 
 Run as root with the project's Python: python bench/compare.py [ROUNDS [CONTENDER ...]]   (default: 20, all contenders)
 
@@ -9,7 +9,7 @@ request until the task has completed. The others are:
 - sandbox-runtime: both commands under `srt`, from the npm package @anthropic-ai/sandbox-runtime.
 - swe-rex: both commands in a session of a LocalDeployment, which isolates nothing.
 - prefect: a flow with two tasks, which isolates nothing.
-They are not dependencies of the project. Install them into a directory of their own, whose path is in SANDBOX_PEERS:
+They are not dependencies of the project. Install them into a separate directory, and set SANDBOX_PEERS to its path:
 npm packages in `node_modules`, Python packages in a virtual environment `venv`. A contender that is not installed or
 does not work is skipped.
 
@@ -397,7 +397,7 @@ def close(contender: PlainContender | TaskContender | None) -> None:
 
 
 def measure(contenders: dict[str, PlainContender | TaskContender], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Run the contenders in turns, in a different order in each round. Return the wall and CPU times in seconds."""
+    """Run the contenders in turn, in a different order in each round. Return the wall and CPU times in seconds."""
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for contender in contenders.values():
         contender.clone_seconds.clear()

@@ -98,9 +98,9 @@ def serve_one_task(parent: Connection, seconds: int) -> None:
 
 async def serve_and_record(data_dir: Path, parent: Connection, seconds: int) -> None:
     """Serve until the task has ended and its followers have disconnected."""
-    from doubles.fake_tasks import manifest
+    from doubles.fake_tasks import TO_COMPLETED, manifest
     from doubles.fake_token_store import FakeTokenStore
-    from doubles.server_components import TO_COMPLETED, TO_RUNNING, ServerComponents
+    from doubles.server_components import TO_RUNNING, ServerComponents
     from sandbox.agents import registered_agents
     from sandbox.api.app import create_app, create_websocket_app
     from sandbox.api.app_context import AppContext

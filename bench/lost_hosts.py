@@ -1,15 +1,15 @@
-"""Runs tasks with the real Claude Code on three Slurm hosts, kills one host, cuts another one off, checks the tasks.
+"""Runs tasks with the real Claude Code on three Slurm hosts, kills one host, cuts off another, checks the tasks.
 
 Run as root with the project's Python: python bench/lost_hosts.py [--tasks 30] [--cpus 6] [--evidence DIRECTORY]
 
-Needs Slurm (script/setup --cluster). The model is the scripted one. Every third task may not be retried. The host that
-was cut off is connected again once the server has given up its attempts, while their successors run. The checks:
+Needs Slurm (script/setup --cluster). The model is scripted. Every third task has no retries. The host that was cut off
+is reconnected once the server has abandoned its attempts, while their successors are running. The checks:
 
 - Each task reaches the final state that the documentation promises. A lost attempt is followed by one other attempt.
 - What the server had acknowledged at the fault is unchanged at the end: the tasks, their records and their logs.
 - Each patch contains what the agent wrote, and every artifact has its checksum.
 - Once the model has received a request of an attempt, it receives none of an earlier attempt of that task.
-- The model receives no request of a lost attempt later than one lease after the fault, also after the host is back.
+- The model receives no request of a lost attempt later than one lease after the fault, even once the host is back.
 
 The latest results are in docs/chaos.md. The exit code is 1 if a check fails.
 """
@@ -36,12 +36,12 @@ from sandbox.placements.cluster.claim_and_takeover_rules import LEASE_MARGIN_SEC
 
 STEPS, STEP_SECONDS = 6, 4
 RUNNING_MIN, TOOL_CALLS_MIN = 3, 2
-"""At the fault, so many agents on each host must have made so many tool calls."""
+"""Before the fault, this many agents on each host must have made this many tool calls."""
 
 END_SECONDS = 1800.0
 GIVEN_UP_SECONDS = LEASE_SECONDS + LEASE_MARGIN_SECONDS + 300
 LATE_SECONDS = 20.0
-"""How long the tasks continue after the host is connected again, at least."""
+"""Minimum time for which the tasks continue after the host is reconnected."""
 
 KILLED, CUT_OFF = "n1", "n2"
 
@@ -108,7 +108,7 @@ class Experiment:
         self.lost_at = time.time()
 
     def _connect_again(self):
-        """Connect the host again, while successors of the attempts that were lost on it are running."""
+        """Reconnect the host, while successors of the attempts that were lost on it are running."""
         lost = [task_id for task_id, host in self.hosts_before.items() if host in {KILLED, CUT_OFF}]
         retried = [task_id for task_id in lost if self.retries[task_id] and self.hosts_before[task_id] == CUT_OFF]
 
@@ -159,7 +159,7 @@ class Experiment:
             self.violations.append(f"{len(unknown)} requests belong to no attempt")
         listed = {task["id"] for task in self.deployment.http.get("/api/v1/tasks?limit=1000").json()["tasks"]}
         if missing := self.retries.keys() - listed:
-            self.violations.append(f"the server has forgotten {sorted(missing)}")
+            self.violations.append(f"the server has lost {sorted(missing)}")
 
     def _check_state(self, task_id, status, attempts):
         outcome = status["state"], (status["error"] or {}).get("code")

@@ -52,13 +52,15 @@ class LongTask:
         store.save(IndexedTask(replay_state.task, replay_state.offset))
         self.stream = EventStream({}, self.journals, store, Broadcast(), lambda _manifest, _line: None)
 
-    def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
-        """Like `TaskEvents.replay`."""
-        return self.stream.replay(task_id, after=after)
+    def recorded_events(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
+        """Implements `TaskEvents.recorded_events`."""
+        return self.stream.recorded_events(task_id, after=after)
 
     async def resume(self) -> int:
         """Return the number of remaining events."""
-        return len([event async for event in self.replay("task-1", after=self.task.last_seq - REMAINING_RECORDS)])
+        return len(
+            [event async for event in self.recorded_events("task-1", after=self.task.last_seq - REMAINING_RECORDS)]
+        )
 
     async def resume_from_start(self) -> int:
         """Return the number of remaining events; reads the journal from the start."""
@@ -72,7 +74,7 @@ class LongTask:
 
     async def tail_from_start(self) -> int:
         """Return the position of the last ten lines; reads the journal from the start."""
-        seqs = [event["seq"] async for event in self.replay("task-1") if ENCODER.includes(event)]
+        seqs = [event["seq"] async for event in self.recorded_events("task-1") if ENCODER.includes(event)]
         return seqs[-11]
 
 

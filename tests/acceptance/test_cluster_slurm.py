@@ -126,7 +126,7 @@ def test_tasks_of_lost_hosts_are_retried_and_a_task_without_a_host_waits(deploym
     by_host = wait_until(lambda: len(found := running()) == 3 and found, 240, "a task on each host")
     waiting = (set(task_ids) - set(by_host.values())).pop()
     assert deployment.status(waiting)["state_message"] in {
-        f"Waiting for a host: The job waits in Slurm's queue ({reason})." for reason in ("Resources", "Priority")
+        f"Waiting for a host: The job is waiting in Slurm's queue ({reason})." for reason in ("Resources", "Priority")
     }
     job = deployment.status(waiting)["job"]
     assert (job["phase"], job["host"]) == ("waiting", None)

@@ -812,7 +812,7 @@ def test_page_of_a_terminal_starts_with_its_output_and_explains_the_conversation
     denied = {"type": "egress_denied", "host": "a.example", "port": 443, "reason": "vm.network_mode is isolated."}
     stream.send(output("hello\r\n", continued=False), denied)
     page.get_by_text("a.example:443 refused").wait_for()
-    page.get_by_text("The agent had a terminal; the Output tab has what it showed.").wait_for()
+    page.get_by_text("The agent had a terminal. Its output is in the Output tab.").wait_for()
     assert page.get_by_text("Turns", exact=True).count() == 0
     page.get_by_role("tab", name="Output").click()
     page.get_by_text("hello", exact=True).wait_for()

@@ -22,7 +22,7 @@ class ChaosDeployment(Deployment):
 
     end_timeout_seconds = 120
     agent_options: ClassVar = {"patience_seconds": 0, "request_interval": 0}
-    """The agent's requests to the model: how long it repeats a failed one, and how many lines it prints between two."""
+    """How long an agent repeats a failed model request, and how many lines it prints between two requests."""
 
     def __init__(self, directory, *arguments, runtime="bubblewrap"):
         super().__init__(directory, *arguments)

@@ -37,7 +37,7 @@ def emit(**event):
 
 
 def request_model(question):
-    """Repeats a failed request until the agent's patience ends."""
+    """Send a request, and repeat it for at most `patience_seconds` if it fails."""
     deadline = time.monotonic() + instructions["patience_seconds"]
     while (failure := request_once(question)) is not None:
         if time.monotonic() > deadline:

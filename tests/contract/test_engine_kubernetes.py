@@ -127,7 +127,7 @@ class TestLostWorkers:
     async def test_reason_shows_that_memory_was_exhausted(self, cluster, engine, running_job):
         container_of(cluster, running_job).kill("OOMKilled")
         status = await wait_for_end(engine, running_job)
-        assert status.reason == "The worker ended by signal 9 on n1 (OOMKilled)."
+        assert status.reason == "The worker was ended by signal 9 on n1 (OOMKilled)."
 
     async def test_time_limit_is_enforced_by_the_node(self, cluster, engine, create_job):
         job = create_job("stubborn")
@@ -153,7 +153,7 @@ class TestWaitingJobs:
         )
         status = await status_of(engine, job)
         assert status.phase is JobPhase.WAITING
-        assert status.reason.startswith("The Pod waits for a node (0/1 nodes are available: 1 Insufficient cpu")
+        assert status.reason.startswith("The Pod is waiting for a node (0/1 nodes are available: 1 Insufficient cpu")
 
     async def test_hostile_reason_is_shown_on_one_printable_line(self, cluster, engine, create_job):
         cluster.paused = True
@@ -352,7 +352,7 @@ class TestApiServer:
         with pytest.raises(EngineUnavailableError, match="HTTP status 429"):
             await engine.reconcile_jobs([running_job.name])
         count, now = len(api.requests), time.monotonic()
-        with pytest.raises(EngineUnavailableError, match="asked for a pause"):
+        with pytest.raises(EngineUnavailableError, match="requested a pause"):
             await engine.reconcile_jobs([running_job.name])
         assert len(api.requests) == count
         monkeypatch.setattr(kubernetes_api.time, "monotonic", lambda: now + seconds + 0.1)

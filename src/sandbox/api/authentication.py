@@ -1,6 +1,6 @@
-"""Authentication and authorization: admits or denies requests, and the middleware that applies this to all routes.
+"""Authentication and authorization: the checks that admit or deny a request, and the middleware for all routes.
 
-A request is admitted by its credentials, role and rate limit, and by whether a page of another site forged it.
+The checks cover the credentials, the role, the rate limit, and whether a page of another site forged the request.
 
 A server without tokens listens on a loopback address, and any client that reaches the port is the operator. Therefore,
 requests from pages of other sites are detected by `Host`, `Origin` and `Sec-Fetch-Site`. On a server with tokens, such
@@ -262,7 +262,7 @@ class Caller:
 
 
 class RequestAdmission:
-    """Decides about all requests to one server, on both of its ports."""
+    """Admits or denies each request to one server, on both of its ports."""
 
     def __init__(
         self, token_store: TokenStore, settings: ApiSettings, monotonic: Callable[[], float] = time.monotonic

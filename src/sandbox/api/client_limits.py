@@ -1,4 +1,4 @@
-"""What one client may use: its rate of requests, its concurrent requests and streams, its unread responses.
+"""Limits for each client: request rate, concurrent requests and streams, and memory for unread responses.
 
 A response that exceeds the client's memory is replaced by a 429.
 """
@@ -145,7 +145,7 @@ _SOCKET_BYTES = 2 * CHUNK_BYTES
 """Bytes that a connection buffers for its client: up to one chunk more than the high-water mark."""
 
 _SMALL_BYTES = 4 * 1024
-"""Responses up to this size are never refused, because the change that they report has already taken effect."""
+"""Responses up to this size are never refused, because they may report a change that has already taken effect."""
 
 _CONTENT_MESSAGE_TYPES = frozenset({"http.response.body", "websocket.send"})
 _REFUSAL_TEXT = "Unread responses to this token use all memory that is available to it; read or close some of them."

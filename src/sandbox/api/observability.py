@@ -201,7 +201,7 @@ def _log_response(scope: Scope, status: int, seconds: float) -> None:
     is_routine = status < 400 and is_polled
     _log.log(
         logging.DEBUG if is_routine else logging.INFO,
-        "Request answered" if scope["type"] == "http" else "WebSocket handshake answered",
+        "Request handled" if scope["type"] == "http" else "WebSocket handshake handled",
         extra={
             "method": scope.get("method", "GET"),
             "path": path,

@@ -310,7 +310,7 @@ An error response has the content type `application/problem+json` (RFC 9457). `e
 code, `message` says what happened and what to do, and `details` lists every error in the request. Retry 429 and 503
 after the time in `Retry-After`. To submit again without a second task, send the same `Idempotency-Key`.
 
-A task that failed is not an error response: its status has `error` with `code`, `reason` and `message`.
+A failed task does not cause an error response: its status has `error` with `code`, `reason` and `message`.
 """
 """The description of the API, as Markdown. `build_schema` replaces AGENT_KIND with the first agent's section."""
 

@@ -42,7 +42,7 @@ PUBLIC_PATHS = frozenset({BASIC_HEALTH, HEALTH, READINESS, LIVENESS})
 
 TaskId = Annotated[str, Path(description="The task's id")]
 HostName = Annotated[str, Path(description="The host's name")]
-ArtifactName = Annotated[str, Path(description="The artifact's name, else its path")]
+ArtifactName = Annotated[str, Path(description="The artifact's name, or its path if no artifact has that name")]
 
 
 class _AnyPathConvertor(Convertor[str]):

@@ -303,7 +303,10 @@ _NAMES_IN_OTHER_APIS = {
     "status": "state",
     "until": "created_before",
 }
-"""The parameter for the same purpose, keyed by its name in other APIs. A parameter with a similar name may differ."""
+"""Parameters keyed by the names that other APIs use for the same purpose.
+
+They take precedence over parameters with similar names, which may have different purposes.
+"""
 
 
 def _unknown(name: str, known: Collection[str], patterns: Collection[str]) -> FieldError:

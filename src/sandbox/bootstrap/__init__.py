@@ -1,1 +1,1 @@
-"""Builds and starts server, runner and worker. Also contains the settings, doctor, backup and machine setup."""
+"""Builds and starts the server, runners and workers. Also contains the settings, doctor, backup and machine setup."""

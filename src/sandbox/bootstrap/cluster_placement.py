@@ -62,7 +62,7 @@ _VALID_DAYS = 36_500
 def load_or_create_certificate(directory: Path) -> tuple[Path, str]:
     """Return the file that contains the server's certificate and key, and return the fingerprint (SHA-256, hex).
 
-    Creates the certificate if there is none. Workers compare the fingerprint, so nobody has to sign the certificate.
+    Creates the certificate if there is none. Workers check the fingerprint, so a self-signed certificate suffices.
     The certificate does not expire within the lifetime of a server.
     """
     path = directory / "certificate.pem"
@@ -184,7 +184,7 @@ def choose_proof_method(
 
 
 def load_cluster_key(section: ClusterSection, certificate_fingerprint: str) -> ClusterKey | None:
-    """Return the key of the hosts, and warn if there is none. Raises ClusterKeyError.
+    """Return the cluster's host key, and warn if there is none. Raises ClusterKeyError.
 
     certificate_fingerprint: SHA-256 (hex) of the server's certificate.
     """
@@ -201,7 +201,7 @@ def load_cluster_key(section: ClusterSection, certificate_fingerprint: str) -> C
 def store_runner_log(data_dir: Path, task_id: str, attempt_id: str, data: bytes) -> None:
     """Store the log of a runner at the path at which a local runner's log would be. Raises OSError."""
     layout = TaskLayout(data_dir, task_id)
-    if not layout.root.is_dir():  # removed in the meantime
+    if not layout.root.is_dir():  # the task was removed in the meantime
         return
     path = layout.attempt(attempt_id).runner_log
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -247,8 +247,8 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
             resources,
             section.time_limit_seconds,
             _GRACE_SECONDS,
-            # Slurm runs no job whose output file it cannot open, so the worker opens its log itself. Kubernetes keeps
-            # the output of a Pod.
+            # Slurm does not run a job if it cannot open the job's output file, so the worker opens its log itself.
+            # Kubernetes keeps the output of a Pod.
             str(directory / "host" / "worker.log") if section.engine == "processes" else os.devnull,
         )
 

@@ -127,7 +127,7 @@ def stream_backup(data_dir: Path, stream: BinaryIO) -> tuple[BackupManifest, int
 
 
 class _CountingWriter(io.BufferedIOBase):
-    """Writes to a stream that need not be seekable, and counts the bytes, because tarfile asks for the position."""
+    """Writes to a stream that need not be seekable, and counts the bytes, because tarfile reads the position."""
 
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__()
@@ -307,7 +307,7 @@ _LISTED_BYTES_MIN = 100
 """Minimum size of a file's entry in the manifest, excluding the file's name."""
 
 _HOST_LOST_MESSAGE = (
-    "The task was running when the backup was created; everything stored until then is included. Submit it again."
+    "The task was running when the backup was created; everything stored until then is included. Submit the task again."
 )
 
 

@@ -115,7 +115,7 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
     arguments = [argument.partition("=") for argument in sys.argv[1:]]
     options = {name: int(value) for name, _, value in arguments if name.startswith("--")}
     if unknown := options.keys() - _OPTIONS:
-        sys.exit(f"unknown option {', '.join(sorted(unknown))}: the caller has another version than this runner")
+        sys.exit(f"unknown option {', '.join(sorted(unknown))}: the caller has a different version from this runner")
     run_order(
         get_agents,
         options["--lock-fd"],

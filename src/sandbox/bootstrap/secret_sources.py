@@ -1,4 +1,4 @@
-"""The sources of secrets: tasks' secrets, the server's key for the model API, and the key of a cluster's hosts."""
+"""The sources of secrets: tasks' secrets, the server's key for the model API, and the cluster's host key."""
 
 import binascii
 import errno
@@ -86,18 +86,18 @@ def upstream_from_environment(agent: Agent, environment: Mapping[str, str]) -> M
 
 
 class ClusterKeyError(SandboxError):
-    """The file with the key of the hosts is missing, damaged or accessible to other users."""
+    """The file that contains the cluster's host key is missing, damaged or accessible to other users."""
 
     code = "host_key_unusable"
 
 
 CLUSTER_KEY_BYTES = 32
 _CLUSTER_KEY_FILE_BYTES_MAX = 4096
-_UNREADABLE_REMEDY = "create it or copy it, and let the user of this process own it."
+_UNREADABLE_REMEDY = "create or copy it, and make the user of this process its owner."
 
 
 def read_cluster_key(path: Path | None) -> bytes:
-    """Return the key of the hosts. path: None if the settings name no file.
+    """Return the cluster's host key. path: None if the settings name no file.
 
     Raises ClusterKeyError.
     """
@@ -113,13 +113,13 @@ def read_cluster_key(path: Path | None) -> bytes:
         finally:
             os.close(descriptor)
     except OSError as error:
-        message = f"The key of the hosts, {path}, cannot be read: {error.strerror}"
+        message = f"The cluster's host key, {path}, cannot be read: {error.strerror}"
         raise ClusterKeyError(f"{message}; {_UNREADABLE_REMEDY}") from error
     if status.st_uid not in {0, os.geteuid()}:
-        message = f"{path} contains the key of the hosts, so root or the user of this process must own it"
+        message = f"{path} contains the cluster's host key, so root or the user of this process must own it"
         raise ClusterKeyError(f"{message}; fix it with: chown {os.geteuid()} {shlex.quote(str(path))}")
     if status.st_mode & 0o077:
-        message = f"{path} contains the key of the hosts, but other users have access to it"
+        message = f"{path} contains the cluster's host key, but other users have access to it"
         raise ClusterKeyError(f"{message}; fix it with: chmod 600 {shlex.quote(str(path))}")
     try:
         key = binascii.a2b_base64(content.strip(), strict_mode=True)

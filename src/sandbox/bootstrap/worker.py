@@ -181,7 +181,7 @@ def remove_incomplete_images(data_dir: Path) -> None:
     try:
         ProfileCatalog(data_dir).remove_stale_builds()
     except OSError as error:
-        _log.warning("Parts of images are not removed yet; check %s: %s", data_dir / "profiles", error_reason(error))
+        _log.warning("Incomplete images could not be removed; check %s: %s", data_dir / "profiles", error_reason(error))
 
 
 def _make_claim(attempt_id: str, token: bytes, boot_id: str, runtime: str) -> Claim:
@@ -238,7 +238,7 @@ def _shared_lock(data_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_task(path: Path, *, waits: bool = True) -> Iterator[None]:
-    """Hold the lock of a task on this host. First waits for a worker that is about to end. Raises OSError."""
+    """Hold the lock of a task on this host. waits: wait for a worker that is about to end. Raises OSError."""
     deadline = time.monotonic() + (_LOCK_SECONDS if waits else 0)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:

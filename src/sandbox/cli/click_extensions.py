@@ -206,7 +206,7 @@ _ROOT_SYNONYMS = {
 _COMMANDS_BY_TOPIC = {
     **dict.fromkeys(("cost", "costs", "spend", "usage"), ("task status TASK_ID", "task list --sort cost --totals")),
 }
-"""Maps names that are not commands to the command lines that show what the names stand for."""
+"""Maps topics that are not commands, such as `cost`, to the command lines that show them."""
 
 _SIMILARITY_MIN = 0.7
 """Minimum similarity of a suggestion. With difflib's default, 0.6, unrelated commands would be suggested."""

@@ -156,7 +156,7 @@ def _binary_summary(headers: Sequence[str], contents: Sequence[str]) -> str:
     elif new_kind == old_kind == "literal":
         change = f"changed, {old_bytes} to {new_bytes} bytes"
     else:
-        change = "changed"  # the patch contains only the difference, whose size says little
+        change = "changed"  # the patch contains only the difference, so its size is not the file's
     return f"Binary file {path}: {change}"
 
 

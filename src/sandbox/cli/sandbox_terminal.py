@@ -129,7 +129,7 @@ def run_terminal(
     terminal opens.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        fail("Error: This command needs a terminal as stdin and stdout.", ExitCode.USAGE)
+        fail("Error: This command needs a terminal on stdin and stdout.", ExitCode.USAGE)
     size = os.get_terminal_size()
     parameters |= {"rows": min(size.lines, SIZE_MAX) or 24, "columns": min(size.columns, SIZE_MAX) or 80}
     parameters |= {"term": term} if (term := os.environ.get("TERM")) else {}
@@ -142,7 +142,7 @@ def run_terminal(
             try:
                 return asyncio.run(_run(options, task_id, DetachKeyDetector(keys), notice, parameters))
             except ClientError as error:
-                # A terminal opens shortly after the task has begun to run.
+                # The sandbox accepts terminals shortly after the task has started to run.
                 if error.code in {_NO_TERMINAL, _UNAVAILABLE} and time.monotonic() < deadline:
                     time.sleep(_POLL_SECONDS)
                 elif error.code == _NO_TERMINAL:
@@ -152,10 +152,10 @@ def run_terminal(
 
 
 def _wait_for_sandbox(client: Client, task_id: str, *, is_agent: bool) -> Task:
-    """Wait until the task's sandbox is running or the task has ended, and print what the task waits for.
+    """Wait until the task's sandbox is running or the task has ended, and print what the task is waiting for.
 
-    is_agent: the agent's terminal is requested. Exits with an error if the agent will have no terminal, if the user
-    presses ^C, or if the time is over. Raises ClientError.
+    is_agent: whether the agent's terminal is requested. Exits with an error if the agent will have no terminal, if the
+    user presses ^C, or if the wait times out. Raises ClientError.
     """
     escaped_id = escape_text(task_id)
     again = f"sandbox task {'attach' if is_agent else 'shell'} {task_id_for_hint(task_id)}"
@@ -170,7 +170,7 @@ def _wait_for_sandbox(client: Client, task_id: str, *, is_agent: bool) -> Task:
                 return task
             if time.monotonic() > deadline:
                 waited = format_duration(START_TIMEOUT_SECONDS)
-                message = f"Error: The sandbox of task {escaped_id} has not started within {waited}."
+                message = f"Error: The sandbox of task {escaped_id} did not start within {waited}."
                 fail(f"{message}\n  Try again: {again}", ExitCode.WAIT_TIMEOUT)
             if not shown:
                 started = "the agent starts" if is_agent else "the sandbox is running"
@@ -192,7 +192,7 @@ def _has_terminal(task: Task) -> bool:
 
 
 def _fail_without_terminal(task: Task, message: str, parameters: Mapping[str, Any]) -> NoReturn:
-    """Exit with an error that names the commands that are useful if the requested terminal does not exist."""
+    """Exit with an error, because the requested terminal does not exist, and list commands to use instead."""
     shown_id, commands = task_id_for_hint(task["id"]), {}
     is_agent = parameters.get("of") == _AGENT
     if is_agent and not _has_terminal(task):

@@ -83,7 +83,7 @@ LINE_BYTES_MAX = 2 * EVENT_BYTES_MAX
 class SseParser:
     """Parses the stream of one connection. Skips comments, and an event that is incomplete when the stream ends.
 
-    last_id: the latest id, which belongs to the event that was returned last or precedes it; empty if there is none.
+    last_id: the id after which a new connection continues the stream; empty if the server has not sent an id.
     """
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from sandbox.model.wire.task_bodies import FailureBody
 
 @dataclass(frozen=True, slots=True)
 class FailureNotice:
-    """A failure, described with the words of the submission form instead of the manifest's field names.
+    """A failure, described in the words of the submission form instead of the manifest's field names.
 
     title: what happened; detail: the cause, empty if the title contains it; remedy: what to do, empty if the detail
     already says it. message: the message in the task's status.
@@ -92,7 +92,7 @@ _NOTICES: dict[str, tuple[str, str]] = {
     FailureCode.TOOL_UNKNOWN: ("The agent does not have an allowed tool", "Fix its name in allowed_tools."),
 }
 _KERNEL_LIMIT_NOTICE = ("The sandbox reached a limit", "Let the agent use fewer of these resources.")
-"""The notice of `out_of_memory` if more memory does not help. In this case, the message does not name `vm.memory`."""
+"""The notice for `out_of_memory` if more memory does not help. In this case, the message does not name `vm.memory`."""
 
 _FIELD_WORDS = {
     "lifecycle.budget_tokens": ("the token budget", "a larger budget"),
@@ -110,7 +110,7 @@ _FIELD_WORDS = {
 """The words for each field and for its new value. Other fields appear under their names in the manifest."""
 
 _AGENT_FIELD_WORDS = {"max_turns": ("the maximum number of turns", "more turns")}
-"""The same for fields of an agent's section, without the key of the section."""
+"""The same for the fields of an agent's section. The field names omit the key of the section."""
 
 _FIELDS = (*map(re.escape, _FIELD_WORDS), *(rf"[a-z_]+\.{name}" for name in _AGENT_FIELD_WORDS))
 _NAME = re.compile(r"(?<![\w.])(?:" + "|".join(_FIELDS) + r")(?!\w|\.\w)")

@@ -61,7 +61,7 @@ def render_page(request: Request, template: str, status: int = 200, **values: An
     return HTMLResponse(text.render(common | values), status, HEADERS)
 
 
-_DURATION_DEFINITION = "From the first start of the agent to the end of the task: without the wait and the clone"
+_DURATION_DEFINITION = "From the first start of the agent to the end of the task, without waiting and cloning"
 """Explains "Duration", which means `Task.duration_seconds` on every page."""
 
 

@@ -181,7 +181,7 @@ def print_model(console: Console) -> None:
         console.print("This task uses the real model and costs a few cents, charged to your ANTHROPIC_API_KEY.")
         return
     console.print(
-        "No ANTHROPIC_API_KEY is set: a scripted model is used.\nEverything else is real: Claude Code, the "
+        "ANTHROPIC_API_KEY is not set, so a scripted model is used.\nEverything else is real: Claude Code, the "
         "clone, the sandbox, the patch.\nTokens and dollars are what the real model would cost; nothing is "
         "charged."
     )

@@ -18,7 +18,7 @@ def seconds_since_boot() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-LEASE_EXPIRED_MESSAGE = "This host has lost contact with the server; until it has contact again, the network is off."
+LEASE_EXPIRED_MESSAGE = "This host has lost contact with the server; the network is off until contact is restored."
 """The response to requests of the sandbox while the lease is expired."""
 
 _SLEEP_SECONDS_MAX = 1.0
@@ -115,7 +115,7 @@ class LeasedSocket(socket.socket):
         return super().sendmsg(buffers, *arguments)
 
     def apply_lease(self) -> None:
-        """Give the kernel the current deadline. Raises LeaseExpiredError, OSError."""
+        """Pass the current deadline to the kernel. Raises LeaseExpiredError, OSError."""
         milliseconds = math.ceil(self.lease.seconds_left * 1000)
         if milliseconds <= 0:
             raise LeaseExpiredError

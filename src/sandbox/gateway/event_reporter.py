@@ -106,7 +106,7 @@ class EventReporter:
         """Report the numbers of unlisted denials and of dropped headers. Call this when the gateway stops."""
         self._flush_denials()
         if self._dropped_headers:
-            message = f"{self._dropped_headers} headers of model requests were not forwarded in total."
+            message = f"In total, {self._dropped_headers} headers of model requests were not forwarded."
             self._dropped_headers = 0
             self._report(ErrorReported("model_headers_dropped", message))
 

@@ -85,7 +85,7 @@ def has_body(request: h11.Request) -> bool:
 
 
 def _forwarded_headers(request: h11.Request, dropped: frozenset[bytes]) -> Headers:
-    """Return the request headers that are forwarded to a host, spelled as received.
+    """Return the request headers that are forwarded to a host, with their names unchanged.
 
     Names are compared with punctuation replaced by `-`, because some servers interpret `X_Api_Key` or `X.Api.Key` as
     `X-Api-Key`.

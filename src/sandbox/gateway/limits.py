@@ -11,7 +11,7 @@ REQUEST_JSON_VALUES_MAX = 500_000
 memory that decoding needs."""
 
 LONG_INTEGER_DIGITS = 300
-"""Number of digits from which an integer in a request body is long: converting it takes quadratic time."""
+"""Minimum number of digits of a long integer in a request body. Converting a long integer takes quadratic time."""
 
 LONG_INTEGERS_MAX = 100
 """Maximum number of long integers in a decoded request body; above it: 413."""
@@ -122,7 +122,7 @@ CLIENT_HELLO_BYTES_MAX = 8 * 1024
 """Maximum size of a TLS ClientHello; a longer one is denied."""
 
 UNKNOWN_PROTOCOL_BYTES_MAX = 16 * 1024
-"""Number of bytes of other protocols that are searched for TLS and HTTP; the rest passes unread."""
+"""Number of bytes of other protocols that are searched for TLS and HTTP; the rest is forwarded without inspection."""
 
 PARTIAL_HELLOS_MAX = 16
 """Maximum number of simultaneous incomplete ClientHello candidates in a connection; above it, the connection ends."""

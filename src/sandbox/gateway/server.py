@@ -48,7 +48,7 @@ class SocketGatewayFactory:
     dialect: the API of the model.
     address_policy: decides which addresses may be dialed for allowed hosts.
     throttle: limits the gateways' CPU time.
-    lease: until when the sandbox may communicate; None means no limit.
+    lease: limits how long the sandbox may communicate; None means no limit.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class SocketGatewayFactory:
 
 
 class OutboundNetwork(NamedTuple):
-    """All ways out of one sandbox."""
+    """The outbound connections of one sandbox, and their dialers."""
 
     connections: OutboundConnections
     model: UpstreamDialer

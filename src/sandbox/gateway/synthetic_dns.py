@@ -35,7 +35,7 @@ class SyntheticIps:
         return self._addresses[name]
 
     def name_of(self, address: str) -> str | None:
-        """Return the name of an address, spelled as in the query (for redaction); None if unassigned."""
+        """Return the name of an address, with the case of the query (for redaction); None if unassigned."""
         return self._names.get(IPv4Address(address))
 
 

@@ -43,7 +43,7 @@ It limits how long a costly read delays other connections.
 """
 
 RELAY_BYTES = 256 * 1024
-"""Read size for data that is relayed unread; equal to asyncio's own maximum."""
+"""Read size for data that is relayed without inspection; equal to asyncio's own maximum."""
 
 _READ_AHEAD_BYTES = 1
 """Disables read-ahead: the kernel merges small segments, and a waiting connection uses no user-space buffer."""
@@ -156,7 +156,7 @@ def limit_buffers(connection: socket) -> None:
 class OutboundConnections:
     """Opens connections to the model and to other hosts.
 
-    lease: until when data may be sent; None means no limit.
+    lease: limits how long data may be sent; None means no limit.
     """
 
     def __init__(self, lease: CommunicationLease | None = None) -> None:
@@ -282,8 +282,8 @@ class PriorityCpuQueues:
 
     A sandbox can send any amount of data for the gateway to parse. CPU time is therefore limited, and the data of only
     one connection is parsed at a time. The runner's other work, such as measuring and stopping the sandbox, runs in
-    between. After long work, the next work waits for as long as the long work took, because one turn of the event loop
-    is too short for a measurement.
+    between. A long piece of work is followed by a pause of the same duration, because one turn of the event loop is too
+    short for a measurement.
     """
 
     def __init__(self, throttle: CpuThrottle) -> None:

@@ -196,7 +196,7 @@ def make_profile_lister(
 ) -> Callable[[], Mapping[str, str]]:
     """Return a function that maps each profile to the reason why it is unusable (empty if it is usable).
 
-    Manifests are checked against its result. list_minimum_tiers: see `ProfileCatalog.list_minimum_tiers`. find_tier:
+    Manifests are validated against its result. list_minimum_tiers: see `ProfileCatalog.list_minimum_tiers`. find_tier:
     returns the tier of the server's runtime.
     """
 

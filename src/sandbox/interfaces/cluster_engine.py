@@ -24,7 +24,7 @@ def job_name(attempt_id: str) -> str:
 
 
 HOST_NAME_VARIABLE = "SANDBOX_HOST_NAME"
-"""The environment variable with the engine's name of a worker's host, if the engine sets it."""
+"""The environment variable with the engine's name for a worker's host, if the engine sets it."""
 
 IDENTITY_FILE_VARIABLE = "SANDBOX_IDENTITY_FILE"
 """The environment variable with the path of the file that contains a worker's identity token, if there is one."""
@@ -146,7 +146,7 @@ class Engine(Protocol):
 
         Raises EngineRejectedError, for example because the engine has no host that is large enough and not excluded.
 
-        If the call fails with EngineUnavailableError, the job may or may not have been submitted: call it again.
+        If the call fails with EngineUnavailableError, the job may or may not have been submitted: call `submit` again.
         """
         ...
 

@@ -28,7 +28,7 @@ IMAGE_LAYOUT_VERSION = 1
 
 
 ImageDigest = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
-"""SHA-256 of an image's tree. Messages with any other form are refused when they are decoded."""
+"""SHA-256 of an image's tree. Any other form is rejected when a message is decoded."""
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -126,7 +126,7 @@ class ImageCopies(Protocol):
 
         Raises ImageUnusableError if the content does not have the image's digest or is larger than an image may be,
         ImageReceptionBusyError if another process of this host is receiving an image of the profile, and OSError if
-        this host has too little space or cannot store the files as they arrive. Nothing is stored then.
+        this host has too little space or cannot store the files as they arrive. After an error, nothing is stored.
         """
         ...
 

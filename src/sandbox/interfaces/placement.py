@@ -155,8 +155,8 @@ class AttemptFiles(Protocol):
     async def clean_up(self, leftover: Leftover, *, keeps_disk: bool) -> None:
         """Remove the leftovers of an attempt without a running process, and its files unless `keeps_disk`. Idempotent.
 
-        The runner's log is kept. The caller holds the task's lock and has determined that the attempt is over. Does
-        nothing if a runner on another host still holds the lock there. Raises AttemptError.
+        The runner's log is kept. The caller holds the task's lock and has determined that the attempt has ended.
+        Does nothing if a runner on another host still holds the lock there. Raises AttemptError.
         """
         ...
 
@@ -389,8 +389,8 @@ class Placement(Protocol):
         the handle's lock state is UNKNOWN. A cancelled call may also start a runner.
 
         Raises OSError if no runner was started or the runner did not read its order; RunnerNotStartedError if a later
-        launch may succeed. Raises JournalBusyError if the task has a runner, or `writer` was passed to one; nothing is
-        started then.
+        launch may succeed. Raises JournalBusyError, and starts nothing, if the task has a runner or `writer` was
+        passed to one.
         """
         ...
 
@@ -406,7 +406,7 @@ class Placement(Protocol):
 class LeftoverSource(Protocol):
     """Finds and removes the leftovers of one kind on the host that runs this process. `placements/local` uses it.
 
-    The caller holds the task's lock and determines whether the attempt belongs to this server and is over.
+    The caller holds the task's lock and determines whether the attempt belongs to this server and has ended.
     """
 
     @property

@@ -400,7 +400,7 @@ TIERS = ("namespaces", "gvisor", "vm")
 
 TIER_DESCRIPTIONS = {
     "namespaces": "namespaces and a system call filter, on the host's kernel",
-    "gvisor": "a separate kernel in a host program that may use few system calls",
+    "gvisor": "a separate kernel in a host program that may use only a few system calls",
     "vm": "a virtual machine with a separate kernel",
 }
 """What separates the agent from the host in each tier."""

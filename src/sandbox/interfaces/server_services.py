@@ -165,7 +165,7 @@ class TaskNotEndedError(SandboxError):
 
     def __init__(self, task: Task, action: str) -> None:
         """Create the error. action: what the caller wants to do with the task, such as `continue`."""
-        super().__init__(f"Task {task.id} is {task.state}; wait for its end or cancel it, then {action} it.")
+        super().__init__(f"Task {task.id} is {task.state}; wait for it to end or cancel it, then {action} it.")
         self.task = task
 
 
@@ -185,7 +185,7 @@ class TaskNotContinuableError(SandboxError):
 
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """What a new task takes over from an earlier one.
+    """What a new task inherits from an earlier one.
 
     sources: the stored files, keyed by their names in the new task; `parent.files` describes each file.
     conversation: the content of `parent.conversation`, if that file has no source.
@@ -198,7 +198,7 @@ class Inheritance:
 
 @dataclass(frozen=True, slots=True)
 class DerivedTaskPlan:
-    """The starting point of a new task: the manifest of an earlier one, and what the new task takes over from it."""
+    """The starting point of a new task: the manifest of an earlier one, and what the new task inherits from it."""
 
     manifest: Manifest
     inheritance: Inheritance | None
@@ -206,7 +206,7 @@ class DerivedTaskPlan:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """An accepted task, in the state that it had when it was accepted.
+    """An accepted task, in its state at the time of acceptance.
 
     is_replayed: the same submission had been accepted before.
     """

@@ -132,7 +132,8 @@ class TaskTotals:
 class TaskPage:
     """A page of tasks and the total number; `next_cursor` is set if more follow.
 
-    tasks: they lack artifacts, the patch and the agent's report, and the agent's section is empty: no list shows these.
+    tasks: without artifacts, the patch and the agent's report, and with an empty agent section, because lists do not
+        show these.
     damaged: the errors of unreadable rows on the page, keyed by task id. These tasks are not in `tasks`.
     totals: set if the query requests them. They include unreadable rows.
     """
@@ -175,7 +176,7 @@ class Store(Protocol):
     def load_without_large_fields(self, task_id: str) -> IndexedTask | None:
         """Return a task without its prompt, patch, artifacts and the agent's report, or None if it is unknown.
 
-        Raises StoreError. These omitted fields can have megabytes.
+        Raises StoreError. The omitted fields can contain megabytes.
         """
         ...
 

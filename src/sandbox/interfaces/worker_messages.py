@@ -195,7 +195,7 @@ class WorkDone(msgspec.Struct, frozen=True, tag="done"):
 
 
 class FindEndedTasks(msgspec.Struct, frozen=True, tag="find_ended"):
-    """On the host, other workers have left files of these tasks. The server answers with `EndedTasks`."""
+    """Other workers have left files of these tasks on the host. The server answers with `EndedTasks`."""
 
     task_ids: Annotated[tuple[_TaskId, ...], msgspec.Meta(max_length=LEFTOVER_TASK_BATCH_MAX)]
 
@@ -272,7 +272,7 @@ class ImagePart(msgspec.Struct, frozen=True, tag="image_part"):
 
 
 class ImageNotSent(msgspec.Struct, frozen=True, tag="image_not_sent"):
-    """The server sends no image, or stops before the end of the image. The worker asks again later.
+    """The server sends no image, or stops before the end of the image. The worker retries later.
 
     code: the code of an `ImageTransfersBusyError` or an `ImageUnreadableError`. message: human-readable.
     """

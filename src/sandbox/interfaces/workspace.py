@@ -1,6 +1,7 @@
 """The workspace: cloned by the host with credentials, changed by the agent, read back by the host.
 
-A runner on a host of a cluster asks its worker for the credentials of a clone, and the worker asks the server.
+A runner on a host of a cluster requests the credentials for a clone from its worker, which requests them from the
+server.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence

@@ -55,7 +55,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class FileJournalWatch:
     """Reports writes to journals with inotify(7). Its methods are called in the event loop.
 
-    A journal that is written all the time is reported at most once per _NOTIFY_INTERVAL_SECONDS. While no journal is
+    A journal that is written continuously is reported at most once per _NOTIFY_INTERVAL_SECONDS. While no journal is
     watched, no inotify instance is open.
     """
 
@@ -65,7 +65,7 @@ class FileJournalWatch:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._callbacks: dict[int, list[Callable[[], None]]] = {}
-        """The callbacks of each watch, keyed by the kernel's number of the watch, which is never reused."""
+        """The callbacks of each watch, keyed by inotify's watch descriptor, which the kernel does not reuse."""
 
     @contextmanager
     def watch(self, task_id: str, notify: Callable[[], None]) -> Iterator[bool]:
@@ -86,7 +86,7 @@ class FileJournalWatch:
                 self._close()
 
     def _add(self, path: Path) -> int:
-        """Return the number of the watch; -1 if the kernel rejects it."""
+        """Return the watch descriptor; -1 if the kernel rejects the watch."""
         if self._inotify_fd < 0:
             self._inotify_fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
             if self._inotify_fd < 0:
@@ -104,8 +104,8 @@ class FileJournalWatch:
             self._timer.cancel()
         self._loop.remove_reader(self._inotify_fd)
         closed_fd, self._inotify_fd, self._loop, self._timer = self._inotify_fd, -1, None, None
-        # The kernel waits until all readers of a machine-wide lock have left it: for seconds if a sandbox keeps many of
-        # them without CPU time.
+        # The kernel waits until all readers have released a machine-wide lock. This takes seconds if a sandbox
+        # deprives many of them of CPU time.
         threading.Thread(target=os.close, args=(closed_fd,), daemon=True).start()
 
     def _resume(self) -> None:
@@ -373,7 +373,7 @@ _RECORD_BYTES_MIN, _LAST_RECORD_BYTES = 64, 4096
 def has_task_ended(journals: Journals, task_id: str) -> bool:
     """Return whether a task has ended or is gone. A task whose journal cannot be read now counts as not ended.
 
-    Only a few records are read, whatever the journal's length: any worker may ask about any task, again and again.
+    Reads only a few records, whatever the journal's length, because any worker may cause any number of calls.
     """
     try:
         end = journals.find_offset(task_id, _AFTER_LAST_SEQ)

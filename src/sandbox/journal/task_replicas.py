@@ -198,7 +198,7 @@ class ReceivedArtifactFile:
             if self._file.closed:
                 return
             try:
-                with contextlib.suppress(OSError):  # what was not flushed is removed
+                with contextlib.suppress(OSError):  # an artifact that was not flushed is removed below
                     self._file.close()
                 if self._is_published:
                     fsync_path(self._target.parent)

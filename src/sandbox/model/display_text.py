@@ -48,9 +48,9 @@ _NON_BASE_CHARACTERS = frozenset({"", " ", "/"})
 def replace_unprintable(text: str, replace: Callable[[str], str]) -> str:
     """Return `text` with `replace(c)` in place of every character `c` that is not printable.
 
-    Invisible characters, spaces other than U+0020, and private-use and unassigned characters are not printable. Neither
-    is a combining mark at the start of the text or of a path component, because it would change the preceding
-    character.
+    Invisible characters, spaces other than U+0020, and private-use and unassigned characters are not printable. A
+    combining mark at the start of the text or of a path component is not printable either, because it would change the
+    preceding character.
     """
     if is_printable(text):
         return text
@@ -73,7 +73,7 @@ def is_printable(text: str) -> bool:
         return False
     return text.isascii() or not (
         INVISIBLE.search(text)
-        or any(map(_is_lone_combining_mark, text, ("", *text)))  # each character with the one before it
+        or any(map(_is_lone_combining_mark, text, ("", *text)))  # each character and its predecessor
     )
 
 
@@ -85,8 +85,8 @@ def _is_lone_combining_mark(character: str, before: str) -> bool:
 def replace_invisible(text: str, replace: Callable[[str], str], allowed: str = "") -> str:
     """Return prose with `replace(c)` in place of every invisible character `c` that is not in `allowed`.
 
-    Unlike `replace_unprintable` it keeps spaces, private-use and unassigned characters, combining marks, and the
-    variation selector of an emoji, if it follows a symbol or stands between a key and its combining keycap.
+    Unlike `replace_unprintable`, it keeps spaces, private-use and unassigned characters, combining marks, and the
+    variation selector of an emoji if it follows a symbol or precedes the combining keycap of `0` to `9`, `#` or `*`.
     """
 
     def escape_match(found: re.Match[str]) -> str:

@@ -43,13 +43,13 @@ class Idempotency(msgspec.Struct, frozen=True):
 
 
 class Parent(msgspec.Struct, frozen=True, omit_defaults=True, rename={"chain_base_commit": "first_commit"}):
-    """The task that this task continues, and the files taken over from it. The continued task may be removed later.
+    """The task that this task continues, and the files inherited from it. The continued task may be removed later.
 
     The files are in the directory of this task's artifacts.
 
     task_id: the parent.
     chain_base_commit: the base commit of the first task of the chain.
-    patches: the changes of the earlier tasks of the chain, oldest first, without those that changed nothing.
+    patches: the changes of the earlier tasks of the chain, oldest first; tasks that changed nothing are omitted.
     conversation: text of the earlier conversation.
     session_id, session: the agent's session, which this task's agent resumes; None if it gets `conversation` instead.
     """
@@ -63,7 +63,7 @@ class Parent(msgspec.Struct, frozen=True, omit_defaults=True, rename={"chain_bas
 
     @property
     def files(self) -> tuple[Artifact, ...]:
-        """All files that were taken over from the parent."""
+        """All files inherited from the parent."""
         return (*self.patches, *(file for file in (self.conversation, self.session) if file is not None))
 
 
@@ -291,7 +291,7 @@ class Progress(_EventBase, frozen=True, tag="progress"):
     `input_tokens` includes cached tokens. `cost_usd` sums the requests that have a price. `egress_denied` counts all
     refusals by the gateway, including those without an event. `conversation_bytes` is the size of the task's
     conversation events; clients do not see it. `current_subject` is what the call to `current_tool` is about. Without a
-    tool, it says that the agent waits for a call in the background. It is untrusted, printable and at most
+    tool, it says that the agent is waiting for a background call. It is untrusted, printable and at most
     CURRENT_SUBJECT_CHARACTERS_MAX characters long.
     """
 

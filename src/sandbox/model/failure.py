@@ -76,8 +76,8 @@ def missing_secrets_message(names: Iterable[str]) -> str:
     """Return the public message about missing secrets. It omits the secrets' sources, which only operators may see."""
     listed = ", ".join(dict.fromkeys(names))
     return (
-        f"The server has no usable value for these secrets: {listed}. Operators find the reason in the status of the "
-        "task and in the server's log."
+        f"The server has no usable value for these secrets: {listed}. Operators can find the reason in the task's "
+        "status and in the server's log."
     )
 
 

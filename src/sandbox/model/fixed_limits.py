@@ -316,7 +316,7 @@ SANDBOX_PROCESSES_MAX = 512
 CPU_OVERCOMMIT_FACTOR = 8
 MEMORY_OVERCOMMIT_FACTOR = 2
 DISK_OVERCOMMIT_FACTOR = 4
-"""Overcommit factors of the machine's CPUs, memory and disk.
+"""Overcommit factors for the machine's CPUs, memory and disk.
 
 A task that alone exceeds the resulting capacity gets 507.
 """
@@ -379,7 +379,7 @@ JOURNAL_COMPRESSION_DELAY_SECONDS = 3600.0
 """Time between a task's end and the compression of its journal."""
 
 IDEMPOTENCY_SECONDS = 24 * 3600.0
-"""How long an idempotency key is remembered; after that, the same key creates a new task."""
+"""How long an idempotency key is valid; after that, the same key creates a new task."""
 
 PATCH_BYTES_MAX = 256 * 1024 * 1024
 """Maximum size of a patch; changes beyond it are stored as files instead (`patch_truncated`)."""
@@ -391,10 +391,10 @@ CURRENT_SUBJECT_CHARACTERS_MAX = 200
 """Maximum length of `Progress.current_subject`."""
 
 EARLIER_PATCHES_MAX = 100
-"""Maximum number of patches that a task takes over from the earlier tasks of its chain; a task with more gets 409."""
+"""Maximum number of patches that a task inherits from the earlier tasks of its chain; a task with more gets 409."""
 
 EARLIER_PATCHES_BYTES_MAX = 512 * 1024 * 1024
-"""Maximum total size of the patches that a task takes over from its chain; a task with more gets 409."""
+"""Maximum total size of the patches that a task inherits from its chain; a task with more gets 409."""
 
 AGENT_SESSION_BYTES_MAX = 16 * 1024 * 1024
 """Maximum size of an agent's session that is kept. A task that continues a larger one gets the conversation as text."""
@@ -415,8 +415,9 @@ CHANGED_FILES_TAR_BYTES_MAX = 1024**3
 """Maximum size of the tar of changed files, which a task has if its patch is incomplete. Further files are left out."""
 
 WORKER_RECORD_BYTES_MAX = 4 * 1024 * 1024
-"""Maximum size of a record that a worker may send, with its newline. The largest record of a runner, a line of output
-with escapes, has about half this size.
+"""Maximum size of a record that a worker may send, including its newline.
+
+The largest record of a runner, a line of output with escapes, has about half this size.
 """
 
 WORKER_SMALL_RECORD_BYTES_MAX = 256 * 1024

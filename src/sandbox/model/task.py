@@ -207,7 +207,7 @@ class Task(
 
     @property
     def stored_files(self) -> tuple[Artifact, ...]:
-        """All files in the artifacts directory: the artifacts, and the files taken over from the parent."""
+        """All files in the artifacts directory: the artifacts, and the files inherited from the parent."""
         return (*(self.parent.files if self.parent is not None else ()), *self.artifacts)
 
     @property

@@ -1,4 +1,4 @@
-"""Names of tasks: the format of their ids, names and hints that are made from their prompts, and names of branches."""
+"""Names of tasks: the format of their ids, names and hints derived from their prompts, and names of branches."""
 
 import re
 import unicodedata
@@ -27,20 +27,20 @@ def is_task_id(text: str) -> bool:
 
 
 NAME_CHARACTERS_MAX = 120
-"""Maximum length of a name that is made from a prompt."""
+"""Maximum length of a name that is derived from a prompt."""
 
 HINT_CHARACTERS_MAX = 120
-"""Maximum length of a hint that is made from a prompt."""
+"""Maximum length of a hint that is derived from a prompt."""
 
 PROMPT_BEGINNING_BYTES = 500
-"""Size of a prompt's beginning that is enough for its hint."""
+"""Number of bytes at the beginning of a prompt that suffice for its hint."""
 
 _LINE_CHARACTERS_MAX = 4 * HINT_CHARACTERS_MAX
 """Length to which a line is cut before its words are counted: a prompt can be a single long line."""
 
 _LEADING_MARKS = re.compile(r"[#*>\-\s]*")
 _TRAILING_MARKS = re.compile(r"[:\s]*")
-"""Matches the marks at the end of a line, after the line is reversed. A search at its end takes quadratic time."""
+"""Matches the marks at the end of a reversed line. A search for them at the end of the line takes quadratic time."""
 
 
 def name_from_prompt(prompt: str) -> str:
@@ -65,8 +65,8 @@ _SLUG_CHARACTERS_MAX = 40
 def branch_name(task_id: str, name: str = "") -> str:
     """Return a name for a branch with the task's changes, such as `sandbox/fix-the-login-5e173eb5`.
 
-    A generated id is cut, and follows the words of the task's name. An id that the user chose stands alone. git accepts
-    no branch whose name ends in `.lock`.
+    A generated id is shortened and appended to the words of the task's name. An id that the user chose is used without
+    the name. git rejects branch names with a component that ends in `.lock`.
     """
     if not is_generated_id(task_id):
         return f"sandbox/{task_id.replace('.lock', '-lock')}"

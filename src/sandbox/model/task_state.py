@@ -35,13 +35,13 @@ OUTCOMES: dict[str, frozenset[TaskState]] = {
     "failed": frozenset({TaskState.FAILED, TaskState.FAILED_PRESERVED}),
     "cancelled": frozenset({TaskState.CANCELLED}),
 }
-"""All states, grouped by what became of the task. A failed task is `failed_preserved` if its sandbox was preserved."""
+"""All states, grouped by outcome. A failed task is `failed_preserved` if its sandbox was preserved."""
 
 
 def states_matching_filter(states: Iterable[TaskState]) -> frozenset[TaskState]:
     """Return the states that a filter selects: `failed` includes `failed_preserved`, but not the other way around.
 
-    Users who look for failed tasks do not know which of them have a preserved sandbox.
+    A user who lists failed tasks usually expects those with a preserved sandbox too.
     """
     selected = frozenset(states)
     return selected | OUTCOMES["failed"] if TaskState.FAILED in selected else selected

@@ -1,1 +1,1 @@
-"""Placements, which start runners, one package per placement; and the client of runners that placements share."""
+"""Placements, which start runners (one package each), and the runner client that they share."""

@@ -126,7 +126,7 @@ class RunnerClient:
             raise RunnerUnreachableError("The task's runner is not responding.") from error
 
     async def renew_lease(self, request: RenewLease) -> Reply:
-        """Extend the lease of the runner's gateway. Raises RunnerUnreachableError, at the latest after 5 s."""
+        """Extend the lease of the runner's gateway. Raises RunnerUnreachableError, after 5 s at the latest."""
         return await self._request(request)
 
     async def open_terminal(self, request: OpenTerminal) -> StreamTerminalConnection:

@@ -114,8 +114,8 @@ async def accept_connection(listener: socket.socket) -> socket.socket:
 async def run_until_first_complete(*coroutines: Coroutine[Any, Any, T]) -> T:
     """Run the coroutines until one completes; return its result or raise its exception.
 
-    The others are cancelled and have ended on return. If several complete at the same time, the one that comes first in
-    the arguments counts.
+    The others are cancelled and have ended on return. If several complete at the same time, the first of them in the
+    order of the arguments determines the result.
     """
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:

@@ -221,7 +221,7 @@ def current_memory_share() -> MemoryShare:
 
 @asynccontextmanager
 async def reserve_for_whole_request(size_bytes: int) -> AsyncIterator[None]:
-    """Reserve all memory that a request needs, also for the reservations within the context.
+    """Reserve all memory that a request needs, including the reservations within the context.
 
     If requests waited for more memory while they hold some, they could block each other forever.
     """

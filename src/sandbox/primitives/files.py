@@ -62,9 +62,10 @@ _PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 def open_granting_access(
     name: str | bytes | Path, flags: int, directory: int | None = None, *, access_mode: int = os.X_OK
 ) -> int:
-    """Open a file or directory under `directory`. If its owner cannot read it, grant the owner read permission.
+    """Open a file or directory under `directory`. If access is denied, first grant its owner access.
 
-    Agents may remove permissions from files that the caller owns.
+    Agents may remove permissions from files that the caller owns. The owner of a file gets read permission, and the
+    owner of a directory all permissions.
 
     access_mode: access(2) permissions that are needed for a directory. If one is missing, the directory's owner gets
         all permissions.

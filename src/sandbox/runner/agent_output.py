@@ -22,13 +22,13 @@ from sandbox.model.task import Task
 from sandbox.primitives.runner_cpu_throttle import CpuQueue
 
 _RECORD_OVERHEAD_BYTES = 128
-"""Size of a record in the journal without its text. This size is counted, so a flood of empty lines uses quota too."""
+"""Size of a journal record without its text. It counts toward the quota, so a flood of empty lines uses quota too."""
 
 
 def earlier_output_bytes(task: Task) -> int:
     """Return the output quota that earlier attempts used.
 
-    No counter covers only output records, so all records count.
+    No counter covers only output records, so all records count toward the quota.
     """
     return task.progress.output_bytes + task.last_seq * _RECORD_OVERHEAD_BYTES
 
@@ -144,7 +144,7 @@ _ITEMS_PER_TURN = 100
 _TURN_SECONDS = 0.05
 """Time after which processing yields to other coroutines, even after fewer items: redacting a long text is slow."""
 _REDACTED_ON_EVENT_LOOP_BYTES_MAX = 1024
-"""Larger pieces are redacted in a thread: hostile text takes up to 1 s for 64 KiB, in which limits would not apply."""
+"""Larger pieces are redacted in a thread: 64 KiB of hostile text takes up to 1 s, during which no limit would apply."""
 
 
 class StdoutProcessing(NamedTuple):

@@ -138,7 +138,7 @@ async def drain_output(
 ) -> None:
     """Let the output readers finish after the agent has ended; record a gap if they cannot.
 
-    is_forced: returns whether the task must end soon; then less time is left for the output.
+    is_forced: returns whether the task must end soon. If so, the output gets less time.
     Raises the error of a reader that failed.
     """
     missing = await _wait_for_output(readers, output, cpu_queue, is_forced)

@@ -95,7 +95,7 @@ class AttemptCloser:
         self._attempt.recorder.record(TaskFinished())
 
     async def _prepare_follow_up(self, follow_up: FollowUp) -> bool:
-        """Tear down the attempt before the next attempt. If that fails, skip the next attempt and return False."""
+        """Tear down the attempt before its follow-up. Returns False if the follow-up is skipped or no longer needed."""
         attempt = self._attempt
         try:
             if self._driver is None:
@@ -259,7 +259,7 @@ T = TypeVar("T")
 
 
 class StaleOrderError(SandboxError):
-    """The order is for an attempt that is over, or that another runner has already started."""
+    """The order is for an attempt that has ended, or that another runner has already started."""
 
     code = "internal_error"
 
@@ -298,7 +298,7 @@ class AttemptRunner(msgspec.Struct, frozen=True):
     async def run(self) -> None:
         """Run all steps: stage, provision, run, collect and teardown. Always write a final record.
 
-        It ends the task, or only the attempt if another one follows.
+        This record ends the task, or only the attempt if another attempt follows.
         """
         self.attempt.recorder.allocate_reserve()
         async with self.attempt.recorder.flushing_periodically():

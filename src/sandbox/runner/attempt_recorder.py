@@ -96,7 +96,7 @@ class RetryingWriter:
     state nor a cost are buffered only up to BUFFERED_OUTPUT_BYTES_MAX.
 
     release_reserve: called when a write fails; frees the reserve of the disk, and returns whether to try again.
-    needs_sync: whether a record may not be flushed yet. An earlier writer may have left such records.
+    needs_sync: whether some records may not have been flushed to disk. An earlier writer may have left such records.
     """
 
     def __init__(self, writer: JournalWriter, release_reserve: Callable[[], bool]) -> None:

@@ -85,7 +85,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
     clock: Clock
 
     async def run(self, terminals: TerminalServer, serve_clients: ServeClients) -> None:
-        """Run until the last client has left. The disk remains preserved, including changes made in the session.
+        """Run until the session ends. The disk remains preserved, including changes made in the session.
 
         serve_clients: accepts clients. Raises AttemptError (provision_failed, sandbox_lost).
         """
@@ -142,7 +142,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
                 await disk.open(size_bytes)
 
     async def _wait_until_over(self, sandbox: Sandbox, terminals: TerminalServer) -> None:
-        """Wait until all clients have left, the sandbox ends, a limit is exceeded or the maximum lifetime is over."""
+        """Wait until all clients have left, the sandbox ends, a limit is exceeded or the maximum lifetime expires."""
         detector = ExhaustionDetector(self.vm, self.disk, _log_event)
         end = await run_until_first_complete(
             detector.watch_disk(self.clock),

@@ -1,4 +1,4 @@
-"""What an attempt takes over from an earlier task: changes, and the agent's session or the conversation as text."""
+"""What an attempt inherits from an earlier task: changes, and the agent's session or the conversation as text."""
 
 import gzip
 import hashlib

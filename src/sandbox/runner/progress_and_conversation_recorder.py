@@ -43,7 +43,7 @@ _CONVERSATION_TYPES = get_args(ConversationEvent)
 class _Call(NamedTuple):
     """A tool call. subject: the beginning of the call's summary; None if there is no summary.
 
-    waiting_text: the text while the agent waits for the call, which continues in the background. The task's page forms
+    waiting_text: the text while the agent waits for the call, which continues in the background. The task's page builds
     the same text.
     """
 

@@ -131,7 +131,7 @@ def _skip_partial_sequence(data: bytes) -> bytes:
 
 
 class SharedTerminal:
-    """The agent's terminal. Only one client may type: the first one, and after that client leaves, the next one."""
+    """The agent's terminal. Only one client may type: the first that is not read-only; after it leaves, the next."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal

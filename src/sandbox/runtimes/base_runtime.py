@@ -34,17 +34,17 @@ _POLL_SECONDS = 0.001
 _UNFREED_BYTES_MAX = 1024 * 1024
 """Up to this amount of shared memory, files in transit are not searched for.
 
-On a machine with two processors, the kernel can count half of this amount late.
+On a machine with two processors, the kernel's counter can lag behind by half of this amount.
 """
 _UNFREED_KERNEL_BYTES_MAX = 16 * 1024 * 1024
 """The same for kernel memory. It includes the kernel's caches, which are large if a sandbox had many files.
 
-16384 sockets take more.
+16,384 sockets use more than this.
 """
 _UNMOUNT_SECONDS = 0.1
 """The kernel unmounts a sandbox's tmpfs a few milliseconds after the last process has ended."""
 _SOCKET_COLLECTION_SECONDS = 1.0
-"""The kernel frees sockets in transit that no process can receive within a few milliseconds, if it frees them."""
+"""If the kernel frees sockets in transit that no process can receive, it does so within a few milliseconds."""
 _ATTEMPT_MARKER_PREFIX = attempt_marker("")
 
 
@@ -254,7 +254,8 @@ class BaseRuntime:
         """
         group = _group_of(handle)
         deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_SECONDS
-        sandbox_processes.reap_orphans(_uid_of(handle))  # if the uid has a zombie, all processes would be examined
+        # With a zombie of the uid, each search would examine all processes of the machine.
+        sandbox_processes.reap_orphans(_uid_of(handle))
         unfreed_bytes: int | None = None
         while True:
             if self._kill_processes(handle, group) <= ignored:

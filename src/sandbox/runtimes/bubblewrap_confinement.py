@@ -36,7 +36,7 @@ DEVICE_ARGUMENTS_WITHOUT_TERMINALS = (
     *("--dev-bind", launcher.DEVICES_DIRECTORY, "/dev"),
     *("--perms", "0555", "--tmpfs", "/dev/pts", "--remount-ro", "/dev/pts", "--remount-ro", "/dev"),
 )
-"""For programs that need no terminals: the CPU time of the kernel threads for their input would have to be limited."""
+"""For programs that need no terminals. Terminals would need a limit on the CPU time of the kernel threads for input."""
 
 _HIDDEN_PROC_DIRECTORIES = ("/proc/bus", "/proc/driver", "/proc/fs")  # they exist on every kernel
 PROC_ARGUMENTS = (

@@ -1,5 +1,5 @@
 #!/opt/node/bin/node
-// Like npx, but runs the packages that are pinned at /opt/npm from there, without a registry and in this process.
+// Like npx, but runs the packages pinned in /opt/npm from that directory, in this process and without a registry.
 const { existsSync, readFileSync } = require("node:fs");
 const { join } = require("node:path");
 

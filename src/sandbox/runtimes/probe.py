@@ -97,9 +97,9 @@ async def run_probe(
 ) -> frozenset[str]:
     """Create a sandbox, run a copy of `true` in it and destroy it. Returns the limits that are enforced.
 
-    timeout_seconds: time limit for the whole probe. If the machine is busy, the probe is repeated with more time:
-    otherwise, tasks that use all their CPU time could make a runtime look broken. Raises SandboxError, OSError,
-    TimeoutError.
+    timeout_seconds: time limit for one run. If it expires while the machine is busy, the probe is repeated with four
+    times as much time: otherwise, tasks that use all their CPU time could make a runtime look broken. Raises
+    SandboxError, OSError, TimeoutError.
     """
     try:
         return await _run_probe_once(runtime, run_dir, hierarchies, memory_bytes, timeout_seconds)

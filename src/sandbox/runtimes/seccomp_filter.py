@@ -62,7 +62,7 @@ Programs that copy sparse files read the holes instead.
 _FALLOCATE_MODES, _PUNCH_HOLE, _FALLOCATE_BYTES_MAX = 0x13, 0x2, 1 << 30
 """FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, and the maximum size of one allocation.
 
-Finding the 262,144 extents of 1 GiB takes 0.4 s. Other modes are refused: they move all extents behind the range, or
+Finding the 262,144 extents of 1 GiB takes 0.4 s. Other modes are refused: they move all extents after the range, or
 their cost is unknown.
 """
 
@@ -159,14 +159,14 @@ Each call retries the operations of all waiting threads: 80 ms for 480 threads w
 """
 
 _MERGEABLE, _COLLAPSE, _ADVICE_MAX, _FILE_NOT_NEEDED = 12, 25, 101, 4
-"""MADV_MERGEABLE, MADV_COLLAPSE, the highest number of an allowed advice, and POSIX_FADV_DONTNEED.
+"""MADV_MERGEABLE, MADV_COLLAPSE, the highest allowed advice value, and POSIX_FADV_DONTNEED.
 
 MADV_MERGEABLE makes a kernel thread search for equal pages, which needs 64 bytes per page that are not charged to any
 control group. Since Linux 6.13, a process can give itself any advice with process_madvise.
 
 MADV_COLLAPSE empties caches of all processors, see `Architecture`.
-Advice with a number above the maximum fails, as on a kernel without it. The first such advice is MADV_GUARD_INSTALL:
-one call changes the page tables of a whole mapping without interruption. A call for 64 GiB takes 0.3 s and needs 128
+Higher advice values fail, as on a kernel that lacks them. The first one above the maximum is MADV_GUARD_INSTALL: one
+call changes the page tables of a whole mapping without interruption. A call for 64 GiB takes 0.3 s and needs 128
 MiB of memory. The C library falls back to mprotect.
 """
 
@@ -202,8 +202,8 @@ class Architecture(msgspec.Struct, frozen=True):
     highest priority, whose time is charged to no control group. 400 threads that move themselves between two processors
     stop all other programs on both for 8 s at a time.
 
-    fadvise64: the advice that a file's pages are not needed succeeds without effect. For it, the kernel empties caches
-    of all processors with a lock that mounts need too. It would also remove the host's /usr from memory.
+    fadvise64: the advice that a file's pages are not needed succeeds without effect. To follow it, the kernel would
+    empty caches of all processors with a lock that mounts need too, and remove the host's /usr from memory.
     sync_calls: sync and syncfs succeed without effect, because sync holds locks of all file systems of the machine.
     """
 
@@ -387,7 +387,7 @@ def _refuse_fcntl_flags(fcntl: int, command: int, flags: int) -> list[bytes]:
 def _ignore_scheduling_changes(architecture: Architecture) -> list[bytes]:
     """Let requests to lower a priority, or to select processors, succeed without effect.
 
-    Refuse to raise a priority, as the kernel would.
+    Refuse requests to raise a priority, as the kernel would.
     """
     return [
         *_refuse_flags(architecture.setpriority, _ARG2, _SIGN_BIT, errno.EACCES),
@@ -465,7 +465,7 @@ def _for_call(call: int, body: Sequence[bytes]) -> list[bytes]:
 def _refuse_enosys_calls(architecture: Architecture) -> list[bytes]:
     """Make the calls in `_ENOSYS_CALLS`, io_setup, and numbers above the last known one fail with ENOSYS.
 
-    The latter include the x32 calls of x86_64, which have a high bit.
+    The x32 calls of x86_64 are among these numbers, because a high bit is set in them.
     """
     assert _X32_BIT > _SYSCALL_NUMBER_MAX
     unknown = [_instruction(_JUMP_GREATER, _SYSCALL_NUMBER_MAX, 0, 1), _return_errno(errno.ENOSYS)]

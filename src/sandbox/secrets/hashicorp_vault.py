@@ -48,7 +48,7 @@ class VaultSource:
         path, _, name = secret.key.rpartition("#")
         # Dots could lead to other parts of Vault's API.
         if not path or not name or not {"", ".", ".."}.isdisjoint(path.split("/")):
-            raise unavailable_error(secret, "the key must be path#field, without . and .. in the path.")
+            raise unavailable_error(secret, "the key must be path#field, without . or .. components in the path.")
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
                 await self._slots.acquire()
@@ -86,14 +86,14 @@ class VaultSource:
             )
             return response["data"]["data"].get(name)
         except VaultError as error:
-            reason = _STATUS_MESSAGES.get(type(error).__name__, "Vault responds with an error; check Vault's log.")
+            reason = _STATUS_MESSAGES.get(type(error).__name__, "Vault responded with an error; check Vault's log.")
             raise unavailable_error(secret, reason.format(mount=settings.mount)) from None
         except requests.exceptions.SSLError:
             raise unavailable_error(
                 secret,
                 (
                     f"the certificate of Vault at {settings.address} is not trusted; set VAULT_CACERT in the server's "
-                    "environment to the file of its certificate authority."
+                    "environment to the certificate file of Vault's certificate authority."
                 ),
             ) from None
         except requests.exceptions.Timeout:

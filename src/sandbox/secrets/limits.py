@@ -43,7 +43,7 @@ over up to four times that form is always found.
 ALWAYS_RESCANNED_BYTES_MAX = 16 * 1024
 """Maximum number of held-back bytes that are rescanned after each input.
 
-More bytes are rescanned only after they have grown by a quarter, or when the stream pauses.
+A larger number is rescanned only after it has grown by a quarter, or when the stream pauses.
 """
 
 CONCURRENT_VAULT_REQUESTS_MAX = 8

@@ -44,7 +44,7 @@ class FileSource:
     def _read(self, secret: Secret) -> str:
         if secret.key.startswith("/") or not {"", ".", ".."}.isdisjoint(secret.key.split("/")):
             raise unavailable_error(
-                secret, "the key must be a path relative to the secrets directory, without . and .."
+                secret, "the key must be a path relative to the secrets directory, without . or .. components."
             )
         try:
             content = self._read_content(secret)
@@ -97,8 +97,8 @@ class EnvironmentSource:
     """Reads environment variables. A secret's `key` is the variable's name.
 
     allowed: the names that tasks may use; None means all except the server's own.
-    private_prefixes: prefixes of the server's own variables, in upper case. They never enter a sandbox, even if the
-    configuration allows it.
+    private_prefixes: prefixes of the server's own variables, in upper case. These variables never enter a sandbox, even
+    if the configuration allows it.
     """
 
     def __init__(
@@ -125,8 +125,9 @@ class EnvironmentSource:
 
 
 _SOURCE_REMEDIES = {
-    "file": "this server has no secrets directory; its operator sets secrets.directory (SANDBOX_SECRETS_DIRECTORY).",
-    "vault": "this server has no access to Vault; its operator sets secrets.vault.address "
+    "file": "this server has no secrets directory; its operator must set secrets.directory "
+    "(SANDBOX_SECRETS_DIRECTORY).",
+    "vault": "this server has no access to Vault; its operator must set secrets.vault.address "
     "(SANDBOX_SECRETS_VAULT_ADDRESS) and VAULT_TOKEN.",
 }
 
@@ -164,7 +165,7 @@ class SecretResolver:
         source = self._sources.get(secret.source)
         if source is None:
             raise unavailable_error(
-                secret, _SOURCE_REMEDIES.get(secret.source, "this server does not offer the source.")
+                secret, _SOURCE_REMEDIES.get(secret.source, "this server does not offer this source.")
             )
         return _validated(secret, await source.resolve(secret))
 

@@ -1,4 +1,4 @@
-"""What the server offers to its operator: health, load, hosts, draining and pruning."""
+"""Services for the operator of the server: health, load, hosts, draining and pruning."""
 
 import asyncio
 import dataclasses
@@ -119,7 +119,7 @@ class Hosts:
     def _require_allocator(self) -> HostAllocator:
         allocator = self._placements.allocator
         if allocator is None:
-            message = "There is no cluster: all tasks run on the server's machine, which `sandbox admin drain` drains."
+            message = "There is no cluster: all tasks run on the server's machine. Drain it with: sandbox admin drain"
             raise HostNotFoundError(message)
         return allocator
 

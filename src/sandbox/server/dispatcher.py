@@ -32,8 +32,10 @@ _STARTING_STATES = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PR
 
 _FEW_WAITING_TASKS = 50
 _PAUSE_FACTOR = 10
-"""With more than _FEW_WAITING_TASKS, the pause after a dispatch is this multiple of the time that it took, at most
-MEMORY_CHECK_INTERVAL_SECONDS."""
+"""With more than _FEW_WAITING_TASKS, the pause after a dispatch is this multiple of the dispatch's duration.
+
+The pause is at most MEMORY_CHECK_INTERVAL_SECONDS.
+"""
 
 
 class Dispatcher:
@@ -128,7 +130,7 @@ class Dispatcher:
         """Launch the tasks that fit. While tasks are waiting, run again later, because freed memory causes no event.
 
         With many waiting tasks, this takes milliseconds. It then pauses before it runs again, because every submission
-        calls it.
+        calls this method.
         """
         if self._next_dispatch is not None:
             self._next_dispatch.cancel()

@@ -63,8 +63,8 @@ _RANDOM = SystemRandom()
 class ProbedHost:
     """A host, and what it can run according to the last probe.
 
-    A runtime that has worked is used until the server ends, so a task's tier never changes. `request_probe` makes the
-    host detect that it no longer works.
+    A runtime that has worked is used until the server ends, so a task's tier never changes. `request_probe` starts a
+    probe that detects whether the runtime still works.
 
     While no runtime works, the pause before a probe doubles from PROBE_PAUSE_SECONDS to PROBE_PAUSE_SECONDS_MAX,
     and is shortened at random by up to PROBE_JITTER.
@@ -293,7 +293,7 @@ class Placements:
         return None if placement is None or placement.allocator is None else placement.allocator.find_loss(location)
 
     async def release_host(self, task_id: str) -> None:
-        """Give back the hosts of a task that has ended; see `HostAllocator.release_host`. Raises OSError."""
+        """Release the hosts of a task that has ended; see `HostAllocator.release_host`. Raises OSError."""
         for placement in self._by_name.values():
             if placement.allocator is not None:
                 await placement.allocator.release_host(task_id)

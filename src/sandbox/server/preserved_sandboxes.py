@@ -45,7 +45,7 @@ _Result = TypeVar("_Result")
 PRESERVED_STATES = frozenset({TaskState.FAILED_PRESERVED})
 _POLL_SECONDS = 0.1
 _LIST_SECONDS = 5.0
-"""How long the hosts may take to answer for one list of tasks."""
+"""Total time for the queries to hosts about one list of tasks."""
 
 _CONCURRENT_RELEASE_MESSAGE = "Another request is still releasing this sandbox; release it again later."
 _RELEASE_REFUSALS = {
@@ -81,7 +81,7 @@ class PreservedFiles:
     def find_preserved(self, tasks: Sequence[Task]) -> Set[str]:
         """Return the ids of the tasks whose files are preserved, or may be preserved on a host that is not responding.
 
-        Such a host is asked only once. Hosts that respond slowly are asked for a few seconds in total.
+        Such a host is queried only once. After a few seconds of queries in total, all other tasks count as preserved.
         """
         found, unreachable = set[str](), set[str]()
         deadline = time.monotonic() + _LIST_SECONDS
@@ -328,7 +328,7 @@ class DebugSessions:
             async with asyncio.timeout_at(deadline):
                 await lock.acquire()
         except TimeoutError:
-            problem = "too many clients wait for the debug session; try again."
+            problem = "too many clients are waiting for the debug session; try again."
             raise UnavailableError(f"No shell can be opened for task {task.id}: {problem}") from None
         try:
             return await self._open_when_started(task, request, deadline)

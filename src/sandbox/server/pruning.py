@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class PruneSelector:
-    """Decides, oldest task first, whether a finished task must be removed. Pure."""
+    """Decides, oldest task first, whether a finished task must be removed. Performs no I/O."""
 
     def __init__(self, retention: Retention, now: datetime, tasks_count: int, total_bytes: int) -> None:
         """tasks_count, total_bytes: number and total size of all finished tasks that may be removed."""
@@ -63,7 +63,7 @@ class PruneSelector:
 
 
 class Pruner:
-    """Runs at most one pruning at a time. Never removes an unfinished task, nor one with a preserved sandbox."""
+    """Runs at most one pruning at a time. Never removes unfinished tasks or tasks with a preserved sandbox."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """Recovers tasks after a start of the server or the death of a runner, and removes leftovers of attempts.
 
 An attempt belongs to this server if it has a directory in the data directory of the server or of the attempt's
-placement: the directory is created before any other part of the attempt, and the log in it is kept. An attempt is over
-if its task has ended and no process holds the journal's lock, which the leftover remover holds while it removes
-leftovers. So an attempt that is being planned, run or finished is never disturbed, however long ago it started.
+placement: the directory is created before any other part of the attempt, and the log in it is kept. An attempt has
+ended if its task has ended and no process holds the journal's lock. The leftover remover holds this lock while it
+removes leftovers, so it never disturbs an attempt that is being planned, run or finished.
 """
 
 import asyncio
@@ -135,11 +135,11 @@ class RunnerRecovery:
         await self._watchdog.check(tracked)
 
     async def release_host(self, tracked: TrackedTask) -> None:
-        """Give back the host of a task that has ended. An error is only logged, because the next server tries again."""
+        """Release the host of a task that has ended. An error is only logged, because the next server tries again."""
         try:
             await self._placements.release_host(tracked.task.id)
         except OSError as error:
-            _log.warning("The host of task %s was not given back: %s", tracked.task.id, error)
+            _log.warning("The host of task %s was not released: %s", tracked.task.id, error)
 
     async def recover(self, tracked: TrackedTask) -> bool:
         """Recover a task whose journal no process holds. Return whether the task is now waiting to be launched.

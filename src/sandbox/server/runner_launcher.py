@@ -1,4 +1,4 @@
-"""Starts the runners of attempts, and resolves the secrets that are sent to them and nowhere else."""
+"""Starts the runners of attempts, and resolves the secrets that are sent only to them."""
 
 import asyncio
 import logging

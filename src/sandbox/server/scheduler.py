@@ -25,7 +25,7 @@ class _QueuedTask:
 
 
 class Scheduler:
-    """The queue of waiting tasks, and the resource reservations of admitted tasks. Pure; operates on ids.
+    """The queue of waiting tasks, and the resource reservations of admitted tasks. Performs no I/O.
 
     A task that does not fit now may be overtaken QUEUE_OVERTAKES_MAX times; then all tasks behind it wait. A task that
     exceeds the host's total capacity (which may have shrunk), or that this server cannot start, does not block others.

@@ -1,4 +1,4 @@
-"""What prevents tasks from starting: a drain, an unusable host, missing model keys, a full disk.
+"""Conditions that prevent tasks from starting: a drain, an unusable host, missing model keys, a full disk.
 
 The disk monitor measures the free space in the data directory's file system.
 """

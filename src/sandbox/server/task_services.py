@@ -1,4 +1,4 @@
-"""What the server offers to its API and dashboard for existing tasks: status, cancellation, artifacts and terminals.
+"""Services for existing tasks, used by the API and the dashboard: status, cancellation, artifacts and terminals.
 
 A cancel request is delivered to the holder of the task's journal: the server or a runner, if there is one.
 """
@@ -58,7 +58,7 @@ STOPPING_MESSAGE = "The task is being stopped; its results so far are stored."
 class Canceller:
     """Tries to deliver a cancel request until it is on disk or CANCEL_TIMEOUT_SECONDS have passed.
 
-    The last attempt may take longer.
+    A delivery that is in progress at that time may take longer.
     """
 
     def __init__(self, journals: Journals, clock: Clock) -> None:

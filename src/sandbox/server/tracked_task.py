@@ -75,9 +75,9 @@ class FinisherHistory:
         self._count = 0
 
     def is_backoff_over(self, monotonic: float) -> bool:
-        """Return whether the pause after the last finisher's launch is over.
+        """Return whether the pause after the last finisher's launch has passed.
 
-        After the pause, the cause of that finisher's death may have passed.
+        By then, the cause of that finisher's death may be gone.
 
         Always true before the first finisher and after the last one.
         """

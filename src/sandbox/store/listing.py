@@ -1,6 +1,6 @@
-"""Reads a page of tasks, and the terms by which the full-text index finds tasks.
+"""Reads pages of tasks, and computes the terms by which the full-text index finds tasks.
 
-A page omits the data that lists do not show. It has the requested order, or contains the results of a search.
+A page is a part of a sorted list of tasks or search results. It omits the data that lists do not show.
 
 A search is a conjunction of terms: the beginnings of words, labels, names of a repository, the task that is
 continued or run again, and the state. The full-text index maps each term to the tasks that have it. Only the term for
@@ -250,7 +250,7 @@ If a larger window is needed, all found tasks are sorted.
 """
 
 _WINDOW_MARGIN = 1.5
-"""Factor by which a window is larger than the expected number of found tasks requires."""
+"""Factor by which a window exceeds the size that the expected number of found tasks requires."""
 
 _WINDOW_GROWTH_MIN = 3
 """Minimum factor by which a window is larger than the one before."""

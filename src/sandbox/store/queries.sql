@@ -98,7 +98,7 @@ FROM tasks LEFT JOIN texts ON texts.task_id = tasks.id
 WHERE id = :id;
 
 -- name: load_task_state
---- One task, without the columns that can have megabytes.
+-- One task, without the columns that can contain megabytes.
 SELECT id, task, journal_offset, state FROM tasks WHERE id = :id;
 
 -- name: prompt_beginnings
@@ -173,7 +173,7 @@ SELECT rowid FROM search WHERE search MATCH :terms AND rowid BETWEEN :first AND 
 SELECT id, task FROM tasks WHERE id IN (SELECT value FROM json_each(:ids));
 
 -- name: last_number
--- The highest number of a task, which is at least the number of tasks; 0 without tasks.
+-- The highest task number, which is at least the number of tasks; 0 if there are no tasks.
 SELECT coalesce(max(number), 0) FROM searchable;
 
 -- name: count_all

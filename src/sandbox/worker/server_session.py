@@ -170,7 +170,7 @@ class ServerSession:
         try:
             await self._worker_task.clean_up()
         except (OSError, SandboxError, TimeoutError) as error:
-            _log.warning("Not all files are removed; the next worker on this host does it: %s", error_reason(error))
+            _log.warning("Files are left for the next worker on this host to remove: %s", error_reason(error))
         self._is_done = True
         await self._send(WorkDone())
         await asyncio.sleep(_LAST_ANSWER_SECONDS)  # the server closes the connection before then

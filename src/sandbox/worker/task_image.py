@@ -133,7 +133,7 @@ class TaskImage:
         return ImagePreparationStatus(is_ready=False, problem=problem[:_PROBLEM_CHARACTERS_MAX])
 
     def check(self, image: Image) -> None:
-        """Check that the server orders an image that was prepared for the task. Raises InvalidMessageError."""
+        """Check that an image in an order was prepared for the task. Raises InvalidMessageError."""
         if image not in self._found:
             raise InvalidMessageError(f"the image {image.name} in {image.directory} was not prepared for this task")
 

@@ -249,7 +249,7 @@ class WorkerTask:
             raise
 
     def mark_task_ended(self) -> None:
-        """Remember that the server has the task's last record, or that the server has ended the task."""
+        """Record that the server has the task's last record, or that the server has ended the task."""
         self.has_task_ended = True
 
     async def kill_runner(self) -> bool:
@@ -264,7 +264,7 @@ class WorkerTask:
             await asyncio.sleep(_POLL_SECONDS)
 
     def note_agent_start(self, batch: RecordBatch) -> None:
-        """Note whether the agent has started, before the records are sent to the server."""
+        """Record whether the agent has started, before the records are sent to the server."""
         if any(isinstance(record.event, AgentStarted) for record in batch.records):
             self._agent_start_end = batch.next_offset
 
@@ -323,7 +323,7 @@ class WorkerTask:
 
     async def _launch(self, order: RunAttempt | FinishAttempt) -> int:
         if order.task_id != self.task_id:
-            raise OSError(f"This worker has the task {self.task_id}.")
+            raise OSError(f"This worker runs the task {self.task_id}.")
         # The end of the session must not interrupt the launch, because the open journal would stay locked.
         launching = asyncio.create_task(self._launch_uninterrupted(order))
         self._launching.add(launching)

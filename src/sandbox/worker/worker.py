@@ -146,7 +146,7 @@ class Worker:
             limit = FIRST_CONNECT_TIMEOUT_SECONDS if self._worker_task is None else RECONNECT_TIMEOUT_SECONDS
             if time.monotonic() - contact_at > limit:
                 return EXIT_NO_CONTACT
-            # The pause is random, because all workers lose their server at the same time.
+            # The pause is random, because all workers lose contact with the server at the same time.
             await asyncio.sleep(pause * random.uniform(0.2, 1))  # noqa: S311
             pause = min(2 * pause, _RECONNECT_SECONDS_MAX)
 
@@ -171,7 +171,7 @@ class Worker:
             writer.close()
 
     async def _read_answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> ServerMessage | None:
-        """Return the answer to the claim. Prove the identity of this host first if the server asks for proof.
+        """Return the answer to the claim. Prove the identity of this host first if the server requires it.
 
         Raises OSError, InvalidMessageError.
         """

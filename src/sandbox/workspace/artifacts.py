@@ -236,7 +236,7 @@ def _find_matches(workspace: Path, patterns: Sequence[str], stop: StopFlag) -> t
         limit = f"{ARTIFACTS_MAX} files" if count == ARTIFACTS_MAX else f"{ARTIFACT_PATHS_BYTES_MAX} bytes of paths"
         more = len(result) - count - 1
         search.skipped.append(
-            SkippedFile(printable_path(result[count]), f"this and {more} more exceed the limit of {limit}")
+            SkippedFile(printable_path(result[count]), f"this file and {more} more exceed the limit of {limit}")
         )
     return result[:count], search.skipped
 
@@ -315,7 +315,7 @@ def _collect_file(
             if size > bytes_left:
                 bound = f"{MATCHED_FILES_BYTES_MAX // 1024**2} MiB"
                 return SkippedFile(
-                    printable_path(path), f"with its {size} bytes the matching files would exceed {bound}"
+                    printable_path(path), f"with its {size} bytes, the matching files would exceed {bound}"
                 )
             name = names.allocate(path)
             checksum = _store(read_chunks(file, size, stop), target, name)

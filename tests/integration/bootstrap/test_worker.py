@@ -92,7 +92,7 @@ def test_worker_continues_if_parts_of_images_cannot_be_removed(tmp_path, monkeyp
     monkeypatch.setattr("sandbox.images.image_store.ImageStore.remove_stale_build", fail)
     (tmp_path / "profiles/tools/part").mkdir(parents=True)
     worker.remove_incomplete_images(tmp_path)
-    assert f"Parts of images are not removed yet; check {tmp_path}/profiles: [Errno 13]" in caplog.text
+    assert f"Incomplete images could not be removed; check {tmp_path}/profiles: [Errno 13]" in caplog.text
 
 
 @pytest.mark.parametrize("token", ["", "zz", "00" * 31])

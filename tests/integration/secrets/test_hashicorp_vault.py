@@ -118,7 +118,7 @@ def test_invalid_keys_are_not_requested(vault: FakeVault, key: str):
     ("status", "message"),
     [
         (503, "sealed or down"),
-        (500, "responds with an error"),
+        (500, "responded with an error"),
         (429, "rate limit is exceeded"),
         (401, "rejects"),
         (501, "not initialized"),

@@ -214,7 +214,7 @@ async def test_task_whose_patch_lacks_changes_is_refused(components):
 async def test_running_and_unknown_tasks_are_refused(components):
     async with components.server() as service:
         await components.start_running_task(service)
-        with pytest.raises(TaskNotEndedError, match="is running; wait for its end"):
+        with pytest.raises(TaskNotEndedError, match="is running; wait for it to end"):
             await service.plan_continuation("task-1")
         with pytest.raises(TaskNotFoundError):
             await service.plan_continuation("task-9")

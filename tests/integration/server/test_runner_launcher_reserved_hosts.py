@@ -140,7 +140,7 @@ def events(components):
     return [one.event for one in components.journals.read("task-1").records]
 
 
-OOM_REASON = "The worker ended by signal 9 on host-1 (OOMKilled)."
+OOM_REASON = "The worker was ended by signal 9 on host-1 (OOMKilled)."
 
 
 @pytest.mark.parametrize(

@@ -327,7 +327,7 @@ async def test_worker_waits_while_the_server_sends_as_many_images_as_it_can(serv
         async with server.connect(FetchImage(other.claimed.session_key, image.digest)):
             await wait_until(lambda: other_job.session.image_offer._is_taken)
             problem = await prepare_until_problem(job, image)
-            assert problem == "The server is sending 1 images, the maximum; the worker asks again later."
+            assert problem == "The server is sending 1 images, the maximum; the worker retries later."
             job.session.image_offer.replace(image)
             async with server.connect(FetchImage(worker.claimed.session_key, image.digest)) as refused:
                 assert await refused.read() == ImageNotSent("image_transfers_busy", problem)

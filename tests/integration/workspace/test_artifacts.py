@@ -173,7 +173,7 @@ def test_files_above_the_size_limit_are_skipped(harness, monkeypatch):
 
     assert [item.path for item in items if isinstance(item, Artifact)] == ["a", "c"]
     assert [item.path for item in items if isinstance(item, SkippedFile)] == ["b", "d"]
-    assert "1099511627776 bytes the matching files" in items[1].reason
+    assert "1099511627776 bytes, the matching files" in items[1].reason
 
 
 def test_files_above_the_count_limit_are_skipped_and_reported(harness, monkeypatch):
@@ -184,7 +184,7 @@ def test_files_above_the_count_limit_are_skipped_and_reported(harness, monkeypat
     items = harness.collect("*")
 
     assert [type(item) for item in items] == [Artifact, Artifact, Artifact, SkippedFile]
-    assert items[-1] == SkippedFile("f3", "this and 2 more exceed the limit of 3 files")
+    assert items[-1] == SkippedFile("f3", "this file and 2 more exceed the limit of 3 files")
 
 
 def test_total_length_of_printed_paths_is_limited(harness, monkeypatch):
@@ -199,7 +199,7 @@ def test_total_length_of_printed_paths_is_limited(harness, monkeypatch):
     assert [item.path[-4:] for item in items if isinstance(item, Artifact)] == ["%FF0", "%FF1", "%FF2"]
     skipped = [item for item in items if isinstance(item, SkippedFile)]
     assert sum(item.reason == "it is not a regular file" for item in skipped) == 10
-    assert skipped[-1].reason == "this and 2 more exceed the limit of 2000 bytes of paths"
+    assert skipped[-1].reason == "this file and 2 more exceed the limit of 2000 bytes of paths"
 
 
 def test_many_files_with_ordinary_paths_are_all_collected(harness):

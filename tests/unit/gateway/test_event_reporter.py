@@ -139,7 +139,7 @@ def test_dropped_header_names_are_reported_once_with_a_final_count():
     assert len(events) == DROPPED_HEADERS_REPORTED_MAX - 1
     reporter.flush()
     assert events[-1] == ErrorReported(
-        "model_headers_dropped", "1004 headers of model requests were not forwarded in total."
+        "model_headers_dropped", "In total, 1004 headers of model requests were not forwarded."
     )
     reporter.flush()
     assert len(events) == DROPPED_HEADERS_REPORTED_MAX

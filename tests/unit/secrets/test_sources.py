@@ -77,8 +77,8 @@ def test_invalid_value_is_unavailable(key: str, reason: str):
 
 def test_unconfigured_sources_are_unavailable():
     detail = error_detail(secret("A", "a", "file"), secret("B", "b#c", "vault"))
-    assert "no secrets directory; its operator sets secrets.directory (SANDBOX_SECRETS_DIRECTORY)" in detail
-    assert "no access to Vault; its operator sets secrets.vault.address (SANDBOX_SECRETS_VAULT_ADDRESS) and" in detail
+    assert "no secrets directory; its operator must set secrets.directory (SANDBOX_SECRETS_DIRECTORY)" in detail
+    assert "no access to Vault; its operator must set secrets.vault.address (SANDBOX_SECRETS_VAULT_ADDRESS)" in detail
 
 
 def test_all_failures_are_reported_together():

@@ -126,5 +126,5 @@ async def test_failed_drain_change_is_reported_as_unavailable(error):
 async def test_machine_without_a_cluster_is_drained_as_a_whole():
     hosts = make_hosts([])
     for change in (hosts.drain_host, hosts.undo_host_drain):
-        with pytest.raises(HostNotFoundError, match="`sandbox admin drain` drains"):
+        with pytest.raises(HostNotFoundError, match="Drain it with: sandbox admin drain"):
             await change("here")

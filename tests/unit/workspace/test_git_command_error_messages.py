@@ -28,8 +28,8 @@ REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
             "sh: 1: /srv/my-ssh: not found\nfatal: Could not read from remote repository.",
             "git reported: fatal: Could not",
         ),
-        ("ssh: connect to host x port 22: Connection refused", "cannot be connected to"),
-        ("fatal: unable to access 'https://x/': Failed to connect to x port 443", "cannot be connected to"),
+        ("ssh: connect to host x port 22: Connection refused", "cannot be reached"),
+        ("fatal: unable to access 'https://x/': Failed to connect to x port 443", "cannot be reached"),
         ("fatal: unable to access 'https://x/': SSL certificate problem: expired", "TLS"),
         ("fatal: transport 'file' not allowed", "only https, http and ssh"),
         (
@@ -44,7 +44,7 @@ REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
         ("fatal: unable to access 'https://x/openssl.git/': The requested URL returned error: 503", "server error"),
         ("fatal: unable to access 'https://x/classlib/': The requested URL returned error: 500", "server error"),
         ("fatal: unable to access 'https://x/openssl.git/': gnutls_handshake() failed", "TLS"),
-        ("fatal: unable to access 'https://x/redirect/': Couldn't connect to server", "cannot be connected to"),
+        ("fatal: unable to access 'https://x/redirect/': Couldn't connect to server", "cannot be reached"),
         ("fatal: unable to access 'https://x/redirect/': SSL certificate problem: expired", "TLS"),
         (
             "fatal: unable to update url base from redirection:\n  asked for: https://x\n   redirect: https://y",
@@ -104,4 +104,4 @@ def test_long_error_line_is_parsed_quickly(word):
 
 def test_error_after_a_long_url_is_recognized():
     stderr = f"fatal: unable to access 'https://git.example/{'x' * 2000}/': Failed to connect to x port 443"
-    assert "cannot be connected to" in explain_clone_failure(stderr, REPOSITORY, ())
+    assert "cannot be reached" in explain_clone_failure(stderr, REPOSITORY, ())

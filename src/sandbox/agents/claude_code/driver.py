@@ -239,8 +239,8 @@ RESUME_PROMPT = (
 _SETTINGS = '{"skipWebFetchPreflight":true,"skipDangerousModePermissionPrompt":true}'
 """Claude Code's settings for a sandbox.
 
-The gateway decides which hosts are allowed, so WebFetch does not ask an Anthropic service about each host. The manifest
-decides whether permission checks are skipped, so Claude Code does not ask for confirmation.
+The gateway decides which hosts are allowed, so WebFetch does not query an Anthropic service about each host. The
+manifest decides whether permission checks are skipped, so Claude Code does not ask for confirmation.
 """
 
 

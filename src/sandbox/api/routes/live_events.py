@@ -82,7 +82,7 @@ async def get_events(
     after: _AfterPosition = "",
     last_event_id: _LastPosition = "",
     *,
-    follow: Annotated[bool, Query(description="Stream without end")] = False,
+    follow: Annotated[bool, Query(description="Keep the stream open and send new changes")] = False,
 ) -> Response:
     """Get state changes of all tasks, as server-sent events.
 
@@ -111,7 +111,7 @@ def _parse_position(text: str) -> ChangePosition | None:
 
 
 async def _encode_changes(changes: AsyncIterator[StateChange | ChangePosition]) -> AsyncIterator[MessageBatch]:
-    """Encode each change. Only the last event has an id. A client that missed this event gets all of them again."""
+    """Encode each change. Only its last event has an id, so a client that missed it gets the whole change again."""
     try:
         async for each in changes:
             if isinstance(each, ChangePosition):

@@ -41,7 +41,7 @@ _PAGE = """<!doctype html>
 </body>
 </html>
 """
-_START_SCRIPT = """// A path must not be a link: it is inside the button that opens the operation.
+_START_SCRIPT = """// A path must not be a link, because it is inside the button that opens the operation.
 const plainPaths = ({ React }) => ({
   wrapComponents: { DeepLink: () => ({ text }) => React.createElement("span", null, text) },
 });
@@ -49,7 +49,7 @@ const plainPaths = ({ React }) => ({
 const page = document.getElementById("page");
 const isWithoutTokens = "noTokens" in page.dataset;
 
-// The quick start in the schema is for any server: with the default address, and with a token.
+// The quick start in the schema is generic: it uses the default address and a token.
 function forThisServer(text) {
   const described = text.replaceAll("http://localhost:8122", location.origin);
   if (!isWithoutTokens) return described;
@@ -85,7 +85,7 @@ const ui = SwaggerUIBundle({
   plugins: [plainPaths, ownQuickStart, ...(isWithoutTokens ? [withoutAuthorization] : [])],
 });
 
-// Swagger UI leaves some fields unnamed, gives tables the region role, and its examples cannot be scrolled by keyboard.
+// Swagger UI leaves some fields unlabeled, gives tables the region role, and makes examples unscrollable by keyboard.
 const FIELDS = "#page :is(input, select, textarea, .copy-to-clipboard button)";
 const SCROLLABLE = "#page :is(pre, .model-box, .table-container):not([tabindex])";
 
@@ -95,7 +95,7 @@ function nameOf(field) {
   return parameter ?? (field.tagName === "TEXTAREA" ? "Request body" : "Value");
 }
 
-// An empty field shows an example, not its own name once more.
+// In an empty field, show an example instead of the field's name.
 function exampleOf(field) {
   const operationId = field.closest(".opblock").id.split("-").at(-1);
   const operations = Object.values(ui.getState().getIn(["spec", "json"]).toJS().paths).flatMap(Object.values);

@@ -233,8 +233,8 @@ async def prune_tasks(
 ) -> JsonResponse[PrunedBody]:
     """Remove finished tasks and their data. Without limits in the request, the server's retention settings apply.
 
-    Finished tasks that cannot be examined are kept. A dry run lists them; otherwise, the request then fails with
-    `service_unavailable` after the other tasks have been removed.
+    Finished tasks that cannot be examined are kept. If there are any, a dry run lists them, and any other request fails
+    with `service_unavailable` after it has removed the other tasks.
     """
     bounds = (older_than_seconds, keep, max_bytes)
     retention = None if bounds == (None, None, None) else Retention(*bounds)

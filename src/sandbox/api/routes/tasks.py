@@ -156,9 +156,7 @@ class ListQuery(BaseModel):
     parent: str = Field(
         "", max_length=TASK_ID_CHARACTERS_MAX, description="Only tasks that continue the task with this id"
     )
-    rerun_of: str = Field(
-        "", max_length=TASK_ID_CHARACTERS_MAX, description="Only tasks that run the task with this id again"
-    )
+    rerun_of: str = Field("", max_length=TASK_ID_CHARACTERS_MAX, description="Only reruns of the task with this id")
     created_after: Annotated[str, TIME] = Field(
         "", description="Only tasks submitted at this time (RFC 3339, or a date for midnight UTC) or later"
     )

@@ -147,7 +147,7 @@ def _check_hosts(hosts: list[_SlurmHost], partition: str | None) -> list[Finding
     where = f"the partition {partition}" if partition else "the default partition"
     usable = [host for host in hosts if host.is_usable]
     lost = [str(host) for host in hosts if not host.is_usable]
-    remedy = "Start slurmd there, and check the host with: scontrol show node NAME"
+    remedy = "Start slurmd on the hosts, and check each with: scontrol show node NAME"
     if not usable:
         message = f"no host in {where} is available: {', '.join(lost)}" if lost else f"{where} has no hosts"
         return [Finding("hosts", False, message, remedy)]

@@ -67,17 +67,17 @@ def check_preemption(probe: RuntimeProbe) -> list[Finding]:
     if not probe.is_available or probe.tier != "namespaces" or _preemption_mode() not in ("none", "voluntary"):
         return []
     message = (
-        f"one system call of a task on {probe.runtime} can occupy a processor for many seconds, "
-        "because the kernel does not interrupt system calls"
+        f"one system call of a task on {probe.runtime} can occupy a CPU for many seconds, "
+        "because the kernel does not preempt system calls"
     )
     remedy = "Boot with preempt=full, or use a kernel that is built with CONFIG_PREEMPT."
     return [Finding("kernel", False, message, remedy, blocks_tasks=False, runtime=probe.runtime)]
 
 
 def check_kernel_scheduler_bug(probe: RuntimeProbe) -> list[Finding]:
-    """Report whether the kernel's version has an error that lets a sandbox keep host programs from running.
+    """Report whether the kernel's version has a bug that lets a sandbox keep host programs from running.
 
-    The error came with Linux 6.13. Version 6.18.45 reverts the change ("sched/fair: Fix EEVDF entity placement bug
+    Linux 6.13 introduced the bug. Version 6.18.45 reverts the change ("sched/fair: Fix EEVDF entity placement bug
     causing scheduling lag"). Whether a distribution's kernel contains the revert is unknown.
     """
     version = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", os.uname().release)
@@ -88,7 +88,7 @@ def check_kernel_scheduler_bug(probe: RuntimeProbe) -> list[Finding]:
         return []
     message = (
         f"programs of one task on {probe.runtime} that constantly wake each other can keep other programs from "
-        f"running for many seconds, because Linux {major}.{minor}.{patch} has an error in its scheduler"
+        f"running for many seconds, because Linux {major}.{minor}.{patch} has a bug in its scheduler"
     )
     remedy = "Use Linux 6.18.45 or later, the current Linux 6.12 of Debian, or another runtime."
     return [Finding("kernel", False, message, remedy, blocks_tasks=False, runtime=probe.runtime)]

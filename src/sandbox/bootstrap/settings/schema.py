@@ -111,7 +111,7 @@ _SERVER_ADDRESS = Format(
     _pattern_check(r"https?://[^\s/@?#]+/?", "must be http:// or https:// and a host, without credentials"),
 )
 LEASE_SECONDS_MIN = 30
-"""The shortest lease: a worker sends a heartbeat every two seconds, and reconnects after 15 seconds without answers."""
+"""The shortest lease. A worker sends a heartbeat every two seconds, and reconnects after 15 s without a response."""
 
 _RUNTIME = Format("runtime", _pattern_check("auto|bubblewrap|gvisor|qemu", "must be auto, bubblewrap, gvisor or qemu"))
 _ENGINE = Format(
@@ -454,8 +454,8 @@ class ClusterSection:
         str,
         _ENGINE,
         Description(
-            "What starts the workers: slurm or kubernetes on the hosts of a cluster, processes on this machine. With "
-            "none, tasks run without workers."
+            "What starts the workers: slurm or kubernetes (on the hosts of a cluster), or processes (on this machine). "
+            "With none, tasks run without workers."
         ),
     ] = "none"
     host: Annotated[
@@ -474,7 +474,9 @@ class ClusterSection:
     lease: Annotated[
         str,
         _LEASE,
-        Description("How long a worker without contact with the server may communicate, from 30s to 168h."),
+        Description(
+            "How long a sandbox may communicate while its worker has no contact with the server, from 30s to 168h."
+        ),
     ] = "10m"
     time_limit: Annotated[
         str, DURATION, Description("How long a worker may run, including the time that a sandbox is preserved.")
@@ -496,7 +498,7 @@ class ClusterSection:
 
     @property
     def host_key_path(self) -> Path | None:
-        """The path of the file with the key of the hosts."""
+        """The path of the file that contains the cluster's host key."""
         return None if self.host_key_file is None else Path(self.host_key_file)
 
     @property

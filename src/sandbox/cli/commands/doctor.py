@@ -100,7 +100,7 @@ def _print_findings(findings: Sequence[Finding], *, shows_all: bool, has_color: 
 
 
 def _mark(finding: Finding) -> tuple[str, str]:
-    """Return the symbol of a finding and its style: `·` marks properties of a runtime, which nobody has to fix."""
+    """Return the symbol of a finding and its style: `·` marks properties of a runtime, which need no fix."""
     if finding.ok:
         return "✓", "green"
     if finding.blocks_tasks:

@@ -92,7 +92,7 @@ def build(
     mmdebstrap, and uses this machine's apt sources.
     """
     if (from_file and from_oci) or (minimum_tier and not from_oci):
-        raise click.UsageError("Give --from-file or --from-oci; --minimum-tier requires --from-oci.")
+        raise click.UsageError("--from-file cannot be combined with --from-oci; --minimum-tier requires --from-oci.")
     catalog = _catalog(options, makes_directory=True)
     if current_options().format == "text":
         click.echo(f"Building the image of {escape_text(name)}; this takes a minute or more.", err=True)

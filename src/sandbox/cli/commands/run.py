@@ -173,7 +173,7 @@ def _print_clone_source(
     start = f"{branch} at {str(commit)[:12]}" if commit else f"the latest commit of {branch}"
     lines = [escape_text(f"From {url}, {start}.")]
     if source.has_credentials:
-        lines.append(f"The credentials in the address of {source.remote} are not sent; the server clones with its own.")
+        lines.append(f"The credentials in the URL of {source.remote} are not sent; the server clones with its own.")
     untracked = 0 if includes_dirty else checkout.count_changed(untracked=True)
     if untracked:
         lines.append(f"{pluralize(untracked, 'untracked file')} {'is' if untracked == 1 else 'are'} not included.")

@@ -22,7 +22,7 @@ def worker(attempt_id: str, server: str, fingerprint: str) -> None:
       the path of the file with the identity token in SANDBOX_IDENTITY_FILE
     - if the server requires it, the key of the hosts: cluster.host_key_file, or
       SANDBOX_CLUSTER_HOST_KEY_FILE
-    - the engine's name of the host, if it differs from the hostname: SLURMD_NODENAME
+    - the engine's name for the host, if it differs from the hostname: SLURMD_NODENAME
       with Slurm, SANDBOX_HOST_NAME with other engines
     - a data directory that no server uses, and a runtime that works on the host
     - the same version of Sandbox as the server

@@ -197,7 +197,7 @@ class EventPrinter:
         self._line_printer.print_state(event, self.state, message if message != self._last_error else "")
 
     def _on_attempt(self, event: Mapping[str, Any]) -> None:
-        """Forget the open tool calls, because the previous agent's calls never get an end event."""
+        """Discard the open tool calls, because the previous agent's calls never get an end event."""
         self._open_calls.clear()
         start_kind = "continues where the previous one was lost" if event.get("resumes") else "starts over"
         self._line_printer.print_lines(

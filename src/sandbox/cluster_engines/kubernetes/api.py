@@ -2,8 +2,8 @@
 
 Responses are limited in size, and are untrusted until parsed.
 
-Fields that these objects do not declare are ignored, because new versions of Kubernetes add fields. A field with
-another type than declared makes the whole response invalid.
+Fields that these objects do not declare are ignored, because new versions of Kubernetes add fields. A field of
+a different type than declared makes the whole response invalid.
 """
 
 import asyncio
@@ -290,7 +290,7 @@ CREDENTIALS_RELOAD_SECONDS = 60.0
 """Interval at which the files with the token and the certificates are read again: Kubernetes replaces them."""
 
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 1.0, 30.0
-"""How long no request is sent after the API server asked for a pause: the default, and the maximum."""
+"""How long no request is sent after the API server requested a pause: the default, and the maximum."""
 
 MESSAGE_CHARACTERS_MAX = 300
 MERGE_PATCH = "application/merge-patch+json"
@@ -365,7 +365,7 @@ class ApiClient:
         try:
             return msgspec.json.decode(data, type=response_type)
         except DECODE_ERRORS as error:
-            message = f"The API server answers {method} {path} in an unknown format: {one_line(str(error))}."
+            message = f"The API server responded to {method} {path} in an unknown format: {one_line(str(error))}."
             raise EngineUnavailableError(f"{message} Check cluster.kubernetes.server.") from error
 
     async def list_all(self, path: str, page_type: type[ObjectList[Item]], selector: str) -> Sequence[Item]:
@@ -397,7 +397,7 @@ class ApiClient:
         import httpx2  # slow to import, and only needed with this engine
 
         if (pause := self._paused_until - time.monotonic()) > 0:
-            raise unavailable(f"it asked for a pause of {pause:.0f} s")
+            raise unavailable(f"it requested a pause of {pause:.0f} s")
         credentials = self._read_credentials()
         headers = {
             **headers,
@@ -428,7 +428,7 @@ class ApiClient:
         return bytes(body)
 
     def _raise_error(self, code: int, retry_after: str | None, body: bytes) -> None:
-        """Raise the exception for a failed request, and start a pause if the API server asks for one."""
+        """Raise the exception for a failed request, and start a pause if the API server requests one."""
         try:
             status = msgspec.json.decode(body, type=Status)
         except DECODE_ERRORS:
@@ -468,7 +468,7 @@ class ApiClient:
 
 
 def unavailable(reason: str) -> EngineUnavailableError:
-    """Return the error for an API server that does not respond as it should."""
+    """Return the error for a missing or invalid response of the API server."""
     return EngineUnavailableError(f"Kubernetes is not responding ({reason.removesuffix('.')}); {_ADVICE}.")
 
 

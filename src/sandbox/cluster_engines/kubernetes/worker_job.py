@@ -209,7 +209,7 @@ def escape_references(text: str) -> str:
 
 
 _LOST_CONTAINER = "ContainerStatusUnknown"
-"""The reason of a container that its node no longer has, so it cannot have been observed to end."""
+"""The termination reason of a container that its node no longer has. It does not prove that the container ended."""
 
 _NODE_LOST_REASONS = frozenset({"DeletionByTaintManager", "DeletionByPodGC", "NodeLost"})
 """Reasons of a Pod or its condition DisruptionTarget that show that the control plane has given up on the node."""
@@ -217,7 +217,7 @@ _NODE_LOST_REASONS = frozenset({"DeletionByTaintManager", "DeletionByPodGC", "No
 _STARTING_REASONS = frozenset({"", "ContainerCreating", "PodInitializing"})
 _FINISHED = ("Complete", "Failed", "FailureTarget", "SuccessCriteriaMet")
 _SIGNAL_CODES = range(129, 160)
-"""Exit codes of containers that ended by a signal: 128 and its number."""
+"""Exit codes of containers that a signal ended: 128 plus the signal number."""
 
 
 def pod_phase(pod: ApiPod) -> JobPhase:
@@ -270,7 +270,7 @@ def _status_without_pod(job: ApiJob | None) -> JobStatus:
     name = job.metadata.name
     finished = job.status.find(*_FINISHED)
     if finished is None:
-        advice = f"If this does not change, see the events of 'kubectl describe job {name}'."
+        advice = f"If this does not change, see the events in 'kubectl describe job {name}'."
         return JobStatus(JobPhase.WAITING, reason=f"Kubernetes has not created the Pod yet. {advice}", job_id=name)
     if job.was_cancelled_before_start:
         # A Pod may have been started at the same moment. ENDED without a host does not prove that its worker has ended.
@@ -286,7 +286,7 @@ def _describe_pod(pod: ApiPod, phase: JobPhase) -> str:
         case JobPhase.WAITING:
             scheduled = next((each for each in status.conditions or () if each.type == "PodScheduled"), None)
             reason = "" if scheduled is None else one_line(scheduled.message or scheduled.reason)
-            return f"The Pod waits for a node ({reason})." if reason else "The Pod waits for a node."
+            return f"The Pod is waiting for a node ({reason})." if reason else "The Pod is waiting for a node."
         case JobPhase.RUNNING:
             waiting = pod.worker_state.waiting
             if waiting is None or waiting.reason in _STARTING_REASONS:
@@ -308,7 +308,7 @@ def _describe_end(pod: ApiPod) -> str:
         return f"The Pod failed before it had a node ({_join(pod.status.reason, pod.status.message)})."
     code = terminated.exit_code
     number = terminated.signal or (code - 128 if code in _SIGNAL_CODES else 0)
-    how = f"ended by signal {number}" if number else f"exited with {code}"
+    how = f"was ended by signal {number}" if number else f"exited with {code}"
     reasons = dict.fromkeys(one_line(each) for each in (terminated.reason, pod.status.reason) if each)
     return f"The worker {how} on {pod.spec.node_name} ({', '.join(reasons)})." if reasons else f"The worker {how}."
 

@@ -10,7 +10,7 @@ NAME/withdrawn      the job was cancelled
 NAME/ended.json     the exit code of the worker, negative after a signal
 NAME/supervisor.log the errors of the supervisor
 
-Each job has a directory. The files survive the server, and so does a supervisor. The next look-up by any server starts
+Each job has a directory. The files survive the server, and so does a supervisor. The next lookup by any server starts
 the waiting jobs that fit, in order of submission. Jobs have no memory or CPU limits: only the sum of their requests is
 bounded.
 """
@@ -94,7 +94,7 @@ class JobDirectory:
         return _decode(self._path / "request.json", StoredRequest)
 
     def start(self) -> None:
-        """Start the supervisor, which detaches itself. After a failure, the job waits for the next look-up."""
+        """Start the supervisor, which detaches itself. After a failure, the job waits for the next lookup."""
         log = self._path / "supervisor.log"
         with log.open("ab") as errors:
             try:
@@ -159,14 +159,15 @@ class JobDirectory:
         if phase is JobPhase.RUNNING:
             return ""
         if phase is JobPhase.WAITING:
-            return "The job waits until the machine has enough free CPUs, memory and disk."
+            return "The job is waiting until the machine has enough free CPUs, memory and disk."
         if not was_started:
             return "The job was cancelled before it was started."
         try:
             exit_code = int(json.loads((self._path / "ended.json").read_bytes())["exit_code"])
         except (OSError, ValueError, KeyError, TypeError):
             return "The worker was killed together with its supervisor, or the machine was restarted."
-        return f"The worker ended by signal {-exit_code}." if exit_code < 0 else f"The worker exited with {exit_code}."
+        how = f"was ended by signal {-exit_code}" if exit_code < 0 else f"exited with {exit_code}"
+        return f"The worker {how}."
 
     def remove(self) -> None:
         """Remove the files, beginning with the request, because there is no job without a request."""

@@ -18,7 +18,7 @@ status shows the difference: the controller sets it when the host reports how th
 initial value.
 
 Slurm starts a job again despite `--no-requeue` if a host did not respond to the request to start it. That host may have
-started the worker all the same, so the end of such a job is never certain.
+started the worker nevertheless, so the end of such a job is never certain.
 """
 
 import math
@@ -42,7 +42,7 @@ _EXTRA_NAMES = (
     *("constraint", "exclude", "exclusive", "gres", "licenses", "nice", "nodelist", "qos", "reservation"),
     *("tmp", "wckey"),
 )
-"""The options that settings may contain. Others would change what the engine relies on."""
+"""The options that settings may contain. Other options could change behavior that the engine relies on."""
 
 _EXTRA_OPTION = re.compile(rf"--(?:{'|'.join(_EXTRA_NAMES)})(?:=[\x21-\x7e]{{1,256}})?")
 _EXCLUDE = "--exclude="
@@ -76,7 +76,7 @@ class SlurmSettings(NamedTuple):
 def sbatch_arguments(request: JobRequest, settings: SlurmSettings, excluded_hosts: Sequence[str] = ()) -> list[str]:
     """Return the arguments of sbatch, which reads the script from its standard input.
 
-    excluded_hosts: the excluded hosts of the request that Slurm has. sbatch uses only the last option `--exclude`, so
+    excluded_hosts: the request's excluded hosts that exist in Slurm. sbatch uses only the last option `--exclude`, so
     these hosts are added to the excluded hosts of the settings.
 
     All users of the cluster can read the arguments, which therefore contain no secrets. `--dependency=singleton` keeps
@@ -192,11 +192,11 @@ class SlurmJob(NamedTuple):
     def describe(self) -> str:
         """Return why the job is in its phase (human-readable)."""
         if self.phase is JobPhase.WAITING:
-            return f"The job waits in Slurm's queue ({self.reason})."
+            return f"The job is waiting in Slurm's queue ({self.reason})."
         if self.phase is JobPhase.RUNNING:
             return "" if self.state == "RUNNING" else f"Slurm reports the state {self.state}."
         code, signal = self.exit_status
-        exit_text = f" with the exit code {code}" if code else f" by the signal {signal}" if signal else ""
+        exit_text = f" with exit code {code}" if code else f" with signal {signal}" if signal else ""
         if self.phase is JobPhase.ENDED:
             return f"Slurm reports that the job ended{exit_text} ({self.state})."
         subject = f"the host {self.host} has not" if self.host else "no host has"

@@ -1,6 +1,6 @@
 """Submits, cancels and looks up jobs with Slurm's commands.
 
-The commands sbatch, squeue, scancel and sinfo suffice: Slurm's accounting database may be absent. Slurm forgets an
+The commands sbatch, squeue, scancel and sinfo suffice: Slurm's accounting database is not needed. Slurm forgets an
 ended job after `MinJobAge` (slurm.conf, five minutes by default). From then on, the job is `UNKNOWN`.
 """
 
@@ -158,15 +158,15 @@ class SlurmEngine:
         except EngineUnavailableError as error:
             _log.warning("%s", error)
             return
-        if result.code != 0:  # the duplicate has ended or started, or the next look-up tries again
+        if result.code != 0:  # the duplicate has ended or started, or the next lookup tries again
             _log.info("scancel: %s", result.error)
 
     async def maximal_host_sizes(self) -> Sequence[Resources]:
-        """Ask sinfo for the sizes of the partition's hosts. Implements `Engine.maximal_host_sizes`."""
+        """Query the sizes of the partition's hosts. Implements `Engine.maximal_host_sizes`."""
         return await self._query_hosts(parse_largest_host_sizes, f"--format={SINFO_FORMAT}")
 
     async def hosts(self) -> Sequence[EngineHost]:
-        """Ask sinfo for the hosts of the partition. Implements `Engine.hosts`."""
+        """Query the hosts of the partition. Implements `Engine.hosts`."""
         return await self._query_hosts(parse_hosts, "--Node", f"--format={SINFO_HOST_FORMAT}")
 
     async def _query_hosts(

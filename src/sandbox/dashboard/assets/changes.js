@@ -287,7 +287,13 @@ export class Changes {
   }
 }
 
-const KEYS = { "j k": "files", "n p": "changes", v: "mark as viewed", V: "and go on", m: "comment on the line" };
+const KEYS = {
+  "j k": "files",
+  "n p": "changes",
+  v: "mark as viewed",
+  V: "mark and go to the next file",
+  m: "comment on the line",
+};
 
 function keysElement(hasChain) {
   const element = h("p", { class: "keys" }, "Keys: ");

@@ -93,7 +93,7 @@ export class DeniedConnections {
       h("table", { class: "refused" }, h("thead", {}, head), h("tbody", {}, ...rows)),
     );
   }
-  // The head of the page has the first hosts.
+  // Show the first hosts at the top of the page.
   #showNote() {
     const note = $("refused-note");
     const entries = [...this.#hosts.values()];

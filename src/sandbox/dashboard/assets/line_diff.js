@@ -83,7 +83,7 @@ export function diffElement(path, { rows }) {
     class: "line-diff",
     tabindex: "0",
     role: "group",
-    "aria-label": `Changes of ${visibleName(path)}`,
+    "aria-label": `Changes to ${visibleName(path)}`,
   });
   const left = elementLimit();
   const append = (first, end) => element.append(...shown.slice(first, end).map((row) => rowElement(row, left)));

@@ -228,7 +228,7 @@ export class ManifestForm {
     if (text !== null && isListed && field.value !== text && !this.#isBeingTyped(field, text)) field.value = text;
   }
 
-  // Lines are trimmed in the YAML, and repositories are URLs, but not while the user types them.
+  // While the user types, the field keeps the typed text. The YAML contains trimmed lines, and the URL of a repository.
   #isBeingTyped(field, text) {
     const kind = field.dataset.kind ?? "text";
     if (document.activeElement !== field || !TYPED_KINDS.includes(kind)) return false;

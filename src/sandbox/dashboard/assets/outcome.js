@@ -99,7 +99,7 @@ export class Outcome {
     this.#showDiff();
   }
 
-  // A process that ran out of memory may have failed a command although the task did not fail.
+  // A command may have failed for lack of memory although the task did not fail.
   #showMemoryNotice() {
     const note = $("memory-note");
     if (!note || !this.#memoryNotice) return;

@@ -61,7 +61,7 @@ export class Output {
   constructor(isTerminal) {
     this.isTerminal = isTerminal;
     $("output-raw").hidden = isTerminal; // the download has the output as it was written
-    if (isTerminal) this.#stream = "stdout"; // a screen has no order with the events
+    if (isTerminal) this.#stream = "stdout"; // the screen's lines and the events have no common order
     this.#filter();
     this.#box.addEventListener("scroll", () => {
       this.#isFollowing = this.#box.scrollTop + this.#box.clientHeight >= this.#heights.total - LINE_HEIGHT;

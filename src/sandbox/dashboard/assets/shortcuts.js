@@ -39,7 +39,7 @@ function sheetContent() {
       h("button", { type: "button", class: "quiet", onclick: () => sheet.close() }, "Close"),
     ),
     h("div", { class: "shortcuts-groups" }, ...[...groups].map(([name, shortcuts]) => groupElement(name, shortcuts))),
-    h("label", { class: "shortcuts-switch" }, toggle, "Shortcuts with a single character are on"),
+    h("label", { class: "shortcuts-switch" }, toggle, "Enable single-character shortcuts"),
   ];
 }
 

@@ -173,7 +173,7 @@ function redraw() {
 const titleObserver = new IntersectionObserver(
   ([{ isIntersecting }]) => {
     $("title-bar").hidden = isIntersecting;
-    // The class is not on an ancestor of the lines: the browser would search all lines for elements with other styles.
+    // Do not set the class on an ancestor of the lines, because the browser would then check the styles of all lines.
     document.querySelector(".tabs").classList.toggle("below-title-bar", !isIntersecting);
     updateJump();
   },
@@ -341,7 +341,7 @@ function showDeleted() {
     h("p", { class: "empty-note muted" }, "The artifacts were deleted with the task."),
   );
   showMainActions();
-  banner("This task was deleted. The page keeps only what it has loaded before.");
+  banner("This task was deleted. This page shows only what it had already loaded.");
 }
 
 // No event reports the deletion of a task that has ended.

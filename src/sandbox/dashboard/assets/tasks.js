@@ -244,7 +244,7 @@ for (const [name, action] of Object.entries(ACTIONS))
   $(`bulk-${name}`)?.addEventListener("click", () => openDialog(action));
 $("bulk-back")?.addEventListener("click", () => $("bulk-dialog").close());
 $("bulk-confirm")?.addEventListener("click", applyAction);
-// Select all listed tasks to which the offered actions apply, so that nobody deletes finished tasks unintentionally.
+// Select all listed tasks to which the offered actions apply, so that finished tasks are not deleted by mistake.
 $("bulk-all")?.addEventListener("click", () => {
   const offered = Object.values(ACTIONS).filter((action) => selectedFor(action).length > 0);
   for (const box of checkboxes()) {

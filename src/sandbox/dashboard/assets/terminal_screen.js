@@ -3,7 +3,7 @@ import { withoutColors } from "/assets/untrusted_text.js";
 
 // Rows above the screen that a program may still redraw.
 const ROWS_MAX = 500;
-const HEIGHT = 24; // of a terminal to which nobody is attached
+const HEIGHT = 24; // of a terminal without an attached client
 const HEIGHT_MAX = 200;
 const COLUMNS_MAX = 2000;
 const ROW_CHARACTERS_MAX = 100_000;
@@ -63,7 +63,7 @@ class Row {
   #styles = [];
   #text = "";
 
-  // A row with the text of another one, which is not redrawn.
+  // Create a row that has only a text, because it is never redrawn.
   static copy({ text, at }) {
     const row = new Row(at);
     row.#text = text;
@@ -122,7 +122,7 @@ class Row {
     this.#change(at);
   }
 
-  // Remove columns, or insert spaces. Only programs that are not on a screen write longer rows.
+  // Remove columns, or insert spaces. Longer rows come from programs that draw on no screen, and stay unchanged.
   shift(column, removed, inserted, at) {
     if (column >= this.#characters.length || this.#characters.length > COLUMNS_MAX) return;
     this.#characters.splice(column, removed, ...Array(inserted).fill(" "));
@@ -316,7 +316,7 @@ export class TerminalScreen {
   }
 
   #moveTo(row, column) {
-    // The size of the window is not recorded: a program that moves to a row has it.
+    // The size of the window is not recorded. If a program moves to a row, the window is at least that high.
     if (row <= HEIGHT_MAX) this.#height = Math.max(this.#height, row);
     this.#row = this.#top + Math.min(row, this.#height) - 1;
     this.#moveToColumn(column - 1);
@@ -440,7 +440,7 @@ function scrolledRows(before, now) {
   return 0;
 }
 
-// Programs change the colors of text that does not move.
+// Ignore colors, because a program may also recolor text that has not moved.
 const isSame = (one, other) => one.text === other.text || withoutColors(one.text) === withoutColors(other.text);
 
 function isAt(before, now, offset) {

@@ -261,7 +261,7 @@ def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str], sear
 
 
 def _searched_words(search: str) -> Mapping[str, re.Pattern[str]]:
-    """Return a pattern for words that begin with a searched word, keyed by the searched word in lower case."""
+    """Map each searched word, in lower case, to a pattern that matches words beginning with it."""
     words = dict.fromkeys(re.findall(r"[^\W_]+", search.lower()))
     return {word: re.compile(rf"\b{re.escape(word)}", re.IGNORECASE) for word in islice(words, _SEARCHED_WORDS_MAX)}
 

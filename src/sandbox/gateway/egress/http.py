@@ -16,7 +16,7 @@ _ABSOLUTE_FORM = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
 
 
 class HostPort(msgspec.Struct, frozen=True):
-    """A host (in its original spelling, without brackets) and a port."""
+    """A host (in its original case, without brackets) and a port."""
 
     host: str
     port: int

@@ -3,8 +3,8 @@
 `UnknownProtocolFilter` forwards other protocols, unless TLS or HTTP follows in their data.
 
 Lenient servers skip or accept bytes that a strict parser treats as another protocol: NUL, unusual white space, a PROXY
-header, an alert. Therefore the first bytes are searched while they are forwarded: a request line is denied before its
-line end, a ClientHello before its last byte. HTTP and PROXY are searched for until the host has sent data: an HTTP
+header, an alert. Therefore, the first bytes are searched while they are forwarded: a request line is denied before its
+line end, a ClientHello before its last byte. The search for HTTP and PROXY ends when the host sends data: an HTTP
 server never sends data first, and closes the connection after its response to bytes that it cannot parse. TLS may start
 later (STARTTLS).
 """

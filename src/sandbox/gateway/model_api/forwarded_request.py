@@ -46,7 +46,7 @@ def _expected_headers(credential_headers: frozenset[bytes], body_headers: frozen
 def _select_headers(
     request: h11.Request, dialect: ModelDialect, *, is_body_unchanged: bool
 ) -> tuple[Headers, list[bytes]]:
-    """Return the headers to forward, spelled as received, and the names of the dropped ones.
+    """Return the headers to forward, with their names unchanged, and the names of the dropped ones.
 
     is_body_unchanged: the body is forwarded unchanged, so the headers that describe its encoding are forwarded too.
     """
@@ -72,7 +72,7 @@ def _select_headers(
 def forwarded_request(
     request: h11.Request, target: bytes, upstream: Upstream, dialect: ModelDialect, body: bytes | None = None
 ) -> tuple[h11.Request, list[bytes]]:
-    """Build the upstream request. It has the server's key instead of the task's and asks for an uncompressed response.
+    """Build the upstream request. It has the server's key instead of the task's and requests an uncompressed response.
 
     body: the complete JSON body if known; if None, the client's framing is kept. Returns the request and the names of
     the dropped headers.
@@ -116,7 +116,7 @@ def _is_returned(name: bytes, rules: ResponseHeaders) -> bool:
 
 
 def is_uncompressed_event_stream(response: h11.Response) -> bool:
-    """Return whether the body is an event stream that shows the gateway when the model starts to respond."""
+    """Return whether the body is an event stream in which the gateway can see when the model starts to respond."""
     content_type = header(response.headers, b"content-type").split(b";")[0].strip().lower()
     return content_type == b"text/event-stream" and not is_compressed(response)
 
@@ -174,7 +174,7 @@ class InflightRequest(msgspec.Struct):
         self.may_have_full_cost = True
 
     def fail_head(self, *, is_cut: bool) -> None:
-        """Handle an unreadable head. Unless its status refuses the request, the response may incur cost.
+        """Handle an unreadable head. Unless its status reports an error, the response may incur cost.
 
         is_cut: the connection ended within the head. A stream whose head is cut has not started.
         """

@@ -82,7 +82,7 @@ def _content_length(request: h11.Request) -> int:
 def too_large() -> Rejected:
     """Return the rejection for a body that exceeds the size limit."""
     limit = REQUEST_BODY_BYTES_MAX // 1024**2
-    return Rejected(413, f"The request's body is over {limit} MiB.")
+    return Rejected(413, f"The request's body is larger than {limit} MiB.")
 
 
 def _invalid_head(message: str) -> Rejected:
@@ -221,12 +221,12 @@ def _decode(dialect: ModelDialect, body: bytes | bytearray) -> dict[str, Any] | 
 
 
 def _count_structural_bytes(body: bytes | bytearray) -> int:
-    """Count structural characters of JSON, also those in strings. One `translate` takes less time than four `count`."""
+    """Count structural characters of JSON, including those in strings. One `translate` is faster than four `count`."""
     return sum(len(part) - len(part.translate(None, _STRUCTURAL_BYTES)) for part in _parts(body, overlap_bytes=0))
 
 
 def _count_long_integers(body: bytes | bytearray) -> int:
-    """Count the matches of `_LONG_INTEGER`. A search for any long run of digits is five times as fast."""
+    """Count the matches of `_LONG_INTEGER`. First search for any long run of digits, which is five times as fast."""
     parts = _parts(body, overlap_bytes=limits.LONG_INTEGER_DIGITS - 1)
     if not any(_LONG_RUN_OF_ZEROS in part.translate(_DIGITS_AS_ZEROS) for part in parts):
         return 0
@@ -234,7 +234,7 @@ def _count_long_integers(body: bytes | bytearray) -> int:
 
 
 def _parts(body: bytes | bytearray, overlap_bytes: int) -> Iterator[bytes | bytearray]:
-    """Yield parts of the body, because a changed copy of all of it would take as much memory again."""
+    """Yield parts of the body, because a modified copy of the whole body would use as much memory again."""
     for begin in range(0, len(body), _PART_BYTES):
         yield body[begin : begin + _PART_BYTES + overlap_bytes]
 

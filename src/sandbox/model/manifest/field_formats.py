@@ -103,7 +103,10 @@ def _check_task_id(value: str) -> str | None:
     if value == "stream":
         return "'stream' is reserved; choose another id"
     if not is_task_id(value):
-        return "must be 1 to 128 letters, digits, '.', '_' or '-', start and end with a letter or digit, without '..'"
+        return (
+            "must be 1 to 128 letters, digits, '.', '_' or '-', start and end with a letter or digit, "
+            "and not contain '..'"
+        )
     return None
 
 

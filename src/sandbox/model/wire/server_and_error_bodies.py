@@ -272,6 +272,6 @@ class ProblemBody(ProblemExtensions):
     status: int
     """HTTP status."""
     detail: str
-    """The same as `message`, for clients that know only the members of RFC 9457."""
+    """The same as `message`, for clients that support only the standard members of RFC 9457."""
     instance: str
     """Path of the request."""

@@ -116,7 +116,7 @@ class RemedyBody(TypedDict):
     """What to do about a failure."""
 
     text: str
-    """One sentence, such as `Raise vm.memory.`. The message of the failure can say more."""
+    """One sentence, such as `Raise vm.memory.`. The message of the failure may give details."""
     field: str | None
     """The field of the manifest to change, such as `vm.memory`; null if the remedy does not change a field."""
     overrides: list[str]
@@ -170,9 +170,9 @@ class ProgressBody(TypedDict):
     """The tool that is running."""
     current_subject: str | None
     """What the call to this tool is about, such as a command or a path; null if unknown. If no tool is running, it
-    says that the agent waits for a call in the background."""
+    says that the agent is waiting for a background call."""
     last_activity_at: Timestamp | None
-    """When the agent last did something."""
+    """When the agent was last active."""
     turns: int
     """Number of the model's turns."""
     input_tokens: int
@@ -283,7 +283,7 @@ class TaskItemBody(TypedDict):
     diff: DiffBody | None
     """Size of the patch; null until it is stored, and if it is incomplete or its size was not recorded."""
     duration_seconds: float | None
-    """Time from the agent's first start to the end of the task, or until now; null if it never started."""
+    """Time from the agent's first start to the end of the task, or until now; null if the agent never started."""
     parent: str | None
     """Id of the task that this one continues; null for any other task. That task may have been removed."""
     rerun_of: str | None
@@ -323,7 +323,7 @@ class JobBody(TypedDict):
     host: str | None
     """Name of the host of the job; null until the engine has selected one."""
     reason: str
-    """Human-readable reason for the phase, such as why the job waits."""
+    """Human-readable reason for the phase, such as why the job is waiting."""
 
 
 class TaskBody(TaskItemBody):
@@ -409,7 +409,7 @@ class ReleasedBody(TypedDict):
 
 
 class DeletedBody(TypedDict):
-    """The task was deleted. It is gone even after a crash of the server."""
+    """The task was deleted. The deletion is durable: it survives a crash of the server."""
 
     success: Literal[True]
     """Always true."""

@@ -252,7 +252,7 @@ class ImageTransfers:
     def _counted(self) -> Iterator[None]:
         """Count a transfer for the duration of the block. Raises ImageTransfersBusyError."""
         if self._running_count >= TRANSFERS_MAX:
-            message = f"The server is sending {TRANSFERS_MAX} images, the maximum; the worker asks again later."
+            message = f"The server is sending {TRANSFERS_MAX} images, the maximum; the worker retries later."
             raise ImageTransfersBusyError(message)
         self._running_count += 1
         try:

@@ -1,4 +1,4 @@
-"""The hosts of a cluster: what the engine and the workers reported about them, and how a task gets one.
+"""The hosts of a cluster: what the engine and the workers reported about them, and how tasks are assigned to them.
 
 To find a host for a task, the server submits a worker, which then prepares its host.
 """
@@ -41,13 +41,13 @@ from sandbox.placements.cluster.worker_session import WorkerClient, WorkerSessio
 from sandbox.primitives.files import write_durably
 
 HOSTS_MAX = 1000
-"""Maximum number of hosts that are remembered. Beyond it, the host with the earliest last contact is forgotten.
+"""Maximum number of hosts that are stored. Beyond it, the host with the earliest last contact is removed.
 
 The same maximum applies to the listed hosts of the engine on which no worker has run.
 """
 
 ENGINE_POLL_SECONDS = 30.0
-"""Interval at which the engine is asked for its hosts."""
+"""Interval at which the engine is queried for its hosts."""
 
 _ENGINE_SECONDS = 60.0
 _NAME_CHARACTERS_MAX = 253
@@ -104,7 +104,7 @@ class SeenHosts:
             self.save()
 
     def record_contact(self, name: str) -> None:
-        """Record that a worker on the host has just sent a heartbeat, unless the host was forgotten."""
+        """Record that a worker on the host has just sent a heartbeat, unless the host was removed."""
         if (host := self._hosts.get(name)) is not None:
             self._hosts[name] = msgspec.structs.replace(host, last_contact=time.time())
             self._is_saved = False
@@ -159,12 +159,12 @@ class EngineHosts:
         return self._by_name
 
     async def refresh(self) -> None:
-        """Ask the engine for its hosts. Raises SandboxError, OSError, TimeoutError."""
+        """Query the engine for its hosts. Raises SandboxError, OSError, TimeoutError."""
         async with asyncio.timeout(_ENGINE_SECONDS):
             self._by_name = {host.name: host for host in await self._engine.hosts()}
 
     def start(self) -> None:
-        """Ask the engine for its hosts periodically, until the tasks of the event loop are cancelled."""
+        """Query the engine for its hosts periodically, until the tasks of the event loop are cancelled."""
         self._refreshing = asyncio.create_task(self._refresh_periodically())
 
     async def _refresh_periodically(self) -> None:
@@ -301,7 +301,7 @@ async def load_largest_host_sizes(engine: Engine, file: Path) -> Sequence[Resour
             raise error from None
         if not stored:
             raise
-        _log.warning("The sizes of the hosts are those that the last server found: %s", error.message)
+        _log.warning("Using the host sizes that the previous server stored: %s", error.message)
         return stored
     write_durably(file, msgspec.json.encode(tuple(hosts)))
     return hosts
@@ -369,7 +369,7 @@ class ClusterAllocator:
         try:
             find_image = await self._prepare_image(job, profile)
         except HostPendingError:
-            await asyncio.sleep(_RESERVE_SECONDS)  # the worker answers at once, and the caller asks again at once
+            await asyncio.sleep(_RESERVE_SECONDS)  # the worker answers at once, and the caller retries at once
             raise
         return ReservedHost(job.stored.attempt_ids[-1], job.identity, job.stored.runtime, find_image)
 

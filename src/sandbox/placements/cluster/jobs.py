@@ -31,14 +31,14 @@ from sandbox.placements.cluster.host_drains import HostDrains
 from sandbox.placements.cluster.job_state import Job, JobStore, StoredJob, confirmed_host
 
 POLL_SECONDS = 1.0
-"""Interval at which the engine is asked for the phases of all jobs."""
+"""Interval at which the engine is queried for the phases of all jobs."""
 
 _HOST_CONFIRMATION_TIMEOUT_SECONDS = 5.0
 _ENGINE_SECONDS = 60.0
 CONCURRENT_CANCELLATIONS_MAX = 2
 """Maximum number of concurrent cancellations. A submission may run at the same time.
 
-An engine may run only a few commands at once, and a look-up of the jobs must not wait for many other commands.
+An engine may run only a few commands at once, and a lookup of the jobs must not wait for many other commands.
 """
 
 _TOKENS_MAX = 16
@@ -109,7 +109,7 @@ class Jobs:
         """Number of consecutive workers of a task that did not start or were soon lost, keyed by task id."""
         self.rejections = Rejections()
         self._done: dict[str, None] = {}
-        """The tasks whose jobs were removed last. None of their runners can communicate."""
+        """The tasks whose jobs were removed most recently. None of their runners can communicate."""
         self._wake = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._to_submit: dict[str, Job] = {}
@@ -227,7 +227,7 @@ class Jobs:
             self.remove(job)
 
     def remove(self, job: Job) -> None:
-        """Forget a job whose worker has nothing left to do. Raises OSError."""
+        """Remove a job whose worker has nothing left to do. Raises OSError."""
         self._store.remove(job.stored)
         if job.has_task_ended:
             self._losses.pop(job.stored.task_id, None)
@@ -355,7 +355,7 @@ class Jobs:
         try:
             async with asyncio.timeout(_ENGINE_SECONDS):
                 await self._engine.submit(request)
-            # A look-up that began before the submission ended might not find the job.
+            # A lookup that began before the submission ended might not find the job.
             job.postpone(_RESUBMIT_SECONDS, "The job is being submitted.")
         except EngineRejectedError as error:
             job.postpone(_REPLACE_SECONDS_MAX, f"{error.message} {self._drains.describe()}".rstrip())

@@ -274,7 +274,7 @@ class ClusterPlacement:
         self._has_task_ended = storage.has_task_ended
 
     async def run(self) -> None:
-        """Release the workers of tasks that ended while no server ran; end the thread on cancellation."""
+        """Release the workers of tasks that ended while no server was running; end the thread on cancellation."""
         try:
             await self._release_ended()
             await asyncio.Event().wait()

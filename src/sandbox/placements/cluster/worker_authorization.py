@@ -83,9 +83,8 @@ class ClaimChecker:
         """Store a claim, and return the claimed job.
 
         Returns None if the engine does not confirm the worker's host in time; the worker may try again. A worker that
-        claimed its job earlier is identified by its nonce, so it does not prove its host again. Therefore,
-        neither a lost answer nor a changed key ends a running task. Raises ClaimRejectedError, InvalidMessageError,
-        OSError.
+        claimed its job earlier is identified by its nonce, so it does not prove its host again. Therefore, neither a
+        lost answer nor a changed key ends a running task. Raises ClaimRejectedError, InvalidMessageError, OSError.
         """
         job = self.jobs.find_claimable(claim)
         if job is not None:
@@ -114,7 +113,7 @@ class ClaimChecker:
                 # The engine started the worker before the drain. The job is submitted again without this host.
                 raise ClaimRejectedError(f"The host {claim.host} is drained.")
         if (job := self.jobs.claim(claim)) is None:
-            raise ClaimRejectedError("Another worker has this attempt, or the attempt is over.")
+            raise ClaimRejectedError("Another worker has this attempt, or the attempt has ended.")
         return job
 
     async def _check_first_claim(self, job: Job, claim: Claim, streams: StreamPair) -> None:
@@ -136,7 +135,7 @@ class ClaimChecker:
             raise ClaimRejectedError("The worker has no join token.")
 
     def _record_rejection(self, job: Job, claim: Claim, reason: str) -> None:
-        """Record a rejection, unless the task has ended or another worker has claimed the job meanwhile."""
+        """Record a rejection, unless the task has ended or another worker has claimed the job in the meantime."""
         if self.jobs.find_claimable(claim) is job:
             self.jobs.rejections.record(job.stored.task_id, reason)
 
@@ -144,7 +143,7 @@ class ClaimChecker:
 def _check_version(claim: Claim, *, is_reconnection: bool) -> None:
     """Check that the worker can run the task.
 
-    A running worker survives an upgrade of the server if both versions have the same messages. Raises
+    A running worker survives an upgrade of the server if both versions use the same protocol. Raises
     ClaimRejectedError.
     """
     has_same_protocol = claim.protocol == PROTOCOL_VERSION
@@ -175,8 +174,9 @@ async def _request_proof(challenge: bytes, streams: StreamPair) -> HostProof:
 async def _check_identity(job: Job, claim: Claim, verifier: WorkerVerifier, streams: StreamPair) -> None:
     """Have the engine check the identity of the worker.
 
-    Before that, anyone may have sent the claim. So no reason contains values of the claim, and a proof that is missing
-    or malformed is no reason at all. Raises ClaimRejectedError, EngineUnavailableError, OSError.
+    Before this check, anyone may have sent the claim. Therefore, no reason contains values from the claim, and a
+    missing or malformed proof is not recorded as a rejection. Raises ClaimRejectedError, EngineUnavailableError,
+    OSError.
     """
     try:
         answer = await _request_proof(os.urandom(_CHALLENGE_BYTES), streams)

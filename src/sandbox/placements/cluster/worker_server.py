@@ -73,7 +73,7 @@ _ACCEPT_PAUSE_SECONDS = 0.1
 _BACKLOG = 512
 _READ_AHEAD_BYTES = 2**17
 _TLS_BUFFER_BYTES = 2**14
-"""Size of the buffer that asyncio keeps for each TLS connection. A TLS record has at most so much data."""
+"""Size of the buffer that asyncio keeps for each TLS connection. A TLS record contains at most this much data."""
 
 _first_decoder: "msgspec.msgpack.Decoder[FirstMessage]" = msgspec.msgpack.Decoder(FirstMessage)
 _decoder: "msgspec.msgpack.Decoder[WorkerMessage]" = msgspec.msgpack.Decoder(WorkerMessage)
@@ -243,7 +243,7 @@ class WorkerServer:
             copied_end_offset = await asyncio.to_thread(self._replicas.end_offset, job.stored.task_id)
             # A worker that was abandoned in the meantime must not get an answer, which would extend its lease.
             if not job.may_answer_worker:
-                raise ClaimRejectedError("The attempt is over.")
+                raise ClaimRejectedError("The attempt has ended.")
         except ClaimRejectedError as error:
             writer.write(encode_message(WorkerDismissed(str(error))))
             await writer.drain()

@@ -1,6 +1,6 @@
 """Runs attempts on this machine: starts runners as processes that outlive the server, and measures the machine's load.
 
-Runners and preserved disks are reached through their handles: locks, requests, and how to kill a runner.
+Handles give access to runners and preserved disks: they check locks, send requests and kill runners.
 """
 
 import asyncio

@@ -27,7 +27,7 @@ FORK_SERVER_MODULE = "sandbox.bootstrap.runner_fork_server"
 """The program of the fork server. It must be an argument of the command, because it identifies forked runners."""
 
 PROCESS_TIMEOUT_SECONDS = 30.0
-"""A fork server is killed if it has not answered a request within this time. Killed processes get as long to end."""
+"""Time limit for a response of the fork server, after which it is killed, and for the end of a killed process."""
 
 
 class RunnerStarter(Protocol):
@@ -60,7 +60,7 @@ class RunnerSpawner(NamedTuple):
     parent_death_pipe_fd: the read end of a pipe. When its write end is closed, the kernel kills the runner. None if the
         runner may outlive this process.
     credentials_fd: the runners' end of the socket pair through which they request git credentials from this process.
-        None if they do not.
+        None if they request none.
     """
 
     command: Sequence[str]

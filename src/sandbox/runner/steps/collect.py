@@ -278,7 +278,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         return DeadlineRedactor(redactor, seconds, self.clock.monotonic)
 
     def _has_same_secrets(self) -> bool:
-        """Return whether the agent had the secret values that are known now. Returns True if there is no disk."""
+        """Return whether the agent had the current secret values. Returns True if there is no disk."""
         layout = self.attempt.layout
         return not layout.disk.exists() or matches_fingerprint(layout.secret_fingerprint, self.attempt.secrets)
 

@@ -41,7 +41,6 @@ def write_home_files(home: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _open_or_make_directory(directory_fd: int, name: str) -> int:
-    """Open the directory with this name; create it if it does not exist."""
     try:
         child_fd = _open_directory(name, directory_fd)
     except OSError:
@@ -129,7 +128,7 @@ class ProvisionStep(msgspec.Struct, frozen=True):
 
 
 def _session_id(attempt: AttemptContext) -> str:
-    """Return a new session id, or the one to resume."""
+    """Return the id of the session to resume or continue, or a new id."""
     if not attempt.resumes:
         parent = attempt.task.parent
         return parent.session_id if parent is not None and parent.session_id is not None else str(uuid.uuid4())

@@ -150,7 +150,7 @@ class MetricsSampler:
         self._previous: tuple[float, float] | None = None
 
     def sample(self, stats: Stats, disk: DiskUsage | None, monotonic: float) -> Metrics:
-        """Return the metrics at one moment."""
+        """Convert the counters of one moment to metrics."""
         return Metrics(
             cpu_percent=self._cpu_percent(stats.cpu_seconds, monotonic),
             memory_used_bytes=stats.memory_bytes,

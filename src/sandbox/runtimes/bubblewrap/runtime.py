@@ -209,7 +209,7 @@ _PROPERTIES = RuntimeProperties(
         "32-bit programs do not run",
     ),
 )
-_SHARED_UID_GAP = "sandboxes of an ordinary user share that user's kernel uid; as root each has a separate one"
+_SHARED_UID_GAP = "sandboxes of an ordinary user share that user's kernel uid; those of root have separate ones"
 _SYSCTLS = (
     ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
     ("kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"),
@@ -219,7 +219,7 @@ _SYSCTLS = (
 
 
 async def probe_bubblewrap(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> RuntimeProbe:
-    """Create a sandbox, run `true` in it and destroy it, within 10 s."""
+    """Create a sandbox, run `true` in it and destroy it. Time limit: see `run_probe`."""
     if os.uname().machine not in seccomp_filter.ARCHITECTURES:
         remedy = f"There is no system call filter for {os.uname().machine}; use another runtime."
         return _PROPERTIES.unavailable_probe(remedy, is_permanent=True)

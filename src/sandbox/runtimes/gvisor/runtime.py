@@ -327,7 +327,7 @@ def find_runsc() -> str | None:
 
 
 async def probe_gvisor(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> RuntimeProbe:
-    """Create a sandbox, run `true` in it and destroy it, within 10 s."""
+    """Create a sandbox, run `true` in it and destroy it. Time limit: see `run_probe`."""
     if find_runsc() is None:
         return _PROPERTIES.unavailable_probe(
             "runsc is missing; install it: apt-get install runsc", is_permanent=os.getuid() != 0

@@ -80,7 +80,7 @@ _SANDBOXES_AT_LIMIT_MIN = 8
 _READ_BYTES = 64 * 1024
 
 _NEGATIVE_DENTRIES_GROWTH_MAX = 1024 * 1024
-"""Caches are kept up to this growth in the number of negative dentries (cached names of nonexistent files)."""
+"""Caches are reclaimed only if the number of negative dentries (names of nonexistent files) grew by more than this."""
 
 
 class ControlGroup(msgspec.Struct, frozen=True):
@@ -96,9 +96,8 @@ class ControlGroup(msgspec.Struct, frozen=True):
             _enable_controllers(directory.parent)
             directory.mkdir(exist_ok=True)
             with suppress(PermissionError):  # another user may own it
-                os.utime(
-                    directory.parent
-                )  # from now on, the kernel updates the time when a group is created or removed
+                # From now on, the kernel updates this directory's time when a group is created or removed.
+                os.utime(directory.parent)
             with suppress(PermissionError):
                 _limit_socket_buffers(directory.parent, _total_socket_buffer_bytes())
             _limit_socket_buffers(directory, _fair_socket_buffer_bytes(memory_bytes))
@@ -276,7 +275,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
         The parent group's usage is not used, because it includes groups that were removed.
         """
-        parents = [str(directory.parent) for directory in self.directories]  # `pathlib` takes half of the time
+        parents = [str(directory.parent) for directory in self.directories]  # `pathlib` would double the time
         directories = {name: [f"{parent}/{name}" for parent in parents] for name in self._sibling_names()}
         usages = {name: _read_group_usage(each) for name, each in directories.items()}
         return {name: usage for name, usage in usages.items() if usage is not None}
@@ -395,7 +394,7 @@ def reclaim_memory(group: ControlGroup) -> None:
 def read_shared_and_kernel_bytes(group: ControlGroup) -> tuple[int, int]:
     """Return the bytes of files in memory (tmpfs, memfd) and of kernel memory, including the kernel's caches.
 
-    0 if unknown. The kernel may count up to 256 KiB for each of the machine's processors late.
+    0 if unknown. The kernel's counters may lag behind by up to 256 KiB for each of the machine's processors.
     """
     shared = _first_known(group._read_number("memory.stat", "total_shmem"), group._read_number("memory.stat", "shmem"))
     usage = group._group_usage()

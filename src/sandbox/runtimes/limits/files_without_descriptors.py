@@ -306,7 +306,7 @@ class ClosingFilesMeter:
     def may_measurement_differ(self, kernel_bytes: int | None) -> bool:
         """Return whether the next measurement may differ from the last one although no program of the sandbox has run.
 
-        This is so while threads are closing files, because the time that they need counts. kernel_bytes: the current
+        It may differ while threads are closing files, because the time that they take counts. kernel_bytes: the current
         size of the kernel's memory; None if unknown.
         """
         return self._growth.has_newly_exceeded_limit(kernel_bytes) or bool(self._first_seen)
@@ -323,5 +323,5 @@ def may_any_measurement_differ(*meters: SyscallBufferMeter | ClosingFilesMeter |
     """Return whether the next measurement of one of the meters may differ although no program has run. Takes 0.1 ms."""
     present = [one for one in meters if one is not None]
     kernel_bytes = count_machine_unreclaimable_bytes() if present else None
-    answers = [one.may_measurement_differ(kernel_bytes) for one in present]  # each meter must see each size
+    answers = [one.may_measurement_differ(kernel_bytes) for one in present]  # each meter must record each size
     return any(answers)

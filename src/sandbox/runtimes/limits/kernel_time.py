@@ -1,4 +1,4 @@
-"""Measures the kernel's time that a sandbox takes from the whole machine: locks that it holds, and input of terminals.
+"""Measures kernel time that a sandbox takes from the whole machine: locks that it holds, and terminal input.
 
 While a program holds such a lock, it can wait for a processor, for pages of its own memory, or for another lock.
 It shares `vm.cpus` with all other programs in its sandbox, and they can delay it for minutes.
@@ -63,7 +63,7 @@ _SIOCGIFCONF = 0x8912
 
 
 def acquire_and_release_network_lock() -> None:
-    """Ask for the size of the list of interfaces. The kernel holds the lock for network devices. Raises OSError."""
+    """Request the size of the list of interfaces. The kernel holds the lock for network devices. Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, _SIOCGIFCONF, struct.pack("@iP", 0, 0))
 
@@ -77,9 +77,10 @@ def acquire_and_release_nested_epoll_lock() -> None:
 class KernelLock(msgspec.Struct, frozen=True):
     """A lock of the host's kernel.
 
-    name: for threads. acquire_and_release: needs some 20 µs; may raise OSError. functions: parts of the names of kernel
-    functions that take the lock. They are in the stack of a thread that holds it, or waits for it.
-    holder_functions: the same for functions that only a thread with the lock executes. It may wait for another lock.
+    name: the name of the threads that probe the lock. acquire_and_release: takes about 20 µs; may raise OSError.
+    functions: parts of the names of kernel functions that take the lock. They are in the stack of a thread that holds
+    the lock or waits for it. holder_functions: the same for functions that only a thread with the lock executes. That
+    thread may be waiting for another lock.
     """
 
     name: str
@@ -93,7 +94,7 @@ TERMINAL_LOCK = KernelLock(
     (_PROC / "tty/drivers").read_bytes,
     ("ptmx_open", "tty_open", "tty_release", "release_tty", " t_start+"),
 )
-"""The kernel holds the lock while it lists this file. t_start begins the list."""
+"""The kernel holds the lock while it generates the content of /proc/tty/drivers, starting in t_start."""
 
 NETWORK_LOCK = KernelLock(
     "network-lock",
@@ -107,7 +108,10 @@ NETWORK_LOCK = KernelLock(
 NESTED_EPOLL_LOCK = KernelLock(
     "nested-epoll-lock", acquire_and_release_nested_epoll_lock, ("do_epoll_ctl",), ("ep_loop_check",)
 )
-"""ep_loop_check waits for the locks of inner instances. Threads that keep these locks do not count: event loops do."""
+"""ep_loop_check waits for the locks of inner instances.
+
+Threads that hold only inner locks do not count, because the threads of ordinary event loops hold these too.
+"""
 
 
 class LockProbe:
@@ -188,7 +192,7 @@ class LockMeter:
         return False
 
     def _waits_for_lock(self, stack: str) -> bool:
-        """Return whether a thread that sleeps waits for a lock.
+        """Return whether a sleeping thread waits for a lock.
 
         Most kernels leave the functions of the scheduler and of locks out of the stack. The first function is then the
         one that takes the lock. A thread that waits for something else is in another function.
@@ -200,7 +204,7 @@ class LockMeter:
 class HostInodeLockMeter:
     """Measures how long a thread of one sandbox waits for its own memory with the lock of a host file or directory.
 
-    Without a probe, because the host has too many files. Therefore, the threads are inspected once a second.
+    There is no probe, because the host has too many files. Instead, the threads are inspected once a second.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, proc: Path = _PROC) -> None:

@@ -1,16 +1,16 @@
 """Decides when and in which threads a sandbox's kernel usage is measured, and checks its limits.
 
-CPU usage: the pauses between two measurements bound it.
+CPU usage: pauses between the measurements limit it.
 
 Threads: the kernel makes a thread wait if a program holds a lock that the measurement needs. The program can hold the
 lock for a long time, because it may wait for its own memory or for a processor. The lock may belong to the measured
 sandbox or, if a measurement compares sandboxes, to another one.
 
-Idle sandboxes: programs cause what the limits bound, and the kernel charges their CPU time to the sandbox's control
-group. If the group has used no CPU time at all since a measurement started, no program has made a system call, and no
-process has started or ended. The next measurement cannot differ and is postponed. Some usage also changes without the
-programs: data arrives from the gateway, or other programs change the machine's memory. A measurement of such usage is
-never postponed.
+Idle sandboxes: most usage changes only while programs run, and the kernel charges their CPU time to the sandbox's
+control group. If the group has used no CPU time at all since a measurement started, no program has made a system call,
+and no process has started or ended. The next measurement cannot differ and is postponed. Some usage also changes
+without the programs: data arrives from the gateway, or other programs change the machine's memory. A measurement of
+such usage is never postponed.
 """
 
 import asyncio
@@ -119,8 +119,8 @@ _OTHER_SANDBOXES_SECONDS = 2.0
 class OtherSandboxMeasurement(Generic[T]):
     """Measures other sandboxes in one thread, and waits only a short time.
 
-    A program in another sandbox can hold a lock that the measurement needs. The runner of that sandbox ends it, and the
-    sandbox of this runner must not end with it.
+    A program in another sandbox can hold a lock that the measurement needs. The runner of that sandbox ends it; the
+    sandbox of this runner must not be ended as well.
 
     measure: measures the sandbox with these processes. seconds: how long to wait for all measurements.
     """
@@ -345,7 +345,7 @@ async def _measure_in_time(
             done, _ = await asyncio.wait([measurement], timeout=_WAIT_SECONDS)
             if done:
                 return measurement.result()
-            # The kernel adds a wait to a thread's delay when the wait is over. The delay of an ended thread is kept.
+            # The kernel adds a wait to a thread's delay when the wait ends. The delay of an ended thread is kept.
             latest |= read_run_delays()
             delayed_seconds = sum(max(0.0, delay - first.get(thread, 0.0)) for thread, delay in latest.items())
             slept_seconds += _WAIT_SECONDS if sleep.has_stayed_blocked() else 0.0

@@ -252,8 +252,8 @@ class LocksByOwner(NamedTuple):
 class FileLockMeter:
     """Counts the file locks of a sandbox while the machine has many, also those without an open descriptor.
 
-    Orphans do not show whose they are. The sandbox is charged for those that appear while no other sandbox exists.
-    Orphans of earlier sandboxes can remain until the host restarts.
+    An orphan does not show which sandbox it belongs to. The sandbox is charged for orphans that appear while no other
+    sandbox exists. Orphans of earlier sandboxes can remain until the host restarts.
 
     count_locks: takes 0.3 s for 60,000 locks.
     read_sibling_changes: returns a number that changes whenever another sandbox starts or ends; None while one exists.

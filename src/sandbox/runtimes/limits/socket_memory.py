@@ -2,7 +2,7 @@
 
 The kernel copies what a thread sends over TCP and UDP into a block of 32 KiB, until the block is full. It charges a
 socket only for the bytes that its packets use, but one byte keeps the whole block. A program can send one byte over one
-connection, and the rest of the block over a connection that is read at once. With 32 MiB of charged memory, 30
+connection, and the rest of the block over a connection that is read immediately. With 32 MiB of charged memory, 30
 connections can keep 4 GiB.
 
 Neither a control group nor any counter of the machine contains this memory. It is what remains of the machine's memory

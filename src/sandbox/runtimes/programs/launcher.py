@@ -190,7 +190,7 @@ def configure_loopback() -> None:
 def open_listeners(transparent_ports: list[int]) -> list[_socket.socket]:
     """Open the listeners in the order that the runner expects: model, proxy, DNS over UDP and TCP, transparent ports.
 
-    The first two ports are those of interfaces/task_file_layout.py, which this program cannot import.
+    The first two ports are those of interfaces/gateway.py, which this program cannot import.
     """
     stream, datagram = _socket.SOCK_STREAM, _socket.SOCK_DGRAM
     addresses = [
@@ -376,9 +376,9 @@ def unshare_user_namespace(uids: dict[int, int], owner: int) -> None:
     The child does not pass the namespace as a file: a process in the namespace is not privileged, so files that any
     program of root has in transit could prevent that.
 
-    owner: the uid of the host that the kernel counts the sandbox's inotify instances and watches, bytes in POSIX queues
-    and queued signals for. If root created the namespace, one sandbox could use up what root and all other sandboxes
-    may have.
+    owner: the host's uid to which the kernel charges the sandbox's inotify instances and watches, bytes in POSIX
+    message queues, and queued signals. If root created the namespace, one sandbox could use up the limits of root and
+    all other sandboxes.
     """
     launcher_socket, child_socket = _socket.socketpair()
     launcher = os.getpid()
@@ -440,7 +440,7 @@ def _pointer(data: bytes) -> int:
 def open_sock_diag() -> list[_socket.socket]:
     """Open a socket that reports all sockets of this network namespace (SOCK_DIAG); none if it is not supported.
 
-    See `SocketCounter` in limits/socket_usage.py. The socket keeps packet time stamps enabled (SO_TIMESTAMP): when
+    See `SocketCounter` in limits/socket_memory.py. The socket keeps packet time stamps enabled (SO_TIMESTAMP): when
     the first socket enables them and when the last one is closed, the kernel changes its own code, which interrupts
     every processor of the machine.
     """
@@ -557,7 +557,7 @@ def main(arguments: list[str]) -> None:
         # Send the sockets as root: with the sandbox's uid, files in transit from an earlier sandbox could prevent that.
         send_sockets(control, sockets)
         if files_uid != "-":
-            uids = {0: int(kernel_uid), 1000: int(files_uid)}  # 1000: the agent's uid, see file_layout.py
+            uids = {0: int(kernel_uid), 1000: int(files_uid)}  # 1000: the agent's uid, see interfaces/runtime.py
             unshare_user_namespace(uids, int(kernel_uid))
             switch_to_uid(0)
             # gVisor's kernel can trace the programs inside without this capability. With it, a program that has taken

@@ -105,8 +105,8 @@ def exec_on_pty(argv: list[bytes], environment_entries: list[bytes], directory: 
 def wait_for_parent(channel: _socket.socket) -> None:
     """In the child: make the kernel kill this process when its parent ends, then wait for the parent's response.
 
-    The response shows that the parent had not ended before. The child cannot check this otherwise, because the parent's
-    pid is not visible in the sandbox.
+    The response shows that the parent had not already ended. The child cannot check this in another way, because the
+    parent's pid is not visible in the sandbox.
     """
     launcher.check_errno(_prctl(PR_SET_PDEATHSIG, _signal.SIGKILL), "prctl")
     channel.send(b"ready")

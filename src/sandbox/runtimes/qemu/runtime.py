@@ -1,6 +1,6 @@
 """The QEMU `Runtime`, which uses KVM if KVM works.
 
-The existence of the device is no proof, so KVM is tested. A failure is stored.
+The existence of the device does not prove that KVM works, so KVM is tested. A failure is stored.
 """
 
 import asyncio
@@ -141,7 +141,10 @@ async def probe_qemu(
             "The qemu runtime supports only x86_64; use another runtime.", is_permanent=True
         )
     if os.getuid() != 0:
-        remedy = "Only root can read the agent's program for a guest; use another runtime, or run as root."
+        remedy = (
+            "Only root can make the agent's program readable for a guest; "
+            "use another runtime, or run the server as root."
+        )
         return _PROPERTIES.unavailable_probe(remedy, is_permanent=True)
     try:
         find_components()
@@ -244,7 +247,7 @@ class QemuRuntime(BaseRuntime):
         self.last_accelerator: Accelerator | None = None
 
     async def probe(self) -> RuntimeProbe:
-        """Boot a guest, run `true` in it and destroy it, within 10 s if `excludes_emulation`, otherwise within 60 s."""
+        """Boot a guest, run `true` in it and destroy it. If emulation is allowed, the time limit is longer."""
         return await probe_qemu(self, self._run_dir, self._kvm, excludes_emulation=self._excludes_emulation)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> QemuSandbox:

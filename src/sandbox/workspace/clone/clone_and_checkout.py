@@ -364,7 +364,7 @@ _EXPLANATIONS = (
     (
         r"failed to connect|could(n't| not) connect|connection refused|no route to host|network is unreachable"
         r"|SOCKS5 connection to .* \([35]\)",
-        "its host cannot be connected to; check repository.url and the server's network",
+        "its host cannot be reached; check repository.url and the server's network",
     ),
     (
         r"timed out|operation too slow|connection reset|unexpected disconnect|early eof|empty reply|recv failure",
@@ -398,7 +398,7 @@ _TRANSIENT = re.compile(
     r"|returned error: (429|5\d\d)",
     re.IGNORECASE,
 )
-"""Errors of a connection that was established and then broke, and failures that the host reports as its own.
+"""Errors of a connection that was established and then broke, and temporary failures that the host reports.
 
 If a name or an address does not respond at all, an error in the manifest is just as likely.
 """

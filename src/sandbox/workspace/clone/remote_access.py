@@ -3,8 +3,8 @@
 Settings for other hosts are not passed into the confinement: a repository that exploits git could read the tokens in
 them.
 
-Credentials are for a clone over HTTP.
-They come from the git configuration of this process's user. On a host of a cluster, those of the server follow.
+Only clones over HTTP use credentials. They are looked up in the git configuration of this process's user and then, on a
+host of a cluster, on the server.
 """
 
 import asyncio
@@ -312,7 +312,7 @@ async def find_credentials_for_worker(url: str, query: CredentialQuery, environm
 
 
 class ServerCredentials:
-    """Asks the server for the credentials of an attempt's clone. connection: to the worker of this host."""
+    """Requests the credentials for an attempt's clone from the server. connection: to the worker of this host."""
 
     def __init__(self, connection: socket.socket, attempt_id: str) -> None:
         connection.setblocking(False)
@@ -346,8 +346,8 @@ class ServerCredentials:
 class CredentialHelper:
     """Answers git's requests for the credentials of the host of `url`, and of no other host.
 
-    secrets: the passwords returned so far. credential_problem: why the server had no credentials; None if it was not
-    asked or had some.
+    secrets: the passwords returned so far. credential_problem: why the server had no credentials; None if it had
+    some or was not contacted.
     """
 
     def __init__(self, url: str, find: FindCredentials, find_on_server: FindCredentials | None) -> None:

@@ -197,7 +197,7 @@ async def test_worker_of_a_job_that_was_started_again_must_run_on_the_new_host(s
 async def test_task_of_an_ended_worker_is_taken_over(server, job):
     await lose_contact(server, job)
     assert server.jobs.lock_state("task-1") is LockState.UNKNOWN
-    reason = "The worker ended by signal 9 on host-1 (OOMKilled)."
+    reason = "The worker was ended by signal 9 on host-1 (OOMKilled)."
     server.engine.statuses[job.name] = JobStatus(JobPhase.ENDED, "host-1", reason=reason)
     await wait_until(lambda: server.jobs.lock_state("task-1") is LockState.FREE)
     assert (job.stored.is_abandoned, job.stored.was_end_confirmed, job.stored.loss_reason) == (True, True, reason)

@@ -217,7 +217,7 @@ def test_refused_connection_is_reported(harness):
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/x.git"
 
-        assert "cannot be connected to" in clone_error(harness, url)
+        assert "cannot be reached" in clone_error(harness, url)
 
 
 def test_unresolvable_host_is_reported(harness):

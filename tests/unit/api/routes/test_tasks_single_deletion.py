@@ -25,7 +25,7 @@ def test_task_that_has_not_ended_is_not_deleted(api, tasks):
     response = api.delete(PATH)
     problem = response.json()
     assert (response.status_code, problem["error"], problem["task_state"]) == (409, "task_not_ended", "running")
-    assert problem["message"] == "Task task-001 is running; wait for its end or cancel it, then delete it."
+    assert problem["message"] == "Task task-001 is running; wait for it to end or cancel it, then delete it."
     assert api.get("/api/v1/tasks/task-001").status_code == 200
 
 

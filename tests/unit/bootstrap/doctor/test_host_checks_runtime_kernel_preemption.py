@@ -42,7 +42,7 @@ def test_kernel_without_preemption_is_reported_with_the_remedy(set_kernel, param
     set_kernel(parameters, config)
     (finding,) = host_checks.check_preemption(BUBBLEWRAP)
     assert (finding.ok, finding.blocks_tasks) == (False, False)
-    assert "one system call of a task on bubblewrap can occupy a processor" in finding.message
+    assert "one system call of a task on bubblewrap can occupy a CPU" in finding.message
     assert "preempt=full" in finding.remedy
 
 

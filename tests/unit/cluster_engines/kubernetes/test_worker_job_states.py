@@ -142,12 +142,12 @@ def test_pods_of_other_jobs_are_ignored():
     [
         ({"exitCode": 0, "reason": "Completed"}, "The worker exited with 0 on n1 (Completed)."),
         ({"exitCode": 1}, "The worker exited with 1."),
-        ({"exitCode": 143, "reason": "Error"}, "The worker ended by signal 15 on n1 (Error)."),
-        ({"exitCode": 137, "reason": "OOMKilled"}, "The worker ended by signal 9 on n1 (OOMKilled)."),
-        ({"exitCode": 255, "signal": 11}, "The worker ended by signal 11."),
+        ({"exitCode": 143, "reason": "Error"}, "The worker was ended by signal 15 on n1 (Error)."),
+        ({"exitCode": 137, "reason": "OOMKilled"}, "The worker was ended by signal 9 on n1 (OOMKilled)."),
+        ({"exitCode": 255, "signal": 11}, "The worker was ended by signal 11."),
         ({"exitCode": 128}, "The worker exited with 128."),
-        ({"exitCode": 129}, "The worker ended by signal 1."),
-        ({"exitCode": 159}, "The worker ended by signal 31."),
+        ({"exitCode": 129}, "The worker was ended by signal 1."),
+        ({"exitCode": 159}, "The worker was ended by signal 31."),
         ({"exitCode": 160}, "The worker exited with 160."),
     ],
 )
@@ -174,12 +174,12 @@ def test_reason_contains_the_reason_of_the_pod():
 @pytest.mark.parametrize(
     ("pod", "reason"),
     [
-        (make_pod(node="", phase="Pending", container=None), "The Pod waits for a node."),
+        (make_pod(node="", phase="Pending", container=None), "The Pod is waiting for a node."),
         (
             make_pod(
                 node="", phase="Pending", conditions=[{"type": "PodScheduled", "status": "False", "reason": "Gated"}]
             ),
-            "The Pod waits for a node (Gated).",
+            "The Pod is waiting for a node (Gated).",
         ),
         (make_pod(), ""),
         (make_pod(container={"state": {"waiting": {}}}), ""),

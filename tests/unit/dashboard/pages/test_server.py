@@ -111,7 +111,7 @@ def test_hosts_page_of_a_cluster_shows_states_and_reasons_and_contacts(pages):
     count = '<dd id="host-count"><a href="/hosts">3</a> <span class="muted">1 unreachable</span></dd>'
     assert count in pages.get("/server").text
     pages.tasks.hosts = []
-    assert "No host yet." in pages.get("/hosts").text
+    assert "No hosts yet." in pages.get("/hosts").text
 
 
 def load_sample(second: int, **fields: int) -> LoadSample:

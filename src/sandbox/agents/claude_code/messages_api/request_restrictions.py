@@ -14,7 +14,7 @@ MODEL_STRING_CHARACTERS_MAX = 256
 """Maximum length of a model name, type or field name; a longer one is rejected, and its text is not reported."""
 
 REQUEST_OBJECTS_MAX = 50_000
-"""Maximum number of objects in a request that are checked, because each check takes microseconds; above it: 413."""
+"""Maximum number of objects to check in a request; a request with more gets 413, as each check takes microseconds."""
 
 _TOOLS_WITHOUT_EXTERNAL_ACCESS = re.compile(
     r"custom|(advisor|bash|computer|memory|text_editor|tool_search_tool(_[a-z0-9]+)?)_[0-9]{8}"
@@ -76,8 +76,8 @@ def has_too_many_objects(document: dict[str, Any]) -> bool:
 def count_images(document: dict[str, Any]) -> int | None:
     """Return the number of images in a request.
 
-    None if the request has content whose number of tokens its length does not limit: a PDF, which may be compressed, or
-    content outside the request.
+    None if the length of some content does not limit its number of tokens: a PDF, which may be compressed, or content
+    outside the request.
     """
     images = 0
     for context, value in _iter_objects(document):
@@ -121,7 +121,7 @@ def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], saniti
         return "An unknown field name"
     kind = value.get("type") or "custom"
     if context == "tool":
-        return None if is_short_string(kind) and kind in _TOOL_CHANGE_TYPES else "A change of tools of unknown type"
+        return None if is_short_string(kind) and kind in _TOOL_CHANGE_TYPES else "A tool change of unknown type"
     if context == _INSIDE_TOOL_CONTEXT and is_short_string(kind) and kind in _TOOL_PART_TYPES:
         return None
     if not _is_tool(context, value):

@@ -40,7 +40,7 @@ def restore(file: Path, **options: Any) -> None:
         print_remarks(result.remarks)
         print_discrepancies(result.discrepancies)
         for task_id in result.lost:
-            click.echo(f"{escape_text(task_id)}  was running, and has ended as host_lost")
+            click.echo(f"{escape_text(task_id)}  was running; it has ended with the error host_lost")
     message = f"{escape_text(str(data_dir))} has {pluralize(result.tasks_count, 'task')}"
     if result.discrepancies:
         fail(f"{message}; {pluralize(len(result.discrepancies), 'problem')} found.", ExitCode.TASK_FAILED)

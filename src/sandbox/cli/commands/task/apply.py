@@ -158,7 +158,7 @@ def _new_branch(
 def _chain_note(client: Client, checkout: Checkout, task: _Task, target: Path, *, is_staged: bool) -> str:
     """If the task continues another one, return how to apply the changes of the whole chain; otherwise an empty string.
 
-    The result is also empty if the checkout has the earlier changes already: then the task's patch applies, and the
+    The result is also empty if the checkout already has the earlier changes: then the task's patch applies, and the
     patch of the chain does not. target: a file for the patch of the chain.
     """
     entry = find_chain_patch(client, task.id)

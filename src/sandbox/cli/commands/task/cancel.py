@@ -82,7 +82,7 @@ def _request(
 
 
 def _grace_note(response: Mapping[str, Any], *, force: bool) -> str:
-    """Return how long the agent may take to exit; empty if it is not running or gets no time."""
+    """Return how long the agent may take to exit; empty if it is not running or has no grace period."""
     if force or response["previous_state"] != TaskState.RUNNING:
         return ""
     return f" The agent has up to {TERM_GRACE_SECONDS:.0f} s to exit (--force skips this)."

@@ -171,9 +171,9 @@ def list_tasks(
     complete.
     """
     if lists_all and limit is not None:
-        raise click.UsageError("Give --limit or --all.")
+        raise click.UsageError("--limit cannot be combined with --all.")
     if filters["states"] and filters["outcomes"]:
-        raise click.UsageError("Give --state or --outcome.")
+        raise click.UsageError("--state cannot be combined with --outcome.")
     if words := click.get_current_context().args:
         raise click.UsageError(f"Search for words with -q: sandbox task list -q {shlex.quote(' '.join(words))}")
     options = current_options()

@@ -66,7 +66,7 @@ def logs(task_id: str, follows: bool, has_times: bool, is_pretty: bool | None, *
     """
     options, stream = current_options(), filters["stream"]
     if is_pretty and (has_times or options.format == "json"):
-        raise click.UsageError(f"Give --pretty or {'--timestamps' if has_times else '--format json'}.")
+        raise click.UsageError(f"--pretty cannot be combined with {'--timestamps' if has_times else '--format json'}.")
     formats = sys.stdout.isatty() and not has_times if is_pretty is None else is_pretty
     with options.connect() as client, hint_if_interrupted(task_id):
         if options.format == "json":

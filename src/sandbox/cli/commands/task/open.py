@@ -34,7 +34,7 @@ def open_task(task_id: str, prints_only: bool) -> None:
         click.echo(escape_text(url))
     sys.stdout.flush()
     if not prints_only and _has_browser() and not _open(url):
-        click.echo("The browser could not be started; open the address above.", err=True)
+        click.echo("The browser could not be started; open the URL above.", err=True)
 
 
 def _has_browser() -> bool:

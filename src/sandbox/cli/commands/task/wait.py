@@ -41,7 +41,7 @@ def wait(task_id: str, timeout_seconds: int | None) -> None:
     else:
         click.echo(escape_text(state_text(status, on_terminal=sys.stdout.isatty())))
     if status["state"] not in FINAL_STATES:
-        message = f"Task {task_id} has not ended within {format_duration(timeout_seconds or 0)}; it continues."
+        message = f"Task {task_id} did not end within {format_duration(timeout_seconds or 0)}; it continues."
         fail(escape_text(message), ExitCode.WAIT_TIMEOUT)
     code = exit_code_for_state(status["state"])
     if code is not ExitCode.SUCCESS:

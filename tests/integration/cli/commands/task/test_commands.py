@@ -440,7 +440,7 @@ def test_status_shows_how_much_of_the_budget_is_used(run_cli, api):
     assert "Budget" not in run_cli("task", "status", TASK_ID).stdout.decode()
 
 
-JOB = {"id": "17", "phase": "waiting", "host": None, "reason": "The job waits in Slurm's queue (Resources)."}
+JOB = {"id": "17", "phase": "waiting", "host": None, "reason": "The job is waiting in Slurm's queue (Resources)."}
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,7 @@ JOB = {"id": "17", "phase": "waiting", "host": None, "reason": "The job waits in
     [
         (None, None, None),
         ("node-1", None, "node-1"),
-        (None, JOB, "job 17 · The job waits in Slurm's queue (Resources)."),
+        (None, JOB, "job 17 · The job is waiting in Slurm's queue (Resources)."),
         (None, {**JOB, "id": None, "phase": "unknown", "reason": "It is being submitted."}, "It is being submitted."),
         ("node-1", {**JOB, "phase": "running", "host": "node-2"}, "node-2 · job 17"),
         ("node\x1b[31m", None, r"node\x1b[31m"),

@@ -51,7 +51,7 @@ def test_failed_browser_start_is_reported(run_cli, environment, url):
     environment["BROWSER"] = "/no/such/browser"
     result = run_cli("task", "open", TASK_ID)
     assert (result.returncode, result.stdout) == (0, f"{url}\n".encode())
-    assert result.stderr == b"The browser could not be started; open the address above.\n"
+    assert result.stderr == b"The browser could not be started; open the URL above.\n"
 
 
 def test_unknown_task_is_not_opened(run_cli, api, opened):

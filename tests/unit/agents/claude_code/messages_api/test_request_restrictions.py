@@ -117,7 +117,7 @@ def test_schema_is_not_inspected_but_other_tool_fields_are():
         assert access_reason(tools=[{"name": "x", name: tool_shaped_schema}]) is None
     assert access_reason(tools=[{"name": "x", "schema": tool_shaped_schema}]) == "The tool WEB_FETCH_20250910"
     assert access_reason(tools=[{"name": "x", "source": {"type": "url"}}]) == "A source of type URL"
-    assert access_reason(tools=[{"name": "x", "tool": {"type": "custom"}}]) == "A change of tools of unknown type"
+    assert access_reason(tools=[{"name": "x", "tool": {"type": "custom"}}]) == "A tool change of unknown type"
     # Data fields of a fallback are treated as data even if the fallback is inside a tool.
     assert (
         access_reason(tools=[{"name": "x", "fallbacks": [{"model": "m", "metadata": {"type": "url", "Tools": 1}}]}])
@@ -185,7 +185,7 @@ def test_check_time_hardly_depends_on_the_characters_in_names():
 def test_tool_change_must_reference_or_define_a_tool(kind):
     assert access_reason(content=[{"tool": {"type": kind, "name": "x"}}]) is None
     for other in (f"{kind}x", "", None, [kind], "custom"):
-        assert access_reason(content=[{"tool": {"type": other}}]) == "A change of tools of unknown type"
+        assert access_reason(content=[{"tool": {"type": other}}]) == "A tool change of unknown type"
 
 
 @pytest.mark.parametrize("name", ["Tools", "toolS", "TYPE", "Source", "MCP_servers", "\u212a"])
