@@ -70,7 +70,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _open_lock(path: Path, flags: int = 0) -> int:
-    return os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+    return os.open(path, os.O_RDWR | flags, 0o600)  # NFS needs write access for an exclusive lock
 
 
 def _lock(lock_fd: int, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Durable records are on disk even after a failed flush. Records that could not be made durable are removed."""
 
 import errno
+import fcntl
 import os
 from contextlib import closing
 from datetime import UTC, datetime
@@ -425,6 +426,7 @@ def test_closed_writer_has_no_open_files(journals):
     writer = journals.create("t")
     assert len(descriptors()) == len(before) + 2
     assert not os.get_inheritable(writer.lock_fd)
+    assert fcntl.fcntl(writer.lock_fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
     writer.append(error_event(), at=TIMESTAMP)
     writer.close()
     assert descriptors() == before

@@ -273,7 +273,7 @@ def _message_end(message: bytes | bytearray) -> int:
 
 def _may_be_hello(message: bytes | bytearray) -> bool:
     has_plausible_length = len(message) < 4 or _BODY_BYTES_MIN <= int.from_bytes(message[1:4]) <= _BODY_BYTES_MAX
-    return message[:1] in (b"", b"\x01") and has_plausible_length and message[4:5] in (b"", b"\x03")
+    return message[:1] == b"\x01" and has_plausible_length and message[4:5] in (b"", b"\x03")
 
 
 class TlsInspector:

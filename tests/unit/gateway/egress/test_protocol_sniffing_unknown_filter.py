@@ -54,6 +54,13 @@ def test_filter_may_end_in_a_denied_line_until_all_bytes_to_search_have_arrived(
     assert (stream_filter.is_passthrough, stream_filter.may_end_in_denied_line) == (True, False)
 
 
+def test_search_ends_if_more_bytes_arrive_than_are_searched():
+    stream_filter = UnknownProtocolFilter(POLICY, HOST, PORT, b"")
+    for piece in (b"\0", bytes(UNKNOWN_PROTOCOL_BYTES_MAX), REQUEST_TO_ANOTHER):
+        assert stream_filter.client_data_received(piece) == piece
+    assert stream_filter.is_passthrough
+
+
 def feed(stream_filter: StreamFilter, data: bytes, piece_bytes: int) -> tuple[bytes, Denial | None]:
     """Return the data forwarded to the host, and the denial that ends the stream, if any."""
     forwarded = bytearray()

@@ -63,6 +63,14 @@ def test_records_of_one_connection_are_forwarded_unchanged(data, piece_bytes):
     assert forward(create_stream_filter(), data, piece_bytes) == client_hello(HOST) + data
 
 
+def test_data_after_the_second_hello_is_not_held_back():
+    stream_filter = create_stream_filter()
+    stream_filter.start()
+    assert stream_filter.client_data_received(client_hello(HOST)) == client_hello(HOST)
+    assert stream_filter.is_passthrough
+    assert stream_filter.client_data_received(client_hello(OTHER)[:20]) == client_hello(OTHER)[:20]
+
+
 def in_one_record(*hellos: bytes) -> bytes:
     messages = b"".join(hello[5:] for hello in hellos)
     return b"\x16\3\1" + len(messages).to_bytes(2) + messages

@@ -283,6 +283,10 @@ def test_request_whose_forwarded_body_is_too_long_is_rejected(monkeypatch):
     assert rejected.status == 413
 
 
+def test_message_states_the_size_limit_in_mebibytes():
+    assert request_gate.too_large().message == "The request's body is over 32 MiB."
+
+
 def test_unpriced_model_is_rejected_only_for_metered_requests_in_usd():
     usd_gate, token_gate = create_gate(Budget(usd=1.0))[0], create_gate(Budget(tokens=1000))[0]
     rejection = usd_gate.check_body(UNPRICED_REQUEST, is_metered=True)
