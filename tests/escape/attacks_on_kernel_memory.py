@@ -313,11 +313,13 @@ for _ in range(PROCESSES):
     os.kill(pid, signal.SIGKILL); held += MAPPINGS_PER_PROCESS
 time.sleep(5)
 print(held, "mappings")
-refused("held back") if returned[0] or held < MAPPINGS_MAX and not HAS_OWN_KERNEL else succeeded()""", """
+is_held_back = not HAS_OWN_KERNEL and (returned[0] or held < MAPPINGS_MAX)
+refused("held back") if is_held_back else succeeded()""", """
 file = os.memfd_create("mapped"); os.ftruncate(file, 4096)
 if os.fork() == 0:
     os._exit(0 if [mmap.mmap(file, 4096, prot=mmap.PROT_READ) for _ in range(1000)] else 1)
-if os.wait()[1] == 0: succeeded()""", ("out_of_memory", "held back", "ENOENT"), unchanged_observers=("long calls",), host_paths=("/proc/self/pagemap",))  # fmt: skip
+if os.wait()[1] == 0: succeeded()""", ("out_of_memory", "held back", "ENOENT"), allowed_inside=("qemu",),
+        unchanged_observers=("long calls",), host_paths=("/proc/self/pagemap",))  # fmt: skip
     yield Attack("blocks that small TCP packets keep", """
 import re
 LIMIT, packets = 3 << 30, 0
