@@ -46,6 +46,9 @@ _EXTERNAL_REFERENCES = frozenset({"mcp_servers", "container", "container_id", "u
 _EXTERNAL_REFERENCE_SUFFIXES = ("_url", "_uri", "_file_id", "_file_ids")
 """Fields that refer to something outside the request: a URL, or a file or container on the model's servers."""
 
+_DIAGNOSTICS = "diagnostics"
+"""Its `previous_message_id` does not add the earlier conversation to the request."""
+
 _REQUEST_CONTEXTS = frozenset({"", "fallbacks"})
 _REQUEST_DATA = frozenset({"context_management", "metadata", "output_config", "output_format", "safeguards"})
 _CALL_DATA = frozenset({"caller", "input"})
@@ -146,12 +149,25 @@ def _access_deny_reason(context: str, json_object: dict[str, Any], sanitize: Cal
         return "A source of unknown shape"
     if context == "source" and not (is_short_string(kind) and kind in _INLINE_SOURCES):
         return f"A source of type {sanitize(kind)}" if is_short_string(kind) else "A source of unknown type"
-    reference_keys = (key for key, value in json_object.items() if value and _is_external_reference(key))
+    reference_keys = (
+        key
+        for key, value in json_object.items()
+        if value and (_is_external_reference(key) or _is_stored_conversation(context, key, value))
+    )
     return next((f"'{sanitize(key)}'" for key in reference_keys), None)
 
 
 def _is_external_reference(field: str) -> bool:
     return field in _EXTERNAL_REFERENCES or field.endswith(_EXTERNAL_REFERENCE_SUFFIXES)
+
+
+def _is_stored_conversation(context: str, field: str, value: Any) -> bool:
+    """Return whether a field refers to a conversation or a partial response that the model's servers have stored."""
+    if field == "thread":
+        return not (isinstance(value, dict) and value.get("type") == "create")
+    if field == "resumption":
+        return not isinstance(value, dict) or bool(value.get("token"))
+    return field == "previous_message_id" and context != _DIAGNOSTICS
 
 
 def _is_self_contained_call(call: dict[str, Any]) -> bool:

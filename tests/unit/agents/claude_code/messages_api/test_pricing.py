@@ -98,6 +98,11 @@ def test_cost_bound_is_the_maximum_if_the_models_servers_fetch_content():
     assert input_tokens(tools=[{"type": "web_fetch_20250910", "name": "web_fetch"}]) == INPUT_TOKENS_MAX
 
 
+def test_cost_bound_is_the_maximum_if_the_models_servers_add_a_stored_conversation():
+    assert input_tokens(thread={"type": "continue", "previous_message_id": "msg_1"}) == INPUT_TOKENS_MAX
+    assert input_tokens(thread={"type": "create"}) == 100
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -212,6 +212,32 @@ def test_container_upload_counts_as_external_access():
     assert access_reason(content=[{"type": "container_uploads"}]) is None
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("thread", {"type": "continue", "previous_message_id": "msg_1"}),
+        ("thread", {"previous_message_id": "msg_1"}),
+        ("thread", "msg_1"),
+        ("resumption", {"type": "enabled", "token": "x"}),
+        ("resumption", "x"),
+        ("previous_message_id", "msg_1"),
+    ],
+)
+def test_reference_to_a_stored_conversation_counts_as_external_access(field, value):
+    assert access_reason(**{field: value}) == f"'{field.upper()}'"
+    assert access_reason(fallbacks=[{field: value}]) == f"'{field.upper()}'"
+
+
+def test_thread_with_an_earlier_message_counts_as_external_access():
+    thread = {"type": "create", "previous_message_id": "msg_1"}
+    assert access_reason(thread=thread) == "'PREVIOUS_MESSAGE_ID'"
+
+
+def test_request_without_a_stored_conversation_has_no_external_access():
+    assert access_reason(thread={"type": "create"}, resumption={"type": "enabled"}) is None
+    assert access_reason(thread=None, resumption=None, diagnostics={"previous_message_id": "msg_1"}) is None
+
+
 @pytest.mark.parametrize("kind", ["base64", "content", "text"])
 def test_inline_source_has_no_external_access(kind):
     assert access_reason(content=[{"source": {"type": kind}}]) is None
