@@ -386,7 +386,7 @@ class TaskQueries(Protocol):
 
         The tasks that this task continues, oldest first, are followed by the task itself, and by the tasks that
         continue it, directly or indirectly. Removed tasks are missing, and so are tasks that only a removed task
-        links to.
+        links to. All tasks except the given one lack their large fields, because all of them are in memory together.
         """
         ...
 

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
-from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -34,7 +34,7 @@ from sandbox.interfaces.server_services import (
     TaskNotFoundError,
     UnavailableError,
 )
-from sandbox.interfaces.store import Store, TaskPage, TaskQuery
+from sandbox.interfaces.store import IndexedTask, Store, TaskPage, TaskQuery
 from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.model.artifacts import Artifact
 from sandbox.model.errors import error_reason
@@ -192,7 +192,7 @@ class TaskQueries:
         """See `interfaces.server_services.TaskQueries.status`."""
         tracked = self._tracked_tasks.get(task_id)
         if tracked is None or tracked.task.state.is_final:  # a task that has ended may have been deleted
-            return await self._load(task_id)
+            return await self._load(task_id, self._store.load)
         return tracked.task_with_status_message
 
     async def query(self, query: TaskQuery) -> TaskPage:
@@ -214,7 +214,7 @@ class TaskQueries:
             and len(ids) < CHAIN_TOTALS_TASKS_MAX
         ):
             try:
-                earlier.append(await self.status(parent.task_id))
+                earlier.append(await self._load(parent.task_id, self._store.load_without_large_fields))
             except TaskNotFoundError:
                 break
             ids.add(parent.task_id)
@@ -235,7 +235,7 @@ class TaskQueries:
         deadline = self._clock.monotonic() + timeout_seconds
         tracked = self._tracked_tasks.get(task_id)
         if tracked is None:
-            return await self._load(task_id)
+            return await self._load(task_id, self._store.load)
         while not tracked.task.state.is_final and (left := deadline - self._clock.monotonic()) > 0:
             await tracked.wait_for_change(left)
         return tracked.task_with_status_message
@@ -245,8 +245,8 @@ class TaskQueries:
         tracked = self._tracked_tasks.get(task.id)
         return tracked.with_status_message(task) if tracked is not None else task
 
-    async def _load(self, task_id: str) -> Task:
-        indexed = await fair_client_shares.to_thread(self._store.load, task_id)
+    async def _load(self, task_id: str, load: Callable[[str], IndexedTask | None]) -> Task:
+        indexed = await fair_client_shares.to_thread(load, task_id)
         if indexed is None:
             raise TaskNotFoundError(task_id)
         return indexed.task

@@ -134,6 +134,23 @@ async def test_chain_has_earlier_and_later_tasks(components, monkeypatch):
         assert await chain("task-1") == ["task-1", "task-2", "task-3"]
 
 
+async def test_only_the_given_task_of_a_chain_has_its_artifacts_and_report(components):
+    """A chain may have 100 tasks, each with 10,000 artifacts, and many clients can request its status."""
+    async with components.server() as service:
+        await submit_ended(components, service)
+        await submit_continuation(components, service, "task-1", "task-2")
+        await components.wait_for_launch("task-2")
+        await run_to_end(components, service, "task-2", store(components, "task-2", "task-2.patch", b"diff 2\n"))
+        await submit_continuation(components, service, "task-2", "task-3")
+        chain = await service.chain(await service.status("task-2"))
+        assert [(task.id, bool(task.artifacts), bool(task.manifest.agent.prompt)) for task in chain] == [
+            ("task-1", False, False),
+            ("task-2", True, True),
+            ("task-3", False, False),
+        ]
+        assert chain[0].progress == (await service.status("task-1")).progress
+
+
 async def test_chain_ends_before_a_removed_task(components):
     async with components.server() as service:
         await submit_ended(components, service)
