@@ -108,7 +108,7 @@ def _parse_question(query: bytes) -> tuple[str, int] | None:
             return (".".join(labels) or ".", offset + 4) if is_whole else None
         if length > _LABEL_BYTES_MAX or offset + length > len(query):
             return None
-        labels.append(query[offset : offset + length].decode("ascii", errors="replace"))
+        labels.append(query[offset : offset + length].decode("ascii", errors="backslashreplace"))
         offset += length
     return None
 

@@ -10,6 +10,7 @@ from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.synthetic_dns import DnsResponder, DnsResponse, DnsTcpProtocol, SyntheticIps
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import EgressDenied
+from sandbox.secrets.redaction.redactor import SecretRedactor
 
 A, AAAA, TXT, SRV, ANY, HTTPS = 1, 28, 16, 33, 255, 65
 
@@ -22,7 +23,7 @@ def respond_isolated(message: bytes) -> DnsResponse:
 def query(
     name: str = "example.org", kind: int = A, *, flags: int = 0x0100, questions: int = 1, extra: bytes = b""
 ) -> bytes:
-    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split(".") if label) + b"\0"
+    labels = b"".join(bytes([len(label.encode())]) + label.encode() for label in name.split(".") if label) + b"\0"
     head = b"\xab\xcd" + flags.to_bytes(2) + questions.to_bytes(2) + bytes(4) + (b"\0\1" if extra else b"\0\0")
     return head + labels + kind.to_bytes(2) + b"\0\1" + extra
 
@@ -164,6 +165,17 @@ def test_report_of_a_denied_name_contains_only_printable_characters():
     responder, events = create_responder()
     responder.respond(query("evil\n\x1b[31m.example"))
     assert events == [EgressDenied("evil??[31m.example", 53, ISOLATED_DENY_REASON)]
+
+
+@pytest.mark.parametrize("name", ["Stäple-Battery-9€", "other-stäple"])
+def test_secret_in_a_reported_non_ascii_name_is_redacted(name):
+    events: list = []
+    redactor = SecretRedactor({"S": "Stäple-Battery-9€"})
+    reporter = EventReporter(events.append, lambda: 0.0, redactor.redact_text)
+    policy = EgressPolicy(EgressRules(), "api.anthropic.com")
+    DnsResponder(policy, SyntheticIps(policy.allows_host), reporter).respond(query(f"{name}.example.org"))
+    reported = "[REDACTED:S]" if name.startswith("S") else r"other-st\xc3\xa4ple"
+    assert [event.host for event in events] == [f"{reported}.example.org"]
 
 
 def test_tcp_query_handling_does_not_depend_on_fragmentation():

@@ -149,7 +149,7 @@ def _host_names(content: bytes) -> list[str]:
     while names.remaining:
         entries.append((names.read_integer(1), names.read_vector(2)))
     found = entries if len(entries) > 1 else [entry for entry in entries if entry[0] == _HOST_NAME and entry[1]]
-    return [name.decode("ascii", errors="replace") for _, name in found]
+    return [name.decode("ascii", errors="backslashreplace") for _, name in found]
 
 
 class _Reader:
