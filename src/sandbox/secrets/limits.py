@@ -31,7 +31,7 @@ Applies to forms of at most 1 KiB (`TWICE_ENCODED_VALUE_BYTES_MAX`).
 """
 
 TWICE_ENCODED_VALUE_BYTES_MAX = 1024
-"""Maximum length of a value that is searched for in base64 or hex after being encoded twice."""
+"""Maximum length of a value that the search finds in base64 or hex after it was encoded twice."""
 
 VALUE_SPAN_BYTES_MAX = 1024 * 1024
 """Maximum number of bytes over which a value may be spread to be found.
