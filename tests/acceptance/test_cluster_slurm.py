@@ -90,7 +90,7 @@ def test_host_with_another_key_gets_no_task_until_the_key_is_corrected(deploymen
 
 
 def check_stored_files(deployment):
-    """Check that Slurm, which stores jobs' environments, has stored neither the model key nor the key of the hosts."""
+    """Check that Slurm, which stores jobs' environments, stored neither the model key nor the cluster's host key."""
     cluster, host_key = deployment.cluster, deployment.host_key_file.read_bytes()
     contents = []
     for path in filter(Path.is_file, cluster.directory.rglob("*")):

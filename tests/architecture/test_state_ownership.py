@@ -160,7 +160,7 @@ def is_data_class(class_: ast.ClassDef) -> bool:
 
 
 def is_component(class_: ast.ClassDef) -> bool:
-    """Return whether a class has behavior or state of its own: a protocol, or a class with a constructor."""
+    """Return whether a class has behavior or state: a protocol, or a class with a constructor."""
     return "Protocol" in base_names(class_) or "__init__" in method_names(class_)
 
 

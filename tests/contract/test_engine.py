@@ -1,4 +1,4 @@
-"""The contract of engines, tested with real workers: local processes, jobs of a double of Kubernetes, and of Slurm."""
+"""The contract of engines, tested with real workers: local processes, Jobs of a Kubernetes double, and Slurm jobs."""
 
 import asyncio
 import re

@@ -217,7 +217,7 @@ class TestWaitingJobs:
 
 
 class TestApiServer:
-    async def test_stopped_api_server_is_unavailable(self, api, harness, create_job):
+    async def test_stopped_api_server_is_reported_as_unavailable(self, api, harness, create_job):
         job = create_job("wait")
         with socket.create_server(("127.0.0.1", 0)) as closed:
             port = closed.getsockname()[1]
@@ -336,7 +336,7 @@ class TestApiServer:
             await engine.reconcile_jobs([running_job.name])
         assert "GET /version" not in api.requests
 
-    async def test_slow_api_server_is_unavailable_in_time(self, api, engine, running_job, monkeypatch):
+    async def test_slow_api_server_is_reported_as_unavailable_in_time(self, api, engine, running_job, monkeypatch):
         monkeypatch.setattr(kubernetes_api, "REQUEST_TIMEOUT_SECONDS", 0.3)
         api.canned[LIST_JOBS] = [CannedResponse(delay_seconds=2.0)]
         started_at = time.monotonic()
@@ -345,7 +345,7 @@ class TestApiServer:
         assert time.monotonic() - started_at < 1.9
 
     @pytest.mark.parametrize(("retry_after", "seconds"), [("7", 7), ("999999", 30), ("Wed, 21 Oct 2026", 1), ("-5", 1)])
-    async def test_no_request_is_sent_while_the_api_server_wants_a_pause(
+    async def test_no_request_is_sent_during_a_pause_that_the_api_server_requested(
         self, api, engine, running_job, monkeypatch, retry_after, seconds
     ):
         api.canned[LIST_JOBS] = [CannedResponse(code=429, headers=[("Retry-After", retry_after)])]
@@ -407,7 +407,7 @@ class TestApiServer:
             await harness.create_engine().hosts()
         assert api.requests == []
 
-    async def test_other_certificate_is_not_trusted(self, api, harness, tmp_path):
+    async def test_another_certificate_is_not_trusted(self, api, harness, tmp_path):
         from doubles.kubernetes.api_server import create_certificate
 
         (tmp_path / "other").mkdir()
@@ -473,7 +473,7 @@ class TestTwoServers:
         assert len(job.starts()) == 1
 
 
-async def test_objects_that_are_gone_are_no_error(api, engine, running_job, create_job):
+async def test_deleted_objects_are_not_an_error(api, engine, running_job, create_job):
     """Kubernetes removes ended Jobs and Pods at any time."""
     body = b'{"kind": "Status", "reason": "NotFound", "message": "not found"}'
     path = "/api/v1/namespaces/sandbox/pods/.*"
@@ -564,7 +564,7 @@ class TestIdentity:
         await engine.verify(running_job.name, "n1", api.issue_token(pod, self.AUDIENCE))
 
     @pytest.mark.parametrize("token", ["", "a", "a.b", "a.b.c.d", "a.b.c\n", "a.b.ü", "a..c", "a.b." + "c" * 6200])
-    async def test_text_that_is_no_token_is_not_sent_to_kubernetes(self, api, engine, token):
+    async def test_text_that_is_not_a_token_is_not_sent_to_kubernetes(self, api, engine, token):
         with pytest.raises(WorkerRejectedError, match="no service account token"):
             await engine.verify(job_name(new_attempt_id()), "n1", token)
         assert api.requests == []
@@ -607,7 +607,7 @@ class TestIdentity:
         assert "secret.secret" not in repr(raised.value)
 
 
-async def test_job_that_is_sent_is_valid_and_minimal(engine, create_job, cluster):
+async def test_submitted_job_is_valid_and_minimal(engine, create_job, cluster):
     job = create_job("wait", environment={"A": "$(HOME)"}, excluded_hosts=("n9",))
     await engine.submit(job.request)
     stored = cluster.jobs[job.name]

@@ -1,7 +1,7 @@
 """The contract of placements and their runner handles, tested with real runners.
 
-Runners run on the server's host (`LocalPlacement`), at a daemon with a separate data directory (`DaemonPlacement`), or
-on workers that an engine starts (`ClusterPlacement`).
+Runners run on the server's host (`LocalPlacement`), under a daemon with a separate data directory (`DaemonPlacement`),
+or on workers that an engine starts (`ClusterPlacement`).
 """
 
 import asyncio
@@ -495,7 +495,7 @@ async def test_kill_spares_a_server_that_holds_the_lock(server, task_id):
 
 
 async def test_handle_of_another_attempt_can_kill_the_runner_but_not_send_requests(server, task_id):
-    """`lock_state` and `kill` apply to the task's journal, whichever attempt holds it; requests to one attempt."""
+    """`lock_state` and `kill` apply to the task's journal, whichever attempt holds it; requests, to one attempt."""
     location, handle = await server.launch(task_id)
     await wait_until_listening(handle)
     other = server.placement.find_runner(location._replace(attempt_id=new_attempt_id()))

@@ -210,7 +210,9 @@ async def test_watches_on_device_files_do_not_slow_down_host_programs(runtime: R
     assert (await scenario()).split() == [b"0", b"True", b"ended"]
 
 
-def test_locks_on_own_files_are_not_locks_on_host_files(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
+def test_locks_on_own_files_do_not_count_as_locks_on_host_files(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
+):
     usage, result = measure(runtime, disk, enforced_limits, _LOCKS_ON_HOST_FILES.format(count=20))
     assert (usage.locks_on_host_files, usage.find_exceeded_limit()) == (100, ""), result
 

@@ -138,7 +138,7 @@ def connect():
     return client
 
 def keep_blocks(clients):
-    # In turn: the kernel copies bytes of one connection that it acknowledges at once into one packet.
+    # Alternate: the kernel would copy bytes of one connection that it acknowledges together into one packet.
     for _ in range((4 << 30) // (32 << 10) // len(clients)):
         for client in clients:
             try: client.send(b"x")
@@ -869,7 +869,7 @@ pages = memoryview(mmap.mmap(pages_file, PAGES_BYTES))
 start, busy = os.pipe(), os.pipe()
 
 def remove_pages():
-    # A thread that accesses the file meanwhile waits. Without other programs on the processor, this takes 0.2 s.
+    # A thread that accesses the file in the meantime waits. Without other programs on the processor, this takes 0.2 s.
     os.sched_setaffinity(0, {processor})
     for _ in range(250): fork_to(lambda: (os.read(busy[0], 1), use_processor()))
     os.read(start[0], 1); os.write(busy[1], b"x" * 250)
@@ -1119,7 +1119,7 @@ if not any(allocate(0, index * 8192, 4096) for index in range(EXTENTS)): os.trun
 pages = memoryview(mmap.mmap(file, 16 << 20))
 
 def zero_extents():
-    # The kernel locks the pages of the file for some tenths of a second, so threads that write into them wait.
+    # The kernel locks the pages of the file for a few tenths of a second, so threads that write into them wait.
     while True:
         if allocate(0x10, 0, EXTENTS * 8192): os._exit(ctypes.get_errno())  # FALLOC_FL_ZERO_RANGE
 
@@ -1352,7 +1352,7 @@ async def test_command_with_full_socket_buffers_exits(runtime: Runtime, disk: Pa
 def test_kernel_usage_is_measured_while_programs_wait_or_run(
     runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str, count_min: int
 ):
-    """An idle sandbox is measured twice a second, and another ten times. Both are rarer on a busy machine."""
+    """An idle sandbox is measured twice a second, and an active one ten times. A busy machine measures less often."""
     if has_own_kernel(runtime):
         pytest.skip("the kernel of an idle sandbox may run")
     if "memory" not in enforced_limits:

@@ -187,7 +187,7 @@ def test_locks_of_the_machine_are_not_held_for_long(
             except TimeoutError:
                 return ""
 
-    # The scheduler decides whether an attack gets the lock and loses the processor, so each one has several tries.
+    # The scheduler decides whether an attack gets the lock and loses the processor, so each attack has several tries.
     tries = range(ATTACK_TRIES if reason else 1)
     violation = next(filter(None, (asyncio.run(scenario(disk / str(number))) for number in tries)), "")
     assert reason in violation
@@ -270,8 +270,8 @@ print(attempt(libc.syncfs(-1)), attempt(libc.syncfs(file)), attempt(libc.fsync(-
 def test_calls_that_need_locks_of_the_machine_have_no_effect(runtime: Runtime, disk: Path):
     """To empty the caches of all processors, the kernel takes a lock that mounts need too.
 
-    To write all file systems, it takes locks of each. To list the memberships of a netlink socket, it takes the lock of
-    the machine's table of netlink sockets.
+    To write all file systems, it takes locks of each one. To list the memberships of a netlink socket, it takes the
+    lock of the machine's table of netlink sockets.
     """
     if has_own_kernel(runtime):
         pytest.skip("the locks belong to the sandbox's kernel")

@@ -44,7 +44,7 @@ except (OSError, ValueError) as error:
 
 
 def test_files_in_transit_of_other_programs_do_not_prevent_a_start(runtime: Runtime, disk: Path):
-    """The kernel counts files in transit for each user. Cycles of sockets in transit can count forever."""
+    """The kernel counts files in transit for each user. Cycles of sockets in transit can be counted forever."""
     held = [socket.socketpair() for _ in range(20)]
     try:
         for one, _ in held:
@@ -129,7 +129,7 @@ async def _counts_of_two_sandboxes(runtime: Runtime, directory: Path) -> list[li
     return counts
 
 
-def test_no_sandbox_uses_up_what_the_kernel_counts_per_user(runtime: Runtime, tmp_path: Path):
+def test_no_sandbox_uses_up_a_limit_that_the_kernel_enforces_per_user(runtime: Runtime, tmp_path: Path):
     if has_own_kernel(runtime):
         pytest.skip("instances and queues belong to the sandbox's kernel")
     if os.geteuid() != 0:

@@ -476,7 +476,8 @@ def test_negative_dentries_in_host_directories_are_dropped_when_the_sandbox_ends
 ):
     if os.geteuid() != 0:
         pytest.skip("an ordinary user may have no control group")
-    monkeypatch.setattr(cgroups, "_NEGATIVE_DENTRIES_GROWTH_MAX", -(1 << 40))  # other programs may free names meanwhile
+    # other programs may free names in the meantime
+    monkeypatch.setattr(cgroups, "_NEGATIVE_DENTRIES_GROWTH_MAX", -(1 << 40))
     drop, charged = ControlGroup.reclaim_if_many_negative_dentries, []
 
     def reclaim_if_many_negative_dentries(group: ControlGroup, negative_dentries_before: int) -> None:
@@ -489,7 +490,7 @@ def test_negative_dentries_in_host_directories_are_dropped_when_the_sandbox_ends
     monkeypatch.setattr(ControlGroup, "reclaim_if_many_negative_dentries", reclaim_if_many_negative_dentries)
     ended = run_python(runtime, disk, _NEGATIVE_DENTRIES_OF_THE_HOST)
     assert ended.code == 0, ended
-    assert charged[0] < 5 * MEBIBYTE, "each of the names is charged: 192 bytes"
+    assert charged[0] < 5 * MEBIBYTE, "the names are still charged, with 192 bytes each"
 
 
 def test_ordinary_number_of_dentries_is_within_the_limit(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):

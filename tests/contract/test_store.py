@@ -422,7 +422,7 @@ def test_only_a_state_change_counts_as_a_change(store):
     assert (store.last_change_position(), store.changed_tasks(before, 10)) == (before, [])
 
 
-def test_deleted_tasks_are_not_changes_and_their_numbers_are_not_reused(store):
+def test_deletion_of_a_task_is_not_a_change_and_its_number_is_not_reused(store):
     store.save(IndexedTask(task("a"), 1))
     before = store.last_change_position()
     store.delete("a")

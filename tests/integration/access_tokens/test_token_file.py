@@ -87,7 +87,7 @@ def test_revoking_the_last_token_keeps_authentication_required(tokens):
         b'{"\xff": 1}',
     ],
 )
-def test_all_tokens_are_rejected_if_the_file_is_damaged_and_the_file_is_not_overwritten(tokens, caplog, content):
+def test_damaged_file_is_not_overwritten_and_all_tokens_are_rejected(tokens, caplog, content):
     token, record = tokens.create(Role.OPERATOR)
     tokens.path.write_bytes(content)
     assert tokens.has_tokens

@@ -69,7 +69,7 @@ HostImageCopies(Path(sys.argv[1])).receive(ImageReference("tools", "sha256:" + "
 """
 
 
-def test_parts_of_killed_transfers_are_removed_but_not_those_of_running_ones(tmp_path):
+def test_incomplete_images_are_removed_unless_their_transfer_is_running(tmp_path):
     argv = [sys.executable, "-c", RECEIVING_WORKER, str(tmp_path)]
     receiving = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     part = tmp_path / "profiles/tools/part"
@@ -85,7 +85,7 @@ def test_parts_of_killed_transfers_are_removed_but_not_those_of_running_ones(tmp
     assert not part.exists()
 
 
-def test_worker_continues_if_parts_of_images_cannot_be_removed(tmp_path, monkeypatch, caplog):
+def test_worker_continues_if_incomplete_images_cannot_be_removed(tmp_path, monkeypatch, caplog):
     def fail(_):
         raise PermissionError(errno.EACCES, "Permission denied")
 

@@ -91,9 +91,8 @@ class Terminal:
             assert time.monotonic() < deadline, f"the process is still running; output: {self.output!r}"
             if select.select([self.parent_fd], [], [], 0.02)[0]:
                 self.output += os.read(self.parent_fd, 65536)
-        os.write(
-            self.child_fd, END_OF_OUTPUT_MARKER
-        )  # the last output of the process may arrive late, but before this marker
+        # The last output of the process may arrive late, but before this marker.
+        os.write(self.child_fd, END_OF_OUTPUT_MARKER)
         self.output = self.read_until(END_OF_OUTPUT_MARKER).removesuffix(END_OF_OUTPUT_MARKER)
         return self.output[start_index:]
 

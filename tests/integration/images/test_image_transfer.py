@@ -1,4 +1,4 @@
-"""Copies of images on other hosts: the digest of the content decides, never the name."""
+"""Copies of images on other hosts are identified by the digest of their content, never by name."""
 
 import dataclasses
 import errno
@@ -96,7 +96,7 @@ def test_copy_is_the_same_image(server_and_host, add):
 
 
 def test_image_with_the_same_name_and_another_digest_is_not_used(server_and_host, add, root_layer, tmp_path):
-    """The host has its own image of the profile; the server's image is added and does not replace it at once."""
+    """The host has its own image of the profile. The server's image is added, and does not immediately replace it."""
     archive = oci_archive(tmp_path / "other.tar", root_layer, layer(entry("other", b"other")))
     own = import_image(ProfileCatalog(server_and_host.host_data_dir).image_store("tools"), archive)
     image = add()
@@ -113,7 +113,7 @@ def test_own_image_with_the_same_digest_is_used(server_and_host, add, root_layer
 
 
 @pytest.mark.parametrize("damage", ["changed", "shortened", "extended", "empty", "not a tar"])
-def test_other_content_is_refused_and_nothing_is_left(server_and_host, add, damage):
+def test_content_with_another_digest_is_refused_and_nothing_is_left(server_and_host, add, damage):
     image = add()
     content = b"".join(iter(server_and_host.reader(image), b""))
     damaged = {
@@ -206,7 +206,7 @@ def test_image_is_kept_on_the_server_while_it_is_sent(server_and_host, add):
         server_and_host.source.open(image)
 
 
-def test_copy_needs_the_tier_of_the_image(server_and_host, add):
+def test_copy_requires_the_tier_of_the_image(server_and_host, add):
     image = add(tier="vm")
     server_and_host.host.receive(image, server_and_host.reader(image))
     with pytest.raises(ImageUnusableError, match="tier vm or stronger; this host's runtime has tier namespaces"):
@@ -214,14 +214,13 @@ def test_copy_needs_the_tier_of_the_image(server_and_host, add):
     assert server_and_host.host.find(image, "vm") is not None
 
 
-def test_host_may_have_no_image_of_its_own_if_the_server_has_none(server_and_host, add, root_layer, tmp_path):
+def test_host_with_its_own_image_is_refused_if_the_server_has_none(server_and_host, add, root_layer, tmp_path):
     assert server_and_host.source.find_reference("basic") is None
     server_and_host.host.check_no_own_image("basic")
     image = add()
     server_and_host.host.receive(image, server_and_host.reader(image))
-    server_and_host.host.check_no_own_image(
-        "tools"
-    )  # a copy does not count, because its server may have removed the image
+    # A copy does not count, because its server may have removed the image.
+    server_and_host.host.check_no_own_image("tools")
     archive = oci_archive(tmp_path / "own.tar", root_layer)
     import_image(ProfileCatalog(server_and_host.host_data_dir).image_store("basic"), archive)
     remedy = f"sandbox profile remove basic --data-dir {server_and_host.host_data_dir}"
@@ -229,13 +228,13 @@ def test_host_may_have_no_image_of_its_own_if_the_server_has_none(server_and_hos
         server_and_host.host.check_no_own_image("basic")
 
 
-def test_names_from_outside_are_checked(server_and_host):
+def test_profile_name_in_a_reference_is_validated(server_and_host):
     with pytest.raises(Exception, match="profile name"):
         server_and_host.host.find(ImageReference("../x", "sha256:" + "0" * 64, 1), "vm")
 
 
 @pytest.mark.parametrize("digest", ["sha256:../../outside", "{host}/outside"])
-def test_digest_does_not_lead_to_another_directory(server_and_host, add, digest):
+def test_digest_cannot_select_another_directory(server_and_host, add, digest):
     image, digest = add(), digest.format(host=server_and_host.host_data_dir)
     server_and_host.host.receive(image, server_and_host.reader(image))
     copy = server_and_host.host_data_dir / "profiles/tools" / image.digest[7:]
@@ -247,7 +246,7 @@ def test_digest_does_not_lead_to_another_directory(server_and_host, add, digest)
 
 
 class TestHostErrors:
-    """An error of the host is not blamed on the image, so the task can run on another host."""
+    """A host error is not attributed to the image, so the task can run on another host."""
 
     GIB = 1024**3
 
@@ -273,7 +272,7 @@ class TestHostErrors:
         server_and_host.host.receive(image, server_and_host.reader(image))
         assert server_and_host.host.find(image, "namespaces") is not None
 
-    def test_files_that_the_host_writes_wrongly_are_an_error_of_the_host(self, server_and_host, add, monkeypatch):
+    def test_files_that_the_host_writes_incorrectly_are_a_host_error(self, server_and_host, add, monkeypatch):
         image, compute_digest = add(), image_transfer.compute_digest
 
         def damage(root):
@@ -293,7 +292,7 @@ class TestHostErrors:
         assert server_and_host.host.find(image, "namespaces") is not None
 
 
-def test_little_of_an_image_is_in_memory(server_and_host, add):
+def test_only_a_small_part_of_an_image_is_in_memory(server_and_host, add):
     content = server_and_host.source.open(add(layer(entry("large", b"x" * 4_000_000))))
     tracemalloc.start()
     try:
@@ -350,7 +349,7 @@ def test_copy_stays_protected_if_another_search_finds_it_damaged(server_and_host
     assert is_locked(copy)
 
 
-def test_names_that_mean_whiteouts_in_layers_are_copied(server_and_host, root_layer):
+def test_names_that_would_be_whiteouts_in_layers_are_copied(server_and_host, root_layer):
     def install(_, tree, __):
         apply_layer(TarStream(io.BytesIO(root_layer), ByteBudget(2**30)), tree)
 

@@ -320,7 +320,9 @@ async def test_expiry_does_not_wait_for_open_shells(components, caplog):
         assert [each.disk.exists() for each in preserved] == [True] * 5 + [False]
         await expiry.sweep()
         in_use = [record for record in caplog.records if "in use" in record.message]
-        assert [record.levelname for record in in_use] == ["INFO"] * 5, "an open shell is no error; logged only once"
+        assert [record.levelname for record in in_use] == ["INFO"] * 5, (
+            "an open shell is logged once, and not as an error"
+        )
         assert not [record for record in caplog.records if record.levelname == "ERROR"]
         await shells.aclose()
         await expiry.sweep()
@@ -412,7 +414,7 @@ async def test_failing_removal_is_retried_and_does_not_block_others(components, 
     assert (await scenario()) == ([True, False], [False, False])
 
 
-async def test_unreachable_host_is_asked_once_for_a_list_of_tasks(components):
+async def test_unreachable_host_is_queried_once_for_a_list_of_tasks(components):
     requests: list[str] = []
 
     def find_files(location):

@@ -91,7 +91,7 @@ async def test_tasks_that_wait_behind_many_others_are_not_examined_for_each_subm
         assert (await service.status("task-1")).state_message.startswith("Waiting")
 
 
-async def test_slow_examination_of_waiting_tasks_delays_no_start_for_long(components, monkeypatch):
+async def test_slow_examination_of_waiting_tasks_does_not_delay_starts_for_long(components, monkeypatch):
     """For example, measuring the free disk space may take seconds."""
     monkeypatch.setattr(dispatcher, "_PAUSE_FACTOR", 1e6)
     monkeypatch.setattr(dispatcher, "_FEW_WAITING_TASKS", 1)

@@ -290,7 +290,7 @@ class TestFetches:
     [socket.gaierror("Name or service not known"), OSError("Multiple exceptions: refused"), ssl.SSLError("bad record")],
     ids=lambda error: type(error).__name__,
 )
-async def test_error_of_the_network_is_not_the_error_of_the_host(worker, job, add, monkeypatch, error):
+async def test_network_error_is_not_reported_as_a_host_error(worker, job, add, monkeypatch, error):
     monkeypatch.setattr(task_image, "_RETRY_SECONDS", 0.0)
     image, open_image, failures = add(), worker.open, [error]
 
@@ -318,7 +318,7 @@ async def test_fetch_is_repeated_after_an_error_of_the_host(worker, job, add, mo
     assert (await prepare_until_ready(job, image)).digest == image.digest
 
 
-async def test_worker_waits_while_the_server_sends_as_many_images_as_it_can(server, worker, job, add, monkeypatch):
+async def test_worker_waits_while_the_server_sends_the_maximum_number_of_images(server, worker, job, add, monkeypatch):
     monkeypatch.setattr(task_image, "_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(file_transfers, "TRANSFERS_MAX", 1)
     image, other_job = add(os.urandom(1000) * 20_000), await server.submit("task-2")
@@ -335,7 +335,7 @@ async def test_worker_waits_while_the_server_sends_as_many_images_as_it_can(serv
         assert (await prepare_until_ready(job, image)).digest == image.digest
 
 
-async def test_as_many_images_as_the_server_can_send_are_sent_at_once(server, worker, job, add, monkeypatch):
+async def test_maximum_number_of_images_is_sent_concurrently(server, worker, job, add, monkeypatch):
     monkeypatch.setattr(file_transfers, "TRANSFERS_MAX", 2)
     image, other_job = add(os.urandom(1000) * 20_000), await server.submit("task-2")
     async with running_worker(server, other_job, server.data_dir.with_name("other")) as other:

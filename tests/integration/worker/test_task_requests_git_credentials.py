@@ -49,7 +49,7 @@ async def read_answer(runner):
     return msgspec.msgpack.decode(data, type=CredentialAnswer)
 
 
-async def test_runner_gets_the_servers_answer(worker_and_runner):
+async def test_runner_gets_the_answer_of_the_server(worker_and_runner):
     server, requests = FakeServer(), RunnerCredentialRequests(worker_and_runner[0])
     serving = asyncio.create_task(requests.serve(server.ask))
     for _ in range(2):
@@ -91,7 +91,7 @@ async def test_request_that_arrives_as_a_session_ends_is_not_lost(worker_and_run
         await asyncio.gather(serving, return_exceptions=True)
 
 
-async def test_server_is_not_asked_for_a_runner_that_no_longer_waits(worker_and_runner, monkeypatch):
+async def test_server_is_not_queried_for_a_runner_that_no_longer_waits(worker_and_runner, monkeypatch):
     monkeypatch.setattr(module, "CREDENTIAL_ANSWER_SECONDS", 0)
     server, requests = FakeServer(), RunnerCredentialRequests(worker_and_runner[0])
     serving = asyncio.create_task(requests.serve(server.ask))

@@ -300,7 +300,7 @@ async def test_lock_is_free_without_a_runner_and_the_worker_exits_when_its_task_
     assert await worker.exit_code() == EXIT_DONE
 
 
-async def test_lease_is_renewed_from_the_moment_of_sending(start):
+async def test_lease_is_measured_from_the_time_of_sending(start):
     worker = await start()
     await worker.launch()
     worker.host.record(PREPARED, CREATED, STARTED, output("x"))

@@ -187,7 +187,7 @@ async def test_response_that_has_not_started_becomes_an_error_after_the_credenti
     assert connection.header("www-authenticate").endswith('error="invalid_token"')
 
 
-async def test_change_is_made_with_valid_credentials(connection):
+async def test_change_with_valid_credentials_is_allowed(connection):
     async def app(scope, _receive, send):
         require_valid_credentials(HTTPConnection(scope), connection.admission)
         await send(START)

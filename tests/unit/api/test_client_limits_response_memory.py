@@ -18,7 +18,7 @@ ACCEPT = {"type": "websocket.accept"}
 
 
 class Client:
-    """Receives a response, and notes how much memory is reserved for each message."""
+    """Receives a response, and records how much memory is reserved for each message."""
 
     def __init__(self, bytes_max=2**40):
         self.memory = MemoryShare(bytes_max)

@@ -104,7 +104,7 @@ def test_workers_get_the_path_of_the_key_but_not_the_key(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("engine", "warnings"), [("slurm", 1), ("processes", 0)])
-def test_server_warns_if_workers_on_other_hosts_do_not_prove_their_host(caplog, engine, warnings):
+def test_server_warns_if_workers_on_other_hosts_need_no_proof(caplog, engine, warnings):
     context = make_context(CLUSTER_ENGINE=engine)
     assert load_cluster_key(context.settings.cluster, "ab" * 32) is None
     warning = "Workers do not prove that they run on a host of the cluster"
@@ -169,7 +169,7 @@ def test_incomplete_kubernetes_settings_are_errors(monkeypatch):
         create_engine(make_context(CLUSTER_ENGINE="kubernetes"), Path("/data/cluster"), "ab" * 32)
 
 
-def test_engine_kubernetes_proves_the_hosts(tmp_path):
+def test_kubernetes_engine_is_the_proof_method(tmp_path):
     server = {"CLUSTER_KUBERNETES_SERVER": "https://192.0.2.9"}
     context = make_context(**KUBERNETES, **server)
     engine = create_engine(context, tmp_path, "ab" * 32)
@@ -218,8 +218,8 @@ def test_environment_of_a_worker_has_no_keys():
 
 
 @pytest.mark.parametrize("url", ["https://git.example/demo.git", "https://six.example/demo.git"])
-def test_host_gets_no_url_of_the_servers_git_configuration(url, tmp_path, monkeypatch, caplog):
-    """Such a URL can contain a password. The first one is not valid because of its last character."""
+def test_failed_credential_lookup_reveals_no_configured_url(url, tmp_path, monkeypatch, caplog):
+    """A configured URL can contain a password. The first URL here is invalid because of its last character."""
     config = tmp_path / "config"
     config.write_text(
         '[url "https://me:let-me-in@git.example\N{ACCOUNT OF}/"]\n\tinsteadOf = https://git.example/\n'

@@ -71,14 +71,14 @@ def read_typed(descriptor: int, seconds: float) -> bytes:
     return os.read(descriptor, 65536) if select.select([descriptor], [], [], seconds)[0] else b""
 
 
-def test_replies_to_queries_of_the_sandbox_do_not_reach_the_users_shell(monkeypatch: pytest.MonkeyPatch):
+def test_replies_to_queries_of_the_sandbox_do_not_reach_the_shell(monkeypatch: pytest.MonkeyPatch):
     with connect_terminal(monkeypatch, replies=True) as (_, slave):
         with sandbox_terminal._raw_mode(slave):
             os.write(slave, b"\x1b[6n" * 20)
         assert read_typed(slave, 5 * LATENCY_SECONDS) == b""
 
 
-def test_what_the_user_types_after_the_end_reaches_the_shell(monkeypatch: pytest.MonkeyPatch):
+def test_input_typed_after_the_end_reaches_the_shell(monkeypatch: pytest.MonkeyPatch):
     with connect_terminal(monkeypatch, replies=True) as (master, slave):
         started_at = time.monotonic()
         with sandbox_terminal._raw_mode(slave):

@@ -159,12 +159,12 @@ def test_notice_offers_no_change_of_a_field_without_a_description(field):
     assert (notice.field, notice.new_value_words) == (None, "")
 
 
-def test_full_disk_of_the_server_does_not_ask_for_a_larger_disk():
+def test_larger_disk_is_not_suggested_if_the_disk_of_the_server_is_full():
     notice = describe("disk_full", "The server's disk is full; free space on that disk and submit the task again.")
     assert (notice.field, notice.remedy) == (None, "Free space on that disk and submit the task again.")
 
 
-def test_limit_that_more_memory_does_not_raise_has_another_remedy():
+def test_more_memory_is_not_suggested_if_it_does_not_raise_the_limit():
     message = "The sandbox left 40 MiB of kernel memory in partly used slabs. Close files in order."
     notice = describe("out_of_memory", message)
     assert (notice.title, notice.detail) == ("The sandbox reached a limit", message)

@@ -143,7 +143,7 @@ def test_assigned_addresses_exclude_the_network_and_broadcast_and_resolver_addre
     assert synthetic_ips.name_of("198.18.0.1") is None
 
 
-def test_name_keeps_its_first_spelling_for_redaction():
+def test_name_keeps_the_capitalization_of_its_first_query_for_redaction():
     synthetic_ips = SyntheticIps(lambda _: True)
     assigned = synthetic_ips.get_or_assign_address("SeCrEt.example.org")
     assert synthetic_ips.get_or_assign_address("secret.EXAMPLE.org") == assigned

@@ -4,7 +4,7 @@ from doubles.stored_tasks import StoredTasks
 from sandbox.journal.journals import has_task_ended
 
 
-def test_worker_can_ask_repeatedly_whether_long_tasks_have_ended(tmp_path, monkeypatch):
+def test_end_of_a_long_task_is_detected_without_reading_its_whole_journal(tmp_path, monkeypatch):
     tasks = StoredTasks(tmp_path)
     for task_id in ("ended", "compressed"):
         tasks.add_completed_task(task_id, lines=3000, line_bytes=300)

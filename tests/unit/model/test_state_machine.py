@@ -577,7 +577,7 @@ def test_transient_clone_failure_is_followed_by_another_attempt_with_backoff():
     assert results[3].task.state_message == "Attempt 1 ended with clone_failed; another attempt follows in 2 s"
 
 
-def test_failures_that_no_limit_of_the_task_causes_are_retried():
+def test_failures_not_caused_by_task_limits_are_retryable():
     assert sorted(RETRYABLE_CODES) == [
         *("agent_failed", "agent_no_result", "disk_full", "hang", "host_lost", "internal_error", "mcp_failed"),
         *("out_of_memory", "process_limit", "runner_lost", "sandbox_lost"),

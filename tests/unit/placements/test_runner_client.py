@@ -27,7 +27,7 @@ async def test_frames_are_returned_in_order():
     [b"", b"\0\0", b"\0\0\0\x05ab", (FRAME_BYTES_MAX + 1).to_bytes(4), b"\0\0\0\x01\xc1", b"\0\0\0\x01\x07"],
     ids=["nothing", "partial length", "partial frame", "too large", "not MessagePack", "no frame"],
 )
-async def test_anything_else_ends_the_connection_with_a_message(received):
+async def test_missing_or_invalid_frame_ends_the_connection_with_a_message(received):
     [frame] = await read_frames(received, 1)
     assert isinstance(frame, EndFrame)
     assert "closed the connection" in frame.message

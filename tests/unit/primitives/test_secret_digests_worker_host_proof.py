@@ -41,7 +41,7 @@ def test_proof_is_an_hmac_of_all_fields_with_their_lengths():
         {"host": "n", "worker_nonce": b"1" + b"w" * 32},
     ],
 )
-def test_proof_depends_on_each_field_and_on_the_borders_between_fields(changes):
+def test_proof_depends_on_each_field_and_on_the_boundaries_between_fields(changes):
     assert not is_host_proof(compute_host_proof(**ARGUMENTS | changes), PROOF)
 
 

@@ -35,7 +35,7 @@ class FlushedWhileWriting:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_record_that_is_written_during_a_flush_needs_another(fails: bool):
+def test_record_written_during_a_flush_needs_another_flush(fails: bool):
     journal = FlushedWhileWriting(fails=fails)
     writer = RetryingWriter(journal, lambda: False)
     journal.flush = writer.sync

@@ -86,7 +86,7 @@ def test_current_tool_has_the_beginning_of_its_summary():
         ({"summary": "x" * 500}, f"task: {'x' * 169}"),
     ],
 )
-def test_agent_that_waits_for_a_call_in_the_background_has_a_text_instead_of_a_tool(call, text):
+def test_agent_waiting_for_a_background_call_has_a_text_but_no_current_tool(call, text):
     tracker, events = create_tracker()
     for step, event in enumerate(
         (

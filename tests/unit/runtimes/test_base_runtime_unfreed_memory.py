@@ -17,7 +17,7 @@ MEBIBYTE = 1024 * 1024
 
 
 class FakeUids:
-    """Returns these results in order when it is asked for files in transit."""
+    """Returns these results in order when files in transit are checked."""
 
     def __init__(self, *results: bool) -> None:
         self.results = list(results)

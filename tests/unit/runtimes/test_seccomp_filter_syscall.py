@@ -222,9 +222,8 @@ def test_unlisted_socket_options_return_enoprotoopt(architecture: str, assemble:
 @pytest.mark.parametrize(("level", "option"), [(1, 8), (1, 13), (0, 11), (6, 9), (41, 25)])
 def test_some_socket_options_succeed_without_effect(architecture: str, assemble: Assemble, level: int, option: int):
     assert evaluate(architecture, SETSOCKOPT[architecture], 3, level, option, code=assemble(architecture)) == SKIPPED
-    assert (
-        evaluate(architecture, SETSOCKOPT[architecture], 3, 6, 8, code=assemble(architecture)) == ALLOW
-    )  # TCP_LINGER2
+    # TCP_LINGER2
+    assert evaluate(architecture, SETSOCKOPT[architecture], 3, 6, 8, code=assemble(architecture)) == ALLOW
 
 
 @all_architectures
@@ -446,13 +445,8 @@ def test_ioctls_that_load_modules_are_denied(architecture: str):
     for request in (0x8940, 0x8941, 0x8980, 0x8981, 0x8982, 0x8983, 0x89A0, 0x89A1, 0x89A2, 0x89A3):
         assert evaluate(architecture, IOCTL[architecture], 3, request) == errno.EPERM
     assert evaluate(architecture, IOCTL[architecture], 3, 0x5423) == errno.EPERM  # TIOCSETD
-    for request in (
-        0x5429,
-        0x8912,
-        0x8913,
-        0x8927,
-        0x541B,
-    ):  # TIOCGSID, SIOCGIFCONF, SIOCGIFFLAGS, SIOCGIFHWADDR, FIONREAD
+    # TIOCGSID, SIOCGIFCONF, SIOCGIFFLAGS, SIOCGIFHWADDR, FIONREAD
+    for request in (0x5429, 0x8912, 0x8913, 0x8927, 0x541B):
         assert evaluate(architecture, IOCTL[architecture], 3, request) == ALLOW
 
 

@@ -67,7 +67,7 @@ async def test_failure_affects_only_the_task_that_cannot_be_written():
     assert store.task_ids() == {"one", "two"}
 
 
-async def test_later_saves_are_collected_and_the_newest_one_counts(monkeypatch):
+async def test_deferred_saves_are_collected_and_the_newest_one_is_written(monkeypatch):
     monkeypatch.setattr(index_writer, "INDEX_INTERVAL_SECONDS", 0.05)
     store = BlockingStore()
     store.release.set()
@@ -96,7 +96,7 @@ async def test_immediate_save_replaces_a_deferred_one(monkeypatch):
     assert store.load("task").offset == 2
 
 
-async def test_later_save_is_tried_again_after_a_failure(monkeypatch, caplog):
+async def test_failed_deferred_save_is_retried(monkeypatch, caplog):
     monkeypatch.setattr(index_writer, "INDEX_INTERVAL_SECONDS", 0.02)
     store = BlockingStore()
     store.broken.add("task")
@@ -111,7 +111,7 @@ async def test_later_save_is_tried_again_after_a_failure(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("is_newer_immediate", [True, False])
-async def test_failed_later_save_does_not_replace_a_newer_one(monkeypatch, is_newer_immediate):
+async def test_failed_deferred_save_does_not_replace_a_newer_one(monkeypatch, is_newer_immediate):
     monkeypatch.setattr(index_writer, "INDEX_INTERVAL_SECONDS", 0.02)
     store = BlockingStore()
     store.broken.add("task")

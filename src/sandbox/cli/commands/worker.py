@@ -20,7 +20,7 @@ def worker(attempt_id: str, server: str, fingerprint: str) -> None:
     \b
     - a credential of its job: the join token in SANDBOX_JOIN_TOKEN or, with Kubernetes,
       the path of the file with the identity token in SANDBOX_IDENTITY_FILE
-    - if the server requires it, the key of the hosts: cluster.host_key_file, or
+    - if the server requires it, the cluster's host key: cluster.host_key_file, or
       SANDBOX_CLUSTER_HOST_KEY_FILE
     - the engine's name for the host, if it differs from the hostname: SLURMD_NODENAME
       with Slurm, SANDBOX_HOST_NAME with other engines

@@ -48,7 +48,9 @@ async def test_unauthenticated_connections_are_limited(running_api, wait_until, 
 AUTHENTICATED_REQUEST = b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer vera\r\n\r\n"
 
 
-async def test_idle_connections_of_users_stay_open_during_a_flood_of_others(running_api, wait_until, monkeypatch):
+async def test_idle_connections_of_users_stay_open_during_a_flood_of_other_connections(
+    running_api, wait_until, monkeypatch
+):
     monkeypatch.setattr(connections, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
     async with running_api(FakeTokenStore(vera="viewer")) as api:
         user = await connect_idle_user(api.port)

@@ -636,26 +636,26 @@ def test_pushed_branch_is_cloned_although_its_upstream_is_another_branch(api, co
     assert (repository["branch"], repository["commit"]) == ("feature", head(checkout))
 
 
-def test_branch_that_is_set_is_cloned_at_its_latest_commit(api, completed_task, run_cli, checkout):
+def test_specified_branch_is_cloned_at_its_latest_commit(api, completed_task, run_cli, checkout):
     result = run_cli("run", "Go.", "--set", "repository.branch=release", cwd=checkout)
     assert result.returncode == 0, result.stderr
     assert submitted(api)["repository"] == {"url": URL, "branch": "release"}
     assert result.stderr.decode().startswith(f"From {URL}, the latest commit of release.\n")
 
 
-def test_commit_that_is_set_is_cloned(api, completed_task, run_cli, checkout):
+def test_specified_commit_is_cloned(api, completed_task, run_cli, checkout):
     options = ("--set", "repository.branch=release", "--set", "repository.commit=0123456789abcdef")
     result = run_cli("run", "Go.", *options, cwd=checkout)
     assert submitted(api)["repository"] == {"url": URL, "branch": "release", "commit": "0123456789abcdef"}
     assert result.stderr.decode().startswith(f"From {URL}, release at 0123456789ab.\n")
 
 
-def test_branch_of_the_checkout_that_is_set_keeps_its_commit(api, completed_task, run_cli, checkout):
+def test_specified_branch_of_the_checkout_is_cloned_at_its_local_commit(api, completed_task, run_cli, checkout):
     assert run_cli("run", "Go.", "--set", "repository.branch=main", cwd=checkout).returncode == 0
     assert submitted(api)["repository"] == {"url": URL, "branch": "main", "commit": head(checkout)}
 
 
-def test_local_changes_are_not_sent_to_a_branch_that_is_set(api, run_cli, checkout):
+def test_local_changes_are_not_sent_to_a_specified_branch(api, run_cli, checkout):
     (checkout / "notes.txt").write_text("mine\n")
     result = run_cli("run", "Go.", "--include-dirty", "--set", "repository.branch=release", cwd=checkout)
     assert (result.returncode, api.requests) == (2, [])

@@ -210,7 +210,7 @@ def test_response_without_final_usage_is_charged_with_its_upper_bound(name):
     ],
     ids=["pings", "error event", "empty stream", "400", "cut 429", "compressed 500", "500 with an unreadable head"],
 )
-def test_response_in_which_no_model_responds_is_free(status, headers, body):
+def test_response_without_model_output_is_free(status, headers, body):
     async def scenario():
         assert await usages_of(respond_and_close(status, headers, body)) == []
 
@@ -265,7 +265,7 @@ STORED_DATA = {
     "vector store": {"tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}]},
     "nested tool": {"tools": [{"type": "namespace", "tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}]}]},
     "output of a call": {"input": [{"type": "function_call_output", "output": [{"file_id": "file_1"}]}]},
-    "other spelling": {"Previous_Response_Id": "resp_1"},
+    "other capitalization": {"Previous_Response_Id": "resp_1"},
 }
 
 
@@ -323,7 +323,7 @@ UNKNOWN_FIELDS = {
     "server": {"tools": [{"type": "mcp", "server_url": "https://a.example"}]},
     "connector": {"tools": [{"type": "mcp", "connector_id": "c_1"}]},
     "url": {"input": [{"content": [{"type": "input_image", "image_url": {"url": "https://a.example"}}]}]},
-    "other spelling": {"Tools": [{"type": "web_search"}]},
+    "other capitalization": {"Tools": [{"type": "web_search"}]},
 }
 WITHOUT_ACCESS = {
     "tools": [FUNCTION],
@@ -393,7 +393,7 @@ def test_upper_bound_follows_the_limit_in_the_request(limit, status, expected):
     run(scenario)
 
 
-def test_meter_keeps_little_of_a_long_response():
+def test_meter_keeps_only_a_small_part_of_a_long_response():
     for content_type in (b"application/json", b"text/event-stream"):
         for piece in (b"x" * 1_000_000, TEXT_EVENT * 10_000):
             meter = ResponsesApi().create_meter(content_type)
@@ -515,7 +515,7 @@ KEY_ENCODINGS = {
     ],
     ids=["error", "response", "stream"],
 )
-def test_key_in_a_response_is_redacted_in_each_spelling(status, content_type, body, encoded_key, size):
+def test_key_in_a_response_is_redacted_in_each_encoding(status, content_type, body, encoded_key, size):
     async def repeat_key(_: UpstreamRequest, writer: asyncio.StreamWriter) -> None:
         content = body % encoded_key
         head = b"HTTP/1.1 %d A\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"

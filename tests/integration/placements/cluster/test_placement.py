@@ -1,4 +1,4 @@
-"""The placement of a cluster, apart from what `tests/contract/test_placement.py` tests with real workers."""
+"""The placement of a cluster. `tests/contract/test_placement.py` tests it with real workers."""
 
 import asyncio
 import contextlib
@@ -235,7 +235,7 @@ class TestImages:
         "answer",
         [ImagePreparationStatus(is_ready=False), CallResult(0, error="OSError", message="No space left on device")],
     )
-    async def test_worker_is_asked_again_only_after_a_pause(self, worker, placement, monkeypatch, answer):
+    async def test_image_is_requested_again_only_after_a_pause(self, worker, placement, monkeypatch, answer):
         monkeypatch.setattr("sandbox.placements.cluster.hosts._RESERVE_SECONDS", 0.5)
         worker.answers[PrepareImage] = lambda _: answer
         begin = time.monotonic()
@@ -253,7 +253,7 @@ class TestImages:
             reserved.find_image("tools")
 
     @pytest.mark.parametrize("error", ["JournalBusyError", "RunnerNotStartedError", "Unknown"])
-    async def test_task_waits_if_the_worker_reports_an_error_undeclared_for_images(self, worker, placement, error):
+    async def test_task_waits_if_the_worker_reports_an_undeclared_error(self, worker, placement, error):
         worker.answers[PrepareImage] = lambda request: CallResult(0, error=error, message="Another process")
         with pytest.raises(HostPendingError, match=f"The host {HOST} cannot prepare the image .*: Another process"):
             await self.reserve(placement)

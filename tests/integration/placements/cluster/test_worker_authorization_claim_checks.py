@@ -1,4 +1,4 @@
-"""What a worker has to show before it gets a job, and attacks with a join token but without the key of the hosts."""
+"""The credentials that a worker needs, and attacks with a join token but without the cluster's host key."""
 
 import contextlib
 import os
@@ -444,7 +444,7 @@ class TestIdentityToken:
         async with server.connect(claim) as client:
             await check_not_accepted(client, "The worker has no join token.")
 
-    async def test_host_must_be_confirmed_too(self, server, job, monkeypatch):
+    async def test_valid_token_does_not_replace_the_confirmation_of_the_host(self, server, job, monkeypatch):
         monkeypatch.setattr(jobs, "_HOST_CONFIRMATION_TIMEOUT_SECONDS", 0.2)
         async with server.connect(server.claim(job, host="host-2")) as client:
             await self.send_token(client)

@@ -66,7 +66,7 @@ async def check_refused(server, client, request, reason):
     assert len(server.credential_lookups) == before
 
 
-async def test_worker_gets_the_credentials_of_its_tasks_repository(server, job):
+async def test_worker_gets_the_credentials_for_the_repository_of_its_task(server, job):
     async with claimed(server, job) as client:
         await client.send(make_request(job, 7))
         assert await client.read() == CredentialAnswer(7, FOUND)
@@ -82,7 +82,7 @@ async def test_url_comes_from_the_manifest(server, job):
     assert server.credential_lookups == [(REPOSITORY, CredentialQuery("http", "github.com"))]
 
 
-async def test_prepared_workspace_ends_the_access(server, job):
+async def test_credentials_are_refused_once_the_workspace_is_prepared(server, job):
     async with claimed(server, job) as client:
         await client.send(make_request(job))
         assert (await client.read()).credentials == FOUND
@@ -96,7 +96,7 @@ async def test_failed_attempt_gets_no_credentials(server, job):
         await check_refused(server, client, make_request(job), "does not clone its repository now")
 
 
-async def test_number_of_requests_is_limited_also_after_a_reconnection(server, job):
+async def test_number_of_requests_is_limited_across_reconnections(server, job):
     claim = server.claim(job)
     for _ in range(2):
         async with server.connect(claim) as client:
@@ -111,7 +111,7 @@ async def test_number_of_requests_is_limited_also_after_a_reconnection(server, j
         )
 
 
-async def test_requests_that_are_refused_count(server, job):
+async def test_refused_requests_count_toward_the_limit(server, job):
     server.credentials = NoCredentialsError("There are none.")
     async with claimed(server, job) as client:
         for _ in range(CREDENTIAL_REQUESTS_MAX):
@@ -197,8 +197,8 @@ async def test_request_before_the_claim_gets_no_answer(server, job):
     assert server.credential_lookups == []
 
 
-async def test_slow_lookup_delays_no_heartbeat_and_ends(server, job, monkeypatch):
-    """A helper may wait for a network or a person."""
+async def test_slow_lookup_does_not_delay_heartbeats_and_times_out(server, job, monkeypatch):
+    """A credential helper may wait for a network or for user input."""
     monkeypatch.setattr(worker_authorization, "CREDENTIAL_LOOKUP_SECONDS", 0.5)
     blocked = threading.Event()
     server.find_credentials_now = lambda: blocked.wait(TIMEOUT_SECONDS)
@@ -215,7 +215,7 @@ async def test_slow_lookup_delays_no_heartbeat_and_ends(server, job, monkeypatch
         assert await client.read() == CredentialAnswer(2, FOUND)
 
 
-async def test_stuck_lookups_leave_the_others_waiting_for_a_limited_time(server, job, monkeypatch):
+async def test_stuck_lookups_delay_other_lookups_for_a_limited_time(server, job, monkeypatch):
     monkeypatch.setattr(worker_authorization, "CREDENTIAL_LOOKUP_SECONDS", 0.3)
     monkeypatch.setattr(worker_authorization, "_THREADS_MAX", 1)
     await server.restart()

@@ -1,4 +1,4 @@
-"""The sandbox around QEMU and virtiofsd also holds if code of an attacker replaces these programs."""
+"""The sandbox around QEMU and virtiofsd is effective even if an attacker's code replaces these programs."""
 
 import asyncio
 import json
@@ -103,7 +103,7 @@ async def test_mounted_disk_is_a_single_mount_of_the_whole_file_system(runtime: 
     assert report["disk"] == {"/share/disk": "/"}
 
 
-async def test_only_the_agents_directories_of_a_plain_directory_are_mounted(runtime: Runtime, disk: Path):
+async def test_only_the_directories_of_the_agent_in_a_plain_directory_are_mounted(runtime: Runtime, disk: Path):
     async with ready_sandbox(runtime, disk):
         report = await read_report(disk / "workspace" / "virtiofsd")
     expected = {f"/share/disk/{name}": str(disk / name) for name in DISK_DIRECTORIES}

@@ -166,7 +166,7 @@ async def find_nothing(query):
     raise NoCredentialsError("There are none.")
 
 
-def test_server_is_asked_if_the_host_has_no_credentials():
+def test_server_is_queried_if_the_host_has_no_credentials():
     server = FakeServer()
     helper = CredentialHelper("https://git.example/demo.git", find_nothing, server.find)
 
@@ -176,7 +176,7 @@ def test_server_is_asked_if_the_host_has_no_credentials():
     assert helper.credential_problem is None
 
 
-def test_server_is_not_asked_if_the_host_has_credentials(credential_helper):
+def test_server_is_not_queried_if_the_host_has_credentials(credential_helper):
     program, _ = credential_helper
     url, server = "https://git.example/demo.git", FakeServer(Credentials(b"other", b"other"))
     helper = CredentialHelper(url, user_credentials(url, program).find, server.find)
@@ -185,7 +185,7 @@ def test_server_is_not_asked_if_the_host_has_credentials(credential_helper):
     assert server.queries == []
 
 
-def test_server_is_not_asked_about_another_host():
+def test_server_is_not_queried_for_another_host():
     server = FakeServer()
     helper = CredentialHelper("https://git.example/demo.git", find_nothing, server.find)
 
@@ -216,7 +216,7 @@ def lookup(tmp_path, credential_helper):
     return lambda url, *query: asyncio.run(find_credentials_for_worker(url, CredentialQuery(*query), environment))
 
 
-def test_credentials_for_another_host_come_from_the_configuration_of_the_servers_user(lookup, credential_helper):
+def test_credentials_for_another_host_come_from_the_configuration_of_the_server_user(lookup, credential_helper):
     assert lookup("https://me@git.example/team/demo.git", "https", "git.example") == FOUND
     log = credential_helper[1].read_text()
     assert {"protocol=https", "host=git.example", "path=team/demo.git", "username=me"} <= set(log.splitlines())
@@ -243,12 +243,12 @@ def test_another_host_gets_credentials_only_for_the_origin_of_the_url(lookup, cr
     assert credential_helper[1].read_text() == ""
 
 
-def test_servers_instead_of_determines_the_host(lookup, credential_helper):
+def test_insteadof_setting_of_the_server_user_determines_the_host(lookup, credential_helper):
     assert lookup("https://mirrored.example/demo.git", "https", "mirror.example") == FOUND
     assert "path=demo.git\n" in credential_helper[1].read_text()
 
 
-def test_helper_gets_the_spelling_of_the_url(lookup, credential_helper):
+def test_helper_gets_the_host_name_as_written_in_the_url(lookup, credential_helper):
     kelvin_sign = "\N{KELVIN SIGN}"  # its lower case is the letter k
     assert lookup("https://Kiln.example/demo.git", "https", f"{kelvin_sign}iln.example") == FOUND
     assert "host=Kiln.example\n" in credential_helper[1].read_text()
@@ -262,7 +262,7 @@ def test_missing_credentials_are_reported_with_the_host(tmp_path):
         )
 
 
-def test_netrc_of_the_servers_user_is_read(tmp_path):
+def test_netrc_of_the_server_user_is_read(tmp_path):
     (tmp_path / ".netrc").write_text("machine git.example login me password let-me-in\n")
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     query = CredentialQuery("https", "git.example")
@@ -295,7 +295,7 @@ async def read_request(worker):
     return msgspec.msgpack.decode(data, type=CredentialRequest)
 
 
-async def test_runner_asks_its_worker():
+async def test_runner_queries_its_worker():
     attempt_id = new_attempt_id()
     with connection_to_worker() as (runner, worker):
         finding = asyncio.create_task(
@@ -310,7 +310,7 @@ async def test_runner_asks_its_worker():
 
 
 @pytest.mark.parametrize("is_transient", [False, True])
-async def test_runner_gets_the_servers_reason(is_transient):
+async def test_runner_gets_the_reason_of_the_server(is_transient):
     with connection_to_worker() as (runner, worker):
         finding = asyncio.create_task(
             ServerCredentials(runner, new_attempt_id()).find(CredentialQuery("https", "git.example"))
@@ -334,7 +334,7 @@ async def test_missing_or_damaged_answer_is_transient(monkeypatch, answer):
         assert raised.value.is_transient
 
 
-async def test_end_of_the_worker_ends_the_wait():
+async def test_wait_ends_when_the_worker_disconnects():
     with connection_to_worker() as (runner, worker):
         worker.close()
         with pytest.raises(NoCredentialsError):
@@ -354,7 +354,7 @@ def private_harness(request, harness):
     return harness
 
 
-def test_private_repository_is_cloned_with_the_servers_credentials(private_harness):
+def test_private_repository_is_cloned_with_the_credentials_of_the_server(private_harness):
     private_harness.stage()
     assert (private_harness.workspace / "README.md").exists()
     assert len(private_harness.credentials_server.queries) == 1
@@ -379,7 +379,7 @@ def test_helper_of_the_host_comes_first_and_gets_nothing_to_store(private_harnes
     assert len(private_harness.credentials_server.queries) == 1
 
 
-def test_failure_has_the_servers_reason_and_no_password(private_harness):
+def test_failure_has_the_reason_of_the_server_and_no_password(private_harness):
     private_harness.credentials_server.answer = Credentials(b"me", b"wrong-password")
     with pytest.raises(AttemptError, match="needs credentials") as raised:
         private_harness.stage()

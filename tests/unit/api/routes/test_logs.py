@@ -136,7 +136,7 @@ CONVERTED = {"type": "output", "stream": "stdout", "data": "{}\n", "continued": 
         ("events", True, []),
     ],
 )
-def test_converted_conversation_is_selected_like_its_output(stream, is_following, types):
+def test_each_log_stream_includes_the_matching_parts_of_converted_output(stream, is_following, types):
     event = {**CONVERTED, "task_id": "t", "seq": 7, "timestamp": "2026-01-29T10:10:15.123Z"}
     encoder = logs.LogEncoder(stream, "", lambda part: part["type"].encode() + b"\n", is_following, not is_following)
     assert b"".join(encoder.encode([event])).decode().split() == types

@@ -44,7 +44,7 @@ def test_cookie_over_tls_is_secure(api):
     assert "secure" in encrypted.headers["set-cookie"].lower()
 
 
-def test_without_tokens_no_session_is_created(api_with_tokens):
+def test_no_session_is_created_without_tokens(api_with_tokens):
     response = api_with_tokens(FakeTokenStore()).post("/api/v1/session")
     assert (response.status_code, response.json()["role"]) == (200, "operator")
     assert "set-cookie" not in response.headers

@@ -1,4 +1,4 @@
-"""`sandbox doctor` reports a kernel on which one system call from a sandbox can monopolize a processor."""
+"""`sandbox doctor` reports a kernel on which one system call from a sandbox can monopolize a CPU."""
 
 import gzip
 

@@ -33,7 +33,7 @@ def test_kubernetes_restores_escaped_text(text):
     assert expand(escape_references(text), {"A": "wrong"}) == text
 
 
-def test_job_has_what_the_settings_select():
+def test_job_has_the_configured_scheduling_fields_and_labels():
     job = worker_job(make_request(), SETTINGS, ("n1", "n2.example"))
     validate_job(job)
     spec = job["spec"]["template"]["spec"]
@@ -54,7 +54,7 @@ def test_time_limit_fits_the_field(seconds, expected):
     assert job["spec"]["template"]["spec"]["activeDeadlineSeconds"] == expected
 
 
-def test_output_is_the_log_of_the_pod_unless_there_is_a_file():
+def test_output_goes_to_the_pod_log_unless_a_file_is_configured():
     [container] = worker_job(make_request(), SETTINGS, ())["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["/bin/worker", "a"]
     request = make_request(output_file="/var/log/$(x)")
@@ -63,7 +63,7 @@ def test_output_is_the_log_of_the_pod_unless_there_is_a_file():
 
 
 def test_job_contains_exactly_the_expected_fields():
-    """Every change to the Job affects what runs with root's rights on the nodes."""
+    """Every change to the Job affects what runs with root privileges on the nodes."""
     labels = {
         "app.kubernetes.io/name": "sandbox-worker",
         "app.kubernetes.io/managed-by": "sandbox",

@@ -98,13 +98,13 @@ def test_only_the_container_of_the_worker_counts():
     ],
 )
 def test_job_determines_the_phase_if_it_has_no_pod(job, phase):
-    """A Job whose Pod was deleted proves nothing."""
+    """The deletion of a Job's Pod does not prove that the worker has ended."""
     status = status_of(job)
     assert (status.phase, status.host) == (phase, "")
     assert status.reason
 
 
-def test_pod_on_a_node_comes_before_a_waiting_one():
+def test_pod_on_a_node_takes_precedence_over_a_waiting_pod():
     waiting, running, ended = (
         make_pod("a", node="", phase="Pending", container=None),
         make_pod("c", node="n2"),

@@ -154,7 +154,7 @@ def test_repository_name_links_to_its_tasks(pages):
     assert link.groups() == ("/?repository=https%3A%2F%2Fexample.org%2Fr.git", "example.org/r")
 
 
-def test_continuations_have_their_state(pages):
+def test_links_to_continuations_show_their_states(pages):
     add_ended(pages.tasks)
     add_ended(pages.tasks, "first", parent=PARENT)
     pages.tasks._apply("second", e.TaskSubmitted("second", manifest("second"), None, PARENT, "first"))

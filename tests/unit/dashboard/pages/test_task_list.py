@@ -381,7 +381,7 @@ def test_hint_does_not_repeat_the_name(pages):
     assert 'id="to-parent"' not in pages.get("/tasks/first").text
 
 
-def test_rows_with_the_same_prompt_have_their_ids(pages):
+def test_rows_with_the_same_prompt_show_their_ids(pages):
     add_named(pages.tasks, "first", "Fix the login", "Fix it.")
     for task_id in ("second", "third"):
         add_named(pages.tasks, task_id, "Fix the login", "Fix it.", rerun_of="first")

@@ -55,7 +55,7 @@ def test_hello_for_the_host_or_without_a_name_is_allowed(prefix: bytes, name: st
 
 
 @pytest.mark.parametrize("length", [0, 38, 0x30000])
-def test_message_with_an_impossible_length_is_no_hello(length: int):
+def test_message_with_an_impossible_length_is_not_a_hello(length: int):
     data = record(message(b"\3\3" + bytes(length - 2) if 2 <= length < 100 else b"", length))
     assert deny_reason(data) is None
     assert deny_reason(*bytewise(data)) is None

@@ -277,11 +277,8 @@ def test_inspected_body_is_sent_without_content_encoding(encoding):
 def test_private_and_hop_by_hop_headers_are_not_forwarded():
     protocol, _ = create_protocol()
     private = ("Cookie: a=b", "Proxy-Authorization: x", "X-Forwarded-For: 1.2.3.4", "Forwarded: for=x", "Via: 1.1 x")
-    private += (
-        "X_Api_Key: another-account",
-        "Transfer_Encoding: chunked",
-        "Content_Length: 5",
-    )  # some servers treat this name like the hyphenated name
+    # Some servers treat these names like the hyphenated names.
+    private += ("X_Api_Key: another-account", "Transfer_Encoding: chunked", "Content_Length: 5")
     hops = ("Connection: keep-alive, X-Hop", "X-Hop: 1", "Keep-Alive: 5", "TE: trailers", "Accept-Encoding: gzip, br")
     sent = protocol.client_data_received(request("/v1/messages", *private, *hops))
     expected = {"host", "x-api-key", "accept-encoding", "content-type", "content-length"}
@@ -592,7 +589,7 @@ def test_compressed_response_is_counted_at_its_maximum_cost(status, is_counted):
     assert [one.output_tokens for one in events if isinstance(one, Usage)] == [70] * is_counted
 
 
-def test_compressed_response_may_reject_the_server_key():
+def test_rejected_server_key_is_detected_in_a_compressed_response():
     protocol, events = create_protocol()
     protocol.client_data_received(request())
     effects = protocol.upstream_data_received(

@@ -82,7 +82,7 @@ def test_only_one_worker_may_claim_an_attempt(state, token, nonce, is_allowed):
 
 
 @pytest.mark.parametrize("lease", [1.0, 600.0, 3600.0, 604_800.0])
-def test_margin_covers_the_drift_of_clocks(lease):
+def test_margin_covers_clock_drift(lease):
     assert takeover_seconds(lease) >= lease + 30
     slow_host, fast_server = 1 - DRIFT, 1 + DRIFT
     assert takeover_seconds(lease) / fast_server > lease / slow_host

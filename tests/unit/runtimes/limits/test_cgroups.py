@@ -161,7 +161,7 @@ def test_usage_of_sockets_that_may_receive_too_much_data_is_not_bounded_while_id
 
 
 @pytest.mark.parametrize(("sockets", "is_bounded"), [(64, True), (65, False)])
-def test_few_sockets_are_bounded_while_idle_if_the_kernel_limits_their_buffers(
+def test_usage_of_few_sockets_is_bounded_while_idle_if_the_kernel_limits_their_buffers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sockets: int, is_bounded: bool
 ):
     group = Hierarchies([tmp_path / "memory"]).group("attempt")

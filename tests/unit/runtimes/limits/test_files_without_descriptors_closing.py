@@ -23,7 +23,9 @@ MEBIBYTE = 1 << 20
 
 
 @pytest.mark.parametrize(("mebibytes", "may_differ"), [(756, False), (757, True)])
-def test_all_meters_see_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch, mebibytes: int, may_differ: bool):
+def test_all_meters_use_the_same_measurement_of_machine_memory(
+    monkeypatch: pytest.MonkeyPatch, mebibytes: int, may_differ: bool
+):
     buffer_meter, current = SyscallBufferMeter(lambda: 500 * MEBIBYTE), mebibytes * MEBIBYTE
     closing_files_meter = ClosingFilesMeter(lambda: 2000 * MEBIBYTE)
     monkeypatch.setattr(files_without_descriptors, "count_machine_unreclaimable_bytes", lambda: current)

@@ -190,7 +190,7 @@ def test_probe_reports_how_long_it_has_waited_in_the_kernel():
         os.close(descriptor)
 
 
-def test_probe_that_waits_for_anything_else_than_the_lock_reports_no_wait():
+def test_probe_that_waits_for_anything_but_the_lock_reports_no_wait():
     may_continue = threading.Event()
     probe = LockProbe(KernelLock("lock", may_continue.wait, ("mutex_lock",)))
     assert probe.measure_wait() == 0.0
@@ -272,7 +272,7 @@ def test_time_counts_while_a_thread_with_the_lock_of_a_host_file_waits_for_its_m
     assert measure_listings(lock, tmp_path, 4)[-1] == seconds
 
 
-def test_time_of_a_listing_ends_with_it(lock: LockHarness, tmp_path: Path):
+def test_measured_time_is_zero_after_the_listing_ends(lock: LockHarness, tmp_path: Path):
     meter = HostInodeLockMeter(lambda: lock.now, tmp_path)
     lock.add_thread(8, "D", _OVL_ITERATE_PAGE_FAULT_STACK)
     meter.measure(lambda: [8])

@@ -102,7 +102,7 @@ def test_time_for_terminals_beyond_half_a_processor_is_divided_by_the_number_of_
     assert WrittenTerminals(processors, terminals, others).measure(4) == seconds
 
 
-def test_sandbox_that_delays_its_count_counts_with_all_terminals_and_delays_no_other_sandbox():
+def test_sandbox_that_delays_its_count_is_charged_and_does_not_delay_other_sandboxes():
     """A program can list its terminals so slowly that nobody else can list them."""
     ended = threading.Event()
 

@@ -19,7 +19,7 @@ from sandbox.runtimes.limits.measurement_scheduling import (
 
 
 class Lock:
-    """Stands for a lock of the kernel: a thread that takes it sleeps in a system call until it is released."""
+    """Simulates a kernel lock: a thread that takes the lock sleeps in a system call until the lock is released."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
@@ -65,7 +65,7 @@ def test_thread_that_waits_for_a_lock_of_the_kernel_sleeps(lock: Lock):
     assert observe(lock.take, lock.release) == [True, True, True]
 
 
-def test_further_thread_of_a_measurement_is_observed(lock: Lock):
+def test_additional_thread_of_a_measurement_is_observed(lock: Lock):
     def work() -> None:
         run_observed_thread(threading.Thread(target=lock.take, daemon=True))
 

@@ -51,7 +51,7 @@ def is_exceeded(measured: int) -> bool:
     return bool(KernelUsage(page_fragment_bytes=measured).find_exceeded_limit())
 
 
-def test_growth_counts_if_the_packets_can_have_caused_it():
+def test_growth_counts_if_the_packets_could_have_caused_it():
     machine = Machine()
     assert machine.measure() == 0
     machine.unattributed_bytes += 2 << 30
@@ -77,7 +77,7 @@ def test_single_check_is_not_enough():
     [SocketUsage(), SocketUsage(received_bytes=1 << 30, overhead_bytes=MEBIBYTE, listed_sockets=30)],
     ids=["no sockets", "much data"],
 )
-def test_growth_that_the_packets_cannot_have_caused_does_not_count(usage: SocketUsage):
+def test_growth_that_the_packets_could_not_have_caused_does_not_count(usage: SocketUsage):
     machine = Machine(usage)
     machine.measure()
     machine.unattributed_bytes += 4 << 30
@@ -169,7 +169,7 @@ def test_sockets_are_counted_once_a_second_without_growth():
     assert machine.counted == 12
 
 
-def test_sizes_are_read_from_the_kernels_files(tmp_path: Path):
+def test_sizes_are_read_from_proc_files(tmp_path: Path):
     memory = tmp_path / "meminfo"
     memory.write_text(
         "MemTotal:       1000 kB\nMemFree:         300 kB\nMemAvailable:   700 kB\nBuffers: 10 kB\nCached:  200 kB\n"

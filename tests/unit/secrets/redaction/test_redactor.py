@@ -129,7 +129,7 @@ ADDRESS = "db://u:p(4)ss'w0rd!@h/x?y=<1>&z=%2"
         quote(ADDRESS, safe="!'()*~;/?:@&=+$,#"),
     ],
 )
-def test_base64_is_redacted_in_every_common_json_form_and_address_form(text: str):
+def test_base64_of_every_common_json_and_url_encoding_is_redacted(text: str):
     redactor = SecretRedactor({"S": ADDRESS})
     for before in range(3):
         encoded = f"<{as_base64(text, before, url_safe=True)}>"

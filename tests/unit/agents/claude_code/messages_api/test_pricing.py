@@ -94,7 +94,7 @@ def test_cost_bound_is_the_maximum_if_the_length_of_the_content_is_unknown(conte
     assert input_tokens(messages=[{"content": [content]}]) == INPUT_TOKENS_MAX
 
 
-def test_cost_bound_is_the_maximum_if_the_models_servers_fetch_content():
+def test_cost_bound_is_the_maximum_if_the_model_provider_fetches_content():
     assert input_tokens(tools=[{"type": "web_fetch_20250910", "name": "web_fetch"}]) == INPUT_TOKENS_MAX
 
 

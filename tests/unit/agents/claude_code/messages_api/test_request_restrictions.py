@@ -167,7 +167,7 @@ def test_length_of_a_field_name_is_limited():
     assert access_reason(content=[{"type": LONGEST_STRING, LONGEST_STRING: 1}]) is None
 
 
-def test_check_time_hardly_depends_on_the_characters_in_names():
+def test_check_time_is_similar_for_all_characters_in_names():
     """Checking a 32 MiB body would take a second if every underscore started a comparison with the reference names."""
 
     def cpu_seconds(character: str) -> float:
@@ -189,7 +189,7 @@ def test_tool_change_must_reference_or_define_a_tool(kind):
 
 
 @pytest.mark.parametrize("name", ["Tools", "toolS", "TYPE", "Source", "MCP_servers", "\u212a"])
-def test_field_name_in_another_case_is_rejected(name):
+def test_field_name_with_different_capitalization_is_rejected(name):
     assert access_reason(**{name: None}) == "An unknown field name"
     assert access_reason(content=[{"type": "text", name: 1}]) == "An unknown field name"
     assert access_reason(content=[{"type": "text", "text": name}]) is None
@@ -294,7 +294,7 @@ def test_field_that_ends_with_a_reference_word_counts_as_external_access(field):
 
 
 @pytest.mark.parametrize("name", ["tools", "definition"])
-def test_tool_within_a_tool_is_a_tool_of_its_own(name):
+def test_nested_tool_is_checked_like_other_tools(name):
     assert access_reason(tools=[{"name": "x", "part": {"type": "ephemeral"}}]) is None
     assert access_reason(tools=[{"name": "x", name: {"type": "ephemeral"}}]) == "The tool EPHEMERAL"
     assert access_reason(tools=[{"name": "x", name: {"input_schema": {"type": "web_fetch_20250910"}}}]) is None

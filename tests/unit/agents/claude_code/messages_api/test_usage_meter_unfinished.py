@@ -288,7 +288,7 @@ def usage_of_size(byte_count: int) -> str:
 
 @pytest.mark.parametrize(("byte_count", "is_read"), [(16_384, True), (16_385, False)])
 def test_large_usage_is_not_read(byte_count, is_read):
-    """Decoding many iterations would use much memory, and would take time for each part of the response."""
+    """Decoding many iterations would use a lot of memory, and would take time for each part of the response."""
     usage = usage_of_size(byte_count)
     stream = stream_meter_fed(start(input_tokens=1), f'data: {{"type":"message_delta","usage":{usage}}}\n'.encode())
     document = json_meter_fed(f'{{"model":"{MODEL}","usage":{usage}}}'.encode())

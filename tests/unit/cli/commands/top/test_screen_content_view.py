@@ -130,7 +130,7 @@ def test_cancel_question_names_the_task_that_was_selected_when_the_question_was_
     assert render_lines(view)[-1] == ("Nothing was cancelled." if task_id is None else KEY_HELP)
 
 
-def test_cancel_asks_nothing_for_an_ended_task_or_an_empty_list():
+def test_cancel_has_no_question_for_an_ended_task_or_an_empty_list():
     view = make_view(*TASKS)
     view.move_selection(2)
     view.ask_cancel()
