@@ -151,7 +151,7 @@ class Scanner:
             for match in self._find_in_layer(layer):
                 start, end = layer.original_span(match.start, match.end)
                 if end - start <= self.span_bytes_max:
-                    found.add(Span(start_of_backslashes(layers[0].data, start), -end, match.name))
+                    found.add(Span(_start_of_escape(layers, start), -end, match.name))
         return sorted(found)
 
     def _find_in_layer(self, layer: DecodedLayer) -> Iterator[PatternMatch]:
@@ -195,6 +195,17 @@ class Scanner:
                     first = min(first, origin)
                     break
         return first
+
+
+def _start_of_escape(layers: list[DecodedLayer], position: int) -> int:
+    r"""Return the start of the backslash escape in layer 0 that contains `position`, or `position`.
+
+    In `\u001bf93c0de`, a value may start with the last digit of the escape. The rest of the escape would be invalid JSON.
+    """
+    data = layers[0].data
+    starts = (layer.token_start(position) for layer in layers if layer.source is layers[0])
+    escape_start = min((start for start in starts if data.startswith(b"\\", start)), default=position)
+    return start_of_backslashes(data, escape_start)
 
 
 def _layer_cuts(layers: list[DecodedLayer]) -> Iterator[tuple[DecodedLayer, int]]:

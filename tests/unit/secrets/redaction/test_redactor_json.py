@@ -63,6 +63,21 @@ def test_json_value_is_redacted_inside_a_string():
     assert json.loads(redacted) == {"text": 'It is "[REDACTED:S]".'}
 
 
+@pytest.mark.parametrize("value", ["bf93c0de7a55e1d24f60", "1f93c0de7a55e1d24f60", "ef93c0de7a55e1d24f60"])
+@pytest.mark.parametrize("code", range(0x20))
+def test_json_remains_valid_if_a_value_starts_in_an_escape(value: str, code: int):
+    """The first digit of the value is also the last digit of an escape such as `\\u001b`."""
+    redactor = SecretRedactor({"S": value})
+    line = json.dumps({"text": f"x {chr(code)}{value[1:]} y", "rest": 1})
+    redacted = json.loads(redactor.redact_text(line))
+    assert value[1:] not in redacted["text"]
+    assert (redacted["text"][:2], redacted["text"][-2:], redacted["rest"]) == ("x ", " y", 1)
+    for cut in range(1, len(line), 3):
+        stream = redactor.stream()
+        output = stream.feed(line[:cut].encode()) + stream.feed(line[cut:].encode()) + stream.flush()
+        assert output.decode() == redactor.redact_text(line)
+
+
 letters = st.sampled_from("\\\"'nu041ab%/&\n\té😀 x-")
 
 
