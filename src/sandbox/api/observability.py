@@ -194,6 +194,9 @@ class AccessLogAndMetricsMiddleware:
             raise
 
 
+_LOGGED_PATH_CHARACTERS_MAX = 512
+
+
 def _log_response(scope: Scope, status: int, seconds: float) -> None:
     """Log a response. Successful requests from probes and polling pages are logged only at debug level."""
     path, client = scope["path"], scope.get("client")
@@ -204,7 +207,7 @@ def _log_response(scope: Scope, status: int, seconds: float) -> None:
         "Request handled" if scope["type"] == "http" else "WebSocket handshake handled",
         extra={
             "method": scope.get("method", "GET"),
-            "path": path,
+            "path": path[:_LOGGED_PATH_CHARACTERS_MAX],
             "status": status,
             "duration_ms": round(seconds * 1000, 1),
             "client": client and client[0],

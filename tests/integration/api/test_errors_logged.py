@@ -71,6 +71,15 @@ async def test_requests_are_logged_with_their_token_id(running_api, logged):
     }
 
 
+async def test_long_path_is_logged_in_part(running_api, logged):
+    async with (
+        running_api(FakeTokenStore(vera="viewer")) as api,
+        httpx2.AsyncClient(base_url=api.http, timeout=10) as client,
+    ):
+        await client.get(f"/{'a' * 5000}", headers={"authorization": "Bearer vera"})
+    assert [record.path for record, _, _ in logged if hasattr(record, "path")] == [f"/{'a' * 511}"]
+
+
 async def test_token_id_is_reset_between_requests_of_a_connection(running_api, logged):
     """After a large body, the rest of a keep-alive connection is read in the context of the first request."""
 

@@ -98,6 +98,7 @@ class PortState(ServerState):
     """State shared by the connections of one port.
 
     rejection_share: the share of the event loop for responses to malformed requests.
+    head_share: the share for costly heads of new connections.
     idle_connections: connections whose last request was authenticated. They are counted separately, so that clients
     without a token cannot cause them to be closed.
     """
@@ -105,6 +106,7 @@ class PortState(ServerState):
     def __init__(self) -> None:
         super().__init__()
         self.rejection_share = FairShare()
+        self.head_share = FairShare()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         limit = (
             UNAUTHENTICATED_CONNECTIONS_MAX
@@ -162,7 +164,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
     """
 
     _head_timer: asyncio.TimerHandle | None = None
-    _body_reader: asyncio.Task[None] | None = None
+    _parts_reader: asyncio.Task[None] | None = None
     _rejection: asyncio.Task[None] | None = None
     flow: _Flow
 
@@ -174,6 +176,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         self._unauthenticated_connections = self.server_state.unauthenticated_connections
         self._idle_connections = self.server_state.idle_connections
         self._rejection_share = self.server_state.rejection_share
+        self._head_share = self.server_state.head_share
 
     @property
     def has_authenticated_request(self) -> bool:
@@ -201,22 +204,25 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         self._update_head_timer()
 
     def handle_events(self) -> None:
-        """Handle received data. Many chunks of a body are read in steps, as fast as the client's share allows."""
+        """Handle received data. Costly heads and many chunks of a body wait for the share of their client."""
         super().handle_events()
         self.flow.is_held = self.conn.is_paused
-        if self.conn.is_paused and self._body_reader is None:
-            self._body_reader = self.loop.create_task(self._read_body())
+        if self.conn.is_paused and self._parts_reader is None:
+            self._parts_reader = self.loop.create_task(self._read_parts())
 
-    async def _read_body(self) -> None:
-        while self.conn.is_paused and not self.transport.is_closing():
-            await _share_of(self.scope).wait_for_turn(_PARTS_CHARGE_BYTES)
+    async def _read_parts(self) -> None:
+        while self.conn.is_paused:
+            share = self._head_share if self.scope is None else _share_of(self.scope)
+            await share.wait_for_turn(_PARTS_CHARGE_BYTES)
+            if self.transport.is_closing():
+                break
             self.flow.is_held = False
-            if self.cycle.response_complete or len(self.cycle.body) <= HIGH_WATER_LIMIT:
+            if self.cycle is None or self.cycle.response_complete or len(self.cycle.body) <= HIGH_WATER_LIMIT:
                 self.flow.resume_reading()
             self.conn.resume()
             self.handle_events()
             self._update_head_timer()
-        self._body_reader = None
+        self._parts_reader = None
 
     def on_response_complete(self) -> None:
         """Start the head timer for the next request."""

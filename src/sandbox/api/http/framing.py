@@ -23,6 +23,12 @@ CHUNK_EXTENSIONS_BYTES_MAX = 4 * 1024
 FIELDS_MAX = 128
 """Maximum number of fields in a header or trailer, and of values in list fields. Even short ones are slow to parse."""
 
+COSTLY_HEAD_BYTES, COSTLY_HEAD_FIELDS, COSTLY_HEAD_VALUES = 2 * 1024, 32, 16
+"""A head with more bytes, fields or values in list fields is passed on only by the next `feed`.
+
+Such a head takes more than a millisecond until its client is authenticated, and many may arrive together.
+"""
+
 PARTS_PER_READ_MAX = 24
 """Maximum number of parts (heads, chunk-size lines, chunks, line endings) that one call passes on."""
 
@@ -47,7 +53,7 @@ class RequestFraming:
     """Passes on complete heads and body bytes of one connection, one request at a time. Performs no I/O.
 
     error: why nothing more is passed on, or None.
-    is_paused: whether the buffer may hold more parts of the current request; the next `feed` returns them.
+    is_paused: whether there may be more parts of the current request, or a costly head; the next `feed` returns them.
     """
 
     def __init__(self) -> None:
@@ -62,6 +68,7 @@ class RequestFraming:
         self._fields: list[tuple[bytes, bytes]] = []
         self._is_last_request = False
         self._has_request_ended = False
+        self._is_head_held_back = False
         self._parse_step: Callable[[], bytes | None] = self._read_head
 
     def feed(self, data: bytes) -> bytes:
@@ -72,7 +79,7 @@ class RequestFraming:
         """
         self._buffer += data
         output = bytearray()
-        self._has_request_ended = False
+        self._has_request_ended = self._is_head_held_back = False
         parts_left = PARTS_PER_READ_MAX
         try:
             while parts_left and not self._has_request_ended and (part := self._parse_step()) is not None:
@@ -81,7 +88,7 @@ class RequestFraming:
         except _FramingError as refused:
             self.error = str(refused)
             self._parse_step = self._discard
-        self.is_paused = not parts_left and not self._has_request_ended
+        self.is_paused = self._is_head_held_back or (not parts_left and not self._has_request_ended)
         return bytes(output)
 
     def buffer(self, data: bytes) -> None:
@@ -102,10 +109,20 @@ class RequestFraming:
                     raise _FramingError("The request line must be METHOD TARGET HTTP/1.1, with one space between them.")
             elif line:
                 self._add_field(line)
+            elif self._is_costly_head():
+                self._is_head_held_back, self._parse_step = True, self._finish_head
+                return None
             else:
                 return self._finish_head()
             self._head_lines.append(line)
         return None
+
+    def _is_costly_head(self) -> bool:
+        return (
+            HEAD_BYTES_MAX - self._line_bytes_left > COSTLY_HEAD_BYTES
+            or len(self._fields) > COSTLY_HEAD_FIELDS
+            or _count_list_values(self._fields) > COSTLY_HEAD_VALUES
+        )
 
     def _add_field(self, line: bytes) -> bytes:
         """Parse a header or trailer field and return its name."""
@@ -118,7 +135,7 @@ class RequestFraming:
         lines, self._head_lines, self._line_bytes_left = self._head_lines, [], HEAD_BYTES_MAX
         fields, self._fields = self._fields, []
         is_http_1_0 = lines[0].endswith(b"HTTP/1.0")
-        if sum(value.count(b",") for name, value in fields if _is_list_field(name)) > FIELDS_MAX:
+        if _count_list_values(fields) > FIELDS_MAX:
             raise _FramingError(f"Connection, Upgrade and Sec-WebSocket-* have more than {FIELDS_MAX} values.")
         length, is_chunked = _body_framing(fields, is_http_1_0=is_http_1_0)
         if b"websocket" in _list_values(fields, b"upgrade") and (is_http_1_0 or is_chunked or length):
@@ -236,7 +253,7 @@ class FramedConnection(h11.Connection):
 
     @property
     def is_paused(self) -> bool:
-        """Whether the buffer may contain more parts of the current request; `resume` passes them on."""
+        """Whether there may be more parts of the current request, or a costly head; `resume` passes them on."""
         return self._framing.is_paused
 
     def resume(self) -> None:
@@ -290,6 +307,10 @@ def _parse_field(line: bytes) -> tuple[bytes, bytes]:
 def _is_list_field(name: bytes) -> bool:
     """Return whether this field contains a list of values that is parsed before the client is authenticated."""
     return name in {b"connection", b"upgrade"} or name.startswith(b"sec-websocket-")
+
+
+def _count_list_values(fields: _Fields) -> int:
+    return sum(value.count(b",") for name, value in fields if _is_list_field(name))
 
 
 def _field_values(fields: _Fields, name: bytes) -> list[bytes]:

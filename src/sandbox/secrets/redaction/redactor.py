@@ -200,7 +200,7 @@ class Scanner:
 def _start_of_escape(layers: list[DecodedLayer], position: int) -> int:
     r"""Return the start of the backslash escape in layer 0 that contains `position`, or `position`.
 
-    In `\u001bf93c0de`, a value may start with the last digit of the escape. The rest of the escape would be invalid JSON.
+    In `\u001bf93c0de`, a value may start with the last digit of the escape. The rest of the escape would be invalid.
     """
     data = layers[0].data
     starts = (layer.token_start(position) for layer in layers if layer.source is layers[0])

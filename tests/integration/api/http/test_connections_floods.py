@@ -97,6 +97,43 @@ async def test_malformed_requests_are_answered_in_batches(running_api, monkeypat
     assert {response.split(b"\r\n")[0] for response in responses} == {b"HTTP/1.1 400 Bad Request"}
 
 
+COSTLY_HEADS = {
+    "many fields": b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 110 + b"\r\n",
+    "a long path": b"GET /" + b"%41" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a handshake with many protocols": HANDSHAKE % (b"Sec-WebSocket-Protocol: " + b"a," * 120 + b"b\r\n"),
+}
+
+
+@pytest.mark.parametrize("head", COSTLY_HEADS.values(), ids=COSTLY_HEADS.keys())
+async def test_costly_heads_of_new_connections_are_parsed_in_batches(running_api, monkeypatch, head):
+    parsed = CallsPerLoopIteration(monkeypatch, framing.RequestFraming, "_finish_head")
+    async with running_api(FakeTokenStore(vera="viewer")) as api:
+        clients = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(300)]
+        watching = asyncio.create_task(parsed.watch())
+        for _, writer in clients:
+            writer.write(head)
+        first = await asyncio.wait_for(asyncio.gather(*(reader.readline() for reader, _ in clients)), 30)
+        assert {line.split()[1] for line in first} == {b"401"}
+        assert parsed.total == 300
+        assert parsed.maximum <= MESSAGES_PER_TURN_MAX
+        watching.cancel()
+        for _, writer in clients:
+            writer.close()
+
+
+async def test_costly_head_of_a_user_is_answered(running_api):
+    async with running_api(FakeTokenStore(vera="viewer")) as api:
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        for _ in range(2):
+            head = b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n" + AS_VIEWER + b"a: b\r\n" * 100 + b"\r\n"
+            writer.write(head)
+            response = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+            assert response.startswith(b"HTTP/1.1 200 ")
+            length = int(response.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            await asyncio.wait_for(reader.readexactly(length), 10)
+        writer.close()
+
+
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 async def test_body_in_chunks_of_any_size_is_read(running_api, size):
     manifest = MANIFEST + b"#" * 200_000 if size == 100_000 else MANIFEST

@@ -6,6 +6,9 @@ import pytest
 from sandbox.api.http.framing import (
     CHUNK_EXTENSIONS_BYTES_MAX,
     CHUNK_LINE_BYTES_MAX,
+    COSTLY_HEAD_BYTES,
+    COSTLY_HEAD_FIELDS,
+    COSTLY_HEAD_VALUES,
     FIELDS_MAX,
     HEAD_BYTES_MAX,
     FramedConnection,
@@ -208,6 +211,27 @@ def test_incomplete_head_is_not_passed_on():
     framing = RequestFraming()
     assert feed(framing, GET[:-1]) == b""
     assert feed(framing, GET[-1:]) == GET
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"X: " + b"x" * COSTLY_HEAD_BYTES + b"\r\n",
+        b"X: 1\r\n" * COSTLY_HEAD_FIELDS,
+        b"Connection: " + b"a," * COSTLY_HEAD_VALUES + b"b,c\r\n",
+    ],
+)
+def test_costly_head_is_passed_on_by_the_next_call(fields):
+    framing, request = RequestFraming(), post(b"Content-Length: 5\r\n" + fields, b"hello")
+    assert (framing.feed(request), framing.is_paused) == (b"", True)
+    assert (framing.feed(b""), framing.is_paused) == (request, False)
+    assert framing.feed(GET) == GET
+
+
+def test_ordinary_head_is_passed_on_at_once():
+    request = post(b"X: 1\r\n" * 20 + b"Connection: keep-alive, upgrade\r\nContent-Length: 5\r\n", b"hello")
+    framing = RequestFraming()
+    assert (framing.feed(request), framing.is_paused) == (request, False)
 
 
 def test_body_is_passed_on_as_it_arrives():
