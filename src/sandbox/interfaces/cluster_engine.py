@@ -1,7 +1,8 @@
 """Engines queue, place, limit and end workers on the hosts of a cluster.
 
-Sandbox submits one job for each attempt. The job runs one process, the worker. A job is identified by its name, which
-contains the attempt id. The ids of an engine are for display only: Slurm reuses them after a crash of its controller.
+Sandbox submits one job for each task, and another one if the job is lost. A job runs one process, the worker. A job is
+identified by its name, which contains the id of the first attempt that it runs. The ids of an engine are for display
+only: Slurm reuses them after a crash of its controller.
 """
 
 from collections.abc import Collection, Mapping, Sequence

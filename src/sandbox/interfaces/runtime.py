@@ -345,7 +345,10 @@ class Runtime(Protocol):
         ...
 
     async def probe(self) -> RuntimeProbe:
-        """Try the runtime for at most 10 s, or 60 s with emulation, which is tried only if requested by name."""
+        """Try the runtime for at most 10 s, or 60 s with emulation, which is tried only if requested by name.
+
+        On a busy machine, a second try may take four times as long. QEMU also tests the speed of the machine first.
+        """
         ...
 
     def prepare(self, attempt_id: str) -> SandboxHandle:

@@ -161,7 +161,8 @@ class BaseSandbox(ABC):
     async def kernel_lock_usage(self) -> KernelUsage:
         """Return only the time for which the sandbox holds locks that the machine needs.
 
-        This implementation measures nothing: only programs that share the host's kernel can hold its locks.
+        This implementation measures nothing, because programs inside a separate kernel do not hold the host's locks
+        themselves. The host programs that read files for this kernel hold them briefly.
         """
         return KernelUsage()
 

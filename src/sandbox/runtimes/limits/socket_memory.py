@@ -252,7 +252,7 @@ _CHECKS_MIN = 3
 
 
 def count_unattributed_bytes(path: Path = _MEMINFO) -> int | None:
-    """Return the machine's memory that is in use for no known purpose, in bytes; None if the host does not show it.
+    """Return the machine's memory that no kernel statistic explains, in bytes; None if the host does not show it.
 
     Includes the free pages that each processor keeps for itself, which can be gigabytes. Takes 0.1 ms.
     """
