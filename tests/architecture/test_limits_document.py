@@ -74,7 +74,7 @@ ROWS = [
     ("Gateway", "Host names that a task can resolve", "gateway.limits.SYNTHETIC_IPS_MAX"),
     ("Gateway", "Ports of `vm.allowed_hosts`", "model.egress.TRANSPARENT_PORTS_MAX"),
     ("Gateway", "Events of refused connections", "gateway.limits.DENIALS_REPORTED_MAX"),
-    ("Gateway", "Refusals reported per second", "gateway.limits.DENIALS_PER_SECOND_MAX"),
+    ("Gateway", "Refusals reported per second", "gateway.limits.REPORTED_DENIALS_PER_SECOND_MAX"),
     ("Gateway", "CPU of the runner for the sandbox's traffic", "model.fixed_limits.RUNNER_CPU_CORES"),
     ("Secrets", "Value of one secret", "secrets.limits.SECRET_VALUE_BYTES_MAX"),
     ("Secrets", "Values of all secrets of a task", "secrets.limits.TASK_SECRETS_BYTES_MAX"),
@@ -114,7 +114,7 @@ ROWS = [
     (
         "Artifacts and patches",
         "`.gitignore` files of a commit and their directories",
-        "workspace.diff.base_commit.IGNORE_ENTRIES_MAX",
+        "workspace.diff.base_tree.IGNORE_ENTRIES_MAX",
     ),
     (
         "Retries and waiting",
@@ -148,8 +148,8 @@ ROWS = [
     ("Server", "`tail` of logs", "api.routes.logs.TAIL_MAX"),
     ("Server", "`Idempotency-Key`", "api.routes.submission.IDEMPOTENCY_KEY_LENGTH_MAX"),
     ("Server", "`reason` of a cancellation", "model.wire.request_bodies.REASON_LENGTH_MAX"),
-    ("Server", "Headers of a request", "api.http.framing.HEAD_BYTES_MAX"),
-    ("Server", "Header fields of a request", "api.http.framing.FIELDS_MAX"),
+    ("Server", "Headers of a request", "api.http.request_framing.HEAD_BYTES_MAX"),
+    ("Server", "Header fields of a request", "api.http.request_framing.FIELDS_MAX"),
     (
         "Server",
         "Connections without a valid token",

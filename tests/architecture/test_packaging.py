@@ -12,7 +12,7 @@ import yaml
 
 from doubles.kubernetes import schemas
 from sandbox.bootstrap.cluster_placement import KUBERNETES_WORKER_COMMAND
-from sandbox.bootstrap.machine_setup import PACKAGES
+from sandbox.bootstrap.package_installation import PACKAGES
 from sandbox.bootstrap.settings.schema import KubernetesSection
 from sandbox.cluster_engines.kubernetes.engine import PERMISSIONS, Permission
 from sandbox.dashboard.pages.documentation import GUIDE_PAGES

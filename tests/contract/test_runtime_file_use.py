@@ -14,7 +14,7 @@ import pytest
 from doubles.sandbox_lifecycle import CommandResult, has_own_kernel, read_until, ready_sandbox, run_python, run_shell
 from doubles.sandbox_scripts import CLOSE_CONNECTION_IN_TRANSIT_SCRIPT
 from sandbox.interfaces.runtime import Command, Runtime
-from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, OPEN_FILES_GROWTH_MAX
+from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, OPEN_FILES_GROWTH_INTERRUPT_THRESHOLD
 from sandbox.runtimes import launcher_client
 from sandbox.runtimes.limits.files_without_descriptors import count_host_open_files
 from sandbox.runtimes.limits.open_files import count_machine_epoll_entries
@@ -677,7 +677,7 @@ async def _count_freed(
     ("source", "count_all", "growth_max"),
     [
         (_EPOLL_ENTRIES_OF_BLOCKED_THREADS, count_machine_epoll_entries, EPOLL_ENTRIES_MAX),
-        (_DIRECTORIES_OF_BLOCKED_THREADS, count_host_open_files, OPEN_FILES_GROWTH_MAX),
+        (_DIRECTORIES_OF_BLOCKED_THREADS, count_host_open_files, OPEN_FILES_GROWTH_INTERRUPT_THRESHOLD),
     ],
     ids=["epoll entries", "directories"],
 )

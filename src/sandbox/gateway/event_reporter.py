@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from sandbox.gateway.limits import (
-    DENIALS_PER_SECOND_MAX,
     DENIALS_REPORTED_MAX,
     DROPPED_HEADERS_REPORTED_MAX,
     ERROR_REPORT_INTERVAL_SECONDS,
     QUOTE_CHARACTERS_MAX,
     REDACTED_NAME_CHARACTERS_MAX,
+    REPORTED_DENIALS_PER_SECOND_MAX,
     REPORTED_HOST_CHARACTERS_MAX,
 )
 from sandbox.interfaces.gateway import BudgetExhausted, KeyRejected, ReportEvent
@@ -71,7 +71,7 @@ class EventReporter:
             self._flush_denials()
             self._second_started = now
         self._denials_in_second += 1
-        if self._denials_in_second > DENIALS_PER_SECOND_MAX:
+        if self._denials_in_second > REPORTED_DENIALS_PER_SECOND_MAX:
             return
         # Convert to lower case: a program may write a secret's value in another case and use it as a host name.
         self._report(EgressDenied(self.sanitize(host.lower()), port, reason))
@@ -111,7 +111,7 @@ class EventReporter:
             self._report(ErrorReported("model_headers_dropped", message))
 
     def _flush_denials(self) -> None:
-        dropped = self._denials_in_second - DENIALS_PER_SECOND_MAX
+        dropped = self._denials_in_second - REPORTED_DENIALS_PER_SECOND_MAX
         self._denials_in_second = 0
         if dropped > 0:
             message = f"{dropped} more denied connections within one second are not listed."

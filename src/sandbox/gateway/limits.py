@@ -160,7 +160,7 @@ DENIALS_REPORTED_MAX = 100_000
 Additional denials are only counted; one error report announces this.
 """
 
-DENIALS_PER_SECOND_MAX = 20
+REPORTED_DENIALS_PER_SECOND_MAX = 20
 """Maximum number of denials per second that are reported individually; one report contains the number of the others."""
 
 DROPPED_HEADERS_REPORTED_MAX = 20

@@ -148,7 +148,7 @@ class SocketGateway:
             ),
         ]
         try:
-            await self._network.connections.wait_until_allowed()  # meanwhile, the kernel accepts connections
+            await self._network.connections.wait_until_lease_valid()  # meanwhile, the kernel accepts connections
             async with asyncio.TaskGroup() as group:
                 for listener, handle, slots in handlers:
                     queue = self._queues.new_model if listener is listeners.model else self._queues.low_priority

@@ -164,11 +164,11 @@ class OutboundConnections:
         self._streams: WeakSet[Stream] = WeakSet()
 
     @property
-    def is_allowed(self) -> bool:
+    def is_lease_valid(self) -> bool:
         """Whether connections may be opened now."""
         return self._lease is None or self._lease.is_valid
 
-    async def wait_until_allowed(self) -> None:
+    async def wait_until_lease_valid(self) -> None:
         """Wait until connections may be opened."""
         if self._lease is not None:
             await self._lease.wait_until_valid()

@@ -249,7 +249,7 @@ OPEN_FILES_OF_SANDBOX_MAX = 131072
 EPOLL_ENTRIES_MAX = 32768
 """Maximum number of epoll entries of one sandbox. An event wakes all entries of its file: 4 ms for this many."""
 
-OPEN_FILES_GROWTH_MAX = 24576
+OPEN_FILES_GROWTH_INTERRUPT_THRESHOLD = 24576
 """Growth in the number of open files on the machine after which a sandbox's waiting threads are interrupted.
 
 A waiting system call keeps its file open even without a descriptor. The value is above OPEN_DIRECTORIES_MAX plus the
@@ -262,7 +262,7 @@ OPEN_DIRECTORIES_MAX = 8192
 A partly read directory can use 20 KiB of uncharged kernel memory.
 """
 
-UNCHARGED_MEMORY_GROWTH_BYTES_MAX = 128 * 1024 * 1024
+EARLY_COUNT_MEMORY_GROWTH_BYTES = 128 * 1024 * 1024
 """If the kernel memory that is not charged to a sandbox grows by more than this, the sandbox's files are counted early.
 
 One processor can create 0.4 GiB of partly read directories in a second. A count of many files takes 0.2 s, and the

@@ -20,7 +20,7 @@ from sandbox.runtimes.limits.cgroups import (
     count_file_locks,
     count_kernel_bytes_outside_cgroup,
     read_group_cpu_seconds,
-    read_sibling_changes,
+    read_sibling_stamp,
 )
 from sandbox.runtimes.limits.files_without_descriptors import (
     ClosingFilesMeter,
@@ -66,7 +66,7 @@ class BaseSandbox(ABC):
         self._file_lock_meter = FileLockMeter(
             setup.launcher.slab_statistics,
             partial(count_file_locks, setup.group),
-            partial(read_sibling_changes, setup.group),
+            partial(read_sibling_stamp, setup.group),
         )
         self._extent_meter = CachedExtentMeter(setup.spec.disk, setup.launcher.slab_statistics)
         self._negative_dentries_before = count_negative_dentries()

@@ -212,7 +212,7 @@ def read_supported_version(connection: sqlite3.Connection) -> int:
     return int(present)
 
 
-def check_current(connection: sqlite3.Connection) -> None:
+def require_current_version(connection: sqlite3.Connection) -> None:
     """Require the current version, for read-only use.
 
     Raises StoreTooNewError, sqlite3.Error, or StoreUnusableError for an older version.

@@ -28,7 +28,14 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.manifest.schema import decode_manifest, encode_manifest
 from sandbox.model.task import INDEXED_TASK_VERSION, Task
 from sandbox.model.task_state import TaskState
-from sandbox.store.database import SQLITE_ERRORS, Connections, StoreUnusableError, check_current, is_disk_full, migrate
+from sandbox.store.database import (
+    SQLITE_ERRORS,
+    Connections,
+    StoreUnusableError,
+    is_disk_full,
+    migrate,
+    require_current_version,
+)
 from sandbox.store.listing import (
     ListedRow,
     PageReader,
@@ -290,7 +297,7 @@ def _open(path: Path, *, read_only: bool) -> Connections:
     connections = Connections(path, read_only=read_only)
     try:
         if read_only:
-            check_current(connections.writer)
+            require_current_version(connections.writer)
         else:
             migrate(connections.writer, path)
     except BaseException:

@@ -16,7 +16,7 @@ from sandbox.workspace.artifacts import collect
 from sandbox.workspace.clone.clone_and_checkout import REPOSITORY_BYTES_MAX, WorkspaceStaging
 from sandbox.workspace.clone.confined_clone import RemoteAccess
 from sandbox.workspace.clone.socks_proxy import DialPolicy
-from sandbox.workspace.diff.base_commit import BaseTree, create_rules_directory
+from sandbox.workspace.diff.base_tree import BaseTree, create_rules_directory
 from sandbox.workspace.diff.patch import write_changed_files, write_patch, write_patch_if_unchanged
 from sandbox.workspace.git_command import Git
 

@@ -4,11 +4,11 @@ import pytest
 
 from sandbox.gateway.event_reporter import EventReporter, printable_host
 from sandbox.gateway.limits import (
-    DENIALS_PER_SECOND_MAX,
     DENIALS_REPORTED_MAX,
     DROPPED_HEADERS_REPORTED_MAX,
     ERROR_REPORT_INTERVAL_SECONDS,
     REDACTED_NAME_CHARACTERS_MAX,
+    REPORTED_DENIALS_PER_SECOND_MAX,
     REPORTED_HOST_CHARACTERS_MAX,
 )
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
@@ -30,16 +30,16 @@ def create_reporter() -> tuple[EventReporter, list, FakeClock]:
 
 def test_denials_over_the_rate_are_counted_instead_of_reported():
     reporter, events, clock = create_reporter()
-    for number in range(DENIALS_PER_SECOND_MAX + 5):
+    for number in range(REPORTED_DENIALS_PER_SECOND_MAX + 5):
         reporter.report_denied(f"h{number}", 443, "no")
-    assert events == [EgressDenied(f"h{number}", 443, "no") for number in range(DENIALS_PER_SECOND_MAX)]
+    assert events == [EgressDenied(f"h{number}", 443, "no") for number in range(REPORTED_DENIALS_PER_SECOND_MAX)]
     clock.now += 1
     reporter.report_denied("later", 443, "no")
     assert isinstance(events[-2], ErrorReported)
     assert events[-2].error == "egress_denials_dropped"
     assert events[-2].message.startswith("5 more ")
     assert events[-1] == EgressDenied("later", 443, "no")
-    assert reporter.denied_count == DENIALS_PER_SECOND_MAX + 6
+    assert reporter.denied_count == REPORTED_DENIALS_PER_SECOND_MAX + 6
 
 
 @pytest.mark.parametrize("host", ["Value-X1.example", "value-x1.example", "VALUE-X1.EXAMPLE", "vAlUe-x1.eXample"])
@@ -54,23 +54,23 @@ def test_value_in_a_host_name_is_redacted_regardless_of_case(host):
 
 def test_flush_reports_the_count_of_dropped_denials():
     reporter, events, _ = create_reporter()
-    for _ in range(DENIALS_PER_SECOND_MAX + 1):
+    for _ in range(REPORTED_DENIALS_PER_SECOND_MAX + 1):
         reporter.report_denied("h", 443, "no")
     reporter.flush()
     reporter.flush()
-    assert [type(event) for event in events[DENIALS_PER_SECOND_MAX:]] == [ErrorReported]
+    assert [type(event) for event in events[REPORTED_DENIALS_PER_SECOND_MAX:]] == [ErrorReported]
 
 
 def test_total_number_of_reported_denials_is_limited():
     reporter, events, clock = create_reporter()
-    for _ in range(DENIALS_REPORTED_MAX // DENIALS_PER_SECOND_MAX + 50):
+    for _ in range(DENIALS_REPORTED_MAX // REPORTED_DENIALS_PER_SECOND_MAX + 50):
         clock.now += 1
-        for _ in range(DENIALS_PER_SECOND_MAX):
+        for _ in range(REPORTED_DENIALS_PER_SECOND_MAX):
             reporter.report_denied("h", 443, "no")
     reporter.flush()
     assert len(events) == DENIALS_REPORTED_MAX + 1
     assert (events[-1].error, events[-1].message[:11]) == ("egress_denials_dropped", "Further den")
-    assert reporter.denied_count == DENIALS_REPORTED_MAX + 50 * DENIALS_PER_SECOND_MAX
+    assert reporter.denied_count == DENIALS_REPORTED_MAX + 50 * REPORTED_DENIALS_PER_SECOND_MAX
 
 
 def test_repeated_error_is_reported_once_per_interval():

@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
+from sandbox.agents.claude_code.allowed_tools import needs_ready_check, tool_options
 from sandbox.agents.claude_code.manifest_section import DISPLAY_NAME, Claude, McpConfig, McpServer, claude_section
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser, determine_interactive_failure
-from sandbox.agents.claude_code.tools import needs_ready_check, tool_options
 from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.gateway import MODEL_PORT, PROXY_PORT
 from sandbox.interfaces.runtime import (

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from sandbox.agents.claude_code.allowed_tools import ClaudeReady
 from sandbox.agents.claude_code.stream_json import (
     SHORT_TEXT_CHARACTERS_MAX,
     ApiRetryEvent,
@@ -33,7 +34,6 @@ from sandbox.agents.claude_code.stream_json import (
     sanitize,
     to_text,
 )
-from sandbox.agents.claude_code.tools import ClaudeReady
 from sandbox.interfaces.agent import AgentEvent, AgentOutcome, ApiRetry, ParsedToolCallEnd, TurnStarted
 from sandbox.interfaces.runtime import SANDBOX_WORKSPACE, ExitStatus
 from sandbox.model.events import AgentMessage, AgentResult, ConversationEvent, FileEdit, ToolCallStarted, ToolResult

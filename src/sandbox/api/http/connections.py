@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 from websockets.exceptions import InvalidState
 from websockets.frames import CloseCode, Frame
 
-from sandbox.api.http.framing import FramedConnection
+from sandbox.api.http.request_framing import FramedConnection
 from sandbox.api.responses import get_request_id, problem_response, reason_phrase
 from sandbox.primitives.fair_client_shares import FairShare
 

@@ -13,7 +13,7 @@ from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.console import escape_text
 
 if TYPE_CHECKING:
-    from sandbox.bootstrap.machine_setup import SetupPlan
+    from sandbox.bootstrap.package_installation import SetupPlan
 
 
 @command(epilog=help_examples("sandbox setup", "sandbox setup --print", note="Next: sandbox doctor, and sandbox demo"))
@@ -29,18 +29,18 @@ def setup(yes: bool, prints_only: bool) -> None:
 
     Exit code: 0 if all required software is installed, or if --print printed the commands; otherwise 1.
     """
-    from sandbox.bootstrap import machine_setup
+    from sandbox.bootstrap import package_installation
 
-    plan = machine_setup.plan_for_this_machine()
+    plan = package_installation.plan_for_this_machine()
     if prints_only:
         _print_commands(plan)
         return
     _install_packages(plan, is_confirmed=yes)
-    if not machine_setup.are_npm_packages_installed():
+    if not package_installation.are_npm_packages_installed():
         click.echo("Installing the npm packages for sandboxes.", err=True)
         try:
-            machine_setup.install_npm_packages()
-        except (machine_setup.SetupError, OSError) as error:
+            package_installation.install_npm_packages()
+        except (package_installation.SetupError, OSError) as error:
             click.echo(f"{escape_text(str(error))} npx in sandboxes needs a registry.", err=True)
     click.echo("Done. Check this machine: sandbox doctor\nRun an example task: sandbox demo", err=True)
 
@@ -55,7 +55,7 @@ def _print_commands(plan: SetupPlan) -> None:
 
 
 def _install_packages(plan: SetupPlan, *, is_confirmed: bool) -> None:
-    from sandbox.bootstrap.machine_setup import run_command
+    from sandbox.bootstrap.package_installation import run_command
 
     commands = (*plan.commands, *plan.optional)
     if plan.packages and not plan.commands:

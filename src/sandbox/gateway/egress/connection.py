@@ -74,7 +74,7 @@ class PublicDialer:
 
         Raises AddressDeniedError or EgressHostUnreachableError.
         """
-        if not self._connections.is_allowed:
+        if not self._connections.is_lease_valid:
             raise EgressHostUnreachableError(503, LEASE_EXPIRED_MESSAGE)
         await self._rate_limiter.wait()  # before the lookup, because all tasks share the machine's resolver
         addresses = await self._resolve_host(partial(_resolve, host), host)

@@ -79,11 +79,11 @@ class UpstreamDialer:
         return stream
 
     async def _wait_for_lease(self) -> None:
-        if self._connections.is_allowed:
+        if self._connections.is_lease_valid:
             return
         try:
             async with asyncio.timeout(limits.HOLD_TIMEOUT_SECONDS):
-                await self._connections.wait_until_allowed()
+                await self._connections.wait_until_lease_valid()
         except TimeoutError:
             raise UpstreamUnreachableError(503, LEASE_EXPIRED_MESSAGE) from None
 

@@ -125,7 +125,7 @@ class BudgetSpending:
         self._exhausted_reason: str | None = None
         self.has_budget_limit = budget.usd is not None or budget.tokens is not None
 
-    def may_be_exceeded(self, bound: Usage | None) -> bool:
+    def must_reject(self, bound: Usage | None) -> bool:
         """Return whether the requests in flight and one more may exceed the remaining budget.
 
         A few requests are always allowed: their actual cost is usually far below their bounds.
@@ -325,7 +325,7 @@ class ModelRequestGate:
             is_token_count(cost_bound.input_tokens) and is_token_count(cost_bound.output_tokens_max)
         ):
             return Rejected(400, "The request's output token limit is out of range.")
-        if cost_bound is not None and self._spending.may_be_exceeded(self._usage_bound(cost_bound)):
+        if cost_bound is not None and self._spending.must_reject(self._usage_bound(cost_bound)):
             message = "The model requests in flight may spend the rest of the budget; send fewer at once."
             return Rejected(429, message)
         return ApprovedRequest(encoded, cost_bound)

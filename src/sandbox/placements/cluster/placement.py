@@ -218,7 +218,7 @@ class ClusterFiles:
 
     def _ask(self, location: AttemptLocation, request: Request) -> bool:
         """Send a request to the attempt's worker. A worker that was abandoned or never started has no files."""
-        if not self._workers.has_files(location):
+        if not self._workers.may_have_files(location):
             return False
         return bool(self._workers.request_blocking(location, request, bool))
 

@@ -345,7 +345,7 @@ class WorkerClient:
             raise HostUnreachableError(location.host)
         return session
 
-    def has_files(self, location: AttemptLocation) -> bool:
+    def may_have_files(self, location: AttemptLocation) -> bool:
         """Return whether the attempt's host may have files, which is the case while the attempt's worker exists.
 
         The worker removes the files before the server deletes the job.

@@ -371,7 +371,7 @@ def count_file_locks(group: ControlGroup) -> LocksByOwner:
     return count_locks_by_owner(group.process_ids())
 
 
-def read_sibling_changes(group: ControlGroup) -> int | None:
+def read_sibling_stamp(group: ControlGroup) -> int | None:
     """Return a number that changes whenever another group is created or removed.
 
     None while another group exists, or if the number is unknown. See `ControlGroup.create`.

@@ -22,7 +22,11 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.model.fixed_limits import CLOSING_FILES_BYTES_MAX, OPEN_FILES_GROWTH_MAX, SYSCALL_BUFFER_BYTES_MAX
+from sandbox.model.fixed_limits import (
+    CLOSING_FILES_BYTES_MAX,
+    OPEN_FILES_GROWTH_INTERRUPT_THRESHOLD,
+    SYSCALL_BUFFER_BYTES_MAX,
+)
 from sandbox.runtimes.limits.kernel_memory import KernelMemoryGrowth, count_machine_unreclaimable_bytes
 from sandbox.runtimes.limits.measurement_scheduling import run_observed_thread
 from sandbox.runtimes.limits.open_files import find_fd_table, list_directory
@@ -72,7 +76,7 @@ class PendingSyscallInterrupter:
     def __init__(
         self,
         count_all: Callable[[], int | None] = count_host_open_files,
-        growth_max: int = OPEN_FILES_GROWTH_MAX,
+        growth_max: int = OPEN_FILES_GROWTH_INTERRUPT_THRESHOLD,
         interrupt: Callable[[Collection[int]], None] = interrupt_threads,
         clock: Callable[[], float] = time.monotonic,
         *,

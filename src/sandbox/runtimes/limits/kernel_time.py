@@ -280,7 +280,7 @@ class TerminalThreads:
         self._listing = listing
         self._cpu_seconds: dict[str, float] = {}
 
-    def read_growth(self) -> float:
+    def read_new_cpu_seconds(self) -> float:
         """Return the CPU time that the threads now processing input have used since the last call; 0 if unknown.
 
         A thread that the last call did not find counts as 0.
@@ -332,11 +332,13 @@ class TerminalMeter:
 
     def __init__(
         self,
-        read_growth: Callable[[], float] | None = None,
+        read_new_cpu_seconds: Callable[[], float] | None = None,
         count_terminals: Callable[[Collection[int]], int] = count_terminals_if_written,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._read_growth = TerminalThreads().read_growth if read_growth is None else read_growth
+        self._read_new_cpu_seconds = (
+            TerminalThreads().read_new_cpu_seconds if read_new_cpu_seconds is None else read_new_cpu_seconds
+        )
         self._count_terminals = count_terminals
         self._other_sandboxes = OtherSandboxMeasurement(count_terminals)
         self._clock = clock
@@ -360,7 +362,7 @@ class TerminalMeter:
         if not own:
             self._excess_cpu_seconds = 0.0
             return self._excess_cpu_seconds
-        growth = self._read_growth()
+        growth = self._read_new_cpu_seconds()
         if was_writing and elapsed_seconds > 0:
             excess = growth - _TERMINAL_CPU_ALLOWANCE_CORES * elapsed_seconds
             total = own + self._count_terminals_of_others(other_sandboxes()) if excess > 0 else own

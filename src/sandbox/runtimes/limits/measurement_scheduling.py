@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Generic, ParamSpec, TypeVar
 
 from sandbox.model.fixed_limits import (
+    EARLY_COUNT_MEMORY_GROWTH_BYTES,
     FILE_USAGE_CHECK_INTERVAL_SECONDS,
     KERNEL_USAGE_CHECK_INTERVAL_SECONDS,
     TERMINAL_AND_LOCK_CHECK_INTERVAL_SECONDS,
-    UNCHARGED_MEMORY_GROWTH_BYTES_MAX,
 )
 from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.runtimes.limits.usage_limits import FileUsage, KernelUsage
@@ -310,7 +310,7 @@ async def _poll_for_violation(
 async def _pause_until_grown(
     seconds: float, seconds_min: float, lowest_bytes: int, kernel_bytes_outside_cgroup: Callable[[], int | None]
 ) -> None:
-    """Sleep until the memory has grown by more than UNCHARGED_MEMORY_GROWTH_BYTES_MAX since its lowest size.
+    """Sleep until the memory has grown by more than EARLY_COUNT_MEMORY_GROWTH_BYTES since its lowest size.
 
     Sleeps for at least `seconds_min`, so that a program cannot make the runner count all the time, and for at most
     `seconds`.
@@ -323,7 +323,7 @@ async def _pause_until_grown(
         if current is None:
             continue
         lowest_bytes = min(lowest_bytes, current)
-        if current - lowest_bytes > UNCHARGED_MEMORY_GROWTH_BYTES_MAX and loop.time() - started_at >= seconds_min:
+        if current - lowest_bytes > EARLY_COUNT_MEMORY_GROWTH_BYTES and loop.time() - started_at >= seconds_min:
             return
 
 

@@ -256,23 +256,23 @@ class FileLockMeter:
     sandbox exists. Orphans of earlier sandboxes can remain until the host restarts.
 
     count_locks: takes 0.3 s for 60,000 locks.
-    read_sibling_changes: returns a number that changes whenever another sandbox starts or ends; None while one exists.
+    read_sibling_stamp: returns a number that changes whenever another sandbox starts or ends; None while one exists.
     """
 
     def __init__(
         self,
         slabs: SlabStatistics,
         count_locks: Callable[[], LocksByOwner],
-        read_sibling_changes: Callable[[], int | None],
+        read_sibling_stamp: Callable[[], int | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._slabs = slabs
         self._count_locks = count_locks
-        self._read_sibling_changes = read_sibling_changes
+        self._read_sibling_changes = read_sibling_stamp
         self._clock = clock
         self._count: int | None = None
         self._next_at: float | None = None
-        self._sibling_changes = read_sibling_changes()
+        self._sibling_changes = read_sibling_stamp()
         self._charged_orphans = 0
         self._orphans = count_locks().orphans if (self._machine_locks() or 0) > _IGNORED_ORPHANS_MAX else 0
         """Number of orphans at the last count."""

@@ -171,7 +171,7 @@ class QemuTerminal:
 
     def __init__(self, channel: Channel, number: int) -> None:
         loop = asyncio.get_running_loop()
-        self.started: asyncio.Future[str] = loop.create_future()
+        self.start_result: asyncio.Future[str] = loop.create_future()
         self._channel = channel
         self._number = number
         self._stream = GuestStream(channel, number)
@@ -225,8 +225,8 @@ class QemuTerminal:
             self._finish_write()
         elif kind == frames.INPUT_WRITTEN:
             self._finish_write()
-        elif kind in (frames.READY, frames.FAILED) and not self.started.done():
-            self.started.set_result(body.decode(errors="replace")[:_REASON_CHARACTERS_MAX])
+        elif kind in (frames.READY, frames.FAILED) and not self.start_result.done():
+            self.start_result.set_result(body.decode(errors="replace")[:_REASON_CHARACTERS_MAX])
         elif kind == frames.EXIT and len(body) == frames.EXIT_BODY.size and not self._exit.done():
             code, was_oom_killed = frames.EXIT_BODY.unpack(body)
             self._exit.set_result(ExitStatus(code if 0 <= code < 256 else None, was_oom_killed))

@@ -149,10 +149,10 @@ class QemuSandbox:
         )
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await _wait_first(terminal.started, self._channel.ended)
+                await _wait_first(terminal.start_result, self._channel.ended)
         except TimeoutError:
             raise AttemptError(FailureCode.SANDBOX_LOST, "The terminal was not ready in time; try again.") from None
-        reason = terminal.started.result() if terminal.started.done() else "the guest has ended"
+        reason = terminal.start_result.result() if terminal.start_result.done() else "the guest has ended"
         if reason:
             raise AttemptError(FailureCode.SANDBOX_LOST, f"The sandbox could not be entered: {reason}.")
         return terminal

@@ -41,7 +41,7 @@ from sandbox.workspace.clone.remote_access import (
     unconfined_helper_settings,
     user_environment,
 )
-from sandbox.workspace.diff.base_commit import TREE_MODE, BaseTree, BaseTreeEntry, ls_tree_arguments, parse_ls_tree
+from sandbox.workspace.diff.base_tree import TREE_MODE, BaseTree, BaseTreeEntry, ls_tree_arguments, parse_ls_tree
 from sandbox.workspace.git_command import (
     _LINE_CHARACTERS_MAX,
     DISK_FULL_MESSAGE,

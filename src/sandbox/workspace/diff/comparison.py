@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from sandbox.interfaces.task_file_layout import AttemptLayout
 from sandbox.primitives.concurrency import StopFlag
-from sandbox.workspace.diff.base_commit import (
+from sandbox.workspace.diff.base_tree import (
     GITLINK_MODE,
     SYMLINK_MODE,
     BaseTree,

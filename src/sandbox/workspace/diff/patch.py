@@ -23,7 +23,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import CHANGED_FILES_TAR_BYTES_MAX, PATCH_BYTES_MAX
 from sandbox.primitives.concurrency import StopFlag, run_in_thread
 from sandbox.primitives.files import create_private_file, fsync_path, remove_on_failure
-from sandbox.workspace.diff.base_commit import (
+from sandbox.workspace.diff.base_tree import (
     EXECUTABLE_MODE,
     SYMLINK_MODE,
     BaseTree,

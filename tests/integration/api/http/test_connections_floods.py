@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 
 from doubles.fake_tasks import TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
-from sandbox.api.http import connections, framing
+from sandbox.api.http import connections, request_framing
 from sandbox.model import events as e
 from sandbox.primitives.fair_client_shares import MESSAGES_PER_TURN_MAX
 
@@ -64,7 +64,7 @@ async def flood(port, head, data):
 
 @pytest.mark.parametrize("request_line", [b"POST /api/v1/tasks", b"GET /api/health"])
 async def test_short_chunks_are_parsed_in_batches(running_api, wait_until, monkeypatch, request_line):
-    chunks = CallsPerLoopIteration(monkeypatch, framing.RequestFraming, "_read_chunk")
+    chunks = CallsPerLoopIteration(monkeypatch, request_framing.RequestFraming, "_read_chunk")
     async with running_api(FakeTokenStore(otto="operator")) as api:
         watching = asyncio.create_task(chunks.watch())
         clients = [await flood(api.port, HEAD % request_line, CHUNKS) for _ in range(CONNECTIONS)]
@@ -106,7 +106,7 @@ COSTLY_HEADS = {
 
 @pytest.mark.parametrize("head", COSTLY_HEADS.values(), ids=COSTLY_HEADS.keys())
 async def test_costly_heads_of_new_connections_are_parsed_in_batches(running_api, monkeypatch, head):
-    parsed = CallsPerLoopIteration(monkeypatch, framing.RequestFraming, "_finish_head")
+    parsed = CallsPerLoopIteration(monkeypatch, request_framing.RequestFraming, "_finish_head")
     async with running_api(FakeTokenStore(vera="viewer")) as api:
         clients = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(300)]
         watching = asyncio.create_task(parsed.watch())

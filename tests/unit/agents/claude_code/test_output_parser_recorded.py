@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.agents.claude_code.allowed_tools import ClaudeReady
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
-from sandbox.agents.claude_code.tools import ClaudeReady
 from sandbox.interfaces.agent import ApiRetry, ParsedToolCallEnd, TurnStarted
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.events import AgentMessage, AgentResult, FileEdit, ToolCallStarted, ToolResult

@@ -3,8 +3,8 @@
 import pytest
 from click.testing import CliRunner
 
-from sandbox.bootstrap import machine_setup
-from sandbox.bootstrap.machine_setup import SetupError, SetupPlan
+from sandbox.bootstrap import package_installation
+from sandbox.bootstrap.package_installation import SetupError, SetupPlan
 from sandbox.cli.main import root
 
 INSTALL, GVISOR = ("apt-get", "install", "-y", "bubblewrap"), ("apt-get", "install", "-y", "runsc")
@@ -32,10 +32,10 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch):
     machine = Machine()
-    monkeypatch.setattr(machine_setup, "plan_for_this_machine", lambda: machine.plan)
-    monkeypatch.setattr(machine_setup, "run_command", machine.run_command)
-    monkeypatch.setattr(machine_setup, "are_npm_packages_installed", lambda: machine.has_npm_packages)
-    monkeypatch.setattr(machine_setup, "install_npm_packages", machine.install_npm_packages)
+    monkeypatch.setattr(package_installation, "plan_for_this_machine", lambda: machine.plan)
+    monkeypatch.setattr(package_installation, "run_command", machine.run_command)
+    monkeypatch.setattr(package_installation, "are_npm_packages_installed", lambda: machine.has_npm_packages)
+    monkeypatch.setattr(package_installation, "install_npm_packages", machine.install_npm_packages)
     return machine
 
 

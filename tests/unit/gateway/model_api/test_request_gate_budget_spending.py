@@ -58,12 +58,12 @@ def test_bound_of_the_next_request_is_added_to_those_of_earlier_requests(
     spending = BudgetSpending(budget, EventReporter([].append, lambda: 0.0))
     for source in range(IN_FLIGHT_REQUESTS_WITHOUT_COST_CHECK):
         spending.record_start(source, bound)
-    assert spending.may_be_exceeded(bound) is is_exceeded
+    assert spending.must_reject(bound) is is_exceeded
 
 
 def test_request_without_a_cost_bound_adds_no_cost():
     spending = BudgetSpending(Budget(usd=0.5), EventReporter([].append, lambda: 0.0))
     for source in range(IN_FLIGHT_REQUESTS_WITHOUT_COST_CHECK):
         spending.record_start(source, usage(None, input_tokens=100, output_tokens=50))
-    assert not spending.may_be_exceeded(usage(0.5, input_tokens=100, output_tokens=50))
-    assert spending.may_be_exceeded(usage(0.501, input_tokens=100, output_tokens=50))
+    assert not spending.must_reject(usage(0.5, input_tokens=100, output_tokens=50))
+    assert spending.must_reject(usage(0.501, input_tokens=100, output_tokens=50))

@@ -499,13 +499,13 @@ def test_creation_and_removal_of_other_groups_are_changes(tmp_path: Path):
     groups = [Hierarchies([tmp_path]).group(name) for name in ("own", "other")]
     own, other = groups
     own.create(cpus=1, memory_bytes=1, processes_max=1)
-    alone = cgroups.read_sibling_changes(own)
+    alone = cgroups.read_sibling_stamp(own)
     assert alone is not None
-    assert cgroups.read_sibling_changes(own) == alone
+    assert cgroups.read_sibling_stamp(own) == alone
     other.create(cpus=1, memory_bytes=1, processes_max=1)
-    assert cgroups.read_sibling_changes(own) is None
+    assert cgroups.read_sibling_stamp(own) is None
     shutil.rmtree(other.directories[0])
-    assert cgroups.read_sibling_changes(own) not in (None, alone)
-    assert cgroups.read_sibling_changes(ControlGroup([])) is None
+    assert cgroups.read_sibling_stamp(own) not in (None, alone)
+    assert cgroups.read_sibling_stamp(ControlGroup([])) is None
     shutil.rmtree(own.directories[0].parent)
-    assert cgroups.read_sibling_changes(own) is None
+    assert cgroups.read_sibling_stamp(own) is None

@@ -34,11 +34,11 @@ def test_threads_that_process_the_input_of_terminals_are_measured(tmp_path: Path
     for ticks, growth in ((hertz, 0.0), (3 * hertz, 2.0), (3 * hertz, 0.0)):
         for thread, (name, function) in threads.items():
             add_kernel_thread(tmp_path, thread, name, ticks, function)
-        assert measured.read_growth() == growth
+        assert measured.read_new_cpu_seconds() == growth
 
 
 def test_threads_of_the_kernel_are_unknown_in_a_separate_pid_namespace(tmp_path: Path):
-    assert TerminalThreads(tmp_path, tmp_path / "absent").read_growth() == 0
+    assert TerminalThreads(tmp_path, tmp_path / "absent").read_new_cpu_seconds() == 0
 
 
 def add_terminals(proc: Path, names: Collection[str], written_at: float, function: str = "do_sys_poll") -> None:

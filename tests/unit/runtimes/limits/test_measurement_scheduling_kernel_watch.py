@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from sandbox.model.fixed_limits import UNCHARGED_MEMORY_GROWTH_BYTES_MAX
+from sandbox.model.fixed_limits import EARLY_COUNT_MEMORY_GROWTH_BYTES
 from sandbox.runtimes.limits.measurement_scheduling import measure_in_thread, wait_for_exceeded_limit
 from sandbox.runtimes.limits.usage_limits import FileUsage, KernelUsage
 
@@ -233,7 +233,7 @@ def counting_uses_cpu(monkeypatch):
 @pytest.mark.usefixtures("counting_uses_cpu")
 @pytest.mark.parametrize(
     ("grown_bytes", "is_early"),
-    [(UNCHARGED_MEMORY_GROWTH_BYTES_MAX + 1, True), (UNCHARGED_MEMORY_GROWTH_BYTES_MAX, False)],
+    [(EARLY_COUNT_MEMORY_GROWTH_BYTES + 1, True), (EARLY_COUNT_MEMORY_GROWTH_BYTES, False)],
 )
 async def test_files_are_counted_early_if_uncharged_kernel_memory_grows(grown_bytes, is_early):
     sandbox = ScriptedSandbox(KernelUsage())
@@ -253,7 +253,7 @@ async def test_pause_before_an_early_count_is_at_least_the_duration_of_a_count()
     sandbox.count_seconds, sandbox.uncharged = 0.3, 0
 
     def grow():
-        sandbox.uncharged += UNCHARGED_MEMORY_GROWTH_BYTES_MAX + 1
+        sandbox.uncharged += EARLY_COUNT_MEMORY_GROWTH_BYTES + 1
         return sandbox.uncharged
 
     sandbox.kernel_bytes_outside_cgroup = grow

@@ -47,6 +47,6 @@ async def test_open_terminal_is_resumed_and_resized_and_hung_up():
 async def test_reason_of_a_failed_start_is_truncated():
     terminal = QemuTerminal(RecordingChannel(), NUMBER)
     terminal.handle_frame(frames.FAILED, b"no more terminals" + b"!" * 60_000)
-    reason = await terminal.started
+    reason = await terminal.start_result
     assert reason.startswith("no more terminals")
     assert len(reason) < 1000

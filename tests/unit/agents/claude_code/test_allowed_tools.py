@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from sandbox.agents.claude_code.allowed_tools import tool_options, unknown_entries
 from sandbox.agents.claude_code.manifest_section import Claude, McpConfig, McpServer
-from sandbox.agents.claude_code.tools import tool_options, unknown_entries
 
 SKIP = ("--dangerously-skip-permissions",)
 DENY = ("--permission-mode", "dontAsk")

@@ -3,7 +3,7 @@
 import h11
 import pytest
 
-from sandbox.api.http.framing import (
+from sandbox.api.http.request_framing import (
     CHUNK_EXTENSIONS_BYTES_MAX,
     CHUNK_LINE_BYTES_MAX,
     COSTLY_HEAD_BYTES,
@@ -22,7 +22,7 @@ HANDSHAKE = b"GET /s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnec
 def feed(framing: RequestFraming, data: bytes) -> bytes:
     """Feed the data to `framing`, and return everything that it passes on."""
     passed = framing.feed(data)
-    while framing.has_more or framing.is_paused:
+    while framing.has_next_request_bytes or framing.is_paused:
         passed += framing.feed(b"")
     return passed
 
@@ -244,7 +244,7 @@ def test_body_is_passed_on_as_it_arrives():
 def test_pipelined_requests_are_passed_on_one_at_a_time():
     framing = RequestFraming()
     assert framing.feed(GET * 1000 + b"no request") == GET
-    assert framing.has_more
+    assert framing.has_next_request_bytes
     assert framing.error is None
 
 

@@ -96,7 +96,7 @@ class RequestFraming:
         self._buffer += data
 
     @property
-    def has_more(self) -> bool:
+    def has_next_request_bytes(self) -> bool:
         """Whether there are bytes after the end of the last request that was passed on."""
         return self._has_request_ended and bool(self._buffer)
 
@@ -263,17 +263,17 @@ class FramedConnection(h11.Connection):
 
     def receive_data(self, data: bytes) -> None:
         """Frame received data. Pass a few parts of one request to h11, and buffer the remaining data."""
-        if self.is_paused or (self._framing.has_more and self.their_state is not h11.IDLE):
+        if self.is_paused or (self._framing.has_next_request_bytes and self.their_state is not h11.IDLE):
             self._framing.buffer(data)
         elif framed := self._framing.feed(data):  # empty data would signal EOF to h11
             super().receive_data(framed)
 
     def next_event(self) -> Any:
         """Return h11's next event. Requests before a rejected one get their responses first."""
-        if self._framing.has_more and self.their_state is h11.IDLE:
+        if self._framing.has_next_request_bytes and self.their_state is h11.IDLE:
             self.receive_data(b"")
         event = super().next_event()
-        if event is h11.NEED_DATA and (self._framing.has_more or self.is_paused):
+        if event is h11.NEED_DATA and (self._framing.has_next_request_bytes or self.is_paused):
             return h11.PAUSED
         if event is not h11.NEED_DATA or self.framing_error is None:
             return event

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.bootstrap.machine_setup import PACKAGES, plan_setup
+from sandbox.bootstrap.package_installation import PACKAGES, plan_setup
 from sandbox.runtimes.nodejs import PACKAGE_FILES, npm_packages_source
 
 DEBIAN = 'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nID=debian\n'

@@ -6,7 +6,7 @@ from io import RawIOBase
 
 import pytest
 
-from sandbox.workspace.diff.base_commit import GitIgnoreMatcher
+from sandbox.workspace.diff.base_tree import GitIgnoreMatcher
 from sandbox.workspace.rooted_files import Entry
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.workspace.diff import base_commit
-from sandbox.workspace.diff.base_commit import BaseTree, BaseTreeEntry, write_ignore_files
+from sandbox.workspace.diff import base_tree
+from sandbox.workspace.diff.base_tree import BaseTree, BaseTreeEntry, write_ignore_files
 from sandbox.workspace.git_command import GitError
 
 
@@ -19,14 +19,14 @@ def nested_paths(number_of_files, depth, name=b"file"):
 
 
 def test_tree_with_too_many_directories_is_refused(monkeypatch):
-    monkeypatch.setattr(base_commit, "ENTRIES_MAX", 1000)
+    monkeypatch.setattr(base_tree, "ENTRIES_MAX", 1000)
 
     with pytest.raises(GitError, match="git exited"):
         BaseTree(iter(listing(*nested_paths(number_of_files=5, depth=250))))
 
 
 def test_tree_with_shared_directories_is_read_completely(monkeypatch):
-    monkeypatch.setattr(base_commit, "ENTRIES_MAX", 1000)
+    monkeypatch.setattr(base_tree, "ENTRIES_MAX", 1000)
     shared = b"a/" * 250
 
     tree = BaseTree(iter(listing(*(shared + b"%d" % number for number in range(700)))))
@@ -35,20 +35,20 @@ def test_tree_with_shared_directories_is_read_completely(monkeypatch):
 
 
 def test_tree_with_directory_paths_that_are_too_long_is_refused(monkeypatch):
-    monkeypatch.setattr(base_commit, "PATHS_BYTES_MAX", 100_000)
+    monkeypatch.setattr(base_tree, "PATHS_BYTES_MAX", 100_000)
 
     with pytest.raises(GitError, match="git exited"):
         BaseTree(iter(listing(b"a/" * 1000 + b"file")))
 
 
 def test_tree_with_long_file_names_is_read_completely(monkeypatch):
-    monkeypatch.setattr(base_commit, "PATHS_BYTES_MAX", 100_000)
+    monkeypatch.setattr(base_tree, "PATHS_BYTES_MAX", 100_000)
 
     assert len(BaseTree(iter(listing(*(b"a/%0200d" % number for number in range(400))))).entries) == 400
 
 
 async def test_gitignore_files_in_too_many_directories_are_not_written(monkeypatch, tmp_path):
-    monkeypatch.setattr(base_commit, "IGNORE_ENTRIES_MAX", 1000)
+    monkeypatch.setattr(base_tree, "IGNORE_ENTRIES_MAX", 1000)
     entries = listing(*nested_paths(number_of_files=5, depth=250, name=b".gitignore"))
 
     with pytest.raises(GitError) as error:
@@ -62,4 +62,4 @@ def test_gitignore_files_in_shared_directories_are_within_the_bound():
     shared = b"a/" * 100
     paths = [b".gitignore", *(shared + b"%03d/.gitignore" % number for number in range(300)), b"b/.gitignore"]
 
-    assert base_commit.count_created_entries(listing(*paths)) == 302 + 100 + 300 + 1
+    assert base_tree.count_created_entries(listing(*paths)) == 302 + 100 + 300 + 1

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from doubles.claude_on_host import manifest
+from sandbox.agents.claude_code.allowed_tools import ClaudeReady
 from sandbox.agents.claude_code.manifest_section import McpConfig, McpServer
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
-from sandbox.agents.claude_code.tools import ClaudeReady
 from sandbox.model.events import AgentMessage
 from sandbox.model.failure import FailureCode
 
