@@ -1,5 +1,6 @@
 """Reports events from the gateway to the runner. A sandbox can cause denials and errors, so their rate is limited."""
 
+import re
 from collections.abc import Callable
 
 from sandbox.gateway.limits import (
@@ -74,7 +75,7 @@ class EventReporter:
         if self._denials_in_second > REPORTED_DENIALS_PER_SECOND_MAX:
             return
         # Convert to lower case: a program may write a secret's value in another case and use it as a host name.
-        self._report(EgressDenied(self.sanitize(host.lower()), port, reason))
+        self._report(EgressDenied(self.sanitize(_decode_escapes(host).lower()), port, reason))
         self._denials_reported += 1
         if self._denials_reported == DENIALS_REPORTED_MAX:
             message = "Further denied connections are counted but not listed."
@@ -116,6 +117,21 @@ class EventReporter:
         if dropped > 0:
             message = f"{dropped} more denied connections within one second are not listed."
             self._report(ErrorReported("egress_denials_dropped", message))
+
+
+_ESCAPED_BYTES = re.compile(r"(?:\\x[0-9a-f]{2})+")
+
+
+def _decode_escapes(host: str) -> str:
+    """Decode the escapes of bytes that are not ASCII, because only text can be converted to lower case."""
+    return _ESCAPED_BYTES.sub(lambda match: _decode_bytes(bytes.fromhex(match[0].replace("\\x", ""))), host)
+
+
+def _decode_bytes(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
 
 
 def printable_host(host: str) -> str:

@@ -125,12 +125,14 @@ class CostBound(msgspec.Struct, frozen=True):
 
     input_tokens: estimated from the request's length.
     output_tokens_max: the limit in the request, which is untrusted; the gateway rejects a negative limit.
+    hidden_output_tokens: the part of `output_tokens_max` that is not in the response, such as an advisor's output.
     """
 
     model: str
     input_tokens: int
     output_tokens_max: int
     is_streamed: bool
+    hidden_output_tokens: int = 0
 
 
 class Endpoint(msgspec.Struct, frozen=True):

@@ -143,22 +143,31 @@ def estimate_cost_bound(document: dict[str, Any], byte_count: int) -> CostBound:
     """Estimate an upper bound on a request's cost from its untrusted body and the body's length.
 
     If other models may serve the request too, the bound is for the most expensive one. If the request has content whose
-    length is unknown, such as a PDF, the number of input tokens is INPUT_TOKENS_MAX.
+    length is unknown, such as a PDF, the number of input tokens is INPUT_TOKENS_MAX. The `max_tokens` of the request
+    does not limit an advisor, whose output is not in the response.
     """
-    models = (document.get("model", ""), *additional_models(document))
-    output_tokens = document.get("max_tokens")
-    if not isinstance(output_tokens, int) or not 0 < output_tokens < OUTPUT_TOKENS_MAX:
-        output_tokens = OUTPUT_TOKENS_MAX
+    additional = list(additional_models(document))
+    advisors = [each for each in additional if each.is_advisor]
+    fallback_limits = (each.max_tokens for each in additional if not each.is_advisor and each.max_tokens is not None)
+    output_tokens = max(map(_output_limit, (document.get("max_tokens"), *fallback_limits)))
+    hidden_output_tokens = sum(_output_limit(each.max_tokens) * _output_limit(each.max_uses) for each in advisors)
     images = count_images(document)
     input_tokens = (
         INPUT_TOKENS_MAX if images is None else byte_count // _INPUT_BYTES_PER_TOKEN + images * IMAGE_TOKENS_MAX
     )
+    input_tokens *= 1 + sum(_output_limit(each.max_uses) for each in advisors)
     return CostBound(
-        max(models, key=_output_price),
+        max((document.get("model", ""), *(each.name for each in additional)), key=_output_price),
         min(input_tokens, INPUT_TOKENS_MAX),
-        output_tokens,
+        min(output_tokens + hidden_output_tokens, OUTPUT_TOKENS_MAX),
         document.get("stream") is True,
+        min(hidden_output_tokens, OUTPUT_TOKENS_MAX),
     )
+
+
+def _output_limit(limit: Any) -> int:
+    """Return a limit in the request, or OUTPUT_TOKENS_MAX if it is missing or invalid."""
+    return limit if isinstance(limit, int) and 0 < limit < OUTPUT_TOKENS_MAX else OUTPUT_TOKENS_MAX
 
 
 def _output_price(model: str) -> float:
@@ -189,7 +198,7 @@ def unpriced_reason(document: dict[str, Any], sanitize: Callable[[str], str]) ->
     fee_reason = unknown_fee_reason(document, sanitize)
     if fee_reason is not None:
         return _denial_text(f"The price of {fee_reason} is not in Sandbox's table", "leave it out")
-    for model in (document.get("model", ""), *additional_models(document)):
+    for model in (document.get("model", ""), *(each.name for each in additional_models(document))):
         if not has_price(model):
             unknown = f"The model {sanitize(model)} has no price in Sandbox's table"
             return _denial_text(unknown, "use a model that has one")

@@ -8,7 +8,7 @@ encoded again, so the model parses the same document as the gateway.
 import re
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 MODEL_STRING_CHARACTERS_MAX = 256
 """Maximum length of a model name, type or field name; a longer one is rejected, and its text is not reported."""
@@ -106,13 +106,26 @@ def unknown_fee_reason(document: dict[str, Any], sanitize: Callable[[str], str])
     return next((reason for reason in deny_reasons if reason is not None), None)
 
 
-def additional_models(document: dict[str, Any]) -> Iterator[str]:
-    """Yield the additional models that may serve the request; "" for an invalid name."""
+class AdditionalModel(NamedTuple):
+    """A model that may serve the request in addition to its `model`; the values are untrusted.
+
+    name: "" if it is invalid. max_tokens: limits each of its responses, of which an advisor gives at most `max_uses`.
+    """
+
+    name: str
+    is_advisor: bool
+    max_tokens: Any
+    max_uses: Any
+
+
+def additional_models(document: dict[str, Any]) -> Iterator[AdditionalModel]:
+    """Yield the additional models that may serve the request."""
     for context, value in _iter_objects(document):
         kind = _get_field(value, "type")
-        if context == "fallbacks" or (isinstance(kind, str) and kind.startswith("advisor_")):
-            model = _get_field(value, "model")
-            yield model if is_short_string(model) else ""
+        is_advisor = isinstance(kind, str) and kind.startswith("advisor_")
+        if context == "fallbacks" or is_advisor:
+            name, max_tokens, max_uses = (_get_field(value, field) for field in ("model", "max_tokens", "max_uses"))
+            yield AdditionalModel(name if is_short_string(name) else "", is_advisor, max_tokens, max_uses)
 
 
 def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], sanitize: Callable[[str], str]) -> str | None:

@@ -146,9 +146,11 @@ class StreamMeter:
         This holds only for text in the API's format: compressed text, for example, may have more tokens than bytes.
         """
         is_limited = is_fully_received and self._is_readable and (self._has_content or _is_readable(bytes(self._line)))
-        received_bytes = self._received_bytes + len(self._line)
         output_max = cost_bound.output_tokens_max
-        return self._tally.upper_bound(cost_bound, min(received_bytes, output_max) if is_limited else output_max)
+        if is_limited:
+            received_bytes = self._received_bytes + len(self._line)
+            output_max = min(received_bytes + cost_bound.hidden_output_tokens, output_max)
+        return self._tally.upper_bound(cost_bound, output_max)
 
     def _append(self, part: bytes) -> None:
         if self._is_skipping or len(self._line) + len(part) > SSE_LINE_BYTES_MAX:
@@ -291,8 +293,10 @@ class _Tally:
             self._web_searches = searches
 
     def upper_bound(self, cost_bound: CostBound, output: int) -> Usage | None:
-        if self._model is None:
+        if self._model is None or cost_bound.hidden_output_tokens:
             self.set_model(cost_bound.model)
+        if cost_bound.hidden_output_tokens:
+            self._counts["input"] = max(cost_bound.input_tokens, self._counts.get("input", 0))
         self._counts = {"input": cost_bound.input_tokens} | self._counts
         self._counts["output"] = max(output, self._counts.get("output", 0))
         self._usage = None

@@ -5,6 +5,7 @@ import pytest
 from sandbox.agents.claude_code.messages_api.pricing import (
     IMAGE_TOKENS_MAX,
     INPUT_TOKENS_MAX,
+    OUTPUT_TOKENS_MAX,
     PRICES_DATE,
     TokenCounts,
     cost_usd,
@@ -61,7 +62,6 @@ def test_long_prompt_price_applies_from_the_first_token():
         ({}, "claude-haiku-4-5"),
         ({"fallbacks": [{"model": "claude-3-5-haiku"}]}, "claude-haiku-4-5"),
         ({"fallbacks": [{"model": "claude-opus-4-1"}]}, "claude-opus-4-1"),
-        ({"tools": [{"type": "advisor_20260301", "name": "advisor", "model": "claude-opus-4-8"}]}, "claude-opus-4-8"),
         ({"fallbacks": [{"model": "nobody-knows-it"}]}, "claude-haiku-4-5"),
     ],
 )
@@ -101,6 +101,36 @@ def test_cost_bound_is_the_maximum_if_the_model_provider_fetches_content():
 def test_cost_bound_is_the_maximum_if_the_models_servers_add_a_stored_conversation():
     assert input_tokens(thread={"type": "continue", "previous_message_id": "msg_1"}) == INPUT_TOKENS_MAX
     assert input_tokens(thread={"type": "create"}) == 100
+
+
+def advisor(**limits):
+    return {"type": "advisor_20260301", "name": "advisor", "model": "claude-opus-4-1", **limits}
+
+
+@pytest.mark.parametrize(
+    ("limits", "input_tokens", "hidden_output_tokens"),
+    [
+        ({"max_uses": 3, "max_tokens": 2000}, 400, 6000),
+        ({"max_uses": 3}, 400, OUTPUT_TOKENS_MAX),
+        ({"max_tokens": 2000}, INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX),
+        ({}, INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX),
+        ({"max_uses": -1, "max_tokens": "2"}, INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX),
+    ],
+)
+def test_cost_bound_includes_the_output_of_an_advisor(limits, input_tokens, hidden_output_tokens):
+    document = {"model": "claude-haiku-4-5", "max_tokens": 50, "tools": [advisor(**limits)]}
+    bound = estimate_cost_bound(document, 300)
+    assert (bound.model, bound.input_tokens) == ("claude-opus-4-1", input_tokens)
+    assert bound.hidden_output_tokens == hidden_output_tokens
+    assert bound.output_tokens_max == min(50 + hidden_output_tokens, OUTPUT_TOKENS_MAX)
+
+
+def test_cost_bound_is_for_the_largest_output_limit_of_a_fallback():
+    fallbacks = [{"model": "claude-haiku-4-5", "max_tokens": 64_000}, {"model": "claude-haiku-4-5"}]
+    document = {"model": "claude-haiku-4-5", "max_tokens": 50, "fallbacks": fallbacks}
+    bound = estimate_cost_bound(document, 300)
+    assert (bound.output_tokens_max, bound.hidden_output_tokens) == (64_000, 0)
+    assert estimate_cost_bound(document | {"fallbacks": fallbacks[1:]}, 300).output_tokens_max == 50
 
 
 @pytest.mark.parametrize(

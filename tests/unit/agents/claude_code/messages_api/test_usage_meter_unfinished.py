@@ -105,6 +105,14 @@ def test_line_is_parsed_up_to_the_limit():
         assert stream_meter_fed(start(output_tokens=1), whole, delta(output_tokens=43)).usage().output_tokens == 43
 
 
+def test_upper_bound_includes_the_output_of_an_advisor_at_its_price():
+    bound = CostBound("claude-opus-4-1", 500, 6300, is_streamed=True, hidden_output_tokens=6000)
+    usage = stream_meter_fed(start(), text(300)).upper_bound(bound, is_fully_received=True)
+    visible = output_tokens_bound(start(), text(300), bound=CostBound(MODEL, 500, 300, is_streamed=True))
+    assert (usage.model, usage.output_tokens) == ("claude-opus-4-1", 6000 + visible)
+    assert stream_meter_fed(start(), text(5000)).upper_bound(bound, is_fully_received=True).output_tokens == 6300
+
+
 def test_upper_bound_is_between_reported_usage_and_max_tokens():
     assert (
         stream_meter_fed(start(), text(5000))
