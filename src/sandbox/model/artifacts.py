@@ -16,6 +16,8 @@ GENERATED_DIRECTORY = ".sandbox"
 AGENT_SESSION_ARTIFACT = "agent-session.gz"
 """The internal artifact with the agent's session, for a task that continues this one."""
 
+TRANSCRIPT_NAME = "transcript.ndjson"
+
 METADATA_NAME = "metadata.json"
 """The artifact that is stored last. After a failure, other artifacts may be missing."""
 

@@ -342,7 +342,8 @@ class TaskArtifacts:
         return [each for each in stored if each is not None]
 
     def _find(self, task: Task, name: str) -> StoredArtifact:
-        for key in ("name", "path"):
+        # A workspace file whose path is the name of a generated artifact must not be mistaken for this artifact.
+        for key in ("name",) if name in task.generated_artifact_names else ("name", "path"):
             for artifact in task.artifacts:
                 if artifact.is_internal:
                     continue

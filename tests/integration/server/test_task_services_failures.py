@@ -15,7 +15,7 @@ from doubles.server_components import GIB, TO_RUNNING, ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.runner import FinishAttempt, RunnerNotStartedError
-from sandbox.interfaces.server_services import TaskNotFoundError, UnavailableError
+from sandbox.interfaces.server_services import ArtifactNotFoundError, TaskNotFoundError, UnavailableError
 from sandbox.interfaces.store import StoreError, TaskQuery
 from sandbox.interfaces.task_file_layout import TaskLayout
 from sandbox.journal.writer import FileJournalWriter, JournalRecorder
@@ -265,6 +265,27 @@ def test_pending_task_with_a_busy_journal_waits_for_resources(components):
 
     asyncio.run(before())
     asyncio.run(after())
+
+
+@pytest.mark.parametrize("name", ["task-1.changes.tar", "task-1.chain.patch", "transcript.ndjson"])
+async def test_workspace_file_is_not_found_as_a_generated_artifact(components, name):
+    """A file of the agent that has the name of a generated artifact is stored under another name."""
+    renamed = Artifact(f"renamed-{name}", name, 1, "text/plain", "sha256:0")
+    other = Artifact("notes.txt", "out/notes.txt", 1, "text/plain", "sha256:0")
+    async with components.server() as service:
+        await service.submit(manifest())
+        await components.wait_for_launch("task-1")
+        directory = TaskLayout(components.data_dir, "task-1").artifacts
+        directory.mkdir()
+        for artifact in (renamed, other):
+            (directory / artifact.name).write_bytes(b"x")
+        collected = map(ArtifactCollected, (renamed, other))
+        components.placement.record("task-1", *TO_RUNNING, *collected, *TO_COMPLETED)
+        await service.wait("task-1", 10)
+        with pytest.raises(ArtifactNotFoundError):
+            await service.artifact("task-1", name)
+        assert (await service.artifact("task-1", renamed.name)).artifact == renamed
+        assert (await service.artifact("task-1", "out/notes.txt")).artifact == other
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])

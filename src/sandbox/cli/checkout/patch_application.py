@@ -20,6 +20,7 @@ from typing import NamedTuple
 import click
 
 from sandbox.cli.checkout.user_checkout import SAFE_CONFIG, Checkout, fail_with_git_output, run_git
+from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.console import escape_name
 from sandbox.cli.patches import ChangedFile
 
@@ -180,10 +181,19 @@ _PATCH_REJECTED = 1
 def apply_patch(checkout: Checkout, patch: Path, *, should_stage: bool = True, advice: str = "") -> list[ChangedFile]:
     """Apply a patch to the checkout's files, completely or not at all; return the changed files.
 
+    A patch that writes below a symbolic link is not applied: git follows links that it does not track.
     advice: what to do if the patch cannot be applied.
     """
     index_options = ["--index"] if should_stage else []
-    with backed_up(checkout.root, _git_directory(checkout), _patched_paths(checkout, patch)) as backup:
+    paths = _patched_paths(checkout, patch)
+    if links := {str(link) for path in paths for link in _links_above(checkout.root, path)} - paths:
+        names = ", ".join(map(escape_name, sorted(links)))
+        fail(
+            "Error: The patch writes files below a symbolic link in this checkout, so nothing was applied. "
+            f"Remove or rename the link: {names}",
+            ExitCode.CONFLICT,
+        )
+    with backed_up(checkout.root, _git_directory(checkout), paths) as backup:
         code, stderr = _run_in_new_session(checkout.root, *_apply_arguments(*index_options, patch=patch))
         if code == _PATCH_REJECTED:
             backup.discard()

@@ -22,6 +22,7 @@ from sandbox.model.artifacts import (
     AGENT_SESSION_ARTIFACT,
     GENERATED_DIRECTORY,
     METADATA_NAME,
+    TRANSCRIPT_NAME,
     Artifact,
     Artifacts,
     DiffStatistics,
@@ -370,13 +371,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         patterns = task.manifest.lifecycle.artifact_patterns
         if not patterns or not attempt.layout.workspace.is_dir():
             return
-        reserved_names = frozenset(
-            {
-                *(f"{task.id}.patch", self._chain_patch_name, self._tar_name),
-                *(_TRANSCRIPT, AGENT_SESSION_ARTIFACT, METADATA_NAME),
-                *(file.name for file in (task.parent.files if task.parent is not None else ())),
-            }
-        )
+        reserved_names = task.generated_artifact_names
         secret_named: list[Artifact] = []
         names: set[str] = set()
         matches = self.workspaces.collect(attempt.layout.workspace, patterns, artifacts.directory, reserved_names)
@@ -408,11 +403,11 @@ class CollectStep(msgspec.Struct, frozen=True):
 
         The stored transcript is complete, because the agent had ended. The disk may have no space for another one.
         """
-        collected = artifacts.find(_TRANSCRIPT)
-        if collected is not None and (artifacts.directory / _TRANSCRIPT).is_file():
+        collected = artifacts.find(TRANSCRIPT_NAME)
+        if collected is not None and (artifacts.directory / TRANSCRIPT_NAME).is_file():
             await artifacts.record(collected)
         else:
-            await artifacts.store_chunks(_TRANSCRIPT, "application/x-ndjson", self._read_transcript())
+            await artifacts.store_chunks(TRANSCRIPT_NAME, "application/x-ndjson", self._read_transcript())
 
     def _read_transcript(self) -> Iterator[bytes]:
         """Yield the agent's own events: its stdout, or the transcript if stdout is rendered from the events."""
@@ -517,7 +512,6 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-_TRANSCRIPT = "transcript.ndjson"
 _DENIALS_MAX = 1000
 _PATCH_SHARE, _CHANGED_FILES_SHARE, _SCAN_SHARE = 0.5, 0.3, 0.2
 """Shares of collect_timeout for the patch, the tar of changed files, and the secret scan."""

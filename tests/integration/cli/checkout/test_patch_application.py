@@ -175,6 +175,22 @@ def test_patch_cannot_escape_the_checkout(run_cli, serve_patch, checkout, tmp_pa
     assert not (checkout / ".git" / "hooks" / "post-checkout").exists()
 
 
+@pytest.mark.parametrize("options", [(), ("--beside-changes",)])
+def test_patch_does_not_write_below_a_symbolic_link(run_cli, serve_patch, checkout, tmp_path, options):
+    """git refuses to follow only the links that it tracks or that the patch creates."""
+    (tmp_path / "outside").mkdir()
+    (checkout / "node_modules").symlink_to(tmp_path / "outside")
+    serve_patch(ESCAPING_PATCH.replace(b"%s", b"node_modules/f"), None)
+    result = run_cli("task", "apply", TASK_ID, *options, cwd=checkout)
+    assert result.returncode == 4
+    assert b"below a symbolic link" in result.stderr
+    assert b"node_modules" in result.stderr
+    assert not list((tmp_path / "outside").iterdir())
+    (checkout / "node_modules").unlink()
+    assert run_cli("task", "apply", TASK_ID, *options, cwd=checkout).returncode == 0
+    assert (checkout / "node_modules" / "f").read_text() == "owned\n"
+
+
 @pytest.fixture
 def install_filter(checkout):
     """Configure a smudge filter, which git runs after it has removed the files that the patch changes."""
