@@ -43,6 +43,9 @@ HEAD_TIMEOUT_SECONDS = 30.0
 _PARTS_CHARGE_BYTES = 28 * 1024
 """Bytes charged to a client's share of the event loop for each group of parsed parts, whatever their length."""
 
+_HEAD_CHARGE_BYTES = 4 * 1024
+"""Bytes charged to the share of the event loop for a request head that is not costly."""
+
 _REJECTION_CHARGE_BYTES = 16 * 1024
 """Bytes charged to the rejections' share of the event loop for each response to a malformed request."""
 
@@ -98,15 +101,15 @@ class PortState(ServerState):
     """State shared by the connections of one port.
 
     rejection_share: the share of the event loop for responses to malformed requests.
-    head_share: the share for costly heads of new connections.
+    head_share: the share for request heads of new connections to all ports of the server.
     idle_connections: connections whose last request was authenticated. They are counted separately, so that clients
     without a token cannot cause them to be closed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, head_share: FairShare) -> None:
         super().__init__()
         self.rejection_share = FairShare()
-        self.head_share = FairShare()
+        self.head_share = head_share
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         limit = (
             UNAUTHENTICATED_CONNECTIONS_MAX
@@ -171,6 +174,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.conn: FramedConnection = FramedConnection()
+        self.conn.hold_heads(are_all_held=True)  # until a request has been authenticated
         self.app_state = {**self.app_state, "abort": self.abort}
         assert isinstance(self.server_state, PortState)
         self._unauthenticated_connections = self.server_state.unauthenticated_connections
@@ -204,7 +208,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         self._update_head_timer()
 
     def handle_events(self) -> None:
-        """Handle received data. Costly heads and many chunks of a body wait for the share of their client."""
+        """Handle received data. Held heads and many chunks of a body wait for the share of their client."""
         super().handle_events()
         self.flow.is_held = self.conn.is_paused
         if self.conn.is_paused and self._parts_reader is None:
@@ -213,7 +217,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
     async def _read_parts(self) -> None:
         while self.conn.is_paused:
             share = self._head_share if self.scope is None else _share_of(self.scope)
-            await share.wait_for_turn(_PARTS_CHARGE_BYTES)
+            await share.wait_for_turn(_HEAD_CHARGE_BYTES if self.conn.is_next_part_cheap else _PARTS_CHARGE_BYTES)
             if self.transport.is_closing():
                 break
             self.flow.is_held = False
@@ -226,7 +230,9 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 
     def on_response_complete(self) -> None:
         """Start the head timer for the next request."""
-        group = self._idle_connections if self._has_authenticated_caller() else self._unauthenticated_connections
+        is_authenticated = self._has_authenticated_caller()
+        group = self._idle_connections if is_authenticated else self._unauthenticated_connections
+        self.conn.hold_heads(are_all_held=not is_authenticated)
         super().on_response_complete()  # may begin the next request
         self._update_head_timer()
         if not self.transport.is_closing():

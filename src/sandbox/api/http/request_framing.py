@@ -24,7 +24,7 @@ FIELDS_MAX = 128
 """Maximum number of fields in a header or trailer, and of values in list fields. Even short ones are slow to parse."""
 
 COSTLY_HEAD_BYTES, COSTLY_HEAD_FIELDS, COSTLY_HEAD_VALUES = 2 * 1024, 32, 16
-"""A head with more bytes, fields or values in list fields is passed on only by the next `feed`.
+"""A head with more bytes, fields or values in list fields is costly: `feed` holds it back.
 
 Such a head takes more than a millisecond until its client is authenticated, and many may arrive together.
 """
@@ -53,7 +53,9 @@ class RequestFraming:
     """Passes on complete heads and body bytes of one connection, one request at a time. Performs no I/O.
 
     error: why nothing more is passed on, or None.
-    is_paused: whether there may be more parts of the current request, or a costly head; the next `feed` returns them.
+    is_paused: whether there may be more parts of the current request, or a held head; the next `feed` returns them.
+    holds_all_heads: whether heads that are not costly are held back, too.
+    has_costly_head: whether the last head is costly.
     """
 
     def __init__(self) -> None:
@@ -68,7 +70,9 @@ class RequestFraming:
         self._fields: list[tuple[bytes, bytes]] = []
         self._is_last_request = False
         self._has_request_ended = False
-        self._is_head_held_back = False
+        self._is_head_held = False
+        self.holds_all_heads = False
+        self.has_costly_head = False
         self._parse_step: Callable[[], bytes | None] = self._read_head
 
     def feed(self, data: bytes) -> bytes:
@@ -79,7 +83,7 @@ class RequestFraming:
         """
         self._buffer += data
         output = bytearray()
-        self._has_request_ended = self._is_head_held_back = False
+        self._has_request_ended = self._is_head_held = False
         parts_left = PARTS_PER_READ_MAX
         try:
             while parts_left and not self._has_request_ended and (part := self._parse_step()) is not None:
@@ -88,7 +92,7 @@ class RequestFraming:
         except _FramingError as refused:
             self.error = str(refused)
             self._parse_step = self._discard
-        self.is_paused = self._is_head_held_back or (not parts_left and not self._has_request_ended)
+        self.is_paused = self._is_head_held or (not parts_left and not self._has_request_ended)
         return bytes(output)
 
     def buffer(self, data: bytes) -> None:
@@ -109,20 +113,21 @@ class RequestFraming:
                     raise _FramingError("The request line must be METHOD TARGET HTTP/1.1, with one space between them.")
             elif line:
                 self._add_field(line)
-            elif self._is_costly_head():
-                self._is_head_held_back, self._parse_step = True, self._finish_head
+            elif self._must_hold_head():
+                self._is_head_held, self._parse_step = True, self._finish_head
                 return None
             else:
                 return self._finish_head()
             self._head_lines.append(line)
         return None
 
-    def _is_costly_head(self) -> bool:
-        return (
+    def _must_hold_head(self) -> bool:
+        self.has_costly_head = (
             HEAD_BYTES_MAX - self._line_bytes_left > COSTLY_HEAD_BYTES
             or len(self._fields) > COSTLY_HEAD_FIELDS
             or _count_list_values(self._fields) > COSTLY_HEAD_VALUES
         )
+        return self.holds_all_heads or self.has_costly_head
 
     def _add_field(self, line: bytes) -> bytes:
         """Parse a header or trailer field and return its name."""
@@ -253,8 +258,17 @@ class FramedConnection(h11.Connection):
 
     @property
     def is_paused(self) -> bool:
-        """Whether there may be more parts of the current request, or a costly head; `resume` passes them on."""
+        """Whether there may be more parts of the current request, or a held head; `resume` passes them on."""
         return self._framing.is_paused
+
+    @property
+    def is_next_part_cheap(self) -> bool:
+        """Whether the held part is a head that is not costly."""
+        return self.their_state is h11.IDLE and not self._framing.has_costly_head
+
+    def hold_heads(self, *, are_all_held: bool) -> None:
+        """Hold back all heads from now on, or only costly ones."""
+        self._framing.holds_all_heads = are_all_held
 
     def resume(self) -> None:
         """Pass on further parts of the current request."""

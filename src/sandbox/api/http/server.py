@@ -14,6 +14,7 @@ from sandbox.api.http.connections import HttpProtocol, PortState, WebSocketProto
 from sandbox.api.streaming_response import wait_for_disconnect
 from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import SHUTDOWN_TIMEOUT_SECONDS
+from sandbox.primitives.fair_client_shares import FairShare
 
 UNREAD_BYTES_MAX = 32 * 1024
 """Bytes of unread requests that the kernel buffers per connection; the kernel doubles the value for overhead."""
@@ -158,7 +159,8 @@ async def serve(
 
     on_started: called once both apps accept requests.
     """
-    servers = [_UvicornServer(app), _UvicornServer(websocket_app)]
+    head_share = FairShare()
+    servers = [_UvicornServer(app, head_share), _UvicornServer(websocket_app, head_share)]
     try:
         async with asyncio.TaskGroup() as group:
             for server, bound in zip(servers, (sockets, websocket_sockets), strict=True):
@@ -200,7 +202,7 @@ class _CancellationMiddleware:
 class _UvicornServer(uvicorn.Server):
     """A uvicorn server that leaves signal handling to its caller."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, head_share: FairShare) -> None:
         super().__init__(
             uvicorn.Config(
                 _CancellationMiddleware(app),
@@ -219,7 +221,7 @@ class _UvicornServer(uvicorn.Server):
                 timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
             )
         )
-        self.server_state = PortState()
+        self.server_state = PortState(head_share)
         self.listening = asyncio.Event()
 
     @contextmanager

@@ -228,6 +228,15 @@ def test_costly_head_is_passed_on_by_the_next_call(fields):
     assert framing.feed(GET) == GET
 
 
+def test_all_heads_can_be_held_back():
+    framing = RequestFraming()
+    framing.holds_all_heads = True
+    assert (framing.feed(GET), framing.is_paused, framing.has_costly_head) == (b"", True, False)
+    assert (framing.feed(b""), framing.is_paused) == (GET, False)
+    framing.holds_all_heads = False
+    assert (framing.feed(GET), framing.is_paused) == (GET, False)
+
+
 def test_ordinary_head_is_passed_on_at_once():
     request = post(b"X: 1\r\n" * 20 + b"Connection: keep-alive, upgrade\r\nContent-Length: 5\r\n", b"hello")
     framing = RequestFraming()
