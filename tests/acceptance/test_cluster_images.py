@@ -45,7 +45,7 @@ def check_task_used(deployment, task_id, image, marker):
 
 @pytest.mark.timeout(300)
 def test_host_gets_the_image_of_the_server(deploy, add_image):
-    """The host has another image of the same name, which no task uses, and a part of an image from a killed worker."""
+    """The host has a different image with the same name, which no task uses, and files of an interrupted transfer."""
     deployment = deploy(SHOW_MARKER, reply_turn())
     part = deployment.host_data_dir / "profiles/other/part"
     part.mkdir(parents=True)

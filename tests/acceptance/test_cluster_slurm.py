@@ -58,7 +58,7 @@ def test_task_runs_on_a_host_of_the_cluster(deployment):
 
 @pytest.mark.timeout(300)
 def test_host_gets_the_image_of_the_server(deployment, tmp_path):
-    """Each host has another image of the same name, which no task uses."""
+    """Each host has a different image with the same name, which no task uses."""
     deployment.start_model(bash_turn("cat /marker"), reply_turn())
     deployment.start_server()
     for number, data_dir in enumerate((deployment.data_dir, *(deployment.hosts_dir / host for host in HOSTS))):

@@ -1,6 +1,6 @@
 """Reading, parsing and strict validation of parameters, headers and bodies.
 
-Bodies are read within limits of memory, size and time.
+Bodies are read within limits on memory, size and time.
 """
 
 from __future__ import annotations

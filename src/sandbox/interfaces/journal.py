@@ -35,7 +35,7 @@ class JournalBusyError(SandboxError):
 
 
 class JournalDamagedError(SandboxError):
-    """A record in the middle of the journal does not match its checksum."""
+    """The journal is damaged or incomplete, or contains invalid records."""
 
     code = "journal_damaged"
 

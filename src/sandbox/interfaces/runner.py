@@ -180,7 +180,7 @@ class CancelAttempt(msgspec.Struct, frozen=True, tag="cancel"):
 class OpenTerminal(
     msgspec.Struct, frozen=True, tag="terminal", rename={"is_agent_terminal": "agent", "is_read_only": "looks_on"}
 ):
-    """A request to a runner for a terminal. After the `Reply`, both sides send frames (`interfaces.runner`).
+    """A request to a runner for a terminal. After the `Reply`, both sides send frames, such as `OutputFrame`.
 
     is_agent_terminal: the agent's own terminal instead of a new shell.
     is_read_only: the client's input is not accepted.

@@ -139,7 +139,7 @@ def compress_journal(records_path: Path, target: Path) -> None:
         target.stat()
         return
     if journal_end.last_record is None or not isinstance(journal_end.last_record.event, TaskFinished):
-        message = f"{records_path} does not contain the end of its task; stop the server and run: sandbox admin rebuild"
+        message = f"{records_path} has no record of the task's end; stop the server and run: sandbox admin rebuild"
         raise JournalDamagedError(message)
     try:
         _write_verified(_lines_before(records_path, journal_end.end_offset), temporary)

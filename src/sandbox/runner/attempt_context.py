@@ -114,5 +114,8 @@ def read_handle(path: Path) -> SandboxHandle | None:
     except FileNotFoundError:
         return None
     if handle.version > HANDLE_VERSION:
-        raise HandleTooNewError(f"{path} has version {handle.version}; remove it with a newer version of Sandbox.")
+        raise HandleTooNewError(
+            f"A newer version of Sandbox created this sandbox ({path} has version {handle.version}); start the newer "
+            "version again to remove the sandbox."
+        )
     return handle

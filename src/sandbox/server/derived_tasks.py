@@ -70,7 +70,7 @@ def store_inheritance(layout: TaskLayout, inheritance: Inheritance) -> None:
             _link_or_copy(source, path, artifact.size_bytes)
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size != artifact.size_bytes:
-            raise FileChangedError(f"{source or artifact.name} does not have its recorded size")
+            raise FileChangedError(f"{source or artifact.name} is not a regular file of the recorded size")
     fsync_path(layout.artifacts)
     fsync_path(layout.root)
 
@@ -90,7 +90,7 @@ def _copy(source: Path, path: Path, size_bytes: int) -> None:
     with os.fdopen(os.open(source, flags), "rb") as file, create_private_file(path) as copy:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size != size_bytes:
-            raise FileChangedError(f"{source} does not have its recorded size")
+            raise FileChangedError(f"{source} is not a regular file of the recorded size")
         shutil.copyfileobj(file, copy)
     fsync_path(path)
 

@@ -147,7 +147,7 @@ async def test_task_that_fits_on_any_host_of_the_cluster_is_accepted(components)
             await components.wait_for_launch(task_id)
 
 
-async def test_submission_above_the_limit_of_unfinished_tasks_is_refused(components):
+async def test_submission_above_the_limit_on_unfinished_tasks_is_refused(components):
     components.unfinished_tasks_max = 3
     async with components.server() as service:
         names = [f"task-{number}" for number in range(8)]

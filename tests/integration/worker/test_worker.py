@@ -851,7 +851,9 @@ class TestImages:
         ids=str,
     )
     @pytest.mark.parametrize("order_type", [RunAttempt, RunDebugSession])
-    async def test_another_image_is_a_protocol_violation(self, worker, prepared, order_type, changes, caplog):
+    async def test_request_for_a_different_image_is_a_protocol_violation(
+        self, worker, prepared, order_type, changes, caplog
+    ):
         image = msgspec.structs.replace(prepared, **changes)
         order = order_type("task-1", worker.job.stored.attempt_id, image=image)
         request = Launch(order) if order_type is RunAttempt else StartDebugSession(1, order)

@@ -46,7 +46,7 @@ def test_number_of_sessions_is_bounded():
     assert sessions.find(secrets[-1]) == f"{SESSIONS_MAX}"
 
 
-def test_new_session_over_the_limit_of_a_token_closes_its_oldest_session():
+def test_new_session_over_the_limit_per_token_closes_its_oldest_session():
     sessions = SessionStore(FakeTime())
     operators = sessions.open("operator")
     viewers = [sessions.open("viewer") for _ in range(SESSIONS_PER_TOKEN_MAX + 1)]

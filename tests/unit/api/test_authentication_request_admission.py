@@ -243,7 +243,7 @@ def test_rate_limit_is_per_token_or_per_address():
     assert harness.caller(authorization="Bearer olga")
 
 
-def test_client_over_the_limit_of_concurrent_requests_is_denied(harness, monkeypatch):
+def test_client_over_the_limit_on_concurrent_requests_is_denied(harness, monkeypatch):
     monkeypatch.setattr(client_limits, "CONCURRENT_REQUESTS_MAX", 1)
     authorization = {"authorization": "Bearer olga"}
     with harness.admission.client_limits.track_request(harness.caller(**authorization).principal):

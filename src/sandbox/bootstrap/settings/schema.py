@@ -190,15 +190,15 @@ class ServerSection:
 
     __pydantic_config__ = _FORBID_EXTRA
     host: Annotated[str, Len(1, 253), NO_CONTROL_CHARACTERS, Description("Address to listen on.")] = "127.0.0.1"
-    port: Annotated[Port, Description("Port of the API; 0 for any free port.")] = DEFAULT_API_PORT
-    ws_port: Annotated[Port, Description("Port of the WebSocket; 0 for any free port.")] = DEFAULT_WEBSOCKET_PORT
+    port: Annotated[Port, Description("API port; 0 for any free port.")] = DEFAULT_API_PORT
+    ws_port: Annotated[Port, Description("WebSocket port; 0 for any free port.")] = DEFAULT_WEBSOCKET_PORT
     data_dir: Annotated[DirectoryPath, Description("Directory where tasks are stored.")] = field(
         default_factory=default_data_dir
     )
     runtime: Annotated[
         str,
         _RUNTIME,
-        Description("Runtime of the sandboxes: bubblewrap, gvisor or qemu; auto selects the strongest that works."),
+        Description("Sandbox runtime: bubblewrap, gvisor or qemu; auto selects the strongest runtime that works."),
     ] = "auto"
     host_names: Annotated[
         tuple[Annotated[str, _HOST_NAME], ...],
@@ -375,7 +375,7 @@ class SlurmSection:
             Len(1, 4096),
             _ABSOLUTE_PATH,
             Description(
-                "Path of the command sandbox on the hosts. If unset, the path of the server's own installation."
+                "Path of the `sandbox` command on the hosts. If unset, the path of the server's own installation."
             ),
         ]
         | None

@@ -197,9 +197,9 @@ class EventPrinter:
         self._line_printer.print_state(event, self.state, message if message != self._last_error else "")
 
     def _on_attempt(self, event: Mapping[str, Any]) -> None:
-        """Discard the open tool calls, because the previous agent's calls never get an end event."""
-        self._open_calls.clear()
-        start_kind = "continues where the previous one was lost" if event.get("resumes") else "starts over"
+        """Print that a new attempt has started."""
+        self._open_calls.clear()  # the previous agent's calls never get an end event
+        start_kind = "resumes where the previous attempt stopped" if event.get("resumes") else "starts over"
         self._line_printer.print_lines(
             event, f"Attempt {event.get('attempt')} {start_kind}", "yellow", lines_max=NOTICE_LINES_MAX
         )

@@ -72,13 +72,13 @@ def parse_byte_size(text: str) -> int:
 
 
 def pattern_format(name: str, pattern: str, message: str) -> Format:
-    """Return the format of strings that match the pattern as a whole."""
+    """Return the format of strings that fully match the pattern."""
     compiled = re.compile(pattern, re.ASCII)
     return Format(name, lambda value: None if compiled.fullmatch(value) else message, _pattern_schema(pattern))
 
 
 def _pattern_schema(pattern: str, **keywords: Any) -> dict[str, Any]:
-    """Return a JSON schema for strings that this pattern matches as a whole."""
+    """Return a JSON schema for strings that fully match this pattern."""
     return {"pattern": f"^(?:{pattern})$", **keywords}
 
 

@@ -133,11 +133,11 @@ class AgentSection:
         return "transcript" if self.has_rendered_stdout else "stdout"
 
     def with_prompt(self, prompt: str) -> AgentSection:
-        """Return the section with another prompt."""
+        """Return a copy of the section with a different prompt."""
         return self.with_setting("prompt", prompt)
 
     def with_setting(self, name: str, value: object) -> AgentSection:
-        """Return the section with another value of a field."""
+        """Return a copy of the section with one field changed."""
         return AgentSection(self.kind, {**self.settings, name: value})
 
 

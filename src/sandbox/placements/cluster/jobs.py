@@ -314,7 +314,7 @@ class Jobs:
     def _resubmit_under_new_name(self, job: Job) -> None:
         """Replace a job with one that excludes the hosts that are drained now.
 
-        The new job has another name, because all submissions under one name must exclude the same hosts.
+        The new job has a different name, because all submissions under one name must exclude the same hosts.
         """
         task_id = job.stored.task_id
         _log.info("The job of task %s is submitted again, because the drained hosts have changed", task_id)

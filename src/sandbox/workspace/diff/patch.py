@@ -329,7 +329,7 @@ def _flush(target: Path) -> None:
 def _exceeded_limit(error: GitError, memory_bytes_max: int) -> str | None:
     """Return a message about the limit that stopped git, or None if git was not stopped by a limit."""
     if error.returncode == 128 + signal.SIGXFSZ:
-        return f"it is larger than the limit of a patch ({PATCH_BYTES_MAX // 1024**2} MiB)"
+        return f"it exceeds the maximum patch size ({PATCH_BYTES_MAX // 1024**2} MiB)"
     if error.is_out_of_memory:
         return (
             f"git needs over {memory_bytes_max // 1024**2} MiB of memory to compare the files; raise vm.memory (to "

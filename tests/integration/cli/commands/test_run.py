@@ -562,13 +562,13 @@ def test_run_without_changes_ends_with_one_sentence(api, run_cli, checkout):
 @pytest.mark.parametrize(("option", "code"), [("--apply", 4), ("--no-apply", 0)])
 @pytest.mark.parametrize("output_format", ["text", "json"])
 def test_truncated_patch_is_not_reported_as_empty(api, run_cli, checkout, option, code, output_format):
-    serve_task(api, b"# truncated: it is larger than the limit of a patch (256 MiB)\n")
+    serve_task(api, b"# truncated: it exceeds the maximum patch size (256 MiB)\n")
     result = run_cli("run", "Grow.", option, "-f", output_format, cwd=checkout)
     assert result.returncode == code
     if output_format == "json":
         last = json.loads(result.stdout.splitlines()[-1])
         assert last == {"type": "patch", "task_id": TASK_ID, "applied": False, "files": []}
-    assert b"  truncated: it is larger than the limit of a patch (256 MiB)\n" in result.stderr
+    assert b"  truncated: it exceeds the maximum patch size (256 MiB)\n" in result.stderr
     assert b"changed nothing" not in result.stderr
 
 

@@ -433,7 +433,7 @@ def test_patch_above_the_size_limit_is_replaced_by_a_message(harness, monkeypatc
 
     task_patch, reason = harness.patch_and_reason(base)
 
-    assert "larger than the limit of a patch" in reason
+    assert "exceeds the maximum patch size" in reason
     assert task_patch == f"# truncated: {reason}\n".encode()
 
 

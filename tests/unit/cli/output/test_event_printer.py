@@ -371,7 +371,7 @@ def test_new_attempt_is_printed():
         {"type": "attempt", "attempt": 3, "attempt_id": "cdefghij2345", "resumes": False},
     ]
     text = print_to_text(events)
-    assert "Attempt 2 continues where the previous one was lost" in text
+    assert "Attempt 2 resumes where the previous attempt stopped" in text
     assert "Attempt 3 starts over" in text
 
 

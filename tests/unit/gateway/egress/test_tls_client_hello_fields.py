@@ -223,7 +223,7 @@ def test_other_handshake_messages_are_not_a_hello(kind):
 
 
 @pytest.mark.parametrize("kind", [0x14, 0x15, 0x17, 0x18, 0x80])
-def test_another_record_type_alone_or_between_fragments_is_rejected(kind):
+def test_non_handshake_record_is_rejected_at_the_start_and_between_fragments(kind):
     assert parse_client_hello(kind.to_bytes(1) + COMPLETE_HELLO[1:]) == ClientHello(True)
     first = records(COMPLETE_HELLO[5:30])
     assert parse_client_hello(first + kind.to_bytes(1) + b"\3\1\0\1x") == ClientHello(True, byte_count=len(first) + 5)

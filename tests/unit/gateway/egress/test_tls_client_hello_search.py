@@ -149,7 +149,7 @@ def test_body_of_the_minimum_length_is_checked_for_a_name():
 
 
 @pytest.mark.parametrize("position", [0, 1, 4])
-def test_message_with_another_header_is_not_a_hello(position: int):
+def test_message_with_a_different_header_is_not_a_hello(position: int):
     content = bytearray(message(body(OTHER)))
     assert deny_reason(record(bytes(content))) is not None
     content[position] ^= 0x40

@@ -164,7 +164,7 @@ def test_second_hello_in_nonstandard_records_is_denied(nonstandard, piece_bytes)
 @pytest.mark.parametrize("piece_bytes", [1, 6, 100_000])
 @pytest.mark.parametrize("between", [CHANGE_CIPHER_SPEC, ALERT, CHANGE_CIPHER_SPEC * 2, APPLICATION_DATA])
 @pytest.mark.parametrize("cut", [1, 3, 10, 60])
-def test_second_hello_split_by_another_record_is_denied(cut, between, piece_bytes):
+def test_second_hello_split_by_a_non_handshake_record_is_denied(cut, between, piece_bytes):
     """OpenSSL skips the record between the fragments and joins the fragments before and after it."""
     message = client_hello(OTHER)[5:]
     parts = [b"\x16\3\3" + len(part).to_bytes(2) + part for part in (message[:cut], message[cut:])]

@@ -200,7 +200,7 @@ def test_hidden_mappings_are_attributed_by_share():
     assert sandbox.measure(1 << 40, VMA_BYTES_MAX + 1) == VMA_BYTES_MAX + 1
 
 
-def test_mappings_must_be_hidden_in_two_consecutive_checks():
+def test_hidden_mappings_are_attributed_only_after_two_consecutive_checks():
     sandbox = CountedSandbox(1000)
     for sandbox.are_hidden in (True, False, True, False):
         assert sandbox.measure(1 << 40, VMA_BYTES_MAX + 1) == 1000 * VMA_BYTES

@@ -156,7 +156,7 @@ def test_value_that_mostly_consists_of_escapes_is_found_in_html_and_shell_text(
 
 @pytest.mark.parametrize("encode", ENCODINGS)
 @pytest.mark.parametrize("value", SHORT_WITH_ESCAPES)
-def test_html_and_shell_text_with_another_value_is_unchanged(value: str, encode: Callable[[str], str]):
+def test_html_and_shell_text_with_a_different_value_is_unchanged(value: str, encode: Callable[[str], str]):
     redactor = SecretRedactor({"S": value})
     for other in (value.swapcase(), value.translate(str.maketrans("abnrt", "cdmqs"))):
         data = f"<{encode(other)}>".encode()

@@ -379,5 +379,5 @@ def _counts_line(snapshot: Snapshot) -> Text:
 
 
 def table_rows(tasks: Sequence[TaskSummary], now: datetime, *, on_terminal: bool) -> list[list[Text]]:
-    """Return the rows of all tasks, for output without a screen."""
+    """Return one row per task, for non-interactive output."""
     return [task_row(task, now, on_terminal=on_terminal) for task in tasks]

@@ -59,7 +59,7 @@ def prepare(settings: list[str]) -> None:
     - Limits: bytes of memory, number of processes, bytes of /dev/shm.
     - Ports of the gateway, separated by commas.
     - Number of files to cache, which this function ignores.
-    - Soft and hard limit of open files per process.
+    - Soft and hard limit on open files per process.
     - Path of each execute-only program.
     """
     host_name, memory, processes, shm_bytes, ports, _, files_soft, files_hard, *execute_only_paths = settings
