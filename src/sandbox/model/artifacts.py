@@ -45,6 +45,12 @@ class Artifact(msgspec.Struct, frozen=True):
         return self.path.startswith(f"{GENERATED_DIRECTORY}/")
 
 
+def generated_artifact_names(task_id: str) -> frozenset[str]:
+    """Return the names of the artifacts that Sandbox may generate for a task. Other files get other names."""
+    own = (f"{task_id}.{suffix}" for suffix in ("patch", "chain.patch", "changes.tar"))
+    return frozenset({*own, TRANSCRIPT_NAME, AGENT_SESSION_ARTIFACT, METADATA_NAME})
+
+
 class DiffStatistics(msgspec.Struct, frozen=True):
     """The size of a patch: changed files, and added and deleted lines. Binary files count as having no lines."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.model.artifacts import AGENT_SESSION_ARTIFACT, METADATA_NAME, TRANSCRIPT_NAME, Artifact, DiffStatistics
+from sandbox.model.artifacts import METADATA_NAME, Artifact, DiffStatistics, generated_artifact_names
 from sandbox.model.events import CancelRequested, FollowUp, Idempotency, Parent, Progress
 from sandbox.model.failure import Failure
 from sandbox.model.fixed_limits import FINAL_MESSAGE_CHARACTERS_MAX
@@ -213,9 +213,8 @@ class Task(
     @property
     def generated_artifact_names(self) -> frozenset[str]:
         """The names of artifacts that Sandbox may generate, and of inherited files. Other files get other names."""
-        generated = (f"{self.id}.{suffix}" for suffix in ("patch", "chain.patch", "changes.tar"))
         inherited = (file.name for file in (self.parent.files if self.parent is not None else ()))
-        return frozenset({*generated, *inherited, TRANSCRIPT_NAME, AGENT_SESSION_ARTIFACT, METADATA_NAME})
+        return generated_artifact_names(self.id).union(inherited)
 
     @property
     def is_collected(self) -> bool:

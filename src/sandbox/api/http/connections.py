@@ -216,7 +216,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 
     async def _read_parts(self) -> None:
         while self.conn.is_paused:
-            share = self._head_share if self.scope is None else _share_of(self.scope)
+            share = _share_of(self.scope, self._head_share)
             await share.wait_for_turn(_HEAD_CHARGE_BYTES if self.conn.is_next_part_cheap else _PARTS_CHARGE_BYTES)
             if self.transport.is_closing():
                 break
@@ -336,7 +336,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
         """Parse the buffered frames, a few at a time, once the handshake is complete."""
         await self._wait_until(lambda: self.handshake_complete)
         while self._unparsed and not self.transport.is_closing():
-            await _share_of(self.scope).wait_for_turn(_PARTS_CHARGE_BYTES)
+            await _share_of(self.scope, FairShare()).wait_for_turn(_PARTS_CHARGE_BYTES)
             frames, self._unparsed = self._unparsed[:_FRAMES_BYTES_PER_STEP], self._unparsed[_FRAMES_BYTES_PER_STEP:]
             super().data_received(bytes(frames))
             await self._wait_until(lambda: self.queue.empty() or self.close_sent)
@@ -429,10 +429,10 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def _share_of(scope: Any) -> FairShare:
-    """Return the client's share of the event loop; a new one if the request has not been authenticated yet."""
-    share = scope["state"].get("share")
-    return share if isinstance(share, FairShare) else FairShare()
+def _share_of(scope: Any, default: FairShare) -> FairShare:
+    """Return the client's share of the event loop; the default one until the request has been authenticated."""
+    share = scope and scope["state"].get("share")
+    return share if isinstance(share, FairShare) else default
 
 
 def _bad_request_response(cause: str, client: tuple[str, int | None] | None) -> Response:

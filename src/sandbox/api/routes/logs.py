@@ -29,7 +29,6 @@ from sandbox.api.streaming_response import (
 from sandbox.interfaces.server_services import TaskEvents
 from sandbox.model.display_text import format_timestamp
 from sandbox.model.errors import FieldError, InvalidParameterError
-from sandbox.model.task import Task
 from sandbox.model.wire.event_conversion import (
     LogStream,
     WireEvent,
@@ -169,7 +168,10 @@ async def get_logs(
     position = query.after if query.after is not None else resumed
     start = position or 0
     if query.tail and not (query.follow and position is not None):
-        start = await _find_tail_start(context.services.events, task, start, query.tail, encoder)
+        last_seq = task.last_seq
+        del task  # it can have megabytes, and the search can take minutes
+        start = await _find_tail_start(context.services.events, task_id, last_seq, start, query.tail, encoder)
+        task = await context.services.tasks.status(task_id)
     if not query.follow:
         messages = _limit(
             encode_each(context.services.events.recorded_events(task_id, after=start), encoder), query.limit
@@ -206,40 +208,42 @@ async def _limit(source: AsyncIterator[MessageBatch], count: int) -> AsyncIterat
         await close_iterator(source)
 
 
-async def _find_tail_start(events: TaskEvents, task: Task, after: int, lines: int, encoder: LogEncoder) -> int:
+async def _find_tail_start(
+    events: TaskEvents, task_id: str, last_seq: int, after: int, lines: int, encoder: LogEncoder
+) -> int:
     """Return the `after` that selects the last `lines` existing lines, reading only as far back as needed."""
     block_lines = 1 + lines // _TAIL_BLOCKS_MAX
     scan_count = lines
     while True:
         scan_count *= _TAIL_GROWTH_FACTOR
-        begin = max(after, task.last_seq - scan_count)
+        begin = max(after, last_seq - scan_count)
         block_seqs: deque[int] = deque(maxlen=lines // block_lines + 2)
         count = 0
-        async for seq in _matching_seqs(events, task, begin, encoder):
+        async for seq in _matching_seqs(events, task_id, begin, encoder):
             if count % block_lines == 0:
                 block_seqs.append(seq)
             count += 1
         if count > lines:
             blocks_back = (count - 1) // block_lines - (count - lines - 1) // block_lines
             skipped = (count - lines - 1) % block_lines
-            return await _skip_lines(events, task, block_seqs[-1 - blocks_back], skipped, encoder)
+            return await _skip_lines(events, task_id, block_seqs[-1 - blocks_back], skipped, encoder)
         if begin == after:
             return after
 
 
-async def _skip_lines(events: TaskEvents, task: Task, seq: int, skipped: int, encoder: LogEncoder) -> int:
+async def _skip_lines(events: TaskEvents, task_id: str, seq: int, skipped: int, encoder: LogEncoder) -> int:
     """Return the seq of the line that is `skipped` lines after the line with `seq`."""
     if skipped == 0:
         return seq
-    async for found in _matching_seqs(events, task, seq, encoder):
+    async for found in _matching_seqs(events, task_id, seq, encoder):
         seq, skipped = found, skipped - 1
         if skipped == 0:
             break
     return seq
 
 
-async def _matching_seqs(events: TaskEvents, task: Task, after: int, encoder: LogEncoder) -> AsyncIterator[int]:
-    async for event in events.recorded_events(task.id, after=after):
+async def _matching_seqs(events: TaskEvents, task_id: str, after: int, encoder: LogEncoder) -> AsyncIterator[int]:
+    async for event in events.recorded_events(task_id, after=after):
         await fair_client_shares.wait_for_turn(estimate_memory_bytes(event))
         if event["type"] != "end" and encoder.includes(event):
             yield event["seq"]

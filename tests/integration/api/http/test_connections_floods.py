@@ -77,6 +77,21 @@ async def test_short_chunks_are_parsed_in_batches(running_api, wait_until, monke
             writer.close()
 
 
+async def test_short_chunks_that_arrive_with_the_head_are_parsed_in_batches(running_api, wait_until, monkeypatch):
+    """The chunks are buffered before the request has been authenticated."""
+    chunks = CallsPerLoopIteration(monkeypatch, request_framing.RequestFraming, "_read_chunk")
+    async with running_api(FakeTokenStore(otto="operator")) as api:
+        clients = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(CONNECTIONS)]
+        watching = asyncio.create_task(chunks.watch())
+        for _, writer in clients:
+            writer.write(HEAD % b"POST /api/v1/tasks" + CHUNKS)
+        await wait_until(lambda: chunks.total >= 5000, 30)
+        assert chunks.maximum <= PER_LOOP_ITERATION_MAX
+        watching.cancel()
+        for _, writer in clients:
+            writer.close()
+
+
 async def test_malformed_requests_are_answered_in_batches(running_api, monkeypatch):
     response_calls = CallsPerLoopIteration(monkeypatch, connections, "_bad_request_response")
 

@@ -1,8 +1,10 @@
 """Logs and events of a task."""
 
 import json
+import weakref
 from collections import deque
 
+import msgspec
 import pytest
 from starlette.datastructures import QueryParams
 
@@ -49,6 +51,28 @@ def sse(response):
         assert (fields["event"], fields["id"]) == (data["type"], str(data["seq"]))
         events.append((data["seq"], data["type"]))
     return events
+
+
+class ReleasableValue:
+    """A part of a task that shows whether the task is still in memory."""
+
+
+def test_task_is_not_kept_in_memory_during_the_search_for_the_last_lines(api, tasks, monkeypatch):
+    read_status, read_events, loaded, found_in_memory = tasks.status, tasks.recorded_events, [], []
+
+    async def status(task_id):
+        value = ReleasableValue()
+        loaded.append(weakref.ref(value))
+        return msgspec.structs.replace(await read_status(task_id), result={"value": value})
+
+    def recorded_events(task_id, *, after=0):
+        found_in_memory.append(any(one() is not None for one in loaded))
+        return read_events(task_id, after=after)
+
+    monkeypatch.setattr(tasks, "status", status)
+    monkeypatch.setattr(tasks, "recorded_events", recorded_events)
+    assert len(lines(api.get(f"{LOGS_PATH}?tail=1"))) == 1
+    assert found_in_memory[0] is False
 
 
 def test_plain_logs_have_time_and_source(api):

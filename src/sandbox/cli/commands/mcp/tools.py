@@ -16,6 +16,7 @@ from pydantic import Field
 from sandbox import __version__
 from sandbox.agents import registered_agents
 from sandbox.client import Artifact, AsyncClient, ClientError
+from sandbox.model.artifacts import generated_artifact_names
 from sandbox.model.task_state import FINAL_STATES, TaskState
 
 RESPONSE_CHARACTERS_MAX = 40_000
@@ -120,8 +121,8 @@ async def read_artifacts(client: AsyncClient, task_id: str, name: str | None, of
     if name is None:
         rows = [{field: value for field, value in entry.items() if field in _ARTIFACT_FIELDS} for entry in listed]
         return _text_page(_json(rows), offset)
-    by_name = {entry[key]: entry for key in ("path", "name") for entry in listed}
-    entry = by_name.get(name)
+    by_path = {} if name in generated_artifact_names(task_id) else {entry["path"]: entry for entry in listed}
+    entry = (by_path | {entry["name"]: entry for entry in listed}).get(name)
     if entry is None:
         raise ToolFailedError("artifact_not_found: The task has no such artifact. Omit the name to list all artifacts.")
     return await _artifact_text(client, task_id, entry, offset)

@@ -17,6 +17,7 @@ from sandbox.cli.options import allow_secrets_option, common_options, current_op
 from sandbox.cli.output.console import escape_name, escape_text, print_json
 from sandbox.cli.patches import patch_lines, reject_secrets
 from sandbox.cli.task_arguments import task_argument
+from sandbox.model.artifacts import generated_artifact_names
 from sandbox.model.display_text import format_size
 from sandbox.model.task_state import FINAL_STATES
 
@@ -78,7 +79,8 @@ def _select_artifacts(client: Client, task_id: str, name: str | None) -> list[Ar
     if name is None:
         return listed or _list_again(client, task_id)
     by_name, by_path = ([entry for entry in listed if entry[field] == name] for field in ("name", "path"))
-    matches = by_name or by_path
+    # The agent chose the paths, so a path must not select a file under the name of a generated artifact.
+    matches = by_name or (by_path if name not in generated_artifact_names(task_id) else [])
     if not matches:
         message = f"Error: Task {escape_text(task_id)} has no artifact {escape_name(repr(name))}."
         fail(f"{message}\n  List them: sandbox task artifacts {escape_text(task_id)}", ExitCode.NOT_FOUND)

@@ -992,6 +992,14 @@ def test_download_by_path_uses_the_requested_name(run_cli, api, tmp_path):
     assert ((tmp_path / "report.md").read_bytes(), (tmp_path / ".bashrc").exists()) == (b"report", False)
 
 
+@pytest.mark.parametrize("name", ["metadata.json", f"{TASK_ID}.changes.tar"])
+def test_workspace_file_is_not_downloaded_as_a_generated_artifact(run_cli, api, tmp_path, name):
+    entry = {"name": f"renamed-{name}", "path": name, "checksum": "", "contains_secret": False}
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"artifacts": [entry]}))
+    assert run_cli("task", "download", TASK_ID, name).returncode == 3
+    assert not (tmp_path / name).exists()
+
+
 def test_damaged_download_exits_with_10_and_leaves_no_file(run_cli, api, tmp_path):
     api.on("GET", f"/tasks/{TASK_ID}/artifacts/a", ApiResponse(200, [b"x"], {"X-Checksum-SHA256": "0" * 64}))
     entry = {"name": "a", "path": "a", "contains_secret": False, "checksum": ""}

@@ -128,6 +128,17 @@ def test_secret_flag_and_content_belong_to_the_same_artifact():
         asyncio.run(tools.read_artifacts(client, "t", "b.md", 0))
 
 
+def test_workspace_file_is_not_found_as_a_generated_artifact():
+    class Client(AmbiguousNamesClient):
+        async def artifacts(self, task_id):
+            row = {"name": "metadata-2.json", "path": "metadata.json", "contains_secret": False, "content_type": "x/y"}
+            return {"artifacts": [row]}
+
+    with pytest.raises(tools.ToolFailedError, match="artifact_not_found"):
+        asyncio.run(tools.read_artifacts(Client(), "t", "metadata.json", 0))
+    assert asyncio.run(tools.read_artifacts(Client(), "t", "metadata-2.json", 0)) == "metadata-2.json"
+
+
 def test_artifact_is_found_by_name_or_path():
     for name in ("a.md", "docs/a.md"):
         assert asyncio.run(tools.read_artifacts(FakeClient(data=b"text"), "t", name, 0)) == "text"
