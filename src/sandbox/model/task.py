@@ -211,12 +211,6 @@ class Task(
         return (*(self.parent.files if self.parent is not None else ()), *self.artifacts)
 
     @property
-    def generated_artifact_names(self) -> frozenset[str]:
-        """The names of artifacts that Sandbox may generate, and of inherited files. Other files get other names."""
-        inherited = (file.name for file in (self.parent.files if self.parent is not None else ()))
-        return generated_artifact_names(self.id).union(inherited)
-
-    @property
     def is_collected(self) -> bool:
         """Whether the collection of artifacts has ended, complete or not. The runner may have died since then."""
         return any(artifact.name == METADATA_NAME for artifact in self.artifacts)
@@ -238,3 +232,9 @@ class Task(
         if attempt.follow_up is not None:
             return attempt.hands_over_disk(attempt.follow_up)
         return attempt.sandbox_name is not None or attempt.resumes
+
+
+def reserved_artifact_names(task: Task) -> frozenset[str]:
+    """Return the names that no file of the agent may get: those of generated artifacts and inherited files."""
+    inherited = (file.name for file in (task.parent.files if task.parent is not None else ()))
+    return generated_artifact_names(task.id).union(inherited)

@@ -41,7 +41,7 @@ from sandbox.model.errors import error_reason
 from sandbox.model.events import CancelRequested, TaskFinished
 from sandbox.model.fixed_limits import CANCEL_TIMEOUT_SECONDS, CANCEL_TIMEOUT_SECONDS_MIN, CHAIN_TOTALS_TASKS_MAX
 from sandbox.model.state_machine import IllegalEventError
-from sandbox.model.task import Task
+from sandbox.model.task import Task, reserved_artifact_names
 from sandbox.model.task_state import TaskState
 from sandbox.primitives import fair_client_shares
 from sandbox.primitives.concurrency import run_in_daemon_thread
@@ -343,7 +343,7 @@ class TaskArtifacts:
 
     def _find(self, task: Task, name: str) -> StoredArtifact:
         # A workspace file whose path is the name of a generated artifact must not be mistaken for this artifact.
-        for key in ("name",) if name in task.generated_artifact_names else ("name", "path"):
+        for key in ("name",) if name in reserved_artifact_names(task) else ("name", "path"):
             for artifact in task.artifacts:
                 if artifact.is_internal:
                     continue

@@ -54,7 +54,6 @@ class RequestFraming:
 
     error: why nothing more is passed on, or None.
     is_paused: whether there may be more parts of the current request, or a held head; the next `feed` returns them.
-    holds_all_heads: whether heads that are not costly are held back, too.
     has_costly_head: whether the last head is costly.
     """
 
@@ -71,7 +70,7 @@ class RequestFraming:
         self._is_last_request = False
         self._has_request_ended = False
         self._is_head_held = False
-        self.holds_all_heads = False
+        self._holds_all_heads = False
         self.has_costly_head = False
         self._parse_step: Callable[[], bytes | None] = self._read_head
 
@@ -94,6 +93,10 @@ class RequestFraming:
             self._parse_step = self._discard
         self.is_paused = self._is_head_held or (not parts_left and not self._has_request_ended)
         return bytes(output)
+
+    def hold_heads(self, *, are_all_held: bool) -> None:
+        """Hold back all heads from now on, or only costly ones."""
+        self._holds_all_heads = are_all_held
 
     def buffer(self, data: bytes) -> None:
         """Add received bytes for later parsing."""
@@ -127,7 +130,7 @@ class RequestFraming:
             or len(self._fields) > COSTLY_HEAD_FIELDS
             or _count_list_values(self._fields) > COSTLY_HEAD_VALUES
         )
-        return self.holds_all_heads or self.has_costly_head
+        return self._holds_all_heads or self.has_costly_head
 
     def _add_field(self, line: bytes) -> bytes:
         """Parse a header or trailer field and return its name."""
@@ -268,7 +271,7 @@ class FramedConnection(h11.Connection):
 
     def hold_heads(self, *, are_all_held: bool) -> None:
         """Hold back all heads from now on, or only costly ones."""
-        self._framing.holds_all_heads = are_all_held
+        self._framing.hold_heads(are_all_held=are_all_held)
 
     def resume(self) -> None:
         """Pass on further parts of the current request."""

@@ -33,7 +33,7 @@ from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.fixed_limits import AGENT_SESSION_BYTES_MAX, SECRET_SCAN_SECONDS_MIN
 from sandbox.model.resources import transient_disk_error
 from sandbox.model.state_machine import final_state
-from sandbox.model.task import Task
+from sandbox.model.task import Task, reserved_artifact_names
 from sandbox.model.wire.task_conversion import attempt_bodies, task_failure_body
 from sandbox.primitives.files import fsync_path, remove_on_failure, replace_durably
 from sandbox.primitives.secret_digests import matches_fingerprint
@@ -371,7 +371,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         patterns = task.manifest.lifecycle.artifact_patterns
         if not patterns or not attempt.layout.workspace.is_dir():
             return
-        reserved_names = task.generated_artifact_names
+        reserved_names = reserved_artifact_names(task)
         secret_named: list[Artifact] = []
         names: set[str] = set()
         matches = self.workspaces.collect(attempt.layout.workspace, patterns, artifacts.directory, reserved_names)

@@ -51,7 +51,7 @@ async def test_probe_requires_root(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("os.getuid", lambda: 1000)
     result = await QemuRuntime(tmp_path / "run").probe()
     assert not result.is_available
-    assert "run as root" in result.remedy
+    assert "run the server as root" in result.remedy
 
 
 async def test_emulation_requires_an_explicit_choice(

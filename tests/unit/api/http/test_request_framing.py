@@ -230,10 +230,10 @@ def test_costly_head_is_passed_on_by_the_next_call(fields):
 
 def test_all_heads_can_be_held_back():
     framing = RequestFraming()
-    framing.holds_all_heads = True
+    framing.hold_heads(are_all_held=True)
     assert (framing.feed(GET), framing.is_paused, framing.has_costly_head) == (b"", True, False)
     assert (framing.feed(b""), framing.is_paused) == (GET, False)
-    framing.holds_all_heads = False
+    framing.hold_heads(are_all_held=False)
     assert (framing.feed(GET), framing.is_paused) == (GET, False)
 
 
