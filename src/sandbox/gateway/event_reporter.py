@@ -45,6 +45,19 @@ class EventReporter:
             return "(too-long)"
         return printable_host(self._redact(text))
 
+    def _sanitize_host(self, host: str) -> str:
+        """Sanitize a host name, in lower case: a program may write a secret's value in another case.
+
+        The name is redacted before and after each conversion, because a conversion can change a value.
+        """
+        if len(host) > REDACTED_NAME_CHARACTERS_MAX:
+            return "(too-long)"
+        redacted = self._redact(_decode_escapes(self._redact(host)))
+        name = self._redact(redacted.lower())
+        for placeholder in _PLACEHOLDER.findall(redacted):
+            name = name.replace(placeholder.lower(), placeholder)
+        return printable_host(name)
+
     def quote(self, text: str) -> str:
         """Make a message from the upstream safe for a report: redact it, escape it as one line, then truncate it."""
         line = replace_unprintable(" ".join(self._redact(text).split()), escape_character)
@@ -74,8 +87,7 @@ class EventReporter:
         self._denials_in_second += 1
         if self._denials_in_second > REPORTED_DENIALS_PER_SECOND_MAX:
             return
-        # Convert to lower case: a program may write a secret's value in another case and use it as a host name.
-        self._report(EgressDenied(self.sanitize(_decode_escapes(host).lower()), port, reason))
+        self._report(EgressDenied(self._sanitize_host(host), port, reason))
         self._denials_reported += 1
         if self._denials_reported == DENIALS_REPORTED_MAX:
             message = "Further denied connections are counted but not listed."
@@ -119,19 +131,22 @@ class EventReporter:
             self._report(ErrorReported("egress_denials_dropped", message))
 
 
-_ESCAPED_BYTES = re.compile(r"(?:\\x[0-9a-f]{2})+")
+_PLACEHOLDER = re.compile(r"\[REDACTED:\w+\]")
+_ESCAPED_BYTES = re.compile(r"(?:\\x[89a-f][0-9a-f])+")
+_FIRST_SURROGATE = 0xDC00
+"""With the error handler `surrogateescape`, an invalid byte is decoded as this code point plus the byte."""
+
+_INVALID_BYTES = {_FIRST_SURROGATE + byte: byte for byte in range(0x80, 0x100)}
 
 
 def _decode_escapes(host: str) -> str:
-    """Decode the escapes of bytes that are not ASCII, because only text can be converted to lower case."""
+    """Decode the escapes of bytes that are not ASCII, as UTF-8. Only text can be converted to lower case."""
     return _ESCAPED_BYTES.sub(lambda match: _decode_bytes(bytes.fromhex(match[0].replace("\\x", ""))), host)
 
 
 def _decode_bytes(data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
+    """Decode UTF-8. Decode each invalid byte as Latin-1."""
+    return data.decode(errors="surrogateescape").translate(_INVALID_BYTES)
 
 
 def printable_host(host: str) -> str:

@@ -52,6 +52,37 @@ def test_value_in_a_host_name_is_redacted_regardless_of_case(host):
     assert [event.host for event in events] == ["[REDACTED:S].example", "other.example"]
 
 
+@pytest.mark.parametrize(
+    ("value", "host"),
+    [
+        ("ägeheimnis1", "\\xff\\xc3\\xa4geheimnis1.example"),
+        ("Äpfelbaum7", "\\xe9\\xc3\\x84pfelbaum7.example"),
+        ("Äpfelbaum7", "\\xc3\\xa4PFELBAUM7.example"),
+        ("Hunter2-ΚΩΣ", "Hunter2-\\xce\\x9a\\xce\\xa9\\xce\\xa3.example"),
+        ("Hunter2-ΚΩΣ", "Hunter2-\\xce\\x9a\\xce\\xa9\\xce\\xa3x.example"),
+        ("pass\\x41word9", "pass\\x41word9.example"),
+        ("pass\\xc3word9", "pass\\xc3word9.example"),
+    ],
+)
+def test_value_with_characters_that_are_not_ascii_is_redacted_in_a_host_name(value, host):
+    events: list = []
+    redactor = SecretRedactor({"S": value})
+    EventReporter(events.append, FakeClock(), redactor.redact_text).report_denied(host, 443, "no")
+    assert "[REDACTED:S]" in events[0].host
+    assert not any(part in events[0].host.lower() for part in ("geheimnis", "pfelbaum", "hunter", "word9"))
+
+
+def test_two_values_in_different_case_are_redacted_in_a_host_name():
+    events: list = []
+    redactor = SecretRedactor({"S": "Hunter2-ΚΩΣ", "T": "Value-X1"})
+    reporter = EventReporter(events.append, FakeClock(), redactor.redact_text)
+    reporter.report_denied("Hunter2-\\xce\\x9a\\xce\\xa9\\xce\\xa3.VALUE-X1.Example", 443, "no")
+    reporter.report_denied("[REDACTED:VALUE-X1].Example", 443, "no")
+    reporter.report_denied("x" * (REDACTED_NAME_CHARACTERS_MAX + 1), 443, "no")
+    hosts = [event.host for event in events]
+    assert hosts == ["[REDACTED:S].[REDACTED:T].example", "[redacted:[REDACTED:T]].example", "(too-long)"]
+
+
 def test_flush_reports_the_count_of_dropped_denials():
     reporter, events, _ = create_reporter()
     for _ in range(REPORTED_DENIALS_PER_SECOND_MAX + 1):
