@@ -126,6 +126,7 @@ class CostBound(msgspec.Struct, frozen=True):
     input_tokens: estimated from the request's length.
     output_tokens_max: the limit in the request, which is untrusted; the gateway rejects a negative limit.
     hidden_output_tokens: the part of `output_tokens_max` that is not in the response, such as an advisor's output.
+    has_hidden_input: the response may report its input before the model reads more, such as fetched pages.
     """
 
     model: str
@@ -133,6 +134,7 @@ class CostBound(msgspec.Struct, frozen=True):
     output_tokens_max: int
     is_streamed: bool
     hidden_output_tokens: int = 0
+    has_hidden_input: bool = False
 
 
 class Endpoint(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ A model that is not listed has no price; the price of a similar model is never u
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ import msgspec
 from sandbox.agents.claude_code.messages_api.request_restrictions import (
     additional_models,
     count_images,
+    find_external_access,
     unknown_fee_reason,
 )
 from sandbox.interfaces.gateway import CostBound
@@ -144,7 +145,8 @@ def estimate_cost_bound(document: dict[str, Any], byte_count: int) -> CostBound:
 
     If other models may serve the request too, the bound is for the most expensive one. If the request has content whose
     length is unknown, such as a PDF, the number of input tokens is INPUT_TOKENS_MAX. The `max_tokens` of the request
-    does not limit an advisor, whose output is not in the response.
+    does not limit an advisor, whose output is not in the response. All calls of all advisors together count as at most
+    INPUT_TOKENS_MAX and OUTPUT_TOKENS_MAX.
     """
     additional = list(additional_models(document))
     advisors = [each for each in additional if each.is_advisor]
@@ -155,24 +157,29 @@ def estimate_cost_bound(document: dict[str, Any], byte_count: int) -> CostBound:
     input_tokens = (
         INPUT_TOKENS_MAX if images is None else byte_count // _INPUT_BYTES_PER_TOKEN + images * IMAGE_TOKENS_MAX
     )
-    input_tokens *= 1 + sum(_output_limit(each.max_uses) for each in advisors)
+    input_tokens = min(input_tokens * (1 + sum(_output_limit(each.max_uses) for each in advisors)), INPUT_TOKENS_MAX)
+    output_tokens_max = min(output_tokens + hidden_output_tokens, OUTPUT_TOKENS_MAX)
     return CostBound(
-        max((document.get("model", ""), *(each.name for each in additional)), key=_output_price),
-        min(input_tokens, INPUT_TOKENS_MAX),
-        min(output_tokens + hidden_output_tokens, OUTPUT_TOKENS_MAX),
+        most_expensive(
+            (document.get("model", ""), *(each.name for each in additional)),
+            TokenCounts(input_tokens, output_tokens_max),
+        ),
+        input_tokens,
+        output_tokens_max,
         document.get("stream") is True,
         min(hidden_output_tokens, OUTPUT_TOKENS_MAX),
+        has_hidden_input=bool(advisors) or (images is None and find_external_access(document, str) is not None),
     )
+
+
+def most_expensive(models: Iterable[str], tokens: TokenCounts) -> str:
+    """Return the model that costs most for these tokens. A model without a price counts as free."""
+    return max(models, key=lambda model: cost_usd(model, tokens) or 0.0)
 
 
 def _output_limit(limit: Any) -> int:
     """Return a limit in the request, or OUTPUT_TOKENS_MAX if it is missing or invalid."""
-    return limit if isinstance(limit, int) and 0 < limit < OUTPUT_TOKENS_MAX else OUTPUT_TOKENS_MAX
-
-
-def _output_price(model: str) -> float:
-    price = find_price(model)
-    return 0.0 if price is None else price.output
+    return limit if type(limit) is int and 0 < limit < OUTPUT_TOKENS_MAX else OUTPUT_TOKENS_MAX
 
 
 _VALUES_WITHOUT_SURCHARGE = {"speed": (None, "standard"), "inference_geo": (None, "global", "not_available")}

@@ -24,6 +24,7 @@ _TOOLS_WITHOUT_EXTERNAL_ACCESS = re.compile(
 _PRICED_TOOLS = re.compile(rf"{_TOOLS_WITHOUT_EXTERNAL_ACCESS.pattern}|web_(fetch|search)_[0-9]{{8}}|mcp_toolset")
 """`_TOOLS_WITHOUT_EXTERNAL_ACCESS`, and server-side tools that cost only tokens or a known, reported fee."""
 
+_ADVISOR = re.compile(r"advisor_[0-9]{8}")
 _MCP_TOOLSET = "mcp_toolset"
 _DATE = re.compile(r"_[0-9]{8}")
 """A type that contains this date marks its object as a server-side tool, wherever the object occurs."""
@@ -122,7 +123,7 @@ def additional_models(document: dict[str, Any]) -> Iterator[AdditionalModel]:
     """Yield the additional models that may serve the request."""
     for context, value in _iter_objects(document):
         kind = _get_field(value, "type")
-        is_advisor = isinstance(kind, str) and kind.startswith("advisor_")
+        is_advisor = is_short_string(kind) and _ADVISOR.fullmatch(kind) is not None
         if context == "fallbacks" or is_advisor:
             name, max_tokens, max_uses = (_get_field(value, field) for field in ("model", "max_tokens", "max_uses"))
             yield AdditionalModel(name if is_short_string(name) else "", is_advisor, max_tokens, max_uses)

@@ -12,6 +12,7 @@ from sandbox.agents.claude_code.messages_api.pricing import (
     TokenCounts,
     cost_usd,
     has_price,
+    most_expensive,
 )
 from sandbox.interfaces.gateway import CostBound, UsageMeter
 from sandbox.model.errors import DECODE_ERRORS
@@ -293,13 +294,15 @@ class _Tally:
             self._web_searches = searches
 
     def upper_bound(self, cost_bound: CostBound, output: int) -> Usage | None:
-        if self._model is None or cost_bound.hidden_output_tokens:
-            self.set_model(cost_bound.model)
-        if cost_bound.hidden_output_tokens:
+        if cost_bound.has_hidden_input:
             self._counts["input"] = max(cost_bound.input_tokens, self._counts.get("input", 0))
         self._counts = {"input": cost_bound.input_tokens} | self._counts
         self._counts["output"] = max(output, self._counts.get("output", 0))
         self._usage = None
+        if self._model is None:
+            self.set_model(cost_bound.model)
+        elif has_price(self._model):
+            self.set_model(most_expensive((self._model, cost_bound.model), TokenCounts(**self._counts)))
         return self.usage()
 
     def usage(self) -> Usage | None:

@@ -11,6 +11,7 @@ from sandbox.agents.claude_code.messages_api.pricing import (
     cost_usd,
     estimate_cost_bound,
     find_price,
+    most_expensive,
 )
 
 
@@ -63,11 +64,18 @@ def test_long_prompt_price_applies_from_the_first_token():
         ({"fallbacks": [{"model": "claude-3-5-haiku"}]}, "claude-haiku-4-5"),
         ({"fallbacks": [{"model": "claude-opus-4-1"}]}, "claude-opus-4-1"),
         ({"fallbacks": [{"model": "nobody-knows-it"}]}, "claude-haiku-4-5"),
+        ({"model": "nobody-knows-it", "fallbacks": [{"model": "claude-3-5-haiku"}]}, "claude-3-5-haiku"),
     ],
 )
 def test_cost_bound_uses_the_most_expensive_model_of_a_request(fields, model):
     bound = estimate_cost_bound({"model": "claude-haiku-4-5", "max_tokens": 5} | fields, 300)
     assert (bound.model, bound.input_tokens, bound.output_tokens_max) == (model, 100, 5)
+
+
+def test_most_expensive_model_depends_on_the_tokens():
+    models = ("claude-sonnet-4-5", "claude-opus-4-5")
+    assert most_expensive(models, TokenCounts(100_000, 1000)) == "claude-opus-4-5"
+    assert most_expensive(models, TokenCounts(INPUT_TOKENS_MAX, 1000)) == "claude-sonnet-4-5"
 
 
 def input_tokens(**fields):
@@ -82,10 +90,13 @@ def test_cost_bound_counts_images_because_a_small_file_can_contain_a_large_image
     assert input_tokens(messages=[{"content": [image] * 600}]) == INPUT_TOKENS_MAX
 
 
+PDF = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}}
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}},
+        PDF,
         {"type": "image", "source": {"type": "url", "url": "https://example.org/x"}},
         {"type": "document", "source": {"type": "file", "file_id": "x"}},
     ],
@@ -103,6 +114,20 @@ def test_cost_bound_is_the_maximum_if_the_models_servers_add_a_stored_conversati
     assert input_tokens(thread={"type": "create"}) == 100
 
 
+@pytest.mark.parametrize(
+    ("fields", "has_hidden_input"),
+    [
+        ({"tools": [{"type": "web_fetch_20250910", "name": "web_fetch"}]}, True),
+        ({"thread": {"type": "continue", "previous_message_id": "msg_1"}}, True),
+        ({"tools": [{"name": "Read", "input_schema": {}}]}, False),
+        ({"messages": [{"content": [PDF]}]}, False),
+    ],
+)
+def test_input_is_hidden_if_the_model_reads_more_than_the_request(fields, has_hidden_input):
+    bound = estimate_cost_bound({"model": "claude-haiku-4-5"} | fields, 300)
+    assert bound.has_hidden_input is has_hidden_input
+
+
 def advisor(**limits):
     return {"type": "advisor_20260301", "name": "advisor", "model": "claude-opus-4-1", **limits}
 
@@ -115,13 +140,14 @@ def advisor(**limits):
         ({"max_tokens": 2000}, INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX),
         ({}, INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX),
         ({"max_uses": -1, "max_tokens": "2"}, INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX),
+        ({"max_uses": True, "max_tokens": True}, INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX),
     ],
 )
 def test_cost_bound_includes_the_output_of_an_advisor(limits, input_tokens, hidden_output_tokens):
     document = {"model": "claude-haiku-4-5", "max_tokens": 50, "tools": [advisor(**limits)]}
     bound = estimate_cost_bound(document, 300)
     assert (bound.model, bound.input_tokens) == ("claude-opus-4-1", input_tokens)
-    assert bound.hidden_output_tokens == hidden_output_tokens
+    assert (bound.hidden_output_tokens, bound.has_hidden_input) == (hidden_output_tokens, True)
     assert bound.output_tokens_max == min(50 + hidden_output_tokens, OUTPUT_TOKENS_MAX)
 
 

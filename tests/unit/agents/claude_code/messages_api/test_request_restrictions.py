@@ -285,6 +285,12 @@ def test_advisors_and_fallbacks_count_as_additional_models():
     assert model_names({"fallbacks": {"model": LONGEST_STRING}}) == [LONGEST_STRING]
 
 
+def test_advisor_calls_in_the_history_add_no_models():
+    """Their blocks have no model. A request that repeats them is not one with an unknown model."""
+    kinds = ("advisor_tool_result", "advisor_redacted_result", "advisor_tool_result_error", "advisor_2026030", ["x"])
+    assert model_names({"messages": [{"content": [{"type": kind} for kind in kinds]}]}) == []
+
+
 def test_tools_that_are_not_objects_add_no_models():
     assert model_names({"tools": ["advisor_20260301", 7], "tool": "x"}) == []
 

@@ -106,7 +106,7 @@ def test_line_is_parsed_up_to_the_limit():
 
 
 def test_upper_bound_includes_the_output_of_an_advisor_at_its_price():
-    bound = CostBound("claude-opus-4-1", 500, 6300, is_streamed=True, hidden_output_tokens=6000)
+    bound = CostBound("claude-opus-4-1", 500, 6300, is_streamed=True, hidden_output_tokens=6000, has_hidden_input=True)
     usage = stream_meter_fed(start(), text(300)).upper_bound(bound, is_fully_received=True)
     visible = output_tokens_bound(start(), text(300), bound=CostBound(MODEL, 500, 300, is_streamed=True))
     assert (usage.model, usage.output_tokens) == ("claude-opus-4-1", 6000 + visible)
@@ -146,8 +146,25 @@ def test_input_of_the_request_is_used_if_no_input_is_reported():
     assert stream_meter_fed().upper_bound(REQUEST_BOUND, is_fully_received=True).input_tokens == 500
 
 
+def test_upper_bound_uses_the_most_expensive_model_of_request_and_response():
+    """After a fallback, the stream continues with a model that its start does not name."""
+    assert stream_meter_fed(start()).upper_bound(REQUEST_BOUND, is_fully_received=True).model == "claude-opus-4-1"
+    for requested in ("claude-3-5-haiku", "nobody-knows-it", MODEL):
+        bound = CostBound(requested, 500, 64_000, is_streamed=True)
+        assert stream_meter_fed(start()).upper_bound(bound, is_fully_received=True).model == MODEL
+    unpriced = line({"type": "message_start", "message": {"model": "nobody-knows-it"}})
+    usage = stream_meter_fed(unpriced).upper_bound(REQUEST_BOUND, is_fully_received=True)
+    assert (usage.model, usage.cost_usd) == ("nobody-knows-it", None)
+
+
+def test_reported_input_does_not_replace_the_bound_if_the_model_reads_more_later():
+    bound = CostBound(MODEL, 500, 64_000, is_streamed=True, has_hidden_input=True)
+    for reported, expected in ((10, 500), (900, 900)):
+        meter = stream_meter_fed(start(input_tokens=reported))
+        assert meter.upper_bound(bound, is_fully_received=True).input_tokens == expected
+
+
 def test_model_of_the_request_is_used_if_the_response_names_no_model():
-    assert stream_meter_fed(start()).upper_bound(REQUEST_BOUND, is_fully_received=True).model == MODEL
     usage = stream_meter_fed(b": nothing\n").upper_bound(REQUEST_BOUND, is_fully_received=False)
     assert usage == Usage("claude-opus-4-1", 500, 64_000, 0, 0, (500 * 15 + 64_000 * 75) / 1e6)
 
