@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -52,23 +53,37 @@ _ASSET_MEDIA_TYPES = {
 
 async def send_asset(request: Request, _: AppContext) -> Response:
     """Send a static file; browsers cache it and revalidate by ETag."""
-    file = _asset_files().get(request.path_params["name"])
-    if file is None:
+    asset = _load_assets().get(request.path_params["name"])
+    if asset is None:
         raise HTTPException(404)
-    content = file.read_bytes()
-    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = {"etag": etag, "cache-control": "no-cache", "content-security-policy": _ASSET_SECURITY_POLICY}
-    if request.headers.get("if-none-match", "").removeprefix("W/") == etag:
+    headers = {"etag": asset.etag, "cache-control": "no-cache", "content-security-policy": _ASSET_SECURITY_POLICY}
+    if request.headers.get("if-none-match", "").removeprefix("W/") == asset.etag:
         return Response(status_code=304, headers=headers)
-    return Response(content, headers=headers, media_type=_ASSET_MEDIA_TYPES[file.suffix])
+    return Response(asset.content, headers=headers, media_type=asset.media_type)
+
+
+class _Asset(NamedTuple):
+    content: bytes
+    media_type: str
+    etag: str
 
 
 @cache
-def _asset_files() -> dict[str, Path]:
-    """Return the assets by name; no other file can be requested."""
+def _load_assets() -> dict[str, _Asset]:
+    """Return the assets by name; no other file can be requested.
+
+    All responses share the content. Otherwise, clients that do not read a response would use memory for each request.
+    """
     return {
-        file.name: file for file in (Path(__file__).parent / "assets").iterdir() if file.suffix in _ASSET_MEDIA_TYPES
+        file.name: _read_asset(file, _ASSET_MEDIA_TYPES[file.suffix])
+        for file in (Path(__file__).parent / "assets").iterdir()
+        if file.suffix in _ASSET_MEDIA_TYPES
     }
+
+
+def _read_asset(file: Path, media_type: str) -> _Asset:
+    content = file.read_bytes()
+    return _Asset(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
 _API_ROOT = "/api/"

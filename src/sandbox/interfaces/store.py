@@ -33,7 +33,7 @@ class IndexDamagedError(StoreError):
     remedy: what an operator can do, for messages.
     """
 
-    remedy = "start the server again, or stop it and run: sandbox admin rebuild"
+    remedy = "stop the server and run: sandbox admin rebuild"
 
     def __init__(self, reason: object) -> None:
         super().__init__(f"The index of tasks is damaged ({reason}); {self.remedy}")

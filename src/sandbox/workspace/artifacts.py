@@ -102,6 +102,9 @@ def _compile_segment(part: str) -> re.Pattern[str]:
 TEMPORARY_FILE_NAME = ".sandbox.part"
 """Name of a file while it is being copied; no artifact gets this name."""
 
+_RESERVED_NAMES = (TEMPORARY_FILE_NAME, ".git")
+"""Names in lower case that no artifact gets: git reads a file `.git` in the directory to which a user downloads."""
+
 _NAME_BYTES_MAX = 200
 
 
@@ -109,20 +112,23 @@ class ArtifactNames:
     """Allocates unique artifact names."""
 
     def __init__(self, used_names: frozenset[str]) -> None:
-        self._used_names = {*used_names, TEMPORARY_FILE_NAME}
+        self._used_names = set(used_names)
         self._next_number: dict[str, int] = {}
 
     def allocate(self, path: bytes) -> str:
         """Return the base name if it is free, otherwise the path with `__` for `/`, numbered if necessary."""
         base = _truncate(printable_path(path.rpartition(b"/")[2]))
         whole = _truncate(printable_path(path).replace("/", "__"))
-        name = base if base not in self._used_names else whole
-        while name in self._used_names:
+        name = base if self._is_free(base) else whole
+        while not self._is_free(name):
             number = self._next_number.get(whole, 2)
             name = _numbered(whole, number)
             self._next_number[whole] = number + 1
         self._used_names.add(name)
         return name
+
+    def _is_free(self, name: str) -> bool:
+        return name not in self._used_names and name.lower() not in _RESERVED_NAMES
 
 
 def _truncate(name: str) -> str:

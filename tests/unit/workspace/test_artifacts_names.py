@@ -84,3 +84,10 @@ def test_many_equal_names_are_numbered_quickly():
     allocated = [names.allocate(b"%d/" % number + b"x" * 200) for number in range(10_000)]
     assert len(set(allocated)) == 10_000
     assert allocated[-1] == "x" * 200 + "-10000"
+
+
+def test_no_artifact_gets_a_name_that_git_reads():
+    """Git would follow a file `.git` in the directory of a download."""
+    names = ArtifactNames(frozenset())
+    allocated = [names.allocate(path) for path in (b".git", b"out/.Git", b"out/x.git", b".gitignore")]
+    assert allocated == [".git-2", "out__.Git", "x.git", ".gitignore"]
