@@ -906,10 +906,13 @@ def test_listed_tasks_contain_no_agent_reports_or_settings(path):
     try:
         listed = store.query(TaskQuery()).tasks
         changed = store.changed_tasks(ChangePosition("", 0), 100)
-        held_bytes, _ = tracemalloc.get_traced_memory()
+        found = store.query(TaskQuery(search="n")).tasks
+        held_bytes, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert held_bytes < 1024**2
+    assert peak_bytes < 1.5 * 1024**2  # not much more than the data of one task
+    assert found == listed
     assert len(listed) == len(changed) == 10
     assert {task.final_message for task in listed} == {"Done."}
     assert {(task.manifest.agent.model, task.result) for task in listed} == {("", None)}

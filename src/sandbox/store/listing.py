@@ -12,14 +12,14 @@ import math
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, NamedTuple, get_type_hints
 
 import msgspec
 
-from sandbox.interfaces.store import Cursor, InvalidCursorError, TaskQuery, TaskTotals
+from sandbox.interfaces.store import Cursor, IndexDamagedError, InvalidCursorError, TaskQuery, TaskTotals
 from sandbox.model.fixed_limits import LABELS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.schema import AgentSection, CommonFields, Manifest, Repository
 from sandbox.model.repository_urls import repository_location, repository_names
@@ -267,11 +267,15 @@ _TIME_MAX = 2**63 - 1
 
 
 class ListedRow(NamedTuple):
-    """A task's position in the list and its encoded data."""
+    """A task's position in the list, and the task or why its row cannot be decoded."""
 
     id: str
     value: int | str | None
-    encoded: bytes
+    task: Task | IndexDamagedError
+
+
+DecodeRow = Callable[[str, int | str | None, bytes], ListedRow]
+"""Decodes a row: a task's id, the value of its sort field and its data, which may be large: read one row at a time."""
 
 
 class ListedPage(NamedTuple):
@@ -296,7 +300,7 @@ class PageReader:
         self._page_filters = [*state_filters, *(in_order if self._has_period else [])]
         self._cursor_filters = self._build_cursor_filters()
 
-    def read(self, connection: sqlite3.Connection) -> ListedPage:
+    def read(self, connection: sqlite3.Connection, decode: DecodeRow) -> ListedPage:
         """Return the page. The cost in its totals is 0 unless the query requests it."""
         if len(self._query.labels) > LABELS_MAX:
             return ListedPage([], TaskTotals())
@@ -305,7 +309,7 @@ class PageReader:
         if not totals.tasks:
             return ListedPage([], totals)
         read = self._read_found if self._terms else self._read_filtered
-        return ListedPage(read(connection, totals.tasks), totals)
+        return ListedPage(read(connection, totals.tasks, decode), totals)
 
     def _totals_statement(self) -> str:
         """Return the statement that counts the matching tasks and, if the query requests it, adds up their costs."""
@@ -321,23 +325,24 @@ class PageReader:
             return self._format(name, [self._sql["filter_in_states"]])
         return self._format(name, self._filters)
 
-    def _read_filtered(self, connection: sqlite3.Connection, count: int) -> list[ListedRow]:
+    def _read_filtered(self, connection: sqlite3.Connection, count: int, decode: DecodeRow) -> list[ListedRow]:
         """Read a page without a search."""
         if self._query.states and not self._has_period and count <= _SORT_ROWS_MAX:
             page = self._format("page_of_rare_states", self._cursor_filters)
         else:
             page = self._format("task_page", [*self._page_filters, *self._cursor_filters])
-        return list(map(ListedRow._make, connection.execute(page, self._values)))
+        return [decode(*row) for row in connection.execute(page, self._values)]
 
-    def _read_found(self, connection: sqlite3.Connection, count: int) -> list[ListedRow]:
+    def _read_found(self, connection: sqlite3.Connection, count: int, decode: DecodeRow) -> list[ListedRow]:
         """Read a page of search results: sort the found tasks, or read in order if most tasks match."""
         positions = self._find_in_order(connection, count) if count > _SORT_FOUND_MAX else None
         if positions is None:
             page = self._format("found_page", [*self._period_filters, *self._cursor_filters])
-            return list(map(ListedRow._make, connection.execute(page, self._values)))
-        ids = msgspec.json.encode([task_id for task_id, _ in positions]).decode()
-        encoded = dict(connection.execute(self._sql["encoded_tasks"], {"ids": ids}).fetchall())
-        return [ListedRow(task_id, value, encoded.get(task_id, b"")) for task_id, value in positions]
+            return [decode(*row) for row in connection.execute(page, self._values)]
+        ids, values = msgspec.json.encode([task_id for task_id, _ in positions]).decode(), dict(positions)
+        rows = connection.execute(self._sql["encoded_tasks"], {"ids": ids})
+        decoded = {task_id: decode(task_id, values[task_id], encoded) for task_id, encoded in rows}
+        return [decoded.get(task_id) or decode(task_id, value, b"") for task_id, value in positions]
 
     def _find_in_order(self, connection: sqlite3.Connection, count: int) -> list[IdAndSortValue] | None:
         """Read growing windows of tasks in order until the found tasks fill the page; None if too few are found.

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -157,14 +158,14 @@ class SqliteStore:
         """Return a page of tasks (`decode_task_item`). Raises InvalidCursorError."""
         listing = PageReader(self._sql, query)
         with self._connections.read_transaction() as connection:
-            found, totals = listing.read(connection)
+            found, totals = listing.read(connection, partial(_decode_listed, query.sort))
         rows, tasks, damaged = found[: query.limit], [], {}
         for row in rows:
-            try:
-                tasks.append(_to_listed(row, query))
-            except IndexDamagedError as error:
-                self._log_once(row.id, error)
-                damaged[row.id] = error
+            if isinstance(row.task, IndexDamagedError):
+                self._log_once(row.id, row.task)
+                damaged[row.id] = row.task
+            else:
+                tasks.append(row.task)
         has_more = bool(rows) and len(found) > query.limit
         cursor = _cursor_after(rows[-1], query) if has_more else None
         return TaskPage(tasks, totals.tasks, cursor, damaged, totals if query.with_totals else None)
@@ -180,15 +181,18 @@ class SqliteStore:
         position = after.number if is_known else 0
         changed: list[ChangedTask] = []
         while not changed:
-            rows = self._fetch_all("changed_tasks", {"after": position, "limit": limit})
-            for number, task_id, encoded in rows:
+            with self._connections.read_transaction() as connection:
+                values = {"after": position, "limit": limit}
+                rows = [
+                    (number, _decode_listed("change", task_id, None, encoded))
+                    for number, task_id, encoded in connection.execute(self._sql["changed_tasks"], values)
+                ]
+            for number, row in rows:
                 position = number
-                try:
-                    task = _decode_task(task_id, encoded, decode_task_item)
-                except IndexDamagedError as error:
-                    self._log_once(task_id, error)
+                if isinstance(row.task, IndexDamagedError):
+                    self._log_once(row.id, row.task)
                 else:
-                    changed.append(ChangedTask(ChangePosition(last.index_id, number), task))
+                    changed.append(ChangedTask(ChangePosition(last.index_id, number), row.task))
             if not rows:
                 break
         return changed
@@ -336,12 +340,15 @@ def _texts(task: Task) -> dict[str, object]:
     return {"id": task.id, "prompt": prompt.encode(), "patch": None if patch is None else patch.encode()}
 
 
-def _to_listed(row: ListedRow, query: TaskQuery) -> Task:
+def _decode_listed(sort: str, task_id: str, value: int | str | None, encoded: bytes) -> ListedRow:
     """Decode a row. Pruning by age relies on the sort order, so the time is compared with the sorted column."""
-    task = _decode_task(row.id, row.encoded, decode_task_item)
-    if query.sort == "state_changed_at":
-        _check_time(task, row.value)
-    return task
+    try:
+        task = _decode_task(task_id, encoded, decode_task_item)
+        if sort == "state_changed_at":
+            _check_time(task, value)
+    except IndexDamagedError as error:
+        return ListedRow(task_id, value, error)
+    return ListedRow(task_id, value, task)
 
 
 def _cursor_after(row: ListedRow, query: TaskQuery) -> Cursor | None:
