@@ -1,4 +1,4 @@
-"""A pausing relay to the git server. A clone gets some bytes immediately, and the rest after `open` is called."""
+"""A pausing relay to the git server. A clone gets some bytes immediately, and the rest after `release` is called."""
 
 import contextlib
 import socket
@@ -9,7 +9,7 @@ from doubles.network_namespace import in_namespace
 
 
 class PausingRelay:
-    """Relays connections to `port`. bytes_max: how many bytes clients get before `open` is called.
+    """Relays connections to `port`. bytes_max: how many bytes clients get before `release` is called.
 
     namespace: the network namespace of the address; None for that of this process.
     """

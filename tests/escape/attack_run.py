@@ -185,7 +185,9 @@ class AttackRun:
         self._settings = self._attack_settings()
         public = certificate.read_text().partition("-----BEGIN CERTIFICATE")
         self._files = {"README.md": "# Hi\n", "ca.pem": "".join(public[1:]), **self._sandbox_files()}
-        self._make_repository("repo", self._files, *self._sandbox_attacks_arguments("network 4", "credentials 3"), "")
+        self._make_repository(
+            "repo", self._files, *self._sandbox_attack_runner_arguments("network 4", "credentials 3"), ""
+        )
         packet_count_before = len(network.packets)
         pids = (deployment.server.ready_message["pid"], self._settings["SERVER_PID"])
         watch = HostWatch(self.marker, pids, deployment.data_dir, has_own_kernel=self.runtime in OWN_KERNEL)
@@ -266,7 +268,7 @@ class AttackRun:
         entries = json.loads(self._files["resources.json"])
         for number in itertools.count(2):
             files = {**self._files, "resources.json": json.dumps(entries)}
-            self._make_repository(f"resources-{number}", files, *self._sandbox_attacks_arguments("resources 1"))
+            self._make_repository(f"resources-{number}", files, *self._sandbox_attack_runner_arguments("resources 1"))
             repository = {"url": f"{ORGANIZATION}resources-{number}.git"}
             status = self._run_task(f"task-{number}", [".resources.json"], ("resources",), vm=vm, repository=repository)
             if status["state"] == "completed":
@@ -293,7 +295,7 @@ class AttackRun:
         turn, since a turn is slow in an emulated guest.
         """
         lines = [
-            f"python3 sandbox_attacks.py {arguments}\n" if arguments else "python3 lay_traps.py\n"
+            f"python3 sandbox_attack_runner.py {arguments}\n" if arguments else "python3 lay_traps.py\n"
             for arguments in program_arguments
         ]
         scripts = lines if len(lines) <= self._turn_count else ["".join(lines)]
@@ -301,8 +303,8 @@ class AttackRun:
         programs = {f"turn-{number}.sh": script for number, script in enumerate(scripts)}
         make_repository(self.deployment.repositories / f"{name}.git", {**files, **programs})
 
-    def _sandbox_attacks_arguments(self, *kinds_and_concurrencies):
-        """Return the arguments of sandbox_attacks.py: attacks file, results file, concurrency and seconds."""
+    def _sandbox_attack_runner_arguments(self, *kinds_and_concurrencies):
+        """Return the arguments of sandbox_attack_runner.py: attacks file, results file, concurrency and seconds."""
         seconds = ATTACK_TIMEOUT_SECONDS_EMULATED if self.runtime == "qemu" else ATTACK_TIMEOUT_SECONDS
         return [
             f"{kind}.json .{kind}.json {concurrency} {seconds}"
@@ -336,7 +338,7 @@ class AttackRun:
         header = "".join(f"{name} = {value!r}\n" for name, value in self._settings.items())
         # The key is reversed, so that attacks do not find it in their own code.
         header += f"NEEDLE = bytes(reversed({SERVER_KEY[::-1].encode()!r}))\n"
-        files = {"sandbox_attacks.py": (Path(__file__).parent / "sandbox_attacks.py").read_text()}
+        files = {"sandbox_attack_runner.py": (Path(__file__).parent / "sandbox_attack_runner.py").read_text()}
         for kind, attacks in self.attacks.items():
             entries = [
                 {

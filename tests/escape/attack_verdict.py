@@ -13,7 +13,7 @@ class Verdict(NamedTuple):
 
 
 def judge_attack(attack, runtime, result, evidence):
-    """Return the verdict. attack: its declaration. result: `{attack: report, control: report}`, see sandbox_attacks."""
+    """Return the verdict. attack: its declaration. result: `{attack: report, control: report}`."""
     escaped = _escape_reason(attack, runtime, result, evidence)
     if escaped:
         return Verdict(Outcome.ESCAPED, escaped)

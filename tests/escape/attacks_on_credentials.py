@@ -58,7 +58,7 @@ def search_memory(needle):
         process = os.path.dirname(maps)
         try:
             # The attacks themselves have the needle in memory, so their processes are skipped.
-            if re.search(b"sandbox_attacks|reversed", pathlib.Path(process, "cmdline").read_bytes()): continue
+            if re.search(b"sandbox_attack_runner|reversed", pathlib.Path(process, "cmdline").read_bytes()): continue
             with open(maps) as lines, open(f"{process}/mem", "rb", 0) as memory:
                 for line in lines:
                     begin, end = (int(n, 16) for n in line.split()[0].split("-"))

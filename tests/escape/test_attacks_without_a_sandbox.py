@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from escape import attacks_on_credentials, attacks_on_resources, sandbox_attacks
+from escape import attacks_on_credentials, attacks_on_resources, sandbox_attack_runner
 from escape.attack_run import ATTACKS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -80,7 +80,7 @@ def test_attack_succeeds_without_a_sandbox(kind, name, prelude):
         command = [
             *UNCONFINED_COMMAND_PREFIX,
             sys.executable,
-            sandbox_attacks.__file__,
+            sandbox_attack_runner.__file__,
             str(path),
             str(results),
             "1",

@@ -1,4 +1,4 @@
-"""sandbox_attacks.py derives the outcome from the attack code's calls and errors, never from its output."""
+"""sandbox_attack_runner.py derives the outcome from the attack code's calls and errors, never from its output."""
 
 import json
 import signal
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from escape import sandbox_attacks
+from escape import sandbox_attack_runner
 
 ATTACK_TIMEOUT_SECONDS, HOLD_SECONDS = 2, 1.5
 PRELUDE = "import os, signal, socket, ssl, sys, threading, time"
@@ -22,7 +22,7 @@ def run_attacks(tmp_path):
         configuration.write_text(json.dumps({"prelude": PRELUDE, "attacks": attacks}))
         command = [
             sys.executable,
-            sandbox_attacks.__file__,
+            sandbox_attack_runner.__file__,
             str(configuration),
             str(results),
             "2",
@@ -86,7 +86,7 @@ def test_remaining_child_process_does_not_block_other_attacks(run_attacks):
 
 @pytest.mark.parametrize(("code", "is_held"), [("succeeded()", True), ("refused('EPERM')", False)])
 def test_effects_of_a_successful_attack_are_kept_for_the_hold_time(code, is_held):
-    attack_process = sandbox_attacks.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {}, 30)
+    attack_process = sandbox_attack_runner.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {}, 30)
     started_at = time.monotonic()
     while (report := attack_process.poll_report()) is None:
         time.sleep(0.01)
@@ -99,7 +99,9 @@ def test_effects_of_a_successful_attack_are_kept_for_the_hold_time(code, is_held
 
 def test_report_has_no_hold_time_if_the_attack_is_killed_during_it():
     code = "signal.signal(signal.SIGALRM, signal.SIG_DFL); succeeded(); signal.setitimer(signal.ITIMER_REAL, 0.5)"
-    attack_process = sandbox_attacks.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {"signal": signal}, 30)
+    attack_process = sandbox_attack_runner.AttackProcess(
+        ["an attack"], "attack", code, HOLD_SECONDS, {"signal": signal}, 30
+    )
     while (report := attack_process.poll_report()) is None:
         time.sleep(0.01)
     assert report["outcome"] == "succeeded"

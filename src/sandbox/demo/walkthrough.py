@@ -268,7 +268,7 @@ from basket import total_cents
 
 
 class BasketTest(unittest.TestCase):
-    def test_three_items_cost_what_they_cost_together(self):
+    def test_total_of_three_items(self):
         self.assertEqual(total_cents([250, 120, 999]), 1369)
 
 

@@ -220,7 +220,7 @@ async def test_cancelled_delayed_task_ends_during_a_drain(components, monkeypatc
 
 
 @pytest.fixture
-def resume_tailer(monkeypatch):
+def tailer_resumption(monkeypatch):
     """Once a cancelled task has ended, pause its tailer until the test sets the returned event."""
     release_host, resumed = RunnerRecovery.release_host, asyncio.Event()
 
@@ -248,14 +248,14 @@ async def prune_pending_task(components, service, task_id):
     return following
 
 
-async def test_task_with_the_id_of_a_pruned_task_keeps_its_queue_position(components, resume_tailer):
+async def test_task_with_the_id_of_a_pruned_task_keeps_its_queue_position(components, tailer_resumption):
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def scenario():
         async with components.server() as service:
             following = await prune_pending_task(components, service, "again")
             await service.submit(manifest("again"))
-            resume_tailer.set()
+            tailer_resumption.set()
             await asyncio.wait_for(following, 10)
             assert "Waiting for" in await message(service, "again")
             components.placement.record("before", *TO_RUNNING, *TO_COMPLETED)
@@ -266,7 +266,7 @@ async def test_task_with_the_id_of_a_pruned_task_keeps_its_queue_position(compon
     assert (await scenario()) is TaskState.COMPLETED
 
 
-async def test_task_with_the_id_of_a_pruned_task_keeps_its_resources(components, resume_tailer):
+async def test_task_with_the_id_of_a_pruned_task_keeps_its_resources(components, tailer_resumption):
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
     async with components.server() as service:
         following = await prune_pending_task(components, service, "again")
@@ -274,7 +274,7 @@ async def test_task_with_the_id_of_a_pruned_task_keeps_its_resources(components,
         await service.wait("before", 10)
         await service.submit(manifest("again"))
         await components.wait_for_launch("again")
-        resume_tailer.set()
+        tailer_resumption.set()
         await asyncio.wait_for(following, 10)
         await service.submit(manifest("after"))
         assert "Waiting for 4 CPUs (0 free)" in await message(service, "after")

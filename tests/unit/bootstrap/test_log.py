@@ -14,7 +14,7 @@ from sandbox.primitives.log_context import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKE
 
 
 @pytest.fixture
-def log(monkeypatch):
+def configure_log(monkeypatch):
     """Return a function that configures logging and returns a reader of the lines. Restore logging afterwards."""
     root, package_logger, stream = logging.getLogger(), logging.getLogger("sandbox"), io.StringIO()
     handlers, levels = root.handlers[:], (root.level, package_logger.level)
@@ -43,8 +43,8 @@ def run_with_context(work, **ids):
     contextvars.Context().run(run)
 
 
-def test_json_line_has_all_fields_of_its_record(log):
-    read_lines = log()
+def test_json_line_has_all_fields_of_its_record(configure_log):
+    read_lines = configure_log()
     run_with_context(
         lambda: logging.getLogger("sandbox.x").info("Hello %s", "you"), request_id="r", token_id="o", task_id="t"
     )
@@ -54,8 +54,8 @@ def test_json_line_has_all_fields_of_its_record(log):
     assert line == {"request_id": "r", "token_id": "o", "task_id": "t"}
 
 
-def test_text_line_appends_fields_to_the_message(log):
-    read_lines = log("text")
+def test_text_line_appends_fields_to_the_message(configure_log):
+    read_lines = configure_log("text")
     run_with_context(
         lambda: logging.getLogger("sandbox.x").warning("Hm", extra={"path": "a b", "status": 404}), attempt_id="a"
     )
@@ -64,14 +64,14 @@ def test_text_line_appends_fields_to_the_message(log):
     assert rest == 'WARNING Hm  path="a b" status=404 attempt_id=a'
 
 
-def test_explicit_task_id_overrides_the_context(log):
-    read_lines = log()
+def test_explicit_task_id_overrides_the_context(configure_log):
+    read_lines = configure_log()
     run_with_context(lambda: logging.getLogger("sandbox.x").info("x", extra={"task_id": "other"}), task_id="t")
     assert json.loads(read_lines()[0])["task_id"] == "other"
 
 
-def test_binding_a_task_clears_request_ids(log):
-    read_lines = log()
+def test_binding_a_task_clears_request_ids(configure_log):
+    read_lines = configure_log()
 
     def work():
         bind_task("t")
@@ -84,8 +84,8 @@ def test_binding_a_task_clears_request_ids(log):
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_forged_line_breaks_are_escaped(log, form):
-    read_lines = log(form)
+def test_forged_line_breaks_are_escaped(configure_log, form):
+    read_lines = configure_log(form)
     forged = 'x\n2026-01-29T10:10:15.123Z ERROR forged\x1b[2J " = \u2028'
     run_with_context(
         lambda: logging.getLogger("sandbox.x").info("Path %s", forged, extra={"path": forged}), task_id=forged
@@ -96,8 +96,8 @@ def test_forged_line_breaks_are_escaped(log, form):
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_traceback_is_attached_to_its_record(log, form):
-    read_lines = log(form)
+def test_traceback_is_attached_to_its_record(configure_log, form):
+    read_lines = configure_log(form)
     try:
         raise ValueError("bug\nof two lines")
     except ValueError:
@@ -116,8 +116,8 @@ def redact(text):
     return text.replace("s3cr3t-value", "[redacted]")
 
 
-def test_secret_values_are_redacted_in_all_fields(log):
-    read_lines = log(redact=redact)
+def test_secret_values_are_redacted_in_all_fields(configure_log):
+    read_lines = configure_log(redact=redact)
     try:
         raise ValueError("s3cr3t-value")
     except ValueError:
@@ -127,8 +127,8 @@ def test_secret_values_are_redacted_in_all_fields(log):
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_secret_values_are_redacted_in_objects(log, form):
-    read_lines = log(form, redact=redact)
+def test_secret_values_are_redacted_in_objects(configure_log, form):
+    read_lines = configure_log(form, redact=redact)
     extra = {"error": OSError("s3cr3t-value"), "data_dir": Path("/s3cr3t-value"), "status": 200}
     logging.getLogger("sandbox.x").error("It broke", extra=extra)
     (line,) = read_lines()
@@ -136,23 +136,23 @@ def test_secret_values_are_redacted_in_objects(log, form):
     assert form == "text" or json.loads(line)["status"] == 200
 
 
-def test_level_filters_records(log):
-    read_lines = log(level="warning")
+def test_level_filters_records(configure_log):
+    read_lines = configure_log(level="warning")
     logging.getLogger("sandbox.x").info("not this")
     logging.getLogger("sandbox.x").warning("but this")
     assert [json.loads(line)["message"] for line in read_lines()] == ["but this"]
 
 
-def test_libraries_log_at_warning_and_above(log):
-    read_lines = log(level="debug")
+def test_libraries_log_at_warning_and_above(configure_log):
+    read_lines = configure_log(level="debug")
     logging.getLogger("uvicorn.error").info("Started")
     logging.getLogger("uvicorn.error").error("Broken")
     logging.getLogger("sandbox.x").debug("ours")
     assert [json.loads(line)["message"] for line in read_lines()] == ["Broken", "ours"]
 
 
-def test_uncaught_exception_is_logged(log):
-    read_lines = log()
+def test_uncaught_exception_is_logged(configure_log):
+    read_lines = configure_log()
     sys.excepthook(ValueError, ValueError("bug"), None)
     line = json.loads(read_lines()[0])
     assert (line["level"], line["message"]) == ("critical", "The process exits after an uncaught exception: ValueError")

@@ -2,10 +2,11 @@
 
 A control that is shared by several attacks runs once, after the last of these attacks.
 
-Usage: python3 sandbox_attacks.py ATTACKS RESULTS CONCURRENCY SECONDS. ATTACKS is JSON, `{prelude, attacks: [{name,
-attack, control, hold_seconds}]}`; RESULTS gets `{name: {attack: report, control: report}}`. A report is `{outcome,
-by, output}`, and after a success also has `held`: the start and end of the time during which the effects were kept. The
-outcome is
+Usage: python3 sandbox_attack_runner.py ATTACKS RESULTS CONCURRENCY SECONDS.
+
+ATTACKS is JSON, `{prelude, attacks: [{name, attack, control, hold_seconds}]}`; RESULTS gets `{name: {attack: report,
+control: report}}`. A report is `{outcome, by, output}`, and after a success also has `held`: the start and end of the
+time during which the effects were kept. The outcome is
 
 - `succeeded`: the code called `succeeded()`;
 - `refused`: it called `refused(*words)`, raised an OSError, or was killed; `by` has the words, the errno or the signal;

@@ -129,7 +129,7 @@ def events_with_many_fields():
 
 
 @pytest.fixture(scope="module")
-def loaded_server(tmp_path_factory):
+def hostile_output_server(tmp_path_factory):
     """A server with finished tasks. Their output is hostile, malformed or long, or is not in stream-json format."""
     deployment = Deployment(tmp_path_factory.mktemp("strained"))
     tasks = StoredTasks(deployment.data_dir)
@@ -166,9 +166,9 @@ def loaded_server(tmp_path_factory):
 
 
 @pytest.fixture
-def base_url(loaded_server, browser):
+def base_url(hostile_output_server, browser):
     """The server's URL. After the test, the fixture fails on console errors or requests to other hosts."""
-    address = loaded_server.server.ready_message["http"]
+    address = hostile_output_server.server.ready_message["http"]
     yield address
     browser.assert_no_errors(address)
 
