@@ -70,7 +70,7 @@ _PRELUDES = {
 
 
 _MACHINE_LOCK_FILE = Path(tempfile.gettempdir(), "sandbox-escape-load.lock")
-"""All runs on the machine lock this file, also those in other test processes."""
+"""All runs on the machine lock this file, including runs in other test processes."""
 
 
 _FAKE_AGENT_SOURCE = f"""

@@ -144,7 +144,7 @@ def _make_file_finder(data_dir: Path) -> FindFiles:
 def _replace_index(index: Path, new: Path) -> None:
     """Replace the index. A crash leaves either the old or the new index intact.
 
-    If SQLite cannot read the old index, a crash may leave no index; the next server then rebuilds it from the journals.
+    If SQLite cannot read the old index, a crash may leave no index; the server then rebuilds it when it starts.
     """
     if index.exists():
         backup = index.with_name("index.sqlite.before")

@@ -185,35 +185,48 @@ def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSou
     )
 
 
-async def create_local_placement(
-    context: PlacementContext, parent_death_pipe_fd: int | None = None, credentials_fd: int | None = None
-) -> LocalPlacement:
-    """Install the agents and create this host's placement. The host must be probed before a runner starts.
+async def create_local_placement(context: PlacementContext) -> LocalPlacement:
+    """Install the agents and create the placement of the server's host, whose runners outlive the server.
 
-    parent_death_pipe_fd: see `RunnerSpawner`; a runner with this pipe communicates only under a lease. None if runners
-    outlive this process, and may communicate without a limit; a fork server then starts them.
-    credentials_fd: see `RunnerSpawner`.
+    The host must be probed before a runner starts.
     """
-    data_dir, run_dir, log = context.data_dir, context.run_dir, context.settings.log
-    programs = {kind: str(await asyncio.to_thread(agent.install, data_dir)) for kind, agent in context.agents.items()}
+    starter = RunnerForkServer(context.agents_and_commands.fork_server_command, _runner_environment(context))
+    return await _create_placement(context, starter, lease_deadline=None)
+
+
+async def create_worker_placement(
+    context: PlacementContext, parent_death_pipe_fd: int, credentials_fd: int
+) -> LocalPlacement:
+    """Install the agents and create the placement of a worker's host, whose runners communicate only under a lease.
+
+    parent_death_pipe_fd, credentials_fd: see `RunnerSpawner`. The host must be probed before a runner starts.
+    """
+    starter = RunnerSpawner(
+        context.agents_and_commands.runner_command, _runner_environment(context), parent_death_pipe_fd, credentials_fd
+    )
+    return await _create_placement(context, starter, lease_deadline=NOT_RENEWED)
+
+
+def _runner_environment(context: PlacementContext) -> dict[str, str]:
     environment = {name: os.environ[name] for name in RUNNER_VARIABLES if name in os.environ}
-    environment |= {FORMAT_VARIABLE: log.format, LEVEL_VARIABLE: log.level}
+    log = context.settings.log
+    return environment | {FORMAT_VARIABLE: log.format, LEVEL_VARIABLE: log.level}
+
+
+async def _create_placement(
+    context: PlacementContext, starter: RunnerStarter, lease_deadline: float | None
+) -> LocalPlacement:
+    data_dir, run_dir = context.data_dir, context.run_dir
+    programs = {kind: str(await asyncio.to_thread(agent.install, data_dir)) for kind, agent in context.agents.items()}
     host = LocalHost(context, programs)
-    files = LocalAttemptFiles(data_dir, make_leftover_sources(data_dir, run_dir), remove_trees)
-    commands = context.agents_and_commands
-    starter: RunnerStarter
-    if parent_death_pipe_fd is None:
-        starter = RunnerForkServer(commands.fork_server_command, environment)
-    else:
-        starter = RunnerSpawner(commands.runner_command, environment, parent_death_pipe_fd, credentials_fd)
     return LocalPlacement(
         starter,
         data_dir,
         run_dir,
         host,
-        lambda: replace(host.runner_settings(), lease_deadline=None if parent_death_pipe_fd is None else NOT_RENEWED),
+        lambda: replace(host.runner_settings(), lease_deadline=lease_deadline),
         FileJournals(data_dir),
-        files,
+        LocalAttemptFiles(data_dir, make_leftover_sources(data_dir, run_dir), remove_trees),
     )
 
 

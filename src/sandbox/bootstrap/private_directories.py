@@ -172,7 +172,7 @@ class DataDirBusyError(SandboxError):
 
 @contextmanager
 def lock_data_dir(data_dir: Path) -> Iterator[None]:
-    """Lock a data directory exclusively; the lock ends with the process.
+    """Lock a data directory exclusively. The lock is released when the process exits.
 
     The directory itself is locked, regardless of its path. A program that removes old temporary files could remove a
     lock file, but not this lock. The `server.lock` file identifies the holder and the directory. A copy of a data

@@ -197,7 +197,7 @@ def _read_message() -> LaunchMessage:
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
-        _log.info("The server exited before it sent the order; the next server starts another runner")
+        _log.info("The server exited before it sent the order; it starts another runner when it has restarted")
         sys.exit(1)
 
 

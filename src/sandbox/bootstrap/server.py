@@ -245,7 +245,7 @@ def _log_shutdown(count: int) -> None:
         _log.info("Stopped. There are no unfinished tasks.")
         return
     tasks = "1 unfinished task outlives" if count == 1 else f"{count} unfinished tasks outlive"
-    running_tasks = "running tasks continue, and the next server on this data directory takes over"
+    running_tasks = "running tasks continue, and the next server on this data directory follows them"
     _log.warning("Stopped. %s the server; %s.", tasks, running_tasks)
 
 

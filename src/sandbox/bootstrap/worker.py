@@ -15,7 +15,7 @@ from socket import AF_UNIX, SOCK_SEQPACKET, gethostname, socketpair
 
 from sandbox import __version__
 from sandbox.agents import registered_agents
-from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext, create_local_placement
+from sandbox.bootstrap.local_host import AgentsAndCommands, PlacementContext, create_worker_placement
 from sandbox.bootstrap.log import configure_logging
 from sandbox.bootstrap.private_directories import choose_run_dir, make_data_dir, make_private_directory
 from sandbox.bootstrap.secret_sources import read_cluster_key
@@ -137,7 +137,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
     lease = Lease()
     own_end, runners_end = socketpair(AF_UNIX, SOCK_SEQPACKET)
     with _parent_death_pipe() as reading, own_end, runners_end, _shared_lock(data_dir):
-        placement = await create_local_placement(context, reading, runners_end.fileno())
+        placement = await create_worker_placement(context, reading, runners_end.fileno())
         probed = await placement.host.probe()
         if probed.failure is not None:
             raise WorkerUnusableError(probed.failure)

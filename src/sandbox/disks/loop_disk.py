@@ -92,7 +92,7 @@ _REPAIRED = frozenset({0, 1})  # e2fsck(8): 1 is "errors corrected"
 class LoopDisk:
     """Implements `interfaces.disks.Disk`. Needs root and a separate mount namespace (`unshare_mounts`).
 
-    The mount ends with the last process of the namespace, however that process dies.
+    The mount is removed when the last process of the namespace exits, for any reason.
     """
 
     enforces_size = True
@@ -304,7 +304,7 @@ async def loop_unavailable_reason(directory: Path) -> str | None:
         mount_point.mkdir()
         try:
             await make_file_system(image, _PROBE_IMAGE_BYTES)
-            # The mount namespace ends with the command, so nothing needs to be unmounted.
+            # The mount namespace disappears when the command exits, so nothing needs to be unmounted.
             await run_command("unshare", "--mount", "mount", "-t", "ext4", "-o", "loop", str(image), str(mount_point))
         except (CommandFailedError, OSError) as error:
             return str(error)

@@ -34,7 +34,7 @@ _PROGRAM = "/usr/bin/mmdebstrap"
 _APT_CONFIG = "/usr/bin/apt-config"
 _NAMESPACE_COMMAND = ("/usr/bin/setpriv", "--pdeathsig", "KILL", "--", "/usr/bin/unshare", "--mount", "--pid", "--fork")
 _NAMESPACE_OPTIONS = ("--kill-child=KILL", "--mount-proc", "--")
-"""Runs the build in its own namespaces, which end with this process: no process or mount outlives a killed build."""
+"""Runs the build in its own namespaces, which this process keeps alive: no process or mount outlives a killed build."""
 
 _HOOK_DIRECTORY = Path("/usr/share/mmdebstrap/hooks/file-mirror-automount")
 _EXCLUDED_PATHS = ("/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*")

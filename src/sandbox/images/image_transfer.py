@@ -1,4 +1,4 @@
-"""Copies images from the server to other hosts. A copy has the same digest, which is computed again on its host."""
+"""Copies images from the server to other hosts. The other host computes the digest and rejects a copy that differs."""
 
 import errno
 import os

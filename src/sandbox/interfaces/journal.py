@@ -110,7 +110,7 @@ class ReplayState(msgspec.Struct, frozen=True):
 WatchJournal = Callable[[str, Callable[[], None]], AbstractContextManager[bool]]
 """Calls a function in the event loop within a few milliseconds after each write to the journal of a task.
 
-The watch ends with the context. Yields False if writes cannot be reported, so the journal must be polled.
+The watch stops when the context exits. Yields False if writes cannot be reported, so the journal must be polled.
 """
 
 

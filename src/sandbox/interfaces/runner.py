@@ -75,7 +75,7 @@ class TerminalConnection(Protocol):
         ...
 
     async def close(self) -> None:
-        """Disconnect. A shell ends with its connection; the agent's terminal continues."""
+        """Disconnect. A shell exits when its connection is closed; the agent's terminal continues."""
         ...
 
 

@@ -497,7 +497,7 @@ class Administration(Protocol):
     async def prune(self, retention: Retention | None, *, dry_run: bool) -> PruneResult:
         """Remove the finished tasks that exceed `retention` (None: the server's own limits). Return the removed tasks.
 
-        dry_run: only return what would be removed. Raises UnavailableError; without `dry_run`, also for tasks that
+        dry_run: only return what would be removed. Raises UnavailableError; without `dry_run`, this includes tasks that
         could not be examined.
         """
         ...

@@ -58,8 +58,8 @@ class FailureReason(StrEnum):
 
 BUSY_KERNEL_MESSAGE = (
     f"Processes of the sandbox did not end within {KILL_TIMEOUT_SECONDS:g} s after SIGKILL, because the kernel was "
-    "still executing their system calls, such as the removal of a fragmented file. They end with these calls. If they "
-    "remain, check the machine's log and disks, and restart the machine."
+    "still executing their system calls, such as the removal of a fragmented file. They exit when these calls return. "
+    "If they remain, check the machine's log and disks, and restart the machine."
 )
 """The message of `sandbox_lost` if killed processes do not end."""
 

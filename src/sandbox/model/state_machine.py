@@ -45,9 +45,10 @@ def next_follow_up(task: Task) -> FollowUp | None:
     """Return the follow-up of the current attempt, based on the events so far.
 
     Returns None while the attempt is running, and if no other attempt follows. If the agent had not started, the
-    attempt is run again if it was lost (LOST_CODES) or failed temporarily. If the agent had started, a lost agent is
-    resumed if the manifest allows it. Otherwise the agent is retried if the manifest allows retries. A failure after
-    the agent's exit is followed by a retry only if the artifacts were lost (LOST_ARTIFACTS_CODES).
+    attempt is run again if it was lost (LOST_CODES) or failed for a temporary reason. If the agent had started, a lost
+    agent is resumed if the manifest allows it. Otherwise, the agent is retried if the manifest allows retries and the
+    failure is in RETRYABLE_CODES. A failure after the agent's exit is followed by a retry only if the artifacts were
+    lost (LOST_ARTIFACTS_CODES).
     """
     attempt, failure = task.attempt, task.failure
     if attempt is None or failure is None or task.cancel is not None or attempt.follow_up is not None:

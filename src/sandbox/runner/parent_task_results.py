@@ -20,7 +20,7 @@ _OPENING_BRACKETS = re.compile(r"<(?=\s*+/?+\s*+earlier-conversation)", re.IGNOR
 
 
 def compress_session(session: bytes) -> bytes:
-    """Compress a session for storage. Deterministic: equal sessions have equal results."""
+    """Compress a session for storage. The same session always compresses to the same bytes."""
     return gzip.compress(session, compresslevel=6, mtime=0)
 
 

@@ -236,7 +236,7 @@ class TerminalServer:
             self._terminals = terminals
 
     def disable(self) -> None:
-        """Stop opening terminals; open ones end with the sandbox."""
+        """Stop opening terminals. Open ones are closed when the sandbox ends."""
         self._is_closed = True
 
     def close_shells(self, message: str) -> None:

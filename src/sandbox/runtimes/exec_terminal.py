@@ -213,7 +213,7 @@ class ExecProcess:
         self._pidfd = os.pidfd_open(process.pid)
 
     async def wait_opened(self) -> tuple[int, int]:
-        """Return the pty's master and the command's pidfd. Raises AttemptError (sandbox_lost), also on timeout."""
+        """Return the pty's master and the command's pidfd. Raises AttemptError (sandbox_lost), even on timeout."""
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await wait_readable_shared(self.control.fileno())

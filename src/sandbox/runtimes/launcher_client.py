@@ -135,7 +135,7 @@ class LauncherProcess:
         self.pid = process.pid
         self.stdout = stdout
         self.stderr = stderr
-        # Count the machine's objects in a thread while the launcher starts up, because this takes several milliseconds.
+        # Reading the slab statistics takes several milliseconds, so a thread does it while the launcher starts up.
         self._counters = asyncio.get_running_loop().run_in_executor(None, _create_counters)
         self._socket_counter: SocketCounter | None = None
         """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
@@ -312,7 +312,7 @@ class LauncherProcess:
 
 
 def _create_counters() -> tuple[EpollCounter, Sequence[PendingSyscallInterrupter]]:
-    """Count the machine's objects before the first program of the sandbox starts. Reads the slab statistics once."""
+    """Count kernel objects of the whole machine before the first program of the sandbox starts."""
     entries = count_machine_epoll_entries()
     return EpollCounter(initial_count=entries), (
         PendingSyscallInterrupter(),

@@ -53,7 +53,7 @@ class IndexWriter:
             )
 
     async def close(self) -> None:
-        """Stop writing. The next server adds the missing data to the index from the journals."""
+        """Stop writing. After a restart, the server adds the missing data to the index from the journals."""
         if self._timer is not None:
             self._timer.cancel()
         if self._writing is not None:

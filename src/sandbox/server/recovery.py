@@ -135,7 +135,7 @@ class RunnerRecovery:
         await self._watchdog.check(tracked)
 
     async def release_host(self, tracked: TrackedTask) -> None:
-        """Release the host of a task that has ended. An error is only logged, because the next server tries again."""
+        """Release the host of a task that has ended. An error is only logged; a restarted server tries again."""
         try:
             await self._placements.release_host(tracked.task.id)
         except OSError as error:

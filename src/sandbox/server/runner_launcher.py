@@ -115,7 +115,7 @@ class RunnerLauncher:
                     recorder.writer.close()
 
     def cancel_secret_lookups(self) -> None:
-        """Cancel launches that are waiting for secrets and have recorded nothing yet. The next server repeats them."""
+        """Cancel launches that are waiting for secrets and have recorded nothing; a restarted server repeats them."""
         self._secrets.cancel_lookups()
 
     async def start_pending(

@@ -103,26 +103,27 @@ class DiskMonitor:
             self.shortage = self._find_shortage(was_short=previous is not None)
             self._adjust_reserve()
         except OSError as error:
-            self.shortage = f"The disk of {self._data_dir} cannot be checked: {error.strerror}."
+            self.shortage = f"The disk that contains {self._data_dir} cannot be checked: {error.strerror}."
         if self.shortage is not None and previous is None:
             _log.warning("New tasks wait. %s", self.shortage)
         elif self.shortage is None and previous is not None:
-            _log.info("The disk of %s has enough free space again", self._data_dir)
+            _log.info("New tasks can start again: the disk that contains %s is usable", self._data_dir)
         return self.shortage
 
     def _find_shortage(self, *, was_short: bool) -> str | None:
         if self.space.is_read_only:
-            return f"The disk of {self._data_dir} is read-only."
+            return f"The disk that contains {self._data_dir} is read-only."
         # New tasks cannot use the space of a released reserve: before they start, the reserve is allocated again.
         space = self.space if self._reserve.is_allocated else self.space.minus_reserve(SERVER_RESERVE_BYTES)
         if not self._watermark.is_low(space, was_low=was_short):
             return None
         required_bytes = int(self._watermark.threshold_bytes(self.space) * WATERMARK_HYSTERESIS_FACTOR)
         if space.free_bytes >= required_bytes:
-            return f"The disk of {self._data_dir} has almost no free inodes; remove files."
+            return f"The disk that contains {self._data_dir} has almost no free inodes; remove files."
         return (
-            f"The disk of {self._data_dir} is nearly full: {_format_mebibytes(max(space.free_bytes, 0))} are free, "
-            f"but new tasks need {_format_mebibytes(required_bytes)}."
+            f"The disk that contains {self._data_dir} is nearly full: "
+            f"{_format_mebibytes(max(space.free_bytes, 0))} are free, but new tasks need "
+            f"{_format_mebibytes(required_bytes)}."
         )
 
     def _adjust_reserve(self) -> None:

@@ -285,7 +285,7 @@ class WorkerTask:
         return await self._sockets.connect(attempt_id)
 
     async def unlock_disks(self) -> None:
-        """Release the locks of the session that has ended."""
+        """Release the disk locks that the ended session held."""
         for lock_id in list(self._disks):
             await self._unlock(lock_id)
 

@@ -1,4 +1,4 @@
-"""A worker: claims an attempt of a task, keeps contact with the server, and ends with the task."""
+"""A worker: claims an attempt of a task, keeps contact with the server, and exits when the task has ended."""
 
 import asyncio
 import contextlib

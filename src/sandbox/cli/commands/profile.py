@@ -219,7 +219,7 @@ def _detail_lines(entry: ProfileEntry) -> Iterator[tuple[str, str]]:
     if entry.problem:
         yield "problem", entry.problem
     elif entry.metadata is None:
-        yield "image", f"host; build an image with: sandbox profile build {entry.name}"
+        yield "image", f"none; sandboxes use the host's /usr. Build an image: sandbox profile build {entry.name}"
     else:
         image = _image_json(entry.metadata)
         yield "image", image["name"]

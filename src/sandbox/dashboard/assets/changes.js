@@ -230,7 +230,7 @@ export class Changes {
     return this.#isChain ? "Download patch of the chain" : "Download patch of this task";
   }
 
-  // A user who is not allowed to ask for a change has no such button at the top of the page, but can copy the comments.
+  // A user who is not allowed to ask for a change can copy the comments instead.
   #commentsButton() {
     if (this.ask.mayAsk) return null;
     return h("button", { type: "button", "data-action": "continue" }, this.ask.label);

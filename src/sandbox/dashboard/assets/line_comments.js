@@ -114,7 +114,7 @@ export class LineComments {
     return row;
   }
 
-  // The comment with its buttons. edit: called to edit the comment; if absent, there is no such button.
+  // The comment with its buttons. edit: called to edit the comment; if absent, it has no Edit button.
   createElement(comment, edit = null) {
     const button = (name, onclick) => h("button", { type: "button", class: "quiet", onclick }, name);
     const element = h(

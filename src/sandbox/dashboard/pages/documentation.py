@@ -117,7 +117,7 @@ _SEARCH = f"{_FIND} rank_group, bm25(sections, 0, 0, 0, 6.0, 12.0, 1.0, 1.0), ro
 """A match in the heading or in the page's title counts more than one in the text."""
 
 _SEARCH_HEADINGS = f"{_FIND} length(heading), rowid LIMIT :results_max"
-"""Headings with few other words come first, also those of reference pages."""
+"""Short headings come first, including those of reference pages."""
 
 _REFERENCE_GROUP, _MINOR_GROUP = 1, 2
 
@@ -125,7 +125,7 @@ _UNSEARCHED_PAGES = frozenset({"benchmarks", "chaos"})
 """Pages that describe tests of Sandbox, not its use."""
 
 _REFERENCE_PAGES = frozenset({"python-client", "configuration"})
-"""Pages whose sections come after those of commands and of how-to pages in search results."""
+"""Pages whose sections rank below those of commands and how-to pages in search results."""
 
 _MINOR_PAGES = frozenset({"index", "gateway", "redaction", "glossary"})
 """Pages whose sections come last in search results, together with the rows of tables."""

@@ -288,7 +288,7 @@ class ModelRequestGate:
         `free_bytes` releases the space.
         """
         if self._buffered_bytes + byte_count > BUFFERED_BYTES_MAX:
-            return Rejected(429, "Too many bytes of model requests are pending; send fewer at once.")
+            return Rejected(429, "The pending model requests are too large in total; send fewer at once.")
         self._buffered_bytes += byte_count
         return None
 

@@ -202,7 +202,7 @@ class Jobs:
     def fence(self, job: Job, reason: str) -> None:
         """Stop answering a worker that sent an invalid message. The journal is taken over after the lease ends.
 
-        Raises OSError if this cannot be stored; in that case, the worker may connect to the next server.
+        Raises OSError if this cannot be stored; in that case, the worker may connect again after a restart.
         """
         _log.error("The worker of task %s on %s is fenced: %s", job.stored.task_id, job.stored.host, reason)
         job.set_stored(msgspec.structs.replace(job.stored, is_fenced=True))  # takes effect even if `save` fails

@@ -131,7 +131,7 @@ class ClaimChecker:
                 await _check_identity(job, claim, verifier, streams)
                 _check_version(claim, is_reconnection=False)
                 return
-        if claim.token == NO_JOIN_TOKEN:  # the token is public
+        if claim.token == NO_JOIN_TOKEN:  # a public constant
             raise ClaimRejectedError("The worker has no join token.")
 
     def _record_rejection(self, job: Job, claim: Claim, reason: str) -> None:

@@ -249,7 +249,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epoll_counter.was_cut_short)
 
     def release_files_of_blocked_threads(self, interrupters: Sequence[PendingSyscallInterrupter]) -> None:
-        """Free objects that only the group's blocked threads keep open, if the machine has many new objects."""
+        """Free kernel objects that only the group's blocked threads keep open, if the machine has many new ones."""
         for one in interrupters:
             one.interrupt_if_grown(self.process_ids)
 

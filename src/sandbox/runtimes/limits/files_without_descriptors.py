@@ -33,10 +33,10 @@ from sandbox.runtimes.limits.open_files import find_fd_table, list_directory
 
 _PTRACE_SEIZE, _PTRACE_INTERRUPT = 0x4206, 0x4207
 _INTERRUPT_SECONDS = 0.02
-"""Time for interrupted threads to leave their system calls before the machine's objects are counted again."""
+"""Time for interrupted threads to leave their system calls before kernel objects are counted again."""
 
 _COUNT_INTERVAL_SECONDS = 0.5
-"""Interval at which the machine's objects are counted."""
+"""Interval at which the machine's kernel objects are counted."""
 
 _OPEN_FILES = Path("/proc/sys/fs/file-nr")
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -250,7 +250,7 @@ class LocksByOwner(NamedTuple):
 
 
 class FileLockMeter:
-    """Counts the file locks of a sandbox while the machine has many, also those without an open descriptor.
+    """Counts the file locks of a sandbox while the machine has many, including those without an open descriptor.
 
     An orphan does not show which sandbox it belongs to. The sandbox is charged for orphans that appear while no other
     sandbox exists. Orphans of earlier sandboxes can remain until the host restarts.

@@ -214,14 +214,14 @@ def _open_listener(kind: int, address: str, port: int) -> _socket.socket:
 def expose_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
     """Expose each entry at EXPOSED_DIRECTORY/NAME, for a kernel uid that has no access to the host's directories.
 
-    Kinds and their values:
-    - `overlay`: a host path, read-only and with separate inodes where the kernel allows it
-    - `bind`, `image` (read-only) and `program` (read-only, readable by everybody): a host path
-    - `link`: its target
-    - `file`: its text; mounted over the file if it already exists
-    - `directory`
-    - `own`: a directory owned by the kernel uid
-    - `memory`: an empty tmpfs, mounted over existing files; its mount options, or nothing for a small one
+    The kind determines what is exposed and what the value means:
+    - `overlay`: a host path, read-only, with separate inodes if the kernel supports it. Value: the path.
+    - `bind` (writable), `image` (read-only), `program` (read-only, readable by all): a host path. Value: the path.
+    - `link`: a symbolic link. Value: its target.
+    - `file`: a file, mounted over an existing one. Value: its text.
+    - `directory`: an empty directory. The value is ignored.
+    - `own`: a directory owned by the kernel uid. The value is ignored.
+    - `memory`: an empty tmpfs that hides existing files. Value: the mount options; if empty, the limit is 1 MiB.
     """
     # Open the paths first, because the mount at EXPOSED_DIRECTORY hides the host's files under it.
     sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in HOST_PATH_KINDS}

@@ -155,7 +155,7 @@ class GuestStream(asyncio.ReadTransport):
         self._send(frames.RESUME)
 
     def close(self) -> None:
-        """Do nothing, because the stream ends with the guest."""
+        """Do nothing, because the stream is closed when the guest exits."""
 
     def _send(self, kind: bytes) -> None:
         if not self._has_ended:  # otherwise, another terminal may use the number

@@ -206,10 +206,11 @@ if os.fork() == 0:
     execute(qemu, listener)
 execute(virtiofsd, files, channel, accelerator)
 """
-"""Starts QEMU and virtiofsd, each with only its own descriptors, and with a filter: they cannot start processes.
+"""Starts QEMU and virtiofsd. Each inherits only the descriptors that it needs, and a seccomp filter that prevents it
+from starting processes.
 
-virtiofsd ends with QEMU, and the jail ends with virtiofsd. QEMU needs a file for each connection of the guest, and
-virtiofsd one for each cached file.
+virtiofsd exits when QEMU exits, and the jail when virtiofsd exits. Their limits on open files differ: QEMU needs one
+file for each connection of the guest, and virtiofsd one for each file that the guest caches.
 """
 
 QEMU_FILES_MAX = SOCKETS_MAX + 1024
@@ -283,8 +284,8 @@ def build_program_spec(
 
 
 def _bwrap_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, status: str) -> Iterator[str]:
-    # QEMU and virtiofsd install filters for themselves, so they may add some. Programs in the guest cannot: their calls
-    # reach the guest's kernel.
+    # QEMU and virtiofsd install seccomp filters for themselves, so they may add some. Programs in the guest cannot:
+    # their calls reach the guest's kernel.
     machine = os.uname().machine
     guest_filter = seccomp_filter.assemble_filter(machine, allows_filters=True)
     jail_filter = seccomp_filter.assemble_filter(

@@ -302,9 +302,9 @@ def _find_size_problem(entries: Iterator[BaseTreeEntry], bytes_max: int) -> str 
     bytes_left, entries_left, path_bytes_left = bytes_max, ENTRIES_MAX, PATHS_BYTES_MAX
     for entry in entries:
         if len(entry.path) > PATH_BYTES_MAX:
-            return f"a path of the commit is longer than {PATH_BYTES_MAX} bytes"
+            return f"a path in the commit is longer than {PATH_BYTES_MAX} bytes"
         if entry.path.count(b"/") >= DEPTH_MAX:
-            return "directories of the commit are nested too deeply"
+            return "directories in the commit are nested too deeply"
         bytes_left -= entry.size_bytes
         entries_left -= 1
         path_bytes_left -= len(entry.path)

@@ -292,7 +292,7 @@ class UserCredentials:
 async def find_credentials_for_worker(url: str, query: CredentialQuery, environment: Mapping[str, str]) -> Credentials:
     """Find the credentials for a clone of `url` that runs on another host, which sent `query` and is not trusted.
 
-    They are looked up with the git configuration of this process's user. Raises NoCredentialsError, also if the query
+    They are looked up with the git configuration of this process's user. Raises NoCredentialsError, even if the query
     is not for the protocol and the host of the URL, after the user's `insteadOf` was applied; GitError, OSError.
     """
     path = environment.get("PATH", os.defpath)

@@ -91,7 +91,7 @@ def test_omitted_fields_in_a_message_of_an_earlier_version_have_their_defaults()
 
 
 @pytest.mark.parametrize("order", [b'{"type":"rest"}', b'{"type":"finish_attempt"}', b"{}", b"7"])
-def test_unknown_order_is_rejected(order):
+def test_invalid_order_is_rejected(order):
     host = msgspec.json.encode(HOST)
     with pytest.raises(msgspec.ValidationError):
         decode_launch_message(b'{"order":' + order + b',"host":' + host + b"}")

@@ -323,7 +323,7 @@ def test_large_usage_is_not_read(byte_count, is_read):
 
 
 def test_counts_of_the_largest_usage_are_plausible():
-    """The counts of a response are summed. An implausible sum would not be counted at all."""
+    """The meter adds up the tokens of all iterations. A usage with an implausible sum would be ignored."""
     item = {"type": "advisor_message", "input_tokens": 10**9}
     usage = {"output_tokens": 1, "iterations": [item] * (USAGE_BYTES_MAX // 61)}
     assert USAGE_BYTES_MAX * 0.9 < len(json.dumps(usage)) <= USAGE_BYTES_MAX
