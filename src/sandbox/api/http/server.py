@@ -25,6 +25,11 @@ UNSENT_BYTES_MAX = 128 * 1024
 _LOOPBACK_HOSTS = ("127.0.0.1", "::1")
 _EPHEMERAL_PORT_TRIES = 20
 _BACKLOG = 2048
+"""Maximum number of connections that wait in the kernel to be accepted, per socket."""
+
+_ACCEPTS_PER_ITERATION = 8
+"""Connections that are accepted per socket in one iteration of the event loop, so that a flood does not block it."""
+
 _NO_IPV6_ERRNOS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
@@ -212,6 +217,7 @@ class _UvicornServer(uvicorn.Server):
                 ws_per_message_deflate=False,
                 ws_ping_interval=PING_INTERVAL_SECONDS,
                 ws_ping_timeout=PONG_TIMEOUT_SECONDS,
+                backlog=_ACCEPTS_PER_ITERATION,
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -232,6 +238,8 @@ class _UvicornServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then set `listening`."""
         await super().startup(sockets)
+        for bound in sockets or ():
+            bound.listen(_BACKLOG)  # asyncio uses one number both for this and for accepts in one iteration
         self.listening.set()
 
     def abort_connections(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import itertools
+import socket
 
 import httpx2
 import pytest
@@ -249,3 +250,18 @@ async def test_invalid_frame_during_a_stream_is_not_logged_as_an_error(running_a
             assert (1009).to_bytes(2) in await asyncio.wait_for(reader.read(), 20)
             writer.close()
     assert [record.getMessage() for record in caplog.records if record.exc_info] == []
+
+
+async def test_burst_of_connections_is_accepted_in_batches(running_api, wait_until, monkeypatch):
+    """Otherwise, a flood of connections would block the event loop for seconds."""
+    accepts = CallsPerLoopIteration(monkeypatch, connections.HttpProtocol, "connection_made")
+    async with running_api(FakeTokenStore(otto="operator")) as api:
+        watching = asyncio.create_task(accepts.watch())
+        sockets = [socket.create_connection(("127.0.0.1", api.port)) for _ in range(300)]  # queued by the kernel
+        async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
+            assert (await client.get("/api/v1/tasks")).status_code == 200
+        await wait_until(lambda: accepts.total > 300)
+        assert accepts.maximum <= 8
+        watching.cancel()
+        for each in sockets:
+            each.close()
