@@ -88,9 +88,26 @@ def missing_symbols(page: Path) -> list[str]:
     return [
         f"{module}: {name}"
         for module, names in SOURCE_LINK_WITH_SYMBOLS.findall(page.read_text())
-        for name in re.findall(r"`(?:\w+\.)*(\w+)`", names)
-        if not re.search(rf"(?:def|class) {name}\b|^{name}\b", (page.parent / module).read_text(), re.MULTILINE)
+        for name in re.findall(r"`([\w.]+)`", names)
+        if not is_defined(name, ast.parse((page.parent / module).read_text()).body)
     ]
+
+
+def is_defined(dotted_name: str, body: list[ast.stmt]) -> bool:
+    """Return whether the statements define a name such as `Class.method`. An inherited method is not defined."""
+    first, _, rest = dotted_name.partition(".")
+    for statement in body:
+        if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if statement.name == first:
+                return not rest or is_defined(rest, statement.body)
+            if isinstance(statement, ast.ClassDef) and not rest and is_defined(first, statement.body):
+                return True
+        elif not rest and any(
+            isinstance(node, ast.Name) and node.id == first and isinstance(node.ctx, ast.Store)
+            for node in ast.walk(statement)
+        ):
+            return True
+    return False
 
 
 @pytest.mark.parametrize("name", ["docs/code-tour.md", "docs/recipes.md"])
@@ -112,6 +129,19 @@ def missing_paths(page: Path) -> list[str]:
 @pytest.mark.parametrize("name", ["docs/code-tour.md", "docs/recipes.md", "CONTRIBUTING.md", "ARCHITECTURE.md"])
 def test_named_files_exist(name: str):
     assert missing_paths(ROOT / name) == []
+
+
+def test_package_tree_names_existing_packages_and_modules():
+    [tree] = re.findall(
+        r"^```\nsrc/sandbox/\n(.*?)^```", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    files = [path.relative_to(ROOT / "src") for path in (ROOT / "src/sandbox").rglob("*.py")]
+    known = {f"{parent.name}/" for file in files for parent in file.parents} | {file.name for file in files}
+    named = re.findall(r"(?<![\w/.-])[a-z_]+(?:\.py|/)", re.sub(r"\(docs/[^)]*\)", "", tree))
+    [server_modules] = re.findall(r"server/ +([a-z_,\s]+?)\n +runner/", tree)
+    named += [f"{name}.py" for name in re.split(r",\s+", server_modules)]
+    assert len(named) > 60
+    assert [name for name in named if name not in known] == []
 
 
 def test_missing_file_is_detected(tmp_path: Path):
@@ -195,11 +225,13 @@ def test_misplaced_row_is_detected(tmp_path: Path):
 
 def test_missing_symbol_is_detected(tmp_path: Path):
     (tmp_path / "src" / "sandbox").mkdir(parents=True)
-    (tmp_path / "src" / "sandbox" / "a.py").write_text("LIMIT = 1\n\nclass Box:\n    def open(self): ...\n")
+    (tmp_path / "src" / "sandbox" / "a.py").write_text(
+        "LIMIT = 1\n\nclass Box:\n    def open(self): ...\n\nclass Bag: ...\n"
+    )
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "page.md"
-    page.write_text("[`a.py`](../src/sandbox/a.py), `Box.open`, `LIMIT` and `shut`")
-    assert missing_symbols(page) == ["../src/sandbox/a.py: shut"]
+    page.write_text("[`a.py`](../src/sandbox/a.py), `Box.open`, `open`, `LIMIT`, `Bag.open` and `shut`")
+    assert missing_symbols(page) == ["../src/sandbox/a.py: Bag.open", "../src/sandbox/a.py: shut"]
 
 
 def test_index_and_site_list_each_page(root: Path):
