@@ -14,6 +14,7 @@ from sandbox.agents.claude_code.messages_api.request_restrictions import (
     additional_models,
     count_images,
     find_external_access,
+    has_compaction,
     unknown_fee_reason,
 )
 from sandbox.interfaces.gateway import CostBound
@@ -63,7 +64,7 @@ class TokenCounts(msgspec.Struct, frozen=True):
 
 def find_price(model: str) -> Price | None:
     """Return the price of a model, given its name with or without a date; None if it has no price."""
-    return PRICES.get(_VARIANT_SUFFIX.sub("", model))
+    return PRICES.get(_VARIANT_SUFFIX.sub("", model)) if len(model) <= _PRICED_CHARACTERS_MAX else None
 
 
 def has_price(model: str) -> bool:
@@ -91,6 +92,9 @@ def cost_usd(model: str, tokens: TokenCounts) -> float | None:
     )
     return round(millionths / 1_000_000, 6)
 
+
+_PRICED_CHARACTERS_MAX = 64
+"""Maximum length of a name that can have a price. A request can have thousands of long names."""
 
 _VARIANT_SUFFIX = re.compile(r"(-\d{8}|-latest|-0)?(\[1m\])?\Z")
 
@@ -168,13 +172,15 @@ def estimate_cost_bound(document: dict[str, Any], byte_count: int) -> CostBound:
         output_tokens_max,
         document.get("stream") is True,
         min(hidden_output_tokens, OUTPUT_TOKENS_MAX),
-        has_hidden_input=bool(advisors) or (images is None and find_external_access(document, str) is not None),
+        has_hidden_input=bool(advisors)
+        or has_compaction(document)
+        or (images is None and find_external_access(document, str) is not None),
     )
 
 
 def most_expensive(models: Iterable[str], tokens: TokenCounts) -> str:
     """Return the model that costs most for these tokens. A model without a price counts as free."""
-    return max(models, key=lambda model: cost_usd(model, tokens) or 0.0)
+    return max(dict.fromkeys(models), key=lambda model: cost_usd(model, tokens) or 0.0)
 
 
 def _output_limit(limit: Any) -> int:

@@ -129,6 +129,14 @@ def additional_models(document: dict[str, Any]) -> Iterator[AdditionalModel]:
             yield AdditionalModel(name if is_short_string(name) else "", is_advisor, max_tokens, max_uses)
 
 
+def has_compaction(document: dict[str, Any]) -> bool:
+    """Return whether the model may compact the conversation, which it reads and summarizes for this purpose."""
+    management = document.get("context_management")
+    edits = _get_field(management, "edits")
+    kinds = [_get_field(each, "type") for each in edits] if isinstance(edits, list) else []
+    return any(isinstance(kind, str) and kind.startswith("compact") for kind in kinds)
+
+
 def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], sanitize: Callable[[str], str]) -> str | None:
     """Return why a value is denied as a tool or as an object that may contain one; None if it is allowed."""
     if not isinstance(value, dict):

@@ -3,6 +3,7 @@
 import json
 import time
 
+import msgspec
 import pytest
 
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
@@ -31,6 +32,23 @@ def test_half_a_million_extreme_numbers_are_decoded_quickly(number):
     assert time.process_time() - started_at < 1.5
     assert isinstance(document, dict)
     assert set(document["metadata"]) == {float(number)}
+
+
+def test_long_number_is_kept_as_text():
+    """Converting 40,000 numbers of this kind would take more than a second."""
+    number = f"4.{'9406564584124654417' * 40}e-320"
+    body = f'{{"model":"m","metadata":[{",".join([number] * 40_000)}]}}'.encode()
+    started_at = time.process_time()
+    document = DIALECT.decode_request(body)
+    assert time.process_time() - started_at < 0.5
+    assert isinstance(document, dict)
+    assert msgspec.json.encode(document) == body
+
+
+@pytest.mark.parametrize("number", ["1.", ".5", "1e", "-.5", "1.5.5", "01.5", "1.5e+", "+1.5", "0x1p3", "1_0.5"])
+def test_malformed_number_is_rejected(number):
+    for text in (number, number.replace("5", "5" * 40).replace("1", "1" * 40)):
+        assert isinstance(DIALECT.decode_request(f'{{"model":"m","metadata":[{text}]}}'.encode()), Rejected)
 
 
 def test_number_that_is_too_large_for_a_float_is_rejected():

@@ -1,5 +1,7 @@
 """Model prices."""
 
+import time
+
 import pytest
 
 from sandbox.agents.claude_code.messages_api.pricing import (
@@ -72,6 +74,13 @@ def test_cost_bound_uses_the_most_expensive_model_of_a_request(fields, model):
     assert (bound.model, bound.input_tokens, bound.output_tokens_max) == (model, 100, 5)
 
 
+def test_most_expensive_of_many_unpriced_models_is_found_quickly():
+    started_at = time.process_time()
+    names = ["-0" * 128] * 50_000 + [f"{number}{'-0' * 125}" for number in range(50_000)]
+    assert most_expensive([*names, "claude-opus-4-5"], TokenCounts(1, 1)) == "claude-opus-4-5"
+    assert time.process_time() - started_at < 0.5
+
+
 def test_most_expensive_model_depends_on_the_tokens():
     models = ("claude-sonnet-4-5", "claude-opus-4-5")
     assert most_expensive(models, TokenCounts(100_000, 1000)) == "claude-opus-4-5"
@@ -121,6 +130,10 @@ def test_cost_bound_is_the_maximum_if_the_models_servers_add_a_stored_conversati
         ({"thread": {"type": "continue", "previous_message_id": "msg_1"}}, True),
         ({"tools": [{"name": "Read", "input_schema": {}}]}, False),
         ({"messages": [{"content": [PDF]}]}, False),
+        ({"context_management": {"edits": [{"type": "compact_20260112"}]}}, True),
+        ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}, 7, {"type": 7}]}}, False),
+        ({"context_management": {"edits": 7}}, False),
+        ({"context_management": "compact_20260112"}, False),
     ],
 )
 def test_input_is_hidden_if_the_model_reads_more_than_the_request(fields, has_hidden_input):
