@@ -1,4 +1,4 @@
-"""Tasks from start to end in gVisor, and one in the default runtime if that runtime has a separate kernel.
+"""End-to-end tests of tasks in gVisor, and of one in the default runtime if that runtime has a separate kernel.
 
 Other tests cover the rest: tests/contract covers each runtime's memory limits and the death of a sandbox's creator,
 tests/chaos covers a killed runner, and test_limit_errors.py covers the reported limits. Timeouts are not tested, since

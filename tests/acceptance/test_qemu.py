@@ -1,4 +1,4 @@
-"""A task from start to end in a QEMU guest, with the real agent."""
+"""End-to-end test of a task in a QEMU guest, with the real agent."""
 
 import os
 

@@ -28,6 +28,7 @@ _GROUPS = "|".join(command_line.list_commands(click.Context(command_line)))
 _CODE = re.compile(
     r"(?<![\w`'/-])(?:\$[A-Z_]+[\w/.]*\w|\w+=\$\([^)]+\)|--[a-z][a-z-]*(?: json| [A-Z]{3,})?|SANDBOX_[A-Z_]+"
     r"|[a-z]+\.(?:yaml|toml)|(?:lifecycle|vm|claude|repository)\.\w+(?:=\w+|: \w+)?|git (?:apply|reset)(?: --hard)?"
+    r"|secrets\[\d+\]\.\w+(?:=\w+)?"
     rf"|sandbox (?:{_GROUPS})(?: (?!to\b)[a-z]+(?:\.yaml)?)*(?: --[a-z-]+| [A-Z_]{{2,}})*)(?![\w`'-])"
 )
 

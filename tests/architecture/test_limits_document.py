@@ -93,7 +93,7 @@ ROWS = [
         "Paths of the files that match the artifact patterns",
         "workspace.artifacts.ARTIFACT_PATHS_BYTES_MAX",
     ),
-    ("Artifacts and patches", "Files and directories of a commit", "workspace.rooted_files.ENTRIES_MAX"),
+    ("Artifacts and patches", "Files and directories in a commit", "workspace.rooted_files.ENTRIES_MAX"),
     ("Artifacts and patches", "Number of patches in a chain of tasks", "model.fixed_limits.EARLIER_PATCHES_MAX"),
     (
         "Artifacts and patches",
@@ -113,7 +113,7 @@ ROWS = [
     ),
     (
         "Artifacts and patches",
-        "`.gitignore` files of a commit and their directories",
+        "`.gitignore` files in a commit and their directories",
         "workspace.diff.base_tree.IGNORE_ENTRIES_MAX",
     ),
     (
@@ -185,22 +185,22 @@ ROWS = [
 
 DASHBOARD_SECTION = "Dashboard"
 DASHBOARD_ROWS = {
-    "Entries of a conversation": "conversation.js:ENTRIES_MAX",
-    "Characters of a conversation": "conversation.js:CHARACTERS_MAX",
+    "Entries in a conversation": "conversation.js:ENTRIES_MAX",
+    "Characters in a conversation": "conversation.js:CHARACTERS_MAX",
     "Steps of a subagent": "conversation.js:SUBAGENT_ENTRIES_MAX",
-    "Characters of a message": "markdown.js:LENGTH_MAX",
-    "Elements of a message": "markdown.js:ELEMENTS_MAX",
+    "Characters in a message": "markdown.js:LENGTH_MAX",
+    "Elements in a message": "markdown.js:ELEMENTS_MAX",
     "Nesting depth of a message": "markdown.js:DEPTH_MAX",
-    "Characters of a paragraph": "untrusted_text.js:TEXT_LENGTH_MAX",
+    "Characters in a paragraph": "untrusted_text.js:TEXT_LENGTH_MAX",
     "Lines of output": "output.js:LINES_MAX",
     "Characters of output": "output.js:CHARACTERS_MAX",
     "Characters of JSON in a line of output": "output_line.js:JSON_CHARACTERS_MAX",
     "Patch": "changes.js:BYTES_MAX",
-    "Files of a patch": "changes.js:FILES_SHOWN_MAX",
-    "Characters of a line of a patch": "diff_lines.js:LINE_CHARACTERS_MAX",
-    "Lines of a file that is expanded at first": "diff_file.js:LINES_OPENED_MAX",
-    "Characters of a highlighted file": "syntax.js:CHARACTERS_MAX",
-    "Characters of a line of a highlighted file": "syntax.js:LINE_CHARACTERS_MAX",
+    "Files in a patch": "changes.js:FILES_SHOWN_MAX",
+    "Characters in a line of a patch": "diff_lines.js:LINE_CHARACTERS_MAX",
+    "Lines in a file that is expanded at first": "diff_file.js:LINES_OPENED_MAX",
+    "Characters in a highlighted file": "syntax.js:CHARACTERS_MAX",
+    "Characters in a line of a highlighted file": "syntax.js:LINE_CHARACTERS_MAX",
     "Highlighting of a file": "syntax.js:REPLY_MILLISECONDS_MAX",
 }
 """The dashboard's limits, with the script and the constant that define each."""

@@ -94,7 +94,10 @@ def missing_symbols(page: Path) -> list[str]:
 
 
 def is_defined(dotted_name: str, body: list[ast.stmt]) -> bool:
-    """Return whether the statements define a name such as `Class.method`. An inherited method is not defined."""
+    """Return whether the statements define a name such as `Class.method`. An inherited method does not count.
+
+    A name without a class is also searched for in classes.
+    """
     first, _, rest = dotted_name.partition(".")
     for statement in body:
         if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -111,7 +111,7 @@ _USER_RUNTIME_ROOT = Path("/run/user")
 """Parent of the runtime directories of logged-in users (pam_systemd(8))."""
 
 _SHARED_ROOT = Path("/tmp")  # noqa: S108  (see `_run_dir_candidates`)
-"""A directory that exists without a login session, in which any user can create files."""
+"""A directory in which any user can create files. It exists even if the user has no login session."""
 
 
 def choose_run_dir(data_dir: Path) -> Path:

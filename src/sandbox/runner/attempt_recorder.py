@@ -191,10 +191,7 @@ def _size_bytes(event: e.Event) -> int:
 
 
 class HostDiskSpace:
-    """Measures free space on demand, but at most once every DISK_SPACE_CHECK_INTERVAL_SECONDS.
-
-    If a measurement fails, the last result is used.
-    """
+    """Compares the free space of the host's disk with the watermark, or with a size."""
 
     def __init__(self, measure: MeasureDiskSpace, watermark: Watermark, clock: Clock) -> None:
         self._measure = measure
@@ -204,7 +201,10 @@ class HostDiskSpace:
         self._next_check_at = float("-inf")
 
     def is_short(self) -> bool:
-        """Return whether free space is below the watermark, with hysteresis (see `Watermark.is_low`)."""
+        """Return whether free space is below the watermark, with hysteresis (see `Watermark.is_low`).
+
+        Measures at most once every DISK_SPACE_CHECK_INTERVAL_SECONDS. If this fails, returns the last result.
+        """
         now = self._clock.monotonic()
         if now >= self._next_check_at:
             self._next_check_at = now + DISK_SPACE_CHECK_INTERVAL_SECONDS

@@ -377,7 +377,8 @@ class DebugSessions:
         except ImageUnusableError as error:
             raise TerminalRefusedError(f"No shell can be opened for task {task.id}: {error.message}") from error
         except OSError as error:
-            raise UnavailableError(f"No runner could be started: {error}; try again.") from error
+            reason = f"the runner could not be started ({error}); try again"
+            raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}.") from error
 
     def _find_memory_shortfall(self, task: Task, host: ProbedHost) -> str:
         """Return the free memory that another session requires (human-readable); empty if the host has enough."""

@@ -152,7 +152,9 @@ OOM_REASON = "The worker was ended by signal 9 on host-1 (OOMKilled)."
         (FailureCode.HOST_LOST, "", "The task's host is no longer responding."),
     ],
 )
-async def test_failure_of_a_lost_attempt_contains_the_reason_of_the_engine(components, allocator, code, reason, cause):
+async def test_failure_of_a_lost_attempt_contains_the_reason_from_the_engine(
+    components, allocator, code, reason, cause
+):
     async with components.server() as service:
         await service.submit(manifest())
         await components.wait_for_launch("task-1")

@@ -146,7 +146,7 @@ def test_file_system_without_an_inode_count_is_not_short_of_inodes(health):
     assert health.reserve.is_allocated
 
 
-def test_reason_of_a_drained_server_names_the_undo_command(health):
+def test_drained_server_suggests_the_undo_command(health):
     health.drain.start(SystemClock().now())
     assert "sandbox admin drain --undo" in health.reasons()
     health.drain.undo()

@@ -250,7 +250,7 @@ _COMMAND_TIMEOUT_SECONDS = 10.0
 def run_checks(settings: ServerSettings, worker_server: str | None = None) -> list[Finding]:
     """Run all checks in order. Never raises for a failed check.
 
-    worker_server: check this machine as a host of a cluster, whose workers connect to the server at this address.
+    worker_server: check whether this machine can be a host of a cluster, with workers that connect to this address.
     """
     agents = registered_agents().values()
     is_host = worker_server is not None

@@ -1,4 +1,4 @@
-"""Configuration keys: their paths in the file, environment variables and options, derived from `settings.schema`."""
+"""Configuration keys with their environment variables, options and paths in the file, from `settings.schema`."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ _GAP_NAMES = frozenset({"gap", "kernel"})
 @click.option(
     "--worker-server",
     metavar="HOST[:PORT]",
-    help="Check this machine as a host of a Slurm cluster, whose workers connect to the server at this address.",
+    help="Check whether this machine can be a host of a Slurm cluster, with workers that connect to the server at "
+    "this address.",
 )
 @settings_options
 @output_options("text", "json")

@@ -28,10 +28,10 @@ class ClientHello(msgspec.Struct, frozen=True):
     """The result of parsing the bytes received so far.
 
     is_complete: more bytes cannot change the result.
-    server_name: None if a complete hello has no name, if the bytes are not a hello, or if other data shares the hello's
-    record.
-    has_encrypted_name: the hello contains an encrypted hello (ECH) that may name a different server. Browsers that do
-    not use ECH send random bytes in this extension.
+    server_name: the only server name in a complete, well-formed hello that shares its record with no other data;
+    otherwise None.
+    has_encrypted_name: the hello contains the extension for an encrypted hello (ECH), which may name a different
+    server. Browsers also send the extension, with random bytes, if they do not use ECH.
     has_early_data: the client may send data before the server has responded (RFC 8446 §4.2.10).
     byte_count: length of the records that contain the hello. If the records are malformed, the length up to the end of
     the malformed record's header, because some servers may still find a hello there.

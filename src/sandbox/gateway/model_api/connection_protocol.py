@@ -338,7 +338,7 @@ class ModelProtocol:
                 self._inflight.interim_responses += 1
                 self._inflight.finish_interim_head(self._upstream_side.trailing_data[0])
                 if self._inflight.interim_responses > INTERIM_RESPONSES_MAX:
-                    self._inflight.assume_full_cost()  # the gateway ends a request that the model may be processing
+                    self._inflight.assume_started()  # the gateway ends a request that the model may be processing
                     self._fail_upstream(effects, 502, f"The model at {self._upstream.address} is not responding.")
             elif isinstance(event, h11.Response):
                 self._start_response(effects, self._inflight, event)
@@ -375,7 +375,7 @@ class ModelProtocol:
             return
         is_metered = inflight.is_metered and response.status_code < 300
         if is_metered and not is_uncompressed_event_stream(response):
-            inflight.assume_full_cost()  # a document is sent only after the model has finished
+            inflight.assume_started()  # a document is sent only after the model has finished
         if http_messages.is_compressed(response):
             if is_metered:
                 inflight.meter = inflight.dialect.create_meter(b"")

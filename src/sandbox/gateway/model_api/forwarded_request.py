@@ -130,7 +130,7 @@ class InflightRequest(msgspec.Struct):
 
     cost_bound: set if the response must be metered.
     is_sent: a connection to the upstream exists, so the request may incur cost.
-    may_have_full_cost: the response may incur its full cost, regardless of the meter's reading.
+    may_have_started: count the request at its maximum cost unless the response reports its usage.
     head_prefix: the first bytes of the response's head, until the head is complete.
     interim_responses: number of responses with a status below 200, each of which extends the time limit.
     received: the part of the response's body that has not been forwarded yet.
@@ -143,7 +143,7 @@ class InflightRequest(msgspec.Struct):
     body_redactor: BodyRedactor
     cost_bound: CostBound | None = None
     is_sent: bool = False
-    may_have_full_cost: bool = False
+    may_have_started: bool = False
     head_prefix: bytearray = bytearray()
     interim_responses: int = 0
     has_response: bool = False
@@ -169,18 +169,18 @@ class InflightRequest(msgspec.Struct):
         """Handle the end of an interim response's head. rest: the received part of the next head."""
         self.head_prefix = bytearray(rest[:_STATUS_LINE_BYTES])
 
-    def assume_full_cost(self) -> None:
-        """Treat the response as one that may incur its full cost, regardless of the meter's reading."""
-        self.may_have_full_cost = True
+    def assume_started(self) -> None:
+        """Count the request at its maximum cost unless its usage is reported, even if no response has started."""
+        self.may_have_started = True
 
     def fail_head(self, *, is_cut: bool) -> None:
-        """Handle an unreadable head. Unless its status reports an error, the response may incur cost.
+        """Handle an unreadable head. Unless its status reports an error, the request may incur cost.
 
         is_cut: the connection ended within the head. A stream whose head is cut has not started.
         """
         if self.cost_bound is None or self.meter is not None or (is_cut and self.cost_bound.is_streamed):
             return
-        self.may_have_full_cost |= bool(self.head_prefix) and _REFUSED_STATUS_LINE.match(self.head_prefix) is None
+        self.may_have_started |= bool(self.head_prefix) and _REFUSED_STATUS_LINE.match(self.head_prefix) is None
 
     def report_usage(self, reporter: EventReporter, *, is_complete: bool, is_abandoned: bool) -> Usage | None:
         """Report and return the usage of the finished request.
@@ -214,9 +214,9 @@ class InflightRequest(msgspec.Struct):
         is_reported = meter is not None and reported is not None and meter.is_complete
         if is_refused or is_reported:
             return None
-        has_started = self.may_have_full_cost or (meter is not None and meter.has_started)
+        has_started = self.may_have_started or (meter is not None and meter.has_started)
         if not (has_started or is_abandoned or self.has_timed_out):
             return None
-        is_fully_received = not (self.has_timed_out or (self.may_have_full_cost and meter is None))
+        is_fully_received = not (self.has_timed_out or (self.may_have_started and meter is None))
         meter = meter or self.dialect.create_meter(b"text/event-stream" if cost_bound.is_streamed else b"")
         return valid_usage(meter.upper_bound(cost_bound, is_fully_received=is_fully_received))

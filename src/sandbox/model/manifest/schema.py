@@ -332,7 +332,7 @@ class Manifest:
     @classmethod
     def combine(cls, common: Any, agent: AgentSection) -> Manifest:
         """Create a manifest from an agent section and a record that has the other fields, such as `CommonFields`."""
-        # Lists of tasks call this for each row. Keyword arguments would take twice as long.
+        # Called for each row of a task list. Keyword arguments would take twice as long.
         return cls(common.metadata, common.repository, agent, common.vm, common.secrets, common.lifecycle)
 
     def replace(self, **changes: Any) -> Manifest:

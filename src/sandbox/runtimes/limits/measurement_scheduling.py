@@ -267,7 +267,7 @@ async def wait_for_exceeded_limit(
         takes half a second. Never postponed: after a short write to a terminal, these threads can be busy for seconds,
         and a program that waits for a lock can get it, and hold it, without running. Measured separately: a program can
         block the list of its terminals while it holds a lock.
-    postponer: postpones `kernel_usage` while no program of the sandbox runs; None to measure at the full rate.
+    postponer: postpones calls of `kernel_usage` while no program of the sandbox runs; None to measure at the full rate.
     """
     return await run_until_first_complete(
         *(

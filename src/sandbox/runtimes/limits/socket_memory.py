@@ -231,7 +231,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 _BLOCK_BYTES, _BLOCKS_OF_PACKET_MAX = 32 << 10, 17
 _PACKET_BYTES_MIN = 768
-"""Lower bound on the memory of a packet without its data: 896 bytes, depending on the kernel's version."""
+"""Lower bound on the memory of a packet without its data. With some versions of the kernel, it is 896 bytes."""
 
 _UNLISTED_SOCKET_BYTES_MAX, _UNACCEPTED_SOCKET_BYTES_MAX = 1 << 20, 64 << 10
 """Limits on the memory of a reset connection that a program has accepted, and of one that no program has accepted.

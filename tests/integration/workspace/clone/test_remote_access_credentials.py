@@ -193,7 +193,7 @@ def test_server_is_not_queried_for_another_host():
     assert server.queries == []
 
 
-def test_reason_of_the_server_is_kept():
+def test_reason_from_the_server_is_kept():
     server = FakeServer(NoCredentialsError("The server has none."))
     helper = CredentialHelper("https://git.example/demo.git", find_nothing, server.find)
 
@@ -310,7 +310,7 @@ async def test_runner_queries_its_worker():
 
 
 @pytest.mark.parametrize("is_transient", [False, True])
-async def test_runner_gets_the_reason_of_the_server(is_transient):
+async def test_runner_gets_the_reason_from_the_server(is_transient):
     with connection_to_worker() as (runner, worker):
         finding = asyncio.create_task(
             ServerCredentials(runner, new_attempt_id()).find(CredentialQuery("https", "git.example"))
@@ -379,7 +379,7 @@ def test_helper_of_the_host_comes_first_and_gets_nothing_to_store(private_harnes
     assert len(private_harness.credentials_server.queries) == 1
 
 
-def test_failure_has_the_reason_of_the_server_and_no_password(private_harness):
+def test_failure_has_the_reason_from_the_server_and_no_password(private_harness):
     private_harness.credentials_server.answer = Credentials(b"me", b"wrong-password")
     with pytest.raises(AttemptError, match="needs credentials") as raised:
         private_harness.stage()

@@ -94,7 +94,7 @@ def test_long_denial_reason_is_wrapped():
     ]
 
 
-def test_reason_of_a_failure_is_printed_once():
+def test_reason_for_a_failure_is_printed_once():
     reason = "Cannot clone it."
     error = {"type": "error", "error": "clone_failed", "message": reason}
     failed = {"type": "state_change", "new_state": "failed", "state_message": reason}
@@ -114,7 +114,7 @@ def state_change(state: str, **fields: str) -> dict:
 CLONE_ERROR = {"type": "error", "error": "clone_failed", "message": "Cannot clone it."}
 
 
-def test_reason_of_a_failure_can_be_omitted():
+def test_reason_for_a_failure_can_be_omitted():
     completing = state_change("completing", state_message="Collecting artifacts")
     printed = print_without_failure(CLONE_ERROR, completing, state_change("failed", state_message="Cannot clone it."))
     assert printed == ["completing    Collecting artifacts", "failed"]
@@ -213,7 +213,7 @@ def test_open_tool_calls_are_bounded():
 
 
 def call(content: str, *, is_error: bool = False) -> list[dict]:
-    """Return the events of a tool call from start to end."""
+    """Return all events of a tool call."""
     return [
         tool_call_started("t", summary="make"),
         tool_result("t", content, is_error=is_error),
@@ -235,7 +235,7 @@ def test_full_detail_truncates_tool_results():
 
 
 def edit_call(new: str, *, is_error: bool = False) -> list[dict]:
-    """Return the events of an edit from start to end."""
+    """Return all events of an edit."""
     edits = [{"path": "a.py", "old": "one\ntwo\n", "new": new}]
     return [
         tool_call_started("t", "Edit", summary="a.py", edits=edits),

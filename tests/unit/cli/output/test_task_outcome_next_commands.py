@@ -1,4 +1,4 @@
-"""The commands that are useful next for a task."""
+"""The suggested next commands for a task."""
 
 import pytest
 

@@ -162,7 +162,7 @@ def test_reason_is_bounded_and_printable():
     assert len(reason) < 500
 
 
-def test_reason_contains_the_reason_of_the_pod():
+def test_reason_contains_the_pod_reason():
     pod = make_pod(
         phase="Failed",
         container={"state": {"terminated": {"exitCode": 1, "reason": "Error"}}},

@@ -159,7 +159,7 @@ BOUNDED_WHILE_IDLE = KernelUsage(is_bounded_while_idle=True)
 
 
 @pytest.mark.usefixtures("endless_postponement")
-async def test_only_the_kernel_usage_of_an_idle_sandbox_is_postponed():
+async def test_only_the_measurement_of_kernel_usage_is_postponed_for_an_idle_sandbox():
     """Threads of the kernel process the input of terminals, and a program can get a lock without running."""
     counts = await count_measurements(BOUNDED_WHILE_IDLE, lambda: 7.0)
     assert counts.pop("kernel") == 1
@@ -178,7 +178,7 @@ async def test_only_the_kernel_usage_of_an_idle_sandbox_is_postponed():
     ],
     ids=["busy", "unknown CPU time", "changes while idle", "not bounded", "not bounded unless stated"],
 )
-async def test_kernel_usage_that_may_change_is_not_postponed(
+async def test_measurement_of_kernel_usage_that_may_change_is_not_postponed(
     kernel_usage: KernelUsage, cpu_seconds: Callable[[], float | None], changes_while_idle: bool
 ):
     assert (await count_measurements(kernel_usage, cpu_seconds, changes_while_idle=changes_while_idle))["kernel"] > 5

@@ -44,7 +44,7 @@ async def test_open_terminal_is_resumed_and_resized_and_hung_up():
     assert await hang_up_after(frames.EXIT) == expected
 
 
-async def test_reason_of_a_failed_start_is_truncated():
+async def test_reason_for_a_failed_start_is_truncated():
     terminal = QemuTerminal(RecordingChannel(), NUMBER)
     terminal.handle_frame(frames.FAILED, b"no more terminals" + b"!" * 60_000)
     reason = await terminal.start_result

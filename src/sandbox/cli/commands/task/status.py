@@ -78,7 +78,7 @@ _PROMPT_CHARACTERS_MAX = 300
 def status(task_id: str, watches: bool) -> None:
     """Show a task.
 
-    On a terminal, the outcome is printed first. The commands that are useful next are printed last.
+    On a terminal, the outcome is printed first. Suggested next commands are printed last.
     """
     options = current_options()
     with options.connect() as client:

@@ -406,7 +406,7 @@ ISOLATED_REASON = "vm.network_mode is isolated: only the model is reachable."
 ALLOW_COMMAND = f"sandbox task rerun {TASK_ID} --set vm.network_mode=outbound --set 'vm.allowed_hosts[0]=a.example'"
 
 
-def test_status_shows_reasons_of_refusals_and_the_command_that_allows_the_hosts(run_cli, api, on_terminal, terminal):
+def test_status_shows_reasons_for_refusals_and_the_command_that_allows_the_hosts(run_cli, api, on_terminal, terminal):
     refusals = [("a.example", 443, ISOLATED_REASON), ("10.0.0.1", 80, "it is not a public address.")]
     serve_refusals(api, task_status("completed"), *refusals, count=5)
     rows = [
@@ -491,7 +491,7 @@ def test_diff_lists_the_changed_files_with_their_lines(run_cli, api):
 
 
 @pytest.mark.parametrize("command", [("submit", "MANIFEST", "--follow"), ("status", TASK_ID, "--watch")])
-def test_reason_of_a_failure_is_stated_once_at_the_end(task, manifest, run_cli, command):
+def test_reason_for_a_failure_is_stated_once_at_the_end(task, manifest, run_cli, command):
     task("failed")
     result = run_cli("task", *(manifest if word == "MANIFEST" else word for word in command))
     lines = (result.stdout + result.stderr).decode().splitlines()

@@ -33,7 +33,7 @@ def test_prompt_is_read_from_stdin(run_cli, api):
     ("status", "code", "exit_code"),
     [(409, "task_not_ended", 4), (409, "task_not_continuable", 4), (404, "task_not_found", 3)],
 )
-def test_reason_of_a_refusal_is_printed(run_cli, api, status, code, exit_code):
+def test_reason_for_a_refusal_is_printed(run_cli, api, status, code, exit_code):
     api.on("POST", CONTINUE, error_response(status, code, "Because of this."))
     result = run_cli("task", "continue", TASK_ID, "x")
     assert (result.returncode, result.stdout) == (exit_code, b"")
