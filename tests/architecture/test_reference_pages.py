@@ -159,3 +159,7 @@ def test_common_options_are_listed_and_consistent(root: Path):
     for name, command in commands():
         options = {parameter.opts[0] for parameter in command.params if isinstance(parameter, click.Option)}
         assert len(options & {"--server", "--token", "--context"}) in {0, 3}, name
+
+
+def test_types_of_the_python_client_have_public_names(root: Path):
+    assert re.findall(r"\b\w+Body\b", (root / "docs" / "python-client.md").read_text()) == []
