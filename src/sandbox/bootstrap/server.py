@@ -65,11 +65,18 @@ from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.event_streams import Broadcast, EventStream
 from sandbox.server.index_writer import IndexWriter
 from sandbox.server.journal_tailer import JournalTailer
-from sandbox.server.maintenance import Janitor, JournalCompressor, MaintenanceAction, WallClockCheck
+from sandbox.server.maintenance import (
+    Janitor,
+    JournalCompressor,
+    LeftoverRemover,
+    MaintenanceAction,
+    WallClockCheck,
+    discard_unrecorded_tasks,
+)
 from sandbox.server.placements import Placements, ProbedHost
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservationExpiry, PreservedSandboxes
 from sandbox.server.pruning import Pruner
-from sandbox.server.recovery import LeftoverRemover, RunnerRecovery, discard_unrecorded_tasks, recover
+from sandbox.server.recovery import RunnerRecovery, recover
 from sandbox.server.runner_launcher import RunnerLauncher, TaskSecrets
 from sandbox.server.scheduler import Scheduler
 from sandbox.server.start_conditions import DiskMonitor, Drain, StartConditions, UnfinishedTaskLimit

@@ -1,6 +1,5 @@
-"""HTTP/1.1 messages, using h11: heads that the gateway forwards, and responses that it creates itself. No I/O."""
+"""Reads HTTP/1.1 heads and creates the gateway's own responses, using h11. No I/O."""
 
-import re
 from collections.abc import Iterable
 
 import h11
@@ -11,44 +10,7 @@ from sandbox.interfaces.gateway import ModelDialect
 
 Headers = list[tuple[bytes, bytes]]
 
-_HOP_BY_HOP = frozenset(
-    {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
-)
 BODY_HEADERS = frozenset({b"content-encoding", b"content-type"})
-_HOST_WORDS = frozenset({b"authority", b"host", b"hostname", b"uri", b"url", b"vhost"})
-_HOST_QUALIFIERS = frozenset(
-    {
-        b"backend",
-        b"base",
-        b"client",
-        b"destination",
-        b"dst",
-        b"envoy",
-        b"forward",
-        b"forwarded",
-        b"http",
-        b"orig",
-        b"original",
-        b"override",
-        b"proxy",
-        b"real",
-        b"request",
-        b"rewrite",
-        b"server",
-        b"surrogate",
-        b"target",
-        b"true",
-        b"upstream",
-        b"x",
-    }
-)
-"""Words in the names of headers that programs use instead of Host, such as `X-Original-Host` and `Base-Url`."""
-
-_FORWARDED_HOST_HEADERS = frozenset({b"forwarded", b"proxy", b"x-forwarded"})
-"""More headers that name a host. CGI programs use the value of `Proxy` as the address of their proxy."""
-
-_DROPPED_PREFIXES = (b"proxy-", b"x-forwarded-")
-_NON_ALPHANUMERIC = re.compile(rb"[^a-z0-9]")
 
 
 def create_server_state() -> h11.Connection:
@@ -59,13 +21,6 @@ def create_server_state() -> h11.Connection:
 def create_client_state() -> h11.Connection:
     """Create the h11 state for a connection to the upstream, in which the gateway is the client."""
     return h11.Connection(h11.CLIENT)
-
-
-def forwarded_single_request(request: h11.Request, target: bytes) -> h11.Request:
-    """Build a request to a host other than the model. It is the only request on its connection."""
-    dropped = _HOP_BY_HOP | _FORWARDED_HOST_HEADERS | {b"http2-settings", b"content-length"}
-    headers = [*_forwarded_headers(request, dropped), *framing_headers(request.headers)]
-    return h11.Request(method=request.method, target=target, headers=[*headers, (b"connection", b"close")])
 
 
 def is_compressed(response: h11.Response) -> bool:
@@ -82,29 +37,6 @@ def header(headers: Iterable[tuple[bytes, bytes]], header_name: bytes) -> bytes:
 def has_body(request: h11.Request) -> bool:
     """Return whether the request declares a body."""
     return bool(framing_headers(request.headers))
-
-
-def _forwarded_headers(request: h11.Request, dropped: frozenset[bytes]) -> Headers:
-    """Return the request headers that are forwarded to a host, with their names unchanged.
-
-    Names are compared with punctuation replaced by `-`, because some servers interpret `X_Api_Key` or `X.Api.Key` as
-    `X-Api-Key`.
-    """
-    named = connection_header_names(request)
-    return [
-        (original, value)
-        for original, value in request.headers.raw_items()
-        if (name := _NON_ALPHANUMERIC.sub(b"-", original.lower())) not in dropped
-        and name not in named
-        and not name.startswith(_DROPPED_PREFIXES)
-        and not _names_host(name)
-    ]
-
-
-def _names_host(name: bytes) -> bool:
-    """Return whether the words of a header's name suggest that the header, like Host, names the request's host."""
-    words = frozenset(name.split(b"-")) - {b""}
-    return name != b"host" and bool(words & _HOST_WORDS) and words <= _HOST_WORDS | _HOST_QUALIFIERS
 
 
 def framing_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:

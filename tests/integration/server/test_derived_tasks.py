@@ -28,7 +28,7 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.resources import DiskSpace
 from sandbox.server import derived_tasks, submissions
 from sandbox.server.integrity import DiscrepancyKind, IntegrityCheck
-from sandbox.server.recovery import discard_unrecorded_tasks
+from sandbox.server.maintenance import discard_unrecorded_tasks
 
 PATCH = b"diff --git a/a b/a\n"
 CONVERSATION = (e.AgentMessage("I did it."),)

@@ -19,7 +19,7 @@ from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.attempt_files import LocalAttemptFiles
-from sandbox.server.recovery import LeftoverRemovalError, LeftoverRemover
+from sandbox.server.maintenance import LeftoverRemovalError, LeftoverRemover
 from sandbox.store.sqlite import SqliteStore
 
 FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished())

@@ -22,8 +22,8 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import DEBUG_SESSION_END_TIMEOUT_SECONDS
 from sandbox.model.task_state import TaskState
 from sandbox.server import preserved_sandboxes
+from sandbox.server.maintenance import LeftoverRemover
 from sandbox.server.preserved_sandboxes import PreservationExpiry, PreservedFiles, SandboxInUseError
-from sandbox.server.recovery import LeftoverRemover
 from sandbox.store.sqlite import SqliteStore
 
 LOST = AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "gone"))

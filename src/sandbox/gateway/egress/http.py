@@ -1,4 +1,4 @@
-"""HTTP from the sandbox: parses request targets, checks plain requests, and finds requests in unknown protocols."""
+"""HTTP from the sandbox: parses targets, checks and rewrites plain requests, finds requests in unknown protocols."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ import msgspec
 from sandbox.gateway import http_messages
 from sandbox.gateway.egress.inspector_interface import Denial, Tunnel
 from sandbox.gateway.egress.policy import EgressPolicy, denial_message, normalize_host
-from sandbox.gateway.http_messages import connection_header_names
+from sandbox.gateway.http_messages import Headers, connection_header_names, framing_headers
 
 _AUTHORITY = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
 _ABSOLUTE_FORM = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
@@ -283,7 +283,7 @@ def create_single_request_tunnel(
     return Tunnel(
         authority.host,
         authority.port,
-        SingleRequestFilter(client_side, http_messages.forwarded_single_request(request, target), authority),
+        SingleRequestFilter(client_side, _forwarded_single_request(request, target), authority),
         unreachable_response=unreachable_response,
     )
 
@@ -301,3 +301,72 @@ def _ambiguity(request: h11.Request) -> str | None:
     if b"host" in connection_header_names(request):
         return "the Connection header must not list Host."
     return None
+
+
+_HOP_BY_HOP = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
+)
+_HOST_WORDS = frozenset({b"authority", b"host", b"hostname", b"uri", b"url", b"vhost"})
+_HOST_QUALIFIERS = frozenset(
+    {
+        b"backend",
+        b"base",
+        b"client",
+        b"destination",
+        b"dst",
+        b"envoy",
+        b"forward",
+        b"forwarded",
+        b"http",
+        b"orig",
+        b"original",
+        b"override",
+        b"proxy",
+        b"real",
+        b"request",
+        b"rewrite",
+        b"server",
+        b"surrogate",
+        b"target",
+        b"true",
+        b"upstream",
+        b"x",
+    }
+)
+"""Words in the names of headers that programs use instead of Host, such as `X-Original-Host` and `Base-Url`."""
+
+_FORWARDED_HOST_HEADERS = frozenset({b"forwarded", b"proxy", b"x-forwarded"})
+"""More headers that name a host. CGI programs use the value of `Proxy` as the address of their proxy."""
+
+_DROPPED_PREFIXES = (b"proxy-", b"x-forwarded-")
+_NON_ALPHANUMERIC = re.compile(rb"[^a-z0-9]")
+
+
+def _forwarded_single_request(request: h11.Request, target: bytes) -> h11.Request:
+    """Build a request to a host other than the model. It is the only request on its connection."""
+    dropped = _HOP_BY_HOP | _FORWARDED_HOST_HEADERS | {b"http2-settings", b"content-length"}
+    headers = [*_forwarded_headers(request, dropped), *framing_headers(request.headers)]
+    return h11.Request(method=request.method, target=target, headers=[*headers, (b"connection", b"close")])
+
+
+def _forwarded_headers(request: h11.Request, dropped: frozenset[bytes]) -> Headers:
+    """Return the request headers that are forwarded to a host, with their names unchanged.
+
+    Names are compared with punctuation replaced by `-`, because some servers interpret `X_Api_Key` or `X.Api.Key` as
+    `X-Api-Key`.
+    """
+    named = connection_header_names(request)
+    return [
+        (original, value)
+        for original, value in request.headers.raw_items()
+        if (name := _NON_ALPHANUMERIC.sub(b"-", original.lower())) not in dropped
+        and name not in named
+        and not name.startswith(_DROPPED_PREFIXES)
+        and not _names_host(name)
+    ]
+
+
+def _names_host(name: bytes) -> bool:
+    """Return whether the words of a header's name suggest that the header, like Host, names the request's host."""
+    words = frozenset(name.split(b"-")) - {b""}
+    return name != b"host" and bool(words & _HOST_WORDS) and words <= _HOST_WORDS | _HOST_QUALIFIERS
