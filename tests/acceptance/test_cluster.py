@@ -263,7 +263,7 @@ runpy.run_module("sandbox", run_name="__main__", alter_sys=True)
 
 @pytest.mark.timeout(240)
 def test_worker_of_another_version_gets_no_task_until_the_server_is_restarted(deploy, tmp_path):
-    """The installation was replaced while the server was running. A task that is running meanwhile continues."""
+    """The installation was replaced while the server was running. A task that is running at that time continues."""
     deployment = deploy(MAKE_FILE_TURN, WAIT_FOR_FIFO_TURN, reply_turn())
     deployment.submit()
     deployment.wait_for_second_tool_call()

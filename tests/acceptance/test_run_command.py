@@ -71,7 +71,7 @@ def test_uncommitted_changes_are_sent_and_the_patch_is_applied_to_them(deploy, t
     task_id = result.stdout.decode().strip()
     patch = deployment.artifact(f"{task_id}.patch", task_id)
     assert patch.count(b"diff --git") == 2
-    assert deployment.tool_results()[0].split("\n") == ["Work that came with the task", "Begin"]
+    assert deployment.tool_results()[0].split("\n") == ["Changes submitted with the task", "Begin"]
     definition = deployment.status(task_id)["definition"]
     assert (definition["repository"]["commit"], definition["repository"]["subpath"]) == (deployment.commit, "src")
     assert definition["repository"]["patch"].startswith("sha256:")

@@ -453,7 +453,7 @@ def test_extended_attributes_cannot_be_set(runtime: Runtime, disk: Path):
     assert (lines, link) == (["ENOTSUP []"] * 10, "ENOTSUP")
 
 
-def test_programs_copy_files_without_extended_attributes(runtime: Runtime, disk: Path):
+def test_programs_copy_files_although_extended_attributes_are_refused(runtime: Runtime, disk: Path):
     ended = run_shell(runtime, disk, _COPIES)
     assert (ended.output.split(), ended.errors) == (["640", "640", "755", "640"], "")
 

@@ -10,8 +10,8 @@ _SEQ = re.compile(rb"^id: (\d+)\n", re.MULTILINE)
 _KEEP_ALIVE = b": keep-alive\n\n"
 PAUSES_SECONDS, PAUSE_WEIGHTS = (0, 0.05, 0.3, 4.0), (10, 10, 10, 1)
 CONNECTION_BYTES_LOG10 = (0.0, 7.3)
-"""Range of the bytes that a client reads before it closes a connection: from one byte to 20 MB, log-uniform. With a
-lower average, or longer pauses, clients would fall behind a busy task."""
+"""Base-10 logarithms of the minimum and maximum number of bytes that a client reads before it closes a connection. The
+number is log-uniform. With a lower average, or longer pauses, clients would fall behind a busy task."""
 
 _READ_BYTES = 256 * 1024
 _CONNECT_SECONDS = 30.0

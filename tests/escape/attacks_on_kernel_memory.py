@@ -199,7 +199,7 @@ pages = memoryview(mmap.mmap(pages_file, PAGES_BYTES))
 start, busy = os.pipe(), os.pipe()
 
 def remove_pages():
-    # A thread that accesses the file meanwhile waits.
+    # A thread that accesses the file in the meantime waits.
     os.sched_setaffinity(0, {{processor}})
     for _ in range(280): fork_to(lambda: (os.read(busy[0], 1), use_processor()))
     os.read(start[0], 1); os.write(busy[1], b"x" * 280)

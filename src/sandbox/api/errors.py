@@ -72,9 +72,10 @@ def not_found_message(connection: HTTPConnection) -> str:
 
 
 def _closest_path(routes: Sequence[Any], path: str) -> str | None:
-    """Return a similar path that exists: without trailing slashes, under the same task, or without parameters.
+    """Return an existing path that is similar, or None.
 
-    Administrative endpoints are never suggested, because they may delete the tasks of other users.
+    It is the same path without trailing slashes, another resource of the same task, or a path without parameters. A
+    misspelled path never leads to an administrative endpoint, which may delete the tasks of other users.
     """
     endpoints = [route for route in routes if isinstance(route, Route)]
     without_slash = path.rstrip("/")

@@ -127,7 +127,7 @@ def stream_backup(data_dir: Path, stream: BinaryIO) -> tuple[BackupManifest, int
 
 
 class _CountingWriter(io.BufferedIOBase):
-    """Writes to a stream that need not be seekable, and counts the bytes, because tarfile reads the position."""
+    """Wraps a stream that may not be seekable. Counts the written bytes, because tarfile calls `tell`."""
 
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__()

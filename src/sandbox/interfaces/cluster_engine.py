@@ -43,7 +43,7 @@ class EngineUnavailableError(SandboxError):
 
 
 class EngineRejectedError(SandboxError):
-    """The engine refuses the job, and would refuse it again: for example, because no host is large enough."""
+    """The engine rejected the job and would reject it again, for example because no host is large enough."""
 
     code = "engine_rejected"
 

@@ -131,7 +131,7 @@ def _skip_partial_sequence(data: bytes) -> bytes:
 
 
 class SharedTerminal:
-    """The agent's terminal. Only one client may type: the first that is not read-only; after it leaves, the next."""
+    """The agent's terminal. Only the client that has been connected longest, and is not read-only, may type."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
@@ -162,7 +162,7 @@ class SharedTerminal:
         self._ended.set()
 
     async def serve_client(self, client: TerminalClient) -> None:
-        """Serve one client until it leaves or the terminal ends."""
+        """Serve one client until it disconnects or the terminal closes."""
         may_write = self._clients[client] = asyncio.Event()
         try:
             await self._choose_writer()
@@ -299,7 +299,7 @@ class TerminalServer:
                 await self._serve_shell(self._terminals, request, client)
 
     async def _serve_shell(self, terminals: SandboxTerminals, request: OpenTerminal, client: TerminalClient) -> None:
-        """Serve a new shell, which is hung up when the client leaves."""
+        """Serve a new shell, which is hung up when the client disconnects."""
         try:
             terminal = await terminals.open_shell(request.term, client.size)
         except AttemptError as error:

@@ -226,7 +226,7 @@ class DerivedTaskPlanner:
         return plan
 
     async def _check_not_deleted(self, task: Task) -> None:
-        """Raise TaskNotFoundError if the task was deleted, because a plan made meanwhile may lack the task's events."""
+        """Raise TaskNotFoundError if the task was deleted, because a plan made in the meantime may lack its events."""
         await self._queries.status(task.id)
 
     async def _plan_continuation(self, task: Task) -> DerivedTaskPlan:

@@ -102,8 +102,10 @@ def _compile_segment(part: str) -> re.Pattern[str]:
 TEMPORARY_FILE_NAME = ".sandbox.part"
 """Name of a file while it is being copied; no artifact gets this name."""
 
-_RESERVED_NAMES = (TEMPORARY_FILE_NAME, ".git")
-"""Names in lower case that no artifact gets: git reads a file `.git` in the directory to which a user downloads."""
+_RESERVED_NAMES = (TEMPORARY_FILE_NAME, ".git", "commondir")
+"""Names in lower case that no artifact gets. With `.git`, or with `commondir` and `HEAD`, git would run commands from
+files in the directory to which a user downloads the artifacts.
+"""
 
 _NAME_BYTES_MAX = 200
 

@@ -87,7 +87,8 @@ def test_many_equal_names_are_numbered_quickly():
 
 
 def test_no_artifact_gets_a_name_that_git_reads():
-    """Git would follow a file `.git` in the directory of a download."""
+    """Git would follow a file `.git` or `commondir` in the directory of a download."""
     names = ArtifactNames(frozenset())
-    allocated = [names.allocate(path) for path in (b".git", b"out/.Git", b"out/x.git", b".gitignore")]
-    assert allocated == [".git-2", "out__.Git", "x.git", ".gitignore"]
+    paths = (b".git", b"out/.Git", b"out/x.git", b".gitignore", b"commondir", b"out/CommonDir", b"out/HEAD")
+    allocated = [names.allocate(path) for path in paths]
+    assert allocated == [".git-2", "out__.Git", "x.git", ".gitignore", "commondir-2", "out__CommonDir", "HEAD"]

@@ -124,7 +124,7 @@ _INODE_COLUMN = 9
 def sum_syscall_buffer_bytes(process_ids: Iterable[int], proc: Path = _PROC) -> int:
     """Return an upper bound on the size of the kernel buffers for reads of /proc/sys and netlink requests, in bytes.
 
-    The stack of a thread shows its call even if the descriptor was closed meanwhile. The stack of a thread that is
+    The stack of a thread shows its call even if the descriptor has been closed. The stack of a thread that is
     running now may be missing, so the thread counts if its process has a file in /proc/sys or a netlink socket open.
     Returns 0 if there are too few threads to exceed the limit.
     """

@@ -129,7 +129,7 @@ def _packed_refs(branch: str, commit: str, tip: str | None) -> str:
     return f"# pack-refs with: peeled fully-peeled sorted \n{body}"
 
 
-INITIAL_COMMIT_MESSAGE = "Work that came with the task"
+INITIAL_COMMIT_MESSAGE = "Changes submitted with the task"
 CHAIN_COMMIT_MESSAGE = "Changes of an earlier task"
 _IDENTITY = "Sandbox <sandbox@localhost> 0 +0000"
 """Fixed, so that the same patch results in the same commit in every attempt."""

@@ -41,7 +41,7 @@ def test_manifest_patch_is_committed_on_top_of_the_cloned_commit(harness, manife
     assert snapshot(harness.workspace) == expected
     assert run_git("rev-parse", "HEAD", "HEAD^", "origin/main", directory=harness.workspace).split() == [base, tip, tip]
     assert run_git("status", "--porcelain", directory=harness.workspace) == ""
-    assert run_git("log", "-1", "--format=%s", directory=harness.workspace) == "Work that came with the task"
+    assert run_git("log", "-1", "--format=%s", directory=harness.workspace) == "Changes submitted with the task"
     run_git("fsck", "--strict", directory=harness.workspace)
 
 
@@ -137,7 +137,7 @@ def test_each_patch_of_an_earlier_task_becomes_one_commit(harness, manifest_patc
     base = harness.stage(commit=tip, patches=paths, **sent)
 
     subjects = run_git("log", "--format=%s", f"{tip}..HEAD", directory=harness.workspace).splitlines()
-    assert subjects == ["Changes of an earlier task"] * 2 + ["Work that came with the task"] * sends_patch
+    assert subjects == ["Changes of an earlier task"] * 2 + ["Changes submitted with the task"] * sends_patch
     assert run_git("rev-parse", "HEAD", directory=harness.workspace) == base
     assert (harness.workspace / "new").read_text() == "changed\n"
     assert run_git("status", "--porcelain", directory=harness.workspace) == ""

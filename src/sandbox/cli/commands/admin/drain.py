@@ -98,7 +98,7 @@ def _wait_until_drained(status: _Status, poll: Callable[[], _Status], timeout_se
 
 
 def _read_host(client: Client, host: Host) -> Host:
-    """Return the current status of a host. A host on which tasks run is always listed."""
+    """Return the current status of a host. If the host is not listed, no tasks are running on it."""
     unlisted = host.copy()
     unlisted["running"] = 0
     return next((each for each in client.hosts()["hosts"] if each["name"] == host["name"]), unlisted)

@@ -68,7 +68,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 @click.option(
     "--branch", "name", metavar="NAME", help="Commit the changes to this new branch; leave the working tree unchanged."
 )
-@click.option("--commit", "commits", is_flag=True, help="Commit the changes; implied by --branch, which is required.")
+@click.option(
+    "--commit", "commits", is_flag=True, help="Commit the changes. Requires --branch, which already implies it."
+)
 @click.option("--push", "pushes", is_flag=True, help="With --branch: push the branch, with your git credentials.")
 @click.option(
     "--remote",
