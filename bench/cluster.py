@@ -280,7 +280,7 @@ class SimulatedWorker:
                     raise AssertionError(other)
 
 
-# Real workers of the engine `processes`.
+# Real workers of the `processes` engine.
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Tasks on workers that the engine `processes` starts, with a real server, real runners and a scripted model."""
+"""Tasks on workers that the `processes` engine starts, with a real server, real runners and a scripted model."""
 
 import base64
 import json

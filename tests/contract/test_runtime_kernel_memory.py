@@ -1025,7 +1025,7 @@ def test_time_of_kernel_threads_for_terminals_is_limited(
     if has_own_kernel(runtime):
         pytest.skip("terminals belong to the sandbox's kernel")
     if "memory" not in enforced_limits or os.geteuid():
-        pytest.skip("the threads of the kernel cannot be inspected here")
+        pytest.skip("kernel threads cannot be inspected here")
 
     async def scenario() -> str:
         async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:

@@ -271,7 +271,7 @@ def test_calls_that_need_locks_of_the_machine_have_no_effect(runtime: Runtime, d
     """To empty the caches of all processors, the kernel takes a lock that mounts need too.
 
     To write all file systems, it takes locks of each one. To list the memberships of a netlink socket, it takes the
-    lock of the machine's table of netlink sockets.
+    lock of the host's netlink socket table.
     """
     if has_own_kernel(runtime):
         pytest.skip("the locks belong to the sandbox's kernel")

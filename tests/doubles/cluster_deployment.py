@@ -1,4 +1,4 @@
-"""A deployment whose tasks run on workers that the engine `processes` starts."""
+"""A deployment whose tasks run on workers that the `processes` engine starts."""
 
 import contextlib
 import json

@@ -138,7 +138,7 @@ class DaemonPlacementHarness(SingleHostPlacementHarness):
 
 
 class ClusterPlacementHarness:
-    """This machine as a host of a cluster: the engine `processes` starts one worker for each task."""
+    """This machine as a host of a cluster: the `processes` engine starts one worker for each task."""
 
     kind = "cluster"
 

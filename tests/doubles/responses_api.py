@@ -80,7 +80,7 @@ class ResponsesApi:
         except DECODE_ERRORS:
             request = None
         if not isinstance(request, dict) or not isinstance(request.get("model"), str):
-            return Rejected(400, "The request's body must be a JSON object that names a model.")
+            return Rejected(400, "The request body must be a JSON object that names a model.")
         if type(request.get("max_output_tokens")) not in (int, NoneType):
             return Rejected(400, "max_output_tokens must be an integer.")
         if any(_FIELD.fullmatch(name) is None for _, value in _iter_objects(request) for name in value):

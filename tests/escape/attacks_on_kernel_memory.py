@@ -352,7 +352,7 @@ received = 0
 while received < 1000: received += len(served.recv(1000))
 succeeded()""", ("out_of_memory", "held back"))  # fmt: skip
     yield from _lock_attacks()
-    yield Attack("kernel threads that process the input of terminals", """
+    yield Attack("kernel threads that process terminal input", """
 import termios
 outer, inner = os.openpty(); os.write(outer, b"typed\\n"); os.read(inner, 6)
 terminals = [os.openpty() for _ in range(8)]
@@ -409,7 +409,7 @@ if libc.syncfs(-1) == 0: refused("no effect")
 else: os.sync(); succeeded()""", """
 with open("/tmp/written", "w") as file: file.write("x"); file.flush(); os.fsync(file); os.sync()
 succeeded()""", ("no effect",), allowed_inside=("gvisor",), unchanged_observers=("long calls",))  # fmt: skip
-    yield Attack("the lock of the machine's table of netlink sockets", """
+    yield Attack("the lock of the host's netlink socket table", """
 netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
 netlink.setsockopt(270, 1, 1)  # NETLINK_ADD_MEMBERSHIP
 netlink.getsockopt(270, 9, 64)  # NETLINK_LIST_MEMBERSHIPS

@@ -54,7 +54,7 @@ class ServerMetrics:
             registry=registry,
         )
         self._response_seconds = Histogram(
-            "sandbox_http_answer_seconds",
+            "sandbox_http_response_seconds",
             "Time from a request to the start of its response.",
             ["route", "method"],
             buckets=_RESPONSE_SECONDS_BUCKETS,

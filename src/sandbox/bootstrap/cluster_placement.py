@@ -139,14 +139,14 @@ def create_engine(context: PlacementContext, directory: Path, certificate_finger
 
 
 def slurm_settings(section: SlurmSection) -> SlurmSettings:
-    """Return the settings of the engine `slurm`."""
+    """Return the settings of the `slurm` engine."""
     return SlurmSettings(section.partition, section.account, section.options, section.commands, section.configuration)
 
 
 def create_kubernetes_engine(
     section: KubernetesSection, certificate_fingerprint: str, environment: Mapping[str, str]
 ) -> KubernetesEngine:
-    """Create the engine `kubernetes`. Raises ConfigurationError.
+    """Create the `kubernetes` engine. Raises ConfigurationError.
 
     certificate_fingerprint: identifies the server among those that use the namespace. No other server accepts its
         workers' tokens.

@@ -158,7 +158,7 @@ def _create_partial(partial: Path, target: Path) -> int:
 def _rename_to_target(partial: Path, target: Path) -> None:
     """Rename without overwriting.
 
-    If the disk does not support hard links, only a check before the rename prevents overwriting.
+    If the file system does not support hard links, only a check before the rename prevents overwriting.
     """
     try:
         if not try_link(partial, target):

@@ -74,7 +74,7 @@ MODEL_PRIORITY_CPU_SECONDS_MAX = 0.02
 """Maximum CPU time of a model connection without a forwarded request; above it, the connection loses its priority."""
 
 HEAD_TIMEOUT_SECONDS = 10.0
-"""Maximum time from a request's first byte, or the connection's start, to the end of the request's head.
+"""Maximum time from a request's first byte, or the connection's start, to the end of the request head.
 
 Above it, the connection ends.
 """

@@ -68,7 +68,7 @@ REFUSED_GETSOCKOPTS: Mapping[int, tuple[int, ...]] = {
 
 TCP_ZEROCOPY_RECEIVE maps pages of received data into the program. They are not charged to any control group.
 IP_MSFILTER, MCAST_MSFILTER: the kernel holds the lock for network devices while it accesses the program's memory.
-NETLINK_LIST_MEMBERSHIPS: the same with the lock of the machine's table of netlink sockets. Meanwhile, no netlink socket
+NETLINK_LIST_MEMBERSHIPS: the same with the lock of the host's netlink socket table. Meanwhile, no netlink socket
 can be closed, and no network namespace can be created.
 """
 

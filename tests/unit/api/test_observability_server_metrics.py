@@ -45,7 +45,7 @@ def test_requests_are_counted_by_route(api, tasks):
     assert metrics["sandbox_http_requests_total", "404", "GET", "none"] == 1
     assert metrics["sandbox_http_requests_total", "405", "none", "other"] == 1
     assert metrics["sandbox_http_requests_total", "/api/v1/tasks", "400", "GET"] == 1
-    assert metrics["sandbox_http_answer_seconds_count", route, "GET"] == 3
+    assert metrics["sandbox_http_response_seconds_count", route, "GET"] == 3
 
 
 def test_internal_errors_are_counted(api):

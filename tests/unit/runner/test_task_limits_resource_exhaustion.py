@@ -91,7 +91,7 @@ def explained_code(scenario, message, result):
 
 
 @pytest.mark.parametrize("message", ["Claude Code did not finish in time; raise claude.max_turns.", "API Error: 401"])
-def test_agent_error_is_not_attributed_to_an_earlier_exhaustion(scenario, message):
+def test_agent_error_is_not_attributed_to_earlier_resource_exhaustion(scenario, message):
     scenario.disk.is_full = True
     scenario.check_disk()
     scenario.detector.check_stats(Stats(1.0, 1, 512, fork_failures=9))
@@ -100,7 +100,7 @@ def test_agent_error_is_not_attributed_to_an_earlier_exhaustion(scenario, messag
     assert explained_code(scenario, "Claude Code exited with code 1.", {"is_error": False}) == "disk_full"
 
 
-def test_agent_error_that_names_the_exhaustion_is_attributed_to_it(scenario):
+def test_agent_error_that_names_an_exhausted_resource_is_attributed_to_it(scenario):
     disk_error, fork_error = "ENOSPC: no space left on device, write", "spawn /bin/bash EAGAIN"
     assert explained_code(scenario, disk_error, {"is_error": True}) == "agent_failed"
     scenario.disk.is_full = True

@@ -409,7 +409,7 @@ KUBERNETES_ACCOUNT_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 @dataclass(frozen=True, kw_only=True)
 class KubernetesSection:
-    """The engine `kubernetes`."""
+    """The `kubernetes` engine."""
 
     __pydantic_config__ = _FORBID_EXTRA
     image: (

@@ -129,8 +129,9 @@ def run(
 
 def _require_pushed(checkout: Checkout, source: CloneSource) -> None:
     changed = checkout.count_changed()
-    missing = [f"{pluralize(changed, 'file')} changed and not committed"] if changed else []
-    missing += [f"{pluralize(source.unpushed, 'commit')} not on {source.remote}"] if source.unpushed else []
+    missing = [f"{pluralize(changed, 'file')} with uncommitted changes"] if changed else []
+    verb = "is" if source.unpushed == 1 else "are"
+    missing += [f"{pluralize(source.unpushed, 'commit')} that {verb} not on {source.remote}"] if source.unpushed else []
     if missing:
         message = f"Error: The task would start without local changes: {' and '.join(missing)}."
         advice = "  Include them:       add --include-dirty\n  Start without them: add --leave-dirty"

@@ -58,7 +58,7 @@ def find_option_error(option: str) -> str | None:
 
 
 class SlurmSettings(NamedTuple):
-    """Settings of the engine `slurm`.
+    """Settings of the `slurm` engine.
 
     partition, account: used for all jobs; None for the cluster's defaults.
     extra_options: further options of sbatch; see `find_option_error`.

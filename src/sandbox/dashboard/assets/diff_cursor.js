@@ -98,7 +98,7 @@ export class DiffCursor {
     const { current } = this;
     const isAtTop = Math.abs(current.element.getBoundingClientRect().top - topOf(current)) < 2;
     const isChosen = current === this.#view || isAtTop;
-    // Above the first file, and inside any file, the first step goes to the start of the current file.
+    // If no file is chosen, `j` above the first file and `k` inside a file go to the start of the current file.
     const begin = current.element.getBoundingClientRect().top;
     const isHere = !isChosen && (step > 0 ? begin > topOf(current) : begin < topOf(current));
     this.goTo(isHere ? current : this.changes.views[current.at + step]);

@@ -13,7 +13,7 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-// Parts of a text in backticks become code.
+// Parts of the text in backticks become `code` elements.
 export function withCode(text) {
   const parts = text.split(/`([^`\n]+)`/);
   return parts.map((part, at) => (at % 2 ? h("code", {}, part) : part));

@@ -300,12 +300,12 @@ class ModelProtocol:
         elif self._inflight is not None:
             self._send_to_upstream(effects, h11.EndOfMessage())
         else:
-            # The response was sent before the request's body was complete. The bytes after the body may be a valid
+            # The response was sent before the request body was complete. The bytes after the body may be a valid
             # request.
             self._finish_cycle(effects, has_next_request=True)
 
     def _reject(self, effects: Effects, rejected: Rejected, method: bytes = b"") -> None:
-        """Respond now; discard the rest of the request's body. Closing earlier could lose the response."""
+        """Respond now; discard the rest of the request body. Closing earlier could lose the response."""
         self._reporter.report_denied("model", self._port, rejected.message)
         # Close the connection after a malformed or oversized request instead of reading the rest of it.
         is_last = rejected.status in (400, 413)

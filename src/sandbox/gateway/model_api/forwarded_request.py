@@ -133,7 +133,7 @@ class InflightRequest(msgspec.Struct):
     may_have_started: count the request at its maximum cost unless the response reports its usage.
     head_prefix: the first bytes of the response's head, until the head is complete.
     interim_responses: number of responses with a status below 200, each of which extends the time limit.
-    received: the part of the response's body that has not been forwarded yet.
+    received: the part of the response body that has not been forwarded yet.
     meter: set at the start of a response whose usage must be read.
     key_rejection: set at the start of a response that rejects the server's key.
     """

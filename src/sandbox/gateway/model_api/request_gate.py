@@ -82,7 +82,7 @@ def _content_length(request: h11.Request) -> int:
 def too_large() -> Rejected:
     """Return the rejection for a body that exceeds the size limit."""
     limit = REQUEST_BODY_BYTES_MAX // 1024**2
-    return Rejected(413, f"The request's body is larger than {limit} MiB.")
+    return Rejected(413, f"The request body is larger than {limit} MiB.")
 
 
 def _invalid_head(message: str) -> Rejected:

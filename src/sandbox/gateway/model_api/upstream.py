@@ -1,6 +1,6 @@
 """The model API: its address, its credential, and the redaction of the credential and its account in responses.
 
-Responses may repeat a request's headers, and error messages may name the account.
+Responses may repeat a request headers, and error messages may name the account.
 """
 
 import re

@@ -261,7 +261,7 @@ _TERMINAL_WRITE_FUNCTION = "tty_write"
 
 _KERNEL_THREADS = Path("/proc/2/task/2/children")
 _WORKER_PREFIX = "kworker/u"
-"""Name prefix of kernel threads that are not bound to a processor. They process the input of terminals."""
+"""Name prefix of kernel threads that are not bound to a processor. They process terminal input."""
 
 _WRITTEN_SECONDS = 20.0
 """A write to a terminal counts as recent for this time. The kernel stores the time of a write in steps of 8 s."""

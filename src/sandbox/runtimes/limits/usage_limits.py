@@ -196,7 +196,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
             )
         if self.terminal_cpu_seconds is not None and self.terminal_cpu_seconds > TERMINAL_CPU_SECONDS_MAX:
             return (
-                "Threads of the kernel used more than half a processor for input that the sandbox wrote to its own "
+                "Kernel threads used more than half a processor for input that the sandbox wrote to its own "
                 "terminals. Write less to terminals, or write to pipes."
             )
         return ""

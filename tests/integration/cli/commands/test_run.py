@@ -270,7 +270,7 @@ def test_unpushed_changes_are_rejected_before_submission(api, run_cli, checkout)
     result = run_cli("run", "Go.", cwd=checkout)
     assert result.returncode == 4
     errors = result.stderr.decode()
-    assert "1 file changed and not committed and 1 commit not on origin" in errors
+    assert "1 file with uncommitted changes and 1 commit that is not on origin" in errors
     assert "--include-dirty" in errors
     assert "--leave-dirty" in errors
     assert api.requests == []

@@ -284,7 +284,7 @@ def test_request_whose_forwarded_body_is_too_long_is_rejected(monkeypatch):
 
 
 def test_message_states_the_size_limit_in_mebibytes():
-    assert request_gate.too_large().message == "The request's body is larger than 32 MiB."
+    assert request_gate.too_large().message == "The request body is larger than 32 MiB."
 
 
 def test_unpriced_model_is_rejected_only_for_metered_requests_in_usd():

@@ -160,7 +160,7 @@ BOUNDED_WHILE_IDLE = KernelUsage(is_bounded_while_idle=True)
 
 @pytest.mark.usefixtures("endless_postponement")
 async def test_only_the_measurement_of_kernel_usage_is_postponed_for_an_idle_sandbox():
-    """Threads of the kernel process the input of terminals, and a program can get a lock without running."""
+    """Kernel threads process terminal input, and a program can get a lock without running."""
     counts = await count_measurements(BOUNDED_WHILE_IDLE, lambda: 7.0)
     assert counts.pop("kernel") == 1
     assert min(counts.values()) > 5

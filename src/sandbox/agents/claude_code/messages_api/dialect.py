@@ -146,11 +146,9 @@ class MessagesApi:
         except DECODE_ERRORS:
             document = None
         if not isinstance(document, dict) or not request_restrictions.is_short_string(document.get("model", "")):
-            return Rejected(400, "The request's body must be a JSON object that names a model.")
+            return Rejected(400, "The request body must be a JSON object that names a model.")
         if request_restrictions.has_too_many_objects(document):
-            return Rejected(
-                413, f"The request's body has more than {request_restrictions.REQUEST_OBJECTS_MAX} objects."
-            )
+            return Rejected(413, f"The request body has more than {request_restrictions.REQUEST_OBJECTS_MAX} objects.")
         return document
 
     def find_external_access(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
