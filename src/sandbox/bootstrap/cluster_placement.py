@@ -184,7 +184,9 @@ def choose_proof_method(
 
 
 def load_cluster_key(section: ClusterSection, certificate_fingerprint: str) -> ClusterKey | None:
-    """Return the cluster's host key, and warn if there is none. Raises ClusterKeyError.
+    """Return the cluster's host key; None if there is none, with a warning if the engine is slurm.
+
+    Raises ClusterKeyError.
 
     certificate_fingerprint: SHA-256 (hex) of the server's certificate.
     """

@@ -195,7 +195,7 @@ def _write_backup(data_dir: Path, backup: BackupInProgress) -> BackupManifest:
 
 
 def _add_task(backup: BackupInProgress, journals: FileJournals, layout: TaskLayout) -> None:
-    """Add a task, unless it has already been removed. Raises OSError if the backup cannot be written."""
+    """Add a task, unless it was removed or its journal is unreadable. Raises OSError if writing the backup fails."""
     with ExitStack() as stack:
         try:
             # While a process holds the lock, the task is not removed and its journal is not compressed.

@@ -78,7 +78,7 @@ class AgentsAndCommands(NamedTuple):
 class PlacementContext(NamedTuple):
     """What a server passes to its placements.
 
-    data_dir, run_dir: the directories of this process, which holds the locks on both.
+    data_dir, run_dir: the directories of this process, which holds a lock on `data_dir`.
     replicas: copies into `data_dir` what runners on other hosts write.
     """
 

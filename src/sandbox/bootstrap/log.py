@@ -18,7 +18,7 @@ FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 
 FORMAT_VARIABLE, LEVEL_VARIABLE = "SANDBOX_LOG_FORMAT", "SANDBOX_LOG_LEVEL"
-"""Variables that pass the server's log settings to its runners."""
+"""Variables that pass the server's log settings to its runners and workers."""
 
 _CONTEXT_FIELDS = {"task_id": TASK_ID, "attempt_id": ATTEMPT_ID, "request_id": REQUEST_ID, "token_id": TOKEN_ID}
 _EXTRA_FIELDS = (

@@ -165,7 +165,7 @@ _POLL_SECONDS = 0.02
 
 
 class DataDirBusyError(SandboxError):
-    """Another server is using this data directory, or the directory is a copy of another one."""
+    """Another process is using this data directory, or the directory is a copy of another one."""
 
     code = "data_dir_busy"
 

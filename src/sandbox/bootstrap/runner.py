@@ -133,7 +133,8 @@ def run_order(
 ) -> NoReturn:
     """Read the order from stdin: run an attempt, finish one whose runner died, or run a debug session. Then exit.
 
-    get_agents: see `main`. lock_fd: the journal's lock, which the runner holds until it exits.
+    get_agents: see `main`. lock_fd: the lock of the journal or, in a debug session, of the preserved disk. The runner
+    holds it until it exits.
     parent_death_pipe_fd, credentials_fd: see `RunnerSpawner`.
     """
     # The default action of SIGALRM ends the process, which releases the journal's lock even if the process is stuck.

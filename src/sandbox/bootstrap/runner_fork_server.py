@@ -52,8 +52,8 @@ def import_for_attempts(agents: Mapping[str, Agent]) -> None:
 def fork_runners(control: socket.socket) -> int:
     """Fork a runner for each request until the server closes the socket; then exit.
 
-    Returns only in the runners, with the descriptor of the journal's lock. This process must have no threads. It never
-    holds the lock: a runner receives its own descriptors from the socket.
+    Returns only in the runners, with the descriptor of the lock (see `run_order`). This process must have no threads.
+    It never holds the lock: a runner receives its own descriptors from the socket.
     """
     control.set_inheritable(False)
     null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

@@ -96,7 +96,10 @@ async def choose_runtime(requested: str, run_dir: Path) -> RuntimeChoice:
 
 
 def select_runtime(probes: Sequence[RuntimeProbe]) -> RuntimeChoice:
-    """Choose the strongest runtime that works; if none works, choose the weakest, which has the fewest requirements."""
+    """Choose the strongest runtime that works; if none works, choose the weakest, which has the fewest requirements.
+
+    An explicit-only runtime is chosen only if it is the only one.
+    """
     by_strength = sorted(probes, key=lambda probe: probe.strength, reverse=True)
     candidates = [
         probe for probe in by_strength if probe.is_available and not (probe.is_explicit_only and len(probes) > 1)

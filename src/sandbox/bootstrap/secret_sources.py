@@ -86,7 +86,7 @@ def upstream_from_environment(agent: Agent, environment: Mapping[str, str]) -> M
 
 
 class ClusterKeyError(SandboxError):
-    """The file that contains the cluster's host key is missing, damaged or accessible to other users."""
+    """The settings name no file with the cluster's host key, or it is unreadable, damaged or open to other users."""
 
     code = "host_key_unusable"
 

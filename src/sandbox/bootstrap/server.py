@@ -306,7 +306,10 @@ def choose_placements(
 AnnounceFormat = Literal["text", "json"]
 
 DESCRIPTORS_MAX = 65_536
-"""The server's limit on open files, unless the host's limit is lower. At the limit, new tasks are rejected with 503."""
+"""The server raises its limit on open files to this number, or to the hard limit if that is lower.
+
+A limit that is higher already is kept. The limit also bounds the number of unfinished tasks; further ones get 503.
+"""
 
 
 def run(

@@ -96,7 +96,10 @@ def run(settings: ServerSettings, attempt_id: str, address: ServerAddress) -> in
 
 
 def take_join_token(environment: MutableMapping[str, str]) -> bytes:
-    """Return the join token, and remove it from the environment. Raises WorkerUnusableError."""
+    """Return the join token, and remove it from the environment; NO_JOIN_TOKEN if there is an identity token instead.
+
+    Raises WorkerUnusableError.
+    """
     if IDENTITY_FILE_VARIABLE in environment:
         return NO_JOIN_TOKEN
     try:

@@ -1,7 +1,7 @@
 """The gateway's limits, each with the effect of exceeding it."""
 
 HEAD_BYTES_MAX = 32 * 1024
-"""Maximum size of the request line and headers; above it: 431, and the connection ends."""
+"""Maximum size of the request line and headers; above it: 431 (400 for other hosts), and the connection ends."""
 
 REQUEST_BODY_BYTES_MAX = 32 * 1024 * 1024
 """Maximum size of a request body, equal to the Messages API's limit; above it: 413, and the connection ends."""
@@ -98,7 +98,7 @@ LINGER_TIMEOUT_SECONDS = 1.0
 """Maximum time to wait for the client's EOF after the last response; above it, the connection is aborted."""
 
 CONNECT_TIMEOUT_SECONDS = 10.0
-"""Time limit for connecting to the upstream, including DNS and TLS; above it: 504 from the model, 502 from others."""
+"""Time limit for connecting to the model, with DNS and TLS (above it: 504), or to a resolved host (above it: 502)."""
 
 UPSTREAM_TIMEOUT_SECONDS = 600.0
 """Maximum time between two reads of an incomplete upstream response; above it: 504, or a truncated response."""
@@ -107,7 +107,10 @@ UPSTREAM_IDLE_TIMEOUT_SECONDS = 30.0
 """How long an idle upstream connection is kept open for the same client's next request."""
 
 HOLD_TIMEOUT_SECONDS = 120.0
-"""Maximum time that a model request waits for the `AgentReady` check; above it: 503. The hang timeout keeps running."""
+"""Maximum time that a model request waits for the `AgentReady` check, or for a valid lease; above it: 503.
+
+The hang timeout keeps running during the check.
+"""
 
 BUFFERED_BYTES_MAX = 64 * 1024 * 1024
 """Maximum total size of model request bodies waiting for a decision or for the upstream; above it: 429."""
@@ -146,7 +149,7 @@ TRIED_ADDRESSES_MAX = 4
 """Maximum number of addresses of one host that are tried, within CONNECT_TIMEOUT_SECONDS in total."""
 
 MODEL_LOOKUP_INTERVAL_SECONDS = 30.0
-"""Interval at which the model's host name is resolved again. Other hosts with its addresses are denied."""
+"""Minimum interval between lookups of the model's host name. Other hosts with its addresses are denied."""
 
 SYNTHETIC_IPS_MAX = 4096
 """Maximum number of names with a synthetic address per sandbox; additional names do not resolve."""

@@ -21,7 +21,7 @@ class Effects(msgspec.Struct):
     """Effects to apply, in the order of the fields.
 
     close_upstream: abort the previous upstream connection.
-    dial: open a new upstream connection; if that fails, discard the other effects.
+    dial: open a new upstream connection; if that fails, discard the other effects except `to_client`.
     close_client: send EOF to the client after `to_client`.
     """
 

@@ -102,7 +102,7 @@ class Stream:
             self._writer.write(bytes(data))
 
     async def drain(self) -> None:
-        """Wait until the peer has received most of the written data."""
+        """Wait while the write buffer is too full."""
         with suppress(OSError):
             await self._writer.drain()
 
@@ -275,10 +275,11 @@ T = TypeVar("T")
 
 
 class PriorityCpuQueues:
-    """CPU queues in order of ascending priority.
+    """CPU queues for the gateway's work.
 
-    The first queue is for DNS and other non-model traffic, the second for new model connections, the last for active
-    ones.
+    `model` is for active model connections and has the highest priority. `new_model`, for new ones, is the next.
+    `dns` (DNS over UDP) and `low_priority` (hosts, DNS over TCP, and model connections that lost their priority) are
+    the last.
 
     A sandbox can send any amount of data for the gateway to parse. CPU time is therefore limited, and the data of only
     one connection is parsed at a time. The runner's other work, such as measuring and stopping the sandbox, runs in

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Role(StrEnum):
-    """A viewer may read; an operator may also submit and cancel tasks, and release sandboxes."""
+    """A viewer may read, except files with secrets, and manifests with sources of secrets. An operator may do all."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"

@@ -233,7 +233,8 @@ class RunnerHandle(Protocol):
         """Return whether a runner holds the task journal's lock now. Does not wait for other hosts. Raises OSError.
 
         FREE only after the server's data directory has every record that the runner wrote, or if no runner was ever
-        started. UNKNOWN while the host is not responding, and until it has responded after a launch.
+        started, or if the runner can no longer communicate: the last records of such a runner may be missing. UNKNOWN
+        while the host is not responding, and until it has responded after a launch.
         """
         ...
 

@@ -54,9 +54,9 @@ class ConfinementLostError(OSError):
 class Confinement(Protocol):
     """An isolated environment for host programs.
 
-    Programs in it can access only the host's /usr and the directories in its spec, at the same paths. Programs that
-    run in different directories to write to are isolated from each other. They have no network except
-    `proxy_listener`.
+    Programs in it can access only the host's /usr and certificates, and the directories in its spec, possibly at other
+    paths. Programs that run in different directories to write to are isolated from each other. They have no network
+    except `proxy_listener`.
     """
 
     @property
@@ -205,7 +205,7 @@ class ExitStatus(msgspec.Struct, frozen=True):
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """Current resource usage of the sandbox; None if the host does not report it.
+    """Current resource usage of the sandbox; None if it is unknown.
 
     oom_kills, fork_failures: how many times a process was killed for lack of memory, and how many times the process
         limit prevented a new one.
@@ -325,8 +325,9 @@ class Sandbox(Protocol):
     async def wait_for_exceeded_limit(self) -> str:
         """Wait until the sandbox exceeds a limit that the kernel does not enforce; return why it must end.
 
-        The reason is human-readable: the sandbox has too many sockets, open files or locks, it uses too much of the
-        host kernel's memory, or these cannot be counted within 5 s. Uses a bounded share of CPU time. Raises OSError.
+        The reason is human-readable: the sandbox has too many kernel objects, such as sockets, open files or locks; it
+        uses too much of the host kernel's memory or time; too many of its processes were killed for lack of memory; or
+        its usage cannot be measured within 5 s. Uses a bounded share of CPU time. Raises OSError.
         """
         ...
 

@@ -28,7 +28,7 @@ class StoreError(SandboxError):
 
 
 class IndexDamagedError(StoreError):
-    """The index row of a task is unreadable; the task's journal still has the data.
+    """The index, or the row of a task in it, is unreadable; the journals still have the data.
 
     remedy: what an operator can do, for messages.
     """
@@ -91,7 +91,8 @@ class TaskQuery:
     cursor: start after this position, regardless of tasks added or changed in the meantime; `offset` counts from it.
     search: words, separated by any other characters. A task matches if each of these words is the beginning of a word
         in its name, id, prompt or repository, ignoring case and accents. Only the beginning of a prompt is searched
-        (SEARCHED_PROMPT_CHARACTERS_MAX). Every task matches if there are no words.
+        (SEARCHED_PROMPT_CHARACTERS_MAX), and only 16 characters of a word are compared. Every task matches if there are
+        no words.
     repository: a URL, or one of `repository_names`, in any case; empty for all.
     parent: the id of the task that the tasks continue; empty for all.
     rerun_of: the id of the task that the tasks run again; empty for all.
@@ -204,7 +205,7 @@ class Store(Protocol):
         ...
 
     def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
-        """Return the beginning of each task's prompt, keyed by task id: `length` characters or slightly fewer."""
+        """Return the beginning of each task's prompt, keyed by task id: at most `length` bytes, as whole characters."""
         ...
 
     def count_by_state(self) -> Mapping[TaskState, int]:

@@ -78,8 +78,8 @@ class Claim(msgspec.Struct, frozen=True, tag="claim", rename={"packages_digest":
     token: the join token of the job, or NO_JOIN_TOKEN.
     nonce: a random number that a worker process sends with each of its claims.
     runtime: the runtime that works on the host.
-    version: the version of Sandbox on the host. cpus, memory_bytes: the resources of the whole host. They are for
-        display only; workers of earlier versions do not send them.
+    version: the version of Sandbox on the host. cpus, memory_bytes: the resources of the whole host, for display only.
+        Workers of earlier versions send none of the three.
     protocol: the worker's `PROTOCOL_VERSION`.
     packages_digest: identifies the installed packages of the host and their versions; empty if they are unknown. For
         display only.

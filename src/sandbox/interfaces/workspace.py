@@ -86,7 +86,8 @@ class SkippedFile(msgspec.Struct, frozen=True):
 class PatchResult(msgspec.Struct, frozen=True):
     """The result of making a patch.
 
-    incomplete_reason: why the patch does not contain everything (human-readable); None if it is complete.
+    incomplete_reason: why the patch lacks changes that a patch can contain (human-readable); None if it lacks none.
+        Comments in the patch list the paths that no patch can contain.
     contains_secret: the content of a file in the patch contains a secret value. The patch
         itself may contain the value in git's binary encoding.
     diff: the size of the patch; None if it is incomplete or its size is unknown.
@@ -121,7 +122,8 @@ class Workspaces(Protocol):
         disk_bytes: size of the attempt's disk. It limits the size of each file of the clone, and the total size of the
             files of one commit.
 
-        Returns the full base commit. Raises AttemptError (clone_failed). May be called again after a crash.
+        Returns the full base commit. Raises AttemptError (clone_failed, provision_failed, sandbox_lost). May be called
+        again after a crash.
         """
         ...
 
@@ -136,8 +138,8 @@ class Workspaces(Protocol):
     ) -> str | None:
         """Write a tar of the files that the agent created or changed, for use when the patch lacks some of these files.
 
-        Returns why the tar lacks some files (human-readable), or None if it contains all of them. Raises AttemptError
-        (collect_failed).
+        Returns why the tar lacks some files (human-readable), or None. The tar always lacks paths that no patch can
+        contain, such as those that are too long. Raises AttemptError (collect_failed).
         """
         ...
 

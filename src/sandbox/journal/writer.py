@@ -259,7 +259,7 @@ _DURABLE_EVENTS = (
     *(e.AttemptStarted, e.AgentStarted, e.AgentExited, e.AttemptFailed, e.AttemptTornDown, e.FollowUpSkipped),
     *(e.CancelRequested, e.ArtifactCollected, e.Usage),
 )
-"""Events that are flushed before `record` returns, although they do not change the state."""
+"""Events that are flushed before `record` returns, even if they do not change the state."""
 
 
 class JournalRecorder:

@@ -49,8 +49,7 @@ def replace_unprintable(text: str, replace: Callable[[str], str]) -> str:
     """Return `text` with `replace(c)` in place of every character `c` that is not printable.
 
     Invisible characters, spaces other than U+0020, and private-use and unassigned characters are not printable. A
-    combining mark at the start of the text or of a path component is not printable either, because it would change the
-    preceding character.
+    combining mark is not printable at the start of the text, or after a space, a slash or a replaced character.
     """
     if is_printable(text):
         return text

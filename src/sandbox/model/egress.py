@@ -77,7 +77,10 @@ def egress_rules(vm: Vm) -> EgressRules:
 
 
 def transparent_ports(rules: EgressRules) -> tuple[int, ...]:
-    """Return the ports on which programs without proxy support reach the gateway: 80, 443 and those in the rules."""
+    """Return the ports on which programs without proxy support reach the gateway, at most TRANSPARENT_PORTS_MAX.
+
+    These are 80, 443, and those in the rules (22 if egress is unrestricted), except the gateway's own ports.
+    """
     requested = {_SSH_PORT} if rules.is_unrestricted else {port for rule in rules.rules for port in rule.ports}
     further = sorted(requested - _GATEWAY_PORTS - set(DEFAULT_PORTS))
     return (*DEFAULT_PORTS, *further)[:TRANSPARENT_PORTS_MAX]

@@ -62,7 +62,7 @@ class FieldError(msgspec.Struct, frozen=True):
     location: where the value is in the request, such as `body.vm.memory` or `query.sort`.
     field: the path without the part of the request, such as `secrets[0].name`; empty for the body as a whole.
     suggestion: the known name or value that a misspelled one resembles.
-    line, column: counted from 1; null for JSON and for parameters.
+    line, column: counted from 1; null for parameters, and for JSON unless its text cannot be parsed.
     """
 
     location: str

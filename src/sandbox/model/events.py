@@ -219,7 +219,7 @@ class ToolResult(_EventBase, frozen=True, tag="tool_result"):
 
     output: untrusted text.
     in_background: the call continues in the background. `output` is preliminary; `ToolCallEnded` follows once it ends.
-    exit_code: exit code of the shell command; null if there was no command or its exit code is unknown.
+    exit_code: exit code of a shell command that failed; null if there is none or it is unknown.
     omitted_characters: number of characters that were cut from the end of the output.
     """
 
@@ -387,9 +387,9 @@ class FollowUpSkipped(_EventBase, frozen=True, tag="follow_up_forgone"):
 class AgentExited(_EventBase, frozen=True, tag="agent_exited"):
     """The agent process exited. `exit_code` is 128+n after signal n, and null if the exit code is unknown.
 
-    `failure` is null only if the process exited with 0 and its last result has `is_error: false`.
+    `failure` is null only if the process exited with 0 and, without a terminal, its last result has `is_error: false`.
     `final_message` is the last message of the main conversation, at most FINAL_MESSAGE_CHARACTERS_MAX characters long;
-    null in journals of earlier versions, if there is no message, and if the runner died before the agent exited.
+    null in journals of earlier versions, if there is no message, and if the runner failed or died before the exit.
     """
 
     exit_code: int | None

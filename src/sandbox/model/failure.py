@@ -90,7 +90,7 @@ def without_secret_sources(message: str) -> str:
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     """The reason a task failed, as shown to users.
 
-    is_transient: the cause is temporary, so the attempt is retried.
+    is_transient: the cause is temporary. If the agent had not started, the attempt may be run again.
     detail: the message for operators, if it differs from `message`.
     reason: a `FailureReason`, or a word from a later version; empty if the code needs none, and in journals of earlier
         versions.

@@ -65,9 +65,9 @@ PROGRESS_INTERVAL_SECONDS = 1.0
 """Minimum interval between progress snapshots if only output bytes have changed."""
 
 TOOL_CALL_EVENTS_MAX = 100_000
-"""Maximum number of one agent's tool calls and retries that are recorded as events.
+"""Maximum number of events about the ends of one agent's tool calls, and about retries, that are recorded.
 
-Additional ones are only counted, and a `gap` event reports this.
+A `gap` event reports that more were left out. Tool calls are still counted.
 """
 
 CONVERSATION_BYTES_MAX = 256 * 1024**2
@@ -92,7 +92,7 @@ AGENT_START_TIMEOUT_SECONDS = 60.0
 """Time limit for the agent's start in its sandbox; after that, the attempt ends with `provision_failed`."""
 
 SANDBOX_TEARDOWN_SECONDS = 60.0
-"""Time limit for ending a sandbox and removing its files. After that, an event reports the failure."""
+"""Time limit for ending a sandbox and removing its files. After that, a runner records an event about the failure."""
 
 DELETION_TIMEOUT_SECONDS = 10.0
 """How long the deletion of a finished task waits for a process that still uses the task, such as its runner.
@@ -123,7 +123,7 @@ kernel can hold a lock that every rename on the machine needs.
 DISK_RELEASE_TIMEOUT_SECONDS = 10.0
 """Time limit for all processes to release a task's disk.
 
-After that, the running attempt ends with `sandbox_lost`, and a new attempt with `provision_failed`.
+After that, an attempt that ends unmounts the disk lazily, and a new attempt on it ends with `provision_failed`.
 """
 
 DISK_CHECK_INTERVAL_SECONDS_MIN = 2.0
@@ -305,7 +305,7 @@ CONTROL_REQUEST_TIMEOUT_SECONDS = 5.0
 """Time limit for one request on a runner's control socket."""
 
 TERM_GRACE_SECONDS = 30.0
-"""Time between SIGTERM to the agent and SIGKILL to everything in the sandbox."""
+"""Maximum time between SIGTERM to the agent and SIGKILL to everything in the sandbox."""
 
 KILL_TIMEOUT_SECONDS = 10.0
 """Time limit for all processes to end after SIGKILL; after that, the attempt ends with `sandbox_lost`."""
@@ -322,7 +322,10 @@ A task that alone exceeds the resulting capacity gets 507.
 """
 
 UNFINISHED_TASKS_MAX = 5_000
-"""Maximum number of unfinished tasks; another submission gets 503. A waiting task uses two file descriptors."""
+"""Maximum number of unfinished tasks, or fewer if the limit on open files is low; another submission gets 503.
+
+A waiting task uses two file descriptors.
+"""
 
 UNFINISHED_MANIFEST_BYTES_MAX = 128 * 1024 * 1024
 """Maximum total size of the manifests of all unfinished tasks; another submission gets 503.
@@ -346,7 +349,7 @@ UNUSED_DISK_MEASUREMENT_SECONDS_MAX = 600.0
 """How long the next caller can use a disk measurement that finished while no caller was waiting."""
 
 JANITOR_INTERVAL_SECONDS = 300.0
-"""Interval at which the janitor removes expired preserved sandboxes and leftovers of crashes."""
+"""Pause between two runs of the janitor's actions, such as the removal of expired tasks and preserved sandboxes."""
 
 MAINTENANCE_ACTION_TIMEOUT_SECONDS = 240.0
 """Time limit for one run of a maintenance action. After that, the next action runs. A later run finishes the work."""
@@ -421,7 +424,7 @@ The largest record of a runner, a line of output with escapes, has about half th
 """
 
 WORKER_SMALL_RECORD_BYTES_MAX = 256 * 1024
-"""Maximum size of a record that a worker may send if the event contains neither output nor the agent's result."""
+"""Maximum size of a record that a worker may send, except output, parts of the conversation and the agent's exit."""
 
 WORKER_ARTIFACT_RECORDS_BYTES_MAX = 64 * 1024 * 1024
 """Maximum total size of a task's artifact records that a worker may send; each counts as at least 1 KiB.
@@ -469,18 +472,18 @@ JOURNAL_SILENCE_SECONDS = 1.0
 """How long a journal may be silent before its lock is checked."""
 
 CONCURRENT_JOURNAL_REPLAYS_MAX = 2
-"""Maximum number of unlocked journals that are scanned concurrently from start to end, per kind of reader.
+"""Maximum number of journals that are replayed concurrently, per kind of reader. Additional replays wait.
 
-The kinds are launchers and tailers. Additional scans wait.
+The kinds are tailing, recovery and cancel requests.
 """
 
 HOST_ERROR_PAUSE_SECONDS = 1.0
-"""Pause before the server retries after an error on the host, such as a full disk or a process limit."""
+"""Pause before the server or a runner retries after an error on the host, such as a full disk or a process limit."""
 
 UNSTARTED_ATTEMPTS_MAX = 3
-"""Maximum number of consecutive attempts in which the agent never started because of a lost machine or a failed clone.
+"""Maximum number of consecutive attempts whose agent never started, because they were lost or cloning failed.
 
-After that, the task fails.
+An attempt is lost with its host, its runner or its sandbox. After that number, the task fails.
 """
 
 RESUMES_MAX = 3
@@ -511,7 +514,7 @@ CANCEL_TIMEOUT_SECONDS_MIN = 1.0
 """Minimum time limit for contacting the runner, or waiting for the task's lock, even after CANCEL_TIMEOUT_SECONDS."""
 
 FOLLOW_BATCH_BYTES = 256 * 1024
-"""Maximum number of bytes of a journal that are read at a time for one subscriber."""
+"""Maximum number of bytes of a journal that are read at a time for one subscriber; at least one record is read."""
 
 NEW_TASKS_FREE_PERCENT = 5.0
 NEW_TASKS_FREE_BYTES = 4 * 1024**3

@@ -48,7 +48,7 @@ def next_follow_up(task: Task) -> FollowUp | None:
     attempt is run again if it was lost (LOST_CODES) or failed for a temporary reason. If the agent had started, a lost
     agent is resumed if the manifest allows it. Otherwise, the agent is retried if the manifest allows retries and the
     failure is in RETRYABLE_CODES. A failure after the agent's exit is followed by a retry only if the artifacts were
-    lost (LOST_ARTIFACTS_CODES).
+    lost (LOST_ARTIFACTS_CODES). Each kind of follow-up has a limit (`_is_within_limit`), and skipped ones are left out.
     """
     attempt, failure = task.attempt, task.failure
     if attempt is None or failure is None or task.cancel is not None or attempt.follow_up is not None:
@@ -69,8 +69,8 @@ def next_follow_up(task: Task) -> FollowUp | None:
 def backoff_seconds(task: Task) -> float:
     """Return the pause between an ended attempt and the next one, in seconds.
 
-    After a lost machine, the next attempt starts immediately. After a failure that may repeat, the pause doubles each
-    time.
+    If a lost attempt (LOST_CODES) is run again or resumed, the next attempt starts immediately. Otherwise, the pause
+    doubles each time.
     """
     attempt = task.attempt
     if attempt is None or attempt.follow_up is None or attempt.failure is None:
@@ -299,7 +299,7 @@ def _attempt_failed(task: Task, event: e.AttemptFailed) -> _HandlerResult:
 
 
 def _attempt_torn_down(task: Task, _: e.AttemptTornDown) -> _HandlerResult:
-    """Move the failure from the task to the attempt. The task has no failure until its last attempt fails."""
+    """Move the failure from the task to the attempt. The task has no failure until the next attempt fails."""
     follow_up, attempt = next_follow_up(task), task.attempt
     if follow_up is None or attempt is None or task.failure is None:
         raise IllegalEventError(f"Task {task.id} cannot start another attempt.")

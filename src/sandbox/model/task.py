@@ -97,7 +97,7 @@ class Task(
     rerun_of: id of the task that this one runs again, if any.
     cancel_requested_at: when the first effective cancel request was recorded; None while there is none.
     failure, agent_has_exited, exit_code, result, final_message, skipped_follow_ups: belong to the current attempt.
-    diff: the size of the patch; None if there is no complete patch.
+    diff: the size of the patch; None if there is no complete patch, or an earlier version did not record its size.
     """
 
     id: str

@@ -308,7 +308,10 @@ async def _read_chunk(reader: asyncio.StreamReader, stream: StreamRedactor | Non
 async def redacted_chunks(
     reader: asyncio.StreamReader, redactor: Redactor | None, cpu_queue: CpuQueue
 ) -> AsyncIterator[bytes]:
-    """Yield redacted output. Data that may be the start of a secret value is held back for a short time."""
+    """Yield redacted output.
+
+    Data that may be the start of a secret value is held back. Complete lines are usually held back only briefly.
+    """
     stream = redactor.stream() if redactor is not None else None
     while (chunk := await _read_chunk(reader, stream)) != b"":
         async with cpu_queue:

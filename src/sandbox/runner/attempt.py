@@ -188,7 +188,10 @@ class AttemptCloser:
             self._attempt.recorder.record(output)
 
     def _find_unrecorded_result(self) -> tuple[AgentExited, bool] | None:
-        """Return the last exit, and whether a conversation event represents its result; None if stdout is recorded."""
+        """Return the last exit, and whether a conversation event represents its result.
+
+        Returns None if stdout is recorded, and if no agent has exited.
+        """
         unrecorded, is_in_conversation = None, False
         for record in read_records(self._journals, self._attempt.task.id):
             match record.event:

@@ -44,7 +44,7 @@ _UNREDACTED_FIELDS: Mapping[type, frozenset[str]] = {
     Artifact: frozenset({"name", "content_type", "checksum"}),
     ErrorReported: frozenset({"error"}),
 }
-"""Codes and lookup names that Sandbox defines. They are never redacted, even if a secret has such a value."""
+"""Codes, and names by which data is looked up. They are never redacted, even if a secret has such a value."""
 
 
 def redact_event(event: Event, redactor: Redactor) -> Event:
@@ -92,8 +92,8 @@ class _PendingRecord(NamedTuple):
 class RetryingWriter:
     """Implements `JournalWriter`. Records stay in order, and no sequence number is used twice.
 
-    A cancel request is written immediately or rejected, because its caller relies on it. Records that contain neither a
-    state nor a cost are buffered only up to BUFFERED_OUTPUT_BYTES_MAX.
+    A cancel request is written immediately or rejected, because its caller relies on it. Droppable events (see
+    `is_droppable`) are buffered only up to BUFFERED_OUTPUT_BYTES_MAX.
 
     release_reserve: called when a write fails; frees the reserve of the disk, and returns whether to try again.
     needs_sync: whether some records may not have been flushed to disk. An earlier writer may have left such records.
@@ -286,8 +286,8 @@ class AttemptRecorder:
     def record(self, event: e.Event) -> None:
         """Record an event, now or once the disk accepts it.
 
-        Raises IllegalEventError if the event is not allowed now. Raises OSError for a record that is too long, and for
-        a cancel request that cannot be written now.
+        Raises IllegalEventError if the event is not allowed now. Raises OSError for a cancel request that cannot be
+        written now, and for a record that is too long, unless its event is droppable.
         """
         self._record_or_drop(event)
 

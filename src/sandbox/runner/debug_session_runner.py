@@ -71,7 +71,7 @@ ServeClients = Callable[[], AbstractAsyncContextManager[None]]
 class DebugSessionRunner(msgspec.Struct, frozen=True):
     """Runs a sandbox for shells on a preserved disk.
 
-    launch_spec: the agent's launch spec, whose environment variables the shells get, except secrets.
+    launch_spec: the agent's launch spec without secrets. Shells get its variables, except those for model access.
     """
 
     attempt_id: str

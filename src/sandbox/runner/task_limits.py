@@ -26,7 +26,8 @@ from sandbox.model.task import Task
 def remaining_seconds(task: Task, clock: Clock) -> float:
     """Return the seconds left of `lifecycle.timeout`, which runs from the first agent's start.
 
-    The time is measured by the monotonic clock, or by the wall clock after a reboot.
+    The time is measured by the monotonic clock; by the wall clock if the first agent started in another boot, on
+    another host or in an unknown boot.
     """
     timeout, agent_start_time, attempt = task.manifest.lifecycle.timeout_seconds, task.agent_start_time, task.attempt
     if agent_start_time is None or attempt is None or task.started_at is None:

@@ -338,4 +338,4 @@ def shell_environment(variables: Mapping[str, str], secrets: Container[str]) -> 
 
 
 PAUSE_COMMAND = Command(("/bin/sleep", "infinity"), {"PATH": "/usr/bin:/bin"}, _ROOT_DIRECTORY)
-"""The command of a sandbox whose agent runs in a terminal. It only waits, so the sandbox does not end."""
+"""The command of a sandbox whose agent runs in a terminal, or that has no agent. It waits, so the sandbox stays."""

@@ -80,7 +80,7 @@ class BaseSandbox(ABC):
 
     @abstractmethod
     async def _wait_for_exit(self) -> ExitStatus:
-        """Return the command's exit status when no process is left inside."""
+        """Return the command's exit status when no process is left inside, or after KILL_TIMEOUT_SECONDS."""
 
     @abstractmethod
     def _build_program_spec(self, command: Command, status_fd: int) -> ProgramSpec:
@@ -115,7 +115,7 @@ class BaseSandbox(ABC):
             self._group.kill()
 
     async def wait(self) -> ExitStatus:
-        """Return the command's exit status when no process is left inside."""
+        """Return the command's exit status; see `Sandbox.wait`."""
         return await asyncio.shield(self._watch_exit())
 
     async def wait_for_exceeded_limit(self) -> str:

@@ -78,7 +78,7 @@ class RuntimeProperties(msgspec.Struct, frozen=True):
 
 
 def _find_limit_gaps(limits: frozenset[str]) -> tuple[str, ...]:
-    """Return one message that lists the limits that are not enforced; empty if all are enforced."""
+    """Return one message that lists which of the limits on memory, CPUs and processes are missing; empty if none is."""
     missing = [name for name in ("memory", "cpus", "processes") if name not in limits]
     return (f"not limited by a control group: {', '.join(missing)}",) if missing else ()
 

@@ -85,7 +85,7 @@ def describe_rootfs(spec: SandboxSpec) -> RootFsSpec:
 
 
 def etc_files(host_name: str, git_author: str = DEFAULT_GIT_AUTHOR) -> Mapping[str, bytes]:
-    """Return the synthetic files of /etc, readable by everybody."""
+    """Return the synthetic files of /etc and npm's configuration, readable by everybody."""
     texts = {
         "/etc/passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\n"
         f"{SANDBOX_USER}:x:{SANDBOX_UID}:{SANDBOX_UID}:{SANDBOX_USER}:{SANDBOX_HOME}:/bin/bash\n"

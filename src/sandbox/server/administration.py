@@ -201,7 +201,7 @@ class LoadHistory:
 
 
 def _cpu_percent(previous: HostLoad | None, current: HostLoad) -> float | None:
-    """Return the combined usage of all CPUs since the previous sample; None if there is no previous sample."""
+    """Return the combined usage of all CPUs since the previous sample; None without one, or if no time was counted."""
     if previous is None or current.cpu_total_ticks <= previous.cpu_total_ticks:
         return None
     busy = current.cpu_busy_ticks - previous.cpu_busy_ticks

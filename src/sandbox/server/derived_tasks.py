@@ -43,7 +43,7 @@ INHERITED_PREFIX = "inherited-"
 """The names of all files that a task takes over begin with this prefix."""
 
 _CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})
-"""Errors of link(2) if the file has the maximum number of links, or if the file system does not support links."""
+"""Errors of link(2) if the file has too many links, or is on another file system or one that does not support links."""
 
 
 class FileChangedError(OSError):
@@ -51,7 +51,7 @@ class FileChangedError(OSError):
 
 
 def store_inheritance(layout: TaskLayout, inheritance: Inheritance) -> None:
-    """Link all files into the directory of the new task's artifacts, and flush the directory.
+    """Link or write all files into the directory of the new task's artifacts, and flush the directory.
 
     Stored artifacts never change, so the tasks share them: a link needs no disk space, and the file remains when the
     earlier task is removed. A file that cannot have another link is copied. The runner compares the checksum before it
@@ -143,7 +143,7 @@ class ConversationText:
         self._add(f"User: {_shorten(prompt, _PROMPT_CHARACTERS_MAX)}")
 
     def add_event(self, event: WireEvent) -> None:
-        """Add an event of the main conversation. Events of subagents are left out: subagents report to the agent."""
+        """Add an event. Messages and tool calls of subagents are left out, but not the results of their tool calls."""
         match event["type"]:
             case "agent_message" | "tool_call_started" | "tool_result" | "agent_result":
                 self._add_item(event)

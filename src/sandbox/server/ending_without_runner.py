@@ -11,7 +11,8 @@ from sandbox.model.task_state import TaskState
 def end_without_follow_up(recorder: Recorder, failure: Failure) -> None:
     """End the task without another attempt, because parts of the last one may still be running.
 
-    If the outcome is complete and its files are collected, the outcome is kept. Otherwise, the task fails.
+    If the outcome is complete and its files are collected, the outcome is kept. Otherwise, the task fails, or is
+    cancelled if a cancel request was recorded.
     """
     if not recorder.task.needs_only_teardown:
         _record_failure(recorder, failure)

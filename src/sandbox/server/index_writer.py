@@ -23,7 +23,7 @@ class _Write(NamedTuple):
 
 
 class IndexWriter:
-    """Writes tasks in the order of the calls. Each transaction is flushed to disk, so concurrent calls share one.
+    """Writes the states of each task in order. Each transaction is flushed to disk, so concurrent calls share one.
 
     Its methods are called in the event loop.
     """

@@ -40,7 +40,7 @@ quadratic time.
 
 
 class JournalTailer:
-    """Follows each unfinished task. The index is never ahead of the journal and at most a second behind.
+    """Follows each unfinished task. It never writes the index ahead of the journal, and at most a second after it.
 
     tracked_tasks: the tasks that are followed; other components only read this mapping.
     dispatcher: queues tasks that are waiting, and frees the resources of tasks that have ended.

@@ -120,7 +120,7 @@ class ProbedHost:
 
     @property
     def retry_after_seconds(self) -> int | None:
-        """Whole seconds until the next probe; None if none is planned, or while a runtime works."""
+        """Whole seconds until the next probe; None during a probe, if none is planned, or while a runtime works."""
         seconds = self._seconds_until_probe
         return None if seconds is None else max(1, math.ceil(seconds))
 
@@ -136,14 +136,17 @@ class ProbedHost:
     def request_probe(self) -> None:
         """Probe a working runtime again, because a sandbox could not be created.
 
-        Probes start at least PROBE_INTERVAL_SECONDS_MIN apart, because a task itself may be the cause.
+        Requested probes start at least PROBE_INTERVAL_SECONDS_MIN apart, because a task itself may be the cause.
         """
         if self.result.failure is None and self._due_at is None:
             self._due_at = max(self._clock.monotonic(), self._probed_at + PROBE_INTERVAL_SECONDS_MIN)
             self._probe_requested.set()
 
     async def run(self) -> None:
-        """Probe while no runtime works, and after `request_probe`, until cancelled. Never raises for a failed probe."""
+        """Probe while no runtime works, unless this is permanent, and after `request_probe`, until cancelled.
+
+        Never raises for a failed probe.
+        """
         while True:
             self._probe_requested.clear()
             if self._due_at is None:

@@ -79,9 +79,10 @@ class PreservedFiles:
         return location is not None and self._find_files(location).has_disk_or_handle(location)
 
     def find_preserved(self, tasks: Sequence[Task]) -> Set[str]:
-        """Return the ids of the tasks whose files are preserved, or may be preserved on a host that is not responding.
+        """Return the ids of the tasks whose files are preserved, or may be preserved because a query failed.
 
-        Such a host is queried only once. After a few seconds of queries in total, all other tasks count as preserved.
+        A host that is not responding is queried only once. After a few seconds of queries in total, all other tasks
+        count as preserved.
         """
         found, unreachable = set[str](), set[str]()
         deadline = time.monotonic() + _LIST_SECONDS

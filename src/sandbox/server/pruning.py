@@ -248,7 +248,10 @@ class Pruner:
         return PrunedTask(task.id, task.manifest.metadata.name, task.state, task.state_changed_at, size_bytes)
 
     def _detach(self, pruned: PrunedTask) -> bool:
-        """Delete a task from the index, and move its directory out of `tasks/`. Return False if the task must wait."""
+        """Delete a task from the index, and move its directory out of `tasks/`.
+
+        Return False if the task must wait, is no longer in the index, or could not be moved.
+        """
         task_id = pruned.id
         with self._journals.try_lock(task_id) as has_lock:
             if not has_lock and self._journals.lock_state(task_id) is not LockState.FREE:
@@ -322,7 +325,10 @@ def _skip_remedy(error: OSError | IndexDamagedError) -> str:
 
 
 def disk_usage_bytes(directory: Path) -> int:
-    """Return the disk usage of a tree without following links. Files that vanish during the scan are not counted."""
+    """Return the disk usage of a tree without following links.
+
+    If a directory cannot be read or one of its files vanishes during the scan, the rest of it is not counted.
+    """
     total, waiting = 0, [os.fspath(directory)]
     while waiting:
         try:

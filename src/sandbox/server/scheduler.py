@@ -14,7 +14,7 @@ from sandbox.model.resources import Resources
 class _QueuedTask:
     """A queued task, and how many times later tasks have overtaken it.
 
-    can_ever_fit: whether the task fits within the total capacity, or on the largest host of a cluster.
+    can_ever_fit: whether the task fits within the total capacity, or on at least one host of a cluster.
     blocked_reason: why this server cannot start the task, regardless of free resources (human-readable).
     """
 

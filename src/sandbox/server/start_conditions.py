@@ -142,7 +142,7 @@ def _format_mebibytes(byte_count: int) -> str:
 class StartConditions:
     """Determines what prevents tasks from starting, apart from reserved resources.
 
-    Each call to `blocking_reasons` measures the free disk space again.
+    `blocking_reasons` measures the free disk space again once all `rejection_reasons` were read.
 
     host: the host that runs new attempts.
     api_key_variables: the name of the environment variable that contains the model key, keyed by the agent's kind.

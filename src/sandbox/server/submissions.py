@@ -151,7 +151,7 @@ class TaskTracker:
 
 
 class Submissions:
-    """Implements `interfaces.server_services.Submissions`: refuses tasks that cannot run now, and tracks the rest.
+    """Implements `interfaces.server_services.Submissions`: refuses unacceptable tasks, and tracks the rest.
 
     A task is written to its journal first, then to the index, which is rebuilt from the journals after a crash.
     """

@@ -77,7 +77,7 @@ def content_digest(task: Task) -> bytes:
 
 
 def query_terms(query: TaskQuery) -> str:
-    """Return the full-text query for all terms that a task must have; empty if only its state is restricted.
+    """Return the full-text query for all terms that a task must have; empty if only its state or period is restricted.
 
     User input cannot contain query syntax of the full-text index, because each term is a quoted word or a digest.
     """
@@ -334,7 +334,7 @@ class PageReader:
         return [decode(*row) for row in connection.execute(page, self._values)]
 
     def _read_found(self, connection: sqlite3.Connection, count: int, decode: DecodeRow) -> list[ListedRow]:
-        """Read a page of search results: sort the found tasks, or read in order if most tasks match."""
+        """Read a page of search results: sort the found tasks, or read in order if many tasks match."""
         positions = self._find_in_order(connection, count) if count > _SORT_FOUND_MAX else None
         if positions is None:
             page = self._format("found_page", [*self._period_filters, *self._cursor_filters])

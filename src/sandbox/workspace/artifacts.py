@@ -213,7 +213,7 @@ async def collect(
 ) -> AsyncIterator[Artifact | SkippedFile]:
     """Collect matching files, sorted by path. See `interfaces.workspace.Workspaces.collect`.
 
-    Raises AttemptError if `target` is not writable.
+    Raises AttemptError if a file cannot be stored in `target`.
     """
     names = ArtifactNames(taken_names)
     bytes_left = MATCHED_FILES_BYTES_MAX

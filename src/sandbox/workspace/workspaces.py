@@ -50,7 +50,7 @@ class GitWorkspaces:
         disk_bytes: int,
         patches: Sequence[Path] = (),
     ) -> str:
-        """Clone the repository. Returns the full base commit. Raises AttemptError (clone_failed)."""
+        """Clone the repository. Returns the full base commit. Implements `Workspaces.stage`."""
         layout = AttemptLayout(attempt_dir)
         bytes_max = min(disk_bytes, REPOSITORY_BYTES_MAX)
         staging = WorkspaceStaging(

@@ -78,7 +78,7 @@ def check_kernel_scheduler_bug(probe: RuntimeProbe) -> list[Finding]:
     """Report whether the kernel's version has a bug that lets a sandbox keep host programs from running.
 
     Linux 6.13 introduced the bug. Version 6.18.45 reverts the change ("sched/fair: Fix EEVDF entity placement bug
-    causing scheduling lag"). Whether a distribution's kernel contains the revert is unknown.
+    causing scheduling lag"), and Linux 6.19 does not. Whether a distribution's kernel contains the revert is unknown.
     """
     version = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", os.uname().release)
     if not probe.is_available or probe.tier != "namespaces" or version is None:

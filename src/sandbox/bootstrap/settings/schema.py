@@ -447,7 +447,7 @@ class KubernetesSection:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSection:
-    """Workers, which an engine starts on other hosts. Experimental."""
+    """Workers, which an engine starts, on other hosts or on this machine. Experimental."""
 
     __pydantic_config__ = _FORBID_EXTRA
     engine: Annotated[

@@ -46,7 +46,7 @@ class EgressHostUnreachableError(Exception):
 
 
 class PublicDialer:
-    """Dials hosts by name, but never the model's host. Names are resolved by the system, without its search domains.
+    """Dials hosts by name or address, but never the model. The system resolves names, without its search domains.
 
     model_addresses: all known addresses of the model; this class and `UpstreamDialer` add to the set.
     """
@@ -182,7 +182,7 @@ class EgressConnection:
         self._denial: Denial | None = None
 
     async def run(self) -> None:
-        """Serve until both sides have closed the connection, or until one side is idle for too long."""
+        """Serve until both sides have closed the connection, or until neither has sent data for too long."""
         try:
             start = self._inspector_or_decision
             outcome = start if isinstance(start, Tunnel | Denial) else await self._inspect(start)

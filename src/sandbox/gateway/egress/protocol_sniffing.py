@@ -4,9 +4,9 @@
 
 Lenient servers skip or accept bytes that a strict parser treats as another protocol: NUL, unusual white space, a PROXY
 header, an alert. Therefore, the first bytes are searched while they are forwarded: a request line is denied before its
-line end, a ClientHello before its last byte. The search for HTTP and PROXY ends when the host sends data: an HTTP
-server never sends data first, and closes the connection after its response to bytes that it cannot parse. TLS may start
-later (STARTTLS).
+line end, a ClientHello before its last byte. The search for HTTP and PROXY ends when the host sends data, unless the
+client has sent a possible request: an HTTP server never sends data first, and closes the connection after its response
+to bytes that it cannot parse. TLS may start later (STARTTLS).
 """
 
 import re
@@ -69,7 +69,7 @@ class UnknownProtocolFilter:
         return rest if isinstance(rest, Denial) else output
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
-        """Return all data unless it contains HTTP, or TLS for another host."""
+        """Return all data unless it contains HTTP, a PROXY header, or TLS that is ambiguous or for another host."""
         if len(self._received) == UNKNOWN_PROTOCOL_BYTES_MAX:
             return data
         self._received += data[: UNKNOWN_PROTOCOL_BYTES_MAX - len(self._received)]

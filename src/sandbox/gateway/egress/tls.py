@@ -333,9 +333,9 @@ _APPLICATION_DATA_RECORD = 23
 
 
 class HelloRetryFilter:
-    """Forwards everything except a second ClientHello that names a different server.
+    """Forwards everything except a second ClientHello that fails the same checks as the first one.
 
-    The first ClientHello is forwarded in one record.
+    The first ClientHello is forwarded in one record if it names a server.
     A TLS 1.3 server may request a second hello (RFC 8446 §4.1.4) and might then serve the site that the second hello
     names. All data after the second hello is encrypted. Early data, which the client sends before the server has
     responded, may arrive between the two hellos.

@@ -54,7 +54,10 @@ class UpstreamDialer:
         self._rate_limiter = ConnectionRateLimiter(limits.MODEL_CONNECTIONS_BURST, limits.MODEL_CONNECTIONS_PER_SECOND)
 
     async def dial(self) -> Stream:
-        """Connect to the upstream. Waits while the connection rate is exceeded. Raises UpstreamUnreachableError."""
+        """Connect to the upstream. Waits for a valid lease, and while the connection rate is exceeded.
+
+        Raises UpstreamUnreachableError.
+        """
         await self._wait_for_lease()
         await self._rate_limiter.wait()
         upstream = self.upstream
@@ -99,7 +102,8 @@ class UpstreamDialer:
 class ModelConnection(SansIODriver):
     """A client connection to the model's listener. Its upstream connection is reused for the client's next request.
 
-    The connection gets the priority `model` once a request has been forwarded, and loses it when a request is rejected.
+    The connection gets the priority `model` once a request has been forwarded. It gets a low priority when a request is
+    rejected, or when data without a forwarded request takes more than MODEL_PRIORITY_CPU_SECONDS_MAX.
     """
 
     def __init__(
@@ -208,7 +212,7 @@ class ModelConnection(SansIODriver):
     async def _dial(self, effects: Effects) -> Effects:
         """Open the upstream connection and return the effects to apply.
 
-        These are the given effects, unless the connection fails or is denied.
+        These are the given effects, unless the connection fails or is denied, or the client has left.
         """
         self._client.clear_timeout()  # dialing may take longer than the timeout; `_apply` sets the next one
         try:

@@ -187,7 +187,7 @@ class ModelProtocol:
         return effects
 
     def upstream_failed(self, status: int, message: str) -> Effects:
-        """Handle an upstream that could not be reached (502), or could not be reached in time (504)."""
+        """Handle an upstream that is unreachable (502) or too late (504), or a lease that has expired (503)."""
         effects = Effects()
         if self._inflight is None:
             self._close_upstream(effects)

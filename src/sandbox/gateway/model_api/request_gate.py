@@ -1,7 +1,8 @@
 """Decides whether and when a model request may be forwarded: by its head, its key, its body and the task's budget.
 
-Requests are held until the agent has been checked. They are denied if they would make the model's servers access
-external resources, if the budget is spent, or if the server's key was rejected.
+If the agent must be checked, requests are held until then. Requests are denied if they are malformed or too large, if
+the budget is spent or may be exceeded, if a budget in USD lacks a price, if the server's key was rejected, and, without
+full network access, if they would make the model's servers access external resources.
 """
 
 import re
@@ -158,7 +159,7 @@ class BudgetSpending:
             self._check_budget()
 
     def exhausted_reason(self) -> str | None:
-        """Return a sentence that says which budget is spent, or None."""
+        """Return a sentence that says which budget is spent or cannot be enforced, or None."""
         self._check_budget()
         return self._exhausted_reason
 
@@ -275,7 +276,7 @@ class ModelRequestGate:
 
     @property
     def has_budget_limit(self) -> bool:
-        """Whether there is a budget. If there is one, every response must be metered."""
+        """Whether there is a budget. If there is one, every response that uses tokens must be metered."""
         return self._spending.has_budget_limit
 
     def release(self) -> None:

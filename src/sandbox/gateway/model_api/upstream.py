@@ -1,6 +1,6 @@
 """The model API: its address, its credential, and the redaction of the credential and its account in responses.
 
-Responses may repeat a request headers, and error messages may name the account.
+Responses may repeat the headers of a request, and error messages may name the account.
 """
 
 import re
@@ -15,10 +15,7 @@ _VALUE_BYTES_MIN = 8
 """Minimum length of a value to redact; shorter values cannot be distinguished from other text."""
 
 _ACCOUNT_BYTES_MAX = 256
-"""Maximum length of an account's name that is redacted.
-
-A header with a longer value is dropped; its value is not redacted.
-"""
+"""Maximum length of an account's name that is redacted. A longer value is not redacted."""
 
 _BACKSLASH = 0x5C
 _SHORT_ESCAPES = b'"/\\'

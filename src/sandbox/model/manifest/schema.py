@@ -239,7 +239,7 @@ class Lifecycle:
     provision_timeout: Annotated[str, DURATION] = "10m"
     """Time limit for creating the sandbox."""
     hang_timeout: Annotated[str, DURATION] = "30m"
-    """How long the agent may be silent with no model request in flight."""
+    """How long the agent may be silent with no model request in flight and no client on its terminal."""
     collect_timeout: Annotated[str, DURATION] = "10m"
     """Time limit for collecting artifacts."""
     budget_usd: Annotated[float, Ge(0), Le(1_000_000)] | None = None

@@ -28,7 +28,7 @@ class StateChangeEvent(BaseEvent):
     previous_state: State | None
     """Previous state; null for a new task, and if the stream begins with the current state.
 
-    It is always null in the stream of all tasks.
+    It is always null in `GET /tasks/stream`.
     """
     new_state: State
     """Current state."""
@@ -137,7 +137,7 @@ class AgentResultItem(TypedDict):
     cost_usd: float | None
     """Cost in USD, as counted by the agent.
 
-    Null if the agent continued the session of an earlier task, because an agent reports the cost of the whole session.
+    Null if the agent did not report it, or continued an earlier task's session, whose cost the report includes.
     """
     omitted_characters: int
     """Number of characters that were cut from the end of the text."""

@@ -250,7 +250,7 @@ def end_event(task: Task) -> b.EndEvent:
 
 
 def error_event(task: Task, code: str, message: str) -> b.ErrorEvent:
-    """Return an error that ends the event stream early.
+    """Return an error in place of events that cannot be read.
 
     It has the `seq` of the last record, because that record is not sent.
     """

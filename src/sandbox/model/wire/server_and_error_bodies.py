@@ -98,7 +98,7 @@ class HealthBody(TypedDict):
     runtimes: list[RuntimeBody]
     """The runtimes that were probed."""
     next_probe_at: Timestamp | None
-    """When the runtimes are probed again; null if no probe is planned."""
+    """When the runtimes are probed again; null during a probe, if none is planned, and while a runtime works."""
     store: StoreBody
     """The index of tasks."""
     disk: DiskBody
@@ -219,9 +219,9 @@ class FieldErrorBody(TypedDict):
     suggestion: str | None
     """The valid name or value that a misspelled one resembles; null if there is none."""
     line: int | None
-    """Line in a YAML manifest, from 1."""
+    """Line in a YAML manifest, or of an error in the syntax of JSON, from 1."""
     column: int | None
-    """Column in a YAML manifest, from 1."""
+    """Column in a YAML manifest, or of an error in the syntax of JSON, from 1."""
 
 
 class ExistingTaskBody(TypedDict):

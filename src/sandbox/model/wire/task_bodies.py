@@ -201,7 +201,7 @@ class AttemptBody(TypedDict):
     exit_code: int | None
     """Exit code of the agent; 128 plus the signal number if a signal ended the agent; null if unknown."""
     error: FailureBody | None
-    """Why the attempt failed; null if it was cancelled."""
+    """Why the attempt failed; null if it did not fail, and if it was cancelled."""
     followed_by: FollowUpName | None
     """Why another attempt followed; null for the last attempt."""
 
@@ -258,7 +258,7 @@ class TaskItemBody(TypedDict):
     exit_code: int | None
     """Exit code of the agent; 128 plus the signal number if a signal ended the agent; null if unknown."""
     error: FailureBody | None
-    """Why the task failed; null if another attempt follows."""
+    """Why the task failed; null if it did not fail, if it was cancelled, and if another attempt follows."""
     final_message: str | None
     """The agent's last message, redacted; null until the agent has exited, and if there is none.
 
@@ -373,7 +373,7 @@ class TaskListBody(TypedDict):
 
 
 class CancelledBody(TypedDict):
-    """The cancel request is stored. The task ends shortly."""
+    """The cancel request is stored. The task ends shortly. A request after the agent's exit changes nothing."""
 
     success: Literal[True]
     """Always true."""
@@ -384,7 +384,7 @@ class CancelledBody(TypedDict):
     previous_state: State
     """State of the task when the request was stored."""
     new_state: Literal["cancelled"]
-    """State in which the task will end."""
+    """State in which the task will end, unless its agent had exited before the request; see `message`."""
     message: str
     """Human-readable description of what happens next."""
     state: State

@@ -91,7 +91,7 @@ class ClaimState(NamedTuple):
 
     token_hashes: the hashes of the join tokens of all submissions.
     nonce_hash: the hash of the nonce of the worker that has claimed the attempt; None before the claim.
-    is_abandoned: the attempt was replaced or taken over.
+    is_abandoned: the attempt was replaced or taken over, or its worker sent an invalid message.
     """
 
     token_hashes: tuple[bytes, ...]

@@ -43,7 +43,7 @@ from sandbox.primitives.files import write_durably
 HOSTS_MAX = 1000
 """Maximum number of hosts that are stored. Beyond it, the host with the earliest last contact is removed.
 
-The same maximum applies to the listed hosts of the engine on which no worker has run.
+Of the engine's hosts, the first ones by name are listed, up to the same maximum, even if no worker has run on them.
 """
 
 ENGINE_POLL_SECONDS = 30.0
@@ -420,7 +420,10 @@ class ClusterAllocator:
         return None if found is None else Image(profile, found.digest, found.directory)
 
     def find_loss(self, location: AttemptLocation) -> Loss | None:
-        """Return how the attempt was lost if its worker was abandoned. Implements `HostAllocator.find_loss`."""
+        """Return how the attempt was lost if its worker was abandoned, or its job is gone and its lease has ended.
+
+        Implements `HostAllocator.find_loss`.
+        """
         job = self._workers.jobs.of_attempt(location.attempt_id)
         if job is None:
             return Loss(FailureCode.HOST_LOST) if self._workers.jobs.have_earlier_leases_ended else None

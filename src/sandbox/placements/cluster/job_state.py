@@ -139,11 +139,11 @@ class Job:
 
     @property
     def is_postponed(self) -> bool:
-        """Whether the job is not submitted yet because an earlier submission failed."""
+        """Whether the job must not be submitted now, because of a recent submission or the loss of a worker."""
         return time.monotonic() < self._not_before
 
     async def wait_for_change(self, timeout_seconds: float) -> None:
-        """Wait until the worker's connection or lock state has changed, or the timeout has passed."""
+        """Wait for the end of the connection, another lock state or another confirmed host, or for the timeout."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._changed.wait()

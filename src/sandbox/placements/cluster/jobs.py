@@ -428,7 +428,7 @@ def _hash(secret: bytes) -> bytes:
 
 
 def _loss_reason(job: Job) -> str:
-    """Return what the engine reports about a job that no longer runs; empty if the engine reports that it runs."""
+    """Return what the engine reports about a job that no longer runs; empty if unknown, or if it waits or runs."""
     if job.status is None or job.status.phase in {JobPhase.WAITING, JobPhase.RUNNING}:
         return ""
     return job.status.reason

@@ -82,9 +82,10 @@ class ClaimChecker:
     async def accept(self, claim: Claim, streams: StreamPair) -> Job | None:
         """Store a claim, and return the claimed job.
 
-        Returns None if the engine does not confirm the worker's host in time; the worker may try again. A worker that
-        claimed its job earlier is identified by its nonce, so it does not prove its host again. Therefore, neither a
-        lost answer nor a changed key ends a running task. Raises ClaimRejectedError, InvalidMessageError, OSError.
+        Returns None if the engine is not responding, or does not confirm the worker's host in time; the worker may try
+        again. A worker that claimed its job earlier is identified by its nonce, so it does not prove its host again.
+        Therefore, neither a lost answer nor a changed key ends a running task. Raises ClaimRejectedError,
+        InvalidMessageError, OSError.
         """
         job = self.jobs.find_claimable(claim)
         if job is not None:
@@ -119,7 +120,8 @@ class ClaimChecker:
     async def _check_first_claim(self, job: Job, claim: Claim, streams: StreamPair) -> None:
         """Check the worker's version and, if the server requires a proof, the worker's host proof.
 
-        Raises ClaimRejectedError, EngineUnavailableError, InvalidMessageError, OSError.
+        Without a verifier of identity tokens, the worker also needs a join token. Raises ClaimRejectedError,
+        EngineUnavailableError, InvalidMessageError, OSError.
         """
         match self._proof_method:
             case ClusterKey():

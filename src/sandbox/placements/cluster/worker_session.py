@@ -84,7 +84,11 @@ class WorkerSession:
 
     @property
     def lock_state(self) -> LockState:
-        """Whether a runner holds the journal's lock; UNKNOWN if no heartbeat covers the last launch. Thread-safe."""
+        """Whether a runner holds the journal's lock. Thread-safe.
+
+        UNKNOWN if no recent heartbeat covers the last launch, or if no runner holds the lock but the server's copy of
+        the journal lacks records.
+        """
         heartbeat = self._heartbeat
         if heartbeat is None or self._is_launching or heartbeat.is_launching or heartbeat.launches < self._launches:
             return LockState.UNKNOWN

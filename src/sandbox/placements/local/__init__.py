@@ -1,1 +1,1 @@
-"""Runs attempts on the server's machine."""
+"""Runs attempts on the machine of this process, which is a server or a worker."""

@@ -232,7 +232,7 @@ class CollectStep(msgspec.Struct, frozen=True):
     driver: AgentDriver | None = None
 
     async def run(self) -> None:
-        """Store the patch, the transcript, the files that match the patterns, and the metadata.
+        """Store the patch, the transcript, the agent's session, the files that match the patterns, and the metadata.
 
         Everything that can be stored is stored, even if the patch fails; the metadata comes last and includes the
         failure. If the secret values have changed since the agent started, files on its disk may contain unknown
@@ -450,7 +450,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         yield msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
     def _read_egress_denials(self) -> tuple[list[dict[str, object]], int]:
-        """Return the first denials and the number of all denials. All denials may be too many for a runner's memory."""
+        """Return the first recorded denials, and the number of recorded ones: all may be too many for memory."""
         first: list[dict[str, object]] = []
         count = 0
         for record in read_records(self.journals, self.attempt.task.id):
@@ -514,7 +514,7 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
 
 _DENIALS_MAX = 1000
 _PATCH_SHARE, _CHANGED_FILES_SHARE, _SCAN_SHARE = 0.5, 0.3, 0.2
-"""Shares of collect_timeout for the patch, the tar of changed files, and the secret scan."""
+"""Shares of collect_timeout for the patch, the tar of changed files or the chain's patch, and the secret scan."""
 
 _CHUNK_BYTES = 256 * 1024
 _SMALL_TRANSCRIPT_BYTES = 4 * 1024**2

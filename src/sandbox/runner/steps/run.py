@@ -212,7 +212,7 @@ BackgroundWork = Callable[[], Coroutine[None, None, None]]
 class RequiredBackgroundWork:
     """Background loops of a sandbox. A failed loop kills the sandbox: no agent continues without its limits.
 
-    At the end of the context, all loops are cancelled, and the first error among them is raised.
+    At the end of the context, all loops are cancelled. If the block raised no error, the first loop's error is raised.
     """
 
     def __init__(self, killer: SandboxKiller) -> None:

@@ -1,4 +1,4 @@
-"""Teardown step: removes everything that belongs to the attempt except its journal, artifacts and runner's log."""
+"""Teardown step: removes what belongs to the attempt, except journal, artifacts, runner's log and preserved files."""
 
 import asyncio
 from collections.abc import Collection

@@ -232,7 +232,7 @@ class GvisorSandbox(BaseSandbox):
         )
 
     async def _read_exit_code(self) -> int | None:
-        """Return the command's exit code; None if runsc itself failed or was killed."""
+        """Return the exit code: KILLED_EXIT_CODE after `kill`; None if runsc failed or was killed otherwise."""
         code = self._launcher.exit_code
         if code is None or code < 0 or self._log is None:
             return KILLED_EXIT_CODE if self._was_killed else None

@@ -139,7 +139,7 @@ class SlabStatistics:
 
 
 def count_used_objects(kind: str, slabs: Path = SLABS) -> int | None:
-    """Read how many objects of a kind the whole machine uses now; None if only root may read the number."""
+    """Read how many objects of a kind the whole machine uses now; None if unknown, for example to ordinary users."""
     with suppress(OSError):
         found = re.search(rf"^{re.escape(kind)} +(\d+) ", slabs.read_text(), re.MULTILINE)
         return int(found[1]) if found else None
@@ -361,7 +361,10 @@ class CachedExtentMeter:
         return self._counted_at is None or self._clock() - self._counted_at >= SLAB_INTERVAL_SECONDS
 
     def count(self) -> int | None:
-        """Return the number of extents; 0 while the machine has few; None if the disk is not a separate ext4."""
+        """Return the number of extents; 0 while the machine has few.
+
+        Returns None if the disk is not a separate ext4, or if the number is unknown.
+        """
         if self.is_due():
             self._counted_at = self._clock()
             self._count = self._read()
@@ -432,7 +435,10 @@ class DirectoryMeter:
         self._files_min = files_min
 
     def count(self) -> int | None:
-        """Return the number of directories; 0 while the disk has few files; None if the disk is not a separate ext4."""
+        """Return the number of directories; 0 while the disk has few files.
+
+        Returns None if the disk is not a separate ext4, or if the number is unknown.
+        """
         try:
             if not os.path.ismount(self._disk):
                 return None

@@ -133,7 +133,8 @@ class OtherSandboxMeasurement(Generic[T]):
     def measure_all(self, sandboxes: Iterable[Collection[int]]) -> Sequence[T | None]:
         """Return the result for each sandbox; None if it is late, or if an earlier measurement of it has not ended.
 
-        The sandboxes after a late one are not measured in this call.
+        The sandboxes after a late one are not measured in this call, so their results are None too. All results are
+        None if no thread can be started.
         """
         self._late = [thread for thread in self._late if thread.is_alive()]
         all_ids = [frozenset(process_ids) for process_ids in sandboxes]

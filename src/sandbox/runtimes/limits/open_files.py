@@ -171,8 +171,8 @@ def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> F
     counts_locks: pass False to avoid waiting for a program inside. To list the locks of an epoll or inotify instance,
         the kernel needs the instance's lock, which a program can hold for a long time.
 
-    With many files, the number of directories is an estimate. The number of locks is a lower bound and never
-    extrapolated, because one file can have all of them.
+    With many files, the numbers of directories and of locks on host files are estimates. The number of POSIX locks is a
+    lower bound and never extrapolated, because one file can have all of them.
     """
     tables = dict(filter(None, map(find_counted_fd_table, process_ids)))
     total = sum(tables.values())
@@ -375,7 +375,8 @@ longer.
 """
 
 _IN_TRANSIT_COUNTS_MAX = 3
-"""Number of consecutive counts with descriptors in transit after which all entries are attributed to the sandbox.
+"""Number of consecutive counts with descriptors in transit after which the machine's new entries are attributed to the
+sandbox, except those that other sandboxes show.
 
 An epoll instance that is in transit in a Unix socket cannot be inspected. Ordinary programs receive such descriptors
 quickly, so repeated counts rarely find any.
@@ -393,7 +394,7 @@ _DESCRIPTORS_IN_TRANSIT = re.compile(r"^scm_fds:\s*([1-9]\d*)$", re.MULTILINE)
 def count_machine_epoll_entries(slabs: Path = SLABS, capacity_file: Path = _CAPACITY_FILE) -> int | None:
     """Return the number of epoll entries of all processes on the machine; 0 if there are few.
 
-    Returns None if only root may read it.
+    Returns None if it is unknown, for example because only root may read it.
     """
     if _has_few_entries(capacity_file):
         return 0

@@ -86,7 +86,7 @@ _RESPONSE_SECONDS = 2.0
 
 
 class SocketUsage(msgspec.Struct, frozen=True):
-    """Received data that no program has read.
+    """The TCP and UDP sockets of a network namespace, and the memory of their packets.
 
     received_bytes: bytes in receive queues. half_open: number of connections in SYN_RECV, which belong to the listener.
     overhead_bytes: memory of unread and unsent packets, without their data.

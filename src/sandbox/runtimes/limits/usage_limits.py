@@ -31,7 +31,7 @@ from sandbox.model.fixed_limits import (
 class KernelUsage(msgspec.Struct, frozen=True):
     """Kernel resources that a sandbox uses on the host, apart from its memory.
 
-    A value is None if the host does not count it.
+    A value is None if it was not measured.
     sockets: number of sockets of all kinds and in all states.
     buffer_bytes: memory used by the buffers of TCP and UDP sockets.
     buffer_bytes_max: the limit on buffer_bytes if the kernel does not enforce one.

@@ -3,7 +3,7 @@
 It works in these steps:
 1. Create the network and IPC namespaces and open the gateway's listeners in the network.
 2. Expose the host files for the sandbox under one path of a private mount namespace.
-3. Switch to the sandbox's kernel uid and report `ready` with the listeners.
+3. Send the listeners, switch to the sandbox's kernel uid, and report `ready`.
 4. Wait for one message with the command and exec it. The message determines the program: bubblewrap, runsc or QEMU. For
    each `run` message, start a program as a child instead and continue to wait.
 
@@ -76,7 +76,7 @@ connections in TIME_WAIT. igmp_max_memberships: limits the multicast memberships
 tcp_fastopen: connections leave no entries in the machine's table of TCP metrics. tstamp_allow_data: sent data is not
 queued with its timestamp. msgmni: limits System V message queues. When the namespace ends, a kernel thread frees all
 messages without interruption: 0.9 s for 6 million. sem: the second number limits all System V semaphores, which the
-thread frees in the same way: 0.08 s for 16 million. The others are the kernel's defaults.
+thread frees in the same way: 0.08 s for 16 million. The other numbers of sem are the kernel's defaults.
 """
 
 HOST_PATH_KINDS = ("bind", "image", "overlay", "program")

@@ -1,7 +1,8 @@
 """Runs a KVM guest with a few instructions: `kvm_selftest.py [INSTRUCTIONS IN HEX]`.
 
 Exit code 0: the guest finished. Killed by SIGPROF: the guest was too slow. Any other result: the guest could not be
-created. In some virtual machines, KVM takes a microsecond per instruction, which is too slow for any kernel to boot.
+created, or stopped for another reason. In some virtual machines, KVM takes a microsecond per instruction, which is too
+slow for any kernel to boot.
 The numbers are those of the kernel's interface (Documentation/virt/kvm/api.rst), for x86_64.
 """
 

@@ -172,7 +172,7 @@ BOOT_SECONDS = 30.0
 KVM_BOOT_SECONDS = 3.0
 KVM_RETRY_BOOT_SECONDS = 12.0
 KVM_BUSY_BOOT_SECONDS = 48.0
-"""A busy machine may need longer than KVM_BOOT_SECONDS. KVM is considered to have failed only if a boot times out after
+"""A busy machine may need longer than KVM_BOOT_SECONDS. A boot shows that KVM does not work only if it times out after
 KVM_RETRY_BOOT_SECONDS and the machine is not busy. Otherwise, busy tasks could disable KVM for all later tasks.
 """
 

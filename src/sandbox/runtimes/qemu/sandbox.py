@@ -168,7 +168,7 @@ class QemuSandbox:
             self._kill_jail()
 
     async def wait(self) -> ExitStatus:
-        """Return the command's exit status when all of the guest's processes have ended."""
+        """Return the command's exit status; see `Sandbox.wait`."""
         return await asyncio.shield(self._watch_exit())
 
     async def wait_for_exceeded_limit(self) -> str:
@@ -207,7 +207,10 @@ class QemuSandbox:
         return await measure_in_thread(self._group.directory_usage, descriptors_per_directory=1)
 
     async def stats(self) -> Stats:
-        """Return the statistics: CPU time from the host, because QEMU uses it there, and all others from the guest."""
+        """Return the statistics of the guest, with the host's CPU time, because QEMU uses it on the host.
+
+        The OOM kills of both are added up. If the guest does not answer within 1 s, return those of the host.
+        """
         host_stats = self._group.stats()
         guest_stats = await self._request_stats()
         return host_stats if guest_stats is None else merge_stats(host_stats, guest_stats, self._guest_spec.spec)

@@ -96,8 +96,8 @@ class WorkspaceStaging:
     ) -> None:
         """bytes_max: limit for each file of the clone, and for the total size of the commit's files.
 
-        patches: files with changes; each becomes a commit on top of the one before, starting at the repository's
-            commit.
+        patches: files with changes; each becomes a commit on top of the one before. The first follows the repository's
+            commit or, if there is one, the commit of `repository.patch`.
         """
         self._environment = environment
         self._path = environment.get("PATH", os.defpath)
@@ -115,7 +115,7 @@ class WorkspaceStaging:
     async def run(self) -> str:
         """Clone the repository, check out the base commit, and return the commit's full name.
 
-        Raises AttemptError (clone_failed, sandbox_lost).
+        Raises AttemptError (clone_failed, sandbox_lost, provision_failed).
         """
         try:
             await run_in_thread(lambda _: self._reset_directories())

@@ -255,7 +255,7 @@ _HELPER_KEY = re.compile(r"credential\.(.+\.)?helper", re.DOTALL)
 
 
 class UserCredentials:
-    """Looks up the credentials for a URL in the git configuration of this process's user."""
+    """Looks up the credentials for a URL: with the git configuration of this process's user, then in ~/.netrc."""
 
     def __init__(self, url: str, settings: Sequence[GitSetting], variables: Mapping[str, str], path: str) -> None:
         self._url = urlsplit(url)

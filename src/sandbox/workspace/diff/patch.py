@@ -90,8 +90,8 @@ async def write_patch(
 ) -> PatchResult:
     """Write the patch to `target` and flush it; the file is empty if nothing changed. Raises AttemptError.
 
-    If some changes are omitted, the patch contains only the remaining changes, or is empty. base: the tree of the base
-    commit; None if git must list it.
+    If some changes are omitted, the patch contains only the remaining changes, or only comments. base: the tree of the
+    base commit; None if git must list it.
     """
     try:
         base = base or await read_base_tree(git, layout.host_git_directory, base_commit)
@@ -405,7 +405,7 @@ def _decode_path(path: bytes) -> str:
 async def write_changed_files(git: Git, layout: AttemptLayout, base_commit: str, target: Path) -> str | None:
     """Write the complete tar, up to CHANGED_FILES_TAR_BYTES_MAX, and flush it. Raises AttemptError.
 
-    Returns why some changed files are missing, or None.
+    Returns why some changed files are missing, or None. Paths that no patch can contain are always missing.
     """
     try:
         return await _write_archive(git, layout, base_commit, target)

@@ -31,7 +31,7 @@ def test_builtin_profiles_are_listed_before_any_build(profile, tmp_path):
     assert [line.split()[:2] for line in output.splitlines()[1:]] == [["agentic-dev", "host"], ["basic", "host"]]
     assert not (tmp_path / "data").exists()
     _, record, _ = profile("show", "basic")
-    assert "host; build an image with: sandbox profile build basic" in record
+    assert "none; sandboxes use the host's /usr. Build an image: sandbox profile build basic" in record
 
 
 def test_image_is_imported_shown_and_removed(profile, root_layer, tmp_path):

@@ -627,7 +627,7 @@ def test_pushed_branch_is_cloned_although_its_upstream_is_another_branch(api, co
     (checkout / "feature.txt").write_text("new\n")
     commit(checkout, "Add a feature")
     refused = run_cli("run", "Go.", cwd=checkout)
-    assert (refused.returncode, b"1 commit not on origin" in refused.stderr) == (4, True)
+    assert (refused.returncode, b"1 commit that is not on origin" in refused.stderr) == (4, True)
     push(checkout, "feature")
     result = run_cli("run", "Go.", cwd=checkout)
     assert result.returncode == 0, result.stderr

@@ -372,7 +372,7 @@ def test_commit_with_many_directories_is_checked_out(harness, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("bound", "message"), [("PATH_BYTES_MAX", "path of the commit is longer than 2 bytes"), ("DEPTH_MAX", "too deeply")]
+    ("bound", "message"), [("PATH_BYTES_MAX", "path in the commit is longer than 2 bytes"), ("DEPTH_MAX", "too deeply")]
 )
 def test_commit_with_unusable_paths_is_refused(harness, monkeypatch, bound, message):
     monkeypatch.setattr(clone_and_checkout, bound, 2)

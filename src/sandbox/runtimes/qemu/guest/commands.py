@@ -60,7 +60,8 @@ def start_command(
     """Fork and exec a command.
 
     command: directory, argv and environment. standard_fds: the command's first three descriptors, unless `terminal` (a
-    path) is given. Returns the command's pid and the reason why it could not be run; the reason is empty on success.
+    path) is given. Returns the command's pid and the reason why it could not be run. The reason is empty on success. It
+    is also empty if a terminal is given, because the terminal shows it.
     """
     status_fd, child_status_fd = os.pipe()
     pid = os.fork()
