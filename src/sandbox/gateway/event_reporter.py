@@ -41,22 +41,18 @@ class EventReporter:
 
         A name longer than REDACTED_NAME_CHARACTERS_MAX is replaced by a fixed text.
         """
-        if len(text) > REDACTED_NAME_CHARACTERS_MAX:
-            return "(too-long)"
-        return printable_host(self._redact(text))
+        return _sanitize(text, self._redact)
 
-    def _sanitize_host(self, host: str) -> str:
-        """Sanitize a host name, in lower case: a program may write a secret's value in another case.
+    def _redact_host(self, host: str) -> str:
+        """Redact a host name and convert it to lower case: a program may write a secret's value in another case.
 
         The name is redacted before and after each conversion, because a conversion can change a value.
         """
-        if len(host) > REDACTED_NAME_CHARACTERS_MAX:
-            return "(too-long)"
         redacted = self._redact(_decode_escapes(self._redact(host)))
         name = self._redact(redacted.lower())
         for placeholder in _PLACEHOLDER.findall(redacted):
             name = name.replace(placeholder.lower(), placeholder)
-        return printable_host(name)
+        return name
 
     def quote(self, text: str) -> str:
         """Make a message from the upstream safe for a report: redact it, escape it as one line, then truncate it."""
@@ -87,7 +83,7 @@ class EventReporter:
         self._denials_in_second += 1
         if self._denials_in_second > REPORTED_DENIALS_PER_SECOND_MAX:
             return
-        self._report(EgressDenied(self._sanitize_host(host), port, reason))
+        self._report(EgressDenied(_sanitize(host, self._redact_host), port, reason))
         self._denials_reported += 1
         if self._denials_reported == DENIALS_REPORTED_MAX:
             message = "Further denied connections are counted but not listed."
@@ -129,6 +125,10 @@ class EventReporter:
         if dropped > 0:
             message = f"{dropped} more denied connections within one second are not listed."
             self._report(ErrorReported("egress_denials_dropped", message))
+
+
+def _sanitize(text: str, redact: Callable[[str], str]) -> str:
+    return "(too-long)" if len(text) > REDACTED_NAME_CHARACTERS_MAX else printable_host(redact(text))
 
 
 _PLACEHOLDER = re.compile(r"\[REDACTED:\w+\]")

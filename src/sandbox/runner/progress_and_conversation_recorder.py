@@ -203,7 +203,9 @@ class ProgressAndConversationRecorder:
         elif not self._has_recorded_conversation_gap:
             self._has_recorded_conversation_gap = True
             limit = f"{CONVERSATION_BYTES_MAX // 1024**2} MiB"
-            self._record(Gap(0, 0, f"Only {limit} of the conversation are recorded; the output may contain the rest."))
+            self._record(
+                Gap(0, 0, f"Only the first {limit} of the conversation is recorded; the output may contain the rest.")
+            )
 
     def _update(self, **counters: Any) -> None:
         self._counters = msgspec.structs.replace(self._counters, **counters)

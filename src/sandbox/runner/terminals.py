@@ -131,7 +131,7 @@ def _skip_partial_sequence(data: bytes) -> bytes:
 
 
 class SharedTerminal:
-    """The agent's terminal. Only the client that has been connected longest, and is not read-only, may type."""
+    """The agent's terminal. Of the clients that are not read-only, only the first may type."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal

@@ -184,15 +184,15 @@ class SqliteStore:
             with self._connections.read_transaction() as connection:
                 values = {"after": position, "limit": limit}
                 rows = [
-                    (number, _decode_listed("change", task_id, None, encoded))
+                    (number, task_id, _decode_item(task_id, encoded))
                     for number, task_id, encoded in connection.execute(self._sql["changed_tasks"], values)
                 ]
-            for number, row in rows:
+            for number, task_id, item in rows:
                 position = number
-                if isinstance(row.task, IndexDamagedError):
-                    self._log_once(row.id, row.task)
+                if isinstance(item, IndexDamagedError):
+                    self._log_once(task_id, item)
                 else:
-                    changed.append(ChangedTask(ChangePosition(last.index_id, number), row.task))
+                    changed.append(ChangedTask(ChangePosition(last.index_id, number), item))
             if not rows:
                 break
         return changed
@@ -342,13 +342,18 @@ def _texts(task: Task) -> dict[str, object]:
 
 def _decode_listed(sort: str, task_id: str, value: int | str | None, encoded: bytes) -> ListedRow:
     """Decode a row. Pruning by age relies on the sort order, so the time is compared with the sorted column."""
+    return ListedRow(task_id, value, _decode_item(task_id, encoded, value if sort == "state_changed_at" else None))
+
+
+def _decode_item(task_id: str, encoded: bytes, changed_at: int | str | None = None) -> Task | IndexDamagedError:
+    """Decode a task for a list, or return why it cannot be decoded. changed_at: compared with its time, if given."""
     try:
         task = _decode_task(task_id, encoded, decode_task_item)
-        if sort == "state_changed_at":
-            _check_time(task, value)
+        if changed_at is not None:
+            _check_time(task, changed_at)
     except IndexDamagedError as error:
-        return ListedRow(task_id, value, error)
-    return ListedRow(task_id, value, task)
+        return error
+    return task
 
 
 def _cursor_after(row: ListedRow, query: TaskQuery) -> Cursor | None:

@@ -6,8 +6,9 @@ objects. The kernel reclaims some kinds, such as cached inodes and file names, b
 The kernel does not show which sandbox caused free objects, mappings, links between anonymous mappings, or cached names.
 The last three are charged, but the kernel walks all mappings of a file, removes all links of a process, and walks all
 names in a directory, without interruption. Growth is therefore attributed to each sandbox in proportion to its peak
-charge and to the CPU time, relative to the other sandboxes. The whole growth in mappings is also
-returned to every sandbox that has as much kernel memory; the caller then counts the sandbox's own mappings.
+charge and to the CPU time that it has used since the last measurement, relative to the other sandboxes. The whole
+growth in mappings is also returned to every sandbox that has as much kernel memory; the caller then counts the
+sandbox's own mappings.
 
 The cached extents and the directories on a sandbox's disk can be counted, because the disk is a separate ext4 file
 system.
