@@ -130,6 +130,7 @@ class ConversationText:
         self._entries: deque[str] = deque()
         self._characters = 0
         self._is_cut = False
+        self._subagent_calls: set[str] = set()
 
     def add_earlier(self, text: str) -> None:
         """Add a text that `render` returned for an earlier task."""
@@ -143,7 +144,7 @@ class ConversationText:
         self._add(f"User: {_shorten(prompt, _PROMPT_CHARACTERS_MAX)}")
 
     def add_event(self, event: WireEvent) -> None:
-        """Add an event. Messages and tool calls of subagents are left out, but not the results of their tool calls."""
+        """Add an event. The conversations of subagents are left out."""
         match event["type"]:
             case "agent_message" | "tool_call_started" | "tool_result" | "agent_result":
                 self._add_item(event)
@@ -165,7 +166,9 @@ class ConversationText:
         elif item["type"] == "tool_call_started":
             if item["parent_tool_use_id"] is None:
                 self._add(f"Tool call: {item['tool']} {_shorten(item['summary'], _SUMMARY_CHARACTERS_MAX)}".rstrip())
-        elif item["type"] == "tool_result":
+            else:
+                self._subagent_calls.add(item["tool_use_id"])
+        elif item["type"] == "tool_result" and item["tool_use_id"] not in self._subagent_calls:
             mark = "Tool error" if item["is_error"] else "Tool result"
             self._add(f"{mark}: {_shorten(item['output'], _OUTPUT_CHARACTERS_MAX)}".rstrip())
 

@@ -327,16 +327,14 @@ def _skip_remedy(error: OSError | IndexDamagedError) -> str:
 def disk_usage_bytes(directory: Path) -> int:
     """Return the disk usage of a tree without following links.
 
-    If a directory cannot be read or one of its files vanishes during the scan, the rest of it is not counted.
+    Files that vanish during the scan, and directories that cannot be read, are not counted.
     """
     total, waiting = 0, [os.fspath(directory)]
     while waiting:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
                     total += entry.stat(follow_symlinks=False).st_blocks * _DISK_BLOCK_BYTES
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
-        except OSError:
-            continue
     return total

@@ -7,6 +7,7 @@ import fnmatch
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -111,10 +112,10 @@ _NAME_BYTES_MAX = 200
 
 
 class ArtifactNames:
-    """Allocates unique artifact names."""
+    """Allocates artifact names that are unique on every file system, also on one that ignores case."""
 
     def __init__(self, used_names: frozenset[str]) -> None:
-        self._used_names = set(used_names)
+        self._used_names = {_fold(name) for name in used_names}
         self._next_number: dict[str, int] = {}
 
     def allocate(self, path: bytes) -> str:
@@ -126,11 +127,17 @@ class ArtifactNames:
             number = self._next_number.get(whole, 2)
             name = _numbered(whole, number)
             self._next_number[whole] = number + 1
-        self._used_names.add(name)
+        self._used_names.add(_fold(name))
         return name
 
     def _is_free(self, name: str) -> bool:
-        return name not in self._used_names and name.lower() not in _RESERVED_NAMES
+        folded = _fold(name)
+        return folded not in self._used_names and folded not in _RESERVED_NAMES
+
+
+def _fold(name: str) -> str:
+    """Return what all names have in common that are the same name for some file system."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _truncate(name: str) -> str:

@@ -40,7 +40,7 @@ def last_error_line(stderr: str) -> str:
     """Return the last line that starts with `fatal:` or `error:`, otherwise the last line; printable and truncated."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     error_lines = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
-    return replace_unprintable(error_lines[-1], lambda _: "?")[:_LINE_CHARACTERS_MAX] if error_lines else ""
+    return replace_unprintable(error_lines[-1][:_LINE_CHARACTERS_MAX], lambda _: "?") if error_lines else ""
 
 
 T = TypeVar("T")

@@ -6,6 +6,7 @@ import errno
 import os
 import sqlite3
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +96,21 @@ def test_size_limit_counts_bytes_on_disk(stored, components):
     sparse.write_bytes(os.urandom(400_000))
     pruned, remaining = prune(components, Retention(max_bytes=300_000))
     assert (pruned, remaining) == (["task-1", "task-2"], ["task-3", "task-4", "task-5"])
+
+
+def test_file_that_vanishes_during_the_scan_does_not_hide_the_others(tmp_path, monkeypatch):
+    for number in range(5):
+        (tmp_path / f"{number}").write_bytes(bytes(4096))
+    before = pruning.disk_usage_bytes(tmp_path)
+    scan = os.scandir
+
+    def scan_and_remove(path):
+        entries = list(scan(path))
+        Path(entries[0]).unlink()
+        return contextlib.nullcontext(entries)
+
+    monkeypatch.setattr(os, "scandir", scan_and_remove)
+    assert pruning.disk_usage_bytes(tmp_path) == before * 4 // 5 > 0
 
 
 async def test_pruned_task_is_not_found_and_its_id_is_reusable(stored, components):

@@ -28,6 +28,7 @@ def test_main_conversation_is_rendered():
         e.ToolCallStarted("Bash", "t1", "pytest -q"),
         e.ToolCallStarted("Bash", "t2", "of a subagent", parent_tool_use_id="t9"),
         e.ToolResult("t1", "1 failed", is_error=True),
+        e.ToolResult("t2", "of a subagent"),
         e.ToolResult("t3", "fine"),
         e.Output.from_bytes("stdout", b"raw\n"),
         e.AgentResult("Done."),

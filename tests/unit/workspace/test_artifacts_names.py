@@ -92,3 +92,10 @@ def test_no_artifact_gets_a_name_that_git_reads():
     paths = (b".git", b"out/.Git", b"out/x.git", b".gitignore", b"commondir", b"out/CommonDir", b"out/HEAD")
     allocated = [names.allocate(path) for path in paths]
     assert allocated == [".git-2", "out__.Git", "x.git", ".gitignore", "commondir-2", "out__CommonDir", "HEAD"]
+
+
+def test_names_are_unique_on_a_file_system_that_ignores_case():
+    names = ArtifactNames(frozenset({"t1.patch"}))
+    paths = ("T1.PATCH", "a/Straße", "b/STRASSE", "c/\xe9", "d/E\u0301", "e/report.md", "f/notes.md")
+    allocated = [names.allocate(path.encode()) for path in paths]
+    assert allocated == ["T1-2.PATCH", "Straße", "b__STRASSE", "\xe9", "d__E\u0301", "report.md", "notes.md"]

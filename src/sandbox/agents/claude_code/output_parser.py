@@ -32,6 +32,7 @@ from sandbox.agents.claude_code.stream_json import (
     read_retry,
     read_string,
     sanitize,
+    sanitize_name,
     to_text,
 )
 from sandbox.interfaces.agent import AgentEvent, AgentOutcome, ApiRetry, ParsedToolCallEnd, TurnStarted
@@ -168,6 +169,9 @@ CLAUDE_TASKS_MAX = 1000
 INIT_TOOLS_MAX = 10_000
 """Maximum number of checked tools of the agent. Each is compared with every pattern of `allowed_tools`."""
 
+INIT_SERVERS_MAX = 1000
+"""Maximum number of checked MCP servers of the agent."""
+
 SUMMARY_CHARACTERS_MAX = 500
 """Maximum length of the summary of a tool call."""
 
@@ -200,42 +204,45 @@ class _BackgroundCalls:
     """
 
     def __init__(self) -> None:
-        self._calls: dict[str, str] = {}  # call ids, keyed by task id
-        self._background_tasks: set[str] = set()
+        self._calls: dict[str, str] = {}
+        """Call ids, keyed by task id."""
+        self._background_tasks: dict[str, str] = {}
+        """The ids of the tasks in the background, keyed by call id."""
 
     def __contains__(self, tool_use_id: str) -> bool:
-        return any(self._calls[task_id] == tool_use_id for task_id in self._background_tasks)
+        return tool_use_id in self._background_tasks
 
     def handle(self, subtype: str, event: ClaudeTaskEvent) -> Iterator[tuple[str, bool]]:
         """Yield each call that has ended in the background, and whether it failed."""
         task_id = _cut_id(event.task_id)
         match subtype:
             case "task_started" if event.tool_use_id:
-                self._add(task_id, sanitize(event.tool_use_id), in_background=event.is_backgrounded is True)
+                self._add(task_id, sanitize_name(event.tool_use_id), in_background=event.is_backgrounded is True)
             case "task_updated" if task_id in self._calls and event.patch and event.patch.is_backgrounded:
-                self._background_tasks.add(task_id)
+                self._background_tasks[self._calls[task_id]] = task_id
             case "task_notification":
                 if (tool_use_id := self._remove(task_id)) is not None:
                     yield tool_use_id, event.status != "completed"
             case "background_tasks_changed":
                 listed = {_cut_id(task.task_id) for task in event.tasks}
-                for task_id in self._background_tasks - listed:
+                for task_id in set(self._background_tasks.values()) - listed:
                     if (tool_use_id := self._remove(task_id)) is not None:
                         yield tool_use_id, False
 
     def _add(self, task_id: str, tool_use_id: str, *, in_background: bool) -> None:
+        self._remove(task_id)
         if len(self._calls) >= CLAUDE_TASKS_MAX:
             self._remove(next(iter(self._calls)))
         self._calls[task_id] = tool_use_id
         if in_background:
-            self._background_tasks.add(task_id)
+            self._background_tasks[tool_use_id] = task_id
 
     def _remove(self, task_id: str) -> str | None:
         """Remove a task; return the id of its call if the call ran in the background."""
         tool_use_id = self._calls.pop(task_id, None)
-        if task_id not in self._background_tasks:
+        if tool_use_id is None or self._background_tasks.get(tool_use_id) != task_id:
             return None
-        self._background_tasks.remove(task_id)
+        del self._background_tasks[tool_use_id]
         return tool_use_id
 
 
@@ -298,7 +305,7 @@ class ClaudeOutputParser:
             return
         self._is_initialized = True
         init = read_init(line)
-        servers = {sanitize(server.name): sanitize(server.status) for server in init.mcp_servers}
+        servers = {sanitize(server.name): sanitize(server.status) for server in init.mcp_servers[:INIT_SERVERS_MAX]}
         yield ClaudeReady(frozenset(map(sanitize, init.tools[:INIT_TOOLS_MAX])), servers)
 
     def _start_turn(self, event: StreamEvent) -> Iterator[AgentEvent]:
@@ -408,7 +415,7 @@ def _convert_event(event: StreamEvent, line: bytes) -> Iterator[ConversationEven
 
 
 def _parent_id(event: StreamEvent) -> str | None:
-    return sanitize(event.parent_tool_use_id) if event.parent_tool_use_id is not None else None
+    return sanitize_name(event.parent_tool_use_id) if event.parent_tool_use_id is not None else None
 
 
 def _convert_agent_block(
@@ -436,7 +443,7 @@ def _convert_user_message(event: StreamEvent, line_budget: _LineBudget) -> Itera
             text, is_error = content_text(block.content, _RESULT_BLOCKS_MAX), block.is_error is True
             code = _EXIT_CODE.match(text) if is_error else None
             yield ToolResult(
-                sanitize(block.tool_use_id),
+                sanitize_name(block.tool_use_id),
                 budget.cut(text),
                 is_error,
                 int(code[1]) if code else None,
@@ -458,10 +465,10 @@ def _convert_tool_use(block: ContentBlock, parent_id: str | None, budget: _TextB
     summary = _summarize(fields)
     command = budget.cut(texts.pop("command")) if block.name == "Bash" and "command" in texts else None
     edits = tuple(_pop_edits(block.name, texts, budget))
-    others = {sanitize(name): budget.cut(text) for name, text in texts.items()}
+    others = {sanitize_name(name): budget.cut(text) for name, text in texts.items()}
     return ToolCallStarted(
-        tool=sanitize(block.name),
-        tool_use_id=sanitize(block.id),
+        tool=sanitize_name(block.name),
+        tool_use_id=sanitize_name(block.id),
         summary=summary,
         command=command,
         edits=edits,

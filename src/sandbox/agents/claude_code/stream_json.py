@@ -38,7 +38,7 @@ Commas and brackets in strings count too. A line of OUTPUT_LINE_BYTES_MAX can co
 decoding a longer line takes no more time or memory.
 """
 
-BLOCKS_MAX = 10_000
+BLOCKS_MAX = 1000
 """Maximum number of blocks of a message that are decoded. Claude Code writes a line for each block."""
 
 _RESULT_TEXT_CHARACTERS_MAX = 32 * 1024
@@ -263,12 +263,26 @@ def content_text(content: msgspec.Raw, blocks_max: int) -> str:
     if items is None:
         return to_text(content)
     blocks = (_decode(_BLOCK, item) or ContentBlock() for item in items[:blocks_max])
-    return "\n".join(to_text(block.text) if block.type == "text" else f"[{sanitize(block.type)}]" for block in blocks)
+    return "\n".join(
+        to_text(block.text) if block.type == "text" else f"[{sanitize_name(block.type)}]" for block in blocks
+    )
 
 
 def sanitize(text: str, characters_max: int = SHORT_TEXT_CHARACTERS_MAX) -> str:
     """Return text for display on one line: truncated, with control and format characters replaced."""
     return replace_unprintable(text[:characters_max], lambda _: " ")
+
+
+_PRINTABLE_ASCII = bytes(code if 0x20 <= code < 0x7F else ord(" ") for code in range(256))
+
+
+def sanitize_name(text: str) -> str:
+    """Return a name or an id of the Messages API for display: truncated, with spaces for control characters.
+
+    The API accepts only ASCII, so any other character becomes `?`. A line may contain 100,000 names; `sanitize` would
+    take seconds for them.
+    """
+    return text[:SHORT_TEXT_CHARACTERS_MAX].encode("ascii", "replace").translate(_PRINTABLE_ASCII).decode("ascii")
 
 
 def _decode_unless_too_many_values(decoder: msgspec.json.Decoder[_Shape], data: bytes | msgspec.Raw) -> _Shape | None:

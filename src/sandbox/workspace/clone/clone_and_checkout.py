@@ -329,6 +329,7 @@ def _clone_failed(message: str) -> AttemptError:
     return AttemptError(FailureCode.CLONE_FAILED, message)
 
 
+_SEARCHED_LINES_MAX = 1000
 _CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _CREDENTIALS_HINT = (
     "give the server's user access (credential.helper or http.<url>.extraHeader in its git configuration, or an ssh "
@@ -414,7 +415,7 @@ def explain_clone_failure(stderr: str, repository: Repository, secrets: Collecti
     """Explain why cloning failed. At most one line of git's output is shown, without the secrets."""
     # Words in a URL, for example openssl, say nothing about the failure.
     lines = _URL.sub("", stderr.replace(repository.url, "")).split("\n")
-    searched = "\n".join(line[:_LINE_CHARACTERS_MAX] for line in lines)
+    searched = "\n".join(line[:_LINE_CHARACTERS_MAX] for line in lines[-_SEARCHED_LINES_MAX:])
     for pattern, explanation in _EXPLANATIONS:
         if re.search(pattern, searched, re.IGNORECASE):
             return f"Cannot clone {repository.url}: {explanation.format(branch=repository.branch)}."

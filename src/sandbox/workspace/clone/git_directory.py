@@ -210,9 +210,8 @@ async def _commit_patch(run: Callable[..., Awaitable[bytes]], base: str, patch: 
     except GitError as error:
         if error.is_inconclusive:
             raise
-        stderr = replace_unprintable(error.stderr.strip().replace("error: ", ""), escape_character)[
-            :_STDERR_CHARACTERS_MAX
-        ]
+        shortened = error.stderr.strip().replace("error: ", "")[:_STDERR_CHARACTERS_MAX]
+        stderr = replace_unprintable(shortened, escape_character)[:_STDERR_CHARACTERS_MAX]
         message = f"{patch.name} does not apply to commit {base[:12]}: {stderr or 'git failed'}."
         raise AttemptError(FailureCode.CLONE_FAILED, message) from None
     tree = _parse_object_id(await run("write-tree"))

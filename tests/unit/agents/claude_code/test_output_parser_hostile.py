@@ -3,6 +3,7 @@
 import json
 import time
 import tracemalloc
+from itertools import count, islice
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from doubles.manifests import manifest
 from sandbox.agents.claude_code.output_parser import (
     CLAUDE_TASKS_MAX,
     CONVERTED_EVENTS_MAX,
+    INIT_SERVERS_MAX,
     INIT_TOOLS_MAX,
     LINE_TEXT_CHARACTERS_MAX,
     OPEN_CALLS_MAX,
@@ -62,13 +64,13 @@ def tool_result(tool_use_id, **fields):
 
 
 def test_only_the_first_blocks_of_a_message_are_parsed():
-    blocks = [{"type": "tool_use", "id": f"t{number}", "name": "Bash", "input": {}} for number in range(50_000)]
+    blocks = [{"type": "tool_use", "id": f"t{number}", "name": "Bash", "input": {}} for number in range(5_000)]
     parser = ClaudeOutputParser(SESSION)
     events = parser.parse_line(line(type="assistant", message={"id": "m", "content": blocks}))
     started = [event.tool_use_id for event in events if isinstance(event, ToolCallStarted)]
     assert started == [f"t{number}" for number in range(BLOCKS_MAX)]
-    [result, ended] = parser.parse_line(tool_result("t9999"))
-    assert (result.tool_use_id, ended.tool_use_id) == ("t9999", "t9999")
+    [result, ended] = parser.parse_line(tool_result(started[-1]))
+    assert (result.tool_use_id, ended.tool_use_id) == (started[-1], started[-1])
 
 
 def test_tool_list_of_an_init_event_is_truncated():
@@ -76,6 +78,46 @@ def test_tool_list_of_an_init_event_is_truncated():
     ready, _ = ClaudeOutputParser(SESSION).parse_line(flood)
     assert "Bash" in ready.tools
     assert len(ready.tools) == INIT_TOOLS_MAX
+
+
+def test_server_list_of_an_init_event_is_truncated():
+    servers = [{"name": f"büro{number}", "status": "connected"} for number in range(30_000)]
+    ready, _ = ClaudeOutputParser(SESSION).parse_line(line(type="system", subtype="init", mcp_servers=servers))
+    assert ready.mcp_servers["büro0"] == "connected"
+    assert len(ready.mcp_servers) == INIT_SERVERS_MAX
+
+
+def unprintable_names(size_bytes):
+    """Return a line of tool calls whose names, ids and input fields are all unprintable."""
+    names = (f"\x7f{'/' * 248}{number:07}" for number in count())
+    blocks = []
+    while len(blocks) * 26_000 < size_bytes:
+        fields = dict.fromkeys(islice(names, 100), 1)
+        blocks.append({"type": "tool_use", "id": next(names), "name": next(names), "input": fields})
+    return line(type="assistant", message={"id": "m", "content": blocks})
+
+
+def test_line_of_unprintable_names_is_parsed_quickly():
+    """The runner enforces no limits and the server answers no requests while a line is parsed."""
+    flood, recorded = unprintable_names(16_000_000), unprintable_names(800_000)
+    started_at = time.process_time()
+    _, first, *others = ClaudeOutputParser(SESSION).parse_line(flood)
+    assert time.process_time() - started_at < 1.5
+    assert first.tool == f" {'/' * 248}0000101"
+    assert len(others) > 600
+    started_at = time.process_time()
+    assert len(convert_recorded_line(manifest(), recorded)) > 30
+    assert time.process_time() - started_at < 0.15
+
+
+def test_long_list_of_unprintable_commands_is_parsed_quickly():
+    command = f"\x7f{'/' * 499}"
+    blocks = [{"type": "tool_use", "id": f"t{number}", "input": {"command": command}} for number in range(30_000)]
+    flood = line(type="assistant", message={"id": "m", "content": blocks})
+    started_at = time.process_time()
+    _, first, *_ = ClaudeOutputParser(SESSION).parse_line(flood)
+    assert time.process_time() - started_at < 0.9
+    assert first.summary == f" {'/' * 499}"
 
 
 EXIT_SUCCESS = ExitStatus(0)
@@ -230,6 +272,7 @@ def test_names_are_truncated_and_printable():
     assert started.tool.isprintable()
     assert started.tool_use_id.isprintable()
     assert len(started.tool) == len(started.tool_use_id) == 256
+    assert started.tool.startswith(" ]0;owned ?nnn")
     result, finished = parser.parse_line(tool_result("t\x1b[31m" + "x" * 9999))
     assert result.tool_use_id == finished.tool_use_id
     assert (finished.tool_use_id, finished.tool) == (started.tool_use_id, started.tool)
@@ -316,6 +359,20 @@ def test_tracked_background_tasks_are_bounded():
     assert newest.in_background
     ends = parser.parse_line(background_task("background_tasks_changed", tasks=[]))
     assert ends == (ParsedToolCallEnd(f"t{CLAUDE_TASKS_MAX}", "Bash", is_error=False),)
+
+
+def test_call_of_a_restarted_background_task_is_replaced():
+    parser = ClaudeOutputParser(SESSION)
+    for number in range(3):
+        parser.parse_line(tool_use(f"t{number}"))
+        parser.parse_line(background_task("task_started", task_id="a", tool_use_id=f"t{number}", is_backgrounded=True))
+    assert [parser.parse_line(tool_result(f"t{number}"))[0].in_background for number in range(3)] == [
+        False,
+        False,
+        True,
+    ]
+    (end,) = parser.parse_line(background_task("task_notification", task_id="a", status="completed"))
+    assert end == ParsedToolCallEnd("t2", "Bash", is_error=False)
 
 
 def test_memory_for_tracked_background_tasks_is_bounded():
@@ -609,7 +666,7 @@ def test_parent_of_many_blocks_in_one_line_is_sanitized_once(kind):
     held, events = held_bytes(lambda: ClaudeOutputParser(SESSION).parse_line(flood))
     messages = [event for event in events if isinstance(event, AgentMessage)]
     assert len(messages) == BLOCKS_MAX
-    assert {one.parent_tool_use_id for one in messages} == {WIDE * 255 + " "}
+    assert {one.parent_tool_use_id for one in messages} == {"?" * 256}
     assert held < 5_000_000
 
 

@@ -964,6 +964,19 @@ def test_all_artifacts_are_saved_in_a_task_directory(run_cli, artifacts, tmp_pat
     assert not (tmp_path / ".envrc").exists()
 
 
+@pytest.mark.parametrize(("arguments", "link"), [(["--all"], TASK_ID), (["fix-42.patch"], "fix-42.patch")])
+def test_download_without_output_does_not_follow_a_link(run_cli, artifacts, tmp_path, arguments, link):
+    """A patch of the agent may have added the link. With --output, the user chooses it."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / link).symlink_to(outside)
+    result = run_cli("task", "download", TASK_ID, *arguments)
+    assert (result.returncode, list(outside.iterdir())) == (2, [])
+    assert b"is a symbolic link; remove it, or choose a target with --output" in result.stderr
+    assert run_cli("task", "download", TASK_ID, *arguments, "--output", link).returncode in {0, 5}
+    assert "fix-42.patch" in [file.name for file in outside.iterdir()]
+
+
 @pytest.mark.parametrize(("state", "message"), [("running", b"no artifacts yet"), ("failed", b"it ended without any")])
 def test_download_all_without_artifacts_exits_with_3(run_cli, api, tmp_path, state, message):
     api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": []}))
