@@ -41,7 +41,7 @@ _EXTRA_FIELDS = (
 def configure_logging(log_format: str, level: str, redact: Callable[[str], str] = str) -> None:
     """Log messages at `level` or above, and warnings and errors from libraries, to stderr. Can be called repeatedly.
 
-    redact: removes secret values from any text.
+    redact: removes secret values from any string.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LogFormatter(_render_json if log_format == "json" else _render_text, redact))
@@ -54,7 +54,7 @@ def configure_logging(log_format: str, level: str, redact: Callable[[str], str] 
 
 
 class LogFormatter(logging.Formatter):
-    """Formats log records. redact: removes secret values from any text."""
+    """Formats log records. redact: removes secret values from any string."""
 
     def __init__(self, render: Callable[[Mapping[str, Any]], str], redact: Callable[[str], str]) -> None:
         super().__init__()

@@ -167,7 +167,7 @@ ADMIN_ENTRIES = {
 
 HELP_CELLS_MIN = 50
 HELP_CELLS_MAX = 100
-"""Minimum and maximum width of help texts on a terminal."""
+"""Minimum and maximum width of help on a terminal."""
 
 
 class RootGroup(LazyGroup):

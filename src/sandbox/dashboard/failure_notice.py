@@ -116,7 +116,7 @@ _FIELDS = (*map(re.escape, _FIELD_WORDS), *(rf"[a-z_]+\.{name}" for name in _AGE
 _NAME = re.compile(r"(?<![\w.])(?:" + "|".join(_FIELDS) + r")(?!\w|\.\w)")
 
 _REMEDY_MARKS = ("; ", "Run the task again", "Submit the task again", "please report")
-"""A message that contains one of these texts already says what to do, so the notice's remedy is left empty."""
+"""A message that contains one of these phrases already says what to do, so the notice's remedy is left empty."""
 
 
 def describe_failure(failure: FailureBody) -> FailureNotice:

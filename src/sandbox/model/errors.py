@@ -26,7 +26,7 @@ class SandboxError(Exception):
 
 
 def error_reason(error: BaseException) -> str:
-    """Return the error's text; for a timeout, whose exception has no text, return a fixed text."""
+    """Return the error's message; for a timeout, whose exception has none, return a fixed message."""
     return str(error) or "the operation timed out"
 
 

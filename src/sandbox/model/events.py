@@ -193,7 +193,7 @@ class FileEdit(msgspec.Struct, frozen=True):
 
 
 class ToolCallStarted(_EventBase, frozen=True, tag="tool_call_started"):
-    """The agent called a tool. All texts are untrusted; names and ids are printable.
+    """The agent called a tool. All text is untrusted; names and ids are printable.
 
     summary: what the call is about, on one printable line: a command, a path, a pattern.
     command: the shell command, if the tool runs one.

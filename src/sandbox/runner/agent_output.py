@@ -142,7 +142,7 @@ _STDERR_TAIL_BYTES = 8 * 1024
 _ITEMS_PER_TURN = 100
 """Number of lines, or of events within a line, that are processed before the next yield to other coroutines."""
 _TURN_SECONDS = 0.05
-"""Time after which processing yields to other coroutines, even after fewer items: redacting a long text is slow."""
+"""Time after which processing yields to other coroutines, even after fewer items: redacting a long string is slow."""
 _REDACTED_ON_EVENT_LOOP_BYTES_MAX = 1024
 """Larger pieces are redacted in a thread: 64 KiB of hostile text takes up to 1 s, during which no limit would apply."""
 

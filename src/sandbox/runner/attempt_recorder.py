@@ -48,7 +48,7 @@ _UNREDACTED_FIELDS: Mapping[type, frozenset[str]] = {
 
 
 def redact_event(event: Event, redactor: Redactor) -> Event:
-    """Redact every text of an event. Output is redacted as a stream, before it becomes an event."""
+    """Redact every string of an event. Output is redacted as a stream, before it becomes an event."""
     if isinstance(event, Output):
         return event
     redacted: Event = _redact_value(event, redactor)

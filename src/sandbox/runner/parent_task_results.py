@@ -64,7 +64,7 @@ def manifest_with_earlier_conversation(attempt: AttemptContext) -> Manifest:
     conversation = _OPENING_BRACKETS.sub("[", path.read_text(errors="replace"))
     prompt = (
         "You are continuing earlier work on this repository. The workspace contains the changes that were made so far. "
-        "This is the earlier conversation; long texts are shortened:\n\n"
+        "This is the earlier conversation; long messages are shortened:\n\n"
         f"<earlier-conversation>\n{conversation}\n{_CLOSING_TAG}\n\n"
         f"This is the new request:\n\n{manifest.agent.prompt}"
     )

@@ -309,7 +309,7 @@ class EventStream:
                 with fair_client_shares.current_memory_share().forced_reservation(_DECODED_FACTOR * longer_bytes):
                     for record in batch.records:
                         if record.seq > after and (event := self._to_wire_event(task, record)) is not None:
-                            # If the conversation was converted from output, the event contains each text twice.
+                            # If the conversation was converted from output, the event contains all text twice.
                             with fair_client_shares.current_memory_share().forced_reservation(
                                 estimate_conversation_memory_bytes(event)
                             ):

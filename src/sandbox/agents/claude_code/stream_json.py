@@ -26,7 +26,7 @@ def parse_float(text: str) -> float:
 
 
 SHORT_TEXT_CHARACTERS_MAX = 256
-"""Maximum length of names, ids and other short texts from the agent; longer ones are truncated."""
+"""Maximum length of names, ids and other short strings from the agent; longer ones are truncated."""
 
 RESULT_BYTES_MAX = 256 * 1024
 """Maximum size of a complete result event. Larger events keep only their short fields and the start of their text."""

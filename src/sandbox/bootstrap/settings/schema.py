@@ -74,7 +74,7 @@ _FORBID_EXTRA = {"extra": "forbid"}
 
 @dataclass(frozen=True)
 class Description:
-    """The description of a key in help texts and documentation."""
+    """The description of a key in help and documentation."""
 
     text: str
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _CONTEXT_LINES = 1
 _COMPARED_LINES_MAX = 200
-"""Larger texts are not compared line by line, because the time grows with the square of the number of lines."""
+"""Larger contents are not compared line by line, because the time grows with the square of the number of lines."""
 
 _MARKS = {"removed": "-", "added": "+", "context": " "}
 
@@ -113,7 +113,7 @@ _STATE_CELLS = 13
 _EDIT_STYLES = {"removed": "red", "added": "green", "context": "dim", "path": "bold", "note": "dim italic"}
 
 _WRAPPED_CHARACTERS_MAX = 20_000
-"""Maximum number of characters to wrap if a text is cut to a few lines."""
+"""Maximum number of characters to wrap if text is cut to a few lines."""
 
 
 class TimedLinePrinter:

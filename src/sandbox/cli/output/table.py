@@ -46,7 +46,7 @@ def print_table(
     output is not a terminal, no column is truncated. On a terminal, columns without any value are omitted.
     never_truncated: those omittable columns that are never truncated, and are omitted only if the most important column
     is at its minimum width.
-    notes: a text for each row, printed below it; empty for none. A table with a border has no notes.
+    notes: a line for each row, printed below it; empty for none. A table with a border has no notes.
     """
     width = console.width
     if console.is_terminal:

@@ -8,7 +8,8 @@ const LINES_SHOWN = 40;
 const LINES_SHOWN_MAX = 2000;
 const LINE_CHARACTERS_MAX = 5000;
 
-// Compare two texts; `before` is null for a new text. Returns [sign, line] pairs, and the counts of added and deleted lines.
+// Compare the two sides of an edit; `before` is null for a new file. Returns [sign, line] pairs, and the counts of added
+// and deleted lines.
 export function diffLines(before, after, comparisonsMax = COMPARISONS_MAX) {
   const old = before === null ? [] : splitLines(before);
   const now = splitLines(after);

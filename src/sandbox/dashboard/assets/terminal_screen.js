@@ -153,7 +153,7 @@ export class TerminalScreen {
   #region = null; // the rows that scroll, relative to the top: [first, last]
   #style = new Style();
   #isAlternate = false;
-  #before = []; // the texts of the screen's rows after the last write
+  #before = []; // the text of the screen's rows after the last write
   #incomplete = "";
   #final = [];
   #isAfterBlank = true; // whether the last final line is blank

@@ -364,7 +364,7 @@ _DOCUMENT_LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?:(?P<page>[\w-]+)\.md)?(?P
 
 
 class LinkedText(NamedTuple):
-    """A part of a text. href: the address that it links to; empty if it is not a link."""
+    """A part of a line. href: the address that it links to; empty if it is not a link."""
 
     text: str
     href: str = ""
@@ -426,7 +426,7 @@ def _parse_row(row: Sequence[str]) -> ErrorRow:
 
 
 def _parse_links(text: str) -> list[LinkedText]:
-    """Split a text into parts that are links and parts that are not."""
+    """Split text into parts that are links and parts that are not."""
     parts, position = [], 0
     for link in _DOCUMENT_LINK.finditer(text := _ANCHOR.sub("", text)):
         href = f"{guide_path(link['page'])}{link['anchor'] or ''}" if link["page"] else link["anchor"]

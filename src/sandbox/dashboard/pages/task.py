@@ -187,7 +187,7 @@ async def show_task(request: Request, context: AppContext) -> Response:
 
 
 async def _find_by_prefix(tasks: TaskQueries, prefix: str) -> str | None:
-    """Return the id that begins with this text, such as the short id on a page; None unless exactly one id does.
+    """Return the id that begins with this prefix, such as the short id on a page; None unless exactly one id does.
 
     Only ids that the server generated are found by their beginning. An id that a client chose may be the beginning of
     another id, so a link to a deleted task could lead to a different task.

@@ -263,7 +263,7 @@ _LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")
 
 
 class _Dumper(yaml.SafeDumper):
-    """Indents lists below their key and writes multi-line texts as blocks."""
+    """Indents lists below their key and writes multi-line strings as blocks."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)
@@ -286,7 +286,7 @@ _Dumper.add_representer(str, _represent_text)
 def write_yaml(data: dict[str, Any]) -> str:
     """Return the document as YAML, with its fields in their given order and with invisible characters as escapes."""
     document = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH)
-    return _escape_invisible(document)  # valid, because every text with such a character is double-quoted
+    return _escape_invisible(document)  # valid, because every string with such a character is double-quoted
 
 
 def manifest_yaml(

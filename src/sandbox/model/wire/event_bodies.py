@@ -76,7 +76,7 @@ class FileEditBody(TypedDict):
 
 
 class ToolCallStartedItem(TypedDict):
-    """The agent calls a tool. All texts are untrusted; names and ids are printable."""
+    """The agent calls a tool. All text is untrusted; names and ids are printable."""
 
     type: Literal["tool_call_started"]
     """Always `tool_call_started`."""
@@ -155,7 +155,7 @@ class AgentMessageEvent(BaseEvent, AgentMessageItem):
 
 
 class ToolCallStartedEvent(BaseEvent, ToolCallStartedItem):
-    """The agent calls a tool. All texts are untrusted; names and ids are printable."""
+    """The agent calls a tool. All text is untrusted; names and ids are printable."""
 
 
 class ToolResultEvent(BaseEvent, ToolResultItem):

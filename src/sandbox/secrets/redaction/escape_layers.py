@@ -156,7 +156,7 @@ def decode_layers(data: bytes, *, keeps_escapes: bool = True) -> list[DecodedLay
 
 
 def decoded_forms(data: bytes) -> list[bytes]:
-    """Return the data and the texts that result from decoding it, in any order and with any choice of alternatives.
+    """Return the data and the strings that result from decoding it, in any order and with any choice of alternatives.
 
     The text around a value determines how the value is decoded.
     """

@@ -178,7 +178,7 @@ def _text_forms(value: str) -> Iterator[bytes]:
 
 
 def _byte_encodings(text: str) -> set[bytes]:
-    r"""Encode a text in UTF-8, and with one byte per Latin-1 character, which JavaScript and Python write as `\xe4`."""
+    r"""Encode a string in UTF-8, and with one byte per Latin-1 character, which JavaScript and Python write `\xe4`."""
     utf_8 = text.encode("utf-8", "surrogatepass")
     short = (letter.encode("latin-1" if letter < "\u0100" else "utf-8", "surrogatepass") for letter in text)
     return {utf_8} if text.isascii() else {utf_8, b"".join(short)}
@@ -207,7 +207,7 @@ _JSON_ESCAPES = (
 
 
 def _escaped_forms(value: str) -> set[bytes]:
-    """Return the texts that are commonly encoded: the value, and its escaped forms in JSON and URLs."""
+    """Return the strings that are commonly encoded: the value, and its escaped forms in JSON and URLs."""
     data = value.encode("utf-8", "surrogatepass")
     addresses = [quote_from_bytes(data, safe=safe) for safe in _UNESCAPED_IN_ADDRESSES]
     texts = [json.dumps(value, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)]
