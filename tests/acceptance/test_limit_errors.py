@@ -39,7 +39,10 @@ for each in started:
 
 
 RESPONSE_SECONDS = 1.0
-"""The default timeout of health checks. With four busy processes on two cores, the slowest response took 0.4 s."""
+"""The default `timeoutSeconds` of a Kubernetes probe.
+
+With four busy processes on two cores, the slowest response took 0.4 s.
+"""
 
 
 def pause_command(seconds):

@@ -123,7 +123,7 @@ def test_shutdown_during_the_first_probe_leaves_nothing_behind(deploy, tmp_path,
     with pytest.raises(AssertionError, match="did not start") as error:
         deploy("0 hangs")
     assert time.monotonic() - started_at < 10
-    assert "Stopped during the first probe of the runtimes" in str(error.value)
+    assert "The server was stopped before it was ready" in str(error.value)
     check_no_leftovers(tmp_path)
 
 

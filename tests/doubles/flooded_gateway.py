@@ -1,4 +1,4 @@
-"""A gateway in a separate process, which resolves HOST to a loopback address.
+"""A gateway that runs in a separate process, and resolves HOST to a loopback address.
 
 Usage: `flooded_gateway.py MODEL_PORT HOST_PORT SPENT FACTOR`. SPENT seconds of its CPU budget count as used, and its
 CPU time is multiplied by FACTOR. Prints a JSON line with its ports when it starts to serve, and another one with a

@@ -91,7 +91,7 @@ class LocalPlacementHarness(SingleHostPlacementHarness):
 
 
 class DaemonPlacementHarness(SingleHostPlacementHarness):
-    """A host with a separate data directory, which servers reach through the socket of a daemon."""
+    """A host that has its own data directory, and that servers reach through the socket of a daemon."""
 
     kind = "daemon"
 

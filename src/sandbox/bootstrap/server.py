@@ -353,7 +353,7 @@ async def _serve(placement_context: PlacementContext, chosen: ChosenPlacements, 
             _create_placements(placement_context, chosen), _wait_until_set(shutting_down)
         )
         if placements is None:
-            _log.warning("Stopped during the first probe of the runtimes.")
+            _log.warning("The server was stopped before it was ready.")
             return
         host = placements.selected_host
         list_profiles = make_profile_lister(host.images.list_minimum_tiers, lambda: host.result.tier)

@@ -113,7 +113,7 @@ def take_join_token(environment: MutableMapping[str, str]) -> bytes:
 
 
 def read_identity_token(path: Path) -> str:
-    """Return the identity token of this worker, which the engine replaces from time to time.
+    """Return this worker's identity token. The engine replaces the token from time to time.
 
     Raises OSError, WorkerUnusableError.
     """

@@ -167,7 +167,7 @@ def _fail_ambiguous(prefix: str, found: Sequence[TaskSummary], *, is_complete: b
     count = f"{len(found)} tasks" if is_complete else f"At least {len(found)} tasks"
     states = [state_text(task, on_terminal=sys.stderr.isatty()) for task in shown]
     id_width, state_width = max(len(task["id"]) for task in shown), max(map(len, states))
-    lines = [f"Error: {count} have an id that begins with {prefix!r}. Give more characters of one of them:"]
+    lines = [f"Error: {count} have an id that begins with {prefix!r}. Give more characters of the id:"]
     for task, state in zip(shown, states, strict=True):
         start = f"  {escape_text(task['id']):<{id_width}}  {escape_text(state):<{state_width}}  "
         width = max((terminal_width(sys.stderr) or sys.maxsize) - len(start), 0)

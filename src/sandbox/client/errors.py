@@ -268,7 +268,7 @@ class ResponseMemoryError(RateLimitError):
 
 
 class InsufficientResourcesError(ClientError):
-    """The manifest requests more resources than the server has."""
+    """The task requests more than the capacity of the machine, or of every host of the cluster."""
 
     code = "insufficient_resources"
 

@@ -115,7 +115,7 @@ class AgentDriver(Protocol):
     ) -> AgentLaunchSpec:
         """Return how to start the agent. `secrets` (values keyed by name) become the agent's environment variables.
 
-        resumes: the agent continues the session with this id, which its home directory contains.
+        resumes: the agent continues the session with this id; the session is in its home directory.
         session: the content of the session with this id, from `read_session`; the agent continues it with the prompt.
         """
         ...

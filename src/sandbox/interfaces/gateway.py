@@ -184,7 +184,7 @@ class UsageMeter(Protocol):
         ...
 
     def usage(self) -> Usage | None:
-        """Return the usage in the bytes so far, or None if they contain no model response."""
+        """Return the usage that the body has reported so far; None if it has reported none that can be parsed."""
         ...
 
     def partial_usage(self) -> Usage | None:

@@ -47,8 +47,8 @@ class HostDrainError(OSError):
 class HostUnreachableError(OSError):
     """A host is not responding, or it belongs to no placement of this server. The state of its attempts is unknown."""
 
-    def __init__(self, host: str) -> None:
-        super().__init__(f"the host {host} is not responding")
+    def __init__(self, host: str, problem: str = "is not responding") -> None:
+        super().__init__(f"the host {host.rpartition(':')[2]} {problem}")
 
 
 CANCEL_TOO_LATE = "The agent had already ended; the outcome is unchanged."

@@ -107,7 +107,7 @@ class RuntimeProbe(msgspec.Struct, frozen=True):
     strength: a larger number means stronger isolation.
     isolation_notes, gaps: what is isolated and what is not; human-readable sentences.
     enforced_limits: the limits that are enforced here: memory, cpus, processes and sockets (their buffers).
-    remedy: what to do if the runtime does not work.
+    remedy: why the runtime does not work, and what to do if that is known; empty if it works.
     is_explicit_only: `auto` never selects the runtime because it is too slow. A probe for `auto` may skip such a
     runtime; then `is_available` is false.
     is_permanent: the runtime does not work, and no later probe by this process can have a different result.

@@ -360,7 +360,7 @@ def _remove_journal(directory: Path, lock_fd: int) -> None:
 
 
 def _remove_empty_directories(directory: Path) -> None:
-    """Remove the journal's directory and the task's directory, unless they are in use again."""
+    """Remove the journal's directory, and then the task's directory, if they are empty. Errors are ignored."""
     for emptied in (directory, directory.parent):
         with suppress(OSError):
             emptied.rmdir()

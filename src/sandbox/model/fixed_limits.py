@@ -205,7 +205,7 @@ Only the time in excess of half a processor counts.
 """
 
 KERNEL_LOCK_HOLD_SECONDS_MAX = 2.0
-"""Maximum time for which one sandbox may hold a lock of the kernel while the machine waits for it.
+"""Maximum time for which one sandbox may hold a kernel lock while the machine waits for it.
 
 This applies to the locks for opening terminals, for network devices and for nested epoll instances. The first second of
 each wait does not count.
@@ -415,7 +415,7 @@ The patch, the tar of changed files and the transcript have their own limits.
 """
 
 CHANGED_FILES_TAR_BYTES_MAX = 1024**3
-"""Maximum size of the tar of changed files, which a task has if its patch is incomplete. Further files are left out."""
+"""Maximum size of the tar of changed files, which accompanies an incomplete patch. Further files are left out."""
 
 WORKER_RECORD_BYTES_MAX = 4 * 1024 * 1024
 """Maximum size of a record that a worker may send, including its newline.

@@ -326,7 +326,7 @@ async def redacted_chunks(
 
 
 async def _redact_chunk(stream: StreamRedactor | None, chunk: bytes | None) -> bytes:
-    """Return the output that is ready after a chunk, or after a pause (None)."""
+    """Return the redacted output that is ready now. chunk: the chunk that was read; None after a pause."""
     if stream is None:
         return chunk or b""
     if chunk is None:

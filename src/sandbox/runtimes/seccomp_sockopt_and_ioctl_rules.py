@@ -111,8 +111,8 @@ ALLOWED_IOCTLS = (*_TERMINAL_IOCTLS, *_FILE_IOCTLS, *_SOCKET_IOCTLS)
 
 Among the others:
 - FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR, FS_IOC_FIEMAP, FS_IOC_GETFSMAP and ext4's own requests walk all extents of a file
-  or all blocks of its file system without interruption. A walk of ten million extents takes 4 to 9 s. Without the flag
-  for extents, FIEMAP inspects each block of a hole: 0.4 s for each 8 MiB of disk space.
+  or all blocks of its file system without interruption. A walk of ten million extents takes 4 to 9 s. In a file
+  without ext4's extents flag, FIEMAP inspects each block of a hole: 0.4 s for each 8 MiB of the hole.
 - PAGEMAP_SCAN and PROCMAP_QUERY walk all page tables or all mappings of a process without interruption.
 - FICLONE, FICLONERANGE and FIDEDUPERANGE share extents between files. Programs copy the data instead.
 - Requests that only an administrator may make, and requests to devices that a sandbox does not have.

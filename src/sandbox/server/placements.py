@@ -331,7 +331,7 @@ class Placements:
     def _find(self, location: AttemptLocation) -> Placement:
         placement = self._by_name.get(location.placement)
         if placement is None:
-            raise HostUnreachableError(location.host)
+            raise HostUnreachableError(location.host, _NOT_CONFIGURED)
         return placement
 
 
@@ -341,6 +341,9 @@ def _host_status(host: ProbedHost) -> HostStatus:
     version = "" if ":" in name else __version__
     capacity = host.capacity
     return HostStatus(name.rpartition(":")[2], state, reason or "", capacity.cpus, capacity.memory_bytes, version)
+
+
+_NOT_CONFIGURED = "cannot be reached with this server's settings; check cluster.engine"
 
 
 class UnreachableRunner:
@@ -359,11 +362,11 @@ class UnreachableRunner:
 
     async def cancel(self, request: CancelAttempt) -> Reply:
         """Raise RunnerUnreachableError."""
-        raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} is not responding.")
+        raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} {_NOT_CONFIGURED}.")
 
     async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Raise RunnerUnreachableError."""
-        raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} is not responding.")
+        raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} {_NOT_CONFIGURED}.")
 
     async def kill(self) -> bool:
         """Return False: no runner was killed."""
@@ -383,12 +386,12 @@ class UnreachableDisk:
 
     async def start_debug_session(self, order: RunDebugSession) -> None:
         """Raise HostUnreachableError."""
-        raise HostUnreachableError(self._host)
+        raise HostUnreachableError(self._host, _NOT_CONFIGURED)
 
     async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Raise RunnerUnreachableError."""
-        raise RunnerUnreachableError(f"The host {self._host} is not responding.")
+        raise RunnerUnreachableError(f"The preserved sandbox's host {_NOT_CONFIGURED}.")
 
     async def remove(self) -> None:
         """Raise HostUnreachableError."""
-        raise HostUnreachableError(self._host)
+        raise HostUnreachableError(self._host, _NOT_CONFIGURED)

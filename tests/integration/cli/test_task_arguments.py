@@ -57,7 +57,7 @@ def test_ambiguous_prefix_lists_the_tasks_and_changes_nothing(run_cli, api, set_
     result = run_cli("task", command, "5e17", *ARGUMENTS.get(command, []))
     assert (result.returncode, result.stdout) == (2, b"")
     assert result.stderr.decode().splitlines() == [
-        "Error: 2 tasks have an id that begins with '5e17'. Give more characters of one of them:",
+        "Error: 2 tasks have an id that begins with '5e17'. Give more characters of the id:",
         f"  {FIRST}  running  Fix bug #42",
         f"  {SECOND}  running  Fix bug #42",
     ]

@@ -158,7 +158,7 @@ async def test_host_that_does_not_respond_does_not_block_other_hosts(components)
             service.preserved_sandboxes,
             [UnreachableFiles(), components.placement.files],
         )
-        with pytest.raises(LeftoverRemovalError, match="the host far:one is not responding"):
+        with pytest.raises(LeftoverRemovalError, match="the host one is not responding"):
             await remover.sweep()
         assert names(layout) == ["runner.log"]
 

@@ -1,4 +1,4 @@
-"""Clients share a shell in a preserved sandbox, which starts only while its host can run it."""
+"""Clients share a shell in a preserved sandbox. It starts only while its host can run it."""
 
 import asyncio
 import errno

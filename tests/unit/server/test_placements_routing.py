@@ -72,15 +72,15 @@ async def test_lock_state_on_a_host_without_a_placement_is_unknown(placements, h
         runner.open_terminal(OpenTerminal(24, 80)),
         disk.open_terminal(OpenTerminal(24, 80)),
     ):
-        with pytest.raises(RunnerUnreachableError, match="is not responding"):
+        with pytest.raises(RunnerUnreachableError, match="cannot be reached"):
             await action
     for action in (disk.remove(), disk.start_debug_session(RunDebugSession("task-1", ORDER.attempt_id))):
-        with pytest.raises(HostUnreachableError, match=host):
+        with pytest.raises(HostUnreachableError, match="the host one cannot be reached with this server's settings"):
             await action
     for find in (placements.files, placements.host_of):
-        with pytest.raises(HostUnreachableError, match=host):
+        with pytest.raises(HostUnreachableError, match="the host one cannot be reached with this server's settings"):
             find(location(host))
-    with pytest.raises(RunnerNotStartedError, match="is not responding"):
+    with pytest.raises(RunnerNotStartedError, match="cannot be reached"):
         await placements.launch(ORDER, host, None)
 
 

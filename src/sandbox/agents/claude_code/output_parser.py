@@ -182,7 +182,7 @@ CONVERTED_EVENTS_MAX = 100
 """Maximum number of events converted from one recorded line. Claude Code prints a line for each block of a message."""
 
 LINE_TEXT_CHARACTERS_MAX = 10 * CONVERSATION_TEXT_CHARACTERS_MAX
-"""Maximum number of characters in all events of one line, which stay in memory until the runner has recorded them."""
+"""Maximum number of characters in all events of a line. They stay in memory until the events are recorded."""
 
 _CLAUDE_TASK_SUBTYPES = frozenset(("task_started", "task_updated", "task_notification", "background_tasks_changed"))
 _INPUT_FIELDS_MAX = 100

@@ -47,12 +47,12 @@ _UNIT_BYTES = {"M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 def _check_age(text: str) -> str | None:
     is_valid = text == UNLIMITED or re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", text, re.ASCII)
-    return None if is_valid else "must be a whole number and a unit, such as 12h or 90d, or unlimited"
+    return None if is_valid else "must be 1 to 999999 with the unit s, m, h or d, such as 12h or 90d, or unlimited"
 
 
 def _check_disk_size(text: str) -> str | None:
     is_valid = text == UNLIMITED or re.fullmatch(r"[1-9][0-9]{0,5}[MGT]", text, re.ASCII)
-    return None if is_valid else "must be a whole number and a unit, such as 500M or 20G, or unlimited"
+    return None if is_valid else "must be 1 to 999999 with the unit M, G or T, such as 500M or 20G, or unlimited"
 
 
 AGE = Format("age", _check_age)

@@ -31,7 +31,7 @@ def _parse_lifetime(ctx: click.Context, parameter: click.Parameter, value: str |
     if value is None:
         return None
     if not re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", value, re.ASCII):
-        raise click.BadParameter("must be a whole number and a unit, such as 12h or 90d")
+        raise click.BadParameter("must be 1 to 999999 with the unit s, m, h or d, such as 12h or 90d")
     return timedelta(seconds=int(value[:-1]) * UNIT_SECONDS[value[-1]])
 
 

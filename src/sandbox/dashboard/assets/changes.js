@@ -230,7 +230,7 @@ export class Changes {
     return this.#isChain ? "Download patch of the chain" : "Download patch of this task";
   }
 
-  // A user who is not allowed to ask for a change can copy the comments instead.
+  // If the user may not ask for a change, or the task cannot be continued, the dialog can still copy the comments.
   #commentsButton() {
     if (this.ask.mayAsk) return null;
     return h("button", { type: "button", "data-action": "continue" }, this.ask.label);

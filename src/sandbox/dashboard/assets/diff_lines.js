@@ -16,7 +16,7 @@ export class LineStyle {
   spans = [];
   #words = new Map();
 
-  // Show a carriage return unless every line of the file ends with one.
+  // Show a carriage return unless every line of the file's diff ends with one.
   constructor(rows) {
     const lines = rows.filter((row) => row.kind !== "hunk");
     this.hidesCarriageReturns = lines.every((row) => row.text.endsWith("\r"));

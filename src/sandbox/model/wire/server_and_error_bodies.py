@@ -42,7 +42,7 @@ class RuntimeBody(TypedDict):
     limits: list[str]
     """The limits that are enforced: `memory`, `cpus`, `processes`, `sockets`."""
     remedy: str
-    """How to fix the runtime if it does not work."""
+    """Why the runtime does not work, and how to fix it if that is known; empty if it works."""
 
 
 class StoreBody(TypedDict):

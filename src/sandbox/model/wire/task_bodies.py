@@ -56,7 +56,7 @@ class LinksBody(TypedDict):
     patch: str
     """Path of the patch. The path returns 404 until the patch is stored."""
     manifest: str
-    """Path of the manifest, which requires the `operator` role."""
+    """Path of the manifest. Reading it requires the `operator` role."""
     html: str
     """Path of the task's page in the dashboard."""
 

@@ -365,7 +365,7 @@ class ClusterAllocator:
         if not _is_ready(job):
             status = jobs.status(task_id)
             reason = job.reason if status is None else status.reason
-            raise HostPendingError(f"The host {job.identity.name} is not responding." if job.is_claimed else reason)
+            raise HostPendingError(f"The host {job.stored.host} is not responding." if job.is_claimed else reason)
         try:
             find_image = await self._prepare_image(job, profile)
         except HostPendingError:

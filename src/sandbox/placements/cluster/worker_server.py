@@ -342,7 +342,7 @@ class WorkerServer:
             _log.warning("The log of attempt %s was not stored: %s", message.attempt_id, error_reason(error))
 
     async def _receive_records(self, job: Job, session: WorkerSession, message: Records) -> RecordsReceived:
-        """Append records to the copy. Raises JournalDamagedError if the worker must not write these records."""
+        """Append records to the server's copy of the journal. Raises JournalDamagedError if they must not be in it."""
         task_id = job.stored.task_id
         if message.offset > session.copied_end_offset:
             return RecordsReceived(session.copied_end_offset, is_accepted=False)

@@ -77,7 +77,7 @@ _TOLERATED_FSCK_FAULTS = (
 
 
 _KEPT_ENTRIES_MAX = 1000
-"""Maximum number of entries of a base tree that stays in memory for the patch. Each takes 0.5 KB."""
+"""A base tree with at most this many entries, directories included, stays in memory for the patch."""
 
 
 class WorkspaceStaging:

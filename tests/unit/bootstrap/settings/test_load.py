@@ -229,10 +229,10 @@ def test_relative_path_is_resolved_relative_to_the_settings_file(home, monkeypat
                                                                  "https:// and a host, without credentials"),
         ("[preserve]\ntime_to_live = '1d'", "preserve.time_to_live ({file}) must be a whole number and a unit, such as "
                                             "90s, 15m or 24h"),
-        ("[retention]\nmax_bytes = '10K'", "retention.max_bytes ({file}) must be a whole number and a unit, such as "
-                                            "500M or 20G, or unlimited"),
-        ("[retention]\nolder_than = '2 weeks'", "retention.older_than ({file}) must be a whole number and a unit, such "
-                                                "as 12h or 90d, or unlimited"),
+        ("[retention]\nmax_bytes = '10K'", "retention.max_bytes ({file}) must be 1 to 999999 with the unit M, G or T, "
+                                            "such as 500M or 20G, or unlimited"),
+        ("[retention]\nolder_than = '2 weeks'", "retention.older_than ({file}) must be 1 to 999999 with the unit s, m, "
+                                                "h or d, such as 12h or 90d, or unlimited"),
         ("[cluster.slurm]\noptions = ['--uid=0']", "cluster.slurm.options.0 ({file}) must be one of the options "
          "--constraint, --exclude, --exclusive, --gres, --licenses, --nice, --nodelist, --qos, --reservation, --tmp, "
          "--wckey, as --name=value"),
