@@ -122,11 +122,11 @@ class ArtifactNames:
         """Return the base name if it is free, otherwise the path with `__` for `/`, numbered if necessary."""
         base = _truncate(printable_path(path.rpartition(b"/")[2]))
         whole = _truncate(printable_path(path).replace("/", "__"))
-        name = base if self._is_free(base) else whole
+        name, folded = base if self._is_free(base) else whole, _fold(whole)
         while not self._is_free(name):
-            number = self._next_number.get(whole, 2)
+            number = self._next_number.get(folded, 2)
             name = _numbered(whole, number)
-            self._next_number[whole] = number + 1
+            self._next_number[folded] = number + 1
         self._used_names.add(_fold(name))
         return name
 

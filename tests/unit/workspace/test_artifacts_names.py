@@ -1,5 +1,8 @@
 """Artifact names are unique, short and printable."""
 
+import time
+from itertools import product
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,3 +102,12 @@ def test_names_are_unique_on_a_file_system_that_ignores_case():
     paths = ("T1.PATCH", "a/Straße", "b/STRASSE", "c/\xe9", "d/E\u0301", "e/report.md", "f/notes.md")
     allocated = [names.allocate(path.encode()) for path in paths]
     assert allocated == ["T1-2.PATCH", "Straße", "b__STRASSE", "\xe9", "d__E\u0301", "report.md", "notes.md"]
+
+
+def test_thousands_of_names_that_differ_only_in_case_are_allocated_quickly():
+    names = ArtifactNames(frozenset())
+    cases = ["".join(letters) for letters in product(*(("a", "A"),) * 12)]
+    started_at = time.process_time()
+    allocated = [names.allocate(f"{case}/x".encode()) for case in cases]
+    assert time.process_time() - started_at < 2
+    assert len({name.casefold() for name in allocated}) == len(cases) == 4096

@@ -31,6 +31,7 @@ from sandbox.agents.claude_code.stream_json import (
     read_number,
     read_retry,
     read_string,
+    replace_lone_surrogates,
     sanitize,
     sanitize_name,
     to_text,
@@ -269,6 +270,7 @@ class ClaudeOutputParser:
 
     def parse_line(self, line: bytes) -> Sequence[AgentEvent] | None:
         """Return the events in one line of stdout; None if the line is not an event from this session."""
+        line = replace_lone_surrogates(line)
         event = read_event(line)
         if event is None and not line.endswith(b"\n"):
             self._result_line = None  # stdout ended in the middle of a line, so output followed the last result
@@ -358,6 +360,7 @@ def convert_recorded_line(manifest: Manifest, line: bytes) -> Sequence[Conversat
     """
     if manifest.agent.is_interactive or not line.startswith(b"{"):
         return None
+    line = replace_lone_surrogates(line)
     event = read_event(line)
     if event is None or not event.type:
         return None

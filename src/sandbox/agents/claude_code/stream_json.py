@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -161,6 +162,24 @@ _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 _STRING = msgspec.json.Decoder(str)
 _INTEGER = msgspec.json.Decoder(int)
 _NUMBER = msgspec.json.Decoder(float)
+
+
+_LONE_SURROGATE = re.compile(
+    rb"(?<!\\)((?:\\\\)*+)(?:"
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
+"""The escape of half a surrogate pair, after escaped backslashes."""
+
+
+def replace_lone_surrogates(line: bytes) -> bytes:
+    r"""Return a line with `\ufffd` for each escape of half a surrogate pair, which JSON decoders reject.
+
+    JavaScript writes such an escape if a string was cut inside a pair. Lines over OUTPUT_LINE_BYTES_MAX are unchanged.
+    """
+    if len(line) > OUTPUT_LINE_BYTES_MAX or not (b"\\ud" in line or b"\\uD" in line):
+        return line
+    return _LONE_SURROGATE.sub(rb"\1\\ufffd", line)
 
 
 def read_event(line: bytes) -> StreamEvent | None:

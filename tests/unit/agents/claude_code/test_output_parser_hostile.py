@@ -30,12 +30,13 @@ from sandbox.agents.claude_code.stream_json import (
     read_event,
     read_init,
     read_message,
+    replace_lone_surrogates,
 )
 from sandbox.interfaces.agent import ApiRetry, ParsedToolCallEnd, TurnStarted
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.events import AgentMessage, AgentResult, FileEdit, ToolCallStarted, ToolResult
 from sandbox.model.failure import FailureCode
-from sandbox.model.fixed_limits import CONVERSATION_TEXT_CHARACTERS_MAX
+from sandbox.model.fixed_limits import CONVERSATION_TEXT_CHARACTERS_MAX, OUTPUT_LINE_BYTES_MAX
 
 SESSION = "5ddb80a7-f209-4a6e-9cd9-29f469dd8600"
 GOOD_RESULT = {"type": "result", "subtype": "success", "is_error": False, "result": "Done.", "session_id": SESSION}
@@ -193,6 +194,38 @@ def test_parser_accepts_any_bytes(data):
 
 def test_valid_result_is_a_success():
     assert outcome(line(**GOOD_RESULT)).failure is None
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        (r"cut \ud83d", "cut \ufffd"),
+        (r"\uDE00 cut", "\ufffd cut"),
+        (r"\ud83d\ud83d\ude00\ude00", "\ufffd\U0001f600\ufffd"),
+        (r"\ud83d\ude00", "\U0001f600"),
+        (r"\\ud83d", r"\ud83d"),
+        (r"\\\ud83d", "\\\ufffd"),
+        (r"\\\\ud83d \\\ude00", "\\\\ud83d \\\ufffd"),
+    ],
+)
+def test_escape_of_half_a_character_is_replaced(written, shown):
+    """JavaScript writes such an escape for a string that was cut inside an emoji."""
+    result = line(**GOOD_RESULT).replace(b"Done.", written.encode())
+    assert outcome(result).result["result"] == shown
+    assert outcome(result).failure is None
+    call = tool_use("t1").replace(b'"input": {}', b'"input": {"command": "%s"}' % written.encode())
+    [started] = [one for one in ClaudeOutputParser(SESSION).parse_line(call) if isinstance(one, ToolCallStarted)]
+    assert started.command == shown
+    [converted] = convert_recorded_line(manifest(), call)
+    assert converted.command == shown
+
+
+@pytest.mark.parametrize("text", [rb"\ud83d", rb"\n\ud83d", b"\\\\", b"x"])
+def test_escapes_are_replaced_quickly(text):
+    flood = b'"%s\\ud83d"' % (text * (OUTPUT_LINE_BYTES_MAX // len(text) - 10))
+    started_at = time.process_time()
+    assert b"fffd" in replace_lone_surrogates(flood)
+    assert time.process_time() - started_at < 0.5
 
 
 def test_valid_result_without_newline_is_a_success():

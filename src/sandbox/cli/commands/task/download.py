@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -106,21 +107,27 @@ def _targets(
 ) -> list[tuple[Artifact, Path]]:
     if name is None:
         # Use a separate directory by default: the agent chose the files' names, and one of them may be `.envrc`.
-        directory = Path(output) if output else _default_target(_file_name(task_id))
+        directory = Path(output or _file_name(task_id))
         targets = [(entry, directory / _file_name(entry["name"])) for entry in entries]
+        _reject_links([*([] if output else [directory]), *(target for _, target in targets)])
         directory.mkdir(parents=True, exist_ok=True)
         return targets
     own_name = _file_name(name)  # as given by the user: an artifact that is found by its path may have any name
-    target = Path(output) if output else _default_target(own_name)
-    return [(entries[0], target / own_name if target.is_dir() else target)]
+    target = Path(output or own_name)
+    if target.is_dir():
+        _reject_links([] if output else [target])
+        target /= own_name
+    if str(target) != output:
+        _reject_links([target])
+    return [(entries[0], target)]
 
 
-def _default_target(name: str) -> Path:
-    """Return the target in the current directory. A link there may come from an applied patch."""
-    target = Path(name)
-    if target.is_symlink():
-        raise click.UsageError(f"{escape_name(name)} is a symbolic link; remove it, or choose a target with --output.")
-    return target
+def _reject_links(targets: Iterable[Path]) -> None:
+    """Exit with an error if a target is a symbolic link. It may come from an applied patch and lead to a device."""
+    for target in targets:
+        if target.is_symlink():
+            name = escape_name(str(target))
+            raise click.UsageError(f"{name} is a symbolic link; remove it, or choose another target with --output.")
 
 
 def _save(client: Client, task_id: str, entry: Artifact, target: Path, *, verifies: bool) -> dict[str, Any]:

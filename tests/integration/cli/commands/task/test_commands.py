@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from urllib.parse import quote
 
 import pytest
@@ -972,9 +973,31 @@ def test_download_without_output_does_not_follow_a_link(run_cli, artifacts, tmp_
     (tmp_path / link).symlink_to(outside)
     result = run_cli("task", "download", TASK_ID, *arguments)
     assert (result.returncode, list(outside.iterdir())) == (2, [])
-    assert b"is a symbolic link; remove it, or choose a target with --output" in result.stderr
+    assert b"is a symbolic link; remove it, or choose another target with --output" in result.stderr
     assert run_cli("task", "download", TASK_ID, *arguments, "--output", link).returncode in {0, 5}
     assert "fix-42.patch" in [file.name for file in outside.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "link"),
+    [
+        (["--all"], f"{TASK_ID}/fix-42.patch"),
+        (["--all", "--output", "results"], "results/fix-42.patch"),
+        (["fix-42.patch"], "fix-42.patch/fix-42.patch"),
+        (["fix-42.patch", "--output", "results"], "results/fix-42.patch"),
+    ],
+)
+def test_download_to_a_directory_does_not_follow_links_in_it(run_cli, artifacts, tmp_path, arguments, link):
+    """The link may lead to a terminal or a disk."""
+    os.mkfifo(tmp_path / "device")
+    (tmp_path / link).parent.mkdir()
+    (tmp_path / link).symlink_to(tmp_path / "device")
+    result = run_cli("task", "download", TASK_ID, *arguments)
+    assert result.returncode == 2
+    assert b"is a symbolic link" in result.stderr
+    (tmp_path / link).unlink()
+    assert run_cli("task", "download", TASK_ID, *arguments).returncode in {0, 5}
+    assert (tmp_path / link).read_bytes() == b"diff\n"
 
 
 @pytest.mark.parametrize(("state", "message"), [("running", b"no artifacts yet"), ("failed", b"it ended without any")])
