@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -311,6 +312,12 @@ DESCRIPTORS_MAX = 65_536
 A limit that is higher already is kept. The limit also bounds the number of unfinished tasks; further ones get 503.
 """
 
+_THREADS_MAX = 64
+"""Maximum number of threads that read and write files. Each token uses at most CONCURRENT_THREADS_MAX at a time.
+
+asyncio's default is four more than there are processors, so three tokens could occupy all of them.
+"""
+
 
 def run(
     settings: ServerSettings,
@@ -338,6 +345,7 @@ def run(
 
 
 async def _serve(placement_context: PlacementContext, chosen: ChosenPlacements, announce: AnnounceFormat) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS_MAX, "worker"))
     settings, data_dir, agents = placement_context.settings, placement_context.data_dir, placement_context.agents
     section, token_store = settings.server, TokenFile(data_dir)
     sockets = bind(section.host, section.port)
