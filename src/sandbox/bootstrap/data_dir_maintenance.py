@@ -135,7 +135,9 @@ def _make_file_finder(data_dir: Path) -> FindFiles:
 
     def find_files(location: AttemptLocation) -> LocalAttemptFiles:
         if location.placement:
-            raise HostUnreachableError(location.host, "can be reached only by a server")
+            raise HostUnreachableError(
+                location.host, "can be reached only by a server", "start the server, and try again"
+            )
         return local
 
     return find_files

@@ -45,10 +45,14 @@ class HostDrainError(OSError):
 
 
 class HostUnreachableError(OSError):
-    """A host is not responding, or it belongs to no placement of this server. The state of its attempts is unknown."""
+    """A host is not responding, or it belongs to no placement of this server. The state of its attempts is unknown.
 
-    def __init__(self, host: str, problem: str = "is not responding") -> None:
+    remedy: what to do (human-readable).
+    """
+
+    def __init__(self, host: str, problem: str = "is not responding", remedy: str = "try again later") -> None:
         super().__init__(f"the host {host.rpartition(':')[2]} {problem}")
+        self.remedy = remedy
 
 
 CANCEL_TOO_LATE = "The agent had already ended; the outcome is unchanged."

@@ -112,6 +112,7 @@ _PROMPT_CHARACTERS_MAX = 20_000
 _MESSAGE_CHARACTERS_MAX = 8_000
 _OUTPUT_CHARACTERS_MAX = 600
 _SUMMARY_CHARACTERS_MAX = 300
+_SUBAGENT_CALLS_MAX = 10_000
 _SEPARATOR = "\n\n"
 _INDENT = "  "
 OMISSION_NOTE = "[The beginning of the conversation is omitted.]"
@@ -130,7 +131,8 @@ class ConversationText:
         self._entries: deque[str] = deque()
         self._characters = 0
         self._is_cut = False
-        self._subagent_calls: set[str] = set()
+        self._subagent_calls: dict[str, None] = {}
+        """Ids of calls without a result, oldest first."""
 
     def add_earlier(self, text: str) -> None:
         """Add a text that `render` returned for an earlier task."""
@@ -167,10 +169,18 @@ class ConversationText:
             if item["parent_tool_use_id"] is None:
                 self._add(f"Tool call: {item['tool']} {_shorten(item['summary'], _SUMMARY_CHARACTERS_MAX)}".rstrip())
             else:
-                self._subagent_calls.add(item["tool_use_id"])
-        elif item["type"] == "tool_result" and item["tool_use_id"] not in self._subagent_calls:
+                self._add_subagent_call(item["tool_use_id"])
+        elif item["type"] == "tool_result":
+            if item["tool_use_id"] in self._subagent_calls:
+                del self._subagent_calls[item["tool_use_id"]]
+                return
             mark = "Tool error" if item["is_error"] else "Tool result"
             self._add(f"{mark}: {_shorten(item['output'], _OUTPUT_CHARACTERS_MAX)}".rstrip())
+
+    def _add_subagent_call(self, tool_use_id: str) -> None:
+        if len(self._subagent_calls) >= _SUBAGENT_CALLS_MAX:
+            del self._subagent_calls[next(iter(self._subagent_calls))]
+        self._subagent_calls[tool_use_id] = None
 
     def _add(self, entry: str) -> None:
         self._append(f"\n{_INDENT}".join(entry.splitlines()))

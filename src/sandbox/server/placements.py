@@ -331,7 +331,7 @@ class Placements:
     def _find(self, location: AttemptLocation) -> Placement:
         placement = self._by_name.get(location.placement)
         if placement is None:
-            raise HostUnreachableError(location.host, _NOT_CONFIGURED)
+            raise HostUnreachableError(location.host, *_NOT_CONFIGURED)
         return placement
 
 
@@ -343,7 +343,7 @@ def _host_status(host: ProbedHost) -> HostStatus:
     return HostStatus(name.rpartition(":")[2], state, reason or "", capacity.cpus, capacity.memory_bytes, version)
 
 
-_NOT_CONFIGURED = "cannot be reached with this server's settings; check cluster.engine"
+_NOT_CONFIGURED = ("cannot be reached with this server's settings", "check cluster.engine")
 
 
 class UnreachableRunner:
@@ -362,11 +362,11 @@ class UnreachableRunner:
 
     async def cancel(self, request: CancelAttempt) -> Reply:
         """Raise RunnerUnreachableError."""
-        raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} {_NOT_CONFIGURED}.")
+        raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} {'; '.join(_NOT_CONFIGURED)}.")
 
     async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Raise RunnerUnreachableError."""
-        raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} {_NOT_CONFIGURED}.")
+        raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} {'; '.join(_NOT_CONFIGURED)}.")
 
     async def kill(self) -> bool:
         """Return False: no runner was killed."""
@@ -386,12 +386,12 @@ class UnreachableDisk:
 
     async def start_debug_session(self, order: RunDebugSession) -> None:
         """Raise HostUnreachableError."""
-        raise HostUnreachableError(self._host, _NOT_CONFIGURED)
+        raise HostUnreachableError(self._host, *_NOT_CONFIGURED)
 
     async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Raise RunnerUnreachableError."""
-        raise RunnerUnreachableError(f"The preserved sandbox's host {_NOT_CONFIGURED}.")
+        raise RunnerUnreachableError(f"The preserved sandbox's host {'; '.join(_NOT_CONFIGURED)}.")
 
     async def remove(self) -> None:
         """Raise HostUnreachableError."""
-        raise HostUnreachableError(self._host, _NOT_CONFIGURED)
+        raise HostUnreachableError(self._host, *_NOT_CONFIGURED)

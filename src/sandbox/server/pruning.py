@@ -14,6 +14,7 @@ from pathlib import Path
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.journal import Journals, LockState
+from sandbox.interfaces.placement import HostUnreachableError
 from sandbox.interfaces.server_services import PrunedTask, PruneResult, Retention, TaskNotFoundError, UnavailableError
 from sandbox.interfaces.store import Cursor, IndexDamagedError, IndexedTask, Store, TaskQuery
 from sandbox.interfaces.task_file_layout import TaskLayout, pruned_root
@@ -321,7 +322,7 @@ def _skip_reason(error: OSError | IndexDamagedError) -> str:
 
 
 def _skip_remedy(error: OSError | IndexDamagedError) -> str:
-    return error.remedy if isinstance(error, IndexDamagedError) else "check the disk"
+    return error.remedy if isinstance(error, IndexDamagedError | HostUnreachableError) else "check the disk"
 
 
 def disk_usage_bytes(directory: Path) -> int:

@@ -112,7 +112,7 @@ _NAME_BYTES_MAX = 200
 
 
 class ArtifactNames:
-    """Allocates artifact names that are unique on every file system, also on one that ignores case."""
+    """Allocates artifact names that are unique, also on file systems that ignore case or Unicode normalization."""
 
     def __init__(self, used_names: frozenset[str]) -> None:
         self._used_names = {_fold(name) for name in used_names}
@@ -136,7 +136,7 @@ class ArtifactNames:
 
 
 def _fold(name: str) -> str:
-    """Return what all names have in common that are the same name for some file system."""
+    """Return a key that is equal for names that differ only in case or in Unicode normalization."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 

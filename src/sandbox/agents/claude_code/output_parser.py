@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -187,6 +187,7 @@ LINE_TEXT_CHARACTERS_MAX = 10 * CONVERSATION_TEXT_CHARACTERS_MAX
 
 _CLAUDE_TASK_SUBTYPES = frozenset(("task_started", "task_updated", "task_notification", "background_tasks_changed"))
 _INPUT_FIELDS_MAX = 100
+_UNUSUAL_NAMES_MAX = 1000
 _RESULT_BLOCKS_MAX = 1000
 _SYNTHETIC_MODEL = "<synthetic>"
 _SUMMARY_FIELDS = (
@@ -231,7 +232,8 @@ class _BackgroundCalls:
                         yield tool_use_id, False
 
     def _add(self, task_id: str, tool_use_id: str, *, in_background: bool) -> None:
-        self._remove(task_id)
+        if self._calls.get(task_id) != tool_use_id:
+            self._remove(task_id)
         if len(self._calls) >= CLAUDE_TASKS_MAX:
             self._remove(next(iter(self._calls)))
         self._calls[task_id] = tool_use_id
@@ -360,7 +362,6 @@ def convert_recorded_line(manifest: Manifest, line: bytes) -> Sequence[Conversat
     """
     if manifest.agent.is_interactive or not line.startswith(b"{"):
         return None
-    line = replace_lone_surrogates(line)
     event = read_event(line)
     if event is None or not event.type:
         return None
@@ -376,10 +377,18 @@ def _retry_message(retry: ApiRetryEvent) -> str:
 
 
 class _LineBudget:
-    """The number of characters that the remaining events of a line may contain."""
+    """The number of characters, and of field names that are not ASCII, that the remaining events may contain."""
 
     def __init__(self) -> None:
         self.characters_left = LINE_TEXT_CHARACTERS_MAX
+        self._unusual_names_left = _UNUSUAL_NAMES_MAX
+
+    def sanitize_field_name(self, name: str) -> str:
+        """Return the name of an input field for display. The agent may choose any name."""
+        if name.isascii() and name.isprintable():
+            return name[:SHORT_TEXT_CHARACTERS_MAX]
+        self._unusual_names_left -= 1
+        return sanitize(name) if self._unusual_names_left >= 0 else sanitize_name(name)
 
 
 class _TextBudget:
@@ -430,7 +439,7 @@ def _convert_agent_block(
     elif block.type == "thinking" and (text := read_string(block.thinking) or "").strip():
         yield AgentMessage(budget.cut(text), "thinking", parent_id, budget.omitted_characters)
     elif block.type == "tool_use" and block.id:
-        yield _convert_tool_use(block, parent_id, budget)
+        yield _convert_tool_use(block, parent_id, budget, line_budget.sanitize_field_name)
 
 
 def _convert_user_message(event: StreamEvent, line_budget: _LineBudget) -> Iterator[ConversationEvent]:
@@ -462,13 +471,15 @@ def _convert_prompt(text: str, parent_id: str, line_budget: _LineBudget) -> Iter
         yield AgentMessage(budget.cut(text), "prompt", parent_id, budget.omitted_characters)
 
 
-def _convert_tool_use(block: ContentBlock, parent_id: str | None, budget: _TextBudget) -> ToolCallStarted:
+def _convert_tool_use(
+    block: ContentBlock, parent_id: str | None, budget: _TextBudget, sanitize_field_name: Callable[[str], str]
+) -> ToolCallStarted:
     fields = read_fields(block.input)
     texts = {name: text for name, value in islice(fields.items(), _INPUT_FIELDS_MAX) if (text := to_text(value))}
     summary = _summarize(fields)
     command = budget.cut(texts.pop("command")) if block.name == "Bash" and "command" in texts else None
     edits = tuple(_pop_edits(block.name, texts, budget))
-    others = {sanitize_name(name): budget.cut(text) for name, text in texts.items()}
+    others = {sanitize_field_name(name): budget.cut(text) for name, text in texts.items()}
     return ToolCallStarted(
         tool=sanitize_name(block.name),
         tool_use_id=sanitize_name(block.id),
@@ -478,7 +489,7 @@ def _convert_tool_use(block: ContentBlock, parent_id: str | None, budget: _TextB
         input=others,
         parent_tool_use_id=parent_id,
         omitted_characters=budget.omitted_characters,
-        omitted_fields=max(0, len(fields) - _INPUT_FIELDS_MAX),
+        omitted_fields=max(0, len(fields) - _INPUT_FIELDS_MAX) + len(texts) - len(others),
     )
 
 

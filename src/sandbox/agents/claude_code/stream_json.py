@@ -164,12 +164,10 @@ _INTEGER = msgspec.json.Decoder(int)
 _NUMBER = msgspec.json.Decoder(float)
 
 
-_LONE_SURROGATE = re.compile(
-    rb"(?<!\\)((?:\\\\)*+)(?:"
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
-    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
-"""The escape of half a surrogate pair, after escaped backslashes."""
+"""Matches an escape in a JSON string, or two escapes that form a surrogate pair. Group 1 is half a pair."""
 
 
 def replace_lone_surrogates(line: bytes) -> bytes:
@@ -179,7 +177,7 @@ def replace_lone_surrogates(line: bytes) -> bytes:
     """
     if len(line) > OUTPUT_LINE_BYTES_MAX or not (b"\\ud" in line or b"\\uD" in line):
         return line
-    return _LONE_SURROGATE.sub(rb"\1\\ufffd", line)
+    return _ESCAPE.sub(lambda found: rb"\ufffd" if found[1] else found[0], line)
 
 
 def read_event(line: bytes) -> StreamEvent | None:
@@ -296,10 +294,10 @@ _PRINTABLE_ASCII = bytes(code if 0x20 <= code < 0x7F else ord(" ") for code in r
 
 
 def sanitize_name(text: str) -> str:
-    """Return a name or an id of the Messages API for display: truncated, with spaces for control characters.
+    """Return a tool's name or an id for display: truncated, with spaces for control characters.
 
-    The API accepts only ASCII, so any other character becomes `?`. A line may contain 100,000 names; `sanitize` would
-    take seconds for them.
+    The Messages API accepts only ASCII there, so any other character becomes `?`. A line may contain 100,000 names;
+    `sanitize` would take seconds for them.
     """
     return text[:SHORT_TEXT_CHARACTERS_MAX].encode("ascii", "replace").translate(_PRINTABLE_ASCII).decode("ascii")
 

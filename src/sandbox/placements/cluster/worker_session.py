@@ -277,7 +277,7 @@ class LoopThread:
     def _check_open(self, coroutine: Coroutine[Any, Any, T]) -> None:
         if self._is_closing:
             coroutine.close()
-            raise HostUnreachableError("cluster", "cannot be reached, because the server is stopping")
+            raise HostUnreachableError("of the cluster", "cannot be reached, because the server is stopping")
 
     def close(self) -> None:
         """Cancel all tasks of the event loop, and end its thread. Idempotent."""

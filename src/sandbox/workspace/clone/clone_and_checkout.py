@@ -330,6 +330,8 @@ def _clone_failed(message: str) -> AttemptError:
 
 
 _SEARCHED_LINES_MAX = 1000
+"""Number of lines at the end of git's output in which the cause of a failure is searched for."""
+
 _CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _CREDENTIALS_HINT = (
     "give the server's user access (credential.helper or http.<url>.extraHeader in its git configuration, or an ssh "

@@ -113,12 +113,11 @@ def _targets(
         directory.mkdir(parents=True, exist_ok=True)
         return targets
     own_name = _file_name(name)  # as given by the user: an artifact that is found by its path may have any name
-    target = Path(output or own_name)
+    target, is_named = Path(output or own_name), output is not None
     if target.is_dir():
-        _reject_links([] if output else [target])
-        target /= own_name
-    if str(target) != output:
-        _reject_links([target])
+        _reject_links([] if is_named else [target])
+        target, is_named = target / own_name, False
+    _reject_links([] if is_named else [target])
     return [(entries[0], target)]
 
 
