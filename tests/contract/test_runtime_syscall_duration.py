@@ -412,7 +412,7 @@ def _add_watches(runtime: Runtime, disk: Path, wanted: int, files: int) -> tuple
 
 
 def test_inotify_watches_are_limited(runtime: Runtime, disk: Path):
-    if runtime.name != "bubblewrap":
+    if has_own_kernel(runtime):
         pytest.skip("watches belong to the sandbox's kernel")
     count, result = _add_watches(runtime, disk, INOTIFY_WATCHES_MAX + 4000, 2000)
     assert (count <= INOTIFY_WATCHES_MAX, result) == (True, "ENOSPC")
@@ -450,7 +450,7 @@ time.sleep(600)
 
 @pytest.mark.parametrize("kind", _CREATED_DENTRIES)
 def test_dentries_are_limited(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
-    if runtime.name != "bubblewrap":
+    if has_own_kernel(runtime):
         pytest.skip("programs cannot watch the host's directories")
     monkeypatch.setattr(usage_limits, "DENTRIES_MAX", _DENTRIES_MAX)
 
@@ -590,7 +590,7 @@ print(open("/dev/shm/block").read())
 
 
 def test_number_of_files_in_shared_memory_is_limited(runtime: Runtime, disk: Path):
-    if runtime.name != "bubblewrap":
+    if has_own_kernel(runtime):
         pytest.skip("the file system belongs to the sandbox's kernel")
     ended = run_python(runtime, disk, _SHARED_MEMORY_FILES)
     assert ended.output.split() == [str(SHARED_MEMORY_FILES_MAX), "256", "0o41777", "hello"], ended
@@ -608,7 +608,7 @@ print(*sorted(filter(accepts_files, points)))
 
 
 def test_files_can_be_created_only_where_their_number_is_limited(runtime: Runtime, disk: Path):
-    if runtime.name != "bubblewrap":
+    if has_own_kernel(runtime):
         pytest.skip("the file systems belong to the sandbox's kernel")
     ended = run_python(runtime, disk, _WRITABLE_MOUNTS)
     assert ended.output.split() == ["/dev/shm", "/home/agent", "/tmp", "/workspace"], ended
@@ -684,7 +684,7 @@ print(libc.msgsnd(queues[0], message, 5, 0), libc.msgrcv(queues[0], received, 5,
 
 
 def test_message_queues_are_limited(runtime: Runtime, disk: Path):
-    if runtime.name != "bubblewrap":
+    if has_own_kernel(runtime):
         pytest.skip("message queues belong to the sandbox's kernel")
     assert run_python(runtime, disk, _MESSAGE_QUEUES).output.split() == ["64", "ENOSPC", "0", "5", "hello"]
 
@@ -704,6 +704,6 @@ print(libc.semop(arrays[0], raised, 1), libc.semctl(arrays[0], 0, 12))  # GETVAL
 
 def test_semaphores_are_limited(runtime: Runtime, disk: Path):
     """When a sandbox ends, the kernel frees all semaphores without interruption: 0.08 s for each GiB."""
-    if runtime.name != "bubblewrap":
+    if has_own_kernel(runtime):
         pytest.skip("semaphores belong to the sandbox's kernel")
     assert run_python(runtime, disk, _MANY_SEMAPHORES).output.split() == ["32", "ENOSPC", "0", "1"]

@@ -98,13 +98,12 @@ async def choose_runtime(requested: str, run_dir: Path) -> RuntimeChoice:
 def select_runtime(probes: Sequence[RuntimeProbe]) -> RuntimeChoice:
     """Choose the strongest runtime that works; if none works, choose the weakest, which has the fewest requirements.
 
-    An explicit-only runtime is chosen only if it is the only one.
+    Explicit-only runtimes are ignored unless all are explicit-only.
     """
     by_strength = sorted(probes, key=lambda probe: probe.strength, reverse=True)
-    candidates = [
-        probe for probe in by_strength if probe.is_available and not (probe.is_explicit_only and len(probes) > 1)
-    ]
-    return RuntimeChoice((*candidates, by_strength[-1])[0], by_strength)
+    candidates = [probe for probe in by_strength if not probe.is_explicit_only] or by_strength
+    working = [probe for probe in candidates if probe.is_available]
+    return RuntimeChoice((*working, candidates[-1])[0], by_strength)
 
 
 def describe_failure(choice: RuntimeChoice) -> str | None:

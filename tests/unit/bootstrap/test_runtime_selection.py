@@ -27,6 +27,7 @@ WEAK, MIDDLE, STRONG = probe("weak", 1), probe("middle", 2), probe("strong", 3)
         ([WEAK, MIDDLE, probe("strong", 3, is_explicit_only=True)], "middle"),
         ([probe("strong", 3, is_explicit_only=True)], "strong"),
         ([probe("weak", 1, works=False), probe("strong", 3, works=False)], "weak"),
+        ([probe("weak", 1, is_explicit_only=True), probe("strong", 3, works=False)], "strong"),
     ],
 )
 def test_strongest_working_runtime_is_selected(probes, chosen):
