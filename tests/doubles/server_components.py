@@ -217,7 +217,7 @@ class RunningServer:
         health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, host)
         submission_store, queries = (
             SubmissionStore(data_dir, journals, store, clock),
-            TaskQueries(tracked_tasks, store, placements, clock),
+            TaskQueries(tracked_tasks, store, placements),
         )
         events = EventStream(tracked_tasks, journals, store, broadcast, convert_recorded_line)
         self.load = LoadHistory(tracked_tasks, dispatcher, disk_monitor, clock, lambda: components.host_load)

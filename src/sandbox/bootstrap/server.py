@@ -128,7 +128,7 @@ class TaskServer:
         tailer = JournalTailer(tracked_tasks, journals, index_writer, clock, broadcast, dispatcher, recovery)
         tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
         health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, host)
-        preserved, queries = PreservedSandboxes(placements), TaskQueries(tracked_tasks, store, placements, clock)
+        preserved, queries = PreservedSandboxes(placements), TaskQueries(tracked_tasks, store, placements)
         pruner = Pruner(data_dir, journals, store, preserved, clock, remove_trees)
         events = EventStream(tracked_tasks, journals, store, broadcast, partial(_convert_line, agents))
         load = LoadHistory(tracked_tasks, dispatcher, disk_monitor, clock, measure_host_load)

@@ -182,11 +182,10 @@ _CANCEL_RECORD_SECONDS = 0.5
 class TaskQueries:
     """Implements `interfaces.server_services.TaskQueries`. Unfinished tasks are in memory, all others in the index."""
 
-    def __init__(self, tracked_tasks: TrackedTasks, store: Store, placements: Placements, clock: Clock) -> None:
+    def __init__(self, tracked_tasks: TrackedTasks, store: Store, placements: Placements) -> None:
         self._tracked_tasks = tracked_tasks
         self._store = store
         self._placements = placements
-        self._clock = clock
 
     async def status(self, task_id: str) -> Task:
         """See `interfaces.server_services.TaskQueries.status`."""
@@ -232,12 +231,10 @@ class TaskQueries:
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
         """See `interfaces.server_services.TaskQueries.wait`."""
-        deadline = self._clock.monotonic() + timeout_seconds
         tracked = self._tracked_tasks.get(task_id)
         if tracked is None:
             return await self._load(task_id, self._store.load)
-        while not tracked.task.state.is_final and (left := deadline - self._clock.monotonic()) > 0:
-            await tracked.wait_for_change(left)
+        await tracked.wait_for_end(timeout_seconds)
         return tracked.task_with_status_message
 
     def _with_status_message(self, task: Task) -> Task:

@@ -105,6 +105,7 @@ class TrackedTask:
         self._logged_message = ""
         self._idle_since: tuple[int, float] | None = None
         self._changed_event = asyncio.Event()
+        self._end_event = asyncio.Event()
         self._wake_event = asyncio.Event()
 
     @property
@@ -165,6 +166,8 @@ class TrackedTask:
         self.task, self.offset, self.status_message, self._logged_message = task, offset, "", ""
         changed_event, self._changed_event = self._changed_event, asyncio.Event()
         changed_event.set()
+        if task.state.is_final:
+            self._end_event.set()
 
     def has_been_idle_for(self, seconds: float, monotonic: float) -> bool:
         """Return whether nothing has been recorded for this long since the first call in this server process."""
@@ -178,20 +181,24 @@ class TrackedTask:
 
     async def wait_for_wake(self, timeout_seconds: float) -> None:
         """Wait for `wake` or the timeout."""
-        # Do not use wait_for: in Python 3.11 it loses a cancellation that coincides with the wake-up.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_seconds):
-                await self._wake_event.wait()
+        await _wait_until_set(self._wake_event, timeout_seconds)
         self._wake_event.clear()
 
     async def wait_for_change(self, timeout_seconds: float) -> None:
         """Wait for the next change or the timeout."""
-        changed_event = self._changed_event
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await changed_event.wait()
-        except TimeoutError:
-            return
+        await _wait_until_set(self._changed_event, timeout_seconds)
+
+    async def wait_for_end(self, timeout_seconds: float) -> None:
+        """Wait until the task has ended or the timeout. Thousands of waiters do not wake up at each change."""
+        if not self.task.state.is_final:
+            await _wait_until_set(self._end_event, timeout_seconds)
+
+
+async def _wait_until_set(event: asyncio.Event, timeout_seconds: float) -> None:
+    # Do not use wait_for: in Python 3.11 it loses a cancellation that coincides with the wake-up.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_seconds):
+            await event.wait()
 
 
 TrackedTasks = Mapping[str, TrackedTask]
