@@ -51,7 +51,8 @@ _STATES_BEFORE_RUNNING = frozenset(STATE_ORDER[: STATE_ORDER.index(TaskState.RUN
 _CHUNK_BYTES = 4096
 _POP_KEY_MODES = b"\x1b[<99u"  # each screen has a stack of key modes
 _RESET = (
-    b"\x18\x1b<"  # abort a partial sequence, leave VT52 mode
+    b"\x18\x1b\x03\x1b\\\x1b<"  # abort a partial sequence, leave Tektronix mode, end a partial string, leave VT52 mode
+    b"\x1b%G"  # UTF-8; otherwise, bytes of letters would be control characters
     b"\x1b[4i\x1b[?4i"  # output goes to the screen, not to a printer
     + _POP_KEY_MODES
     + b"\x1b[?1049h\x1b[?1049l"  # the main screen; entering the other one first saves the position to restore

@@ -48,3 +48,8 @@ def test_reset_does_not_restore_a_position_that_an_earlier_program_saved(show):
 
 def test_reset_leaves_the_alternate_screen_and_restores_the_position(show):
     assert show("one\ntwo\n\x1b[?1049h\x1b[10;10Ha page") == ["one", "two", "after the reset"]
+
+
+@pytest.mark.parametrize("string", ["\x1bP+q", "\x1b]0;title", "\x1b_application", "\x1b^message", "\x1bX"])
+def test_reset_ends_a_string_that_a_program_left_open(show, string):
+    assert show(f"one\n\x1b[?1049h a page{string}") == ["one", "after the reset"]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from doubles.bare_repository import make_bare_repository
 from sandbox.cli.patches import find_pager
 
 
@@ -42,3 +43,11 @@ CORE_PAGER_SETTING = "[core]\n\tpager = of-core\n"
 def test_diff_uses_the_pager_of_git_diff(configure, configuration, variables, pager):
     configure(configuration, variables)
     assert find_pager() == pager
+
+
+def test_pager_of_a_bare_repository_in_the_working_tree_is_not_used(configure, tmp_path, monkeypatch):
+    """A patch can add such a directory."""
+    configure(CORE_PAGER_SETTING, {})
+    bare = make_bare_repository(tmp_path / "docs", "[core]\n\tpager = of-patch\n")
+    monkeypatch.chdir(bare)
+    assert find_pager() == "of-core"

@@ -65,7 +65,10 @@ def test_partial_sequence_is_passed_on():
         (b"\x1b[5i", rb"\x1b\[4i"),  # output to a printer
         (b"\x1b(0\x0e", rb"\x0f\x1b\(B"),  # line drawing characters instead of letters
         (b"\x1b]8;;https://example.org\x1b\\", rb"\x1b\]8;;\x1b\\"),
-        (b"\x1b[?2l", rb"^\x18\x1b<"),  # VT52 mode, which has other sequences
+        (b"\x1bP+q", rb"^\x18\x1b\x03\x1b\\"),  # a string, which some terminals end only at its terminator
+        (b"\x1b[?38h", rb"^\x18\x1b\x03"),  # Tektronix mode
+        (b"\x1b%@", rb"\x1b%G"),  # Latin-1 instead of UTF-8
+        (b"\x1b[?2l", rb"^\x18\x1b\x03\x1b\\\x1b<"),  # VT52 mode, which has other sequences
     ],
 )
 def test_terminal_mode_that_a_program_has_set_is_reset(enabled: bytes, reset: bytes):

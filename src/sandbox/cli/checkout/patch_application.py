@@ -22,7 +22,7 @@ import click
 from sandbox.cli.checkout.user_checkout import SAFE_CONFIG, Checkout, fail_with_git_output, run_git
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.console import escape_name
-from sandbox.cli.patches import ChangedFile
+from sandbox.cli.patches import NO_BARE_REPOSITORY, ChangedFile
 
 _DEFERRED_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _DEFERRED_MESSAGE = b"\nInterrupted; the command ends when git has written the files.\n"
@@ -237,7 +237,7 @@ def _run_in_new_session(directory: Path, *arguments: str) -> tuple[int, bytes]:
     In the same session, ^C could terminate git while it removes files.
     """
     process = subprocess.Popen(
-        ["git", *SAFE_CONFIG, *arguments],  # noqa: S607
+        ["git", *NO_BARE_REPOSITORY, *SAFE_CONFIG, *arguments],  # noqa: S607
         cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip

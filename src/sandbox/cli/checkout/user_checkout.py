@@ -13,6 +13,7 @@ import click
 
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.console import escape_name, escape_text
+from sandbox.cli.patches import NO_BARE_REPOSITORY
 
 GIT_TIMEOUT_SECONDS = 300.0
 GIT_ERROR_LINES_MAX = 20
@@ -187,7 +188,7 @@ def run_git(
     """Run git in a directory and return its output, even if it fails. Exits with an error after GIT_TIMEOUT_SECONDS."""
     try:
         return subprocess.run(
-            ["git", *options, *arguments],  # noqa: S607
+            ["git", *NO_BARE_REPOSITORY, *options, *arguments],  # noqa: S607
             cwd=directory,
             env=environment,
             input=stdin,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +65,7 @@ def init(file: Path, yes: bool, force: bool, overrides: list[Override]) -> None:
     from sandbox.agents import registered_agents
     from sandbox.model.manifest.yaml import write_yaml
 
-    if file.exists() and str(file) != "-" and not force:
+    if os.path.lexists(file) and str(file) != "-" and not force:  # a link may come from an applied patch
         message = f"Error: {escape_text(str(file))} already exists.\n  Overwrite it: add --force, or give another FILE"
         fail(message, ExitCode.CONFLICT)
     if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -84,7 +85,8 @@ def init(file: Path, yes: bool, force: bool, overrides: list[Override]) -> None:
     if str(file) == "-":
         click.echo(text, nl=False)
         return
-    file.write_text(text)
+    with file.open("w" if force else "x") as opened:
+        opened.write(text)
     escaped_name = escape_text(str(file))
     click.echo(f"Wrote {escaped_name}.", err=True)
     if PROMPT_PLACEHOLDER in text:

@@ -96,6 +96,13 @@ def test_existing_file_is_not_overwritten(run_cli, checkout):
     assert run_cli("init", "--yes", "--force", cwd=checkout).returncode == 0
 
 
+def test_dangling_link_is_not_followed(run_cli, checkout, tmp_path):
+    """An applied patch may contain the link."""
+    (checkout / "task.yaml").symlink_to(tmp_path / "elsewhere")
+    assert run_cli("init", "--yes", cwd=checkout).returncode == 4
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_init_without_a_terminal_does_not_prompt(run_cli, checkout):
     result = run_cli("init", cwd=checkout)
     assert (result.returncode, b"--yes" in result.stderr) == (2, True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from doubles.bare_repository import make_bare_repository
 from doubles.deployment import git, wait_until
 from doubles.fake_api import ApiResponse, error_response, json_response, sse_response
 from doubles.sample_task import TASK_ID, task_events, task_status
@@ -705,6 +706,28 @@ def test_programs_configured_in_the_checkout_are_not_executed(api, completed_tas
     result = run_cli("run", "Go.", "--include-dirty", "--apply", cwd=checkout)
     assert (result.returncode, marker.exists()) == (0, False), result.stderr
     assert (checkout / "new.txt").read_text() == "new\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["run", "Go.", "--include-dirty"], "cannot use bare repository"),
+        (["task", "apply", TASK_ID], "cannot use bare repository"),
+        (["init", "--yes"], "is not in a git checkout"),
+    ],
+)
+def test_bare_repository_in_the_working_tree_is_not_used(api, completed_task, run_cli, checkout, command, message):
+    """A patch can add such a directory, and git would run the programs in its configuration."""
+    marker = checkout.parent / "ran"
+    program = f"touch {marker}; cat"
+    configuration = (
+        f'[core]\n\tworktree = .\n\tfsmonitor = {program}\n[filter "x"]\n\tclean = {program}\n\tsmudge = {program}\n'
+    )
+    tools = make_bare_repository(checkout / "tools", configuration)
+    (tools / ".gitattributes").write_text("* filter=x\n")
+    result = run_cli(*command, cwd=tools)
+    assert (result.returncode, marker.exists()) == (2, False), result.stderr
+    assert message in result.stderr.decode()
 
 
 def test_run_outside_a_checkout_is_a_usage_error(run_cli, tmp_path):
