@@ -13,6 +13,7 @@ import stat
 import subprocess
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import NamedTuple
@@ -43,10 +44,11 @@ class FileBackup:
 
     def __init__(self, root: Path, git_directory: Path, paths: Collection[str]) -> None:
         self._root = root
-        inside = [path for path in paths if _is_inside(root, path, paths)]
-        self._states = {path: state for path in inside if (state := _file_state(root, path))}
+        links = _find_links(root, paths)
+        inside = [path for path in paths if _is_inside(path, paths, links)]
+        self._states = {path: state for path in inside if (state := _file_state(root, path, links))}
         self._absent = [path for path in inside if path not in self._states]
-        parents = {str(parent) for path in self._absent for parent in PurePosixPath(path).parents}
+        parents = _directories_above(self._absent)
         self._new_directories = sorted((root / one for one in parents if not _is_directory(root / one)), reverse=True)
         self.was_interrupted = False
         self._directory = Path(mkdtemp(prefix="sandbox-kept-", dir=git_directory))
@@ -67,13 +69,13 @@ class FileBackup:
         """
         failed = []
         for path in self._absent:
-            if _file_state(self._root, path) and not self._move(self._root, self.replaced, path):
+            if self._state_now(path) and not self._move(self._root, self.replaced, path):
                 failed.append(path)
         for directory in self._new_directories:
             with suppress(OSError):  # missing, or contains a file of another process
                 directory.rmdir()
         for path, before in self._states.items():
-            now = _file_state(self._root, path)
+            now = self._state_now(path)
             if now == before:
                 (self.copies / path).unlink()
             elif (now and not self._move(self._root, self.replaced, path)) or not self._move(
@@ -81,6 +83,9 @@ class FileBackup:
             ):
                 failed.append(path)
         return failed
+
+    def _state_now(self, path: str) -> _FileState | None:
+        return _file_state(self._root, path, _find_links(self._root, (path,)))
 
     def _move(self, source: Path, target: Path, path: str) -> bool:
         """Move a file; return whether that succeeded. Renames it if possible, because that needs no disk space."""
@@ -133,7 +138,7 @@ def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterat
             signal.raise_signal(received_signals[0])
 
 
-def _is_inside(root: Path, path: str, paths: Collection[str]) -> bool:
+def _is_inside(path: str, paths: Collection[str], links: Collection[str]) -> bool:
     """Return whether git would write this path.
 
     It must be in the checkout, not in `.git`, and not under a symlink, except one that is in `paths`.
@@ -141,20 +146,34 @@ def _is_inside(root: Path, path: str, paths: Collection[str]) -> bool:
     pure_path = PurePosixPath(path)
     if pure_path.is_absolute() or any(part == ".." or part.lower() == ".git" for part in pure_path.parts):
         return False
-    return all(str(link) in paths for link in _links_above(root, path))
+    return not links or all(parent in paths for parent in _parents(path) if parent in links)
 
 
-def _links_above(root: Path, path: str) -> list[PurePosixPath]:
-    return [parent for parent in list(PurePosixPath(path).parents)[:-1] if (root / parent).is_symlink()]
+def _find_links(root: Path, paths: Collection[str]) -> set[str]:
+    """Return the directories above the paths that are symbolic links."""
+    return {directory for directory in _directories_above(paths) if (root / directory).is_symlink()}
+
+
+def _directories_above(paths: Collection[str]) -> set[str]:
+    found: set[str] = set()
+    for path in paths:
+        found.update(takewhile(lambda parent: parent not in found, _parents(path)))
+    return found
+
+
+def _parents(path: str) -> Iterator[str]:
+    """Yield the directories above a path, innermost first, without the root."""
+    while path := path.rpartition("/")[0]:
+        yield path
 
 
 def _is_directory(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def _file_state(root: Path, path: str) -> _FileState | None:
+def _file_state(root: Path, path: str, links: Collection[str]) -> _FileState | None:
     """Return the state of a file or symlink; None if the path does not exist or leads through a symlink."""
-    if _links_above(root, path):
+    if links and any(parent in links for parent in _parents(path)):
         return None
     try:
         file_stat = (root / path).lstat()
@@ -186,7 +205,7 @@ def apply_patch(checkout: Checkout, patch: Path, *, should_stage: bool = True, a
     """
     index_options = ["--index"] if should_stage else []
     paths = _patched_paths(checkout, patch)
-    if links := {str(link) for path in paths for link in _links_above(checkout.root, path)} - paths:
+    if links := _find_links(checkout.root, paths) - paths:
         names = ", ".join(map(escape_name, sorted(links)))
         fail(
             "Error: The patch writes files below a symbolic link in this checkout, so nothing was applied. "
