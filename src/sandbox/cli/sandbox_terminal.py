@@ -52,14 +52,14 @@ _CHUNK_BYTES = 4096
 _POP_KEY_MODES = b"\x1b[<99u"  # each screen has a stack of key modes
 _RESET = (
     b"\x18\x1b\x03\x1b\\\x1b<"  # abort a partial sequence, leave Tektronix mode, end a partial string, leave VT52 mode
-    b"\x1b%G"  # UTF-8; otherwise, bytes of letters would be control characters
+    b"\x1b%G\x1b F"  # UTF-8, so bytes of letters are no control characters; replies of 7-bit characters
     b"\x1b[4i\x1b[?4i"  # output goes to the screen, not to a printer
     + _POP_KEY_MODES
     + b"\x1b[?1049h\x1b[?1049l"  # the main screen; entering the other one first saves the position to restore
     + _POP_KEY_MODES
     + b"\x1b[=0u\x1b[>0m\x1b[>1m\x1b[>2m\x1b[>4m"  # keys send their usual codes
     b"\x1b[?9;1000;1001;1002;1003l\x1b[?1004;1005;1006;1015;1016l"  # no mouse or focus reports
-    b"\x1b[?2004;2026;2031;2048;5522;9001l"  # no paste, color or size reports; no delayed output
+    b"\x1b[?67;2004;2026;2031;2048;5522;9001l"  # no paste, color or size reports; no delayed output
     b"\x1b[!p\x1b7\x1b[?6;69l\x1b[r\x1b8"  # soft reset; no margins (some terminals then move the cursor)
     b"\x1b[2;4;20l\x1b[12h\x1b[?5l\x1b[?7;25h"  # keyboard unlocked, no local echo; wrapping, visible cursor
     b"\x0f\x1b(B\x1b]8;;\x1b\\\x1b[0m\x1b>\x1b[?1l\r"  # ASCII, no link, no colors, normal keypad

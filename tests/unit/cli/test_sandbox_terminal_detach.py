@@ -67,6 +67,8 @@ def test_partial_sequence_is_passed_on():
         (b"\x1b]8;;https://example.org\x1b\\", rb"\x1b\]8;;\x1b\\"),
         (b"\x1bP+q", rb"^\x18\x1b\x03\x1b\\"),  # a string, which some terminals end only at its terminator
         (b"\x1b[?38h", rb"^\x18\x1b\x03"),  # Tektronix mode
+        (b"\x1b G", rb"\x1b F"),  # replies of 8-bit characters
+        (b"\x1b[?67h", rb"\x1b\[\?([0-9]+;)*67(;[0-9]+)*l"),  # the backspace key
         (b"\x1b%@", rb"\x1b%G"),  # Latin-1 instead of UTF-8
         (b"\x1b[?2l", rb"^\x18\x1b\x03\x1b\\\x1b<"),  # VT52 mode, which has other sequences
     ],

@@ -310,7 +310,7 @@ class ClaudeOutputParser:
         self._is_initialized = True
         init = read_init(line)
         servers = {sanitize(server.name): sanitize(server.status) for server in init.mcp_servers[:INIT_SERVERS_MAX]}
-        yield ClaudeReady(frozenset(map(sanitize, init.tools[:INIT_TOOLS_MAX])), servers)
+        yield ClaudeReady(frozenset(map(_LineBudget().sanitize_any_name, init.tools[:INIT_TOOLS_MAX])), servers)
 
     def _start_turn(self, event: StreamEvent) -> Iterator[AgentEvent]:
         if event.type != "assistant":
@@ -377,14 +377,14 @@ def _retry_message(retry: ApiRetryEvent) -> str:
 
 
 class _LineBudget:
-    """The number of characters, and of field names that are not ASCII, that the remaining events may contain."""
+    """The number of characters, and of names that are not printable ASCII, that the rest of a line may contain."""
 
     def __init__(self) -> None:
         self.characters_left = LINE_TEXT_CHARACTERS_MAX
         self._unusual_names_left = _UNUSUAL_NAMES_MAX
 
-    def sanitize_field_name(self, name: str) -> str:
-        """Return the name of an input field for display. The agent may choose any name."""
+    def sanitize_any_name(self, name: str) -> str:
+        """Return a name of any characters for display. Beyond _UNUSUAL_NAMES_MAX, it becomes ASCII, which is fast."""
         if name.isascii() and name.isprintable():
             return name[:SHORT_TEXT_CHARACTERS_MAX]
         self._unusual_names_left -= 1
@@ -439,7 +439,7 @@ def _convert_agent_block(
     elif block.type == "thinking" and (text := read_string(block.thinking) or "").strip():
         yield AgentMessage(budget.cut(text), "thinking", parent_id, budget.omitted_characters)
     elif block.type == "tool_use" and block.id:
-        yield _convert_tool_use(block, parent_id, budget, line_budget.sanitize_field_name)
+        yield _convert_tool_use(block, parent_id, budget, line_budget.sanitize_any_name)
 
 
 def _convert_user_message(event: StreamEvent, line_budget: _LineBudget) -> Iterator[ConversationEvent]:
@@ -472,14 +472,14 @@ def _convert_prompt(text: str, parent_id: str, line_budget: _LineBudget) -> Iter
 
 
 def _convert_tool_use(
-    block: ContentBlock, parent_id: str | None, budget: _TextBudget, sanitize_field_name: Callable[[str], str]
+    block: ContentBlock, parent_id: str | None, budget: _TextBudget, sanitize_any_name: Callable[[str], str]
 ) -> ToolCallStarted:
     fields = read_fields(block.input)
     texts = {name: text for name, value in islice(fields.items(), _INPUT_FIELDS_MAX) if (text := to_text(value))}
     summary = _summarize(fields)
     command = budget.cut(texts.pop("command")) if block.name == "Bash" and "command" in texts else None
     edits = tuple(_pop_edits(block.name, texts, budget))
-    others = {sanitize_field_name(name): budget.cut(text) for name, text in texts.items()}
+    others = {sanitize_any_name(name): budget.cut(text) for name, text in texts.items()}
     return ToolCallStarted(
         tool=sanitize_name(block.name),
         tool_use_id=sanitize_name(block.id),

@@ -98,6 +98,16 @@ def unprintable_names(size_bytes):
     return line(type="assistant", message={"id": "m", "content": blocks})
 
 
+def test_long_list_of_unprintable_tools_is_parsed_quickly():
+    tools = [f"\x7f{'/' * 248}{number:07}" for number in range(INIT_TOOLS_MAX)]
+    flood = line(type="system", subtype="init", tools=["mcp__büro__x", *tools])
+    started_at = time.process_time()
+    ready, _ = ClaudeOutputParser(SESSION).parse_line(flood)
+    assert time.process_time() - started_at < 0.4
+    assert {"mcp__büro__x", f" {'/' * 248}0000000"} < ready.tools
+    assert len(ready.tools) == INIT_TOOLS_MAX
+
+
 def test_line_of_unprintable_names_is_parsed_quickly():
     """The runner enforces no limits and the server answers no requests while a line is parsed."""
     flood, recorded = unprintable_names(16_000_000), unprintable_names(800_000)
