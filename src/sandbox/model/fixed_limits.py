@@ -328,9 +328,9 @@ A waiting task uses two file descriptors.
 """
 
 UNFINISHED_MANIFEST_BYTES_MAX = 128 * 1024 * 1024
-"""Maximum total size of the manifests of all unfinished tasks; another submission gets 503.
+"""Maximum total size of the manifests of all unfinished tasks, plus 64 bytes per value; another submission gets 503.
 
-In memory, they use up to four times as much.
+In memory, they use up to four times as much, because of characters beyond U+FFFF.
 """
 
 QUEUE_OVERTAKES_MAX = 10

@@ -238,5 +238,10 @@ class UnfinishedTaskLimit:
         self._total_bytes += size_bytes
 
 
+_VALUE_BYTES = 64
+
+
 def _size_bytes(manifest: Manifest) -> int:
-    return len(msgspec.json.encode(manifest, enc_hook=encode_manifest))
+    """Return the size of the encoded manifest, plus _VALUE_BYTES for each value: short values use more in memory."""
+    encoded = msgspec.json.encode(manifest, enc_hook=encode_manifest)
+    return len(encoded) + _VALUE_BYTES * sum(map(encoded.count, (b",", b"[", b"{")))
