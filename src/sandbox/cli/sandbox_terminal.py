@@ -49,22 +49,36 @@ _NO_TERMINAL = "no_terminal"
 _UNAVAILABLE = "service_unavailable"
 _STATES_BEFORE_RUNNING = frozenset(STATE_ORDER[: STATE_ORDER.index(TaskState.RUNNING)])
 _CHUNK_BYTES = 4096
+_UTF_8_AND_SHORT_REPLIES = b"\x1b%G\x1b F"
+"""UTF-8, so bytes of letters are no control characters, and replies of 7-bit characters."""
+
+_NO_MOUSE_REPORTS = b"\x1b[?9;1000;1001;1002;1003l\x1b[?1004;1005;1006;1015;1016l"
+"""Disables reports of the mouse and of the focus."""
+
 _POP_KEY_MODES = b"\x1b[<99u"  # each screen has a stack of key modes
 _RESET = (
     b"\x18\x1b\x03\x1b\\\x1b<"  # abort a partial sequence, leave Tektronix mode, end a partial string, leave VT52 mode
-    b"\x1b%G\x1b F"  # UTF-8, so bytes of letters are no control characters; replies of 7-bit characters
-    b"\x1b[4i\x1b[?4i"  # output goes to the screen, not to a printer
+    + _UTF_8_AND_SHORT_REPLIES
+    + b"\x1b[4i\x1b[?4i"  # output goes to the screen, not to a printer
     + _POP_KEY_MODES
     + b"\x1b[?1049h\x1b[?1049l"  # the main screen; entering the other one first saves the position to restore
     + _POP_KEY_MODES
     + b"\x1b[=0u\x1b[>0m\x1b[>1m\x1b[>2m\x1b[>4m"  # keys send their usual codes
-    b"\x1b[?9;1000;1001;1002;1003l\x1b[?1004;1005;1006;1015;1016l"  # no mouse or focus reports
-    b"\x1b[?67;2004;2026;2031;2048;5522;9001l"  # no paste, color or size reports; no delayed output
+    + _NO_MOUSE_REPORTS
+    + b"\x1b[?67;2004;2026;2031;2048;5522;9001l"  # no paste, color or size reports; no delayed output
     b"\x1b[!p\x1b7\x1b[?6;69l\x1b[r\x1b8"  # soft reset; no margins (some terminals then move the cursor)
     b"\x1b[2;4;20l\x1b[12h\x1b[?5l\x1b[?7;25h"  # keyboard unlocked, no local echo; wrapping, visible cursor
     b"\x0f\x1b(B\x1b]8;;\x1b\\\x1b[0m\x1b>\x1b[?1l\r"  # ASCII, no link, no colors, normal keypad
 )
 """Resets what a program may have left enabled, without clearing the screen."""
+
+
+def _reset_sequence(environment: Mapping[str, str]) -> bytes:
+    """Return the reset, also for the terminal around GNU screen, which passes device control strings on to it."""
+    if not environment.get("TERM", "").startswith("screen"):
+        return _RESET
+    return _RESET + b"\x1bP" + _UTF_8_AND_SHORT_REPLIES + _NO_MOUSE_REPORTS + b"\x1b\\"
+
 
 _NEXT_LINE_AND_ERASE_BELOW = b"\r\n\x1b[J"
 """Keeps a message from being printed over what a full-screen program left below the cursor."""
@@ -299,7 +313,7 @@ def _raw_mode(descriptor: int) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            _write_all(sys.stdout.fileno(), _RESET)
+            _write_all(sys.stdout.fileno(), _reset_sequence(os.environ))
             _discard_replies(descriptor)
         termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
 

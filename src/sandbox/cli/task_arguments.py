@@ -18,7 +18,7 @@ from sandbox.cli.errors import ExitCode, fail, print_error
 from sandbox.cli.options import current_options
 from sandbox.cli.output.console import escape_name, escape_text, print_json, terminal_width
 from sandbox.cli.output.formatting import pluralize, state_text
-from sandbox.model.task_names_and_ids import is_generated_id, is_generated_id_prefix
+from sandbox.model.task_names_and_ids import is_generated_id, is_generated_id_prefix, is_task_id
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -98,14 +98,14 @@ def find_task_id(connect: Callable[[], Client], text: str) -> str:
 
     with connect() as client:
         try:
-            return client.status(text)["id"]
+            client.status(text)
         except TaskNotFoundError:
             if len(text) < PREFIX_CHARACTERS_MIN:
                 advice = f"Give at least {PREFIX_CHARACTERS_MIN} characters of a generated id."
                 fail(f"Error: There is no such task. {advice}", ExitCode.NOT_FOUND)
             with suppress(InvalidRequestError):  # an older server cannot search
                 return _find_by_prefix(client, text)
-    return text
+    return text  # never an id from the response: it names files, and the server may be untrusted
 
 
 def _fail_not_found(error: TaskNotFoundError, task_id: str) -> NoReturn:
@@ -188,10 +188,8 @@ def _complete_task_id(ctx: click.Context, parameter: click.Parameter, incomplete
 
     # A shell completion cannot report errors.
     described = {task["id"]: f"{task['state']}  {task['name']}" for task in _latest_tasks(current_options(ctx))}
-    # Do not offer ids with unprintable characters, because such characters must not be inserted into a command line.
-    candidates = [
-        task_id for task_id in described if task_id.startswith(incomplete) and escape_text(task_id) == task_id
-    ]
+    # Offer only valid ids: a shell would execute other text if the server is untrusted.
+    candidates = [task_id for task_id in described if task_id.startswith(incomplete) and is_task_id(task_id)]
     return [CompletionItem(task_id, help=escape_text(described[task_id])) for task_id in candidates]
 
 

@@ -1,12 +1,13 @@
 """The TASK_ID argument: a full id, or a prefix of a generated id."""
 
+import hashlib
 import json
 
 import click
 import pytest
 
 from doubles.deployment import git
-from doubles.fake_api import error_response, json_response
+from doubles.fake_api import ApiResponse, error_response, json_response
 from doubles.sample_task import task_status
 from sandbox.cli import main
 
@@ -99,6 +100,17 @@ def test_exact_id_takes_precedence_over_a_prefix(run_cli, api, set_search_result
     api.on("GET", "/tasks/5e17", json_response(task_status("running", task_id="5e17")))
     assert run_cli("task", "status", "5e17").stdout.startswith(b"Task        5e17\n")
     assert api.requests_to("GET", "/tasks") == []
+
+
+def test_id_in_a_response_does_not_become_the_name_of_a_directory(run_cli, api, tmp_path):
+    """A hostile server could replace the configuration of git."""
+    entry = {"name": "config", "path": "config", "contains_secret": False, "checksum": ""}
+    api.on("GET", "/tasks/5e173eb5", json_response(task_status("completed", task_id=".git")))
+    api.on("GET", "/tasks/5e173eb5/artifacts", json_response({"artifacts": [entry]}))
+    headers = {"X-Checksum-SHA256": hashlib.sha256(b"x").hexdigest()}
+    api.on("GET", "/tasks/5e173eb5/artifacts/config", ApiResponse(200, [b"x"], headers))
+    run_cli("task", "download", "5e173eb5", "--all")
+    assert [path.name for path in tmp_path.glob("*") if path.is_dir() and list(path.glob("config"))] == ["5e173eb5"]
 
 
 @pytest.mark.parametrize("text", ["5", "1d", "5e1"])

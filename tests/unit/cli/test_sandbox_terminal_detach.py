@@ -77,6 +77,15 @@ def test_terminal_mode_that_a_program_has_set_is_reset(enabled: bytes, reset: by
     assert re.search(reset, sandbox_terminal._RESET) is not None, enabled
 
 
+@pytest.mark.parametrize(("term", "is_passed_on"), [("screen.xterm-256color", True), ("xterm", False), (None, False)])
+def test_terminal_around_gnu_screen_is_reset_too(term, is_passed_on):
+    sequence = sandbox_terminal._reset_sequence({} if term is None else {"TERM": term})
+    assert sequence.startswith(sandbox_terminal._RESET)
+    rest = sequence.removeprefix(sandbox_terminal._RESET)
+    assert bool(re.fullmatch(rb"\x1bP\x1b%G[^\\]*1003l[^\\]*\x1b\\", rest)) is is_passed_on
+    assert bool(rest) is is_passed_on
+
+
 def test_reset_does_not_clear_the_screen():
     assert re.search(rb"\x1bc|\x1b\[[0-9]*J", sandbox_terminal._RESET) is None
 

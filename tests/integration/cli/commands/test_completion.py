@@ -45,7 +45,8 @@ def test_bash_completes_commands_options_and_their_values(complete):
 
 
 def test_bash_completes_task_ids(complete, api):
-    tasks = [task_status("running", task_id=task_id) for task_id in ("fix-1", "fix-2", "other", "fix-\x1b[31m")]
+    invalid = ("fix-\x1b[31m", "fix-;touch${IFS}ran", "fix-$(touch${IFS}ran)", "fix-..")
+    tasks = [task_status("running", task_id=task_id) for task_id in ("fix-1", "fix-2", "other", *invalid)]
     api.on("GET", "/tasks", json_response({"tasks": tasks, "total_count": 4}))
     assert complete("sandbox", "task", "status", "fix") == ["fix-1", "fix-2"]
 
