@@ -157,6 +157,11 @@ def _binary_summary(headers: Sequence[str], contents: Sequence[str]) -> str:
         change = f"changed, {old_bytes} to {new_bytes} bytes"
     else:
         change = "changed"  # the patch contains only the difference, so its size is not the file's
+    mode = fields.get("new file mode") or fields.get("new mode") or ""
+    if mode.endswith("755"):
+        change += ", executable"
+    elif "new mode" in fields:
+        change += f", mode {mode}"
     return f"Binary file {path}: {change}"
 
 

@@ -55,7 +55,7 @@ def test_hunk_with_wrong_line_count_is_accepted():
     ]
 
 
-def make_patch(directory, changes):
+def make_patch(directory, changes, executable=()):
     """Return the lines of git's binary patch for the changes of a repository that has `old.bin`, `gone.bin`, `text`."""
 
     def git(*arguments):
@@ -72,6 +72,8 @@ def make_patch(directory, changes):
             (directory / name).unlink()
         else:
             (directory / name).write_bytes(content)
+    for name in executable:
+        (directory / name).chmod(0o755)
     git("add", "--all")
     return git("diff", "--cached", "--binary", "--full-index").decode(errors="surrogateescape").splitlines()
 
@@ -88,6 +90,16 @@ def test_each_binary_file_is_one_line(tmp_path):
     assert lines[3:-1][0] == "diff --git a/text b/text"
     assert lines[-3:-1] == ["-one", "+two"]
     assert "GIT binary patch" not in lines
+
+
+def test_executable_binary_file_is_marked(tmp_path):
+    """A script that contains a NUL byte is binary, and a shell still runs it."""
+    changes = {"new.sh": b"#!/bin/sh\n\0", "old.bin": b"\0new"}
+    lines = list(summarize_binary_files(make_patch(tmp_path, changes, executable=changes)))
+    assert [line for line in lines if line.startswith("Binary file")] == [
+        "Binary file new.sh: added, 11 bytes, executable",
+        "Binary file old.bin: changed, 256 to 4 bytes, executable",
+    ]
 
 
 def test_patch_of_text_files_is_unchanged(tmp_path):
