@@ -288,3 +288,15 @@ def test_agents_are_named_in_their_packages_only(root: Path):
     }
     assert found == set(MODULES_THAT_NAME_AN_AGENT)
     assert len(MODULES_THAT_NAME_AN_AGENT) <= 10
+
+
+def test_python_processes_do_not_import_from_the_current_directory(trees: dict[Path, ast.Module]):
+    """Commands run in checkouts, whose files may come from anyone."""
+    commands = [
+        node.elts
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.List | ast.Tuple) and node.elts and ast.unparse(node.elts[0]) == "sys.executable"
+    ]
+    assert len(commands) > 8
+    assert [ast.unparse(words[1]) for words in commands if not ast.literal_eval(words[1]).startswith("-I")] == []

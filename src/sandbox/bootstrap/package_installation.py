@@ -105,7 +105,7 @@ def install_npm_packages() -> None:
     part.mkdir(parents=True)
     for name in PACKAGE_FILES:
         shutil.copy(npm_packages_source() / name, part / name)
-    argv = [sys.executable, "-c", _NPM, "ci", "--prefix", str(part), *_NPM_OPTIONS]
+    argv = [sys.executable, "-I", "-c", _NPM, "ci", "--prefix", str(part), *_NPM_OPTIONS]
     environment = {**os.environ, "NODE_USE_SYSTEM_CA": "1"}
     try:
         completed = subprocess.run(

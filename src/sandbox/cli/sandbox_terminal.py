@@ -59,7 +59,8 @@ _POP_KEY_MODES = b"\x1b[<99u"  # each screen has a stack of key modes
 _RESET = (
     b"\x18\x1b\x03\x1b\\\x1b<"  # abort a partial sequence, leave Tektronix mode, end a partial string, leave VT52 mode
     + _UTF_8_AND_SHORT_REPLIES
-    + b"\x1b[4i\x1b[?4i"  # output goes to the screen, not to a printer
+    + b"\x1bP0;1|\x1b\\\x1b[?1051;1052;1053;1060;1061l"  # no keys that type text which a program has chosen
+    b"\x1b[4i\x1b[?4i"  # output goes to the screen, not to a printer
     + _POP_KEY_MODES
     + b"\x1b[?1049h\x1b[?1049l"  # the main screen; entering the other one first saves the position to restore
     + _POP_KEY_MODES
@@ -67,7 +68,7 @@ _RESET = (
     + _NO_MOUSE_REPORTS
     + b"\x1b[?67;2004;2026;2031;2048;5522;9001l"  # no paste, color or size reports; no delayed output
     b"\x1b[!p\x1b7\x1b[?6;69l\x1b[r\x1b8"  # soft reset; no margins (some terminals then move the cursor)
-    b"\x1b[2;4;20l\x1b[12h\x1b[?5l\x1b[?7;25h"  # keyboard unlocked, no local echo; wrapping, visible cursor
+    b"\x1b[2;4;20l\x1b[12h\x1b[?5l\x1b[?7;8;25h\x1b[0 q"  # unlocked keys, no local echo; wrapping, usual cursor
     b"\x0f\x1b(B\x1b]8;;\x1b\\\x1b[0m\x1b>\x1b[?1l\r"  # ASCII, no link, no colors, normal keypad
 )
 """Resets what a program may have left enabled, without clearing the screen."""

@@ -96,7 +96,7 @@ def start_background_servers(ports: Mapping[str, int]) -> dict[str, str]:
     options = [f"--{name.replace('_', '-')}={number}" for name, number in ports.items()]
     with (directory / "log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sandbox.demo.background_servers", f"--directory={directory}", *options],
+            [sys.executable, "-I", "-m", "sandbox.demo.background_servers", f"--directory={directory}", *options],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
         )  # fmt: skip
     assert process.stdout is not None

@@ -87,8 +87,8 @@ def start_server(
 def start_module(
     module: str, *arguments: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Run `python -m module`; yield the JSON in its first output line. Raises SandboxError if it does not start."""
-    command = [sys.executable, "-m", module, *arguments]
+    """Run `python -I -m module`; yield the JSON in its first output line. Raises SandboxError if it does not start."""
+    command = [sys.executable, "-I", "-m", module, *arguments]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from doubles.deployment import wait_until
-from sandbox.demo.walkthrough import next_steps
+from sandbox.demo.walkthrough import next_steps, start_module
 
 
 @pytest.fixture
@@ -69,3 +69,13 @@ def test_next_steps_set_path_only_if_the_command_is_not_found_on_path(monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path))
     assert f"  export PATH={installed.parent}:$PATH\n" in next_steps()
     assert "export ANTHROPIC_API_KEY" in next_steps()
+
+
+def test_demo_does_not_import_from_the_current_directory(tmp_path, monkeypatch):
+    """The user may run it in a checkout whose files come from anyone."""
+    (tmp_path / "sandbox").mkdir()
+    (tmp_path / "sandbox" / "__init__.py").write_text("raise SystemExit('imported from the current directory')\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "git").mkdir()
+    with start_module("sandbox.demo.git_server", "--directory", str(tmp_path / "git")) as message:
+        assert message["url"].startswith("http://127.0.0.1:")

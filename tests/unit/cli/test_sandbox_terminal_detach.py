@@ -67,6 +67,10 @@ def test_partial_sequence_is_passed_on():
         (b"\x1b]8;;https://example.org\x1b\\", rb"\x1b\]8;;\x1b\\"),
         (b"\x1bP+q", rb"^\x18\x1b\x03\x1b\\"),  # a string, which some terminals end only at its terminator
         (b"\x1b[?38h", rb"^\x18\x1b\x03"),  # Tektronix mode
+        (b"\x1bP0;1|17/6c730a\x1b\\", rb"\x1bP0;1\|\x1b\\"),  # a key that types a command line
+        (b"\x1b[?1061h", rb"\x1b\[\?([0-9]+;)*1061(;[0-9]+)*l"),  # the keyboard of a VT220
+        (b"\x1b[?8l", rb"\x1b\[\?([0-9]+;)*8(;[0-9]+)*h"),  # keys that do not repeat
+        (b"\x1b[5 q", rb"\x1b\[0 q"),  # the shape of the cursor
         (b"\x1b G", rb"\x1b F"),  # replies of 8-bit characters
         (b"\x1b[?67h", rb"\x1b\[\?([0-9]+;)*67(;[0-9]+)*l"),  # the backspace key
         (b"\x1b%@", rb"\x1b%G"),  # Latin-1 instead of UTF-8
