@@ -103,8 +103,8 @@ def _compile_segment(part: str) -> re.Pattern[str]:
 TEMPORARY_FILE_NAME = ".sandbox.part"
 """Name of a file while it is being copied; no artifact gets this name."""
 
-_RESERVED_NAMES = (TEMPORARY_FILE_NAME, ".git", "commondir")
-"""Names in lower case that no artifact gets. With `.git`, or with `commondir` and `HEAD`, git would run commands from
+_RESERVED_NAMES = (TEMPORARY_FILE_NAME, ".git", "commondir", "head")
+"""Names in lower case that no artifact gets. With `.git`, or with `HEAD` and other files, git would run commands from
 files in the directory to which a user downloads the artifacts.
 """
 

@@ -90,11 +90,11 @@ def test_many_equal_names_are_numbered_quickly():
 
 
 def test_no_artifact_gets_a_name_that_git_reads():
-    """Git would follow a file `.git` or `commondir` in the directory of a download."""
+    """Git would follow a file `.git`, or use a directory that contains `HEAD`, in the directory of a download."""
     names = ArtifactNames(frozenset())
     paths = (b".git", b"out/.Git", b"out/x.git", b".gitignore", b"commondir", b"out/CommonDir", b"out/HEAD")
     allocated = [names.allocate(path) for path in paths]
-    assert allocated == [".git-2", "out__.Git", "x.git", ".gitignore", "commondir-2", "out__CommonDir", "HEAD"]
+    assert allocated == [".git-2", "out__.Git", "x.git", ".gitignore", "commondir-2", "out__CommonDir", "out__HEAD"]
 
 
 def test_names_are_unique_on_a_file_system_that_ignores_case():
