@@ -98,14 +98,14 @@ def find_task_id(connect: Callable[[], Client], text: str) -> str:
 
     with connect() as client:
         try:
-            client.status(text)
+            client.status(text)  # ignore the id in the response: commands use ids as file names
         except TaskNotFoundError:
             if len(text) < PREFIX_CHARACTERS_MIN:
                 advice = f"Give at least {PREFIX_CHARACTERS_MIN} characters of a generated id."
                 fail(f"Error: There is no such task. {advice}", ExitCode.NOT_FOUND)
             with suppress(InvalidRequestError):  # an older server cannot search
                 return _find_by_prefix(client, text)
-    return text  # never an id from the response: it names files, and the server may be untrusted
+    return text
 
 
 def _fail_not_found(error: TaskNotFoundError, task_id: str) -> NoReturn:

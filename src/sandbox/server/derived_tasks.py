@@ -113,6 +113,7 @@ _MESSAGE_CHARACTERS_MAX = 8_000
 _OUTPUT_CHARACTERS_MAX = 600
 _SUMMARY_CHARACTERS_MAX = 300
 _SUBAGENT_CALLS_MAX = 10_000
+"""Maximum number of subagents' calls whose results are left out. Beyond that, the oldest call is forgotten."""
 _SEPARATOR = "\n\n"
 _INDENT = "  "
 OMISSION_NOTE = "[The beginning of the conversation is omitted.]"

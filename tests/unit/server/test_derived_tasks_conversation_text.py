@@ -42,6 +42,12 @@ def test_main_conversation_is_rendered():
     ]
 
 
+def test_number_of_remembered_calls_of_subagents_is_bounded():
+    calls = [e.ToolCallStarted("Bash", f"t{number}", parent_tool_use_id="t") for number in range(10_001)]
+    rendered = render(*calls, e.ToolResult("t0", "forgotten"), e.ToolResult("t1", "of a subagent"))
+    assert rendered == "Tool result: forgotten"
+
+
 def test_conversation_converted_from_output_of_an_earlier_version_is_rendered():
     output = e.Output.from_bytes("stdout", b"{}\n")
     record = e.Record(1, 1, datetime(2026, 1, 29, tzinfo=UTC), output)

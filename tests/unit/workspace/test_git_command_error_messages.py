@@ -102,6 +102,12 @@ def test_long_error_line_is_parsed_quickly(word):
     assert time.process_time() - started < 5
 
 
+def test_only_the_last_lines_are_searched_for_the_cause():
+    hidden, early = "remote branch main not found", "\n" * 1000
+    assert "git reported: fatal: x" in explain_clone_failure(f"{hidden}{early}fatal: x", REPOSITORY, ())
+    assert "no branch 'main'" in explain_clone_failure(f"{early}{hidden}\nfatal: x", REPOSITORY, ())
+
+
 def test_error_after_a_long_url_is_recognized():
     stderr = f"fatal: unable to access 'https://git.example/{'x' * 2000}/': Failed to connect to x port 443"
     assert "cannot be reached" in explain_clone_failure(stderr, REPOSITORY, ())

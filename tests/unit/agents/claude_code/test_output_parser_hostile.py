@@ -132,6 +132,12 @@ def test_input_fields_with_any_name_are_kept():
     assert (started.input, started.omitted_fields) == (fields, 0)
 
 
+def test_names_that_are_not_ascii_are_kept_up_to_a_limit():
+    tools = [f"ü{number}" for number in range(1002)]
+    ready, _ = ClaudeOutputParser(SESSION).parse_line(line(type="system", subtype="init", tools=tools))
+    assert ready.tools == {*tools[:1000], "?1000", "?1001"}
+
+
 def test_input_fields_whose_names_look_the_same_are_counted_as_omitted():
     call = tool_use("t1").replace(b'"input": {}', rb'"input": {"a\u0001": "1", "a\u0002": "2", "b": "3"}')
     *_, started = ClaudeOutputParser(SESSION).parse_line(call)
