@@ -80,10 +80,7 @@ class SessionStore:
     def find(self, secret: str) -> str | None:
         """Return the principal's id, or None if the session is unknown or expired."""
         session = self._sessions.get(_digest(secret))
-        if session is None:
-            return None
-        if session.expires_at_seconds <= self._monotonic():
-            self.close(secret)
+        if session is None or session.expires_at_seconds <= self._monotonic():
             return None
         return session.principal_id
 

@@ -662,6 +662,15 @@ def test_ended_task_has_no_backoff(event):
     assert "another attempt follows in 2 s" in results[-2].task.state_message
 
 
+def test_running_attempt_has_no_backoff():
+    assert [backoff_seconds(result.task) for result in replay(*TO_RUNNING)] == [0.0] * len(TO_RUNNING)
+
+
+def test_failed_attempt_has_no_follow_up_while_its_agent_is_running():
+    results = replay_with(Lifecycle(retries=1), *TO_READY, STARTED, failed(FailureCode.HANG), AGENT_FAILED)
+    assert [next_follow_up(result.task) for result in results[-2:]] == [None, "retry"]
+
+
 def test_failed_agent_is_not_resumed():
     assert next_follow_up(replay_with(Lifecycle(resume=True), *TO_READY, STARTED, AGENT_FAILED)[-1].task) is None
 

@@ -129,18 +129,19 @@ def test_transparent_connection_is_opened_before_the_client_sends():
 
 
 @pytest.mark.parametrize(
-    ("name", "port", "host"),
+    ("name", "port", "host", "reason"),
     [
-        (None, 22, "198.18.0.9"),
-        ("git.example.net", 5432, "git.example.net"),
-        ("example.net", 22, "example.net"),
-        (MODEL, 8080, MODEL),
+        (None, 22, "198.18.0.9", "IP addresses are reachable only with network_mode full."),
+        ("git.example.net", 5432, "git.example.net", "vm.allowed_hosts does not list it at this port."),
+        ("example.net", 22, "example.net", "vm.allowed_hosts does not list it."),
+        (MODEL, 8080, MODEL, "the model is reachable only at the gateway's address."),
     ],
 )
-def test_transparent_connection_to_an_unlisted_host_or_port_is_denied(name, port, host):
+def test_transparent_connection_to_an_unlisted_host_or_port_is_denied(name, port, host, reason):
     denial = decide_transparent_connection(POLICY, name, "198.18.0.9", port)
     assert isinstance(denial, Denial)
     assert (denial.host, denial.port) == (host, port)
+    assert denial.reason.endswith(reason)
 
 
 @pytest.mark.parametrize(
