@@ -201,7 +201,11 @@ _FALSE_VALUES = {"false", "no", "off", "0"}
 
 
 def show_paged(lines: Iterable[str]) -> None:
-    """Show lines on the terminal with git's pager for diffs: GIT_PAGER, pager.diff, core.pager, PAGER, or `less`."""
+    """Show lines on the terminal with git's pager for diffs: GIT_PAGER, pager.diff, core.pager, PAGER, or `less`.
+
+    Only the configuration of the user and the machine counts. The current directory may be a repository from someone
+    else, whose configuration could name any program.
+    """
     pager = find_pager()
     if pager is None:
         for line in lines:
@@ -236,6 +240,7 @@ def _git_output(*arguments: str) -> str | None:
     try:
         completed = subprocess.run(
             ["git", *NO_BARE_REPOSITORY, *arguments],  # noqa: S607
+            cwd="/",
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=GIT_TIMEOUT_SECONDS,

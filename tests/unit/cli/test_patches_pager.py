@@ -3,6 +3,7 @@
 import pytest
 
 from doubles.bare_repository import make_bare_repository
+from doubles.deployment import git
 from sandbox.cli.patches import find_pager
 
 
@@ -43,6 +44,17 @@ CORE_PAGER_SETTING = "[core]\n\tpager = of-core\n"
 def test_diff_uses_the_pager_of_git_diff(configure, configuration, variables, pager):
     configure(configuration, variables)
     assert find_pager() == pager
+
+
+def test_pager_of_the_current_repository_is_not_used(configure, tmp_path, monkeypatch):
+    """A repository that was unpacked from an archive may have any configuration."""
+    configure("", {"PAGER": "of-everything"})
+    git("init", "--quiet", ".", cwd=tmp_path)
+    for key in ("core.pager", "pager.diff"):
+        git("config", key, "of-repository", cwd=tmp_path)
+    assert find_pager() == "of-everything"
+    configure(CORE_PAGER_SETTING, {})
+    assert find_pager() == "of-core"
 
 
 def test_pager_of_a_bare_repository_in_the_working_tree_is_not_used(configure, tmp_path, monkeypatch):

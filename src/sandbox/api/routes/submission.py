@@ -272,7 +272,7 @@ async def _submit_derived_task(
         submissions = context.services.submissions
         if idempotency is not None and not dry_run and (before := await submissions.find_submission(idempotency)):
             return submitted_response(before)
-        changes = parse_json_body(content, request, kind)
+        changes = await fair_client_shares.to_thread(parse_json_body, content, request, kind)
         async with fair_client_shares.thread_slot():  # an earlier task with many artifacts uses megabytes
             planned = await plan(task_id)
         manifest = await fair_client_shares.to_thread(_change_manifest, planned, changes, context)

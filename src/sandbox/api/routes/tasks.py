@@ -367,7 +367,8 @@ async def cancel_task(
     """Cancel a task. The request can be repeated with `force`, which skips the grace period."""
     async with body_memory(request):
         content = await read_body(request)
-        cancel_request = parse_json_body(content, request, CancelRequest, {"reason": reason, "force": force})
+        defaults = {"reason": reason, "force": force}
+        cancel_request = await fair_client_shares.to_thread(parse_json_body, content, request, CancelRequest, defaults)
     require_valid_credentials(request, context.admission)
     cancellation = await context.services.cancellation.cancel(
         task_id, reason=cancel_request.reason, force=cancel_request.force

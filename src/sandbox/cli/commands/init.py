@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,9 +64,8 @@ def init(file: Path, yes: bool, force: bool, overrides: list[Override]) -> None:
     from sandbox.agents import registered_agents
     from sandbox.model.manifest.yaml import write_yaml
 
-    if os.path.lexists(file) and str(file) != "-" and not force:  # a link may come from an applied patch
-        message = f"Error: {escape_text(str(file))} already exists.\n  Overwrite it: add --force, or give another FILE"
-        fail(message, ExitCode.CONFLICT)
+    if str(file) != "-":
+        _require_writable(file, force=force)
     if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
         fail(
             "Error: This command prompts for input and needs a terminal.\n  Use the defaults: add --yes",
@@ -92,6 +90,15 @@ def init(file: Path, yes: bool, force: bool, overrides: list[Override]) -> None:
     if PROMPT_PLACEHOLDER in text:
         click.echo(f"  First describe the work in it: {agent_kind}.prompt", err=True)
     click.echo(f"  Submit it and watch: sandbox task submit {escaped_name} --follow", err=True)
+
+
+def _require_writable(file: Path, *, force: bool) -> None:
+    if file.is_symlink():  # an applied patch or a cloned repository may contain it
+        message = f"Error: {escape_text(str(file))} is a symbolic link.\n  Remove the link, or give another FILE"
+        fail(message, ExitCode.CONFLICT)
+    if file.exists() and not force:
+        message = f"Error: {escape_text(str(file))} already exists.\n  Overwrite it: add --force, or give another FILE"
+        fail(message, ExitCode.CONFLICT)
 
 
 def _manifest_from_checkout(preset: set[str], agent_kind: str, *, is_interactive: bool) -> dict[str, Any]:

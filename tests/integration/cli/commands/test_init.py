@@ -96,11 +96,19 @@ def test_existing_file_is_not_overwritten(run_cli, checkout):
     assert run_cli("init", "--yes", "--force", cwd=checkout).returncode == 0
 
 
-def test_dangling_link_is_not_followed(run_cli, checkout, tmp_path):
+@pytest.mark.parametrize("options", [[], ["--force"]])
+def test_link_is_not_followed(run_cli, checkout, tmp_path, options):
     """An applied patch may contain the link."""
     (checkout / "task.yaml").symlink_to(tmp_path / "elsewhere")
-    assert run_cli("init", "--yes", cwd=checkout).returncode == 4
+    result = run_cli("init", "--yes", *options, cwd=checkout)
+    assert (result.returncode, result.stderr.decode().splitlines()) == (
+        4,
+        ["Error: task.yaml is a symbolic link.", "  Remove the link, or give another FILE"],
+    )
     assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / "elsewhere").write_text("mine\n")
+    assert run_cli("init", "--yes", *options, cwd=checkout).returncode == 4
+    assert (tmp_path / "elsewhere").read_text() == "mine\n"
 
 
 def test_init_without_a_terminal_does_not_prompt(run_cli, checkout):

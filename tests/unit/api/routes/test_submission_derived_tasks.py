@@ -1,5 +1,6 @@
 """Tasks that are created from an earlier task."""
 
+import asyncio
 import json
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,6 +11,9 @@ import pytest
 from doubles.example_requests import TASK, Example
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
+from sandbox.api.request_parsing import parse_json_body
+from sandbox.api.routes import submission
+from sandbox.api.routes import tasks as tasks_routes
 from sandbox.interfaces.server_services import Inheritance
 from sandbox.model import events as e
 from sandbox.model.artifacts import Artifact
@@ -45,6 +49,30 @@ def test_rerun_submits_the_same_manifest_under_another_id(api, tasks, events):
     assert tasks.entries["task-001"].task == earlier
     assert (new.rerun_of, new.parent, earlier.rerun_of) == ("task-001", None, None)
     assert api.get(f"/api/v1/tasks/{new.id}").json()["rerun_of"] == "task-001"
+
+
+@pytest.mark.parametrize(
+    ("module", "method", "path"),
+    [
+        (submission, "POST", RERUN),
+        (submission, "POST", "/api/v1/tasks/task-001/continue"),
+        (tasks_routes, "DELETE", "/api/v1/tasks/task-001"),
+    ],
+)
+def test_body_is_parsed_outside_of_the_event_loop(api, tasks, monkeypatch, module, method, path):
+    """A large body with many errors takes 0.1 s to parse."""
+
+    def parse(*arguments):
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        parsed.append(path)
+        return parse_json_body(*arguments)
+
+    parsed = []
+    tasks.add("task-001", *TO_RUNNING, *(TO_COMPLETED if "continue" in path else ()))
+    monkeypatch.setattr(module, "parse_json_body", parse)
+    response = api(method, path, json={} if method == "DELETE" else {"prompt": "Again."})
+    assert parsed == [path], response.text
 
 
 def replace_manifest(task, **changes):

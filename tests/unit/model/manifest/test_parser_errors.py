@@ -12,8 +12,12 @@ import pytest
 from doubles.manifests import parse_manifest
 from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.agents.claude_code.manifest_section import claude_section
-from sandbox.model.manifest.parser import InvalidManifestError
+from sandbox.model.errors import InvalidParameterError
+from sandbox.model.fixed_limits import INPUT_ERRORS_MAX
+from sandbox.model.manifest import validation
+from sandbox.model.manifest.parser import InvalidManifestError, parse_object
 from sandbox.model.manifest.schema import Manifest
+from sandbox.model.wire.request_bodies import CancelRequest
 
 VALID: dict[str, Any] = {
     "version": "1",
@@ -517,6 +521,15 @@ def test_misplaced_fields_beyond_the_listed_errors_are_not_searched_for():
     with pytest.raises(InvalidManifestError):
         parse_manifest(json.dumps(VALID | {f"promt{n}": "x" for n in range(15_000)}).encode(), is_json=True)
     assert time.process_time() - begun < 5
+
+
+def test_similar_names_are_searched_for_only_for_the_listed_errors(monkeypatch):
+    searched = []
+    monkeypatch.setattr(validation, "closest_name", lambda name, *_: searched.append(name))
+    with pytest.raises(InvalidParameterError) as caught:
+        parse_object(json.dumps({f"reson{number}": "x" for number in range(1000)}).encode(), CancelRequest)
+    assert {*searched} == {error.field for error in caught.value.errors}
+    assert len({*searched}) == INPUT_ERRORS_MAX
 
 
 ONE_LINE = 'version: "1"kind: Taskmetadata:  name: My Taskrepository:  url: https://git.example/org/repo.git'
