@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def _remote_url(checkout: Checkout, remote: str) -> tuple[str, bool]:
     valid_url = next((one for one in addresses if REPOSITORY_URL.find_error(one[0]) is None), None)
     if valid_url is None:
         url_error = REPOSITORY_URL.find_error(addresses[0][0])
-        _fail(f"The URL of {remote} {url_error}.", f"Fix it: git remote set-url {remote} URL")
+        _fail(f"The URL of {remote} {url_error}.", f"Fix it: git remote set-url {shlex.quote(remote)} URL")
     return valid_url
 
 
@@ -119,7 +120,7 @@ def _find_pushed_base(checkout: Checkout, remote: str, head: str) -> tuple[str, 
     )
     base = next(((ref.removeprefix(prefix), commit) for ref, commit in bases if commit), None)
     if base is None:
-        push = f"git push -u {remote} {checkout.current_branch() or 'HEAD'}"
+        push = shlex.join(["git", "push", "-u", remote, checkout.current_branch() or "HEAD"])
         _fail(f"No commit of this checkout is on {remote}.", f"Push it first: {push}")
     return base
 

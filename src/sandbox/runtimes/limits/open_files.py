@@ -128,6 +128,14 @@ _PROC_LOCKS = Path("/proc/locks")
 _FILE_LOCKS_OF_MACHINE_MIN = 1024
 """While the machine has fewer locks, a sandbox's locks are not counted, because counting takes a long time."""
 
+_LOCK_CAPACITY_FILE = Path("/sys/kernel/slab/file_lock_cache/total_objects")
+"""The number of file locks, including free ones, for which the kernel has memory.
+
+If the kernel merges file locks with other kinds of objects, these are included. Reading /proc/locks instead stops all
+file locking on the machine until the programs that are changing a lock have finished, for up to a second if these
+programs have little CPU time.
+"""
+
 _LOCK_SLAB = "file_lock_cache"
 """The kernel's name for file locks in slab statistics. A kernel that merges kinds of the same size does not show it."""
 
@@ -349,13 +357,24 @@ def _mounted_devices(process: Path) -> set[str]:
     return {f"{int(major):02x}:{int(minor):02x}" for major, minor in numbers}
 
 
-def has_many_locks() -> bool:
-    """Return whether the machine has so many file locks that a sandbox may exceed its limit."""
+def has_many_locks(capacity_file: Path = _LOCK_CAPACITY_FILE, locks: Path = _PROC_LOCKS) -> bool:
+    """Return whether the machine may have so many file locks that a sandbox exceeds its limit."""
+    capacity = _read_capacity(capacity_file)
+    if capacity is not None:
+        return capacity >= _FILE_LOCKS_OF_MACHINE_MIN
     try:
-        with _PROC_LOCKS.open() as file:
+        with locks.open() as file:
             return sum(1 for _ in islice(file, _FILE_LOCKS_OF_MACHINE_MIN)) == _FILE_LOCKS_OF_MACHINE_MIN
     except OSError:
         return False
+
+
+def _read_capacity(file: Path) -> int | None:
+    """Return the number of objects in a `total_objects` file; None if it is unreadable."""
+    try:
+        return int(file.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 _CAPACITY_FILE = Path("/sys/kernel/slab/eventpoll_epi/total_objects")
@@ -402,10 +421,8 @@ def count_machine_epoll_entries(slabs: Path = SLABS, capacity_file: Path = _CAPA
 
 
 def _has_few_entries(capacity_file: Path) -> bool:
-    try:
-        return int(capacity_file.read_text().split()[0]) <= _FEW_ENTRIES
-    except (OSError, ValueError, IndexError):
-        return False
+    capacity = _read_capacity(capacity_file)
+    return capacity is not None and capacity <= _FEW_ENTRIES
 
 
 class EpollCounter:

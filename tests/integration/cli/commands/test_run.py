@@ -667,6 +667,11 @@ def delete_tracking_branch(directory):
     git("update-ref", "-d", "refs/remotes/origin/main", cwd=directory)
 
 
+def rename_unpushed_branch(directory):
+    delete_tracking_branch(directory)
+    git("branch", "-m", "x;touch${IFS}mark", cwd=directory)
+
+
 def add_second_remote(directory):
     git("remote", "rename", "origin", "a", cwd=directory)
     git("remote", "add", "b", URL, cwd=directory)
@@ -681,9 +686,10 @@ def add_second_remote(directory):
             "The URL of origin must be https://",
         ),
         (delete_tracking_branch, "git push -u origin main"),
+        (rename_unpushed_branch, "git push -u origin 'x;touch${IFS}mark'"),
         (add_second_remote, "--remote NAME"),
     ],
-    ids=["no remote", "path", "never pushed", "several remotes"],
+    ids=["no remote", "path", "never pushed", "never pushed, name with shell syntax", "several remotes"],
 )
 def test_unusable_checkout_error_suggests_a_fix(api, run_cli, checkout, change, advice):
     change(checkout)

@@ -16,6 +16,7 @@ from sandbox.runtimes.limits.open_files import (
     LocksByOwner,
     count_directories,
     count_locks_by_owner,
+    has_many_locks,
     list_directory,
 )
 from sandbox.runtimes.limits.usage_limits import FileUsage
@@ -269,3 +270,20 @@ def test_locks_are_counted_again_after_a_pause(tmp_path: Path, count_seconds: fl
     assert meter.count() == 1
     now = 101.0 + pause_seconds + 0.01
     assert meter.count() == 2
+
+
+@pytest.mark.parametrize(("capacity", "are_many"), [("1023 N0=1023\n", False), ("1024 N0=900 N1=124\n", True)])
+def test_list_of_locks_is_not_read_if_the_kernel_shows_their_number(tmp_path: Path, capacity: str, are_many: bool):
+    """Reading the list stops all file locking on the machine."""
+    (tmp_path / "total_objects").write_text(capacity)
+    os.mkfifo(tmp_path / "locks")  # opening it would wait forever
+    assert has_many_locks(tmp_path / "total_objects", tmp_path / "locks") is are_many
+
+
+@pytest.mark.parametrize(("count", "are_many"), [(1023, False), (1024, True), (None, False)])
+def test_listed_locks_are_counted_if_the_kernel_does_not_show_their_number(
+    tmp_path: Path, count: int | None, are_many: bool
+):
+    if count is not None:
+        (tmp_path / "locks").write_text("1: POSIX  ADVISORY  WRITE 7 fd:00:1 0 EOF\n" * count)
+    assert has_many_locks(tmp_path / "missing", tmp_path / "locks") is are_many
