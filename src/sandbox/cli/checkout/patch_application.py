@@ -11,6 +11,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import unicodedata
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from itertools import takewhile
@@ -154,6 +155,26 @@ def _find_links(root: Path, paths: Collection[str]) -> set[str]:
     return {directory for directory in _directories_above(paths) if (root / directory).is_symlink()}
 
 
+def _find_respelled_directories(paths: Collection[str]) -> list[tuple[str, str]]:
+    """Return paths of a patch that other paths use as a directory in another spelling, with that spelling.
+
+    On a file system that ignores case, git would write below such a path even if the patch makes it a symbolic link.
+    """
+    paths_by_name: dict[str, list[str]] = {}
+    for path in paths:
+        paths_by_name.setdefault(_fold(path), []).append(path)
+    return sorted(
+        (path, directory)
+        for directory in _directories_above(paths)
+        for path in paths_by_name.get(_fold(directory), ())
+        if path != directory
+    )
+
+
+def _fold(path: str) -> str:
+    return path if path.isascii() and path.islower() else unicodedata.normalize("NFD", path.casefold())
+
+
 def _directories_above(paths: Collection[str]) -> set[str]:
     found: set[str] = set()
     for path in paths:
@@ -210,6 +231,13 @@ def apply_patch(checkout: Checkout, patch: Path, *, should_stage: bool = True, a
         fail(
             "Error: The patch writes files below a symbolic link in this checkout, so nothing was applied. "
             f"Remove or rename the link: {names}",
+            ExitCode.CONFLICT,
+        )
+    if respelled := _find_respelled_directories(paths):
+        names = ", ".join(f"{escape_name(path)} and {escape_name(directory)}/" for path, directory in respelled)
+        fail(
+            "Error: The patch has a file and a directory whose names differ only in case or in Unicode normalization, "
+            f"so nothing was applied: {names}",
             ExitCode.CONFLICT,
         )
     with backed_up(checkout.root, _git_directory(checkout), paths) as backup:

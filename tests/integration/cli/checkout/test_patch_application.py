@@ -191,6 +191,40 @@ def test_patch_does_not_write_below_a_symbolic_link(run_cli, serve_patch, checko
     assert (checkout / "node_modules" / "f").read_text() == "owned\n"
 
 
+LINK_PATCH = b"""\
+diff --git a/%s b/%s
+new file mode 120000
+--- /dev/null
++++ b/%s
+@@ -0,0 +1 @@
++%s
+\\ No newline at end of file
+"""
+
+
+@pytest.mark.parametrize(
+    ("link", "directory"), [(b"A", b"a"), (b"x/Stra\xc3\x9fe", b"x/strasse"), (b"e\xcc\x81", b"\xc3\xa9")]
+)
+def test_patch_does_not_write_below_its_own_link_in_another_spelling(
+    run_cli, serve_patch, checkout, tmp_path, link, directory
+):
+    """On a file system that ignores case, the directory is the link."""
+    (tmp_path / "outside").mkdir()
+    target = str(tmp_path / "outside").encode()
+    serve_patch(LINK_PATCH % (link, link, link, target) + ESCAPING_PATCH.replace(b"%s", directory + b"/f"), None)
+    result = run_cli("task", "apply", TASK_ID, cwd=checkout)
+    assert result.returncode == 4
+    assert b"differ only in case" in result.stderr
+    assert git("status", "--porcelain", cwd=checkout) == ""
+
+
+def test_patch_may_have_names_that_differ_only_in_case(run_cli, serve_patch, checkout):
+    patches = [ESCAPING_PATCH.replace(b"%s", name) for name in (b"dir/Makefile", b"Dir/makefile", b"dirs")]
+    serve_patch(b"".join(patches), None)
+    assert run_cli("task", "apply", TASK_ID, cwd=checkout).returncode == 0
+    assert (checkout / "Dir" / "makefile").read_text() == "owned\n"
+
+
 @pytest.fixture
 def install_filter(checkout):
     """Configure a smudge filter, which git runs after it has removed the files that the patch changes."""
