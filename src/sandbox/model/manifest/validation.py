@@ -42,7 +42,7 @@ class Validator(Generic[ObjectT]):
             # Errors above the maximum are only counted. Searching for similar field names would be wasted: each search
             # takes 15 µs of CPU, and a request can have 100,000 unknown fields.
             violations = [
-                describe_violation(each, self.object_type, searches_fields=index < fixed_limits.INPUT_ERRORS_MAX)
+                describe_violation(each, self.object_type, searches_names=index < fixed_limits.INPUT_ERRORS_MAX)
                 for index, each in enumerate(details)
             ]
             return self._merge_misspelled(violations)
@@ -101,17 +101,17 @@ class _FailedCheck(NamedTuple):
     path: FieldPath
     error: ErrorDetails
     object_type: Any
-    searches_fields: bool
+    searches_names: bool
 
 
-def describe_violation(error: ErrorDetails, object_type: Any = None, *, searches_fields: bool = False) -> RuleViolation:
+def describe_violation(error: ErrorDetails, object_type: Any = None, *, searches_names: bool = True) -> RuleViolation:
     """Describe an error that pydantic found.
 
     object_type: the dataclass, for suggestions of field names.
-    searches_fields: whether the name of an unknown field is compared with those of known fields.
+    searches_names: whether an unknown name is compared with the known ones.
     """
     path = tuple(part for part in error["loc"] if part != "[key]")
-    failed_check = _FailedCheck(path, error, object_type, searches_fields)
+    failed_check = _FailedCheck(path, error, object_type, searches_names)
     for pattern, rule, format_message in _MESSAGES:
         if re.fullmatch(pattern, error["type"]):
             return RuleViolation(path, rule, format_message(failed_check), _suggestion(failed_check))
@@ -122,7 +122,8 @@ def _suggestion(failed_check: _FailedCheck) -> str | None:
     error = failed_check.error
     if error["type"] == "literal_error":
         offered = _offered_values(error)
-        return closest_name(str(error["input"]), offered) if len(offered) > 1 else None
+        is_searched = failed_check.searches_names and len(offered) > 1
+        return closest_name(str(error["input"]), offered) if is_searched else None
     if error["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
         return _closest_field(failed_check)
     if (form := _format_of_number(failed_check)) is not None:
@@ -159,7 +160,7 @@ def _closest_field(failed_check: _FailedCheck) -> str | None:
     The result is the name of a field of the same object, or `SECTION.FIELD` for a field of another section.
     """
     dataclass_type = _type_at(failed_check.path[:-1], failed_check.object_type)
-    if not failed_check.searches_fields or not _is_dataclass_type(dataclass_type):
+    if not failed_check.searches_names or not _is_dataclass_type(dataclass_type):
         return None
     name = str(failed_check.path[-1])
     close = closest_name(name, _field_types(dataclass_type))
