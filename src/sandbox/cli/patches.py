@@ -192,9 +192,6 @@ def _replace_invalid_bytes(line: str) -> str:
     return line if line.isascii() else line.encode(errors="surrogateescape").decode(errors="replace")
 
 
-NO_BARE_REPOSITORY = ("-c", "safe.bareRepository=explicit")
-"""Makes git ignore a bare repository in the working tree. A patch can add one, and git would use its configuration."""
-
 GIT_TIMEOUT_SECONDS = 10.0
 _TRUE_VALUES = {"", "true", "yes", "on", "1"}
 _FALSE_VALUES = {"false", "no", "off", "0"}
@@ -239,7 +236,7 @@ def _git_output(*arguments: str) -> str | None:
     """Return git's output; None if git fails or is not installed."""
     try:
         completed = subprocess.run(
-            ["git", *NO_BARE_REPOSITORY, *arguments],  # noqa: S607
+            ["git", *arguments],  # noqa: S607
             cwd="/",
             stdin=subprocess.DEVNULL,
             capture_output=True,

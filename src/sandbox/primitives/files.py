@@ -1,14 +1,20 @@
-"""Creates, replaces and opens files: durably, privately, and despite missing permissions."""
+"""Creates, replaces and opens files: durably, privately, and despite missing permissions. Compares their names."""
 
 import errno
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 _NO_LINKS_ERRNOS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+def fold_name(name: str) -> str:
+    """Return a key that is equal for names that differ only in case or in Unicode normalization."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def fsync_path(path: Path) -> None:

@@ -7,7 +7,6 @@ import fnmatch
 import hashlib
 import os
 import re
-import unicodedata
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,7 +18,7 @@ from sandbox.model.artifacts import GENERATED_DIRECTORY, Artifact
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import MATCHED_FILES_BYTES_MAX
 from sandbox.primitives.concurrency import StopFlag, run_in_thread
-from sandbox.primitives.files import create_private_file, fsync_path
+from sandbox.primitives.files import create_private_file, fold_name, fsync_path
 from sandbox.workspace.rooted_files import (
     Entry,
     RootedFiles,
@@ -115,29 +114,24 @@ class ArtifactNames:
     """Allocates artifact names that are unique, also on file systems that ignore case or Unicode normalization."""
 
     def __init__(self, used_names: frozenset[str]) -> None:
-        self._used_names = {_fold(name) for name in used_names}
+        self._used_names = {fold_name(name) for name in used_names}
         self._next_number: dict[str, int] = {}
 
     def allocate(self, path: bytes) -> str:
         """Return the base name if it is free, otherwise the path with `__` for `/`, numbered if necessary."""
         base = _truncate(printable_path(path.rpartition(b"/")[2]))
         whole = _truncate(printable_path(path).replace("/", "__"))
-        name, folded = base if self._is_free(base) else whole, _fold(whole)
+        name, folded = base if self._is_free(base) else whole, fold_name(whole)
         while not self._is_free(name):
             number = self._next_number.get(folded, 2)
             name = _numbered(whole, number)
             self._next_number[folded] = number + 1
-        self._used_names.add(_fold(name))
+        self._used_names.add(fold_name(name))
         return name
 
     def _is_free(self, name: str) -> bool:
-        folded = _fold(name)
+        folded = fold_name(name)
         return folded not in self._used_names and folded not in _RESERVED_NAMES
-
-
-def _fold(name: str) -> str:
-    """Return a key that is equal for names that differ only in case or in Unicode normalization."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _truncate(name: str) -> str:

@@ -11,7 +11,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import unicodedata
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from itertools import takewhile
@@ -21,10 +20,17 @@ from typing import NamedTuple
 
 import click
 
-from sandbox.cli.checkout.user_checkout import SAFE_CONFIG, Checkout, fail_with_git_output, run_git
+from sandbox.cli.checkout.user_checkout import (
+    NO_BARE_REPOSITORY,
+    SAFE_CONFIG,
+    Checkout,
+    fail_with_git_output,
+    run_git,
+)
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.console import escape_name
-from sandbox.cli.patches import NO_BARE_REPOSITORY, ChangedFile
+from sandbox.cli.patches import ChangedFile
+from sandbox.primitives.files import fold_name
 
 _DEFERRED_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _DEFERRED_MESSAGE = b"\nInterrupted; the command ends when git has written the files.\n"
@@ -162,17 +168,13 @@ def _find_respelled_directories(paths: Collection[str]) -> list[tuple[str, str]]
     """
     paths_by_name: dict[str, list[str]] = {}
     for path in paths:
-        paths_by_name.setdefault(_fold(path), []).append(path)
+        paths_by_name.setdefault(fold_name(path), []).append(path)
     return sorted(
         (path, directory)
         for directory in _directories_above(paths)
-        for path in paths_by_name.get(_fold(directory), ())
+        for path in paths_by_name.get(fold_name(directory), ())
         if path != directory
     )
-
-
-def _fold(path: str) -> str:
-    return path if path.isascii() and path.islower() else unicodedata.normalize("NFD", path.casefold())
 
 
 def _directories_above(paths: Collection[str]) -> set[str]:

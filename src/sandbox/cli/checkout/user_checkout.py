@@ -13,7 +13,6 @@ import click
 
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.console import escape_name, escape_text
-from sandbox.cli.patches import NO_BARE_REPOSITORY
 
 GIT_TIMEOUT_SECONDS = 300.0
 GIT_ERROR_LINES_MAX = 20
@@ -26,6 +25,9 @@ _DIFF_OPTIONS = (
     *("--no-relative", "--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--ignore-submodules=none"),
 )
 """Options that make diffs independent of the user's configuration."""
+
+NO_BARE_REPOSITORY = ("-c", "safe.bareRepository=explicit")
+"""Makes git ignore a bare repository in the working tree. A patch can add one, and git would use its configuration."""
 
 SAFE_CONFIG = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 """Prevents programs configured in the checkout's git directory from running: the directory may be untrusted."""

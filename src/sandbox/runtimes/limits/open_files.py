@@ -377,7 +377,7 @@ def _read_capacity(file: Path) -> int | None:
         return None
 
 
-_CAPACITY_FILE = Path("/sys/kernel/slab/eventpoll_epi/total_objects")
+_EPOLL_CAPACITY_FILE = Path("/sys/kernel/slab/eventpoll_epi/total_objects")
 """The number of entries, including free ones, for which the kernel has memory. It is read faster than slabinfo."""
 
 _FEW_ENTRIES = EPOLL_ENTRIES_MAX // 8
@@ -410,7 +410,7 @@ _HEADER_LINES = 16
 _DESCRIPTORS_IN_TRANSIT = re.compile(r"^scm_fds:\s*([1-9]\d*)$", re.MULTILINE)
 
 
-def count_machine_epoll_entries(slabs: Path = SLABS, capacity_file: Path = _CAPACITY_FILE) -> int | None:
+def count_machine_epoll_entries(slabs: Path = SLABS, capacity_file: Path = _EPOLL_CAPACITY_FILE) -> int | None:
     """Return the number of epoll entries of all processes on the machine; 0 if there are few.
 
     Returns None if it is unknown, for example because only root may read it.

@@ -191,17 +191,6 @@ def test_patch_does_not_write_below_a_symbolic_link(run_cli, serve_patch, checko
     assert (checkout / "node_modules" / "f").read_text() == "owned\n"
 
 
-LINK_PATCH = b"""\
-diff --git a/%s b/%s
-new file mode 120000
---- /dev/null
-+++ b/%s
-@@ -0,0 +1 @@
-+%s
-\\ No newline at end of file
-"""
-
-
 @pytest.mark.parametrize(
     ("link", "directory"), [(b"A", b"a"), (b"x/Stra\xc3\x9fe", b"x/strasse"), (b"e\xcc\x81", b"\xc3\xa9")]
 )
@@ -211,7 +200,9 @@ def test_patch_does_not_write_below_its_own_link_in_another_spelling(
     """On a file system that ignores case, the directory is the link."""
     (tmp_path / "outside").mkdir()
     target = str(tmp_path / "outside").encode()
-    serve_patch(LINK_PATCH % (link, link, link, target) + ESCAPING_PATCH.replace(b"%s", directory + b"/f"), None)
+    link_patch = ESCAPING_PATCH.replace(b"100644", b"120000").replace(b"owned", target).replace(b"%s", link)
+    link_patch += b"\\ No newline at end of file\n"
+    serve_patch(link_patch + ESCAPING_PATCH.replace(b"%s", directory + b"/f"), None)
     result = run_cli("task", "apply", TASK_ID, cwd=checkout)
     assert result.returncode == 4
     assert b"differ only in case" in result.stderr

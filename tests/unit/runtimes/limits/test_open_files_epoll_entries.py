@@ -88,7 +88,7 @@ def test_machine_entries_are_unknown_without_slabinfo_or_its_row(tmp_path: Path)
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can read slab statistics")
 def test_kernel_capacity_covers_its_entries(five_entries: None):
     """An entry that the capacity did not cover would never be counted."""
-    of_kernel = open_files._CAPACITY_FILE
+    of_kernel = open_files._EPOLL_CAPACITY_FILE
     if not of_kernel.exists():
         pytest.skip("this kernel does not show the capacity")
     assert (
