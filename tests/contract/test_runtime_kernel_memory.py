@@ -867,12 +867,18 @@ for offset in range(0, PAGES_BYTES, 1 << 20): os.pwrite(pages_file, b"x" * (1 <<
 pages = memoryview(mmap.mmap(pages_file, PAGES_BYTES))
 
 start, busy = os.pipe(), os.pipe()
+running = mmap.mmap(-1, 4096)
+
+def become_busy(index):
+    os.read(busy[0], 1); os.sched_setaffinity(0, {processor}); running[index] = 1
+    while True: pass
 
 def remove_pages():
     # A thread that accesses the file in the meantime waits. Without other programs on the processor, this takes 0.2 s.
-    os.sched_setaffinity(0, {processor})
-    for _ in range(250): fork_to(lambda: (os.read(busy[0], 1), use_processor()))
+    for index in range(250): fork_to(lambda: become_busy(index))
     os.read(start[0], 1); os.write(busy[1], b"x" * 250)
+    while sum(running[:250]) < 250: time.sleep(0.01)
+    os.sched_setaffinity(0, {processor})
     libc.fallocate(pages_file, 3, ctypes.c_long(0), ctypes.c_long(PAGES_BYTES))  # punch a hole, keep the size
 
 def start_to_remove_pages():
