@@ -26,6 +26,7 @@ from sandbox.model.fixed_limits import (
 )
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
+from sandbox.primitives import fair_client_shares
 from sandbox.primitives.concurrency import SingleFlight, run_in_daemon_thread
 from sandbox.primitives.files import fsync_path
 from sandbox.server.preserved_sandboxes import PRESERVED_STATES, PreservedFiles
@@ -150,9 +151,10 @@ class Pruner:
         self, selected: AsyncIterator[PrunedTask], skipped: _Skipped, *, dry_run: bool
     ) -> tuple[list[PrunedTask], str]:
         """Return the pruned tasks, and why files remain in `pruned/` (empty if none do)."""
-        async with self._lock:
-            if dry_run:
+        if dry_run:  # without the lock, so that it delays no deletion
+            async with fair_client_shares.thread_slot():
                 return [task async for task in selected], ""
+        async with self._lock:
             return await self._detach_all(selected, skipped), await self._remove_detached()
 
     async def _detach_all(self, selected: AsyncIterator[PrunedTask], skipped: _Skipped) -> list[PrunedTask]:

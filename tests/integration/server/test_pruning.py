@@ -499,6 +499,19 @@ async def test_shutdown_does_not_wait_for_a_measurement(components, slow_disk):
     assert not may_finish.is_set()
 
 
+async def test_deletion_does_not_wait_for_a_dry_run(components, slow_disk):
+    started, may_finish = slow_disk
+    async with components.server() as service:
+        dry_run = asyncio.create_task(service.prune(NO_RETENTION, dry_run=True))
+        async with asyncio.timeout(10):
+            while not started:
+                await asyncio.sleep(0.005)
+            assert await service.delete("task-5") == "Task task-5 was deleted."
+        may_finish.set()
+        # The dry run lists the task or not, depending on when the deletion happens. It is never an error.
+        assert {"task-1", "task-2", "task-3", "task-4"} <= {task.id for task in (await dry_run).tasks}
+
+
 async def test_age_and_count_limits_do_not_wait_for_a_measurement(stored, components, slow_disk):
     started, _ = slow_disk
     async with components.server() as service:

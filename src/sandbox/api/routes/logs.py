@@ -2,7 +2,7 @@
 
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -256,18 +256,22 @@ def _choose_format(request: Request) -> tuple[str, _Formatter]:
         _NDJSON: _format_ndjson,
         _JSON: _format_array_item,
     }
-    accept = request.headers.get("accept", "").lower()
-    chosen = max(formats, key=lambda media_type: _quality(accept, media_type.partition(";")[0]))
+    qualities = _parse_qualities(request.headers.get("accept", "").lower())
+    chosen = max(formats, key=lambda media_type: _quality(qualities, media_type.partition(";")[0]))
     return chosen, formats[chosen]
 
 
-def _quality(accept: str, media_type: str) -> float:
-    """Return the quality that an Accept header gives to a media type (RFC 9110, section 12.5.1)."""
+def _parse_qualities(accept: str) -> Mapping[str, float]:
+    """Return the quality of each media range in an Accept header (RFC 9110, section 12.5.1)."""
     qualities: dict[str, float] = {}
     for entry in accept.split(","):
         accepted, *parameters = (part.strip() for part in entry.split(";"))
         match = next(filter(None, (_QUALITY.fullmatch(parameter) for parameter in parameters)), None)
         qualities[accepted] = float(match[1]) if match else 1.0
+    return qualities
+
+
+def _quality(qualities: Mapping[str, float], media_type: str) -> float:
     wildcards = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
     return next((qualities[each] for each in wildcards if each in qualities), 0.0)
 

@@ -45,7 +45,12 @@ from sandbox.interfaces.server_services import TaskQueries
 from sandbox.interfaces.store import Cursor, Sort, SortDirection, TaskPage, TaskQuery, TaskTotals
 from sandbox.model.display_text import format_timestamp
 from sandbox.model.errors import DECODE_ERRORS, FieldError, InvalidParameterError
-from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
+from sandbox.model.fixed_limits import (
+    LABELS_MAX,
+    REPOSITORY_FILTER_CHARACTERS_MAX,
+    SEARCH_CHARACTERS_MAX,
+    TASK_ID_CHARACTERS_MAX,
+)
 from sandbox.model.manifest.field_formats import NO_CONTROL_CHARACTERS, Format
 from sandbox.model.manifest.yaml import manifest_data
 from sandbox.model.task_names_and_ids import PROMPT_BEGINNING_BYTES
@@ -114,7 +119,8 @@ _LABEL_PARAMETER = {
     "in": "query",
     "required": False,
     "description": "Only tasks with this label: `label.KEY=VALUE`. If repeated, only tasks that have all of the "
-    'labels. In generated clients, this is the parameter `labels`, an object: `{"label.KEY": "VALUE"}`',
+    f"labels, at most {LABELS_MAX}. "
+    'In generated clients, this is the parameter `labels`, an object: `{"label.KEY": "VALUE"}`',
     "style": "form",
     "explode": True,
     "schema": {"type": "object", "patternProperties": {"^label\\.": {"type": "string"}}, "additionalProperties": False},
@@ -231,10 +237,14 @@ def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
     """Build the query from the parameters. Raises InvalidParameterError."""
     states = states_matching_filter(map(TaskState, _STATES.parse(list_query.state)))
     outcomes = _OUTCOMES.parse(list_query.outcome)
+    errors = []
     if states and outcomes:
-        raise InvalidParameterError(
-            [FieldError.at(("outcome",), "format", "cannot be combined with state", part="query")]
-        )
+        errors.append(FieldError.at(("outcome",), "format", "cannot be combined with state", part="query"))
+    if sum(name.startswith(_LABEL_PREFIX) for name, _ in params.multi_items()) > LABELS_MAX:
+        message = f"must occur at most {LABELS_MAX} times, because a task has at most {LABELS_MAX} labels"
+        errors.append(FieldError.at((f"{_LABEL_PREFIX}KEY",), "range", message, part="query"))
+    if errors:
+        raise InvalidParameterError(errors)
     query = TaskQuery(
         states.union(*(OUTCOMES[outcome] for outcome in outcomes)),
         _parse_labels(params) or {},

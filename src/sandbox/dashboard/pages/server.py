@@ -2,15 +2,16 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from sandbox.api.app_context import AppContext
 from sandbox.api.request_parsing import check_format
+from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.server import not_ready_reasons
 from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.placement import HostState
@@ -88,15 +89,21 @@ async def send_load(request: Request, context: AppContext) -> Response:
     """Send the load samples taken after `after` (milliseconds since 1970), oldest first."""
     after = check_format(request.query_params.get("after", "0"), _MILLISECONDS, "after", "query")
     samples = context.services.load.load_samples()
+    return await fair_client_shares.to_thread(_load_response, samples, int(after))
+
+
+def _load_response(samples: Sequence[LoadSample], after: int) -> Response:
+    """Build the response in a worker thread, because thousands of samples may be requested."""
     body = {
         "interval_seconds": LOAD_SAMPLE_INTERVAL_SECONDS,
-        "samples": [_sample_body(sample) for sample in samples if _milliseconds(sample) > int(after)],
+        "samples": [_sample_body(sample) for sample in samples if _milliseconds(sample) > after],
     }
-    return JSONResponse(body, headers={"cache-control": "no-store"})
+    return JsonResponse(body, headers={"cache-control": "no-store"})
 
 
 def _sample_body(sample: LoadSample) -> dict[str, Any]:
-    return asdict(sample) | {"at": _milliseconds(sample)}
+    # Much faster than `asdict`, which copies the values deeply.
+    return {field.name: getattr(sample, field.name) for field in fields(sample)} | {"at": _milliseconds(sample)}
 
 
 def _milliseconds(sample: LoadSample) -> int:

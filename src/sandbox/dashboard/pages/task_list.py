@@ -146,7 +146,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     length = SEARCHED_PROMPT_CHARACTERS_MAX if query.search else PROMPT_BEGINNING_BYTES
     prompts = await tasks.prompt_beginnings([task.id for task in hinted], length)
     values = {
-        **_page_values(request, query, page, counts),
+        **await fair_client_shares.to_thread(_page_values, request, query, page, counts),
         "tasks": [task for task in page.tasks if task.state.is_final] if is_divided else page.tasks,
         "preserved": await context.services.sandboxes.preserved_sandboxes(page.tasks),
         "sections": sections,

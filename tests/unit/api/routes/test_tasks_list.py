@@ -204,6 +204,15 @@ def test_two_values_of_one_label_match_no_task(api, tasks):
     assert api.get("/api/v1/tasks?label.team=a&label.team=b").json()["total_count"] == 0
 
 
+@pytest.mark.parametrize("key", ["label.{number}", "label.same"], ids=["keys", "values of one key"])
+@pytest.mark.parametrize(("count", "status"), [(64, 200), (65, 400)])
+def test_number_of_requested_labels_is_limited(api, key, count, status):
+    query = "&".join(f"{key.format(number=number)}={number}" for number in range(count))
+    response = api.get(f"/api/v1/tasks?{query}")
+    assert response.status_code == status
+    assert [detail["field"] for detail in response.json().get("details", [])] == ["label.KEY"] * (status == 400)
+
+
 @pytest.mark.parametrize(
     ("path", "field", "rule"),
     [

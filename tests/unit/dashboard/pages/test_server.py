@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import threading
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
@@ -136,6 +137,21 @@ def test_body_is_built_only_for_the_load_samples_that_are_sent(pages, monkeypatc
     samples = pages.tasks.samples = [load_sample(second) for second in range(10, 100, 15)]
     assert len(pages.get("/server/load?after=70000").json()["samples"]) == 1
     assert built == samples[-1:]
+
+
+def test_load_samples_are_encoded_in_another_thread(pages, monkeypatch):
+    build, load_samples = server._sample_body, pages.tasks.load_samples
+    encoding_threads, loop_threads = [], []
+    monkeypatch.setattr(
+        server, "_sample_body", lambda sample: encoding_threads.append(threading.current_thread()) or build(sample)
+    )
+    monkeypatch.setattr(
+        pages.tasks, "load_samples", lambda: loop_threads.append(threading.current_thread()) or load_samples()
+    )
+    pages.tasks.samples = [load_sample(10)]
+    assert len(pages.get("/server/load").json()["samples"]) == 1
+    assert (len(encoding_threads), len(loop_threads)) == (1, 1)
+    assert encoding_threads != loop_threads
 
 
 @pytest.mark.parametrize("after", ["-1", "x", "1" * 16, "\u0663", "1.5"])

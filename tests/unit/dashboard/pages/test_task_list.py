@@ -3,6 +3,7 @@
 import asyncio
 import html
 import re
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs
@@ -176,6 +177,33 @@ def test_long_query_is_not_repeated_in_every_link_of_every_row(pages, name):
     short, long = (len(pages.get(f"/?{query}").content) for query in ("label.a=1", f"label.a=1&{name}={value}"))
     assert len(rows(pages.get(f"/?{name}={value}"))) == 20
     assert long - short < 40 * len(value)
+
+
+@pytest.mark.parametrize(("count", "status"), [(64, 200), (65, 400)])
+def test_number_of_label_filters_is_limited(pages, count, status):
+    assert pages.get("/?" + "&".join(f"label.{number}=1" for number in range(count))).status_code == status
+
+
+def test_links_of_the_filters_are_built_in_another_thread(pages_with_tasks, monkeypatch):
+    build, threads = task_list._encode_query, set()
+
+    def encode_query(*arguments):
+        threads.add(threading.current_thread())
+        return build(*arguments)
+
+    monkeypatch.setattr(task_list, "_encode_query", encode_query)
+    loop_threads = []
+    health = pages_with_tasks.tasks.health
+
+    async def find_loop_thread():
+        loop_threads.append(threading.current_thread())
+        return await health()
+
+    monkeypatch.setattr(pages_with_tasks.tasks, "health", find_loop_thread)
+    assert pages_with_tasks.get("/?state=completed&label.team=a%26b").status_code == 200
+    assert threads
+    assert threads.isdisjoint(loop_threads)
+    assert loop_threads
 
 
 def test_links_in_rows_keep_the_current_filters(pages_with_tasks):
