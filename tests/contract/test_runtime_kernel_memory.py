@@ -866,17 +866,18 @@ pages_file = os.memfd_create("pages")
 for offset in range(0, PAGES_BYTES, 1 << 20): os.pwrite(pages_file, b"x" * (1 << 20), offset)
 pages = memoryview(mmap.mmap(pages_file, PAGES_BYTES))
 
-start, busy = os.pipe(), os.pipe()
-running = mmap.mmap(-1, 4096)
+start = os.pipe()
+running = mmap.mmap(-1, 4096)  # 1 for each busy program; the last byte starts them
 
 def become_busy(index):
-    os.read(busy[0], 1); os.sched_setaffinity(0, {processor}); running[index] = 1
+    while not running[-1]: time.sleep(0.1)
+    os.sched_setaffinity(0, {processor}); running[index] = 1
     while True: pass
 
 def remove_pages():
     # A thread that accesses the file in the meantime waits. Without other programs on the processor, this takes 0.2 s.
     for index in range(250): fork_to(lambda: become_busy(index))
-    os.read(start[0], 1); os.write(busy[1], b"x" * 250)
+    os.read(start[0], 1); running[-1] = 1
     while sum(running[:250]) < 250: time.sleep(0.01)
     os.sched_setaffinity(0, {processor})
     libc.fallocate(pages_file, 3, ctypes.c_long(0), ctypes.c_long(PAGES_BYTES))  # punch a hole, keep the size

@@ -196,13 +196,20 @@ os.ftruncate(pages_file, 8192)
 checked(libc.fallocate(pages_file, PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(4096)))
 for offset in range(0, PAGES_BYTES, 1 << 20): os.pwrite(pages_file, b"x" * (1 << 20), offset)
 pages = memoryview(mmap.mmap(pages_file, PAGES_BYTES))
-start, busy = os.pipe(), os.pipe()
+start = os.pipe()
+running = mmap.mmap(-1, 4096)  # 1 for each busy program; the last byte starts them
+
+def become_busy(index):
+    while not running[-1]: time.sleep(0.1)
+    os.sched_setaffinity(0, {{processor}}); running[index] = 1
+    while True: pass
 
 def remove_pages():
     # A thread that accesses the file in the meantime waits.
+    for index in range(280): fork_to(lambda: become_busy(index))
+    os.read(start[0], 1); running[-1] = 1
+    while sum(running[:280]) < 280: time.sleep(0.01)
     os.sched_setaffinity(0, {{processor}})
-    for _ in range(280): fork_to(lambda: (os.read(busy[0], 1), use_processor()))
-    os.read(start[0], 1); os.write(busy[1], b"x" * 280)
     libc.fallocate(pages_file, PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(PAGES_BYTES))
 
 def start_to_remove_pages():
